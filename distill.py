@@ -1,25 +1,23 @@
 """Distil a BERT teacher into a recursive student. Paper: MiniALBERT (arXiv 2210.06425).
 
-    python distill.py                                      # the embedded teacher and corpus: minutes
-    python distill.py --teacher bert-base-uncased --corpus wiki/ --out out/student        # on a GPU
-    torchrun --nproc_per_node 8 distill.py --teacher bert-base-uncased --corpus wiki/     # on several
+    python distill.py                                   # the embedded teacher and corpus: minutes
+    python distill.py --teacher bert-base-uncased --corpus wiki/ --out out/student      # on a GPU
+    torchrun --nproc_per_node 8 distill.py --teacher bert-base-uncased --corpus wiki/   # on several
     python distill.py --teacher none --tokenizer DIR --hidden-size 128 --embedding-size 128 \\
-        --num-hidden-layers 4 --num-hidden-groups 4 --out out/bert      # pre-train a BERT: no teacher
+        --num-hidden-layers 4 --num-hidden-groups 4 --out out/bert    # pre-train a BERT: no teacher
 
-    L = 1 * MLM + 3 * (attention + hidden) + 5 * output
-
-Teacher and student read the same masked text, and the student is pulled towards the teacher's attention
-maps, its hidden states and its distribution over the vocabulary (dimensions: see minialbert.py).
+Both read the same masked text. The loss, 1 * MLM + 3 * (attention + hidden) + 5 * output, pulls
+the student to the teacher's attention maps, hidden states and guesses (dimensions: minialbert.py).
 """
 import argparse
 import hashlib
 import json
 import math
 import os
-import signal
 import sys
 import time
-from dataclasses import replace
+from datetime import timedelta
+from signal import SIGINT, SIGTERM, signal
 
 import numpy as np
 import torch
@@ -28,449 +26,394 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import CACHE, MaskedBatches, TokenFile, Tokenizer, docs_on_this_machine, fetch, tokenise
-from minialbert import (Config, MiniALBERT, count_parameters, initialise, load, read_safetensors, save,
-                        write_safetensors)
+from minialbert import (Config, MiniALBERT, count_parameters, initialise, load, read_safetensors,
+                        save, write_safetensors)
 
 EMBEDDED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "teacher")
 TOKENIZER = [("tokenizer.json", "vocab.txt"), ("tokenizer_config.json", None)]
 MODEL = [("config.json",), ("model.safetensors", "pytorch_model.bin")]
-
-# The authors' weights of the terms of the loss; "embedding" is in their ablations alone
+SHAPE = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size", "adapter_size",
+         "num_attention_heads", "intermediate_size", "tie_decoder")
+# WEIGHTS are the authors' ("embedding": in ablations alone), and so is all of the recipe paper but
+# packed text and bfloat16; its E is their general model's (312 if their script is run as it is).
 WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "embedding": 0.0}
-# quick suits a CPU and the embedded teacher, full a GPU, paper is the authors' in every choice
-QUICK = dict(steps=800, batch_size=32, length=64, lr=1e-3, warmup=100, weight_decay=0.01, dropout=0.0)
-FULL = dict(steps=100_000, batch_size=192, length=256, lr=5e-4, warmup=5000, weight_decay=0.01, dropout=0.1)
-RECIPES = {"quick": QUICK, "full": FULL, "paper": FULL | dict(weight_decay=1e-4, init="random", tie_decoder=False)}
+NAMES = ("steps", "batch_size", "length", "lr", "warmup", "weight_decay", "dropout")
+RECIPES = {"quick": dict(zip(NAMES, (1500, 16, 64, 3e-3, 100, 0.01, 0.0))),
+           "full": dict(zip(NAMES, (100_000, 192, 256, 5e-4, 5000, 0.01, 0.1)))}
+RECIPES["paper"] = RECIPES["full"] | {"weight_decay": 1e-4, "init": "random", "tie_decoder": False,
+                                      "num_hidden_layers": 6, "embedding_size": 128}
 
-# ---- Losses: sums over tokens or masked places, divided once, by their number in the whole batch ----
-
-
+# ---- Losses: sums over tokens or masked places; their number in the whole batch divides them once
 def attention_loss(student, teacher):
-    """KL(teacher || student) of log-probabilities (B, H, T, T): each row's KL divided by T, averaged over
-    the heads, summed over the B * T tokens. Over B * T it is the authors' mean over all elements."""
-    return F.kl_div(student, teacher, reduction="sum", log_target=True) / (student.shape[1] * student.shape[3])
-
+    """KL(teacher || student) of log-probabilities (B, H, T, T): each row's divided by T, averaged
+    over the heads, summed over B * T tokens. Over B * T it is the authors' mean of all elements."""
+    total = F.kl_div(student, teacher, reduction="sum", log_target=True)
+    return total / (student.shape[1] * student.shape[3])
 
 def hidden_loss(student, teacher):
     """1 - cosine of hidden states (B, T, C), summed over the B * T tokens."""
     return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).sum()
 
-
 def output_loss(student, teacher, temperature=1.0):
     """temperature^2 * KL(teacher || student) of logits (M, V), summed over the M masked places."""
-    student, teacher = ((logits.float() / temperature).log_softmax(-1) for logits in (student, teacher))
-    return temperature ** 2 * F.kl_div(student, teacher, reduction="sum", log_target=True)
-
+    log_p, log_q = ((logits.float() / temperature).log_softmax(-1) for logits in (student, teacher))
+    return temperature ** 2 * F.kl_div(log_p, log_q, reduction="sum", log_target=True)
 
 def mlm_loss(logits, labels):
-    """Cross-entropy in nats of logits (M, V) with the true tokens (M,), summed over the M masked places."""
+    """Cross-entropy in nats of logits (M, V) with the true tokens (M,), summed over M places."""
     return F.cross_entropy(logits.float(), labels, reduction="sum")
 
-
 def match_layers(R, L):
-    """[(student recursion, teacher layer)], from 0: every (L / R)th layer of the teacher, the last included."""
+    """[(student recursion, teacher layer)], from 0: each (L / R)th of the teacher, its last too."""
     if L % R:
         raise ValueError(f"{R} recursions cannot be spread evenly over the teacher's {L} layers")
     return [(r, (r + 1) * L // R - 1) for r in range(R)]
 
-
 class Distillation:
-    """The terms of the loss of (student, teacher or None) on batches of masked text, step by step."""
-
+    """The terms of a student's loss, those in weights, on masked text. It freezes the teacher."""
     def __init__(self, student, teacher, batches, weights, temperature=1.0, micro_batch_size=None,
-                 device=torch.device("cpu"), dtype=torch.float32, rank=0, world=1):
-        self.student, self.teacher, self.batches, self.temperature = student, teacher, batches, temperature
-        self.device, self.dtype, self.rank, self.world = device, dtype, rank, world
-        self.weights = {term: weight for term, weight in weights.items() if weight}
+                 rank=0, world=1):
+        self.student, self.teacher = student, teacher and teacher.requires_grad_(False).eval()
+        self.batches, self.weights, self.temperature = batches, weights, temperature
         R, L = (model.config.num_hidden_layers for model in (student, teacher or student))
-        self.pairs = match_layers(R, L)
-        self.micro = micro_batch_size or max(1, batches.batch_size // world)
-        self.tokens = batches.batch_size * batches.T                   # of a step
-        if batches.batch_size % (self.micro * world):
-            raise ValueError(f"a batch of {batches.batch_size} sequences cannot be split into micro-batches of "
-                             f"{self.micro} for {world} processes")
+        self.pairs, B = match_layers(R, L), batches.batch_size
+        self.tokens, self.micro = B * batches.T, min(micro_batch_size or B, B // world)
+        self.begins = range(rank * self.micro, B, world * self.micro)
 
     def __call__(self, step):
-        """Yields the terms of each micro-batch of this rank; all of them summed are the batch's means."""
+        """Yields the terms of this rank's micro-batches; those of all ranks sum up to the means."""
         ids, places, labels = self.batches(step)
         row = places // ids.shape[1]
-        for begin in range(self.rank * self.micro, len(ids), self.micro * self.world):
+        for begin in self.begins:
             here = (row >= begin) & (row < begin + self.micro)
-            yield self.terms(*to(self.device, ids[begin:begin + self.micro], places[here] - begin * ids.shape[1],
-                                 labels[here]), masked=max(1, len(places)))
+            yield self.terms(*to(self.student, ids[begin:begin + self.micro], labels[here],
+                                 places[here] - begin * ids.shape[1]), masked=max(1, len(places)))
 
-    def terms(self, ids, places, labels, masked):
-        """{term: scalar}: what this micro-batch adds to the means over all tokens or all masked places."""
-        on, terms, map_pairs = self.weights, {}, self.pairs if "attention" in self.weights else []
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            hidden, maps = self.student(ids, maps=[r for r, _ in map_pairs])
-            if "mlm" in on or "output" in on:
-                logits = self.student.predict(hidden[-1].flatten(0, 1)[places])           # (M, V)
-            if "mlm" in on:
-                terms["mlm"] = mlm_loss(logits, labels) / masked
-            if self.teacher is None:
-                return terms
-            with torch.no_grad():
-                t_hidden, t_maps = self.teacher(ids, maps=[i for _, i in map_pairs])
-                t_logits = self.teacher.predict(t_hidden[-1].flatten(0, 1)[places]) if "output" in on else None
-            if "attention" in on:
-                terms["attention"] = sum(attention_loss(maps[r], t_maps[i]) for r, i in map_pairs) / self.tokens
-            if "hidden" in on:
-                terms["hidden"] = sum(hidden_loss(hidden[r + 1], t_hidden[i + 1]) for r, i in self.pairs) / self.tokens
+    def terms(self, ids, labels, places, masked):
+        """{term: scalar}: this micro-batch's share of the means over tokens or masked places."""
+        on, pairs, n = self.weights, self.pairs, self.tokens
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
+            hidden, maps = self.student(ids, maps=[r for r, _ in pairs if "attention" in on])
+            logits = self.student.head and self.student.predict(hidden[-1].flatten(0, 1)[places])
+            if on.keys() - {"mlm"}:
+                theirs, t_maps = self.teacher(ids, maps=[i for _, i in pairs if "attention" in on])
             if "output" in on:
-                terms["output"] = output_loss(logits, t_logits, self.temperature) / masked
-            if "embedding" in on:
-                terms["embedding"] = hidden_loss(hidden[0], t_hidden[0]) / self.tokens
-        return terms
+                t_logits = self.teacher.predict(theirs[-1].flatten(0, 1)[places])       # (M, V)
+        compute = {
+            "mlm": lambda: mlm_loss(logits, labels) / masked,
+            "attention": lambda: sum(attention_loss(maps[r], t_maps[i]) for r, i in pairs) / n,
+            "hidden": lambda: sum(hidden_loss(hidden[r + 1], theirs[i + 1]) for r, i in pairs) / n,
+            "output": lambda: output_loss(logits, t_logits, self.temperature) / masked,
+            "embedding": lambda: hidden_loss(hidden[0], theirs[0]) / n}
+        return {term: compute[term]() for term in on}
 
-
-def to(device, *arrays):
-    return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
-
+def to(model, *arrays):
+    return [torch.from_numpy(array).to(next(model.parameters()).device) for array in arrays]
 
 @torch.inference_mode()
-def evaluate(model, batches, count, device, dtype=torch.float32):
-    """MLM accuracy and loss (nats) on `count` sequences at most: the same, masked the same, at each call."""
-    was_training, right, loss, masked = model.training, 0, 0.0, 0
-    model.eval()
-    for step in range(max(1, min(count, batches.count) // batches.batch_size)):
-        ids, places, labels = to(device, *batches(step))
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = model.predict(model(ids)[0][-1].flatten(0, 1)[places])
+def evaluate(model, batches):
+    """MLM accuracy and loss (nats) on at most 512 sequences, always the same, masked the same."""
+    right = loss = masked = 0
+    for step in range(max(1, min(512, batches.count) // batches.batch_size)):
+        ids, places, labels = to(model, *batches(step))
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
+            logits = model.predict(model.eval()(ids)[0][-1].flatten(0, 1)[places])
         right += (logits.argmax(-1) == labels).sum().item()
         loss += mlm_loss(logits, labels).item()
         masked += len(labels)
-    model.train(was_training)
     return {"accuracy": right / max(1, masked), "loss": loss / max(1, masked)}
-
-
-# ---- The start: where in the teacher the student begins ---------------------------------------------
-
 
 @torch.no_grad()
 def start_from_teacher(student, teacher, ids):
-    """Embeddings: the teacher's, factorised by SVD, the projection fitted to its embedding output on ids
-    (B, T). A shared layer: the mean of the layers it stands for. The head: the teacher's."""
-    mine, theirs, names = student.embeddings, teacher.embeddings, ("word", "position", "segment")
+    """Embeddings: the teacher's in the E directions in which they vary most on ids (B, T), then the
+    projection fitted to its output. A shared layer: the mean of the middle half of those it stands
+    for, the outer ones being the least alike. The head: the teacher's."""
+    mine, theirs, E = student.embeddings, teacher.embeddings, student.config.embedding_size
     if mine.project is None:
         mine.load_state_dict(theirs.state_dict())
     else:
-        tables = torch.cat([getattr(theirs, name).weight for name in names])              # (N, C)
-        _, basis = torch.linalg.eigh(tables.T @ tables)                # the right singular vectors, rising
-        low = tables @ basis[:, -mine.word.embedding_dim:]                                # (N, E)
-        for name, part in zip(names, low.split([getattr(theirs, name).num_embeddings for name in names])):
-            getattr(mine, name).weight.copy_(part)
-        x = mine.norm(mine.word(ids) + mine.position.weight[:ids.shape[1]] + mine.segment.weight[0]).flatten(0, 1)
-        fit = torch.linalg.lstsq(F.pad(x, (0, 1), value=1.0), theirs(ids).flatten(0, 1)).solution   # (E + 1, C)
+        x = theirs.word(ids) + theirs.position.weight[:ids.shape[1]] + theirs.segment.weight[0]
+        x = x.flatten(0, 1)                                                             # (N, C)
+        basis = torch.linalg.eigh(x.T @ x)[1][:, -E:]                                   # (C, E)
+        for name in ("word", "position", "segment"):
+            getattr(mine, name).weight.copy_(getattr(theirs, name).weight @ basis)
+        x = F.pad(mine.norm(x @ basis), (0, 1), value=1.0)           # (N, E + 1), rank-deficient
+        fit = torch.linalg.lstsq(x, theirs(ids).flatten(0, 1), driver="gelsd").solution
         mine.project.weight.copy_(fit[:-1].T)
         mine.project.bias.copy_(fit[-1])
     L, G = teacher.config.num_hidden_layers, student.config.num_hidden_groups
     for g, layer in enumerate(student.layers):
-        stands_for = [teacher.layer(i).state_dict() for i in range(L) if i * G // L == g]
-        layer.load_state_dict({name: sum(s[name] for s in stands_for) / len(stands_for) for name in stands_for[0]})
-    if teacher.head is not None and student.head.decoder is None:
+        group = [teacher.layer(i).state_dict() for i in range(L) if i * G // L == g]
+        group = group[len(group) // 4:len(group) - len(group) // 4]
+        layer.load_state_dict({name: sum(s[name] for s in group) / len(group) for name in group[0]})
+    if student.head and teacher.head and student.config.tie_decoder == teacher.config.tie_decoder:
         student.head.load_state_dict(teacher.head.state_dict())
 
-
-# ---- The training loop, the only one ----------------------------------------------------------------
-
-
+# ---- The training loop, the only one -------------------------------------------------------------
 def train(model, losses, args, run, evaluation, export, rank=0, world=1):
-    """Minimises the weighted terms that losses(step) yields, and writes args.out/log.jsonl and checkpoints.
+    """Minimises the weighted sum of losses. A random number is a function of (args.seed, step): a
+    resumed run ends as one never stopped. losses has .weights {term: weight}, .tokens in a step and
+    losses(step) yields {term: scalar} for each micro-batch of this rank. run: facts that a resumed
+    run must share; evaluation() -> dict for args.out/log.jsonl; export() writes the model."""
+    optimizer, state = make_optimizer(model, args)
+    path = os.path.join(args.out, "training.safetensors")
+    first, size = resume_from(path, state, run) if args.resume and os.path.exists(path) else (0, 0)
+    for tensor in state.values() if world > 1 else ():
+        dist.broadcast(tensor.detach(), 0)               # other machines may round otherwise
+    if rank == 0:
+        log = open(os.path.join(args.out, "log.jsonl"), "a", encoding="utf-8")
+        log.seek(log.truncate(min(size, log.tell())))    # a killed run wrote more
+    asked, logged, clock = [], first, time.perf_counter()        # asked: by signals, to stop
+    handlers = {n: signal(n, lambda number, _: asked.append(number)) for n in (SIGINT, SIGTERM)}
+    try:
+        for step in tqdm(range(first, args.steps), disable=rank > 0 or None):
+            model.train()
+            torch.manual_seed((args.seed * 1_000_003 + step) * 1009 + rank)             # dropout
+            done, totals = step + 1, {}
+            for terms in losses(step):
+                loss = sum(losses.weights[term] * value for term, value in terms.items())
+                loss.backward()
+                for term, value in ({"loss": loss} | terms).items():
+                    totals[term] = totals.get(term, 0) + value.detach()
+            stop = torch.tensor(float(len(asked)), device=loss.device)
+            for tensor in ([p.grad for p in model.parameters() if p.grad is not None]
+                           + [*totals.values(), stop] if world > 1 else ()):
+                dist.all_reduce(tensor)                  # all ranks stop after the same step
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+            lr = args.lr * min(done / max(1, args.warmup),
+                               (args.steps - step) / max(1, args.steps - args.warmup))
+            if not math.isfinite(norm):
+                terms = ", ".join(f"{term} {value:g}" for term, value in totals.items())
+                raise FloatingPointError(f"step {done}, learning rate {lr:g}: {terms}, gradient "
+                                         f"norm {norm:g}; the last checkpoint is intact")
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            due = done == args.steps or args.eval_every and done % args.eval_every == 0
+            if rank == 0 and (due or done % args.log_every == 0):
+                speed = losses.tokens * (done - logged) / (time.perf_counter() - clock)
+                line = {"step": done, **{term: value.item() for term, value in totals.items()},
+                        "lr": lr, "gradient_norm": norm, "tokens_per_second": round(speed)}
+                line |= {f"valid_{k}": v for k, v in evaluation().items()} if due else {}
+                print(json.dumps(line), file=log, flush=True)
+                logged, clock = done, time.perf_counter()
+            if rank == 0 and (stop or done == args.steps or done % args.save_every == 0):
+                facts = {"step": str(done), "log": str(log.tell()), "run": json.dumps(run)}
+                write_safetensors(state, path, facts)
+                export()
+            if stop and done < args.steps:
+                print(f"\nstopped after step {done} of {args.steps}: --resume goes on from there")
+                raise SystemExit(128 + (asked or [SIGTERM])[0])
+    finally:
+        for number, handler in handlers.items():
+            signal(number, handler)
 
-    Every random number is a function of (args.seed, step), so a resumed run ends as one never stopped.
-    run: facts that a resumed run must share; evaluation() -> dict for the log; export() writes the model.
-    """
+def make_optimizer(model, args):
+    """AdamW, no weight decay of biases and norms; {name: tensor} of all that training changes."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW([{"params": [p for p in named.values() if p.ndim > 1]}, {"weight_decay": 0.0,
-        "params": [p for p in named.values() if p.ndim == 1]}], lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    first = resume_from(args.out, named, optimizer, run) if args.resume else 0
-    log = open_log(args.out, first) if rank == 0 else None
-    asked, logged, clock = [], first, time.perf_counter()              # signals that ask us to stop
-    handlers = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    model.train()
-    bar = tqdm(range(first, args.steps), initial=first, total=args.steps, unit="step",
-               disable=None if rank == 0 else True)
-    for step in bar:
-        done, values = step + 1, {}
-        torch.manual_seed((args.seed * 1_000_003 + step) * 1009 + rank)          # dropout
-        for terms in losses(step):
-            sum(losses.weights[term] * value for term, value in terms.items()).backward()
-            for term, value in terms.items():
-                values[term] = values.get(term, 0) + value.detach()
-        if world > 1:
-            add_up([p.grad for p in named.values()])
-            add_up(list(values.values()))
-        norm = torch.nn.utils.clip_grad_norm_(named.values(), args.clip).item()
-        lr = args.lr * min(done / max(1, args.warmup), (args.steps - step) / max(1, args.steps - args.warmup))
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"step {done}: the gradient's norm is {norm} at learning rate {lr:g}, " + ", ".join(
-                f"{term} is {value:g}" for term, value in values.items()) + f"; the last checkpoint in {args.out} is good")
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        due = done == args.steps or args.eval_every and done % args.eval_every == 0
-        if rank == 0 and (due or done % args.log_every == 0):
-            line = {"step": done, "loss": sum(losses.weights[term] * value.item() for term, value in values.items()),
-                    **{term: value.item() for term, value in values.items()}, "lr": lr, "gradient_norm": norm,
-                    "tokens_per_second": round(losses.tokens * (done - logged) / (time.perf_counter() - clock))}
-            if due:
-                line |= {f"valid_{name}": value for name, value in evaluation().items()}
-            log.write(json.dumps(line) + "\n"), log.flush()
-            bar.set_postfix({name: f"{value:.3f}" for name, value in line.items() if name in ("loss", "valid_accuracy")})
-            logged, clock = done, time.perf_counter()
-        if rank == 0 and (asked or done == args.steps or done % args.save_every == 0):
-            save_state(args.out, named, optimizer, done, run)
-            export()
-        if asked and done < args.steps:
-            print(f"\nstopped after step {done} of {args.steps}; the same command with --resume goes on")
-            raise SystemExit(128 + asked[0])
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-def add_up(tensors):
-    """Sums tensors over the ranks, as one message. There is no backward pass to hide it behind: a shared
-    layer's gradient is complete only when the first recursion's is."""
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
-        tensor.copy_(part.view_as(tensor))
-
-
-def save_state(out, named, optimizer, step, run):
-    """All that a resumed run needs, in one file that is replaced at once or not at all."""
-    tensors = {f"model.{name}": p for name, p in named.items()} | {
-        f"{key}.{name}": optimizer.state[p][key] for name, p in named.items() for key in ("exp_avg", "exp_avg_sq")}
-    write_safetensors(tensors, os.path.join(out, "training.safetensors"), {"step": str(step), "run": json.dumps(run)})
-
+    optimizer = torch.optim.AdamW([
+        {"params": [p for p in named.values() if (p.ndim > 1) == decays],
+         "weight_decay": args.weight_decay * decays} for decays in (True, False)], fused=True)
+    state = {f"model.{name}": p for name, p in named.items()}
+    for name, p in named.items():                        # as torch does it, but before step 1
+        optimizer.state[p] = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
+        state |= {f"{key}.{name}": tensor for key, tensor in optimizer.state[p].items()}
+        optimizer.state[p]["step"] = state[f"step.{name}"] = torch.zeros((), device=p.device)
+    return optimizer, state
 
 @torch.no_grad()
-def resume_from(out, named, optimizer, run):
-    """Puts back the state saved in out; the step it was saved after. ValueError names all that differs."""
-    path = os.path.join(out, "training.safetensors")
-    if not os.path.isfile(path):
-        print(f"no checkpoint in {out} yet: starting from the first step")
-        return 0
+def resume_from(path, state, run):
+    """Puts back the state saved in path; steps made, bytes logged. ValueError if facts differ."""
     tensors, facts = read_safetensors(path)
     was, run = json.loads(facts["run"]), json.loads(json.dumps(run))
-    other = [f"{name} was {was.get(name)}, now {run.get(name)}" for name in run if was.get(name) != run[name]]
+    other = {name: (was.get(name), run[name]) for name in run if was.get(name) != run[name]}
     if other:
-        raise ValueError(f"{path} is of another run: {'; '.join(other)}")
-    for name, p in named.items():
-        p.copy_(tensors[f"model.{name}"])
-        optimizer.state[p] = {"step": torch.tensor(float(facts["step"]), device=p.device)} | {
-            key: tensors[f"{key}.{name}"].to(p.device, copy=True) for key in ("exp_avg", "exp_avg_sq")}
-    return int(facts["step"])
+        raise ValueError(f"{path} is of a run that had, and this has: {other}")
+    for name, tensor in state.items():
+        tensor.copy_(tensors[name])
+    return int(facts["step"]), int(facts["log"])
 
+# ---- The command ---------------------------------------------------------------------------------
+def fail(message):
+    raise ValueError(message)                            # main() prints it, in one line
 
-def open_log(out, first):
-    """log.jsonl, without the lines that a killed run wrote after its last checkpoint."""
-    path = os.path.join(out, "log.jsonl")
-    lines = [line for line in open(path, encoding="utf-8") if json.loads(line)["step"] <= first] if first else []
-    log = open(path, "w", encoding="utf-8")
-    log.writelines(lines)
-    return log
-
-
-# ---- The command ------------------------------------------------------------------------------------
-
-
-def positive(text):
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return int(text)
-
+def training_flags(parser, defaults):
+    """Adds the flags that train() reads, and others of the defaults {name: value, of its type}."""
+    common = dict(out="out/student", seed=0, log_every=50, eval_every=200, save_every=200)
+    for name, default in (common | defaults).items():
+        parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default,
+                            help="(default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    again.add_argument("--overwrite", action="store_true", help="start anew, and lose that run")
+    parser.error = fail
 
 def arguments(argv):
-    parser = argparse.ArgumentParser(description="Distil a BERT teacher into a recursive student.",
-                                     epilog="Defaults of flags marked * come with --recipe.", allow_abbrev=False)
-    add, text = parser.add_argument, "(default: %(default)s)"
-    add("--teacher", default=EMBEDDED, metavar="DIR", help="BERT folder or Hugging Face name (default: embedded), or none")
-    add("--student", metavar="DIR", help="start from this checkpoint, not from a fresh student")
-    add("--corpus", nargs="+", metavar="PATH", help="files, folders, or a token file (default: this machine's docs)")
-    add("--tokenizer", metavar="DIR", help="folder or Hugging Face name (default: the teacher's or student's)")
-    add("--out", default="out/student", metavar="DIR", help=f"for student, log, checkpoint {text}")
-    add("--resume", action="store_true", help="go on with the run in --out")
-    add("--overwrite", action="store_true", help="start anew although --out holds a run")
-    add("--recipe", choices=RECIPES, help="default: full for a teacher of your own on a GPU, else quick")
-    add("--steps", type=positive, help="* optimiser steps")
-    add("--batch-size", type=positive, help="* sequences a step, over all processes")
-    add("--micro-batch-size", type=positive, help="sequences a forward pass (default: all that a process has)")
-    add("--length", type=positive, help="* tokens a sequence")
-    add("--lr", type=float, help="* highest learning rate; after the warm-up it falls linearly to 0")
-    add("--warmup", type=int, help="* steps")
-    add("--weight-decay", type=float, help="* of matrices; biases and norms have none")
-    add("--dropout", type=float, help="* of the student's hidden states and attention")
-    add("--clip", type=float, default=1.0, help=f"largest norm of the gradient {text}")
-    add("--init", choices=("teacher", "sharp", "random"), help="* of a fresh student: from the teacher (default); noise "
-        "with sinusoids and sharp attention (default without teacher); noise as the authors'")
-    for term, weight in WEIGHTS.items():
-        add(f"--{term}-weight", type=float, default=weight, metavar="W", help=f"in the loss {text}")
-    add("--temperature", type=float, default=1.0, help=f"of the output loss {text}")
-    add("--num-hidden-layers", type=positive, metavar="R", help="recursions (default: the teacher's layers; 6 of 12)")
-    add("--num-hidden-groups", type=positive, metavar="G", default=1, help=f"distinct layers {text}")
-    add("--hidden-size", type=positive, metavar="C", help="(default: the teacher's, or 128)")
-    add("--embedding-size", type=positive, metavar="E", help="(default: 128, or half of C if that is less)")
-    add("--num-attention-heads", type=positive, metavar="H", help="(default: the teacher's, or C / 32)")
-    add("--intermediate-size", type=positive, metavar="F", help="(default: the teacher's, or 4 C)")
-    add("--adapter-size", type=int, metavar="A", help="0: no adapters (default: C / 16, or 0 if R = G)")
-    add("--tie-decoder", action=argparse.BooleanOptionalAction, help="* predict with the word embeddings (default)")
-    add("--seed", type=int, default=0, help=f"of everything random {text}")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=text)
-    add("--compile", action="store_true", help="torch.compile the step: slow to start, faster on a GPU")
-    add("--log-every", type=positive, default=50, metavar="N", help=f"steps {text}")
-    add("--eval-every", type=int, default=200, metavar="N", help=f"steps; 0: only at the end {text}")
-    add("--save-every", type=positive, default=200, metavar="N", help=f"steps {text}")
-    add("--eval-sequences", type=positive, default=512, metavar="N", help=f"held out, at most {text}")
-    add("--cache", default=CACHE, metavar="DIR", help=f"for token files and the embedded corpus {text}")
+    parser = argparse.ArgumentParser("distill.py", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--teacher", default=EMBEDDED, help="folder, Hugging Face name, none (default: embedded)")
+    add("--student", help="folder: start from its model, not from a fresh student")
+    add("--corpus", nargs="+", help="files, folders, a token file (default: this machine's docs)")
+    add("--tokenizer", help="folder or name (default: the teacher's or the student's)")
+    add("--recipe", choices=RECIPES, help="quick, as shown; full, the default on a GPU; or paper")
+    training_flags(parser, {f"{term}_weight": weight for term, weight in WEIGHTS.items()} | {
+        "temperature": 1.0, "micro_batch_size": 0, "cache": CACHE} | RECIPES["quick"])
+    add("--init", choices=("teacher", "sharp", "random"), help="of a fresh student")
+    add("--tie-decoder", action=argparse.BooleanOptionalAction, help="predict with the embeddings")
+    for name in SHAPE[:-1]:
+        add("--" + name.replace("_", "-"), type=int)
     args = parser.parse_args(argv)
-    args.teacher = None if args.teacher == "none" else args.teacher
-    if args.recipe is None:
-        args.recipe = "full" if torch.cuda.is_available() and args.teacher not in (EMBEDDED, None) else "quick"
-    for name, value in {"init": "teacher" if args.teacher else "sharp", "tie_decoder": True, **RECIPES[args.recipe]}.items():
-        setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
+    if args.student and any(getattr(args, name) is not None for name in ("init", *SHAPE)):
+        fail("--student has its own shape and weights: no flag can choose others")
+    alone = args.teacher == "none"
+    if alone and (args.init == "teacher" or not (args.student or args.tokenizer)):
+        fail("--teacher none: a fresh student needs a --tokenizer, and another --init")
+    quick = alone or args.teacher == EMBEDDED or not torch.cuda.is_available()
+    parser.set_defaults(**RECIPES[args.recipe or ("quick" if quick else "full")])
+    args = parser.parse_args(argv)
+    args.init = args.init or ("" if args.student else "sharp" if alone else "teacher")
     return args
 
+def check(args, teacher, student, tokenizer, weights):
+    for name, value in vars(args).items():
+        least = 1e-9 * (name in ("steps", "batch_size", "temperature", "log_every", "save_every"))
+        if type(value) in (int, float) and not least <= value < (1 if name == "dropout" else 2**31):
+            fail(f"--{name.replace('_', '-')} {value} is out of range")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: torch finds no GPU here")
+    mine = args.overwrite or args.resume and os.path.exists(f"{args.out}/training.safetensors")
+    if os.path.exists(f"{args.out}/model.safetensors") and not mine:
+        fail(f"--out {args.out} holds a model: --resume its run, or --overwrite it")
+    if not weights:
+        fail("no loss is left that the teacher allows and that has a weight")
+    s, t = student.config, (teacher or student).config
+    E = s.embedding_size if args.init == "teacher" else 0
+    for what, size, field in ((f"vocabulary {tokenizer.path}", tokenizer.vocab_size, "vocab_size"),
+                              ("--length", args.length, "max_position_embeddings"),
+                              ("--init teacher: embedding_size", E, "embedding_size")):
+        if size > (most := min(getattr(s, field), getattr(t, field))):
+            fail(f"{what} {size} is more than the models have: {field} is {most}")
+    for field, *needs in (
+            ("hidden_size", "hidden", "embedding", "teacher"), ("vocab_size", "output"),
+            ("num_attention_heads", "attention"), ("intermediate_size", "teacher")):
+        if {*needs} & {*weights, args.init} and getattr(t, field) != getattr(s, field):
+            fail(f"{field} of the teacher {getattr(t, field)}, of the student {getattr(s, field)}")
 
 def make_student(args, teacher, vocab_size):
-    """A fresh student from noise, or --student's model, with a new head if it has lost its own."""
+    """A fresh student, or --student's model, with a new head if it has lost its own."""
     torch.manual_seed(args.seed)
-    dropout = {"hidden_dropout_prob": args.dropout, "attention_probs_dropout_prob": args.dropout}
+    given = {"hidden_dropout_prob": args.dropout, "attention_probs_dropout_prob": args.dropout}
     if args.student:
         found = load(fetch(args.student, MODEL))
-        student = MiniALBERT(replace(found.config, **dropout))
+        student = MiniALBERT(Config(**vars(found.config) | given))
         student.load_state_dict(student.state_dict() | found.state_dict())
         return student
     C = args.hidden_size or (teacher.config.hidden_size if teacher else 128)
-    like = teacher.config if teacher else Config(
-        vocab_size=vocab_size, hidden_size=C, num_attention_heads=args.num_attention_heads or max(1, C // 32),
-        intermediate_size=4 * C, max_position_embeddings=max(128, args.length))
-    R = args.num_hidden_layers or (6 if like.num_hidden_layers == 12 else like.num_hidden_layers)
-    A = args.adapter_size if args.adapter_size is not None else 0 if R == args.num_hidden_groups else C // 16
-    student = MiniALBERT(replace(
-        like, hidden_size=C, num_hidden_layers=R, num_hidden_groups=args.num_hidden_groups, adapter_size=A,
-        num_attention_heads=args.num_attention_heads or like.num_attention_heads, tie_decoder=args.tie_decoder,
-        embedding_size=args.embedding_size or min(128, C // 2),
-        intermediate_size=args.intermediate_size or like.intermediate_size, **dropout))
+    like = vars(teacher.config) if teacher else {
+        "vocab_size": vocab_size, "max_position_embeddings": max(128, args.length),
+        "num_attention_heads": max(1, C // 32), "intermediate_size": 4 * C, "num_hidden_layers": 6}
+    L, G = like["num_hidden_layers"], args.num_hidden_groups or 1
+    R = args.num_hidden_layers or (6 if L == 12 else L)
+    shape = {"hidden_size": C, "embedding_size": min(128, C // 2), "tie_decoder": True,
+             "num_hidden_layers": R, "num_hidden_groups": G, "adapter_size": C // 16 * (G < R)}
+    given |= {name: getattr(args, name) for name in SHAPE if getattr(args, name) is not None}
+    student = MiniALBERT(Config(**like | shape | given))
     if args.init == "random":
         initialise(student, plain=True)
     return student
 
+def fingerprint(model):
+    return model and hashlib.sha256(b"".join(
+        p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()[:16]
 
-def run(args, rank, world):
-    if os.path.isfile(os.path.join(args.out, "training.safetensors")) and not (args.resume or args.overwrite):
-        raise ValueError(f"{args.out} holds a run: --resume goes on with it, --overwrite loses it")
-    use_gpu = torch.cuda.is_available() if args.device == "auto" else args.device == "cuda"
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_gpu else torch.device("cpu")
-    dtype = torch.bfloat16 if use_gpu else torch.float32
-    folder = args.teacher and fetch(args.teacher, MODEL + TOKENIZER)
-    teacher = load(folder).to(device).requires_grad_(False).eval() if folder else None
-    tokenizer = Tokenizer(fetch(args.tokenizer or folder or args.student, TOKENIZER))
-    student = make_student(args, teacher, tokenizer.vocab_size).to(device)
+def run(args):
+    rank, local, world = (int(os.environ.get(*default)) for default in (
+        ("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+    gpu = torch.cuda.is_available() and args.device != "cpu"
+    if world > 1:
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(hours=12),
+                                device_id=torch.device("cuda", local) if gpu else None)
+    path = None if args.teacher == "none" else fetch(args.teacher, MODEL + TOKENIZER)
+    teacher = path and load(path)
+    tokenizer = Tokenizer(fetch(args.tokenizer or path or args.student, TOKENIZER))
+    student = make_student(args, teacher, tokenizer.vocab_size)
+    can = {"mlm"} if not teacher else {*WEIGHTS} - (set() if teacher.head else {"mlm", "output"})
+    weights = {term: w for term in WEIGHTS if term in can and (w := vars(args)[f"{term}_weight"])}
+    if not weights.keys() & {"mlm", "output"}:
+        student.head = None                              # for nothing would train it
+    check(args, teacher, student, tokenizer, weights)
+    if world > 1 and local:                              # the first process of a machine tokenises
+        dist.barrier()
     corpus = args.corpus or [docs_on_this_machine(args.cache)]
-    name = hashlib.sha256(repr([corpus, tokenizer.digest]).encode()).hexdigest()[:12]
+    name = hashlib.sha256(repr([corpus, tokenizer.digest]).encode()).hexdigest()[:12] + ".bin"
     tokens = TokenFile(corpus[0]) if corpus[0].endswith(".bin") else tokenise(
-        corpus, tokenizer, os.path.join(args.cache, f"tokens-{name}.bin"))
+        corpus, tokenizer, os.path.join(args.cache, name))
+    if world > 1 and not local:
+        dist.barrier()
+    if tokens.made_from.get("tokenizer", tokenizer.digest) != tokenizer.digest:
+        fail(f"{tokens.path} was made with another tokenizer than {tokenizer.path}")
     batches = MaskedBatches(tokens.train, tokenizer, args.length, args.batch_size, args.seed)
     valid = MaskedBatches(tokens.valid, tokenizer, args.length, 32)
-    if args.init == "teacher" and not args.student:
-        start_from_teacher(student.eval(), teacher, *to(device, batches.sequences(np.arange(min(256, batches.count)))))
-    weights = {term: getattr(args, f"{term}_weight") for term in WEIGHTS}
-    if teacher is None or teacher.head is None:          # what cannot be had is said in describe()
-        weights |= {"output": 0} | ({"attention": 0, "hidden": 0, "embedding": 0} if teacher is None else {"mlm": 0})
-    losses = Distillation(student, teacher, batches, weights, args.temperature, args.micro_batch_size, device, dtype,
-                          rank, world)
-    if args.compile:
-        losses.terms = torch.compile(losses.terms)
+    losses = Distillation(student, teacher, batches, weights, args.temperature,
+                          args.micro_batch_size, rank, world)
+    facts = {name: getattr(args, name) for name in (*NAMES, "seed", "init", "temperature")} | {
+        "weights": weights, "shape": vars(student.config), "corpus": tokens.made_from,
+        "teacher": fingerprint(teacher), "student": fingerprint(args.student and student)}
+    if args.init == "teacher":
+        ids = batches.sequences(np.arange(min(256, batches.count)))
+        start_from_teacher(student, teacher, torch.from_numpy(ids))
+    models = {name: model.to(torch.device("cuda", local) if gpu else "cpu")
+              for name, model in (("teacher", teacher), ("student", student)) if model}
     os.makedirs(args.out, exist_ok=True)
-
-    def measure(model):
-        return evaluate(model, valid, args.eval_sequences, device, dtype)
-
-    def export():
-        save(student, args.out)
-        tokenizer.save(args.out)
-
-    facts = {name: value for name, value in vars(args).items() if name.replace("_every", "") not in (
-        "out", "resume", "overwrite", "recipe", "micro_batch_size", "log", "save", "eval", "eval_sequences", "cache", "compile")}
-    facts |= {"teacher": teacher and fingerprint(teacher), "student": fingerprint(student), "corpus": tokens.made_from,
-              "tokenizer": tokenizer.digest, "shape": vars(student.config)}
     if rank == 0:
-        describe(args, student, teacher, losses, measure)
-    train(student, losses, args, facts, lambda: measure(student), export, rank, world)
+        describe(args, models, losses, valid)
+    train(student, losses, args, facts, lambda: evaluate(student, valid) if student.head else {},
+          lambda: (save(student, args.out), tokenizer.save(args.out)), rank, world)
     if rank == 0:
-        report(args, {"teacher": teacher} if "output" in losses.weights else {}, student, tokenizer, valid, measure)
+        report(args, models, tokenizer, valid)
 
-
-def fingerprint(model):
-    sha = hashlib.sha256()
-    for p in model.parameters():
-        sha.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return sha.hexdigest()[:16]
-
-
-def describe(args, student, teacher, losses, measure):
-    """Prints what is going to happen, before it does."""
-    for _ in range(2):                                   # a rehearsal, the second one timed; nothing is kept
-        began = time.perf_counter()
-        for terms in losses(0):
-            sum(losses.weights[term] * value for term, value in terms.items()).backward()
-        student.zero_grad(set_to_none=True)
-    minutes = (time.perf_counter() - began) * args.steps / 60
-    print(f"device    {losses.device}, {'bfloat16 autocast' if losses.dtype == torch.bfloat16 else 'float32'} "
-          f"({'asked for' if args.device != 'auto' else 'the GPU found' if losses.device.type == 'cuda' else 'no GPU found'})")
-    for name, model in (("teacher", teacher), ("student", student)):
-        if model is not None:
-            counts, c = count_parameters(model), model.config
-            print(f"{name}   {counts['stored']:,} parameters stored, {counts['applied']:,} applied: {c.num_hidden_groups} "
-                  f"of {c.num_hidden_layers} layers distinct, C {c.hidden_size}, E {c.embedding_size}, A {c.adapter_size}")
-    if teacher is not None:
-        print("layers    student-teacher: " + " ".join(f"{r + 1}-{i + 1}" for r, i in losses.pairs) + ", the rest unmatched")
-        print("teacher   " + ("held-out MLM accuracy {accuracy:.1%}, loss {loss:.3f}".format(**measure(teacher))
-                              if teacher.head else "without an MLM head: attention and hidden states alone are distilled"))
-    print("loss      " + " + ".join(f"{weight:g} {term}" for term, weight in losses.weights.items()))
-    print(f"steps     {args.steps:,} of {losses.tokens:,} tokens, {args.steps * args.batch_size / losses.batches.count:.1f} "
-          f"epochs of {losses.batches.count:,} sequences; about {minutes:.1f} minutes", flush=True)
-
-
-def report(args, models, student, tokenizer, valid, measure):
-    """Prints what has happened: a table, some words guessed, where the student is, what to do next."""
-    models = models | {"student": student}
-    print(f"\n{'parameters:':19}{'stored':>12}{'applied':>12}{'encoder':>12}{'MLM accuracy':>14}{'MLM loss':>10}")
+def table(models, valid):
+    print(f"{'':9}{'parameters':>12}{'applied':>12}{'MLM accuracy':>14}{'MLM loss':>10}")
     for name, model in models.items():
-        counts, scores = count_parameters(model), measure(model)
-        print(f"{name:19}{counts['stored']:12,}{counts['applied']:12,}{counts['layers'] + counts['adapters']:12,}"
-              f"{scores['accuracy']:14.1%}{scores['loss']:10.3f}")
-    share = np.bincount(valid.tokens).max() / len(valid.tokens)
-    print(f"{'most frequent token':55}{share:14.1%}\n")
-    for row in valid.sequences(np.linspace(0, valid.count - 1, 5, dtype=int)):
-        words = [tokenizer.core.decode([i]) for i in row]
-        place = max(range(8, len(row) - 8), key=lambda i: (words[i].isalpha() * min(len(words[i]), 5), -abs(i - len(row) // 2)))
-        truth, row[place] = words[place], tokenizer.mask
-        text = tokenizer.core.decode(row[place - 8:place].tolist()) + " [MASK] " + tokenizer.core.decode(row[place + 1:place + 8].tolist())
-        print(f"{text}   ({truth})")
-        for name, model in models.items():
-            with torch.inference_mode():
-                hidden, _ = model.eval()(*to(next(model.parameters()).device, row[None]))
-                best = model.predict(hidden[-1][:, place]).float().softmax(-1)[0].topk(4)
-            print(f"    {name}: " + ", ".join(f"{tokenizer.core.decode([i])} {p:.0%}" for p, i in zip(
-                best.values.tolist(), best.indices.tolist())))
-    print(f"\nThe student is in {args.out}, its curve in {os.path.join(args.out, 'log.jsonl')}. Next:\n"
-          f"    python finetune.py --model {args.out}")
+        counts, scores = count_parameters(model), "{accuracy:14.1%}{loss:10.3f}".format(
+            **evaluate(model, valid)) if model.head else "   no MLM head"
+        print(f"{name:9}{counts['stored']:12,}{counts['applied']:12,}{scores}")
 
+def describe(args, models, losses, valid):
+    table(models, valid)
+    for _ in range(2):                                   # a rehearsal; the second one is timed
+        device, began = next(losses.student.parameters()).device, time.perf_counter()
+        [sum(terms.values()).backward() for terms in losses(0)]
+        losses.student.zero_grad(set_to_none=True)
+    minutes = (time.perf_counter() - began) * args.steps / 60
+    print(f"device   {device}, {'bfloat16' if device.type == 'cuda' else 'float32'}: --device is "
+          f"{args.device}, torch finds {torch.cuda.device_count()} GPUs")
+    print("layers  ", *(f"{r + 1}-{i + 1}" for r, i in losses.pairs), "(student-teacher)")
+    print("loss    ", " + ".join(f"{weight:g} {term}" for term, weight in losses.weights.items()))
+    print(f"steps    {args.steps:,} of {losses.tokens:,} tokens: {minutes:.1f} minutes", flush=True)
+
+def report(args, models, tokenizer, valid):
+    table(models, valid)
+    decode, place = tokenizer.core.decode, valid.T // 2
+    for row in valid.sequences(np.linspace(0, valid.count - 1, 4).astype(int)):
+        before, word, after = (decode(part.tolist()) for part in np.split(row, (place, place + 1)))
+        print(f"\n{before} [MASK] {after}   ({word})")
+        row[place] = tokenizer.mask
+        for name, model in models.items() if models["student"].head else ():
+            with torch.inference_mode():
+                h = model.eval()(*to(model, row[None]))[0][-1][0, place]
+                print(f"    {name}: {decode(model.predict(h).topk(4).indices.tolist())}")
+    print(f"\nThe student is in {args.out}. Next: python finetune.py --model {args.out}")
 
 def main(argv=None):
-    args, rank, world = arguments(argv), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
-        if world > 1:
-            dist.init_process_group("nccl" if args.device != "cpu" and torch.cuda.is_available() else "gloo")
-        run(args, rank, world)
+        run(arguments(argv))
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"distill.py: error: {error}", file=sys.stderr)
         return 2
-
 
 if __name__ == "__main__":
     sys.exit(main())
