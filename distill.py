@@ -38,7 +38,7 @@ SHAPE = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_siz
 # packed text and bfloat16; its E is their general model's (312 if their script is run as it is).
 WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "embedding": 0.0}
 NAMES = ("steps", "batch_size", "length", "lr", "warmup", "weight_decay", "dropout")
-RECIPES = {"quick": dict(zip(NAMES, (1500, 16, 64, 3e-3, 100, 0.01, 0.0))),
+RECIPES = {"quick": dict(zip(NAMES, (1800, 16, 64, 3e-3, 100, 0.01, 0.0))),
            "full": dict(zip(NAMES, (100_000, 192, 256, 5e-4, 5000, 0.01, 0.1)))}
 RECIPES["paper"] = RECIPES["full"] | {"weight_decay": 1e-4, "init": "random", "tie_decoder": False,
                                       "num_hidden_layers": 6, "embedding_size": 128}
@@ -235,8 +235,8 @@ def resume_from(path, state, run):
     return int(facts["step"]), int(facts["log"])
 
 # ---- The command ---------------------------------------------------------------------------------
-def fail(message):
-    raise ValueError(message)                            # main() prints it, in one line
+def fail(message):                                       # main() prints it, in one line
+    raise ValueError(message)
 
 def training_flags(parser, defaults):
     """Adds the flags that train() reads, and others of the defaults {name: value, of its type}."""
@@ -290,10 +290,9 @@ def check(args, teacher, student, tokenizer, weights):
     if not weights:
         fail("no loss is left that the teacher allows and that has a weight")
     s, t = student.config, (teacher or student).config
-    E = s.embedding_size if args.init == "teacher" else 0
-    for what, size, field in ((f"vocabulary {tokenizer.path}", tokenizer.vocab_size, "vocab_size"),
-                              ("--length", args.length, "max_position_embeddings"),
-                              ("--init teacher: embedding_size", E, "embedding_size")):
+    E = s.embedding_size * (args.init == "teacher")
+    for what, size, field in ((f"vocabulary {tokenizer.path}", tokenizer.vocab_size, "vocab_size"), (
+            "--length", args.length, "max_position_embeddings"), ("--init E", E, "embedding_size")):
         if size > (most := min(getattr(s, field), getattr(t, field))):
             fail(f"{what} {size} is more than the models have: {field} is {most}")
     for field, *needs in (
@@ -386,7 +385,8 @@ def describe(args, models, losses, valid):
     table(models, valid)
     for _ in range(2):                                   # a rehearsal; the second one is timed
         device, began = next(losses.student.parameters()).device, time.perf_counter()
-        [sum(terms.values()).backward() for terms in losses(0)]
+        for terms in losses(0):
+            sum(terms.values()).backward()
         losses.student.zero_grad(set_to_none=True)
     minutes = (time.perf_counter() - began) * args.steps / 60
     print(f"device   {device}, {'bfloat16' if device.type == 'cuda' else 'float32'}: --device is "
@@ -397,14 +397,15 @@ def describe(args, models, losses, valid):
 
 def report(args, models, tokenizer, valid):
     table(models, valid)
-    decode, place = tokenizer.core.decode, valid.T // 2
-    for row in valid.sequences(np.linspace(0, valid.count - 1, 4).astype(int)):
-        before, word, after = (decode(part.tolist()) for part in np.split(row, (place, place + 1)))
-        print(f"\n{before} [MASK] {after}   ({word})")
-        row[place] = tokenizer.mask
+    decode, middle = tokenizer.core.decode, valid.T // 2
+    for row in valid.sequences(np.linspace(0, valid.count - 1, 4).astype(int)).tolist():
+        words = [decode([token]) for token in row]       # of those that say something, the middle
+        i = max(range(valid.T), key=lambda i: (min(len(words[i].strip("#")), 4), -abs(i - middle)))
+        print(f"\n{decode(row[max(0, i - 9):i])} [MASK] {decode(row[i + 1:i + 9])}   ({words[i]})")
+        row[i] = tokenizer.mask
         for name, model in models.items() if models["student"].head else ():
             with torch.inference_mode():
-                h = model.eval()(*to(model, row[None]))[0][-1][0, place]
+                h = model.eval()(*to(model, np.array([row])))[0][-1][0, i]
                 print(f"    {name}: {decode(model.predict(h).topk(4).indices.tolist())}")
     print(f"\nThe student is in {args.out}. Next: python finetune.py --model {args.out}")
 
