@@ -226,7 +226,7 @@ def document(line, path, number):
 
 # ---- The embedded corpus: the English prose of the documentation that is on every machine --------
 
-EXTRACTION = 1                              # count it up when the rules below change
+EXTRACTION = 2                              # count it up when the rules below change
 MARKUP = re.compile(r"""
     :[\w:+-]+:`~?([^`<]*?)(?:\s*<[^`>]*>)?`   # :class:`~torch.Tensor`, :ref:`text <target>`
   | ``(.+?)``                                 # ``code``
@@ -239,7 +239,6 @@ HEADER = re.compile(r"[\w*, ]+ : .*|\w+ ?\([^)]*\):|\w+:?")
 WORD = re.compile(r"[(\"']?[A-Za-z][a-z'-]*[.,;:!?)\"']*")
 COMMON = frozenset("the a an of to in is are be and or for with that this it as if by on not from "
                    "which when can will".split())
-
 
 def paragraphs(docstring):
     """Yields the lines of each paragraph; a list item or an argument is a paragraph of its own."""
@@ -259,11 +258,14 @@ def paragraphs(docstring):
             lines.append(line[item.end():] if item else line)
         yield lines
 
+def unmarked(lines, code="{}"):
+    """The lines of a paragraph as one without mark-up; what that made code is put into `code`."""
+    return MARKUP.sub(lambda found: (code if found.lastindex < 4 else "{}").format(
+        found[found.lastindex]), " ".join(" ".join(lines).split()).replace("::", ":"))
 
 def prose(lines):
     """The lines of a paragraph -> plain English without its mark-up, or None if it is not that."""
-    text = " ".join(" ".join(lines).split()).replace("::", ":")
-    text = MARKUP.sub(lambda found: found[found.lastindex], text)
+    text = unmarked(lines)
     words = text.split()
     plain = sum(bool(WORD.fullmatch(word)) for word in words)
     common = sum(word.lower() in COMMON for word in words)
@@ -272,7 +274,6 @@ def prose(lines):
             and not any(map(CODE.match, lines))
             and not re.search(r"[{}\\|]|%[sdr]|[=<>].*[=<>].*[=<>]", text)):
         return text
-
 
 def docstrings(roots):
     """Yields (module, text) from the source of the packages {name: folder}, not importing them."""
@@ -288,10 +289,10 @@ def docstrings(roots):
                 module = os.path.relpath(path, root)[:-3].replace(os.sep, ".")
                 yield from ((f"{package}.{module}", text) for _, text in found)
 
-
 def docs_on_this_machine(cache=CACHE):
     """A .jsonl file, made on first use: each paragraph of prose in the documentation of Python,
-    torch and numpy once, {"part": its module, "text": the paragraph}, in the modules' order."""
+    torch and numpy once, {"part": its module, "text": the paragraph, "code": where in it names
+    were marked as code, [[first character, past the last]]}, in the modules' order."""
     packages = {name: importlib.metadata.distribution(name) for name in ("torch", "numpy")}
     versions = "-".join([sys.version.split()[0], *(found.version for found in packages.values())])
     path = os.path.join(cache, f"docs-{EXTRACTION}-{versions}.jsonl")
@@ -304,11 +305,14 @@ def docs_on_this_machine(cache=CACHE):
         sources += docstrings(roots)
         seen = {}
         for part, docstring in tqdm(sources, desc="collecting the documentation", disable=None):
-            for text in filter(None, map(prose, paragraphs(docstring))):
-                seen.setdefault(text.lower(), json.dumps({"part": part, "text": text}) + "\n")
+            for lines in paragraphs(docstring):
+                if text := prose(lines):
+                    pieces = re.split("[\1\2]", unmarked(lines, "\1{}\2"))
+                    ends = np.cumsum([len(piece) for piece in pieces]).tolist()
+                    row = {"part": part, "text": text, "code": [*zip(ends[::2], ends[1::2])]}
+                    seen.setdefault(text.lower(), json.dumps(row) + "\n")
         write(path, (line.encode() for line in seen.values()))
     return path
-
 
 # ---- Token files ---------------------------------------------------------------------------------
 

@@ -291,7 +291,7 @@ def check(args, teacher, student, tokenizer, weights):
         fail("no loss is left that the teacher allows and that has a weight")
     s, t = student.config, (teacher or student).config
     E = s.embedding_size * (args.init == "teacher")
-    for what, size, field in ((f"vocabulary {tokenizer.path}", tokenizer.vocab_size, "vocab_size"), (
+    for what, size, field in ((f"vocab of {tokenizer.path}", tokenizer.vocab_size, "vocab_size"), (
             "--length", args.length, "max_position_embeddings"), ("--init E", E, "embedding_size")):
         if size > (most := min(getattr(s, field), getattr(t, field))):
             fail(f"{what} {size} is more than the models have: {field} is {most}")
