@@ -127,7 +127,7 @@ def evaluate(model, batches):
 def start_from_teacher(student, teacher, ids):
     """Embeddings: the teacher's in the E directions in which they vary most on ids (B, T), then the
     projection fitted to its output. A shared layer: the mean of the middle half of those it stands
-    for, the outer ones being the least alike. The head: the teacher's."""
+    for (the outer ones start it worse: EXPERIMENTS.md). The head: the teacher's."""
     mine, theirs, E = student.embeddings, teacher.embeddings, student.config.embedding_size
     if mine.project is None:
         mine.load_state_dict(theirs.state_dict())

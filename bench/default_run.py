@@ -1,6 +1,6 @@
-"""The default run of distill.py beside its ablations: held-out MLM accuracy, mean and spread over seeds.
+"""The default run of distill.py beside its ablations: held-out MLM accuracy over seeds.
 
-    python bench/default_run.py                       # all rows, three seeds: about an hour on two cores
+    python bench/default_run.py                       # all rows, three seeds
     python bench/default_run.py --rows default alone --seeds 0 1 2
 
 Each row is one command, printed with it; the accuracy is the last line's of its log.jsonl.
@@ -39,14 +39,16 @@ def main():
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()
-    print("| row | flags | MLM accuracy, each seed | mean | sd | MLM loss | seconds |\n|---|---|---|---|---|---|---|")
+    print("| row | flags | MLM accuracy, each seed | mean | sd | MLM loss | seconds |")
+    print("|---" * 7 + "|")
     for row in args.rows:
         scores, losses, seconds = [], [], []
         for seed in args.seeds:
             with tempfile.TemporaryDirectory() as out:
                 began = time.perf_counter()
-                subprocess.run([sys.executable, "distill.py", *ROWS[row], "--seed", str(seed), "--out", out], cwd=ROOT,
-                               check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                flags = [*ROWS[row], "--seed", str(seed), "--out", out]
+                subprocess.run([sys.executable, "distill.py", *flags], cwd=ROOT, check=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 seconds.append(time.perf_counter() - began)
                 with open(os.path.join(out, "log.jsonl"), encoding="utf-8") as log:
                     last = json.loads(log.readlines()[-1])

@@ -136,9 +136,9 @@ def test_shards_are_shards(transformers, tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
 
 
-def test_a_bert_of_base_width_computes_what_transformers_computes(transformers, tmp_path):
-    bert = random_bert(transformers, hidden_size=768, num_hidden_layers=2, num_attention_heads=12,
-                       intermediate_size=3072)
+def test_a_bert_of_base_size_computes_what_transformers_computes(transformers, tmp_path):
+    bert = random_bert(transformers, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+                       intermediate_size=3072, vocab_size=30522)
     with torch.no_grad():
         for p in bert.parameters():
             p.mul_(0.2 if p.dim() == 2 else 1.0)                 # about N(0, 0.04), as if trained
