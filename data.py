@@ -10,6 +10,7 @@ those to train on, then those held out. A JSON file beside it says what it was m
 """
 import argparse
 import bz2
+import glob
 import gzip
 import hashlib
 import importlib.metadata
@@ -32,6 +33,16 @@ CACHE = os.path.join(os.path.expanduser("~"), ".cache", "minialbert")
 HELD_OUT = 50                               # one document in so many is for validation
 LONGEST = 1 << 20                           # characters of a line, or tokenised at once
 
+def fail(message):
+    raise ValueError(message)
+
+def command(name, act):
+    """act(), but what is wrong with the user's input is printed in one line; the exit status."""
+    try:
+        act()
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"{name}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
 
 def read(path, parse=str):
     """parse(the text of a UTF-8 file); ValueError names the file if parse does not take it."""
@@ -41,63 +52,57 @@ def read(path, parse=str):
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
 
-
-def write(path, parts):
-    """Writes the parts, bytes each, to a file that gets its name when all are on the disk."""
-    aside = f"{path}.{os.getpid()}.tmp"
+def write(path, parts, shared=False):
+    """Writes bytes aside, each process for itself if shared; renames when all are on the disk."""
+    aside = f"{path}.{os.getpid()}.tmp" if shared else f"{path}.tmp"
     try:
         with open(aside, "wb") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+    except OSError as error:                # a full disk does not say which one it is
+        raise OSError(error.errno or 0, error.strerror or str(error),
+                      error.filename or path) from error
     finally:
         if os.path.exists(aside):
             os.remove(aside)
 
-
 def fetch(name, wanted):
-    """A folder as it is, or a Hugging Face name: of its files just those in `wanted`, a list of
-    alternatives each, where None says that it may be absent. ValueError if it cannot be had."""
+    """A folder as it is, or a Hugging Face name: of its files just those in `wanted`, patterns in
+    lists of alternatives, where None is for nothing. ValueError if it cannot be had."""
     if os.path.isdir(name):
         return name
     from huggingface_hub import snapshot_download            # here: slow to import, seldom needed
     try:
         for alternatives in wanted:
-            for file in filter(None, alternatives):
-                folder = snapshot_download(name, allow_patterns=file)
-                if os.path.isfile(os.path.join(folder, file)):
-                    break
-            else:
-                if None not in alternatives:
-                    raise ValueError(f"it has no {' or '.join(alternatives)}")
-    except (OSError, ValueError) as error:                   # the hub's errors are kinds of these
+            if not any(file is None or glob.glob(file, root_dir=(
+                    folder := snapshot_download(name, allow_patterns=file)))
+                    for file in alternatives):
+                fail(f"it has no {' or '.join(alternatives)}")
+    except Exception as error:              # the hub's, or of whatever HTTP library it uses
         raise ValueError(f"{name}: no such folder, and not to be had from the Hugging Face hub: "
                          f"{' '.join(str(error).split())}") from error
     return folder
 
-
 # ---- Tokenizers ----------------------------------------------------------------------------------
-
+TOKENIZER = [("tokenizer.json", "vocab.txt"), ("tokenizer_config.json", None)]       # for fetch()
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
-
 class Tokenizer:
     """A BERT tokenizer, from the tokenizer.json or vocab.txt in a folder. ValueErrors name them.
-
     Cased or not is what the files say; where they are silent (BioBERT's are), a vocabulary that
-    holds capital letters is cased.
-    """
-
+    holds capital letters is cased."""
     def __init__(self, path):
         self.path = path
         file, vocab, config = (os.path.join(path, name) for name in TOKENIZER_FILES)
         if os.path.isfile(file):
             try:
                 self.core = tokenizers.Tokenizer.from_file(file)
+                self.core.encode("Is it in order? \u2603")      # or it has no word for the unknown
             except Exception as error:      # the Rust library raises nothing narrower
-                raise ValueError(f"{file}: not a tokenizer: {error}") from error
+                raise ValueError(f"{file}: not a tokenizer: {error!r}") from error
             self.core.no_padding()
             self.core.no_truncation()
         elif os.path.isfile(vocab):
@@ -115,6 +120,8 @@ class Tokenizer:
         self.pad, self.unk, self.cls, self.sep, self.mask = self.special.tolist()
         self.ordinary = np.setdiff1d(list(ids.values()), self.special)
         self.vocab_size = max(ids.values()) + 1
+        if self.vocab_size > 2**24:         # to_str() would list all numbers, in gigabytes
+            fail(f"{file}: {self.vocab_size - 1} is no number of a token")
         self.digest = hashlib.sha256(self.core.to_str().encode()).hexdigest()[:16]
 
     def encode(self, texts):
@@ -130,7 +137,6 @@ class Tokenizer:
             elif os.path.isfile(target):    # of another tokenizer
                 os.remove(target)
 
-
 def wordpiece(words, do_lower_case=None, strip_accents=None, **others):
     """A BERT tokenizer of these words; the rest is what a tokenizer_config.json may say."""
     if do_lower_case is None:
@@ -144,13 +150,12 @@ def wordpiece(words, do_lower_case=None, strip_accents=None, **others):
     core.add_special_tokens([token for token in SPECIAL if token in ids])
     return core
 
-
 def train_tokenizer(corpus, size, out, lowercase=True):
     """A Tokenizer of `size` tokens, fewer if the corpus has no more, learned and written to out."""
     if not 100 <= size <= 2**20:
         raise ValueError(f"{size} is no size for a vocabulary: from 100 to {2**20} tokens are")
-    if os.path.exists(os.path.join(out, "tokenizer.json")):
-        raise ValueError(f"{out}: it has a tokenizer.json, which would hide the new vocab.txt")
+    if found := [name for name in TOKENIZER_FILES[:2] if os.path.exists(os.path.join(out, name))]:
+        fail(f"{out}: it has a {found[0]} already")
     core = wordpiece(["[UNK]"], lowercase)
     trainer = tokenizers.trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL,
                                                    show_progress=False)
@@ -164,12 +169,9 @@ def train_tokenizer(corpus, size, out, lowercase=True):
     write(os.path.join(out, "vocab.txt"), ["\n".join([*SPECIAL, *words, ""]).encode()])
     return Tokenizer(out)
 
-
 # ---- Reading a corpus ----------------------------------------------------------------------------
-
 CORPUS_FILE = re.compile(r"(?s).*(\.txt|\.jsonl)(\.gz|\.bz2|\.xz)?")
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-
 
 def corpus_files(corpus):
     """The files of a corpus in a fixed order. ValueError for a path with nothing to read."""
@@ -183,13 +185,10 @@ def corpus_files(corpus):
         files += inside
     return files
 
-
 def read_corpus(corpus):
     """Yields the lines of a corpus, and an empty one after each document, with a progress bar.
-
     NULs and bytes that are not UTF-8 become U+FFFD, which BERT's normaliser drops.
-    ValueError, naming file and line, for a damaged file or a line that is not a document.
-    """
+    ValueError, naming file and line, for a damaged file or a line that is not a document."""
     files = corpus_files(corpus)
     with tqdm(total=sum(map(os.path.getsize, files)), unit="B", unit_scale=True, disable=None,
               desc="reading the corpus") as bar:
@@ -213,7 +212,6 @@ def read_corpus(corpus):
             if bad:
                 tqdm.write(f"{path}: replaced {bad} NULs or bytes that are not UTF-8", sys.stderr)
 
-
 def document(line, path, number):
     """The lines of the document in a line of a .jsonl file, and an empty one to end it."""
     try:
@@ -223,9 +221,7 @@ def document(line, path, number):
                          "with a string `text`") from error
     return [*filter(str.strip, lines), ""]
 
-
 # ---- The embedded corpus: the English prose of the documentation that is on every machine --------
-
 EXTRACTION = 2                              # count it up when the rules below change
 MARKUP = re.compile(r"""
     :[\w:+-]+:`~?([^`<]*?)(?:\s*<[^`>]*>)?`   # :class:`~torch.Tensor`, :ref:`text <target>`
@@ -311,32 +307,52 @@ def docs_on_this_machine(cache=CACHE):
                     ends = np.cumsum([len(piece) for piece in pieces]).tolist()
                     row = {"part": part, "text": text, "code": [*zip(ends[::2], ends[1::2])]}
                     seen.setdefault(text.lower(), json.dumps(row) + "\n")
-        write(path, (line.encode() for line in seen.values()))
+        write(path, (line.encode() for line in seen.values()), shared=True)
     return path
 
 # ---- Token files ---------------------------------------------------------------------------------
-
 def tokenise(corpus, tokenizer, out):
     """The TokenFile `out`, written with its out.json unless they are there and still true."""
     files = [os.path.abspath(path) for path in corpus_files(corpus)]
     made_from = {"corpus": [[f, os.path.getsize(f), os.stat(f).st_mtime_ns] for f in files],
                  "tokenizer": tokenizer.digest, "held_out": HELD_OUT}
-    if os.path.exists(out):
+    if stale := os.path.exists(out):
         if TokenFile(out).made_from == made_from:
             return TokenFile(out)
         print(f"{out} was made from another corpus or tokenizer: making it anew", file=sys.stderr)
+    elif not os.path.basename(out) or (
+            os.path.exists(f"{out}.json") and '"made_from"' not in read(f"{out}.json")):
+        fail(f"{out!r} will not do as a name, or {out}.json is there and of something else")
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    counts = [0, 0]                         # tokens to train on, and held out
-    write(out, token_bytes(read_corpus(corpus), tokenizer, dtype, counts))
-    if 0 in counts:                         # too few documents for the lot to fall on both sides
-        counts = [sum(counts) - sum(counts) // HELD_OUT, sum(counts) // HELD_OUT]
-        print(f"{out}: too few documents to hold out one in {HELD_OUT} of them: "
-              f"the last {counts[1]} tokens are held out instead", file=sys.stderr)
-    facts = {"dtype": dtype.name, "train": counts[0], "valid": counts[1], "made_from": made_from}
-    write(f"{out}.json", [json.dumps(facts, indent=1).encode()])
+
+    def parts():
+        counts = np.zeros(3, int)           # tokens to train on, held out, and unknown
+        yield from token_bytes(read_corpus(corpus), tokenizer, dtype, counts)
+        *counts, unknown = counts.tolist()
+        if unknown > sum(counts) / 2:
+            fail(f"{corpus[0]}: most tokens are [UNK]: {tokenizer.path} is of another language")
+        if 0 in counts:                     # too few documents for the lot to fall on both sides
+            counts = [sum(counts) - sum(counts) // HELD_OUT, sum(counts) // HELD_OUT]
+            print(f"{out}: too few documents to hold out one in {HELD_OUT} of them: "
+                  f"the last {counts[1]} tokens are held out instead", file=sys.stderr)
+        facts = dict(dtype=dtype.name, train=counts[0], valid=counts[1], made_from=made_from)
+        if stale:                           # never tokens beside a .json that is not theirs, even
+            os.remove(out)                  # after a kill: a .json alone is no token file
+        write(f"{out}.json", [json.dumps(facts, indent=1).encode()], shared=True)
+    write(out, parts(), shared=True)
     return TokenFile(out)
 
+def open_corpus(corpus, tokenizer, cache=CACHE):
+    """The TokenFile of a corpus, made in the folder cache if need be; of None: the embedded one's.
+    A corpus of one .bin is such a file. ValueError if another tokenizer made it."""
+    corpus = corpus or [docs_on_this_machine(cache)]
+    name = hashlib.sha256(repr([corpus, tokenizer.digest]).encode()).hexdigest()[:12] + ".bin"
+    tokens = TokenFile(*corpus) if [c[-4:] for c in corpus] == [".bin"] else tokenise(
+        corpus, tokenizer, os.path.join(cache, name))
+    if tokens.made_from.get("tokenizer", tokenizer.digest) != tokenizer.digest:
+        fail(f"{tokens.path} was made with another tokenizer than {tokenizer.path}")
+    return tokens
 
 def token_bytes(lines, tokenizer, dtype, counts):
     """Yields what is to be in the token file, in pieces, and adds its tokens up in `counts`."""
@@ -345,14 +361,13 @@ def token_bytes(lines, tokenizer, dtype, counts):
             parts = [], []
             for (line, held_out), ids in zip(batch, tokenizer.encode([line for line, _ in batch])):
                 parts[held_out].extend(ids if line else [tokenizer.sep])
-            counts[:] = [count + len(part) for count, part in zip(counts, parts)]
+            counts += [*map(len, parts), sum(part.count(tokenizer.unk) for part in parts)]
             yield np.array(parts[0], dtype)
             valid.write(np.array(parts[1], dtype))
         if not any(counts):
             raise ValueError("there is no text in the corpus")
         valid.seek(0)
         yield from iter(lambda: valid.read(LONGEST), b"")
-
 
 def batches_of(lines):
     """Yields lists of (line, whether its document is held out), of about LONGEST characters."""
@@ -370,31 +385,24 @@ def batches_of(lines):
             batch, size = [], 0
     yield batch
 
-
 class TokenFile:
     """A memory-mapped token file: .train and .valid are its two parts, .made_from what it holds."""
-
     def __init__(self, path):
         try:
             facts = read(f"{path}.json", json.loads)
             data = np.memmap(path, {"uint16": "u2", "uint32": "u4"}[facts["dtype"]], mode="r")
-            self.path, self.made_from = path, facts["made_from"]
+            self.path, self.made_from = path, {} | facts["made_from"]
             self.train, self.valid = data[:facts["train"]], data[facts["train"]:]
             if (len(self.train), len(self.valid)) != (facts["train"], facts["valid"]):
                 raise ValueError(f"it has {len(data)} tokens, but its .json says otherwise")
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
             raise ValueError(f"{path}: not a token file, or a damaged one to be deleted: "
-                             f"{type(error).__name__}: {error}") from error
-
+                             f"{error!r:.500}") from error
 
 # ---- Masked batches ------------------------------------------------------------------------------
-
 class MaskedBatches:
     """Batches of masked sequences as a function of (seed, step): no state, so nothing to resume.
-
-    A sequence is [CLS], T - 2 tokens, [SEP]. Each epoch visits each once, in an order of its own.
-    """
-
+    A sequence is [CLS], T - 2 tokens, [SEP]. Each epoch visits each once, in its own order."""
     def __init__(self, tokens, tokenizer, T, batch_size, seed=0):
         self.tokens, self.tokenizer, self.T = tokens, tokenizer, T
         self.batch_size, self.seed = batch_size, seed
@@ -425,7 +433,6 @@ class MaskedBatches:
         rng = np.random.default_rng([self.seed, 2, step])
         return mask(self.sequences(numbers), self.tokenizer, rng)
 
-
 def mask(ids, tokenizer, rng, rate=0.15):
     """BERT's masking: 15 % of each sequence's tokens, never a special one; of these 80 % become
     [MASK], 10 % another token, 10 % stay. ids (B, T) -> ids, places (M,), labels (M,)."""
@@ -441,39 +448,33 @@ def mask(ids, tokenizer, rng, rate=0.15):
     masked[places] = np.where(fate < 0.8, tokenizer.mask, np.where(fate < 0.9, other, labels))
     return masked.reshape(ids.shape), places, labels
 
-
-def main(argv=None):
+def arguments(argv):
     parser = argparse.ArgumentParser(prog="data.py", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    add, parser.error = parser.add_argument, fail
     add("--corpus", nargs="+", metavar="PATH", help="default: the documentation on this machine")
     add("--tokenizer", metavar="DIR", help="folder or Hugging Face name: tokenise with it")
     add("--train-tokenizer", type=int, metavar="N", help="learn a vocabulary of N tokens instead")
     add("--lowercase", action=argparse.BooleanOptionalAction, default=True,
         help="whether the learned vocabulary ignores case (default: it does)")
     add("--out", required=True, metavar="PATH", help="token file or tokenizer's folder to write")
+    args = parser.parse_args(argv)
+    if (args.tokenizer is None) == (args.train_tokenizer is None):
+        fail("give one of --tokenizer and --train-tokenizer")
+    return args
 
-    def fail(message):                      # one line, as for any other user error
-        raise ValueError(message)
-    parser.error = fail
-    try:
-        args = parser.parse_args(argv)
-        if (args.tokenizer is None) == (args.train_tokenizer is None):
-            fail("give one of --tokenizer and --train-tokenizer")
-        corpus = args.corpus or [docs_on_this_machine()]
-        if args.tokenizer is None:
-            made = train_tokenizer(corpus, args.train_tokenizer, args.out, args.lowercase)
-            print(f"{args.out}: {made.vocab_size} tokens of the {args.train_tokenizer} asked for")
-        else:
-            tokenizer = Tokenizer(fetch(args.tokenizer, [("tokenizer.json", "vocab.txt"),
-                                                         ("tokenizer_config.json", None)]))
-            file = tokenise(corpus, tokenizer, args.out)
-            print(f"{args.out}: {len(file.train):,} tokens to train on, "
-                  f"{len(file.valid):,} held out")
-    except (ValueError, OSError) as error:
-        print(f"data.py: error: {error}", file=sys.stderr)
-        return 2
+def run(args):
+    corpus = args.corpus or [docs_on_this_machine()]
+    if args.tokenizer is None:
+        made = train_tokenizer(corpus, args.train_tokenizer, args.out, args.lowercase)
+        print(f"{args.out}: {made.vocab_size} tokens of the {args.train_tokenizer} asked for")
+    else:
+        tokenizer = Tokenizer(fetch(args.tokenizer, TOKENIZER))
+        file = tokenise(corpus, tokenizer, args.out)
+        print(f"{args.out}: {len(file.train):,} tokens to train on, {len(file.valid):,} held out")
 
+def main(argv=None):
+    return command("data.py", lambda: run(arguments(argv)))
 
 if __name__ == "__main__":
     sys.exit(main())

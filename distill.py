@@ -3,11 +3,9 @@
     python distill.py                                   # the embedded teacher and corpus: minutes
     python distill.py --teacher bert-base-uncased --corpus wiki/ --out out/student      # on a GPU
     torchrun --nproc_per_node 8 distill.py --teacher bert-base-uncased --corpus wiki/   # on several
-    python distill.py --teacher none --tokenizer DIR --hidden-size 128 --embedding-size 128 \\
-        --num-hidden-layers 4 --num-hidden-groups 4 --out out/bert    # pre-train a BERT: no teacher
+    python distill.py --teacher none --tokenizer DIR --num-hidden-groups 6  # pre-train: no teacher
 
-Both read the same masked text. The loss, 1 * MLM + 3 * (attention + hidden) + 5 * output, pulls
-the student to the teacher's attention maps, hidden states and guesses (dimensions: minialbert.py).
+1 * MLM + 3 * (attention + hidden) + 5 * output is the loss. (Dimensions: see minialbert.py.)
 """
 import argparse
 import hashlib
@@ -25,17 +23,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import CACHE, MaskedBatches, TokenFile, Tokenizer, docs_on_this_machine, fetch, tokenise
+from data import CACHE, TOKENIZER, MaskedBatches, Tokenizer, command, fail, fetch, open_corpus
 from minialbert import (Config, MiniALBERT, count_parameters, initialise, load, read_safetensors,
                         save, write_safetensors)
 
 EMBEDDED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "teacher")
-TOKENIZER = [("tokenizer.json", "vocab.txt"), ("tokenizer_config.json", None)]
-MODEL = [("config.json",), ("model.safetensors", "pytorch_model.bin")]
+MODEL = [("config.json",), ("model.safetensors", "model*.safetensors*", "pytorch_model.bin")]
 SHAPE = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size", "adapter_size",
          "num_attention_heads", "intermediate_size", "tie_decoder")
-# WEIGHTS are the authors' ("embedding": in ablations alone), and so is all of the recipe paper but
-# packed text and bfloat16; its E is their general model's (312 if their script is run as it is).
+# WEIGHTS and the recipe paper are the authors', but packed text, bfloat16 ("embedding": ablations).
 WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "embedding": 0.0}
 NAMES = ("steps", "batch_size", "length", "lr", "warmup", "weight_decay", "dropout")
 RECIPES = {"quick": dict(zip(NAMES, (1800, 16, 64, 3e-3, 100, 0.01, 0.0))),
@@ -163,6 +159,8 @@ def train(model, losses, args, run, evaluation, export, rank=0, world=1):
     if rank == 0:
         log = open(os.path.join(args.out, "log.jsonl"), "a", encoding="utf-8")
         log.seek(log.truncate(min(size, log.tell())))    # a killed run wrote more
+        if first:                                        # or had not yet written its last model
+            export()
     asked, logged, clock = [], first, time.perf_counter()        # asked: by signals, to stop
     handlers = {n: signal(n, lambda number, _: asked.append(number)) for n in (SIGINT, SIGTERM)}
     try:
@@ -226,18 +224,17 @@ def make_optimizer(model, args):
 def resume_from(path, state, run):
     """Puts back the state saved in path; steps made, bytes logged. ValueError if facts differ."""
     tensors, facts = read_safetensors(path)
-    was, run = json.loads(facts["run"]), json.loads(json.dumps(run))
+    was, run = json.loads(facts.get("run", "{}")), json.loads(json.dumps(run))
     other = {name: (was.get(name), run[name]) for name in run if was.get(name) != run[name]}
     if other:
         raise ValueError(f"{path} is of a run that had, and this has: {other}")
+    if {name: x.shape for name, x in tensors.items()} != {n: x.shape for n, x in state.items()}:
+        fail(f"{path} is not of this model")
     for name, tensor in state.items():
         tensor.copy_(tensors[name])
     return int(facts["step"]), int(facts["log"])
 
 # ---- The command ---------------------------------------------------------------------------------
-def fail(message):                                       # main() prints it, in one line
-    raise ValueError(message)
-
 def training_flags(parser, defaults):
     """Adds the flags that train() reads, and others of the defaults {name: value, of its type}."""
     common = dict(out="out/student", seed=0, log_every=50, eval_every=200, save_every=200)
@@ -261,6 +258,7 @@ def arguments(argv):
     add("--recipe", choices=RECIPES, help="quick, as shown; full, the default on a GPU; or paper")
     training_flags(parser, {f"{term}_weight": weight for term, weight in WEIGHTS.items()} | {
         "temperature": 1.0, "micro_batch_size": 0, "cache": CACHE} | RECIPES["quick"])
+    add("--compile", action="store_true", help="fuse the step's operations with torch.compile")
     add("--init", choices=("teacher", "sharp", "random"), help="of a fresh student")
     add("--tie-decoder", action=argparse.BooleanOptionalAction, help="predict with the embeddings")
     for name in SHAPE[:-1]:
@@ -278,18 +276,13 @@ def arguments(argv):
     return args
 
 def check(args, teacher, student, tokenizer, weights):
-    for name, value in vars(args).items():
-        least = 1e-9 * (name in ("steps", "batch_size", "temperature", "log_every", "save_every"))
-        if type(value) in (int, float) and not least <= value < (1 if name == "dropout" else 2**31):
-            fail(f"--{name.replace('_', '-')} {value} is out of range")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        fail("--device cuda: torch finds no GPU here")
     mine = args.overwrite or args.resume and os.path.exists(f"{args.out}/training.safetensors")
     if os.path.exists(f"{args.out}/model.safetensors") and not mine:
         fail(f"--out {args.out} holds a model: --resume its run, or --overwrite it")
+    s, t = student.config, (teacher or student).config
+    match_layers(s.num_hidden_layers, t.num_hidden_layers)
     if not weights:
         fail("no loss is left that the teacher allows and that has a weight")
-    s, t = student.config, (teacher or student).config
     E = s.embedding_size * (args.init == "teacher")
     for what, size, field in ((f"vocab of {tokenizer.path}", tokenizer.vocab_size, "vocab_size"), (
             "--length", args.length, "max_position_embeddings"), ("--init E", E, "embedding_size")):
@@ -328,32 +321,44 @@ def fingerprint(model):
     return model and hashlib.sha256(b"".join(
         p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()[:16]
 
-def run(args):
-    rank, local, world = (int(os.environ.get(*default)) for default in (
-        ("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+def join(args, *positive):
+    """(rank, rank on this machine, processes, device) under torchrun; rank 0 alone prints.
+    ValueError for a flag out of range: negative, or 0 and one of the positive."""
+    rank, local, world = map(int, map(os.environ.get, ("RANK", "LOCAL_RANK", "WORLD_SIZE"), "001"))
+    positive += ("batch_size", "log_every", "save_every")
+    for name, value in vars(args).items():
+        least, most = 1e-9 * (name in positive), 1 if name == "dropout" else 2**31
+        for x in value if type(value) is list else [value]:
+            if type(x) in (int, float) and not least <= x < most:
+                fail(f"--{name.replace('_', '-')} {x} is out of range")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: torch finds no GPU here")
+    if args.batch_size < world:
+        fail(f"--batch-size {args.batch_size} is less than one sequence for each of {world} ranks")
     gpu = torch.cuda.is_available() and args.device != "cpu"
+    device = torch.device("cuda", local) if gpu else torch.device("cpu")
     if world > 1:
         dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(hours=12),
-                                device_id=torch.device("cuda", local) if gpu else None)
+                                device_id=device if gpu else None)
+    if rank > 0:
+        sys.stdout = open(os.devnull, "w")
+    return rank, local, world, device
+
+def run(args):
+    rank, local, world, device = join(args, "steps", "length", "temperature")
     path = None if args.teacher == "none" else fetch(args.teacher, MODEL + TOKENIZER)
     teacher = path and load(path)
     tokenizer = Tokenizer(fetch(args.tokenizer or path or args.student, TOKENIZER))
     student = make_student(args, teacher, tokenizer.vocab_size)
     can = {"mlm"} if not teacher else {*WEIGHTS} - (set() if teacher.head else {"mlm", "output"})
     weights = {term: w for term in WEIGHTS if term in can and (w := vars(args)[f"{term}_weight"])}
-    if not weights.keys() & {"mlm", "output"}:
-        student.head = None                              # for nothing would train it
+    student.head = student.head if weights.keys() & {"mlm", "output"} else None      # untrained
     check(args, teacher, student, tokenizer, weights)
-    if world > 1 and local:                              # the first process of a machine tokenises
+    if local > 0:                                        # the first process of a machine tokenises
         dist.barrier()
-    corpus = args.corpus or [docs_on_this_machine(args.cache)]
-    name = hashlib.sha256(repr([corpus, tokenizer.digest]).encode()).hexdigest()[:12] + ".bin"
-    tokens = TokenFile(corpus[0]) if corpus[0].endswith(".bin") else tokenise(
-        corpus, tokenizer, os.path.join(args.cache, name))
-    if world > 1 and not local:
+    tokens = open_corpus(args.corpus, tokenizer, args.cache)
+    if world > 1 and local == 0:
         dist.barrier()
-    if tokens.made_from.get("tokenizer", tokenizer.digest) != tokenizer.digest:
-        fail(f"{tokens.path} was made with another tokenizer than {tokenizer.path}")
     batches = MaskedBatches(tokens.train, tokenizer, args.length, args.batch_size, args.seed)
     valid = MaskedBatches(tokens.valid, tokenizer, args.length, 32)
     losses = Distillation(student, teacher, batches, weights, args.temperature,
@@ -364,15 +369,14 @@ def run(args):
     if args.init == "teacher":
         ids = batches.sequences(np.arange(min(256, batches.count)))
         start_from_teacher(student, teacher, torch.from_numpy(ids))
-    models = {name: model.to(torch.device("cuda", local) if gpu else "cpu")
-              for name, model in (("teacher", teacher), ("student", student)) if model}
+    models = {name: m.to(device) for name, m in (("teacher", teacher), ("student", student)) if m}
+    if args.compile:
+        losses.terms = torch.compile(losses.terms)
     os.makedirs(args.out, exist_ok=True)
-    if rank == 0:
-        describe(args, models, losses, valid)
+    describe(args, models, losses, valid)
     train(student, losses, args, facts, lambda: evaluate(student, valid) if student.head else {},
           lambda: (save(student, args.out), tokenizer.save(args.out)), rank, world)
-    if rank == 0:
-        report(args, models, tokenizer, valid)
+    report(args, models, tokenizer, valid)
 
 def table(models, valid):
     print(f"{'':9}{'parameters':>12}{'applied':>12}{'MLM accuracy':>14}{'MLM loss':>10}")
@@ -383,17 +387,17 @@ def table(models, valid):
 
 def describe(args, models, losses, valid):
     table(models, valid)
-    for _ in range(2):                                   # a rehearsal; the second one is timed
-        device, began = next(losses.student.parameters()).device, time.perf_counter()
+    device, eta = next(losses.student.parameters()).device, []
+    for _ in range(4):                                   # rehearsals; the first warms up, compiles
+        began = time.perf_counter()
         for terms in losses(0):
             sum(terms.values()).backward()
         losses.student.zero_grad(set_to_none=True)
-    minutes = (time.perf_counter() - began) * args.steps / 60
-    print(f"device   {device}, {'bfloat16' if device.type == 'cuda' else 'float32'}: --device is "
-          f"{args.device}, torch finds {torch.cuda.device_count()} GPUs")
+        eta.append((time.perf_counter() - began) * args.steps / 60)
+    print(f"device   {device}, {'bfloat16' if device.type == 'cuda' else 'float32'}")
     print("layers  ", *(f"{r + 1}-{i + 1}" for r, i in losses.pairs), "(student-teacher)")
     print("loss    ", " + ".join(f"{weight:g} {term}" for term, weight in losses.weights.items()))
-    print(f"steps    {args.steps:,} of {losses.tokens:,} tokens: {minutes:.1f} minutes", flush=True)
+    print(f"steps    {args.steps:,} of {losses.tokens:,} tokens: {min(eta):.1f} min", flush=True)
 
 def report(args, models, tokenizer, valid):
     table(models, valid)
@@ -410,11 +414,7 @@ def report(args, models, tokenizer, valid):
     print(f"\nThe student is in {args.out}. Next: python finetune.py --model {args.out}")
 
 def main(argv=None):
-    try:
-        run(arguments(argv))
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"distill.py: error: {error}", file=sys.stderr)
-        return 2
+    return command("distill.py", lambda: run(arguments(argv)))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,39 +17,24 @@ import os
 import sys
 import time
 import zlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from data import Tokenizer, docs_on_this_machine, fetch
-from distill import MODEL, TOKENIZER, fail, fingerprint, output_loss, to, train, training_flags
+from data import TOKENIZER, Tokenizer, command, fail, fetch
+from distill import MODEL, fingerprint, join, output_loss, to, train, training_flags
 from minialbert import (MiniALBERT, load, read_json, read_safetensors, save, write_atomically,
                         write_safetensors)
-from tasks import (GLUE, METRICS, WORD, Example, download_glue, embedded_task, entities, held_out,
-                   majority, read_glue, read_squad, read_table, read_tags, score,
-                   write_predictions)
+from tasks import (EMBEDDED, GLUE, METRICS, WORD, Example, Task, entities, held_out, lines_of,
+                   majority, make_task, read_splits, score, write_predictions)
 
-EMBEDDED = {"code": "tagging", "part": "classification", "follows": "classification"}
-
-# ---- The task, and its examples as tokens --------------------------------------------------------
-
-@dataclass
-class Task:
-    """What is to be known of a head: the task.json beside it."""
-    name: str                                            # of GLUE or EMBEDDED, or the kind
-    kind: str                                            # classification regression tagging qa
-    labels: list                                         # sorted; [] of regression and qa
-    metrics: list                                        # choices go by the first
-    length: int                                          # tokens at most of a sequence, T
-    stride: int                                          # tokens that two windows of qa share
-    pair: bool                                           # two texts, or a question and a context
-    mean: float                                          # of the numbers to train on: outputs are
-    sd: float                                            # in units of sd, from the mean
-    unanswerable: bool                                   # qa: "" may be right
+# ---- The examples of a task as tokens ------------------------------------------------------------
 
 class Feature(NamedTuple):
     """[CLS] window [SEP] or [CLS] a [SEP] window [SEP], and the places the head is asked at."""
@@ -132,9 +117,12 @@ class TaskLoss:
     """What train() minimises: the mean over all places asked at in a step's batch, and the distance
     there from a tuned teacher, a (Classifier, Task). A batch, of like lengths, is a function of
     (seed, step); an epoch has each Feature once."""
-    def __init__(self, model, task, features, batch_size, seed, pad, teacher=None):
+    def __init__(self, model, task, features, batch_size, seed, pad, teacher=None,
+                 micro_batch_size=None, rank=0, world=1):
         self.model, self.task, self.features, self.teacher = model, task, features, teacher
         self.size, self.seed, self.pad, self.planned = batch_size, seed, pad, (None, [])
+        self.micro = min(micro_batch_size or batch_size, batch_size // world)
+        self.begins = range(rank * self.micro, batch_size, world * self.micro)
         self.weights = {"task": 1.0} | ({"distill": 1.0} if teacher else {})
         self.lengths = np.array([len(f.ids) for f in features])
         self.tokens = int(self.lengths.mean() * batch_size)                  # of a step, about
@@ -158,21 +146,30 @@ class TaskLoss:
         return [self.features[i] for i in self.planned[1][place]]
 
     def __call__(self, step):
-        *inputs, labels = to(self.model, *collate(self.batch(step), self.pad, self.model.qa))
-        with torch.autocast(labels.device.type, torch.bfloat16, enabled=labels.is_cuda):
-            logits = self.model(*inputs)
-        rows, right = choices(logits, labels, self.model.qa)
+        """Yields the terms of this rank's micro-batches, of no rows where a last batch is short."""
+        arrays = collate(self.batch(step), self.pad, self.model.qa)
+        places = np.count_nonzero(~np.isnan(arrays[-1]))
+        for begin in self.begins:
+            rows = (x[begin:begin + self.micro] for x in arrays)
+            *inputs, labels = to(self.model, *rows)
+            yield self.terms(inputs, labels, places)
+
+    def terms(self, inputs, labels, places):
+        """{term: scalar}: this micro-batch's share of the means over all places."""
         regression, mean, sd = self.task.kind == "regression", self.task.mean, self.task.sd
-        terms = {"task": F.mse_loss(rows[:, 0], (right - mean) / sd) if regression
-                 else F.cross_entropy(rows, right.long())}
+        with torch.autocast(labels.device.type, torch.bfloat16, enabled=labels.is_cuda):
+            rows, right = choices(self.model(*inputs), labels, self.model.qa)
+            if self.teacher:
+                teacher, known = self.teacher
+                with torch.no_grad():
+                    goal, _ = choices(teacher(*inputs), labels, teacher.qa)
+        distance = partial(F.mse_loss if regression else F.cross_entropy, reduction="sum")
+        right = (right[:, None] - mean) / sd if regression else right.long()
+        terms = {"task": distance(rows, right) / places}
         if self.teacher:
-            teacher, known = self.teacher
-            with torch.no_grad(), torch.autocast(labels.device.type, torch.bfloat16,
-                                                 enabled=labels.is_cuda):
-                goal, _ = choices(teacher(*inputs), labels, teacher.qa)
-            terms["distill"] = (F.mse_loss(rows, (goal * known.sd + known.mean - mean) / sd)
-                                if regression else output_loss(rows, goal) / len(goal))
-        yield terms
+            terms["distill"] = (distance(rows, (goal * known.sd + known.mean - mean) / sd)
+                                if regression else output_loss(rows, goal)) / places
+        return terms
 
 def choices(logits, labels, qa):
     """-> a row of logits for each place asked at (N, n), in qa for each begin and end (2 B, T), and
@@ -276,41 +273,6 @@ def build(path, task=None, mode="all", dropout=0.0, batch=None):
 
 # ---- The command ---------------------------------------------------------------------------------
 
-def read_splits(args, name, kind):
-    """{split: examples}: train, what there is of test, and dev, or else a part of train for it."""
-    if name in GLUE:
-        splits = read_glue(name, args.data or download_glue(name))
-    elif name in EMBEDDED:
-        splits = embedded_task(name, docs_on_this_machine())
-    elif not args.train:
-        fail(f"--task {name} is of your own files: say --train FILE and, if you have them, --dev "
-             "FILE and --test FILE")
-    else:
-        read = {"tagging": read_tags, "qa": read_squad}.get(kind, lambda path: read_table(
-            path, args.text, args.label, numeric=kind == "regression"))
-        splits = {split: [e for path in getattr(args, split) for e in read(path)]
-                  for split in ("train", "dev", "test") if getattr(args, split)}
-    if not any(split.startswith("dev") for split in splits):
-        splits["dev"], splits["train"] = held_out(splits["train"])
-    return splits
-
-def make_task(args, name, kind, splits):
-    """The Task; its labels are the training set's. ValueError names an example with another one."""
-    known, labels = [e.label for e in splits["train"]], []
-    if kind == "classification":
-        labels = sorted(set(known))
-    elif kind == "tagging":
-        types = {tag[2:] for tags in known for tag in tags} - {""}
-        labels = sorted(["O", *(f"{b}-{t}" for t in types for b in "BI")])
-    for e in (e for split in splits.values() for e in split if labels and e.label is not None):
-        for label in e.label if kind == "tagging" else [e.label]:
-            if label not in labels:
-                fail(f"{e.where}: label {label!r} is not in the training set: {' '.join(labels)}")
-    numbers = known if kind == "regression" else [0.0]
-    return Task(name, kind, labels, METRICS.get(name, METRICS[kind]), args.length, args.stride,
-                splits["train"][0].b is not None, float(np.mean(numbers)),
-                float(np.std(numbers)) or 1.0, kind == "qa" and not all(known))
-
 def tune(args, task, tokenizer, data, mode, seed, lr, teacher=None):
     """{split: (examples, features)} -> the model after one run, {split: (scores, decoded)}. mode:
     what is trained, all, adapters or head; random is all, from noise."""
@@ -320,7 +282,8 @@ def tune(args, task, tokenizer, data, mode, seed, lr, teacher=None):
     model, _ = build(args.model, task, mode, args.dropout, batch)
     for name, p in model.to(args.device).encoder.named_parameters():
         p.requires_grad_(mode in ("all", "random") or mode == "adapters" and "_adapters." in name)
-    losses = TaskLoss(model, task, features, args.batch_size, seed, tokenizer.pad, teacher)
+    losses = TaskLoss(model, task, features, args.batch_size, seed, tokenizer.pad, teacher,
+                      args.micro_batch_size, args.rank, args.world)
     steps = args.steps or max(1, round(args.epochs * losses.epoch))
     out = os.path.join(args.out, f"{mode}-{len(features)}-lr{lr:g}-seed{seed}")
     settings = argparse.Namespace(**vars(args) | dict(
@@ -339,9 +302,9 @@ def tune(args, task, tokenizer, data, mode, seed, lr, teacher=None):
                 results[split] = score(task, examples, [x for x, _ in decoded]), decoded
         return next(scores for split, (scores, _) in results.items() if split.startswith("dev"))
 
-    train(model, losses, settings, facts, measure, lambda: None)
+    train(model, losses, settings, facts, measure, lambda: None, args.rank, args.world)
     seconds = time.perf_counter() - began
-    if not results:                                      # it was finished, and nothing was resumed
+    if not results:                                      # of another rank, or of a finished run
         measure()
     print(f"{out}: {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters, "
           f"{steps:,} steps, {seconds:.0f} s with evaluation, {losses.padding:.1%} padding",
@@ -370,11 +333,10 @@ def run(args):
         name, name)
     if not args.task and not os.path.isdir(args.model):
         fail(f"{args.model} is not there: run python distill.py first, or say --model DIR")
+    args.rank, local, args.world, args.device = join(args, "seeds", "epochs", "stride")
     args.model, args.out = fetch(args.model, MODEL + TOKENIZER), args.out or f"out/{name}"
     if not (args.resume or args.overwrite) and os.path.isdir(args.out) and os.listdir(args.out):
         fail(f"--out {args.out} holds a run: --resume goes on with it, --overwrite loses it")
-    gpu = torch.cuda.is_available() and args.device != "cpu"
-    args.device = torch.device("cuda" if gpu else "cpu")
     tokenizer, config = Tokenizer(args.model), load(args.model).config
     if tokenizer.vocab_size > config.vocab_size:
         fail(f"{args.model}: {tokenizer.vocab_size} tokens, more than the model has")
@@ -383,7 +345,11 @@ def run(args):
         fail(f"--length {args.length}: the model has {positions} positions, and 8 are needed")
     args.length = args.length or min(positions, usual)
     args.steps = args.steps or (0 if args.task else 200)
+    if local > 0:                                        # a machine's first process downloads
+        dist.barrier()
     splits = read_splits(args, name, kind)
+    if args.world > 1 and local == 0:
+        dist.barrier()
     task, dev = make_task(args, name, kind, splits), [s for s in splits if s.startswith("dev")][0]
     print(f"{name}: {kind}; {', '.join(f'{len(e):,} {split}' for split, e in splits.items())}; "
           f"labels {' '.join(task.labels) or 'none'}", flush=True)
@@ -391,8 +357,9 @@ def run(args):
     def encoded(splits):
         return {split: (e, list(encode(task, e, tokenizer))) for split, e in splits.items()}
 
-    data, base = encoded(splits), majority(task, splits["train"], splits[dev])
-    rows = [("majority", dev, metric, [x]) for metric, x in score(task, splits[dev], base).items()]
+    data = encoded(splits)
+    rows = [("majority", split, metric, [x]) for split, some in splits.items() if split != "train"
+            for metric, x in score(task, some, majority(task, splits["train"], some)).items()]
     teacher = args.distill_from and tuned_teacher(args, task, tokenizer, *data[dev])
     for mode in modes:
         usual = 1e-3 if mode in ("adapters", "head") else 5e-5 if args.task else 4e-4    # in haste
@@ -406,7 +373,7 @@ def run(args):
         for seed in range(args.seed, args.seed + args.seeds):
             model, results = tune(args, task, tokenizer, data, mode, seed, lrs[0], teacher)
             runs.append(results)
-            if seed == args.seed and mode == modes[0]:
+            if args.rank == 0 and seed == args.seed and mode == modes[0]:
                 save_task(args.out, model, task, tokenizer)
                 for split, (_, decoded) in results.items():
                     write_predictions(args.out, task, split, splits[split], decoded)
@@ -420,9 +387,10 @@ def run(args):
 
 def predict(args):
     """Prints what the head says of a text, or of each line of a file; two texts: a tab between."""
-    (model, task), tokenizer, lines = build(args.model), Tokenizer(args.model), [args.predict]
+    (model, task), tokenizer = build(args.model), Tokenizer(args.model)
+    lines = [args.predict.encode("utf-8", "replace").decode()]
     if os.path.isfile(args.predict):
-        lines = open(args.predict, encoding="utf-8").read().splitlines()
+        lines = [line for _, line in lines_of(args.predict)]
     for line in filter(str.strip, lines):
         if ("\t" in line) != task.pair:
             fail(f"{line!r:.60}: want {1 + task.pair} texts, a tab between two")
@@ -454,25 +422,21 @@ def arguments(argv):
                       help="train the head alone")
     add("--lr", type=float, nargs="+", help="the best of several on a tenth of the training set "
         "(default: 5e-5, with a frozen encoder 1e-3, both times 768 / C)")
-    training_flags(parser, dict(out="", seeds=1, epochs=3.0, steps=0, batch_size=32, length=0,
-                                stride=128, weight_decay=0.01, dropout=0.1, eval_every=0))
+    training_flags(parser, dict(
+        out="", seeds=1, epochs=3.0, steps=0, batch_size=32, micro_batch_size=0, length=0,
+        stride=128, weight_decay=0.01, dropout=0.1, eval_every=0))
     add("--distill-from", metavar="DIR", help="a model tuned for this task, to learn from, too")
     add("--predict", metavar="TEXT_OR_FILE", help="what the tuned --model says of it; no training")
     args = parser.parse_args(argv)
-    for name in ("seeds", "epochs", "batch_size", "stride", "log_every", "save_every"):
-        if not getattr(args, name) > 0:
-            fail(f"--{name.replace('_', '-')} {getattr(args, name)} is out of range")
     if len(args.text) > 2:
         fail("--text: one or two columns")
     return args
 
 def main(argv=None):
-    try:
+    def act():
         args = arguments(argv)
-        (predict if args.predict is not None else run)(args)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"finetune.py: error: {error}", file=sys.stderr)
-        return 2
+        (run if args.predict is None else predict)(args)
+    return command("finetune.py", act)
 
 if __name__ == "__main__":
     sys.exit(main())

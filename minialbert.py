@@ -47,7 +47,7 @@ class Config:
             least = 1 if kind is int and name != "adapter_size" else 0
             most = 1 if kind is not int else 2**10 if name.startswith("num_") else 2**24
             if type(x) is not kind and (kind, type(x)) != (float, int) or not least <= x <= most:
-                raise ValueError(f"{name} is {x!r}, not {kind.__name__} from {least} to {most}")
+                raise ValueError(f"{name} is {x!r:.60}, not {kind.__name__} from {least} to {most}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"num_attention_heads do not divide hidden_size {self.hidden_size}")
         if self.num_hidden_groups > self.num_hidden_layers:
@@ -64,7 +64,7 @@ class Config:
         found = {"hidden_act": "gelu", "adapter_size": 0} | read_json(path)
         try:
             if found["hidden_act"] != "gelu":
-                raise ValueError(f"hidden_act {found['hidden_act']!r}: only 'gelu' is built here")
+                raise ValueError(f"hidden_act {found['hidden_act']!r:.40}: only 'gelu' is built")
             found.setdefault("embedding_size", found["hidden_size"])         # a BERT's config.json
             found.setdefault("num_hidden_groups", found["num_hidden_layers"])        # lacks these
             if found.get("use_adapter"):                 # the authors' way to say A
@@ -106,7 +106,7 @@ class Attention(nn.Module):
     def forward(self, x, mask=None, want_map=False):
         """x (B, T, C), mask (B, 1, 1, T) -> (B, T, C) and, if wanted, log of a map (B, H, T, T)"""
         B, T, C = x.shape
-        q, k, v = (linear(x).view(B, T, self.heads, -1).transpose(1, 2)      # (B, H, T, D)
+        q, k, v = (linear(x).view(B, T, self.heads, C // self.heads).transpose(1, 2)  # (B, H, T, D)
                    for linear in (self.query, self.key, self.value))
         p, log_p = self.p if self.training else 0.0, None
         if want_map:
@@ -228,7 +228,6 @@ def count_parameters(model):
     return counts | {"body": stored - counts["head"], "stored": stored, "applied": applied}
 
 # ---- Files. safetensors: 8 bytes of header length, JSON header, the tensors' bytes end to end --
-
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
           "U8": torch.uint8, "BOOL": torch.bool}
@@ -299,6 +298,9 @@ def write_atomically(path, chunks):
             file.flush()
             os.fsync(file.fileno())
         os.replace(f"{path}.tmp", path)
+    except OSError as error:                             # a full disk does not say which one it is
+        raise OSError(error.errno or 0, error.strerror or str(error),
+                      error.filename or str(path)) from error
     finally:
         if os.path.isfile(f"{path}.tmp"):
             os.remove(f"{path}.tmp")
@@ -362,6 +364,8 @@ def read_weights(path):
         raise ValueError(f"{path}: no model.safetensors, its index.json or pytorch_model.bin")
     try:                                                 # weights_only: other pickles run programs
         found = torch.load(files["pytorch_model.bin"], map_location="cpu", weights_only=True)
+        if any(t.is_meta or t.nbytes > t.untyped_storage().nbytes() for t in found.values()):
+            raise ValueError("larger than the file")     # it has no numbers or repeats some
         return {str(name): tensor.detach() for name, tensor in found.items()}
     except (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError,
             TypeError, AttributeError, AssertionError) as error:
@@ -378,7 +382,9 @@ def load(path):
             found[name] = tensor                         # the others are of no use here
     layout = BERT if any(name.startswith("encoder.layer.") for name in found) else ALBERT
     table, decoder = (name_in(layout, f"{n}.weight") for n in ("embeddings.word", "head.decoder"))
-    for name, twin in (identity(config) | {decoder: found.get(table, torch.empty(0))}).items():
+    square = found.get("encoder.embedding_hidden_mapping_in.weight", torch.empty(0)).shape
+    twins = identity(config) if square == (config.hidden_size,) * 2 else {}      # or of any size
+    for name, twin in (twins | {decoder: found.get(table, torch.empty(0))}).items():
         if name in found and torch.equal(found[name].float(), twin.float()):
             del found[name]                              # it says nothing new
     config.tie_decoder = decoder not in found

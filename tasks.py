@@ -14,12 +14,13 @@ import urllib.request
 import zipfile
 import zlib
 from collections import Counter
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from data import CACHE, write
+from data import CACHE, docs_on_this_machine, fail, write
 
 class Example(NamedTuple):
     a: object                                            # a text; a question; the words to tag
@@ -27,6 +28,30 @@ class Example(NamedTuple):
     label: object        # a name, a number, or None; tags of the words; [(first character, answer)]
     key: str                                             # a question's id; else the row's number
     where: str                                           # file:line, for messages
+
+@dataclass
+class Task:
+    """What is to be known of a head: the task.json beside it."""
+    name: str                                            # of GLUE or EMBEDDED, or the kind
+    kind: str                                            # classification regression tagging qa
+    labels: list                                         # sorted; [] of regression and qa
+    metrics: list                                        # choices go by the first
+    length: int                                          # tokens at most of a sequence, T
+    stride: int                                          # tokens that two windows of qa share
+    pair: bool                                           # two texts, or a question and a context
+    mean: float                                          # of the numbers to train on: outputs are
+    sd: float                                            # in units of sd, from the mean
+    unanswerable: bool                                   # qa: "" may be right
+
+    def __post_init__(self):
+        for field in fields(self):
+            kind, x = field.type, getattr(self, field.name)
+            if type(x) is not kind and (type(x), kind) != (int, float):
+                raise TypeError(f"{field.name} is {x!r:.60}, not {kind.__name__}")
+        if (self.kind not in list(METRICS)[:4] or self.length < 8 or self.stride < 1
+                or not all(type(x) is str and (x or self.kind != "tagging") for x in self.labels)
+                or not abs(self.mean) + abs(self.sd) < 1e31 or self.pair < (self.kind == "qa")):
+            raise TypeError(f"{self!r:.500} cannot be")
 
 GLUE = {                                                 # folder, columns of texts and label
     "cola": ("CoLA", ["sentence"], "label"), "sst2": ("SST-2", ["sentence"], "label"),
@@ -39,6 +64,7 @@ GLUE = {                                                 # folder, columns of te
     "wnli": ("WNLI", ["sentence1", "sentence2"], "label")}
 GLUE_URL, ZIPS = "https://dl.fbaipublicfiles.com/glue/data/", {"qqp": "QQP-clean", "qnli": "QNLIv2"}
 WORD = re.compile(r"\w+(?:\.\w+)*|[^\w\s]")              # what is tagged in a plain text
+EMBEDDED = {"code": "tagging", "part": "classification", "follows": "classification"}
 PARTS = frozenset("python.reference python.asyncio python.email python.tkinter torch.nn torch.fx "
                   "torch.distributed torch._inductor torch._dynamo numpy.lib numpy.ma".split())
 
@@ -54,6 +80,13 @@ def lines_of(path):
     if not number:
         raise ValueError(f"{path}: empty")
 
+def from_json(text):
+    """What JSON says. ValueError, too, for half a character, which no tokenizer takes."""
+    found = json.loads(text)
+    if "\\ud" in text.lower():
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
+
 def rows_of(path, header=None):
     """(number, {column: value}) of a .jsonl, a .csv or a .tsv, whose quotes are text; the first row
     of the latter two names the columns. ValueError names file and line of a ragged row."""
@@ -61,7 +94,7 @@ def rows_of(path, header=None):
         for number, line in lines_of(path):
             try:
                 if line.strip():
-                    yield number, {} | json.loads(line)
+                    yield number, {} | from_json(line)
             except (ValueError, TypeError, RecursionError) as error:
                 raise ValueError(f"{path}:{number}: not a JSON object: {error}") from error
         return
@@ -88,11 +121,12 @@ def read_table(path, texts, label, header=None, numeric=False):
         where = f"{path}:{number}"
         for name in names:
             if not isinstance(row.get(name), str if name in texts else (str, int, float)):
-                raise ValueError(f"{where}: no column {name!r}, or no text in it: {[*row]}")
+                raise ValueError(f"{where}: no column {name!r}, or no text in it: {[*row]!s:.300}")
         value = None if label is None else str(row[label])
         if numeric and value is not None:
-            if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d{1,2})?", value.lower()):
-                raise ValueError(f"{where}: {label} {value!r} is not a number")
+            if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d{1,2})?", value.lower()) or not (
+                    abs(float(value)) < 1e30):           # whose square is still a number
+                raise ValueError(f"{where}: {label} {value!r:.60} is not a number")
             value = float(value)
         a, b = [*(row[name] for name in texts), None][:2]
         examples.append(Example(a, b, value, str(len(examples)), where))
@@ -120,7 +154,7 @@ def read_tags(path):
             raise ValueError(f"{path}:{number}: {line!r:.60} is not a word and a tag in {columns} "
                              "columns")
         if not re.fullmatch(r"O|[BIESLU]-.+", row[-1]):
-            raise ValueError(f"{path}:{number}: tag {row[-1]!r} is neither O nor like B-X or I-X")
+            raise ValueError(f"{path}:{number}: tag {row[-1]!r:.60} is neither O nor like B-X, I-X")
         words.append(row[0]), tags.append(row[-1])
     return some(examples, path)
 
@@ -138,7 +172,7 @@ def read_squad(path):
     its offset, or of a question without one of its fields."""
     text, examples, key = "\n".join(line for _, line in lines_of(path)), [], ""
     try:
-        for paragraph in (p for article in json.loads(text)["data"] for p in article["paragraphs"]):
+        for paragraph in (p for article in from_json(text)["data"] for p in article["paragraphs"]):
             for question in paragraph["qas"]:
                 key, context = question["id"] + "", paragraph["context"] + ""
                 answers = [] if question.get("is_impossible") else [
@@ -218,6 +252,44 @@ def held_out(examples):
         raise ValueError(f"{order[0].where}: the only example: none is left to choose by")
     return order[:-(-len(order) // 10)], order[-(-len(order) // 10):]
 
+def read_splits(args, name, kind):
+    """{split: examples}: train, what there is of test, and dev, or else a part of train for it."""
+    if name in GLUE:
+        splits = read_glue(name, args.data or download_glue(name))
+    elif name in EMBEDDED:
+        splits = embedded_task(name, docs_on_this_machine())
+    elif not args.train:
+        fail(f"--task {name} is of your own files: say --train FILE and, if you have them, --dev "
+             "FILE and --test FILE")
+    else:
+        read = {"tagging": read_tags, "qa": read_squad}.get(kind, lambda path: read_table(
+            path, args.text, args.label, numeric=kind == "regression"))
+        splits = {split: [e for path in getattr(args, split) for e in read(path)]
+                  for split in ("train", "dev", "test") if getattr(args, split)}
+    if not any(split.startswith("dev") for split in splits):
+        splits["dev"], splits["train"] = held_out(splits["train"])
+    return splits
+
+def make_task(args, name, kind, splits):
+    """The Task; its labels are the training set's. ValueError names an example with another one."""
+    known, labels = [e.label for e in splits["train"]], []
+    if kind == "classification":
+        labels = sorted(set(known))
+        if len(labels) < 2:
+            fail(f"{splits['train'][0].where}: all examples have the label {labels[0]!r:.60}")
+    elif kind == "tagging":
+        types = {tag[2:] for tags in known for tag in tags} - {""}
+        labels = sorted(["O", *(f"{b}-{t}" for t in types for b in "BI")])
+    for e in (e for split in splits.values() for e in split if labels and e.label is not None):
+        for label in e.label if kind == "tagging" else [e.label]:
+            if label not in labels:
+                fail(f"{e.where}: label {label!r:.60} is not in the training set: "
+                     f"{' '.join(labels):.300}")
+    numbers = known if kind == "regression" else [0.0]
+    return Task(name, kind, labels, METRICS.get(name, METRICS[kind]), args.length, args.stride,
+                splits["train"][0].b is not None, float(np.mean(numbers)),
+                float(np.std(numbers)) or 1.0, kind == "qa" and not all(known))
+
 def write_predictions(out, task, split, examples, decoded):
     """Writes a split's (prediction, probabilities) as lines of JSON in the folder out; those for a
     test set of GLUE as its leaderboard wants them."""
@@ -235,6 +307,7 @@ def write_predictions(out, task, split, examples, decoded):
 METRICS = {"classification": ["accuracy", "macro_f1"], "regression": ["pearson", "spearman"],
            "tagging": ["f1", "precision", "recall"], "qa": ["f1", "exact_match"],
            "cola": ["matthews"], "mrpc": ["f1", "accuracy"], "qqp": ["f1", "accuracy"]}
+METRICS |= {name: ["accuracy"] for name in ("sst2", "mnli", "qnli", "rte", "wnli")}
 
 def class_scores(gold, guess):
     """Accuracy, the F1 of label "1", the mean of all labels' F1, and Matthews' correlation, for any

@@ -269,7 +269,7 @@ def test_a_token_file_is_made_once_and_made_anew_when_it_is_stale(tokenizer, tmp
     put(other, make_documents(8, seed=1))
     os.utime(other, ns=(was.st_atime_ns, was.st_mtime_ns))           # as old as before, but smaller
     assert made_anew() and not made_anew()
-    words = SPECIAL + list("abcdefghijklmnopqrstuvwxyz")
+    words = SPECIAL + [f"{mark}{x}" for x in "abcdefghijklmnopqrstuvwxyz" for mark in ("", "##")]
     assert made_anew(Tokenizer(vocab_folder(tmp_path / "tok", words)))
     assert sorted(os.listdir(tmp_path / "sub")) == ["a.bin", "a.bin.json"]
 

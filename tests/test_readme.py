@@ -21,7 +21,7 @@ def commands():
     """The lines of the README's indented and fenced blocks that run something of ours."""
     joined = text("README.md").replace("\\\n", " ")
     return sorted({part.strip() for line in joined.splitlines() for part in line.split("&&")
-                   if re.match(r"\s*(python (data|distill|finetune)|torchrun .*distill)\.py", part)})
+                   if re.match(r"\s*(python (data|distill|finetune)|torchrun .*)\.py", part)})
 
 
 class Parsed(Exception):
