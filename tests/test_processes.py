@@ -58,7 +58,7 @@ def close(one, two):
 
 
 def test_a_distillation_killed_at_random_ends_as_if_it_had_not_been(toy, tmp_path):
-    some = ["--steps", 60, "--save-every", 1]
+    some = ["--steps", 60, "--save-every", 3]
     finish("distill", flags(toy, tmp_path / "a", *some))
     _, resumed, _ = torment("distill", flags(toy, tmp_path / "b", *some), tmp_path / "b", 4, 0.5,
                             random.Random(0))
@@ -90,9 +90,24 @@ def test_a_checkpoint_half_written_is_not_taken_for_one(toy, tmp_path):
 # ---- Several processes ---------------------------------------------------------------------------
 
 
-def test_two_processes_tune_as_one(toy, table, tmp_path):
+SECOND = """
+import os, sys
+sys.path.insert(0, {root!r})
+import {script}
+def call({arguments}):
+    if os.environ["RANK"] == "1"{and_if}:
+        raise MemoryError("this is rank 1")
+    return usual({arguments})
+usual, {name} = {name}, call
+sys.exit({script}.main(sys.argv[1:]))
+"""
+
+
+def test_two_processes_tune_as_one_and_the_first_alone_writes(toy, table, tmp_path):
+    (tmp_path / "second.py").write_text(SECOND.format(
+        root=ROOT, script="finetune", arguments="old, new", and_if="", name="os.replace"))
     some = [*EVEN, 0.002, "--epochs", 2, "--seeds", 2]                   # a sweep of two rates
-    run = torchrun(f"{ROOT}/finetune.py", *tuning(toy, table, tmp_path / "two", *some))
+    run = torchrun(tmp_path / "second.py", *tuning(toy, table, tmp_path / "two", *some))
     assert finetune.main(tuning(toy, table, tmp_path / "one", *some)) is None
     said, errors = run.communicate(timeout=100)
     assert run.returncode == 0, errors
@@ -121,26 +136,14 @@ def test_a_signal_stops_all_processes_and_one_alone_goes_on(toy, tmp_path):
         assert a == pytest.approx(b, rel=1e-4)
 
 
-DYING = """
-import os, sys
-sys.path.insert(0, {root!r})
-import distill
-usual = distill.Distillation.__call__
-def call(self, step):
-    if os.environ["RANK"] == "1" and step == 6:
-        raise MemoryError("rank 1 has no memory left")
-    return usual(self, step)
-distill.Distillation.__call__ = call
-sys.exit(distill.main(sys.argv[1:]))
-"""
-
-
 def test_a_rank_that_dies_ends_all_of_them_with_its_error(toy, tmp_path):
-    (tmp_path / "dying.py").write_text(DYING.format(root=ROOT))
-    run = torchrun(tmp_path / "dying.py", *flags(toy, tmp_path / "two", *EVEN))
+    (tmp_path / "second.py").write_text(SECOND.format(
+        root=ROOT, script="distill", arguments="self, step", and_if=" and step == 6",
+        name="distill.Distillation.__call__"))
+    run = torchrun(tmp_path / "second.py", *flags(toy, tmp_path / "two", *EVEN))
     assert distill.main(flags(toy, tmp_path / "one", *EVEN)) is None
     _, errors = run.communicate(timeout=100)
-    assert run.returncode != 0 and "rank 1 has no memory left" in errors
+    assert run.returncode != 0 and "MemoryError: this is rank 1" in errors
     assert metadata(tmp_path / "two")["step"] == "4"     # the last checkpoint, and it is whole
     assert distill.main(flags(toy, tmp_path / "two", *EVEN, "--resume")) is None
     close(tmp_path / "one", tmp_path / "two")
