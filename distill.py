@@ -8,12 +8,14 @@
 1 * MLM + 3 * (attention + hidden) + 5 * output is the loss. (Dimensions: see minialbert.py.)
 """
 import argparse
+import ctypes
 import hashlib
 import json
 import math
 import os
 import sys
 import time
+import timeit
 from datetime import timedelta
 from signal import SIGINT, SIGTERM, signal
 
@@ -88,18 +90,16 @@ class Distillation:
     def terms(self, ids, labels, places, masked):
         """{term: scalar}: this micro-batch's share of the means over tokens or masked places."""
         on, pairs, n = self.weights, self.pairs, self.tokens
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
-            hidden, maps = self.student(ids, maps=[r for r, _ in pairs if "attention" in on])
-            logits = self.student.head and self.student.predict(hidden[-1].flatten(0, 1)[places])
-            if on.keys() - {"mlm"}:
-                theirs, t_maps = self.teacher(ids, maps=[i for _, i in pairs if "attention" in on])
-            if "output" in on:
-                t_logits = self.teacher.predict(theirs[-1].flatten(0, 1)[places])       # (M, V)
+        hidden, maps = self.student(ids, maps=[r for r, _ in pairs if "attention" in on])
+        logits = self.student.head and self.student.predict(hidden[-1].flatten(0, 1)[places])
+        if on.keys() - {"mlm"}:
+            theirs, t_maps = self.teacher(ids, maps=[i for _, i in pairs if "attention" in on])
         compute = {
             "mlm": lambda: mlm_loss(logits, labels) / masked,
             "attention": lambda: sum(attention_loss(maps[r], t_maps[i]) for r, i in pairs) / n,
             "hidden": lambda: sum(hidden_loss(hidden[r + 1], theirs[i + 1]) for r, i in pairs) / n,
-            "output": lambda: output_loss(logits, t_logits, self.temperature) / masked,
+            "output": lambda: output_loss(logits, self.teacher.predict(
+                theirs[-1].flatten(0, 1)[places]), self.temperature) / masked,
             "embedding": lambda: hidden_loss(hidden[0], theirs[0]) / n}
         return {term: compute[term]() for term in on}
 
@@ -112,8 +112,7 @@ def evaluate(model, batches):
     right = loss = masked = 0
     for step in range(max(1, min(512, batches.count) // batches.batch_size)):
         ids, places, labels = to(model, *batches(step))
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
-            logits = model.predict(model.eval()(ids)[0][-1].flatten(0, 1)[places])
+        logits = model.predict(model.eval()(ids)[0][-1].flatten(0, 1)[places])
         right += (logits.argmax(-1) == labels).sum().item()
         loss += mlm_loss(logits, labels).item()
         masked += len(labels)
@@ -135,8 +134,7 @@ def start_from_teacher(student, teacher, ids):
             getattr(mine, name).weight.copy_(getattr(theirs, name).weight @ basis)
         x = F.pad(mine.norm(x @ basis), (0, 1), value=1.0)           # (N, E + 1), rank-deficient
         fit = torch.linalg.lstsq(x, theirs(ids).flatten(0, 1), driver="gelsd").solution
-        mine.project.weight.copy_(fit[:-1].T)
-        mine.project.bias.copy_(fit[-1])
+        mine.project.weight.copy_(fit[:-1].T), mine.project.bias.copy_(fit[-1])
     L, G = teacher.config.num_hidden_layers, student.config.num_hidden_groups
     for g, layer in enumerate(student.layers):
         group = [teacher.layer(i).state_dict() for i in range(L) if i * G // L == g]
@@ -147,10 +145,10 @@ def start_from_teacher(student, teacher, ids):
 
 # ---- The training loop, the only one -------------------------------------------------------------
 def train(model, losses, args, run, evaluation, export, rank=0, world=1):
-    """Minimises the weighted sum of losses. A random number is a function of (args.seed, step): a
-    resumed run ends as one never stopped. losses has .weights {term: weight}, .tokens in a step and
-    losses(step) yields {term: scalar} for each micro-batch of this rank. run: facts that a resumed
-    run must share; evaluation() -> dict for args.out/log.jsonl; export() writes the model."""
+    """Minimises a weighted sum. A random number is a function of (args.seed, step): a resumed run
+    ends as one never stopped. losses has .weights {term: weight}, .tokens in a step; losses(step)
+    yields {term: scalar} for each micro-batch of this rank. run: facts that a resumed run must
+    share; evaluation() -> dict for args.out/log.jsonl; export() writes the model."""
     optimizer, state = make_optimizer(model, args)
     path = os.path.join(args.out, "training.safetensors")
     first, size = resume_from(path, state, run) if args.resume and os.path.exists(path) else (0, 0)
@@ -242,6 +240,7 @@ def training_flags(parser, defaults):
         parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default,
                             help="(default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="default: on a GPU")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with the run in --out")
     again.add_argument("--overwrite", action="store_true", help="start anew, and lose that run")
@@ -322,8 +321,8 @@ def fingerprint(model):
         p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()[:16]
 
 def join(args, *positive):
-    """(rank, rank on this machine, processes, device) under torchrun; rank 0 alone prints.
-    ValueError for a flag out of range: negative, or 0 and one of the positive."""
+    """(rank, rank on this machine, processes, device) under torchrun; rank 0 alone prints. Sets
+    args.autocast, of --bf16. ValueError for a flag out of range: negative, or a positive one 0."""
     rank, local, world = map(int, map(os.environ.get, ("RANK", "LOCAL_RANK", "WORLD_SIZE"), "001"))
     positive += ("batch_size", "log_every", "save_every")
     for name, value in vars(args).items():
@@ -337,11 +336,14 @@ def join(args, *positive):
         fail(f"--batch-size {args.batch_size} is less than one sequence for each of {world} ranks")
     gpu = torch.cuda.is_available() and args.device != "cpu"
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
+    args.bf16 = gpu if args.bf16 is None else args.bf16
+    args.autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
     if world > 1:
         dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(hours=12),
                                 device_id=device if gpu else None)
-    if rank > 0:
-        sys.stdout = open(os.devnull, "w")
+    sys.stdout = open(os.devnull, "w") if rank > 0 else sys.stdout
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(-1, -1), libc.mallopt(-4, 0)        # keep what is freed, for the next step
     return rank, local, world, device
 
 def run(args):
@@ -363,44 +365,42 @@ def run(args):
     valid = MaskedBatches(tokens.valid, tokenizer, args.length, 32)
     losses = Distillation(student, teacher, batches, weights, args.temperature,
                           args.micro_batch_size, rank, world)
-    facts = {name: getattr(args, name) for name in (*NAMES, "seed", "init", "temperature")} | {
+    facts = {name: vars(args)[name] for name in (*NAMES, "seed", "init", "temperature", "bf16")} | {
         "weights": weights, "shape": vars(student.config), "corpus": tokens.made_from,
         "teacher": fingerprint(teacher), "student": fingerprint(args.student and student)}
     if args.init == "teacher":
         ids = batches.sequences(np.arange(min(256, batches.count)))
         start_from_teacher(student, teacher, torch.from_numpy(ids))
     models = {name: m.to(device) for name, m in (("teacher", teacher), ("student", student)) if m}
-    if args.compile:
-        losses.terms = torch.compile(losses.terms)
+    losses.terms = args.autocast(torch.compile(losses.terms) if args.compile else losses.terms)
     os.makedirs(args.out, exist_ok=True)
     describe(args, models, losses, valid)
-    train(student, losses, args, facts, lambda: evaluate(student, valid) if student.head else {},
+    train(student, losses, args, facts,
+          lambda: args.autocast(evaluate)(student, valid) if student.head else {},
           lambda: (save(student, args.out), tokenizer.save(args.out)), rank, world)
     report(args, models, tokenizer, valid)
 
-def table(models, valid):
+def table(args, models, valid):
     print(f"{'':9}{'parameters':>12}{'applied':>12}{'MLM accuracy':>14}{'MLM loss':>10}")
     for name, model in models.items():
         counts, scores = count_parameters(model), "{accuracy:14.1%}{loss:10.3f}".format(
-            **evaluate(model, valid)) if model.head else "   no MLM head"
+            **args.autocast(evaluate)(model, valid)) if model.head else "   no MLM head"
         print(f"{name:9}{counts['stored']:12,}{counts['applied']:12,}{scores}")
 
 def describe(args, models, losses, valid):
-    table(models, valid)
-    device, eta = next(losses.student.parameters()).device, []
-    for _ in range(4):                                   # rehearsals; the first warms up, compiles
-        began = time.perf_counter()
+    table(args, models, valid)
+    def rehearse():                                      # of four times the first is the slowest
         for terms in losses(0):
             sum(terms.values()).backward()
         losses.student.zero_grad(set_to_none=True)
-        eta.append((time.perf_counter() - began) * args.steps / 60)
-    print(f"device   {device}, {'bfloat16' if device.type == 'cuda' else 'float32'}")
+    eta = min(timeit.repeat(rehearse, repeat=4, number=1)) * args.steps / 60
+    print(f"device   {args.autocast.device}, {'bfloat16' if args.bf16 else 'float32'}")
     print("layers  ", *(f"{r + 1}-{i + 1}" for r, i in losses.pairs), "(student-teacher)")
     print("loss    ", " + ".join(f"{weight:g} {term}" for term, weight in losses.weights.items()))
-    print(f"steps    {args.steps:,} of {losses.tokens:,} tokens: {min(eta):.1f} min", flush=True)
+    print(f"steps    {args.steps:,} of {losses.tokens:,} tokens: {eta:.1f} min", flush=True)
 
 def report(args, models, tokenizer, valid):
-    table(models, valid)
+    table(args, models, valid)
     decode, middle = tokenizer.core.decode, valid.T // 2
     for row in valid.sequences(np.linspace(0, valid.count - 1, 4).astype(int)).tolist():
         words = [decode([token]) for token in row]       # of those that say something, the middle

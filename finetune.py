@@ -157,12 +157,11 @@ class TaskLoss:
     def terms(self, inputs, labels, places):
         """{term: scalar}: this micro-batch's share of the means over all places."""
         regression, mean, sd = self.task.kind == "regression", self.task.mean, self.task.sd
-        with torch.autocast(labels.device.type, torch.bfloat16, enabled=labels.is_cuda):
-            rows, right = choices(self.model(*inputs), labels, self.model.qa)
-            if self.teacher:
-                teacher, known = self.teacher
-                with torch.no_grad():
-                    goal, _ = choices(teacher(*inputs), labels, teacher.qa)
+        rows, right = choices(self.model(*inputs), labels, self.model.qa)
+        if self.teacher:
+            teacher, known = self.teacher
+            with torch.no_grad():
+                goal, _ = choices(teacher(*inputs), labels, teacher.qa)
         distance = partial(F.mse_loss if regression else F.cross_entropy, reduction="sum")
         right = (right[:, None] - mean) / sd if regression else right.long()
         terms = {"task": distance(rows, right) / places}
@@ -202,8 +201,7 @@ def outputs(model, features, pad):
     found, order = {}, sorted(range(len(features)), key=lambda i: -len(features[i].ids))
     for rows in (order[i:i + 64] for i in range(0, len(order), 64)):
         *inputs, labels = to(model, *collate([features[i] for i in rows], pad, model.qa))
-        with torch.autocast(labels.device.type, torch.bfloat16, enabled=labels.is_cuda):
-            logits = model(*inputs).cpu().numpy()
+        logits = model(*inputs).cpu().numpy()
         for i, x in zip(rows, logits):
             found[i] = x[[0] * model.qa + features[i].places]
     return [found[i] for i in range(len(features))]
@@ -284,12 +282,13 @@ def tune(args, task, tokenizer, data, mode, seed, lr, teacher=None):
         p.requires_grad_(mode in ("all", "random") or mode == "adapters" and "_adapters." in name)
     losses = TaskLoss(model, task, features, args.batch_size, seed, tokenizer.pad, teacher,
                       args.micro_batch_size, args.rank, args.world)
+    losses.terms = args.autocast(losses.terms)
     steps = args.steps or max(1, round(args.epochs * losses.epoch))
     out = os.path.join(args.out, f"{mode}-{len(features)}-lr{lr:g}-seed{seed}")
     settings = argparse.Namespace(**vars(args) | dict(
         lr=lr, seed=seed, steps=steps, warmup=steps // 10, out=out))
     facts = {name: getattr(settings, name) for name in (
-        "lr", "seed", "steps", "batch_size", "dropout", "weight_decay")} | {
+        "lr", "seed", "steps", "batch_size", "dropout", "weight_decay", "bf16")} | {
         "model": fingerprint(model), "teacher": fingerprint(teacher and teacher[0]),
         "data": zlib.crc32(b"".join(f.ids.tobytes() + repr(f[1:]).encode() for f in features))}
     os.makedirs(out, exist_ok=True)
@@ -298,7 +297,8 @@ def tune(args, task, tokenizer, data, mode, seed, lr, teacher=None):
     def measure():
         for split, (examples, features) in data.items():
             if split != "train":
-                decoded = decode(task, examples, features, outputs(model, features, tokenizer.pad))
+                found = args.autocast(outputs)(model, features, tokenizer.pad)
+                decoded = decode(task, examples, features, found)
                 results[split] = score(task, examples, [x for x, _ in decoded]), decoded
         return next(scores for split, (scores, _) in results.items() if split.startswith("dev"))
 
@@ -322,7 +322,7 @@ def tuned_teacher(args, task, tokenizer, examples, features):
              f"{' '.join(known.labels)}, not for {task.kind} {' '.join(task.labels)}")
     if Tokenizer(args.distill_from).digest != tokenizer.digest:
         fail(f"--distill-from {args.distill_from}: another tokenizer than {args.model}'s")
-    found = outputs(teacher.to(args.device), features, tokenizer.pad)
+    found = args.autocast(outputs)(teacher.to(args.device), features, tokenizer.pad)
     guess = [x for x, _ in decode(known, examples, features, found)]
     print(f"teacher {args.distill_from}: {score(task, examples, guess)}")
     return teacher, known

@@ -110,9 +110,9 @@ class Attention(nn.Module):
                    for linear in (self.query, self.key, self.value))
         p, log_p = self.p if self.training else 0.0, None
         if want_map:
-            scores = (q / (C // self.heads) ** 0.5) @ k.transpose(2, 3)      # (B, H, T, T)
+            scores = ((q / (C // self.heads) ** 0.5) @ k.transpose(2, 3)).float()    # (B, H, T, T)
             if mask is not None:
-                scores = scores.float().masked_fill(~mask, -1e9)     # finite: a KL's 0 * log 0 is 0
+                scores = scores.masked_fill(~mask, -1e9)             # finite: a KL's 0 * log 0 is 0
             log_p = scores.log_softmax(-1)               # before dropout: a map is not a coin toss
             y = F.dropout(log_p.exp(), p) @ v
         else:

@@ -68,11 +68,11 @@ class Clock:
             return result[0]
         return inner
 
-def matrix_rate(s, device):
+def matrix_rate(s, device, dtype):
     """The most FLOPs per second of a product of matrices here, a layer's own or a large square."""
-    kind, rates = {"cpu": (torch.float32, 2048), "cuda": (torch.bfloat16, 8192)}[device], []
-    for m, k, n in (s["B"] * s["T"], s["C"], s["F"]), (kind[1],) * 3:
-        a, b = (torch.randn(size, k, device=device, dtype=kind[0]) for size in (m, n))
+    large, rates = {"cpu": 2048, "cuda": 8192}[device.type], []
+    for m, k, n in (s["B"] * s["T"], s["C"], s["F"]), (large, large, large):
+        a, b = (torch.randn(size, k, device=device, dtype=dtype) for size in (m, n))
         rates += [2 * m * n * k / seconds_of(lambda: F.linear(a, b), 1 + 9 * a.is_cuda)
                   for _ in range(3)]
     return max(rates)
@@ -98,13 +98,17 @@ def update(model, optimizer):
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
-def our_step(shape, tied=True, device="cpu", compiled=False):
+def our_join(**flags):
+    """As our commands begin: what distill.join returns, and the flags with what it adds."""
+    import distill
+    flags = SimpleNamespace(**flags)
+    return *distill.join(flags), flags
+
+def our_step(shape, tied=True, device="cpu", compiled=False, bf16=None):
     """A step as in distill.train, on random tokens; of several processes if they are torchrun's."""
     import distill
     s, before, clock = shape, peak(), Clock()
-    rank, world = (int(os.environ.get(*x)) for x in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if world > 1:
-        dist.init_process_group("gloo")
+    rank, _, world, device, flags = our_join(batch_size=s["B"], device=device, bf16=bf16)
     torch.manual_seed(0)
     teacher, student = our_model(s, "bert").to(device), our_model(s, tied=tied).to(device)
     tokens = np.random.default_rng(0).integers(5, s["V"], s["T"] * s["B"] * 40)
@@ -119,8 +123,8 @@ def our_step(shape, tied=True, device="cpu", compiled=False):
         if not compiled:                     # if so, the forward pass is one, the losses'
             model.forward = clock.timed(name, model.forward)
             model.predict = clock.timed(name, model.predict)
-    terms_of = torch.compile(losses.terms) if compiled else losses.terms
-    losses.terms = clock.timed("losses", terms_of)
+    losses.terms = clock.timed("losses", flags.autocast(
+        torch.compile(losses.terms) if compiled else losses.terms))
 
     def reduce():
         for p in student.parameters() if world > 1 else ():
@@ -135,10 +139,11 @@ def our_step(shape, tied=True, device="cpu", compiled=False):
         clock.timed("optimizer", update)(student, optimizer)
 
     def measure(times=1, rate=False):
-        rates, clock.seconds = [matrix_rate(s, device)] if rate else [], Counter()
-        clock.on = device == "cpu"           # to wait for a GPU at each term would slow the step
+        dtype, clock.seconds = torch.bfloat16 if flags.bf16 else torch.float32, Counter()
+        rates = [matrix_rate(s, device, dtype)] if rate else []
+        clock.on = device.type == "cpu"      # to wait for a GPU at each term would slow the step
         seconds = seconds_of(step, times)
-        rates += [matrix_rate(s, device)] if rate else [1.0]
+        rates += [matrix_rate(s, device, dtype)] if rate else [1.0]
         if not clock.on:
             clock.on = True
             seconds_of(step, times)
@@ -164,7 +169,7 @@ def authors_optimizer(ts, model):            # their Trainer's own AdamW, a loop
     params = [p for p in model.parameters() if p.requires_grad]
     return ts.AdamW(params, lr=1e-4, weight_decay=0.01, no_deprecation_warning=True)
 
-def authors_step(shape, directory, device="cpu"):
+def authors_step(shape, directory, device="cpu", bf16=False):
     """Their wrapper's step, told again: a teacher that has dropout, losses on what masked_select
     copies, logits at all places, and an embedding loss that is computed and not used."""
     s = shape
@@ -190,7 +195,8 @@ def authors_step(shape, directory, device="cpu"):
         x, y = pick(x, where) + 1e-12, pick(y, where) + 1e-12
         return F.kl_div(x.log(), y, reduction="mean")
 
-    def step():
+    @torch.autocast(device, torch.bfloat16, enabled=bf16)
+    def forward():
         masked = ids.masked_fill(chosen, 3)
         out = student(masked, mask, labels=ids.masked_fill(~chosen, -100))
         with torch.no_grad():
@@ -200,7 +206,10 @@ def authors_step(shape, directory, device="cpu"):
         hidden = sum(map(hidden_loss, out.hidden_states[1:], goal.hidden_states[every::every]))
         x, y = pick(out.logits, chosen[..., None]), pick(goal.logits, chosen[..., None])
         output = F.kl_div(x.log_softmax(-1), y.softmax(-1), reduction="batchmean")
-        (out.loss + 3 * (attention + hidden) + 5 * output).backward()
+        return out.loss + 3 * (attention + hidden) + 5 * output
+
+    def step():
+        forward().backward()
         update(student, optimizer)
 
     def measure(times=1, rate=False):
@@ -268,15 +277,17 @@ def our_predictions(how, path, features):
     return lambda: {"seconds": seconds_of(
         in_order if "order" in how else lambda: outputs(model, features, 0))}
 
-def our_tuning(mode, path, features):
+def our_tuning(mode, path, features, bf16=None):
     """An epoch as in finetune.tune, without its evaluation."""
     import distill
     import finetune
+    *_, flags = our_join(batch_size=32, device="cpu", bf16=bf16)
     features, task = our_features(features)
     model, _ = finetune.build(path, task, mode, 0.1, finetune.collate(features[:64], 0, False))
     for name, p in model.encoder.named_parameters():
         p.requires_grad_(mode == "all" or mode == "adapters" and "_adapters." in name)
     losses = finetune.TaskLoss(model, task, features, 32, 0, 0)
+    losses.terms = flags.autocast(losses.terms)
     optimizer, _ = distill.make_optimizer(model, SimpleNamespace(weight_decay=0.01))
 
     def epoch():
@@ -416,27 +427,30 @@ def versus(over, under, target="", key="seconds"):
 
 # ---- The sections --------------------------------------------------------------------------------
 def step_table(title, answers, memory, *targets):
-    theirs = answers.get("authors'")
+    theirs, ours = answers.get("authors'"), [n for n in answers if n.startswith("ours")]
     heading(title, "variant", "s/step", "sequences/s", "over authors'", "target", memory,
             "over authors'", "target", "GFLOP/s of matrices", "of which useful", "target")
     for name, found in answers.items():
-        faster, smaller, share = targets if found is not theirs else [""] * 3
+        faster, smaller, share = targets if name in ours else [""] * 3
         row(name, spread(found), spread(found, "rate"), *versus(found, theirs, faster, "rate"),
             spread(found, memory), *versus(found, theirs, smaller, memory), *(
                 [spread(found, "matrix"), spread(found, "share"), judged(statistics.median(
-                    a["share"] for a in found), share)] if found is not theirs else "---"))
+                    a["share"] for a in found), share)] if name in ours else "---"))
     heading(f"{title.split(':')[0]}: where the time goes, ms", "variant", *TERMS)
-    for name, found in answers.items():
-        if found is not theirs:
-            ms = [1000 * statistics.median(a.get(term, 0.0) for a in found) for term in TERMS]
-            row(name, *(f"{x:.1f}" for x in ms))
+    for name in ours:
+        ms = [1000 * statistics.median(a.get(term, 0.0) for a in answers[name]) for term in TERMS]
+        row(name, *(f"{x:.1f}" for x in ms))
 
 def step(args, folder):
     s = TOY if args.quick else BASE
     found = compare(args, {
         "ours": ("our_step", dict(shape=s)), "authors'": ("authors_step", dict(shape=s)),
-        "ours, --no-tie-decoder": ("our_step", dict(shape=s, tied=False))} | (
-        {} if args.quick else {"ours, --compile": ("our_step", dict(shape=s, compiled=True))}),
+        "ours, --no-tie-decoder": ("our_step", dict(shape=s, tied=False)),
+        "ours, --bf16": ("our_step", dict(shape=s, bf16=True)),
+        "authors', bfloat16": ("authors_step", dict(shape=s, bf16=True))} | (
+        {} if args.quick else {
+            "ours, --compile": ("our_step", dict(shape=s, compiled=True)),
+            "ours, --bf16 --compile": ("our_step", dict(shape=s, compiled=True, bf16=True))}),
         rate=True)
     step_table(f"1. Distillation step on the CPU: {sizes(s)}", found, "MB",
                ">= 4.5", "<= 0.7", ">= 0.85")
@@ -530,11 +544,13 @@ def tuning(args, folder):
     both = [(mode, who) for mode in ("all", "adapters", "head") for who in ("ours", "authors'")]
     found = compare(args, {f"{who}, {mode}": (
         "our_tuning", dict(mode=mode, path=path, features=features)) if who == "ours" else (
-        "authors_tuning", dict(mode=mode, features=features, shape=s)) for mode, who in both[:5]})
+        "authors_tuning", dict(mode=mode, features=features, shape=s)) for mode, who in both[:5]}
+        | {"ours, all, --bf16": ("our_tuning", dict(
+            mode="all", path=path, features=features, bf16=True))})
     heading(f"4. Tuning on the CPU: {what}, in batches of 32", "variant", "sentences/s",
             "over authors' same", "target", "over ours, all", "target", "MB")
     for name, x in found.items():
-        theirs = found.get(name.replace("ours", "authors'")) if "ours" in name else None
+        theirs = found.get(f"authors', {name.split(', ')[1]}") if "ours" in name else None
         row(name, spread(x, "rate"), *versus(x, theirs, ">= 1.3" * (name == "ours, all"), "rate"),
             *versus(x, found["ours, all"], ">= 1.4" * (name == "ours, adapters"), "rate"),
             spread(x, "MB"))
@@ -571,13 +587,14 @@ def tokenise(args, folder):
 def startup(args, folder):
     def run(*command, until=None):
         """Seconds until the command ends, or prints a line that begins with `until`."""
-        began, found = time.perf_counter(), None
+        began, found, said = time.perf_counter(), None, []
         with subprocess.Popen([sys.executable, *command], cwd=ROOT, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
             for line in process.stdout:
+                said.append(line)
                 if until and line.startswith(until):
                     found = time.perf_counter() - began
-        assert process.returncode == 0, command
+        assert process.returncode == 0, "".join([str(command), "\n", *said[-99:]])
         return {"seconds": found or time.perf_counter() - began}
 
     heading("6. Start", "what", "s", "over import torch", "target")

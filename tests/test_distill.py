@@ -564,6 +564,29 @@ def test_a_compiled_step_is_the_plain_one(toy, tmp_path, monkeypatch):
         assert a == pytest.approx(b, rel=1e-5)
 
 
+def test_bfloat16_is_near_float32_but_not_it_and_is_resumed_bit_for_bit(
+        toy, tmp_path, monkeypatch, capsys):
+    half, even = ["--bf16", "--dropout", 0], ["--dropout", 0]
+    assert distill.main(flags(toy, tmp_path / "float32", *even)) is None
+    usual, said = distill.evaluate, []
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "evaluate", lambda *x: said.append(
+            torch.is_autocast_enabled("cpu")) or usual(*x))
+        assert distill.main(flags(toy, tmp_path / "half", *half)) is None
+    assert said == [True] * 7                            # two tables of two models, three lines
+    assert "device   cpu, bfloat16\n" in capsys.readouterr().out
+    for a, b in zip(log(tmp_path / "float32"), log(tmp_path / "half"), strict=True):
+        right = a.pop("valid_accuracy", 0), b.pop("valid_accuracy", 0)       # of 64 places
+        assert a != b and a == pytest.approx(b, rel=0.01) and abs(right[0] - right[1]) < 0.05
+    assert stopped(toy, tmp_path / "run", monkeypatch, signal.SIGTERM, *half) == 143
+    assert distill.main(flags(toy, tmp_path / "run", "--resume", *even)) == 2
+    assert "'bf16': (True, False)" in capsys.readouterr().err
+    assert distill.main(flags(toy, tmp_path / "run", "--resume", *half)) is None
+    assert weights(tmp_path / "run") == weights(tmp_path / "half")
+    assert {x.dtype for x in read_safetensors(tmp_path / "run" / "training.safetensors")[0].values()
+            } == {torch.float32}                         # what is trained stays whole
+
+
 # ---- The command ---------------------------------------------------------------------------------
 
 

@@ -726,6 +726,29 @@ def test_seeds_differ_the_rate_is_chosen_without_dev_and_a_saved_model_is_the_on
     assert "--overwrite" in run(capsys, *more, code=2).err
 
 
+def test_bfloat16_trains_and_predicts_near_float32_but_not_alike(tmp_path, model, capsys):
+    sentiment(tmp_path / "d/train.tsv"), sentiment(tmp_path / "d/dev.tsv", 9, 1)
+    more = ["--model", model, "--task", "sst2", "--data", tmp_path / "d", "--steps", 9,
+            "--dropout", 0, "--log-every", 1]
+    losses = {}
+    for out in ("whole", "half"):
+        run(capsys, *more, *["--bf16"][:out == "half"], "--out", tmp_path / out)
+        path, = (tmp_path / out).glob("*/log.jsonl")
+        losses[out] = [json.loads(line)["loss"] for line in open(path)]
+        rows = [json.loads(line) for line in open(tmp_path / out / "dev.jsonl")]
+        told = [row["probabilities"]["1"] for row in rows]
+        tuned, task = build(str(tmp_path / out))
+        examples = read_glue("sst2", tmp_path / "d")["dev"]
+        features = list(encode(task, examples, Tokenizer(str(tmp_path / out))))
+        exact = [p["1"] for _, p in decode(task, examples, features, outputs(tuned, features, 0))]
+        assert exact == pytest.approx(told, abs=0.01)
+        assert (exact == pytest.approx(told, abs=1e-6)) == (out == "whole")
+    assert losses["whole"] == pytest.approx(losses["half"], rel=0.01)
+    assert losses["whole"][0] != losses["half"][0]       # no step had been made yet
+    assert "'bf16': (True, False)" in run(
+        capsys, *more, "--out", tmp_path / "half", "--resume", code=2).err
+
+
 @pytest.mark.parametrize("flags", [[], ["--adapters-only"]])
 def test_a_run_that_was_stopped_and_resumed_ends_bit_for_bit_as_one_that_was_not(
         flags, tmp_path, model, capsys, monkeypatch):

@@ -467,6 +467,17 @@ def test_the_rows_of_a_map_are_distributions_over_the_real_tokens(model):
     assert (p * ~mask[:, None, None]).sum() == 0
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_in_bfloat16_a_map_stays_a_distribution_in_float32(model, masked):
+    ids, mask, _ = batch()
+    exact = model(ids, mask if masked else None, maps=[1])[1][1]
+    with torch.autocast("cpu", torch.bfloat16):
+        log_p = model(ids, mask if masked else None, maps=[1])[1][1]
+    assert log_p.dtype == torch.float32 and not torch.equal(log_p, exact)
+    assert_close(log_p.exp(), exact.exp(), 0.1)
+    assert_close(log_p.exp().sum(-1), torch.ones(B, H, T))
+
+
 def test_a_map_of_log_probabilities_is_finite_at_padding(model):
     ids, mask, _ = batch()
     assert model(ids, mask, maps=[1])[1][1].isfinite().all()

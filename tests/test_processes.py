@@ -60,17 +60,17 @@ def close(one, two):
 def test_a_distillation_killed_at_random_ends_as_if_it_had_not_been(toy, tmp_path):
     some = ["--steps", 200, "--save-every", 3]
     finish("distill", flags(toy, tmp_path / "a", *some))
-    _, resumed, _ = torment("distill", flags(toy, tmp_path / "b", *some), tmp_path / "b", 4, 0.4,
+    _, resumed, _ = torment("distill", flags(toy, tmp_path / "b", *some), tmp_path / "b", 3, 0.4,
                             random.Random(0))
     assert resumed > 1
     assert remains(tmp_path / "a") == remains(tmp_path / "b")
 
 
 def test_a_tuning_killed_at_random_ends_as_if_it_had_not_been(toy, table, tmp_path):
-    some = ["--steps", 70, "--save-every", 1, "--seeds", 2, "--lr", 0.001, 0.002]
+    some = ["--steps", 50, "--save-every", 1, "--seeds", 2, "--lr", 0.001, 0.002]
     finish("finetune", tuning(toy, table, tmp_path / "a", *some))
     _, resumed, _ = torment("finetune", tuning(toy, table, tmp_path / "b", *some), tmp_path / "b",
-                            4, 0.4, random.Random(1))
+                            3, 0.4, random.Random(1))
     assert resumed > 1
     one, two = remains(tmp_path / "a"), remains(tmp_path / "b")
     assert one == two and {"model.safetensors", "head.safetensors", "dev.jsonl"} <= one.keys()
@@ -106,7 +106,7 @@ sys.exit({script}.main(sys.argv[1:]))
 def test_two_processes_tune_as_one_and_the_first_alone_writes(toy, table, tmp_path):
     (tmp_path / "second.py").write_text(SECOND.format(
         root=ROOT, script="finetune", arguments="old, new", and_if="", name="os.replace"))
-    some = [*EVEN, 0.002, "--epochs", 2, "--seeds", 2]                   # a sweep of two rates
+    some = [*EVEN, 0.002, "--epochs", 1, "--seeds", 2]                   # a sweep of two rates
     run = torchrun(tmp_path / "second.py", *tuning(toy, table, tmp_path / "two", *some))
     assert finetune.main(tuning(toy, table, tmp_path / "one", *some)) is None
     said, errors = run.communicate(timeout=100)
