@@ -1,9 +1,12 @@
 """distill.py: each loss against sums written out and the authors' formulas, the start from the
 teacher, the training loop stopped, killed, resumed and split, the command and its refusals."""
+import argparse
+import ctypes
 import json
 import math
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -562,6 +565,15 @@ def test_a_compiled_step_is_the_plain_one(toy, tmp_path, monkeypatch):
     assert len(traced) == 1
     for a, b in zip(log(tmp_path / "plain"), log(tmp_path / "compiled"), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's malloc alone")
+def test_memory_that_is_freed_is_not_asked_for_again():
+    distill.join(argparse.Namespace(batch_size=1, device="cpu", bf16=None))
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)                                # 64 MB, 16,384 pages; freed at once
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000
 
 
 def test_bfloat16_is_near_float32_but_not_it_and_is_resumed_bit_for_bit(
