@@ -649,7 +649,7 @@ def processes(args, s):
         row(world, spread(found), spread(found, "reduce"), spread(found, "part"))
 
 SECTIONS = {"step": step, "gpu": gpu, "inference": inference, "tuning": tuning,
-            "tokenise": tokenise, "start": startup, "growth": growth}
+            "tokenise": tokenise, "growth": growth, "start": startup}
 
 def main():
     if sys.argv[1:2] == ["--worker"]:
