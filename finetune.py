@@ -358,6 +358,9 @@ def run(args):
         return {split: (e, list(encode(task, e, tokenizer))) for split, e in splits.items()}
 
     data = encoded(splits)
+    ids = np.concatenate([f.ids for f in data["train"][1]])
+    if (ids == tokenizer.unk).sum() > np.isin(ids, tokenizer.special, invert=True).sum():
+        fail(f"most tokens to train on are [UNK]: {args.model}'s tokenizer is of another language")
     rows = [("majority", split, metric, [x]) for split, some in splits.items() if split != "train"
             for metric, x in score(task, some, majority(task, splits["train"], some)).items()]
     teacher = args.distill_from and tuned_teacher(args, task, tokenizer, *data[dev])

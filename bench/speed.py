@@ -218,7 +218,9 @@ def authors_step(shape, directory, device="cpu", bf16=False):
     return measure
 
 def our_inference(path, shape):
+    """As our commands evaluate: with distill.join's malloc, which keeps what is freed."""
     from minialbert import load
+    our_join(batch_size=1, device="cpu", bf16=None)
     return forwards(load(path), shape)
 
 def transformers_inference(path, shape, model, attention):
@@ -265,6 +267,7 @@ def our_features(path):
 def our_predictions(how, path, features):
     """A set of sentences by finetune.outputs, or in file order, or so and padded to 128 tokens."""
     from finetune import build, collate, outputs, to
+    our_join(batch_size=64, device="cpu", bf16=None)
     features, task = our_features(features)
     model, _ = build(path, task)
 

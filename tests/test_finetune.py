@@ -916,3 +916,11 @@ def test_a_folder_without_weights_is_one_clear_line(tmp_path, model, capsys):
     err = run(capsys, "--model", model, "--task", "sst2", "--adapters-only", "--data", tmp_path,
               "--out", tmp_path / "o", code=2).err
     assert err.count("\n") == 1 and "no model.safetensors" in err
+
+
+def test_text_of_another_language_is_refused_and_a_name_or_two_is_not(tmp_path, model, capsys):
+    for text, code in (("привет", 2), ("the film is привет", None)):
+        table = write(tmp_path / "t.tsv", f"text\tlabel\n{text}\tx\n{text}\ty\n")
+        err = run(capsys, "--model", model, "--task", "classification", "--train", table, "--dev",
+                  table, "--steps", 1, "--out", tmp_path / f"o{code}", code=code).err
+        assert not code or err.count("\n") == 1 and "[UNK]" in err and model in err
