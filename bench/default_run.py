@@ -2,6 +2,7 @@
 
     python bench/default_run.py                       # all rows, three seeds
     python bench/default_run.py --rows default alone --seeds 0 1 2
+    python bench/default_run.py --bf16                # half the time, where the CPU knows bfloat16
 
 Each row is one command, printed with it; the accuracy is the last line's of its log.jsonl.
 """
@@ -38,15 +39,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--bf16", action="store_true", help="pass it on to each row")
     args = parser.parse_args()
     print("| row | flags | MLM accuracy, each seed | mean | sd | MLM loss | seconds |")
     print("|---" * 7 + "|")
     for row in args.rows:
-        scores, losses, seconds = [], [], []
+        scores, losses, seconds, changes = [], [], [], ROWS[row] + ["--bf16"][:args.bf16]
         for seed in args.seeds:
             with tempfile.TemporaryDirectory() as out:
                 began = time.perf_counter()
-                flags = [*ROWS[row], "--seed", str(seed), "--out", out]
+                flags = [*changes, "--seed", str(seed), "--out", out]
                 subprocess.run([sys.executable, "distill.py", *flags], cwd=ROOT, check=True,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 seconds.append(time.perf_counter() - began)
@@ -55,7 +57,7 @@ def main():
             scores.append(last["valid_accuracy"])
             losses.append(last["valid_loss"])
         spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-        print(f"| {row} | {' '.join(ROWS[row])} | {' '.join(f'{score:.1%}' for score in scores)} "
+        print(f"| {row} | {' '.join(changes)} | {' '.join(f'{score:.1%}' for score in scores)} "
               f"| {statistics.mean(scores):.1%} | {spread:.1%} | {statistics.mean(losses):.3f} "
               f"| {statistics.median(seconds):.0f} |", flush=True)
 

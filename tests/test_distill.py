@@ -570,10 +570,12 @@ def test_a_compiled_step_is_the_plain_one(toy, tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's malloc alone")
 def test_memory_that_is_freed_is_not_asked_for_again():
     distill.join(argparse.Namespace(batch_size=1, device="cpu", bf16=None))
-    for _ in range(3):
+    faults = []
+    for _ in range(30):                                  # until a block of the size is to be had
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(2**24)                                # 64 MB, 16,384 pages; freed at once
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert max(faults[-10:]) < 1000
 
 
 def test_bfloat16_is_near_float32_but_not_it_and_is_resumed_bit_for_bit(
