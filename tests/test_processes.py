@@ -106,7 +106,7 @@ sys.exit({script}.main(sys.argv[1:]))
 def test_two_processes_tune_as_one_and_the_first_alone_writes(toy, table, tmp_path):
     (tmp_path / "second.py").write_text(SECOND.format(
         root=ROOT, script="finetune", arguments="old, new", and_if="", name="os.replace"))
-    some = [*EVEN, 0.002, "--epochs", 1, "--seeds", 2]                   # a sweep of two rates
+    some = [*EVEN, 0.002, "--epochs", 1]                   # a sweep of two rates
     run = torchrun(tmp_path / "second.py", *tuning(toy, table, tmp_path / "two", *some))
     assert finetune.main(tuning(toy, table, tmp_path / "one", *some)) is None
     said, errors = run.communicate(timeout=100)
