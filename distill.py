@@ -343,7 +343,7 @@ def join(args, *positive):
                                 device_id=device if gpu else None)
     sys.stdout = open(os.devnull, "w") if rank > 0 else sys.stdout
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-1, -1), libc.mallopt(-4, 0)        # keep what is freed, for the next step
+        libc.mallopt(-1, -1), libc.mallopt(-4, 0)        # keep freed memory: no trimming, no mmap
     return rank, local, world, device
 
 def run(args):
