@@ -1,16 +1,20 @@
-"""Text to tokens to masked batches.
+"""From text to masked batches; below that tokenizers, token files and corpora.
 
-    python data.py --corpus wiki/ --tokenizer bert-base-uncased --out wiki.bin     # tokenise once
-    python data.py --corpus wiki/ --train-tokenizer 8192 --out my-tokenizer        # a vocabulary
+    python data.py --corpus wiki/ --tokenizer bert-base-uncased --out wiki.bin
+    python data.py --corpus wiki/ --train-tokenizer 8192 --out my-tokenizer
 
-A corpus is any mix of files and folders: .txt (a blank line between documents) and .jsonl (a `text`
-field a line), each also as .gz, .bz2 or .xz. It is streamed once, in constant memory, into a flat
-file of token numbers, memory-mapped from then on: documents end to end, [SEP] after each, first
-those to train on, then those held out. A JSON file beside it says what it was made from.
+The first command tokenises a corpus once; the second learns a vocabulary.
+
+A corpus is any mix of files and folders of .txt (a blank line between
+documents) and .jsonl (one JSON object a line, its text in the field `text`),
+each also as .gz, .bz2 or .xz. It is read once, in constant memory, and written
+as a token file: the token numbers of all documents end to end with [SEP] after
+each, first the documents to train on, then those held out for validation. The
+token file is mapped into memory from then on. A JSON file beside it says what
+it was made from.
 """
 import argparse
 import bz2
-import glob
 import gzip
 import hashlib
 import importlib.metadata
@@ -20,6 +24,7 @@ import json
 import lzma
 import os
 import re
+import shutil
 import sys
 import sysconfig
 import tempfile
@@ -29,452 +34,710 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
+from checkpoint import fetch, parsing, read_json, read_text, replace_file, write_json
+
 CACHE = os.path.join(os.path.expanduser("~"), ".cache", "minialbert")
-HELD_OUT = 50                               # one document in so many is for validation
-LONGEST = 1 << 20                           # characters of a line, or tokenised at once
+HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
+CHUNK = 1 << 20                     # characters that are read as one line or tokenised at once
 
-def fail(message):
-    raise ValueError(message)
 
-def command(name, act):
-    """act(), but what is wrong with the user's input is printed in one line; the exit status."""
-    try:
-        act()
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"{name}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
+# ---- Masking and batches ----------------------------------------------------------------
 
-def read(path, parse=str):
-    """parse(the text of a UTF-8 file); ValueError names the file if parse does not take it."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return parse(file.read())
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from error
+def mask_tokens(ids, tokenizer, rng, rate=0.15):
+    """Mask sequences as BERT does (Devlin et al. 2019): 15 % of each sequence's tokens are chosen,
+    never a special one. Of the chosen tokens 80 % become [MASK], 10 % a random token, 10 % stay.
 
-def write(path, parts, shared=False):
-    """Writes bytes aside, each process for itself if shared; renames when all are on the disk."""
-    aside = f"{path}.{os.getpid()}.tmp" if shared else f"{path}.tmp"
-    try:
-        with open(aside, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:                # a full disk does not say which one it is
-        raise OSError(error.errno or 0, error.strerror or str(error),
-                      error.filename or path) from error
-    finally:
-        if os.path.exists(aside):
-            os.remove(aside)
+    ids (B, T); rng is a numpy Generator. Returns the masked ids (B, T), the positions (M,) of the
+    chosen tokens in the flattened ids, in increasing order, and the labels (M,), the true tokens.
+    """
+    B, T = ids.shape
+    is_special = np.isin(ids, tokenizer.special_ids)     # (B, T)
+    # The same number in each sequence, so that M does not change from step to step.
+    num_masked = max(1, round(rate * (T - 2)))
+    # Each token draws a random number in [0, 1). In each row the num_masked tokens with the
+    # smallest numbers are chosen. Special tokens get 2.0, so that they come last.
+    draw = rng.random((B, T))
+    draw[is_special] = 2.0
+    columns = np.argpartition(draw, num_masked, axis=1)[:, :num_masked]      # the smallest ones
+    columns = np.sort(columns, axis=1)
+    rows = np.arange(B)[:, None]
+    positions = (rows * T + columns).ravel()
+    # If a row has fewer than num_masked ordinary tokens, special ones were chosen: remove them.
+    positions = positions[~is_special.ravel()[positions]]
 
-def fetch(name, wanted):
-    """A folder as it is, or a Hugging Face name: of its files just those in `wanted`, patterns in
-    lists of alternatives, where None is for nothing. ValueError if it cannot be had."""
-    if os.path.isdir(name):
-        return name
-    from huggingface_hub import snapshot_download            # here: slow to import, seldom needed
-    try:
-        for alternatives in wanted:
-            if not any(file is None or glob.glob(file, root_dir=(
-                    folder := snapshot_download(name, allow_patterns=file)))
-                    for file in alternatives):
-                fail(f"it has no {' or '.join(alternatives)}")
-    except Exception as error:              # the hub's, or of whatever HTTP library it uses
-        raise ValueError(f"{name}: no such folder, and not to be had from the Hugging Face hub: "
-                         f"{' '.join(str(error).split())}") from error
-    return folder
+    labels = ids.ravel()[positions]
+    masked_ids = ids.ravel().copy()
+    fates = rng.random(len(positions)).tolist()
+    random_tokens = rng.choice(tokenizer.ordinary_ids, len(positions)).tolist()
+    for position, fate, random_token in zip(positions.tolist(), fates, random_tokens):
+        if fate < 0.8:
+            masked_ids[position] = tokenizer.mask_id     # 80 %: the token is hidden
+        elif fate < 0.9:
+            masked_ids[position] = random_token          # 10 %: it is replaced by any other
+        else:
+            pass                                         # 10 %: it stays, and must be predicted
+    return masked_ids.reshape(B, T), positions, labels
 
-# ---- Tokenizers ----------------------------------------------------------------------------------
-TOKENIZER = [("tokenizer.json", "vocab.txt"), ("tokenizer_config.json", None)]       # for fetch()
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+class MaskedBatches:
+    """Batches of masked sequences, each a function of (seed, step) alone.
+
+    There is no state, so that a resumed run needs to restore nothing. A sequence is [CLS],
+    T - 2 tokens, [SEP]; there is no padding. Each epoch has each sequence once, in an order of
+    its own. ValueError if the tokens are too few for one sequence.
+    """
+
+    def __init__(self, tokens, tokenizer, T, batch_size, seed=0):
+        self.tokens = tokens                             # (number of tokens,)
+        self.tokenizer = tokenizer
+        self.T = T
+        self.batch_size = batch_size
+        self.seed = seed
+        self.count = len(tokens) // max(1, T - 2)        # sequences in an epoch
+        self.last_order = None                           # the order of the epoch used last
+        self.last_epoch = None                           # the number of that epoch
+        if T < 3 or self.count == 0:
+            raise ValueError(f"{len(tokens)} tokens are too few for one sequence of {T} "
+                             "with its [CLS] and [SEP]")
+
+    def batch(self, step):
+        """Return masked ids (B, T), positions (M,) and labels (M,) of a step: see mask_tokens."""
+        numbers = []
+        first = step * self.batch_size
+        for i in range(first, first + self.batch_size):  # the i-th sequence of the whole run
+            epoch, place = divmod(i, self.count)
+            numbers.append(self.order_of_epoch(epoch)[place])
+        rng = np.random.default_rng([self.seed, 2, step])
+        return mask_tokens(self.sequences(numbers), self.tokenizer, rng)
+
+    def order_of_epoch(self, epoch):
+        """Return the order in which an epoch has the sequences; the last one is remembered."""
+        if epoch != self.last_epoch:
+            rng = np.random.default_rng([self.seed, 1, epoch])
+            self.last_order = rng.permutation(self.count)
+            self.last_epoch = epoch
+        return self.last_order
+
+    def sequences(self, numbers):
+        """Return the unmasked ids (B, T) of the sequences with these B numbers."""
+        body = self.T - 2                                # tokens between [CLS] and [SEP]
+        begins = np.asarray(numbers)[:, None] * body     # (B, 1)
+        ids = np.empty((len(numbers), self.T), np.int64)
+        ids[:, 0] = self.tokenizer.cls_id
+        ids[:, 1:-1] = self.tokens[begins + np.arange(body)]
+        ids[:, -1] = self.tokenizer.sep_id
+        if ids.max() >= self.tokenizer.vocab_size:
+            raise ValueError(f"token {ids.max()} is in the token file, but the tokenizer has only "
+                             f"{self.tokenizer.vocab_size}: another tokenizer made the file")
+        return ids
+
+
+# ---- From here on: plumbing. Tokenizers -------------------------------------------------
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]
+# What fetch() needs for a tokenizer, and takes if it is there.
+NEEDED_FOR_TOKENIZER = [("tokenizer.json", "vocab.txt")]
+OPTIONAL_FOR_TOKENIZER = ("tokenizer_config.json",)
+LARGEST_TOKEN = 2**24
+
 
 class Tokenizer:
-    """A BERT tokenizer, from the tokenizer.json or vocab.txt in a folder. ValueErrors name them.
-    Cased or not is what the files say; where they are silent (BioBERT's are), a vocabulary that
-    holds capital letters is cased."""
+    """A BERT tokenizer, read from the tokenizer.json or the vocab.txt in a folder.
+
+    Whether it is cased is what the files say. Where they say nothing (BioBERT's do not), a
+    vocabulary with capital letters is cased. ValueError names a file that is not a tokenizer.
+    """
+
     def __init__(self, path):
         self.path = path
-        file, vocab, config = (os.path.join(path, name) for name in TOKENIZER_FILES)
+        file = os.path.join(path, "tokenizer.json")
         if os.path.isfile(file):
-            try:
-                self.core = tokenizers.Tokenizer.from_file(file)
-                self.core.encode("Is it in order? \u2603")      # or it has no word for the unknown
-            except Exception as error:      # the Rust library raises nothing narrower
-                raise ValueError(f"{file}: not a tokenizer: {error!r}") from error
-            self.core.no_padding()
-            self.core.no_truncation()
-        elif os.path.isfile(vocab):
-            file, words = vocab, read(vocab).removesuffix("\n").split("\n")
-            if len(set(words)) < len(words):
-                raise ValueError(f"{file}: {len(words)} lines, but {len(set(words))} tokens")
-            self.core = wordpiece(words) if not os.path.isfile(config) else read(
-                config, lambda text: wordpiece(words, **json.loads(text)))
+            with parsing(file, "a tokenizer"):
+                self.backend = tokenizers.Tokenizer.from_file(file)
+                # This fails if the vocabulary has no token for an unknown word.
+                self.backend.encode("A test with an unusual character: \u2603")
+            self.backend.no_padding()
+            self.backend.no_truncation()
         else:
-            raise ValueError(f"{path}: no tokenizer.json or vocab.txt in it")
-        ids = self.core.get_vocab()
-        if missing := [token for token in SPECIAL if token not in ids]:
+            file = os.path.join(path, "vocab.txt")
+            if not os.path.isfile(file):
+                raise ValueError(f"{path}: it has no tokenizer.json and no vocab.txt")
+            self.backend = read_wordpiece(path)
+        id_of_token = self.backend.get_vocab()
+        missing = [token for token in SPECIAL_TOKENS if token not in id_of_token]
+        if missing:
             raise ValueError(f"{file}: it has no {' '.join(missing)}")
-        self.special = np.array([ids[token] for token in SPECIAL])
-        self.pad, self.unk, self.cls, self.sep, self.mask = self.special.tolist()
-        self.ordinary = np.setdiff1d(list(ids.values()), self.special)
-        self.vocab_size = max(ids.values()) + 1
-        if self.vocab_size > 2**24:         # to_str() would list all numbers, in gigabytes
-            fail(f"{file}: {self.vocab_size - 1} is no number of a token")
-        self.digest = hashlib.sha256(self.core.to_str().encode()).hexdigest()[:16]
+        self.pad_id = id_of_token["[PAD]"]
+        self.unk_id = id_of_token["[UNK]"]
+        self.cls_id = id_of_token["[CLS]"]
+        self.sep_id = id_of_token["[SEP]"]
+        self.mask_id = id_of_token["[MASK]"]
+        self.special_ids = np.array([id_of_token[token] for token in SPECIAL_TOKENS])
+        self.ordinary_ids = np.setdiff1d(list(id_of_token.values()), self.special_ids)
+        self.vocab_size = max(id_of_token.values()) + 1
+        # A vocabulary with holes up to a huge number would make to_str() use gigabytes.
+        if self.vocab_size > LARGEST_TOKEN:
+            raise ValueError(f"{file}: {self.vocab_size - 1} is too large for a token's number")
+        self.digest = hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
 
     def encode(self, texts):
-        """Token numbers of each text, without special tokens."""
-        return [e.ids for e in self.core.encode_batch_fast(texts, add_special_tokens=False)]
+        """Turn a list of texts into a list of lists of token numbers, without special tokens."""
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids):
+        """Turn a list of token numbers into text; special tokens are left out."""
+        return self.backend.decode(ids)
 
     def save(self, path):
-        """Copies the files it was read from, so that whoever reads them there reads the same."""
+        """Copy the tokenizer's files into the folder path and remove another tokenizer's."""
         for name in TOKENIZER_FILES:
-            source, target = os.path.join(self.path, name), os.path.join(path, name)
+            source = os.path.join(self.path, name)
+            target = os.path.join(path, name)
             if os.path.isfile(source):
-                write(target, [read(source).encode()])
-            elif os.path.isfile(target):    # of another tokenizer
+                with open(source, "rb") as file:
+                    content = file.read()
+                with replace_file(target) as file:
+                    file.write(content)
+            elif os.path.isfile(target):
                 os.remove(target)
 
-def wordpiece(words, do_lower_case=None, strip_accents=None, **others):
-    """A BERT tokenizer of these words; the rest is what a tokenizer_config.json may say."""
+
+def read_wordpiece(path):
+    """Make the tokenizer of a folder's vocab.txt with the settings in tokenizer_config.json."""
+    vocab_path = os.path.join(path, "vocab.txt")
+    config_path = os.path.join(path, "tokenizer_config.json")
+    words = read_text(vocab_path).removesuffix("\n").split("\n")
+    if len(set(words)) < len(words):
+        raise ValueError(f"{vocab_path}: it has {len(words)} lines, but only {len(set(words))} "
+                         "different tokens")
+    config = {}
+    if os.path.isfile(config_path):
+        config = read_json(config_path)
+    for name in ("do_lower_case", "strip_accents"):
+        value = config.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise ValueError(f"{config_path}: {name} is {value!r:.60}, not true or false")
+    return make_wordpiece(words, config.get("do_lower_case"), config.get("strip_accents"))
+
+
+def make_wordpiece(words, do_lower_case=None, strip_accents=None):
+    """Make a BERT tokenizer whose token number i is words[i].
+
+    do_lower_case=None: it is cased if a word other than a [SPECIAL] one has a capital letter.
+    strip_accents=None: accents are removed if it lower-cases, as in BERT.
+    """
     if do_lower_case is None:
         do_lower_case = not any(re.match(r"(?!\[.*\]$).*[A-Z]", word) for word in words)
-    ids = {word: i for i, word in enumerate(words)}
-    core = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
-    core.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=do_lower_case,
-                                                            strip_accents=strip_accents)
-    core.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    core.decoder = tokenizers.decoders.WordPiece()
-    core.add_special_tokens([token for token in SPECIAL if token in ids])
-    return core
+    id_of_token = {word: i for i, word in enumerate(words)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(id_of_token, unk_token="[UNK]"))
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(
+        lowercase=bool(do_lower_case), strip_accents=strip_accents)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.decoder = tokenizers.decoders.WordPiece()
+    backend.add_special_tokens([token for token in SPECIAL_TOKENS if token in id_of_token])
+    return backend
+
 
 def train_tokenizer(corpus, size, out, lowercase=True):
-    """A Tokenizer of `size` tokens, fewer if the corpus has no more, learned and written to out."""
+    """Learn a vocabulary of `size` tokens, fewer if the corpus has no more, and write it to `out`.
+
+    Returns the Tokenizer. ValueError if `out` has a tokenizer already.
+    """
     if not 100 <= size <= 2**20:
-        raise ValueError(f"{size} is no size for a vocabulary: from 100 to {2**20} tokens are")
-    if found := [name for name in TOKENIZER_FILES[:2] if os.path.exists(os.path.join(out, name))]:
-        fail(f"{out}: it has a {found[0]} already")
-    core = wordpiece(["[UNK]"], lowercase)
-    trainer = tokenizers.trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL,
-                                                   show_progress=False)
-    core.train_from_iterator(filter(None, read_corpus(corpus)), trainer)
-    words = sorted(set(core.get_vocab()) - set(SPECIAL))     # the library's order varies by chance
+        raise ValueError(f"--train-tokenizer {size}: the size must be from 100 to {2**20} tokens")
+    for name in ("tokenizer.json", "vocab.txt"):
+        if os.path.exists(os.path.join(out, name)):
+            raise ValueError(f"{out}: it has a {name} already")
+    backend = make_wordpiece(["[UNK]"], lowercase)
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=SPECIAL_TOKENS, show_progress=False)
+    lines = (line for line in read_corpus(corpus) if line)
+    backend.train_from_iterator(lines, trainer)
+    # Sorted, because the order that the library gives varies from run to run.
+    words = sorted(set(backend.get_vocab()) - set(SPECIAL_TOKENS))
     if not words:
-        raise ValueError("there is no text in the corpus")
+        raise ValueError(f"{corpus[0]}: there is no text in the corpus")
     os.makedirs(out, exist_ok=True)
     config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
-    write(os.path.join(out, "tokenizer_config.json"), [json.dumps(config).encode()])
-    write(os.path.join(out, "vocab.txt"), ["\n".join([*SPECIAL, *words, ""]).encode()])
+    with replace_file(os.path.join(out, "tokenizer_config.json")) as file:
+        file.write(json.dumps(config).encode())
+    with replace_file(os.path.join(out, "vocab.txt")) as file:
+        for word in SPECIAL_TOKENS + words:
+            file.write(f"{word}\n".encode())
     return Tokenizer(out)
 
-# ---- Reading a corpus ----------------------------------------------------------------------------
+
+# ---- Token files ------------------------------------------------------------------------
+
+class TokenFile:
+    """A token file, mapped into memory.
+
+    train_tokens, valid_tokens: its two parts, arrays of token numbers
+    made_from: a dict that says which files and which tokenizer it was made from
+    """
+
+    def __init__(self, path):
+        self.path = path
+        for file in (path, f"{path}.json"):
+            if not os.path.isfile(file):
+                raise ValueError(f"{path}: not a token file: there is no file {file}")
+        description = read_json(f"{path}.json")
+        with parsing(path, "a token file, or a damaged one that should be deleted"):
+            dtype = {"uint16": np.uint16, "uint32": np.uint32}[description["dtype"]]
+            num_train = description["train"]
+            num_valid = description["valid"]
+            self.made_from = description["made_from"]
+            if not isinstance(self.made_from, dict):
+                raise ValueError("made_from in its .json is not a JSON object")
+            tokens = np.memmap(path, dtype, mode="r")
+            self.train_tokens = tokens[:num_train]
+            self.valid_tokens = tokens[num_train:]
+            if len(self.train_tokens) != num_train or len(self.valid_tokens) != num_valid:
+                raise ValueError(f"it has {len(tokens)} tokens, but its .json says "
+                                 f"{num_train!r:.40} and {num_valid!r:.40}")
+
+
+def open_corpus(corpus, tokenizer, cache=CACHE):
+    """Return the TokenFile of a corpus; it is made in the folder cache unless it is there.
+
+    corpus: a list of files and folders, or of one token file (.bin); None: the documentation on
+    this machine. ValueError if a token file was made with another tokenizer.
+    """
+    if not corpus:
+        corpus = [docs_on_this_machine(cache)]
+    if len(corpus) == 1 and corpus[0].endswith(".bin"):
+        token_file = TokenFile(corpus[0])
+    else:
+        key = repr([corpus, tokenizer.digest])
+        name = hashlib.sha256(key.encode()).hexdigest()[:12] + ".bin"
+        token_file = tokenise(corpus, tokenizer, os.path.join(cache, name))
+    if token_file.made_from.get("tokenizer", tokenizer.digest) != tokenizer.digest:
+        raise ValueError(f"{token_file.path} was made with another tokenizer than {tokenizer.path}")
+    return token_file
+
+
+def tokenise(corpus, tokenizer, out):
+    """Tokenise a corpus into the files `out` and `out`.json -> TokenFile.
+
+    If they are there already and were made from the same files, they are used as they are.
+    """
+    files = [os.path.abspath(path) for path in corpus_files(corpus)]
+    file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in files]
+    made_from = {"corpus": file_facts, "tokenizer": tokenizer.digest, "held_out": HOLD_OUT_ONE_IN}
+    out_exists = os.path.exists(out)
+    if out_exists:
+        token_file = TokenFile(out)
+        if token_file.made_from == made_from:
+            return token_file
+        print(f"{out} was made from another corpus or tokenizer: it is made anew", file=sys.stderr)
+    else:
+        check_token_file_name(out)
+    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+    dtype = np.dtype(np.uint32)
+    if tokenizer.vocab_size <= 2**16:
+        dtype = np.dtype(np.uint16)
+    with replace_file(out, shared=True) as file:
+        num_train, num_valid, num_unknown = write_tokens(
+            file, read_corpus(corpus), tokenizer, dtype)
+        num_tokens = num_train + num_valid
+        if num_tokens == 0:
+            raise ValueError(f"{corpus[0]}: there is no text in the corpus")
+        if num_unknown > num_tokens / 2:
+            raise ValueError(f"{corpus[0]}: most tokens are [UNK]: the tokenizer in "
+                             f"{tokenizer.path} is of another language")
+        # With few documents none, or all, may have been held out by their hashes.
+        if num_train == 0 or num_valid == 0:
+            num_valid = num_tokens // HOLD_OUT_ONE_IN
+            num_train = num_tokens - num_valid
+            print(f"{out}: there are too few documents to hold out one in {HOLD_OUT_ONE_IN}: "
+                  f"the last {num_valid} tokens are held out instead", file=sys.stderr)
+        description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
+                       "made_from": made_from}
+        # The old tokens are deleted before the new description is written. If the program is
+        # killed in between, the token file is missing and is made again. Otherwise the old tokens
+        # would be read with the wrong description.
+        if out_exists:
+            os.remove(out)
+        write_json(f"{out}.json", description, shared=True)
+    return TokenFile(out)
+
+
+def check_token_file_name(out):
+    """Raise ValueError if `out` is no name of a file, or `out`.json is somebody else's file."""
+    if os.path.basename(out) == "":
+        raise ValueError(f"--out {out!r} is not the name of a file")
+    if os.path.exists(f"{out}.json") and '"made_from"' not in read_text(f"{out}.json"):
+        raise ValueError(f"{out}.json exists and is not the description of a token file")
+
+
+def write_tokens(file, lines, tokenizer, dtype):
+    """Tokenise lines and write the token numbers, first of the documents to train on.
+
+    lines: those of read_corpus. Returns the numbers of tokens to train on, held out, and unknown.
+    """
+    num_train = 0
+    num_valid = 0
+    num_unknown = 0
+    # The held-out tokens wait in a file without a name until all others are written.
+    with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
+        for batch in batches_of_lines(lines):
+            train_ids = []
+            valid_ids = []
+            encoded = tokenizer.encode([line for line, _ in batch])
+            for (line, held_out), ids in zip(batch, encoded):
+                if line == "":                           # the end of a document
+                    ids = [tokenizer.sep_id]
+                if held_out:
+                    valid_ids.extend(ids)
+                else:
+                    train_ids.extend(ids)
+            file.write(np.array(train_ids, dtype))
+            valid_file.write(np.array(valid_ids, dtype))
+            num_train += len(train_ids)
+            num_valid += len(valid_ids)
+            num_unknown += train_ids.count(tokenizer.unk_id) + valid_ids.count(tokenizer.unk_id)
+        valid_file.seek(0)
+        shutil.copyfileobj(valid_file, file)
+    return num_train, num_valid, num_unknown
+
+
+def batches_of_lines(lines):
+    """Yield lists of (line, whether its document is held out), each of about CHUNK characters."""
+    batch = []
+    num_characters = 0
+    held_out = None                                      # None: between two documents
+    for line in lines:
+        if held_out is None:
+            if line == "":
+                continue
+            held_out = is_held_out(line, HOLD_OUT_ONE_IN)     # the first line of a document decides
+        batch.append((line, held_out))
+        num_characters += len(line) + 1
+        if line == "":
+            held_out = None
+        if num_characters > CHUNK:
+            yield batch
+            batch = []
+            num_characters = 0
+    yield batch
+
+
+def is_held_out(text, one_in):
+    """Draw whether a text is held out, with probability 1 / one_in.
+
+    The hash of the text decides: the draw is the same on every machine and independent of all
+    other texts.
+    """
+    return zlib.crc32(text.encode()) % one_in == 0
+
+
+# ---- Reading a corpus -------------------------------------------------------------------
+
 CORPUS_FILE = re.compile(r"(?s).*(\.txt|\.jsonl)(\.gz|\.bz2|\.xz)?")
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+# NULs, and surrogates: the halves of characters, by which surrogateescape also marks bytes that
+# are not UTF-8.
+UNREADABLE = re.compile("[\0\ud800-\udfff]")
+
 
 def corpus_files(corpus):
-    """The files of a corpus in a fixed order. ValueError for a path with nothing to read."""
+    """List the files of a corpus, those of a folder sorted. ValueError for a path without any."""
     files = []
     for path in corpus:
-        inside = [path] if os.path.isfile(path) else sorted(
-            os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
-        inside = [file for file in inside if CORPUS_FILE.fullmatch(file)]
-        if not inside:
+        candidates = []
+        if os.path.isfile(path):
+            candidates.append(path)
+        for folder, _, names in os.walk(path):
+            for name in names:
+                candidates.append(os.path.join(folder, name))
+        found = [file for file in sorted(candidates) if CORPUS_FILE.fullmatch(file)]
+        if not found:
             raise ValueError(f"{path}: no .txt or .jsonl (or one as .gz, .bz2, .xz) there")
-        files += inside
+        files += found
     return files
 
+
 def read_corpus(corpus):
-    """Yields the lines of a corpus, and an empty one after each document, with a progress bar.
-    NULs and bytes that are not UTF-8 become U+FFFD, which BERT's normaliser drops.
-    ValueError, naming file and line, for a damaged file or a line that is not a document."""
+    """Yield the lines of a corpus, and an empty one after each document; show a progress bar.
+
+    NULs and bytes that are not UTF-8 become U+FFFD, which BERT's normaliser removes. ValueError
+    names the file and line of a damaged file or of a line that is not a document.
+    """
     files = corpus_files(corpus)
-    with tqdm(total=sum(map(os.path.getsize, files)), unit="B", unit_scale=True, disable=None,
-              desc="reading the corpus") as bar:
+    num_bytes = sum(os.path.getsize(path) for path in files)
+    with tqdm(desc="reading the corpus", total=num_bytes, unit="B", unit_scale=True,
+              disable=None) as bar:
         for path in files:
-            kind, packed = CORPUS_FILE.fullmatch(path).groups()
-            begin, bad = bar.n, 0           # bytes on the disk
-            with open(path, "rb") as raw:
-                text = io.TextIOWrapper(OPENERS[packed](raw) if packed else raw,
-                                        encoding="utf-8-sig", errors="surrogateescape")
-                try:
-                    for number, line in enumerate(iter(lambda: text.readline(LONGEST), ""), 1):
-                        bar.update(begin + raw.tell() - bar.n)
-                        for part in [line] if kind == ".txt" else document(line, path, number):
-                            if not part.isascii() or "\0" in part:
-                                part, found = re.subn("[\0\ud800-\udfff]", "\ufffd", part)
-                                bad += found
-                            yield part.strip()
-                except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-                    raise ValueError(f"{path}: damaged or cut short: {error}") from error
+            yield from read_corpus_file(path, bar)
             yield ""
-            if bad:
-                tqdm.write(f"{path}: replaced {bad} NULs or bytes that are not UTF-8", sys.stderr)
 
-def document(line, path, number):
-    """The lines of the document in a line of a .jsonl file, and an empty one to end it."""
-    try:
-        lines = json.loads(line, strict=False)["text"].splitlines() if line.strip() else []
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}:{number}: not a JSON object of at most {LONGEST} characters "
-                         "with a string `text`") from error
-    return [*filter(str.strip, lines), ""]
 
-# ---- The embedded corpus: the English prose of the documentation that is on every machine --------
-EXTRACTION = 2                              # count it up when the rules below change
+def read_corpus_file(path, bar):
+    """Yield the lines of one file; bar counts the bytes that were read from the disk."""
+    kind, packed = CORPUS_FILE.fullmatch(path).groups()
+    bytes_before = bar.n
+    num_replaced = 0
+    with open(path, "rb") as raw:
+        stream = raw
+        if packed is not None:
+            stream = OPENERS[packed](raw)
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")
+        for number, line in numbered_lines(path, text):
+            bytes_read = bytes_before + raw.tell()
+            bar.update(bytes_read - bar.n)               # update() wants the increase
+            parts = [line]
+            if kind == ".jsonl":
+                parts = lines_of_document(line, path, number)
+            for part in parts:
+                if not part.isascii() or "\0" in part:
+                    part, num_found = UNREADABLE.subn("\ufffd", part)
+                    num_replaced += num_found
+                yield part.strip()
+    if num_replaced > 0:
+        tqdm.write(f"{path}: replaced {num_replaced} NULs or bytes that are not UTF-8", sys.stderr)
+
+
+def numbered_lines(path, text):
+    """Yield (number, line) of a text file; a line over CHUNK characters comes in pieces."""
+    number = 0
+    with parsing(path, "readable, but damaged or cut short"):
+        while True:
+            line = text.readline(CHUNK)
+            if line == "":
+                return
+            number += 1
+            yield number, line
+
+
+def lines_of_document(line, path, number):
+    """Parse a line of a .jsonl file -> the lines of its document, and an empty one to end it."""
+    if not line.strip():
+        return [""]
+    with parsing(f"{path}:{number}", f"a JSON object of at most {CHUNK} characters "
+                 "with a text in the field `text`"):
+        # strict=False: a text may hold line breaks and tabs as they are. Half of a character such
+        # as \ud800 is no error here: UNREADABLE takes it out, so that a long corpus can be read.
+        document = json.loads(line, strict=False)
+        if not isinstance(document, dict):
+            raise ValueError(f"it is a {type(document).__name__}")
+        text = document["text"]
+        if not isinstance(text, str):
+            raise ValueError(f"`text` is a {type(text).__name__}")
+    lines = [part for part in text.splitlines() if part.strip()]
+    return lines + [""]
+
+
+# ---- The documentation on this machine: the corpus that needs no download ---------------
+
+EXTRACTION = 2          # the version of the rules below, part of the cached file's name
+# Marks of reStructuredText around words. Groups 1 to 3 are code, 4 and 5 are not.
 MARKUP = re.compile(r"""
     :[\w:+-]+:`~?([^`<]*?)(?:\s*<[^`>]*>)?`   # :class:`~torch.Tensor`, :ref:`text <target>`
   | ``(.+?)``                                 # ``code``
   | `~?([^`<]+?)(?:\s*<[^`>]*>)?`_{0,2}       # `name`, `text <target>`_
   | \*\*([^*\s][^*]*)\*\*                     # **bold**
   | \*([^*\s][^*]*)\*(?!\w)                   # *slanted*""", re.VERBOSE)
-CODE = re.compile(r"\s*(\.\. |\$ |[-=+|~^#*]{3,}|:\w+|@|\w+ = |def |class |import )")
+# The beginning of a line that is not prose: a directive, a prompt, a rule, a definition, ...
+NOT_PROSE = re.compile(r"\s*(\.\. |\$ |[-=+|~^#*]{3,}|:\w+|@|\w+ = |def |class |import )")
+# What may stand before the text of a list item or of an argument: "- ", "1. ", "name (int): ".
 ITEM = re.compile(r"\s*([-*+o] |\d+[.)] |\w+ ?\(.*?\): |[*`]*\w+[*`]*: (?=[A-Z]))")
+# A line above an indented text: "name : type", "name (type):", "Returns:".
 HEADER = re.compile(r"[\w*, ]+ : .*|\w+ ?\([^)]*\):|\w+:?")
-WORD = re.compile(r"[(\"']?[A-Za-z][a-z'-]*[.,;:!?)\"']*")
-COMMON = frozenset("the a an of to in is are be and or for with that this it as if by on not from "
-                   "which when can will".split())
+PLAIN_WORD = re.compile(r"[(\"']?[A-Za-z][a-z'-]*[.,;:!?)\"']*")
+COMMON_WORDS = frozenset("the a an of to in is are be and or for with that this it as if by on not "
+                         "from which when can will".split())
+# Signs of code: braces, bars, backslashes, %s, or three or more of = < >.
+CODE_SIGNS = re.compile(r"[{}\\|]|%[sdr]|[=<>].*[=<>].*[=<>]")
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__",
+                   "_vendor", "lib2to3", "pydoc_data"}
+DOCSTRING = re.compile(r'(?s)(?<![\w\'"])[rRuU]?("""|\'\'\')(.*?)\1')
 
-def paragraphs(docstring):
-    """Yields the lines of each paragraph; a list item or an argument is a paragraph of its own."""
-    code = float("inf")                     # deeper than a line that ends in :: is a block of code
-    for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
-        first = len(block) - len(block.lstrip())
-        if first > code:
-            continue
-        code = first if block.rstrip().endswith("::") else float("inf")
-        lines = []
-        for line in block.splitlines():
-            item, indent = ITEM.match(line), len(line) - len(line.lstrip())
-            if lines and (item or indent < depth or HEADER.fullmatch(" ".join(lines).strip())):
-                yield lines
-                lines = []
-            depth = depth if lines else indent
-            lines.append(line[item.end():] if item else line)
-        yield lines
-
-def unmarked(lines, code="{}"):
-    """The lines of a paragraph as one without mark-up; what that made code is put into `code`."""
-    return MARKUP.sub(lambda found: (code if found.lastindex < 4 else "{}").format(
-        found[found.lastindex]), " ".join(" ".join(lines).split()).replace("::", ":"))
-
-def prose(lines):
-    """The lines of a paragraph -> plain English without its mark-up, or None if it is not that."""
-    text = unmarked(lines)
-    words = text.split()
-    plain = sum(bool(WORD.fullmatch(word)) for word in words)
-    common = sum(word.lower() in COMMON for word in words)
-    if (len(words) >= 8 and plain >= 0.75 * len(words) and common >= 0.15 * len(words)
-            and text.isascii() and text[0].isalpha() and text[-1] in ".!?:)"
-            and not any(map(CODE.match, lines))
-            and not re.search(r"[{}\\|]|%[sdr]|[=<>].*[=<>].*[=<>]", text)):
-        return text
-
-def docstrings(roots):
-    """Yields (module, text) from the source of the packages {name: folder}, not importing them."""
-    skip = set("site-packages dist-packages test tests idle_test __pycache__ _vendor lib2to3 "
-               "pydoc_data".split())
-    for package, root in roots.items():
-        for folder, inner, names in os.walk(root):
-            inner[:] = sorted({*inner} - skip)
-            for name in sorted(name for name in names if name.endswith(".py")):
-                path = os.path.join(folder, name)
-                with open(path, encoding="utf-8", errors="replace") as file:
-                    found = re.findall(r'(?s)(?<![\w\'"])[rRuU]?("""|\'\'\')(.*?)\1', file.read())
-                module = os.path.relpath(path, root)[:-3].replace(os.sep, ".")
-                yield from ((f"{package}.{module}", text) for _, text in found)
 
 def docs_on_this_machine(cache=CACHE):
-    """A .jsonl file, made on first use: each paragraph of prose in the documentation of Python,
-    torch and numpy once, {"part": its module, "text": the paragraph, "code": where in it names
-    were marked as code, [[first character, past the last]]}, in the modules' order."""
-    packages = {name: importlib.metadata.distribution(name) for name in ("torch", "numpy")}
-    versions = "-".join([sys.version.split()[0], *(found.version for found in packages.values())])
-    path = os.path.join(cache, f"docs-{EXTRACTION}-{versions}.jsonl")
-    if not os.path.isfile(path):
-        from pydoc_data.topics import topics
-        os.makedirs(cache, exist_ok=True)
-        roots = {"python": sysconfig.get_path("stdlib")}
-        roots |= {name: found.locate_file(name) for name, found in packages.items()}
-        sources = [("python.reference", topics[topic]) for topic in sorted(topics)]
-        sources += docstrings(roots)
-        seen = {}
-        for part, docstring in tqdm(sources, desc="collecting the documentation", disable=None):
-            for lines in paragraphs(docstring):
-                if text := prose(lines):
-                    pieces = re.split("[\1\2]", unmarked(lines, "\1{}\2"))
-                    ends = np.cumsum([len(piece) for piece in pieces]).tolist()
-                    row = {"part": part, "text": text, "code": [*zip(ends[::2], ends[1::2])]}
-                    seen.setdefault(text.lower(), json.dumps(row) + "\n")
-        write(path, (line.encode() for line in seen.values()), shared=True)
+    """Return the path of a .jsonl file with the English prose in the documentation of Python, torch
+    and numpy, which is on every machine that can run this. It is made in `cache` on first use.
+
+    Each line is a paragraph: {"part": its module, "text": the paragraph, "code": where in the text
+    something was marked as code: [[first character, one past the last], ...]}. No text comes twice.
+    """
+    packages = {}
+    for name in ("torch", "numpy"):
+        packages[name] = importlib.metadata.distribution(name)
+    versions = [sys.version.split()[0]] + [package.version for package in packages.values()]
+    path = os.path.join(cache, f"docs-{EXTRACTION}-{'-'.join(versions)}.jsonl")
+    if os.path.isfile(path):
+        return path
+    from pydoc_data.topics import topics                 # imported here: it is large
+    sources = [("python.reference", topics[topic]) for topic in sorted(topics)]
+    sources += docstrings("python", sysconfig.get_path("stdlib"))
+    for name, package in packages.items():
+        sources += docstrings(name, package.locate_file(name))
+    rows = {}                                            # by the text in lower case
+    for part, docstring in tqdm(sources, desc="collecting the documentation", disable=None):
+        for lines in paragraphs(docstring):
+            text, code_spans = remove_markup(lines)
+            if is_prose(lines, text):
+                row = {"part": part, "text": text, "code": code_spans}
+                rows.setdefault(text.lower(), row)
+    os.makedirs(cache, exist_ok=True)
+    with replace_file(path, shared=True) as file:
+        for row in rows.values():
+            file.write(json.dumps(row).encode() + b"\n")
     return path
 
-# ---- Token files ---------------------------------------------------------------------------------
-def tokenise(corpus, tokenizer, out):
-    """The TokenFile `out`, written with its out.json unless they are there and still true."""
-    files = [os.path.abspath(path) for path in corpus_files(corpus)]
-    made_from = {"corpus": [[f, os.path.getsize(f), os.stat(f).st_mtime_ns] for f in files],
-                 "tokenizer": tokenizer.digest, "held_out": HELD_OUT}
-    if stale := os.path.exists(out):
-        if TokenFile(out).made_from == made_from:
-            return TokenFile(out)
-        print(f"{out} was made from another corpus or tokenizer: making it anew", file=sys.stderr)
-    elif not os.path.basename(out) or (
-            os.path.exists(f"{out}.json") and '"made_from"' not in read(f"{out}.json")):
-        fail(f"{out!r} will not do as a name, or {out}.json is there and of something else")
-    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
 
-    def parts():
-        counts = np.zeros(3, int)           # tokens to train on, held out, and unknown
-        yield from token_bytes(read_corpus(corpus), tokenizer, dtype, counts)
-        *counts, unknown = counts.tolist()
-        if unknown > sum(counts) / 2:
-            fail(f"{corpus[0]}: most tokens are [UNK]: {tokenizer.path} is of another language")
-        if 0 in counts:                     # too few documents for the lot to fall on both sides
-            counts = [sum(counts) - sum(counts) // HELD_OUT, sum(counts) // HELD_OUT]
-            print(f"{out}: too few documents to hold out one in {HELD_OUT} of them: "
-                  f"the last {counts[1]} tokens are held out instead", file=sys.stderr)
-        facts = dict(dtype=dtype.name, train=counts[0], valid=counts[1], made_from=made_from)
-        if stale:                           # never tokens beside a .json that is not theirs, even
-            os.remove(out)                  # after a kill: a .json alone is no token file
-        write(f"{out}.json", [json.dumps(facts, indent=1).encode()], shared=True)
-    write(out, parts(), shared=True)
-    return TokenFile(out)
-
-def open_corpus(corpus, tokenizer, cache=CACHE):
-    """The TokenFile of a corpus, made in the folder cache if need be; of None: the embedded one's.
-    A corpus of one .bin is such a file. ValueError if another tokenizer made it."""
-    corpus = corpus or [docs_on_this_machine(cache)]
-    name = hashlib.sha256(repr([corpus, tokenizer.digest]).encode()).hexdigest()[:12] + ".bin"
-    tokens = TokenFile(*corpus) if [c[-4:] for c in corpus] == [".bin"] else tokenise(
-        corpus, tokenizer, os.path.join(cache, name))
-    if tokens.made_from.get("tokenizer", tokenizer.digest) != tokenizer.digest:
-        fail(f"{tokens.path} was made with another tokenizer than {tokenizer.path}")
-    return tokens
-
-def token_bytes(lines, tokenizer, dtype, counts):
-    """Yields what is to be in the token file, in pieces, and adds its tokens up in `counts`."""
-    with tempfile.TemporaryFile() as valid:
-        for batch in batches_of(lines):
-            parts = [], []
-            for (line, held_out), ids in zip(batch, tokenizer.encode([line for line, _ in batch])):
-                parts[held_out].extend(ids if line else [tokenizer.sep])
-            counts += [*map(len, parts), sum(part.count(tokenizer.unk) for part in parts)]
-            yield np.array(parts[0], dtype)
-            valid.write(np.array(parts[1], dtype))
-        if not any(counts):
-            raise ValueError("there is no text in the corpus")
-        valid.seek(0)
-        yield from iter(lambda: valid.read(LONGEST), b"")
-
-def batches_of(lines):
-    """Yields lists of (line, whether its document is held out), of about LONGEST characters."""
-    batch, size, held_out = [], 0, None
-    for line in lines:
-        if held_out is None:                # between documents: the first line decides for its own
-            if not line:
+def docstrings(package, root):
+    """List (module, docstring) of the Python files below the folder root; no module is imported."""
+    found = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(set(subfolders) - SKIPPED_FOLDERS)       # os.walk goes into these
+        for name in sorted(names):
+            if not name.endswith(".py"):
                 continue
-            held_out = zlib.crc32(line.encode()) % HELD_OUT == 0
-        batch.append((line, held_out))
-        size += len(line) + 1
-        held_out = held_out if line else None
-        if size > LONGEST:
-            yield batch
-            batch, size = [], 0
-    yield batch
+            path = os.path.join(folder, name)
+            with open(path, encoding="utf-8", errors="replace") as file:
+                source = file.read()
+            module = os.path.relpath(path, root).removesuffix(".py").replace(os.sep, ".")
+            for _, text in DOCSTRING.findall(source):
+                found.append((f"{package}.{module}", text))
+    return found
 
-class TokenFile:
-    """A memory-mapped token file: .train and .valid are its two parts, .made_from what it holds."""
-    def __init__(self, path):
-        try:
-            facts = read(f"{path}.json", json.loads)
-            data = np.memmap(path, {"uint16": "u2", "uint32": "u4"}[facts["dtype"]], mode="r")
-            self.path, self.made_from = path, {} | facts["made_from"]
-            self.train, self.valid = data[:facts["train"]], data[facts["train"]:]
-            if (len(self.train), len(self.valid)) != (facts["train"], facts["valid"]):
-                raise ValueError(f"it has {len(data)} tokens, but its .json says otherwise")
-        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-            raise ValueError(f"{path}: not a token file, or a damaged one to be deleted: "
-                             f"{error!r:.500}") from error
 
-# ---- Masked batches ------------------------------------------------------------------------------
-class MaskedBatches:
-    """Batches of masked sequences as a function of (seed, step): no state, so nothing to resume.
-    A sequence is [CLS], T - 2 tokens, [SEP]. Each epoch visits each once, in its own order."""
-    def __init__(self, tokens, tokenizer, T, batch_size, seed=0):
-        self.tokens, self.tokenizer, self.T = tokens, tokenizer, T
-        self.batch_size, self.seed = batch_size, seed
-        self.count = len(tokens) // max(1, T - 2)            # sequences
-        self.order = None, None                              # of the epoch last asked for
-        if T < 3 or not self.count:
-            raise ValueError(f"{len(tokens)} tokens do not make one sequence of {T} with its edges")
+def paragraphs(docstring):
+    """Yield the lines of each paragraph; a list item or an argument is a paragraph of its own."""
+    code_indent = None      # the indentation of a line that ended in "::"; deeper text is code
+    for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
+        block_indent = indentation(block)
+        if code_indent is not None and block_indent > code_indent:
+            continue
+        code_indent = None
+        if block.rstrip().endswith("::"):                # a block of code follows
+            code_indent = block_indent
+        lines = []
+        first_indent = 0                                 # of the paragraph's first line
+        for line in block.splitlines():
+            if lines and begins_paragraph(line, lines, first_indent):
+                yield lines
+                lines = []
+            item = ITEM.match(line)
+            if not lines:
+                first_indent = indentation(line)
+            if item:
+                line = line[item.end():]
+            lines.append(line)
+        yield lines
 
-    def sequences(self, numbers):
-        """(B,) numbers of sequences -> ids (B, T)."""
-        ids = np.empty((len(numbers), self.T), np.int64)
-        ids[:, 0], ids[:, -1] = self.tokenizer.cls, self.tokenizer.sep
-        ids[:, 1:-1] = self.tokens[numbers[:, None] * (self.T - 2) + np.arange(self.T - 2)]
-        if ids.max() >= self.tokenizer.vocab_size:
-            raise ValueError(f"token {ids.max()} in the token file, but the tokenizer has only "
-                             f"{self.tokenizer.vocab_size}: another one made it")
-        return ids
 
-    def __call__(self, step):
-        """ids (B, T) masked, places (M,) into the flattened ids, labels (M,): what stood there."""
-        epochs, places = np.divmod(step * self.batch_size + np.arange(self.batch_size), self.count)
-        numbers = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            if self.order[0] != epoch:
-                rng = np.random.default_rng([self.seed, 1, epoch])
-                self.order = epoch, rng.permutation(self.count)
-            numbers[epochs == epoch] = self.order[1][places[epochs == epoch]]
-        rng = np.random.default_rng([self.seed, 2, step])
-        return mask(self.sequences(numbers), self.tokenizer, rng)
+def begins_paragraph(line, lines_before, first_indent):
+    """Tell whether a line begins a new paragraph: it is a list item, or comes after a header such
+    as "Returns:", or is indented less than the first line before it."""
+    is_item = ITEM.match(line) is not None
+    is_after_header = HEADER.fullmatch(" ".join(lines_before).strip()) is not None
+    return is_item or is_after_header or indentation(line) < first_indent
 
-def mask(ids, tokenizer, rng, rate=0.15):
-    """BERT's masking: 15 % of each sequence's tokens, never a special one; of these 80 % become
-    [MASK], 10 % another token, 10 % stay. ids (B, T) -> ids, places (M,), labels (M,)."""
-    special = np.isin(ids, tokenizer.special)
-    lot = np.where(special, 2.0, rng.random(ids.shape))
-    k = max(1, round(rate * (ids.shape[1] - 2)))             # of each: M is the same at each step
-    chosen = np.sort(np.argpartition(lot, k, axis=1)[:, :k], axis=1)
-    places = (chosen + np.arange(len(ids))[:, None] * ids.shape[1]).ravel()
-    places = places[~special.ravel()[places]]                # where a sequence has too few others
-    labels = ids.ravel()[places]
-    fate, masked = rng.random(len(places)), ids.ravel().copy()
-    other = rng.choice(tokenizer.ordinary, len(places))
-    masked[places] = np.where(fate < 0.8, tokenizer.mask, np.where(fate < 0.9, other, labels))
-    return masked.reshape(ids.shape), places, labels
+
+def indentation(text):
+    """Count the white space at the beginning of a text."""
+    return len(text) - len(text.lstrip())
+
+
+def remove_markup(lines):
+    """Join a paragraph's lines and remove the mark-up -> text, [[begin, end], ...] of its code."""
+    marked = " ".join(" ".join(lines).split()).replace("::", ":")
+    text = ""
+    code_spans = []
+    position = 0                                         # in the marked text
+    for match in MARKUP.finditer(marked):
+        text += marked[position:match.start()]
+        content = match[match.lastindex]
+        if match.lastindex <= 3:
+            code_spans.append([len(text), len(text) + len(content)])
+        text += content
+        position = match.end()
+    return text + marked[position:], code_spans
+
+
+def is_prose(lines, text):
+    """Tell whether a paragraph is English prose: its lines with mark-up, its text without."""
+    words = text.split()
+    if len(words) < 8 or not text.isascii():
+        return False
+    if not text[0].isalpha() or text[-1] not in ".!?:)":
+        return False
+    if any(NOT_PROSE.match(line) for line in lines) or CODE_SIGNS.search(text):
+        return False
+    num_plain = sum(1 for word in words if PLAIN_WORD.fullmatch(word))
+    num_common = sum(1 for word in words if word.lower() in COMMON_WORDS)
+    return num_plain >= 0.75 * len(words) and num_common >= 0.15 * len(words)
+
+
+# ---- The command line -------------------------------------------------------------------
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose errors are ValueErrors, which run_command prints as one line."""
+
+    def __init__(self, prog, description):
+        super().__init__(prog, description=description, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        raise ValueError(message)
+
+
+def run_command(name, action):
+    """Call action(). Print an error of the user's in one line -> the exit status, 2 after one."""
+    try:
+        action()
+    except (ValueError, OSError, FloatingPointError) as error:
+        message = " ".join(str(error).split("\n"))
+        print(f"{name}: error: {message}", file=sys.stderr)
+        return 2
+
 
 def arguments(argv):
-    parser = argparse.ArgumentParser(prog="data.py", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, parser.error = parser.add_argument, fail
-    add("--corpus", nargs="+", metavar="PATH", help="default: the documentation on this machine")
-    add("--tokenizer", metavar="DIR", help="folder or Hugging Face name: tokenise with it")
-    add("--train-tokenizer", type=int, metavar="N", help="learn a vocabulary of N tokens instead")
-    add("--lowercase", action=argparse.BooleanOptionalAction, default=True,
+    parser = CommandParser("data.py", __doc__)
+    parser.add_argument(
+        "--corpus", nargs="+", metavar="PATH",
+        help="files and folders of text (default: the documentation on this machine)")
+    parser.add_argument(
+        "--tokenizer", metavar="DIR",
+        help="tokenise with the tokenizer of this folder or Hugging Face model")
+    parser.add_argument(
+        "--train-tokenizer", type=int, metavar="N",
+        help="learn a vocabulary of N tokens instead of tokenising")
+    parser.add_argument(
+        "--lowercase", action=argparse.BooleanOptionalAction, default=True,
         help="whether the learned vocabulary ignores case (default: it does)")
-    add("--out", required=True, metavar="PATH", help="token file or tokenizer's folder to write")
+    parser.add_argument(
+        "--out", required=True, metavar="PATH",
+        help="the token file to write, or the folder for the learned vocabulary")
     args = parser.parse_args(argv)
     if (args.tokenizer is None) == (args.train_tokenizer is None):
-        fail("give one of --tokenizer and --train-tokenizer")
+        raise ValueError("give one of --tokenizer and --train-tokenizer")
     return args
 
+
 def run(args):
-    corpus = args.corpus or [docs_on_this_machine()]
-    if args.tokenizer is None:
-        made = train_tokenizer(corpus, args.train_tokenizer, args.out, args.lowercase)
-        print(f"{args.out}: {made.vocab_size} tokens of the {args.train_tokenizer} asked for")
+    corpus = args.corpus
+    if corpus is None:
+        corpus = [docs_on_this_machine()]
+    if args.train_tokenizer is not None:
+        tokenizer = train_tokenizer(corpus, args.train_tokenizer, args.out, args.lowercase)
+        print(f"{args.out}: {tokenizer.vocab_size} tokens of the {args.train_tokenizer} asked for")
     else:
-        tokenizer = Tokenizer(fetch(args.tokenizer, TOKENIZER))
-        file = tokenise(corpus, tokenizer, args.out)
-        print(f"{args.out}: {len(file.train):,} tokens to train on, {len(file.valid):,} held out")
+        folder = fetch(args.tokenizer, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER)
+        token_file = tokenise(corpus, Tokenizer(folder), args.out)
+        print(f"{args.out}: {len(token_file.train_tokens):,} tokens to train on, "
+              f"{len(token_file.valid_tokens):,} held out")
+
 
 def main(argv=None):
-    return command("data.py", lambda: run(arguments(argv)))
+    def action():
+        run(arguments(argv))
+    return run_command("data.py", action)
+
 
 if __name__ == "__main__":
     sys.exit(main())

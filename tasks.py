@@ -1,12 +1,14 @@
 """Task files and metrics: what to classify, score, tag or answer, and how well it was done.
 
-GLUE in its official layout, tables with named columns, CoNLL tags, SQuAD, and three tasks made of
-the documentation that is on every machine. A reader gives Examples; whatever is wrong with a file
-is a ValueError that names file and line. Metrics are those the tasks are published with, in numpy.
+A reader for each file format gives Examples: GLUE in its official layout, tables with named
+columns, CoNLL files, SQuAD files, and one task made from the documentation on this machine.
+Whatever is wrong with a file is a ValueError that names the file and the line. The metrics are
+those with which the tasks were published.
 """
 import csv
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -20,365 +22,690 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data import CACHE, docs_on_this_machine, fail, write
+from checkpoint import parse_json_object, parsing, replace_file
+from data import CACHE, is_held_out
+
+KINDS = ("classification", "regression", "tagging", "qa")
+
 
 class Example(NamedTuple):
-    a: object                                            # a text; a question; the words to tag
-    b: object                                            # a second text; the context; or None
-    label: object        # a name, a number, or None; tags of the words; [(first character, answer)]
-    key: str                                             # a question's id; else the row's number
-    where: str                                           # file:line, for messages
+    """One row of a task."""
+    text: object            # a text; in qa the question; in tagging a list of words
+    second_text: object     # a second text; in qa the context; None if there is none
+    label: object           # a name; a number; a tag for each word; in qa a list of answers, each
+                            # (number of its first character in the context, text); None: unknown
+    id: str                 # in qa the question's id, else the number of the row
+    location: str           # "file:line", for messages
+
 
 @dataclass
 class Task:
-    """What is to be known of a head: the task.json beside it."""
-    name: str                                            # of GLUE or EMBEDDED, or the kind
-    kind: str                                            # classification regression tagging qa
-    labels: list                                         # sorted; [] of regression and qa
-    metrics: list                                        # choices go by the first
-    length: int                                          # tokens at most of a sequence, T
-    stride: int                                          # tokens that two windows of qa share
-    pair: bool                                           # two texts, or a question and a context
-    mean: float                                          # of the numbers to train on: outputs are
-    sd: float                                            # in units of sd, from the mean
-    unanswerable: bool                                   # qa: "" may be right
+    """What is to be known about a fine-tuned head to use it; saved as task.json beside it."""
+    name: str               # a key of GLUE, "code", or the kind
+    kind: str               # one of KINDS
+    labels: list            # all labels, sorted; in regression and qa empty
+    metrics: list           # names of scores; choices go by the first
+    length: int             # tokens in a sequence at most, T
+    stride: int             # qa: how many tokens two neighbouring windows of a context share
+    pair: bool              # whether there are two texts
+    mean: float             # regression: of the training labels; the head predicts (y - mean) / sd
+    sd: float               # regression: their standard deviation
+    unanswerable: bool      # qa: whether some questions have no answer
 
     def __post_init__(self):
         for field in fields(self):
-            kind, x = field.type, getattr(self, field.name)
-            if type(x) is not kind and (type(x), kind) != (int, float):
-                raise TypeError(f"{field.name} is {x!r:.60}, not {kind.__name__}")
-        if (self.kind not in list(METRICS)[:4] or self.length < 8 or self.stride < 1
-                or not all(type(x) is str and (x or self.kind != "tagging") for x in self.labels)
-                or not abs(self.mean) + abs(self.sd) < 1e31 or self.pair < (self.kind == "qa")):
-            raise TypeError(f"{self!r:.500} cannot be")
+            value = getattr(self, field.name)
+            is_right = type(value) is field.type
+            if field.type is float and type(value) is int:
+                is_right = True
+            if not is_right:
+                raise ValueError(f"{field.name} is {value!r:.60}, not {field.type.__name__}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r:.60}, not one of {', '.join(KINDS)}")
+        for label in self.labels:
+            if not isinstance(label, str) or (label == "" and self.kind == "tagging"):
+                raise ValueError(f"{label!r:.60} is not a label")
+        if self.length < 8 or self.stride < 1:
+            raise ValueError(f"length {self.length} is below 8, or stride {self.stride} below 1")
+        if not abs(self.mean) < LARGEST_NUMBER or not abs(self.sd) < LARGEST_NUMBER:
+            raise ValueError(f"mean {self.mean} or sd {self.sd} is not a usual number")
+        if self.kind == "qa" and not self.pair:
+            raise ValueError("in qa pair must be true: there are a question and a context")
 
-GLUE = {                                                 # folder, columns of texts and label
-    "cola": ("CoLA", ["sentence"], "label"), "sst2": ("SST-2", ["sentence"], "label"),
-    "mrpc": ("MRPC", ["#1 String", "#2 String"], "Quality"),
-    "stsb": ("STS-B", ["sentence1", "sentence2"], "score"),
-    "qqp": ("QQP", ["question1", "question2"], "is_duplicate"),
-    "mnli": ("MNLI", ["sentence1", "sentence2"], "gold_label"),
-    "qnli": ("QNLI", ["question", "sentence"], "label"),
-    "rte": ("RTE", ["sentence1", "sentence2"], "label"),
-    "wnli": ("WNLI", ["sentence1", "sentence2"], "label")}
-GLUE_URL, ZIPS = "https://dl.fbaipublicfiles.com/glue/data/", {"qqp": "QQP-clean", "qnli": "QNLIv2"}
-WORD = re.compile(r"\w+(?:\.\w+)*|[^\w\s]")              # what is tagged in a plain text
-EMBEDDED = {"code": "tagging", "part": "classification", "follows": "classification"}
-PARTS = frozenset("python.reference python.asyncio python.email python.tkinter torch.nn torch.fx "
-                  "torch.distributed torch._inductor torch._dynamo numpy.lib numpy.ma".split())
 
-def lines_of(path):
-    """(number, line) of a file in UTF-8; nothing but a line feed ends a line."""
-    number = 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}:{number}: not UTF-8: {error}") from error
-    if not number:
-        raise ValueError(f"{path}: empty")
+class GlueTask(NamedTuple):
+    folder: str             # the name of its folder, and of the zip that it is in
+    texts: list             # the columns of the one or two texts
+    label: str              # the column of the label
+    kind: str
+    metrics: list
 
-def from_json(text):
-    """What JSON says. ValueError, too, for half a character, which no tokenizer takes."""
-    found = json.loads(text)
-    if "\\ud" in text.lower():
-        json.dumps(found, ensure_ascii=False).encode()
+
+LARGEST_NUMBER = 1e30       # a label in regression is below it, so that its square is finite
+GLUE = {
+    "cola": GlueTask("CoLA", ["sentence"], "label", "classification", ["matthews"]),
+    "sst2": GlueTask("SST-2", ["sentence"], "label", "classification", ["accuracy"]),
+    "mrpc": GlueTask("MRPC", ["#1 String", "#2 String"], "Quality", "classification",
+                     ["f1", "accuracy"]),
+    "stsb": GlueTask("STS-B", ["sentence1", "sentence2"], "score", "regression",
+                     ["pearson", "spearman"]),
+    "qqp": GlueTask("QQP", ["question1", "question2"], "is_duplicate", "classification",
+                    ["f1", "accuracy"]),
+    "mnli": GlueTask("MNLI", ["sentence1", "sentence2"], "gold_label", "classification",
+                     ["accuracy"]),
+    "qnli": GlueTask("QNLI", ["question", "sentence"], "label", "classification", ["accuracy"]),
+    "rte": GlueTask("RTE", ["sentence1", "sentence2"], "label", "classification", ["accuracy"]),
+    "wnli": GlueTask("WNLI", ["sentence1", "sentence2"], "label", "classification", ["accuracy"]),
+}
+METRICS = {                 # of a user's own files, by the kind of task
+    "classification": ["accuracy", "macro_f1"],
+    "regression": ["pearson", "spearman"],
+    "tagging": ["f1", "precision", "recall"],
+    "qa": ["f1", "exact_match"],
+}
+
+
+# ---- Metrics ----------------------------------------------------------------------------
+# gold and guesses are lists with a label for each example.
+
+def score(task, examples, guesses):
+    """Score guesses by the task's metrics -> {metric: value}; {} if the labels are unknown."""
+    gold = [example.label for example in examples]
+    if gold[0] is None:
+        return {}
+    if task.kind == "classification":
+        scores = classification_scores(gold, guesses)
+    elif task.kind == "regression":
+        scores = regression_scores(gold, guesses)
+    elif task.kind == "tagging":
+        scores = entity_scores(gold, guesses)
+    else:
+        scores = answer_scores(gold, guesses)
+    return {metric: scores[metric] for metric in task.metrics}
+
+
+def classification_scores(gold, guesses):
+    """Score classes: accuracy, F1 of the label "1" (GLUE's), the mean F1 of all labels, and
+    Matthews' correlation."""
+    correct = Counter(label for label, guess in zip(gold, guesses) if label == guess)
+    gold_counts = Counter(gold)
+    guess_counts = Counter(guesses)
+    f1_of_label = {}
+    for label in sorted(set(gold) | set(guesses)):
+        # The harmonic mean of precision, correct / guessed, and recall, correct / gold.
+        f1_of_label[label] = 2 * correct[label] / (gold_counts[label] + guess_counts[label])
+    return {"accuracy": correct.total() / len(gold),
+            "f1": f1_of_label.get("1", 0.0),
+            "macro_f1": sum(f1_of_label.values()) / len(f1_of_label),
+            "matthews": matthews_correlation(gold, guesses)}
+
+
+def matthews_correlation(gold, guesses):
+    """Compute Matthews' correlation for any number of classes (Gorodkin 2004); 0 if one side is
+    constant.
+
+    With N examples, c of them correct, and t_k, p_k examples whose label, guess is k:
+    (c N - sum t_k p_k) / sqrt((N^2 - sum t_k^2) (N^2 - sum p_k^2)).
+    """
+    N = len(gold)
+    num_correct = sum(1 for label, guess in zip(gold, guesses) if label == guess)
+    gold_counts = Counter(gold)
+    guess_counts = Counter(guesses)
+    covariance = num_correct * N - sum(gold_counts[k] * guess_counts[k] for k in gold_counts)
+    gold_variance = N**2 - sum(count**2 for count in gold_counts.values())
+    guess_variance = N**2 - sum(count**2 for count in guess_counts.values())
+    if gold_variance == 0 or guess_variance == 0:
+        return 0.0
+    return covariance / (gold_variance * guess_variance)**0.5
+
+
+def regression_scores(gold, guesses):
+    """Score numbers: Pearson's correlation, and Spearman's, which is that of their ranks."""
+    return {"pearson": pearson_correlation(gold, guesses),
+            "spearman": pearson_correlation(ranks(gold), ranks(guesses))}
+
+
+def pearson_correlation(x, y):
+    """Compute Pearson's correlation of two lists of numbers; 0 if one of them is constant."""
+    x = np.array(x, np.float64)
+    y = np.array(y, np.float64)
+    if (x == x[0]).all() or (y == y[0]).all():
+        return 0.0
+    x = x - x.mean()
+    y = y - y.mean()
+    return float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
+
+
+def ranks(numbers):
+    """Rank each number among all, from 1; equal numbers share the mean of their ranks."""
+    _, which, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    last_rank = np.cumsum(counts)                        # of each different number
+    return (last_rank - (counts - 1) / 2)[which]
+
+
+def entity_scores(gold, guesses):
+    """Score tags: precision, recall and F1 of entities that match exactly, over all sentences, as
+    conlleval and seqeval compute them."""
+    gold_entities = entities_of_all(gold)
+    guessed_entities = entities_of_all(guesses)
+    num_correct = len(gold_entities & guessed_entities)
+    return {"precision": num_correct / max(1, len(guessed_entities)),
+            "recall": num_correct / max(1, len(gold_entities)),
+            "f1": 2 * num_correct / max(1, len(gold_entities) + len(guessed_entities))}
+
+
+def entities_of_all(sentences):
+    """Collect the entities of sentences: {(number of the sentence, first, end, type)}."""
+    found = set()
+    for number, tags in enumerate(sentences):
+        for first, end, kind in entities(tags):
+            found.add((number, first, end, kind))
     return found
 
-def rows_of(path, header=None):
-    """(number, {column: value}) of a .jsonl, a .csv or a .tsv, whose quotes are text; the first row
-    of the latter two names the columns. ValueError names file and line of a ragged row."""
-    if path.endswith(".jsonl"):
-        for number, line in lines_of(path):
-            try:
-                if line.strip():
-                    yield number, {} | from_json(line)
-            except (ValueError, TypeError, RecursionError) as error:
-                raise ValueError(f"{path}:{number}: not a JSON object: {error}") from error
-        return
-    rows = (line.split("\t") if line else [] for _, line in lines_of(path))
-    if path.endswith(".csv"):
-        rows = csv.reader((line + "\n" for _, line in lines_of(path)), strict=True)
+
+def entities(tags):
+    """Read the entities off IOB2 tags: {(first word, one past the last, type)}.
+
+    An I- tag that does not go on with an entity begins one, as in conlleval.
+    """
+    found = set()
+    first = None                                         # of the entity that is open
+    previous = "O"
+    for i, tag in enumerate(list(tags) + ["O"]):         # the last one closes what is open
+        goes_on = tag.startswith("I") and tag[1:] == previous[1:]
+        if first is not None and not goes_on:
+            found.add((first, i, previous[2:]))
+            first = None
+        if first is None and tag != "O":
+            first = i
+        previous = tag
+    return found
+
+
+def answer_scores(gold, guesses):
+    """Score answers: mean F1 of words and mean exact match, as SQuAD's script computes them.
+
+    gold has for each question a list of right answers (first character, text), which is empty if
+    there is none; then "" is right.
+    """
+    f1_total = 0.0
+    exact_total = 0.0
+    for answers, guess in zip(gold, guesses):
+        guess_words = normal_words(guess)
+        right_answers = [normal_words(text) for _, text in answers]
+        right_answers = [words for words in right_answers if words]
+        if not right_answers:
+            right_answers = [[]]
+        f1_total += max(word_f1(words, guess_words) for words in right_answers)
+        exact_total += float(guess_words in right_answers)
+    return {"f1": f1_total / len(gold), "exact_match": exact_total / len(gold)}
+
+
+def normal_words(answer):
+    """List the words of an answer in lower case, without punctuation and articles."""
+    text = re.sub(r"[!-/:-@[-`{-~]", "", answer.lower())      # the signs in string.punctuation
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def word_f1(gold_words, guess_words):
+    """Compute the F1 of the words that two answers share."""
+    if not gold_words or not guess_words:
+        return float(gold_words == guess_words)
+    shared = Counter(gold_words) & Counter(guess_words)
+    return 2 * sum(shared.values()) / (len(gold_words) + len(guess_words))
+
+
+def majority(task, train_examples, examples):
+    """Guess without a model: the most frequent label, the mean, each word's most frequent tag (O
+    if the word is new), or no answer."""
+    if task.kind == "regression":
+        return [task.mean] * len(examples)
+    if task.kind == "qa":
+        return [""] * len(examples)
+    if task.kind == "classification":
+        counts = Counter(str(example.label) for example in train_examples)
+        return [counts.most_common(1)[0][0]] * len(examples)
+    counts_of_word = {}
+    for example in train_examples:
+        for word, tag in zip(example.text, example.label):
+            counts_of_word.setdefault(word, Counter())[tag] += 1
+    tag_of_word = {}
+    for word, counts in counts_of_word.items():
+        tag_of_word[word] = counts.most_common(1)[0][0]
+    return [[tag_of_word.get(word, "O") for word in example.text] for example in examples]
+
+
+# ---- Reading tables: .tsv, .csv and .jsonl ----------------------------------------------
+
+def lines_of(path):
+    """Yield (number, line) of a file in UTF-8. Nothing but a line feed ends a line."""
     number = 0
-    try:
-        for number, row in enumerate(rows, 1):
-            number = getattr(rows, "line_num", number)
-            if header is None:
-                header = row
-            elif row and len(row) != len(header):
-                raise ValueError(f"{path}:{number}: {len(row)} columns, not {len(header)}")
-            elif row:
-                yield number, dict(zip(header, row))
-    except csv.Error as error:
-        raise ValueError(f"{path}:{rows.line_num}: {error}") from error
+    with open(path, "rb") as file:
+        for raw in file:
+            number += 1
+            encoding = "utf-8"
+            if number == 1:
+                encoding = "utf-8-sig"                   # a byte order mark may come first
+            with parsing(f"{path}:{number}", "UTF-8"):
+                line = raw.decode(encoding).rstrip("\r\n")
+            yield number, line
+    if number == 0:
+        raise ValueError(f"{path}: the file is empty")
 
-def read_table(path, texts, label, header=None, numeric=False):
-    """Examples from the named columns: one or two of text; the label's, None if there is none."""
-    examples, names = [], [*texts, *[label] * (label is not None)]
+
+def rows_of(path, header=None):
+    """Yield (number of the line, {column: value}) of a table.
+
+    The ending decides: .jsonl has an object a line, .csv has quoted cells, anything else is
+    tab-separated and has no quotes. The first row names the columns unless `header` does.
+    """
+    if path.endswith(".jsonl"):
+        yield from rows_of_jsonl(path)
+        return
+    if path.endswith(".csv"):
+        rows = cells_of_csv(path)
+    else:
+        rows = cells_of_tsv(path)
+    for number, cells in rows:
+        if header is None:
+            header = cells
+        elif cells:
+            if len(cells) != len(header):
+                raise ValueError(f"{path}:{number}: {len(cells)} columns, not {len(header)}")
+            yield number, dict(zip(header, cells))
+
+
+def rows_of_jsonl(path):
+    """Yield (number of the line, {name: value}) of a file with a JSON object a line."""
+    for number, line in lines_of(path):
+        if line.strip():
+            with parsing(f"{path}:{number}", "a JSON object"):
+                row = parse_json_object(line)
+            yield number, row
+
+
+def cells_of_tsv(path):
+    """Yield (number of the line, its cells) of a tab-separated file; an empty line has none."""
+    for number, line in lines_of(path):
+        cells = []
+        if line:
+            cells = line.split("\t")
+        yield number, cells
+
+
+def cells_of_csv(path):
+    """Yield (number of the last line, cells) of each row; a quoted cell may have line breaks."""
+    rows = csv.reader((line + "\n" for _, line in lines_of(path)), strict=True)
+    while True:
+        try:
+            cells = next(rows, None)
+        except csv.Error as error:
+            raise ValueError(f"{path}:{rows.line_num}: {error}") from error
+        if cells is None:
+            return
+        yield rows.line_num, cells
+
+
+def read_table(path, text_columns, label_column, header=None, numeric=False):
+    """Read Examples from the named columns of a table.
+
+    text_columns: one or two names; label_column: a name, or None if there are no labels;
+    numeric: the label is a number
+    """
+    examples = []
     for number, row in rows_of(path, header):
-        where = f"{path}:{number}"
-        for name in names:
-            if not isinstance(row.get(name), str if name in texts else (str, int, float)):
-                raise ValueError(f"{where}: no column {name!r}, or no text in it: {[*row]!s:.300}")
-        value = None if label is None else str(row[label])
-        if numeric and value is not None:
-            if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d{1,2})?", value.lower()) or not (
-                    abs(float(value)) < 1e30):           # whose square is still a number
-                raise ValueError(f"{where}: {label} {value!r:.60} is not a number")
-            value = float(value)
-        a, b = [*(row[name] for name in texts), None][:2]
-        examples.append(Example(a, b, value, str(len(examples)), where))
-    return some(examples, path)
+        location = f"{path}:{number}"
+        texts = [cell(row, column, (str,), location) for column in text_columns]
+        label = None
+        if label_column is not None:
+            label = str(cell(row, label_column, (str, int, float), location))
+            if numeric:
+                label = read_number(label, label_column, location)
+        second_text = texts[1] if len(texts) > 1 else None
+        examples.append(Example(texts[0], second_text, label, str(len(examples)), location))
+    return not_empty(examples, path)
 
-def some(examples, path):
+
+def cell(row, column, types, location):
+    """Return a cell of a row {column: value}. ValueError if there is none of these types."""
+    value = row.get(column)
+    if not isinstance(value, types):
+        columns = ", ".join(repr(name) for name in row)
+        raise ValueError(f"{location}: no column {column!r}, or no text in it; the columns are "
+                         f"{columns:.300}")
+    return value
+
+
+def read_number(text, column, location):
+    """Read a label that is a number, of a size whose square is finite, too."""
+    pattern = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d{1,2})?"
+    if not re.fullmatch(pattern, text.lower()) or abs(float(text)) >= LARGEST_NUMBER:
+        raise ValueError(f"{location}: {column} {text!r:.60} is not a number")
+    return float(text)
+
+
+def not_empty(examples, path):
+    """Return the examples. ValueError if there are none."""
     if not examples:
-        raise ValueError(f"{path}: no example in it")
+        raise ValueError(f"{path}: there is no example in it")
     return examples
 
+
+# ---- Reading tags, questions, GLUE ------------------------------------------------------
+
 def read_tags(path):
-    """Sentences of a CoNLL file: a word first and its tag last on a line, tabs or spaces between;
-    an empty line or -DOCSTART- ends a sentence. The tags become IOB2."""
-    examples, words, tags, columns, first = [], [], [], None, 1
-    for number, line in [*lines_of(path), (0, "")]:
-        row = line.split("\t") if "\t" in line else line.split()
-        if not line.strip() or row[0] == "-DOCSTART-":
+    """Read Examples from a CoNLL file: on each line a word first and its tag last, with tabs or
+    spaces between; an empty line or -DOCSTART- ends a sentence. The tags become IOB2."""
+    examples = []
+    words = []
+    tags = []
+    num_columns = None                                   # that of the first line holds for all
+    first_line = 1
+    for number, line in list(lines_of(path)) + [(0, "")]:     # the last one ends the last sentence
+        cells = line.split("\t") if "\t" in line else line.split()
+        if not line.strip() or cells[0] == "-DOCSTART-":
             if words:
-                where = f"{path}:{first}"
-                examples.append(Example(words, None, iob2(tags), str(len(examples)), where))
-            words, tags, first = [], [], number + 1
+                location = f"{path}:{first_line}"
+                examples.append(Example(words, None, iob2(tags), str(len(examples)), location))
+            words = []
+            tags = []
+            first_line = number + 1
             continue
-        columns = columns or max(2, len(row))
-        if len(row) != columns or not row[0].strip():
-            raise ValueError(f"{path}:{number}: {line!r:.60} is not a word and a tag in {columns} "
-                             "columns")
-        if not re.fullmatch(r"O|[BIESLU]-.+", row[-1]):
-            raise ValueError(f"{path}:{number}: tag {row[-1]!r:.60} is neither O nor like B-X, I-X")
-        words.append(row[0]), tags.append(row[-1])
-    return some(examples, path)
+        if num_columns is None:
+            num_columns = max(2, len(cells))
+        if len(cells) != num_columns or not cells[0].strip():
+            raise ValueError(f"{path}:{number}: {line!r:.60} is not a word and a tag in "
+                             f"{num_columns} columns")
+        word = cells[0]
+        tag = cells[-1]
+        if not re.fullmatch(r"O|[BIESLU]-.+", tag):
+            raise ValueError(f"{path}:{number}: the tag {tag!r:.60} is neither O nor like B-X, I-X")
+        words.append(word)
+        tags.append(tag)
+    return not_empty(examples, path)
+
 
 def iob2(tags):
-    """Tags in IOB1, IOB2, BIOES or BILOU -> the same entities in IOB2."""
-    out, before = [], "O"
+    """Turn tags in IOB1, IOB2, BIOES or BILOU into IOB2, with the same entities.
+
+    The first letter of a tag means: B begins an entity, I is inside, E and L end one, S and U are
+    an entity of one word. In IOB1 an entity may begin with I. In IOB2 it begins with B, and I
+    follows.
+    """
+    converted = []
+    previous = "O"
     for tag in tags:
-        inside = tag[0] in "IEL" and before[0] in "BI" and before[1:] == tag[1:]
-        out.append(tag if tag == "O" else ("I" if inside else "B") + tag[1:])
-        before = tag
-    return out
+        same_type = tag[1:] == previous[1:]
+        goes_on = tag[0] in "IEL" and previous[0] in "BI" and same_type
+        if tag == "O":
+            converted.append("O")
+        elif goes_on:
+            converted.append("I" + tag[1:])
+        else:
+            converted.append("B" + tag[1:])
+        previous = tag
+    return converted
+
 
 def read_squad(path):
-    """Questions of SQuAD v1.1 or v2.0. ValueError names file and line of an answer that is not at
-    its offset, or of a question without one of its fields."""
-    text, examples, key = "\n".join(line for _, line in lines_of(path)), [], ""
-    try:
-        for paragraph in (p for article in from_json(text)["data"] for p in article["paragraphs"]):
-            for question in paragraph["qas"]:
-                key, context = question["id"] + "", paragraph["context"] + ""
-                answers = [] if question.get("is_impossible") else [
-                    (answer["answer_start"], answer["text"]) for answer in question["answers"]]
-                for start, answer in answers:
-                    if not answer or not 0 <= start == context.find(answer, start):
-                        raise ValueError(f"the answer {answer!r:.40} of question {key} is not at "
-                                         f"its offset {start} in the context")
-                examples.append(Example(question["question"] + "", context, answers, key, path))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        line = text[:max(0, text.find(json.dumps(key)))].count("\n") + 1
-        raise ValueError(f"{path}:{line}: not SQuAD: {type(error).__name__}: {error}") from error
-    return some(examples, path)
+    """Read Examples from a file of SQuAD v1.1 or v2.0."""
+    text = "\n".join(line for _, line in lines_of(path))
+    examples = []
+    for question, context in squad_questions(path, text):
+        try:
+            examples.append(squad_example(path, question, context))
+        except ValueError as error:
+            number = line_of_question(text, question)
+            raise ValueError(f"{path}:{number}: not SQuAD: {error}") from error
+    return not_empty(examples, path)
+
+
+def squad_questions(path, text):
+    """Yield (question, its context) of a SQuAD file's text; a question is a JSON object."""
+    with parsing(path, "SQuAD"):
+        for article in field_of(parse_json_object(text), "data", list):
+            for paragraph in field_of(article, "paragraphs", list):
+                context = field_of(paragraph, "context", str)
+                for question in field_of(paragraph, "qas", list):
+                    yield question, context
+
+
+def squad_example(path, question, context):
+    """Make the Example of a question. ValueError if an answer is not at its place."""
+    question_id = field_of(question, "id", str)
+    answers = []
+    if not question.get("is_impossible"):                # a field of SQuAD v2.0
+        for answer in field_of(question, "answers", list):
+            text = field_of(answer, "text", str)
+            start = field_of(answer, "answer_start", int)
+            if text == "" or start < 0 or context[start:start + len(text)] != text:
+                raise ValueError(f"the answer {text!r:.40} of question {question_id!r:.60} is "
+                                 f"not at its offset {start} in the context")
+            answers.append((start, text))
+    return Example(field_of(question, "question", str), context, answers, question_id, path)
+
+
+def line_of_question(text, question):
+    """Find the line of a SQuAD file's text on which a question's id stands; 1 if it has none."""
+    if not isinstance(question, dict) or not isinstance(question.get("id"), str):
+        return 1
+    position = max(0, text.find(json.dumps(question["id"])))
+    return text.count("\n", 0, position) + 1
+
+
+def field_of(value, name, kind):
+    """Return value[name]. ValueError unless value is a dict and the field is of this kind."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r:.60} is not a JSON object with {name!r}")
+    if type(value.get(name)) is not kind:
+        raise ValueError(f"{name!r} is {value.get(name)!r:.60}, not a {kind.__name__}")
+    return value[name]
+
 
 def read_glue(name, folder):
-    """{split: examples} of a GLUE task in its official layout: train, each dev and each test."""
-    _, texts, label = GLUE[name]
-    ends, splits = ("_matched", "_mismatched") if name == "mnli" else ("",), {}
-    for split in ("train", *("dev" + end for end in ends), *("test" + end for end in ends)):
-        path, test = os.path.join(folder, f"{split}.tsv"), split.startswith("test")
-        if not test or os.path.isfile(path):             # a test set is not a must
-            header = "source label star sentence".split() if name == "cola" and not test else None
-            splits[split] = read_table(path, texts, None if test else label, header, name == "stsb")
+    """Read a GLUE task in its official layout -> {split: examples}. MNLI has two dev sets."""
+    task = GLUE[name]
+    endings = ("",)
+    if name == "mnli":
+        endings = ("_matched", "_mismatched")
+    splits = {"train": read_glue_file(name, folder, "train", task.label)}
+    for ending in endings:
+        splits[f"dev{ending}"] = read_glue_file(name, folder, f"dev{ending}", task.label)
+    for ending in endings:
+        if os.path.isfile(os.path.join(folder, f"test{ending}.tsv")):
+            splits[f"test{ending}"] = read_glue_file(name, folder, f"test{ending}", None)
     return splits
 
+
+def read_glue_file(name, folder, split, label_column):
+    """Read the Examples of one split of a GLUE task; label_column None: its labels are secret."""
+    task = GLUE[name]
+    header = None
+    if name == "cola" and label_column is not None:      # these files do not name their columns
+        header = ["source", "label", "star", "sentence"]
+    path = os.path.join(folder, f"{split}.tsv")
+    return read_table(path, task.texts, label_column, header, task.kind == "regression")
+
+
+GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/"
+ZIP_NAMES = {"qqp": "QQP-clean", "qnli": "QNLIv2"}       # those unlike the folder's name
+
+
 def download_glue(name, cache=CACHE):
-    """The folder of a GLUE task, from its official zip, which is fetched once."""
-    stem = GLUE[name][0]
-    folder, url = os.path.join(cache, "glue", stem), f"{GLUE_URL}{ZIPS.get(name, stem)}.zip"
+    """Return the folder of a GLUE task; its official zip is downloaded on first use."""
+    folder_name = GLUE[name].folder
+    folder = os.path.join(cache, "glue", folder_name)
     if os.path.isdir(folder):
         return folder
     if name == "mrpc":
-        raise ValueError("mrpc has no zip: see gluebenchmark.com/tasks, then say --data DIR")
-    os.makedirs(f"{folder}.tmp", exist_ok=True)
+        raise ValueError("mrpc: there is no official zip; get its files (see "
+                         "gluebenchmark.com/tasks) and give their folder with --data DIR")
+    url = f"{GLUE_URL}{ZIP_NAMES.get(name, folder_name)}.zip"
+    temporary = f"{folder}.tmp"
+    os.makedirs(temporary, exist_ok=True)
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer, io.BytesIO() as packed:
-            with tqdm(total=int(answer.headers.get("Content-Length", 0)), unit="B", desc=url,
-                      unit_scale=True, disable=None) as bar:
-                while chunk := answer.read(1 << 16):
-                    bar.update(packed.write(chunk))
-            for member in zipfile.ZipFile(packed).infolist():
-                if re.fullmatch(r"[^/]+/(train|dev|test)(_\w+)?\.tsv", member.filename):
-                    member.filename = os.path.basename(member.filename)
-                    zipfile.ZipFile(packed).extract(member, f"{folder}.tmp")
-        os.replace(f"{folder}.tmp", folder)
-    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        archive = zipfile.ZipFile(download(url))
+        for member in archive.infolist():
+            if re.fullmatch(r"[^/]+/(train|dev|test)(_\w+)?\.tsv", member.filename):
+                member.filename = os.path.basename(member.filename)
+                archive.extract(member, temporary)
+        os.replace(temporary, folder)
+    except Exception as error:      # of the network, of the zip or of the disk
         raise ValueError(f"{url}: {error}; if you have its files, say --data DIR") from error
     finally:
-        shutil.rmtree(f"{folder}.tmp", ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
-def embedded_task(name, path):
-    """{split: examples} from docs_on_this_machine: 'code', tag the names that its mark-up had made
-    code; 'part', the module a paragraph is from; 'follows', whether b is the paragraph after a."""
-    splits, rows = {"train": [], "dev": []}, [row for _, row in rows_of(path)]
-    for i, (row, after) in enumerate(zip(rows, rows[1:])):
-        a, b, label, lot = row["text"], None, None, zlib.crc32(row["text"].encode())
-        part = ".".join(row["part"].split(".")[:2])
-        if name == "code" and row["code"]:
-            words = list(WORD.finditer(a))
-            code = [any(x <= word.start() < y for x, y in row["code"]) for word in words]
-            a, label = [word[0] for word in words], iob2(["I-code" if c else "O" for c in code])
-        elif name == "part" and part in PARTS:
-            label = part
-        elif name == "follows" and row["part"] == after["part"]:
-            label, b = ("yes", after) if lot & 1024 else ("no", rows[lot % len(rows)])
-            b = b["text"]
-        if label:
-            example = Example(a, b, label, str(i), f"{path}:{i + 1}")
-            splits["train" if lot % 10 else "dev"].append(example)
+
+def download(url):
+    """Download a file into memory, with a progress bar -> a file object."""
+    content = io.BytesIO()
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        size = int(answer.headers.get("Content-Length", 0))
+        with tqdm(total=size, unit="B", desc=url, unit_scale=True, disable=None) as bar:
+            while True:
+                chunk = answer.read(1 << 16)
+                if not chunk:
+                    break
+                content.write(chunk)
+                bar.update(len(chunk))
+    content.seek(0)
+    return content
+
+
+# ---- The task without files -------------------------------------------------------------
+
+TAGGED_WORD = re.compile(r"\w+(?:\.\w+)*|[^\w\s]")       # a word, a name with dots, or a sign
+
+
+def read_code_task(path):
+    """Read {split: examples} of the embedded task "code": tag what was marked as code.
+
+    path: the file of docs_on_this_machine. The text has lost its marks; the tags are B-code and
+    I-code where they were. A tenth of the paragraphs is the split dev.
+    """
+    splits = {"train": [], "dev": []}
+    for number, row in rows_of(path):
+        if not row["code"]:
+            continue
+        words = []
+        tags = []
+        for match in TAGGED_WORD.finditer(row["text"]):
+            is_code = any(begin <= match.start() < end for begin, end in row["code"])
+            words.append(match[0])
+            tags.append("I-code" if is_code else "O")
+        example = Example(words, None, iob2(tags), str(number - 1), f"{path}:{number}")
+        if is_held_out(row["text"], 10):
+            splits["dev"].append(example)
+        else:
+            splits["train"].append(example)
     return splits
 
-def held_out(examples):
-    """(a tenth of the examples, the rest): by the hash of their text, so alike on every machine."""
-    order = sorted(examples, key=lambda e: zlib.crc32(repr((e.a, e.b)).encode()))
-    if len(order) < 2:
-        raise ValueError(f"{order[0].where}: the only example: none is left to choose by")
-    return order[:-(-len(order) // 10)], order[-(-len(order) // 10):]
 
-def read_splits(args, name, kind):
-    """{split: examples}: train, what there is of test, and dev, or else a part of train for it."""
-    if name in GLUE:
-        splits = read_glue(name, args.data or download_glue(name))
-    elif name in EMBEDDED:
-        splits = embedded_task(name, docs_on_this_machine())
-    elif not args.train:
-        fail(f"--task {name} is of your own files: say --train FILE and, if you have them, --dev "
-             "FILE and --test FILE")
-    else:
-        read = {"tagging": read_tags, "qa": read_squad}.get(kind, lambda path: read_table(
-            path, args.text, args.label, numeric=kind == "regression"))
-        splits = {split: [e for path in getattr(args, split) for e in read(path)]
-                  for split in ("train", "dev", "test") if getattr(args, split)}
-    if not any(split.startswith("dev") for split in splits):
-        splits["dev"], splits["train"] = held_out(splits["train"])
+# ---- Putting a task together ------------------------------------------------------------
+
+def read_own_files(name, kind, files, text_columns, label_column):
+    """Read a user's own files: files is {split: list of paths} -> {split: examples}."""
+    if "train" not in files:
+        raise ValueError(f"--task {name} is about files of yours: give --train FILE and, if you "
+                         "have them, --dev FILE and --test FILE")
+    splits = {}
+    for split, paths in files.items():
+        splits[split] = []
+        for path in paths:
+            if kind == "tagging":
+                splits[split] += read_tags(path)
+            elif kind == "qa":
+                splits[split] += read_squad(path)
+            else:
+                splits[split] += read_table(path, text_columns, label_column,
+                                            numeric=kind == "regression")
     return splits
 
-def make_task(args, name, kind, splits):
-    """The Task; its labels are the training set's. ValueError names an example with another one."""
-    known, labels = [e.label for e in splits["train"]], []
+
+def hold_out_a_tenth(examples):
+    """Split examples -> (a tenth of them, the rest).
+
+    They are ordered by the hash of their texts: the split is alike on every machine and does not
+    depend on the order in the file.
+    """
+    def text_hash(example):
+        return zlib.crc32(repr((example.text, example.second_text)).encode())
+
+    if len(examples) < 2:
+        raise ValueError(f"{examples[0].location}: this is the only example; none is left to "
+                         "choose by")
+    ordered = sorted(examples, key=text_hash)
+    tenth = math.ceil(len(ordered) / 10)
+    return ordered[:tenth], ordered[tenth:]
+
+
+def make_task(name, kind, splits, length, stride):
+    """Make the Task of {split: examples}. Its labels are those of the training set.
+
+    ValueError names an example of another split with a label that is not among them.
+    """
+    train = splits["train"]
+    labels = []
     if kind == "classification":
-        labels = sorted(set(known))
+        labels = sorted({example.label for example in train})
         if len(labels) < 2:
-            fail(f"{splits['train'][0].where}: all examples have the label {labels[0]!r:.60}")
+            raise ValueError(f"{train[0].location}: all examples have the label "
+                             f"{labels[0]!r:.60}")
     elif kind == "tagging":
-        types = {tag[2:] for tags in known for tag in tags} - {""}
-        labels = sorted(["O", *(f"{b}-{t}" for t in types for b in "BI")])
-    for e in (e for split in splits.values() for e in split if labels and e.label is not None):
-        for label in e.label if kind == "tagging" else [e.label]:
-            if label not in labels:
-                fail(f"{e.where}: label {label!r:.60} is not in the training set: "
-                     f"{' '.join(labels):.300}")
-    numbers = known if kind == "regression" else [0.0]
-    return Task(name, kind, labels, METRICS.get(name, METRICS[kind]), args.length, args.stride,
-                splits["train"][0].b is not None, float(np.mean(numbers)),
-                float(np.std(numbers)) or 1.0, kind == "qa" and not all(known))
+        types = set()
+        for example in train:
+            types |= {tag[2:] for tag in example.label if tag != "O"}
+        labels = sorted(["O"] + [f"B-{t}" for t in types] + [f"I-{t}" for t in types])
+    if labels:
+        check_labels(splits, kind, labels)
+    metrics = METRICS[kind]
+    if name in GLUE:
+        metrics = GLUE[name].metrics
+    mean = 0.0
+    sd = 1.0
+    if kind == "regression":
+        numbers = [example.label for example in train]
+        mean = float(np.mean(numbers))
+        if np.std(numbers) > 0:
+            sd = float(np.std(numbers))
+    unanswerable = kind == "qa" and not all(example.label for example in train)
+    return Task(name, kind, labels, metrics, length, stride, train[0].second_text is not None,
+                mean, sd, unanswerable)
 
-def write_predictions(out, task, split, examples, decoded):
-    """Writes a split's (prediction, probabilities) as lines of JSON in the folder out; those for a
-    test set of GLUE as its leaderboard wants them."""
+
+def check_labels(splits, kind, labels):
+    """Raise ValueError if an example has a label that is not among the labels."""
+    known = set(labels)
+    for examples in splits.values():
+        for example in examples:
+            if example.label is None:                    # a test set without labels
+                continue
+            own_labels = example.label if kind == "tagging" else [example.label]
+            for label in own_labels:
+                if label not in known:
+                    raise ValueError(f"{example.location}: label {label!r:.60} is not in the "
+                                     f"training set: {' '.join(labels):.300}")
+
+
+def write_predictions(out, task, split, examples, predictions):
+    """Write a split's predictions into the folder out, as {split}.jsonl with an object a line;
+    those for a test set of GLUE as its leaderboard wants them.
+
+    predictions: for each example (what is predicted, {label: probability})
+    """
     if task.name in GLUE and split.startswith("test"):
-        end = {"_matched": "-m", "_mismatched": "-mm"}.get(split[4:], "")
-        name, lines = f"{GLUE[task.name][0]}{end}.tsv", ["index\tprediction"]
-        lines += [f"{i}\t{x}" for i, (x, _) in enumerate(decoded)]
+        ending = {"test": "", "test_matched": "-m", "test_mismatched": "-mm"}[split]
+        file_name = f"{GLUE[task.name].folder}{ending}.tsv"
+        lines = ["index\tprediction"]
+        for i, (prediction, _) in enumerate(predictions):
+            lines.append(f"{i}\t{prediction}")
     else:
-        name, lines = f"{split}.jsonl", [
-            json.dumps({"key": e.key, "gold": e.label, "prediction": x, "probabilities": p})
-            for e, (x, p) in zip(examples, decoded)]
-    write(os.path.join(out, name), [f"{line}\n".encode() for line in lines])
-
-# ---- Metrics: gold and guess are lists of labels, one for each example ---------------------------
-METRICS = {"classification": ["accuracy", "macro_f1"], "regression": ["pearson", "spearman"],
-           "tagging": ["f1", "precision", "recall"], "qa": ["f1", "exact_match"],
-           "cola": ["matthews"], "mrpc": ["f1", "accuracy"], "qqp": ["f1", "accuracy"]}
-METRICS |= {name: ["accuracy"] for name in ("sst2", "mnli", "qnli", "rte", "wnli")}
-
-def class_scores(gold, guess):
-    """Accuracy, the F1 of label "1", the mean of all labels' F1, and Matthews' correlation, for any
-    number of labels (Gorodkin 2004)."""
-    names, numbers = np.unique([*gold, *guess], return_inverse=True)
-    gold, guess = np.eye(len(names))[numbers].reshape(2, len(gold), -1)      # (examples, labels)
-    f1 = 2 * (gold * guess).sum(0) / (gold + guess).sum(0)
-    return {"accuracy": float((gold * guess).sum() / len(gold)), "macro_f1": float(f1.mean()),
-            "f1": float(f1[names == "1"].sum()), "matthews": correlation(gold, guess)}
-
-def number_scores(gold, guess):
-    def ranks(x):                                        # equal numbers share their mean place
-        _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-        return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    pair = np.array([gold, guess], np.float64)[..., None]
-    return {"pearson": correlation(*pair), "spearman": correlation(*map(ranks, pair))}
-
-def correlation(x, y):
-    """Of (N, k) with (N, k); 0 where one of them never changes."""
-    if any((z == z[0]).all() for z in (x, y)):
-        return 0.0
-    x, y = x - x.mean(0), y - y.mean(0)
-    return float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
-
-def entities(tags):
-    """{(first word, the one after the last, type)} of IOB2 tags; an I- without a B- begins one."""
-    found, begin = set(), None
-    for i, (before, tag) in enumerate(zip(["O", *tags], [*tags, "O"])):
-        if begin is not None and (tag[0] != "I" or tag[1:] != before[1:]):
-            found.add((begin, i, before[2:]))
-            begin = None
-        begin = i if begin is None and tag != "O" else begin
-    return found
-
-def entity_scores(gold, guess):
-    """Of the entities found exactly, over all sentences: as conlleval and seqeval count."""
-    gold, guess = ({(i, *e) for i, t in enumerate(x) for e in entities(t)} for x in (gold, guess))
-    right, total = len(gold & guess), len(gold) + len(guess)
-    return {"f1": 2 * right / max(1, total), "precision": right / max(1, len(guess)),
-            "recall": right / max(1, len(gold))}
-
-def answer_scores(gold, guess):
-    """(F1 of words, exact match) with the best of the right answers; [] wants "" (SQuAD v2.0)."""
-    def words(answer):
-        text = re.sub(r"[!-/:-@[-`{-~]", "", answer.lower())     # string.punctuation
-        return re.sub(r"\b(a|an|the)\b", " ", text).split()
-    guess, scores = words(guess), []
-    for right in list(filter(None, map(words, gold))) or [[]]:
-        same = sum((Counter(right) & Counter(guess)).values())
-        exact = float(right == guess)
-        scores.append((2 * same / (len(right) + len(guess)) if right and guess else exact, exact))
-    return np.max(scores, axis=0)
-
-def score(task, examples, guess):
-    """{metric: value} of a guess for each example by the task's metrics; {} without labels."""
-    gold = [e.label for e in examples]
-    if gold[0] is None:
-        return {}
-    if task.kind == "qa":
-        both = [answer_scores([text for _, text in label], g) for label, g in zip(gold, guess)]
-        return dict(zip(task.metrics, np.mean(both, axis=0).tolist()))
-    scores = {"tagging": entity_scores, "regression": number_scores}.get(task.kind, class_scores)
-    return {metric: scores(gold, guess)[metric] for metric in task.metrics}
-
-def majority(task, known, examples):
-    """Guesses without a model: the commonest label, the mean, a word's commonest tag, no answer."""
-    counts = {}
-    for e in known:
-        for word, tag in zip(e.a, e.label) if task.kind == "tagging" else [("", str(e.label))]:
-            counts.setdefault(word, Counter())[tag] += 1
-    best = {word: count.most_common(1)[0][0] for word, count in counts.items()}
-    if task.kind == "tagging":
-        return [[best.get(word, "O") for word in e.a] for e in examples]
-    return [{"regression": task.mean, "qa": ""}.get(task.kind, best[""])] * len(examples)
+        file_name = f"{split}.jsonl"
+        lines = []
+        for example, (prediction, probabilities) in zip(examples, predictions):
+            lines.append(json.dumps({"key": example.id, "gold": example.label,
+                                     "prediction": prediction, "probabilities": probabilities}))
+    with replace_file(os.path.join(out, file_name)) as file:
+        for line in lines:
+            file.write(f"{line}\n".encode())

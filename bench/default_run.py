@@ -4,7 +4,8 @@
     python bench/default_run.py --rows default alone --seeds 0 1 2
     python bench/default_run.py --bf16                # half the time, where the CPU knows bfloat16
 
-Each row is one command, printed with it; the accuracy is the last line's of its log.jsonl.
+Each row is one command for each seed; its flags are printed with it. The accuracy is that in the
+last line of its log.jsonl.
 """
 import argparse
 import json
@@ -16,50 +17,88 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TEACHER = os.path.join("assets", "teacher")
-SHAPE = ["--hidden-size", "128", "--num-hidden-layers", "4"]
+# The student's shape of the default run, but started from noise and without any teacher.
+NO_TEACHER = "--teacher none --tokenizer assets/teacher --hidden-size 128 --num-hidden-layers 4"
+# The name of a row -> how its command differs from the default run.
 ROWS = {
-    "default": [],
-    "alone": ["--teacher", "none", "--tokenizer", TEACHER, *SHAPE],
-    "alone-plain": ["--teacher", "none", "--tokenizer", TEACHER, "--init", "random", *SHAPE],
-    "start-then-alone": ["--attention-weight", "0", "--hidden-weight", "0", "--output-weight", "0"],
-    "authors-start": ["--init", "random", "--no-tie-decoder"],
-    "authors-start-tied": ["--init", "random"],
-    "no-adapters": ["--adapter-size", "0"],
-    "two-recursions": ["--num-hidden-layers", "2"],
-    "unshared": ["--num-hidden-groups", "4"],
-    "no-attention-loss": ["--attention-weight", "0"],
-    "no-hidden-loss": ["--hidden-weight", "0"],
-    "no-output-loss": ["--output-weight", "0"],
-    "embedding-loss": ["--embedding-weight", "3"],
+    "default": "",
+    # With the sinusoids and the sharp attention of initialise().
+    "alone": NO_TEACHER,
+    # As BERT is initialised.
+    "alone-plain": NO_TEACHER + " --init random",
+    # The teacher gives the first values and is not seen again.
+    "start-then-alone": "--attention-weight 0 --hidden-weight 0 --output-weight 0",
+    # The authors start from noise and have an output matrix of its own.
+    "authors-start": "--init random --no-tie-decoder",
+    "authors-start-tied": "--init random",
+    # The student has another shape.
+    "no-adapters": "--adapter-size 0",
+    "two-recursions": "--num-hidden-layers 2",
+    "unshared": "--num-hidden-groups 4",
+    # One loss is left out, or the paper's embedding loss comes in.
+    "no-attention-loss": "--attention-weight 0",
+    "no-hidden-loss": "--hidden-weight 0",
+    "no-output-loss": "--output-weight 0",
+    "embedding-loss": "--embedding-weight 3",
 }
 
 
+def distil(flags, seed):
+    """Run distill.py -> the last line of its log {name: value}, the seconds of the command.
+
+    It writes into a folder that is deleted afterwards.
+    """
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "distill.py"] + flags
+        command += ["--seed", str(seed), "--out", out]
+        begin = time.perf_counter()
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
+                       stderr=subprocess.DEVNULL)
+        seconds = time.perf_counter() - begin
+        with open(os.path.join(out, "log.jsonl"), encoding="utf-8") as log:
+            last_line = log.readlines()[-1]
+    return json.loads(last_line), seconds
+
+
+def print_row(name, flags, seeds):
+    """Run a row's command with each seed and print accuracies, mean loss and median seconds."""
+    accuracies = []
+    losses = []
+    seconds_of_seeds = []
+    for seed in seeds:
+        last, seconds = distil(flags, seed)
+        accuracies.append(last["valid_accuracy"])
+        losses.append(last["valid_loss"])
+        seconds_of_seeds.append(seconds)
+    deviation = 0.0
+    if len(seeds) > 1:
+        deviation = statistics.stdev(accuracies)
+    each = " ".join(f"{accuracy:.1%}" for accuracy in accuracies)
+    cells = [name, " ".join(flags), each]
+    cells.append(f"{statistics.mean(accuracies):.1%}")
+    cells.append(f"{deviation:.1%}")
+    cells.append(f"{statistics.mean(losses):.3f}")
+    cells.append(f"{statistics.median(seconds_of_seeds):.0f}")
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    """Print the table that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS),
+                        help="the rows to measure (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
+                        help="seeds of each row (default: 0 1 2)")
     parser.add_argument("--bf16", action="store_true", help="pass it on to each row")
     args = parser.parse_args()
     print("| row | flags | MLM accuracy, each seed | mean | sd | MLM loss | seconds |")
-    print("|---" * 7 + "|")
-    for row in args.rows:
-        scores, losses, seconds, changes = [], [], [], ROWS[row] + ["--bf16"][:args.bf16]
-        for seed in args.seeds:
-            with tempfile.TemporaryDirectory() as out:
-                began = time.perf_counter()
-                flags = [*changes, "--seed", str(seed), "--out", out]
-                subprocess.run([sys.executable, "distill.py", *flags], cwd=ROOT, check=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                seconds.append(time.perf_counter() - began)
-                with open(os.path.join(out, "log.jsonl"), encoding="utf-8") as log:
-                    last = json.loads(log.readlines()[-1])
-            scores.append(last["valid_accuracy"])
-            losses.append(last["valid_loss"])
-        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-        print(f"| {row} | {' '.join(changes)} | {' '.join(f'{score:.1%}' for score in scores)} "
-              f"| {statistics.mean(scores):.1%} | {spread:.1%} | {statistics.mean(losses):.3f} "
-              f"| {statistics.median(seconds):.0f} |", flush=True)
+    print("|" + "---|" * 7)
+    for name in args.rows:
+        flags = ROWS[name].split()
+        if args.bf16:
+            flags.append("--bf16")
+        print_row(name, flags, args.seeds)
 
 
 if __name__ == "__main__":

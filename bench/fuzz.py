@@ -3,11 +3,13 @@
     python bench/fuzz.py                              # 100,000 files, one process
     python bench/fuzz.py --files 1000000 --processes 8
 
-Each file is a small checkpoint with a bit flipped, cut short, with bytes put in, or with a value of
-its header exchanged for a hostile one (tests/test_minialbert.py has the mutations). Wanted: each is
-read as the official package reads it or is a ValueError, at no more memory than the file is large.
+Each file is a small checkpoint with a bit flipped, cut short, with a byte put in, or with a value
+of its header exchanged for a hostile one (tests/test_checkpoint.py has the mutations). Wanted: each
+is read as the official package reads it or is a ValueError, at no more memory than the file is
+large.
 """
 import argparse
+import math
 import os
 import re
 import resource
@@ -17,87 +19,149 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
+import safetensors.torch
 import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
+sys.path.insert(0, ROOT)
+sys.path.insert(0, os.path.join(ROOT, "tests"))
+
+# These are found by the lines above.
+from checkpoint import DTYPES, read_safetensors, write_safetensors
+from test_checkpoint import mutations
+
+READ_DIFFERENTLY = "READ DIFFERENTLY"       # the outcome that must not be
 
 
-def originals(folder):
-    """Yields the bytes of files to damage: each dtype, a shape with 0, a scalar, no tensors."""
-    from minialbert import DTYPES, write_safetensors
+def original_files():
+    """Make the files to damage -> a list of bytes.
+
+    Among them are each dtype, a shape with a 0, a scalar, a file without tensors.
+    """
+    torch.manual_seed(0)
     small = {"a": torch.randn(2, 3), "b.weight": torch.arange(4), "c": torch.ones(3).half(),
              "none": torch.zeros(0, 2), "one": torch.tensor(2.0), "t": torch.tensor([True])}
-    for tensors in (small, {code: torch.ones(3, 2).to(dtype) for code, dtype in DTYPES.items()},
-                    {"x": torch.randn(40, 50)}, {}):
-        for metadata in ({"format": "pt"}, {}):
-            path = os.path.join(folder, "original")
-            write_safetensors(tensors, path, metadata)
-            with open(path, "rb") as file:
-                yield file.read()
+    all_dtypes = {code: torch.ones(3, 2).to(dtype) for code, dtype in DTYPES.items()}
+    large = {"x": torch.randn(40, 50)}
+    contents = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "original")
+        for tensors in (small, all_dtypes, large, {}):
+            for metadata in ({"format": "pt"}, {}):
+                write_safetensors(tensors, path, metadata)
+                with open(path, "rb") as file:
+                    contents.append(file.read())
+    return contents
 
 
-def equal(found, expected):
-    def bytes_of(tensor):
-        raw = tensor.contiguous().view(-1).view(torch.uint8)
-        return tensor.dtype, tensor.shape, raw.numpy().tobytes()
-    return {name: bytes_of(tensor) for name, tensor in found.items()} == {
-        name: bytes_of(tensor) for name, tensor in expected.items()}
+def read_here(path):
+    """Read a file with our reader -> {name: tensor} and None, or None and what is wrong with it."""
+    try:
+        tensors, _ = read_safetensors(path)
+    except ValueError as error:
+        return None, str(error).split("not a safetensors file: ")[-1]
+    return tensors, None
 
 
-def fuzz(seed, count):
-    """Counter of how `count` files fared; the slowest read in s; MB that reading them took."""
-    import safetensors.torch
-    from test_minialbert import mutations
+def read_there(content):
+    """Read the bytes of a file with the official package -> the same two as read_here."""
+    try:
+        return safetensors.torch.load(content), None
+    except Exception as error:          # of the Rust library, KeyError, ...
+        return None, f"{type(error).__name__}: {error}"
 
-    from minialbert import read_safetensors
+
+def compare(ours, our_error, theirs, their_error):
+    """Describe how a file fared with both readers; numbers become #, so that like errors count as
+    one kind."""
+    if our_error is not None and their_error is not None:
+        return "refused by both"
+    if our_error is not None:
+        kind = re.sub("[0-9]+", "#", our_error)
+        return f"refused here alone: {kind:.90}"
+    if their_error is not None:
+        kind = re.sub("[0-9]+", "#", their_error)
+        return f"read here alone: {kind:.90}"
+    if are_equal(ours, theirs):
+        return "read alike"
+    return READ_DIFFERENTLY
+
+
+def are_equal(ours, theirs):
+    """Tell whether two dicts of tensors are the same, bit for bit."""
+    if ours.keys() != theirs.keys():
+        return False
+    for name, tensor in ours.items():
+        other = theirs[name]
+        if tensor.dtype != other.dtype or tensor.shape != other.shape:
+            return False
+        if bytes_of(tensor) != bytes_of(other):
+            return False
+    return True
+
+
+def bytes_of(tensor):
+    """Return a tensor's data as bytes: in these, unlike in numbers, nan equals nan."""
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def memory_megabytes():
+    """Return the most memory that this process has had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def fuzz(content, num_files):
+    """Read so many damaged copies of a file's bytes.
+
+    Returns a Counter of how they fared, the seconds of the slowest read, and the MB by which this
+    process grew.
+    """
     torch.set_num_threads(1)
-    counts, slowest, memory = Counter(), 0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with tempfile.TemporaryDirectory() as folder, open(os.path.join(folder, "x"), "wb") as file:
-        files = list(originals(folder))
-        for i, content in enumerate(files):
-            for mutant in mutations(content, -(-count // len(files)), seed * len(files) + i):
-                file.seek(0), file.write(mutant), file.truncate(), file.flush()
-                began = time.perf_counter()
-                try:
-                    ours = read_safetensors(file.name)[0]
-                except ValueError as error:
-                    ours = f"{error}".replace(file.name, "")
-                slowest = max(slowest, time.perf_counter() - began)
-                try:
-                    theirs = safetensors.torch.load(mutant)
-                except Exception as error:               # of the Rust library, KeyError, ...
-                    theirs = f"{type(error).__name__}: {error}"
-                if isinstance(ours, str) and isinstance(theirs, str):
-                    counts["refused by both"] += 1
-                elif isinstance(ours, str):
-                    kind = re.sub(r"\d+", "#", ours.split("not safetensors: ")[-1])
-                    counts[f"refused here alone: {kind:.90}"] += 1
-                elif isinstance(theirs, str):
-                    counts[f"read here alone: {re.sub(r'[0-9]+', '#', theirs):.90}"] += 1
-                else:
-                    counts["read alike" if equal(ours, theirs) else "READ DIFFERENTLY"] += 1
-    return counts, slowest, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024
+    outcomes = Counter()
+    slowest = 0.0
+    megabytes_before = memory_megabytes()
+    with tempfile.NamedTemporaryFile() as file:          # one file, written again and again
+        for mutant in mutations(content, num_files):
+            file.seek(0)
+            file.write(mutant)
+            file.truncate()
+            file.flush()
+            begin = time.perf_counter()
+            ours, our_error = read_here(file.name)
+            slowest = max(slowest, time.perf_counter() - begin)
+            theirs, their_error = read_there(mutant)
+            outcomes[compare(ours, our_error, theirs, their_error)] += 1
+    return outcomes, slowest, memory_megabytes() - megabytes_before
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
+    """Print how many files fared how -> the exit status, 1 if some were read differently."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=100_000, metavar="N",
+                        help="damaged files to read (default: 100,000)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N",
+                        help="processes that share the work, at most 8 (default: 1)")
     args = parser.parse_args()
-    began, total, slowest, memory = time.perf_counter(), Counter(), 0.0, 0.0
-    seeds = range(args.seed, args.seed + max(args.processes, args.files // 10_000))
+    begin = time.perf_counter()
+    originals = original_files()
+    num_files = math.ceil(args.files / len(originals))   # damaged copies of each original
+    outcomes = Counter()
+    slowest = 0.0
+    growth = 0.0
     with ProcessPoolExecutor(args.processes) as pool:
-        share = [-(-args.files // len(seeds))] * len(seeds)
-        for counts, seconds, grown in pool.map(fuzz, seeds, share):
-            total += counts
-            slowest, memory = max(slowest, seconds), max(memory, grown)
-    for kind, count in total.most_common():
-        print(f"{count:9,} {kind}")
-    print(f"{total.total():9,} files in {time.perf_counter() - began:.0f} s; the slowest read "
-          f"{slowest * 1000:.0f} ms; a process grew by at most {memory:.0f} MB")
-    return 1 if total["READ DIFFERENTLY"] else 0
+        results = pool.map(fuzz, originals, [num_files] * len(originals))
+        for some_outcomes, seconds, megabytes in results:
+            outcomes += some_outcomes
+            slowest = max(slowest, seconds)
+            growth = max(growth, megabytes)
+    for outcome, count in outcomes.most_common():
+        print(f"{count:9,} {outcome}")
+    print(f"{outcomes.total():9,} files in {time.perf_counter() - begin:.0f} s; the slowest read "
+          f"{1000 * slowest:.0f} ms; a process grew by at most {growth:.0f} MB")
+    if READ_DIFFERENTLY in outcomes:
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

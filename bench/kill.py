@@ -1,9 +1,11 @@
-"""Kills distill.py and finetune.py with SIGKILL at random moments, resumes, compares the ends.
+"""Kill distill.py and finetune.py with SIGKILL at random moments, resume them, compare the ends.
 
-    python bench/kill.py                              # 60 kills of each; some minutes
+    python bench/kill.py
+        60 kills of each: some minutes
 
-A run that was killed and resumed must end with the same bytes as one that nothing disturbed, the
-same log (but for its speed) and the same files. The embedded teacher, this machine's documentation.
+A run that was killed and resumed must end like one that nothing disturbed: with the same files,
+the same bytes in them and the same log, but for its speed. The runs are of the embedded teacher,
+the documentation on this machine and the embedded task.
 """
 import argparse
 import importlib
@@ -17,101 +19,141 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-SMALL = "--batch-size 4 --log-every 10 --eval-every 500 --save-every 2 --device cpu".split()
+FLAGS = ["--batch-size", "4", "--log-every", "10", "--eval-every", "500", "--save-every", "2",
+         "--device", "cpu"]
+LONGEST = 1.5                       # seconds from the begin of the training to a kill, at most
+COLUMNS = ["run", "steps", "kills", "with a checkpoint to resume from", "amid a write",
+           "seconds, undisturbed", "seconds, killed", "the same?"]
 
 
 def begin(script, flags):
-    """(a process in which main(flags) of a script runs, an event: its training has begun). torch
-    was imported before, once for all."""
+    """Run a script's main(flags) in a new process -> the process, an event: training has begun.
+
+    The process is forked from one that has imported torch once for all.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["distill", "finetune"])
-    began = context.Event()
-    process = context.Process(target=act, args=(script, [str(flag) for flag in flags], began))
+    has_begun = context.Event()
+    flags = [str(flag) for flag in flags]
+    process = context.Process(target=run_script, args=(script, flags, has_begun))
     process.start()
-    return process, began
+    return process, has_begun
 
 
-def act(script, flags, began):
+def run_script(script, flags, has_begun):
+    """Run a script in this process without any output."""
     sys.stdout = open(os.devnull, "w")
-    os.dup2(sys.stdout.fileno(), 2)                      # the progress bar
+    os.dup2(sys.stdout.fileno(), 2)                      # no progress bar on the standard error
+    # This process was forked from one that has imported torch already.
+    import torch
+    torch.set_num_threads(1)        # two threads wait long for each other on a busy machine
     module = importlib.import_module(script)
-    usual = module.train
-    module.train = lambda *args: began.set() or usual(*args)
+    original = module.train
+
+    def train(*args):
+        has_begun.set()
+        return original(*args)
+
+    module.train = train
     sys.exit(module.main(flags))
 
 
 def finish(script, flags):
+    """Run a script to its end. RuntimeError if it fails."""
     process, _ = begin(script, flags)
     process.join()
-    if process.exitcode:
+    if process.exitcode != 0:
         raise RuntimeError(f"{script}.py {flags}: exit status {process.exitcode}")
 
 
-def torment(script, flags, out, kills, longest, rng):
-    """Kills a run with its folder out, at most `longest` seconds after its training began (one
-    in ten before), then lets it end. The number of kills that hit it, of those that left
-    something to resume from, and of those that came amid the writing of a file."""
-    done = resumed = amid = 0
-    while done < kills:
-        process, began = begin(script, [*flags, "--resume"])
+def torment(script, flags, out, wanted, longest, rng):
+    """Kill a run again and again, then let it end -> counts of all kills, of those that left a
+    checkpoint, and of those that came amid the writing of a file.
+
+    out: the folder of the run
+    wanted: how many kills have to leave a checkpoint; there are more if others come too early
+    longest: seconds from the begin of the training to a kill, at most; one kill in ten may come
+        before the training has begun
+    """
+    num_kills = 0
+    num_resumed = 0
+    num_amid_write = 0
+    while num_resumed < wanted:
+        process, has_begun = begin(script, [*flags, "--resume"])
         if rng.random() > 0.1:
-            began.wait(60)
+            has_begun.wait(60)
         process.join(rng.uniform(0, longest))
-        if process.exitcode is not None:                 # it ended before its killer came
+        if process.exitcode is not None:                 # it ended before it could be killed
             break
         process.kill()
         process.join()
-        names = [name for _, _, names in os.walk(out) for name in names]
-        done += 1
-        resumed += "training.safetensors" in names
-        amid += any(name.endswith(".tmp") for name in names)
+        names = []
+        for _, _, names_in_folder in os.walk(out):
+            names += names_in_folder
+        num_kills += 1
+        if "training.safetensors" in names:
+            num_resumed += 1
+        if any(name.endswith(".tmp") for name in names):
+            num_amid_write += 1
     finish(script, [*flags, "--resume"])
-    return done, resumed, amid
+    return num_kills, num_resumed, num_amid_write
 
 
 def remains(out):
-    """{file: its bytes}; of logs and checkpoints without what the clock decides."""
-    found = {}
+    """Read what a run left: {file: its bytes}, without what the clock decides."""
+    contents = {}
     for folder, _, names in os.walk(out):
-        for path in (os.path.join(folder, name) for name in names):
+        for name in names:
+            path = os.path.join(folder, name)
             with open(path, "rb") as file:
-                data = file.read()
-            if path.endswith("log.jsonl"):
-                lines = [json.loads(line) for line in data.splitlines()]
-                data = [{k: v for k, v in line.items() if k != "tokens_per_second"}
-                        for line in lines]
-            elif path.endswith("training.safetensors"):  # its header has the log's length
-                data = data[8 + int.from_bytes(data[:8], "little"):]
-            found[os.path.relpath(path, out)] = data
-    return found
+                content = file.read()
+            if name == "log.jsonl":
+                lines = [json.loads(line) for line in content.splitlines()]
+                for line in lines:
+                    del line["tokens_per_second"]
+                content = lines
+            elif name == "training.safetensors":         # its header has the size of the log
+                header_size = int.from_bytes(content[:8], "little")
+                content = content[8 + header_size:]
+            contents[os.path.relpath(path, out)] = content
+    return contents
+
+
+def measure(script, steps, flags, folder, num_kills, rng):
+    """Print a row of the table about a script -> the folder of the run that nothing disturbed."""
+    flags = [*FLAGS, "--steps", steps, *flags]
+    whole = os.path.join(folder, f"{script}-whole")
+    killed = os.path.join(folder, f"{script}-killed")
+    first = time.perf_counter()
+    finish(script, [*flags, "--out", whole])
+    middle = time.perf_counter()
+    counts = torment(script, [*flags, "--out", killed], killed, num_kills, LONGEST, rng)
+    last = time.perf_counter()
+    is_same = remains(whole) == remains(killed)
+    cells = [script, f"{steps:,}", *counts, f"{middle - first:.0f}", f"{last - middle:.0f}",
+             "yes" if is_same else "NO"]
+    print(f"| {' | '.join(str(cell) for cell in cells)} |", flush=True)
+    if not is_same:
+        sys.exit(f"{script}: the killed run ended differently")
+    if counts[1] < num_kills:
+        sys.exit(f"{script}: it ended after {counts[0]} kills; more steps are needed")
+    return whole
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--kills", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=60,
+                        help="kills of each script that it resumes from (default: 60)")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="seed of the moments of the kills (default: 0)")
     args = parser.parse_args()
-    rng, student = random.Random(args.seed), None
-    print("| run | steps | kills | with a checkpoint to resume from | amid a write | "
-          "seconds, undisturbed | seconds, killed | the same? |\n" + "|---" * 8 + "|", flush=True)
+    rng = random.Random(args.seed)
+    print(f"| {' | '.join(COLUMNS)} |")
+    print("|---" * len(COLUMNS) + "|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for script, steps, longest in (("distill", 1200, 1.5), ("finetune", 600, 1.5)):
-            flags = [*SMALL, "--steps", steps]
-            flags += ["--length", "32"] if script == "distill" else [
-                "--model", student, "--task", "part", "--seeds", "2"]
-            whole, killed = (os.path.join(folder, f"{script}-{name}") for name in ("a", "b"))
-            began = time.perf_counter()
-            finish(script, [*flags, "--out", whole])
-            middle = time.perf_counter()
-            done, resumed, amid = torment(script, [*flags, "--out", killed], killed, args.kills,
-                                          longest, rng)
-            end = time.perf_counter()
-            same = remains(whole) == remains(killed)
-            print(f"| {script} | {steps:,} | {done} | {resumed} | {amid} | {middle - began:.0f} "
-                  f"| {end - middle:.0f} | {'yes' if same else 'NO'} |", flush=True)
-            student = whole
-            if not same or done < args.kills:
-                sys.exit(f"{script}: {done} kills, {'the same' if same else 'another end'}")
+        student = measure("distill", 1200, ["--length", "32"], folder, args.kills, rng)
+        measure("finetune", 600, ["--model", student, "--task", "code", "--seeds", "2"], folder,
+                args.kills, rng)
 
 
 if __name__ == "__main__":

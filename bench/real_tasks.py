@@ -5,7 +5,8 @@
     python bench/real_tasks.py --tasks rte cola --seeds 5
 
 Each row is one command of finetune.py, run on one thread, as many at a time as there are cores, so
-seconds are those of a busy machine. Scores are of the test set where it has labels, else of dev.
+seconds are those of a busy machine. Scores are of the test set where it has labels, else of the
+dev set. "majority" is what finetune.py prints of guesses made without a model.
 """
 import argparse
 import os
@@ -15,67 +16,128 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-NER = "--task tagging --train {0}/train.tsv --dev {0}/devel.tsv --test {0}/test.tsv"
+# The flags of each task; {data} stands for the folder of --data.
 TASKS = {
     "sst2": "--task sst2 --data {data}/glue/SST-2 --epochs 1",
     "cola": "--task cola --data {data}/glue/CoLA",
     "mrpc": "--task mrpc --data {data}/glue/MRPC",
     "stsb": "--task stsb --data {data}/glue/STS-B",
     "rte": "--task rte --data {data}/glue/RTE",
-    "bc5cdr-disease": NER.format("{data}/ner/BC5CDR-disease-IOB"),
-    "bc2gm": NER.format("{data}/ner/BC2GM-IOB") + " --epochs 1",
+    "bc5cdr-disease": "--task tagging --train {data}/ner/BC5CDR-disease-IOB/train.tsv "
+                      "--dev {data}/ner/BC5CDR-disease-IOB/devel.tsv "
+                      "--test {data}/ner/BC5CDR-disease-IOB/test.tsv",
+    "bc2gm": "--task tagging --train {data}/ner/BC2GM-IOB/train.tsv "
+             "--dev {data}/ner/BC2GM-IOB/devel.tsv "
+             "--test {data}/ner/BC2GM-IOB/test.tsv --epochs 1",
     "chemprot": "--task classification --train {data}/cls/chemprot/train.jsonl "
                 "--dev {data}/cls/chemprot/dev.jsonl --test {data}/cls/chemprot/test.jsonl",
     "qa": "--task qa --train {data}/qa/squadshifts/new_wiki_v1.0.json "
           "{data}/qa/squadshifts/amazon_reviews_v1.0.json {data}/qa/squadshifts/reddit_v1.0.json "
           "--dev {data}/qa/xquad/xquad.en.json --steps 250",
 }
-ROW = re.compile(r"(\S+) +(\S+) +(\S+) +(-?[\d.]+%)(?: \+- ([\d.]+%) of \d+ seeds)?")
+# A line that finetune.py prints at its end, such as
+# all       dev             accuracy      77.41% +- 0.11% of 3 seeds
+SCORE_LINE = re.compile(r"(\S+) +(\S+) +(\S+) +(-?[\d.]+%)(?: \+- ([\d.]+%) of \d+ seeds)?")
 
 
-def measure(command):
-    """The table row, but for its name, of one command of finetune.py."""
-    with tempfile.TemporaryDirectory() as out:
-        began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "finetune.py", *command.split(), "--out", f"{out}/x"], cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        seconds = time.perf_counter() - began
-    if done.returncode:
-        return f"failed: {done.stderr.splitlines()[-1:]} | `{command}` |"
-    found = [match.groups() for match in map(ROW.fullmatch, done.stdout.splitlines()) if match]
-    split = "test" if any(row[1] == "test" for row in found) else "dev"
-    first = next(row[2] for row in found if row[1] == split)             # the task's own metric
-    base, mine = ([f"{mean} {metric}" + (f" +- {sd}" if sd else "")
-                   for mode, where, metric, mean, sd in found if where == split
-                   and (mode == "majority") == is_base] for is_base in (True, False))
-    assert mine and first
-    return f"{split} | {'; '.join(mine)} | {'; '.join(base)} | {seconds:.0f} | `{command}` |"
+class Run(NamedTuple):
+    """One row of the table: a command of finetune.py."""
+    task: str
+    model: str              # what the row says of the model
+    command: str            # the flags of finetune.py
+
+
+def list_runs(tasks, models, data, seeds):
+    """List the Runs of all tasks with all models; the student is tuned in two ways.
+
+    models: a list of "name=folder"
+    """
+    runs = []
+    for task in tasks:
+        flags = TASKS[task].format(data=os.path.abspath(data))
+        for model in models:
+            name, folder = model.split("=", 1)
+            command = f"{flags} --model {os.path.abspath(folder)} --seeds {seeds}"
+            runs.append(Run(task, name, command))
+            if name == "student":
+                runs.append(Run(task, f"{name}, adapters alone", f"{command} --adapters-only"))
+    return runs
+
+
+def measure(run):
+    """Run a command of finetune.py -> the cells of its row after the model's.
+
+    If the command fails, its row says so and the others go on.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "out")
+        command = [sys.executable, "finetune.py"] + run.command.split() + ["--out", out]
+        environment = dict(os.environ)
+        environment["OMP_NUM_THREADS"] = "1"
+        begin = time.perf_counter()
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        seconds = time.perf_counter() - begin
+    if done.returncode != 0:
+        last_lines = done.stderr.splitlines()[-1:]
+        return ["-", f"failed: {last_lines}", "-", f"{seconds:.0f}", f"`{run.command}`"]
+    split, scores, majority = read_scores(done.stdout)
+    return [split, scores, majority, f"{seconds:.0f}", f"`{run.command}`"]
+
+
+def read_scores(printed):
+    """Find the scores in what finetune.py printed -> the name of the split, the scores of the
+    model, those of the majority; a text each."""
+    found = []
+    for line in printed.splitlines():
+        match = SCORE_LINE.fullmatch(line)
+        if match is not None:
+            found.append(match.groups())
+    split = "dev"
+    for _, split_of_line, _, _, _ in found:
+        if split_of_line == "test":
+            split = "test"
+    scores = []
+    majority = []
+    for mode, split_of_line, metric, mean, deviation in found:
+        if split_of_line != split:
+            continue
+        text = f"{mean} {metric}"
+        if deviation is not None:
+            text += f" +- {deviation}"
+        if mode == "majority":
+            majority.append(text)
+        else:
+            scores.append(text)
+    if not scores:
+        raise ValueError(f"finetune.py printed no scores: {printed}")
+    return split, "; ".join(scores), "; ".join(majority)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--data", default="../shared/data")
-    parser.add_argument("--models", nargs="+", default=["teacher=assets/teacher",
-                                                        "student=out/student"])
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--seeds", type=int, default=3)
+    """Print the table that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="../shared/data", metavar="DIR",
+                        help="folder with glue, ner, cls and qa (default: ../shared/data)")
+    parser.add_argument("--models", nargs="+", metavar="NAME=DIR",
+                        default=["teacher=assets/teacher", "student=out/student"],
+                        help="models to tune; one with the name student is also tuned through its "
+                        "adapters alone (default: teacher=assets/teacher student=out/student)")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS),
+                        help="the tasks to measure (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N",
+                        help="runs of each command (default: 3)")
     args = parser.parse_args()
     print("| task | model | split | score | majority | seconds | command: python finetune.py |")
-    print("|---" * 7 + "|", flush=True)
-    rows = []
-    for task in args.tasks:
-        for name, folder in (model.split("=", 1) for model in args.models):
-            for mode in ("", " --adapters-only") if name == "student" else ("",):
-                command = TASKS[task].format(data=os.path.abspath(args.data))
-                rows.append((f"{task} | {name}{mode[1:] and ', adapters alone'}",
-                             f"{command} --model {os.path.abspath(folder)} "
-                             f"--seeds {args.seeds}{mode}"))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for (name, _), row in zip(rows, pool.map(measure, (command for _, command in rows))):
-            print(f"| {name} | {row}", flush=True)
+    print("|" + "---|" * 7, flush=True)
+    # The rows come in this order, each as soon as it and all before it are there.
+    runs = list_runs(args.tasks, args.models, args.data, args.seeds)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:     # a thread only waits for its command
+        for run, cells in zip(runs, pool.map(measure, runs)):
+            print("| " + " | ".join([run.task, run.model] + cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import random
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -20,47 +21,60 @@ import tokenizers
 from tqdm import tqdm
 
 import data
-from data import (MaskedBatches, SPECIAL, Tokenizer, TokenFile, corpus_files, docs_on_this_machine,
-                  fetch, main, mask, paragraphs, prose, read_corpus, tokenise, train_tokenizer)
+from data import (MaskedBatches, SPECIAL_TOKENS, Tokenizer, TokenFile, corpus_files,
+                  docs_on_this_machine, is_prose, main, mask_tokens, open_corpus, paragraphs,
+                  read_corpus, remove_markup, run_command, tokenise, train_tokenizer)
 
 OPEN = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 WORDS = "the cat sat on a mat and saw no dog near its house by the old river in spring".split()
 
 
 def make_documents(count, seed=0):
-    """Documents of one to four lines of a few words, no two the same."""
+    """Make documents of one to four lines of a few words, no two the same."""
     rng = random.Random(seed)
-    return [[f"{' '.join(rng.choices(WORDS, k=rng.randint(2, 7)))} {i} {line}"
-             for line in range(rng.randint(1, 4))] for i in range(count)]
+    documents = []
+    for i in range(count):
+        lines = []
+        for line in range(rng.randint(1, 4)):
+            words = " ".join(rng.choices(WORDS, k=rng.randint(2, 7)))
+            lines.append(f"{words} {i} {line}")
+        documents.append(lines)
+    return documents
 
 
 def put(path, documents):
-    """Writes documents as the file's name says."""
+    """Write documents in the format that the file's name says; return the path as a string."""
     if ".jsonl" in path.name:
-        documents = [{"text": "\n".join(lines), "id": 1} for lines in documents]
-        text = "".join(json.dumps(document) + "\n" for document in documents)
+        rows = [{"text": "\n".join(lines), "id": 1} for lines in documents]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
     else:
         text = "\n\n".join("\n".join(lines) for lines in documents) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with OPEN.get(path.suffix, open)(path, "wb") as file:
+    opener = OPEN.get(path.suffix, open)
+    with opener(path, "wb") as file:
         file.write(text.encode())
     return str(path)
 
 
 def raw(path, content):
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    """Write text or bytes as they are; return the path as a string."""
+    if isinstance(content, str):
+        content = content.encode()
+    path.write_bytes(content)
     return str(path)
 
 
 def naive_tokens(documents, tokenizer):
-    """(train, valid) token numbers, one line at a time."""
-    parts = [], []
+    """Return the lists of token numbers (to train on, held out), made one line at a time."""
+    train = []
+    valid = []
     for lines in documents:
         held_out = zlib.crc32(lines[0].encode()) % 50 == 0
+        part = valid if held_out else train
         for line in lines:
-            parts[held_out].extend(tokenizer.core.encode(line, add_special_tokens=False).ids)
-        parts[held_out].append(tokenizer.sep)
-    return parts
+            part.extend(tokenizer.backend.encode(line, add_special_tokens=False).ids)
+        part.append(tokenizer.sep_id)
+    return train, valid
 
 
 def vocab_folder(path, words, config=None):
@@ -69,6 +83,14 @@ def vocab_folder(path, words, config=None):
     if config is not None:
         raw(path / "tokenizer_config.json", json.dumps(config))
     return str(path)
+
+
+def first_line(held_out):
+    """Return a line by whose hash a document is held out, or is not."""
+    i = 0
+    while (zlib.crc32(f"start {i}".encode()) % 50 == 0) != held_out:
+        i += 1
+    return f"start {i}"
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +108,13 @@ def token_file(tokenizer, tmp_path):
 # ---- Reading a corpus ----------------------------------------------------------------------------
 
 def test_any_mix_of_files_and_folders_is_read_in_a_fixed_order(tmp_path):
-    names = ["x/c.txt.xz", "x/a.txt", "x/b/z.jsonl.gz", "x/b/y.txt.bz2", "x/b/x.jsonl",
+    names = ["x/c.txt.xz", "x/a.txt", "x/a\n.txt", "x/b/z.jsonl.gz", "x/b/y.txt.bz2", "x/b/x.jsonl",
              "one.txt.gz", "x/d.jsonl.bz2", "x/e.jsonl.xz", "x/notes.md", "x/table.csv.gz"]
     documents = make_documents(len(names) * 3)
     parts = {name: documents[i * 3:i * 3 + 3] for i, name in enumerate(names)}
     for name in names:
         put(tmp_path / name, parts[name])
-    order = ["one.txt.gz", "x/a.txt", "x/b/x.jsonl", "x/b/y.txt.bz2", "x/b/z.jsonl.gz",
+    order = ["one.txt.gz", "x/a\n.txt", "x/a.txt", "x/b/x.jsonl", "x/b/y.txt.bz2", "x/b/z.jsonl.gz",
              "x/c.txt.xz", "x/d.jsonl.bz2", "x/e.jsonl.xz"]
     corpus = [str(tmp_path / "one.txt.gz"), str(tmp_path / "x")]
     assert corpus_files(corpus) == [str(tmp_path / name) for name in order]
@@ -150,9 +172,9 @@ def test_byte_order_marks_line_ends_and_blanks_do_not_matter(tmp_path):
 
 def test_lines_of_jsonl_may_hold_what_json_may(tmp_path):
     lines = [r'{"text": "a\u0000b \ud800 c \ud83d\ude42\r\n\n  d  "}', "", "  ", '{"text": ""}',
-             '{"other": {"text": 1}, "text": "e\tf"}']
+             '{"other": {"text": 1}, "text": "e\tf"}', r'{"text": "g\rh"}']
     found = list(read_corpus([raw(tmp_path / "a.jsonl", "\ufeff" + "\n".join(lines))]))
-    assert [line for line in found if line] == ["a\ufffdb \ufffd c 🙂", "d", "e\tf"]
+    assert [line for line in found if line] == ["a\ufffdb \ufffd c 🙂", "d", "e\tf", "g", "h"]
     assert found[2] == "" and found[-1] == ""
 
 
@@ -166,8 +188,15 @@ def test_a_line_of_jsonl_that_is_no_document_is_named(line, tmp_path):
         list(read_corpus([file]))
 
 
+@pytest.mark.parametrize("line, message", [
+    ("[1, 2]", "it is a list"), ('{"text": 3}', "`text` is a int")])
+def test_it_is_said_what_a_line_of_jsonl_is_instead_of_a_document(line, message, tmp_path):
+    with pytest.raises(ValueError, match=rf"a\.jsonl:1: not a JSON object .*: {message}$"):
+        list(read_corpus([raw(tmp_path / "a.jsonl", line)]))
+
+
 def test_a_line_of_jsonl_that_is_too_long_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "LONGEST", 100)
+    monkeypatch.setattr(data, "CHUNK", 100)
     fits = json.dumps({"text": "x" * 85})
     too_long = json.dumps({"text": "y" * 99})
     assert "x" * 85 in list(read_corpus([raw(tmp_path / "a.jsonl", fits)]))
@@ -207,42 +236,47 @@ def test_a_damaged_archive_is_named_and_leaves_nothing(packed, damage, tokenizer
 
 # ---- Token files ---------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("longest", [1, 300, 1 << 20])
-def test_the_token_file_is_what_a_naive_loop_makes(longest, tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("chunk", [1, 300, 1 << 20])
+def test_the_token_file_is_what_a_naive_loop_makes(chunk, tokenizer, tmp_path, monkeypatch):
     documents = make_documents(400) + [["\x7f\x7f only what is dropped", "\x7f"]]
     put(tmp_path / "c" / "a.txt.gz", documents[:150])
     put(tmp_path / "c" / "b.jsonl", documents[150:])
-    batches_of, sizes = data.batches_of, []
+    batches_of_lines = data.batches_of_lines
+    batches = []
 
-    def smaller(lines):
-        lines = list(lines)                 # before, because LONGEST would cut the lines as well
-        monkeypatch.setattr(data, "LONGEST", longest)
-        sizes.extend(map(len, batches := list(batches_of(lines))))
-        monkeypatch.undo()
+    def batches_of_chunks(lines):
+        lines = list(lines)     # They are read before CHUNK changes: it would cut them as well.
+        with monkeypatch.context() as patch:
+            patch.setattr(data, "CHUNK", chunk)
+            batches.extend(batches_of_lines(lines))
         return batches
 
-    monkeypatch.setattr(data, "batches_of", smaller)
+    monkeypatch.setattr(data, "batches_of_lines", batches_of_chunks)
     made = tokenise([str(tmp_path / "c")], tokenizer, str(tmp_path / "a.bin"))
     train, valid = naive_tokens(documents, tokenizer)
-    assert made.train.tolist() == train and made.valid.tolist() == valid and len(valid) > 20
-    assert made.train.dtype == made.valid.dtype == np.uint16
-    assert (len(sizes) > 100) == (longest == 1) and (len(sizes) == 1) == (longest == 1 << 20)
+    assert len(valid) > 20
+    assert made.train_tokens.tolist() == train
+    assert made.valid_tokens.tolist() == valid
+    assert made.train_tokens.dtype == made.valid_tokens.dtype == np.uint16
+    assert (len(batches) > 100) == (chunk == 1)
+    assert (len(batches) == 1) == (chunk == 1 << 20)
     assert os.path.getsize(made.path) == 2 * (len(train) + len(valid))
 
 
 @pytest.mark.parametrize("size, dtype", [(2**16, np.uint16), (2**16 + 1, np.uint32)])
 def test_large_vocabularies_get_wider_numbers(size, dtype, tmp_path):
-    words = SPECIAL + [f"w{i}" for i in range(size - len(SPECIAL))]
+    words = SPECIAL_TOKENS + [f"w{i}" for i in range(size - len(SPECIAL_TOKENS))]
     wide = Tokenizer(vocab_folder(tmp_path / "tok", words))
     assert wide.vocab_size == size
     corpus = [raw(tmp_path / "a.txt", f"{words[-1]} w0 {words[-1]}\n" * 30)]
     made = tokenise(corpus, wide, str(tmp_path / "a.bin"))
-    assert made.train.dtype == made.valid.dtype == dtype
-    assert made.train[:3].tolist() == [size - 1, 5, size - 1]
-    assert TokenFile(made.path).valid.tolist() == made.valid.tolist()
+    assert made.train_tokens.dtype == made.valid_tokens.dtype == dtype
+    assert made.train_tokens[:3].tolist() == [size - 1, 5, size - 1]
+    assert TokenFile(made.path).valid_tokens.tolist() == made.valid_tokens.tolist()
 
 
-def test_a_token_file_is_made_once_and_made_anew_when_it_is_stale(tokenizer, tmp_path, capsys):
+def test_a_token_file_is_made_once_and_made_anew_when_it_is_stale(
+        tokenizer, tmp_path, monkeypatch, capsys):
     source, other = tmp_path / "c" / "a.txt", tmp_path / "c" / "b.txt"
     documents = make_documents(60)
     put(source, documents)
@@ -252,7 +286,7 @@ def test_a_token_file_is_made_once_and_made_anew_when_it_is_stale(tokenizer, tmp
         before = os.path.exists(out) and os.stat(out).st_ino
         made = tokenise([str(tmp_path / "c")], tokenizer, out)
         assert TokenFile(out).made_from == made.made_from
-        said = "making it anew" in capsys.readouterr().err
+        said = "it is made anew" in capsys.readouterr().err
         assert said == bool(before and os.stat(out).st_ino != before)
         return os.stat(out).st_ino != before
 
@@ -269,8 +303,12 @@ def test_a_token_file_is_made_once_and_made_anew_when_it_is_stale(tokenizer, tmp
     put(other, make_documents(8, seed=1))
     os.utime(other, ns=(was.st_atime_ns, was.st_mtime_ns))           # as old as before, but smaller
     assert made_anew() and not made_anew()
-    words = SPECIAL + [f"{mark}{x}" for x in "abcdefghijklmnopqrstuvwxyz" for mark in ("", "##")]
-    assert made_anew(Tokenizer(vocab_folder(tmp_path / "tok", words)))
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    words = SPECIAL_TOKENS + letters + ["##" + letter for letter in letters]
+    other_tokenizer = Tokenizer(vocab_folder(tmp_path / "tok", words))
+    assert made_anew(other_tokenizer) and not made_anew(other_tokenizer)
+    monkeypatch.setattr(data, "HOLD_OUT_ONE_IN", 10)
+    assert made_anew(other_tokenizer) and not made_anew(other_tokenizer)
     assert sorted(os.listdir(tmp_path / "sub")) == ["a.bin", "a.bin.json"]
 
 
@@ -281,23 +319,25 @@ def test_what_is_held_out_does_not_depend_on_the_order_of_the_documents(tokenize
         put(tmp_path / name / "1.txt", documents[:999])
         put(tmp_path / name / "2.jsonl", documents[999:])
         made = tokenise([str(tmp_path / name)], tokenizer, str(tmp_path / f"{name}.bin"))
-        ends = np.flatnonzero(made.valid == tokenizer.sep) + 1
-        return sorted(part.tolist() for part in np.split(made.valid, ends)[:-1])
+        ends = np.flatnonzero(made.valid_tokens == tokenizer.sep_id) + 1
+        parts = np.split(made.valid_tokens, ends)
+        assert len(parts[-1]) == 0
+        return sorted(part.tolist() for part in parts[:-1])
 
     first = held_out("first", documents)
-    assert first == held_out("second", documents[::-1]) and 35 <= len(first) <= 90     # of 60
+    assert first == held_out("second", documents[::-1])
+    assert 35 <= len(first) <= 90                            # 60 are expected
 
 
 @pytest.mark.parametrize("drawn", [False, True])
 def test_tokens_are_held_out_where_documents_are_too_few(drawn, tokenizer, tmp_path, capsys):
-    first = next(f"start {i}" for i in range(1000)
-                 if (zlib.crc32(f"start {i}".encode()) % 50 == 0) == drawn)
-    documents = [[first] + [" ".join(WORDS)] * 20]
+    documents = [[first_line(drawn)] + [" ".join(WORDS)] * 20]
     made = tokenise([put(tmp_path / "a.txt", documents)], tokenizer, str(tmp_path / "a.bin"))
-    all_tokens = sum(naive_tokens(documents, tokenizer), [])
-    assert made.train.tolist() + made.valid.tolist() == all_tokens
-    assert len(made.valid) == len(all_tokens) // 50 > 0
-    assert f"last {len(made.valid)} tokens" in capsys.readouterr().err
+    train, valid = naive_tokens(documents, tokenizer)
+    all_tokens = train + valid                               # one of the two is empty
+    assert made.train_tokens.tolist() + made.valid_tokens.tolist() == all_tokens
+    assert len(made.valid_tokens) == len(all_tokens) // 50 > 0
+    assert f"last {len(made.valid_tokens)} tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "\n\n \n", "\ufeff"])
@@ -310,14 +350,135 @@ def test_a_corpus_without_text_is_an_error_and_nothing_is_written(text, tokenize
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+@pytest.mark.parametrize("chunk", [5, 1 << 20])
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_corpus_of_which_most_tokens_are_unknown_is_an_error(
+        held_out, chunk, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CHUNK", chunk)
+    known = [first_line(held_out)] + ["the"] * 50
+    half = len(naive_tokens([known], tokenizer)[held_out])
+    for name, num_unknown in (("half.txt", half), ("most.txt", half + 1)):
+        corpus = [put(tmp_path / name, [known + ["中"] * num_unknown])]
+        if num_unknown == half:
+            tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
+        else:
+            with pytest.raises(ValueError, match=r"most\.txt: most tokens are \[UNK\]"):
+                tokenise(corpus, tokenizer, str(tmp_path / "b.bin"))
+    assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.bin.json", "half.txt", "most.txt"]
+
+
+def test_a_token_file_may_be_in_the_working_directory(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "a.txt", make_documents(200))
+    made = tokenise(["a.txt"], tokenizer, "a.bin")
+    assert sorted(os.listdir()) == ["a.bin", "a.bin.json", "a.txt"]
+    before = os.stat("a.bin")
+    absolute = tokenise([str(tmp_path / "a.txt")], tokenizer, str(tmp_path / "a.bin"))
+    assert os.stat("a.bin") == before
+    assert absolute.valid_tokens.tolist() == made.valid_tokens.tolist()
+
+
+def test_reading_a_token_file_cannot_change_it(token_file):
+    assert isinstance(token_file.train_tokens, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        token_file.train_tokens[0] = 1
+
+
+def test_old_tokens_never_stand_beside_a_new_description(
+        token_file, tokenizer, tmp_path, monkeypatch):
+    def full_disk(path, value, shared):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(data, "write_json", full_disk)
+    with pytest.raises(OSError, match="full"):
+        tokenise([put(tmp_path / "b.txt", make_documents(100))], tokenizer, token_file.path)
+    assert not os.path.exists(token_file.path)
+    monkeypatch.undo()
+    made = tokenise([str(tmp_path / "b.txt")], tokenizer, token_file.path)
+    assert made.train_tokens.tolist() == naive_tokens(make_documents(100), tokenizer)[0]
+
+
+def test_two_processes_may_make_the_same_token_file_at_once(tokenizer, tmp_path, monkeypatch):
+    corpus = [put(tmp_path / "a.txt", make_documents(200))]
+    out = str(tmp_path / "a.bin")
+    write_tokens = data.write_tokens
+    process = os.getpid()
+
+    def write_tokens_while_another_process_does(*arguments):
+        monkeypatch.setattr(data, "write_tokens", write_tokens)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: process + 1)
+            tokenise(corpus, tokenizer, out)
+        return write_tokens(*arguments)
+
+    monkeypatch.setattr(data, "write_tokens", write_tokens_while_another_process_does)
+    made = tokenise(corpus, tokenizer, out)
+    assert made.train_tokens.tolist() == naive_tokens(make_documents(200), tokenizer)[0]
+    assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.bin.json", "a.txt"]
+
+
+def test_a_name_that_is_no_file_or_has_another_files_json_is_refused(tokenizer, tmp_path):
+    corpus = [put(tmp_path / "a.txt", make_documents(200))]
+    with pytest.raises(ValueError, match="new/' is not the name of a file"):
+        tokenise(corpus, tokenizer, str(tmp_path / "new") + "/")
+    out = str(tmp_path / "table")
+    raw(tmp_path / "table.json", '{"rows": []}')
+    with pytest.raises(ValueError, match=r"table\.json exists and is not"):
+        tokenise(corpus, tokenizer, out)
+    assert (tmp_path / "table.json").read_text() == '{"rows": []}'
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "table.json"]
+    raw(tmp_path / "table.json", '{"made_from": {}}')        # what a kill may leave behind
+    assert len(tokenise(corpus, tokenizer, out).train_tokens) > 0
+
+
+def test_a_corpus_is_tokenised_once_for_each_tokenizer(tokenizer, tmp_path):
+    cache = str(tmp_path / "cache")
+    documents = make_documents(200)
+    corpus = [put(tmp_path / "a.txt", documents), put(tmp_path / "b.txt", documents[:9])]
+    letters = list("abcdefghijklmnopqrstuvwxyz0123456789")
+    words = SPECIAL_TOKENS + letters + ["##" + letter for letter in letters]
+    other = Tokenizer(vocab_folder(tmp_path / "tok", words))
+    first = open_corpus(corpus, tokenizer, cache)
+    before = os.stat(first.path)
+    second = open_corpus(corpus, other, cache)
+    part = open_corpus(corpus[:1], tokenizer, cache)
+    assert len({first.path, second.path, part.path}) == 3
+    assert len(os.listdir(cache)) == 6
+    assert open_corpus(corpus, tokenizer, cache).path == first.path
+    assert os.stat(first.path) == before
+    for made, made_by, all_documents in ((first, tokenizer, documents + documents[:9]),
+                                         (second, other, documents + documents[:9]),
+                                         (part, tokenizer, documents)):
+        train, valid = naive_tokens(all_documents, made_by)
+        assert made.train_tokens.tolist() == train
+        assert made.valid_tokens.tolist() == valid
+
+
+def test_a_token_file_is_opened_as_it_is_if_its_tokenizer_is_the_same(
+        token_file, tokenizer, tmp_path):
+    cache = tmp_path / "cache"
+    opened = open_corpus([token_file.path], tokenizer, str(cache))
+    assert opened.path == token_file.path and not cache.exists()
+    other = Tokenizer(vocab_folder(tmp_path / "tok", SPECIAL_TOKENS + ["a"]))
+    with pytest.raises(ValueError, match=r"a\.bin was made with another tokenizer than .*tok"):
+        open_corpus([token_file.path], other, str(cache))
+    with pytest.raises(ValueError, match=r"a\.bin: no \.txt"):      # a .bin beside other files
+        open_corpus([token_file.path, str(tmp_path / "a.txt")], tokenizer, str(cache))
+    description = json.load(open(f"{token_file.path}.json"))
+    description["made_from"] = {}                            # it does not say which tokenizer
+    raw(tmp_path / "a.bin.json", json.dumps(description))
+    assert open_corpus([token_file.path], other, str(cache)).path == token_file.path
+
+
 def test_a_failure_leaves_the_old_token_file_as_it_was(token_file, tokenizer, tmp_path):
-    before, names = open(token_file.path, "rb").read(), sorted(os.listdir(tmp_path))
+    before = open(token_file.path, "rb").read()
+    names = sorted(os.listdir(tmp_path))
     raw(tmp_path / "a.txt.gz", b"no archive")
     with pytest.raises(ValueError, match="damaged"):
         tokenise([str(tmp_path / "a.txt"), str(tmp_path / "a.txt.gz")], tokenizer, token_file.path)
     assert open(token_file.path, "rb").read() == before
     assert sorted(os.listdir(tmp_path)) == sorted(names + ["a.txt.gz"])
-    assert len(TokenFile(token_file.path).train) == len(token_file.train)
+    assert len(TokenFile(token_file.path).train_tokens) == len(token_file.train_tokens)
 
 
 def test_a_file_that_is_no_token_file_is_not_overwritten(tokenizer, tmp_path):
@@ -333,7 +494,7 @@ def test_a_file_that_is_no_token_file_is_not_overwritten(tokenizer, tmp_path):
     "", "no json", "[]", "3", "{}", '{"dtype": "uint16"}', "\xff", "[" * 100_000,
     {"dtype": "int8"}, {"dtype": ["uint16"]}, {"dtype": "uint32"}, {"train": "1"}, {"train": None},
     {"train": -1}, {"train": 1.0}, {"train": 10**30}, {"valid": 1}, {"valid": "x"},
-    {"made_from": ...}])
+    {"train": 10**6, "valid": 0}, {"made_from": ...}, {"made_from": []}, {"made_from": None}])
 def test_a_damaged_description_of_a_token_file_is_an_error(damage, token_file):
     facts = json.load(open(f"{token_file.path}.json"))
     if isinstance(damage, dict):
@@ -371,8 +532,9 @@ def tricky_words(cased):
     text = set("".join(TRICKY)) | set("".join(TRICKY).lower()) | set("aeiouncszglz\u0301")
     letters = sorted(c for c in text if c.isprintable() and not c.isspace()
                      and (cased or c == c.lower()) and c != "🙂")    # which is to be [UNK]
-    return SPECIAL + letters + ["##" + c for c in letters if c.isalnum() or c == "\u0301"] + [
-        "stop", "cafe", "real", "##ly", "lower", "[unused1]"]
+    continued = ["##" + c for c in letters if c.isalnum() or c == "\u0301"]
+    longer = ["stop", "cafe", "real", "##ly", "lower", "[unused1]"]
+    return SPECIAL_TOKENS + letters + continued + longer
 
 
 @pytest.mark.parametrize("cased", [False, True])
@@ -389,7 +551,8 @@ def test_the_ids_are_those_of_the_reference_tokenizers(cased, told, file, tmp_pa
         second.enable_padding(length=40)
         second.enable_truncation(5)
         second.save(os.path.join(folder, "tokenizer.json"))
-        second.no_padding(), second.no_truncation()
+        second.no_padding()
+        second.no_truncation()
     mine = Tokenizer(folder).encode(TRICKY)
     assert mine == [second.encode(text, add_special_tokens=False).ids for text in TRICKY]
     first = reference.from_pretrained(folder, do_lower_case=not cased)
@@ -405,29 +568,30 @@ def test_the_ids_are_those_of_the_reference_tokenizers(cased, told, file, tmp_pa
     (["a", "B"], {"do_lower_case": True}, True), (["a", "b"], {"do_lower_case": False}, False),
     (["a", "B"], {"model_max_length": 512}, False), (["a", "B"], {"do_lower_case": None}, False)])
 def test_a_vocabulary_with_capitals_is_cased_unless_told_otherwise(words, config, lower, tmp_path):
-    core = Tokenizer(vocab_folder(tmp_path, SPECIAL + words, config)).core
+    core = Tokenizer(vocab_folder(tmp_path, SPECIAL_TOKENS + words, config)).backend
     assert core.normalizer.normalize_str("AB") == ("ab" if lower else "AB")
 
 
 def test_accents_are_kept_where_the_files_say_so(tmp_path):
     config = {"do_lower_case": True, "strip_accents": False}
-    core = Tokenizer(vocab_folder(tmp_path, SPECIAL + ["a"], config)).core
+    core = Tokenizer(vocab_folder(tmp_path, SPECIAL_TOKENS + ["a"], config)).backend
     assert core.normalizer.normalize_str("É") == "é"
 
 
 def test_line_ends_and_odd_words_in_a_vocabulary_do_not_shift_the_numbers(tmp_path):
-    odd = SPECIAL + ["a\u2028b", "\x85", "\u00a0", "last"]
+    odd = SPECIAL_TOKENS + ["a\u2028b", "\x85", "\u00a0", "last"]
     text = "\n".join(odd)
     for variant in (text, text + "\n", (text + "\n").replace("\n", "\r\n"), "\ufeff" + text):
         raw(tmp_path / "vocab.txt", variant)
         found = Tokenizer(str(tmp_path))
-        assert found.vocab_size == len(odd) and found.core.token_to_id("last") == len(odd) - 1
-        assert (found.pad, found.unk, found.cls, found.sep, found.mask) == (0, 1, 2, 3, 4)
+        assert found.vocab_size == len(odd) and found.backend.token_to_id("last") == len(odd) - 1
+        named = (found.pad_id, found.unk_id, found.cls_id, found.sep_id, found.mask_id)
+        assert named == (0, 1, 2, 3, 4)
 
 
 @pytest.mark.parametrize("text, message", [
     (b"", "PAD"), (b"\n", "PAD"), (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", r"no \[MASK\]$"),
-    (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\na\n", "8 lines, but 7"),
+    (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\na\n", "8 lines, but only 7 "),
     (b"[PAD]\n\xff\n", "utf-8")])
 def test_a_vocabulary_that_will_not_do_is_named(text, message, tmp_path):
     raw(tmp_path / "vocab.txt", text)
@@ -436,10 +600,10 @@ def test_a_vocabulary_that_will_not_do_is_named(text, message, tmp_path):
 
 
 @pytest.mark.parametrize("text", [
-    "", "no json", "[]", "3", '{"do_lower_case": "no"}', '{"words": []}', '{"strip_accents": 3}',
-    "[" * 100_000, b"\xff"])
+    "", "no json", "[]", "3", '{"do_lower_case": "no"}', '{"do_lower_case": 1}',
+    '{"strip_accents": 3}', '{"strip_accents": 1}', "[" * 100_000, b"\xff"])
 def test_a_tokenizer_config_that_will_not_do_is_named(text, tmp_path):
-    vocab_folder(tmp_path, SPECIAL + ["a"])
+    vocab_folder(tmp_path, SPECIAL_TOKENS + ["a"])
     raw(tmp_path / "tokenizer_config.json", text)
     with pytest.raises(ValueError, match=r"tokenizer_config\.json: "):
         Tokenizer(str(tmp_path))
@@ -453,29 +617,60 @@ def test_a_tokenizer_json_that_will_not_do_is_named(text, tmp_path):
         Tokenizer(str(tmp_path))
 
 
-@pytest.mark.parametrize("special", [SPECIAL, SPECIAL[:-1]])
+def test_a_tokenizer_without_a_token_for_an_unknown_word_is_named(tmp_path):
+    ids = {word: i for i, word in enumerate(SPECIAL_TOKENS + ["a"])}
+    model = tokenizers.models.WordPiece(ids, unk_token="<unk>")      # there is no <unk> in ids
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer: .*Missing"):
+        Tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("special", [SPECIAL_TOKENS, SPECIAL_TOKENS[:-1]])
 def test_any_kind_of_tokenizer_will_do_if_it_has_the_special_tokens(special, tmp_path):
     core = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="[UNK]"))
     core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     core.train_from_iterator([" ".join(WORDS)] * 9, tokenizers.trainers.BpeTrainer(
         vocab_size=60, special_tokens=["<s>"] + special, show_progress=False))
     core.save(str(tmp_path / "tokenizer.json"))
-    if special != SPECIAL:
+    if special != SPECIAL_TOKENS:
         with pytest.raises(ValueError, match=r"tokenizer\.json: it has no \[MASK\]"):
             Tokenizer(str(tmp_path))
         return
     found = Tokenizer(str(tmp_path))
-    assert found.special.tolist() == [1, 2, 3, 4, 5] and found.mask == 5
+    assert found.special_ids.tolist() == [1, 2, 3, 4, 5] and found.mask_id == 5
     assert found.encode(["the cat"]) == [core.encode("the cat").ids]
 
 
+def test_decoding_puts_words_together_and_leaves_special_tokens_out(tokenizer, tmp_path):
+    bert = Tokenizer(vocab_folder(tmp_path, SPECIAL_TOKENS + ["the", "ca", "##t", "sat", "."]))
+    ids = bert.encode(["The cat sat."])[0]
+    assert ids == [5, 6, 7, 8, 9]
+    assert bert.decode([bert.cls_id] + ids + [bert.sep_id]) == "the cat sat."
+    for text in ("the cat sat on a mat", "old river", ""):
+        assert tokenizer.decode(tokenizer.encode([text])[0]) == text
+
+
+def test_the_name_of_a_special_token_in_a_text_is_that_token(tokenizer):
+    ids = tokenizer.encode(["[MASK] the [SEP]"])[0]
+    assert ids[0] == tokenizer.mask_id and ids[-1] == tokenizer.sep_id
+
+
+def test_a_tokens_number_has_a_limit(tmp_path, monkeypatch):
+    vocab_folder(tmp_path, SPECIAL_TOKENS + ["a", "b"])
+    monkeypatch.setattr(data, "LARGEST_TOKEN", 7)
+    assert Tokenizer(str(tmp_path)).vocab_size == 7
+    monkeypatch.setattr(data, "LARGEST_TOKEN", 6)
+    with pytest.raises(ValueError, match=r"vocab\.txt: 6 is too large for a token's number"):
+        Tokenizer(str(tmp_path))
+
+
 def test_numbers_that_no_token_has_are_never_drawn(tmp_path):
-    ids = {word: 3 * i for i, word in enumerate(SPECIAL + ["a", "b"])}
+    ids = {word: 3 * i for i, word in enumerate(SPECIAL_TOKENS + ["a", "b"])}
     tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]")).save(
         str(tmp_path / "tokenizer.json"))
     found = Tokenizer(str(tmp_path))
-    assert found.vocab_size == 19 and found.ordinary.tolist() == [15, 18]
-    assert found.special.tolist() == [0, 3, 6, 9, 12]
+    assert found.vocab_size == 19 and found.ordinary_ids.tolist() == [15, 18]
+    assert found.special_ids.tolist() == [0, 3, 6, 9, 12]
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
@@ -487,14 +682,16 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
 def test_tokenizers_that_differ_have_different_digests(tmp_path):
     cased = {"do_lower_case": False}
     kinds = [(["a", "b"], None), (["b", "a"], None), (["a", "c"], None), (["a", "b"], cased)]
-    digests = [Tokenizer(vocab_folder(tmp_path / str(i), SPECIAL + words, config)).digest
+    digests = [Tokenizer(vocab_folder(tmp_path / str(i), SPECIAL_TOKENS + words, config)).digest
                for i, (words, config) in enumerate(kinds)]
     assert len(set(digests)) == 4
 
 
 def test_a_saved_tokenizer_is_the_same_and_replaces_another_one(tmp_path):
-    small = Tokenizer(vocab_folder(tmp_path / "a", SPECIAL + ["a", "B"], {"do_lower_case": True}))
-    other = tokenizers.BertWordPieceTokenizer({word: i for i, word in enumerate(SPECIAL + ["x"])})
+    words = SPECIAL_TOKENS + ["a", "B"]
+    small = Tokenizer(vocab_folder(tmp_path / "a", words, {"do_lower_case": True}))
+    ids = {word: i for i, word in enumerate(SPECIAL_TOKENS + ["x"])}
+    other = tokenizers.BertWordPieceTokenizer(ids)
     (tmp_path / "b").mkdir()
     other.save(str(tmp_path / "b" / "tokenizer.json"))
     target = tmp_path / "c"
@@ -514,71 +711,28 @@ def test_a_learned_vocabulary_has_the_size_asked_for(lowercase, tmp_path):
     corpus = [raw(tmp_path / "a.txt", text)]
     made = train_tokenizer(corpus, 100, str(tmp_path / "tok"), lowercase)
     words = (tmp_path / "tok" / "vocab.txt").read_text().splitlines()
-    assert made.vocab_size == len(words) == 100 and words[:5] == SPECIAL
+    assert made.vocab_size == len(words) == 100 and words[:5] == SPECIAL_TOKENS
     assert words[5:] == sorted(words[5:])                    # so that it does not vary with the run
     assert any("T" in word for word in words[5:]) == (not lowercase)
-    assert made.core.normalizer.normalize_str("A") == ("a" if lowercase else "A")
-    assert made.unk not in made.encode(["The Cat Sat On A Mat"])[0]
+    assert made.backend.normalizer.normalize_str("A") == ("a" if lowercase else "A")
+    config = json.loads((tmp_path / "tok" / "tokenizer_config.json").read_text())
+    assert config == {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
+    assert made.unk_id not in made.encode(["The Cat Sat On A Mat"])[0]
 
 
 def test_a_vocabulary_is_not_learned_where_it_could_not_be_read_again(tmp_path):
     corpus = [put(tmp_path / "a.txt", make_documents(9))]
     (tmp_path / "tok").mkdir()
-    raw(tmp_path / "tok" / "tokenizer.json", "{}")
-    with pytest.raises(ValueError, match="tokenizer.json"):
-        train_tokenizer(corpus, 100, str(tmp_path / "tok"))
+    for name in ("tokenizer.json", "vocab.txt"):
+        raw(tmp_path / "tok" / name, "{}")
+        with pytest.raises(ValueError, match=f"it has a {name} already"):
+            train_tokenizer(corpus, 100, str(tmp_path / "tok"))
+        assert os.listdir(tmp_path / "tok") == [name]
+        os.remove(tmp_path / "tok" / name)
     for size in (99, 2**20 + 1):
         with pytest.raises(ValueError, match=str(size)):
             train_tokenizer(corpus, size, str(tmp_path / "other"))
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "tok"]
-
-
-# ---- Models by name ------------------------------------------------------------------------------
-
-def hub(monkeypatch, tmp_path, files=(), error=None):
-    """A stand-in for the hub that has these files; the list of what it was asked for."""
-    asked = []
-
-    def snapshot_download(name, allow_patterns):
-        asked.append(allow_patterns)
-        if error:
-            raise error
-        if allow_patterns in files:
-            raw(tmp_path / allow_patterns, "x")
-        return str(tmp_path)
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub",
-                        types.SimpleNamespace(snapshot_download=snapshot_download))
-    return asked
-
-
-def test_only_what_is_wanted_is_fetched(monkeypatch, tmp_path):
-    asked = hub(monkeypatch, tmp_path, ["vocab.txt", "model.safetensors", "pytorch_model.bin"])
-    assert fetch("someone/bert", [("model.safetensors", "pytorch_model.bin"), ("config.json", None),
-                                  ("tokenizer.json", "vocab.txt")]) == str(tmp_path)
-    assert asked == ["model.safetensors", "config.json", "tokenizer.json", "vocab.txt"]
-    with pytest.raises(ValueError, match="someone/bert: .*no a.json or b.json$"):
-        fetch("someone/bert", [("a.json", "b.json")])
-
-
-def test_a_folder_is_taken_as_it_is(monkeypatch, tmp_path):
-    asked = hub(monkeypatch, tmp_path)
-    assert fetch(str(tmp_path), [("vocab.txt",)]) == str(tmp_path) and not asked
-
-
-@pytest.mark.parametrize("error", [
-    OSError("no net\nread the manual"), ValueError("bad name\n\n"), OSError()])
-def test_what_the_hub_refuses_is_one_line(error, monkeypatch, tmp_path):
-    hub(monkeypatch, tmp_path, error=error)
-    with pytest.raises(ValueError, match="^some/bert: no such folder, [^\n]+$"):
-        fetch("some/bert", [("vocab.txt",)])
-
-
-def test_the_hubs_own_errors_are_the_kinds_that_are_caught():
-    errors = pytest.importorskip("huggingface_hub.errors", reason="it is where tokenizers is")
-    for name in ("LocalEntryNotFoundError", "RepositoryNotFoundError", "HfHubHTTPError",
-                 "OfflineModeIsEnabled", "HFValidationError"):
-        assert issubclass(getattr(errors, name), (OSError, ValueError)), name
 
 
 # ---- Masked batches ------------------------------------------------------------------------------
@@ -593,12 +747,12 @@ def restored(batch):
 
 @pytest.mark.parametrize("T", [3, 7, 64])
 def test_sequences_are_packed_and_lose_no_token(T, token_file, tokenizer):
-    tokens = token_file.train
+    tokens = token_file.train_tokens
     batches = MaskedBatches(tokens, tokenizer, T, 4)
     ids = batches.sequences(np.arange(batches.count))
     assert ids.shape == (len(tokens) // (T - 2), T) and ids.dtype == np.int64
-    assert (ids[:, 0] == tokenizer.cls).all() and (ids[:, -1] == tokenizer.sep).all()
-    assert not (ids == tokenizer.pad).any()
+    assert (ids[:, 0] == tokenizer.cls_id).all() and (ids[:, -1] == tokenizer.sep_id).all()
+    assert not (ids == tokenizer.pad_id).any()
     body = ids[:, 1:-1].ravel()
     assert body.tolist() == tokens[:len(body)].tolist() and 0 <= len(tokens) - len(body) < T - 2
 
@@ -606,12 +760,14 @@ def test_sequences_are_packed_and_lose_no_token(T, token_file, tokenizer):
 @pytest.mark.parametrize("B", [1, 4, 200])
 def test_each_epoch_visits_each_sequence_once_in_another_order(B, token_file, tokenizer):
     T = 23
-    n = len(token_file.valid) // (T - 2)
+    n = len(token_file.valid_tokens) // (T - 2)
     tokens = np.arange(n * (T - 2) + 5) % 50 + 5             # no two sequences alike
     batches = MaskedBatches(tokens, tokenizer, T, B, seed=3)
     assert 4 < n == batches.count < 50
     steps = range(-(-n * 3 // B))
-    rows = [tuple(row) for step in steps for row in restored(batches(step))][:n * 3]
+    rows = []
+    for step in steps:
+        rows.extend(tuple(row) for row in restored(batches.batch(step)))
     epochs = [rows[i * n:i * n + n] for i in range(3)]
     want = sorted(tuple(row) for row in batches.sequences(np.arange(n)))
     assert len(set(want)) == n and [sorted(epoch) for epoch in epochs] == [want] * 3
@@ -620,23 +776,29 @@ def test_each_epoch_visits_each_sequence_once_in_another_order(B, token_file, to
 
 
 def test_batches_are_a_function_of_seed_and_step_alone(token_file, tokenizer):
-    def batches(seed, B=5):
-        return MaskedBatches(token_file.train, tokenizer, 16, B, seed)
+    def make_batches(seed):
+        return MaskedBatches(token_file.train_tokens, tokenizer, 16, 5, seed)
 
     def as_bytes(batch):
         return [part.tobytes() for part in batch]
 
     steps = [0, 1, 40, 41, 200, 1000]
-    forward, backward = batches(1), batches(1)
-    first = {step: as_bytes(forward(step)) for step in steps}
-    assert {step: as_bytes(backward(step)) for step in reversed(steps)} == first
-    assert as_bytes(forward(40)) == first[40]
-    assert as_bytes(batches(2)(0))[0] != first[0][0]
-    assert not (restored(forward(0)) == restored(batches(2)(0))).all()
-    ordinary = np.full(500, tokenizer.ordinary[0])           # all places are open to masking
-    places = [tuple(MaskedBatches(ordinary, tokenizer, 102, 5, seed)(step)[1])
-              for seed in (1, 2) for step in (0, 1, 2)]
-    assert len(set(places)) == 6 and {len(some) for some in places} == {75}
+    forward = make_batches(1)
+    backward = make_batches(1)
+    first = {step: as_bytes(forward.batch(step)) for step in steps}
+    assert {step: as_bytes(backward.batch(step)) for step in reversed(steps)} == first
+    assert as_bytes(forward.batch(40)) == first[40]
+    other_seed = make_batches(2).batch(0)
+    assert as_bytes(other_seed)[0] != first[0][0]
+    assert not (restored(forward.batch(0)) == restored(other_seed)).all()
+    ordinary = np.full(500, tokenizer.ordinary_ids[0])       # all places are open to masking
+    positions = []
+    for seed in (1, 2):
+        for step in (0, 1, 2):
+            batch = MaskedBatches(ordinary, tokenizer, 102, 5, seed).batch(step)
+            positions.append(tuple(batch[1]))
+    assert len(set(positions)) == 6
+    assert {len(some) for some in positions} == {75}
 
 
 def test_too_few_tokens_for_a_sequence_are_an_error(tokenizer):
@@ -648,35 +810,35 @@ def test_too_few_tokens_for_a_sequence_are_an_error(tokenizer):
 
 def test_a_token_beyond_the_vocabulary_is_an_error(tokenizer):
     tokens = np.full(50, tokenizer.vocab_size - 1, np.uint16)
-    assert MaskedBatches(tokens, tokenizer, 12, 5)(0)[0].shape == (5, 12)
+    assert MaskedBatches(tokens, tokenizer, 12, 5).batch(0)[0].shape == (5, 12)
     tokens[7] += 1
     with pytest.raises(ValueError, match=f"token {tokenizer.vocab_size} "):
-        MaskedBatches(tokens, tokenizer, 12, 5)(0)
+        MaskedBatches(tokens, tokenizer, 12, 5).batch(0)
 
 
 # ---- Masking -------------------------------------------------------------------------------------
 
 def random_ids(tokenizer, B, T, specials=0.1):
     rng = np.random.default_rng(5)
-    ids = rng.choice(tokenizer.ordinary, (B, T))
-    ids[rng.random((B, T)) < specials] = tokenizer.sep
-    ids[:, 0] = tokenizer.cls
+    ids = rng.choice(tokenizer.ordinary_ids, (B, T))
+    ids[rng.random((B, T)) < specials] = tokenizer.sep_id
+    ids[:, 0] = tokenizer.cls_id
     return ids
 
 
 def test_masking_has_berts_proportions(tokenizer):
     B, T = 1000, 102
     ids = random_ids(tokenizer, B, T)
-    masked, places, labels = mask(ids, tokenizer, np.random.default_rng(0))
+    masked, places, labels = mask_tokens(ids, tokenizer, np.random.default_rng(0))
     M = len(places)
     assert M == B * 15 and (np.bincount(places // T) == 15).all()
     now = masked.ravel()[places]
-    assert abs((now == tokenizer.mask).mean() - 0.8) < 4 * (0.8 * 0.2 / M) ** 0.5
-    n = len(tokenizer.ordinary)
+    assert abs((now == tokenizer.mask_id).mean() - 0.8) < 4 * (0.8 * 0.2 / M) ** 0.5
+    n = len(tokenizer.ordinary_ids)
     kept = 0.1 + 0.1 / n                                     # the other token may be the same one
     assert abs((now == labels).mean() - kept) < 4 * (kept * (1 - kept) / M) ** 0.5
-    others = now[(now != tokenizer.mask) & (now != labels)]
-    counts = np.array([(others == i).sum() for i in tokenizer.ordinary])
+    others = now[(now != tokenizer.mask_id) & (now != labels)]
+    counts = np.array([(others == i).sum() for i in tokenizer.ordinary_ids])
     assert counts.sum() == len(others)
     assert abs(counts - counts.mean()).max() < 5 * counts.mean() ** 0.5
     where = np.bincount(places % T, minlength=T)             # every place is as likely as any other
@@ -686,40 +848,60 @@ def test_masking_has_berts_proportions(tokenizer):
 def test_masking_never_takes_a_special_token_and_changes_nothing_else(tokenizer):
     ids = random_ids(tokenizer, 30, 41, specials=0.4)
     before = ids.copy()
-    masked, places, labels = mask(ids, tokenizer, np.random.default_rng(1))
+    masked, places, labels = mask_tokens(ids, tokenizer, np.random.default_rng(1))
     assert (ids == before).all() and masked.shape == ids.shape
-    assert (labels == ids.ravel()[places]).all() and not np.isin(labels, tokenizer.special).any()
+    assert (labels == ids.ravel()[places]).all()
+    assert not np.isin(labels, tokenizer.special_ids).any()
     assert len(set(places.tolist())) == len(places) and (np.diff(places) > 0).all()
     others = np.setdiff1d(np.arange(ids.size), places)
     assert (masked.ravel()[others] == ids.ravel()[others]).all()
     now = masked.ravel()[places]
-    assert not np.isin(now, [tokenizer.pad, tokenizer.unk, tokenizer.cls, tokenizer.sep]).any()
+    never = [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id]
+    assert not np.isin(now, never).any()
 
 
 def test_sequences_of_special_tokens_have_few_places_or_none(tokenizer):
-    ids = np.full((3, 42), tokenizer.sep)
-    masked, places, labels = mask(ids, tokenizer, np.random.default_rng(0))
+    ids = np.full((3, 42), tokenizer.sep_id)
+    masked, places, labels = mask_tokens(ids, tokenizer, np.random.default_rng(0))
     assert len(places) == len(labels) == 0 and (masked == ids).all()
-    ids[1, 7:9] = tokenizer.ordinary[:2]
-    ids[2] = tokenizer.ordinary[3]
-    places = mask(ids, tokenizer, np.random.default_rng(0))[1]
+    ids[1, 7:9] = tokenizer.ordinary_ids[:2]
+    ids[2] = tokenizer.ordinary_ids[3]
+    places = mask_tokens(ids, tokenizer, np.random.default_rng(0))[1]
     assert np.bincount(places // 42, minlength=3).tolist() == [0, 2, 6]
-    short = np.array([[tokenizer.cls, 9, tokenizer.sep]])
-    assert mask(short, tokenizer, np.random.default_rng(0))[1].tolist() == [1]
+    short = np.array([[tokenizer.cls_id, 9, tokenizer.sep_id]])
+    assert mask_tokens(short, tokenizer, np.random.default_rng(0))[1].tolist() == [1]
 
 
 def test_masking_is_what_a_plain_loop_does(tokenizer):
-    ids, rng = random_ids(tokenizer, 5, 33), np.random.default_rng([7, 2, 9])
-    found = mask(ids, tokenizer, np.random.default_rng([7, 2, 9]))
-    lot, want = rng.random(ids.shape), []
+    T = 33
+    num_masked = 5                                           # 15 % of T - 2, rounded
+    ids = random_ids(tokenizer, 5, T)
+    found = mask_tokens(ids, tokenizer, np.random.default_rng([7, 2, 9]))
+    rng = np.random.default_rng([7, 2, 9])
+    draw = rng.random(ids.shape)
+    positions = []
     for b, row in enumerate(ids):
-        ordinary = [t for t in range(33) if row[t] not in tokenizer.special]
-        want += sorted(b * 33 + t for t in sorted(ordinary, key=lambda t: lot[b, t])[:5])
-    fate, masked = rng.random(len(want)), ids.ravel().tolist()
-    for place, f, other in zip(want, fate, rng.choice(tokenizer.ordinary, len(want))):
-        masked[place] = tokenizer.mask if f < 0.8 else other if f < 0.9 else masked[place]
-    assert found[0].ravel().tolist() == masked and found[1].tolist() == want
-    assert found[2].tolist() == ids.ravel()[want].tolist()
+        ordinary = [t for t in range(T) if row[t] not in tokenizer.special_ids]
+        ordinary.sort(key=lambda t: draw[b, t])
+        positions.extend(b * T + t for t in sorted(ordinary[:num_masked]))
+    fates = rng.random(len(positions))
+    random_tokens = rng.choice(tokenizer.ordinary_ids, len(positions))
+    masked_ids = ids.ravel().tolist()
+    for position, fate, random_token in zip(positions, fates, random_tokens):
+        if fate < 0.8:
+            masked_ids[position] = tokenizer.mask_id
+        elif fate < 0.9:
+            masked_ids[position] = random_token
+    assert found[0].ravel().tolist() == masked_ids
+    assert found[1].tolist() == positions
+    assert found[2].tolist() == ids.ravel()[positions].tolist()
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3, 0.5])
+def test_the_rate_says_how_much_of_a_sequence_is_masked(rate, tokenizer):
+    ids = np.full((7, 42), tokenizer.ordinary_ids[2])
+    positions = mask_tokens(ids, tokenizer, np.random.default_rng(0), rate)[1]
+    assert np.bincount(positions // 42).tolist() == [round(rate * 40)] * 7
 
 
 # ---- The embedded corpus -------------------------------------------------------------------------
@@ -750,7 +932,34 @@ PLAIN = "The function returns a copy of the array if that is what the caller wan
     ("(" + PLAIN + ")", None),
     ("Tokenizer corpus vocabulary sequence document paragraph sentence word.", None)])
 def test_prose_is_told_from_code_tables_and_fragments(text, want):
-    assert prose(text.splitlines()) == want
+    lines = text.splitlines()
+    found, _ = remove_markup(lines)
+    assert is_prose(lines, found) == (want is not None)
+    if want is not None:
+        assert found == want
+
+
+@pytest.mark.parametrize("text, want", [
+    ("The cat is on the mat and sits.", True),               # 8 words, the fewest
+    ("The cat is on the mat now.", False),
+    ("The 12 of 34 is in the list.", True),                  # 6 of 8 words are plain, the fewest
+    ("The 12 of 34 is 56 the list.", False),
+    ("The cats like all of these small animals.", True),     # 2 of 8 words are common, the fewest
+    ("The cats like many other kinds, small ones.", False)])
+def test_prose_has_eight_words_of_which_enough_are_plain_and_common(text, want):
+    assert is_prose([text], text) == want
+
+
+@pytest.mark.parametrize("lines, want, code", [
+    (["plain  words", "  on two lines"], "plain words on two lines", []), ([""], "", []),
+    (["The :func:`~numpy.copy` of ``a b``", "  and `c`_."], "The numpy.copy of a b and c.",
+     ["numpy.copy", "a b", "c"]),
+    (["``all of it``"], "all of it", ["all of it"]), (["a *b* **c**"], "a b c", []),
+    (["See :ref:`the manual <manual-2>`::"], "See the manual:", ["the manual"])])
+def test_it_is_known_where_the_code_in_a_paragraph_was(lines, want, code):
+    text, code_spans = remove_markup(lines)
+    assert text == want
+    assert [text[begin:end] for begin, end in code_spans] == code
 
 
 def test_a_docstring_falls_into_paragraphs_items_and_arguments():
@@ -772,11 +981,36 @@ def test_a_docstring_falls_into_paragraphs_items_and_arguments():
         code
 
     Not code.
+
+        Quoted, not code.
+
+    Of three
+          lines which
+       are uneven.
+
+        Deep line.
+    Another paragraph, less deep.
+
+    z : int
+        The third argument.
     """
-    assert [" ".join(" ".join(lines).split()) for lines in paragraphs(docstring)] == [
+    found = [" ".join(" ".join(lines).split()) for lines in paragraphs(docstring)]
+    assert found == [
         "Summary of it, on two lines.", "Args:", "what goes in and its second line", "Another one.",
-        "an item", "the next goes on", "An example::", "Not code."]
+        "an item", "the next goes on", "An example::", "Not code.",
+        "Quoted, not code.", "Of three lines which are uneven.", "Deep line.",
+        "Another paragraph, less deep.", "z : int", "The third argument."]
     assert [lines for lines in paragraphs("") if lines] == []
+
+
+def test_the_indentation_of_the_source_does_not_make_text_code():
+    docstring = """Do it like this::
+
+        code
+
+    Text.
+    """
+    assert list(paragraphs(docstring)) == [["Do it like this::"], ["Text."]]
 
 
 @pytest.fixture
@@ -788,14 +1022,16 @@ def fake_machine(tmp_path, monkeypatch):
         text = "\n\n".join(paragraphs)
         path.write_text(f'raise SystemExit("imported")\n\ndef f():\n    r"""{text}\n    """\n')
 
-    a, b, c, d, e, f = (PLAIN.replace("array", word)
-                        for word in ("list", "tree", "heap", "graph", "queue", "stack"))
+    a, b, c, d, e, f, g = [PLAIN.replace("array", word) for word in (
+        "list", "tree", "heap", "graph", "queue", "stack", "pile")]
     module("python/zlib.py", a, "Short.", a.replace("function", "Function"))
-    module("python/abc/base.py", b, a)
+    module("python/abc/base.py", b, a, g)
+    module("python/xyz/deep.py", g)
+    module("python/notes.txt", PLAIN)
     module("python/test/test_abc.py", PLAIN)
     module("python/site-packages/other.py", PLAIN)
     module("site/torch/nn.py", c)
-    module("site/numpy/core.py", d, c)
+    module("site/numpy/core.py", d.replace("copy", "``copy``"), c)
     raw(tmp_path / "python" / "odd.py", b"'''\xff%s''' '''%s'''" % (PLAIN.encode(), e.encode()))
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "python"))
     versions = {"torch": "2.1", "numpy": "3.2"}
@@ -803,8 +1039,9 @@ def fake_machine(tmp_path, monkeypatch):
         version=versions[name], locate_file=lambda file: tmp_path / "site" / file))
     monkeypatch.setitem(sys.modules, "pydoc_data.topics",
                         types.SimpleNamespace(topics={"b": f, "a": b}))
-    return versions, [("python.reference", b), ("python.reference", f), ("python.odd", e),
-                      ("python.zlib", a), ("torch.nn", c), ("numpy.core", d)]
+    want = [("python.reference", b), ("python.reference", f), ("python.odd", e),
+            ("python.zlib", a), ("python.abc.base", g), ("torch.nn", c), ("numpy.core", d)]
+    return versions, want
 
 
 def test_the_documentation_is_collected_once_without_duplicates(fake_machine, tmp_path):
@@ -812,6 +1049,9 @@ def test_the_documentation_is_collected_once_without_duplicates(fake_machine, tm
     path = docs_on_this_machine(str(tmp_path / "cache"))
     found = [json.loads(line) for line in open(path)]
     assert [(paragraph["part"], paragraph["text"]) for paragraph in found] == want
+    begin = found[-1]["text"].index("copy")
+    assert found[-1]["code"] == [[begin, begin + len("copy")]]
+    assert all(paragraph["code"] == [] for paragraph in found[:-1])
     before = os.stat(path)
     (tmp_path / "python" / "zlib.py").unlink()
     assert docs_on_this_machine(str(tmp_path / "cache")) == path and os.stat(path) == before
@@ -819,6 +1059,17 @@ def test_the_documentation_is_collected_once_without_duplicates(fake_machine, tm
     assert docs_on_this_machine(str(tmp_path / "cache")) != path
     assert len(os.listdir(tmp_path / "cache")) == 2
     assert [line for line in read_corpus([path]) if line] == [text for _, text in want]
+
+
+def test_the_corpus_that_needs_no_download_is_the_documentation(fake_machine, tmp_path):
+    _, want = fake_machine
+    letters = list("abcdefghijklmnopqrstuvwxyz.")
+    words = SPECIAL_TOKENS + letters + ["##" + letter for letter in letters]
+    tokenizer = Tokenizer(vocab_folder(tmp_path / "tok", words))
+    made = open_corpus(None, tokenizer, str(tmp_path / "cache"))
+    train, valid = naive_tokens([[text] for _, text in want], tokenizer)
+    assert made.train_tokens.tolist() + made.valid_tokens.tolist() == train + valid
+    assert len(os.listdir(tmp_path / "cache")) == 3          # the documentation, .bin, .bin.json
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(fake_machine, tmp_path):
@@ -837,10 +1088,31 @@ def test_the_command_tokenises(tokenizer, tmp_path, capsys):
     assert not main(["--corpus", *corpus, "--tokenizer", tokenizer.path, "--out", out])
     made = TokenFile(out)
     assert naive_tokens(make_documents(200) + make_documents(9, 1), tokenizer) == (
-        made.train.tolist(), made.valid.tolist())
+        made.train_tokens.tolist(), made.valid_tokens.tolist())
     said = capsys.readouterr()
-    assert f"{len(made.train):,} tokens to train on, {len(made.valid):,} held out" in said.out
+    assert f"{len(made.train_tokens):,} tokens to train on" in said.out
+    assert f"{len(made.valid_tokens):,} held out" in said.out
     assert said.err == ""
+
+
+def test_the_command_fetches_a_tokenizer_by_its_name(tokenizer, tmp_path, monkeypatch):
+    folder = tmp_path / "hub"
+    folder.mkdir()
+
+    def snapshot_download(name, allow_patterns):
+        assert name == "some/bert"
+        source = os.path.join(tokenizer.path, allow_patterns)
+        if os.path.exists(source):
+            shutil.copy(source, folder)
+        return str(folder)
+
+    stand_in = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
+    corpus = put(tmp_path / "a.txt", make_documents(200))
+    out = str(tmp_path / "a.bin")
+    assert not main(["--corpus", corpus, "--tokenizer", "some/bert", "--out", out])
+    assert TokenFile(out).made_from["tokenizer"] == tokenizer.digest
+    assert sorted(os.listdir(folder)) == ["tokenizer_config.json", "vocab.txt"]
 
 
 @pytest.mark.parametrize("options, lower", [
@@ -852,8 +1124,8 @@ def test_the_command_learns_a_vocabulary_from_the_embedded_corpus(
     assert not main(["--train-tokenizer", "5000", "--out", str(tmp_path / "tok"), *options])
     made = Tokenizer(str(tmp_path / "tok"))
     assert f"{made.vocab_size} tokens of the 5000 asked for" in capsys.readouterr().out
-    assert made.core.normalizer.normalize_str("A") == ("a" if lower else "A")
-    assert made.encode(["the heap"]) == [[made.core.token_to_id(w) for w in ("the", "heap")]]
+    assert made.backend.normalizer.normalize_str("A") == ("a" if lower else "A")
+    assert made.encode(["the heap"]) == [[made.backend.token_to_id(w) for w in ("the", "heap")]]
 
 
 @pytest.mark.parametrize("arguments", [
@@ -875,7 +1147,12 @@ def test_a_user_error_is_one_line_and_status_2(arguments, tokenizer, tmp_path, m
     for name, path in names.items():
         arguments = arguments.replace(name, path)
     monkeypatch.chdir(tmp_path)
-    hub(monkeypatch, tmp_path, error=OSError("no net"))
+
+    def snapshot_download(name, allow_patterns):
+        raise OSError("no net")
+
+    hub_without_net = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub_without_net)
     monkeypatch.setattr(data, "docs_on_this_machine", lambda: names["GOOD"])
     before = {name: os.stat(name).st_mtime_ns for name in os.listdir()}
     assert main(arguments.split()) == 2
@@ -884,16 +1161,38 @@ def test_a_user_error_is_one_line_and_status_2(arguments, tokenizer, tmp_path, m
     assert {name: os.stat(name).st_mtime_ns for name in os.listdir()} == before
 
 
+@pytest.mark.parametrize("error", [
+    ValueError("one\ntwo"), FloatingPointError("one two"), OSError("one\ntwo")])
+def test_what_a_user_can_cause_is_printed_in_one_line(error, capsys):
+    def action():
+        raise error
+
+    assert run_command("some.py", action) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == "some.py: error: one two\n"
+
+
+def test_a_defect_of_the_program_keeps_its_traceback():
+    def action():
+        raise TypeError("a defect")
+
+    with pytest.raises(TypeError, match="a defect"):
+        run_command("some.py", action)
+    assert not run_command("some.py", list)                  # what goes well has no exit status
+
+
 def test_the_program_explains_itself_and_ends_with_the_status(tmp_path):
     program = [sys.executable, data.__file__]
     run = subprocess.run([*program, "--help"], capture_output=True, text=True, cwd=tmp_path)
-    assert run.returncode == 0 and run.stderr == "" and "wiki.bin     # tokenise once" in run.stdout
+    assert run.returncode == 0 and run.stderr == ""
+    example = "\n    python data.py --corpus wiki/ --tokenizer bert-base-uncased --out wiki.bin\n"
+    assert example in run.stdout
     for flag in ("--corpus", "--tokenizer", "--train-tokenizer", "--lowercase", "--out"):
         assert flag in run.stdout
     run = subprocess.run([*program, "--odd"], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 2 and run.stdout == "" and run.stderr.count("\n") == 1
 
 
-def test_the_module_loads_without_torch():
-    code = "import sys, data; assert not {'torch', 'huggingface_hub'} & {*sys.modules}"
+def test_the_module_loads_without_the_slow_import_of_the_hub():
+    code = "import sys, data; assert 'huggingface_hub' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=os.path.dirname(data.__file__))

@@ -1,16 +1,20 @@
-"""distill.py: each loss against sums written out and the authors' formulas, the start from the
-teacher, the training loop stopped, killed, resumed and split, the command and its refusals."""
+"""distill.py: each loss against sums written out and against the authors' formulas; the start
+from the teacher; the training loop when it is stopped, killed, resumed and split; the command
+line and its errors."""
 import argparse
 import ctypes
+import io
+import itertools
 import json
 import math
 import os
-import random
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -19,415 +23,712 @@ import torch
 from torch import nn
 
 import distill
-from data import tokenise
-from distill import (Distillation, attention_loss, evaluate, hidden_loss, match_layers, mlm_loss,
-                     output_loss, start_from_teacher)
-from minialbert import Config, MiniALBERT, load, read_json, read_safetensors, save
+from checkpoint import load, read_json, read_safetensors, save
+from conftest import (
+    A, B, C, E, F, H, ROOT, T, TOY_TEACHER, V, distill_flags, noisy_model, read_log,
+    read_metadata)
+from data import MaskedBatches, Tokenizer, open_corpus, tokenise
+from distill import (
+    LOSS_WEIGHTS, RECIPES, Distillation, Processes, TrainingOptions, attention_loss, evaluate,
+    hidden_loss, learning_rate, match_layers, mlm_loss, output_loss, start_from_teacher,
+    training_step)
+from minialbert import Config, MiniALBERT
 
-B, T, C, H, V, E, F, L = 3, 16, 24, 3, 101, 12, 40, 4
-WORDS = [f"w{i}" for i in range(90)]
-TEACHER = Config(V, C, C, L, L, H, F, 0.1, 0.1, max_position_embeddings=32)
-STUDENT = replace(TEACHER, embedding_size=E, num_hidden_layers=2, num_hidden_groups=1,
-                  adapter_size=5, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-
-
-def model(config, seed=1, head=True):
-    """A model no norm or bias of which is still as it was made."""
-    torch.manual_seed(seed)
-    made = MiniALBERT(config, head)
-    with torch.no_grad():
-        for p in made.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
-    return made
+STUDENT = replace(TOY_TEACHER, embedding_size=E, num_hidden_layers=2, num_hidden_groups=1,
+                  adapter_size=A, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+LARGEST_INTEGER = 2**31 - 1
 
 
-class Batches:
-    """Batches as data.py's, without text: ids, places and labels as a function of the step."""
-    batch_size, T, count = 4, 16, 40
+class RandomBatches:
+    """Batches like those of data.MaskedBatches, but of random tokens."""
 
-    def __init__(self, masked=3):
-        self.masked = masked
+    def __init__(self, num_masked=3, count=40):
+        self.num_masked = num_masked                     # in the whole batch
+        self.count = count
+        self.batch_size = 4
+        self.T = T
 
-    def __call__(self, step):
+    def batch(self, step):
         rng = np.random.default_rng(step)
-        ids = rng.integers(5, V, (4, 16))
-        places = np.sort(rng.permutation(4 * 16)[:self.masked])
-        return ids, places, rng.integers(5, V, self.masked)
+        ids = rng.integers(5, V, (4, T))
+        positions = np.sort(rng.permutation(4 * T)[:self.num_masked])
+        labels = rng.integers(5, V, self.num_masked)
+        return ids, positions, labels
 
 
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory):
-    """A folder with a corpus, a teacher with its tokenizer, and the same teacher without a head."""
-    folder, rng = tmp_path_factory.mktemp("toy"), random.Random(0)
-    with open(folder / "corpus.txt", "w") as corpus:
-        for _ in range(120):
-            for begin in (rng.randrange(90), rng.randrange(90), rng.randrange(90)):
-                line = [WORDS[(begin + 7 * i) % 90] for i in range(11)]
-                corpus.write(" ".join(line) + " .\n")
-            corpus.write("\n")
-    for name, head in (("teacher", True), ("headless", False)):
-        save(model(TEACHER, head=head), folder / name)
-        (folder / name / "vocab.txt").write_text(
-            "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS]) + "\n")
-    return folder
-
-
-def flags(toy, out, *more):
-    usual = {"teacher": toy / "teacher", "corpus": toy / "corpus.txt", "cache": toy / "cache",
-             "out": out, "length": 16, "batch-size": 4, "steps": 12, "warmup": 3, "lr": 0.01,
-             "dropout": 0.1, "log-every": 1, "eval-every": 5, "save-every": 4, "device": "cpu"}
-    shape = {} if "--student" in more else {"num-hidden-layers": 2}
-    return [*(f"--{flag}={value}" for flag, value in (usual | shape).items()), *map(str, more)]
-
-
-def alone(toy, *more):
-    return ["--teacher", "none", "--tokenizer", f"{toy}/teacher", "--hidden-size", "24",
-            "--num-attention-heads", "3", *more]
+def make_options(out, **changes):
+    """Make TrainingOptions of 4 steps, with these changes."""
+    options = TrainingOptions(steps=4, lr=0.01, warmup=2, weight_decay=0.1, seed=0, log_every=1,
+                              eval_every=0, save_every=100, out=str(out), resume=False)
+    return replace(options, **changes)
 
 
 @pytest.fixture(scope="session")
 def whole(toy, tmp_path_factory):
-    """The folder of a run that nothing interrupted."""
+    """Make a run that nothing interrupts and return its folder."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    assert distill.main(flags(toy, out)) is None
+    assert distill.main(distill_flags(toy, out)) is None
     return out
 
 
-def weights(out):
+def model_bytes(out):
     return (out / "model.safetensors").read_bytes()
 
 
-def log(out):
-    """The lines of log.jsonl, without what the clock decides."""
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+def assert_same_run(out, expected):
+    """Assert that two runs have the same log and wrote the same bytes of their model."""
+    assert read_log(out) == read_log(expected)
+    assert model_bytes(out) == model_bytes(expected)
 
 
-def metadata(out):
-    return read_safetensors(out / "training.safetensors")[1]
+def before_each_step(monkeypatch, action):
+    """Call action(step) before each step of a run, but not before the four that are timed."""
+    original = Distillation.micro_batches
+    calls = []
 
-
-def every(monkeypatch, act):
-    """Calls act(step) before each step of a run, but not before the four rehearsals."""
-    usual, calls = Distillation.__call__, []
-
-    def call(self, step):
+    def micro_batches(self, step):
         calls.append(step)
         if len(calls) > 4:
-            act(step)
-        return usual(self, step)
-    monkeypatch.setattr(Distillation, "__call__", call)
+            action(step)
+        return original(self, step)
+
+    monkeypatch.setattr(Distillation, "micro_batches", micro_batches)
 
 
-# ---- The losses ----------------------------------------------------------------------------------
+# ---- The losses -------------------------------------------------------------------------
 
-
-def distributions(shape, seed):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul(3)
+def random_scores(shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator) * 3
 
 
 def test_attention_loss_is_the_sum_written_out():
-    student, teacher = (distributions((B, H, 5, 5), seed).log_softmax(-1) for seed in (1, 2))
+    student = random_scores((B, H, T, T), 1).log_softmax(-1)
+    teacher = random_scores((B, H, T, T), 2).log_softmax(-1)
+    q = student.double().exp().numpy()
+    p = teacher.double().exp().numpy()
     total = 0.0
-    for p, q in zip(*(x.double().exp().numpy().reshape(-1, 5) for x in (teacher, student))):
-        total += sum(p[i] * math.log(p[i] / q[i]) for i in range(5))
-    assert attention_loss(student, teacher).item() == pytest.approx(total / (H * 5), rel=1e-5)
+    for b, h, i, j in np.ndindex(B, H, T, T):
+        total += p[b, h, i, j] * math.log(p[b, h, i, j] / q[b, h, i, j])
+    assert attention_loss(student, teacher).item() == pytest.approx(total / (H * T), rel=1e-5)
 
 
 def test_hidden_loss_is_the_sum_written_out():
-    student, teacher = (distributions((B, 5, C), seed) for seed in (1, 2))
+    student = random_scores((B, T, C), 1)
+    teacher = random_scores((B, T, C), 2)
     total = 0.0
-    for x, y in zip(*(h.double().numpy().reshape(-1, C) for h in (student, teacher))):
+    for b, t in np.ndindex(B, T):
+        x = student[b, t].double().numpy()
+        y = teacher[b, t].double().numpy()
         total += 1 - sum(x * y) / math.sqrt(sum(x * x) * sum(y * y))
     assert hidden_loss(student, teacher).item() == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_output_loss_is_the_sum_written_out(temperature):
-    student, teacher = (distributions((7, V), seed) for seed in (1, 2))
+    student = random_scores((T, V), 1)
+    teacher = random_scores((T, V), 2)
     total = 0.0
-    for s, t in zip(student.double().numpy(), teacher.double().numpy()):
-        q, p = (np.exp(x / temperature) / np.exp(x / temperature).sum() for x in (s, t))
-        total += temperature ** 2 * sum(p[v] * math.log(p[v] / q[v]) for v in range(V))
+    for m in range(T):
+        q = np.exp(student[m].double().numpy() / temperature)
+        p = np.exp(teacher[m].double().numpy() / temperature)
+        q = q / q.sum()
+        p = p / p.sum()
+        total += temperature**2 * sum(p[v] * math.log(p[v] / q[v]) for v in range(V))
     assert output_loss(student, teacher, temperature).item() == pytest.approx(total, rel=1e-5)
 
 
 def test_mlm_loss_is_the_sum_written_out():
-    logits, labels = distributions((7, V), 1), torch.arange(7) * 11
-    p = np.exp(logits.double().numpy())
-    total = -sum(math.log(p[m, labels[m]] / p[m].sum()) for m in range(7))
+    logits = random_scores((T, V), 1)
+    labels = torch.arange(T) * 11
+    odds = np.exp(logits.double().numpy())
+    total = 0.0
+    for m in range(T):
+        total -= math.log(odds[m, labels[m]] / odds[m].sum())
     assert mlm_loss(logits, labels).item() == pytest.approx(total, rel=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:reduction")              # torch's, about what "mean" means
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_over_their_numbers_the_losses_are_the_authors(temperature):
-    """KLDivLoss, all elements' mean; CosineEmbeddingLoss; KLDivLoss, the mean over the places."""
-    student, teacher = (distributions((B, H, T, T), seed).log_softmax(-1) for seed in (1, 2))
+@pytest.mark.filterwarnings("ignore:reduction")          # torch explains what "mean" means
+def test_attention_loss_over_all_tokens_is_the_authors_mean_of_all_elements():
+    student = random_scores((B, H, T, T), 1).log_softmax(-1)
+    teacher = random_scores((B, H, T, T), 2).log_softmax(-1)
     theirs = nn.KLDivLoss(reduction="mean")(student, teacher.exp())
     ours = attention_loss(student, teacher) / (B * T)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    student, teacher = (distributions((B, T, C), seed) for seed in (1, 2))
+
+
+def test_hidden_loss_over_all_tokens_is_the_authors_cosine_embedding_loss():
+    student = random_scores((B, T, C), 1)
+    teacher = random_scores((B, T, C), 2)
     theirs = nn.CosineEmbeddingLoss()(student.view(-1, C), teacher.view(-1, C), torch.ones(B * T))
     ours = hidden_loss(student, teacher) / (B * T)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    student, teacher = (distributions((7, V), seed) for seed in (1, 2))
-    theirs = temperature ** 2 * nn.KLDivLoss(reduction="batchmean")(
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_output_loss_over_all_places_is_the_authors_mean_over_the_batch(temperature):
+    student = random_scores((T, V), 1)
+    teacher = random_scores((T, V), 2)
+    theirs = temperature**2 * nn.KLDivLoss(reduction="batchmean")(
         (student / temperature).log_softmax(-1), (teacher / temperature).softmax(-1))
-    ours = output_loss(student, teacher, temperature) / 7
+    ours = output_loss(student, teacher, temperature) / T
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
 def test_a_loss_of_equals_is_zero():
-    maps, hidden = distributions((B, H, T, T), 1).log_softmax(-1), distributions((B, T, C), 2)
-    logits = distributions((7, V), 3)
-    assert abs(attention_loss(maps, maps)) < 1e-4 and abs(hidden_loss(hidden, hidden)) < 1e-4
+    maps = random_scores((B, H, T, T), 1).log_softmax(-1)
+    hidden = random_scores((B, T, C), 2)
+    logits = random_scores((T, V), 3)
+    assert abs(attention_loss(maps, maps)) < 1e-4
+    assert abs(hidden_loss(hidden, hidden)) < 1e-4
     assert abs(output_loss(logits, logits, 3.0)) < 1e-4
 
 
-def test_the_divergences_are_finite_for_certainties():
-    sure = torch.full((1, 1, 2, 2), -1e9)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_divergences_and_their_gradients_are_finite_for_certainties(dtype):
+    """A mask leaves such scores, in float32 and in autocast."""
+    sure = torch.full((1, 1, 2, 2), -1e9, dtype=dtype)
     sure[..., 0] = 0.0
-    assert attention_loss(sure.log_softmax(-1), sure.flip(-1).log_softmax(-1)).isfinite()
-    assert output_loss(sure[0, 0], sure[0, 0].flip(-1)).isfinite()
+    opposite = sure.flip(-1)
+    maps = sure.clone().requires_grad_()
+    logits = sure[0, 0].clone().requires_grad_()
+    loss = attention_loss(maps.log_softmax(-1), opposite.log_softmax(-1))
+    loss = loss + output_loss(logits, opposite[0, 0])
+    loss.backward()
+    assert loss.isfinite()
+    assert maps.grad.isfinite().all()
+    assert logits.grad.isfinite().all()
     assert attention_loss(sure.log_softmax(-1), sure.log_softmax(-1)) == 0
-    for dtype in (torch.float32, torch.bfloat16):        # as a mask leaves them, and as autocast
-        maps, logits = (x.detach().to(dtype, copy=True).requires_grad_()
-                        for x in (sure, sure[0, 0]))
-        loss = attention_loss(maps.log_softmax(-1), sure.flip(-1).to(dtype).log_softmax(-1))
-        loss = loss + output_loss(logits, sure[0, 0].flip(-1).to(dtype))
-        loss.backward()
-        assert loss.isfinite() and maps.grad.isfinite().all() and logits.grad.isfinite().all()
 
 
-def test_the_square_of_the_temperature_keeps_the_gradient_of_its_size():
+def test_the_losses_of_bfloat16_are_computed_in_float32():
+    """A cosine or a softmax that is itself rounded to 8 bits would be wrong by up to 1 %."""
+    student = random_scores((T, V), 1).bfloat16()
+    teacher = random_scores((T, V), 2).bfloat16()
+    labels = torch.arange(T)
+    for loss in (hidden_loss, output_loss):
+        expected = loss(student.double(), teacher.double()).item()
+        assert loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
+    expected = mlm_loss(student.double(), labels).item()
+    assert mlm_loss(student, labels).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_square_of_the_temperature_keeps_the_size_of_the_gradient():
     sizes = []
     for temperature in (50.0, 200.0):
-        student, teacher = (distributions((7, V), seed) for seed in (1, 2))
-        student.requires_grad_()
-        output_loss(student, teacher, temperature).backward()
+        student = random_scores((T, V), 1).requires_grad_()
+        output_loss(student, random_scores((T, V), 2), temperature).backward()
         sizes.append(student.grad.norm().item())
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
 
 
 def test_recursions_match_evenly_spread_layers_and_the_last():
-    assert match_layers(6, 12) == [(r, 2 * r + 1) for r in range(6)]     # the authors' 2, ..., 12
+    # The authors' layers 2, 4, ..., 12, counted from 1.
+    assert match_layers(6, 12) == [(0, 1), (1, 3), (2, 5), (3, 7), (4, 9), (5, 11)]
     assert match_layers(2, 6) == [(0, 2), (1, 5)]
-    assert match_layers(4, 4) == [(r, r) for r in range(4)]
-    with pytest.raises(ValueError, match="5 recursions.*12 layers"):
+    assert match_layers(4, 4) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    with pytest.raises(ValueError, match=r"5 recursions.*12 layers.*\[1, 2, 3, 4, 6, 12\]"):
         match_layers(5, 12)
 
 
-# ---- The terms of a step -------------------------------------------------------------------------
+# ---- The losses of a step ---------------------------------------------------------------
+
+def make_distillation(student, teacher, num_masked=3, weights=None, **more):
+    """Make a Distillation on random batches; it has all losses if weights is None."""
+    if weights is None:
+        weights = LOSS_WEIGHTS | {"embedding": 0.5}
+    return Distillation(student, teacher, RandomBatches(num_masked), weights, **more)
 
 
-def distillation(student, teacher, masked=3, weights=distill.WEIGHTS | {"embedding": 0.5}, **more):
-    return Distillation(student, teacher, Batches(masked), weights, **more)
-
-
-def gradients(student, losses, step=0):
+def gradients_and_losses(student, distillation):
+    """Sum a step's micro-batches -> {name: gradient}, {name: loss}."""
     student.zero_grad()
     totals = {}
-    for terms in losses(step):
-        sum(losses.weights[term] * value for term, value in terms.items()).backward()
-        totals |= {term: totals.get(term, 0) + value.item() for term, value in terms.items()}
-    return {name: p.grad.clone() for name, p in student.named_parameters()}, totals
+    for losses in distillation.micro_batches(0):
+        sum(distillation.weights[name] * value for name, value in losses.items()).backward()
+        for name, value in losses.items():
+            totals[name] = totals.get(name, 0) + value.item()
+    gradients = {name: p.grad.clone() for name, p in student.named_parameters()}
+    return gradients, totals
 
 
-def test_the_terms_are_the_losses_of_matched_layers_and_masked_places():
-    student, teacher = model(STUDENT).eval(), model(TEACHER, 2).eval()
-    losses = distillation(student, teacher, temperature=2.0)
-    ids, places, labels = (torch.from_numpy(x) for x in losses.batches(0))
+def assert_same_gradients(found, expected):
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        allowed = 1e-6 * max(1, gradient.norm())
+        assert (found[name] - gradient).norm() <= allowed, name
+
+
+def test_the_losses_are_those_of_matched_layers_and_masked_places():
+    student = noisy_model(STUDENT).eval()
+    teacher = noisy_model(TOY_TEACHER, 2).eval()
+    distillation = make_distillation(student, teacher, temperature=2.0)
+    ids, positions, labels = (torch.from_numpy(x) for x in RandomBatches().batch(0))
+    num_tokens = 4 * T
     with torch.no_grad():
         ours, maps = student(ids, maps=[0, 1])
         theirs, their_maps = teacher(ids, maps=[1, 3])
-        logits, their_logits = (made.predict(h[-1].reshape(64, C)[places])
-                                for made, h in ((student, ours), (teacher, theirs)))
+        logits = student.predict(ours[-1].reshape(num_tokens, C)[positions])
+        their_logits = teacher.predict(theirs[-1].reshape(num_tokens, C)[positions])
+        attention = attention_loss(maps[0], their_maps[1]) + attention_loss(maps[1], their_maps[3])
+        hidden = hidden_loss(ours[1], theirs[2]) + hidden_loss(ours[2], theirs[4])
         expected = {
-            "mlm": nn.functional.cross_entropy(logits, labels),
-            "attention": sum(attention_loss(maps[r], their_maps[2 * r + 1]) for r in (0, 1)) / 64,
-            "hidden": sum(hidden_loss(ours[r], theirs[i]) for r, i in ((1, 2), (2, 4))) / 64,
-            "output": output_loss(logits, their_logits, 2.0) / 3,
-            "embedding": hidden_loss(ours[0], theirs[0]) / 64}
-    found = gradients(student, losses)[1]
-    assert found == pytest.approx({term: loss.item() for term, loss in expected.items()}, rel=1e-5)
-    assert losses.tokens == 64
+            "mlm": nn.functional.cross_entropy(logits, labels).item(),
+            "attention": attention.item() / num_tokens,
+            "hidden": hidden.item() / num_tokens,
+            "output": output_loss(logits, their_logits, 2.0).item() / 3,
+            "embedding": hidden_loss(ours[0], theirs[0]).item() / num_tokens,
+        }
+    _, found = gradients_and_losses(student, distillation)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert distillation.tokens_per_step == num_tokens
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])              # 3 does not divide the batch of 4
+@pytest.mark.parametrize("size", [1, 2, 3, 9])           # 3 does not divide the batch of 4
 def test_micro_batches_do_not_change_the_gradient(size):
-    student, teacher = model(STUDENT), model(TEACHER, 2)
-    whole, terms = gradients(student, distillation(student, teacher, 7))
-    split, shares = gradients(student, distillation(student, teacher, 7, micro_batch_size=size))
-    assert shares == pytest.approx(terms, rel=1e-5) and whole.keys() == split.keys()
-    for name, gradient in whole.items():
-        assert (gradient - split[name]).norm() <= 1e-6 * max(1, gradient.norm()), name
+    student = noisy_model(STUDENT)
+    teacher = noisy_model(TOY_TEACHER, 2)
+    expected, expected_losses = gradients_and_losses(
+        student, make_distillation(student, teacher, 7))
+    gradients, losses = gradients_and_losses(
+        student, make_distillation(student, teacher, 7, micro_batch_size=size))
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    assert_same_gradients(gradients, expected)
 
 
-def test_the_ranks_shares_add_up_to_the_gradient_of_one_process():
-    student, teacher = model(STUDENT), model(TEACHER, 2)
-    whole, terms = gradients(student, distillation(student, teacher, 7))
-    ranks = [gradients(student, distillation(student, teacher, 7, rank=rank, world=3))
-             for rank in range(3)]
-    for name, gradient in whole.items():
-        total = sum(share[name] for share, _ in ranks)
-        assert (total - gradient).norm() <= 1e-6 * max(1, gradient.norm()), name
-    for term, value in terms.items():
-        assert sum(share[term] for _, share in ranks) == pytest.approx(value, rel=1e-5)
+@pytest.mark.parametrize("world, size", [(3, 0), (2, 1), (4, 0)])
+def test_the_parts_of_all_processes_add_up_to_the_gradient_of_one(world, size):
+    student = noisy_model(STUDENT)
+    teacher = noisy_model(TOY_TEACHER, 2)
+    expected, expected_losses = gradients_and_losses(
+        student, make_distillation(student, teacher, 7))
+    total = {name: torch.zeros_like(gradient) for name, gradient in expected.items()}
+    total_losses = dict.fromkeys(expected_losses, 0.0)
+    for rank in range(world):
+        distillation = make_distillation(student, teacher, 7, micro_batch_size=size,
+                                         processes=Processes(rank, rank, world))
+        gradients, losses = gradients_and_losses(student, distillation)
+        for name in total:
+            total[name] += gradients[name]
+        for name in total_losses:
+            total_losses[name] += losses[name]
+    assert total_losses == pytest.approx(expected_losses, rel=1e-5)
+    assert_same_gradients(total, expected)
+
+
+@pytest.mark.parametrize("batch_size, size, world, longest", [
+    (16, 0, 1, 16), (16, 4, 1, 4), (16, 0, 4, 4), (16, 3, 4, 3), (16, 9, 4, 4), (7, 0, 2, 3)])
+def test_each_row_of_a_batch_is_in_one_micro_batch_of_one_process(batch_size, size, world, longest):
+    rows = []
+    for rank in range(world):
+        for begin, end in distill.split_batch(batch_size, size, Processes(rank, rank, world)):
+            part = list(range(batch_size))[begin:end]
+            assert len(part) <= longest
+            rows += part
+    assert sorted(rows) == list(range(batch_size))
 
 
 def test_a_batch_without_masked_places_adds_nothing():
-    student = model(STUDENT)
-    found, terms = gradients(student, distillation(student, model(TEACHER, 2), masked=0))
-    assert terms["mlm"] == terms["output"] == 0 and terms["hidden"] > 0
-    assert all(gradient.isfinite().all() for gradient in found.values())
+    student = noisy_model(STUDENT)
+    teacher = noisy_model(TOY_TEACHER, 2)
+    gradients, losses = gradients_and_losses(
+        student, make_distillation(student, teacher, num_masked=0))
+    assert losses["mlm"] == 0
+    assert losses["output"] == 0
+    assert losses["hidden"] > 0
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
 def test_the_teacher_learns_nothing_and_never_drops_anything():
     """The authors' teacher was put into train mode with the student, so its answers were noisy."""
-    teacher = model(replace(TEACHER, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5), 2)
-    student = model(replace(STUDENT, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5))
+    dropout = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    teacher = noisy_model(replace(TOY_TEACHER, **dropout), 2)
+    student = noisy_model(replace(STUDENT, **dropout))
     assert teacher.training
-    losses, answers = distillation(student, teacher), []
+    distillation = make_distillation(student, teacher)
+    answers = []
     teacher.register_forward_hook(lambda module, _, output: answers.append(output[0][-1]))
     for train in (True, False, True):
         student.train(train)
-        gradients(student, losses)
+        gradients_and_losses(student, distillation)
         assert not teacher.training
-    assert torch.equal(answers[0], answers[1]) and torch.equal(answers[0], answers[2])
-    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[0], answers[2])
+    for parameter in teacher.parameters():
+        assert parameter.grad is None
+        assert not parameter.requires_grad
 
 
-def test_no_more_of_the_teacher_is_run_than_the_losses_need():
-    teacher, asked = model(TEACHER, 2), []
-    usual, usual_predict = teacher.forward, teacher.predict
-    teacher.forward = lambda ids, maps: asked.append(f"{maps}") or usual(ids, maps=maps)
-    teacher.predict = lambda h: asked.append("predict") or usual_predict(h)
-    for term, expected in (("mlm", []), ("hidden", ["[]"]), ("attention", ["[1, 3]"]),
-                           ("output", ["[]", "predict"])):
-        asked.clear()
-        list(distillation(model(STUDENT), teacher, weights={term: 1.0})(0))
-        assert asked == expected, term
+class WatchedModel(MiniALBERT):
+    """A model that notes for which maps it was run, and that it predicted."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.calls = []
+
+    def forward(self, ids, maps):
+        self.calls.append(list(maps))
+        return super().forward(ids, maps=maps)
+
+    def predict(self, hidden):
+        self.calls.append("predict")
+        return super().predict(hidden)
+
+
+@pytest.mark.parametrize("name, of_teacher, of_student", [
+    ("mlm", [], [[], "predict"]),
+    ("hidden", [[]], [[], "predict"]),
+    ("attention", [[1, 3]], [[0, 1], "predict"]),
+    ("output", [[], "predict"], [[], "predict"]),
+    ("embedding", [[]], [[], "predict"]),
+])
+def test_no_more_of_the_models_is_run_than_a_loss_needs(name, of_teacher, of_student):
+    teacher = WatchedModel(TOY_TEACHER)
+    student = WatchedModel(STUDENT)
+    list(make_distillation(student, teacher, weights={name: 1.0}).micro_batches(0))
+    assert teacher.calls == of_teacher
+    assert student.calls == of_student
 
 
 def test_a_shared_layer_overfits_one_batch():
-    student, teacher = model(STUDENT), model(TEACHER, 2)
-    losses, values = distillation(student, teacher, masked=9), []
+    student = noisy_model(STUDENT)
+    distillation = make_distillation(student, noisy_model(TOY_TEACHER, 2), num_masked=9)
     optimizer = torch.optim.AdamW(student.parameters(), 0.01)
+    values = []
     for _ in range(80):
         optimizer.zero_grad()
-        terms, = losses(0)
-        loss = sum(losses.weights[term] * value for term, value in terms.items())
-        loss.backward()
+        for losses in distillation.micro_batches(0):
+            loss = sum(distillation.weights[name] * value for name, value in losses.items())
+            loss.backward()
         optimizer.step()
         values.append(loss.item())
     assert values[-1] < 0.35 * values[0]
 
 
 def test_evaluation_is_the_accuracy_and_the_loss_of_masked_tokens():
-    student, batches = model(STUDENT).train(), Batches(5)
-    right, loss = 0, 0.0
+    student = noisy_model(replace(STUDENT, hidden_dropout_prob=0.5)).train()
+    found = evaluate(student, RandomBatches(5))
+    assert not student.training
+    num_correct = 0
+    total_loss = 0.0
     for step in range(10):                               # 40 sequences
-        ids, places, labels = (torch.from_numpy(x) for x in batches(step))
+        ids, positions, labels = (torch.from_numpy(x) for x in RandomBatches(5).batch(step))
         with torch.no_grad():
-            logits = student.predict(student(ids)[0][-1].reshape(64, C)[places])
-        right += (logits.argmax(-1) == labels).sum().item()
-        loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-    expected = {"accuracy": right / 50, "loss": loss / 50}
-    assert evaluate(student, batches) == pytest.approx(expected, rel=1e-5)
-    assert evaluate(student, Batches(0)) == {"accuracy": 0, "loss": 0}
+            hidden, _ = student(ids)
+            logits = student.predict(hidden[-1].reshape(4 * T, C)[positions])
+        num_correct += (logits.argmax(-1) == labels).sum().item()
+        total_loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+    expected = {"accuracy": num_correct / 50, "loss": total_loss / 50}
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
-# ---- The start -----------------------------------------------------------------------------------
+def test_evaluation_without_masked_tokens_is_zero():
+    assert evaluate(noisy_model(STUDENT), RandomBatches(0)) == {"accuracy": 0, "loss": 0}
 
+
+@pytest.mark.parametrize("count, expected", [(3, 1), (11, 2), (512, 128), (9999, 128)])
+def test_evaluation_takes_at_most_512_sequences(count, expected):
+    steps = []
+
+    class Batches(RandomBatches):
+        def batch(self, step):
+            steps.append(step)
+            return super().batch(step)
+
+    evaluate(noisy_model(replace(STUDENT, num_hidden_layers=1)), Batches(1, count))
+    assert steps == list(range(expected))
+
+
+# ---- The start from the teacher ---------------------------------------------------------
 
 def test_a_start_without_anything_to_lose_is_the_teacher_itself():
-    teacher = model(TEACHER).eval()
-    student = model(replace(TEACHER), seed=5).eval()     # E = C, nothing shared, no adapters
+    """With E = C, nothing shared and no adapters the student is as large as the teacher."""
+    teacher = noisy_model(TOY_TEACHER).eval()
+    student = noisy_model(TOY_TEACHER, seed=5).eval()
     ids = torch.randint(5, V, (B, T))
     start_from_teacher(student, teacher, ids)
     with torch.no_grad():
-        (ours, _), (theirs, _) = student(ids), teacher(ids)
-        assert all(torch.equal(x, y) for x, y in zip(ours, theirs))
+        ours, _ = student(ids)
+        theirs, _ = teacher(ids)
+        for x, y in zip(ours, theirs, strict=True):
+            assert torch.equal(x, y)
         assert torch.equal(student.predict(ours[-1]), teacher.predict(theirs[-1]))
 
 
+@torch.no_grad()
 def test_a_start_finds_the_teachers_embeddings_again_where_they_fit_into_E():
-    teacher, errors = model(TEACHER).eval(), {}
-    ids = torch.randint(5, V, (64, T), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(5, V, (64, 16), generator=torch.Generator().manual_seed(0))
+    errors = {}
     for rank in (E - 1, C):
-        with torch.no_grad():
-            tables = teacher.embeddings
-            low = torch.randn(rank, C, generator=torch.Generator().manual_seed(1))
-            for table in (tables.word, tables.position, tables.segment):
-                table.weight.copy_(torch.randn(len(table.weight), rank) @ low)
-            student = MiniALBERT(STUDENT).eval()
-            start_from_teacher(student, teacher, ids)
-            loss = hidden_loss(student.embeddings(ids), teacher.embeddings(ids))
-            errors[rank] = loss.item() / (64 * T)
-    assert errors[E - 1] < 0.01 < errors[C] < 0.5
+        teacher = noisy_model(TOY_TEACHER).eval()
+        low_rank = torch.randn(rank, C, generator=torch.Generator().manual_seed(1))
+        tables = teacher.embeddings
+        for table in (tables.word, tables.position, tables.segment):
+            table.weight.copy_(torch.randn(len(table.weight), rank) @ low_rank)
+        student = MiniALBERT(STUDENT).eval()
+        start_from_teacher(student, teacher, ids)
+        error = hidden_loss(student.embeddings(ids), teacher.embeddings(ids))
+        errors[rank] = error.item() / ids.numel()
+    assert errors[E - 1] < 0.01
+    assert 0.01 < errors[C] < 0.5
 
 
-@pytest.mark.parametrize("groups, stand_for", [(1, [[1, 2]]), (2, [[0, 1], [2, 3]]),
-                                               (4, [[0], [1], [2], [3]])])
-def test_a_layer_starts_as_the_mean_of_the_middle_ones_it_stands_for(groups, stand_for):
-    teacher = model(TEACHER)
-    student = model(replace(STUDENT, num_hidden_layers=4, num_hidden_groups=groups))
+@torch.no_grad()
+def test_the_first_projection_is_the_best_one_for_its_tables():
+    """No change of it could be better: the errors are orthogonal to what it sees, and their mean,
+    which the bias could change, is 0."""
+    teacher = noisy_model(TOY_TEACHER).eval()
+    student = MiniALBERT(STUDENT).eval()
+    ids = torch.randint(5, V, (16, T), generator=torch.Generator().manual_seed(0))
+    start_from_teacher(student, teacher, ids)
+    tables = student.embeddings
+    total = tables.word(ids) + tables.position.weight[:T] + tables.segment.weight[0]
+    seen = tables.norm(total).flatten(0, 1)                                   # (N, E)
+    errors = (tables(ids) - teacher.embeddings(ids)).flatten(0, 1)            # (N, C)
+    assert errors.std() > 0.1
+    assert errors.mean(0).abs().max() < 1e-5
+    assert (seen.T @ errors / len(errors)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("num_layers, num_groups, stands_for", [
+    (4, 1, [[1, 2]]),
+    (4, 2, [[0, 1], [2, 3]]),
+    (4, 4, [[0], [1], [2], [3]]),
+    (12, 1, [[3, 4, 5, 6, 7, 8]]),
+])
+def test_a_layer_starts_as_the_mean_of_the_middle_ones_it_stands_for(
+        num_layers, num_groups, stands_for):
+    teacher = noisy_model(replace(TOY_TEACHER, num_hidden_layers=num_layers,
+                                  num_hidden_groups=num_layers))
+    student = noisy_model(replace(STUDENT, num_hidden_layers=4, num_hidden_groups=num_groups))
     start_from_teacher(student, teacher, torch.randint(5, V, (32, T)))
-    for layer, numbers in zip(student.layers, stand_for, strict=True):
-        mean = sum(teacher.layers[i].output.weight for i in numbers) / len(numbers)
-        assert torch.allclose(layer.output.weight, mean, atol=1e-7)
-    assert torch.equal(student.head.bias, teacher.head.bias)
+    for layer, numbers in zip(student.layers, stands_for, strict=True):
+        for name, found in layer.named_parameters():
+            total = sum(teacher.layers[i].get_parameter(name) for i in numbers)
+            assert torch.allclose(found, total / len(numbers), atol=1e-7), name
+
+
+@pytest.mark.parametrize("tie_decoder", [True, False])
+def test_a_head_starts_as_the_teachers_if_it_is_of_its_kind(tie_decoder):
+    teacher = noisy_model(TOY_TEACHER)
+    student = noisy_model(replace(STUDENT, tie_decoder=tie_decoder), seed=2)
+    start_from_teacher(student, teacher, torch.randint(5, V, (32, T)))
+    for name, theirs in teacher.head.named_parameters():
+        assert torch.equal(student.head.get_parameter(name), theirs) is tie_decoder, name
+
+
+@pytest.mark.parametrize("student_has_head, teacher_has_head", [(True, False), (False, True)])
+def test_a_start_does_without_a_head_where_one_is_missing(student_has_head, teacher_has_head):
+    teacher = noisy_model(TOY_TEACHER, head=teacher_has_head)
+    student = noisy_model(STUDENT, seed=2, head=student_has_head)
+    start_from_teacher(student, teacher, torch.randint(5, V, (32, T)))
+    assert (student.head is not None) is student_has_head
+    if student_has_head:
+        usual = noisy_model(STUDENT, seed=2).head.dense.weight
+        assert torch.equal(student.head.dense.weight, usual)
 
 
 def test_the_random_start_is_plain_noise(toy, tmp_path):
-    distill.main(flags(toy, tmp_path / "plain", "--init", "random", "--lr", 0, "--adapter-size", 8))
+    more = ["--init", "random", "--lr", 0, "--adapter-size", 8]
+    distill.main(distill_flags(toy, tmp_path / "plain", *more))
     plain = load(tmp_path / "plain")
     for tensor in (plain.attention_adapters[0].up.weight, plain.layers[0].attention.query.weight,
                    plain.embeddings.position.weight, plain.embeddings.word.weight):
         assert tensor.std().item() == pytest.approx(0.02, rel=0.2)
-    assert plain.embeddings.position.weight[0].std() > 0.01          # a sinusoid is 0 or 1 there
+    assert plain.embeddings.position.weight[0].std() > 0.01   # sinusoids are all 0 or 1 there
 
 
-# ---- The loop: stopped, killed, resumed ----------------------------------------------------------
+# ---- One training step ------------------------------------------------------------------
+
+def test_a_step_is_the_textbooks_step(tmp_path):
+    """The oracle has no micro-batches, and clipping and AdamW are written out."""
+    student = noisy_model(STUDENT)
+    twin = noisy_model(STUDENT)
+    teacher = noisy_model(TOY_TEACHER, 2)
+    options = make_options(tmp_path, lr=0.003)
+    optimizer = distill.make_optimizer(student, options.weight_decay)
+    distillation = make_distillation(student, teacher, micro_batch_size=3)
+    twin_distillation = make_distillation(twin, teacher)
+    mean = {name: torch.zeros_like(p) for name, p in twin.named_parameters()}
+    mean_square = {name: torch.zeros_like(p) for name, p in twin.named_parameters()}
+    for step in range(3):
+        totals, lr, norm = training_step(student, distillation, optimizer, step, options,
+                                         Processes())
+        twin.zero_grad()
+        losses, = twin_distillation.micro_batches(step)
+        loss = sum(twin_distillation.weights[name] * value for name, value in losses.items())
+        loss.backward()
+        squares = sum((p.grad**2).sum() for p in twin.parameters())
+        expected_norm = math.sqrt(squares)
+        assert expected_norm > 2.0                       # otherwise clipping would not be tested
+        assert norm == pytest.approx(expected_norm, rel=1e-4)
+        assert totals["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
+        assert totals["attention"].item() == pytest.approx(losses["attention"].item(), rel=1e-5)
+        assert lr == pytest.approx(0.003 * [1 / 2, 1, 1][step])
+        with torch.no_grad():
+            for name, parameter in twin.named_parameters():
+                gradient = parameter.grad / expected_norm
+                mean[name] = 0.9 * mean[name] + 0.1 * gradient
+                mean_square[name] = 0.999 * mean_square[name] + 0.001 * gradient**2
+                mean_hat = mean[name] / (1 - 0.9**(step + 1))
+                square_hat = mean_square[name] / (1 - 0.999**(step + 1))
+                if parameter.ndim > 1:
+                    parameter.mul_(1 - lr * options.weight_decay)
+                parameter.sub_(lr * mean_hat / (square_hat.sqrt() + 1e-8))
+    for name, parameter in student.named_parameters():
+        if name.endswith("attention.key.bias"):
+            continue    # its gradient is 0, of which rounding makes something, which Adam enlarges
+        assert torch.allclose(parameter, twin.get_parameter(name), atol=2e-5), name
 
 
-def stopped(toy, out, monkeypatch, number, *more):
+class OneParameter(nn.Module):
+    """A model of one parameter and dropout. As an objective, it is its own loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(200))
+        self.weights = {"sum": 1.0}
+        self.mask = None                                 # what dropout let through at the last step
+
+    def micro_batches(self, step):
+        self.mask = nn.functional.dropout(torch.ones(200), 0.5, self.training)
+        yield {"sum": (self.weight * self.mask).sum()}
+
+
+def test_dropout_differs_between_seeds_steps_and_processes_and_nothing_else_changes_it(tmp_path):
+    def draw_mask(seed, step, rank):
+        model = OneParameter().eval()
+        training_step(model, model, distill.make_optimizer(model, 0.0), step,
+                      make_options(tmp_path, seed=seed), Processes(rank))
+        return tuple(model.mask.tolist())
+
+    masks = {}
+    for key in np.ndindex(2, 3, 3):
+        torch.manual_seed(9)                             # whatever was drawn before
+        masks[key] = draw_mask(*key)
+    assert len(set(masks.values())) == 2 * 3 * 3
+    assert set(masks[0, 0, 0]) == {0.0, 2.0}
+    for key in masks:
+        assert draw_mask(*key) == masks[key]
+
+
+class InfiniteGradient(OneParameter):
+    """A loss of 0 whose gradient is infinite: the root of x at x = 0."""
+
+    def micro_batches(self, step):
+        yield {"root": (self.weight - self.weight.detach()).sqrt().sum()}
+
+
+def test_an_infinite_gradient_of_a_finite_loss_stops_the_run_before_it_spoils_the_weights(
+        tmp_path):
+    model = InfiniteGradient()
+    model.weights = {"root": 1.0}
+    optimizer = distill.make_optimizer(model, 0.1)
+    with pytest.raises(FloatingPointError, match="step 3, .*loss 0, root 0, gradient norm inf"):
+        training_step(model, model, optimizer, 2, make_options(tmp_path), Processes())
+    assert torch.equal(model.weight, torch.ones(200))
+    assert optimizer.state[model.weight]["step"] == 0
+
+
+@pytest.mark.parametrize("norm", [math.inf, math.nan])
+def test_a_norm_that_is_not_finite_is_an_error_that_names_all_losses(norm):
+    totals = {"loss": torch.tensor(3.5), "mlm": torch.tensor(math.nan)}
+    with pytest.raises(FloatingPointError) as caught:
+        distill.check_finite(6, totals, norm, 0.25)
+    assert str(caught.value).startswith(
+        f"step 7, learning rate 0.25: loss 3.5, mlm nan, gradient norm {norm}")
+    distill.check_finite(6, totals, 1e30, 0.25)          # large is not infinite
+
+
+@pytest.mark.parametrize("steps, warmup, expected", [
+    (5, 2, [1 / 2, 1, 1, 2 / 3, 1 / 3]),
+    (3, 0, [1, 2 / 3, 1 / 3]),
+    (3, 3, [1 / 3, 2 / 3, 1]),
+    (2, 8, [1 / 8, 2 / 8]),                              # it is stopped while the rate grows
+])
+def test_the_rate_grows_and_falls_linearly(tmp_path, steps, warmup, expected):
+    options = make_options(tmp_path, steps=steps, warmup=warmup, lr=0.5)
+    rates = [learning_rate(step, options) for step in range(steps)]
+    assert rates == pytest.approx([0.5 * factor for factor in expected])
+
+
+def test_biases_and_norms_do_not_decay_and_what_is_frozen_is_left_alone():
+    student = noisy_model(STUDENT)
+    student.head.requires_grad_(False)
+    optimizer = distill.make_optimizer(student, weight_decay=0.3)
+    state = distill.training_state(student, optimizer)
+    names = {parameter: name for name, parameter in student.named_parameters()}
+    decay = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            decay[names[parameter]] = group["weight_decay"]
+    expected = {}
+    for name, parameter in student.named_parameters():
+        if not name.startswith("head."):
+            expected[name] = 0.3 if parameter.ndim > 1 else 0.0
+    assert decay == expected
+    kinds = ("model", "exp_avg", "exp_avg_sq", "step")
+    assert state.keys() == {f"{kind}.{name}" for kind in kinds for name in expected}
+
+
+# ---- The loop: stopped, killed, resumed -------------------------------------------------
+
+def run_until_signal(toy, out, monkeypatch, number, *more):
+    """Send a signal to a run before its fifth step -> the exit status."""
+    def send(step):
+        if step == 4:
+            os.kill(os.getpid(), number)
+
     with monkeypatch.context() as patch:
-        every(patch, lambda step: os.kill(os.getpid(), number) if step == 4 else None)
-        with pytest.raises(SystemExit) as exit:
-            distill.main(flags(toy, out, *more))
-    return exit.value.code
+        before_each_step(patch, send)
+        with pytest.raises(SystemExit) as caught:
+            distill.main(distill_flags(toy, out, *more))
+    return caught.value.code
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_step_saves_and_the_resumed_run_ends_as_if_there_was_none(
         toy, whole, tmp_path, monkeypatch, capsys, number, status):
-    before = signal.getsignal(number)
-    assert stopped(toy, tmp_path / "run", monkeypatch, number) == status
-    assert signal.getsignal(number) is before
-    assert metadata(tmp_path / "run")["step"] == "5" and "--resume" in capsys.readouterr().out
+    handler = signal.getsignal(number)
+    assert run_until_signal(toy, tmp_path / "run", monkeypatch, number) == status
+    assert signal.getsignal(number) is handler
+    assert read_metadata(tmp_path / "run")["step"] == "5"
+    assert "stopped after step 5 of 12: --resume" in capsys.readouterr().out
     load(tmp_path / "run")
     with open(tmp_path / "run" / "log.jsonl", "a") as file:
-        file.write('{"step": 6, "lo')                    # as a run killed meanwhile would leave
-    distill.main(flags(toy, tmp_path / "run", "--resume"))
-    assert weights(tmp_path / "run") == weights(whole)
-    assert log(tmp_path / "run") == log(whole)
+        file.write('{"step": 6, "lo')                    # a run that was killed could leave this
+    distill.main(distill_flags(toy, tmp_path / "run", "--resume"))
+    assert_same_run(tmp_path / "run", whole)
     assert sorted(os.listdir(tmp_path / "run")) == sorted(os.listdir(whole))
 
 
-ROOT = os.path.dirname(os.path.abspath(distill.__file__))
+def test_a_signal_at_the_last_step_ends_the_run_as_usual(toy, whole, tmp_path, monkeypatch):
+    def send(step):
+        if step == 11:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before_each_step(monkeypatch, send)
+    assert distill.main(distill_flags(toy, tmp_path / "run")) is None
+    assert_same_run(tmp_path / "run", whole)
+
+
+# The second checkpoint is written, but not yet renamed, when the run kills itself.
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import torch
 import distill
-usual, saved = os.replace, []
-def replace(new, old):                                   # the second is written, but not in place
-    saved.extend([old] if old.endswith("training.safetensors") else [])
+
+original = os.replace
+saved = []
+
+def replace(temporary, path):
+    if path.endswith("training.safetensors"):
+        saved.append(path)
     if len(saved) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    usual(new, old)
+    original(temporary, path)
+
 os.replace = replace
 torch.set_num_threads(1)
 distill.main(sys.argv[2:])
@@ -435,334 +736,887 @@ distill.main(sys.argv[2:])
 
 
 def test_a_killed_run_resumed_ends_as_one_that_was_not(toy, whole, tmp_path):
-    killed = subprocess.run([sys.executable, "-c", KILLED, ROOT, *flags(toy, tmp_path / "run")],
-                            capture_output=True)
+    command = [sys.executable, "-c", KILLED, ROOT, *distill_flags(toy, tmp_path / "run")]
+    killed = subprocess.run(command, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert metadata(tmp_path / "run")["step"] == "4" and len(log(tmp_path / "run")) == 8
-    assert distill.main(flags(toy, tmp_path / "run", "--resume")) is None
-    assert weights(tmp_path / "run") == weights(whole) and log(tmp_path / "run") == log(whole)
+    assert read_metadata(tmp_path / "run")["step"] == "4"
+    assert len(read_log(tmp_path / "run")) == 8
+    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) is None
+    assert_same_run(tmp_path / "run", whole)
     assert sorted(os.listdir(tmp_path / "run")) == sorted(os.listdir(whole))
+
+
+@pytest.mark.parametrize("size, expected", [(4, "one\ntwo"), (99, "one\nhalftwo"), (0, "two")])
+def test_a_log_is_cut_to_its_size_at_the_checkpoint_but_never_made_longer(
+        tmp_path, size, expected):
+    (tmp_path / "log.jsonl").write_text("one\nhalf")
+    with distill.open_log(tmp_path, size) as log:
+        assert log.tell() == min(size, 8)                # a checkpoint may come before a line
+        log.write("two")
+    assert (tmp_path / "log.jsonl").read_text() == expected
 
 
 def test_a_run_stopped_before_its_first_checkpoint_begins_anew(toy, whole, tmp_path):
     os.makedirs(tmp_path / "run")
     (tmp_path / "run" / "log.jsonl").write_text('{"step": 1}\n{"st')
-    assert distill.main(flags(toy, tmp_path / "run", "--resume")) is None
-    assert weights(tmp_path / "run") == weights(whole) and log(tmp_path / "run") == log(whole)
+    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) is None
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_a_finished_run_resumed_stays_as_it_is(toy, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
-    assert distill.main(flags(toy, tmp_path / "run", "--resume")) is None
-    assert weights(tmp_path / "run") == weights(whole) and log(tmp_path / "run") == log(whole)
+    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) is None
+    assert_same_run(tmp_path / "run", whole)
 
 
-def test_biases_and_norms_do_not_decay():
-    student = model(STUDENT)
-    student.head.requires_grad_(False)                   # nor does what is frozen
-    optimizer, state = distill.make_optimizer(student, distill.argparse.Namespace(weight_decay=0.3))
-    names = {p: name for name, p in student.named_parameters()}
-    groups = [(g["weight_decay"], p) for g in optimizer.param_groups for p in g["params"]]
-    decay = {names[p]: rate for rate, p in groups}
-    assert decay == {name: 0.3 * (p.ndim > 1) for p, name in names.items() if "head" not in name}
-    assert {f"model.{name}" for name in decay} == {name for name in state if "model" in name}
+def test_a_model_that_was_not_saved_with_the_last_checkpoint_is_saved_by_the_resumed_run(
+        toy, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    os.remove(tmp_path / "run" / "model.safetensors")
+    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) is None
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_each_step_drops_other_units(toy, tmp_path, monkeypatch):
-    usual, drawn = Distillation.__call__, []
+    original = Distillation.micro_batches
+    drawn = []
 
-    def call(self, step):
+    def micro_batches(self, step):
         drawn.append((self.student.training, torch.rand(()).item()))
-        return usual(self, step)
-    monkeypatch.setattr(Distillation, "__call__", call)
-    assert distill.main(flags(toy, tmp_path / "run")) is None
-    rehearsals, steps = drawn[:4], drawn[4:]
-    assert len(rehearsals) + 12 == len(drawn)
-    assert len(set(steps)) == 12 and all(training for training, _ in steps)
+        return original(self, step)
+
+    monkeypatch.setattr(Distillation, "micro_batches", micro_batches)
+    assert distill.main(distill_flags(toy, tmp_path / "run")) is None
+    steps = drawn[4:]                                    # the first four are only timed
+    assert len(steps) == 12
+    assert len(set(steps)) == 12
+    assert all(training for training, _ in steps)
 
 
 def test_evaluating_logging_and_saving_change_no_weight(toy, whole, tmp_path):
     rare = ["--log-every", 50, "--eval-every", 0, "--save-every", 50]
-    assert distill.main(flags(toy, tmp_path / "run", *rare)) is None
-    assert weights(tmp_path / "run") == weights(whole)
-    assert log(tmp_path / "run") == log(whole)[-1:]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *rare)) is None
+    assert model_bytes(tmp_path / "run") == model_bytes(whole)
+    assert read_log(tmp_path / "run") == read_log(whole)[-1:]
 
 
-def test_the_log_has_each_term_by_itself(whole):
-    lines = log(whole)
+def test_a_checkpoint_is_written_as_often_as_asked_and_at_the_end(toy, tmp_path, monkeypatch):
+    original = distill.save_training_state
+    saved = []
+
+    def save_training_state(path, state, step, log_size, settings):
+        saved.append(step)
+        original(path, state, step, log_size, settings)
+
+    monkeypatch.setattr(distill, "save_training_state", save_training_state)
+    distill.main(distill_flags(toy, tmp_path / "run", "--save-every", 5))
+    assert saved == [5, 10, 12]
+
+
+def test_the_log_has_each_loss_by_itself(whole):
+    lines = read_log(whole)
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert [line["step"] for line in lines if "valid_accuracy" in line] == [5, 10, 12]
     for line in lines:
-        parts = sum(weight * line[term] for term, weight in distill.WEIGHTS.items() if weight)
-        assert line["loss"] == pytest.approx(parts, rel=1e-5) and line["gradient_norm"] > 0
+        total = line["mlm"] + 3 * line["attention"] + 3 * line["hidden"] + 5 * line["output"]
+        assert line["loss"] == pytest.approx(total, rel=1e-5)
+        assert line["gradient_norm"] > 0
+        assert "embedding" not in line                   # its weight is 0
     rates = [line["lr"] for line in lines]               # 3 steps of warm-up, then down to 1 / 9
     assert rates == pytest.approx([0.01 * min(s / 3, (13 - s) / 9) for s in range(1, 13)])
 
 
-def test_a_resume_with_other_facts_is_refused_and_says_which(toy, whole, tmp_path, capsys):
+def test_the_log_has_the_speed_since_the_line_before_or_since_the_run_was_resumed(
+        toy, tmp_path, monkeypatch):
+    """Here each look at the clock is one second after the one before."""
+    seconds = itertools.count()
+    monkeypatch.setattr(distill.time, "perf_counter", lambda: float(next(seconds)))
+    run_until_signal(toy, tmp_path / "run", monkeypatch, signal.SIGTERM, "--log-every", 2)
+    distill.main(distill_flags(toy, tmp_path / "run", "--log-every", 2, "--resume"))
+    speeds = {}
+    for text in (tmp_path / "run" / "log.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        speeds[line["step"]] = line["tokens_per_second"]
+    # 64 tokens a step. It was stopped after step 5, of which there is a line, for it is evaluated.
+    assert speeds == {2: 128, 4: 128, 5: 64, 6: 64, 8: 128, 10: 128, 12: 128}
+
+
+DIFFERENT_SETTINGS = [
+    ({"lr", "seed", "weights", "teacher", "steps"},
+     ["--lr", 0.5, "--seed", 3, "--hidden-weight", 1, "--teacher", "{tmp}/teacher", "--steps", 9]),
+    ({"batch_size", "length", "warmup", "temperature", "dropout", "shape"},  # it has dropout, too
+     ["--batch-size", 3, "--length", 12, "--warmup", 2, "--temperature", 2, "--dropout", 0.2]),
+    ({"weight_decay", "init", "bf16", "shape", "corpus"},
+     ["--weight-decay", 0.3, "--init", "random", "--bf16", "--adapter-size", 3,
+      "--corpus", "{tmp}/corpus.txt"]),
+    ({"init", "student", "dropout", "shape"},
+     ["--student", "{tmp}/run", "--dropout", 0.3]),
+]
+
+
+@pytest.mark.parametrize("names, more", DIFFERENT_SETTINGS)
+def test_a_resume_with_other_settings_is_refused_and_says_which(
+        toy, whole, tmp_path, capsys, names, more):
     shutil.copytree(whole, tmp_path / "run")
     shutil.copytree(toy / "teacher", tmp_path / "teacher")
-    save(model(TEACHER, seed=9), tmp_path / "teacher")
-    other = ["--lr", 0.5, "--seed", 3, "--hidden-weight", 1, "--teacher", tmp_path / "teacher"]
-    assert distill.main(flags(toy, tmp_path / "run", "--resume", *other)) == 2
+    save(noisy_model(TOY_TEACHER, seed=9), tmp_path / "teacher")
+    shutil.copy(toy / "corpus.txt", tmp_path / "corpus.txt")
+    more = [str(word).format(tmp=tmp_path) for word in more]
+    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume", *more)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "'lr': (0.01, 0.5)" in error and "'seed': (0, 3)" in error
-    assert "'weights'" in error and "'teacher'" in error
-    assert not any(fact in error for fact in ("steps", "shape", "corpus", "tokenizer"))
-    assert weights(tmp_path / "run") == weights(whole) and log(tmp_path / "run") == log(whole)
+    different = error.split("other settings: ")[1].split("; ")
+    assert {part.split()[0] for part in different} == names
+    if "lr" in names:
+        assert "lr 0.01 there, 0.5 here" in error
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_a_run_is_not_lost_unless_it_is_said(toy, whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "run")
-    assert distill.main(flags(toy, tmp_path / "run", "--seed", 1)) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert weights(tmp_path / "run") == weights(whole) and log(tmp_path / "run") == log(whole)
-    assert distill.main(flags(toy, tmp_path / "run", "--seed", 1, "--overwrite")) is None
-    assert weights(tmp_path / "run") != weights(whole) and len(log(tmp_path / "run")) == 12
+    assert distill.main(distill_flags(toy, tmp_path / "run", "--seed", 1)) == 2
+    error = capsys.readouterr().err
+    assert "--overwrite" in error
+    assert "--resume" in error
+    assert_same_run(tmp_path / "run", whole)
+    more = ["--seed", 1, "--overwrite"]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    assert model_bytes(tmp_path / "run") != model_bytes(whole)
+    assert len(read_log(tmp_path / "run")) == 12
 
 
 def test_a_model_that_is_no_run_is_not_lost_to_a_resume(toy, tmp_path, capsys):
     shutil.copytree(toy / "teacher", tmp_path / "model")
-    assert distill.main(flags(toy, tmp_path / "model", "--resume")) == 2
+    assert distill.main(distill_flags(toy, tmp_path / "model", "--resume")) == 2
     assert "holds a model" in capsys.readouterr().err
-    assert weights(tmp_path / "model") == weights(toy / "teacher")
+    assert model_bytes(tmp_path / "model") == model_bytes(toy / "teacher")
+
+
+def test_which_folders_a_run_may_write_into(tmp_path):
+    """A fine-tuned model has its runs in folders below its own."""
+    distill.check_out(str(tmp_path / "new"), False, False)
+    distill.check_out(str(tmp_path), False, False)       # an empty one
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty: --resume .*--overwrite"):
+        distill.check_out(str(tmp_path), False, False)
+    distill.check_out(str(tmp_path), True, False)
+    distill.check_out(str(tmp_path), False, True)
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(ValueError, match="holds a model, but no run"):
+        distill.check_out(str(tmp_path), True, False)
+    distill.check_out(str(tmp_path), False, True)
+    os.makedirs(tmp_path / "all-100-lr0.001-seed0")
+    (tmp_path / "all-100-lr0.001-seed0" / "training.safetensors").write_text("")
+    distill.check_out(str(tmp_path), True, False)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
         toy, whole, tmp_path, monkeypatch, capsys):
-    usual = distill.attention_loss
+    original = distill.attention_loss
     with monkeypatch.context() as patch:
-        every(patch, lambda step: patch.setattr(
-            distill, "attention_loss", lambda s, t: usual(s, t) * (math.nan if step == 6 else 1)))
-        assert distill.main(flags(toy, tmp_path / "run")) == 2
+        def spoil(step):
+            factor = math.nan if step == 6 else 1.0
+            patch.setattr(distill, "attention_loss", lambda s, t: original(s, t) * factor)
+
+        before_each_step(patch, spoil)
+        assert distill.main(distill_flags(toy, tmp_path / "run")) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "Traceback" not in error
-    assert all(fact in error for fact in ("step 7,", "attention nan", "learning rate 0.00666"))
-    assert metadata(tmp_path / "run")["step"] == "4" and load(tmp_path / "run")
-    assert distill.main(flags(toy, tmp_path / "run", "--resume")) is None
-    assert weights(tmp_path / "run") == weights(whole) and log(tmp_path / "run") == log(whole)
+    assert error.count("\n") == 1
+    for words in ("step 7,", "attention nan", "learning rate 0.00666"):
+        assert words in error
+    assert read_metadata(tmp_path / "run")["step"] == "4"
+    load(tmp_path / "run")
+    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) is None
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_the_handlers_of_signals_are_back_after_an_error(toy, tmp_path, monkeypatch):
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
 
-    def burst(step):
+    def fail(step):
         assert signal.getsignal(signal.SIGINT) is not before[0]
+        assert signal.getsignal(signal.SIGTERM) is not before[1]
         raise RuntimeError("out of memory")
-    every(monkeypatch, burst)
+
+    before_each_step(monkeypatch, fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        distill.main(flags(toy, tmp_path / "run"))
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+        distill.main(distill_flags(toy, tmp_path / "run"))
+    assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == before
 
 
 def test_a_compiled_step_is_the_plain_one(toy, tmp_path, monkeypatch):
-    """As torch.compile traces it, without the compiler that not every machine has."""
-    usual, traced = torch.compile, []
-    monkeypatch.setattr(torch, "compile", lambda f: traced.append(f) or usual(f, backend="eager"))
-    for out, more in (("plain", []), ("compiled", ["--compile"])):
-        assert distill.main(flags(toy, tmp_path / out, "--steps", 6, *more)) is None
-    assert len(traced) == 1
-    for a, b in zip(log(tmp_path / "plain"), log(tmp_path / "compiled"), strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
+    """torch.compile traces it here, but without the compiler, which not every machine has."""
+    original = torch.compile
+    compiled = []
+
+    def compile_eagerly(function):
+        compiled.append(function)
+        return original(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    distill.main(distill_flags(toy, tmp_path / "plain", "--steps", 6))
+    assert not compiled
+    distill.main(distill_flags(toy, tmp_path / "compiled", "--steps", 6, "--compile"))
+    assert len(compiled) == 1
+    for plain, line in zip(read_log(tmp_path / "plain"), read_log(tmp_path / "compiled"),
+                           strict=True):
+        assert line == pytest.approx(plain, rel=1e-5)
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's malloc alone")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc can do this")
 def test_memory_that_is_freed_is_not_asked_for_again():
-    distill.join(argparse.Namespace(batch_size=1, device="cpu", bf16=None))
-    faults = []
-    for _ in range(30):                                  # until a block of the size is to be had
+    distill.set_up_processes("cpu", 1)
+    num_faults = []
+    for _ in range(30):                                  # after some times a free block is found
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(2**24)                                # 64 MB, 16,384 pages; freed at once
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    assert max(faults[-10:]) < 1000
+        num_faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert max(num_faults[-10:]) < 1000
 
 
-def test_bfloat16_is_near_float32_but_not_it_and_is_resumed_bit_for_bit(
-        toy, tmp_path, monkeypatch, capsys):
-    half, even = ["--bf16", "--dropout", 0], ["--dropout", 0]
-    assert distill.main(flags(toy, tmp_path / "float32", *even)) is None
-    usual, said = distill.evaluate, []
-    with monkeypatch.context() as patch:
-        patch.setattr(distill, "evaluate", lambda *x: said.append(
-            torch.is_autocast_enabled("cpu")) or usual(*x))
-        assert distill.main(flags(toy, tmp_path / "half", *half)) is None
-    assert said == [True] * 7                            # two tables of two models, three lines
+def test_bfloat16_is_near_float32_but_not_it(toy, tmp_path, monkeypatch, capsys):
+    original = distill.evaluate
+    dtypes = []
+
+    def evaluate_and_note(model, batches):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+        dtypes.append(product.dtype)
+        return original(model, batches)
+
+    monkeypatch.setattr(distill, "evaluate", evaluate_and_note)
+    distill.main(distill_flags(toy, tmp_path / "float32", "--dropout", 0))
+    assert dtypes == [torch.float32] * 7                 # two tables of two models, three lines
+    dtypes.clear()
+    distill.main(distill_flags(toy, tmp_path / "half", "--dropout", 0, "--bf16"))
+    assert dtypes == [torch.bfloat16] * 7
     assert "device   cpu, bfloat16\n" in capsys.readouterr().out
-    for a, b in zip(log(tmp_path / "float32"), log(tmp_path / "half"), strict=True):
-        right = a.pop("valid_accuracy", 0), b.pop("valid_accuracy", 0)       # of 64 places
-        assert a != b and a == pytest.approx(b, rel=0.01) and abs(right[0] - right[1]) < 0.05
-    assert stopped(toy, tmp_path / "run", monkeypatch, signal.SIGTERM, *half) == 143
-    assert distill.main(flags(toy, tmp_path / "run", "--resume", *even)) == 2
-    assert "'bf16': (True, False)" in capsys.readouterr().err
-    assert distill.main(flags(toy, tmp_path / "run", "--resume", *half)) is None
-    assert weights(tmp_path / "run") == weights(tmp_path / "half")
-    assert {x.dtype for x in read_safetensors(tmp_path / "run" / "training.safetensors")[0].values()
-            } == {torch.float32}                         # what is trained stays whole
+    for full, half in zip(read_log(tmp_path / "float32"), read_log(tmp_path / "half"),
+                          strict=True):
+        accuracies = [full.pop("valid_accuracy", 0), half.pop("valid_accuracy", 0)]
+        assert half != full
+        assert half == pytest.approx(full, rel=0.01)
+        assert accuracies[0] == pytest.approx(accuracies[1], abs=0.05)       # of 64 places
 
 
-# ---- The command ---------------------------------------------------------------------------------
+def test_a_run_in_bfloat16_is_resumed_bit_by_bit(toy, tmp_path, monkeypatch):
+    distill.main(distill_flags(toy, tmp_path / "whole", "--bf16"))
+    run_until_signal(toy, tmp_path / "run", monkeypatch, signal.SIGTERM, "--bf16")
+    distill.main(distill_flags(toy, tmp_path / "run", "--resume", "--bf16"))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    tensors, _ = read_safetensors(tmp_path / "run" / "training.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
-def test_the_plan_and_the_report_say_what_happens(toy, tmp_path, capsys):
-    assert distill.main(flags(toy, tmp_path / "run")) is None
-    plan, report = capsys.readouterr().out.split("\nsteps ")
-    for name, made in (("teacher", load(toy / "teacher")), ("student", load(tmp_path / "run"))):
-        counts = distill.count_parameters(made)
-        for part in (plan, report):
-            row = next(line for line in part.splitlines() if line.startswith(name)).split()
-            assert row[1:3] == [f"{counts['stored']:,}", f"{counts['applied']:,}"] and len(row) == 5
-    assert "device   cpu, float32\n" in plan
-    assert "1-2 2-4 " in plan and "1 mlm + 3 attention + 3 hidden + 5 output" in plan
-    assert "12 of 64 tokens" in report and " min\n" in report
-    last = log(tmp_path / "run")[-1]
+# ---- Processes and devices --------------------------------------------------------------
+# tests/test_processes.py has runs of several processes.
+
+def test_the_first_process_of_a_machine_goes_first(monkeypatch):
+    events = []
+    monkeypatch.setattr(distill.dist, "barrier", lambda: events.append("barrier"))
+    for processes, expected in ((Processes(2, 0, 4), ["work", "barrier"]),
+                                (Processes(3, 1, 4), ["barrier", "work"]),
+                                (Processes(), ["work"])):
+        events.clear()
+        with distill.first_process_first(processes):
+            events.append("work")
+        assert events == expected
+
+
+@pytest.fixture
+def no_variables(monkeypatch):
+    """Take away what torchrun would set."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("flag, has_gpu, expected", [
+    ("auto", False, "cpu"), ("auto", True, "cuda:0"), ("cpu", True, "cpu"),
+    ("cuda", True, "cuda:0")])
+def test_a_gpu_is_used_if_there_is_one_and_nothing_else_is_asked(
+        no_variables, monkeypatch, flag, has_gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert distill.set_up_processes(flag, 1) == (0, 0, 1, torch.device(expected))
+
+
+def test_each_process_of_torchrun_has_its_own_gpu_and_only_the_first_prints(monkeypatch):
+    groups = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(distill.dist, "init_process_group",
+                        lambda backend, timeout, device_id: groups.append((backend, device_id)))
+    monkeypatch.setattr(sys, "stdout", sys.stdout)       # it is put back after the test
+    terminal = sys.stdout
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    for rank, local_rank in ((0, 0), (5, 2), (3, 0)):   # rank 3 is the first of a second machine
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        device = torch.device("cuda", local_rank)
+        assert distill.set_up_processes("auto", 6) == (rank, local_rank, 6, device)
+        assert groups.pop() == ("nccl", device)
+        assert (sys.stdout is terminal) is (rank == 0)
+        if rank > 0:
+            sys.stdout.close()
+            sys.stdout = terminal
+
+
+def test_bfloat16_is_used_on_a_gpu_unless_it_is_said():
+    cpu = torch.device("cpu")
+    gpu = torch.device("cuda", 1)
+    not_given = distill.arguments([]).bf16
+    assert distill.uses_bf16(not_given, gpu) is True
+    assert distill.uses_bf16(not_given, cpu) is False
+    for device in (cpu, gpu):
+        assert distill.uses_bf16(True, device) is True
+        assert distill.uses_bf16(False, device) is False
+
+
+def test_a_fingerprint_changes_with_any_number_of_a_model():
+    assert distill.fingerprint(None) is None
+    usual = distill.fingerprint(noisy_model(STUDENT))
+    assert usual == distill.fingerprint(noisy_model(STUDENT))
+    assert re.fullmatch("[0-9a-f]{16}", usual)
+    changed = {usual}
+    for name in ("embeddings.word.weight", "layers.0.norm.bias", "head.bias"):
+        model = noisy_model(STUDENT)
+        model.get_parameter(name).data.view(-1)[-1] += 1e-3
+        changed.add(distill.fingerprint(model))
+    assert len(changed) == 4
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("file, rank, is_shown", [
+    (Terminal(), 0, True), (Terminal(), 1, False), (io.StringIO(), 0, False)])
+def test_the_progress_bar_is_shown_by_the_first_process_in_a_terminal(
+        monkeypatch, file, rank, is_shown):
+    monkeypatch.setattr(sys, "stderr", file)
+    assert list(distill.progress_bar(3, 5, Processes(rank))) == [3, 4]
+    assert ("2/2" in file.getvalue()) is is_shown
+
+
+# ---- The command ------------------------------------------------------------------------
+
+def table_row(text, name):
+    """Find the row of a model in a printed table -> its cells."""
+    rows = [line.split() for line in text.splitlines() if line.startswith(f"{name} ")]
+    assert len(rows) == 1
+    return rows[0]
+
+
+def test_what_a_run_prints_is_so(toy, tmp_path, capsys):
+    assert distill.main(distill_flags(toy, tmp_path / "run")) is None
+    before, after = capsys.readouterr().out.split("\nsteps ")
+    models = {"teacher": load(toy / "teacher"), "student": load(tmp_path / "run")}
+    for name, model in models.items():
+        counts = distill.count_parameters(model)
+        for part in (before, after):
+            row = table_row(part, name)
+            assert row[1:3] == [f"{counts['stored']:,}", f"{counts['applied']:,}"]
+            assert len(row) == 5
+    assert "device   cpu, float32\n" in before
+    assert "layers   1-2 2-4 (student-teacher)\n" in before
+    assert "loss     1 mlm + 3 attention + 3 hidden + 5 output" in before
+    assert "12 of 64 tokens: 0.0 min\n" in after
+    last = read_log(tmp_path / "run")[-1]
+    row = table_row(after, "student")
     assert row[3:] == [f"{last['valid_accuracy']:.1%}", f"{last['valid_loss']:.3f}"]
-    assert report.count("[MASK]") == report.count(" teacher:") == report.count(" student:") == 4
-    assert f"python finetune.py --model {tmp_path}/run" in report
+    for words in ("[MASK]", " teacher:", " student:"):
+        assert after.count(words) == 4
+    assert f"python finetune.py --model {tmp_path}/run" in after
+
+
+def test_a_run_leaves_a_student_with_its_tokenizer_a_log_and_a_checkpoint(toy, whole):
+    assert sorted(os.listdir(whole)) == ["config.json", "log.jsonl", "model.safetensors",
+                                         "training.safetensors", "vocab.txt"]
+    assert Tokenizer(whole).digest == Tokenizer(toy / "teacher").digest
+    assert load(whole).config == replace(STUDENT, adapter_size=C // 16, embedding_size=C // 2,
+                                         hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+
+
+def test_a_run_trains_and_measures_as_the_flags_say(toy, tmp_path, monkeypatch):
+    """It trains on one part of the corpus and is measured on the other, always with one seed."""
+    trained = []
+    measured = []
+
+    def train(model, objective, options, *others):
+        trained.append((objective, options))
+
+    def evaluate_and_note(model, batches):
+        measured.append(batches)
+        return {"accuracy": 0.0, "loss": 0.0}
+
+    monkeypatch.setattr(distill, "train", train)
+    monkeypatch.setattr(distill, "evaluate", evaluate_and_note)
+    flags = {"steps": 31, "lr": 0.5, "warmup": 7, "weight_decay": 0.25, "seed": 11,
+             "log_every": 13, "eval_every": 17, "save_every": 19}
+    more = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    more += ["--micro-batch-size", 1, "--temperature", 2, "--bf16"]
+    distill.main(distill_flags(toy, tmp_path / "run", *more))
+    (objective, options), = trained
+    assert options == TrainingOptions(**flags, out=str(tmp_path / "run"), resume=False)
+    assert objective.temperature == 2
+    assert objective.bf16 is True
+    assert objective.micro_batch_bounds == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    tokenizer = Tokenizer(toy / "teacher")
+    corpus = open_corpus([str(toy / "corpus.txt")], tokenizer, toy / "cache")
+    batches = objective.batches
+    assert np.array_equal(batches.tokens, corpus.train_tokens)
+    assert (batches.T, batches.batch_size, batches.seed) == (16, 4, 11)
+    for batches in measured:
+        assert np.array_equal(batches.tokens, corpus.valid_tokens)
+        assert (batches.T, batches.batch_size, batches.seed) == (16, 32, 0)
+
+
+def test_a_run_starts_from_the_teacher_also_where_there_is_little_text(toy, tmp_path):
+    """At this length there are fewer sequences than the 256 that the start is usually fitted to."""
+    more = ["--length", 32, "--steps", 1, "--lr", 0]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    student = load(tmp_path / "run")
+    teacher = load(toy / "teacher")
+    mean = (teacher.layers[1].output.weight + teacher.layers[2].output.weight) / 2
+    assert torch.allclose(student.layers[0].output.weight, mean, atol=1e-7)
+    assert torch.equal(student.head.bias, teacher.head.bias)
+
+
+def test_the_time_that_is_printed_is_that_of_the_fastest_of_four_steps(monkeypatch, capsys):
+    distillation = make_distillation(noisy_model(STUDENT), noisy_model(TOY_TEACHER, 2))
+    clock = iter([0, 9, 10, 13, 20, 22, 30, 35])         # they take 9, 3, 2 and 5 seconds
+    monkeypatch.setattr(distill.time, "perf_counter", lambda: next(clock))
+    distill.describe_run(distillation, 6000, torch.device("cpu"))
+    assert "steps    6,000 of 28 tokens: 200.0 min" in capsys.readouterr().out
+    assert all(parameter.grad is None for parameter in distillation.student.parameters())
+
+
+def test_the_samples_are_what_the_models_predict_at_a_masked_place(toy, capsys):
+    tokenizer = Tokenizer(toy / "teacher")
+    corpus = open_corpus([str(toy / "corpus.txt")], tokenizer, toy / "cache")
+    batches = MaskedBatches(corpus.train_tokens, tokenizer, 16, 4)
+    models = {"teacher": noisy_model(TOY_TEACHER), "student": noisy_model(STUDENT)}
+    distill.print_samples(models, tokenizer, batches)
+    paragraphs = capsys.readouterr().out.strip().split("\n\n")
+    last = batches.count - 1
+    for paragraph, number in zip(paragraphs, (0, last // 3, 2 * last // 3, last), strict=True):
+        ids = batches.sequences([number])                                     # (1, 16)
+        words = [tokenizer.decode([token]) for token in ids[0].tolist()]
+        text, *predictions = paragraph.splitlines()
+        place = distill.telling_place(words)
+        near = words[max(0, place - 9):place] + ["[MASK]"] + words[place + 1:place + 9]
+        expected = "".join(near) + f"({words[place]})"
+        assert "".join(text.split()) == expected         # without spaces: "w29." is two tokens
+        ids[0, place] = tokenizer.mask_id
+        for line, (name, model) in zip(predictions, models.items(), strict=True):
+            with torch.no_grad():
+                hidden, _ = model.eval()(torch.from_numpy(ids))
+                best = model.predict(hidden[-1])[0, place].topk(4).indices.tolist()
+            assert line.split() == [f"{name}:"] + [tokenizer.decode([token]) for token in best]
+
+
+@pytest.mark.parametrize("words, expected", [
+    (["", "walks", "to", "walks", "the", "walks", ""], "walks at 3"),
+    (["", "talk", "of", "it", "a", "wonderful", ""], "talk at 1"),
+    (["", "##ing", "##s", "a", "is", ".", ""], "##ing at 1"),
+])
+def test_the_place_to_mask_is_a_long_word_near_the_middle(words, expected):
+    place = distill.telling_place(words)
+    assert f"{words[place]} at {place}" == expected
+
+
+NO_TEACHER = ["--teacher", "none", "--tokenizer", "{toy}/teacher", "--hidden-size", "24",
+              "--num-attention-heads", "3"]
 
 
 def test_without_a_teacher_a_bert_is_pretrained_that_others_can_open(toy, tmp_path, capsys):
-    unshared = ["--embedding-size", 24, "--num-hidden-groups", 2]
-    assert distill.main(flags(toy, tmp_path / "bert", *alone(toy, *unshared))) is None
-    assert set(log(tmp_path / "bert")[0]) == {"step", "loss", "mlm", "lr", "gradient_norm"}
-    assert "teacher:" not in capsys.readouterr().out
+    more = [word.format(toy=toy) for word in NO_TEACHER]
+    more += ["--embedding-size", 24, "--num-hidden-groups", 2]
+    assert distill.main(distill_flags(toy, tmp_path / "bert", *more)) is None
+    assert set(read_log(tmp_path / "bert")[0]) == {"step", "loss", "mlm", "lr", "gradient_norm"}
+    printed = capsys.readouterr().out
+    assert "teacher:" not in printed
+    assert "layers " not in printed
     assert read_json(tmp_path / "bert" / "config.json")["model_type"] == "bert"
-    ours, ids = load(tmp_path / "bert").eval(), torch.randint(5, 96, (2, 9))
-    reason = "the oracle is in requirements-dev.txt"
-    transformers = pytest.importorskip("transformers", reason=reason)
+    transformers = pytest.importorskip("transformers",
+                                       reason="the oracle is in requirements-dev.txt")
     theirs = transformers.BertForMaskedLM.from_pretrained(tmp_path / "bert").eval()
+    ours = load(tmp_path / "bert")
+    ids = torch.randint(5, 96, (2, 9))
     with torch.no_grad():
-        assert torch.allclose(ours.predict(ours(ids)[0][-1]), theirs(ids).logits, atol=1e-5)
+        hidden, _ = ours(ids)
+        assert torch.allclose(ours.predict(hidden[-1]), theirs(ids).logits, atol=1e-5)
 
 
 def test_a_student_from_a_checkpoint_begins_with_its_weights(toy, whole, tmp_path):
-    assert distill.main(flags(toy, tmp_path / "again", "--student", whole, "--lr", 0)) is None
-    assert weights(tmp_path / "again") == weights(whole)
-    assert log(tmp_path / "again")[-1]["valid_loss"] == log(whole)[-1]["valid_loss"]
+    more = ["--student", whole, "--lr", 0]
+    assert distill.main(distill_flags(toy, tmp_path / "again", *more)) is None
+    assert model_bytes(tmp_path / "again") == model_bytes(whole)
+    last = read_log(tmp_path / "again")[-1]
+    assert last["valid_loss"] == read_log(whole)[-1]["valid_loss"]
 
 
 def test_a_student_from_a_checkpoint_can_be_stopped_and_resumed(toy, whole, tmp_path, monkeypatch):
     more = ["--student", whole]
-    assert distill.main(flags(toy, tmp_path / "a", *more)) is None
-    assert stopped(toy, tmp_path / "b", monkeypatch, signal.SIGTERM, *more) == 143
-    assert distill.main(flags(toy, tmp_path / "b", "--resume", *more)) is None
-    assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(whole)
+    assert distill.main(distill_flags(toy, tmp_path / "a", *more)) is None
+    assert run_until_signal(toy, tmp_path / "b", monkeypatch, signal.SIGTERM, *more) == 143
+    assert distill.main(distill_flags(toy, tmp_path / "b", "--resume", *more)) is None
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert model_bytes(tmp_path / "a") != model_bytes(whole)
 
 
 def test_a_bert_without_a_head_is_given_one(toy, tmp_path):
     assert load(toy / "headless").head is None
     more = ["--teacher", "none", "--student", toy / "headless", "--lr", 0]
-    assert distill.main(flags(toy, tmp_path / "headed", *more)) is None
-    found, headless = load(tmp_path / "headed"), load(toy / "headless").state_dict()
-    assert found.head is not None and "valid_accuracy" in log(tmp_path / "headed")[-1]
-    assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in headless.items())
+    assert distill.main(distill_flags(toy, tmp_path / "headed", *more)) is None
+    found = load(tmp_path / "headed")
+    assert found.head is not None
+    assert "valid_accuracy" in read_log(tmp_path / "headed")[-1]
+    for name, tensor in load(toy / "headless").state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
 
 
 def test_a_teacher_without_a_head_is_distilled_by_its_maps_and_states_alone(toy, tmp_path, capsys):
-    assert distill.main(flags(toy, tmp_path / "run", "--teacher", toy / "headless")) is None
-    said = capsys.readouterr().out
-    assert said.count("no MLM head") == 4 and "loss     3 attention + 3 hidden\n" in said
+    more = ["--teacher", toy / "headless"]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    printed = capsys.readouterr().out
+    assert printed.count("no MLM head") == 4
+    assert "loss     3 attention + 3 hidden\n" in printed
     assert load(tmp_path / "run").head is None
-    first, *_, last = log(tmp_path / "run")
-    assert set(last) == {"step", "loss", "attention", "hidden", "lr", "gradient_norm"}
-    assert last["hidden"] < first["hidden"]
+    lines = read_log(tmp_path / "run")
+    assert set(lines[-1]) == {"step", "loss", "attention", "hidden", "lr", "gradient_norm"}
+    assert lines[-1]["hidden"] < lines[0]["hidden"]
 
+
+def test_without_a_loss_for_it_a_student_has_no_head(toy, tmp_path, capsys):
+    more = ["--mlm-weight", 0, "--output-weight", 0]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    assert load(tmp_path / "run").head is None
+    printed = capsys.readouterr().out
+    assert printed.count("no MLM head") == 2             # the teacher has one
+    assert "[MASK]" not in printed
+    assert "valid_accuracy" not in read_log(tmp_path / "run")[-1]
+
+
+def test_without_attention_and_hidden_losses_the_numbers_of_layers_need_not_divide(
+        toy, tmp_path, capsys):
+    more = ["--num-hidden-layers", 3, "--attention-weight", 0, "--hidden-weight", 0]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    assert load(tmp_path / "run").config.num_hidden_layers == 3
+    printed = capsys.readouterr().out
+    assert "loss     1 mlm + 5 output\n" in printed
+    assert "layers " not in printed
+
+
+@pytest.mark.parametrize("name", ["attention", "hidden"])
+def test_with_one_of_these_losses_the_numbers_of_layers_must_divide(toy, tmp_path, capsys, name):
+    other = {"attention": "hidden", "hidden": "attention"}[name]
+    more = ["--num-hidden-layers", 3, f"--{other}-weight", 0]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) == 2
+    assert "3 recursions cannot be spread evenly" in capsys.readouterr().err
+
+
+# ---- The command line -------------------------------------------------------------------
 
 def test_the_papers_recipe_is_the_authors_in_every_choice():
-    """shared/REFERENCE.md, section 1, read in their code and their checkpoints."""
-    args = vars(distill.arguments(["--teacher", "bert-base-uncased", "--recipe", "paper"]))
-    assert args.items() >= {
+    """shared/REFERENCE.md, section 1, was read from their code and their checkpoints."""
+    args = distill.arguments(["--teacher", "bert-base-uncased", "--recipe", "paper"])
+    assert vars(args).items() >= {
         "steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
         "weight_decay": 1e-4, "dropout": 0.1, "temperature": 1.0, "init": "random",
         "tie_decoder": False, "num_hidden_layers": 6, "embedding_size": 128,
         "mlm_weight": 1, "attention_weight": 3, "hidden_weight": 3, "output_weight": 5,
         "embedding_weight": 0}.items()
-    teacher = model(Config(V, 160, 160, 12, 12, 4, F))
-    student = distill.make_student(distill.argparse.Namespace(**args), teacher, V)
+    teacher = noisy_model(Config(V, 160, 160, 12, 12, 4, F))
+    student = distill.make_student(args, teacher, V)
     assert vars(student.config).items() >= {
         "num_hidden_layers": 6, "num_hidden_groups": 1, "adapter_size": 10, "embedding_size": 128,
         "hidden_size": 160, "num_attention_heads": 4, "intermediate_size": F, "tie_decoder": False,
         "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}.items()
-    assert distill.arguments(["--recipe", "paper", "--steps", "7", "--tie-decoder"]).steps == 7
 
 
-def test_a_fresh_student_is_shaped_by_its_teacher_unless_flags_say_otherwise():
-    for L, R in ((12, 6), (4, 4), (24, 24)):
-        args = distill.arguments([])
-        config = distill.make_student(args, model(Config(V, 32, 32, L, L, 4, F)), V).config
-        assert (config.num_hidden_layers, config.embedding_size, config.adapter_size) == (R, 16, 2)
+def test_a_flag_wins_over_the_recipe():
+    args = distill.arguments(["--recipe", "paper", "--steps", "7", "--tie-decoder"])
+    assert args.steps == 7
+    assert args.tie_decoder is True
+    assert args.batch_size == 192
+
+
+@pytest.mark.parametrize("has_gpu, flags, expected", [
+    (False, ["--teacher", "mine"], "quick"),
+    (True, ["--teacher", "mine"], "full"),
+    (True, [], "quick"),                                 # the embedded teacher is small
+    (True, ["--teacher", "none", "--tokenizer", "mine"], "quick"),
+    (True, ["--teacher", "mine", "--recipe", "quick"], "quick"),
+    (False, ["--recipe", "full"], "full"),
+])
+def test_the_recipe_is_full_for_a_teacher_of_yours_on_a_gpu(monkeypatch, has_gpu, flags, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    args = distill.arguments(flags)
+    assert args.recipe == expected
+    for name, value in RECIPES[expected].items():
+        assert getattr(args, name) == value
+
+
+@pytest.mark.parametrize("flags, expected", [
+    ([], "teacher"),
+    (["--teacher", "none", "--tokenizer", "mine"], "sharp"),
+    (["--init", "sharp"], "sharp"),
+    (["--student", "mine"], ""),
+])
+def test_a_student_starts_from_the_teacher_unless_there_is_something_else(flags, expected):
+    assert distill.arguments(flags).init == expected
+
+
+@pytest.mark.parametrize("num_layers, expected", [(12, 6), (4, 4), (24, 24)])
+def test_a_fresh_student_is_shaped_by_its_teacher(num_layers, expected):
+    teacher = noisy_model(Config(V, 32, 32, num_layers, num_layers, 4, F,
+                                 max_position_embeddings=65, type_vocab_size=3,
+                                 tie_decoder=False))
+    config = distill.make_student(distill.arguments([]), teacher, V).config
+    assert config == Config(V, 16, 32, expected, 1, 4, F, 0.0, 0.0, max_position_embeddings=65,
+                            type_vocab_size=3, adapter_size=2, tie_decoder=True)
+
+
+def test_the_student_of_a_bert_base_is_the_papers():
+    teacher = types.SimpleNamespace(config=Config(30522, 768, 768, 12, 12, 12, 3072))
+    config = distill.student_config(distill.arguments([]), teacher, 30522)
+    assert config == Config(30522, 128, 768, 6, 1, 12, 3072, 0.0, 0.0, adapter_size=48)
+
+
+def test_the_widths_follow_the_hidden_size_of_the_flags():
+    teacher = noisy_model(Config(V, 32, 32, 4, 4, 4, F))
+    args = distill.arguments(["--hidden-size", "48"])
+    config = distill.student_config(args, teacher, V)
+    assert (config.hidden_size, config.embedding_size, config.adapter_size) == (48, 24, 3)
+
+
+def test_a_tokenizer_and_a_text_may_just_fit_into_the_models():
+    args = distill.arguments(["--length", "32"])
+    teacher = MiniALBERT(TOY_TEACHER)
+    student = MiniALBERT(STUDENT)
+    tokenizer = types.SimpleNamespace(vocab_size=V, path="")
+    distill.check_models(args, teacher, student, tokenizer, LOSS_WEIGHTS)
+    tokenizer.vocab_size = V + 1
+    with pytest.raises(ValueError, match=f"{V + 1} tokens, the student only {V} "):
+        distill.check_models(args, teacher, student, tokenizer, LOSS_WEIGHTS)
+
+
+def test_flags_shape_a_fresh_student():
+    teacher = noisy_model(Config(V, 32, 32, 12, 12, 4, F))
     flags = "--num-hidden-groups 3 --num-hidden-layers 3 --embedding-size 32"
-    args = distill.arguments(flags.split())
-    config = distill.make_student(args, model(Config(V, 32, 32, 12, 12, 4, F)), V).config
-    assert config.is_bert and config.num_hidden_layers == 3
+    config = distill.make_student(distill.arguments(flags.split()), teacher, V).config
+    assert config.is_bert
+    assert config.num_hidden_layers == 3
+    flags = ("--num-hidden-layers 4 --num-hidden-groups 2 --hidden-size 48 --embedding-size 10 "
+             "--adapter-size 7 --num-attention-heads 6 --intermediate-size 50 --no-tie-decoder "
+             "--dropout 0.3")
+    config = distill.make_student(distill.arguments(flags.split()), teacher, V).config
+    assert config == Config(V, 10, 48, 4, 2, 6, 50, 0.3, 0.3, adapter_size=7, tie_decoder=False)
+
+
+def test_a_student_without_a_teacher_has_a_usual_shape():
+    args = distill.arguments(["--teacher", "none", "--tokenizer", "mine"])
+    config = distill.student_config(args, None, V)
+    assert config == Config(V, 64, 128, 6, 1, 4, 512, 0.0, 0.0, max_position_embeddings=128,
+                            adapter_size=8)
+    more = ["--length", "300", "--hidden-size", "16"]
+    args = distill.arguments(["--teacher", "none", "--tokenizer", "mine", *more])
+    config = distill.student_config(args, None, V)
+    assert config == Config(V, 8, 16, 6, 1, 1, 64, 0.0, 0.0, max_position_embeddings=300,
+                            adapter_size=1)
+
+
+def test_the_seed_decides_a_fresh_students_values():
+    teacher = noisy_model(TOY_TEACHER)
+    first_values = []
+    for seed in ("1", "1", "2"):
+        torch.manual_seed(0)
+        student = distill.make_student(distill.arguments(["--seed", seed]), teacher, V)
+        first_values.append(student.layers[0].output.weight)
+    assert torch.equal(first_values[0], first_values[1])
+    assert not torch.equal(first_values[0], first_values[2])
+
+
+@pytest.mark.parametrize("has_head, changes, expected", [
+    (True, {}, {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0}),
+    (True, {"hidden": 0.0, "embedding": 0.5},
+     {"mlm": 1.0, "attention": 3.0, "output": 5.0, "embedding": 0.5}),
+    (False, {"embedding": 0.5}, {"attention": 3.0, "hidden": 3.0, "embedding": 0.5}),
+    (None, {"embedding": 0.5, "mlm": 2.0}, {"mlm": 2.0}),                    # no teacher
+])
+def test_the_losses_are_those_that_the_flags_want_and_the_teacher_allows(
+        has_head, changes, expected):
+    args = argparse.Namespace()
+    for name, weight in (LOSS_WEIGHTS | changes).items():
+        setattr(args, f"{name}_weight", weight)
+    teacher = None
+    if has_head is not None:
+        teacher = MiniALBERT(TOY_TEACHER, head=has_head)
+    assert distill.choose_losses(args, teacher) == expected
+
+
+FROM_0 = ["seed", "eval-every", "adapter-size", "micro-batch-size", "warmup"]
+FROM_1 = ["log-every", "save-every", "num-hidden-layers", "num-hidden-groups", "hidden-size",
+          "embedding-size", "num-attention-heads", "intermediate-size", "steps", "batch-size",
+          "length"]
+NUMBERS = ["mlm-weight", "attention-weight", "hidden-weight", "output-weight", "embedding-weight",
+           "lr", "weight-decay"]
+
+
+def refused_values():
+    """List (flag, value that is out of range, the range as the error gives it)."""
+    cases = []
+    for smallest, flags in ((0, FROM_0), (1, FROM_1)):
+        for flag in flags:
+            for value in (smallest - 1, LARGEST_INTEGER + 1):
+                cases.append((flag, value, f"{value} is not from {smallest} to {LARGEST_INTEGER}"))
+            for value in ("1.5", "many", ""):
+                cases.append((flag, value, f"invalid whole number value: '{value}'"))
+    for flag in NUMBERS:
+        for value in (-0.1, "nan", "inf", 2**31):
+            cases.append((flag, value, f"{value} is not from 0 to below 2.14748e+09"))
+        cases.append((flag, "much", "invalid number value: 'much'"))
+    for value in (0, -1, "nan", "inf"):
+        cases.append(("temperature", value, f"{value} is not above 0 and below 2.14748e+09"))
+    for value in (1, -0.1, "nan"):
+        cases.append(("dropout", value, f"{value} is not from 0 to below 1"))
+    return cases
+
+
+@pytest.mark.parametrize("flag, value, words", refused_values())
+def test_a_number_out_of_its_range_is_refused_by_flag_and_range(flag, value, words):
+    with pytest.raises(ValueError) as caught:
+        distill.arguments([f"--{flag}={value}"])
+    assert str(caught.value) == f"argument --{flag}: {words}"
+
+
+def test_the_ends_of_the_ranges_are_allowed():
+    values = {flag: [0, LARGEST_INTEGER] for flag in FROM_0}
+    values |= {flag: [1, LARGEST_INTEGER] for flag in FROM_1}
+    values |= {flag: [0, 1e-9, 2e9] for flag in NUMBERS}
+    values |= {"temperature": [1e-9, 2e9], "dropout": [0, 0.999]}
+    for flag, allowed in values.items():
+        for value in allowed:
+            args = distill.arguments([f"--{flag}={value}"])
+            assert getattr(args, flag.replace("-", "_")) == value
+
+
+def test_every_flag_with_a_number_is_tested_above():
+    tested = set(FROM_0 + FROM_1 + NUMBERS + ["temperature", "dropout"])
+    for name, value in vars(distill.arguments([])).items():
+        if type(value) in (int, float) or name in distill.SHAPE_FLAGS:
+            if name != "tie_decoder":
+                assert name.replace("_", "-") in tested
 
 
 ERRORS = {
     "recursions that do not divide": (["--num-hidden-layers", "3"], "3 recursions"),
-    "more tokens than positions": (["--length", "33"], "--length"),
-    "another vocabulary": (["--tokenizer", "{toy}/large"], "large"),
-    "widths that differ": (["--hidden-size", "30", "--init", "random"], "hidden_size"),
-    "heads that differ": (["--num-attention-heads", "4"], "num_attention_heads"),
-    "a start from other widths": (["--intermediate-size", "41"], "intermediate_size"),
-    "a start wider than the teacher": (["--embedding-size", "25"], "embedding_size"),
-    "--student with a shape": (["--student", "{toy}/teacher", "--adapter-size", "2"], "--student"),
+    "more tokens than positions": (["--length", "33"], "--length 33"),
+    "another vocabulary": (["--tokenizer", "{toy}/large"], "large has 105 tokens"),
+    "widths that differ": (["--hidden-size", "30", "--init", "random"], "hidden_size of"),
+    "heads that differ": (["--num-attention-heads", "4"], "num_attention_heads of"),
+    "a start from another width": (["--hidden-size", "30", "--hidden-weight", "0"],
+                                   "hidden_size of"),
+    "embeddings of other widths": (["--hidden-size", "30", "--hidden-weight", "0",
+                                    "--init", "random", "--embedding-weight", "1"],
+                                   "hidden_size of"),
+    "a start from other widths": (["--intermediate-size", "41"], "intermediate_size of"),
+    "a start wider than the teacher": (["--embedding-size", "25"], "--embedding-size 25"),
+    "a student with another vocabulary": (["--student", "{toy}/student"], "vocab_size of"),
+    "a teacher of fewer positions": (["--student", "{toy}/student", "--length", "33"],
+                                     "the teacher has only 32 positions"),
+    "a teacher of fewer words": (["--student", "{toy}/student", "--tokenizer", "{toy}/large"],
+                                 "large has 105 tokens, the teacher only 101"),
+    "--student with a shape": (["--student", "{toy}/teacher", "--adapter-size", "2"],
+                               "--adapter-size: the model in --student"),
+    "--student with --init": (["--student", "{toy}/teacher", "--init", "sharp"],
+                              "--init: the model in --student"),
     "no tokenizer": (["--teacher", "none"], "--tokenizer"),
     "a start from no teacher": (["--teacher", "none", "--init", "teacher"], "--init"),
-    "all weights zero": ([f"--{term}-weight=0" for term in distill.WEIGHTS], "loss"),
-    "a negative weight": (["--hidden-weight", "-1"], "--hidden-weight"),
-    "a negative rate": (["--lr", "-0.1"], "--lr"),
-    "not a number": (["--lr", "nan"], "--lr"),
-    "no rate": (["--lr", "much"], "--lr"),
-    "dropout of all": (["--dropout", "1"], "dropout"),
-    "temperature zero": (["--temperature", "0"], "--temperature"),
+    "all weights zero": ([f"--{name}-weight=0" for name in LOSS_WEIGHTS], "no loss"),
     "no steps": (["--steps", "0"], "--steps"),
-    "no batch": (["--batch-size", "0"], "--batch-size"),
-    "too short": (["--length", "2"], "2"),
-    "heads that do not divide": (["--num-attention-heads", "5"], "num_attention_heads"),
+    "too short": (["--length", "2"], "one sequence of 2"),
+    "heads that do not divide": (["--num-attention-heads", "5"], "num_attention_heads 5"),
     "no such flag": (["--learning-rate", "1"], "--learning-rate"),
     "an abbreviated flag": (["--step", "3"], "--step"),
     "both again flags": (["--resume", "--overwrite"], "--overwrite"),
     "no such teacher": (["--teacher", "{toy}/none/such"], "none/such"),
     "no such corpus": (["--corpus", "{toy}/none.txt"], "none.txt"),
-    "too little text": (["--corpus", "{toy}/little.txt"], "tokens"),
-    "a part to hold out too short": (["--corpus", "{toy}/short.txt"], "tokens"),
+    "too little text": (["--corpus", "{toy}/little.txt"], "tokens are too few"),
+    "a part to hold out too short": (["--corpus", "{toy}/short.txt"], "4 tokens are too few"),
     "another tokenizer's tokens": (["--corpus", "{toy}/other.bin"], "other.bin"),
     "an --out that is a file": (["--out", "{toy}/corpus.txt"], "corpus.txt"),
     "an --out in use": (["--out", "{toy}/teacher"], "--out"),
-} | ({} if torch.cuda.is_available() else {"no GPU": (["--device", "cuda"], "--device cuda")})
+    "no GPU": (["--device", "cuda"], "--device cuda"),
+}
 
 
 @pytest.fixture(scope="session")
 def mistakes(toy):
-    """What the errors need: a larger vocabulary, too little text, tokens of another tokenizer."""
+    """Add to the toy folder what the errors need: a larger vocabulary, a student that has it and
+    more positions, too little text, tokens of another tokenizer."""
     os.makedirs(toy / "large")
     words = (toy / "teacher" / "vocab.txt").read_text().split()
-    (toy / "large" / "vocab.txt").write_text("\n".join(words + [f"x{i}" for i in range(9)]) + "\n")
+    words += [f"x{i}" for i in range(9)]
+    (toy / "large" / "vocab.txt").write_text("\n".join(words) + "\n")
+    student_config = replace(STUDENT, vocab_size=V + 4, max_position_embeddings=40)
+    save(noisy_model(student_config), toy / "student")
     (toy / "little.txt").write_text("w1 w2 w3 .\n")
     (toy / "short.txt").write_text("w1 w2 w3 . " * 60 + "\n")            # 240 tokens: 4 held out
-    tokenise([f"{toy}/corpus.txt"], distill.Tokenizer(f"{toy}/large"), f"{toy}/other.bin")
+    tokenise([f"{toy}/corpus.txt"], Tokenizer(f"{toy}/large"), f"{toy}/other.bin")
     return toy
+
+
+def files_below(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_an_error_of_the_user_is_one_line_and_nothing_is_written(mistakes, tmp_path, name, capsys):
-    more, named = ERRORS[name]
-    more = [flag.format(toy=mistakes) for flag in more]
-    before = {path: path.read_bytes() for path in mistakes.glob("*/*") if path.is_file()}
-    capsys.readouterr()
-    assert distill.main(flags(mistakes, tmp_path / "out", *more)) == 2
-    *others, error = capsys.readouterr().err.splitlines()
-    assert error.startswith("distill.py: error: ") and named in error, error
-    if name not in ("too little text", "a part to hold out too short"):  # data.py says so first
-        assert not others
+    more, words = ERRORS[name]
+    more = [word.format(toy=mistakes) for word in more]
+    before = files_below(mistakes)
+    assert distill.main(distill_flags(mistakes, tmp_path / "out", *more)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("distill.py: error: ")
+    assert words in lines[-1]
+    if name not in ("too little text", "a part to hold out too short"):
+        assert len(lines) == 1                           # for these two data.py has a warning
     assert not (tmp_path / "out").exists()
-    assert all(path.read_bytes() == data for path, data in before.items())
+    assert files_below(mistakes).items() >= before.items()
+
+
+@pytest.mark.parametrize("name", [
+    "widths that differ", "heads that differ", "a start from other widths",
+    "a start wider than the teacher", "a student with another vocabulary"])
+def test_the_remedy_that_an_error_names_is_one(mistakes, tmp_path, name, capsys):
+    more, _ = ERRORS[name]
+    more = [word.format(toy=mistakes) for word in more]
+    distill.main(distill_flags(mistakes, tmp_path / "out", *more))
+    error = capsys.readouterr().err
+    remedy = re.search("; (--.*) allows (that|it)", error)[1].split()
+    more += remedy + ["--steps", "1"]
+    assert distill.main(distill_flags(mistakes, tmp_path / "out", *more)) is None
 
 
 def test_help_names_each_flag_with_its_default(capsys):
-    with pytest.raises(SystemExit) as exit:
+    with pytest.raises(SystemExit) as caught:
         distill.main(["--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert exit.value.code == 0
-    assert f"--steps STEPS (default: {distill.RECIPES['quick']['steps']})" in said
-    assert "--attention-weight ATTENTION_WEIGHT (default: 3.0)" in said
+    assert caught.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    args = vars(distill.arguments([]))
+    for name, value in args.items():
+        flag = "--" + name.replace("_", "-")
+        assert f"{flag} " in printed
+        if type(value) in (int, float):
+            found = re.search(rf"{flag} [A-Z]+ (?!\[|--).*?\(default: ([0-9.,]*[0-9])", printed)
+            assert float(found[1].replace(",", "")) == value, flag
+
+
+def test_help_names_the_defaults_of_the_recipe_full(capsys):
+    with pytest.raises(SystemExit):
+        distill.main(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for name, value in RECIPES["full"].items():
+        quick = RECIPES["quick"][name]
+        if value != quick:
+            assert f"{quick:,g} [{value:,g}])" in printed, name

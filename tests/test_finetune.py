@@ -1,792 +1,1081 @@
-"""Fine-tuning: metrics against published definitions, tasks, heads, frozen parts, bad input."""
-import csv
+"""finetune.py: features, losses, predictions and frozen parts against plain loops, whole runs of
+the command, its bad input."""
 import json
 import math
 import os
 import random
 import re
 import signal
-import string
-import threading
 import warnings
-import zipfile
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
 import torch
 
-import data
 import finetune
-import tasks
+from checkpoint import load, read_safetensors, save
+from conftest import (LETTERS, make_squad, make_task_of_kind, make_task_tokenizer, noisy_model,
+                      randomise, write_documentation, write_file)
 from data import Tokenizer
-from finetune import (Classifier, Task, TaskLoss, build, collate, decode, encode, main, majority,
-                      outputs, settle_adapters)
-from tasks import (GLUE, Example, answer_scores, class_scores, embedded_task, entities,
-                   entity_scores, held_out, iob2, number_scores, read_glue, read_squad, read_table,
-                   read_tags)
-from minialbert import Config, MiniALBERT, load, read_safetensors, save
+from distill import Processes, output_loss
+from finetune import (Classifier, Evaluation, TaskLoss, check_language, choose_length,
+                      collate, decode, decode_answers, default_rate, encode, encode_splits,
+                      fit_adapters_to_identity, hash_features, load_classifier, load_encoder,
+                      main, predict_logits, save_classifier)
+from minialbert import Config, MiniALBERT
+from tasks import Example, read_glue
 
-PIECES = "abcdefghijklmnopqrstuvwxyz"
-SIZES = dict(hidden_size=24, embedding_size=12, num_hidden_layers=2, num_attention_heads=3,
-             intermediate_size=40, max_position_embeddings=48)
-
-
-def make_tokenizer(path):
-    path.mkdir(parents=True, exist_ok=True)
-    words = ("good bad film very the not is red blue green one two name city john paris lives in "
-             "who where").split()
-    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.punctuation, *string.digits,
-             *words, *PIECES, *("##" + c for c in PIECES)]
-    (path / "vocab.txt").write_text("\n".join(dict.fromkeys(vocab)))
-    return Tokenizer(str(path))
+ALL_KINDS = ["classification", "regression", "tagging", "qa"]
+LABELS = {"classification": ["O", "B-x", "I-x"], "regression": [], "tagging": ["O", "B-x", "I-x"],
+          "qa": []}
 
 
-@pytest.fixture
-def tokenizer(tmp_path):
-    return make_tokenizer(tmp_path / "model")
+def small_config(tokenizer, **changes):
+    sizes = {"vocab_size": tokenizer.vocab_size, "hidden_size": 24, "embedding_size": 12,
+             "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40,
+             "max_position_embeddings": 48,
+             "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    sizes.update(changes)
+    return Config(**sizes)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_task_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture
 def model(tmp_path, tokenizer):
-    """A folder with a tiny model without adapters."""
+    """Make a folder with a small model without adapters, and its tokenizer."""
     torch.manual_seed(1)
-    save(MiniALBERT(Config(vocab_size=tokenizer.vocab_size, **SIZES)), tmp_path / "model")
+    save(MiniALBERT(small_config(tokenizer)), tmp_path / "model")
+    tokenizer.save(str(tmp_path / "model"))
     return str(tmp_path / "model")
 
 
-def task_of(kind, labels=(), length=24, **more):
-    facts = dict(name=kind, stride=4, pair=kind == "qa", mean=0.0, sd=1.0, unanswerable=False,
-                 metrics=tasks.METRICS[kind])
-    return Task(kind=kind, labels=list(labels), length=length, **facts | more)
+def make_classifier(tokenizer, task, seed=0):
+    """Make a small Classifier with random parameters, in eval mode."""
+    torch.manual_seed(seed)
+    encoder = MiniALBERT(small_config(tokenizer), head=False)
+    return randomise(Classifier(encoder, task, dropout=0.5))
 
 
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return str(path)
+def make_text_example(text, label, second_text=None):
+    return Example(text, second_text, label, "", "")
 
 
-# ---- Metrics -------------------------------------------------------------------------------------
-
-
-def test_classification_scores_are_scikit_learns():
-    metrics = pytest.importorskip("sklearn.metrics")
+def make_examples(kind):
+    """Make three examples of a kind, of 3, 9 and 5 words."""
     rng = random.Random(0)
-    for case in range(200):
-        labels = ["0", "1", "two", "x y"][:rng.choice([1, 2, 2, 4])]
-        n = rng.randint(1, 12)
-        gold, guess = ([rng.choice(labels) for _ in range(n)] for _ in range(2))
-        ones = [[label == "1" for label in side] for side in (gold, guess)]
-        with warnings.catch_warnings(action="ignore"):
-            want = {"accuracy": metrics.accuracy_score(gold, guess),
-                    "macro_f1": metrics.f1_score(gold, guess, average="macro"),
-                    "f1": metrics.f1_score(*ones, zero_division=0),
-                    "matthews": metrics.matthews_corrcoef(gold, guess)}
-        assert class_scores(gold, guess) == pytest.approx(want, abs=1e-9), (gold, guess)
-
-
-def test_correlations_are_scipys_and_0_for_a_constant():
-    stats = pytest.importorskip("scipy.stats")
-    rng = np.random.default_rng(0)
-    for case in range(600):
-        n = rng.integers(2, 12)
-        gold, guess = (rng.integers(0, 5, n) / 3 + 1000.0 for _ in range(2))
-        scores = number_scores(gold.tolist(), guess.tolist())
-        if len(set(gold)) == 1 or len(set(guess)) == 1:
-            assert scores == {"pearson": 0.0, "spearman": 0.0}
-        else:
-            assert scores["pearson"] == pytest.approx(stats.pearsonr(gold, guess)[0], abs=1e-9)
-            assert scores["spearman"] == pytest.approx(stats.spearmanr(gold, guess)[0], abs=1e-9)
-
-
-def test_entity_scores_are_seqevals():
-    seqeval = pytest.importorskip("seqeval.metrics")
-    rng, tags = random.Random(0), ["O", "O", "B-x", "I-x", "B-y", "I-y"]
-    for case in range(1500):
-        lengths = [rng.randint(1, 7) for _ in range(rng.randint(1, 3))]
-        gold, guess = ([[rng.choice(tags) for _ in range(n)] for n in lengths] for _ in range(2))
-        with warnings.catch_warnings(action="ignore"):
-            want = {"f1": seqeval.f1_score(gold, guess),
-                    "precision": seqeval.precision_score(gold, guess),
-                    "recall": seqeval.recall_score(gold, guess)}
-        assert entity_scores(gold, guess) == pytest.approx(want), (gold, guess)
-
-
-def published_squad(gold, guess):
-    """evaluate-v2.0's definition, written anew: (F1, exact match), the best of the gold answers."""
-    def tokens(text):
-        kept = "".join(c for c in text.lower() if c not in set(string.punctuation))
-        kept = re.compile(r"\b(a|an|the)\b", re.UNICODE).sub(" ", kept)
-        return " ".join(kept.split()).split(" ")
-
-    def pair(right):
-        a, b = ([t for t in tokens(text) if t] for text in (right, guess))
-        exact = int(a == b)
-        common = sum(min(a.count(t), b.count(t)) for t in set(a))
-        if not a or not b:
-            return exact, exact
-        if common == 0:
-            return 0, exact
-        precision, recall = common / len(b), common / len(a)
-        return 2 * precision * recall / (precision + recall), exact
-
-    gold = [text for text in gold if any(tokens(text)) and tokens(text) != [""]] or [""]
-    return max(pair(text)[0] for text in gold), max(pair(text)[1] for text in gold)
-
-
-def test_answer_scores_are_the_published_ones():
-    rng = random.Random(0)
-    words = ["the", "a", "An", "cat", "Cat.", "sat", "sat,", "-", "", "1,000", "theory", "é",
-             "the-cat"]
-
-    def text():
-        return " ".join(rng.choice(words) for _ in range(rng.randint(0, 4)))
-
-    for case in range(4000):
-        gold, guess = [text() for _ in range(rng.randint(0, 3))], text()
-        want = published_squad(gold, guess)
-        assert tuple(answer_scores(gold, guess)) == pytest.approx(want), (gold, guess)
-
-
-def render(spans, n, scheme):
-    tags = ["O"] * n
-    before = None
-    for begin, end, kind in spans:
-        touching = before and before[1] == begin and before[2] == kind
-        for i in range(begin, end):
-            first, last = i == begin, i == end - 1
-            letter = {"IOB2": "B" if first else "I",
-                      "IOB1": "B" if first and touching else "I",
-                      "BIOES": "S" if first and last else "B" if first else "E" if last else "I",
-                      "BILOU": "U" if first and last else "B" if first else "L" if last else "I"}
-            tags[i] = letter[scheme] + "-" + kind
-        before = begin, end, kind
-    return tags
-
-
-@pytest.mark.parametrize("scheme", ["IOB1", "IOB2", "BIOES", "BILOU"])
-def test_every_tagging_scheme_becomes_iob2_with_the_same_entities(scheme):
-    rng = random.Random(0)
-    for case in range(500):
-        n, i, spans = rng.randint(1, 9), 0, []
-        while i < n:
-            end = min(n, i + rng.randint(1, 3))
-            if rng.random() < 0.6:
-                spans.append((i, end, rng.choice(["x", "y-z"])))
-            i = end
-        tags = iob2(render(spans, n, scheme))
-        assert entities(tags) == set(spans) and tags == render(spans, n, "IOB2")
-
-
-# ---- Readers -------------------------------------------------------------------------------------
-
-
-def test_glue_files_are_read_in_their_official_layout_with_quotes_as_text(tmp_path):
-    write(tmp_path / "cola/train.tsv", 'gj04\t1\t\tHe said "yes.\ngj04\t0\t*\tThey "ran.\n')
-    write(tmp_path / "cola/dev.tsv", "gj04\t1\t\tHe ran.\r\n")
-    write(tmp_path / "cola/test.tsv", "index\tsentence\n0\tShe ran.\n")
-    splits = read_glue("cola", str(tmp_path / "cola"))
-    train = [(e.a, e.b, e.label) for e in splits["train"]]
-    assert train == [('He said "yes.', None, "1"), ('They "ran.', None, "0")]
-    assert splits["dev"][0].a == "He ran."
-    assert splits["test"][0].label is None and splits["test"][0].a == "She ran."
-    names = ["train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched"]
-    for split in names:
-        label = "x" if "test" in split else "gold_label"
-        write(tmp_path / f"mnli/{split}.tsv", f"\ufeffindex\tsentence1\tsentence2\t{label}\n"
-              f"0\ta\u2028b\t{split}\tneutral\n")
-    splits = read_glue("mnli", str(tmp_path / "mnli"))
-    assert list(splits) == names
-    assert splits["dev_mismatched"][0][:3] == ("a\u2028b", "dev_mismatched", "neutral")
-    for name, (_, texts, label) in GLUE.items():
-        if name not in ("cola", "mnli"):
-            for split in ("train", "dev"):
-                write(tmp_path / f"{name}/{split}.tsv", "\t".join(["id", *texts, label]) + "\n"
-                      + "\t".join(["7", *texts, "4.250"]) + "\n")
-            splits = read_glue(name, str(tmp_path / name))
-            assert list(splits) == ["train", "dev"], "a test set is not a must"
-            assert splits["dev"][0].label == (4.25 if name == "stsb" else "4.250")
-            assert [splits["dev"][0].a, splits["dev"][0].b][:len(texts)] == texts
-
-
-def test_tables_are_read_by_the_names_of_their_columns(tmp_path):
-    with open(tmp_path / "a.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["y", "t", "u"], ["1", 'a "b", c', "two\nlines"],
-                                    ["0", "d", "e"]])
-    write(tmp_path / "a.jsonl", '{"t": "d", "y": 1, "more": [1]}\n\n{"t": "e", "y": true}\n')
-    write(tmp_path / "a.tsv", 't\ty\n"d\t1e-1\n')
-    first, second = read_table(str(tmp_path / "a.csv"), ["t", "u"], "y")
-    assert first[:3] == ('a "b", c', "two\nlines", "1") and second.where.endswith("a.csv:4")
-    rows = read_table(str(tmp_path / "a.jsonl"), ["t"], "y")
-    assert [(e.a, e.label) for e in rows] == [("d", "1"), ("e", "True")]
-    rows = read_table(str(tmp_path / "a.tsv"), ["t"], "y", numeric=True)
-    assert [(e.a, e.label) for e in rows] == [('"d', 0.1)]
-
-
-def test_conll_files_are_read_with_tabs_or_spaces_and_any_columns(tmp_path):
-    write(tmp_path / "a.txt", "-DOCSTART- -X- O O\n\nEU NNP I-NP I-ORG\nsays V I-VP O\n\n\n"
-          "Peter NNP I-NP I-PER\n")
-    write(tmp_path / "b.tsv", "two words\tS-x\n\nb\tO")
-    one, two = read_tags(str(tmp_path / "a.txt"))
-    assert (one.a, one.label) == (["EU", "says"], ["B-ORG", "O"]) and one.where.endswith("a.txt:3")
-    assert two.a == ["Peter"] and two.where.endswith("a.txt:7")
-    sentences = [(e.a, e.label) for e in read_tags(str(tmp_path / "b.tsv"))]
-    assert sentences == [(["two words"], ["B-x"]), (["b"], ["O"])]
-
-
-def squad(*questions, context="the red city. john lives in paris, not in the red city."):
-    qas = []
-    for i, (question, *texts) in enumerate(questions):
-        answers = [{"text": text, "answer_start": context.index(text)} for text in texts]
-        qas.append({"id": f"q{i}", "question": question, "answers": answers})
-        if not texts:
-            qas[-1]["is_impossible"] = True
-    paragraphs = [{"context": context, "qas": qas}]
-    return json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]}, indent=1)
-
-
-def test_squad_files_give_questions_with_all_their_answers(tmp_path):
-    questions = ("where is john", "paris", "in paris"), ("who is red",)
-    one, two = read_squad(write(tmp_path / "a.json", squad(*questions)))
-    assert one.a == "where is john" and one.b[one.label[0][0]:][:5] == "paris"
-    assert len(one.label) == 2 and one.key == "q0" and two.label == []
-
-
-def server(content, status=200):
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            Handler.asked.append(self.path)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *args):
-            pass
-
-    Handler.asked = []
-    http = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    return http, Handler.asked
-
-
-def test_a_glue_task_is_downloaded_once_and_a_bad_answer_leaves_nothing(tmp_path, monkeypatch):
-    with zipfile.ZipFile(tmp_path / "z.zip", "w") as packed:
-        for name in ("QNLI/train.tsv", "QNLI/dev.tsv", "QNLI/original/dev.tsv", "../evil.tsv"):
-            packed.writestr(name, "index\tquestion\tsentence\tlabel\n0\ta\tb\tentailment\n")
-    http, asked = server((tmp_path / "z.zip").read_bytes())
-    monkeypatch.setattr(tasks, "GLUE_URL", f"http://127.0.0.1:{http.server_port}/")
-    for _ in range(2):
-        folder = tasks.download_glue("qnli", str(tmp_path / "cache"))
-    assert asked == ["/QNLIv2.zip"]
-    names = sorted(p.name for p in (tmp_path / "cache/glue/QNLI").iterdir())
-    assert names == ["dev.tsv", "train.tsv"]
-    assert read_glue("qnli", folder)["dev"][0].label == "entailment"
-    http.shutdown(), http.server_close()
-    http, _ = server(b"not a zip file")
-    monkeypatch.setattr(tasks, "GLUE_URL", f"http://127.0.0.1:{http.server_port}/")
-    with pytest.raises(ValueError, match="RTE.zip.*--data DIR"):
-        tasks.download_glue("rte", str(tmp_path / "cache"))
-    http.shutdown(), http.server_close()
-    with pytest.raises(ValueError, match="RTE.zip"):
-        tasks.download_glue("rte", str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match="mrpc.*--data"):
-        tasks.download_glue("mrpc", str(tmp_path / "cache"))
-    assert [p.name for p in (tmp_path / "cache/glue").iterdir()] == ["QNLI"]
-
-
-def test_the_mark_up_that_docs_lose_is_kept_as_spans():
-    lines = ["Use ``os.path`` or :func:`~torch.nn` when the *first* of `these names` is not in "
-             "**it**."]
-    text = "Use os.path or torch.nn when the first of these names is not in it."
-    spans = re.findall("<(.*?)>", data.unmarked(lines, "<{}>"))
-    assert data.prose(lines) == text and spans == ["os.path", "torch.nn", "these names"]
-
-
-def documentation(path):
-    rows = []
-    for i in range(120):
-        name = f"{PIECES[i % 26]}.{PIECES[i % 7]}"
-        part = ("torch.nn.x", "numpy.ma", "other")[i // 40]
-        text = f"the good {name} is very {PIECES[i % 11]} {i}"
-        rows.append({"part": part, "text": text, "code": [[9, 12]] if i % 3 else []})
-    return write(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def test_embedded_tasks_are_what_the_documentation_says(tmp_path):
-    path = documentation(tmp_path / "docs.jsonl")
-    rows = [json.loads(line) for line in open(path)]
-    code, part, follows = (embedded_task(name, path) for name in ("code", "part", "follows"))
-    for task in (code, part, follows):
-        texts = [{str(e.a) for e in task[split]} for split in ("train", "dev")]
-        assert all(texts) and not texts[0] & texts[1]
-    for e in [*code["train"], *code["dev"]]:
-        tagged = [(word, tag) for word, tag in zip(e.a, e.label) if tag != "O"]
-        assert tagged == [(e.a[2], "B-code")] and "." in e.a[2]
-    assert {e.label for e in part["train"]} == {"torch.nn", "numpy.ma"}
-    for e in follows["train"]:
-        assert (rows[int(e.key) + 1]["text"] == e.b) == (e.label == "yes")
-
-
-# ---- Examples as tokens --------------------------------------------------------------------------
-
-
-def words_of(rng, n):
-    words = ["good", "zq", "abcde", "the", "\u0007", "paris.", "very"]
-    return [rng.choice(words) for _ in range(n)]
-
-
-def test_each_word_is_asked_for_once_at_its_first_piece_and_no_sentence_is_dropped(tokenizer):
-    rng, task = random.Random(0), task_of("tagging", ["O", "B-x", "I-x"], length=11)
-    examples = [Example(words := words_of(rng, n), None, [rng.choice(task.labels) for _ in words],
-                        "", "") for n in (1, 3, 30, 9, 200)]
-    examples.append(Example([PIECES * 2, "good"], None, ["B-x", "O"], "", ""))
-    features = list(encode(task, examples, tokenizer))
-    assert max(len(f.ids) for f in features) <= 11
-    assert {f.example for f in features} == set(range(6))
-    for i, e in enumerate(examples):
-        asked = [(word, f.ids[place], label) for f in features if f.example == i
-                 for word, place, label in zip(f.about, f.places, f.label)]
-        want = [(w, tokenizer.encode([word])[0]) for w, word in enumerate(e.a)]
-        labels = [task.labels.index(label) for label in e.label]
-        assert asked == [(w, pieces[0], labels[w]) for w, pieces in want if pieces]
-    for f in features:
-        assert f.ids[0] == tokenizer.cls and f.ids[-1] == tokenizer.sep
-        assert tokenizer.sep not in f.ids[:-1]
-
-
-def perfect(features, n):
-    """Logits that put all on the labels."""
-    found = []
-    for f in features:
-        x = np.full((len(f.places), n), -9.0, np.float32)
-        x[range(len(f.places)), np.array(f.label, int)] = 9.0
-        found.append(x)
-    return found
-
-
-def test_perfect_logits_give_the_gold_tags_back(tokenizer):
-    rng, task = random.Random(1), task_of("tagging", ["O", "B-x", "I-x"], length=9)
-    examples = [Example(words := ["ab"] * n, None, [rng.choice(task.labels) for _ in words], "", "")
-                for n in (1, 4, 40)]
-    features = list(encode(task, examples, tokenizer))
-    decoded = decode(task, examples, features, perfect(features, 3))
-    assert [tags for tags, _ in decoded] == [e.label for e in examples]
-
-
-def test_two_texts_share_the_room_and_the_longer_gives_way(tokenizer):
-    task = task_of("classification", ["0", "1"], length=13)
-    for a, b, kept in ((2, 3, (2, 3)), (20, 3, (7, 3)), (2, 20, (2, 8)), (20, 20, (5, 5)),
-                       (0, 0, (0, 0))):
-        f, = encode(task, [Example(" ".join("x" * a), " ".join("y" * b), "1", "", "")], tokenizer)
-        assert f.first == kept[0] + 2 and len(f.ids) == sum(kept) + 3
-        assert f.label == [1] and f.places == [0]
-        ids, mask, segments, labels = collate([f], 0, False)
-        assert segments.sum() == kept[1] + 1 and labels[0, 0] == 1 and np.isnan(labels[0, 1:]).all()
-    f, = encode(task, [Example(" ".join("x" * 20), None, "0", "", "")], tokenizer)
-    assert len(f.ids) == 13 and collate([f], 0, False)[2].sum() == 0
-
-
-@pytest.mark.parametrize("length, stride", [(16, 4), (40, 100), (12, 1)])
-def test_windows_cover_each_context_and_perfect_logits_give_the_answers_back(
-        tokenizer, length, stride):
-    context = "the red city, john lives in paris; not in the red city. who is the good one? " * 2
-    examples = [Example("where", context, [(s, context[s:s + n])], str(s), "")
-                for s, n in ((context.index("paris"), 5), (context.rindex("city."), 4), (0, 7))] + [
-                    Example("who", "zq", [], "-", ""), Example("who", "", [], "-", "")]
-    task = task_of("qa", length=length, stride=stride, unanswerable=True)
-    features, found = list(encode(task, examples, tokenizer)), []
-    for f in features:
-        x = np.full((1 + len(f.places), 2), -9.0)
-        for column, place in enumerate(f.label):
-            x[0 if place == 0 else 1 + f.places.index(place), column] = 9.0
-        found.append(x)
-    assert max(len(f.ids) for f in features) <= length
-    texts = [text for text, _ in decode(task, examples, features, found)]
-    assert texts == [e.label[0][1] if e.label else "" for e in examples]
-    whole = tokenizer.core.encode(context, add_special_tokens=False)
-    for i in range(3):
-        seen = [(f.ids[p], about) for f in features if f.example == i
-                for p, about in zip(f.places, f.about)]
-        for token, (begin, end) in zip(whole.ids, whole.offsets):
-            assert any(token == t and x <= begin and end <= y for t, (x, y) in seen)
-    assert any(f.label == [0, 0] for f in features if f.example == 0) or len(features) == 5
-
-
-def test_an_answer_is_at_most_so_long_never_reversed_and_empty_only_where_that_may_be(tokenizer):
-    context, rng = " ".join("abcdefghij" * 4), np.random.default_rng(0)
-    examples = [Example("q", context, [], "", "")]
-    for case in range(50):
-        task = task_of("qa", length=24, unanswerable=bool(case % 2))
-        features = list(encode(task, examples, tokenizer))
-        found = [rng.normal(size=(1 + len(f.places), 2)) for f in features]
-        (text, _), = finetune.decode_answers(task, examples, features, found, longest=5)
-        best = max((x[1 + i, 0] + x[1 + j, 1], context[f.about[i][0]:f.about[j][1]])
-                   for f, x in zip(features, found) for i in range(len(f.places))
-                   for j in range(i, min(i + 5, len(f.places))))
-        null = min(x[0].sum() for x in found)
-        assert text == ("" if task.unanswerable and null > best[0] else best[1])
-
-
-def test_batches_are_a_function_of_seed_and_step_and_little_of_them_is_padding(tokenizer):
-    rng, task = random.Random(0), task_of("tagging", ["O"], length=40)
-    examples = [Example(["a"] * rng.randint(1, 38), None, None, "", "") for _ in range(1003)]
-    features = list(encode(task, examples, tokenizer))
-    one, two, other = (TaskLoss(None, None, features, 8, seed, 0) for seed in (3, 3, 4))
-    steps = [7, 0, 126, 300, 1]
-
-    def batch(loss, step):
-        return [id(f) for f in loss.batch(step)]
-
-    forth = [batch(one, s) for s in steps]
-    back = [batch(two, s) for s in sorted(steps, reverse=True)][::-1]
-    assert forth == back or all(batch(one, s) == batch(two, s) for s in steps)
-    for epoch in (0, 2):
-        steps = range(epoch * one.epoch, (epoch + 1) * one.epoch)
-        seen = [f for step in steps for f in batch(one, step)]
-        assert sorted(seen) == sorted(map(id, features)), "each example once an epoch"
-    assert batch(one, 0) != batch(other, 0) and batch(one, 0) != batch(one, 126)
-    assert one.padding < 0.06 < 0.3 < 1 - one.lengths.mean() / 40
-    lengths = [len(one.batch(step)[0].ids) for step in range(30)]
-    assert lengths != sorted(lengths), "long and short batches are mixed"
-
-
-# ---- The model -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["classification", "regression", "tagging", "qa"])
-def test_neither_company_nor_padding_changes_a_prediction_or_the_loss(kind, tokenizer):
-    torch.manual_seed(0)
-    rng = random.Random(0)
-    labels = ["O", "B-x", "I-x"] if kind in ("classification", "tagging") else ()
-    task = task_of(kind, labels, length=20)
-    label = {"classification": lambda w: "B-x", "regression": lambda w: float(len(w)),
-             "tagging": lambda w: ["O"] * len(w), "qa": lambda w: [(0, w[0])]}[kind]
     examples = []
-    for n in (3, 9, 5):
-        words = [rng.choice(["good", "bad", "city"]) for _ in range(n)]
+    for num_words in (3, 9, 5):
+        words = rng.choices(["good", "bad", "city"], k=num_words)
         text = " ".join(words)
-        a, b = {"tagging": (words, None), "qa": ("who", text)}.get(kind, (text, None))
-        examples.append(Example(a, b, label(words), "", ""))
-    config = Config(vocab_size=tokenizer.vocab_size, **SIZES)
-    model = Classifier(MiniALBERT(config, head=False), task).eval()
-    features = list(encode(task, examples, tokenizer))
-    together = outputs(model, features, tokenizer.pad)
-    alone = [outputs(model, [f], tokenizer.pad)[0] for f in features]
-    for x, y in zip(together, alone):
-        np.testing.assert_allclose(x, y, atol=1e-5)
-    loss, = TaskLoss(model, task, features, 3, 0, tokenizer.pad)(0)
-    total, count = 0.0, 0                                # the same by hand
-    for f, x in zip(features, alone):
-        if kind == "qa":
-            for column, place in enumerate(f.label):
-                p = np.exp(x[:, column]) / np.exp(x[:, column]).sum()
-                total, count = total - math.log(p[[0, *f.places].index(place)]), count + 1
-            continue
-        for row, want in zip(x, f.label):
-            if kind == "regression":
-                total += (row[0] - want) ** 2
-            else:
-                total -= math.log((np.exp(row) / np.exp(row).sum())[want])
-            count += 1
-    if kind != "qa":
-        assert loss["task"].item() == pytest.approx(total / count, rel=1e-5)
-    else:                                                # the final [SEP] may be pointed at, too
-        assert 0 <= loss["task"].item() - total / count < 0.5
+        if kind == "classification":
+            example = make_text_example(text, rng.choice(LABELS[kind]))
+        elif kind == "regression":
+            example = make_text_example(text, float(num_words))
+        elif kind == "tagging":
+            example = make_text_example(words, rng.choices(LABELS[kind], k=num_words))
+        else:
+            example = make_text_example("who", [(0, text[:8])], text)
+        examples.append(example)
+    return examples
 
 
-@pytest.mark.parametrize("kind", ["classification", "regression", "tagging", "qa"])
-def test_a_tuned_teacher_is_followed_where_the_head_is_asked(kind, tokenizer):
-    torch.manual_seed(0)
-    labels = ["O", "B-x"] if kind in ("classification", "tagging") else ()
-    task, known = (task_of(kind, labels, mean=mean, sd=sd)
-                   for mean, sd in ((2.0, 4.0), (-1.0, 0.5)))
-    words = ["good", "bad", "city", "zq"]
-    label = {"classification": "O", "regression": 3.0, "tagging": ["O"] * 4,
-             "qa": [(0, "good")]}[kind]
-    b = "good city" if kind == "qa" else None
-    examples = [Example(words[n:] + words[:n] if kind == "tagging" else "good bad"[n:], b, label,
-                        "", "") for n in range(3)]
-    config = Config(vocab_size=tokenizer.vocab_size, **SIZES)
-    model, teacher = (Classifier(MiniALBERT(config, head=False), task).eval() for _ in range(2))
-    features = list(encode(task, examples, tokenizer))
-    terms, = TaskLoss(model, task, features, 3, 0, tokenizer.pad, (teacher, known))(0)
-    alone, = TaskLoss(model, task, features, 3, 0, tokenizer.pad)(0)
-    assert set(alone) == {"task"} and terms["task"].item() == alone["task"].item()
-    want, count = 0.0, 0
-    for x, y in zip(*(outputs(side, features, tokenizer.pad) for side in (model, teacher))):
-        if kind == "regression":
-            want, count = want + ((y[0, 0] * 0.5 - 1 - 2) / 4 - x[0, 0]) ** 2, count + 1
-            continue
-        for a, b in zip(x, y) if kind != "qa" else ():
-            p, q = (np.exp(z) / np.exp(z).sum() for z in (b, a))
-            want, count = want + (p * np.log(p / q)).sum(), count + 1
-    if kind == "qa":
-        assert terms["distill"].item() > 1e-6
-        teacher.load_state_dict(model.state_dict())
-        terms, = TaskLoss(model, task, features, 3, 0, tokenizer.pad, (teacher, known))(0)
-        assert terms["distill"].item() == pytest.approx(0, abs=1e-6)
-    else:
-        assert terms["distill"].item() == pytest.approx(want / count, rel=2e-3)
-    terms["distill"].backward()
-    assert all(p.grad is None for p in teacher.parameters())
-    assert model.output.weight.grad is not None
-
-
-@pytest.mark.parametrize("kind", ["classification", "regression", "tagging", "qa"])
-def test_micro_batches_and_ranks_share_out_one_gradient(kind, tokenizer):
-    """Of five examples: the last micro-batch of four is short, and the seventh rank has none."""
-    torch.manual_seed(0)
-    task = task_of(kind, ["O", "B-x"] if kind in ("classification", "tagging") else ())
-    words = ["good", "bad", "city", "paris"]
-    label = {"classification": "O", "regression": 3.0, "tagging": ["O"] * 4, "qa": [(0, "good")]}
-    examples = [Example(words if kind == "tagging" else "who is" + " red" * n,
-                        "good city" if kind == "qa" else None, label[kind], "", "")
-                for n in range(5)]
-    config = Config(vocab_size=tokenizer.vocab_size, **SIZES)
-    model, teacher = (Classifier(MiniALBERT(config, head=False), task).eval() for _ in range(2))
-    features = list(encode(task, examples, tokenizer))
-
-    def gradient(micro, world):
-        model.zero_grad()
-        for rank in range(world):
-            for terms in TaskLoss(model, task, features, 7, 0, tokenizer.pad, (teacher, task),
-                                  micro, rank, world)(0):
-                sum(terms.values()).backward()
-        return torch.cat([p.grad.flatten() for p in model.parameters()])
-
-    whole = gradient(None, 1)
-    for micro, world in ((1, 1), (2, 1), (4, 1), (None, 2), (1, 3), (None, 7)):
-        assert (gradient(micro, world) - whole).norm() <= 1e-5 * whole.norm(), (micro, world)
-
-
-def test_the_teachers_own_score_comes_first_and_one_of_other_labels_is_refused(
-        tmp_path, model, capsys):
-    sentiment(tmp_path / "d/train.tsv"), sentiment(tmp_path / "d/dev.tsv", 24, 1)
-    more = ["--model", model, "--task", "sst2", "--data", tmp_path / "d"]
-    run(capsys, *more, "--steps", 40, "--lr", "1e-2", "--out", tmp_path / "t")
-    out = run(capsys, *more, "--steps", 3, "--distill-from", tmp_path / "t",
-              "--out", tmp_path / "s").out
-    assert float(re.search(r"^teacher .*'accuracy': ([\d.]+)", out, re.M)[1]) > 0.95
-    log = [json.loads(line) for line in open(next((tmp_path / "s").glob("*/log.jsonl")))]
-    assert {"task", "distill"} <= set(log[-1])
-    other = write(tmp_path / "o.csv", "text,label\na,yes\nb,no\n")
-    err = run(capsys, "--model", model, "--task", "classification", "--train", other,
-              "--dev", other, "--distill-from", tmp_path / "t", "--out", tmp_path / "x", code=2).err
-    assert err.count("\n") == 1
-    assert "tuned for classification 0 1, not for classification no yes" in err
-
-
-def test_new_adapters_hardly_change_a_trained_encoder(tmp_path, tokenizer):
-    torch.manual_seed(0)
-    old = MiniALBERT(Config(vocab_size=tokenizer.vocab_size, **SIZES), head=False).eval()
-    with torch.no_grad():
-        for name, p in old.named_parameters():           # as training leaves them
-            p.add_(torch.randn(p.shape) * 0.15) if "norm" in name else p.mul_(8)
-    ids = torch.randint(5, tokenizer.vocab_size, (16, 20))
-    mask = torch.arange(20) < torch.randint(5, 21, (16, 1))
-    new = MiniALBERT(Config(**vars(old.config) | {"adapter_size": 4}), head=False).eval()
-    new.load_state_dict(new.state_dict() | old.state_dict())
-
-    def change():
-        with torch.no_grad():
-            a, b = (model(ids, mask)[0][-1][mask] for model in (old, new))
-        return ((a - b).norm() / a.norm()).item()
-
-    before = change()
-    settle_adapters(new, ids, mask)
-    assert change() < 0.7 * before, (before, change())
-    with torch.no_grad():                                # no other line is nearer to what came in
-        adapter, x = new.attention_adapters[0], new.embeddings(ids)[mask]
-        best = (adapter(x) - x).square().sum()
-        for p in (adapter.norm.weight, adapter.norm.bias):
-            for by in (-0.01, 0.01):
-                for c in range(len(p)):
-                    p[c] += by
-                    assert (adapter(x) - x).square().sum() > best
-                    p[c] -= by
-
-
-def sentiment(path, n=64, seed=0):
+def write_sentiment(path, num_rows, seed):
+    """Write a file of the task sst2: texts with "good" are 1, those with "bad" 0."""
     rng = random.Random(seed)
-    rows = [("good" if y else "bad", y) for y in (rng.randint(0, 1) for _ in range(n))]
-    text = "sentence\tlabel\n"
-    for word, y in rows:
-        words = [rng.choice(["the", "film", "is", "very"]) for _ in range(rng.randint(1, 6))]
-        text += f"{' '.join(words)} {word} .\t{y}\n"
-    return write(path, text)
+    lines = ["sentence\tlabel\n"]
+    for _ in range(num_rows):
+        words = rng.choices(["the", "film", "is", "very"], k=rng.randint(1, 6))
+        label = rng.randint(0, 1)
+        words.append("good" if label == 1 else "bad")
+        lines.append(f"{' '.join(words)} .\t{label}\n")
+    write_file(path, "".join(lines))
+
+
+@pytest.fixture
+def sentiment(tmp_path):
+    """Make a folder with the files of a small task sst2."""
+    write_sentiment(tmp_path / "sst2/train.tsv", 64, seed=0)
+    write_sentiment(tmp_path / "sst2/dev.tsv", 24, seed=1)
+    return tmp_path / "sst2"
 
 
 def run(capsys, *flags, code=None):
+    """Run finetune.py, assert its exit status, return what it printed."""
     with warnings.catch_warnings(action="ignore"):
-        assert main([str(flag) for flag in flags]) == code
-    return capsys.readouterr()
+        status = main([str(flag) for flag in flags])
+    printed = capsys.readouterr()
+    assert status == code, printed
+    return printed
 
+
+def fail(capsys, *flags):
+    """Run finetune.py with a mistake and return its error, which is one line."""
+    error = run(capsys, *flags, code=2).err
+    assert error.count("\n") == 1
+    assert error.startswith("finetune.py: error: ")
+    return error
+
+
+def percent(printed, row, split, metric):
+    """Find a score in the table that a run prints."""
+    return float(re.search(rf"^{row} +{split} +{metric} +([\d.]+)%", printed, re.M)[1])
+
+
+def read_json_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---- Texts as tokens --------------------------------------------------------------------
+
+@pytest.mark.parametrize("num_first, num_second, kept_first, kept_second", [
+    (2, 3, 2, 3), (20, 3, 7, 3), (2, 20, 2, 8), (20, 20, 5, 5), (0, 0, 0, 0)])
+def test_two_texts_share_the_room_and_the_longer_gives_way(
+        num_first, num_second, kept_first, kept_second, tokenizer):
+    task = make_task_of_kind("classification", ["0", "1"], length=13)
+    example = make_text_example(" ".join("x" * num_first), "1", " ".join("y" * num_second))
+    feature, = encode(task, [example], tokenizer)
+    x, y = tokenizer.encode(["x y"])[0]
+    expected = [tokenizer.cls_id] + [x] * kept_first + [tokenizer.sep_id]
+    assert feature.num_before == len(expected)
+    expected += [y] * kept_second + [tokenizer.sep_id]
+    assert feature.ids.tolist() == expected
+    assert (feature.labels, feature.positions) == ([1], [0])
+
+
+def test_one_text_is_truncated_to_the_length(tokenizer):
+    task = make_task_of_kind("regression", length=13)
+    feature, = encode(task, [make_text_example(" ".join("x" * 20), 2.5)], tokenizer)
+    x = tokenizer.encode(["x"])[0][0]
+    assert feature.ids.tolist() == [tokenizer.cls_id] + [x] * 11 + [tokenizer.sep_id]
+    assert (feature.num_before, feature.labels, feature.positions) == (1, [2.5], [0])
+
+
+def test_a_question_gets_a_third_of_the_room(tokenizer):
+    task = make_task_of_kind("qa", length=24)
+    example = make_text_example(" ".join("x" * 30), [], " ".join("y" * 40))
+    for feature in encode(task, [example], tokenizer):
+        assert feature.num_before == 1 + 7 + 1           # (24 - 3) // 3 of the question
+
+
+def test_features_have_the_number_of_their_example_in_any_chunk(tokenizer):
+    task = make_task_of_kind("regression")
+    examples = [make_text_example(f"{i}", float(i)) for i in range(2003)]
+    features = list(encode(task, examples, tokenizer))
+    assert [feature.example for feature in features] == list(range(2003))
+    assert [feature.labels for feature in features] == [[float(i)] for i in range(2003)]
+
+
+def test_a_text_without_a_label_becomes_a_batch_too(tokenizer):
+    for kind in ALL_KINDS:
+        task = make_task_of_kind(kind, LABELS[kind])
+        examples = [example._replace(label=None) for example in make_examples(kind)]
+        labels = collate(list(encode(task, examples, tokenizer)), 0, kind == "qa")[3]
+        assert len(labels) == 3
+
+
+def test_a_batch_is_padded_and_labelled_where_the_head_is_read(tokenizer):
+    task = make_task_of_kind("classification", ["0", "1"])
+    examples = [make_text_example("x", "1", "y y y"), make_text_example("x", "0", "y")]
+    features = list(encode(task, examples, tokenizer))
+    ids, mask, segments, labels = collate(features, 17, False)
+    assert ids[1].tolist() == features[1].ids.tolist() + [17, 17]
+    assert mask.tolist() == [[True] * 7, [True] * 5 + [False] * 2]
+    assert segments.tolist() == [[0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0]]
+    assert labels[:, 0].tolist() == [1, 0]
+    assert np.isnan(labels[:, 1:]).all()
+    single, = encode(task, [make_text_example("x", "1")], tokenizer)
+    _, _, segments, _ = collate([single], 17, False)
+    assert segments.sum() == 0
+
+
+# ---- Sentences to tag -------------------------------------------------------------------
+
+def random_words(rng, num_words):
+    """Draw words of one, several and no tokens."""
+    return rng.choices(["good", "zq", "abcde", "the", "\u0007", "paris.", "very"], k=num_words)
+
+
+def test_each_word_is_asked_about_once_at_its_first_token_in_all_windows(tokenizer):
+    rng = random.Random(0)
+    task = make_task_of_kind("tagging", ["O", "B-x", "I-x"], length=11)
+    examples = []
+    for num_words in (1, 3, 30, 9, 200):
+        words = random_words(rng, num_words)
+        examples.append(make_text_example(words, rng.choices(task.labels, k=num_words)))
+    examples.append(make_text_example([LETTERS * 2, "good"], ["B-x", "O"]))
+    examples.append(make_text_example(["\u0007"], ["O"]))    # no token at all
+    features = list(encode(task, examples, tokenizer))
+    assert {feature.example for feature in features} == set(range(len(examples)))
+    for i, example in enumerate(examples):
+        asked = []
+        for feature in features:
+            if feature.example == i:
+                first_tokens = [feature.ids[position] for position in feature.positions]
+                asked += zip(feature.about, first_tokens, feature.labels)
+        expected = []
+        for number, (word, label) in enumerate(zip(example.text, example.label)):
+            tokens = tokenizer.encode([word])[0]
+            if tokens:
+                expected.append((number, tokens[0], task.labels.index(label)))
+        assert asked == expected
+    for feature in features:
+        assert len(feature.ids) <= 11
+        assert feature.ids[0] == tokenizer.cls_id
+        assert feature.ids[-1] == tokenizer.sep_id
+        assert tokenizer.sep_id not in feature.ids[:-1]
+
+
+def test_perfect_logits_give_the_gold_tags_back(tokenizer):
+    rng = random.Random(1)
+    task = make_task_of_kind("tagging", ["B-x", "I-x", "O"], length=9)
+    examples = []
+    for num_words in (1, 4, 40):
+        examples.append(make_text_example(["ab"] * num_words,
+                                          rng.choices(task.labels, k=num_words)))
+    examples.append(make_text_example(["\u0007", "ab"], ["O", "I-x"]))    # one has no token
+    features = list(encode(task, examples, tokenizer))
+    logits = []
+    for feature in features:
+        rows = np.full((len(feature.positions), 3), -9.0)
+        for row, label in enumerate(feature.labels):
+            rows[row, label] = 9.0
+        logits.append(rows)
+    tags = [tags for tags, _ in decode(task, examples, features, logits)]
+    assert tags == [example.label for example in examples]
+
+
+# ---- Questions --------------------------------------------------------------------------
+
+CONTEXT = "the red city, john lives in paris; not in the red city. who is the good one? " * 2
+
+
+def perfect_answer_logits(features):
+    """Make logits (1 + positions, 2) that put all on the labels of each Feature."""
+    logits = []
+    for feature in features:
+        rows = np.full((1 + len(feature.positions), 2), -9.0)
+        places = [0] + feature.positions                 # the row of [CLS] comes first
+        for column, label in enumerate(feature.labels):
+            rows[places.index(label), column] = 9.0
+        logits.append(rows)
+    return logits
+
+
+@pytest.mark.parametrize("length, stride", [(16, 4), (40, 100), (12, 1)])
+def test_perfect_logits_give_the_answers_back(length, stride, tokenizer):
+    examples = []
+    for begin, size in ((CONTEXT.index("paris"), 5), (CONTEXT.rindex("city."), 4), (0, 7)):
+        answer = (begin, CONTEXT[begin:begin + size])
+        examples.append(make_text_example("where", [answer, (0, "the")], CONTEXT))
+    examples.append(make_text_example("who", [], "zq"))
+    examples.append(make_text_example("who", [], ""))
+    task = make_task_of_kind("qa", length=length, stride=stride, unanswerable=True)
+    features = list(encode(task, examples, tokenizer))
+    assert max(len(feature.ids) for feature in features) <= length
+    predictions = decode(task, examples, features, perfect_answer_logits(features))
+    expected = ["paris", "city", "the red", "", ""]
+    assert [answer for answer, _ in predictions] == expected
+
+
+@pytest.mark.parametrize("length, stride", [(16, 4), (40, 100), (12, 1), (24, 7)])
+def test_windows_have_all_tokens_and_neighbours_share_the_stride_or_half_the_room(
+        length, stride, tokenizer):
+    task = make_task_of_kind("qa", length=length, stride=stride)
+    features = list(encode(task, [make_text_example("where", [], CONTEXT)], tokenizer))
+    whole = tokenizer.backend.encode(CONTEXT, add_special_tokens=False)
+    room = length - 4                                    # without [CLS] where [SEP] and [SEP]
+    shared = min(stride, room // 2)
+    begin = 0
+    for feature in features:
+        end = min(begin + room, len(whole.ids))
+        assert feature.ids[3:-1].tolist() == whole.ids[begin:end]
+        assert feature.positions == list(range(3, 3 + end - begin))
+        assert feature.about == whole.offsets[begin:end]     # here each word is one token
+        begin = end - shared
+    assert end == len(whole.ids)
+    assert len(features) > 1
+
+
+def test_an_answer_across_the_edge_of_a_window_is_whole_in_the_next(tokenizer):
+    context = " ".join(LETTERS)
+    task = make_task_of_kind("qa", length=14, stride=5)      # a window has 10 letters
+    for begin in range(0, len(context) - 5, 2):
+        answer = context[begin:begin + 5]                    # three letters
+        example = make_text_example("who", [(begin, answer)], context)
+        features = list(encode(task, [example], tokenizer))
+        is_whole = [feature.labels != [0, 0] for feature in features]
+        assert any(is_whole), answer
+        assert not all(is_whole)
+        predictions = decode(task, [example], features, perfect_answer_logits(features))
+        assert predictions == [(answer, {})]
+
+
+def test_an_answer_inside_a_word_of_several_tokens_is_that_word(tokenizer):
+    context = "the abcd is red"                          # "abcd" has four tokens
+    task = make_task_of_kind("qa")
+    example = make_text_example("who", [(context.index("bc"), "bc")], context)
+    features = list(encode(task, [example], tokenizer))
+    assert features[0].labels == [3 + 2, 3 + 3]          # [CLS] who [SEP] the a ##b ##c ##d
+    predictions = decode(task, [example], features, perfect_answer_logits(features))
+    assert predictions == [("abcd", {})]
+
+
+@pytest.mark.parametrize("unanswerable", [False, True])
+def test_the_best_span_is_not_too_long_never_reversed_and_empty_only_where_allowed(
+        unanswerable, tokenizer):
+    context = " ".join("abcdefghij" * 4)
+    rng = np.random.default_rng(0)
+    examples = [make_text_example("q", [], context)]
+    task = make_task_of_kind("qa", length=24, unanswerable=unanswerable)
+    features = list(encode(task, examples, tokenizer))
+    num_empty = 0
+    for _ in range(25):
+        logits = [rng.normal(size=(1 + len(feature.positions), 2)) for feature in features]
+        for rows in logits:
+            rows[0] += 2.0                               # [CLS] wins now and then
+        best_score = -math.inf
+        for feature, rows in zip(features, logits):
+            for first in range(len(feature.positions)):
+                for last in range(first, min(first + 5, len(feature.positions))):
+                    value = rows[1 + first, 0] + rows[1 + last, 1]
+                    if value > best_score:
+                        best_score = value
+                        expected = context[feature.about[first][0]:feature.about[last][1]]
+        if unanswerable and min(rows[0].sum() for rows in logits) > best_score:
+            expected = ""
+            num_empty += 1
+        assert decode_answers(task, examples, features, logits, longest=5) == [expected]
+    assert (num_empty > 3) == unanswerable
+    assert num_empty < 22
+
+
+def test_an_answer_has_at_most_30_tokens(tokenizer):
+    task = make_task_of_kind("qa", length=48)
+    context = " ".join("x" * 40)
+    example = make_text_example("q", [], context)
+    features = list(encode(task, [example], tokenizer))
+    rows = np.zeros((1 + len(features[0].positions), 2))
+    rows[1, 0] = 9.0
+    rows[1 + 30, 1] = 9.0                                # 31 tokens: too long
+    rows[1 + 29, 1] = 8.0                                # 30 tokens
+    (answer, _), = decode(task, [example], features, [rows])
+    assert len(answer.split()) == 30
+
+
+# ---- The model --------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind, num_outputs", [
+    ("classification", 3), ("regression", 1), ("tagging", 3), ("qa", 2)])
+def test_a_new_head_has_an_output_for_each_label_and_small_weights(kind, num_outputs, tokenizer):
+    encoder = MiniALBERT(small_config(tokenizer), head=False)
+    model = Classifier(encoder, make_task_of_kind(kind, LABELS[kind]))
+    assert model.output.weight.shape == (num_outputs, 24)
+    assert 0 < model.output.weight.abs().max() < 0.1
+    assert not model.output.bias.any()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_dropout_is_before_the_head_and_only_in_training(dropout, tokenizer):
+    torch.manual_seed(0)
+    task = make_task_of_kind("classification", ["x", "y"])
+    model = randomise(Classifier(MiniALBERT(small_config(tokenizer), head=False), task, dropout))
+    inputs = (torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.bool),
+              torch.zeros(1, 3, dtype=torch.long))
+    calm = model(*inputs)
+    assert torch.equal(model(*inputs), calm)
+    model.train()
+    assert torch.equal(model(*inputs), calm) == (dropout == 0)
+
+
+def test_logits_are_one_linear_layer_on_the_last_hidden_states(tokenizer):
+    model = make_classifier(tokenizer, make_task_of_kind("tagging", LABELS["tagging"]))
+    ids = torch.tensor([[2, 40, 41, 3, 0], [2, 44, 45, 46, 3]])
+    mask = ids > 0
+    segments = torch.tensor([[0, 0, 1, 1, 0], [0, 1, 1, 1, 1]])
+    hidden, _ = model.encoder(ids, mask, segments)
+    expected = hidden[-1] @ model.output.weight.T + model.output.bias
+    assert torch.allclose(model(ids, mask, segments), expected, atol=1e-5)
+
+
+def test_no_answer_lies_in_the_question_but_cls_and_the_context_keep_their_scores(tokenizer):
+    model = make_classifier(tokenizer, make_task_of_kind("qa"))
+    ids = torch.tensor([[2, 40, 41, 3, 42, 43, 3], [2, 44, 3, 45, 3, 0, 0]])
+    mask = ids > 0
+    segments = torch.tensor([[0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0]])
+    hidden, _ = model.encoder(ids, mask, segments)
+    scores = model.output(hidden[-1])                    # (2, 7, 2)
+    logits = model(ids, mask, segments)
+    for row in range(2):
+        for position in range(7):
+            if position == 0 or segments[row, position] == 1:
+                assert torch.allclose(logits[row, position], scores[row, position], atol=1e-5)
+            else:
+                assert (logits[row, position] == -1e4).all()
+
+
+# ---- Batches ----------------------------------------------------------------------------
+
+def loss_of_lengths(seed, num_features=1003, batch_size=8):
+    """Make a TaskLoss of Features of random lengths, as far as its batches need it."""
+    rng = np.random.default_rng(0)
+    features = []
+    for i in range(num_features):
+        ids = np.zeros(rng.integers(3, 41), np.int32)
+        features.append(finetune.Feature(ids, 1, i, [0], [0], [0]))
+    return TaskLoss(None, None, features, batch_size, seed, 0)
+
+
+def numbers_of_batch(loss, step):
+    return [feature.example for feature in loss.batch(step)]
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    steps = [7, 0, 126, 300, 1]
+    forward = loss_of_lengths(seed=3)
+    backward = loss_of_lengths(seed=3)
+    in_order = {step: numbers_of_batch(forward, step) for step in sorted(steps)}
+    reversed_order = {step: numbers_of_batch(backward, step) for step in steps}
+    assert in_order == reversed_order
+    other = loss_of_lengths(seed=4)
+    assert in_order[0] != numbers_of_batch(other, 0)
+    assert in_order[0] != in_order[126]                  # the first batch of the second epoch
+
+
+def test_an_epoch_has_each_feature_once():
+    loss = loss_of_lengths(seed=3)
+    assert loss.steps_per_epoch == 126
+    assert loss.tokens_per_step == int(8 * loss.lengths.mean())
+    for epoch in (0, 2):
+        seen = []
+        for step in range(epoch * 126, (epoch + 1) * 126):
+            seen += numbers_of_batch(loss, step)
+        assert sorted(seen) == list(range(1003))
+
+
+def test_batches_have_like_lengths_and_come_in_any_order():
+    loss = loss_of_lengths(seed=3)
+    num_padding = 0
+    num_places = 0
+    longest = []
+    for step in range(126):
+        lengths = [len(feature.ids) for feature in loss.batch(step)]
+        num_padding += sum(max(lengths) - length for length in lengths)
+        num_places += max(lengths) * len(lengths)
+        longest.append(max(lengths))
+    assert loss.padding() == pytest.approx(num_padding / num_places)
+    assert loss.padding() < 0.06
+    assert longest[:30] != sorted(longest[:30])
+    assert longest[0] != max(longest[:50])               # no pool begins with its longest
+    pool = [numbers_of_batch(loss, step) for step in range(126)]
+    assert pool != sorted(pool)
+
+
+def test_pools_are_of_50_batches_so_that_lengths_are_drawn_from_all():
+    loss = loss_of_lengths(seed=3, num_features=4000)
+    longest = [max(len(feature.ids) for feature in loss.batch(step)) for step in range(500)]
+    # The shortest tenth of the Features is in ten pools: each has its own batches of them.
+    num_short = sum(1 for length in longest if length <= 6)
+    assert 30 < num_short < 70
+    # Sorted as a whole, all but a few batches would be of one length.
+    mixed = 0
+    for step in range(500):
+        lengths = {len(feature.ids) for feature in loss.batch(step)}
+        if len(lengths) > 1:
+            mixed += 1
+    assert mixed > 250
+
+
+# ---- The loss ---------------------------------------------------------------------------
+
+def logits_alone(model, feature):
+    """Compute the logits (T, n) of a Feature in a batch of its own, made by hand."""
+    ids = torch.from_numpy(feature.ids.astype(np.int64))[None]
+    segments = torch.zeros_like(ids)
+    if feature.num_before > 1:
+        segments[0, feature.num_before:] = 1
+    with torch.no_grad():
+        return model(ids, torch.ones_like(ids, dtype=torch.bool), segments)[0]
+
+
+def rows_alone(model, feature):
+    """List what a Feature's labels are compared with, and the labels: [(logits (n,), label)]."""
+    logits = logits_alone(model, feature)
+    if model.is_qa:
+        return list(zip(logits.T, feature.labels))       # (T,) each for begin and end
+    return list(zip(logits[feature.positions], feature.labels))
+
+
+def naive_task_loss(model, task, features):
+    """Compute the mean cross-entropy, or squared error, with a loop over all labels."""
+    values = []
+    for feature in features:
+        for logits, label in rows_alone(model, feature):
+            if task.kind == "regression":
+                values.append((logits[0].item() - (label - task.mean) / task.sd)**2)
+            else:
+                values.append(-logits.log_softmax(0)[label].item())
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_the_loss_is_the_mean_over_all_labels_whatever_the_padding(kind, tokenizer):
+    task = make_task_of_kind(kind, LABELS[kind], length=20, mean=2.0, sd=4.0)
+    model = make_classifier(tokenizer, task)
+    features = list(encode(task, make_examples(kind), tokenizer))
+    losses, = TaskLoss(model, task, features, 3, 0, tokenizer.pad_id).micro_batches(0)
+    assert set(losses) == {"task"}
+    expected = naive_task_loss(model, task, features)
+    assert losses["task"].item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_neither_company_nor_padding_changes_a_prediction(kind, tokenizer):
+    task = make_task_of_kind(kind, LABELS[kind], length=20)
+    model = make_classifier(tokenizer, task)
+    model.train()                                        # predict_logits turns dropout off
+    features = list(encode(task, make_examples(kind) * 3, tokenizer))
+    for batch_size in (64, 2):
+        found = predict_logits(model, features, tokenizer.pad_id, batch_size)
+        for feature, rows in zip(features, found, strict=True):
+            positions = feature.positions
+            if kind == "qa":
+                positions = [0] + positions
+            expected = logits_alone(model, feature)[positions]
+            np.testing.assert_allclose(rows, expected, atol=1e-4)
+    assert not model.training
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_fine_tuned_teacher_is_followed_where_the_head_is_read(kind, tokenizer):
+    task = make_task_of_kind(kind, LABELS[kind], length=20, mean=2.0, sd=4.0)
+    teacher_task = make_task_of_kind(kind, LABELS[kind], length=20, mean=-1.0, sd=0.5)
+    model = make_classifier(tokenizer, task, seed=0)
+    teacher = make_classifier(tokenizer, task, seed=1)
+    features = list(encode(task, make_examples(kind), tokenizer))
+    task_loss = TaskLoss(model, task, features, 3, 0, tokenizer.pad_id, teacher=teacher,
+                         teacher_task=teacher_task)
+    losses, = task_loss.micro_batches(0)
+    assert task_loss.weights == {"task": 1.0, "distill": 1.0}
+    assert losses["task"].item() == pytest.approx(naive_task_loss(model, task, features), rel=1e-4)
+    values = []
+    for feature in features:
+        pairs = zip(rows_alone(model, feature), rows_alone(teacher, feature))
+        for (logits, _), (teacher_logits, _) in pairs:
+            if kind == "regression":
+                number = teacher_logits[0] * 0.5 - 1.0
+                values.append(((number - 2.0) / 4.0 - logits[0])**2)
+            else:
+                values.append(output_loss(logits[None], teacher_logits[None]))
+    expected = (sum(values) / len(values)).item()
+    assert losses["distill"].item() == pytest.approx(expected, rel=1e-4)
+    losses["distill"].backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert model.output.weight.grad is not None
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_micro_batches_and_processes_share_one_gradient(kind, tokenizer):
+    """Of six examples: of 7 rows, the last micro-batch of four is short, the seventh is empty."""
+    task = make_task_of_kind(kind, LABELS[kind], length=20)
+    model = make_classifier(tokenizer, task, seed=0)
+    teacher = make_classifier(tokenizer, task, seed=1)
+    features = list(encode(task, make_examples(kind) * 2, tokenizer))
+
+    def gradient(micro_batch_size, world):
+        model.zero_grad()
+        for rank in range(world):
+            task_loss = TaskLoss(model, task, features, 7, 0, tokenizer.pad_id, teacher=teacher,
+                                 teacher_task=task, micro_batch_size=micro_batch_size,
+                                 processes=Processes(rank=rank, world=world))
+            for losses in task_loss.micro_batches(0):
+                sum(losses.values()).backward()
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    whole = gradient(0, 1)
+    for micro_batch_size, world in ((1, 1), (2, 1), (4, 1), (0, 2), (1, 3), (0, 7)):
+        distance = (gradient(micro_batch_size, world) - whole).norm()
+        assert distance <= 1e-5 * whole.norm(), (micro_batch_size, world)
+
+
+# ---- New adapters -----------------------------------------------------------------------
+
+def test_new_adapters_hardly_change_a_trained_encoder(tokenizer):
+    torch.manual_seed(0)
+    old = MiniALBERT(small_config(tokenizer), head=False).eval()
+    with torch.no_grad():
+        for name, parameter in old.named_parameters():   # about as training leaves them
+            if "norm" in name:
+                parameter.add_(torch.randn(parameter.shape) * 0.15)
+            else:
+                parameter.mul_(8)
+    ids = torch.randint(5, tokenizer.vocab_size, (16, 20))
+    mask = torch.arange(20) < torch.randint(5, 21, (16, 1))
+    new = MiniALBERT(small_config(tokenizer, adapter_size=4), head=False).eval()
+    new.load_state_dict(new.state_dict() | old.state_dict())
+
+    @torch.no_grad()
+    def relative_change():
+        before = old(ids, mask)[0][-1][mask]
+        after = new(ids, mask)[0][-1][mask]
+        return ((before - after).norm() / before.norm()).item()
+
+    change_at_first = relative_change()
+    fit_adapters_to_identity(new, ids, mask)
+    assert relative_change() < 0.7 * change_at_first
+
+
+@torch.no_grad()
+def test_a_fitted_adapter_has_the_line_of_least_squares_in_each_channel(tokenizer):
+    encoder = noisy_model(small_config(tokenizer, adapter_size=4), head=False)
+    for adapter in list(encoder.attention_adapters) + list(encoder.output_adapters):
+        adapter.up.weight.zero_()                        # as a new adapter is
+        adapter.up.bias.zero_()
+    ids = torch.randint(5, tokenizer.vocab_size, (6, 20))
+    mask = torch.arange(20) < torch.randint(5, 21, (6, 1))
+    fit_adapters_to_identity(encoder, ids, mask)
+    inputs = {}
+
+    def note(adapter, adapter_inputs):
+        inputs[adapter] = adapter_inputs[0]
+
+    adapters = list(encoder.attention_adapters) + list(encoder.output_adapters)
+    for adapter in adapters:
+        assert not adapter._forward_pre_hooks            # the hooks of the fit are gone
+        adapter.register_forward_pre_hook(note)
+    encoder(ids, mask)
+    assert len(inputs) == len(adapters) == 4
+    for adapter in adapters:
+        values = inputs[adapter][mask].double().numpy()
+        centred = values - values.mean(1, keepdims=True)
+        normalised = centred / centred.std(1, keepdims=True)
+        for channel in range(24):
+            slope, shift = np.polyfit(normalised[:, channel], values[:, channel], 1)
+            assert adapter.norm.weight[channel].item() == pytest.approx(slope, abs=1e-3)
+            assert adapter.norm.bias[channel].item() == pytest.approx(shift, abs=1e-3)
+
+
+# ---- Predictions ------------------------------------------------------------------------
+
+def test_the_probabilities_of_labels_are_a_softmax_of_any_logits(tokenizer):
+    task = make_task_of_kind("classification", ["x", "y", "z"])
+    logits = np.array([[1.0, 3.0, 2.0]], np.float32)
+    for shift in (0.0, 1000.0, -1000.0):
+        (label, probabilities), = decode(task, [None], [None], [logits + np.float32(shift)])
+        assert label == "y"
+        assert list(probabilities) == ["x", "y", "z"]
+        expected = torch.tensor([1.0, 3.0, 2.0]).softmax(0).tolist()
+        assert list(probabilities.values()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_number_is_in_the_unit_of_the_training_labels(tokenizer):
+    task = make_task_of_kind("regression", mean=10.0, sd=4.0)
+    assert decode(task, [None], [None], [np.array([[0.5]])]) == [(12.0, {})]
+
+
+def test_an_evaluation_measures_all_splits_but_train_and_scores_by_the_first_dev_set(tokenizer):
+    task = make_task_of_kind("classification", ["x", "y"])
+    model = make_classifier(tokenizer, task)
+    with torch.no_grad():
+        model.output.weight.zero_()
+        model.output.bias.copy_(torch.tensor([1.0, 0.0]))    # it always says "x"
+    labels_of_split = {"train": "yy", "test": "yx", "dev_matched": "xxxy", "dev_mismatched": "y"}
+    splits = {}
+    for name, labels in labels_of_split.items():
+        splits[name] = [make_text_example("good", label) for label in labels]
+    encoded = encode_splits(task, splits, tokenizer)
+    evaluation = Evaluation(model, task, encoded, tokenizer.pad_id, False)
+    assert evaluation.measure()["accuracy"] == 0.75
+    accuracies = {name: result.scores["accuracy"] for name, result in evaluation.results.items()}
+    assert accuracies == {"test": 0.5, "dev_matched": 0.75, "dev_mismatched": 0.0}
+    assert [label for label, _ in evaluation.results["test"].predictions] == ["x", "x"]
+
+
+# ---- Models on disk ---------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_saved_classifier_is_the_one_that_is_loaded(kind, tokenizer, tmp_path):
+    task = make_task_of_kind(kind, LABELS[kind], length=20, mean=2.0)
+    model = make_classifier(tokenizer, task)
+    save_classifier(str(tmp_path / "m"), model, task, tokenizer)
+    loaded, loaded_task = load_classifier(str(tmp_path / "m"))
+    assert loaded_task == task
+    assert Tokenizer(str(tmp_path / "m")).digest == tokenizer.digest
+    for name, parameter in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], parameter), name
+    # A new Task for the same labels is kept; its mean may be another.
+    new_task = make_task_of_kind(kind, LABELS[kind], length=24, mean=5.0)
+    _, loaded_task = load_classifier(str(tmp_path / "m"), new_task)
+    assert loaded_task == new_task
+
+
+def test_a_head_for_another_number_of_labels_is_refused(tokenizer, tmp_path):
+    task = make_task_of_kind("classification", ["x", "y", "z"])
+    save_classifier(str(tmp_path), make_classifier(tokenizer, task), task, tokenizer)
+    facts = json.loads((tmp_path / "task.json").read_text())
+    (tmp_path / "task.json").write_text(json.dumps(facts | {"labels": ["x", "y"]}))
+    with pytest.raises(ValueError, match="head.safetensors: not a head for 2 labels"):
+        load_classifier(str(tmp_path))
+
+
+def test_random_knows_nothing_of_the_saved_model_but_its_shape(tokenizer, tmp_path):
+    task = make_task_of_kind("classification", ["x", "y"])
+    model = make_classifier(tokenizer, task)
+    save_classifier(str(tmp_path), model, task, tokenizer)
+    torch.manual_seed(7)
+    loaded, _ = load_classifier(str(tmp_path), task, mode="random")
+    assert loaded.encoder.config == model.encoder.config
+    old = model.state_dict()
+    for name, parameter in loaded.state_dict().items():
+        assert not torch.equal(parameter, old[name]), name
+
+
+@pytest.mark.parametrize("adapter_size, expected_size", [(0, 24 // 16), (3, 3)])
+def test_adapters_are_added_only_where_there_are_none_and_nothing_else_changes(
+        adapter_size, expected_size, tokenizer, tmp_path):
+    ids = np.random.default_rng(0).integers(5, tokenizer.vocab_size, (6, 20))
+    old = noisy_model(small_config(tokenizer, adapter_size=adapter_size))
+    save(old, tmp_path)
+    encoder = load_encoder(str(tmp_path), "adapters", dropout=0.25,
+                           sample=(ids, np.ones((6, 20), bool)))
+    assert encoder.config.adapter_size == expected_size
+    assert encoder.config.hidden_dropout_prob == 0.25
+    assert encoder.config.attention_probs_dropout_prob == 0.25
+    assert encoder.head is None
+    for name, parameter in old.state_dict().items():
+        if not name.startswith("head."):
+            assert torch.equal(encoder.state_dict()[name], parameter), name
+    if adapter_size == 0:
+        for adapter in list(encoder.attention_adapters) + list(encoder.output_adapters):
+            assert (adapter.norm.weight != 1).any()      # it was fitted
+
+
+# ---- Choices of the command -------------------------------------------------------------
+
+def test_the_length_is_128_or_384_but_no_more_than_the_positions():
+    assert choose_length(None, "classification", 512) == 128
+    assert choose_length(None, "qa", 512) == 384
+    assert choose_length(None, "qa", 64) == 64
+    assert choose_length(8, "qa", 64) == 8
+    assert choose_length(64, "tagging", 64) == 64
+    for length, num_positions in ((65, 64), (7, 64), (None, 7)):
+        with pytest.raises(ValueError, match=f"the model has {num_positions} positions"):
+            choose_length(length, "tagging", num_positions)
+
+
+def test_the_default_rate_is_higher_for_narrow_models_and_few_parameters():
+    assert default_rate("all", "sst2", 768) == pytest.approx(5e-5)
+    assert default_rate("all", "sst2", 128) == pytest.approx(3e-4)
+    assert default_rate("adapters", "sst2", 768) == pytest.approx(1e-3)
+    assert default_rate("head", "sst2", 384) == pytest.approx(2e-3)
+    assert default_rate("random", "sst2", 768) == pytest.approx(5e-5)
+    assert default_rate("all", None, 768) == pytest.approx(4e-4)
+    assert default_rate("random", None, 768) == pytest.approx(4e-4)
+    assert default_rate("adapters", None, 768) == pytest.approx(1e-3)
+
+
+def test_every_task_has_its_kind():
+    assert finetune.kind_of_task("stsb") == "regression"
+    assert finetune.kind_of_task("rte") == "classification"
+    assert finetune.kind_of_task("code") == "tagging"
+    assert finetune.kind_of_task("qa") == "qa"
+
+
+def test_text_is_refused_if_more_tokens_are_unknown_than_ordinary(tokenizer):
+    task = make_task_of_kind("classification", ["x", "y"])
+    for text, is_refused in (("привет", True), ("good привет", False), ("the film", False),
+                             ("good привет привет", True), ("", False)):
+        features = list(encode(task, [make_text_example(text, "x")] * 2, tokenizer))
+        if is_refused:
+            with pytest.raises(ValueError, match=r"most tokens .* \[UNK\]: .* MODEL"):
+                check_language(features, tokenizer, "MODEL")
+        else:
+            check_language(features, tokenizer, "MODEL")
+
+
+def test_a_hash_of_features_depends_on_everything_in_them(tokenizer):
+    task = make_task_of_kind("tagging", LABELS["tagging"])
+    features = list(encode(task, make_examples("tagging"), tokenizer))
+    hashes = {hash_features(features), hash_features(features[::-1]), hash_features(features[1:])}
+    feature = features[1]
+    for change in ({"ids": feature.ids + 1}, {"labels": feature.labels[::-1]},
+                   {"positions": feature.positions[::-1]}, {"num_before": 2}):
+        hashes.add(hash_features([features[0], feature._replace(**change), features[2]]))
+    assert len(hashes) == 7
+    assert hash_features(list(features)) in hashes
+
+
+# ---- Whole runs -------------------------------------------------------------------------
 
 @pytest.mark.parametrize("flags, trained", [
     ([], "encoder"), (["--adapters-only"], "_adapters."), (["--freeze"], "nothing")])
-def test_what_is_frozen_stays_as_it_was_without_gradient_or_optimiser_state(
-        flags, trained, tmp_path, model, capsys):
-    sentiment(tmp_path / "d/train.tsv"), sentiment(tmp_path / "d/dev.tsv", 9, 1)
-    run(capsys, "--model", model, "--task", "sst2", "--data", tmp_path / "d", "--steps", 3,
+def test_what_is_frozen_stays_as_it_was_without_optimiser_state(
+        flags, trained, tmp_path, model, sentiment, capsys):
+    run(capsys, "--model", model, "--task", "sst2", "--data", sentiment, "--steps", 3,
         "--out", tmp_path / "o", *flags)
     state, _ = read_safetensors(next((tmp_path / "o").glob("*/training.safetensors")))
     names = {name.removeprefix("model.") for name in state if name.startswith("model.")}
-    assert all(name.startswith("output.") or trained in name for name in names)
-    assert "output.weight" in names and {name.split(".", 1)[1] for name in state} == names
-    old, new = load(model).state_dict(), load(tmp_path / "o").state_dict()
-    for name, p in old.items():
+    assert "output.weight" in names
+    for name in names:
+        assert name.startswith("output.") or trained in name
+    assert {name.split(".", 1)[1] for name in state} == names
+    old = load(model).state_dict()
+    tuned = load(tmp_path / "o")
+    for name, parameter in old.items():
         if not name.startswith("head."):
-            assert torch.equal(p, new[name]) == (trained != "encoder"), name
-    assert (load(tmp_path / "o").config.adapter_size > 0) == (trained == "_adapters.")
+            is_same = torch.equal(parameter, tuned.state_dict()[name])
+            assert is_same == (trained != "encoder"), name
+    assert (tuned.config.adapter_size > 0) == (trained == "_adapters.")
 
 
-# ---- The command ---------------------------------------------------------------------------------
+def test_a_class_is_learned_and_told(tmp_path, model, sentiment, capsys):
+    out = tmp_path / "o"
+    printed = run(capsys, "--model", model, "--lr", "1e-2", "--batch-size", 16, "--length", 24,
+                  "--dropout", 0, "--task", "sst2", "--data", sentiment, "--steps", 40,
+                  "--out", out).out
+    assert percent(printed, "all", "dev", "accuracy") > 95
+    assert re.search(r"^majority +dev", printed, re.M)
+    assert re.search(r"40 steps, \d+ s with evaluation, [\d.]+% padding", printed)
+    assert f"--model {out} --predict" in printed
+    told = run(capsys, "--model", out, "--predict", "the film is good").out
+    assert re.fullmatch(r"1 9\d\.\d%, 0 \d\.\d%\n", told)
+    lines = read_json_lines(out / "dev.jsonl")
+    assert len(lines) == 24
+    assert set(lines[0]) == {"key", "gold", "prediction", "probabilities"}
+    texts = write_file(tmp_path / "two.txt", "good\n\nbad\n")
+    told = run(capsys, "--model", out, "--predict", texts).out
+    assert [line[0] for line in told.splitlines()] == ["1", "0"]
+    error = fail(capsys, "--model", out, "--predict", "good\tbad")
+    assert "this model wants 1 text(s)" in error
 
 
-def test_every_kind_of_task_is_learned(tmp_path, model, capsys):
+def test_a_number_is_learned_and_told(tmp_path, model, capsys):
+    rows = []
+    for letter in LETTERS:
+        for i, word in enumerate(["bad", "not", "good"]):
+            rows.append(f"{word} film {letter},{10 + 2 * i}\n")
+    table = write_file(tmp_path / "train.csv", "text,label\n" + "".join(rows))
+    printed = run(capsys, "--model", model, "--lr", "1e-2", "--batch-size", 16, "--length", 24,
+                  "--dropout", 0, "--task", "regression", "--train", table, "--steps", 40,
+                  "--out", tmp_path / "o").out
+    assert percent(printed, "all", "dev", "pearson") > 95
+    assert percent(printed, "majority", "dev", "pearson") == 0
+    assert "labels none" in printed
+    told = run(capsys, "--model", tmp_path / "o", "--predict", "good film").out
+    assert 12 < float(told) < 15
+
+
+def test_tags_are_learned_and_told(tmp_path, model, capsys):
     rng = random.Random(0)
-    more = ["--model", model, "--lr", "1e-2", "--batch-size", 16, "--length", 24, "--dropout", 0]
-    places = [(rng.choice(["john", "name"]), rng.choice(["paris", "city"])) for _ in range(64)]
-    sentiment(tmp_path / "sst2/train.tsv"), sentiment(tmp_path / "sst2/dev.tsv", 24, 1)
-    rated = "".join(f"{w} film {c},{10 + 2 * i}\n" for c in PIECES
-                    for i, w in enumerate(["bad", "not", "good"]))
-    write(tmp_path / "r/train.csv", "text,label\n" + rated)
-    tagged = "".join(f"the O\n{n} B-who\nlives O\nin O\n{p} B-where\n\n" for n, p in places)
-    write(tmp_path / "t/train.txt", tagged)
+    sentences = []
+    for _ in range(64):
+        name = rng.choice(["john", "name"])
+        place = rng.choice(["paris", "city"])
+        sentences.append(f"the O\n{name} B-who\nlives O\nin O\n{place} B-where\n\n")
+    train = write_file(tmp_path / "train.txt", "".join(sentences))
+    printed = run(capsys, "--model", model, "--lr", "1e-2", "--batch-size", 16, "--length", 24,
+                  "--dropout", 0, "--task", "tagging", "--train", train, "--steps", 30,
+                  "--out", tmp_path / "o").out
+    assert percent(printed, "all", "dev", "f1") > 95
+    told = run(capsys, "--model", tmp_path / "o", "--predict", "the john lives in paris").out
+    assert told == "john (who), paris (where)\n"
+
+
+def test_answers_are_learned_and_told(tmp_path, model, capsys):
+    rng = random.Random(0)
     paragraphs = []
-    for i, pair in enumerate(places):
-        context = "{} lives in {} .".format(*pair)
-        qas = [{"id": f"{i}{k}", "question": question,
-                "answers": [{"text": pair[k], "answer_start": context.index(pair[k])}]}
-               for k, question in enumerate(("who", "where"))]
-        paragraphs.append({"context": context, "qas": qas})
-    write(tmp_path / "q/train.json", json.dumps({"data": [{"paragraphs": paragraphs}]}))
-    flags = {"sst2": ["--data", tmp_path / "sst2"],
-             "regression": ["--train", tmp_path / "r/train.csv"],
-             "tagging": ["--train", tmp_path / "t/train.txt"],
-             "qa": ["--train", tmp_path / "q/train.json"]}
-    texts = {"sst2": "the film is good", "regression": "good film",
-             "tagging": "the john lives in paris", "qa": "where\tname lives in city ."}
-    starts = {"sst2": "1 9", "tagging": "john (who), paris (where)", "qa": "city"}
-    for task, steps, metric in (("sst2", 40, "accuracy"), ("regression", 40, "pearson"),
-                                ("tagging", 30, "f1"), ("qa", 70, "f1")):
-        out = run(capsys, *more, "--task", task, *flags[task], "--steps", steps,
-                  "--out", tmp_path / f"o{task}").out
-        value = float(re.search(rf"^all +dev +{metric} +([\d.]+)%", out, re.M)[1])
-        assert value > 95, out
-        assert re.search(r"^majority +dev", out, re.M) and "padding" in out
-        said = run(capsys, "--model", tmp_path / f"o{task}", "--predict", texts[task]).out.strip()
-        if task == "regression":
-            assert 12 < float(said) < 15
-        else:
-            assert said.startswith(starts[task]), said
-        lines = [json.loads(line) for line in open(tmp_path / f"o{task}/dev.jsonl")]
-        assert len(lines) > 2 and set(lines[0]) == {"key", "gold", "prediction", "probabilities"}
-    write(tmp_path / "two.txt", "good\n\nbad\n")
-    said = run(capsys, "--model", tmp_path / "osst2", "--predict", tmp_path / "two.txt").out
-    assert [line[0] for line in said.splitlines()] == ["1", "0"]
+    for i in range(64):
+        name = rng.choice(["john", "name"])
+        place = rng.choice(["paris", "city"])
+        context = f"{name} lives in {place} ."
+        questions = []
+        for question, answer in (("who", name), ("where", place)):
+            answers = [{"text": answer, "answer_start": context.index(answer)}]
+            questions.append({"id": f"{i}{question}", "question": question, "answers": answers})
+        paragraphs.append({"context": context, "qas": questions})
+    train = write_file(tmp_path / "train.json", json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    printed = run(capsys, "--model", model, "--lr", "1e-2", "--batch-size", 16, "--length", 24,
+                  "--dropout", 0, "--task", "qa", "--train", train, "--steps", 70,
+                  "--out", tmp_path / "o").out
+    assert percent(printed, "all", "dev", "f1") > 95
+    told = run(capsys, "--model", tmp_path / "o", "--predict", "where\tname lives in city .").out
+    assert told == "city\n"
+    error = fail(capsys, "--model", tmp_path / "o", "--predict", "where")
+    assert "this model wants 2 text(s), with a tab between two" in error
 
 
-def test_seeds_differ_the_rate_is_chosen_without_dev_and_a_saved_model_is_the_one_measured(
-        tmp_path, model, capsys):
-    sentiment(tmp_path / "d/train.tsv"), sentiment(tmp_path / "d/dev.tsv", 24, 1)
-    write(tmp_path / "d/test.tsv", "index\tsentence\n0\tgood film\n1\tbad film\n")
-    more = ["--task", "sst2", "--data", tmp_path / "d", "--out", tmp_path / "o", "--model", model]
-    runs = ["--steps", 30, "--lr", "1e-9", "1e-2", "--seeds", 2, "--seed", 5]
-    out = run(capsys, *more, *runs).out
-    names = sorted(p.name for p in (tmp_path / "o").iterdir() if p.is_dir())
+def test_seeds_differ_and_the_rate_is_chosen_without_the_dev_set(
+        tmp_path, model, sentiment, capsys):
+    write_file(sentiment / "test.tsv", "index\tsentence\n0\tgood film\n1\tbad film\n")
+    out = tmp_path / "o"
+    flags = ["--task", "sst2", "--data", sentiment, "--out", out, "--model", model]
+    more = ["--steps", 30, "--lr", "1e-9", "1e-2", "--seeds", 2, "--seed", 5]
+    printed = run(capsys, *flags, *more).out
+    names = sorted(path.name for path in out.iterdir() if path.is_dir())
     assert names == ["all-57-lr0.01-seed5", "all-57-lr1e-09-seed5", "all-64-lr0.01-seed5",
                      "all-64-lr0.01-seed6"]
-    files = [tmp_path / "o" / name / "training.safetensors" for name in names]
-    weights = [read_safetensors(file)[0]["model.output.weight"] for file in files]
+    weights = []
+    for name in names:
+        state, _ = read_safetensors(out / name / "training.safetensors")
+        weights.append(state["model.output.weight"])
     assert not torch.equal(weights[2], weights[3])
-    found = re.search(r"^all +dev +accuracy +([\d.]+)% \+- ([\d.]+)%", out, re.M)
-    x = [float(v) for v in found.groups()]
-    lines = [json.loads(line) for line in open(tmp_path / "o/dev.jsonl")]
+    # The mean and the deviation of two seeds; the predictions on disk are of the first.
+    row = re.search(r"^all +dev +accuracy +([\d.]+)% \+- ([\d.]+)% of 2 seeds", printed, re.M)
+    mean = float(row[1])
+    lines = read_json_lines(out / "dev.jsonl")
     first = 100 * np.mean([line["gold"] == line["prediction"] for line in lines])
-    second = 2 * x[0] - first
-    assert x[1] == pytest.approx(np.std([first, second], ddof=1), abs=0.02)
-    saved, task = build(str(tmp_path / "o"))
-    tokenizer = Tokenizer(str(tmp_path / "o"))
-    examples = read_glue("sst2", str(tmp_path / "d"))["dev"]
-    features = list(encode(task, examples, tokenizer))
-    decoded = decode(task, examples, features, outputs(saved, features, tokenizer.pad))
-    assert [x for x, _ in decoded] == [line["prediction"] for line in lines]
-    written = (tmp_path / "o/SST-2.tsv").read_text()
+    second = 2 * mean - first
+    assert float(row[2]) == pytest.approx(np.std([first, second], ddof=1), abs=0.02)
+    # The model on disk is the one that was measured.
+    saved, task = load_classifier(str(out))
+    saved_tokenizer = Tokenizer(str(out))
+    examples = read_glue("sst2", str(sentiment))["dev"]
+    features = list(encode(task, examples, saved_tokenizer))
+    logits = predict_logits(saved, features, saved_tokenizer.pad_id)
+    labels = [label for label, _ in decode(task, examples, features, logits)]
+    assert labels == [line["prediction"] for line in lines]
+    written = (out / "SST-2.tsv").read_text()
     assert re.fullmatch(r"index\tprediction\n0\t[01]\n1\t[01]\n", written)
-    again = run(capsys, *more, *runs, "--resume").out
-    before, after = ([line for line in text.splitlines() if re.search("^(all|majority) ", line)]
-                     for text in (out, again))
-    assert after == before
-    err = run(capsys, *more, "--steps", 30, "--lr", "1e-2", "--seed", 5, "--dropout", 0,
-              "--resume", code=2).err
-    assert "dropout" in err
-    assert "--overwrite" in run(capsys, *more, code=2).err
+
+    def table(text):
+        return [line for line in text.splitlines() if re.match("(all|majority) ", line)]
+
+    again = run(capsys, *flags, *more, "--resume").out       # all runs are finished already
+    assert table(again) == table(printed)
+    error = fail(capsys, *flags, "--steps", 30, "--lr", "1e-2", "--seed", 5, "--dropout", 0,
+                 "--resume")
+    assert "dropout 0.1 there, 0.0 here" in error
+    assert "--overwrite" in fail(capsys, *flags)
 
 
-def test_bfloat16_trains_and_predicts_near_float32_but_not_alike(tmp_path, model, capsys):
-    sentiment(tmp_path / "d/train.tsv"), sentiment(tmp_path / "d/dev.tsv", 9, 1)
-    more = ["--model", model, "--task", "sst2", "--data", tmp_path / "d", "--steps", 9,
-            "--dropout", 0, "--log-every", 1]
+def test_a_run_does_not_go_on_with_other_data(tmp_path, model, sentiment, capsys):
+    flags = ["--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--model", model,
+             "--steps", 2]
+    run(capsys, *flags)
+    text = (sentiment / "train.tsv").read_text()
+    (sentiment / "train.tsv").write_text(text.replace("film", "name", 1))
+    assert re.search(r"data \d+ there, \d+ here", fail(capsys, *flags, "--resume"))
+
+
+def test_steps_follow_from_epochs_and_the_rate_grows_over_a_tenth_of_them(
+        tmp_path, model, sentiment, capsys):
+    run(capsys, "--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--model", model,
+        "--batch-size", 6, "--epochs", "1.8", "--lr", "1e-3", "--log-every", 1)
+    path, = (tmp_path / "o").glob("*/log.jsonl")
+    lines = read_json_lines(path)
+    assert len(lines) == 20                              # an epoch has 11 batches
+    rates = [line["lr"] for line in lines]
+    expected = [0.5e-3, 1e-3] + [1e-3 * (20 - step) / 18 for step in range(2, 20)]
+    assert rates == pytest.approx(expected)
+    assert "valid_accuracy" in lines[-1]
+    assert "valid_accuracy" not in lines[0]
+
+
+def test_it_is_said_if_all_predictions_are_the_same(tmp_path, model, sentiment, capsys):
+    flags = ["--task", "sst2", "--data", sentiment, "--model", model, "--freeze"]
+    printed = run(capsys, *flags, "--steps", 1, "--lr", 0, "--out", tmp_path / "a").out
+    lines = read_json_lines(tmp_path / "a/dev.jsonl")
+    are_same = len({line["prediction"] for line in lines}) == 1
+    assert ("warning: all predictions for dev are the same" in printed) == are_same
+    assert are_same
+
+
+def test_bfloat16_trains_and_predicts_near_float32_but_not_alike(
+        tmp_path, model, sentiment, capsys):
+    flags = ["--model", model, "--task", "sst2", "--data", sentiment, "--steps", 9,
+             "--dropout", 0, "--log-every", 1]
     losses = {}
-    for out in ("whole", "half"):
-        run(capsys, *more, *["--bf16"][:out == "half"], "--out", tmp_path / out)
-        path, = (tmp_path / out).glob("*/log.jsonl")
-        losses[out] = [json.loads(line)["loss"] for line in open(path)]
-        rows = [json.loads(line) for line in open(tmp_path / out / "dev.jsonl")]
-        told = [row["probabilities"]["1"] for row in rows]
-        tuned, task = build(str(tmp_path / out))
-        examples = read_glue("sst2", tmp_path / "d")["dev"]
-        features = list(encode(task, examples, Tokenizer(str(tmp_path / out))))
-        exact = [p["1"] for _, p in decode(task, examples, features, outputs(tuned, features, 0))]
+    for name, more in (("whole", []), ("half", ["--bf16"])):
+        out = tmp_path / name
+        run(capsys, *flags, *more, "--out", out)
+        path, = out.glob("*/log.jsonl")
+        losses[name] = [line["loss"] for line in read_json_lines(path)]
+        told = [line["probabilities"]["1"] for line in read_json_lines(out / "dev.jsonl")]
+        tuned, task = load_classifier(str(out))
+        examples = read_glue("sst2", str(sentiment))["dev"]
+        features = list(encode(task, examples, Tokenizer(str(out))))
+        predictions = decode(task, examples, features, predict_logits(tuned, features, 0))
+        exact = [probabilities["1"] for _, probabilities in predictions]
         assert exact == pytest.approx(told, abs=0.01)
-        assert (exact == pytest.approx(told, abs=1e-6)) == (out == "whole")
+        assert (exact == pytest.approx(told, abs=1e-6)) == (name == "whole")
     assert losses["whole"] == pytest.approx(losses["half"], rel=0.01)
     assert losses["whole"][0] != losses["half"][0]       # no step had been made yet
-    assert "'bf16': (True, False)" in run(
-        capsys, *more, "--out", tmp_path / "half", "--resume", code=2).err
+    error = fail(capsys, *flags, "--out", tmp_path / "half", "--resume")
+    assert "bf16 True there, False here" in error
 
 
 @pytest.mark.parametrize("flags", [[], ["--adapters-only"]])
 def test_a_run_that_was_stopped_and_resumed_ends_bit_for_bit_as_one_that_was_not(
-        flags, tmp_path, model, capsys, monkeypatch):
-    sentiment(tmp_path / "d/train.tsv"), sentiment(tmp_path / "d/dev.tsv", 9, 1)
-    more = ["--model", model, "--task", "sst2", "--data", tmp_path / "d", "--steps", 9,
-            "--lr", "1e-2", "--seeds", 2, *flags]
-    run(capsys, *more, "--out", tmp_path / "whole")
-    batch, asked = TaskLoss.batch, []
+        flags, tmp_path, model, sentiment, capsys, monkeypatch):
+    flags = ["--model", model, "--task", "sst2", "--data", sentiment, "--steps", 9,
+             "--lr", "1e-2", "--seeds", 2, *flags]
+    run(capsys, *flags, "--out", tmp_path / "whole")
+    usual_batch = TaskLoss.batch
+    asked = []
 
     def stop_at_fourth(self, step):
         asked.append(step)
         if len(asked) in (4, 14):
             os.kill(os.getpid(), signal.SIGTERM)
-        return batch(self, step)
+        return usual_batch(self, step)
 
     monkeypatch.setattr(TaskLoss, "batch", stop_at_fourth)
-    for again in ([], ["--resume"], ["--resume"]):
-        try:
-            run(capsys, *more, "--out", tmp_path / "parts", *again)
-        except SystemExit as stop:
-            assert stop.code == 143
-        else:
-            assert again
+    for more in ([], ["--resume"]):
+        with pytest.raises(SystemExit) as stop:
+            run(capsys, *flags, "--out", tmp_path / "parts", *more)
+        assert stop.value.code == 128 + signal.SIGTERM
+    run(capsys, *flags, "--out", tmp_path / "parts", "--resume")
     assert asked == [*range(4), *range(4, 9), *range(5), *range(5, 9)]
     for name in ("model.safetensors", "head.safetensors", "dev.jsonl"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+        whole = (tmp_path / "whole" / name).read_bytes()
+        assert whole == (tmp_path / "parts" / name).read_bytes(), name
+
+
+def test_the_score_of_the_teacher_comes_first(tmp_path, model, sentiment, capsys):
+    flags = ["--model", model, "--task", "sst2", "--data", sentiment]
+    run(capsys, *flags, "--steps", 40, "--lr", "1e-2", "--out", tmp_path / "teacher")
+    printed = run(capsys, *flags, "--steps", 3, "--distill-from", tmp_path / "teacher",
+                  "--out", tmp_path / "o").out
+    assert float(re.search(r"^teacher .*'accuracy': ([\d.]+)", printed, re.M)[1]) > 0.95
+    path, = (tmp_path / "o").glob("*/log.jsonl")
+    assert {"task", "distill"} <= set(read_json_lines(path)[-1])
+
+
+def test_a_teacher_of_other_labels_or_of_another_tokenizer_is_refused(
+        tmp_path, model, sentiment, tokenizer, capsys):
+    task = make_task_of_kind("classification", ["0", "1"])
+    save_classifier(str(tmp_path / "teacher"), make_classifier(tokenizer, task), task, tokenizer)
+    table = write_file(tmp_path / "o.csv", "text,label\na,yes\nb,no\n")
+    error = fail(capsys, "--model", model, "--task", "classification", "--train", table,
+                 "--dev", table, "--distill-from", tmp_path / "teacher", "--out", tmp_path / "o")
+    assert f"--distill-from {tmp_path / 'teacher'} was fine-tuned for" in error
+    assert "for classification 0 1, not for classification no yes" in error
+    vocabulary = (tmp_path / "teacher/vocab.txt").read_text()
+    (tmp_path / "teacher/vocab.txt").write_text(vocabulary.replace("\nfilm", "\nmovie"))
+    error = fail(capsys, "--model", model, "--task", "sst2", "--data", sentiment,
+                 "--distill-from", tmp_path / "teacher", "--out", tmp_path / "o")
+    assert f"--distill-from {tmp_path / 'teacher'}: it has another tokenizer" in error
 
 
 def test_both_dev_sets_of_mnli_are_reported_and_its_test_sets_written(tmp_path, model, capsys):
+    labels = ["neutral", "entailment", "contradiction"]
     for split in ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched"):
-        label = "\tgold_label" if "test" not in split else ""
-        write(tmp_path / f"d/{split}.tsv", f"index\tsentence1\tsentence2{label}\n" + "".join(
-            f"{i}\tgood\tbad{chr(9) + label if 'test' not in split else ''}\n"
-            for i, label in enumerate(["neutral", "entailment", "contradiction"])))
-    out = run(capsys, "--model", model, "--task", "mnli", "--data", tmp_path / "d", "--steps", 1,
-              "--out", tmp_path / "o").out
-    assert re.search("^all +dev_matched +accuracy", out, re.M)
-    assert re.search("^all +dev_mismatched +accuracy", out, re.M)
+        lines = ["index\tsentence1\tsentence2"]
+        for i in range(3):
+            lines.append(f"{i}\tgood\tbad")
+        if "test" not in split:
+            lines[0] += "\tgold_label"
+            for i in range(3):
+                lines[1 + i] += f"\t{labels[i]}"
+        write_file(tmp_path / f"mnli/{split}.tsv", "\n".join(lines) + "\n")
+    printed = run(capsys, "--model", model, "--task", "mnli", "--data", tmp_path / "mnli",
+                  "--steps", 1, "--out", tmp_path / "o").out
+    for split in ("dev_matched", "dev_mismatched"):
+        assert percent(printed, "all", split, "accuracy") >= 0
+        assert percent(printed, "majority", split, "accuracy") == pytest.approx(33.33)
     for name in ("MNLI-m.tsv", "MNLI-mm.tsv"):
         written = (tmp_path / "o" / name).read_text()
         assert re.fullmatch(r"index\tprediction\n0\t\w+\n1\t\w+\n2\t\w+\n", written)
@@ -794,133 +1083,173 @@ def test_both_dev_sets_of_mnli_are_reported_and_its_test_sets_written(tmp_path, 
 
 def test_the_default_run_tunes_whole_through_adapters_and_from_noise(
         tmp_path, model, capsys, monkeypatch):
-    path = documentation(tmp_path / "docs.jsonl")
-    monkeypatch.setattr(tasks, "docs_on_this_machine", lambda: path)
-    out = run(capsys, "--model", model, "--steps", 2, "--out", tmp_path / "o").out
-    names = [line.split()[0] for line in out.splitlines() if " f1 " in line]
-    assert names == ["majority", "all", "adapters", "random"]
-    for task in ("part", "follows"):
-        run(capsys, "--model", model, "--task", task, "--steps", 1, "--out", tmp_path / task)
+    path = write_documentation(tmp_path / "docs.jsonl")
+    monkeypatch.setattr(finetune, "docs_on_this_machine", lambda: path)
+    monkeypatch.chdir(tmp_path)
+    printed = run(capsys, "--model", model, "--steps", 2).out
+    rows = [line.split()[0] for line in printed.splitlines() if " f1 " in line]
+    assert rows == ["majority", "all", "adapters", "random"]
+    names = sorted(path.name for path in (tmp_path / "out/code").iterdir() if path.is_dir())
+    assert [name.split("-")[0] for name in names] == ["adapters", "all", "random"]
+    assert load("out/code").config.adapter_size == 0     # what is saved is the first, "all"
+
+
+def test_the_default_run_is_short_and_one_with_a_task_is_not():
+    assert finetune.arguments([]).steps == 200
+    assert finetune.arguments(["--steps", "7"]).steps == 7
+    assert finetune.arguments(["--task", "code"]).steps is None
+
+
+def test_the_embedded_task_can_be_asked_for_by_its_name(tmp_path, model, capsys, monkeypatch):
+    path = write_documentation(tmp_path / "docs.jsonl")
+    monkeypatch.setattr(finetune, "docs_on_this_machine", lambda: path)
+    printed = run(capsys, "--model", model, "--task", "code", "--steps", 1, "--freeze",
+                  "--out", tmp_path / "o").out
+    rows = [line.split()[0] for line in printed.splitlines() if " f1 " in line]
+    assert rows == ["majority", "head"]
 
 
 def test_the_default_run_says_to_distil_first(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    err = run(capsys, code=2).err
-    assert err.count("\n") == 1 and "python distill.py" in err
+    assert "python distill.py" in fail(capsys)
 
 
-def test_another_tasks_head_is_refused_and_its_own_is_gone_on_with(tmp_path, model, capsys):
-    sentiment(tmp_path / "d/train.tsv"), sentiment(tmp_path / "d/dev.tsv", 24, 1)
-    other = write(tmp_path / "o.csv", "text,label\na,yes\nb,no\n")
-    run(capsys, "--model", model, "--task", "sst2", "--data", tmp_path / "d", "--steps", 40,
+def test_a_glue_task_without_a_folder_is_downloaded(
+        tmp_path, model, sentiment, capsys, monkeypatch):
+    asked = []
+
+    def download(name):
+        asked.append(name)
+        return str(sentiment)
+
+    monkeypatch.setattr(finetune, "download_glue", download)
+    run(capsys, "--model", model, "--task", "sst2", "--steps", 1, "--out", tmp_path / "o")
+    assert asked == ["sst2"]
+
+
+def test_a_fine_tuned_model_goes_on_with_its_own_head_and_refuses_other_labels(
+        tmp_path, model, sentiment, capsys):
+    run(capsys, "--model", model, "--task", "sst2", "--data", sentiment, "--steps", 40,
         "--lr", "1e-2", "--out", tmp_path / "a")
-    err = run(capsys, "--model", tmp_path / "a", "--task", "classification", "--train", other,
-              "--dev", other, "--out", tmp_path / "b", code=2).err
-    assert err.count("\n") == 1
-    assert "tuned for classification 0 1, not for classification no yes" in err
-    out = run(capsys, "--model", tmp_path / "a", "--task", "sst2", "--data", tmp_path / "d",
-              "--steps", 1, "--lr", "1e-9", "--freeze", "--out", tmp_path / "c").out
-    assert float(re.search(r"^head +dev +accuracy +([\d.]+)%", out, re.M)[1]) > 95
-    assert "task.json" in run(capsys, "--model", model, "--predict", "good", code=2).err
+    table = write_file(tmp_path / "o.csv", "text,label\na,yes\nb,no\n")
+    error = fail(capsys, "--model", tmp_path / "a", "--task", "classification",
+                 "--train", table, "--dev", table, "--out", tmp_path / "b")
+    assert "fine-tuned for classification 0 1, not for classification no yes" in error
+    printed = run(capsys, "--model", tmp_path / "a", "--task", "sst2", "--data", sentiment,
+                  "--steps", 1, "--lr", "1e-9", "--freeze", "--out", tmp_path / "c").out
+    assert percent(printed, "head", "dev", "accuracy") > 95
 
 
-def test_majority_guesses_look_at_no_sentence():
-    known = [Example(["a", "b"], None, ["B-x", "O"], "", ""),
-             Example(["a", "b"], None, ["B-x", "B-x"], "", ""), Example(["b"], None, ["O"], "", "")]
-    asked = [Example(["b", "a", "c"], None, [], "", "")]
-    assert majority(task_of("tagging"), known, asked) == [["O", "B-x", "O"]]
-    known = [Example("a", None, label, "", "") for label in "xyy"]
-    assert majority(task_of("classification", "xy"), known, known[:2]) == ["y", "y"]
-    assert majority(task_of("regression", mean=2.5), known, known[:1]) == [2.5]
-    assert majority(task_of("qa"), known, known[:1]) == [""]
+def test_only_a_fine_tuned_model_predicts(model, capsys):
+    assert "it has no task.json" in fail(capsys, "--model", model, "--predict", "good")
 
 
-def test_the_part_held_out_is_a_tenth_that_does_not_depend_on_the_order():
-    examples = [Example(str(i), None, "x", "", f"f:{i}") for i in range(95)]
-    part, rest = held_out(examples)
-    again, _ = held_out(examples[::-1])
-    assert len(part) == 10 and sorted(part) == sorted(again)
-    assert sorted(part + rest) == sorted(examples)
+# ---- Bad input --------------------------------------------------------------------------
 
-
-TSV = "text\tlabel\na\tx\nb\ty\n"
-SQUAD = squad(("q", "paris"))
+TABLE = "text\tlabel\na\tx\nb\ty\n"
+GOOD = {"classification": ("tsv", TABLE),
+        "regression": ("tsv", "text\tlabel\na\t1\nb\t2\n"),
+        "tagging": ("tsv", "a\tB-x\nb\tO\n\nc\tO\n"),
+        "qa": ("json", make_squad([("q", ["paris"]), ("r", ["red"])]))}
+SQUAD = make_squad([("q", ["paris"])])
+# What is wrong -> the kind of task, the file, its content, what the error says.
 BAD = {
     "a missing column": ("classification", "train.tsv", "txt\tlabel\na\tx\n",
-                         ":2: no column 'text'"),
+                         "train.tsv:2: no column 'text'"),
     "a test set without labels": ("classification", "test.tsv", "text\na\n",
-                                  ":2: no column 'label'"),
+                                  "test.tsv:2: no column 'label'"),
     "an unknown label": ("classification", "dev.tsv", "text\tlabel\na\tx\na\tz\n",
-                         ":3: label 'z' is not in the training set"),
-    "an empty file": ("classification", "train.tsv", "", "empty"),
-    "a header alone": ("classification", "train.tsv", "text\tlabel\n", "train.tsv"),
-    "a ragged row": ("classification", "train.tsv", TSV + "c\n", ":4: 1 columns, not 2"),
-    "an unclosed quote": ("classification", "train.csv", 'text,label\n"a,x\n', "train.csv:"),
+                         "dev.tsv:3: label 'z' is not in the training set"),
+    "an empty file": ("classification", "train.tsv", "", "train.tsv: the file is empty"),
+    "a header alone": ("classification", "train.tsv", "text\tlabel\n",
+                       "train.tsv: there is no example in it"),
+    "a ragged row": ("classification", "train.tsv", TABLE + "c\n",
+                     "train.tsv:4: 1 columns, not 2"),
+    "an unclosed quote": ("classification", "train.csv", 'text,label\n"a,x\n',
+                         "train.csv:2: unexpected end of data"),
     "no JSON": ("classification", "train.jsonl", '{"text": "a", "label": 1}\n{\n',
-                ":2: not a JSON object"),
+                "train.jsonl:2: not a JSON object"),
     "a list as text": ("classification", "train.jsonl", '{"text": [1], "label": 1}\n',
-                       ":1: no column 'text'"),
-    "bad bytes": ("classification", "train.tsv", "text\tlabel\na\udcff\tx\n", ":2: not UTF-8"),
+                       "train.jsonl:1: no column 'text'"),
+    "bad bytes": ("classification", "train.tsv", b"text\tlabel\na\xff\tx\n",
+                  "train.tsv:2: not UTF-8"),
     "a word for a number": ("regression", "train.tsv", "text\tlabel\na\tnan\n",
-                            ":2: label 'nan' is not a number"),
-    "a tag without a word": ("tagging", "train.tsv", "a\tO\n\tB-x\n", ":2: "),
-    "a word without a tag": ("tagging", "train.tsv", "a\tO\nb\n", ":2: "),
-    "a tag of no scheme": ("tagging", "train.tsv", "a\tO\nb\tNOUN\n", ":2: tag 'NOUN'"),
+                            "train.tsv:2: label 'nan' is not a number"),
+    "a tag without a word": ("tagging", "train.tsv", "a\tO\n\tB-x\n",
+                             "train.tsv:2: '\\tB-x' is not a word and a tag"),
+    "a word without a tag": ("tagging", "train.tsv", "a\tO\nb\n",
+                             "train.tsv:2: 'b' is not a word and a tag"),
+    "a tag of no scheme": ("tagging", "train.tsv", "a\tO\nb\tNOUN\n",
+                           "train.tsv:2: the tag 'NOUN' is neither"),
     "a type unknown": ("tagging", "dev.tsv", "a\tO\n\nb\tB-z\n",
-                       ":3: label 'B-z' is not in the training set"),
+                       "dev.tsv:3: label 'B-z' is not in the training set"),
     "an answer elsewhere": ("qa", "train.json",
                             SQUAD.replace('"answer_start": ', '"answer_start": 1'),
-                            "train.json:10: not SQuAD: ValueError: the answer 'paris' of question "
-                            "q0 is not at its offset"),
-    "a question without answers": ("qa", "train.json", SQUAD.replace('"answers"', '"x"'), ":"),
-    "half a file": ("qa", "train.json", '{"data": [', "not SQuAD"),
-    "no training set": ("tagging", "", "", "say --train FILE"),
+                            "train.json:10: not SQuAD: the answer 'paris' of question 'q0' is "
+                            "not at its offset"),
+    "a question without answers": ("qa", "train.json", SQUAD.replace('"answers"', '"x"'),
+                                   "train.json:10: not SQuAD: 'answers' is None"),
+    "half a file": ("qa", "train.json", '{"data": [', "train.json: not SQuAD"),
+    "no training set": ("tagging", None, None, "give --train FILE"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_with_file_and_line(name, tmp_path, model, capsys):
-    kind, file, text, said = BAD[name]
-    good = {"classification": ("tsv", TSV), "regression": ("tsv", "text\tlabel\na\t1\nb\t2\n"),
-            "tagging": ("tsv", "a\tB-x\nb\tO\n\nc\tO\n"),
-            "qa": ("json", squad(("q", "paris"), ("r", "red")))}[kind]
-    if file:
-        (tmp_path / file).write_bytes(text.encode("utf-8", "surrogateescape"))
-    flags = ["--" + file.split(".")[0], tmp_path / file] if file else []
-    for split in ("train", "dev") if file else ():
-        if not file.startswith(split):
-            flags += [f"--{split}", write(tmp_path / f"good-{split}.{good[0]}", good[1])]
-    err = run(capsys, "--model", model, "--task", kind, *flags, "--steps", 1,
-              "--out", tmp_path / "o", code=2).err
-    assert err.count("\n") == 1 and err.startswith("finetune.py: error: ") and said in err, err
-    assert file in err
-
-
-@pytest.mark.parametrize("flags, said", [
-    (["--task", "nosuch"], "invalid choice: 'nosuch'"), (["--adapters"], "unrecognized"),
-    (["--seeds", "0"], "--seeds 0"), (["--adapters-only", "--freeze"], "not allowed with"),
-    (["--text", "a", "b", "c"], "--text"), (["--lr", "x"], "--lr"),
-    (["--length", "49"], "--length 49"), (["--model", "no/such/model"], "no/such/model"),
-    (["--distill-from", "MODEL"], "task.json")])
-def test_wrong_flags_are_refused_in_one_line(flags, said, tmp_path, model, capsys):
-    sentiment(tmp_path / "d/train.tsv"), sentiment(tmp_path / "d/dev.tsv", 9, 1)
-    flags = ["--task", "sst2", "--data", tmp_path / "d", "--model", model, "--out", tmp_path / "o",
-             *flags]
-    err = run(capsys, *(model if flag == "MODEL" else flag for flag in flags), code=2).err
-    assert err.count("\n") == 1 and err.startswith("finetune.py: error: ") and said in err
+    kind, file, content, message = BAD[name]
+    flags = []
+    if file is not None:
+        bad_split = file.split(".")[0]
+        flags += [f"--{bad_split}", write_file(tmp_path / file, content)]
+        ending, good_content = GOOD[kind]
+        for split in ("train", "dev"):
+            if split != bad_split:
+                good = write_file(tmp_path / f"good-{split}.{ending}", good_content)
+                flags += [f"--{split}", good]
+    error = fail(capsys, "--model", model, "--task", kind, *flags, "--steps", 1,
+                 "--out", tmp_path / "o")
+    assert message in error
     assert not (tmp_path / "o").exists()
 
 
-def test_a_folder_without_weights_is_one_clear_line(tmp_path, model, capsys):
-    (tmp_path / "model/model.safetensors").unlink()
-    err = run(capsys, "--model", model, "--task", "sst2", "--adapters-only", "--data", tmp_path,
-              "--out", tmp_path / "o", code=2).err
-    assert err.count("\n") == 1 and "no model.safetensors" in err
+@pytest.mark.parametrize("flags, message", [
+    (["--task", "nosuch"], "invalid choice: 'nosuch'"),
+    (["--adapters"], "unrecognized"),
+    (["--seeds", "0"], "--seeds: 0"),
+    (["--adapters-only", "--freeze"], "not allowed with"),
+    (["--text", "a", "b", "c"], "--text: give one or two columns"),
+    (["--lr", "x"], "--lr"),
+    (["--length", "49"], "--length 49: the model has 48 positions"),
+    (["--model", "no/such/model"], "no/such/model"),
+    (["--distill-from", "MODEL"], "it has no task.json"),
+])
+def test_wrong_flags_are_refused_in_one_line(flags, message, tmp_path, model, sentiment, capsys):
+    flags = [model if flag == "MODEL" else flag for flag in flags]
+    error = fail(capsys, "--task", "sst2", "--data", sentiment, "--model", model,
+                 "--out", tmp_path / "o", *flags)
+    assert message in error
+    assert not (tmp_path / "o").exists()
 
 
-def test_text_of_another_language_is_refused_and_a_name_or_two_is_not(tmp_path, model, capsys):
-    for text, code in (("привет", 2), ("the film is привет", None)):
-        table = write(tmp_path / "t.tsv", f"text\tlabel\n{text}\tx\n{text}\ty\n")
-        err = run(capsys, "--model", model, "--task", "classification", "--train", table, "--dev",
-                  table, "--steps", 1, "--out", tmp_path / f"o{code}", code=code).err
-        assert not code or err.count("\n") == 1 and "[UNK]" in err and model in err
+def test_a_folder_without_weights_is_one_clear_line(tmp_path, model, sentiment, capsys):
+    os.remove(os.path.join(model, "model.safetensors"))
+    error = fail(capsys, "--model", model, "--task", "sst2", "--adapters-only",
+                 "--data", sentiment, "--out", tmp_path / "o")
+    assert "no model.safetensors" in error
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(
+        tmp_path, model, sentiment, capsys):
+    with open(os.path.join(model, "vocab.txt"), "a") as file:
+        file.write("\nmovie")
+    error = fail(capsys, "--model", model, "--task", "sst2", "--data", sentiment,
+                 "--out", tmp_path / "o")
+    assert re.search(r"its tokenizer has (\d+) tokens, the model only (\d+)", error)
+
+
+def test_text_of_another_language_is_refused(tmp_path, model, capsys):
+    table = write_file(tmp_path / "t.tsv", "text\tlabel\nпривет\tx\nпривет\ty\n")
+    error = fail(capsys, "--model", model, "--task", "classification", "--train", table,
+                 "--dev", table, "--steps", 1, "--out", tmp_path / "o")
+    assert "[UNK]" in error
+    assert model in error

@@ -1,4 +1,5 @@
-"""Kills at random moments, and several processes: nothing is lost, nothing differs."""
+"""Runs that are killed at random moments, and runs of several processes: nothing is lost and the
+end is the same."""
 import os
 import random
 import signal
@@ -11,150 +12,220 @@ import torch
 
 import distill
 import finetune
-from minialbert import load, read_safetensors
-from test_distill import ROOT, WORDS, flags, log, metadata, toy
+from checkpoint import load, read_safetensors
+from conftest import ROOT, distill_flags, read_log, read_metadata, sentence
 
 sys.path.insert(0, os.path.join(ROOT, "bench"))
 from kill import finish, remains, torment
 
-EVEN = ["--dropout", 0, "--lr", 0.001]                   # ranks draw their own dropout
+# Each process draws its own dropout, so that only runs without it can be compared.
+COMPARABLE = ["--dropout", 0, "--lr", 0.001]
 
 
 @pytest.fixture(scope="session")
-def table(toy, tmp_path_factory):
-    """A .tsv whose 61 rows the last batch of 7 and two processes do not share out evenly."""
-    path, rng = tmp_path_factory.mktemp("table") / "table.tsv", random.Random(0)
-    rows = []
+def table(tmp_path_factory):
+    """Write a .tsv of 61 rows: batches of 7 leave a last one of 5, which two processes cannot
+    share out evenly."""
+    path = tmp_path_factory.mktemp("table") / "table.tsv"
+    rng = random.Random(0)
+    rows = ["text\tlabel\n"]
     for _ in range(61):
-        first, n = rng.randrange(90), rng.randrange(2, 12)
-        words = " ".join(WORDS[(first + 7 * i) % 90] for i in range(n))
-        rows.append(f"{words}\t{'ab'[first % 2]}\n")
-    path.write_text("text\tlabel\n" + "".join(rows))
+        first = rng.randrange(90)
+        label = "ab"[first % 2]
+        rows.append(f"{sentence(first, rng.randrange(2, 12))}\t{label}\n")
+    path.write_text("".join(rows))
     return path
 
 
-def tuning(toy, table, out, *more):
-    usual = {"model": toy / "teacher", "task": "classification", "train": table, "dev": table,
-             "batch-size": 7, "log-every": 1, "save-every": 3, "device": "cpu", "out": out}
-    return [*(f"--{flag}={value}" for flag, value in usual.items()), *map(str, more)]
+def finetune_flags(toy, table, out, *more):
+    """List the flags of a run that fine-tunes the toy teacher on the table, and more."""
+    flags = {
+        "model": toy / "teacher", "task": "classification", "train": table, "dev": table,
+        "batch-size": 7, "log-every": 1, "save-every": 3, "device": "cpu", "out": out,
+    }
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    return words + [str(word) for word in more]
 
 
-def torchrun(*command, **more):
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         *map(str, command)], env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+def start_two_processes(script, *flags):
+    """Start a script with torchrun -> the running command."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--nproc_per_node", "2", str(script), *flags]
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def close(one, two):
-    """Whether two folders hold the same model; a key's bias has no gradient but rounding's."""
-    a, b = load(one).state_dict(), load(two).state_dict()
-    for name in a:
+def assert_nearly_same_model(out, expected):
+    """Assert that two folders hold the same model, but for rounding.
+
+    The bias of a key has no gradient but by rounding: more is allowed there.
+    """
+    ours = load(out).state_dict()
+    theirs = load(expected).state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
         allowed = 1e-2 if name.endswith("key.bias") else 1e-6
-        assert (a[name] - b[name]).norm() <= allowed * a[name].norm() + 1e-8, name
+        assert (ours[name] - tensor).norm() <= allowed * tensor.norm() + 1e-8, name
 
 
-# ---- Killed at random ----------------------------------------------------------------------------
-
+# ---- Killed at random -------------------------------------------------------------------
 
 def test_a_distillation_killed_at_random_ends_as_if_it_had_not_been(toy, tmp_path):
-    some = ["--steps", 200, "--save-every", 3]
-    finish("distill", flags(toy, tmp_path / "a", *some))
-    _, resumed, _ = torment("distill", flags(toy, tmp_path / "b", *some), tmp_path / "b", 3, 0.4,
-                            random.Random(0))
-    assert resumed > 1
+    more = ["--steps", 200, "--save-every", 3]
+    finish("distill", distill_flags(toy, tmp_path / "a", *more))
+    _, num_resumed, _ = torment("distill", distill_flags(toy, tmp_path / "b", *more),
+                                tmp_path / "b", 2, 0.4, random.Random(0))
+    assert num_resumed == 2
     assert remains(tmp_path / "a") == remains(tmp_path / "b")
 
 
 def test_a_tuning_killed_at_random_ends_as_if_it_had_not_been(toy, table, tmp_path):
-    some = ["--steps", 50, "--save-every", 1, "--seeds", 2, "--lr", 0.001, 0.002]
-    finish("finetune", tuning(toy, table, tmp_path / "a", *some))
-    _, resumed, _ = torment("finetune", tuning(toy, table, tmp_path / "b", *some), tmp_path / "b",
-                            3, 0.4, random.Random(1))
-    assert resumed > 1
-    one, two = remains(tmp_path / "a"), remains(tmp_path / "b")
-    assert one == two and {"model.safetensors", "head.safetensors", "dev.jsonl"} <= one.keys()
+    more = ["--steps", 50, "--save-every", 1, "--seeds", 2, "--lr", 0.001, 0.002]
+    finish("finetune", finetune_flags(toy, table, tmp_path / "a", *more))
+    _, num_resumed, _ = torment("finetune", finetune_flags(toy, table, tmp_path / "b", *more),
+                                tmp_path / "b", 2, 0.4, random.Random(1))
+    assert num_resumed == 2
+    whole = remains(tmp_path / "a")
+    assert whole == remains(tmp_path / "b")
+    assert whole.keys() >= {"model.safetensors", "head.safetensors", "dev.jsonl"}
 
 
 def test_a_checkpoint_half_written_is_not_taken_for_one(toy, tmp_path):
-    """What a kill amid a write leaves: the old file, and half the new one under another name."""
-    whole = flags(toy, tmp_path / "a")
-    assert distill.main(whole) is None
-    assert distill.main(flags(toy, tmp_path / "b", "--steps", 12)) is None
+    """A kill amid a write leaves the old file, and half of the new one under another name."""
+    assert distill.main(distill_flags(toy, tmp_path / "a")) is None
+    assert distill.main(distill_flags(toy, tmp_path / "b")) is None
     for name in ("training.safetensors", "model.safetensors", "config.json"):
-        (tmp_path / "b" / f"{name}.tmp").write_bytes((tmp_path / "a" / name).read_bytes()[:-9])
-    assert distill.main(flags(toy, tmp_path / "b", "--overwrite")) is None
+        content = (tmp_path / "a" / name).read_bytes()
+        (tmp_path / "b" / f"{name}.tmp").write_bytes(content[:-9])
+    assert distill.main(distill_flags(toy, tmp_path / "b", "--overwrite")) is None
     assert remains(tmp_path / "a") == remains(tmp_path / "b")
 
 
-# ---- Several processes ---------------------------------------------------------------------------
+# ---- Several processes ------------------------------------------------------------------
 
-
-SECOND = """
+# A script whose rank 1 has an error if it writes a file.
+ONE_WRITER = f"""
 import os, sys
-sys.path.insert(0, {root!r})
-import {script}
-def call({arguments}):
-    if os.environ["RANK"] == "1"{and_if}:
+sys.path.insert(0, {ROOT!r})
+import finetune
+
+original = os.replace
+
+def replace(temporary, path):
+    if os.environ["RANK"] == "1":
         raise MemoryError("this is rank 1")
-    return usual({arguments})
-usual, {name} = {name}, call
-sys.exit({script}.main(sys.argv[1:]))
+    original(temporary, path)
+
+os.replace = replace
+sys.exit(finetune.main(sys.argv[1:]))
+"""
+
+# A script whose rank 1 starts from other numbers than rank 0, and has an error if it tokenises.
+OTHER_START = f"""
+import os, sys
+sys.path.insert(0, {ROOT!r})
+import data
+import distill
+
+original = distill.make_optimizer
+
+def write_tokens(*others):
+    raise MemoryError("rank 1 should have waited for rank 0's tokens")
+
+if os.environ["RANK"] == "1":
+    data.write_tokens = write_tokens
+
+def make_optimizer(model, weight_decay):
+    if os.environ["RANK"] == "1":
+        for parameter in model.parameters():
+            parameter.data += 0.1
+    return original(model, weight_decay)
+
+distill.make_optimizer = make_optimizer
+sys.exit(distill.main(sys.argv[1:]))
+"""
+
+# A script whose rank 1 dies at its seventh step.
+DYING = f"""
+import os, sys
+sys.path.insert(0, {ROOT!r})
+import distill
+
+original = distill.Distillation.micro_batches
+
+def micro_batches(self, step):
+    if os.environ["RANK"] == "1" and step == 6:
+        raise MemoryError("this is rank 1")
+    return original(self, step)
+
+distill.Distillation.micro_batches = micro_batches
+sys.exit(distill.main(sys.argv[1:]))
 """
 
 
 def test_two_processes_tune_as_one_and_the_first_alone_writes(toy, table, tmp_path):
-    (tmp_path / "second.py").write_text(SECOND.format(
-        root=ROOT, script="finetune", arguments="old, new", and_if="", name="os.replace"))
-    some = [*EVEN, 0.002, "--epochs", 1]                   # a sweep of two rates
-    run = torchrun(tmp_path / "second.py", *tuning(toy, table, tmp_path / "two", *some))
-    assert finetune.main(tuning(toy, table, tmp_path / "one", *some)) is None
-    said, errors = run.communicate(timeout=100)
+    (tmp_path / "one_writer.py").write_text(ONE_WRITER)
+    more = [*COMPARABLE, 0.002, "--epochs", 1]           # the best of two rates
+    run = start_two_processes(tmp_path / "one_writer.py",
+                              *finetune_flags(toy, table, tmp_path / "two", *more))
+    assert finetune.main(finetune_flags(toy, table, tmp_path / "one", *more)) is None
+    printed, errors = run.communicate(timeout=100)
     assert run.returncode == 0, errors
-    assert said.count("majority") == 2                   # two metrics, each said by rank 0 alone
-    close(tmp_path / "one", tmp_path / "two")
+    assert printed.count("majority") == 2                # two metrics, printed by rank 0 alone
+    assert_nearly_same_model(tmp_path / "two", tmp_path / "one")
     assert remains(tmp_path / "one").keys() == remains(tmp_path / "two").keys()
-    head, other = (read_safetensors(tmp_path / name / "head.safetensors")[0]
-                   for name in ("one", "two"))
-    assert all(torch.allclose(head[name], other[name], rtol=1e-5, atol=1e-7) for name in head)
+    head, _ = read_safetensors(tmp_path / "two" / "head.safetensors")
+    expected, _ = read_safetensors(tmp_path / "one" / "head.safetensors")
+    for name, tensor in expected.items():
+        assert torch.allclose(head[name], tensor, rtol=1e-5, atol=1e-7), name
 
 
 def test_a_signal_stops_all_processes_and_one_alone_goes_on(toy, tmp_path):
-    some, fresh = [*EVEN, "--steps", 200, "--save-every", 1000], ["--cache", tmp_path / "cache"]
-    run = torchrun(f"{ROOT}/distill.py", *flags(toy, tmp_path / "two", *some, *fresh))
-    assert distill.main(flags(toy, tmp_path / "one", *some)) is None
-    path = tmp_path / "two" / "log.jsonl"
-    while run.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") > 3):
+    """The cache is empty, so that rank 0 fills it while rank 1 waits."""
+    (tmp_path / "other_start.py").write_text(OTHER_START)
+    more = [*COMPARABLE, "--steps", 200, "--save-every", 1000]
+    run = start_two_processes(
+        tmp_path / "other_start.py",
+        *distill_flags(toy, tmp_path / "two", *more, "--cache", tmp_path / "cache"))
+    assert distill.main(distill_flags(toy, tmp_path / "one", *more)) is None
+    log_path = tmp_path / "two" / "log.jsonl"
+    while run.poll() is None:
+        if log_path.exists() and log_path.read_bytes().count(b"\n") > 3:
+            break
         time.sleep(0.01)
     run.send_signal(signal.SIGTERM)
-    said, errors = run.communicate(timeout=100)          # rank 0 fills the cache, rank 1 waits
-    assert run.returncode != 0 and said.count("--resume goes on from there") == 1, errors
-    assert 3 < int(metadata(tmp_path / "two")["step"]) < 200
-    assert distill.main(flags(toy, tmp_path / "two", *some, "--resume")) is None
-    close(tmp_path / "one", tmp_path / "two")
-    for a, b in zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True):
-        assert a == pytest.approx(b, rel=1e-4)
+    printed, errors = run.communicate(timeout=100)
+    assert run.returncode != 0, errors
+    assert printed.count("--resume goes on from there") == 1
+    assert 3 < int(read_metadata(tmp_path / "two")["step"]) < 200
+    assert distill.main(distill_flags(toy, tmp_path / "two", *more, "--resume")) is None
+    assert_nearly_same_model(tmp_path / "two", tmp_path / "one")
+    for line, expected in zip(read_log(tmp_path / "two"), read_log(tmp_path / "one"), strict=True):
+        assert line == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_rank_that_dies_ends_all_of_them_with_its_error(toy, tmp_path):
-    (tmp_path / "second.py").write_text(SECOND.format(
-        root=ROOT, script="distill", arguments="self, step", and_if=" and step == 6",
-        name="distill.Distillation.__call__"))
-    run = torchrun(tmp_path / "second.py", *flags(toy, tmp_path / "two", *EVEN))
-    assert distill.main(flags(toy, tmp_path / "one", *EVEN)) is None
+    (tmp_path / "dying.py").write_text(DYING)
+    run = start_two_processes(tmp_path / "dying.py",
+                              *distill_flags(toy, tmp_path / "two", *COMPARABLE))
+    assert distill.main(distill_flags(toy, tmp_path / "one", *COMPARABLE)) is None
     _, errors = run.communicate(timeout=100)
-    assert run.returncode != 0 and "MemoryError: this is rank 1" in errors
-    assert metadata(tmp_path / "two")["step"] == "4"     # the last checkpoint, and it is whole
-    assert distill.main(flags(toy, tmp_path / "two", *EVEN, "--resume")) is None
-    close(tmp_path / "one", tmp_path / "two")
+    assert run.returncode != 0
+    assert "MemoryError: this is rank 1" in errors
+    assert read_metadata(tmp_path / "two")["step"] == "4"     # the last checkpoint is whole
+    assert distill.main(distill_flags(toy, tmp_path / "two", *COMPARABLE, "--resume")) is None
+    assert_nearly_same_model(tmp_path / "two", tmp_path / "one")
 
 
 def test_fewer_sequences_than_processes_are_refused(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "8")
-    for main, some in ((distill.main, flags(toy, tmp_path / "out", "--batch-size", 4)),
-                       (finetune.main, ["--model", f"{toy}/teacher", "--task", "part",
-                                        "--batch-size", "4", "--out", f"{tmp_path}/out"])):
-        assert main(some) == 2
+    out = tmp_path / "out"
+    tuning = ["--model", str(toy / "teacher"), "--task", "code", "--batch-size", "4",
+              "--out", str(out)]
+    for main, flags in ((distill.main, distill_flags(toy, out, "--batch-size", 4)),
+                        (finetune.main, tuning)):
+        assert main(flags) == 2
         error = capsys.readouterr().err
-        assert error.count("\n") == 1 and "--batch-size 4" in error
-    assert not (tmp_path / "out").exists()
+        assert error.count("\n") == 1
+        assert "--batch-size 4 is less than" in error
+    assert not out.exists()

@@ -1,0 +1,181 @@
+"""The authors' variants for bench/speed.py; speed_worker.py says how they are asked.
+
+They are made of the module in the authors' repository (github.com/nlpie-research/MiniALBERT), which
+has to be on PYTHONPATH, and run with the version of transformers that it needs, 4.30.
+"""
+import json
+import os
+
+import minialbert_modeling
+import torch
+import torch.nn.functional as F
+import transformers
+from safetensors.torch import load_file
+
+from speed_worker import forward_measure, seconds_of, serve
+
+
+def student_config(shape, adapters=True, **others):
+    """Make the config of a student as the authors' checkpoints have it."""
+    config = transformers.AlbertConfig(
+        vocab_size=shape.V, embedding_size=shape.E, hidden_size=shape.C,
+        num_hidden_layers=shape.R, num_attention_heads=shape.H, intermediate_size=shape.F,
+        hidden_act="gelu", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, **others)
+    config.use_adapter = adapters
+    config.reduction_factor = 16
+    return config
+
+
+def make_optimizer(model):
+    """Make the AdamW of transformers, a loop over parameters, which the authors' Trainer has."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return transformers.AdamW(trained, lr=1e-4, weight_decay=0.01, no_deprecation_warning=True)
+
+
+def update(model, optimizer):
+    """Clip the gradients and update the parameters."""
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+# ---- A step of distillation -------------------------------------------------------------
+
+def authors_step(shape, bf16=False):
+    """Build a step as the authors' training wrapper makes it, told again from their code.
+
+    As there, the teacher has dropout, the losses are of what masked_select copies, logits are
+    computed at all places, and the embedding loss is computed and not used.
+    """
+    torch.manual_seed(0)
+    teacher_config = transformers.BertConfig(
+        vocab_size=shape.V, hidden_size=shape.C, num_hidden_layers=shape.L,
+        num_attention_heads=shape.H, intermediate_size=shape.F)
+    teacher = transformers.BertForMaskedLM(teacher_config)
+    teacher.requires_grad_(False)
+    teacher.train()
+    student = minialbert_modeling.MiniAlbertForMaskedLM(student_config(shape))
+    student.train()
+    optimizer = make_optimizer(student)
+    layers_per_recursion = shape.L // shape.R
+    ids = torch.randint(5, shape.V, (shape.B, shape.T))
+    mask = torch.ones_like(ids)
+    is_masked = torch.zeros_like(ids, dtype=torch.bool)
+    is_masked[:, 1:1 + shape.num_masked] = True          # as many places as ours
+
+    def total_loss():
+        """Compute the weighted sum of the losses."""
+        masked_ids = ids.masked_fill(is_masked, 3)
+        labels = ids.masked_fill(~is_masked, -100)
+        found = student(masked_ids, mask, labels=labels)
+        with torch.no_grad():
+            wanted = teacher(masked_ids, mask, output_hidden_states=True, output_attentions=True)
+        hidden_loss(found.hidden_states[0], wanted.hidden_states[0], mask)    # not used
+        teacher_maps = wanted.attentions[layers_per_recursion - 1::layers_per_recursion]
+        attention = 0
+        for student_map, teacher_map in zip(found.attentions, teacher_maps):
+            attention = attention + attention_loss(student_map, teacher_map, mask)
+        teacher_hidden = wanted.hidden_states[layers_per_recursion::layers_per_recursion]
+        hidden = 0
+        for student_states, teacher_states in zip(found.hidden_states[1:], teacher_hidden):
+            hidden = hidden + hidden_loss(student_states, teacher_states, mask)
+        output = output_loss(found.logits, wanted.logits, is_masked)
+        return found.loss + 3 * (attention + hidden) + 5 * output
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = total_loss()
+        loss.backward()
+        update(student, optimizer)
+
+    def measure():
+        seconds = seconds_of(step)
+        return {"seconds": seconds, "rate": shape.B / seconds}
+
+    return measure
+
+
+def select(x, where):
+    """Copy the rows of x (..., n) where `where` (..., 1) is true -> (N, n)."""
+    selected = torch.masked_select(x, where.expand_as(x).bool())
+    return selected.view(-1, x.shape[-1])
+
+
+def hidden_loss(student, teacher, mask):
+    """Compute the mean of 1 - cosine of hidden states (B, T, C) at real tokens; mask (B, T)."""
+    student = select(student, mask[..., None])
+    teacher = select(teacher, mask[..., None])
+    return F.cosine_embedding_loss(student, teacher, torch.ones(len(student)))
+
+
+def attention_loss(student, teacher, mask):
+    """Compute the mean of KL(teacher || student) of attention maps (B, H, T, T); mask (B, T)."""
+    num_heads = student.shape[1]
+    where = mask[:, None].repeat(1, num_heads, 1)[..., None]                  # (B, H, T, 1)
+    student = select(student, where) + 1e-12
+    teacher = select(teacher, where) + 1e-12
+    return F.kl_div(student.log(), teacher, reduction="mean")
+
+
+def output_loss(student, teacher, is_masked):
+    """Compute the mean of KL(teacher || student) of logits (B, T, V) at the masked places."""
+    student = select(student, is_masked[..., None])
+    teacher = select(teacher, is_masked[..., None])
+    log_student = student.log_softmax(-1)
+    return F.kl_div(log_student, teacher.softmax(-1), reduction="batchmean")
+
+
+# ---- Inference and tuning ---------------------------------------------------------------
+
+def authors_inference(path, shape):
+    """Build the authors' model from a student that we saved in the folder path."""
+    tensors = load_file(os.path.join(path, "model.safetensors"))
+    has_adapters = any("adapters" in name for name in tensors)
+    config = student_config(shape, has_adapters)
+    torch.manual_seed(0)
+    model = minialbert_modeling.MiniAlbertModel(config)
+    state = model.state_dict()                           # it has a pooler that ours lacks
+    for name, tensor in tensors.items():
+        if "adapters" not in name:
+            name = f"albert.{name}"
+        name = name.replace("albert.encoder.embedding_hidden_mapping_in", "projector")
+        state[name] = tensor
+    model.load_state_dict(state)
+    return forward_measure(model, shape.V, needs_mask=True)
+
+
+def authors_tuning(mode, sentences, shape):
+    """Build an epoch of fine-tuning as the authors' script has it, with the Trainer of
+    transformers: in random order, each batch padded to its longest sentence.
+
+    mode: all, or adapters (and the head); sentences: a file of [[token numbers, label], ...]
+    """
+    config = student_config(shape, num_labels=2, classifier_dropout=None)
+    torch.manual_seed(0)
+    model = minialbert_modeling.MiniAlbertForSequenceClassification(config)
+    model.train()
+    if mode == "adapters":
+        model.trainAdaptersOnly()
+    optimizer = make_optimizer(model)
+    with open(sentences, encoding="utf-8") as file:
+        rows = [(torch.tensor(ids), label) for ids, label in json.load(file)]
+
+    def epoch():
+        for batch in torch.randperm(len(rows)).split(32):
+            texts = [rows[i][0] for i in batch]
+            labels = torch.tensor([rows[i][1] for i in batch])
+            ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+            mask = (ids > 0).long()
+            segments = torch.zeros_like(ids)
+            loss = model(ids, mask, segments, labels=labels).loss
+            loss.backward()
+            update(model, optimizer)
+
+    def measure():
+        return {"rate": len(rows) / seconds_of(epoch)}
+
+    return measure
+
+
+if __name__ == "__main__":
+    serve([authors_step, authors_inference, authors_tuning])

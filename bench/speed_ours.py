@@ -1,0 +1,413 @@
+"""Our variants for bench/speed.py, and those of transformers; see speed_worker.py.
+
+The folder of the program that is measured has to be on PYTHONPATH: speed.py --code chooses it.
+Each variant calls the program's own functions, in a process that is set up as our commands set it
+up: freed memory is kept (distill.keep_freed_memory, which set_up_processes calls, too).
+"""
+import json
+import os
+import time
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import data
+import distill
+import finetune
+import tasks
+from checkpoint import load, save
+from minialbert import Config, MiniALBERT
+from speed_worker import forward_measure, peak_megabytes, seconds_of, serve
+
+
+# ---- A step of distillation -------------------------------------------------------------
+
+class Clock:
+    """Seconds by term. A lap books all time since the last lap on the term that has just ended."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self):
+        """Forget all laps and begin the first one."""
+        self.seconds = {}
+        self.last_lap = time.perf_counter()
+
+    def lap(self, term):
+        """End a lap, which was one of this term."""
+        now = time.perf_counter()
+        self.seconds[term] = self.seconds.get(term, 0.0) + now - self.last_lap
+        self.last_lap = now
+
+
+class ClockedModel(MiniALBERT):
+    """A model whose time is booked on its own term: teacher or student."""
+
+    def __init__(self, config, clock, term):
+        super().__init__(config)
+        self.clock = clock
+        self.term = term
+
+    def forward(self, ids, mask=None, segments=None, maps=()):
+        """Do as MiniALBERT does."""
+        # What came before, since the batch was drawn or the other model was done.
+        self.clock.lap("losses")
+        result = super().forward(ids, mask, segments, maps)
+        self.clock.lap(self.term)
+        return result
+
+    def predict(self, hidden):
+        """Do as MiniALBERT does."""
+        self.clock.lap("losses")
+        logits = super().predict(hidden)
+        self.clock.lap(self.term)
+        return logits
+
+
+class ClockedBatches(data.MaskedBatches):
+    """Batches whose time is booked on the term data."""
+
+    def __init__(self, tokens, tokenizer, T, batch_size, clock):
+        super().__init__(tokens, tokenizer, T, batch_size)
+        self.clock = clock
+
+    def batch(self, step):
+        """Do as MaskedBatches does."""
+        result = super().batch(step)
+        self.clock.lap("data")
+        return result
+
+
+class ClockedObjective:
+    """A Distillation for training_step, which asks it for micro-batches; its time and that of the
+    backward pass are booked on the terms losses and backward."""
+
+    def __init__(self, distillation, clock):
+        self.distillation = distillation
+        self.weights = distillation.weights
+        self.clock = clock
+
+    def micro_batches(self, step):
+        """Do as Distillation does."""
+        for losses in self.distillation.micro_batches(step):
+            self.clock.lap("losses")
+            yield losses
+            # training_step asks for the next micro-batch when it is done with this one's gradient.
+            self.clock.lap("backward")
+
+
+def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_rate=False):
+    """Build distill.training_step on random tokens; it is one of several processes if RANK and
+    WORLD_SIZE are set, as torchrun sets them.
+
+    compiled: with torch.compile
+    with_matrix_rate: measure before and after the step how fast this machine multiplies matrices
+    """
+    idle_megabytes = peak_megabytes()
+    processes = distill.set_up_processes("cpu", shape.B)
+    torch.manual_seed(0)
+    clock = Clock()
+    teacher_config = make_config(shape, "bert")
+    student_config = make_config(shape, "student", tie_decoder)
+    if compiled:
+        # The forward pass is compiled as a whole, so no clock can stand inside it.
+        teacher = MiniALBERT(teacher_config)
+        student = MiniALBERT(student_config)
+    else:
+        teacher = ClockedModel(teacher_config, clock, "teacher")
+        student = ClockedModel(student_config, clock, "student")
+    weights = {name: weight for name, weight in distill.LOSS_WEIGHTS.items() if weight > 0}
+    distillation = distill.Distillation(
+        student, teacher, random_batches(shape, clock), weights, processes=processes, bf16=bf16,
+        compile_losses=compiled)
+    objective = ClockedObjective(distillation, clock)
+    options = training_options()
+    optimizer = distill.make_optimizer(student, options.weight_decay)
+
+    def before_update(*arguments_of_hook):
+        # Between the backward pass and here, training_step sums gradients and clips them.
+        clock.lap("reduce, clip")
+
+    optimizer.register_step_pre_hook(before_update)
+
+    # Always step 0, so always the same batch: every turn has the same work.
+    def step():
+        distill.training_step(student, objective, optimizer, 0, options, processes)
+        clock.lap("optimizer")
+
+    def measure():
+        if with_matrix_rate:
+            rate_before = matrix_rate(shape, bf16)
+        clock.restart()
+        seconds = seconds_of(step)
+        answer = {"seconds": seconds, "rate": shape.B / seconds,
+                  "above": peak_megabytes() - idle_megabytes}
+        answer.update(clock.seconds)
+        if with_matrix_rate:
+            rate = max(rate_before, matrix_rate(shape, bf16))
+            answer["matrix"] = rate / 1e9
+            answer["share"] = useful_operations(shape, tie_decoder) / seconds / rate
+        return answer
+
+    return measure
+
+
+def make_config(shape, kind, tie_decoder=True):
+    """Make the Config of a bert (the teacher), of a student, or of an albert: a student without
+    adapters."""
+    num_layers = shape.R
+    num_groups = 1
+    E = shape.E
+    adapter_size = 0
+    if kind == "bert":
+        num_layers = shape.L
+        num_groups = shape.L
+        E = shape.C
+    elif kind == "student":
+        adapter_size = shape.C // 16
+    return Config(
+        vocab_size=shape.V, embedding_size=E, hidden_size=shape.C, num_hidden_layers=num_layers,
+        num_hidden_groups=num_groups, num_attention_heads=shape.H, intermediate_size=shape.F,
+        adapter_size=adapter_size, tie_decoder=tie_decoder)
+
+
+def random_batches(shape, clock):
+    """Make masked batches of random tokens; the first five tokens are the special ones."""
+    tokenizer = SimpleNamespace(
+        cls_id=1, sep_id=2, mask_id=3, special_ids=np.arange(5),
+        ordinary_ids=np.arange(5, shape.V), vocab_size=shape.V)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(5, shape.V, 40 * shape.B * shape.T)
+    return ClockedBatches(tokens, tokenizer, shape.T, shape.B, clock)
+
+
+def training_options():
+    """Make options for distill.training_step, with a learning rate that hardly changes."""
+    return distill.TrainingOptions(
+        steps=1_000_000, lr=1e-4, warmup=0, weight_decay=0.01, seed=0, log_every=1, eval_every=0,
+        save_every=1, out="", resume=False)
+
+
+def matrix_rate(shape, bf16):
+    """Measure the most operations per second of a product of matrices on this machine: one of a
+    layer's own products, or of large squares. A product of (m, k) and (k, n) has 2 m k n."""
+    dtype = torch.float32
+    if bf16:
+        dtype = torch.bfloat16
+    rates = []
+    for m, k, n in [(shape.B * shape.T, shape.C, shape.F), (2048, 2048, 2048)]:
+        x = torch.randn(m, k, dtype=dtype)
+        weight = torch.randn(n, k, dtype=dtype)
+        for _ in range(3):
+            seconds = seconds_of(partial(F.linear, x, weight))
+            rates.append(2 * m * k * n / seconds)
+    return max(rates)
+
+
+def useful_operations(shape, tie_decoder):
+    """Count the operations of a step's matrix products: the teacher's forward pass, and the
+    student's three times, because its backward pass has twice as many as its forward pass.
+
+    Over the vocabulary only the masked places count.
+    """
+    N = shape.B * shape.T                                # tokens
+    M = shape.B * shape.num_masked                       # masked places
+    C = shape.C
+    E = shape.E
+    V = shape.V
+    projections = 2 * N * 4 * C * C                      # query, key, value, output
+    attention = 4 * N * shape.T * C                      # scores, and the mixture of values
+    feed_forward = 2 * N * 2 * C * shape.F
+    layer = projections + attention + feed_forward
+    adapters = 2 * N * 4 * C * (C // 16)                 # two, each down and up
+    decoder = 2 * M * C * V
+    student_decoder = decoder
+    if tie_decoder:
+        student_decoder = 2 * M * (C * E + E * V)
+    dense_of_head = 2 * M * C * C
+    teacher = shape.L * layer + dense_of_head + decoder
+    embeddings = 2 * N * E * C                           # the projection from E to C
+    student = embeddings + shape.R * (layer + adapters) + dense_of_head + student_decoder
+    return teacher + 3 * student
+
+
+# ---- Inference --------------------------------------------------------------------------
+
+def save_models(shape, folder):
+    """Save a random BERT and random students without and with adapters -> {kind: its folder}."""
+    paths = {}
+    for kind in ("bert", "albert", "student"):
+        paths[kind] = os.path.join(folder, kind)
+        torch.manual_seed(0)
+        save(MiniALBERT(make_config(shape, kind), head=False), paths[kind])
+    return paths
+
+
+def our_inference(path, shape):
+    """Build our forward pass, with the setting of malloc with which our commands run."""
+    distill.keep_freed_memory()
+    return forward_measure(load(path), shape.V)
+
+
+def transformers_inference(path, shape, model, attention):
+    """Build the forward pass of a class of transformers, with an implementation of attention."""
+    import transformers                                  # only this variant needs it
+    model_class = getattr(transformers, model)
+    loaded = model_class.from_pretrained(
+        path, add_pooling_layer=False, attn_implementation=attention)
+    return forward_measure(loaded, shape.V)
+
+
+def our_predictions(how, path, sentences):
+    """Build the prediction of sentences in batches of 64.
+
+    how: sorted, as finetune.predict_logits does it; in_file_order, each batch padded to its
+    longest sentence; padded, in file order and to 128 tokens
+    """
+    distill.keep_freed_memory()
+    features = read_features(sentences)
+    model, _ = finetune.load_classifier(path, sst2_task())
+    model.eval()
+
+    @torch.inference_mode()
+    def predict_in_file_order():
+        for begin in range(0, len(features), 64):
+            arrays = finetune.collate(features[begin:begin + 64], pad_id=0, is_qa=False)
+            ids, mask, segments, _ = [torch.from_numpy(array) for array in arrays]
+            if how == "padded":
+                missing = 128 - ids.shape[1]
+                ids = F.pad(ids, (0, missing))
+                mask = F.pad(mask, (0, missing))
+                segments = F.pad(segments, (0, missing))
+            model(ids, mask, segments)
+
+    def predict_sorted():
+        finetune.predict_logits(model, features, pad_id=0)
+
+    def measure():
+        if how == "sorted":
+            return {"seconds": seconds_of(predict_sorted)}
+        return {"seconds": seconds_of(predict_in_file_order)}
+
+    return measure
+
+
+# ---- Tuning -----------------------------------------------------------------------------
+
+def write_sentences(tsv, vocabulary, path, most):
+    """Tokenise at most so many sentences of a file of SST-2, evenly spread over it, and write
+    them as [[token numbers, label], ...] -> how many there are."""
+    tokenizer = data.Tokenizer(vocabulary)
+    with open(tsv, encoding="utf-8") as file:
+        lines = [line.rstrip("\n") for line in file]
+    lines = lines[1:]                                    # the first has the names of the columns
+    lines = lines[::max(1, len(lines) // most)][:most]
+    rows = []
+    for line in lines:
+        text, label = line.split("\t")
+        ids = tokenizer.encode([text])[0]
+        rows.append([[tokenizer.cls_id] + ids[:126] + [tokenizer.sep_id], int(label)])
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(rows, file)
+    return len(rows)
+
+
+def read_features(sentences):
+    """Read a file of write_sentences -> Features."""
+    with open(sentences, encoding="utf-8") as file:
+        rows = json.load(file)
+    features = []
+    for number, (ids, label) in enumerate(rows):
+        features.append(finetune.Feature(
+            np.array(ids, np.int32), num_before=1, example=number, positions=[0], about=[0],
+            labels=[label]))
+    return features
+
+
+def sst2_task():
+    """Make the Task that finetune.py makes of SST-2, without reading its files."""
+    return tasks.Task(
+        name="sst2", kind="classification", labels=["0", "1"], metrics=["accuracy"], length=128,
+        stride=128, pair=False, mean=0.0, sd=1.0, unanswerable=False)
+
+
+def our_tuning(mode, path, sentences, bf16=False):
+    """Build an epoch of fine-tuning, of distill.training_step as finetune.py calls it.
+
+    mode: all, adapters (and the head) or head (alone)
+    """
+    processes = distill.set_up_processes("cpu", 32)
+    features = read_features(sentences)
+    task = sst2_task()
+    model, _ = finetune.load_classifier(path, task, mode, dropout=0.1)
+    for name, parameter in model.encoder.named_parameters():
+        is_adapter = "_adapters." in name
+        parameter.requires_grad_(mode == "all" or (mode == "adapters" and is_adapter))
+    task_loss = finetune.TaskLoss(model, task, features, batch_size=32, seed=0, pad_id=0,
+                                  bf16=bf16)
+    options = training_options()
+    optimizer = distill.make_optimizer(model, options.weight_decay)
+
+    def epoch():
+        for step in range(task_loss.steps_per_epoch):
+            distill.training_step(model, task_loss, optimizer, step, options, processes)
+
+    def measure():
+        return {"rate": len(features) / seconds_of(epoch)}
+
+    return measure
+
+
+# ---- Tokenising -------------------------------------------------------------------------
+
+def our_tokens(how, text, vocabulary):
+    """Build a pass over a text file: data.tokenise, or a method of the tokenizers library on lines
+    that are in memory already."""
+    tokenizer = data.Tokenizer(vocabulary)
+    out = f"{text}.bin"
+    batches = []
+    if how != "tokenise":
+        batches = read_lines_in_batches(text)
+
+    def count_tokens_written():
+        token_file = data.tokenise([text], tokenizer, out)
+        os.remove(out)
+        return len(token_file.train_tokens) + len(token_file.valid_tokens)
+
+    def count_tokens_encoded():
+        encode = getattr(tokenizer.backend, how)
+        num_tokens = 0
+        for lines in batches:
+            for encoding in encode(lines, add_special_tokens=False):
+                num_tokens += len(encoding)
+        return num_tokens
+
+    def measure():
+        begin = time.perf_counter()
+        if how == "tokenise":
+            num_tokens = count_tokens_written()
+        else:
+            num_tokens = count_tokens_encoded()
+        seconds = time.perf_counter() - begin
+        return {"seconds": seconds, "rate": num_tokens / seconds / 1e6}
+
+    return measure
+
+
+def read_lines_in_batches(path):
+    """Read a text -> lists of its lines, each of about a million characters."""
+    batches = []
+    with open(path, encoding="utf-8") as file:
+        while True:
+            lines = file.readlines(1 << 20)
+            if not lines:
+                return batches
+            batches.append([line.strip() for line in lines])
+
+
+if __name__ == "__main__":
+    serve([our_step, our_inference, transformers_inference, our_predictions, our_tuning,
+           our_tokens])

@@ -1,0 +1,596 @@
+"""Everything on disk: the safetensors format, checkpoints of models, the state of a training run.
+
+    from checkpoint import load, save
+    model = load("bert-base-uncased/")      # a BERT, a MiniALBERT of ours or of the paper's authors
+    save(model, "out/student")              # config.json and model.safetensors
+
+A safetensors file is three things, one after the other:
+
+    8 bytes     the size of the header, a little-endian integer
+    header      JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
+    data        the bytes of all tensors, end to end; data_offsets count from where it begins
+
+Files come from strangers: whatever is wrong with one is a ValueError of one line with its name.
+"""
+import glob
+import json
+import math
+import os
+import re
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+
+import torch
+
+from minialbert import Config, MiniALBERT
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}
+LARGEST_HEADER = 100_000_000        # bytes, as in the official package
+
+
+# ---- Reading and writing safetensors ----------------------------------------------------
+
+def read_safetensors(path):
+    """Map a safetensors file into memory -> {name: tensor}, {name: text} of its metadata.
+
+    Nothing is copied: the bytes of a tensor are read from the disk when they are first used.
+    Writing into a tensor does not change the file. ValueError if the file is not well-formed.
+    """
+    size = os.path.getsize(path)
+    with parsing(path, "a safetensors file"):
+        if size < 8:
+            raise ValueError("it ends before the size of its header")
+        file_bytes = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+        header_size = int.from_bytes(file_bytes[:8].numpy().tobytes(), "little")
+        data_begin = 8 + header_size
+        if data_begin > size or header_size > LARGEST_HEADER:
+            raise ValueError(f"its header is {header_size} bytes long, the file {size}")
+        with parsing("its header", "a JSON object"):
+            header_text = file_bytes[8:data_begin].numpy().tobytes().decode()
+            header = parse_json_object(header_text)
+        metadata = header.pop("__metadata__", {})
+        check_header(header, metadata, size - data_begin)
+        tensors = {}
+        for name, entry in header.items():
+            dtype = DTYPES[entry["dtype"]]
+            begin, end = entry["data_offsets"]
+            tensor_bytes = file_bytes[data_begin + begin:data_begin + end]
+            if (data_begin + begin) % dtype.itemsize != 0:
+                tensor_bytes = tensor_bytes.clone()      # a copy begins at an aligned address
+            tensors[name] = tensor_bytes.view(dtype).view(entry["shape"])
+    return tensors, metadata
+
+
+def check_header(header, metadata, data_size):
+    """Raise ValueError unless the tensors lie end to end and fill the data's data_size bytes."""
+    if not isinstance(metadata, dict):
+        raise ValueError("'__metadata__' is not a JSON object")
+    for value in metadata.values():
+        if not isinstance(value, str):
+            raise ValueError(f"'__metadata__' contains {value!r:.40}, which is not text")
+    for name, entry in header.items():
+        check_entry(name, entry)
+    position = 0
+    for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
+        begin, end = header[name]["data_offsets"]
+        if begin != position:
+            raise ValueError(f"{name!r:.200} begins at byte {begin}, "
+                             f"but the tensor before it ends at byte {position}")
+        position = end
+    if position != data_size:
+        raise ValueError(f"the last tensor ends at byte {position}, "
+                         f"the end of the file is at byte {data_size}")
+
+
+def check_entry(name, entry):
+    """Raise ValueError unless a tensor's entry in the header makes sense by itself."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"the entry of {name!r:.200} is not a JSON object")
+    dtype = entry.get("dtype")
+    shape = entry.get("shape")
+    offsets = entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"{name!r:.200} has the unknown dtype {dtype!r:.40}")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        raise ValueError(f"{name!r:.200} has the shape {shape!r:.40} and offsets {offsets!r:.40}")
+    for number in shape + offsets:
+        if type(number) is not int or not 0 <= number < 2**62:
+            raise ValueError(f"{name!r:.200} has a size or an offset {number!r:.40}")
+    begin, end = offsets
+    needed = math.prod(shape) * DTYPES[dtype].itemsize
+    if end - begin != needed:
+        raise ValueError(f"{name!r:.200} has {end - begin} bytes, but its shape needs {needed}")
+    if math.prod(max(size, 1) for size in shape) >= 2**62:
+        raise ValueError(f"{name!r:.200} has a shape too large for any machine")
+
+
+def write_safetensors(tensors, path, metadata=None):
+    """Write {name: tensor} and {name: text} as a safetensors file, in place of an older one."""
+    code_of_dtype = {dtype: code for code, dtype in DTYPES.items()}
+    # Larger elements come first, so that every tensor begins at a multiple of its element's size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    if metadata is None:
+        metadata = {}
+    header = {"__metadata__": metadata}
+    contents = []
+    position = 0
+    for name in names:
+        tensor = tensors[name].detach().cpu().contiguous()
+        header[name] = {"dtype": code_of_dtype[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [position, position + tensor.nbytes]}
+        contents.append(tensor.view(-1).view(torch.uint8).numpy())
+        position += tensor.nbytes
+    header_text = json.dumps(header).encode()
+    header_text += b" " * (-len(header_text) % 8)        # spaces up to a multiple of 8 bytes
+    with replace_file(path) as file:
+        file.write(len(header_text).to_bytes(8, "little"))
+        file.write(header_text)
+        for content in contents:
+            file.write(content)
+
+
+# ---- Loading and saving a model ---------------------------------------------------------
+
+# Checkpoint files have their names in one of two layouts.
+BERT = 0                            # the number of its column in MODULE_NAMES
+ALBERT = 1
+ALBERT_LAYER = "encoder.albert_layer_groups.#.albert_layers.0"
+# Our name of a module -> its name in BERT's layout, its name in ALBERT's. # is the number of a
+# layer or of a recursion. The adapters and the head in ALBERT's layout have the names that the
+# authors of MiniALBERT gave them. A BERT has no projection and no adapters.
+MODULE_NAMES = {
+    "embeddings.word":
+        ("embeddings.word_embeddings", "embeddings.word_embeddings"),
+    "embeddings.position":
+        ("embeddings.position_embeddings", "embeddings.position_embeddings"),
+    "embeddings.segment":
+        ("embeddings.token_type_embeddings", "embeddings.token_type_embeddings"),
+    "embeddings.norm":
+        ("embeddings.LayerNorm", "embeddings.LayerNorm"),
+    "embeddings.project":
+        ("not in a BERT: projection", "encoder.embedding_hidden_mapping_in"),
+    "layers.#.attention.query":
+        ("encoder.layer.#.attention.self.query", ALBERT_LAYER + ".attention.query"),
+    "layers.#.attention.key":
+        ("encoder.layer.#.attention.self.key", ALBERT_LAYER + ".attention.key"),
+    "layers.#.attention.value":
+        ("encoder.layer.#.attention.self.value", ALBERT_LAYER + ".attention.value"),
+    "layers.#.attention.output":
+        ("encoder.layer.#.attention.output.dense", ALBERT_LAYER + ".attention.dense"),
+    "layers.#.attention_norm":
+        ("encoder.layer.#.attention.output.LayerNorm", ALBERT_LAYER + ".attention.LayerNorm"),
+    "layers.#.intermediate":
+        ("encoder.layer.#.intermediate.dense", ALBERT_LAYER + ".ffn"),
+    "layers.#.output":
+        ("encoder.layer.#.output.dense", ALBERT_LAYER + ".ffn_output"),
+    "layers.#.norm":
+        ("encoder.layer.#.output.LayerNorm", ALBERT_LAYER + ".full_layer_layer_norm"),
+    "attention_adapters.#.down":
+        ("not in a BERT: attention_adapters.#.down", "att_adapters.#.block.0"),
+    "attention_adapters.#.up":
+        ("not in a BERT: attention_adapters.#.up", "att_adapters.#.block.2"),
+    "attention_adapters.#.norm":
+        ("not in a BERT: attention_adapters.#.norm", "att_adapters.#.norm"),
+    "output_adapters.#.down":
+        ("not in a BERT: output_adapters.#.down", "mlp_adapters.#.block.0"),
+    "output_adapters.#.up":
+        ("not in a BERT: output_adapters.#.up", "mlp_adapters.#.block.2"),
+    "output_adapters.#.norm":
+        ("not in a BERT: output_adapters.#.norm", "mlp_adapters.#.norm"),
+    "head.dense":
+        ("cls.predictions.transform.dense", "vocab_transform"),
+    "head.norm":
+        ("cls.predictions.transform.LayerNorm", "vocab_layer_norm"),
+    "head.decoder":
+        ("cls.predictions.decoder", "vocab_projector"),
+    "head":                         # its bias
+        ("cls.predictions", "vocab_projector"),
+}
+# Patterns in names that mean the same, and what each is replaced by before names are compared.
+SPELLINGS = [
+    (r"^((bert|albert)\.)+", ""),
+    (r"\.gamma$", ".weight"),
+    (r"\.beta$", ".bias"),
+    (r"predictions\.decoder\.bias$", "predictions.bias"),
+    (r"^projector\.", "encoder.embedding_hidden_mapping_in."),      # in the authors' files
+]
+# BERT's pooler and next-sentence head, and a buffer that only counts: nothing here uses them.
+UNUSED = re.compile(r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$")
+
+
+def name_in_file(layout, name):
+    """Translate our name of a parameter into a layout's: for BERT, "layers.3.output.bias" becomes
+    "encoder.layer.3.output.dense.bias"."""
+    module, leaf = name.rsplit(".", 1)                   # "layers.3.output", "bias"
+    numbers = re.findall("[0-9]+", module)               # ["3"]
+    file_module = MODULE_NAMES[re.sub("[0-9]+", "#", module)][layout]
+    if numbers:
+        file_module = file_module.replace("#", numbers[0])
+    return f"{file_module}.{leaf}"
+
+
+def load(path):
+    """Load the model in a folder, in float32 and in eval mode.
+
+    The folder holds a BERT, a MiniALBERT of ours or one of the authors'. model.head is None if
+    it has no masked-language-model head. ValueError says which tensors are unknown, missing or
+    of a wrong shape.
+    """
+    config = read_config(os.path.join(path, "config.json"))
+    tensors = {}
+    # Sorted: predictions.decoder.bias, an old name of predictions.bias, comes later and wins.
+    for name, tensor in sorted(read_weights(path).items()):
+        for pattern, usual in SPELLINGS:
+            name = re.sub(pattern, usual, name)
+        if not UNUSED.match(name):
+            tensors[name] = tensor
+    layout = ALBERT
+    if any(name.startswith("encoder.layer.") for name in tensors):
+        layout = BERT
+    tensors = without_redundant(tensors, layout, config)
+    has_decoder = name_in_file(layout, "head.decoder.weight") in tensors
+    has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
+    config = replace(config, tie_decoder=not has_decoder)
+    with torch.device("meta"):      # this takes no memory and draws no random numbers
+        model = MiniALBERT(config, head=has_head)
+    file_names = {name: name_in_file(layout, name) for name in model.state_dict()}
+    shapes = {file_names[name]: list(p.shape) for name, p in model.state_dict().items()}
+    check_tensors(path, shapes, tensors)
+    weights = {}
+    for name, file_name in file_names.items():
+        weights[name] = tensors[file_name].to(torch.float32, copy=True)
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
+def without_redundant(tensors, layout, config):
+    """Leave out tensors that say nothing new: a decoder equal to the word table, and a projection
+    that is the identity (an ALBERT with E = C has one; our model then has none)."""
+    kept = dict(tensors)
+    decoder = name_in_file(layout, "head.decoder.weight")
+    word_table = name_in_file(layout, "embeddings.word.weight")
+    if decoder in tensors and word_table in tensors:
+        if torch.equal(tensors[decoder].float(), tensors[word_table].float()):
+            del kept[decoder]
+    C = config.hidden_size
+    weight = tensors.get("encoder.embedding_hidden_mapping_in.weight")
+    bias = tensors.get("encoder.embedding_hidden_mapping_in.bias")
+    # The shape is compared first: C comes from a file, and torch.eye(C) may need all memory.
+    if weight is not None and bias is not None and list(weight.shape) == [C, C]:
+        if torch.equal(weight.float(), torch.eye(C)) and not bias.any():
+            del kept["encoder.embedding_hidden_mapping_in.weight"]
+            del kept["encoder.embedding_hidden_mapping_in.bias"]
+    return kept
+
+
+def check_tensors(path, shapes, tensors):
+    """Raise ValueError unless the tensors have the wanted names and shapes {name: shape}."""
+    problems = []
+    for name in sorted(shapes.keys() | tensors.keys()):
+        if name not in tensors:
+            problems.append(f"{name!r} is missing")
+        elif name not in shapes:
+            problems.append(f"{name!r} is {list(tensors[name].shape)}, not known")
+        elif not tensors[name].is_floating_point():
+            problems.append(f"{name!r} is of type {tensors[name].dtype}")
+        elif list(tensors[name].shape) != shapes[name]:
+            problems.append(f"{name!r} is {list(tensors[name].shape)}, not {shapes[name]}")
+    if problems:
+        raise ValueError(f"{path}: {first_few(problems)}")
+
+
+def first_few(texts, limit=6):
+    """Join the first few of many texts and say how many there are: no message fills a screen."""
+    shown = "; ".join(text[:200] for text in texts[:limit])
+    if len(texts) > limit:
+        shown += f"; and {len(texts) - limit:,} more"
+    return shown
+
+
+def read_config(path):
+    """Read the Config in a config.json of a BERT, of the MiniALBERT authors or of ours."""
+    found = read_json(path)
+    with parsing(path, "the config of a BERT or a MiniALBERT"):
+        activation = found.get("hidden_act", "gelu")
+        if activation != "gelu":
+            raise ValueError(f"hidden_act is {activation!r:.40}, but only 'gelu' is known here")
+        for field in fields(Config):
+            # A BERT has no adapters and does not say how it embeds and what it shares.
+            optional = ("adapter_size", "embedding_size", "num_hidden_groups")
+            if field.type is int and field.name not in found and field.name not in optional:
+                raise ValueError(f"it has no {field.name!r}")
+        found.setdefault("embedding_size", found["hidden_size"])
+        found.setdefault("num_hidden_groups", found["num_hidden_layers"])
+        if found.get("use_adapter"):                     # the authors' way to give A
+            found["adapter_size"] = found["hidden_size"] // found["reduction_factor"]
+        names = {field.name for field in fields(Config)}
+        return Config(**{name: value for name, value in found.items() if name in names})
+
+
+def read_weights(path):
+    """Read all tensors of a checkpoint folder: {name in the file: tensor}."""
+    present = os.listdir(path)
+    if "model.safetensors" in present:
+        tensors, _ = read_safetensors(os.path.join(path, "model.safetensors"))
+        return tensors
+    if "model.safetensors.index.json" in present:
+        return read_shards(path)
+    if "pytorch_model.bin" in present:
+        return read_pickle(os.path.join(path, "pytorch_model.bin"))
+    raise ValueError(f"{path}: it has no model.safetensors, no model.safetensors.index.json "
+                     "and no pytorch_model.bin")
+
+
+def read_shards(path):
+    """Read a checkpoint in several files; model.safetensors.index.json says what is in which."""
+    index_path = os.path.join(path, "model.safetensors.index.json")
+    file_of_tensor = read_json(index_path).get("weight_map")
+    if not isinstance(file_of_tensor, dict):
+        raise ValueError(f"{index_path}: weight_map is not a JSON object")
+    present = os.listdir(path)
+    for file in file_of_tensor.values():
+        # A name with a folder in it, such as ../secret.safetensors, is in no listing.
+        if not isinstance(file, str) or file not in present:
+            raise ValueError(f"{index_path}: weight_map names {file!r:.100}, "
+                             "which is not beside it")
+    tensors = {}
+    for file in sorted(set(file_of_tensor.values())):
+        shard, _ = read_safetensors(os.path.join(path, file))
+        for name, tensor in shard.items():
+            if file_of_tensor.get(name) != file:
+                raise ValueError(f"{index_path}: {name!r:.200} is in {file}, "
+                                 f"but in weight_map it is in {file_of_tensor.get(name)!r:.100}")
+            tensors[name] = tensor
+    missing = sorted(file_of_tensor.keys() - tensors.keys())
+    if missing:
+        raise ValueError(f"{index_path}: not in the files: {first_few(missing)}")
+    return tensors
+
+
+def read_pickle(path):
+    """Read a pytorch_model.bin: {name: tensor}. It may not run any program: weights_only."""
+    with parsing(path, "weights"):
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}, not a dict of tensors")
+        tensors = {}
+        for name, tensor in found.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise ValueError(f"{name!r:.60} in it is a {type(tensor).__name__}, not a tensor")
+            # A tensor without data, or one whose strides repeat the same bytes, may claim far
+            # more memory than the file has.
+            if tensor.is_meta or tensor.nbytes > tensor.untyped_storage().nbytes():
+                raise ValueError(f"{name!r:.60} in it is larger than the file")
+            tensors[str(name)] = tensor.detach()
+        return tensors
+
+
+def save(model, path, dtype=torch.float32):
+    """Write config.json and model.safetensors into the folder path, which is made if need be.
+
+    A BERT is written in BERT's layout, everything else in ALBERT's, so that transformers opens
+    both. It refuses a student with adapters, whose model_type "minialbert" it does not know.
+    """
+    config = model.config
+    if config.is_bert:
+        kind = "Bert"
+    elif config.adapter_size > 0:
+        kind = "MiniALBERT"
+    else:
+        kind = "Albert"
+    layout = BERT if config.is_bert else ALBERT
+    tensors = {}
+    if kind == "Albert":
+        tensors = albert_only_layers(config)
+    for name, tensor in model.state_dict().items():
+        file_name = name_in_file(layout, name)
+        if kind == "Bert" and not file_name.startswith("cls."):
+            file_name = "bert." + file_name
+        tensors[file_name] = tensor
+    if kind == "Bert" and model.head is not None and model.head.decoder is not None:
+        tensors["cls.predictions.decoder.bias"] = model.head.bias
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    os.makedirs(path, exist_ok=True)
+    write_safetensors(tensors, os.path.join(path, "model.safetensors"), {"format": "pt"})
+    architecture = kind + "Model" if model.head is None else kind + "ForMaskedLM"
+    facts = {"model_type": kind.lower(), "hidden_act": "gelu", "inner_group_num": 1,
+             "architectures": [architecture], "tie_word_embeddings": config.tie_decoder}
+    facts.update(asdict(config))
+    write_json(os.path.join(path, "config.json"), facts)
+
+
+def albert_only_layers(config):
+    """Make the two linear layers that an ALBERT has and our model lacks, as identities.
+
+    They change nothing; without them transformers.AlbertModel would report missing weights.
+    """
+    C = config.hidden_size
+    names = ["pooler"]
+    if config.embedding_size == C:
+        names.append("encoder.embedding_hidden_mapping_in")
+    tensors = {}
+    for name in names:
+        tensors[f"{name}.weight"] = torch.eye(C)
+        tensors[f"{name}.bias"] = torch.zeros(C)
+    return tensors
+
+
+# ---- Saving and resuming a training run -------------------------------------------------
+
+def save_training_state(path, state, step, log_size, settings):
+    """Write everything that a run needs to go on.
+
+    state: {name: tensor}, the model's and the optimiser's
+    step: the number of steps done
+    log_size: how many bytes of log.jsonl were written by then
+    settings: a dict of what a resumed run must have in common with this one
+    """
+    metadata = {"step": str(step), "log": str(log_size), "run": json.dumps(settings)}
+    write_safetensors(state, path, metadata)
+
+
+@torch.no_grad()
+def restore_training_state(path, state, settings):
+    """Copy a saved state into the tensors of `state` -> (number of steps done, size of the log).
+
+    ValueError if the saved run had other settings, or a model of another shape.
+    """
+    tensors, metadata = read_safetensors(path)
+    with parsing(path, "the state of a training run"):
+        saved_settings = parse_json_object(metadata["run"])
+        step = int(metadata["step"])
+        log_size = int(metadata["log"])
+    settings = json.loads(json.dumps(settings))          # tuples become lists, as in the file
+    different = []
+    for name, value in settings.items():
+        if saved_settings.get(name) != value:
+            different.append(f"{name} {saved_settings.get(name)!r} there, {value!r} here")
+    if different:
+        raise ValueError(f"{path} is of a run with other settings: {first_few(different)}")
+    saved_shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if saved_shapes != {name: tensor.shape for name, tensor in state.items()}:
+        raise ValueError(f"{path} is the state of another model")
+    for name, tensor in state.items():
+        tensor.copy_(tensors[name])
+    return step, log_size
+
+
+# ---- From here on: files in general -----------------------------------------------------
+
+@contextmanager
+def parsing(path, kind):
+    """Turn whatever goes wrong in the with block into a ValueError that begins with the path.
+
+    kind says what the file should be, for the message. An error of the operating system that
+    names its file passes through as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        reason = str(error)
+        if not isinstance(error, ValueError):
+            reason = f"{type(error).__name__}: {error}"
+        reason = " ".join(reason.split())                # one line
+        raise ValueError(f"{path}: not {kind}: {reason:.500}") from error
+
+
+@contextmanager
+def replace_file(path, shared=False):
+    """Open a file for writing that takes the place of `path` when the with block ends.
+
+    Until then it has another name; then it is flushed to the disk and renamed. So whatever
+    happens, `path` is the old file or the new one, never half of one. shared=True: several
+    processes may write the same path at once, so each uses a name of its own.
+    """
+    temporary = f"{path}.tmp"
+    if shared:
+        temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        reason = error.strerror                          # the error of a full disk names no file
+        if reason is None:
+            reason = str(error)
+        raise OSError(error.errno, reason, str(path)) from error
+    finally:
+        if os.path.isfile(temporary):
+            os.remove(temporary)
+
+
+def write_json(path, value, shared=False):
+    """Write a value as JSON, in place of an older file."""
+    with replace_file(path, shared) as file:
+        file.write(json.dumps(value, indent=1).encode())
+
+
+def read_text(path):
+    """Read a text file in UTF-8, with or without a byte order mark."""
+    with parsing(path, "text in UTF-8"), open(path, encoding="utf-8-sig") as file:
+        return file.read()
+
+
+def read_json(path):
+    """Read a file that is one JSON object -> dict. ValueError names the file."""
+    with parsing(path, "a JSON object"), open(path, encoding="utf-8-sig") as file:
+        return parse_json_object(file.read())
+
+
+def parse_json_object(text):
+    """Parse a text that is one JSON object -> dict. ValueError if it is anything else.
+
+    A name that stands twice in an object is an error. So is half of a character such as \\ud800,
+    which is no text: it could not be written as UTF-8.
+    """
+    value = json.loads(text, object_pairs_hook=object_of_pairs, parse_int=parse_json_integer)
+    if not isinstance(value, dict):
+        raise ValueError(f"it is a {type(value).__name__}")
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()   # UnicodeEncodeError, a ValueError
+    return value
+
+
+def object_of_pairs(pairs):
+    """Make a dict of the pairs (name, value) of a JSON object."""
+    names = set()
+    for name, _ in pairs:
+        if name in names:
+            raise ValueError(f"there is twice the name {name!r:.200} in one object")
+        names.add(name)
+    return dict(pairs)
+
+
+def parse_json_integer(digits):
+    """Read an integer. JSON has a -0, which Python takes for the integer 0: keep it a float, so
+    that it is refused where a size is wanted."""
+    if digits == "-0":
+        return -0.0
+    return int(digits)
+
+
+# For fetch(): each tuple lists files one of which is needed.
+MODEL_FILES = [("config.json",), ("model.safetensors", "model*.safetensors*", "pytorch_model.bin")]
+
+
+def fetch(name, needed, optional=()):
+    """Return `name` if it is a folder, else download that model from the Hugging Face hub.
+
+    needed: a list of tuples of file patterns; of each tuple the first that the hub has is fetched
+    optional: file patterns that are fetched if the hub has them
+    Returns the folder with the files. ValueError if there is no such model or no network.
+    """
+    if os.path.isdir(name):
+        return name
+    # Imported here: it is slow to import, and most runs do not need it.
+    from huggingface_hub import snapshot_download
+    try:
+        for patterns in needed:
+            folder = fetch_one_of(name, patterns)
+        for pattern in optional:
+            snapshot_download(name, allow_patterns=pattern)
+    except Exception as error:      # the hub's own, or of any HTTP library that it uses
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name}: there is no such folder, and the Hugging Face hub did not "
+                         f"give it: {reason}") from error
+    return folder
+
+
+def fetch_one_of(name, patterns):
+    """Download the files that match the first pattern for which the hub has any -> the folder."""
+    from huggingface_hub import snapshot_download
+    for pattern in patterns:
+        folder = snapshot_download(name, allow_patterns=pattern)
+        if glob.glob(pattern, root_dir=folder):
+            return folder
+    raise ValueError(f"it has no {' or '.join(patterns)}")

@@ -1,0 +1,1212 @@
+"""checkpoint.py: its files against the safetensors package and transformers, files that are
+damaged or hostile, writing that fails, the state of a training run, models by name."""
+import copy
+import errno
+import json
+import os
+import random
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+from checkpoint import (
+    MODEL_FILES, check_tensors, fetch, first_few, load, name_in_file, parse_json_object, parsing,
+    read_config, read_json, read_safetensors, read_text, read_weights, replace_file,
+    restore_training_state, save, save_training_state, write_json, write_safetensors)
+from conftest import (
+    A, C, E, KINDS, MAX_POSITIONS, R, V, assert_close, assert_same_as_authors,
+    assert_same_as_bert, authors_checkpoint, authors_weights, make_batch, random_bert, random_model)
+
+
+@pytest.fixture
+def safetensors():
+    """The official package."""
+    pytest.importorskip("safetensors", reason="the oracle is in requirements-dev.txt")
+    import safetensors.torch
+    return safetensors
+
+
+def bytes_of(tensor):
+    return tensor.contiguous().view(-1).view(torch.uint8).tolist()
+
+
+def assert_same_bytes(found, expected):
+    """Assert that two {name: tensor} are the same: names, shapes, types and every bit."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].shape == tensor.shape, name
+        assert found[name].dtype == tensor.dtype, name
+        assert bytes_of(found[name]) == bytes_of(tensor), name
+
+
+# ---- Safetensors: what the official package reads and writes ----------------------------
+
+def tensors_of_every_dtype():
+    """Make a matrix, an empty matrix and a single number of each type: {name: tensor}."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for code, dtype in checkpoint.DTYPES.items():
+        limit = 2 if code == "BOOL" else 100
+        for shape in ((2, 3), (0, 3), ()):
+            numbers = torch.randint(0, limit, shape, generator=generator)
+            tensors[f"{code} {shape}"] = numbers.to(dtype)
+    return tensors
+
+
+def test_a_file_of_the_official_package_is_read_bit_by_bit(safetensors, tmp_path):
+    metadata = {"who": "they", "é": "ü"}
+    safetensors.torch.save_file(tensors_of_every_dtype(), tmp_path / "x", metadata=metadata)
+    found, found_metadata = read_safetensors(tmp_path / "x")
+    assert_same_bytes(found, tensors_of_every_dtype())
+    assert found_metadata == metadata
+
+
+def test_the_official_package_reads_our_file_bit_by_bit(safetensors, tmp_path):
+    metadata = {"who": "we", "é": "ü"}
+    write_safetensors(tensors_of_every_dtype(), tmp_path / "x", metadata)
+    found = safetensors.torch.load_file(tmp_path / "x")
+    assert_same_bytes(found, tensors_of_every_dtype())
+    with safetensors.safe_open(tmp_path / "x", "pt") as file:
+        assert file.metadata() == metadata
+
+
+def test_a_transposed_view_is_written_as_it_looks(tmp_path):
+    table = torch.arange(6.0).view(2, 3)
+    write_safetensors({"x": table.T}, tmp_path / "x")
+    tensors, _ = read_safetensors(tmp_path / "x")
+    assert torch.equal(tensors["x"], table.T)
+
+
+def test_a_parameter_is_written_as_a_tensor(tmp_path):
+    write_safetensors({"x": torch.nn.Parameter(torch.ones(3))}, tmp_path / "x")
+    tensors, _ = read_safetensors(tmp_path / "x")
+    assert torch.equal(tensors["x"], torch.ones(3))
+    assert not tensors["x"].requires_grad
+
+
+def test_every_tensor_is_written_at_a_multiple_of_its_element(tmp_path):
+    tensors = tensors_of_every_dtype()
+    write_safetensors(tensors, tmp_path / "x")
+    content = (tmp_path / "x").read_bytes()
+    header_size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:8 + header_size])
+    assert header_size % 8 == 0
+    for name, tensor in tensors.items():
+        begin = header[name]["data_offsets"][0]
+        assert begin % tensor.element_size() == 0, name
+
+
+def test_no_tensors_at_all_are_a_file_too(tmp_path):
+    write_safetensors({}, tmp_path / "x")
+    assert read_safetensors(tmp_path / "x") == ({}, {})
+
+
+def test_a_tensor_is_mapped_not_copied(tmp_path):
+    write_safetensors({"x": torch.zeros(1000)}, tmp_path / "x")
+    tensors, _ = read_safetensors(tmp_path / "x")
+    with open(tmp_path / "x", "r+b") as file:            # a mapped tensor shows what is written now
+        file.seek(-4, os.SEEK_END)
+        file.write(np.float32(5).tobytes())
+    assert tensors["x"][-1] == 5
+
+
+def test_writing_to_a_tensor_leaves_its_file_alone(tmp_path):
+    write_safetensors({"x": torch.zeros(1000)}, tmp_path / "x")
+    before = (tmp_path / "x").read_bytes()
+    tensors, _ = read_safetensors(tmp_path / "x")
+    tensors["x"].fill_(1)
+    assert (tmp_path / "x").read_bytes() == before
+
+
+def test_a_read_only_file_can_be_read(tmp_path):
+    write_safetensors({"x": torch.ones(3)}, tmp_path / "x")
+    (tmp_path / "x").chmod(0o400)
+    tensors, _ = read_safetensors(tmp_path / "x")
+    assert torch.equal(tensors["x"], torch.ones(3))
+
+
+# ---- Safetensors: damaged files ---------------------------------------------------------
+
+def file_bytes(header, data=b"", header_size=None):
+    """Make the content of a file; the header is a dict, text or bytes.
+
+    header_size: the size that the file claims for its header; None: the true one
+    """
+    if isinstance(header, dict):
+        header = json.dumps(header)
+    if isinstance(header, str):
+        header = header.encode()
+    if header_size is None:
+        header_size = len(header)
+    return header_size.to_bytes(8, "little") + header + data
+
+
+def entry(begin=0, end=8, shape=(2,), dtype="F32"):
+    """Make a tensor's entry in a header; by default a good one, of two numbers."""
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize("shift", range(8))
+def test_the_data_may_begin_anywhere(tmp_path, shift):
+    header = json.dumps({"x": entry()}) + " " * shift
+    (tmp_path / "x").write_bytes(file_bytes(header, np.float32([1, 2]).tobytes()))
+    tensors, _ = read_safetensors(tmp_path / "x")
+    assert tensors["x"].tolist() == [1, 2]
+    assert tensors["x"].data_ptr() % 4 == 0
+
+
+GOOD = json.dumps(entry())
+DEEP_LIST = json.loads("[" * 500 + "]" * 500)
+# What is wrong: the content of the file, a pattern in the message.
+BROKEN = {
+    "an empty file": (b"", "ends before the size of its header"),
+    "seven bytes": (b"\0" * 7, "ends before the size of its header"),
+    "a header of no bytes": (b"\0" * 8, "header"),
+    "a header past the end": (file_bytes({"x": entry()}, b"\0" * 8, 500), "500 bytes"),
+    "a header of 2^63 bytes": (file_bytes({"x": entry()}, b"\0" * 8, 2**63), "header"),
+    "a header of 2^64 - 1 bytes": (file_bytes({"x": entry()}, b"\0" * 8, 2**64 - 1), "header"),
+    "not JSON": (file_bytes("{'x': 1}"), "JSON"),
+    "not text": (file_bytes(b'{"\xff": 1}'), "JSON"),
+    "a list": (file_bytes("[1, 2]"), "JSON"),
+    "a deep list": (file_bytes("[" * 100_000), "JSON"),
+    "a deep object": (file_bytes('{"x":' * 100_000), "JSON"),
+    "a huge number": (file_bytes('{"x": 1' + "0" * 5000 + "}"), "JSON"),
+    "half a character": (file_bytes('{"\\ud800": ' + GOOD + "}", b"\0" * 8), "surrogates"),
+    "a name that stands twice":
+        (file_bytes('{"x": ' + GOOD + ', "x": ' + GOOD + "}", b"\0" * 8), "twice.*'x'"),
+    "metadata that are a list": (file_bytes({"__metadata__": []}), "__metadata__"),
+    "metadata that are numbers": (file_bytes({"__metadata__": {"a": 1}}), "__metadata__"),
+    "an entry that is a list": (file_bytes({"x": []}), "'x'"),
+    "an entry that is null": (file_bytes({"x": None}), "'x'"),
+    "an entry without a shape":
+        (file_bytes({"x": {"dtype": "F32", "data_offsets": [0, 0]}}), "'x'.*shape"),
+    "a deep entry": (file_bytes({"x": entry(shape=DEEP_LIST)}, b"\0" * 8), "'x'"),
+    "an unknown dtype": (file_bytes({"x": entry(dtype="F33")}, b"\0" * 8), "'x'.*F33"),
+    "a dtype that is a list": (file_bytes({"x": entry(dtype=["F32"])}, b"\0" * 8), "'x'"),
+    "a dtype that is null": (file_bytes({"x": entry(dtype=None)}, b"\0" * 8), "'x'"),
+    "a shape that is text": (file_bytes({"x": entry(0, 4, "")}, b"\0" * 4), "'x'"),
+    "a shape that is an object": (file_bytes({"x": entry(0, 4, {})}, b"\0" * 4), "'x'"),
+    "a shape that is null": (file_bytes({"x": entry(shape=None)}, b"\0" * 8), "'x'"),
+    "a shape of -1": (file_bytes({"x": entry(shape=[-1])}, b"\0" * 8), "'x'"),
+    "a shape of -1 and -2": (file_bytes({"x": entry(shape=[-1, -2])}, b"\0" * 8), "'x'.*-1"),
+    "a shape of -0":
+        (file_bytes('{"x":{"dtype":"F32","shape":[-0],"data_offsets":[0,0]}}'), "'x'"),
+    "a shape of true": (file_bytes({"x": entry(0, 4, [True])}, b"\0" * 4), "'x'"),
+    "a shape of 2.0": (file_bytes({"x": entry(shape=[2.0])}, b"\0" * 8), "'x'"),
+    "a shape of 2^80":
+        (file_bytes({"x": entry(shape=[2**80])}, b"\0" * 8), "'x' has a size or an offset 12089"),
+    "a shape that overflows": (file_bytes({"x": entry(0, 0, [2**61, 2**61, 0])}), "'x'"),
+    "a shape that wraps around to 2":
+        (file_bytes({"x": entry(shape=[2**61, 8, 2**33])}, b"\0" * 8), "'x'"),
+    "too few bytes": (file_bytes({"x": entry(shape=[3])}, b"\0" * 8), "'x'"),
+    "half a number": (file_bytes({"x": entry(0, 7, [2])}, b"\0" * 7), "'x'"),
+    "offsets that are null":
+        (file_bytes({"x": entry() | {"data_offsets": None}}, b"\0" * 8), "'x'.*offsets None"),
+    "offsets that are text":
+        (file_bytes({"x": entry() | {"data_offsets": "08"}}, b"\0" * 8), "'x'.*offsets '08'"),
+    "three offsets":
+        (file_bytes({"x": entry() | {"data_offsets": [0, 8, 8]}}, b"\0" * 8), "'x'"),
+    "offsets of true": (file_bytes({"x": entry(False, True, [1], "U8")}, b"\0"), "'x'"),
+    "negative offsets": (file_bytes({"x": entry(-8, 0)}, b"\0" * 8), "'x'"),
+    "offsets the wrong way round": (file_bytes({"x": entry(8, 0)}, b"\0" * 8), "'x'"),
+    "offsets past the end": (file_bytes({"x": entry(8, 16)}, b"\0" * 8), "'x'"),
+    "an end past the end": (file_bytes({"x": entry(0, 80)}, b"\0" * 8), "'x'"),
+    "a last tensor past the end":
+        (file_bytes({"x": entry(0, 80, [20])}, b"\0" * 8), "end of the file"),
+    "offsets of 2^70": (file_bytes({"x": entry(2**70, 2**70, [0])}), "'x'"),
+    "a hole": (file_bytes({"x": entry(), "y": entry(12, 20)}, b"\0" * 20), "'y'.*12"),
+    "a hole at the start": (file_bytes({"x": entry(4, 12)}, b"\0" * 12), "'x'.*4"),
+    "overlap": (file_bytes({"x": entry(), "y": entry(4, 12)}, b"\0" * 12), "'y'.*4"),
+    "twice the same bytes": (file_bytes({"x": entry(), "y": entry()}, b"\0" * 8), "'y'"),
+    "bytes left over": (file_bytes({"x": entry()}, b"\0" * 9), "end of the file"),
+    "a name with a line break": (file_bytes({"x\ny": entry(shape=[3])}, b"\0" * 8), "x.*y"),
+    "a long name": (file_bytes({"x" * 9000: entry(shape=[3])}, b"\0" * 8), "x{100}"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_file_is_one_line_that_names_it(tmp_path, broken):
+    content, pattern = BROKEN[broken]
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=pattern) as error:
+        read_safetensors(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: not a safetensors file: ")
+    assert len(message.splitlines()) == 1
+    assert len(message) < 1000
+
+
+def test_a_header_larger_than_the_official_limit_is_not_parsed(tmp_path, monkeypatch):
+    content = file_bytes({"x": entry()}, b"\0" * 8)
+    (tmp_path / "x").write_bytes(content)
+    header_size = len(content) - 16
+    monkeypatch.setattr(checkpoint, "LARGEST_HEADER", header_size)
+    read_safetensors(tmp_path / "x")
+    monkeypatch.setattr(checkpoint, "LARGEST_HEADER", header_size - 1)
+    with pytest.raises(ValueError, match=f"header is {header_size} bytes"):
+        read_safetensors(tmp_path / "x")
+
+
+# Values that are put into a header in the place of good ones.
+HOSTILE = [0, 1, -1, 2, 4, 8, 12, 24, 2**31, 2**63, 2**64, 1.0, True, None, "", "F16", "I32",
+           "BOOL", "F99", [], [0], [0, 4], [2, 3], [-0.0], {}, {"a": 1}]
+
+
+def with_one_value_exchanged(header, rng):
+    """Return a copy of a header in which one value, at any depth, is a hostile one."""
+    changed = copy.deepcopy(header)
+    owner = changed
+    key = rng.choice(list(owner))
+    while isinstance(owner[key], (dict, list)) and owner[key] and rng.random() < 0.8:
+        owner = owner[key]
+        if isinstance(owner, dict):
+            key = rng.choice(list(owner))
+        else:
+            key = rng.randrange(len(owner))
+    owner[key] = rng.choice(HOSTILE)
+    return changed
+
+
+def mutations(content, count):
+    """Yield damaged copies of a file: a bit is flipped, the end is cut off, a byte is inserted,
+    or a value in the header is exchanged."""
+    rng = random.Random(0)
+    header_size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:8 + header_size])
+    data = content[8 + header_size:]
+    for _ in range(count):
+        kind = rng.choice(["flip", "cut", "insert", "exchange"])
+        position = rng.randrange(len(content))
+        before = content[:position]
+        after = content[position:]
+        if kind == "flip":
+            flipped = content[position] ^ (1 << rng.randrange(8))
+            yield before + bytes([flipped]) + after[1:]
+        elif kind == "cut":
+            yield before
+        elif kind == "insert":
+            yield before + rng.choice([b"0", b"-", b" ", b'"', b"\0", b"9"]) + after
+        else:
+            yield file_bytes(with_one_value_exchanged(header, rng), data)
+
+
+def test_a_mutated_file_is_read_as_the_official_package_reads_it_or_refused(safetensors, tmp_path):
+    tensors = {"a": torch.randn(2, 3), "b.weight": torch.arange(4), "c": torch.ones(3).half(),
+               "none": torch.zeros(0, 2), "one": torch.tensor(2.0), "t": torch.tensor([True])}
+    write_safetensors(tensors, tmp_path / "x", {"format": "pt"})
+    path = tmp_path / "mutant"
+    num_read = 0
+    with open(path, "wb") as file:                       # one file, because 2000 would be slow
+        for mutant in mutations((tmp_path / "x").read_bytes(), 2000):
+            file.seek(0)
+            file.write(mutant)
+            file.truncate()
+            file.flush()
+            try:
+                found, _ = read_safetensors(path)
+            except ValueError as error:
+                assert str(path) in str(error)
+                continue
+            assert_same_bytes(found, safetensors.torch.load(mutant))
+            num_read += 1
+    assert 50 < num_read < 1950                          # some are harmless, most are not
+
+
+# ---- Checkpoints of others --------------------------------------------------------------
+
+def save_pickled(bert, folder, rename=None, extra=None):
+    """Write a BERT of transformers as an old version did, in a pytorch_model.bin.
+
+    rename: a function from the name of a tensor to the name in the file
+    extra: more tensors {name: tensor}
+    """
+    tensors = {}
+    for name, tensor in bert.state_dict().items():
+        if rename is not None:
+            name = rename(name)
+        tensors[name] = tensor
+    if extra is not None:
+        tensors.update(extra)
+    bert.config.save_pretrained(folder)
+    torch.save(tensors, folder / "pytorch_model.bin")
+
+
+def old_spelling(name):
+    name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+    return name.replace("LayerNorm.bias", "LayerNorm.beta")
+
+
+def save_bert(bert, folder, kind):
+    """Write a BERT of transformers as one of the kinds of files in BERT_FILES."""
+    if kind == "safetensors":
+        bert.save_pretrained(folder)
+    elif kind == "shards":
+        bert.save_pretrained(folder, max_shard_size="20KB")
+    elif kind == "pickled, decoder twice":
+        save_pickled(bert, folder)
+    elif kind == "gamma and beta":
+        save_pickled(bert, folder, old_spelling)
+    elif kind == "position_ids":
+        position_ids = torch.arange(MAX_POSITIONS)[None]
+        save_pickled(bert, folder, extra={"bert.embeddings.position_ids": position_ids})
+    elif kind == "F16":
+        bert.half().save_pretrained(folder)
+    elif kind == "BF16":
+        bert.bfloat16().save_pretrained(folder)
+
+
+BERT_FILES = ["safetensors", "shards", "pickled, decoder twice", "gamma and beta", "position_ids",
+              "F16", "BF16"]
+
+
+@pytest.mark.parametrize("kind", BERT_FILES)
+def test_a_bert_is_read_from_every_kind_of_file(transformers, tmp_path, kind):
+    bert = random_bert(transformers)
+    save_bert(bert, tmp_path, kind)
+    assert_same_as_bert(load(tmp_path), bert)
+
+
+def test_shards_are_shards(transformers, tmp_path):
+    save_bert(random_bert(transformers), tmp_path, "shards")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+
+
+def test_the_pooler_and_the_next_sentence_head_are_left_out(transformers, tmp_path):
+    bert = random_bert(transformers, "BertForPreTraining")
+    bert.save_pretrained(tmp_path)
+    assert_same_as_bert(load(tmp_path), bert)
+
+
+def test_a_bert_without_prefix_and_head_has_no_head(transformers, tmp_path):
+    bert = random_bert(transformers, "BertModel")
+    bert.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert model.head is None
+    assert_same_as_bert(model, bert)
+
+
+def test_an_untied_decoder_is_read_with_its_own_bias(transformers, tmp_path):
+    bert = random_bert(transformers, tie_word_embeddings=False)
+    other_bias = {"cls.predictions.bias": torch.full([V], 9.0)}      # an old file may have two
+    save_pickled(bert, tmp_path, extra=other_bias)
+    model = load(tmp_path)
+    assert not model.config.tie_decoder
+    assert_same_as_bert(model, bert)
+
+
+def test_a_decoder_equal_to_the_word_table_is_tied(transformers, tmp_path):
+    save_pickled(random_bert(transformers), tmp_path)
+    model = load(tmp_path)
+    assert model.config.tie_decoder
+    assert model.head.decoder is None
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("embedding_size", [E, C])
+def test_a_checkpoint_of_the_authors_is_read_from_safetensors_too(
+        tmp_path, embedding_size, adapters):
+    weights = authors_weights(embedding_size, adapters)
+    authors_checkpoint(weights, tmp_path)
+    tensors = torch.load(tmp_path / "pytorch_model.bin")
+    (tmp_path / "pytorch_model.bin").unlink()
+    write_safetensors(tensors, tmp_path / "model.safetensors")
+    assert_same_as_authors(load(tmp_path), weights)
+
+
+def test_a_student_is_saved_under_the_authors_names(tmp_path):
+    model = random_model(adapter_size=A, tie_decoder=False)
+    save(model, tmp_path)
+    tensors, _ = read_safetensors(tmp_path / "model.safetensors")
+    weights = {name: tensor.double().numpy() for name, tensor in tensors.items()}
+    for leaf in ("weight", "bias"):                      # only the projection has ALBERT's name
+        name = f"encoder.embedding_hidden_mapping_in.{leaf}"
+        weights[f"projector.{leaf}"] = weights.pop(name)
+    assert_same_as_authors(model, weights)
+
+
+def test_names_are_translated():
+    bert = "encoder.layer.12.attention.output.LayerNorm.bias"
+    albert = "encoder.albert_layer_groups.12.albert_layers.0.attention.LayerNorm.bias"
+    name = "layers.12.attention_norm.bias"
+    assert name_in_file(checkpoint.BERT, name) == bert
+    assert name_in_file(checkpoint.ALBERT, name) == albert
+    assert name_in_file(checkpoint.BERT, "head.bias") == "cls.predictions.bias"
+    adapter = name_in_file(checkpoint.ALBERT, "output_adapters.3.up.weight")
+    assert adapter == "mlp_adapters.3.block.2.weight"
+
+
+# ---- Saving and loading -----------------------------------------------------------------
+
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_is_loaded(tmp_path, kind, head):
+    model = random_model(head, **KINDS[kind])
+    save(model, tmp_path)
+    found = load(tmp_path)
+    assert_same_bytes(found.state_dict(), model.state_dict())
+    assert (found.head is None) == (not head)
+    if head:
+        assert found.config == model.config
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_rounded_is_loaded_rounded(tmp_path, kind, dtype):
+    model = random_model(**KINDS[kind])
+    save(model, tmp_path, dtype)
+    rounded = {name: tensor.to(dtype).float() for name, tensor in model.state_dict().items()}
+    assert_same_bytes(load(tmp_path).state_dict(), rounded)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_all_of_a_file_is_of_the_type_asked_for(tmp_path, dtype):
+    save(random_model(), tmp_path, dtype)
+    tensors, _ = read_safetensors(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {dtype}
+
+
+def test_the_file_says_that_its_tensors_are_of_pytorch(tmp_path):
+    """Some versions of transformers refuse a file that does not say so."""
+    save(random_model(), tmp_path)
+    _, metadata = read_safetensors(tmp_path / "model.safetensors")
+    assert metadata == {"format": "pt"}
+
+
+def test_a_model_is_saved_into_a_new_folder(tmp_path):
+    save(random_model(), tmp_path / "new" / "student")
+    names = os.listdir(tmp_path / "new" / "student")
+    assert sorted(names) == ["config.json", "model.safetensors"]
+
+
+def test_a_loaded_model_does_not_hang_on_its_file(tmp_path):
+    model = random_model()
+    save(model, tmp_path)
+    found = load(tmp_path)
+    with open(tmp_path / "model.safetensors", "r+b") as file:
+        file.write(bytes(os.path.getsize(file.name)))
+    assert_same_bytes(found.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["bert", "adapters"])
+def test_a_loaded_model_is_in_eval_mode(tmp_path, kind):
+    save(random_model(**KINDS[kind]).train(), tmp_path)
+    model = load(tmp_path)
+    assert not any(module.training for module in model.modules())
+    first, _ = model(*make_batch())
+    second, _ = model(*make_batch())
+    assert torch.equal(first[-1], second[-1])            # no dropout
+
+
+def test_a_loaded_model_can_be_trained(tmp_path):
+    save(random_model(), tmp_path)
+    assert all(parameter.requires_grad for parameter in load(tmp_path).parameters())
+
+
+def test_loading_spends_no_random_numbers(tmp_path):
+    save(random_model(), tmp_path)
+    torch.manual_seed(5)
+    load(tmp_path)
+    after_loading = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), after_loading)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_saved_bert_opens_in_transformers_with_nothing_missing(transformers, tmp_path, tied):
+    model = random_model(**KINDS["bert"] | {"tie_decoder": tied})
+    save(model, tmp_path)
+    bert, report = transformers.BertForMaskedLM.from_pretrained(
+        tmp_path, output_loading_info=True, attn_implementation="eager")
+    for kind_of_problem, names in report.items():
+        assert not names, kind_of_problem
+    assert_same_as_bert(model, bert.eval())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_config_says_what_the_model_is(tmp_path, kind):
+    model = random_model(**KINDS[kind])
+    save(model, tmp_path / "with")
+    model.head = None
+    save(model, tmp_path / "without")
+    config = read_json(tmp_path / "with" / "config.json")
+    headless = read_json(tmp_path / "without" / "config.json")
+    family = "Albert"
+    if kind.startswith("bert"):
+        family = "Bert"
+    elif kind.startswith("adapters"):
+        family = "MiniALBERT"
+    assert config["model_type"] == family.lower()
+    assert config["architectures"] == [family + "ForMaskedLM"]
+    assert headless["architectures"] == [family + "Model"]
+    assert config["tie_word_embeddings"] == (not kind.endswith("untied"))
+    assert read_config(tmp_path / "with" / "config.json") == model.config
+
+
+@pytest.mark.parametrize("kind", ["recursive", "recursive, E = C", "unshared, factorised",
+                                  "partly shared"])
+def test_a_saved_student_opens_as_an_albert_with_nothing_missing(transformers, tmp_path, kind):
+    model = random_model(**KINDS[kind])
+    save(model, tmp_path)
+    albert, report = transformers.AlbertModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["mismatched_keys"]
+    ids, mask, segments = make_batch()
+    with torch.no_grad():
+        theirs = albert.eval()(ids, attention_mask=mask.long(), token_type_ids=segments)
+        hidden, _ = model(ids, mask, segments)
+    assert_close(hidden[-1], theirs.last_hidden_state)
+
+
+def test_a_student_with_adapters_is_refused_by_transformers(transformers, tmp_path):
+    save(random_model(adapter_size=A), tmp_path)
+    with pytest.raises(ValueError, match="minialbert"):
+        transformers.AutoModel.from_pretrained(tmp_path)
+
+
+# ---- Checkpoints that are refused -------------------------------------------------------
+
+def refusal(folder, pattern=None):
+    """Return the message of load(), which must be one line that names the folder."""
+    with pytest.raises(ValueError, match=pattern) as error:
+        load(folder)
+    message = str(error.value)
+    assert str(folder) in message
+    assert len(message.splitlines()) == 1
+    assert len(message) < 2000
+    return message
+
+
+REMOVED = object()                  # for change_config and sharded: the name is to be left out
+
+
+def change_config(folder, **changes):
+    """Change fields in the folder's config.json; REMOVED removes one."""
+    config = read_json(folder / "config.json")
+    for name, value in changes.items():
+        if value is REMOVED:
+            del config[name]
+        else:
+            config[name] = value
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with a small BERT."""
+    save(random_model(**KINDS["bert"]), tmp_path)
+    return tmp_path
+
+
+def change_tensors(folder, changes):
+    """Replace tensors in the folder's file; None removes one."""
+    mapped, _ = read_safetensors(folder / "model.safetensors")
+    tensors = {name: tensor.clone() for name, tensor in mapped.items()}
+    for name, tensor in changes.items():
+        if tensor is None:
+            del tensors[name]
+        else:
+            tensors[name] = tensor
+    write_safetensors(tensors, folder / "model.safetensors")
+
+
+def test_every_missing_and_every_unknown_tensor_is_named(saved):
+    change_tensors(saved, {"bert.encoder.layer.2.output.dense.weight": None,
+                           "cls.predictions.bias": None, "other": torch.ones(3),
+                           "bert.encoder.layer.9.surprise": torch.ones(2)})
+    message = refusal(saved)
+    assert "'encoder.layer.2.output.dense.weight' is missing" in message
+    assert "'cls.predictions.bias' is missing" in message
+    assert "'other' is [3], not known" in message
+    assert "'encoder.layer.9.surprise' is [2], not known" in message
+    assert "more" not in message
+
+
+def test_of_many_wrong_tensors_six_are_named_and_all_are_counted(saved):
+    change_tensors(saved, {f"other{i:04}": torch.ones(3) for i in range(2006)})
+    message = refusal(saved, "; and 2,000 more$")
+    for i in range(6):
+        assert f"'other000{i}' is [3], not known" in message
+    assert "other0006" not in message
+
+
+def test_the_first_few_of_many_texts():
+    assert first_few([]) == ""
+    assert first_few(["a", "b"], limit=2) == "a; b"
+    assert first_few(["a", "b", "c"], limit=2) == "a; b; and 1 more"
+    assert len(first_few(["x" * 10_000])) <= 200
+
+
+@pytest.mark.parametrize("name", ["{}", "layers.{0}.norm.weight", "%s", "a\nb", "", "layer.#.x"])
+def test_a_strange_name_is_just_unknown(saved, name):
+    change_tensors(saved, {name: torch.ones(2)})
+    refusal(saved, "not known")
+
+
+def test_a_tensor_of_another_shape_is_named(saved):
+    change_tensors(saved, {"bert.embeddings.LayerNorm.weight": torch.ones(C + 1)})
+    refusal(saved, r"'embeddings.LayerNorm.weight' is \[25\], not \[24\]")
+
+
+def test_weights_of_whole_numbers_are_refused(saved):
+    change_tensors(saved, {"bert.embeddings.LayerNorm.weight": torch.ones(C, dtype=torch.int8)})
+    refusal(saved, "'embeddings.LayerNorm.weight' is of type torch.int8")
+
+
+def test_tensors_that_are_as_wanted_are_no_error():
+    check_tensors("path", {"x": [2, 3]}, {"x": torch.ones(2, 3)})
+
+
+def test_a_classifier_on_top_is_unknown_here(saved):
+    change_tensors(saved, {"classifier.weight": torch.ones(2, C)})
+    refusal(saved, "classifier.weight")
+
+
+def test_a_projection_that_is_no_identity_is_not_left_out(tmp_path):
+    save(random_model(embedding_size=C), tmp_path)
+    load(tmp_path)
+    name = "encoder.embedding_hidden_mapping_in"
+    for tensors in ({f"{name}.weight": 2 * torch.eye(C)}, {f"{name}.bias": torch.ones(C)}):
+        save(random_model(embedding_size=C), tmp_path)
+        change_tensors(tmp_path, tensors)
+        refusal(tmp_path, f"'{name}.weight' is .*not known")
+
+
+def test_a_config_of_a_model_too_large_for_any_machine_is_refused(tmp_path):
+    save(random_model(embedding_size=C), tmp_path)
+    change_config(tmp_path, hidden_size=2**24, intermediate_size=2**24, num_attention_heads=1)
+    refusal(tmp_path, "attention.dense.weight' is .24, 24., not .16777216, 16777216.")
+
+
+@pytest.mark.parametrize("name, value, pattern", [
+    ("hidden_act", "gelu_new", "gelu_new"), ("hidden_act", [1], "hidden_act"),
+    ("hidden_size", REMOVED, "has no 'hidden_size'"),
+    ("vocab_size", REMOVED, "has no 'vocab_size'"),
+    ("num_hidden_layers", REMOVED, "has no 'num_hidden_layers'"),
+    ("num_attention_heads", REMOVED, "has no 'num_attention_heads'"),
+    ("hidden_size", "24", "hidden_size.*'24'"), ("hidden_size", True, "hidden_size"),
+    ("hidden_size", 24.0, "hidden_size"), ("hidden_size", None, "hidden_size"),
+    ("hidden_size", 0, "hidden_size"), ("hidden_size", -24, "hidden_size"),
+    ("hidden_size", 25, "num_attention_heads"), ("hidden_size", 2**40, "hidden_size"),
+    ("num_hidden_layers", 2000, "num_hidden_layers"), ("num_hidden_layers", 3, "groups"),
+    ("num_hidden_layers", [4], "num_hidden_layers"), ("num_attention_heads", 0, "heads"),
+    ("hidden_dropout_prob", "0.1", "hidden_dropout"), ("hidden_dropout_prob", -1, "hidden_dropout"),
+    ("hidden_dropout_prob", True, "hidden_dropout"), ("layer_norm_eps", float("nan"), "eps"),
+    ("layer_norm_eps", float("inf"), "eps"), ("tie_decoder", "yes", "tie_decoder"),
+    ("vocab_size", V + 1, "word_embeddings"), ("adapter_size", -1, "adapter_size")])
+def test_a_wrong_field_of_the_config_is_named(saved, name, value, pattern):
+    change_config(saved, **{name: value})
+    refusal(saved, pattern)
+
+
+@pytest.mark.parametrize("factor", ["16", 0, None, 2.5, REMOVED])
+def test_a_wrong_reduction_factor_is_refused(tmp_path, factor):
+    authors_checkpoint(authors_weights(E, True), tmp_path)
+    change_config(tmp_path, reduction_factor=factor)
+    refusal(tmp_path, "config.json")
+
+
+def test_a_reduction_factor_counts_only_where_adapters_are_used(tmp_path):
+    authors_checkpoint(authors_weights(E, False), tmp_path)
+    assert read_config(tmp_path / "config.json").adapter_size == 0
+    change_config(tmp_path, use_adapter=True)
+    assert read_config(tmp_path / "config.json").adapter_size == A
+
+
+def test_a_config_of_a_bert_says_little_and_the_rest_follows(saved):
+    changes = {name: REMOVED for name in ("hidden_act", "embedding_size", "num_hidden_groups",
+                                          "adapter_size", "tie_decoder", "hidden_dropout_prob")}
+    change_config(saved, **changes, other_field=[1])
+    config = read_config(saved / "config.json")
+    assert config.embedding_size == C
+    assert config.num_hidden_groups == R
+    assert config.is_bert
+    load(saved)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000, '{"a": 1, "a": 1}'])
+def test_a_config_that_is_no_json_object_is_refused(saved, text):
+    (saved / "config.json").write_text(text)
+    refusal(saved, "config.json: not a JSON object")
+
+
+def test_a_folder_without_weights_says_what_was_looked_for(saved):
+    (saved / "model.safetensors").unlink()
+    refusal(saved, "model.safetensors.*pytorch_model.bin")
+
+
+def test_an_empty_folder_is_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        load(tmp_path)
+
+
+def test_a_cut_file_of_weights_is_refused(saved):
+    path = saved / "model.safetensors"
+    os.truncate(path, os.path.getsize(path) - 4)
+    refusal(saved, "model.safetensors")
+
+
+class Intruder:
+    """An object whose pickle makes a folder where it is opened without care."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def to_pickle(folder, content):
+    """Replace the folder's weights by a pytorch_model.bin that holds `content`."""
+    (folder / "model.safetensors").unlink()
+    torch.save(content, folder / "pytorch_model.bin")
+
+
+def test_a_pickle_that_runs_a_program_is_refused_and_has_not_run(saved):
+    to_pickle(saved, {"x": Intruder(saved / "broken-in")})
+    refusal(saved, "pytorch_model.bin")
+    assert not (saved / "broken-in").exists()
+
+
+@pytest.mark.parametrize("content, pattern", [
+    (None, "it holds a NoneType"), ("text", "it holds a str"),
+    ([torch.ones(2)], "it holds a list"), ({1: 2}, "1 in it is a int"),
+    ({"state_dict": {"x": torch.ones(2)}}, "'state_dict' in it is a dict")])
+def test_a_pickle_that_is_no_dict_of_tensors_is_refused(saved, content, pattern):
+    to_pickle(saved, content)
+    refusal(saved, f"pytorch_model.bin.*{pattern}")
+
+
+def test_a_pickle_may_name_a_tensor_by_a_number(saved):
+    to_pickle(saved, {1: torch.ones(2), "x": torch.ones(2)})
+    assert list(read_weights(saved)) == ["1", "x"]
+    refusal(saved, "'1' is .2., not known")
+
+
+def test_parameters_in_a_pickle_are_read_as_tensors(saved):
+    to_pickle(saved, {"x": torch.nn.Parameter(torch.ones(2))})
+    weights = read_weights(saved)
+    assert torch.equal(weights["x"], torch.ones(2))
+    assert not weights["x"].requires_grad
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(1).expand(2**40), torch.ones(2**40, device="meta")])
+def test_a_tensor_that_claims_more_memory_than_the_file_has_is_refused(saved, tensor):
+    to_pickle(saved, {"bert.embeddings.LayerNorm.weight": tensor})
+    refusal(saved, "LayerNorm.weight' in it is larger than the file")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("old_format", [False, True])
+def test_a_damaged_pickle_is_refused(saved, old_format):
+    to_pickle(saved, {})
+    path = saved / "pytorch_model.bin"
+    torch.save({"other": torch.ones(2)}, path, _use_new_zipfile_serialization=not old_format)
+    content = path.read_bytes()
+    path.write_bytes(b"")
+    refusal(saved, "pytorch_model.bin")
+    rng = random.Random(0)
+    for _ in range(50):
+        position = rng.randrange(len(content))
+        cut = content[:position]
+        overwritten = content[:position] + b"\xff" + content[position + 1:]
+        path.write_bytes(rng.choice([cut, overwritten]))
+        refusal(saved)
+
+
+def sharded(folder, lies=None):
+    """Divide the folder's weights into two shards, the head in the second, with an index.
+
+    lies: {name: file}, wrong entries of the index; REMOVED leaves one out
+    """
+    tensors, _ = read_safetensors(folder / "model.safetensors")
+    file_of_tensor = {}
+    for name in tensors:
+        file_of_tensor[name] = "1.safetensors"
+        if name.startswith("cls."):
+            file_of_tensor[name] = "2.safetensors"
+    for file in ("1.safetensors", "2.safetensors"):
+        shard = {name: tensors[name] for name in tensors if file_of_tensor[name] == file}
+        write_safetensors(shard, folder / file)
+    (folder / "model.safetensors").unlink()
+    if lies is not None:
+        file_of_tensor.update(lies)
+    told = {name: file for name, file in file_of_tensor.items() if file is not REMOVED}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": told}))
+
+
+def test_our_shards_are_read(saved):
+    expected = load(saved).state_dict()
+    sharded(saved)
+    assert_same_bytes(load(saved).state_dict(), expected)
+
+
+@pytest.mark.parametrize("name, file", [
+    ("other", "1.safetensors"), ("bert.embeddings.LayerNorm.bias", REMOVED),
+    ("cls.predictions.bias", REMOVED), ("cls.predictions.bias", "1.safetensors")])
+def test_an_index_that_disagrees_with_its_shards_is_refused(saved, name, file):
+    sharded(saved, {name: file})
+    refusal(saved, f"index.json: .*{name}")
+
+
+@pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/passwd", "..", ".", "", "gone",
+                                  "sub/1.safetensors", "\0", 7, None, ["1.safetensors"], {}, True])
+def test_an_index_names_files_beside_it_and_no_others(saved, file):
+    write_safetensors({"x": torch.ones(1)}, saved.parent / "secret.safetensors")
+    sharded(saved, {"x": file})
+    refusal(saved, "weight_map names .*, which is not beside it")
+
+
+@pytest.mark.parametrize("weight_map", [None, [], "x", 1])
+def test_an_index_without_a_map_is_refused(saved, weight_map):
+    sharded(saved)
+    (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    refusal(saved, "weight_map is not a JSON object")
+
+
+# ---- The state of a training run --------------------------------------------------------
+
+SETTINGS = {"seed": 3, "layers": (0, 2), "lr": 0.1, "tokenizer": "é"}
+
+
+def training_state(value):
+    return {"model.x": torch.full([2, 3], value), "adam.x": torch.full([3], value)}
+
+
+def test_a_training_state_is_restored_in_place(tmp_path):
+    save_training_state(tmp_path / "x", training_state(5.0), 7, 123, SETTINGS)
+    state = training_state(0.0)
+    tensors = list(state.values())
+    assert restore_training_state(tmp_path / "x", state, SETTINGS) == (7, 123)
+    assert_same_bytes(state, training_state(5.0))
+    for tensor, same_tensor in zip(tensors, state.values(), strict=True):
+        assert tensor is same_tensor
+
+
+def test_parameters_are_restored_too(tmp_path):
+    save_training_state(tmp_path / "x", training_state(5.0), 7, 123, SETTINGS)
+    state = training_state(0.0)
+    state["model.x"] = torch.nn.Parameter(state["model.x"])
+    restore_training_state(tmp_path / "x", state, SETTINGS)
+    assert state["model.x"].requires_grad
+    assert (state["model.x"] == 5).all()
+
+
+def test_a_state_of_a_run_with_other_settings_is_refused_and_changes_nothing(tmp_path):
+    save_training_state(tmp_path / "x", training_state(5.0), 7, 123, SETTINGS)
+    state = training_state(0.0)
+    with pytest.raises(ValueError, match="x is of a run with other settings: seed 3 there, 4 here;"
+                       r" layers \[0, 2\] there, \[0, 1\] here$"):
+        restore_training_state(tmp_path / "x", state, SETTINGS | {"seed": 4, "layers": (0, 1)})
+    with pytest.raises(ValueError, match="new None there, 1 here$"):
+        restore_training_state(tmp_path / "x", state, SETTINGS | {"new": 1})
+    assert_same_bytes(state, training_state(0.0))
+
+
+@pytest.mark.parametrize("changes", [
+    {"model.x": torch.zeros(3, 2)}, {"other": torch.zeros(1)}])
+def test_a_state_of_another_model_is_refused_and_changes_nothing(tmp_path, changes):
+    save_training_state(tmp_path / "x", training_state(5.0), 7, 123, SETTINGS)
+    state = training_state(0.0) | changes
+    with pytest.raises(ValueError, match="x is the state of another model"):
+        restore_training_state(tmp_path / "x", state, SETTINGS)
+    assert (state["adam.x"] == 0).all()
+
+
+@pytest.mark.parametrize("metadata", [
+    {}, {"run": "{}", "step": "x", "log": "0"}, {"run": "{}", "step": "1"},
+    {"run": "[]", "step": "1", "log": "0"}, {"run": "{", "step": "1", "log": "0"}])
+def test_a_file_that_is_no_training_state_is_refused(tmp_path, metadata):
+    write_safetensors(training_state(5.0), tmp_path / "x", metadata)
+    with pytest.raises(ValueError, match="x: not the state of a training run: "):
+        restore_training_state(tmp_path / "x", training_state(0.0), {})
+
+
+# ---- Errors that name the file ----------------------------------------------------------
+
+def test_parsing_lets_what_is_right_pass():
+    with parsing("the path", "a thing"):
+        value = 1
+    assert value == 1
+
+
+@pytest.mark.parametrize("raised, message", [
+    (ValueError("it is\n  odd"), "the path: not a thing: it is odd"),
+    (KeyError("x"), "the path: not a thing: KeyError: 'x'"),
+    (RecursionError("deep"), "the path: not a thing: RecursionError: deep"),
+    (OSError("no space"), "the path: not a thing: OSError: no space")])
+def test_parsing_puts_the_path_in_front_of_an_error(raised, message):
+    with pytest.raises(ValueError) as error:
+        with parsing("the path", "a thing"):
+            raise raised
+    assert str(error.value) == message
+    assert error.value.__cause__ is raised
+
+
+def test_parsing_cuts_a_long_error():
+    with pytest.raises(ValueError) as error:
+        with parsing("the path", "a thing"):
+            raise ValueError("x" * 10_000)
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("raised", [
+    FileNotFoundError(errno.ENOENT, "no such file", "other"), KeyboardInterrupt()])
+def test_parsing_does_not_touch_a_missing_file_or_an_interrupt(raised):
+    with pytest.raises(type(raised)) as error:
+        with parsing("the path", "a thing"):
+            raise raised
+    assert error.value is raised
+
+
+# ---- Text and JSON ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("text, value", [
+    ("{}", {}), ('{"a": [1, -2.5, true, null, {"a": "\\u00e9"}]}',
+                 {"a": [1, -2.5, True, None, {"a": "é"}]}),
+    ('{"smile": "\\ud83d\\ude42"}', {"smile": "🙂"})])
+def test_a_json_object_is_a_dict(text, value):
+    assert parse_json_object(text) == value
+
+
+@pytest.mark.parametrize("text, pattern", [
+    ("", "Expecting value"), ("[1]", "it is a list"), ("3", "it is a int"),
+    ("null", "it is a NoneType"), ('"text"', "it is a str"), ("{} {}", "Extra data"),
+    ('{"a": 1, "a": 1}', "twice the name 'a'"), ('{"b": [{"a": 1, "a": 2}]}', "twice the name 'a'"),
+    ('{"a": "\\ud800"}', "surrogates"), ('{"\\uDfFf": 1}', "surrogates"),
+    ('{"a": 1' + "0" * 5000 + "}", "digits"), ('{"a": "x\ny"}', "control character")])
+def test_a_text_that_is_no_json_object_is_refused(text, pattern):
+    with pytest.raises(ValueError, match=pattern):
+        parse_json_object(text)
+
+
+def test_a_zero_with_a_minus_sign_is_no_integer():
+    found = parse_json_object('{"minus": -0, "zero": 0, "other": -10}')
+    assert found == {"minus": 0, "zero": 0, "other": -10}
+    assert type(found["minus"]) is float
+    assert type(found["zero"]) is int
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_text_is_read_with_or_without_a_byte_order_mark(tmp_path, mark):
+    (tmp_path / "x").write_bytes(mark + '{"é": 1}'.encode())
+    assert read_text(tmp_path / "x") == '{"é": 1}'
+    assert read_json(tmp_path / "x") == {"é": 1}
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "x").write_bytes(b'{"\xff": 1}')
+    with pytest.raises(ValueError, match=f"^{tmp_path}/x: not text in UTF-8: "):
+        read_text(tmp_path / "x")
+    with pytest.raises(ValueError, match=f"^{tmp_path}/x: not a JSON object: "):
+        read_json(tmp_path / "x")
+
+
+def test_a_missing_file_stays_a_missing_file(tmp_path):
+    for read in (read_text, read_json, read_safetensors):
+        with pytest.raises(FileNotFoundError, match="none"):
+            read(tmp_path / "none")
+
+
+# ---- Writing ----------------------------------------------------------------------------
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def write(path, *parts):
+    with replace_file(path) as file:
+        for part in parts:
+            file.write(part)
+
+
+def test_a_write_that_succeeds_leaves_one_new_file(tmp_path):
+    write(tmp_path / "x", b"old")
+    write(tmp_path / "x", b"ne", b"w")
+    assert contents(tmp_path) == {"x": b"new"}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_old_file_stays_until_the_block_ends(tmp_path, shared):
+    write(tmp_path / "x", b"old")
+    with replace_file(tmp_path / "x", shared) as file:
+        file.write(b"new")
+        file.flush()
+        assert (tmp_path / "x").read_bytes() == b"old"
+    assert contents(tmp_path) == {"x": b"new"}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("raised", [
+    RuntimeError("odd"), ValueError("odd"), KeyboardInterrupt("odd"), SystemExit("odd")])
+def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path, raised, shared):
+    write(tmp_path / "x", b"old")
+    with pytest.raises(type(raised), match="odd"):
+        with replace_file(tmp_path / "x", shared) as file:
+            file.write(b"half of the ne")
+            raise raised
+    assert contents(tmp_path) == {"x": b"old"}
+
+
+def full_disk(file=None):
+    raise OSError("no space left")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_names_it(tmp_path):
+    write(tmp_path / "x", b"old")
+    with pytest.raises(OSError, match="no space left") as error:
+        with replace_file(tmp_path / "x") as file:
+            file.write(b"new")
+            full_disk()
+    assert error.value.filename == str(tmp_path / "x")
+    assert contents(tmp_path) == {"x": b"old"}
+
+
+def test_a_flush_that_fails_leaves_the_old_file_and_names_it(tmp_path, monkeypatch):
+    write(tmp_path / "x", b"old")
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space left") as error:
+        write(tmp_path / "x", b"new")
+    assert error.value.filename == str(tmp_path / "x")
+    assert contents(tmp_path) == {"x": b"old"}
+
+
+def test_the_error_of_a_full_disk_keeps_its_number_and_gets_a_name(tmp_path):
+    with pytest.raises(OSError) as error:
+        with replace_file(tmp_path / "x"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert error.value.errno == errno.ENOSPC
+    assert str(error.value) == f"[Errno 28] No space left on device: '{tmp_path}/x'"
+
+
+def test_an_error_that_names_its_file_keeps_the_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        with replace_file(tmp_path / "x"):
+            open(tmp_path / "other")
+    assert error.value.filename == str(tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match="none/x"):
+        write(tmp_path / "none" / "x", b"new")
+
+
+def test_processes_that_share_a_path_write_under_names_of_their_own(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    with replace_file(path, shared=True) as first:
+        monkeypatch.setattr(os, "getpid", lambda: 12345)         # another process begins
+        with replace_file(path, shared=True) as second:
+            assert first.name != second.name
+            first.write(b"first")
+            second.write(b"second")
+        assert contents(tmp_path)["x"] == b"second"
+    assert contents(tmp_path) == {"x": b"first"}
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed = []
+
+    def record(descriptor):
+        flushed.append(os.fstat(descriptor).st_size)
+        assert not (tmp_path / "x").exists()
+
+    monkeypatch.setattr(os, "fsync", record)
+    write(tmp_path / "x", b"new")
+    assert flushed == [3]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_json_that_is_written_is_read(tmp_path, shared):
+    write_json(tmp_path / "x", {"old": 1}, shared)
+    value = {"é": [1, 2.5, None, True], "a": {"b": "🙂"}}
+    write_json(tmp_path / "x", value, shared)
+    assert read_json(tmp_path / "x") == value
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("shared, temporary", [(False, "x.tmp"), (True, "x.12345.tmp")])
+def test_json_has_another_name_until_it_is_written(tmp_path, monkeypatch, shared, temporary):
+    renamed = []
+
+    def record(source, target):
+        renamed.append((source, target))
+
+    monkeypatch.setattr(os, "getpid", lambda: 12345)
+    monkeypatch.setattr(os, "replace", record)
+    write_json(tmp_path / "x", {"new": 1}, shared)
+    assert renamed == [(f"{tmp_path}/{temporary}", tmp_path / "x")]
+    assert os.listdir(tmp_path) == []
+
+
+# ---- Models by name ---------------------------------------------------------------------
+
+def hub(monkeypatch, folder, files=(), error=None):
+    """Put a hub with these files, or one that raises this error, in the place of the true one.
+
+    What is fetched is written into the folder. Returns the list of the patterns that the hub is
+    asked for, which grows with each call.
+    """
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append(allow_patterns)
+        if error is not None:
+            raise error
+        if allow_patterns in files:
+            (folder / allow_patterns).write_text("x")
+        return str(folder)
+
+    stand_in = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
+    return asked
+
+
+def test_only_what_is_wanted_is_fetched(monkeypatch, tmp_path):
+    asked = hub(monkeypatch, tmp_path, ["vocab.txt", "model.safetensors", "pytorch_model.bin"])
+    needed = [("model.safetensors", "pytorch_model.bin"), ("tokenizer.json", "vocab.txt")]
+    assert fetch("someone/bert", needed, optional=["config.json"]) == str(tmp_path)
+    assert asked == ["model.safetensors", "tokenizer.json", "vocab.txt", "config.json"]
+
+
+def test_what_the_hub_does_not_have_is_named(monkeypatch, tmp_path):
+    hub(monkeypatch, tmp_path, ["vocab.txt"])
+    with pytest.raises(ValueError, match="^someone/bert: .*it has no a.json or b.json$"):
+        fetch("someone/bert", [("vocab.txt",), ("a.json", "b.json")])
+
+
+def test_a_model_in_shards_is_fetched_before_a_pickle(monkeypatch, tmp_path):
+    asked = hub(monkeypatch, tmp_path, ["config.json"])
+    (tmp_path / "model-00001-of-00002.safetensors").write_text("x")
+    fetch("someone/bert", MODEL_FILES)
+    assert asked == ["config.json", "model.safetensors", "model*.safetensors*"]
+
+
+def test_a_folder_is_taken_as_it_is(monkeypatch, tmp_path):
+    asked = hub(monkeypatch, tmp_path)
+    assert fetch(str(tmp_path), [("vocab.txt",)], optional=["config.json"]) == str(tmp_path)
+    assert asked == []
+
+
+class HttpError(Exception):
+    """An error of a class that nothing here knows."""
+
+
+@pytest.mark.parametrize("error", [
+    OSError("no net\nread the manual"), ValueError("bad name\n\n"), OSError(), HttpError("404\n")])
+def test_what_the_hub_refuses_is_one_line(error, monkeypatch, tmp_path):
+    hub(monkeypatch, tmp_path, error=error)
+    with pytest.raises(ValueError, match="^some/bert: there is no such folder, [^\n]+$"):
+        fetch("some/bert", [("vocab.txt",)])
+
+
+@pytest.mark.parametrize("name", [
+    "LocalEntryNotFoundError", "RepositoryNotFoundError", "HfHubHTTPError", "OfflineModeIsEnabled",
+    "HFValidationError"])
+def test_the_hubs_own_errors_are_one_line(name, monkeypatch, tmp_path):
+    errors = pytest.importorskip("huggingface_hub.errors", reason="it is where tokenizers is")
+    error_class = getattr(errors, name)
+    # Some of them cannot be called without an answer of a server.
+    error = error_class.__new__(error_class)
+    hub(monkeypatch, tmp_path, error=error)
+    with pytest.raises(ValueError, match="^some/bert: there is no such folder, [^\n]+$"):
+        fetch("some/bert", [("vocab.txt",)])

@@ -1,0 +1,680 @@
+"""tasks.py: its metrics against published definitions, its readers, downloads, what is held out."""
+import csv
+import io
+import json
+import random
+import re
+import string
+import threading
+import warnings
+import zipfile
+from dataclasses import replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+
+import tasks
+from conftest import make_squad, make_task_of_kind, write_documentation, write_file
+from tasks import (GLUE, Example, Task, answer_scores, classification_scores, entities,
+                   entity_scores, hold_out_a_tenth, iob2, lines_of, majority, make_task,
+                   read_code_task, read_glue, read_own_files, read_squad, read_table, read_tags,
+                   regression_scores, score, write_predictions)
+
+
+def text_example(text, label, second_text=None, location="a:1"):
+    return Example(text, second_text, label, "0", location)
+
+
+# ---- What is known about a task ---------------------------------------------------------
+
+@pytest.mark.parametrize("kind, change, message", [
+    ("qa", {"name": 3}, "name is 3, not str"),
+    ("qa", {"labels": "ab"}, "labels is 'ab', not list"),
+    ("qa", {"length": True}, "length is True, not int"),
+    ("qa", {"length": 16.0}, "length is 16.0, not int"),
+    ("qa", {"unanswerable": 1}, "unanswerable is 1, not bool"),
+    ("qa", {"mean": True}, "mean is True, not float"),
+    ("qa", {"mean": "0"}, "mean is '0', not float"),
+    ("qa", {"length": 7}, "length 7"),
+    ("qa", {"stride": 0}, "stride 0"),
+    ("qa", {"pair": False}, "pair must be true"),
+    ("regression", {"mean": float("nan")}, "mean nan"),
+    ("regression", {"mean": -1e30}, r"mean -1e\+30"),
+    ("regression", {"sd": float("inf")}, "sd inf"),
+    ("classification", {"labels": [3]}, "3 is not a label"),
+    ("tagging", {"labels": ["O", ""]}, "'' is not a label"),
+    ("tagging", {"kind": "tags"}, "kind is 'tags', not one of classification, regression"),
+])
+def test_a_task_with_a_wrong_field_is_refused(kind, change, message):
+    task = make_task_of_kind(kind)
+    with pytest.raises(ValueError, match=message):
+        replace(task, **change)
+
+
+def test_a_task_may_have_a_whole_number_as_mean_and_an_empty_class():
+    assert make_task_of_kind("regression", mean=3, sd=2).mean == 3
+    assert make_task_of_kind("classification", ["", "x"]).labels == ["", "x"]
+
+
+# ---- Metrics ----------------------------------------------------------------------------
+
+def test_classification_scores_are_those_of_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = random.Random(0)
+    for _ in range(200):
+        labels = ["0", "1", "two", "x y"][:rng.choice([1, 2, 2, 4])]
+        size = rng.randint(1, 12)
+        gold = rng.choices(labels, k=size)
+        guesses = rng.choices(labels, k=size)
+        gold_is_1 = [label == "1" for label in gold]
+        guess_is_1 = [label == "1" for label in guesses]
+        with warnings.catch_warnings(action="ignore"):
+            expected = {
+                "accuracy": metrics.accuracy_score(gold, guesses),
+                "f1": metrics.f1_score(gold_is_1, guess_is_1, zero_division=0),
+                "macro_f1": metrics.f1_score(gold, guesses, average="macro"),
+                "matthews": metrics.matthews_corrcoef(gold, guesses)}
+        found = classification_scores(gold, guesses)
+        assert found == pytest.approx(expected, abs=1e-9), (gold, guesses)
+
+
+def test_correlations_are_those_of_scipy_and_0_for_a_constant():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    for _ in range(600):
+        size = rng.integers(2, 12)
+        gold = rng.integers(0, 5, size) / 3 + 1000.0
+        guesses = rng.integers(0, 5, size) / 3 + 1000.0
+        scores = regression_scores(gold.tolist(), guesses.tolist())
+        expected = {"pearson": 0.0, "spearman": 0.0}
+        if len(set(gold)) > 1 and len(set(guesses)) > 1:
+            expected = {"pearson": stats.pearsonr(gold, guesses)[0],
+                        "spearman": stats.spearmanr(gold, guesses)[0]}
+        assert scores == pytest.approx(expected, abs=1e-9), (gold, guesses)
+
+
+def test_entity_scores_are_those_of_seqeval():
+    seqeval = pytest.importorskip("seqeval.metrics")
+    rng = random.Random(0)
+    tags = ["O", "O", "B-x", "I-x", "B-y", "I-y"]
+    for _ in range(1500):
+        lengths = [rng.randint(1, 7) for _ in range(rng.randint(1, 3))]
+        gold = [rng.choices(tags, k=length) for length in lengths]
+        guesses = [rng.choices(tags, k=length) for length in lengths]
+        with warnings.catch_warnings(action="ignore"):
+            expected = {"f1": seqeval.f1_score(gold, guesses),
+                        "precision": seqeval.precision_score(gold, guesses),
+                        "recall": seqeval.recall_score(gold, guesses)}
+        assert entity_scores(gold, guesses) == pytest.approx(expected), (gold, guesses)
+
+
+def published_words(answer):
+    """Normalise an answer as evaluate-v2.0.py of SQuAD does, then split it."""
+    kept = "".join(c for c in answer.lower() if c not in set(string.punctuation))
+    kept = re.compile(r"\b(a|an|the)\b", re.UNICODE).sub(" ", kept)
+    return kept.split()
+
+
+def published_pair(right, guess):
+    """Compute F1 and exact match of a guess and one right answer, as evaluate-v2.0.py does."""
+    right_words = published_words(right)
+    guess_words = published_words(guess)
+    exact = int(right_words == guess_words)
+    if not right_words or not guess_words:
+        return exact, exact
+    num_common = 0
+    for word in set(right_words):
+        num_common += min(right_words.count(word), guess_words.count(word))
+    if num_common == 0:
+        return 0, exact
+    precision = num_common / len(guess_words)
+    recall = num_common / len(right_words)
+    return 2 * precision * recall / (precision + recall), exact
+
+
+def published_scores(right_answers, guess):
+    """Compute the best F1 and the best exact match over the right answers of one question."""
+    right_answers = [text for text in right_answers if published_words(text)]
+    if not right_answers:
+        right_answers = [""]
+    pairs = [published_pair(right, guess) for right in right_answers]
+    return max(f1 for f1, _ in pairs), max(exact for _, exact in pairs)
+
+
+def test_answer_scores_are_the_published_ones():
+    rng = random.Random(0)
+    words = ["the", "a", "An", "cat", "Cat.", "sat", "sat,", "-", "", "1,000", "theory", "é",
+             "the-cat"]
+
+    def random_text():
+        return " ".join(rng.choices(words, k=rng.randint(0, 4)))
+
+    all_gold = []
+    all_guesses = []
+    all_expected = []
+    for _ in range(4000):
+        texts = [random_text() for _ in range(rng.randint(0, 3))]
+        guess = random_text()
+        gold = [(0, text) for text in texts]
+        f1, exact = published_scores(texts, guess)
+        expected = {"f1": f1, "exact_match": exact}
+        assert answer_scores([gold], [guess]) == pytest.approx(expected), (texts, guess)
+        all_gold.append(gold)
+        all_guesses.append(guess)
+        all_expected.append((f1, exact))
+    f1, exact = np.mean(all_expected, axis=0)
+    assert answer_scores(all_gold, all_guesses) == pytest.approx({"f1": f1, "exact_match": exact})
+
+
+@pytest.mark.parametrize("kind, gold, guesses, expected", [
+    ("classification", ["a", "b", "b"], ["a", "b", "a"], {"accuracy": 2 / 3, "macro_f1": 2 / 3}),
+    ("regression", [1.0, 2.0, 4.0], [2.0, 4.0, 8.0], {"pearson": 1.0, "spearman": 1.0}),
+    ("tagging", [["B-x", "O"]], [["B-x", "B-x"]], {"f1": 2 / 3, "precision": 0.5, "recall": 1.0}),
+    ("qa", [[(0, "a red cat")], []], ["red dog", ""], {"f1": 0.75, "exact_match": 0.5}),
+])
+def test_a_task_is_scored_by_its_own_metrics_in_their_order(kind, gold, guesses, expected):
+    task = make_task_of_kind(kind)
+    examples = [text_example("t", label) for label in gold]
+    scores = score(task, examples, guesses)
+    assert scores == pytest.approx(expected)
+    assert list(scores) == list(expected)
+    task.metrics = list(expected)[:1]
+    assert list(score(task, examples, guesses)) == list(expected)[:1]
+
+
+def test_a_test_set_without_labels_has_no_scores():
+    task = make_task_of_kind("classification", ["x", "y"])
+    assert score(task, [text_example("t", None)], ["x"]) == {}
+
+
+# ---- Tags -------------------------------------------------------------------------------
+
+def letter_of_tag(scheme, is_first, is_last, touches):
+    """Return the letter of a word in an entity; touches: another of its type is just before."""
+    if scheme == "IOB1":
+        return "B" if is_first and touches else "I"
+    if scheme == "IOB2":
+        return "B" if is_first else "I"
+    single, end = {"BIOES": ("S", "E"), "BILOU": ("U", "L")}[scheme]
+    if is_first and is_last:
+        return single
+    if is_first:
+        return "B"
+    return end if is_last else "I"
+
+
+def tags_of(spans, num_words, scheme):
+    """Write entities [(first, one past the last, type), ...] as tags in a scheme."""
+    tags = ["O"] * num_words
+    for begin, end, kind in spans:
+        touches = any(other_end == begin and other_kind == kind
+                      for _, other_end, other_kind in spans)
+        for i in range(begin, end):
+            letter = letter_of_tag(scheme, i == begin, i == end - 1, touches)
+            tags[i] = f"{letter}-{kind}"
+    return tags
+
+
+@pytest.mark.parametrize("scheme", ["IOB1", "IOB2", "BIOES", "BILOU"])
+def test_every_tagging_scheme_becomes_iob2_with_the_same_entities(scheme):
+    rng = random.Random(0)
+    for _ in range(500):
+        num_words = rng.randint(1, 9)
+        spans = []
+        begin = 0
+        while begin < num_words:
+            end = min(num_words, begin + rng.randint(1, 3))
+            if rng.random() < 0.6:
+                spans.append((begin, end, rng.choice(["x", "y-z"])))
+            begin = end
+        tags = iob2(tags_of(spans, num_words, scheme))
+        assert entities(tags) == set(spans)
+        assert tags == tags_of(spans, num_words, "IOB2")
+
+
+@pytest.mark.parametrize("tags, expected", [
+    (["S-x", "I-x"], ["B-x", "B-x"]), (["B-x", "E-x", "I-x"], ["B-x", "I-x", "B-x"]),
+    (["U-x", "L-x"], ["B-x", "B-x"]), (["O", "E-x"], ["O", "B-x"]),
+    (["B-x", "I-y"], ["B-x", "B-y"])])
+def test_a_tag_that_ends_an_entity_is_not_gone_on_with(tags, expected):
+    assert iob2(tags) == expected
+
+
+# ---- Tables -----------------------------------------------------------------------------
+
+def test_lines_are_ended_by_line_feeds_alone_and_a_mark_is_taken_from_the_first(tmp_path):
+    path = write_file(tmp_path / "a", "\ufeffa\u2028b\r\n\ufeffc\x0bd\n\n e ")
+    assert list(lines_of(path)) == [(1, "a\u2028b"), (2, "\ufeffc\x0bd"), (3, ""), (4, " e ")]
+
+
+def test_glue_files_are_read_in_their_official_layout_with_quotes_as_text(tmp_path):
+    write_file(tmp_path / "cola/train.tsv", 'gj04\t1\t\tHe said "yes.\ngj04\t0\t*\tThey "ran.\n')
+    write_file(tmp_path / "cola/dev.tsv", "gj04\t1\t\tHe ran.\r\n")
+    write_file(tmp_path / "cola/test.tsv", "index\tsentence\n0\tShe ran.\n")
+    splits = read_glue("cola", str(tmp_path / "cola"))
+    train = [(example.text, example.second_text, example.label) for example in splits["train"]]
+    assert train == [('He said "yes.', None, "1"), ('They "ran.', None, "0")]
+    assert splits["dev"][0].text == "He ran."
+    assert splits["test"][0].text == "She ran."
+    assert splits["test"][0].label is None
+
+
+def test_mnli_has_two_dev_sets_and_two_test_sets(tmp_path):
+    splits = ["train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched"]
+    for split in splits:
+        label = "x" if "test" in split else "gold_label"
+        write_file(tmp_path / f"{split}.tsv", f"\ufeffindex\tsentence1\tsentence2\t{label}\n"
+                   f"0\ta\u2028b\t{split}\tneutral\n")
+    found = read_glue("mnli", str(tmp_path))
+    assert list(found) == splits
+    assert found["dev_mismatched"][0][:3] == ("a\u2028b", "dev_mismatched", "neutral")
+    assert found["test_matched"][0][:3] == ("a\u2028b", "test_matched", None)
+
+
+@pytest.mark.parametrize("name", ["sst2", "mrpc", "stsb", "qqp", "qnli", "rte", "wnli"])
+def test_a_glue_task_is_read_by_its_columns_and_needs_no_test_set(name, tmp_path):
+    texts = GLUE[name].texts
+    for split in ("train", "dev"):
+        header = "\t".join(["id", *texts, GLUE[name].label])
+        row = "\t".join(["7", *texts, "4.250"])
+        write_file(tmp_path / f"{split}.tsv", f"{header}\n{row}\n")
+    splits = read_glue(name, str(tmp_path))
+    assert list(splits) == ["train", "dev"]
+    example = splits["dev"][0]
+    assert example.label == (4.25 if name == "stsb" else "4.250")
+    assert [example.text, example.second_text][:len(texts)] == texts
+    assert (example.second_text is None) == (len(texts) == 1)
+
+
+def test_a_csv_has_quoted_cells_with_commas_quotes_and_line_breaks(tmp_path):
+    table = io.StringIO()
+    csv.writer(table).writerows([["y", "t", "u"], ["1", 'a "b", c', "two\nlines"],
+                                 ["0", "d", "e"]])
+    path = write_file(tmp_path / "a.csv", table.getvalue())
+    first, second = read_table(path, ["t", "u"], "y")
+    assert first[:3] == ('a "b", c', "two\nlines", "1")
+    assert second == ("d", "e", "0", "1", f"{path}:4")
+
+
+def test_a_jsonl_has_an_object_a_line_and_other_fields_and_empty_lines(tmp_path):
+    path = write_file(tmp_path / "a.jsonl",
+                      '{"t": "d", "y": 1, "more": [1]}\n\n{"t": "e", "y": true}\n')
+    assert read_table(path, ["t"], "y") == [("d", None, "1", "0", f"{path}:1"),
+                                            ("e", None, "True", "1", f"{path}:3")]
+
+
+def test_a_tsv_has_no_quotes_and_empty_lines_are_left_out(tmp_path):
+    path = write_file(tmp_path / "a.tsv", 't\ty\n\n"d\t1e-1\n')
+    assert read_table(path, ["t"], "y", numeric=True) == [('"d', None, 0.1, "0", f"{path}:3")]
+
+
+@pytest.mark.parametrize("row, num_columns", [("c", 1), ("c\tx\ty", 3)])
+@pytest.mark.parametrize("ending", ["tsv", "csv"])
+def test_a_row_with_too_few_or_too_many_columns_is_named(row, num_columns, ending, tmp_path):
+    text = f"t\ty\na\tx\n{row}\n"
+    if ending == "csv":
+        text = text.replace("\t", ",")
+    path = write_file(tmp_path / f"a.{ending}", text)
+    with pytest.raises(ValueError, match=f"{path}:3: {num_columns} columns, not 2"):
+        read_table(path, ["t"], "y")
+
+
+@pytest.mark.parametrize("text", ['t,y\n"a,x\n', 't,y\n"a"b,x\n'])
+def test_a_quote_at_a_wrong_place_is_named(text, tmp_path):
+    path = write_file(tmp_path / "a.csv", text)
+    with pytest.raises(ValueError, match=f"{path}:2: (unexpected end|',' expected)"):
+        read_table(path, ["t"], "y")
+
+
+@pytest.mark.parametrize("value", [1, None, ["a"], {"a": 1}])
+def test_a_text_must_be_text(value, tmp_path):
+    path = write_file(tmp_path / "a.jsonl", json.dumps({"t": value, "y": 1}))
+    with pytest.raises(ValueError, match=f"{path}:1: no column 't', or no text in it; .*'t', 'y'"):
+        read_table(path, ["t"], "y")
+
+
+@pytest.mark.parametrize("label, value", [
+    ("3", 3.0), ("-.5", -0.5), ("+2.", 2.0), ("1E3", 1000.0), ("1.5e-2", 0.015), ("9e29", 9e29)])
+def test_a_number_is_read(label, value, tmp_path):
+    path = write_file(tmp_path / "a.tsv", f"t\ty\na\t{label}\n")
+    assert read_table(path, ["t"], "y", numeric=True)[0].label == value
+
+
+@pytest.mark.parametrize("label", ["", "x", "1,5", "nan", "inf", "1e30", "-1e30", "1e999", "1_0"])
+def test_what_is_no_number_or_too_large_a_one_is_refused(label, tmp_path):
+    path = write_file(tmp_path / "a.tsv", f"t\ty\na\t1\nb\t{label}\n")
+    with pytest.raises(ValueError, match=f"{path}:3: y '{label}' is not a number"):
+        read_table(path, ["t"], "y", numeric=True)
+
+
+# ---- CoNLL and SQuAD --------------------------------------------------------------------
+
+def test_conll_files_are_read_with_tabs_or_spaces_and_any_columns(tmp_path):
+    spaces = write_file(tmp_path / "a.txt", "-DOCSTART- -X- O O\n\nEU NNP I-NP I-ORG\n"
+                        "says V I-VP O\n\n\nPeter NNP I-NP I-PER\n")
+    tabs = write_file(tmp_path / "b.tsv", "two words\tS-x\n\nb\tO")
+    assert read_tags(spaces) == [
+        (["EU", "says"], None, ["B-ORG", "O"], "0", f"{spaces}:3"),
+        (["Peter"], None, ["B-PER"], "1", f"{spaces}:7")]
+    assert read_tags(tabs) == [
+        (["two words"], None, ["B-x"], "0", f"{tabs}:1"), (["b"], None, ["O"], "1", f"{tabs}:3")]
+
+
+@pytest.mark.parametrize("line", ["b O O", "b", "O", "\tO", " \tO", "b\tNOUN", "b\tO-x", "b\tB-"])
+def test_a_line_that_is_no_word_and_tag_is_named(line, tmp_path):
+    path = write_file(tmp_path / "a.txt", f"a\tO\n{line}\n")
+    with pytest.raises(ValueError, match=f"^{path}:2: "):
+        read_tags(path)
+
+
+def test_a_word_alone_is_no_line_even_if_it_comes_first(tmp_path):
+    with pytest.raises(ValueError, match="a.txt:1: 'O' is not a word and a tag in 2 columns"):
+        read_tags(write_file(tmp_path / "a.txt", "O\nb\tO\n"))
+
+
+def test_squad_files_give_questions_with_all_their_answers(tmp_path):
+    context = "the red city. john lives in paris, not in the red city."
+    questions = [("where is john", ["paris", "in paris"]), ("who is red", [])]
+    path = write_file(tmp_path / "a.json", make_squad(questions, context))
+    first, second = read_squad(path)
+    answers = [(context.index("paris"), "paris"), (context.index("in paris"), "in paris")]
+    assert first == ("where is john", context, answers, "q0", path)
+    assert second == ("who is red", context, [], "q1", path)
+
+
+def test_the_answers_of_an_impossible_question_are_not_read(tmp_path):
+    text = make_squad([("who", [])]).replace('"answers": []', '"answers": "none"')
+    assert read_squad(write_file(tmp_path / "a.json", text))[0].label == []
+
+
+@pytest.mark.parametrize("old, new", [
+    ('"answers": [', '"answers": [5, '), ('"text": "paris"', '"text": ""'),
+    ('"text": "paris"', '"text": 5'), ('"question": "where"', '"question": null'),
+    ('"qas": [', '"qas": [["id"], '), ('"paragraphs": [', '"paragraphs": [null, '),
+    ('"data": [', '"data": ["x", '), ('"context": "', '"contexts": "'), ('"id": "q0"', '"id": 0')])
+def test_what_is_no_question_or_answer_is_one_line_with_the_file(old, new, tmp_path):
+    text = make_squad([("where", ["paris"])])
+    assert text.count(old) == 1
+    path = write_file(tmp_path / "a.json", text.replace(old, new))
+    with pytest.raises(ValueError, match=rf"^{path}(:\d+)?: not SQuAD: .*") as error:
+        read_squad(path)
+    assert "\n" not in str(error.value)
+
+
+def answer_start_of_second(text, start):
+    """Change the answer_start of the second question of a SQuAD file's text."""
+    content = json.loads(text)
+    question = content["data"][0]["paragraphs"][0]["qas"][1]
+    question["answers"][0]["answer_start"] = start
+    return json.dumps(content, indent=1)
+
+
+@pytest.mark.parametrize("start, message", [
+    (29, "the answer 'paris' of question 'q1' is not at its offset 29"),
+    (-27, "offset -27"),
+    (True, "'answer_start' is True, not a int"),
+    ("28", "'answer_start' is '28', not a int"),
+])
+def test_an_answer_elsewhere_is_named_with_its_line(start, message, tmp_path):
+    text = make_squad([("who", ["john"]), ("where", ["paris"])])
+    broken = answer_start_of_second(text, start)
+    line = broken[:broken.index('"q1"')].count("\n") + 1
+    path = write_file(tmp_path / "a.json", broken)
+    with pytest.raises(ValueError, match=f"^{path}:{line}: not SQuAD: .*{message}"):
+        read_squad(path)
+
+
+@pytest.mark.parametrize("reader, text", [
+    (read_tags, "-DOCSTART- O\n\n"), (read_squad, '{"data": []}'),
+    (partial(read_table, text_columns=["t"], label_column="y"), "t\ty\n")])
+def test_a_file_without_an_example_is_named(reader, text, tmp_path):
+    path = write_file(tmp_path / "a", text)
+    with pytest.raises(ValueError, match=f"{path}: there is no example in it"):
+        reader(path)
+
+
+# ---- Downloads --------------------------------------------------------------------------
+
+def start_server(content):
+    """Serve the same bytes for every path -> the server and the list of paths asked for."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    return server, asked
+
+
+def stop_server(server):
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_glue_task_is_downloaded_once_and_only_its_tables_are_unpacked(tmp_path, monkeypatch):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in ("QNLI/train.tsv", "QNLI/dev.tsv"):
+            archive.writestr(name, "index\tquestion\tsentence\tlabel\n0\ta\tb\tentailment\n")
+        for name in ("QNLI/original/dev.tsv", "../evil.tsv", "QNLI/notes.tsv"):
+            archive.writestr(name, "this is not to be unpacked")
+        archive.writestr("QNLI/large.txt", random.Random(0).randbytes(200_000))
+    server, asked = start_server(packed.getvalue())
+    monkeypatch.setattr(tasks, "GLUE_URL", f"http://127.0.0.1:{server.server_port}/")
+    for _ in range(2):
+        folder = tasks.download_glue("qnli", str(tmp_path / "cache"))
+    stop_server(server)
+    assert asked == ["/QNLIv2.zip"]
+    names = sorted(path.name for path in (tmp_path / "cache/glue/QNLI").iterdir())
+    assert names == ["dev.tsv", "train.tsv"]
+    assert read_glue("qnli", folder)["dev"][0].label == "entailment"
+    assert [path.name for path in (tmp_path / "cache/glue").iterdir()] == ["QNLI"]
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def test_a_bad_answer_and_no_answer_are_one_line_and_leave_nothing(tmp_path, monkeypatch):
+    server, _ = start_server(b"not a zip file")
+    monkeypatch.setattr(tasks, "GLUE_URL", f"http://127.0.0.1:{server.server_port}/")
+    with pytest.raises(ValueError, match="RTE.zip.*--data DIR"):
+        tasks.download_glue("rte", str(tmp_path))
+    stop_server(server)
+    with pytest.raises(ValueError, match="RTE.zip.*--data DIR"):
+        tasks.download_glue("rte", str(tmp_path))
+    assert list((tmp_path / "glue").iterdir()) == []
+
+
+def test_a_download_is_a_file_from_its_beginning():
+    content = random.Random(0).randbytes(200_000)        # more than what is read at once
+    server, _ = start_server(content)
+    found = tasks.download(f"http://127.0.0.1:{server.server_port}/x").read()
+    stop_server(server)
+    assert found == content
+
+
+def test_mrpc_has_no_official_zip(tmp_path):
+    with pytest.raises(ValueError, match="mrpc.*--data"):
+        tasks.download_glue("mrpc", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- The task without files -------------------------------------------------------------
+
+def test_the_code_task_tags_what_was_marked_as_code(tmp_path):
+    path = write_documentation(tmp_path / "docs.jsonl")
+    with open(path) as file:
+        rows = [json.loads(line) for line in file]
+    splits = read_code_task(path)
+    texts = [{str(example.text) for example in splits[split]} for split in ("train", "dev")]
+    assert not texts[0] & texts[1]
+    examples = splits["train"] + splits["dev"]
+    assert len(examples) == sum(1 for row in rows if row["code"])
+    assert 0.02 * len(examples) < len(splits["dev"]) < 0.25 * len(examples)
+    for example in examples:
+        assert example.location == f"{path}:{int(example.id) + 1}"
+        assert "".join(example.text) == rows[int(example.id)]["text"].replace(" ", "")
+        tagged = [(word, tag) for word, tag in zip(example.text, example.label) if tag != "O"]
+        assert tagged == [(example.text[2], "B-code")]
+        assert "." in example.text[2]
+
+
+def test_code_of_several_words_is_one_entity(tmp_path):
+    row = {"part": "x", "text": "say import os, or die", "code": [[4, 13]]}
+    splits = read_code_task(write_file(tmp_path / "docs.jsonl", json.dumps(row)))
+    example, = splits["train"] + splits["dev"]
+    assert example.text == ["say", "import", "os", ",", "or", "die"]
+    assert example.label == ["O", "B-code", "I-code", "O", "O", "O"]
+
+
+# ---- Putting a task together ------------------------------------------------------------
+
+def test_the_files_of_a_split_are_read_one_after_the_other(tmp_path):
+    first = write_file(tmp_path / "a.tsv", "t\tu\ty\na\tb\t1\n")
+    second = write_file(tmp_path / "b.jsonl", '{"t": "c", "u": "d", "y": 2}')
+    files = {"train": [first, second], "test": [second]}
+    splits = read_own_files("regression", "regression", files, ["t", "u"], "y")
+    assert list(splits) == ["train", "test"]
+    assert [example[:3] for example in splits["train"]] == [("a", "b", 1.0), ("c", "d", 2.0)]
+    splits = read_own_files("classification", "classification", files, ["u"], "y")
+    assert [example[:3] for example in splits["train"]] == [("b", None, "1"), ("d", None, "2")]
+
+
+def test_several_files_of_tags_or_questions_are_one_split(tmp_path):
+    tags = [write_file(tmp_path / f"{word}.txt", f"{word}\tO\n") for word in ("a", "b")]
+    splits = read_own_files("tagging", "tagging", {"train": tags}, ["text"], "label")
+    assert [example.text for example in splits["train"]] == [["a"], ["b"]]
+    questions = []
+    for question in ("who", "where"):
+        text = make_squad([(question, [])])
+        questions.append(write_file(tmp_path / f"{question}.json", text))
+    splits = read_own_files("qa", "qa", {"train": questions}, ["text"], "label")
+    assert [example.text for example in splits["train"]] == ["who", "where"]
+
+
+def test_a_task_of_own_files_needs_a_training_set():
+    with pytest.raises(ValueError, match="--task qa .* --train FILE"):
+        read_own_files("qa", "qa", {"dev": ["x"]}, ["text"], "label")
+
+
+def test_the_tenth_that_is_held_out_does_not_depend_on_the_order():
+    examples = [text_example(str(i), "x", location=f"f:{i}") for i in range(95)]
+    tenth, rest = hold_out_a_tenth(examples)
+    tenth_again, rest_again = hold_out_a_tenth(examples[::-1])
+    assert len(tenth) == 10
+    assert (tenth, rest) == (tenth_again, rest_again)
+    assert sorted(tenth + rest) == sorted(examples)
+    assert tenth != examples[:10]
+
+
+def test_both_texts_decide_what_is_held_out():
+    examples = [text_example("the same", "x", str(i), f"f:{i}") for i in range(40)]
+    assert hold_out_a_tenth(examples) == hold_out_a_tenth(examples[::-1])
+
+
+def test_one_example_alone_cannot_be_held_out():
+    with pytest.raises(ValueError, match="f:7: this is the only example"):
+        hold_out_a_tenth([text_example("a", "x", location="f:7")])
+
+
+def test_a_task_has_the_labels_of_its_training_set_sorted():
+    train = [text_example("a", label) for label in ("no", "yes", "10", "9", "no")]
+    dev = [text_example("a", "yes")]
+    task = make_task("sst2", "classification", {"train": train, "dev": dev}, 16, 3)
+    assert task == Task("sst2", "classification", ["10", "9", "no", "yes"], ["accuracy"], 16, 3,
+                        pair=False, mean=0.0, sd=1.0, unanswerable=False)
+
+
+def test_a_task_of_tags_has_both_tags_of_each_type_and_o():
+    train = [Example(["a", "b"], None, ["O", "B-y"], "0", "a:1"),
+             Example(["a"], None, ["B-x"], "1", "a:2")]
+    task = make_task("tagging", "tagging", {"train": train}, 16, 3)
+    assert task.labels == ["B-x", "B-y", "I-x", "I-y", "O"]
+    assert task.metrics == ["f1", "precision", "recall"]
+
+
+def test_a_task_of_numbers_knows_their_mean_and_deviation():
+    train = [text_example("a", number, "b") for number in (1.0, 2.0, 6.0)]
+    task = make_task("stsb", "regression", {"train": train}, 16, 3)
+    assert (task.labels, task.metrics, task.pair) == ([], ["pearson", "spearman"], True)
+    assert task.mean == pytest.approx(3.0)
+    assert task.sd == pytest.approx((14 / 3)**0.5)
+    task = make_task("regression", "regression", {"train": train[:1]}, 16, 3)
+    assert (task.mean, task.sd) == (1.0, 1.0)            # of a constant the deviation would be 0
+
+
+@pytest.mark.parametrize("answers, unanswerable", [
+    ([[(0, "a")], [(0, "b")]], False), ([[(0, "a")], []], True)])
+def test_a_task_of_questions_knows_whether_some_have_no_answer(answers, unanswerable):
+    train = [text_example("who", label, "a b") for label in answers]
+    task = make_task("qa", "qa", {"train": train}, 16, 3)
+    assert task.unanswerable == unanswerable
+    assert (task.pair, task.labels, task.mean, task.sd) == (True, [], 0.0, 1.0)
+
+
+def test_a_label_that_is_not_in_the_training_set_is_named_and_none_is_allowed():
+    train = [text_example("a", "x"), text_example("b", "y")]
+    make_task("sst2", "classification", {"train": train, "test": [text_example("c", None)]}, 16, 3)
+    dev = [text_example("a", "x"), text_example("c", "z", location="f:9")]
+    with pytest.raises(ValueError, match="f:9: label 'z' is not in the training set: x y"):
+        make_task("sst2", "classification", {"train": train, "dev": dev}, 16, 3)
+    train = [Example(["a"], None, ["B-x"], "0", "a:1")]
+    dev = [Example(["a", "b"], None, ["O", "B-z"], "0", "f:8")]
+    with pytest.raises(ValueError, match="f:8: label 'B-z' is not in the training set"):
+        make_task("tagging", "tagging", {"train": train, "dev": dev}, 16, 3)
+
+
+def test_a_class_alone_is_no_task():
+    train = [text_example("a", "x", location="f:2")] * 3
+    with pytest.raises(ValueError, match="f:2: all examples have the label 'x'"):
+        make_task("sst2", "classification", {"train": train}, 16, 3)
+
+
+def test_majority_guesses_look_at_no_sentence():
+    train = [Example(["a", "b"], None, ["B-x", "O"], "", ""),
+             Example(["a", "b"], None, ["B-x", "B-x"], "", ""),
+             Example(["b"], None, ["O"], "", "")]
+    asked = [Example(["b", "a", "c"], None, [], "", "")]
+    assert majority(make_task_of_kind("tagging"), train, asked) == [["O", "B-x", "O"]]
+    train = [text_example("a", label) for label in "xyy"]
+    asked = train[:2]
+    assert majority(make_task_of_kind("classification", "xy"), train, asked) == ["y", "y"]
+    assert majority(make_task_of_kind("regression", mean=2.5), train, asked) == [2.5, 2.5]
+    assert majority(make_task_of_kind("qa"), train, asked) == ["", ""]
+
+
+# ---- Predictions on disk ----------------------------------------------------------------
+
+def test_predictions_are_written_with_the_ids_and_the_true_labels(tmp_path):
+    task = make_task_of_kind("classification", ["x", "y"])
+    examples = [Example("a", None, "x", "17", ""), Example("b", None, None, "18", "")]
+    predictions = [("y", {"x": 0.25, "y": 0.75}), ("x", {"x": 1.0, "y": 0.0})]
+    write_predictions(str(tmp_path), task, "test", examples, predictions)
+    lines = (tmp_path / "test.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"key": "17", "gold": "x", "prediction": "y", "probabilities": {"x": 0.25, "y": 0.75}},
+        {"key": "18", "gold": None, "prediction": "x", "probabilities": {"x": 1.0, "y": 0.0}}]
+    assert [path.name for path in tmp_path.iterdir()] == ["test.jsonl"]
+
+
+@pytest.mark.parametrize("name, split, file", [
+    ("sst2", "dev", "dev.jsonl"), ("sst2", "test", "SST-2.tsv"),
+    ("mnli", "dev_matched", "dev_matched.jsonl"), ("mnli", "test_matched", "MNLI-m.tsv"),
+    ("mnli", "test_mismatched", "MNLI-mm.tsv")])
+def test_predictions_for_a_test_set_of_glue_are_as_its_leaderboard_wants(
+        name, split, file, tmp_path):
+    task = make_task_of_kind("classification", ["x", "y"], name=name)
+    examples = [text_example("a", None), text_example("b", None)]
+    write_predictions(str(tmp_path), task, split, examples, [("y", {}), ("x", {})])
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+    if file.endswith(".tsv"):
+        assert (tmp_path / file).read_text() == "index\tprediction\n0\ty\n1\tx\n"
