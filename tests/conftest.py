@@ -24,7 +24,8 @@ from minialbert import Config, MiniALBERT
 from tasks import METRICS, Task
 
 # The sizes are odd and all different, so that no test passes with two axes exchanged.
-B, T, C, H, V, E, F, A, R = 3, 7, 24, 3, 101, 10, 40, 4, 5       # as in minialbert.py
+# They are named as in minialbert.py, but for F, which is called I there.
+B, T, C, H, V, E, F, A, R = 3, 7, 24, 3, 101, 10, 40, 4, 5
 D = C // H
 MAX_POSITIONS = 16
 
@@ -334,12 +335,14 @@ def toy(tmp_path_factory):
 
 def distill_flags(toy, out, *more):
     """List the flags of a run of 12 steps that distills the toy teacher, and more; the last of
-    two equal flags counts."""
+    two equal flags counts, but all of --corpus do: it is the toy corpus if more has none."""
     flags = {
-        "teacher": toy / "teacher", "corpus": toy / "corpus.txt", "cache": toy / "cache",
-        "out": out, "length": 16, "batch-size": 4, "steps": 12, "warmup": 3, "lr": 0.01,
-        "dropout": 0.1, "log-every": 1, "eval-every": 5, "save-every": 4, "device": "cpu",
+        "teacher": toy / "teacher", "cache": toy / "cache", "out": out, "length": 16,
+        "batch-size": 4, "steps": 12, "warmup": 3, "lr": 0.01, "dropout": 0.1, "log-every": 1,
+        "eval-every": 5, "save-every": 4, "device": "cpu",
     }
+    if "--corpus" not in more:
+        flags["corpus"] = toy / "corpus.txt"
     if "--student" not in more:                          # its model has a shape already
         flags["num-hidden-layers"] = 2
     words = [f"--{name}={value}" for name, value in flags.items()]
@@ -347,11 +350,13 @@ def distill_flags(toy, out, *more):
 
 
 def read_log(out):
-    """Read the lines of a run's log.jsonl, without the speed, which differs from run to run."""
+    """Read the lines of a run's log.jsonl, without the speed and the time, which differ from run to
+    run."""
     lines = []
     for text in (out / "log.jsonl").read_text().splitlines():
         line = json.loads(text)
         del line["tokens_per_second"]
+        del line["time"]
         lines.append(line)
     return lines
 
@@ -360,6 +365,11 @@ def read_metadata(out):
     """Read the metadata of a run's last checkpoint: {"step": ..., "log": ..., "run": ...}."""
     _, metadata = read_safetensors(out / "training.safetensors")
     return metadata
+
+
+def files_below(folder):
+    """Read all files below a folder: {path: bytes}."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # ---- Tasks to fine-tune on --------------------------------------------------------------

@@ -1,6 +1,8 @@
 """data.py against naive loops, against transformers and tokenizers, and against hostile files."""
 import bz2
+import csv
 import gzip
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -22,8 +24,8 @@ from tqdm import tqdm
 
 import data
 from data import (MaskedBatches, SPECIAL_TOKENS, Tokenizer, TokenFile, corpus_files,
-                  docs_on_this_machine, is_prose, main, mask_tokens, open_corpus, paragraphs,
-                  read_corpus, remove_markup, run_command, tokenise, train_tokenizer)
+                  docs_on_this_machine, hash_file, is_prose, main, mask_tokens, open_corpus,
+                  paragraphs, read_corpus, remove_markup, run_command, tokenise, train_tokenizer)
 
 OPEN = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 WORDS = "the cat sat on a mat and saw no dog near its house by the old river in spring".split()
@@ -47,6 +49,10 @@ def put(path, documents):
     if ".jsonl" in path.name:
         rows = [{"text": "\n".join(lines), "id": 1} for lines in documents]
         text = "".join(json.dumps(row) + "\n" for row in rows)
+    elif ".csv" in path.name:
+        table = io.StringIO()
+        csv.writer(table).writerows([["id", "text"]] + [[1, "\n".join(d)] for d in documents])
+        text = table.getvalue()
     else:
         text = "\n\n".join("\n".join(lines) for lines in documents) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,13 +115,13 @@ def token_file(tokenizer, tmp_path):
 
 def test_any_mix_of_files_and_folders_is_read_in_a_fixed_order(tmp_path):
     names = ["x/c.txt.xz", "x/a.txt", "x/a\n.txt", "x/b/z.jsonl.gz", "x/b/y.txt.bz2", "x/b/x.jsonl",
-             "one.txt.gz", "x/d.jsonl.bz2", "x/e.jsonl.xz", "x/notes.md", "x/table.csv.gz"]
+             "one.txt.gz", "x/d.jsonl.bz2", "x/e.jsonl.xz", "x/notes.md", "x/f.csv.gz"]
     documents = make_documents(len(names) * 3)
     parts = {name: documents[i * 3:i * 3 + 3] for i, name in enumerate(names)}
     for name in names:
         put(tmp_path / name, parts[name])
     order = ["one.txt.gz", "x/a\n.txt", "x/a.txt", "x/b/x.jsonl", "x/b/y.txt.bz2", "x/b/z.jsonl.gz",
-             "x/c.txt.xz", "x/d.jsonl.bz2", "x/e.jsonl.xz"]
+             "x/c.txt.xz", "x/d.jsonl.bz2", "x/e.jsonl.xz", "x/f.csv.gz"]
     corpus = [str(tmp_path / "one.txt.gz"), str(tmp_path / "x")]
     assert corpus_files(corpus) == [str(tmp_path / name) for name in order]
     found = "\n".join(read_corpus(corpus)).split("\n\n")
@@ -189,14 +195,15 @@ def test_a_line_of_jsonl_that_is_no_document_is_named(line, tmp_path):
 
 
 @pytest.mark.parametrize("line, message", [
-    ("[1, 2]", "it is a list"), ('{"text": 3}', "`text` is a int")])
+    ("[1, 2]", "it is a list"), ('{"title": "x"}', "it has no 'text'"),
+    ('{"text": 3}', "'text' is a int")])
 def test_it_is_said_what_a_line_of_jsonl_is_instead_of_a_document(line, message, tmp_path):
     with pytest.raises(ValueError, match=rf"a\.jsonl:1: not a JSON object .*: {message}$"):
         list(read_corpus([raw(tmp_path / "a.jsonl", line)]))
 
 
 def test_a_line_of_jsonl_that_is_too_long_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "CHUNK", 100)
+    monkeypatch.setattr(data, "LONGEST_ROW", 100)
     fits = json.dumps({"text": "x" * 85})
     too_long = json.dumps({"text": "y" * 99})
     assert "x" * 85 in list(read_corpus([raw(tmp_path / "a.jsonl", fits)]))
@@ -232,6 +239,105 @@ def test_a_damaged_archive_is_named_and_leaves_nothing(packed, damage, tokenizer
     with pytest.raises(ValueError, match=path.name):
         train_tokenizer([str(path)], 120, str(tmp_path / "tok"))
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_document_of_jsonl_or_csv_longer_than_a_chunk_comes_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CHUNK", 10)
+    documents = [["a" * 35, "b" * 10, "c" * 11], ["d"]]
+    for name in ("a.jsonl", "a.csv"):
+        assert list(read_corpus([put(tmp_path / name, documents)])) == [
+            "a" * 10, "a" * 10, "a" * 10, "a" * 5, "b" * 10, "c" * 10, "c", "", "d", "", ""], name
+
+
+@pytest.mark.parametrize("name, text", [
+    ("a.jsonl", '{"text": "no", "body": "one\\ntwo"}\n\n{"body": "three, four"}\n'),
+    ("a.csv", '\ufefftext,body\r\nno,"one\ntwo"\r\n\r\nno,"three, four"\r\n')])
+def test_the_column_of_the_text_can_be_chosen(name, text, tmp_path, tokenizer):
+    corpus = [raw(tmp_path / name, text)]
+    lines = list(read_corpus(corpus, "body"))
+    assert [line for line in lines if line] == ["one", "two", "three, four"]
+    assert lines[2] == lines[4] == ""
+    folder = str(tmp_path / "tok")
+    assert "w" in train_tokenizer(corpus, 100, folder, text_column="body").backend.get_vocab()
+    made = open_corpus(corpus, tokenizer, str(tmp_path), text_column="body")
+    assert made.made_from["text"] == "body"
+    train, valid = naive_tokens([["one", "two"], ["three, four"]], tokenizer)
+    assert sorted(made.train_tokens.tolist() + made.valid_tokens.tolist()) == sorted(train + valid)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("id,body\n1,x\n", "no column 'text', but .'id', 'body'.$"), ("", "no column 'text'"),
+    ("id,text\n1,x\n2\n", "line 3 has too few columns$"),
+    ('id,text\n1,"x\n', "unexpected end"), ('id,text\n1,"x"y\n', "expected")])
+def test_a_csv_that_will_not_do_is_named(text, message, tmp_path):
+    with pytest.raises(ValueError, match=rf"a\.csv: not a readable \.csv: .*{message}"):
+        list(read_corpus([raw(tmp_path / "a.csv", text)]))
+
+
+PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+@pytest.mark.parametrize("packed", PACK)
+@pytest.mark.parametrize("between", [b"", bytes(4), bytes(70_000)])
+def test_a_file_of_several_compressed_streams_is_read_to_its_end(packed, between, tmp_path):
+    texts = [b"one\ntw", b"", b"o\n" + b"three " * 30_000 + b"\n", b"\nfour"]
+    content = between.join(PACK[packed](text) for text in texts)
+    if packed == ".xz":
+        content += between
+    lines = list(read_corpus([raw(tmp_path / f"a.txt{packed}", content)]))
+    assert lines == ["one", "two", ("three " * 30_000).strip(), "", "four", ""]
+
+
+@pytest.mark.parametrize("packed", PACK)
+@pytest.mark.parametrize("damage", ["overwritten", "cut", "cut at once", "other"])
+def test_damage_after_the_first_stream_is_an_error(packed, damage, tmp_path):
+    first = PACK[packed](b"one\n" * 10)
+    second = PACK[packed](random.Random(0).randbytes(2000))
+    broken = {"overwritten": second[:1000] + b"x" * 99 + second[1099:], "cut": second[:-1],
+              "cut at once": second[:3], "other": b"this is no stream"}[damage]
+    corpus = [raw(tmp_path / f"a.txt{packed}", first + broken)]
+    with pytest.raises(ValueError, match=f"a.txt{packed}: not readable, but damaged or cut short"):
+        list(read_corpus(corpus))
+
+
+def test_what_is_skipped_in_a_folder_is_counted_once(tokenizer, tmp_path, capsys):
+    put(tmp_path / "c" / "a.txt", make_documents(200))
+    raw(tmp_path / "c" / "notes.md", "text")
+    (tmp_path / "c" / "sub").mkdir()
+    os.mkfifo(tmp_path / "c" / "sub" / "pipe.txt")       # nobody writes into it
+    os.symlink("/dev/zero", tmp_path / "c" / "sub" / "zero.txt")
+    corpus = [str(tmp_path / "c")]
+    assert corpus_files(corpus) == [str(tmp_path / "c" / "a.txt")]
+    message = f"{tmp_path}/c: 3 files are skipped: they are not .txt, .jsonl or .csv, or "
+    assert message in capsys.readouterr().err
+    tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
+    assert capsys.readouterr().err.count("are skipped") == 1
+
+
+def test_a_pipe_alone_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(ValueError, match="pipe.txt: no .txt, .jsonl or .csv .* there$"):
+        corpus_files([str(tmp_path / "pipe.txt")])
+
+
+def test_a_subfolder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    put(tmp_path / "a.txt", make_documents(1))
+    put(tmp_path / "locked" / "b.txt", make_documents(1))
+    scandir = os.scandir
+
+    def scandir_of_a_user(path):                         # root may read what has the mode 000
+        if os.path.basename(path) == "locked":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scandir_of_a_user)
+    with pytest.raises(PermissionError, match="locked"):
+        corpus_files([str(tmp_path)])
+
+
+def test_a_path_that_does_not_exist_is_said_to(tmp_path):
+    with pytest.raises(ValueError, match="^.*/none.txt does not exist$"):
+        corpus_files([str(tmp_path / "none.txt")])
 
 
 # ---- Token files ---------------------------------------------------------------------------------
@@ -340,7 +446,7 @@ def test_tokens_are_held_out_where_documents_are_too_few(drawn, tokenizer, tmp_p
     assert f"last {len(made.valid_tokens)} tokens" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["", "\n\n \n", "\ufeff"])
+@pytest.mark.parametrize("text", ["", "\n\n \n", "\ufeff", "\0" * 9999, "\0\n\n\0\0\n"])
 def test_a_corpus_without_text_is_an_error_and_nothing_is_written(text, tokenizer, tmp_path):
     corpus = [raw(tmp_path / "a.txt", text)]
     with pytest.raises(ValueError, match="no text"):
@@ -517,6 +623,38 @@ def test_a_token_file_of_the_wrong_size_is_an_error(change, token_file):
         TokenFile(token_file.path)
 
 
+def test_a_token_file_is_recognised_by_what_is_in_it(token_file, tokenizer, tmp_path):
+    content = open(token_file.path, "rb").read()
+    expected = hashlib.blake2b(content, digest_size=16).hexdigest()
+    assert token_file.digest == TokenFile(token_file.path).digest == expected
+    description = json.load(open(f"{token_file.path}.json"))
+    assert description["digest"] == expected
+    # A copy of the corpus that is elsewhere and newer gives the same digest, another text not.
+    copy = [put(tmp_path / "elsewhere" / "copy.jsonl", make_documents(300))]
+    assert tokenise(copy, tokenizer, str(tmp_path / "b.bin")).digest == expected
+    other = [put(tmp_path / "other.txt", make_documents(300, seed=1))]
+    assert tokenise(other, tokenizer, str(tmp_path / "c.bin")).digest != expected
+    del description["digest"]                            # as an earlier version wrote it
+    raw(tmp_path / "a.bin.json", json.dumps(description))
+    assert TokenFile(token_file.path).digest == expected
+
+
+@pytest.mark.parametrize("size", [0, 1, 10, 25])
+def test_the_hash_of_a_file_is_that_of_its_bytes(size, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CHUNK", 10)
+    content = random.Random(0).randbytes(size)
+    expected = hashlib.blake2b(content, digest_size=16).hexdigest()
+    assert hash_file(raw(tmp_path / "x", content)) == expected
+
+
+def test_what_a_killed_run_left_in_the_cache_is_removed_by_the_next(tokenizer, tmp_path):
+    corpus = [put(tmp_path / "a.txt", make_documents(200))]
+    raw(tmp_path / "a.bin.99999.tmp", "half of it")
+    raw(tmp_path / "a.bin.json.99999.tmp", "half of it")
+    tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
+    assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.bin.json", "a.txt"]
+
+
 # ---- Tokenizers ----------------------------------------------------------------------------------
 
 TRICKY = [
@@ -648,6 +786,13 @@ def test_decoding_puts_words_together_and_leaves_special_tokens_out(tokenizer, t
     assert bert.decode([bert.cls_id] + ids + [bert.sep_id]) == "the cat sat."
     for text in ("the cat sat on a mat", "old river", ""):
         assert tokenizer.decode(tokenizer.encode([text])[0]) == text
+
+
+def test_a_text_becomes_token_numbers_between_cls_and_sep(tokenizer):
+    ids = tokenizer("the [MASK] sat")
+    assert ids == [tokenizer.cls_id, *tokenizer.encode(["the [MASK] sat"])[0], tokenizer.sep_id]
+    assert ids.count(tokenizer.mask_id) == 1
+    assert tokenizer("") == [tokenizer.cls_id, tokenizer.sep_id]
 
 
 def test_the_name_of_a_special_token_in_a_text_is_that_token(tokenizer):
@@ -1172,6 +1317,15 @@ def test_what_a_user_can_cause_is_printed_in_one_line(error, capsys):
     assert said.out == "" and said.err == "some.py: error: one two\n"
 
 
+def test_an_interrupt_is_one_line_and_status_130(capsys):
+    def action():
+        raise KeyboardInterrupt
+
+    assert run_command("some.py", action) == 130
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.strip() == "some.py: interrupted"
+
+
 def test_a_defect_of_the_program_keeps_its_traceback():
     def action():
         raise TypeError("a defect")
@@ -1181,15 +1335,21 @@ def test_a_defect_of_the_program_keeps_its_traceback():
     assert not run_command("some.py", list)                  # what goes well has no exit status
 
 
-def test_the_program_explains_itself_and_ends_with_the_status(tmp_path):
-    program = [sys.executable, data.__file__]
-    run = subprocess.run([*program, "--help"], capture_output=True, text=True, cwd=tmp_path)
-    assert run.returncode == 0 and run.stderr == ""
+def test_the_program_explains_itself(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    said = capsys.readouterr()
+    assert said.err == ""
     example = "\n    python data.py --corpus wiki/ --tokenizer bert-base-uncased --out wiki.bin\n"
-    assert example in run.stdout
-    for flag in ("--corpus", "--tokenizer", "--train-tokenizer", "--lowercase", "--out"):
-        assert flag in run.stdout
-    run = subprocess.run([*program, "--odd"], capture_output=True, text=True, cwd=tmp_path)
+    assert example in said.out
+    for flag in ("--corpus", "--text", "--tokenizer", "--train-tokenizer", "--lowercase", "--out"):
+        assert flag in said.out
+
+
+def test_the_program_ends_with_the_status(tmp_path):
+    run = subprocess.run([sys.executable, data.__file__, "--odd"], capture_output=True, text=True,
+                         cwd=tmp_path)
     assert run.returncode == 2 and run.stdout == "" and run.stderr.count("\n") == 1
 
 

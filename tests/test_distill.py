@@ -14,6 +14,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 import types
 from dataclasses import replace
 
@@ -23,9 +25,9 @@ import torch
 from torch import nn
 
 import distill
-from checkpoint import load, read_json, read_safetensors, save
+from checkpoint import load, read_json, read_safetensors, save, write_safetensors
 from conftest import (
-    A, B, C, E, F, H, ROOT, T, TOY_TEACHER, V, distill_flags, noisy_model, read_log,
+    A, B, C, E, F, H, ROOT, T, TOY_TEACHER, V, distill_flags, files_below, noisy_model, read_log,
     read_metadata)
 from data import MaskedBatches, Tokenizer, open_corpus, tokenise
 from distill import (
@@ -634,10 +636,10 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_the_run_before_it_spoils_th
 def test_a_norm_that_is_not_finite_is_an_error_that_names_all_losses(norm):
     totals = {"loss": torch.tensor(3.5), "mlm": torch.tensor(math.nan)}
     with pytest.raises(FloatingPointError) as caught:
-        distill.check_finite(6, totals, norm, 0.25)
+        distill.check_finite_step(6, totals, norm, 0.25)
     assert str(caught.value).startswith(
         f"step 7, learning rate 0.25: loss 3.5, mlm nan, gradient norm {norm}")
-    distill.check_finite(6, totals, 1e30, 0.25)          # large is not infinite
+    distill.check_finite_step(6, totals, 1e30, 0.25)          # large is not infinite
 
 
 @pytest.mark.parametrize("steps, warmup, expected", [
@@ -695,11 +697,16 @@ def test_a_signal_ends_the_step_saves_and_the_resumed_run_ends_as_if_there_was_n
     assert read_metadata(tmp_path / "run")["step"] == "5"
     assert "stopped after step 5 of 12: --resume" in capsys.readouterr().out
     load(tmp_path / "run")
+    restored = read_log(tmp_path / "run")[-1]
     with open(tmp_path / "run" / "log.jsonl", "a") as file:
         file.write('{"step": 6, "lo')                    # a run that was killed could leave this
     distill.main(distill_flags(toy, tmp_path / "run", "--resume"))
     assert_same_run(tmp_path / "run", whole)
     assert sorted(os.listdir(tmp_path / "run")) == sorted(os.listdir(whole))
+    before, _ = capsys.readouterr().out.split("\nsteps ")
+    assert f"{tmp_path}/run: going on after step 5 of 12\n" in before
+    assert table_row(before, "student")[3:] == [f"{restored['valid_accuracy']:.1%}",
+                                                f"{restored['valid_loss']:.3f}"]
 
 
 def test_a_signal_at_the_last_step_ends_the_run_as_usual(toy, whole, tmp_path, monkeypatch):
@@ -758,6 +765,7 @@ def test_a_log_is_cut_to_its_size_at_the_checkpoint_but_never_made_longer(
 
 def test_a_run_stopped_before_its_first_checkpoint_begins_anew(toy, whole, tmp_path):
     os.makedirs(tmp_path / "run")
+    shutil.copy(whole / "run.json", tmp_path / "run")
     (tmp_path / "run" / "log.jsonl").write_text('{"step": 1}\n{"st')
     assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) is None
     assert_same_run(tmp_path / "run", whole)
@@ -846,11 +854,11 @@ DIFFERENT_SETTINGS = [
      ["--lr", 0.5, "--seed", 3, "--hidden-weight", 1, "--teacher", "{tmp}/teacher", "--steps", 9]),
     ({"batch_size", "length", "warmup", "temperature", "dropout", "shape"},  # it has dropout, too
      ["--batch-size", 3, "--length", 12, "--warmup", 2, "--temperature", 2, "--dropout", 0.2]),
-    ({"weight_decay", "init", "bf16", "shape", "corpus"},
-     ["--weight-decay", 0.3, "--init", "random", "--bf16", "--adapter-size", 3,
-      "--corpus", "{tmp}/corpus.txt"]),
+    ({"weight_decay", "init", "bf16", "shape"},
+     ["--weight-decay", 0.3, "--init", "random", "--bf16", "--adapter-size", 3]),
+    ({"corpus"}, ["--corpus", "{tmp}/other.txt"]),
     ({"init", "student", "dropout", "shape"},
-     ["--student", "{tmp}/run", "--dropout", 0.3]),
+     ["--student", "{tmp}/student", "--dropout", 0.3]),
 ]
 
 
@@ -860,15 +868,16 @@ def test_a_resume_with_other_settings_is_refused_and_says_which(
     shutil.copytree(whole, tmp_path / "run")
     shutil.copytree(toy / "teacher", tmp_path / "teacher")
     save(noisy_model(TOY_TEACHER, seed=9), tmp_path / "teacher")
-    shutil.copy(toy / "corpus.txt", tmp_path / "corpus.txt")
+    shutil.copytree(whole, tmp_path / "student")
+    (tmp_path / "other.txt").write_text((toy / "corpus.txt").read_text().replace("w1", "w2", 1))
     more = [str(word).format(tmp=tmp_path) for word in more]
     assert distill.main(distill_flags(toy, tmp_path / "run", "--resume", *more)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    different = error.split("other settings: ")[1].split("; ")
+    different = error.split("other settings: ")[1].split(". To go on ")[0].split("; ")
     assert {part.split()[0] for part in different} == names
     if "lr" in names:
-        assert "lr 0.01 there, 0.5 here" in error
+        assert "lr was 0.01, now it is 0.5" in error
     assert_same_run(tmp_path / "run", whole)
 
 
@@ -885,29 +894,131 @@ def test_a_run_is_not_lost_unless_it_is_said(toy, whole, tmp_path, capsys):
     assert len(read_log(tmp_path / "run")) == 12
 
 
-def test_a_model_that_is_no_run_is_not_lost_to_a_resume(toy, tmp_path, capsys):
-    shutil.copytree(toy / "teacher", tmp_path / "model")
-    assert distill.main(distill_flags(toy, tmp_path / "model", "--resume")) == 2
-    assert "holds a model" in capsys.readouterr().err
-    assert model_bytes(tmp_path / "model") == model_bytes(toy / "teacher")
+def test_a_second_run_in_the_same_folder_is_refused_and_the_first_ends_well(
+        toy, whole, tmp_path, monkeypatch, capsys):
+    statuses = []
+    steps = []
+
+    def start_another(step):
+        steps.append(step)
+        if steps != list(range(7)):                      # only once, and before step 6
+            return
+        with torch.random.fork_rng():                    # the dropout of this step stays the same
+            for flag in ("--resume", "--overwrite"):
+                statuses.append(distill.main(distill_flags(toy, tmp_path / "run", flag)))
+
+    before_each_step(monkeypatch, start_another)
+    assert distill.main(distill_flags(toy, tmp_path / "run")) is None
+    assert statuses == [2, 2]
+    assert capsys.readouterr().err.count("another run is writing into it") == 2
+    assert_same_run(tmp_path / "run", whole)
 
 
-def test_which_folders_a_run_may_write_into(tmp_path):
-    """A fine-tuned model has its runs in folders below its own."""
-    distill.check_out(str(tmp_path / "new"), False, False)
-    distill.check_out(str(tmp_path), False, False)       # an empty one
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty: --resume .*--overwrite"):
-        distill.check_out(str(tmp_path), False, False)
-    distill.check_out(str(tmp_path), True, False)
-    distill.check_out(str(tmp_path), False, True)
-    (tmp_path / "model.safetensors").write_text("")
-    with pytest.raises(ValueError, match="holds a model, but no run"):
-        distill.check_out(str(tmp_path), True, False)
-    distill.check_out(str(tmp_path), False, True)
-    os.makedirs(tmp_path / "all-100-lr0.001-seed0")
-    (tmp_path / "all-100-lr0.001-seed0" / "training.safetensors").write_text("")
-    distill.check_out(str(tmp_path), True, False)
+def test_to_overwrite_removes_what_runs_wrote_and_nothing_else(toy, whole, tmp_path):
+    """With an old task.json and head beside it, the new student would be taken for a tuned one."""
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for name in ("task.json", "head.safetensors", "notes.txt"):
+        (out / name).write_text("{}")
+    more = ["--overwrite", "--steps", 1, "--warmup", 0]
+    assert distill.main(distill_flags(toy, out, *more)) is None
+    assert set(os.listdir(out)) == {*os.listdir(whole), "notes.txt"}
+    assert (out / "notes.txt").read_text() == "{}"
+    assert len(read_log(out)) == 1
+
+
+def test_a_state_that_is_not_finite_is_found_before_the_model_is_written(
+        toy, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run" / "training.safetensors"
+    tensors, metadata = read_safetensors(path)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    tensors["model.head.bias"][3] = math.nan
+    write_safetensors(tensors, path, metadata)
+    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) == 2
+    error = capsys.readouterr().err
+    assert "training.safetensors: there are values that are not finite in model.head.bias" in error
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("fate", ["touched", "copied", "moved"])
+def test_a_run_knows_its_corpus_by_what_is_in_it(toy, whole, tmp_path, monkeypatch, fate):
+    old = tmp_path / "c.txt"
+    new = old
+    shutil.copy(toy / "corpus.txt", old)
+    assert run_until_signal(toy, tmp_path / "run", monkeypatch, signal.SIGTERM,
+                            "--corpus", old) == 143
+    if fate == "touched":
+        os.utime(old, (1, 1))
+    elif fate == "copied":
+        new = tmp_path / "copy.txt"
+        shutil.copy(old, new)
+    else:
+        new = tmp_path / "elsewhere" / "d.txt"
+        new.parent.mkdir()
+        old.rename(new)
+    more = ["--resume", "--corpus", new, "--cache", tmp_path / "another-machine"]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_resume_with_more_steps_says_what_to_do_before_the_corpus_is_read(
+        toy, whole, tmp_path, monkeypatch, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.setattr(distill, "open_corpus", None)    # to call it would be a TypeError
+    more = ["--resume", "--steps", 40]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) == 2
+    error = capsys.readouterr().err
+    assert "steps was 12, now it is 40" in error
+    assert "distill.py --student" in error
+
+
+def test_a_resume_where_no_run_is_says_so_and_begins_one(toy, tmp_path, capsys):
+    more = ["--resume", "--steps", 1, "--warmup", 0]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    printed = capsys.readouterr().out
+    assert f"there is no run in {tmp_path}/run yet, so this one starts at step 1\n" in printed
+    assert "going on" not in printed
+    assert len(read_log(tmp_path / "run")) == 1
+
+
+def test_a_run_in_a_thread_is_that_of_the_main_thread(toy, whole, tmp_path):
+    """Only the main thread may set the handlers of signals."""
+    flags = distill_flags(toy, tmp_path / "run")
+    thread = threading.Thread(target=distill.main, args=(flags,))
+    thread.start()
+    thread.join()
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_ctrl_c_in_an_evaluation_is_one_line_and_status_130(toy, tmp_path, monkeypatch, capsys):
+    def evaluate(model, batches):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distill, "evaluate", evaluate)
+    assert distill.main(distill_flags(toy, tmp_path / "run")) == 130
+    assert capsys.readouterr().err.split("\n") == ["", "distill.py: interrupted", ""]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error, is_explained", [
+    (MemoryError(), True),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"), True),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+    (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    (RuntimeError("no such kernel"), False),
+    (ValueError("out of memory"), False),
+])
+def test_out_of_memory_is_explained_and_other_errors_are_left_alone(error, is_explained):
+    with pytest.raises(Exception) as caught:
+        with distill.explaining_memory(100, 25, 512):
+            raise error
+    if is_explained:
+        assert type(caught.value) is ValueError
+        for words in ("a batch of 100 sequences", "512 tokens", "--micro-batch-size 25"):
+            assert words in str(caught.value)
+    else:
+        assert caught.value is error
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
@@ -936,10 +1047,10 @@ def test_the_handlers_of_signals_are_back_after_an_error(toy, tmp_path, monkeypa
     def fail(step):
         assert signal.getsignal(signal.SIGINT) is not before[0]
         assert signal.getsignal(signal.SIGTERM) is not before[1]
-        raise RuntimeError("out of memory")
+        raise RuntimeError("no such kernel")
 
     before_each_step(monkeypatch, fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(RuntimeError, match="no such kernel"):
         distill.main(distill_flags(toy, tmp_path / "run"))
     assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == before
 
@@ -1031,16 +1142,18 @@ def no_variables(monkeypatch):
 
 @pytest.mark.parametrize("flag, has_gpu, expected", [
     ("auto", False, "cpu"), ("auto", True, "cuda:0"), ("cpu", True, "cpu"),
-    ("cuda", True, "cuda:0")])
+    ("cuda", True, "cuda:0"), ("cuda:1", True, "cuda:1")])
 def test_a_gpu_is_used_if_there_is_one_and_nothing_else_is_asked(
         no_variables, monkeypatch, flag, has_gpu, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert distill.set_up_processes(flag, 1) == (0, 0, 1, torch.device(expected))
 
 
 def test_each_process_of_torchrun_has_its_own_gpu_and_only_the_first_prints(monkeypatch):
     groups = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(distill.dist, "init_process_group",
                         lambda backend, timeout, device_id: groups.append((backend, device_id)))
     monkeypatch.setattr(sys, "stdout", sys.stdout)       # it is put back after the test
@@ -1082,6 +1195,31 @@ def test_a_fingerprint_changes_with_any_number_of_a_model():
     assert len(changed) == 4
 
 
+@pytest.mark.parametrize("name, num_gpus, message", [
+    ("cuda", 0, "--device cuda: torch finds no GPU here"),
+    ("cuda:1", 0, "--device cuda:1: torch finds no GPU here"),
+    ("cuda:2", 2, "--device cuda:2: there are only 2 GPUs"),
+    ("mps", 2, "--device mps: torch finds none here"),
+])
+def test_a_device_that_is_not_there_is_refused(monkeypatch, name, num_gpus, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        distill.choose_device(name)
+
+
+def test_mps_is_used_where_it_is(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert distill.choose_device("mps") == torch.device("mps")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", ""])
+def test_a_device_without_sense_is_refused(name):
+    with pytest.raises(ValueError, match="argument --device: .* is not auto, cpu, cuda, cuda:N"):
+        distill.arguments([f"--device={name}"])
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -1094,6 +1232,20 @@ def test_the_progress_bar_is_shown_by_the_first_process_in_a_terminal(
     monkeypatch.setattr(sys, "stderr", file)
     assert list(distill.progress_bar(3, 5, Processes(rank))) == [3, 4]
     assert ("2/2" in file.getvalue()) is is_shown
+
+
+def test_scores_are_printed_in_lines_where_there_is_no_bar(monkeypatch, capsys):
+    line = {"step": 1200, "loss": 2.0, "mlm": 1.0, "lr": 0.5, "valid_accuracy": 0.25}
+    bar = distill.progress_bar(3, 5, Processes())
+    distill.show_progress(bar, line, 5000, evaluate_now=False)
+    assert capsys.readouterr().out == ""
+    distill.show_progress(bar, line, 5000, evaluate_now=True)
+    assert capsys.readouterr().out == "step 1,200 of 5,000: loss 2.000, valid_accuracy 0.250\n"
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    bar = distill.progress_bar(3, 5, Processes())
+    distill.show_progress(bar, line, 5000, evaluate_now=True)
+    assert capsys.readouterr().out == ""
+    assert "loss=2.000, valid_accuracy=0.250" in sys.stderr.getvalue()
 
 
 # ---- The command ------------------------------------------------------------------------
@@ -1127,9 +1279,60 @@ def test_what_a_run_prints_is_so(toy, tmp_path, capsys):
     assert f"python finetune.py --model {tmp_path}/run" in after
 
 
+def test_the_lines_of_the_log_have_the_time_and_the_evaluations_are_printed(toy, tmp_path, capsys):
+    begin = time.time()
+    more = ["--steps", 6, "--eval-every", 3]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    lines = [json.loads(text) for text in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert type(line["time"]) is int
+        assert begin - 1 <= line["time"] <= time.time() + 1
+    printed = re.findall(r"step (\d) of 6: loss (\S+), valid_accuracy (\S+), valid_loss (\S+)\n",
+                         capsys.readouterr().out)
+    expected = []
+    for line in (lines[2], lines[5]):
+        expected.append((str(line["step"]), f"{line['loss']:.3f}",
+                         f"{line['valid_accuracy']:.3f}", f"{line['valid_loss']:.3f}"))
+    assert printed == expected
+
+
+@pytest.mark.parametrize("more", [[], ["--bf16"]])
+def test_to_evaluate_prints_the_scores_of_the_run_and_writes_nothing(toy, tmp_path, capsys, more):
+    out = tmp_path / "run"
+    assert distill.main(distill_flags(toy, out, "--steps", 4, *more)) is None
+    _, after = capsys.readouterr().out.split("\nsteps ")
+    before = files_below(tmp_path)
+    flags = ["--evaluate", "--student", str(out), "--corpus", str(toy / "corpus.txt"), "--cache",
+             str(toy / "cache"), "--length", "16", "--device", "cpu", *more]
+    assert distill.main([*flags, "--teacher", str(toy / "teacher")]) is None
+    printed = capsys.readouterr().out
+    for name in ("teacher", "student"):
+        assert table_row(printed, name) == table_row(after, name)
+    assert distill.main(flags) is None
+    alone = capsys.readouterr().out
+    assert table_row(alone, "student") == table_row(after, "student")
+    assert "teacher" not in alone
+    assert files_below(tmp_path) == before
+
+
+def test_to_evaluate_refuses_the_flags_of_a_training():
+    values = vars(distill.arguments([]))
+    flags = ["--" + name.replace("_", "-") for name in values]
+    refused = set(flags) - {"--evaluate", "--teacher", "--student", "--tokenizer", "--corpus",
+                            "--text", "--cache", "--length", "--device", "--bf16"}
+    assert len(refused) > 25
+    for flag in refused - {"--recipe", "--init"}:
+        usual = values[flag[2:].replace("-", "_")]
+        words = [flag]
+        if type(usual) is not bool and flag != "--tie-decoder":
+            words.append("0.5" if flag == "--dropout" else "5")
+        with pytest.raises(ValueError, match=f"{flag}: --evaluate trains nothing"):
+            distill.arguments(["--evaluate", *words])
+
+
 def test_a_run_leaves_a_student_with_its_tokenizer_a_log_and_a_checkpoint(toy, whole):
     assert sorted(os.listdir(whole)) == ["config.json", "log.jsonl", "model.safetensors",
-                                         "training.safetensors", "vocab.txt"]
+                                         "run.json", "training.safetensors", "vocab.txt"]
     assert Tokenizer(whole).digest == Tokenizer(toy / "teacher").digest
     assert load(whole).config == replace(STUDENT, adapter_size=C // 16, embedding_size=C // 2,
                                          hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
@@ -1140,7 +1343,7 @@ def test_a_run_trains_and_measures_as_the_flags_say(toy, tmp_path, monkeypatch):
     trained = []
     measured = []
 
-    def train(model, objective, options, *others):
+    def train(model, objective, run_state, options, *others):
         trained.append((objective, options))
 
     def evaluate_and_note(model, batches):
@@ -1171,7 +1374,7 @@ def test_a_run_trains_and_measures_as_the_flags_say(toy, tmp_path, monkeypatch):
 
 def test_a_run_starts_from_the_teacher_also_where_there_is_little_text(toy, tmp_path):
     """At this length there are fewer sequences than the 256 that the start is usually fitted to."""
-    more = ["--length", 32, "--steps", 1, "--lr", 0]
+    more = ["--length", 32, "--steps", 1, "--warmup", 0, "--lr", 0]
     assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
     student = load(tmp_path / "run")
     teacher = load(toy / "teacher")
@@ -1184,7 +1387,7 @@ def test_the_time_that_is_printed_is_that_of_the_fastest_of_four_steps(monkeypat
     distillation = make_distillation(noisy_model(STUDENT), noisy_model(TOY_TEACHER, 2))
     clock = iter([0, 9, 10, 13, 20, 22, 30, 35])         # they take 9, 3, 2 and 5 seconds
     monkeypatch.setattr(distill.time, "perf_counter", lambda: next(clock))
-    distill.describe_run(distillation, 6000, torch.device("cpu"))
+    distill.describe_run(distillation, 7500, 1500, torch.device("cpu"))
     assert "steps    6,000 of 28 tokens: 200.0 min" in capsys.readouterr().out
     assert all(parameter.grad is None for parameter in distillation.student.parameters())
 
@@ -1201,7 +1404,7 @@ def test_the_samples_are_what_the_models_predict_at_a_masked_place(toy, capsys):
         ids = batches.sequences([number])                                     # (1, 16)
         words = [tokenizer.decode([token]) for token in ids[0].tolist()]
         text, *predictions = paragraph.splitlines()
-        place = distill.telling_place(words)
+        place = distill.place_to_mask(words)
         near = words[max(0, place - 9):place] + ["[MASK]"] + words[place + 1:place + 9]
         expected = "".join(near) + f"({words[place]})"
         assert "".join(text.split()) == expected         # without spaces: "w29." is two tokens
@@ -1219,7 +1422,7 @@ def test_the_samples_are_what_the_models_predict_at_a_masked_place(toy, capsys):
     (["", "##ing", "##s", "a", "is", ".", ""], "##ing at 1"),
 ])
 def test_the_place_to_mask_is_a_long_word_near_the_middle(words, expected):
-    place = distill.telling_place(words)
+    place = distill.place_to_mask(words)
     assert f"{words[place]} at {place}" == expected
 
 
@@ -1284,6 +1487,23 @@ def test_a_teacher_without_a_head_is_distilled_by_its_maps_and_states_alone(toy,
     lines = read_log(tmp_path / "run")
     assert set(lines[-1]) == {"step", "loss", "attention", "hidden", "lr", "gradient_norm"}
     assert lines[-1]["hidden"] < lines[0]["hidden"]
+
+
+def test_a_bert_with_the_head_of_a_task_is_a_teacher(toy, tmp_path, capsys):
+    """So BertForSequenceClassification saves it; what is above the encoder is left out."""
+    shutil.copytree(toy / "headless", tmp_path / "tuned")
+    tensors, metadata = read_safetensors(toy / "headless" / "model.safetensors")
+    tensors = dict(tensors)
+    tensors |= {"classifier.weight": torch.ones(2, C), "classifier.bias": torch.ones(2),
+                "bert.pooler.dense.weight": torch.ones(C, C)}
+    write_safetensors(tensors, tmp_path / "tuned" / "model.safetensors", metadata)
+    more = ["--steps", 1, "--warmup", 0]
+    for name in ("tuned", "headless"):
+        teacher = ["--teacher", tmp_path / "tuned" if name == "tuned" else toy / "headless"]
+        assert distill.main(distill_flags(toy, tmp_path / f"{name}-out", *more, *teacher)) is None
+    printed = capsys.readouterr().out
+    assert "[MASK]" not in printed                       # no model could predict a word there
+    assert model_bytes(tmp_path / "tuned-out") == model_bytes(tmp_path / "headless-out")
 
 
 def test_without_a_loss_for_it_a_student_has_no_head(toy, tmp_path, capsys):
@@ -1454,10 +1674,46 @@ def test_the_losses_are_those_that_the_flags_want_and_the_teacher_allows(
     assert distill.choose_losses(args, teacher) == expected
 
 
+@pytest.mark.parametrize("flags, expected", [
+    ([], 100), (["--steps", "50"], 5), (["--steps", "5"], 0), (["--steps", "9999"], 100),
+    (["--recipe", "full"], 5000), (["--steps", "50", "--warmup", "50"], 50),
+    (["--steps", "50", "--warmup=7"], 7)])
+def test_the_warm_up_is_at_most_a_tenth_of_the_steps_unless_it_is_given(flags, expected):
+    assert distill.arguments(flags).warmup == expected
+
+
+def test_flags_of_several_paths_may_come_again_and_add_up():
+    args = distill.arguments("--corpus a --lr 1 --corpus b c".split())
+    assert args.corpus == ["a", "b", "c"]
+
+
+def test_both_of_two_corpora_are_read(toy, tmp_path):
+    sizes = []
+    (tmp_path / "more.txt").write_text("w1 w2 w3 .\n" * 50)
+    for more in ([], ["--corpus", toy / "corpus.txt", "--corpus", tmp_path / "more.txt"]):
+        out = tmp_path / f"run{len(sizes)}"
+        more = [*more, "--steps", 1, "--warmup", 0, "--cache", tmp_path / f"cache{len(sizes)}"]
+        assert distill.main(distill_flags(toy, out, *more)) is None
+        tokens, = (tmp_path / f"cache{len(sizes)}").glob("*.bin")
+        sizes.append(tokens.stat().st_size // 2)         # two bytes a token
+    assert sizes[1] == sizes[0] + 50 * 4 + 1             # and a [SEP]
+
+
+def test_the_given_flags_are_those_on_the_command_line(monkeypatch):
+    words = ["--lr", "1", "--no-bf16", "--corpus=--x", "-1", "--resume"]
+    expected = ["--lr", "--bf16", "--corpus", "--resume"]
+    assert distill.given_flags(words) == expected
+    monkeypatch.setattr(sys, "argv", ["distill.py", *words])
+    assert distill.given_flags(None) == expected
+    distill.refuse_flags(expected, ["--steps", "--corp"], "why")
+    with pytest.raises(ValueError, match="^--bf16: why$"):
+        distill.refuse_flags(expected, ["--steps", "--bf16"], "why")
+
+
 FROM_0 = ["seed", "eval-every", "adapter-size", "micro-batch-size", "warmup"]
 FROM_1 = ["log-every", "save-every", "num-hidden-layers", "num-hidden-groups", "hidden-size",
-          "embedding-size", "num-attention-heads", "intermediate-size", "steps", "batch-size",
-          "length"]
+          "embedding-size", "num-attention-heads", "intermediate-size", "steps", "batch-size"]
+FROM_3 = ["length"]
 NUMBERS = ["mlm-weight", "attention-weight", "hidden-weight", "output-weight", "embedding-weight",
            "lr", "weight-decay"]
 
@@ -1465,7 +1721,7 @@ NUMBERS = ["mlm-weight", "attention-weight", "hidden-weight", "output-weight", "
 def refused_values():
     """List (flag, value that is out of range, the range as the error gives it)."""
     cases = []
-    for smallest, flags in ((0, FROM_0), (1, FROM_1)):
+    for smallest, flags in ((0, FROM_0), (1, FROM_1), (3, FROM_3)):
         for flag in flags:
             for value in (smallest - 1, LARGEST_INTEGER + 1):
                 cases.append((flag, value, f"{value} is not from {smallest} to {LARGEST_INTEGER}"))
@@ -1473,12 +1729,12 @@ def refused_values():
                 cases.append((flag, value, f"invalid whole number value: '{value}'"))
     for flag in NUMBERS:
         for value in (-0.1, "nan", "inf", 2**31):
-            cases.append((flag, value, f"{value} is not from 0 to below 2.14748e+09"))
+            cases.append((flag, value, f"{value} is not at least 0 and below 2147483648"))
         cases.append((flag, "much", "invalid number value: 'much'"))
     for value in (0, -1, "nan", "inf"):
-        cases.append(("temperature", value, f"{value} is not above 0 and below 2.14748e+09"))
+        cases.append(("temperature", value, f"{value} is not above 0 and below 2147483648"))
     for value in (1, -0.1, "nan"):
-        cases.append(("dropout", value, f"{value} is not from 0 to below 1"))
+        cases.append(("dropout", value, f"{value} is not at least 0 and below 1"))
     return cases
 
 
@@ -1492,6 +1748,7 @@ def test_a_number_out_of_its_range_is_refused_by_flag_and_range(flag, value, wor
 def test_the_ends_of_the_ranges_are_allowed():
     values = {flag: [0, LARGEST_INTEGER] for flag in FROM_0}
     values |= {flag: [1, LARGEST_INTEGER] for flag in FROM_1}
+    values |= {"length": [3, LARGEST_INTEGER], "warmup": [0, RECIPES["quick"]["steps"]]}
     values |= {flag: [0, 1e-9, 2e9] for flag in NUMBERS}
     values |= {"temperature": [1e-9, 2e9], "dropout": [0, 0.999]}
     for flag, allowed in values.items():
@@ -1501,7 +1758,7 @@ def test_the_ends_of_the_ranges_are_allowed():
 
 
 def test_every_flag_with_a_number_is_tested_above():
-    tested = set(FROM_0 + FROM_1 + NUMBERS + ["temperature", "dropout"])
+    tested = set(FROM_0 + FROM_1 + FROM_3 + NUMBERS + ["temperature", "dropout"])
     for name, value in vars(distill.arguments([])).items():
         if type(value) in (int, float) or name in distill.SHAPE_FLAGS:
             if name != "tie_decoder":
@@ -1534,15 +1791,16 @@ ERRORS = {
     "a start from no teacher": (["--teacher", "none", "--init", "teacher"], "--init"),
     "all weights zero": ([f"--{name}-weight=0" for name in LOSS_WEIGHTS], "no loss"),
     "no steps": (["--steps", "0"], "--steps"),
-    "too short": (["--length", "2"], "one sequence of 2"),
+    "too short": (["--length", "2"], "--length: 2"),
     "heads that do not divide": (["--num-attention-heads", "5"], "num_attention_heads 5"),
     "no such flag": (["--learning-rate", "1"], "--learning-rate"),
     "an abbreviated flag": (["--step", "3"], "--step"),
     "both again flags": (["--resume", "--overwrite"], "--overwrite"),
     "no such teacher": (["--teacher", "{toy}/none/such"], "none/such"),
     "no such corpus": (["--corpus", "{toy}/none.txt"], "none.txt"),
-    "too little text": (["--corpus", "{toy}/little.txt"], "tokens are too few"),
-    "a part to hold out too short": (["--corpus", "{toy}/short.txt"], "4 tokens are too few"),
+    "too little text": (["--corpus", "{toy}/little.txt"], "its part to train on: not long enough"),
+    "a part to hold out too short": (["--corpus", "{toy}/short.txt"],
+                                     "its held-out part: not long enough for --length 16: 4 tok"),
     "another tokenizer's tokens": (["--corpus", "{toy}/other.bin"], "other.bin"),
     "an --out that is a file": (["--out", "{toy}/corpus.txt"], "corpus.txt"),
     "an --out in use": (["--out", "{toy}/teacher"], "--out"),
@@ -1564,10 +1822,6 @@ def mistakes(toy):
     (toy / "short.txt").write_text("w1 w2 w3 . " * 60 + "\n")            # 240 tokens: 4 held out
     tokenise([f"{toy}/corpus.txt"], Tokenizer(f"{toy}/large"), f"{toy}/other.bin")
     return toy
-
-
-def files_below(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -1593,8 +1847,8 @@ def test_the_remedy_that_an_error_names_is_one(mistakes, tmp_path, name, capsys)
     more = [word.format(toy=mistakes) for word in more]
     distill.main(distill_flags(mistakes, tmp_path / "out", *more))
     error = capsys.readouterr().err
-    remedy = re.search("; (--.*) allows (that|it)", error)[1].split()
-    more += remedy + ["--steps", "1"]
+    remedy = re.search("(to allow this, say|; use) (--.*)", error)[2].split()
+    more += remedy + ["--steps", "1", "--warmup", "0"]
     assert distill.main(distill_flags(mistakes, tmp_path / "out", *more)) is None
 
 
@@ -1619,4 +1873,5 @@ def test_help_names_the_defaults_of_the_recipe_full(capsys):
     for name, value in RECIPES["full"].items():
         quick = RECIPES["quick"][name]
         if value != quick:
-            assert f"{quick:,g} [{value:,g}])" in printed, name
+            default = rf"{quick:,g} \[{value:,g}\](, but at most a tenth[^)]*)?\)"
+            assert re.search(default, printed), name

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import finetune
-from checkpoint import load, read_safetensors, save
-from conftest import (LETTERS, make_squad, make_task_of_kind, make_task_tokenizer, noisy_model,
-                      randomise, write_documentation, write_file)
+from checkpoint import load, read_json, read_safetensors, save, write_safetensors
+from conftest import (LETTERS, files_below, make_squad, make_task_of_kind, make_task_tokenizer,
+                      noisy_model, randomise, write_documentation, write_file)
 from data import Tokenizer
 from distill import Processes, output_loss
 from finetune import (Classifier, Evaluation, TaskLoss, check_language, choose_length,
@@ -762,7 +762,7 @@ def test_the_length_is_128_or_384_but_no_more_than_the_positions():
     assert choose_length(8, "qa", 64) == 8
     assert choose_length(64, "tagging", 64) == 64
     for length, num_positions in ((65, 64), (7, 64), (None, 7)):
-        with pytest.raises(ValueError, match=f"the model has {num_positions} positions"):
+        with pytest.raises(ValueError, match=f"not from 8 to {num_positions}, the number of pos"):
             choose_length(length, "tagging", num_positions)
 
 
@@ -847,9 +847,9 @@ def test_a_class_is_learned_and_told(tmp_path, model, sentiment, capsys):
     assert set(lines[0]) == {"key", "gold", "prediction", "probabilities"}
     texts = write_file(tmp_path / "two.txt", "good\n\nbad\n")
     told = run(capsys, "--model", out, "--predict", texts).out
-    assert [line[0] for line in told.splitlines()] == ["1", "0"]
+    assert [line[:1] for line in told.splitlines()] == ["1", "", "0"]
     error = fail(capsys, "--model", out, "--predict", "good\tbad")
-    assert "this model wants 1 text(s)" in error
+    assert "this model needs one text, without a tab" in error
 
 
 def test_a_number_is_learned_and_told(tmp_path, model, capsys):
@@ -882,6 +882,17 @@ def test_tags_are_learned_and_told(tmp_path, model, capsys):
     assert percent(printed, "all", "dev", "f1") > 95
     told = run(capsys, "--model", tmp_path / "o", "--predict", "the john lives in paris").out
     assert told == "john (who), paris (where)\n"
+    texts = write_file(tmp_path / "texts.txt", "the name lives in city\n\nthe john lives in city\n")
+    told = run(capsys, "--model", tmp_path / "o", "--predict", texts).out
+    assert told == "name (who), city (where)\n\njohn (who), city (where)\n"
+    assert run(capsys, "--model", tmp_path / "o", "--predict", "the the").out == "no entity\n"
+    dev = read_json(tmp_path / "o/results.json")["modes"]["all"]["dev"]
+    assert dev["details"].keys() == {"where", "who"}
+    lines = read_json_lines(tmp_path / "o/dev.jsonl")
+    for name, scores in dev["details"].items():
+        num_gold = sum(line["gold"].count(f"B-{name}") for line in lines)
+        assert scores["count"] == num_gold
+        assert scores["f1"] > 0.95
 
 
 def test_answers_are_learned_and_told(tmp_path, model, capsys):
@@ -904,7 +915,31 @@ def test_answers_are_learned_and_told(tmp_path, model, capsys):
     told = run(capsys, "--model", tmp_path / "o", "--predict", "where\tname lives in city .").out
     assert told == "city\n"
     error = fail(capsys, "--model", tmp_path / "o", "--predict", "where")
-    assert "this model wants 2 text(s), with a tab between two" in error
+    assert "this model needs two texts, separated by a tab" in error
+    text = "who\tname lives in city ."
+    told = run(capsys, "--model", tmp_path / "o", "--predict", text).out
+    check_answers_to_a_file(tmp_path, capsys, {"a": "city", "b": told.strip()})
+
+
+def check_answers_to_a_file(folder, capsys, expected):
+    """Assert that the model in folder/o answers two questions of a SQuAD file so, in a file that
+    is never replaced unless it is said."""
+    context = "name lives in city ."
+    questions = []
+    for question_id, question in (("a", "where"), ("b", "who")):
+        questions.append({"id": question_id, "question": question,
+                          "answers": [{"text": "city", "answer_start": 14}]})
+    content = json.dumps({"data": [{"paragraphs": [{"context": context, "qas": questions}]}]})
+    squad = write_file(folder / "questions.json", content)
+    flags = ["--model", folder / "o", "--predict", squad, "--out", folder / "answers.json"]
+    printed = run(capsys, *flags).out
+    assert "answers.json: 2 answers; {'f1': " in printed
+    assert read_json(folder / "answers.json") == expected
+    write_file(folder / "answers.json", "mine")
+    assert "answers.json exists already: --overwrite" in fail(capsys, *flags)
+    assert (folder / "answers.json").read_text() == "mine"
+    run(capsys, *flags, "--overwrite")
+    assert read_json(folder / "answers.json") == expected
 
 
 def test_seeds_differ_and_the_rate_is_chosen_without_the_dev_set(
@@ -939,6 +974,19 @@ def test_seeds_differ_and_the_rate_is_chosen_without_the_dev_set(
     assert labels == [line["prediction"] for line in lines]
     written = (out / "SST-2.tsv").read_text()
     assert re.fullmatch(r"index\tprediction\n0\t[01]\n1\t[01]\n", written)
+    results = read_json(out / "results.json")
+    assert (results["task"], results["kind"]) == ("sst2", "classification")
+    dev = results["modes"]["all"]["dev"]
+    accuracies = [100 * scores["accuracy"] for scores in dev["scores"]]
+    assert accuracies == pytest.approx([first, second], abs=0.02)
+    assert dev["details"].keys() == {"0", "1"}
+    for label, scores in dev["details"].items():         # of the first seed
+        gold = [line["gold"] == label for line in lines]
+        guessed = [line["prediction"] == label for line in lines]
+        num_correct = sum(1 for x, y in zip(gold, guessed) if x and y)
+        assert scores["count"] == sum(gold)
+        assert scores["recall"] == pytest.approx(num_correct / sum(gold))
+        assert scores["precision"] == pytest.approx(num_correct / max(1, sum(guessed)))
 
     def table(text):
         return [line for line in text.splitlines() if re.match("(all|majority) ", line)]
@@ -947,7 +995,7 @@ def test_seeds_differ_and_the_rate_is_chosen_without_the_dev_set(
     assert table(again) == table(printed)
     error = fail(capsys, *flags, "--steps", 30, "--lr", "1e-2", "--seed", 5, "--dropout", 0,
                  "--resume")
-    assert "dropout 0.1 there, 0.0 here" in error
+    assert "dropout was 0.1, now it is 0.0" in error
     assert "--overwrite" in fail(capsys, *flags)
 
 
@@ -957,7 +1005,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, model, sentiment, capsys
     run(capsys, *flags)
     text = (sentiment / "train.tsv").read_text()
     (sentiment / "train.tsv").write_text(text.replace("film", "name", 1))
-    assert re.search(r"data \d+ there, \d+ here", fail(capsys, *flags, "--resume"))
+    assert re.search(r"data was \d+, now it is \d+", fail(capsys, *flags, "--resume"))
 
 
 def test_steps_follow_from_epochs_and_the_rate_grows_over_a_tenth_of_them(
@@ -972,6 +1020,103 @@ def test_steps_follow_from_epochs_and_the_rate_grows_over_a_tenth_of_them(
     assert rates == pytest.approx(expected)
     assert "valid_accuracy" in lines[-1]
     assert "valid_accuracy" not in lines[0]
+
+
+@pytest.mark.parametrize("more", [[], ["--bf16"]])
+def test_to_evaluate_prints_the_scores_of_the_run_and_writes_nothing(
+        tmp_path, model, sentiment, capsys, more):
+    write_file(sentiment / "test.tsv", "index\tsentence\n0\tgood film\n")
+    flags = ["--task", "sst2", "--data", sentiment, *more]
+    printed = run(capsys, *flags, "--model", model, "--steps", 12, "--lr", "1e-2",
+                  "--out", tmp_path / "o").out
+    before = files_below(tmp_path)
+    found = run(capsys, *flags, "--model", tmp_path / "o", "--evaluate").out
+    expected = percent(printed, "all", "dev", "accuracy")
+    assert percent(found, "model", "dev", "accuracy") == expected
+    assert "test: its labels are not known, so it cannot be scored" in found
+    assert "train" not in found
+    assert files_below(tmp_path) == before
+
+
+def test_to_evaluate_measures_on_files_of_yours(tmp_path, model, capsys):
+    rows = "".join(f"{word} film {letter}\t{word}\n" for letter in LETTERS
+                   for word in ("good", "bad"))
+    table = write_file(tmp_path / "a.tsv", f"text\tlabel\n{rows}")
+    other = write_file(tmp_path / "b.tsv", f"words\tname\n{rows}")
+    printed = run(capsys, "--model", model, "--task", "classification", "--train", table,
+                  "--dev", table, "--steps", 20, "--lr", "1e-2", "--out", tmp_path / "o").out
+    found = run(capsys, "--model", tmp_path / "o", "--evaluate", "--dev", other, "--text", "words",
+                "--label", "name").out
+    for metric in ("accuracy", "macro_f1"):
+        expected = percent(printed, "all", "dev", metric)
+        assert percent(found, "model", "dev", metric) == expected
+    assert "train" not in found
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_the_first_ends_well(
+        tmp_path, model, sentiment, capsys, monkeypatch):
+    flags = ["--model", model, "--task", "sst2", "--data", sentiment, "--steps", 4]
+    run(capsys, *flags, "--out", tmp_path / "whole")
+    usual_batch = TaskLoss.batch
+    errors = []
+    steps = []
+
+    def start_another(self, step):
+        steps.append(step)
+        if steps == [0, 1, 2]:                           # only once
+            with torch.random.fork_rng():                # the dropout of this step stays the same
+                errors.append(fail(capsys, *flags, "--out", tmp_path / "o", "--resume"))
+        return usual_batch(self, step)
+
+    monkeypatch.setattr(TaskLoss, "batch", start_another)
+    run(capsys, *flags, "--out", tmp_path / "o")
+    assert len(errors) == 1
+    assert "another run is writing into it" in errors[0]
+    for name in ("model.safetensors", "head.safetensors", "dev.jsonl", "results.json"):
+        whole = (tmp_path / "whole" / name).read_bytes()
+        assert whole == (tmp_path / "o" / name).read_bytes(), name
+
+
+def test_to_overwrite_removes_what_runs_wrote_and_nothing_else(tmp_path, model, sentiment, capsys):
+    out = tmp_path / "o"
+    flags = ["--model", model, "--task", "sst2", "--data", sentiment, "--out", out]
+    write_file(sentiment / "test.tsv", "index\tsentence\n0\tgood film\n")
+    run(capsys, *flags, "--steps", 1)
+    (out / "notes.txt").write_text("mine")
+    os.remove(sentiment / "test.tsv")
+    run(capsys, *flags, "--steps", 2, "--freeze", "--overwrite")
+    names = {path.name for path in out.iterdir()}
+    assert names == {"config.json", "model.safetensors", "vocab.txt", "run.json", "task.json",
+                     "head.safetensors", "dev.jsonl", "results.json", "notes.txt",
+                     "head-64-lr0.032-seed0"}
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_state_that_is_not_finite_is_found_before_the_model_is_written(
+        tmp_path, model, sentiment, capsys):
+    flags = ["--model", model, "--task", "sst2", "--data", sentiment, "--out", tmp_path / "o",
+             "--steps", 1]
+    run(capsys, *flags)
+    path, = (tmp_path / "o").glob("*/training.safetensors")
+    tensors, metadata = read_safetensors(path)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    tensors["model.output.bias"][0] = math.nan
+    write_safetensors(tensors, path, metadata)
+    before = files_below(tmp_path)
+    error = fail(capsys, *flags, "--resume")
+    assert "training.safetensors: there are values that are not finite in model.output.b" in error
+    assert files_below(tmp_path) == before
+
+
+def test_ctrl_c_in_an_evaluation_is_one_line_and_status_130(
+        tmp_path, model, sentiment, capsys, monkeypatch):
+    def stop(*others):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "predict_logits", stop)
+    error = run(capsys, "--model", model, "--task", "sst2", "--data", sentiment, "--steps", 1,
+                "--out", tmp_path / "o", code=130).err
+    assert error.split("\n") == ["", "finetune.py: interrupted", ""]
 
 
 def test_it_is_said_if_all_predictions_are_the_same(tmp_path, model, sentiment, capsys):
@@ -1004,7 +1149,7 @@ def test_bfloat16_trains_and_predicts_near_float32_but_not_alike(
     assert losses["whole"] == pytest.approx(losses["half"], rel=0.01)
     assert losses["whole"][0] != losses["half"][0]       # no step had been made yet
     error = fail(capsys, *flags, "--out", tmp_path / "half", "--resume")
-    assert "bf16 True there, False here" in error
+    assert "bf16 was True, now it is False" in error
 
 
 @pytest.mark.parametrize("flags", [[], ["--adapters-only"]])
@@ -1052,12 +1197,12 @@ def test_a_teacher_of_other_labels_or_of_another_tokenizer_is_refused(
     error = fail(capsys, "--model", model, "--task", "classification", "--train", table,
                  "--dev", table, "--distill-from", tmp_path / "teacher", "--out", tmp_path / "o")
     assert f"--distill-from {tmp_path / 'teacher'} was fine-tuned for" in error
-    assert "for classification 0 1, not for classification no yes" in error
+    assert "for classification (0; 1), not for classification (no; yes)" in error
     vocabulary = (tmp_path / "teacher/vocab.txt").read_text()
     (tmp_path / "teacher/vocab.txt").write_text(vocabulary.replace("\nfilm", "\nmovie"))
     error = fail(capsys, "--model", model, "--task", "sst2", "--data", sentiment,
                  "--distill-from", tmp_path / "teacher", "--out", tmp_path / "o")
-    assert f"--distill-from {tmp_path / 'teacher'}: it has another tokenizer" in error
+    assert f"--distill-from {tmp_path / 'teacher'}: its tokenizer differs" in error
 
 
 def test_both_dev_sets_of_mnli_are_reported_and_its_test_sets_written(tmp_path, model, capsys):
@@ -1134,10 +1279,88 @@ def test_a_fine_tuned_model_goes_on_with_its_own_head_and_refuses_other_labels(
     table = write_file(tmp_path / "o.csv", "text,label\na,yes\nb,no\n")
     error = fail(capsys, "--model", tmp_path / "a", "--task", "classification",
                  "--train", table, "--dev", table, "--out", tmp_path / "b")
-    assert "fine-tuned for classification 0 1, not for classification no yes" in error
+    assert "fine-tuned for classification (0; 1), not for classification (no; yes)" in error
     printed = run(capsys, "--model", tmp_path / "a", "--task", "sst2", "--data", sentiment,
                   "--steps", 1, "--lr", "1e-9", "--freeze", "--out", tmp_path / "c").out
     assert percent(printed, "head", "dev", "accuracy") > 95
+
+
+def test_a_fine_tuned_model_is_measured_and_predicts_in_bfloat16_if_it_is_said(
+        tokenizer, tmp_path, capsys, monkeypatch):
+    task = make_task_of_kind("classification", ["x", "y"])
+    save_classifier(str(tmp_path / "m"), make_classifier(tokenizer, task), task, tokenizer)
+    table = write_file(tmp_path / "t.tsv", "text\tlabel\ngood\tx\nbad\ty\n")
+    usual_predict = finetune.predict_logits
+    dtypes = []
+
+    def predict_and_note(*others):
+        dtypes.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+        return usual_predict(*others)
+
+    monkeypatch.setattr(finetune, "predict_logits", predict_and_note)
+    for what in (["--predict", "good"], ["--evaluate", "--dev", table]):
+        for more in ([], ["--bf16"], ["--no-bf16"]):
+            run(capsys, "--model", tmp_path / "m", "--device", "cpu", *what, *more)
+    assert dtypes == [torch.float32, torch.bfloat16, torch.float32] * 2
+
+
+def test_the_results_have_the_scores_of_all_seeds_and_the_details_of_the_first(tmp_path):
+    task = make_task_of_kind("classification", ["x", "y"])
+    examples = [make_text_example("good", label) for label in "xxy"]
+    results_of_seeds = []
+    for guesses, accuracy in (("xyy", 2 / 3), ("yyy", 1 / 3)):
+        predictions = [(guess, {}) for guess in guesses]
+        results_of_seeds.append({"dev": finetune.Result({"accuracy": accuracy}, predictions)})
+    finetune.write_results(str(tmp_path), task, {"dev": examples}, {"head": results_of_seeds})
+    details = {"x": {"precision": 1.0, "recall": 1 / 2, "f1": 2 / 3, "count": 2},
+               "y": {"precision": 1 / 2, "recall": 1.0, "f1": 2 / 3, "count": 1}}
+    dev = {"scores": [{"accuracy": 2 / 3}, {"accuracy": 1 / 3}], "details": details}
+    assert read_json(tmp_path / "results.json") == {
+        "task": "classification", "kind": "classification", "modes": {"head": {"dev": dev}}}
+
+
+ALLOWED_FLAGS = {
+    "--predict": {"--predict", "--model", "--device", "--bf16", "--out", "--overwrite"},
+    "--evaluate": {"--evaluate", "--model", "--task", "--data", "--dev", "--test", "--text",
+                   "--label", "--device", "--bf16"}}
+
+
+@pytest.mark.parametrize("mode", ALLOWED_FLAGS)
+def test_to_predict_or_evaluate_refuses_the_flags_of_a_training(mode):
+    given = [mode, "good"] if mode == "--predict" else [mode]
+    values = {"task": "code", "data": "x", "train": "x", "dev": "x", "test": "x", "out": "x",
+              "distill_from": "x", "dropout": "0.5", "predict": "x", "model": "x"}
+    flags = {"--adapters-only": [], "--freeze": []}
+    for name, usual in vars(finetune.arguments([])).items():
+        if name != "mode":
+            is_switch = type(usual) is bool or name == "bf16"
+            flags["--" + name.replace("_", "-")] = [] if is_switch else [values.get(name, "8")]
+    refused = set(flags) - ALLOWED_FLAGS[mode]
+    assert len(refused) > 20
+    for flag in refused - set(ALLOWED_FLAGS):            # the two modes exclude each other
+        with pytest.raises(ValueError, match=f"{flag}: {mode} trains nothing"):
+            finetune.arguments([*given, flag, *flags[flag]])
+    with pytest.raises(ValueError, match="--evaluate|--predict"):
+        finetune.arguments(["--predict", "x", "--evaluate"])
+
+
+def test_a_question_without_an_answer_is_told(tokenizer, tmp_path, capsys):
+    task = make_task_of_kind("qa", unanswerable=True)
+    classifier = make_classifier(tokenizer, task)
+    with torch.no_grad():                                # all places are alike, and [CLS] is best
+        classifier.output.weight.zero_()
+        classifier.output.bias.zero_()
+    save_classifier(str(tmp_path / "m"), classifier, task, tokenizer)
+    texts = write_file(tmp_path / "texts.txt", "who\tgood city\n \nwho\t\n")
+    told = run(capsys, "--model", tmp_path / "m", "--predict", texts).out
+    assert told == "good\n\nno answer\n"               # the second context has no tokens
+
+
+@pytest.mark.parametrize("text", ["good.txt", "a/b.tsv", "x.csv", "x.json", "x.jsonl"])
+def test_a_file_that_is_not_there_is_no_text(text):
+    with pytest.raises(ValueError, match=f"--predict {text}: there is no such file"):
+        finetune.lines_to_predict(text)
+    assert finetune.lines_to_predict(f"see {text}") == [f"see {text}"]
 
 
 def test_only_a_fine_tuned_model_predicts(model, capsys):
@@ -1155,14 +1378,14 @@ SQUAD = make_squad([("q", ["paris"])])
 # What is wrong -> the kind of task, the file, its content, what the error says.
 BAD = {
     "a missing column": ("classification", "train.tsv", "txt\tlabel\na\tx\n",
-                         "train.tsv:2: no column 'text'"),
+                         "train.tsv:2: the column 'text' is missing"),
     "a test set without labels": ("classification", "test.tsv", "text\na\n",
-                                  "test.tsv:2: no column 'label'"),
+                                  "test.tsv:2: the column 'label' is missing"),
     "an unknown label": ("classification", "dev.tsv", "text\tlabel\na\tx\na\tz\n",
-                         "dev.tsv:3: label 'z' is not in the training set"),
+                         "dev.tsv:3: label 'z' does not occur in the training set"),
     "an empty file": ("classification", "train.tsv", "", "train.tsv: the file is empty"),
     "a header alone": ("classification", "train.tsv", "text\tlabel\n",
-                       "train.tsv: there is no example in it"),
+                       "train.tsv: the file has no examples"),
     "a ragged row": ("classification", "train.tsv", TABLE + "c\n",
                      "train.tsv:4: 1 columns, not 2"),
     "an unclosed quote": ("classification", "train.csv", 'text,label\n"a,x\n',
@@ -1170,11 +1393,13 @@ BAD = {
     "no JSON": ("classification", "train.jsonl", '{"text": "a", "label": 1}\n{\n',
                 "train.jsonl:2: not a JSON object"),
     "a list as text": ("classification", "train.jsonl", '{"text": [1], "label": 1}\n',
-                       "train.jsonl:1: no column 'text'"),
+                       "train.jsonl:1: the column 'text' is missing or has no usual"),
     "bad bytes": ("classification", "train.tsv", b"text\tlabel\na\xff\tx\n",
                   "train.tsv:2: not UTF-8"),
-    "a word for a number": ("regression", "train.tsv", "text\tlabel\na\tnan\n",
-                            "train.tsv:2: label 'nan' is not a number"),
+    "a word for a number": ("regression", "train.tsv", "text\tlabel\na\tmany\n",
+                            "train.tsv:2: label 'many' is not a number"),
+    "a label that is missing": ("regression", "train.tsv", "text\tlabel\na\tnan\n",
+                                "train.tsv:2: the label in column 'label' is missing"),
     "a tag without a word": ("tagging", "train.tsv", "a\tO\n\tB-x\n",
                              "train.tsv:2: '\\tB-x' is not a word and a tag"),
     "a word without a tag": ("tagging", "train.tsv", "a\tO\nb\n",
@@ -1182,13 +1407,13 @@ BAD = {
     "a tag of no scheme": ("tagging", "train.tsv", "a\tO\nb\tNOUN\n",
                            "train.tsv:2: the tag 'NOUN' is neither"),
     "a type unknown": ("tagging", "dev.tsv", "a\tO\n\nb\tB-z\n",
-                       "dev.tsv:3: label 'B-z' is not in the training set"),
+                       "dev.tsv:3: label 'B-z' does not occur in the training"),
     "an answer elsewhere": ("qa", "train.json",
                             SQUAD.replace('"answer_start": ', '"answer_start": 1'),
                             "train.json:10: not SQuAD: the answer 'paris' of question 'q0' is "
                             "not at its offset"),
     "a question without answers": ("qa", "train.json", SQUAD.replace('"answers"', '"x"'),
-                                   "train.json:10: not SQuAD: 'answers' is None"),
+                                   "train.json:10: not SQuAD: the field 'answers' is None"),
     "half a file": ("qa", "train.json", '{"data": [', "train.json: not SQuAD"),
     "no training set": ("tagging", None, None, "give --train FILE"),
 }
@@ -1219,7 +1444,7 @@ def test_bad_input_is_one_line_with_file_and_line(name, tmp_path, model, capsys)
     (["--adapters-only", "--freeze"], "not allowed with"),
     (["--text", "a", "b", "c"], "--text: give one or two columns"),
     (["--lr", "x"], "--lr"),
-    (["--length", "49"], "--length 49: the model has 48 positions"),
+    (["--length", "49"], "--length: 49 is not from 8 to 48"),
     (["--model", "no/such/model"], "no/such/model"),
     (["--distill-from", "MODEL"], "it has no task.json"),
 ])

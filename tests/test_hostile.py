@@ -616,7 +616,7 @@ def desk(model, tmp_path_factory):
 
 MAIN = {"data": data.main, "distill": distill.main, "finetune": finetune.main}
 SCRIPT = {"data": "data", "learn": "data", "distill": "distill", "finetune": "finetune",
-          "predict": "finetune"}
+          "glue": "finetune", "predict": "finetune", "measure": "distill", "score": "finetune"}
 # The flags of each command with which nothing is wrong.
 USUAL = {
     "data": "--corpus c.txt --tokenizer m --out out.bin",
@@ -625,15 +625,30 @@ USUAL = {
                "--steps 2 --device cpu",
     "finetune": "--model m --task classification --train good.tsv --steps 1 --batch-size 4 "
                 "--length 16 --device cpu --out out",
-    "predict": "--model tuned --predict w1"}
+    "glue": "--model m --steps 1 --batch-size 4 --length 16 --device cpu --out out",
+    "predict": "--model tuned --predict w1",
+    "measure": "--teacher m --corpus c.txt --cache cache --length 16 --device cpu",
+    "score": "--model tuned --device cpu"}
+
+
+def exchange_flags(command, flags):
+    """List the usual flags of a command without those that `flags` gives, and then these."""
+    words = USUAL[command].split()
+    kept = []
+    for name, value in zip(words[::2], words[1::2]):
+        if name not in flags:
+            kept += [name, value]
+    return kept + flags
+
+
 # A command, the flags that are wrong, what the error says; * stands for anything.
 MISTAKES = """
-data      --corpus x.pdf                        x.pdf: no .txt or .jsonl
-data      --corpus text.gz                      text.gz: no .txt or .jsonl
-data      --corpus md                           md: no .txt or .jsonl
+data      --corpus x.pdf                        x.pdf: no .txt, .jsonl or .csv
+data      --corpus text.gz                      text.gz: no .txt, .jsonl or .csv
+data      --corpus md                           md: no .txt, .jsonl or .csv
 data      --corpus c.txt md/readme.md           md/readme.md: no .txt
-data      --corpus c.txt nowhere                nowhere: no .txt
-data      --corpus nowhere.txt                  nowhere.txt: no .txt
+data      --corpus c.txt nowhere                nowhere does not exist
+data      --corpus nowhere.txt                  nowhere.txt does not exist
 data      --corpus text.txt.gz                  text.txt.gz: not readable, but damaged
 data      --corpus prose.jsonl                  prose.jsonl:1: not a JSON object
 data      --corpus pdf.txt                      pdf.txt: most tokens are [UNK]
@@ -691,45 +706,95 @@ distill   --adapter-size 99999999               adapter_size is 99999999
 finetune  --train nowhere.tsv                   nowhere.tsv
 finetune  --train m                             m
 finetune  --train empty.tsv                     empty.tsv: the file is empty
-finetune  --train header.tsv                    header.tsv: there is no example
+finetune  --train header.tsv                    header.tsv: the file has no examples
 finetune  --train single.tsv                    single.tsv:2: this is the only example
 finetune  --train same.tsv                      same.tsv:*all examples have the label 'a'
-finetune  --train headless.tsv                  headless.tsv:2: no column 'text'
-finetune  --train comma.tsv                     comma.tsv:2: no column 'text'
-finetune  --train semicolon.csv                 semicolon.csv:2: no column 'text'
+finetune  --train headless.tsv                  headless.tsv:2: the column 'text' is missing
+finetune  --train comma.tsv                     comma.tsv:2: the column 'text' is missing
+finetune  --train semicolon.csv                 semicolon.csv:2: the column 'text' is missing
 finetune  --train utf16.tsv                     utf16.tsv:1: not UTF-8
-finetune  --train x.xlsx                        x.xlsx:1: not UTF-8
+finetune  --train x.xlsx                        x.xlsx: the ending of a table must be
 finetune  --train array.jsonl                   array.jsonl:1: not a JSON object
 finetune  --train half.jsonl                    half.jsonl:1: *surrogates
-finetune  --train null.jsonl                    null.jsonl:1: no column 'label'
-finetune  --train break.jsonl --dev z.tsv       z.tsv:2: label 'z' is not
-finetune  --train good.tsv --dev z.tsv          z.tsv:2: label 'z' is not
+finetune  --train null.jsonl                    null.jsonl:1: the column 'label' is missing
+finetune  --train break.jsonl --dev z.tsv       z.tsv:2: label 'z' does not occur
+finetune  --train good.tsv --dev z.tsv          z.tsv:2: label 'z' does not occur
 finetune  --train good.tsv --test empty.tsv     empty.tsv: the file is empty
 finetune  --task regression                     good.tsv:2: label 'a' is not a number
 finetune  --task regression --train huge.tsv    huge.tsv:2: label '999*is not a number
 finetune  --task tagging                        good.tsv:1: the tag 'label'
 finetune  --task tagging --train pos.tsv        pos.tsv:1: the tag 'NN'
 finetune  --task qa                             good.tsv: not SQuAD
-finetune  --task qa --train squad.json          squad.json: there is no example
-finetune  --task sst2 --data nowhere            nowhere/train.tsv
-finetune  --task sst2 --data good.tsv           good.tsv/train.tsv
-finetune  --task sst2 --data glue               glue/dev.tsv
-finetune  --task mnli --data glue               glue/train.tsv:2: no column 'sentence1'
-finetune  --task cola --data glue               glue/train.tsv:1: 2 columns, not 4
+finetune  --task qa --train squad.json          squad.json: the file has no examples
+glue      --task sst2 --data nowhere            nowhere/train.tsv
+glue      --task sst2 --data good.tsv           good.tsv/train.tsv
+glue      --task sst2 --data glue               glue/dev.tsv
+glue      --task mnli --data glue               glue/train.tsv:2: the column 'sentence1' is missing
+glue      --task cola --data glue               glue/train.tsv:1: 2 columns, not 4
 finetune  --task SST2                           'SST2'
-finetune  --text nope                           good.tsv:2: no column 'nope'
-finetune  --label nope                          good.tsv:2: no column 'nope'
+finetune  --text nope                           good.tsv:2: the column 'nope' is missing
+finetune  --label nope                          good.tsv:2: the column 'nope' is missing
 finetune  --model bert-base-uncased             bert-base-uncased: there is no such folder
 finetune  --model cut                           cut/model.safetensors: not a safetensors file
 finetune  --model md                            md: it has no tokenizer.json and no vocab.txt
 finetune  --model noconfig                      noconfig/config.json
-finetune  --out m                               --out m
+finetune  --out m                               --out m: this folder is read from
+finetune  --out m --resume                      --out m: this folder is read from
+finetune  --out tuned --distill-from tuned      --out tuned: this folder is read from
+finetune  --out md                              --out md is not empty
+finetune  --out md --resume                     there is no run of finetune.py in md
+finetune  --out bad-head --overwrite            bad-head is not the folder of a run, but it holds
+distill   --out m --overwrite                   --out m: this folder is read from
+distill   --out m --student m --resume          --out m: this folder is read from
+distill   --out wide --tokenizer wide           --out wide: this folder is read from
+distill   --out md                              --out md is not empty
+distill   --out md --resume                     there is no run of distill.py in md
+distill   --out six --overwrite                 six is not the folder of a run, but it holds
+distill   --device cuda:1                       --device cuda:1: torch finds no GPU here
+distill   --device mps                          --device mps: torch finds none here
+distill   --device gpu                          --device: 'gpu' is not auto, cpu, cuda, cuda:N or
+distill   --warmup 3                            --warmup 3 is more than --steps 2
+distill   --text nope --corpus prose.jsonl      prose.jsonl:1: not a JSON object
+measure   --evaluate --lr 1                     --lr: --evaluate trains nothing
+measure   --evaluate --out out                  --out: --evaluate trains nothing
+measure   --evaluate --length 33                --length 33: the teacher has only 32 positions
+measure   --evaluate --teacher none             --tokenizer
+measure   --evaluate --device cuda              --device cuda: torch finds no GPU here
+score     --evaluate                            give files to measure on with --dev FILE or --test
+score     --evaluate --dev good.tsv --data glue  --data: it is for the tasks of GLUE
+score     --evaluate --dev z.tsv                z.tsv:2: label 'z' does not occur
+score     --evaluate --dev good.tsv --task qa   --task qa: tuned was fine-tuned for classification
+score     --evaluate --dev good.tsv --text text label  tuned was fine-tuned for one text
+score     --evaluate --dev good.tsv --lr 1      --lr: --evaluate trains nothing
+score     --evaluate --dev good.tsv --out out   --out: --evaluate trains nothing
+score     --evaluate --dev good.tsv --model m   m: not a fine-tuned model
+finetune  --device cuda                         --device cuda: torch finds no GPU here
+finetune  --task tagging --text text            --text: the files of the task tagging have no named
+finetune  --task qa --label label               --label: the files of the task qa have no named
+finetune  --stride 3                            --stride: it is about the windows of the task qa
+finetune  --data glue                           --data: it is for the tasks of GLUE
+finetune  --epochs 2                            --epochs: --steps says already how long
+glue      --train good.tsv                      --train: without --task the embedded task
+glue      --freeze                              --freeze: without --task the embedded task
+glue      --data glue                           --data: without --task the embedded task
+glue      --label label                         --label: without --task the embedded task
+glue      --task sst2 --dev good.tsv            --dev: the task sst2 has its own files
+glue      --task sst2 --text text               --text: the task sst2 has its own files
+glue      --task code --data glue               --data: the task code needs no files
+glue      --task regression --model nowhere     --task regression needs files of yours
 finetune  --out file/x                          file
 finetune  --lr 1e-3 nan                         --lr: nan
 finetune  --epochs inf                          --epochs: inf
 finetune  --stride 0                            --stride: 0
 finetune  --distill-from m                      m: not a fine-tuned model: it has no task.json
-finetune  --distill-from nowhere                nowhere/config.json
+finetune  --distill-from nowhere                nowhere: not a fine-tuned model
+predict   --predict nowhere.txt                 --predict nowhere.txt: there is no such file
+predict   --predict md                          --predict md: there is no such file
+predict   --device cuda                         --device cuda: torch finds no GPU here
+predict   --train good.tsv                      --train: --predict trains nothing
+predict   --lr 1                                --lr: --predict trains nothing
+predict   --out file                            --out and --overwrite: only the answers to a SQuAD
+predict   --overwrite                           --out and --overwrite: only the answers to a SQuAD
 predict   --model m                             m: not a fine-tuned model: it has no task.json
 predict   --model nowhere                       nowhere
 predict   --model bad-text                      bad-text/task.json: not a task: length is 'x'
@@ -737,7 +802,7 @@ predict   --model bad-none                      bad-none/task.json: not a task: 
 predict   --model bad-labels                    bad-labels/task.json: not a task: labels is 5
 predict   --model bad-three                     bad-three/head.safetensors: not a head for 3 labels
 predict   --model bad-kind                      bad-kind/task.json: not a task: kind is 'x'
-predict   --model bad-qa                        bad-qa/task.json: not a task: in qa pair must
+predict   --model bad-qa                        bad-qa/task.json: not a task: pair must be true
 predict   --model bad-mean                      bad-mean/task.json: not a task: mean is 'x'
 predict   --model bad-more                      bad-more/task.json: not a task: *'more'
 predict   --model bad-head                      bad-head/head.safetensors: not a safetensors file
@@ -752,7 +817,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(line, desk, monkeypatch, c
     monkeypatch.chdir(desk)
     before = snapshot(desk)
     capsys.readouterr()
-    assert MAIN[script]([*USUAL[command].split(), *flags.split()]) == 2
+    assert MAIN[script](exchange_flags(command, flags.split())) == 2
     *notices, error = capsys.readouterr().err.splitlines()
     assert error.startswith(f"{script}.py: error: ")
     assert len(error) < 700
@@ -848,8 +913,8 @@ class FileOnDisk:
 
 
 def bytes_of_run(folder):
-    """Read what a run leaves, {name: bytes}, without what the clock decides: the speed in
-    log.jsonl and so its size, which is in the header of training.safetensors."""
+    """Read what a run leaves, {name: bytes}, without what the clock decides: the speed and the
+    time in log.jsonl and so its size, which is in the header of training.safetensors."""
     contents = {}
     for name, content in snapshot(folder).items():
         if content is None:                              # a folder
@@ -858,7 +923,7 @@ def bytes_of_run(folder):
             header_size = int.from_bytes(content[:8], "little")
             content = content[8 + header_size:]
         else:
-            content = re.sub(rb'"tokens_per_second": \d+', b"", content)
+            content = re.sub(rb'"(tokens_per_second|time)": \d+', b"", content)
         contents[name] = content
     return contents
 
@@ -886,7 +951,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(command, flags, desk, tmp_p
         shutil.copy(desk / name, name)
     shutil.copytree(desk / "m", "m")
     os.mkdir("before")
-    flags = [*USUAL[command].split(), *flags.split()]
+    flags = exchange_flags(command, flags.split())
     is_training = command in ("distill", "finetune")
     if is_training:
         flags.append("--resume")

@@ -1,8 +1,11 @@
 """Runs that are killed at random moments, and runs of several processes: nothing is lost and the
 end is the same."""
+import importlib
+import multiprocessing
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +13,7 @@ import time
 import pytest
 import torch
 
+import data
 import distill
 import finetune
 from checkpoint import load, read_safetensors
@@ -103,49 +107,64 @@ def test_a_checkpoint_half_written_is_not_taken_for_one(toy, tmp_path):
 
 # ---- Several processes ------------------------------------------------------------------
 
-# A script whose rank 1 has an error if it writes a file.
-ONE_WRITER = f"""
-import os, sys
-sys.path.insert(0, {ROOT!r})
-import finetune
+def run_as_rank(script, flags, rank, port, printed, change):
+    """Run a script in this process as one of two that torchrun would have started.
 
-original = os.replace
+    printed: the file for its output; change(): called before, in rank 1 alone
+    """
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.stdout = open(printed, "a")
+    os.dup2(sys.stdout.fileno(), 2)
+    if rank == 1:
+        change()
+    sys.exit(importlib.import_module(script).main(flags))
 
-def replace(temporary, path):
-    if os.environ["RANK"] == "1":
-        raise MemoryError("this is rank 1")
-    original(temporary, path)
 
-os.replace = replace
-sys.exit(finetune.main(sys.argv[1:]))
-"""
+def start_two_ranks(script, flags, printed, change):
+    """Start a script in two processes that work together -> the processes.
 
-# A script whose rank 1 starts from other numbers than rank 0, and has an error if it tokenises.
-OTHER_START = f"""
-import os, sys
-sys.path.insert(0, {ROOT!r})
-import data
-import distill
+    They are forked from one that has imported torch once for all, which is faster than torchrun.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["distill", "finetune"])
+    processes = []
+    for rank in range(2):
+        process = context.Process(target=run_as_rank,
+                                  args=(script, flags, rank, port, printed, change))
+        process.start()
+        processes.append(process)
+    return processes
 
-original = distill.make_optimizer
 
-def write_tokens(*others):
-    raise MemoryError("rank 1 should have waited for rank 0's tokens")
+def forbid_writing():
+    """Make it an error to write a file."""
+    def replace(temporary, path):
+        raise AssertionError("this is rank 1")
 
-if os.environ["RANK"] == "1":
-    data.write_tokens = write_tokens
+    os.replace = replace
 
-def make_optimizer(model, weight_decay):
-    if os.environ["RANK"] == "1":
+
+def start_elsewhere():
+    """Let a model start from other numbers, and make it an error to tokenise."""
+    original = distill.make_optimizer
+
+    def make_optimizer(model, weight_decay):
         for parameter in model.parameters():
             parameter.data += 0.1
-    return original(model, weight_decay)
+        return original(model, weight_decay)
 
-distill.make_optimizer = make_optimizer
-sys.exit(distill.main(sys.argv[1:]))
-"""
+    def write_tokens(*others):
+        raise AssertionError("rank 1 should have waited for rank 0's tokens")
 
-# A script whose rank 1 dies at its seventh step.
+    distill.make_optimizer = make_optimizer
+    data.write_tokens = write_tokens
+
+
+# A script whose rank 1 has an error at its seventh step.
 DYING = f"""
 import os, sys
 sys.path.insert(0, {ROOT!r})
@@ -155,7 +174,7 @@ original = distill.Distillation.micro_batches
 
 def micro_batches(self, step):
     if os.environ["RANK"] == "1" and step == 6:
-        raise MemoryError("this is rank 1")
+        raise AssertionError("this is rank 1")
     return original(self, step)
 
 distill.Distillation.micro_batches = micro_batches
@@ -164,13 +183,14 @@ sys.exit(distill.main(sys.argv[1:]))
 
 
 def test_two_processes_tune_as_one_and_the_first_alone_writes(toy, table, tmp_path):
-    (tmp_path / "one_writer.py").write_text(ONE_WRITER)
     more = [*COMPARABLE, 0.002, "--epochs", 1]           # the best of two rates
-    run = start_two_processes(tmp_path / "one_writer.py",
-                              *finetune_flags(toy, table, tmp_path / "two", *more))
+    flags = finetune_flags(toy, table, tmp_path / "two", *more)
+    processes = start_two_ranks("finetune", flags, tmp_path / "printed", forbid_writing)
     assert finetune.main(finetune_flags(toy, table, tmp_path / "one", *more)) is None
-    printed, errors = run.communicate(timeout=100)
-    assert run.returncode == 0, errors
+    for process in processes:
+        process.join(100)
+    printed = (tmp_path / "printed").read_text()
+    assert [process.exitcode for process in processes] == [0, 0], printed
     assert printed.count("majority") == 2                # two metrics, printed by rank 0 alone
     assert_nearly_same_model(tmp_path / "two", tmp_path / "one")
     assert remains(tmp_path / "one").keys() == remains(tmp_path / "two").keys()
@@ -181,21 +201,21 @@ def test_two_processes_tune_as_one_and_the_first_alone_writes(toy, table, tmp_pa
 
 
 def test_a_signal_stops_all_processes_and_one_alone_goes_on(toy, tmp_path):
-    """The cache is empty, so that rank 0 fills it while rank 1 waits."""
-    (tmp_path / "other_start.py").write_text(OTHER_START)
+    """The cache is empty, so that rank 0 fills it while rank 1 waits; rank 1 gets the signal."""
     more = [*COMPARABLE, "--steps", 200, "--save-every", 1000]
-    run = start_two_processes(
-        tmp_path / "other_start.py",
-        *distill_flags(toy, tmp_path / "two", *more, "--cache", tmp_path / "cache"))
+    flags = distill_flags(toy, tmp_path / "two", *more, "--cache", tmp_path / "cache")
+    processes = start_two_ranks("distill", flags, tmp_path / "printed", start_elsewhere)
     assert distill.main(distill_flags(toy, tmp_path / "one", *more)) is None
     log_path = tmp_path / "two" / "log.jsonl"
-    while run.poll() is None:
+    while processes[0].is_alive():
         if log_path.exists() and log_path.read_bytes().count(b"\n") > 3:
             break
         time.sleep(0.01)
-    run.send_signal(signal.SIGTERM)
-    printed, errors = run.communicate(timeout=100)
-    assert run.returncode != 0, errors
+    os.kill(processes[1].pid, signal.SIGTERM)
+    for process in processes:
+        process.join(100)
+    printed = (tmp_path / "printed").read_text()
+    assert [process.exitcode for process in processes] == [143, 143], printed
     assert printed.count("--resume goes on from there") == 1
     assert 3 < int(read_metadata(tmp_path / "two")["step"]) < 200
     assert distill.main(distill_flags(toy, tmp_path / "two", *more, "--resume")) is None
@@ -211,10 +231,22 @@ def test_a_rank_that_dies_ends_all_of_them_with_its_error(toy, tmp_path):
     assert distill.main(distill_flags(toy, tmp_path / "one", *COMPARABLE)) is None
     _, errors = run.communicate(timeout=100)
     assert run.returncode != 0
-    assert "MemoryError: this is rank 1" in errors
+    assert "AssertionError: this is rank 1" in errors
     assert read_metadata(tmp_path / "two")["step"] == "4"     # the last checkpoint is whole
     assert distill.main(distill_flags(toy, tmp_path / "two", *COMPARABLE, "--resume")) is None
     assert_nearly_same_model(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize("name, value", [("WORLD_SIZE", "0"), ("RANK", "abc"), ("RANK", "1"),
+                                         ("LOCAL_RANK", "-1"), ("WORLD_SIZE", "")])
+def test_variables_that_torchrun_would_not_set_are_one_line(
+        toy, tmp_path, monkeypatch, capsys, name, value):
+    monkeypatch.setenv(name, value)
+    assert distill.main(distill_flags(toy, tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "RANK, LOCAL_RANK, WORLD_SIZE: not the numbers that torchrun sets" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_fewer_sequences_than_processes_are_refused(toy, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """The README tells the truth: its commands are understood, what it names and links to exists; and
 the files of the repository are those that it promises, in lines short enough to be read."""
+import ast
 import glob
 import os
 import re
@@ -87,3 +88,30 @@ def test_no_line_of_code_is_too_long_to_be_read():
             if len(line) > 100:
                 too_long.append(f"{file}:{number}")
     assert too_long == []
+
+
+def test_the_block_in_python_prints_the_words_predicted(monkeypatch, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
+    assert len(blocks) == 1
+    monkeypatch.chdir(ROOT)                              # its paths begin in the repository
+    names = {}
+    exec(blocks[0], names)
+    words = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
+    assert len(set(words)) == 5
+    assert "array" in words or "tensor" in words         # a new ... with the same shape
+    T = names["ids"].shape[1]
+    attention_map = names["attention"][3].exp()[0, 0]
+    assert attention_map.shape == (T, T)
+    assert attention_map.sum(1).tolist() == pytest.approx([1.0] * T, abs=1e-5)
+
+
+def test_what_is_installed_are_the_six_modules():
+    tomllib = pytest.importorskip("tomllib", reason="it comes with Python 3.11")
+    with open(os.path.join(ROOT, "pyproject.toml"), "rb") as file:
+        settings = tomllib.load(file)
+    modules = settings["tool"]["setuptools"]["py-modules"]
+    assert sorted(f"{name}.py" for name in modules) == sorted(PROGRAM)
+    files = [settings["project"]["readme"], settings["project"]["license"]["file"]]
+    files += settings["tool"]["setuptools"]["dynamic"]["dependencies"]["file"]
+    for name in files:
+        assert os.path.isfile(os.path.join(ROOT, name))

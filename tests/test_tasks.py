@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import os
 import random
 import re
 import string
@@ -16,9 +17,10 @@ import numpy as np
 import pytest
 
 import tasks
+from checkpoint import remove_run
 from conftest import make_squad, make_task_of_kind, write_documentation, write_file
-from tasks import (GLUE, Example, Task, answer_scores, classification_scores, entities,
-                   entity_scores, hold_out_a_tenth, iob2, lines_of, majority, make_task,
+from tasks import (GLUE, Example, Task, answer_scores, classification_scores, detailed_scores,
+                   entities, entity_scores, hold_out_a_tenth, iob2, lines_of, majority, make_task,
                    read_code_task, read_glue, read_own_files, read_squad, read_table, read_tags,
                    regression_scores, score, write_predictions)
 
@@ -43,8 +45,8 @@ def text_example(text, label, second_text=None, location="a:1"):
     ("regression", {"mean": float("nan")}, "mean nan"),
     ("regression", {"mean": -1e30}, r"mean -1e\+30"),
     ("regression", {"sd": float("inf")}, "sd inf"),
-    ("classification", {"labels": [3]}, "3 is not a label"),
-    ("tagging", {"labels": ["O", ""]}, "'' is not a label"),
+    ("classification", {"labels": [3]}, "labels has 3, which cannot be a label"),
+    ("tagging", {"labels": ["O", ""]}, "labels has '', which cannot be a label"),
     ("tagging", {"kind": "tags"}, "kind is 'tags', not one of classification, regression"),
 ])
 def test_a_task_with_a_wrong_field_is_refused(kind, change, message):
@@ -63,7 +65,7 @@ def test_a_task_may_have_a_whole_number_as_mean_and_an_empty_class():
 def test_classification_scores_are_those_of_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics")
     rng = random.Random(0)
-    for _ in range(200):
+    for _ in range(60):
         labels = ["0", "1", "two", "x y"][:rng.choice([1, 2, 2, 4])]
         size = rng.randint(1, 12)
         gold = rng.choices(labels, k=size)
@@ -187,6 +189,62 @@ def test_a_task_is_scored_by_its_own_metrics_in_their_order(kind, gold, guesses,
 def test_a_test_set_without_labels_has_no_scores():
     task = make_task_of_kind("classification", ["x", "y"])
     assert score(task, [text_example("t", None)], ["x"]) == {}
+
+
+def test_the_scores_of_each_class_are_those_of_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = random.Random(0)
+    task = make_task_of_kind("classification", ["0", "1", "x y"])
+    for _ in range(40):
+        size = rng.randint(1, 9)
+        gold = rng.choices(task.labels, k=size)
+        guesses = rng.choices(task.labels, k=size)
+        names = sorted(set(gold) | set(guesses))
+        precision, recall, f1, count = metrics.precision_recall_fscore_support(
+            gold, guesses, labels=names, zero_division=0)
+        found = detailed_scores(task, [text_example("t", label) for label in gold], guesses)
+        assert list(found) == names
+        for i, name in enumerate(names):
+            expected = {"precision": precision[i], "recall": recall[i], "f1": f1[i],
+                        "count": count[i]}
+            assert found[name] == pytest.approx(expected), (gold, guesses)
+
+
+def test_the_scores_of_each_type_of_entity_are_those_of_seqeval():
+    seqeval = pytest.importorskip("seqeval.metrics")
+    rng = random.Random(0)
+    task = make_task_of_kind("tagging")
+    tags = ["O", "O", "B-x", "I-x", "B-y-z", "I-y-z"]
+    for _ in range(100):
+        lengths = [rng.randint(1, 7) for _ in range(rng.randint(1, 3))]
+        gold = [rng.choices(tags, k=length) for length in lengths]
+        guesses = [rng.choices(tags, k=length) for length in lengths]
+        if not tasks.entities_of_all(gold) and not tasks.entities_of_all(guesses):
+            continue                                     # seqeval cannot report on nothing
+        with warnings.catch_warnings(action="ignore"):
+            report = seqeval.classification_report(gold, guesses, output_dict=True)
+        found = detailed_scores(task, [text_example("t", tags) for tags in gold], guesses)
+        assert found.keys() == {name for name in report if not name.endswith("avg")}
+        for name, scores in found.items():
+            expected = {"precision": report[name]["precision"], "recall": report[name]["recall"],
+                        "f1": report[name]["f1-score"], "count": report[name]["support"]}
+            assert scores == pytest.approx(expected), (gold, guesses)
+
+
+@pytest.mark.parametrize("kind, label, guess", [
+    ("classification", None, "x"), ("tagging", None, ["O"]), ("regression", 1.0, 2.0),
+    ("qa", [(0, "a")], "a")])
+def test_without_classes_or_labels_there_are_no_details(kind, label, guess):
+    assert detailed_scores(make_task_of_kind(kind), [text_example("t", label)], [guess]) == {}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize("guess", [float("nan"), float("inf")])
+def test_a_metric_that_is_not_finite_is_an_error(guess):
+    examples = [text_example("t", number) for number in (1.0, 2.0, 4.0)]
+    task = make_task_of_kind("regression", name="stsb")
+    with pytest.raises(ValueError, match="stsb: pearson is nan: the predictions are no"):
+        score(task, examples, [1.0, guess, 3.0])
 
 
 # ---- Tags -------------------------------------------------------------------------------
@@ -331,7 +389,7 @@ def test_a_quote_at_a_wrong_place_is_named(text, tmp_path):
 @pytest.mark.parametrize("value", [1, None, ["a"], {"a": 1}])
 def test_a_text_must_be_text(value, tmp_path):
     path = write_file(tmp_path / "a.jsonl", json.dumps({"t": value, "y": 1}))
-    with pytest.raises(ValueError, match=f"{path}:1: no column 't', or no text in it; .*'t', 'y'"):
+    with pytest.raises(ValueError, match=f"{path}:1: the column 't' is missing .* are 't', 'y'$"):
         read_table(path, ["t"], "y")
 
 
@@ -342,11 +400,56 @@ def test_a_number_is_read(label, value, tmp_path):
     assert read_table(path, ["t"], "y", numeric=True)[0].label == value
 
 
-@pytest.mark.parametrize("label", ["", "x", "1,5", "nan", "inf", "1e30", "-1e30", "1e999", "1_0"])
+@pytest.mark.parametrize("label", ["x", "1,5", "-nan", "inf", "1e30", "-1e30", "1e999", "1_0"])
 def test_what_is_no_number_or_too_large_a_one_is_refused(label, tmp_path):
     path = write_file(tmp_path / "a.tsv", f"t\ty\na\t1\nb\t{label}\n")
     with pytest.raises(ValueError, match=f"{path}:3: y '{label}' is not a number"):
         read_table(path, ["t"], "y", numeric=True)
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.parametrize("ending, text", [
+    ("tsv", "t\ty\na\t1\nb\t\n"), ("tsv", "t\ty\na\t1\nb\t  \n"),
+    ("tsv", "t\ty\na\t1\nb\tnan\n"), ("csv", "t,y\na,1\nb,\n"),
+    ("jsonl", '{"t": "a", "y": 1}\n\n{"t": "b", "y": NaN}\n'),
+    ("jsonl", '{"t": "a", "y": 1}\n\n{"t": "b", "y": ""}\n')])
+def test_a_missing_label_is_named_with_its_line(kind, ending, text, tmp_path):
+    path = write_file(tmp_path / f"a.{ending}", text)
+    with pytest.raises(ValueError, match=f"^{path}:3: the label in column 'y' is missing$"):
+        read_own_files(kind, {"train": [path]}, ["t"], "y")
+
+
+@pytest.mark.parametrize("row", ['{"t": "b", "y": null}', '{"t": "b"}', '{"t": "b", "y": [1]}'])
+def test_a_label_that_is_null_or_not_there_is_named_with_its_line(row, tmp_path):
+    path = write_file(tmp_path / "a.jsonl", '{"t": "a", "y": 1}\n' + row)
+    with pytest.raises(ValueError, match=f"^{path}:2: the column 'y' is missing or has no usual"):
+        read_table(path, ["t"], "y")
+
+
+@pytest.mark.parametrize("ending, header", [("tsv", "t\ty\tt"), ("csv", 't,y,"t"')])
+def test_two_columns_of_the_same_name_are_refused(ending, header, tmp_path):
+    path = write_file(tmp_path / f"a.{ending}", f"{header}\n")
+    with pytest.raises(ValueError, match=f"^{path}:1: two columns have the same name$"):
+        read_table(path, ["t"], "y")
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.TSV", "a.txt", "a", "a.tsv.gz", "a.xlsx", "a.json"])
+def test_the_ending_says_what_a_table_is(name, tmp_path):
+    path = write_file(tmp_path / name, "t\ty\na\t1\n")
+    if name in ("a.tsv", "a.TSV", "a.txt"):
+        assert read_table(path, ["t"], "y")[0].text == "a"
+    else:
+        with pytest.raises(ValueError, match=f"^{path}: the ending of a table must be .tsv, .csv"):
+            read_table(path, ["t"], "y")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    path = tmp_path / "a.tsv"
+    os.mkfifo(path)
+    read_t_and_y = partial(read_table, text_columns=["t"], label_column="y")
+    for reader in (read_t_and_y, read_tags, read_squad):
+        with pytest.raises(ValueError, match=f"{path} is not a regular file"):
+            reader(str(path))
 
 
 # ---- CoNLL and SQuAD --------------------------------------------------------------------
@@ -414,8 +517,8 @@ def answer_start_of_second(text, start):
 @pytest.mark.parametrize("start, message", [
     (29, "the answer 'paris' of question 'q1' is not at its offset 29"),
     (-27, "offset -27"),
-    (True, "'answer_start' is True, not a int"),
-    ("28", "'answer_start' is '28', not a int"),
+    (True, "'answer_start' is True, but must be a int"),
+    ("28", "'answer_start' is '28', but must be a int"),
 ])
 def test_an_answer_elsewhere_is_named_with_its_line(start, message, tmp_path):
     text = make_squad([("who", ["john"]), ("where", ["paris"])])
@@ -430,8 +533,8 @@ def test_an_answer_elsewhere_is_named_with_its_line(start, message, tmp_path):
     (read_tags, "-DOCSTART- O\n\n"), (read_squad, '{"data": []}'),
     (partial(read_table, text_columns=["t"], label_column="y"), "t\ty\n")])
 def test_a_file_without_an_example_is_named(reader, text, tmp_path):
-    path = write_file(tmp_path / "a", text)
-    with pytest.raises(ValueError, match=f"{path}: there is no example in it"):
+    path = write_file(tmp_path / "a.tsv", text)
+    with pytest.raises(ValueError, match=f"{path}: the file has no examples"):
         reader(path)
 
 
@@ -508,6 +611,34 @@ def test_mrpc_has_no_official_zip(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("names", [["RTE/dev.tsv"], ["RTE/train.tsv"], ["RTE/train.txt"], []])
+def test_a_zip_without_its_tables_leaves_nothing_in_the_cache(names, tmp_path, monkeypatch):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in names:
+            archive.writestr(name, "text")
+    packed.seek(0)
+    monkeypatch.setattr(tasks, "download", lambda url: packed)
+    with pytest.raises(ValueError, match="RTE.zip: there is no (train.tsv|dev) in it"):
+        tasks.download_glue("rte", str(tmp_path))
+    assert list((tmp_path / "glue").iterdir()) == []
+
+
+def test_a_download_that_was_killed_is_begun_anew(tmp_path, monkeypatch):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for split in ("train", "dev"):
+            archive.writestr(f"RTE/{split}.tsv", "whole")
+    packed.seek(0)
+    write_file(tmp_path / "glue/RTE.tmp/train.tsv", "ha")
+    monkeypatch.setattr(tasks, "download", lambda url: packed)
+    folder = tasks.download_glue("rte", str(tmp_path))
+    assert [path.name for path in (tmp_path / "glue").iterdir()] == ["RTE"]
+    for split in ("train", "dev"):
+        with open(f"{folder}/{split}.tsv") as file:
+            assert file.read() == "whole"
+
+
 # ---- The task without files -------------------------------------------------------------
 
 def test_the_code_task_tags_what_was_marked_as_code(tmp_path):
@@ -542,28 +673,23 @@ def test_the_files_of_a_split_are_read_one_after_the_other(tmp_path):
     first = write_file(tmp_path / "a.tsv", "t\tu\ty\na\tb\t1\n")
     second = write_file(tmp_path / "b.jsonl", '{"t": "c", "u": "d", "y": 2}')
     files = {"train": [first, second], "test": [second]}
-    splits = read_own_files("regression", "regression", files, ["t", "u"], "y")
+    splits = read_own_files("regression", files, ["t", "u"], "y")
     assert list(splits) == ["train", "test"]
     assert [example[:3] for example in splits["train"]] == [("a", "b", 1.0), ("c", "d", 2.0)]
-    splits = read_own_files("classification", "classification", files, ["u"], "y")
+    splits = read_own_files("classification", files, ["u"], "y")
     assert [example[:3] for example in splits["train"]] == [("b", None, "1"), ("d", None, "2")]
 
 
 def test_several_files_of_tags_or_questions_are_one_split(tmp_path):
     tags = [write_file(tmp_path / f"{word}.txt", f"{word}\tO\n") for word in ("a", "b")]
-    splits = read_own_files("tagging", "tagging", {"train": tags}, ["text"], "label")
+    splits = read_own_files("tagging", {"train": tags}, ["text"], "label")
     assert [example.text for example in splits["train"]] == [["a"], ["b"]]
     questions = []
     for question in ("who", "where"):
         text = make_squad([(question, [])])
         questions.append(write_file(tmp_path / f"{question}.json", text))
-    splits = read_own_files("qa", "qa", {"train": questions}, ["text"], "label")
+    splits = read_own_files("qa", {"train": questions}, ["text"], "label")
     assert [example.text for example in splits["train"]] == ["who", "where"]
-
-
-def test_a_task_of_own_files_needs_a_training_set():
-    with pytest.raises(ValueError, match="--task qa .* --train FILE"):
-        read_own_files("qa", "qa", {"dev": ["x"]}, ["text"], "label")
 
 
 def test_the_tenth_that_is_held_out_does_not_depend_on_the_order():
@@ -574,6 +700,34 @@ def test_the_tenth_that_is_held_out_does_not_depend_on_the_order():
     assert (tenth, rest) == (tenth_again, rest_again)
     assert sorted(tenth + rest) == sorted(examples)
     assert tenth != examples[:10]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_label_that_occurs_once_stays_in_the_rest(seed):
+    rng = random.Random(seed)
+    labels = ["common"] * 30 + [f"rare{i}" for i in range(60)] + ["twice", "twice"]
+    rng.shuffle(labels)
+    examples = [text_example(str(rng.random()), label) for label in labels]
+    tenth, rest = hold_out_a_tenth(examples)
+    assert len(tenth) == 10
+    assert {example.label for example in rest} == set(labels)
+    tags = [[label, "O"] for label in labels]
+    examples = [Example([str(rng.random()), "a"], None, pair, "0", "a:1") for pair in tags]
+    tenth, rest = hold_out_a_tenth(examples)
+    assert len(tenth) == 10
+    assert {example.label[0] for example in rest} == set(labels)
+
+
+def test_where_each_label_occurs_once_nothing_can_be_held_out():
+    with pytest.raises(ValueError, match="^f:1: no example can be held out, .*; give --dev FILE$"):
+        hold_out_a_tenth([text_example("a", "x", location="f:1"), text_example("b", "y")])
+
+
+@pytest.mark.parametrize("labels", [[1.0, 2.0, 3.0], [[(0, "a")], [(1, "b")], [(3, "c")]]])
+def test_numbers_and_answers_may_all_be_held_out(labels):
+    examples = [text_example(str(i), label) for i, label in enumerate(labels)]
+    tenth, rest = hold_out_a_tenth(examples)
+    assert (len(tenth), len(rest)) == (1, 2)
 
 
 def test_both_texts_decide_what_is_held_out():
@@ -625,11 +779,12 @@ def test_a_label_that_is_not_in_the_training_set_is_named_and_none_is_allowed():
     train = [text_example("a", "x"), text_example("b", "y")]
     make_task("sst2", "classification", {"train": train, "test": [text_example("c", None)]}, 16, 3)
     dev = [text_example("a", "x"), text_example("c", "z", location="f:9")]
-    with pytest.raises(ValueError, match="f:9: label 'z' is not in the training set: x y"):
+    with pytest.raises(ValueError, match="f:9: label 'z' does not occur in the training set, "
+                       "whose labels are x; y$"):
         make_task("sst2", "classification", {"train": train, "dev": dev}, 16, 3)
     train = [Example(["a"], None, ["B-x"], "0", "a:1")]
     dev = [Example(["a", "b"], None, ["O", "B-z"], "0", "f:8")]
-    with pytest.raises(ValueError, match="f:8: label 'B-z' is not in the training set"):
+    with pytest.raises(ValueError, match="f:8: label 'B-z' does not occur in the training"):
         make_task("tagging", "tagging", {"train": train, "dev": dev}, 16, 3)
 
 
@@ -678,3 +833,16 @@ def test_predictions_for_a_test_set_of_glue_are_as_its_leaderboard_wants(
     assert [path.name for path in tmp_path.iterdir()] == [file]
     if file.endswith(".tsv"):
         assert (tmp_path / file).read_text() == "index\tprediction\n0\ty\n1\tx\n"
+
+
+@pytest.mark.parametrize("name", ["classification", *GLUE])
+def test_all_predictions_are_among_the_files_that_a_new_run_removes(name, tmp_path):
+    splits = ["dev", "test"]
+    if name == "mnli":
+        splits = ["dev_matched", "dev_mismatched", "test_matched", "test_mismatched"]
+    task = make_task_of_kind("classification", ["x", "y"], name=name)
+    for split in splits:
+        write_predictions(str(tmp_path), task, split, [text_example("a", "x")], [("y", {})])
+    assert len(os.listdir(tmp_path)) == len(splits)
+    remove_run(str(tmp_path))
+    assert os.listdir(tmp_path) == []
