@@ -16,7 +16,8 @@ from speed_worker import forward_measure, seconds_of, serve
 
 
 def student_config(shape, adapters=True, **others):
-    """Make the config of a student as the authors' checkpoints have it."""
+    """Make the config of a student as the authors' checkpoints have it; the two fields that are not
+    ALBERT's are about the adapters, which are narrower than C by the reduction factor."""
     config = transformers.AlbertConfig(
         vocab_size=shape.V, embedding_size=shape.E, hidden_size=shape.C,
         num_hidden_layers=shape.R, num_attention_heads=shape.H, intermediate_size=shape.F,
@@ -128,7 +129,10 @@ def output_loss(student, teacher, is_masked):
 # ---- Inference and tuning ---------------------------------------------------------------
 
 def authors_inference(path, shape):
-    """Build the authors' model from a student that we saved in the folder path."""
+    """Build the authors' model from a student that we saved in the folder path.
+
+    Their names differ from those in our file by a prefix and by the name of the projection.
+    """
     tensors = load_file(os.path.join(path, "model.safetensors"))
     has_adapters = any("adapters" in name for name in tensors)
     config = student_config(shape, has_adapters)

@@ -719,6 +719,15 @@ def test_a_signal_at_the_last_step_ends_the_run_as_usual(toy, whole, tmp_path, m
     assert_same_run(tmp_path / "run", whole)
 
 
+def test_a_process_without_a_signal_stops_with_another_that_received_one(
+        toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(distill, "in_any_process", lambda condition, processes: True)
+    with pytest.raises(SystemExit) as caught:
+        distill.main(distill_flags(toy, tmp_path / "run"))
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert read_metadata(tmp_path / "run")["step"] == "1"
+
+
 # The second checkpoint is written, but not yet renamed, when the run kills itself.
 KILLED = """
 import os, signal, sys
@@ -832,6 +841,14 @@ def test_the_log_has_each_loss_by_itself(whole):
         assert "embedding" not in line                   # its weight is 0
     rates = [line["lr"] for line in lines]               # 3 steps of warm-up, then down to 1 / 9
     assert rates == pytest.approx([0.01 * min(s / 3, (13 - s) / 9) for s in range(1, 13)])
+
+
+def test_each_line_of_the_log_can_be_read_at_once(toy, tmp_path, monkeypatch):
+    def look(step):
+        assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == step
+
+    before_each_step(monkeypatch, look)
+    assert distill.main(distill_flags(toy, tmp_path / "run", "--save-every", 50)) is None
 
 
 def test_the_log_has_the_speed_since_the_line_before_or_since_the_run_was_resumed(
@@ -1058,17 +1075,22 @@ def test_the_handlers_of_signals_are_back_after_an_error(toy, tmp_path, monkeypa
 def test_a_compiled_step_is_the_plain_one(toy, tmp_path, monkeypatch):
     """torch.compile traces it here, but without the compiler, which not every machine has."""
     original = torch.compile
-    compiled = []
+    calls = []
 
     def compile_eagerly(function):
-        compiled.append(function)
-        return original(function, backend="eager")
+        compiled = original(function, backend="eager")
+
+        def call(*args):
+            calls.append(args)
+            return compiled(*args)
+
+        return call
 
     monkeypatch.setattr(torch, "compile", compile_eagerly)
     distill.main(distill_flags(toy, tmp_path / "plain", "--steps", 6))
-    assert not compiled
+    assert not calls
     distill.main(distill_flags(toy, tmp_path / "compiled", "--steps", 6, "--compile"))
-    assert len(compiled) == 1
+    assert len(calls) == 4 + 6                           # four are only timed
     for plain, line in zip(read_log(tmp_path / "plain"), read_log(tmp_path / "compiled"),
                            strict=True):
         assert line == pytest.approx(plain, rel=1e-5)
@@ -1131,6 +1153,15 @@ def test_the_first_process_of_a_machine_goes_first(monkeypatch):
         with distill.first_process_first(processes):
             events.append("work")
         assert events == expected
+
+
+@pytest.mark.parametrize("condition, elsewhere, expected", [
+    (False, 0.0, False), (False, 1.0, True), (True, 0.0, True), (True, 1.0, True)])
+def test_a_condition_counts_in_whichever_process_it_is_true(
+        monkeypatch, condition, elsewhere, expected):
+    monkeypatch.setattr(distill.dist, "all_reduce", lambda tensor: tensor.add_(elsewhere))
+    assert distill.in_any_process(condition, Processes(1, 1, 2)) is expected
+    assert distill.in_any_process(condition, Processes()) is condition
 
 
 @pytest.fixture
@@ -1419,6 +1450,7 @@ def test_the_samples_are_what_the_models_predict_at_a_masked_place(toy, capsys):
 @pytest.mark.parametrize("words, expected", [
     (["", "walks", "to", "walks", "the", "walks", ""], "walks at 3"),
     (["", "talk", "of", "it", "a", "wonderful", ""], "talk at 1"),
+    (["", "talk", "of", "##ab", "a", "it", ""], "talk at 1"),
     (["", "##ing", "##s", "a", "is", ".", ""], "##ing at 1"),
 ])
 def test_the_place_to_mask_is_a_long_word_near_the_middle(words, expected):
@@ -1609,10 +1641,10 @@ def test_the_widths_follow_the_hidden_size_of_the_flags():
     assert (config.hidden_size, config.embedding_size, config.adapter_size) == (48, 24, 3)
 
 
-def test_a_tokenizer_and_a_text_may_just_fit_into_the_models():
+def test_a_tokenizer_a_text_and_the_embeddings_may_just_fit_into_the_models():
     args = distill.arguments(["--length", "32"])
     teacher = MiniALBERT(TOY_TEACHER)
-    student = MiniALBERT(STUDENT)
+    student = MiniALBERT(replace(STUDENT, embedding_size=C))
     tokenizer = types.SimpleNamespace(vocab_size=V, path="")
     distill.check_models(args, teacher, student, tokenizer, LOSS_WEIGHTS)
     tokenizer.vocab_size = V + 1
@@ -1776,7 +1808,7 @@ ERRORS = {
     "embeddings of other widths": (["--hidden-size", "30", "--hidden-weight", "0",
                                     "--init", "random", "--embedding-weight", "1"],
                                    "hidden_size of"),
-    "a start from other widths": (["--intermediate-size", "41"], "intermediate_size of"),
+    "a start from other widths": (["--intermediate-size", "39"], "intermediate_size of"),
     "a start wider than the teacher": (["--embedding-size", "25"], "--embedding-size 25"),
     "a student with another vocabulary": (["--student", "{toy}/student"], "vocab_size of"),
     "a teacher of fewer positions": (["--student", "{toy}/student", "--length", "33"],

@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -694,6 +695,17 @@ def test_an_evaluation_measures_all_splits_but_train_and_scores_by_the_first_dev
     assert [label for label, _ in evaluation.results["test"].predictions] == ["x", "x"]
 
 
+def test_the_majority_is_that_of_the_training_set():
+    task = make_task_of_kind("classification", ["x", "y"])
+    splits = {}
+    for name, labels in (("train", "xxy"), ("dev", "yyyx"), ("test", "xy")):
+        splits[name] = [make_text_example("good", label) for label in labels]
+    rows = finetune.majority_rows(task, splits)
+    rows = [row for row in rows if row[2] == "accuracy"]
+    assert rows == [("majority", "dev", "accuracy", [0.25]),
+                    ("majority", "test", "accuracy", [0.5])]
+
+
 # ---- Models on disk ---------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
@@ -710,6 +722,27 @@ def test_a_saved_classifier_is_the_one_that_is_loaded(kind, tokenizer, tmp_path)
     new_task = make_task_of_kind(kind, LABELS[kind], length=24, mean=5.0)
     _, loaded_task = load_classifier(str(tmp_path / "m"), new_task)
     assert loaded_task == new_task
+
+
+@pytest.mark.parametrize("is_fine_tuned", [False, True])
+def test_a_loaded_model_has_the_dropout_asked_for(is_fine_tuned, tokenizer, tmp_path):
+    task = make_task_of_kind("classification", ["x", "y"])
+    model = make_classifier(tokenizer, task)
+    save(model.encoder, tmp_path)
+    if is_fine_tuned:
+        save_classifier(str(tmp_path), model, task, tokenizer)
+    loaded, _ = load_classifier(str(tmp_path), task, dropout=0.25)
+    assert loaded.dropout.p == 0.25
+    assert loaded.encoder.config.hidden_dropout_prob == 0.25
+
+
+@pytest.mark.parametrize("change", [{"kind": "qa", "pair": True}, {"labels": ["a", "b"]},
+                                    {"kind": "tagging"}])
+def test_a_model_for_another_kind_or_other_labels_is_refused(change, tokenizer, tmp_path):
+    task = make_task_of_kind("classification", ["x", "y"])
+    save_classifier(str(tmp_path), make_classifier(tokenizer, task), task, tokenizer)
+    with pytest.raises(ValueError, match=f"{tmp_path} was fine-tuned for classification x y, not"):
+        load_classifier(str(tmp_path), replace(task, **change))
 
 
 def test_a_head_for_another_number_of_labels_is_refused(tokenizer, tmp_path):
@@ -784,6 +817,21 @@ def test_every_task_has_its_kind():
     assert finetune.kind_of_task("qa") == "qa"
 
 
+def test_a_line_to_predict_becomes_an_example():
+    example_of_line = finetune.example_of_line
+    task = make_task_of_kind("tagging", LABELS["tagging"])
+    words = ["see", "os.path", ",", "john", "'", "s", "!"]
+    assert example_of_line("see os.path, john's!", task) == (words, None, None, "", "")
+    task = make_task_of_kind("qa")
+    assert example_of_line("who\ta\tb", task) == ("who", "a\tb", None, "", "")
+    with pytest.raises(ValueError, match="'who': this model wants 2 text"):
+        example_of_line("who", task)
+    task = make_task_of_kind("regression")
+    assert example_of_line(" a b", task) == (" a b", None, None, "", "")
+    with pytest.raises(ValueError, match="this model wants 1 text"):
+        example_of_line("a\tb", task)
+
+
 def test_text_is_refused_if_more_tokens_are_unknown_than_ordinary(tokenizer):
     task = make_task_of_kind("classification", ["x", "y"])
     for text, is_refused in (("привет", True), ("good привет", False), ("the film", False),
@@ -829,6 +877,25 @@ def test_what_is_frozen_stays_as_it_was_without_optimiser_state(
             is_same = torch.equal(parameter, tuned.state_dict()[name])
             assert is_same == (trained != "encoder"), name
     assert (tuned.config.adapter_size > 0) == (trained == "_adapters.")
+
+
+def test_new_adapters_are_fitted_to_the_first_64_texts(
+        tmp_path, model, sentiment, capsys, monkeypatch):
+    samples = []
+
+    def note(encoder, ids, mask):
+        samples.append((ids, mask))
+
+    monkeypatch.setattr(finetune, "fit_adapters_to_identity", note)
+    write_sentiment(sentiment / "train.tsv", 70, seed=0)
+    run(capsys, "--model", model, "--task", "sst2", "--data", sentiment, "--steps", 1,
+        "--adapters-only", "--out", tmp_path / "o")
+    (ids, mask), = samples
+    task = make_task_of_kind("classification", ["0", "1"])
+    examples = read_glue("sst2", str(sentiment))["train"][:64]
+    features = list(encode(task, examples, Tokenizer(model)))
+    assert mask.sum(1).tolist() == [len(feature.ids) for feature in features]
+    assert ids[63][mask[63]].tolist() == features[63].ids.tolist()
 
 
 def test_a_class_is_learned_and_told(tmp_path, model, sentiment, capsys):
@@ -964,8 +1031,9 @@ def test_seeds_differ_and_the_rate_is_chosen_without_the_dev_set(
     first = 100 * np.mean([line["gold"] == line["prediction"] for line in lines])
     second = 2 * mean - first
     assert float(row[2]) == pytest.approx(np.std([first, second], ddof=1), abs=0.02)
-    # The model on disk is the one that was measured.
+    # The model on disk is the one of the first seed, and the one that was measured.
     saved, task = load_classifier(str(out))
+    assert torch.equal(saved.output.weight, weights[2])
     saved_tokenizer = Tokenizer(str(out))
     examples = read_glue("sst2", str(sentiment))["dev"]
     features = list(encode(task, examples, saved_tokenizer))
@@ -999,13 +1067,57 @@ def test_seeds_differ_and_the_rate_is_chosen_without_the_dev_set(
     assert "--overwrite" in fail(capsys, *flags)
 
 
-def test_a_run_does_not_go_on_with_other_data(tmp_path, model, sentiment, capsys):
+def test_the_mean_and_the_deviation_are_of_all_seeds(
+        tmp_path, model, sentiment, capsys, monkeypatch):
+    usual_fine_tune = finetune.fine_tune
+
+    def fine_tune(tuning, splits, mode, seed, lr):
+        tuned, results = usual_fine_tune(tuning, splits, mode, seed, lr)
+        return tuned, {"dev": results["dev"]._replace(scores={"accuracy": seed / 10})}
+
+    monkeypatch.setattr(finetune, "fine_tune", fine_tune)
+    printed = run(capsys, "--task", "sst2", "--data", sentiment, "--out", tmp_path / "o",
+                  "--model", model, "--steps", 1, "--freeze", "--seeds", 3, "--seed", 2).out
+    assert re.search(r"^head +dev +accuracy +30\.00% \+- 10\.00% of 3 seeds$", printed, re.M)
+
+
+def test_a_seed_decides_the_first_values_of_the_head(tmp_path, model, sentiment, capsys):
+    run(capsys, "--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--model", model,
+        "--steps", 1, "--lr", 0, "--freeze", "--seeds", 2)
+    weights = []
+    for path in sorted((tmp_path / "o").glob("*/training.safetensors")):
+        state, _ = read_safetensors(path)
+        weights.append(state["model.output.weight"])
+    assert len(weights) == 2
+    assert not torch.equal(weights[0], weights[1])
+
+
+def test_a_run_goes_on_only_with_the_same_model_teacher_data_and_flags(
+        tmp_path, model, sentiment, tokenizer, capsys):
+    task = make_task_of_kind("classification", ["0", "1"])
+    teachers = [str(tmp_path / "teacher0"), str(tmp_path / "teacher1")]
+    for seed, path in enumerate(teachers):
+        save_classifier(path, make_classifier(tokenizer, task, seed), task, tokenizer)
     flags = ["--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--model", model,
-             "--steps", 2]
+             "--distill-from", teachers[0], "--steps", 2]
     run(capsys, *flags)
+    run(capsys, *flags, "--resume")
+    error = fail(capsys, *flags, "--resume", "--weight-decay", 0.5)
+    assert "weight_decay 0.01 there, 0.5 here" in error
+    error = fail(capsys, *flags, "--resume", "--distill-from", teachers[1])
+    assert re.search(r"settings: teacher '\w+' there, '\w+' here$", error)
+    error = fail(capsys, *flags, "--resume", "--model", teachers[1])
+    assert re.search(r"settings: model '\w+' there, '\w+' here$", error)
     text = (sentiment / "train.tsv").read_text()
     (sentiment / "train.tsv").write_text(text.replace("film", "name", 1))
     assert re.search(r"data was \d+, now it is \d+", fail(capsys, *flags, "--resume"))
+
+
+def test_the_model_is_measured_every_so_many_steps(tmp_path, model, sentiment, capsys):
+    run(capsys, "--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--model", model,
+        "--freeze", "--steps", 5, "--eval-every", 2)
+    path, = (tmp_path / "o").glob("*/log.jsonl")
+    assert [line["step"] for line in read_json_lines(path)] == [2, 4, 5]
 
 
 def test_steps_follow_from_epochs_and_the_rate_grows_over_a_tenth_of_them(
@@ -1236,7 +1348,9 @@ def test_the_default_run_tunes_whole_through_adapters_and_from_noise(
     assert rows == ["majority", "all", "adapters", "random"]
     names = sorted(path.name for path in (tmp_path / "out/code").iterdir() if path.is_dir())
     assert [name.split("-")[0] for name in names] == ["adapters", "all", "random"]
-    assert load("out/code").config.adapter_size == 0     # what is saved is the first, "all"
+    state, _ = read_safetensors(os.path.join("out/code", names[1], "training.safetensors"))
+    saved, _ = load_classifier("out/code")               # it is the first one, "all"
+    assert torch.equal(saved.output.weight, state["model.output.weight"])
 
 
 def test_the_default_run_is_short_and_one_with_a_task_is_not():
@@ -1361,6 +1475,12 @@ def test_a_file_that_is_not_there_is_no_text(text):
     with pytest.raises(ValueError, match=f"--predict {text}: there is no such file"):
         finetune.lines_to_predict(text)
     assert finetune.lines_to_predict(f"see {text}") == [f"see {text}"]
+
+
+def test_half_a_character_on_the_command_line_is_no_error(tokenizer, tmp_path, capsys):
+    task = make_task_of_kind("classification", ["x", "y"])
+    save_classifier(str(tmp_path), make_classifier(tokenizer, task), task, tokenizer)
+    assert "%" in run(capsys, "--model", tmp_path, "--predict", "good \udcff").out
 
 
 def test_only_a_fine_tuned_model_predicts(model, capsys):

@@ -307,6 +307,12 @@ def test_lines_are_ended_by_line_feeds_alone_and_a_mark_is_taken_from_the_first(
     assert list(lines_of(path)) == [(1, "a\u2028b"), (2, "\ufeffc\x0bd"), (3, ""), (4, " e ")]
 
 
+def test_an_empty_file_is_named(tmp_path):
+    path = write_file(tmp_path / "a", "")
+    with pytest.raises(ValueError, match=f"^{path}: the file is empty$"):
+        list(lines_of(path))
+
+
 def test_glue_files_are_read_in_their_official_layout_with_quotes_as_text(tmp_path):
     write_file(tmp_path / "cola/train.tsv", 'gj04\t1\t\tHe said "yes.\ngj04\t0\t*\tThey "ran.\n')
     write_file(tmp_path / "cola/dev.tsv", "gj04\t1\t\tHe ran.\r\n")
@@ -358,9 +364,11 @@ def test_a_csv_has_quoted_cells_with_commas_quotes_and_line_breaks(tmp_path):
 
 def test_a_jsonl_has_an_object_a_line_and_other_fields_and_empty_lines(tmp_path):
     path = write_file(tmp_path / "a.jsonl",
-                      '{"t": "d", "y": 1, "more": [1]}\n\n{"t": "e", "y": true}\n')
+                      '{"t": "d", "y": 1, "more": [1]}\n\n{"t": "e", "y": true}\n'
+                      '{"t": "f", "y": 2.5}')
     assert read_table(path, ["t"], "y") == [("d", None, "1", "0", f"{path}:1"),
-                                            ("e", None, "True", "1", f"{path}:3")]
+                                            ("e", None, "True", "1", f"{path}:3"),
+                                            ("f", None, "2.5", "2", f"{path}:4")]
 
 
 def test_a_tsv_has_no_quotes_and_empty_lines_are_left_out(tmp_path):
