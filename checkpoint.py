@@ -10,7 +10,7 @@ A safetensors file is three things, one after the other:
     header      JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
     data        the bytes of all tensors, end to end; data_offsets count from where it begins
 
-Files come from strangers: whatever is wrong with one is a ValueError of one line with its name.
+Files come from strangers: any fault in one raises a ValueError, a line that names the file.
 """
 import glob
 import json
@@ -18,6 +18,11 @@ import math
 import os
 import re
 from contextlib import contextmanager
+
+try:
+    import fcntl
+except ImportError:                 # Windows has none: there nothing is locked
+    fcntl = None
 from dataclasses import asdict, fields, replace
 
 import torch
@@ -35,20 +40,24 @@ LARGEST_HEADER = 100_000_000        # bytes, as in the official package
 # ---- Reading and writing safetensors ----------------------------------------------------
 
 def read_safetensors(path):
-    """Map a safetensors file into memory -> {name: tensor}, {name: text} of its metadata.
+    """Map a safetensors file into memory -> the tensors {name: tensor}, the metadata {name: text}.
 
-    Nothing is copied: the bytes of a tensor are read from the disk when they are first used.
-    Writing into a tensor does not change the file. ValueError if the file is not well-formed.
+    Nothing is copied (but what is not aligned): the bytes of a tensor are read from the disk when
+    they are first used. Writing into a tensor does not change the file. ValueError if the file is
+    not well-formed.
     """
     size = os.path.getsize(path)
     with parsing(path, "a safetensors file"):
+        if not os.path.isfile(path):
+            raise ValueError("it is not a regular file")
         if size < 8:
-            raise ValueError("it ends before the size of its header")
+            raise ValueError("it is shorter than 8 bytes, so it has no header")
         file_bytes = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
         header_size = int.from_bytes(file_bytes[:8].numpy().tobytes(), "little")
         data_begin = 8 + header_size
         if data_begin > size or header_size > LARGEST_HEADER:
-            raise ValueError(f"its header is {header_size} bytes long, the file {size}")
+            raise ValueError(f"its header claims {header_size} bytes; the file has {size}, and at "
+                             f"most {LARGEST_HEADER} are allowed")
         with parsing("its header", "a JSON object"):
             header_text = file_bytes[8:data_begin].numpy().tobytes().decode()
             header = parse_json_object(header_text)
@@ -66,7 +75,8 @@ def read_safetensors(path):
 
 
 def check_header(header, metadata, data_size):
-    """Raise ValueError unless the tensors lie end to end and fill the data's data_size bytes."""
+    """Raise ValueError unless all entries are valid and the tensors lie end to end, from the
+    begin of the data to its end, data_size bytes later."""
     if not isinstance(metadata, dict):
         raise ValueError("'__metadata__' is not a JSON object")
     for value in metadata.values():
@@ -82,12 +92,12 @@ def check_header(header, metadata, data_size):
                              f"but the tensor before it ends at byte {position}")
         position = end
     if position != data_size:
-        raise ValueError(f"the last tensor ends at byte {position}, "
+        raise ValueError(f"the last tensor ends at byte {position} of the data, "
                          f"the end of the file is at byte {data_size}")
 
 
 def check_entry(name, entry):
-    """Raise ValueError unless a tensor's entry in the header makes sense by itself."""
+    """Raise ValueError unless a tensor's entry in the header is valid, looked at alone."""
     if not isinstance(entry, dict):
         raise ValueError(f"the entry of {name!r:.200} is not a JSON object")
     dtype = entry.get("dtype")
@@ -96,20 +106,24 @@ def check_entry(name, entry):
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{name!r:.200} has the unknown dtype {dtype!r:.40}")
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
-        raise ValueError(f"{name!r:.200} has the shape {shape!r:.40} and offsets {offsets!r:.40}")
+        raise ValueError(f"{name!r:.200} has the shape {shape!r:.40} and the data_offsets "
+                         f"{offsets!r:.40}, not a list and a list of two numbers")
     for number in shape + offsets:
         if type(number) is not int or not 0 <= number < 2**62:
-            raise ValueError(f"{name!r:.200} has a size or an offset {number!r:.40}")
+            raise ValueError(f"{name!r:.200} has {number!r:.40} in its shape or data_offsets, "
+                             "which is not a whole number in the allowed range")
     begin, end = offsets
     needed = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != needed:
         raise ValueError(f"{name!r:.200} has {end - begin} bytes, but its shape needs {needed}")
-    if math.prod(max(size, 1) for size in shape) >= 2**62:
+    # With a 0 in the shape no bytes are needed, but the other sizes may still overflow in torch.
+    sizes_without_zeros = [max(size, 1) for size in shape]
+    if math.prod(sizes_without_zeros) >= 2**62:
         raise ValueError(f"{name!r:.200} has a shape too large for any machine")
 
 
 def write_safetensors(tensors, path, metadata=None):
-    """Write {name: tensor} and {name: text} as a safetensors file, in place of an older one."""
+    """Write tensors {name: tensor} and metadata {name: text}; an older file is replaced."""
     code_of_dtype = {dtype: code for code, dtype in DTYPES.items()}
     # Larger elements come first, so that every tensor begins at a multiple of its element's size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
@@ -135,13 +149,14 @@ def write_safetensors(tensors, path, metadata=None):
 
 # ---- Loading and saving a model ---------------------------------------------------------
 
-# Checkpoint files have their names in one of two layouts.
-BERT = 0                            # the number of its column in MODULE_NAMES
+# Tensors in a file are named in one of two layouts, BERT's or ALBERT's.
+BERT = 0                            # an index into the pairs of MODULE_NAMES
 ALBERT = 1
 ALBERT_LAYER = "encoder.albert_layer_groups.#.albert_layers.0"
-# Our name of a module -> its name in BERT's layout, its name in ALBERT's. # is the number of a
-# layer or of a recursion. The adapters and the head in ALBERT's layout have the names that the
-# authors of MiniALBERT gave them. A BERT has no projection and no adapters.
+# This table gives for each module of our model its name in BERT's layout and its name in ALBERT's.
+# The sign '#' stands for the number of a layer or of a recursion. In ALBERT's layout the adapters
+# and the head are named as in the authors' checkpoints. A BERT has no projection and no adapters:
+# the text "not in a BERT: ..." matches no tensor, so an error says that it is missing.
 MODULE_NAMES = {
     "embeddings.word":
         ("embeddings.word_embeddings", "embeddings.word_embeddings"),
@@ -190,7 +205,7 @@ MODULE_NAMES = {
     "head":                         # its bias
         ("cls.predictions", "vocab_projector"),
 }
-# Patterns in names that mean the same, and what each is replaced by before names are compared.
+# Different spellings of the same name: (pattern, what it is replaced by before names are compared).
 SPELLINGS = [
     (r"^((bert|albert)\.)+", ""),
     (r"\.gamma$", ".weight"),
@@ -198,8 +213,10 @@ SPELLINGS = [
     (r"predictions\.decoder\.bias$", "predictions.bias"),
     (r"^projector\.", "encoder.embedding_hidden_mapping_in."),      # in the authors' files
 ]
-# BERT's pooler and next-sentence head, and a buffer that only counts: nothing here uses them.
-UNUSED = re.compile(r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$")
+# Nothing here uses BERT's pooler, its next-sentence head, a buffer that only holds 0, 1, 2, ...,
+# and the task heads of a BERT that was fine-tuned with transformers: without them it is an encoder.
+UNUSED = re.compile(r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$"
+                    r"|classifier\.|qa_outputs\.")
 
 
 def name_in_file(layout, name):
@@ -217,12 +234,13 @@ def load(path):
     """Load the model in a folder, in float32 and in eval mode.
 
     The folder holds a BERT, a MiniALBERT of ours or one of the authors'. model.head is None if
-    it has no masked-language-model head. ValueError says which tensors are unknown, missing or
-    of a wrong shape.
+    the folder's model has no masked-language-model head. ValueError says which tensors are
+    unknown, missing, of a wrong shape or not finite.
     """
     config = read_config(os.path.join(path, "config.json"))
     tensors = {}
-    # Sorted: predictions.decoder.bias, an old name of predictions.bias, comes later and wins.
+    # A BERT may hold the head's bias twice, as predictions.bias and predictions.decoder.bias. Both
+    # become one name. In sorted order the second comes later and wins: transformers reads it, too.
     for name, tensor in sorted(read_weights(path).items()):
         for pattern, usual in SPELLINGS:
             name = re.sub(pattern, usual, name)
@@ -240,6 +258,7 @@ def load(path):
     file_names = {name: name_in_file(layout, name) for name in model.state_dict()}
     shapes = {file_names[name]: list(p.shape) for name, p in model.state_dict().items()}
     check_tensors(path, shapes, tensors)
+    check_finite(path, tensors)
     weights = {}
     for name, file_name in file_names.items():
         weights[name] = tensors[file_name].to(torch.float32, copy=True)
@@ -248,8 +267,8 @@ def load(path):
 
 
 def without_redundant(tensors, layout, config):
-    """Leave out tensors that say nothing new: a decoder equal to the word table, and a projection
-    that is the identity (an ALBERT with E = C has one; our model then has none)."""
+    """Return the tensors without redundant ones: without a decoder that equals the word table, and
+    without a projection that is the identity (an ALBERT with E = C has one; our model has none)."""
     kept = dict(tensors)
     decoder = name_in_file(layout, "head.decoder.weight")
     word_table = name_in_file(layout, "embeddings.word.weight")
@@ -257,13 +276,14 @@ def without_redundant(tensors, layout, config):
         if torch.equal(tensors[decoder].float(), tensors[word_table].float()):
             del kept[decoder]
     C = config.hidden_size
-    weight = tensors.get("encoder.embedding_hidden_mapping_in.weight")
-    bias = tensors.get("encoder.embedding_hidden_mapping_in.bias")
+    projection = MODULE_NAMES["embeddings.project"][ALBERT]
+    weight = tensors.get(f"{projection}.weight")
+    bias = tensors.get(f"{projection}.bias")
     # The shape is compared first: C comes from a file, and torch.eye(C) may need all memory.
     if weight is not None and bias is not None and list(weight.shape) == [C, C]:
         if torch.equal(weight.float(), torch.eye(C)) and not bias.any():
-            del kept["encoder.embedding_hidden_mapping_in.weight"]
-            del kept["encoder.embedding_hidden_mapping_in.bias"]
+            del kept[f"{projection}.weight"]
+            del kept[f"{projection}.bias"]
     return kept
 
 
@@ -276,15 +296,22 @@ def check_tensors(path, shapes, tensors):
         elif name not in shapes:
             problems.append(f"{name!r} is {list(tensors[name].shape)}, not known")
         elif not tensors[name].is_floating_point():
-            problems.append(f"{name!r} is of type {tensors[name].dtype}")
+            problems.append(f"{name!r} is of type {tensors[name].dtype}, which is no float")
         elif list(tensors[name].shape) != shapes[name]:
             problems.append(f"{name!r} is {list(tensors[name].shape)}, not {shapes[name]}")
     if problems:
         raise ValueError(f"{path}: {first_few(problems)}")
 
 
+def check_finite(path, tensors):
+    """Raise ValueError if a tensor {name: tensor} has a value that is inf or nan."""
+    names = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if names:
+        raise ValueError(f"{path}: there are values that are not finite in {first_few(names)}")
+
+
 def first_few(texts, limit=6):
-    """Join the first few of many texts and say how many there are: no message fills a screen."""
+    """Join the first few of many texts and say how many more there are: messages stay short."""
     shown = "; ".join(text[:200] for text in texts[:limit])
     if len(texts) > limit:
         shown += f"; and {len(texts) - limit:,} more"
@@ -292,20 +319,22 @@ def first_few(texts, limit=6):
 
 
 def read_config(path):
-    """Read the Config in a config.json of a BERT, of the MiniALBERT authors or of ours."""
+    """Read the Config in a config.json of a BERT, of the authors' MiniALBERT or of one of ours."""
     found = read_json(path)
     with parsing(path, "the config of a BERT or a MiniALBERT"):
         activation = found.get("hidden_act", "gelu")
         if activation != "gelu":
             raise ValueError(f"hidden_act is {activation!r:.40}, but only 'gelu' is known here")
+        # The sizes must be there, except three that a BERT's config does not have. The others
+        # keep our defaults if they are absent.
+        optional = ("adapter_size", "embedding_size", "num_hidden_groups")
         for field in fields(Config):
-            # A BERT has no adapters and does not say how it embeds and what it shares.
-            optional = ("adapter_size", "embedding_size", "num_hidden_groups")
-            if field.type is int and field.name not in found and field.name not in optional:
+            is_required = field.type is int and field.name not in optional
+            if is_required and field.name not in found:
                 raise ValueError(f"it has no {field.name!r}")
         found.setdefault("embedding_size", found["hidden_size"])
         found.setdefault("num_hidden_groups", found["num_hidden_layers"])
-        if found.get("use_adapter"):                     # the authors' way to give A
+        if found.get("use_adapter"):                     # so the authors' config gives A
             found["adapter_size"] = found["hidden_size"] // found["reduction_factor"]
         names = {field.name for field in fields(Config)}
         return Config(**{name: value for name, value in found.items() if name in names})
@@ -326,34 +355,36 @@ def read_weights(path):
 
 
 def read_shards(path):
-    """Read a checkpoint in several files; model.safetensors.index.json says what is in which."""
+    """Read a checkpoint that is split over several files: model.safetensors.index.json says which
+    tensor is in which file."""
     index_path = os.path.join(path, "model.safetensors.index.json")
     file_of_tensor = read_json(index_path).get("weight_map")
     if not isinstance(file_of_tensor, dict):
         raise ValueError(f"{index_path}: weight_map is not a JSON object")
     present = os.listdir(path)
     for file in file_of_tensor.values():
-        # A name with a folder in it, such as ../secret.safetensors, is in no listing.
+        # A name with a folder in it, such as ../secret.safetensors, is never in os.listdir.
         if not isinstance(file, str) or file not in present:
             raise ValueError(f"{index_path}: weight_map names {file!r:.100}, "
-                             "which is not beside it")
+                             "but there is no such file in the same folder")
     tensors = {}
     for file in sorted(set(file_of_tensor.values())):
         shard, _ = read_safetensors(os.path.join(path, file))
         for name, tensor in shard.items():
             if file_of_tensor.get(name) != file:
                 raise ValueError(f"{index_path}: {name!r:.200} is in {file}, "
-                                 f"but in weight_map it is in {file_of_tensor.get(name)!r:.100}")
+                                 f"but weight_map says {file_of_tensor.get(name)!r:.100}")
             tensors[name] = tensor
     missing = sorted(file_of_tensor.keys() - tensors.keys())
     if missing:
-        raise ValueError(f"{index_path}: not in the files: {first_few(missing)}")
+        raise ValueError(f"{index_path}: no file has the tensors {first_few(missing)}")
     return tensors
 
 
 def read_pickle(path):
-    """Read a pytorch_model.bin: {name: tensor}. It may not run any program: weights_only."""
-    with parsing(path, "weights"):
+    """Read a pytorch_model.bin: {name: tensor}. A pickle could run any program, if it were not for
+    weights_only=True."""
+    with parsing(path, "a file of PyTorch weights"):
         found = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}, not a dict of tensors")
@@ -361,8 +392,8 @@ def read_pickle(path):
         for name, tensor in found.items():
             if not isinstance(tensor, torch.Tensor):
                 raise ValueError(f"{name!r:.60} in it is a {type(tensor).__name__}, not a tensor")
-            # A tensor without data, or one whose strides repeat the same bytes, may claim far
-            # more memory than the file has.
+            # A tensor without data, or one whose strides repeat the same bytes, may need far more
+            # memory than the file has bytes.
             if tensor.is_meta or tensor.nbytes > tensor.untyped_storage().nbytes():
                 raise ValueError(f"{name!r:.60} in it is larger than the file")
             tensors[str(name)] = tensor.detach()
@@ -372,8 +403,9 @@ def read_pickle(path):
 def save(model, path, dtype=torch.float32):
     """Write config.json and model.safetensors into the folder path, which is made if need be.
 
-    A BERT is written in BERT's layout, everything else in ALBERT's, so that transformers opens
-    both. It refuses a student with adapters, whose model_type "minialbert" it does not know.
+    A BERT is written in BERT's layout, everything else in ALBERT's: transformers opens a BERT with
+    its head, and the encoder of a student without adapters as an AlbertModel. A student with
+    adapters gets the model_type "minialbert", which transformers does not know and refuses.
     """
     config = model.config
     if config.is_bert:
@@ -396,7 +428,9 @@ def save(model, path, dtype=torch.float32):
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     os.makedirs(path, exist_ok=True)
     write_safetensors(tensors, os.path.join(path, "model.safetensors"), {"format": "pt"})
-    architecture = kind + "Model" if model.head is None else kind + "ForMaskedLM"
+    architecture = kind + "ForMaskedLM"
+    if model.head is None or kind == "Albert":           # AlbertForMaskedLM has another head
+        architecture = kind + "Model"
     facts = {"model_type": kind.lower(), "hidden_act": "gelu", "inner_group_num": 1,
              "architectures": [architecture], "tie_word_embeddings": config.tie_decoder}
     facts.update(asdict(config))
@@ -404,14 +438,14 @@ def save(model, path, dtype=torch.float32):
 
 
 def albert_only_layers(config):
-    """Make the two linear layers that an ALBERT has and our model lacks, as identities.
+    """Make, as identities, the linear layers that an ALBERT has and our model lacks.
 
-    They change nothing; without them transformers.AlbertModel would report missing weights.
+    Without them transformers.AlbertModel would report missing weights.
     """
     C = config.hidden_size
     names = ["pooler"]
     if config.embedding_size == C:
-        names.append("encoder.embedding_hidden_mapping_in")
+        names.append(MODULE_NAMES["embeddings.project"][ALBERT])
     tensors = {}
     for name in names:
         tensors[f"{name}.weight"] = torch.eye(C)
@@ -433,40 +467,169 @@ def save_training_state(path, state, step, log_size, settings):
     write_safetensors(state, path, metadata)
 
 
+def check_settings(path, saved, settings):
+    """Raise ValueError if a run that is to be resumed had other settings than it has now.
+
+    saved: the settings in the file path; a name that is in one of the two alone is no difference
+    """
+    settings = json.loads(json.dumps(settings))          # tuples become lists, as in the file
+    different = []
+    for name, value in settings.items():
+        if saved.get(name, value) != value:
+            different.append(f"{name} was {saved[name]!r:.60}, now it is {value!r:.60}")
+    if different:
+        raise ValueError(f"{path} is of a run with other settings: {first_few(different)}. To go "
+                         "on from its model with new settings, start a run with another --out and "
+                         "give it this model: distill.py --student, finetune.py --model")
+
+
 @torch.no_grad()
 def restore_training_state(path, state, settings):
     """Copy a saved state into the tensors of `state` -> (number of steps done, size of the log).
 
-    ValueError if the saved run had other settings, or a model of another shape.
+    ValueError if the saved run had other settings, or a model of another shape, or if its state
+    has a value that is inf or nan. Then nothing is copied.
     """
     tensors, metadata = read_safetensors(path)
     with parsing(path, "the state of a training run"):
         saved_settings = parse_json_object(metadata["run"])
+    check_settings(path, saved_settings, settings)
+    with parsing(path, "the state of a training run"):
         step = int(metadata["step"])
         log_size = int(metadata["log"])
-    settings = json.loads(json.dumps(settings))          # tuples become lists, as in the file
-    different = []
-    for name, value in settings.items():
-        if saved_settings.get(name) != value:
-            different.append(f"{name} {saved_settings.get(name)!r} there, {value!r} here")
-    if different:
-        raise ValueError(f"{path} is of a run with other settings: {first_few(different)}")
+        if not 0 <= step <= settings["steps"] or log_size < 0:
+            raise ValueError(f"step {step} of {settings['steps']}, {log_size} bytes of log")
     saved_shapes = {name: tensor.shape for name, tensor in tensors.items()}
     if saved_shapes != {name: tensor.shape for name, tensor in state.items()}:
-        raise ValueError(f"{path} is the state of another model")
+        raise ValueError(f"{path}: its tensors have other names or shapes than this model's")
+    check_finite(path, tensors)
     for name, tensor in state.items():
         tensor.copy_(tensors[name])
     return step, log_size
 
 
+# ---- The folder of a run ----------------------------------------------------------------
+
+RUN_FILE = "run.json"               # says which script's run a folder holds
+# What runs write into their folders: --overwrite removes these and nothing else.
+WRITTEN_BY_RUNS = [
+    RUN_FILE, "config.json", "model.safetensors", "training.safetensors", "log.jsonl",
+    "tokenizer.json", "vocab.txt", "tokenizer_config.json", "head.safetensors", "task.json",
+    "results.json", "dev.jsonl", "dev_*matched.jsonl", "test.jsonl", "*-lr*-seed*/log.jsonl",
+    "*-lr*-seed*/training.safetensors",
+]
+
+
+@contextmanager
+def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
+    """Keep the folder `out` for a run of `script` while the with block runs.
+
+    settings: a dict of what the run must have in common with one that it resumes
+    inputs: folders that are read, of the teacher and so on; `out` must be none of them
+
+    A folder that is not empty must hold a run of this script, and resume or overwrite must be
+    True. A run that is still going on has locked it; the lock of a killed run is gone with its
+    process. ValueError says what is wrong. If nothing has been written in the end, the folder is
+    removed.
+    """
+    for path in inputs:
+        if path is not None and os.path.realpath(path) == os.path.realpath(out):
+            raise ValueError(f"--out {out}: this folder is read from; choose another one")
+    check_owner(out, script, resume, overwrite)
+    run_path = os.path.join(out, RUN_FILE)
+    if resume and os.path.isfile(run_path):
+        saved_settings = read_json(run_path).get("settings", {})
+        check_settings(run_path, saved_settings, settings)
+    os.makedirs(out, exist_ok=True)
+    with open(run_path, "a", encoding="utf-8") as run_file:
+        if not lock(run_file):
+            raise ValueError(f"--out {out}: another run is writing into it")
+        run_file.truncate(0)
+        run_file.write(json.dumps({"script": script, "settings": settings}, indent=1))
+        run_file.flush()
+        try:
+            yield
+        finally:
+            if os.listdir(out) == [RUN_FILE]:
+                os.remove(run_path)
+                os.rmdir(out)
+
+
+def check_owner(out, script, resume, overwrite):
+    """Raise ValueError if a run of `script` may not write into the folder `out`."""
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise ValueError(f"--out {out} is a file, not a folder")
+    if not os.path.isdir(out) or not os.listdir(out):
+        if resume:
+            print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
+        return
+    owner = owner_of(out)
+    if not resume and not overwrite:
+        raise ValueError(f"--out {out} is not empty: --resume goes on with the run in it, "
+                         "--overwrite starts anew and loses it")
+    if resume and owner != script:
+        raise ValueError(f"--resume: there is no run of {script} in {out}")
+    if overwrite and owner is None and files_of_run(out):
+        names = [os.path.basename(path) for path in files_of_run(out)]
+        raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
+                         f"{first_few(names)}")
+
+
+def owner_of(out):
+    """Return the script whose run is in the folder `out`, or None."""
+    run_path = os.path.join(out, RUN_FILE)
+    if os.path.isfile(run_path):
+        return read_json(run_path).get("script")
+    # Runs of earlier versions have no run.json, but a state of the training.
+    if os.path.isfile(os.path.join(out, "training.safetensors")):
+        return "distill.py"
+    if glob.glob("*-lr*-seed*/training.safetensors", root_dir=out):
+        return "finetune.py"
+    return None
+
+
+def files_of_run(out):
+    """List the files in the folder `out` that a run of ours writes, or would write."""
+    paths = []
+    for pattern in WRITTEN_BY_RUNS:
+        for name in glob.glob(pattern, root_dir=out):
+            paths.append(os.path.join(out, name))
+    return paths
+
+
+def remove_run(out):
+    """Remove what a run wrote into the folder `out`, but for its run.json. All else stays."""
+    for path in files_of_run(out):
+        if os.path.basename(path) != RUN_FILE:
+            os.remove(path)
+    for folder in glob.glob("*-lr*-seed*", root_dir=out):
+        path = os.path.join(out, folder)
+        if os.path.isdir(path) and not os.listdir(path):
+            os.rmdir(path)
+
+
+def lock(file):
+    """Lock an open file for this process -> True, or False if another process has locked it.
+
+    The lock ends when the file is closed or the process dies.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 # ---- From here on: files in general -----------------------------------------------------
 
 @contextmanager
-def parsing(path, kind):
-    """Turn whatever goes wrong in the with block into a ValueError that begins with the path.
+def parsing(what, kind):
+    """Turn whatever goes wrong in the with block into a ValueError: "{what}: not {kind}: ...".
 
-    kind says what the file should be, for the message. An error of the operating system that
-    names its file passes through as it is.
+    what: usually the path of a file; kind: what it should be. An error of the operating system
+    that names its file passes through as it is.
     """
     try:
         yield
@@ -476,8 +639,12 @@ def parsing(path, kind):
         reason = str(error)
         if not isinstance(error, ValueError):
             reason = f"{type(error).__name__}: {error}"
-        reason = " ".join(reason.split())                # one line
-        raise ValueError(f"{path}: not {kind}: {reason:.500}") from error
+        raise ValueError(f"{what}: not {kind}: {one_line(reason):.500}") from error
+
+
+def one_line(text):
+    """Join the lines of a text."""
+    return " ".join(str(text).split())
 
 
 @contextmanager
@@ -490,9 +657,11 @@ def replace_file(path, shared=False):
     """
     temporary = f"{path}.tmp"
     if shared:
+        remove_abandoned(path)
         temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
+            lock(file)                                   # it says that somebody is writing
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -500,7 +669,7 @@ def replace_file(path, shared=False):
     except OSError as error:
         if error.filename is not None:
             raise
-        reason = error.strerror                          # the error of a full disk names no file
+        reason = error.strerror                          # that of a full disk has no file name
         if reason is None:
             reason = str(error)
         raise OSError(error.errno, reason, str(path)) from error
@@ -509,35 +678,58 @@ def replace_file(path, shared=False):
             os.remove(temporary)
 
 
+def remove_abandoned(path):
+    """Remove the temporary files of processes that were killed while they wrote `path`."""
+    for temporary in glob.glob(f"{glob.escape(str(path))}.*.tmp"):
+        with open(temporary, "rb") as file:
+            is_abandoned = fcntl is not None and lock(file)
+        if is_abandoned:
+            os.remove(temporary)
+
+
 def write_json(path, value, shared=False):
-    """Write a value as JSON, in place of an older file."""
+    """Write a value as JSON; an older file is replaced."""
     with replace_file(path, shared) as file:
         file.write(json.dumps(value, indent=1).encode())
 
 
+LARGEST_TEXT = 1_000_000_000        # bytes; vocabularies and configs are far smaller
+
+
 def read_text(path):
     """Read a text file in UTF-8, with or without a byte order mark."""
+    check_readable(path)
     with parsing(path, "text in UTF-8"), open(path, encoding="utf-8-sig") as file:
         return file.read()
 
 
 def read_json(path):
     """Read a file that is one JSON object -> dict. ValueError names the file."""
+    check_readable(path)
     with parsing(path, "a JSON object"), open(path, encoding="utf-8-sig") as file:
         return parse_json_object(file.read())
+
+
+def check_readable(path):
+    """Raise ValueError if a path is a device, a pipe or a folder, or a file of over 1 GB."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is not a regular file")
+    if os.path.exists(path) and os.path.getsize(path) > LARGEST_TEXT:
+        raise ValueError(f"{path}: a file of {os.path.getsize(path):,} bytes is too large here")
 
 
 def parse_json_object(text):
     """Parse a text that is one JSON object -> dict. ValueError if it is anything else.
 
-    A name that stands twice in an object is an error. So is half of a character such as \\ud800,
-    which is no text: it could not be written as UTF-8.
+    A name that occurs twice in an object is an error, and so is half a character such as \\ud800,
+    which cannot be written as UTF-8.
     """
     value = json.loads(text, object_pairs_hook=object_of_pairs, parse_int=parse_json_integer)
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
     if "\\ud" in text.lower():
-        json.dumps(value, ensure_ascii=False).encode()   # UnicodeEncodeError, a ValueError
+        # Writing the value as UTF-8 finds half a character: UnicodeEncodeError is a ValueError.
+        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
@@ -546,27 +738,27 @@ def object_of_pairs(pairs):
     names = set()
     for name, _ in pairs:
         if name in names:
-            raise ValueError(f"there is twice the name {name!r:.200} in one object")
+            raise ValueError(f"an object has twice the name {name!r:.200}")
         names.add(name)
     return dict(pairs)
 
 
 def parse_json_integer(digits):
-    """Read an integer. JSON has a -0, which Python takes for the integer 0: keep it a float, so
-    that it is refused where a size is wanted."""
+    """Read an integer. JSON's -0 is no integer in other languages: return the float -0.0, so that
+    the checks of sizes refuse it."""
     if digits == "-0":
         return -0.0
     return int(digits)
 
 
-# For fetch(): each tuple lists files one of which is needed.
+# For fetch(): of the files in each tuple one is needed.
 MODEL_FILES = [("config.json",), ("model.safetensors", "model*.safetensors*", "pytorch_model.bin")]
 
 
 def fetch(name, needed, optional=()):
     """Return `name` if it is a folder, else download that model from the Hugging Face hub.
 
-    needed: a list of tuples of file patterns; of each tuple the first that the hub has is fetched
+    needed: a list of tuples of file patterns; from each tuple the first that the hub has is taken
     optional: file patterns that are fetched if the hub has them
     Returns the folder with the files. ValueError if there is no such model or no network.
     """
@@ -579,10 +771,9 @@ def fetch(name, needed, optional=()):
             folder = fetch_one_of(name, patterns)
         for pattern in optional:
             snapshot_download(name, allow_patterns=pattern)
-    except Exception as error:      # the hub's own, or of any HTTP library that it uses
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{name}: there is no such folder, and the Hugging Face hub did not "
-                         f"give it: {reason}") from error
+    except Exception as error:      # of huggingface_hub, or of the HTTP library under it
+        raise ValueError(f"{name}: there is no such folder, and it could not be downloaded from "
+                         f"the Hugging Face hub: {one_line(error)}") from error
     return folder
 
 

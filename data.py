@@ -6,15 +6,17 @@
 The first command tokenises a corpus once; the second learns a vocabulary.
 
 A corpus is any mix of files and folders of .txt (a blank line between
-documents) and .jsonl (one JSON object a line, its text in the field `text`),
-each also as .gz, .bz2 or .xz. It is read once, in constant memory, and written
-as a token file: the token numbers of all documents end to end with [SEP] after
-each, first the documents to train on, then those held out for validation. The
-token file is mapped into memory from then on. A JSON file beside it says what
-it was made from.
+documents), .jsonl (one JSON object a line) and .csv (the first row names the
+columns), each also as .gz, .bz2 or .xz. In the latter two, --text names the
+field of the text. A corpus is read once, in constant memory, and written as a
+token file: the token numbers of all documents end to end with [SEP] after each,
+first the documents to train on, then those held out for validation. The token
+file is mapped into memory from then on. A JSON file beside it says what it was
+made from.
 """
 import argparse
 import bz2
+import csv
 import gzip
 import hashlib
 import importlib.metadata
@@ -39,6 +41,7 @@ from checkpoint import fetch, parsing, read_json, read_text, replace_file, write
 CACHE = os.path.join(os.path.expanduser("~"), ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
 CHUNK = 1 << 20                     # characters that are read as one line or tokenised at once
+LONGEST_ROW = 1 << 28               # characters of a line in a .jsonl
 
 
 # ---- Masking and batches ----------------------------------------------------------------
@@ -186,6 +189,10 @@ class Tokenizer:
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def __call__(self, text):
+        """Turn one text into a list of token numbers that begins with [CLS] and ends with [SEP]."""
+        return [self.cls_id] + self.encode([text])[0] + [self.sep_id]
+
     def decode(self, ids):
         """Turn a list of token numbers into text; special tokens are left out."""
         return self.backend.decode(ids)
@@ -240,7 +247,7 @@ def make_wordpiece(words, do_lower_case=None, strip_accents=None):
     return backend
 
 
-def train_tokenizer(corpus, size, out, lowercase=True):
+def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     """Learn a vocabulary of `size` tokens, fewer if the corpus has no more, and write it to `out`.
 
     Returns the Tokenizer. ValueError if `out` has a tokenizer already.
@@ -253,7 +260,7 @@ def train_tokenizer(corpus, size, out, lowercase=True):
     backend = make_wordpiece(["[UNK]"], lowercase)
     trainer = tokenizers.trainers.WordPieceTrainer(
         vocab_size=size, special_tokens=SPECIAL_TOKENS, show_progress=False)
-    lines = (line for line in read_corpus(corpus) if line)
+    lines = (line for line in read_corpus(corpus, text_column) if line)
     backend.train_from_iterator(lines, trainer)
     # Sorted, because the order that the library gives varies from run to run.
     words = sorted(set(backend.get_vocab()) - set(SPECIAL_TOKENS))
@@ -276,6 +283,7 @@ class TokenFile:
 
     train_tokens, valid_tokens: its two parts, arrays of token numbers
     made_from: a dict that says which files and which tokenizer it was made from
+    digest: a hash of all its tokens, by which a resumed run recognises its corpus
     """
 
     def __init__(self, path):
@@ -289,6 +297,9 @@ class TokenFile:
             num_train = description["train"]
             num_valid = description["valid"]
             self.made_from = description["made_from"]
+            self.digest = description.get("digest")
+            if self.digest is None:                      # files of earlier versions do not say it
+                self.digest = hash_file(path)
             if not isinstance(self.made_from, dict):
                 raise ValueError("made_from in its .json is not a JSON object")
             tokens = np.memmap(path, dtype, mode="r")
@@ -299,7 +310,18 @@ class TokenFile:
                                  f"{num_train!r:.40} and {num_valid!r:.40}")
 
 
-def open_corpus(corpus, tokenizer, cache=CACHE):
+def hash_file(path):
+    """Compute a hash of a file's content."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while True:
+            content = file.read(CHUNK)
+            if not content:
+                return digest.hexdigest()
+            digest.update(content)
+
+
+def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
     """Return the TokenFile of a corpus; it is made in the folder cache unless it is there.
 
     corpus: a list of files and folders, or of one token file (.bin); None: the documentation on
@@ -312,13 +334,13 @@ def open_corpus(corpus, tokenizer, cache=CACHE):
     else:
         key = repr([corpus, tokenizer.digest])
         name = hashlib.sha256(key.encode()).hexdigest()[:12] + ".bin"
-        token_file = tokenise(corpus, tokenizer, os.path.join(cache, name))
+        token_file = tokenise(corpus, tokenizer, os.path.join(cache, name), text_column)
     if token_file.made_from.get("tokenizer", tokenizer.digest) != tokenizer.digest:
         raise ValueError(f"{token_file.path} was made with another tokenizer than {tokenizer.path}")
     return token_file
 
 
-def tokenise(corpus, tokenizer, out):
+def tokenise(corpus, tokenizer, out, text_column="text"):
     """Tokenise a corpus into the files `out` and `out`.json -> TokenFile.
 
     If they are there already and were made from the same files, they are used as they are.
@@ -326,6 +348,8 @@ def tokenise(corpus, tokenizer, out):
     files = [os.path.abspath(path) for path in corpus_files(corpus)]
     file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in files]
     made_from = {"corpus": file_facts, "tokenizer": tokenizer.digest, "held_out": HOLD_OUT_ONE_IN}
+    if text_column != "text":
+        made_from["text"] = text_column
     out_exists = os.path.exists(out)
     if out_exists:
         token_file = TokenFile(out)
@@ -339,10 +363,10 @@ def tokenise(corpus, tokenizer, out):
     if tokenizer.vocab_size <= 2**16:
         dtype = np.dtype(np.uint16)
     with replace_file(out, shared=True) as file:
-        num_train, num_valid, num_unknown = write_tokens(
-            file, read_corpus(corpus), tokenizer, dtype)
+        num_train, num_valid, num_unknown, num_words = write_tokens(
+            file, read_corpus(corpus, text_column), tokenizer, dtype)
         num_tokens = num_train + num_valid
-        if num_tokens == 0:
+        if num_words == 0:
             raise ValueError(f"{corpus[0]}: there is no text in the corpus")
         if num_unknown > num_tokens / 2:
             raise ValueError(f"{corpus[0]}: most tokens are [UNK]: the tokenizer in "
@@ -353,8 +377,9 @@ def tokenise(corpus, tokenizer, out):
             num_train = num_tokens - num_valid
             print(f"{out}: there are too few documents to hold out one in {HOLD_OUT_ONE_IN}: "
                   f"the last {num_valid} tokens are held out instead", file=sys.stderr)
+        file.flush()
         description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
-                       "made_from": made_from}
+                       "digest": hash_file(file.name), "made_from": made_from}
         # The old tokens are deleted before the new description is written. If the program is
         # killed in between, the token file is missing and is made again. Otherwise the old tokens
         # would be read with the wrong description.
@@ -375,11 +400,13 @@ def check_token_file_name(out):
 def write_tokens(file, lines, tokenizer, dtype):
     """Tokenise lines and write the token numbers, first of the documents to train on.
 
-    lines: those of read_corpus. Returns the numbers of tokens to train on, held out, and unknown.
+    lines: those of read_corpus. Returns four numbers of tokens: to train on, held out, unknown
+    among both, and those that are not the end of a document.
     """
     num_train = 0
     num_valid = 0
     num_unknown = 0
+    num_words = 0
     # The held-out tokens wait in a file without a name until all others are written.
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
         for batch in batches_of_lines(lines):
@@ -387,6 +414,7 @@ def write_tokens(file, lines, tokenizer, dtype):
             valid_ids = []
             encoded = tokenizer.encode([line for line, _ in batch])
             for (line, held_out), ids in zip(batch, encoded):
+                num_words += len(ids)
                 if line == "":                           # the end of a document
                     ids = [tokenizer.sep_id]
                 if held_out:
@@ -400,7 +428,7 @@ def write_tokens(file, lines, tokenizer, dtype):
             num_unknown += train_ids.count(tokenizer.unk_id) + valid_ids.count(tokenizer.unk_id)
         valid_file.seek(0)
         shutil.copyfileobj(valid_file, file)
-    return num_train, num_valid, num_unknown
+    return num_train, num_valid, num_unknown, num_words
 
 
 def batches_of_lines(lines):
@@ -435,33 +463,53 @@ def is_held_out(text, one_in):
 
 # ---- Reading a corpus -------------------------------------------------------------------
 
-CORPUS_FILE = re.compile(r"(?s).*(\.txt|\.jsonl)(\.gz|\.bz2|\.xz)?")
-OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+CORPUS_FILE = re.compile(r"(?s).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
 # NULs, and surrogates: the halves of characters, by which surrogateescape also marks bytes that
 # are not UTF-8.
 UNREADABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def corpus_files(corpus):
-    """List the files of a corpus, those of a folder sorted. ValueError for a path without any."""
+    """List the files of a corpus, those of a folder sorted. ValueError for a path without any.
+
+    A line on standard error says how many files of a folder are left out.
+    """
     files = []
     for path in corpus:
-        candidates = []
-        if os.path.isfile(path):
-            candidates.append(path)
-        for folder, _, names in os.walk(path):
-            for name in names:
-                candidates.append(os.path.join(folder, name))
-        found = [file for file in sorted(candidates) if CORPUS_FILE.fullmatch(file)]
+        if not os.path.exists(path):
+            raise ValueError(f"{path} does not exist")
+        candidates = [path]
+        if os.path.isdir(path):
+            candidates = files_below(path)
+        # A pipe or a device may never end: only regular files are read.
+        found = [file for file in candidates
+                 if CORPUS_FILE.fullmatch(file) and os.path.isfile(file)]
         if not found:
-            raise ValueError(f"{path}: no .txt or .jsonl (or one as .gz, .bz2, .xz) there")
+            raise ValueError(f"{path}: no .txt, .jsonl or .csv (or one as .gz, .bz2, .xz) there")
+        num_skipped = len(candidates) - len(found)
+        if num_skipped > 0:
+            print(f"{path}: {num_skipped} files are skipped: they are not .txt, .jsonl or .csv, or "
+                  "no regular files", file=sys.stderr)
         files += found
     return files
 
 
-def read_corpus(corpus):
+def files_below(path):
+    """List all files below a folder, sorted. OSError for a subfolder that cannot be read."""
+    def stop(error):
+        raise error
+
+    files = []
+    for folder, _, names in os.walk(path, onerror=stop):
+        for name in names:
+            files.append(os.path.join(folder, name))
+    return sorted(files)
+
+
+def read_corpus(corpus, text_column="text"):
     """Yield the lines of a corpus, and an empty one after each document; show a progress bar.
 
+    text_column: the field or column of the text in a .jsonl or a .csv.
     NULs and bytes that are not UTF-8 become U+FFFD, which BERT's normaliser removes. ValueError
     names the file and line of a damaged file or of a line that is not a document.
     """
@@ -470,63 +518,133 @@ def read_corpus(corpus):
     with tqdm(desc="reading the corpus", total=num_bytes, unit="B", unit_scale=True,
               disable=None) as bar:
         for path in files:
-            yield from read_corpus_file(path, bar)
+            yield from read_corpus_file(path, bar, text_column)
             yield ""
 
 
-def read_corpus_file(path, bar):
+def read_corpus_file(path, bar, text_column):
     """Yield the lines of one file; bar counts the bytes that were read from the disk."""
     kind, packed = CORPUS_FILE.fullmatch(path).groups()
     bytes_before = bar.n
     num_replaced = 0
     with open(path, "rb") as raw:
-        stream = raw
-        if packed is not None:
-            stream = OPENERS[packed](raw)
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")
-        for number, line in numbered_lines(path, text):
+        text = io.TextIOWrapper(unpack(raw, packed), encoding="utf-8-sig",
+                                errors="surrogateescape", newline="" if kind == ".csv" else None)
+        if kind == ".txt":
+            lines = lines_of_text(path, text)
+        elif kind == ".jsonl":
+            lines = lines_of_jsonl(path, text, text_column)
+        else:
+            lines = lines_of_csv(path, text, text_column)
+        for line in lines:
             bytes_read = bytes_before + raw.tell()
             bar.update(bytes_read - bar.n)               # update() wants the increase
-            parts = [line]
-            if kind == ".jsonl":
-                parts = lines_of_document(line, path, number)
-            for part in parts:
-                if not part.isascii() or "\0" in part:
-                    part, num_found = UNREADABLE.subn("\ufffd", part)
-                    num_replaced += num_found
-                yield part.strip()
+            if not line.isascii() or "\0" in line:
+                line, num_found = UNREADABLE.subn("\ufffd", line)
+                num_replaced += num_found
+            yield line.strip()
     if num_replaced > 0:
         tqdm.write(f"{path}: replaced {num_replaced} NULs or bytes that are not UTF-8", sys.stderr)
 
 
-def numbered_lines(path, text):
-    """Yield (number, line) of a text file; a line over CHUNK characters comes in pieces."""
-    number = 0
+def lines_of_text(path, text):
+    """Yield the lines of a .txt; a line over CHUNK characters comes in pieces."""
     with parsing(path, "readable, but damaged or cut short"):
         while True:
             line = text.readline(CHUNK)
             if line == "":
                 return
-            number += 1
-            yield number, line
+            yield line
 
 
-def lines_of_document(line, path, number):
-    """Parse a line of a .jsonl file -> the lines of its document, and an empty one to end it."""
-    if not line.strip():
-        return [""]
-    with parsing(f"{path}:{number}", f"a JSON object of at most {CHUNK} characters "
-                 "with a text in the field `text`"):
-        # strict=False: a text may hold line breaks and tabs as they are. Half of a character such
-        # as \ud800 is no error here: UNREADABLE takes it out, so that a long corpus can be read.
-        document = json.loads(line, strict=False)
-        if not isinstance(document, dict):
-            raise ValueError(f"it is a {type(document).__name__}")
-        text = document["text"]
-        if not isinstance(text, str):
-            raise ValueError(f"`text` is a {type(text).__name__}")
-    lines = [part for part in text.splitlines() if part.strip()]
-    return lines + [""]
+def lines_of_jsonl(path, text, text_column):
+    """Yield the lines of the documents in a .jsonl, and an empty one after each."""
+    number = 0
+    while True:
+        with parsing(path, "readable, but damaged or cut short"):
+            row = text.readline(LONGEST_ROW)
+        if row == "":
+            return
+        number += 1
+        if row.strip():
+            with parsing(f"{path}:{number}", f"a JSON object with a text {text_column!r} of at "
+                         f"most {LONGEST_ROW} characters"):
+                # strict=False allows line breaks in a text. Half a character such as \ud800 is no
+                # error: it is replaced below, like bytes that are not UTF-8.
+                document = json.loads(row, strict=False)[text_column]
+                if not isinstance(document, str):
+                    raise ValueError(f"{text_column!r} is a {type(document).__name__}")
+            yield from lines_of_document(document)
+
+
+def lines_of_csv(path, text, text_column):
+    """Yield the lines of the documents in a .csv, a row each, and an empty one after each."""
+    csv.field_size_limit(LONGEST_ROW)
+    rows = csv.DictReader(text, strict=True)
+    with parsing(path, "a readable .csv"):
+        if rows.fieldnames is None or text_column not in rows.fieldnames:
+            raise ValueError(f"it has no column {text_column!r}, but {rows.fieldnames!r:.300}")
+        for row in rows:
+            if row[text_column] is None:
+                raise ValueError(f"line {rows.line_num} has too few columns")
+            yield from lines_of_document(row[text_column])
+
+
+def lines_of_document(document):
+    """Yield the lines of a document, in pieces of CHUNK characters at most, then an empty one."""
+    for line in document.splitlines():
+        if line.strip():
+            for begin in range(0, len(line), CHUNK):
+                yield line[begin:begin + CHUNK]
+    yield ""
+
+
+def unpack(raw, packed):
+    """Return a stream of the unpacked bytes of an open file; packed is its ending or None."""
+    if packed is None:
+        return raw
+    if packed == ".gz":
+        return gzip.open(raw)
+    if packed == ".bz2":
+        return io.BufferedReader(StreamAfterStream(raw, bz2.BZ2Decompressor))
+    return io.BufferedReader(StreamAfterStream(raw, lzma.LZMADecompressor))
+
+
+class StreamAfterStream(io.RawIOBase):
+    """Unpacks a .bz2 or .xz that may hold several compressed streams, one after another.
+
+    bz2.open and lzma.open do not report what is wrong after the first stream. Here it is an error.
+    """
+
+    def __init__(self, raw, make_decompressor):
+        self.raw = raw
+        self.make_decompressor = make_decompressor
+        self.decompressor = make_decompressor()
+        self.packed = b""                                # was read and is not unpacked yet
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        """Fill the buffer as far as one call of the decompressor does -> bytes; 0 at the end."""
+        while True:
+            if self.decompressor.eof:
+                rest = self.decompressor.unused_data
+                while rest.strip(b"\0") == b"":         # zeros may stand between .xz streams
+                    rest = self.raw.read(1 << 16)
+                    if rest == b"":
+                        return 0
+                self.packed = rest.lstrip(b"\0")
+                self.decompressor = self.make_decompressor()
+            elif self.decompressor.needs_input and self.packed == b"":
+                self.packed = self.raw.read(1 << 16)
+                if self.packed == b"":
+                    raise EOFError("the file ends amid a compressed stream")
+            unpacked = self.decompressor.decompress(self.packed, len(buffer))
+            self.packed = b""
+            if unpacked:
+                buffer[:len(unpacked)] = unpacked
+                return len(unpacked)
 
 
 # ---- The documentation on this machine: the corpus that needs no download ---------------
@@ -687,20 +805,32 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def run_command(name, action):
-    """Call action(). Print an error of the user's in one line -> the exit status, 2 after one."""
+    """Call action(). Print an error of the user's in one line -> the exit status.
+
+    It is 2 after an error and 130 after Ctrl-C, as in a shell.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the terminal or the file cannot show is printed as a question mark.
+        sys.stdout.reconfigure(errors="replace")
     try:
         action()
     except (ValueError, OSError, FloatingPointError) as error:
         message = " ".join(str(error).split("\n"))
         print(f"{name}: error: {message}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted", file=sys.stderr)
+        return 130
 
 
 def arguments(argv):
     parser = CommandParser("data.py", __doc__)
     parser.add_argument(
-        "--corpus", nargs="+", metavar="PATH",
+        "--corpus", nargs="+", action="extend", metavar="PATH",
         help="files and folders of text (default: the documentation on this machine)")
+    parser.add_argument(
+        "--text", default="text", metavar="COLUMN",
+        help="the field of the text in a .jsonl, the column in a .csv (default: text)")
     parser.add_argument(
         "--tokenizer", metavar="DIR",
         help="tokenise with the tokenizer of this folder or Hugging Face model")
@@ -708,7 +838,7 @@ def arguments(argv):
         "--train-tokenizer", type=int, metavar="N",
         help="learn a vocabulary of N tokens instead of tokenising")
     parser.add_argument(
-        "--lowercase", action=argparse.BooleanOptionalAction, default=True,
+        "--lowercase", action=argparse.BooleanOptionalAction, default=None,
         help="whether the learned vocabulary ignores case (default: it does)")
     parser.add_argument(
         "--out", required=True, metavar="PATH",
@@ -716,6 +846,8 @@ def arguments(argv):
     args = parser.parse_args(argv)
     if (args.tokenizer is None) == (args.train_tokenizer is None):
         raise ValueError("give one of --tokenizer and --train-tokenizer")
+    if args.tokenizer is not None and args.lowercase is not None:
+        raise ValueError("--lowercase is for a vocabulary that is learned; --tokenizer has one")
     return args
 
 
@@ -724,11 +856,12 @@ def run(args):
     if corpus is None:
         corpus = [docs_on_this_machine()]
     if args.train_tokenizer is not None:
-        tokenizer = train_tokenizer(corpus, args.train_tokenizer, args.out, args.lowercase)
+        lowercase = args.lowercase is not False
+        tokenizer = train_tokenizer(corpus, args.train_tokenizer, args.out, lowercase, args.text)
         print(f"{args.out}: {tokenizer.vocab_size} tokens of the {args.train_tokenizer} asked for")
     else:
         folder = fetch(args.tokenizer, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER)
-        token_file = tokenise(corpus, Tokenizer(folder), args.out)
+        token_file = tokenise(corpus, Tokenizer(folder), args.out, args.text)
         print(f"{args.out}: {len(token_file.train_tokens):,} tokens to train on, "
               f"{len(token_file.valid_tokens):,} held out")
 

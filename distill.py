@@ -2,81 +2,85 @@
 (arXiv 2210.06425).
 
     python distill.py
-        the embedded teacher, the documentation on this machine: some minutes
+        takes minutes: the small teacher in assets/ and, as text, the
+        documentation that is on this machine
     python distill.py --teacher bert-base-uncased --corpus wiki/ --out out/mini
-        the real thing, on a GPU
+        distils BERT-base; for a GPU
     torchrun --nproc_per_node 8 distill.py --teacher bert-base-uncased \\
         --corpus wiki/
         the same on eight GPUs
-    python distill.py --teacher none --tokenizer DIR --num-hidden-groups 6
-        no teacher: how a BERT is pre-trained
+    python distill.py --teacher none --tokenizer DIR --num-hidden-groups 6 \\
+        --hidden-size 384 --embedding-size 384
+        pre-trains a BERT: masked words alone, nothing shared
 
-The student learns to predict masked words, and to do as the teacher does:
+The student learns to predict masked words and to imitate the teacher: its
+attention maps, its hidden states and its output distributions.
 
     loss = 1 * MLM + 3 * attention + 3 * hidden + 5 * output
 """
 import argparse
 import ctypes
-import glob
 import hashlib
 import json
 import math
 import os
 import signal
+import re
 import sys
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
-from checkpoint import (MODEL_FILES, fetch, load, restore_training_state, save,
-                        save_training_state)
+from checkpoint import (MODEL_FILES, fetch, load, parsing, remove_run, restore_training_state,
+                        run_folder, save, save_training_state)
 from data import (CACHE, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, CommandParser,
                   MaskedBatches, Tokenizer, open_corpus, run_command)
 from minialbert import Config, MiniALBERT, count_parameters, initialise
 
-# The factors of the losses in the paper. The embedding loss is one of its ablations.
+# The factors of the losses in the paper. It uses the embedding loss only in an ablation.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "embedding": 0.0}
 
 
 # ---- The losses -------------------------------------------------------------------------
-# Each is a sum over tokens or masked places. Distillation divides it once, by their number in
-# the whole batch, so that the parts of micro-batches and of processes add up to the mean.
+# Each is summed over tokens or masked places. The class Distillation then divides it by their
+# number in the whole batch, so that the parts of micro-batches and of processes add up to the mean.
 
-def attention_loss(student, teacher):
+def attention_loss(student_map, teacher_map):
     """Compare the attention maps of two layers: KL(teacher || student).
 
-    Both are log-probabilities (B, H, T, T). KL = sum over j of p_ij (log p_ij - log q_ij) for
-    the teacher's p and the student's q, where token i looks at token j. It is divided by T and
-    by H, and summed over the B * T tokens i. Divided by B * T it is the mean over all elements
-    that the authors' KLDivLoss takes.
+    The maps are log-probabilities (B, H, T, T). Row i, where token i looks, has the divergence
+    sum over j of p_ij (log p_ij - log q_ij), for the teacher's p and the student's q. The result is
+    the sum over all B * H * T rows, divided by H * T. Distillation divides it by B * T: together
+    that is the mean over all B * H * T * T elements, as in the authors' KLDivLoss.
     """
-    _, H, T, _ = student.shape
-    total = F.kl_div(student, teacher, reduction="sum", log_target=True)
+    _, H, T, _ = student_map.shape
+    total = F.kl_div(student_map, teacher_map, reduction="sum", log_target=True)
     return total / (H * T)
 
 
-def hidden_loss(student, teacher):
+def hidden_loss(student_hidden, teacher_hidden):
     """Compare hidden states (B, T, C): 1 - cosine, summed over the B * T tokens."""
-    cosine = F.cosine_similarity(student.float(), teacher.float(), dim=-1)    # (B, T)
+    cosine = F.cosine_similarity(student_hidden.float(), teacher_hidden.float(), dim=-1)   # (B, T)
     return (1 - cosine).sum()
 
 
-def output_loss(student, teacher, temperature=1.0):
+def output_loss(student_logits, teacher_logits, temperature=1.0):
     """Compare predictions, logits (M, V): temperature^2 * KL(teacher || student), summed over M.
 
     A temperature above 1 flattens both distributions. The square keeps the size of the gradient
     (Hinton et al. 2015).
     """
-    log_student = (student.float() / temperature).log_softmax(-1)
-    log_teacher = (teacher.float() / temperature).log_softmax(-1)
+    log_student = (student_logits.float() / temperature).log_softmax(-1)
+    log_teacher = (teacher_logits.float() / temperature).log_softmax(-1)
     divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
     return temperature**2 * divergence
 
@@ -89,13 +93,13 @@ def mlm_loss(logits, labels):
 def match_layers(num_recursions, num_layers):
     """Pair each recursion r of a student with a layer of its teacher: [(r, layer)], from 0.
 
-    The layers are evenly spread and the last is among them: 2, 4, ..., 12 (counted from 1) for 6
-    recursions and 12 layers, as in the paper. ValueError if the numbers do not divide.
+    The layers are evenly spread and the last one is always used: 2, 4, ..., 12 (counted from 1) for
+    6 recursions and 12 layers, as in the paper. ValueError if one number does not divide the other.
     """
     if num_layers % num_recursions != 0:
         divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
         raise ValueError(f"{num_recursions} recursions cannot be spread evenly over the "
-                         f"teacher's {num_layers} layers, but any of {divisors} can")
+                         f"teacher's {num_layers} layers; possible numbers are {divisors}")
     layers_per_recursion = num_layers // num_recursions
     return [(r, (r + 1) * layers_per_recursion - 1) for r in range(num_recursions)]
 
@@ -103,9 +107,11 @@ def match_layers(num_recursions, num_layers):
 class Distillation:
     """The losses of a student on batches of masked text. The teacher, if any, is frozen.
 
-    batches: a MaskedBatches
+    batches: a MaskedBatches; the text is packed without padding, so the models need no mask
     weights: {name of a loss: its factor}; only these losses are computed
-    micro_batch_size: sequences in the models at once; 0: all of this process's share of a batch
+    temperature: of the output loss
+    micro_batch_size: sequences that go through the models at once; 0: this process's whole share
+    processes: the Processes among which a batch is divided; None: this is the only one
     bf16: multiply matrices in bfloat16
     compile_losses: let torch.compile fuse the operations
     """
@@ -123,11 +129,12 @@ class Distillation:
         if teacher is not None:
             teacher.requires_grad_(False)
             teacher.eval()                               # its dropout stays off
+        self.needs_teacher = any(name != "mlm" for name in weights)
         self.pairs = []                                  # (student's recursion, teacher's layer)
         if "attention" in weights or "hidden" in weights:
             self.pairs = match_layers(student.config.num_hidden_layers,
                                       teacher.config.num_hidden_layers)
-        self.student_maps = []                           # the maps that the models have to return
+        self.student_maps = []                           # which maps the models must return
         self.teacher_maps = []
         if "attention" in weights:
             self.student_maps = [r for r, _ in self.pairs]
@@ -146,7 +153,7 @@ class Distillation:
         if self.student.head is not None:
             masked_states = hidden[-1].flatten(0, 1)[positions]               # (m, C)
             logits = self.student.predict(masked_states)                      # (m, V)
-        if set(self.weights) != {"mlm"}:
+        if self.needs_teacher:
             teacher_hidden, teacher_attention = self.teacher(ids, maps=self.teacher_maps)
 
         losses = {}
@@ -171,11 +178,11 @@ class Distillation:
         return losses
 
     def micro_batches(self, step):
-        """Yield the losses {name: scalar} of each micro-batch that this process has in a step.
+        """Yield the losses {name: scalar} of each micro-batch of this process in a step.
 
         Summed over the micro-batches of all processes they are the means over the whole batch.
         """
-        ids, positions, labels = self.batches.batch(step)
+        ids, positions, labels = self.batches.batch(step)     # of all processes
         num_masked = max(1, len(positions))
         T = self.batches.T
         device = device_of(self.student)
@@ -190,9 +197,10 @@ class Distillation:
 
 @torch.inference_mode()
 def evaluate(model, batches):
-    """Measure MLM accuracy and loss (nats) -> {"accuracy": ..., "loss": ...}; sets eval mode.
+    """Measure MLM accuracy and loss (nats) -> {"accuracy": ..., "loss": ...}.
 
-    It takes at most 512 sequences, always the same ones with the same masks.
+    It uses at most 512 sequences, always the same ones with the same masks. It leaves the model in
+    eval mode.
     """
     model.eval()
     num_correct = 0
@@ -210,13 +218,13 @@ def evaluate(model, batches):
     return {"accuracy": num_correct / num_masked, "loss": total_loss / num_masked}
 
 
-# ---- The start from the teacher ---------------------------------------------------------
+# ---- Initialising the student from the teacher ------------------------------------------
 
 @torch.no_grad()
 def start_from_teacher(student, teacher, ids):
-    """Give the student's parameters first values from the teacher's; ids (B, T) are sample text.
+    """Initialise the student from the teacher. ids (B, T) are token numbers of sample text.
 
-    The adapters keep their own. A head starts as the teacher's, if both are of one kind.
+    The adapters keep their present values. The head is copied if both are tied or both are not.
     """
     start_embeddings(student.embeddings, teacher.embeddings, ids)
     start_layers(student, teacher)
@@ -225,39 +233,45 @@ def start_from_teacher(student, teacher, ids):
         student.head.load_state_dict(teacher.head.state_dict())
 
 
-def start_embeddings(student, teacher, ids):
-    """Factorise the teacher's Embeddings: fit tables of width E and a projection from E to C.
+def start_embeddings(ours, theirs, ids):
+    """Factorise the teacher's Embeddings (theirs): fill the student's (ours), whose tables are E
+    wide, and its projection from E to C.
 
-    The tables are the teacher's in the E directions in which its embeddings of ids (B, T) vary
-    most (their principal components). Then the projection is fitted by least squares to what the
-    teacher's embeddings give for these ids.
+    The tables are the teacher's in the E directions in which its embeddings of ids (B, T) are
+    largest. Then the projection is fitted by least squares to the teacher's output for these ids.
     """
-    if student.project is None:                          # E = C: there is nothing to factorise
-        student.load_state_dict(teacher.state_dict())
+    if ours.project is None:                             # E = C: there is nothing to factorise
+        ours.load_state_dict(theirs.state_dict())
         return
     T = ids.shape[1]
-    E = student.word.embedding_dim
-    total = teacher.word(ids) + teacher.position.weight[:T] + teacher.segment.weight[0]
-    total = total.flatten(0, 1)                          # (N, C) for N = B * T tokens
-    _, eigenvectors = torch.linalg.eigh(total.T @ total)
-    basis = eigenvectors[:, -E:]                         # (C, E): those of the largest eigenvalues
-    student.word.weight.copy_(teacher.word.weight @ basis)
-    student.position.weight.copy_(teacher.position.weight @ basis)
-    student.segment.weight.copy_(teacher.segment.weight @ basis)
+    E = ours.word.embedding_dim
+    summed = theirs.word(ids) + theirs.position.weight[:T] + theirs.segment.weight[0]
+    summed = summed.flatten(0, 1)                        # (N, C) for the N = B * T tokens
+    moments = summed.T @ summed                          # (C, C)
+    if not moments.isfinite().all():
+        raise ValueError("the teacher's embeddings are too large to compute with")
+    # eigh sorts upwards, so the last E columns are the directions with the largest eigenvalues.
+    _, eigenvectors = torch.linalg.eigh(moments)
+    basis = eigenvectors[:, -E:]                         # (C, E)
+    ours.word.weight.copy_(theirs.word.weight @ basis)
+    ours.position.weight.copy_(theirs.position.weight @ basis)
+    ours.segment.weight.copy_(theirs.segment.weight @ basis)
 
-    narrow = student.norm(total @ basis)                 # (N, E): what the projection will see
+    narrow = ours.norm(summed @ basis)                   # (N, E): what the projection will see
     narrow = F.pad(narrow, (0, 1), value=1.0)            # (N, E + 1): a column of 1 for the bias
-    wanted = teacher(ids).flatten(0, 1)                  # (N, C)
-    # gelsd allows a matrix without full rank: each row of a LayerNorm's output sums to 0.
+    wanted = theirs(ids).flatten(0, 1)                   # (N, C)
+    # The E columns of a LayerNorm's output sum to 0, so the matrix does not have full rank. Of the
+    # LAPACK solvers in lstsq, gelsd can handle that; it is for the CPU alone.
     solution = torch.linalg.lstsq(narrow, wanted, driver="gelsd").solution    # (E + 1, C)
-    student.project.weight.copy_(solution[:-1].T)
-    student.project.bias.copy_(solution[-1])
+    ours.project.weight.copy_(solution[:-1].T)
+    ours.project.bias.copy_(solution[-1])
 
 
 def start_layers(student, teacher):
-    """Start each shared layer as the mean of the middle half of the layers that it stands for.
+    """Start each shared layer as the mean of the teacher's layers that it replaces, without the
+    first and the last quarter of them.
 
-    The outer ones would make it worse: EXPERIMENTS.md has the comparison.
+    With these the start is worse: EXPERIMENTS.md has the comparison.
     """
     L = teacher.config.num_hidden_layers
     G = student.config.num_hidden_groups
@@ -271,14 +285,14 @@ def start_layers(student, teacher):
         layer.load_state_dict(mean)
 
 
-# ---- The training loop, the only one ----------------------------------------------------
+# ---- The training loop; finetune.py uses it, too ----------------------------------------
 
 MAX_GRADIENT_NORM = 1.0
 
 
 @dataclass
 class TrainingOptions:
-    """What train() needs to know; the flags of the same names explain it."""
+    """Options of train(); the help of the flags with the same names explains them."""
     steps: int
     lr: float
     warmup: int
@@ -291,12 +305,16 @@ class TrainingOptions:
     resume: bool
 
 
-def training_step(model, objective, optimizer, step, options, processes):
-    """Make one step: forward, backward, update -> ({name: summed loss}, learning rate, norm).
+def training_step(model, objective, optimizer, step, options, processes, check):
+    """Make one step: forward, backward, update.
 
     objective: a Distillation, or anything with its .weights and .micro_batches(step)
+    check: raise FloatingPointError before the update if the gradient is not finite
+    Returns the losses {name: scalar}, the learning rate and the norm of the gradient. The losses
+    and the norm are tensors: to read one from a GPU is to wait for it.
     """
-    # Every random number is a function of (seed, step): a resumed run draws the same dropout.
+    # Dropout is a function of (seed, step, rank), so that a resumed run draws the same. The factors
+    # are primes: different steps and ranks get different seeds.
     torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + processes.rank)
     model.train()
     totals = {}
@@ -307,9 +325,10 @@ def training_step(model, objective, optimizer, step, options, processes):
             totals[name] = totals.get(name, 0) + value.detach()
     sum_over_processes(model, totals, processes)
 
-    gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM).item()
+    gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
     lr = learning_rate(step, options)
-    check_finite(step, totals, gradient_norm, lr)        # before it can spoil the weights
+    if check:
+        check_finite_step(step, totals, gradient_norm, lr)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
@@ -317,85 +336,128 @@ def training_step(model, objective, optimizer, step, options, processes):
     return totals, lr, gradient_norm
 
 
-def train(model, objective, options, settings, evaluate_model, save_model, processes):
-    """Train the model with AdamW for options.steps steps, and write checkpoints and a log.
+class RunState(NamedTuple):
+    """Where a run stands before its first step, or its next one."""
+    optimizer: torch.optim.Optimizer
+    tensors: dict           # {name: tensor}, all that training changes; checkpoints hold it
+    first_step: int         # steps done
+    log_size: int           # bytes of log.jsonl that were written by then
+
+
+def begin_or_resume(model, options, settings, processes):
+    """Prepare a run, or, if options.resume says so, restore what its last checkpoint holds.
 
     settings: a dict of what a resumed run must have in common with the run that it goes on with
+    Returns a RunState. The model then has the parameters of the checkpoint.
+    """
+    optimizer = make_optimizer(model, options.weight_decay)
+    tensors = training_state(model, optimizer)
+    path = state_path(options)
+    first_step = 0
+    log_size = 0
+    # The first process restores, and gives the others what it has: on another machine they may
+    # have no access to the file.
+    if options.resume and processes.rank == 0 and os.path.exists(path):
+        first_step, log_size = restore_training_state(path, tensors, settings)
+        print(f"{options.out}: going on after step {first_step:,} of {options.steps:,}")
+    step_tensor = torch.tensor(first_step, device=processes.device)
+    broadcast([step_tensor, *tensors.values()], processes)
+    return RunState(optimizer, tensors, step_tensor.item(), log_size)
+
+
+def state_path(options):
+    """Return the path of the checkpoint from which a run goes on."""
+    return os.path.join(options.out, "training.safetensors")
+
+
+def train(model, objective, run_state, options, settings, evaluate_model, save_model, processes):
+    """Train the model with AdamW for options.steps steps, and write checkpoints and a log.
+
+    run_state, settings: see begin_or_resume
     evaluate_model(): returns {name: value} for the log
     save_model(): writes the model; it is called after each checkpoint of the training state
 
-    A run that was stopped or killed and then resumed ends like one that was not, on a CPU bit
-    for bit. After SIGINT or SIGTERM the step is finished and saved, then the program exits.
+    A run that was stopped or killed and then resumed ends like one that was not; on a CPU the two
+    are bit for bit equal. After SIGINT or SIGTERM the step is finished and saved, then the program
+    exits.
     """
-    optimizer = make_optimizer(model, options.weight_decay)
-    state = training_state(model, optimizer)
-    state_path = os.path.join(options.out, "training.safetensors")
-    first_step = 0
-    log_size = 0
-    if options.resume and os.path.exists(state_path):
-        first_step, log_size = restore_training_state(state_path, state, settings)
-    broadcast(state, processes)
+    first_step = run_state.first_step
     is_main = processes.rank == 0
     if is_main:
-        log = open_log(options.out, log_size)
+        log = open_log(options.out, run_state.log_size)
         if first_step > 0:
             # The run may have been killed after its checkpoint and before its model was saved.
             save_model()
     last_logged = first_step
     clock = time.perf_counter()
     with noted_signals() as signals:
-        for step in progress_bar(first_step, options.steps, processes):
-            totals, lr, gradient_norm = training_step(
-                model, objective, optimizer, step, options, processes)
+        bar = progress_bar(first_step, options.steps, processes)
+        for step in bar:
             done = step + 1
             is_last = done == options.steps
-            stop = in_any_process(len(signals) > 0, processes)
-
-            evaluates = is_last
+            evaluate_now = is_last
             if options.eval_every > 0 and done % options.eval_every == 0:
-                evaluates = True
-            if is_main and (evaluates or done % options.log_every == 0):
+                evaluate_now = True
+            log_now = evaluate_now or done % options.log_every == 0
+            save_now = is_last or done % options.save_every == 0
+            # In other steps nothing is read from a GPU, so that it never waits for the program. A
+            # nan stays in the weights, so it is found before anything of it is written. On a CPU it
+            # is found before it can reach the weights.
+            look_now = log_now or save_now
+            check = look_now or processes.device.type == "cpu" or len(signals) > 0
+            totals, lr, gradient_norm = training_step(
+                model, objective, run_state.optimizer, step, options, processes, check)
+            stop = must_stop(signals, look_now, processes)
+
+            if is_main and log_now:
                 seconds = time.perf_counter() - clock
                 line = {"step": done}
                 for name, value in totals.items():
                     line[name] = value.item()
                 line["lr"] = lr
-                line["gradient_norm"] = gradient_norm
+                line["gradient_norm"] = gradient_norm.item()
                 num_tokens = objective.tokens_per_step * (done - last_logged)
                 line["tokens_per_second"] = round(num_tokens / seconds)
-                if evaluates:
+                line["time"] = round(time.time())        # seconds since 1970
+                if evaluate_now:
                     for name, value in evaluate_model().items():
                         line[f"valid_{name}"] = value
                 print(json.dumps(line), file=log, flush=True)
+                show_progress(bar, line, options.steps, evaluate_now)
                 last_logged = done
-                clock = time.perf_counter()              # without the time of the evaluation
+                clock = time.perf_counter()      # the time of the evaluation does not count
 
-            if is_main and (stop or is_last or done % options.save_every == 0):
-                save_training_state(state_path, state, done, log.tell(), settings)
+            if stop:
+                check_finite_step(step, totals, gradient_norm, lr)
+            if is_main and (stop or save_now):
+                save_training_state(state_path(options), run_state.tensors, done, log.tell(),
+                                    settings)
                 save_model()
             if stop and not is_last:
                 print(f"\nstopped after step {done} of {options.steps}: "
                       "--resume goes on from there")
-                # 128 + the signal's number is what a shell reports. A process that received
-                # none stops because another one did.
+                # 128 + the signal's number is what a shell reports. If this process stops only
+                # because another one got a signal, it is SIGTERM's.
                 received = signals + [signal.SIGTERM]
                 raise SystemExit(128 + received[0])
 
 
 def learning_rate(step, options):
-    """Return the rate of a step (from 0): it grows linearly over the warm-up, then falls to 0."""
+    """Return the learning rate of a step, counted from 0: it grows linearly during the warm-up and
+    falls linearly towards 0 afterwards."""
     done = step + 1
     growing = done / max(1, options.warmup)
     falling = (options.steps - step) / max(1, options.steps - options.warmup)
     return options.lr * min(growing, falling)
 
 
-def check_finite(step, totals, gradient_norm, lr):
-    """Raise FloatingPointError, with all losses, if the gradient's norm is inf or nan."""
+def check_finite_step(step, totals, gradient_norm, lr):
+    """Raise FloatingPointError, showing all losses, if the gradient's norm is inf or nan."""
+    gradient_norm = gradient_norm.item()
     if not math.isfinite(gradient_norm):
-        losses = ", ".join(f"{name} {value:g}" for name, value in totals.items())
+        losses = ", ".join(f"{name} {value.item():g}" for name, value in totals.items())
         raise FloatingPointError(f"step {step + 1}, learning rate {lr:g}: {losses}, gradient norm "
-                                 f"{gradient_norm:g}; the last checkpoint is intact")
+                                 f"{gradient_norm:g}; no checkpoint was written of it")
 
 
 def make_optimizer(model, weight_decay):
@@ -419,9 +481,11 @@ def make_optimizer(model, weight_decay):
 
 
 def training_state(model, optimizer):
-    """Collect all tensors that training changes: {"model." or "exp_avg." ... + name: tensor}.
+    """Collect all tensors that training changes: {key: tensor}.
 
-    They are the tensors themselves, not copies: what is copied into them is restored.
+    The keys are "model.NAME" for the parameter NAME, and "exp_avg.NAME", "exp_avg_sq.NAME" and
+    "step.NAME" for its state in AdamW. The tensors are those in use: copying into them restores a
+    run.
     """
     state = {}
     for name, parameter in model.named_parameters():
@@ -432,11 +496,11 @@ def training_state(model, optimizer):
     return state
 
 
-# ---- From here on: plumbing. The loop's log, progress bar and signals -------------------
+# ---- From here on: plumbing. Log, progress bar and signals ------------------------------
 
 def open_log(out, size):
-    """Open out/log.jsonl for appending, cut to its size at the last checkpoint: a run that was
-    killed may have written more."""
+    """Open out/log.jsonl for appending. Lines after `size` bytes, its size at the last checkpoint,
+    are cut off: a run that was killed may have written more."""
     log = open(os.path.join(out, "log.jsonl"), "a", encoding="utf-8")
     current_size = log.tell()
     log.seek(log.truncate(min(size, current_size)))
@@ -444,17 +508,35 @@ def open_log(out, size):
 
 
 def progress_bar(first_step, steps, processes):
-    """Count the steps, with a progress bar if this is the first process and in a terminal."""
+    """Count the steps, with a progress bar in the first process if there is a terminal."""
     disable = None                                       # None: only shown in a terminal
     if processes.rank > 0:
         disable = True
     return tqdm(range(first_step, steps), disable=disable)
 
 
+def show_progress(bar, line, steps, evaluate_now):
+    """Show a line of the log in the progress bar. Where there is no terminal, and so no bar, print
+    the lines that have an evaluation."""
+    shown = {"loss": f"{line['loss']:.3f}"}
+    for name, value in line.items():
+        if name.startswith("valid_"):
+            shown[name] = f"{value:.3f}"
+    if not bar.disable:
+        bar.set_postfix(shown)
+    elif evaluate_now:
+        scores = ", ".join(f"{name} {value}" for name, value in shown.items())
+        print(f"step {line['step']:,} of {steps:,}: {scores}", flush=True)
+
+
 @contextmanager
 def noted_signals():
-    """Put SIGINT (Ctrl-C) and SIGTERM into a list while the with block runs: [number, ...]."""
+    """Collect the numbers of the signals SIGINT (Ctrl-C) and SIGTERM in a list while the with block
+    runs; they do not end the program then."""
     received = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received                                   # only the main thread gets signals
+        return
 
     def note(number, frame):
         received.append(number)
@@ -472,7 +554,7 @@ def noted_signals():
 # ---- Processes and devices --------------------------------------------------------------
 
 class Processes(NamedTuple):
-    """This process among all that torchrun started, or the only one."""
+    """Which of torchrun's processes this one is; the defaults are those of a single process."""
     rank: int = 0                   # its number among all processes
     local_rank: int = 0             # its number among those on this machine
     world: int = 1                  # how many there are
@@ -480,24 +562,28 @@ class Processes(NamedTuple):
 
 
 def set_up_processes(device_name, batch_size):
-    """Join the processes that torchrun started, if any -> Processes. Then only rank 0 prints.
+    """Join the processes that torchrun started, if any -> Processes. After it only rank 0 prints.
 
-    device_name: auto (a GPU if there is one), cpu or cuda. ValueError if it is not to be had, or
-    if a batch has fewer sequences than there are processes.
+    device_name: see choose_device. ValueError if it is not to be had, or if a batch has fewer
+    sequences than there are processes.
     """
-    rank = int(os.environ.get("RANK", 0))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    with parsing("RANK, LOCAL_RANK, WORLD_SIZE", "the numbers that torchrun sets"):
+        rank = int(os.environ.get("RANK", 0))
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        world = int(os.environ.get("WORLD_SIZE", 1))
+        if not 0 <= local_rank <= rank < world:
+            raise ValueError(f"{rank}, {local_rank}, {world}")
     if batch_size < world:
         raise ValueError(f"--batch-size {batch_size} is less than one sequence for each of the "
                          f"{world} processes")
-    if device_name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no GPU here")
-    device = torch.device("cpu")
-    if device_name != "cpu" and torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
+    if batch_size % world != 0:
+        print(f"--batch-size {batch_size} is not divisible by {world} processes: in each step some "
+              "wait for others", file=sys.stderr)
+    device = choose_device(device_name, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)                    # what has no index means this one
     if world > 1:
-        timeout = timedelta(hours=12)                    # one process may tokenise for long
+        timeout = timedelta(hours=12)                    # the first process may tokenise for hours
         if device.type == "cuda":
             dist.init_process_group("nccl", timeout=timeout, device_id=device)
         else:
@@ -508,11 +594,44 @@ def set_up_processes(device_name, batch_size):
     return Processes(rank, local_rank, world, device)
 
 
+def choose_device(name, local_rank=0):
+    """Return the torch.device of --device: auto (a GPU if there is one), cpu, cuda (the GPU with
+    the number of the process), cuda:N, or mps. ValueError if it is not to be had."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise ValueError("--device mps: torch finds none here")
+        return torch.device("mps")
+    if not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch finds no GPU here")
+    device = torch.device("cuda", local_rank)
+    if ":" in name:
+        device = torch.device(name)
+    if device.index >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: there are only {torch.cuda.device_count()} GPUs, and "
+                         f"this process needs number {device.index}, counted from 0")
+    return device
+
+
+@contextmanager
+def explaining_memory(batch_size, micro_batch_size, length):
+    """Turn an error for lack of memory in the with block into one that says what may help."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise ValueError(f"there is not enough memory for a batch of {batch_size} sequences of "
+                         f"{length} tokens with --micro-batch-size {micro_batch_size} (0: all at "
+                         "once); a smaller one needs less and gives the same result") from error
+
+
 def keep_freed_memory():
     """Tell the C library never to give freed memory back: the next step needs it again.
 
-    Without this each step on a CPU gives back and gets anew up to hundreds of megabytes, which
-    costs 5 to 25 % of its time. The numbers are glibc's names for what is set.
+    Without this each step on a CPU returns and requests again up to hundreds of megabytes, which
+    costs 5 to 25 % of its time. The two numbers are option codes from glibc's malloc.h.
     """
     M_TRIM_THRESHOLD = -1
     M_MMAP_MAX = -4
@@ -525,8 +644,8 @@ def keep_freed_memory():
 
 @contextmanager
 def first_process_first(processes):
-    """Let the first process of each machine run the with block before the others: it downloads or
-    tokenises, and the others find what it made."""
+    """Let the first process of each machine run the with block before the others. It does the work,
+    such as tokenising; the others then find the result."""
     if processes.local_rank > 0:
         dist.barrier()
     yield
@@ -535,9 +654,11 @@ def first_process_first(processes):
 
 
 def split_batch(batch_size, micro_batch_size, processes):
-    """List the micro-batches of this process, [(first row, one past the last), ...].
+    """List the micro-batches of this process: [(first row, one past the last), ...].
 
-    micro_batch_size 0: one micro-batch for each process. The last one may be shorter, or empty.
+    The rows are dealt to the processes in turn, micro_batch_size at a time; 0 means an equal share
+    for each. With 10 rows, 4 processes and 0 the size is 2: rank 0 gets (0, 2) and (8, 10), rank 1
+    (2, 4), and so on. The last one may be shorter.
     """
     if processes is None:
         processes = Processes()
@@ -549,41 +670,64 @@ def split_batch(batch_size, micro_batch_size, processes):
 
 
 def sum_over_processes(model, totals, processes):
-    """Sum the gradients and the losses {name: scalar} over all processes, in place."""
-    if processes.world > 1:
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-        for value in totals.values():
-            dist.all_reduce(value)
+    """Sum the gradients and the losses {name: scalar} over all processes, in place.
 
-
-def in_any_process(condition, processes):
-    """Tell whether the condition is true in any process."""
+    They travel in one message: a hundred small ones would take many times as long.
+    """
     if processes.world == 1:
-        return condition
-    count = torch.tensor(float(condition), device=processes.device)
-    dist.all_reduce(count)
-    return count.item() > 0
+        return
+    tensors = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    tensors += list(totals.values())
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    sizes = [tensor.numel() for tensor in tensors]
+    for tensor, summed in zip(tensors, flat.split(sizes)):
+        tensor.copy_(summed.view_as(tensor))
 
 
-def broadcast(state, processes):
-    """Give all processes the numbers of rank 0: other machines may have rounded otherwise."""
+def must_stop(signals, look_now, processes):
+    """Tell whether to stop after this step: some process has received a signal.
+
+    A single process stops at once. Several must stop after the same step, and they only ask each
+    other in steps in which they look at results.
+    """
+    if processes.world == 1:
+        return len(signals) > 0
+    if not look_now:
+        return False
+    num_signals = torch.tensor(float(len(signals)), device=processes.device)
+    dist.all_reduce(num_signals)
+    return num_signals.item() > 0
+
+
+def broadcast(tensors, processes):
+    """Give all processes the numbers of rank 0: other machines may have rounded differently."""
     if processes.world > 1:
-        for tensor in state.values():
+        for tensor in tensors:
             dist.broadcast(tensor.detach(), 0)
 
 
 def autocast(device, bf16):
-    """Make a context in which matrices are multiplied in bfloat16, if bf16 is True."""
+    """Return a context manager in which matrices are multiplied in bfloat16, if bf16 is True."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def uses_bf16(flag, device):
-    """Return the flag --bf16, or what it means if it is not given: bfloat16 on a GPU."""
+    """Return the flag --bf16, or its default if it is not given: bfloat16 on a GPU."""
+    bf16 = flag
     if flag is None:
-        return device.type == "cuda"
-    return flag
+        bf16 = device.type == "cuda"
+    if bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError("this GPU does not know bfloat16: say --no-bf16")
+    return bf16
+
+
+def cast_linear_layers(model):
+    """Cast the weights of a frozen model's linear layers to bfloat16, once. Autocast would do the
+    same in each step."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
 
 
 def device_of(model):
@@ -591,12 +735,21 @@ def device_of(model):
 
 
 def to_device(device, *arrays):
-    """Copy numpy arrays to a device -> a list of tensors."""
-    return [torch.from_numpy(array).to(device) for array in arrays]
+    """Copy numpy arrays to a device -> a list of tensors.
+
+    A copy from pinned memory to a GPU does not wait until the GPU has done what it has to do.
+    """
+    tensors = []
+    for array in arrays:
+        tensor = torch.from_numpy(array)
+        if device.type == "cuda":
+            tensor = tensor.pin_memory()
+        tensors.append(tensor.to(device, non_blocking=True))
+    return tensors
 
 
 def fingerprint(model):
-    """Compute a short hash of all parameters, or None of no model."""
+    """Compute a short hash of all parameters; None if there is no model."""
     if model is None:
         return None
     digest = hashlib.sha256()
@@ -608,16 +761,17 @@ def fingerprint(model):
 # ---- The command line: flags ------------------------------------------------------------
 
 EMBEDDED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "teacher")
-# "quick" is for the embedded teacher on a CPU, "full" for a real BERT on a GPU. "paper" are the
-# authors' values; still, text is packed without padding, and a GPU trains in bfloat16.
+# "quick" is for the embedded teacher on a CPU, "full" for a real BERT on a GPU. "paper" has the
+# authors' values, with two differences: text is packed without padding, and a GPU uses bfloat16.
 RECIPES = {
     "quick": {"steps": 1800, "batch_size": 16, "length": 64, "lr": 3e-3, "warmup": 100,
-              "weight_decay": 0.01, "dropout": 0.0},
+              "weight_decay": 0.01, "dropout": 0.0, "eval_every": 200, "save_every": 200},
     "full": {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
-             "weight_decay": 0.01, "dropout": 0.1},
+             "weight_decay": 0.01, "dropout": 0.1, "eval_every": 2000, "save_every": 2000},
     "paper": {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
-              "weight_decay": 1e-4, "dropout": 0.1, "init": "random", "tie_decoder": False,
-              "num_hidden_layers": 6, "embedding_size": 128},
+              "weight_decay": 1e-4, "dropout": 0.1, "eval_every": 2000, "save_every": 2000,
+              "init": "random", "tie_decoder": False, "num_hidden_layers": 6,
+              "embedding_size": 128},
 }
 SHAPE_FLAGS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size",
                "adapter_size", "num_attention_heads", "intermediate_size", "tie_decoder")
@@ -630,42 +784,65 @@ def whole_number(smallest):
         if not smallest <= value < 2**31:
             raise argparse.ArgumentTypeError(f"{text} is not from {smallest} to {2**31 - 1}")
         return value
-    parse.__name__ = "whole number"                      # argparse's word in its errors
+    parse.__name__ = "whole number"                      # argparse shows this name in its errors
     return parse
 
 
-def number(above=None, smallest=0.0, below=float(2**31)):
-    """Make an argparse type: a number from `smallest` on, or above `above`, and below `below`."""
+def number(lower=0.0, upper=2.0**31, lower_is_allowed=True):
+    """Make an argparse type: a number of at least `lower`, or above it, and below `upper`."""
     def parse(text):
         value = float(text)
-        if above is not None and not above < value < below:
-            raise argparse.ArgumentTypeError(f"{text} is not above {above:g} and below {below:g}")
-        if not smallest <= value < below:
-            raise argparse.ArgumentTypeError(f"{text} is not from {smallest:g} to below {below:g}")
+        if not lower <= value < upper or (value == lower and not lower_is_allowed):
+            least = "at least" if lower_is_allowed else "above"
+            raise argparse.ArgumentTypeError(f"{text} is not {least} {lower:.0f} and below "
+                                             f"{upper:.0f}")
         return value
     parse.__name__ = "number"
     return parse
 
 
-def add_run_flags(parser, out, out_help, eval_every, eval_every_help):
-    """Add the flags about a run that both scripts have, in a group."""
+def device_name(text):
+    """Check the flag --device, as an argparse type."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda, cuda:N or mps")
+    return text
+
+
+def given_flags(argv):
+    """List the flags on the command line, --no-x as --x; None stands for the program's own."""
+    if argv is None:
+        argv = sys.argv[1:]
+    flags = [word.split("=")[0] for word in argv if word.startswith("--")]
+    return [flag.replace("--no-", "--") for flag in flags]
+
+
+def refuse_flags(given, refused, reason):
+    """Raise ValueError if a flag was given that would be ignored."""
+    for flag in given:
+        if flag in refused:
+            raise ValueError(f"{flag}: {reason}")
+
+
+def add_run_flags(parser, out, out_help, eval_every, save_every, eval_every_help, save_every_help):
+    """Add the flags about a run that distill.py and finetune.py share, in a group."""
     group = parser.add_argument_group("run")
     group.add_argument("--out", default=out, metavar="DIR", help=out_help)
     again = group.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true",
                        help="go on with the run in --out after its last checkpoint")
     again.add_argument("--overwrite", action="store_true",
-                       help="start anew in --out; the run that is there is lost")
+                       help="start anew in --out; the files of the run that is there are removed")
     group.add_argument("--seed", type=whole_number(0), default=0, metavar="N",
                        help="seed of all random numbers (default: 0)")
     group.add_argument("--log-every", type=whole_number(1), default=50, metavar="STEPS",
-                       help="write a line to log.jsonl every so many steps (default: 50)")
+                       help="write a line to log.jsonl after each STEPS steps (default: 50)")
     group.add_argument("--eval-every", type=whole_number(0), default=eval_every,
                        metavar="STEPS", help=eval_every_help)
-    group.add_argument("--save-every", type=whole_number(1), default=200, metavar="STEPS",
-                       help="write a checkpoint every so many steps (default: 200)")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                       help="auto is a GPU if there is one (default: auto)")
+    group.add_argument("--save-every", type=whole_number(1), default=save_every, metavar="STEPS",
+                       help="write a checkpoint after each STEPS steps " + save_every_help)
+    group.add_argument("--device", type=device_name, default="auto", metavar="NAME",
+                       help="auto (a GPU if there is one), cpu, cuda, cuda:N or mps (default: "
+                       "auto)")
     group.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=None,
                        help="multiply matrices in bfloat16; weights, losses and optimiser stay in "
                        "float32 (default: on a GPU)")
@@ -674,23 +851,24 @@ def add_run_flags(parser, out, out_help, eval_every, eval_every_help):
 def add_model_flags(parser):
     """Add the flags of distill.py about the two models."""
     group = parser.add_argument_group(
-        "models", "The student's shape is the teacher's where nothing else is said.")
-    group.add_argument("--teacher", default=EMBEDDED_TEACHER, metavar="DIR",
-                       help="the teacher: a folder, a Hugging Face name, or none: train without "
-                       "a teacher (default: the embedded one, assets/teacher)")
+        "models", "The student has the teacher's shape unless a flag changes it.")
+    group.add_argument("--teacher", metavar="DIR",
+                       help="the teacher: a folder, a Hugging Face name, or the word none, to "
+                       "train without a teacher (default: the embedded one, assets/teacher)")
     group.add_argument("--student", metavar="DIR",
-                       help="start from the model in this folder, not from a fresh student")
+                       help="start from this model, a folder or a Hugging Face name, not from a "
+                       "fresh student")
     group.add_argument("--init", choices=("teacher", "sharp", "random"),
-                       help="first values of a fresh student: from the teacher; random with sharp "
-                       "attention; or plainly random as in BERT (default: teacher; sharp without "
-                       "one)")
+                       help="initial values of a fresh student. teacher: taken from the teacher; "
+                       "sharp: random, with larger query and key weights; random: as in BERT "
+                       "(default: teacher; without a teacher: sharp)")
     size = whole_number(1)
     group.add_argument("--num-hidden-layers", type=size, metavar="R",
-                       help="recursions: how many times a layer is applied (default: as the "
-                       "teacher's layers, 6 if it has 12)")
+                       help="recursions: how many times a layer is applied (default: as many as "
+                       "the teacher has layers, but 6 if it has 12; 6 without a teacher)")
     group.add_argument("--num-hidden-groups", type=size, metavar="G",
-                       help="different layers; 1 is one layer shared by all recursions, R shares "
-                       "nothing (default: 1)")
+                       help="number of different layers; 1: all recursions share one; R: nothing "
+                       "is shared (default: 1)")
     group.add_argument("--hidden-size", type=size, metavar="C",
                        help="width of the hidden states (default: the teacher's; 128 without one)")
     group.add_argument("--embedding-size", type=size, metavar="E",
@@ -702,58 +880,61 @@ def add_model_flags(parser):
     group.add_argument("--intermediate-size", type=size, metavar="F",
                        help="width of the feed-forward (default: the teacher's; 4 C without one)")
     group.add_argument("--tie-decoder", action=argparse.BooleanOptionalAction, default=None,
-                       help="predict words with the embeddings, not with a matrix of their own "
-                       "(default: they do; not in the recipe paper)")
+                       help="use the word embeddings as the output matrix, too (default: yes; in "
+                       "the recipe paper: no)")
 
 
 def add_loss_flags(parser):
     """Add the flags of distill.py about the losses."""
     group = parser.add_argument_group(
         "losses", "The loss is the sum of these, each times its weight; 0 leaves one out.\n"
-        "Without a teacher there is MLM alone; with a teacher that has no head there\n"
-        "are attention and hidden.")
+        "Without a teacher only mlm is possible; if the teacher has no head, mlm and\n"
+        "output are not.")
     what = {
-        "mlm": "predicting the masked words",
-        "attention": "the attention maps being as the teacher's",
-        "hidden": "the hidden states being as the teacher's",
-        "output": "the predicted distributions being as the teacher's",
-        "embedding": "the embeddings being as the teacher's"}
+        "mlm": "cross-entropy with the masked words",
+        "attention": "KL divergence of the attention maps from the teacher's",
+        "hidden": "1 - cosine of the hidden states with the teacher's",
+        "output": "KL divergence of the predicted distributions from the teacher's",
+        "embedding": "1 - cosine of the embeddings with the teacher's"}
     for name, weight in LOSS_WEIGHTS.items():
         group.add_argument(f"--{name}-weight", type=number(), default=weight, metavar="W",
-                           help=f"weight of {what[name]} (default: {weight:g})")
-    group.add_argument("--temperature", type=number(above=0), default=1.0, metavar="X",
-                       help="flattens both distributions of the output loss; 1 does nothing "
-                       "(default: 1)")
+                           help=f"weight of: {what[name]} (default: {weight:g})")
+    group.add_argument("--temperature", type=number(lower_is_allowed=False), default=1.0,
+                       metavar="X",
+                       help="divides the logits of both models in the output loss; above 1 it "
+                       "flattens the distributions, 1 changes nothing (default: 1)")
 
 
 def add_training_flags(parser):
-    """Add the flags of distill.py about training. What is not given comes from the recipe."""
+    """Add the flags of distill.py about training. Those not given take the recipe's values."""
     group = parser.add_argument_group(
         "training", "Defaults are those of the recipe quick, in brackets those of full and paper.")
     group.add_argument("--recipe", choices=sorted(RECIPES),
-                       help="a set of defaults: quick, of minutes; full, for a real BERT; paper, "
-                       "as the authors (default: full for a teacher of yours on a GPU, else quick)")
+                       help="a set of defaults. quick: takes minutes; full: for a real BERT; "
+                       "paper: the authors' values (default: full for a teacher given with "
+                       "--teacher on a GPU, else quick)")
     group.add_argument("--steps", type=whole_number(1), metavar="N",
                        help="steps to train (default: 1,800 [100,000])")
     group.add_argument("--batch-size", type=whole_number(1), metavar="B",
                        help="sequences in a step, of all processes together (default: 16 [192])")
     group.add_argument("--micro-batch-size", type=whole_number(0), default=0, metavar="B",
-                       help="sequences in memory at once; the result is the same (default: 0, "
-                       "which is all that a process has)")
-    group.add_argument("--length", type=whole_number(1), metavar="T",
+                       help="sequences in memory at once; apart from dropout and rounding the "
+                       "result is the same (default: 0, a process's whole share at once)")
+    group.add_argument("--length", type=whole_number(3), metavar="T",
                        help="tokens in a sequence, with [CLS] and [SEP] (default: 64 [256])")
     group.add_argument("--lr", type=number(), metavar="X",
                        help="highest learning rate (default: 0.003 [0.0005])")
     group.add_argument("--warmup", type=whole_number(0), metavar="N",
-                       help="steps in which the rate grows; after them it falls to 0 (default: "
-                       "100 [5,000])")
+                       help="steps during which the learning rate grows; then it falls towards 0 "
+                       "(default: 100 [5,000], but at most a tenth of --steps)")
     group.add_argument("--weight-decay", type=number(), metavar="X",
-                       help="of AdamW, not for biases and LayerNorms (default: 0.01 [full: 0.01, "
-                       "paper: 0.0001])")
-    group.add_argument("--dropout", type=number(below=1.0), metavar="P",
+                       help="weight decay of AdamW; biases and LayerNorms have none (default: "
+                       "0.01; paper: 0.0001)")
+    group.add_argument("--dropout", type=number(upper=1.0), metavar="P",
                        help="probability of dropout in the student (default: 0 [0.1])")
-    group.add_argument("--compile", action="store_true",
-                       help="fuse the operations of a step with torch.compile")
+    group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,
+                       help="fuse the operations of a step with torch.compile (default: on a GPU, "
+                       "but not in the recipe quick)")
 
 
 def arguments(argv):
@@ -763,55 +944,129 @@ def arguments(argv):
     add_loss_flags(parser)
     add_training_flags(parser)
     group = parser.add_argument_group("data")
-    group.add_argument("--corpus", nargs="+", metavar="PATH",
-                       help="files and folders of .txt and .jsonl, or a token file of data.py "
-                       "(default: the documentation on this machine)")
+    group.add_argument("--corpus", nargs="+", action="extend", metavar="PATH",
+                       help="files and folders of .txt, .jsonl and .csv, or a token file of "
+                       "data.py (default: the documentation on this machine)")
+    group.add_argument("--text", default="text", metavar="COLUMN",
+                       help="the field of the text in a .jsonl, the column in a .csv (default: "
+                       "text)")
     group.add_argument("--tokenizer", metavar="DIR",
                        help="folder or Hugging Face name (default: the teacher's, or --student's)")
     group.add_argument("--cache", default=CACHE, metavar="DIR",
                        help="where tokenised corpora are kept (default: ~/.cache/minialbert)")
     add_run_flags(parser, out="out/student",
-                  out_help="the folder for the student (default: out/student)", eval_every=200,
-                  eval_every_help="measure the student every so many steps; 0: only at the end "
-                  "(default: 200)")
+                  out_help="the folder for the student (default: out/student)", eval_every=None,
+                  save_every=None,
+                  eval_every_help="measure the student after each STEPS steps; 0: only at the end "
+                  "(default: 200 [2,000])", save_every_help="(default: 200 [2,000])")
+    group.add_argument("--evaluate", action="store_true",
+                       help="only measure: the accuracy of the --student, of the --teacher or of "
+                       "both on the held-out part of the corpus; nothing is written")
     args = parser.parse_args(argv)
 
-    has_teacher = args.teacher != "none"
-    if args.student is not None:
-        for name in ("init",) + SHAPE_FLAGS:
-            if getattr(args, name) is not None:
-                raise ValueError(f"--{name.replace('_', '-')}: the model in --student has its own "
-                                 "shape and weights")
-    if not has_teacher and args.init == "teacher":
-        raise ValueError("--init teacher: --teacher none gives nothing to start from")
-    if not has_teacher and args.student is None and args.tokenizer is None:
-        raise ValueError("--teacher none: a fresh student needs a --tokenizer")
+    given = given_flags(argv)
+    if args.evaluate:
+        for flag in given:
+            if flag not in EVALUATE_FLAGS:
+                raise ValueError(f"{flag}: --evaluate trains nothing, so it would be ignored")
+    if args.teacher is None and not (args.evaluate and args.student is not None):
+        args.teacher = EMBEDDED_TEACHER
+    check_flags(args, given)
     if args.recipe is None:
         args.recipe = "quick"
-        if has_teacher and args.teacher != EMBEDDED_TEACHER and torch.cuda.is_available():
+        is_own_teacher = args.teacher not in (None, "none", EMBEDDED_TEACHER)
+        if is_own_teacher and args.device != "cpu" and torch.cuda.is_available():
             args.recipe = "full"
     for name, value in RECIPES[args.recipe].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if "--warmup" not in given:
+        args.warmup = min(args.warmup, args.steps // 10)
+    if args.warmup > args.steps:
+        raise ValueError(f"--warmup {args.warmup} is more than --steps {args.steps}")
     if args.student is not None:
-        args.init = ""                                   # its parameters have their values
+        args.init = ""                                   # the loaded weights are kept
     elif args.init is None:
-        args.init = "teacher" if has_teacher else "sharp"
+        args.init = "sharp" if args.teacher == "none" else "teacher"
     return args
 
 
-# ---- The command line: what it does -----------------------------------------------------
+# What --evaluate reads.
+EVALUATE_FLAGS = ("--evaluate", "--teacher", "--student", "--tokenizer", "--corpus", "--text",
+                  "--cache", "--length", "--device", "--bf16")
+
+
+def check_flags(args, given):
+    """Raise ValueError for flags that contradict each other or that would be ignored."""
+    if args.student is not None:
+        shape_flags = ["--" + name.replace("_", "-") for name in SHAPE_FLAGS]
+        refuse_flags(given, ["--init"] + shape_flags,
+                     "the model in --student has its own shape and weights")
+    if args.teacher == "none":
+        if args.init == "teacher":
+            raise ValueError("--init teacher needs a teacher, but --teacher is none")
+        if args.student is None and args.tokenizer is None:
+            raise ValueError("--teacher none: give a --tokenizer, because there is no teacher to "
+                             "take it from")
+        teachers = ["--attention-weight", "--hidden-weight", "--output-weight",
+                    "--embedding-weight", "--temperature"]
+        refuse_flags(given, teachers, "--teacher none leaves nobody to compare with")
+
+
+# ---- The command line: running it -------------------------------------------------------
 
 def run(args):
     """Do what the command line asks for."""
-    check_out(args.out, args.resume, args.overwrite)
     processes = set_up_processes(args.device, args.batch_size)
-    device = processes.device
-    bf16 = uses_bf16(args.bf16, device)
+    teacher, tokenizer = load_teacher_and_tokenizer(args)
+    if args.evaluate:
+        run_evaluation(args, teacher, tokenizer, processes)
+        return
+    options = TrainingOptions(
+        steps=args.steps, lr=args.lr, warmup=args.warmup, weight_decay=args.weight_decay,
+        seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
+        save_every=args.save_every, out=args.out, resume=args.resume)
+    bf16 = uses_bf16(args.bf16, processes.device)
+    weights = choose_losses(args, teacher)
+    student = make_student(args, teacher, tokenizer.vocab_size)
+    if "mlm" not in weights and "output" not in weights:
+        student.head = None                              # no loss would train it
+    check_models(args, teacher, student, tokenizer, weights)
+    settings = distillation_settings(args, options, bf16, weights, teacher, student)
+    with own_folder(args.out, "distill.py", settings, [args.teacher, args.student], args,
+                    processes):
+        distil(args, options, settings, teacher, student, tokenizer, weights, bf16, processes)
 
+
+def distillation_settings(args, options, bf16, weights, teacher, student):
+    """Collect what decides the result, but for the corpus: {name: value}. A run can be resumed only
+    by one for which all of it is the same."""
+    settings = resume_settings(options, args.batch_size, args.dropout, bf16)
+    settings["length"] = args.length
+    settings["warmup"] = args.warmup
+    settings["init"] = args.init
+    settings["temperature"] = args.temperature
+    settings["weights"] = weights
+    settings["shape"] = vars(student.config)
+    settings["teacher"] = fingerprint(teacher)
+    settings["student"] = None                           # of --student, if that is given
+    if args.student is not None:
+        settings["student"] = fingerprint(student)
+    return settings
+
+
+def own_folder(out, script, settings, inputs, args, processes):
+    """Make a context in which the folder `out` belongs to this run; the first process keeps it."""
+    if processes.rank > 0:
+        return nullcontext()
+    return run_folder(out, script, settings, inputs, args.resume, args.overwrite)
+
+
+def load_teacher_and_tokenizer(args):
+    """Load the teacher, or None, and the Tokenizer: the teacher's where nothing else is said."""
     teacher = None
     tokenizer_name = args.tokenizer
-    if args.teacher != "none":
+    if args.teacher not in (None, "none"):
         teacher_path = fetch(args.teacher, MODEL_FILES + NEEDED_FOR_TOKENIZER,
                              OPTIONAL_FOR_TOKENIZER)
         teacher = load(teacher_path)
@@ -820,38 +1075,51 @@ def run(args):
     if tokenizer_name is None:
         tokenizer_name = args.student
     tokenizer = Tokenizer(fetch(tokenizer_name, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER))
-    weights = choose_losses(args, teacher)
-    student = make_student(args, teacher, tokenizer.vocab_size)
-    if "mlm" not in weights and "output" not in weights:
-        student.head = None                              # no loss would train it
-    check_models(args, teacher, student, tokenizer, weights)
+    return teacher, tokenizer
 
-    with first_process_first(processes):
-        corpus = open_corpus(args.corpus, tokenizer, args.cache)
-    batches = MaskedBatches(corpus.train_tokens, tokenizer, args.length, args.batch_size,
-                            args.seed)
-    valid_batches = MaskedBatches(corpus.valid_tokens, tokenizer, args.length, 32)
-    options = TrainingOptions(
-        steps=args.steps, lr=args.lr, warmup=args.warmup, weight_decay=args.weight_decay,
-        seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
-        save_every=args.save_every, out=args.out, resume=args.resume)
-    settings = resume_settings(options, args.batch_size, args.dropout, bf16)
-    settings.update({
-        "length": args.length, "warmup": args.warmup, "init": args.init,
-        "temperature": args.temperature, "weights": weights, "shape": vars(student.config),
-        "corpus": corpus.made_from, "teacher": fingerprint(teacher), "student": None})
+
+def run_evaluation(args, teacher, tokenizer, processes):
+    """Measure the models of --teacher and --student on the held-out part of the corpus."""
+    models = {}
+    if teacher is not None:
+        models["teacher"] = teacher.to(processes.device)
     if args.student is not None:
-        settings["student"] = fingerprint(student)
+        models["student"] = load(fetch(args.student, MODEL_FILES)).to(processes.device)
+    check_sizes(models, tokenizer, args.length)
+    corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
+    print_scores(models, make_valid_batches(corpus, tokenizer, args.length),
+                 uses_bf16(args.bf16, processes.device))
+
+
+def make_valid_batches(corpus, tokenizer, length):
+    """Make the batches on which models are measured, always the same ones."""
+    with parsing(f"{corpus.path}, its held-out part", f"long enough for --length {length}"):
+        return MaskedBatches(corpus.valid_tokens, tokenizer, length, batch_size=32)
+
+
+def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, processes):
+    """Train the student and report how good it is."""
+    device = processes.device
+    with first_process_first(processes):
+        corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
+    with parsing(f"{corpus.path}, its part to train on", f"long enough for --length {args.length}"):
+        batches = MaskedBatches(corpus.train_tokens, tokenizer, args.length, args.batch_size,
+                                args.seed)
+    valid_batches = make_valid_batches(corpus, tokenizer, args.length)
+    settings["corpus"] = corpus.digest
     if args.init == "teacher":
         sample = batches.sequences(range(min(256, batches.count)))
         start_from_teacher(student, teacher, torch.from_numpy(sample))
-
     models = {"student": student.to(device)}
     if teacher is not None:
         models = {"teacher": teacher.to(device), "student": student}
+        if bf16:
+            cast_linear_layers(teacher)
+    compile_losses = args.compile
+    if compile_losses is None:
+        compile_losses = device.type == "cuda" and args.recipe != "quick"
     distillation = Distillation(student, teacher, batches, weights, args.temperature,
-                                args.micro_batch_size, processes, bf16, args.compile)
-    os.makedirs(args.out, exist_ok=True)
+                                args.micro_batch_size, processes, bf16, compile_losses)
 
     def evaluate_student():
         if student.head is None:
@@ -863,28 +1131,24 @@ def run(args):
         save(student, args.out)
         tokenizer.save(args.out)
 
+    run_state = begin_or_resume(student, options, settings, processes)
     print_scores(models, valid_batches, bf16)
-    describe_run(distillation, args.steps, device)
-    train(student, distillation, options, settings, evaluate_student, save_student, processes)
+    with explaining_memory(args.batch_size, args.micro_batch_size, args.length):
+        describe_run(distillation, options.steps, run_state.first_step, device)
+        if args.overwrite and processes.rank == 0:
+            remove_run(args.out)
+        train(student, distillation, run_state, options, settings, evaluate_student, save_student,
+              processes)
     print_scores(models, valid_batches, bf16)
-    print_samples(models, tokenizer, valid_batches)
+    print_samples(models, tokenizer, valid_batches, bf16)
     print(f"\nThe student is in {args.out}. Next: python finetune.py --model {args.out}")
 
 
-def check_out(out, resume, overwrite):
-    """Raise ValueError if a run would write into a folder that is not its own."""
-    if not os.path.isdir(out) or not os.listdir(out) or overwrite:
-        return
-    if not resume:
-        raise ValueError(f"--out {out} is not empty: --resume goes on with the run in it, "
-                         "--overwrite starts anew and loses it")
-    states = glob.glob("**/training.safetensors", root_dir=out, recursive=True)
-    if os.path.exists(os.path.join(out, "model.safetensors")) and not states:
-        raise ValueError(f"--out {out} holds a model, but no run that could be resumed")
-
-
 def choose_losses(args, teacher):
-    """Return {name: weight} of the losses that the flags want and the teacher allows."""
+    """Return {name: weight} of the losses that have a weight and are possible with this teacher.
+
+    ValueError if there is none.
+    """
     possible = set(LOSS_WEIGHTS)
     if teacher is None:
         possible = {"mlm"}
@@ -896,12 +1160,13 @@ def choose_losses(args, teacher):
         if name in possible and weight > 0:
             weights[name] = weight
     if not weights:
-        raise ValueError("no loss is left that the teacher allows and whose weight is not 0")
+        raise ValueError("no loss is left: each has the weight 0 or is not possible with this "
+                         "teacher")
     return weights
 
 
 def make_student(args, teacher, vocab_size):
-    """Make a fresh student, or load the model of --student, whose head is new if it has none."""
+    """Make a fresh student, or load the model of --student. If that has no head, it gets one."""
     torch.manual_seed(args.seed)
     if args.student is not None:
         found = load(fetch(args.student, MODEL_FILES))
@@ -916,7 +1181,7 @@ def make_student(args, teacher, vocab_size):
 
 
 def student_config(args, teacher, vocab_size):
-    """Choose a fresh student's Config: the teacher's, made recursive, then what flags ask for."""
+    """Choose a fresh student's Config: the teacher's, made recursive, then changed by the flags."""
     if teacher is not None:
         shape = dict(vars(teacher.config))
         if args.hidden_size is not None:
@@ -940,7 +1205,7 @@ def student_config(args, teacher, vocab_size):
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
     if args.adapter_size is None:
-        shape["adapter_size"] = 0                        # without sharing there is nothing to adapt
+        shape["adapter_size"] = 0                        # if nothing is shared, no adapters
         if shape["num_hidden_groups"] < shape["num_hidden_layers"]:
             shape["adapter_size"] = C // 16
     return Config(**shape)
@@ -948,16 +1213,10 @@ def student_config(args, teacher, vocab_size):
 
 def check_models(args, teacher, student, tokenizer, weights):
     """Raise ValueError if the models, the tokenizer and the flags do not fit together."""
-    models = [("student", student)]
+    models = {"student": student}
     if teacher is not None:
-        models.append(("teacher", teacher))
-    for name, model in models:
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise ValueError(f"the tokenizer in {tokenizer.path} has {tokenizer.vocab_size} "
-                             f"tokens, the {name} only {model.config.vocab_size} (vocab_size)")
-        if args.length > model.config.max_position_embeddings:
-            raise ValueError(f"--length {args.length}: the {name} has only "
-                             f"{model.config.max_position_embeddings} positions")
+        models["teacher"] = teacher
+    check_sizes(models, tokenizer, args.length)
     if teacher is None:
         return
     starts_as_teacher = args.init == "teacher"
@@ -972,9 +1231,24 @@ def check_models(args, teacher, student, tokenizer, weights):
         check_same(teacher, student, "num_attention_heads", "--attention-weight 0")
     if starts_as_teacher:
         check_same(teacher, student, "intermediate_size", "--init random")
+        if student.config.num_hidden_groups > teacher.config.num_hidden_layers:
+            raise ValueError(f"--num-hidden-groups {student.config.num_hidden_groups}: the teacher "
+                             f"has only {teacher.config.num_hidden_layers} layers; use --init "
+                             "random")
         if student.config.embedding_size > teacher.config.embedding_size:
             raise ValueError(f"--embedding-size {student.config.embedding_size}: the teacher's is "
-                             f"only {teacher.config.embedding_size}; --init random allows it")
+                             f"only {teacher.config.embedding_size}; use --init random")
+
+
+def check_sizes(models, tokenizer, length):
+    """Raise ValueError if a model {name: model} has too few tokens or positions."""
+    for name, model in models.items():
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(f"the tokenizer in {tokenizer.path} has {tokenizer.vocab_size} "
+                             f"tokens, the {name} only {model.config.vocab_size} (vocab_size)")
+        if length > model.config.max_position_embeddings:
+            raise ValueError(f"--length {length}: the {name} has only "
+                             f"{model.config.max_position_embeddings} positions")
 
 
 def check_same(teacher, student, field, remedy):
@@ -982,12 +1256,12 @@ def check_same(teacher, student, field, remedy):
     theirs = getattr(teacher.config, field)
     ours = getattr(student.config, field)
     if theirs != ours:
-        raise ValueError(f"{field} of the teacher is {theirs}, of the student {ours}; "
-                         f"{remedy} allows that")
+        raise ValueError(f"{field} of the teacher is {theirs}, of the student {ours}; to allow "
+                         f"this, say {remedy}")
 
 
 def resume_settings(options, batch_size, dropout, bf16):
-    """Collect what the runs of both scripts must have in common with the run that they resume."""
+    """Collect the settings of distill.py and finetune.py that must be equal to resume a run."""
     return {"steps": options.steps, "lr": options.lr, "weight_decay": options.weight_decay,
             "seed": options.seed, "batch_size": batch_size, "dropout": dropout, "bf16": bf16}
 
@@ -1007,14 +1281,17 @@ def print_scores(models, valid_batches, bf16):
         print(row)
 
 
-def describe_run(distillation, steps, device):
-    """Print what will be trained, and how long it will take: some steps are made and timed."""
+def describe_run(distillation, steps, first_step, device):
+    """Print what will be trained and how long that takes, for which some passes are timed."""
+    distillation.student.train()                         # as in the steps that follow
     fastest = math.inf
     for _ in range(4):                                   # the first ones are slower
         begin = time.perf_counter()
         for losses in distillation.micro_batches(0):
             sum(losses.values()).backward()
         distillation.student.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         fastest = min(fastest, time.perf_counter() - begin)
     print(f"device   {device}, {'bfloat16' if distillation.bf16 else 'float32'}")
     if distillation.pairs:
@@ -1022,35 +1299,38 @@ def describe_run(distillation, steps, device):
         print(f"layers   {pairs} (student-teacher)")
     terms = " + ".join(f"{weight:g} {name}" for name, weight in distillation.weights.items())
     print(f"loss     {terms}")
-    print(f"steps    {steps:,} of {distillation.tokens_per_step:,} tokens: "
-          f"{fastest * steps / 60:.1f} min", flush=True)
+    minutes = fastest * (steps - first_step) / 60
+    print(f"steps    {steps - first_step:,} of {distillation.tokens_per_step:,} tokens: "
+          f"{minutes:.1f} min", flush=True)
 
 
 @torch.inference_mode()
-def print_samples(models, tokenizer, valid_batches):
+def print_samples(models, tokenizer, valid_batches, bf16):
     """Print the words that each model predicts at a masked place in four held-out texts."""
     if models["student"].head is None:
         return
     last = valid_batches.count - 1
-    numbers = [i * last // 3 for i in range(4)]          # evenly spread
+    numbers = [i * last // 3 for i in range(4)]          # four sequences, evenly spread
     for ids in valid_batches.sequences(numbers):
         ids = ids.tolist()
         words = [tokenizer.decode([token]) for token in ids]
-        place = telling_place(words)
-        before = tokenizer.decode(ids[max(0, place - 9):place])
+        place = place_to_mask(words)
+        before = tokenizer.decode(ids[max(0, place - 8):place])
         after = tokenizer.decode(ids[place + 1:place + 9])
         print(f"\n{before} [MASK] {after}   ({words[place]})")
         ids[place] = tokenizer.mask_id
         for name, model in models.items():
             model.eval()
-            hidden, _ = model(torch.tensor([ids], device=device_of(model)))
-            logits = model.predict(hidden[-1][0, place])                      # (V,)
+            device = device_of(model)
+            with autocast(device, bf16):
+                hidden, _ = model(torch.tensor([ids], device=device))
+                logits = model.predict(hidden[-1][0, place])                  # (V,)
             best = logits.topk(4).indices.tolist()
             print(f"    {name}: {' '.join(tokenizer.decode([token]) for token in best)}")
 
 
-def telling_place(words):
-    """Choose a place to mask: the word of at least 4 letters that is nearest to the middle."""
+def place_to_mask(words):
+    """Choose the word of at least 4 letters that is nearest to the middle, or else the longest."""
     middle = len(words) // 2
 
     def value(place):
@@ -1060,9 +1340,16 @@ def telling_place(words):
     return max(range(len(words)), key=value)
 
 
+def leave_processes():
+    """Leave the group of processes that set_up_processes has joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def main(argv=None):
     def action():
         run(arguments(argv))
+        leave_processes()
     return run_command("distill.py", action)
 
 

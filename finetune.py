@@ -1,26 +1,29 @@
-"""Fine-tune a student, or the BERT that it came from, on a task of language
-(arXiv 2210.06425).
+"""Fine-tune a student, or any BERT, on a language task (arXiv 2210.06425).
 
     python finetune.py
-        the student just distilled, on the embedded task: two minutes
+        the student in out/student, which distill.py makes, on the built-in
+        task "code": two minutes
     python finetune.py --model out/student --task sst2 --data SST-2/
         a task of GLUE, from a folder with its files
     python finetune.py --task tagging --train train.tsv --dev devel.tsv
-        files of your own, here in the CoNLL format
+        your own files, here in CoNLL format
     python finetune.py --task classification --train a.csv --dev b.csv \\
         --text title --label topic --adapters-only
-        a table, by the names of its columns; just the adapters are trained
-    python finetune.py --task qa --train train-v2.0.json --distill-from out/qa
-        SQuAD; a fine-tuned teacher is learned from, too
+        a table whose columns are named; only adapters and head are trained
+    python finetune.py --task qa --train train-v2.0.json --distill-from out/bert
+        SQuAD; the model also learns from a fine-tuned teacher
     python finetune.py --model out/sst2 --predict "a gripping, beautiful film"
-        what a fine-tuned model says of a text
+        what a fine-tuned model predicts for a text
 
 The task head is one linear layer on the last hidden states. Classification and
-regression read it at [CLS], tagging at the first token of each word, question
-answering at every token of the context: does the answer begin, or end, here?
+regression apply it at [CLS], tagging at the first token of each word, question
+answering at [CLS] and at every token of the context, to score whether the
+answer begins or ends there.
 """
+import json
 import math
 import os
+import re
 import sys
 import time
 import zlib
@@ -32,17 +35,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from checkpoint import (MODEL_FILES, fetch, load, parsing, read_json, read_safetensors, save,
-                        write_json, write_safetensors)
+from checkpoint import (MODEL_FILES, check_finite, fetch, first_few, load, parsing, read_json,
+                        read_safetensors, remove_run, replace_file, save, write_json,
+                        write_safetensors)
 from data import (NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, CommandParser, Tokenizer,
                   docs_on_this_machine, run_command)
-from distill import (TrainingOptions, add_run_flags, autocast, check_out, device_of, fingerprint,
-                     first_process_first, number, output_loss, resume_settings, set_up_processes,
-                     split_batch, to_device, train, uses_bf16, whole_number)
+from distill import (TrainingOptions, add_run_flags, autocast, begin_or_resume, choose_device,
+                     device_of, explaining_memory, fingerprint, first_process_first, given_flags,
+                     leave_processes, number, output_loss, own_folder, refuse_flags,
+                     resume_settings, set_up_processes, split_batch, to_device, train, uses_bf16,
+                     whole_number)
 from minialbert import MiniALBERT
-from tasks import (GLUE, KINDS, TAGGED_WORD, Example, Task, download_glue, entities,
-                   hold_out_a_tenth, lines_of, majority, make_task, read_code_task, read_glue,
-                   read_own_files, score, write_predictions)
+from tasks import (GLUE, KINDS, WORD_PATTERN, Example, Task, check_labels, detailed_scores,
+                   download_glue, entities, hold_out_a_tenth, lines_of, majority, make_task,
+                   read_code_task, read_glue, read_own_files, read_squad, score,
+                   write_predictions)
 
 
 # ---- The model --------------------------------------------------------------------------
@@ -50,8 +57,8 @@ from tasks import (GLUE, KINDS, TAGGED_WORD, Example, Task, download_glue, entit
 class Classifier(nn.Module):
     """An encoder and a task head: dropout and one linear layer on the last hidden states.
 
-    It has n outputs: a class each, one number, a tag each, or, for questions, two: how well an
-    answer begins and how well it ends at a token. As in the authors' code there is no pooler.
+    The number of outputs n: one for each class or tag; 1 in regression; 2 in qa, the scores of "the
+    answer begins here" and "the answer ends here". As in the authors' code there is no pooler.
     """
 
     def __init__(self, encoder, task, dropout=0.0):
@@ -69,17 +76,20 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, ids, mask, segments):
-        """Compute logits (B, T, n); only those at a Feature's positions mean something.
+        """Compute logits (B, T, n). Only those at a Feature's positions, in qa also those at [CLS],
+        are used.
 
         ids, mask, segments (B, T): see collate.
         """
         hidden, _ = self.encoder(ids, mask, segments)
         logits = self.output(self.dropout(hidden[-1])).float()                # (B, T, n)
         if self.is_qa:
-            # An answer is in the context (segment 1), or at [CLS], which means "no answer".
+            # An answer is in the context (segment 1), or at [CLS], which means "no answer". The
+            # question and the padding are masked, by a finite number: the KL divergence from a
+            # teacher must be finite.
             position = torch.arange(ids.shape[1], device=ids.device)
-            in_question = (segments == 0) & (position > 0)
-            logits = logits.masked_fill(in_question[:, :, None], -1e4)
+            is_forbidden = (segments == 0) & (position > 0)                   # (B, T)
+            logits = logits.masked_fill(is_forbidden[:, :, None], -1e4)
         return logits
 
 
@@ -88,53 +98,57 @@ class Classifier(nn.Module):
 class Feature(NamedTuple):
     """A sequence for the model, [CLS] text [SEP] or [CLS] first [SEP] second [SEP]."""
     ids: np.ndarray         # (T,) token numbers
-    num_before: int         # tokens before the text, or before the second one
-    example: int            # the number of the example that it is (a part) of
+    num_before: int         # tokens before the text, or before the second text if there are two
+    example: int            # index of the example from which it was made
     positions: list         # where in ids the head is read
-    about: list             # of each position: in tagging the number of the word; in qa its first
-                            # and last character in the context; else 0
-    labels: list            # of each position; in qa the two positions of the answer, [0, 0] if
-                            # it is not in this window
+    about: list             # for each position: in tagging the number of its word; in qa where its
+                            # word is in the context: (first character, one past the last); else 0
+    labels: list            # for each position its label; in qa the positions of the answer's first
+                            # and last token, or [0, 0] if it is not in this window
 
 
 def encode(task, examples, tokenizer):
     """Yield the Features of examples, in their order.
 
-    A text to classify or to score gives one Feature and is truncated. A sentence to tag and the
-    context of a question are cut into as many windows as it takes.
+    Classification and regression give one Feature per example, truncated if it is too long. A
+    sentence to tag and the context of a question are cut into as many windows as needed.
     """
     label_numbers = {label: i for i, label in enumerate(task.labels)}
-    chunk_size = 1000                                    # examples that are tokenised at once
+    chunk_size = 1000                                    # examples that are tokenised together
     for begin in range(0, len(examples), chunk_size):
         chunk = examples[begin:begin + chunk_size]
-        prefixes, texts = tokenise_examples(task, chunk, tokenizer)
+        prefixes, encodings = tokenise_examples(task, chunk, tokenizer)
         for i, example in enumerate(chunk):
-            number_of_example = begin + i
+            number = begin + i
             if task.kind == "tagging":
-                yield from tagging_features(task, number_of_example, example, prefixes[i],
-                                            texts[i], tokenizer, label_numbers)
+                yield from tagging_features(task, number, example, prefixes[i], encodings[i],
+                                            tokenizer, label_numbers)
             elif task.kind == "qa":
-                yield from answer_features(task, number_of_example, example, prefixes[i],
-                                           texts[i], tokenizer)
+                yield from answer_features(task, number, example, prefixes[i], encodings[i],
+                                           tokenizer)
             else:
-                yield text_feature(task, number_of_example, example, prefixes[i], texts[i],
-                                   tokenizer, label_numbers)
+                yield text_feature(task, number, example, prefixes[i], encodings[i], tokenizer,
+                                   label_numbers)
 
 
 def tokenise_examples(task, examples, tokenizer):
-    """Tokenise examples -> prefixes, for each the token numbers that come before its (second)
-    text, and Encodings of the tokenizers library, for each that of this text."""
-    texts = []
+    """Tokenise examples -> (prefixes, encodings), two lists with one entry for each example.
+
+    The main text is the second one if there are two, else the only one.
+    prefix: the token numbers before it: [CLS], or [CLS], the first text (truncated), [SEP]
+    encoding: the tokenizers library's Encoding of it, not yet truncated
+    """
     first_texts = []
+    main_texts = []
     for example in examples:
         if example.second_text is None:
             first_texts.append("")
-            texts.append(example.text)
+            main_texts.append(example.text)
         else:
             first_texts.append(example.text)
-            texts.append(example.second_text)
+            main_texts.append(example.second_text)
     encodings = tokenizer.backend.encode_batch(
-        texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
+        main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
     prefixes = []
     for example, first_ids, encoding in zip(examples, tokenizer.encode(first_texts), encodings):
         if example.second_text is None:
@@ -142,70 +156,94 @@ def tokenise_examples(task, examples, tokenizer):
             continue
         room = task.length - 3                           # for both texts: [CLS], [SEP], [SEP]
         if task.kind == "qa":
-            first_room = room // 3                       # most of it is for the context
+            first_room = room // 3                       # two thirds are kept for the context
         else:
-            # The longer text is truncated first: each may have a half, and what the other leaves.
-            first_room = room - min(len(encoding.ids), room // 2)
+            # Each text may use half of the room, and more if the other one needs less than half.
+            kept_for_second = min(len(encoding.ids), room // 2)
+            first_room = room - kept_for_second
         prefixes.append([tokenizer.cls_id] + first_ids[:first_room] + [tokenizer.sep_id])
     return prefixes, encodings
 
 
 def join_ids(prefix, window, tokenizer):
-    """Join the tokens of a Feature: what comes before, a window of the text, [SEP]."""
+    """Join a Feature's tokens: the prefix, a window of the main text, [SEP]."""
     return np.array(prefix + window + [tokenizer.sep_id], np.int32)
 
 
-def text_feature(task, example_number, example, prefix, text, tokenizer, label_numbers):
-    """Make the Feature of a text, or two, to classify or to score: the head is read at [CLS]."""
-    room = task.length - len(prefix) - 1
-    ids = join_ids(prefix, text.ids[:room], tokenizer)
+def text_feature(task, number, example, prefix, encoding, tokenizer, label_numbers):
+    """Make the Feature for classification or regression: the head is read at [CLS]."""
+    room = task.length - len(prefix) - 1                 # for the main text
+    ids = join_ids(prefix, encoding.ids[:room], tokenizer)
     label = example.label
-    if task.kind == "classification" and label is not None:
+    if label is None:
+        label = math.nan                                 # it is not known
+    elif task.kind == "classification":
         label = label_numbers[label]
-    return Feature(ids, len(prefix), example_number, positions=[0], about=[0], labels=[label])
+    return Feature(ids, len(prefix), number, positions=[0], about=[0], labels=[label])
 
 
-def tagging_features(task, example_number, sentence, prefix, text, tokenizer, label_numbers):
+def tagging_features(task, number, example, prefix, encoding, tokenizer, label_numbers):
     """Yield the Features of a sentence to tag: the head is read at the first token of each word.
 
-    A word of which the tokenizer leaves nothing has no token, so it is not asked about.
+    If the tokenizer removes a word completely, it has no position here; decode_tags makes it O.
     """
-    words = text.word_ids                                # of each token the number of its word
+    word_of_token = encoding.word_ids                    # numbers of words
+    num_tokens = len(word_of_token)
     room = task.length - len(prefix) - 1
-    for begin in range(0, max(1, len(words)), room):
-        end = min(begin + room, len(words))
-        first_tokens = [k for k in range(begin, end) if k == 0 or words[k] != words[k - 1]]
-        about = [words[k] for k in first_tokens]
-        labels = [0] * len(about)
-        if sentence.label:
-            labels = [label_numbers[sentence.label[word]] for word in about]
-        positions = [len(prefix) + k - begin for k in first_tokens]
-        ids = join_ids(prefix, text.ids[begin:end], tokenizer)
-        yield Feature(ids, len(prefix), example_number, positions, about, labels)
+    # max(1, ...): a sentence without tokens still gives one Feature.
+    for begin in range(0, max(1, num_tokens), room):
+        end = min(begin + room, num_tokens)
+        first_tokens = [token for token in range(begin, end)
+                        if token == 0 or word_of_token[token] != word_of_token[token - 1]]
+        about = [word_of_token[token] for token in first_tokens]
+        labels = [0] * len(about)                        # if the tags are not known
+        if example.label:
+            labels = [label_numbers[example.label[word]] for word in about]
+        positions = [len(prefix) + token - begin for token in first_tokens]
+        ids = join_ids(prefix, encoding.ids[begin:end], tokenizer)
+        yield Feature(ids, len(prefix), number, positions, about, labels)
 
 
-def answer_features(task, example_number, question, prefix, context, tokenizer):
-    """Yield the Features of a question: windows of its context that share task.stride tokens."""
-    words = context.word_ids
-    answer_tokens = tokens_of_answer(question, context.offsets)
+def answer_features(task, number, example, prefix, encoding, tokenizer):
+    """Yield the Features of a question: windows of its context, which overlap."""
+    word_of_token = encoding.word_ids
+    num_tokens = len(word_of_token)
+    characters = characters_of_words(word_of_token, encoding.offsets)
+    answer_tokens = tokens_of_answer(example, encoding.offsets)
     room = task.length - len(prefix) - 1
-    overlap = min(task.stride, room // 2)
-    for begin in range(0, max(1, len(words) - overlap), room - overlap):
-        end = min(begin + room, len(words))
-        about = [context.word_to_chars(words[k]) for k in range(begin, end)]
-        positions = [len(prefix) + k - begin for k in range(begin, end)]
+    overlap = min(task.stride, room // 2)                # at most half, so that windows advance
+    # No window begins in the last `overlap` tokens: the window before it has them already. max(1,
+    # ...): a context without tokens still gives one Feature.
+    for begin in range(0, max(1, num_tokens - overlap), room - overlap):
+        end = min(begin + room, num_tokens)
+        # An answer has whole words: each token stands for the characters of its word.
+        about = [characters[word_of_token[token]] for token in range(begin, end)]
+        positions = [len(prefix) + token - begin for token in range(begin, end)]
         labels = [0, 0]                                  # [CLS]: no answer in this window
         if answer_tokens and begin <= answer_tokens[0] and answer_tokens[-1] < end:
             first = len(prefix) + answer_tokens[0] - begin
             last = len(prefix) + answer_tokens[-1] - begin
             labels = [first, last]
-        ids = join_ids(prefix, context.ids[begin:end], tokenizer)
-        yield Feature(ids, len(prefix), example_number, positions, about, labels)
+        ids = join_ids(prefix, encoding.ids[begin:end], tokenizer)
+        yield Feature(ids, len(prefix), number, positions, about, labels)
+
+
+def characters_of_words(word_of_token, offsets):
+    """Find where each word is: {number of the word: (first character, one past the last)}.
+
+    word_of_token: for each token the number of its word; offsets: for each token its characters
+    """
+    characters = {}
+    for word, (begin, end) in zip(word_of_token, offsets):
+        if word in characters:
+            begin = characters[word][0]                  # where the word's first token begins
+        characters[word] = (begin, end)
+    return characters
 
 
 def tokens_of_answer(question, offsets):
-    """List the tokens of the context that the first right answer is made of; none if there is no
-    answer. offsets: the first character of each token and one past its last."""
+    """List the numbers of the context's tokens that overlap the first right answer; [] if there is
+    none. offsets: for each token (first character, one past the last)."""
     if not question.label:
         return []
     answer_begin, answer = question.label[0]
@@ -221,10 +259,10 @@ def collate(features, pad_id, is_qa):
     """Put Features into one batch of numpy arrays.
 
     Returns ids (B, T); mask (B, T), True at real tokens; segments (B, T), 1 in the second text;
-    labels (B, T), nan where the head is not read, or in qa (B, 2).
+    labels (B, T), nan where there is none, or in qa (B, 2), where the answer begins and ends.
     """
     B = len(features)
-    T = max([len(feature.ids) for feature in features])
+    T = max(len(feature.ids) for feature in features)
     ids = np.full((B, T), pad_id)
     mask = np.zeros((B, T), bool)
     segments = np.zeros((B, T), np.int64)
@@ -245,11 +283,12 @@ def collate(features, pad_id, is_qa):
 # ---- The loss ---------------------------------------------------------------------------
 
 class TaskLoss:
-    """What train() minimises: the mean over all labelled positions in a batch of the cross-entropy,
-    or of the squared error, and, with a fine-tuned teacher, of the distance from its outputs.
+    """The objective that train() minimises: cross-entropy, in regression squared error, averaged
+    over the labelled positions of a batch. With a fine-tuned teacher the distance from its outputs
+    is added: KL divergence, in regression squared error.
 
-    A batch has sequences of like lengths and is a function of (seed, step); an epoch has each
-    Feature once. teacher: a Classifier for the same labels, teacher_task: its Task.
+    A batch has sequences of similar length and is a function of (seed, step). In an epoch each
+    Feature is used once. teacher: a Classifier for the same labels; teacher_task: its Task.
     """
 
     def __init__(self, model, task, features, batch_size, seed, pad_id, teacher=None,
@@ -264,19 +303,21 @@ class TaskLoss:
         self.teacher_task = teacher_task
         self.bf16 = bf16
         self.micro_batch_bounds = split_batch(batch_size, micro_batch_size, processes)
+        if not any(feature.positions for feature in features):
+            raise ValueError("no example has a token that could be trained on")
         self.weights = {"task": 1.0}
         if teacher is not None:
             self.weights["distill"] = 1.0
         self.lengths = np.array([len(feature.ids) for feature in features])
-        self.tokens_per_step = int(self.lengths.mean() * batch_size)          # about
+        self.tokens_per_step = int(self.lengths.mean() * batch_size)          # approximate
         self.steps_per_epoch = math.ceil(len(features) / batch_size)
-        self.last_epoch = 0                              # the epoch that last_plan is of
-        self.last_plan = self.plan(0)
+        self.last_plan = self.plan(0)                    # the plan that was used last
+        self.last_epoch = 0                              # and the epoch for which it was made
 
     def plan(self, epoch):
-        """List the batches of an epoch, each an array of numbers of Features.
+        """List the batches of an epoch, each an array of indices of Features.
 
-        The Features are shuffled and sorted by length within pools of 50 batches, so that a batch
+        All Features are shuffled; then each pool of 50 batches is sorted by length, so that a batch
         has little padding; then the order of the batches is shuffled.
         """
         rng = np.random.default_rng([self.seed, 3, epoch])
@@ -306,23 +347,37 @@ class TaskLoss:
         return [self.features[i] for i in self.last_plan[place]]
 
     def micro_batches(self, step):
-        """Yield the losses {name: scalar} of each micro-batch that this process has in a step.
+        """Yield the losses {name: scalar} of each micro-batch of this process in a step.
 
-        Where the last batch of an epoch is short, a micro-batch may be short, or have no rows.
+        One batch of an epoch may be short: then a micro-batch may be short, or have no rows.
         """
         ids, mask, segments, labels = collate(self.batch(step), self.pad_id, self.model.is_qa)
-        num_labelled = np.count_nonzero(~np.isnan(labels))
+        num_labelled = max(1, np.count_nonzero(~np.isnan(labels)))
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
+            own_labels = labels[begin:end]
+            if len(own_labels) == 0:
+                # All processes must have a gradient, so this one computes with a row that is not
+                # its own and has no label: its gradient is 0.
+                begin, end = 0, 1
+                own_labels = np.full_like(labels[:1], np.nan)
+            # The positions are found here: a GPU would have to be waited for.
+            positions = np.flatnonzero(~np.isnan(own_labels))
+            targets = own_labels.ravel()[positions]
             part = to_device(device, ids[begin:end], mask[begin:end], segments[begin:end],
-                             labels[begin:end])
+                             positions, targets)
             with autocast(device, self.bf16):
                 losses = self.losses(*part, num_labelled)
             yield losses
 
-    def losses(self, ids, mask, segments, labels, num_labelled):
-        """Compute a micro-batch's part of each loss: {name: scalar}; the tensors are collate's."""
-        outputs, targets = labelled_rows(self.model(ids, mask, segments), labels, self.model.is_qa)
+    def losses(self, ids, mask, segments, positions, targets, num_labelled):
+        """Compute a micro-batch's part of each loss: {name: scalar}.
+
+        ids, mask, segments (B, T): see collate. positions (N,) are those of the labels in collate's
+        flattened array, targets (N,) the labels themselves.
+        """
+        is_qa = self.model.is_qa
+        outputs = labelled_rows(self.model(ids, mask, segments), positions, is_qa)
         is_regression = self.task.kind == "regression"
         losses = {}
         if is_regression:
@@ -334,9 +389,9 @@ class TaskLoss:
         if self.teacher is not None:
             with torch.no_grad():
                 teacher_logits = self.teacher(ids, mask, segments)
-            teacher_outputs, _ = labelled_rows(teacher_logits, labels, self.model.is_qa)
+            teacher_outputs = labelled_rows(teacher_logits, positions, is_qa)
             if is_regression:
-                # From the teacher's unit to the number itself, and from that to the student's unit.
+                # Undo the teacher's normalisation, then apply the student's, which may differ.
                 numbers = teacher_outputs * self.teacher_task.sd + self.teacher_task.mean
                 teacher_outputs = (numbers - self.task.mean) / self.task.sd
                 distance = F.mse_loss(outputs, teacher_outputs, reduction="sum")
@@ -346,16 +401,15 @@ class TaskLoss:
         return losses
 
 
-def labelled_rows(logits, labels, is_qa):
-    """Select what is compared: the logits (N, n) of N labelled positions and their labels (N,).
+def labelled_rows(logits, positions, is_qa):
+    """Select what the loss compares: the rows (N, n) of logits (B, T, n) at N positions.
 
     In qa each sequence gives two rows, for the begin and the end of the answer, with a logit for
-    each token: (2 B, T) and (2 B,).
+    each token: (B, T, 2) -> (2 B, T), of which those at N positions are selected.
     """
     if is_qa:
-        return logits.transpose(1, 2).flatten(0, 1), labels.flatten()
-    is_labelled = ~labels.isnan()
-    return logits[is_labelled], labels[is_labelled]
+        return logits.transpose(1, 2).flatten(0, 1)[positions]
+    return logits.flatten(0, 1)[positions]
 
 
 # ---- New adapters in a trained encoder --------------------------------------------------
@@ -364,8 +418,8 @@ def labelled_rows(logits, labels, is_qa):
 def fit_adapters_to_identity(encoder, ids, mask):
     """Fit the LayerNorm of each new adapter so that the adapter changes little on ids (B, T).
 
-    A new adapter is LayerNorm(x), which is not x. In each channel the LayerNorm's weight and bias
-    become the line of least squares from the normalised values to the values that came in.
+    A new adapter would output LayerNorm(x) instead of x. So in each channel the weight and the bias
+    of its LayerNorm are set by least squares such that weight * normalised + bias is close to x.
     """
     def fit(adapter, inputs):
         values = inputs[0][mask]                         # (N, C), the N real tokens
@@ -376,8 +430,8 @@ def fit_adapters_to_identity(encoder, ids, mask):
         adapter.norm.weight.copy_(slope)
         adapter.norm.bias.copy_(values.mean(0) - slope * normalised.mean(0))
 
-    # A hook is called with an adapter's input just before the adapter runs: each is fitted to
-    # what those before it give after they were fitted.
+    # The hook fits an adapter just before it runs. One forward pass fits all of them in order, and
+    # the input of each comes already from the fitted adapters before it.
     hooks = []
     for adapter in list(encoder.attention_adapters) + list(encoder.output_adapters):
         hooks.append(adapter.register_forward_pre_hook(fit))
@@ -393,7 +447,7 @@ def fit_adapters_to_identity(encoder, ids, mask):
 def predict_logits(model, features, pad_id, batch_size=64):
     """Compute the logits of each Feature at its positions -> a list of arrays (positions, n).
 
-    In qa the row of [CLS] comes before the others. Sequences of like lengths run together.
+    In qa the first row is that of [CLS]. Sequences of similar length run together.
     """
     model.eval()
     logits_of_feature = {}
@@ -435,7 +489,7 @@ def decode_label(task, logits):
 
 
 def decode_tags(task, examples, features, logits):
-    """List the tags of each sentence; a word that has no token is O."""
+    """Return the list of tags of each sentence; a word without a token gets O."""
     tags = [["O"] * len(example.text) for example in examples]
     for feature, rows in zip(features, logits):
         for word, label_number in zip(feature.about, rows.argmax(1)):
@@ -444,25 +498,26 @@ def decode_tags(task, examples, features, logits):
 
 
 def decode_answers(task, examples, features, logits, longest=30):
-    """List the answer to each question: over all windows, the span of at most `longest` tokens
-    with the highest sum of the logit of its begin and the logit of its end.
+    """Return the text of the best answer to each question.
 
-    Where there may be no answer, it is "" if [CLS] has a higher sum in every window.
+    The score of a span is the begin logit of its first token plus the end logit of its last. Spans
+    have at most `longest` tokens, and the best over all windows is taken. If task.unanswerable, the
+    answer is "" where [CLS]'s own sum is higher than that in every window.
     """
     best_score = [-np.inf] * len(examples)
     best_text = [""] * len(examples)
-    no_answer_score = [np.inf] * len(examples)
+    no_answer_score = [np.inf] * len(examples)           # the lowest over the windows
     for feature, rows in zip(features, logits):
         i = feature.example
         no_answer_score[i] = min(no_answer_score[i], rows[0].sum())
         if not feature.positions:                        # the context has no tokens
             continue
-        begin = rows[1:, 0]                              # (positions,)
-        end = rows[1:, 1]
-        scores = begin[:, None] + end[None, :]           # (first token, last token)
-        tokens = np.arange(len(begin))
-        length = tokens[None, :] - tokens[:, None] + 1
-        scores[(length < 1) | (length > longest)] = -np.inf
+        begin_logits = rows[1:, 0]                       # (positions,)
+        end_logits = rows[1:, 1]
+        scores = begin_logits[:, None] + end_logits[None, :]                  # (first, last token)
+        tokens = np.arange(len(begin_logits))
+        span_length = tokens[None, :] - tokens[:, None] + 1
+        scores[(span_length < 1) | (span_length > longest)] = -np.inf
         first, last = np.unravel_index(scores.argmax(), scores.shape)
         if scores[first, last] > best_score[i]:
             best_score[i] = scores[first, last]
@@ -477,7 +532,7 @@ def decode_answers(task, examples, features, logits, longest=30):
 
 
 # ---- From here on: plumbing. Fine-tuned models on disk ----------------------------------
-# The encoder is saved as always; head.safetensors and task.json are beside it.
+# The encoder is saved in the usual format; head.safetensors and task.json are beside it.
 
 def save_classifier(path, model, task, tokenizer):
     """Write a fine-tuned model, its Task and its tokenizer into the folder path."""
@@ -500,8 +555,9 @@ def load_task(path):
 def load_encoder(path, mode="all", dropout=0.0, sample=None):
     """Load the encoder in a folder, without its masked-language-model head.
 
-    mode: "random" draws its weights anew; "adapters" adds adapters if it has none, fitted to the
-    sample (ids, mask), two arrays (B, T)
+    mode: "random" ignores the saved weights and starts from random ones; "adapters" adds adapters
+    if the encoder has none
+    sample: (ids, mask), two arrays (B, T), to which new adapters are fitted
     """
     found = load(path)
     config = replace(found.config, hidden_dropout_prob=dropout,
@@ -511,7 +567,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None):
         config = replace(config, adapter_size=max(1, config.hidden_size // 16))
     encoder = MiniALBERT(config, head=False)
     if mode != "random":
-        weights = encoder.state_dict()                   # of these the new adapters stay
+        weights = encoder.state_dict()                   # all is overwritten but new adapters
         for name, tensor in found.state_dict().items():
             if not name.startswith("head."):
                 weights[name] = tensor
@@ -525,13 +581,14 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None):
 def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None):
     """Load a model for a task -> (Classifier, Task). mode and sample: see load_encoder.
 
-    Its head is the saved one if the folder holds a fine-tuned model, which must be for the same
-    labels; else, or if mode is "random", a new one. task=None: the folder must hold one.
+    The saved head is loaded if the folder holds a model that was fine-tuned for the same labels;
+    for other labels there is a ValueError. Otherwise, or if mode is "random", the head is new. If
+    task is None, the saved one is used, and the folder must hold a fine-tuned model.
     """
-    encoder = load_encoder(path, mode, dropout, sample)
     saved_task = load_task(path)
     if saved_task is None and task is None:
         raise ValueError(f"{path}: not a fine-tuned model: it has no task.json")
+    encoder = load_encoder(path, mode, dropout, sample)
     if saved_task is None or mode == "random":
         return Classifier(encoder, task, dropout), task
     if task is None:
@@ -540,6 +597,7 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None):
     model = Classifier(encoder, saved_task, dropout)
     head_path = os.path.join(path, "head.safetensors")
     head, _ = read_safetensors(head_path)
+    check_finite(head_path, head)
     with parsing(head_path, f"a head for {len(saved_task.labels)} labels"):
         model.output.load_state_dict(head)
     return model, task
@@ -549,14 +607,15 @@ def check_same_task(path, saved_task, task):
     """Raise ValueError if a fine-tuned model is for another kind of task or other labels."""
     if saved_task.kind != task.kind or saved_task.labels != task.labels:
         raise ValueError(f"{path} was fine-tuned for {saved_task.kind} "
-                         f"{' '.join(saved_task.labels):.300}, not for {task.kind} "
-                         f"{' '.join(task.labels):.300}; without its task.json it is an encoder")
+                         f"({first_few(saved_task.labels)}), not for {task.kind} "
+                         f"({first_few(task.labels)}); to use only its encoder, remove its "
+                         "task.json")
 
 
 # ---- One run ----------------------------------------------------------------------------
 
 class Split(NamedTuple):
-    """The examples of train, of a dev or of a test set, and their Features."""
+    """The examples of one split and their Features."""
     examples: list
     features: list
 
@@ -564,11 +623,11 @@ class Split(NamedTuple):
 class Result(NamedTuple):
     """How a model did on a split."""
     scores: dict            # {metric: value}
-    predictions: list       # of decode()
+    predictions: list       # what decode() returned
 
 
 class Evaluation:
-    """Measures a model on all splits but train; .results has the last {split: Result}."""
+    """Measures a model on all splits but train; .results is {split: Result} of the last time."""
 
     def __init__(self, model, task, splits, pad_id, bf16):
         self.model = model
@@ -618,8 +677,8 @@ class Tuning(NamedTuple):
 def fine_tune(tuning, splits, mode, seed, lr):
     """Make one run -> (the model, {split: Result}).
 
-    mode says what is trained: all; adapters (and the head); head (alone); random, which is all,
-    from an encoder that knows nothing.
+    mode says what is trained: all; adapters (and the head); head (alone); random, which is like
+    all, but the encoder starts from random weights.
     """
     args = tuning.args
     task = tuning.task
@@ -637,6 +696,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
     steps = args.steps
     if steps is None:
         steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
+    # The number of Features keeps runs on a part of the training set, by which a learning rate is
+    # chosen, apart from those on all of it.
     out = os.path.join(tuning.out, f"{mode}-{len(features)}-lr{lr:g}-seed{seed}")
     os.makedirs(out, exist_ok=True)
     options = TrainingOptions(
@@ -650,13 +711,16 @@ def fine_tune(tuning, splits, mode, seed, lr):
 
     evaluation = Evaluation(model, task, splits, pad_id, tuning.bf16)
     begin = time.perf_counter()
-    train(model, task_loss, options, settings, evaluation.measure, do_nothing, tuning.processes)
+    run_state = begin_or_resume(model, options, settings, tuning.processes)
+    with explaining_memory(args.batch_size, args.micro_batch_size, task.length):
+        train(model, task_loss, run_state, options, settings, evaluation.measure, do_nothing,
+              tuning.processes)
     seconds = time.perf_counter() - begin
-    if evaluation.results is None:      # not rank 0, or the run had been finished before
+    if evaluation.results is None:      # this is not rank 0, or a finished run was resumed
         evaluation.measure()
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{out}: {num_trained:,} parameters, {steps:,} steps, {seconds:.0f} s with evaluation, "
-          f"{task_loss.padding():.1%} padding", flush=True)
+    print(f"{out}: {num_trained:,} trained parameters, {steps:,} steps, {seconds:.0f} s with "
+          f"evaluation, {task_loss.padding():.1%} padding", flush=True)
     for name, result in evaluation.results.items():
         different = {str(prediction) for prediction, _ in result.predictions}
         if len(different) == 1 and len(result.predictions) > 1:
@@ -665,7 +729,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
 
 
 def do_nothing():
-    """Save no model with the checkpoints of a run: run() saves the one of the first seed."""
+    """train() calls this to save a model; nothing is saved, because run_mode() saves the model of
+    the first seed at the end."""
 
 
 def hash_features(features):
@@ -676,9 +741,9 @@ def hash_features(features):
     return digest
 
 
-def best_rates_first(tuning, examples, mode, seed, rates):
-    """Order learning rates by their score on a tenth of the training set, which is held out for
-    this; the dev set is not looked at. The best comes first."""
+def best_rate(tuning, examples, mode, seed, rates):
+    """Choose the learning rate with the best score on a tenth of the training set, which is held
+    out for this purpose; the dev set is not used."""
     held_out, rest = hold_out_a_tenth(examples)
     splits = encode_splits(tuning.task, {"dev": held_out, "train": rest}, tuning.tokenizer)
     score_of_rate = {}
@@ -686,8 +751,8 @@ def best_rates_first(tuning, examples, mode, seed, rates):
         _, results = fine_tune(tuning, splits, mode, seed, lr)
         score_of_rate[lr] = results["dev"].scores[tuning.task.metrics[0]]
     ordered = sorted(rates, key=lambda lr: -score_of_rate[lr])
-    print(f"learning rates, the best on a tenth of the training set first: {ordered}")
-    return ordered
+    print(f"learning rates, best first (on a held-out tenth of the training set): {ordered}")
+    return ordered[0]
 
 
 def encode_splits(task, splits, tokenizer):
@@ -705,79 +770,125 @@ def arguments(argv):
     parser = CommandParser("finetune.py", __doc__)
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="out/student", metavar="DIR",
-                       help="what is fine-tuned: a folder or a Hugging Face name of a student or a "
-                       "BERT (default: out/student)")
+                       help="the model to fine-tune, a student or a BERT: its folder or its "
+                       "Hugging Face name (default: out/student)")
     group.add_argument("--distill-from", metavar="DIR",
-                       help="a model that was fine-tuned for this task, to learn from, too")
+                       help="also learn from this model, which was fine-tuned for the same task")
     group.add_argument("--predict", metavar="TEXT_OR_FILE",
-                       help="print what the fine-tuned --model says of a text, or of each line of "
-                       "a file; a tab separates two texts, such as a question and its context. "
-                       "Nothing is trained")
+                       help="print what the fine-tuned --model predicts for a text, or for each "
+                       "line of a file; a tab separates two texts, such as a question and its "
+                       "context. "
+                       "The answers to a SQuAD file (.json) are written to --out (default: "
+                       "predictions.json) as SQuAD's own script wants them. Nothing is trained")
+    group.add_argument("--evaluate", action="store_true",
+                       help="only measure the fine-tuned --model: on --dev and --test files of "
+                       "yours, or on its GLUE task; nothing is trained or written")
     group = parser.add_argument_group("data")
     group.add_argument("--task", choices=list(GLUE) + list(KINDS) + ["code"], metavar="TASK",
                        help=f"a task of GLUE: {', '.join(GLUE)}; or the kind of your own files: "
-                       f"{', '.join(KINDS)}; or code, the embedded task: which words of the "
-                       "documentation were marked as code (default: code, three times: the whole "
-                       "model, its adapters alone, the whole from noise)")
+                       f"{', '.join(KINDS)}; or code, the built-in task: which words of the "
+                       "documentation were marked as code (default: code, trained three times: the "
+                       "whole model, only its adapters, and the whole model from random weights)")
     group.add_argument("--data", metavar="DIR",
-                       help="folder with the files of the GLUE task (default: they are downloaded)")
-    group.add_argument("--train", nargs="+", metavar="FILE",
-                       help="files of yours to train on: .tsv, .csv or .jsonl with named columns; "
+                       help="folder with the files of the GLUE task (default: download them)")
+    group.add_argument("--train", nargs="+", action="extend", metavar="FILE",
+                       help="your own training files: .tsv, .csv or .jsonl with named columns; "
                        "for tagging CoNLL; for qa SQuAD")
-    group.add_argument("--dev", nargs="+", metavar="FILE",
+    group.add_argument("--dev", nargs="+", action="extend", metavar="FILE",
                        help="files to measure on (default: a tenth of --train is held out)")
-    group.add_argument("--test", nargs="+", metavar="FILE", help="more files to measure on")
+    group.add_argument("--test", nargs="+", action="extend", metavar="FILE",
+                       help="more files to measure on")
     group.add_argument("--text", nargs="+", default=["text"], metavar="COLUMN",
-                       help="the column of the text, or the two of two texts (default: text)")
+                       help="the column with the text, or the two columns of two texts (default: "
+                       "text)")
     group.add_argument("--label", default="label", metavar="COLUMN",
                        help="the column of the label (default: label)")
     group.add_argument("--length", type=whole_number(8), metavar="T",
-                       help="tokens in a sequence at most (default: 128, for qa 384, but no more "
-                       "than the model's positions)")
+                       help="largest number of tokens in a sequence (default: 128, for qa 384, but "
+                       "no more than the model's positions)")
     group.add_argument("--stride", type=whole_number(1), default=128, metavar="N",
-                       help="qa: tokens that two neighbouring windows of a context share "
-                       "(default: 128)")
+                       help="qa: tokens that two neighbouring windows of a context share; at most "
+                       "half a window (default: 128)")
     group = parser.add_argument_group("training")
     what = group.add_mutually_exclusive_group()
     what.add_argument("--adapters-only", dest="mode", action="store_const", const="adapters",
-                      default="all", help="train the adapters and the head alone; adapters are "
+                      default="all", help="train only the adapters and the head; adapters are "
                       "added if the model has none")
     what.add_argument("--freeze", dest="mode", action="store_const", const="head",
-                      help="train the head alone")
+                      help="train only the head")
     group.add_argument("--lr", type=number(), nargs="+", metavar="X",
                        help="highest learning rate; of several the best is chosen on a tenth of "
-                       "the training set (default: 5e-5, with a frozen encoder 1e-3, both times "
-                       "768 / C)")
+                       "the training set (default: 5e-5, or 1e-3 if the encoder is frozen, or 4e-4 "
+                       "without --task, each times 768 / C)")
     group.add_argument("--seeds", type=whole_number(1), default=1, metavar="N",
-                       help="number of runs, with seeds from --seed on; mean and deviation are "
-                       "printed (default: 1)")
+                       help="number of runs, with the seeds --seed, --seed + 1, ...; the mean and "
+                       "the standard deviation are printed (default: 1)")
     group.add_argument("--epochs", type=number(above=0), default=3.0, metavar="X",
-                       help="how often the training set is gone through (default: 3)")
+                       help="number of passes through the training set (default: 3)")
     group.add_argument("--steps", type=whole_number(1), metavar="N",
-                       help="steps to train (default: as --epochs says; 200 without --task)")
+                       help="steps to train (default: from --epochs; 200 without --task)")
     group.add_argument("--batch-size", type=whole_number(1), default=32, metavar="B",
                        help="sequences in a step, of all processes together (default: 32)")
     group.add_argument("--micro-batch-size", type=whole_number(0), default=0, metavar="B",
-                       help="sequences in memory at once; the result is the same (default: 0, "
-                       "which is all that a process has)")
+                       help="sequences in memory at once; apart from dropout and rounding the "
+                       "result is the same (default: 0, a process's whole share at once)")
     group.add_argument("--weight-decay", type=number(), default=0.01, metavar="X",
-                       help="of AdamW, not for biases and LayerNorms (default: 0.01)")
+                       help="weight decay of AdamW; biases and LayerNorms have none (default: "
+                       "0.01)")
     group.add_argument("--dropout", type=number(below=1.0), default=0.1, metavar="P",
                        help="probability of dropout (default: 0.1)")
     add_run_flags(parser, out=None,
-                  out_help="folder for the runs and the model of the first seed (default: out/ and "
-                  "the task's name)", eval_every=0,
-                  eval_every_help="measure the model every so many steps; 0: only at the end "
-                  "(default: 0)")
+                  out_help="folder for the runs and the model of the first seed (default: "
+                  "out/TASK)", eval_every=0,
+                  save_every=200,
+                  eval_every_help="measure the model after each STEPS steps; 0: only at the end "
+                  "(default: 0)", save_every_help="(default: 200)")
     args = parser.parse_args(argv)
     if len(args.text) > 2:
         raise ValueError("--text: give one or two columns")
+    check_flags(args, given_flags(argv))
     if args.task is None and args.steps is None:
-        args.steps = 200                                 # the embedded task three times: be quick
+        args.steps = 200                                 # three short runs of the embedded task
     return args
 
 
-# ---- The command line: what it does -----------------------------------------------------
+PREDICT_FLAGS = ("--predict", "--model", "--device", "--bf16", "--out", "--overwrite")
+EVALUATE_FLAGS = ("--evaluate", "--model", "--task", "--data", "--dev", "--test", "--text",
+                  "--label", "--device", "--bf16")
+
+
+def check_flags(args, given):
+    """Raise ValueError for flags that would be ignored, and for files that are missing."""
+    for mode, allowed in (("--predict", PREDICT_FLAGS), ("--evaluate", EVALUATE_FLAGS)):
+        if mode in given:
+            for flag in given:
+                if flag not in allowed:
+                    raise ValueError(f"{flag}: {mode} trains nothing, so it would be ignored")
+            return
+    files = ["--train", "--dev", "--test"]
+    columns = ["--text", "--label"]
+    if args.task is None:
+        refuse_flags(given, files + columns + ["--data", "--adapters-only", "--freeze", "--stride"],
+                     "without --task the embedded task is trained, and this would be ignored")
+    elif args.task in GLUE or args.task == "code":
+        refuse_flags(given, files + columns + ["--stride"],
+                     f"--task {args.task} has its own files; for yours say --task and their kind")
+        if args.task == "code":
+            refuse_flags(given, ["--data"], "--task code needs no files")
+    else:
+        refuse_flags(given, ["--data"], "it is for the tasks of GLUE; for yours say --train FILE")
+        if args.task in ("tagging", "qa"):
+            refuse_flags(given, columns, f"the files of --task {args.task} have no named columns")
+        if args.task != "qa":
+            refuse_flags(given, ["--stride"], "it is about the windows of --task qa")
+        if args.train is None:
+            raise ValueError(f"--task {args.task} needs files of yours: give --train FILE and, "
+                             "if you have them, --dev FILE and --test FILE")
+    if args.steps is not None:
+        refuse_flags(given, ["--epochs"], "--steps says already how long to train")
+
+
+# ---- The command line: running it -------------------------------------------------------
 
 def run(args):
     """Fine-tune a model, print its scores, save it and its predictions."""
@@ -787,12 +898,11 @@ def run(args):
         name = "code"
         modes = ["all", "adapters", "random"]
         if not os.path.isdir(args.model):
-            raise ValueError(f"--model {args.model} is not there: run python distill.py first, or "
-                             "give the folder of another model")
+            raise ValueError(f"--model {args.model}: there is no such folder. Run python "
+                             "distill.py first, or give the folder of another model")
     out = args.out
     if out is None:
         out = os.path.join("out", name)
-    check_out(out, args.resume, args.overwrite)
     processes = set_up_processes(args.device, args.batch_size)
     bf16 = uses_bf16(args.bf16, processes.device)
     model_path = fetch(args.model, MODEL_FILES + NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER)
@@ -806,49 +916,83 @@ def run(args):
     with first_process_first(processes):
         splits = read_splits(args, name, kind)
     task = make_task(name, kind, splits, length, args.stride)
+    settings = {
+        "task": name, "modes": modes, "lr": args.lr, "seed": args.seed, "epochs": args.epochs,
+        "steps": args.steps, "batch_size": args.batch_size, "dropout": args.dropout,
+        "weight_decay": args.weight_decay, "length": length, "bf16": bf16}
+    with own_folder(out, "finetune.py", settings, [model_path, args.distill_from], args, processes):
+        print_task(task, splits)
+        encoded = encode_splits(task, splits, tokenizer)
+        check_language(encoded["train"].features, tokenizer, model_path)
+        teacher, teacher_task = load_teacher(args.distill_from, task, tokenizer, encoded,
+                                             processes.device, bf16)
+        if args.overwrite and processes.rank == 0:
+            remove_run(out)
+        tuning = Tuning(args, model_path, out, task, tokenizer, teacher, teacher_task, processes,
+                        bf16)
+        rows = majority_rows(task, splits)
+        results_of_modes = {}
+        for mode in modes:
+            results_of_modes[mode] = run_mode(tuning, splits, encoded, mode, config.hidden_size,
+                                              saves_model=mode == modes[0])
+            rows += rows_of_mode(mode, results_of_modes[mode])
+        print_rows(rows)
+        if processes.rank == 0:
+            write_results(out, task, splits, results_of_modes)
+    print(f"In {out} are the model of seed {args.seed} ({modes[0]}), its predictions and all "
+          f"scores. Next:\n    python finetune.py --model {out} --predict TEXT")
+
+
+def print_task(task, splits):
+    """Print in one line what is to be learned."""
     sizes = ", ".join(f"{len(examples):,} {split}" for split, examples in splits.items())
     label_names = "none"
     if task.labels:
-        label_names = " ".join(task.labels)
-    print(f"{name}: {kind}; {sizes}; labels {label_names}", flush=True)
-    encoded = encode_splits(task, splits, tokenizer)
-    check_language(encoded["train"].features, tokenizer, model_path)
-    teacher = None
-    teacher_task = None
-    if args.distill_from is not None:
-        teacher, teacher_task = load_teacher(args.distill_from, task, tokenizer)
-        teacher.to(processes.device)
-        result = evaluate_split(teacher, teacher_task, encoded[first_dev_split(encoded)],
-                                tokenizer.pad_id, bf16)
-        print(f"teacher {args.distill_from}: {result.scores}")
+        # repr shows what a terminal would obey, such as an escape sequence.
+        label_names = first_few([repr(label)[1:-1] for label in task.labels], limit=30)
+    print(f"{task.name}: {task.kind}; {sizes}; labels {label_names}", flush=True)
 
-    tuning = Tuning(args, model_path, out, task, tokenizer, teacher, teacher_task, processes, bf16)
-    rows = majority_rows(task, splits)
-    for mode in modes:
-        rates = args.lr
-        if rates is None:
-            rates = [default_rate(mode, args.task, config.hidden_size)]
-        if len(rates) > 1:
-            rates = best_rates_first(tuning, splits["train"], mode, args.seed, rates)
-        results_of_seeds = []
-        for seed in range(args.seed, args.seed + args.seeds):
-            model, results = fine_tune(tuning, encoded, mode, seed, rates[0])
-            results_of_seeds.append(results)
-            if processes.rank == 0 and seed == args.seed and mode == modes[0]:
-                save_classifier(out, model, task, tokenizer)
-                for split, result in results.items():
-                    write_predictions(out, task, split, splits[split], result.predictions)
-        for split, result in results.items():
-            for metric in result.scores:
-                values = [each[split].scores[metric] for each in results_of_seeds]
-                rows.append((mode, split, metric, values))
-    print_rows(rows)
-    print(f"The model of seed {args.seed} is in {out}, its predictions too. Next:\n"
-          f"    python finetune.py --model {out} --predict TEXT")
+
+def run_mode(tuning, splits, encoded, mode, hidden_size, saves_model):
+    """Make the runs of all seeds in a mode -> a list of their {split: Result}.
+
+    saves_model: write the model of the first seed and its predictions into tuning.out
+    """
+    args = tuning.args
+    rates = args.lr
+    if rates is None:
+        rates = [default_rate(mode, args.task, hidden_size)]
+    lr = rates[0]
+    if len(rates) > 1:
+        lr = best_rate(tuning, splits["train"], mode, args.seed, rates)
+    results_of_seeds = []
+    for seed in range(args.seed, args.seed + args.seeds):
+        model, results = fine_tune(tuning, encoded, mode, seed, lr)
+        results_of_seeds.append(results)
+        if saves_model and seed == args.seed and tuning.processes.rank == 0:
+            save_classifier(tuning.out, model, tuning.task, tuning.tokenizer)
+            for split, result in results.items():
+                write_predictions(tuning.out, tuning.task, split, splits[split],
+                                  result.predictions)
+    return results_of_seeds
+
+
+def write_results(out, task, splits, results_of_modes):
+    """Write out/results.json: of each mode and split the scores of all seeds, and, for the first
+    seed, those of each class or type of entity."""
+    written = {"task": task.name, "kind": task.kind, "modes": {}}
+    for mode, results_of_seeds in results_of_modes.items():
+        written["modes"][mode] = {}
+        for split, first_result in results_of_seeds[0].items():
+            guesses = [prediction for prediction, _ in first_result.predictions]
+            written["modes"][mode][split] = {
+                "scores": [results[split].scores for results in results_of_seeds],
+                "details": detailed_scores(task, splits[split], guesses)}
+    write_json(os.path.join(out, "results.json"), written)
 
 
 def kind_of_task(name):
-    """Return the kind of a --task: of GLUE, the embedded one, or a kind itself."""
+    """Return the kind of a --task, which is a task of GLUE, "code", or a kind itself."""
     if name in GLUE:
         return GLUE[name].kind
     if name == "code":
@@ -862,14 +1006,14 @@ def choose_length(length, kind, num_positions):
         usual = 384 if kind == "qa" else 128
         length = min(usual, num_positions)
     if not 8 <= length <= num_positions:
-        raise ValueError(f"--length {length}: the model has {num_positions} positions, and 8 are "
-                         "needed")
+        raise ValueError(f"--length: {length} is not from 8 to {num_positions}, the number of "
+                         "positions that the model has")
     return length
 
 
 def default_rate(mode, task_name, hidden_size):
-    """Return the learning rate for a mode: few trained parameters, and a narrow model, need a
-    higher one. The short run without --task has a higher one as well."""
+    """Return the learning rate for a mode. To train few parameters, or a narrow model, or in few
+    steps (without --task), needs a higher rate."""
     if mode in ("adapters", "head"):
         rate = 1e-3
     elif task_name is None:
@@ -880,7 +1024,8 @@ def default_rate(mode, task_name, hidden_size):
 
 
 def read_splits(args, name, kind):
-    """Read the task's examples: {split: examples}. Without a dev set it is a tenth of train."""
+    """Read the task's examples: {split: examples}. If there is no dev set, a tenth of train is held
+    out as dev."""
     if name in GLUE:
         folder = args.data
         if folder is None:
@@ -889,16 +1034,21 @@ def read_splits(args, name, kind):
     elif name == "code":
         splits = read_code_task(docs_on_this_machine())
     else:
-        files = {"train": args.train, "dev": args.dev, "test": args.test}
-        files = {split: paths for split, paths in files.items() if paths}
-        splits = read_own_files(name, kind, files, args.text, args.label)
+        splits = read_files(args, kind)
     if not any(split.startswith("dev") for split in splits):
         splits["dev"], splits["train"] = hold_out_a_tenth(splits["train"])
     return splits
 
 
+def read_files(args, kind):
+    """Read the user's files of --train, --dev and --test: {split: examples}."""
+    files = {"train": args.train, "dev": args.dev, "test": args.test}
+    files = {split: paths for split, paths in files.items() if paths is not None}
+    return read_own_files(kind, files, args.text, args.label)
+
+
 def check_language(features, tokenizer, model_path):
-    """Raise ValueError if most tokens are unknown: the tokenizer is of another language."""
+    """Raise ValueError if most tokens are unknown: then the tokenizer is for another language."""
     ids = np.concatenate([feature.ids for feature in features])
     num_unknown = np.count_nonzero(ids == tokenizer.unk_id)
     num_ordinary = np.count_nonzero(~np.isin(ids, tokenizer.special_ids))
@@ -907,12 +1057,21 @@ def check_language(features, tokenizer, model_path):
                          "another language")
 
 
-def load_teacher(path, task, tokenizer):
-    """Load the fine-tuned teacher of --distill-from -> (Classifier, Task)."""
+def load_teacher(path, task, tokenizer, encoded, device, bf16):
+    """Load the fine-tuned teacher of --distill-from and print its score on the dev set.
+
+    Returns (Classifier, Task), or (None, None) if there is none.
+    """
+    if path is None:
+        return None, None
     teacher, teacher_task = load_classifier(path)
     check_same_task(f"--distill-from {path}", teacher_task, task)
     if Tokenizer(path).digest != tokenizer.digest:
-        raise ValueError(f"--distill-from {path}: it has another tokenizer than the model")
+        raise ValueError(f"--distill-from {path}: its tokenizer differs from the model's")
+    teacher.to(device)
+    result = evaluate_split(teacher, teacher_task, encoded[first_dev_split(encoded)],
+                            tokenizer.pad_id, bf16)
+    print(f"teacher {path}: {result.scores}")
     return teacher, teacher_task
 
 
@@ -927,8 +1086,18 @@ def majority_rows(task, splits):
     return rows
 
 
+def rows_of_mode(mode, results_of_seeds):
+    """Collect the scores of all seeds -> rows for print_rows."""
+    rows = []
+    for split, first_result in results_of_seeds[0].items():
+        for metric in first_result.scores:
+            values = [results[split].scores[metric] for results in results_of_seeds]
+            rows.append((mode, split, metric, values))
+    return rows
+
+
 def print_rows(rows):
-    """Print a table: rows are (what was trained, split, metric, values of all seeds)."""
+    """Print a table: rows are (mode or "majority", split, metric, a value for each seed)."""
     for mode, split, metric, values in rows:
         deviation = ""
         if len(values) > 1:
@@ -936,33 +1105,111 @@ def print_rows(rows):
         print(f"{mode:10}{split:16}{metric:12}{np.mean(values):8.2%}{deviation}")
 
 
-def predict(args):
-    """Print what the fine-tuned model says of a text, or of each line of a file."""
+def run_evaluation(args):
+    """Measure a fine-tuned model on files of its task and print the scores."""
+    device = choose_device(args.device)
+    bf16 = uses_bf16(args.bf16, device)
     model, task = load_classifier(args.model)
+    model.to(device)
+    if args.task is not None and args.task not in (task.name, task.kind):
+        raise ValueError(f"--task {args.task}: {args.model} was fine-tuned for {task.name}")
+    splits = read_splits_to_measure(args, task)
+    if task.labels:
+        check_labels(splits, task.kind, task.labels)
     tokenizer = Tokenizer(args.model)
-    if os.path.isfile(args.predict):
-        lines = [line for _, line in lines_of(args.predict)]
-    else:
-        lines = [args.predict.encode("utf-8", "replace").decode()]      # without half characters
+    rows = []
+    for name, split in encode_splits(task, splits, tokenizer).items():
+        result = evaluate_split(model, task, split, tokenizer.pad_id, bf16)
+        if not result.scores:
+            print(f"{name}: its labels are not known, so it cannot be scored")
+        for metric, value in result.scores.items():
+            rows.append(("model", name, metric, [value]))
+    print_rows(rows)
+
+
+def read_splits_to_measure(args, task):
+    """Read what --evaluate measures on: {split: examples}, without a training set."""
+    if task.name not in GLUE and task.name != "code":
+        if args.dev is None and args.test is None:
+            raise ValueError("--evaluate: give files to measure on with --dev FILE or --test FILE")
+        return read_files(args, task.kind)
+    refuse_flags([flag for flag, value in (("--dev", args.dev), ("--test", args.test)) if value],
+                 ["--dev", "--test"], f"{args.model} was fine-tuned for {task.name}, which has its "
+                 "own files")
+    splits = read_splits(args, task.name, task.kind)
+    del splits["train"]
+    return splits
+
+
+def predict(args):
+    """Print what the fine-tuned model predicts for a text, or for each line of a file."""
+    device = choose_device(args.device)
+    model, task = load_classifier(args.model)
+    model.to(device)
+    tokenizer = Tokenizer(args.model)
+    bf16 = uses_bf16(args.bf16, device)
+    if args.predict.endswith(".json") and task.kind == "qa":
+        write_answers(args, model, task, tokenizer, bf16)
+        return
+    if args.out is not None:
+        raise ValueError("--out: only the answers to a SQuAD file (.json) are written")
+    lines = lines_to_predict(args.predict)
+    examples = [example_of_line(line, task) for line in lines if line.strip()]
+    split = Split(examples, list(encode(task, examples, tokenizer)))
+    predictions = evaluate_split(model, task, split, tokenizer.pad_id, bf16).predictions
+    described = [describe_prediction(task, example, prediction, probabilities)
+                 for example, (prediction, probabilities) in zip(examples, predictions)]
+    number_of_example = 0
     for line in lines:
         if line.strip():
-            example = example_of_line(line, task)
-            features = list(encode(task, [example], tokenizer))
-            logits = predict_logits(model, features, tokenizer.pad_id)
-            prediction, probabilities = decode(task, [example], features, logits)[0]
-            print(describe_prediction(task, example, prediction, probabilities))
+            print(described[number_of_example])
+            number_of_example += 1
+        else:
+            print()                                      # so that answers stand beside their lines
+
+
+def lines_to_predict(text):
+    """Return the lines of the file that --predict names, or its text as the only line.
+
+    ValueError for what looks like the name of a file that is not there.
+    """
+    if os.path.isfile(text):
+        return [line for _, line in lines_of(text)]
+    if os.path.exists(text) or re.fullmatch(r"\S+\.(txt|tsv|csv|jsonl?)", text):
+        raise ValueError(f"--predict {text}: there is no such file")
+    # Half characters, by which Python marks bytes that are not UTF-8, become question marks.
+    return [text.encode("utf-8", "replace").decode()]
+
+
+def write_answers(args, model, task, tokenizer, bf16):
+    """Answer the questions of a SQuAD file; write {id: answer}, which SQuAD's script scores."""
+    out = args.out
+    if out is None:
+        out = "predictions.json"
+    if os.path.exists(out) and not args.overwrite:
+        raise ValueError(f"--out {out} exists already: --overwrite replaces it")
+    examples = read_squad(args.predict)
+    split = Split(examples, list(encode(task, examples, tokenizer)))
+    result = evaluate_split(model, task, split, tokenizer.pad_id, bf16)
+    answers = {example.id: answer for example, (answer, _) in zip(examples, result.predictions)}
+    with replace_file(out) as file:
+        file.write(json.dumps(answers).encode())
+    print(f"{out}: {len(answers):,} answers; {result.scores}")
 
 
 def example_of_line(line, task):
     """Make the Example of a line of text; a tab separates two texts."""
     texts = line.split("\t", 1)
-    wanted = 2 if task.pair else 1
-    if len(texts) != wanted:
-        raise ValueError(f"{line!r:.60}: this model wants {wanted} text(s), with a tab between two")
+    if task.pair and len(texts) == 1:
+        raise ValueError(f"{line!r:.60}: this model needs two texts, separated by a tab")
+    if not task.pair and len(texts) == 2:
+        raise ValueError(f"{line!r:.60}: this model needs one text, without a tab")
     text = texts[0]
     if task.kind == "tagging":
-        text = TAGGED_WORD.findall(text)
-    second_text = texts[1] if task.pair else None
+        text = WORD_PATTERN.findall(text)
+    second_text = None
+    if task.pair:
+        second_text = texts[1]
     return Example(text, second_text, None, "", "")
 
 
@@ -970,12 +1217,16 @@ def describe_prediction(task, example, prediction, probabilities):
     """Put a prediction into one line of text."""
     if task.kind == "classification":
         ordered = sorted(probabilities, key=lambda label: -probabilities[label])
-        return ", ".join(f"{label} {probabilities[label]:.1%}" for label in ordered)
+        return ", ".join(f"{repr(label)[1:-1]} {probabilities[label]:.1%}" for label in ordered)
     if task.kind == "tagging":
         found = []
-        for first, end, kind in sorted(entities(prediction)):
-            found.append(f"{' '.join(example.text[first:end])} ({kind})")
+        for first, end, entity_type in sorted(entities(prediction)):
+            found.append(f"{' '.join(example.text[first:end])} ({entity_type})")
+        if not found:
+            return "no entity"
         return ", ".join(found)
+    if task.kind == "qa" and prediction == "":
+        return "no answer"
     return str(prediction)
 
 
@@ -984,8 +1235,11 @@ def main(argv=None):
         args = arguments(argv)
         if args.predict is not None:
             predict(args)
+        elif args.evaluate:
+            run_evaluation(args)
         else:
             run(args)
+            leave_processes()
     return run_command("finetune.py", action)
 
 

@@ -1,27 +1,28 @@
 """MiniALBERT: one transformer layer of BERT, applied again and again. This file is the model.
 
 The paper: MiniALBERT: Model Distillation via Parameter-Efficient Recursive Transformers
-(arXiv 2210.06425). What makes a MiniALBERT of a BERT:
+(arXiv 2210.06425). A MiniALBERT differs from a BERT in three ways:
 
 - recursion: one layer, or a few, is applied num_hidden_layers times with the same weights
 - factorised embeddings: the tables have a small width E; a linear layer widens them to C
 - bottleneck adapters: each recursion has two small modules of its own, so that it can differ
 
-One class is both teacher and student, because a BERT is a MiniALBERT that shares nothing.
+One class serves for teacher and student, because a BERT is a MiniALBERT that shares nothing.
 
     from checkpoint import load
     model = load("assets/teacher")                  # a BERT, or a student
-    hidden, attention = model(ids, maps=[3])        # all hidden states; the map of layer 3
-    logits = model.predict(hidden[-1][is_masked])   # (M, V), at the masked places alone
+    hidden, attention = model(ids, maps=[3])        # hidden states; the attention map of layer 3
+    logits = model.predict(hidden[-1][is_masked])   # (M, V), only at the masked places
 
 Dimensions, here and in the other files:
 
     B  sequences in a batch         T  tokens in a sequence      M  masked places in a batch
     C  width of hidden states       E  width of embeddings       V  tokens in the vocabulary
     H  attention heads              D  width of a head, C / H
-    F  width of the feed-forward    A  width of an adapter
-    R  recursions: how many times a layer is applied (a BERT's number of layers)
-    G  groups: how many different layers there are (1 in a MiniALBERT, R in a BERT)
+    I  width of the feed-forward    A  width of an adapter
+    R  recursions: number of times that a layer is applied; in a BERT its number of layers
+    G  groups: number of different layers, 1 in a MiniALBERT, R in a BERT
+Layers and recursions are counted from 0.
 """
 from dataclasses import dataclass, fields
 
@@ -32,9 +33,9 @@ from torch import nn
 
 @dataclass
 class Config:
-    """The shape of a model, by the names of Hugging Face's ALBERT.
+    """The shape of a model; the fields are named as in Hugging Face's ALBERT.
 
-    ValueError names a field that has a wrong type, is out of range or contradicts another.
+    ValueError, naming the field, if one has a wrong type, is out of range or contradicts another.
     """
     vocab_size: int = 30522                     # V
     embedding_size: int = 128                   # E: smaller than C in a student, C in a BERT
@@ -42,7 +43,7 @@ class Config:
     num_hidden_layers: int = 6                  # R
     num_hidden_groups: int = 1                  # G
     num_attention_heads: int = 12               # H
-    intermediate_size: int = 3072               # F
+    intermediate_size: int = 3072               # I
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     max_position_embeddings: int = 512          # the largest T
@@ -63,7 +64,7 @@ class Config:
 
     @property
     def is_bert(self):
-        """Is this the shape of an ordinary BERT, which shares nothing?"""
+        """True if this is the shape of an ordinary BERT, which shares nothing."""
         shares_nothing = self.num_hidden_groups == self.num_hidden_layers
         factorised = self.embedding_size != self.hidden_size
         return shares_nothing and not factorised and self.adapter_size == 0
@@ -72,22 +73,36 @@ class Config:
 def check_field(name, kind, value):
     """Raise ValueError if a field of Config has a wrong type or is out of range.
 
-    A config.json may come from anywhere: the limits keep a damaged one from taking all memory.
+    A config.json may come from anywhere: the limits stop a damaged one from asking for absurd
+    sizes.
     """
     if kind is bool:
         if type(value) is not bool:
             raise ValueError(f"{name} is {value!r:.60}, but must be true or false")
         return
     if kind is float:
-        allowed = (int, float)
-        smallest, largest = 0, 1
-    else:
-        allowed = (int,)
-        smallest = 0 if name == "adapter_size" else 1
-        largest = 2**10 if name.startswith("num_") else 2**24
-    if type(value) not in allowed or not smallest <= value <= largest:
-        raise ValueError(f"{name} is {value!r:.60}, but must be {kind.__name__} "
-                         f"from {smallest} to {largest}")
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value!r:.60}, but must be a number from 0 to 1")
+        return
+    smallest = 1
+    if name == "adapter_size":
+        smallest = 0                                     # 0 means: no adapters
+    largest = 2**24                                      # of widths and tables
+    if name.startswith("num_"):
+        largest = 2**10                                  # of numbers of layers, groups, heads
+    if type(value) is not int or not smallest <= value <= largest:
+        raise ValueError(f"{name} is {value!r:.60}, but must be an integer from {smallest} to "
+                         f"{largest}")
+
+
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm with a result of its input's dtype.
+
+    With autocast on a GPU that of torch is float32 for an input in bfloat16, but bfloat16 on a CPU.
+    """
+
+    def forward(self, x):
+        return super().forward(x).to(x.dtype)
 
 
 class Embeddings(nn.Module):
@@ -100,16 +115,16 @@ class Embeddings(nn.Module):
         self.word = nn.Embedding(config.vocab_size, E)
         self.position = nn.Embedding(config.max_position_embeddings, E)
         self.segment = nn.Embedding(config.type_vocab_size, E)
-        self.norm = nn.LayerNorm(E, config.layer_norm_eps)
+        self.norm = LayerNorm(E, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.project = None
         if E != C:
             self.project = nn.Linear(E, C)
 
     def forward(self, ids, segments=None):
-        """Embed token numbers ids (B, T) -> (B, T, C).
+        """Embed the token numbers ids (B, T) -> (B, T, C).
 
-        segments (B, T): 0 in the first text, 1 in the second; None: all 0.
+        segments (B, T) is 0 for tokens of the first text and 1 for the second; None means all 0.
         """
         T = ids.shape[1]
         if T > self.position.num_embeddings:
@@ -146,7 +161,7 @@ class Attention(nn.Module):
         return x.view(B, T, self.num_heads, C // self.num_heads).transpose(1, 2)
 
     def forward(self, x, mask=None, want_map=False):
-        """Let each token look at all tokens.
+        """Let each token look at all real tokens.
 
         x (B, T, C); mask (B, 1, 1, T) is True at real tokens. Returns (B, T, C) and the
         attention map as log-probabilities (B, H, T, T), in which row i says where token i
@@ -160,16 +175,16 @@ class Attention(nn.Module):
         if want_map:
             D = query.shape[-1]
             scores = (query / D**0.5) @ key.transpose(2, 3)                   # (B, H, T, T)
-            scores = scores.float()
+            scores = scores.float()      # bfloat16, with autocast, is too coarse for a softmax
             if mask is not None:
                 # A large negative number, not -inf: in the KL divergence 0 * -inf would be nan.
                 scores = scores.masked_fill(~mask, -1e9)
-            # The map is taken before dropout: what is to be matched must not be random.
+            # The map is taken before dropout: what the student has to match must not be random.
             log_map = scores.log_softmax(-1)
             attention_probs = F.dropout(log_map.exp(), dropout_prob)
             mixed = attention_probs @ value              # (B, H, T, D)
         else:
-            # The same function as above, in one call that never stores a map.
+            # The same function as above in one call, which need not store a map.
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=dropout_prob)
         merged = mixed.transpose(1, 2).reshape(x.shape)  # (B, H, T, D) -> (B, T, C)
@@ -177,16 +192,17 @@ class Attention(nn.Module):
 
 
 class Adapter(nn.Module):
-    """A bottleneck adapter (Houlsby et al. 2019): LayerNorm(x + up(gelu(down(x)))), C -> A -> C.
+    """A bottleneck adapter, C -> A -> C: LayerNorm(x + up(gelu(down(x)))).
 
-    Each recursion has two of its own; everything else is shared.
+    It is that of Houlsby et al. 2019 with a LayerNorm, as in the authors' code. Each recursion has
+    two of its own.
     """
 
     def __init__(self, config):
         super().__init__()
         self.down = nn.Linear(config.hidden_size, config.adapter_size)
         self.up = nn.Linear(config.adapter_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, x):
         bottleneck = F.gelu(self.down(x))                # (B, T, A)
@@ -194,23 +210,23 @@ class Adapter(nn.Module):
 
 
 class Layer(nn.Module):
-    """BERT's layer: attention, add, norm, feed-forward, add, norm."""
+    """BERT's layer: attention, add, norm, feed-forward, add, norm; with two adapters, if given."""
 
     def __init__(self, config):
         super().__init__()
         C = config.hidden_size
         self.attention = Attention(config)
-        self.attention_norm = nn.LayerNorm(C, config.layer_norm_eps)
+        self.attention_norm = LayerNorm(C, config.layer_norm_eps)
         self.intermediate = nn.Linear(C, config.intermediate_size)
         self.output = nn.Linear(config.intermediate_size, C)
-        self.norm = nn.LayerNorm(C, config.layer_norm_eps)
+        self.norm = LayerNorm(C, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x, mask=None, want_map=False, adapters=None):
         """Apply the layer to x (B, T, C) -> (B, T, C), attention map or None (see Attention).
 
-        adapters: the recursion's two adapters, placed as in the authors' code: the first
-        before attention, the second before the feed-forward.
+        adapters: the recursion's two adapters. They stand where the authors' code has them: the
+        first before attention, the second before the feed-forward.
         """
         if adapters is not None:
             x = adapters[0](x)
@@ -218,15 +234,15 @@ class Layer(nn.Module):
         x = self.attention_norm(x + self.dropout(attended))
         if adapters is not None:
             x = adapters[1](x)
-        expanded = F.gelu(self.intermediate(x))          # (B, T, F)
+        expanded = F.gelu(self.intermediate(x))          # (B, T, I)
         x = self.norm(x + self.dropout(self.output(expanded)))
         return x, log_map
 
 
 class Head(nn.Module):
-    """The parameters of BERT's masked-language-model head; MiniALBERT.predict computes with them.
+    """The parameters of BERT's masked-language-model head; MiniALBERT.predict uses them.
 
-    A tied head has no decoder of its own: it uses the embeddings backwards.
+    A tied head has no decoder of its own: predict uses the transposed embeddings instead.
     """
 
     def __init__(self, config):
@@ -234,7 +250,7 @@ class Head(nn.Module):
         C = config.hidden_size
         V = config.vocab_size
         self.dense = nn.Linear(C, C)
-        self.norm = nn.LayerNorm(C, config.layer_norm_eps)
+        self.norm = LayerNorm(C, config.layer_norm_eps)
         self.decoder = None
         if not config.tie_decoder:
             self.decoder = nn.Linear(C, V, bias=False)
@@ -251,8 +267,9 @@ class MiniALBERT(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_groups))
         num_adapters = 0
         if config.adapter_size > 0:
-            num_adapters = config.num_hidden_layers      # of each kind, one a recursion
+            num_adapters = config.num_hidden_layers      # one of each kind for each recursion
         self.attention_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
+        # These act on the output of attention, before the feed-forward.
         self.output_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
         self.head = None
         if head:
@@ -260,8 +277,10 @@ class MiniALBERT(nn.Module):
         initialise(self)
 
     def layer_of_recursion(self, r):
-        """Return the layer that recursion r applies: the first R / G recursions share layer 0."""
-        return self.layers[r * self.config.num_hidden_groups // self.config.num_hidden_layers]
+        """Return the layer that recursion r applies: R / G neighbouring recursions share one."""
+        G = self.config.num_hidden_groups
+        R = self.config.num_hidden_layers
+        return self.layers[r * G // R]                   # R = 6, G = 2: layers 0 0 0 1 1 1
 
     def adapters_of_recursion(self, r):
         """Return the two adapters of recursion r, or None if the model has none."""
@@ -270,11 +289,11 @@ class MiniALBERT(nn.Module):
         return self.attention_adapters[r], self.output_adapters[r]
 
     def forward(self, ids, mask=None, segments=None, maps=()):
-        """Run the encoder on token numbers ids (B, T).
+        """Run the encoder on the token numbers ids (B, T).
 
         mask: (B, T), True or 1 at real tokens, False or 0 at padding; None: no padding
         segments: (B, T) of 0 and 1; None: all 0
-        maps: numbers of the recursions whose attention maps are wanted
+        maps: the recursions whose attention maps to return, counted from 0
 
         Returns
         hidden: a list of R + 1 tensors (B, T, C), the embeddings and the output of each recursion
@@ -297,8 +316,9 @@ class MiniALBERT(nn.Module):
     def predict(self, hidden):
         """Turn the last hidden states (M, C) of M places into logits over the vocabulary (M, V).
 
-        A tied head decodes with the input embeddings: with factorised ones first from C back
-        to E by the projection's transpose, then from E to V by the word table's transpose.
+        A tied head uses the input embeddings in reverse. If they are factorised, the states first
+        go from C back to E: the projection computes x @ weight.T, so its reverse is x @ weight.
+        Then the transposed word table takes them from E to V.
         """
         x = self.head.norm(F.gelu(self.head.dense(hidden)))                   # (M, C)
         if self.head.decoder is not None:
@@ -310,12 +330,15 @@ class MiniALBERT(nn.Module):
 
 @torch.no_grad()
 def initialise(model, plain=False):
-    """Give all parameters their first values: weights N(0, 0.02), biases 0, LayerNorms 1 and 0.
+    """Set the initial values: weights normal with standard deviation 0.02, biases 0, the weights
+    of LayerNorms 1.
 
-    That is BERT's way and the authors', and all that is done if `plain`. By default there is more:
+    BERT and the authors do this; with plain=True nothing more is done. By default, moreover:
 
-    - positions are sinusoids of the same size, so that order is known from the first step
-    - query and key weights are 4 times larger: attention starts uneven, so that it can learn
+    - the position table holds sinusoids of the same size (root mean square 0.02), so that the
+      order of words is visible from the first step
+    - query and key weights are 4 times larger; otherwise the first attention maps are almost
+      uniform, and it takes thousands of steps until they are not (EXPERIMENTS.md)
     - an adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input
     """
     for name, parameter in model.named_parameters():
@@ -332,27 +355,27 @@ def initialise(model, plain=False):
         layer.attention.key.weight.mul_(4)
     for adapter in list(model.attention_adapters) + list(model.output_adapters):
         adapter.up.weight.zero_()
-    num_positions, E = model.embeddings.position.weight.shape
-    # The root mean square of a sine is 1 / sqrt(2), so that of a wave times 0.02 * sqrt(2) is 0.02.
-    model.embeddings.position.weight.copy_(0.02 * 2**0.5 * sinusoids(num_positions, E))
+    num_positions, width = model.embeddings.position.weight.shape
+    # A sine has the root mean square 1 / sqrt(2). Times 0.02 * sqrt(2), it has 0.02.
+    model.embeddings.position.weight.copy_(0.02 * 2**0.5 * sinusoids(num_positions, width))
 
 
 def sinusoids(num_positions, width):
     """Compute the position encodings of Vaswani et al. 2017 -> (num_positions, width)."""
-    position = torch.arange(num_positions)[:, None]      # (T, 1)
-    column = torch.arange(width)                         # (E,)
-    wavelength = 10000 ** (column // 2 * 2 / width)      # two neighbouring columns share one
-    angle = position / wavelength                        # (T, E)
+    position = torch.arange(num_positions)[:, None]      # (num_positions, 1)
+    column = torch.arange(width)                         # (width,)
+    wavelength = 10000 ** (column // 2 * 2 / width)      # columns 2i and 2i + 1 share one
+    angle = position / wavelength                        # (num_positions, width)
     return torch.where(column % 2 == 0, angle.sin(), angle.cos())
 
 
 def count_parameters(model):
     """Count a model's parameters: {part: number}.
 
-    embeddings, layers, adapters, head: the parts
-    stored: all of them
-    body: all but the head
-    applied: a shared layer counted each time that it is applied, a measure of the work done
+    embeddings, layers, adapters, head: those of each part
+    stored: the sum of the four parts
+    body: stored without the head
+    applied: stored, but a shared layer counts once for each time that it is applied
     """
     counts = {"embeddings": 0, "layers": 0, "adapters": 0, "head": 0}
     for name, parameter in model.named_parameters():

@@ -1,9 +1,9 @@
-"""Task files and metrics: what to classify, score, tag or answer, and how well it was done.
+"""Read task files into Examples, and measure how good predictions are.
 
-A reader for each file format gives Examples: GLUE in its official layout, tables with named
-columns, CoNLL files, SQuAD files, and one task made from the documentation on this machine.
-Whatever is wrong with a file is a ValueError that names the file and the line. The metrics are
-those with which the tasks were published.
+Each file format has a reader that returns Examples: GLUE in its official layout, tables with named
+columns, CoNLL files, SQuAD files, and one task made from the documentation on this machine. Any
+fault in a file raises a ValueError that names the file and, where there is one, the line. The
+metrics are those with which the tasks were published.
 """
 import csv
 import io
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from checkpoint import parse_json_object, parsing, replace_file
+from checkpoint import check_readable, first_few, parse_json_object, parsing, replace_file
 from data import CACHE, is_held_out
 
 KINDS = ("classification", "regression", "tagging", "qa")
@@ -32,25 +32,27 @@ class Example(NamedTuple):
     """One row of a task."""
     text: object            # a text; in qa the question; in tagging a list of words
     second_text: object     # a second text; in qa the context; None if there is none
-    label: object           # a name; a number; a tag for each word; in qa a list of answers, each
-                            # (number of its first character in the context, text); None: unknown
-    id: str                 # in qa the question's id, else the number of the row
-    location: str           # "file:line", for messages
+    label: object           # classification: a name; regression: a number; tagging: a list with a
+                            # tag for each word; qa: a list of answers, each (index of its first
+                            # character in the context, text); None: it is not known
+    id: str                 # qa: the question's id; otherwise the number of the row in its file
+    location: str           # "file:line", in qa the file alone; for messages
 
 
 @dataclass
 class Task:
-    """What is to be known about a fine-tuned head to use it; saved as task.json beside it."""
-    name: str               # a key of GLUE, "code", or the kind
+    """What one must know to use a fine-tuned head; it is saved beside the head as task.json."""
+    name: str               # a key of GLUE, "code", or, for a user's own files, the kind
     kind: str               # one of KINDS
     labels: list            # all labels, sorted; in regression and qa empty
-    metrics: list           # names of scores; choices go by the first
-    length: int             # tokens in a sequence at most, T
-    stride: int             # qa: how many tokens two neighbouring windows of a context share
-    pair: bool              # whether there are two texts
-    mean: float             # regression: of the training labels; the head predicts (y - mean) / sd
-    sd: float               # regression: their standard deviation
-    unanswerable: bool      # qa: whether some questions have no answer
+    metrics: list           # names of metrics; by the first one a learning rate is chosen
+    length: int             # the largest number of tokens in a sequence, T
+    stride: int             # qa: tokens that two neighbouring windows of a context share, if it is
+                            # not more than half a window
+    pair: bool              # whether each example has two texts
+    mean: float             # regression: mean of the training labels; the head predicts
+    sd: float               # (y - mean) / sd, where sd is their standard deviation
+    unanswerable: bool      # qa: whether some training questions have no answer
 
     def __post_init__(self):
         for field in fields(self):
@@ -64,24 +66,24 @@ class Task:
             raise ValueError(f"kind is {self.kind!r:.60}, not one of {', '.join(KINDS)}")
         for label in self.labels:
             if not isinstance(label, str) or (label == "" and self.kind == "tagging"):
-                raise ValueError(f"{label!r:.60} is not a label")
+                raise ValueError(f"labels has {label!r:.60}, which cannot be a label")
         if self.length < 8 or self.stride < 1:
             raise ValueError(f"length {self.length} is below 8, or stride {self.stride} below 1")
         if not abs(self.mean) < LARGEST_NUMBER or not abs(self.sd) < LARGEST_NUMBER:
-            raise ValueError(f"mean {self.mean} or sd {self.sd} is not a usual number")
+            raise ValueError(f"mean {self.mean} and sd {self.sd} must be smaller than 1e30 in size")
         if self.kind == "qa" and not self.pair:
-            raise ValueError("in qa pair must be true: there are a question and a context")
+            raise ValueError("pair must be true for qa: each example has a question and a context")
 
 
 class GlueTask(NamedTuple):
-    folder: str             # the name of its folder, and of the zip that it is in
+    folder: str             # the name of its folder; ZIP_NAMES has those of some zips
     texts: list             # the columns of the one or two texts
     label: str              # the column of the label
     kind: str
     metrics: list
 
 
-LARGEST_NUMBER = 1e30       # a label in regression is below it, so that its square is finite
+LARGEST_NUMBER = 1e30       # labels in regression are smaller in size: their squares stay finite
 GLUE = {
     "cola": GlueTask("CoLA", ["sentence"], "label", "classification", ["matthews"]),
     "sst2": GlueTask("SST-2", ["sentence"], "label", "classification", ["accuracy"]),
@@ -97,7 +99,7 @@ GLUE = {
     "rte": GlueTask("RTE", ["sentence1", "sentence2"], "label", "classification", ["accuracy"]),
     "wnli": GlueTask("WNLI", ["sentence1", "sentence2"], "label", "classification", ["accuracy"]),
 }
-METRICS = {                 # of a user's own files, by the kind of task
+METRICS = {                 # of tasks outside GLUE, by their kind
     "classification": ["accuracy", "macro_f1"],
     "regression": ["pearson", "spearman"],
     "tagging": ["f1", "precision", "recall"],
@@ -106,7 +108,7 @@ METRICS = {                 # of a user's own files, by the kind of task
 
 
 # ---- Metrics ----------------------------------------------------------------------------
-# gold and guesses are lists with a label for each example.
+# gold has the true label of each example, guesses the predicted one.
 
 def score(task, examples, guesses):
     """Score guesses by the task's metrics -> {metric: value}; {} if the labels are unknown."""
@@ -121,7 +123,37 @@ def score(task, examples, guesses):
         scores = entity_scores(gold, guesses)
     else:
         scores = answer_scores(gold, guesses)
+    for metric in task.metrics:
+        if not math.isfinite(scores[metric]):
+            raise ValueError(f"{task.name}: {metric} is {scores[metric]}: the predictions are no "
+                             "usual numbers")
     return {metric: scores[metric] for metric in task.metrics}
+
+
+def detailed_scores(task, examples, guesses):
+    """Score each class, or each type of entity, by itself: {name: {metric: value}}.
+
+    count is how often it occurs among the true labels. Other kinds of tasks, and examples without
+    labels, give {}.
+    """
+    gold = [example.label for example in examples]
+    if gold[0] is None or task.kind not in ("classification", "tagging"):
+        return {}
+    if task.kind == "classification":
+        # Each example is one item, (its number, its class).
+        gold_items = set(enumerate(gold))
+        guessed_items = set(enumerate(guesses))
+    else:
+        gold_items = entities_of_all(gold)
+        guessed_items = entities_of_all(guesses)
+    names = {item[-1] for item in gold_items | guessed_items}
+    details = {}
+    for name in sorted(names):
+        gold_of_name = {item for item in gold_items if item[-1] == name}
+        guessed_of_name = {item for item in guessed_items if item[-1] == name}
+        details[name] = item_scores(gold_of_name, guessed_of_name)
+        details[name]["count"] = len(gold_of_name)
+    return details
 
 
 def classification_scores(gold, guesses):
@@ -144,8 +176,10 @@ def matthews_correlation(gold, guesses):
     """Compute Matthews' correlation for any number of classes (Gorodkin 2004); 0 if one side is
     constant.
 
-    With N examples, c of them correct, and t_k, p_k examples whose label, guess is k:
-    (c N - sum t_k p_k) / sqrt((N^2 - sum t_k^2) (N^2 - sum p_k^2)).
+        (c N - sum_k t_k p_k) / sqrt((N^2 - sum_k t_k^2) (N^2 - sum_k p_k^2))
+
+    N: examples; c: correct ones (num_correct); t_k: examples whose true label is k
+    (gold_counts[k]); p_k: examples for which k was guessed (guess_counts[k]).
     """
     N = len(gold)
     num_correct = sum(1 for label, guess in zip(gold, guesses) if label == guess)
@@ -160,7 +194,7 @@ def matthews_correlation(gold, guesses):
 
 
 def regression_scores(gold, guesses):
-    """Score numbers: Pearson's correlation, and Spearman's, which is that of their ranks."""
+    """Score numbers: Pearson's correlation, and Spearman's, which is Pearson's of the ranks."""
     return {"pearson": pearson_correlation(gold, guesses),
             "spearman": pearson_correlation(ranks(gold), ranks(guesses))}
 
@@ -178,42 +212,47 @@ def pearson_correlation(x, y):
 
 def ranks(numbers):
     """Rank each number among all, from 1; equal numbers share the mean of their ranks."""
-    _, which, counts = np.unique(numbers, return_inverse=True, return_counts=True)
-    last_rank = np.cumsum(counts)                        # of each different number
-    return (last_rank - (counts - 1) / 2)[which]
+    # The different numbers are sorted; the n-th of them occurs counts[n] times.
+    _, index_of_different, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    last_rank = np.cumsum(counts)                        # equal numbers have the ranks up to this
+    mean_rank = last_rank - (counts - 1) / 2
+    return mean_rank[index_of_different]
 
 
 def entity_scores(gold, guesses):
-    """Score tags: precision, recall and F1 of entities that match exactly, over all sentences, as
-    conlleval and seqeval compute them."""
-    gold_entities = entities_of_all(gold)
-    guessed_entities = entities_of_all(guesses)
-    num_correct = len(gold_entities & guessed_entities)
-    return {"precision": num_correct / max(1, len(guessed_entities)),
-            "recall": num_correct / max(1, len(gold_entities)),
-            "f1": 2 * num_correct / max(1, len(gold_entities) + len(guessed_entities))}
+    """Score tags: precision, recall and F1 of entities, counted over all sentences, as conlleval
+    and seqeval do. Only an exact match is correct."""
+    return item_scores(entities_of_all(gold), entities_of_all(guesses))
+
+
+def item_scores(gold, guessed):
+    """Compute precision, recall and F1 of a set of guessed items; 0 where there is nothing."""
+    num_correct = len(gold & guessed)
+    return {"precision": num_correct / max(1, len(guessed)),
+            "recall": num_correct / max(1, len(gold)),
+            "f1": 2 * num_correct / max(1, len(gold) + len(guessed))}
 
 
 def entities_of_all(sentences):
     """Collect the entities of sentences: {(number of the sentence, first, end, type)}."""
     found = set()
     for number, tags in enumerate(sentences):
-        for first, end, kind in entities(tags):
-            found.add((number, first, end, kind))
+        for first, end, entity_type in entities(tags):
+            found.add((number, first, end, entity_type))
     return found
 
 
 def entities(tags):
     """Read the entities off IOB2 tags: {(first word, one past the last, type)}.
 
-    An I- tag that does not go on with an entity begins one, as in conlleval.
+    An I- tag that does not continue an entity begins a new one, as in conlleval.
     """
     found = set()
-    first = None                                         # of the entity that is open
+    first = None                                         # first word of the open entity, if any
     previous = "O"
-    for i, tag in enumerate(list(tags) + ["O"]):         # the last one closes what is open
-        goes_on = tag.startswith("I") and tag[1:] == previous[1:]
-        if first is not None and not goes_on:
+    for i, tag in enumerate(list(tags) + ["O"]):         # the added O closes an entity at the end
+        continues = tag.startswith("I") and tag[1:] == previous[1:]           # of the same type
+        if first is not None and not continues:
             found.add((first, i, previous[2:]))
             first = None
         if first is None and tag != "O":
@@ -225,15 +264,17 @@ def entities(tags):
 def answer_scores(gold, guesses):
     """Score answers: mean F1 of words and mean exact match, as SQuAD's script computes them.
 
-    gold has for each question a list of right answers (first character, text), which is empty if
-    there is none; then "" is right.
+    gold has for each question a list of right answers (first character, text). If the list is
+    empty, the question has no answer, and "" is the right guess.
     """
     f1_total = 0.0
     exact_total = 0.0
     for answers, guess in zip(gold, guesses):
         guess_words = normal_words(guess)
-        right_answers = [normal_words(text) for _, text in answers]
-        right_answers = [words for words in right_answers if words]
+        answer_words = [normal_words(text) for _, text in answers]
+        # As in SQuAD's script: an answer without words, such as "the", does not count, and where
+        # no answer is left, the empty one is right.
+        right_answers = [words for words in answer_words if words]
         if not right_answers:
             right_answers = [[]]
         f1_total += max(word_f1(words, guess_words) for words in right_answers)
@@ -243,12 +284,12 @@ def answer_scores(gold, guesses):
 
 def normal_words(answer):
     """List the words of an answer in lower case, without punctuation and articles."""
-    text = re.sub(r"[!-/:-@[-`{-~]", "", answer.lower())      # the signs in string.punctuation
+    text = re.sub(r"[!-/:-@[-`{-~]", "", answer.lower())      # the characters of string.punctuation
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
 def word_f1(gold_words, guess_words):
-    """Compute the F1 of the words that two answers share."""
+    """Compute the F1 of the words of a guessed answer against those of a right one."""
     if not gold_words or not guess_words:
         return float(gold_words == guess_words)
     shared = Counter(gold_words) & Counter(guess_words)
@@ -256,14 +297,14 @@ def word_f1(gold_words, guess_words):
 
 
 def majority(task, train_examples, examples):
-    """Guess without a model: the most frequent label, the mean, each word's most frequent tag (O
-    if the word is new), or no answer."""
+    """Guess without a model: the most frequent label; in regression the mean; in tagging each
+    word's most frequent tag, O for a new word; in qa no answer."""
     if task.kind == "regression":
         return [task.mean] * len(examples)
     if task.kind == "qa":
         return [""] * len(examples)
     if task.kind == "classification":
-        counts = Counter(str(example.label) for example in train_examples)
+        counts = Counter(example.label for example in train_examples)
         return [counts.most_common(1)[0][0]] * len(examples)
     counts_of_word = {}
     for example in train_examples:
@@ -278,7 +319,9 @@ def majority(task, train_examples, examples):
 # ---- Reading tables: .tsv, .csv and .jsonl ----------------------------------------------
 
 def lines_of(path):
-    """Yield (number, line) of a file in UTF-8. Nothing but a line feed ends a line."""
+    """Yield (number, line) of a file in UTF-8. Lines end at line feeds only, not at the other line
+    separators of Unicode."""
+    check_readable(path)
     number = 0
     with open(path, "rb") as file:
         for raw in file:
@@ -296,27 +339,35 @@ def lines_of(path):
 def rows_of(path, header=None):
     """Yield (number of the line, {column: value}) of a table.
 
-    The ending decides: .jsonl has an object a line, .csv has quoted cells, anything else is
-    tab-separated and has no quotes. The first row names the columns unless `header` does.
+    The file name's ending decides the format: .jsonl has one JSON object per line, .csv may have
+    quoted cells, .tsv is separated by tabs and its quotes are text. The first row names the columns
+    unless `header` does.
     """
-    if path.endswith(".jsonl"):
+    ending = os.path.splitext(path)[1].lower()
+    if ending == ".jsonl":
         yield from rows_of_jsonl(path)
         return
-    if path.endswith(".csv"):
+    if ending == ".csv":
         rows = cells_of_csv(path)
-    else:
+    elif ending in (".tsv", ".txt"):
         rows = cells_of_tsv(path)
+    else:
+        raise ValueError(f"{path}: the ending of a table must be .tsv, .csv or .jsonl")
     for number, cells in rows:
+        if not cells:                                    # an empty line
+            continue
         if header is None:
             header = cells
-        elif cells:
+            if len(set(header)) < len(header):
+                raise ValueError(f"{path}:{number}: two columns have the same name")
+        else:
             if len(cells) != len(header):
                 raise ValueError(f"{path}:{number}: {len(cells)} columns, not {len(header)}")
             yield number, dict(zip(header, cells))
 
 
 def rows_of_jsonl(path):
-    """Yield (number of the line, {name: value}) of a file with a JSON object a line."""
+    """Yield (number of the line, {name: value}) of a file with one JSON object per line."""
     for number, line in lines_of(path):
         if line.strip():
             with parsing(f"{path}:{number}", "a JSON object"):
@@ -325,7 +376,7 @@ def rows_of_jsonl(path):
 
 
 def cells_of_tsv(path):
-    """Yield (number of the line, its cells) of a tab-separated file; an empty line has none."""
+    """Yield (number of the line, its cells) of a tab-separated file; [] for an empty line."""
     for number, line in lines_of(path):
         cells = []
         if line:
@@ -334,16 +385,14 @@ def cells_of_tsv(path):
 
 
 def cells_of_csv(path):
-    """Yield (number of the last line, cells) of each row; a quoted cell may have line breaks."""
+    """Yield (number of its last line, cells) of each row: a cell with line breaks in quotes spans
+    several lines."""
     rows = csv.reader((line + "\n" for _, line in lines_of(path)), strict=True)
-    while True:
-        try:
-            cells = next(rows, None)
-        except csv.Error as error:
-            raise ValueError(f"{path}:{rows.line_num}: {error}") from error
-        if cells is None:
-            return
-        yield rows.line_num, cells
+    try:
+        for cells in rows:
+            yield rows.line_num, cells
+    except csv.Error as error:
+        raise ValueError(f"{path}:{rows.line_num}: {error}") from error
 
 
 def read_table(path, text_columns, label_column, header=None, numeric=False):
@@ -359,6 +408,8 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
         label = None
         if label_column is not None:
             label = str(cell(row, label_column, (str, int, float), location))
+            if label.strip() in ("", "nan"):
+                raise ValueError(f"{location}: the label in column {label_column!r} is missing")
             if numeric:
                 label = read_number(label, label_column, location)
         second_text = texts[1] if len(texts) > 1 else None
@@ -367,41 +418,48 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
 
 
 def cell(row, column, types, location):
-    """Return a cell of a row {column: value}. ValueError if there is none of these types."""
+    """Return a cell of a row {column: value}. ValueError if the column is missing or the value has
+    another type."""
     value = row.get(column)
     if not isinstance(value, types):
         columns = ", ".join(repr(name) for name in row)
-        raise ValueError(f"{location}: no column {column!r}, or no text in it; the columns are "
-                         f"{columns:.300}")
+        raise ValueError(f"{location}: the column {column!r} is missing or has no usual value; the "
+                         f"columns are {columns:.300}")
     return value
 
 
 def read_number(text, column, location):
-    """Read a label that is a number, of a size whose square is finite, too."""
+    """Read a label that is a number, smaller than LARGEST_NUMBER in size. nan, inf and 1_000, which
+    Python would take, are not numbers here."""
     pattern = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d{1,2})?"
     if not re.fullmatch(pattern, text.lower()) or abs(float(text)) >= LARGEST_NUMBER:
-        raise ValueError(f"{location}: {column} {text!r:.60} is not a number")
+        raise ValueError(f"{location}: {column} {text!r:.60} is not a number below 1e30")
     return float(text)
 
 
 def not_empty(examples, path):
     """Return the examples. ValueError if there are none."""
     if not examples:
-        raise ValueError(f"{path}: there is no example in it")
+        raise ValueError(f"{path}: the file has no examples")
     return examples
 
 
 # ---- Reading tags, questions, GLUE ------------------------------------------------------
 
 def read_tags(path):
-    """Read Examples from a CoNLL file: on each line a word first and its tag last, with tabs or
-    spaces between; an empty line or -DOCSTART- ends a sentence. The tags become IOB2."""
+    """Read Examples from a CoNLL file.
+
+    Each line has a word in its first column and the tag in its last, separated by tabs or spaces;
+    an empty line or -DOCSTART- ends a sentence. The tags become IOB2.
+    """
     examples = []
     words = []
     tags = []
-    num_columns = None                                   # that of the first line holds for all
+    num_columns = None                                   # all lines have as many as the first one
     first_line = 1
-    for number, line in list(lines_of(path)) + [(0, "")]:     # the last one ends the last sentence
+    lines = list(lines_of(path))
+    lines.append((0, ""))                                # an empty line ends the last sentence, too
+    for number, line in lines:
         cells = line.split("\t") if "\t" in line else line.split()
         if not line.strip() or cells[0] == "-DOCSTART-":
             if words:
@@ -412,14 +470,15 @@ def read_tags(path):
             first_line = number + 1
             continue
         if num_columns is None:
-            num_columns = max(2, len(cells))
+            num_columns = max(2, len(cells))             # at least a word and a tag
         if len(cells) != num_columns or not cells[0].strip():
             raise ValueError(f"{path}:{number}: {line!r:.60} is not a word and a tag in "
                              f"{num_columns} columns")
         word = cells[0]
         tag = cells[-1]
         if not re.fullmatch(r"O|[BIESLU]-.+", tag):
-            raise ValueError(f"{path}:{number}: the tag {tag!r:.60} is neither O nor like B-X, I-X")
+            raise ValueError(f"{path}:{number}: the tag {tag!r:.60} is neither O nor one of "
+                             "B, I, E, S, L, U with - and a type")
         words.append(word)
         tags.append(tag)
     return not_empty(examples, path)
@@ -436,10 +495,10 @@ def iob2(tags):
     previous = "O"
     for tag in tags:
         same_type = tag[1:] == previous[1:]
-        goes_on = tag[0] in "IEL" and previous[0] in "BI" and same_type
+        continues = tag[0] in "IEL" and previous[0] in "BI" and same_type
         if tag == "O":
             converted.append("O")
-        elif goes_on:
+        elif continues:
             converted.append("I" + tag[1:])
         else:
             converted.append("B" + tag[1:])
@@ -471,7 +530,7 @@ def squad_questions(path, text):
 
 
 def squad_example(path, question, context):
-    """Make the Example of a question. ValueError if an answer is not at its place."""
+    """Make the Example of a question. ValueError if an answer is not at its offset."""
     question_id = field_of(question, "id", str)
     answers = []
     if not question.get("is_impossible"):                # a field of SQuAD v2.0
@@ -486,7 +545,7 @@ def squad_example(path, question, context):
 
 
 def line_of_question(text, question):
-    """Find the line of a SQuAD file's text on which a question's id stands; 1 if it has none."""
+    """Find the line of a SQuAD file's text with a question's id; 1 if it is not found."""
     if not isinstance(question, dict) or not isinstance(question.get("id"), str):
         return 1
     position = max(0, text.find(json.dumps(question["id"])))
@@ -496,9 +555,10 @@ def line_of_question(text, question):
 def field_of(value, name, kind):
     """Return value[name]. ValueError unless value is a dict and the field is of this kind."""
     if not isinstance(value, dict):
-        raise ValueError(f"{value!r:.60} is not a JSON object with {name!r}")
+        raise ValueError(f"{value!r:.60} is not a JSON object with the field {name!r}")
     if type(value.get(name)) is not kind:
-        raise ValueError(f"{name!r} is {value.get(name)!r:.60}, not a {kind.__name__}")
+        raise ValueError(f"the field {name!r} is {value.get(name)!r:.60}, but must be a "
+                         f"{kind.__name__}")
     return value[name]
 
 
@@ -518,17 +578,19 @@ def read_glue(name, folder):
 
 
 def read_glue_file(name, folder, split, label_column):
-    """Read the Examples of one split of a GLUE task; label_column None: its labels are secret."""
+    """Read the Examples of one split of a GLUE task; label_column is None for a test set, whose
+    labels are not published."""
     task = GLUE[name]
     header = None
-    if name == "cola" and label_column is not None:      # these files do not name their columns
+    # CoLA's train.tsv and dev.tsv have no line with the names of the columns; its test.tsv has one.
+    if name == "cola" and split != "test":
         header = ["source", "label", "star", "sentence"]
     path = os.path.join(folder, f"{split}.tsv")
     return read_table(path, task.texts, label_column, header, task.kind == "regression")
 
 
 GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/"
-ZIP_NAMES = {"qqp": "QQP-clean", "qnli": "QNLIv2"}       # those unlike the folder's name
+ZIP_NAMES = {"qqp": "QQP-clean", "qnli": "QNLIv2"}       # those that are not the folder's
 
 
 def download_glue(name, cache=CACHE):
@@ -538,8 +600,9 @@ def download_glue(name, cache=CACHE):
     if os.path.isdir(folder):
         return folder
     if name == "mrpc":
-        raise ValueError("mrpc: there is no official zip; get its files (see "
-                         "gluebenchmark.com/tasks) and give their folder with --data DIR")
+        raise ValueError("mrpc: there is no official zip; get its files yourself (see "
+                         "gluebenchmark.com/tasks), name them train.tsv and dev.tsv, and give "
+                         "their folder with --data DIR")
     url = f"{GLUE_URL}{ZIP_NAMES.get(name, folder_name)}.zip"
     temporary = f"{folder}.tmp"
     os.makedirs(temporary, exist_ok=True)
@@ -549,9 +612,13 @@ def download_glue(name, cache=CACHE):
             if re.fullmatch(r"[^/]+/(train|dev|test)(_\w+)?\.tsv", member.filename):
                 member.filename = os.path.basename(member.filename)
                 archive.extract(member, temporary)
+        for needed in ("train.tsv", "dev"):
+            if not any(file.startswith(needed) for file in os.listdir(temporary)):
+                raise ValueError(f"there is no {needed} in it")
         os.replace(temporary, folder)
-    except Exception as error:      # of the network, of the zip or of the disk
-        raise ValueError(f"{url}: {error}; if you have its files, say --data DIR") from error
+    except Exception as error:      # of the network, the zip file or the disk
+        raise ValueError(f"{url}: {error}; if you have the files, give their folder with "
+                         "--data DIR") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -560,11 +627,11 @@ def download_glue(name, cache=CACHE):
 def download(url):
     """Download a file into memory, with a progress bar -> a file object."""
     content = io.BytesIO()
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        size = int(answer.headers.get("Content-Length", 0))
+    with urllib.request.urlopen(url, timeout=30) as response:
+        size = int(response.headers.get("Content-Length", 0))
         with tqdm(total=size, unit="B", desc=url, unit_scale=True, disable=None) as bar:
             while True:
-                chunk = answer.read(1 << 16)
+                chunk = response.read(1 << 16)
                 if not chunk:
                     break
                 content.write(chunk)
@@ -573,29 +640,36 @@ def download(url):
     return content
 
 
-# ---- The task without files -------------------------------------------------------------
+# ---- The built-in task "code" -----------------------------------------------------------
 
-TAGGED_WORD = re.compile(r"\w+(?:\.\w+)*|[^\w\s]")       # a word, a name with dots, or a sign
+# It finds the words of a text: words, names with dots, and single punctuation characters.
+WORD_PATTERN = re.compile(r"\w+(?:\.\w+)*|[^\w\s]")
 
 
 def read_code_task(path):
-    """Read {split: examples} of the embedded task "code": tag what was marked as code.
+    """Read {split: examples} of the built-in task "code": which words were marked as code?
 
-    path: the file of docs_on_this_machine. The text has lost its marks; the tags are B-code and
-    I-code where they were. A tenth of the paragraphs is the split dev.
+    path: the file of data.docs_on_this_machine, with a paragraph per line: {"text": the paragraph
+    without its mark-up, "code": [[begin, end], ...], the characters that were marked as code}.
+    Words that begin in such a span get B-code or I-code, all others O. Paragraphs without code are
+    skipped. By the hash of its text a tenth of the paragraphs is held out as dev.
     """
     splits = {"train": [], "dev": []}
     for number, row in rows_of(path):
-        if not row["code"]:
+        location = f"{path}:{number}"
+        with parsing(location, "a paragraph of the documentation"):
+            text = field_of(row, "text", str)
+            code_spans = [(int(begin), int(end)) for begin, end in field_of(row, "code", list)]
+        if not code_spans:
             continue
         words = []
         tags = []
-        for match in TAGGED_WORD.finditer(row["text"]):
-            is_code = any(begin <= match.start() < end for begin, end in row["code"])
+        for match in WORD_PATTERN.finditer(text):
+            is_code = any(begin <= match.start() < end for begin, end in code_spans)
             words.append(match[0])
             tags.append("I-code" if is_code else "O")
-        example = Example(words, None, iob2(tags), str(number - 1), f"{path}:{number}")
-        if is_held_out(row["text"], 10):
+        example = Example(words, None, iob2(tags), str(number - 1), location)
+        if is_held_out(text, 10):
             splits["dev"].append(example)
         else:
             splits["train"].append(example)
@@ -604,11 +678,8 @@ def read_code_task(path):
 
 # ---- Putting a task together ------------------------------------------------------------
 
-def read_own_files(name, kind, files, text_columns, label_column):
+def read_own_files(kind, files, text_columns, label_column):
     """Read a user's own files: files is {split: list of paths} -> {split: examples}."""
-    if "train" not in files:
-        raise ValueError(f"--task {name} is about files of yours: give --train FILE and, if you "
-                         "have them, --dev FILE and --test FILE")
     splits = {}
     for split, paths in files.items():
         splits[split] = []
@@ -626,24 +697,51 @@ def read_own_files(name, kind, files, text_columns, label_column):
 def hold_out_a_tenth(examples):
     """Split examples -> (a tenth of them, the rest).
 
-    They are ordered by the hash of their texts: the split is alike on every machine and does not
-    depend on the order in the file.
+    They are ordered by a hash of their texts, so the split is the same on every machine and does
+    not depend on the order in the file. An example with a label that no other example in the rest
+    has stays there.
     """
     def text_hash(example):
         return zlib.crc32(repr((example.text, example.second_text)).encode())
 
     if len(examples) < 2:
-        raise ValueError(f"{examples[0].location}: this is the only example; none is left to "
-                         "choose by")
-    ordered = sorted(examples, key=text_hash)
-    tenth = math.ceil(len(ordered) / 10)
-    return ordered[:tenth], ordered[tenth:]
+        raise ValueError(f"{examples[0].location}: this is the only example, so none can be held "
+                         "out")
+    wanted = math.ceil(len(examples) / 10)
+    remaining = Counter()                                # how often each label is in the rest
+    for example in examples:
+        remaining.update(labels_to_keep(example))
+    held_out = []
+    rest = []
+    for example in sorted(examples, key=text_hash):
+        labels = labels_to_keep(example)
+        if len(held_out) < wanted and all(remaining[label] > 1 for label in labels):
+            held_out.append(example)
+            remaining.subtract(labels)
+        else:
+            rest.append(example)
+    if not held_out:
+        raise ValueError(f"{examples[0].location}: no example can be held out, because each label "
+                         "occurs once; give --dev FILE")
+    return held_out, rest
+
+
+def labels_to_keep(example):
+    """Return the labels of an example that the training set must have: its class, or its tags.
+
+    Numbers and answers need not occur in it.
+    """
+    if isinstance(example.label, str):
+        return {example.label}
+    if isinstance(example.text, list):                   # tagging
+        return set(example.label)
+    return set()
 
 
 def make_task(name, kind, splits, length, stride):
-    """Make the Task of {split: examples}. Its labels are those of the training set.
+    """Make the Task for {split: examples}; its labels are those of the training set.
 
-    ValueError names an example of another split with a label that is not among them.
+    ValueError names the first example of another split whose label is not among them.
     """
     train = splits["train"]
     labels = []
@@ -670,8 +768,8 @@ def make_task(name, kind, splits, length, stride):
         if np.std(numbers) > 0:
             sd = float(np.std(numbers))
     unanswerable = kind == "qa" and not all(example.label for example in train)
-    return Task(name, kind, labels, metrics, length, stride, train[0].second_text is not None,
-                mean, sd, unanswerable)
+    return Task(name=name, kind=kind, labels=labels, metrics=metrics, length=length, stride=stride,
+                pair=train[0].second_text is not None, mean=mean, sd=sd, unanswerable=unanswerable)
 
 
 def check_labels(splits, kind, labels):
@@ -684,13 +782,13 @@ def check_labels(splits, kind, labels):
             own_labels = example.label if kind == "tagging" else [example.label]
             for label in own_labels:
                 if label not in known:
-                    raise ValueError(f"{example.location}: label {label!r:.60} is not in the "
-                                     f"training set: {' '.join(labels):.300}")
+                    raise ValueError(f"{example.location}: label {label!r:.60} does not occur in "
+                                     f"the training set, whose labels are {first_few(labels)}")
 
 
 def write_predictions(out, task, split, examples, predictions):
-    """Write a split's predictions into the folder out, as {split}.jsonl with an object a line;
-    those for a test set of GLUE as its leaderboard wants them.
+    """Write a split's predictions into the folder out, as {split}.jsonl with one JSON object per
+    line; those for a test set of GLUE as the .tsv that its leaderboard accepts.
 
     predictions: for each example (what is predicted, {label: probability})
     """

@@ -4,7 +4,7 @@
         60 kills of each: some minutes
 
 A run that was killed and resumed must end like one that nothing disturbed: with the same files,
-the same bytes in them and the same log, but for its speed. The runs are of the embedded teacher,
+the same bytes in them and the same log, but for its speed and time. The runs are of the embedded teacher,
 the documentation on this machine and the embedded task.
 """
 import argparse
@@ -111,6 +111,7 @@ def remains(out):
                 lines = [json.loads(line) for line in content.splitlines()]
                 for line in lines:
                     del line["tokens_per_second"]
+                    del line["time"]
                 content = lines
             elif name == "training.safetensors":         # its header has the size of the log
                 header_size = int.from_bytes(content[:8], "little")

@@ -13,16 +13,6 @@ take turns, so that what else the machine does meets all of them. A figure is th
 turns, with the smallest and the largest in brackets. So is a ratio, which is taken within each
 turn: "over authors'" is this row's figure divided by theirs. The sections have the numbers that
 they have in EXPERIMENTS.md, where section 2 is a step on a GPU.
-
-A worker's answer to a request is a dict of what it measured:
-
-    seconds     how long one step, pass or run took
-    rate        sequences, sentences or million tokens per second
-    MB          the most memory that the process has had so far
-    above       the same, less what it had before it made its models
-    matrix      operations per second of large matrix products here, in thousand millions
-    share       the share of that rate which a step reaches, counting useful operations alone
-    a term      the seconds of one of the TERMS of a step
 """
 import argparse
 import json
@@ -59,6 +49,16 @@ TERMS = ["data", "teacher", "student", "losses", "backward", "reduce, clip", "op
 
 
 # ---- Workers, which take turns ----------------------------------------------------------
+# A worker's answer to a request is a dict of what it measured:
+#
+#     seconds     how long one step, pass or run took
+#     rate        sequences, sentences or million tokens per second
+#     MB          the most memory that the process has had so far
+#     above       the same, less what it had before it made its models
+#     matrix      operations per second of large matrix products here, in thousand millions
+#     share       the share of that rate which a step reaches, counting useful operations alone
+#     a term      the seconds of one of the TERMS of a step
+
 
 class Variant(NamedTuple):
     """What one worker measures."""

@@ -135,7 +135,8 @@ def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_ra
 
     # Always step 0, so always the same batch: every turn has the same work.
     def step():
-        distill.training_step(student, objective, optimizer, 0, options, processes)
+        distill.training_step(
+            student, objective, optimizer, 0, options, processes, check=True)
         clock.lap("optimizer")
 
     def measure():
@@ -192,8 +193,11 @@ def training_options():
 
 
 def matrix_rate(shape, bf16):
-    """Measure the most operations per second of a product of matrices on this machine: one of a
-    layer's own products, or of large squares. A product of (m, k) and (k, n) has 2 m k n."""
+    """Measure the most operations per second of a product of matrices on this machine.
+
+    It is one of a layer's own products, or one of large squares, whichever is faster. A product
+    of (m, k) and (k, n) has m k n multiplications and as many additions.
+    """
     dtype = torch.float32
     if bf16:
         dtype = torch.bfloat16
@@ -247,7 +251,7 @@ def save_models(shape, folder):
 
 
 def our_inference(path, shape):
-    """Build our forward pass, with the setting of malloc with which our commands run."""
+    """Build our forward pass, of the encoder without any head."""
     distill.keep_freed_memory()
     return forward_measure(load(path), shape.V)
 
@@ -338,6 +342,7 @@ def our_tuning(mode, path, sentences, bf16=False):
     """Build an epoch of fine-tuning, of distill.training_step as finetune.py calls it.
 
     mode: all, adapters (and the head) or head (alone)
+    sentences: a file of write_sentences
     """
     processes = distill.set_up_processes("cpu", 32)
     features = read_features(sentences)
@@ -353,7 +358,8 @@ def our_tuning(mode, path, sentences, bf16=False):
 
     def epoch():
         for step in range(task_loss.steps_per_epoch):
-            distill.training_step(model, task_loss, optimizer, step, options, processes)
+            distill.training_step(
+                model, task_loss, optimizer, step, options, processes, check=True)
 
     def measure():
         return {"rate": len(features) / seconds_of(epoch)}
@@ -398,7 +404,10 @@ def our_tokens(how, text, vocabulary):
 
 
 def read_lines_in_batches(path):
-    """Read a text -> lists of its lines, each of about a million characters."""
+    """Read a text -> lists of its lines, each of about a million characters.
+
+    encode_batch gets such a list, as in data.tokenise; it works on its lines in parallel.
+    """
     batches = []
     with open(path, encoding="utf-8") as file:
         while True:
