@@ -488,7 +488,7 @@ def corpus_files(corpus):
             raise ValueError(f"{path}: no .txt, .jsonl or .csv (or one as .gz, .bz2, .xz) there")
         num_skipped = len(candidates) - len(found)
         if num_skipped > 0:
-            print(f"{path}: {num_skipped} files are skipped: they are not .txt, .jsonl or .csv, or "
+            print(f"{path}: skipped files: {num_skipped}; they are not .txt, .jsonl or .csv, or "
                   "no regular files", file=sys.stderr)
         files += found
     return files

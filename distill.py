@@ -37,6 +37,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
 from checkpoint import (MODEL_FILES, fetch, load, parsing, remove_run, restore_training_state,
@@ -304,11 +305,13 @@ class TrainingOptions:
     resume: bool
 
 
-def training_step(model, objective, optimizer, step, options, processes):
+def training_step(model, objective, optimizer, step, options, processes, check=True):
     """Make one step: forward, backward, update.
 
     objective: a Distillation, or anything with its .weights and .micro_batches(step)
-    Returns the losses {name: value}, the learning rate and the norm of the gradient.
+    check: raise FloatingPointError before the update if the gradient is not finite
+    Returns the losses {name: scalar}, the learning rate and the norm of the gradient. The losses
+    and the norm are tensors: to read one from a GPU is to wait for it.
     """
     # Dropout is a function of (seed, step, rank), so that a resumed run draws the same. The factors
     # are primes: different steps and ranks get different seeds.
@@ -322,9 +325,10 @@ def training_step(model, objective, optimizer, step, options, processes):
             totals[name] = totals.get(name, 0) + value.detach()
     sum_over_processes(model, totals, processes)
 
-    gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM).item()
+    gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
     lr = learning_rate(step, options)
-    check_finite_step(step, totals, gradient_norm, lr)   # before a nan can reach the weights
+    if check:
+        check_finite_step(step, totals, gradient_norm, lr)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
@@ -351,11 +355,14 @@ def begin_or_resume(model, options, settings, processes):
     path = state_path(options)
     first_step = 0
     log_size = 0
-    if options.resume and os.path.exists(path):
+    # The first process restores, and gives the others what it has: on another machine they may
+    # have no access to the file.
+    if options.resume and processes.rank == 0 and os.path.exists(path):
         first_step, log_size = restore_training_state(path, tensors, settings)
         print(f"{options.out}: going on after step {first_step:,} of {options.steps:,}")
-    broadcast(tensors, processes)
-    return RunState(optimizer, tensors, first_step, log_size)
+    step_tensor = torch.tensor(first_step, device=processes.device)
+    broadcast([step_tensor, *tensors.values()], processes)
+    return RunState(optimizer, tensors, step_tensor.item(), log_size)
 
 
 def state_path(options):
@@ -386,22 +393,29 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
     with noted_signals() as signals:
         bar = progress_bar(first_step, options.steps, processes)
         for step in bar:
-            totals, lr, gradient_norm = training_step(
-                model, objective, run_state.optimizer, step, options, processes)
             done = step + 1
             is_last = done == options.steps
-            stop = in_any_process(len(signals) > 0, processes)
-
             evaluate_now = is_last
             if options.eval_every > 0 and done % options.eval_every == 0:
                 evaluate_now = True
-            if is_main and (evaluate_now or done % options.log_every == 0):
+            log_now = evaluate_now or done % options.log_every == 0
+            save_now = is_last or done % options.save_every == 0
+            # In other steps nothing is read from a GPU, so that it never waits for the program. A
+            # nan stays in the weights, so it is found before anything of it is written. On a CPU it
+            # is found before it can reach the weights.
+            look_now = log_now or save_now
+            check = look_now or processes.device.type == "cpu" or len(signals) > 0
+            totals, lr, gradient_norm = training_step(
+                model, objective, run_state.optimizer, step, options, processes, check)
+            stop = must_stop(signals, look_now, processes)
+
+            if is_main and log_now:
                 seconds = time.perf_counter() - clock
                 line = {"step": done}
                 for name, value in totals.items():
                     line[name] = value.item()
                 line["lr"] = lr
-                line["gradient_norm"] = gradient_norm
+                line["gradient_norm"] = gradient_norm.item()
                 num_tokens = objective.tokens_per_step * (done - last_logged)
                 line["tokens_per_second"] = round(num_tokens / seconds)
                 line["time"] = round(time.time())        # seconds since 1970
@@ -413,7 +427,9 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 last_logged = done
                 clock = time.perf_counter()      # the time of the evaluation does not count
 
-            if is_main and (stop or is_last or done % options.save_every == 0):
+            if stop:
+                check_finite_step(step, totals, gradient_norm, lr)
+            if is_main and (stop or save_now):
                 save_training_state(state_path(options), run_state.tensors, done, log.tell(),
                                     settings)
                 save_model()
@@ -437,8 +453,9 @@ def learning_rate(step, options):
 
 def check_finite_step(step, totals, gradient_norm, lr):
     """Raise FloatingPointError, showing all losses, if the gradient's norm is inf or nan."""
+    gradient_norm = float(gradient_norm)                 # this waits for a GPU
     if not math.isfinite(gradient_norm):
-        losses = ", ".join(f"{name} {value:g}" for name, value in totals.items())
+        losses = ", ".join(f"{name} {float(value):g}" for name, value in totals.items())
         raise FloatingPointError(f"step {step + 1}, learning rate {lr:g}: {losses}, gradient norm "
                                  f"{gradient_norm:g}; no checkpoint was written of it")
 
@@ -559,7 +576,12 @@ def set_up_processes(device_name, batch_size):
     if batch_size < world:
         raise ValueError(f"--batch-size {batch_size} is less than one sequence for each of the "
                          f"{world} processes")
+    if batch_size % world != 0:
+        print(f"--batch-size {batch_size} is not divisible by {world} processes: in each step some "
+              "wait for others", file=sys.stderr)
     device = choose_device(device_name, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)                    # what has no index means this one
     if world > 1:
         timeout = timedelta(hours=12)                    # the first process may tokenise for hours
         if device.type == "cuda":
@@ -649,28 +671,40 @@ def split_batch(batch_size, micro_batch_size, processes):
 
 
 def sum_over_processes(model, totals, processes):
-    """Sum the gradients and the losses {name: scalar} over all processes, in place."""
-    if processes.world > 1:
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-        for value in totals.values():
-            dist.all_reduce(value)
+    """Sum the gradients and the losses {name: scalar} over all processes, in place.
 
-
-def in_any_process(condition, processes):
-    """Tell whether the condition is true in any process."""
+    They travel in one message: a hundred small ones would take many times as long.
+    """
     if processes.world == 1:
-        return condition
-    count = torch.tensor(float(condition), device=processes.device)
-    dist.all_reduce(count)
-    return count.item() > 0
+        return
+    tensors = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    tensors += list(totals.values())
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    sizes = [tensor.numel() for tensor in tensors]
+    for tensor, summed in zip(tensors, flat.split(sizes)):
+        tensor.copy_(summed.view_as(tensor))
 
 
-def broadcast(state, processes):
+def must_stop(signals, look_now, processes):
+    """Tell whether to stop after this step: some process has received a signal.
+
+    A single process stops at once. Several must stop after the same step, and they only ask each
+    other in steps in which they look at results.
+    """
+    if processes.world == 1:
+        return len(signals) > 0
+    if not look_now:
+        return False
+    num_signals = torch.tensor(float(len(signals)), device=processes.device)
+    dist.all_reduce(num_signals)
+    return num_signals.item() > 0
+
+
+def broadcast(tensors, processes):
     """Give all processes the numbers of rank 0: other machines may have rounded differently."""
     if processes.world > 1:
-        for tensor in state.values():
+        for tensor in tensors:
             dist.broadcast(tensor.detach(), 0)
 
 
@@ -681,9 +715,20 @@ def autocast(device, bf16):
 
 def uses_bf16(flag, device):
     """Return the flag --bf16, or its default if it is not given: bfloat16 on a GPU."""
+    bf16 = flag
     if flag is None:
-        return device.type == "cuda"
-    return flag
+        bf16 = device.type == "cuda"
+    if bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError("this GPU does not know bfloat16: say --no-bf16")
+    return bf16
+
+
+def cast_linear_layers(model):
+    """Cast the weights of a frozen model's linear layers to bfloat16, once. Autocast would do the
+    same in each step."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
 
 
 def device_of(model):
@@ -691,8 +736,17 @@ def device_of(model):
 
 
 def to_device(device, *arrays):
-    """Copy numpy arrays to a device -> a list of tensors."""
-    return [torch.from_numpy(array).to(device) for array in arrays]
+    """Copy numpy arrays to a device -> a list of tensors.
+
+    A copy from pinned memory to a GPU does not wait until the GPU has done what it has to do.
+    """
+    tensors = []
+    for array in arrays:
+        tensor = torch.from_numpy(array)
+        if device.type == "cuda":
+            tensor = tensor.pin_memory()
+        tensors.append(tensor.to(device, non_blocking=True))
+    return tensors
 
 
 def fingerprint(model):
@@ -712,12 +766,13 @@ EMBEDDED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ass
 # authors' values, with two differences: text is packed without padding, and a GPU uses bfloat16.
 RECIPES = {
     "quick": {"steps": 1800, "batch_size": 16, "length": 64, "lr": 3e-3, "warmup": 100,
-              "weight_decay": 0.01, "dropout": 0.0},
+              "weight_decay": 0.01, "dropout": 0.0, "eval_every": 200, "save_every": 200},
     "full": {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
-             "weight_decay": 0.01, "dropout": 0.1},
+             "weight_decay": 0.01, "dropout": 0.1, "eval_every": 2000, "save_every": 2000},
     "paper": {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
-              "weight_decay": 1e-4, "dropout": 0.1, "init": "random", "tie_decoder": False,
-              "num_hidden_layers": 6, "embedding_size": 128},
+              "weight_decay": 1e-4, "dropout": 0.1, "eval_every": 2000, "save_every": 2000,
+              "init": "random", "tie_decoder": False, "num_hidden_layers": 6,
+              "embedding_size": 128},
 }
 SHAPE_FLAGS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size",
                "adapter_size", "num_attention_heads", "intermediate_size", "tie_decoder")
@@ -769,7 +824,7 @@ def refuse_flags(given, refused, reason):
             raise ValueError(f"{flag}: {reason}")
 
 
-def add_run_flags(parser, out, out_help, eval_every, eval_every_help):
+def add_run_flags(parser, out, out_help, eval_every, save_every, eval_every_help, save_every_help):
     """Add the flags about a run that distill.py and finetune.py share, in a group."""
     group = parser.add_argument_group("run")
     group.add_argument("--out", default=out, metavar="DIR", help=out_help)
@@ -784,8 +839,8 @@ def add_run_flags(parser, out, out_help, eval_every, eval_every_help):
                        help="write a line to log.jsonl after each STEPS steps (default: 50)")
     group.add_argument("--eval-every", type=whole_number(0), default=eval_every,
                        metavar="STEPS", help=eval_every_help)
-    group.add_argument("--save-every", type=whole_number(1), default=200, metavar="STEPS",
-                       help="write a checkpoint after each STEPS steps (default: 200)")
+    group.add_argument("--save-every", type=whole_number(1), default=save_every, metavar="STEPS",
+                       help="write a checkpoint after each STEPS steps " + save_every_help)
     group.add_argument("--device", type=device_name, default="auto", metavar="NAME",
                        help="auto (a GPU if there is one), cpu, cuda, cuda:N or mps (default: "
                        "auto)")
@@ -878,8 +933,9 @@ def add_training_flags(parser):
                        "0.01; paper: 0.0001)")
     group.add_argument("--dropout", type=number(upper=1.0), metavar="P",
                        help="probability of dropout in the student (default: 0 [0.1])")
-    group.add_argument("--compile", action="store_true",
-                       help="fuse the operations of a step with torch.compile")
+    group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,
+                       help="fuse the operations of a step with torch.compile (default: on a GPU, "
+                       "but not in the recipe quick)")
 
 
 def arguments(argv):
@@ -900,9 +956,10 @@ def arguments(argv):
     group.add_argument("--cache", default=CACHE, metavar="DIR",
                        help="where tokenised corpora are kept (default: ~/.cache/minialbert)")
     add_run_flags(parser, out="out/student",
-                  out_help="the folder for the student (default: out/student)", eval_every=200,
+                  out_help="the folder for the student (default: out/student)", eval_every=None,
+                  save_every=None,
                   eval_every_help="measure the student after each STEPS steps; 0: only at the end "
-                  "(default: 200)")
+                  "(default: 200 [2,000])", save_every_help="(default: 200 [2,000])")
     group.add_argument("--evaluate", action="store_true",
                        help="only measure: the accuracy of the --student, of the --teacher or of "
                        "both on the held-out part of the corpus; nothing is written")
@@ -1057,8 +1114,13 @@ def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, 
     models = {"student": student.to(device)}
     if teacher is not None:
         models = {"teacher": teacher.to(device), "student": student}
+        if bf16:
+            cast_linear_layers(teacher)
+    compile_losses = args.compile
+    if compile_losses is None:
+        compile_losses = device.type == "cuda" and args.recipe != "quick"
     distillation = Distillation(student, teacher, batches, weights, args.temperature,
-                                args.micro_batch_size, processes, bf16, args.compile)
+                                args.micro_batch_size, processes, bf16, compile_losses)
 
     def evaluate_student():
         if student.head is None:
@@ -1079,7 +1141,7 @@ def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, 
         train(student, distillation, run_state, options, settings, evaluate_student, save_student,
               processes)
     print_scores(models, valid_batches, bf16)
-    print_samples(models, tokenizer, valid_batches)
+    print_samples(models, tokenizer, valid_batches, bf16)
     print(f"\nThe student is in {args.out}. Next: python finetune.py --model {args.out}")
 
 
@@ -1222,12 +1284,15 @@ def print_scores(models, valid_batches, bf16):
 
 def describe_run(distillation, steps, first_step, device):
     """Print what will be trained and how long that takes, for which some passes are timed."""
+    distillation.student.train()                         # as in the steps that follow
     fastest = math.inf
     for _ in range(4):                                   # the first ones are slower
         begin = time.perf_counter()
         for losses in distillation.micro_batches(0):
             sum(losses.values()).backward()
         distillation.student.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         fastest = min(fastest, time.perf_counter() - begin)
     print(f"device   {device}, {'bfloat16' if distillation.bf16 else 'float32'}")
     if distillation.pairs:
@@ -1241,7 +1306,7 @@ def describe_run(distillation, steps, first_step, device):
 
 
 @torch.inference_mode()
-def print_samples(models, tokenizer, valid_batches):
+def print_samples(models, tokenizer, valid_batches, bf16):
     """Print the words that each model predicts at a masked place in four held-out texts."""
     if models["student"].head is None:
         return
@@ -1257,8 +1322,10 @@ def print_samples(models, tokenizer, valid_batches):
         ids[place] = tokenizer.mask_id
         for name, model in models.items():
             model.eval()
-            hidden, _ = model(torch.tensor([ids], device=device_of(model)))
-            logits = model.predict(hidden[-1][0, place])                      # (V,)
+            device = device_of(model)
+            with autocast(device, bf16):
+                hidden, _ = model(torch.tensor([ids], device=device))
+                logits = model.predict(hidden[-1][0, place])                  # (V,)
             best = logits.topk(4).indices.tolist()
             print(f"    {name}: {' '.join(tokenizer.decode([token]) for token in best)}")
 
@@ -1274,9 +1341,16 @@ def place_to_mask(words):
     return max(range(len(words)), key=value)
 
 
+def leave_processes():
+    """Leave the group of processes that set_up_processes has joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def main(argv=None):
     def action():
         run(arguments(argv))
+        leave_processes()
     return run_command("distill.py", action)
 
 

@@ -42,8 +42,9 @@ from data import (NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, CommandParser, T
                   docs_on_this_machine, run_command)
 from distill import (TrainingOptions, add_run_flags, autocast, begin_or_resume, choose_device,
                      device_of, explaining_memory, fingerprint, first_process_first, given_flags,
-                     number, output_loss, own_folder, refuse_flags, resume_settings,
-                     set_up_processes, split_batch, to_device, train, uses_bf16, whole_number)
+                     leave_processes, number, output_loss, own_folder, refuse_flags,
+                     resume_settings, set_up_processes, split_batch, to_device, train, uses_bf16,
+                     whole_number)
 from minialbert import MiniALBERT
 from tasks import (GLUE, KINDS, WORD_PATTERN, Example, Task, check_labels, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, lines_of, majority, make_task,
@@ -354,15 +355,29 @@ class TaskLoss:
         num_labelled = max(1, np.count_nonzero(~np.isnan(labels)))
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
+            own_labels = labels[begin:end]
+            if len(own_labels) == 0:
+                # All processes must have a gradient, so this one computes with a row that is not
+                # its own and has no label: its gradient is 0.
+                begin, end = 0, 1
+                own_labels = np.full_like(labels[:1], np.nan)
+            # The positions are found here: a GPU would have to be waited for.
+            positions = np.flatnonzero(~np.isnan(own_labels))
+            targets = own_labels.ravel()[positions]
             part = to_device(device, ids[begin:end], mask[begin:end], segments[begin:end],
-                             labels[begin:end])
+                             positions, targets)
             with autocast(device, self.bf16):
                 losses = self.losses(*part, num_labelled)
             yield losses
 
-    def losses(self, ids, mask, segments, labels, num_labelled):
-        """Compute a micro-batch's part of each loss: {name: scalar}; the tensors are collate's."""
-        outputs, targets = labelled_rows(self.model(ids, mask, segments), labels, self.model.is_qa)
+    def losses(self, ids, mask, segments, positions, targets, num_labelled):
+        """Compute a micro-batch's part of each loss: {name: scalar}.
+
+        ids, mask, segments (B, T): see collate. positions (N,) are those of the labels in collate's
+        flattened array, targets (N,) the labels themselves.
+        """
+        is_qa = self.model.is_qa
+        outputs = labelled_rows(self.model(ids, mask, segments), positions, is_qa)
         is_regression = self.task.kind == "regression"
         losses = {}
         if is_regression:
@@ -374,7 +389,7 @@ class TaskLoss:
         if self.teacher is not None:
             with torch.no_grad():
                 teacher_logits = self.teacher(ids, mask, segments)
-            teacher_outputs, _ = labelled_rows(teacher_logits, labels, self.model.is_qa)
+            teacher_outputs = labelled_rows(teacher_logits, positions, is_qa)
             if is_regression:
                 # Undo the teacher's normalisation, then apply the student's, which may differ.
                 numbers = teacher_outputs * self.teacher_task.sd + self.teacher_task.mean
@@ -386,16 +401,15 @@ class TaskLoss:
         return losses
 
 
-def labelled_rows(logits, labels, is_qa):
-    """Select what the loss compares: the logits (N, n) at N labelled positions, and labels (N,).
+def labelled_rows(logits, positions, is_qa):
+    """Select what the loss compares: the rows (N, n) of logits (B, T, n) at N positions.
 
     In qa each sequence gives two rows, for the begin and the end of the answer, with a logit for
-    each token: (2 B, T) and (2 B,).
+    each token: (B, T, 2) -> (2 B, T), of which those at N positions are selected.
     """
     if is_qa:
-        return logits.transpose(1, 2).flatten(0, 1), labels.flatten()
-    is_labelled = ~labels.isnan()
-    return logits[is_labelled], labels[is_labelled]
+        return logits.transpose(1, 2).flatten(0, 1)[positions]
+    return logits.flatten(0, 1)[positions]
 
 
 # ---- New adapters in a trained encoder --------------------------------------------------
@@ -826,8 +840,9 @@ def arguments(argv):
     add_run_flags(parser, out=None,
                   out_help="folder for the runs and the model of the first seed (default: "
                   "out/TASK)", eval_every=0,
+                  save_every=200,
                   eval_every_help="measure the model after each STEPS steps; 0: only at the end "
-                  "(default: 0)")
+                  "(default: 0)", save_every_help="(default: 200)")
     args = parser.parse_args(argv)
     if len(args.text) > 2:
         raise ValueError("--text: give one or two columns")
@@ -1240,6 +1255,7 @@ def main(argv=None):
             run_evaluation(args, given_flags(argv))
         else:
             run(args)
+            leave_processes()
     return run_command("finetune.py", action)
 
 

@@ -95,6 +95,16 @@ def check_field(name, kind, value):
                          f"{largest}")
 
 
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm with a result of its input's dtype.
+
+    With autocast on a GPU that of torch is float32 for an input in bfloat16, but bfloat16 on a CPU.
+    """
+
+    def forward(self, x):
+        return super().forward(x).to(x.dtype)
+
+
 class Embeddings(nn.Module):
     """LayerNorm(word + position + segment) at width E, then a projection to width C if E != C."""
 
@@ -105,7 +115,7 @@ class Embeddings(nn.Module):
         self.word = nn.Embedding(config.vocab_size, E)
         self.position = nn.Embedding(config.max_position_embeddings, E)
         self.segment = nn.Embedding(config.type_vocab_size, E)
-        self.norm = nn.LayerNorm(E, config.layer_norm_eps)
+        self.norm = LayerNorm(E, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.project = None
         if E != C:
@@ -192,7 +202,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.down = nn.Linear(config.hidden_size, config.adapter_size)
         self.up = nn.Linear(config.adapter_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, x):
         bottleneck = F.gelu(self.down(x))                # (B, T, A)
@@ -206,10 +216,10 @@ class Layer(nn.Module):
         super().__init__()
         C = config.hidden_size
         self.attention = Attention(config)
-        self.attention_norm = nn.LayerNorm(C, config.layer_norm_eps)
+        self.attention_norm = LayerNorm(C, config.layer_norm_eps)
         self.intermediate = nn.Linear(C, config.intermediate_size)
         self.output = nn.Linear(config.intermediate_size, C)
-        self.norm = nn.LayerNorm(C, config.layer_norm_eps)
+        self.norm = LayerNorm(C, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x, mask=None, want_map=False, adapters=None):
@@ -240,7 +250,7 @@ class Head(nn.Module):
         C = config.hidden_size
         V = config.vocab_size
         self.dense = nn.Linear(C, C)
-        self.norm = nn.LayerNorm(C, config.layer_norm_eps)
+        self.norm = LayerNorm(C, config.layer_norm_eps)
         self.decoder = None
         if not config.tie_decoder:
             self.decoder = nn.Linear(C, V, bias=False)

@@ -5,6 +5,11 @@ has to be on PYTHONPATH, and run with the version of transformers that it needs,
 """
 import json
 import os
+import sys
+
+# Nothing here reads text. transformers 4.30 wants an old tokenizers, which cannot be had for newer
+# versions of Python; it does without one if none is to be found.
+sys.modules["tokenizers"] = None
 
 import minialbert_modeling
 import torch
@@ -42,24 +47,27 @@ def update(model, optimizer):
 
 # ---- A step of distillation -------------------------------------------------------------
 
-def authors_step(shape, bf16=False):
+def authors_step(shape, bf16=False, device="cpu"):
     """Build a step as the authors' training wrapper makes it, told again from their code.
 
     As there, the teacher has dropout, the losses are of what masked_select copies, logits are
     computed at all places, and the embedding loss is computed and not used.
     """
     torch.manual_seed(0)
+    device = torch.device(device)
     teacher_config = transformers.BertConfig(
         vocab_size=shape.V, hidden_size=shape.C, num_hidden_layers=shape.L,
         num_attention_heads=shape.H, intermediate_size=shape.F)
     teacher = transformers.BertForMaskedLM(teacher_config)
     teacher.requires_grad_(False)
     teacher.train()
+    teacher.to(device)
     student = minialbert_modeling.MiniAlbertForMaskedLM(student_config(shape))
     student.train()
+    student.to(device)
     optimizer = make_optimizer(student)
     layers_per_recursion = shape.L // shape.R
-    ids = torch.randint(5, shape.V, (shape.B, shape.T))
+    ids = torch.randint(5, shape.V, (shape.B, shape.T)).to(device)
     mask = torch.ones_like(ids)
     is_masked = torch.zeros_like(ids, dtype=torch.bool)
     is_masked[:, 1:1 + shape.num_masked] = True          # as many places as ours
@@ -84,14 +92,19 @@ def authors_step(shape, bf16=False):
         return found.loss + 3 * (attention + hidden) + 5 * output
 
     def step():
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = total_loss()
         loss.backward()
         update(student, optimizer)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     def measure():
         seconds = seconds_of(step)
-        return {"seconds": seconds, "rate": shape.B / seconds}
+        answer = {"seconds": seconds, "rate": shape.B / seconds}
+        if device.type == "cuda":
+            answer["GPU bytes"] = torch.cuda.max_memory_allocated()
+        return answer
 
     return measure
 
@@ -106,7 +119,7 @@ def hidden_loss(student, teacher, mask):
     """Compute the mean of 1 - cosine of hidden states (B, T, C) at real tokens; mask (B, T)."""
     student = select(student, mask[..., None])
     teacher = select(teacher, mask[..., None])
-    return F.cosine_embedding_loss(student, teacher, torch.ones(len(student)))
+    return F.cosine_embedding_loss(student, teacher, torch.ones(len(student), device=student.device))
 
 
 def attention_loss(student, teacher, mask):

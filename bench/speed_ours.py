@@ -135,7 +135,8 @@ def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_ra
 
     # Always step 0, so always the same batch: every turn has the same work.
     def step():
-        distill.training_step(student, objective, optimizer, 0, options, processes)
+        distill.training_step(
+            student, objective, optimizer, 0, options, processes, check=True)
         clock.lap("optimizer")
 
     def measure():
@@ -357,7 +358,8 @@ def our_tuning(mode, path, sentences, bf16=False):
 
     def epoch():
         for step in range(task_loss.steps_per_epoch):
-            distill.training_step(model, task_loss, optimizer, step, options, processes)
+            distill.training_step(
+                model, task_loss, optimizer, step, options, processes, check=True)
 
     def measure():
         return {"rate": len(features) / seconds_of(epoch)}

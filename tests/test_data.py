@@ -308,7 +308,7 @@ def test_what_is_skipped_in_a_folder_is_counted_once(tokenizer, tmp_path, capsys
     os.symlink("/dev/zero", tmp_path / "c" / "sub" / "zero.txt")
     corpus = [str(tmp_path / "c")]
     assert corpus_files(corpus) == [str(tmp_path / "c" / "a.txt")]
-    message = f"{tmp_path}/c: 3 files are skipped: they are not .txt, .jsonl or .csv, or "
+    message = f"{tmp_path}/c: skipped files: 3; they are not .txt, .jsonl or .csv, or "
     assert message in capsys.readouterr().err
     tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     assert capsys.readouterr().err.count("are skipped") == 1

@@ -1,0 +1,356 @@
+"""Everything that is to be measured on a GPU, in ten minutes on one H100 or H200.
+
+    python bench/gpu.py --out DIR --corpus enwiki.txt --tokenizer bert-base-uncased/ \\
+        --authors MiniALBERT/ SITE/
+        all sections; MiniALBERT/ is a checkout of github.com/nlpie-research/MiniALBERT, SITE/ a
+        folder into which transformers 4.30 was installed with pip install --target
+    python bench/gpu.py --out DIR2 --sections mini compiled
+        some sections: the last ones, if the first call had no time for them
+    python bench/gpu.py --out DIR --toy
+        tiny sizes on a CPU: a test of this script
+
+A section has one job or several. Each is a process of its own with its own time limit
+(gpu_sections.py, gpu_runs.py). As soon as a job has a row of a table, DIR/gpu.json and DIR/gpu.md
+are written anew, so that a crash or a limit loses only what follows in that job. What the jobs
+print goes to DIR/gpu.log. The exit status is 1 if a job failed or, but for --toy, a goal was
+missed.
+
+The big graph is compiled, and the default command run on the CPU, beside the first sections, which
+compare results; what is timed runs alone. What compiles another graph comes last. The table of
+jobs in gpu.md names those for which there was no time.
+
+None of this has been run on a GPU so far. --toy has run all jobs on a CPU. It cannot show whether
+- set_sync_debug_mode finds waits: with --toy these are looked for with the fake CUDA tensors of
+  tests/fake_cuda.py
+- the profiler books kernels of a compiled step on the operation that has their shapes: then the
+  sum of the groups is the kernels' sum
+- what is compiled in one process is found on the disk by the next one
+- gloo sums tensors of a GPU, and two processes share the card
+- 384 x 256 has room on an H100, the goals of parity are not too strict, and the limits of the
+  jobs, in seconds, are long enough
+"""
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from typing import NamedTuple
+
+BENCH = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(BENCH)
+SPEED = "Speed of a step at bert-base's size, dropout 0.1; ours in bfloat16"
+
+
+class Job(NamedTuple):
+    """A process that measures something."""
+    section: str            # by which --sections chooses it
+    script: str             # the file in bench/ that has the function
+    function: str
+    arguments: dict         # of the function, beside the Setup
+    limit: int              # seconds; then the process is ended
+    beside: bool = False    # whether the next jobs may run at the same time
+
+
+def speed_job(section, name, limit, beside=False, table=SPEED, **arguments):
+    """Make a Job that trains and takes the speed from the log."""
+    arguments["name"] = name
+    arguments["table"] = table
+    return Job(section, "gpu_sections.py", "our_speed", arguments, limit, beside)
+
+
+def authors_job(name, bf16):
+    """Make a Job that times the authors' step."""
+    arguments = {"name": name, "table": SPEED, "bf16": bf16}
+    return Job("speed", "gpu_sections.py", "authors_speed", arguments, 60)
+
+
+def default_job(device, bf16, name, beside=False):
+    """Make a Job that runs `python distill.py` on a device."""
+    arguments = {"device": device, "bf16": bf16, "name": name}
+    return Job("default", "gpu_runs.py", "default_command", arguments, 240, beside)
+
+
+def list_jobs(device):
+    """List all jobs in the order in which they run."""
+    jobs = []
+    jobs.append(Job("card", "gpu_sections.py", "card", {"when": "before"}, 40))
+
+    # These two run beside those that follow. What they take is not timed.
+    jobs.append(speed_job("speed", "compiled for the first time", 240, beside=True,
+                          table="The first compilation, beside other jobs", compiled=True,
+                          steps=8))
+    jobs.append(default_job("cpu", False, "CPU", beside=True))
+    jobs.append(Job("parity", "gpu_sections.py", "parity", {}, 150, beside=True))
+    jobs.append(Job("parity", "gpu_sections.py", "parity_of_tuning", {}, 60, beside=True))
+    jobs.append(Job("waits", "gpu_sections.py", "waits", {}, 60, beside=True))
+    jobs.append(Job("waits", "gpu_sections.py", "graphs", {}, 100, beside=True))
+    jobs.append(Job("processes", "gpu_runs.py", "two_processes", {}, 60, beside=True))
+
+    # From here on each job has the machine for itself.
+    jobs.append(speed_job("speed", "ours, eager", 60, compiled=False))
+    jobs.append(speed_job("speed", "ours, compiled", 120, compiled=True))
+    jobs.append(authors_job("authors', float32", False))
+    jobs.append(authors_job("authors', bfloat16", True))
+    jobs.append(Job("speed", "gpu_sections.py", "goals", {}, 20))
+    for compiled in (False, True):
+        arguments = {"compiled": compiled}
+        jobs.append(Job("profile", "gpu_sections.py", "profile", arguments, 90))
+    jobs.append(default_job(device, True, "GPU bfloat16"))
+    # These compare results again, so they share the machine.
+    jobs.append(default_job(device, False, "GPU float32", beside=True))
+    jobs.append(Job("default", "gpu_runs.py", "tuning_command", {}, 90, beside=True))
+    jobs.append(Job("kills", "gpu_runs.py", "kills", {"compiled": False}, 150, beside=True))
+    jobs.append(Job("growth", "gpu_sections.py", "growth", {}, 110))
+    jobs.append(Job("mini", "gpu_runs.py", "mini_teacher", {}, 150))
+    jobs.append(Job("mini", "gpu_runs.py", "mini_student", {"compiled": False}, 120))
+    jobs.append(Job("card", "gpu_sections.py", "card", {"when": "after"}, 40))
+
+    # Each of these compiles another graph, which takes a minute.
+    jobs.append(speed_job("compiled", "ours, compiled, micro-batches of 96", 150, compiled=True,
+                          micro_batch_size=96))
+    jobs.append(speed_job("compiled", "ours, compiled, 24: the share of one of 8 GPUs", 150,
+                          compiled=True, batch_size=24))
+    jobs.append(Job("mini", "gpu_runs.py", "mini_student", {"compiled": True}, 200))
+    jobs.append(Job("compiled", "gpu_runs.py", "kills", {"compiled": True}, 240))
+    return jobs
+
+
+# ---- What is found ----------------------------------------------------------------------
+
+class Record:
+    """All rows found so far, and the files gpu.json and gpu.md in a folder that show them."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.tables = {}        # {title: its rows, each {"row": {column: value}, "passed": ...}}
+        self.values = {}        # {name: number} that later jobs use
+        self.jobs = []          # how each job ended
+        self.lock = threading.Lock()                     # jobs report at the same time
+
+    def add(self, answer):
+        """Add a row that a job has reported, and write the files."""
+        with self.lock:
+            rows = self.tables.setdefault(answer["table"], [])
+            rows.append({"row": answer["row"], "passed": answer["passed"]})
+            self.values.update(answer["values"])
+            self.write()
+
+    def add_job(self, row):
+        """Add how a job ended, and write the files."""
+        with self.lock:
+            self.jobs.append(row)
+            self.write()
+
+    def write(self):
+        """Write gpu.json and gpu.md."""
+        found = {"tables": self.tables, "values": self.values, "jobs": self.jobs}
+        write_file(os.path.join(self.folder, "gpu.json"), json.dumps(found, indent=1))
+        text = "# Measured by bench/gpu.py\n"
+        for title, rows in self.tables.items():
+            text += f"\n## {title}\n\n" + table_of_rows(rows)
+        job_rows = [{"row": row, "passed": None} for row in self.jobs]
+        text += "\n## Jobs\n\n" + table_of_rows(job_rows)
+        write_file(os.path.join(self.folder, "gpu.md"), text)
+
+    def count_failed_jobs(self):
+        """Count the jobs that did not end well."""
+        return sum(1 for row in self.jobs if row["ended"] != "well")
+
+    def count_missed_goals(self):
+        """Count the rows whose goal was missed."""
+        count = 0
+        for rows in self.tables.values():
+            count += sum(1 for entry in rows if entry["passed"] is False)
+        return count
+
+
+def write_file(path, text):
+    """Replace a file; it is never seen half written."""
+    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(f"{path}.tmp", path)
+
+
+def table_of_rows(rows):
+    """Write rows as a table in Markdown; its columns are those of all rows together."""
+    columns = []
+    for entry in rows:
+        for column in entry["row"]:
+            if column not in columns:
+                columns.append(column)
+    has_goals = any(entry["passed"] is not None for entry in rows)
+    lines = [list(columns)]
+    for entry in rows:
+        cells = [str(entry["row"].get(column, "")) for column in columns]
+        if has_goals:
+            cells.append({True: "yes", False: "NO", None: "-"}[entry["passed"]])
+        lines.append(cells)
+    if has_goals:
+        lines[0].append("met?")
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+# ---- Running the jobs -------------------------------------------------------------------
+
+class Run:
+    """A job that runs; a thread of this process listens to it."""
+
+    def __init__(self, job, setup, record, log, last_moment):
+        """Start the job.
+
+        setup: the fields of its Setup; log: where its output goes
+        last_moment: of all jobs; this one may run until its own limit or until then
+        """
+        self.job = job
+        self.record = record
+        self.begin = time.perf_counter()
+        self.deadline = min(self.begin + job.limit, last_moment)
+        self.end = None
+        command = [sys.executable, os.path.join(BENCH, job.script), job.function,
+                   json.dumps(setup), json.dumps(job.arguments)]
+        # A session of its own: then all processes that it starts can be ended with it.
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True,
+                                        cwd=ROOT, start_new_session=True)
+        self.listener = threading.Thread(target=self.listen)
+        self.listener.start()
+
+    def listen(self):
+        """Record each line that the job reports."""
+        for line in self.process.stdout:
+            answer = json.loads(line)
+            print(f"    {answer['table']}: {answer['row']}", flush=True)
+            self.record.add(answer)
+        self.end = time.perf_counter()
+
+    def finish(self):
+        """Wait for the job, at most until its deadline, and record how it ended."""
+        self.listener.join(max(0.0, self.deadline - time.perf_counter()))
+        was_ended = self.listener.is_alive()
+        if not was_ended:
+            self.process.wait()
+        # Processes that the job has started may still run, or it itself.
+        with suppress(ProcessLookupError):               # none of them does
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.listener.join()
+        status = self.process.wait()
+        ended = "well"
+        if was_ended:
+            ended = "it was ended at its limit"
+        elif status != 0:
+            ended = f"exit status {status}: see gpu.log"
+        self.record.add_job(row_of_job(self.job, ended, self.end - self.begin))
+
+
+def row_of_job(job, ended, seconds):
+    """Make the row that says how a job ended."""
+    return {"section": job.section, "job": job.function, "arguments": json.dumps(job.arguments),
+            "ended": ended, "seconds": f"{seconds:.0f}"}
+
+
+def run_jobs(jobs, args, folder, record, log):
+    """Run all jobs. Those that do not tolerate others wait for the end of all before them."""
+    last_moment = time.perf_counter() + args.seconds
+    running = []
+    for job in jobs:
+        if not job.beside:
+            finish_all(running)
+            running = []
+        if last_moment - time.perf_counter() < 10:
+            record.add_job(row_of_job(job, "not begun: the time is over", 0))
+            continue
+        print(f"{job.section}: {job.function} {job.arguments}", flush=True)
+        setup = setup_of(args, folder, record.values)
+        running.append(Run(job, setup, record, log, last_moment))
+        if args.toy and len(running) == 2:               # as many as a small machine has cores
+            finish_all(running)
+            running = []
+        if not job.beside:
+            finish_all(running)
+            running = []
+    finish_all(running)
+
+
+def finish_all(running):
+    """Wait for the ends of Runs. The one that has the least time comes first."""
+    for run in sorted(running, key=lambda run: run.deadline):
+        run.finish()
+
+
+def setup_of(args, folder, values):
+    """Collect the fields of a job's Setup."""
+    return {"toy": args.toy, "device": args.device, "folder": folder, "values": values,
+            "tokenizer": args.tokenizer, "corpus": args.corpus, "authors": args.authors,
+            "authors_python": args.authors_python}
+
+
+def arguments():
+    """Parse the command line."""
+    sections = []
+    for job in list_jobs("cuda:0"):
+        if job.section not in sections:
+            sections.append(job.section)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, metavar="DIR",
+                        help="folder for gpu.json, gpu.md and gpu.log")
+    parser.add_argument("--sections", nargs="+", choices=sections, default=sections,
+                        help="what to measure (default: all)")
+    parser.add_argument("--seconds", type=int, default=580, metavar="N",
+                        help="for all jobs together; what is not begun then is left out "
+                        "(default: 580)")
+    parser.add_argument("--authors", nargs="+", type=os.path.abspath, default=[], metavar="DIR",
+                        help="folders with the authors' code and with transformers 4.30 "
+                        "(default: their rows are left out)")
+    parser.add_argument("--authors-python", default=sys.executable, metavar="PATH",
+                        help="the python that runs it (default: this one)")
+    parser.add_argument("--corpus", type=os.path.abspath, metavar="PATH",
+                        help="text for the mini-distillation (default: the documentation on this "
+                        "machine)")
+    parser.add_argument("--tokenizer", type=os.path.abspath, metavar="DIR",
+                        default=os.path.join(ROOT, "assets", "teacher"),
+                        help="its vocabulary (default: that of assets/teacher, of 4,096 tokens)")
+    parser.add_argument("--toy", action="store_true",
+                        help="tiny sizes on a CPU: a test of this script")
+    args = parser.parse_args()
+    args.device = "cuda:0"
+    if args.toy:
+        args.device = "cpu"
+    return args
+
+
+def main():
+    """Run the jobs of the sections that the command line names."""
+    args = arguments()
+    os.makedirs(args.out, exist_ok=True)
+    all_jobs = list_jobs(args.device)
+    jobs = [all_jobs[0]]                                 # others need the rates of the card
+    jobs += [job for job in all_jobs[1:] if job.section in args.sections]
+    record = Record(args.out)
+    os.environ["TQDM_DISABLE"] = "1"
+    # Jobs that run beside one another share the cores of the CPU.
+    os.environ["OMP_NUM_THREADS"] = "4"
+    if args.toy:
+        os.environ["OMP_NUM_THREADS"] = "1"
+    log_path = os.path.join(args.out, "gpu.log")
+    with open(log_path, "w", encoding="utf-8") as log, tempfile.TemporaryDirectory() as folder:
+        # All jobs share what has been compiled.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(folder, "compiled")
+        run_jobs(jobs, args, folder, record, log)
+    failed = record.count_failed_jobs()
+    missed = record.count_missed_goals()
+    print(f"{args.out}/gpu.md: {failed} jobs failed, {missed} goals were missed")
+    if args.toy:
+        missed = 0                                       # toy sizes cannot meet those of speed
+    if failed > 0 or missed > 0:
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

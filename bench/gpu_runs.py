@@ -1,0 +1,284 @@
+"""Sections of bench/gpu.py that run commands or several processes: default, kills, two, mini.
+
+gpu_worker.py says how they are started. A command is run as a user runs it, in a process of its
+own; what it prints goes to gpu.log, and its scores are read from the files that it leaves.
+"""
+import json
+import os
+import random
+import sys
+
+import torch
+import torch.distributed as dist
+
+from gpu_worker import (BASE, TOY, Pass, Setup, make_distillation, median_seconds,
+                        median_tokens_per_second, pass_of, read_log, report_difference,
+                        run_script, serve)
+
+import distill
+import kill
+from speed import free_port
+
+
+# ---- The default command ----------------------------------------------------------------
+
+def default_command(setup, device, bf16, name):
+    """Run `python distill.py` on a device and report the student's accuracy.
+
+    It has to be that of the CPU, if that was measured before, within a point: by another device or
+    dtype a run takes another course, as it does with another seed.
+    """
+    out = folder_of_student(setup, name)
+    flags = ["--device", device, "--out", out]
+    if bf16:
+        flags.append("--bf16")
+    else:
+        flags.append("--no-bf16")
+    if setup.toy:
+        flags += ["--steps", 4, "--length", 16]
+    seconds = run_script("distill.py", flags)
+    last = read_log(out)[-1]
+    accuracy = last["valid_accuracy"]
+    values = {}
+    passed = None
+    if name == "CPU":
+        values["default accuracy on the CPU"] = accuracy
+    elif "default accuracy on the CPU" in setup.values:
+        distance = abs(accuracy - setup.values["default accuracy on the CPU"])
+        passed = distance <= 0.01
+    row = {"command": f"distill.py, {name}", "score": f"{accuracy:.2%}"}
+    row["loss"] = f"{last['valid_loss']:.3f}"
+    row["tokens/s"] = f"{last['tokens_per_second']:,}"
+    row["seconds"] = f"{seconds:.0f}"
+    row["goal"] = "within a point of the CPU's"
+    setup.report("The default command", row, passed, values)
+
+
+def folder_of_student(setup, name):
+    """Return the folder into which a default command writes its student."""
+    return os.path.join(setup.folder, "default", name)
+
+
+def tuning_command(setup):
+    """Run `python finetune.py` on the student of the default command, on the GPU."""
+    model = folder_of_student(setup, "GPU bfloat16")
+    out = os.path.join(setup.folder, "tuned")
+    flags = ["--model", model, "--out", out, "--device", setup.device]
+    if setup.toy:
+        table = write_toy_table(setup)
+        flags += ["--task", "classification", "--train", table, "--dev", table, "--steps", 4]
+    seconds = run_script("finetune.py", flags)
+    with open(os.path.join(out, "results.json"), encoding="utf-8") as file:
+        results = json.load(file)
+    for mode, splits in results["modes"].items():
+        for split, found in splits.items():
+            row = {"command": f"finetune.py, {mode}, {split}"}
+            row["score"] = str(found["scores"][0])       # of the first seed, the only one
+            row["seconds"] = f"{seconds:.0f}"
+            setup.report("The default command", row)
+
+
+def write_toy_table(setup):
+    """Write a small table of texts and labels, for a test of this script -> its path."""
+    path = os.path.join(setup.folder, "table.csv")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("text,label\n")
+        for number in range(40):
+            file.write(f"the value of number {number} is returned,{number % 2}\n")
+    return path
+
+
+# ---- Kills ------------------------------------------------------------------------------
+
+def kills(setup, compiled):
+    """Kill a run again and again: does it end like an undisturbed one?
+
+    First two undisturbed runs are compared: a GPU need not give the same bits twice. Compiled it
+    does not: it sums some gradients with atomic additions, in whatever order they come.
+    """
+    name = "eager"
+    wanted_kills = setup.choose(5, 1)
+    goal = "the same bytes"
+    if compiled:
+        name = "compiled"
+        wanted_kills = 1                                 # each start compiles again
+        goal = "accuracy within 2 points"
+    steps = setup.choose(300, 40)
+    flags = ["--batch-size", 4, "--length", 32, "--log-every", 10, "--eval-every", 0]
+    flags += ["--save-every", 5, "--device", setup.device, "--steps", steps]
+    if compiled and not setup.toy:
+        flags.append("--compile")
+    folders = {}
+    for run in ("first", "second", "killed"):
+        folders[run] = os.path.join(setup.folder, "kills", name, run)
+
+    kill.finish("distill", flags + ["--out", folders["first"]])
+    kill.finish("distill", flags + ["--out", folders["second"]])
+    flags += ["--out", folders["killed"]]
+    counts = kill.torment("distill", flags, folders["killed"], wanted_kills, kill.LONGEST,
+                          random.Random(0))
+    remains = {}
+    accuracies = {}
+    for run, folder in folders.items():
+        remains[run] = kill.remains(folder)
+        accuracies[run] = read_log(folder)[-1]["valid_accuracy"]
+    distance = abs(accuracies["killed"] - accuracies["first"])
+    is_same = remains["first"] == remains["killed"]
+    row = {"what": f"{name}, {steps} steps", "kills": counts[0]}
+    row["with a checkpoint"] = counts[1]
+    row["two undisturbed runs"] = describe_equality(remains["first"] == remains["second"])
+    row["killed and undisturbed"] = describe_equality(is_same)
+    row["accuracies differ by"] = f"{distance:.2%}"
+    row["goal"] = goal
+    passed = is_same
+    if compiled:
+        passed = distance <= 0.02
+    setup.report("Kills and resumes", row, passed)
+
+
+def describe_equality(is_equal):
+    """Put into words whether two runs left the same."""
+    if is_equal:
+        return "the same bytes"
+    return "not the same bytes"
+
+
+# ---- Two processes on one card ----------------------------------------------------------
+
+def two_processes(setup):
+    """Let two processes share the card and a batch: their summed gradients are one process's.
+
+    They talk by gloo, because NCCL refuses two processes on a card: its speed is not measured.
+    """
+    shape = setup.choose(BASE._replace(B=6, T=64), TOY)
+    distillation = make_distillation(setup, shape, bf16=False, dropout=0.0)
+    alone = pass_of(distillation, distillation.student)
+    path = os.path.join(setup.folder, "two.pt")
+    arguments = (setup.toy, setup.device, setup.folder, shape, free_port(), path)
+    # It raises an error if a process fails.
+    torch.multiprocessing.spawn(one_of_two, args=arguments, nprocs=2)
+    found = torch.load(path)
+    # Each process knows its own part of the losses alone, so only gradients are compared.
+    together = Pass(alone.losses, found["gradients"])
+    models = f"{shape.B} x {shape.T}"
+    report_difference(setup, "one process, two", models, alone, together, exact=True)
+    for messages, seconds in found["seconds"].items():
+        row = {"million numbers": f"{found['count'] / 1e6:.2f}", "messages": messages}
+        row["ms"] = f"{1000 * seconds:.1f}"
+        setup.report("Sum of the gradients of two processes, gloo, one card", row)
+
+
+def one_of_two(rank, toy, device, folder, shape, port, path):
+    """Be one of two processes: spawn() calls this with the ranks 0 and 1.
+
+    The first one saves what it has found: {"gradients": {name: tensor}, summed; "count": how many
+    numbers they have; "seconds": {number of messages: seconds of a sum}}.
+    """
+    setup = Setup(toy, device, folder, "", None, [], "", {}, sys.stderr)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    processes = distill.Processes(rank, 0, 2, torch.device(device))
+    distillation = make_distillation(setup, shape, bf16=False, dropout=0.0, processes=processes)
+    student = distillation.student
+    pass_of(distillation, student)                       # of its half of the batch
+    distill.sum_over_processes(student, {}, processes)
+    summed = {}
+    for name, parameter in student.named_parameters():
+        if parameter.grad is not None:
+            summed[name] = parameter.grad.clone()
+
+    def in_one_message():
+        distill.sum_over_processes(student, {}, processes)
+
+    def in_many_messages():
+        for parameter in student.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+
+    found = {"gradients": {}, "seconds": {}}
+    for name, gradient in summed.items():
+        found["gradients"][name] = gradient.cpu().double()
+    found["count"] = sum(gradient.numel() for gradient in summed.values())
+    found["seconds"][1] = median_seconds(in_one_message, device, times=5)
+    found["seconds"][len(summed)] = median_seconds(in_many_messages, device, times=5)
+    if rank == 0:
+        torch.save(found, path)
+    dist.destroy_process_group()
+
+
+# ---- A real distillation, small ---------------------------------------------------------
+
+MINI_SECONDS = 60                   # of each training
+MINI_BATCH = 256                    # sequences
+MINI_LENGTH = 128                   # tokens in each
+
+
+def mini_flags(setup, out):
+    """List the flags that all runs of the mini-distillation share."""
+    flags = ["--tokenizer", setup.tokenizer, "--out", out, "--device", setup.device]
+    flags += ["--cache", os.path.join(setup.folder, "cache"), "--overwrite"]
+    flags += ["--dropout", 0, "--eval-every", 0, "--lr", 1e-3]
+    flags += ["--batch-size", setup.choose(MINI_BATCH, 4)]
+    flags += ["--length", setup.choose(MINI_LENGTH, 16)]
+    if setup.corpus is not None:
+        flags += ["--corpus", setup.corpus]
+    return flags
+
+
+def run_for_a_minute(setup, flags, out):
+    """Run distill.py with as many steps as take MINI_SECONDS -> their number, the log's lines.
+
+    How many they are is what the log of a short run says. The time for reading the corpus, for
+    compiling and for measuring the models comes on top.
+    """
+    short = setup.choose(80, 8)
+    run_script("distill.py", flags + ["--steps", short, "--log-every", short // 4])
+    tokens_per_second = median_tokens_per_second(read_log(out))
+    steps = setup.choose(round(MINI_SECONDS * tokens_per_second / MINI_BATCH / MINI_LENGTH), 8)
+    run_script("distill.py", flags + ["--steps", steps, "--log-every", steps // 4])
+    return steps, read_log(out)
+
+
+def report_mini(setup, what, steps, lines, values, passed):
+    """Report a training of the mini-distillation by the lines of its log."""
+    last = lines[-1]
+    row = {"what": what, "steps": steps}
+    row["held-out accuracy"] = f"{last['valid_accuracy']:.2%}"
+    row["loss"] = f"{last['valid_loss']:.3f}"
+    row["tokens/s"] = f"{median_tokens_per_second(lines):,.0f}"
+    row["goal"] = "student >= 0.9 of the teacher"
+    setup.report("A real mini-distillation", row, passed, values)
+
+
+def mini_teacher(setup):
+    """Pre-train a BERT of C 384 and 6 layers for a minute, with the project's own loop."""
+    out = os.path.join(setup.folder, "mini", "teacher")
+    C = setup.choose(384, 48)
+    L = setup.choose(6, 2)
+    flags = mini_flags(setup, out) + ["--teacher", "none"]
+    flags += ["--hidden-size", C, "--embedding-size", C]
+    flags += ["--num-hidden-layers", L, "--num-hidden-groups", L]         # nothing is shared
+    flags += ["--num-attention-heads", setup.choose(6, 3)]
+    steps, lines = run_for_a_minute(setup, flags, out)
+    values = {"mini accuracy of the teacher": lines[-1]["valid_accuracy"]}
+    report_mini(setup, f"teacher: C {C}, L {L}", steps, lines, values, None)
+
+
+def mini_student(setup, compiled):
+    """Distil that BERT into one shared layer, recursed as often as it has layers, for a minute."""
+    teacher = os.path.join(setup.folder, "mini", "teacher")
+    name = "eager"
+    flag = "--no-compile"
+    if compiled:
+        name = "compiled"
+        flag = setup.choose("--compile", "--no-compile")
+    out = os.path.join(setup.folder, "mini", name)
+    flags = mini_flags(setup, out) + ["--teacher", teacher, flag]
+    steps, lines = run_for_a_minute(setup, flags, out)
+    accuracy = lines[-1]["valid_accuracy"]
+    passed = accuracy >= 0.9 * setup.values["mini accuracy of the teacher"]
+    report_mini(setup, f"student: {name}", steps, lines, {}, passed)
+
+
+if __name__ == "__main__":
+    serve([default_command, tuning_command, kills, two_processes, mini_teacher, mini_student])

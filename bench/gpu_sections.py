@@ -1,0 +1,639 @@
+"""Sections of bench/gpu.py that call the program's functions: card, parity, waits, speed, profile.
+
+gpu_worker.py says how they are started; gpu.py says what is not yet sure.
+
+What they call is what the program runs: distill.Distillation, distill.train with its log,
+distill.training_step and finetune.TaskLoss. The models are random.
+"""
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
+
+from gpu_worker import (BASE, TOY, add_noise, gpu_gigabytes, make_distillation,
+                        median_seconds, median_tokens_per_second, pass_of, report_difference,
+                        serve, synchronise, train_and_read_log)
+
+import distill
+import finetune
+from minialbert import MiniALBERT
+from speed import Worker, authors
+from speed_ours import make_config, useful_operations
+from tasks import Task
+
+# Groups of operations, and what ../shared/GPU.md expects of each on an H200, in ms of a step of
+# BASE. For the eager step it assumed LayerNorms in float32, as they were when it was written.
+ESTIMATED_EAGER = {
+    "linear products": 36.4,
+    "attention maps (B H T T)": 39.8,
+    "residual, norms, dropout (B T C)": 35.2,
+    "vocabulary (M V)": 9.5,
+    "gelu (B T F)": 4.6,
+    "attention products": 6.1,
+    "copies of heads": 3.4,
+    "small: weights, optimizer, others": 3.0,
+}
+ESTIMATED_COMPILED = {
+    "linear products": 36.4,
+    "attention maps (B H T T)": 4.1,
+    "residual, norms, dropout (B T C)": 9.0,
+    "vocabulary (M V)": 1.0,
+    "gelu (B T F)": 4.2,
+    "attention products": 6.1,
+    "copies of heads": 2.2,
+    "small: weights, optimizer, others": 3.2,
+}
+
+
+# ---- The card ---------------------------------------------------------------------------
+
+def card(setup, when):
+    """Measure how fast the card copies and multiplies matrices. when: before or after the rest.
+
+    The matrix rate, of which a step shall reach 45 %, is that of large squares in bfloat16. Of the
+    rates before and after the rest the faster one counts as the card's own.
+    """
+    title = "Rates of the card"
+    if when == "before":
+        report_machine(setup)
+    terabytes_per_second = copy_rate(setup) / 1e12
+    row = {"when": when, "what": "copy, bytes read and written"}
+    row["rate"] = f"{terabytes_per_second:.3g} TB/s"
+    setup.report(title, row)
+
+    num_tokens = setup.shape.B * setup.shape.T
+    C = setup.shape.C
+    F = setup.shape.F
+    square = setup.choose(8192, 64)
+    # Products (m, k) (k, n): large squares, and those of a layer.
+    sizes = [(square, square, square), (num_tokens, C, F), (num_tokens, C, C), (num_tokens, F, C)]
+    for m, k, n in sizes:
+        rate = product_rate(setup, m, k, n, torch.bfloat16)
+        values = {}
+        if m == square:
+            values["matrix rate"] = max(rate, setup.values.get("matrix rate", 0.0))
+        report_product(setup, title, when, f"bfloat16 ({m}, {k}) ({k}, {n})", rate, values)
+    # The authors' code trains in float32. TF32 is off, as torch has it by default.
+    rate = product_rate(setup, square, square, square, torch.float32)
+    report_product(setup, title, when, f"float32 ({square}, {square}) squared", rate, {})
+
+
+def report_machine(setup):
+    """Report the versions, the card and its driver."""
+    found = "no GPU"
+    # The second line is the card's; the first has the names of the columns.
+    if setup.device != "cpu":
+        query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv"]
+        answer = subprocess.run(query, capture_output=True, text=True)
+        found = answer.stdout.splitlines()[-1]
+    row = {"card": found, "torch": torch.__version__}
+    row["python"] = sys.version.split()[0]
+    row["cores"] = os.cpu_count()
+    row["TF32"] = torch.backends.cuda.matmul.allow_tf32
+    setup.report("Machine", row)
+
+
+def copy_rate(setup):
+    """Measure the bytes per second of a copy of 4 GiB; those read and those written count."""
+    num_numbers = setup.choose(2**31, 2**20)
+    source = torch.ones(num_numbers, dtype=torch.bfloat16, device=setup.device)
+    target = torch.empty_like(source)
+
+    def copy():
+        target.copy_(source)
+
+    return 2 * source.nbytes / median_seconds(copy, setup.device)
+
+
+def product_rate(setup, m, k, n, dtype):
+    """Measure the operations per second of a product (m, k) (k, n) of random matrices."""
+    x = torch.randn(m, k, device=setup.device).to(dtype)
+    weight = torch.randn(n, k, device=setup.device).to(dtype)
+
+    def multiply():
+        nn.functional.linear(x, weight)
+
+    # Each of the m n results takes k multiplications and as many additions.
+    return 2 * m * k * n / median_seconds(multiply, setup.device)
+
+
+def report_product(setup, title, when, what, rate, values):
+    """Report the rate of a product of matrices."""
+    row = {"when": when, "what": f"product {what}", "rate": f"{rate / 1e12:.3g} TFLOP/s"}
+    setup.report(title, row, values=values)
+
+
+# ---- Parity: the same losses and gradients ----------------------------------------------
+
+def parity(setup):
+    """Compare a pass on the CPU, on the GPU, in bfloat16, compiled, and in micro-batches."""
+    compare_passes(setup, "toy", TOY)
+    compare_attention(setup, "toy", TOY)
+    compare_compiled(setup, "toy", TOY)
+    if not setup.toy:
+        # To compile models of this size takes a minute; it is not done here.
+        shape = BASE._replace(B=2, T=64)
+        compare_passes(setup, "bert-base, 2 x 64", shape)
+        compare_attention(setup, "bert-base, 2 x 64", shape)
+
+
+def pass_of_distillation(setup, shape, **settings):
+    """Make a Distillation without dropout, with these settings, and compute a Pass of it.
+
+    All that are made with the same sizes have the same parameters and the same batch.
+    """
+    distillation = make_distillation(setup, shape, dropout=0.0, **settings)
+    return pass_of(distillation, distillation.student)
+
+
+def compare_passes(setup, name, shape):
+    """Compare eager passes of models with these sizes."""
+    on_cpu = pass_of_distillation(setup, shape, bf16=False, device="cpu")
+    on_gpu = pass_of_distillation(setup, shape, bf16=False)
+    report_difference(setup, "CPU, GPU; float32", name, on_cpu, on_gpu, exact=True)
+    in_bf16 = pass_of_distillation(setup, shape, bf16=True)
+    report_difference(setup, "float32, bfloat16", name, on_gpu, in_bf16, exact=False)
+    size = math.ceil(shape.B / 3)
+    in_parts = pass_of_distillation(setup, shape, bf16=False, micro_batch_size=size)
+    what = f"whole, micro-batches of {size}"
+    report_difference(setup, what, name, on_gpu, in_parts, exact=True)
+
+
+def compare_compiled(setup, name, shape):
+    """Compare eager and compiled passes, in float32 and in bfloat16.
+
+    Compiled, results between operations stay in float32, so that in bfloat16 they differ more.
+    """
+    for bf16 in (False, True):
+        eager = pass_of_distillation(setup, shape, bf16=bf16)
+        compiled = pass_of_distillation(setup, shape, bf16=bf16, compiled=True)
+        what = f"eager, compiled; {precision(bf16)}"
+        report_difference(setup, what, name, eager, compiled, exact=not bf16)
+
+
+def precision(bf16):
+    """Name the dtype of the products of matrices."""
+    if bf16:
+        return "bfloat16"
+    return "float32"
+
+
+@torch.inference_mode()
+def compare_attention(setup, name, shape):
+    """Compare the two ways in which Attention computes the same: with and without its map."""
+    teacher = make_distillation(setup, shape, bf16=False).teacher
+    ids = torch.arange(shape.B * shape.T, device=setup.device) % shape.V
+    ids = ids.view(shape.B, shape.T)
+    with_maps, _ = teacher(ids, maps=range(shape.L))
+    without_maps, _ = teacher(ids)
+    difference = with_maps[-1] - without_maps[-1]        # of the last hidden states
+    distance = (difference.norm() / without_maps[-1].norm()).item()
+    row = {"what": "attention with its map, fused", "models": name}
+    row["hidden states differ by"] = f"{distance:.1e}"
+    row["goal"] = "1e-5"
+    setup.report("Parity of attention", row, distance < 1e-5)
+
+
+def parity_of_tuning(setup):
+    """Compare a step of fine-tuning on the CPU and on the GPU, for each kind of task.
+
+    The batch has two sequences, the micro-batches three: two of three micro-batches are empty.
+    """
+    labels_of_kind = {"classification": ["a", "b", "c"], "regression": [], "tagging": ["O", "B"],
+                      "qa": []}
+    for kind, labels in labels_of_kind.items():
+        task = Task(name=kind, kind=kind, labels=labels, metrics=["accuracy"], length=TOY.T,
+                    stride=4, pair=kind == "qa", mean=0.0, sd=1.0, unanswerable=False)
+        on_cpu = pass_of_tuning(task, "cpu", bf16=False)
+        on_gpu = pass_of_tuning(task, setup.device, bf16=False)
+        in_bf16 = pass_of_tuning(task, setup.device, bf16=True)
+        name = f"{kind}, empty micro-batches"
+        report_difference(setup, "CPU, GPU; float32", name, on_cpu, on_gpu, exact=True)
+        report_difference(setup, "float32, bfloat16", name, on_gpu, in_bf16, exact=False)
+
+
+def pass_of_tuning(task, device, bf16):
+    """Compute the Pass of a TaskLoss on a batch of two sequences."""
+    torch.manual_seed(0)
+    config = replace(make_config(TOY, "student"), hidden_dropout_prob=0.0)
+    config = replace(config, attention_probs_dropout_prob=0.0)
+    model = finetune.Classifier(MiniALBERT(config, head=False), task)
+    add_noise(model)
+    model.to(device)
+    features = random_features(task.kind)
+    loss = finetune.TaskLoss(model, task, features, batch_size=8, seed=0, pad_id=0,
+                             micro_batch_size=3, bf16=bf16)
+    # The batches of an epoch have 8 and 2 sequences, in an order of their own.
+    sizes = [len(loss.batch(step)) for step in range(loss.steps_per_epoch)]
+    return pass_of(loss, model, step=sizes.index(2))
+
+
+def random_features(kind):
+    """Make ten random Features for a kind of task, as finetune.encode makes them of text."""
+    rng = np.random.default_rng(0)
+    features = []
+    for number in range(10):
+        length = int(rng.integers(9, TOY.T))
+        positions = [0]
+        labels = [1]
+        num_before = 1
+        if kind == "tagging":
+            positions = list(range(1, length - 1))
+            labels = [1] * len(positions)
+        elif kind == "qa":
+            num_before = 4                               # [CLS], two tokens, [SEP]
+            positions = list(range(num_before, length - 1))
+            labels = [5, 6]                              # the answer's first and last token
+        ids = rng.integers(5, TOY.V, length).astype(np.int32)
+        features.append(finetune.Feature(ids, num_before, number, positions, positions, labels))
+    return features
+
+
+# ---- Waits for the GPU and compiled graphs ----------------------------------------------
+
+WATCHED_STEPS = 12
+WATCHED_LOG_EVERY = 6
+
+
+class Watched:
+    """A Distillation for distill.train that tells when an ordinary step begins.
+
+    on_step(step, is_ordinary) is called as each step begins. The first two steps are not ordinary,
+    because memory is gotten in them, nor are those that write a line of the log: of 12 steps, with
+    a line after each 6, eight are ordinary.
+    """
+
+    def __init__(self, distillation, on_step):
+        self.distillation = distillation
+        self.student = distillation.student
+        self.weights = distillation.weights
+        self.tokens_per_step = distillation.tokens_per_step
+        self.on_step = on_step
+
+    def micro_batches(self, step):
+        """Do as Distillation does."""
+        is_logged = (step + 1) % WATCHED_LOG_EVERY == 0
+        is_ordinary = step >= 2 and not is_logged
+        self.on_step(step, is_ordinary)
+        yield from self.distillation.micro_batches(step)
+
+
+def waits(setup):
+    """Look for places at which an ordinary step of train() waits for the GPU.
+
+    While the host waits, it cannot prepare what the GPU is to do next, and the GPU idles.
+    """
+    if setup.device == "cpu":
+        import fake_cuda                                 # only a test of this script needs it
+        fake_cuda.lend_cuda()
+    for bf16 in (False, True):
+        for micro_batch_size in (0, math.ceil(TOY.B / 3)):
+            # The models are made on the CPU: fake_waits() needs real ones to begin with.
+            distillation = make_distillation(
+                setup, TOY, bf16, micro_batch_size=micro_batch_size, device="cpu")
+            if setup.device == "cpu":
+                places = fake_waits(setup, distillation)
+            else:
+                places = real_waits(setup, distillation)
+            row = {"precision": precision(bf16), "micro-batch size": micro_batch_size}
+            row["waits in 8 steps"] = len(places)
+            row["where"] = " ".join(sorted(set(places)))
+            row["goal"] = "0"
+            setup.report("Waits for the GPU in ordinary steps of train()", row, not places)
+
+
+def real_waits(setup, distillation):
+    """List the places ["file:line", ...] where torch.cuda.set_sync_debug_mode sees a wait.
+
+    In the mode "error" the first wait ends the run. Only then it is repeated in the mode "warn",
+    which shows all of them.
+    """
+    distillation.teacher.to(setup.device)
+    distillation.student.to(setup.device)
+    try:
+        train_watched(setup, distillation, "error")
+        return []
+    except RuntimeError:
+        traceback.print_exc()
+    torch.cuda.set_sync_debug_mode("default")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train_watched(setup, distillation, "warn")
+    places = []
+    for warning in caught:
+        if "synchroniz" in str(warning.message):
+            places.append(f"{os.path.basename(warning.filename)}:{warning.lineno}")
+    if not places:
+        places.append("an error, but no warning: see gpu.log")
+    return places
+
+
+def train_watched(setup, distillation, mode):
+    """Train with this debug mode in ordinary steps."""
+    def on_step(step, is_ordinary):
+        if is_ordinary:
+            torch.cuda.set_sync_debug_mode(mode)
+        else:
+            torch.cuda.set_sync_debug_mode("default")
+
+    watched = Watched(distillation, on_step)
+    train_and_read_log(setup, watched, WATCHED_STEPS, WATCHED_LOG_EVERY)
+
+
+def fake_waits(setup, distillation):
+    """List the places where an ordinary step would wait, with the tests' fake CUDA tensors.
+
+    These have no numbers, so neither the losses in the log nor the checkpoint mean anything.
+    """
+    import fake_cuda                                     # waits() has prepared it
+    with fake_cuda.fake_cuda() as noted:
+        distillation.teacher.to("cuda:0")
+        distillation.student.to("cuda:0")
+
+        def on_step(step, is_ordinary):
+            noted.step = None                            # nothing is noted
+            if is_ordinary:
+                noted.step = step
+
+        watched = Watched(distillation, on_step)
+        train_and_read_log(setup, watched, WATCHED_STEPS, WATCHED_LOG_EVERY, device="cuda:0")
+    places = []
+    for places_of_step in noted.waits.values():
+        places += places_of_step
+    return places
+
+
+def graphs(setup):
+    """Count the graphs that describe_run and train compile together: one is enough."""
+    from torch._dynamo.utils import counters             # imported here: it is large
+    distillation = make_distillation(setup, TOY, bf16=True, compiled=True)
+    counters.clear()
+    distill.describe_run(distillation, 3, 0, torch.device(setup.device))
+    after_describe = counters["stats"]["unique_graphs"]
+    train_and_read_log(setup, distillation, steps=3, log_every=3)
+    after_train = counters["stats"]["unique_graphs"]
+    num_breaks = sum(counters["graph_break"].values())
+    row = {"after describe_run": after_describe, "after train": after_train}
+    row["breaks"] = num_breaks
+    row["goal"] = "1, 1, 0"
+    passed = after_describe == 1 and after_train == 1 and num_breaks == 0
+    setup.report("Compiled graphs", row, passed)
+
+
+# ---- Speed, memory, growth --------------------------------------------------------------
+
+def our_speed(setup, name, table, compiled, batch_size=192, length=256, micro_batch_size=0,
+              steps=40):
+    """Train bert-base's student in bfloat16 and report what train()'s own log says.
+
+    name, table: of the row; batch_size, length: B and T; compiled: with torch.compile
+    micro_batch_size: see --micro-batch-size; steps: there is a line of the log after each quarter,
+    of which the first does not count
+    """
+    shape = setup.choose(BASE._replace(B=batch_size, T=length), TOY)
+    steps = setup.choose(steps, 4)
+    row = {"variant": name, "batch": f"{shape.B} x {shape.T}"}
+    if setup.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        distillation = make_distillation(setup, shape, True, compiled, micro_batch_size)
+        begin = time.perf_counter()
+        distill.describe_run(distillation, steps, 0, torch.device(setup.device))
+        first_seconds = time.perf_counter() - begin
+        lines = train_and_read_log(setup, distillation, steps, log_every=steps // 4)
+    except torch.OutOfMemoryError:
+        row["ms a step"] = "out of memory"
+        setup.report(table, row)
+        return
+    tokens_per_second = median_tokens_per_second(lines)
+    seconds = shape.B * shape.T / tokens_per_second      # of a step
+    sequences_per_second = shape.B / seconds
+    rate = useful_operations(shape, tie_decoder=True) / seconds
+    share = rate / setup.values["matrix rate"]
+    row["ms a step"] = f"{1000 * seconds:.1f}"
+    row["sequences/s"] = f"{sequences_per_second:.4g}"
+    row["tokens/s"] = f"{tokens_per_second:,.0f}"
+    row["useful TFLOP/s"] = f"{rate / 1e12:.4g}"
+    row["share of the matrix rate"] = f"{share:.1%}"
+    row["GPU memory, GiB"] = f"{gpu_gigabytes(setup):.1f}"
+    row["s for describe_run, with compiling"] = f"{first_seconds:.1f}"
+    values = {f"{name}: sequences/s": sequences_per_second, f"{name}: share": share}
+    setup.report(table, row, values=values)
+
+
+def authors_speed(setup, name, table, bf16):
+    """Time the authors' step at their own batch of 48, without TF32, as torch is by default.
+
+    The process is the one that bench/speed.py starts. Its answers are of a step each; the median
+    of ten counts.
+    """
+    row = {"variant": name}
+    if not setup.authors:
+        row["ms a step"] = "left out: no --authors"
+        setup.report(table, row)
+        return
+    shape = setup.choose(BASE._replace(B=48), TOY)
+    variant = authors("authors_step", shape=shape, bf16=bf16, device=setup.device)
+    worker = Worker(variant, setup.authors_python, os.pathsep.join(setup.authors))
+    answers = []
+    for _ in range(13):
+        worker.send({})
+        answers.append(worker.receive())
+    worker.close()
+    answers = answers[3:]                                # the first three are slower
+    seconds = statistics.median(answer["seconds"] for answer in answers)
+    sequences_per_second = shape.B / seconds
+    num_bytes = answers[-1].get("GPU bytes", 0)
+    row["batch"] = f"{shape.B} x {shape.T}"
+    row["ms a step"] = f"{1000 * seconds:.1f}"
+    row["sequences/s"] = f"{sequences_per_second:.4g}"
+    row["tokens/s"] = f"{sequences_per_second * shape.T:,.0f}"
+    row["GPU memory, GiB"] = f"{num_bytes / 2**30:.1f}"
+    setup.report(table, row, values={f"{name}: sequences/s": sequences_per_second})
+
+
+def goals(setup):
+    """Report whether our faster variant meets the goals of speed.
+
+    They are: 45 % of the rate at which the card multiplies large matrices, counting only the
+    operations that cannot be left out, and 10 times as many sequences/s as the authors' code.
+    """
+    table = "Goals of speed"
+    best = "ours, eager"
+    best_share = setup.values[f"{best}: share"]
+    compiled_share = setup.values.get("ours, compiled: share", 0.0)
+    if compiled_share > best_share:
+        best = "ours, compiled"
+        best_share = compiled_share
+    row = {"what": f"{best}: share of the matrix rate", "goal": ">= 45 %"}
+    row["found"] = f"{best_share:.1%}"
+    setup.report(table, row, best_share >= 0.45)
+    # The goal is about float32, in which their code trains.
+    for theirs, goal in [("authors', float32", 10), ("authors', bfloat16", None)]:
+        their_speed = setup.values.get(f"{theirs}: sequences/s")
+        if their_speed is None:                          # it was not measured
+            continue
+        ratio = setup.values[f"{best}: sequences/s"] / their_speed
+        row = {"what": f"{best} over {theirs}", "found": f"{ratio:.1f} times"}
+        passed = None
+        if goal is not None:
+            row["goal"] = f">= {goal} times"
+            passed = ratio >= goal
+        setup.report(table, row, passed)
+
+
+def growth(setup):
+    """Measure eager steps of several batch sizes and lengths, one after the other.
+
+    Time and memory should grow with the batch size, and with the length somewhat faster: a map
+    has T x T numbers. What small batches take longer than their share is the time that the host
+    needs to start the kernels.
+    """
+    table = "Growth with batch and length, eager"
+    sizes = [(24, 256), (48, 256), (96, 256), (192, 256), (384, 256)]
+    sizes += [(384, 128), (96, 512)]                     # as many tokens as 192 x 256
+    sizes = setup.choose(sizes, sizes[:2])
+    for B, T in sizes:
+        our_speed(setup, f"{B} x {T}", table, compiled=False, batch_size=B, length=T, steps=12)
+        # What torch keeps for its next tensors would have other sizes than the next step needs.
+        if setup.device != "cpu":
+            torch.cuda.empty_cache()
+
+
+# ---- Where the time goes ----------------------------------------------------------------
+
+def profile(setup, compiled):
+    """Report the milliseconds of a step by group of operations, beside the estimates.
+
+    The steps are those of distill.training_step without reading anything back, as most steps of
+    train() are.
+    """
+    distillation = make_distillation(setup, setup.shape, True, compiled)
+    optimizer = distill.make_optimizer(distillation.student, weight_decay=0.01)
+    options = distill.TrainingOptions(
+        steps=100, lr=1e-4, warmup=0, weight_decay=0.01, seed=0, log_every=100, eval_every=0,
+        save_every=100, out="", resume=False)
+    processes = distill.Processes(device=torch.device(setup.device))
+
+    def make_steps(num_steps):
+        for step in range(num_steps):
+            distill.training_step(distillation.student, distillation, optimizer, step, options,
+                                  processes, check=False)
+        synchronise(setup.device)
+
+    make_steps(3)                                        # the first ones are slower
+    num_steps = setup.choose(5, 1)
+    begin = time.perf_counter()
+    make_steps(num_steps)
+    clock_ms = 1000 * (time.perf_counter() - begin) / num_steps
+    activities = [ProfilerActivity.CPU]
+    if setup.device != "cpu":
+        activities.append(ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
+        make_steps(num_steps)
+    title = "Profile of a step, eager"
+    estimates = ESTIMATED_EAGER
+    if compiled:
+        title = "Profile of a step, compiled"
+        estimates = ESTIMATED_COMPILED
+    events = profiler.key_averages(group_by_input_shape=True)
+    report_groups(setup, title, estimates, events, num_steps)
+    report_busy(setup, title, events, num_steps, clock_ms)
+
+
+def milliseconds_of(setup, event, num_steps):
+    """Return how long the kernels that an operation itself started took, in ms a step.
+
+    On a CPU, which only tests this script, it is the operation's own time.
+    """
+    microseconds = event.self_cpu_time_total
+    if setup.device != "cpu":
+        microseconds = event.self_device_time_total
+    return microseconds / 1000 / num_steps
+
+
+def report_groups(setup, title, estimates, events, num_steps):
+    """Report the milliseconds of each group, and their sum.
+
+    events: a profile's averages by operation and shapes of its inputs, and by kernel
+    """
+    group_ms = dict.fromkeys(estimates, 0.0)
+    for event in events:
+        if event.device_type == DeviceType.CPU:          # an operation, not a kernel
+            group = group_of(event.key, event.input_shapes, setup.shape)
+            group_ms[group] += milliseconds_of(setup, event, num_steps)
+    for group, milliseconds in group_ms.items():
+        row = {"group": group, "ms": f"{milliseconds:.2f}"}
+        row["ms, GPU.md's estimate for an H200"] = estimates[group]
+        setup.report(title, row)
+    row = {"group": "sum of the groups", "ms": f"{sum(group_ms.values()):.2f}"}
+    row["ms, GPU.md's estimate for an H200"] = f"{sum(estimates.values()):.1f}"
+    setup.report(title, row)
+
+
+def report_busy(setup, title, events, num_steps, clock_ms):
+    """Report the kernels' time, beside that of a step by the clock, without the profiler."""
+    kernel_ms = 0.0
+    num_kernels = 0
+    for event in events:
+        # A user annotation, such as "Optimizer.step", covers kernels that have their own rows.
+        if event.device_type == DeviceType.CPU or event.is_user_annotation:
+            continue
+        kernel_ms += milliseconds_of(setup, event, num_steps)
+        num_kernels += event.count / num_steps
+    share = kernel_ms / clock_ms
+    setup.report(title, {"group": f"{num_kernels:.0f} kernels", "ms": f"{kernel_ms:.2f}"})
+    setup.report(title, {"group": "a step by the clock", "ms": f"{clock_ms:.2f}"})
+    passed = None
+    if setup.device != "cpu":
+        passed = share > 0.97
+    row = {"group": f"busy: kernels over clock is {share:.3f}, the goal > 0.97"}
+    setup.report(title, row, passed)
+
+
+def group_of(name, input_shapes, shape):
+    """Name the group to which an operation belongs, by its name and its largest input.
+
+    With torch.compile an operation is a kernel "triton_..." whose inputs the profiler records, too.
+    """
+    shapes = [sizes for sizes in input_shapes if is_shape(sizes)]
+    largest = max(shapes, key=math.prod, default=[])
+    num_numbers = math.prod(largest)
+    num_tokens = shape.B * shape.T
+    if name in ("aten::mm", "aten::addmm"):
+        return "linear products"
+    if name in ("aten::bmm", "aten::baddbmm") or "attention" in name:
+        return "attention products"
+    if shape.V in largest and num_numbers > shape.V * shape.C:    # not a word table
+        return "vocabulary (M V)"
+    # At 192 x 256 a map and a gelu have as many numbers, by chance: the last size tells.
+    if num_numbers == shape.B * shape.H * shape.T**2 and largest[-1] == shape.T:
+        return "attention maps (B H T T)"
+    if num_numbers == num_tokens * shape.F:
+        return "gelu (B T F)"
+    if len(largest) == 4 and largest[-1] == shape.C // shape.H:
+        return "copies of heads"
+    if num_numbers == num_tokens * shape.C:
+        return "residual, norms, dropout (B T C)"
+    return "small: weights, optimizer, others"
+
+
+def is_shape(sizes):
+    """Tell whether this is the shape of one tensor: a list of tensors has a list of shapes."""
+    return len(sizes) > 0 and isinstance(sizes[0], int)
+
+
+if __name__ == "__main__":
+    serve([card, parity, parity_of_tuning, waits, graphs, our_speed, authors_speed, goals, growth,
+           profile])

@@ -1,0 +1,310 @@
+"""The code for GPUs, on a machine without one: tests/fake_cuda.py lends a device to a process.
+
+It cannot be taken back, so all checks run in another process. Its program is this file, too: it
+prints {name of a check: its error, or null}, and test_on_fake_cuda reports them one by one.
+"""
+import functools
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from contextlib import redirect_stdout
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
+
+import distill
+import finetune
+from checkpoint import save
+from conftest import ROOT, C, T, V, make_task_of_kind, random_model
+from data import MaskedBatches
+from distill import Processes, TrainingOptions
+from fake_cuda import fake_cuda, lend_cuda
+
+DEVICE = torch.device("cuda", 0)
+STUDENT = {"num_hidden_layers": 1, "adapter_size": 4, "hidden_dropout_prob": 0.1}
+BERT = {"num_hidden_layers": 1, "embedding_size": C}
+BATCH_SIZE = 4
+# Of three steps the first one is ordinary, the second one logs, the last one evaluates and saves.
+SCHEDULE = {"steps": 3, "log_every": 2, "eval_every": 0, "save_every": 100}
+LABELS_OF_KIND = {"classification": ["a", "b", "c"], "regression": [], "tagging": ["B", "O"],
+                  "qa": []}
+
+
+# ---- Small runs on the fake device ------------------------------------------------------
+
+class Observed:
+    """An objective that tells a FakeCuda which step begins, counted from 1. In the step stop_in the
+    process gets the signal to stop."""
+
+    def __init__(self, objective, cuda, stop_in=None):
+        self.objective = objective
+        self.cuda = cuda
+        self.stop_in = stop_in
+        self.weights = objective.weights
+        self.tokens_per_step = objective.tokens_per_step
+
+    def micro_batches(self, step):
+        self.cuda.step = step + 1
+        if self.cuda.step == self.stop_in:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.objective.micro_batches(step)
+
+
+def train(model, objective, evaluate_model, save_model):
+    """Train a model as SCHEDULE says. All its parameters stay on the device."""
+    with tempfile.TemporaryDirectory() as out:
+        options = TrainingOptions(lr=0.001, warmup=1, weight_decay=0.1, seed=0, out=out,
+                                  resume=False, **SCHEDULE)
+        processes = Processes(device=DEVICE)
+        run_state = distill.begin_or_resume(model, options, {}, processes)
+        distill.train(model, objective, run_state, options, {}, evaluate_model,
+                      lambda: save_model(out), processes)
+    assert {parameter.device for parameter in model.parameters()} == {DEVICE}
+
+
+def make_batches():
+    """Make batches of masked random text, BATCH_SIZE sequences in each."""
+    tokenizer = SimpleNamespace(cls_id=1, sep_id=2, mask_id=3, special_ids=np.arange(5),
+                                ordinary_ids=np.arange(5, V), vocab_size=V)
+    tokens = np.random.default_rng(0).integers(5, V, 2 * BATCH_SIZE * T)
+    return MaskedBatches(tokens, tokenizer, T, BATCH_SIZE)
+
+
+def make_distillation(has_teacher, bf16, micro_batch_size=0, compile_losses=False):
+    """Make a Distillation whose models are still on the CPU."""
+    teacher = None
+    weights = {"mlm": 1.0}
+    if has_teacher:
+        teacher = random_model(**BERT)
+        weights = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "embedding": 1.0}
+        if bf16:
+            distill.cast_linear_layers(teacher)
+    return distill.Distillation(random_model(**STUDENT), teacher, make_batches(), weights, 2.0,
+                                micro_batch_size, None, bf16, compile_losses)
+
+
+def run_distill(has_teacher=True, bf16=True, micro_batch_size=0, stop_in=None):
+    """Distil on the fake device -> {step in which the program waited for it: the lines}."""
+    distillation = make_distillation(has_teacher, bf16, micro_batch_size)
+    student = distillation.student
+    with fake_cuda() as cuda:
+        student.to(DEVICE)
+        if has_teacher:
+            distillation.teacher.to(DEVICE)
+
+        def evaluate_student():
+            with distill.autocast(DEVICE, bf16):
+                return distill.evaluate(student, distillation.batches)
+
+        train(student, Observed(distillation, cuda, stop_in), evaluate_student,
+              lambda out: save(student, out))
+    return cuda.waits
+
+
+def make_features(kind):
+    """Make the Features of two batches for a kind of task."""
+    rng = np.random.default_rng(0)
+    features = []
+    for i in range(2 * BATCH_SIZE):
+        num_before = 1
+        positions = [0]
+        labels = [1]
+        if kind == "tagging":
+            positions = [1, 3]
+            labels = [0, 1]
+        elif kind == "qa":
+            num_before = 3
+            positions = [3, 4, 5]
+            labels = [3, 4]
+        ids = rng.integers(5, V, T)
+        features.append(finetune.Feature(ids, num_before, i, positions, positions, labels))
+    return features
+
+
+def run_finetune(kind, has_teacher, bf16, micro_batch_size=0):
+    """Fine-tune on the fake device -> {step in which the program waited for it: the lines}."""
+    task = make_task_of_kind(kind, LABELS_OF_KIND[kind])
+    features = make_features(kind)
+    model = finetune.Classifier(random_model(head=False, num_hidden_layers=1), task)
+    teacher = None
+    if has_teacher:
+        teacher = finetune.Classifier(random_model(head=False, **BERT), task)
+    with fake_cuda() as cuda:
+        model.to(DEVICE)
+        if has_teacher:
+            teacher.to(DEVICE)
+        task_loss = finetune.TaskLoss(model, task, features, BATCH_SIZE, 0, 0, teacher, task,
+                                      micro_batch_size, bf16=bf16)
+
+        def evaluate_model():
+            with distill.autocast(DEVICE, bf16):
+                logits = finetune.predict_logits(model, features, 0)
+            return {"count": len(logits)}
+
+        train(model, Observed(task_loss, cuda), evaluate_model, lambda out: None)
+    return cuda.waits
+
+
+# ---- The checks -------------------------------------------------------------------------
+
+def check_distill(has_teacher, bf16, micro_batch_size):
+    """Only the second step and the third one wait."""
+    waits = run_distill(has_teacher, bf16, micro_batch_size)
+    assert set(waits) == {2, 3}, waits
+
+
+def check_finetune(kind, has_teacher, bf16, micro_batch_size):
+    """Only the second step and the third one wait."""
+    waits = run_finetune(kind, has_teacher, bf16, micro_batch_size)
+    assert set(waits) == {2, 3}, waits
+
+
+def check_stop():
+    """A signal in the first step ends the run after this step, although it logs nothing."""
+    with pytest.raises(SystemExit) as stopped, redirect_stdout(io.StringIO()) as printed:
+        run_distill(has_teacher=False, stop_in=1)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert "stopped after step 1 of 3" in printed.getvalue()
+
+
+def check_wait_is_found():
+    """The other checks would have found copies that wait."""
+    def copy_from_pageable_memory(device, *arrays):
+        return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
+
+    with mock.patch("distill.to_device", copy_from_pageable_memory):
+        waits = run_distill(has_teacher=False)
+    assert set(waits) == {1, 2, 3}, waits
+
+
+def check_tensor_on_cpu_is_refused():
+    """Labels that stay on the CPU."""
+    to_device = distill.to_device
+
+    def copy_all_but_labels(device, ids, positions, labels):
+        return [*to_device(device, ids, positions), torch.from_numpy(labels)]
+
+    with mock.patch("distill.to_device", copy_all_but_labels):
+        with pytest.raises(RuntimeError, match="cuda:0 and cpu"):
+            run_distill(has_teacher=False)
+
+
+def check_product_of_two_dtypes_is_refused():
+    """Weights in bfloat16 and states in float32, without autocast."""
+    model = random_model(**BERT)
+    distill.cast_linear_layers(model)
+    with fake_cuda():
+        model.to(DEVICE)
+        ids = torch.zeros((BATCH_SIZE, T), dtype=torch.long, device=DEVICE)
+        with pytest.raises(RuntimeError, match="dtypes"):
+            model(ids)
+
+
+def check_boolean_mask_is_refused():
+    """The GPU must be waited for to know how many numbers a mask selects."""
+    with fake_cuda():
+        x = torch.zeros(3, device=DEVICE)
+        with pytest.raises(DynamicOutputShapeException):
+            x[x > 0]
+
+
+def dtypes_with_autocast(model, device):
+    """Return the dtypes of all hidden states, of an attention map and of logits."""
+    model.to(device)
+    ids = torch.zeros((BATCH_SIZE, T), dtype=torch.long, device=device)
+    with distill.autocast(device, bf16=True):
+        hidden, attention = model(ids, maps=[0])
+        logits = model.predict(hidden[-1][:, 0])
+    return [tensor.dtype for tensor in [*hidden, attention[0], logits]]
+
+
+def check_dtypes(shape, is_cast):
+    """--bf16 means the same on a CPU as on a GPU."""
+    model = random_model(**shape)
+    if is_cast:
+        distill.cast_linear_layers(model)
+    on_cpu = dtypes_with_autocast(model, torch.device("cpu"))
+    with fake_cuda():
+        on_cuda = dtypes_with_autocast(model, DEVICE)
+    assert on_cuda == on_cpu
+
+
+def check_one_graph():
+    """describe_run compiles what training runs, and nothing interrupts the graph."""
+    compile_in_one_piece = functools.partial(torch.compile, backend="eager", fullgraph=True)
+    with mock.patch("torch.compile", compile_in_one_piece):
+        distillation = make_distillation(has_teacher=True, bf16=True, compile_losses=True)
+    student = distillation.student
+    with fake_cuda():
+        student.to(DEVICE)
+        distillation.teacher.to(DEVICE)
+        distill.describe_run(distillation, 3, 0, DEVICE)
+        train(student, distillation, lambda: distill.evaluate(student, distillation.batches),
+              lambda out: None)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+# Each check with its arguments.
+CHECKS = {
+    "distill in float32": (check_distill, True, False, 0),
+    "distill in bfloat16, with micro-batches": (check_distill, True, True, 2),
+    "distill without a teacher": (check_distill, False, True, 0),
+    "finetune in float32, without a teacher":
+        (check_finetune, "classification", False, False, 0),
+    "classification": (check_finetune, "classification", True, True, 0),
+    "regression": (check_finetune, "regression", True, True, 0),
+    "tagging": (check_finetune, "tagging", True, True, 0),
+    "qa, with micro-batches": (check_finetune, "qa", True, True, 2),
+    "a signal stops a run": (check_stop,),
+    "a wait is found": (check_wait_is_found,),
+    "a tensor on the CPU is refused": (check_tensor_on_cpu_is_refused,),
+    "a product of two dtypes is refused": (check_product_of_two_dtypes_is_refused,),
+    "a boolean mask is refused": (check_boolean_mask_is_refused,),
+    "dtypes in a student": (check_dtypes, STUDENT | {"num_hidden_layers": 2}, False),
+    "dtypes in a BERT": (check_dtypes, BERT, False),
+    "dtypes in a teacher that was cast": (check_dtypes, BERT, True),
+    "one graph": (check_one_graph,),
+}
+
+
+def run_checks():
+    """Run all checks in this process -> {name: its error as text, or None}."""
+    lend_cuda()
+    errors = {}
+    for name, (check, *arguments) in CHECKS.items():
+        errors[name] = None
+        try:
+            check(*arguments)
+        except (Exception, pytest.fail.Exception):
+            errors[name] = traceback.format_exc()
+    return errors
+
+
+@pytest.fixture(scope="session")
+def errors():
+    """Run all checks in another process -> what run_checks returns."""
+    if sys.platform != "linux" or shutil.which("g++") is None:
+        pytest.skip("to lend a fake GPU to torch needs Linux and g++")
+    child = subprocess.run([sys.executable, __file__], env=os.environ | {"PYTHONPATH": ROOT},
+                           capture_output=True, text=True, timeout=300)
+    assert child.returncode == 0, child.stderr
+    return json.loads(child.stdout.splitlines()[-1])     # before it are lines of the runs
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_on_fake_cuda(name, errors):
+    assert errors[name] is None, errors[name]
+
+
+if __name__ == "__main__":
+    print(json.dumps(run_checks()))
