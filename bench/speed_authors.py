@@ -119,7 +119,8 @@ def hidden_loss(student, teacher, mask):
     """Compute the mean of 1 - cosine of hidden states (B, T, C) at real tokens; mask (B, T)."""
     student = select(student, mask[..., None])
     teacher = select(teacher, mask[..., None])
-    return F.cosine_embedding_loss(student, teacher, torch.ones(len(student), device=student.device))
+    ones = torch.ones(len(student), device=student.device)
+    return F.cosine_embedding_loss(student, teacher, ones)
 
 
 def attention_loss(student, teacher, mask):

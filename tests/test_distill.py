@@ -721,7 +721,7 @@ def test_a_signal_at_the_last_step_ends_the_run_as_usual(toy, whole, tmp_path, m
 
 def test_a_process_without_a_signal_stops_with_another_that_received_one(
         toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(distill, "in_any_process", lambda condition, processes: True)
+    monkeypatch.setattr(distill, "must_stop", lambda signals, look_now, processes: True)
     with pytest.raises(SystemExit) as caught:
         distill.main(distill_flags(toy, tmp_path / "run"))
     assert caught.value.code == 128 + signal.SIGTERM
@@ -1155,13 +1155,15 @@ def test_the_first_process_of_a_machine_goes_first(monkeypatch):
         assert events == expected
 
 
-@pytest.mark.parametrize("condition, elsewhere, expected", [
-    (False, 0.0, False), (False, 1.0, True), (True, 0.0, True), (True, 1.0, True)])
-def test_a_condition_counts_in_whichever_process_it_is_true(
-        monkeypatch, condition, elsewhere, expected):
+@pytest.mark.parametrize("signals, elsewhere, expected", [
+    ([], 0.0, False), ([], 1.0, True), ([2], 0.0, True), ([2, 2], 1.0, True)])
+def test_several_processes_stop_for_a_signal_to_any_of_them_in_a_step_that_looks(
+        monkeypatch, signals, elsewhere, expected):
     monkeypatch.setattr(distill.dist, "all_reduce", lambda tensor: tensor.add_(elsewhere))
-    assert distill.in_any_process(condition, Processes(1, 1, 2)) is expected
-    assert distill.in_any_process(condition, Processes()) is condition
+    assert distill.must_stop(signals, True, Processes(1, 1, 2)) is expected
+    assert distill.must_stop(signals, False, Processes(1, 1, 2)) is False
+    for look_now in (True, False):
+        assert distill.must_stop(signals, look_now, Processes()) is (len(signals) > 0)
 
 
 @pytest.fixture
@@ -1178,13 +1180,18 @@ def test_a_gpu_is_used_if_there_is_one_and_nothing_else_is_asked(
         no_variables, monkeypatch, flag, has_gpu, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert distill.set_up_processes(flag, 1) == (0, 0, 1, torch.device(expected))
+    devices = []
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    device = torch.device(expected)
+    assert distill.set_up_processes(flag, 1) == (0, 0, 1, device)
+    assert devices == ([device] if device.type == "cuda" else [])
 
 
 def test_each_process_of_torchrun_has_its_own_gpu_and_only_the_first_prints(monkeypatch):
     groups = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(distill.dist, "init_process_group",
                         lambda backend, timeout, device_id: groups.append((backend, device_id)))
     monkeypatch.setattr(sys, "stdout", sys.stdout)       # it is put back after the test
@@ -1202,7 +1209,8 @@ def test_each_process_of_torchrun_has_its_own_gpu_and_only_the_first_prints(monk
             sys.stdout = terminal
 
 
-def test_bfloat16_is_used_on_a_gpu_unless_it_is_said():
+def test_bfloat16_is_used_on_a_gpu_unless_it_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     cpu = torch.device("cpu")
     gpu = torch.device("cuda", 1)
     not_given = distill.arguments([]).bf16
@@ -1211,6 +1219,10 @@ def test_bfloat16_is_used_on_a_gpu_unless_it_is_said():
     for device in (cpu, gpu):
         assert distill.uses_bf16(True, device) is True
         assert distill.uses_bf16(False, device) is False
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    with pytest.raises(ValueError, match="does not know bfloat16: say --no-bf16"):
+        distill.uses_bf16(None, gpu)
+    assert distill.uses_bf16(False, gpu) is False and distill.uses_bf16(True, cpu) is True
 
 
 def test_a_fingerprint_changes_with_any_number_of_a_model():
@@ -1355,7 +1367,7 @@ def test_to_evaluate_refuses_the_flags_of_a_training():
     for flag in refused - {"--recipe", "--init"}:
         usual = values[flag[2:].replace("-", "_")]
         words = [flag]
-        if type(usual) is not bool and flag != "--tie-decoder":
+        if type(usual) is not bool and flag not in ("--tie-decoder", "--compile"):
             words.append("0.5" if flag == "--dropout" else "5")
         with pytest.raises(ValueError, match=f"{flag}: --evaluate trains nothing"):
             distill.arguments(["--evaluate", *words])
@@ -1428,7 +1440,7 @@ def test_the_samples_are_what_the_models_predict_at_a_masked_place(toy, capsys):
     corpus = open_corpus([str(toy / "corpus.txt")], tokenizer, toy / "cache")
     batches = MaskedBatches(corpus.train_tokens, tokenizer, 16, 4)
     models = {"teacher": noisy_model(TOY_TEACHER), "student": noisy_model(STUDENT)}
-    distill.print_samples(models, tokenizer, batches)
+    distill.print_samples(models, tokenizer, batches, bf16=False)
     paragraphs = capsys.readouterr().out.strip().split("\n\n")
     last = batches.count - 1
     for paragraph, number in zip(paragraphs, (0, last // 3, 2 * last // 3, last), strict=True):
@@ -1436,7 +1448,7 @@ def test_the_samples_are_what_the_models_predict_at_a_masked_place(toy, capsys):
         words = [tokenizer.decode([token]) for token in ids[0].tolist()]
         text, *predictions = paragraph.splitlines()
         place = distill.place_to_mask(words)
-        near = words[max(0, place - 9):place] + ["[MASK]"] + words[place + 1:place + 9]
+        near = words[max(0, place - 8):place] + ["[MASK]"] + words[place + 1:place + 9]
         expected = "".join(near) + f"({words[place]})"
         assert "".join(text.split()) == expected         # without spaces: "w29." is two tokens
         ids[0, place] = tokenizer.mask_id

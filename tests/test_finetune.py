@@ -741,7 +741,8 @@ def test_a_loaded_model_has_the_dropout_asked_for(is_fine_tuned, tokenizer, tmp_
 def test_a_model_for_another_kind_or_other_labels_is_refused(change, tokenizer, tmp_path):
     task = make_task_of_kind("classification", ["x", "y"])
     save_classifier(str(tmp_path), make_classifier(tokenizer, task), task, tokenizer)
-    with pytest.raises(ValueError, match=f"{tmp_path} was fine-tuned for classification x y, not"):
+    told = f"{tmp_path} was fine-tuned for classification \\(x; y\\), not"
+    with pytest.raises(ValueError, match=told):
         load_classifier(str(tmp_path), replace(task, **change))
 
 
@@ -824,11 +825,11 @@ def test_a_line_to_predict_becomes_an_example():
     assert example_of_line("see os.path, john's!", task) == (words, None, None, "", "")
     task = make_task_of_kind("qa")
     assert example_of_line("who\ta\tb", task) == ("who", "a\tb", None, "", "")
-    with pytest.raises(ValueError, match="'who': this model wants 2 text"):
+    with pytest.raises(ValueError, match="'who': this model needs two texts"):
         example_of_line("who", task)
     task = make_task_of_kind("regression")
     assert example_of_line(" a b", task) == (" a b", None, None, "", "")
-    with pytest.raises(ValueError, match="this model wants 1 text"):
+    with pytest.raises(ValueError, match="this model needs one text"):
         example_of_line("a\tb", task)
 
 
@@ -1103,11 +1104,11 @@ def test_a_run_goes_on_only_with_the_same_model_teacher_data_and_flags(
     run(capsys, *flags)
     run(capsys, *flags, "--resume")
     error = fail(capsys, *flags, "--resume", "--weight-decay", 0.5)
-    assert "weight_decay 0.01 there, 0.5 here" in error
+    assert "weight_decay was 0.01, now it is 0.5" in error
     error = fail(capsys, *flags, "--resume", "--distill-from", teachers[1])
-    assert re.search(r"settings: teacher '\w+' there, '\w+' here$", error)
+    assert re.search(r"settings: teacher was '\w+', now it is '\w+'", error)
     error = fail(capsys, *flags, "--resume", "--model", teachers[1])
-    assert re.search(r"settings: model '\w+' there, '\w+' here$", error)
+    assert re.search(r"settings: model was '\w+', now it is '\w+'", error)
     text = (sentiment / "train.tsv").read_text()
     (sentiment / "train.tsv").write_text(text.replace("film", "name", 1))
     assert re.search(r"data was \d+, now it is \d+", fail(capsys, *flags, "--resume"))

@@ -75,7 +75,7 @@ def assert_nearly_same_model(out, expected):
 # ---- Killed at random -------------------------------------------------------------------
 
 def test_a_distillation_killed_at_random_ends_as_if_it_had_not_been(toy, tmp_path):
-    more = ["--steps", 200, "--save-every", 3]
+    more = ["--steps", 100, "--save-every", 3]
     finish("distill", distill_flags(toy, tmp_path / "a", *more))
     _, num_resumed, _ = torment("distill", distill_flags(toy, tmp_path / "b", *more),
                                 tmp_path / "b", 2, 0.4, random.Random(0))
@@ -84,7 +84,7 @@ def test_a_distillation_killed_at_random_ends_as_if_it_had_not_been(toy, tmp_pat
 
 
 def test_a_tuning_killed_at_random_ends_as_if_it_had_not_been(toy, table, tmp_path):
-    more = ["--steps", 50, "--save-every", 1, "--seeds", 2, "--lr", 0.001, 0.002]
+    more = ["--steps", 25, "--save-every", 1, "--seeds", 2, "--lr", 0.001, 0.002]
     finish("finetune", finetune_flags(toy, table, tmp_path / "a", *more))
     _, num_resumed, _ = torment("finetune", finetune_flags(toy, table, tmp_path / "b", *more),
                                 tmp_path / "b", 2, 0.4, random.Random(1))
