@@ -42,9 +42,9 @@ LARGEST_HEADER = 100_000_000        # bytes, as in the official package
 def read_safetensors(path):
     """Map a safetensors file into memory -> the tensors {name: tensor}, the metadata {name: text}.
 
-    Nothing is copied (but what is not aligned): the bytes of a tensor are read from the disk when
-    they are first used. Writing into a tensor does not change the file. ValueError if the file is
-    not well-formed.
+    Only unaligned tensors are copied. The bytes of the others are read from the disk when they are
+    first used. Writing into a tensor does not change the file. ValueError if the file is not
+    well-formed.
     """
     size = os.path.getsize(path)
     with parsing(path, "a safetensors file"):
@@ -76,7 +76,7 @@ def read_safetensors(path):
 
 def check_header(header, metadata, data_size):
     """Raise ValueError unless all entries are valid and the tensors lie end to end, from the
-    begin of the data to its end, data_size bytes later."""
+    beginning of the data to its end, data_size bytes later."""
     if not isinstance(metadata, dict):
         raise ValueError("'__metadata__' is not a JSON object")
     for value in metadata.values():
@@ -213,8 +213,9 @@ SPELLINGS = [
     (r"predictions\.decoder\.bias$", "predictions.bias"),
     (r"^projector\.", "encoder.embedding_hidden_mapping_in."),      # in the authors' files
 ]
-# Nothing here uses BERT's pooler, its next-sentence head, a buffer that only holds 0, 1, 2, ...,
-# and the task heads of a BERT that was fine-tuned with transformers: without them it is an encoder.
+# Tensors that are ignored: BERT's pooler, its next-sentence head, the buffer position_ids (only
+# 0, 1, 2, ...), and the task heads of a BERT fine-tuned with transformers. What is left of such a
+# BERT is its encoder.
 UNUSED = re.compile(r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$"
                     r"|classifier\.|qa_outputs\.")
 
@@ -239,8 +240,9 @@ def load(path):
     """
     config = read_config(os.path.join(path, "config.json"))
     tensors = {}
-    # A BERT may hold the head's bias twice, as predictions.bias and predictions.decoder.bias. Both
-    # become one name. In sorted order the second comes later and wins: transformers reads it, too.
+    # A BERT may store the head's bias twice, as predictions.bias and predictions.decoder.bias.
+    # SPELLINGS gives both the same name. Sorting puts decoder.bias last, so it overwrites the
+    # other; transformers uses decoder.bias, too.
     for name, tensor in sorted(read_weights(path).items()):
         for pattern, usual in SPELLINGS:
             name = re.sub(pattern, usual, name)
@@ -334,7 +336,8 @@ def read_config(path):
                 raise ValueError(f"it has no {field.name!r}")
         found.setdefault("embedding_size", found["hidden_size"])
         found.setdefault("num_hidden_groups", found["num_hidden_layers"])
-        if found.get("use_adapter"):                     # so the authors' config gives A
+        # The authors' config stores C / A as reduction_factor.
+        if found.get("use_adapter"):
             found["adapter_size"] = found["hidden_size"] // found["reduction_factor"]
         names = {field.name for field in fields(Config)}
         return Config(**{name: value for name, value in found.items() if name in names})
@@ -470,7 +473,7 @@ def save_training_state(path, state, step, log_size, settings):
 def check_settings(path, saved, settings):
     """Raise ValueError if a run that is to be resumed had other settings than it has now.
 
-    saved: the settings in the file path; a name that is in one of the two alone is no difference
+    saved: the settings in the file path. A name that only one of the two dicts has is ignored.
     """
     settings = json.loads(json.dumps(settings))          # tuples become lists, as in the file
     different = []
@@ -529,9 +532,9 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     inputs: folders that are read, of the teacher and so on; `out` must be none of them
 
     A folder that is not empty must hold a run of this script, and resume or overwrite must be
-    True. A run that is still going on has locked it; the lock of a killed run is gone with its
-    process. ValueError says what is wrong. If nothing has been written in the end, the folder is
-    removed.
+    True; the caller then removes the old files with remove_run. A run that is still going on has
+    locked the folder; the lock of a killed run is gone with its process. ValueError says what is
+    wrong. If nothing has been written in the end, the folder is removed.
     """
     for path in inputs:
         if path is not None and os.path.realpath(path) == os.path.realpath(out):
@@ -542,20 +545,22 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
         saved_settings = read_run(out).get("settings", {})
         check_settings(run_path, saved_settings, settings)
     os.makedirs(out, exist_ok=True)
-    with open(run_path, "a", encoding="utf-8") as run_file:
-        if not lock(run_file):
-            raise ValueError(f"--out {out}: another run is writing into it")
-        try:
+    is_ours = False
+    try:
+        with open(run_path, "a", encoding="utf-8") as run_file:
+            if not lock(run_file):
+                raise ValueError(f"--out {out}: another run is writing into it")
+            is_ours = True
             # A run that goes on leaves it alone, so that a full disk cannot spoil it.
             if not resume or os.path.getsize(run_path) == 0:
                 run_file.truncate(0)
                 run_file.write(json.dumps({"script": script, "settings": settings}, indent=1))
                 run_file.flush()
             yield
-        finally:
-            if os.listdir(out) == [RUN_FILE]:
-                os.remove(run_path)
-                os.rmdir(out)
+    finally:
+        if is_ours and os.listdir(out) == [RUN_FILE]:
+            os.remove(run_path)
+            os.rmdir(out)
 
 
 def check_owner(out, script, resume, overwrite):

@@ -1,4 +1,4 @@
-"""From text to masked batches; below that tokenizers, token files and corpora.
+"""Masked batches from text; below that tokenizers, token files and corpora.
 
     python data.py --corpus wiki/ --tokenizer bert-base-uncased --out wiki.bin
     python data.py --corpus wiki/ --train-tokenizer 8192 --out my-tokenizer
@@ -7,12 +7,12 @@ The first command tokenises a corpus once; the second learns a vocabulary.
 
 A corpus is any mix of files and folders of .txt (a blank line between
 documents), .jsonl (one JSON object a line) and .csv (the first row names the
-columns), each also as .gz, .bz2 or .xz. In the latter two, --text names the
-field of the text. A corpus is read once, in constant memory, and written as a
-token file: the token numbers of all documents end to end with [SEP] after each,
-first the documents to train on, then those held out for validation. The token
-file is mapped into memory from then on. A JSON file beside it says what it was
-made from.
+columns). Each may be compressed as .gz, .bz2 or .xz. For .jsonl and .csv,
+--text names the field that holds the text. A corpus is read once, in constant
+memory, and written as a token file: the token numbers of all documents end to
+end with [SEP] after each, first the documents to train on, then those held out
+for validation. The token file is mapped into memory from then on. A JSON file
+beside it says what it was made from.
 """
 import argparse
 import bz2
@@ -76,7 +76,7 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
         if fate < 0.8:
             masked_ids[position] = tokenizer.mask_id     # 80 %: the token is hidden
         elif fate < 0.9:
-            masked_ids[position] = random_token          # 10 %: it is replaced by any other
+            masked_ids[position] = random_token          # 10 %: a random one takes its place
         else:
             pass                                         # 10 %: it stays, and must be predicted
     return masked_ids.reshape(B, T), positions, labels
@@ -85,7 +85,7 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
 class MaskedBatches:
     """Batches of masked sequences, each a function of (seed, step) alone.
 
-    There is no state, so that a resumed run needs to restore nothing. A sequence is [CLS],
+    The only state is a cache, so that a resumed run needs to restore nothing. A sequence is [CLS],
     T - 2 tokens, [SEP]; there is no padding. Each epoch has each sequence once, in an order of
     its own. ValueError if the tokens are too few for one sequence.
     """
@@ -110,11 +110,12 @@ class MaskedBatches:
         for i in range(first, first + self.batch_size):  # the i-th sequence of the whole run
             epoch, place = divmod(i, self.count)
             numbers.append(self.order_of_epoch(epoch)[place])
+        # The 2 here and the 1 in order_of_epoch give masks and orders different random numbers.
         rng = np.random.default_rng([self.seed, 2, step])
         return mask_tokens(self.sequences(numbers), self.tokenizer, rng)
 
     def order_of_epoch(self, epoch):
-        """Return the order in which an epoch has the sequences; the last one is remembered."""
+        """Return the order of the sequences in an epoch. The order last used is kept."""
         if epoch != self.last_epoch:
             rng = np.random.default_rng([self.seed, 1, epoch])
             self.last_order = rng.permutation(self.count)
@@ -363,10 +364,10 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
     if tokenizer.vocab_size <= 2**16:
         dtype = np.dtype(np.uint16)
     with replace_file(out, shared=True) as file:
-        num_train, num_valid, num_unknown, num_words = write_tokens(
+        num_train, num_valid, num_unknown, num_text_tokens = write_tokens(
             file, read_corpus(files, text_column), tokenizer, dtype)
         num_tokens = num_train + num_valid
-        if num_words == 0:
+        if num_text_tokens == 0:
             raise ValueError(f"{corpus[0]}: there is no text in the corpus")
         if num_unknown > num_tokens / 2:
             raise ValueError(f"{corpus[0]}: most tokens are [UNK]: the tokenizer in "
@@ -400,13 +401,13 @@ def check_token_file_name(out):
 def write_tokens(file, lines, tokenizer, dtype):
     """Tokenise lines and write the token numbers, first of the documents to train on.
 
-    lines: those of read_corpus. Returns four numbers of tokens: to train on, held out, unknown
-    among both, and those that are not the end of a document.
+    lines: those of read_corpus. Returns four counts of tokens: to train on; held out; unknown (in
+    both parts); and all except the [SEP] that end documents.
     """
     num_train = 0
     num_valid = 0
     num_unknown = 0
-    num_words = 0
+    num_text_tokens = 0
     # The held-out tokens wait in a file without a name until all others are written.
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
         for batch in batches_of_lines(lines):
@@ -414,7 +415,7 @@ def write_tokens(file, lines, tokenizer, dtype):
             valid_ids = []
             encoded = tokenizer.encode([line for line, _ in batch])
             for (line, held_out), ids in zip(batch, encoded):
-                num_words += len(ids)
+                num_text_tokens += len(ids)
                 if line == "":                           # the end of a document
                     ids = [tokenizer.sep_id]
                 if held_out:
@@ -428,7 +429,7 @@ def write_tokens(file, lines, tokenizer, dtype):
             num_unknown += train_ids.count(tokenizer.unk_id) + valid_ids.count(tokenizer.unk_id)
         valid_file.seek(0)
         shutil.copyfileobj(valid_file, file)
-    return num_train, num_valid, num_unknown, num_words
+    return num_train, num_valid, num_unknown, num_text_tokens
 
 
 def batches_of_lines(lines):
@@ -464,8 +465,8 @@ def is_held_out(text, one_in):
 # ---- Reading a corpus -------------------------------------------------------------------
 
 CORPUS_FILE = re.compile(r"(?s).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
-# NULs, and surrogates: the halves of characters, by which surrogateescape also marks bytes that
-# are not UTF-8.
+# NULs and surrogates. A surrogate is half a character; errors="surrogateescape" also turns each
+# byte that is not UTF-8 into one.
 UNREADABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -570,7 +571,7 @@ def lines_of_jsonl(path, text, text_column):
             with parsing(f"{path}:{number}", f"a JSON object with a text {text_column!r} of at "
                          f"most {LONGEST_ROW} characters"):
                 # strict=False allows line breaks in a text. Half a character such as \ud800 is no
-                # error: it is replaced below, like bytes that are not UTF-8.
+                # error: read_corpus_file replaces it, like bytes that are not UTF-8.
                 value = json.loads(row, strict=False)
                 if not isinstance(value, dict):
                     raise ValueError(f"it is a {type(value).__name__}")

@@ -268,10 +268,10 @@ def start_embeddings(ours, theirs, ids):
 
 
 def start_layers(student, teacher):
-    """Start each shared layer as the mean of the teacher's layers that it replaces, without the
-    first and the last quarter of them.
+    """Start each shared layer as the mean of the teacher's layers that it replaces.
 
-    With these the start is worse: EXPERIMENTS.md has the comparison.
+    The first and the last quarter of those layers are left out: with them the start is worse
+    (EXPERIMENTS.md has the comparison).
     """
     L = teacher.config.num_hidden_layers
     G = student.config.num_hidden_groups
@@ -347,7 +347,7 @@ class RunState(NamedTuple):
 def begin_or_resume(model, options, settings, processes):
     """Prepare a run, or, if options.resume says so, restore what its last checkpoint holds.
 
-    settings: a dict of what a resumed run must have in common with the run that it goes on with
+    settings: a dict of what must be the same in a resumed run and in the run that it continues
     Returns a RunState. The model then has the parameters of the checkpoint.
     """
     optimizer = make_optimizer(model, options.weight_decay)
@@ -379,7 +379,7 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
 
     A run that was stopped or killed and then resumed ends like one that was not; on a CPU the two
     are bit for bit equal. After SIGINT or SIGTERM the step is finished and saved, then the program
-    exits.
+    exits; several processes go on to the next step that logs or saves.
     """
     first_step = run_state.first_step
     is_main = processes.rank == 0
@@ -400,9 +400,9 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 evaluate_now = True
             log_now = evaluate_now or done % options.log_every == 0
             save_now = is_last or done % options.save_every == 0
-            # In other steps nothing is read from a GPU, so that it never waits for the program. A
-            # nan stays in the weights, so it is found before anything of it is written. On a CPU it
-            # is found before it can reach the weights.
+            # Reading a value from a GPU interrupts its work. So values are read, and checked for
+            # nan, only in steps that log or save; a nan from an earlier step is still in the
+            # weights then. On a CPU every step is checked before its update.
             look_now = log_now or save_now
             check = look_now or processes.device.type == "cpu" or len(signals) > 0
             totals, lr, gradient_norm = training_step(
@@ -457,7 +457,7 @@ def check_finite_step(step, totals, gradient_norm, lr):
     if not math.isfinite(gradient_norm):
         losses = ", ".join(f"{name} {float(value):g}" for name, value in totals.items())
         raise FloatingPointError(f"step {step + 1}, learning rate {lr:g}: {losses}, gradient norm "
-                                 f"{gradient_norm:g}; no checkpoint was written of it")
+                                 f"{gradient_norm:g}; no checkpoint of this step was written")
 
 
 def make_optimizer(model, weight_decay):
@@ -502,8 +502,9 @@ def open_log(out, size):
     """Open out/log.jsonl for appending. Lines after `size` bytes, its size at the last checkpoint,
     are cut off: a run that was killed may have written more."""
     log = open(os.path.join(out, "log.jsonl"), "a", encoding="utf-8")
-    current_size = log.tell()
-    log.seek(log.truncate(min(size, current_size)))
+    size = min(size, log.tell())
+    log.truncate(size)
+    log.seek(size)
     return log
 
 
@@ -561,10 +562,10 @@ class Processes(NamedTuple):
     device: torch.device = torch.device("cpu")
 
 
-def set_up_processes(device_name, batch_size):
+def set_up_processes(device_flag, batch_size):
     """Join the processes that torchrun started, if any -> Processes. After it only rank 0 prints.
 
-    device_name: see choose_device. ValueError if it is not to be had, or if a batch has fewer
+    device_flag: see choose_device. ValueError if it is not to be had, or if a batch has fewer
     sequences than there are processes.
     """
     with parsing("RANK, LOCAL_RANK, WORLD_SIZE", "the numbers that torchrun sets"):
@@ -576,12 +577,12 @@ def set_up_processes(device_name, batch_size):
     if batch_size < world:
         raise ValueError(f"--batch-size {batch_size} is less than one sequence for each of the "
                          f"{world} processes")
-    if batch_size % world != 0:
+    if batch_size % world != 0 and rank == 0:
         print(f"--batch-size {batch_size} is not divisible by {world} processes: in each step some "
               "wait for others", file=sys.stderr)
-    device = choose_device(device_name, local_rank)
+    device = choose_device(device_flag, local_rank)
     if device.type == "cuda":
-        torch.cuda.set_device(device)                    # what has no index means this one
+        torch.cuda.set_device(device)                    # from here on "cuda" means this GPU
     if world > 1:
         timeout = timedelta(hours=12)                    # the first process may tokenise for hours
         if device.type == "cuda":
@@ -625,7 +626,7 @@ def explaining_memory(batch_size, micro_batch_size, length):
             raise
         raise ValueError(f"there is not enough memory for a batch of {batch_size} sequences of "
                          f"{length} tokens with --micro-batch-size {micro_batch_size} (0: all at "
-                         "once); a smaller one needs less and gives the same result") from error
+                         "once); one of fewer sequences needs less") from error
 
 
 def keep_freed_memory():
@@ -657,9 +658,9 @@ def first_process_first(processes):
 def split_batch(batch_size, micro_batch_size, processes):
     """List the micro-batches of this process: [(first row, one past the last), ...].
 
-    The rows are dealt to the processes in turn, micro_batch_size at a time; 0 means an equal share
-    for each. With 10 rows, 4 processes and 0 the size is 2: rank 0 gets (0, 2) and (8, 10), rank 1
-    (2, 4), and so on. The last one may be shorter.
+    The rows are cut into pieces of micro_batch_size (0: batch_size // number of processes), and the
+    processes take pieces in turn. With 10 rows, 4 processes and 0 a piece has 2 rows: rank 0 takes
+    (0, 2) and (8, 10), rank 1 (2, 4), and so on. The last end may lie beyond the batch.
     """
     if processes is None:
         processes = Processes()
@@ -738,7 +739,7 @@ def device_of(model):
 def to_device(device, *arrays):
     """Copy numpy arrays to a device -> a list of tensors.
 
-    A copy from pinned memory to a GPU does not wait until the GPU has done what it has to do.
+    The copy from pinned memory runs in the background: the program need not wait for the GPU.
     """
     tensors = []
     for array in arrays:
@@ -878,7 +879,7 @@ def add_model_flags(parser):
                        help="width of the adapters, 0 for none (default: C / 16; 0 if R = G)")
     group.add_argument("--num-attention-heads", type=size, metavar="H",
                        help="attention heads (default: the teacher's; C / 32 without one)")
-    group.add_argument("--intermediate-size", type=size, metavar="F",
+    group.add_argument("--intermediate-size", type=size, metavar="I",
                        help="width of the feed-forward (default: the teacher's; 4 C without one)")
     group.add_argument("--tie-decoder", action=argparse.BooleanOptionalAction, default=None,
                        help="use the word embeddings as the output matrix, too (default: yes; in "
@@ -1009,9 +1010,9 @@ def check_flags(args, given):
         if args.student is None and args.tokenizer is None:
             raise ValueError("--teacher none: give a --tokenizer, because there is no teacher to "
                              "take it from")
-        teachers = ["--attention-weight", "--hidden-weight", "--output-weight",
+        about_teacher = ["--attention-weight", "--hidden-weight", "--output-weight",
                     "--embedding-weight", "--temperature"]
-        refuse_flags(given, teachers, "--teacher none leaves nobody to compare with")
+        refuse_flags(given, about_teacher, "with --teacher none there is nothing to compare with")
 
 
 # ---- The command line: running it -------------------------------------------------------
@@ -1034,7 +1035,9 @@ def run(args):
         student.head = None                              # no loss would train it
     check_models(args, teacher, student, tokenizer, weights)
     settings = distillation_settings(args, options, bf16, weights, teacher, student)
-    inputs = [args.teacher, args.student, args.tokenizer]
+    inputs = [args.student, args.tokenizer]
+    if teacher is not None:                              # "none" is a word, not a folder
+        inputs.append(args.teacher)
     with own_folder(args.out, "distill.py", settings, inputs, args, processes):
         distil(args, options, settings, teacher, student, tokenizer, weights, bf16, processes)
 
@@ -1283,7 +1286,7 @@ def print_scores(models, valid_batches, bf16):
 
 
 def describe_run(distillation, steps, first_step, device):
-    """Print what will be trained and how long that takes, for which some passes are timed."""
+    """Print what will be trained, and an estimate of the time, from a few timed passes."""
     distillation.student.train()                         # as in the steps that follow
     fastest = math.inf
     for _ in range(4):                                   # the first ones are slower

@@ -2,7 +2,7 @@
 
     python finetune.py
         the student in out/student, which distill.py makes, on the built-in
-        task "code": two minutes
+        task "code", three times: two minutes
     python finetune.py --model out/student --task sst2 --data SST-2/
         a task of GLUE, from a folder with its files
     python finetune.py --task tagging --train train.tsv --dev devel.tsv
@@ -76,8 +76,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, ids, mask, segments):
-        """Compute logits (B, T, n). Only those at a Feature's positions, in qa also those at [CLS],
-        are used.
+        """Compute logits (B, T, n). Used are those at a Feature's positions and, in qa, at [CLS].
 
         ids, mask, segments (B, T): see collate.
         """
@@ -119,16 +118,16 @@ def encode(task, examples, tokenizer):
         chunk = examples[begin:begin + chunk_size]
         prefixes, encodings = tokenise_examples(task, chunk, tokenizer)
         for i, example in enumerate(chunk):
-            number = begin + i
+            example_number = begin + i
             if task.kind == "tagging":
-                yield from tagging_features(task, number, example, prefixes[i], encodings[i],
-                                            tokenizer, label_numbers)
+                yield from tagging_features(task, example_number, example, prefixes[i],
+                                            encodings[i], tokenizer, label_numbers)
             elif task.kind == "qa":
-                yield from answer_features(task, number, example, prefixes[i], encodings[i],
+                yield from answer_features(task, example_number, example, prefixes[i], encodings[i],
                                            tokenizer)
             else:
-                yield text_feature(task, number, example, prefixes[i], encodings[i], tokenizer,
-                                   label_numbers)
+                yield text_feature(task, example_number, example, prefixes[i], encodings[i],
+                                   tokenizer, label_numbers)
 
 
 def tokenise_examples(task, examples, tokenizer):
@@ -170,7 +169,7 @@ def join_ids(prefix, window, tokenizer):
     return np.array(prefix + window + [tokenizer.sep_id], np.int32)
 
 
-def text_feature(task, number, example, prefix, encoding, tokenizer, label_numbers):
+def text_feature(task, example_number, example, prefix, encoding, tokenizer, label_numbers):
     """Make the Feature for classification or regression: the head is read at [CLS]."""
     room = task.length - len(prefix) - 1                 # for the main text
     ids = join_ids(prefix, encoding.ids[:room], tokenizer)
@@ -179,10 +178,10 @@ def text_feature(task, number, example, prefix, encoding, tokenizer, label_numbe
         label = math.nan                                 # it is not known
     elif task.kind == "classification":
         label = label_numbers[label]
-    return Feature(ids, len(prefix), number, positions=[0], about=[0], labels=[label])
+    return Feature(ids, len(prefix), example_number, positions=[0], about=[0], labels=[label])
 
 
-def tagging_features(task, number, example, prefix, encoding, tokenizer, label_numbers):
+def tagging_features(task, example_number, example, prefix, encoding, tokenizer, label_numbers):
     """Yield the Features of a sentence to tag: the head is read at the first token of each word.
 
     If the tokenizer removes a word completely, it has no position here; decode_tags makes it O.
@@ -201,10 +200,10 @@ def tagging_features(task, number, example, prefix, encoding, tokenizer, label_n
             labels = [label_numbers[example.label[word]] for word in about]
         positions = [len(prefix) + token - begin for token in first_tokens]
         ids = join_ids(prefix, encoding.ids[begin:end], tokenizer)
-        yield Feature(ids, len(prefix), number, positions, about, labels)
+        yield Feature(ids, len(prefix), example_number, positions, about, labels)
 
 
-def answer_features(task, number, example, prefix, encoding, tokenizer):
+def answer_features(task, example_number, example, prefix, encoding, tokenizer):
     """Yield the Features of a question: windows of its context, which overlap."""
     word_of_token = encoding.word_ids
     num_tokens = len(word_of_token)
@@ -212,8 +211,8 @@ def answer_features(task, number, example, prefix, encoding, tokenizer):
     answer_tokens = tokens_of_answer(example, encoding.offsets)
     room = task.length - len(prefix) - 1
     overlap = min(task.stride, room // 2)                # at most half, so that windows advance
-    # No window begins in the last `overlap` tokens: the window before it has them already. max(1,
-    # ...): a context without tokens still gives one Feature.
+    # No window begins in the last `overlap` tokens: the previous window already has them.
+    # max(1, ...): a context without tokens still gives one Feature.
     for begin in range(0, max(1, num_tokens - overlap), room - overlap):
         end = min(begin + room, num_tokens)
         # An answer has whole words: each token stands for the characters of its word.
@@ -225,7 +224,7 @@ def answer_features(task, number, example, prefix, encoding, tokenizer):
             last = len(prefix) + answer_tokens[-1] - begin
             labels = [first, last]
         ids = join_ids(prefix, encoding.ids[begin:end], tokenizer)
-        yield Feature(ids, len(prefix), number, positions, about, labels)
+        yield Feature(ids, len(prefix), example_number, positions, about, labels)
 
 
 def characters_of_words(word_of_token, offsets):
@@ -361,7 +360,7 @@ class TaskLoss:
                 # its own and has no label: its gradient is 0.
                 begin, end = 0, 1
                 own_labels = np.full_like(labels[:1], np.nan)
-            # The positions are found here: a GPU would have to be waited for.
+            # Find the positions on the CPU: on a GPU, the program would have to wait for them.
             positions = np.flatnonzero(~np.isnan(own_labels))
             targets = own_labels.ravel()[positions]
             part = to_device(device, ids[begin:end], mask[begin:end], segments[begin:end],
@@ -502,7 +501,8 @@ def decode_answers(task, examples, features, logits, longest=30):
 
     The score of a span is the begin logit of its first token plus the end logit of its last. Spans
     have at most `longest` tokens, and the best over all windows is taken. If task.unanswerable, the
-    answer is "" where [CLS]'s own sum is higher than that in every window.
+    answer is "" if in every window the sum of the two logits at [CLS] is higher than this best
+    score.
     """
     best_score = [-np.inf] * len(examples)
     best_text = [""] * len(examples)
@@ -531,7 +531,7 @@ def decode_answers(task, examples, features, logits, longest=30):
     return best_text
 
 
-# ---- From here on: plumbing. Fine-tuned models on disk ----------------------------------
+# ---- Fine-tuned models on disk ----------------------------------------------------------
 # The encoder is saved in the usual format; head.safetensors and task.json are beside it.
 
 def save_classifier(path, model, task, tokenizer):
@@ -567,7 +567,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None):
         config = replace(config, adapter_size=max(1, config.hidden_size // 16))
     encoder = MiniALBERT(config, head=False)
     if mode != "random":
-        weights = encoder.state_dict()                   # all is overwritten but new adapters
+        weights = encoder.state_dict()                   # only new adapters keep these
         for name, tensor in found.state_dict().items():
             if not name.startswith("head."):
                 weights[name] = tensor
@@ -763,7 +763,7 @@ def encode_splits(task, splits, tokenizer):
     return encoded
 
 
-# ---- The command line: flags ------------------------------------------------------------
+# ---- From here on: plumbing. The command line: flags ------------------------------------
 
 def arguments(argv):
     """Parse the command line."""
@@ -848,7 +848,7 @@ def arguments(argv):
         raise ValueError("--text: give one or two columns")
     check_flags(args, given_flags(argv))
     if args.task is None and args.steps is None:
-        args.steps = 200                                 # three short runs of the embedded task
+        args.steps = 200                                 # three short runs of the built-in task
     return args
 
 
@@ -868,7 +868,7 @@ def check_flags(args, given):
     if args.task is None:
         ignored = FILE_FLAGS + COLUMN_FLAGS + ["--data", "--adapters-only", "--freeze", "--stride"]
         refuse_flags(given, ignored,
-                     "without --task the embedded task is trained, and this would be ignored")
+                     "without --task the built-in task is trained, and this would be ignored")
     else:
         check_file_flags(args.task, given)
     if args.task in KINDS and args.train is None:
@@ -1022,8 +1022,8 @@ def choose_length(length, kind, num_positions):
 
 
 def default_rate(mode, task_name, hidden_size):
-    """Return the learning rate for a mode. To train few parameters, or a narrow model, or in few
-    steps (without --task), needs a higher rate."""
+    """Return the learning rate for a mode. Few parameters, a narrow model or few steps (without
+    --task) need a higher rate."""
     if mode in ("adapters", "head"):
         rate = 1e-3
     elif task_name is None:

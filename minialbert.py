@@ -33,7 +33,7 @@ from torch import nn
 
 @dataclass
 class Config:
-    """The shape of a model; the fields are named as in Hugging Face's ALBERT.
+    """The shape of a model; all fields but the last two are named as in Hugging Face's ALBERT.
 
     ValueError, naming the field, if one has a wrong type, is out of range or contradicts another.
     """
@@ -87,18 +87,18 @@ def check_field(name, kind, value):
     smallest = 1
     if name == "adapter_size":
         smallest = 0                                     # 0 means: no adapters
-    largest = 2**24                                      # of widths and tables
+    largest = 2**24                                      # the limit of widths and tables
     if name.startswith("num_"):
-        largest = 2**10                                  # of numbers of layers, groups, heads
+        largest = 2**10                                  # the limit of layers, groups, heads
     if type(value) is not int or not smallest <= value <= largest:
         raise ValueError(f"{name} is {value!r:.60}, but must be an integer from {smallest} to "
                          f"{largest}")
 
 
 class LayerNorm(nn.LayerNorm):
-    """nn.LayerNorm with a result of its input's dtype.
+    """nn.LayerNorm whose output has the same dtype as its input.
 
-    With autocast on a GPU that of torch is float32 for an input in bfloat16, but bfloat16 on a CPU.
+    Under autocast, torch's own returns float32 for bfloat16 input on a GPU, but bfloat16 on a CPU.
     """
 
     def forward(self, x):
@@ -184,7 +184,7 @@ class Attention(nn.Module):
             attention_probs = F.dropout(log_map.exp(), dropout_prob)
             mixed = attention_probs @ value              # (B, H, T, D)
         else:
-            # The same function as above in one call, which need not store a map.
+            # This computes the same in one call and does not need to store the map.
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=dropout_prob)
         merged = mixed.transpose(1, 2).reshape(x.shape)  # (B, H, T, D) -> (B, T, C)
@@ -194,8 +194,8 @@ class Attention(nn.Module):
 class Adapter(nn.Module):
     """A bottleneck adapter, C -> A -> C: LayerNorm(x + up(gelu(down(x)))).
 
-    It is that of Houlsby et al. 2019 with a LayerNorm, as in the authors' code. Each recursion has
-    two of its own.
+    It is the adapter of Houlsby et al. 2019 plus a LayerNorm, as in the authors' code. Each
+    recursion has two of its own.
     """
 
     def __init__(self, config):
@@ -210,7 +210,7 @@ class Adapter(nn.Module):
 
 
 class Layer(nn.Module):
-    """BERT's layer: attention, add, norm, feed-forward, add, norm; with two adapters, if given."""
+    """BERT's layer: attention, add, norm, feed-forward, add, norm; adapters are optional."""
 
     def __init__(self, config):
         super().__init__()
@@ -267,7 +267,8 @@ class MiniALBERT(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_groups))
         num_adapters = 0
         if config.adapter_size > 0:
-            num_adapters = config.num_hidden_layers      # one of each kind for each recursion
+            num_adapters = config.num_hidden_layers      # one for each recursion in each list
+        # These act on the input of attention.
         self.attention_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
         # These act on the output of attention, before the feed-forward.
         self.output_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
@@ -333,7 +334,8 @@ def initialise(model, plain=False):
     """Set the initial values: weights normal with standard deviation 0.02, biases 0, the weights
     of LayerNorms 1.
 
-    BERT and the authors do this; with plain=True nothing more is done. By default, moreover:
+    BERT and the authors do this; with plain=True nothing more is done. By default, three things
+    are changed after that:
 
     - the position table holds sinusoids of the same size (root mean square 0.02), so that the
       order of words is visible from the first step
@@ -356,7 +358,7 @@ def initialise(model, plain=False):
     for adapter in list(model.attention_adapters) + list(model.output_adapters):
         adapter.up.weight.zero_()
     num_positions, width = model.embeddings.position.weight.shape
-    # A sine has the root mean square 1 / sqrt(2). Times 0.02 * sqrt(2), it has 0.02.
+    # The root mean square of a sine is 1 / sqrt(2); multiplying by 0.02 * sqrt(2) makes it 0.02.
     model.embeddings.position.weight.copy_(0.02 * 2**0.5 * sinusoids(num_positions, width))
 
 
@@ -372,7 +374,7 @@ def sinusoids(num_positions, width):
 def count_parameters(model):
     """Count a model's parameters: {part: number}.
 
-    embeddings, layers, adapters, head: those of each part
+    embeddings, layers, adapters, head: the number of parameters in each part
     stored: the sum of the four parts
     body: stored without the head
     applied: stored, but a shared layer counts once for each time that it is applied

@@ -47,8 +47,8 @@ class Task:
     labels: list            # all labels, sorted; in regression and qa empty
     metrics: list           # names of metrics; by the first one a learning rate is chosen
     length: int             # the largest number of tokens in a sequence, T
-    stride: int             # qa: tokens that two neighbouring windows of a context share, if it is
-                            # not more than half a window
+    stride: int             # qa: the overlap of neighbouring windows of a context, in tokens; at
+                            # most half a window
     pair: bool              # whether each example has two texts
     mean: float             # regression: mean of the training labels; the head predicts
     sd: float               # (y - mean) / sd, where sd is their standard deviation
@@ -222,7 +222,7 @@ def ranks(numbers):
     """Rank each number among all, from 1; equal numbers share the mean of their ranks."""
     # The different numbers are sorted; the n-th of them occurs counts[n] times.
     _, index_of_different, counts = np.unique(numbers, return_inverse=True, return_counts=True)
-    last_rank = np.cumsum(counts)                        # equal numbers have the ranks up to this
+    last_rank = np.cumsum(counts)                        # the highest rank in each group of equals
     mean_rank = last_rank - (counts - 1) / 2
     return mean_rank[index_of_different]
 
@@ -598,7 +598,7 @@ def read_glue_file(name, folder, split, label_column):
 
 
 GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/"
-ZIP_NAMES = {"qqp": "QQP-clean", "qnli": "QNLIv2"}       # those that are not the folder's
+ZIP_NAMES = {"qqp": "QQP-clean", "qnli": "QNLIv2"}       # zips not named like their folder
 
 
 def download_glue(name, cache=CACHE):
@@ -660,7 +660,7 @@ def read_code_task(path):
     path: the file of data.docs_on_this_machine, with a paragraph per line: {"text": the paragraph
     without its mark-up, "code": [[begin, end], ...], the characters that were marked as code}.
     Words that begin in such a span get B-code or I-code, all others O. Paragraphs without code are
-    skipped. By the hash of its text a tenth of the paragraphs is held out as dev.
+    skipped. A tenth of the paragraphs, chosen by the hash of their text, is held out as dev.
     """
     splits = {"train": [], "dev": []}
     for number, row in rows_of(path):
@@ -706,8 +706,7 @@ def hold_out_a_tenth(examples):
     """Split examples -> (a tenth of them, the rest).
 
     They are ordered by a hash of their texts, so the split is the same on every machine and does
-    not depend on the order in the file. An example with a label that no other example in the rest
-    has stays there.
+    not depend on the order in the file. The rest keeps at least one example of every label.
     """
     def text_hash(example):
         return zlib.crc32(repr((example.text, example.second_text)).encode())
@@ -796,7 +795,7 @@ def check_labels(splits, kind, labels):
 
 def write_predictions(out, task, split, examples, predictions):
     """Write a split's predictions into the folder out, as {split}.jsonl with one JSON object per
-    line; those for a test set of GLUE as the .tsv that its leaderboard accepts.
+    line. For a test set of GLUE it is a .tsv that the leaderboard accepts.
 
     predictions: for each example (what is predicted, {label: probability})
     """

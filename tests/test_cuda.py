@@ -1,7 +1,7 @@
 """The code for GPUs, on a machine without one: tests/fake_cuda.py lends a device to a process.
 
 It cannot be taken back, so all checks run in another process. Its program is this file, too: it
-prints {name of a check: its error, or null}, and test_on_fake_cuda reports them one by one.
+prints {name of a check: its error, or null}, which the test at the end of this file reads.
 """
 import functools
 import io
@@ -290,20 +290,17 @@ def run_checks():
     return errors
 
 
-@pytest.fixture(scope="session")
-def errors():
-    """Run all checks in another process -> what run_checks returns."""
+def test_the_checks_on_a_fake_gpu_hold():
+    """One test for all checks: two processes that share the tests would make them twice."""
     if sys.platform != "linux" or shutil.which("g++") is None:
         pytest.skip("to lend a fake GPU to torch needs Linux and g++")
     child = subprocess.run([sys.executable, __file__], env=os.environ | {"PYTHONPATH": ROOT},
                            capture_output=True, text=True, timeout=300)
     assert child.returncode == 0, child.stderr
-    return json.loads(child.stdout.splitlines()[-1])     # before it are lines of the runs
-
-
-@pytest.mark.parametrize("name", CHECKS)
-def test_on_fake_cuda(name, errors):
-    assert errors[name] is None, errors[name]
+    errors = json.loads(child.stdout.splitlines()[-1])   # before it are lines of the runs
+    assert errors.keys() == CHECKS.keys()
+    for name, error in errors.items():
+        assert error is None, f"{name}: {error}"
 
 
 if __name__ == "__main__":

@@ -774,10 +774,10 @@ finetune  --task qa --label label               --label: the files of the task q
 finetune  --stride 3                            --stride: it is about the windows of the task qa
 finetune  --data glue                           --data: it is for the tasks of GLUE
 finetune  --epochs 2                            --epochs: --steps says already how long
-glue      --train good.tsv                      --train: without --task the embedded task
-glue      --freeze                              --freeze: without --task the embedded task
-glue      --data glue                           --data: without --task the embedded task
-glue      --label label                         --label: without --task the embedded task
+glue      --train good.tsv                      --train: without --task the built-in task
+glue      --freeze                              --freeze: without --task the built-in task
+glue      --data glue                           --data: without --task the built-in task
+glue      --label label                         --label: without --task the built-in task
 glue      --task sst2 --dev good.tsv            --dev: the task sst2 has its own files
 glue      --task sst2 --text text               --text: the task sst2 has its own files
 glue      --task code --data glue               --data: the task code needs no files
