@@ -1,0 +1,674 @@
+"""Pictures for the README, of any run of distill.py.
+
+    python bench/figures.py
+        draws the architecture, which needs no run
+    python bench/figures.py out/student
+        draws all that can be drawn from this run, the --out folder of distill.py
+    python bench/figures.py out/student --elastic out/elastic \\
+        --compare unshared=out/unshared authors=out/authors
+        draws other runs of the same tokenizer beside it
+
+architecture  the two models and the four losses
+losses        the terms of the loss and the held-out accuracy during the run
+attention     attention maps of teacher and student for one sentence
+depth         held-out accuracy after each recursion, or each layer of the teacher
+parameters    the number of parameters of each model against its held-out accuracy
+
+Each picture is two files, NAME-light.svg and NAME-dark.svg, because no colour of
+letters is easy to read on white and on black. A README shows the one that fits:
+
+    <picture>
+      <source media="(prefers-color-scheme: dark)" srcset="assets/depth-dark.svg">
+      <img src="assets/depth-light.svg" alt="what the picture says, in words">
+    </picture>
+
+If a picture needs something that is not there, one line says so and the picture is
+left out. With the same matplotlib the same command writes the same bytes.
+"""
+import os
+import sys
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)            # our modules, from any folder
+
+from checkpoint import (MODEL_FILES, fetch, load, parse_json_object, parsing, read_run, read_text,
+                        replace_file)
+from data import CACHE, CommandParser, Tokenizer, open_corpus, run_command
+from distill import (EMBEDDED_TEACHER, check_sizes, choose_device, evaluate, fingerprint,
+                     given_flags, make_valid_batches, match_layers, refuse_flags, whole_number)
+from minialbert import MiniALBERT, count_parameters
+
+try:
+    import matplotlib
+except ImportError:
+    matplotlib = None               # run() says how to get it
+else:
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
+    from matplotlib.transforms import Bbox
+
+    from architecture import BODY, PIXELS_PER_INCH, SMALL, WIDTH, draw_architecture
+
+SENTENCE = "It returns a new array with the same shape."
+MOST_TOKENS = 24                    # more words beside a map could not be read
+MOST_LETTERS = 12                   # of a word beside a map
+MOST_POINTS = 150                   # on a curve; more would only make the file larger
+
+
+# ---- The style of all pictures ----------------------------------------------------------
+
+# The papers are GitHub's backgrounds; a picture itself is transparent. Colour-blind readers can
+# tell the five hues apart, too; they follow Okabe and Ito. Letters have a contrast of at least 4.5
+# to the paper.
+THEMES = {
+    "light": {"paper": "#ffffff", "text": "#1f2328", "muted": "#59636e", "grid": "#d1d9e0",
+              "blue": "#0072b2", "orange": "#bf5000", "green": "#007a57", "purple": "#9a4f8e",
+              "gold": "#856400"},
+    "dark": {"paper": "#0d1117", "text": "#f0f6fc", "muted": "#9198a1", "grid": "#3d444d",
+             "blue": "#56b4e9", "orange": "#ff9a4d", "green": "#2cc295", "purple": "#e08cc8",
+             "gold": "#e3c14a"},
+}
+HUES = ["blue", "orange", "green", "purple", "gold"]
+# How a model looks in every picture: the hue and the marker.
+LOOKS = {"teacher": ("blue", "o"), "student": ("orange", "s"), "elastic student": ("green", "^")}
+OTHER_LOOKS = [("purple", "D"), ("gold", "v"), ("green", "P"), ("purple", "X"), ("gold", "*")]
+
+
+def style(theme):
+    """Return matplotlib's settings for a theme {name of a colour: colour}."""
+    return {
+        "font.family": "DejaVu Sans",                    # matplotlib brings it along
+        "font.size": BODY, "axes.titlesize": BODY, "axes.labelsize": BODY,
+        "legend.fontsize": BODY, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL,
+        "text.color": theme["text"], "axes.titlecolor": theme["text"],
+        "axes.labelcolor": theme["text"], "axes.edgecolor": theme["muted"],
+        "xtick.color": theme["muted"], "ytick.color": theme["muted"],
+        "xtick.major.size": 0, "ytick.major.size": 0,
+        "axes.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False,
+        "axes.grid": True, "axes.axisbelow": True, "grid.color": theme["grid"],
+        "axes.titlelocation": "left", "legend.frameon": False,
+        "lines.linewidth": 1.8, "lines.markersize": 5,
+        # Letters are stored as outlines: they look the same where the font is not installed.
+        "svg.fonttype": "path",
+        "svg.hashsalt": "minialbert",                    # names inside the file are not random
+    }
+
+
+def write_picture(name, out, draw):
+    """Draw a picture in each theme and write it into the folder out. draw(theme) -> Figure."""
+    for scheme, theme in THEMES.items():
+        path = os.path.join(out, f"{name}-{scheme}.svg")
+        with matplotlib.rc_context(style(theme)), replace_file(path) as file:
+            figure = draw(theme)
+            # Without these two the date and matplotlib's version would be in the file.
+            no_metadata = {"Date": None, "Creator": None}
+            figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
+        print(path)
+
+
+def make_figure(height):
+    """Make an empty Figure as wide as a README and `height` pixels high."""
+    return Figure(figsize=(WIDTH / PIXELS_PER_INCH, height / PIXELS_PER_INCH))
+
+
+def add_axes(figure, left, top, width, height):
+    """Add axes to a figure. The four numbers are pixels, from the figure's top left corner."""
+    figure_height = figure.get_figheight() * PIXELS_PER_INCH
+    bottom = figure_height - top - height
+    place = (left / WIDTH, bottom / figure_height, width / WIDTH, height / figure_height)
+    return figure.add_axes(place)
+
+
+def write_in_percent(axis):
+    """Write the numbers on an axis in percent."""
+    axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=2))
+
+
+def begin_at_zero(axes, values):
+    """Let y go from 0 to a little above the largest of the values."""
+    largest = max(values)
+    if largest == 0:
+        largest = 1.0
+    axes.set_ylim(0, 1.12 * largest)
+
+
+# ---- Losses -----------------------------------------------------------------------------
+
+def draw_losses(lines, weights, theme):
+    """Draw the terms of the loss over the steps of a run. A second panel has the held-out accuracy,
+    or the learning rate if there is none.
+
+    lines: the lines of the log; weights: {name of a loss: its factor}
+    """
+    figure = make_figure(478)
+    upper = add_axes(figure, 56, 34, 610, 240)
+    draw_terms(upper, lines, weights, theme)
+    lower = add_axes(figure, 56, 326, 610, 100)
+    draw_progress(lower, lines, theme)
+    for axes in (upper, lower):
+        axes.set_xlim(0, lines[-1]["step"])
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    return figure
+
+
+def draw_terms(axes, lines, weights, theme):
+    """Draw each term of the loss times its weight, and their sum if there are several."""
+    axes.set_title("The terms of the loss, each times its weight")
+    # On a logarithmic scale small terms can be seen beside large ones.
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.minorticks_off()
+    ends = []                                            # what label_curves needs
+    if len(weights) > 1:
+        steps, values = curve(lines, "loss")
+        axes.plot(steps, values, color=theme["text"])
+        ends.append((values[-1], "sum", theme["text"]))
+    for i, (name, weight) in enumerate(weights.items()):
+        steps, values = curve(lines, name)
+        weighted = [weight * value for value in values]
+        colour = theme[HUES[i % len(HUES)]]
+        axes.plot(steps, weighted, color=colour)
+        ends.append((weighted[-1], f"{weight:g} × {name}", colour))
+    label_curves(axes, ends)
+
+
+def draw_progress(axes, lines, theme):
+    """Draw the held-out accuracy over the steps, or the learning rate if there is none."""
+    axes.set_xlabel("step")
+    steps, accuracies = curve(lines, "valid_accuracy")
+    if steps:
+        axes.set_title("MLM accuracy on held-out text")
+        axes.plot(steps, accuracies, color=theme["orange"], marker="o", markersize=3)
+        begin_at_zero(axes, accuracies)
+        write_in_percent(axes.yaxis)
+        label_curves(axes, [(accuracies[-1], f"{accuracies[-1]:.1%}", theme["orange"])])
+    else:
+        steps, rates = curve(lines, "lr")
+        axes.set_title("Learning rate")
+        axes.plot(steps, rates, color=theme["orange"])
+        begin_at_zero(axes, rates)
+        axes.yaxis.set_major_formatter("{x:g}")
+
+
+def curve(lines, name):
+    """Find what a log calls `name` -> its steps and its values, two lists of at most MOST_POINTS
+    numbers: in a long log neighbours are replaced by their mean."""
+    found = [line for line in lines if name in line]
+    lines_per_point = max(1, -(-len(found) // MOST_POINTS))      # rounded up
+    steps = []
+    values = []
+    for begin in range(0, len(found), lines_per_point):
+        neighbours = found[begin:begin + lines_per_point]
+        total = sum(line[name] for line in neighbours)
+        steps.append(neighbours[-1]["step"])
+        values.append(total / len(neighbours))
+    return steps, values
+
+
+def label_curves(axes, ends):
+    """Write words right of the axes, beside the ends of curves, so that none covers another.
+
+    ends: [(value at the end, words, colour), ...]
+    """
+    axes.autoscale_view()                                # now the scale of y is what it will be
+    axes_height = axes.bbox.height / axes.figure.dpi * PIXELS_PER_INCH
+    gap = 18 / axes_height                               # 18 pixels, as a part of the height
+    next_free = 0.0
+    for value, words, colour in sorted(ends):
+        pixels = axes.transData.transform((0, value))
+        height = axes.transAxes.inverted().transform(pixels)[1]      # 0: bottom, 1: top
+        height = max(height, next_free)
+        next_free = height + gap
+        axes.text(1.015, height, words, color=colour, transform=axes.transAxes,
+                  va="center_baseline")
+
+
+# ---- Attention --------------------------------------------------------------------------
+
+def draw_attention(words, pairs, caption, theme):
+    """Draw attention maps: a column for each matched pair, the teacher's map above the student's.
+
+    words: the T words of the sentence
+    pairs: [(layer, its map, recursion, its map), ...], the two numbers counted from 1. A map (T, T)
+    has probabilities: row i says where word i looks.
+    """
+    gap = 10                                             # pixels between two columns
+    margin = 16 + 7 * max(len(word) for word in words)   # for the words beside and below the maps
+    smallest_side = 11.5 * len(words)                    # so that words do not overlap
+    per_row = int((WIDTH - margin - 10) // (smallest_side + gap))
+    per_row = min(max(per_row, 1), 4)
+    num_rows = -(-len(pairs) // per_row)                 # rounded up
+    per_row = -(-len(pairs) // num_rows)                 # now all rows are about as long
+    side = max(smallest_side, min(240, (WIDTH - margin - 10) / per_row - gap))
+    row_height = 2 * side + 54 + margin
+    figure = make_figure(34 + num_rows * row_height)
+    shades = LinearSegmentedColormap.from_list("shades", [theme["paper"], theme["blue"]])
+    largest = max(max(pair[1].max(), pair[3].max()) for pair in pairs)
+    for i, (layer, teacher_map, recursion, student_map) in enumerate(pairs):
+        row, column = divmod(i, per_row)
+        x = margin + column * (side + gap)
+        y = 34 + row * row_height + 24
+        upper = add_axes(figure, x, y, side, side)
+        lower = add_axes(figure, x, y + side + 26, side, side)
+        draw_map(upper, teacher_map, shades, largest)
+        draw_map(lower, student_map, shades, largest)
+        upper.set_title(f"teacher's layer {layer}", color=theme["blue"])
+        lower.set_title(f"student's recursion {recursion}", color=theme["orange"])
+        lower.set_xticks(range(len(words)), words, rotation=90)
+        if column == 0:
+            upper.set_yticks(range(len(words)), words)
+            lower.set_yticks(range(len(words)), words)
+    draw_scale(figure, caption, shades, largest)
+    return figure
+
+
+def draw_map(axes, attention, shades, largest):
+    """Draw one map; the value `largest` has the strongest shade."""
+    axes.imshow(attention, shades, vmin=0, vmax=largest, interpolation="nearest")
+    axes.grid(False)
+    axes.spines[:].set_visible(True)
+    axes.spines[:].set_color(matplotlib.rcParams["grid.color"])
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def draw_scale(figure, caption, shades, largest):
+    """Draw, in the first line of the picture, the caption and which shade stands for what."""
+    axes = add_axes(figure, 680, 10, 90, 12)
+    axes.imshow([range(64)], shades, aspect="auto")
+    axes.set_axis_off()
+    axes.text(-0.08, 0.5, "0%", ha="right", va="center", transform=axes.transAxes)
+    axes.text(1.08, 0.5, f"{largest:.0%}", va="center", transform=axes.transAxes)
+    axes.text(-660 / 90, 0.5, caption, va="center", transform=axes.transAxes)
+
+
+# ---- Depth ------------------------------------------------------------------------------
+
+def draw_depth(accuracies, theme):
+    """Draw the held-out accuracy after each recursion, or after each layer of the teacher.
+
+    accuracies: {name of a model: [accuracy after 0, 1, 2, ... recursions]}
+    """
+    figure = make_figure(390)
+    axes = add_axes(figure, 56, 62, 754, 270)
+    for name, values in accuracies.items():
+        hue, marker = LOOKS[name]
+        axes.plot(range(len(values)), values, color=theme[hue], marker=marker,
+                  label=f"{name}: {values[-1]:.1%} at full depth")
+    largest_values = [max(values) for values in accuracies.values()]
+    begin_at_zero(axes, largest_values)
+    write_in_percent(axes.yaxis)
+    axes.set_title("MLM accuracy on held-out text", pad=30)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=3, handlelength=1.5)
+    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    axes.set_xlabel("layers applied: the teacher has different ones, a student repeats its own")
+    return figure
+
+
+# ---- Parameters -------------------------------------------------------------------------
+
+def draw_parameters(points, theme):
+    """Draw parameters against held-out accuracy: points [(name, millions, accuracy), ...]."""
+    figure = make_figure(390)
+    axes = add_axes(figure, 56, 34, 754, 298)
+    num_others = 0
+    for name, millions, accuracy in points:
+        if name in LOOKS:
+            hue, marker = LOOKS[name]
+        else:
+            hue, marker = OTHER_LOOKS[num_others % len(OTHER_LOOKS)]
+            num_others += 1
+        axes.plot(millions, accuracy, marker, color=theme[hue], markersize=9)
+    most = max(millions for _, millions, _ in points)
+    axes.set_xlim(0, 1.1 * most)
+    axes.margins(y=0.25)
+    axes.set_title("MLM accuracy on held-out text")
+    axes.set_xlabel("parameters, in millions")
+    axes.xaxis.set_major_formatter("{x:g}")
+    write_in_percent(axes.yaxis)
+    axes.autoscale_view()                                # now the scale of y is what it will be
+    label_points(axes, points)
+    return figure
+
+
+# Where the words of a point may stand: how far to the right of it and above it, in points of type,
+# and which of their sides is nearest to it. The first place that is free is taken.
+PLACES = [(9, 0, "left"), (-9, 0, "right"), (0, 20, "center"), (0, -20, "center"),
+          (9, 18, "left"), (-9, 18, "right"), (9, -18, "left"), (-9, -18, "right"),
+          (9, 34, "left"), (-9, 34, "right"), (9, -34, "left"), (-9, -34, "right")]
+
+
+def label_points(axes, points):
+    """Write each point's name and numbers beside it, where they cover nothing else."""
+    occupied = []                                        # rectangles, in pixels
+    for _, millions, accuracy in points:
+        x, y = axes.transData.transform((millions, accuracy))
+        occupied.append(Bbox.from_bounds(x - 5, y - 5, 10, 10))
+    for name, millions, accuracy in points:
+        words = f"{name}\n{millions:.2f} M, {accuracy:.1%}"
+        label = axes.annotate(words, (millions, accuracy), textcoords="offset points",
+                              xytext=(0, 0), va="center", linespacing=1.3)
+        for right, up, side in PLACES:
+            label.xyann = (right, up)
+            label.set_ha(side)
+            area = label.get_window_extent()
+            is_inside = axes.bbox.containsx(area.x0) and axes.bbox.containsx(area.x1)
+            is_inside = is_inside and axes.bbox.containsy(area.y1)
+            if is_inside and not any(area.overlaps(other) for other in occupied):
+                break
+        occupied.append(area)
+
+
+# ---- From here on: what the pictures show, taken from folders ----------------------------
+
+class LeftOut(Exception):
+    """Says why a picture cannot be drawn of this run."""
+
+
+class Material(NamedTuple):
+    """What is loaded once for all pictures."""
+    path: str                       # the folder of the run
+    settings: dict                  # of the run, from its run.json
+    tokenizer: Tokenizer
+    student: MiniALBERT
+    teacher: MiniALBERT | None
+    elastic: MiniALBERT | None
+    compared: dict                  # {name: model}, those of --compare
+
+
+def load_material(args):
+    """Load the run, its teacher and the models beside it -> Material.
+
+    ValueError if a folder holds something else, or a model does not fit to the others.
+    """
+    run = read_run(args.run)
+    if run.get("script") != "distill.py":
+        raise ValueError(f"{args.run} is not the folder of a run of distill.py")
+    settings = run["settings"]
+    tokenizer = Tokenizer(args.run)
+    student = load(args.run)
+    teacher = load_teacher(args.teacher, args.run, settings.get("teacher"))
+    elastic = None
+    if args.elastic is not None:
+        elastic = load_beside("--elastic", args.elastic, tokenizer)
+    compared = {}
+    for pair in args.compare:
+        name, equals, path = pair.partition("=")
+        if not name or not equals or not path:
+            raise ValueError(f"--compare {pair}: it must be NAME=DIR")
+        if name in compared:
+            raise ValueError(f"--compare {pair}: the name {name} stands for another folder already")
+        compared[name] = load_beside("--compare", path, tokenizer)
+    return Material(args.run, settings, tokenizer, student, teacher, elastic, compared)
+
+
+def load_teacher(path, run, wanted):
+    """Load the teacher of a run, or return None if there is none or nobody says where it is.
+
+    path: the flag --teacher, or None: then it may be the embedded teacher
+    wanted: its fingerprint in the run's settings; None: the run had no teacher
+    """
+    if path is None:
+        if wanted is None:
+            return None
+        teacher = load(EMBEDDED_TEACHER)
+        if fingerprint(teacher) == wanted:
+            return teacher
+        print(f"The teacher of {run} is not the embedded one: --teacher says where it is.")
+        return None
+    teacher = load(fetch(path, MODEL_FILES))
+    if wanted is not None and fingerprint(teacher) != wanted:
+        raise ValueError(f"--teacher {path}: {run} had another teacher")
+    return teacher
+
+
+def load_beside(flag, path, tokenizer):
+    """Load a model that is shown beside the run. ValueError if its tokenizer is another one, for
+    then their accuracies cannot be compared."""
+    model = load(path)
+    if Tokenizer(path).digest != tokenizer.digest:
+        raise ValueError(f"{flag} {path}: its tokenizer is not that of {tokenizer.path}")
+    return model
+
+
+def prepare_losses(material):
+    """Read the log of the run -> a function that draws the losses in a theme."""
+    path = os.path.join(material.path, "log.jsonl")
+    if not os.path.isfile(path):
+        raise LeftOut(f"there is no {path}")
+    lines = read_log(path)
+    if len(lines) < 2:
+        raise LeftOut(f"{path} has fewer than two lines")
+    weights = {}
+    with parsing(os.path.join(material.path, "run.json"), "of a run of distill.py"):
+        for name, weight in material.settings["weights"].items():
+            if name in lines[0]:
+                weights[name] = float(weight)
+    return partial(draw_losses, lines, weights)
+
+
+def read_log(path):
+    """Read a log.jsonl -> a list of dicts {name: number}, one for each line."""
+    lines = []
+    for text in read_text(path).splitlines():
+        with parsing(path, "the log of a run"):
+            line = parse_json_object(text)
+            for name in ("step", "loss", "lr"):
+                if name not in line:
+                    raise ValueError(f"a line has no {name!r}")
+            for name, value in line.items():
+                if type(value) not in (int, float):
+                    raise ValueError(f"{name!r} is {value!r:.40}, not a number")
+            lines.append(line)
+    return lines
+
+
+@torch.no_grad()
+def prepare_attention(material, sentence, head):
+    """Compute the attention maps of a sentence -> a function that draws them in a theme.
+
+    head: counted from 1; None: the head whose maps in the teacher are sharpest
+    """
+    student = material.student
+    teacher = material.teacher
+    if teacher is None:
+        raise LeftOut("there is no teacher")
+    ids = material.tokenizer(sentence)
+    check_sentence(ids, material)
+    try:
+        layers = match_layers(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
+    except ValueError as error:
+        raise LeftOut(str(error)) from error
+    ids_tensor = torch.tensor([ids])                     # (1, T)
+    _, student_maps = student(ids_tensor, maps=[r for r, _ in layers])
+    _, teacher_maps = teacher(ids_tensor, maps=[layer for _, layer in layers])
+    num_heads = min(student.config.num_attention_heads, teacher.config.num_attention_heads)
+    if head is None:
+        head = 1 + sharpest_head(teacher_maps, num_heads)
+    if head > num_heads:
+        raise LeftOut(f"there is no head {head}: the models have {num_heads}")
+    pairs = []
+    for r, layer in layers:
+        teacher_map = teacher_maps[layer][0, head - 1].exp().numpy()          # (T, T)
+        student_map = student_maps[r][0, head - 1].exp().numpy()
+        pairs.append((layer + 1, teacher_map, r + 1, student_map))
+    words = [shorten(material.tokenizer.backend.id_to_token(token)) for token in ids]
+    caption = f"Head {head} of {num_heads}. Each row shows where its word looks."
+    return partial(draw_attention, words, pairs, caption)
+
+
+def check_sentence(ids, material):
+    """Raise LeftOut if the token numbers of a sentence are too many, or most are unknown."""
+    most = MOST_TOKENS
+    for model in (material.student, material.teacher):
+        most = min(most, model.config.max_position_embeddings)
+    if len(ids) > most:
+        raise LeftOut(f"the sentence has {len(ids)} tokens, more than {most}: give a shorter "
+                      "--sentence")
+    if ids.count(material.tokenizer.unk_id) > len(ids) / 2:
+        raise LeftOut("the tokenizer does not know the words of the sentence: give another "
+                      "--sentence")
+
+
+def sharpest_head(maps, num_heads):
+    """Return the number of the head, from 0, in which a word's most attended word gets most.
+
+    maps: {layer: log-probabilities (1, H, T, T)}
+    """
+    sharpness = torch.zeros(num_heads)
+    for log_map in maps.values():
+        largest = log_map[0, :num_heads].exp().amax(-1)  # (H, T)
+        sharpness += largest.mean(-1)
+    return sharpness.argmax().item()
+
+
+def shorten(word):
+    """Cut a word that is too long to stand beside a map."""
+    if len(word) > MOST_LETTERS:
+        word = word[:MOST_LETTERS - 1] + "…"
+    return word
+
+
+def prepare_depth(accuracies):
+    """Return a function that draws the accuracies {name: list} at each depth in a theme."""
+    if "student" not in accuracies:
+        raise LeftOut("the student has no MLM head")
+    return partial(draw_depth, accuracies)
+
+
+def prepare_parameters(material, accuracies, batches):
+    """Measure the models of --compare -> a function that draws all points in a theme."""
+    if "student" not in accuracies:
+        raise LeftOut("the student has no MLM head")
+    points = []
+    for name, model in (("teacher", material.teacher), ("student", material.student)):
+        if name in accuracies:
+            points.append((name, count_millions(model), accuracies[name][-1]))
+    for name, model in material.compared.items():
+        if model.head is None:
+            raise LeftOut(f"{name} has no MLM head")
+        accuracy = evaluate(model, batches)["accuracy"]
+        points.append((name, count_millions(model), accuracy))
+    if len(points) < 2:
+        raise LeftOut("there are no two models to compare: --compare NAME=DIR adds one")
+    return partial(draw_parameters, points)
+
+
+def count_millions(model):
+    return count_parameters(model)["stored"] / 1e6
+
+
+def open_batches(args, material):
+    """Make the batches of the held-out text; the models move to a GPU if there is one."""
+    with parsing(os.path.join(material.path, "run.json"), "of a run of distill.py"):
+        length = int(material.settings["length"])
+    models = {"student": material.student, **material.compared}
+    if material.teacher is not None:
+        models["teacher"] = material.teacher
+    if material.elastic is not None:
+        models["elastic student"] = material.elastic
+    check_sizes(models, material.tokenizer, length)
+    device = choose_device("auto")
+    for model in models.values():
+        model.to(device)
+    corpus = open_corpus(args.corpus, material.tokenizer, args.cache, args.text)
+    return make_valid_batches(corpus, material.tokenizer, length)
+
+
+def measure_depth(material, batches):
+    """Measure the models that have a head -> {name: [accuracy after 0, 1, ... recursions]}."""
+    models = {"teacher": material.teacher, "student": material.student,
+              "elastic student": material.elastic}
+    accuracies = {}
+    for name, model in models.items():
+        if model is not None and model.head is not None:
+            scores = evaluate(model, batches, each_recursion=True)
+            accuracies[name] = scores["accuracy_after"]
+    return accuracies
+
+
+# ---- The command line -------------------------------------------------------------------
+
+def arguments(argv):
+    """Parse the command line."""
+    parser = CommandParser("figures.py", __doc__)
+    parser.add_argument("run", nargs="?", metavar="RUN",
+                        help="the --out folder of a run of distill.py (default: only the "
+                        "architecture is drawn)")
+    parser.add_argument("--teacher", metavar="DIR",
+                        help="the run's teacher, a folder or a Hugging Face name (default: the "
+                        "embedded one, if it was that)")
+    parser.add_argument("--elastic", metavar="DIR",
+                        help="a student that was trained with --elastic, for the picture depth")
+    parser.add_argument("--compare", nargs="+", action="extend", default=[], metavar="NAME=DIR",
+                        help="models for the picture parameters, and what they are called")
+    parser.add_argument("--sentence", default=SENTENCE, metavar="TEXT",
+                        help=f"the sentence for the picture attention (default: {SENTENCE})")
+    parser.add_argument("--head", type=whole_number(1), metavar="N",
+                        help="the head for the picture attention (default: the one whose maps in "
+                        "the teacher are sharpest)")
+    parser.add_argument("--corpus", nargs="+", action="extend", metavar="PATH",
+                        help="what distill.py was given: the accuracies are measured on its "
+                        "held-out part (default: the documentation on this machine)")
+    parser.add_argument("--text", default="text", metavar="COLUMN",
+                        help="the field of the text in a .jsonl, the column in a .csv (default: "
+                        "text)")
+    parser.add_argument("--cache", default=CACHE, metavar="DIR",
+                        help="where tokenised corpora are kept (default: ~/.cache/minialbert)")
+    parser.add_argument("--out", default=os.path.join(ROOT, "assets"), metavar="DIR",
+                        help="the folder for the pictures (default: assets/)")
+    args = parser.parse_args(argv)
+    if args.run is None:
+        needs_run = ["--teacher", "--elastic", "--compare", "--sentence", "--head", "--corpus",
+                     "--text", "--cache"]
+        refuse_flags(given_flags(argv), needs_run, "without RUN it would be ignored")
+    return args
+
+
+def run(args):
+    """Draw all pictures that can be drawn."""
+    if matplotlib is None:
+        raise ValueError("the pictures need matplotlib: pip install -r requirements-dev.txt")
+    matplotlib.rcdefaults()         # a reader's own matplotlibrc does not change the pictures
+    material = None
+    if args.run is not None:
+        material = load_material(args)
+    os.makedirs(args.out, exist_ok=True)
+    write_picture("architecture", args.out, draw_architecture)
+    if material is None:
+        return
+    try_picture("losses", args.out, prepare_losses, material)
+    try_picture("attention", args.out, prepare_attention, material, args.sentence, args.head)
+    batches = open_batches(args, material)
+    accuracies = measure_depth(material, batches)
+    try_picture("depth", args.out, prepare_depth, accuracies)
+    try_picture("parameters", args.out, prepare_parameters, material, accuracies, batches)
+
+
+def try_picture(name, out, prepare, *facts):
+    """Write a picture, or say why it is left out. prepare(*facts) returns the function that draws
+    it, or raises LeftOut."""
+    try:
+        draw = prepare(*facts)
+    except LeftOut as reason:
+        print(f"{name} is left out: {reason}")
+        return
+    write_picture(name, out, draw)
+
+
+def main(argv=None):
+    def action():
+        run(arguments(argv))
+    return run_command("figures.py", action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
