@@ -353,7 +353,7 @@ def label_points(axes, points):
         x, y = axes.transData.transform((millions, accuracy))
         occupied.append(Bbox.from_bounds(x - 5, y - 5, 10, 10))
     for name, millions, accuracy in points:
-        words = f"{name}\n{millions:.2f} M, {accuracy:.1%}"
+        words = f"{name}\n{millions:.3g} M, {accuracy:.1%}"
         label = axes.annotate(words, (millions, accuracy), textcoords="offset points",
                               xytext=(0, 0), va="center", linespacing=1.3)
         for right, up, side in PLACES:

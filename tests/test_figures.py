@@ -1,0 +1,309 @@
+"""bench/figures.py: every picture is drawn for a run of odd sizes, shows the numbers that were
+measured, and comes out the same twice; what cannot be drawn is said in one line."""
+import json
+import os
+import re
+import shutil
+import sys
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("matplotlib", reason="it draws the pictures; it is in requirements-dev.txt")
+
+import distill
+from checkpoint import load, read_safetensors, save
+from conftest import H, ROOT, distill_flags
+from data import Tokenizer
+from distill import LOSS_WEIGHTS
+
+sys.path.insert(0, os.path.join(ROOT, "bench"))
+import figures
+
+PICTURES = ["architecture", "losses", "attention", "depth", "parameters"]
+SENTENCE = "w3 w10 w17 w24 ."
+
+
+def fake_evaluate(model, batches, each_recursion=False):
+    """Return accuracies that say after how many recursions they were measured."""
+    accuracy_after = [0.1 * r for r in range(model.config.num_hidden_layers + 1)]
+    scores = {"accuracy": accuracy_after[-1], "loss": 1.5}
+    if each_recursion:
+        scores["accuracy_after"] = accuracy_after
+    return scores
+
+
+@pytest.fixture(scope="module")
+def finished(toy, tmp_path_factory):
+    """Distil the toy teacher of 4 layers into 2 recursions -> the folder of the run."""
+    out = tmp_path_factory.mktemp("figures") / "run"
+    distill.main(distill_flags(toy, out))
+    return out
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """Copy the run, so that a test may change it."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Draw in one theme only and measure nothing."""
+    monkeypatch.setattr(figures, "THEMES", {"dark": figures.THEMES["dark"]})
+    monkeypatch.setattr(figures, "evaluate", fake_evaluate)
+
+
+@pytest.fixture(scope="module")
+def drawn(toy, finished, tmp_path_factory):
+    """Draw all pictures of the run -> their folder."""
+    out = tmp_path_factory.mktemp("drawn")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "evaluate", fake_evaluate)
+        assert draw_all(toy, finished, out) is None
+    return out
+
+
+def draw_all(toy, finished, out):
+    """Draw all pictures of the run, and the run itself beside it -> the exit status."""
+    return draw(toy, finished, out, "--teacher", toy / "teacher", "--elastic", finished,
+                "--compare", f"other={finished}")
+
+
+def draw(toy, path, out, *more):
+    """Draw the pictures of the run in a folder -> the exit status."""
+    flags = [path, "--corpus", toy / "corpus.txt", "--cache", toy / "cache", "--out", out,
+             "--sentence", SENTENCE, *more]
+    return figures.main([str(flag) for flag in flags])
+
+
+def change_settings(path, **changes):
+    """Change settings in the run.json of a run."""
+    run = json.loads((path / "run.json").read_text())
+    run["settings"].update(changes)
+    (path / "run.json").write_text(json.dumps(run))
+
+
+def load_material(toy, path):
+    flags = [str(path), "--teacher", str(toy / "teacher")]
+    return figures.load_material(figures.arguments(flags))
+
+
+def words_of(path):
+    """List the texts in a picture: matplotlib writes each as a comment beside its outlines."""
+    return re.findall("<!-- (.*?) -->", path.read_text())
+
+
+def test_each_picture_is_drawn_for_light_and_dark(drawn):
+    expected = [f"{name}-{scheme}.svg" for name in PICTURES for scheme in ("dark", "light")]
+    assert sorted(os.listdir(drawn)) == sorted(expected)
+    for name in expected:
+        text = (drawn / name).read_text()
+        root = xml.etree.ElementTree.fromstring(text)
+        assert root.get("width") == "622.5pt"            # 830 pixels
+        assert len(text) < 150_000
+        scheme = name.removesuffix(".svg").split("-")[1]
+        for theme_name, theme in figures.THEMES.items():
+            assert (theme["text"] in text) == (theme_name == scheme)
+
+
+def test_the_same_command_writes_the_same_bytes(toy, finished, drawn, tmp_path, quick):
+    assert draw_all(toy, finished, tmp_path) is None
+    paths = list(tmp_path.iterdir())
+    assert len(paths) == len(PICTURES)
+    for path in paths:
+        assert path.read_bytes() == (drawn / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("name, words", [
+    ("architecture", ["BERT teacher", "MiniALBERT student", "adapter $r$", "1 × MLM loss",
+                      "3 × attention loss", "3 × hidden loss", "5 × output loss"]),
+    ("losses", ["sum", "1 × mlm", "3 × attention", "3 × hidden", "5 × output", "step"]),
+    ("attention", ["teacher's layer 2", "student's recursion 1", "teacher's layer 4",
+                   "student's recursion 2", "[CLS]", "w3", "w10", "w24", "[SEP]"]),
+    ("depth", ["teacher: 40.0% at full depth", "student: 20.0% at full depth",
+               "elastic student: 20.0% at full depth"]),
+    ("parameters", ["teacher", "student", "other", "parameters, in millions", "20%"]),
+])
+def test_a_picture_has_its_words(drawn, name, words):
+    for scheme in ("light", "dark"):
+        found = words_of(drawn / f"{name}-{scheme}.svg")
+        assert set(words) - set(found) == set()
+
+
+def test_without_a_run_the_architecture_is_drawn_with_the_weights_of_the_program(
+        monkeypatch, tmp_path, quick):
+    monkeypatch.setitem(LOSS_WEIGHTS, "hidden", 7.5)
+    assert figures.main(["--out", str(tmp_path)]) is None
+    assert os.listdir(tmp_path) == ["architecture-dark.svg"]
+    assert "7.5 × hidden loss" in words_of(tmp_path / "architecture-dark.svg")
+
+
+# ---- What the pictures show --------------------------------------------------------------
+
+def test_the_maps_are_those_of_the_matched_layers(toy, finished):
+    words, pairs, caption = figures.prepare_attention(
+        load_material(toy, finished), SENTENCE, head=2).args
+    assert words == ["[CLS]", "w3", "w10", "w17", "w24", ".", "[SEP]"]
+    assert f"Head 2 of {H}" in caption
+    ids = torch.tensor([Tokenizer(str(finished))(SENTENCE)])
+    expected = [(2, toy / "teacher", 1), (4, toy / "teacher", 2)]
+    for pair, (layer, teacher, recursion) in zip(pairs, expected, strict=True):
+        assert (pair[0], pair[2]) == (layer, recursion)
+        for found, path, r in ((pair[1], teacher, layer), (pair[3], finished, recursion)):
+            _, maps = load(path)(ids, maps=[r - 1])
+            np.testing.assert_allclose(found, maps[r - 1][0, 1].exp().detach(), atol=1e-6)
+
+
+def test_the_sharpest_head_is_found():
+    flat = torch.full((1, 1, 5, 5), 0.2).log()
+    sharp = torch.eye(5).clamp(min=1e-9).log()[None, None]
+    half = (0.5 * sharp.exp() + 0.5 * flat.exp()).log()
+    maps = {1: torch.cat([flat, half, flat], dim=1), 3: torch.cat([flat, half, sharp], dim=1)}
+    assert figures.sharpest_head(maps, 3) in (1, 2)      # both have the mean 0.6
+    maps[1][:, 1] = sharp[:, 0]
+    assert figures.sharpest_head(maps, 3) == 1
+    assert figures.sharpest_head(maps, 1) == 0
+
+
+def test_the_curves_of_depth_are_the_accuracies():
+    figure = figures.draw_depth({"teacher": [0.1, 0.3, 0.2], "student": [0.1, 0.25]},
+                                figures.THEMES["light"])
+    curves = figure.axes[0].get_lines()
+    assert list(curves[0].get_ydata()) == [0.1, 0.3, 0.2]
+    assert list(curves[1].get_ydata()) == [0.1, 0.25]
+    assert list(curves[1].get_xdata()) == [0, 1]
+
+
+def test_the_points_are_parameters_and_accuracies(toy, finished, quick):
+    material = load_material(toy, finished)
+    material.compared["other"] = material.teacher
+    accuracies = {"teacher": [0.1, 0.5], "student": [0.1, 0.2, 0.35]}
+    points, = figures.prepare_parameters(material, accuracies, batches=None).args
+    sizes = []
+    for path in (toy / "teacher", finished):
+        tensors, _ = read_safetensors(path / "model.safetensors")
+        sizes.append(sum(tensor.numel() for tensor in tensors.values()) / 1e6)
+    assert points == [("teacher", sizes[0], 0.5), ("student", sizes[1], 0.35),
+                      ("other", sizes[0], 0.4)]
+
+
+def test_a_long_log_becomes_means_of_neighbours():
+    lines = [{"step": 7 * i, "mlm": float(i)} for i in range(1, 1001)]
+    steps, values = figures.curve(lines, "mlm")
+    assert len(steps) == 143                             # 7 lines for each of at most 150 points
+    assert steps[0] == 49 and values[0] == 4.0           # the mean of 1 to 7
+    assert steps[-1] == 7000 and values[-1] == 997.5     # of 995 to 1000
+    assert figures.curve(lines[:3], "mlm") == ([7, 14, 21], [1.0, 2.0, 3.0])
+    assert figures.curve(lines, "valid_accuracy") == ([], [])
+
+
+def test_labels_do_not_cover_each_other():
+    theme = figures.THEMES["light"]
+    points = [("teacher", 1.3, 0.43), ("student", 0.5, 0.4), ("a", 0.5, 0.4), ("b", 0.51, 0.401),
+              ("a long name", 1.29, 0.429)]
+    figure = figures.draw_parameters(points, theme)
+    lines = [{"step": step, "loss": 9.0, "a": 1.0, "b": 1.01, "c": 0.0, "lr": 0.0}
+             for step in (1, 2)]
+    other = figures.draw_losses(lines, {"a": 1.0, "b": 1.0, "c": 1.0}, theme)
+    for axes, number in ((figure.axes[0], 5), (other.axes[0], 4)):
+        areas = [text.get_window_extent() for text in axes.texts]
+        assert len(areas) == number
+        for i, area in enumerate(areas):
+            assert not any(area.overlaps(later) for later in areas[i + 1:])
+
+
+# ---- What is left out, and what is refused -----------------------------------------------
+
+def test_a_run_without_a_teacher_and_without_a_log(toy, copied, tmp_path, quick, capsys):
+    change_settings(copied, teacher=None)
+    (copied / "log.jsonl").unlink()
+    assert draw(toy, copied, tmp_path / "out") is None
+    names = {name.split("-")[0] for name in os.listdir(tmp_path / "out")}
+    assert names == {"architecture", "depth"}
+    output = capsys.readouterr().out
+    assert "losses is left out: there is no " in output
+    assert "attention is left out: there is no teacher" in output
+    assert "parameters is left out: there are no two models to compare" in output
+
+
+def test_a_run_without_a_head_and_with_another_teacher(toy, copied, tmp_path, quick, capsys):
+    model = load(copied)
+    model.head = None
+    save(model, copied)
+    assert draw(toy, copied, tmp_path / "out", "--sentence", "what the toy does not know") is None
+    output = capsys.readouterr().out
+    assert "is not the embedded one: --teacher says where it is" in output
+    assert "depth is left out: the student has no MLM head" in output
+    assert "parameters is left out: the student has no MLM head" in output
+
+
+@pytest.mark.parametrize("sentence, head, words", [
+    ("w1 " * 23, None, "has 25 tokens, more than 24"),
+    ("this is another language", None, "does not know the words"),
+    (SENTENCE, H + 1, "there is no head 4"),
+])
+def test_a_sentence_that_cannot_be_shown(toy, finished, sentence, head, words):
+    with pytest.raises(figures.LeftOut, match=words):
+        figures.prepare_attention(load_material(toy, finished), sentence, head)
+
+
+def test_layers_that_cannot_be_matched(toy, finished):
+    material = load_material(toy, finished)
+    material.student.config.num_hidden_layers = 3
+    with pytest.raises(figures.LeftOut, match="3 recursions cannot be spread evenly"):
+        figures.prepare_attention(material, SENTENCE, None)
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--teacher", "headless"], "had another teacher"),
+    (["--compare", "nothing"], "--compare nothing: it must be NAME=DIR"),
+    (["--compare", "a=teacher", "a=headless"], "the name a stands for another folder already"),
+    (["--compare", "embedded=" + distill.EMBEDDED_TEACHER], "its tokenizer is not that of"),
+    (["--elastic", "nowhere"], "nowhere"),
+    (["--head", "0"], "--head"),
+])
+def test_what_does_not_fit_to_the_run_is_refused(
+        toy, finished, tmp_path, monkeypatch, capsys, more, words):
+    monkeypatch.chdir(toy)
+    assert draw(toy, finished, tmp_path / "out", *more) == 2
+    assert_one_line(capsys, words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_that_are_no_runs_are_refused(toy, copied, tmp_path, capsys):
+    assert draw(toy, toy / "teacher", tmp_path / "out") == 2
+    assert_one_line(capsys, "is not the folder of a run of distill.py")
+    (copied / "run.json").write_text('{"script": "finetune.py", "settings": {}}')
+    assert draw(toy, copied, tmp_path / "out") == 2
+    assert_one_line(capsys, "is not the folder of a run of distill.py")
+
+
+def test_flags_that_need_a_run_are_refused(tmp_path, capsys):
+    assert figures.main(["--sentence", "a", "--out", str(tmp_path / "out")]) == 2
+    assert_one_line(capsys, "--sentence: without RUN it would be ignored")
+
+
+@pytest.mark.parametrize("line", ["[]", "{", '{"step": 1, "lr": 0}',
+                                  '{"step": 1, "loss": "1", "lr": 0}'])
+def test_a_damaged_log_is_refused(tmp_path, line):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "loss": 1.5, "lr": 0}\n' + line + "\n")
+    with pytest.raises(ValueError, match="log.jsonl: not the log of a run: "):
+        figures.read_log(path)
+
+
+def test_without_matplotlib_it_says_how_to_get_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(figures, "matplotlib", None)
+    assert figures.main(["--out", str(tmp_path / "out")]) == 2
+    assert_one_line(capsys, "pip install -r requirements-dev.txt")
+
+
+def assert_one_line(capsys, words):
+    """Assert that what was printed as an error is one line with these words."""
+    error = capsys.readouterr().err
+    assert error.startswith("figures.py: error: ")
+    assert error.count("\n") == 1
+    assert words in error
