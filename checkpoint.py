@@ -27,7 +27,7 @@ from dataclasses import asdict, fields, replace
 
 import torch
 
-from minialbert import Config, MiniALBERT
+from minialbert import Config, MiniALBERT, keep_recursions
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -231,12 +231,13 @@ def name_in_file(layout, name):
     return f"{file_module}.{leaf}"
 
 
-def load(path):
+def load(path, recursions=None):
     """Load the model in a folder, in float32 and in eval mode.
 
     The folder holds a BERT, a MiniALBERT of ours or one of the authors'. model.head is None if
-    the folder's model has no masked-language-model head. ValueError says which tensors are
-    unknown, missing, of a wrong shape or not finite.
+    the folder's model has no masked-language-model head. recursions: use only so many of the
+    model's, the first ones; None: all. ValueError says which tensors are unknown, missing, of a
+    wrong shape or not finite.
     """
     config = read_config(os.path.join(path, "config.json"))
     tensors = {}
@@ -265,6 +266,9 @@ def load(path):
     for name, file_name in file_names.items():
         weights[name] = tensors[file_name].to(torch.float32, copy=True)
     model.load_state_dict(weights, assign=True)
+    if recursions is not None:
+        with parsing(path, f"usable with {recursions} recursions"):
+            keep_recursions(model, recursions)
     return model.eval()
 
 

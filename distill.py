@@ -16,7 +16,10 @@
 The student learns to predict masked words and to imitate the teacher: its
 attention maps, its hidden states and its output distributions.
 
-    loss = 1 * MLM + 3 * attention + 3 * hidden + 5 * output
+    loss = 1 * MLM + 3 * attention + 3 * hidden + 5 * output + 2.5 * elastic
+
+The last term is not in the paper. It is the output loss again, but after an
+earlier recursion, drawn at random: the student may then be stopped early.
 """
 import argparse
 import ctypes
@@ -34,6 +37,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -108,7 +112,8 @@ class Distillation:
     """The losses of a student on batches of masked text. The teacher, if any, is frozen.
 
     batches: a MaskedBatches; the text is packed without padding, so the models need no mask
-    weights: {name of a loss: its factor}; only these losses are computed
+    weights: {name of a loss: its factor}; only these losses are computed. "elastic" is the output
+        loss after an earlier recursion, which is drawn at random for each masked place
     temperature: of the output loss
     micro_batch_size: sequences that go through the models at once; 0: this process's whole share
     processes: the Processes among which a batch is divided; None: this is the only one
@@ -143,11 +148,12 @@ class Distillation:
         if compile_losses:
             self.compute = torch.compile(self.losses)
 
-    def losses(self, ids, positions, labels, num_masked):
+    def losses(self, ids, positions, labels, depths, num_masked):
         """Compute a micro-batch's part of each loss: {name: scalar}.
 
         ids (b, T) are masked; positions (m,) are the masked places in the flattened ids, labels
-        (m,) the true tokens there; num_masked is M, the number of masked places in the batch.
+        (m,) the true tokens there, depths (m,) their earlier recursions for the elastic loss;
+        num_masked is M, the number of masked places in the batch.
         """
         hidden, attention = self.student(ids, maps=self.student_maps)
         if self.student.head is not None:
@@ -168,11 +174,20 @@ class Distillation:
             total = sum(hidden_loss(hidden[r + 1], teacher_hidden[layer + 1])
                         for r, layer in self.pairs)
             losses["hidden"] = total / self.tokens_per_step
-        if "output" in self.weights:
+        if "output" in self.weights or "elastic" in self.weights:
             teacher_states = teacher_hidden[-1].flatten(0, 1)[positions]      # (m, C)
             teacher_logits = self.teacher.predict(teacher_states)             # (m, V)
+        if "output" in self.weights:
             divergence = output_loss(logits, teacher_logits, self.temperature)
             losses["output"] = divergence / num_masked
+        if "elastic" in self.weights:
+            # Recursions 1 to R - 1, counted from 1; the last one has the output loss.
+            earlier = [state.flatten(0, 1)[positions] for state in hidden[1:-1]]
+            place = torch.arange(len(positions), device=positions.device)
+            drawn = torch.stack(earlier)[depths - 1, place]                   # (m, C)
+            drawn_logits = self.student.predict(drawn)                        # (m, V)
+            divergence = output_loss(drawn_logits, teacher_logits, self.temperature)
+            losses["elastic"] = divergence / num_masked
         if "embedding" in self.weights:
             losses["embedding"] = hidden_loss(hidden[0], teacher_hidden[0]) / self.tokens_per_step
         return losses
@@ -183,39 +198,63 @@ class Distillation:
         Summed over the micro-batches of all processes they are the means over the whole batch.
         """
         ids, positions, labels = self.batches.batch(step)     # of all processes
+        depths = self.depths(step, len(positions))
         num_masked = max(1, len(positions))
         T = self.batches.T
         device = device_of(self.student)
         for begin, end in self.micro_batch_bounds:
             inside = (begin * T <= positions) & (positions < end * T)
-            ids_part, positions_part, labels_part = to_device(
-                device, ids[begin:end], positions[inside] - begin * T, labels[inside])
+            ids_part, positions_part, labels_part, depths_part = to_device(
+                device, ids[begin:end], positions[inside] - begin * T, labels[inside],
+                depths[inside])
             with autocast(device, self.bf16):
-                losses = self.compute(ids_part, positions_part, labels_part, num_masked)
+                losses = self.compute(ids_part, positions_part, labels_part, depths_part,
+                                      num_masked)
             yield losses
+
+    def depths(self, step, num_masked):
+        """Draw a recursion before the last one for each masked place -> (M,), from 1 to R - 1.
+
+        It is a function of (seed, step), like the batch.
+        """
+        R = self.student.config.num_hidden_layers
+        # The 3 gives depths other random numbers than the 1 and 2 in MaskedBatches.
+        rng = np.random.default_rng([self.batches.seed, 3, step])
+        return rng.integers(1, max(2, R), size=num_masked)
 
 
 @torch.inference_mode()
-def evaluate(model, batches):
+def evaluate(model, batches, each_recursion=False):
     """Measure MLM accuracy and loss (nats) -> {"accuracy": ..., "loss": ...}.
+
+    each_recursion: also measure "accuracy_after", a list of R + 1 accuracies: what the head makes
+    of the embeddings, of the states after one recursion, after two, and so on
 
     It uses at most 512 sequences, always the same ones with the same masks. It leaves the model in
     eval mode.
     """
     model.eval()
-    num_correct = 0
+    R = model.config.num_hidden_layers
+    depths = [R]                                         # after how many recursions to look
+    if each_recursion:
+        depths = list(range(R + 1))
+    num_correct = [0] * (R + 1)
     total_loss = 0.0
     num_masked = 0
     num_batches = max(1, min(512, batches.count) // batches.batch_size)
     for step in range(num_batches):
         ids, positions, labels = to_device(device_of(model), *batches.batch(step))
         hidden, _ = model(ids)
-        logits = model.predict(hidden[-1].flatten(0, 1)[positions])           # (M, V)
-        num_correct += (logits.argmax(-1) == labels).sum().item()
-        total_loss += mlm_loss(logits, labels).item()
+        for depth in depths:
+            logits = model.predict(hidden[depth].flatten(0, 1)[positions])    # (M, V)
+            num_correct[depth] += (logits.argmax(-1) == labels).sum().item()
+        total_loss += mlm_loss(logits, labels).item()    # logits are those of the last depth
         num_masked += len(labels)
     num_masked = max(1, num_masked)
-    return {"accuracy": num_correct / num_masked, "loss": total_loss / num_masked}
+    scores = {"accuracy": num_correct[R] / num_masked, "loss": total_loss / num_masked}
+    if each_recursion:
+        scores["accuracy_after"] = [correct / num_masked for correct in num_correct]
+    return scores
 
 
 # ---- Initialising the student from the teacher ------------------------------------------
@@ -767,13 +806,15 @@ EMBEDDED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ass
 # authors' values, with two differences: text is packed without padding, and a GPU uses bfloat16.
 RECIPES = {
     "quick": {"steps": 1800, "batch_size": 16, "length": 64, "lr": 3e-3, "warmup": 100,
-              "weight_decay": 0.01, "dropout": 0.0, "eval_every": 200, "save_every": 200},
+              "weight_decay": 0.01, "dropout": 0.0, "elastic": 0.0, "eval_every": 200,
+              "save_every": 200},
     "full": {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
-             "weight_decay": 0.01, "dropout": 0.1, "eval_every": 2000, "save_every": 2000},
+             "weight_decay": 0.01, "dropout": 0.1, "elastic": 0.0, "eval_every": 2000,
+             "save_every": 2000},
     "paper": {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
-              "weight_decay": 1e-4, "dropout": 0.1, "eval_every": 2000, "save_every": 2000,
-              "init": "random", "tie_decoder": False, "num_hidden_layers": 6,
-              "embedding_size": 128},
+              "weight_decay": 1e-4, "dropout": 0.1, "elastic": 0.0, "eval_every": 2000,
+              "save_every": 2000, "init": "random", "tie_decoder": False,
+              "num_hidden_layers": 6, "embedding_size": 128},
 }
 SHAPE_FLAGS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size",
                "adapter_size", "num_attention_heads", "intermediate_size", "tie_decoder")
@@ -901,6 +942,10 @@ def add_loss_flags(parser):
     for name, weight in LOSS_WEIGHTS.items():
         group.add_argument(f"--{name}-weight", type=number(), default=weight, metavar="W",
                            help=f"weight of: {what[name]} (default: {weight:g})")
+    group.add_argument("--elastic", type=number(), metavar="W",
+                       help="weight of: the output loss after an earlier recursion, drawn at "
+                       "random for each masked word, so that the student can also be stopped "
+                       "early; it needs two recursions (default: 0)")
     group.add_argument("--temperature", type=number(lower_is_allowed=False), default=1.0,
                        metavar="X",
                        help="divides the logits of both models in the output loss; above 1 it "
@@ -1011,7 +1056,7 @@ def check_flags(args, given):
             raise ValueError("--teacher none: give a --tokenizer, because there is no teacher to "
                              "take it from")
         about_teacher = ["--attention-weight", "--hidden-weight", "--output-weight",
-                    "--embedding-weight", "--temperature"]
+                    "--embedding-weight", "--elastic", "--temperature"]
         refuse_flags(given, about_teacher, "with --teacher none there is nothing to compare with")
 
 
@@ -1029,9 +1074,9 @@ def run(args):
         seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
         save_every=args.save_every, out=args.out, resume=args.resume)
     bf16 = uses_bf16(args.bf16, processes.device)
-    weights = choose_losses(args, teacher)
     student = make_student(args, teacher, tokenizer.vocab_size)
-    if "mlm" not in weights and "output" not in weights:
+    weights = choose_losses(args, teacher, student.config.num_hidden_layers)
+    if not any(name in weights for name in ("mlm", "output", "elastic")):
         student.head = None                              # no loss would train it
     check_models(args, teacher, student, tokenizer, weights)
     settings = distillation_settings(args, options, bf16, weights, teacher, student)
@@ -1092,7 +1137,7 @@ def run_evaluation(args, teacher, tokenizer, processes):
     check_sizes(models, tokenizer, args.length)
     corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
     print_scores(models, make_valid_batches(corpus, tokenizer, args.length),
-                 uses_bf16(args.bf16, processes.device))
+                 uses_bf16(args.bf16, processes.device), each_recursion=True)
 
 
 def make_valid_batches(corpus, tokenizer, length):
@@ -1143,15 +1188,14 @@ def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, 
             remove_run(args.out)
         train(student, distillation, run_state, options, settings, evaluate_student, save_student,
               processes)
-    print_scores(models, valid_batches, bf16)
+    print_scores(models, valid_batches, bf16, each_recursion=True)
     print_samples(models, tokenizer, valid_batches, bf16)
     print(f"\nThe student is in {args.out}. Next: python finetune.py --model {args.out}")
 
 
-def choose_losses(args, teacher):
-    """Return {name: weight} of the losses that have a weight and are possible with this teacher.
-
-    ValueError if there is none.
+def choose_losses(args, teacher, num_recursions):
+    """Return {name: weight} of the losses that have a weight and are possible with this teacher
+    and so many recursions of the student. ValueError if there is none.
     """
     possible = set(LOSS_WEIGHTS)
     if teacher is None:
@@ -1163,6 +1207,8 @@ def choose_losses(args, teacher):
         weight = getattr(args, f"{name}_weight")
         if name in possible and weight > 0:
             weights[name] = weight
+    if "output" in possible and num_recursions > 1 and args.elastic > 0:
+        weights["elastic"] = args.elastic
     if not weights:
         raise ValueError("no loss is left: each has the weight 0 or is not possible with this "
                          "teacher")
@@ -1270,8 +1316,12 @@ def resume_settings(options, batch_size, dropout, bf16):
             "seed": options.seed, "batch_size": batch_size, "dropout": dropout, "bf16": bf16}
 
 
-def print_scores(models, valid_batches, bf16):
-    """Print a table: parameters of each model, MLM accuracy and loss on the held-out text."""
+def print_scores(models, valid_batches, bf16, each_recursion=False):
+    """Print a table: parameters of each model, MLM accuracy and loss on the held-out text.
+
+    each_recursion: print a second table: the accuracy after each recursion
+    """
+    accuracy_after = {}                                  # {name of a model: its list}
     print(f"{'':9}{'parameters':>12}{'applied':>12}{'MLM accuracy':>14}{'MLM loss':>10}")
     for name, model in models.items():
         counts = count_parameters(model)
@@ -1280,9 +1330,22 @@ def print_scores(models, valid_batches, bf16):
             row += "   no MLM head"
         else:
             with autocast(device_of(model), bf16):
-                scores = evaluate(model, valid_batches)
+                scores = evaluate(model, valid_batches, each_recursion)
             row += f"{scores['accuracy']:14.1%}{scores['loss']:10.3f}"
+            if each_recursion:
+                accuracy_after[name] = scores["accuracy_after"]
         print(row)
+    if accuracy_after:
+        print_accuracy_after(accuracy_after)
+
+
+def print_accuracy_after(accuracy_after):
+    """Print a table: the lists of R + 1 accuracies {name of a model: list} that evaluate returns."""
+    most = max(len(accuracies) for accuracies in accuracy_after.values())
+    print("\nMLM accuracy after so many recursions, or layers if nothing is shared")
+    print(f"{'':9}" + "".join(f"{depth:7}" for depth in range(most)))
+    for name, accuracies in accuracy_after.items():
+        print(f"{name:9}" + "".join(f"{accuracy:7.1%}" for accuracy in accuracies))
 
 
 def describe_run(distillation, steps, first_step, device):

@@ -552,14 +552,15 @@ def load_task(path):
         return Task(**facts)
 
 
-def load_encoder(path, mode="all", dropout=0.0, sample=None):
+def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     """Load the encoder in a folder, without its masked-language-model head.
 
     mode: "random" ignores the saved weights and starts from random ones; "adapters" adds adapters
     if the encoder has none
     sample: (ids, mask), two arrays (B, T), to which new adapters are fitted
+    recursions: how many of the encoder's to use, the first ones; None: all
     """
-    found = load(path)
+    found = load(path, recursions)
     config = replace(found.config, hidden_dropout_prob=dropout,
                      attention_probs_dropout_prob=dropout)
     adds_adapters = mode == "adapters" and config.adapter_size == 0
@@ -578,8 +579,8 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None):
     return encoder
 
 
-def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None):
-    """Load a model for a task -> (Classifier, Task). mode and sample: see load_encoder.
+def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recursions=None):
+    """Load a model for a task -> (Classifier, Task). The last four are those of load_encoder.
 
     The saved head is loaded if the folder holds a model that was fine-tuned for the same labels;
     for other labels there is a ValueError. Otherwise, or if mode is "random", the head is new. If
@@ -588,7 +589,7 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None):
     saved_task = load_task(path)
     if saved_task is None and task is None:
         raise ValueError(f"{path}: not a fine-tuned model: it has no task.json")
-    encoder = load_encoder(path, mode, dropout, sample)
+    encoder = load_encoder(path, mode, dropout, sample, recursions)
     if saved_task is None or mode == "random":
         return Classifier(encoder, task, dropout), task
     if task is None:
@@ -686,7 +687,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
     pad_id = tuning.tokenizer.pad_id
     torch.manual_seed(seed)
     ids, mask, _, _ = collate(features[:64], pad_id, task.kind == "qa")
-    model, _ = load_classifier(tuning.model_path, task, mode, args.dropout, sample=(ids, mask))
+    model, _ = load_classifier(tuning.model_path, task, mode, args.dropout, (ids, mask),
+                               args.recursions)
     model.to(tuning.processes.device)
     for name, parameter in model.encoder.named_parameters():
         is_adapter = "_adapters." in name
@@ -772,6 +774,9 @@ def arguments(argv):
     group.add_argument("--model", default="out/student", metavar="DIR",
                        help="the model to fine-tune, a student or a BERT: its folder or its "
                        "Hugging Face name (default: out/student)")
+    group.add_argument("--recursions", type=whole_number(1), metavar="R",
+                       help="use only the first R recursions of the --model, or layers of a BERT, "
+                       "to train or to predict: it is faster then (default: all)")
     group.add_argument("--distill-from", metavar="DIR",
                        help="also learn from this model, which was fine-tuned for the same task")
     group.add_argument("--predict", metavar="TEXT_OR_FILE",
@@ -852,9 +857,10 @@ def arguments(argv):
     return args
 
 
-PREDICT_FLAGS = ("--predict", "--model", "--device", "--bf16", "--out", "--overwrite")
-EVALUATE_FLAGS = ("--evaluate", "--model", "--task", "--data", "--dev", "--test", "--text",
-                  "--label", "--device", "--bf16")
+PREDICT_FLAGS = ("--predict", "--model", "--recursions", "--device", "--bf16", "--out",
+                 "--overwrite")
+EVALUATE_FLAGS = ("--evaluate", "--model", "--recursions", "--task", "--data", "--dev", "--test",
+                  "--text", "--label", "--device", "--bf16")
 
 
 def check_flags(args, given):
@@ -917,7 +923,7 @@ def run(args):
     bf16 = uses_bf16(args.bf16, processes.device)
     model_path = fetch(args.model, MODEL_FILES + NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER)
     tokenizer = Tokenizer(model_path)
-    config = load(model_path).config
+    config = load(model_path, args.recursions).config
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(f"{model_path}: its tokenizer has {tokenizer.vocab_size} tokens, the "
                          f"model only {config.vocab_size}")
@@ -929,7 +935,8 @@ def run(args):
     settings = {
         "task": name, "modes": modes, "lr": args.lr, "seed": args.seed, "epochs": args.epochs,
         "steps": args.steps, "batch_size": args.batch_size, "dropout": args.dropout,
-        "weight_decay": args.weight_decay, "length": length, "bf16": bf16}
+        "weight_decay": args.weight_decay, "length": length, "bf16": bf16,
+        "recursions": args.recursions}
     with own_folder(out, "finetune.py", settings, [model_path, args.distill_from], args, processes):
         print_task(task, splits)
         encoded = encode_splits(task, splits, tokenizer)
@@ -1122,7 +1129,7 @@ def run_evaluation(args, given):
     """
     device = choose_device(args.device)
     bf16 = uses_bf16(args.bf16, device)
-    model, task = load_classifier(args.model)
+    model, task = load_classifier(args.model, recursions=args.recursions)
     model.to(device)
     if args.task is not None and args.task not in (task.name, task.kind):
         raise ValueError(f"--task {args.task}: {args.model} was fine-tuned for {task.name}")
@@ -1159,7 +1166,7 @@ def read_splits_to_measure(args, task):
 def predict(args):
     """Print what the fine-tuned model predicts for a text, or for each line of a file."""
     device = choose_device(args.device)
-    model, task = load_classifier(args.model)
+    model, task = load_classifier(args.model, recursions=args.recursions)
     model.to(device)
     tokenizer = Tokenizer(args.model)
     bf16 = uses_bf16(args.bf16, device)

@@ -24,7 +24,7 @@ Dimensions, here and in the other files:
     G  groups: number of different layers, 1 in a MiniALBERT, R in a BERT
 Layers and recursions are counted from 0.
 """
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -327,6 +327,29 @@ class MiniALBERT(nn.Module):
         if self.embeddings.project is not None:
             x = x @ self.embeddings.project.weight       # (M, C) @ (C, E) -> (M, E)
         return F.linear(x, self.embeddings.word.weight, self.head.bias)
+
+
+def keep_recursions(model, recursions):
+    """Cut off all recursions of a model but the first ones, in place: it becomes faster.
+
+    ValueError if the model has not so many, or if it has groups and layer_of_recursion would
+    find other layers than before: of 6 recursions with the layers 0 0 0 1 1 1 the first four would
+    get 0 0 1 1.
+    """
+    G = model.config.num_hidden_groups
+    R = model.config.num_hidden_layers
+    if not 1 <= recursions <= R:
+        raise ValueError(f"the model has {R} recursions, so {recursions} of them cannot be kept")
+    num_groups = (recursions - 1) * G // R + 1           # layers that the kept recursions apply
+    for r in range(recursions):
+        if r * num_groups // recursions != r * G // R:
+            raise ValueError(f"the model's {R} recursions share {G} layers, which the first "
+                             f"{recursions} of them could not share in the same way")
+    model.config = replace(model.config, num_hidden_layers=recursions,
+                           num_hidden_groups=num_groups)
+    model.layers = model.layers[:num_groups]
+    model.attention_adapters = model.attention_adapters[:recursions]
+    model.output_adapters = model.output_adapters[:recursions]
 
 
 @torch.no_grad()

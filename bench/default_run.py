@@ -5,7 +5,8 @@
     python bench/default_run.py --bf16                # half the time, where the CPU knows bfloat16
 
 Each row is one command for each seed; its flags are printed with it. The accuracy is that in the
-last line of its log.jsonl.
+last line of its log.jsonl; those after each recursion are what the command prints at its end, from 0
+recursions on, as means over the seeds.
 """
 import argparse
 import json
@@ -22,6 +23,11 @@ NO_TEACHER = "--teacher none --tokenizer assets/teacher --hidden-size 128 --num-
 # The name of a row -> how its command differs from the default run.
 ROWS = {
     "default": "",
+    # The weight of the output loss after an earlier recursion.
+    "elastic-0": "--elastic 0",
+    "elastic-1": "--elastic 1",
+    "elastic-2.5": "--elastic 2.5",
+    "elastic-5": "--elastic 5",
     # With the sinusoids and the sharp attention of initialise().
     "alone": NO_TEACHER,
     # As BERT is initialised.
@@ -44,7 +50,8 @@ ROWS = {
 
 
 def distil(flags, seed):
-    """Run distill.py -> the last line of its log {name: value}, the seconds of the command.
+    """Run distill.py -> the last line of its log {name: value}, the student's accuracies after each
+    recursion, the seconds of the command.
 
     It writes into a folder that is deleted afterwards.
     """
@@ -52,23 +59,32 @@ def distil(flags, seed):
         command = [sys.executable, "distill.py"] + flags
         command += ["--seed", str(seed), "--out", out]
         begin = time.perf_counter()
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
-                       stderr=subprocess.DEVNULL)
+        done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, text=True)
         seconds = time.perf_counter() - begin
         with open(os.path.join(out, "log.jsonl"), encoding="utf-8") as log:
             last_line = log.readlines()[-1]
-    return json.loads(last_line), seconds
+    return json.loads(last_line), accuracies_after(done.stdout), seconds
+
+
+def accuracies_after(printed):
+    """Find the student's accuracies after each recursion in what distill.py printed: the last row
+    that begins with its name."""
+    rows = [line.split() for line in printed.splitlines() if line.startswith("student ")]
+    return [float(cell.rstrip("%")) / 100 for cell in rows[-1][1:]]
 
 
 def print_row(name, flags, seeds):
     """Run a row's command with each seed and print accuracies, mean loss and median seconds."""
     accuracies = []
     losses = []
+    after_of_seeds = []
     seconds_of_seeds = []
     for seed in seeds:
-        last, seconds = distil(flags, seed)
+        last, after, seconds = distil(flags, seed)
         accuracies.append(last["valid_accuracy"])
         losses.append(last["valid_loss"])
+        after_of_seeds.append(after)
         seconds_of_seeds.append(seconds)
     deviation = 0.0
     if len(seeds) > 1:
@@ -78,6 +94,8 @@ def print_row(name, flags, seeds):
     cells.append(f"{statistics.mean(accuracies):.1%}")
     cells.append(f"{deviation:.1%}")
     cells.append(f"{statistics.mean(losses):.3f}")
+    means_after = [statistics.mean(values) for values in zip(*after_of_seeds)]
+    cells.append(" ".join(f"{mean:.1%}" for mean in means_after))
     cells.append(f"{statistics.median(seconds_of_seeds):.0f}")
     print("| " + " | ".join(cells) + " |", flush=True)
 
@@ -92,8 +110,9 @@ def main():
                         help="seeds of each row (default: 0 1 2)")
     parser.add_argument("--bf16", action="store_true", help="pass it on to each row")
     args = parser.parse_args()
-    print("| row | flags | MLM accuracy, each seed | mean | sd | MLM loss | seconds |")
-    print("|" + "---|" * 7)
+    print("| row | flags | MLM accuracy, each seed | mean | sd | MLM loss | after each recursion | "
+          "seconds |")
+    print("|" + "---|" * 8)
     for name in args.rows:
         flags = ROWS[name].split()
         if args.bf16:

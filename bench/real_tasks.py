@@ -3,6 +3,7 @@
     python distill.py
     python bench/real_tasks.py --data ../shared/data --models teacher=DIR student=DIR
     python bench/real_tasks.py --tasks rte cola --seeds 5
+    python bench/real_tasks.py --tasks mrpc --recursions 1 2 3 4
 
 Each row is one command of finetune.py, run on one thread, as many at a time as there are cores, so
 seconds are those of a busy machine. Scores are of the test set where it has labels, else of the
@@ -50,10 +51,12 @@ class Run(NamedTuple):
     command: str            # the flags of finetune.py
 
 
-def list_runs(tasks, models, data, seeds):
-    """List the Runs of all tasks with all models; the student is tuned in two ways.
+def list_runs(tasks, models, data, seeds, recursions):
+    """List the Runs of all tasks with all models.
 
     models: a list of "name=folder"
+    recursions: how many of a model's to use, a Run for each number; None: all of them, and then the
+    student is also tuned through its adapters alone
     """
     runs = []
     for task in tasks:
@@ -61,6 +64,11 @@ def list_runs(tasks, models, data, seeds):
         for model in models:
             name, folder = model.split("=", 1)
             command = f"{flags} --model {os.path.abspath(folder)} --seeds {seeds}"
+            if recursions is not None:
+                for number in recursions:
+                    runs.append(Run(task, f"{name}, {number} recursions",
+                                    f"{command} --recursions {number}"))
+                continue
             runs.append(Run(task, name, command))
             if name == "student":
                 runs.append(Run(task, f"{name}, adapters alone", f"{command} --adapters-only"))
@@ -128,13 +136,16 @@ def main():
                         "adapters alone (default: teacher=assets/teacher student=out/student)")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS),
                         help="the tasks to measure (default: all)")
+    parser.add_argument("--recursions", nargs="+", type=int, metavar="R",
+                        help="tune each model with its first R recursions only, for each R "
+                        "(default: with all)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N",
                         help="runs of each command (default: 3)")
     args = parser.parse_args()
     print("| task | model | split | score | majority | seconds | command: python finetune.py |")
     print("|" + "---|" * 7, flush=True)
     # The rows come in this order, each as soon as it and all before it are there.
-    runs = list_runs(args.tasks, args.models, args.data, args.seeds)
+    runs = list_runs(args.tasks, args.models, args.data, args.seeds, args.recursions)
     with ThreadPoolExecutor(os.cpu_count()) as pool:     # a thread only waits for its command
         for run, cells in zip(runs, pool.map(measure, runs)):
             print("| " + " | ".join([run.task, run.model] + cells) + " |", flush=True)

@@ -31,8 +31,8 @@ from distill import Processes, TrainingOptions
 from fake_cuda import fake_cuda, lend_cuda
 
 DEVICE = torch.device("cuda", 0)
-STUDENT = {"num_hidden_layers": 1, "adapter_size": 4, "hidden_dropout_prob": 0.1}
-BERT = {"num_hidden_layers": 1, "embedding_size": C}
+STUDENT = {"num_hidden_layers": 2, "adapter_size": 4, "hidden_dropout_prob": 0.1}
+BERT = {"num_hidden_layers": 2, "num_hidden_groups": 2, "embedding_size": C}
 BATCH_SIZE = 4
 # Of three steps the first one is ordinary, the second one logs, the last one evaluates and saves.
 SCHEDULE = {"steps": 3, "log_every": 2, "eval_every": 0, "save_every": 100}
@@ -86,7 +86,8 @@ def make_distillation(has_teacher, bf16, micro_batch_size=0, compile_losses=Fals
     weights = {"mlm": 1.0}
     if has_teacher:
         teacher = random_model(**BERT)
-        weights = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "embedding": 1.0}
+        weights = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "embedding": 1.0,
+                   "elastic": 2.5}
         if bf16:
             distill.cast_linear_layers(teacher)
     return distill.Distillation(random_model(**STUDENT), teacher, make_batches(), weights, 2.0,
@@ -191,8 +192,9 @@ def check_tensor_on_cpu_is_refused():
     """Labels that stay on the CPU."""
     to_device = distill.to_device
 
-    def copy_all_but_labels(device, ids, positions, labels):
-        return [*to_device(device, ids, positions), torch.from_numpy(labels)]
+    def copy_all_but_labels(device, ids, positions, labels, depths):
+        ids, positions, depths = to_device(device, ids, positions, depths)
+        return [ids, positions, torch.from_numpy(labels), depths]
 
     with mock.patch("distill.to_device", copy_all_but_labels):
         with pytest.raises(RuntimeError, match="cuda:0 and cpu"):

@@ -2,6 +2,7 @@
 from the teacher; the training loop when it is stopped, killed, resumed and split; the command
 line and its errors."""
 import argparse
+import copy
 import ctypes
 import io
 import itertools
@@ -34,7 +35,7 @@ from distill import (
     LOSS_WEIGHTS, RECIPES, Distillation, Processes, TrainingOptions, attention_loss, evaluate,
     hidden_loss, learning_rate, match_layers, mlm_loss, output_loss, start_from_teacher,
     training_step)
-from minialbert import Config, MiniALBERT
+from minialbert import Config, MiniALBERT, keep_recursions
 
 STUDENT = replace(TOY_TEACHER, embedding_size=E, num_hidden_layers=2, num_hidden_groups=1,
                   adapter_size=A, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -49,6 +50,7 @@ class RandomBatches:
         self.count = count
         self.batch_size = 4
         self.T = T
+        self.seed = 0
 
     def batch(self, step):
         rng = np.random.default_rng(step)
@@ -286,14 +288,51 @@ def test_the_losses_are_those_of_matched_layers_and_masked_places():
     assert distillation.tokens_per_step == num_tokens
 
 
+def test_the_elastic_loss_is_the_output_loss_after_the_drawn_recursions():
+    student = noisy_model(replace(STUDENT, num_hidden_layers=4)).eval()
+    teacher = noisy_model(TOY_TEACHER, 2).eval()
+    distillation = make_distillation(student, teacher, 9, {"elastic": 2.5}, temperature=2.0)
+    depths = distillation.depths(0, 9)
+    assert set(depths) == {1, 2, 3}
+    ids, positions, _ = (torch.from_numpy(x) for x in RandomBatches(9).batch(0))
+    expected = 0.0
+    with torch.no_grad():
+        for depth, position in zip(depths, positions.tolist()):
+            cut_student = copy.deepcopy(student)
+            keep_recursions(cut_student, int(depth))
+            ours, _ = cut_student(ids)
+            theirs, _ = teacher(ids)
+            logits = cut_student.predict(ours[-1].reshape(4 * T, C)[position:position + 1])
+            their_logits = teacher.predict(theirs[-1].reshape(4 * T, C)[position:position + 1])
+            expected += output_loss(logits, their_logits, 2.0).item() / 9
+    losses, = distillation.micro_batches(0)
+    assert losses.keys() == {"elastic"}
+    assert losses["elastic"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_earlier_recursions_are_drawn_evenly_as_a_function_of_seed_and_step():
+    student = noisy_model(replace(STUDENT, num_hidden_layers=4))
+    distillation = make_distillation(student, noisy_model(TOY_TEACHER, 2))
+    counts = np.bincount(distillation.depths(5, 3000))
+    assert counts[0] == 0 and len(counts) == 4
+    assert all(900 < count < 1100 for count in counts[1:])
+    assert (distillation.depths(5, 30) == distillation.depths(5, 30)).all()
+    assert (distillation.depths(5, 30) != distillation.depths(6, 30)).any()
+    first = distillation.depths(5, 30)
+    distillation.batches.seed = 1
+    assert (distillation.depths(5, 30) != first).any()
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 9])           # 3 does not divide the batch of 4
 def test_micro_batches_do_not_change_the_gradient(size):
-    student = noisy_model(STUDENT)
+    student = noisy_model(replace(STUDENT, num_hidden_layers=4))
     teacher = noisy_model(TOY_TEACHER, 2)
+    weights = LOSS_WEIGHTS | {"embedding": 0.5, "elastic": 2.5}
     expected, expected_losses = gradients_and_losses(
-        student, make_distillation(student, teacher, 7))
+        student, make_distillation(student, teacher, 7, weights))
+    assert set(expected_losses) == set(weights)
     gradients, losses = gradients_and_losses(
-        student, make_distillation(student, teacher, 7, micro_batch_size=size))
+        student, make_distillation(student, teacher, 7, weights, micro_batch_size=size))
     assert losses == pytest.approx(expected_losses, rel=1e-5)
     assert_same_gradients(gradients, expected)
 
@@ -422,6 +461,31 @@ def test_evaluation_is_the_accuracy_and_the_loss_of_masked_tokens():
         total_loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
     expected = {"accuracy": num_correct / 50, "loss": total_loss / 50}
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_evaluation_gives_the_accuracy_after_each_recursion():
+    batches = RandomBatches(9, 400)
+    model = noisy_model(replace(STUDENT, num_hidden_layers=3))
+    found = evaluate(model, batches, each_recursion=True)
+    expected = []
+    for recursions in (1, 2, 3):
+        cut_model = copy.deepcopy(model)
+        keep_recursions(cut_model, recursions)
+        scores = evaluate(cut_model, batches)
+        expected.append(scores["accuracy"])
+    assert len(set(expected)) == 3
+    assert found.pop("accuracy_after")[1:] == expected
+    assert found == scores
+
+    # Before the first recursion there are the embeddings.
+    num_correct = 0
+    for step in range(100):
+        ids, positions, labels = (torch.from_numpy(x) for x in batches.batch(step))
+        with torch.no_grad():
+            logits = model.predict(model.embeddings(ids).reshape(4 * T, C)[positions])
+        num_correct += (logits.argmax(-1) == labels).sum().item()
+    accuracy_after = evaluate(model, batches, each_recursion=True)["accuracy_after"]
+    assert accuracy_after[0] == num_correct / 900
 
 
 def test_evaluation_without_masked_tokens_is_zero():
@@ -705,8 +769,8 @@ def test_a_signal_ends_the_step_saves_and_the_resumed_run_ends_as_if_there_was_n
     assert sorted(os.listdir(tmp_path / "run")) == sorted(os.listdir(whole))
     before, _ = capsys.readouterr().out.split("\nsteps ")
     assert f"{tmp_path}/run: going on after step 5 of 12\n" in before
-    assert table_row(before, "student")[3:] == [f"{restored['valid_accuracy']:.1%}",
-                                                f"{restored['valid_loss']:.3f}"]
+    assert table_rows(before, "student")[0][3:] == [
+        f"{restored['valid_accuracy']:.1%}", f"{restored['valid_loss']:.3f}"]
 
 
 def test_a_signal_at_the_last_step_ends_the_run_as_usual(toy, whole, tmp_path, monkeypatch):
@@ -1009,7 +1073,7 @@ def test_a_run_in_a_thread_is_that_of_the_main_thread(toy, whole, tmp_path):
 
 
 def test_ctrl_c_in_an_evaluation_is_one_line_and_status_130(toy, tmp_path, monkeypatch, capsys):
-    def evaluate(model, batches):
+    def evaluate(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(distill, "evaluate", evaluate)
@@ -1111,10 +1175,10 @@ def test_bfloat16_is_near_float32_but_not_it(toy, tmp_path, monkeypatch, capsys)
     original = distill.evaluate
     dtypes = []
 
-    def evaluate_and_note(model, batches):
+    def evaluate_and_note(*arguments):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
         dtypes.append(product.dtype)
-        return original(model, batches)
+        return original(*arguments)
 
     monkeypatch.setattr(distill, "evaluate", evaluate_and_note)
     distill.main(distill_flags(toy, tmp_path / "float32", "--dropout", 0))
@@ -1293,11 +1357,9 @@ def test_scores_are_printed_in_lines_where_there_is_no_bar(monkeypatch, capsys):
 
 # ---- The command ------------------------------------------------------------------------
 
-def table_row(text, name):
-    """Find the row of a model in a printed table -> its cells."""
-    rows = [line.split() for line in text.splitlines() if line.startswith(f"{name} ")]
-    assert len(rows) == 1
-    return rows[0]
+def table_rows(text, name):
+    """Find the rows of a model in the printed tables -> the cells of each."""
+    return [line.split() for line in text.splitlines() if line.startswith(f"{name} ")]
 
 
 def test_what_a_run_prints_is_so(toy, tmp_path, capsys):
@@ -1307,19 +1369,47 @@ def test_what_a_run_prints_is_so(toy, tmp_path, capsys):
     for name, model in models.items():
         counts = distill.count_parameters(model)
         for part in (before, after):
-            row = table_row(part, name)
+            row = table_rows(part, name)[0]
             assert row[1:3] == [f"{counts['stored']:,}", f"{counts['applied']:,}"]
             assert len(row) == 5
+        assert len(table_rows(before, name)) == 1
+        _, row_after_recursions = table_rows(after, name)
+        assert len(row_after_recursions) == 2 + model.config.num_hidden_layers
+        assert row_after_recursions[-1] == row[3]
     assert "device   cpu, float32\n" in before
     assert "layers   1-2 2-4 (student-teacher)\n" in before
     assert "loss     1 mlm + 3 attention + 3 hidden + 5 output" in before
     assert "12 of 64 tokens: 0.0 min\n" in after
     last = read_log(tmp_path / "run")[-1]
-    row = table_row(after, "student")
+    row = table_rows(after, "student")[0]
     assert row[3:] == [f"{last['valid_accuracy']:.1%}", f"{last['valid_loss']:.3f}"]
     for words in ("[MASK]", " teacher:", " student:"):
         assert after.count(words) == 4
     assert f"python finetune.py --model {tmp_path}/run" in after
+
+
+def test_the_accuracies_after_each_recursion_stand_below_their_numbers(capsys):
+    distill.print_accuracy_after({"teacher": [0.0, 0.5, 0.256], "student": [0.125, 1.0]})
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "               0      1      2",
+        "teacher     0.0%  50.0%  25.6%",
+        "student    12.5% 100.0%"]
+
+
+def test_the_elastic_loss_has_its_own_place_in_the_log(toy, tmp_path, capsys):
+    more = ["--elastic", 2.5, "--steps", 3, "--num-hidden-layers", 4]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    assert "5 output + 2.5 elastic\n" in capsys.readouterr().out
+    for line in read_log(tmp_path / "run"):
+        weighted = [line["mlm"], 3 * line["attention"], 3 * line["hidden"], 5 * line["output"],
+                    2.5 * line["elastic"]]
+        assert line["loss"] == pytest.approx(sum(weighted), rel=1e-5)
+
+
+def test_a_head_is_kept_if_the_elastic_loss_alone_trains_it(toy, tmp_path):
+    more = ["--mlm-weight", 0, "--output-weight", 0, "--elastic", 1, "--steps", 3]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    assert load(tmp_path / "run").head is not None
 
 
 def test_the_lines_of_the_log_have_the_time_and_the_evaluations_are_printed(toy, tmp_path, capsys):
@@ -1350,10 +1440,10 @@ def test_to_evaluate_prints_the_scores_of_the_run_and_writes_nothing(toy, tmp_pa
     assert distill.main([*flags, "--teacher", str(toy / "teacher")]) is None
     printed = capsys.readouterr().out
     for name in ("teacher", "student"):
-        assert table_row(printed, name) == table_row(after, name)
+        assert table_rows(printed, name) == table_rows(after, name)
     assert distill.main(flags) is None
     alone = capsys.readouterr().out
-    assert table_row(alone, "student") == table_row(after, "student")
+    assert table_rows(alone, "student") == table_rows(after, "student")
     assert "teacher" not in alone
     assert files_below(tmp_path) == before
 
@@ -1389,9 +1479,9 @@ def test_a_run_trains_and_measures_as_the_flags_say(toy, tmp_path, monkeypatch):
     def train(model, objective, run_state, options, *others):
         trained.append((objective, options))
 
-    def evaluate_and_note(model, batches):
+    def evaluate_and_note(model, batches, each_recursion=False):
         measured.append(batches)
-        return {"accuracy": 0.0, "loss": 0.0}
+        return {"accuracy": 0.0, "loss": 0.0, "accuracy_after": [0.0]}
 
     monkeypatch.setattr(distill, "train", train)
     monkeypatch.setattr(distill, "evaluate", evaluate_and_note)
@@ -1481,7 +1571,7 @@ def test_without_a_teacher_a_bert_is_pretrained_that_others_can_open(toy, tmp_pa
     assert set(read_log(tmp_path / "bert")[0]) == {"step", "loss", "mlm", "lr", "gradient_norm"}
     printed = capsys.readouterr().out
     assert "teacher:" not in printed
-    assert "layers " not in printed
+    assert "\nlayers " not in printed
     assert read_json(tmp_path / "bert" / "config.json")["model_type"] == "bert"
     transformers = pytest.importorskip("transformers",
                                        reason="the oracle is in requirements-dev.txt")
@@ -1567,7 +1657,7 @@ def test_without_attention_and_hidden_losses_the_numbers_of_layers_need_not_divi
     assert load(tmp_path / "run").config.num_hidden_layers == 3
     printed = capsys.readouterr().out
     assert "loss     1 mlm + 5 output\n" in printed
-    assert "layers " not in printed
+    assert "\nlayers " not in printed
 
 
 @pytest.mark.parametrize("name", ["attention", "hidden"])
@@ -1706,16 +1796,22 @@ def test_the_seed_decides_a_fresh_students_values():
      {"mlm": 1.0, "attention": 3.0, "output": 5.0, "embedding": 0.5}),
     (False, {"embedding": 0.5}, {"attention": 3.0, "hidden": 3.0, "embedding": 0.5}),
     (None, {"embedding": 0.5, "mlm": 2.0}, {"mlm": 2.0}),                    # no teacher
+    (True, {"mlm": 0.0, "attention": 0.0, "output": 0.0, "elastic": 0.5},
+     {"hidden": 3.0, "elastic": 0.5}),
+    (False, {"elastic": 0.5}, {"attention": 3.0, "hidden": 3.0}),
+    (None, {"elastic": 0.5}, {"mlm": 1.0}),
 ])
 def test_the_losses_are_those_that_the_flags_want_and_the_teacher_allows(
         has_head, changes, expected):
-    args = argparse.Namespace()
+    args = argparse.Namespace(elastic=changes.get("elastic", 0.0))
     for name, weight in (LOSS_WEIGHTS | changes).items():
         setattr(args, f"{name}_weight", weight)
     teacher = None
     if has_head is not None:
         teacher = MiniALBERT(TOY_TEACHER, head=has_head)
-    assert distill.choose_losses(args, teacher) == expected
+    assert distill.choose_losses(args, teacher, num_recursions=2) == expected
+    expected.pop("elastic", None)                        # one recursion has no earlier one
+    assert distill.choose_losses(args, teacher, num_recursions=1) == expected
 
 
 @pytest.mark.parametrize("flags, expected", [
@@ -1759,7 +1855,7 @@ FROM_1 = ["log-every", "save-every", "num-hidden-layers", "num-hidden-groups", "
           "embedding-size", "num-attention-heads", "intermediate-size", "steps", "batch-size"]
 FROM_3 = ["length"]
 NUMBERS = ["mlm-weight", "attention-weight", "hidden-weight", "output-weight", "embedding-weight",
-           "lr", "weight-decay"]
+           "elastic", "lr", "weight-decay"]
 
 
 def refused_values():

@@ -1435,9 +1435,40 @@ def test_the_results_have_the_scores_of_all_seeds_and_the_details_of_the_first(t
 
 
 ALLOWED_FLAGS = {
-    "--predict": {"--predict", "--model", "--device", "--bf16", "--out", "--overwrite"},
-    "--evaluate": {"--evaluate", "--model", "--task", "--data", "--dev", "--test", "--text",
-                   "--label", "--device", "--bf16"}}
+    "--predict": {"--predict", "--model", "--recursions", "--device", "--bf16", "--out",
+                  "--overwrite"},
+    "--evaluate": {"--evaluate", "--model", "--recursions", "--task", "--data", "--dev", "--test",
+                   "--text", "--label", "--device", "--bf16"}}
+
+
+def test_a_model_is_tuned_with_its_first_recursions_and_saved_so(
+        tmp_path, model, sentiment, capsys):
+    out = tmp_path / "o"
+    flags = ["--model", model, "--task", "sst2", "--data", sentiment, "--lr", "1e-2"]
+    printed = run(capsys, *flags, "--recursions", 1, "--steps", 40, "--out", out).out
+    assert percent(printed, "all", "dev", "accuracy") > 95
+    assert load(str(out)).config.num_hidden_layers == 1
+    assert load(model).config.num_hidden_layers == 2
+    error = fail(capsys, *flags, "--steps", 40, "--out", out, "--resume")
+    assert "recursions" in error
+    error = fail(capsys, *flags, "--recursions", 3, "--out", tmp_path / "p")
+    assert "not usable with 3 recursions: the model has 2 recursions" in error
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_fine_tuned_model_predicts_with_fewer_recursions(tmp_path, model, sentiment, capsys):
+    out = tmp_path / "o"
+    flags = ["--task", "sst2", "--data", sentiment]
+    run(capsys, *flags, "--model", model, "--steps", 12, "--lr", "1e-2", "--out", out)
+    found = [run(capsys, "--model", out, "--predict", "the film", *more).out
+             for more in ([], ["--recursions", 2], ["--recursions", 1])]
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+    classifier, _ = finetune.load_classifier(str(out), recursions=1)
+    assert classifier.encoder.config.num_hidden_layers == 1
+    scores = [run(capsys, "--model", out, "--evaluate", *flags, *more).out
+              for more in ([], ["--recursions", 1])]
+    assert "accuracy" in scores[1]
 
 
 @pytest.mark.parametrize("mode", ALLOWED_FLAGS)

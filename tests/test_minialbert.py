@@ -1,4 +1,6 @@
 """minialbert.py, the model, against transformers, torch and matrices multiplied by hand."""
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,8 @@ from conftest import (
     assert_same_as_bert, authors_checkpoint, authors_weights, make_batch, random_bert,
     random_model, randomise, small_config)
 from minialbert import (
-    Adapter, Attention, Config, Layer, MiniALBERT, count_parameters, initialise, sinusoids)
+    Adapter, Attention, Config, Layer, MiniALBERT, count_parameters, initialise, keep_recursions,
+    sinusoids)
 
 
 # ---- The shape of a model ---------------------------------------------------------------
@@ -213,6 +216,42 @@ def test_the_gradient_of_a_shared_layer_is_the_sum_over_its_uses():
     for name, parameter in shared.layers[0].named_parameters():
         expected = sum(parameters[name].grad for parameters in copies)
         assert_close(parameter.grad, expected, 1e-4 * parameter.grad.abs().max())
+
+
+# ---- Fewer recursions -------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "partly shared"])
+@pytest.mark.parametrize("recursions", [1, 3, R])
+def test_the_first_recursions_do_what_they_did_before(kind, recursions):
+    model = random_model(**KINDS[kind])
+    ids, mask, segments = make_batch()
+    with torch.no_grad():
+        expected, expected_maps = model(ids, mask, segments, maps=range(R))
+        cut_model = copy.deepcopy(model)
+        keep_recursions(cut_model, recursions)
+        found, found_maps = cut_model(ids, mask, segments, maps=range(R))
+    assert len(found) == recursions + 1
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected))
+    assert list(found_maps) == list(range(recursions))
+    assert all(torch.equal(found_maps[r], expected_maps[r]) for r in found_maps)
+    # What is left is all that a model of this shape has.
+    assert cut_model.state_dict().keys() == MiniALBERT(cut_model.config).state_dict().keys()
+
+
+@pytest.mark.parametrize("R, G, possible", [
+    (6, 2, [1, 2, 3, 5, 6]), (6, 3, [1, 2, 3, 4, 5, 6]), (5, 2, [1, 2, 3, 5]),
+    (4, 4, [1, 2, 3, 4]), (4, 1, [1, 2, 3, 4])])
+def test_recursions_are_cut_off_only_if_the_others_keep_their_layers(R, G, possible):
+    for recursions in range(R + 2):
+        model = random_model(num_hidden_layers=R, num_hidden_groups=G)
+        layers = [model.layer_of_recursion(r) for r in range(R)]
+        if recursions in possible:
+            keep_recursions(model, recursions)
+            assert [model.layer_of_recursion(r) for r in range(recursions)] == layers[:recursions]
+        else:
+            with pytest.raises(ValueError, match=f"{R} recursions"):
+                keep_recursions(model, recursions)
+            assert model.config.num_hidden_layers == R
 
 
 # ---- The forward pass -------------------------------------------------------------------
