@@ -25,11 +25,13 @@ letters is easy to read on white and on black. A README shows the one that fits:
 If a picture needs something that is not there, one line says so and the picture is
 left out. With the same matplotlib the same command writes the same bytes.
 """
+import math
 import os
 import sys
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -49,7 +51,7 @@ except ImportError:
 else:
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator
     from matplotlib.transforms import Bbox
 
     from architecture import BODY, PIXELS_PER_INCH, SMALL, WIDTH, draw_architecture
@@ -124,9 +126,17 @@ def add_axes(figure, left, top, width, height):
     return figure.add_axes(place)
 
 
+def upper_edge(figure, pixels):
+    """Return the height `pixels` below the upper edge as a part of the figure's height."""
+    return 1 - pixels / (figure.get_figheight() * PIXELS_PER_INCH)
+
+
 def write_in_percent(axis):
-    """Write the numbers on an axis in percent."""
-    axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    """Write the numbers on an axis in percent, with as many decimals as they need."""
+    def percent(value, _):
+        return f"{100 * value:g}%"
+
+    axis.set_major_formatter(percent)
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=2))
 
 
@@ -202,7 +212,7 @@ def curve(lines, name):
     """Find what a log calls `name` -> its steps and its values, two lists of at most MOST_POINTS
     numbers: in a long log neighbours are replaced by their mean."""
     found = [line for line in lines if name in line]
-    lines_per_point = max(1, -(-len(found) // MOST_POINTS))      # rounded up
+    lines_per_point = max(1, math.ceil(len(found) / MOST_POINTS))
     steps = []
     values = []
     for begin in range(0, len(found), lines_per_point):
@@ -233,41 +243,58 @@ def label_curves(axes, ends):
 
 # ---- Attention --------------------------------------------------------------------------
 
+class Pair(NamedTuple):
+    """The maps (T, T) of a matched pair: row i has the probabilities with which word i looks at
+    each word. Layers and recursions are counted from 1."""
+    layer: int
+    teacher_map: np.ndarray
+    recursion: int
+    student_map: np.ndarray
+
+
 def draw_attention(words, pairs, caption, theme):
     """Draw attention maps: a column for each matched pair, the teacher's map above the student's.
 
-    words: the T words of the sentence
-    pairs: [(layer, its map, recursion, its map), ...], the two numbers counted from 1. A map (T, T)
-    has probabilities: row i says where word i looks.
+    words: the T words of the sentence; pairs: a list of Pairs
     """
-    gap = 10                                             # pixels between two columns
+    top = 34                                             # pixels for the caption
+    title = 24                                           # and for the title of a map
+    gap = 10                                             # between two columns
     margin = 16 + 7 * max(len(word) for word in words)   # for the words beside and below the maps
-    smallest_side = 11.5 * len(words)                    # so that words do not overlap
-    per_row = int((WIDTH - margin - 10) // (smallest_side + gap))
-    per_row = min(max(per_row, 1), 4)
-    num_rows = -(-len(pairs) // per_row)                 # rounded up
-    per_row = -(-len(pairs) // num_rows)                 # now all rows are about as long
-    side = max(smallest_side, min(240, (WIDTH - margin - 10) / per_row - gap))
-    row_height = 2 * side + 54 + margin
-    figure = make_figure(34 + num_rows * row_height)
+    per_row, side = arrange(len(words), len(pairs), margin, gap)
+    row_height = 2 * (title + side) + margin
+    num_rows = math.ceil(len(pairs) / per_row)
+    figure = make_figure(top + num_rows * row_height)
     shades = LinearSegmentedColormap.from_list("shades", [theme["paper"], theme["blue"]])
-    largest = max(max(pair[1].max(), pair[3].max()) for pair in pairs)
-    for i, (layer, teacher_map, recursion, student_map) in enumerate(pairs):
+    largest = max(max(pair.teacher_map.max(), pair.student_map.max()) for pair in pairs)
+    for i, pair in enumerate(pairs):
         row, column = divmod(i, per_row)
         x = margin + column * (side + gap)
-        y = 34 + row * row_height + 24
+        y = top + row * row_height + title
         upper = add_axes(figure, x, y, side, side)
-        lower = add_axes(figure, x, y + side + 26, side, side)
-        draw_map(upper, teacher_map, shades, largest)
-        draw_map(lower, student_map, shades, largest)
-        upper.set_title(f"teacher's layer {layer}", color=theme["blue"])
-        lower.set_title(f"student's recursion {recursion}", color=theme["orange"])
+        lower = add_axes(figure, x, y + side + title, side, side)
+        draw_map(upper, pair.teacher_map, shades, largest)
+        draw_map(lower, pair.student_map, shades, largest)
+        upper.set_title(f"teacher's layer {pair.layer}", color=theme["blue"])
+        lower.set_title(f"student's recursion {pair.recursion}", color=theme["orange"])
         lower.set_xticks(range(len(words)), words, rotation=90)
         if column == 0:
             upper.set_yticks(range(len(words)), words)
             lower.set_yticks(range(len(words)), words)
-    draw_scale(figure, caption, shades, largest)
+    figure.text(20 / WIDTH, upper_edge(figure, 16), caption, va="center")
+    draw_scale(figure, shades, largest)
     return figure
+
+
+def arrange(num_words, num_pairs, margin, gap):
+    """Choose how many pairs stand in a row, at most 4, and the side of a map in pixels."""
+    smallest_side = 11.5 * num_words                     # with less, the words would overlap
+    width = WIDTH - margin
+    most_per_row = min(4, int(width // (smallest_side + gap)))
+    num_rows = math.ceil(num_pairs / most_per_row)
+    per_row = math.ceil(num_pairs / num_rows)            # so that all rows are about as long
+    side = min(240, width / per_row - gap)
+    return per_row, max(smallest_side, side)
 
 
 def draw_map(axes, attention, shades, largest):
@@ -280,14 +307,14 @@ def draw_map(axes, attention, shades, largest):
     axes.set_yticks([])
 
 
-def draw_scale(figure, caption, shades, largest):
-    """Draw, in the first line of the picture, the caption and which shade stands for what."""
+def draw_scale(figure, shades, largest):
+    """Draw which shade stands for which probability, beside the caption."""
     axes = add_axes(figure, 680, 10, 90, 12)
     axes.imshow([range(64)], shades, aspect="auto")
     axes.set_axis_off()
-    axes.text(-0.08, 0.5, "0%", ha="right", va="center", transform=axes.transAxes)
-    axes.text(1.08, 0.5, f"{largest:.0%}", va="center", transform=axes.transAxes)
-    axes.text(-660 / 90, 0.5, caption, va="center", transform=axes.transAxes)
+    height = upper_edge(figure, 16)
+    figure.text(672 / WIDTH, height, "0%", ha="right", va="center")
+    figure.text(778 / WIDTH, height, f"{largest:.0%}", va="center")
 
 
 # ---- Depth ------------------------------------------------------------------------------
@@ -328,7 +355,7 @@ def draw_parameters(points, theme):
             num_others += 1
         axes.plot(millions, accuracy, marker, color=theme[hue], markersize=9)
     most = max(millions for _, millions, _ in points)
-    axes.set_xlim(0, 1.1 * most)
+    axes.set_xlim(0, 1.25 * most)                        # there is room for words on the right
     axes.margins(y=0.25)
     axes.set_title("MLM accuracy on held-out text")
     axes.set_xlabel("parameters, in millions")
@@ -362,7 +389,8 @@ def label_points(axes, points):
             area = label.get_window_extent()
             is_inside = axes.bbox.containsx(area.x0) and axes.bbox.containsx(area.x1)
             is_inside = is_inside and axes.bbox.containsy(area.y1)
-            if is_inside and not any(area.overlaps(other) for other in occupied):
+            is_free = not any(area.padded(4).overlaps(other) for other in occupied)
+            if is_inside and is_free:
                 break
         occupied.append(area)
 
@@ -499,7 +527,7 @@ def prepare_attention(material, sentence, head):
     for r, layer in layers:
         teacher_map = teacher_maps[layer][0, head - 1].exp().numpy()          # (T, T)
         student_map = student_maps[r][0, head - 1].exp().numpy()
-        pairs.append((layer + 1, teacher_map, r + 1, student_map))
+        pairs.append(Pair(layer + 1, teacher_map, r + 1, student_map))
     words = [shorten(material.tokenizer.backend.id_to_token(token)) for token in ids]
     caption = f"Head {head} of {num_heads}. Each row shows where its word looks."
     return partial(draw_attention, words, pairs, caption)

@@ -151,8 +151,9 @@ def test_the_maps_are_those_of_the_matched_layers(toy, finished):
     ids = torch.tensor([Tokenizer(str(finished))(SENTENCE)])
     expected = [(2, toy / "teacher", 1), (4, toy / "teacher", 2)]
     for pair, (layer, teacher, recursion) in zip(pairs, expected, strict=True):
-        assert (pair[0], pair[2]) == (layer, recursion)
-        for found, path, r in ((pair[1], teacher, layer), (pair[3], finished, recursion)):
+        assert (pair.layer, pair.recursion) == (layer, recursion)
+        models = [(pair.teacher_map, teacher, layer), (pair.student_map, finished, recursion)]
+        for found, path, r in models:
             _, maps = load(path)(ids, maps=[r - 1])
             np.testing.assert_allclose(found, maps[r - 1][0, 1].exp().detach(), atol=1e-6)
 
@@ -175,6 +176,23 @@ def test_the_curves_of_depth_are_the_accuracies():
     assert list(curves[0].get_ydata()) == [0.1, 0.3, 0.2]
     assert list(curves[1].get_ydata()) == [0.1, 0.25]
     assert list(curves[1].get_xdata()) == [0, 1]
+
+
+def test_the_accuracies_are_those_of_the_held_out_text(toy, finished):
+    flags = ["--teacher", toy / "teacher", "--corpus", toy / "corpus.txt", "--cache",
+             toy / "cache", "--elastic", finished]
+    args = figures.arguments([str(flag) for flag in [finished, *flags]])
+    material = figures.load_material(args)
+    batches = figures.open_batches(args, material)
+    accuracies = figures.measure_depth(material, batches)
+    assert list(accuracies) == ["teacher", "student", "elastic student"]
+    assert accuracies["elastic student"] == accuracies["student"]
+    for model, name in ((material.teacher, "teacher"), (material.student, "student")):
+        expected = distill.evaluate(model, batches)["accuracy"]
+        assert accuracies[name][-1] == expected
+        assert len(accuracies[name]) == model.config.num_hidden_layers + 1
+    logged = json.loads((finished / "log.jsonl").read_text().splitlines()[-1])
+    assert accuracies["student"][-1] == logged["valid_accuracy"]
 
 
 def test_the_points_are_parameters_and_accuracies(toy, finished, quick):
