@@ -18,6 +18,11 @@ attention maps, its hidden states and its output distributions.
 
     loss = 1 * MLM + 3 * attention + 3 * hidden + 5 * output
 """
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: see interrupt.py.
+    from interrupt import end_at_interrupt
+    end_at_interrupt()
+
 import argparse
 import ctypes
 import hashlib
