@@ -21,6 +21,11 @@ attention maps, its hidden states and its output distributions.
 The last term is not in the paper. It is the output loss again, but after an
 earlier recursion, drawn at random: the student may then be stopped early.
 """
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: see interrupt.py.
+    from interrupt import end_at_interrupt
+    end_at_interrupt()
+
 import argparse
 import ctypes
 import hashlib
