@@ -62,12 +62,13 @@ TOY = {
 # ---- Running rows -----------------------------------------------------------------------
 
 def run_rows(rows, study, places, run):
-    """Run the rows that are not done yet, one after another.
+    """Run the rows that are not done yet, one after another -> how many of them failed.
 
     study: the folder of the study
     places: {"study": ..., "data": ..., "minilm": ...}, the folders for which the flags have names
     run: a function like run_command
     """
+    num_failed = 0
     for row in rows:
         result = read_result(study, row.name)
         if is_done(result):
@@ -79,7 +80,10 @@ def run_rows(rows, study, places, run):
         if row.part in ("task", "depth") and is_done(result):
             # Hundreds of fine-tuned models would fill the disk.
             shutil.rmtree(os.path.join(study, row.name, "model"))
+        if not is_done(result):
+            num_failed += 1
         print(f"{result['state']}, {result['seconds']:.0f} s", flush=True)
+    return num_failed
 
 
 def run_row(row, study, places, run):
@@ -316,8 +320,9 @@ def choose_sizes(args):
 
 
 def run_study(args):
-    """Run what the command line asks for and print the tables."""
+    """Run what the command line asks for and print the tables -> how many rows failed."""
     study = os.path.abspath(args.out)
+    num_failed = 0
     if not args.show:
         sizes, task_sizes = choose_sizes(args)
         minilm = find_minilm(args.minilm)
@@ -332,25 +337,28 @@ def run_study(args):
         rows = study_rows.list_rows(args.parts, args.rows, args.tasks, args.models, args.seeds,
                                     sizes, task_sizes)
         check_rows(rows, study)
-        run_rows(rows, study, places, run_command)
+        num_failed = run_rows(rows, study, places, run_command)
     write_study(study, args.authors_seconds)
+    return num_failed
 
 
 def main():
-    """Do what the command line asks for -> the exit status."""
+    """Do what the command line asks for -> the exit status: 1 if a row failed."""
     # SIGTERM interrupts the study as Ctrl-C does, so that the command that runs is not left alone.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = make_parser()
     if "--toy" in sys.argv:
         parser.set_defaults(**TOY)
     try:
-        run_study(parser.parse_args())
+        num_failed = run_study(parser.parse_args())
     except ValueError as error:
         print(f"study.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstudy.py: interrupted; the same command goes on", file=sys.stderr)
         return 130
+    if num_failed > 0:
+        return 1
     return 0
 
 
