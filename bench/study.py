@@ -18,6 +18,10 @@ failed is tried again the next time; the others do not wait for it. The rows run
 so that their seconds can be compared. The end of a study are its tables, as markdown, and
 study.json, with all that they and the figures are made of. The model of a fine-tuning is deleted
 when its scores are known.
+
+A study of other sizes needs another folder. It may take over the corpus and the teacher: copy these
+two folders into it and give the same --teacher-tokens. Each evaluation takes up to 512 held-out
+sequences, so a short run is quicker with fewer --evaluations.
 """
 import argparse
 import glob
