@@ -4,8 +4,9 @@ import json
 import lzma
 import os
 
-# How many lines are kept of the files of each ending.
-LINES = {".xz": 200, ".tsv": 300, ".jsonl": 300}
+# How many lines are kept of the files of each ending. All labels in the first 160 lines of
+# ChemProt's dev and test sets, which are .jsonl, occur in those of its training set.
+LINES = {".xz": 200, ".tsv": 300, ".jsonl": 160}
 FILES = ["text/enwiki.txt.xz", "text/books_0?.txt.xz", "glue/*/*.tsv", "ner/*/*.tsv",
          "cls/*/*.jsonl", "qa/*/*.json"]
 
