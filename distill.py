@@ -1345,7 +1345,7 @@ def print_scores(models, valid_batches, bf16, each_recursion=False):
 
 
 def print_accuracy_after(accuracy_after):
-    """Print a table: the lists of R + 1 accuracies {name of a model: list} that evaluate returns."""
+    """Print a table of what evaluate calls accuracy_after: {name of a model: list}."""
     most = max(len(accuracies) for accuracies in accuracy_after.values())
     print("\nMLM accuracy after so many recursions, or layers if nothing is shared")
     print(f"{'':9}" + "".join(f"{depth:7}" for depth in range(most)))

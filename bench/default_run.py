@@ -5,8 +5,8 @@
     python bench/default_run.py --bf16                # half the time, where the CPU knows bfloat16
 
 Each row is one command for each seed; its flags are printed with it. The accuracy is that in the
-last line of its log.jsonl; those after each recursion are what the command prints at its end, from 0
-recursions on, as means over the seeds.
+last line of its log.jsonl. Those after each recursion, from 0 recursions on, are what the command
+prints at its end, as means over the seeds.
 """
 import argparse
 import json
