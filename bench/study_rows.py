@@ -50,7 +50,7 @@ STUDENTS = {
     # The teacher gives the first values and is not seen again.
     "mlm-alone": {"attention-weight": 0, "hidden-weight": 0, "output-weight": 0},
     # For the part "depth": it is trained to be read after any of its recursions.
-    "elastic": {"elastic": 1},
+    "elastic": {"elastic": 2.5},
 }
 MOST_RECURSIONS = 6
 
@@ -146,6 +146,7 @@ def student_row(name, sizes):
     """Make the Row that distils one of STUDENTS from the teacher."""
     values = {"teacher": model_folder("teacher")}
     values.update(training_flags(steps_of_tokens(sizes.tokens, sizes), sizes.lr, sizes))
+    values["elastic"] = 0                                # all losses are those of the paper
     values.update(STUDENTS[name])
     return distillation_row(name, "student", values, "teacher", sizes)
 
