@@ -14,6 +14,11 @@ end with [SEP] after each, first the documents to train on, then those held out
 for validation. The token file is mapped into memory from then on. A JSON file
 beside it says what it was made from.
 """
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: see interrupt.py.
+    from interrupt import end_at_interrupt
+    end_at_interrupt()
+
 import argparse
 import bz2
 import csv
@@ -37,6 +42,7 @@ import tokenizers
 from tqdm import tqdm
 
 from checkpoint import fetch, parsing, read_json, read_text, replace_file, write_json
+from interrupt import interrupts_raised
 
 CACHE = os.path.join(os.path.expanduser("~"), ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
@@ -819,7 +825,9 @@ def run_command(name, action):
         # What the terminal or the file cannot show is printed as a question mark.
         sys.stdout.reconfigure(errors="replace")
     try:
-        action()
+        with interrupts_raised():
+            action()
+            sys.stdout.flush()                           # a closed pipe is an error here, not later
     except (ValueError, OSError, FloatingPointError) as error:
         message = " ".join(str(error).split("\n"))
         print(f"{name}: error: {message}", file=sys.stderr)

@@ -21,6 +21,11 @@ attention maps, its hidden states and its output distributions.
 The last term is not in the paper. It is the output loss again, but after an
 earlier recursion, drawn at random: the student may then be stopped early.
 """
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: see interrupt.py.
+    from interrupt import end_at_interrupt
+    end_at_interrupt()
+
 import argparse
 import ctypes
 import hashlib
@@ -108,6 +113,17 @@ def match_layers(num_recursions, num_layers):
     return [(r, (r + 1) * layers_per_recursion - 1) for r in range(num_recursions)]
 
 
+def states_after(depths, hidden, positions):
+    """Take the hidden state of each place after its own number of recursions -> (m, C).
+
+    hidden: what MiniALBERT.forward returns, (B, T, C) after 0, 1, ..., R recursions
+    positions (m,): the places in the flattened ids; depths (m,): the number for each of them
+    """
+    states = torch.stack([state.flatten(0, 1)[positions] for state in hidden])     # (R + 1, m, C)
+    place = torch.arange(len(positions), device=positions.device)
+    return states[depths, place]
+
+
 class Distillation:
     """The losses of a student on batches of masked text. The teacher, if any, is frozen.
 
@@ -152,8 +168,8 @@ class Distillation:
         """Compute a micro-batch's part of each loss: {name: scalar}.
 
         ids (b, T) are masked; positions (m,) are the masked places in the flattened ids, labels
-        (m,) the true tokens there, depths (m,) their earlier recursions for the elastic loss;
-        num_masked is M, the number of masked places in the batch.
+        (m,) the true tokens there, depths (m,) after how many recursions the elastic loss looks at
+        each; num_masked is M, the number of masked places in the batch.
         """
         hidden, attention = self.student(ids, maps=self.student_maps)
         if self.student.head is not None:
@@ -181,12 +197,9 @@ class Distillation:
             divergence = output_loss(logits, teacher_logits, self.temperature)
             losses["output"] = divergence / num_masked
         if "elastic" in self.weights:
-            # Recursions 1 to R - 1, counted from 1; the last one has the output loss.
-            earlier = [state.flatten(0, 1)[positions] for state in hidden[1:-1]]
-            place = torch.arange(len(positions), device=positions.device)
-            drawn = torch.stack(earlier)[depths - 1, place]                   # (m, C)
-            drawn_logits = self.student.predict(drawn)                        # (m, V)
-            divergence = output_loss(drawn_logits, teacher_logits, self.temperature)
+            earlier_states = states_after(depths, hidden, positions)          # (m, C)
+            earlier_logits = self.student.predict(earlier_states)             # (m, V)
+            divergence = output_loss(earlier_logits, teacher_logits, self.temperature)
             losses["elastic"] = divergence / num_masked
         if "embedding" in self.weights:
             losses["embedding"] = hidden_loss(hidden[0], teacher_hidden[0]) / self.tokens_per_step
@@ -213,9 +226,8 @@ class Distillation:
             yield losses
 
     def depths(self, step, num_masked):
-        """Draw a recursion before the last one for each masked place -> (M,), from 1 to R - 1.
-
-        It is a function of (seed, step), like the batch.
+        """Draw after how many recursions, from 1 to R - 1, the elastic loss looks at each masked
+        place -> (M,). It is a function of (seed, step), like the batch.
         """
         R = self.student.config.num_hidden_layers
         # The 3 gives depths other random numbers than the 1 and 2 in MaskedBatches.
@@ -1340,7 +1352,7 @@ def print_scores(models, valid_batches, bf16, each_recursion=False):
 
 
 def print_accuracy_after(accuracy_after):
-    """Print a table: the lists of R + 1 accuracies {name of a model: list} that evaluate returns."""
+    """Print a table of what evaluate calls accuracy_after: {name of a model: list}."""
     most = max(len(accuracies) for accuracies in accuracy_after.values())
     print("\nMLM accuracy after so many recursions, or layers if nothing is shared")
     print(f"{'':9}" + "".join(f"{depth:7}" for depth in range(most)))

@@ -20,6 +20,11 @@ regression apply it at [CLS], tagging at the first token of each word, question
 answering at [CLS] and at every token of the context, to score whether the
 answer begins or ends there.
 """
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: see interrupt.py.
+    from interrupt import end_at_interrupt
+    end_at_interrupt()
+
 import json
 import math
 import os

@@ -105,6 +105,52 @@ def test_a_checkpoint_half_written_is_not_taken_for_one(toy, tmp_path):
     assert remains(tmp_path / "a") == remains(tmp_path / "b")
 
 
+# ---- Ctrl-C ------------------------------------------------------------------------------
+
+def interrupt_at(moment, script, flags, home):
+    """Start a script and send it SIGINT (Ctrl-C) at a moment -> its status and all lines that it
+    printed but those about imports.
+
+    moment: the name of a module that has been imported, or the first words of a line
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", f"{ROOT}/{script}", *flags], text=True, cwd=home,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HOME": str(home)})
+    printed = []
+    for line in process.stdout:
+        module = line.split("|")[-1].strip()             # import time: 123 | 456 |   module
+        if module == moment or line.startswith(moment):
+            process.send_signal(signal.SIGINT)
+            moment = "once is enough"
+        if not line.startswith("import time:"):
+            printed.append(line.rstrip("\n"))
+    assert moment == "once is enough"
+    return process.wait(), printed
+
+
+# json is among the first modules that each script imports, numpy comes while torch is imported.
+@pytest.mark.parametrize("moment", ["json", "numpy", "in the run"])
+@pytest.mark.parametrize("script", ["data.py", "distill.py", "finetune.py"])
+def test_ctrl_c_at_any_moment_is_one_line_and_status_130(script, moment, toy, table, tmp_path):
+    if script == "data.py":                              # it collects the documentation
+        flags = ["--train-tokenizer", "300", "--out", "out"]
+        first_words = "pydoc_data.topics"
+    elif script == "distill.py":
+        flags = distill_flags(toy, "out")
+        first_words = " " * 9 + "  parameters"           # the head of the first table
+    else:
+        flags = finetune_flags(toy, table, "out")
+        first_words = "classification:"
+    if moment == "in the run":
+        moment = first_words
+    status, printed = interrupt_at(moment, script, flags, tmp_path)
+    assert printed[-2:] == ["", f"{script}: interrupted"]
+    assert status == 130
+    assert "Traceback" not in "".join(printed)
+    assert not (tmp_path / "out").exists()
+
+
 # ---- Several processes ------------------------------------------------------------------
 
 def run_as_rank(script, flags, rank, port, printed, change):

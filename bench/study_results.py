@@ -1,0 +1,186 @@
+"""What bench/study.py reads out of a row's folder, and the sums of its tables.
+
+A curve is a list of [tokens, held-out accuracy, held-out loss], a point for each evaluation and one
+for the model before its training.
+"""
+import json
+import os
+import re
+
+from checkpoint import read_json
+from real_tasks import SCORE_LINE
+from study_rows import TASKS
+
+# A line that distill.py prints: a model, its parameters, those that are applied to a token, its
+# held-out accuracy and loss.
+STUDENT_LINE = re.compile(r"student +([\d,]+) +[\d,]+ +([\d.]+)% +([\d.]+)")
+RATES_LINE = re.compile(r"learning rates, best first .*: \[([\d.e-]+)")
+ACCURACY = 1                # columns of a curve
+LOSS = 2
+
+
+# ---- Of a row ---------------------------------------------------------------------------
+
+def read_outcome(row, folder):
+    """Read what a finished row left in its folder -> {name: value} for its result.json."""
+    printed = read_printed(folder)
+    if row.part in ("teacher", "student"):
+        log = read_log(os.path.join(folder, "model", "log.jsonl"))
+        return distillation_outcome(log, printed, row.about["tokens_per_step"])
+    if row.part in ("task", "depth"):
+        results = read_json(os.path.join(folder, "model", "results.json"))
+        return tuning_outcome(results, printed, TASKS[row.about["task"]])
+    if row.part == "accuracy":
+        return json.loads(printed.splitlines()[-1])
+    description = read_json(os.path.join(folder, "corpus.bin.json"))
+    return {"train": description["train"], "valid": description["valid"]}
+
+
+def read_printed(folder):
+    """Read what the row's command printed, in all its attempts."""
+    with open(os.path.join(folder, "printed.txt"), encoding="utf-8") as file:
+        return file.read()
+
+
+def read_log(path):
+    """Read a log.jsonl -> a list of its lines, each a dict."""
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def distillation_outcome(log, printed, tokens_per_step):
+    """Collect parameters, steps, tokens, seconds and the curve of a distillation.
+
+    log: the lines of its log.jsonl; printed: what it printed. The first table in it was printed
+    before the training, also if the run was killed and resumed later.
+    """
+    first_line = STUDENT_LINE.search(printed)
+    if first_line is None:
+        raise ValueError("distill.py printed no line about the student with its accuracy and loss")
+    parameters, accuracy, loss = first_line.groups()
+    points = [[0, float(accuracy) / 100, float(loss)]]
+    seconds_of_points = [0.0]
+    seconds = 0.0
+    last_step = 0
+    for line in log:
+        # Of a run that was killed the log has all steps, but not all of the time. The speed is
+        # known of each line.
+        seconds += (line["step"] - last_step) * tokens_per_step / line["tokens_per_second"]
+        last_step = line["step"]
+        if "valid_loss" in line:
+            tokens = last_step * tokens_per_step
+            points.append([tokens, line["valid_accuracy"], line["valid_loss"]])
+            seconds_of_points.append(seconds)
+    return {"parameters": int(parameters.replace(",", "")), "steps": last_step,
+            "tokens": last_step * tokens_per_step, "seconds": seconds, "curve": points,
+            "seconds_of_curve": seconds_of_points, "last": log[-1]}
+
+
+def tuning_outcome(results, printed, task):
+    """Collect the scores of a fine-tuning with one seed, and what the majority scores.
+
+    results: what is in its results.json; task: one of TASKS
+    "score" and "majority" are those of the task's metric and split.
+    """
+    (splits,) = results["modes"].values()                # a command trains in one mode
+    scores = {}
+    for split, found in splits.items():
+        scores[split] = found["scores"][0]
+    if task.metric not in scores.get(task.split, {}):
+        raise ValueError(f"results.json has no {task.metric} of {task.split}")
+    outcome = {"scores": scores, "score": scores[task.split][task.metric]}
+    outcome["majority"] = read_majority(printed, task)
+    rates = RATES_LINE.search(printed)
+    if rates is not None:
+        outcome["rate"] = float(rates.group(1))
+    return outcome
+
+
+def read_majority(printed, task):
+    """Find the score of the majority, or of other guesses made without a model, in what finetune.py
+    printed."""
+    for line in printed.splitlines():
+        match = SCORE_LINE.fullmatch(line)
+        if match is not None:
+            mode, split, metric, mean, _ = match.groups()
+            if (mode, split, metric) == ("majority", task.split, task.metric):
+                return float(mean.rstrip("%")) / 100
+    raise ValueError(f"finetune.py printed no {task.metric} of the majority for {task.split}")
+
+
+# ---- Time to quality --------------------------------------------------------------------
+
+def time_to(curve, seconds_of_curve, column, target):
+    """Find when a run reached a quality -> (tokens, seconds), or None if it never did.
+
+    column: ACCURACY, which has to grow to the target, or LOSS, which has to fall to it. Between
+    two evaluations a straight line is assumed.
+    """
+    sign = 1
+    if column == LOSS:
+        sign = -1
+    for i, point in enumerate(curve):
+        if sign * point[column] < sign * target:
+            continue
+        if i == 0:
+            return 0, 0.0
+        before = curve[i - 1]
+        share = (target - before[column]) / (point[column] - before[column])
+        tokens = before[0] + share * (point[0] - before[0])
+        step_seconds = seconds_of_curve[i] - seconds_of_curve[i - 1]
+        return tokens, seconds_of_curve[i - 1] + share * step_seconds
+    return None
+
+
+def time_to_quality(fast, slow, tokens_per_step, authors_seconds=None):
+    """Compare two distillations: when the fast one reached what the slow one ended with.
+
+    authors_seconds: how long a step of the authors' own code takes, or None
+    Returns a list of dicts, one for the loss and one for the accuracy.
+    """
+    compared = []
+    for quality, column in (("loss", LOSS), ("accuracy", ACCURACY)):
+        target = slow["curve"][-1][column]
+        found = {"quality": quality, "target": target, "slow_steps": slow["steps"],
+                 "slow_seconds": slow["seconds"]}
+        reached = time_to(fast["curve"], fast["seconds_of_curve"], column, target)
+        if reached is not None:
+            tokens, seconds = reached
+            found["steps"] = tokens / tokens_per_step
+            found["seconds"] = seconds
+            found["share_of_steps"] = found["steps"] / slow["steps"]
+            found["share_of_seconds"] = seconds / slow["seconds"]
+            if authors_seconds is not None:
+                found["share_of_authors"] = seconds / (authors_seconds * slow["steps"])
+        compared.append(found)
+    return compared
+
+
+# ---- What is kept of the teacher's scores -----------------------------------------------
+
+def kept_shares(scores, teacher_scores, majorities):
+    """Compute how much of the teacher's scores a model keeps -> (share, share above the majority,
+    number of tasks).
+
+    The arguments are {task: mean score}. Each share is the mean over the tasks that both models
+    have done, of score / teacher's, and of the same with the majority's score subtracted from both.
+    A task in which the teacher's score is not above 0, or above the majority's, is left out of that
+    mean; None if no task is left.
+    """
+    shares = []
+    shares_above = []
+    tasks = [task for task in scores if task in teacher_scores]
+    for task in tasks:
+        if teacher_scores[task] > 0:
+            shares.append(scores[task] / teacher_scores[task])
+        gain = teacher_scores[task] - majorities[task]
+        if gain > 0:
+            shares_above.append((scores[task] - majorities[task]) / gain)
+    return mean_or_none(shares), mean_or_none(shares_above), len(tasks)
+
+
+def mean_or_none(values):
+    """Return the mean of a list, or None if it is empty."""
+    if not values:
+        return None
+    return sum(values) / len(values)

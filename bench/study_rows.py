@@ -1,0 +1,275 @@
+"""The rows of bench/study.py: what is trained, by which command, and in which folder.
+
+A row is one command of this project. Its flags hold {study} for the folder of the study, {data} for
+the folder with the texts and tasks, and {minilm} for the folder of all-MiniLM. So a study may be
+copied to another machine and go on there.
+"""
+from typing import NamedTuple
+
+from real_tasks import TASKS as FLAGS_OF_TASKS
+
+
+class Row(NamedTuple):
+    """One command of the study."""
+    name: str               # also its folder below the study's
+    part: str               # corpus, teacher, student, task, accuracy or depth
+    script: str             # which program of this project it runs
+    flags: list             # its flags, with {study}, {data} and {minilm} in them
+    needs: str              # the name of the row that has to be done before; "" if there is none
+    about: dict             # what the tables need to know of it, such as its task and its seed
+
+
+# Wikipedia and books. Each document is held out or not by its hash; the sequences to train on are
+# drawn from all of it in a random order.
+TEXTS = ["{data}/text/enwiki.txt.xz", "{data}/text/books_00.txt.xz", "{data}/text/books_01.txt.xz",
+         "{data}/text/books_02.txt.xz"]
+CORPUS = "{study}/corpus/corpus.bin"
+
+# The name of a student -> how its flags differ from those of "ours". No student has dropout but
+# those that name it: none of the runs gets through its text so often that it could learn it by
+# heart.
+STUDENTS = {
+    # One layer, 6 recursions, E = 128, adapters of C / 16, started from the teacher; all losses.
+    "ours": {},
+    "noise": {"init": "random"},
+    # Their start, their untied output matrix, their weight decay and dropout, with the size, the
+    # rate and the warm-up of the other rows.
+    "authors": {"recipe": "paper", "dropout": 0.1},
+    # The same with the rate that they used for 100,000 steps of 192 x 256 tokens.
+    "authors-own-rate": {"recipe": "paper", "dropout": 0.1, "lr": 5e-4},
+    "no-adapters": {"adapter-size": 0},
+    "three-recursions": {"num-hidden-layers": 3},
+    "two-groups": {"num-hidden-groups": 2},
+    "three-groups": {"num-hidden-groups": 3},
+    # It has no adapters, because nothing is shared.
+    "unshared": {"num-hidden-groups": 6},
+    "no-attention-loss": {"attention-weight": 0},
+    "no-hidden-loss": {"hidden-weight": 0},
+    "no-output-loss": {"output-weight": 0},
+    "dropout": {"dropout": 0.1},
+    # The teacher gives the first values and is not seen again.
+    "mlm-alone": {"attention-weight": 0, "hidden-weight": 0, "output-weight": 0},
+    # For the part "depth": it is trained to be read after any of its recursions.
+    "elastic": {"elastic": 2.5},
+}
+MOST_RECURSIONS = 6
+
+# The models that are fine-tuned, unless --models says otherwise; minilm is all-MiniLM as it was
+# before it got its head.
+MODELS = ["teacher", "ours", "authors", "no-adapters", "unshared", "adapters-alone"]
+MORE_MODELS = ["minilm"] + [name for name in STUDENTS if name not in MODELS]
+DEPTH_TASKS = ["sst2", "stsb"]
+
+
+class Task(NamedTuple):
+    """What is measured in a task of real_tasks.py."""
+    steps: int              # of 32 examples: three passes through the training set; of sst2 one
+    metric: str
+    split: str              # the test set where its labels are known
+
+
+TASKS = {
+    "sst2": Task(2105, "accuracy", "dev"),
+    "mrpc": Task(344, "accuracy", "dev"),
+    "stsb": Task(539, "pearson", "dev"),
+    "rte": Task(234, "accuracy", "dev"),
+    "cola": Task(802, "matthews", "dev"),
+    "bc5cdr-disease": Task(428, "f1", "test"),
+    "chemprot": Task(391, "accuracy", "test"),
+    # Of its 27,626 questions only the first 8,000 in a random order are seen.
+    "qa": Task(250, "f1", "dev"),
+}
+
+
+class Sizes(NamedTuple):
+    """How large the study is; the flags of study.py with these names explain them."""
+    tokens: int
+    teacher_tokens: int
+    batch_size: int
+    length: int
+    lr: float
+    teacher_lr: float
+    evaluations: int
+    bf16: bool
+
+
+class TaskSizes(NamedTuple):
+    """How large the fine-tunings are; the flags of study.py with these names explain them."""
+    task_steps: int         # None: no limit
+    rates: list             # None: the default of finetune.py
+    adapter_rates: list
+    bf16: bool
+
+
+def steps_of_tokens(tokens, sizes):
+    """Return how many steps it takes to train on so many tokens, at least 1."""
+    return max(1, round(tokens / (sizes.batch_size * sizes.length)))
+
+
+# ---- From a name to a Row ---------------------------------------------------------------
+
+def flag_list(values):
+    """Make a list of words of {flag without its dashes: value}; a list gives several words."""
+    words = []
+    for name, value in values.items():
+        words.append(f"--{name}")
+        if isinstance(value, list):
+            words += [str(item) for item in value]
+        else:
+            words.append(str(value))
+    return words
+
+
+def corpus_row():
+    """Make the Row that tokenises the texts, once for all."""
+    flags = flag_list({"corpus": TEXTS, "tokenizer": "{minilm}", "out": CORPUS})
+    return Row("corpus", "corpus", "data.py", flags, "", {})
+
+
+def training_flags(steps, lr, sizes):
+    """Return the flags that all distillations have in common: {name: value}."""
+    eval_every = max(1, steps // sizes.evaluations)
+    return {"corpus": CORPUS, "recipe": "full", "steps": steps, "batch-size": sizes.batch_size,
+            "length": sizes.length, "lr": lr, "warmup": round(0.07 * steps), "dropout": 0,
+            "eval-every": eval_every, "save-every": eval_every}
+
+
+def teacher_row(sizes):
+    """Make the Row that gives all-MiniLM a head: it learns to predict masked words."""
+    values = {"teacher": "none", "student": "{minilm}"}
+    steps = steps_of_tokens(sizes.teacher_tokens, sizes)
+    values.update(training_flags(steps, sizes.teacher_lr, sizes))
+    return distillation_row("teacher", "teacher", values, "corpus", sizes)
+
+
+def student_row(name, sizes):
+    """Make the Row that distils one of STUDENTS from the teacher."""
+    values = {"teacher": model_folder("teacher")}
+    values.update(training_flags(steps_of_tokens(sizes.tokens, sizes), sizes.lr, sizes))
+    values["elastic"] = 0                                # all losses are those of the paper
+    values.update(STUDENTS[name])
+    return distillation_row(name, "student", values, "teacher", sizes)
+
+
+def distillation_row(name, part, values, needs, sizes):
+    """Make a Row of distill.py with the flags {name: value} in values."""
+    flags = flag_list(values)
+    if sizes.bf16:
+        flags.append("--bf16")
+    flags += ["--out", model_folder(name)]
+    about = {"tokens_per_step": sizes.batch_size * sizes.length}
+    return Row(name, part, "distill.py", flags, needs, about)
+
+
+def model_folder(name):
+    """Return the folder of a row's model, or of minilm."""
+    if name == "minilm":
+        return "{minilm}"
+    return "{study}/" + name + "/model"
+
+
+def task_row(task, model, seed, sizes):
+    """Make the Row that fine-tunes a model for a task of TASKS with a seed.
+
+    model: the name of a distillation, minilm, or adapters-alone: only the adapters of ours are
+        trained
+    """
+    distillation = model
+    rates = sizes.rates
+    more_flags = []
+    if model == "adapters-alone":
+        distillation = "ours"
+        rates = sizes.adapter_rates
+        more_flags.append("--adapters-only")
+    if rates is not None:
+        more_flags += flag_list({"lr": rates})
+    about = {"task": task, "model": model, "seed": seed}
+    return tuning_row(f"tasks/{task}/{model}/seed{seed}", "task", distillation, more_flags, about,
+                      sizes)
+
+
+def depth_row(task, model, recursions, seed, sizes):
+    """Make the Row that fine-tunes the first recursions of a student."""
+    more_flags = flag_list({"recursions": recursions})
+    if sizes.rates is not None:
+        more_flags += flag_list({"lr": sizes.rates})
+    about = {"task": task, "model": model, "seed": seed, "recursions": recursions}
+    name = f"depth/{task}/{model}/recursions{recursions}/seed{seed}"
+    return tuning_row(name, "depth", model, more_flags, about, sizes)
+
+
+def tuning_row(name, part, distillation, more_flags, about, sizes):
+    """Make a Row of finetune.py: a distillation's model and the task and seed in about."""
+    task = TASKS[about["task"]]
+    steps = task.steps
+    if sizes.task_steps is not None:
+        steps = min(steps, sizes.task_steps)
+    flags = FLAGS_OF_TASKS[about["task"]].split()
+    flags += flag_list({"model": model_folder(distillation), "steps": steps})
+    flags += flag_list({"seed": about["seed"]})
+    flags += more_flags
+    if sizes.bf16:
+        flags.append("--bf16")
+    flags += ["--out", model_folder(name)]
+    needs = distillation
+    if distillation == "minilm":
+        needs = ""
+    return Row(name, part, "finetune.py", flags, needs, about)
+
+
+def accuracy_row(model, sizes):
+    """Make the Row that measures a student after each of its recursions."""
+    flags = flag_list({"student": model_folder(model), "corpus": CORPUS, "length": sizes.length})
+    if sizes.bf16:
+        flags.append("--bf16")
+    return Row(f"depth/accuracy/{model}", "accuracy", "bench/study_depth.py", flags, model,
+               {"model": model})
+
+
+# ---- All rows that are asked for --------------------------------------------------------
+
+def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
+    """List the Rows of the parts students, tasks and depth, each after those that it needs.
+
+    students: names in STUDENTS; models: those to be fine-tuned. A model is fine-tuned only if its
+    student is among the students; the teacher and minilm always are.
+    """
+    rows = [corpus_row(), teacher_row(sizes)]
+    if "students" in parts:
+        rows += [student_row(name, sizes) for name in students]
+    if "tasks" in parts:
+        # All models come with the first seed before any comes with the second.
+        for seed in seeds:
+            for task in tasks:
+                for model in chosen_models(models, students):
+                    rows.append(task_row(task, model, seed, task_sizes))
+    if "depth" in parts:
+        if "elastic" not in students:
+            rows.append(student_row("elastic", sizes))
+        rows += depth_rows(tasks, seeds, sizes, task_sizes)
+    return rows
+
+
+def chosen_models(models, students):
+    """List the models whose student is among the students, and the teacher and minilm."""
+    chosen = []
+    for model in models:
+        student = model
+        if model == "adapters-alone":
+            student = "ours"
+        if student in students or student in ("teacher", "minilm"):
+            chosen.append(model)
+    return chosen
+
+
+def depth_rows(tasks, seeds, sizes, task_sizes):
+    """List the Rows about the quality after each recursion, of ours and of the elastic student."""
+    rows = [accuracy_row(model, sizes) for model in ("ours", "elastic")]
+    for seed in seeds:
+        for task in DEPTH_TASKS:
+            if task not in tasks:
+                continue
+            for model in ("ours", "elastic"):
+                for recursions in range(1, MOST_RECURSIONS + 1):
+                    rows.append(depth_row(task, model, recursions, seed, task_sizes))
+    return rows

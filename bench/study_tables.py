@@ -1,0 +1,269 @@
+"""The tables of bench/study.py, as markdown. Each function makes one of results.
+
+A result is a dict, what a row's result.json holds: what study_rows.Row says of the row, its state
+("done" or "failed"), its command, and what study_results.read_outcome has read.
+"""
+import statistics
+
+from study_results import ACCURACY, LOSS, kept_shares, time_to_quality
+from study_rows import MODELS, MORE_MODELS, STUDENTS, TASKS
+
+
+def all_tables(results, authors_seconds):
+    """Make all tables that the results allow -> a text in markdown."""
+    tables = [teacher_table(results), student_table(results)]
+    tables.append(time_table(results, authors_seconds))
+    tables += [task_table(results), kept_table(results)]
+    tables += [accuracy_table(results), depth_table(results)]
+    tables.append(failure_table(results))
+    return "\n\n".join(table for table in tables if table != "")
+
+
+def make_table(title, columns, rows):
+    """Make a table of rows, each a list of texts; "" if there are none, so that a study that is not
+    yet complete shows no empty tables."""
+    if not rows:
+        return ""
+    lines = [f"### {title}", ""]
+    lines.append("| " + " | ".join(columns) + " |")
+    lines.append("|" + "---|" * len(columns))
+    for row in rows:
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def done_distillations(results):
+    """Find the results of the teacher and of the students that are done: {name: result}.
+
+    Each has what study_results.distillation_outcome collects, such as its curve.
+    """
+    done = {}
+    for result in results:
+        if result["part"] in ("teacher", "student") and result["state"] == "done":
+            done[result["name"]] = result
+    return done
+
+
+def percent(value):
+    """Write a share as a percentage; None, a share that is not known, as a dash."""
+    if value is None:
+        return "-"
+    return f"{value:.1%}"
+
+
+def of_seeds(values):
+    """Write the mean of the scores of all seeds, and their standard deviation, in percent."""
+    text = f"{statistics.mean(values) * 100:.1f}"
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values) * 100:.1f}"
+    return text
+
+
+# ---- Distillations ----------------------------------------------------------------------
+
+TEACHER_COLUMNS = ["parameters", "tokens", "held-out accuracy", "loss",
+                   "the loss fell in the last quarter by", "seconds", "command"]
+STUDENT_COLUMNS = ["row", "parameters", "tokens", "held-out accuracy", "of the teacher's", "loss",
+                   "seconds", "command"]
+# "it" is the authors' recipe in this project's code; the last column is about their own code.
+TIME_COLUMNS = ["recipe", "it ended with", "its steps", "its seconds", "ours had that after steps",
+                "after seconds", "share of its steps", "share of its seconds",
+                "share of the seconds of the authors' code"]
+
+
+def teacher_table(results):
+    """Say how good the teacher's head is, and whether its loss still fell at the end."""
+    done = done_distillations(results)
+    rows = []
+    if "teacher" in done:
+        teacher = done["teacher"]
+        curve = teacher["curve"]
+        end = curve[-1]
+        # The last point of the first three quarters of the run. If the loss still falls after it,
+        # the teacher should be trained longer.
+        earlier = [point for point in curve if point[0] <= 0.75 * end[0]][-1]
+        fall = earlier[LOSS] - end[LOSS]
+        row = [f"{teacher['parameters']:,}", f"{end[0]:,}", percent(end[ACCURACY])]
+        row += [f"{end[LOSS]:.3f}", f"{fall:.3f}"]
+        row += [f"{teacher['seconds']:.0f}", f"`{teacher['command']}`"]
+        rows.append(row)
+    return make_table("The teacher with a head", TEACHER_COLUMNS, rows)
+
+
+def student_table(results):
+    """List the students with what they cost and how good they are.
+
+    Seconds are those of the training steps, without the evaluations.
+    """
+    done = done_distillations(results)
+    rows = []
+    for name in STUDENTS:
+        if name not in done:
+            continue
+        student = done[name]
+        tokens, accuracy, loss = student["curve"][-1]
+        kept = None
+        if "teacher" in done and done["teacher"]["curve"][-1][ACCURACY] > 0:
+            kept = accuracy / done["teacher"]["curve"][-1][ACCURACY]
+        row = [name, f"{student['parameters']:,}", f"{tokens:,}"]
+        row += [percent(accuracy), percent(kept), f"{loss:.3f}"]
+        row += [f"{student['seconds']:.0f}", f"`{student['command']}`"]
+        rows.append(row)
+    return make_table("Students of the same tokens", STUDENT_COLUMNS, rows)
+
+
+def compare_with_authors(results, authors_seconds):
+    """Compare ours with each run of the authors' recipe: {its name: a list, see
+    time_to_quality}."""
+    done = done_distillations(results)
+    compared = {}
+    if "ours" not in done:
+        return compared
+    ours = done["ours"]
+    tokens_per_step = ours["about"]["tokens_per_step"]
+    for name in ("authors", "authors-own-rate"):
+        if name in done:
+            compared[name] = time_to_quality(ours, done[name], tokens_per_step, authors_seconds)
+    return compared
+
+
+def time_table(results, authors_seconds):
+    """Say when ours had the quality with which the authors' recipe ended."""
+    rows = []
+    for name, compared in compare_with_authors(results, authors_seconds).items():
+        for found in compared:
+            target = f"{found['target']:.3f}"
+            if found["quality"] == "accuracy":
+                target = percent(found["target"])
+            row = [name, f"{found['quality']} {target}"]
+            row += [str(found["slow_steps"]), f"{found['slow_seconds']:.0f}"]
+            if "steps" in found:
+                row += [f"{found['steps']:.0f}", f"{found['seconds']:.1f}"]
+                row += [percent(found["share_of_steps"]), percent(found["share_of_seconds"])]
+                # It is not known without --authors-seconds.
+                row.append(percent(found.get("share_of_authors")))
+            else:
+                row += ["never", "-", "-", "-", "-"]
+            rows.append(row)
+    return make_table("Time to quality", TIME_COLUMNS, rows)
+
+
+# ---- Tasks ------------------------------------------------------------------------------
+
+def scores_of_seeds(results, part):
+    """Collect scores {(model, task): scores of all seeds}, and majorities {task: score}.
+
+    part: task, or depth
+    """
+    scores = {}
+    majorities = {}
+    for result in results:
+        if result["part"] == part and result["state"] == "done":
+            about = result["about"]
+            scores.setdefault((about["model"], about["task"]), []).append(result["score"])
+            majorities[about["task"]] = result["majority"]
+    return scores, majorities
+
+
+def seconds_of_tuning(results, model):
+    """Sum the seconds of all fine-tunings of a model, evaluation and the start included.
+
+    Of a fine-tuning that was killed they are those of its last attempt alone.
+    """
+    seconds = 0.0
+    for result in results:
+        if result["part"] == "task" and result["state"] == "done":
+            if result["about"]["model"] == model:
+                seconds += result["seconds"]
+    return seconds
+
+
+def task_table(results):
+    """List the scores of each model in each task, in percent: the mean over the seeds and their
+    standard deviation. The last row has the scores of guesses made without a model."""
+    scores, majorities = scores_of_seeds(results, "task")
+    tasks = [task for task in TASKS if task in majorities]
+    tuned_models = {model for model, task in scores}
+    rows = []
+    for model in MODELS + MORE_MODELS:
+        if model not in tuned_models:
+            continue
+        row = [model]
+        for task in tasks:
+            if (model, task) in scores:
+                row.append(of_seeds(scores[model, task]))
+            else:
+                row.append("-")
+        row.append(f"{seconds_of_tuning(results, model):.0f}")
+        rows.append(row)
+    if rows:
+        guesses = [of_seeds([majorities[task]]) for task in tasks]
+        rows.append(["majority"] + guesses + ["-"])
+    columns = ["model"]
+    for task in tasks:
+        columns.append(f"{task}, {TASKS[task].split}, {TASKS[task].metric}")
+    return make_table("Tasks", columns + ["seconds"], rows)
+
+
+def kept_of_models(results):
+    """Compute what each model keeps of the teacher's scores: {model: see kept_shares}.
+
+    A score is first averaged over the seeds.
+    """
+    scores, majorities = scores_of_seeds(results, "task")
+    means = {}
+    for (model, task), values in scores.items():
+        means.setdefault(model, {})[task] = statistics.mean(values)
+    kept = {}
+    for model in MODELS + MORE_MODELS:
+        if model in means and "teacher" in means:
+            kept[model] = kept_shares(means[model], means["teacher"], majorities)
+    return kept
+
+
+def kept_table(results):
+    """Say what each model keeps of the teacher's scores."""
+    columns = ["model", "of the score", "of what is above the majority's", "tasks"]
+    rows = []
+    for model, (share, share_above, num_tasks) in kept_of_models(results).items():
+        rows.append([model, percent(share), percent(share_above), str(num_tasks)])
+    return make_table("Kept of the teacher's scores, mean over tasks", columns, rows)
+
+
+# ---- Depth ------------------------------------------------------------------------------
+
+def accuracy_table(results):
+    """List the held-out accuracy after each recursion; "after 0" is that of the embeddings."""
+    rows = []
+    longest = 0
+    for result in results:
+        if result["part"] == "accuracy" and result["state"] == "done":
+            accuracies = [percent(accuracy) for accuracy in result["accuracy_after"]]
+            rows.append([result["about"]["model"]] + accuracies)
+            longest = max(longest, len(accuracies))
+    columns = ["student"] + [f"after {number}" for number in range(longest)]
+    return make_table("Held-out accuracy after each recursion", columns, rows)
+
+
+def depth_table(results):
+    """List the scores of the students that were fine-tuned with fewer recursions."""
+    values = {}                             # {(task, model, recursions): scores of all seeds}
+    for result in results:
+        if result["part"] == "depth" and result["state"] == "done":
+            about = result["about"]
+            key = (about["task"], about["model"], about["recursions"])
+            values.setdefault(key, []).append(result["score"])
+    columns = ["task", "student", "recursions", "score"]
+    rows = []
+    for (task, model, recursions), scores in sorted(values.items()):
+        rows.append([task, model, str(recursions), of_seeds(scores)])
+    return make_table("Tasks with fewer recursions", columns, rows)
+
+
+def failure_table(results):
+    """List the rows that failed; the same command of the study tries them again."""
+    rows = []
+    for result in results:
+        if result["state"] == "failed":
+            rows.append([result["name"], result["error"], f"`{result['command']}`"])
+    return make_table("Failed", ["row", "last line of the error", "command"], rows)

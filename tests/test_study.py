@@ -1,0 +1,333 @@
+"""bench/study.py: steps, logs, time to quality and kept shares are right; a row that is done is not
+run again, and one that fails does not stop the others. No test trains a model."""
+import json
+import os
+import sys
+
+import pytest
+
+import data
+import distill
+import finetune
+from conftest import ROOT
+
+sys.path.insert(0, os.path.join(ROOT, "bench"))
+import study
+import study_tables
+from study_results import (ACCURACY, LOSS, distillation_outcome, kept_shares, time_to,
+                           time_to_quality, tuning_outcome)
+from study_rows import (MODELS, STUDENTS, TASKS, Row, Sizes, TaskSizes, list_rows, steps_of_tokens,
+                        student_row, task_row)
+
+SIZES = Sizes(tokens=21_000, teacher_tokens=42_000, batch_size=3, length=7, lr=1e-3,
+              teacher_lr=5e-4, evaluations=20, bf16=False)
+TASK_SIZES = TaskSizes(task_steps=250, rates=None, adapter_rates=[1e-3, 3e-3], bf16=True)
+PLACES = {"study": "S", "data": "D", "minilm": "M"}
+PRINTED = """           parameters     applied  MLM accuracy  MLM loss
+teacher     1,355,136   1,355,136         43.7%     3.104
+student       517,568   1,112,384         10.0%     6.634
+step 40 of 40: loss 3.0, valid_accuracy 0.3, valid_loss 4.0
+student       517,568   1,112,384         30.0%     4.000
+"""
+PRINTED_BY_FINETUNE = """majority  dev             f1            81.22%
+majority  dev             accuracy      68.38%
+learning rates, best first (on a held-out tenth of the training set): [0.003, 1e-05]
+adapters  dev             accuracy      75.00%
+"""
+
+
+def parsed(row):
+    """Parse the flags of a Row with the program that it runs."""
+    flags = [flag.format(**PLACES) for flag in row.flags]
+    if row.script == "distill.py":
+        return distill.arguments(flags)
+    if row.script == "data.py":
+        return data.arguments(flags)
+    assert row.script == "finetune.py"
+    return finetune.arguments(flags)
+
+
+def value_after(flag, words):
+    """Return the word after a flag."""
+    return words[words.index(flag) + 1]
+
+
+# ---- The rows ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("tokens, steps", [(21, 1), (5, 1), (42, 2), (21_000, 1000), (21_008, 1000),
+                                           (21_012, 1001)])
+def test_steps_are_the_tokens_divided_by_those_of_a_step(tokens, steps):
+    assert steps_of_tokens(tokens, SIZES) == steps
+
+
+def test_a_run_has_its_warmup_and_its_evaluations():
+    flags = student_row("ours", SIZES).flags
+    assert value_after("--steps", flags) == "1000"
+    assert value_after("--warmup", flags) == "70"
+    assert value_after("--eval-every", flags) == "50"
+
+
+def test_the_command_of_each_row_is_understood():
+    parts = ["students", "tasks"]
+    students = list(STUDENTS)
+    rows = list_rows(parts, students, list(TASKS), MODELS, [0, 1], SIZES, TASK_SIZES)
+    assert len(rows) == 2 + len(students) + 2 * len(TASKS) * len(MODELS)
+    for row in rows:
+        args = parsed(row)
+        if row.script != "data.py":
+            assert args.out == f"S/{row.name}/model"
+        if row.script == "finetune.py":
+            assert args.bf16
+            assert args.steps <= 250
+
+
+def test_a_student_differs_from_ours_only_as_its_name_says():
+    ours = parsed(student_row("ours", SIZES))
+    for name, changes in STUDENTS.items():
+        if name in ("authors", "authors-own-rate"):
+            continue
+        different = set()
+        for key, value in vars(parsed(student_row(name, SIZES))).items():
+            if value != getattr(ours, key):
+                different.add(key.replace("_", "-"))
+        assert different - {"out"} == set(changes)
+
+
+def test_the_authors_row_is_their_recipe_with_our_steps_and_rate():
+    args = parsed(student_row("authors", SIZES))
+    assert (args.init, args.tie_decoder, args.dropout) == ("random", False, 0.1)
+    assert (args.weight_decay, args.lr, args.steps) == (1e-4, 1e-3, 1000)
+
+
+def test_adapters_alone_are_those_of_ours_at_several_rates():
+    row = task_row("mrpc", "adapters-alone", 2, TASK_SIZES)
+    assert row.needs == "ours"
+    args = parsed(row)
+    assert (args.model, args.mode) == ("S/ours/model", "adapters")
+    assert (args.lr, args.seed) == ([1e-3, 3e-3], 2)
+
+
+def test_each_row_comes_after_the_one_that_it_needs():
+    parts = ["students", "tasks", "depth"]
+    rows = list_rows(parts, ["ours"], list(TASKS), MODELS, [0], SIZES, TASK_SIZES)
+    names = [row.name for row in rows]
+    assert len(set(names)) == len(names)
+    for row in rows:
+        if row.needs != "":
+            assert names.index(row.needs) < names.index(row.name)
+    # The other students are not there to be fine-tuned.
+    models = {row.about["model"] for row in rows if row.part == "task"}
+    assert models == {"teacher", "ours", "adapters-alone"}
+
+
+# ---- What is read -----------------------------------------------------------------------
+
+def test_the_outcome_of_a_distillation_is_read_from_its_log():
+    log = [{"step": 10, "tokens_per_second": 200}]
+    log.append({"step": 20, "tokens_per_second": 50, "valid_accuracy": 0.2, "valid_loss": 5.0})
+    log.append({"step": 40, "tokens_per_second": 100, "valid_accuracy": 0.3, "valid_loss": 4.0})
+    outcome = distillation_outcome(log, PRINTED, tokens_per_step=100)
+    assert outcome["parameters"] == 517_568
+    assert outcome["curve"] == [[0, 0.1, 6.634], [2000, 0.2, 5.0], [4000, 0.3, 4.0]]
+    # 10 steps of 100 tokens at 200 tokens a second, 10 at 50, 20 at 100.
+    assert outcome["seconds_of_curve"] == [0.0, 25.0, 45.0]
+    assert (outcome["steps"], outcome["tokens"], outcome["seconds"]) == (40, 4000, 45.0)
+
+
+def test_the_outcome_of_a_fine_tuning_is_that_of_the_tasks_metric_and_split():
+    dev = {"scores": [{"f1": 0.8, "accuracy": 0.75}]}
+    test = {"scores": [{}]}                              # its labels are not known
+    results = {"modes": {"adapters": {"dev": dev, "test": test}}}
+    outcome = tuning_outcome(results, PRINTED_BY_FINETUNE, TASKS["mrpc"])
+    assert outcome["score"] == 0.75
+    assert outcome["majority"] == pytest.approx(0.6838)
+    assert outcome["rate"] == 0.003
+
+
+def test_a_score_that_is_missing_is_an_error():
+    results = {"modes": {"all": {"dev": {"scores": [{"f1": 0.8}]}}}}
+    with pytest.raises(ValueError, match="no accuracy of dev"):
+        tuning_outcome(results, "", TASKS["mrpc"])
+
+
+# ---- Time to quality and kept shares ----------------------------------------------------
+
+CURVE = [[0, 0.0, 10.0], [100, 0.2, 6.0], [200, 0.3, 4.0]]
+SECONDS = [0.0, 20.0, 30.0]
+
+
+@pytest.mark.parametrize("column, target, expected", [
+    (LOSS, 8.0, (50, 10.0)), (LOSS, 6.0, (100, 20.0)), (LOSS, 4.5, (175, 27.5)),
+    (LOSS, 11.0, (0, 0.0)), (LOSS, 3.9, None),
+    (ACCURACY, 0.05, (25, 5.0)), (ACCURACY, 0.3, (200, 30.0)), (ACCURACY, 0.31, None)])
+def test_time_to_a_quality_lies_on_the_line_between_two_evaluations(column, target, expected):
+    found = time_to(CURVE, SECONDS, column, target)
+    if expected is None:
+        assert found is None
+    else:
+        assert found == pytest.approx(expected)
+
+
+def test_time_to_quality_compares_steps_and_seconds():
+    fast = {"curve": CURVE, "seconds_of_curve": SECONDS}
+    slow = {"curve": [[0, 0.0, 10.0], [1000, 0.5, 5.0]], "steps": 100, "seconds": 250.0}
+    loss, accuracy = time_to_quality(fast, slow, tokens_per_step=10, authors_seconds=5.0)
+    assert (loss["quality"], loss["target"]) == ("loss", 5.0)
+    assert loss["steps"] == pytest.approx(15)
+    assert loss["share_of_steps"] == pytest.approx(0.15)
+    assert loss["share_of_seconds"] == pytest.approx(0.1)
+    assert loss["share_of_authors"] == pytest.approx(25 / 500)
+    assert "steps" not in accuracy                       # it never has an accuracy of 0.5
+
+
+def test_kept_shares_are_means_over_the_tasks_that_both_have():
+    teacher = {"a": 0.8, "b": 0.5, "c": 0.0, "d": 0.6}
+    student = {"a": 0.7, "b": 0.25, "c": 0.1}
+    majorities = {"a": 0.6, "b": 0.0, "c": 0.2, "d": 0.1}
+    share, share_above, num_tasks = kept_shares(student, teacher, majorities)
+    assert share == pytest.approx((0.7 / 0.8 + 0.5) / 2)
+    assert share_above == pytest.approx((0.5 + 0.5) / 2)
+    assert num_tasks == 3
+    assert kept_shares({}, teacher, majorities) == (None, None, 0)
+
+
+# ---- Running and resuming ---------------------------------------------------------------
+
+def row_named(name, needs=""):
+    """Make a Row of study_depth.py, whose outcome is the last line that it prints."""
+    flags = ["--student", "{study}/x"]
+    return Row(name, "accuracy", "bench/study_depth.py", flags, needs, {"model": name})
+
+
+class FakeRunner:
+    """Runs nothing, but notes what it was to run and prints an outcome.
+
+    failing: names of rows that fail; interrupting: the name of a row at which Ctrl-C is pressed
+    """
+
+    def __init__(self, failing=(), interrupting=None):
+        self.failing = failing
+        self.interrupting = interrupting
+        self.ran = []
+
+    def __call__(self, words, folder):
+        name = os.path.basename(folder)
+        self.ran.append(name)
+        if name == self.interrupting:
+            raise KeyboardInterrupt
+        if name in self.failing:
+            return "ValueError: it went wrong"
+        with open(os.path.join(folder, "printed.txt"), "w") as file:
+            file.write('some line\n{"accuracy_after": [0.5]}\n')
+        return None
+
+
+def run(rows, folder, runner):
+    """Run rows with a fake runner -> {name of the row: its state}."""
+    study.run_rows(rows, str(folder), PLACES, runner)
+    return {result["name"]: result["state"] for result in study.all_results(str(folder))}
+
+
+def test_a_row_that_is_done_is_not_run_again(tmp_path):
+    rows = [row_named("a"), row_named("b", needs="a")]
+    first = FakeRunner()
+    assert run(rows, tmp_path, first) == {"a": "done", "b": "done"}
+    assert first.ran == ["a", "b"]
+    second = FakeRunner()
+    run(rows + [row_named("c")], tmp_path, second)
+    assert second.ran == ["c"]
+    assert study.read_result(str(tmp_path), "a")["accuracy_after"] == [0.5]
+
+
+def test_a_row_that_was_interrupted_is_run_again(tmp_path):
+    rows = [row_named("a"), row_named("b")]
+    with pytest.raises(KeyboardInterrupt):
+        run(rows, tmp_path, FakeRunner(interrupting="b"))
+    again = FakeRunner()
+    run(rows, tmp_path, again)
+    assert again.ran == ["b"]
+
+
+def test_a_row_that_fails_is_recorded_and_does_not_stop_the_others(tmp_path):
+    rows = [row_named("a"), row_named("b", needs="a"), row_named("c")]
+    runner = FakeRunner(failing=["a"])
+    assert run(rows, tmp_path, runner) == {"a": "failed", "b": "failed", "c": "done"}
+    assert runner.ran == ["a", "c"]                      # b cannot run without a
+    assert study.read_result(str(tmp_path), "a")["error"] == "ValueError: it went wrong"
+    again = FakeRunner()
+    assert run(rows, tmp_path, again) == {"a": "done", "b": "done", "c": "done"}
+    assert again.ran == ["a", "b"]
+
+
+def test_an_outcome_that_cannot_be_read_is_a_failure(tmp_path):
+    def print_nothing_of_use(words, folder):
+        with open(os.path.join(folder, "printed.txt"), "w") as file:
+            file.write("no JSON\n")
+
+    assert run([row_named("a")], tmp_path, print_nothing_of_use) == {"a": "failed"}
+
+
+def test_a_command_that_fails_gives_the_last_line_of_its_error(tmp_path):
+    command = ["sh", "-c", "echo out; echo first >&2; echo last >&2; echo >&2; exit 3"]
+    assert study.run_command(command, str(tmp_path)) == "last"
+    assert study.run_command(["sh", "-c", "exit 3"], str(tmp_path)) == "exit status 3"
+    assert study.run_command(["true"], str(tmp_path)) is None
+    assert (tmp_path / "printed.txt").read_text() == "out\n"
+
+
+def test_other_sizes_are_not_mixed_into_a_study(tmp_path):
+    study.check_sizes(str(tmp_path), SIZES)
+    study.check_sizes(str(tmp_path), SIZES)
+    with pytest.raises(ValueError, match="tokens 21000, not 42000"):
+        study.check_sizes(str(tmp_path), SIZES._replace(tokens=42_000))
+
+
+def test_a_row_that_was_made_with_other_flags_is_refused(tmp_path):
+    row = row_named("a")
+    run([row], tmp_path, FakeRunner())
+    study.check_rows([row], str(tmp_path))
+    with pytest.raises(ValueError, match="another command"):
+        study.check_rows([row._replace(flags=["--student", "other"])], str(tmp_path))
+
+
+# ---- Tables -----------------------------------------------------------------------------
+
+def distilled(name, part, curve):
+    """Make the result of a distillation."""
+    return {"name": name, "part": part, "state": "done", "command": f"python {name}",
+            "about": {"tokens_per_step": 10}, "parameters": 1234, "steps": 20, "tokens": 200,
+            "seconds": 30.0, "curve": curve, "seconds_of_curve": SECONDS}
+
+
+def tuned(model, seed, score):
+    """Make the result of a fine-tuning for MRPC."""
+    return {"name": f"tasks/mrpc/{model}/seed{seed}", "part": "task", "state": "done",
+            "about": {"task": "mrpc", "model": model, "seed": seed}, "score": score,
+            "majority": 0.5, "seconds": 7.0, "command": "python finetune.py"}
+
+
+def test_the_tables_and_study_json_hold_what_was_measured(tmp_path, capsys):
+    slow_curve = [[0, 0.0, 10.0], [200, 0.1, 8.0]]
+    results = [distilled("teacher", "teacher", CURVE)]
+    results.append(distilled("ours", "student", CURVE))
+    results.append(distilled("authors", "student", slow_curve))
+    results += [tuned("teacher", 0, 0.9), tuned("teacher", 1, 0.9)]
+    results += [tuned("ours", 0, 0.7), tuned("ours", 1, 0.9)]
+    for result in results:
+        path = tmp_path / result["name"] / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(result))
+    study.write_study(str(tmp_path), authors_seconds=None)
+    printed = capsys.readouterr().out
+    assert "| ours | 1,234 | 200 | 30.0% | 100.0% | 4.000 | 30 | `python ours` |" in printed
+    assert "| authors | loss 8.000 | 20 | 30 | 5 | 10.0 | 25.0% | 33.3% | - |" in printed
+    assert "| ours | 80.0 ± 14.1 | 14 |" in printed
+    assert "| majority | 50.0 | - |" in printed
+    content = json.loads((tmp_path / "study.json").read_text())
+    assert len(content["rows"]) == len(results)
+    assert content["kept"]["ours"] == pytest.approx([0.8 / 0.9, 0.75, 1])
+    assert content["rows"][0]["curve"][-1] == [200, 0.1, 8.0]
+
+
+def test_an_empty_study_has_no_tables():
+    assert study_tables.all_tables([], None) == ""
