@@ -61,7 +61,11 @@ def test_an_unknown_flag_would_be_noticed(script):
 
 
 def test_every_file_the_readme_links_to_is_there():
-    for name in re.findall(r"\]\(([\w./-]+)\)", read("README.md")):
+    text = read("README.md")
+    links = re.findall(r"\]\(([\w./-]+)\)", text)
+    pictures = re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    assert len(links) >= 1 and len(pictures) >= 8        # four pictures, each light and dark
+    for name in links + pictures:
         assert os.path.exists(os.path.join(ROOT, name)), name
 
 
