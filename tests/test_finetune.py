@@ -751,7 +751,7 @@ def test_a_loaded_model_has_the_dropout_asked_for(is_fine_tuned, tokenizer, tmp_
 
 
 @pytest.mark.parametrize("change", [{"kind": "qa", "pair": True}, {"labels": ["a", "b"]},
-                                    {"kind": "tagging"}])
+                                    {"kind": "tagging", "labels": ["O"]}])
 def test_a_model_for_another_kind_or_other_labels_is_refused(change, tokenizer, tmp_path):
     task = make_task_of_kind("classification", ["x", "y"])
     save_classifier(str(tmp_path), make_classifier(tokenizer, task), task, tokenizer)
