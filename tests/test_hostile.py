@@ -548,7 +548,6 @@ def write_models(folder, model):
     write_file(folder / "pickle/pytorch_model.bin", pickle.dumps(os.system, protocol=4))
     write_file(folder / "run/run.json", json.dumps({"script": "distill.py", "settings": {}}))
     os.mkfifo(folder / "run/log.jsonl")
-    write_file(folder / "settings/tokenizer_config.json", "{}")
     facts = json.loads((model / "config.json").read_text())
     write_file(folder / "relu/config.json", json.dumps(facts | {"hidden_act": "relu"}))
 
@@ -707,7 +706,6 @@ learn     --corpus zh.txt --out m               m: it has a vocab.txt
 learn     --out file                            file
 learn     --corpus x.pdf                        x.pdf: no .txt
 learn     --text body                           --text body: c.txt has no columns
-learn     --out settings                        settings: it has a tokenizer_config.json already
 distill   --teacher six --num-hidden-layers 4   4 recursions cannot be spread
 distill   --student six                         6 recursions cannot be spread
 distill   --student wide                        hidden_size of the teacher is 24, of the student 48
