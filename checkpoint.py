@@ -16,7 +16,9 @@ import glob
 import json
 import math
 import os
+import pickle
 import re
+import warnings
 from contextlib import contextmanager
 
 try:
@@ -391,8 +393,13 @@ def read_shards(path):
 def read_pickle(path):
     """Read a pytorch_model.bin: {name: tensor}. A pickle could run any program, if it were not for
     weights_only=True."""
-    with parsing(path, "a file of PyTorch weights"):
-        found = torch.load(path, map_location="cpu", weights_only=True)
+    with parsing(path, "a file of PyTorch weights"), warnings.catch_warnings(action="ignore"):
+        if not os.path.isfile(path):
+            raise ValueError("it is not a regular file")
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:          # torch advises to load it all the same
+            raise ValueError("it is no pickle, or one of more than tensors") from error
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}, not a dict of tensors")
         tensors = {}
@@ -578,6 +585,9 @@ def check_owner(out, script, resume, overwrite):
         if resume:
             print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
         return
+    for path in files_of_run(out):
+        if not os.path.isfile(path):                     # to open a pipe may take for ever
+            raise ValueError(f"--out {out}: {path} is not a regular file")
     owner = owner_of(out)
     if not resume and not overwrite:
         raise ValueError(f"--out {out} is not empty: --resume goes on with the run in it, "

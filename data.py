@@ -216,6 +216,16 @@ class Tokenizer:
                     file.write(content)
             elif os.path.isfile(target):
                 os.remove(target)
+        present = os.listdir(self.path)
+        if "tokenizer.json" not in present and "tokenizer_config.json" not in present:
+            write_wordpiece_config(path, self.backend.normalizer.lowercase)
+
+
+def write_wordpiece_config(path, lowercase):
+    """Write the tokenizer_config.json of a vocab.txt: without it transformers would lower-case."""
+    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
+    with replace_file(os.path.join(path, "tokenizer_config.json")) as file:
+        file.write(json.dumps(config).encode())
 
 
 def read_wordpiece(path):
@@ -274,9 +284,7 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     if not words:
         raise ValueError(f"{corpus[0]}: there is no text in the corpus")
     os.makedirs(out, exist_ok=True)
-    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
-    with replace_file(os.path.join(out, "tokenizer_config.json")) as file:
-        file.write(json.dumps(config).encode())
+    write_wordpiece_config(out, lowercase)
     with replace_file(os.path.join(out, "vocab.txt")) as file:
         for word in SPECIAL_TOKENS + words:
             file.write(f"{word}\n".encode())
@@ -337,6 +345,8 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
     if not corpus:
         corpus = [docs_on_this_machine(cache)]
     if len(corpus) == 1 and corpus[0].endswith(".bin"):
+        if text_column != "text":
+            raise ValueError(f"--text {text_column}: a token file has no columns")
         token_file = TokenFile(corpus[0])
     else:
         key = repr([corpus, tokenizer.digest])
@@ -521,6 +531,9 @@ def read_corpus(corpus, text_column="text"):
     names the file and line of a damaged file or of a line that is not a document.
     """
     files = corpus_files(corpus)
+    has_columns = any(CORPUS_FILE.fullmatch(path)[1] != ".txt" for path in files)
+    if text_column != "text" and not has_columns:
+        raise ValueError(f"--text {text_column}: {corpus[0]} has no columns")
     num_bytes = sum(os.path.getsize(path) for path in files)
     with tqdm(desc="reading the corpus", total=num_bytes, unit="B", unit_scale=True,
               disable=None) as bar:
@@ -538,7 +551,7 @@ def read_corpus_file(path, bar, text_column):
         text = io.TextIOWrapper(unpack(raw, packed), encoding="utf-8-sig",
                                 errors="surrogateescape", newline="" if kind == ".csv" else None)
         if kind == ".txt":
-            lines = lines_of_text(path, text)
+            lines = lines_of_text(path, text, CHUNK)
         elif kind == ".jsonl":
             lines = lines_of_jsonl(path, text, text_column)
         else:
@@ -554,14 +567,18 @@ def read_corpus_file(path, bar, text_column):
         tqdm.write(f"{path}: replaced {num_replaced} NULs or bytes that are not UTF-8", sys.stderr)
 
 
-def lines_of_text(path, text):
-    """Yield the lines of a .txt; a line over CHUNK characters comes in pieces."""
+def lines_of_text(path, text, longest):
+    """Yield the lines of a file; a line over `longest` characters comes in pieces."""
+    line_has_begun = False                               # some piece of this line has come already
     with parsing(path, "readable, but damaged or cut short"):
         while True:
-            line = text.readline(CHUNK)
+            line = text.readline(longest)
             if line == "":
                 return
-            yield line
+            # The end of a line alone would be taken for an empty line, which ends a document.
+            if line != "\n" or not line_has_begun:
+                yield line
+            line_has_begun = not line.endswith("\n")
 
 
 def lines_of_jsonl(path, text, text_column):
@@ -592,13 +609,18 @@ def lines_of_jsonl(path, text, text_column):
 def lines_of_csv(path, text, text_column):
     """Yield the lines of the documents in a .csv, a row each, and an empty one after each."""
     csv.field_size_limit(LONGEST_ROW)
-    rows = csv.DictReader(text, strict=True)
+    # A line without end is cut where its field is too large for csv, which is an error then.
+    rows = csv.DictReader(lines_of_text(path, text, LONGEST_ROW + 1), strict=True)
     with parsing(path, "a readable .csv"):
         if rows.fieldnames is None or text_column not in rows.fieldnames:
             raise ValueError(f"it has no column {text_column!r}, but {rows.fieldnames!r:.300}")
+        if rows.fieldnames.count(text_column) > 1:
+            raise ValueError(f"two columns have the name {text_column!r}")
         for row in rows:
             if row[text_column] is None:
                 raise ValueError(f"line {rows.line_num} has too few columns")
+            if None in row:                              # csv's name for what is too much
+                raise ValueError(f"line {rows.line_num} has too many columns")
             yield from lines_of_document(row[text_column])
 
 

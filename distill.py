@@ -1028,6 +1028,8 @@ def arguments(argv):
         for flag in given:
             if flag not in EVALUATE_FLAGS:
                 raise ValueError(f"{flag}: --evaluate trains nothing, so it would be ignored")
+        if args.teacher == "none" and args.student is None:
+            raise ValueError("--evaluate: give a --teacher or a --student to measure")
     if args.teacher is None and not (args.evaluate and args.student is not None):
         args.teacher = EMBEDDED_TEACHER
     check_flags(args, given)

@@ -461,6 +461,8 @@ def predict_logits(model, features, pad_id, batch_size=64):
         arrays = collate([features[i] for i in numbers], pad_id, model.is_qa)
         ids, mask, segments, _ = to_device(device_of(model), *arrays)
         logits = model(ids, mask, segments).cpu().numpy()                     # (B, T, n)
+        if not np.isfinite(logits).all():
+            raise ValueError("what the model computes is not finite")
         for row, i in enumerate(numbers):
             positions = features[i].positions
             if model.is_qa:
@@ -484,12 +486,17 @@ def decode(task, examples, features, logits):
     return [(answer, {}) for answer in decode_answers(task, examples, features, logits)]
 
 
+MOST_PROBABILITIES = 100            # labels of a text whose probabilities are given
+
+
 def decode_label(task, logits):
-    """Turn the logits (n,) of one text into its label and the probabilities of all labels."""
+    """Turn the logits (n,) of one text into its label and {label: probability}, of the most
+    probable labels alone if there are more than MOST_PROBABILITIES."""
     exponentials = np.exp(logits - logits.max())
     probabilities = exponentials / exponentials.sum()
     label = task.labels[probabilities.argmax()]
-    return label, dict(zip(task.labels, probabilities.tolist()))
+    most_probable = np.sort(np.argsort(-probabilities, kind="stable")[:MOST_PROBABILITIES])
+    return label, {task.labels[i]: float(probabilities[i]) for i in most_probable}
 
 
 def decode_tags(task, examples, features, logits):
@@ -616,6 +623,9 @@ def check_same_task(path, saved_task, task):
                          f"({first_few(saved_task.labels)}), not for {task.kind} "
                          f"({first_few(task.labels)}); to use only its encoder, remove its "
                          "task.json")
+    if saved_task.pair != task.pair:
+        raise ValueError(f"{path} was fine-tuned for "
+                         f"{'two texts' if saved_task.pair else 'one text'}; see --text")
 
 
 # ---- One run ----------------------------------------------------------------------------
@@ -854,8 +864,8 @@ def arguments(argv):
                   eval_every_help="measure the model after each STEPS steps; 0: only at the end "
                   "(default: 0)", save_every_help="(default: 200)")
     args = parser.parse_args(argv)
-    if len(args.text) > 2:
-        raise ValueError("--text: give one or two columns")
+    if len(args.text) > 2 or len(set(args.text)) < len(args.text):
+        raise ValueError("--text: give one column or two different ones")
     check_flags(args, given_flags(argv))
     if args.task is None and args.steps is None:
         args.steps = 200                                 # three short runs of the built-in task
@@ -929,9 +939,7 @@ def run(args):
     model_path = fetch(args.model, MODEL_FILES + NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER)
     tokenizer = Tokenizer(model_path)
     config = load(model_path, args.recursions).config
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(f"{model_path}: its tokenizer has {tokenizer.vocab_size} tokens, the "
-                         f"model only {config.vocab_size}")
+    check_vocabulary(tokenizer, config)
     kind = kind_of_task(name)
     length = choose_length(args.length, kind, config.max_position_embeddings)
     with first_process_first(processes):
@@ -963,6 +971,13 @@ def run(args):
             write_results(out, task, splits, results_of_modes)
     print(f"In {out} are the model of seed {args.seed} ({modes[0]}), its predictions and all "
           f"scores. Next:\n    python finetune.py --model {out} --predict TEXT")
+
+
+def check_vocabulary(tokenizer, config):
+    """Raise ValueError if the model with this Config has fewer tokens than its tokenizer."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(f"{tokenizer.path}: its tokenizer has {tokenizer.vocab_size} tokens, the "
+                         f"model only {config.vocab_size}")
 
 
 def print_task(task, splits):
@@ -1074,6 +1089,8 @@ def check_language(features, tokenizer, model_path):
     ids = np.concatenate([feature.ids for feature in features])
     num_unknown = np.count_nonzero(ids == tokenizer.unk_id)
     num_ordinary = np.count_nonzero(~np.isin(ids, tokenizer.special_ids))
+    if num_unknown + num_ordinary == 0:
+        raise ValueError("the texts to train on have no words")
     if num_unknown > num_ordinary:
         raise ValueError(f"most tokens to train on are [UNK]: the tokenizer in {model_path} is of "
                          "another language")
@@ -1147,6 +1164,7 @@ def run_evaluation(args, given):
             raise ValueError(f"{examples[0].location}: {args.model} was fine-tuned for "
                              f"{'two texts' if task.pair else 'one text'}; see --text")
     tokenizer = Tokenizer(args.model)
+    check_vocabulary(tokenizer, model.encoder.config)
     rows = []
     for name, split in encode_splits(task, splits, tokenizer).items():
         result = evaluate_split(model, task, split, tokenizer.pad_id, bf16)
@@ -1174,6 +1192,7 @@ def predict(args):
     model, task = load_classifier(args.model, recursions=args.recursions)
     model.to(device)
     tokenizer = Tokenizer(args.model)
+    check_vocabulary(tokenizer, model.encoder.config)
     bf16 = uses_bf16(args.bf16, device)
     if args.predict.endswith(".json") and task.kind == "qa":
         write_answers(args, model, task, tokenizer, bf16)
@@ -1183,6 +1202,8 @@ def predict(args):
                          "written")
     lines = lines_to_predict(args.predict)
     examples = [example_of_line(line, task) for line in lines if line.strip()]
+    if not examples:
+        raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     split = Split(examples, list(encode(task, examples, tokenizer)))
     predictions = evaluate_split(model, task, split, tokenizer.pad_id, bf16).predictions
     described = [describe_prediction(task, example, prediction, probabilities)
@@ -1202,6 +1223,8 @@ def lines_to_predict(text):
     ValueError for what looks like the name of a file that is not there.
     """
     if os.path.isfile(text):
+        if re.search(r"\.(csv|jsonl?)$", text):
+            raise ValueError(f"--predict {text}: give a file with a text on each line, not a table")
         return [line for _, line in lines_of(text)]
     if os.path.exists(text) or re.fullmatch(r"\S+\.(txt|tsv|csv|jsonl?)", text):
         raise ValueError(f"--predict {text}: there is no such file")
@@ -1214,6 +1237,8 @@ def write_answers(args, model, task, tokenizer, bf16):
     out = args.out
     if out is None:
         out = "predictions.json"
+    if os.path.realpath(out) == os.path.realpath(args.predict):
+        raise ValueError(f"--out {out}: this file is read from; choose another one")
     if os.path.exists(out) and not args.overwrite:
         raise ValueError(f"--out {out} exists already: --overwrite replaces it")
     examples = read_squad(args.predict)
@@ -1249,7 +1274,7 @@ def describe_prediction(task, example, prediction, probabilities):
     if task.kind == "tagging":
         found = []
         for first, end, entity_type in sorted(entities(prediction)):
-            found.append(f"{' '.join(example.text[first:end])} ({entity_type})")
+            found.append(f"{' '.join(example.text[first:end])} ({repr(entity_type)[1:-1]})")
         if not found:
             return "no entity"
         return ", ".join(found)

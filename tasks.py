@@ -22,7 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from checkpoint import check_readable, first_few, parse_json_object, parsing, replace_file
+from checkpoint import (LARGEST_TEXT, check_readable, first_few, parse_json_object, parsing,
+                        replace_file)
 from data import CACHE, is_held_out
 
 KINDS = ("classification", "regression", "tagging", "qa")
@@ -65,12 +66,18 @@ class Task:
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r:.60}, not one of {', '.join(KINDS)}")
         for label in self.labels:
-            if not isinstance(label, str) or (label == "" and self.kind == "tagging"):
+            is_possible = isinstance(label, str)
+            if is_possible and self.kind == "tagging":
+                is_possible = re.fullmatch("(?s)O|[BI]-.+", label) is not None
+            if not is_possible:
                 raise ValueError(f"labels has {label!r:.60}, which cannot be a label")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("labels has the same label twice")
         if self.length < 8 or self.stride < 1:
             raise ValueError(f"length {self.length} is below 8, or stride {self.stride} below 1")
-        if not abs(self.mean) < LARGEST_NUMBER or not abs(self.sd) < LARGEST_NUMBER:
-            raise ValueError(f"mean {self.mean} and sd {self.sd} must be smaller than 1e30 in size")
+        if not abs(self.mean) < LARGEST_NUMBER or not 0 < self.sd < LARGEST_NUMBER:
+            raise ValueError(f"mean {self.mean} and sd {self.sd} must be smaller than 1e30 in "
+                             "size, and sd above 0")
         if self.kind == "qa" and not self.pair:
             raise ValueError("pair must be true for qa: each example has a question and a context")
 
@@ -124,6 +131,8 @@ def score(task, examples, guesses):
     else:
         scores = answer_scores(gold, guesses)
     for metric in task.metrics:
+        if metric not in scores:
+            raise ValueError(f"{task.name}: {metric!r:.60} is no metric of {task.kind}")
         if not math.isfinite(scores[metric]):
             raise ValueError(f"{task.name}: {metric} is {scores[metric]}: the predictions are no "
                              "usual numbers")
@@ -415,8 +424,8 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
         texts = [cell(row, column, (str,), location) for column in text_columns]
         label = None
         if label_column is not None:
-            label = str(cell(row, label_column, (str, int, float), location))
-            if label.strip() in ("", "nan"):
+            label = str(cell(row, label_column, (str, int, float), location)).strip()
+            if label.lower() in ("", "nan"):
                 raise ValueError(f"{location}: the label in column {label_column!r} is missing")
             if numeric:
                 label = read_number(label, label_column, location)
@@ -524,6 +533,10 @@ def read_squad(path):
         except ValueError as error:
             number = line_of_question(text, question)
             raise ValueError(f"{path}:{number}: not SQuAD: {error}") from error
+    count_of_id = Counter(example.id for example in examples)
+    for question_id, count in count_of_id.items():
+        if count > 1:
+            raise ValueError(f"{path}: {count} questions have the id {question_id!r:.60}")
     return not_empty(examples, path)
 
 
@@ -545,7 +558,10 @@ def squad_example(path, question, context):
         for answer in field_of(question, "answers", list):
             text = field_of(answer, "text", str)
             start = field_of(answer, "answer_start", int)
-            if text == "" or start < 0 or context[start:start + len(text)] != text:
+            if not text.strip():
+                raise ValueError(f"the answer {text!r:.40} of question {question_id!r:.60} has no "
+                                 "words")
+            if start < 0 or context[start:start + len(text)] != text:
                 raise ValueError(f"the answer {text!r:.40} of question {question_id!r:.60} is "
                                  f"not at its offset {start} in the context")
             answers.append((start, text))
@@ -618,6 +634,8 @@ def download_glue(name, cache=CACHE):
         archive = zipfile.ZipFile(download(url))
         for member in archive.infolist():
             if re.fullmatch(r"[^/]+/(train|dev|test)(_\w+)?\.tsv", member.filename):
+                if member.file_size > LARGEST_TEXT:
+                    raise ValueError(f"{member.filename} in it is over 1 GB large")
                 member.filename = os.path.basename(member.filename)
                 archive.extract(member, temporary)
         for needed in ("train.tsv", "dev"):
@@ -644,6 +662,8 @@ def download(url):
                     break
                 content.write(chunk)
                 bar.update(len(chunk))
+                if content.tell() > LARGEST_TEXT:
+                    raise ValueError("the answer is over 1 GB large")
     content.seek(0)
     return content
 
@@ -761,6 +781,8 @@ def make_task(name, kind, splits, length, stride):
         types = set()
         for example in train:
             types |= {tag[2:] for tag in example.label if tag != "O"}
+        if not types:
+            raise ValueError(f"{train[0].location}: all words have the tag O")
         labels = sorted(["O"] + [f"B-{t}" for t in types] + [f"I-{t}" for t in types])
     if labels:
         check_labels(splits, kind, labels)

@@ -249,6 +249,20 @@ def test_a_document_of_jsonl_or_csv_longer_than_a_chunk_comes_in_pieces(tmp_path
             "a" * 10, "a" * 10, "a" * 10, "a" * 5, "b" * 10, "c" * 10, "c", "", "d", "", ""], name
 
 
+def test_a_line_of_exactly_a_chunk_does_not_end_its_document(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CHUNK", 10)
+    path = raw(tmp_path / "a.txt", "a" * 10 + "\n" + "b" * 20 + "\nc\n\n" + "d" * 10 + "\n\ne")
+    assert list(read_corpus([path])) == [
+        "a" * 10, "b" * 10, "b" * 10, "c", "", "d" * 10, "", "e", ""]
+
+
+def test_a_line_of_csv_that_is_too_long_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "LONGEST_ROW", 1000)
+    path = raw(tmp_path / "a.csv", "text\n" + "a" * 5000 + "\n")
+    with pytest.raises(ValueError, match="a.csv: not a readable .csv: .*limit"):
+        list(read_corpus([path]))
+
+
 @pytest.mark.parametrize("name, text", [
     ("a.jsonl", '{"text": "no", "body": "one\\ntwo"}\n\n{"body": "three, four"}\n'),
     ("a.csv", '\ufefftext,body\r\nno,"one\ntwo"\r\n\r\nno,"three, four"\r\n')])
@@ -725,6 +739,17 @@ def test_line_ends_and_odd_words_in_a_vocabulary_do_not_shift_the_numbers(tmp_pa
         assert found.vocab_size == len(odd) and found.backend.token_to_id("last") == len(odd) - 1
         named = (found.pad_id, found.unk_id, found.cls_id, found.sep_id, found.mask_id)
         assert named == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("words, lowercase", [(["a", "B"], False), (["a", "b"], True)])
+def test_a_saved_vocabulary_says_whether_it_is_cased(words, lowercase, tmp_path):
+    """transformers would lower-case where nothing says so."""
+    os.mkdir(tmp_path / "out")
+    tokenizer = Tokenizer(vocab_folder(tmp_path / "v", SPECIAL_TOKENS + words))
+    tokenizer.save(tmp_path / "out")
+    config = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert config == {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
+    assert Tokenizer(tmp_path / "out").digest == tokenizer.digest
 
 
 @pytest.mark.parametrize("text, message", [

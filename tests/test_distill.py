@@ -1465,7 +1465,8 @@ def test_to_evaluate_refuses_the_flags_of_a_training():
 
 def test_a_run_leaves_a_student_with_its_tokenizer_a_log_and_a_checkpoint(toy, whole):
     assert sorted(os.listdir(whole)) == ["config.json", "log.jsonl", "model.safetensors",
-                                         "run.json", "training.safetensors", "vocab.txt"]
+                                         "run.json", "tokenizer_config.json",
+                                         "training.safetensors", "vocab.txt"]
     assert Tokenizer(whole).digest == Tokenizer(toy / "teacher").digest
     assert load(whole).config == replace(STUDENT, adapter_size=C // 16, embedding_size=C // 2,
                                          hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)

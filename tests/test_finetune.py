@@ -672,6 +672,20 @@ def test_the_probabilities_of_labels_are_a_softmax_of_any_logits(tokenizer):
         assert list(probabilities.values()) == pytest.approx(expected, abs=1e-6)
 
 
+def test_of_many_labels_only_the_most_probable_ones_have_probabilities():
+    labels = [f"{i:03}" for i in range(150)]
+    logits = np.random.default_rng(0).normal(size=(1, 150)).astype(np.float32)
+    (label, probabilities), = decode(make_task_of_kind("classification", labels), [None], [None],
+                                     [logits])
+    assert len(probabilities) == 100
+    assert list(probabilities) == sorted(probabilities)
+    exact = torch.tensor(logits[0]).softmax(0).sort(descending=True)
+    assert label == labels[exact.indices[0]]
+    assert set(probabilities) == {labels[i] for i in exact.indices[:100]}
+    assert sorted(probabilities.values(), reverse=True) == pytest.approx(
+        exact.values[:100].tolist(), abs=1e-6)
+
+
 def test_a_number_is_in_the_unit_of_the_training_labels(tokenizer):
     task = make_task_of_kind("regression", mean=10.0, sd=4.0)
     assert decode(task, [None], [None], [np.array([[0.5]])]) == [(12.0, {})]
@@ -737,7 +751,7 @@ def test_a_loaded_model_has_the_dropout_asked_for(is_fine_tuned, tokenizer, tmp_
 
 
 @pytest.mark.parametrize("change", [{"kind": "qa", "pair": True}, {"labels": ["a", "b"]},
-                                    {"kind": "tagging"}])
+                                    {"kind": "tagging", "labels": ["O"]}])
 def test_a_model_for_another_kind_or_other_labels_is_refused(change, tokenizer, tmp_path):
     task = make_task_of_kind("classification", ["x", "y"])
     save_classifier(str(tmp_path), make_classifier(tokenizer, task), task, tokenizer)
@@ -836,13 +850,20 @@ def test_a_line_to_predict_becomes_an_example():
 def test_text_is_refused_if_more_tokens_are_unknown_than_ordinary(tokenizer):
     task = make_task_of_kind("classification", ["x", "y"])
     for text, is_refused in (("привет", True), ("good привет", False), ("the film", False),
-                             ("good привет привет", True), ("", False)):
+                             ("good привет привет", True)):
         features = list(encode(task, [make_text_example(text, "x")] * 2, tokenizer))
         if is_refused:
             with pytest.raises(ValueError, match=r"most tokens .* \[UNK\]: .* MODEL"):
                 check_language(features, tokenizer, "MODEL")
         else:
             check_language(features, tokenizer, "MODEL")
+
+
+def test_texts_without_any_word_are_refused(tokenizer):
+    task = make_task_of_kind("classification", ["x", "y"])
+    features = list(encode(task, [make_text_example("", "x")] * 2, tokenizer))
+    with pytest.raises(ValueError, match="the texts to train on have no words"):
+        check_language(features, tokenizer, "MODEL")
 
 
 def test_a_hash_of_features_depends_on_everything_in_them(tokenizer):
@@ -1201,7 +1222,7 @@ def test_to_overwrite_removes_what_runs_wrote_and_nothing_else(tmp_path, model, 
     names = {path.name for path in out.iterdir()}
     assert names == {"config.json", "model.safetensors", "vocab.txt", "run.json", "task.json",
                      "head.safetensors", "dev.jsonl", "results.json", "notes.txt",
-                     "head-64-lr0.032-seed0"}
+                     "head-64-lr0.032-seed0", "tokenizer_config.json"}
     assert (out / "notes.txt").read_text() == "mine"
 
 
@@ -1594,7 +1615,8 @@ def test_bad_input_is_one_line_with_file_and_line(name, tmp_path, model, capsys)
     (["--adapters"], "unrecognized"),
     (["--seeds", "0"], "--seeds: 0"),
     (["--adapters-only", "--freeze"], "not allowed with"),
-    (["--text", "a", "b", "c"], "--text: give one or two columns"),
+    (["--text", "a", "b", "c"], "--text: give one column or two different ones"),
+    (["--text", "a", "a"], "--text: give one column or two different ones"),
     (["--lr", "x"], "--lr"),
     (["--length", "49"], "--length: 49 is not from 8 to 48"),
     (["--model", "no/such/model"], "no/such/model"),

@@ -4,6 +4,7 @@ import builtins
 import errno
 import json
 import os
+import pickle
 import random
 import re
 import shutil
@@ -24,7 +25,7 @@ import distill
 import finetune
 import tasks
 from checkpoint import MODEL_FILES, load, read_config, read_safetensors, save, write_safetensors
-from conftest import LETTERS, write_file
+from conftest import LETTERS, make_squad, write_file
 from data import (NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, SPECIAL_TOKENS, Tokenizer,
                   TokenFile)
 from minialbert import Config, MiniALBERT
@@ -540,6 +541,13 @@ def write_models(folder, model):
     write_file(folder / "cut/model.safetensors", whole[:-9])
     (folder / "novocab/vocab.txt").unlink()
     (folder / "noconfig/config.json").unlink()
+    for name in ("pipe", "pickle"):
+        shutil.copytree(model, folder / name)
+        (folder / name / "model.safetensors").unlink()
+    os.mkfifo(folder / "pipe/pytorch_model.bin")
+    write_file(folder / "pickle/pytorch_model.bin", pickle.dumps(os.system, protocol=4))
+    write_file(folder / "run/run.json", json.dumps({"script": "distill.py", "settings": {}}))
+    os.mkfifo(folder / "run/log.jsonl")
     facts = json.loads((model / "config.json").read_text())
     write_file(folder / "relu/config.json", json.dumps(facts | {"hidden_act": "relu"}))
 
@@ -553,7 +561,8 @@ def write_corpora(folder, model, noise):
         "pdf.txt": b"%PDF-1.4\n" + noise, "png.txt": b"\x89PNG\r\n\x1a\n" + noise,
         "text.gz": make_prose(9), "text.txt.gz": make_prose(9), "prose.jsonl": make_prose(9),
         "x.json": json.dumps({"mine": 1}), "alone.bin": b"\1\0" * 999, "list.bin": b"\1\0" * 999,
-        "high.bin": b"\xff\xff" * 999}
+        "high.bin": b"\xff\xff" * 999, "twice.csv": "text,text\nw1,w2\n",
+        "comma.csv": "text,n\nw1,1\nw2, w3,2\n"}
     for name, content in files.items():
         write_file(folder / name, content)
     data.tokenise([str(folder / "c.txt")], Tokenizer(str(model)), str(folder / "t.bin"))
@@ -577,7 +586,11 @@ def write_tables(folder, noise):
         "null.jsonl": '{"text": "w1", "label": null}\n' * 9,
         "break.jsonl": '{"text": "w1", "label": "a\\nb"}\n{"text": "w2", "label": "c"}\n' * 9,
         "huge.tsv": "text\tlabel\n" + f"w1\t{'9' * 400}\n" * 9, "pos.tsv": "w1\tNN\n" * 9,
-        "glue/train.tsv": "sentence\tlabel\n" + rows, "squad.json": '{"data": []}'}
+        "glue/train.tsv": "sentence\tlabel\n" + rows, "squad.json": '{"data": []}',
+        "nan.tsv": "text\tlabel\nw1\tNaN\n" + rows, "o.tsv": "w1\tO\n\nw2\tO\n",
+        "blank.tsv": "text\tlabel\n" + "\ta\n\tb\n" * 9, "blank.txt": " \n\n",
+        "space.json": make_squad([("who", [" "])]),
+        "twice.json": make_squad([("who", ["john"])] * 2).replace('"q1"', '"q0"')}
     for name, content in files.items():
         write_file(folder / name, content)
 
@@ -594,12 +607,23 @@ def write_fine_tuned_models(folder, model):
     changes = {
         "text": {"length": "x"}, "none": {"length": 0}, "labels": {"labels": 5},
         "three": {"labels": ["a", "b", "c"]}, "kind": {"kind": "x"}, "qa": {"kind": "qa"},
-        "mean": {"mean": "x"}, "more": {"more": 1}}
+        "mean": {"mean": "x"}, "more": {"more": 1}, "metric": {"metrics": ["nope"]},
+        "twice": {"labels": ["a", "a"]}, "tags": {"kind": "tagging"}, "sd": {"sd": 0.0}}
     for name, change in changes.items():
         shutil.copytree(folder / "tuned", folder / f"bad-{name}")
         write_file(folder / f"bad-{name}/task.json", json.dumps(facts | change))
     shutil.copytree(folder / "tuned", folder / "bad-head")
     write_file(folder / "bad-head/head.safetensors", "x")
+    shutil.copytree(folder / "tuned", folder / "bad-infinite")
+    write_safetensors({"weight": torch.full((2, 24), 3e38), "bias": torch.zeros(2)},
+                      folder / "bad-infinite/head.safetensors")
+    shutil.copytree(folder / "tuned", folder / "bad-vocab")
+    words = (model / "vocab.txt").read_text()
+    write_file(folder / "bad-vocab/vocab.txt", words + "".join(f"more{i}\n" for i in range(11)))
+    for name, change in (("pair", {"pair": True}),
+                         ("qa", {"kind": "qa", "pair": True, "labels": [], "length": 32})):
+        shutil.copytree(folder / "tuned", folder / name)
+        write_file(folder / name / "task.json", json.dumps(facts | change))
 
 
 @pytest.fixture(scope="module")
@@ -655,6 +679,9 @@ data      --corpus pdf.txt                      pdf.txt: most tokens are [UNK]
 data      --corpus png.txt                      png.txt: most tokens are [UNK]
 data      --corpus zh.txt                       zh.txt: most tokens are [UNK]: the tokenizer in m
 data      --corpus t.bin                        t.bin: no .txt
+data      --corpus twice.csv                    twice.csv: *two columns have the name 'text'
+data      --corpus comma.csv                    comma.csv: *line 3 has too many columns
+data      --text body                           --text body: *c.txt has no columns
 data      --corpus m/model.safetensors          model.safetensors: no .txt
 data      --tokenizer c.txt                     c.txt: there is no such folder
 data      --tokenizer m/vocab.txt               m/vocab.txt: there is no such folder
@@ -678,6 +705,7 @@ learn     --train-tokenizer 1e3                 --train-tokenizer: invalid int
 learn     --corpus zh.txt --out m               m: it has a vocab.txt
 learn     --out file                            file
 learn     --corpus x.pdf                        x.pdf: no .txt
+learn     --text body                           --text body: c.txt has no columns
 distill   --teacher six --num-hidden-layers 4   4 recursions cannot be spread
 distill   --student six                         6 recursions cannot be spread
 distill   --student wide                        hidden_size of the teacher is 24, of the student 48
@@ -687,6 +715,10 @@ distill   --tokenizer bert-base-uncased         bert-base-uncased: there is no s
 distill   --teacher m/model.safetensors         m/model.safetensors: there is no such folder
 distill   --teacher c.txt                       c.txt: there is no such folder
 distill   --teacher cut                         cut/model.safetensors: not a safetensors file
+distill   --teacher pipe                        pipe/pytorch_model.bin: *not a regular file
+distill   --teacher pickle                      pickle/pytorch_model.bin: *no pickle, or one of more
+distill   --corpus t.bin --text body            --text body: a token file has no columns
+distill   --out run --resume                    run/log.jsonl is not a regular file
 distill   --teacher noconfig                    noconfig/config.json
 distill   --teacher novocab                     novocab: it has no tokenizer.json and no vocab.txt
 distill   --teacher relu                        relu/config.json: *hidden_act is 'relu'
@@ -717,6 +749,13 @@ finetune  --train x.xlsx                        x.xlsx: the ending of a table mu
 finetune  --train array.jsonl                   array.jsonl:1: not a JSON object
 finetune  --train half.jsonl                    half.jsonl:1: *surrogates
 finetune  --train null.jsonl                    null.jsonl:1: the column 'label' is missing
+finetune  --train nan.tsv                       nan.tsv:2: the label in column 'label' is missing
+finetune  --train blank.tsv                     the texts to train on have no words
+finetune  --text text text                      --text: give one column or two different ones
+finetune  --task tagging --train o.tsv          o.tsv:*all words have the tag O
+finetune  --task qa --train space.json          space.json:*the answer ' ' *has no words
+finetune  --task qa --train twice.json          twice.json: 2 questions have the id 'q0'
+finetune  --distill-from pair                   pair was fine-tuned for two texts
 finetune  --train break.jsonl --dev z.tsv       z.tsv:2: label 'z' does not occur
 finetune  --train good.tsv --dev z.tsv          z.tsv:2: label 'z' does not occur
 finetune  --train good.tsv --test empty.tsv     empty.tsv: the file is empty
@@ -758,7 +797,8 @@ distill   --text nope --corpus prose.jsonl      prose.jsonl:1: not a JSON object
 measure   --evaluate --lr 1                     --lr: --evaluate trains nothing
 measure   --evaluate --out out                  --out: --evaluate trains nothing
 measure   --evaluate --length 33                --length 33: the teacher has only 32 positions
-measure   --evaluate --teacher none             --tokenizer
+measure   --evaluate --teacher none             give a --teacher or a --student to measure
+measure   --evaluate --teacher none --tokenizer m  give a --teacher or a --student to measure
 measure   --evaluate --device cuda              --device cuda: torch finds no GPU here
 score     --evaluate                            give files to measure on with --dev FILE or --test
 score     --evaluate --dev good.tsv --data glue  --data: it is for the tasks of GLUE
@@ -767,6 +807,8 @@ score     --evaluate --dev good.tsv --task qa   --task qa: tuned was fine-tuned 
 score     --evaluate --dev good.tsv --text text label  tuned was fine-tuned for one text
 score     --evaluate --dev good.tsv --lr 1      --lr: --evaluate trains nothing
 score     --evaluate --dev good.tsv --out out   --out: --evaluate trains nothing
+score     --evaluate --dev good.tsv --model bad-metric  'nope' is no metric of classification
+score     --evaluate --dev good.tsv --model bad-vocab  bad-vocab: its tokenizer has 103 tokens
 score     --evaluate --dev good.tsv --model m   m: not a fine-tuned model
 finetune  --device cuda                         --device cuda: torch finds no GPU here
 finetune  --task tagging --text text            --text: the files of the task tagging have no named
@@ -789,6 +831,16 @@ finetune  --stride 0                            --stride: 0
 finetune  --distill-from m                      m: not a fine-tuned model: it has no task.json
 finetune  --distill-from nowhere                nowhere: not a fine-tuned model
 predict   --predict nowhere.txt                 --predict nowhere.txt: there is no such file
+predict   --predict=                            --predict '': there is no text
+predict   --predict blank.txt                   --predict 'blank.txt': there is no text
+predict   --predict semicolon.csv               --predict semicolon.csv: *not a table
+predict   --predict null.jsonl                  --predict null.jsonl: *not a table
+predict   --model bad-infinite                  what the model computes is not finite
+predict   --model bad-vocab                     bad-vocab: its tokenizer has 103 tokens
+predict   --model bad-twice                     bad-twice/task.json: *the same label twice
+predict   --model bad-tags                      bad-tags/task.json: *'a', which cannot be a label
+predict   --model bad-sd                        bad-sd/task.json: *sd above 0
+predict   --model qa --predict space.json --out space.json --overwrite  this file is read from
 predict   --predict md                          --predict md: there is no such file
 predict   --device cuda                         --device cuda: torch finds no GPU here
 predict   --train good.tsv                      --train: --predict trains nothing

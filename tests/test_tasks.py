@@ -632,6 +632,28 @@ def test_a_zip_without_its_tables_leaves_nothing_in_the_cache(names, tmp_path, m
     assert list((tmp_path / "glue").iterdir()) == []
 
 
+def test_a_download_or_a_zip_that_is_too_large_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "LARGEST_TEXT", 1000)
+    server, _ = start_server(b"x" * 1001)
+    with pytest.raises(ValueError, match="over 1 GB"):
+        tasks.download(f"http://127.0.0.1:{server.server_port}/x")
+    stop_server(server)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("RTE/train.tsv", "0" * 1001)
+    packed.seek(0)
+    monkeypatch.setattr(tasks, "download", lambda url: packed)
+    with pytest.raises(ValueError, match="RTE.zip: RTE/train.tsv in it is over 1 GB"):
+        tasks.download_glue("rte", str(tmp_path))
+    assert list((tmp_path / "glue").iterdir()) == []
+
+
+def test_spaces_around_a_label_are_no_part_of_it(tmp_path):
+    path = write_file(tmp_path / "a.csv", "text,label\nx, a\ny,a \nz,b c\n")
+    assert [example.label for example in tasks.read_table(path, ["text"], "label")] == [
+        "a", "a", "b c"]
+
+
 def test_a_download_that_was_killed_is_begun_anew(tmp_path, monkeypatch):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
