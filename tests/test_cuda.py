@@ -36,7 +36,7 @@ BERT = {"num_hidden_layers": 2, "num_hidden_groups": 2, "embedding_size": C}
 BATCH_SIZE = 4
 # Of three steps the first one is ordinary, the second one logs, the last one evaluates and saves.
 SCHEDULE = {"steps": 3, "log_every": 2, "eval_every": 0, "save_every": 100}
-LABELS_OF_KIND = {"classification": ["a", "b", "c"], "regression": [], "tagging": ["B", "O"],
+LABELS_OF_KIND = {"classification": ["a", "b", "c"], "regression": [], "tagging": ["B-x", "O"],
                   "qa": []}
 
 

@@ -1,0 +1,48 @@
+"""Pre-train the embedded teacher, assets/teacher, by the project's own loop.
+
+    python bench/teacher.py --out out/teacher
+        three runs of distill.py, one after the other: about half an hour on two CPU cores
+
+Each run goes on from the model of the one before, with sequences of another length: short ones
+first, because with them a model soon learns to look at a token's neighbours (EXPERIMENTS.md has the
+comparison), then the longest that the model is made for, then those of the default distillation.
+The model is in DIR/3. If the script is stopped, the same command goes on.
+"""
+import argparse
+import os
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TOKENIZER = os.path.join(ROOT, "assets", "teacher")
+# The flags of each run. The first one makes the model; {out} is the folder of the script's --out.
+RUNS = [
+    f"--tokenizer {TOKENIZER} --hidden-size 128 --embedding-size 128 --num-hidden-layers 4 "
+    "--num-hidden-groups 4 --length 32 --batch-size 64 --lr 1e-3 --warmup 300 --steps 3000",
+    "--student {out}/1 --length 128 --batch-size 16 --lr 1e-3 --warmup 300 --weight-decay 0.1 "
+    "--steps 16000",
+    "--student {out}/2 --length 64 --batch-size 32 --lr 3e-4 --warmup 100 --weight-decay 0.1 "
+    "--steps 2500",
+]
+
+
+def main():
+    """Make the runs that are not there yet; a run that is done is only loaded and measured."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder of the three runs")
+    parser.add_argument("--steps", type=int, metavar="N",
+                        help="make N steps of each run alone, to try the script (default: all)")
+    args = parser.parse_args()
+    for number, flags in enumerate(RUNS, 1):
+        command = [sys.executable, os.path.join(ROOT, "distill.py"), "--teacher", "none"]
+        command += flags.replace("{out}", args.out).split()
+        command += ["--out", os.path.join(args.out, str(number)), "--resume"]
+        if args.steps is not None:
+            command += ["--steps", str(args.steps), "--warmup", "0"]
+        print(" ".join(command), flush=True)
+        subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
