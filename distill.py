@@ -818,10 +818,10 @@ EMBEDDED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ass
 # authors' values, with two differences: text is packed without padding, and a GPU uses bfloat16.
 RECIPES = {
     "quick": {"steps": 1800, "batch_size": 16, "length": 64, "lr": 3e-3, "warmup": 100,
-              "weight_decay": 0.01, "dropout": 0.0, "elastic": 0.0, "eval_every": 200,
+              "weight_decay": 0.01, "dropout": 0.0, "elastic": 2.5, "eval_every": 200,
               "save_every": 200},
     "full": {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
-             "weight_decay": 0.01, "dropout": 0.1, "elastic": 0.0, "eval_every": 2000,
+             "weight_decay": 0.01, "dropout": 0.1, "elastic": 2.5, "eval_every": 2000,
              "save_every": 2000},
     "paper": {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
               "weight_decay": 1e-4, "dropout": 0.1, "elastic": 0.0, "eval_every": 2000,
@@ -957,7 +957,7 @@ def add_loss_flags(parser):
     group.add_argument("--elastic", type=number(), metavar="W",
                        help="weight of: the output loss after an earlier recursion, drawn at "
                        "random for each masked word, so that the student can also be stopped "
-                       "early; it needs two recursions (default: 0)")
+                       "early; it needs two recursions (default: 2.5; paper: 0)")
     group.add_argument("--temperature", type=number(lower_is_allowed=False), default=1.0,
                        metavar="X",
                        help="divides the logits of both models in the output loss; above 1 it "
