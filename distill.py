@@ -957,7 +957,8 @@ def add_loss_flags(parser):
     group.add_argument("--elastic", type=number(), metavar="W",
                        help="weight of: the output loss after an earlier recursion, drawn at "
                        "random for each masked word, so that the student can also be stopped "
-                       "early; it needs two recursions (default: 2.5; paper: 0)")
+                       "early; it needs two recursions (default: 2.5, but 0 without the output "
+                       "loss; paper: 0)")
     group.add_argument("--temperature", type=number(lower_is_allowed=False), default=1.0,
                        metavar="X",
                        help="divides the logits of both models in the output loss; above 1 it "
@@ -1038,6 +1039,8 @@ def arguments(argv):
         is_own_teacher = args.teacher not in (None, "none", EMBEDDED_TEACHER)
         if is_own_teacher and args.device != "cpu" and torch.cuda.is_available():
             args.recipe = "full"
+    if args.elastic is None and args.output_weight == 0:
+        args.elastic = 0.0                               # it is an output loss, too
     for name, value in RECIPES[args.recipe].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -1289,8 +1292,8 @@ def check_models(args, teacher, student, tokenizer, weights):
     if "hidden" in weights or "embedding" in weights or starts_as_teacher:
         check_same(teacher, student, "hidden_size",
                    "--hidden-weight 0 --embedding-weight 0 --init random")
-    if "output" in weights:
-        check_same(teacher, student, "vocab_size", "--output-weight 0")
+    if "output" in weights or "elastic" in weights:
+        check_same(teacher, student, "vocab_size", "--output-weight 0 --elastic 0")
     if "attention" in weights:
         check_same(teacher, student, "num_attention_heads", "--attention-weight 0")
     if starts_as_teacher:

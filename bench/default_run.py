@@ -33,7 +33,7 @@ ROWS = {
     # As BERT is initialised.
     "alone-plain": NO_TEACHER + " --init random",
     # The teacher gives the first values and is not seen again.
-    "start-then-alone": "--attention-weight 0 --hidden-weight 0 --output-weight 0 --elastic 0",
+    "start-then-alone": "--attention-weight 0 --hidden-weight 0 --output-weight 0",
     # The authors start from noise and have an output matrix of its own.
     "authors-start": "--init random --no-tie-decoder",
     "authors-start-tied": "--init random",
@@ -44,7 +44,7 @@ ROWS = {
     # One loss is left out, or the paper's embedding loss comes in.
     "no-attention-loss": "--attention-weight 0",
     "no-hidden-loss": "--hidden-weight 0",
-    "no-output-loss": "--output-weight 0 --elastic 0",
+    "no-output-loss": "--output-weight 0",
     "embedding-loss": "--embedding-weight 3",
 }
 

@@ -900,6 +900,7 @@ def test_the_log_has_each_loss_by_itself(whole):
     assert [line["step"] for line in lines if "valid_accuracy" in line] == [5, 10, 12]
     for line in lines:
         total = line["mlm"] + 3 * line["attention"] + 3 * line["hidden"] + 5 * line["output"]
+        total += 2.5 * line["elastic"]
         assert line["loss"] == pytest.approx(total, rel=1e-5)
         assert line["gradient_norm"] > 0
         assert "embedding" not in line                   # its weight is 0
@@ -1191,7 +1192,7 @@ def test_bfloat16_is_near_float32_but_not_it(toy, tmp_path, monkeypatch, capsys)
                           strict=True):
         accuracies = [full.pop("valid_accuracy", 0), half.pop("valid_accuracy", 0)]
         assert half != full
-        assert half == pytest.approx(full, rel=0.01)
+        assert half == pytest.approx(full, rel=0.02)
         assert accuracies[0] == pytest.approx(accuracies[1], abs=0.05)       # of 64 places
 
 
@@ -1396,14 +1397,21 @@ def test_the_accuracies_after_each_recursion_stand_below_their_numbers(capsys):
         "student    12.5% 100.0%"]
 
 
-def test_the_elastic_loss_has_its_own_place_in_the_log(toy, tmp_path, capsys):
-    more = ["--elastic", 2.5, "--steps", 3, "--num-hidden-layers", 4]
+@pytest.mark.parametrize("flags, expected", [
+    ([], 2.5), (["--recipe", "full"], 2.5), (["--recipe", "paper"], 0.0), (["--elastic", "0"], 0.0),
+    (["--output-weight", "0"], 0.0), (["--output-weight", "0", "--elastic", "1"], 1.0)])
+def test_the_elastic_loss_comes_with_the_output_loss_unless_it_is_said(flags, expected):
+    assert distill.arguments(flags).elastic == expected
+
+
+def test_the_elastic_loss_is_left_out_where_it_is_not_possible(toy, tmp_path, capsys):
+    more = ["--elastic", 7, "--steps", 3]
     assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
-    assert "5 output + 2.5 elastic\n" in capsys.readouterr().out
-    for line in read_log(tmp_path / "run"):
-        weighted = [line["mlm"], 3 * line["attention"], 3 * line["hidden"], 5 * line["output"],
-                    2.5 * line["elastic"]]
-        assert line["loss"] == pytest.approx(sum(weighted), rel=1e-5)
+    assert "5 output + 7 elastic\n" in capsys.readouterr().out
+    more += ["--num-hidden-layers", 1]                   # one recursion has no earlier one
+    assert distill.main(distill_flags(toy, tmp_path / "other", *more)) is None
+    assert "5 output\n" in capsys.readouterr().out
+    assert "elastic" not in read_log(tmp_path / "other")[-1]
 
 
 def test_a_head_is_kept_if_the_elastic_loss_alone_trains_it(toy, tmp_path):
@@ -1657,7 +1665,7 @@ def test_without_attention_and_hidden_losses_the_numbers_of_layers_need_not_divi
     assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
     assert load(tmp_path / "run").config.num_hidden_layers == 3
     printed = capsys.readouterr().out
-    assert "loss     1 mlm + 5 output\n" in printed
+    assert "loss     1 mlm + 5 output + 2.5 elastic\n" in printed
     assert "\nlayers " not in printed
 
 
