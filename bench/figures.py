@@ -4,7 +4,7 @@
         draws the architecture, which needs no run
     python bench/figures.py out/student
         draws all that can be drawn from this run, the --out folder of distill.py
-    python bench/figures.py out/student --elastic out/elastic \\
+    python bench/figures.py out/student --plain out/plain \\
         --compare unshared=out/unshared authors=out/authors
         draws other runs of the same tokenizer beside it
 
@@ -77,7 +77,8 @@ THEMES = {
 }
 HUES = ["blue", "orange", "green", "purple", "gold"]
 # How a model looks in every picture: the hue and the marker.
-LOOKS = {"teacher": ("blue", "o"), "student": ("orange", "s"), "elastic student": ("green", "^")}
+LOOKS = {"teacher": ("blue", "o"), "student": ("orange", "s"),
+         "without elastic loss": ("green", "^")}
 OTHER_LOOKS = [("purple", "D"), ("gold", "v"), ("green", "P"), ("purple", "X"), ("gold", "*")]
 
 
@@ -408,7 +409,7 @@ class Material(NamedTuple):
     tokenizer: Tokenizer
     student: MiniALBERT
     teacher: MiniALBERT | None
-    elastic: MiniALBERT | None
+    plain: MiniALBERT | None
     compared: dict                  # {name: model}, those of --compare
 
 
@@ -424,9 +425,9 @@ def load_material(args):
     tokenizer = Tokenizer(args.run)
     student = load(args.run)
     teacher = load_teacher(args.teacher, args.run, settings.get("teacher"))
-    elastic = None
-    if args.elastic is not None:
-        elastic = load_beside("--elastic", args.elastic, tokenizer)
+    plain = None
+    if args.plain is not None:
+        plain = load_beside("--plain", args.plain, tokenizer)
     compared = {}
     for pair in args.compare:
         name, equals, path = pair.partition("=")
@@ -435,7 +436,7 @@ def load_material(args):
         if name in compared:
             raise ValueError(f"--compare {pair}: the name {name} stands for another folder already")
         compared[name] = load_beside("--compare", path, tokenizer)
-    return Material(args.run, settings, tokenizer, student, teacher, elastic, compared)
+    return Material(args.run, settings, tokenizer, student, teacher, plain, compared)
 
 
 def load_teacher(path, run, wanted):
@@ -601,8 +602,8 @@ def open_batches(args, material):
     models = {"student": material.student, **material.compared}
     if material.teacher is not None:
         models["teacher"] = material.teacher
-    if material.elastic is not None:
-        models["elastic student"] = material.elastic
+    if material.plain is not None:
+        models["without elastic loss"] = material.plain
     check_sizes(models, material.tokenizer, length)
     device = choose_device("auto")
     for model in models.values():
@@ -614,7 +615,7 @@ def open_batches(args, material):
 def measure_depth(material, batches):
     """Measure the models that have a head -> {name: [accuracy after 0, 1, ... recursions]}."""
     models = {"teacher": material.teacher, "student": material.student,
-              "elastic student": material.elastic}
+              "without elastic loss": material.plain}
     accuracies = {}
     for name, model in models.items():
         if model is not None and model.head is not None:
@@ -634,8 +635,8 @@ def arguments(argv):
     parser.add_argument("--teacher", metavar="DIR",
                         help="the run's teacher, a folder or a Hugging Face name (default: the "
                         "embedded one, if it was that)")
-    parser.add_argument("--elastic", metavar="DIR",
-                        help="a student that was trained with --elastic, for the picture depth")
+    parser.add_argument("--plain", metavar="DIR",
+                        help="a student that was trained with --elastic 0, for the picture depth")
     parser.add_argument("--compare", nargs="+", action="extend", default=[], metavar="NAME=DIR",
                         help="models for the picture parameters, and what they are called")
     parser.add_argument("--sentence", default=SENTENCE, metavar="TEXT",
@@ -655,7 +656,7 @@ def arguments(argv):
                         help="the folder for the pictures (default: assets/)")
     args = parser.parse_args(argv)
     if args.run is None:
-        needs_run = ["--teacher", "--elastic", "--compare", "--sentence", "--head", "--corpus",
+        needs_run = ["--teacher", "--plain", "--compare", "--sentence", "--head", "--corpus",
                      "--text", "--cache"]
         refuse_flags(given_flags(argv), needs_run, "without RUN it would be ignored")
     return args

@@ -68,7 +68,7 @@ def drawn(toy, finished, tmp_path_factory):
 
 def draw_all(toy, finished, out):
     """Draw all pictures of the run, and the run itself beside it -> the exit status."""
-    return draw(toy, finished, out, "--teacher", toy / "teacher", "--elastic", finished,
+    return draw(toy, finished, out, "--teacher", toy / "teacher", "--plain", finished,
                 "--compare", f"other={finished}")
 
 
@@ -124,7 +124,7 @@ def test_the_same_command_writes_the_same_bytes(toy, finished, drawn, tmp_path, 
     ("attention", ["teacher's layer 2", "student's recursion 1", "teacher's layer 4",
                    "student's recursion 2", "[CLS]", "w3", "w10", "w24", "[SEP]"]),
     ("depth", ["teacher: 40.0% at full depth", "student: 20.0% at full depth",
-               "elastic student: 20.0% at full depth"]),
+               "without elastic loss: 20.0% at full depth"]),
     ("parameters", ["teacher", "student", "other", "parameters, in millions", "20%"]),
 ])
 def test_a_picture_has_its_words(drawn, name, words):
@@ -180,13 +180,13 @@ def test_the_curves_of_depth_are_the_accuracies():
 
 def test_the_accuracies_are_those_of_the_held_out_text(toy, finished):
     flags = ["--teacher", toy / "teacher", "--corpus", toy / "corpus.txt", "--cache",
-             toy / "cache", "--elastic", finished]
+             toy / "cache", "--plain", finished]
     args = figures.arguments([str(flag) for flag in [finished, *flags]])
     material = figures.load_material(args)
     batches = figures.open_batches(args, material)
     accuracies = figures.measure_depth(material, batches)
-    assert list(accuracies) == ["teacher", "student", "elastic student"]
-    assert accuracies["elastic student"] == accuracies["student"]
+    assert list(accuracies) == ["teacher", "student", "without elastic loss"]
+    assert accuracies["without elastic loss"] == accuracies["student"]
     for model, name in ((material.teacher, "teacher"), (material.student, "student")):
         expected = distill.evaluate(model, batches)["accuracy"]
         assert accuracies[name][-1] == expected
@@ -280,7 +280,7 @@ def test_layers_that_cannot_be_matched(toy, finished):
     (["--compare", "nothing"], "--compare nothing: it must be NAME=DIR"),
     (["--compare", "a=teacher", "a=headless"], "the name a stands for another folder already"),
     (["--compare", "embedded=" + distill.EMBEDDED_TEACHER], "its tokenizer is not that of"),
-    (["--elastic", "nowhere"], "nowhere"),
+    (["--plain", "nowhere"], "nowhere"),
     (["--head", "0"], "--head"),
 ])
 def test_what_does_not_fit_to_the_run_is_refused(
