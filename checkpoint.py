@@ -393,7 +393,8 @@ def read_shards(path):
 def read_pickle(path):
     """Read a pytorch_model.bin: {name: tensor}. A pickle could run any program, if it were not for
     weights_only=True."""
-    with parsing(path, "a file of PyTorch weights"), warnings.catch_warnings(action="ignore"):
+    with parsing(path, "a file of PyTorch weights"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         if not os.path.isfile(path):
             raise ValueError("it is not a regular file")
         try:

@@ -106,7 +106,8 @@ def sentiment(tmp_path):
 
 def run(capsys, *flags, code=None):
     """Run finetune.py, assert its exit status, return what it printed."""
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         status = main([str(flag) for flag in flags])
     printed = capsys.readouterr()
     assert status == code, printed

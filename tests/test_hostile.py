@@ -1013,7 +1013,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(command, flags, desk, tmp_p
     def run(full=None):
         disk.full = full
         disk.names.clear()
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return MAIN[script](flags)
 
     assert run() is None                                 # from here on the tokens are in the cache

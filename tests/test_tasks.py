@@ -72,7 +72,8 @@ def test_classification_scores_are_those_of_scikit_learn():
         guesses = rng.choices(labels, k=size)
         gold_is_1 = [label == "1" for label in gold]
         guess_is_1 = [label == "1" for label in guesses]
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             expected = {
                 "accuracy": metrics.accuracy_score(gold, guesses),
                 "f1": metrics.f1_score(gold_is_1, guess_is_1, zero_division=0),
@@ -105,7 +106,8 @@ def test_entity_scores_are_those_of_seqeval():
         lengths = [rng.randint(1, 7) for _ in range(rng.randint(1, 3))]
         gold = [rng.choices(tags, k=length) for length in lengths]
         guesses = [rng.choices(tags, k=length) for length in lengths]
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             expected = {"f1": seqeval.f1_score(gold, guesses),
                         "precision": seqeval.precision_score(gold, guesses),
                         "recall": seqeval.recall_score(gold, guesses)}
@@ -221,7 +223,8 @@ def test_the_scores_of_each_type_of_entity_are_those_of_seqeval():
         guesses = [rng.choices(tags, k=length) for length in lengths]
         if not tasks.entities_of_all(gold) and not tasks.entities_of_all(guesses):
             continue                                     # seqeval cannot report on nothing
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             report = seqeval.classification_report(gold, guesses, output_dict=True)
         found = detailed_scores(task, [text_example("t", tags) for tags in gold], guesses)
         assert found.keys() == {name for name in report if not name.endswith("avg")}
