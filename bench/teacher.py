@@ -34,12 +34,15 @@ def main():
     parser.add_argument("--steps", type=int, metavar="N",
                         help="make N steps of each run alone, to try the script (default: all)")
     args = parser.parse_args()
+    script = os.path.join(ROOT, "distill.py")
     for number, flags in enumerate(RUNS, 1):
-        command = [sys.executable, os.path.join(ROOT, "distill.py"), "--teacher", "none"]
-        command += flags.replace("{out}", args.out).split()
-        command += ["--out", os.path.join(args.out, str(number)), "--resume"]
+        out = os.path.join(args.out, str(number))
+        flags = flags.replace("{out}", args.out)
+        command = [sys.executable, script, "--teacher", "none", "--out", out, "--resume"]
+        command += flags.split()
         if args.steps is not None:
-            command += ["--steps", str(args.steps), "--warmup", "0"]
+            command += ["--steps", str(args.steps)]
+            command += ["--warmup", "0"]
         print(" ".join(command), flush=True)
         subprocess.run(command, check=True)
 
