@@ -857,6 +857,13 @@ def run_command(name, action):
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         return 130
+    except BaseException as error:
+        # The tokenizers library is written in Rust. Where a rule of a tokenizer.json takes for ever
+        # on some text, it raises this error, which is no Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        print(f"{name}: error: the tokenizers library gave up: {error}", file=sys.stderr)
+        return 2
 
 
 def arguments(argv):

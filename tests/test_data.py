@@ -1351,6 +1351,18 @@ def test_an_interrupt_is_one_line_and_status_130(capsys):
     assert said.out == "" and said.err.strip() == "some.py: interrupted"
 
 
+def test_a_tokenizer_whose_rule_takes_for_ever_is_an_error(tmp_path, capfd):
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(
+        {token: i for i, token in enumerate([*SPECIAL_TOKENS, "a"])}, unk_token="[UNK]"))
+    rule = tokenizers.Regex("(a+)+$")
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(rule, "isolated")
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(str(tmp_path))
+    assert run_command("some.py", lambda: tokenizer.encode(["a" * 40 + "b"])) == 2
+    last_line = capfd.readouterr().err.splitlines()[-1]  # the library prints lines of its own
+    assert last_line.startswith("some.py: error: the tokenizers library gave up: ")
+
+
 def test_a_defect_of_the_program_keeps_its_traceback():
     def action():
         raise TypeError("a defect")
