@@ -858,8 +858,8 @@ def run_command(name, action):
         print(f"\n{name}: interrupted", file=sys.stderr)
         return 130
     except BaseException as error:
-        # The tokenizers library is written in Rust. Where a rule of a tokenizer.json takes for ever
-        # on some text, it raises this error, which is no Exception.
+        # The tokenizers library, which is written in Rust, raises PanicException if a rule of a
+        # tokenizer.json takes too long on some text. It is not a subclass of Exception.
         if type(error).__name__ != "PanicException":
             raise
         print(f"{name}: error: the tokenizers library gave up: {error}", file=sys.stderr)

@@ -592,7 +592,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
 
 
 def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recursions=None):
-    """Load a model for a task -> (Classifier, Task). The last four are those of load_encoder.
+    """Load a model for a task -> (Classifier, Task). For the other arguments see load_encoder.
 
     The saved head is loaded if the folder holds a model that was fine-tuned for the same labels;
     for other labels there is a ValueError. Otherwise, or if mode is "random", the head is new. If

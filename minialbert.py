@@ -330,11 +330,10 @@ class MiniALBERT(nn.Module):
 
 
 def keep_recursions(model, recursions):
-    """Cut off all recursions of a model but the first ones, in place: it becomes faster.
+    """Remove all recursions from a model but the first `recursions` of them, in place.
 
-    ValueError if the model has not so many, or if it has groups and layer_of_recursion would
-    find other layers than before: of 6 recursions with the layers 0 0 0 1 1 1 the first four would
-    get 0 0 1 1.
+    ValueError if the model has fewer, or if the kept ones would no longer apply the same layers: of
+    6 recursions with the layers 0 0 0 1 1 1 the first four would get 0 0 1 1.
     """
     G = model.config.num_hidden_groups
     R = model.config.num_hidden_layers

@@ -129,6 +129,7 @@ def make_distillation(setup, shape, bf16, compiled=False, micro_batch_size=0, dr
     student.to(device)
     if bf16:
         distill.cast_linear_layers(teacher)
+    # These are the losses of the paper, without the elastic one, as in the authors' code.
     weights = dict(distill.LOSS_WEIGHTS)
     del weights["embedding"]                             # its weight is 0 in the recipe
     batches = random_batches(shape, Clock())

@@ -15,9 +15,10 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TOKENIZER = os.path.join(ROOT, "assets", "teacher")
-# The flags of each run. The first one makes the model; {out} is the folder of the script's --out.
+# The flags of each run. The first one makes the model. {tokenizer} stands for the folder with the
+# vocabulary, {out} for that of the script's --out.
 RUNS = [
-    f"--tokenizer {TOKENIZER} --hidden-size 128 --embedding-size 128 --num-hidden-layers 4 "
+    "--tokenizer {tokenizer} --hidden-size 128 --embedding-size 128 --num-hidden-layers 4 "
     "--num-hidden-groups 4 --length 32 --batch-size 64 --lr 1e-3 --warmup 300 --steps 3000",
     "--student {out}/1 --length 128 --batch-size 16 --lr 1e-3 --warmup 300 --weight-decay 0.1 "
     "--steps 16000",
@@ -37,9 +38,9 @@ def main():
     script = os.path.join(ROOT, "distill.py")
     for number, flags in enumerate(RUNS, 1):
         out = os.path.join(args.out, str(number))
-        flags = flags.replace("{out}", args.out)
         command = [sys.executable, script, "--teacher", "none", "--out", out, "--resume"]
-        command += flags.split()
+        for word in flags.split():
+            command.append(word.format(tokenizer=TOKENIZER, out=args.out))
         if args.steps is not None:
             command += ["--steps", str(args.steps)]
             command += ["--warmup", "0"]
