@@ -544,9 +544,9 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     inputs: folders that are read, of the teacher and so on; `out` must be none of them
 
     A folder that is not empty must hold a run of this script, and resume or overwrite must be
-    True; the caller then removes the old files with remove_run. A run that is still going on has
-    locked the folder; the lock of a killed run is gone with its process. ValueError says what is
-    wrong. If nothing has been written in the end, the folder is removed.
+    True. Its files stay as they are until the caller calls claim_folder. A run that is still going
+    on has locked the folder; the lock of a killed run is gone with its process. ValueError says
+    what is wrong. If nothing has been written in the end, the folder is removed.
     """
     for path in inputs:
         if path is not None and os.path.realpath(path) == os.path.realpath(out):
@@ -563,16 +563,24 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
             if not lock(run_file):
                 raise ValueError(f"--out {out}: another run is writing into it")
             is_ours = True
-            # A run that goes on leaves it alone, so that a full disk cannot spoil it.
-            if not resume or os.path.getsize(run_path) == 0:
-                run_file.truncate(0)
-                run_file.write(json.dumps({"script": script, "settings": settings}, indent=1))
-                run_file.flush()
             yield
     finally:
-        if is_ours and os.listdir(out) == [RUN_FILE]:
+        if is_ours and (os.listdir(out) == [RUN_FILE] or os.path.getsize(run_path) == 0):
             os.remove(run_path)
-            os.rmdir(out)
+            if os.listdir(out) == []:
+                os.rmdir(out)
+
+
+def claim_folder(out, script, settings, resume):
+    """Begin a run in the folder `out`, which run_folder keeps: remove what an earlier run wrote and
+    write the settings of this one into run.json. A run that goes on leaves everything alone."""
+    files = [path for path in files_of_run(out) if os.path.basename(path) != RUN_FILE]
+    if resume and files:
+        return
+    remove_run(out)
+    # The file is written in place, because its lock would not pass over to a new one.
+    with open(os.path.join(out, RUN_FILE), "w", encoding="utf-8") as run_file:
+        run_file.write(json.dumps({"script": script, "settings": settings}, indent=1))
 
 
 def check_owner(out, script, resume, overwrite):

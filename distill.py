@@ -49,7 +49,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from checkpoint import (MODEL_FILES, fetch, load, parsing, remove_run, restore_training_state,
+from checkpoint import (MODEL_FILES, claim_folder, fetch, load, parsing, restore_training_state,
                         run_folder, save, save_training_state)
 from data import (CACHE, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, CommandParser,
                   MaskedBatches, Tokenizer, open_corpus, run_command)
@@ -1201,8 +1201,8 @@ def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, 
     print_scores(models, valid_batches, bf16)
     with explaining_memory(args.batch_size, args.micro_batch_size, args.length):
         describe_run(distillation, options.steps, run_state.first_step, device)
-        if args.overwrite and processes.rank == 0:
-            remove_run(args.out)
+        if processes.rank == 0:
+            claim_folder(args.out, "distill.py", settings, args.resume)
         train(student, distillation, run_state, options, settings, evaluate_student, save_student,
               processes)
     print_scores(models, valid_batches, bf16, each_recursion=True)

@@ -40,8 +40,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from checkpoint import (MODEL_FILES, check_finite, fetch, first_few, load, parsing, read_json,
-                        read_safetensors, remove_run, replace_file, save, write_json,
+from checkpoint import (MODEL_FILES, check_finite, claim_folder, fetch, first_few, load, parsing,
+                        read_json, read_safetensors, replace_file, save, write_json,
                         write_safetensors)
 from data import (NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, CommandParser, Tokenizer,
                   docs_on_this_machine, run_command)
@@ -956,8 +956,8 @@ def run(args):
         check_language(encoded["train"].features, tokenizer, model_path)
         teacher, teacher_task = load_teacher(args.distill_from, task, tokenizer, encoded,
                                              processes.device, bf16)
-        if args.overwrite and processes.rank == 0:
-            remove_run(out)
+        if processes.rank == 0:
+            claim_folder(out, "finetune.py", settings, args.resume)
         tuning = Tuning(args, model_path, out, task, tokenizer, teacher, teacher_task, processes,
                         bf16)
         rows = majority_rows(task, splits)

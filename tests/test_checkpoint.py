@@ -17,7 +17,7 @@ import checkpoint
 from checkpoint import (
     MODEL_FILES, check_tensors, fetch, first_few, load, lock, name_in_file, owner_of,
     parse_json_object, parsing, read_config, read_json, read_safetensors, read_text, read_weights,
-    remove_abandoned, remove_run, replace_file, restore_training_state, run_folder, save,
+    remove_abandoned, claim_folder, replace_file, restore_training_state, run_folder, save,
     save_training_state, write_json, write_safetensors)
 from conftest import (
     A, C, E, KINDS, MAX_POSITIONS, R, ROOT, V, assert_close, assert_same_as_authors,
@@ -981,8 +981,7 @@ def do_run(out, script="distill.py", files=("model.safetensors",), settings=SETT
            **flags):
     """Do a run that writes these files into its folder, after it has removed an older run."""
     with run_folder(str(out), script, settings, inputs, **flags):
-        if flags.get("overwrite"):
-            remove_run(str(out))
+        claim_folder(str(out), script, settings, flags.get("resume", False))
         for name in files:
             (out / name).parent.mkdir(exist_ok=True)
             (out / name).write_text(script)
@@ -1088,15 +1087,30 @@ def test_the_owner_of_a_folder_without_run_json_is_seen_from_its_state(tmp_path,
     assert owner_of(tmp_path) == owner
 
 
-def test_a_run_that_goes_on_keeps_its_run_json_and_writes_one_only_where_none_is(tmp_path):
+def test_a_run_that_goes_on_keeps_its_run_json_and_writes_none_where_none_is(tmp_path):
     (tmp_path / "training.safetensors").write_text("x")  # of an earlier version: no run.json
     do_run(tmp_path, resume=True)
+    assert not (tmp_path / "run.json").exists()
+    do_run(tmp_path, overwrite=True)
     written = (tmp_path / "run.json").read_bytes()
-    assert json.loads(written)["script"] == "distill.py"
     do_run(tmp_path, settings=SETTINGS | {"new": 1}, resume=True)
     assert (tmp_path / "run.json").read_bytes() == written
     do_run(tmp_path, settings=SETTINGS | {"new": 1}, overwrite=True)
     assert read_json(tmp_path / "run.json")["settings"]["new"] == 1
+
+
+@pytest.mark.parametrize("flags", [{"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize("has_run_json", [True, False])
+def test_a_run_that_fails_before_it_begins_leaves_the_one_before_as_it_was(
+        tmp_path, flags, has_run_json):
+    do_run(tmp_path, files=["training.safetensors", "log.jsonl"])
+    if not has_run_json:
+        (tmp_path / "run.json").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(RuntimeError, match="odd"):
+        with run_folder(str(tmp_path), "distill.py", SETTINGS | {"new": 1}, [], **flags):
+            raise RuntimeError("odd")
+    assert contents(tmp_path) == before
 
 
 def test_to_overwrite_removes_all_that_runs_write_and_nothing_else(tmp_path):
@@ -1130,6 +1144,7 @@ def test_a_run_that_writes_nothing_leaves_no_folder(tmp_path):
     assert not (tmp_path / "new" / "out").exists()
     with pytest.raises(KeyboardInterrupt):
         with run_folder(str(tmp_path / "out"), "distill.py", SETTINGS, []):
+            claim_folder(str(tmp_path / "out"), "distill.py", SETTINGS, resume=False)
             (tmp_path / "out" / "log.jsonl").write_text("a step")
             raise KeyboardInterrupt
     assert sorted(os.listdir(tmp_path / "out")) == ["log.jsonl", "run.json"]
