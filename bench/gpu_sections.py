@@ -210,7 +210,7 @@ def parity_of_tuning(setup):
 
     The batch has two sequences, the micro-batches three: two of three micro-batches are empty.
     """
-    labels_of_kind = {"classification": ["a", "b", "c"], "regression": [], "tagging": ["O", "B"],
+    labels_of_kind = {"classification": ["a", "b", "c"], "regression": [], "tagging": ["O", "B-x"],
                       "qa": []}
     for kind, labels in labels_of_kind.items():
         task = Task(name=kind, kind=kind, labels=labels, metrics=["accuracy"], length=TOY.T,

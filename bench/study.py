@@ -31,7 +31,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 import torch
 
@@ -65,33 +67,50 @@ TOY = {
 
 # ---- Running rows -----------------------------------------------------------------------
 
-def run_rows(rows, study, places, run):
-    """Run the rows that are not done yet, one after another -> how many of them failed.
+def run_rows(rows, study, places, run, jobs=1):
+    """Run the rows that are not done yet, each after the row that it needs -> how many failed.
 
     study: the folder of the study
     places: {"study": ..., "data": ..., "minilm": ...}, the folders for which the flags have names
     run: a function like run_command
+    jobs: how many rows to run at the same time
     """
+    waiting = [row for row in rows if not is_done(read_result(study, row.name))]
+    running = {}                                         # {what the pool promises: its row}
     num_failed = 0
-    for row in rows:
-        result = read_result(study, row.name)
-        if is_done(result):
-            continue
-        # Whoever waits for the study sees which row is running.
-        print(f"{row.name} ...", end=" ", flush=True)
-        result = run_row(row, study, places, run)
-        write_json(result_path(study, row.name), result)
-        if row.part in ("task", "depth") and is_done(result):
-            # Hundreds of fine-tuned models would fill the disk.
-            shutil.rmtree(os.path.join(study, row.name, "model"))
-        if not is_done(result):
-            num_failed += 1
-        print(f"{result['state']}, {result['seconds']:.0f} s", flush=True)
+    stopping = threading.Event()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting or running:
+                for row in rows_to_start(waiting, list(running.values()), jobs):
+                    # Whoever waits for the study sees which rows are running.
+                    print(f"{row.name} ...", flush=True)
+                    waiting.remove(row)
+                    promise = pool.submit(run_row, row, study, places, run, stopping)
+                    running[promise] = row
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for promise in finished:
+                    row = running.pop(promise)
+                    result = promise.result()
+                    if not is_done(result):
+                        num_failed += 1
+                    print(f"{row.name}: {result['state']}, {result['seconds']:.0f} s", flush=True)
+        finally:
+            # After Ctrl-C the pool waits for its rows, so they are asked to end.
+            stopping.set()
     return num_failed
 
 
-def run_row(row, study, places, run):
-    """Run a row -> what to write into its result.json."""
+def rows_to_start(waiting, running, jobs):
+    """List the rows that may start now: those for whose needs no row has to be waited for, as many
+    as jobs allows beside those that are running."""
+    unfinished = {row.name for row in waiting + running}
+    ready = [row for row in waiting if row.needs not in unfinished]
+    return ready[:jobs - len(running)]
+
+
+def run_row(row, study, places, run, stopping):
+    """Run a row and write its result.json -> the content of that file."""
     folder = os.path.join(study, row.name)
     os.makedirs(folder, exist_ok=True)
     words = [row.script] + [flag.format(**places) for flag in row.flags]
@@ -104,7 +123,7 @@ def run_row(row, study, places, run):
     if row.needs != "" and not is_done(read_result(study, row.needs)):
         error = f"it needs the row {row.needs}, which is not done"
     else:
-        error = run(words, folder)
+        error = run(words, folder, stopping)
     result["seconds"] = time.perf_counter() - begin
     result["machine"] = describe_machine()
     if error is None:
@@ -118,25 +137,28 @@ def run_row(row, study, places, run):
     else:
         result["state"] = "failed"
         result["error"] = error
+    write_json(result_path(study, row.name), result)
+    if row.part in ("task", "depth") and is_done(result):
+        # Hundreds of fine-tuned models would fill the disk.
+        shutil.rmtree(os.path.join(folder, "model"))
     return result
 
 
-def run_command(words, folder):
+def run_command(words, folder, stopping):
     """Run a command -> None, or the last line of its error.
 
     What it prints is added to printed.txt in the folder; errors.txt has its last errors alone.
+    stopping: a threading.Event; when it is set, the command finishes its step, saves it and ends
     """
     printed_path = os.path.join(folder, "printed.txt")
     errors_path = os.path.join(folder, "errors.txt")
     with open(printed_path, "ab") as printed, open(errors_path, "wb") as errors:
         process = subprocess.Popen(words, cwd=ROOT, stdout=printed, stderr=errors)
-        try:
-            status = process.wait()
-        finally:
-            # After Ctrl-C the command finishes its step and saves it.
-            if process.poll() is None:
+        while process.poll() is None:
+            if stopping.wait(timeout=0.1):
                 process.terminate()
                 process.wait()
+        status = process.returncode
     if status == 0:
         return None
     with open(errors_path, encoding="utf-8", errors="replace") as errors:
@@ -274,6 +296,9 @@ def make_parser():
                        f"(default: {', '.join(usual_models)})")
     group.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
                        help="seeds of the fine-tunings (default: 0 1 2)")
+    group.add_argument("--jobs", type=int, default=1, metavar="N",
+                       help="rows that run at the same time; several use a GPU better, but their "
+                       "seconds can then not be compared (default: 1)")
     group.add_argument("--show", action="store_true", help="run nothing, print what is there")
     group.add_argument("--toy", action="store_true", help="toy sizes: a test of this script")
     add_size_flags(parser)
@@ -341,7 +366,7 @@ def run_study(args):
         rows = study_rows.list_rows(args.parts, args.rows, args.tasks, args.models, args.seeds,
                                     sizes, task_sizes)
         check_rows(rows, study)
-        num_failed = run_rows(rows, study, places, run_command)
+        num_failed = run_rows(rows, study, places, run_command, args.jobs)
     write_study(study, args.authors_seconds)
     return num_failed
 

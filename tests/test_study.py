@@ -3,6 +3,7 @@ run again, and one that fails does not stop the others. No test trains a model."
 import json
 import os
 import sys
+import threading
 
 import pytest
 
@@ -210,7 +211,7 @@ class FakeRunner:
         self.interrupting = interrupting
         self.ran = []
 
-    def __call__(self, words, folder):
+    def __call__(self, words, folder, stopping):
         name = os.path.basename(folder)
         self.ran.append(name)
         if name == self.interrupting:
@@ -260,7 +261,7 @@ def test_a_row_that_fails_is_recorded_and_does_not_stop_the_others(tmp_path):
 
 
 def test_an_outcome_that_cannot_be_read_is_a_failure(tmp_path):
-    def print_nothing_of_use(words, folder):
+    def print_nothing_of_use(words, folder, stopping):
         with open(os.path.join(folder, "printed.txt"), "w") as file:
             file.write("no JSON\n")
 
@@ -269,10 +270,37 @@ def test_an_outcome_that_cannot_be_read_is_a_failure(tmp_path):
 
 def test_a_command_that_fails_gives_the_last_line_of_its_error(tmp_path):
     command = ["sh", "-c", "echo out; echo first >&2; echo last >&2; echo >&2; exit 3"]
-    assert study.run_command(command, str(tmp_path)) == "last"
-    assert study.run_command(["sh", "-c", "exit 3"], str(tmp_path)) == "exit status 3"
-    assert study.run_command(["true"], str(tmp_path)) is None
+    stopping = threading.Event()
+    assert study.run_command(command, str(tmp_path), stopping) == "last"
+    assert study.run_command(["sh", "-c", "exit 3"], str(tmp_path), stopping) == "exit status 3"
+    assert study.run_command(["true"], str(tmp_path), stopping) is None
     assert (tmp_path / "printed.txt").read_text() == "out\n"
+
+
+def test_a_command_that_is_to_stop_is_terminated(tmp_path):
+    stopping = threading.Event()
+    stopping.set()
+    command = ["sh", "-c", "trap 'echo saved >&2; exit 3' TERM; while true; do sleep 0.01; done"]
+    assert study.run_command(command, str(tmp_path), stopping) in ("saved", "exit status -15")
+
+
+def test_rows_run_at_the_same_time_but_after_those_they_need(tmp_path):
+    # b and c wait for one another, so they run at the same time; both need a.
+    meeting = threading.Barrier(2, timeout=20)
+    order = []
+
+    def meet(words, folder, stopping):
+        name = os.path.basename(folder)
+        order.append(name)
+        if name in ("b", "c"):
+            meeting.wait()
+        return FakeRunner()(words, folder, stopping)
+
+    rows = [row_named("a"), row_named("b", needs="a"), row_named("c", needs="a"),
+            row_named("d", needs="c")]
+    assert study.run_rows(rows, str(tmp_path), PLACES, meet, jobs=2) == 0
+    assert order[0] == "a"
+    assert order[3] == "d"
 
 
 def test_other_sizes_are_not_mixed_into_a_study(tmp_path):
