@@ -157,8 +157,9 @@ ALBERT = 1
 ALBERT_LAYER = "encoder.albert_layer_groups.#.albert_layers.0"
 # This table gives for each module of our model its name in BERT's layout and its name in ALBERT's.
 # The sign '#' stands for the number of a layer or of a recursion. In ALBERT's layout the adapters
-# and the head are named as in the authors' checkpoints. A BERT has no projection and no adapters:
-# the text "not in a BERT: ..." matches no tensor, so an error says that it is missing.
+# and the head are named as in the authors' checkpoints. A BERT has no projection, no adapters and
+# no corrections: the text "not in a BERT: ..." matches no tensor, so an error says that it is
+# missing.
 MODULE_NAMES = {
     "embeddings.word":
         ("embeddings.word_embeddings", "embeddings.word_embeddings"),
@@ -198,6 +199,18 @@ MODULE_NAMES = {
         ("not in a BERT: output_adapters.#.up", "mlp_adapters.#.block.2"),
     "output_adapters.#.norm":
         ("not in a BERT: output_adapters.#.norm", "mlp_adapters.#.norm"),
+    "corrections.#.query":
+        ("not in a BERT: corrections.#.query", "corrections.#.query"),
+    "corrections.#.key":
+        ("not in a BERT: corrections.#.key", "corrections.#.key"),
+    "corrections.#.value":
+        ("not in a BERT: corrections.#.value", "corrections.#.value"),
+    "corrections.#.attention_output":
+        ("not in a BERT: corrections.#.attention_output", "corrections.#.attention_output"),
+    "corrections.#.intermediate":
+        ("not in a BERT: corrections.#.intermediate", "corrections.#.intermediate"),
+    "corrections.#.output":
+        ("not in a BERT: corrections.#.output", "corrections.#.output"),
     "head.dense":
         ("cls.predictions.transform.dense", "vocab_transform"),
     "head.norm":
@@ -333,9 +346,9 @@ def read_config(path):
         activation = found.get("hidden_act", "gelu")
         if activation != "gelu":
             raise ValueError(f"hidden_act is {activation!r:.40}, but only 'gelu' is known here")
-        # The sizes must be there, except three that a BERT's config does not have. The others
+        # The sizes must be there, except four that a BERT's config does not have. The others
         # keep our defaults if they are absent.
-        optional = ("adapter_size", "embedding_size", "num_hidden_groups")
+        optional = ("adapter_size", "correction_rank", "embedding_size", "num_hidden_groups")
         for field in fields(Config):
             is_required = field.type is int and field.name not in optional
             if is_required and field.name not in found:
@@ -419,13 +432,13 @@ def save(model, path, dtype=torch.float32):
     """Write config.json and model.safetensors into the folder path, which is made if need be.
 
     A BERT is written in BERT's layout, everything else in ALBERT's: transformers opens a BERT with
-    its head, and the encoder of a student without adapters as an AlbertModel. A student with
-    adapters gets the model_type "minialbert", which transformers does not know and refuses.
+    its head, and the encoder of a student without adapters and corrections as an AlbertModel. Any
+    other student gets the model_type "minialbert", which transformers does not know and refuses.
     """
     config = model.config
     if config.is_bert:
         kind = "Bert"
-    elif config.adapter_size > 0:
+    elif config.adapter_size > 0 or config.correction_rank > 0:
         kind = "MiniALBERT"
     else:
         kind = "Albert"

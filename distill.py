@@ -279,6 +279,7 @@ def start_from_teacher(student, teacher, ids):
     """
     start_embeddings(student.embeddings, teacher.embeddings, ids)
     start_layers(student, teacher)
+    start_corrections(student, teacher)
     same_kind = student.config.tie_decoder == teacher.config.tie_decoder
     if student.head is not None and teacher.head is not None and same_kind:
         student.head.load_state_dict(teacher.head.state_dict())
@@ -334,6 +335,27 @@ def start_layers(student, teacher):
         for name in middle[0]:
             mean[name] = sum(weights[name] for weights in middle) / len(middle)
         layer.load_state_dict(mean)
+
+
+def start_corrections(student, teacher):
+    """Start each correction as what the shared layer lacks to be the teacher's layer.
+
+    A correction has only rank K. Of all matrices of that rank, the nearest one is that of the K
+    largest singular values.
+    """
+    R = student.config.num_hidden_layers
+    L = teacher.config.num_hidden_layers
+    K = student.config.correction_rank
+    for r, correction in enumerate(student.corrections):
+        shared = student.layer_of_recursion(r)
+        wanted = teacher.layer_of_recursion((r + 1) * L // R - 1)             # as in match_layers
+        # The names of the six matrices come in the order of the correction's parts.
+        for part, name in zip(correction.children(), correction(shared)):
+            difference = wanted.get_parameter(name) - shared.get_parameter(name)
+            left, sizes, right = torch.linalg.svd(difference, full_matrices=False)
+            root = sizes[:K].sqrt()                      # (K,), shared out between both factors
+            part.up.copy_(left[:, :K] * root)
+            part.down.copy_(root[:, None] * right[:K])
 
 
 # ---- The training loop; finetune.py uses it, too ----------------------------------------
@@ -829,7 +851,8 @@ RECIPES = {
               "num_hidden_layers": 6, "embedding_size": 128},
 }
 SHAPE_FLAGS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size",
-               "adapter_size", "num_attention_heads", "intermediate_size", "tie_decoder")
+               "adapter_size", "correction_rank", "num_attention_heads", "intermediate_size",
+               "tie_decoder")
 
 
 def whole_number(smallest):
@@ -929,7 +952,12 @@ def add_model_flags(parser):
     group.add_argument("--embedding-size", type=size, metavar="E",
                        help="width of the embeddings (default: 128, but at most C / 2)")
     group.add_argument("--adapter-size", type=whole_number(0), metavar="A",
-                       help="width of the adapters, 0 for none (default: C / 16; 0 if R = G)")
+                       help="width of each recursion's adapters, 0 for none (default: 0; in the "
+                       "recipe paper C / 16)")
+    group.add_argument("--correction-rank", type=whole_number(0), metavar="K",
+                       help="rank of each recursion's own corrections of the shared matrices, 0 "
+                       "for none (default: C / 8; 0 in the recipe paper, with --adapter-size, or "
+                       "if nothing is shared)")
     group.add_argument("--num-attention-heads", type=size, metavar="H",
                        help="attention heads (default: the teacher's; C / 32 without one)")
     group.add_argument("--intermediate-size", type=size, metavar="I",
@@ -1264,6 +1292,8 @@ def student_config(args, teacher, vocab_size):
     if shape["num_hidden_layers"] == 12:
         shape["num_hidden_layers"] = 6                   # the paper's student of a BERT-base
     shape["num_hidden_groups"] = 1
+    shape["adapter_size"] = 0
+    shape["correction_rank"] = 0
     shape["embedding_size"] = min(128, C // 2)
     shape["tie_decoder"] = True
     shape["hidden_dropout_prob"] = args.dropout
@@ -1271,10 +1301,13 @@ def student_config(args, teacher, vocab_size):
     for name in SHAPE_FLAGS:
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
-    if args.adapter_size is None:
-        shape["adapter_size"] = 0                        # if nothing is shared, no adapters
-        if shape["num_hidden_groups"] < shape["num_hidden_layers"]:
+    shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
+    if shares_layers and args.adapter_size is None and args.correction_rank is None:
+        # Something has to tell the recursions apart.
+        if args.recipe == "paper":
             shape["adapter_size"] = C // 16
+        else:
+            shape["correction_rank"] = C // 8
     return Config(**shape)
 
 

@@ -568,14 +568,15 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     """Load the encoder in a folder, without its masked-language-model head.
 
     mode: "random" ignores the saved weights and starts from random ones; "adapters" adds adapters
-    if the encoder has none
+    if the encoder has neither adapters nor corrections
     sample: (ids, mask), two arrays (B, T), to which new adapters are fitted
     recursions: how many of the encoder's to use, the first ones; None: all
     """
     found = load(path, recursions)
     config = replace(found.config, hidden_dropout_prob=dropout,
                      attention_probs_dropout_prob=dropout)
-    adds_adapters = mode == "adapters" and config.adapter_size == 0
+    has_none = config.adapter_size == 0 and config.correction_rank == 0
+    adds_adapters = mode == "adapters" and has_none
     if adds_adapters:
         config = replace(config, adapter_size=max(1, config.hidden_size // 16))
     encoder = MiniALBERT(config, head=False)
@@ -693,8 +694,8 @@ class Tuning(NamedTuple):
 def fine_tune(tuning, splits, mode, seed, lr):
     """Make one run -> (the model, {split: Result}).
 
-    mode says what is trained: all; adapters (and the head); head (alone); random, which is like
-    all, but the encoder starts from random weights.
+    mode says what is trained: all; adapters (corrections, too, and the head); head (alone); random,
+    which is like all, but the encoder starts from random weights.
     """
     args = tuning.args
     task = tuning.task
@@ -706,7 +707,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
                                args.recursions)
     model.to(tuning.processes.device)
     for name, parameter in model.encoder.named_parameters():
-        is_adapter = "_adapters." in name
+        is_adapter = "_adapters." in name or name.startswith("corrections.")
         parameter.requires_grad_(mode in ("all", "random") or (mode == "adapters" and is_adapter))
     task_loss = TaskLoss(model, task, features, args.batch_size, seed, pad_id, tuning.teacher,
                          tuning.teacher_task, args.micro_batch_size, tuning.processes, tuning.bf16)
@@ -832,8 +833,8 @@ def arguments(argv):
     group = parser.add_argument_group("training")
     what = group.add_mutually_exclusive_group()
     what.add_argument("--adapters-only", dest="mode", action="store_const", const="adapters",
-                      default="all", help="train only the adapters and the head; adapters are "
-                      "added if the model has none")
+                      default="all", help="train only the head and what each recursion has "
+                      "of its own, adapters or corrections; a model with neither gets adapters")
     what.add_argument("--freeze", dest="mode", action="store_const", const="head",
                       help="train only the head")
     group.add_argument("--lr", type=number(), nargs="+", metavar="X",

@@ -5,7 +5,8 @@ The paper: MiniALBERT: Model Distillation via Parameter-Efficient Recursive Tran
 
 - recursion: one layer, or a few, is applied num_hidden_layers times with the same weights
 - factorised embeddings: the tables have a small width E; a linear layer widens them to C
-- bottleneck adapters: each recursion has two small modules of its own, so that it can differ
+- something of its own for each recursion, so that it can differ: two bottleneck adapters, small
+  modules in between, as in the paper; or low-rank corrections of the layer's six matrices
 
 One class serves for teacher and student, because a BERT is a MiniALBERT that shares nothing.
 
@@ -20,6 +21,7 @@ Dimensions, here and in the other files:
     C  width of hidden states       E  width of embeddings       V  tokens in the vocabulary
     H  attention heads              D  width of a head, C / H
     I  width of the feed-forward    A  width of an adapter
+    K  rank of a correction
     R  recursions: number of times that a layer is applied; in a BERT its number of layers
     G  groups: number of different layers, 1 in a MiniALBERT, R in a BERT
 Layers and recursions are counted from 0.
@@ -29,11 +31,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 
 @dataclass
 class Config:
-    """The shape of a model; all fields but the last two are named as in Hugging Face's ALBERT.
+    """The shape of a model; all fields but the last three are named as in Hugging Face's ALBERT.
 
     ValueError, naming the field, if one has a wrong type, is out of range or contradicts another.
     """
@@ -51,6 +54,7 @@ class Config:
     layer_norm_eps: float = 1e-12
     adapter_size: int = 0                       # A; 0: no adapters; the paper has C / 16
     tie_decoder: bool = True                    # False: the authors' separate (V, C) output matrix
+    correction_rank: int = 0                    # K; 0: no corrections
 
     def __post_init__(self):
         for field in fields(self):
@@ -62,12 +66,17 @@ class Config:
             raise ValueError(f"num_hidden_groups {self.num_hidden_groups} is more than "
                              f"num_hidden_layers {self.num_hidden_layers}")
 
+        if self.correction_rank > min(self.hidden_size, self.intermediate_size):
+            raise ValueError(f"correction_rank {self.correction_rank} is more than hidden_size "
+                             f"{self.hidden_size} or intermediate_size {self.intermediate_size}")
+
     @property
     def is_bert(self):
         """True if this is the shape of an ordinary BERT, which shares nothing."""
         shares_nothing = self.num_hidden_groups == self.num_hidden_layers
         factorised = self.embedding_size != self.hidden_size
-        return shares_nothing and not factorised and self.adapter_size == 0
+        has_additions = self.adapter_size > 0 or self.correction_rank > 0
+        return shares_nothing and not factorised and not has_additions
 
 
 def check_field(name, kind, value):
@@ -85,8 +94,8 @@ def check_field(name, kind, value):
             raise ValueError(f"{name} is {value!r:.60}, but must be a number from 0 to 1")
         return
     smallest = 1
-    if name == "adapter_size":
-        smallest = 0                                     # 0 means: no adapters
+    if name in ("adapter_size", "correction_rank"):
+        smallest = 0                                     # 0 means: none
     largest = 2**24                                      # the limit of widths and tables
     if name.startswith("num_"):
         largest = 2**10                                  # the limit of layers, groups, heads
@@ -209,6 +218,50 @@ class Adapter(nn.Module):
         return self.norm(x + self.up(bottleneck))        # (B, T, C)
 
 
+class LowRank(nn.Module):
+    """A matrix (num_out, num_in) of rank K: up @ down. It has K * (num_out + num_in) parameters."""
+
+    def __init__(self, num_in, num_out, rank):
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, num_in))
+        self.up = nn.Parameter(torch.empty(num_out, rank))
+
+    def forward(self):
+        return self.up @ self.down
+
+
+class Correction(nn.Module):
+    """What one recursion adds to the six matrices of the layer that it shares with others.
+
+    Such low-rank changes of a matrix are LoRA's (Hu et al. 2021); Bae et al. 2024 gave each
+    recursion its own (Relaxed Recursive Transformers, arXiv 2410.20672).
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        C = config.hidden_size
+        I = config.intermediate_size
+        K = config.correction_rank
+        self.query = LowRank(C, C, K)
+        self.key = LowRank(C, C, K)
+        self.value = LowRank(C, C, K)
+        self.attention_output = LowRank(C, C, K)
+        self.intermediate = LowRank(C, I, K)
+        self.output = LowRank(I, C, K)
+
+    def forward(self, layer):
+        """Return the corrected matrices {name in the layer: matrix}; the layer stays as it is."""
+        attention = layer.attention
+        return {
+            "attention.query.weight": attention.query.weight + self.query(),
+            "attention.key.weight": attention.key.weight + self.key(),
+            "attention.value.weight": attention.value.weight + self.value(),
+            "attention.output.weight": attention.output.weight + self.attention_output(),
+            "intermediate.weight": layer.intermediate.weight + self.intermediate(),
+            "output.weight": layer.output.weight + self.output(),
+        }
+
+
 class Layer(nn.Module):
     """BERT's layer: attention, add, norm, feed-forward, add, norm; adapters are optional."""
 
@@ -272,6 +325,10 @@ class MiniALBERT(nn.Module):
         self.attention_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
         # These act on the output of attention, before the feed-forward.
         self.output_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
+        num_corrections = 0
+        if config.correction_rank > 0:
+            num_corrections = config.num_hidden_layers   # one for each recursion
+        self.corrections = nn.ModuleList(Correction(config) for _ in range(num_corrections))
         self.head = None
         if head:
             self.head = Head(config)
@@ -308,7 +365,13 @@ class MiniALBERT(nn.Module):
         for r in range(self.config.num_hidden_layers):
             layer = self.layer_of_recursion(r)           # with G = 1 it is always the same layer
             adapters = self.adapters_of_recursion(r)     # these are the recursion's own
-            x, log_map = layer(x, mask, want_map=r in maps, adapters=adapters)
+            settings = {"want_map": r in maps, "adapters": adapters}
+            if self.config.correction_rank == 0:
+                x, log_map = layer(x, mask, **settings)
+            else:
+                # The same call of the layer, with this recursion's matrices in place of its own.
+                matrices = self.corrections[r](layer)
+                x, log_map = functional_call(layer, matrices, (x, mask), settings)
             hidden.append(x)
             if r in maps:
                 attention[r] = log_map
@@ -349,6 +412,7 @@ def keep_recursions(model, recursions):
     model.layers = model.layers[:num_groups]
     model.attention_adapters = model.attention_adapters[:recursions]
     model.output_adapters = model.output_adapters[:recursions]
+    model.corrections = model.corrections[:recursions]
 
 
 @torch.no_grad()
@@ -363,7 +427,8 @@ def initialise(model, plain=False):
       order of words is visible from the first step
     - query and key weights are 4 times larger; otherwise the first attention maps are almost
       uniform, and it takes thousands of steps until they are not (EXPERIMENTS.md)
-    - an adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input
+    - an adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input; that of a
+      correction, too, so that it starts as no change
     """
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
@@ -379,6 +444,9 @@ def initialise(model, plain=False):
         layer.attention.key.weight.mul_(4)
     for adapter in list(model.attention_adapters) + list(model.output_adapters):
         adapter.up.weight.zero_()
+    for name, parameter in model.corrections.named_parameters():
+        if name.endswith("up"):
+            parameter.zero_()
     num_positions, width = model.embeddings.position.weight.shape
     # The root mean square of a sine is 1 / sqrt(2); multiplying by 0.02 * sqrt(2) makes it 0.02.
     model.embeddings.position.weight.copy_(0.02 * 2**0.5 * sinusoids(num_positions, width))
@@ -396,7 +464,8 @@ def sinusoids(num_positions, width):
 def count_parameters(model):
     """Count a model's parameters: {part: number}.
 
-    embeddings, layers, adapters, head: the number of parameters in each part
+    embeddings, layers, adapters, head: the number of parameters in each part; corrections count as
+        adapters
     stored: the sum of the four parts
     body: stored without the head
     applied: stored, but a shared layer counts once for each time that it is applied
@@ -404,7 +473,7 @@ def count_parameters(model):
     counts = {"embeddings": 0, "layers": 0, "adapters": 0, "head": 0}
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]
-        if part in ("attention_adapters", "output_adapters"):
+        if part in ("attention_adapters", "output_adapters", "corrections"):
             part = "adapters"
         counts[part] += parameter.numel()
     stored = sum(counts.values())

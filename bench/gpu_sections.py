@@ -583,7 +583,7 @@ def report_groups(setup, title, estimates, events, num_steps):
 
 
 def is_operation(event):
-    """Tell whether an average of a profile is that of an operation: aten::mm, triton_..., and so on.
+    """Tell whether an average of a profile is that of an operation, such as aten::mm or triton_...
 
     Other events have times of kernels, too: the kernels themselves, and what the profiler books on
     its own waiting ("Command Buffer Full"), which would count kernels twice.

@@ -25,7 +25,7 @@ from tasks import METRICS, Task
 
 # The sizes are odd and all different, so that no test passes with two axes exchanged.
 # They are named as in minialbert.py, but for F, which is called I there.
-B, T, C, H, V, E, F, A, R = 3, 7, 24, 3, 101, 10, 40, 4, 5
+B, T, C, H, V, E, F, A, K, R = 3, 7, 24, 3, 101, 10, 40, 4, 6, 5
 D = C // H
 MAX_POSITIONS = 16
 
@@ -40,6 +40,9 @@ KINDS = {
     "adapters": {"adapter_size": A},
     "adapters, E = C": {"adapter_size": A, "embedding_size": C},
     "adapters, untied": {"adapter_size": A, "tie_decoder": False},
+    "corrections": {"correction_rank": K},
+    "corrections, adapters, partly shared": {"correction_rank": K, "adapter_size": A,
+                                             "num_hidden_groups": 2},
 }
 
 

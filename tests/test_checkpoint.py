@@ -431,6 +431,15 @@ def test_a_student_is_saved_under_the_authors_names(tmp_path):
     assert_same_as_authors(model, weights)
 
 
+def test_a_checkpoint_from_before_there_were_corrections_has_none(tmp_path):
+    model = random_model(adapter_size=A)
+    save(model, tmp_path)
+    config = read_json(tmp_path / "config.json")
+    del config["correction_rank"]
+    write_json(tmp_path / "config.json", config)
+    assert load(tmp_path).config == model.config
+
+
 def test_names_are_translated():
     bert = "encoder.layer.12.attention.output.LayerNorm.bias"
     albert = "encoder.albert_layer_groups.12.albert_layers.0.attention.LayerNorm.bias"
@@ -540,7 +549,7 @@ def test_the_config_says_what_the_model_is(tmp_path, kind):
     family = "Albert"
     if kind.startswith("bert"):
         family = "Bert"
-    elif kind.startswith("adapters"):
+    elif kind.startswith(("adapters", "corrections")):
         family = "MiniALBERT"
     assert config["model_type"] == family.lower()
     with_head = family + "ForMaskedLM"
@@ -566,8 +575,9 @@ def test_a_saved_student_opens_as_an_albert_with_nothing_missing(transformers, t
     assert_close(hidden[-1], theirs.last_hidden_state)
 
 
-def test_a_student_with_adapters_is_refused_by_transformers(transformers, tmp_path):
-    save(random_model(adapter_size=A), tmp_path)
+@pytest.mark.parametrize("kind", ["adapters", "corrections"])
+def test_a_student_that_is_no_albert_is_refused_by_transformers(transformers, tmp_path, kind):
+    save(random_model(**KINDS[kind]), tmp_path)
     with pytest.raises(ValueError, match="minialbert"):
         transformers.AutoModel.from_pretrained(tmp_path)
 

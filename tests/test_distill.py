@@ -574,6 +574,39 @@ def test_a_layer_starts_as_the_mean_of_the_middle_ones_it_stands_for(
             assert torch.allclose(found, total / len(numbers), atol=1e-7), name
 
 
+@torch.no_grad()
+def test_a_start_with_corrections_of_full_rank_is_the_teachers_layers():
+    """Each recursion then applies the matrices of the layer that match_layers gives it."""
+    teacher = noisy_model(replace(TOY_TEACHER, num_hidden_layers=4, num_hidden_groups=4))
+    for R in (2, 4):
+        config = replace(STUDENT, num_hidden_layers=R, num_hidden_groups=1, correction_rank=C)
+        student = noisy_model(config)
+        start_from_teacher(student, teacher, torch.randint(5, V, (32, T)))
+        for r, layer in match_layers(R, 4):
+            corrected = student.corrections[r](student.layers[0])
+            for name, matrix in corrected.items():
+                wanted = teacher.layers[layer].get_parameter(name)
+                assert torch.allclose(matrix, wanted, atol=1e-5), (r, name)
+
+
+@torch.no_grad()
+def test_a_correction_starts_as_the_nearest_matrix_of_its_rank():
+    """By the theorem of Eckart, Young and Mirsky what is left are the smaller singular values."""
+    teacher = noisy_model(replace(TOY_TEACHER, num_hidden_layers=4, num_hidden_groups=4))
+    rank = 3
+    student = noisy_model(replace(STUDENT, num_hidden_layers=4, num_hidden_groups=2,
+                                  correction_rank=rank))
+    start_from_teacher(student, teacher, torch.randint(5, V, (32, T)))
+    for r in range(4):
+        shared = student.layer_of_recursion(r)
+        for name, matrix in student.corrections[r](shared).items():
+            wanted = teacher.layers[r].get_parameter(name)
+            sizes = np.linalg.svd((wanted - shared.get_parameter(name)).double().numpy(),
+                                  compute_uv=False)
+            left = (wanted - matrix).norm().item()
+            assert left == pytest.approx(np.sqrt((sizes[rank:]**2).sum()), rel=1e-4), (r, name)
+
+
 @pytest.mark.parametrize("tie_decoder", [True, False])
 def test_a_head_starts_as_the_teachers_if_it_is_of_its_kind(tie_decoder):
     teacher = noisy_model(TOY_TEACHER)
@@ -1476,8 +1509,9 @@ def test_a_run_leaves_a_student_with_its_tokenizer_a_log_and_a_checkpoint(toy, w
                                          "run.json", "tokenizer_config.json",
                                          "training.safetensors", "vocab.txt"]
     assert Tokenizer(whole).digest == Tokenizer(toy / "teacher").digest
-    assert load(whole).config == replace(STUDENT, adapter_size=C // 16, embedding_size=C // 2,
-                                         hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    assert load(whole).config == replace(STUDENT, adapter_size=0, correction_rank=C // 8,
+                                         embedding_size=C // 2, hidden_dropout_prob=0.1,
+                                         attention_probs_dropout_prob=0.1)
 
 
 def test_a_run_trains_and_measures_as_the_flags_say(toy, tmp_path, monkeypatch):
@@ -1736,20 +1770,41 @@ def test_a_fresh_student_is_shaped_by_its_teacher(num_layers, expected):
                                  tie_decoder=False))
     config = distill.make_student(distill.arguments([]), teacher, V).config
     assert config == Config(V, 16, 32, expected, 1, 4, F, 0.0, 0.0, max_position_embeddings=65,
-                            type_vocab_size=3, adapter_size=2, tie_decoder=True)
+                            type_vocab_size=3, correction_rank=4, tie_decoder=True)
 
 
-def test_the_student_of_a_bert_base_is_the_papers():
+def test_the_student_of_a_bert_base_has_the_papers_shape_and_in_its_recipe_the_papers_adapters():
     teacher = types.SimpleNamespace(config=Config(30522, 768, 768, 12, 12, 12, 3072))
     config = distill.student_config(distill.arguments([]), teacher, 30522)
-    assert config == Config(30522, 128, 768, 6, 1, 12, 3072, 0.0, 0.0, adapter_size=48)
+    assert config == Config(30522, 128, 768, 6, 1, 12, 3072, 0.0, 0.0, correction_rank=96)
+    args = distill.arguments(["--recipe", "paper"])
+    config = distill.student_config(args, teacher, 30522)
+    assert config == Config(30522, 128, 768, 6, 1, 12, 3072, 0.1, 0.1, adapter_size=48,
+                            tie_decoder=False)
+
+
+@pytest.mark.parametrize("flags, expected", [
+    ("", (0, 4)),
+    ("--adapter-size 0", (0, 0)),
+    ("--adapter-size 3", (3, 0)),
+    ("--correction-rank 0", (0, 0)),
+    ("--correction-rank 5", (0, 5)),
+    ("--correction-rank 5 --adapter-size 3", (3, 5)),
+    ("--num-hidden-groups 2", (0, 4)),
+    ("--num-hidden-groups 4", (0, 0)),                   # nothing is shared
+])
+def test_a_flag_about_adapters_or_corrections_leaves_out_what_it_does_not_name(flags, expected):
+    # The teacher has adapters and corrections itself; its student does not take them over.
+    teacher = noisy_model(Config(V, 16, 32, 4, 1, 4, F, adapter_size=6, correction_rank=7))
+    config = distill.student_config(distill.arguments(flags.split()), teacher, V)
+    assert (config.adapter_size, config.correction_rank) == expected
 
 
 def test_the_widths_follow_the_hidden_size_of_the_flags():
     teacher = noisy_model(Config(V, 32, 32, 4, 4, 4, F))
     args = distill.arguments(["--hidden-size", "48"])
     config = distill.student_config(args, teacher, V)
-    assert (config.hidden_size, config.embedding_size, config.adapter_size) == (48, 24, 3)
+    assert (config.hidden_size, config.embedding_size, config.correction_rank) == (48, 24, 6)
 
 
 def test_a_tokenizer_a_text_and_the_embeddings_may_just_fit_into_the_models():
@@ -1780,12 +1835,12 @@ def test_a_student_without_a_teacher_has_a_usual_shape():
     args = distill.arguments(["--teacher", "none", "--tokenizer", "mine"])
     config = distill.student_config(args, None, V)
     assert config == Config(V, 64, 128, 6, 1, 4, 512, 0.0, 0.0, max_position_embeddings=128,
-                            adapter_size=8)
+                            correction_rank=16)
     more = ["--length", "300", "--hidden-size", "16"]
     args = distill.arguments(["--teacher", "none", "--tokenizer", "mine", *more])
     config = distill.student_config(args, None, V)
     assert config == Config(V, 8, 16, 6, 1, 1, 64, 0.0, 0.0, max_position_embeddings=300,
-                            adapter_size=1)
+                            correction_rank=2)
 
 
 def test_the_seed_decides_a_fresh_students_values():
@@ -1859,7 +1914,7 @@ def test_the_given_flags_are_those_on_the_command_line(monkeypatch):
         distill.refuse_flags(expected, ["--steps", "--bf16"], "why")
 
 
-FROM_0 = ["seed", "eval-every", "adapter-size", "micro-batch-size", "warmup"]
+FROM_0 = ["seed", "eval-every", "adapter-size", "correction-rank", "micro-batch-size", "warmup"]
 FROM_1 = ["log-every", "save-every", "num-hidden-layers", "num-hidden-groups", "hidden-size",
           "embedding-size", "num-attention-heads", "intermediate-size", "steps", "batch-size"]
 FROM_3 = ["length"]

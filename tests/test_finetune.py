@@ -802,6 +802,21 @@ def test_adapters_are_added_only_where_there_are_none_and_nothing_else_changes(
             assert (adapter.norm.weight != 1).any()      # it was fitted
 
 
+def test_what_a_corrected_model_has_of_its_own_is_tuned_and_no_adapters_are_added(
+        tmp_path, tokenizer, sentiment, capsys):
+    folder = tmp_path / "corrected"
+    save(noisy_model(small_config(tokenizer, correction_rank=3)), folder)
+    tokenizer.save(str(folder))
+    run(capsys, "--model", folder, "--task", "sst2", "--data", sentiment, "--steps", 3,
+        "--out", tmp_path / "o", "--adapters-only")
+    old = load(folder).state_dict()
+    tuned = load(tmp_path / "o")
+    assert tuned.config.adapter_size == 0
+    for name, parameter in tuned.state_dict().items():
+        is_same = torch.equal(parameter, old[name])
+        assert is_same == (not name.startswith("corrections.")), name
+
+
 # ---- Choices of the command -------------------------------------------------------------
 
 def test_the_length_is_128_or_384_but_no_more_than_the_positions():

@@ -7,7 +7,7 @@ from torch import nn
 
 from checkpoint import load
 from conftest import (
-    A, B, C, D, E, F, H, KINDS, MAX_POSITIONS, R, T, V, assert_close, assert_same_as_authors,
+    A, B, C, D, E, F, H, K, KINDS, MAX_POSITIONS, R, T, V, assert_close, assert_same_as_authors,
     assert_same_as_bert, authors_checkpoint, authors_weights, make_batch, random_bert,
     random_model, randomise, small_config)
 from minialbert import (
@@ -32,6 +32,7 @@ def test_there_may_not_be_more_layers_than_recursions():
     ("vocab_size", [1, 2**24], [0, -1, 2**24 + 1, 2.0, "2", None, True]),
     ("num_hidden_layers", [1, 2**10], [0, 2**10 + 1]),
     ("adapter_size", [0, 1], [-1, 0.0]),
+    ("correction_rank", [0, C], [-1, C + 1, 1.0]),
     ("hidden_dropout_prob", [0, 1, 0.5], [-0.1, 1.1, "0", float("nan"), True]),
     ("tie_decoder", [True, False], [0, 1, "yes", None])])
 def test_a_field_has_a_type_and_a_range(name, allowed, refused):
@@ -47,9 +48,15 @@ def test_a_bert_is_a_model_that_shares_nothing(kind):
     assert small_config(**KINDS[kind]).is_bert == kind.startswith("bert")
 
 
-def test_adapters_or_a_shared_layer_make_it_no_bert():
+def test_a_correction_has_at_most_the_rank_of_its_smallest_matrix():
+    with pytest.raises(ValueError, match="correction_rank 9 .* intermediate_size 8"):
+        small_config(correction_rank=9, intermediate_size=8)
+
+
+def test_adapters_corrections_or_a_shared_layer_make_it_no_bert():
     bert = KINDS["bert"]
     assert not small_config(**bert | {"adapter_size": A}).is_bert
+    assert not small_config(**bert | {"correction_rank": K}).is_bert
     assert not small_config(**bert | {"num_hidden_groups": R - 1}).is_bert
     assert not small_config(**bert | {"embedding_size": E}).is_bert
 
@@ -188,11 +195,17 @@ def test_applied_counts_layers_that_are_not_shared_once():
 
 
 def test_all_parameters_are_counted_in_exactly_one_part():
-    model = random_model(adapter_size=A, num_hidden_groups=3)
+    model = random_model(adapter_size=A, correction_rank=K, num_hidden_groups=3)
     counts = count_parameters(model)
     assert counts["stored"] == sum(parameter.numel() for parameter in model.parameters())
     parts = [counts[part] for part in ("embeddings", "layers", "adapters", "head")]
     assert min(parts) > 0 and sum(parts) == counts["stored"]
+
+
+def test_corrections_count_as_adapters():
+    """A matrix (n, m) has K (n + m) parameters: four with n = m = C, two with C and F."""
+    counts = count_parameters(random_model(correction_rank=K))
+    assert counts["adapters"] == R * (4 * K * 2 * C + 2 * K * (C + F))
 
 
 # ---- Sharing ----------------------------------------------------------------------------
@@ -220,7 +233,7 @@ def test_the_gradient_of_a_shared_layer_is_the_sum_over_its_uses():
 
 # ---- Fewer recursions -------------------------------------------------------------------
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "partly shared"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "partly" not in kind])
 @pytest.mark.parametrize("recursions", [1, 3, R])
 def test_the_first_recursions_do_what_they_did_before(kind, recursions):
     model = random_model(**KINDS[kind])
@@ -256,7 +269,7 @@ def test_recursions_are_cut_off_only_if_the_others_keep_their_layers(R, G, possi
 
 # ---- The forward pass -------------------------------------------------------------------
 
-@pytest.fixture(params=["recursive", "adapters", "bert"])
+@pytest.fixture(params=["recursive", "adapters", "corrections", "bert"])
 def model(request):
     return random_model(**KINDS[request.param]).requires_grad_(False)
 
@@ -387,7 +400,7 @@ def test_the_same_input_gives_the_same_output(model):
 
 
 def test_every_parameter_gets_a_gradient():
-    model = random_model(adapter_size=A)
+    model = random_model(adapter_size=A, correction_rank=K)
     hidden, _ = model(*make_batch())
     model.predict(hidden[-1]).square().sum().backward()
     for name, parameter in model.named_parameters():
@@ -432,6 +445,35 @@ def test_the_first_adapter_is_before_attention_the_second_before_the_feed_forwar
     found, log_map = layer(x, adapters=(first, second))
     assert_close(found, expected)
     assert log_map is None
+
+
+@pytest.mark.parametrize("num_groups", [1, 2])
+@torch.no_grad()
+def test_a_corrected_layer_is_a_layer_with_other_matrices(num_groups):
+    """A model with corrections is one that shares nothing and has the sums as its matrices."""
+    model = random_model(correction_rank=K, num_hidden_groups=num_groups)
+    apart = random_model(num_hidden_groups=R)
+    apart.load_state_dict(model.state_dict(), strict=False)
+    parts = {"query": "attention.query", "key": "attention.key", "value": "attention.value",
+             "attention_output": "attention.output", "intermediate": "intermediate",
+             "output": "output"}
+    before = copy.deepcopy(model.state_dict())
+    for r, layer in enumerate(apart.layers):
+        layer.load_state_dict(model.layer_of_recursion(r).state_dict())
+        for part, name in parts.items():
+            low_rank = model.corrections[r].get_submodule(part)
+            assert low_rank.down.shape[0] == low_rank.up.shape[1] == K
+            layer.get_submodule(name).weight += low_rank.up @ low_rank.down
+    ids, mask, segments = make_batch()
+    expected, expected_maps = apart(ids, mask, segments, maps=[0, 3])
+    found, found_maps = model(ids, mask, segments, maps=[0, 3])
+    for state, other in zip(found, expected, strict=True):
+        assert_close(state, other)
+    for r in (0, 3):
+        assert_close(found_maps[r], expected_maps[r])
+    # The shared layer itself is not changed by the call.
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 # ---- Dropout ----------------------------------------------------------------------------
@@ -532,10 +574,20 @@ def test_fresh_adapters_change_nothing_after_a_norm():
         assert_close(state, expected)
 
 
+def test_fresh_corrections_change_nothing():
+    plain = MiniALBERT(small_config()).eval()
+    corrected = MiniALBERT(small_config(correction_rank=K)).eval()
+    corrected.load_state_dict(plain.state_dict(), strict=False)
+    corrected_hidden, _ = corrected(*make_batch())
+    plain_hidden, _ = plain(*make_batch())
+    for state, expected in zip(corrected_hidden, plain_hidden, strict=True):
+        assert torch.equal(state, expected)
+
+
 def initial_values(plain):
     """Return {name: parameter} of a model large enough that a standard deviation is exact."""
     model = MiniALBERT(Config(vocab_size=2000, embedding_size=96, hidden_size=192, adapter_size=48,
-                              num_hidden_layers=2, intermediate_size=768))
+                              num_hidden_layers=2, intermediate_size=768, correction_rank=24))
     randomise(model)
     initialise(model, plain)
     return dict(model.named_parameters())
@@ -566,15 +618,16 @@ def test_query_and_key_start_four_times_larger():
     assert sizes == {"query": 0.08, "key": 0.08, "value": 0.02, "output": 0.02}
 
 
-def test_an_adapter_starts_with_up_at_0_and_down_random():
-    num_adapters = 0
+def test_adapters_and_corrections_start_with_up_at_0_and_down_random():
+    num_ups = 0
     for name, parameter in initial_values(plain=False).items():
-        if name.endswith("up.weight"):
+        if name.endswith(("up.weight", ".up")):
             assert not parameter.any(), name
-            num_adapters += 1
-        if name.endswith("down.weight"):
+            num_ups += 1
+        if name.endswith(("down.weight", ".down")):
             assert round(parameter.std().item(), 2) == 0.02, name
-    assert num_adapters == 4
+    # Two recursions have two adapters and six corrected matrices each.
+    assert num_ups == 2 * (2 + 6)
 
 
 def test_positions_start_as_sinusoids_of_rms_0_02():
