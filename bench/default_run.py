@@ -34,11 +34,14 @@ ROWS = {
     "alone-plain": NO_TEACHER + " --init random",
     # The teacher gives the first values and is not seen again.
     "start-then-alone": "--attention-weight 0 --hidden-weight 0 --output-weight 0",
-    # The authors start from noise and have an output matrix of its own.
-    "authors-start": "--init random --no-tie-decoder",
-    "authors-start-tied": "--init random",
-    # The student has another shape.
+    # The authors start from noise and have adapters and an output matrix of its own.
+    "authors-start": "--init random --no-tie-decoder --adapter-size 8",
+    "authors-start-tied": "--init random --adapter-size 8",
+    # What tells the recursions apart: corrections of another rank, the paper's adapters, nothing.
+    "rank-8": "--correction-rank 8",
+    "adapters": "--adapter-size 8",
     "no-adapters": "--adapter-size 0",
+    # The student has another shape.
     "two-recursions": "--num-hidden-layers 2",
     "unshared": "--num-hidden-groups 4",
     # One loss is left out, or the paper's embedding loss comes in.
@@ -46,6 +49,7 @@ ROWS = {
     "no-hidden-loss": "--hidden-weight 0",
     "no-output-loss": "--output-weight 0",
     "embedding-loss": "--embedding-weight 3",
+    "dropout": "--dropout 0.1",
 }
 
 

@@ -4,21 +4,24 @@ import json
 import os
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import data
 import distill
 import finetune
 from conftest import ROOT
+from minialbert import Config, MiniALBERT, count_parameters
 
 sys.path.insert(0, os.path.join(ROOT, "bench"))
 import study
 import study_tables
 from study_results import (ACCURACY, LOSS, distillation_outcome, kept_shares, time_to,
                            time_to_quality, tuning_outcome)
-from study_rows import (MODELS, STUDENTS, TASKS, Row, Sizes, TaskSizes, list_rows, steps_of_tokens,
-                        student_row, task_row)
+from study_rows import (MODELS, OURS, STUDENTS, TASKS, Row, Sizes, TaskSizes, list_rows,
+                        steps_of_tokens, student_row, task_row)
 
 SIZES = Sizes(tokens=21_000, teacher_tokens=42_000, batch_size=3, length=7, lr=1e-3,
               teacher_lr=5e-4, evaluations=20, bf16=False)
@@ -84,14 +87,34 @@ def test_the_command_of_each_row_is_understood():
 
 def test_a_student_differs_from_ours_only_as_its_name_says():
     ours = parsed(student_row("ours", SIZES))
-    for name, changes in STUDENTS.items():
+    # These have nothing to correct, or the paper's adapters, and wider embeddings at the same size.
+    others = ["adapters", "no-adapters", "unshared"]
+    for name, flags in STUDENTS.items():
         if name in ("authors", "authors-own-rate"):
             continue
         different = set()
         for key, value in vars(parsed(student_row(name, SIZES))).items():
             if value != getattr(ours, key):
                 different.add(key.replace("_", "-"))
-        assert different - {"out"} == set(changes)
+        expected = set(flags) - set(OURS)
+        if name in others:
+            expected |= set(OURS)
+        assert different - {"out"} == expected, name
+
+
+def test_ours_and_the_student_with_adapters_have_27_percent_of_the_teachers_parameters():
+    minilm = Config(30522, 384, 384, 6, 6, 12, 1536)
+    teacher = SimpleNamespace(config=minilm)
+    sizes = {}
+    for name in ("ours", "adapters"):
+        args = parsed(student_row(name, SIZES))
+        with torch.device("meta"):
+            student = MiniALBERT(distill.student_config(args, teacher, 30522), head=False)
+            sizes[name] = count_parameters(student)["body"]
+    with torch.device("meta"):
+        whole = count_parameters(MiniALBERT(minilm, head=False))["body"]
+    assert sizes["ours"] < 0.27 * whole
+    assert abs(sizes["ours"] / sizes["adapters"] - 1) < 0.01
 
 
 def test_the_authors_row_is_their_recipe_with_our_steps_and_rate():
