@@ -6,7 +6,7 @@ go from the top to the bottom.
 """
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon, Rectangle
+from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Polygon, Rectangle
 from matplotlib.path import Path
 
 from distill import LOSS_WEIGHTS
@@ -26,7 +26,7 @@ STUDENT = 670
 # Half the width of a box: one whose data are C wide, one that is E wide, and so on.
 HALF_C = 100
 HALF_E = 48
-HALF_ADAPTER = 58
+HALF_CORRECTION = 42
 HALF_FRAME = 112
 HALF_LOSS = 84
 
@@ -88,7 +88,10 @@ def draw_teacher(column):
 
 
 def draw_student(column):
-    """Draw the student. What all recursions share is orange, what each has for itself is green."""
+    """Draw the student. What all recursions share is orange, what each has for itself is green.
+
+    The green corrections are beside the data flow: they are added to the weights of a box.
+    """
     column.title("MiniALBERT student", "ONE layer, applied $R$ times")
     column.box(60, 100, "embeddings", "width $E$", half=HALF_E)
     column.funnel(101, 125, HALF_E, HALF_C, "$E \\to C$")
@@ -96,14 +99,12 @@ def draw_student(column):
     # The dashed frame holds one recursion; the thick arrow leads back to its beginning.
     column.box(148, 414, half=HALF_FRAME, depth=0.07, style="--")
     column.text(160, "recursion $r$", size=SMALL, right=-73)
-    column.down(125, 171)
-    column.adapters(172, 206)
-    column.down(214, 227)
+    column.down(125, 227)
     column.box(228, 268, "attention", "add, norm", depth=0.34)
-    column.down(268, 281)
-    column.adapters(282, 316)
-    column.down(324, 333)
+    column.corrections(228)
+    column.down(268, 333)
     column.box(334, 374, "feed-forward", "add, norm", depth=0.34)
+    column.corrections(334)
     column.down(374, 473)
     loop = [(STUDENT, 430), (806, 430), (806, 137), (STUDENT + 2, 137)]
     column.arrow(loop, "orange", width=2)
@@ -124,7 +125,7 @@ def draw_input(column):
     column.text(142, "Recursion $r$ learns from layer $r\\,L/R$:", "muted")
     column.text(160, "2, 4, 6, 8, 10 and 12 if $L$ = 12 and $R$ = 6.", "muted")
     column.text(480, "All recursions share the orange weights;", "muted")
-    column.text(498, "each has two green adapters of its own.", "muted")
+    column.text(498, "each adds its own green corrections to them.", "muted")
 
 
 def draw_losses(column, teacher, student):
@@ -214,12 +215,24 @@ class Column:
             self.text(middle - 7, words, right=right)
             self.text(middle + 8, note, size=SMALL, right=right)
 
-    def adapters(self, top, bottom):
-        """Draw a pack of cards, the adapters of all recursions; the first card is that of r."""
+    def corrections(self, y):
+        """Draw a pack of cards, the corrections of all recursions; the first card is that of r.
+
+        A plus joins them to the upper edge, at the height y, of the box that they correct.
+        """
+        right = 55                                       # the data flow stays free
+        top = y - 58
+        bottom = y - 24
+        middle = self.x + right
+        self.line([(middle, bottom), (middle, y)], "green")
         for shift in (8, 4):
-            self.box(top + shift, bottom + shift, half=HALF_ADAPTER, right=shift, colour="green")
-        note = "$C \\to A \\to C$"
-        self.box(top, bottom, "adapter $r$", note, half=HALF_ADAPTER, colour="green")
+            self.box(top + shift, bottom + shift, half=HALF_CORRECTION, right=right + shift,
+                     colour="green")
+        self.box(top, bottom, "correction $r$", "rank $K$", half=HALF_CORRECTION, right=right,
+                 colour="green")
+        self.fill(Circle((middle, y), 7), "green", 1.0)
+        self.line([(middle - 4, y), (middle + 4, y)], "paper", width=1.5)
+        self.line([(middle, y - 4), (middle, y + 4)], "paper", width=1.5)
 
     def funnel(self, top, bottom, half_top, half_bottom, words):
         """Draw a projection from one width to another."""

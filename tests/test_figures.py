@@ -118,7 +118,7 @@ def test_the_same_command_writes_the_same_bytes(toy, finished, drawn, tmp_path, 
 
 
 @pytest.mark.parametrize("name, words", [
-    ("architecture", ["BERT teacher", "MiniALBERT student", "adapter $r$", "1 × MLM loss",
+    ("architecture", ["BERT teacher", "MiniALBERT student", "correction $r$", "1 × MLM loss",
                       "3 × attention loss", "3 × hidden loss", "5 × output loss"]),
     ("losses", ["sum", "1 × mlm", "3 × attention", "3 × hidden", "5 × output", "step"]),
     ("attention", ["teacher's layer 2", "student's recursion 1", "teacher's layer 4",
