@@ -53,7 +53,7 @@ from checkpoint import (MODEL_FILES, claim_folder, fetch, load, parsing, restore
                         run_folder, save, save_training_state)
 from data import (CACHE, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, CommandParser,
                   MaskedBatches, Tokenizer, open_corpus, run_command)
-from minialbert import Config, MiniALBERT, count_parameters, initialise
+from minialbert import CORRECTED, Config, MiniALBERT, count_parameters, initialise
 
 # The factors of the losses in the paper. It uses the embedding loss only in an ablation.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "embedding": 0.0}
@@ -275,7 +275,8 @@ def evaluate(model, batches, each_recursion=False):
 def start_from_teacher(student, teacher, ids):
     """Initialise the student from the teacher. ids (B, T) are token numbers of sample text.
 
-    The adapters keep their present values. The head is copied if both are tied or both are not.
+    start_corrections says how corrections start. Adapters keep their present values. The head is
+    copied if both are tied or both are not.
     """
     start_embeddings(student.embeddings, teacher.embeddings, ids)
     start_layers(student, teacher)
@@ -289,8 +290,9 @@ def start_embeddings(ours, theirs, ids):
     """Factorise the teacher's Embeddings (theirs): fill the student's (ours), whose tables are E
     wide, and its projection from E to C.
 
-    The tables are the teacher's in the E directions in which its embeddings of ids (B, T) are
-    largest. Then the projection is fitted by least squares to the teacher's output for these ids.
+    The tables are the teacher's in the E directions in which its embeddings X of ids (B, T) are
+    largest: the eigenvectors of X.T X with the largest eigenvalues. Then the projection is fitted
+    by least squares to the teacher's output for these ids.
     """
     if ours.project is None:                             # E = C: there is nothing to factorise
         ours.load_state_dict(theirs.state_dict())
@@ -322,8 +324,8 @@ def start_embeddings(ours, theirs, ids):
 def start_layers(student, teacher):
     """Start each shared layer as the mean of the teacher's layers that it replaces.
 
-    The first and the last quarter of those layers are left out: with them the start is worse
-    (EXPERIMENTS.md has the comparison).
+    The first and the last quarter of those layers are left out: of 4 layers only 2 and 3 count.
+    With them the start is worse (EXPERIMENTS.md has the comparison).
     """
     L = teacher.config.num_hidden_layers
     G = student.config.num_hidden_groups
@@ -338,24 +340,25 @@ def start_layers(student, teacher):
 
 
 def start_corrections(student, teacher):
-    """Start each correction as what the shared layer lacks to be the teacher's layer.
+    """Start each correction from the difference between the teacher's matrix and the shared one.
 
-    A correction has only rank K. Of all matrices of that rank, the nearest one is that of the K
-    largest singular values.
+    The difference is cut down to rank K: its K largest singular values are kept, which gives the
+    nearest matrix of that rank. Each factor gets their square roots.
     """
     R = student.config.num_hidden_layers
     L = teacher.config.num_hidden_layers
     K = student.config.correction_rank
     for r, correction in enumerate(student.corrections):
         shared = student.layer_of_recursion(r)
-        wanted = teacher.layer_of_recursion((r + 1) * L // R - 1)             # as in match_layers
-        # The names of the six matrices come in the order of the correction's parts.
-        for part, name in zip(correction.children(), correction(shared)):
+        # This is the layer in match_layers, if R divides L.
+        wanted = teacher.layer_of_recursion(math.ceil((r + 1) * L / R) - 1)
+        for part, name in CORRECTED.items():
             difference = wanted.get_parameter(name) - shared.get_parameter(name)
             left, sizes, right = torch.linalg.svd(difference, full_matrices=False)
-            root = sizes[:K].sqrt()                      # (K,), shared out between both factors
-            part.up.copy_(left[:, :K] * root)
-            part.down.copy_(root[:, None] * right[:K])
+            root = sizes[:K].sqrt()                      # (K,)
+            low_rank = correction.get_submodule(part)
+            low_rank.up.copy_(left[:, :K] * root)
+            low_rank.down.copy_(root[:, None] * right[:K])
 
 
 # ---- The training loop; finetune.py uses it, too ----------------------------------------
@@ -929,7 +932,8 @@ def add_run_flags(parser, out, out_help, eval_every, save_every, eval_every_help
 def add_model_flags(parser):
     """Add the flags of distill.py about the two models."""
     group = parser.add_argument_group(
-        "models", "The student has the teacher's shape unless a flag changes it.")
+        "models", "The student has the teacher's widths and heads, but narrower embeddings, one "
+        "shared layer and corrections, unless a flag changes it.")
     group.add_argument("--teacher", metavar="DIR",
                        help="the teacher: a folder, a Hugging Face name, or the word none, to "
                        "train without a teacher (default: the embedded one, assets/teacher)")
@@ -953,7 +957,7 @@ def add_model_flags(parser):
                        help="width of the embeddings (default: 128, but at most C / 2)")
     group.add_argument("--adapter-size", type=whole_number(0), metavar="A",
                        help="width of each recursion's adapters, 0 for none (default: 0; in the "
-                       "recipe paper C / 16)")
+                       "recipe paper C / 16, unless nothing is shared)")
     group.add_argument("--correction-rank", type=whole_number(0), metavar="K",
                        help="rank of each recursion's own corrections of the shared matrices, 0 "
                        "for none (default: C / 8; 0 in the recipe paper, with --adapter-size, or "

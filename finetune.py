@@ -9,7 +9,8 @@
         your own files, here in CoNLL format
     python finetune.py --task classification --train a.csv --dev b.csv \\
         --text title --label topic --adapters-only
-        a table whose columns are named; only adapters and head are trained
+        a table whose columns are named; only the head and what each recursion has of its own are
+        trained
     python finetune.py --task qa --train train-v2.0.json --distill-from out/bert
         SQuAD; the model also learns from a fine-tuned teacher
     python finetune.py --model out/sst2 --predict "a gripping, beautiful film"
@@ -809,7 +810,7 @@ def arguments(argv):
                        help=f"a task of GLUE: {', '.join(GLUE)}; or the kind of your own files: "
                        f"{', '.join(KINDS)}; or code, the built-in task: which words of the "
                        "documentation were marked as code (default: code, trained three times: the "
-                       "whole model, only its adapters, and the whole model from random weights)")
+                       "whole model, as with --adapters-only, and the whole model from random weights)")
     group.add_argument("--data", metavar="DIR",
                        help="folder with the files of the GLUE task (default: download them)")
     group.add_argument("--train", nargs="+", action="extend", metavar="FILE",

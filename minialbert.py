@@ -203,8 +203,8 @@ class Attention(nn.Module):
 class Adapter(nn.Module):
     """A bottleneck adapter, C -> A -> C: LayerNorm(x + up(gelu(down(x)))).
 
-    It is the adapter of Houlsby et al. 2019 plus a LayerNorm, as in the authors' code. Each
-    recursion has two of its own.
+    It is the adapter of Houlsby et al. 2019 plus a LayerNorm, as in the authors' code. If a model
+    has adapters, each recursion has two of its own.
     """
 
     def __init__(self, config):
@@ -230,6 +230,17 @@ class LowRank(nn.Module):
         return self.up @ self.down
 
 
+# The matrices of a Layer that are corrected: {the part of the Correction: the matrix's name}.
+CORRECTED = {
+    "query": "attention.query.weight",
+    "key": "attention.key.weight",
+    "value": "attention.value.weight",
+    "attention_output": "attention.output.weight",
+    "intermediate": "intermediate.weight",
+    "output": "output.weight",
+}
+
+
 class Correction(nn.Module):
     """What one recursion adds to the six matrices of the layer that it shares with others.
 
@@ -251,15 +262,11 @@ class Correction(nn.Module):
 
     def forward(self, layer):
         """Return the corrected matrices {name in the layer: matrix}; the layer stays as it is."""
-        attention = layer.attention
-        return {
-            "attention.query.weight": attention.query.weight + self.query(),
-            "attention.key.weight": attention.key.weight + self.key(),
-            "attention.value.weight": attention.value.weight + self.value(),
-            "attention.output.weight": attention.output.weight + self.attention_output(),
-            "intermediate.weight": layer.intermediate.weight + self.intermediate(),
-            "output.weight": layer.output.weight + self.output(),
-        }
+        matrices = {}
+        for part, name in CORRECTED.items():
+            low_rank = self.get_submodule(part)
+            matrices[name] = layer.get_parameter(name) + low_rank()
+        return matrices
 
 
 class Layer(nn.Module):
@@ -365,13 +372,14 @@ class MiniALBERT(nn.Module):
         for r in range(self.config.num_hidden_layers):
             layer = self.layer_of_recursion(r)           # with G = 1 it is always the same layer
             adapters = self.adapters_of_recursion(r)     # these are the recursion's own
-            settings = {"want_map": r in maps, "adapters": adapters}
+            options = {"want_map": r in maps, "adapters": adapters}
             if self.config.correction_rank == 0:
-                x, log_map = layer(x, mask, **settings)
+                x, log_map = layer(x, mask, **options)
             else:
-                # The same call of the layer, with this recursion's matrices in place of its own.
+                # torch makes the same call, layer(x, mask, **options), as if the layer's six
+                # matrices were these. The gradient reaches the shared matrix and both factors.
                 matrices = self.corrections[r](layer)
-                x, log_map = functional_call(layer, matrices, (x, mask), settings)
+                x, log_map = functional_call(layer, matrices, (x, mask), options)
             hidden.append(x)
             if r in maps:
                 attention[r] = log_map
@@ -420,15 +428,15 @@ def initialise(model, plain=False):
     """Set the initial values: weights normal with standard deviation 0.02, biases 0, the weights
     of LayerNorms 1.
 
-    BERT and the authors do this; with plain=True nothing more is done. By default, three things
+    BERT and the authors do this; with plain=True nothing more is done. By default, four things
     are changed after that:
 
     - the position table holds sinusoids of the same size (root mean square 0.02), so that the
       order of words is visible from the first step
     - query and key weights are 4 times larger; otherwise the first attention maps are almost
       uniform, and it takes thousands of steps until they are not (EXPERIMENTS.md)
-    - an adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input; that of a
-      correction, too, so that it starts as no change
+    - an adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input
+    - a correction's `up` is 0, too: up @ down is 0, so the shared matrix is used unchanged
     """
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):

@@ -34,7 +34,7 @@ ROWS = {
     "alone-plain": NO_TEACHER + " --init random",
     # The teacher gives the first values and is not seen again.
     "start-then-alone": "--attention-weight 0 --hidden-weight 0 --output-weight 0",
-    # The authors start from noise and have adapters and an output matrix of its own.
+    # The authors start from noise and have adapters and an output matrix of their own.
     "authors-start": "--init random --no-tie-decoder --adapter-size 8",
     "authors-start-tied": "--init random --adapter-size 8",
     # What tells the recursions apart: corrections of another rank, the paper's adapters, nothing.

@@ -1,4 +1,4 @@
-"""Real tasks, three seeds each: a teacher, its student, and the student's adapters alone.
+"""Real tasks, three seeds each: a teacher, its student, and the student with --adapters-only.
 
     python distill.py
     python bench/real_tasks.py --data ../shared/data --models teacher=DIR student=DIR
@@ -58,7 +58,7 @@ def list_runs(tasks, models, data, seeds, recursions):
 
     models: a list of "name=folder"
     recursions: how many of a model's to use, a Run for each number; None: all of them, and then the
-    student is also tuned through its adapters alone
+    student is also tuned with --adapters-only
     """
     runs = []
     for task in tasks:

