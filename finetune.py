@@ -810,7 +810,8 @@ def arguments(argv):
                        help=f"a task of GLUE: {', '.join(GLUE)}; or the kind of your own files: "
                        f"{', '.join(KINDS)}; or code, the built-in task: which words of the "
                        "documentation were marked as code (default: code, trained three times: the "
-                       "whole model, as with --adapters-only, and the whole model from random weights)")
+                       "whole model, as with --adapters-only, and the whole model from random "
+                       "weights)")
     group.add_argument("--data", metavar="DIR",
                        help="folder with the files of the GLUE task (default: download them)")
     group.add_argument("--train", nargs="+", action="extend", metavar="FILE",
