@@ -12,7 +12,8 @@ Each variant is a process of its own, on all cores (speed_ours.py, speed_authors
 take turns, so that what else the machine does meets all of them. A figure is the median over the
 turns, with the smallest and the largest in brackets. So is a ratio, which is taken within each
 turn: "over authors'" is this row's figure divided by theirs. The sections have the numbers that
-they have in EXPERIMENTS.md, where section 2 is a step on a GPU.
+they have in EXPERIMENTS.md, where section 2 is a step on a GPU. Students have the paper's adapters,
+as the authors' have, where nothing else is said.
 """
 import argparse
 import json
