@@ -1,4 +1,4 @@
-"""Pictures for the README, of any run of distill.py.
+"""Pictures for the README, of any run of distill.py and of a study.
 
     python bench/figures.py
         draws the architecture, which needs no run
@@ -7,12 +7,15 @@
     python bench/figures.py out/student --plain out/plain \\
         --compare unshared=out/unshared authors=out/authors
         draws other runs of the same tokenizer beside it
+    python bench/figures.py --study out/study
+        draws the architecture and the study, the --out folder of bench/study.py
 
 architecture  the two models and the four losses
 losses        the terms of the loss and the held-out accuracy during the run
 attention     attention maps of teacher and student for one sentence
 depth         held-out accuracy after each recursion, or each layer of the teacher
 parameters    the number of parameters of each model against its held-out accuracy
+study         held-out accuracy of a study's students against the tokens that each has seen
 
 Each picture is two files, NAME-light.svg and NAME-dark.svg, because no colour of
 letters is easy to read on white and on black. A README shows the one that fits:
@@ -37,12 +40,14 @@ import torch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)            # our modules, from any folder
 
-from checkpoint import (MODEL_FILES, fetch, load, parse_json_object, parsing, read_run, read_text,
-                        replace_file)
+from checkpoint import (MODEL_FILES, fetch, load, parse_json_object, parsing, read_json, read_run,
+                        read_text, replace_file)
 from data import CACHE, CommandParser, Tokenizer, open_corpus, run_command
 from distill import (EMBEDDED_TEACHER, check_sizes, choose_device, evaluate, fingerprint,
                      given_flags, make_valid_batches, match_layers, refuse_flags, whole_number)
 from minialbert import MiniALBERT, count_parameters
+from study_rows import STUDENTS
+from study_tables import done_distillations
 
 try:
     import matplotlib
@@ -232,14 +237,48 @@ def label_curves(axes, ends):
     axes.autoscale_view()                                # now the scale of y is what it will be
     axes_height = axes.bbox.height / axes.figure.dpi * PIXELS_PER_INCH
     gap = 18 / axes_height                               # 18 pixels, as a part of the height
-    next_free = 0.0
-    for value, words, colour in sorted(ends):
+    ends = sorted(ends)
+    heights = []
+    for value, _, _ in ends:
         pixels = axes.transData.transform((0, value))
         height = axes.transAxes.inverted().transform(pixels)[1]      # 0: bottom, 1: top
-        height = max(height, next_free)
-        next_free = height + gap
+        heights.append(height)
+    for height, (_, words, colour) in zip(spread(heights, gap), ends, strict=True):
         axes.text(1.015, height, words, color=colour, transform=axes.transAxes,
                   va="center_baseline")
+
+
+def spread(heights, gap):
+    """Move heights apart until each is at least the gap above the one before it -> a list.
+
+    heights: from 0 to 1, in ascending order. Those that are too near to each other become a group
+    in which all gaps are equal, and whose middle is the mean of its heights.
+    """
+    groups = []                                          # lists of neighbouring heights
+    for height in heights:
+        group = [height]
+        # A group that grows may come too near to the one below it, which then joins it.
+        while groups and highest_of(groups[-1], gap) + gap > lowest_of(group, gap):
+            group = groups.pop() + group
+        groups.append(group)
+    moved = []
+    for group in groups:
+        lowest = lowest_of(group, gap)
+        moved += [lowest + i * gap for i in range(len(group))]
+    return moved
+
+
+def lowest_of(group, gap):
+    """Return where the lowest height of a group is moved to, so that all stay within 0 and 1."""
+    length = (len(group) - 1) * gap
+    middle = sum(group) / len(group)
+    lowest = min(middle - length / 2, 1 - length)
+    return max(0.0, lowest)
+
+
+def highest_of(group, gap):
+    """Return where the highest height of a group is moved to."""
+    return lowest_of(group, gap) + (len(group) - 1) * gap
 
 
 # ---- Attention --------------------------------------------------------------------------
@@ -394,6 +433,56 @@ def label_points(axes, points):
             if is_inside and is_free:
                 break
         occupied.append(area)
+
+
+# ---- A study ----------------------------------------------------------------------------
+
+STUDY_HUES = ["orange", "green", "purple", "gold", "text", "muted"]
+MOST_STUDENTS = len(STUDY_HUES)     # more curves could not be told apart
+# What a row of the study is called in the picture; the others keep their name.
+PLAIN_WORDS = {"ours": "one layer, corrections", "adapters": "one layer, adapters",
+               "no-adapters": "one layer, nothing of its own", "authors": "the authors' recipe",
+               "unshared": "a layer for each recursion", "noise": "from noise"}
+
+
+class StudyCurve(NamedTuple):
+    """The held-out accuracy of a model of a study during its training."""
+    words: str                      # the model and its parameters
+    tokens: list                    # which it has seen, in millions; first 0, before the training
+    accuracies: list                # one for each of the tokens
+
+
+def draw_study(students, teacher, theme):
+    """Draw the held-out accuracy of students over the tokens that each has seen.
+
+    students: StudyCurves, at most MOST_STUDENTS; teacher: the StudyCurve whose end is drawn as a
+    dashed line, or None
+    """
+    figure = make_figure(430)
+    axes = add_axes(figure, 56, 34, 500, 338)
+    largest_values = []
+    ends = []                                            # what label_curves needs
+    for student, hue in zip(students, STUDY_HUES):
+        axes.plot(student.tokens, student.accuracies, color=theme[hue], marker="o", markersize=3,
+                  clip_on=False)
+        largest_values.append(max(student.accuracies))
+        ends.append((student.accuracies[-1], student.words, theme[hue]))
+    if teacher is not None:
+        accuracy = teacher.accuracies[-1]
+        axes.axhline(accuracy, color=theme["blue"], linestyle="--")
+        largest_values.append(accuracy)
+        ends.append((accuracy, teacher.words, theme["blue"]))
+    most_tokens = max(student.tokens[-1] for student in students)
+    axes.set_xlim(0, most_tokens)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("tokens that a student has seen, in millions")
+    begin_at_zero(axes, largest_values)
+    write_in_percent(axes.yaxis)
+    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    axes.set_title("MLM accuracy on held-out text (M: millions of parameters)")
+    label_curves(axes, ends)
+    return figure
 
 
 # ---- From here on: what the pictures show, taken from folders ----------------------------
@@ -624,6 +713,53 @@ def measure_depth(material, batches):
     return accuracies
 
 
+def read_study(folder):
+    """Read the study.json in the folder of a study -> (students, teacher) for draw_study.
+
+    At most MOST_STUDENTS are taken, in the order of STUDENTS. ValueError if no student is done.
+    """
+    path = os.path.join(folder, "study.json")
+    if not os.path.isfile(path):
+        raise ValueError(f"--study {folder}: there is no study.json in it, which bench/study.py "
+                         "writes at its end")
+    content = read_json(path)
+    curves = {}
+    with parsing(path, "of a study of bench/study.py"):
+        for name, result in done_distillations(content["rows"]).items():
+            curves[name] = study_curve(name, result)
+    teacher = None
+    if "teacher" in curves:
+        teacher = curves.pop("teacher")
+    if not curves:
+        raise ValueError(f"--study {folder}: no student in its study.json is done")
+    known = [name for name in STUDENTS if name in curves]
+    others = [name for name in curves if name not in STUDENTS]
+    names = known + others
+    if len(names) > MOST_STUDENTS:
+        left_out = ", ".join(names[MOST_STUDENTS:])
+        print(f"study shows {MOST_STUDENTS} students, without {left_out}")
+    students = [curves[name] for name in names[:MOST_STUDENTS]]
+    return students, teacher
+
+
+def study_curve(name, result):
+    """Take the StudyCurve of a model from its result in study.json."""
+    words = name
+    if name in PLAIN_WORDS:
+        words = PLAIN_WORDS[name]
+    millions = result["parameters"] / 1e6
+    tokens = []
+    accuracies = []
+    for num_tokens, accuracy, _ in result["curve"]:
+        if not 0 <= accuracy <= 1:
+            raise ValueError(f"the curve of {name} has the accuracy {accuracy}")
+        tokens.append(num_tokens / 1e6)
+        accuracies.append(accuracy)
+    if len(tokens) < 2:
+        raise ValueError(f"the curve of {name} has fewer than two points")
+    return StudyCurve(f"{words}: {millions:.3g} M", tokens, accuracies)
+
+
 # ---- The command line -------------------------------------------------------------------
 
 def arguments(argv):
@@ -639,6 +775,8 @@ def arguments(argv):
                         help="a student that was trained with --elastic 0, for the picture depth")
     parser.add_argument("--compare", nargs="+", action="extend", default=[], metavar="NAME=DIR",
                         help="models for the picture parameters, and what they are called")
+    parser.add_argument("--study", metavar="DIR",
+                        help="the --out folder of bench/study.py, for the picture study")
     parser.add_argument("--sentence", default=SENTENCE, metavar="TEXT",
                         help=f"the sentence for the picture attention (default: {SENTENCE})")
     parser.add_argument("--head", type=whole_number(1), metavar="N",
@@ -670,8 +808,14 @@ def run(args):
     material = None
     if args.run is not None:
         material = load_material(args)
+    draw_curves = None
+    if args.study is not None:
+        students, teacher = read_study(args.study)
+        draw_curves = partial(draw_study, students, teacher)
     os.makedirs(args.out, exist_ok=True)
     write_picture("architecture", args.out, draw_architecture)
+    if draw_curves is not None:
+        write_picture("study", args.out, draw_curves)
     if material is None:
         return
     try_picture("losses", args.out, prepare_losses, material)

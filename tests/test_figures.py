@@ -1,5 +1,6 @@
-"""bench/figures.py: every picture is drawn for a run of odd sizes, shows the numbers that were
-measured, and comes out the same twice; what cannot be drawn is said in one line."""
+"""bench/figures.py: every picture is drawn for a run of odd sizes or a small study, shows the
+numbers that were measured, and comes out the same twice; what cannot be drawn is said in one
+line."""
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from distill import LOSS_WEIGHTS
 
 sys.path.insert(0, os.path.join(ROOT, "bench"))
 import figures
+from study_rows import STUDENTS
 
 PICTURES = ["architecture", "losses", "attention", "depth", "parameters"]
 SENTENCE = "w3 w10 w17 w24 ."
@@ -89,6 +91,28 @@ def change_settings(path, **changes):
 def load_material(toy, path):
     flags = [str(path), "--teacher", str(toy / "teacher")]
     return figures.load_material(figures.arguments(flags))
+
+
+def write_study(folder, names, state="done", **changes):
+    """Write a study.json with a teacher and students: the one with the number i has (6 + i) million
+    parameters and ends with an accuracy of 0.4 + 0.001 i. changes are made to each student."""
+    rows = [{"name": "teacher", "part": "teacher", "state": "done", "parameters": 22_744_506,
+             "curve": [[0, 0.0, 11.0], [9_000_000, 0.45, 3.1]]},
+            {"name": "corpus", "part": "corpus", "state": "done", "train": 5}]
+    for i, name in enumerate(names):
+        curve = [[0, 0.1, 7.5], [700_000, 0.3, 4.5], [2_100_000, 0.4 + 0.001 * i, 3.5]]
+        row = {"name": name, "part": "student", "state": state, "parameters": (6 + i) * 1_000_000,
+               "curve": curve}
+        rows.append(row | changes)
+    (folder / "study.json").write_text(json.dumps({"rows": rows}))
+
+
+def assert_no_overlap(texts, number):
+    """Assert that so many texts stand in a picture and none covers another."""
+    areas = [text.get_window_extent() for text in texts]
+    assert len(areas) == number
+    for i, area in enumerate(areas):
+        assert not any(area.overlaps(later) for later in areas[i + 1:])
 
 
 def words_of(path):
@@ -226,11 +250,97 @@ def test_labels_do_not_cover_each_other():
     lines = [{"step": step, "loss": 9.0, "a": 1.0, "b": 1.01, "c": 0.0, "lr": 0.0}
              for step in (1, 2)]
     other = figures.draw_losses(lines, {"a": 1.0, "b": 1.0, "c": 1.0}, theme)
-    for axes, number in ((figure.axes[0], 5), (other.axes[0], 4)):
-        areas = [text.get_window_extent() for text in axes.texts]
-        assert len(areas) == number
-        for i, area in enumerate(areas):
-            assert not any(area.overlaps(later) for later in areas[i + 1:])
+    assert_no_overlap(figure.axes[0].texts, 5)
+    assert_no_overlap(other.axes[0].texts, 4)
+
+
+@pytest.mark.parametrize("heights, expected", [
+    ([0.1, 0.5, 0.9], [0.1, 0.5, 0.9]),
+    ([0.5, 0.5], [0.45, 0.55]),
+    ([0.5, 0.52, 0.9], [0.46, 0.56, 0.9]),
+    ([0.3, 0.44, 0.46], [0.3, 0.4, 0.5]),
+    ([0.32, 0.44, 0.46], [0.92 / 3 + 0.1 * i for i in range(3)]),    # the first one, too, moves
+    ([0.0, 0.01], [0.0, 0.1]),
+    ([0.98, 1.0, 1.0], [0.8, 0.9, 1.0]),
+])
+def test_heights_are_moved_apart_evenly(heights, expected):
+    assert figures.spread(heights, gap=0.1) == pytest.approx(expected)
+
+
+def test_the_curves_of_a_study_are_its_accuracies(tmp_path):
+    write_study(tmp_path, ["two-groups", "noise", "ours"])
+    students, teacher = figures.read_study(str(tmp_path))
+    figure = figures.draw_study(students, teacher, figures.THEMES["light"])
+    axes = figure.axes[0]
+    *curves, dashed = axes.get_lines()
+    assert len(curves) == 3
+    for curve, end in zip(curves, [0.402, 0.401, 0.4], strict=True):
+        assert list(curve.get_xdata()) == [0, 0.7, 2.1]              # in millions
+        assert list(curve.get_ydata()) == [0.1, 0.3, end]
+    assert list(dashed.get_ydata()) == [0.45, 0.45]
+    assert dashed.get_linestyle() == "--"
+    assert axes.get_xlim() == (0, 2.1)
+    assert axes.get_ylim()[0] == 0
+    colours = {text.get_text(): text.get_color() for text in axes.texts}
+    assert colours == {"one layer, corrections: 8 M": curves[0].get_color(),
+                       "from noise: 7 M": curves[1].get_color(),
+                       "two-groups: 6 M": curves[2].get_color(),
+                       "teacher: 22.7 M": dashed.get_color()}
+
+
+@pytest.mark.parametrize("change", [0.0, 0.05, -0.4])
+def test_the_labels_of_a_study_do_not_cover_each_other(tmp_path, change):
+    write_study(tmp_path, list(STUDENTS))
+    students, teacher = figures.read_study(str(tmp_path))
+    teacher.accuracies[-1] += change                     # among, above and far below the students
+    with figures.matplotlib.rc_context(figures.style(figures.THEMES["light"])):
+        figure = figures.draw_study(students, teacher, figures.THEMES["light"])
+        axes = figure.axes[0]
+        assert_no_overlap([*axes.texts, axes.title], 8)
+        for text in axes.texts:
+            area = text.get_window_extent()
+            assert axes.bbox.x1 < area.x0
+            assert area.x1 < figure.bbox.x1
+
+
+def test_of_many_students_the_first_are_drawn(tmp_path, capsys):
+    names = ["an-old-name", *reversed(STUDENTS)]
+    write_study(tmp_path, names)
+    students, _ = figures.read_study(str(tmp_path))
+    words = [student.words.split(":")[0] for student in students]
+    assert words == ["one layer, corrections", "from noise", "the authors' recipe",
+                     "authors-own-rate", "one layer, adapters", "one layer, nothing of its own"]
+    output = capsys.readouterr().out
+    assert output.startswith("study shows 6 students, without three-recursions, two-groups, ")
+    assert output.endswith(", an-old-name\n")
+
+
+def test_a_study_is_drawn_without_a_run(tmp_path, quick):
+    write_study(tmp_path, ["ours", "unshared"])
+    out = tmp_path / "out"
+    assert figures.main(["--study", str(tmp_path), "--out", str(out)]) is None
+    assert sorted(os.listdir(out)) == ["architecture-dark.svg", "study-dark.svg"]
+    found = words_of(out / "study-dark.svg")
+    words = ["one layer, corrections: 6 M", "a layer for each recursion: 7 M", "teacher: 22.7 M"]
+    assert set(words) - set(found) == set()
+
+
+def test_a_study_is_drawn_beside_the_pictures_of_a_run(toy, finished, tmp_path, quick):
+    write_study(tmp_path, ["ours"])
+    assert draw(toy, finished, tmp_path / "out", "--study", tmp_path) is None
+    names = {name.split("-")[0] for name in os.listdir(tmp_path / "out")}
+    assert {"study", "losses", "depth"} - names == set()
+
+
+def test_a_study_without_a_teacher(tmp_path):
+    write_study(tmp_path, ["ours"])
+    content = json.loads((tmp_path / "study.json").read_text())
+    content["rows"].pop(0)
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    students, teacher = figures.read_study(str(tmp_path))
+    figure = figures.draw_study(students, teacher, figures.THEMES["light"])
+    assert teacher is None
+    assert len(figure.axes[0].get_lines()) == 1
 
 
 # ---- What is left out, and what is refused -----------------------------------------------
@@ -302,6 +412,33 @@ def test_folders_that_are_no_runs_are_refused(toy, copied, tmp_path, capsys):
 def test_flags_that_need_a_run_are_refused(tmp_path, capsys):
     assert figures.main(["--sentence", "a", "--out", str(tmp_path / "out")]) == 2
     assert_one_line(capsys, "--sentence: without RUN it would be ignored")
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path, capsys):
+    assert draw_study_of(tmp_path) == 2
+    assert_one_line(capsys, "there is no study.json in it")
+    write_study(tmp_path, ["ours", "noise"], state="failed")
+    assert draw_study_of(tmp_path) == 2
+    assert_one_line(capsys, "no student in its study.json is done")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"curve": [[0, 0.1, 7.5]]}, "the curve of ours has fewer than two points"),
+    ({"curve": [[0, 0.1, 7.5], [7, float("nan"), 7.5]]}, "the curve of ours has the accuracy nan"),
+    ({"curve": [[0, "0.1", 7.5]]}, "TypeError"),
+    ({"parameters": None}, "TypeError"),
+])
+def test_a_damaged_study_is_refused(tmp_path, capsys, changes, words):
+    write_study(tmp_path, ["ours"], **changes)
+    assert draw_study_of(tmp_path) == 2
+    assert_one_line(capsys, words)
+    assert not (tmp_path / "out").exists()
+
+
+def draw_study_of(folder):
+    """Draw the study in a folder -> the exit status."""
+    return figures.main(["--study", str(folder), "--out", str(folder / "out")])
 
 
 @pytest.mark.parametrize("line", ["[]", "{", '{"step": 1, "lr": 0}',
