@@ -841,8 +841,9 @@ def arguments(argv):
                       help="train only the head")
     group.add_argument("--lr", type=number(), nargs="+", metavar="X",
                        help="highest learning rate; of several the best is chosen on a tenth of "
-                       "the training set (default: 5e-5, or 1e-3 if the encoder is frozen, or 4e-4 "
-                       "without --task, each times 768 / C)")
+                       "the training set (default: 5e-5; 1e-3 for adapters or the head alone; 2.5e-4 "
+                       "for corrections alone; without --task 4e-4, and 2e-4 for a model with "
+                       "corrections; each times 768 / C)")
     group.add_argument("--seeds", type=whole_number(1), default=1, metavar="N",
                        help="number of runs, with the seeds --seed, --seed + 1, ...; the mean and "
                        "the standard deviation are printed (default: 1)")
@@ -966,7 +967,7 @@ def run(args):
         rows = majority_rows(task, splits)
         results_of_modes = {}
         for mode in modes:
-            results_of_modes[mode] = run_mode(tuning, splits, encoded, mode, config.hidden_size,
+            results_of_modes[mode] = run_mode(tuning, splits, encoded, mode, config,
                                               saves_model=mode == modes[0])
             rows += rows_of_mode(mode, results_of_modes[mode])
         print_rows(rows)
@@ -993,15 +994,16 @@ def print_task(task, splits):
     print(f"{task.name}: {task.kind}; {sizes}; labels {label_names}", flush=True)
 
 
-def run_mode(tuning, splits, encoded, mode, hidden_size, saves_model):
+def run_mode(tuning, splits, encoded, mode, config, saves_model):
     """Make the runs of all seeds in a mode -> a list of their {split: Result}.
 
+    config: the Config of the model
     saves_model: write the model of the first seed and its predictions into tuning.out
     """
     args = tuning.args
     rates = args.lr
     if rates is None:
-        rates = [default_rate(mode, args.task, hidden_size)]
+        rates = [default_rate(mode, args.task, config)]
     lr = rates[0]
     if len(rates) > 1:
         lr = best_rate(tuning, splits["train"], mode, args.seed, rates)
@@ -1051,16 +1053,24 @@ def choose_length(length, kind, num_positions):
     return length
 
 
-def default_rate(mode, task_name, hidden_size):
-    """Return the learning rate for a mode. Few parameters, a narrow model or few steps (without
-    --task) need a higher rate."""
-    if mode in ("adapters", "head"):
+def default_rate(mode, task_name, config):
+    """Return the learning rate for a mode and a model with this Config.
+
+    Few parameters, a narrow model or few steps (without --task) need a higher rate. A correction
+    is a product, and both of its factors change, so it needs a lower one than an adapter.
+    """
+    has_corrections = config.correction_rank > 0
+    if mode == "adapters" and has_corrections:
+        rate = 2.5e-4
+    elif mode in ("adapters", "head"):
         rate = 1e-3
-    elif task_name is None:
-        rate = 4e-4
-    else:
+    elif task_name is not None:
         rate = 5e-5
-    return rate * 768 / hidden_size
+    elif has_corrections:
+        rate = 2e-4
+    else:
+        rate = 4e-4
+    return rate * 768 / config.hidden_size
 
 
 def read_splits(args, name, kind):

@@ -830,15 +830,22 @@ def test_the_length_is_128_or_384_but_no_more_than_the_positions():
             choose_length(length, "tagging", num_positions)
 
 
-def test_the_default_rate_is_higher_for_narrow_models_and_few_parameters():
-    assert default_rate("all", "sst2", 768) == pytest.approx(5e-5)
-    assert default_rate("all", "sst2", 128) == pytest.approx(3e-4)
-    assert default_rate("adapters", "sst2", 768) == pytest.approx(1e-3)
-    assert default_rate("head", "sst2", 384) == pytest.approx(2e-3)
-    assert default_rate("random", "sst2", 768) == pytest.approx(5e-5)
-    assert default_rate("all", None, 768) == pytest.approx(4e-4)
-    assert default_rate("random", None, 768) == pytest.approx(4e-4)
-    assert default_rate("adapters", None, 768) == pytest.approx(1e-3)
+@pytest.mark.parametrize("mode, task_name, width, rate, rate_with_corrections", [
+    ("all", "sst2", 768, 5e-5, 5e-5),
+    ("all", "sst2", 128, 3e-4, 3e-4),
+    ("random", "sst2", 768, 5e-5, 5e-5),
+    ("head", "sst2", 384, 2e-3, 2e-3),
+    ("adapters", "sst2", 768, 1e-3, 2.5e-4),
+    ("adapters", None, 768, 1e-3, 2.5e-4),
+    ("all", None, 768, 4e-4, 2e-4),
+    ("random", None, 768, 4e-4, 2e-4),
+])
+def test_the_default_rate_depends_on_the_width_and_on_what_is_trained(
+        mode, task_name, width, rate, rate_with_corrections):
+    config = Config(hidden_size=width, num_attention_heads=4)
+    assert default_rate(mode, task_name, config) == pytest.approx(rate)
+    corrected = replace(config, correction_rank=8)
+    assert default_rate(mode, task_name, corrected) == pytest.approx(rate_with_corrections)
 
 
 def test_every_task_has_its_kind():
