@@ -841,9 +841,9 @@ def arguments(argv):
                       help="train only the head")
     group.add_argument("--lr", type=number(), nargs="+", metavar="X",
                        help="highest learning rate; of several the best is chosen on a tenth of "
-                       "the training set (default: 5e-5; 1e-3 for adapters or the head alone; 2.5e-4 "
-                       "for corrections alone; without --task 4e-4, and 2e-4 for a model with "
-                       "corrections; each times 768 / C)")
+                       "the training set (default: 5e-5; 1e-3 for adapters or the head alone; "
+                       "2.5e-4 for corrections alone; without --task 4e-4, and 2e-4 for a model "
+                       "with corrections; each times 768 / C)")
     group.add_argument("--seeds", type=whole_number(1), default=1, metavar="N",
                        help="number of runs, with the seeds --seed, --seed + 1, ...; the mean and "
                        "the standard deviation are printed (default: 1)")
