@@ -1023,8 +1023,8 @@ def add_training_flags(parser):
                        help="weight decay of AdamW; biases and LayerNorms have none (default: "
                        "0.01; paper: 0.0001)")
     group.add_argument("--dropout", type=number(upper=1.0), metavar="P",
-                       help="probability of dropout in the student (default: 0; in the recipe paper "
-                       "0.1)")
+                       help="probability of dropout in the student (default: 0; in the recipe "
+                       "paper 0.1)")
     group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,
                        help="fuse the operations of a step with torch.compile (default: on a GPU, "
                        "but not in the recipe quick)")
