@@ -109,8 +109,15 @@ def match_layers(num_recursions, num_layers):
         divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
         raise ValueError(f"{num_recursions} recursions cannot be spread evenly over the "
                          f"teacher's {num_layers} layers; possible numbers are {divisors}")
-    layers_per_recursion = num_layers // num_recursions
-    return [(r, (r + 1) * layers_per_recursion - 1) for r in range(num_recursions)]
+    return [(r, layer_of_teacher(r, num_recursions, num_layers)) for r in range(num_recursions)]
+
+
+def layer_of_teacher(r, num_recursions, num_layers):
+    """Return the number of the teacher's layer from which recursion r learns and starts, from 0.
+
+    If the one number does not divide the other, the layer is rounded up.
+    """
+    return math.ceil((r + 1) * num_layers / num_recursions) - 1
 
 
 def states_after(depths, hidden, positions):
@@ -350,8 +357,7 @@ def start_corrections(student, teacher):
     K = student.config.correction_rank
     for r, correction in enumerate(student.corrections):
         shared = student.layer_of_recursion(r)
-        # This is the layer in match_layers, if R divides L.
-        wanted = teacher.layer_of_recursion(math.ceil((r + 1) * L / R) - 1)
+        wanted = teacher.layer_of_recursion(layer_of_teacher(r, R, L))
         for part, name in CORRECTED.items():
             difference = wanted.get_parameter(name) - shared.get_parameter(name)
             left, sizes, right = torch.linalg.svd(difference, full_matrices=False)

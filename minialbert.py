@@ -65,7 +65,6 @@ class Config:
         if self.num_hidden_groups > self.num_hidden_layers:
             raise ValueError(f"num_hidden_groups {self.num_hidden_groups} is more than "
                              f"num_hidden_layers {self.num_hidden_layers}")
-
         if self.correction_rank > min(self.hidden_size, self.intermediate_size):
             raise ValueError(f"correction_rank {self.correction_rank} is more than hidden_size "
                              f"{self.hidden_size} or intermediate_size {self.intermediate_size}")

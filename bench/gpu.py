@@ -19,9 +19,10 @@ The big graph is compiled, and the default command run on the CPU, beside the fi
 compare results; what is timed runs alone. What compiles another graph comes last. The table of
 jobs in gpu.md names those for which there was no time.
 
-On an H200 (EXPERIMENTS.md) ten minutes were enough for all but the last sections, which took a
-second call. --toy runs all jobs on a CPU and finds mistakes in this script. There waits are looked
-for with the fake CUDA tensors of tests/fake_cuda.py.
+On an H200 (EXPERIMENTS.md) ten minutes were enough for all but the student of the section mini and
+the section compiled, of which only the row without dropout has been measured since. --toy runs all
+jobs on a CPU and finds mistakes in this script. There waits are looked for with the fake CUDA
+tensors of tests/fake_cuda.py.
 """
 import argparse
 import json

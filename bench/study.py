@@ -76,7 +76,7 @@ def run_rows(rows, study, places, run, jobs=1):
     jobs: how many rows to run at the same time
     """
     waiting = [row for row in rows if not is_done(read_result(study, row.name))]
-    running = {}                                         # {what the pool promises: its row}
+    running = {}                                         # {the future of a row: the row}
     num_failed = 0
     stopping = threading.Event()
     with ThreadPoolExecutor(jobs) as pool:
@@ -86,12 +86,12 @@ def run_rows(rows, study, places, run, jobs=1):
                     # Whoever waits for the study sees which rows are running.
                     print(f"{row.name} ...", flush=True)
                     waiting.remove(row)
-                    promise = pool.submit(run_row, row, study, places, run, stopping)
-                    running[promise] = row
+                    future = pool.submit(run_row, row, study, places, run, stopping)
+                    running[future] = row
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for promise in finished:
-                    row = running.pop(promise)
-                    result = promise.result()
+                for future in finished:
+                    row = running.pop(future)
+                    result = future.result()
                     if not is_done(result):
                         num_failed += 1
                     print(f"{row.name}: {result['state']}, {result['seconds']:.0f} s", flush=True)
@@ -102,8 +102,11 @@ def run_rows(rows, study, places, run, jobs=1):
 
 
 def rows_to_start(waiting, running, jobs):
-    """List the rows that may start now: those for whose needs no row has to be waited for, as many
-    as jobs allows beside those that are running."""
+    """List the waiting rows that may start now.
+
+    A row may start if the row that it needs neither waits nor runs. With those that are running
+    already, no more than `jobs` run.
+    """
     unfinished = {row.name for row in waiting + running}
     ready = [row for row in waiting if row.needs not in unfinished]
     return ready[:jobs - len(running)]
