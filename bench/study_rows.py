@@ -25,8 +25,8 @@ TEXTS = ["{data}/text/enwiki.txt.xz", "{data}/text/books_00.txt.xz", "{data}/tex
          "{data}/text/books_02.txt.xz"]
 CORPUS = "{study}/corpus/corpus.bin"
 
-# The shape of ours: with narrower embeddings its corrections take no more parameters than E = 128
-# with adapters of C / 16 does, 27 % of the teacher's.
+# The shape of ours. Its embeddings are so narrow that, with its corrections, it has as many
+# parameters as a student with E = 128 and adapters of C / 16: 27 % of the teacher's.
 OURS = {"embedding-size": 96, "correction-rank": 30}
 # The name of a student -> its flags, beside those that all students have. E is 128 but in OURS. No
 # student has dropout but those that name it: none of the runs gets through its text so often that
