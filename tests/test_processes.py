@@ -113,9 +113,14 @@ def interrupt_at(moment, script, flags, home):
 
     moment: the name of a module that has been imported, or the first words of a line
     """
+    def take_sigint():
+        # A shell lets a command that it starts in the background ignore SIGINT. The script should
+        # not inherit that from pytest.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", f"{ROOT}/{script}", *flags], text=True, cwd=home,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=take_sigint,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HOME": str(home)})
     printed = []
     for line in process.stdout:
