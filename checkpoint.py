@@ -36,7 +36,9 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool,
 }
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LARGEST_HEADER = 100_000_000        # bytes, as in the official package
+LARGEST_SIZE = 2**62                # torch counts elements with integers below 2**63
 
 
 # ---- Reading and writing safetensors ----------------------------------------------------
@@ -111,7 +113,8 @@ def check_entry(name, entry):
         raise ValueError(f"{name!r:.200} has the shape {shape!r:.40} and the data_offsets "
                          f"{offsets!r:.40}, not a list and a list of two numbers")
     for number in shape + offsets:
-        if type(number) is not int or not 0 <= number < 2**62:
+        is_valid = type(number) is int and 0 <= number < LARGEST_SIZE
+        if not is_valid:
             raise ValueError(f"{name!r:.200} has {number!r:.40} in its shape or data_offsets, "
                              "which is not a whole number in the allowed range")
     begin, end = offsets
@@ -120,7 +123,7 @@ def check_entry(name, entry):
         raise ValueError(f"{name!r:.200} has {end - begin} bytes, but its shape needs {needed}")
     # With a 0 in the shape no bytes are needed, but the other sizes may still overflow in torch.
     sizes_without_zeros = [max(size, 1) for size in shape]
-    if math.prod(sizes_without_zeros) >= 2**62:
+    if math.prod(sizes_without_zeros) >= LARGEST_SIZE:
         raise ValueError(f"{name!r:.200} has a shape too large for any machine")
 
 
@@ -141,7 +144,8 @@ def write_safetensors(tensors, path, metadata=None):
         contents.append(tensor.view(-1).view(torch.uint8).numpy())
         position += tensor.nbytes
     header_text = json.dumps(header).encode()
-    header_text += b" " * (-len(header_text) % 8)        # spaces up to a multiple of 8 bytes
+    num_spaces = -len(header_text) % 8                   # up to a multiple of 8: after 13 bytes 3
+    header_text += b" " * num_spaces
     with replace_file(path) as file:
         file.write(len(header_text).to_bytes(8, "little"))
         file.write(header_text)
@@ -273,8 +277,11 @@ def load(path, recursions=None):
     config = replace(config, tie_decoder=not has_decoder)
     with torch.device("meta"):      # this takes no memory and draws no random numbers
         model = MiniALBERT(config, head=has_head)
-    file_names = {name: name_in_file(layout, name) for name in model.state_dict()}
-    shapes = {file_names[name]: list(p.shape) for name, p in model.state_dict().items()}
+    file_names = {}                 # {our name: the name in the file}
+    shapes = {}                     # {the name in the file: shape}
+    for name, parameter in model.state_dict().items():
+        file_names[name] = name_in_file(layout, name)
+        shapes[file_names[name]] = list(parameter.shape)
     check_tensors(path, shapes, tensors)
     check_finite(path, tensors)
     weights = {}
@@ -316,8 +323,9 @@ def check_tensors(path, shapes, tensors):
             problems.append(f"{name!r} is missing")
         elif name not in shapes:
             problems.append(f"{name!r} is {list(tensors[name].shape)}, not known")
-        elif not tensors[name].is_floating_point():
-            problems.append(f"{name!r} is of type {tensors[name].dtype}, which is no float")
+        elif tensors[name].dtype not in FLOATS:
+            problems.append(f"{name!r} is of type {tensors[name].dtype}, not a float of 16, 32 or "
+                            "64 bits")
         elif list(tensors[name].shape) != shapes[name]:
             problems.append(f"{name!r} is {list(tensors[name].shape)}, not {shapes[name]}")
     if problems:
@@ -346,8 +354,8 @@ def read_config(path):
         activation = found.get("hidden_act", "gelu")
         if activation != "gelu":
             raise ValueError(f"hidden_act is {activation!r:.40}, but only 'gelu' is known here")
-        # The sizes must be there, except four that a BERT's config does not have. The others
-        # keep our defaults if they are absent.
+        # All integers must be there, except four that a BERT's config does not have. Other fields
+        # that are absent keep our defaults.
         optional = ("adapter_size", "correction_rank", "embedding_size", "num_hidden_groups")
         for field in fields(Config):
             is_required = field.type is int and field.name not in optional
@@ -506,9 +514,10 @@ def check_settings(path, saved, settings):
         if saved.get(name, value) != value:
             different.append(f"{name} was {saved[name]!r:.60}, now it is {value!r:.60}")
     if different:
-        raise ValueError(f"{path} is of a run with other settings: {first_few(different)}. To go "
-                         "on from its model with new settings, start a run with another --out and "
-                         "give it this model: distill.py --student, finetune.py --model")
+        raise ValueError(f"{path} is of a run with other settings: {first_few(different)}. With "
+                         "new settings, start a run with another --out; it can go on from the "
+                         "model here, if there is one yet: distill.py --student, finetune.py "
+                         "--model")
 
 
 @torch.no_grad()
@@ -521,7 +530,7 @@ def restore_training_state(path, state, settings):
     tensors, metadata = read_safetensors(path)
     with parsing(path, "the state of a training run"):
         saved_settings = parse_json_object(metadata["run"])
-    check_settings(path, saved_settings, settings)
+    check_settings(path, saved_settings, settings)       # other settings are no damage to the file
     with parsing(path, "the state of a training run"):
         step = int(metadata["step"])
         log_size = int(metadata["log"])
@@ -578,8 +587,11 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
             is_ours = True
             yield
     finally:
-        if is_ours and (os.listdir(out) == [RUN_FILE] or os.path.getsize(run_path) == 0):
-            os.remove(run_path)
+        if is_ours:
+            has_only_run_file = os.listdir(out) == [RUN_FILE]
+            is_unclaimed = os.path.getsize(run_path) == 0     # claim_folder has written nothing
+            if has_only_run_file or is_unclaimed:
+                os.remove(run_path)
             if os.listdir(out) == []:
                 os.rmdir(out)
 
@@ -607,7 +619,8 @@ def check_owner(out, script, resume, overwrite):
         if resume:
             print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
         return
-    for path in files_of_run(out):
+    run_files = files_of_run(out)
+    for path in run_files:
         if not os.path.isfile(path):                     # to open a pipe may take for ever
             raise ValueError(f"--out {out}: {path} is not a regular file")
     owner = owner_of(out)
@@ -616,10 +629,10 @@ def check_owner(out, script, resume, overwrite):
                          "--overwrite starts anew and loses it")
     if resume and owner != script:
         raise ValueError(f"--resume: there is no run of {script} in {out}")
-    if overwrite and owner is None and files_of_run(out):
-        names = [os.path.basename(path) for path in files_of_run(out)]
+    if overwrite and owner is None and run_files:
+        would_be_lost = [os.path.basename(path) for path in run_files]
         raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
-                         f"{first_few(names)}")
+                         f"{first_few(would_be_lost)}")
 
 
 def owner_of(out):
@@ -722,7 +735,7 @@ def replace_file(path, shared=False):
         temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
-            lock(file)                                   # it says that somebody is writing
+            lock(file)                                   # remove_abandoned leaves locked files
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -741,7 +754,8 @@ def replace_file(path, shared=False):
 
 def remove_abandoned(path):
     """Remove the temporary files of processes that were killed while they wrote `path`."""
-    for temporary in glob.glob(f"{glob.escape(str(path))}.*.tmp"):
+    # A process's name for it has the number of the process: see replace_file.
+    for temporary in glob.glob(f"{glob.escape(str(path))}.[0-9]*.tmp"):
         try:
             with open(temporary, "r+b") as file:         # a network disk locks no read-only file
                 is_abandoned = fcntl is not None and lock(file)
@@ -808,14 +822,15 @@ def object_of_pairs(pairs):
 
 
 def parse_json_integer(digits):
-    """Read an integer. JSON's -0 is no integer in other languages: return the float -0.0, so that
-    the checks of sizes refuse it."""
+    """Read an integer. Some other readers of JSON take -0 for a float. So does this one: it returns
+    -0.0, which the checks of sizes refuse because it is no int."""
     if digits == "-0":
         return -0.0
     return int(digits)
 
 
-# For fetch(): of the files in each tuple one is needed.
+# For fetch(): of the files in each tuple one is needed. model*.safetensors* are the parts of a
+# large model and their index.
 MODEL_FILES = [("config.json",), ("model.safetensors", "model*.safetensors*", "pytorch_model.bin")]
 
 

@@ -67,7 +67,8 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
     # smallest numbers are chosen. Special tokens get 2.0, so that they come last.
     draw = rng.random((B, T))
     draw[is_special] = 2.0
-    columns = np.argpartition(draw, num_masked, axis=1)[:, :num_masked]      # the smallest ones
+    # argpartition puts the places of the num_masked smallest numbers first, in any order.
+    columns = np.argpartition(draw, num_masked, axis=1)[:, :num_masked]
     columns = np.sort(columns, axis=1)
     rows = np.arange(B)[:, None]
     positions = (rows * T + columns).ravel()
@@ -216,20 +217,25 @@ class Tokenizer:
                     file.write(content)
             elif os.path.isfile(target):
                 os.remove(target)
-        present = os.listdir(self.path)
-        if "tokenizer.json" not in present and "tokenizer_config.json" not in present:
+        if not os.path.isfile(os.path.join(path, "tokenizer.json")):
             write_wordpiece_config(path, self.backend.normalizer.lowercase)
 
 
 def write_wordpiece_config(path, lowercase):
-    """Write the tokenizer_config.json of a vocab.txt: without it transformers would lower-case."""
-    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
-    with replace_file(os.path.join(path, "tokenizer_config.json")) as file:
-        file.write(json.dumps(config).encode())
+    """Say in the tokenizer_config.json of a vocab.txt whether it lower-cases, unless that is said
+    there already: otherwise transformers would lower-case."""
+    config_path = os.path.join(path, "tokenizer_config.json")
+    config = {"tokenizer_class": "BertTokenizer"}
+    if os.path.isfile(config_path):
+        config = read_json(config_path)
+    if config.get("do_lower_case") is None:
+        config["do_lower_case"] = lowercase
+        write_json(config_path, config)
 
 
 def read_wordpiece(path):
-    """Make the tokenizer of a folder's vocab.txt with the settings in tokenizer_config.json."""
+    """Make the tokenizer of a folder's vocab.txt. Of tokenizer_config.json it obeys do_lower_case
+    and strip_accents."""
     vocab_path = os.path.join(path, "vocab.txt")
     config_path = os.path.join(path, "tokenizer_config.json")
     words = read_text(vocab_path).removesuffix("\n").split("\n")
@@ -249,11 +255,11 @@ def read_wordpiece(path):
 def make_wordpiece(words, do_lower_case=None, strip_accents=None):
     """Make a BERT tokenizer whose token number i is words[i].
 
-    do_lower_case=None: it is cased if a word other than a [SPECIAL] one has a capital letter.
+    do_lower_case=None: it is cased if a word other than a [SPECIAL] one has a letter from A to Z.
     strip_accents=None: accents are removed if it lower-cases, as in BERT.
     """
     if do_lower_case is None:
-        do_lower_case = not any(re.match(r"(?!\[.*\]$).*[A-Z]", word) for word in words)
+        do_lower_case = not any(has_capital(word) for word in words)
     id_of_token = {word: i for i, word in enumerate(words)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(id_of_token, unk_token="[UNK]"))
     backend.normalizer = tokenizers.normalizers.BertNormalizer(
@@ -264,10 +270,17 @@ def make_wordpiece(words, do_lower_case=None, strip_accents=None):
     return backend
 
 
-def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
-    """Learn a vocabulary of `size` tokens, fewer if the corpus has no more, and write it to `out`.
+def has_capital(word):
+    """Tell whether a word of a vocabulary, other than a [SPECIAL] one, has a letter from A to Z."""
+    is_special = word.startswith("[") and word.endswith("]")
+    return not is_special and re.search("[A-Z]", word) is not None
 
-    Returns the Tokenizer. ValueError if `out` has a tokenizer already.
+
+def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
+    """Learn a vocabulary of `size` tokens and write it to `out`.
+
+    It has fewer tokens if the corpus has no more, and more if the corpus has more different
+    characters than that. Returns the Tokenizer. ValueError if `out` has a tokenizer already.
     """
     if not 100 <= size <= 2**20:
         raise ValueError(f"--train-tokenizer {size}: the size must be from 100 to {2**20} tokens")
@@ -372,7 +385,8 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         token_file = TokenFile(out)
         if token_file.made_from == made_from:
             return token_file
-        print(f"{out} was made from another corpus or tokenizer: it is made anew", file=sys.stderr)
+        print(f"{out} was made from another corpus, --text or tokenizer: it is made anew",
+              file=sys.stderr)
     else:
         check_token_file_name(out)
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
@@ -452,16 +466,17 @@ def batches_of_lines(lines):
     """Yield lists of (line, whether its document is held out), each of about CHUNK characters."""
     batch = []
     num_characters = 0
-    held_out = None                                      # None: between two documents
+    in_document = False
     for line in lines:
-        if held_out is None:
+        if not in_document:
             if line == "":
                 continue
             held_out = is_held_out(line, HOLD_OUT_ONE_IN)     # the first line of a document decides
+            in_document = True
         batch.append((line, held_out))
         num_characters += len(line) + 1
         if line == "":
-            held_out = None
+            in_document = False
         if num_characters > CHUNK:
             yield batch
             batch = []
@@ -528,7 +543,7 @@ def read_corpus(corpus, text_column="text"):
 
     text_column: the field or column of the text in a .jsonl or a .csv.
     NULs and bytes that are not UTF-8 become U+FFFD, which BERT's normaliser removes. ValueError
-    names the file and line of a damaged file or of a line that is not a document.
+    names a damaged file, or the line of a .jsonl that is not a document.
     """
     files = corpus_files(corpus)
     has_columns = any(CORPUS_FILE.fullmatch(path)[1] != ".txt" for path in files)
@@ -547,9 +562,12 @@ def read_corpus_file(path, bar, text_column):
     kind, packed = CORPUS_FILE.fullmatch(path).groups()
     bytes_before = bar.n
     num_replaced = 0
+    newline = None                                       # every kind of line end becomes "\n"
+    if kind == ".csv":
+        newline = ""                                     # csv wants them in quotes as they are
     with open(path, "rb") as raw:
         text = io.TextIOWrapper(unpack(raw, packed), encoding="utf-8-sig",
-                                errors="surrogateescape", newline="" if kind == ".csv" else None)
+                                errors="surrogateescape", newline=newline)
         if kind == ".txt":
             lines = lines_of_text(path, text, CHUNK)
         elif kind == ".jsonl":
@@ -570,13 +588,15 @@ def read_corpus_file(path, bar, text_column):
 def lines_of_text(path, text, longest):
     """Yield the lines of a file; a line over `longest` characters comes in pieces."""
     line_has_begun = False                               # some piece of this line has come already
+    # The message will be "PATH: not readable, but damaged or cut short: ...".
     with parsing(path, "readable, but damaged or cut short"):
         while True:
             line = text.readline(longest)
             if line == "":
                 return
-            # The end of a line alone would be taken for an empty line, which ends a document.
-            if line != "\n" or not line_has_begun:
+            # The white space at the end of a long line would be taken for an empty line, which ends
+            # a document.
+            if line.strip() or not line_has_begun:
                 yield line
             line_has_begun = not line.endswith("\n")
 
@@ -609,7 +629,7 @@ def lines_of_jsonl(path, text, text_column):
 def lines_of_csv(path, text, text_column):
     """Yield the lines of the documents in a .csv, a row each, and an empty one after each."""
     csv.field_size_limit(LONGEST_ROW)
-    # A line without end is cut where its field is too large for csv, which is an error then.
+    # csv refuses a field of more than LONGEST_ROW characters, so a line need not be read further.
     rows = csv.DictReader(lines_of_text(path, text, LONGEST_ROW + 1), strict=True)
     with parsing(path, "a readable .csv"):
         if rows.fieldnames is None or text_column not in rows.fieldnames:
@@ -619,7 +639,7 @@ def lines_of_csv(path, text, text_column):
         for row in rows:
             if row[text_column] is None:
                 raise ValueError(f"line {rows.line_num} has too few columns")
-            if None in row:                              # csv's name for what is too much
+            if None in row:                              # DictReader's name for surplus columns
                 raise ValueError(f"line {rows.line_num} has too many columns")
             yield from lines_of_document(row[text_column])
 
@@ -629,7 +649,9 @@ def lines_of_document(document):
     for line in document.splitlines():
         if line.strip():
             for begin in range(0, len(line), CHUNK):
-                yield line[begin:begin + CHUNK]
+                piece = line[begin:begin + CHUNK]
+                if piece.strip():                        # an empty one would end the document
+                    yield piece
     yield ""
 
 
@@ -647,7 +669,8 @@ def unpack(raw, packed):
 class StreamAfterStream(io.RawIOBase):
     """Unpacks a .bz2 or .xz that may hold several compressed streams, one after another.
 
-    bz2.open and lzma.open do not report what is wrong after the first stream. Here it is an error.
+    bz2.open and lzma.open do not report all that is wrong after the first stream. Here it is an
+    error.
     """
 
     def __init__(self, raw, make_decompressor):
@@ -744,7 +767,8 @@ def docstrings(package, root):
     """List (module, docstring) of the Python files below the folder root; no module is imported."""
     found = []
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(set(subfolders) - SKIPPED_FOLDERS)       # os.walk goes into these
+        # The list is changed in place, because os.walk will enter only what is left in it.
+        subfolders[:] = sorted(set(subfolders) - SKIPPED_FOLDERS)
         for name in sorted(names):
             if not name.endswith(".py"):
                 continue
@@ -803,7 +827,7 @@ def remove_markup(lines):
     position = 0                                         # in the marked text
     for match in MARKUP.finditer(marked):
         text += marked[position:match.start()]
-        content = match[match.lastindex]
+        content = match[match.lastindex]                 # of the only group that has matched
         if match.lastindex <= 3:
             code_spans.append([len(text), len(text) + len(content)])
         text += content
@@ -841,7 +865,7 @@ class CommandParser(argparse.ArgumentParser):
 def run_command(name, action):
     """Call action(). Print an error of the user's in one line -> the exit status.
 
-    It is 2 after an error and 130 after Ctrl-C, as in a shell.
+    It is None if all went well, 2 after an error and 130 after Ctrl-C, as in a shell.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What the terminal or the file cannot show is printed as a question mark.
@@ -899,7 +923,9 @@ def run(args):
     if corpus is None:
         corpus = [docs_on_this_machine()]
     if args.train_tokenizer is not None:
-        lowercase = args.lowercase is not False
+        lowercase = True
+        if args.lowercase is not None:
+            lowercase = args.lowercase
         tokenizer = train_tokenizer(corpus, args.train_tokenizer, args.out, lowercase, args.text)
         print(f"{args.out}: {tokenizer.vocab_size} tokens of the {args.train_tokenizer} asked for")
     else:

@@ -167,19 +167,20 @@ class Distillation:
         if "attention" in weights:
             self.student_maps = [r for r, _ in self.pairs]
             self.teacher_maps = [layer for _, layer in self.pairs]
-        self.compute = self.losses
+        self.compute = self.compute_losses
         if compile_losses:
-            self.compute = torch.compile(self.losses)
+            self.compute = torch.compile(self.compute_losses)
 
-    def losses(self, ids, positions, labels, depths, num_masked):
+    def compute_losses(self, ids, positions, labels, depths, num_masked):
         """Compute a micro-batch's part of each loss: {name: scalar}.
 
         ids (b, T) are masked; positions (m,) are the masked places in the flattened ids, labels
         (m,) the true tokens there, depths (m,) after how many recursions the elastic loss looks at
-        each; num_masked is M, the number of masked places in the batch.
+        each; num_masked is M, the number of masked places in the batch. b and m are B and M of a
+        micro-batch.
         """
         hidden, attention = self.student(ids, maps=self.student_maps)
-        if self.student.head is not None:
+        if self.student.head is not None:                # without a head no loss needs logits
             masked_states = hidden[-1].flatten(0, 1)[positions]               # (m, C)
             logits = self.student.predict(masked_states)                      # (m, V)
         if self.needs_teacher:
@@ -218,7 +219,7 @@ class Distillation:
         Summed over the micro-batches of all processes they are the means over the whole batch.
         """
         ids, positions, labels = self.batches.batch(step)     # of all processes
-        depths = self.depths(step, len(positions))
+        depths = self.draw_depths(step, len(positions))
         num_masked = max(1, len(positions))
         T = self.batches.T
         device = device_of(self.student)
@@ -232,14 +233,16 @@ class Distillation:
                                       num_masked)
             yield losses
 
-    def depths(self, step, num_masked):
+    def draw_depths(self, step, num_masked):
         """Draw after how many recursions, from 1 to R - 1, the elastic loss looks at each masked
-        place -> (M,). It is a function of (seed, step), like the batch.
+        place -> (M,). It is a function of (seed, step), like the batch. With one recursion there is
+        no elastic loss, and all are 1.
         """
         R = self.student.config.num_hidden_layers
         # The 3 gives depths other random numbers than the 1 and 2 in MaskedBatches.
         rng = np.random.default_rng([self.batches.seed, 3, step])
-        return rng.integers(1, max(2, R), size=num_masked)
+        end = max(2, R)                                  # one past the largest number
+        return rng.integers(1, end, size=num_masked)
 
 
 @torch.inference_mode()
@@ -267,7 +270,8 @@ def evaluate(model, batches, each_recursion=False):
         for depth in depths:
             logits = model.predict(hidden[depth].flatten(0, 1)[positions])    # (M, V)
             num_correct[depth] += (logits.argmax(-1) == labels).sum().item()
-        total_loss += mlm_loss(logits, labels).item()    # logits are those of the last depth
+            if depth == R:
+                total_loss += mlm_loss(logits, labels).item()
         num_masked += len(labels)
     num_masked = max(1, num_masked)
     scores = {"accuracy": num_correct[R] / num_masked, "loss": total_loss / num_masked}
@@ -283,7 +287,7 @@ def start_from_teacher(student, teacher, ids):
     """Initialise the student from the teacher. ids (B, T) are token numbers of sample text.
 
     start_corrections says how corrections start. Adapters keep their present values. The head is
-    copied if both are tied or both are not.
+    copied if both are tied or both are not. Adapters and corrections of the teacher are not used.
     """
     start_embeddings(student.embeddings, teacher.embeddings, ids)
     start_layers(student, teacher)
@@ -299,7 +303,8 @@ def start_embeddings(ours, theirs, ids):
 
     The tables are the teacher's in the E directions in which its embeddings X of ids (B, T) are
     largest: the eigenvectors of X.T X with the largest eigenvalues. Then the projection is fitted
-    by least squares to the teacher's output for these ids.
+    by least squares to the teacher's output for these ids. In the shapes, the teacher's tables have
+    the width C, as a BERT's do.
     """
     if ours.project is None:                             # E = C: there is nothing to factorise
         ours.load_state_dict(theirs.state_dict())
@@ -331,13 +336,16 @@ def start_embeddings(ours, theirs, ids):
 def start_layers(student, teacher):
     """Start each shared layer as the mean of the teacher's layers that it replaces.
 
-    The first and the last quarter of those layers are left out: of 4 layers only 2 and 3 count.
-    With them the start is worse (EXPERIMENTS.md has the comparison).
+    The first and the last quarter of those layers are left out: of 4 layers only the second and the
+    third count. With all of them the start is worse (EXPERIMENTS.md has the comparison).
     """
     L = teacher.config.num_hidden_layers
     G = student.config.num_hidden_groups
     for g, layer in enumerate(student.layers):
-        group = [teacher.layer_of_recursion(i).state_dict() for i in range(L) if i * G // L == g]
+        group = []                                       # shared out as in layer_of_recursion
+        for i in range(L):
+            if i * G // L == g:
+                group.append(teacher.layer_of_recursion(i).state_dict())
         quarter = len(group) // 4
         middle = group[quarter:len(group) - quarter]
         mean = {}
@@ -360,6 +368,7 @@ def start_corrections(student, teacher):
         wanted = teacher.layer_of_recursion(layer_of_teacher(r, R, L))
         for part, name in CORRECTED.items():
             difference = wanted.get_parameter(name) - shared.get_parameter(name)
+            # Now difference is left @ diag(sizes) @ right, with the largest sizes first.
             left, sizes, right = torch.linalg.svd(difference, full_matrices=False)
             root = sizes[:K].sqrt()                      # (K,)
             low_rank = correction.get_submodule(part)
@@ -395,8 +404,8 @@ def training_step(model, objective, optimizer, step, options, processes, check=T
     Returns the losses {name: scalar}, the learning rate and the norm of the gradient. The losses
     and the norm are tensors: to read one from a GPU is to wait for it.
     """
-    # Dropout is a function of (seed, step, rank), so that a resumed run draws the same. The factors
-    # are primes: different steps and ranks get different seeds.
+    # Dropout is a function of (seed, step, rank), so that a resumed run draws the same. With fewer
+    # than 1009 ranks and 1,000,003 steps all these seeds differ.
     torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + processes.rank)
     model.train()
     totals = {}
@@ -457,7 +466,8 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
 
     run_state, settings: see begin_or_resume
     evaluate_model(): returns {name: value} for the log
-    save_model(): writes the model; it is called after each checkpoint of the training state
+    save_model(): writes the model; it is called after each checkpoint of the training state, and at
+        the beginning of a resumed run
 
     A run that was stopped or killed and then resumed ends like one that was not; on a CPU the two
     are bit for bit equal. After SIGINT or SIGTERM the step is finished and saved, then the program
@@ -518,10 +528,11 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
             if stop and not is_last:
                 print(f"\nstopped after step {done} of {options.steps}: "
                       "--resume goes on from there")
-                # 128 + the signal's number is what a shell reports. If this process stops only
-                # because another one got a signal, it is SIGTERM's.
-                received = signals + [signal.SIGTERM]
-                raise SystemExit(128 + received[0])
+                # If this process stops only because another one got a signal, it reports SIGTERM.
+                number = signal.SIGTERM
+                if signals:
+                    number = signals[0]
+                raise SystemExit(128 + number)           # a shell, too, adds 128 to the number
 
 
 def learning_rate(step, options):
@@ -692,8 +703,8 @@ def choose_device(name, local_rank=0):
     if ":" in name:
         device = torch.device(name)
     if device.index >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: there are only {torch.cuda.device_count()} GPUs, and "
-                         f"this process needs number {device.index}, counted from 0")
+        raise ValueError(f"--device {name}: this process needs GPU number {device.index}, counted "
+                         f"from 0, but torch finds {torch.cuda.device_count()}")
     return device
 
 
@@ -708,7 +719,7 @@ def explaining_memory(batch_size, micro_batch_size, length):
             raise
         raise ValueError(f"there is not enough memory for a batch of {batch_size} sequences of "
                          f"{length} tokens with --micro-batch-size {micro_batch_size} (0: all at "
-                         "once); one of fewer sequences needs less") from error
+                         "once); a smaller --micro-batch-size needs less") from error
 
 
 def keep_freed_memory():
@@ -730,6 +741,8 @@ def keep_freed_memory():
 def first_process_first(processes):
     """Let the first process of each machine run the with block before the others. It does the work,
     such as tokenising; the others then find the result."""
+    # At the barrier all processes wait for each other. The first ones get there after their work,
+    # and the others before theirs.
     if processes.local_rank > 0:
         dist.barrier()
     yield
@@ -801,8 +814,11 @@ def uses_bf16(flag, device):
     bf16 = flag
     if flag is None:
         bf16 = device.type == "cuda"
-    if bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ValueError("this GPU does not know bfloat16: say --no-bf16")
+    if bf16 and device.type == "cuda":
+        # What torch calls emulation would be slower than float32.
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ValueError("this GPU does not know bfloat16, which is the default on a GPU: say "
+                             "--no-bf16")
     return bf16
 
 
@@ -949,18 +965,21 @@ def add_model_flags(parser):
     group.add_argument("--init", choices=("teacher", "sharp", "random"),
                        help="initial values of a fresh student. teacher: taken from the teacher; "
                        "sharp: random, with larger query and key weights; random: as in BERT "
-                       "(default: teacher; without a teacher: sharp)")
+                       "(default: teacher; without a teacher: sharp; in the recipe paper: "
+                       "random)")
     size = whole_number(1)
     group.add_argument("--num-hidden-layers", type=size, metavar="R",
-                       help="recursions: how many times a layer is applied (default: as many as "
-                       "the teacher has layers, but 6 if it has 12; 6 without a teacher)")
+                       help="recursions: how many layers are applied, one after the other "
+                       "(default: as many as the teacher has, but 6 if it has 12; 6 without a "
+                       "teacher and in the recipe paper)")
     group.add_argument("--num-hidden-groups", type=size, metavar="G",
                        help="number of different layers; 1: all recursions share one; R: nothing "
                        "is shared (default: 1)")
     group.add_argument("--hidden-size", type=size, metavar="C",
                        help="width of the hidden states (default: the teacher's; 128 without one)")
     group.add_argument("--embedding-size", type=size, metavar="E",
-                       help="width of the embeddings (default: 128, but at most C / 2)")
+                       help="width of the embeddings (default: 128, but at most C / 2; in the "
+                       "recipe paper always 128)")
     group.add_argument("--adapter-size", type=whole_number(0), metavar="A",
                        help="width of each recursion's adapters, 0 for none (default: 0; in the "
                        "recipe paper C / 16, unless nothing is shared)")
@@ -1036,6 +1055,11 @@ def add_training_flags(parser):
                        "but not in the recipe quick)")
 
 
+# What --evaluate reads.
+EVALUATE_FLAGS = ("--evaluate", "--teacher", "--student", "--tokenizer", "--corpus", "--text",
+                  "--cache", "--length", "--device", "--bf16")
+
+
 def arguments(argv):
     """Parse the command line; what is not given is filled in from the recipe."""
     parser = CommandParser("distill.py", __doc__)
@@ -1094,13 +1118,9 @@ def arguments(argv):
     return args
 
 
-# What --evaluate reads.
-EVALUATE_FLAGS = ("--evaluate", "--teacher", "--student", "--tokenizer", "--corpus", "--text",
-                  "--cache", "--length", "--device", "--bf16")
-
-
 def check_flags(args, given):
-    """Raise ValueError for flags that contradict each other or that would be ignored."""
+    """Raise ValueError for flags that contradict each other, or that would be ignored with any
+    model."""
     if args.student is not None:
         shape_flags = ["--" + name.replace("_", "-") for name in SHAPE_FLAGS]
         refuse_flags(given, ["--init"] + shape_flags,
@@ -1112,8 +1132,10 @@ def check_flags(args, given):
             raise ValueError("--teacher none: give a --tokenizer, because there is no teacher to "
                              "take it from")
         about_teacher = ["--attention-weight", "--hidden-weight", "--output-weight",
-                    "--embedding-weight", "--elastic", "--temperature"]
+                         "--embedding-weight", "--elastic", "--temperature"]
         refuse_flags(given, about_teacher, "with --teacher none there is nothing to compare with")
+    if args.output_weight == 0 and not args.elastic:
+        refuse_flags(given, ["--temperature"], "there is neither an output nor an elastic loss")
 
 
 # ---- The command line: running it -------------------------------------------------------
@@ -1172,11 +1194,12 @@ def load_teacher_and_tokenizer(args):
     teacher = None
     tokenizer_name = args.tokenizer
     if args.teacher not in (None, "none"):
-        teacher_path = fetch(args.teacher, MODEL_FILES + NEEDED_FOR_TOKENIZER,
-                             OPTIONAL_FOR_TOKENIZER)
-        teacher = load(teacher_path)
+        teacher_path = args.teacher
         if tokenizer_name is None:
+            teacher_path = fetch(args.teacher, MODEL_FILES + NEEDED_FOR_TOKENIZER,
+                                 OPTIONAL_FOR_TOKENIZER)
             tokenizer_name = teacher_path
+        teacher = load(fetch(teacher_path, MODEL_FILES))
     if tokenizer_name is None:
         tokenizer_name = args.student
     tokenizer = Tokenizer(fetch(tokenizer_name, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER))
@@ -1259,10 +1282,12 @@ def choose_losses(args, teacher, num_recursions):
     elif teacher.head is None:
         possible -= {"mlm", "output"}
     weights = {}
-    for name in LOSS_WEIGHTS:
+    for name, default in LOSS_WEIGHTS.items():
         weight = getattr(args, f"{name}_weight")
         if name in possible and weight > 0:
             weights[name] = weight
+        if teacher is not None and name not in possible and weight not in (0, default):
+            raise ValueError(f"--{name}-weight {weight:g}: the teacher has no MLM head")
     if "output" in possible and num_recursions > 1 and args.elastic > 0:
         weights["elastic"] = args.elastic
     if not weights:
@@ -1278,6 +1303,7 @@ def make_student(args, teacher, vocab_size):
         found = load(fetch(args.student, MODEL_FILES))
         student = MiniALBERT(replace(found.config, hidden_dropout_prob=args.dropout,
                                      attention_probs_dropout_prob=args.dropout))
+        # All values are those that were found. A head that was not found keeps its fresh ones.
         student.load_state_dict(student.state_dict() | found.state_dict())
         return student
     student = MiniALBERT(student_config(args, teacher, vocab_size))
@@ -1305,7 +1331,7 @@ def student_config(args, teacher, vocab_size):
     shape["num_hidden_groups"] = 1
     shape["adapter_size"] = 0
     shape["correction_rank"] = 0
-    shape["embedding_size"] = min(128, C // 2)
+    shape["embedding_size"] = max(1, min(128, C // 2))
     shape["tie_decoder"] = True
     shape["hidden_dropout_prob"] = args.dropout
     shape["attention_probs_dropout_prob"] = args.dropout
@@ -1338,8 +1364,9 @@ def check_models(args, teacher, student, tokenizer, weights):
                    "--hidden-weight 0 --embedding-weight 0 --init random")
     if "output" in weights or "elastic" in weights:
         check_same(teacher, student, "vocab_size", "--output-weight 0 --elastic 0")
-    if "attention" in weights:
-        check_same(teacher, student, "num_attention_heads", "--attention-weight 0")
+    if "attention" in weights or starts_as_teacher:
+        check_same(teacher, student, "num_attention_heads",
+                   "--attention-weight 0 --init random")
     if starts_as_teacher:
         check_same(teacher, student, "intermediate_size", "--init random")
         if student.config.num_hidden_groups > teacher.config.num_hidden_layers:

@@ -82,16 +82,17 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, ids, mask, segments):
-        """Compute logits (B, T, n). Used are those at a Feature's positions and, in qa, at [CLS].
+        """Compute logits (B, T, n) at all places; predict_logits and labelled_rows select those
+        that are used.
 
         ids, mask, segments (B, T): see collate.
         """
         hidden, _ = self.encoder(ids, mask, segments)
         logits = self.output(self.dropout(hidden[-1])).float()                # (B, T, n)
         if self.is_qa:
-            # An answer is in the context (segment 1), or at [CLS], which means "no answer". The
-            # question and the padding are masked, by a finite number: the KL divergence from a
-            # teacher must be finite.
+            # An answer is in the context (segment 1, which the last [SEP] has, too), or at [CLS],
+            # which means "no answer". The question and the padding are masked, by a finite number:
+            # the KL divergence from a teacher must be finite.
             position = torch.arange(ids.shape[1], device=ids.device)
             is_forbidden = (segments == 0) & (position > 0)                   # (B, T)
             logits = logits.masked_fill(is_forbidden[:, :, None], -1e4)
@@ -105,7 +106,7 @@ class Feature(NamedTuple):
     ids: np.ndarray         # (T,) token numbers
     num_before: int         # tokens before the text, or before the second text if there are two
     example: int            # index of the example from which it was made
-    positions: list         # where in ids the head is read
+    positions: list         # where in ids the head is read; in qa at [CLS], too
     about: list             # for each position: in tagging the number of its word; in qa where its
                             # word is in the context: (first character, one past the last); else 0
     labels: list            # for each position its label; in qa the positions of the answer's first
@@ -200,11 +201,12 @@ def tagging_features(task, example_number, example, prefix, encoding, tokenizer,
         end = min(begin + room, num_tokens)
         first_tokens = [token for token in range(begin, end)
                         if token == 0 or word_of_token[token] != word_of_token[token - 1]]
+        shift = len(prefix) - begin                      # from a token's number to its position
         about = [word_of_token[token] for token in first_tokens]
         labels = [0] * len(about)                        # if the tags are not known
         if example.label:
             labels = [label_numbers[example.label[word]] for word in about]
-        positions = [len(prefix) + token - begin for token in first_tokens]
+        positions = [token + shift for token in first_tokens]
         ids = join_ids(prefix, encoding.ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), example_number, positions, about, labels)
 
@@ -221,14 +223,13 @@ def answer_features(task, example_number, example, prefix, encoding, tokenizer):
     # max(1, ...): a context without tokens still gives one Feature.
     for begin in range(0, max(1, num_tokens - overlap), room - overlap):
         end = min(begin + room, num_tokens)
+        shift = len(prefix) - begin                      # from a token's number to its position
         # An answer has whole words: each token stands for the characters of its word.
         about = [characters[word_of_token[token]] for token in range(begin, end)]
-        positions = [len(prefix) + token - begin for token in range(begin, end)]
+        positions = [token + shift for token in range(begin, end)]
         labels = [0, 0]                                  # [CLS]: no answer in this window
         if answer_tokens and begin <= answer_tokens[0] and answer_tokens[-1] < end:
-            first = len(prefix) + answer_tokens[0] - begin
-            last = len(prefix) + answer_tokens[-1] - begin
-            labels = [first, last]
+            labels = [answer_tokens[0] + shift, answer_tokens[-1] + shift]
         ids = join_ids(prefix, encoding.ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), example_number, positions, about, labels)
 
@@ -246,12 +247,12 @@ def characters_of_words(word_of_token, offsets):
     return characters
 
 
-def tokens_of_answer(question, offsets):
+def tokens_of_answer(example, offsets):
     """List the numbers of the context's tokens that overlap the first right answer; [] if there is
     none. offsets: for each token (first character, one past the last)."""
-    if not question.label:
+    if not example.label:
         return []
-    answer_begin, answer = question.label[0]
+    answer_begin, answer = example.label[0]
     answer_end = answer_begin + len(answer)
     tokens = []
     for token, (begin, end) in enumerate(offsets):
@@ -325,6 +326,7 @@ class TaskLoss:
         All Features are shuffled; then each pool of 50 batches is sorted by length, so that a batch
         has little padding; then the order of the batches is shuffled.
         """
+        # The 3 has no meaning, but another number would change the order of every run.
         rng = np.random.default_rng([self.seed, 3, epoch])
         order = rng.permutation(len(self.features))
         pool_size = 50 * self.batch_size
@@ -364,7 +366,8 @@ class TaskLoss:
             if len(own_labels) == 0:
                 # All processes must have a gradient, so this one computes with a row that is not
                 # its own and has no label: its gradient is 0.
-                begin, end = 0, 1
+                begin = 0
+                end = 1
                 own_labels = np.full_like(labels[:1], np.nan)
             # Find the positions on the CPU: on a GPU, the program would have to wait for them.
             positions = np.flatnonzero(~np.isnan(own_labels))
@@ -413,8 +416,11 @@ def labelled_rows(logits, positions, is_qa):
     each token: (B, T, 2) -> (2 B, T), of which those at N positions are selected.
     """
     if is_qa:
-        return logits.transpose(1, 2).flatten(0, 1)[positions]
-    return logits.flatten(0, 1)[positions]
+        rows = logits.transpose(1, 2)                    # (B, 2, T)
+        rows = rows.flatten(0, 1)                        # (2 B, T): begin, end, begin, end, ...
+    else:
+        rows = logits.flatten(0, 1)                      # (B * T, n)
+    return rows[positions]
 
 
 # ---- New adapters in a trained encoder --------------------------------------------------
@@ -426,8 +432,12 @@ def fit_adapters_to_identity(encoder, ids, mask):
     A new adapter would output LayerNorm(x) instead of x. So in each channel the weight and the bias
     of its LayerNorm are set by least squares such that weight * normalised + bias is close to x.
     """
+    # A hook that fits an adapter just before it runs. So one forward pass fits all, in order, and
+    # the input of each comes already from the fitted adapters before it.
     def fit(adapter, inputs):
-        values = inputs[0][mask]                         # (N, C), the N real tokens
+        x = inputs[0]                                    # (B, T, C), its only input
+        values = x[mask]                                 # (N, C), the N real tokens
+        # The least-squares slope is the covariance divided by the variance of what is scaled.
         normalised = F.layer_norm(values, values.shape[1:])
         deviation = normalised - normalised.mean(0)
         covariance = (deviation * (values - values.mean(0))).mean(0)          # (C,)
@@ -435,8 +445,6 @@ def fit_adapters_to_identity(encoder, ids, mask):
         adapter.norm.weight.copy_(slope)
         adapter.norm.bias.copy_(values.mean(0) - slope * normalised.mean(0))
 
-    # The hook fits an adapter just before it runs. One forward pass fits all of them in order, and
-    # the input of each comes already from the fitted adapters before it.
     hooks = []
     for adapter in list(encoder.attention_adapters) + list(encoder.output_adapters):
         hooks.append(adapter.register_forward_pre_hook(fit))
@@ -496,7 +504,8 @@ def decode_label(task, logits):
     exponentials = np.exp(logits - logits.max())
     probabilities = exponentials / exponentials.sum()
     label = task.labels[probabilities.argmax()]
-    most_probable = np.sort(np.argsort(-probabilities, kind="stable")[:MOST_PROBABILITIES])
+    most_probable_first = np.argsort(-probabilities, kind="stable")
+    most_probable = np.sort(most_probable_first[:MOST_PROBABILITIES])         # in their order again
     return label, {task.labels[i]: float(probabilities[i]) for i in most_probable}
 
 
@@ -522,6 +531,8 @@ def decode_answers(task, examples, features, logits, longest=30):
     no_answer_score = [np.inf] * len(examples)           # the lowest over the windows
     for feature, rows in zip(features, logits):
         i = feature.example
+        # A window without the answer prefers [CLS], and is right. So a question has no answer only
+        # if even the window with the lowest such score prefers it.
         no_answer_score[i] = min(no_answer_score[i], rows[0].sum())
         if not feature.positions:                        # the context has no tokens
             continue
@@ -576,8 +587,8 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     found = load(path, recursions)
     config = replace(found.config, hidden_dropout_prob=dropout,
                      attention_probs_dropout_prob=dropout)
-    has_none = config.adapter_size == 0 and config.correction_rank == 0
-    adds_adapters = mode == "adapters" and has_none
+    has_neither = config.adapter_size == 0 and config.correction_rank == 0
+    adds_adapters = mode == "adapters" and has_neither
     if adds_adapters:
         config = replace(config, adapter_size=max(1, config.hidden_size // 16))
     encoder = MiniALBERT(config, head=False)
@@ -597,37 +608,62 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     """Load a model for a task -> (Classifier, Task). For the other arguments see load_encoder.
 
     The saved head is loaded if the folder holds a model that was fine-tuned for the same labels;
-    for other labels there is a ValueError. Otherwise, or if mode is "random", the head is new. If
-    task is None, the saved one is used, and the folder must hold a fine-tuned model.
+    for other labels there is a ValueError. In regression it predicts the same numbers as before,
+    whatever mean and sd the task has. Without a saved head, or if mode is "random", the head is
+    new. If task is None, the saved one is used, and the folder must hold a fine-tuned model.
     """
     saved_task = load_task(path)
     if saved_task is None and task is None:
         raise ValueError(f"{path}: not a fine-tuned model: it has no task.json")
-    encoder = load_encoder(path, mode, dropout, sample, recursions)
-    if saved_task is None or mode == "random":
-        return Classifier(encoder, task, dropout), task
     if task is None:
         task = saved_task
-    check_same_task(path, saved_task, task)
-    model = Classifier(encoder, saved_task, dropout)
+    encoder = load_encoder(path, mode, dropout, sample, recursions)
+    model = Classifier(encoder, task, dropout)
+    if saved_task is None or mode == "random":
+        return model, task
+    check_same_task(path, saved_task, task, "to use only its encoder, remove its task.json")
     head_path = os.path.join(path, "head.safetensors")
     head, _ = read_safetensors(head_path)
     check_finite(head_path, head)
-    with parsing(head_path, f"a head for {len(saved_task.labels)} labels"):
+    with parsing(head_path, f"a head for {len(task.labels)} labels"):
         model.output.load_state_dict(head)
+    if (saved_task.mean, saved_task.sd) != (task.mean, task.sd):
+        change_normalisation(model.output, saved_task, task)
     return model, task
 
 
-def check_same_task(path, saved_task, task):
-    """Raise ValueError if a fine-tuned model is for another kind of task or other labels."""
+@torch.no_grad()
+def change_normalisation(output, saved_task, task):
+    """Change a head for regression that predicts (y - mean) / sd with the saved task's mean and sd,
+    so that it predicts the same y with the task's."""
+    output.weight.mul_(saved_task.sd / task.sd)
+    numbers = output.bias * saved_task.sd + saved_task.mean
+    output.bias.copy_((numbers - task.mean) / task.sd)
+
+
+def check_same_task(path, saved_task, task, remedy):
+    """Raise ValueError if a fine-tuned model is for another kind of task, or for other labels, or
+    for another number of texts."""
     if saved_task.kind != task.kind or saved_task.labels != task.labels:
-        raise ValueError(f"{path} was fine-tuned for {saved_task.kind} "
-                         f"({first_few(saved_task.labels)}), not for {task.kind} "
-                         f"({first_few(task.labels)}); to use only its encoder, remove its "
-                         "task.json")
+        raise ValueError(f"{path} was fine-tuned for {kind_and_labels(saved_task)}, not for "
+                         f"{kind_and_labels(task)}; {remedy}")
     if saved_task.pair != task.pair:
-        raise ValueError(f"{path} was fine-tuned for "
-                         f"{'two texts' if saved_task.pair else 'one text'}; see --text")
+        raise ValueError(f"{path} was fine-tuned for {number_of_texts(saved_task)}, not for "
+                         f"{number_of_texts(task)}; {remedy}")
+
+
+def kind_and_labels(task):
+    """Say in a few words what a model for a task predicts."""
+    if not task.labels:
+        return task.kind
+    return f"{task.kind} ({first_few(task.labels)})"
+
+
+def number_of_texts(task):
+    """Say whether the examples of a task have two texts or one."""
+    if task.pair:
+        return "two texts"
+    return "one text"
 
 
 # ---- One run ----------------------------------------------------------------------------
@@ -708,8 +744,10 @@ def fine_tune(tuning, splits, mode, seed, lr):
                                args.recursions)
     model.to(tuning.processes.device)
     for name, parameter in model.encoder.named_parameters():
-        is_adapter = "_adapters." in name or name.startswith("corrections.")
-        parameter.requires_grad_(mode in ("all", "random") or (mode == "adapters" and is_adapter))
+        is_trained = mode in ("all", "random")
+        if mode == "adapters":
+            is_trained = "_adapters." in name or name.startswith("corrections.")
+        parameter.requires_grad_(is_trained)
     task_loss = TaskLoss(model, task, features, args.batch_size, seed, pad_id, tuning.teacher,
                          tuning.teacher_task, args.micro_batch_size, tuning.processes, tuning.bf16)
     steps = args.steps
@@ -870,8 +908,9 @@ def arguments(argv):
     args = parser.parse_args(argv)
     if len(args.text) > 2 or len(set(args.text)) < len(args.text):
         raise ValueError("--text: give one column or two different ones")
-    check_flags(args, given_flags(argv))
-    if args.task is None and args.steps is None:
+    given = given_flags(argv)
+    check_flags(args, given)
+    if args.task is None and args.steps is None and "--epochs" not in given:
         args.steps = 200                                 # three short runs of the built-in task
     return args
 
@@ -884,11 +923,11 @@ EVALUATE_FLAGS = ("--evaluate", "--model", "--recursions", "--task", "--data", "
 
 def check_flags(args, given):
     """Raise ValueError for flags that would be ignored, and for files that are missing."""
-    for mode, allowed in (("--predict", PREDICT_FLAGS), ("--evaluate", EVALUATE_FLAGS)):
-        if mode in given:
+    for command, allowed in (("--predict", PREDICT_FLAGS), ("--evaluate", EVALUATE_FLAGS)):
+        if command in given:
             for flag in given:
                 if flag not in allowed:
-                    raise ValueError(f"{flag}: {mode} trains nothing, so it would be ignored")
+                    raise ValueError(f"{flag}: {command} trains nothing, so it would be ignored")
             return
     if args.task is None:
         ignored = FILE_FLAGS + COLUMN_FLAGS + ["--data", "--adapters-only", "--freeze", "--stride"]
@@ -910,8 +949,12 @@ COLUMN_FLAGS = ["--text", "--label"]
 def check_file_flags(task_name, given):
     """Raise ValueError for flags about files that a task would ignore."""
     if task_name in GLUE or task_name == "code":
-        refuse_flags(given, FILE_FLAGS + COLUMN_FLAGS,
-                     f"the task {task_name} has its own files; for yours say --task and their kind")
+        reason = f"the task {task_name} has its own files; "
+        if "--evaluate" in given:
+            reason += "a model can only be measured on those of its task"
+        else:
+            reason += "for yours say --task and their kind"
+        refuse_flags(given, FILE_FLAGS + COLUMN_FLAGS, reason)
     else:
         refuse_flags(given, ["--data"], "it is for the tasks of GLUE; for yours say --train FILE")
     if task_name == "code":
@@ -989,9 +1032,20 @@ def print_task(task, splits):
     sizes = ", ".join(f"{len(examples):,} {split}" for split, examples in splits.items())
     label_names = "none"
     if task.labels:
-        # repr shows what a terminal would obey, such as an escape sequence.
-        label_names = first_few([repr(label)[1:-1] for label in task.labels], limit=30)
+        label_names = first_few([printable(label) for label in task.labels], limit=30)
     print(f"{task.name}: {task.kind}; {sizes}; labels {label_names}", flush=True)
+
+
+def printable(text):
+    """Replace the characters that a terminal would obey, such as an escape sequence, by what repr
+    shows."""
+    shown = ""
+    for character in text:
+        if character.isprintable():
+            shown += character
+        else:
+            shown += repr(character)[1:-1]               # without its quotes
+    return shown
 
 
 def run_mode(tuning, splits, encoded, mode, config, saves_model):
@@ -1117,7 +1171,8 @@ def load_teacher(path, task, tokenizer, encoded, device, bf16):
     if path is None:
         return None, None
     teacher, teacher_task = load_classifier(path)
-    check_same_task(f"--distill-from {path}", teacher_task, task)
+    check_same_task(f"--distill-from {path}", teacher_task, task,
+                    "fine-tune a teacher for this task")
     if Tokenizer(path).digest != tokenizer.digest:
         raise ValueError(f"--distill-from {path}: its tokenizer differs from the model's")
     teacher.to(device)
@@ -1157,15 +1212,23 @@ def print_rows(rows):
         print(f"{mode:10}{split:16}{metric:12}{np.mean(values):8.2%}{deviation}")
 
 
+def load_fine_tuned(args):
+    """Load what --evaluate and --predict use -> the model on its device, its Task, its Tokenizer,
+    and whether to use bfloat16."""
+    device = choose_device(args.device)
+    bf16 = uses_bf16(args.bf16, device)
+    model, task = load_classifier(args.model, recursions=args.recursions)
+    tokenizer = Tokenizer(args.model)
+    check_vocabulary(tokenizer, model.encoder.config)
+    return model.to(device), task, tokenizer, bf16
+
+
 def run_evaluation(args, given):
     """Measure a fine-tuned model on files of its task and print the scores.
 
     given: the flags on the command line
     """
-    device = choose_device(args.device)
-    bf16 = uses_bf16(args.bf16, device)
-    model, task = load_classifier(args.model, recursions=args.recursions)
-    model.to(device)
+    model, task, tokenizer, bf16 = load_fine_tuned(args)
     if args.task is not None and args.task not in (task.name, task.kind):
         raise ValueError(f"--task {args.task}: {args.model} was fine-tuned for {task.name}")
     check_file_flags(task.name, given)
@@ -1175,9 +1238,7 @@ def run_evaluation(args, given):
     for examples in splits.values():
         if (examples[0].second_text is not None) != task.pair:
             raise ValueError(f"{examples[0].location}: {args.model} was fine-tuned for "
-                             f"{'two texts' if task.pair else 'one text'}; see --text")
-    tokenizer = Tokenizer(args.model)
-    check_vocabulary(tokenizer, model.encoder.config)
+                             f"{number_of_texts(task)}; see --text")
     rows = []
     for name, split in encode_splits(task, splits, tokenizer).items():
         result = evaluate_split(model, task, split, tokenizer.pad_id, bf16)
@@ -1201,12 +1262,7 @@ def read_splits_to_measure(args, task):
 
 def predict(args):
     """Print what the fine-tuned model predicts for a text, or for each line of a file."""
-    device = choose_device(args.device)
-    model, task = load_classifier(args.model, recursions=args.recursions)
-    model.to(device)
-    tokenizer = Tokenizer(args.model)
-    check_vocabulary(tokenizer, model.encoder.config)
-    bf16 = uses_bf16(args.bf16, device)
+    model, task, tokenizer, bf16 = load_fine_tuned(args)
     if args.predict.endswith(".json") and task.kind == "qa":
         write_answers(args, model, task, tokenizer, bf16)
         return
@@ -1239,9 +1295,13 @@ def lines_to_predict(text):
         if re.search(r"\.(csv|jsonl?)$", text):
             raise ValueError(f"--predict {text}: give a file with a text on each line, not a table")
         return [line for _, line in lines_of(text)]
-    if os.path.exists(text) or re.fullmatch(r"\S+\.(txt|tsv|csv|jsonl?)", text):
+    if os.path.exists(text):
+        raise ValueError(f"--predict {text}: this is not a regular file; to predict for this text "
+                         "itself, write it with a space at its end")
+    if re.fullmatch(r"\S+\.(txt|tsv|csv|jsonl?)", text):
         raise ValueError(f"--predict {text}: there is no such file")
-    # Half characters, by which Python marks bytes that are not UTF-8, become question marks.
+    # Python marks bytes of the command line that are not UTF-8 by half characters, which cannot be
+    # written. Here they become question marks.
     return [text.encode("utf-8", "replace").decode()]
 
 
@@ -1283,11 +1343,11 @@ def describe_prediction(task, example, prediction, probabilities):
     """Put a prediction into one line of text."""
     if task.kind == "classification":
         ordered = sorted(probabilities, key=lambda label: -probabilities[label])
-        return ", ".join(f"{repr(label)[1:-1]} {probabilities[label]:.1%}" for label in ordered)
+        return ", ".join(f"{printable(label)} {probabilities[label]:.1%}" for label in ordered)
     if task.kind == "tagging":
         found = []
         for first, end, entity_type in sorted(entities(prediction)):
-            found.append(f"{' '.join(example.text[first:end])} ({repr(entity_type)[1:-1]})")
+            found.append(f"{' '.join(example.text[first:end])} ({printable(entity_type)})")
         if not found:
             return "no entity"
         return ", ".join(found)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 def end_at_interrupt():
     """Let Ctrl-C end this program in one line with status 130, as in a shell, from now on.
 
-    A shell script that starts a command with & has it ignore Ctrl-C; then that stays so.
+    A shell script that starts a command with & has it ignore Ctrl-C. Then Ctrl-C stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_program)

@@ -3,7 +3,8 @@
 The paper: MiniALBERT: Model Distillation via Parameter-Efficient Recursive Transformers
 (arXiv 2210.06425). A MiniALBERT differs from a BERT in three ways:
 
-- recursion: one layer, or a few, is applied num_hidden_layers times with the same weights
+- recursion: one layer is applied num_hidden_layers times with the same weights, or a few layers
+  share these times
 - factorised embeddings: the tables have a small width E; a linear layer widens them to C
 - something of its own for each recursion, so that it can differ: two bottleneck adapters, small
   modules in between, as in the paper; or low-rank corrections of the layer's six matrices
@@ -22,7 +23,7 @@ Dimensions, here and in the other files:
     H  attention heads              D  width of a head, C / H
     I  width of the feed-forward    A  width of an adapter
     K  rank of a correction
-    R  recursions: number of times that a layer is applied; in a BERT its number of layers
+    R  recursions: how many layers are applied in all, one after the other; in a BERT its layers
     G  groups: number of different layers, 1 in a MiniALBERT, R in a BERT
 Layers and recursions are counted from 0.
 """
@@ -82,7 +83,7 @@ def check_field(name, kind, value):
     """Raise ValueError if a field of Config has a wrong type or is out of range.
 
     A config.json may come from anywhere: the limits stop a damaged one from asking for absurd
-    sizes.
+    sizes. The messages show at most 60 characters of a value (!r:.60).
     """
     if kind is bool:
         if type(value) is not bool:
@@ -96,8 +97,8 @@ def check_field(name, kind, value):
     if name in ("adapter_size", "correction_rank"):
         smallest = 0                                     # 0 means: none
     largest = 2**24                                      # the limit of widths and tables
-    if name.startswith("num_"):
-        largest = 2**10                                  # the limit of layers, groups, heads
+    if name in ("num_hidden_layers", "num_hidden_groups", "num_attention_heads"):
+        largest = 2**10
     if type(value) is not int or not smallest <= value <= largest:
         raise ValueError(f"{name} is {value!r:.60}, but must be an integer from {smallest} to "
                          f"{largest}")
@@ -182,6 +183,7 @@ class Attention(nn.Module):
         log_map = None
         if want_map:
             D = query.shape[-1]
+            # The query is divided, not the scores: it has fewer numbers.
             scores = (query / D**0.5) @ key.transpose(2, 3)                   # (B, H, T, T)
             scores = scores.float()      # bfloat16, with autocast, is too coarse for a softmax
             if mask is not None:
@@ -189,7 +191,7 @@ class Attention(nn.Module):
                 scores = scores.masked_fill(~mask, -1e9)
             # The map is taken before dropout: what the student has to match must not be random.
             log_map = scores.log_softmax(-1)
-            attention_probs = F.dropout(log_map.exp(), dropout_prob)
+            attention_probs = F.dropout(log_map.exp(), dropout_prob)          # 0 in eval mode
             mixed = attention_probs @ value              # (B, H, T, D)
         else:
             # This computes the same in one call and does not need to store the map.
@@ -263,6 +265,7 @@ class Correction(nn.Module):
         """Return the corrected matrices {name in the layer: matrix}; the layer stays as it is."""
         matrices = {}
         for part, name in CORRECTED.items():
+            # The part "query" is self.query; it corrects layer.attention.query.weight.
             low_rank = self.get_submodule(part)
             matrices[name] = layer.get_parameter(name) + low_rank()
         return matrices
@@ -317,7 +320,8 @@ class Head(nn.Module):
 
 
 class MiniALBERT(nn.Module):
-    """G different layers, applied R times. head=False: without the masked-language-model head."""
+    """G different layers, applied R times in all. head=False: without the head that predicts masked
+    words."""
 
     def __init__(self, config, head=True):
         super().__init__()
@@ -329,7 +333,7 @@ class MiniALBERT(nn.Module):
             num_adapters = config.num_hidden_layers      # one for each recursion in each list
         # These act on the input of attention.
         self.attention_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
-        # These act on the output of attention, before the feed-forward.
+        # These act on the input of the feed-forward.
         self.output_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
         num_corrections = 0
         if config.correction_rank > 0:
@@ -341,7 +345,7 @@ class MiniALBERT(nn.Module):
         initialise(self)
 
     def layer_of_recursion(self, r):
-        """Return the layer that recursion r applies: R / G neighbouring recursions share one."""
+        """Return the layer that recursion r applies; neighbouring recursions share one."""
         G = self.config.num_hidden_groups
         R = self.config.num_hidden_layers
         return self.layers[r * G // R]                   # R = 6, G = 2: layers 0 0 0 1 1 1
@@ -392,6 +396,7 @@ class MiniALBERT(nn.Module):
         Then the transposed word table takes them from E to V.
         """
         x = self.head.norm(F.gelu(self.head.dense(hidden)))                   # (M, C)
+        # F.linear(x, weight, bias) is x @ weight.T + bias.
         if self.head.decoder is not None:
             return F.linear(x, self.head.decoder.weight, self.head.bias)
         if self.embeddings.project is not None:
@@ -409,11 +414,13 @@ def keep_recursions(model, recursions):
     R = model.config.num_hidden_layers
     if not 1 <= recursions <= R:
         raise ValueError(f"the model has {R} recursions, so {recursions} of them cannot be kept")
-    num_groups = (recursions - 1) * G // R + 1           # layers that the kept recursions apply
-    for r in range(recursions):
-        if r * num_groups // recursions != r * G // R:
-            raise ValueError(f"the model's {R} recursions share {G} layers, which the first "
-                             f"{recursions} of them could not share in the same way")
+    # The layers that they apply now, and those that layer_of_recursion would give them.
+    before = [r * G // R for r in range(recursions)]
+    num_groups = before[-1] + 1
+    after = [r * num_groups // recursions for r in range(recursions)]
+    if after != before:
+        raise ValueError(f"the model's {R} recursions share {G} layers, which the first "
+                         f"{recursions} of them could not share in the same way")
     model.config = replace(model.config, num_hidden_layers=recursions,
                            num_hidden_groups=num_groups)
     model.layers = model.layers[:num_groups]
@@ -451,9 +458,9 @@ def initialise(model, plain=False):
         layer.attention.key.weight.mul_(4)
     for adapter in list(model.attention_adapters) + list(model.output_adapters):
         adapter.up.weight.zero_()
-    for name, parameter in model.corrections.named_parameters():
-        if name.endswith("up"):
-            parameter.zero_()
+    for correction in model.corrections:
+        for part in CORRECTED:
+            correction.get_submodule(part).up.zero_()
     num_positions, width = model.embeddings.position.weight.shape
     # The root mean square of a sine is 1 / sqrt(2); multiplying by 0.02 * sqrt(2) makes it 0.02.
     model.embeddings.position.weight.copy_(0.02 * 2**0.5 * sinusoids(num_positions, width))
@@ -463,8 +470,8 @@ def sinusoids(num_positions, width):
     """Compute the position encodings of Vaswani et al. 2017 -> (num_positions, width)."""
     position = torch.arange(num_positions)[:, None]      # (num_positions, 1)
     column = torch.arange(width)                         # (width,)
-    wavelength = 10000 ** (column // 2 * 2 / width)      # columns 2i and 2i + 1 share one
-    angle = position / wavelength                        # (num_positions, width)
+    even_column = column - column % 2                    # columns 2i and 2i + 1 have the same angle
+    angle = position / 10000 ** (even_column / width)    # (num_positions, width)
     return torch.where(column % 2 == 0, angle.sin(), angle.cos())
 
 

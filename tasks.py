@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import string
 import urllib.request
 import zipfile
 import zlib
@@ -48,8 +49,8 @@ class Task:
     labels: list            # all labels, sorted; in regression and qa empty
     metrics: list           # names of metrics; by the first one a learning rate is chosen
     length: int             # the largest number of tokens in a sequence, T
-    stride: int             # qa: the overlap of neighbouring windows of a context, in tokens; at
-                            # most half a window
+    stride: int             # qa: the overlap of neighbouring windows of a context, in tokens; of
+                            # half a window if this is more
     pair: bool              # whether each example has two texts
     mean: float             # regression: mean of the training labels; the head predicts
     sd: float               # (y - mean) / sd, where sd is their standard deviation
@@ -73,6 +74,9 @@ class Task:
                 raise ValueError(f"labels has {label!r:.60}, which cannot be a label")
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("labels has the same label twice")
+        for metric in self.metrics:
+            if not isinstance(metric, str):
+                raise ValueError(f"metrics has {metric!r:.60}, which cannot be a metric")
         if self.length < 8 or self.stride < 1:
             raise ValueError(f"length {self.length} is below 8, or stride {self.stride} below 1")
         if not abs(self.mean) < LARGEST_NUMBER or not 0 < self.sd < LARGEST_NUMBER:
@@ -174,14 +178,14 @@ def items_by_name(items):
 
 
 def classification_scores(gold, guesses):
-    """Score classes: accuracy, F1 of the label "1" (GLUE's), the mean F1 of all labels, and
-    Matthews' correlation."""
+    """Score classes: accuracy, F1 of the label "1" (GLUE's), the mean F1 of all labels that are
+    true or guessed somewhere, and Matthews' correlation."""
     correct = Counter(label for label, guess in zip(gold, guesses) if label == guess)
     gold_counts = Counter(gold)
     guess_counts = Counter(guesses)
     f1_of_label = {}
     for label in sorted(set(gold) | set(guesses)):
-        # The harmonic mean of precision, correct / guessed, and recall, correct / gold.
+        # With P = correct / guessed and R = correct / gold this is 2 P R / (P + R).
         f1_of_label[label] = 2 * correct[label] / (gold_counts[label] + guess_counts[label])
     return {"accuracy": correct.total() / len(gold),
             "f1": f1_of_label.get("1", 0.0),
@@ -229,11 +233,13 @@ def pearson_correlation(x, y):
 
 def ranks(numbers):
     """Rank each number among all, from 1; equal numbers share the mean of their ranks."""
-    # The different numbers are sorted; the n-th of them occurs counts[n] times.
-    _, index_of_different, counts = np.unique(numbers, return_inverse=True, return_counts=True)
-    last_rank = np.cumsum(counts)                        # the highest rank in each group of equals
-    mean_rank = last_rank - (counts - 1) / 2
-    return mean_rank[index_of_different]
+    # Equal numbers are a group. The groups are sorted; group_of_number has the index of each
+    # number's group, counts the size of each group.
+    _, group_of_number, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    last_rank = np.cumsum(counts)                        # the highest rank in each group
+    first_rank = last_rank - counts + 1
+    mean_rank = (first_rank + last_rank) / 2
+    return mean_rank[group_of_number]
 
 
 def entity_scores(gold, guesses):
@@ -268,7 +274,8 @@ def entities(tags):
     first = None                                         # first word of the open entity, if any
     previous = "O"
     for i, tag in enumerate(list(tags) + ["O"]):         # the added O closes an entity at the end
-        continues = tag.startswith("I") and tag[1:] == previous[1:]           # of the same type
+        same_type = tag[1:] == previous[1:]              # both are "-type"
+        continues = tag.startswith("I") and same_type
         if first is not None and not continues:
             found.add((first, i, previous[2:]))
             first = None
@@ -299,9 +306,12 @@ def answer_scores(gold, guesses):
     return {"f1": f1_total / len(gold), "exact_match": exact_total / len(gold)}
 
 
+PUNCTUATION = f"[{re.escape(string.punctuation)}]"       # a pattern: one of these characters
+
+
 def normal_words(answer):
     """List the words of an answer in lower case, without punctuation and articles."""
-    text = re.sub(r"[!-/:-@[-`{-~]", "", answer.lower())      # the characters of string.punctuation
+    text = re.sub(PUNCTUATION, "", answer.lower())
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
@@ -448,7 +458,7 @@ def cell(row, column, types, location):
 def read_number(text, column, location):
     """Read a label that is a number, smaller than LARGEST_NUMBER in size. nan, inf and 1_000, which
     Python would take, are not numbers here."""
-    pattern = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d{1,2})?"
+    pattern = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d{1,4})?"
     if not re.fullmatch(pattern, text.lower()) or abs(float(text)) >= LARGEST_NUMBER:
         raise ValueError(f"{location}: {column} {text!r:.60} is not a number below 1e30")
     return float(text)
@@ -467,12 +477,14 @@ def read_tags(path):
     """Read Examples from a CoNLL file.
 
     Each line has a word in its first column and the tag in its last, separated by tabs or spaces;
-    an empty line or -DOCSTART- ends a sentence. The tags become IOB2.
+    an empty line or -DOCSTART- ends a sentence. The tags become IOB2. Where they have no type, as
+    in BioBERT's files, the type is "entity".
     """
     examples = []
     words = []
     tags = []
     num_columns = None                                   # all lines have as many as the first one
+    have_type = None                                     # and whether B, I and so on have a type
     first_line = 1
     lines = list(lines_of(path))
     lines.append((0, ""))                                # an empty line ends the last sentence, too
@@ -493,9 +505,17 @@ def read_tags(path):
                              f"{num_columns} columns")
         word = cells[0]
         tag = cells[-1]
-        if not re.fullmatch(r"O|[BIESLU]-.+", tag):
+        if not re.fullmatch(r"O|[BIESLU](-.+)?", tag):
             raise ValueError(f"{path}:{number}: the tag {tag!r:.60} is neither O nor one of "
-                             "B, I, E, S, L, U with - and a type")
+                             "B, I, E, S, L, U, alone or with - and a type")
+        if tag != "O":
+            if have_type is None:
+                have_type = "-" in tag
+            if have_type != ("-" in tag):
+                raise ValueError(f"{path}:{number}: of the tags up to {tag!r:.60} some have a type "
+                                 "and some have none")
+            if not have_type:
+                tag += "-entity"
         words.append(word)
         tags.append(tag)
     return not_empty(examples, path)
@@ -511,8 +531,10 @@ def iob2(tags):
     converted = []
     previous = "O"
     for tag in tags:
-        same_type = tag[1:] == previous[1:]
-        continues = tag[0] in "IEL" and previous[0] in "BI" and same_type
+        same_type = tag[1:] == previous[1:]              # both are "-type"
+        can_follow = tag[0] in ("I", "E", "L")
+        is_open = previous[0] in ("B", "I")
+        continues = can_follow and is_open and same_type
         if tag == "O":
             converted.append("O")
         elif continues:
@@ -572,7 +594,10 @@ def line_of_question(text, question):
     """Find the line of a SQuAD file's text with a question's id; 1 if it is not found."""
     if not isinstance(question, dict) or not isinstance(question.get("id"), str):
         return 1
-    position = max(0, text.find(json.dumps(question["id"])))
+    # Characters other than ASCII may be written as they are, or as an escape.
+    escaped = text.find(json.dumps(question["id"]))
+    as_it_is = text.find(json.dumps(question["id"], ensure_ascii=False))
+    position = max(0, escaped, as_it_is)
     return text.count("\n", 0, position) + 1
 
 
@@ -638,7 +663,7 @@ def download_glue(name, cache=CACHE):
                     raise ValueError(f"{member.filename} in it is over 1 GB large")
                 member.filename = os.path.basename(member.filename)
                 archive.extract(member, temporary)
-        for needed in ("train.tsv", "dev"):
+        for needed in ("train.tsv", "dev"):              # MNLI has two files that begin with dev
             if not any(file.startswith(needed) for file in os.listdir(temporary)):
                 raise ValueError(f"there is no {needed} in it")
         os.replace(temporary, folder)
@@ -655,9 +680,10 @@ def download(url):
     content = io.BytesIO()
     with urllib.request.urlopen(url, timeout=30) as response:
         size = int(response.headers.get("Content-Length", 0))
+        # disable=None: there is no bar if the output is not a terminal.
         with tqdm(total=size, unit="B", desc=url, unit_scale=True, disable=None) as bar:
             while True:
-                chunk = response.read(1 << 16)
+                chunk = response.read(65_536)
                 if not chunk:
                     break
                 content.write(chunk)
@@ -728,8 +754,9 @@ def hold_out_a_tenth(examples):
     They are ordered by a hash of their texts, so the split is the same on every machine and does
     not depend on the order in the file. The rest keeps at least one example of every label.
     """
-    def text_hash(example):
-        return zlib.crc32(repr((example.text, example.second_text)).encode())
+    def order(example):
+        text_hash = zlib.crc32(repr((example.text, example.second_text)).encode())
+        return text_hash, repr(example.label)            # the label orders equal texts
 
     if len(examples) < 2:
         raise ValueError(f"{examples[0].location}: this is the only example, so none can be held "
@@ -740,7 +767,7 @@ def hold_out_a_tenth(examples):
         remaining.update(labels_to_keep(example))
     held_out = []
     rest = []
-    for example in sorted(examples, key=text_hash):
+    for example in sorted(examples, key=order):
         labels = labels_to_keep(example)
         if len(held_out) < wanted and all(remaining[label] > 1 for label in labels):
             held_out.append(example)
@@ -748,8 +775,8 @@ def hold_out_a_tenth(examples):
         else:
             rest.append(example)
     if not held_out:
-        raise ValueError(f"{examples[0].location}: no example can be held out, because each label "
-                         "occurs once; give --dev FILE")
+        raise ValueError(f"{examples[0].location}: no example can be held out, because each has a "
+                         "label that no other example has; give --dev FILE")
     return held_out, rest
 
 
@@ -766,7 +793,8 @@ def labels_to_keep(example):
 
 
 def make_task(name, kind, splits, length, stride):
-    """Make the Task for {split: examples}; its labels are those of the training set.
+    """Make the Task for {split: examples}. Its labels are those of the training set, in tagging B-
+    and I- with each of its types.
 
     ValueError names the first example of another split whose label is not among them.
     """
@@ -808,7 +836,9 @@ def check_labels(splits, kind, labels):
         for example in examples:
             if example.label is None:                    # a test set without labels
                 continue
-            own_labels = example.label if kind == "tagging" else [example.label]
+            own_labels = [example.label]
+            if kind == "tagging":
+                own_labels = example.label
             for label in own_labels:
                 if label not in known:
                     raise ValueError(f"{example.location}: label {label!r:.60} does not occur in "
@@ -822,7 +852,11 @@ def write_predictions(out, task, split, examples, predictions):
     predictions: for each example (what is predicted, {label: probability})
     """
     if task.name in GLUE and split.startswith("test"):
-        ending = {"test": "", "test_matched": "-m", "test_mismatched": "-mm"}[split]
+        ending = ""
+        if split == "test_matched":
+            ending = "-m"
+        if split == "test_mismatched":
+            ending = "-mm"
         file_name = f"{GLUE[task.name].folder}{ending}.tsv"
         lines = ["index\tprediction"]
         for i, (prediction, _) in enumerate(predictions):

@@ -671,6 +671,12 @@ def test_weights_of_whole_numbers_are_refused(saved):
     refusal(saved, "'embeddings.LayerNorm.weight' is of type torch.int8")
 
 
+def test_weights_of_a_float_that_torch_cannot_check_are_refused():
+    weights = torch.ones(C, dtype=torch.float8_e4m3fn)   # a pytorch_model.bin could have them
+    with pytest.raises(ValueError, match="'x' is of type torch.float8_e4m3fn, not a float of 16"):
+        check_tensors("path", {"x": [C]}, {"x": weights})
+
+
 def test_tensors_that_are_as_wanted_are_no_error():
     check_tensors("path", {"x": [2, 3]}, {"x": torch.ones(2, 3)})
 
@@ -931,7 +937,7 @@ def test_a_state_of_a_run_with_other_settings_is_refused_and_changes_nothing(tmp
     save_training_state(tmp_path / "x", training_state(5.0), 7, 123, SETTINGS)
     state = training_state(0.0)
     with pytest.raises(ValueError, match=r"x is of a run with other settings: seed was 3, now it is"
-                       r" 4; layers was \[0, 2\], now it is \[0, 1\]\. To go on .*--student"):
+                       r" 4; layers was \[0, 2\], now it is \[0, 1\]\. With new settings, .*--student"):
         restore_training_state(tmp_path / "x", state, SETTINGS | {"seed": 4, "layers": (0, 1)})
     assert_same_bytes(state, training_state(0.0))
 
@@ -1068,7 +1074,7 @@ def test_a_run_goes_on_only_with_the_same_settings_and_is_told_what_to_do(tmp_pa
     do_run(tmp_path / "out")
     before = contents(tmp_path / "out")
     with pytest.raises(ValueError, match=r"run\.json is of a run with other settings: steps was 9, "
-                       r"now it is 20\. To go on .* another --out .* distill.py --student"):
+                       r"now it is 20\. With new settings, .* another --out; .* distill.py --student"):
         do_run(tmp_path / "out", settings=SETTINGS | {"steps": 20}, resume=True)
     assert contents(tmp_path / "out") == before
 
@@ -1411,12 +1417,13 @@ def test_processes_that_share_a_path_write_under_names_of_their_own(tmp_path, mo
 
 
 def test_only_abandoned_files_of_a_path_are_removed(tmp_path):
-    for name in ("x", "x.tmp", "x.1.tmp", "x.2.tmp", "y.1.tmp", "x.1.tmp.old"):
+    for name in ("x", "x.tmp", "x.1.tmp", "x.2.tmp", "y.1.tmp", "x.1.tmp.old", "x.own.tmp"):
         (tmp_path / name).write_text("x")
     with open(tmp_path / "x.2.tmp", "r+b") as file:
         assert lock(file)                                # its process is still writing
         remove_abandoned(tmp_path / "x")
-    assert sorted(os.listdir(tmp_path)) == ["x", "x.1.tmp.old", "x.2.tmp", "x.tmp", "y.1.tmp"]
+    assert sorted(os.listdir(tmp_path)) == ["x", "x.1.tmp.old", "x.2.tmp", "x.own.tmp", "x.tmp",
+                                            "y.1.tmp"]
 
 
 def test_the_next_write_removes_what_a_killed_one_left(tmp_path):

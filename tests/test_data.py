@@ -256,6 +256,15 @@ def test_a_line_of_exactly_a_chunk_does_not_end_its_document(tmp_path, monkeypat
         "a" * 10, "b" * 10, "b" * 10, "c", "", "d" * 10, "", "e", ""]
 
 
+def test_white_space_after_a_long_line_does_not_end_its_document(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CHUNK", 10)
+    text = "a" * 10 + "  \nb"
+    assert list(read_corpus([raw(tmp_path / "a.txt", text + "\n \nc\n")])) == [
+        "a" * 10, "b", "", "c", ""]
+    path = raw(tmp_path / "a.jsonl", json.dumps({"text": text}))
+    assert list(read_corpus([path])) == ["a" * 10, "b", "", ""]
+
+
 def test_a_line_of_csv_that_is_too_long_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "LONGEST_ROW", 1000)
     path = raw(tmp_path / "a.csv", "text\n" + "a" * 5000 + "\n")
@@ -750,6 +759,20 @@ def test_a_saved_vocabulary_says_whether_it_is_cased(words, lowercase, tmp_path)
     config = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
     assert config == {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
     assert Tokenizer(tmp_path / "out").digest == tokenizer.digest
+
+
+@pytest.mark.parametrize("config, lowercase", [
+    ({"model_max_length": 9}, False), ({"do_lower_case": None}, False),
+    ({"do_lower_case": True, "x": 1}, True)])
+def test_a_saved_config_says_whether_it_is_cased(config, lowercase, tmp_path):
+    os.mkdir(tmp_path / "out")
+    tokenizer = Tokenizer(vocab_folder(tmp_path / "v", SPECIAL_TOKENS + ["a", "B"], config))
+    tokenizer.save(tmp_path / "out")
+    saved = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert saved == config | {"do_lower_case": lowercase}
+    assert Tokenizer(tmp_path / "out").digest == tokenizer.digest
+    # The folder that was read stays as it was.
+    assert json.loads((tmp_path / "v/tokenizer_config.json").read_text()) == config
 
 
 @pytest.mark.parametrize("text, message", [

@@ -292,7 +292,7 @@ def test_the_elastic_loss_is_the_output_loss_after_the_drawn_recursions():
     student = noisy_model(replace(STUDENT, num_hidden_layers=4)).eval()
     teacher = noisy_model(TOY_TEACHER, 2).eval()
     distillation = make_distillation(student, teacher, 9, {"elastic": 2.5}, temperature=2.0)
-    depths = distillation.depths(0, 9)
+    depths = distillation.draw_depths(0, 9)
     assert set(depths) == {1, 2, 3}
     ids, positions, _ = (torch.from_numpy(x) for x in RandomBatches(9).batch(0))
     expected = 0.0
@@ -313,14 +313,14 @@ def test_the_elastic_loss_is_the_output_loss_after_the_drawn_recursions():
 def test_earlier_recursions_are_drawn_evenly_as_a_function_of_seed_and_step():
     student = noisy_model(replace(STUDENT, num_hidden_layers=4))
     distillation = make_distillation(student, noisy_model(TOY_TEACHER, 2))
-    counts = np.bincount(distillation.depths(5, 3000))
+    counts = np.bincount(distillation.draw_depths(5, 3000))
     assert counts[0] == 0 and len(counts) == 4
     assert all(900 < count < 1100 for count in counts[1:])
-    assert (distillation.depths(5, 30) == distillation.depths(5, 30)).all()
-    assert (distillation.depths(5, 30) != distillation.depths(6, 30)).any()
-    first = distillation.depths(5, 30)
+    assert (distillation.draw_depths(5, 30) == distillation.draw_depths(5, 30)).all()
+    assert (distillation.draw_depths(5, 30) != distillation.draw_depths(6, 30)).any()
+    first = distillation.draw_depths(5, 30)
     distillation.batches.seed = 1
-    assert (distillation.depths(5, 30) != first).any()
+    assert (distillation.draw_depths(5, 30) != first).any()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 9])           # 3 does not divide the batch of 4
@@ -991,7 +991,7 @@ def test_a_resume_with_other_settings_is_refused_and_says_which(
     assert distill.main(distill_flags(toy, tmp_path / "run", "--resume", *more)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    different = error.split("other settings: ")[1].split(". To go on ")[0].split("; ")
+    different = error.split("other settings: ")[1].split(". With new settings")[0].split("; ")
     assert {part.split()[0] for part in different} == names
     if "lr" in names:
         assert "lr was 0.01, now it is 0.5" in error
@@ -1310,7 +1310,7 @@ def test_each_process_of_torchrun_has_its_own_gpu_and_only_the_first_prints(monk
 
 
 def test_bfloat16_is_used_on_a_gpu_unless_it_is_said(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     cpu = torch.device("cpu")
     gpu = torch.device("cuda", 1)
     not_given = distill.arguments([]).bf16
@@ -1319,8 +1319,10 @@ def test_bfloat16_is_used_on_a_gpu_unless_it_is_said(monkeypatch):
     for device in (cpu, gpu):
         assert distill.uses_bf16(True, device) is True
         assert distill.uses_bf16(False, device) is False
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    with pytest.raises(ValueError, match="does not know bfloat16: say --no-bf16"):
+    # A GPU that could only emulate bfloat16 is one that does not know it.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported",
+                        lambda including_emulation: including_emulation)
+    with pytest.raises(ValueError, match="does not know bfloat16.*say --no-bf16"):
         distill.uses_bf16(None, gpu)
     assert distill.uses_bf16(False, gpu) is False and distill.uses_bf16(True, cpu) is True
 
@@ -1341,7 +1343,7 @@ def test_a_fingerprint_changes_with_any_number_of_a_model():
 @pytest.mark.parametrize("name, num_gpus, message", [
     ("cuda", 0, "--device cuda: torch finds no GPU here"),
     ("cuda:1", 0, "--device cuda:1: torch finds no GPU here"),
-    ("cuda:2", 2, "--device cuda:2: there are only 2 GPUs"),
+    ("cuda:2", 2, "--device cuda:2: this process needs GPU number 2, .* torch finds 2$"),
     ("mps", 2, "--device mps: torch finds none here"),
 ])
 def test_a_device_that_is_not_there_is_refused(monkeypatch, name, num_gpus, message):
@@ -1880,6 +1882,35 @@ def test_the_losses_are_those_that_the_flags_want_and_the_teacher_allows(
     assert distill.choose_losses(args, teacher, num_recursions=1) == expected
 
 
+def test_a_weight_that_a_teacher_without_a_head_makes_useless_is_refused():
+    teacher = MiniALBERT(TOY_TEACHER, head=False)
+    args = distill.arguments(["--mlm-weight", "7"])
+    with pytest.raises(ValueError, match="--mlm-weight 7: the teacher has no MLM head"):
+        distill.choose_losses(args, teacher, num_recursions=2)
+    args = distill.arguments(["--mlm-weight", "0"])
+    assert distill.choose_losses(args, teacher, num_recursions=2) == {"attention": 3, "hidden": 3}
+
+
+def test_a_teacher_needs_no_tokenizer_if_one_is_given(toy, tmp_path):
+    os.makedirs(tmp_path / "teacher")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(toy / "teacher" / name, tmp_path / "teacher")
+    wanted = []
+
+    def record(name, needed, optional=()):
+        wanted.append((name, needed))
+        return name
+
+    args = distill.arguments(["--teacher", str(tmp_path / "teacher"),
+                              "--tokenizer", str(toy / "teacher")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill, "fetch", record)
+        teacher, tokenizer = distill.load_teacher_and_tokenizer(args)
+    assert teacher.config == TOY_TEACHER and tokenizer.path == str(toy / "teacher")
+    assert wanted == [(str(tmp_path / "teacher"), distill.MODEL_FILES),
+                      (str(toy / "teacher"), distill.NEEDED_FOR_TOKENIZER)]
+
+
 @pytest.mark.parametrize("flags, expected", [
     ([], 100), (["--steps", "50"], 5), (["--steps", "5"], 0), (["--steps", "9999"], 100),
     (["--recipe", "full"], 5000), (["--steps", "50", "--warmup", "50"], 50),
@@ -1977,6 +2008,9 @@ ERRORS = {
     "another vocabulary": (["--tokenizer", "{toy}/large"], "large has 105 tokens"),
     "widths that differ": (["--hidden-size", "30", "--init", "random"], "hidden_size of"),
     "heads that differ": (["--num-attention-heads", "4"], "num_attention_heads of"),
+    "a start from other heads": (["--num-attention-heads", "4", "--attention-weight", "0"],
+                                 "0 --init random"),
+    "a temperature of nothing": (["--temperature", "2", "--output-weight", "0"], "--temperature"),
     "a start from another width": (["--hidden-size", "30", "--hidden-weight", "0"],
                                    "hidden_size of"),
     "embeddings of other widths": (["--hidden-size", "30", "--hidden-weight", "0",

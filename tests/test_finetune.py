@@ -739,6 +739,21 @@ def test_a_saved_classifier_is_the_one_that_is_loaded(kind, tokenizer, tmp_path)
     assert loaded_task == new_task
 
 
+def test_a_head_for_regression_predicts_the_same_numbers_in_a_task_with_another_mean(
+        tokenizer, tmp_path):
+    task = make_task_of_kind("regression", [], mean=3.0, sd=1.5)
+    save_classifier(str(tmp_path), make_classifier(tokenizer, task), task, tokenizer)
+    new_task = replace(task, mean=50.0, sd=20.0)
+    numbers = []
+    for given in (task, new_task):
+        model, _ = load_classifier(str(tmp_path), given)
+        logits = model(torch.tensor([[2, 7, 3]]), torch.ones(1, 3, dtype=torch.bool),
+                       torch.zeros(1, 3, dtype=torch.int64))
+        numbers.append(logits * given.sd + given.mean)
+    assert (numbers[0] - 3.0).abs().max() > 0.01
+    torch.testing.assert_close(numbers[1], numbers[0])
+
+
 @pytest.mark.parametrize("is_fine_tuned", [False, True])
 def test_a_loaded_model_has_the_dropout_asked_for(is_fine_tuned, tokenizer, tmp_path):
     task = make_task_of_kind("classification", ["x", "y"])
@@ -1551,6 +1566,17 @@ def test_a_file_that_is_not_there_is_no_text(text):
     with pytest.raises(ValueError, match=f"--predict {text}: there is no such file"):
         finetune.lines_to_predict(text)
     assert finetune.lines_to_predict(f"see {text}") == [f"see {text}"]
+
+
+def test_a_label_is_shown_without_what_a_terminal_would_obey():
+    assert finetune.printable("C:\\x é 中") == "C:\\x é 中"
+    assert finetune.printable("a\x1b[2J\nb\u202e'\"") == "a\\x1b[2J\\nb\\u202e'\""
+
+
+def test_without_a_task_epochs_are_obeyed():
+    assert finetune.arguments([]).steps == 200
+    assert finetune.arguments(["--epochs", "2"]).steps is None
+    assert finetune.arguments(["--steps", "9"]).steps == 9
 
 
 def test_half_a_character_on_the_command_line_is_no_error(tokenizer, tmp_path, capsys):

@@ -608,6 +608,7 @@ def write_fine_tuned_models(folder, model):
         "text": {"length": "x"}, "none": {"length": 0}, "labels": {"labels": 5},
         "three": {"labels": ["a", "b", "c"]}, "kind": {"kind": "x"}, "qa": {"kind": "qa"},
         "mean": {"mean": "x"}, "more": {"more": 1}, "metric": {"metrics": ["nope"]},
+        "list": {"metrics": [["accuracy"]]},
         "twice": {"labels": ["a", "a"]}, "tags": {"kind": "tagging"}, "sd": {"sd": 0.0}}
     for name, change in changes.items():
         shutil.copytree(folder / "tuned", folder / f"bad-{name}")
@@ -808,6 +809,7 @@ score     --evaluate --dev good.tsv --text text label  tuned was fine-tuned for 
 score     --evaluate --dev good.tsv --lr 1      --lr: --evaluate trains nothing
 score     --evaluate --dev good.tsv --out out   --out: --evaluate trains nothing
 score     --evaluate --dev good.tsv --model bad-metric  'nope' is no metric of classification
+score     --evaluate --dev good.tsv --model bad-list  not a task: metrics has ['accuracy'], which
 score     --evaluate --dev good.tsv --model bad-vocab  bad-vocab: its tokenizer has 103 tokens
 score     --evaluate --dev good.tsv --model m   m: not a fine-tuned model
 finetune  --device cuda                         --device cuda: torch finds no GPU here
@@ -841,7 +843,7 @@ predict   --model bad-twice                     bad-twice/task.json: *the same l
 predict   --model bad-tags                      bad-tags/task.json: *'a', which cannot be a label
 predict   --model bad-sd                        bad-sd/task.json: *sd above 0
 predict   --model qa --predict space.json --out space.json --overwrite  this file is read from
-predict   --predict md                          --predict md: there is no such file
+predict   --predict md                          --predict md: this is not a regular file
 predict   --device cuda                         --device cuda: torch finds no GPU here
 predict   --train good.tsv                      --train: --predict trains nothing
 predict   --lr 1                                --lr: --predict trains nothing

@@ -405,7 +405,8 @@ def test_a_text_must_be_text(value, tmp_path):
 
 
 @pytest.mark.parametrize("label, value", [
-    ("3", 3.0), ("-.5", -0.5), ("+2.", 2.0), ("1E3", 1000.0), ("1.5e-2", 0.015), ("9e29", 9e29)])
+    ("3", 3.0), ("-.5", -0.5), ("+2.", 2.0), ("1E3", 1000.0), ("1.5e-2", 0.015), ("9e29", 9e29),
+    ("5e-007", 5e-7), ("1e-100", 1e-100)])
 def test_a_number_is_read(label, value, tmp_path):
     path = write_file(tmp_path / "a.tsv", f"t\ty\na\t{label}\n")
     assert read_table(path, ["t"], "y", numeric=True)[0].label == value
@@ -474,6 +475,19 @@ def test_conll_files_are_read_with_tabs_or_spaces_and_any_columns(tmp_path):
         (["Peter"], None, ["B-PER"], "1", f"{spaces}:7")]
     assert read_tags(tabs) == [
         (["two words"], None, ["B-x"], "0", f"{tabs}:1"), (["b"], None, ["O"], "1", f"{tabs}:3")]
+
+
+def test_tags_without_a_type_have_the_type_entity(tmp_path):
+    path = write_file(tmp_path / "a.tsv", "a\tB\nb\tI\nc\tO\nd\tS\n\ne\tI\n")
+    assert [example.label for example in read_tags(path)] == [
+        ["B-entity", "I-entity", "O", "B-entity"], ["B-entity"]]
+
+
+@pytest.mark.parametrize("first, second", [("B", "I-x"), ("B-x", "I"), ("S", "B-entity")])
+def test_a_file_with_and_without_types_is_refused(first, second, tmp_path):
+    path = write_file(tmp_path / "a.tsv", f"a\tO\nb\t{first}\n\nc\tO\nd\t{second}\n")
+    with pytest.raises(ValueError, match=f"^{path}:5: of the tags up to '{second}' some have a"):
+        read_tags(path)
 
 
 @pytest.mark.parametrize("line", ["b O O", "b", "O", "\tO", " \tO", "b\tNOUN", "b\tO-x", "b\tB-"])
