@@ -20,8 +20,8 @@ study.json, with all that they and the figures are made of. The model of a fine-
 when its scores are known.
 
 A study of other sizes needs another folder. It may take over the corpus and the teacher: copy these
-two folders into it and give the same --teacher-tokens. Each evaluation takes up to 512 held-out
-sequences, so a short run is quicker with fewer --evaluations.
+two folders into it. Each evaluation takes up to 512 held-out sequences, so a short run is quicker
+with fewer --evaluations.
 """
 import argparse
 import glob
@@ -200,8 +200,13 @@ def is_done(result):
 
 
 def check_rows(rows, study):
-    """Raise ValueError if a row that is done was made with other flags than it would be now."""
+    """Raise ValueError if a row that is done was made with other flags than it would be now.
+
+    The corpus and the teacher may come from another study.
+    """
     for row in rows:
+        if row.part in ("corpus", "teacher"):
+            continue
         result = read_result(study, row.name)
         if is_done(result) and result["flags"] != row.flags:
             raise ValueError(f"{os.path.join(study, row.name)} was made by another command, "

@@ -339,6 +339,9 @@ def test_a_row_that_was_made_with_other_flags_is_refused(tmp_path):
     study.check_rows([row], str(tmp_path))
     with pytest.raises(ValueError, match="another command"):
         study.check_rows([row._replace(flags=["--student", "other"])], str(tmp_path))
+    # The corpus and the teacher may have been copied from another study.
+    for part in ("corpus", "teacher"):
+        study.check_rows([row._replace(flags=["--student", "other"], part=part)], str(tmp_path))
 
 
 # ---- Tables -----------------------------------------------------------------------------
