@@ -728,6 +728,16 @@ class Tuning(NamedTuple):
     bf16: bool
 
 
+def choose_trained(encoder, mode):
+    """Let only those parameters of the encoder have a gradient that are trained in a mode: see
+    fine_tune."""
+    for name, parameter in encoder.named_parameters():
+        is_trained = mode in ("all", "random")
+        if mode == "adapters":
+            is_trained = "_adapters." in name or name.startswith("corrections.")
+        parameter.requires_grad_(is_trained)
+
+
 def fine_tune(tuning, splits, mode, seed, lr):
     """Make one run -> (the model, {split: Result}).
 
@@ -743,11 +753,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     model, _ = load_classifier(tuning.model_path, task, mode, args.dropout, (ids, mask),
                                args.recursions)
     model.to(tuning.processes.device)
-    for name, parameter in model.encoder.named_parameters():
-        is_trained = mode in ("all", "random")
-        if mode == "adapters":
-            is_trained = "_adapters." in name or name.startswith("corrections.")
-        parameter.requires_grad_(is_trained)
+    choose_trained(model.encoder, mode)
     task_loss = TaskLoss(model, task, features, args.batch_size, seed, pad_id, tuning.teacher,
                          tuning.teacher_task, args.micro_batch_size, tuning.processes, tuning.bf16)
     steps = args.steps

@@ -1,4 +1,4 @@
-"""The picture of the two models and the four losses, for bench/figures.py.
+"""The picture of the two models and the paper's four losses, for bench/figures.py.
 
 It is drawn by hand. Every number is a place or a size in pixels, on a canvas as wide as a README on
 GitHub. The teacher stands on the left, the student on the right, and between them the losses. Data

@@ -63,8 +63,9 @@ def distil(flags, seed):
         command = [sys.executable, "distill.py"] + flags
         command += ["--seed", str(seed), "--out", out]
         begin = time.perf_counter()
-        done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, text=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(f"{' '.join(command)}: {done.stderr.strip()}")
         seconds = time.perf_counter() - begin
         with open(os.path.join(out, "log.jsonl"), encoding="utf-8") as log:
             last_line = log.readlines()[-1]
@@ -72,10 +73,11 @@ def distil(flags, seed):
 
 
 def accuracies_after(printed):
-    """Find the student's accuracies after each recursion in what distill.py printed: the last row
-    that begins with its name."""
-    rows = [line.split() for line in printed.splitlines() if line.startswith("student ")]
-    return [float(cell.rstrip("%")) / 100 for cell in rows[-1][1:]]
+    """Find the student's accuracies after each recursion in what distill.py printed: the first row
+    with its name in the last table."""
+    _, table = printed.split("MLM accuracy after so many recursions")
+    rows = [line.split() for line in table.splitlines() if line.startswith("student ")]
+    return [float(cell.rstrip("%")) / 100 for cell in rows[0][1:]]
 
 
 def print_row(name, flags, seeds):
@@ -90,13 +92,13 @@ def print_row(name, flags, seeds):
         losses.append(last["valid_loss"])
         after_of_seeds.append(after)
         seconds_of_seeds.append(seconds)
-    deviation = 0.0
+    deviation = "-"
     if len(seeds) > 1:
-        deviation = statistics.stdev(accuracies)
+        deviation = f"{statistics.stdev(accuracies):.1%}"
     each = " ".join(f"{accuracy:.1%}" for accuracy in accuracies)
     cells = [name, " ".join(flags), each]
     cells.append(f"{statistics.mean(accuracies):.1%}")
-    cells.append(f"{deviation:.1%}")
+    cells.append(deviation)
     cells.append(f"{statistics.mean(losses):.3f}")
     means_after = [statistics.mean(values) for values in zip(*after_of_seeds)]
     cells.append(" ".join(f"{mean:.1%}" for mean in means_after))

@@ -10,7 +10,7 @@
     python bench/figures.py --study out/study
         draws the architecture and the study, the --out folder of bench/study.py
 
-architecture  the two models and the four losses
+architecture  the two models and the paper's four losses
 losses        the terms of the loss and the held-out accuracy during the run
 attention     attention maps of teacher and student for one sentence
 depth         held-out accuracy after each recursion, or each layer of the teacher

@@ -119,6 +119,9 @@ def list_jobs(device):
 
 # ---- What is found ----------------------------------------------------------------------
 
+NOT_BEGUN = "not begun: the time is over"
+
+
 class Record:
     """All rows found so far, and the files gpu.json and gpu.md in a folder that show them."""
 
@@ -155,8 +158,8 @@ class Record:
         write_file(os.path.join(self.folder, "gpu.md"), text)
 
     def count_failed_jobs(self):
-        """Count the jobs that did not end well."""
-        return sum(1 for row in self.jobs if row["ended"] != "well")
+        """Count the jobs that did not end well; those that were not begun have not failed."""
+        return sum(1 for row in self.jobs if row["ended"] not in ("well", NOT_BEGUN))
 
     def count_missed_goals(self):
         """Count the rows whose goal was missed."""
@@ -185,12 +188,24 @@ def table_of_rows(rows):
     for entry in rows:
         cells = [str(entry["row"].get(column, "")) for column in columns]
         if has_goals:
-            cells.append({True: "yes", False: "NO", None: "-"}[entry["passed"]])
+            cells.append(describe_goal(entry["passed"]))
         lines.append(cells)
     if has_goals:
         lines[0].append("met?")
     lines.insert(1, ["---"] * len(lines[0]))
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    text = ""
+    for cells in lines:
+        text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
+def describe_goal(passed):
+    """Say whether a goal was met; None: there is none."""
+    if passed is None:
+        return "-"
+    if passed:
+        return "yes"
+    return "NO"
 
 
 # ---- Running the jobs -------------------------------------------------------------------
@@ -259,7 +274,7 @@ def run_jobs(jobs, args, folder, record, log):
             finish_all(running)
             running = []
         if last_moment - time.perf_counter() < 10:
-            record.add_job(row_of_job(job, "not begun: the time is over", 0))
+            record.add_job(row_of_job(job, NOT_BEGUN, 0))
             continue
         print(f"{job.section}: {job.function} {job.arguments}", flush=True)
         setup = setup_of(args, folder, record.values)
@@ -329,7 +344,6 @@ def main():
     jobs = [all_jobs[0]]                                 # others need the rates of the card
     jobs += [job for job in all_jobs[1:] if job.section in args.sections]
     record = Record(args.out)
-    os.environ["TQDM_DISABLE"] = "1"
     # Jobs that run beside one another share the cores of the CPU.
     os.environ["OMP_NUM_THREADS"] = "4"
     if args.toy:

@@ -133,6 +133,8 @@ def kills(setup, compiled):
     passed = is_same
     if compiled:
         passed = distance <= 0.02
+    if counts[1] < wanted_kills:                         # the run ended too early
+        passed = False
     setup.report("Kills and resumes", row, passed)
 
 
@@ -174,7 +176,8 @@ def one_of_two(rank, toy, device, folder, shape, port, path):
     The first one saves what it has found: {"gradients": {name: tensor}, summed; "count": how many
     numbers they have; "seconds": {number of messages: seconds of a sum}}.
     """
-    setup = Setup(toy, device, folder, "", None, [], "", {}, sys.stderr)
+    setup = Setup(toy=toy, device=device, folder=folder, tokenizer="", corpus=None, authors=[],
+                  authors_python="", values={}, answers=sys.stderr)
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     processes = distill.Processes(rank, 0, 2, torch.device(device))
@@ -234,7 +237,8 @@ def run_for_a_minute(setup, flags, out):
     short = setup.choose(80, 8)
     run_script("distill.py", flags + ["--steps", short, "--log-every", short // 4])
     tokens_per_second = median_tokens_per_second(read_log(out))
-    steps = setup.choose(round(MINI_SECONDS * tokens_per_second / MINI_BATCH / MINI_LENGTH), 8)
+    steps = round(MINI_SECONDS * tokens_per_second / (MINI_BATCH * MINI_LENGTH))
+    steps = setup.choose(steps, 8)
     run_script("distill.py", flags + ["--steps", steps, "--log-every", steps // 4])
     return steps, read_log(out)
 

@@ -1,6 +1,6 @@
 """Sections of bench/gpu.py that call the program's functions: card, parity, waits, speed, profile.
 
-gpu_worker.py says how they are started; gpu.py says what is not yet sure.
+gpu_worker.py says how they are started.
 
 What they call is what the program runs: distill.Distillation, distill.train with its log,
 distill.training_step and finetune.TaskLoss. The models are random.
@@ -32,8 +32,8 @@ from speed import Worker, authors
 from speed_ours import make_config, useful_operations
 from tasks import Task
 
-# Groups of operations, and what ../shared/GPU.md expects of each on an H200, in ms of a step of
-# BASE. For the eager step it assumed LayerNorms in float32, as they were when it was written.
+# Groups of operations, and what was expected of each on an H200 from its bytes and FLOPs, in ms of
+# a step of BASE. For the eager step that assumed LayerNorms in float32, as they were at that time.
 ESTIMATED_EAGER = {
     "linear products": 36.4,
     "attention maps (B H T T)": 39.8,
@@ -61,8 +61,8 @@ ESTIMATED_COMPILED = {
 def card(setup, when):
     """Measure how fast the card copies and multiplies matrices. when: before or after the rest.
 
-    The matrix rate, of which a step shall reach 45 %, is that of large squares in bfloat16. Of the
-    rates before and after the rest the faster one counts as the card's own.
+    The matrix rate, of which a step shall reach 45 %, is that of large squares in bfloat16. A job
+    that runs after the second measurement takes the faster rate for the card's own.
     """
     title = "Rates of the card"
     if when == "before":
@@ -407,7 +407,8 @@ def our_speed(setup, name, table, compiled, batch_size=192, length=256, micro_ba
     if setup.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     try:
-        distillation = make_distillation(setup, shape, True, compiled, micro_batch_size, dropout)
+        distillation = make_distillation(setup, shape, bf16=True, compiled=compiled,
+                                         micro_batch_size=micro_batch_size, dropout=dropout)
         begin = time.perf_counter()
         distill.describe_run(distillation, steps, 0, torch.device(setup.device))
         first_seconds = time.perf_counter() - begin

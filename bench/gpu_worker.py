@@ -115,8 +115,8 @@ def add_noise(model):
 
 def make_distillation(setup, shape, bf16, compiled=False, micro_batch_size=0, dropout=0.1,
                       device=None, processes=None):
-    """Make the full recipe's Distillation of random models on random tokens, as distill.distil
-    makes it. device: setup.device if it is not given."""
+    """Make a Distillation of random models on random tokens, with the paper's sizes, its adapters
+    and, unless said otherwise, its dropout. device: setup.device if it is not given."""
     if device is None:
         device = setup.device
     torch.manual_seed(0)
@@ -177,7 +177,7 @@ def median_tokens_per_second(lines):
 
 
 def run_script(script, flags):
-    """Run a script of the program as a user does -> seconds. RuntimeError if it fails."""
+    """Run a script of the program as a user does -> seconds. CalledProcessError if it fails."""
     command = [sys.executable, os.path.join(ROOT, script)]
     command += [str(flag) for flag in flags]
     begin = time.perf_counter()

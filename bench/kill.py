@@ -83,8 +83,10 @@ def torment(script, flags, out, wanted, longest, rng):
         if rng.random() > 0.1:
             has_begun.wait(60)
         process.join(rng.uniform(0, longest))
-        if process.exitcode is not None:                 # it ended before it could be killed
+        if process.exitcode == 0:                        # it ended before it could be killed
             break
+        if process.exitcode is not None:
+            raise RuntimeError(f"{script}.py {flags} --resume: exit status {process.exitcode}")
         process.kill()
         process.join()
         names = []
@@ -131,9 +133,13 @@ def measure(script, steps, flags, folder, num_kills, rng):
     counts = torment(script, [*flags, "--out", killed], killed, num_kills, LONGEST, rng)
     last = time.perf_counter()
     is_same = remains(whole) == remains(killed)
-    cells = [script, f"{steps:,}", *counts, f"{middle - first:.0f}", f"{last - middle:.0f}",
-             "yes" if is_same else "NO"]
-    print(f"| {' | '.join(str(cell) for cell in cells)} |", flush=True)
+    same = "NO"
+    if is_same:
+        same = "yes"
+    cells = [script, f"{steps:,}"]
+    cells += [str(count) for count in counts]
+    cells += [f"{middle - first:.0f}", f"{last - middle:.0f}", same]
+    print(f"| {' | '.join(cells)} |", flush=True)
     if not is_same:
         sys.exit(f"{script}: the killed run ended differently")
     if counts[1] < num_kills:
@@ -142,6 +148,7 @@ def measure(script, steps, flags, folder, num_kills, rng):
 
 
 def main():
+    """Kill runs of both scripts and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=60,
                         help="kills of each script that it resumes from (default: 60)")

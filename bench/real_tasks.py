@@ -1,4 +1,5 @@
-"""Real tasks, three seeds each: a teacher, its student, and the student with --adapters-only.
+"""Real tasks, three seeds each: a teacher, its student, and the student with --adapters-only, of
+which only each recursion's own parts (its corrections or adapters) and the head are trained.
 
     python distill.py
     python bench/real_tasks.py --data ../shared/data --models teacher=DIR student=DIR
@@ -75,7 +76,7 @@ def list_runs(tasks, models, data, seeds, recursions):
                 continue
             runs.append(Run(task, name, command))
             if name == "student":
-                runs.append(Run(task, f"{name}, adapters alone", f"{command} --adapters-only"))
+                runs.append(Run(task, f"{name}, own parts alone", f"{command} --adapters-only"))
     return runs
 
 
@@ -136,8 +137,8 @@ def main():
                         help="folder with glue, ner, cls and qa (default: ../shared/data)")
     parser.add_argument("--models", nargs="+", metavar="NAME=DIR",
                         default=["teacher=assets/teacher", "student=out/student"],
-                        help="models to tune; one with the name student is also tuned through its "
-                        "adapters alone (default: teacher=assets/teacher student=out/student)")
+                        help="models to tune; one with the name student is also tuned with "
+                        "--adapters-only (default: teacher=assets/teacher student=out/student)")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS),
                         help="the tasks to measure (default: all)")
     parser.add_argument("--recursions", nargs="+", type=int, metavar="R",

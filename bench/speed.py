@@ -45,7 +45,7 @@ TOY = BASE._replace(B=4, T=16, E=8, C=48, H=4, F=96, L=4, R=2)
 TOY_GROWTH = {"T": [8, 16]}
 WIKIPEDIA_TOKENS = 174_000 * 192 * 256      # the authors' epoch: steps, sequences, tokens
 TEXT_MEGABYTES = 55                         # of text to tokenise in each turn
-# The terms of a step, in the order in which the clock of speed_ours.py meets them.
+# The terms of a step, in the order of a row.
 TERMS = ["data", "teacher", "student", "losses", "backward", "reduce, clip", "optimizer"]
 
 
@@ -96,7 +96,6 @@ class Worker:
         environment["PYTHONPATH"] = code
         # Only errors shall be printed between the rows of the tables.
         environment["PYTHONWARNINGS"] = "ignore"
-        environment["TQDM_DISABLE"] = "1"
         environment["TRANSFORMERS_VERBOSITY"] = "error"
         environment.update(variant.environment)
         self.process = subprocess.Popen(
@@ -584,7 +583,7 @@ def start_section(args, folder):
     for _ in range(args.repeats + 1):
         # distill.py prints a line about its steps just before the first one.
         waits.append(run_python(args.code, command + ["--steps", "1"], until="steps"))
-    tests = ["-m", "pytest", "-q"]
+    tests = ["-m", "pytest", "-q", "-n", "2"]
     if args.quick:
         command += ["--steps", "3"]
         tests.append("--collect-only")

@@ -251,7 +251,8 @@ def save_models(shape, folder):
 
 
 def our_inference(path, shape):
-    """Build our forward pass, of the encoder without any head."""
+    """Build our forward pass, of the encoder without any head. As in our programs, the C library
+    keeps freed memory; in the other variants it does not, as in their programs."""
     distill.keep_freed_memory()
     return forward_measure(load(path), shape.V)
 
@@ -308,7 +309,8 @@ def write_sentences(tsv, vocabulary, path, most):
     with open(tsv, encoding="utf-8") as file:
         lines = [line.rstrip("\n") for line in file]
     lines = lines[1:]                                    # the first has the names of the columns
-    lines = lines[::max(1, len(lines) // most)][:most]
+    most = min(most, len(lines))
+    lines = [lines[i * len(lines) // most] for i in range(most)]
     rows = []
     for line in lines:
         text, label = line.split("\t")
@@ -348,9 +350,7 @@ def our_tuning(mode, path, sentences, bf16=False):
     features = read_features(sentences)
     task = sst2_task()
     model, _ = finetune.load_classifier(path, task, mode, dropout=0.1)
-    for name, parameter in model.encoder.named_parameters():
-        is_adapter = "_adapters." in name
-        parameter.requires_grad_(mode == "all" or (mode == "adapters" and is_adapter))
+    finetune.choose_trained(model.encoder, mode)
     task_loss = finetune.TaskLoss(model, task, features, batch_size=32, seed=0, pad_id=0,
                                   bf16=bf16)
     options = training_options()

@@ -337,8 +337,9 @@ def add_size_flags(parser):
     group.add_argument("--rates", nargs="+", type=float, metavar="X",
                        help="learning rates of a whole model; of several the best is chosen on a "
                        "tenth of the training set (default: that of finetune.py)")
-    group.add_argument("--adapter-rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3],
-                       metavar="X", help="the same for adapters-alone (default: 1e-3 2e-3 4e-3)")
+    group.add_argument("--adapter-rates", nargs="+", type=float, default=[2.5e-4, 5e-4, 1e-3],
+                       metavar="X", help="the same for adapters-alone, which trains corrections: "
+                       "0.5, 1 and 2 times the default for them (default: 2.5e-4 5e-4 1e-3)")
     group.add_argument("--bf16", action="store_true", help="pass it on to each row")
     group.add_argument("--authors-seconds", type=float, metavar="X",
                        help="seconds of a step of the authors' own code on the same machine, from "

@@ -251,8 +251,9 @@ def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
                 for model in chosen_models(models, students):
                     rows.append(task_row(task, model, seed, task_sizes))
     if "depth" in parts:
-        if "elastic" not in students:
-            rows.append(student_row("elastic", sizes))
+        for name in ("ours", "elastic"):
+            if "students" not in parts or name not in students:
+                rows.append(student_row(name, sizes))
         rows += depth_rows(tasks, seeds, sizes, task_sizes)
     return rows
 
