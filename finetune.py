@@ -48,9 +48,9 @@ from data import (NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, CommandParser, T
                   docs_on_this_machine, run_command)
 from distill import (TrainingOptions, add_run_flags, autocast, begin_or_resume, choose_device,
                      device_of, explaining_memory, fingerprint, first_process_first, given_flags,
-                     leave_processes, number, output_loss, own_folder, refuse_flags,
-                     resume_settings, set_up_processes, split_batch, to_device, train, uses_bf16,
-                     whole_number)
+                     keep_freed_memory, leave_processes, number, output_loss, own_folder,
+                     refuse_flags, resume_settings, set_up_processes, split_batch, to_device, train,
+                     uses_bf16, whole_number)
 from minialbert import MiniALBERT
 from tasks import (GLUE, KINDS, WORD_PATTERN, Example, Task, check_labels, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, lines_of, majority, make_task,
@@ -1223,6 +1223,7 @@ def load_fine_tuned(args):
     and whether to use bfloat16."""
     device = choose_device(args.device)
     bf16 = uses_bf16(args.bf16, device)
+    keep_freed_memory()
     model, task = load_classifier(args.model, recursions=args.recursions)
     tokenizer = Tokenizer(args.model)
     check_vocabulary(tokenizer, model.encoder.config)
