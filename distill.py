@@ -88,8 +88,13 @@ def output_loss(student_logits, teacher_logits, temperature=1.0):
     A temperature above 1 flattens both distributions. The square keeps the size of the gradient
     (Hinton et al. 2015).
     """
-    log_student = (student_logits.float() / temperature).log_softmax(-1)
-    log_teacher = (teacher_logits.float() / temperature).log_softmax(-1)
+    student_logits = student_logits.float()
+    teacher_logits = teacher_logits.float()
+    if temperature != 1:                                 # to divide by 1 would only take memory
+        student_logits = student_logits / temperature
+        teacher_logits = teacher_logits / temperature
+    log_student = student_logits.log_softmax(-1)
+    log_teacher = teacher_logits.log_softmax(-1)
     divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
     return temperature**2 * divergence
 
@@ -471,7 +476,10 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
 
     A run that was stopped or killed and then resumed ends like one that was not; on a CPU the two
     are bit for bit equal. After SIGINT or SIGTERM the step is finished and saved, then the program
-    exits; several processes go on to the next step that logs or saves.
+    exits; several processes go on to the next step that logs or saves. The last step ends a run
+    anyway, so then the program does not exit.
+
+    Returns the numbers of the signals that this process got in the last step or in its evaluation.
     """
     first_step = run_state.first_step
     is_main = processes.rank == 0
@@ -528,11 +536,23 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
             if stop and not is_last:
                 print(f"\nstopped after step {done} of {options.steps}: "
                       "--resume goes on from there")
-                # If this process stops only because another one got a signal, it reports SIGTERM.
-                number = signal.SIGTERM
-                if signals:
-                    number = signals[0]
-                raise SystemExit(128 + number)           # a shell, too, adds 128 to the number
+                # Where one process ends, torchrun soon ends the others: let the first one save.
+                if processes.world > 1:
+                    dist.barrier()
+                end_after_signal(signals)
+        return signals
+
+
+def end_after_signal(signals):
+    """End the program with the status that a shell gives after a signal: 128 + its number.
+
+    signals: the numbers of those that were received; if there is none, this process ends because
+        another one got a signal, and takes the number of SIGTERM
+    """
+    number = signal.SIGTERM
+    if signals:
+        number = signals[0]
+    raise SystemExit(128 + number)
 
 
 def learning_rate(step, options):
@@ -673,6 +693,8 @@ def set_up_processes(device_flag, batch_size):
     if batch_size % world != 0 and rank == 0:
         print(f"--batch-size {batch_size} is not divisible by {world} processes: in each step some "
               "wait for others", file=sys.stderr)
+    if world > 1 and ":" in device_flag:
+        raise ValueError(f"--device {device_flag}: {world} processes cannot share a GPU; say cuda")
     device = choose_device(device_flag, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)                    # from here on "cuda" means this GPU

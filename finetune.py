@@ -46,11 +46,11 @@ from checkpoint import (MODEL_FILES, check_finite, claim_folder, fetch, first_fe
                         write_safetensors)
 from data import (NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, CommandParser, Tokenizer,
                   docs_on_this_machine, run_command)
-from distill import (TrainingOptions, add_run_flags, autocast, begin_or_resume, choose_device,
-                     device_of, explaining_memory, fingerprint, first_process_first, given_flags,
-                     keep_freed_memory, leave_processes, number, output_loss, own_folder,
-                     refuse_flags, resume_settings, set_up_processes, split_batch, to_device, train,
-                     uses_bf16, whole_number)
+from distill import (TrainingOptions, add_run_flags, autocast, begin_or_resume, broadcast,
+                     choose_device, device_of, end_after_signal, explaining_memory, fingerprint,
+                     first_process_first, given_flags, keep_freed_memory, leave_processes, number,
+                     output_loss, own_folder, refuse_flags, resume_settings, set_up_processes,
+                     split_batch, to_device, train, uses_bf16, whole_number)
 from minialbert import MiniALBERT
 from tasks import (GLUE, KINDS, WORD_PATTERN, Example, Task, check_labels, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, lines_of, majority, make_task,
@@ -776,8 +776,11 @@ def fine_tune(tuning, splits, mode, seed, lr):
     begin = time.perf_counter()
     run_state = begin_or_resume(model, options, settings, tuning.processes)
     with explaining_memory(args.batch_size, args.micro_batch_size, task.length):
-        train(model, task_loss, run_state, options, settings, evaluation.measure, do_nothing,
-              tuning.processes)
+        signals = train(model, task_loss, run_state, options, settings, evaluation.measure,
+                        do_nothing, tuning.processes)
+    if signals:                         # in the last step; other runs may follow this one
+        print("\nstopped after this run: --resume goes on from there")
+        end_after_signal(signals)
     seconds = time.perf_counter() - begin
     if evaluation.results is None:      # this is not rank 0, or a finished run was resumed
         evaluation.measure()
@@ -1067,6 +1070,11 @@ def run_mode(tuning, splits, encoded, mode, config, saves_model):
     lr = rates[0]
     if len(rates) > 1:
         lr = best_rate(tuning, splits["train"], mode, args.seed, rates)
+        # All processes take the rate of the first one: others may have rounded their scores
+        # differently.
+        number_of_rate = torch.tensor(rates.index(lr), device=tuning.processes.device)
+        broadcast([number_of_rate], tuning.processes)
+        lr = rates[number_of_rate.item()]
     results_of_seeds = []
     for seed in range(args.seed, args.seed + args.seeds):
         model, results = fine_tune(tuning, encoded, mode, seed, lr)

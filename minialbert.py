@@ -148,6 +148,10 @@ class Embeddings(nn.Module):
         x = self.dropout(self.norm(word + position + segment))
         if self.project is not None:
             x = self.project(x)                          # (B, T, E) -> (B, T, C)
+        elif torch.is_autocast_enabled(x.device.type):
+            # Autocast lets a projection return bfloat16. Without one the hidden states get the same
+            # dtype here; as float32 they would take twice the memory in all layers.
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         return x
 
 

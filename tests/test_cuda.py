@@ -31,7 +31,8 @@ from distill import Processes, TrainingOptions
 from fake_cuda import fake_cuda, lend_cuda
 
 DEVICE = torch.device("cuda", 0)
-STUDENT = {"num_hidden_layers": 2, "adapter_size": 4, "hidden_dropout_prob": 0.1}
+STUDENT = {"num_hidden_layers": 2, "adapter_size": 4, "correction_rank": 3,
+           "hidden_dropout_prob": 0.1}
 BERT = {"num_hidden_layers": 2, "num_hidden_groups": 2, "embedding_size": C}
 BATCH_SIZE = 4
 # Of three steps the first one is ordinary, the second one logs, the last one evaluates and saves.
@@ -227,6 +228,7 @@ def dtypes_with_autocast(model, device):
     with distill.autocast(device, bf16=True):
         hidden, attention = model(ids, maps=[0])
         logits = model.predict(hidden[-1][:, 0])
+    assert {state.dtype for state in hidden} == {torch.bfloat16}
     return [tensor.dtype for tensor in [*hidden, attention[0], logits]]
 
 

@@ -1302,6 +1302,8 @@ def test_each_process_of_torchrun_has_its_own_gpu_and_only_the_first_prints(monk
         monkeypatch.setenv("LOCAL_RANK", str(local_rank))
         device = torch.device("cuda", local_rank)
         assert distill.set_up_processes("auto", 6) == (rank, local_rank, 6, device)
+    with pytest.raises(ValueError, match="--device cuda:1: 6 processes cannot share a GPU"):
+        distill.set_up_processes("cuda:1", 6)
         assert groups.pop() == ("nccl", device)
         assert (sys.stdout is terminal) is (rank == 0)
         if rank > 0:

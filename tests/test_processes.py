@@ -199,6 +199,18 @@ def forbid_writing():
     os.replace = replace
 
 
+def choose_another_rate():
+    """Make it an error to write a file, and choose another rate than the best one."""
+    original = finetune.best_rate
+
+    def best_rate(tuning, examples, mode, seed, rates):
+        best = original(tuning, examples, mode, seed, rates)
+        return [rate for rate in rates if rate != best][0]
+
+    finetune.best_rate = best_rate
+    forbid_writing()
+
+
 def start_elsewhere():
     """Let a model start from other numbers, and make it an error to tokenise."""
     original = distill.make_optimizer
@@ -236,7 +248,7 @@ sys.exit(distill.main(sys.argv[1:]))
 def test_two_processes_tune_as_one_and_the_first_alone_writes(toy, table, tmp_path):
     more = [*COMPARABLE, 0.002, "--epochs", 1]           # the best of two rates
     flags = finetune_flags(toy, table, tmp_path / "two", *more)
-    processes = start_two_ranks("finetune", flags, tmp_path / "printed", forbid_writing)
+    processes = start_two_ranks("finetune", flags, tmp_path / "printed", choose_another_rate)
     assert finetune.main(finetune_flags(toy, table, tmp_path / "one", *more)) is None
     for process in processes:
         process.join(100)
