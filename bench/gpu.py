@@ -108,6 +108,8 @@ def list_jobs(device):
     # Each of these compiles another graph, which takes a minute.
     jobs.append(speed_job("compiled", "ours, compiled, without dropout", 150, compiled=True,
                           dropout=0.0))
+    jobs.append(speed_job("compiled", "the recipe full: corrections, elastic loss, no dropout", 150,
+                          compiled=True, dropout=0.0, full_recipe=True))
     jobs.append(speed_job("compiled", "ours, compiled, micro-batches of 96", 150, compiled=True,
                           micro_batch_size=96))
     jobs.append(speed_job("compiled", "ours, compiled, 24: the share of one of 8 GPUs", 150,

@@ -394,11 +394,12 @@ def graphs(setup):
 # ---- Speed, memory, growth --------------------------------------------------------------
 
 def our_speed(setup, name, table, compiled, batch_size=192, length=256, micro_batch_size=0,
-              dropout=0.1, steps=40):
+              dropout=0.1, full_recipe=False, steps=40):
     """Train bert-base's student in bfloat16 and report what train()'s own log says.
 
     name, table: of the row; batch_size, length: B and T; compiled: with torch.compile
     micro_batch_size: see --micro-batch-size; dropout: its probability
+    full_recipe: see make_distillation; corrections and the elastic loss are no useful operations
     steps: there is a line of the log after each quarter, of which the first does not count
     """
     shape = setup.choose(BASE._replace(B=batch_size, T=length), TOY)
@@ -408,7 +409,8 @@ def our_speed(setup, name, table, compiled, batch_size=192, length=256, micro_ba
         torch.cuda.reset_peak_memory_stats()
     try:
         distillation = make_distillation(setup, shape, bf16=True, compiled=compiled,
-                                         micro_batch_size=micro_batch_size, dropout=dropout)
+                                         micro_batch_size=micro_batch_size, dropout=dropout,
+                                         full_recipe=full_recipe)
         begin = time.perf_counter()
         distill.describe_run(distillation, steps, 0, torch.device(setup.device))
         first_seconds = time.perf_counter() - begin

@@ -114,24 +114,31 @@ def add_noise(model):
 
 
 def make_distillation(setup, shape, bf16, compiled=False, micro_batch_size=0, dropout=0.1,
-                      device=None, processes=None):
-    """Make a Distillation of random models on random tokens, with the paper's sizes, its adapters
-    and, unless said otherwise, its dropout. device: setup.device if it is not given."""
+                      full_recipe=False, device=None, processes=None):
+    """Make a Distillation of random models on random tokens.
+
+    The student has the paper's adapters and losses; with full_recipe it has corrections and the
+    elastic loss, as by default in the recipe full. device: setup.device if it is not given.
+    """
     if device is None:
         device = setup.device
     torch.manual_seed(0)
     teacher = MiniALBERT(make_config(shape, "bert"))
-    config = replace(make_config(shape, "student"), hidden_dropout_prob=dropout)
-    student = MiniALBERT(replace(config, attention_probs_dropout_prob=dropout))
+    config = replace(make_config(shape, "student"), hidden_dropout_prob=dropout,
+                     attention_probs_dropout_prob=dropout)
+    if full_recipe:
+        config = replace(config, adapter_size=0, correction_rank=shape.C // 8)
+    student = MiniALBERT(config)
     add_noise(teacher)
     add_noise(student)
     teacher.to(device)
     student.to(device)
     if bf16:
         distill.cast_linear_layers(teacher)
-    # These are the losses of the paper, without the elastic one, as in the authors' code.
     weights = dict(distill.LOSS_WEIGHTS)
-    del weights["embedding"]                             # its weight is 0 in the recipe
+    del weights["embedding"]                             # its weight is 0 in all recipes
+    if full_recipe:
+        weights["elastic"] = distill.RECIPES["full"]["elastic"]
     batches = random_batches(shape, Clock())
     compile_losses = setup.choose(compiled, False)
     distillation = distill.Distillation(
