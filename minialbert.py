@@ -434,6 +434,32 @@ def keep_recursions(model, recursions):
 
 
 @torch.no_grad()
+def merge_corrections(model):
+    """Return the same model without corrections: each recursion gets a layer of its own, the shared
+    one with the recursion's corrections added.
+
+    It computes the same and stores more. Saved, it opens in transformers.AlbertModel, which has
+    layers of its own for each recursion, but no corrections.
+    """
+    R = model.config.num_hidden_layers
+    merged = MiniALBERT(replace(model.config, num_hidden_groups=R, correction_rank=0),
+                        head=model.head is not None)
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(("layers.", "corrections.")):
+            weights[name] = tensor
+    for r in range(R):
+        layer = model.layer_of_recursion(r)
+        own_weights = layer.state_dict()
+        if model.config.correction_rank > 0:
+            own_weights.update(model.corrections[r](layer))
+        for name, tensor in own_weights.items():
+            weights[f"layers.{r}.{name}"] = tensor
+    merged.load_state_dict(weights)
+    return merged.train(model.training)
+
+
+@torch.no_grad()
 def initialise(model, plain=False):
     """Set the initial values: weights normal with standard deviation 0.02, biases 0, the weights
     of LayerNorms 1.

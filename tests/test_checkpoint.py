@@ -22,6 +22,7 @@ from checkpoint import (
 from conftest import (
     A, C, E, KINDS, MAX_POSITIONS, R, ROOT, V, assert_close, assert_same_as_authors,
     assert_same_as_bert, authors_checkpoint, authors_weights, make_batch, random_bert, random_model)
+from minialbert import merge_corrections
 
 
 @pytest.fixture
@@ -562,9 +563,11 @@ def test_the_config_says_what_the_model_is(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["recursive", "recursive, E = C", "unshared, factorised",
-                                  "partly shared"])
+                                  "partly shared", "corrections"])
 def test_a_saved_student_opens_as_an_albert_with_nothing_missing(transformers, tmp_path, kind):
     model = random_model(**KINDS[kind])
+    if kind == "corrections":
+        model = merge_corrections(model)
     save(model, tmp_path)
     albert, report = transformers.AlbertModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["mismatched_keys"]

@@ -1,5 +1,6 @@
 """minialbert.py, the model, against transformers, torch and matrices multiplied by hand."""
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from conftest import (
     random_model, randomise, small_config)
 from minialbert import (
     Adapter, Attention, Config, Layer, MiniALBERT, count_parameters, initialise, keep_recursions,
-    sinusoids)
+    merge_corrections, sinusoids)
 
 
 # ---- The shape of a model ---------------------------------------------------------------
@@ -249,6 +250,29 @@ def test_the_first_recursions_do_what_they_did_before(kind, recursions):
     assert all(torch.equal(found_maps[r], expected_maps[r]) for r in found_maps)
     # What is left is all that a model of this shape has.
     assert cut_model.state_dict().keys() == MiniALBERT(cut_model.config).state_dict().keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_with_merged_corrections_computes_the_same(kind):
+    model = random_model(**KINDS[kind])
+    before = copy.deepcopy(model.state_dict())
+    merged = merge_corrections(model)
+    assert merged.config == replace(model.config, num_hidden_groups=R, correction_rank=0)
+    assert not merged.training and merge_corrections(model.train()).training
+    model.eval()
+    ids, mask, segments = make_batch()
+    with torch.no_grad():
+        expected, expected_maps = model(ids, mask, segments, maps=range(R))
+        found, found_maps = merged(ids, mask, segments, maps=range(R))
+        assert_close(merged.predict(found[-1][:, 0]), model.predict(expected[-1][:, 0]))
+    for r in range(R):
+        assert_close(found[r + 1], expected[r + 1])
+        assert_close(found_maps[r], expected_maps[r])
+    # The two share no memory, and the model is what it was.
+    for parameter in merged.parameters():
+        parameter.data.zero_()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 @pytest.mark.parametrize("R, G, possible", [

@@ -5,6 +5,7 @@ import glob
 import os
 import re
 import shlex
+import shutil
 
 import pytest
 
@@ -97,12 +98,14 @@ def test_no_line_of_code_is_too_long_to_be_read():
     assert too_long == []
 
 
-def test_the_block_in_python_prints_the_words_predicted(monkeypatch, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
-    assert len(blocks) == 1
+def blocks_in_python():
+    return re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
+
+
+def test_the_first_block_in_python_prints_the_words_predicted(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)                              # its paths begin in the repository
     names = {}
-    exec(blocks[0], names)
+    exec(blocks_in_python()[0], names)
     words = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
     assert len(set(words)) == 5
     assert "array" in words or "tensor" in words         # a new ... with the same shape
@@ -110,6 +113,15 @@ def test_the_block_in_python_prints_the_words_predicted(monkeypatch, capsys):
     attention_map = names["attention"][3].exp()[0, 0]
     assert attention_map.shape == (T, T)
     assert attention_map.sum(1).tolist() == pytest.approx([1.0] * T, abs=1e-5)
+
+
+def test_the_second_block_in_python_writes_a_model_for_transformers(monkeypatch, tmp_path):
+    """out/student is the embedded teacher here, which has no corrections."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(os.path.join(ROOT, "assets", "teacher"), tmp_path / "out" / "student")
+    exec(blocks_in_python()[1], {})
+    assert len(blocks_in_python()) == 2
+    assert sorted(os.listdir("out/albert")) == sorted(os.listdir("out/student"))
 
 
 def test_what_is_installed_are_the_seven_modules():
