@@ -284,7 +284,7 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     """
     if not 100 <= size <= 2**20:
         raise ValueError(f"--train-tokenizer {size}: the size must be from 100 to {2**20} tokens")
-    for name in ("tokenizer.json", "vocab.txt"):
+    for name in TOKENIZER_FILES:
         if os.path.exists(os.path.join(out, name)):
             raise ValueError(f"{out}: it has a {name} already")
     backend = make_wordpiece(["[UNK]"], lowercase)
