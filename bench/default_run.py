@@ -30,10 +30,14 @@ ROWS = {
     "elastic-5": "--elastic 5",
     # With the sinusoids and the sharp attention of initialise().
     "alone": NO_TEACHER,
+    # With a rate that suits it better.
+    "alone-low-rate": NO_TEACHER + " --lr 1e-3",
     # As BERT is initialised.
     "alone-plain": NO_TEACHER + " --init random",
     # The teacher gives the first values and is not seen again.
     "start-then-alone": "--attention-weight 0 --hidden-weight 0 --output-weight 0",
+    # From noise; the teacher is matched in each step, but gives no first values.
+    "random-start": "--init random",
     # The authors start from noise and have adapters and an output matrix of their own.
     "authors-start": "--init random --no-tie-decoder --adapter-size 8",
     "authors-start-tied": "--init random --adapter-size 8",
