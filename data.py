@@ -146,6 +146,7 @@ class MaskedBatches:
 # ---- From here on: plumbing. Tokenizers -------------------------------------------------
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDPIECE_CONFIG = {"tokenizer_class": "BertTokenizer"}      # of a vocab.txt, for transformers
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]
 # What fetch() needs for a tokenizer, and takes if it is there.
 NEEDED_FOR_TOKENIZER = [("tokenizer.json", "vocab.txt")]
@@ -217,20 +218,16 @@ class Tokenizer:
                     file.write(content)
             elif os.path.isfile(target):
                 os.remove(target)
-        if not os.path.isfile(os.path.join(path, "tokenizer.json")):
-            write_wordpiece_config(path, self.backend.normalizer.lowercase)
-
-
-def write_wordpiece_config(path, lowercase):
-    """Say in the tokenizer_config.json of a vocab.txt whether it lower-cases, unless that is said
-    there already: otherwise transformers would lower-case."""
-    config_path = os.path.join(path, "tokenizer_config.json")
-    config = {"tokenizer_class": "BertTokenizer"}
-    if os.path.isfile(config_path):
-        config = read_json(config_path)
-    if config.get("do_lower_case") is None:
-        config["do_lower_case"] = lowercase
-        write_json(config_path, config)
+        if os.path.isfile(os.path.join(path, "tokenizer.json")):
+            return
+        # Where the config of a vocab.txt does not say it, transformers would lower-case.
+        config_path = os.path.join(path, "tokenizer_config.json")
+        config = WORDPIECE_CONFIG
+        if os.path.isfile(config_path):
+            config = read_json(config_path)
+        if config.get("do_lower_case") is None:
+            lowercase = self.backend.normalizer.lowercase
+            write_json(config_path, config | {"do_lower_case": lowercase})
 
 
 def read_wordpiece(path):
@@ -284,7 +281,7 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     """
     if not 100 <= size <= 2**20:
         raise ValueError(f"--train-tokenizer {size}: the size must be from 100 to {2**20} tokens")
-    for name in TOKENIZER_FILES:
+    for name in ("tokenizer.json", "vocab.txt"):
         if os.path.exists(os.path.join(out, name)):
             raise ValueError(f"{out}: it has a {name} already")
     backend = make_wordpiece(["[UNK]"], lowercase)
@@ -297,7 +294,8 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     if not words:
         raise ValueError(f"{corpus[0]}: there is no text in the corpus")
     os.makedirs(out, exist_ok=True)
-    write_wordpiece_config(out, lowercase)
+    config = WORDPIECE_CONFIG | {"do_lower_case": lowercase}
+    write_json(os.path.join(out, "tokenizer_config.json"), config)
     with replace_file(os.path.join(out, "vocab.txt")) as file:
         for word in SPECIAL_TOKENS + words:
             file.write(f"{word}\n".encode())

@@ -657,7 +657,9 @@ def noted_signals():
 
     handlers = {}
     for number in (signal.SIGINT, signal.SIGTERM):
-        handlers[number] = signal.signal(number, note)
+        # A shell script lets a command in its background ignore Ctrl-C. Then it stays ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            handlers[number] = signal.signal(number, note)
     try:
         yield received
     finally:

@@ -10,6 +10,9 @@ import string
 import sys
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""                  # set before torch is imported
+os.environ["no_proxy"] = "127.0.0.1"                     # the tests' own servers need no proxy
+for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):        # a job on a cluster may have set them
+    os.environ.pop(name, None)
 
 import numpy as np
 import pytest

@@ -818,6 +818,22 @@ def test_a_signal_at_the_last_step_ends_the_run_as_usual(toy, whole, tmp_path, m
     assert_same_run(tmp_path / "run", whole)
 
 
+def test_a_signal_that_was_ignored_stays_ignored(toy, whole, tmp_path, monkeypatch):
+    """A shell script lets a command in its background ignore Ctrl-C."""
+    def send(step):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before_each_step(monkeypatch, send)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert distill.main(distill_flags(toy, tmp_path / "run")) is None
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert_same_run(tmp_path / "run", whole)
+
+
 def test_a_process_without_a_signal_stops_with_another_that_received_one(
         toy, tmp_path, monkeypatch):
     monkeypatch.setattr(distill, "must_stop", lambda signals, look_now, processes: True)
@@ -1302,13 +1318,13 @@ def test_each_process_of_torchrun_has_its_own_gpu_and_only_the_first_prints(monk
         monkeypatch.setenv("LOCAL_RANK", str(local_rank))
         device = torch.device("cuda", local_rank)
         assert distill.set_up_processes("auto", 6) == (rank, local_rank, 6, device)
-    with pytest.raises(ValueError, match="--device cuda:1: 6 processes cannot share a GPU"):
-        distill.set_up_processes("cuda:1", 6)
         assert groups.pop() == ("nccl", device)
         assert (sys.stdout is terminal) is (rank == 0)
         if rank > 0:
             sys.stdout.close()
             sys.stdout = terminal
+    with pytest.raises(ValueError, match="--device cuda:1: 6 processes cannot share a GPU"):
+        distill.set_up_processes("cuda:1", 6)
 
 
 def test_bfloat16_is_used_on_a_gpu_unless_it_is_said(monkeypatch):

@@ -18,7 +18,7 @@ from checkpoint import load, read_json, read_safetensors, save, write_safetensor
 from conftest import (LETTERS, files_below, make_squad, make_task_of_kind, make_task_tokenizer,
                       noisy_model, randomise, write_documentation, write_file)
 from data import Tokenizer
-from distill import Processes, output_loss
+from distill import Processes, TrainingOptions, output_loss
 from finetune import (Classifier, Evaluation, TaskLoss, check_language, choose_length,
                       collate, decode, decode_answers, default_rate, encode, encode_splits,
                       fit_adapters_to_identity, hash_features, load_classifier, load_encoder,
@@ -471,24 +471,18 @@ def test_batches_have_like_lengths_and_come_in_any_order():
     assert loss.padding() == pytest.approx(num_padding / num_places)
     assert loss.padding() < 0.06
     assert longest[:30] != sorted(longest[:30])
-    assert longest[0] != max(longest[:50])               # no pool begins with its longest
-    pool = [numbers_of_batch(loss, step) for step in range(126)]
-    assert pool != sorted(pool)
 
 
 def test_pools_are_of_50_batches_so_that_lengths_are_drawn_from_all():
     loss = loss_of_lengths(seed=3, num_features=4000)
-    longest = [max(len(feature.ids) for feature in loss.batch(step)) for step in range(500)]
-    # The shortest tenth of the Features is in ten pools: each has its own batches of them.
-    num_short = sum(1 for length in longest if length <= 6)
-    assert 30 < num_short < 70
-    # Sorted as a whole, all but a few batches would be of one length.
-    mixed = 0
-    for step in range(500):
-        lengths = {len(feature.ids) for feature in loss.batch(step)}
-        if len(lengths) > 1:
-            mixed += 1
-    assert mixed > 250
+    order = np.random.default_rng([3, 3, 0]).permutation(4000)                # see TaskLoss.plan
+    expected = set()
+    for pool in np.split(order, 10):                     # of 50 batches of 8
+        by_length = sorted(pool, key=lambda number: loss.lengths[number])
+        for begin in range(0, 400, 8):
+            expected.add(frozenset(by_length[begin:begin + 8]))
+    found = {frozenset(numbers_of_batch(loss, step)) for step in range(500)}
+    assert found == expected
 
 
 # ---- The loss ---------------------------------------------------------------------------
@@ -958,6 +952,27 @@ def test_new_adapters_are_fitted_to_the_first_64_texts(
     assert ids[63][mask[63]].tolist() == features[63].ids.tolist()
 
 
+def test_a_run_trains_as_the_flags_say(tmp_path, model, sentiment, monkeypatch, capsys):
+    trained = []
+
+    def train(model, objective, run_state, options, *others):
+        trained.append((objective, options))
+        return []
+
+    monkeypatch.setattr(finetune, "train", train)
+    flags = {"steps": 31, "lr": 0.5, "weight_decay": 0.25, "seed": 11, "log_every": 13,
+             "eval_every": 17, "save_every": 19}
+    more = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    run(capsys, "--model", model, "--task", "sst2", "--data", sentiment, "--batch-size", 4,
+        "--micro-batch-size", 1, "--dropout", 0.2, "--bf16", "--out", tmp_path / "o", *more)
+    (objective, options), = trained
+    assert options == TrainingOptions(**flags, warmup=3, out=options.out, resume=False)
+    assert options.out.startswith(f"{tmp_path}/o/all-")
+    assert (objective.batch_size, objective.seed, objective.bf16) == (4, 11, True)
+    assert objective.micro_batch_bounds == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert objective.model.dropout.p == 0.2
+
+
 def test_a_class_is_learned_and_told(tmp_path, model, sentiment, capsys):
     out = tmp_path / "o"
     printed = run(capsys, "--model", model, "--lr", "1e-2", "--batch-size", 16, "--length", 24,
@@ -966,6 +981,7 @@ def test_a_class_is_learned_and_told(tmp_path, model, sentiment, capsys):
     assert percent(printed, "all", "dev", "accuracy") > 95
     assert re.search(r"^majority +dev", printed, re.M)
     assert re.search(r"40 steps, \d+ s with evaluation, [\d.]+% padding", printed)
+    assert "warning" not in printed
     assert f"--model {out} --predict" in printed
     told = run(capsys, "--model", out, "--predict", "the film is good").out
     assert re.fullmatch(r"1 9\d\.\d%, 0 \d\.\d%\n", told)
@@ -1022,7 +1038,7 @@ def test_tags_are_learned_and_told(tmp_path, model, capsys):
         assert scores["f1"] > 0.95
 
 
-def test_answers_are_learned_and_told(tmp_path, model, capsys):
+def test_answers_are_learned_and_told(tmp_path, model, capsys, monkeypatch):
     rng = random.Random(0)
     paragraphs = []
     for i in range(64):
@@ -1037,8 +1053,9 @@ def test_answers_are_learned_and_told(tmp_path, model, capsys):
     train = write_file(tmp_path / "train.json", json.dumps({"data": [{"paragraphs": paragraphs}]}))
     printed = run(capsys, "--model", model, "--lr", "1e-2", "--batch-size", 16, "--length", 24,
                   "--dropout", 0, "--task", "qa", "--train", train, "--steps", 70,
-                  "--out", tmp_path / "o").out
+                  "--stride", 9, "--out", tmp_path / "o").out
     assert percent(printed, "all", "dev", "f1") > 95
+    assert read_json(tmp_path / "o/task.json")["stride"] == 9
     told = run(capsys, "--model", tmp_path / "o", "--predict", "where\tname lives in city .").out
     assert told == "city\n"
     error = fail(capsys, "--model", tmp_path / "o", "--predict", "where")
@@ -1046,6 +1063,9 @@ def test_answers_are_learned_and_told(tmp_path, model, capsys):
     text = "who\tname lives in city ."
     told = run(capsys, "--model", tmp_path / "o", "--predict", text).out
     check_answers_to_a_file(tmp_path, capsys, {"a": "city", "b": told.strip()})
+    monkeypatch.chdir(tmp_path)
+    run(capsys, "--model", "o", "--predict", "questions.json")
+    assert read_json("predictions.json") == {"a": "city", "b": told.strip()}
 
 
 def check_answers_to_a_file(folder, capsys, expected):
@@ -1527,7 +1547,23 @@ def test_a_fine_tuned_model_predicts_with_fewer_recursions(tmp_path, model, sent
     assert classifier.encoder.config.num_hidden_layers == 1
     scores = [run(capsys, "--model", out, "--evaluate", *flags, *more).out
               for more in ([], ["--recursions", 1])]
-    assert "accuracy" in scores[1]
+    for printed in scores:
+        assert re.match(r"model +dev +accuracy ", printed)
+
+
+def test_help_names_each_flag_with_its_default(capsys):
+    with pytest.raises(SystemExit) as caught:
+        finetune.main(["--help"])
+    assert caught.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    args = vars(finetune.arguments(["--task", "rte"]))
+    flag_of_name = {"mode": "--adapters-only"}
+    for name, value in args.items():
+        flag = flag_of_name.get(name, "--" + name.replace("_", "-"))
+        assert f"{flag} " in printed
+        if type(value) in (int, float):
+            found = re.search(rf"{flag} [A-Z]+ (?!\[|--).*?\(default: ([0-9.,]*[0-9])", printed)
+            assert float(found[1].replace(",", "")) == value, flag
 
 
 @pytest.mark.parametrize("mode", ALLOWED_FLAGS)

@@ -431,10 +431,14 @@ class Hub:
             "HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}", "HF_TOKEN": "",
             "HF_HOME": str(self.folder / "hub"), "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        inherited = {}
+        for name, value in os.environ.items():
+            if not name.startswith("HF_"):               # a user may have set HF_HUB_OFFLINE
+                inherited[name] = value
         return subprocess.Popen(
             [sys.executable, "-c", CLIENT], cwd=os.path.dirname(data.__file__), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, **settings, **environment})
+            env={**inherited, **settings, **environment})
 
     def stop_server(self):
         self.server.shutdown()
@@ -689,7 +693,7 @@ data      --tokenizer m/vocab.txt               m/vocab.txt: there is no such fo
 data      --tokenizer m/model.safetensors       m/model.safetensors: there is no such folder
 data      --tokenizer md                        md: it has no tokenizer.json and no vocab.txt
 data      --tokenizer novocab                   novocab: it has no tokenizer.json and no vocab.txt
-data      --tokenizer bert-base-uncased         bert-base-uncased: there is no such folder
+data      --tokenizer no-such/bert              no-such/bert: there is no such folder
 data      --tokenizer http://a.b/c              http://a.b/c: there is no such folder
 data      --tokenizer=                          there is no such folder
 data      --out c.txt                           c.txt: not a token file
@@ -710,9 +714,9 @@ learn     --text body                           --text body: c.txt has no column
 distill   --teacher six --num-hidden-layers 4   4 recursions cannot be spread
 distill   --student six                         6 recursions cannot be spread
 distill   --student wide                        hidden_size of the teacher is 24, of the student 48
-distill   --teacher bert-base-uncased           bert-base-uncased: there is no such folder
-distill   --student bert-base-uncased           bert-base-uncased: there is no such folder
-distill   --tokenizer bert-base-uncased         bert-base-uncased: there is no such folder
+distill   --teacher no-such/bert                no-such/bert: there is no such folder
+distill   --student no-such/bert                no-such/bert: there is no such folder
+distill   --tokenizer no-such/bert              no-such/bert: there is no such folder
 distill   --teacher m/model.safetensors         m/model.safetensors: there is no such folder
 distill   --teacher c.txt                       c.txt: there is no such folder
 distill   --teacher cut                         cut/model.safetensors: not a safetensors file
@@ -774,7 +778,7 @@ glue      --task cola --data glue               glue/train.tsv:1: 2 columns, not
 finetune  --task SST2                           'SST2'
 finetune  --text nope                           good.tsv:2: the column 'nope' is missing
 finetune  --label nope                          good.tsv:2: the column 'nope' is missing
-finetune  --model bert-base-uncased             bert-base-uncased: there is no such folder
+finetune  --model no-such/bert                  no-such/bert: there is no such folder
 finetune  --model cut                           cut/model.safetensors: not a safetensors file
 finetune  --model md                            md: it has no tokenizer.json and no vocab.txt
 finetune  --model noconfig                      noconfig/config.json
@@ -868,6 +872,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(line, desk, monkeypatch, c
     command, flags, message = re.fullmatch(r"(\w+) +(.+?)  +(.+)", line).groups()
     script = SCRIPT[command]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.chdir(desk)
     before = snapshot(desk)
     capsys.readouterr()

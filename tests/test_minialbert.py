@@ -71,8 +71,8 @@ def test_a_bert_computes_what_transformers_computes(transformers, tmp_path):
 
 
 def test_a_bert_of_base_size_computes_what_transformers_computes(transformers, tmp_path):
-    # Of base size but for the vocabulary, which would only make the file larger.
-    bert = random_bert(transformers, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+    # Of base size but for the vocabulary and the depth, which would only make the file larger.
+    bert = random_bert(transformers, hidden_size=768, num_hidden_layers=3, num_attention_heads=12,
                        intermediate_size=3072)
     with torch.no_grad():
         for parameter in bert.parameters():
@@ -384,6 +384,16 @@ def test_the_rows_of_a_map_are_distributions_over_the_real_tokens(model):
     assert (probs * ~mask[:, None, None]).sum() == 0
 
 
+@pytest.mark.parametrize("kind", ["bert", "recursive", "corrections"])
+def test_in_bfloat16_all_hidden_states_are_bfloat16(kind):
+    model = random_model(**KINDS[kind])
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden, attention = model(*make_batch(), maps=[1])
+        logits = model.predict(hidden[-1][:, 0])
+    assert {state.dtype for state in hidden} == {torch.bfloat16}
+    assert attention[1].dtype == torch.float32 and logits.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("masked", [True, False])
 def test_in_bfloat16_a_map_stays_a_distribution_in_float32(model, masked):
     ids, mask, _ = make_batch()
@@ -613,6 +623,7 @@ def initial_values(plain):
     model = MiniALBERT(Config(vocab_size=2000, embedding_size=96, hidden_size=192, adapter_size=48,
                               num_hidden_layers=2, intermediate_size=768, correction_rank=24))
     randomise(model)
+    torch.manual_seed(0)
     initialise(model, plain)
     return dict(model.named_parameters())
 

@@ -8,10 +8,14 @@ import shlex
 import shutil
 
 import pytest
+import torch
 
 import data
 import distill
 import finetune
+from checkpoint import read_json, save
+from conftest import KINDS, random_model
+from minialbert import Config, MiniALBERT, count_parameters
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = ["minialbert.py", "checkpoint.py", "data.py", "distill.py", "finetune.py", "tasks.py",
@@ -76,7 +80,10 @@ def test_every_name_in_the_table_from_paper_to_code_exists():
     for pair in re.findall(r"`(\w+)(?:\.(\w+))?`", table):     # such as MiniALBERT, forward
         names.update(name for name in pair if name)
     code = "".join(read(file) for file in PROGRAM)
-    missing = [name for name in sorted(names) if not re.search(rf"\b{name}\b", code)]
+    missing = []
+    for name in sorted(names):
+        if not re.search(rf"^ *(class|def) {name}\b|^{name} = ", code, re.M):
+            missing.append(name)
     assert len(names) >= 10
     assert missing == []
 
@@ -116,12 +123,31 @@ def test_the_first_block_in_python_prints_the_words_predicted(monkeypatch, capsy
 
 
 def test_the_second_block_in_python_writes_a_model_for_transformers(monkeypatch, tmp_path):
-    """out/student is the embedded teacher here, which has no corrections."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(os.path.join(ROOT, "assets", "teacher"), tmp_path / "out" / "student")
+    save(random_model(**KINDS["corrections"]), tmp_path / "out" / "student")
     exec(blocks_in_python()[1], {})
     assert len(blocks_in_python()) == 2
     assert sorted(os.listdir("out/albert")) == sorted(os.listdir("out/student"))
+    config = read_json("out/albert/config.json")
+    assert config["model_type"] == "albert"
+
+
+@pytest.mark.parametrize("count, shape", [
+    ("1,355,136", {"vocab_size": 4096, "embedding_size": 128, "num_hidden_layers": 4,
+                   "num_hidden_groups": 4, "hidden_size": 128, "intermediate_size": 512,
+                   "num_attention_heads": 4, "max_position_embeddings": 128}),
+    ("645,504", {"vocab_size": 4096, "embedding_size": 64, "num_hidden_layers": 4,
+                 "hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4,
+                 "max_position_embeddings": 128, "correction_rank": 16}),
+    ("109.5 M", {"embedding_size": 768, "num_hidden_layers": 12, "num_hidden_groups": 12}),
+    ("19.7 M", {"correction_rank": 96}), ("12.7 M", {"adapter_size": 48})])
+def test_the_numbers_of_parameters_are_true(count, shape):
+    with torch.device("meta"):                           # this takes no memory
+        model = MiniALBERT(Config(**shape))
+    stored = count_parameters(model)["stored"]
+    assert count in (f"{stored:,}", f"{stored / 1e6:.1f} M")
+    assert count in read("README.md")
 
 
 def test_what_is_installed_are_the_seven_modules():
