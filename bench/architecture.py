@@ -256,8 +256,10 @@ class Column:
         ahead_y = direction(points[-2][1], y)
         back_x = x - 7 * ahead_x                         # the head is 7 long and 8 wide
         back_y = y - 7 * ahead_y
-        one_side = (back_x + 4 * ahead_y, back_y + 4 * ahead_x)
-        other_side = (back_x - 4 * ahead_y, back_y - 4 * ahead_x)
+        side_x = ahead_y                                 # at a right angle to the arrow
+        side_y = ahead_x
+        one_side = (back_x + 4 * side_x, back_y + 4 * side_y)
+        other_side = (back_x - 4 * side_x, back_y - 4 * side_y)
         self.fill(Polygon([(x, y), one_side, other_side]), colour, 1.0, line_width=0.0)
 
     def down(self, top, bottom):

@@ -243,8 +243,9 @@ def label_curves(axes, ends):
         pixels = axes.transData.transform((0, value))
         height = axes.transAxes.inverted().transform(pixels)[1]      # 0: bottom, 1: top
         heights.append(height)
-    for height, (_, words, colour) in zip(spread(heights, gap), ends, strict=True):
-        axes.text(1.015, height, words, color=colour, transform=axes.transAxes,
+    heights = spread(heights, gap)
+    for i, (_, words, colour) in enumerate(ends):
+        axes.text(1.015, heights[i], words, color=colour, transform=axes.transAxes,
                   va="center_baseline")
 
 
@@ -258,7 +259,10 @@ def spread(heights, gap):
     for height in heights:
         group = [height]
         # A group that grows may come too near to the one below it, which then joins it.
-        while groups and highest_of(groups[-1], gap) + gap > lowest_of(group, gap):
+        while groups:
+            distance = lowest_of(group, gap) - highest_of(groups[-1], gap)
+            if distance >= gap:
+                break
             group = groups.pop() + group
         groups.append(group)
     moved = []

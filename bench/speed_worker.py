@@ -75,8 +75,9 @@ def forward_measure(model, vocab_size, needs_mask=False):
         ids = torch.from_numpy(rng.integers(5, vocab_size, (batch, length)))
         mask = torch.ones_like(ids)
         if check:
-            lengths = length - torch.arange(batch)       # each sequence is shorter by one
-            mask = (torch.arange(length) < lengths[:, None]).long()
+            lengths = length - torch.arange(batch)       # (B,), each sequence is shorter by one
+            position = torch.arange(length)              # (T,)
+            mask = (position < lengths[:, None]).long()  # (B, T)
             hidden = model(ids, mask)[0]
             if isinstance(hidden, list):                 # ours returns all hidden states
                 hidden = hidden[-1]

@@ -116,11 +116,11 @@ def time_to(curve, seconds_of_curve, column, target):
     column: ACCURACY, which has to grow to the target, or LOSS, which has to fall to it. Between
     two evaluations a straight line is assumed.
     """
-    sign = 1
-    if column == LOSS:
-        sign = -1
     for i, point in enumerate(curve):
-        if sign * point[column] < sign * target:
+        is_reached = point[column] >= target
+        if column == LOSS:
+            is_reached = point[column] <= target
+        if not is_reached:
             continue
         if i == 0:
             return 0, 0.0

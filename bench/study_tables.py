@@ -81,7 +81,9 @@ def teacher_table(results):
         end = curve[-1]
         # The last point of the first three quarters of the run. If the loss still falls after it,
         # the teacher should be trained longer.
-        earlier = [point for point in curve if point[0] <= 0.75 * end[0]][-1]
+        for point in curve:
+            if point[0] <= 0.75 * end[0]:
+                earlier = point
         fall = earlier[LOSS] - end[LOSS]
         row = [f"{teacher['parameters']:,}", f"{end[0]:,}", percent(end[ACCURACY])]
         row += [f"{end[LOSS]:.3f}", f"{fall:.3f}"]
