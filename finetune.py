@@ -2,7 +2,7 @@
 
     python finetune.py
         the student in out/student, which distill.py makes, on the built-in
-        task "code", three times: two minutes
+        task "code", three times: a minute or two
     python finetune.py --model out/student --task sst2 --data SST-2/
         a task of GLUE, from a folder with its files
     python finetune.py --task tagging --train train.tsv --dev devel.tsv
