@@ -105,16 +105,25 @@ def mlm_loss(logits, labels):
 
 
 def match_layers(num_recursions, num_layers):
-    """Pair each recursion r of a student with a layer of its teacher: [(r, layer)], from 0.
+    """Pair recursions r of a student with layers of its teacher: [(r, layer)], from 0.
 
-    The layers are evenly spread and the last one is always used: 2, 4, ..., 12 (counted from 1) for
-    6 recursions and 12 layers, as in the paper. ValueError if one number does not divide the other.
+    Usually each recursion learns from a layer. The layers are evenly spread and the last one is
+    always used: 2, 4, ..., 12 (counted from 1) for 6 recursions and 12 layers, as in the paper. If
+    there are more recursions than layers, it is the other way round: of 12 recursions 2, 4, ..., 12
+    learn from 6 layers. ValueError if neither number divides the other.
     """
-    if num_layers % num_recursions != 0:
+    if num_layers % num_recursions != 0 and num_recursions % num_layers != 0:
         divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
         raise ValueError(f"{num_recursions} recursions cannot be spread evenly over the "
-                         f"teacher's {num_layers} layers; possible numbers are {divisors}")
-    return [(r, layer_of_teacher(r, num_recursions, num_layers)) for r in range(num_recursions)]
+                         f"teacher's {num_layers} layers; possible numbers are {divisors} and "
+                         f"multiples of {num_layers}")
+    pairs = []
+    for r in range(num_recursions):
+        # After r + 1 recursions the student has done as much as (r + 1) * num_layers /
+        # num_recursions layers. If this is no whole number, the recursion has no layer to match.
+        if (r + 1) * num_layers % num_recursions == 0:
+            pairs.append((r, layer_of_teacher(r, num_recursions, num_layers)))
+    return pairs
 
 
 def layer_of_teacher(r, num_recursions, num_layers):

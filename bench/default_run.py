@@ -47,6 +47,7 @@ ROWS = {
     "no-adapters": "--adapter-size 0",
     # The student has another shape.
     "two-recursions": "--num-hidden-layers 2",
+    "eight-recursions": "--num-hidden-layers 8",
     "unshared": "--num-hidden-groups 4",
     # One loss is left out, or the paper's embedding loss comes in.
     "no-attention-loss": "--attention-weight 0",

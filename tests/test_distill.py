@@ -231,8 +231,14 @@ def test_recursions_match_evenly_spread_layers_and_the_last():
     assert match_layers(6, 12) == [(0, 1), (1, 3), (2, 5), (3, 7), (4, 9), (5, 11)]
     assert match_layers(2, 6) == [(0, 2), (1, 5)]
     assert match_layers(4, 4) == [(0, 0), (1, 1), (2, 2), (3, 3)]
-    with pytest.raises(ValueError, match=r"5 recursions.*12 layers.*\[1, 2, 3, 4, 6, 12\]"):
+    # With more recursions than layers, all layers are matched.
+    assert match_layers(6, 2) == [(2, 0), (5, 1)]
+    assert match_layers(4, 2) == [(1, 0), (3, 1)]
+    wanted = r"5 recursions.*12 layers.*\[1, 2, 3, 4, 6, 12\] and multiples of 12"
+    with pytest.raises(ValueError, match=wanted):
         match_layers(5, 12)
+    with pytest.raises(ValueError, match="18 recursions"):
+        match_layers(18, 12)
 
 
 # ---- The losses of a step ---------------------------------------------------------------

@@ -712,7 +712,6 @@ learn     --out file                            file
 learn     --corpus x.pdf                        x.pdf: no .txt
 learn     --text body                           --text body: c.txt has no columns
 distill   --teacher six --num-hidden-layers 4   4 recursions cannot be spread
-distill   --student six                         6 recursions cannot be spread
 distill   --student wide                        hidden_size of the teacher is 24, of the student 48
 distill   --teacher no-such/bert                no-such/bert: there is no such folder
 distill   --student no-such/bert                no-such/bert: there is no such folder
