@@ -356,7 +356,8 @@ def start_layers(student, teacher):
     L = teacher.config.num_hidden_layers
     G = student.config.num_hidden_groups
     for g, layer in enumerate(student.layers):
-        group = []                                       # shared out as in layer_of_recursion
+        # The teacher's layers that this one replaces, by the rule of layer_of_recursion.
+        group = []
         for i in range(L):
             if i * G // L == g:
                 group.append(teacher.layer_of_recursion(i).state_dict())
@@ -1227,12 +1228,13 @@ def load_teacher_and_tokenizer(args):
     teacher = None
     tokenizer_name = args.tokenizer
     if args.teacher not in (None, "none"):
-        teacher_path = args.teacher
+        needed = MODEL_FILES
         if tokenizer_name is None:
-            teacher_path = fetch(args.teacher, MODEL_FILES + NEEDED_FOR_TOKENIZER,
-                                 OPTIONAL_FOR_TOKENIZER)
+            needed = MODEL_FILES + NEEDED_FOR_TOKENIZER
+        teacher_path = fetch(args.teacher, needed, OPTIONAL_FOR_TOKENIZER)
+        teacher = load(teacher_path)
+        if tokenizer_name is None:
             tokenizer_name = teacher_path
-        teacher = load(fetch(teacher_path, MODEL_FILES))
     if tokenizer_name is None:
         tokenizer_name = args.student
     tokenizer = Tokenizer(fetch(tokenizer_name, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER))
@@ -1319,6 +1321,7 @@ def choose_losses(args, teacher, num_recursions):
         weight = getattr(args, f"{name}_weight")
         if name in possible and weight > 0:
             weights[name] = weight
+        # A weight that was asked for is not silently ignored.
         if teacher is not None and name not in possible and weight not in (0, default):
             raise ValueError(f"--{name}-weight {weight:g}: the teacher has no MLM head")
     if "output" in possible and num_recursions > 1 and args.elastic > 0:

@@ -3,8 +3,8 @@
 The paper: MiniALBERT: Model Distillation via Parameter-Efficient Recursive Transformers
 (arXiv 2210.06425). A MiniALBERT differs from a BERT in three ways:
 
-- recursion: one layer is applied num_hidden_layers times with the same weights, or a few layers
-  share these times
+- recursion: one layer is applied num_hidden_layers times with the same weights; or there are a few
+  layers, and each is applied several times in a row
 - factorised embeddings: the tables have a small width E; a linear layer widens them to C
 - something of its own for each recursion, so that it can differ: two bottleneck adapters, small
   modules in between, as in the paper; or low-rank corrections of the layer's six matrices
@@ -195,7 +195,8 @@ class Attention(nn.Module):
                 scores = scores.masked_fill(~mask, -1e9)
             # The map is taken before dropout: what the student has to match must not be random.
             log_map = scores.log_softmax(-1)
-            attention_probs = F.dropout(log_map.exp(), dropout_prob)          # 0 in eval mode
+            # F.dropout does not know of eval mode; dropout_prob is 0 then.
+            attention_probs = F.dropout(log_map.exp(), dropout_prob)
             mixed = attention_probs @ value              # (B, H, T, D)
         else:
             # This computes the same in one call and does not need to store the map.
@@ -400,7 +401,7 @@ class MiniALBERT(nn.Module):
         Then the transposed word table takes them from E to V.
         """
         x = self.head.norm(F.gelu(self.head.dense(hidden)))                   # (M, C)
-        # F.linear(x, weight, bias) is x @ weight.T + bias.
+        # F.linear(x, weight, bias) is x @ weight.T + bias; the bias is the head's in both cases.
         if self.head.decoder is not None:
             return F.linear(x, self.head.decoder.weight, self.head.bias)
         if self.embeddings.project is not None:

@@ -685,8 +685,10 @@ def test_what_a_killed_run_left_in_the_cache_is_removed_by_the_next(tokenizer, t
 # ---- Tokenizers ----------------------------------------------------------------------------------
 
 TRICKY = [
-    "Ünïcode Éclair naïve café CAFÉ", "中文字符 mixed中with文latin", "don't stop-it! (really?) [x] {y}",
-    "a\u0301 e\u0300 İstanbul ΣΊΣΥΦΟΣ straße", "tabs\tand\u00a0odd\u2003spaces\u200bzero \x07bell",
+    "Ünïcode Éclair naïve café CAFÉ", "中文字符 mixed中with文latin",
+    "don't stop-it! (really?) [x] {y}",
+    "a\u0301 e\u0300 İstanbul ΣΊΣΥΦΟΣ straße",
+    "tabs\tand\u00a0odd\u2003spaces\u200bzero \x07bell",
     "x" * 150, "[MASK] is special, [mask] is not, nor is [ MASK ]",
     "🙂 $5.00 3½ 100% «quoted» “too”", "", "   ", "UPPER lower MiXeD", "\ufffd\x00",
     "Zażółć gęślą jaźń ﬁ ﬂ"]

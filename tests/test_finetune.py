@@ -881,7 +881,8 @@ def test_a_line_to_predict_becomes_an_example():
 
 def test_text_is_refused_if_more_tokens_are_unknown_than_ordinary(tokenizer):
     task = make_task_of_kind("classification", ["x", "y"])
-    for text, is_refused in (("привет", True), ("good привет", False), ("the film", False),
+    for text, is_refused in (("привет", True), ("good привет", False),
+                             ("the film", False),
                              ("good привет привет", True)):
         features = list(encode(task, [make_text_example(text, "x")] * 2, tokenizer))
         if is_refused:
