@@ -40,6 +40,8 @@ BASE = Shape(B=8, T=128, V=30522, E=128, C=768, H=12, F=3072, L=12, R=6)
 SMALL = BASE._replace(V=16384, E=64, C=256, H=4, F=1024)
 GROWTH = {"T": [64, 128, 256, 512], "B": [2, 4, 8, 16], "R": [2, 3, 4, 6, 12],
           "V": [8192, 16384, 32768, 65536]}
+# all-MiniLM and the students of bench/study.py.
+STUDY = Shape(B=16, T=128, V=30522, E=128, C=384, H=12, F=1536, L=6, R=6)
 # For --quick.
 TOY = BASE._replace(B=4, T=16, E=8, C=48, H=4, F=96, L=4, R=2)
 TOY_GROWTH = {"T": [8, 16]}
@@ -293,6 +295,33 @@ def print_steps(title, answers):
             cells += [summary(shares), judgement(shares, ">= 0.85")]
         else:
             cells += ["-", "-", "-"]
+        print_row(cells)
+
+
+def study_section(args, folder):
+    """Print the table of a step at the size of bench/study.py, for ours with adapters and with
+    corrections: what turns its numbers of steps into times.
+
+    The student with corrections is the study's: it has E = 96.
+    """
+    shape = STUDY
+    if args.quick:
+        shape = TOY
+    variants = {}
+    variants["ours, adapters"] = ours("our_step", shape=shape)
+    variants["ours, corrections"] = ours("our_step", shape=shape._replace(E=shape.C // 4),
+                                         correction_rank=30)
+    variants["authors'"] = authors("authors_step", shape=shape)
+    answers = compare(args, variants)
+    print_heading(f"8. Distillation step at the size of bench/study.py: {describe(shape)}",
+                  ["variant", "s/step", "sequences/s", "over authors'", "MB", "over authors'"])
+    theirs = answers.get("authors'")
+    for name, found in answers.items():
+        cells = [name]
+        cells.append(summary(values_of(found, "seconds")))
+        for what in ("rate", "MB"):
+            ratio, _ = ratio_cells(found, theirs, what)
+            cells += [summary(values_of(found, what)), ratio]
         print_row(cells)
 
 
@@ -708,7 +737,8 @@ def free_port():
 
 # What --rows may name, in the order in which all of them are measured.
 SECTIONS = {"step": step_section, "inference": inference_section, "tuning": tuning_section,
-            "tokenise": tokenise_section, "start": start_section, "growth": growth_section}
+            "tokenise": tokenise_section, "start": start_section, "growth": growth_section,
+            "study": study_section}
 
 
 def arguments():

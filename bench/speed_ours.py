@@ -7,6 +7,7 @@ up: freed memory is kept (distill.keep_freed_memory, which set_up_processes call
 import json
 import os
 import time
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -99,11 +100,13 @@ class ClockedObjective:
             self.clock.lap("backward")
 
 
-def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_rate=False):
+def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_rate=False,
+             correction_rank=0):
     """Build distill.training_step on random tokens; it is one of several processes if RANK and
     WORLD_SIZE are set, as torchrun sets them.
 
     compiled: with torch.compile
+    correction_rank: 0, or the rank of corrections that the student has in place of adapters
     with_matrix_rate: measure before and after the step how fast this machine multiplies matrices
     """
     idle_megabytes = peak_megabytes()
@@ -112,6 +115,8 @@ def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_ra
     clock = Clock()
     teacher_config = make_config(shape, "bert")
     student_config = make_config(shape, "student", tie_decoder)
+    if correction_rank > 0:
+        student_config = replace(student_config, adapter_size=0, correction_rank=correction_rank)
     if compiled:
         # The forward pass is compiled as a whole, so no clock can stand inside it.
         teacher = MiniALBERT(teacher_config)
