@@ -272,7 +272,7 @@ def collate(features, pad_id, is_qa):
     ids = np.full((B, T), pad_id)
     mask = np.zeros((B, T), bool)
     segments = np.zeros((B, T), np.int64)
-    labels = np.full((B, 2 if is_qa else T), np.nan, np.float32)
+    labels = np.full((B, 2 if is_qa else T), np.nan)
     for row, feature in enumerate(features):
         length = len(feature.ids)
         ids[row, :length] = feature.ids
@@ -372,8 +372,11 @@ class TaskLoss:
             # Find the positions on the CPU: on a GPU, the program would have to wait for them.
             positions = np.flatnonzero(~np.isnan(own_labels))
             targets = own_labels.ravel()[positions]
+            if self.task.kind == "regression":
+                # This is done before the numbers become float32, which has seven digits only.
+                targets = (targets - self.task.mean) / self.task.sd
             part = to_device(device, ids[begin:end], mask[begin:end], segments[begin:end],
-                             positions, targets)
+                             positions, targets.astype(np.float32))
             with autocast(device, self.bf16):
                 losses = self.losses(*part, num_labelled)
             yield losses
@@ -382,15 +385,15 @@ class TaskLoss:
         """Compute a micro-batch's part of each loss: {name: scalar}.
 
         ids, mask, segments (B, T): see collate. positions (N,) are those of the labels in collate's
-        flattened array, targets (N,) the labels themselves.
+        flattened array, targets (N,) the labels themselves, in regression normalised.
         """
         is_qa = self.model.is_qa
         outputs = labelled_rows(self.model(ids, mask, segments), positions, is_qa)
         is_regression = self.task.kind == "regression"
         losses = {}
         if is_regression:
-            targets = (targets[:, None] - self.task.mean) / self.task.sd      # (N, 1)
-            losses["task"] = F.mse_loss(outputs, targets, reduction="sum") / num_labelled
+            squared_error = F.mse_loss(outputs[:, 0], targets, reduction="sum")
+            losses["task"] = squared_error / num_labelled
         else:
             cross_entropy = F.cross_entropy(outputs, targets.long(), reduction="sum")
             losses["task"] = cross_entropy / num_labelled
@@ -467,8 +470,9 @@ def predict_logits(model, features, pad_id, batch_size=64):
     order = sorted(range(len(features)), key=lambda i: -len(features[i].ids))
     for begin in range(0, len(order), batch_size):
         numbers = order[begin:begin + batch_size]
-        arrays = collate([features[i] for i in numbers], pad_id, model.is_qa)
-        ids, mask, segments, _ = to_device(device_of(model), *arrays)
+        batch = [features[i] for i in numbers]
+        ids, mask, segments, _ = collate(batch, pad_id, model.is_qa)
+        ids, mask, segments = to_device(device_of(model), ids, mask, segments)
         logits = model(ids, mask, segments).cpu().numpy()                     # (B, T, n)
         if not np.isfinite(logits).all():
             raise ValueError("what the model computes is not finite")

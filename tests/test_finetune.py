@@ -528,6 +528,20 @@ def test_the_loss_is_the_mean_over_all_labels_whatever_the_padding(kind, tokeniz
     assert losses["task"].item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_large_numbers_keep_their_differences_until_they_are_normalised(tokenizer):
+    """In float32 both labels would be the same number."""
+    task = make_task_of_kind("regression", length=20, mean=1e9, sd=1.0)
+    model = make_classifier(tokenizer, task)
+    losses_of_label = []
+    for label in (1e9 - 1, 1e9 + 1):
+        features = list(encode(task, [make_text_example("good", label)], tokenizer))
+        losses, = TaskLoss(model, task, features, 1, 0, tokenizer.pad_id).micro_batches(0)
+        assert losses["task"].item() == pytest.approx(naive_task_loss(model, task, features))
+        losses_of_label.append(losses["task"].item())
+    output = logits_alone(model, features[0])[0].item()
+    assert losses_of_label == pytest.approx([(output + 1)**2, (output - 1)**2])
+
+
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_neither_company_nor_padding_changes_a_prediction(kind, tokenizer):
     task = make_task_of_kind(kind, LABELS[kind], length=20)
