@@ -56,6 +56,14 @@ STUDENTS = {
     "mlm-alone": OURS | {"attention-weight": 0, "hidden-weight": 0, "output-weight": 0},
     # A higher rate.
     "double-rate": OURS | {"lr": 2e-3},
+    # Another seed: how much a difference between two rows means.
+    "other-seed": OURS | {"seed": 1},
+    # Twice as many recursions, each with corrections of half the rank: as many parameters.
+    "twelve-recursions": OURS | {"num-hidden-layers": 12, "correction-rank": 15},
+    # Wider embeddings, which take more parameters than 27 % of the teacher's.
+    "wide-embeddings": OURS | {"embedding-size": 192},
+    # A larger weight of the hidden loss than the authors' 3.
+    "hidden-weight": OURS | {"hidden-weight": 10},
     # For the part "depth": it is trained to be read after any of its recursions.
     "elastic": OURS | {"elastic": 2.5},
 }
