@@ -298,33 +298,6 @@ def print_steps(title, answers):
         print_row(cells)
 
 
-def study_section(args, folder):
-    """Print the table of a step at the size of bench/study.py, for ours with adapters and with
-    corrections: what turns its numbers of steps into times.
-
-    The student with corrections is the study's: it has E = 96.
-    """
-    shape = STUDY
-    if args.quick:
-        shape = TOY
-    variants = {}
-    variants["ours, adapters"] = ours("our_step", shape=shape)
-    variants["ours, corrections"] = ours("our_step", shape=shape._replace(E=shape.C // 4),
-                                         correction_rank=30)
-    variants["authors'"] = authors("authors_step", shape=shape)
-    answers = compare(args, variants)
-    print_heading(f"8. Distillation step at the size of bench/study.py: {describe(shape)}",
-                  ["variant", "s/step", "sequences/s", "over authors'", "MB", "over authors'"])
-    theirs = answers.get("authors'")
-    for name, found in answers.items():
-        cells = [name]
-        cells.append(summary(values_of(found, "seconds")))
-        for what in ("rate", "MB"):
-            ratio, _ = ratio_cells(found, theirs, what)
-            cells += [summary(values_of(found, what)), ratio]
-        print_row(cells)
-
-
 def print_terms(answers):
     """Print where the time of our variants of a step goes, by the clock inside them.
 
@@ -734,6 +707,32 @@ def free_port():
 
 
 # ---- The command line -------------------------------------------------------------------
+
+# ---- A step at the size of the study; its table is in the section about the study -------
+
+def study_section(args, folder):
+    """Print the table of a step at the size of bench/study.py. The study says how many steps a
+    student needs; with the seconds of this table that becomes a time."""
+    shape = STUDY
+    if args.quick:
+        shape = TOY
+    variants = {}
+    variants["ours, adapters"] = ours("our_step", shape=shape)
+    # As in the study, the student with corrections has narrower embeddings.
+    variants["ours, corrections"] = ours("our_step", shape=shape._replace(E=shape.C // 4),
+                                         correction_rank=30)
+    variants["authors'"] = authors("authors_step", shape=shape)
+    answers = compare(args, variants)
+    print_heading(f"Distillation step at the size of bench/study.py: {describe(shape)}",
+                  ["variant", "s/step", "sequences/s", "over authors'", "MB", "over authors'"])
+    theirs = answers.get("authors'")
+    for name, found in answers.items():
+        cells = [name, summary(values_of(found, "seconds"))]
+        for what in ("rate", "MB"):
+            ratio, _ = ratio_cells(found, theirs, what)
+            cells += [summary(values_of(found, what)), ratio]
+        print_row(cells)
+
 
 # What --rows may name, in the order in which all of them are measured.
 SECTIONS = {"step": step_section, "inference": inference_section, "tuning": tuning_section,

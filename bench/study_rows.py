@@ -61,9 +61,9 @@ STUDENTS = {
     # Twice as many recursions, each with corrections of half the rank: as many parameters.
     "twelve-recursions": OURS | {"num-hidden-layers": 12, "correction-rank": 15},
     # Wider embeddings, which take more parameters than 27 % of the teacher's.
-    "wide-embeddings": OURS | {"embedding-size": 192},
+    "embeddings-192": OURS | {"embedding-size": 192},
     # A larger weight of the hidden loss than the authors' 3.
-    "hidden-weight": OURS | {"hidden-weight": 10},
+    "hidden-weight-10": OURS | {"hidden-weight": 10},
     # For the part "depth": it is trained to be read after any of its recursions.
     "elastic": OURS | {"elastic": 2.5},
 }
