@@ -20,16 +20,16 @@ import pickle
 import re
 import warnings
 from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+
+import torch
+
+from minialbert import Config, MiniALBERT, keep_recursions, layer_numbers
 
 try:
     import fcntl
 except ImportError:                 # Windows has none: there nothing is locked
     fcntl = None
-from dataclasses import asdict, fields, replace
-
-import torch
-
-from minialbert import Config, MiniALBERT, keep_recursions
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -59,9 +59,11 @@ def read_safetensors(path):
         file_bytes = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
         header_size = int.from_bytes(file_bytes[:8].numpy().tobytes(), "little")
         data_begin = 8 + header_size
-        if data_begin > size or header_size > LARGEST_HEADER:
-            raise ValueError(f"its header claims {header_size} bytes; the file has {size}, and at "
-                             f"most {LARGEST_HEADER} are allowed")
+        if data_begin > size:
+            raise ValueError(f"its header claims {header_size} bytes, but the file has {size}")
+        if header_size > LARGEST_HEADER:
+            raise ValueError(f"its header claims {header_size} bytes, but at most {LARGEST_HEADER} "
+                             "are allowed")
         with parsing("its header", "a JSON object"):
             header_text = file_bytes[8:data_begin].numpy().tobytes().decode()
             header = parse_json_object(header_text)
@@ -144,7 +146,8 @@ def write_safetensors(tensors, path, metadata=None):
         contents.append(tensor.view(-1).view(torch.uint8).numpy())
         position += tensor.nbytes
     header_text = json.dumps(header).encode()
-    num_spaces = -len(header_text) % 8                   # up to a multiple of 8: after 13 bytes 3
+    # Spaces fill the header up to a multiple of 8 bytes: 13 bytes get 3 spaces.
+    num_spaces = -len(header_text) % 8
     header_text += b" " * num_spaces
     with replace_file(path) as file:
         file.write(len(header_text).to_bytes(8, "little"))
@@ -160,10 +163,8 @@ BERT = 0                            # an index into the pairs of MODULE_NAMES
 ALBERT = 1
 ALBERT_LAYER = "encoder.albert_layer_groups.#.albert_layers.0"
 # This table gives for each module of our model its name in BERT's layout and its name in ALBERT's.
-# The sign '#' stands for the number of a layer or of a recursion. In ALBERT's layout the adapters
-# and the head are named as in the authors' checkpoints. A BERT has no projection, no adapters and
-# no corrections: the text "not in a BERT: ..." matches no tensor, so an error says that it is
-# missing.
+# The sign '#' stands for the number of a layer or of a recursion. None: a BERT has no such module.
+# In ALBERT's layout the adapters and the head are named as in the authors' checkpoints.
 MODULE_NAMES = {
     "embeddings.word":
         ("embeddings.word_embeddings", "embeddings.word_embeddings"),
@@ -174,7 +175,7 @@ MODULE_NAMES = {
     "embeddings.norm":
         ("embeddings.LayerNorm", "embeddings.LayerNorm"),
     "embeddings.project":
-        ("not in a BERT: projection", "encoder.embedding_hidden_mapping_in"),
+        (None, "encoder.embedding_hidden_mapping_in"),
     "layers.#.attention.query":
         ("encoder.layer.#.attention.self.query", ALBERT_LAYER + ".attention.query"),
     "layers.#.attention.key":
@@ -192,29 +193,29 @@ MODULE_NAMES = {
     "layers.#.norm":
         ("encoder.layer.#.output.LayerNorm", ALBERT_LAYER + ".full_layer_layer_norm"),
     "attention_adapters.#.down":
-        ("not in a BERT: attention_adapters.#.down", "att_adapters.#.block.0"),
+        (None, "att_adapters.#.block.0"),
     "attention_adapters.#.up":
-        ("not in a BERT: attention_adapters.#.up", "att_adapters.#.block.2"),
+        (None, "att_adapters.#.block.2"),
     "attention_adapters.#.norm":
-        ("not in a BERT: attention_adapters.#.norm", "att_adapters.#.norm"),
+        (None, "att_adapters.#.norm"),
     "output_adapters.#.down":
-        ("not in a BERT: output_adapters.#.down", "mlp_adapters.#.block.0"),
+        (None, "mlp_adapters.#.block.0"),
     "output_adapters.#.up":
-        ("not in a BERT: output_adapters.#.up", "mlp_adapters.#.block.2"),
+        (None, "mlp_adapters.#.block.2"),
     "output_adapters.#.norm":
-        ("not in a BERT: output_adapters.#.norm", "mlp_adapters.#.norm"),
+        (None, "mlp_adapters.#.norm"),
     "corrections.#.query":
-        ("not in a BERT: corrections.#.query", "corrections.#.query"),
+        (None, "corrections.#.query"),
     "corrections.#.key":
-        ("not in a BERT: corrections.#.key", "corrections.#.key"),
+        (None, "corrections.#.key"),
     "corrections.#.value":
-        ("not in a BERT: corrections.#.value", "corrections.#.value"),
+        (None, "corrections.#.value"),
     "corrections.#.attention_output":
-        ("not in a BERT: corrections.#.attention_output", "corrections.#.attention_output"),
+        (None, "corrections.#.attention_output"),
     "corrections.#.intermediate":
-        ("not in a BERT: corrections.#.intermediate", "corrections.#.intermediate"),
+        (None, "corrections.#.intermediate"),
     "corrections.#.output":
-        ("not in a BERT: corrections.#.output", "corrections.#.output"),
+        (None, "corrections.#.output"),
     "head.dense":
         ("cls.predictions.transform.dense", "vocab_transform"),
     "head.norm":
@@ -245,6 +246,8 @@ def name_in_file(layout, name):
     module, leaf = name.rsplit(".", 1)                   # "layers.3.output", "bias"
     numbers = re.findall("[0-9]+", module)               # ["3"]
     file_module = MODULE_NAMES[re.sub("[0-9]+", "#", module)][layout]
+    if file_module is None:
+        return f"{name} (a BERT has none)"               # no tensor in a file has this name
     if numbers:
         file_module = file_module.replace("#", numbers[0])
     return f"{file_module}.{leaf}"
@@ -259,15 +262,7 @@ def load(path, recursions=None):
     wrong shape or not finite.
     """
     config = read_config(os.path.join(path, "config.json"))
-    tensors = {}
-    # A BERT may store the head's bias twice, as predictions.bias and predictions.decoder.bias.
-    # SPELLINGS gives both the same name. Sorting puts decoder.bias last, so it overwrites the
-    # other; transformers uses decoder.bias, too.
-    for name, tensor in sorted(read_weights(path).items()):
-        for pattern, usual in SPELLINGS:
-            name = re.sub(pattern, usual, name)
-        if not UNUSED.match(name):
-            tensors[name] = tensor
+    tensors = with_usual_names(path, read_weights(path))
     layout = ALBERT
     if any(name.startswith("encoder.layer.") for name in tensors):
         layout = BERT
@@ -292,6 +287,27 @@ def load(path, recursions=None):
         with parsing(path, f"usable with {recursions} recursions"):
             keep_recursions(model, recursions)
     return model.eval()
+
+
+def with_usual_names(path, tensors):
+    """Return the tensors {name in the file: tensor} under the names of the table above, without
+    those that are UNUSED. ValueError if a tensor is there twice, with two spellings of its name."""
+    renamed = {}
+    original_names = {}
+    for original_name in sorted(tensors):
+        name = original_name
+        for pattern, usual in SPELLINGS:
+            name = re.sub(pattern, usual, name)
+        if UNUSED.match(name):
+            continue
+        # A BERT may store the head's bias twice, as predictions.bias and predictions.decoder.bias.
+        # The latter comes last and is used, as in transformers.
+        if name in renamed and name != "cls.predictions.bias":
+            raise ValueError(f"{path}: {original_names[name]!r:.200} and {original_name!r:.200} "
+                             "are two names of one tensor")
+        renamed[name] = tensors[original_name]
+        original_names[name] = original_name
+    return renamed
 
 
 def without_redundant(tensors, layout, config):
@@ -322,7 +338,7 @@ def check_tensors(path, shapes, tensors):
         if name not in tensors:
             problems.append(f"{name!r} is missing")
         elif name not in shapes:
-            problems.append(f"{name!r} is {list(tensors[name].shape)}, not known")
+            problems.append(f"{name!r} of shape {list(tensors[name].shape)} is not known")
         elif tensors[name].dtype not in FLOATS:
             problems.append(f"{name!r} is of type {tensors[name].dtype}, not a float of 16, 32 or "
                             "64 bits")
@@ -415,12 +431,13 @@ def read_pickle(path):
     """Read a pytorch_model.bin: {name: tensor}. A pickle could run any program, if it were not for
     weights_only=True."""
     with parsing(path, "a file of PyTorch weights"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")                  # an error has to be one line
         if not os.path.isfile(path):
             raise ValueError("it is not a regular file")
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:          # torch advises to load it all the same
+        except pickle.UnpicklingError as error:
+            # torch's own message recommends weights_only=False, which is unsafe.
             raise ValueError("it is no pickle, or one of more than tensors") from error
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}, not a dict of tensors")
@@ -440,17 +457,18 @@ def save(model, path, dtype=torch.float32):
     """Write config.json and model.safetensors into the folder path, which is made if need be.
 
     A BERT is written in BERT's layout, everything else in ALBERT's: transformers opens a BERT with
-    its head, and the encoder of a student without adapters and corrections as an AlbertModel. Any
-    other student gets the model_type "minialbert", which transformers does not know and refuses.
+    its head, and the encoder of a student that AlbertModel can compute as an AlbertModel. Any other
+    student gets the model_type "minialbert", which transformers does not know and refuses.
     """
     config = model.config
+    layout = ALBERT
     if config.is_bert:
         kind = "Bert"
-    elif config.adapter_size > 0 or config.correction_rank > 0:
-        kind = "MiniALBERT"
-    else:
+        layout = BERT
+    elif is_albert(config):
         kind = "Albert"
-    layout = BERT if config.is_bert else ALBERT
+    else:
+        kind = "MiniALBERT"
     tensors = {}
     if kind == "Albert":
         tensors = albert_only_layers(config)
@@ -471,6 +489,18 @@ def save(model, path, dtype=torch.float32):
              "architectures": [architecture], "tie_word_embeddings": config.tie_decoder}
     facts.update(asdict(config))
     write_json(os.path.join(path, "config.json"), facts)
+
+
+def is_albert(config):
+    """Return True if transformers' AlbertModel computes the same as a model with this Config."""
+    if config.adapter_size > 0 or config.correction_rank > 0:
+        return False
+    # AlbertModel chooses the layer of a recursion by this formula. If G does not divide R, it may
+    # differ from ours: for example for R = 18 and G = 14.
+    R = config.num_hidden_layers
+    G = config.num_hidden_groups
+    layers_in_albert = [int(r / (R / G)) for r in range(R)]
+    return layers_in_albert == layer_numbers(R, G)
 
 
 def albert_only_layers(config):
@@ -514,28 +544,28 @@ def check_settings(path, saved, settings):
         if saved.get(name, value) != value:
             different.append(f"{name} was {saved[name]!r:.60}, now it is {value!r:.60}")
     if different:
-        raise ValueError(f"{path} is of a run with other settings: {first_few(different)}. With "
-                         "new settings, start a run with another --out; it can go on from the "
-                         "model here, if there is one yet: distill.py --student, finetune.py "
-                         "--model")
+        raise ValueError(f"{path} is of a run with other settings: {first_few(different)}. For "
+                         "other settings start a run with another --out; it can begin with the "
+                         "model that this run has saved: distill.py --student, finetune.py --model")
 
 
 @torch.no_grad()
 def restore_training_state(path, state, settings):
     """Copy a saved state into the tensors of `state` -> (number of steps done, size of the log).
 
+    settings: a dict of what the run must have in common with the saved one, "steps" among it
     ValueError if the saved run had other settings, or a model of another shape, or if its state
     has a value that is inf or nan. Then nothing is copied.
     """
     tensors, metadata = read_safetensors(path)
     with parsing(path, "the state of a training run"):
         saved_settings = parse_json_object(metadata["run"])
-    check_settings(path, saved_settings, settings)       # other settings are no damage to the file
-    with parsing(path, "the state of a training run"):
         step = int(metadata["step"])
         log_size = int(metadata["log"])
-        if not 0 <= step <= settings["steps"] or log_size < 0:
-            raise ValueError(f"step {step} of {settings['steps']}, {log_size} bytes of log")
+    check_settings(path, saved_settings, settings)
+    if not 0 <= step <= settings["steps"] or log_size < 0:
+        raise ValueError(f"{path}: not the state of a training run: it claims step {step} of "
+                         f"{settings['steps']} and a log of {log_size} bytes")
     saved_shapes = {name: tensor.shape for name, tensor in tensors.items()}
     if saved_shapes != {name: tensor.shape for name, tensor in state.items()}:
         raise ValueError(f"{path}: its tensors have other names or shapes than this model's")
@@ -588,8 +618,10 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
             yield
     finally:
         if is_ours:
+            # run.json goes if this run has failed before it wrote anything else, or before
+            # claim_folder wrote into it.
             has_only_run_file = os.listdir(out) == [RUN_FILE]
-            is_unclaimed = os.path.getsize(run_path) == 0     # claim_folder has written nothing
+            is_unclaimed = os.path.getsize(run_path) == 0
             if has_only_run_file or is_unclaimed:
                 os.remove(run_path)
             if os.listdir(out) == []:
@@ -615,14 +647,14 @@ def check_owner(out, script, resume, overwrite):
     names = []
     if os.path.isdir(out):
         names = os.listdir(out)
-    if names == [] or (names == [RUN_FILE] and read_run(out) == {}):
-        if resume:
-            print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
-        return
     run_files = files_of_run(out)
     for path in run_files:
         if not os.path.isfile(path):                     # to open a pipe may take for ever
             raise ValueError(f"--out {out}: {path} is not a regular file")
+    if names == [] or (names == [RUN_FILE] and read_run(out) == {}):
+        if resume:
+            print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
+        return
     owner = owner_of(out)
     if not resume and not overwrite:
         raise ValueError(f"--out {out} is not empty: --resume goes on with the run in it, "
@@ -816,14 +848,14 @@ def object_of_pairs(pairs):
     names = set()
     for name, _ in pairs:
         if name in names:
-            raise ValueError(f"an object has twice the name {name!r:.200}")
+            raise ValueError(f"an object has the name {name!r:.200} twice")
         names.add(name)
     return dict(pairs)
 
 
 def parse_json_integer(digits):
-    """Read an integer. Some other readers of JSON take -0 for a float. So does this one: it returns
-    -0.0, which the checks of sizes refuse because it is no int."""
+    """Read an integer. The official safetensors reader takes -0 for a float and refuses it as a
+    size. So -0 becomes a float here, too, and the checks refuse it."""
     if digits == "-0":
         return -0.0
     return int(digits)

@@ -53,7 +53,8 @@ from checkpoint import (MODEL_FILES, claim_folder, fetch, load, parsing, restore
                         run_folder, save, save_training_state)
 from data import (CACHE, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, CommandParser,
                   MaskedBatches, Tokenizer, open_corpus, run_command)
-from minialbert import CORRECTED, Config, MiniALBERT, count_parameters, initialise
+from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
+                        layer_numbers)
 
 # The factors of the losses in the paper. It uses the embedding loss only in an ablation.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "embedding": 0.0}
@@ -355,11 +356,11 @@ def start_layers(student, teacher):
     """
     L = teacher.config.num_hidden_layers
     G = student.config.num_hidden_groups
+    replaced_by = layer_numbers(L, G)                    # for each of the teacher's layers: ours
     for g, layer in enumerate(student.layers):
-        # The teacher's layers that this one replaces, by the rule of layer_of_recursion.
-        group = []
+        group = []                                       # the teacher's layers that ours replaces
         for i in range(L):
-            if i * G // L == g:
+            if replaced_by[i] == g:
                 group.append(teacher.layer_of_recursion(i).state_dict())
         quarter = len(group) // 4
         middle = group[quarter:len(group) - quarter]

@@ -6,14 +6,14 @@ The paper: MiniALBERT: Model Distillation via Parameter-Efficient Recursive Tran
 - recursion: one layer is applied num_hidden_layers times with the same weights; or there are a few
   layers, and each is applied several times in a row
 - factorised embeddings: the tables have a small width E; a linear layer widens them to C
-- something of its own for each recursion, so that it can differ: two bottleneck adapters, small
-  modules in between, as in the paper; or low-rank corrections of the layer's six matrices
+- some parameters of its own for each recursion: two bottleneck adapters, which are small modules
+  inside the layer, as in the paper; or low-rank corrections of the layer's six matrices
 
 One class serves for teacher and student, because a BERT is a MiniALBERT that shares nothing.
 
     from checkpoint import load
     model = load("assets/teacher")                  # a BERT, or a student
-    hidden, attention = model(ids, maps=[3])        # hidden states; the attention map of layer 3
+    hidden, attention = model(ids, maps=[3])        # maps=[3]: return the attention map of layer 3
     logits = model.predict(hidden[-1][is_masked])   # (M, V), only at the masked places
 
 Dimensions, here and in the other files:
@@ -39,7 +39,8 @@ from torch.func import functional_call
 class Config:
     """The shape of a model; all fields but the last three are named as in Hugging Face's ALBERT.
 
-    ValueError, naming the field, if one has a wrong type, is out of range or contradicts another.
+    A field that has a wrong type, is out of range or contradicts another one raises a ValueError,
+    which names it.
     """
     vocab_size: int = 30522                     # V
     embedding_size: int = 128                   # E: smaller than C in a student, C in a BERT
@@ -169,7 +170,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(C, C)
 
     def split_heads(self, x):
-        """(B, T, C) -> (B, H, T, D)"""
+        """Split the width C into H heads: (B, T, C) -> (B, H, T, D)."""
         B, T, C = x.shape
         return x.view(B, T, self.num_heads, C // self.num_heads).transpose(1, 2)
 
@@ -183,23 +184,22 @@ class Attention(nn.Module):
         query = self.split_heads(self.query(x))          # (B, H, T, D)
         key = self.split_heads(self.key(x))
         value = self.split_heads(self.value(x))
-        dropout_prob = self.dropout_prob if self.training else 0.0
         log_map = None
         if want_map:
             D = query.shape[-1]
-            # The query is divided, not the scores: it has fewer numbers.
+            # The query is divided, not the scores: usually it has fewer numbers (D < T).
             scores = (query / D**0.5) @ key.transpose(2, 3)                   # (B, H, T, T)
             scores = scores.float()      # bfloat16, with autocast, is too coarse for a softmax
             if mask is not None:
-                # A large negative number, not -inf: in the KL divergence 0 * -inf would be nan.
+                # Not -inf: the KL divergence would compute 0 * -inf, which is nan.
                 scores = scores.masked_fill(~mask, -1e9)
             # The map is taken before dropout: what the student has to match must not be random.
             log_map = scores.log_softmax(-1)
-            # F.dropout does not know of eval mode; dropout_prob is 0 then.
-            attention_probs = F.dropout(log_map.exp(), dropout_prob)
+            attention_probs = F.dropout(log_map.exp(), self.dropout_prob, self.training)
             mixed = attention_probs @ value              # (B, H, T, D)
         else:
             # This computes the same in one call and does not need to store the map.
+            dropout_prob = self.dropout_prob if self.training else 0.0
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=dropout_prob)
         merged = mixed.transpose(1, 2).reshape(x.shape)  # (B, H, T, D) -> (B, T, C)
@@ -236,7 +236,7 @@ class LowRank(nn.Module):
         return self.up @ self.down
 
 
-# The matrices of a Layer that are corrected: {the part of the Correction: the matrix's name}.
+# The matrices of a Layer that are corrected: {its name in a Correction: its name in the Layer}.
 CORRECTED = {
     "query": "attention.query.weight",
     "key": "attention.key.weight",
@@ -269,10 +269,10 @@ class Correction(nn.Module):
     def forward(self, layer):
         """Return the corrected matrices {name in the layer: matrix}; the layer stays as it is."""
         matrices = {}
-        for part, name in CORRECTED.items():
-            # The part "query" is self.query; it corrects layer.attention.query.weight.
-            low_rank = self.get_submodule(part)
-            matrices[name] = layer.get_parameter(name) + low_rank()
+        for name, name_in_layer in CORRECTED.items():
+            low_rank = self.get_submodule(name)          # for "query": self.query
+            shared = layer.get_parameter(name_in_layer)  # layer.attention.query.weight
+            matrices[name_in_layer] = shared + low_rank()
         return matrices
 
 
@@ -307,9 +307,10 @@ class Layer(nn.Module):
 
 
 class Head(nn.Module):
-    """The parameters of BERT's masked-language-model head; MiniALBERT.predict uses them.
+    """The parameters of BERT's masked-language-model head.
 
-    A tied head has no decoder of its own: predict uses the transposed embeddings instead.
+    A tied head has no decoder of its own: the transposed embeddings take its place. So the head
+    cannot be applied alone, and what it computes stands in MiniALBERT.predict.
     """
 
     def __init__(self, config):
@@ -322,6 +323,14 @@ class Head(nn.Module):
         if not config.tie_decoder:
             self.decoder = nn.Linear(C, V, bias=False)
         self.bias = nn.Parameter(torch.zeros(V))
+
+
+def layer_numbers(R, G):
+    """List which of G layers each of R recursions applies; neighbouring recursions share one.
+
+    For R = 6 and G = 2 it is [0, 0, 0, 1, 1, 1].
+    """
+    return [r * G // R for r in range(R)]
 
 
 class MiniALBERT(nn.Module):
@@ -350,10 +359,10 @@ class MiniALBERT(nn.Module):
         initialise(self)
 
     def layer_of_recursion(self, r):
-        """Return the layer that recursion r applies; neighbouring recursions share one."""
+        """Return the layer that recursion r applies."""
         G = self.config.num_hidden_groups
         R = self.config.num_hidden_layers
-        return self.layers[r * G // R]                   # R = 6, G = 2: layers 0 0 0 1 1 1
+        return self.layers[layer_numbers(R, G)[r]]
 
     def adapters_of_recursion(self, r):
         """Return the two adapters of recursion r, or None if the model has none."""
@@ -380,14 +389,14 @@ class MiniALBERT(nn.Module):
         for r in range(self.config.num_hidden_layers):
             layer = self.layer_of_recursion(r)           # with G = 1 it is always the same layer
             adapters = self.adapters_of_recursion(r)     # these are the recursion's own
-            options = {"want_map": r in maps, "adapters": adapters}
+            want_map = r in maps
             if self.config.correction_rank == 0:
-                x, log_map = layer(x, mask, **options)
+                x, log_map = layer(x, mask, want_map, adapters)
             else:
-                # torch makes the same call, layer(x, mask, **options), as if the layer's six
-                # matrices were these. The gradient reaches the shared matrix and both factors.
+                # This calls layer(x, mask, want_map, adapters), but with these six matrices in
+                # place of the layer's own. The gradient reaches the shared matrix and both factors.
                 matrices = self.corrections[r](layer)
-                x, log_map = functional_call(layer, matrices, (x, mask), options)
+                x, log_map = functional_call(layer, matrices, (x, mask, want_map, adapters))
             hidden.append(x)
             if r in maps:
                 attention[r] = log_map
@@ -412,18 +421,16 @@ class MiniALBERT(nn.Module):
 def keep_recursions(model, recursions):
     """Remove all recursions from a model but the first `recursions` of them, in place.
 
-    ValueError if the model has fewer, or if the kept ones would no longer apply the same layers: of
-    6 recursions with the layers 0 0 0 1 1 1 the first four would get 0 0 1 1.
+    ValueError if the model has fewer, or if layer_numbers would give the kept ones other layers
+    than now: of 6 recursions with the layers 0 0 0 1 1 1 the first four would get 0 0 1 1.
     """
     G = model.config.num_hidden_groups
     R = model.config.num_hidden_layers
     if not 1 <= recursions <= R:
         raise ValueError(f"the model has {R} recursions, so {recursions} of them cannot be kept")
-    # The layers that they apply now, and those that layer_of_recursion would give them.
-    before = [r * G // R for r in range(recursions)]
-    num_groups = before[-1] + 1
-    after = [r * num_groups // recursions for r in range(recursions)]
-    if after != before:
+    now = layer_numbers(R, G)[:recursions]               # the layers that they apply
+    num_groups = now[-1] + 1
+    if layer_numbers(recursions, num_groups) != now:
         raise ValueError(f"the model's {R} recursions share {G} layers, which the first "
                          f"{recursions} of them could not share in the same way")
     model.config = replace(model.config, num_hidden_layers=recursions,
@@ -439,8 +446,8 @@ def merge_corrections(model):
     """Return the same model without corrections: each recursion gets a layer of its own, the shared
     one with the recursion's corrections added.
 
-    It computes the same and stores more. Saved, it opens in transformers.AlbertModel, which has
-    layers of its own for each recursion, but no corrections.
+    It computes the same and stores more. If it has no adapters and E is smaller than C, then
+    save(), in checkpoint.py, writes it so that transformers.AlbertModel opens it.
     """
     R = model.config.num_hidden_layers
     merged = MiniALBERT(replace(model.config, num_hidden_groups=R, correction_rank=0),
@@ -490,8 +497,8 @@ def initialise(model, plain=False):
     for adapter in list(model.attention_adapters) + list(model.output_adapters):
         adapter.up.weight.zero_()
     for correction in model.corrections:
-        for part in CORRECTED:
-            correction.get_submodule(part).up.zero_()
+        for name in CORRECTED:
+            correction.get_submodule(name).up.zero_()
     num_positions, width = model.embeddings.position.weight.shape
     # The root mean square of a sine is 1 / sqrt(2); multiplying by 0.02 * sqrt(2) makes it 0.02.
     model.embeddings.position.weight.copy_(0.02 * 2**0.5 * sinusoids(num_positions, width))

@@ -15,7 +15,7 @@ import torch
 
 import checkpoint
 from checkpoint import (
-    MODEL_FILES, check_tensors, fetch, first_few, load, lock, name_in_file, owner_of,
+    MODEL_FILES, check_owner, check_tensors, fetch, first_few, load, lock, name_in_file, owner_of,
     parse_json_object, parsing, read_config, read_json, read_safetensors, read_text, read_weights,
     remove_abandoned, claim_folder, replace_file, restore_training_state, run_folder, save,
     save_training_state, write_json, write_safetensors)
@@ -180,7 +180,7 @@ BROKEN = {
     "a huge number": (file_bytes('{"x": 1' + "0" * 5000 + "}"), "JSON"),
     "half a character": (file_bytes('{"\\ud800": ' + GOOD + "}", b"\0" * 8), "surrogates"),
     "a name that stands twice":
-        (file_bytes('{"x": ' + GOOD + ', "x": ' + GOOD + "}", b"\0" * 8), "twice.*'x'"),
+        (file_bytes('{"x": ' + GOOD + ', "x": ' + GOOD + "}", b"\0" * 8), "'x' twice"),
     "metadata that are a list": (file_bytes({"__metadata__": []}), "__metadata__"),
     "metadata that are numbers": (file_bytes({"__metadata__": {"a": 1}}), "__metadata__"),
     "an entry that is a list": (file_bytes({"x": []}), "'x'"),
@@ -585,6 +585,22 @@ def test_a_student_that_is_no_albert_is_refused_by_transformers(transformers, tm
         transformers.AutoModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("R, G, model_type", [(18, 14, "minialbert"), (6, 4, "albert")])
+def test_a_student_whose_layers_an_albert_would_mix_up_is_no_albert(
+        transformers, tmp_path, R, G, model_type):
+    model = random_model(num_hidden_layers=R, num_hidden_groups=G, embedding_size=C // 2)
+    save(model, tmp_path)
+    assert read_json(tmp_path / "config.json")["model_type"] == model_type
+    ids, mask, segments = make_batch()
+    hidden, _ = model(ids, mask, segments)
+    ours, _ = load(tmp_path)(ids, mask, segments)
+    assert torch.equal(hidden[-1], ours[-1])
+    if model_type == "albert":
+        albert = transformers.AlbertModel.from_pretrained(tmp_path).eval()
+        theirs = albert(ids, attention_mask=mask.long(), token_type_ids=segments)
+        assert_close(hidden[-1], theirs.last_hidden_state)
+
+
 # ---- Checkpoints that are refused -------------------------------------------------------
 
 def refusal(folder, pattern=None):
@@ -638,8 +654,8 @@ def test_every_missing_and_every_unknown_tensor_is_named(saved):
     message = refusal(saved)
     assert "'encoder.layer.2.output.dense.weight' is missing" in message
     assert "'cls.predictions.bias' is missing" in message
-    assert "'other' is [3], not known" in message
-    assert "'encoder.layer.9.surprise' is [2], not known" in message
+    assert "'other' of shape [3] is not known" in message
+    assert "'encoder.layer.9.surprise' of shape [2] is not known" in message
     assert "more" not in message
 
 
@@ -647,7 +663,7 @@ def test_of_many_wrong_tensors_six_are_named_and_all_are_counted(saved):
     change_tensors(saved, {f"other{i:04}": torch.ones(3) for i in range(2006)})
     message = refusal(saved, "; and 2,000 more$")
     for i in range(6):
-        assert f"'other000{i}' is [3], not known" in message
+        assert f"'other000{i}' of shape [3] is not known" in message
     assert "other0006" not in message
 
 
@@ -692,6 +708,11 @@ def test_a_bert_with_the_head_of_a_task_is_read_as_an_encoder(transformers, tmp_
     assert_same_as_bert(load(tmp_path), bert.bert)
 
 
+def test_a_tensor_that_is_there_under_two_names_is_refused(saved):
+    change_tensors(saved, {"bert.embeddings.LayerNorm.gamma": torch.ones(C)})
+    refusal(saved, "'bert.embeddings.LayerNorm.gamma' and 'bert.embeddings.LayerNorm.weight' are")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_not_finite_are_named(saved, value):
     bias = torch.zeros(C)
@@ -713,7 +734,7 @@ def test_a_projection_that_is_no_identity_is_not_left_out(tmp_path):
     for tensors in ({f"{name}.weight": 2 * torch.eye(C)}, {f"{name}.bias": torch.ones(C)}):
         save(random_model(embedding_size=C), tmp_path)
         change_tensors(tmp_path, tensors)
-        refusal(tmp_path, f"'{name}.weight' is .*not known")
+        refusal(tmp_path, f"'{name}.weight' of shape .* is not known")
 
 
 def test_a_config_of_a_model_too_large_for_any_machine_is_refused(tmp_path):
@@ -824,7 +845,7 @@ def test_a_pickle_that_is_no_dict_of_tensors_is_refused(saved, content, pattern)
 def test_a_pickle_may_name_a_tensor_by_a_number(saved):
     to_pickle(saved, {1: torch.ones(2), "x": torch.ones(2)})
     assert list(read_weights(saved)) == ["1", "x"]
-    refusal(saved, "'1' is .2., not known")
+    refusal(saved, "'1' of shape .2. is not known")
 
 
 def test_parameters_in_a_pickle_are_read_as_tensors(saved):
@@ -940,7 +961,7 @@ def test_a_state_of_a_run_with_other_settings_is_refused_and_changes_nothing(tmp
     save_training_state(tmp_path / "x", training_state(5.0), 7, 123, SETTINGS)
     state = training_state(0.0)
     with pytest.raises(ValueError, match=r"x is of a run with other settings: seed was 3, now it is"
-                       r" 4; layers was \[0, 2\], now it is \[0, 1\]\. With .*--student"):
+                       r" 4; layers was \[0, 2\], now it is \[0, 1\]\. For other settings .*--student"):
         restore_training_state(tmp_path / "x", state, SETTINGS | {"seed": 4, "layers": (0, 1)})
     assert_same_bytes(state, training_state(0.0))
 
@@ -1077,7 +1098,7 @@ def test_a_run_goes_on_only_with_the_same_settings_and_is_told_what_to_do(tmp_pa
     do_run(tmp_path / "out")
     before = contents(tmp_path / "out")
     with pytest.raises(ValueError, match=r"run\.json is of a run with other settings: steps was 9, "
-                       r"now it is 20\. With new .* another --out; .* distill.py --student"):
+                       r"now it is 20\. For other .* another --out; .* distill.py --student"):
         do_run(tmp_path / "out", settings=SETTINGS | {"steps": 20}, resume=True)
     assert contents(tmp_path / "out") == before
 
@@ -1091,6 +1112,13 @@ def test_to_resume_where_no_run_is_prints_a_line_and_starts(tmp_path, capsys, is
         f"--resume: there is no run in {tmp_path}/out yet, so this one starts at step 1\n")
     do_run(tmp_path / "out", resume=True)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_pipe_in_the_place_of_run_json_is_refused_at_once(tmp_path, resume):
+    os.mkfifo(tmp_path / "run.json")
+    with pytest.raises(ValueError, match=f"--out {tmp_path}: .*run.json is not a regular file"):
+        check_owner(str(tmp_path), "distill.py", resume, overwrite=False)
 
 
 @pytest.mark.parametrize("files, owner", [
@@ -1268,7 +1296,7 @@ def test_a_json_object_is_a_dict(text, value):
 @pytest.mark.parametrize("text, pattern", [
     ("", "Expecting value"), ("[1]", "it is a list"), ("3", "it is a int"),
     ("null", "it is a NoneType"), ('"text"', "it is a str"), ("{} {}", "Extra data"),
-    ('{"a": 1, "a": 1}', "twice the name 'a'"), ('{"b": [{"a": 1, "a": 2}]}', "twice the name 'a'"),
+    ('{"a": 1, "a": 1}', "the name 'a' twice"), ('{"b": [{"a": 1, "a": 2}]}', "the name 'a' twice"),
     ('{"a": "\\ud800"}', "surrogates"), ('{"\\uDfFf": 1}', "surrogates"),
     ('{"a": 1' + "0" * 5000 + "}", "digits"), ('{"a": "x\ny"}', "control character")])
 def test_a_text_that_is_no_json_object_is_refused(text, pattern):
