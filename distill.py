@@ -2,7 +2,7 @@
 (arXiv 2210.06425).
 
     python distill.py
-        takes minutes: the small teacher in assets/ and, as text, the
+        takes minutes: it uses the small teacher in assets/ and, as text, the
         documentation that is on this machine
     python distill.py --teacher bert-base-uncased --corpus wiki/ --out out/mini
         distils BERT-base; for a GPU
@@ -19,7 +19,8 @@ attention maps, its hidden states and its output distributions.
     loss = 1 * MLM + 3 * attention + 3 * hidden + 5 * output + 2.5 * elastic
 
 The last term is not in the paper. It is the output loss again, but after an
-earlier recursion, drawn at random: the student may then be stopped early.
+earlier recursion, which is drawn at random for each masked word. So the student
+can also be stopped early.
 """
 if __name__ == "__main__":
     # Before the imports below, which take seconds: see interrupt.py.
@@ -56,31 +57,39 @@ from data import (CACHE, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, CommandPa
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         layer_numbers)
 
-# The factors of the losses in the paper. It uses the embedding loss only in an ablation.
+# The factors of the losses in the paper, which uses the embedding loss only in an ablation.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "embedding": 0.0}
 
 
 # ---- The losses -------------------------------------------------------------------------
-# Each is summed over tokens or masked places. The class Distillation then divides it by their
-# number in the whole batch, so that the parts of micro-batches and of processes add up to the mean.
+# Each is a sum over tokens or masked places. The class Distillation divides it by the number of
+# tokens or masked places in the whole batch. So the parts that micro-batches and processes compute
+# add up to the mean.
 
 def attention_loss(student_map, teacher_map):
-    """Compare the attention maps of two layers: KL(teacher || student).
+    """Compare the attention maps of two layers, log-probabilities (B, H, T, T).
 
-    The maps are log-probabilities (B, H, T, T). Row i, where token i looks, has the divergence
-    sum over j of p_ij (log p_ij - log q_ij), for the teacher's p and the student's q. The result is
-    the sum over all B * H * T rows, divided by H * T. Distillation divides it by B * T: together
-    that is the mean over all B * H * T * T elements, as in the authors' KLDivLoss.
+    Row i of a map says where token i looks. The divergence of a row is KL(teacher || student),
+    which is the sum over j of p_ij (log p_ij - log q_ij), for the teacher's p and the student's q.
+    The result is the sum over all B * H * T rows, divided by H * T. Distillation divides it by
+    B * T, too. Together this is the mean over all B * H * T * T elements, as in the authors'
+    KLDivLoss.
     """
     _, H, T, _ = student_map.shape
     total = F.kl_div(student_map, teacher_map, reduction="sum", log_target=True)
     return total / (H * T)
 
 
-def hidden_loss(student_hidden, teacher_hidden):
-    """Compare hidden states (B, T, C): 1 - cosine, summed over the B * T tokens."""
+def hidden_loss(student_hidden, teacher_hidden, mask=None):
+    """Compare hidden states (B, T, C): 1 - cosine, summed over the B * T tokens.
+
+    mask (B, T): True at the tokens that count; None: all count
+    """
     cosine = F.cosine_similarity(student_hidden.float(), teacher_hidden.float(), dim=-1)   # (B, T)
-    return (1 - cosine).sum()
+    distance = 1 - cosine
+    if mask is not None:
+        distance = distance * mask
+    return distance.sum()
 
 
 def output_loss(student_logits, teacher_logits, temperature=1.0):
@@ -105,6 +114,21 @@ def mlm_loss(logits, labels):
     return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
+def layer_of_teacher(r, num_recursions, num_layers):
+    """Return the number of the teacher's layer from which recursion r learns and starts, from 0.
+
+    It is the layer at the same relative depth: after r + 1 recursions the student has done as much
+    as (r + 1) * num_layers / num_recursions layers of the teacher. If this is not a whole number,
+    it is rounded up.
+    """
+    return math.ceil((r + 1) * num_layers / num_recursions) - 1
+
+
+def can_match_layers(num_recursions, num_layers):
+    """Return True if one of the two numbers divides the other."""
+    return num_layers % num_recursions == 0 or num_recursions % num_layers == 0
+
+
 def match_layers(num_recursions, num_layers):
     """Pair recursions r of a student with layers of its teacher: [(r, layer)], from 0.
 
@@ -113,26 +137,17 @@ def match_layers(num_recursions, num_layers):
     there are more recursions than layers, it is the other way round: of 12 recursions 2, 4, ..., 12
     learn from 6 layers. ValueError if neither number divides the other.
     """
-    if num_layers % num_recursions != 0 and num_recursions % num_layers != 0:
+    if not can_match_layers(num_recursions, num_layers):
         divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
         raise ValueError(f"{num_recursions} recursions cannot be spread evenly over the "
                          f"teacher's {num_layers} layers; possible numbers are {divisors} and "
                          f"multiples of {num_layers}")
     pairs = []
     for r in range(num_recursions):
-        # After r + 1 recursions the student has done as much as (r + 1) * num_layers /
-        # num_recursions layers. If this is no whole number, the recursion has no layer to match.
+        # Between two layers of the teacher there is nothing to match.
         if (r + 1) * num_layers % num_recursions == 0:
             pairs.append((r, layer_of_teacher(r, num_recursions, num_layers)))
     return pairs
-
-
-def layer_of_teacher(r, num_recursions, num_layers):
-    """Return the number of the teacher's layer from which recursion r learns and starts, from 0.
-
-    If the one number does not divide the other, the layer is rounded up.
-    """
-    return math.ceil((r + 1) * num_layers / num_recursions) - 1
 
 
 def states_after(depths, hidden, positions):
@@ -195,7 +210,7 @@ class Distillation:
         micro-batch.
         """
         hidden, attention = self.student(ids, maps=self.student_maps)
-        if self.student.head is not None:                # without a head no loss needs logits
+        if "mlm" in self.weights or "output" in self.weights:
             masked_states = hidden[-1].flatten(0, 1)[positions]               # (m, C)
             logits = self.student.predict(masked_states)                      # (m, V)
         if self.needs_teacher:
@@ -239,19 +254,20 @@ class Distillation:
         T = self.batches.T
         device = device_of(self.student)
         for begin, end in self.micro_batch_bounds:
-            inside = (begin * T <= positions) & (positions < end * T)
-            ids_part, positions_part, labels_part, depths_part = to_device(
-                device, ids[begin:end], positions[inside] - begin * T, labels[inside],
-                depths[inside])
+            # Find the masked places in the rows from begin to end, and count them from there.
+            first_place = begin * T
+            inside = (first_place <= positions) & (positions < end * T)
+            own_positions = positions[inside] - first_place
+            part = to_device(device, ids[begin:end], own_positions, labels[inside], depths[inside])
             with autocast(device, self.bf16):
-                losses = self.compute(ids_part, positions_part, labels_part, depths_part,
-                                      num_masked)
+                losses = self.compute(*part, num_masked)
             yield losses
 
     def draw_depths(self, step, num_masked):
-        """Draw after how many recursions, from 1 to R - 1, the elastic loss looks at each masked
-        place -> (M,). It is a function of (seed, step), like the batch. With one recursion there is
-        no elastic loss, and all are 1.
+        """Draw for each masked place after how many recursions the elastic loss looks -> (M,).
+
+        The numbers are from 1 to R - 1. Like the batch they depend on the seed and the step alone.
+        If R is 1, there is no elastic loss, and all are 1.
         """
         R = self.student.config.num_hidden_layers
         # The 3 gives depths other random numbers than the 1 and 2 in MaskedBatches.
@@ -316,29 +332,30 @@ def start_embeddings(ours, theirs, ids):
     """Factorise the teacher's Embeddings (theirs): fill the student's (ours), whose tables are E
     wide, and its projection from E to C.
 
-    The tables are the teacher's in the E directions in which its embeddings X of ids (B, T) are
-    largest: the eigenvectors of X.T X with the largest eigenvalues. Then the projection is fitted
-    by least squares to the teacher's output for these ids. In the shapes, the teacher's tables have
-    the width C, as a BERT's do.
+    The student's tables are the teacher's, projected onto E directions: those in which the
+    teacher's embeddings of ids (B, T) are largest. Then the projection is fitted by least squares
+    to the teacher's output for these ids. In the shapes below, the teacher's tables have the width
+    C, as a BERT's do.
     """
     if ours.project is None:                             # E = C: there is nothing to factorise
         ours.load_state_dict(theirs.state_dict())
         return
     T = ids.shape[1]
     E = ours.word.embedding_dim
-    summed = theirs.word(ids) + theirs.position.weight[:T] + theirs.segment.weight[0]
-    summed = summed.flatten(0, 1)                        # (N, C) for the N = B * T tokens
-    moments = summed.T @ summed                          # (C, C)
+    vectors = theirs.word(ids) + theirs.position.weight[:T] + theirs.segment.weight[0]
+    vectors = vectors.flatten(0, 1)                      # (N, C) for the N = B * T tokens
+    moments = vectors.T @ vectors                        # (C, C)
     if not moments.isfinite().all():
         raise ValueError("the teacher's embeddings are too large to compute with")
-    # eigh sorts upwards, so the last E columns are the directions with the largest eigenvalues.
+    # The vectors are largest in the directions of the eigenvectors with the largest eigenvalues.
+    # eigh sorts upwards, so these are the last E columns.
     _, eigenvectors = torch.linalg.eigh(moments)
     basis = eigenvectors[:, -E:]                         # (C, E)
     ours.word.weight.copy_(theirs.word.weight @ basis)
     ours.position.weight.copy_(theirs.position.weight @ basis)
     ours.segment.weight.copy_(theirs.segment.weight @ basis)
 
-    narrow = ours.norm(summed @ basis)                   # (N, E): what the projection will see
+    narrow = ours.norm(vectors @ basis)                  # (N, E): what the projection will see
     narrow = F.pad(narrow, (0, 1), value=1.0)            # (N, E + 1): a column of 1 for the bias
     wanted = theirs(ids).flatten(0, 1)                   # (N, C)
     # The E columns of a LayerNorm's output sum to 0, so the matrix does not have full rank. Of the
@@ -354,7 +371,7 @@ def start_layers(student, teacher):
     The first and the last quarter of those layers are left out: of 4 layers only the second and the
     third count. With all of them the start is worse (EXPERIMENTS.md has the comparison).
     """
-    L = teacher.config.num_hidden_layers
+    L = teacher.config.num_hidden_layers                 # layers of the teacher
     G = student.config.num_hidden_groups
     replaced_by = layer_numbers(L, G)                    # for each of the teacher's layers: ours
     for g, layer in enumerate(student.layers):
@@ -366,7 +383,8 @@ def start_layers(student, teacher):
         middle = group[quarter:len(group) - quarter]
         mean = {}
         for name in middle[0]:
-            mean[name] = sum(weights[name] for weights in middle) / len(middle)
+            tensors = [state[name] for state in middle]
+            mean[name] = sum(tensors) / len(tensors)
         layer.load_state_dict(mean)
 
 
@@ -377,17 +395,18 @@ def start_corrections(student, teacher):
     nearest matrix of that rank. Each factor gets their square roots.
     """
     R = student.config.num_hidden_layers
-    L = teacher.config.num_hidden_layers
+    L = teacher.config.num_hidden_layers                 # layers of the teacher
     K = student.config.correction_rank
     for r, correction in enumerate(student.corrections):
-        shared = student.layer_of_recursion(r)
-        wanted = teacher.layer_of_recursion(layer_of_teacher(r, R, L))
-        for part, name in CORRECTED.items():
-            difference = wanted.get_parameter(name) - shared.get_parameter(name)
+        shared_layer = student.layer_of_recursion(r)
+        teacher_layer = teacher.layer_of_recursion(layer_of_teacher(r, R, L))
+        for name, name_in_layer in CORRECTED.items():
+            shared = shared_layer.get_parameter(name_in_layer)
+            difference = teacher_layer.get_parameter(name_in_layer) - shared
             # Now difference is left @ diag(sizes) @ right, with the largest sizes first.
             left, sizes, right = torch.linalg.svd(difference, full_matrices=False)
             root = sizes[:K].sqrt()                      # (K,)
-            low_rank = correction.get_submodule(part)
+            low_rank = correction.get_submodule(name)
             low_rank.up.copy_(left[:, :K] * root)
             low_rank.down.copy_(root[:, None] * right[:K])
 
@@ -428,7 +447,8 @@ def training_step(model, objective, optimizer, step, options, processes, check=T
     for losses in objective.micro_batches(step):
         loss = sum(objective.weights[name] * value for name, value in losses.items())
         loss.backward()                                  # adds to the gradients
-        for name, value in [("loss", loss), *losses.items()]:
+        values = {"loss": loss} | losses
+        for name, value in values.items():
             totals[name] = totals.get(name, 0) + value.detach()
     sum_over_processes(model, totals, processes)
 
@@ -447,7 +467,7 @@ class RunState(NamedTuple):
     """Where a run stands before its first step, or its next one."""
     optimizer: torch.optim.Optimizer
     tensors: dict           # {name: tensor}, all that training changes; checkpoints hold it
-    first_step: int         # steps done
+    first_step: int         # the next step, counted from 0: so many steps are done
     log_size: int           # bytes of log.jsonl that were written by then
 
 
@@ -514,22 +534,16 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
             # Reading a value from a GPU interrupts its work. So values are read, and checked for
             # nan, only in steps that log or save; a nan from an earlier step is still in the
             # weights then. On a CPU every step is checked before its update.
-            look_now = log_now or save_now
-            check = look_now or processes.device.type == "cpu" or len(signals) > 0
+            read_values = log_now or save_now
+            check = read_values or processes.device.type == "cpu"
             totals, lr, gradient_norm = training_step(
                 model, objective, run_state.optimizer, step, options, processes, check)
-            stop = must_stop(signals, look_now, processes)
+            stop = must_stop(signals, read_values, processes)
 
             if is_main and log_now:
                 seconds = time.perf_counter() - clock
-                line = {"step": done}
-                for name, value in totals.items():
-                    line[name] = value.item()
-                line["lr"] = lr
-                line["gradient_norm"] = gradient_norm.item()
                 num_tokens = objective.tokens_per_step * (done - last_logged)
-                line["tokens_per_second"] = round(num_tokens / seconds)
-                line["time"] = round(time.time())        # seconds since 1970
+                line = log_line(done, totals, lr, gradient_norm, num_tokens / seconds)
                 if evaluate_now:
                     for name, value in evaluate_model().items():
                         line[f"valid_{name}"] = value
@@ -539,6 +553,7 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 clock = time.perf_counter()      # the time of the evaluation does not count
 
             if stop:
+                # A signal may come in a step that was not checked; a nan is never saved.
                 check_finite_step(step, totals, gradient_norm, lr)
             if is_main and (stop or save_now):
                 save_training_state(state_path(options), run_state.tensors, done, log.tell(),
@@ -638,6 +653,18 @@ def progress_bar(first_step, steps, processes):
     if processes.rank > 0:
         disable = True
     return tqdm(range(first_step, steps), disable=disable)
+
+
+def log_line(step, totals, lr, gradient_norm, tokens_per_second):
+    """Make a line of log.jsonl, a dict, after so many steps. It reads the values from a GPU."""
+    line = {"step": step}
+    for name, value in totals.items():
+        line[name] = value.item()
+    line["lr"] = lr
+    line["gradient_norm"] = gradient_norm.item()
+    line["tokens_per_second"] = round(tokens_per_second)
+    line["time"] = round(time.time())                    # seconds since 1970
+    return line
 
 
 def show_progress(bar, line, steps, evaluate_now):
@@ -776,8 +803,8 @@ def keep_freed_memory():
 def first_process_first(processes):
     """Let the first process of each machine run the with block before the others. It does the work,
     such as tokenising; the others then find the result."""
-    # At the barrier all processes wait for each other. The first ones get there after their work,
-    # and the others before theirs.
+    # A barrier ends when all processes have reached it. The first process of a machine reaches it
+    # after the with block; the others wait there before they begin the block.
     if processes.local_rank > 0:
         dist.barrier()
     yield
@@ -817,15 +844,15 @@ def sum_over_processes(model, totals, processes):
         tensor.copy_(summed.view_as(tensor))
 
 
-def must_stop(signals, look_now, processes):
+def must_stop(signals, read_values, processes):
     """Tell whether to stop after this step: some process has received a signal.
 
     A single process stops at once. Several must stop after the same step, and they only ask each
-    other in steps in which they look at results.
+    other in steps in which they read values.
     """
     if processes.world == 1:
         return len(signals) > 0
-    if not look_now:
+    if not read_values:
         return False
     num_signals = torch.tensor(float(len(signals)), device=processes.device)
     dist.all_reduce(num_signals)
@@ -884,7 +911,7 @@ def to_device(device, *arrays):
 
 
 def fingerprint(model):
-    """Compute a short hash of all parameters; None if there is no model."""
+    """Compute a short hash of all parameters of a model -> text, or None if there is no model."""
     if model is None:
         return None
     digest = hashlib.sha256()
@@ -1035,8 +1062,9 @@ def add_loss_flags(parser):
     """Add the flags of distill.py about the losses."""
     group = parser.add_argument_group(
         "losses", "The loss is the sum of these, each times its weight; 0 leaves one out.\n"
-        "Without a teacher only mlm is possible; if the teacher has no head, mlm and\n"
-        "output are not.")
+        "Without a teacher only mlm is possible. If the teacher has no MLM head, there is\n"
+        "nothing for the student's head to start or to learn from: mlm, output and elastic\n"
+        "are left out.")
     what = {
         "mlm": "cross-entropy with the masked words",
         "attention": "KL divergence of the attention maps from the teacher's",
@@ -1090,7 +1118,7 @@ def add_training_flags(parser):
                        "but not in the recipe quick)")
 
 
-# What --evaluate reads.
+# The flags that --evaluate reads.
 EVALUATE_FLAGS = ("--evaluate", "--teacher", "--student", "--tokenizer", "--corpus", "--text",
                   "--cache", "--length", "--device", "--bf16")
 
@@ -1138,7 +1166,7 @@ def arguments(argv):
         if is_own_teacher and args.device != "cpu" and torch.cuda.is_available():
             args.recipe = "full"
     if args.elastic is None and args.output_weight == 0:
-        args.elastic = 0.0                               # it is an output loss, too
+        args.elastic = 0.0          # without the output loss there is none, unless one is asked for
     for name, value in RECIPES[args.recipe].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -1250,7 +1278,8 @@ def run_evaluation(args, teacher, tokenizer, processes):
     if args.student is not None:
         models["student"] = load(fetch(args.student, MODEL_FILES)).to(processes.device)
     check_sizes(models, tokenizer, args.length)
-    corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
+    with first_process_first(processes):
+        corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
     print_scores(models, make_valid_batches(corpus, tokenizer, args.length),
                  uses_bf16(args.bf16, processes.device), each_recursion=True)
 
@@ -1270,15 +1299,16 @@ def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, 
         batches = MaskedBatches(corpus.train_tokens, tokenizer, args.length, args.batch_size,
                                 args.seed)
     valid_batches = make_valid_batches(corpus, tokenizer, args.length)
-    settings["corpus"] = corpus.digest
+    settings = settings | {"corpus": corpus.digest}
     if args.init == "teacher":
         sample = batches.sequences(range(min(256, batches.count)))
         start_from_teacher(student, teacher, torch.from_numpy(sample))
-    models = {"student": student.to(device)}
+    models = {}                                          # in the order in which they are printed
     if teacher is not None:
-        models = {"teacher": teacher.to(device), "student": student}
+        models["teacher"] = teacher.to(device)
         if bf16:
             cast_linear_layers(teacher)
+    models["student"] = student.to(device)
     compile_losses = args.compile
     if compile_losses is None:
         compile_losses = device.type == "cuda" and args.recipe != "quick"
@@ -1300,6 +1330,7 @@ def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, 
     with explaining_memory(args.batch_size, args.micro_batch_size, args.length):
         describe_run(distillation, options.steps, run_state.first_step, device)
         if processes.rank == 0:
+            # Only now, because --overwrite loses nothing if something above has failed.
             claim_folder(args.out, "distill.py", settings, args.resume)
         train(student, distillation, run_state, options, settings, evaluate_student, save_student,
               processes)
@@ -1322,7 +1353,8 @@ def choose_losses(args, teacher, num_recursions):
         weight = getattr(args, f"{name}_weight")
         if name in possible and weight > 0:
             weights[name] = weight
-        # A weight that was asked for is not silently ignored.
+        # What is left out is not among the losses that describe_run prints. A weight that can only
+        # have been asked for is an error, too.
         if teacher is not None and name not in possible and weight not in (0, default):
             raise ValueError(f"--{name}-weight {weight:g}: the teacher has no MLM head")
     if "output" in possible and num_recursions > 1 and args.elastic > 0:

@@ -46,11 +46,12 @@ from checkpoint import (MODEL_FILES, check_finite, claim_folder, fetch, first_fe
                         write_safetensors)
 from data import (NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, CommandParser, Tokenizer,
                   docs_on_this_machine, run_command)
-from distill import (TrainingOptions, add_run_flags, autocast, begin_or_resume, broadcast,
-                     choose_device, device_of, end_after_signal, explaining_memory, fingerprint,
-                     first_process_first, given_flags, keep_freed_memory, leave_processes, number,
-                     output_loss, own_folder, refuse_flags, resume_settings, set_up_processes,
-                     split_batch, to_device, train, uses_bf16, whole_number)
+from distill import (LOSS_WEIGHTS, TrainingOptions, add_run_flags, autocast, begin_or_resume,
+                     broadcast, can_match_layers, choose_device, device_of, end_after_signal,
+                     explaining_memory, fingerprint, first_process_first, given_flags, hidden_loss,
+                     keep_freed_memory, leave_processes, match_layers, number, output_loss,
+                     own_folder, refuse_flags, resume_settings, set_up_processes, split_batch,
+                     to_device, train, uses_bf16, whole_number)
 from minialbert import MiniALBERT
 from tasks import (GLUE, KINDS, WORD_PATTERN, Example, Task, check_labels, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, lines_of, majority, make_task,
@@ -88,12 +89,16 @@ class Classifier(nn.Module):
         ids, mask, segments (B, T): see collate.
         """
         hidden, _ = self.encoder(ids, mask, segments)
-        logits = self.output(self.dropout(hidden[-1])).float()                # (B, T, n)
+        return self.classify(hidden[-1], segments)
+
+    def classify(self, states, segments):
+        """Compute logits (B, T, n) from the last hidden states (B, T, C)."""
+        logits = self.output(self.dropout(states)).float()                    # (B, T, n)
         if self.is_qa:
             # An answer is in the context (segment 1, which the last [SEP] has, too), or at [CLS],
             # which means "no answer". The question and the padding are masked, by a finite number:
             # the KL divergence from a teacher must be finite.
-            position = torch.arange(ids.shape[1], device=ids.device)
+            position = torch.arange(segments.shape[1], device=segments.device)
             is_forbidden = (segments == 0) & (position > 0)                   # (B, T)
             logits = logits.masked_fill(is_forbidden[:, :, None], -1e4)
         return logits
@@ -106,11 +111,13 @@ class Feature(NamedTuple):
     ids: np.ndarray         # (T,) token numbers
     num_before: int         # tokens before the text, or before the second text if there are two
     example: int            # index of the example from which it was made
-    positions: list         # where in ids the head is read; in qa at [CLS], too
-    about: list             # for each position: in tagging the number of its word; in qa where its
-                            # word is in the context: (first character, one past the last); else 0
-    labels: list            # for each position its label; in qa the positions of the answer's first
-                            # and last token, or [0, 0] if it is not in this window
+    positions: list         # indices into ids of the tokens at which the head is read. In qa they
+                            # are the tokens of the context; predict_logits adds [CLS]
+    about: list             # what each position stands for. In tagging: the number of its word. In
+                            # qa: its word's (first character, one past the last). Otherwise: 0
+    labels: list            # the label of each position, nan if it is not known. In qa: the
+                            # positions of the answer's first and last token, or [0, 0] if the
+                            # answer is not in this window
 
 
 def encode(task, examples, tokenizer):
@@ -203,7 +210,7 @@ def tagging_features(task, example_number, example, prefix, encoding, tokenizer,
                         if token == 0 or word_of_token[token] != word_of_token[token - 1]]
         shift = len(prefix) - begin                      # from a token's number to its position
         about = [word_of_token[token] for token in first_tokens]
-        labels = [0] * len(about)                        # if the tags are not known
+        labels = [math.nan] * len(about)                 # if the tags are not known
         if example.label:
             labels = [label_numbers[example.label[word]] for word in about]
         positions = [token + shift for token in first_tokens]
@@ -289,16 +296,22 @@ def collate(features, pad_id, is_qa):
 # ---- The loss ---------------------------------------------------------------------------
 
 class TaskLoss:
-    """The objective that train() minimises: cross-entropy, in regression squared error, averaged
-    over the labelled positions of a batch. With a fine-tuned teacher the distance from its outputs
-    is added: KL divergence, in regression squared error.
+    """The objective that train() minimises, with its interface: the losses of a batch.
+
+    task: cross-entropy, in regression squared error, averaged over the labelled positions
+    distill: the distance from a fine-tuned teacher's outputs there: KL divergence, in regression
+        squared error
+    hidden: the distance of the hidden states from the teacher's, as in distill.py, averaged over
+        the tokens. TinyBERT (arXiv 1909.10351) learns a task in this way, too
 
     A batch has sequences of similar length and is a function of (seed, step). In an epoch each
-    Feature is used once. teacher: a Classifier for the same labels; teacher_task: its Task.
+    Feature is used once. teacher: a Classifier for the same labels; teacher_task: its Task;
+    hidden_weight: the factor of the hidden loss, 0 to leave it out.
     """
 
     def __init__(self, model, task, features, batch_size, seed, pad_id, teacher=None,
-                 teacher_task=None, micro_batch_size=0, processes=None, bf16=False):
+                 teacher_task=None, hidden_weight=0.0, micro_batch_size=0, processes=None,
+                 bf16=False):
         self.model = model
         self.task = task
         self.features = features
@@ -312,8 +325,15 @@ class TaskLoss:
         if not any(feature.positions for feature in features):
             raise ValueError("no example has a token that could be trained on")
         self.weights = {"task": 1.0}
+        self.pairs = []                                  # (model's recursion, teacher's layer)
         if teacher is not None:
+            teacher.requires_grad_(False)
+            teacher.eval()                               # its dropout stays off
             self.weights["distill"] = 1.0
+            if hidden_weight > 0:
+                self.weights["hidden"] = hidden_weight
+                self.pairs = match_layers(model.encoder.config.num_hidden_layers,
+                                          teacher.encoder.config.num_hidden_layers)
         self.lengths = np.array([len(feature.ids) for feature in features])
         self.tokens_per_step = int(self.lengths.mean() * batch_size)          # approximate
         self.steps_per_epoch = math.ceil(len(features) / batch_size)
@@ -360,36 +380,44 @@ class TaskLoss:
         """
         ids, mask, segments, labels = collate(self.batch(step), self.pad_id, self.model.is_qa)
         num_labelled = max(1, np.count_nonzero(~np.isnan(labels)))
+        num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
             own_labels = labels[begin:end]
+            counted = mask[begin:end]                    # the tokens that the hidden loss counts
             if len(own_labels) == 0:
                 # All processes must have a gradient, so this one computes with a row that is not
-                # its own and has no label: its gradient is 0.
+                # its own and of which nothing counts: its gradient is 0.
                 begin = 0
                 end = 1
                 own_labels = np.full_like(labels[:1], np.nan)
-            # Find the positions on the CPU: on a GPU, the program would have to wait for them.
-            positions = np.flatnonzero(~np.isnan(own_labels))
-            targets = own_labels.ravel()[positions]
+                counted = np.zeros_like(mask[:1])
+            # Find the labels on the CPU: on a GPU, the program would have to wait for them.
+            labelled = np.flatnonzero(~np.isnan(own_labels))
+            targets = own_labels.ravel()[labelled]
             if self.task.kind == "regression":
                 # This is done before the numbers become float32, which has seven digits only.
                 targets = (targets - self.task.mean) / self.task.sd
-            part = to_device(device, ids[begin:end], mask[begin:end], segments[begin:end],
-                             positions, targets.astype(np.float32))
+            part = to_device(device, ids[begin:end], mask[begin:end], segments[begin:end], counted,
+                             labelled, targets.astype(np.float32))
             with autocast(device, self.bf16):
-                losses = self.losses(*part, num_labelled)
+                losses = self.losses(*part, num_labelled, num_tokens)
             yield losses
 
-    def losses(self, ids, mask, segments, positions, targets, num_labelled):
+    def losses(self, ids, mask, segments, counted, labelled, targets, num_labelled, num_tokens):
         """Compute a micro-batch's part of each loss: {name: scalar}.
 
-        ids, mask, segments (B, T): see collate. positions (N,) are those of the labels in collate's
-        flattened array, targets (N,) the labels themselves, in regression normalised.
+        ids, mask, segments (B, T): see collate
+        counted (B, T): True at the tokens that the hidden loss counts
+        labelled (N,): where in collate's flattened array the labels are
+        targets (N,): the labels themselves, in regression normalised
+        num_labelled, num_tokens: the numbers of labels and of tokens in the whole batch
         """
         is_qa = self.model.is_qa
-        outputs = labelled_rows(self.model(ids, mask, segments), positions, is_qa)
         is_regression = self.task.kind == "regression"
+        hidden, _ = self.model.encoder(ids, mask, segments)
+        logits = self.model.classify(hidden[-1], segments)
+        outputs = labelled_rows(logits, labelled, is_qa)                      # (N, n)
         losses = {}
         if is_regression:
             squared_error = F.mse_loss(outputs[:, 0], targets, reduction="sum")
@@ -399,8 +427,9 @@ class TaskLoss:
             losses["task"] = cross_entropy / num_labelled
         if self.teacher is not None:
             with torch.no_grad():
-                teacher_logits = self.teacher(ids, mask, segments)
-            teacher_outputs = labelled_rows(teacher_logits, positions, is_qa)
+                teacher_hidden, _ = self.teacher.encoder(ids, mask, segments)
+                teacher_logits = self.teacher.classify(teacher_hidden[-1], segments)
+            teacher_outputs = labelled_rows(teacher_logits, labelled, is_qa)  # (N, n)
             if is_regression:
                 # Undo the teacher's normalisation, then apply the student's, which may differ.
                 numbers = teacher_outputs * self.teacher_task.sd + self.teacher_task.mean
@@ -409,21 +438,26 @@ class TaskLoss:
             else:
                 distance = output_loss(outputs, teacher_outputs)
             losses["distill"] = distance / num_labelled
+        if "hidden" in self.weights:
+            # hidden[0] are the embeddings, so hidden[r + 1] is the output of recursion r.
+            total = sum(hidden_loss(hidden[r + 1], teacher_hidden[layer + 1], counted)
+                        for r, layer in self.pairs)
+            losses["hidden"] = total / num_tokens
         return losses
 
 
-def labelled_rows(logits, positions, is_qa):
-    """Select what the loss compares: the rows (N, n) of logits (B, T, n) at N positions.
+def labelled_rows(logits, labelled, is_qa):
+    """Select what the loss compares: the rows (N, n) of logits (B, T, n) that have a label.
 
-    In qa each sequence gives two rows, for the begin and the end of the answer, with a logit for
-    each token: (B, T, 2) -> (2 B, T), of which those at N positions are selected.
+    labelled (N,): the indices of the labels in collate's flattened array. In qa that is (B, 2),
+    where the answer begins and ends, and each of these rows has a logit for each token: n is T.
     """
     if is_qa:
         rows = logits.transpose(1, 2)                    # (B, 2, T)
         rows = rows.flatten(0, 1)                        # (2 B, T): begin, end, begin, end, ...
     else:
         rows = logits.flatten(0, 1)                      # (B * T, n)
-    return rows[positions]
+    return rows[labelled]
 
 
 # ---- New adapters in a trained encoder --------------------------------------------------
@@ -435,8 +469,8 @@ def fit_adapters_to_identity(encoder, ids, mask):
     A new adapter would output LayerNorm(x) instead of x. So in each channel the weight and the bias
     of its LayerNorm are set by least squares such that weight * normalised + bias is close to x.
     """
-    # A hook that fits an adapter just before it runs. So one forward pass fits all, in order, and
-    # the input of each comes already from the fitted adapters before it.
+    # fit() is called just before each adapter runs. So one forward pass fits all adapters, and each
+    # sees states that have gone through the fitted adapters before it.
     def fit(adapter, inputs):
         x = inputs[0]                                    # (B, T, C), its only input
         values = x[mask]                                 # (N, C), the N real tokens
@@ -535,8 +569,8 @@ def decode_answers(task, examples, features, logits, longest=30):
     no_answer_score = [np.inf] * len(examples)           # the lowest over the windows
     for feature, rows in zip(features, logits):
         i = feature.example
-        # A window without the answer prefers [CLS], and is right. So a question has no answer only
-        # if even the window with the lowest such score prefers it.
+        # Most windows do not contain the answer, and it is right that [CLS] wins there. So the
+        # window in which [CLS] has the lowest score decides.
         no_answer_score[i] = min(no_answer_score[i], rows[0].sum())
         if not feature.positions:                        # the context has no tokens
             continue
@@ -591,13 +625,15 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     found = load(path, recursions)
     config = replace(found.config, hidden_dropout_prob=dropout,
                      attention_probs_dropout_prob=dropout)
-    has_neither = config.adapter_size == 0 and config.correction_rank == 0
-    adds_adapters = mode == "adapters" and has_neither
+    adds_adapters = False
+    if mode == "adapters":
+        adds_adapters = config.adapter_size == 0 and config.correction_rank == 0
     if adds_adapters:
         config = replace(config, adapter_size=max(1, config.hidden_size // 16))
     encoder = MiniALBERT(config, head=False)
     if mode != "random":
-        weights = encoder.state_dict()                   # only new adapters keep these
+        # New adapters are not in `found`: they keep their fresh values.
+        weights = encoder.state_dict()
         for name, tensor in found.state_dict().items():
             if not name.startswith("head."):
                 weights[name] = tensor
@@ -728,6 +764,7 @@ class Tuning(NamedTuple):
     tokenizer: Tokenizer
     teacher: object         # a Classifier, or None
     teacher_task: object    # its Task
+    hidden_weight: float    # of the hidden loss; 0 leaves it out
     processes: object
     bf16: bool
 
@@ -745,21 +782,26 @@ def choose_trained(encoder, mode):
 def fine_tune(tuning, splits, mode, seed, lr):
     """Make one run -> (the model, {split: Result}).
 
-    mode says what is trained: all; adapters (corrections, too, and the head); head (alone); random,
-    which is like all, but the encoder starts from random weights.
+    mode says what is trained:
+        all: everything
+        adapters: each recursion's adapters or corrections, and the head
+        head: the head alone
+        random: everything, and the encoder starts from random weights
     """
     args = tuning.args
     task = tuning.task
     features = splits["train"].features
     pad_id = tuning.tokenizer.pad_id
     torch.manual_seed(seed)
+    # A sample of the data, to which new adapters are fitted.
     ids, mask, _, _ = collate(features[:64], pad_id, task.kind == "qa")
-    model, _ = load_classifier(tuning.model_path, task, mode, args.dropout, (ids, mask),
-                               args.recursions)
+    model, _ = load_classifier(tuning.model_path, task, mode, args.dropout, sample=(ids, mask),
+                               recursions=args.recursions)
     model.to(tuning.processes.device)
     choose_trained(model.encoder, mode)
     task_loss = TaskLoss(model, task, features, args.batch_size, seed, pad_id, tuning.teacher,
-                         tuning.teacher_task, args.micro_batch_size, tuning.processes, tuning.bf16)
+                         tuning.teacher_task, tuning.hidden_weight, args.micro_batch_size,
+                         tuning.processes, tuning.bf16)
     steps = args.steps
     if steps is None:
         steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
@@ -774,6 +816,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     settings = resume_settings(options, args.batch_size, args.dropout, tuning.bf16)
     settings["model"] = fingerprint(model)
     settings["teacher"] = fingerprint(tuning.teacher)
+    settings["hidden_weight"] = tuning.hidden_weight
     settings["data"] = hash_features(features)
 
     evaluation = Evaluation(model, task, splits, pad_id, tuning.bf16)
@@ -781,7 +824,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     run_state = begin_or_resume(model, options, settings, tuning.processes)
     with explaining_memory(args.batch_size, args.micro_batch_size, task.length):
         signals = train(model, task_loss, run_state, options, settings, evaluation.measure,
-                        do_nothing, tuning.processes)
+                        save_nothing, tuning.processes)
     if signals:                         # in the last step; other runs may follow this one
         print("\nstopped after this run: --resume goes on from there")
         end_after_signal(signals)
@@ -792,15 +835,25 @@ def fine_tune(tuning, splits, mode, seed, lr):
     print(f"{out}: {num_trained:,} trained parameters, {steps:,} steps, {seconds:.0f} s with "
           f"evaluation, {task_loss.padding():.1%} padding", flush=True)
     for name, result in evaluation.results.items():
-        different = {str(prediction) for prediction, _ in result.predictions}
-        if len(different) == 1 and len(result.predictions) > 1:
+        if len(result.predictions) > 1 and len(distinct_predictions(result)) == 1:
             print(f"warning: all predictions for {name} are the same")
     return model, evaluation.results
 
 
-def do_nothing():
-    """train() calls this to save a model; nothing is saved, because run_mode() saves the model of
-    the first seed at the end."""
+def distinct_predictions(result):
+    """Return the set of all predictions of a Result; in tagging the set of all tags."""
+    distinct = set()
+    for prediction, _ in result.predictions:
+        if isinstance(prediction, list):                 # the tags of a sentence
+            distinct.update(prediction)
+        else:
+            distinct.add(prediction)
+    return distinct
+
+
+def save_nothing():
+    """Save no model, where train() would save one: run_mode() saves that of the first seed at the
+    end."""
 
 
 def hash_features(features):
@@ -847,6 +900,10 @@ def arguments(argv):
                        "to train or to predict: it is faster then (default: all)")
     group.add_argument("--distill-from", metavar="DIR",
                        help="also learn from this model, which was fine-tuned for the same task")
+    group.add_argument("--hidden-weight", type=number(), metavar="W",
+                       help="with --distill-from: weight of 1 - cosine of the hidden states with "
+                       "the teacher's (default: 3, or 0 if the teacher has another width or number "
+                       "of layers, so that they cannot be compared, or with --freeze)")
     group.add_argument("--predict", metavar="TEXT_OR_FILE",
                        help="print what the fine-tuned --model predicts for a text, or for each "
                        "line of a file; a tab separates two texts, such as a question and its "
@@ -886,10 +943,11 @@ def arguments(argv):
     group = parser.add_argument_group("training")
     what = group.add_mutually_exclusive_group()
     what.add_argument("--adapters-only", dest="mode", action="store_const", const="adapters",
-                      default="all", help="train only the head and what each recursion has "
+                      help="train only the head and what each recursion has "
                       "of its own, adapters or corrections; a model with neither gets adapters")
     what.add_argument("--freeze", dest="mode", action="store_const", const="head",
                       help="train only the head")
+    parser.set_defaults(mode="all")
     group.add_argument("--lr", type=number(), nargs="+", metavar="X",
                        help="highest learning rate; of several the best is chosen on a tenth of "
                        "the training set (default: 5e-5; 1e-3 for adapters or the head alone; "
@@ -930,6 +988,8 @@ def arguments(argv):
 
 PREDICT_FLAGS = ("--predict", "--model", "--recursions", "--device", "--bf16", "--out",
                  "--overwrite")
+FILE_FLAGS = ["--train", "--dev", "--test"]
+COLUMN_FLAGS = ["--text", "--label"]
 EVALUATE_FLAGS = ("--evaluate", "--model", "--recursions", "--task", "--data", "--dev", "--test",
                   "--text", "--label", "--device", "--bf16")
 
@@ -953,10 +1013,10 @@ def check_flags(args, given):
                          "have them, --dev FILE and --test FILE")
     if args.steps is not None:
         refuse_flags(given, ["--epochs"], "--steps says already how long to train")
-
-
-FILE_FLAGS = ["--train", "--dev", "--test"]
-COLUMN_FLAGS = ["--text", "--label"]
+    if args.distill_from is None:
+        refuse_flags(given, ["--hidden-weight"], "there is no teacher without --distill-from")
+    if args.mode == "head":
+        refuse_flags(given, ["--hidden-weight"], "with --freeze the hidden states do not change")
 
 
 def check_file_flags(task_name, given):
@@ -998,6 +1058,7 @@ def run(args):
     bf16 = uses_bf16(args.bf16, processes.device)
     model_path = fetch(args.model, MODEL_FILES + NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER)
     tokenizer = Tokenizer(model_path)
+    # Loaded for its Config alone, which --recursions changes: each run loads the model anew.
     config = load(model_path, args.recursions).config
     check_vocabulary(tokenizer, config)
     kind = kind_of_task(name)
@@ -1005,21 +1066,23 @@ def run(args):
     with first_process_first(processes):
         splits = read_splits(args, name, kind)
     task = make_task(name, kind, splits, length, args.stride)
+    check_segments(model_path, config, task)
     settings = {
         "task": name, "modes": modes, "lr": args.lr, "seed": args.seed, "epochs": args.epochs,
         "steps": args.steps, "batch_size": args.batch_size, "dropout": args.dropout,
         "weight_decay": args.weight_decay, "length": length, "bf16": bf16,
-        "recursions": args.recursions}
+        "recursions": args.recursions, "hidden_weight": args.hidden_weight}
     with own_folder(out, "finetune.py", settings, [model_path, args.distill_from], args, processes):
         print_task(task, splits)
         encoded = encode_splits(task, splits, tokenizer)
         check_language(encoded["train"].features, tokenizer, model_path)
         teacher, teacher_task = load_teacher(args.distill_from, task, tokenizer, encoded,
                                              processes.device, bf16)
+        hidden_weight = choose_hidden_weight(args.hidden_weight, args.mode, teacher, config)
         if processes.rank == 0:
             claim_folder(out, "finetune.py", settings, args.resume)
-        tuning = Tuning(args, model_path, out, task, tokenizer, teacher, teacher_task, processes,
-                        bf16)
+        tuning = Tuning(args, model_path, out, task, tokenizer, teacher, teacher_task,
+                        hidden_weight, processes, bf16)
         rows = majority_rows(task, splits)
         results_of_modes = {}
         for mode in modes:
@@ -1038,6 +1101,14 @@ def check_vocabulary(tokenizer, config):
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(f"{tokenizer.path}: its tokenizer has {tokenizer.vocab_size} tokens, the "
                          f"model only {config.vocab_size}")
+
+
+def check_segments(path, config, task):
+    """Raise ValueError if a task has two texts, but the model with this Config knows one segment
+    only, so that it cannot tell them apart."""
+    if task.pair and config.type_vocab_size < 2:
+        raise ValueError(f"{path}: type_vocab_size is {config.type_vocab_size}, so the model cannot "
+                         "tell two texts apart")
 
 
 def print_task(task, splits):
@@ -1200,6 +1271,34 @@ def load_teacher(path, task, tokenizer, encoded, device, bf16):
     return teacher, teacher_task
 
 
+def choose_hidden_weight(flag, mode, teacher, config):
+    """Return the weight of the hidden loss: the flag --hidden-weight, or its default.
+
+    teacher: a Classifier or None; config: the Config of the model that is trained
+    If the hidden states cannot be compared, this is a ValueError if the flag asks for it, and else
+    a line is printed that says so.
+    """
+    if teacher is None or mode == "head" or flag == 0:
+        return 0.0
+    teacher_config = teacher.encoder.config
+    obstacle = None
+    if teacher_config.hidden_size != config.hidden_size:
+        obstacle = (f"hidden_size of the teacher is {teacher_config.hidden_size}, of the model "
+                    f"{config.hidden_size}")
+    elif not can_match_layers(config.num_hidden_layers, teacher_config.num_hidden_layers):
+        obstacle = (f"the teacher has {teacher_config.num_hidden_layers} layers, the model "
+                    f"{config.num_hidden_layers} recursions")
+    if obstacle is None:
+        if flag is None:
+            return LOSS_WEIGHTS["hidden"]
+        return flag
+    if flag is not None:
+        raise ValueError(f"--hidden-weight {flag:g}: the hidden states cannot be compared: "
+                         f"{obstacle}")
+    print(f"the hidden states are not compared with the teacher's: {obstacle}")
+    return 0.0
+
+
 def majority_rows(task, splits):
     """Score guesses made without a model -> rows for print_rows."""
     rows = []
@@ -1239,6 +1338,7 @@ def load_fine_tuned(args):
     model, task = load_classifier(args.model, recursions=args.recursions)
     tokenizer = Tokenizer(args.model)
     check_vocabulary(tokenizer, model.encoder.config)
+    check_segments(args.model, model.encoder.config, task)
     return model.to(device), task, tokenizer, bf16
 
 
@@ -1294,15 +1394,11 @@ def predict(args):
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     split = Split(examples, list(encode(task, examples, tokenizer)))
     predictions = evaluate_split(model, task, split, tokenizer.pad_id, bf16).predictions
-    described = [describe_prediction(task, example, prediction, probabilities)
-                 for example, (prediction, probabilities) in zip(examples, predictions)]
-    number_of_example = 0
-    for line in lines:
-        if line.strip():
-            print(described[number_of_example])
-            number_of_example += 1
-        else:
-            print()                                      # so that answers stand beside their lines
+    described = [""] * len(lines)                        # an empty line stays empty
+    numbers = [i for i, line in enumerate(lines) if line.strip()]
+    for i, example, (prediction, probabilities) in zip(numbers, examples, predictions):
+        described[i] = describe_prediction(task, example, prediction, probabilities)
+    print("\n".join(described))
 
 
 def lines_to_predict(text):
@@ -1315,12 +1411,12 @@ def lines_to_predict(text):
             raise ValueError(f"--predict {text}: give a file with a text on each line, not a table")
         return [line for _, line in lines_of(text)]
     if os.path.exists(text):
-        raise ValueError(f"--predict {text}: this is not a regular file; to predict for this text "
-                         "itself, write it with a space at its end")
+        raise ValueError(f"--predict {text}: this is not a regular file; if it is meant as a text, "
+                         "add a space to it")
     if re.fullmatch(r"\S+\.(txt|tsv|csv|jsonl?)", text):
         raise ValueError(f"--predict {text}: there is no such file")
-    # Python marks bytes of the command line that are not UTF-8 by half characters, which cannot be
-    # written. Here they become question marks.
+    # Bytes of the command line that are not UTF-8 are surrogates in Python's text, which cannot be
+    # printed. Here they become question marks.
     return [text.encode("utf-8", "replace").decode()]
 
 
@@ -1366,13 +1462,14 @@ def describe_prediction(task, example, prediction, probabilities):
     if task.kind == "tagging":
         found = []
         for first, end, entity_type in sorted(entities(prediction)):
-            found.append(f"{' '.join(example.text[first:end])} ({printable(entity_type)})")
+            words = printable(" ".join(example.text[first:end]))
+            found.append(f"{words} ({printable(entity_type)})")
         if not found:
             return "no entity"
         return ", ".join(found)
     if task.kind == "qa" and prediction == "":
         return "no answer"
-    return str(prediction)
+    return printable(str(prediction))
 
 
 def main(argv=None):

@@ -1,11 +1,12 @@
 """Read task files into Examples, and measure how good predictions are.
 
 Each file format has a reader that returns Examples: GLUE in its official layout, tables with named
-columns, CoNLL files, SQuAD files, and one task made from the documentation on this machine. Any
+columns, CoNLL files, SQuAD files, and one task made from the documentation on this machine. A
 fault in a file raises a ValueError that names the file and, where there is one, the line. The
 metrics are those with which the tasks were published.
 """
 import csv
+import glob
 import io
 import json
 import math
@@ -28,6 +29,7 @@ from checkpoint import (LARGEST_TEXT, check_readable, first_few, parse_json_obje
 from data import CACHE, is_held_out
 
 KINDS = ("classification", "regression", "tagging", "qa")
+LARGEST_NUMBER = 1e30       # labels in regression are smaller in size: their squares stay finite
 
 
 class Example(NamedTuple):
@@ -37,7 +39,8 @@ class Example(NamedTuple):
     label: object           # classification: a name; regression: a number; tagging: a list with a
                             # tag for each word; qa: a list of answers, each (index of its first
                             # character in the context, text); None: it is not known
-    id: str                 # qa: the question's id; otherwise the number of the row in its file
+    id: str                 # qa: the question's id; otherwise the number of the example in its
+                            # file, from 0
     location: str           # "file:line", in qa the file alone; for messages
 
 
@@ -47,13 +50,14 @@ class Task:
     name: str               # a key of GLUE, "code", or, for a user's own files, the kind
     kind: str               # one of KINDS
     labels: list            # all labels, sorted; in regression and qa empty
-    metrics: list           # names of metrics; by the first one a learning rate is chosen
+    metrics: list           # names of metrics; the first one decides between learning rates
     length: int             # the largest number of tokens in a sequence, T
-    stride: int             # qa: the overlap of neighbouring windows of a context, in tokens; of
-                            # half a window if this is more
+    stride: int             # qa: how many tokens neighbouring windows of a context share; never
+                            # more than half a window
     pair: bool              # whether each example has two texts
-    mean: float             # regression: mean of the training labels; the head predicts
-    sd: float               # (y - mean) / sd, where sd is their standard deviation
+    mean: float             # regression: the mean of the training labels y, else 0
+    sd: float               # regression: their standard deviation; the head predicts
+                            # (y - mean) / sd. 1 where all labels are equal, or for other kinds
     unanswerable: bool      # qa: whether some training questions have no answer
 
     def __post_init__(self):
@@ -80,21 +84,21 @@ class Task:
         if self.length < 8 or self.stride < 1:
             raise ValueError(f"length {self.length} is below 8, or stride {self.stride} below 1")
         if not abs(self.mean) < LARGEST_NUMBER or not 0 < self.sd < LARGEST_NUMBER:
-            raise ValueError(f"mean {self.mean} and sd {self.sd} must be smaller than 1e30 in "
-                             "size, and sd above 0")
+            raise ValueError(f"mean {self.mean} and sd {self.sd} must be smaller than "
+                             f"{LARGEST_NUMBER:g} in size, and sd above 0")
         if self.kind == "qa" and not self.pair:
             raise ValueError("pair must be true for qa: each example has a question and a context")
 
 
 class GlueTask(NamedTuple):
-    folder: str             # the name of its folder; ZIP_NAMES has those of some zips
+    """What the official files of a task of GLUE look like."""
+    folder: str             # the name of its folder, and of its zip where ZIP_NAMES has no other
     texts: list             # the columns of the one or two texts
     label: str              # the column of the label
     kind: str
     metrics: list
 
 
-LARGEST_NUMBER = 1e30       # labels in regression are smaller in size: their squares stay finite
 GLUE = {
     "cola": GlueTask("CoLA", ["sentence"], "label", "classification", ["matthews"]),
     "sst2": GlueTask("SST-2", ["sentence"], "label", "classification", ["accuracy"]),
@@ -274,7 +278,7 @@ def entities(tags):
     first = None                                         # first word of the open entity, if any
     previous = "O"
     for i, tag in enumerate(list(tags) + ["O"]):         # the added O closes an entity at the end
-        same_type = tag[1:] == previous[1:]              # both are "-type"
+        same_type = tag[1:] == previous[1:]              # it compares "-type", or "" after an O
         continues = tag.startswith("I") and same_type
         if first is not None and not continues:
             found.add((first, i, previous[2:]))
@@ -379,7 +383,7 @@ def rows_of(path, header=None):
     elif ending in (".tsv", ".txt"):
         rows = cells_of_tsv(path)
     else:
-        raise ValueError(f"{path}: the ending of a table must be .tsv, .csv or .jsonl")
+        raise ValueError(f"{path}: the ending of a table must be .tsv, .txt, .csv or .jsonl")
     for number, cells in rows:
         if not cells:                                    # an empty line
             continue
@@ -435,7 +439,7 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
         label = None
         if label_column is not None:
             label = str(cell(row, label_column, (str, int, float), location)).strip()
-            if label.lower() in ("", "nan"):
+            if label.lower() in ("", "nan"):             # pandas writes nan for a missing value
                 raise ValueError(f"{location}: the label in column {label_column!r} is missing")
             if numeric:
                 label = read_number(label, label_column, location)
@@ -460,7 +464,8 @@ def read_number(text, column, location):
     Python would take, are not numbers here."""
     pattern = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d{1,4})?"
     if not re.fullmatch(pattern, text.lower()) or abs(float(text)) >= LARGEST_NUMBER:
-        raise ValueError(f"{location}: {column} {text!r:.60} is not a number below 1e30")
+        raise ValueError(f"{location}: {column} {text!r:.60} is not a number below "
+                         f"{LARGEST_NUMBER:g}")
     return float(text)
 
 
@@ -481,44 +486,50 @@ def read_tags(path):
     in BioBERT's files, the type is "entity".
     """
     examples = []
-    words = []
-    tags = []
     num_columns = None                                   # all lines have as many as the first one
-    have_type = None                                     # and whether B, I and so on have a type
-    first_line = 1
-    lines = list(lines_of(path))
-    lines.append((0, ""))                                # an empty line ends the last sentence, too
-    for number, line in lines:
-        cells = line.split("\t") if "\t" in line else line.split()
-        if not line.strip() or cells[0] == "-DOCSTART-":
-            if words:
-                location = f"{path}:{first_line}"
-                examples.append(Example(words, None, iob2(tags), str(len(examples)), location))
-            words = []
-            tags = []
-            first_line = number + 1
-            continue
-        if num_columns is None:
-            num_columns = max(2, len(cells))             # at least a word and a tag
-        if len(cells) != num_columns or not cells[0].strip():
-            raise ValueError(f"{path}:{number}: {line!r:.60} is not a word and a tag in "
-                             f"{num_columns} columns")
-        word = cells[0]
-        tag = cells[-1]
-        if not re.fullmatch(r"O|[BIESLU](-.+)?", tag):
-            raise ValueError(f"{path}:{number}: the tag {tag!r:.60} is neither O nor one of "
-                             "B, I, E, S, L, U, alone or with - and a type")
-        if tag != "O":
-            if have_type is None:
-                have_type = "-" in tag
-            if have_type != ("-" in tag):
-                raise ValueError(f"{path}:{number}: of the tags up to {tag!r:.60} some have a type "
-                                 "and some have none")
-            if not have_type:
-                tag += "-entity"
-        words.append(word)
-        tags.append(tag)
+    have_type = None                                     # whether B, I and so on have a type
+    for sentence in sentences_of(path):
+        words = []
+        tags = []
+        for number, line in sentence:
+            columns = line.split("\t") if "\t" in line else line.split()
+            if num_columns is None:
+                num_columns = max(2, len(columns))       # at least a word and a tag
+            if len(columns) != num_columns or not columns[0].strip():
+                raise ValueError(f"{path}:{number}: {line!r:.60} is not a word and a tag in "
+                                 f"{num_columns} columns")
+            tag = columns[-1]
+            if not re.fullmatch(r"O|[BIESLU](-.+)?", tag):
+                raise ValueError(f"{path}:{number}: the tag {tag!r:.60} is neither O nor one of "
+                                 "B, I, E, S, L, U, alone or with - and a type")
+            if tag != "O":
+                if have_type is None:
+                    have_type = "-" in tag
+                if have_type != ("-" in tag):
+                    raise ValueError(f"{path}:{number}: of the tags up to {tag!r:.60} some have a "
+                                     "type and some have none")
+                if not have_type:
+                    tag += "-entity"
+            words.append(columns[0])
+            tags.append(tag)
+        first_line, _ = sentence[0]
+        location = f"{path}:{first_line}"
+        examples.append(Example(words, None, iob2(tags), str(len(examples)), location))
     return not_empty(examples, path)
+
+
+def sentences_of(path):
+    """Yield the sentences of a CoNLL file, each a list of (number of the line, line)."""
+    sentence = []
+    for number, line in lines_of(path):
+        first_word = re.split(r"\s", line)[0]
+        if line.strip() and first_word != "-DOCSTART-":
+            sentence.append((number, line))
+        elif sentence:
+            yield sentence
+            sentence = []
+    if sentence:
+        yield sentence
 
 
 def iob2(tags):
@@ -531,7 +542,7 @@ def iob2(tags):
     converted = []
     previous = "O"
     for tag in tags:
-        same_type = tag[1:] == previous[1:]              # both are "-type"
+        same_type = tag[1:] == previous[1:]              # it compares "-type", or "" after an O
         can_follow = tag[0] in ("I", "E", "L")
         is_open = previous[0] in ("B", "I")
         continues = can_follow and is_open and same_type
@@ -595,31 +606,33 @@ def line_of_question(text, question):
     if not isinstance(question, dict) or not isinstance(question.get("id"), str):
         return 1
     # Characters other than ASCII may be written as they are, or as an escape.
-    escaped = text.find(json.dumps(question["id"]))
-    as_it_is = text.find(json.dumps(question["id"], ensure_ascii=False))
-    position = max(0, escaped, as_it_is)
-    return text.count("\n", 0, position) + 1
+    for ensure_ascii in (True, False):
+        position = text.find(json.dumps(question["id"], ensure_ascii=ensure_ascii))
+        if position >= 0:
+            return text.count("\n", 0, position) + 1
+    return 1
 
 
-def field_of(value, name, kind):
-    """Return value[name]. ValueError unless value is a dict and the field is of this kind."""
+def field_of(value, name, field_type):
+    """Return value[name]. ValueError unless value is a dict and the field is of this type."""
+    type_names = {str: "text", int: "a whole number", list: "a list"}
     if not isinstance(value, dict):
         raise ValueError(f"{value!r:.60} is not a JSON object with the field {name!r}")
-    if type(value.get(name)) is not kind:
-        raise ValueError(f"the field {name!r} is {value.get(name)!r:.60}, but must be a "
-                         f"{kind.__name__}")
+    if type(value.get(name)) is not field_type:
+        raise ValueError(f"the field {name!r} is {value.get(name)!r:.60}, but must be "
+                         f"{type_names[field_type]}")
     return value[name]
 
 
 def read_glue(name, folder):
     """Read a GLUE task in its official layout -> {split: examples}. MNLI has two dev sets."""
-    task = GLUE[name]
+    label_column = GLUE[name].label
     endings = ("",)
     if name == "mnli":
         endings = ("_matched", "_mismatched")
-    splits = {"train": read_glue_file(name, folder, "train", task.label)}
+    splits = {"train": read_glue_file(name, folder, "train", label_column)}
     for ending in endings:
-        splits[f"dev{ending}"] = read_glue_file(name, folder, f"dev{ending}", task.label)
+        splits[f"dev{ending}"] = read_glue_file(name, folder, f"dev{ending}", label_column)
     for ending in endings:
         if os.path.isfile(os.path.join(folder, f"test{ending}.tsv")):
             splits[f"test{ending}"] = read_glue_file(name, folder, f"test{ending}", None)
@@ -629,13 +642,14 @@ def read_glue(name, folder):
 def read_glue_file(name, folder, split, label_column):
     """Read the Examples of one split of a GLUE task; label_column is None for a test set, whose
     labels are not published."""
-    task = GLUE[name]
+    glue_task = GLUE[name]
     header = None
     # CoLA's train.tsv and dev.tsv have no line with the names of the columns; its test.tsv has one.
     if name == "cola" and split != "test":
         header = ["source", "label", "star", "sentence"]
     path = os.path.join(folder, f"{split}.tsv")
-    return read_table(path, task.texts, label_column, header, task.kind == "regression")
+    return read_table(path, glue_task.texts, label_column, header,
+                      numeric=glue_task.kind == "regression")
 
 
 GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/"
@@ -656,16 +670,7 @@ def download_glue(name, cache=CACHE):
     temporary = f"{folder}.tmp"
     os.makedirs(temporary, exist_ok=True)
     try:
-        archive = zipfile.ZipFile(download(url))
-        for member in archive.infolist():
-            if re.fullmatch(r"[^/]+/(train|dev|test)(_\w+)?\.tsv", member.filename):
-                if member.file_size > LARGEST_TEXT:
-                    raise ValueError(f"{member.filename} in it is over 1 GB large")
-                member.filename = os.path.basename(member.filename)
-                archive.extract(member, temporary)
-        for needed in ("train.tsv", "dev"):              # MNLI has two files that begin with dev
-            if not any(file.startswith(needed) for file in os.listdir(temporary)):
-                raise ValueError(f"there is no {needed} in it")
+        extract_glue(zipfile.ZipFile(download(url)), temporary)
         os.replace(temporary, folder)
     except Exception as error:      # of the network, the zip file or the disk
         raise ValueError(f"{url}: {error}; if you have the files, give their folder with "
@@ -673,6 +678,20 @@ def download_glue(name, cache=CACHE):
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def extract_glue(archive, folder):
+    """Extract the files of a GLUE task's zip into the folder. ValueError if one is missing or too
+    large."""
+    for member in archive.infolist():
+        if re.fullmatch(r"[^/]+/(train|dev|test)(_\w+)?\.tsv", member.filename):
+            if member.file_size > LARGEST_TEXT:
+                raise ValueError(f"{member.filename} in it is larger than 1 GB")
+            member.filename = os.path.basename(member.filename)
+            archive.extract(member, folder)
+    for needed in ("train.tsv", "dev*.tsv"):             # MNLI has two dev sets
+        if not glob.glob(needed, root_dir=folder):
+            raise ValueError(f"there is no {needed} in it")
 
 
 def download(url):
@@ -689,14 +708,14 @@ def download(url):
                 content.write(chunk)
                 bar.update(len(chunk))
                 if content.tell() > LARGEST_TEXT:
-                    raise ValueError("the answer is over 1 GB large")
+                    raise ValueError("the download is larger than 1 GB")
     content.seek(0)
     return content
 
 
 # ---- The built-in task "code" -----------------------------------------------------------
 
-# It finds the words of a text: words, names with dots, and single punctuation characters.
+# It matches one word of a text: a word, a name with dots, or a punctuation character.
 WORD_PATTERN = re.compile(r"\w+(?:\.\w+)*|[^\w\s]")
 
 
@@ -793,10 +812,10 @@ def labels_to_keep(example):
 
 
 def make_task(name, kind, splits, length, stride):
-    """Make the Task for {split: examples}. Its labels are those of the training set, in tagging B-
-    and I- with each of its types.
+    """Make the Task for {split: examples}. Its labels are those of the training set; in tagging
+    they are O, and B- and I- for each type of entity in the training set.
 
-    ValueError names the first example of another split whose label is not among them.
+    ValueError if all labels are equal, or if another split has a label that is not among them.
     """
     train = splits["train"]
     labels = []

@@ -146,7 +146,9 @@ def run_finetune(kind, has_teacher, bf16, micro_batch_size=0):
         if has_teacher:
             teacher.to(DEVICE)
         task_loss = finetune.TaskLoss(model, task, features, BATCH_SIZE, 0, 0, teacher, task,
-                                      micro_batch_size, bf16=bf16)
+                                      hidden_weight=3.0, micro_batch_size=micro_batch_size,
+                                      bf16=bf16)
+        assert ("hidden" in task_loss.weights) == has_teacher
 
         def evaluate_model():
             with distill.autocast(DEVICE, bf16):

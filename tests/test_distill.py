@@ -28,13 +28,13 @@ from torch import nn
 import distill
 from checkpoint import load, read_json, read_safetensors, save, write_safetensors
 from conftest import (
-    A, B, C, E, F, H, ROOT, T, TOY_TEACHER, V, distill_flags, files_below, noisy_model, read_log,
-    read_metadata)
+    A, B, C, E, F, H, ROOT, T, TOY_TEACHER, V, assert_close, distill_flags, files_below,
+    noisy_model, read_log, read_metadata)
 from data import MaskedBatches, Tokenizer, open_corpus, tokenise
 from distill import (
-    LOSS_WEIGHTS, RECIPES, Distillation, Processes, TrainingOptions, attention_loss, evaluate,
-    hidden_loss, learning_rate, match_layers, mlm_loss, output_loss, start_from_teacher,
-    training_step)
+    LOSS_WEIGHTS, RECIPES, Distillation, Processes, TrainingOptions, attention_loss,
+    can_match_layers, evaluate, hidden_loss, learning_rate, match_layers, mlm_loss, output_loss,
+    start_from_teacher, training_step)
 from minialbert import Config, MiniALBERT, keep_recursions
 
 STUDENT = replace(TOY_TEACHER, embedding_size=E, num_hidden_layers=2, num_hidden_groups=1,
@@ -126,6 +126,21 @@ def test_hidden_loss_is_the_sum_written_out():
         y = teacher[b, t].double().numpy()
         total += 1 - sum(x * y) / math.sqrt(sum(x * x) * sum(y * y))
     assert hidden_loss(student, teacher).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_hidden_loss_with_a_mask_is_the_sum_over_the_tokens_that_count():
+    student = random_scores((B, T, C), 1)
+    teacher = random_scores((B, T, C), 2)
+    mask = torch.arange(T) < torch.tensor([[T], [3], [0]])
+    total = hidden_loss(student[:1], teacher[:1]) + hidden_loss(student[1:2, :3], teacher[1:2, :3])
+    assert_close(hidden_loss(student, teacher, mask), total, 1e-4)
+
+
+@pytest.mark.parametrize("num_recursions, num_layers, expected", [
+    (2, 4, True), (4, 2, True), (3, 3, True), (1, 7, True), (2, 3, False), (6, 4, False)])
+def test_layers_can_be_matched_if_one_number_divides_the_other(
+        num_recursions, num_layers, expected):
+    assert can_match_layers(num_recursions, num_layers) is expected
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
@@ -424,10 +439,11 @@ class WatchedModel(MiniALBERT):
 
 @pytest.mark.parametrize("name, of_teacher, of_student", [
     ("mlm", [], [[], "predict"]),
-    ("hidden", [[]], [[], "predict"]),
-    ("attention", [[1, 3]], [[0, 1], "predict"]),
+    ("hidden", [[]], [[]]),
+    ("attention", [[1, 3]], [[0, 1]]),
     ("output", [[], "predict"], [[], "predict"]),
-    ("embedding", [[]], [[], "predict"]),
+    ("elastic", [[], "predict"], [[], "predict"]),
+    ("embedding", [[]], [[]]),
 ])
 def test_no_more_of_the_models_is_run_than_a_loss_needs(name, of_teacher, of_student):
     teacher = WatchedModel(TOY_TEACHER)
@@ -1013,7 +1029,7 @@ def test_a_resume_with_other_settings_is_refused_and_says_which(
     assert distill.main(distill_flags(toy, tmp_path / "run", "--resume", *more)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    different = error.split("other settings: ")[1].split(". With new settings")[0].split("; ")
+    different = error.split("other settings: ")[1].split(". For other settings")[0].split("; ")
     assert {part.split()[0] for part in different} == names
     if "lr" in names:
         assert "lr was 0.01, now it is 0.5" in error

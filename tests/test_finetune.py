@@ -19,10 +19,10 @@ from conftest import (LETTERS, files_below, make_squad, make_task_of_kind, make_
                       noisy_model, randomise, write_documentation, write_file)
 from data import Tokenizer
 from distill import Processes, TrainingOptions, output_loss
-from finetune import (Classifier, Evaluation, TaskLoss, check_language, choose_length,
-                      collate, decode, decode_answers, default_rate, encode, encode_splits,
-                      fit_adapters_to_identity, hash_features, load_classifier, load_encoder,
-                      main, predict_logits, save_classifier)
+from finetune import (Classifier, Evaluation, TaskLoss, check_language, choose_hidden_weight,
+                      choose_length, collate, decode, decode_answers, default_rate, encode,
+                      encode_splits, fit_adapters_to_identity, hash_features, load_classifier,
+                      load_encoder, main, predict_logits, save_classifier)
 from minialbert import Config, MiniALBERT
 from tasks import Example, read_glue
 
@@ -54,10 +54,10 @@ def model(tmp_path, tokenizer):
     return str(tmp_path / "model")
 
 
-def make_classifier(tokenizer, task, seed=0):
-    """Make a small Classifier with random parameters, in eval mode."""
+def make_classifier(tokenizer, task, seed=0, **shape):
+    """Make a small Classifier with random parameters, in eval mode; shape changes its Config."""
     torch.manual_seed(seed)
-    encoder = MiniALBERT(small_config(tokenizer), head=False)
+    encoder = MiniALBERT(small_config(tokenizer, **shape), head=False)
     return randomise(Classifier(encoder, task, dropout=0.5))
 
 
@@ -588,6 +588,74 @@ def test_a_fine_tuned_teacher_is_followed_where_the_head_is_read(kind, tokenizer
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
+def test_the_hidden_states_of_a_fine_tuned_teacher_are_followed_at_each_token(kind, tokenizer):
+    task = make_task_of_kind(kind, LABELS[kind], length=20)
+    model = make_classifier(tokenizer, task, seed=0, num_hidden_layers=2)
+    teacher = make_classifier(tokenizer, task, seed=1, num_hidden_layers=4).train()
+    features = list(encode(task, make_examples(kind), tokenizer))
+    task_loss = TaskLoss(model, task, features, 5, 0, tokenizer.pad_id, teacher=teacher,
+                         teacher_task=task, hidden_weight=0.7)
+    losses, = task_loss.micro_batches(0)
+    assert task_loss.weights == {"task": 1.0, "distill": 1.0, "hidden": 0.7}
+    assert not teacher.training
+    total = 0.0
+    num_tokens = 0
+    for feature in features:                             # each alone: so there is no padding
+        ids, _, segments, _ = collate([feature], tokenizer.pad_id, kind == "qa")
+        with torch.no_grad():
+            ours, _ = model.encoder(torch.from_numpy(ids), None, torch.from_numpy(segments))
+            theirs, _ = teacher.encoder(torch.from_numpy(ids), None, torch.from_numpy(segments))
+        for ours_after, theirs_after in ((ours[1], theirs[2]), (ours[2], theirs[4])):
+            total += (1 - torch.cosine_similarity(ours_after, theirs_after, dim=-1)).sum().item()
+        num_tokens += len(feature.ids)
+    assert losses["hidden"].item() == pytest.approx(total / num_tokens, rel=1e-4)
+
+
+NOT_COMPARED = "the hidden states are not compared with the teacher's: "
+OTHER_WIDTH = "hidden_size of the teacher is 48, of the model 24"
+OTHER_DEPTH = "the teacher has 3 layers, the model 2 recursions"
+
+
+@pytest.mark.parametrize("flag, mode, teacher_shape, expected, printed", [
+    (None, "all", {}, 3.0, ""), (None, "adapters", {}, 3.0, ""), (0.5, "all", {}, 0.5, ""),
+    (0.0, "all", {}, 0.0, ""), (None, "head", {}, 0.0, ""), (None, "all", None, 0.0, ""),
+    (0.0, "all", {"hidden_size": 48}, 0.0, ""),
+    (None, "all", {"hidden_size": 48}, 0.0, f"{NOT_COMPARED}{OTHER_WIDTH}\n"),
+    (None, "all", {"num_hidden_layers": 3}, 0.0, f"{NOT_COMPARED}{OTHER_DEPTH}\n"),
+])
+def test_hidden_states_are_compared_if_they_can_be(
+        flag, mode, teacher_shape, expected, printed, tokenizer, capsys):
+    config = small_config(tokenizer, num_hidden_layers=2)
+    teacher = None
+    if teacher_shape is not None:
+        task = make_task_of_kind("regression", [])
+        shape = {"num_hidden_layers": 4} | teacher_shape
+        teacher = make_classifier(tokenizer, task, **shape)
+    assert choose_hidden_weight(flag, mode, teacher, config) == expected
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize("teacher_shape, reason", [
+    ({"hidden_size": 48, "num_hidden_layers": 4}, OTHER_WIDTH),
+    ({"num_hidden_layers": 3}, OTHER_DEPTH)])
+def test_to_ask_for_a_comparison_of_hidden_states_that_differ_in_shape_is_an_error(
+        teacher_shape, reason, tokenizer):
+    teacher = make_classifier(tokenizer, make_task_of_kind("regression", []), **teacher_shape)
+    config = small_config(tokenizer, num_hidden_layers=2)
+    with pytest.raises(ValueError, match=f"^--hidden-weight 2: .* cannot be compared: {reason}$"):
+        choose_hidden_weight(2.0, "all", teacher, config)
+
+
+def test_all_predictions_are_the_same_if_all_tags_of_all_sentences_are():
+    sentences = [(["O", "O"], {}), (["O"], {})]
+    assert finetune.distinct_predictions(finetune.Result({}, sentences)) == {"O"}
+    sentences.append((["O", "B-x"], {}))
+    assert finetune.distinct_predictions(finetune.Result({}, sentences)) == {"O", "B-x"}
+    labels = [("a", {}), ("b", {}), ("a", {})]
+    assert finetune.distinct_predictions(finetune.Result({}, labels)) == {"a", "b"}
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_micro_batches_and_processes_share_one_gradient(kind, tokenizer):
     """Of six examples: of 7 rows, the last micro-batch of four is short, the seventh is empty."""
     task = make_task_of_kind(kind, LABELS[kind], length=20)
@@ -599,7 +667,8 @@ def test_micro_batches_and_processes_share_one_gradient(kind, tokenizer):
         model.zero_grad()
         for rank in range(world):
             task_loss = TaskLoss(model, task, features, 7, 0, tokenizer.pad_id, teacher=teacher,
-                                 teacher_task=task, micro_batch_size=micro_batch_size,
+                                 teacher_task=task, hidden_weight=2.0,
+                                 micro_batch_size=micro_batch_size,
                                  processes=Processes(rank=rank, world=world))
             for losses in task_loss.micro_batches(0):
                 sum(losses.values()).backward()
@@ -1199,6 +1268,8 @@ def test_a_run_goes_on_only_with_the_same_model_teacher_data_and_flags(
     run(capsys, *flags, "--resume")
     error = fail(capsys, *flags, "--resume", "--weight-decay", 0.5)
     assert "weight_decay was 0.01, now it is 0.5" in error
+    error = fail(capsys, *flags, "--resume", "--hidden-weight", 0.5)
+    assert "hidden_weight was None, now it is 0.5" in error
     error = fail(capsys, *flags, "--resume", "--distill-from", teachers[1])
     assert re.search(r"settings: teacher was '\w+', now it is '\w+'", error)
     error = fail(capsys, *flags, "--resume", "--model", teachers[1])
@@ -1393,7 +1464,13 @@ def test_the_score_of_the_teacher_comes_first(tmp_path, model, sentiment, capsys
                   "--out", tmp_path / "o").out
     assert float(re.search(r"^teacher .*'accuracy': ([\d.]+)", printed, re.M)[1]) > 0.95
     path, = (tmp_path / "o").glob("*/log.jsonl")
-    assert {"task", "distill"} <= set(read_json_lines(path)[-1])
+    line = read_json_lines(path)[-1]
+    parts = line["task"] + line["distill"] + 3 * line["hidden"]
+    assert line["loss"] == pytest.approx(parts, rel=1e-4)
+    run(capsys, *flags, "--steps", 3, "--distill-from", tmp_path / "teacher", "--hidden-weight", 0,
+        "--out", tmp_path / "without")
+    path, = (tmp_path / "without").glob("*/log.jsonl")
+    assert "hidden" not in read_json_lines(path)[-1]
 
 
 def test_a_teacher_of_other_labels_or_of_another_tokenizer_is_refused(

@@ -536,6 +536,7 @@ def write_models(folder, model):
     shutil.copytree(model, folder / "m")
     torch.manual_seed(1)
     for name, changes in (("six", {"num_hidden_layers": 6, "adapter_size": 0}),
+                          ("one-segment", {"type_vocab_size": 1}),
                           ("wide", {"hidden_size": 48, "num_attention_heads": 6})):
         save(MiniALBERT(Config(**(SIZES | changes))), folder / name)
         shutil.copy(model / "vocab.txt", folder / name)
@@ -821,6 +822,9 @@ finetune  --task qa --label label               --label: the files of the task q
 finetune  --stride 3                            --stride: it is about the windows of the task qa
 finetune  --data glue                           --data: it is for the tasks of GLUE
 finetune  --epochs 2                            --epochs: --steps says already how long
+finetune  --hidden-weight 3                     --hidden-weight: there is no teacher
+finetune  --distill-from tuned --hidden-weight 1 --freeze  --hidden-weight: with --freeze
+finetune  --model one-segment --text text label  one-segment: type_vocab_size is 1
 glue      --train good.tsv                      --train: without --task the built-in task
 glue      --freeze                              --freeze: without --task the built-in task
 glue      --data glue                           --data: without --task the built-in task
