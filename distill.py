@@ -23,8 +23,8 @@ earlier recursion, which is drawn at random for each masked word. So the student
 can also be stopped early.
 """
 if __name__ == "__main__":
-    # Before the imports below, which take seconds: see interrupt.py.
-    from interrupt import end_at_interrupt
+    # Before the imports below, which take seconds: see command.py.
+    from command import end_at_interrupt
     end_at_interrupt()
 
 import argparse
@@ -52,8 +52,9 @@ from tqdm import tqdm
 
 from checkpoint import (MODEL_FILES, claim_folder, fetch, load, parsing, restore_training_state,
                         run_folder, save, save_training_state)
-from data import (CACHE, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, CommandParser,
-                  MaskedBatches, Tokenizer, open_corpus, run_command)
+from command import CommandParser, run_command
+from data import (CACHE, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, MaskedBatches, Tokenizer,
+                  open_corpus)
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         layer_numbers)
 

@@ -22,8 +22,8 @@ answering at [CLS] and at every token of the context, to score whether the
 answer begins or ends there.
 """
 if __name__ == "__main__":
-    # Before the imports below, which take seconds: see interrupt.py.
-    from interrupt import end_at_interrupt
+    # Before the imports below, which take seconds: see command.py.
+    from command import end_at_interrupt
     end_at_interrupt()
 
 import json
@@ -44,8 +44,9 @@ from torch import nn
 from checkpoint import (MODEL_FILES, check_finite, claim_folder, fetch, first_few, load, parsing,
                         read_json, read_safetensors, replace_file, save, write_json,
                         write_safetensors)
-from data import (NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, CommandParser, Tokenizer,
-                  docs_on_this_machine, run_command)
+from command import CommandParser, run_command
+from data import (NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, Tokenizer,
+                  docs_on_this_machine)
 from distill import (LOSS_WEIGHTS, TrainingOptions, add_run_flags, autocast, begin_or_resume,
                      broadcast, can_match_layers, choose_device, device_of, end_after_signal,
                      explaining_memory, fingerprint, first_process_first, given_flags, hidden_loss,
@@ -1107,8 +1108,8 @@ def check_segments(path, config, task):
     """Raise ValueError if a task has two texts, but the model with this Config knows one segment
     only, so that it cannot tell them apart."""
     if task.pair and config.type_vocab_size < 2:
-        raise ValueError(f"{path}: type_vocab_size is {config.type_vocab_size}, so the model cannot "
-                         "tell two texts apart")
+        raise ValueError(f"{path}: type_vocab_size is {config.type_vocab_size}, so the model "
+                         "cannot tell two texts apart")
 
 
 def print_task(task, splits):

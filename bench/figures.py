@@ -42,7 +42,8 @@ sys.path.insert(0, ROOT)            # our modules, from any folder
 
 from checkpoint import (MODEL_FILES, fetch, load, parse_json_object, parsing, read_json, read_run,
                         read_text, replace_file)
-from data import CACHE, CommandParser, Tokenizer, open_corpus, run_command
+from command import CommandParser, run_command
+from data import CACHE, Tokenizer, open_corpus
 from distill import (EMBEDDED_TEACHER, check_sizes, choose_device, evaluate, fingerprint,
                      given_flags, make_valid_batches, match_layers, refuse_flags, whole_number)
 from minialbert import MiniALBERT, count_parameters

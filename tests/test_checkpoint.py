@@ -961,7 +961,7 @@ def test_a_state_of_a_run_with_other_settings_is_refused_and_changes_nothing(tmp
     save_training_state(tmp_path / "x", training_state(5.0), 7, 123, SETTINGS)
     state = training_state(0.0)
     with pytest.raises(ValueError, match=r"x is of a run with other settings: seed was 3, now it is"
-                       r" 4; layers was \[0, 2\], now it is \[0, 1\]\. For other settings .*--student"):
+                       r" 4; layers was \[0, 2\], now it is \[0, 1\]\. For other .*--student"):
         restore_training_state(tmp_path / "x", state, SETTINGS | {"seed": 4, "layers": (0, 1)})
     assert_same_bytes(state, training_state(0.0))
 

@@ -24,9 +24,10 @@ import tokenizers
 from tqdm import tqdm
 
 import data
+from command import run_command
 from data import (MaskedBatches, SPECIAL_TOKENS, Tokenizer, TokenFile, corpus_files,
                   docs_on_this_machine, hash_file, is_prose, main, mask_tokens, open_corpus,
-                  paragraphs, read_corpus, remove_markup, run_command, tokenise, train_tokenizer)
+                  paragraphs, read_corpus, remove_markup, tokenise, train_tokenizer)
 
 OPEN = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 WORDS = "the cat sat on a mat and saw no dog near its house by the old river in spring".split()
@@ -587,6 +588,32 @@ def test_a_corpus_is_tokenised_once_for_each_tokenizer(tokenizer, tmp_path):
         assert made.valid_tokens.tolist() == valid
 
 
+def test_the_same_name_in_two_folders_is_two_corpora_and_a_column_another_one(
+        tokenizer, tmp_path, monkeypatch, capsys):
+    cache = str(tmp_path / "cache")
+    paths = []
+    for folder in ("one", "two"):
+        os.mkdir(tmp_path / folder)
+        put(tmp_path / folder / "a.txt", make_documents(200))
+        monkeypatch.chdir(tmp_path / folder)
+        paths.append(open_corpus(["a.txt"], tokenizer, cache).path)
+        assert open_corpus([str(tmp_path / folder / "a.txt")], tokenizer, cache).path == paths[-1]
+    row = {"text": "a cat sat", "body": "a dog sat"}
+    table = raw(tmp_path / "rows.jsonl", f"{json.dumps(row)}\n" * 200)
+    for column in ("text", "body"):
+        paths.append(open_corpus([str(table)], tokenizer, cache, column).path)
+    assert len(set(paths)) == 4
+    assert "made anew" not in capsys.readouterr().err
+
+
+def test_a_damaged_table_is_named_once(tokenizer, tmp_path):
+    packed = gzip.compress(b"text\n" + b"the cat sat on a mat\n" * 999)
+    path = raw(tmp_path / "a.csv.gz", packed[:-9])
+    with pytest.raises(ValueError, match=r"a\.csv\.gz: not a readable .csv: ") as error:
+        list(read_corpus([str(path)]))
+    assert str(error.value).count("a.csv.gz") == 1
+
+
 def test_a_token_file_is_opened_as_it_is_if_its_tokenizer_is_the_same(
         token_file, tokenizer, tmp_path):
     cache = tmp_path / "cache"
@@ -1002,9 +1029,12 @@ def test_batches_are_a_function_of_seed_and_step_alone(token_file, tokenizer):
 
 def test_too_few_tokens_for_a_sequence_are_an_error(tokenizer):
     assert MaskedBatches(np.arange(5, 13), tokenizer, 10, 1).count == 1
-    for count, T in ((7, 10), (0, 10), (7, 2), (7, 0), (0, 2)):
-        with pytest.raises(ValueError, match=f"^{count} tokens.* {T} "):
-            MaskedBatches(np.arange(count), tokenizer, T, 1)
+    for count in (7, 0):
+        with pytest.raises(ValueError, match=f"^{count} tokens.* 10 "):
+            MaskedBatches(np.arange(count), tokenizer, 10, 1)
+    for T in (2, 0, -1):
+        with pytest.raises(ValueError, match=f"^a sequence of {T} has no room"):
+            MaskedBatches(np.arange(7), tokenizer, T, 1)
 
 
 def test_a_token_beyond_the_vocabulary_is_an_error(tokenizer):

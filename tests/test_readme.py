@@ -19,7 +19,7 @@ from minialbert import Config, MiniALBERT, count_parameters
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = ["minialbert.py", "checkpoint.py", "data.py", "distill.py", "finetune.py", "tasks.py",
-           "interrupt.py"]
+           "command.py"]
 
 
 def read(name):

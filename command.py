@@ -1,0 +1,89 @@
+"""How a command begins and ends: its flags, its errors, and Ctrl-C.
+
+Python raises KeyboardInterrupt at Ctrl-C; run_command turns that into one line. But first a script
+imports torch and numpy, which takes seconds. An exception there would be a traceback of many lines,
+or an ImportError where C code catches it. So each script first calls end_at_interrupt. This file
+imports nothing large, so that almost no time passes before the call.
+"""
+import argparse
+import io
+import os
+import signal
+import sys
+from contextlib import contextmanager
+
+
+# ---- Ctrl-C -----------------------------------------------------------------------------
+
+def end_at_interrupt():
+    """Let Ctrl-C end this program in one line with status 130, as in a shell, from now on.
+
+    A shell script that starts a command with & has it ignore Ctrl-C. Then Ctrl-C stays ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_program)
+
+
+def end_program(number, frame):
+    """Handle the signal SIGINT. os._exit ends the program without running anything more: whatever
+    was going on, such as an import, is in no state to be continued or tidied up."""
+    script = os.path.basename(sys.argv[0])
+    os.write(sys.stderr.fileno(), f"\n{script}: interrupted\n".encode())
+    os._exit(130)
+
+
+@contextmanager
+def interrupts_raised():
+    """Let Ctrl-C raise KeyboardInterrupt in the with block, so that files in use are tidied up.
+
+    Where end_at_interrupt was not called, as in a notebook, nothing is changed.
+    """
+    if signal.getsignal(signal.SIGINT) is not end_program:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, end_program)
+
+
+# ---- Flags and errors -------------------------------------------------------------------
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose errors are ValueErrors, which run_command prints as one line."""
+
+    def __init__(self, prog, description):
+        super().__init__(prog, description=description, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        raise ValueError(message)
+
+
+def run_command(name, action):
+    """Call action(). Print an error of the user's in one line -> the exit status.
+
+    It is None if all went well, 2 after an error and 130 after Ctrl-C, as in a shell.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the terminal or the file cannot show is printed as a question mark.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        with interrupts_raised():
+            action()
+            sys.stdout.flush()                           # a closed pipe is an error here, not later
+    except (ValueError, OSError, FloatingPointError) as error:
+        message = " ".join(str(error).split("\n"))
+        print(f"{name}: error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted", file=sys.stderr)
+        return 130
+    except BaseException as error:
+        # The tokenizers library, which is written in Rust, raises PanicException if a rule of a
+        # tokenizer.json takes too long on some text. It is not a subclass of Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        print(f"{name}: error: the tokenizers library gave up: {error}", file=sys.stderr)
+        return 2
