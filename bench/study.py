@@ -104,11 +104,11 @@ def run_rows(rows, study, places, run, jobs=1):
 def rows_to_start(waiting, running, jobs):
     """List the waiting rows that may start now.
 
-    A row may start if the row that it needs neither waits nor runs. With those that are running
+    A row may start if none of the rows that it needs waits or runs. With those that are running
     already, no more than `jobs` run.
     """
     unfinished = {row.name for row in waiting + running}
-    ready = [row for row in waiting if row.needs not in unfinished]
+    ready = [row for row in waiting if unfinished.isdisjoint(row.needs)]
     return ready[:jobs - len(running)]
 
 
@@ -123,8 +123,9 @@ def run_row(row, study, places, run, stopping):
     if row.script in ("distill.py", "finetune.py"):
         words.append("--resume")                         # it begins anew if there is no run yet
     begin = time.perf_counter()
-    if row.needs != "" and not is_done(read_result(study, row.needs)):
-        error = f"it needs the row {row.needs}, which is not done"
+    missing = [name for name in row.needs if not is_done(read_result(study, name))]
+    if missing:
+        error = f"it needs the row {missing[0]}, which is not done"
     else:
         error = run(words, folder, stopping)
     result["seconds"] = time.perf_counter() - begin
@@ -141,8 +142,10 @@ def run_row(row, study, places, run, stopping):
         result["state"] = "failed"
         result["error"] = error
     write_json(result_path(study, row.name), result)
-    if row.part in ("task", "depth") and is_done(result):
-        # Hundreds of fine-tuned models would fill the disk.
+    is_tuning = row.part in ("task", "depth")
+    if is_tuning and row.about["model"] != "teacher" and is_done(result):
+        # Hundreds of fine-tuned models would fill the disk. The row "taught" learns from those of
+        # the teacher.
         shutil.rmtree(os.path.join(folder, "model"))
     return result
 
@@ -300,8 +303,9 @@ def make_parser():
     models = usual_models + study_rows.MORE_MODELS
     group.add_argument("--models", nargs="+", choices=models, default=usual_models, metavar="MODEL",
                        help="what is fine-tuned: teacher, minilm (the teacher before it got its "
-                       "head), adapters-alone (ours with --adapters-only, which trains its "
-                       "corrections), or students that are among --rows "
+                       "head), taught (ours with --distill-from the tuned teacher), adapters-alone "
+                       "(ours with --adapters-only, which trains its corrections), or students "
+                       "that are among --rows "
                        f"(default: {', '.join(usual_models)})")
     group.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
                        help="seeds of the fine-tunings (default: 0 1 2)")

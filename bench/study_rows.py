@@ -15,7 +15,7 @@ class Row(NamedTuple):
     part: str               # corpus, teacher, student, task, accuracy or depth
     script: str             # which program of this project it runs
     flags: list             # its flags, with {study}, {data} and {minilm} in them
-    needs: str              # the name of the row that has to be done before; "" if there is none
+    needs: list             # the names of the rows that have to be done before
     about: dict             # what the tables need to know of it, such as its task and its seed
 
 
@@ -71,7 +71,10 @@ MOST_RECURSIONS = 6
 
 # The models that are fine-tuned, unless --models says otherwise; minilm is all-MiniLM as it was
 # before it got its head.
-MODELS = ["teacher", "ours", "authors", "adapters", "no-adapters", "unshared", "adapters-alone"]
+MODELS = ["teacher", "ours", "taught", "authors", "adapters", "no-adapters", "unshared",
+          "adapters-alone"]
+# Models that are not named like the distillation that they begin with.
+DISTILLATION_OF_MODEL = {"taught": "ours", "adapters-alone": "ours"}
 MORE_MODELS = ["minilm"] + [name for name in STUDENTS if name not in MODELS]
 DEPTH_TASKS = ["sst2", "stsb"]
 
@@ -138,7 +141,7 @@ def flag_list(values):
 def corpus_row():
     """Make the Row that tokenises the texts, once for all."""
     flags = flag_list({"corpus": TEXTS, "tokenizer": "{minilm}", "out": CORPUS})
-    return Row("corpus", "corpus", "data.py", flags, "", {})
+    return Row("corpus", "corpus", "data.py", flags, [], {})
 
 
 def training_flags(steps, lr, sizes):
@@ -154,7 +157,7 @@ def teacher_row(sizes):
     values = {"teacher": "none", "student": "{minilm}"}
     steps = steps_of_tokens(sizes.teacher_tokens, sizes)
     values.update(training_flags(steps, sizes.teacher_lr, sizes))
-    return distillation_row("teacher", "teacher", values, "corpus", sizes)
+    return distillation_row("teacher", "teacher", values, ["corpus"], sizes)
 
 
 def student_row(name, sizes):
@@ -163,7 +166,7 @@ def student_row(name, sizes):
     values.update(training_flags(steps_of_tokens(sizes.tokens, sizes), sizes.lr, sizes))
     values["elastic"] = 0                                # all losses are those of the paper
     values.update(STUDENTS[name])
-    return distillation_row(name, "student", values, "teacher", sizes)
+    return distillation_row(name, "student", values, ["teacher"], sizes)
 
 
 def distillation_row(name, part, values, needs, sizes):
@@ -186,21 +189,32 @@ def model_folder(name):
 def task_row(task, model, seed, sizes):
     """Make the Row that fine-tunes a model for a task of TASKS with a seed.
 
-    model: the name of a distillation, minilm, or adapters-alone: only the corrections of ours are
-        trained
+    model: the name of a distillation; minilm; or
+        taught: ours, which also learns from the teacher that was tuned with the same seed
+        adapters-alone: ours, of which only the corrections are trained
     """
-    distillation = model
+    distillation = DISTILLATION_OF_MODEL.get(model, model)
     rates = sizes.rates
     more_flags = []
+    more_needs = []
     if model == "adapters-alone":
-        distillation = "ours"
         rates = sizes.adapter_rates
         more_flags.append("--adapters-only")
+    if model == "taught":
+        tuned_teacher = name_of_task_row(task, "teacher", seed)
+        more_needs.append(tuned_teacher)
+        more_flags += flag_list({"distill-from": model_folder(tuned_teacher)})
     if rates is not None:
         more_flags += flag_list({"lr": rates})
     about = {"task": task, "model": model, "seed": seed}
-    return tuning_row(f"tasks/{task}/{model}/seed{seed}", "task", distillation, more_flags, about,
-                      sizes)
+    row = tuning_row(name_of_task_row(task, model, seed), "task", distillation, more_flags, about,
+                     sizes)
+    return row._replace(needs=row.needs + more_needs)
+
+
+def name_of_task_row(task, model, seed):
+    """Return the name of the row that fine-tunes a model for a task with a seed."""
+    return f"tasks/{task}/{model}/seed{seed}"
 
 
 def depth_row(task, model, recursions, seed, sizes):
@@ -226,9 +240,9 @@ def tuning_row(name, part, distillation, more_flags, about, sizes):
     if sizes.bf16:
         flags.append("--bf16")
     flags += ["--out", model_folder(name)]
-    needs = distillation
+    needs = [distillation]
     if distillation == "minilm":
-        needs = ""
+        needs = []
     return Row(name, part, "finetune.py", flags, needs, about)
 
 
@@ -237,7 +251,7 @@ def accuracy_row(model, sizes):
     flags = flag_list({"student": model_folder(model), "corpus": CORPUS, "length": sizes.length})
     if sizes.bf16:
         flags.append("--bf16")
-    return Row(f"depth/accuracy/{model}", "accuracy", "bench/study_depth.py", flags, model,
+    return Row(f"depth/accuracy/{model}", "accuracy", "bench/study_depth.py", flags, [model],
                {"model": model})
 
 
@@ -270,9 +284,7 @@ def chosen_models(models, students):
     """List the models whose student is among the students, and the teacher and minilm."""
     chosen = []
     for model in models:
-        student = model
-        if model == "adapters-alone":
-            student = "ours"
+        student = DISTILLATION_OF_MODEL.get(model, model)
         if student in students or student in ("teacher", "minilm"):
             chosen.append(model)
     return chosen

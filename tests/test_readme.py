@@ -88,7 +88,7 @@ def test_every_name_in_the_table_from_paper_to_code_exists():
     assert missing == []
 
 
-def test_the_program_is_these_six_files():
+def test_the_program_is_these_seven_files():
     assert sorted(glob.glob("*.py", root_dir=ROOT)) == sorted(PROGRAM)
 
 

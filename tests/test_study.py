@@ -125,7 +125,7 @@ def test_the_authors_row_is_their_recipe_with_our_steps_and_rate():
 
 def test_adapters_alone_are_those_of_ours_at_several_rates():
     row = task_row("mrpc", "adapters-alone", 2, TASK_SIZES)
-    assert row.needs == "ours"
+    assert row.needs == ["ours"]
     args = parsed(row)
     assert (args.model, args.mode) == ("S/ours/model", "adapters")
     assert (args.lr, args.seed) == ([1e-3, 3e-3], 2)
@@ -137,11 +137,19 @@ def test_each_row_comes_after_the_one_that_it_needs():
     names = [row.name for row in rows]
     assert len(set(names)) == len(names)
     for row in rows:
-        if row.needs != "":
-            assert names.index(row.needs) < names.index(row.name)
+        for name in row.needs:
+            assert names.index(name) < names.index(row.name)
     # The other students are not there to be fine-tuned.
     models = {row.about["model"] for row in rows if row.part == "task"}
-    assert models == {"teacher", "ours", "adapters-alone"}
+    assert models == {"teacher", "ours", "taught", "adapters-alone"}
+
+
+def test_taught_is_ours_with_the_teacher_that_was_tuned_for_the_same_task_with_the_same_seed():
+    row = task_row("rte", "taught", 2, TASK_SIZES)
+    assert row.needs == ["ours", "tasks/rte/teacher/seed2"]
+    args = parsed(row)
+    assert (args.model, args.mode, args.seed) == ("S/ours/model", "all", 2)
+    assert args.distill_from == "S/tasks/rte/teacher/seed2/model"
 
 
 # ---- What is read -----------------------------------------------------------------------
@@ -217,7 +225,7 @@ def test_kept_shares_are_means_over_the_tasks_that_both_have():
 
 # ---- Running and resuming ---------------------------------------------------------------
 
-def row_named(name, needs=""):
+def row_named(name, needs=()):
     """Make a Row of study_depth.py, whose outcome is the last line that it prints."""
     flags = ["--student", "{study}/x"]
     return Row(name, "accuracy", "bench/study_depth.py", flags, needs, {"model": name})
@@ -252,8 +260,18 @@ def run(rows, folder, runner):
     return {result["name"]: result["state"] for result in study.all_results(str(folder))}
 
 
+@pytest.mark.parametrize("model, is_kept", [("teacher", True), ("ours", False), ("taught", False)])
+def test_of_the_fine_tuned_models_only_those_of_the_teacher_are_kept(
+        tmp_path, monkeypatch, model, is_kept):
+    row = task_row("rte", model, 0, TASK_SIZES)._replace(needs=[])
+    os.makedirs(tmp_path / row.name / "model")
+    monkeypatch.setattr(study, "read_outcome", lambda row, folder: {})
+    assert run([row], tmp_path, FakeRunner()) == {row.name: "done"}
+    assert os.path.exists(tmp_path / row.name / "model") == is_kept
+
+
 def test_a_row_that_is_done_is_not_run_again(tmp_path):
-    rows = [row_named("a"), row_named("b", needs="a")]
+    rows = [row_named("a"), row_named("b", needs=["a"])]
     first = FakeRunner()
     assert run(rows, tmp_path, first) == {"a": "done", "b": "done"}
     assert first.ran == ["a", "b"]
@@ -273,7 +291,7 @@ def test_a_row_that_was_interrupted_is_run_again(tmp_path):
 
 
 def test_a_row_that_fails_is_recorded_and_does_not_stop_the_others(tmp_path):
-    rows = [row_named("a"), row_named("b", needs="a"), row_named("c")]
+    rows = [row_named("a"), row_named("b", needs=["a"]), row_named("c")]
     runner = FakeRunner(failing=["a"])
     assert run(rows, tmp_path, runner) == {"a": "failed", "b": "failed", "c": "done"}
     assert runner.ran == ["a", "c"]                      # b cannot run without a
@@ -319,8 +337,8 @@ def test_rows_run_at_the_same_time_but_after_those_they_need(tmp_path):
             meeting.wait()
         return FakeRunner()(words, folder, stopping)
 
-    rows = [row_named("a"), row_named("b", needs="a"), row_named("c", needs="a"),
-            row_named("d", needs="c")]
+    rows = [row_named("a"), row_named("b", needs=["a"]), row_named("c", needs=["a"]),
+            row_named("d", needs=["a", "c"])]
     assert study.run_rows(rows, str(tmp_path), PLACES, meet, jobs=2) == 0
     assert order[0] == "a"
     assert order[3] == "d"
