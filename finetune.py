@@ -951,9 +951,9 @@ def arguments(argv):
     parser.set_defaults(mode="all")
     group.add_argument("--lr", type=number(), nargs="+", metavar="X",
                        help="highest learning rate; of several the best is chosen on a tenth of "
-                       "the training set (default: 5e-5; 1e-3 for adapters or the head alone; "
-                       "2.5e-4 for corrections alone; without --task 4e-4, and 2e-4 for a model "
-                       "with corrections; each times 768 / C)")
+                       "the training set (default: 5e-5, with a hidden loss 1.5e-4; 1e-3 for "
+                       "adapters or the head alone; 2.5e-4 for corrections alone; without --task "
+                       "4e-4, and 2e-4 for a model with corrections; each times 768 / C)")
     group.add_argument("--seeds", type=whole_number(1), default=1, metavar="N",
                        help="number of runs, with the seeds --seed, --seed + 1, ...; the mean and "
                        "the standard deviation are printed (default: 1)")
@@ -1142,7 +1142,8 @@ def run_mode(tuning, splits, encoded, mode, config, saves_model):
     args = tuning.args
     rates = args.lr
     if rates is None:
-        rates = [default_rate(mode, args.task, config)]
+        learns_hidden = tuning.hidden_weight > 0
+        rates = [default_rate(mode, args.task, config, learns_hidden)]
     lr = rates[0]
     if len(rates) > 1:
         lr = best_rate(tuning, splits["train"], mode, args.seed, rates)
@@ -1197,17 +1198,20 @@ def choose_length(length, kind, num_positions):
     return length
 
 
-def default_rate(mode, task_name, config):
+def default_rate(mode, task_name, config, learns_hidden=False):
     """Return the learning rate for a mode and a model with this Config.
 
-    Few parameters, a narrow model or few steps (without --task) need a higher rate. A correction
-    is a product, and both of its factors change, so it needs a lower one than an adapter.
+    Few parameters, a narrow model or few steps (without --task) need a higher rate. So does the
+    hidden loss (learns_hidden): there is more to learn in each batch. A correction is a product,
+    and both of its factors change, so it needs a lower rate than an adapter.
     """
     has_corrections = config.correction_rank > 0
     if mode == "adapters" and has_corrections:
         rate = 2.5e-4
     elif mode in ("adapters", "head"):
         rate = 1e-3
+    elif task_name is not None and learns_hidden:
+        rate = 1.5e-4
     elif task_name is not None:
         rate = 5e-5
     elif has_corrections:
