@@ -800,9 +800,10 @@ def fine_tune(tuning, splits, mode, seed, lr):
                                recursions=args.recursions)
     model.to(tuning.processes.device)
     choose_trained(model.encoder, mode)
-    task_loss = TaskLoss(model, task, features, args.batch_size, seed, pad_id, tuning.teacher,
-                         tuning.teacher_task, tuning.hidden_weight, args.micro_batch_size,
-                         tuning.processes, tuning.bf16)
+    task_loss = TaskLoss(
+        model, task, features, args.batch_size, seed, pad_id, teacher=tuning.teacher,
+        teacher_task=tuning.teacher_task, hidden_weight=tuning.hidden_weight,
+        micro_batch_size=args.micro_batch_size, processes=tuning.processes, bf16=tuning.bf16)
     steps = args.steps
     if steps is None:
         steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
