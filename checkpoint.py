@@ -60,7 +60,7 @@ def read_safetensors(path):
         header_size = int.from_bytes(file_bytes[:8].numpy().tobytes(), "little")
         data_begin = 8 + header_size
         if data_begin > size:
-            raise ValueError(f"its header claims {header_size} bytes, but the file has {size}")
+            raise ValueError(f"its header claims {header_size} bytes, but only {size - 8} follow")
         if header_size > LARGEST_HEADER:
             raise ValueError(f"its header claims {header_size} bytes, but at most {LARGEST_HEADER} "
                              "are allowed")
@@ -383,7 +383,13 @@ def read_config(path):
         if found.get("use_adapter"):
             found["adapter_size"] = found["hidden_size"] // found["reduction_factor"]
         names = {field.name for field in fields(Config)}
-        return Config(**{name: value for name, value in found.items() if name in names})
+        config = Config(**{name: value for name, value in found.items() if name in names})
+        # Files of ours have all fields; without adapter_size this one is transformers'.
+        if found.get("model_type") == "albert" and "adapter_size" not in found:
+            if not is_albert(config):
+                raise ValueError(f"an ALBERT of {config.num_hidden_layers} layers in "
+                                 f"{config.num_hidden_groups} groups shares them in another way")
+        return config
 
 
 def read_weights(path):
@@ -546,7 +552,8 @@ def check_settings(path, saved, settings):
     if different:
         raise ValueError(f"{path} is of a run with other settings: {first_few(different)}. For "
                          "other settings start a run with another --out; it can begin with the "
-                         "model that this run has saved: distill.py --student, finetune.py --model")
+                         "model that this run has saved, if there is one yet: distill.py "
+                         "--student, finetune.py --model")
 
 
 @torch.no_grad()

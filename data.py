@@ -363,7 +363,7 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
         if text_column != "text":
             raise ValueError(f"--text {text_column}: a token file has no columns")
         token_file = TokenFile(corpus[0])
-        # A description that somebody else wrote may not name a tokenizer.
+        # A description that somebody else wrote might not name a tokenizer.
         made_with = token_file.made_from.get("tokenizer")
         if made_with is not None and made_with != tokenizer.digest:
             raise ValueError(f"{token_file.path} was made with another tokenizer than "
@@ -850,8 +850,8 @@ def indentation(text):
 def remove_markup(lines):
     """Join a paragraph's lines and remove the mark-up -> text, [[begin, end], ...] of its code."""
     marked = " ".join(" ".join(lines).split())
-    # This is for the "::" before a block of code. It also changes those amid a text, as in x[::2]:
-    # 81 of 29,056 paragraphs have one.
+    # This is for the "::" before a block of code. It also changes those amid a text, as in x[::2].
+    # A few paragraphs in a thousand have one.
     marked = marked.replace("::", ":")
     text = ""
     code_spans = []

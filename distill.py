@@ -468,7 +468,7 @@ class RunState(NamedTuple):
     """Where a run stands before its first step, or its next one."""
     optimizer: torch.optim.Optimizer
     tensors: dict           # {name: tensor}, all that training changes; checkpoints hold it
-    first_step: int         # the next step, counted from 0: so many steps are done
+    first_step: int         # the next step, counted from 0, which is also the number of steps done
     log_size: int           # bytes of log.jsonl that were written by then
 
 

@@ -32,6 +32,7 @@ import os
 import re
 import sys
 import time
+import unicodedata
 import zlib
 from dataclasses import asdict, replace
 from typing import NamedTuple
@@ -41,9 +42,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from checkpoint import (MODEL_FILES, check_finite, claim_folder, fetch, first_few, load, parsing,
-                        read_json, read_safetensors, replace_file, save, write_json,
-                        write_safetensors)
+from checkpoint import (MODEL_FILES, check_finite, claim_folder, fetch, first_few, load, owner_of,
+                        parsing, read_json, read_run, read_safetensors, replace_file, save,
+                        write_json, write_safetensors)
 from command import CommandParser, run_command
 from data import (NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, Tokenizer,
                   docs_on_this_machine)
@@ -297,7 +298,7 @@ def collate(features, pad_id, is_qa):
 # ---- The loss ---------------------------------------------------------------------------
 
 class TaskLoss:
-    """The objective that train() minimises, with its interface: the losses of a batch.
+    """The objective that train() minimises, used like a Distillation: the losses of a batch.
 
     task: cross-entropy, in regression squared error, averaged over the labelled positions
     distill: the distance from a fine-tuned teacher's outputs there: KL divergence, in regression
@@ -328,7 +329,6 @@ class TaskLoss:
         self.weights = {"task": 1.0}
         self.pairs = []                                  # (model's recursion, teacher's layer)
         if teacher is not None:
-            teacher.requires_grad_(False)
             teacher.eval()                               # its dropout stays off
             self.weights["distill"] = 1.0
             if hidden_weight > 0:
@@ -818,7 +818,6 @@ def fine_tune(tuning, splits, mode, seed, lr):
     settings = resume_settings(options, args.batch_size, args.dropout, tuning.bf16)
     settings["model"] = fingerprint(model)
     settings["teacher"] = fingerprint(tuning.teacher)
-    settings["hidden_weight"] = tuning.hidden_weight
     settings["data"] = hash_features(features)
 
     evaluation = Evaluation(model, task, splits, pad_id, tuning.bf16)
@@ -904,8 +903,9 @@ def arguments(argv):
                        help="also learn from this model, which was fine-tuned for the same task")
     group.add_argument("--hidden-weight", type=number(), metavar="W",
                        help="with --distill-from: weight of 1 - cosine of the hidden states with "
-                       "the teacher's (default: 3, or 0 if the teacher has another width or number "
-                       "of layers, so that they cannot be compared, or with --freeze)")
+                       "the teacher's (default: 3; 0 with --freeze, and where they cannot be "
+                       "compared: the teacher has another width, or neither of the two numbers of "
+                       "layers divides the other)")
     group.add_argument("--predict", metavar="TEXT_OR_FILE",
                        help="print what the fine-tuned --model predicts for a text, or for each "
                        "line of a file; a tab separates two texts, such as a question and its "
@@ -1068,19 +1068,20 @@ def run(args):
     with first_process_first(processes):
         splits = read_splits(args, name, kind)
     task = make_task(name, kind, splits, length, args.stride)
+    hidden_flag = hidden_weight_flag(args, out)
     check_segments(model_path, config, task)
     settings = {
         "task": name, "modes": modes, "lr": args.lr, "seed": args.seed, "epochs": args.epochs,
         "steps": args.steps, "batch_size": args.batch_size, "dropout": args.dropout,
         "weight_decay": args.weight_decay, "length": length, "bf16": bf16,
-        "recursions": args.recursions, "hidden_weight": args.hidden_weight}
+        "recursions": args.recursions, "hidden_weight": hidden_flag}
     with own_folder(out, "finetune.py", settings, [model_path, args.distill_from], args, processes):
         print_task(task, splits)
         encoded = encode_splits(task, splits, tokenizer)
         check_language(encoded["train"].features, tokenizer, model_path)
         teacher, teacher_task = load_teacher(args.distill_from, task, tokenizer, encoded,
                                              processes.device, bf16)
-        hidden_weight = choose_hidden_weight(args.hidden_weight, args.mode, teacher, config)
+        hidden_weight = choose_hidden_weight(hidden_flag, args.mode, teacher, config)
         if processes.rank == 0:
             claim_folder(out, "finetune.py", settings, args.resume)
         tuning = Tuning(args, model_path, out, task, tokenizer, teacher, teacher_task,
@@ -1124,10 +1125,10 @@ def print_task(task, splits):
 
 def printable(text):
     """Replace the characters that a terminal would obey, such as an escape sequence, by what repr
-    shows."""
+    shows. All kinds of spaces stay."""
     shown = ""
     for character in text:
-        if character.isprintable():
+        if character.isprintable() or unicodedata.category(character) == "Zs":
             shown += character
         else:
             shown += repr(character)[1:-1]               # without its quotes
@@ -1203,8 +1204,8 @@ def default_rate(mode, task_name, config, learns_hidden=False):
     """Return the learning rate for a mode and a model with this Config.
 
     Few parameters, a narrow model or few steps (without --task) need a higher rate. So does the
-    hidden loss (learns_hidden): there is more to learn in each batch. A correction is a product,
-    and both of its factors change, so it needs a lower rate than an adapter.
+    hidden loss (learns_hidden), as EXPERIMENTS.md shows. A correction is a product, and both of its
+    factors change, so it needs a lower rate than an adapter.
     """
     has_corrections = config.correction_rank > 0
     if mode == "adapters" and has_corrections:
@@ -1270,11 +1271,25 @@ def load_teacher(path, task, tokenizer, encoded, device, bf16):
                     "fine-tune a teacher for this task")
     if Tokenizer(path).digest != tokenizer.digest:
         raise ValueError(f"--distill-from {path}: its tokenizer differs from the model's")
+    check_segments(f"--distill-from {path}", teacher.encoder.config, task)
     teacher.to(device)
     result = evaluate_split(teacher, teacher_task, encoded[first_dev_split(encoded)],
                             tokenizer.pad_id, bf16)
     print(f"teacher {path}: {result.scores}")
     return teacher, teacher_task
+
+
+def hidden_weight_flag(args, out):
+    """Return the flag --hidden-weight, but 0 if a run of an earlier version is resumed: it had no
+    hidden loss. ValueError if the flag asks for one all the same."""
+    if not args.resume or owner_of(out) != "finetune.py":
+        return args.hidden_weight
+    if "hidden_weight" in read_run(out).get("settings", {}):
+        return args.hidden_weight
+    if args.hidden_weight:
+        raise ValueError(f"--hidden-weight {args.hidden_weight:g}: the run in {out} is of an "
+                         "earlier version, which had no hidden loss")
+    return 0.0
 
 
 def choose_hidden_weight(flag, mode, teacher, config):

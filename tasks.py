@@ -522,8 +522,8 @@ def sentences_of(path):
     """Yield the sentences of a CoNLL file, each a list of (number of the line, line)."""
     sentence = []
     for number, line in lines_of(path):
-        first_word = re.split(r"\s", line)[0]
-        if line.strip() and first_word != "-DOCSTART-":
+        first_words = line.split()[:1]                   # [] if the line is empty
+        if first_words != [] and first_words != ["-DOCSTART-"]:
             sentence.append((number, line))
         elif sentence:
             yield sentence

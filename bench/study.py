@@ -17,7 +17,7 @@ says how it ended. A row that is done is not done again, one that was killed goe
 failed is tried again the next time; the others do not wait for it. The rows run one after another,
 so that their seconds can be compared. The end of a study are its tables, as markdown, and
 study.json, with all that they and the figures are made of. The model of a fine-tuning is deleted
-when its scores are known.
+when its scores are known, but for the teacher's.
 
 A study of other sizes needs another folder. It may take over the corpus and the teacher: copy these
 two folders into it. Each evaluation takes up to 512 held-out sequences, so a short run is quicker
@@ -68,14 +68,14 @@ TOY = {
 # ---- Running rows -----------------------------------------------------------------------
 
 def run_rows(rows, study, places, run, jobs=1):
-    """Run the rows that are not done yet, each after the row that it needs -> how many failed.
+    """Run the rows that are not done yet, each after those that it needs -> how many failed.
 
     study: the folder of the study
     places: {"study": ..., "data": ..., "minilm": ...}, the folders for which the flags have names
     run: a function like run_command
     jobs: how many rows to run at the same time
     """
-    waiting = [row for row in rows if not is_done(read_result(study, row.name))]
+    waiting = rows_to_run(rows, study)
     running = {}                                         # {the future of a row: the row}
     num_failed = 0
     stopping = threading.Event()
@@ -99,6 +99,22 @@ def run_rows(rows, study, places, run, jobs=1):
             # After Ctrl-C the pool waits for its rows, so they are asked to end.
             stopping.set()
     return num_failed
+
+
+def rows_to_run(rows, study):
+    """List the rows that are not done, and those that these need and whose model is gone: studies
+    of earlier versions deleted the tuned teachers, too."""
+    needed = set()
+    for row in rows:
+        if not is_done(read_result(study, row.name)):
+            needed.update(row.needs)
+    chosen = []
+    for row in rows:
+        model = os.path.join(study, row.name, "model")
+        is_gone = row.part == "task" and row.name in needed and not os.path.isdir(model)
+        if is_gone or not is_done(read_result(study, row.name)):
+            chosen.append(row)
+    return chosen
 
 
 def rows_to_start(waiting, running, jobs):

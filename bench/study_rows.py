@@ -281,9 +281,16 @@ def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
 
 
 def chosen_models(models, students):
-    """List the models whose student is among the students, and the teacher and minilm."""
+    """List the models whose student is among the students, and the teacher and minilm.
+
+    The teacher comes first, because taught needs the tuned teacher.
+    """
     chosen = []
+    if "teacher" in models or "taught" in models:
+        chosen.append("teacher")
     for model in models:
+        if model == "teacher":
+            continue
         student = DISTILLATION_OF_MODEL.get(model, model)
         if student in students or student in ("teacher", "minilm"):
             chosen.append(model)

@@ -18,7 +18,7 @@ from checkpoint import (
     MODEL_FILES, check_owner, check_tensors, fetch, first_few, load, lock, name_in_file, owner_of,
     parse_json_object, parsing, read_config, read_json, read_safetensors, read_text, read_weights,
     remove_abandoned, claim_folder, replace_file, restore_training_state, run_folder, save,
-    save_training_state, write_json, write_safetensors)
+    save_training_state, with_usual_names, write_json, write_safetensors)
 from conftest import (
     A, C, E, KINDS, MAX_POSITIONS, R, ROOT, V, assert_close, assert_same_as_authors,
     assert_same_as_bert, authors_checkpoint, authors_weights, make_batch, random_bert, random_model)
@@ -706,6 +706,22 @@ def test_a_bert_with_the_head_of_a_task_is_read_as_an_encoder(transformers, tmp_
     bert = random_bert(transformers, kind)
     bert.save_pretrained(tmp_path)
     assert_same_as_bert(load(tmp_path), bert.bert)
+
+
+def test_of_the_two_biases_of_a_head_that_of_the_decoder_is_used_in_any_order():
+    biases = {"cls.predictions.decoder.bias": torch.ones(2), "cls.predictions.bias": torch.zeros(2)}
+    for names in (sorted(biases), sorted(biases, reverse=True)):
+        found = with_usual_names("path", {name: biases[name] for name in names})
+        assert list(found) == ["cls.predictions.bias"]
+        assert torch.equal(found["cls.predictions.bias"], torch.ones(2))
+
+
+def test_an_albert_of_transformers_that_shares_its_layers_in_another_way_is_refused(tmp_path):
+    save(random_model(num_hidden_layers=18, num_hidden_groups=14, embedding_size=C // 2), tmp_path)
+    assert load(tmp_path).config.num_hidden_groups == 14
+    ours = ("adapter_size", "correction_rank", "tie_decoder")
+    change_config(tmp_path, model_type="albert", **{name: REMOVED for name in ours})
+    refusal(tmp_path, "an ALBERT of 18 layers in 14 groups shares them in another way")
 
 
 def test_a_tensor_that_is_there_under_two_names_is_refused(saved):

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import types
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -1479,6 +1480,26 @@ def test_the_accuracies_after_each_recursion_stand_below_their_numbers(capsys):
     (["--output-weight", "0"], 0.0), (["--output-weight", "0", "--elastic", "1"], 1.0)])
 def test_the_elastic_loss_comes_with_the_output_loss_unless_it_is_said(flags, expected):
     assert distill.arguments(flags).elastic == expected
+
+
+def test_an_evaluation_lets_the_first_process_tokenise_first(toy, tmp_path, monkeypatch):
+    order = []
+
+    @contextmanager
+    def first_process_first(processes):
+        order.append("first")
+        yield
+
+    def note(*others):
+        order.append("corpus")
+        return open_corpus(*others)
+
+    monkeypatch.setattr(distill, "first_process_first", first_process_first)
+    monkeypatch.setattr(distill, "open_corpus", note)
+    flags = ["--evaluate", "--teacher", str(toy / "teacher"), "--length", "16", "--device", "cpu"]
+    flags += ["--corpus", str(toy / "corpus.txt"), "--cache", str(tmp_path)]
+    assert distill.main(flags) is None
+    assert order == ["first", "corpus"]
 
 
 def test_the_elastic_loss_is_left_out_where_it_is_not_possible(toy, tmp_path, capsys):

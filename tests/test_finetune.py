@@ -1471,13 +1471,52 @@ def test_the_score_of_the_teacher_comes_first(tmp_path, model, sentiment, capsys
                   "--out", tmp_path / "o").out
     assert float(re.search(r"^teacher .*'accuracy': ([\d.]+)", printed, re.M)[1]) > 0.95
     path, = (tmp_path / "o").glob("*/log.jsonl")
+    assert "-lr0.0048-" in path.parent.name              # 1.5e-4 * 768 / 24
     line = read_json_lines(path)[-1]
     parts = line["task"] + line["distill"] + 3 * line["hidden"]
     assert line["loss"] == pytest.approx(parts, rel=1e-4)
     run(capsys, *flags, "--steps", 3, "--distill-from", tmp_path / "teacher", "--hidden-weight", 0,
         "--out", tmp_path / "without")
     path, = (tmp_path / "without").glob("*/log.jsonl")
+    assert "-lr0.0016-" in path.parent.name
     assert "hidden" not in read_json_lines(path)[-1]
+
+
+@pytest.mark.parametrize("has_run_json", [True, False])
+def test_a_run_with_a_teacher_of_a_version_without_a_hidden_loss_goes_on_without_one(
+        tmp_path, model, sentiment, capsys, has_run_json):
+    flags = ["--model", model, "--task", "sst2", "--data", sentiment]
+    run(capsys, *flags, "--steps", 3, "--out", tmp_path / "teacher")
+    flags += ["--distill-from", tmp_path / "teacher", "--steps", 3, "--out", tmp_path / "o"]
+    run(capsys, *flags, "--hidden-weight", 0)
+    written = ("model.safetensors", "head.safetensors", "results.json")
+    before = [(tmp_path / "o" / name).read_bytes() for name in written]
+    if has_run_json:
+        description = read_json(tmp_path / "o/run.json")
+        del description["settings"]["hidden_weight"]     # as that version would have left it
+        write_file(tmp_path / "o/run.json", json.dumps(description))
+    else:
+        os.remove(tmp_path / "o/run.json")
+    run(capsys, *flags, "--resume")                      # it is finished: nothing changes
+    assert [(tmp_path / "o" / name).read_bytes() for name in written] == before
+    assert len(list((tmp_path / "o").glob("all-*"))) == 1
+    error = fail(capsys, *flags, "--resume", "--hidden-weight", 2)
+    assert "the run in" in error and "is of an earlier version" in error
+
+
+def test_what_a_terminal_would_obey_is_not_printed_in_a_prediction():
+    tagging = make_task_of_kind("tagging", ["O", "B-x", "I-x"])
+    example = Example(["a\x1b[2Jb", "c"], None, None, "", "")
+    shown = finetune.describe_prediction(tagging, example, ["B-x", "I-x"], {})
+    assert shown == r"a\x1b[2Jb c (x)"
+    qa = make_task_of_kind("qa", [])
+    assert finetune.describe_prediction(qa, example, "10\u00a0km\n\x07", {}) == "10\u00a0km\\n\\x07"
+
+
+def test_tags_that_are_not_known_are_no_labels(tokenizer):
+    task = make_task_of_kind("tagging", LABELS["tagging"], length=20)
+    feature, = encode(task, [Example(["good", "city"], None, None, "", "")], tokenizer)
+    assert len(feature.labels) == 2 and all(math.isnan(label) for label in feature.labels)
 
 
 def test_a_teacher_of_other_labels_or_of_another_tokenizer_is_refused(

@@ -630,6 +630,9 @@ def write_fine_tuned_models(folder, model):
                          ("qa", {"kind": "qa", "pair": True, "labels": [], "length": 32})):
         shutil.copytree(folder / "tuned", folder / name)
         write_file(folder / name / "task.json", json.dumps(facts | change))
+    shutil.copytree(folder / "pair", folder / "pair-one-segment")
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(folder / "one-segment" / file, folder / "pair-one-segment" / file)
 
 
 @pytest.fixture(scope="module")
@@ -825,6 +828,8 @@ finetune  --epochs 2                            --epochs: --steps says already h
 finetune  --hidden-weight 3                     --hidden-weight: there is no teacher
 finetune  --distill-from tuned --hidden-weight 1 --freeze  --hidden-weight: with --freeze
 finetune  --model one-segment --text text label  one-segment: type_vocab_size is 1
+finetune  --text text label --distill-from pair-one-segment  --distill-from pair-one-segment: type_
+predict   --model pair-one-segment              pair-one-segment: type_vocab_size is 1
 glue      --train good.tsv                      --train: without --task the built-in task
 glue      --freeze                              --freeze: without --task the built-in task
 glue      --data glue                           --data: without --task the built-in task

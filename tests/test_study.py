@@ -2,6 +2,7 @@
 run again, and one that fails does not stop the others. No test trains a model."""
 import json
 import os
+import shutil
 import sys
 import threading
 from types import SimpleNamespace
@@ -268,6 +269,30 @@ def test_of_the_fine_tuned_models_only_those_of_the_teacher_are_kept(
     monkeypatch.setattr(study, "read_outcome", lambda row, folder: {})
     assert run([row], tmp_path, FakeRunner()) == {row.name: "done"}
     assert os.path.exists(tmp_path / row.name / "model") == is_kept
+
+
+def test_a_tuned_teacher_that_was_deleted_is_made_again_if_a_row_needs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "read_outcome", lambda row, folder: {})
+    teacher = task_row("rte", "teacher", 0, TASK_SIZES)._replace(needs=[])
+    run([teacher], tmp_path, FakeRunner())
+    assert study.rows_to_run([teacher], str(tmp_path)) == []
+    taught = task_row("rte", "taught", 0, TASK_SIZES)._replace(needs=[teacher.name])
+    assert study.rows_to_run([teacher, taught], str(tmp_path)) == [teacher, taught]
+    os.makedirs(tmp_path / teacher.name / "model")
+    assert study.rows_to_run([teacher, taught], str(tmp_path)) == [taught]
+    os.makedirs(tmp_path / taught.name / "model")
+    run([teacher, taught], tmp_path, FakeRunner())
+    shutil.rmtree(tmp_path / teacher.name / "model")
+    assert study.rows_to_run([teacher, taught], str(tmp_path)) == []
+
+
+def test_taught_brings_the_tuned_teacher_with_it():
+    rows = list_rows(["tasks"], ["ours"], ["rte"], ["taught"], [0], SIZES, TASK_SIZES)
+    names = [row.name for row in rows if row.part == "task"]
+    assert names == ["tasks/rte/teacher/seed0", "tasks/rte/taught/seed0"]
+    for models in (["teacher", "ours"], ["ours", "teacher"]):
+        rows = list_rows(["tasks"], ["ours"], ["rte"], models, [0], SIZES, TASK_SIZES)
+        assert [row.about["model"] for row in rows if row.part == "task"] == ["teacher", "ours"]
 
 
 def test_a_row_that_is_done_is_not_run_again(tmp_path):

@@ -490,6 +490,11 @@ def test_conll_files_are_read_with_tabs_or_spaces_and_any_columns(tmp_path):
         (["two words"], None, ["B-x"], "0", f"{tabs}:1"), (["b"], None, ["O"], "1", f"{tabs}:3")]
 
 
+def test_only_a_line_whose_first_word_is_docstart_ends_a_sentence(tmp_path):
+    path = write_file(tmp_path / "a.txt", "a O\n  -DOCSTART- O\nb O\n-DOCSTART-X O\n-DOCS O\n")
+    assert [example.text for example in read_tags(path)] == [["a"], ["b", "-DOCSTART-X", "-DOCS"]]
+
+
 def test_tags_without_a_type_have_the_type_entity(tmp_path):
     path = write_file(tmp_path / "a.tsv", "a\tB\nb\tI\nc\tO\nd\tS\n\ne\tI\n")
     assert [example.label for example in read_tags(path)] == [
@@ -565,6 +570,14 @@ def test_an_answer_elsewhere_is_named_with_its_line(start, message, tmp_path):
     path = write_file(tmp_path / "a.json", broken)
     with pytest.raises(ValueError, match=f"^{path}:{line}: not SQuAD: .*{message}"):
         read_squad(path)
+
+
+@pytest.mark.parametrize("ensure_ascii", [True, False])
+def test_a_question_is_found_by_its_id_however_it_is_written(ensure_ascii):
+    question = {"id": "Köln"}
+    text = "\n\n" + json.dumps(question, ensure_ascii=ensure_ascii)
+    assert tasks.line_of_question(text, question) == 3
+    assert tasks.line_of_question("\n\n", question) == 1
 
 
 @pytest.mark.parametrize("reader, text", [
