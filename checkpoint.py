@@ -388,7 +388,8 @@ def read_config(path):
         if found.get("model_type") == "albert" and "adapter_size" not in found:
             if not is_albert(config):
                 raise ValueError(f"an ALBERT of {config.num_hidden_layers} layers in "
-                                 f"{config.num_hidden_groups} groups shares them in another way")
+                                 f"{config.num_hidden_groups} groups shares them in another way "
+                                 "than a model here")
         return config
 
 
@@ -437,7 +438,7 @@ def read_pickle(path):
     """Read a pytorch_model.bin: {name: tensor}. A pickle could run any program, if it were not for
     weights_only=True."""
     with parsing(path, "a file of PyTorch weights"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")                  # an error has to be one line
+        warnings.simplefilter("ignore")                  # what goes wrong is said in one line
         if not os.path.isfile(path):
             raise ValueError("it is not a regular file")
         try:

@@ -512,6 +512,8 @@ CORPUS_FILE = re.compile(r"(?s).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
 # NULs and surrogates. A surrogate is half a character; errors="surrogateescape" also turns each
 # byte that is not UTF-8 into one.
 UNREADABLE = re.compile("[\0\ud800-\udfff]")
+# With this, parsing() begins a message with "PATH: not readable, but damaged or cut short: ".
+WHOLE = "readable, but damaged or cut short"
 
 
 def corpus_files(corpus):
@@ -601,8 +603,7 @@ def read_corpus_file(path, bar, text_column):
 
 def lines_of_text(path, text, longest):
     """Yield the lines of a file; a line over `longest` characters comes in pieces."""
-    # The message will be "PATH: not readable, but damaged or cut short: ...".
-    with parsing(path, "readable, but damaged or cut short"):
+    with parsing(path, WHOLE):
         yield from pieces_of_lines(text, longest)
 
 
@@ -624,8 +625,7 @@ def lines_of_jsonl(path, text, text_column):
     """Yield the lines of the documents in a .jsonl, and an empty one after each."""
     number = 0
     while True:
-        # The message will be "PATH: not readable, but damaged or cut short: ...".
-        with parsing(path, "readable, but damaged or cut short"):
+        with parsing(path, WHOLE):
             row = text.readline(LONGEST_ROW)
         if row == "":
             return

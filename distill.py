@@ -1354,8 +1354,8 @@ def choose_losses(args, teacher, num_recursions):
         weight = getattr(args, f"{name}_weight")
         if name in possible and weight > 0:
             weights[name] = weight
-        # What is left out is not among the losses that describe_run prints. A weight that can only
-        # have been asked for is an error, too.
+        # A loss that is not possible is missing in the line that describe_run prints. If its weight
+        # is not the default, the user has asked for it, and this is an error.
         if teacher is not None and name not in possible and weight not in (0, default):
             raise ValueError(f"--{name}-weight {weight:g}: the teacher has no MLM head")
     if "output" in possible and num_recursions > 1 and args.elastic > 0:

@@ -304,7 +304,7 @@ class TaskLoss:
     distill: the distance from a fine-tuned teacher's outputs there: KL divergence, in regression
         squared error
     hidden: the distance of the hidden states from the teacher's, as in distill.py, averaged over
-        the tokens. TinyBERT (arXiv 1909.10351) learns a task in this way, too
+        the tokens. The idea is TinyBERT's (arXiv 1909.10351), which takes a squared error
 
     A batch has sequences of similar length and is a function of (seed, step). In an epoch each
     Feature is used once. teacher: a Classifier for the same labels; teacher_task: its Task;
@@ -1293,7 +1293,8 @@ def hidden_weight_flag(args, out):
 
 
 def choose_hidden_weight(flag, mode, teacher, config):
-    """Return the weight of the hidden loss: the flag --hidden-weight, or its default.
+    """Return the weight of the hidden loss: the flag --hidden-weight, or its default if the flag is
+    None.
 
     teacher: a Classifier or None; config: the Config of the model that is trained
     If the hidden states cannot be compared, this is a ValueError if the flag asks for it, and else

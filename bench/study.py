@@ -104,15 +104,14 @@ def run_rows(rows, study, places, run, jobs=1):
 def rows_to_run(rows, study):
     """List the rows that are not done, and those that these need and whose model is gone: studies
     of earlier versions deleted the tuned teachers, too."""
+    chosen = [row for row in rows if not is_done(read_result(study, row.name))]
     needed = set()
-    for row in rows:
-        if not is_done(read_result(study, row.name)):
-            needed.update(row.needs)
-    chosen = []
+    for row in chosen:
+        needed.update(row.needs)
     for row in rows:
         model = os.path.join(study, row.name, "model")
-        is_gone = row.part == "task" and row.name in needed and not os.path.isdir(model)
-        if is_gone or not is_done(read_result(study, row.name)):
+        is_gone = row.part == "task" and not os.path.isdir(model)
+        if row.name in needed and is_gone and row not in chosen:
             chosen.append(row)
     return chosen
 

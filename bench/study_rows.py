@@ -73,8 +73,6 @@ MOST_RECURSIONS = 6
 # before it got its head.
 MODELS = ["teacher", "ours", "taught", "authors", "adapters", "no-adapters", "unshared",
           "adapters-alone"]
-# Models that are not named like the distillation that they begin with.
-DISTILLATION_OF_MODEL = {"taught": "ours", "adapters-alone": "ours"}
 MORE_MODELS = ["minilm"] + [name for name in STUDENTS if name not in MODELS]
 DEPTH_TASKS = ["sst2", "stsb"]
 
@@ -193,7 +191,7 @@ def task_row(task, model, seed, sizes):
         taught: ours, which also learns from the teacher that was tuned with the same seed
         adapters-alone: ours, of which only the corrections are trained
     """
-    distillation = DISTILLATION_OF_MODEL.get(model, model)
+    distillation = distillation_of(model)
     rates = sizes.rates
     more_flags = []
     more_needs = []
@@ -210,6 +208,13 @@ def task_row(task, model, seed, sizes):
     row = tuning_row(name_of_task_row(task, model, seed), "task", distillation, more_flags, about,
                      sizes)
     return row._replace(needs=row.needs + more_needs)
+
+
+def distillation_of(model):
+    """Return the name of the distillation with which a model to be fine-tuned begins."""
+    if model in ("taught", "adapters-alone"):
+        return "ours"
+    return model
 
 
 def name_of_task_row(task, model, seed):
@@ -291,7 +296,7 @@ def chosen_models(models, students):
     for model in models:
         if model == "teacher":
             continue
-        student = DISTILLATION_OF_MODEL.get(model, model)
+        student = distillation_of(model)
         if student in students or student in ("teacher", "minilm"):
             chosen.append(model)
     return chosen

@@ -277,7 +277,7 @@ def test_a_tuned_teacher_that_was_deleted_is_made_again_if_a_row_needs_it(tmp_pa
     run([teacher], tmp_path, FakeRunner())
     assert study.rows_to_run([teacher], str(tmp_path)) == []
     taught = task_row("rte", "taught", 0, TASK_SIZES)._replace(needs=[teacher.name])
-    assert study.rows_to_run([teacher, taught], str(tmp_path)) == [teacher, taught]
+    assert study.rows_to_run([teacher, taught], str(tmp_path)) == [taught, teacher]
     os.makedirs(tmp_path / teacher.name / "model")
     assert study.rows_to_run([teacher, taught], str(tmp_path)) == [taught]
     os.makedirs(tmp_path / taught.name / "model")
