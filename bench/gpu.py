@@ -4,7 +4,7 @@
         --authors MiniALBERT/ SITE/
         all sections; MiniALBERT/ is a checkout of github.com/nlpie-research/MiniALBERT, SITE/ a
         folder into which transformers 4.30 was installed with pip install --target
-    python bench/gpu.py --out DIR2 --sections mini compiled
+    python bench/gpu.py --out DIR2 --sections mini growth
         some sections: the last ones, if the first call had no time for them
     python bench/gpu.py --out DIR --toy
         tiny sizes on a CPU: a test of this script
@@ -15,14 +15,13 @@ are written anew, so that a crash or a limit loses only what follows in that job
 print goes to DIR/gpu.log. The exit status is 1 if a job failed or, but for --toy, a goal was
 missed.
 
-The big graph is compiled, and the default command run on the CPU, beside the first sections, which
-compare results; what is timed runs alone. What compiles another graph comes last. The table of
-jobs in gpu.md names those for which there was no time.
+What compares results, or compiles, shares the machine with other jobs; what is timed runs alone.
+The least important job comes last. The table of jobs in gpu.md names those for which there was no
+time.
 
-On an H200 (EXPERIMENTS.md) ten minutes were enough for all but the student of the section mini and
-the section compiled, of which only the row without dropout has been measured since. --toy runs all
-jobs on a CPU and finds mistakes in this script. There waits are looked for with the fake CUDA
-tensors of tests/fake_cuda.py.
+EXPERIMENTS.md has what was found on an H200 in several calls. --toy runs all jobs on a CPU and
+finds mistakes in this script. There waits are looked for with the fake CUDA tensors of
+tests/fake_cuda.py.
 """
 import argparse
 import json
@@ -39,6 +38,16 @@ from typing import NamedTuple
 BENCH = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(BENCH)
 SPEED = "Speed of a step at bert-base's size; the paper's adapters and losses; ours in bfloat16"
+FIRST_TIME = "The first compilation, beside other jobs"
+# What is compiled and timed at bert-base's size: {name: arguments of our_speed}.
+GRAPHS = {
+    "ours, compiled": {"compiled": True},
+    "ours, compiled, without dropout": {"compiled": True, "dropout": 0.0},
+    "the recipe full: corrections, elastic loss, no dropout":
+        {"compiled": True, "dropout": 0.0, "full_recipe": True},
+    "ours, compiled, micro-batches of 96": {"compiled": True, "micro_batch_size": 96},
+    "ours, compiled, 24: the share of one of 8 GPUs": {"compiled": True, "batch_size": 24},
+}
 
 
 class Job(NamedTuple):
@@ -51,17 +60,23 @@ class Job(NamedTuple):
     beside: bool = False    # whether the next jobs may run at the same time
 
 
-def speed_job(section, name, limit, beside=False, table=SPEED, **arguments):
+def speed_job(name, limit, beside=False, table=SPEED, **arguments):
     """Make a Job that trains and takes the speed from the log."""
     arguments["name"] = name
     arguments["table"] = table
-    return Job(section, "gpu_sections.py", "our_speed", arguments, limit, beside)
+    return Job("speed", "gpu_sections.py", "our_speed", arguments, limit, beside)
 
 
 def authors_job(name, bf16):
     """Make a Job that times the authors' step."""
     arguments = {"name": name, "table": SPEED, "bf16": bf16}
     return Job("speed", "gpu_sections.py", "authors_speed", arguments, 60)
+
+
+def profile_job(compiled, full_recipe):
+    """Make a Job that says where the time of a step goes."""
+    arguments = {"compiled": compiled, "full_recipe": full_recipe}
+    return Job("profile", "gpu_sections.py", "profile", arguments, 60)
 
 
 def default_job(device, bf16, name, beside=False):
@@ -75,10 +90,11 @@ def list_jobs(device):
     jobs = []
     jobs.append(Job("card", "gpu_sections.py", "card", {"when": "before"}, 40))
 
-    # These two run beside those that follow. What they take is not timed.
-    jobs.append(speed_job("speed", "compiled for the first time", 240, beside=True,
-                          table="The first compilation, beside other jobs", compiled=True,
-                          steps=8))
+    # These share the machine, because they are not timed: all big graphs are compiled, and results
+    # are compared. The jobs that time a graph later find it in the cache on the disk.
+    for name, arguments in GRAPHS.items():
+        jobs.append(speed_job(f"{name}, for the first time", 240, beside=True, table=FIRST_TIME,
+                              steps=8, **arguments))
     jobs.append(default_job("cpu", False, "CPU", beside=True))
     jobs.append(Job("parity", "gpu_sections.py", "parity", {}, 150, beside=True))
     jobs.append(Job("parity", "gpu_sections.py", "parity_of_tuning", {}, 60, beside=True))
@@ -87,35 +103,27 @@ def list_jobs(device):
     jobs.append(Job("processes", "gpu_runs.py", "two_processes", {}, 60, beside=True))
 
     # From here on each job has the machine for itself.
-    jobs.append(speed_job("speed", "ours, eager", 60, compiled=False))
-    jobs.append(speed_job("speed", "ours, compiled", 120, compiled=True))
+    jobs.append(speed_job("ours, eager", 60, compiled=False))
+    for name, arguments in GRAPHS.items():
+        jobs.append(speed_job(name, 120, **arguments))
     jobs.append(authors_job("authors', float32", False))
     jobs.append(authors_job("authors', bfloat16", True))
     jobs.append(Job("speed", "gpu_sections.py", "goals", {}, 20))
-    for compiled in (False, True):
-        arguments = {"compiled": compiled}
-        jobs.append(Job("profile", "gpu_sections.py", "profile", arguments, 90))
+    jobs.append(profile_job(compiled=False, full_recipe=False))
+    jobs.append(profile_job(compiled=True, full_recipe=False))
+    jobs.append(profile_job(compiled=True, full_recipe=True))
     jobs.append(default_job(device, True, "GPU bfloat16"))
-    # These compare results again, so they share the machine.
+
+    # These share the machine again: they compare results, and the teacher is only made here.
     jobs.append(default_job(device, False, "GPU float32", beside=True))
     jobs.append(Job("default", "gpu_runs.py", "tuning_command", {}, 90, beside=True))
-    jobs.append(Job("kills", "gpu_runs.py", "kills", {"compiled": False}, 150, beside=True))
-    jobs.append(Job("growth", "gpu_sections.py", "growth", {}, 110))
-    jobs.append(Job("mini", "gpu_runs.py", "mini_teacher", {}, 150))
-    jobs.append(Job("mini", "gpu_runs.py", "mini_student", {"compiled": False}, 120))
-    jobs.append(Job("card", "gpu_sections.py", "card", {"when": "after"}, 40))
+    for compiled in (False, True):
+        jobs.append(Job("kills", "gpu_runs.py", "kills", {"compiled": compiled}, 240, beside=True))
+    jobs.append(Job("mini", "gpu_runs.py", "mini_teacher", {}, 150, beside=True))
 
-    # Each of these compiles another graph, which takes a minute.
-    jobs.append(speed_job("compiled", "ours, compiled, without dropout", 150, compiled=True,
-                          dropout=0.0))
-    jobs.append(speed_job("compiled", "the recipe full: corrections, elastic loss, no dropout", 150,
-                          compiled=True, dropout=0.0, full_recipe=True))
-    jobs.append(speed_job("compiled", "ours, compiled, micro-batches of 96", 150, compiled=True,
-                          micro_batch_size=96))
-    jobs.append(speed_job("compiled", "ours, compiled, 24: the share of one of 8 GPUs", 150,
-                          compiled=True, batch_size=24))
-    jobs.append(Job("mini", "gpu_runs.py", "mini_student", {"compiled": True}, 200))
-    jobs.append(Job("compiled", "gpu_runs.py", "kills", {"compiled": True}, 240))
+    jobs.append(Job("mini", "gpu_runs.py", "mini_student", {}, 150))
+    jobs.append(Job("card", "gpu_sections.py", "card", {"when": "after"}, 40))
+    jobs.append(Job("growth", "gpu_sections.py", "growth", {}, 110))
     return jobs
 
 

@@ -467,21 +467,21 @@ def authors_speed(setup, name, table, bf16):
 
 
 def goals(setup):
-    """Report whether our faster variant meets the goals of speed.
+    """Report whether our fastest variant meets the goals of speed.
 
     They are: 45 % of the rate at which the card multiplies large matrices, counting only the
     operations that cannot be left out, and 10 times as many sequences/s as the authors' code.
     """
     table = "Goals of speed"
-    best = "ours, eager"
-    best_share = setup.values[f"{best}: share"]
-    compiled_share = setup.values.get("ours, compiled: share", 0.0)
-    if compiled_share > best_share:
-        best = "ours, compiled"
-        best_share = compiled_share
+    # {name of a variant of ours: its share of the matrix rate}
+    shares = {}
+    for key, value in setup.values.items():
+        if key.endswith(": share") and "first time" not in key:
+            shares[key.removesuffix(": share")] = value
+    best = max(shares, key=shares.get)
     row = {"what": f"{best}: share of the matrix rate", "goal": ">= 45 %"}
-    row["found"] = f"{best_share:.1%}"
-    setup.report(table, row, best_share >= 0.45)
+    row["found"] = f"{shares[best]:.1%}"
+    setup.report(table, row, shares[best] >= 0.45)
     # The goal is about float32, in which their code trains.
     for theirs, goal in [("authors', float32", 10), ("authors', bfloat16", None)]:
         their_speed = setup.values.get(f"{theirs}: sequences/s")
@@ -516,13 +516,22 @@ def growth(setup):
 
 # ---- Where the time goes ----------------------------------------------------------------
 
-def profile(setup, compiled):
+def profile(setup, compiled, full_recipe):
     """Report the milliseconds of a step by group of operations, beside the estimates.
+
+    full_recipe: the step of the recipe full, without dropout; else the one that was estimated, with
+    the paper's adapters and dropout
 
     The steps are those of distill.training_step without reading anything back, as most steps of
     train() are.
     """
-    distillation = make_distillation(setup, setup.shape, True, compiled)
+    dropout = 0.1
+    title = "Profile of a step"
+    if full_recipe:
+        dropout = 0.0
+        title = "Profile of a step of the recipe full"
+    distillation = make_distillation(setup, setup.shape, True, compiled, dropout=dropout,
+                                     full_recipe=full_recipe)
     optimizer = distill.make_optimizer(distillation.student, weight_decay=0.01)
     options = distill.TrainingOptions(
         steps=100, lr=1e-4, warmup=0, weight_decay=0.01, seed=0, log_every=100, eval_every=0,
@@ -545,11 +554,12 @@ def profile(setup, compiled):
         activities.append(ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
         make_steps(num_steps)
-    title = "Profile of a step, eager"
-    estimates = ESTIMATED_EAGER
     if compiled:
-        title = "Profile of a step, compiled"
+        title += ", compiled"
         estimates = ESTIMATED_COMPILED
+    else:
+        title += ", eager"
+        estimates = ESTIMATED_EAGER
     events = profiler.key_averages(group_by_input_shape=True)
     report_groups(setup, title, estimates, events, num_steps)
     report_busy(setup, title, events, num_steps, clock_ms)

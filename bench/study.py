@@ -318,9 +318,11 @@ def make_parser():
     models = usual_models + study_rows.MORE_MODELS
     group.add_argument("--models", nargs="+", choices=models, default=usual_models, metavar="MODEL",
                        help="what is fine-tuned: teacher, minilm (the teacher before it got its "
-                       "head), taught (ours with --distill-from the tuned teacher), adapters-alone "
-                       "(ours with --adapters-only, which trains its corrections), or students "
-                       "that are among --rows "
+                       "head), teacher-longer (with three times as many steps), ours in other "
+                       "ways (taught: with --distill-from the tuned teacher; taught-longer: with "
+                       "three times as many steps, too; high-rate, high-rate-longer: labels alone "
+                       "with the rate of taught; adapters-alone: with --adapters-only), or "
+                       "students that are among --rows "
                        f"(default: {', '.join(usual_models)})")
     group.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
                        help="seeds of the fine-tunings (default: 0 1 2)")

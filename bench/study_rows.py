@@ -69,11 +69,34 @@ STUDENTS = {
 }
 MOST_RECURSIONS = 6
 
+
+class Variant(NamedTuple):
+    """Another way of fine-tuning a model."""
+    model: str = "ours"             # the distillation with which it begins
+    taught: bool = False            # with --distill-from the teacher that was tuned with this seed
+    adapters_alone: bool = False    # with --adapters-only, which trains its corrections alone
+    lr: float | None = None         # None: as the sizes say
+    times_longer: int = 1           # how many times as many steps as usual
+
+
+# The learning rate that finetune.py takes by default with a teacher, for a student 384 wide.
+TAUGHT_LR = 3e-4
+VARIANTS = {
+    "taught": Variant(taught=True),
+    "taught-longer": Variant(taught=True, times_longer=3),
+    "teacher-longer": Variant("teacher", times_longer=3),
+    # Labels alone, but with the rate, and with the steps, of those that are taught.
+    "high-rate": Variant(lr=TAUGHT_LR),
+    "high-rate-longer": Variant(lr=TAUGHT_LR, times_longer=3),
+    "adapters-alone": Variant(adapters_alone=True),
+}
+
 # The models that are fine-tuned, unless --models says otherwise; minilm is all-MiniLM as it was
 # before it got its head.
 MODELS = ["teacher", "ours", "taught", "authors", "adapters", "no-adapters", "unshared",
           "adapters-alone"]
-MORE_MODELS = ["minilm"] + [name for name in STUDENTS if name not in MODELS]
+MORE_MODELS = ["minilm", "teacher-longer", "taught-longer", "high-rate", "high-rate-longer"]
+MORE_MODELS += [name for name in STUDENTS if name not in MODELS]
 DEPTH_TASKS = ["sst2", "stsb"]
 
 
@@ -187,33 +210,34 @@ def model_folder(name):
 def task_row(task, model, seed, sizes):
     """Make the Row that fine-tunes a model for a task of TASKS with a seed.
 
-    model: the name of a distillation; minilm; or
-        taught: ours, which also learns from the teacher that was tuned with the same seed
-        adapters-alone: ours, of which only the corrections are trained
+    model: the name of a distillation, minilm, or the name of one of VARIANTS
     """
     distillation = distillation_of(model)
+    variant = VARIANTS.get(model, Variant())
     rates = sizes.rates
     more_flags = []
     more_needs = []
-    if model == "adapters-alone":
+    if variant.adapters_alone:
         rates = sizes.adapter_rates
         more_flags.append("--adapters-only")
-    if model == "taught":
+    if variant.taught:
         tuned_teacher = name_of_task_row(task, "teacher", seed)
         more_needs.append(tuned_teacher)
         more_flags += flag_list({"distill-from": model_folder(tuned_teacher)})
+    if variant.lr is not None:
+        rates = [variant.lr]
     if rates is not None:
         more_flags += flag_list({"lr": rates})
     about = {"task": task, "model": model, "seed": seed}
     row = tuning_row(name_of_task_row(task, model, seed), "task", distillation, more_flags, about,
-                     sizes)
+                     sizes, variant.times_longer)
     return row._replace(needs=row.needs + more_needs)
 
 
 def distillation_of(model):
     """Return the name of the distillation with which a model to be fine-tuned begins."""
-    if model in ("taught", "adapters-alone"):
-        return "ours"
+    if model in VARIANTS:
+        return VARIANTS[model].model
     return model
 
 
@@ -232,12 +256,16 @@ def depth_row(task, model, recursions, seed, sizes):
     return tuning_row(name, "depth", model, more_flags, about, sizes)
 
 
-def tuning_row(name, part, distillation, more_flags, about, sizes):
-    """Make a Row of finetune.py: a distillation's model and the task and seed in about."""
+def tuning_row(name, part, distillation, more_flags, about, sizes, times_longer=1):
+    """Make a Row of finetune.py: a distillation's model and the task and seed in about.
+
+    times_longer: how many times as many steps as usual
+    """
     task = TASKS[about["task"]]
     steps = task.steps
     if sizes.task_steps is not None:
         steps = min(steps, sizes.task_steps)
+    steps *= times_longer
     flags = FLAGS_OF_TASKS[about["task"]].split()
     flags += flag_list({"model": model_folder(distillation), "steps": steps})
     flags += flag_list({"seed": about["seed"]})
@@ -288,10 +316,11 @@ def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
 def chosen_models(models, students):
     """List the models whose student is among the students, and the teacher and minilm.
 
-    The teacher comes first, because taught needs the tuned teacher.
+    The teacher comes first, because those that are taught need the tuned teacher.
     """
     chosen = []
-    if "teacher" in models or "taught" in models:
+    needs_teacher = any(model in VARIANTS and VARIANTS[model].taught for model in models)
+    if "teacher" in models or needs_teacher:
         chosen.append("teacher")
     for model in models:
         if model == "teacher":

@@ -21,8 +21,8 @@ import study
 import study_tables
 from study_results import (ACCURACY, LOSS, distillation_outcome, kept_shares, time_to,
                            time_to_quality, tuning_outcome)
-from study_rows import (MODELS, OURS, STUDENTS, TASKS, Row, Sizes, TaskSizes, list_rows,
-                        steps_of_tokens, student_row, task_row)
+from study_rows import (MODELS, MORE_MODELS, OURS, STUDENTS, TASKS, VARIANTS, Row, Sizes,
+                        TaskSizes, list_rows, steps_of_tokens, student_row, task_row)
 
 SIZES = Sizes(tokens=21_000, teacher_tokens=42_000, batch_size=3, length=7, lr=1e-3,
               teacher_lr=5e-4, evaluations=20, bf16=False)
@@ -75,15 +75,20 @@ def test_a_run_has_its_warmup_and_its_evaluations():
 def test_the_command_of_each_row_is_understood():
     parts = ["students", "tasks"]
     students = list(STUDENTS)
-    rows = list_rows(parts, students, list(TASKS), MODELS, [0, 1], SIZES, TASK_SIZES)
-    assert len(rows) == 2 + len(students) + 2 * len(TASKS) * len(MODELS)
+    models = MODELS + MORE_MODELS
+    rows = list_rows(parts, students, list(TASKS), models, [0, 1], SIZES, TASK_SIZES)
+    assert len(rows) == 2 + len(students) + 2 * len(TASKS) * len(models)
     for row in rows:
         args = parsed(row)
-        if row.script != "data.py":
+        if row.script != "data.py" and row.about.get("model") != "minilm":
             assert args.out == f"S/{row.name}/model"
         if row.script == "finetune.py":
             assert args.bf16
-            assert args.steps <= 250
+            usual_steps = min(250, TASKS[row.about["task"]].steps)
+            times_longer = 1
+            if "longer" in row.about["model"]:
+                times_longer = 3
+            assert args.steps == times_longer * usual_steps
 
 
 def test_a_student_differs_from_ours_only_as_its_name_says():
@@ -151,6 +156,26 @@ def test_taught_is_ours_with_the_teacher_that_was_tuned_for_the_same_task_with_t
     args = parsed(row)
     assert (args.model, args.mode, args.seed) == ("S/ours/model", "all", 2)
     assert args.distill_from == "S/tasks/rte/teacher/seed2/model"
+
+
+@pytest.mark.parametrize("model, folder, lr, mode, is_taught", [
+    ("ours", "ours", None, "all", False), ("taught", "ours", None, "all", True),
+    ("taught-longer", "ours", None, "all", True), ("high-rate", "ours", [3e-4], "all", False),
+    ("high-rate-longer", "ours", [3e-4], "all", False),
+    ("adapters-alone", "ours", [1e-3, 3e-3], "adapters", False),
+    ("teacher-longer", "teacher", None, "all", False)])
+def test_a_variant_differs_from_the_usual_fine_tuning_as_its_name_says(
+        model, folder, lr, mode, is_taught):
+    args = parsed(task_row("rte", model, 0, TASK_SIZES))
+    assert args.model == f"S/{folder}/model"
+    assert (args.lr, args.mode) == (lr, mode)
+    assert (args.distill_from is not None) == is_taught
+
+
+def test_the_rate_without_a_teacher_is_the_default_of_finetune_with_one():
+    config = SimpleNamespace(hidden_size=384, correction_rank=30)
+    rate = finetune.default_rate("all", "rte", config, learns_hidden=True)
+    assert VARIANTS["high-rate"].lr == rate
 
 
 # ---- What is read -----------------------------------------------------------------------
@@ -290,6 +315,8 @@ def test_taught_brings_the_tuned_teacher_with_it():
     rows = list_rows(["tasks"], ["ours"], ["rte"], ["taught"], [0], SIZES, TASK_SIZES)
     names = [row.name for row in rows if row.part == "task"]
     assert names == ["tasks/rte/teacher/seed0", "tasks/rte/taught/seed0"]
+    rows = list_rows(["tasks"], ["ours"], ["rte"], ["taught-longer"], [0], SIZES, TASK_SIZES)
+    assert "tasks/rte/teacher/seed0" in [row.name for row in rows]
     for models in (["teacher", "ours"], ["ours", "teacher"]):
         rows = list_rows(["tasks"], ["ours"], ["rte"], models, [0], SIZES, TASK_SIZES)
         assert [row.about["model"] for row in rows if row.part == "task"] == ["teacher", "ours"]
