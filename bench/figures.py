@@ -8,7 +8,7 @@
         --compare unshared=out/unshared authors=out/authors
         draws other runs of the same tokenizer beside it
     python bench/figures.py --study out/study
-        draws the architecture and the study, the --out folder of bench/study.py
+        draws the architecture and a study, the --out folder of bench/study.py
 
 architecture  the two models and the paper's four losses
 losses        the terms of the loss and the held-out accuracy during the run
@@ -16,6 +16,7 @@ attention     attention maps of teacher and student for one sentence
 depth         held-out accuracy after each recursion, or each layer of the teacher
 parameters    the number of parameters of each model against its held-out accuracy
 study         held-out accuracy of a study's students against the tokens that each has seen
+tasks         scores of a study's teacher and of its student ours in the tasks
 
 Each picture is two files, NAME-light.svg and NAME-dark.svg, because no colour of
 letters is easy to read on white and on black. A README shows the one that fits:
@@ -30,6 +31,7 @@ left out. With the same matplotlib the same command writes the same bytes.
 """
 import math
 import os
+import statistics
 import sys
 from functools import partial
 from typing import NamedTuple
@@ -47,8 +49,8 @@ from data import CACHE, Tokenizer, open_corpus
 from distill import (EMBEDDED_TEACHER, check_sizes, choose_device, evaluate, fingerprint,
                      given_flags, make_valid_batches, match_layers, refuse_flags, whole_number)
 from minialbert import MiniALBERT, count_parameters
-from study_rows import STUDENTS
-from study_tables import done_distillations
+from study_rows import STUDENTS, TASKS
+from study_tables import done_distillations, scores_of_seeds
 
 try:
     import matplotlib
@@ -490,6 +492,45 @@ def draw_study(students, teacher, theme):
     return figure
 
 
+# What the fine-tuned models of a study are called in the picture, and how they look.
+TASK_LOOKS = {"ours": ("student alone", "green", "^"), "taught": ("student, taught", "orange", "s"),
+              "teacher": ("teacher", "blue", "o")}
+TASK_WORDS = {"sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "rte": "RTE", "cola": "CoLA",
+              "bc5cdr-disease": "BC5CDR", "chemprot": "ChemProt", "qa": "questions"}
+
+
+def draw_tasks(scores, majorities, theme):
+    """Draw the scores of the models of TASK_LOOKS, a line for each task.
+
+    scores: {(model, task): mean score}, from 0 to 1, or from -1 for a correlation
+    majorities: {task: the score of guesses made without a model}
+    """
+    tasks = [task for task in TASKS if task in majorities]
+    figure = make_figure(100 + 34 * len(tasks))
+    axes = add_axes(figure, 96, 58, 714, 34 * len(tasks))
+    heights = range(len(tasks), 0, -1)                   # the first task stands at the top
+    guesses = [majorities[task] for task in tasks]
+    axes.plot(guesses, heights, "|", color=theme["muted"], markersize=14, markeredgewidth=2,
+              label="guess without a model")
+    for model, (words, hue, marker) in TASK_LOOKS.items():
+        values = []
+        places = []
+        for task, height in zip(tasks, heights):
+            if (model, task) in scores:
+                values.append(scores[model, task])
+                places.append(height)
+        if values:
+            axes.plot(values, places, marker, color=theme[hue], markersize=8, label=words)
+    axes.set_yticks(heights, [TASK_WORDS[task] for task in tasks])
+    axes.set_ylim(0.4, len(tasks) + 0.6)
+    write_in_percent(axes.xaxis)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_title("Scores in the tasks", pad=30)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=4, handletextpad=0.3,
+                columnspacing=1.5)
+    return figure
+
+
 # ---- From here on: what the pictures show, taken from folders ----------------------------
 
 class LeftOut(Exception):
@@ -718,19 +759,26 @@ def measure_depth(material, batches):
     return accuracies
 
 
-def read_study(folder):
-    """Read the study.json in the folder of a study -> (students, teacher) for draw_study.
-
-    At most MOST_STUDENTS are taken, in the order of STUDENTS. ValueError if no student is done.
-    """
+def read_study_rows(folder):
+    """Read the rows in the study.json of a study: a list of dicts."""
     path = os.path.join(folder, "study.json")
     if not os.path.isfile(path):
         raise ValueError(f"--study {folder}: there is no study.json in it, which bench/study.py "
                          "writes at its end")
     content = read_json(path)
-    curves = {}
     with parsing(path, "of a study of bench/study.py"):
-        for name, result in done_distillations(content["rows"]).items():
+        return content["rows"]
+
+
+def read_study(folder):
+    """Read the study.json in the folder of a study -> (students, teacher) for draw_study.
+
+    At most MOST_STUDENTS are taken, in the order of STUDENTS. ValueError if no student is done.
+    """
+    rows = read_study_rows(folder)
+    curves = {}
+    with parsing(os.path.join(folder, "study.json"), "of a study of bench/study.py"):
+        for name, result in done_distillations(rows).items():
             curves[name] = study_curve(name, result)
     teacher = None
     if "teacher" in curves:
@@ -745,6 +793,18 @@ def read_study(folder):
         print(f"study shows {MOST_STUDENTS} students, without {left_out}")
     students = [curves[name] for name in names[:MOST_STUDENTS]]
     return students, teacher
+
+
+def read_task_scores(folder):
+    """Read the scores in the study.json of a study -> (scores, majorities) for draw_tasks. Both are
+    empty if no model was fine-tuned."""
+    rows = read_study_rows(folder)
+    means = {}
+    with parsing(os.path.join(folder, "study.json"), "of a study of bench/study.py"):
+        scores, majorities = scores_of_seeds(rows, "task")
+        for key, values in scores.items():
+            means[key] = statistics.mean(values)
+    return means, majorities
 
 
 def study_curve(name, result):
@@ -781,7 +841,8 @@ def arguments(argv):
     parser.add_argument("--compare", nargs="+", action="extend", default=[], metavar="NAME=DIR",
                         help="models for the picture parameters, and what they are called")
     parser.add_argument("--study", metavar="DIR",
-                        help="the --out folder of bench/study.py, for the picture study")
+                        help="the --out folder of bench/study.py, for the pictures study and "
+                        "tasks")
     parser.add_argument("--sentence", default=SENTENCE, metavar="TEXT",
                         help=f"the sentence for the picture attention (default: {SENTENCE})")
     parser.add_argument("--head", type=whole_number(1), metavar="N",
@@ -817,10 +878,15 @@ def run(args):
     if args.study is not None:
         students, teacher = read_study(args.study)
         draw_curves = partial(draw_study, students, teacher)
+        scores, majorities = read_task_scores(args.study)
     os.makedirs(args.out, exist_ok=True)
     write_picture("architecture", args.out, draw_architecture)
     if draw_curves is not None:
         write_picture("study", args.out, draw_curves)
+        if scores:
+            write_picture("tasks", args.out, partial(draw_tasks, scores, majorities))
+        else:
+            print("tasks is left out: no model of the study was fine-tuned")
     if material is None:
         return
     try_picture("losses", args.out, prepare_losses, material)

@@ -107,6 +107,17 @@ def write_study(folder, names, state="done", **changes):
     (folder / "study.json").write_text(json.dumps({"rows": rows}))
 
 
+def add_task_scores(folder, scores):
+    """Add scores {(model, task, seed): score} to the study.json in a folder; majorities are 0.25."""
+    content = json.loads((folder / "study.json").read_text())
+    for (model, task, seed), score in scores.items():
+        about = {"model": model, "task": task, "seed": seed}
+        content["rows"].append({"name": f"tasks/{task}/{model}/seed{seed}", "part": "task",
+                                "state": "done", "about": about, "score": score,
+                                "majority": 0.25})
+    (folder / "study.json").write_text(json.dumps(content))
+
+
 def assert_no_overlap(texts, number):
     """Assert that so many texts stand in a picture and none covers another."""
     areas = [text.get_window_extent() for text in texts]
@@ -332,6 +343,51 @@ def test_a_study_is_drawn_beside_the_pictures_of_a_run(toy, finished, tmp_path, 
     assert {"study", "losses", "depth"} - names == set()
 
 
+TASK_SCORES = {("teacher", "qa", 0): 0.5, ("teacher", "mrpc", 0): 0.8, ("ours", "mrpc", 0): 0.6,
+               ("taught", "mrpc", 0): 0.7, ("taught", "mrpc", 1): 0.74}
+
+
+def test_the_points_of_a_task_are_the_means_of_its_scores(tmp_path):
+    write_study(tmp_path, ["ours"])
+    add_task_scores(tmp_path, TASK_SCORES)
+    scores, majorities = figures.read_task_scores(str(tmp_path))
+    theme = figures.THEMES["light"]
+    with figures.matplotlib.rc_context(figures.style(theme)):
+        figure = figures.draw_tasks(scores, majorities, theme)
+    axes = figure.axes[0]
+    # The order of the tasks is that of the study: MRPC at the height 2, questions at 1.
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["MRPC", "questions"]
+    points = {}
+    for line in axes.get_lines():
+        pairs = zip(line.get_xdata(), line.get_ydata(), strict=True)
+        points[line.get_label()] = [(pytest.approx(x), y) for x, y in pairs]
+    assert points == {"guess without a model": [(0.25, 2), (0.25, 1)],
+                      "student alone": [(0.6, 2)], "student, taught": [(0.72, 2)],
+                      "teacher": [(0.8, 2), (0.5, 1)]}
+
+
+def test_a_study_with_tasks_is_drawn_with_them(tmp_path, quick, capsys):
+    write_study(tmp_path, ["ours"])
+    out = tmp_path / "out"
+    assert figures.main(["--study", str(tmp_path), "--out", str(out)]) is None
+    assert "tasks is left out: no model of the study was fine-tuned" in capsys.readouterr().out
+    assert not (out / "tasks-dark.svg").exists()
+    add_task_scores(tmp_path, TASK_SCORES)
+    assert figures.main(["--study", str(tmp_path), "--out", str(out)]) is None
+    assert "student, taught" in words_of(out / "tasks-dark.svg")
+
+
+def test_the_legend_of_the_tasks_fits_into_the_picture(tmp_path):
+    write_study(tmp_path, ["ours"])
+    add_task_scores(tmp_path, TASK_SCORES)
+    scores, majorities = figures.read_task_scores(str(tmp_path))
+    theme = figures.THEMES["light"]
+    with figures.matplotlib.rc_context(figures.style(theme)):
+        figure = figures.draw_tasks(scores, majorities, theme)
+        area = figure.axes[0].get_legend().get_window_extent()
+        assert figure.bbox.x0 <= area.x0 and area.x1 <= figure.bbox.x1
+
+
 def test_a_study_without_a_teacher(tmp_path):
     write_study(tmp_path, ["ours"])
     content = json.loads((tmp_path / "study.json").read_text())
@@ -433,6 +489,14 @@ def test_a_damaged_study_is_refused(tmp_path, capsys, changes, words):
     write_study(tmp_path, ["ours"], **changes)
     assert draw_study_of(tmp_path) == 2
     assert_one_line(capsys, words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_scores_are_refused(tmp_path, capsys):
+    write_study(tmp_path, ["ours"])
+    add_task_scores(tmp_path, {("ours", "mrpc", 0): "0.5"})
+    assert draw_study_of(tmp_path) == 2
+    assert_one_line(capsys, "TypeError")
     assert not (tmp_path / "out").exists()
 
 
