@@ -10,7 +10,8 @@ A safetensors file is three things, one after the other:
     header      JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
     data        the bytes of all tensors, end to end; data_offsets count from where it begins
 
-Files come from strangers: any fault in one raises a ValueError, a line that names the file.
+Files come from strangers: any fault in one raises a ValueError, a line that names the file. A file
+that is missing raises a FileNotFoundError.
 """
 import glob
 import json
@@ -145,13 +146,12 @@ def write_safetensors(tensors, path, metadata=None):
                         "data_offsets": [position, position + tensor.nbytes]}
         contents.append(tensor.view(-1).view(torch.uint8).numpy())
         position += tensor.nbytes
-    header_text = json.dumps(header).encode()
-    # Spaces fill the header up to a multiple of 8 bytes: 13 bytes get 3 spaces.
-    num_spaces = -len(header_text) % 8
-    header_text += b" " * num_spaces
+    header_bytes = json.dumps(header).encode()
+    while len(header_bytes) % 8 != 0:                    # the data must begin at a multiple of 8
+        header_bytes += b" "
     with replace_file(path) as file:
-        file.write(len(header_text).to_bytes(8, "little"))
-        file.write(header_text)
+        file.write(len(header_bytes).to_bytes(8, "little"))
+        file.write(header_bytes)
         for content in contents:
             file.write(content)
 
@@ -242,12 +242,13 @@ UNUSED = re.compile(r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$
 
 def name_in_file(layout, name):
     """Translate our name of a parameter into a layout's: for BERT, "layers.3.output.bias" becomes
-    "encoder.layer.3.output.dense.bias"."""
+    "encoder.layer.3.output.dense.bias". If a BERT has no such module, the name says so."""
     module, leaf = name.rsplit(".", 1)                   # "layers.3.output", "bias"
     numbers = re.findall("[0-9]+", module)               # ["3"]
     file_module = MODULE_NAMES[re.sub("[0-9]+", "#", module)][layout]
     if file_module is None:
-        return f"{name} (a BERT has none)"               # no tensor in a file has this name
+        # No file has a tensor of this name, so check_tensors will call it missing.
+        return f"{name} (a BERT has none)"
     if numbers:
         file_module = file_module.replace("#", numbers[0])
     return f"{file_module}.{leaf}"
@@ -257,9 +258,9 @@ def load(path, recursions=None):
     """Load the model in a folder, in float32 and in eval mode.
 
     The folder holds a BERT, a MiniALBERT of ours or one of the authors'. model.head is None if
-    the folder's model has no masked-language-model head. recursions: use only so many of the
-    model's, the first ones; None: all. ValueError says which tensors are unknown, missing, of a
-    wrong shape or not finite.
+    the folder's model has no masked-language-model head. recursions: the number of recursions to
+    use, counted from the first; None means all. ValueError says which tensors are unknown, missing,
+    of a wrong shape or not finite.
     """
     config = read_config(os.path.join(path, "config.json"))
     tensors = with_usual_names(path, read_weights(path))
@@ -284,8 +285,10 @@ def load(path, recursions=None):
         weights[name] = tensors[file_name].to(torch.float32, copy=True)
     model.load_state_dict(weights, assign=True)
     if recursions is not None:
-        with parsing(path, f"usable with {recursions} recursions"):
+        try:
             keep_recursions(model, recursions)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     return model.eval()
 
 
@@ -301,7 +304,7 @@ def with_usual_names(path, tensors):
         if UNUSED.match(name):
             continue
         # A BERT may store the head's bias twice, as predictions.bias and predictions.decoder.bias.
-        # The latter comes last and is used, as in transformers.
+        # The names are sorted, so the latter comes last and replaces the other, as in transformers.
         if name in renamed and name != "cls.predictions.bias":
             raise ValueError(f"{path}: {original_names[name]!r:.200} and {original_name!r:.200} "
                              "are two names of one tensor")
@@ -367,6 +370,13 @@ def read_config(path):
     """Read the Config in a config.json of a BERT, of the authors' MiniALBERT or of one of ours."""
     found = read_json(path)
     with parsing(path, "the config of a BERT or a MiniALBERT"):
+        kind = found.get("model_type", "bert")
+        if kind not in ("bert", "albert", "minialbert"):
+            # A RoBERTa, for one, has the same tensors, but counts its positions from 2.
+            raise ValueError(f"model_type is {kind!r:.40}, but only bert, albert and minialbert "
+                             "are known here")
+        if found.get("is_decoder"):
+            raise ValueError("is_decoder is true: its tokens do not look at those after them")
         activation = found.get("hidden_act", "gelu")
         if activation != "gelu":
             raise ValueError(f"hidden_act is {activation!r:.40}, but only 'gelu' is known here")
@@ -385,7 +395,7 @@ def read_config(path):
         names = {field.name for field in fields(Config)}
         config = Config(**{name: value for name, value in found.items() if name in names})
         # Files of ours have all fields; without adapter_size this one is transformers'.
-        if found.get("model_type") == "albert" and "adapter_size" not in found:
+        if kind == "albert" and "adapter_size" not in found:
             if not is_albert(config):
                 raise ValueError(f"an ALBERT of {config.num_hidden_layers} layers in "
                                  f"{config.num_hidden_groups} groups shares them in another way "
@@ -435,8 +445,8 @@ def read_shards(path):
 
 
 def read_pickle(path):
-    """Read a pytorch_model.bin: {name: tensor}. A pickle could run any program, if it were not for
-    weights_only=True."""
+    """Read a pytorch_model.bin: {name: tensor}. A pickle can run any program; weights_only=True
+    prevents this."""
     with parsing(path, "a file of PyTorch weights"), warnings.catch_warnings():
         warnings.simplefilter("ignore")                  # what goes wrong is said in one line
         if not os.path.isfile(path):
@@ -455,7 +465,7 @@ def read_pickle(path):
             # A tensor without data, or one whose strides repeat the same bytes, may need far more
             # memory than the file has bytes.
             if tensor.is_meta or tensor.nbytes > tensor.untyped_storage().nbytes():
-                raise ValueError(f"{name!r:.60} in it is larger than the file")
+                raise ValueError(f"{name!r:.60} in it has no data, or repeats the same bytes")
             tensors[str(name)] = tensor.detach()
         return tensors
 
@@ -463,9 +473,10 @@ def read_pickle(path):
 def save(model, path, dtype=torch.float32):
     """Write config.json and model.safetensors into the folder path, which is made if need be.
 
-    A BERT is written in BERT's layout, everything else in ALBERT's: transformers opens a BERT with
-    its head, and the encoder of a student that AlbertModel can compute as an AlbertModel. Any other
-    student gets the model_type "minialbert", which transformers does not know and refuses.
+    A BERT is written in BERT's layout, everything else in ALBERT's. transformers opens a BERT with
+    its head. If AlbertModel can compute a student, transformers opens its encoder as an
+    AlbertModel. Any other student gets the model_type "minialbert", which transformers does not
+    know and refuses. dtype: the type in which the tensors are stored.
     """
     config = model.config
     layout = ALBERT
@@ -563,7 +574,7 @@ def restore_training_state(path, state, settings):
 
     settings: a dict of what the run must have in common with the saved one, "steps" among it
     ValueError if the saved run had other settings, or a model of another shape, or if its state
-    has a value that is inf or nan. Then nothing is copied.
+    has a value that is inf or nan. If it raises an error, it has copied nothing.
     """
     tensors, metadata = read_safetensors(path)
     with parsing(path, "the state of a training run"):
@@ -603,8 +614,9 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     settings: a dict of what the run must have in common with one that it resumes
     inputs: folders that are read, of the teacher and so on; `out` must be none of them
 
-    A folder that is not empty must hold a run of this script, and resume or overwrite must be
-    True. Its files stay as they are until the caller calls claim_folder. A run that is still going
+    If the folder is not empty, resume or overwrite must be True. To resume, it must hold a run of
+    this script; to overwrite, a run of any script, or no file of a name that runs write. Its files
+    stay as they are until the caller calls claim_folder. A run that is still going
     on has locked the folder; the lock of a killed run is gone with its process. ValueError says
     what is wrong. If nothing has been written in the end, the folder is removed.
     """
@@ -617,17 +629,17 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
         saved_settings = read_run(out).get("settings", {})
         check_settings(run_path, saved_settings, settings)
     os.makedirs(out, exist_ok=True)
-    is_ours = False
+    has_lock = False
     try:
         with open(run_path, "a", encoding="utf-8") as run_file:
             if not lock(run_file):
                 raise ValueError(f"--out {out}: another run is writing into it")
-            is_ours = True
+            has_lock = True
             yield
     finally:
-        if is_ours:
-            # run.json goes if this run has failed before it wrote anything else, or before
-            # claim_folder wrote into it.
+        if has_lock:
+            # run.json is removed if it is the only file, or if it is empty because claim_folder has
+            # not written into it.
             has_only_run_file = os.listdir(out) == [RUN_FILE]
             is_unclaimed = os.path.getsize(run_path) == 0
             if has_only_run_file or is_unclaimed:
@@ -757,7 +769,7 @@ def parsing(what, kind):
 
 
 def one_line(text):
-    """Join the lines of a text."""
+    """Replace all white space in a text, line ends among it, by single spaces."""
     return " ".join(str(text).split())
 
 
@@ -822,7 +834,7 @@ def read_text(path):
 
 
 def read_json(path):
-    """Read a file that is one JSON object -> dict. ValueError names the file."""
+    """Read a file that is one JSON object -> dict. ValueError and FileNotFoundError name it."""
     check_readable(path)
     with parsing(path, "a JSON object"), open(path, encoding="utf-8-sig") as file:
         return parse_json_object(file.read())

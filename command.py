@@ -10,7 +10,7 @@ import io
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 # ---- Ctrl-C -----------------------------------------------------------------------------
@@ -25,10 +25,11 @@ def end_at_interrupt():
 
 
 def end_program(number, frame):
-    """Handle the signal SIGINT. os._exit ends the program without running anything more: whatever
-    was going on, such as an import, is in no state to be continued or tidied up."""
+    """Handle the signal SIGINT. os._exit ends the program without running anything more: an import
+    that was interrupted can be neither continued nor tidied up."""
     script = os.path.basename(sys.argv[0])
-    os.write(sys.stderr.fileno(), f"\n{script}: interrupted\n".encode())
+    with suppress(OSError):                              # standard error may be closed
+        os.write(2, f"\n{script}: interrupted\n".encode())
     os._exit(130)
 
 
@@ -62,7 +63,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def run_command(name, action):
-    """Call action(). Print an error of the user's in one line -> the exit status.
+    """Call action(). Print an error that can be expected in one line -> the exit status.
 
     It is None if all went well, 2 after an error and 130 after Ctrl-C, as in a shell.
     """
@@ -72,7 +73,8 @@ def run_command(name, action):
     try:
         with interrupts_raised():
             action()
-            sys.stdout.flush()                           # a closed pipe is an error here, not later
+            if sys.stdout is not None:                   # None: it was closed from the start
+                sys.stdout.flush()                       # a closed pipe is an error here, not later
     except (ValueError, OSError, FloatingPointError) as error:
         message = " ".join(str(error).split("\n"))
         print(f"{name}: error: {message}", file=sys.stderr)

@@ -36,6 +36,8 @@ import sys
 import sysconfig
 import tempfile
 import zlib
+from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 import tokenizers
@@ -47,7 +49,7 @@ from command import CommandParser, run_command
 CACHE = os.path.join(os.path.expanduser("~"), ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
 CHUNK = 2**20                       # characters that are read as one line or tokenised at once
-LONGEST_ROW = 2**28                 # characters of a line in a .jsonl
+LONGEST_ROW = 2**28                 # characters of a line in a .jsonl, or of a field in a .csv
 
 
 # ---- Masking and batches ----------------------------------------------------------------
@@ -92,9 +94,9 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
 
 
 class MaskedBatches:
-    """Batches of masked sequences, each a function of (seed, step) alone.
+    """Batches of masked sequences. A step's batch does not depend on those before it.
 
-    The only state is a cache, so that a resumed run needs to restore nothing. A sequence is [CLS],
+    So a resumed run needs to restore nothing; the only state is a cache. A sequence is [CLS],
     T - 2 tokens, [SEP]; there is no padding. Each epoch has each sequence once, in an order of
     its own. ValueError if the tokens are too few for one sequence.
     """
@@ -117,10 +119,10 @@ class MaskedBatches:
     def batch(self, step):
         """Return masked ids (B, T), positions (M,) and labels (M,) of a step: see mask_tokens."""
         numbers = []
-        first = step * self.batch_size
-        for i in range(first, first + self.batch_size):  # the i-th sequence of the whole run
-            epoch, place = divmod(i, self.count)
-            numbers.append(self.order_of_epoch(epoch)[place])
+        num_before = step * self.batch_size              # sequences that earlier steps used
+        for drawn in range(num_before, num_before + self.batch_size):
+            epoch, place_in_epoch = divmod(drawn, self.count)
+            numbers.append(self.order_of_epoch(epoch)[place_in_epoch])
         # The 2 here and the 1 in order_of_epoch give masks and orders different random numbers.
         rng = np.random.default_rng([self.seed, 2, step])
         return mask_tokens(self.sequences(numbers), self.tokenizer, rng)
@@ -280,11 +282,14 @@ def has_capital(word):
 def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     """Learn a vocabulary of `size` tokens and write it to `out`.
 
-    It has fewer tokens if the corpus has no more, and more if the corpus has more different
-    characters than that. Returns the Tokenizer. ValueError if `out` has a tokenizer already.
+    It is smaller if the corpus does not yield enough tokens, and larger if the corpus has more
+    different characters than that. Returns the Tokenizer. ValueError if `size` is out of range, if
+    `out` is a file or has a tokenizer already, or if the corpus has no text.
     """
     if not 100 <= size <= 2**20:
         raise ValueError(f"--train-tokenizer {size}: the size must be from 100 to {2**20} tokens")
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise ValueError(f"{out}: this is not a folder")
     for name in ("tokenizer.json", "vocab.txt"):
         if os.path.exists(os.path.join(out, name)):
             raise ValueError(f"{out}: it has a {name} already")
@@ -381,6 +386,10 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
     If they are there already and were made from the same files, they are used as they are.
     """
     files = [os.path.abspath(path) for path in corpus_files(corpus)]
+    for path in files:
+        # The names are written as UTF-8, in JSON, and that file must be readable.
+        with parsing(ascii(path), "a name in UTF-8"):
+            path.encode()
     file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in files]
     made_from = {"corpus": file_facts, "tokenizer": tokenizer.digest, "held_out": HOLD_OUT_ONE_IN}
     if text_column != "text":
@@ -416,10 +425,11 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         file.flush()
         description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
-        # The old tokens are deleted before the new description is written. If the program is
-        # killed in between, the token file is missing and is made again. Otherwise the old tokens
-        # would be read with the wrong description.
-        if out_exists:
+        # The new tokens take the name `out` only when this with block ends. So the old ones are
+        # deleted before the new description is written. If the program is killed in between, the
+        # token file is missing and is made again. Otherwise the old tokens would be read with the
+        # wrong description.
+        with suppress(FileNotFoundError):                # there may be none
             os.remove(out)
         write_json(f"{out}.json", description, shared=True)
     return TokenFile(out)
@@ -450,9 +460,11 @@ def write_tokens(file, lines, tokenizer, dtype):
             valid_ids = []
             encoded = tokenizer.encode([line for line, _ in batch])
             for (line, held_out), ids in zip(batch, encoded):
-                num_text_tokens += len(ids)
-                if line == "":                           # the end of a document
+                is_end_of_document = line == ""
+                if is_end_of_document:
                     ids = [tokenizer.sep_id]
+                else:
+                    num_text_tokens += len(ids)
                 if held_out:
                     valid_ids.extend(ids)
                 else:
@@ -497,10 +509,9 @@ def batches_of_lines(marked_lines):
 
 
 def is_held_out(text, one_in):
-    """Draw whether a text is held out, with probability 1 / one_in.
+    """Decide by the text's hash whether it is held out, as one in so many texts is.
 
-    The hash of the text decides: the draw is the same on every machine and independent of all
-    other texts.
+    So the decision is the same on every machine and does not depend on other texts.
     """
     return zlib.crc32(text.encode()) % one_in == 0
 
@@ -538,6 +549,9 @@ def corpus_files(corpus):
             print(f"{path}: skipped files: {num_skipped}; they are not .txt, .jsonl or .csv, or "
                   "no regular files", file=sys.stderr)
         files += found
+    for place, count in Counter(os.path.realpath(file) for file in files).items():
+        if count > 1:
+            raise ValueError(f"{place} is named {count} times")
     return files
 
 
@@ -579,7 +593,7 @@ def read_corpus_file(path, bar, text_column):
     num_replaced = 0
     newline = None                                       # every kind of line end becomes "\n"
     if kind == ".csv":
-        newline = ""                                     # csv wants them in quotes as they are
+        newline = ""                                     # csv must see those in quotes unchanged
     with open(path, "rb") as raw:
         text = io.TextIOWrapper(unpack(raw, packed), encoding="utf-8-sig",
                                 errors="surrogateescape", newline=newline)
@@ -614,9 +628,10 @@ def pieces_of_lines(text, longest):
         line = text.readline(longest)
         if line == "":
             return
-        # The white space at the end of a long line would be taken for an empty line, which ends a
-        # document.
-        if line.strip() or not line_has_begun:
+        # A piece of white space would be taken for an empty line, which ends a document. Only a
+        # whole line of white space is one.
+        is_whole_line = not line_has_begun and (line.endswith("\n") or len(line) < longest)
+        if line.strip() or is_whole_line:
             yield line
         line_has_begun = not line.endswith("\n")
 
@@ -708,17 +723,11 @@ class StreamAfterStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer):
-        """Fill the buffer as far as one call of the decompressor does -> bytes; 0 at the end."""
+        """Unpack some bytes into the buffer -> how many; 0 at the end of the file."""
         while True:
-            if self.decompressor.eof:
-                rest = self.decompressor.unused_data
-                while rest.strip(b"\0") == b"":         # zeros may stand between .xz streams
-                    rest = self.raw.read(1 << 16)
-                    if rest == b"":
-                        return 0
-                self.packed = rest.lstrip(b"\0")
-                self.decompressor = self.make_decompressor()
-            elif self.decompressor.needs_input and self.packed == b"":
+            if self.decompressor.eof and not self.begin_next_stream():
+                return 0
+            if self.decompressor.needs_input and self.packed == b"":
                 self.packed = self.raw.read(1 << 16)
                 if self.packed == b"":
                     raise EOFError("the file ends amid a compressed stream")
@@ -727,6 +736,18 @@ class StreamAfterStream(io.RawIOBase):
             if unpacked:
                 buffer[:len(unpacked)] = unpacked
                 return len(unpacked)
+
+    def begin_next_stream(self):
+        """Begin with the next compressed stream -> False if the file ends here."""
+        rest = self.decompressor.unused_data.lstrip(b"\0")
+        while rest == b"":                               # zeros may stand between .xz streams
+            block = self.raw.read(1 << 16)
+            if block == b"":
+                return False
+            rest = block.lstrip(b"\0")
+        self.packed = rest
+        self.decompressor = self.make_decompressor()
+        return True
 
 
 # ---- The documentation on this machine: the corpus that needs no download ---------------

@@ -2,16 +2,16 @@
 (arXiv 2210.06425).
 
     python distill.py
-        takes minutes: it uses the small teacher in assets/ and, as text, the
-        documentation that is on this machine
+        This takes minutes: it uses the small teacher in assets/ and, as text, the
+        documentation that is on this machine.
     python distill.py --teacher bert-base-uncased --corpus wiki/ --out out/mini
-        distils BERT-base; for a GPU
+        This distils BERT-base; it needs a GPU.
     torchrun --nproc_per_node 8 distill.py --teacher bert-base-uncased \\
         --corpus wiki/
-        the same on eight GPUs
+        This does the same on eight GPUs.
     python distill.py --teacher none --tokenizer DIR --num-hidden-groups 6 \\
         --hidden-size 384 --embedding-size 384
-        pre-trains a BERT: masked words alone, nothing shared
+        This pre-trains a BERT: it learns from masked words alone and shares nothing.
 
 The student learns to predict masked words and to imitate the teacher: its
 attention maps, its hidden states and its output distributions.
@@ -63,9 +63,9 @@ LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "emb
 
 
 # ---- The losses -------------------------------------------------------------------------
-# Each is a sum over tokens or masked places. The class Distillation divides it by the number of
-# tokens or masked places in the whole batch. So the parts that micro-batches and processes compute
-# add up to the mean.
+# Each is a sum over tokens or masked places; the attention loss is already divided by H * T. The
+# class Distillation divides it by the number of tokens or masked places in the whole batch. So the
+# parts that micro-batches and processes compute add up to the mean.
 
 def attention_loss(student_map, teacher_map):
     """Compare the attention maps of two layers, log-probabilities (B, H, T, T).
@@ -101,7 +101,7 @@ def output_loss(student_logits, teacher_logits, temperature=1.0):
     """
     student_logits = student_logits.float()
     teacher_logits = teacher_logits.float()
-    if temperature != 1:                                 # to divide by 1 would only take memory
+    if temperature != 1:                                 # dividing by 1 would only take memory
         student_logits = student_logits / temperature
         teacher_logits = teacher_logits / temperature
     log_student = student_logits.log_softmax(-1)
@@ -116,7 +116,7 @@ def mlm_loss(logits, labels):
 
 
 def layer_of_teacher(r, num_recursions, num_layers):
-    """Return the number of the teacher's layer from which recursion r learns and starts, from 0.
+    """Return the teacher's layer, counted from 0, that recursion r starts from and learns from.
 
     It is the layer at the same relative depth: after r + 1 recursions the student has done as much
     as (r + 1) * num_layers / num_recursions layers of the teacher. If this is not a whole number,
@@ -135,8 +135,8 @@ def match_layers(num_recursions, num_layers):
 
     Usually each recursion learns from a layer. The layers are evenly spread and the last one is
     always used: 2, 4, ..., 12 (counted from 1) for 6 recursions and 12 layers, as in the paper. If
-    there are more recursions than layers, it is the other way round: of 12 recursions 2, 4, ..., 12
-    learn from 6 layers. ValueError if neither number divides the other.
+    there are more recursions than layers, some recursions learn from none: with 12 recursions and 6
+    layers, the recursions 2, 4, ..., 12 learn. ValueError if neither number divides the other.
     """
     if not can_match_layers(num_recursions, num_layers):
         divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
@@ -145,8 +145,10 @@ def match_layers(num_recursions, num_layers):
                          f"multiples of {num_layers}")
     pairs = []
     for r in range(num_recursions):
-        # Between two layers of the teacher there is nothing to match.
-        if (r + 1) * num_layers % num_recursions == 0:
+        layers_done = (r + 1) * num_layers / num_recursions
+        # A fraction means that recursion r ends between two of the teacher's layers: there is
+        # nothing to match.
+        if layers_done.is_integer():
             pairs.append((r, layer_of_teacher(r, num_recursions, num_layers)))
     return pairs
 
@@ -159,7 +161,7 @@ def states_after(depths, hidden, positions):
     """
     states = torch.stack([state.flatten(0, 1)[positions] for state in hidden])     # (R + 1, m, C)
     place = torch.arange(len(positions), device=positions.device)
-    return states[depths, place]
+    return states[depths, place]                         # row i is states[depths[i], i]
 
 
 class Distillation:
@@ -206,9 +208,9 @@ class Distillation:
         """Compute a micro-batch's part of each loss: {name: scalar}.
 
         ids (b, T) are masked; positions (m,) are the masked places in the flattened ids, labels
-        (m,) the true tokens there, depths (m,) after how many recursions the elastic loss looks at
-        each; num_masked is M, the number of masked places in the batch. b and m are B and M of a
-        micro-batch.
+        (m,) the true tokens there, depths (m,) the number of recursions after which the elastic
+        loss looks at each place; num_masked is M, the number of masked places in the batch. b and m
+        are B and M of a micro-batch.
         """
         hidden, attention = self.student(ids, maps=self.student_maps)
         if "mlm" in self.weights or "output" in self.weights:
@@ -225,7 +227,7 @@ class Distillation:
                         for r, layer in self.pairs)
             losses["attention"] = total / self.tokens_per_step
         if "hidden" in self.weights:
-            # hidden[0] are the embeddings, so hidden[r + 1] is the output of recursion r.
+            # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
             total = sum(hidden_loss(hidden[r + 1], teacher_hidden[layer + 1])
                         for r, layer in self.pairs)
             losses["hidden"] = total / self.tokens_per_step
@@ -255,9 +257,10 @@ class Distillation:
         T = self.batches.T
         device = device_of(self.student)
         for begin, end in self.micro_batch_bounds:
-            # Find the masked places in the rows from begin to end, and count them from there.
+            # The masked places in the rows from begin to end; they are counted from row begin.
             first_place = begin * T
-            inside = (first_place <= positions) & (positions < end * T)
+            end_place = end * T
+            inside = (first_place <= positions) & (positions < end_place)
             own_positions = positions[inside] - first_place
             part = to_device(device, ids[begin:end], own_positions, labels[inside], depths[inside])
             with autocast(device, self.bf16):
@@ -265,7 +268,8 @@ class Distillation:
             yield losses
 
     def draw_depths(self, step, num_masked):
-        """Draw for each masked place after how many recursions the elastic loss looks -> (M,).
+        """Draw for each masked place the number of recursions after which the elastic loss looks at
+        it -> (M,).
 
         The numbers are from 1 to R - 1. Like the batch they depend on the seed and the step alone.
         If R is 1, there is no elastic loss, and all are 1.
@@ -292,7 +296,7 @@ def evaluate(model, batches, each_recursion=False):
     depths = [R]                                         # after how many recursions to look
     if each_recursion:
         depths = list(range(R + 1))
-    num_correct = [0] * (R + 1)
+    num_correct = dict.fromkeys(depths, 0)               # {depth: right guesses after it}
     total_loss = 0.0
     num_masked = 0
     num_batches = max(1, min(512, batches.count) // batches.batch_size)
@@ -308,7 +312,7 @@ def evaluate(model, batches, each_recursion=False):
     num_masked = max(1, num_masked)
     scores = {"accuracy": num_correct[R] / num_masked, "loss": total_loss / num_masked}
     if each_recursion:
-        scores["accuracy_after"] = [correct / num_masked for correct in num_correct]
+        scores["accuracy_after"] = [num_correct[depth] / num_masked for depth in depths]
     return scores
 
 
@@ -316,7 +320,8 @@ def evaluate(model, batches, each_recursion=False):
 
 @torch.no_grad()
 def start_from_teacher(student, teacher, ids):
-    """Initialise the student from the teacher. ids (B, T) are token numbers of sample text.
+    """Initialise the student from the teacher, which is in eval mode. ids (B, T) are token numbers
+    of sample text.
 
     start_corrections says how corrections start. Adapters keep their present values. The head is
     copied if both are tied or both are not. Adapters and corrections of the teacher are not used.
@@ -338,8 +343,8 @@ def start_embeddings(ours, theirs, ids):
     to the teacher's output for these ids. In the shapes below, the teacher's tables have the width
     C, as a BERT's do.
     """
-    if ours.project is None:                             # E = C: there is nothing to factorise
-        ours.load_state_dict(theirs.state_dict())
+    if ours.word.embedding_dim == theirs.word.embedding_dim:
+        ours.load_state_dict(theirs.state_dict())        # there is nothing to factorise
         return
     T = ids.shape[1]
     E = ours.word.embedding_dim
@@ -374,11 +379,12 @@ def start_layers(student, teacher):
     """
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     G = student.config.num_hidden_groups
-    replaced_by = layer_numbers(L, G)                    # for each of the teacher's layers: ours
+    # The teacher's layers are divided among ours: entry i says which of ours replaces its layer i.
+    student_layer_of = layer_numbers(L, G)
     for g, layer in enumerate(student.layers):
         group = []                                       # the teacher's layers that ours replaces
         for i in range(L):
-            if replaced_by[i] == g:
+            if student_layer_of[i] == g:
                 group.append(teacher.layer_of_recursion(i).state_dict())
         quarter = len(group) // 4
         middle = group[quarter:len(group) - quarter]
@@ -393,7 +399,7 @@ def start_corrections(student, teacher):
     """Start each correction from the difference between the teacher's matrix and the shared one.
 
     The difference is cut down to rank K: its K largest singular values are kept, which gives the
-    nearest matrix of that rank. Each factor gets their square roots.
+    nearest matrix of that rank. Each factor is scaled by the square roots of these values.
     """
     R = student.config.num_hidden_layers
     L = teacher.config.num_hidden_layers                 # layers of the teacher
@@ -533,8 +539,8 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
             log_now = evaluate_now or done % options.log_every == 0
             save_now = is_last or done % options.save_every == 0
             # Reading a value from a GPU interrupts its work. So values are read, and checked for
-            # nan, only in steps that log or save; a nan from an earlier step is still in the
-            # weights then. On a CPU every step is checked before its update.
+            # nan, only in steps that log or save. A nan stays in the weights, so a later check
+            # finds it. On a CPU every step is checked before its update.
             read_values = log_now or save_now
             check = read_values or processes.device.type == "cpu"
             totals, lr, gradient_norm = training_step(
@@ -553,8 +559,8 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 last_logged = done
                 clock = time.perf_counter()      # the time of the evaluation does not count
 
-            if stop:
-                # A signal may come in a step that was not checked; a nan is never saved.
+            if stop and not check:
+                # This step will be saved, but was not checked yet.
                 check_finite_step(step, totals, gradient_norm, lr)
             if is_main and (stop or save_now):
                 save_training_state(state_path(options), run_state.tensors, done, log.tell(),
@@ -825,7 +831,9 @@ def split_batch(batch_size, micro_batch_size, processes):
     size = batch_size // processes.world
     if micro_batch_size > 0:
         size = min(size, micro_batch_size)
-    begins = range(processes.rank * size, batch_size, processes.world * size)
+    first = processes.rank * size                        # the first piece of this process
+    stride = processes.world * size                      # from there to its next piece
+    begins = range(first, batch_size, stride)
     return [(begin, begin + size) for begin in begins]
 
 
@@ -861,7 +869,8 @@ def must_stop(signals, read_values, processes):
 
 
 def broadcast(tensors, processes):
-    """Give all processes the numbers of rank 0: other machines may have rounded differently."""
+    """Copy the tensors of rank 0 to all processes, so that all begin with equal numbers: other
+    machines may have rounded differently."""
     if processes.world > 1:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), 0)
@@ -873,7 +882,8 @@ def autocast(device, bf16):
 
 
 def uses_bf16(flag, device):
-    """Return the flag --bf16, or its default if it is not given: bfloat16 on a GPU."""
+    """Return whether to multiply in bfloat16: what the flag --bf16 says or, if it is None, whether
+    the device is a GPU. ValueError if the GPU cannot."""
     bf16 = flag
     if flag is None:
         bf16 = device.type == "cuda"
@@ -894,6 +904,7 @@ def cast_linear_layers(model):
 
 
 def device_of(model):
+    """Return the device on which a model's parameters are."""
     return next(model.parameters()).device
 
 
@@ -1198,14 +1209,12 @@ def check_flags(args, given):
         about_teacher = ["--attention-weight", "--hidden-weight", "--output-weight",
                          "--embedding-weight", "--elastic", "--temperature"]
         refuse_flags(given, about_teacher, "with --teacher none there is nothing to compare with")
-    if args.output_weight == 0 and not args.elastic:
-        refuse_flags(given, ["--temperature"], "there is neither an output nor an elastic loss")
 
 
 # ---- The command line: running it -------------------------------------------------------
 
-def run(args):
-    """Do what the command line asks for."""
+def run(args, given):
+    """Do what the command line asks for. given: the flags on it."""
     processes = set_up_processes(args.device, args.batch_size)
     teacher, tokenizer = load_teacher_and_tokenizer(args)
     if args.evaluate:
@@ -1217,7 +1226,7 @@ def run(args):
         save_every=args.save_every, out=args.out, resume=args.resume)
     bf16 = uses_bf16(args.bf16, processes.device)
     student = make_student(args, teacher, tokenizer.vocab_size)
-    weights = choose_losses(args, teacher, student.config.num_hidden_layers)
+    weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
     if not any(name in weights for name in ("mlm", "output", "elastic")):
         student.head = None                              # no loss would train it
     check_models(args, teacher, student, tokenizer, weights)
@@ -1340,9 +1349,12 @@ def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, 
     print(f"\nThe student is in {args.out}. Next: python finetune.py --model {args.out}")
 
 
-def choose_losses(args, teacher, num_recursions):
+def choose_losses(args, teacher, num_recursions, given=()):
     """Return {name: weight} of the losses that have a weight and are possible with this teacher
-    and so many recursions of the student. ValueError if there is none.
+    and so many recursions of the student.
+
+    given: the flags on the command line. ValueError if no loss is left, or if a flag was given for
+    one that is not possible.
     """
     possible = set(LOSS_WEIGHTS)
     if teacher is None:
@@ -1354,12 +1366,19 @@ def choose_losses(args, teacher, num_recursions):
         weight = getattr(args, f"{name}_weight")
         if name in possible and weight > 0:
             weights[name] = weight
-        # A loss that is not possible is missing in the line that describe_run prints. If its weight
-        # is not the default, the user has asked for it, and this is an error.
+        # The user has asked for a loss that needs an MLM head, but the teacher has none. If the
+        # weight is the default, nobody has asked for it, and the loss is left out.
         if teacher is not None and name not in possible and weight not in (0, default):
             raise ValueError(f"--{name}-weight {weight:g}: the teacher has no MLM head")
-    if "output" in possible and num_recursions > 1 and args.elastic > 0:
-        weights["elastic"] = args.elastic
+    if args.elastic > 0:
+        if "output" in possible and num_recursions > 1:
+            weights["elastic"] = args.elastic
+        else:
+            refuse_flags(given, ["--elastic"],
+                         "it needs a teacher with an MLM head and more than one recursion")
+    if "output" not in weights and "elastic" not in weights:
+        refuse_flags(given, ["--temperature"],
+                     "there is neither an output nor an elastic loss")
     if not weights:
         raise ValueError("no loss is left: each has the weight 0 or is not possible with this "
                          "teacher")
@@ -1402,6 +1421,8 @@ def student_config(args, teacher, vocab_size):
     shape["adapter_size"] = 0
     shape["correction_rank"] = 0
     shape["embedding_size"] = max(1, min(128, C // 2))
+    if teacher is not None:
+        shape["embedding_size"] = min(shape["embedding_size"], teacher.config.embedding_size)
     shape["tie_decoder"] = True
     shape["hidden_dropout_prob"] = args.dropout
     shape["attention_probs_dropout_prob"] = args.dropout
@@ -1409,12 +1430,12 @@ def student_config(args, teacher, vocab_size):
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
-    if shares_layers and args.adapter_size is None and args.correction_rank is None:
+    if shares_layers and args.adapter_size is None:
         # Something has to tell the recursions apart.
-        if args.recipe == "paper":
-            shape["adapter_size"] = C // 16
-        else:
-            shape["correction_rank"] = C // 8
+        if args.recipe == "paper" and not args.correction_rank:      # None or 0
+            shape["adapter_size"] = max(1, C // 16)
+        elif args.recipe != "paper" and args.correction_rank is None:
+            shape["correction_rank"] = max(1, C // 8)
     return Config(**shape)
 
 
@@ -1555,12 +1576,13 @@ def print_samples(models, tokenizer, valid_batches, bf16):
 
 
 def place_to_mask(words):
-    """Choose the word of at least 4 letters that is nearest to the middle, or else the longest."""
+    """Choose the word of at least 4 characters that is nearest to the middle, or else the longest
+    one."""
     middle = len(words) // 2
 
     def value(place):
-        num_letters = len(words[place].strip("#"))
-        return min(num_letters, 4), -abs(place - middle)
+        num_characters = len(words[place].strip("#"))
+        return min(num_characters, 4), -abs(place - middle)
 
     return max(range(len(words)), key=value)
 
@@ -1573,7 +1595,7 @@ def leave_processes():
 
 def main(argv=None):
     def action():
-        run(arguments(argv))
+        run(arguments(argv), given_flags(argv))
         leave_processes()
     return run_command("distill.py", action)
 

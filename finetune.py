@@ -298,7 +298,7 @@ def collate(features, pad_id, is_qa):
 # ---- The loss ---------------------------------------------------------------------------
 
 class TaskLoss:
-    """The objective that train() minimises, used like a Distillation: the losses of a batch.
+    """The losses of a batch of a task. train() uses it as it uses distill.Distillation.
 
     task: cross-entropy, in regression squared error, averaged over the labelled positions
     distill: the distance from a fine-tuned teacher's outputs there: KL divergence, in regression
@@ -355,10 +355,10 @@ class TaskLoss:
         for begin in range(0, len(order), pool_size):
             pool = order[begin:begin + pool_size]
             pools.append(pool[np.argsort(self.lengths[pool], kind="stable")])
-        order = np.concatenate(pools)
+        sorted_in_pools = np.concatenate(pools)
         batches = []
         for begin in range(0, len(order), self.batch_size):
-            batches.append(order[begin:begin + self.batch_size])
+            batches.append(sorted_in_pools[begin:begin + self.batch_size])
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def padding(self):
@@ -384,23 +384,23 @@ class TaskLoss:
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            own_labels = labels[begin:end]
-            counted = mask[begin:end]                    # the tokens that the hidden loss counts
+            rows = slice(begin, end)
+            own_labels = labels[rows]
+            counted = mask[rows]                         # the tokens that the hidden loss counts
             if len(own_labels) == 0:
-                # All processes must have a gradient, so this one computes with a row that is not
-                # its own and of which nothing counts: its gradient is 0.
-                begin = 0
-                end = 1
-                own_labels = np.full_like(labels[:1], np.nan)
-                counted = np.zeros_like(mask[:1])
+                # A micro-batch without rows computes with row 0, and nothing in it counts. So its
+                # gradient is 0, but it exists, which several processes need.
+                rows = slice(0, 1)
+                own_labels = np.full_like(labels[rows], np.nan)
+                counted = np.zeros_like(mask[rows])
             # Find the labels on the CPU: on a GPU, the program would have to wait for them.
             labelled = np.flatnonzero(~np.isnan(own_labels))
             targets = own_labels.ravel()[labelled]
             if self.task.kind == "regression":
                 # This is done before the numbers become float32, which has seven digits only.
                 targets = (targets - self.task.mean) / self.task.sd
-            part = to_device(device, ids[begin:end], mask[begin:end], segments[begin:end], counted,
-                             labelled, targets.astype(np.float32))
+            part = to_device(device, ids[rows], mask[rows], segments[rows], counted, labelled,
+                             targets.astype(np.float32))
             with autocast(device, self.bf16):
                 losses = self.losses(*part, num_labelled, num_tokens)
             yield losses
@@ -410,7 +410,7 @@ class TaskLoss:
 
         ids, mask, segments (B, T): see collate
         counted (B, T): True at the tokens that the hidden loss counts
-        labelled (N,): where in collate's flattened array the labels are
+        labelled (N,): the indices of the labels in the flattened labels of this micro-batch
         targets (N,): the labels themselves, in regression normalised
         num_labelled, num_tokens: the numbers of labels and of tokens in the whole batch
         """
@@ -418,7 +418,7 @@ class TaskLoss:
         is_regression = self.task.kind == "regression"
         hidden, _ = self.model.encoder(ids, mask, segments)
         logits = self.model.classify(hidden[-1], segments)
-        outputs = labelled_rows(logits, labelled, is_qa)                      # (N, n)
+        outputs = labelled_rows(logits, labelled, is_qa)                      # (N, n), qa: (N, T)
         losses = {}
         if is_regression:
             squared_error = F.mse_loss(outputs[:, 0], targets, reduction="sum")
@@ -430,7 +430,7 @@ class TaskLoss:
             with torch.no_grad():
                 teacher_hidden, _ = self.teacher.encoder(ids, mask, segments)
                 teacher_logits = self.teacher.classify(teacher_hidden[-1], segments)
-            teacher_outputs = labelled_rows(teacher_logits, labelled, is_qa)  # (N, n)
+            teacher_outputs = labelled_rows(teacher_logits, labelled, is_qa)
             if is_regression:
                 # Undo the teacher's normalisation, then apply the student's, which may differ.
                 numbers = teacher_outputs * self.teacher_task.sd + self.teacher_task.mean
@@ -440,7 +440,7 @@ class TaskLoss:
                 distance = output_loss(outputs, teacher_outputs)
             losses["distill"] = distance / num_labelled
         if "hidden" in self.weights:
-            # hidden[0] are the embeddings, so hidden[r + 1] is the output of recursion r.
+            # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
             total = sum(hidden_loss(hidden[r + 1], teacher_hidden[layer + 1], counted)
                         for r, layer in self.pairs)
             losses["hidden"] = total / num_tokens
@@ -448,10 +448,11 @@ class TaskLoss:
 
 
 def labelled_rows(logits, labelled, is_qa):
-    """Select what the loss compares: the rows (N, n) of logits (B, T, n) that have a label.
+    """Return the rows of logits (B, T, n) that have a label: (N, n), which the loss compares.
 
-    labelled (N,): the indices of the labels in collate's flattened array. In qa that is (B, 2),
-    where the answer begins and ends, and each of these rows has a logit for each token: n is T.
+    labelled (N,): the indices of the labels in the flattened labels. In qa there are two labels for
+    each sequence, the tokens where the answer begins and ends. So there each token is a class, and
+    the result is (N, T).
     """
     if is_qa:
         rows = logits.transpose(1, 2)                    # (B, 2, T)
@@ -538,8 +539,8 @@ MOST_PROBABILITIES = 100            # labels of a text whose probabilities are g
 
 
 def decode_label(task, logits):
-    """Turn the logits (n,) of one text into its label and {label: probability}, of the most
-    probable labels alone if there are more than MOST_PROBABILITIES."""
+    """Turn the logits (n,) of one text into its label and {label: probability}. If there are more
+    than MOST_PROBABILITIES labels, only the most probable ones are in the dict."""
     exponentials = np.exp(logits - logits.max())
     probabilities = exponentials / exponentials.sum()
     label = task.labels[probabilities.argmax()]
@@ -562,7 +563,7 @@ def decode_answers(task, examples, features, logits, longest=30):
 
     The score of a span is the begin logit of its first token plus the end logit of its last. Spans
     have at most `longest` tokens, and the best over all windows is taken. If task.unanswerable, the
-    answer is "" if in every window the sum of the two logits at [CLS] is higher than this best
+    answer is "" when in every window the sum of the two logits at [CLS] is higher than the best
     score.
     """
     best_score = [-np.inf] * len(examples)
@@ -626,9 +627,8 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     found = load(path, recursions)
     config = replace(found.config, hidden_dropout_prob=dropout,
                      attention_probs_dropout_prob=dropout)
-    adds_adapters = False
-    if mode == "adapters":
-        adds_adapters = config.adapter_size == 0 and config.correction_rank == 0
+    has_none = config.adapter_size == 0 and config.correction_rank == 0
+    adds_adapters = mode == "adapters" and has_none
     if adds_adapters:
         config = replace(config, adapter_size=max(1, config.hidden_size // 16))
     encoder = MiniALBERT(config, head=False)
@@ -771,13 +771,13 @@ class Tuning(NamedTuple):
 
 
 def choose_trained(encoder, mode):
-    """Let only those parameters of the encoder have a gradient that are trained in a mode: see
-    fine_tune."""
+    """Freeze all parameters of the encoder but those that the mode trains: see fine_tune."""
     for name, parameter in encoder.named_parameters():
-        is_trained = mode in ("all", "random")
+        is_own = "_adapters." in name or name.startswith("corrections.")      # of one recursion
         if mode == "adapters":
-            is_trained = "_adapters." in name or name.startswith("corrections.")
-        parameter.requires_grad_(is_trained)
+            parameter.requires_grad_(is_own)
+        else:
+            parameter.requires_grad_(mode != "head")
 
 
 def fine_tune(tuning, splits, mode, seed, lr):
@@ -807,8 +807,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
     steps = args.steps
     if steps is None:
         steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
-    # The number of Features keeps runs on a part of the training set, by which a learning rate is
-    # chosen, apart from those on all of it.
+    # The name of the folder has the number of Features, because the runs by which a learning rate
+    # is chosen use fewer of them.
     out = os.path.join(tuning.out, f"{mode}-{len(features)}-lr{lr:g}-seed{seed}")
     os.makedirs(out, exist_ok=True)
     options = TrainingOptions(
@@ -853,7 +853,7 @@ def distinct_predictions(result):
 
 
 def save_nothing():
-    """Save no model, where train() would save one: run_mode() saves that of the first seed at the
+    """Do nothing where train() would save a model: run_mode() saves that of the first seed at the
     end."""
 
 
@@ -996,14 +996,22 @@ EVALUATE_FLAGS = ("--evaluate", "--model", "--recursions", "--task", "--data", "
                   "--text", "--label", "--device", "--bf16")
 
 
+def allow_only(allowed, given, command):
+    """Raise ValueError if a flag was given that a command which trains nothing would ignore."""
+    for flag in given:
+        if flag not in allowed:
+            raise ValueError(f"{flag}: {command} trains nothing, so it would be ignored")
+
+
 def check_flags(args, given):
-    """Raise ValueError for flags that would be ignored, and for files that are missing."""
-    for command, allowed in (("--predict", PREDICT_FLAGS), ("--evaluate", EVALUATE_FLAGS)):
-        if command in given:
-            for flag in given:
-                if flag not in allowed:
-                    raise ValueError(f"{flag}: {command} trains nothing, so it would be ignored")
-            return
+    """Raise ValueError for flags that would be ignored, and if --task needs --train, which was not
+    given."""
+    if args.predict is not None:
+        allow_only(PREDICT_FLAGS, given, "--predict")
+        return
+    if args.evaluate:
+        allow_only(EVALUATE_FLAGS, given, "--evaluate")
+        return
     if args.task is None:
         ignored = FILE_FLAGS + COLUMN_FLAGS + ["--data", "--adapters-only", "--freeze", "--stride"]
         refuse_flags(given, ignored,
@@ -1272,6 +1280,10 @@ def load_teacher(path, task, tokenizer, encoded, device, bf16):
     if Tokenizer(path).digest != tokenizer.digest:
         raise ValueError(f"--distill-from {path}: its tokenizer differs from the model's")
     check_segments(f"--distill-from {path}", teacher.encoder.config, task)
+    num_positions = teacher.encoder.config.max_position_embeddings
+    if task.length > num_positions:
+        raise ValueError(f"--distill-from {path}: it has only {num_positions} positions, but "
+                         f"--length is {task.length}")
     teacher.to(device)
     result = evaluate_split(teacher, teacher_task, encoded[first_dev_split(encoded)],
                             tokenizer.pad_id, bf16)
@@ -1281,15 +1293,14 @@ def load_teacher(path, task, tokenizer, encoded, device, bf16):
 
 def hidden_weight_flag(args, out):
     """Return the flag --hidden-weight, but 0 if a run of an earlier version is resumed: it had no
-    hidden loss. ValueError if the flag asks for one all the same."""
-    if not args.resume or owner_of(out) != "finetune.py":
-        return args.hidden_weight
-    if "hidden_weight" in read_run(out).get("settings", {}):
-        return args.hidden_weight
-    if args.hidden_weight:
-        raise ValueError(f"--hidden-weight {args.hidden_weight:g}: the run in {out} is of an "
-                         "earlier version, which had no hidden loss")
-    return 0.0
+    hidden loss. ValueError if the flag is above 0 then."""
+    if args.resume and owner_of(out) == "finetune.py":
+        if "hidden_weight" not in read_run(out).get("settings", {}):
+            if args.hidden_weight:                       # neither None nor 0
+                raise ValueError(f"--hidden-weight {args.hidden_weight:g}: the run in {out} is of "
+                                 "an earlier version, which had no hidden loss")
+            return 0.0
+    return args.hidden_weight
 
 
 def choose_hidden_weight(flag, mode, teacher, config):
@@ -1297,8 +1308,8 @@ def choose_hidden_weight(flag, mode, teacher, config):
     None.
 
     teacher: a Classifier or None; config: the Config of the model that is trained
-    If the hidden states cannot be compared, this is a ValueError if the flag asks for it, and else
-    a line is printed that says so.
+    If the hidden states cannot be compared, it is a ValueError if the flag is above 0; otherwise a
+    line says so, and the weight is 0.
     """
     if teacher is None or mode == "head" or flag == 0:
         return 0.0
@@ -1411,13 +1422,13 @@ def predict(args):
         raise ValueError("--out and --overwrite: only the answers to a SQuAD file (.json) are "
                          "written")
     lines = lines_to_predict(args.predict)
-    examples = [example_of_line(line, task) for line in lines if line.strip()]
+    numbers = [i for i, line in enumerate(lines) if line.strip()]             # lines with a text
+    examples = [example_of_line(lines[i], task) for i in numbers]
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     split = Split(examples, list(encode(task, examples, tokenizer)))
     predictions = evaluate_split(model, task, split, tokenizer.pad_id, bf16).predictions
     described = [""] * len(lines)                        # an empty line stays empty
-    numbers = [i for i, line in enumerate(lines) if line.strip()]
     for i, example, (prediction, probabilities) in zip(numbers, examples, predictions):
         described[i] = describe_prediction(task, example, prediction, probabilities)
     print("\n".join(described))
@@ -1451,13 +1462,19 @@ def write_answers(args, model, task, tokenizer, bf16):
         raise ValueError(f"--out {out}: this file is read from; choose another one")
     if os.path.exists(out) and not args.overwrite:
         raise ValueError(f"--out {out} exists already: --overwrite replaces it")
-    examples = read_squad(args.predict)
+    folder = os.path.dirname(os.path.abspath(out))
+    if os.path.isdir(out) or not os.path.isdir(folder):
+        raise ValueError(f"--out {out}: this is a folder, or is in a folder that does not exist")
+    examples = read_squad(args.predict, needs_answers=False)
     split = Split(examples, list(encode(task, examples, tokenizer)))
     result = evaluate_split(model, task, split, tokenizer.pad_id, bf16)
     answers = {example.id: answer for example, (answer, _) in zip(examples, result.predictions)}
     with replace_file(out) as file:
         file.write(json.dumps(answers).encode())
-    print(f"{out}: {len(answers):,} answers; {result.scores}")
+    scores = "the file has no right answers to compare with"
+    if all(example.label is not None for example in examples):
+        scores = result.scores
+    print(f"{out}: {len(answers):,} answers; {scores}")
 
 
 def example_of_line(line, task):

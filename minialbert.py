@@ -14,7 +14,7 @@ One class serves for teacher and student, because a BERT is a MiniALBERT that sh
     from checkpoint import load
     model = load("assets/teacher")                  # a BERT, or a student
     hidden, attention = model(ids, maps=[3])        # maps=[3]: return the attention map of layer 3
-    logits = model.predict(hidden[-1][is_masked])   # (M, V), only at the masked places
+    logits = model.predict(hidden[-1][is_masked])   # (M, V) where is_masked (B, T) is True
 
 Dimensions, here and in the other files:
 
@@ -23,7 +23,8 @@ Dimensions, here and in the other files:
     H  attention heads              D  width of a head, C / H
     I  width of the feed-forward    A  width of an adapter
     K  rank of a correction
-    R  recursions: how many layers are applied in all, one after the other; in a BERT its layers
+    R  recursions: how many layers are applied in all, one after the other; a BERT applies R
+       different ones
     G  groups: number of different layers, 1 in a MiniALBERT, R in a BERT
 Layers and recursions are counted from 0.
 """
@@ -39,8 +40,8 @@ from torch.func import functional_call
 class Config:
     """The shape of a model; all fields but the last three are named as in Hugging Face's ALBERT.
 
-    A field that has a wrong type, is out of range or contradicts another one raises a ValueError,
-    which names it.
+    Config(...) raises a ValueError if a field has a wrong type, is out of range or contradicts
+    another one. It names the field.
     """
     vocab_size: int = 30522                     # V
     embedding_size: int = 128                   # E: smaller than C in a student, C in a BERT
@@ -175,9 +176,9 @@ class Attention(nn.Module):
         return x.view(B, T, self.num_heads, C // self.num_heads).transpose(1, 2)
 
     def forward(self, x, mask=None, want_map=False):
-        """Let each token look at all real tokens.
+        """Let each token look at all tokens that are not padding.
 
-        x (B, T, C); mask (B, 1, 1, T) is True at real tokens. Returns (B, T, C) and the
+        x (B, T, C); mask (B, 1, 1, T) is False at padding. Returns (B, T, C) and the
         attention map as log-probabilities (B, H, T, T), in which row i says where token i
         looks. The map is None unless want_map is True.
         """
@@ -198,7 +199,7 @@ class Attention(nn.Module):
             attention_probs = F.dropout(log_map.exp(), self.dropout_prob, self.training)
             mixed = attention_probs @ value              # (B, H, T, D)
         else:
-            # This computes the same in one call and does not need to store the map.
+            # This computes the same, up to rounding, and does not need to store the map.
             dropout_prob = self.dropout_prob if self.training else 0.0
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=dropout_prob)
@@ -334,8 +335,10 @@ def layer_numbers(R, G):
 
 
 class MiniALBERT(nn.Module):
-    """G different layers, applied R times in all. head=False: without the head that predicts masked
-    words."""
+    """G different layers, applied R times in all.
+
+    head: whether the model has the head that predicts masked words
+    """
 
     def __init__(self, config, head=True):
         super().__init__()
@@ -393,12 +396,13 @@ class MiniALBERT(nn.Module):
             if self.config.correction_rank == 0:
                 x, log_map = layer(x, mask, want_map, adapters)
             else:
-                # This calls layer(x, mask, want_map, adapters), but with these six matrices in
-                # place of the layer's own. The gradient reaches the shared matrix and both factors.
+                # matrices is {name of a parameter: tensor}. functional_call calls the layer with
+                # these tensors in place of its parameters of the same names. The gradient reaches
+                # the shared matrix and both factors of the correction.
                 matrices = self.corrections[r](layer)
                 x, log_map = functional_call(layer, matrices, (x, mask, want_map, adapters))
             hidden.append(x)
-            if r in maps:
+            if want_map:
                 attention[r] = log_map
         return hidden, attention
 
@@ -431,8 +435,9 @@ def keep_recursions(model, recursions):
     now = layer_numbers(R, G)[:recursions]               # the layers that they apply
     num_groups = now[-1] + 1
     if layer_numbers(recursions, num_groups) != now:
-        raise ValueError(f"the model's {R} recursions share {G} layers, which the first "
-                         f"{recursions} of them could not share in the same way")
+        raise ValueError(f"the first {recursions} of the model's {R} recursions apply the layers "
+                         f"{now}, but a model of {recursions} recursions would apply "
+                         f"{layer_numbers(recursions, num_groups)}")
     model.config = replace(model.config, num_hidden_layers=recursions,
                            num_hidden_groups=num_groups)
     model.layers = model.layers[:num_groups]
@@ -443,11 +448,11 @@ def keep_recursions(model, recursions):
 
 @torch.no_grad()
 def merge_corrections(model):
-    """Return the same model without corrections: each recursion gets a layer of its own, the shared
-    one with the recursion's corrections added.
+    """Return a new model without corrections, on the CPU and in float32: each recursion gets a
+    layer of its own, the shared one with the recursion's corrections added.
 
-    It computes the same and stores more. If it has no adapters and E is smaller than C, then
-    save(), in checkpoint.py, writes it so that transformers.AlbertModel opens it.
+    It computes the same as the model and stores more. If it has no adapters and E is smaller than
+    C, then save(), in checkpoint.py, writes it so that transformers.AlbertModel opens it.
     """
     R = model.config.num_hidden_layers
     merged = MiniALBERT(replace(model.config, num_hidden_groups=R, correction_rank=0),

@@ -29,7 +29,7 @@ from checkpoint import (LARGEST_TEXT, check_readable, first_few, parse_json_obje
 from data import CACHE, is_held_out
 
 KINDS = ("classification", "regression", "tagging", "qa")
-LARGEST_NUMBER = 1e30       # labels in regression are smaller in size: their squares stay finite
+LARGEST_NUMBER = 1e30       # the labels in regression are nearer to 0, so their squares are finite
 
 
 class Example(NamedTuple):
@@ -40,7 +40,7 @@ class Example(NamedTuple):
                             # tag for each word; qa: a list of answers, each (index of its first
                             # character in the context, text); None: it is not known
     id: str                 # qa: the question's id; otherwise the number of the example in its
-                            # file, from 0
+                            # file or, if a split has several files, in the split, from 0
     location: str           # "file:line", in qa the file alone; for messages
 
 
@@ -52,8 +52,8 @@ class Task:
     labels: list            # all labels, sorted; in regression and qa empty
     metrics: list           # names of metrics; the first one decides between learning rates
     length: int             # the largest number of tokens in a sequence, T
-    stride: int             # qa: how many tokens neighbouring windows of a context share; never
-                            # more than half a window
+    stride: int             # qa: how many tokens neighbouring windows of a context share;
+                            # answer_features uses at most half a window
     pair: bool              # whether each example has two texts
     mean: float             # regression: the mean of the training labels y, else 0
     sd: float               # regression: their standard deviation; the head predicts
@@ -128,7 +128,7 @@ METRICS = {                 # of tasks outside GLUE, by their kind
 def score(task, examples, guesses):
     """Score guesses by the task's metrics -> {metric: value}; {} if the labels are unknown."""
     gold = [example.label for example in examples]
-    if gold[0] is None:
+    if any(label is None for label in gold):
         return {}
     if task.kind == "classification":
         scores = classification_scores(gold, guesses)
@@ -142,8 +142,8 @@ def score(task, examples, guesses):
         if metric not in scores:
             raise ValueError(f"{task.name}: {metric!r:.60} is no metric of {task.kind}")
         if not math.isfinite(scores[metric]):
-            raise ValueError(f"{task.name}: {metric} is {scores[metric]}: the predictions are no "
-                             "usual numbers")
+            raise ValueError(f"{task.name}: {metric} is {scores[metric]}: the predictions are not "
+                             "finite")
     return {metric: scores[metric] for metric in task.metrics}
 
 
@@ -278,7 +278,7 @@ def entities(tags):
     first = None                                         # first word of the open entity, if any
     previous = "O"
     for i, tag in enumerate(list(tags) + ["O"]):         # the added O closes an entity at the end
-        same_type = tag[1:] == previous[1:]              # it compares "-type", or "" after an O
+        same_type = previous != "O" and tag[2:] == previous[2:]
         continues = tag.startswith("I") and same_type
         if first is not None and not continues:
             found.add((first, i, previous[2:]))
@@ -371,8 +371,8 @@ def rows_of(path, header=None):
     """Yield (number of the line, {column: value}) of a table.
 
     The file name's ending decides the format: .jsonl has one JSON object per line, .csv may have
-    quoted cells, .tsv is separated by tabs and its quotes are text. The first row names the columns
-    unless `header` does.
+    quoted cells, .tsv and .txt are separated by tabs and their quotes are text. The first row names
+    the columns unless `header` does.
     """
     ending = os.path.splitext(path)[1].lower()
     if ending == ".jsonl":
@@ -522,8 +522,8 @@ def sentences_of(path):
     """Yield the sentences of a CoNLL file, each a list of (number of the line, line)."""
     sentence = []
     for number, line in lines_of(path):
-        first_words = line.split()[:1]                   # [] if the line is empty
-        if first_words != [] and first_words != ["-DOCSTART-"]:
+        is_boundary = not line.strip() or line.split()[0] == "-DOCSTART-"
+        if not is_boundary:
             sentence.append((number, line))
         elif sentence:
             yield sentence
@@ -542,9 +542,9 @@ def iob2(tags):
     converted = []
     previous = "O"
     for tag in tags:
-        same_type = tag[1:] == previous[1:]              # it compares "-type", or "" after an O
+        same_type = tag[2:] == previous[2:]
         can_follow = tag[0] in ("I", "E", "L")
-        is_open = previous[0] in ("B", "I")
+        is_open = previous[0] in ("B", "I")              # an entity has begun and has not ended
         continues = can_follow and is_open and same_type
         if tag == "O":
             converted.append("O")
@@ -556,21 +556,29 @@ def iob2(tags):
     return converted
 
 
-def read_squad(path):
-    """Read Examples from a file of SQuAD v1.1 or v2.0."""
+def read_squad(path, needs_answers=True):
+    """Read Examples from a file of SQuAD v1.1 or v2.0.
+
+    needs_answers: False allows questions without the field "answers"; their label is None
+    """
     text = "\n".join(line for _, line in lines_of(path))
     examples = []
     for question, context in squad_questions(path, text):
         try:
-            examples.append(squad_example(path, question, context))
+            examples.append(squad_example(path, question, context, needs_answers))
         except ValueError as error:
             number = line_of_question(text, question)
             raise ValueError(f"{path}:{number}: not SQuAD: {error}") from error
+    check_ids(path, examples)
+    return not_empty(examples, path)
+
+
+def check_ids(path, examples):
+    """Raise ValueError, which names the path, if two questions have the same id."""
     count_of_id = Counter(example.id for example in examples)
     for question_id, count in count_of_id.items():
         if count > 1:
             raise ValueError(f"{path}: {count} questions have the id {question_id!r:.60}")
-    return not_empty(examples, path)
 
 
 def squad_questions(path, text):
@@ -583,11 +591,13 @@ def squad_questions(path, text):
                     yield question, context
 
 
-def squad_example(path, question, context):
+def squad_example(path, question, context, needs_answers):
     """Make the Example of a question. ValueError if an answer is not at its offset."""
     question_id = field_of(question, "id", str)
     answers = []
-    if not question.get("is_impossible"):                # a field of SQuAD v2.0
+    if "answers" not in question and not needs_answers:
+        answers = None
+    elif not question.get("is_impossible"):              # a field of SQuAD v2.0
         for answer in field_of(question, "answers", list):
             text = field_of(answer, "text", str)
             start = field_of(answer, "answer_start", int)
@@ -607,9 +617,10 @@ def line_of_question(text, question):
         return 1
     # Characters other than ASCII may be written as they are, or as an escape.
     for ensure_ascii in (True, False):
-        position = text.find(json.dumps(question["id"], ensure_ascii=ensure_ascii))
-        if position >= 0:
-            return text.count("\n", 0, position) + 1
+        value = json.dumps(question["id"], ensure_ascii=ensure_ascii)
+        found = re.search(r'"id"\s*:\s*' + re.escape(value), text)
+        if found is not None:
+            return text.count("\n", 0, found.start(0)) + 1
     return 1
 
 
@@ -715,7 +726,7 @@ def download(url):
 
 # ---- The built-in task "code" -----------------------------------------------------------
 
-# It matches one word of a text: a word, a name with dots, or a punctuation character.
+# It matches a word, a name with dots, or one punctuation character.
 WORD_PATTERN = re.compile(r"\w+(?:\.\w+)*|[^\w\s]")
 
 
@@ -764,6 +775,12 @@ def read_own_files(kind, files, text_columns, label_column):
             else:
                 splits[split] += read_table(path, text_columns, label_column,
                                             numeric=kind == "regression")
+        if kind == "qa" and split != "train":
+            check_ids(", ".join(paths), splits[split])   # predictions are found by their ids
+        if kind != "qa":
+            # Several files would number their examples alike.
+            splits[split] = [example._replace(id=str(number))
+                             for number, example in enumerate(splits[split])]
     return splits
 
 
@@ -815,7 +832,8 @@ def make_task(name, kind, splits, length, stride):
     """Make the Task for {split: examples}. Its labels are those of the training set; in tagging
     they are O, and B- and I- for each type of entity in the training set.
 
-    ValueError if all labels are equal, or if another split has a label that is not among them.
+    ValueError if there is only one class, if all tags are O, or if another split has a label that
+    is not among them.
     """
     train = splits["train"]
     labels = []
@@ -841,7 +859,8 @@ def make_task(name, kind, splits, length, stride):
     if kind == "regression":
         numbers = [example.label for example in train]
         mean = float(np.mean(numbers))
-        if np.std(numbers) > 0:
+        # The standard deviation of equal numbers may be 1e-17, by rounding.
+        if min(numbers) < max(numbers):
             sd = float(np.std(numbers))
     unanswerable = kind == "qa" and not all(example.label for example in train)
     return Task(name=name, kind=kind, labels=labels, metrics=metrics, length=length, stride=stride,

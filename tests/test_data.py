@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import data
 from command import run_command
+from conftest import ROOT
 from data import (MaskedBatches, SPECIAL_TOKENS, Tokenizer, TokenFile, corpus_files,
                   docs_on_this_machine, hash_file, is_prose, main, mask_tokens, open_corpus,
                   paragraphs, read_corpus, remove_markup, tokenise, train_tokenizer)
@@ -358,6 +359,35 @@ def test_a_subfolder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", scandir_of_a_user)
     with pytest.raises(PermissionError, match="locked"):
         corpus_files([str(tmp_path)])
+
+
+def test_a_file_that_is_named_twice_is_refused(tmp_path):
+    path = put(tmp_path / "c" / "a.txt", make_documents(3))
+    with pytest.raises(ValueError, match="a.txt is named 2 times"):
+        corpus_files([str(tmp_path / "c"), path])
+    os.symlink(path, tmp_path / "b.txt")
+    with pytest.raises(ValueError, match="a.txt is named 2 times"):
+        corpus_files([str(tmp_path / "b.txt"), path])
+
+
+def test_a_corpus_whose_name_is_not_utf8_is_refused_before_it_is_read(tokenizer, tmp_path):
+    folder = os.path.join(str(tmp_path), os.fsdecode(b"c\xff"))
+    os.mkdir(folder)
+    shutil.copy(put(tmp_path / "a.txt", make_documents(200)), os.path.join(folder, "a.txt"))
+    with pytest.raises(ValueError, match="not a name in UTF-8"):
+        tokenise([folder], tokenizer, str(tmp_path / "a.bin"))
+    assert not (tmp_path / "a.bin").exists()
+
+
+def test_white_space_at_the_beginning_of_a_long_line_ends_no_document():
+    text = io.StringIO("a\n     b\n\n   \nc\n")
+    assert list(data.pieces_of_lines(text, 3)) == ["a\n", "  b", "\n", "c\n"]
+
+
+def test_a_vocabulary_is_not_learned_for_a_name_of_a_file(tmp_path):
+    path = put(tmp_path / "a.txt", make_documents(3))
+    with pytest.raises(ValueError, match="a.txt: this is not a folder"):
+        train_tokenizer([path], 200, path)
 
 
 def test_a_path_that_does_not_exist_is_said_to(tmp_path):
@@ -1408,6 +1438,20 @@ def test_an_interrupt_is_one_line_and_status_130(capsys):
     assert run_command("some.py", action) == 130
     said = capsys.readouterr()
     assert said.out == "" and said.err.strip() == "some.py: interrupted"
+
+
+def test_a_command_whose_output_is_closed_ends_well(tmp_path):
+    script = "from command import run_command; import sys; sys.exit(run_command('x', lambda: None))"
+    done = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "{script}" >&-'], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_has_its_status_where_standard_error_is_closed():
+    script = ("import os, signal; from command import end_at_interrupt; end_at_interrupt(); "
+              "os.kill(os.getpid(), signal.SIGINT)")
+    done = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "{script}" 2>&-'], cwd=ROOT)
+    assert done.returncode == 130
 
 
 def test_a_tokenizer_whose_rule_takes_for_ever_is_an_error(tmp_path, capfd):

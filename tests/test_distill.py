@@ -1506,10 +1506,57 @@ def test_the_elastic_loss_is_left_out_where_it_is_not_possible(toy, tmp_path, ca
     more = ["--elastic", 7, "--steps", 3]
     assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
     assert "5 output + 7 elastic\n" in capsys.readouterr().out
-    more += ["--num-hidden-layers", 1]                   # one recursion has no earlier one
-    assert distill.main(distill_flags(toy, tmp_path / "other", *more)) is None
+    one = ["--num-hidden-layers", 1, "--steps", 3]       # one recursion has no earlier one
+    assert distill.main(distill_flags(toy, tmp_path / "other", *one)) is None
     assert "5 output\n" in capsys.readouterr().out
     assert "elastic" not in read_log(tmp_path / "other")[-1]
+    # Who asks for it is told.
+    assert distill.main(distill_flags(toy, tmp_path / "third", *one, "--elastic", 7)) == 2
+    assert "error: --elastic: it needs a teacher with an MLM head" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--elastic", "3"], "--elastic: it needs a teacher with an MLM head"),
+    (["--temperature", "2"], "--temperature: there is neither an output nor an elastic loss")])
+def test_flags_for_losses_that_a_teacher_without_a_head_makes_impossible_are_refused(flags, words):
+    args = distill.arguments(flags)
+    teacher = types.SimpleNamespace(head=None)
+    with pytest.raises(ValueError, match=words):
+        distill.choose_losses(args, teacher, 4, distill.given_flags(flags))
+    assert "elastic" not in distill.choose_losses(distill.arguments([]), teacher, 4)
+
+
+@pytest.mark.parametrize("flags, adapter_size, correction_rank", [
+    ([], 0, 6), (["--correction-rank", "0"], 0, 0), (["--correction-rank", "2"], 0, 2),
+    (["--adapter-size", "5"], 5, 0), (["--adapter-size", "0"], 0, 0),
+    (["--recipe", "paper"], 3, 0), (["--recipe", "paper", "--correction-rank", "0"], 3, 0),
+    (["--recipe", "paper", "--correction-rank", "2"], 0, 2),
+    (["--recipe", "paper", "--adapter-size", "0"], 0, 0)])
+def test_something_tells_the_recursions_apart_unless_the_flags_say_otherwise(
+        flags, adapter_size, correction_rank):
+    args = distill.arguments(flags)
+    teacher = types.SimpleNamespace(config=Config(101, 48, 48, 4, 4, 3, 96))
+    config = distill.student_config(args, teacher, 101)
+    assert (config.adapter_size, config.correction_rank) == (adapter_size, correction_rank)
+
+
+def test_narrow_students_have_corrections_too():
+    flags = ["--teacher", "none", "--tokenizer", "t", "--hidden-size", "4"]
+    assert distill.student_config(distill.arguments(flags), None, 101).correction_rank == 1
+    flags += ["--recipe", "paper"]
+    assert distill.student_config(distill.arguments(flags), None, 101).adapter_size == 1
+
+
+def test_a_teacher_with_factorised_embeddings_of_the_same_width_gives_them_as_they_are():
+    torch.manual_seed(0)
+    teacher = MiniALBERT(Config(101, 8, 48, 4, 4, 3, 96)).eval()
+    # Without a flag the student's embeddings are not wider than the teacher's.
+    config = distill.student_config(distill.arguments([]), teacher, 101)
+    assert config.embedding_size == 8
+    student = MiniALBERT(config)
+    ids = torch.randint(0, 101, (3, 9))
+    distill.start_from_teacher(student, teacher, ids)
+    assert torch.equal(student.eval().embeddings(ids), teacher.embeddings(ids))
 
 
 def test_a_head_is_kept_if_the_elastic_loss_alone_trains_it(toy, tmp_path):

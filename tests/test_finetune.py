@@ -1173,6 +1173,16 @@ def check_answers_to_a_file(folder, capsys, expected):
     printed = run(capsys, *flags).out
     assert "answers.json: 2 answers; {'f1': " in printed
     assert read_json(folder / "answers.json") == expected
+    for question in questions:                           # a test set of SQuAD has no answers
+        del question["answers"]
+    content = json.dumps({"data": [{"paragraphs": [{"context": context, "qas": questions}]}]})
+    hidden = write_file(folder / "hidden.json", content)
+    printed = run(capsys, *flags[:3], hidden, "--out", folder / "more.json").out
+    assert "more.json: 2 answers; the file has no right answers to compare with" in printed
+    assert read_json(folder / "more.json") == expected
+    for out in (folder / "none/answers.json", folder):
+        error = fail(capsys, *flags[:4], "--out", out, "--overwrite")
+        assert "this is a folder, or is in a folder that does not exist" in error
     write_file(folder / "answers.json", "mine")
     assert "answers.json exists already: --overwrite" in fail(capsys, *flags)
     assert (folder / "answers.json").read_text() == "mine"
@@ -1535,6 +1545,16 @@ def test_a_teacher_of_other_labels_or_of_another_tokenizer_is_refused(
     assert f"--distill-from {tmp_path / 'teacher'}: its tokenizer differs" in error
 
 
+def test_a_teacher_with_fewer_positions_is_refused_before_the_training(
+        tmp_path, model, sentiment, tokenizer, capsys):
+    task = make_task_of_kind("classification", ["0", "1"], name="sst2")
+    teacher = make_classifier(tokenizer, task, max_position_embeddings=15)
+    save_classifier(str(tmp_path / "teacher"), teacher, task, tokenizer)
+    error = fail(capsys, "--model", model, "--task", "sst2", "--data", sentiment, "--length", 16,
+                 "--distill-from", tmp_path / "teacher", "--out", tmp_path / "o")
+    assert "teacher: it has only 15 positions, but --length is 16" in error
+
+
 def test_both_dev_sets_of_mnli_are_reported_and_its_test_sets_written(tmp_path, model, capsys):
     labels = ["neutral", "entailment", "contradiction"]
     for split in ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched"):
@@ -1669,7 +1689,7 @@ def test_a_model_is_tuned_with_its_first_recursions_and_saved_so(
     error = fail(capsys, *flags, "--steps", 40, "--out", out, "--resume")
     assert "recursions" in error
     error = fail(capsys, *flags, "--recursions", 3, "--out", tmp_path / "p")
-    assert "not usable with 3 recursions: the model has 2 recursions" in error
+    assert "the model has 2 recursions, so 3 of them cannot be kept" in error
     assert not (tmp_path / "p").exists()
 
 

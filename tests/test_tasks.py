@@ -535,6 +535,18 @@ def test_the_answers_of_an_impossible_question_are_not_read(tmp_path):
     assert read_squad(write_file(tmp_path / "a.json", text))[0].label == []
 
 
+def test_answers_may_be_missing_only_where_none_are_needed(tmp_path):
+    content = json.loads(make_squad([("where", ["paris"]), ("who", ["john"])]))
+    del content["data"][0]["paragraphs"][0]["qas"][1]["answers"]
+    path = write_file(tmp_path / "a.json", json.dumps(content))
+    with pytest.raises(ValueError, match="the field 'answers' is None, but must be a list"):
+        read_squad(path)
+    first, second = read_squad(path, needs_answers=False)
+    assert first.label != [] and second.label is None
+    task = make_task_of_kind("qa")
+    assert score(task, [first, second], ["paris", "john"]) == {}
+
+
 @pytest.mark.parametrize("old, new", [
     ('"answers": [', '"answers": [5, '), ('"text": "paris"', '"text": ""'),
     ('"text": "paris"', '"text": 5'), ('"question": "where"', '"question": null'),
@@ -578,6 +590,9 @@ def test_a_question_is_found_by_its_id_however_it_is_written(ensure_ascii):
     text = "\n\n" + json.dumps(question, ensure_ascii=ensure_ascii)
     assert tasks.line_of_question(text, question) == 3
     assert tasks.line_of_question("\n\n", question) == 1
+    # The same text may occur before, as something else than an id.
+    text = '{"question": "Köln",\n"answers": ["id", "Köln"],\n\n"id" : "Köln"}'
+    assert tasks.line_of_question(text, question) == 4
 
 
 @pytest.mark.parametrize("reader, text", [
@@ -757,12 +772,22 @@ def test_several_files_of_tags_or_questions_are_one_split(tmp_path):
     tags = [write_file(tmp_path / f"{word}.txt", f"{word}\tO\n") for word in ("a", "b")]
     splits = read_own_files("tagging", {"train": tags}, ["text"], "label")
     assert [example.text for example in splits["train"]] == [["a"], ["b"]]
+    assert [example.id for example in splits["train"]] == ["0", "1"]
     questions = []
     for question in ("who", "where"):
         text = make_squad([(question, [])])
         questions.append(write_file(tmp_path / f"{question}.json", text))
     splits = read_own_files("qa", {"train": questions}, ["text"], "label")
     assert [example.text for example in splits["train"]] == ["who", "where"]
+    # Predictions are found by their ids.
+    with pytest.raises(ValueError, match="who.json, .*where.json: 2 questions have the id 'q0'"):
+        read_own_files("qa", {"dev": questions}, ["text"], "label")
+
+
+def test_equal_numbers_are_not_normalised_by_an_error_of_rounding():
+    examples = [text_example(str(i), 0.1) for i in range(3)]
+    task = tasks.make_task("regression", "regression", {"train": examples}, 8, 1)
+    assert task.sd == 1.0
 
 
 def test_the_tenth_that_is_held_out_does_not_depend_on_the_order():
