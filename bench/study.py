@@ -317,12 +317,11 @@ def make_parser():
     usual_models = study_rows.MODELS
     models = usual_models + study_rows.MORE_MODELS
     group.add_argument("--models", nargs="+", choices=models, default=usual_models, metavar="MODEL",
-                       help="what is fine-tuned: teacher, minilm (the teacher before it got its "
-                       "head), teacher-longer (with three times as many steps), ours in other "
-                       "ways (taught: with --distill-from the tuned teacher; taught-longer: with "
-                       "three times as many steps, too; high-rate, high-rate-longer: labels alone "
-                       "with the rate of taught; adapters-alone: with --adapters-only), or "
-                       "students that are among --rows "
+                       help="what is fine-tuned: teacher; minilm, the teacher before it got its "
+                       "head; students that are among --rows; ours in other ways: taught, with "
+                       "--distill-from the tuned teacher, high-rate, on labels alone with the "
+                       "rate of taught, adapters-alone, with --adapters-only; and with three "
+                       "times as many steps: teacher-longer, taught-longer, high-rate-longer "
                        f"(default: {', '.join(usual_models)})")
     group.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
                        help="seeds of the fine-tunings (default: 0 1 2)")
@@ -353,8 +352,9 @@ def add_size_flags(parser):
     group.add_argument("--evaluations", type=int, default=20, metavar="N",
                        help="points of each curve (default: 20)")
     group.add_argument("--task-steps", type=int, metavar="N",
-                       help="at most so many steps of each fine-tuning (default: three passes "
-                       "through the training set, of sst2 one, of qa 250 steps)")
+                       help="at most so many steps of each fine-tuning, and three times as many "
+                       "of those that are called longer (default: three passes through the "
+                       "training set, of sst2 one, of qa 250 steps)")
     group.add_argument("--rates", nargs="+", type=float, metavar="X",
                        help="learning rates of a whole model; of several the best is chosen on a "
                        "tenth of the training set (default: that of finetune.py)")

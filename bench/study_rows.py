@@ -85,7 +85,7 @@ VARIANTS = {
     "taught": Variant(taught=True),
     "taught-longer": Variant(taught=True, times_longer=3),
     "teacher-longer": Variant("teacher", times_longer=3),
-    # Labels alone, but with the rate, and with the steps, of those that are taught.
+    # Labels alone, but with the default rate, and with the steps, of those that are taught.
     "high-rate": Variant(lr=TAUGHT_LR),
     "high-rate-longer": Variant(lr=TAUGHT_LR, times_longer=3),
     "adapters-alone": Variant(adapters_alone=True),

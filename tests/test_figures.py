@@ -108,7 +108,7 @@ def write_study(folder, names, state="done", **changes):
 
 
 def add_task_scores(folder, scores):
-    """Add scores {(model, task, seed): score} to the study.json in a folder; majorities are 0.25."""
+    """Add scores {(model, task, seed): score} to a study.json; each majority is 0.25."""
     content = json.loads((folder / "study.json").read_text())
     for (model, task, seed), score in scores.items():
         about = {"model": model, "task": task, "seed": seed}
