@@ -556,8 +556,6 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                         line[f"valid_{name}"] = value
                 print(json.dumps(line), file=log, flush=True)
                 show_progress(bar, line, options.steps, evaluate_now)
-                last_logged = done
-                clock = time.perf_counter()      # the time of the evaluation does not count
 
             if stop and not check:
                 # This step will be saved, but was not checked yet.
@@ -566,6 +564,10 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 save_training_state(state_path(options), run_state.tensors, done, log.tell(),
                                     settings)
                 save_model()
+            if log_now:
+                # The next line counts from here: evaluating and saving do not slow it.
+                last_logged = done
+                clock = time.perf_counter()
             if stop and not is_last:
                 print(f"\nstopped after step {done} of {options.steps}: "
                       "--resume goes on from there")
@@ -758,8 +760,8 @@ def set_up_processes(device_flag, batch_size):
 
 
 def choose_device(name, local_rank=0):
-    """Return the torch.device of --device: auto (a GPU if there is one), cpu, cuda (the GPU with
-    the number of the process), cuda:N, or mps. ValueError if it is not to be had."""
+    """Return the torch.device of --device: auto (cuda if there is a CUDA GPU, else cpu), cpu, cuda
+    (the GPU with the number of the process), cuda:N, or mps. ValueError if it is not there."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if name == "mps":
@@ -1018,8 +1020,8 @@ def add_run_flags(parser, out, out_help, eval_every, save_every, eval_every_help
     group.add_argument("--save-every", type=whole_number(1), default=save_every, metavar="STEPS",
                        help="write a checkpoint after each STEPS steps " + save_every_help)
     group.add_argument("--device", type=device_name, default="auto", metavar="NAME",
-                       help="auto (a GPU if there is one), cpu, cuda, cuda:N or mps (default: "
-                       "auto)")
+                       help="cpu, cuda, cuda:N, mps or auto, which is cuda if there is a CUDA GPU, "
+                       "else cpu (default: auto)")
     group.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=None,
                        help="multiply matrices in bfloat16; weights, losses and optimiser stay in "
                        "float32 (default: on a GPU)")
