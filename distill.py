@@ -58,7 +58,8 @@ from data import (CACHE, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, MaskedBat
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         layer_numbers)
 
-# The factors of the losses in the paper, which uses the embedding loss only in an ablation.
+# The factors of the losses in the paper, which uses the embedding loss only in an ablation. RECIPES
+# has another one of the hidden loss for the recipe full.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "embedding": 0.0}
 
 
@@ -941,15 +942,15 @@ EMBEDDED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ass
 # authors' values; README.md lists where this code departs from theirs, and a GPU uses bfloat16.
 RECIPES = {
     "quick": {"steps": 1800, "batch_size": 16, "length": 64, "lr": 3e-3, "warmup": 100,
-              "weight_decay": 0.01, "dropout": 0.0, "elastic": 2.5, "eval_every": 200,
-              "save_every": 200},
+              "weight_decay": 0.01, "dropout": 0.0, "hidden_weight": LOSS_WEIGHTS["hidden"],
+              "elastic": 2.5, "eval_every": 200, "save_every": 200},
     "full": {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
-             "weight_decay": 0.01, "dropout": 0.0, "elastic": 2.5, "eval_every": 2000,
-             "save_every": 2000},
+             "weight_decay": 0.01, "dropout": 0.0, "hidden_weight": 10.0, "elastic": 2.5,
+             "eval_every": 2000, "save_every": 2000},
     "paper": {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
-              "weight_decay": 1e-4, "dropout": 0.1, "elastic": 0.0, "eval_every": 2000,
-              "save_every": 2000, "init": "random", "tie_decoder": False,
-              "num_hidden_layers": 6, "embedding_size": 128},
+              "weight_decay": 1e-4, "dropout": 0.1, "hidden_weight": LOSS_WEIGHTS["hidden"],
+              "elastic": 0.0, "eval_every": 2000, "save_every": 2000, "init": "random",
+              "tie_decoder": False, "num_hidden_layers": 6, "embedding_size": 128},
 }
 SHAPE_FLAGS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size",
                "adapter_size", "correction_rank", "num_attention_heads", "intermediate_size",
@@ -1086,8 +1087,13 @@ def add_loss_flags(parser):
         "output": "KL divergence of the predicted distributions from the teacher's",
         "embedding": "1 - cosine of the embeddings with the teacher's"}
     for name, weight in LOSS_WEIGHTS.items():
-        group.add_argument(f"--{name}-weight", type=number(), default=weight, metavar="W",
-                           help=f"weight of: {what[name]} (default: {weight:g})")
+        default = weight
+        shown = f"{weight:g}"
+        if name == "hidden":
+            default = None                               # the recipe says it
+            shown = f"{weight:g} [{RECIPES['full']['hidden_weight']:g}]"
+        group.add_argument(f"--{name}-weight", type=number(), default=default, metavar="W",
+                           help=f"weight of: {what[name]} (default: {shown})")
     group.add_argument("--elastic", type=number(), metavar="W",
                        help="weight of: the output loss after an earlier recursion, drawn at "
                        "random for each masked word, so that the student can also be stopped "

@@ -62,7 +62,7 @@ STUDENTS = {
     "twelve-recursions": OURS | {"num-hidden-layers": 12, "correction-rank": 15},
     # Wider embeddings, which take more parameters than 27 % of the teacher's.
     "embeddings-192": OURS | {"embedding-size": 192},
-    # A larger weight of the hidden loss than the authors' 3.
+    # A larger weight of the hidden loss than the authors' 3: the default of the recipe full.
     "hidden-weight-10": OURS | {"hidden-weight": 10},
     # For the part "depth": it is trained to be read after any of its recursions.
     "elastic": OURS | {"elastic": 2.5},
@@ -185,7 +185,7 @@ def student_row(name, sizes):
     """Make the Row that distils one of STUDENTS from the teacher."""
     values = {"teacher": model_folder("teacher")}
     values.update(training_flags(steps_of_tokens(sizes.tokens, sizes), sizes.lr, sizes))
-    values["elastic"] = 0                                # all losses are those of the paper
+    values.update({"elastic": 0, "hidden-weight": 3})    # all losses are those of the paper
     values.update(STUDENTS[name])
     return distillation_row(name, "student", values, ["teacher"], sizes)
 

@@ -1842,6 +1842,12 @@ def test_the_papers_recipe_is_the_authors_in_every_choice():
         "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}.items()
 
 
+@pytest.mark.parametrize("recipe, weight", [("quick", 3), ("full", 10), ("paper", 3)])
+def test_the_weight_of_the_hidden_loss_is_the_recipes(recipe, weight):
+    assert distill.arguments(["--recipe", recipe]).hidden_weight == weight
+    assert distill.arguments(["--recipe", recipe, "--hidden-weight", "0"]).hidden_weight == 0
+
+
 def test_a_flag_wins_over_the_recipe():
     args = distill.arguments(["--recipe", "paper", "--steps", "7", "--tie-decoder"])
     assert args.steps == 7
