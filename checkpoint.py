@@ -10,8 +10,8 @@ A safetensors file is three things, one after the other:
     header      JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
     data        the bytes of all tensors, end to end; data_offsets count from where it begins
 
-Files come from strangers: any fault in one raises a ValueError, a line that names the file. A file
-that is missing raises a FileNotFoundError.
+Files come from strangers: any fault in one raises a ValueError, a line that names the file. A
+config.json that is missing raises a FileNotFoundError.
 """
 import glob
 import json
@@ -370,13 +370,13 @@ def read_config(path):
     """Read the Config in a config.json of a BERT, of the authors' MiniALBERT or of one of ours."""
     found = read_json(path)
     with parsing(path, "the config of a BERT or a MiniALBERT"):
-        kind = found.get("model_type", "bert")
+        kind = found.get("model_type") or "bert"         # an old config of a BERT has none
         if kind not in ("bert", "albert", "minialbert"):
             # A RoBERTa, for one, has the same tensors, but counts its positions from 2.
             raise ValueError(f"model_type is {kind!r:.40}, but only bert, albert and minialbert "
                              "are known here")
         if found.get("is_decoder"):
-            raise ValueError("is_decoder is true: its tokens do not look at those after them")
+            raise ValueError("is_decoder is true: a decoder's tokens see only those before them")
         activation = found.get("hidden_act", "gelu")
         if activation != "gelu":
             raise ValueError(f"hidden_act is {activation!r:.40}, but only 'gelu' is known here")
@@ -616,9 +616,9 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
 
     If the folder is not empty, resume or overwrite must be True. To resume, it must hold a run of
     this script; to overwrite, a run of any script, or no file of a name that runs write. Its files
-    stay as they are until the caller calls claim_folder. A run that is still going
-    on has locked the folder; the lock of a killed run is gone with its process. ValueError says
-    what is wrong. If nothing has been written in the end, the folder is removed.
+    stay as they are until the caller calls claim_folder. A run that is still going on has locked
+    the folder; the lock of a killed run is gone with its process. ValueError says what is wrong. If
+    nothing has been written in the end, the folder is removed.
     """
     for path in inputs:
         if path is not None and os.path.realpath(path) == os.path.realpath(out):

@@ -549,9 +549,9 @@ def corpus_files(corpus):
             print(f"{path}: skipped files: {num_skipped}; they are not .txt, .jsonl or .csv, or "
                   "no regular files", file=sys.stderr)
         files += found
-    for place, count in Counter(os.path.realpath(file) for file in files).items():
+    for file, count in Counter(os.path.abspath(file) for file in files).items():
         if count > 1:
-            raise ValueError(f"{place} is named {count} times")
+            raise ValueError(f"{file} is named {count} times")
     return files
 
 
@@ -630,7 +630,7 @@ def pieces_of_lines(text, longest):
             return
         # A piece of white space would be taken for an empty line, which ends a document. Only a
         # whole line of white space is one.
-        is_whole_line = not line_has_begun and (line.endswith("\n") or len(line) < longest)
+        is_whole_line = line.endswith("\n") and not line_has_begun
         if line.strip() or is_whole_line:
             yield line
         line_has_begun = not line.endswith("\n")

@@ -566,7 +566,8 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                                     settings)
                 save_model()
             if log_now:
-                # The next line counts from here: evaluating and saving do not slow it.
+                # The next line counts from here. So neither the evaluation nor a checkpoint in the
+                # same step slows it.
                 last_logged = done
                 clock = time.perf_counter()
             if stop and not is_last:
@@ -1055,11 +1056,11 @@ def add_model_flags(parser):
     group.add_argument("--hidden-size", type=size, metavar="C",
                        help="width of the hidden states (default: the teacher's; 128 without one)")
     group.add_argument("--embedding-size", type=size, metavar="E",
-                       help="width of the embeddings (default: 128, but at most C / 2; in the "
-                       "recipe paper always 128)")
+                       help="width of the embeddings (default: 128, but at most C / 2 and the "
+                       "teacher's; in the recipe paper always 128)")
     group.add_argument("--adapter-size", type=whole_number(0), metavar="A",
                        help="width of each recursion's adapters, 0 for none (default: 0; in the "
-                       "recipe paper C / 16, unless nothing is shared)")
+                       "recipe paper C / 16, unless nothing is shared or there are corrections)")
     group.add_argument("--correction-rank", type=whole_number(0), metavar="K",
                        help="rank of each recursion's own corrections of the shared matrices, 0 "
                        "for none (default: C / 8; 0 in the recipe paper, with --adapter-size, or "
@@ -1370,13 +1371,13 @@ def choose_losses(args, teacher, num_recursions, given=()):
     elif teacher.head is None:
         possible -= {"mlm", "output"}
     weights = {}
-    for name, default in LOSS_WEIGHTS.items():
+    for name in LOSS_WEIGHTS:
         weight = getattr(args, f"{name}_weight")
         if name in possible and weight > 0:
             weights[name] = weight
-        # The user has asked for a loss that needs an MLM head, but the teacher has none. If the
-        # weight is the default, nobody has asked for it, and the loss is left out.
-        if teacher is not None and name not in possible and weight not in (0, default):
+        # A loss that nobody has asked for is left out if the teacher has no MLM head.
+        is_wanted = f"--{name}-weight" in given and weight > 0
+        if teacher is not None and name not in possible and is_wanted:
             raise ValueError(f"--{name}-weight {weight:g}: the teacher has no MLM head")
     if args.elastic > 0:
         if "output" in possible and num_recursions > 1:
@@ -1440,9 +1441,10 @@ def student_config(args, teacher, vocab_size):
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
     if shares_layers and args.adapter_size is None:
         # Something has to tell the recursions apart.
-        if args.recipe == "paper" and not args.correction_rank:      # None or 0
-            shape["adapter_size"] = max(1, C // 16)
-        elif args.recipe != "paper" and args.correction_rank is None:
+        if args.recipe == "paper":
+            if args.correction_rank in (None, 0):
+                shape["adapter_size"] = max(1, C // 16)
+        elif args.correction_rank is None:
             shape["correction_rank"] = max(1, C // 8)
     return Config(**shape)
 

@@ -997,7 +997,7 @@ EVALUATE_FLAGS = ("--evaluate", "--model", "--recursions", "--task", "--data", "
 
 
 def allow_only(allowed, given, command):
-    """Raise ValueError if a flag was given that a command which trains nothing would ignore."""
+    """Raise ValueError if a flag was given that is not among those that the command uses."""
     for flag in given:
         if flag not in allowed:
             raise ValueError(f"{flag}: {command} trains nothing, so it would be ignored")
@@ -1281,9 +1281,10 @@ def load_teacher(path, task, tokenizer, encoded, device, bf16):
         raise ValueError(f"--distill-from {path}: its tokenizer differs from the model's")
     check_segments(f"--distill-from {path}", teacher.encoder.config, task)
     num_positions = teacher.encoder.config.max_position_embeddings
-    if task.length > num_positions:
-        raise ValueError(f"--distill-from {path}: it has only {num_positions} positions, but "
-                         f"--length is {task.length}")
+    longest = max(len(feature.ids) for split in encoded.values() for feature in split.features)
+    if longest > num_positions:
+        raise ValueError(f"--distill-from {path}: it has only {num_positions} positions, but the "
+                         f"longest sequence has {longest} tokens; say --length {num_positions}")
     teacher.to(device)
     result = evaluate_split(teacher, teacher_task, encoded[first_dev_split(encoded)],
                             tokenizer.pad_id, bf16)
@@ -1460,20 +1461,20 @@ def write_answers(args, model, task, tokenizer, bf16):
         out = "predictions.json"
     if os.path.realpath(out) == os.path.realpath(args.predict):
         raise ValueError(f"--out {out}: this file is read from; choose another one")
-    if os.path.exists(out) and not args.overwrite:
-        raise ValueError(f"--out {out} exists already: --overwrite replaces it")
     folder = os.path.dirname(os.path.abspath(out))
     if os.path.isdir(out) or not os.path.isdir(folder):
         raise ValueError(f"--out {out}: this is a folder, or is in a folder that does not exist")
+    if os.path.exists(out) and not args.overwrite:
+        raise ValueError(f"--out {out} exists already: --overwrite replaces it")
     examples = read_squad(args.predict, needs_answers=False)
     split = Split(examples, list(encode(task, examples, tokenizer)))
     result = evaluate_split(model, task, split, tokenizer.pad_id, bf16)
     answers = {example.id: answer for example, (answer, _) in zip(examples, result.predictions)}
     with replace_file(out) as file:
         file.write(json.dumps(answers).encode())
-    scores = "the file has no right answers to compare with"
-    if all(example.label is not None for example in examples):
-        scores = result.scores
+    scores = result.scores
+    if scores == {}:
+        scores = "not all questions have right answers, so there is no score"
     print(f"{out}: {len(answers):,} answers; {scores}")
 
 

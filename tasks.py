@@ -39,8 +39,8 @@ class Example(NamedTuple):
     label: object           # classification: a name; regression: a number; tagging: a list with a
                             # tag for each word; qa: a list of answers, each (index of its first
                             # character in the context, text); None: it is not known
-    id: str                 # qa: the question's id; otherwise the number of the example in its
-                            # file or, if a split has several files, in the split, from 0
+    id: str                 # qa: the question's id; otherwise the number of the example, from 0,
+                            # in its file or, if there are several, in all files of the split
     location: str           # "file:line", in qa the file alone; for messages
 
 
@@ -278,7 +278,7 @@ def entities(tags):
     first = None                                         # first word of the open entity, if any
     previous = "O"
     for i, tag in enumerate(list(tags) + ["O"]):         # the added O closes an entity at the end
-        same_type = previous != "O" and tag[2:] == previous[2:]
+        same_type = tag[2:] == previous[2:]              # after an O, previous[2:] is ""
         continues = tag.startswith("I") and same_type
         if first is not None and not continues:
             found.add((first, i, previous[2:]))
@@ -595,9 +595,11 @@ def squad_example(path, question, context, needs_answers):
     """Make the Example of a question. ValueError if an answer is not at its offset."""
     question_id = field_of(question, "id", str)
     answers = []
-    if "answers" not in question and not needs_answers:
+    if question.get("is_impossible"):                    # a field of SQuAD v2.0
+        answers = []
+    elif "answers" not in question and not needs_answers:
         answers = None
-    elif not question.get("is_impossible"):              # a field of SQuAD v2.0
+    else:
         for answer in field_of(question, "answers", list):
             text = field_of(answer, "text", str)
             start = field_of(answer, "answer_start", int)

@@ -589,12 +589,12 @@ def report_groups(setup, title, estimates, events, num_steps):
         if is_operation(event):
             group = group_of(event.key, event.input_shapes, setup.shape)
             group_ms[group] += milliseconds_of(setup, event, num_steps)
+    column = "ms, as estimated for an H200, with adapters and dropout"
     for group, milliseconds in group_ms.items():
-        row = {"group": group, "ms": f"{milliseconds:.2f}"}
-        row["ms, as estimated for an H200"] = estimates[group]
+        row = {"group": group, "ms": f"{milliseconds:.2f}", column: estimates[group]}
         setup.report(title, row)
     row = {"group": "sum of the groups", "ms": f"{sum(group_ms.values()):.2f}"}
-    row["ms, as estimated for an H200"] = f"{sum(estimates.values()):.1f}"
+    row[column] = f"{sum(estimates.values()):.1f}"
     setup.report(title, row)
 
 

@@ -798,7 +798,8 @@ def test_a_reduction_factor_counts_only_where_adapters_are_used(tmp_path):
 
 def test_a_config_of_a_bert_says_little_and_the_rest_follows(saved):
     changes = {name: REMOVED for name in ("hidden_act", "embedding_size", "num_hidden_groups",
-                                          "adapter_size", "tie_decoder", "hidden_dropout_prob")}
+                                          "adapter_size", "tie_decoder", "hidden_dropout_prob",
+                                          "model_type")}
     change_config(saved, **changes, other_field=[1])
     config = read_config(saved / "config.json")
     assert config.embedding_size == C

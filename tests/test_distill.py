@@ -1540,6 +1540,28 @@ def test_something_tells_the_recursions_apart_unless_the_flags_say_otherwise(
     assert (config.adapter_size, config.correction_rank) == (adapter_size, correction_rank)
 
 
+def test_a_temperature_has_a_use_if_there_is_an_output_or_an_elastic_loss():
+    teacher = types.SimpleNamespace(head=object())
+    for flags in (["--output-weight", "0", "--elastic", "1"], ["--elastic", "0"]):
+        flags = flags + ["--temperature", "2"]
+        args = distill.arguments(flags)
+        weights = distill.choose_losses(args, teacher, 4, distill.given_flags(flags))
+        assert ("elastic" in weights) != ("output" in weights)
+
+
+def test_a_step_that_was_not_checked_is_checked_before_a_signal_has_it_saved(
+        tmp_path, monkeypatch):
+    nan = torch.tensor(math.nan)
+    monkeypatch.setattr(distill, "training_step", lambda *args: ({}, 0.1, nan))
+    monkeypatch.setattr(distill, "must_stop", lambda *args: True)
+    gpu = Processes(device=torch.device("cuda"))
+    options = TrainingOptions(steps=20, lr=0.1, warmup=0, weight_decay=0.0, seed=0, log_every=9,
+                              eval_every=0, save_every=20, out=str(tmp_path), resume=False)
+    state = distill.RunState(None, {}, 0, 0)
+    with pytest.raises(FloatingPointError):
+        distill.train(None, None, state, options, {}, None, None, gpu)
+
+
 def test_narrow_students_have_corrections_too():
     flags = ["--teacher", "none", "--tokenizer", "t", "--hidden-size", "4"]
     assert distill.student_config(distill.arguments(flags), None, 101).correction_rank == 1
@@ -2000,7 +2022,10 @@ def test_a_weight_that_a_teacher_without_a_head_makes_useless_is_refused():
     teacher = MiniALBERT(TOY_TEACHER, head=False)
     args = distill.arguments(["--mlm-weight", "7"])
     with pytest.raises(ValueError, match="--mlm-weight 7: the teacher has no MLM head"):
-        distill.choose_losses(args, teacher, num_recursions=2)
+        distill.choose_losses(args, teacher, num_recursions=2, given=["--mlm-weight"])
+    args = distill.arguments(["--output-weight", "5"])   # the default, but said
+    with pytest.raises(ValueError, match="--output-weight 5: the teacher has no MLM head"):
+        distill.choose_losses(args, teacher, num_recursions=2, given=["--output-weight"])
     args = distill.arguments(["--mlm-weight", "0"])
     assert distill.choose_losses(args, teacher, num_recursions=2) == {"attention": 3, "hidden": 3}
 

@@ -545,6 +545,8 @@ def test_answers_may_be_missing_only_where_none_are_needed(tmp_path):
     assert first.label != [] and second.label is None
     task = make_task_of_kind("qa")
     assert score(task, [first, second], ["paris", "john"]) == {}
+    question = {"id": "a", "question": "q", "is_impossible": True}
+    assert tasks.squad_example(path, question, "c", needs_answers=False).label == []
 
 
 @pytest.mark.parametrize("old, new", [
