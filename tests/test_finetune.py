@@ -1178,7 +1178,8 @@ def check_answers_to_a_file(folder, capsys, expected):
     content = json.dumps({"data": [{"paragraphs": [{"context": context, "qas": questions}]}]})
     hidden = write_file(folder / "hidden.json", content)
     printed = run(capsys, *flags[:3], hidden, "--out", folder / "more.json").out
-    assert "more.json: 2 answers; not all questions have right answers, so there is no score" in printed
+    words = "more.json: 2 answers; not all questions have right answers, so there is no score"
+    assert words in printed
     assert read_json(folder / "more.json") == expected
     for out in (folder / "none/answers.json", folder):
         error = fail(capsys, *flags[:4], "--out", out, "--overwrite")
