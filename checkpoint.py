@@ -615,10 +615,10 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     inputs: folders that are read, of the teacher and so on; `out` must be none of them
 
     If the folder is not empty, resume or overwrite must be True. To resume, it must hold a run of
-    this script; to overwrite, a run of any script, or no file of a name that runs write. Its files
-    stay as they are until the caller calls claim_folder. A run that is still going on has locked
-    the folder; the lock of a killed run is gone with its process. ValueError says what is wrong. If
-    nothing has been written in the end, the folder is removed.
+    this script; to overwrite, a run of any script, or none of the files in WRITTEN_BY_RUNS. Its
+    files stay as they are until the caller calls claim_folder. A run that is still going on has
+    locked the folder; the lock of a killed run is gone with its process. ValueError says what is
+    wrong. If nothing has been written in the end, the folder is removed.
     """
     for path in inputs:
         if path is not None and os.path.realpath(path) == os.path.realpath(out):

@@ -394,8 +394,7 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
     made_from = {"corpus": file_facts, "tokenizer": tokenizer.digest, "held_out": HOLD_OUT_ONE_IN}
     if text_column != "text":
         made_from["text"] = text_column
-    out_exists = os.path.exists(out)
-    if out_exists:
+    if os.path.exists(out):
         token_file = TokenFile(out)
         if token_file.made_from == made_from:
             return token_file

@@ -58,8 +58,8 @@ from data import (CACHE, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, MaskedBat
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         layer_numbers)
 
-# The factors of the losses in the paper, which uses the embedding loss only in an ablation. RECIPES
-# has another one of the hidden loss for the recipe full.
+# The factors of the losses in the paper, which uses the embedding loss only in an ablation. The
+# recipe full weighs the hidden loss more: see RECIPES.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "embedding": 0.0}
 
 
@@ -258,7 +258,7 @@ class Distillation:
         T = self.batches.T
         device = device_of(self.student)
         for begin, end in self.micro_batch_bounds:
-            # The masked places in the rows from begin to end; they are counted from row begin.
+            # Take the masked places in the rows from begin to end, and count them from row begin.
             first_place = begin * T
             end_place = end * T
             inside = (first_place <= positions) & (positions < end_place)
@@ -1090,9 +1090,10 @@ def add_loss_flags(parser):
     for name, weight in LOSS_WEIGHTS.items():
         default = weight
         shown = f"{weight:g}"
-        if name == "hidden":
-            default = None                               # the recipe says it
-            shown = f"{weight:g} [{RECIPES['full']['hidden_weight']:g}]"
+        weight_of_full = RECIPES["full"].get(f"{name}_weight")
+        if weight_of_full is not None:
+            default = None                               # each recipe has its own
+            shown = f"{weight:g} [{weight_of_full:g}]"
         group.add_argument(f"--{name}-weight", type=number(), default=default, metavar="W",
                            help=f"weight of: {what[name]} (default: {shown})")
     group.add_argument("--elastic", type=number(), metavar="W",
@@ -1362,8 +1363,8 @@ def choose_losses(args, teacher, num_recursions, given=()):
     """Return {name: weight} of the losses that have a weight and are possible with this teacher
     and so many recursions of the student.
 
-    given: the flags on the command line. ValueError if no loss is left, or if a flag was given for
-    one that is not possible.
+    given: the flags on the command line. A loss that is not possible is left out; ValueError if a
+    flag asks for it, or if no loss is left.
     """
     possible = set(LOSS_WEIGHTS)
     if teacher is None:
@@ -1373,12 +1374,11 @@ def choose_losses(args, teacher, num_recursions, given=()):
     weights = {}
     for name in LOSS_WEIGHTS:
         weight = getattr(args, f"{name}_weight")
-        if name in possible and weight > 0:
-            weights[name] = weight
-        # A loss that nobody has asked for is left out if the teacher has no MLM head.
-        is_wanted = f"--{name}-weight" in given and weight > 0
-        if teacher is not None and name not in possible and is_wanted:
-            raise ValueError(f"--{name}-weight {weight:g}: the teacher has no MLM head")
+        if weight > 0:
+            if name in possible:
+                weights[name] = weight
+            else:
+                refuse_flags(given, [f"--{name}-weight"], "the teacher has no MLM head")
     if args.elastic > 0:
         if "output" in possible and num_recursions > 1:
             weights["elastic"] = args.elastic

@@ -627,8 +627,8 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     found = load(path, recursions)
     config = replace(found.config, hidden_dropout_prob=dropout,
                      attention_probs_dropout_prob=dropout)
-    has_none = config.adapter_size == 0 and config.correction_rank == 0
-    adds_adapters = mode == "adapters" and has_none
+    has_no_own_parts = config.adapter_size == 0 and config.correction_rank == 0
+    adds_adapters = mode == "adapters" and has_no_own_parts
     if adds_adapters:
         config = replace(config, adapter_size=max(1, config.hidden_size // 16))
     encoder = MiniALBERT(config, head=False)
@@ -1281,7 +1281,10 @@ def load_teacher(path, task, tokenizer, encoded, device, bf16):
         raise ValueError(f"--distill-from {path}: its tokenizer differs from the model's")
     check_segments(f"--distill-from {path}", teacher.encoder.config, task)
     num_positions = teacher.encoder.config.max_position_embeddings
-    longest = max(len(feature.ids) for split in encoded.values() for feature in split.features)
+    longest = 0
+    for split in encoded.values():
+        for feature in split.features:
+            longest = max(longest, len(feature.ids))
     if longest > num_positions:
         raise ValueError(f"--distill-from {path}: it has only {num_positions} positions, but the "
                          f"longest sequence has {longest} tokens; say --length {num_positions}")

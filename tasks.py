@@ -594,12 +594,12 @@ def squad_questions(path, text):
 def squad_example(path, question, context, needs_answers):
     """Make the Example of a question. ValueError if an answer is not at its offset."""
     question_id = field_of(question, "id", str)
-    answers = []
     if question.get("is_impossible"):                    # a field of SQuAD v2.0
         answers = []
     elif "answers" not in question and not needs_answers:
         answers = None
     else:
+        answers = []
         for answer in field_of(question, "answers", list):
             text = field_of(answer, "text", str)
             start = field_of(answer, "answer_start", int)

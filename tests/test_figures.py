@@ -347,14 +347,18 @@ TASK_SCORES = {("teacher", "qa", 0): 0.5, ("teacher", "mrpc", 0): 0.8, ("ours", 
                ("taught", "mrpc", 0): 0.7, ("taught", "mrpc", 1): 0.74}
 
 
-def test_the_points_of_a_task_are_the_means_of_its_scores(tmp_path):
-    write_study(tmp_path, ["ours"])
-    add_task_scores(tmp_path, TASK_SCORES)
-    scores, majorities = figures.read_task_scores(str(tmp_path))
+def draw_task_scores(folder):
+    """Write a study with TASK_SCORES into a folder and draw them -> Figure."""
+    write_study(folder, ["ours"])
+    add_task_scores(folder, TASK_SCORES)
+    scores, majorities = figures.read_task_scores(str(folder))
     theme = figures.THEMES["light"]
     with figures.matplotlib.rc_context(figures.style(theme)):
-        figure = figures.draw_tasks(scores, majorities, theme)
-    axes = figure.axes[0]
+        return figures.draw_tasks(scores, majorities, theme)
+
+
+def test_the_points_of_a_task_are_the_means_of_its_scores(tmp_path):
+    axes = draw_task_scores(tmp_path).axes[0]
     # The order of the tasks is that of the study: MRPC at the height 2, questions at 1.
     assert [label.get_text() for label in axes.get_yticklabels()] == ["MRPC", "questions"]
     points = {}
@@ -378,12 +382,8 @@ def test_a_study_with_tasks_is_drawn_with_them(tmp_path, quick, capsys):
 
 
 def test_the_legend_of_the_tasks_fits_into_the_picture(tmp_path):
-    write_study(tmp_path, ["ours"])
-    add_task_scores(tmp_path, TASK_SCORES)
-    scores, majorities = figures.read_task_scores(str(tmp_path))
-    theme = figures.THEMES["light"]
-    with figures.matplotlib.rc_context(figures.style(theme)):
-        figure = figures.draw_tasks(scores, majorities, theme)
+    figure = draw_task_scores(tmp_path)
+    with figures.matplotlib.rc_context(figures.style(figures.THEMES["light"])):
         area = figure.axes[0].get_legend().get_window_extent()
         assert figure.bbox.x0 <= area.x0 and area.x1 <= figure.bbox.x1
 
