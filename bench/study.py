@@ -321,7 +321,9 @@ def make_parser():
                        "head; students that are among --rows; ours in other ways: taught, with "
                        "--distill-from the tuned teacher, high-rate, on labels alone with the "
                        "rate of taught, adapters-alone, with --adapters-only; and with three "
-                       "times as many steps: teacher-longer, taught-longer, high-rate-longer "
+                       "times as many steps: teacher-longer, taught-longer, high-rate-longer; "
+                       "others that are taught: adapters-alone-taught, authors-taught, "
+                       "adapters-taught, no-adapters-taught, unshared-taught "
                        f"(default: {', '.join(usual_models)})")
     group.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
                        help="seeds of the fine-tunings (default: 0 1 2)")

@@ -89,13 +89,20 @@ VARIANTS = {
     "high-rate": Variant(lr=TAUGHT_LR),
     "high-rate-longer": Variant(lr=TAUGHT_LR, times_longer=3),
     "adapters-alone": Variant(adapters_alone=True),
+    "adapters-alone-taught": Variant(adapters_alone=True, taught=True),
+    # The other students of MODELS, taught as ours is.
+    "authors-taught": Variant("authors", taught=True),
+    "adapters-taught": Variant("adapters", taught=True),
+    "no-adapters-taught": Variant("no-adapters", taught=True),
+    "unshared-taught": Variant("unshared", taught=True),
 }
 
 # The models that are fine-tuned, unless --models says otherwise; minilm is all-MiniLM as it was
 # before it got its head.
 MODELS = ["teacher", "ours", "taught", "authors", "adapters", "no-adapters", "unshared",
           "adapters-alone"]
-MORE_MODELS = ["minilm", "teacher-longer", "taught-longer", "high-rate", "high-rate-longer"]
+MORE_MODELS = ["minilm"]
+MORE_MODELS += [name for name in VARIANTS if name not in MODELS]
 MORE_MODELS += [name for name in STUDENTS if name not in MODELS]
 DEPTH_TASKS = ["sst2", "stsb"]
 

@@ -163,6 +163,11 @@ def test_taught_is_ours_with_the_teacher_that_was_tuned_for_the_same_task_with_t
     ("taught-longer", "ours", None, "all", True), ("high-rate", "ours", [3e-4], "all", False),
     ("high-rate-longer", "ours", [3e-4], "all", False),
     ("adapters-alone", "ours", [1e-3, 3e-3], "adapters", False),
+    ("adapters-alone-taught", "ours", [1e-3, 3e-3], "adapters", True),
+    ("authors-taught", "authors", None, "all", True),
+    ("adapters-taught", "adapters", None, "all", True),
+    ("no-adapters-taught", "no-adapters", None, "all", True),
+    ("unshared-taught", "unshared", None, "all", True),
     ("teacher-longer", "teacher", None, "all", False)])
 def test_a_variant_differs_from_the_usual_fine_tuning_as_its_name_says(
         model, folder, lr, mode, is_taught):
