@@ -559,13 +559,26 @@ def check_settings(path, saved, settings):
     settings = json.loads(json.dumps(settings))          # tuples become lists, as in the file
     different = []
     for name, value in settings.items():
-        if saved.get(name, value) != value:
-            different.append(f"{name} was {saved[name]!r:.60}, now it is {value!r:.60}")
+        if name in saved:
+            different += describe_difference(name, saved[name], value)
     if different:
         raise ValueError(f"{path} is of a run with other settings: {first_few(different)}. For "
                          "other settings start a run with another --out; it can begin with the "
                          "model that this run has saved, if there is one yet: distill.py "
                          "--student, finetune.py --model")
+
+
+def describe_difference(name, was, now):
+    """Say how a setting differs -> a list of texts, empty if it is the same. Of two dicts, such as
+    the weights of the losses, only the items that differ are named; one that is missing is None."""
+    if was == now:
+        return []
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        return [f"{name} was {was!r:.60}, now it is {now!r:.60}"]
+    texts = []
+    for item in sorted(was.keys() | now.keys()):
+        texts += describe_difference(f"{name}.{item}", was.get(item), now.get(item))
+    return texts
 
 
 @torch.no_grad()

@@ -18,6 +18,9 @@ attention maps, its hidden states and its output distributions.
 
     loss = 1 * MLM + 3 * attention + 3 * hidden + 5 * output + 2.5 * elastic
 
+These are the weights of the first command. With the recipe full, which the next
+two get on a GPU, the hidden loss has the weight 10.
+
 The last term is not in the paper. It is the output loss again, but after an
 earlier recursion, which is drawn at random for each masked word. So the student
 can also be stopped early.
@@ -117,11 +120,11 @@ def mlm_loss(logits, labels):
 
 
 def layer_of_teacher(r, num_recursions, num_layers):
-    """Return the teacher's layer, counted from 0, that recursion r starts from and learns from.
+    """Return the teacher's layer, counted from 0, that is as deep as recursion r.
 
-    It is the layer at the same relative depth: after r + 1 recursions the student has done as much
-    as (r + 1) * num_layers / num_recursions layers of the teacher. If this is not a whole number,
-    it is rounded up.
+    After r + 1 recursions the student has done as much as (r + 1) * num_layers / num_recursions
+    layers of the teacher. If this is not a whole number, it is rounded up. The corrections of the
+    recursion start from this layer. The recursion also learns from it, if match_layers pairs them.
     """
     return math.ceil((r + 1) * num_layers / num_recursions) - 1
 
@@ -137,7 +140,8 @@ def match_layers(num_recursions, num_layers):
     Usually each recursion learns from a layer. The layers are evenly spread and the last one is
     always used: 2, 4, ..., 12 (counted from 1) for 6 recursions and 12 layers, as in the paper. If
     there are more recursions than layers, some recursions learn from none: with 12 recursions and 6
-    layers, the recursions 2, 4, ..., 12 learn. ValueError if neither number divides the other.
+    layers, the recursions 2, 4, ..., 12 (counted from 1) learn. ValueError if neither number
+    divides the other.
     """
     if not can_match_layers(num_recursions, num_layers):
         divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
@@ -171,9 +175,10 @@ class Distillation:
     batches: a MaskedBatches; the text is packed without padding, so the models need no mask
     weights: {name of a loss: its factor}; only these losses are computed. "elastic" is the output
         loss after an earlier recursion, which is drawn at random for each masked place
-    temperature: of the output loss
+    temperature: of the output loss and the elastic loss
     micro_batch_size: sequences that go through the models at once; 0: this process's whole share
-    processes: the Processes among which a batch is divided; None: this is the only one
+    processes: a Processes, which says how many share a batch and which of them this is; None: this
+        is the only one
     bf16: multiply matrices in bfloat16
     compile_losses: let torch.compile fuse the operations
     """
@@ -247,7 +252,7 @@ class Distillation:
             losses["embedding"] = hidden_loss(hidden[0], teacher_hidden[0]) / self.tokens_per_step
         return losses
 
-    def micro_batches(self, step):
+    def losses_of_micro_batches(self, step):
         """Yield the losses {name: scalar} of each micro-batch of this process in a step.
 
         Summed over the micro-batches of all processes they are the means over the whole batch.
@@ -289,8 +294,8 @@ def evaluate(model, batches, each_recursion=False):
     each_recursion: also measure "accuracy_after", a list of R + 1 accuracies: what the head makes
     of the embeddings, of the states after one recursion, after two, and so on
 
-    It uses at most 512 sequences, always the same ones with the same masks. It leaves the model in
-    eval mode.
+    It uses whole batches, at most 512 sequences or one batch, and always the same ones with the
+    same masks. It leaves the model in eval mode.
     """
     model.eval()
     R = model.config.num_hidden_layers
@@ -411,9 +416,9 @@ def start_corrections(student, teacher):
         for name, name_in_layer in CORRECTED.items():
             shared = shared_layer.get_parameter(name_in_layer)
             difference = teacher_layer.get_parameter(name_in_layer) - shared
-            # Now difference is left @ diag(sizes) @ right, with the largest sizes first.
-            left, sizes, right = torch.linalg.svd(difference, full_matrices=False)
-            root = sizes[:K].sqrt()                      # (K,)
+            # Now difference is left @ diag(singular_values) @ right; the largest value is first.
+            left, singular_values, right = torch.linalg.svd(difference, full_matrices=False)
+            root = singular_values[:K].sqrt()            # (K,)
             low_rank = correction.get_submodule(name)
             low_rank.up.copy_(left[:, :K] * root)
             low_rank.down.copy_(root[:, None] * right[:K])
@@ -442,7 +447,7 @@ class TrainingOptions:
 def training_step(model, objective, optimizer, step, options, processes, check=True):
     """Make one step: forward, backward, update.
 
-    objective: a Distillation, or anything with its .weights and .micro_batches(step)
+    objective: a Distillation, or anything with its .weights and .losses_of_micro_batches(step)
     check: raise FloatingPointError before the update if the gradient is not finite
     Returns the losses {name: scalar}, the learning rate and the norm of the gradient. The losses
     and the norm are tensors: to read one from a GPU is to wait for it.
@@ -452,7 +457,7 @@ def training_step(model, objective, optimizer, step, options, processes, check=T
     torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + processes.rank)
     model.train()
     totals = {}
-    for losses in objective.micro_batches(step):
+    for losses in objective.losses_of_micro_batches(step):
         loss = sum(objective.weights[name] * value for name, value in losses.items())
         loss.backward()                                  # adds to the gradients
         values = {"loss": loss} | losses
@@ -1066,7 +1071,8 @@ def add_model_flags(parser):
                        "for none (default: C / 8; 0 in the recipe paper, with --adapter-size, or "
                        "if nothing is shared)")
     group.add_argument("--num-attention-heads", type=size, metavar="H",
-                       help="attention heads (default: the teacher's; C / 32 without one)")
+                       help="attention heads, which must divide C (default: the teacher's; C / 32, "
+                       "rounded down, without one)")
     group.add_argument("--intermediate-size", type=size, metavar="I",
                        help="width of the feed-forward (default: the teacher's; 4 C without one)")
     group.add_argument("--tie-decoder", action=argparse.BooleanOptionalAction, default=None,
@@ -1093,18 +1099,20 @@ def add_loss_flags(parser):
         weight_of_full = RECIPES["full"].get(f"{name}_weight")
         if weight_of_full is not None:
             default = None                               # each recipe has its own
-            shown = f"{weight:g} [{weight_of_full:g}]"
+            shown = f"{weight:g}; full: {weight_of_full:g}"
         group.add_argument(f"--{name}-weight", type=number(), default=default, metavar="W",
                            help=f"weight of: {what[name]} (default: {shown})")
     group.add_argument("--elastic", type=number(), metavar="W",
                        help="weight of: the output loss after an earlier recursion, drawn at "
                        "random for each masked word, so that the student can also be stopped "
                        "early; it needs two recursions (default: 2.5, but 0 without the output "
-                       "loss; paper: 0)")
-    group.add_argument("--temperature", type=number(lower_is_allowed=False), default=1.0,
-                       metavar="X",
-                       help="divides the logits of both models in the output loss; above 1 it "
-                       "flattens the distributions, 1 changes nothing (default: 1)")
+                       "loss or with one recursion; paper: 0)")
+    # At 10,000 float32 no longer holds the loss, which is multiplied by the square of this.
+    temperature = number(upper=1000.0, lower_is_allowed=False)
+    group.add_argument("--temperature", type=temperature, default=1.0, metavar="X",
+                       help="divides the logits of both models in the output loss and the elastic "
+                       "loss; above 1 it flattens the distributions, 1 changes nothing (default: "
+                       "1)")
 
 
 def add_training_flags(parser):
@@ -1350,7 +1358,8 @@ def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, 
     with explaining_memory(args.batch_size, args.micro_batch_size, args.length):
         describe_run(distillation, options.steps, run_state.first_step, device)
         if processes.rank == 0:
-            # Only now, because --overwrite loses nothing if something above has failed.
+            # Only now are the files of an earlier run removed. If something above has failed,
+            # --overwrite has lost nothing.
             claim_folder(args.out, "distill.py", settings, args.resume)
         train(student, distillation, run_state, options, settings, evaluate_student, save_student,
               processes)
@@ -1543,7 +1552,7 @@ def describe_run(distillation, steps, first_step, device):
     fastest = math.inf
     for _ in range(4):                                   # the first ones are slower
         begin = time.perf_counter()
-        for losses in distillation.micro_batches(0):
+        for losses in distillation.losses_of_micro_batches(0):
             sum(losses.values()).backward()
         distillation.student.zero_grad(set_to_none=True)
         if device.type == "cuda":

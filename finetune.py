@@ -54,7 +54,7 @@ from distill import (LOSS_WEIGHTS, TrainingOptions, add_run_flags, autocast, beg
                      keep_freed_memory, leave_processes, match_layers, number, output_loss,
                      own_folder, refuse_flags, resume_settings, set_up_processes, split_batch,
                      to_device, train, uses_bf16, whole_number)
-from minialbert import MiniALBERT
+from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, WORD_PATTERN, Example, Task, check_labels, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, lines_of, majority, make_task,
                    read_code_task, read_glue, read_own_files, read_squad, score,
@@ -115,7 +115,7 @@ class Feature(NamedTuple):
     example: int            # index of the example from which it was made
     positions: list         # indices into ids of the tokens at which the head is read. In qa they
                             # are the tokens of the context; predict_logits adds [CLS]
-    about: list             # what each position stands for. In tagging: the number of its word. In
+    stands_for: list        # what each position stands for. In tagging: the number of its word. In
                             # qa: its word's (first character, one past the last). Otherwise: 0
     labels: list            # the label of each position, nan if it is not known. In qa: the
                             # positions of the answer's first and last token, or [0, 0] if the
@@ -157,7 +157,7 @@ def tokenise_examples(task, examples, tokenizer):
     main_texts = []
     for example in examples:
         if example.second_text is None:
-            first_texts.append("")
+            first_texts.append("")                       # not used: both lists have the same length
             main_texts.append(example.text)
         else:
             first_texts.append(example.text)
@@ -173,7 +173,8 @@ def tokenise_examples(task, examples, tokenizer):
         if task.kind == "qa":
             first_room = room // 3                       # two thirds are kept for the context
         else:
-            # Each text may use half of the room, and more if the other one needs less than half.
+            # The second text keeps what it needs, but at most half of the room. The first text may
+            # use the rest. What it does not use, text_feature gives to the second one.
             kept_for_second = min(len(encoding.ids), room // 2)
             first_room = room - kept_for_second
         prefixes.append([tokenizer.cls_id] + first_ids[:first_room] + [tokenizer.sep_id])
@@ -194,7 +195,8 @@ def text_feature(task, example_number, example, prefix, encoding, tokenizer, lab
         label = math.nan                                 # it is not known
     elif task.kind == "classification":
         label = label_numbers[label]
-    return Feature(ids, len(prefix), example_number, positions=[0], about=[0], labels=[label])
+    return Feature(ids, len(prefix), example_number, positions=[0], stands_for=[0],
+                   labels=[label])
 
 
 def tagging_features(task, example_number, example, prefix, encoding, tokenizer, label_numbers):
@@ -211,13 +213,13 @@ def tagging_features(task, example_number, example, prefix, encoding, tokenizer,
         first_tokens = [token for token in range(begin, end)
                         if token == 0 or word_of_token[token] != word_of_token[token - 1]]
         shift = len(prefix) - begin                      # from a token's number to its position
-        about = [word_of_token[token] for token in first_tokens]
-        labels = [math.nan] * len(about)                 # if the tags are not known
+        stands_for = [word_of_token[token] for token in first_tokens]
+        labels = [math.nan] * len(stands_for)            # if the tags are not known
         if example.label:
-            labels = [label_numbers[example.label[word]] for word in about]
+            labels = [label_numbers[example.label[word]] for word in stands_for]
         positions = [token + shift for token in first_tokens]
         ids = join_ids(prefix, encoding.ids[begin:end], tokenizer)
-        yield Feature(ids, len(prefix), example_number, positions, about, labels)
+        yield Feature(ids, len(prefix), example_number, positions, stands_for, labels)
 
 
 def answer_features(task, example_number, example, prefix, encoding, tokenizer):
@@ -234,13 +236,13 @@ def answer_features(task, example_number, example, prefix, encoding, tokenizer):
         end = min(begin + room, num_tokens)
         shift = len(prefix) - begin                      # from a token's number to its position
         # An answer has whole words: each token stands for the characters of its word.
-        about = [characters[word_of_token[token]] for token in range(begin, end)]
+        stands_for = [characters[word_of_token[token]] for token in range(begin, end)]
         positions = [token + shift for token in range(begin, end)]
         labels = [0, 0]                                  # [CLS]: no answer in this window
         if answer_tokens and begin <= answer_tokens[0] and answer_tokens[-1] < end:
             labels = [answer_tokens[0] + shift, answer_tokens[-1] + shift]
         ids = join_ids(prefix, encoding.ids[begin:end], tokenizer)
-        yield Feature(ids, len(prefix), example_number, positions, about, labels)
+        yield Feature(ids, len(prefix), example_number, positions, stands_for, labels)
 
 
 def characters_of_words(word_of_token, offsets):
@@ -374,7 +376,7 @@ class TaskLoss:
             self.last_plan = self.plan(epoch)
         return [self.features[i] for i in self.last_plan[place]]
 
-    def micro_batches(self, step):
+    def losses_of_micro_batches(self, step):
         """Yield the losses {name: scalar} of each micro-batch of this process in a step.
 
         One batch of an epoch may be short: then a micro-batch may be short, or have no rows.
@@ -553,7 +555,7 @@ def decode_tags(task, examples, features, logits):
     """Return the list of tags of each sentence; a word without a token gets O."""
     tags = [["O"] * len(example.text) for example in examples]
     for feature, rows in zip(features, logits):
-        for word, label_number in zip(feature.about, rows.argmax(1)):
+        for word, label_number in zip(feature.stands_for, rows.argmax(1)):
             tags[feature.example][word] = task.labels[label_number]
     return tags
 
@@ -571,8 +573,8 @@ def decode_answers(task, examples, features, logits, longest=30):
     no_answer_score = [np.inf] * len(examples)           # the lowest over the windows
     for feature, rows in zip(features, logits):
         i = feature.example
-        # Most windows do not contain the answer, and it is right that [CLS] wins there. So the
-        # window in which [CLS] has the lowest score decides.
+        # A window without the answer rightly has a high score at [CLS]. So there is no answer only
+        # if the lowest of these scores is still higher than the best span's.
         no_answer_score[i] = min(no_answer_score[i], rows[0].sum())
         if not feature.positions:                        # the context has no tokens
             continue
@@ -585,8 +587,8 @@ def decode_answers(task, examples, features, logits, longest=30):
         first, last = np.unravel_index(scores.argmax(), scores.shape)
         if scores[first, last] > best_score[i]:
             best_score[i] = scores[first, last]
-            first_character = feature.about[first][0]
-            end_character = feature.about[last][1]
+            first_character = feature.stands_for[first][0]
+            end_character = feature.stands_for[last][1]
             best_text[i] = examples[i].second_text[first_character:end_character]
     if task.unanswerable:
         for i in range(len(examples)):
@@ -624,18 +626,19 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     sample: (ids, mask), two arrays (B, T), to which new adapters are fitted
     recursions: how many of the encoder's to use, the first ones; None: all
     """
-    found = load(path, recursions)
-    config = replace(found.config, hidden_dropout_prob=dropout,
+    saved_model = load(path, recursions)
+    config = replace(saved_model.config, hidden_dropout_prob=dropout,
                      attention_probs_dropout_prob=dropout)
-    has_no_own_parts = config.adapter_size == 0 and config.correction_rank == 0
-    adds_adapters = mode == "adapters" and has_no_own_parts
+    # Something of its own, with which each recursion differs from the others.
+    has_own_parts = config.adapter_size > 0 or config.correction_rank > 0
+    adds_adapters = mode == "adapters" and not has_own_parts
     if adds_adapters:
         config = replace(config, adapter_size=max(1, config.hidden_size // 16))
     encoder = MiniALBERT(config, head=False)
     if mode != "random":
-        # New adapters are not in `found`: they keep their fresh values.
+        # New adapters are not in the saved model: they keep their fresh values.
         weights = encoder.state_dict()
-        for name, tensor in found.state_dict().items():
+        for name, tensor in saved_model.state_dict().items():
             if not name.startswith("head."):
                 weights[name] = tensor
         encoder.load_state_dict(weights)
@@ -766,6 +769,7 @@ class Tuning(NamedTuple):
     teacher: object         # a Classifier, or None
     teacher_task: object    # its Task
     hidden_weight: float    # of the hidden loss; 0 leaves it out
+    fingerprints: dict      # {name: hash} of what the model's folder holds
     processes: object
     bf16: bool
 
@@ -773,11 +777,14 @@ class Tuning(NamedTuple):
 def choose_trained(encoder, mode):
     """Freeze all parameters of the encoder but those that the mode trains: see fine_tune."""
     for name, parameter in encoder.named_parameters():
-        is_own = "_adapters." in name or name.startswith("corrections.")      # of one recursion
         if mode == "adapters":
-            parameter.requires_grad_(is_own)
-        else:
-            parameter.requires_grad_(mode != "head")
+            # What each recursion has of its own.
+            is_trained = "_adapters." in name or name.startswith("corrections.")
+        elif mode == "head":
+            is_trained = False                           # the head is not in the encoder
+        else:                                            # "all" and "random"
+            is_trained = True
+        parameter.requires_grad_(is_trained)
 
 
 def fine_tune(tuning, splits, mode, seed, lr):
@@ -816,7 +823,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
         log_every=args.log_every, eval_every=args.eval_every, save_every=args.save_every, out=out,
         resume=args.resume)
     settings = resume_settings(options, args.batch_size, args.dropout, tuning.bf16)
-    settings["model"] = fingerprint(model)
+    settings |= tuning.fingerprints
     settings["teacher"] = fingerprint(tuning.teacher)
     settings["data"] = hash_features(features)
 
@@ -868,13 +875,19 @@ def hash_features(features):
 def best_rate(tuning, examples, mode, seed, rates):
     """Choose the learning rate with the best score on a tenth of the training set, which is held
     out for this purpose; the dev set is not used."""
-    held_out, rest = hold_out_a_tenth(examples)
+    held_out, rest = hold_out_a_tenth(examples, remedy="give one --lr")
     splits = encode_splits(tuning.task, {"dev": held_out, "train": rest}, tuning.tokenizer)
     score_of_rate = {}
     for lr in rates:
-        _, results = fine_tune(tuning, splits, mode, seed, lr)
-        score_of_rate[lr] = results["dev"].scores[tuning.task.metrics[0]]
-    ordered = sorted(rates, key=lambda lr: -score_of_rate[lr])
+        try:
+            _, results = fine_tune(tuning, splits, mode, seed, lr)
+        except FloatingPointError as error:              # the rate is too high
+            print(f"learning rate {lr:g}: {error}", flush=True)
+        else:
+            score_of_rate[lr] = results["dev"].scores[tuning.task.metrics[0]]
+    if not score_of_rate:
+        raise FloatingPointError(f"--lr: the training diverges with each of {rates}")
+    ordered = sorted(score_of_rate, key=lambda lr: -score_of_rate[lr])
     print(f"learning rates, best first (on a held-out tenth of the training set): {ordered}")
     return ordered[0]
 
@@ -981,6 +994,10 @@ def arguments(argv):
     args = parser.parse_args(argv)
     if len(args.text) > 2 or len(set(args.text)) < len(args.text):
         raise ValueError("--text: give one column or two different ones")
+    if args.lr is not None:
+        names = [f"{lr:g}" for lr in args.lr]            # as in the names of the runs' folders
+        if len(set(names)) < len(names):
+            raise ValueError(f"--lr: two rates are the same, to six digits: {' '.join(names)}")
     given = given_flags(argv)
     check_flags(args, given)
     if args.task is None and args.steps is None and "--epochs" not in given:
@@ -1090,10 +1107,13 @@ def run(args):
         teacher, teacher_task = load_teacher(args.distill_from, task, tokenizer, encoded,
                                              processes.device, bf16)
         hidden_weight = choose_hidden_weight(hidden_flag, args.mode, teacher, config)
+        fingerprints = fingerprints_of_saved(model_path, task, args.recursions)
         if processes.rank == 0:
+            # Only now are the files of an earlier run removed. If something above has failed,
+            # --overwrite has lost nothing.
             claim_folder(out, "finetune.py", settings, args.resume)
         tuning = Tuning(args, model_path, out, task, tokenizer, teacher, teacher_task,
-                        hidden_weight, processes, bf16)
+                        hidden_weight, fingerprints, processes, bf16)
         rows = majority_rows(task, splits)
         results_of_modes = {}
         for mode in modes:
@@ -1105,6 +1125,20 @@ def run(args):
             write_results(out, task, splits, results_of_modes)
     print(f"In {out} are the model of seed {args.seed} ({modes[0]}), its predictions and all "
           f"scores. Next:\n    python finetune.py --model {out} --predict TEXT")
+
+
+def fingerprints_of_saved(path, task, recursions):
+    """Load a model for a task and compute {name: hash} of what its folder holds, so that a run is
+    resumed with the same model only. ValueError if it cannot be loaded for this task.
+
+    What each run computes anew, a new head or new adapters, is not part of it: another processor
+    may round it differently.
+    """
+    model, _ = load_classifier(path, task, recursions=recursions)
+    fingerprints = {"encoder": fingerprint(model.encoder), "head": None}
+    if load_task(path) is not None:                      # the folder holds a head, too
+        fingerprints["head"] = fingerprint(model.output)
+    return fingerprints
 
 
 def check_vocabulary(tokenizer, config):
@@ -1228,17 +1262,21 @@ def default_rate(mode, task_name, config, learns_hidden=False):
         rate = 2e-4
     else:
         rate = 4e-4
+    # The rates above are for a model as wide as bert-base. A narrower one needs a higher rate.
     return rate * 768 / config.hidden_size
 
 
-def read_splits(args, name, kind):
+def read_splits(args, name, kind, needs_train=True):
     """Read the task's examples: {split: examples}. If there is no dev set, a tenth of train is held
-    out as dev."""
+    out as dev.
+
+    needs_train: False allows that the folder of a GLUE task has no training set
+    """
     if name in GLUE:
         folder = args.data
         if folder is None:
             folder = download_glue(name)
-        splits = read_glue(name, folder)
+        splits = read_glue(name, folder, needs_train)
     elif name == "code":
         splits = read_code_task(docs_on_this_machine())
     else:
@@ -1256,7 +1294,8 @@ def read_files(args, kind):
 
 
 def check_language(features, tokenizer, model_path):
-    """Raise ValueError if most tokens are unknown: then the tokenizer is for another language."""
+    """Raise ValueError if the texts have no words, or if most tokens are unknown: then the
+    tokenizer is for another language."""
     ids = np.concatenate([feature.ids for feature in features])
     num_unknown = np.count_nonzero(ids == tokenizer.unk_id)
     num_ordinary = np.count_nonzero(~np.isin(ids, tokenizer.special_ids))
@@ -1376,6 +1415,9 @@ def load_fine_tuned(args):
     tokenizer = Tokenizer(args.model)
     check_vocabulary(tokenizer, model.encoder.config)
     check_segments(args.model, model.encoder.config, task)
+    if model.encoder.config.correction_rank > 0:
+        # Added to the matrices here, the corrections are not added again for each batch.
+        model.encoder = merge_corrections(model.encoder)
     return model.to(device), task, tokenizer, bf16
 
 
@@ -1411,8 +1453,8 @@ def read_splits_to_measure(args, task):
         if args.dev is None and args.test is None:
             raise ValueError("--evaluate: give files to measure on with --dev FILE or --test FILE")
         return read_files(args, task.kind)
-    splits = read_splits(args, task.name, task.kind)
-    del splits["train"]
+    splits = read_splits(args, task.name, task.kind, needs_train=False)
+    splits.pop("train", None)
     return splits
 
 
@@ -1467,6 +1509,8 @@ def write_answers(args, model, task, tokenizer, bf16):
     folder = os.path.dirname(os.path.abspath(out))
     if os.path.isdir(out) or not os.path.isdir(folder):
         raise ValueError(f"--out {out}: this is a folder, or is in a folder that does not exist")
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise ValueError(f"--out {out}: this is not a regular file")
     if os.path.exists(out) and not args.overwrite:
         raise ValueError(f"--out {out} exists already: --overwrite replaces it")
     examples = read_squad(args.predict, needs_answers=False)

@@ -199,7 +199,8 @@ class Attention(nn.Module):
             attention_probs = F.dropout(log_map.exp(), self.dropout_prob, self.training)
             mixed = attention_probs @ value              # (B, H, T, D)
         else:
-            # This computes the same, up to rounding, and does not need to store the map.
+            # This computes the same, up to rounding, for all sequences that are not padding alone,
+            # and does not need to store the map.
             dropout_prob = self.dropout_prob if self.training else 0.0
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=dropout_prob)
@@ -348,9 +349,9 @@ class MiniALBERT(nn.Module):
         num_adapters = 0
         if config.adapter_size > 0:
             num_adapters = config.num_hidden_layers      # one for each recursion in each list
-        # These act on the input of attention.
+        # These come before attention.
         self.attention_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
-        # These act on the input of the feed-forward.
+        # These come after attention's output, before the feed-forward.
         self.output_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
         num_corrections = 0
         if config.correction_rank > 0:

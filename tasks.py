@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from checkpoint import (LARGEST_TEXT, check_readable, first_few, parse_json_object, parsing,
                         replace_file)
-from data import CACHE, is_held_out
+from data import CACHE, LONGEST_ROW, is_held_out
 
 KINDS = ("classification", "regression", "tagging", "qa")
 LARGEST_NUMBER = 1e30       # the labels in regression are nearer to 0, so their squares are finite
@@ -126,7 +126,11 @@ METRICS = {                 # of tasks outside GLUE, by their kind
 # gold has the true label of each example, guesses the predicted one.
 
 def score(task, examples, guesses):
-    """Score guesses by the task's metrics -> {metric: value}; {} if the labels are unknown."""
+    """Score guesses by the task's metrics -> {metric: value}; {} if a label is unknown.
+
+    A value is a fraction from 0 to 1, a correlation from -1 to 1. ValueError if a value is not
+    finite, or if the task, which may come from a file, has a metric that is not one of its kind.
+    """
     gold = [example.label for example in examples]
     if any(label is None for label in gold):
         return {}
@@ -418,6 +422,7 @@ def cells_of_tsv(path):
 def cells_of_csv(path):
     """Yield (number of its last line, cells) of each row: a cell with line breaks in quotes spans
     several lines."""
+    csv.field_size_limit(LONGEST_ROW)                    # its own limit is 131,072 characters
     rows = csv.reader((line + "\n" for _, line in lines_of(path)), strict=True)
     try:
         for cells in rows:
@@ -492,7 +497,7 @@ def read_tags(path):
         words = []
         tags = []
         for number, line in sentence:
-            columns = line.split("\t") if "\t" in line else line.split()
+            columns = columns_of(line)
             if num_columns is None:
                 num_columns = max(2, len(columns))       # at least a word and a tag
             if len(columns) != num_columns or not columns[0].strip():
@@ -516,6 +521,14 @@ def read_tags(path):
         location = f"{path}:{first_line}"
         examples.append(Example(words, None, iob2(tags), str(len(examples)), location))
     return not_empty(examples, path)
+
+
+def columns_of(line):
+    """Split a line of a CoNLL file at its tabs, or at its spaces if it has no tab. Other white
+    space, such as a no-break space, belongs to the words."""
+    if "\t" in line:
+        return line.split("\t")
+    return re.split(" +", line.strip(" "))
 
 
 def sentences_of(path):
@@ -594,7 +607,10 @@ def squad_questions(path, text):
 def squad_example(path, question, context, needs_answers):
     """Make the Example of a question. ValueError if an answer is not at its offset."""
     question_id = field_of(question, "id", str)
-    if question.get("is_impossible"):                    # a field of SQuAD v2.0
+    is_impossible = False
+    if question.get("is_impossible") is not None:        # a field of SQuAD v2.0
+        is_impossible = field_of(question, "is_impossible", bool)
+    if is_impossible:
         answers = []
     elif "answers" not in question and not needs_answers:
         answers = None
@@ -628,7 +644,7 @@ def line_of_question(text, question):
 
 def field_of(value, name, field_type):
     """Return value[name]. ValueError unless value is a dict and the field is of this type."""
-    type_names = {str: "text", int: "a whole number", list: "a list"}
+    type_names = {str: "text", int: "a whole number", list: "a list", bool: "true or false"}
     if not isinstance(value, dict):
         raise ValueError(f"{value!r:.60} is not a JSON object with the field {name!r}")
     if type(value.get(name)) is not field_type:
@@ -637,13 +653,18 @@ def field_of(value, name, field_type):
     return value[name]
 
 
-def read_glue(name, folder):
-    """Read a GLUE task in its official layout -> {split: examples}. MNLI has two dev sets."""
+def read_glue(name, folder, needs_train=True):
+    """Read a GLUE task in its official layout -> {split: examples}. MNLI has two dev sets.
+
+    needs_train: False leaves the training set out
+    """
     label_column = GLUE[name].label
     endings = ("",)
     if name == "mnli":
         endings = ("_matched", "_mismatched")
-    splits = {"train": read_glue_file(name, folder, "train", label_column)}
+    splits = {}
+    if needs_train:
+        splits["train"] = read_glue_file(name, folder, "train", label_column)
     for ending in endings:
         splits[f"dev{ending}"] = read_glue_file(name, folder, f"dev{ending}", label_column)
     for ending in endings:
@@ -780,17 +801,18 @@ def read_own_files(kind, files, text_columns, label_column):
         if kind == "qa" and split != "train":
             check_ids(", ".join(paths), splits[split])   # predictions are found by their ids
         if kind != "qa":
-            # Several files would number their examples alike.
+            # Each file has numbered its examples from 0. Here all of the split get new numbers.
             splits[split] = [example._replace(id=str(number))
                              for number, example in enumerate(splits[split])]
     return splits
 
 
-def hold_out_a_tenth(examples):
+def hold_out_a_tenth(examples, remedy="give --dev FILE"):
     """Split examples -> (a tenth of them, the rest).
 
     They are ordered by a hash of their texts, so the split is the same on every machine and does
     not depend on the order in the file. The rest keeps at least one example of every label.
+    ValueError, which names the remedy, if no example can be held out.
     """
     def order(example):
         text_hash = zlib.crc32(repr((example.text, example.second_text)).encode())
@@ -798,7 +820,7 @@ def hold_out_a_tenth(examples):
 
     if len(examples) < 2:
         raise ValueError(f"{examples[0].location}: this is the only example, so none can be held "
-                         "out")
+                         f"out; {remedy}")
     wanted = math.ceil(len(examples) / 10)
     remaining = Counter()                                # how often each label is in the rest
     for example in examples:
@@ -814,7 +836,7 @@ def hold_out_a_tenth(examples):
             rest.append(example)
     if not held_out:
         raise ValueError(f"{examples[0].location}: no example can be held out, because each has a "
-                         "label that no other example has; give --dev FILE")
+                         f"label that no other example has; {remedy}")
     return held_out, rest
 
 

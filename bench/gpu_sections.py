@@ -281,12 +281,12 @@ class Watched:
         self.tokens_per_step = distillation.tokens_per_step
         self.on_step = on_step
 
-    def micro_batches(self, step):
+    def losses_of_micro_batches(self, step):
         """Do as Distillation does."""
         is_logged = (step + 1) % WATCHED_LOG_EVERY == 0
         is_ordinary = step >= 2 and not is_logged
         self.on_step(step, is_ordinary)
-        yield from self.distillation.micro_batches(step)
+        yield from self.distillation.losses_of_micro_batches(step)
 
 
 def waits(setup):

@@ -212,7 +212,7 @@ def pass_of(objective, model, step=0):
     model.train()
     model.zero_grad(set_to_none=True)
     totals = {}
-    for losses in objective.micro_batches(step):
+    for losses in objective.losses_of_micro_batches(step):
         loss = sum(objective.weights[name] * value for name, value in losses.items())
         loss.backward()
         for name, value in losses.items():

@@ -91,9 +91,9 @@ class ClockedObjective:
         self.weights = distillation.weights
         self.clock = clock
 
-    def micro_batches(self, step):
+    def losses_of_micro_batches(self, step):
         """Do as Distillation does."""
-        for losses in self.distillation.micro_batches(step):
+        for losses in self.distillation.losses_of_micro_batches(step):
             self.clock.lap("losses")
             yield losses
             # training_step asks for the next micro-batch when it is done with this one's gradient.

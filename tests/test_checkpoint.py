@@ -985,6 +985,16 @@ def test_a_state_of_a_run_with_other_settings_is_refused_and_changes_nothing(tmp
     assert_same_bytes(state, training_state(0.0))
 
 
+def test_of_weights_and_shapes_only_what_differs_is_named():
+    weights = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "elastic": 2.5}
+    saved = {"weights": weights, "shape": {"rank": 3}}
+    checkpoint.check_settings("x", saved, {"weights": dict(weights), "shape": {"rank": 3}})
+    without = {"mlm": 1.0, "attention": 3.0, "hidden": 4.0, "output": 5.0}
+    with pytest.raises(ValueError, match=r"settings: weights\.elastic was 2\.5, now it is None; "
+                       r"weights\.hidden was 3\.0, now it is 4\.0; shape\.rank was 3, now it"):
+        checkpoint.check_settings("x", saved, {"weights": without, "shape": {"rank": 5}})
+
+
 def test_a_setting_that_the_saved_run_does_not_know_is_no_difference(tmp_path):
     save_training_state(tmp_path / "x", training_state(5.0), 7, 123, SETTINGS | {"old": 1})
     state = training_state(0.0)

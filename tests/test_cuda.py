@@ -54,11 +54,11 @@ class Observed:
         self.weights = objective.weights
         self.tokens_per_step = objective.tokens_per_step
 
-    def micro_batches(self, step):
+    def losses_of_micro_batches(self, step):
         self.cuda.step = step + 1
         if self.cuda.step == self.stop_in:
             os.kill(os.getpid(), signal.SIGTERM)
-        return self.objective.micro_batches(step)
+        return self.objective.losses_of_micro_batches(step)
 
 
 def train(model, objective, evaluate_model, save_model):

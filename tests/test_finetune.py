@@ -217,7 +217,7 @@ def test_each_word_is_asked_about_once_at_its_first_token_in_all_windows(tokeniz
         for feature in features:
             if feature.example == i:
                 first_tokens = [feature.ids[position] for position in feature.positions]
-                asked += zip(feature.about, first_tokens, feature.labels)
+                asked += zip(feature.stands_for, first_tokens, feature.labels)
         expected = []
         for number, (word, label) in enumerate(zip(example.text, example.label)):
             tokens = tokenizer.encode([word])[0]
@@ -296,7 +296,7 @@ def test_windows_have_all_tokens_and_neighbours_share_the_stride_or_half_the_roo
         end = min(begin + room, len(whole.ids))
         assert feature.ids[3:-1].tolist() == whole.ids[begin:end]
         assert feature.positions == list(range(3, 3 + end - begin))
-        assert feature.about == whole.offsets[begin:end]     # here each word is one token
+        assert feature.stands_for == whole.offsets[begin:end]     # here each word is one token
         begin = end - shared
     assert end == len(whole.ids)
     assert len(features) > 1
@@ -346,7 +346,7 @@ def test_the_best_span_is_not_too_long_never_reversed_and_empty_only_where_allow
                     value = rows[1 + first, 0] + rows[1 + last, 1]
                     if value > best_score:
                         best_score = value
-                        expected = context[feature.about[first][0]:feature.about[last][1]]
+                        expected = context[feature.stands_for[first][0]:feature.stands_for[last][1]]
         if unanswerable and min(rows[0].sum() for rows in logits) > best_score:
             expected = ""
             num_empty += 1
@@ -522,7 +522,7 @@ def test_the_loss_is_the_mean_over_all_labels_whatever_the_padding(kind, tokeniz
     task = make_task_of_kind(kind, LABELS[kind], length=20, mean=2.0, sd=4.0)
     model = make_classifier(tokenizer, task)
     features = list(encode(task, make_examples(kind), tokenizer))
-    losses, = TaskLoss(model, task, features, 3, 0, tokenizer.pad_id).micro_batches(0)
+    losses, = TaskLoss(model, task, features, 3, 0, tokenizer.pad_id).losses_of_micro_batches(0)
     assert set(losses) == {"task"}
     expected = naive_task_loss(model, task, features)
     assert losses["task"].item() == pytest.approx(expected, rel=1e-4)
@@ -535,7 +535,7 @@ def test_large_numbers_keep_their_differences_until_they_are_normalised(tokenize
     losses_of_label = []
     for label in (1e9 - 1, 1e9 + 1):
         features = list(encode(task, [make_text_example("good", label)], tokenizer))
-        losses, = TaskLoss(model, task, features, 1, 0, tokenizer.pad_id).micro_batches(0)
+        losses, = TaskLoss(model, task, features, 1, 0, tokenizer.pad_id).losses_of_micro_batches(0)
         assert losses["task"].item() == pytest.approx(naive_task_loss(model, task, features))
         losses_of_label.append(losses["task"].item())
     output = logits_alone(model, features[0])[0].item()
@@ -568,7 +568,7 @@ def test_a_fine_tuned_teacher_is_followed_where_the_head_is_read(kind, tokenizer
     features = list(encode(task, make_examples(kind), tokenizer))
     task_loss = TaskLoss(model, task, features, 3, 0, tokenizer.pad_id, teacher=teacher,
                          teacher_task=teacher_task)
-    losses, = task_loss.micro_batches(0)
+    losses, = task_loss.losses_of_micro_batches(0)
     assert task_loss.weights == {"task": 1.0, "distill": 1.0}
     assert losses["task"].item() == pytest.approx(naive_task_loss(model, task, features), rel=1e-4)
     values = []
@@ -595,7 +595,7 @@ def test_the_hidden_states_of_a_fine_tuned_teacher_are_followed_at_each_token(ki
     features = list(encode(task, make_examples(kind), tokenizer))
     task_loss = TaskLoss(model, task, features, 5, 0, tokenizer.pad_id, teacher=teacher,
                          teacher_task=task, hidden_weight=0.7)
-    losses, = task_loss.micro_batches(0)
+    losses, = task_loss.losses_of_micro_batches(0)
     assert task_loss.weights == {"task": 1.0, "distill": 1.0, "hidden": 0.7}
     assert not teacher.training
     total = 0.0
@@ -670,7 +670,7 @@ def test_micro_batches_and_processes_share_one_gradient(kind, tokenizer):
                                  teacher_task=task, hidden_weight=2.0,
                                  micro_batch_size=micro_batch_size,
                                  processes=Processes(rank=rank, world=world))
-            for losses in task_loss.micro_batches(0):
+            for losses in task_loss.losses_of_micro_batches(0):
                 sum(losses.values()).backward()
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
@@ -1184,6 +1184,9 @@ def check_answers_to_a_file(folder, capsys, expected):
     for out in (folder / "none/answers.json", folder):
         error = fail(capsys, *flags[:4], "--out", out, "--overwrite")
         assert "this is a folder, or is in a folder that does not exist" in error
+    os.mkfifo(folder / "pipe")
+    error = fail(capsys, *flags[:4], "--out", folder / "pipe", "--overwrite")
+    assert "pipe: this is not a regular file" in error
     write_file(folder / "answers.json", "mine")
     assert "answers.json exists already: --overwrite" in fail(capsys, *flags)
     assert (folder / "answers.json").read_text() == "mine"
@@ -1291,10 +1294,42 @@ def test_a_run_goes_on_only_with_the_same_model_teacher_data_and_flags(
     error = fail(capsys, *flags, "--resume", "--distill-from", teachers[1])
     assert re.search(r"settings: teacher was '\w+', now it is '\w+'", error)
     error = fail(capsys, *flags, "--resume", "--model", teachers[1])
-    assert re.search(r"settings: model was '\w+', now it is '\w+'", error)
+    assert re.search(r"settings: encoder was '\w+', now it is '\w+'; head was None, now", error)
     text = (sentiment / "train.tsv").read_text()
     (sentiment / "train.tsv").write_text(text.replace("film", "name", 1))
     assert re.search(r"data was \d+, now it is \d+", fail(capsys, *flags, "--resume"))
+
+
+def test_a_run_goes_on_where_new_adapters_and_heads_are_rounded_differently(
+        tmp_path, model, sentiment, capsys, monkeypatch):
+    flags = ["--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--model", model,
+             "--adapters-only"]
+    run(capsys, *flags, "--steps", 2)
+    usual_load_classifier = finetune.load_classifier
+
+    def load_classifier(*arguments, **more):
+        classifier, task = usual_load_classifier(*arguments, **more)
+        for name, parameter in classifier.named_parameters():
+            if name.startswith("output.") or "_adapters." in name:
+                parameter.data.mul_(1 + 1e-6)
+        return classifier, task
+
+    monkeypatch.setattr(finetune, "load_classifier", load_classifier)
+    run(capsys, *flags, "--steps", 2, "--resume")
+
+
+def test_a_run_goes_on_only_with_the_same_head(tmp_path, sentiment, tokenizer, capsys):
+    task = make_task_of_kind("classification", ["0", "1"])
+    classifier = make_classifier(tokenizer, task)
+    save_classifier(tmp_path / "m", classifier, task, tokenizer)
+    flags = ["--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--model",
+             tmp_path / "m", "--steps", 1]
+    run(capsys, *flags)
+    run(capsys, *flags, "--resume")
+    classifier.output.weight.data[0, 0] += 1
+    save_classifier(tmp_path / "m", classifier, task, tokenizer)
+    error = fail(capsys, *flags, "--resume")
+    assert re.search(r"settings: head was '\w+', now it is '\w+'\.", error)
 
 
 def test_the_model_is_measured_every_so_many_steps(tmp_path, model, sentiment, capsys):
@@ -1325,6 +1360,7 @@ def test_to_evaluate_prints_the_scores_of_the_run_and_writes_nothing(
     flags = ["--task", "sst2", "--data", sentiment, *more]
     printed = run(capsys, *flags, "--model", model, "--steps", 12, "--lr", "1e-2",
                   "--out", tmp_path / "o").out
+    os.remove(sentiment / "train.tsv")                   # it is not needed
     before = files_below(tmp_path)
     found = run(capsys, *flags, "--model", tmp_path / "o", "--evaluate").out
     expected = percent(printed, "all", "dev", "accuracy")
@@ -1386,6 +1422,63 @@ def test_to_overwrite_removes_what_runs_wrote_and_nothing_else(tmp_path, model, 
                      "head.safetensors", "dev.jsonl", "results.json", "notes.txt",
                      "head-64-lr0.032-seed0", "tokenizer_config.json"}
     assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_corrections_are_merged_to_predict(tmp_path, sentiment, tokenizer, capsys, monkeypatch):
+    torch.manual_seed(1)
+    save(randomise(MiniALBERT(small_config(tokenizer, correction_rank=4))), tmp_path / "m")
+    tokenizer.save(str(tmp_path / "m"))
+    flags = ["--task", "sst2", "--data", sentiment]
+    printed = run(capsys, *flags, "--model", tmp_path / "m", "--out", tmp_path / "o", "--steps", 9)
+    expected = percent(printed.out, "all", "dev", "accuracy")
+    ranks = []
+    usual_evaluate_split = finetune.evaluate_split
+
+    def evaluate_split(model, *arguments):
+        ranks.append(model.encoder.config.correction_rank)
+        return usual_evaluate_split(model, *arguments)
+
+    monkeypatch.setattr(finetune, "evaluate_split", evaluate_split)
+    found = run(capsys, *flags, "--model", tmp_path / "o", "--evaluate").out
+    assert percent(found, "model", "dev", "accuracy") == expected
+    run(capsys, "--model", tmp_path / "o", "--predict", "good film")
+    assert ranks == [0, 0]
+
+
+def test_to_overwrite_removes_nothing_if_the_model_is_for_other_labels(
+        tmp_path, sentiment, tokenizer, capsys):
+    task = make_task_of_kind("classification", ["x", "y"])
+    save_classifier(tmp_path / "m", make_classifier(tokenizer, task), task, tokenizer)
+    flags = ["--task", "sst2", "--data", sentiment, "--steps", 1]
+    run(capsys, *flags, "--model", tmp_path / "m", "--out", tmp_path / "none", code=2)
+    save_classifier(tmp_path / "n", make_classifier(tokenizer, task), task, tokenizer)
+    os.remove(tmp_path / "n" / "task.json")
+    run(capsys, *flags, "--model", tmp_path / "n", "--out", tmp_path / "o")
+    before = files_below(tmp_path / "o")
+    error = fail(capsys, *flags, "--model", tmp_path / "m", "--out", tmp_path / "o", "--overwrite")
+    assert "was fine-tuned for classification (x; y), not for classification (0; 1)" in error
+    assert files_below(tmp_path / "o") == before
+
+
+def test_a_rate_that_diverges_is_not_chosen(tmp_path, model, sentiment, capsys):
+    flags = ["--task", "sst2", "--data", sentiment, "--model", model, "--steps", 3]
+    printed = run(capsys, *flags, "--out", tmp_path / "o", "--lr", "2e9", "1e-3").out
+    assert re.search(r"learning rate 2e\+09: step \d, ", printed)
+    assert "(on a held-out tenth of the training set): [0.001]" in printed
+    error = fail(capsys, *flags, "--out", tmp_path / "p", "--lr", "2e9", "1e9")
+    assert "--lr: the training diverges with each of [2000000000.0, 1000000000.0]" in error
+
+
+def test_two_rates_with_one_folder_are_refused():
+    with pytest.raises(ValueError, match="--lr: two rates are the same, to six digits: 0.01 0.01"):
+        finetune.arguments(["--lr", "1e-2", "1.0000001e-2"])
+
+
+def test_to_choose_a_rate_there_must_be_an_example_to_hold_out(tmp_path, model, capsys):
+    table = write_file(tmp_path / "a.tsv", "text\tlabel\ngood film\tx\nbad film\ty\n")
+    error = fail(capsys, "--task", "classification", "--train", table, "--dev", table, "--model",
+                 model, "--out", tmp_path / "o", "--lr", "1e-3", "1e-4")
+    assert error.endswith("each has a label that no other example has; give one --lr\n")
 
 
 def test_a_state_that_is_not_finite_is_found_before_the_model_is_written(

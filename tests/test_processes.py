@@ -233,14 +233,14 @@ import os, sys
 sys.path.insert(0, {ROOT!r})
 import distill
 
-original = distill.Distillation.micro_batches
+original = distill.Distillation.losses_of_micro_batches
 
-def micro_batches(self, step):
+def losses_of_micro_batches(self, step):
     if os.environ["RANK"] == "1" and step == 6:
         raise AssertionError("this is rank 1")
     return original(self, step)
 
-distill.Distillation.micro_batches = micro_batches
+distill.Distillation.losses_of_micro_batches = losses_of_micro_batches
 sys.exit(distill.main(sys.argv[1:]))
 """
 

@@ -378,6 +378,12 @@ def test_a_csv_has_quoted_cells_with_commas_quotes_and_line_breaks(tmp_path):
     assert second == ("d", "e", "0", "1", f"{path}:4")
 
 
+def test_a_cell_of_a_csv_may_be_longer_than_the_limit_of_the_csv_module(tmp_path):
+    csv.field_size_limit(131072)
+    path = write_file(tmp_path / "a.csv", f"t,y\n{'word ' * 30000},1\n")
+    assert len(read_table(path, ["t"], "y")[0].text) == 150000
+
+
 def test_a_jsonl_has_an_object_a_line_and_other_fields_and_empty_lines(tmp_path):
     path = write_file(tmp_path / "a.jsonl",
                       '{"t": "d", "y": 1, "more": [1]}\n\n{"t": "e", "y": true}\n'
@@ -490,6 +496,11 @@ def test_conll_files_are_read_with_tabs_or_spaces_and_any_columns(tmp_path):
         (["two words"], None, ["B-x"], "0", f"{tabs}:1"), (["b"], None, ["O"], "1", f"{tabs}:3")]
 
 
+def test_a_word_of_conll_may_have_a_no_break_space(tmp_path):
+    path = write_file(tmp_path / "a.txt", "10\u00a0000  NN O\ndogs NN O \n")
+    assert read_tags(path)[0].text == ["10\u00a0000", "dogs"]
+
+
 def test_only_a_line_whose_first_word_is_docstart_ends_a_sentence(tmp_path):
     path = write_file(tmp_path / "a.txt", "a O\n  -DOCSTART- O\nb O\n-DOCSTART-X O\n-DOCS O\n")
     assert [example.text for example in read_tags(path)] == [["a"], ["b", "-DOCSTART-X", "-DOCS"]]
@@ -533,6 +544,19 @@ def test_squad_files_give_questions_with_all_their_answers(tmp_path):
 def test_the_answers_of_an_impossible_question_are_not_read(tmp_path):
     text = make_squad([("who", [])]).replace('"answers": []', '"answers": "none"')
     assert read_squad(write_file(tmp_path / "a.json", text))[0].label == []
+
+
+def test_a_question_is_impossible_only_if_it_says_true(tmp_path):
+    text = make_squad([("where", ["paris"])])
+    start = text.index('"id"')
+    for value, expected in (("false", 1), ("null", 1), ("true", 0)):
+        changed = f'{text[:start]}"is_impossible": {value}, {text[start:]}'
+        examples = read_squad(write_file(tmp_path / "a.json", changed))
+        assert len(examples[0].label) == expected
+    changed = f'{text[:start]}"is_impossible": "false", {text[start:]}'
+    path = write_file(tmp_path / "a.json", changed)
+    with pytest.raises(ValueError, match="the field 'is_impossible' is 'false', but must be true"):
+        read_squad(path)
 
 
 def test_answers_may_be_missing_only_where_none_are_needed(tmp_path):
