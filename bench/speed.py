@@ -351,6 +351,7 @@ def inference_section(args, folder):
                 request = {"batch": batch, "length": length}
                 print_inference(kind, workers, request, args.repeats)
         close_workers(workers)
+    print_corrections(args, paths["bert"], folder, shape, lengths)
     if has_data(args, "glue/SST-2/dev.tsv"):
         print_mixed_lengths(args, folder, paths["student"])
 
@@ -403,6 +404,29 @@ def print_inference(kind, workers, request, num_turns):
     cells = [kind, size, our_milliseconds, fastest, their_milliseconds]
     cells += ratio_cells(theirs, answers["ours"], "seconds", ">= 1")
     print_row(cells)
+
+
+def print_corrections(args, bert, folder, shape, lengths):
+    """Print a table: a BERT, whose folder is `bert`, and its student with corrections, which are
+    added to the matrices in each forward pass or once for all."""
+    from speed_ours import save_student_with_corrections
+    paths = {"bert": bert}
+    paths |= save_student_with_corrections(shape, folder)
+    variants = {}
+    for kind, path in paths.items():
+        variants[kind] = ours("our_inference", path=path, shape=shape)
+    workers = start_workers(args, variants)
+    print_heading("3. Inference with corrections, ms", [
+        "batch x length", "bert", "student", "over bert's", "student, merged", "over bert's"])
+    for batch in (1, 32):
+        for length in lengths:
+            answers = take_turns(workers, args.repeats, {"batch": batch, "length": length})
+            cells = [f"{batch} x {length}", summary(values_of(answers["bert"], "seconds", 1000))]
+            for kind in ("corrections", "merged"):
+                ratio, _ = ratio_cells(answers[kind], answers["bert"], "seconds")
+                cells += [summary(values_of(answers[kind], "seconds", 1000)), ratio]
+            print_row(cells)
+    close_workers(workers)
 
 
 def print_mixed_lengths(args, folder, path):

@@ -20,7 +20,7 @@ import distill
 import finetune
 import tasks
 from checkpoint import load, save
-from minialbert import Config, MiniALBERT
+from minialbert import Config, MiniALBERT, merge_corrections
 from speed_worker import forward_measure, peak_megabytes, seconds_of, serve
 
 
@@ -255,6 +255,20 @@ def save_models(shape, folder):
     return paths
 
 
+def save_student_with_corrections(shape, folder):
+    """Save a random student with corrections of rank C / 8, as it is and with them merged into the
+    matrices -> {kind: its folder}."""
+    config = make_config(shape, "albert")
+    torch.manual_seed(0)
+    student = MiniALBERT(replace(config, correction_rank=shape.C // 8), head=False)
+    models = {"corrections": student, "merged": merge_corrections(student)}
+    paths = {}
+    for kind, model in models.items():
+        paths[kind] = os.path.join(folder, kind)
+        save(model, paths[kind])
+    return paths
+
+
 def our_inference(path, shape):
     """Build our forward pass, of the encoder without any head. As in our programs, the C library
     keeps freed memory; in the other variants it does not, as in their programs."""
@@ -333,7 +347,7 @@ def read_features(sentences):
     features = []
     for number, (ids, label) in enumerate(rows):
         features.append(finetune.Feature(
-            np.array(ids, np.int32), num_before=1, example=number, positions=[0], about=[0],
+            np.array(ids, np.int32), num_before=1, example=number, positions=[0], stands_for=[0],
             labels=[label]))
     return features
 
