@@ -23,6 +23,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 
+import numpy as np
 import torch
 
 from minialbert import Config, MiniALBERT, keep_recursions, layer_numbers
@@ -57,7 +58,7 @@ def read_safetensors(path):
             raise ValueError("it is not a regular file")
         if size < 8:
             raise ValueError("it is shorter than 8 bytes, so it has no header")
-        file_bytes = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+        file_bytes = torch.from_numpy(np.memmap(path, np.uint8, mode="c"))    # (size,)
         header_size = int.from_bytes(file_bytes[:8].numpy().tobytes(), "little")
         data_begin = 8 + header_size
         if data_begin > size:
@@ -247,7 +248,7 @@ def name_in_file(layout, name):
     numbers = re.findall("[0-9]+", module)               # ["3"]
     file_module = MODULE_NAMES[re.sub("[0-9]+", "#", module)][layout]
     if file_module is None:
-        # No file has a tensor of this name, so check_tensors will call it missing.
+        # This is for the text of an error: check_tensors will say that this tensor is missing.
         return f"{name} (a BERT has none)"
     if numbers:
         file_module = file_module.replace("#", numbers[0])
@@ -370,13 +371,16 @@ def read_config(path):
     """Read the Config in a config.json of a BERT, of the authors' MiniALBERT or of one of ours."""
     found = read_json(path)
     with parsing(path, "the config of a BERT or a MiniALBERT"):
-        kind = found.get("model_type") or "bert"         # an old config of a BERT has none
+        kind = found.get("model_type")
+        if kind is None:                                 # an old config of a BERT has none
+            kind = "bert"
         if kind not in ("bert", "albert", "minialbert"):
             # A RoBERTa, for one, has the same tensors, but counts its positions from 2.
             raise ValueError(f"model_type is {kind!r:.40}, but only bert, albert and minialbert "
                              "are known here")
         if found.get("is_decoder"):
-            raise ValueError("is_decoder is true: a decoder's tokens see only those before them")
+            raise ValueError(f"is_decoder is {found['is_decoder']!r:.40}: the tokens of a decoder "
+                             "see only those before them")
         activation = found.get("hidden_act", "gelu")
         if activation != "gelu":
             raise ValueError(f"hidden_act is {activation!r:.40}, but only 'gelu' is known here")
@@ -464,6 +468,9 @@ def read_pickle(path):
                 raise ValueError(f"{name!r:.60} in it is a {type(tensor).__name__}, not a tensor")
             # A tensor without data, or one whose strides repeat the same bytes, may need far more
             # memory than the file has bytes.
+            is_usual = tensor.layout == torch.strided and not tensor.is_nested
+            if not is_usual:
+                raise ValueError(f"{name!r:.60} in it is sparse or nested")
             if tensor.is_meta or tensor.nbytes > tensor.untyped_storage().nbytes():
                 raise ValueError(f"{name!r:.60} in it has no data, or repeats the same bytes")
             tensors[str(name)] = tensor.detach()
@@ -669,7 +676,8 @@ def claim_folder(out, script, settings, resume):
         return
     remove_run(out)
     # The file is written in place, because its lock would not pass over to a new one.
-    with open(os.path.join(out, RUN_FILE), "w", encoding="utf-8") as run_file:
+    run_path = os.path.join(out, RUN_FILE)
+    with naming_file(run_path), open(run_path, "w", encoding="utf-8") as run_file:
         run_file.write(json.dumps({"script": script, "settings": settings}, indent=1))
 
 
@@ -787,6 +795,21 @@ def one_line(text):
 
 
 @contextmanager
+def naming_file(path):
+    """Add the file's name to an error of the operating system that has none, as that of a full
+    disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        reason = error.strerror
+        if reason is None:
+            reason = str(error)
+        raise OSError(error.errno, reason, str(path)) from error
+
+
+@contextmanager
 def replace_file(path, shared=False):
     """Open a file for writing that takes the place of `path` when the with block ends.
 
@@ -799,19 +822,13 @@ def replace_file(path, shared=False):
         remove_abandoned(path)
         temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "wb") as file:
-            lock(file)                                   # remove_abandoned leaves locked files
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        reason = error.strerror                          # that of a full disk has no file name
-        if reason is None:
-            reason = str(error)
-        raise OSError(error.errno, reason, str(path)) from error
+        with naming_file(path):
+            with open(temporary, "wb") as file:
+                lock(file)                               # remove_abandoned leaves locked files
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         if os.path.isfile(temporary):
             os.remove(temporary)

@@ -73,7 +73,7 @@ def run_command(name, action):
     try:
         with interrupts_raised():
             action()
-            if sys.stdout is not None:                   # None: it was closed from the start
+            if sys.stdout is not None:                   # None if the program began without it
                 sys.stdout.flush()                       # a closed pipe is an error here, not later
     except (ValueError, OSError, FloatingPointError) as error:
         message = " ".join(str(error).split("\n"))

@@ -46,7 +46,10 @@ from tqdm import tqdm
 from checkpoint import fetch, parsing, read_json, read_text, replace_file, write_json
 from command import CommandParser, run_command
 
-CACHE = os.path.join(os.path.expanduser("~"), ".cache", "minialbert")
+HOME = os.path.expanduser("~")
+if HOME == "~":                     # there is no home folder, as in some containers
+    HOME = tempfile.gettempdir()
+CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
 CHUNK = 2**20                       # characters that are read as one line or tokenised at once
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl, or of a field in a .csv
@@ -169,12 +172,19 @@ class Tokenizer:
 
     def __init__(self, path):
         self.path = path
+        # save() writes these. The folder may be gone or changed by then.
+        self.contents = {}                               # {name of a file: its bytes}
+        for name in TOKENIZER_FILES:
+            file = os.path.join(path, name)
+            if os.path.isfile(file):
+                with open(file, "rb") as opened:
+                    self.contents[name] = opened.read()
         file = os.path.join(path, "tokenizer.json")
         if os.path.isfile(file):
             with parsing(file, "a tokenizer"):
                 self.backend = tokenizers.Tokenizer.from_file(file)
-                # This fails if the vocabulary has no token for an unknown word.
-                self.backend.encode("A test with an unusual character: \u2603")
+                # This fails if the vocabulary has no token for an unknown or a very long word.
+                self.backend.encode("A test with an unusual character: \u2603 " + "a" * 1000)
             self.backend.no_padding()
             self.backend.no_truncation()
         else:
@@ -192,6 +202,8 @@ class Tokenizer:
         self.sep_id = id_of_token["[SEP]"]
         self.mask_id = id_of_token["[MASK]"]
         self.special_ids = np.array([id_of_token[token] for token in SPECIAL_TOKENS])
+        if len(set(self.special_ids.tolist())) < len(SPECIAL_TOKENS):
+            raise ValueError(f"{file}: two of {' '.join(SPECIAL_TOKENS)} have the same number")
         self.ordinary_ids = np.setdiff1d(list(id_of_token.values()), self.special_ids)
         self.vocab_size = max(id_of_token.values()) + 1
         # A vocabulary with holes up to a huge number would make to_str() use gigabytes.
@@ -213,18 +225,15 @@ class Tokenizer:
         return self.backend.decode(ids)
 
     def save(self, path):
-        """Copy the tokenizer's files into the folder path and remove another tokenizer's."""
+        """Write the tokenizer's files into the folder path and remove another tokenizer's."""
         for name in TOKENIZER_FILES:
-            source = os.path.join(self.path, name)
             target = os.path.join(path, name)
-            if os.path.isfile(source):
-                with open(source, "rb") as file:
-                    content = file.read()
+            if name in self.contents:
                 with replace_file(target) as file:
-                    file.write(content)
+                    file.write(self.contents[name])
             elif os.path.isfile(target):
                 os.remove(target)
-        if os.path.isfile(os.path.join(path, "tokenizer.json")):
+        if "tokenizer.json" in self.contents:
             return
         # Where the config of a vocab.txt does not say it, transformers would lower-case.
         config_path = os.path.join(path, "tokenizer_config.json")
@@ -391,6 +400,8 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         with parsing(ascii(path), "a name in UTF-8"):
             path.encode()
     file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in files]
+    with parsing(f"--text {ascii(text_column)}", "a name in UTF-8"):
+        text_column.encode()
     made_from = {"corpus": file_facts, "tokenizer": tokenizer.digest, "held_out": HOLD_OUT_ONE_IN}
     if text_column != "text":
         made_from["text"] = text_column
@@ -483,14 +494,15 @@ def mark_held_out(lines):
     before a document are left out."""
     in_document = False
     for line in lines:
-        if not in_document:
-            if line == "":
-                continue
-            held_out = is_held_out(line, HOLD_OUT_ONE_IN)     # the first line of a document decides
+        if line == "":
+            if in_document:
+                yield line, held_out
+            in_document = False
+            continue
+        if not in_document:                              # the first line of a document decides
+            held_out = is_held_out(line, HOLD_OUT_ONE_IN)
             in_document = True
         yield line, held_out
-        if line == "":
-            in_document = False
 
 
 def batches_of_lines(marked_lines):
@@ -523,7 +535,7 @@ CORPUS_FILE = re.compile(r"(?s).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
 # byte that is not UTF-8 into one.
 UNREADABLE = re.compile("[\0\ud800-\udfff]")
 # With this, parsing() begins a message with "PATH: not readable, but damaged or cut short: ".
-WHOLE = "readable, but damaged or cut short"
+UNDAMAGED = "readable, but damaged or cut short"
 
 
 def corpus_files(corpus):
@@ -560,8 +572,10 @@ def files_below(path):
         raise error
 
     files = []
-    for folder, _, names in os.walk(path, onerror=stop):
-        for name in names:
+    for folder, subfolders, names in os.walk(path, onerror=stop):
+        # Links to folders are not followed. They are in the list to be counted as skipped.
+        linked = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
+        for name in names + linked:
             files.append(os.path.join(folder, name))
     return sorted(files)
 
@@ -588,6 +602,8 @@ def read_corpus(corpus, text_column="text"):
 def read_corpus_file(path, bar, text_column):
     """Yield the lines of one file; bar counts the bytes that were read from the disk."""
     kind, packed = CORPUS_FILE.fullmatch(path).groups()
+    if packed is not None and os.path.getsize(path) == 0:
+        raise ValueError(f"{path}: not {UNDAMAGED}: it is empty")
     bytes_before = bar.n
     num_replaced = 0
     newline = None                                       # every kind of line end becomes "\n"
@@ -616,7 +632,7 @@ def read_corpus_file(path, bar, text_column):
 
 def lines_of_text(path, text, longest):
     """Yield the lines of a file; a line over `longest` characters comes in pieces."""
-    with parsing(path, WHOLE):
+    with parsing(path, UNDAMAGED):
         yield from pieces_of_lines(text, longest)
 
 
@@ -627,8 +643,8 @@ def pieces_of_lines(text, longest):
         line = text.readline(longest)
         if line == "":
             return
-        # A piece of white space would be taken for an empty line, which ends a document. Only a
-        # whole line of white space is one.
+        # A blank line ends a document. A piece of a longer line may be blank, too. Such a piece is
+        # left out, because it would be taken for a blank line.
         is_whole_line = line.endswith("\n") and not line_has_begun
         if line.strip() or is_whole_line:
             yield line
@@ -639,7 +655,7 @@ def lines_of_jsonl(path, text, text_column):
     """Yield the lines of the documents in a .jsonl, and an empty one after each."""
     number = 0
     while True:
-        with parsing(path, WHOLE):
+        with parsing(path, UNDAMAGED):
             row = text.readline(LONGEST_ROW)
         if row == "":
             return
@@ -821,6 +837,8 @@ def docstrings(package, root):
             if not name.endswith(".py"):
                 continue
             path = os.path.join(folder, name)
+            if not os.path.isfile(path):                 # a link to a file that is not there
+                continue
             with open(path, encoding="utf-8", errors="replace") as file:
                 source = file.read()
             module = os.path.relpath(path, root).removesuffix(".py").replace(os.sep, ".")

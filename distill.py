@@ -53,8 +53,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from checkpoint import (MODEL_FILES, claim_folder, fetch, load, parsing, restore_training_state,
-                        run_folder, save, save_training_state)
+from checkpoint import (MODEL_FILES, claim_folder, fetch, load, naming_file, one_line, parsing,
+                        restore_training_state, run_folder, save, save_training_state)
 from command import CommandParser, run_command
 from data import (CACHE, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, MaskedBatches, Tokenizer,
                   open_corpus)
@@ -493,6 +493,11 @@ def begin_or_resume(model, options, settings, processes):
     optimizer = make_optimizer(model, options.weight_decay)
     tensors = training_state(model, optimizer)
     path = state_path(options)
+    # A run saves its model after its first checkpoint, so here the checkpoint was removed.
+    has_model = os.path.exists(os.path.join(options.out, "model.safetensors"))
+    if options.resume and has_model and not os.path.exists(path):
+        raise ValueError(f"--resume: {path} is missing, so the run in {options.out} cannot go on; "
+                         "--overwrite starts anew and loses its model")
     first_step = 0
     log_size = 0
     # The first process restores, and gives the others what it has: on another machine they may
@@ -560,7 +565,8 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 if evaluate_now:
                     for name, value in evaluate_model().items():
                         line[f"valid_{name}"] = value
-                print(json.dumps(line), file=log, flush=True)
+                with naming_file(log.name):
+                    print(json.dumps(line), file=log, flush=True)
                 show_progress(bar, line, options.steps, evaluate_now)
 
             if stop and not check:
@@ -756,10 +762,11 @@ def set_up_processes(device_flag, batch_size):
         torch.cuda.set_device(device)                    # from here on "cuda" means this GPU
     if world > 1:
         timeout = timedelta(hours=12)                    # the first process may tokenise for hours
-        if device.type == "cuda":
-            dist.init_process_group("nccl", timeout=timeout, device_id=device)
-        else:
-            dist.init_process_group("gloo", timeout=timeout)
+        with parsing("MASTER_ADDR, MASTER_PORT", "where the processes can meet"):
+            if device.type == "cuda":
+                dist.init_process_group("nccl", timeout=timeout, device_id=device)
+            else:
+                dist.init_process_group("gloo", timeout=timeout)
     if rank > 0:
         sys.stdout = open(os.devnull, "w")
     keep_freed_memory()
@@ -788,10 +795,14 @@ def choose_device(name, local_rank=0):
 
 @contextmanager
 def explaining_memory(batch_size, micro_batch_size, length):
-    """Turn an error for lack of memory in the with block into one that says what may help."""
+    """Turn an error for lack of memory, or for lack of a compiler, in the with block into one that
+    says what may help."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        if isinstance(error, torch._dynamo.exc.TorchDynamoException):         # no C++ compiler
+            raise ValueError(f"torch.compile failed: {one_line(error):.300}; --no-compile does "
+                             "without it") from error
         is_about_memory = re.search("out of memory|allocate memory", str(error)) is not None
         if isinstance(error, RuntimeError) and not is_about_memory:
             raise
@@ -998,7 +1009,8 @@ def given_flags(argv):
     """List the flags on the command line, --no-x as --x; None stands for the program's own."""
     if argv is None:
         argv = sys.argv[1:]
-    flags = [word.split("=")[0] for word in argv if word.startswith("--")]
+    # A value may begin with two dashes, too: "-- who is it?".
+    flags = [word.split("=")[0] for word in argv if re.match(r"--[a-z0-9-]+(=|$)", word)]
     return [flag.replace("--no-", "--") for flag in flags]
 
 
@@ -1227,6 +1239,12 @@ def check_flags(args, given):
         about_teacher = ["--attention-weight", "--hidden-weight", "--output-weight",
                          "--embedding-weight", "--elastic", "--temperature"]
         refuse_flags(given, about_teacher, "with --teacher none there is nothing to compare with")
+    if args.corpus is not None and not args.evaluate:
+        for path in args.corpus:
+            # realpath removes a / at the end.
+            if os.path.realpath(args.out).startswith(os.path.realpath(path) + os.sep):
+                raise ValueError(f"--out {args.out} is in the corpus {path}, so its files would be "
+                                 "taken for text; choose another one")
 
 
 # ---- The command line: running it -------------------------------------------------------
@@ -1295,7 +1313,19 @@ def load_teacher_and_tokenizer(args):
     if tokenizer_name is None:
         tokenizer_name = args.student
     tokenizer = Tokenizer(fetch(tokenizer_name, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER))
+    if teacher is not None and args.tokenizer is not None and holds_tokenizer(teacher_path):
+        if Tokenizer(teacher_path).backend.get_vocab() != tokenizer.backend.get_vocab():
+            raise ValueError(f"--tokenizer {args.tokenizer}: its tokens are not those of the "
+                             f"teacher in {teacher_path}")
     return teacher, tokenizer
+
+
+def holds_tokenizer(path):
+    """Tell whether there is a tokenizer in a folder."""
+    for name in ("tokenizer.json", "vocab.txt"):
+        if os.path.isfile(os.path.join(path, name)):
+            return True
+    return False
 
 
 def run_evaluation(args, teacher, tokenizer, processes):
@@ -1413,7 +1443,9 @@ def make_student(args, teacher, vocab_size):
         # All values are those that were found. A head that was not found keeps its fresh ones.
         student.load_state_dict(student.state_dict() | found.state_dict())
         return student
-    student = MiniALBERT(student_config(args, teacher, vocab_size))
+    config = student_config(args, teacher, vocab_size)
+    with parsing("the student", "small enough for the memory of this machine"):
+        student = MiniALBERT(config)
     if args.init == "random":
         initialise(student, plain=True)
     return student

@@ -1100,7 +1100,7 @@ def run(args):
         "steps": args.steps, "batch_size": args.batch_size, "dropout": args.dropout,
         "weight_decay": args.weight_decay, "length": length, "bf16": bf16,
         "recursions": args.recursions, "hidden_weight": hidden_flag}
-    with own_folder(out, "finetune.py", settings, [model_path, args.distill_from], args, processes):
+    with own_folder(out, "finetune.py", settings, folders_read(args, model_path), args, processes):
         print_task(task, splits)
         encoded = encode_splits(task, splits, tokenizer)
         check_language(encoded["train"].features, tokenizer, model_path)
@@ -1125,6 +1125,16 @@ def run(args):
             write_results(out, task, splits, results_of_modes)
     print(f"In {out} are the model of seed {args.seed} ({modes[0]}), its predictions and all "
           f"scores. Next:\n    python finetune.py --model {out} --predict TEXT")
+
+
+def folders_read(args, model_path):
+    """List the folders from which a command reads: --out must be none of them, because a run
+    writes files such as test.jsonl."""
+    folders = [model_path, args.distill_from, args.data]
+    for paths in (args.train, args.dev, args.test):
+        if paths is not None:
+            folders += [os.path.dirname(os.path.abspath(path)) for path in paths]
+    return folders
 
 
 def fingerprints_of_saved(path, task, recursions):

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -776,7 +777,8 @@ def test_a_config_of_a_model_too_large_for_any_machine_is_refused(tmp_path):
     ("layer_norm_eps", float("inf"), "eps"), ("tie_decoder", "yes", "tie_decoder"),
     ("vocab_size", V + 1, "word_embeddings"), ("adapter_size", -1, "adapter_size"),
     ("model_type", "roberta", "model_type is 'roberta', but only bert, albert and minialbert"),
-    ("model_type", ["bert"], "model_type"), ("is_decoder", True, "is_decoder is true")])
+    ("model_type", ["bert"], "model_type"),
+    ("is_decoder", True, "is_decoder is True: the tokens of a decoder")])
 def test_a_wrong_field_of_the_config_is_named(saved, name, value, pattern):
     change_config(saved, **{name: value})
     refusal(saved, pattern)
@@ -878,6 +880,24 @@ def test_parameters_in_a_pickle_are_read_as_tensors(saved):
 def test_a_tensor_that_claims_more_memory_than_the_file_has_is_refused(saved, tensor):
     to_pickle(saved, {"bert.embeddings.LayerNorm.weight": tensor})
     refusal(saved, "LayerNorm.weight' in it has no data, or repeats the same bytes")
+
+
+def test_a_sparse_or_a_nested_tensor_is_refused(saved):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                  # that of nested tensors is in beta
+        nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    to_pickle(saved, {})
+    for tensor in (torch.eye(3).to_sparse(), nested):
+        torch.save({"bert.embeddings.LayerNorm.weight": tensor}, saved / "pytorch_model.bin")
+        refusal(saved, "LayerNorm.weight' in it is sparse or nested")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names are those of Linux")
+def test_a_file_whose_name_is_not_utf_8_is_read(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/w\xff")
+    write_safetensors({"x": torch.ones(3)}, path)
+    tensors, _ = read_safetensors(path)
+    assert torch.equal(tensors["x"], torch.ones(3))
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

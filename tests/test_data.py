@@ -326,15 +326,31 @@ def test_damage_after_the_first_stream_is_an_error(packed, damage, tmp_path):
         list(read_corpus(corpus))
 
 
+@pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz"])
+def test_an_empty_packed_file_is_damaged(packed, tmp_path):
+    raw(tmp_path / f"a.txt{packed}", b"")
+    raw(tmp_path / "b.txt", b"text\n")
+    with pytest.raises(ValueError, match=f"a.txt{packed}: not readable, but damaged or cut short"):
+        list(read_corpus([str(tmp_path)]))
+
+
+def test_a_name_of_a_column_must_be_utf_8(tokenizer, tmp_path):
+    corpus = [raw(tmp_path / "a.csv", b"caf\xe9\nb\n")]
+    with pytest.raises(ValueError, match=r"--text 'caf.udce9': not a name in UTF-8"):
+        tokenise(corpus, tokenizer, str(tmp_path / "a.bin"), "caf\udce9")
+    assert os.listdir(tmp_path) == ["a.csv"]
+
+
 def test_what_is_skipped_in_a_folder_is_counted_once(tokenizer, tmp_path, capsys):
     put(tmp_path / "c" / "a.txt", make_documents(200))
     raw(tmp_path / "c" / "notes.md", "text")
     (tmp_path / "c" / "sub").mkdir()
     os.mkfifo(tmp_path / "c" / "sub" / "pipe.txt")       # nobody writes into it
     os.symlink("/dev/zero", tmp_path / "c" / "sub" / "zero.txt")
+    os.symlink(tmp_path, tmp_path / "c" / "linked")      # a loop; it is not entered
     corpus = [str(tmp_path / "c")]
     assert corpus_files(corpus) == [str(tmp_path / "c" / "a.txt")]
-    message = f"{tmp_path}/c: skipped files: 3; they are not .txt, .jsonl or .csv, or "
+    message = f"{tmp_path}/c: skipped files: 4; they are not .txt, .jsonl or .csv, or "
     assert message in capsys.readouterr().err
     tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     assert capsys.readouterr().err.count("skipped files") == 1
@@ -926,6 +942,27 @@ def test_numbers_that_no_token_has_are_never_drawn(tmp_path):
     found = Tokenizer(str(tmp_path))
     assert found.vocab_size == 19 and found.ordinary_ids.tolist() == [15, 18]
     assert found.special_ids.tolist() == [0, 3, 6, 9, 12]
+
+
+def test_two_special_tokens_with_one_number_are_refused(tmp_path):
+    ids = {word: i for i, word in enumerate(SPECIAL_TOKENS + ["x"])}
+    path = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]")).save(str(path))
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["[MASK]"] = ids["[SEP]"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="tokenizer.json: two of .* have the same number"):
+        Tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_that_fails_at_a_very_long_word_is_refused(tmp_path):
+    words = SPECIAL_TOKENS + ["a"]
+    kind = tokenizers.models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    backend = tokenizers.Tokenizer(kind)
+    backend.normalizer = tokenizers.normalizers.Replace(tokenizers.Regex("[^a]"), "")
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="tokenizer.json: not a tokenizer"):
+        Tokenizer(str(tmp_path))
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):

@@ -4,6 +4,7 @@ line and its errors."""
 import argparse
 import copy
 import ctypes
+import errno
 import io
 import itertools
 import json
@@ -1140,6 +1141,54 @@ def test_a_resume_where_no_run_is_says_so_and_begins_one(toy, tmp_path, capsys):
     assert len(read_log(tmp_path / "run")) == 1
 
 
+def test_a_resume_without_a_checkpoint_does_not_replace_the_model(toy, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    os.remove(tmp_path / "run" / "training.safetensors")
+    before = files_below(tmp_path / "run")
+    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) == 2
+    assert "training.safetensors is missing, so the run in" in capsys.readouterr().err
+    assert files_below(tmp_path / "run") == before
+
+
+def test_a_teacher_whose_folder_disappears_leaves_its_tokenizer(toy, tmp_path, monkeypatch):
+    shutil.copytree(toy / "teacher", tmp_path / "teacher")
+
+    def remove_teacher(step):
+        if step == 6:
+            shutil.rmtree(tmp_path / "teacher")
+
+    before_each_step(monkeypatch, remove_teacher)
+    more = ["--teacher", tmp_path / "teacher"]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    found = Tokenizer(str(tmp_path / "run"))
+    assert found.digest == Tokenizer(str(toy / "teacher")).digest
+
+
+def test_a_missing_compiler_is_explained():
+    error = torch._dynamo.exc.TorchDynamoException("no C++ compiler\n found")
+    with pytest.raises(ValueError, match="torch.compile failed: no C.. compiler found; --no-comp"):
+        with distill.explaining_memory(1, 0, 9):
+            raise error
+
+
+def test_a_full_disk_is_an_error_that_names_the_log(toy, tmp_path, monkeypatch, capsys):
+    usual_open_log = distill.open_log
+
+    class FullFile:
+        def __init__(self, file):
+            self.name = file.name
+
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def open_log(out, size):
+        return FullFile(usual_open_log(out, size))
+
+    monkeypatch.setattr(distill, "open_log", open_log)
+    assert distill.main(distill_flags(toy, tmp_path / "run")) == 2
+    assert f"No space left on device: '{tmp_path}/run/log.jsonl'" in capsys.readouterr().err
+
+
 def test_a_run_in_a_thread_is_that_of_the_main_thread(toy, whole, tmp_path):
     """Only the main thread may set the handlers of signals."""
     flags = distill_flags(toy, tmp_path / "run")
@@ -2078,8 +2127,8 @@ def test_both_of_two_corpora_are_read(toy, tmp_path):
 
 
 def test_the_given_flags_are_those_on_the_command_line(monkeypatch):
-    words = ["--lr", "1", "--no-bf16", "--corpus=--x", "-1", "--resume"]
-    expected = ["--lr", "--bf16", "--corpus", "--resume"]
+    words = ["--lr", "1", "--no-bf16", "--corpus=--x", "-1", "-- who?", "--text=a b", "--resume"]
+    expected = ["--lr", "--bf16", "--corpus", "--text", "--resume"]
     assert distill.given_flags(words) == expected
     monkeypatch.setattr(sys, "argv", ["distill.py", *words])
     assert distill.given_flags(None) == expected
@@ -2146,7 +2195,7 @@ def test_every_flag_with_a_number_is_tested_above():
 ERRORS = {
     "recursions that do not divide": (["--num-hidden-layers", "3"], "3 recursions"),
     "more tokens than positions": (["--length", "33"], "--length 33"),
-    "another vocabulary": (["--tokenizer", "{toy}/large"], "large has 105 tokens"),
+    "another vocabulary": (["--tokenizer", "{toy}/large"], "its tokens are not those"),
     "widths that differ": (["--hidden-size", "30", "--init", "random"], "hidden_size of"),
     "heads that differ": (["--num-attention-heads", "4"], "num_attention_heads of"),
     "a start from other heads": (["--num-attention-heads", "4", "--attention-weight", "0"],
@@ -2162,8 +2211,15 @@ ERRORS = {
     "a student with another vocabulary": (["--student", "{toy}/student"], "vocab_size of"),
     "a teacher of fewer positions": (["--student", "{toy}/student", "--length", "33"],
                                      "the teacher has only 32 positions"),
-    "a teacher of fewer words": (["--student", "{toy}/student", "--tokenizer", "{toy}/large"],
-                                 "large has 105 tokens, the teacher only 101"),
+    "a student of fewer words": (["--teacher", "none", "--student", "{toy}/teacher",
+                                  "--tokenizer", "{toy}/large"],
+                                 "large has 105 tokens, the student only 101"),
+    "an --out in the corpus": (["--corpus", "{toy}", "--out", "{toy}/new/run"],
+                               "new/run is in the corpus"),
+    "a student too large": (["--hidden-size", "1048576", "--num-attention-heads", "1",
+                             "--intermediate-size", "16777216", "--init", "random",
+                             "--hidden-weight", "0", "--attention-weight", "0"],
+                            "the student: not small enough for the memory"),
     "--student with a shape": (["--student", "{toy}/teacher", "--adapter-size", "2"],
                                "--adapter-size: the model in --student"),
     "--student with --init": (["--student", "{toy}/teacher", "--init", "sharp"],

@@ -1424,6 +1424,21 @@ def test_to_overwrite_removes_what_runs_wrote_and_nothing_else(tmp_path, model, 
     assert (out / "notes.txt").read_text() == "mine"
 
 
+def test_a_folder_with_files_that_are_read_is_no_folder_for_a_run(
+        tmp_path, model, sentiment, capsys):
+    table = write_file(tmp_path / "a.tsv", "text\tlabel\ngood film\tx\nbad film\ty\n")
+    flags = ["--task", "classification", "--model", model, "--train", table, "--dev", table,
+             "--steps", 1]
+    run(capsys, *flags, "--out", tmp_path / "o")
+    test = write_file(tmp_path / "o" / "test.jsonl", '{"text": "good film", "label": "x"}\n')
+    error = fail(capsys, *flags, "--test", test, "--out", tmp_path / "o", "--resume")
+    assert "o: this folder is read from" in error
+    assert (tmp_path / "o" / "test.jsonl").read_text().startswith('{"text"')
+    error = fail(capsys, "--task", "sst2", "--data", sentiment, "--model", model, "--out",
+                 sentiment, "--overwrite")
+    assert "sst2: this folder is read from" in error
+
+
 def test_corrections_are_merged_to_predict(tmp_path, sentiment, tokenizer, capsys, monkeypatch):
     torch.manual_seed(1)
     save(randomise(MiniALBERT(small_config(tokenizer, correction_rank=4))), tmp_path / "m")
