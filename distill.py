@@ -493,18 +493,18 @@ def begin_or_resume(model, options, settings, processes):
     optimizer = make_optimizer(model, options.weight_decay)
     tensors = training_state(model, optimizer)
     path = state_path(options)
-    # A run saves its model after its first checkpoint, so here the checkpoint was removed.
-    has_model = os.path.exists(os.path.join(options.out, "model.safetensors"))
-    if options.resume and has_model and not os.path.exists(path):
-        raise ValueError(f"--resume: {path} is missing, so the run in {options.out} cannot go on; "
-                         "--overwrite starts anew and loses its model")
     first_step = 0
     log_size = 0
     # The first process restores, and gives the others what it has: on another machine they may
     # have no access to the file.
-    if options.resume and processes.rank == 0 and os.path.exists(path):
-        first_step, log_size = restore_training_state(path, tensors, settings)
-        print(f"{options.out}: going on after step {first_step:,} of {options.steps:,}")
+    if options.resume and processes.rank == 0:
+        if os.path.exists(path):
+            first_step, log_size = restore_training_state(path, tensors, settings)
+            print(f"{options.out}: going on after step {first_step:,} of {options.steps:,}")
+        elif os.path.exists(os.path.join(options.out, "model.safetensors")):
+            # A run saves its model after a checkpoint, so somebody has removed the checkpoint.
+            raise ValueError(f"--resume: {path} is missing, so the run in {options.out} cannot go "
+                             "on; --overwrite starts anew and loses its model")
     step_tensor = torch.tensor(first_step, device=processes.device)
     broadcast([step_tensor, *tensors.values()], processes)
     return RunState(optimizer, tensors, step_tensor.item(), log_size)
