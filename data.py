@@ -172,26 +172,8 @@ class Tokenizer:
 
     def __init__(self, path):
         self.path = path
-        # save() writes these. The folder may be gone or changed by then.
-        self.contents = {}                               # {name of a file: its bytes}
-        for name in TOKENIZER_FILES:
-            file = os.path.join(path, name)
-            if os.path.isfile(file):
-                with open(file, "rb") as opened:
-                    self.contents[name] = opened.read()
-        file = os.path.join(path, "tokenizer.json")
-        if os.path.isfile(file):
-            with parsing(file, "a tokenizer"):
-                self.backend = tokenizers.Tokenizer.from_file(file)
-                # This fails if the vocabulary has no token for an unknown or a very long word.
-                self.backend.encode("A test with an unusual character: \u2603 " + "a" * 1000)
-            self.backend.no_padding()
-            self.backend.no_truncation()
-        else:
-            file = os.path.join(path, "vocab.txt")
-            if not os.path.isfile(file):
-                raise ValueError(f"{path}: it has no tokenizer.json and no vocab.txt")
-            self.backend = read_wordpiece(path)
+        self.backend, file = read_backend(path)
+        self.contents = read_tokenizer_files(path)       # for save(): the folder may change by then
         id_of_token = self.backend.get_vocab()
         missing = [token for token in SPECIAL_TOKENS if token not in id_of_token]
         if missing:
@@ -243,6 +225,34 @@ class Tokenizer:
         if config.get("do_lower_case") is None:
             lowercase = self.backend.normalizer.lowercase
             write_json(config_path, config | {"do_lower_case": lowercase})
+
+
+def read_backend(path):
+    """Read the tokenizer in a folder -> the tokenizers library's Tokenizer, the path of its file."""
+    file = os.path.join(path, "tokenizer.json")
+    if os.path.isfile(file):
+        with parsing(file, "a tokenizer"):
+            backend = tokenizers.Tokenizer.from_file(file)
+            # This fails if the vocabulary has no token for an unknown or a very long word.
+            backend.encode("A test with an unusual character: \u2603 " + "a" * 1000)
+        backend.no_padding()
+        backend.no_truncation()
+        return backend, file
+    file = os.path.join(path, "vocab.txt")
+    if not os.path.isfile(file):
+        raise ValueError(f"{path}: it has no tokenizer.json and no vocab.txt")
+    return read_wordpiece(path), file
+
+
+def read_tokenizer_files(path):
+    """Read what save() has to write: {name of a file of the tokenizer: its bytes}."""
+    contents = {}
+    for name in TOKENIZER_FILES:
+        file_path = os.path.join(path, name)
+        if os.path.isfile(file_path):
+            with open(file_path, "rb") as file:
+                contents[name] = file.read()
+    return contents
 
 
 def read_wordpiece(path):
