@@ -228,7 +228,7 @@ class Tokenizer:
 
 
 def read_backend(path):
-    """Read the tokenizer in a folder -> the tokenizers library's Tokenizer, the path of its file."""
+    """Read the tokenizer in a folder -> the tokenizers library's Tokenizer, the file's path."""
     file = os.path.join(path, "tokenizer.json")
     if os.path.isfile(file):
         with parsing(file, "a tokenizer"):
