@@ -245,7 +245,8 @@ def read_backend(path):
 
 
 def read_tokenizer_files(path):
-    """Read what save() has to write: {name of a file of the tokenizer: its bytes}."""
+    """Read the tokenizer's files, so that save() can write them even if the folder has changed ->
+    {name: bytes}."""
     contents = {}
     for name in TOKENIZER_FILES:
         file_path = os.path.join(path, name)

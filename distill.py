@@ -56,8 +56,8 @@ from tqdm import tqdm
 from checkpoint import (MODEL_FILES, claim_folder, fetch, load, naming_file, one_line, parsing,
                         restore_training_state, run_folder, save, save_training_state)
 from command import CommandParser, run_command
-from data import (CACHE, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, MaskedBatches, Tokenizer,
-                  open_corpus)
+from data import (CACHE, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, TOKENIZER_FILES,
+                  MaskedBatches, Tokenizer, open_corpus)
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         layer_numbers)
 
@@ -502,7 +502,8 @@ def begin_or_resume(model, options, settings, processes):
             first_step, log_size = restore_training_state(path, tensors, settings)
             print(f"{options.out}: going on after step {first_step:,} of {options.steps:,}")
         elif os.path.exists(os.path.join(options.out, "model.safetensors")):
-            # A run saves its model after a checkpoint, so somebody has removed the checkpoint.
+            # A run writes a checkpoint before its model. Here is a model without one, so the
+            # checkpoint was removed.
             raise ValueError(f"--resume: {path} is missing, so the run in {options.out} cannot go "
                              "on; --overwrite starts anew and loses its model")
     step_tensor = torch.tensor(first_step, device=processes.device)
@@ -1119,7 +1120,8 @@ def add_loss_flags(parser):
                        "random for each masked word, so that the student can also be stopped "
                        "early; it needs two recursions (default: 2.5, but 0 without the output "
                        "loss or with one recursion; paper: 0)")
-    # At 10,000 float32 no longer holds the loss, which is multiplied by the square of this.
+    # The loss is multiplied by the square of this. At 10,000 the rounding of float32 is larger than
+    # the loss.
     temperature = number(upper=1000.0, lower_is_allowed=False)
     group.add_argument("--temperature", type=temperature, default=1.0, metavar="X",
                        help="divides the logits of both models in the output loss and the elastic "
@@ -1241,7 +1243,7 @@ def check_flags(args, given):
         refuse_flags(given, about_teacher, "with --teacher none there is nothing to compare with")
     if args.corpus is not None and not args.evaluate:
         for path in args.corpus:
-            # realpath removes a / at the end.
+            # realpath removes a / at the end. If the two are equal, run_folder says so.
             if os.path.realpath(args.out).startswith(os.path.realpath(path) + os.sep):
                 raise ValueError(f"--out {args.out} is in the corpus {path}, so its files would be "
                                  "taken for text; choose another one")
@@ -1267,7 +1269,7 @@ def run(args, given):
         student.head = None                              # no loss would train it
     check_models(args, teacher, student, tokenizer, weights)
     settings = distillation_settings(args, options, bf16, weights, teacher, student)
-    inputs = [args.student, args.tokenizer]
+    inputs = [args.student, args.tokenizer] + folders_of(args.corpus)
     if teacher is not None:                              # "none" is a word, not a folder
         inputs.append(args.teacher)
     with own_folder(args.out, "distill.py", settings, inputs, args, processes):
@@ -1291,6 +1293,23 @@ def distillation_settings(args, options, bf16, weights, teacher, student):
     return settings
 
 
+def folders_of(paths):
+    """List the folders in which files are, for paths of files and of folders; paths may be None.
+
+    A run must not write there: its files would take the place of files of the same names.
+    """
+    if paths is None:
+        return []
+    folders = []
+    for path in paths:
+        path = os.path.realpath(path)                    # of a link: where the file is
+        if os.path.isdir(path):
+            folders.append(path)
+        else:
+            folders.append(os.path.dirname(path))
+    return folders
+
+
 def own_folder(out, script, settings, inputs, args, processes):
     """Make a context in which the folder `out` belongs to this run; the first process keeps it."""
     if processes.rank > 0:
@@ -1303,29 +1322,32 @@ def load_teacher_and_tokenizer(args):
     teacher = None
     tokenizer_name = args.tokenizer
     if args.teacher not in (None, "none"):
-        needed = MODEL_FILES
         if tokenizer_name is None:
             needed = MODEL_FILES + NEEDED_FOR_TOKENIZER
-        teacher_path = fetch(args.teacher, needed, OPTIONAL_FOR_TOKENIZER)
+            teacher_path = fetch(args.teacher, needed, OPTIONAL_FOR_TOKENIZER)
+        else:
+            teacher_path = fetch(args.teacher, MODEL_FILES, TOKENIZER_FILES)
         teacher = load(teacher_path)
         if tokenizer_name is None:
             tokenizer_name = teacher_path
     if tokenizer_name is None:
         tokenizer_name = args.student
     tokenizer = Tokenizer(fetch(tokenizer_name, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER))
-    if teacher is not None and args.tokenizer is not None and holds_tokenizer(teacher_path):
-        if Tokenizer(teacher_path).backend.get_vocab() != tokenizer.backend.get_vocab():
-            raise ValueError(f"--tokenizer {args.tokenizer}: its tokens are not those of the "
-                             f"teacher in {teacher_path}")
+    if teacher is not None and args.tokenizer is not None:
+        check_same_tokens(tokenizer, teacher_path)
     return teacher, tokenizer
 
 
-def holds_tokenizer(path):
-    """Tell whether there is a tokenizer in a folder."""
-    for name in ("tokenizer.json", "vocab.txt"):
-        if os.path.isfile(os.path.join(path, name)):
-            return True
-    return False
+def check_same_tokens(tokenizer, teacher_path):
+    """Raise ValueError if the tokenizer of --tokenizer has other tokens than that in the teacher's
+    folder. They are not compared if the folder has none, or none that can be read."""
+    try:
+        own_tokenizer = Tokenizer(teacher_path)
+    except (ValueError, OSError):
+        return
+    if own_tokenizer.backend.get_vocab() != tokenizer.backend.get_vocab():
+        raise ValueError(f"--tokenizer {tokenizer.path}: its tokens are not those of the teacher "
+                         f"in {teacher_path}")
 
 
 def run_evaluation(args, teacher, tokenizer, processes):

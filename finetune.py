@@ -47,13 +47,13 @@ from checkpoint import (MODEL_FILES, check_finite, claim_folder, fetch, first_fe
                         write_json, write_safetensors)
 from command import CommandParser, run_command
 from data import (NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, Tokenizer,
-                  docs_on_this_machine)
+                  docs_on_this_machine, hash_file)
 from distill import (LOSS_WEIGHTS, TrainingOptions, add_run_flags, autocast, begin_or_resume,
                      broadcast, can_match_layers, choose_device, device_of, end_after_signal,
-                     explaining_memory, fingerprint, first_process_first, given_flags, hidden_loss,
-                     keep_freed_memory, leave_processes, match_layers, number, output_loss,
-                     own_folder, refuse_flags, resume_settings, set_up_processes, split_batch,
-                     to_device, train, uses_bf16, whole_number)
+                     explaining_memory, fingerprint, first_process_first, folders_of, given_flags,
+                     hidden_loss, keep_freed_memory, leave_processes, match_layers, number,
+                     output_loss, own_folder, refuse_flags, resume_settings, set_up_processes,
+                     split_batch, to_device, train, uses_bf16, whole_number)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, WORD_PATTERN, Example, Task, check_labels, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, lines_of, majority, make_task,
@@ -513,7 +513,7 @@ def predict_logits(model, features, pad_id, batch_size=64):
         ids, mask, segments = to_device(device_of(model), ids, mask, segments)
         logits = model(ids, mask, segments).cpu().numpy()                     # (B, T, n)
         if not np.isfinite(logits).all():
-            raise ValueError("what the model computes is not finite")
+            raise FloatingPointError("what the model computes is not finite")
         for row, i in enumerate(numbers):
             positions = features[i].positions
             if model.is_qa:
@@ -829,7 +829,9 @@ def fine_tune(tuning, splits, mode, seed, lr):
 
     evaluation = Evaluation(model, task, splits, pad_id, tuning.bf16)
     begin = time.perf_counter()
-    run_state = begin_or_resume(model, options, settings, tuning.processes)
+    # Runs of earlier versions have saved a hash of the model with its new head, under this name.
+    with_old_setting = settings | {"model": fingerprint(model)}
+    run_state = begin_or_resume(model, options, with_old_setting, tuning.processes)
     with explaining_memory(args.batch_size, args.micro_batch_size, task.length):
         signals = train(model, task_loss, run_state, options, settings, evaluation.measure,
                         save_nothing, tuning.processes)
@@ -1132,8 +1134,7 @@ def folders_read(args, model_path):
     writes files such as test.jsonl."""
     folders = [model_path, args.distill_from, args.data]
     for paths in (args.train, args.dev, args.test):
-        if paths is not None:
-            folders += [os.path.dirname(os.path.abspath(path)) for path in paths]
+        folders += folders_of(paths)
     return folders
 
 
@@ -1147,7 +1148,7 @@ def fingerprints_of_saved(path, task, recursions):
     model, _ = load_classifier(path, task, recursions=recursions)
     fingerprints = {"encoder": fingerprint(model.encoder), "head": None}
     if load_task(path) is not None:                      # the folder holds a head, too
-        fingerprints["head"] = fingerprint(model.output)
+        fingerprints["head"] = hash_file(os.path.join(path, "head.safetensors"))
     return fingerprints
 
 
@@ -1280,7 +1281,7 @@ def read_splits(args, name, kind, needs_train=True):
     """Read the task's examples: {split: examples}. If there is no dev set, a tenth of train is held
     out as dev.
 
-    needs_train: False allows that the folder of a GLUE task has no training set
+    needs_train: if False, the training set of a GLUE task is not read, so its file may be missing
     """
     if name in GLUE:
         folder = args.data
@@ -1426,7 +1427,8 @@ def load_fine_tuned(args):
     check_vocabulary(tokenizer, model.encoder.config)
     check_segments(args.model, model.encoder.config, task)
     if model.encoder.config.correction_rank > 0:
-        # Added to the matrices here, the corrections are not added again for each batch.
+        # The corrections are added to the matrices once here. Otherwise each batch would add them
+        # again.
         model.encoder = merge_corrections(model.encoder)
     return model.to(device), task, tokenizer, bf16
 

@@ -199,8 +199,8 @@ class Attention(nn.Module):
             attention_probs = F.dropout(log_map.exp(), self.dropout_prob, self.training)
             mixed = attention_probs @ value              # (B, H, T, D)
         else:
-            # This computes the same, up to rounding, for all sequences that are not padding alone,
-            # and does not need to store the map.
+            # This computes the same, up to rounding, and does not store the map. Only a sequence
+            # that is all padding may differ.
             dropout_prob = self.dropout_prob if self.training else 0.0
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=dropout_prob)

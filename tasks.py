@@ -128,8 +128,8 @@ METRICS = {                 # of tasks outside GLUE, by their kind
 def score(task, examples, guesses):
     """Score guesses by the task's metrics -> {metric: value}; {} if a label is unknown.
 
-    A value is a fraction from 0 to 1, a correlation from -1 to 1. ValueError if a value is not
-    finite, or if the task, which may come from a file, has a metric that is not one of its kind.
+    A value is a fraction from 0 to 1, a correlation from -1 to 1. FloatingPointError if a value is
+    not finite. ValueError if the task, which may come from a file, has a metric of another kind.
     """
     gold = [example.label for example in examples]
     if any(label is None for label in gold):
@@ -146,8 +146,8 @@ def score(task, examples, guesses):
         if metric not in scores:
             raise ValueError(f"{task.name}: {metric!r:.60} is no metric of {task.kind}")
         if not math.isfinite(scores[metric]):
-            raise ValueError(f"{task.name}: {metric} is {scores[metric]}: the predictions are not "
-                             "finite")
+            raise FloatingPointError(f"{task.name}: {metric} is {scores[metric]}: the predictions "
+                                     "are not finite")
     return {metric: scores[metric] for metric in task.metrics}
 
 

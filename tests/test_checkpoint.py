@@ -778,6 +778,7 @@ def test_a_config_of_a_model_too_large_for_any_machine_is_refused(tmp_path):
     ("vocab_size", V + 1, "word_embeddings"), ("adapter_size", -1, "adapter_size"),
     ("model_type", "roberta", "model_type is 'roberta', but only bert, albert and minialbert"),
     ("model_type", ["bert"], "model_type"),
+    ("model_type", "", "model_type is ''"),
     ("is_decoder", True, "is_decoder is True: the tokens of a decoder")])
 def test_a_wrong_field_of_the_config_is_named(saved, name, value, pattern):
     change_config(saved, **{name: value})
@@ -1013,6 +1014,8 @@ def test_of_weights_and_shapes_only_what_differs_is_named():
     with pytest.raises(ValueError, match=r"settings: weights\.elastic was 2\.5, now it is None; "
                        r"weights\.hidden was 3\.0, now it is 4\.0; shape\.rank was 3, now it"):
         checkpoint.check_settings("x", saved, {"weights": without, "shape": {"rank": 5}})
+    with pytest.raises(ValueError, match=r"settings: weights was {'mlm': 1.0.*, now it is None"):
+        checkpoint.check_settings("x", saved, {"weights": None})
 
 
 def test_a_setting_that_the_saved_run_does_not_know_is_no_difference(tmp_path):

@@ -341,6 +341,12 @@ def test_a_name_of_a_column_must_be_utf_8(tokenizer, tmp_path):
     assert os.listdir(tmp_path) == ["a.csv"]
 
 
+def test_a_link_to_a_module_that_is_not_there_is_left_out(tmp_path):
+    raw(tmp_path / "a.py", b'"""Text."""\n')
+    os.symlink(tmp_path / "none.py", tmp_path / "b.py")
+    assert data.docstrings("p", str(tmp_path)) == [("p.a", "Text.")]
+
+
 def test_what_is_skipped_in_a_folder_is_counted_once(tokenizer, tmp_path, capsys):
     put(tmp_path / "c" / "a.txt", make_documents(200))
     raw(tmp_path / "c" / "notes.md", "text")

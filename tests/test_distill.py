@@ -1150,6 +1150,46 @@ def test_a_resume_without_a_checkpoint_does_not_replace_the_model(toy, whole, tm
     assert files_below(tmp_path / "run") == before
 
 
+def test_the_corpus_may_not_hold_the_folder_of_the_run(tmp_path):
+    (tmp_path / "c").mkdir()
+    os.symlink(tmp_path / "c", tmp_path / "link")
+    distill.arguments(["--corpus", f"{tmp_path}/c", "--out", f"{tmp_path}/c2"])
+    for out in ("c/run", "link/run", "c/run/deeper"):
+        with pytest.raises(ValueError, match="is in the corpus .*/c/, so its files"):
+            distill.arguments(["--corpus", "x", f"{tmp_path}/c/", "--out", f"{tmp_path}/{out}"])
+
+
+def test_a_folder_with_a_text_that_is_read_is_no_folder_for_a_run(toy, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    text = tmp_path / "run" / "dev.jsonl"
+    text.write_text('{"text": "w1 w2"}\n')
+    for corpus in (text, tmp_path / "run"):
+        flags = distill_flags(toy, tmp_path / "run", "--overwrite", "--corpus", corpus)
+        assert distill.main(flags) == 2
+        assert "run: this folder is read from" in capsys.readouterr().err
+    assert text.exists()
+
+
+@pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json"])
+def test_a_tokenizer_with_the_tokens_in_another_order_is_refused(toy, tmp_path, capsys, file):
+    words = (toy / "teacher" / "vocab.txt").read_text().split()
+    (tmp_path / "reversed").mkdir()
+    (tmp_path / "reversed" / "vocab.txt").write_text("\n".join(words[::-1]))
+    shutil.copytree(toy / "teacher", tmp_path / "teacher")
+    if file == "tokenizer.json":
+        Tokenizer(str(toy / "teacher")).backend.save(str(tmp_path / "teacher" / file))
+        os.remove(tmp_path / "teacher" / "vocab.txt")
+    flags = distill_flags(toy, tmp_path / "run", "--tokenizer", tmp_path / "reversed",
+                          "--teacher", tmp_path / "teacher")
+    assert distill.main(flags) == 2
+    assert "its tokens are not those of the teacher in" in capsys.readouterr().err
+    # If the teacher's own cannot be read, --tokenizer takes its place.
+    (tmp_path / "teacher" / file).write_text("")
+    flags = distill_flags(toy, tmp_path / "run", "--tokenizer", toy / "teacher", "--teacher",
+                          tmp_path / "teacher", "--steps", 1, "--warmup", 0)
+    assert distill.main(flags) is None
+
+
 def test_a_teacher_whose_folder_disappears_leaves_its_tokenizer(toy, tmp_path, monkeypatch):
     shutil.copytree(toy / "teacher", tmp_path / "teacher")
 
@@ -1162,6 +1202,15 @@ def test_a_teacher_whose_folder_disappears_leaves_its_tokenizer(toy, tmp_path, m
     assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
     found = Tokenizer(str(tmp_path / "run"))
     assert found.digest == Tokenizer(str(toy / "teacher")).digest
+
+
+def test_processes_that_cannot_meet_are_an_error_of_the_user(monkeypatch):
+    environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": "abc"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="^MASTER_ADDR, MASTER_PORT: not where the processes can"):
+        distill.set_up_processes("cpu", 4)
 
 
 def test_a_missing_compiler_is_explained():

@@ -1370,6 +1370,16 @@ def test_to_evaluate_prints_the_scores_of_the_run_and_writes_nothing(
     assert files_below(tmp_path) == before
 
 
+def test_to_evaluate_leaves_the_training_set_out(monkeypatch):
+    def read_splits(args, name, kind, needs_train):
+        assert not needs_train
+        return {"train": [], "dev": ["a"]}
+
+    monkeypatch.setattr(finetune, "read_splits", read_splits)
+    task = replace(make_task_of_kind("tagging", LABELS["tagging"]), name="code")
+    assert finetune.read_splits_to_measure(None, task) == {"dev": ["a"]}
+
+
 def test_to_evaluate_measures_on_files_of_yours(tmp_path, model, capsys):
     rows = "".join(f"{word} film {letter}\t{word}\n" for letter in LETTERS
                    for word in ("good", "bad"))
@@ -1439,10 +1449,60 @@ def test_a_folder_with_files_that_are_read_is_no_folder_for_a_run(
     assert "sst2: this folder is read from" in error
 
 
+def test_the_folders_that_are_read_are_those_of_all_files_behind_their_links(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        write_file(tmp_path / name / "x.tsv", "")
+    os.symlink(tmp_path / "d", tmp_path / "link")
+    os.symlink(tmp_path / "c" / "x.tsv", tmp_path / "link.tsv")
+    args = finetune.arguments([
+        "--task", "classification", "--train", f"{tmp_path}/a/x.tsv", f"{tmp_path}/b/x.tsv",
+        "--dev", f"{tmp_path}/link.tsv", "--test", f"{tmp_path}/link/x.tsv"])
+    expected = [str(tmp_path / name) for name in ("a", "b", "c", "d")]
+    assert finetune.folders_read(args, "m") == ["m", None, None, *expected]
+
+
+def test_the_fingerprints_are_of_what_is_used_of_the_folder(tmp_path, tokenizer):
+    task = make_task_of_kind("regression", [])
+    classifier = make_classifier(tokenizer, task, num_hidden_groups=2)
+    path = str(tmp_path / "m")
+    save_classifier(path, classifier, task, tokenizer)
+    of_one = finetune.fingerprints_of_saved(path, task, recursions=1)
+    of_two = finetune.fingerprints_of_saved(path, task, recursions=2)
+    other_task = replace(task, mean=5.0, sd=3.0)         # of other data
+    assert finetune.fingerprints_of_saved(path, other_task, recursions=1) == of_one
+    classifier.encoder.layers[1].norm.bias.data += 1
+    save_classifier(path, classifier, task, tokenizer)
+    assert finetune.fingerprints_of_saved(path, task, recursions=1) == of_one
+    assert finetune.fingerprints_of_saved(path, task, recursions=2) != of_two
+
+
+def test_a_run_of_an_earlier_version_goes_on_only_with_the_same_model(
+        tmp_path, model, sentiment, tokenizer, capsys, monkeypatch):
+    flags = ["--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--steps", 1]
+    with monkeypatch.context() as patch:
+        usual_train = finetune.train
+
+        def train(classifier, objective, run_state, options, settings, *more):
+            old = {name: settings[name] for name in settings if name not in ("encoder", "head")}
+            old["model"] = finetune.fingerprint(classifier)
+            return usual_train(classifier, objective, run_state, options, old, *more)
+
+        patch.setattr(finetune, "train", train)
+        run(capsys, *flags, "--model", model)
+    torch.manual_seed(2)
+    save(MiniALBERT(small_config(tokenizer)), tmp_path / "other")
+    tokenizer.save(str(tmp_path / "other"))
+    error = fail(capsys, *flags, "--model", tmp_path / "other", "--resume")
+    assert re.search(r"settings: model was '\w+', now it is '\w+'", error)
+    run(capsys, *flags, "--model", model, "--resume")
+
+
 def test_corrections_are_merged_to_predict(tmp_path, sentiment, tokenizer, capsys, monkeypatch):
     torch.manual_seed(1)
-    save(randomise(MiniALBERT(small_config(tokenizer, correction_rank=4))), tmp_path / "m")
-    tokenizer.save(str(tmp_path / "m"))
+    for name, rank in (("m", 4), ("n", 0)):
+        config = small_config(tokenizer, correction_rank=rank)
+        save(randomise(MiniALBERT(config)), tmp_path / name)
+        tokenizer.save(str(tmp_path / name))
     flags = ["--task", "sst2", "--data", sentiment]
     printed = run(capsys, *flags, "--model", tmp_path / "m", "--out", tmp_path / "o", "--steps", 9)
     expected = percent(printed.out, "all", "dev", "accuracy")
@@ -1458,6 +1518,10 @@ def test_corrections_are_merged_to_predict(tmp_path, sentiment, tokenizer, capsy
     assert percent(found, "model", "dev", "accuracy") == expected
     run(capsys, "--model", tmp_path / "o", "--predict", "good film")
     assert ranks == [0, 0]
+    run(capsys, *flags, "--model", tmp_path / "n", "--out", tmp_path / "p", "--steps", 1)
+    args = finetune.arguments(["--model", str(tmp_path / "p"), "--evaluate"])
+    classifier, _, _, _ = finetune.load_fine_tuned(args)
+    assert classifier.encoder.config.num_hidden_groups == 1     # nothing is to be merged
 
 
 def test_to_overwrite_removes_nothing_if_the_model_is_for_other_labels(
@@ -1482,6 +1546,24 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path, model, sentiment, capsys):
     assert "(on a held-out tenth of the training set): [0.001]" in printed
     error = fail(capsys, *flags, "--out", tmp_path / "p", "--lr", "2e9", "1e9")
     assert "--lr: the training diverges with each of [2000000000.0, 1000000000.0]" in error
+
+
+def test_a_rate_whose_model_cannot_be_measured_is_not_chosen(
+        tmp_path, model, sentiment, capsys, monkeypatch):
+    usual_predict_logits = finetune.predict_logits
+    calls = []
+
+    def predict_logits(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise FloatingPointError("what the model computes is not finite")
+        return usual_predict_logits(*arguments)
+
+    monkeypatch.setattr(finetune, "predict_logits", predict_logits)
+    printed = run(capsys, "--task", "sst2", "--data", sentiment, "--model", model, "--steps", 1,
+                  "--out", tmp_path / "o", "--lr", "1e-2", "1e-3").out
+    assert "learning rate 0.01: what the model computes is not finite" in printed
+    assert "set): [0.001]" in printed
 
 
 def test_two_rates_with_one_folder_are_refused():

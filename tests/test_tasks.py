@@ -246,7 +246,7 @@ def test_without_classes_or_labels_there_are_no_details(kind, label, guess):
 def test_a_metric_that_is_not_finite_is_an_error(guess):
     examples = [text_example("t", number) for number in (1.0, 2.0, 4.0)]
     task = make_task_of_kind("regression", name="stsb")
-    with pytest.raises(ValueError, match="stsb: pearson is nan: the predictions are no"):
+    with pytest.raises(FloatingPointError, match="stsb: pearson is nan: the predictions are no"):
         score(task, examples, [1.0, guess, 3.0])
 
 
@@ -497,8 +497,8 @@ def test_conll_files_are_read_with_tabs_or_spaces_and_any_columns(tmp_path):
 
 
 def test_a_word_of_conll_may_have_a_no_break_space(tmp_path):
-    path = write_file(tmp_path / "a.txt", "10\u00a0000  NN O\ndogs NN O \n")
-    assert read_tags(path)[0].text == ["10\u00a0000", "dogs"]
+    path = write_file(tmp_path / "a.txt", "10\u00a0000  NN O\n\u00a0dogs NN O \n")
+    assert read_tags(path)[0].text == ["10\u00a0000", "\u00a0dogs"]
 
 
 def test_only_a_line_whose_first_word_is_docstart_ends_a_sentence(tmp_path):
@@ -840,6 +840,11 @@ def test_a_label_that_occurs_once_stays_in_the_rest(seed):
     tenth, rest = hold_out_a_tenth(examples)
     assert len(tenth) == 10
     assert {example.label[0] for example in rest} == set(labels)
+
+
+def test_of_one_example_nothing_can_be_held_out():
+    with pytest.raises(ValueError, match="^f:1: this is the only .* held out; give one --lr$"):
+        hold_out_a_tenth([text_example("a", "x", location="f:1")], "give one --lr")
 
 
 def test_where_each_label_occurs_once_nothing_can_be_held_out():
