@@ -1333,21 +1333,24 @@ def load_teacher_and_tokenizer(args):
     if tokenizer_name is None:
         tokenizer_name = args.student
     tokenizer = Tokenizer(fetch(tokenizer_name, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER))
-    if teacher is not None and args.tokenizer is not None:
-        check_same_tokens(tokenizer, teacher_path)
+    if teacher is not None:
+        check_same_tokens(tokenizer, teacher_path, "teacher")
+    if args.student is not None:
+        student_path = fetch(args.student, MODEL_FILES, TOKENIZER_FILES)
+        check_same_tokens(tokenizer, student_path, "student")
     return teacher, tokenizer
 
 
-def check_same_tokens(tokenizer, teacher_path):
-    """Raise ValueError if the tokenizer of --tokenizer has other tokens than that in the teacher's
-    folder. They are not compared if the folder has none, or none that can be read."""
+def check_same_tokens(tokenizer, path, name):
+    """Raise ValueError if a tokenizer has other tokens than that in the folder of a model, the
+    teacher or the student. They are not compared if the folder has none that can be read."""
     try:
-        own_tokenizer = Tokenizer(teacher_path)
+        own_tokenizer = Tokenizer(path)
     except (ValueError, OSError):
         return
     if own_tokenizer.backend.get_vocab() != tokenizer.backend.get_vocab():
-        raise ValueError(f"--tokenizer {tokenizer.path}: its tokens are not those of the teacher "
-                         f"in {teacher_path}")
+        raise ValueError(f"the tokenizer in {tokenizer.path}: its tokens are not those of the "
+                         f"{name} in {path}")
 
 
 def run_evaluation(args, teacher, tokenizer, processes):
