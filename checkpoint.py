@@ -466,11 +466,10 @@ def read_pickle(path):
         for name, tensor in found.items():
             if not isinstance(tensor, torch.Tensor):
                 raise ValueError(f"{name!r:.60} in it is a {type(tensor).__name__}, not a tensor")
+            if tensor.layout != torch.strided or tensor.is_nested:
+                raise ValueError(f"{name!r:.60} in it is sparse or nested")
             # A tensor without data, or one whose strides repeat the same bytes, may need far more
             # memory than the file has bytes.
-            is_usual = tensor.layout == torch.strided and not tensor.is_nested
-            if not is_usual:
-                raise ValueError(f"{name!r:.60} in it is sparse or nested")
             if tensor.is_meta or tensor.nbytes > tensor.untyped_storage().nbytes():
                 raise ValueError(f"{name!r:.60} in it has no data, or repeats the same bytes")
             tensors[str(name)] = tensor.detach()
@@ -679,6 +678,8 @@ def claim_folder(out, script, settings, resume):
     run_path = os.path.join(out, RUN_FILE)
     with naming_file(run_path), open(run_path, "w", encoding="utf-8") as run_file:
         run_file.write(json.dumps({"script": script, "settings": settings}, indent=1))
+        run_file.flush()
+        os.fsync(run_file.fileno())                      # it stays after a power cut
 
 
 def check_owner(out, script, resume, overwrite):
@@ -716,7 +717,7 @@ def owner_of(out):
     # Runs of earlier versions have no run.json, but a state of the training.
     if os.path.isfile(os.path.join(out, "training.safetensors")):
         return "distill.py"
-    if glob.glob("*-lr*-seed*/training.safetensors", root_dir=out):
+    if any(os.path.basename(path) == "training.safetensors" for path in files_of_run(out)):
         return "finetune.py"
     return None
 
@@ -736,11 +737,15 @@ def read_run(out):
 
 
 def files_of_run(out):
-    """List the files in the folder `out` that a run of ours writes, or would write."""
+    """List the files in the folder `out` that a run of ours writes, or would write. A subfolder
+    with a run.json of its own is another run."""
     paths = []
     for pattern in WRITTEN_BY_RUNS:
         for name in glob.glob(pattern, root_dir=out):
-            paths.append(os.path.join(out, name))
+            subfolder = os.path.dirname(name)            # "" for a file in `out` itself
+            is_other_run = os.path.exists(os.path.join(out, subfolder, RUN_FILE))
+            if subfolder == "" or not is_other_run:
+                paths.append(os.path.join(out, name))
     return paths
 
 

@@ -228,7 +228,7 @@ class Tokenizer:
 
 
 def read_backend(path):
-    """Read the tokenizer in a folder -> the tokenizers library's Tokenizer, the file's path."""
+    """Read a folder's tokenizer -> the tokenizers library's Tokenizer and the path of its file."""
     file = os.path.join(path, "tokenizer.json")
     if os.path.isfile(file):
         with parsing(file, "a tokenizer"):
@@ -545,8 +545,8 @@ CORPUS_FILE = re.compile(r"(?s).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
 # NULs and surrogates. A surrogate is half a character; errors="surrogateescape" also turns each
 # byte that is not UTF-8 into one.
 UNREADABLE = re.compile("[\0\ud800-\udfff]")
-# With this, parsing() begins a message with "PATH: not readable, but damaged or cut short: ".
-UNDAMAGED = "readable, but damaged or cut short"
+# What a file should be, for parsing(), which writes "PATH: not" before it.
+READABLE = "readable, but damaged or cut short"
 
 
 def corpus_files(corpus):
@@ -614,7 +614,7 @@ def read_corpus_file(path, bar, text_column):
     """Yield the lines of one file; bar counts the bytes that were read from the disk."""
     kind, packed = CORPUS_FILE.fullmatch(path).groups()
     if packed is not None and os.path.getsize(path) == 0:
-        raise ValueError(f"{path}: not {UNDAMAGED}: it is empty")
+        raise ValueError(f"{path}: not {READABLE}: it is empty")
     bytes_before = bar.n
     num_replaced = 0
     newline = None                                       # every kind of line end becomes "\n"
@@ -643,7 +643,7 @@ def read_corpus_file(path, bar, text_column):
 
 def lines_of_text(path, text, longest):
     """Yield the lines of a file; a line over `longest` characters comes in pieces."""
-    with parsing(path, UNDAMAGED):
+    with parsing(path, READABLE):
         yield from pieces_of_lines(text, longest)
 
 
@@ -666,7 +666,7 @@ def lines_of_jsonl(path, text, text_column):
     """Yield the lines of the documents in a .jsonl, and an empty one after each."""
     number = 0
     while True:
-        with parsing(path, UNDAMAGED):
+        with parsing(path, READABLE):
             row = text.readline(LONGEST_ROW)
         if row == "":
             return

@@ -584,7 +584,7 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 clock = time.perf_counter()
             if stop and not is_last:
                 print(f"\nstopped after step {done} of {options.steps}: "
-                      "--resume goes on from there")
+                      "the same command with --resume goes on from there")
                 # Where one process ends, torchrun soon ends the others: let the first one save.
                 if processes.world > 1:
                     dist.barrier()
@@ -795,7 +795,7 @@ def choose_device(name, local_rank=0):
 
 
 @contextmanager
-def explaining_memory(batch_size, micro_batch_size, length):
+def explaining_failures(batch_size, micro_batch_size, length):
     """Turn an error for lack of memory, or for lack of a compiler, in the with block into one that
     says what may help."""
     try:
@@ -1322,11 +1322,7 @@ def load_teacher_and_tokenizer(args):
     teacher = None
     tokenizer_name = args.tokenizer
     if args.teacher not in (None, "none"):
-        if tokenizer_name is None:
-            needed = MODEL_FILES + NEEDED_FOR_TOKENIZER
-            teacher_path = fetch(args.teacher, needed, OPTIONAL_FOR_TOKENIZER)
-        else:
-            teacher_path = fetch(args.teacher, MODEL_FILES, TOKENIZER_FILES)
+        teacher_path = fetch(args.teacher, MODEL_FILES, TOKENIZER_FILES)
         teacher = load(teacher_path)
         if tokenizer_name is None:
             tokenizer_name = teacher_path
@@ -1410,7 +1406,7 @@ def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, 
 
     run_state = begin_or_resume(student, options, settings, processes)
     print_scores(models, valid_batches, bf16)
-    with explaining_memory(args.batch_size, args.micro_batch_size, args.length):
+    with explaining_failures(args.batch_size, args.micro_batch_size, args.length):
         describe_run(distillation, options.steps, run_state.first_step, device)
         if processes.rank == 0:
             # Only now are the files of an earlier run removed. If something above has failed,

@@ -50,7 +50,7 @@ from data import (NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, Tokenizer,
                   docs_on_this_machine, hash_file)
 from distill import (LOSS_WEIGHTS, TrainingOptions, add_run_flags, autocast, begin_or_resume,
                      broadcast, can_match_layers, choose_device, device_of, end_after_signal,
-                     explaining_memory, fingerprint, first_process_first, folders_of, given_flags,
+                     explaining_failures, fingerprint, first_process_first, folders_of, given_flags,
                      hidden_loss, keep_freed_memory, leave_processes, match_layers, number,
                      output_loss, own_folder, refuse_flags, resume_settings, set_up_processes,
                      split_batch, to_device, train, uses_bf16, whole_number)
@@ -657,6 +657,8 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     new. If task is None, the saved one is used, and the folder must hold a fine-tuned model.
     """
     saved_task = load_task(path)
+    if not os.path.isdir(path):
+        raise ValueError(f"{path}: there is no such folder")
     if saved_task is None and task is None:
         raise ValueError(f"{path}: not a fine-tuned model: it has no task.json")
     if task is None:
@@ -769,7 +771,7 @@ class Tuning(NamedTuple):
     teacher: object         # a Classifier, or None
     teacher_task: object    # its Task
     hidden_weight: float    # of the hidden loss; 0 leaves it out
-    fingerprints: dict      # {name: hash} of what the model's folder holds
+    fingerprints: dict      # {name: hash} of what the folders of the model and the teacher hold
     processes: object
     bf16: bool
 
@@ -817,26 +819,27 @@ def fine_tune(tuning, splits, mode, seed, lr):
     # The name of the folder has the number of Features, because the runs by which a learning rate
     # is chosen use fewer of them.
     out = os.path.join(tuning.out, f"{mode}-{len(features)}-lr{lr:g}-seed{seed}")
-    os.makedirs(out, exist_ok=True)
+    if tuning.processes.rank == 0:                       # it alone writes, and owns tuning.out
+        os.makedirs(out, exist_ok=True)
     options = TrainingOptions(
         steps=steps, lr=lr, warmup=steps // 10, weight_decay=args.weight_decay, seed=seed,
         log_every=args.log_every, eval_every=args.eval_every, save_every=args.save_every, out=out,
         resume=args.resume)
     settings = resume_settings(options, args.batch_size, args.dropout, tuning.bf16)
     settings |= tuning.fingerprints
-    settings["teacher"] = fingerprint(tuning.teacher)
     settings["data"] = hash_features(features)
+    settings["hidden_weight"] = tuning.hidden_weight
 
     evaluation = Evaluation(model, task, splits, pad_id, tuning.bf16)
     begin = time.perf_counter()
     # Runs of earlier versions have saved a hash of the model with its new head, under this name.
     with_old_setting = settings | {"model": fingerprint(model)}
     run_state = begin_or_resume(model, options, with_old_setting, tuning.processes)
-    with explaining_memory(args.batch_size, args.micro_batch_size, task.length):
+    with explaining_failures(args.batch_size, args.micro_batch_size, task.length):
         signals = train(model, task_loss, run_state, options, settings, evaluation.measure,
                         save_nothing, tuning.processes)
     if signals:                         # in the last step; other runs may follow this one
-        print("\nstopped after this run: --resume goes on from there")
+        print("\nstopped after this run: the same command with --resume goes on from there")
         end_after_signal(signals)
     seconds = time.perf_counter() - begin
     if evaluation.results is None:      # this is not rank 0, or a finished run was resumed
@@ -874,10 +877,19 @@ def hash_features(features):
     return digest
 
 
+def hash_examples(examples):
+    """Compute a hash of the texts and labels of Examples; it is the same if their file is moved."""
+    digest = 0
+    for example in examples:
+        content = (example.text, example.second_text, example.label)
+        digest = zlib.crc32(ascii(content).encode(), digest)
+    return digest
+
+
 def best_rate(tuning, examples, mode, seed, rates):
     """Choose the learning rate with the best score on a tenth of the training set, which is held
     out for this purpose; the dev set is not used."""
-    held_out, rest = hold_out_a_tenth(examples, remedy="give one --lr")
+    held_out, rest = hold_out_a_tenth(examples)
     splits = encode_splits(tuning.task, {"dev": held_out, "train": rest}, tuning.tokenizer)
     score_of_rate = {}
     for lr in rates:
@@ -1095,21 +1107,27 @@ def run(args):
     with first_process_first(processes):
         splits = read_splits(args, name, kind)
     task = make_task(name, kind, splits, length, args.stride)
+    if args.lr is not None and len(args.lr) > 1:
+        hold_out_a_tenth(splits["train"], remedy="give one --lr")     # best_rate will need it
     hidden_flag = hidden_weight_flag(args, out)
     check_segments(model_path, config, task)
-    settings = {
-        "task": name, "modes": modes, "lr": args.lr, "seed": args.seed, "epochs": args.epochs,
-        "steps": args.steps, "batch_size": args.batch_size, "dropout": args.dropout,
-        "weight_decay": args.weight_decay, "length": length, "bf16": bf16,
-        "recursions": args.recursions, "hidden_weight": hidden_flag}
+    teacher, teacher_task = load_teacher(args.distill_from, task, tokenizer)
+    fingerprints = fingerprints_of_saved(model_path, task, args.recursions)
+    fingerprints["teacher"] = fingerprint(teacher)
+    settings = fingerprints | {
+        "training_set": hash_examples(splits["train"]), "task": name, "modes": modes,
+        "lr": args.lr, "seed": args.seed, "epochs": args.epochs, "steps": args.steps,
+        "batch_size": args.batch_size, "dropout": args.dropout, "weight_decay": args.weight_decay,
+        "length": length, "bf16": bf16, "recursions": args.recursions,
+        "hidden_weight": hidden_flag}
     with own_folder(out, "finetune.py", settings, folders_read(args, model_path), args, processes):
         print_task(task, splits)
         encoded = encode_splits(task, splits, tokenizer)
         check_language(encoded["train"].features, tokenizer, model_path)
-        teacher, teacher_task = load_teacher(args.distill_from, task, tokenizer, encoded,
-                                             processes.device, bf16)
+        if teacher is not None:
+            teacher.to(processes.device)
+            measure_teacher(args.distill_from, teacher, teacher_task, encoded, tokenizer, bf16)
         hidden_weight = choose_hidden_weight(hidden_flag, args.mode, teacher, config)
-        fingerprints = fingerprints_of_saved(model_path, task, args.recursions)
         if processes.rank == 0:
             # Only now are the files of an earlier run removed. If something above has failed,
             # --overwrite has lost nothing.
@@ -1317,11 +1335,9 @@ def check_language(features, tokenizer, model_path):
                          "another language")
 
 
-def load_teacher(path, task, tokenizer, encoded, device, bf16):
-    """Load the fine-tuned teacher of --distill-from and print its score on the dev set.
-
-    Returns (Classifier, Task), or (None, None) if there is none.
-    """
+def load_teacher(path, task, tokenizer):
+    """Load the fine-tuned teacher of --distill-from -> (Classifier, Task), or (None, None) if there
+    is none. ValueError if it does not fit the task or the tokenizer."""
     if path is None:
         return None, None
     teacher, teacher_task = load_classifier(path)
@@ -1330,6 +1346,12 @@ def load_teacher(path, task, tokenizer, encoded, device, bf16):
     if Tokenizer(path).digest != tokenizer.digest:
         raise ValueError(f"--distill-from {path}: its tokenizer differs from the model's")
     check_segments(f"--distill-from {path}", teacher.encoder.config, task)
+    return teacher, teacher_task
+
+
+def measure_teacher(path, teacher, task, encoded, tokenizer, bf16):
+    """Print the score of the teacher, a Classifier for a Task, on the dev set. ValueError if it has
+    too few positions for {split: Split}."""
     num_positions = teacher.encoder.config.max_position_embeddings
     longest = 0
     for split in encoded.values():
@@ -1338,18 +1360,21 @@ def load_teacher(path, task, tokenizer, encoded, device, bf16):
     if longest > num_positions:
         raise ValueError(f"--distill-from {path}: it has only {num_positions} positions, but the "
                          f"longest sequence has {longest} tokens; say --length {num_positions}")
-    teacher.to(device)
-    result = evaluate_split(teacher, teacher_task, encoded[first_dev_split(encoded)],
-                            tokenizer.pad_id, bf16)
+    result = evaluate_split(teacher, task, encoded[first_dev_split(encoded)], tokenizer.pad_id,
+                            bf16)
     print(f"teacher {path}: {result.scores}")
-    return teacher, teacher_task
 
 
 def hidden_weight_flag(args, out):
     """Return the flag --hidden-weight, but 0 if a run of an earlier version is resumed: it had no
     hidden loss. ValueError if the flag is above 0 then."""
     if args.resume and owner_of(out) == "finetune.py":
-        if "hidden_weight" not in read_run(out).get("settings", {}):
+        settings = read_run(out).get("settings")
+        if settings is None and args.distill_from is not None and args.hidden_weight is None:
+            raise ValueError(f"--resume: {out} has no run.json, or an empty one, so the weight of "
+                             "the run's hidden loss is not known; say --hidden-weight W: 3 by "
+                             "default, 0 if the run is of an earlier version")
+        if settings is not None and "hidden_weight" not in settings:
             if args.hidden_weight:                       # neither None nor 0
                 raise ValueError(f"--hidden-weight {args.hidden_weight:g}: the run in {out} is of "
                                  "an earlier version, which had no hidden loss")
@@ -1426,9 +1451,9 @@ def load_fine_tuned(args):
     tokenizer = Tokenizer(args.model)
     check_vocabulary(tokenizer, model.encoder.config)
     check_segments(args.model, model.encoder.config, task)
-    if model.encoder.config.correction_rank > 0:
+    if model.encoder.config.correction_rank > 0 and not bf16:
         # The corrections are added to the matrices once here. Otherwise each batch would add them
-        # again.
+        # again. In bfloat16 the sums would be rounded otherwise than in the training.
         model.encoder = merge_corrections(model.encoder)
     return model.to(device), task, tokenizer, bf16
 

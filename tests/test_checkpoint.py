@@ -1006,6 +1006,19 @@ def test_a_state_of_a_run_with_other_settings_is_refused_and_changes_nothing(tmp
     assert_same_bytes(state, training_state(0.0))
 
 
+def test_a_run_in_a_subfolder_does_not_belong_to_the_folder(tmp_path):
+    for folder in ("a-lr1-seed0", "b-lr1-seed0"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "training.safetensors").write_text("x")
+    assert checkpoint.owner_of(tmp_path) == "finetune.py"
+    (tmp_path / "a-lr1-seed0" / "run.json").write_text("{}")
+    assert checkpoint.files_of_run(tmp_path) == [
+        str(tmp_path / "b-lr1-seed0" / "training.safetensors")]
+    (tmp_path / "b-lr1-seed0" / "run.json").write_text("{}")
+    assert checkpoint.files_of_run(tmp_path) == []
+    assert checkpoint.owner_of(tmp_path) is None
+
+
 def test_of_weights_and_shapes_only_what_differs_is_named():
     weights = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "elastic": 2.5}
     saved = {"weights": weights, "shape": {"rank": 3}}

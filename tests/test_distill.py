@@ -818,7 +818,7 @@ def test_a_signal_ends_the_step_saves_and_the_resumed_run_ends_as_if_there_was_n
     assert run_until_signal(toy, tmp_path / "run", monkeypatch, number) == status
     assert signal.getsignal(number) is handler
     assert read_metadata(tmp_path / "run")["step"] == "5"
-    assert "stopped after step 5 of 12: --resume" in capsys.readouterr().out
+    assert "stopped after step 5 of 12: the same command with --resume" in capsys.readouterr().out
     load(tmp_path / "run")
     restored = read_log(tmp_path / "run")[-1]
     with open(tmp_path / "run" / "log.jsonl", "a") as file:
@@ -1221,7 +1221,7 @@ def test_processes_that_cannot_meet_are_an_error_of_the_user(monkeypatch):
 def test_a_missing_compiler_is_explained():
     error = torch._dynamo.exc.TorchDynamoException("no C++ compiler\n found")
     with pytest.raises(ValueError, match="torch.compile failed: no C.. compiler found; --no-comp"):
-        with distill.explaining_memory(1, 0, 9):
+        with distill.explaining_failures(1, 0, 9):
             raise error
 
 
@@ -1272,7 +1272,7 @@ def test_ctrl_c_in_an_evaluation_is_one_line_and_status_130(toy, tmp_path, monke
 ])
 def test_out_of_memory_is_explained_and_other_errors_are_left_alone(error, is_explained):
     with pytest.raises(Exception) as caught:
-        with distill.explaining_memory(100, 25, 512):
+        with distill.explaining_failures(100, 25, 512):
             raise error
     if is_explained:
         assert type(caught.value) is ValueError

@@ -1297,7 +1297,7 @@ def test_a_run_goes_on_only_with_the_same_model_teacher_data_and_flags(
     assert re.search(r"settings: encoder was '\w+', now it is '\w+'; head was None, now", error)
     text = (sentiment / "train.tsv").read_text()
     (sentiment / "train.tsv").write_text(text.replace("film", "name", 1))
-    assert re.search(r"data was \d+, now it is \d+", fail(capsys, *flags, "--resume"))
+    assert re.search(r"training_set was \d+, now it is \d+", fail(capsys, *flags, "--resume"))
 
 
 def test_a_run_goes_on_where_new_adapters_and_heads_are_rounded_differently(
@@ -1476,6 +1476,39 @@ def test_the_fingerprints_are_of_what_is_used_of_the_folder(tmp_path, tokenizer)
     assert finetune.fingerprints_of_saved(path, task, recursions=2) != of_two
 
 
+@pytest.mark.parametrize("name, change", [
+    ("teacher", "no teacher"), ("training_set", "a line more"), ("encoder", "another model")])
+def test_a_resume_that_would_train_anew_in_another_subfolder_is_refused(
+        tmp_path, model, sentiment, tokenizer, capsys, name, change):
+    task = make_task_of_kind("classification", ["0", "1"])
+    teacher = str(tmp_path / "teacher")
+    save_classifier(teacher, make_classifier(tokenizer, task), task, tokenizer)
+    flags = ["--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--steps", 1,
+             "--adapters-only", "--model", model]
+    run(capsys, *flags, "--distill-from", teacher)
+    before = files_below(tmp_path / "o")
+    more = ["--distill-from", teacher]
+    if change == "no teacher":
+        more = []
+    elif change == "a line more":
+        with open(sentiment / "train.tsv", "a") as file:
+            file.write("good film .\t1\n")
+    else:
+        save(MiniALBERT(small_config(tokenizer, adapter_size=3)), model)
+    error = fail(capsys, *flags, *more, "--resume")
+    assert re.search(rf"run.json is of a run with other settings: {name} was '?\w+'?, now", error)
+    assert files_below(tmp_path / "o") == before
+
+
+def test_the_hash_of_examples_is_of_texts_and_labels_alone():
+    examples = make_examples("qa")
+    moved = [example._replace(location="elsewhere:1", id="other") for example in examples]
+    assert finetune.hash_examples(moved) == finetune.hash_examples(examples)
+    for change in ({"text": "\ud800"}, {"second_text": "x"}, {"label": []}):
+        changed = examples[:2] + [examples[2]._replace(**change)]
+        assert finetune.hash_examples(changed) != finetune.hash_examples(examples)
+
+
 def test_a_run_of_an_earlier_version_goes_on_only_with_the_same_model(
         tmp_path, model, sentiment, tokenizer, capsys, monkeypatch):
     flags = ["--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--steps", 1]
@@ -1489,6 +1522,10 @@ def test_a_run_of_an_earlier_version_goes_on_only_with_the_same_model(
 
         patch.setattr(finetune, "train", train)
         run(capsys, *flags, "--model", model)
+    description = read_json(tmp_path / "o/run.json")
+    for name in ("encoder", "head", "teacher", "training_set"):
+        del description["settings"][name]
+    write_file(tmp_path / "o/run.json", json.dumps(description))
     torch.manual_seed(2)
     save(MiniALBERT(small_config(tokenizer)), tmp_path / "other")
     tokenizer.save(str(tmp_path / "other"))
@@ -1518,6 +1555,8 @@ def test_corrections_are_merged_to_predict(tmp_path, sentiment, tokenizer, capsy
     assert percent(found, "model", "dev", "accuracy") == expected
     run(capsys, "--model", tmp_path / "o", "--predict", "good film")
     assert ranks == [0, 0]
+    run(capsys, "--model", tmp_path / "o", "--predict", "good film", "--bf16")
+    assert ranks == [0, 0, 4]                            # it computes what the training computed
     run(capsys, *flags, "--model", tmp_path / "n", "--out", tmp_path / "p", "--steps", 1)
     args = finetune.arguments(["--model", str(tmp_path / "p"), "--evaluate"])
     classifier, _, _, _ = finetune.load_fine_tuned(args)
@@ -1564,6 +1603,16 @@ def test_a_rate_whose_model_cannot_be_measured_is_not_chosen(
                   "--out", tmp_path / "o", "--lr", "1e-2", "1e-3").out
     assert "learning rate 0.01: what the model computes is not finite" in printed
     assert "set): [0.001]" in printed
+
+
+def test_to_overwrite_removes_nothing_if_no_rate_can_be_chosen(tmp_path, model, capsys):
+    table = write_file(tmp_path / "a.tsv", "text\tlabel\ngood film\tx\nbad film\ty\n")
+    flags = ["--task", "classification", "--train", table, "--dev", table, "--model", model,
+             "--out", tmp_path / "o", "--steps", 1]
+    run(capsys, *flags)
+    before = files_below(tmp_path / "o")
+    assert "give one --lr" in fail(capsys, *flags, "--lr", "1e-3", "1e-4", "--overwrite")
+    assert files_below(tmp_path / "o") == before
 
 
 def test_two_rates_with_one_folder_are_refused():
@@ -1698,11 +1747,26 @@ def test_a_run_with_a_teacher_of_a_version_without_a_hidden_loss_goes_on_without
         write_file(tmp_path / "o/run.json", json.dumps(description))
     else:
         os.remove(tmp_path / "o/run.json")
+        assert "say --hidden-weight W: 3 by default" in fail(capsys, *flags, "--resume")
+        flags += ["--hidden-weight", 0]
     run(capsys, *flags, "--resume")                      # it is finished: nothing changes
     assert [(tmp_path / "o" / name).read_bytes() for name in written] == before
     assert len(list((tmp_path / "o").glob("all-*"))) == 1
-    error = fail(capsys, *flags, "--resume", "--hidden-weight", 2)
-    assert "the run in" in error and "is of an earlier version" in error
+    if has_run_json:
+        error = fail(capsys, *flags, "--resume", "--hidden-weight", 2)
+        assert "the run in" in error and "is of an earlier version" in error
+
+
+def test_a_run_whose_run_json_was_emptied_goes_on_only_with_the_same_hidden_loss(
+        tmp_path, model, sentiment, capsys):
+    flags = ["--model", model, "--task", "sst2", "--data", sentiment, "--lr", 1e-3, "--steps", 2]
+    run(capsys, *flags, "--out", tmp_path / "teacher")
+    flags += ["--distill-from", tmp_path / "teacher", "--out", tmp_path / "o", "--hidden-weight"]
+    run(capsys, *flags, 3)
+    write_file(tmp_path / "o/run.json", "")
+    error = fail(capsys, *flags, 0, "--resume")
+    assert "hidden_weight was 3.0, now it is 0.0" in error
+    run(capsys, *flags, 3, "--resume")
 
 
 def test_what_a_terminal_would_obey_is_not_printed_in_a_prediction():

@@ -843,7 +843,7 @@ finetune  --lr 1e-3 nan                         --lr: nan
 finetune  --epochs inf                          --epochs: inf
 finetune  --stride 0                            --stride: 0
 finetune  --distill-from m                      m: not a fine-tuned model: it has no task.json
-finetune  --distill-from nowhere                nowhere: not a fine-tuned model
+finetune  --distill-from nowhere                nowhere: there is no such folder
 predict   --predict nowhere.txt                 --predict nowhere.txt: there is no such file
 predict   --predict=                            --predict '': there is no text
 predict   --predict blank.txt                   --predict 'blank.txt': there is no text

@@ -192,11 +192,18 @@ def start_two_ranks(script, flags, printed, change):
 
 
 def forbid_writing():
-    """Make it an error to write a file."""
+    """Make it an error to write a file, or to make the folder of a run with a learning rate."""
+    usual_makedirs = os.makedirs
+
     def replace(temporary, path):
         raise AssertionError("this is rank 1")
 
+    def makedirs(path, *arguments, **more):
+        assert "-lr" not in str(path), "this is rank 1"
+        usual_makedirs(path, *arguments, **more)
+
     os.replace = replace
+    os.makedirs = makedirs
 
 
 def choose_another_rate():
