@@ -48,6 +48,13 @@ GRAPHS = {
         {"compiled": True, "dropout": 0.0, "full_recipe": True},
     "ours, compiled, micro-batches of 96": {"compiled": True, "micro_batch_size": 96},
     "ours, compiled, 24: the share of one of 8 GPUs": {"compiled": True, "batch_size": 24},
+    "the recipe full, as CUDA graphs":
+        {"compiled": True, "dropout": 0.0, "full_recipe": True, "cuda_graphs": True},
+    "the recipe full at all-MiniLM's size":
+        {"compiled": True, "dropout": 0.0, "full_recipe": True, "small": True, "steps": 200},
+    "the recipe full at all-MiniLM's size, as CUDA graphs":
+        {"compiled": True, "dropout": 0.0, "full_recipe": True, "small": True, "steps": 200,
+         "cuda_graphs": True},
 }
 
 
@@ -97,7 +104,7 @@ def list_jobs(device):
     if device != "cpu":
         for name, arguments in GRAPHS.items():
             jobs.append(speed_job(f"{name}, for the first time", 240, beside=True,
-                                  table=FIRST_TIME, steps=8, **arguments))
+                                  table=FIRST_TIME, **(arguments | {"steps": 8})))
     jobs.append(Job("parity", "gpu_sections.py", "parity", {}, 150, beside=True))
     jobs.append(Job("parity", "gpu_sections.py", "parity_of_tuning", {}, 120, beside=True))
     jobs.append(Job("waits", "gpu_sections.py", "waits", {}, 120, beside=True))

@@ -17,11 +17,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch._inductor.config
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
-from gpu_worker import (BASE, TOY, add_noise, gpu_gigabytes, make_distillation,
+from gpu_worker import (BASE, SMALL, TOY, add_noise, gpu_gigabytes, make_distillation,
                         median_seconds, median_tokens_per_second, pass_of, report_difference,
                         serve, synchronise, train_and_read_log)
 
@@ -394,15 +395,20 @@ def graphs(setup):
 # ---- Speed, memory, growth --------------------------------------------------------------
 
 def our_speed(setup, name, table, compiled, batch_size=192, length=256, micro_batch_size=0,
-              dropout=0.1, full_recipe=False, steps=40):
+              dropout=0.1, full_recipe=False, steps=40, small=False, cuda_graphs=False):
     """Train bert-base's student in bfloat16 and report what train()'s own log says.
 
     name, table: of the row; batch_size, length: B and T; compiled: with torch.compile
     micro_batch_size: see --micro-batch-size; dropout: its probability
     full_recipe: see make_distillation; corrections and the elastic loss are no useful operations
     steps: there is a line of the log after each quarter, of which the first does not count
+    small: models and a batch of all-MiniLM's size
+    cuda_graphs: whether the compiled kernels of a step are started all at once, as CUDA graphs
     """
     shape = setup.choose(BASE._replace(B=batch_size, T=length), TOY)
+    if small:
+        shape = setup.choose(SMALL, TOY)
+    torch._inductor.config.triton.cudagraphs = cuda_graphs
     steps = setup.choose(steps, 4)
     row = {"variant": name, "batch": f"{shape.B} x {shape.T}"}
     if setup.device != "cpu":

@@ -307,10 +307,10 @@ def make_parser():
     group.add_argument("--parts", nargs="+", choices=parts, default=parts, metavar="PART",
                        help="students, tasks, depth (default: all); the teacher always is")
     students = list(study_rows.STUDENTS)
-    # The elastic student comes with the part depth.
-    usual_students = [name for name in students if name != "elastic"]
+    # The elastic student comes with the part depth, and the long one takes longer than all others.
+    usual_students = [name for name in students if name not in ("elastic", "long")]
     group.add_argument("--rows", nargs="+", choices=students, default=usual_students, metavar="ROW",
-                       help=f"the students, of {', '.join(students)} (default: all but elastic)")
+                       help=f"the students, of {', '.join(students)} (default: all but elastic and long)")
     tasks = list(study_rows.TASKS)
     group.add_argument("--tasks", nargs="+", choices=tasks, default=tasks, metavar="TASK",
                        help=f"of {', '.join(tasks)} (default: all)")
@@ -323,7 +323,8 @@ def make_parser():
                        "rate of taught, adapters-alone, with --adapters-only; and with three "
                        "times as many steps: teacher-longer, taught-longer, high-rate-longer; "
                        "others that are taught: adapters-alone-taught, authors-taught, "
-                       "adapters-taught, no-adapters-taught, unshared-taught "
+                       "adapters-taught, no-adapters-taught, unshared-taught, long-taught, "
+                       "long-taught-longer, long-adapters-alone-taught "
                        f"(default: {', '.join(usual_models)})")
     group.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
                        help="seeds of the fine-tunings (default: 0 1 2)")

@@ -96,7 +96,7 @@ def test_a_student_differs_from_ours_only_as_its_name_says():
     # These have nothing to correct, or the paper's adapters, and wider embeddings at the same size.
     others = ["adapters", "no-adapters", "unshared"]
     for name, flags in STUDENTS.items():
-        if name in ("authors", "authors-own-rate"):
+        if name in ("authors", "authors-own-rate", "long"):
             continue
         different = set()
         for key, value in vars(parsed(student_row(name, SIZES))).items():
@@ -121,6 +121,18 @@ def test_ours_and_the_student_with_adapters_have_27_percent_of_the_teachers_para
         whole = count_parameters(MiniALBERT(minilm, head=False))["body"]
     assert sizes["ours"] < 0.27 * whole
     assert abs(sizes["ours"] / sizes["adapters"] - 1) < 0.01
+
+
+def test_the_long_student_sees_nine_times_as_many_tokens_in_batches_twice_as_large():
+    row = student_row("long", SIZES)
+    args = parsed(row)
+    tokens_per_step = row.about["tokens_per_step"]
+    assert tokens_per_step == args.batch_size * args.length == 2 * SIZES.batch_size * SIZES.length
+    assert args.steps == round(9 * SIZES.tokens / tokens_per_step)
+    assert args.lr == 1.5 * SIZES.lr
+    ours = parsed(student_row("ours", SIZES))
+    assert (args.embedding_size, args.correction_rank) == (ours.embedding_size, ours.correction_rank)
+    assert args.hidden_weight == distill.RECIPES["full"]["hidden_weight"]
 
 
 def test_the_authors_row_is_their_recipe_with_our_steps_and_rate():
@@ -168,6 +180,8 @@ def test_taught_is_ours_with_the_teacher_that_was_tuned_for_the_same_task_with_t
     ("adapters-taught", "adapters", None, "all", True),
     ("no-adapters-taught", "no-adapters", None, "all", True),
     ("unshared-taught", "unshared", None, "all", True),
+    ("long-taught", "long", None, "all", True), ("long-taught-longer", "long", None, "all", True),
+    ("long-adapters-alone-taught", "long", [1e-3, 3e-3], "adapters", True),
     ("teacher-longer", "teacher", None, "all", False)])
 def test_a_variant_differs_from_the_usual_fine_tuning_as_its_name_says(
         model, folder, lr, mode, is_taught):
