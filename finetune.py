@@ -1046,7 +1046,8 @@ def check_flags(args, given):
     if args.task is None:
         ignored = FILE_FLAGS + COLUMN_FLAGS + ["--data", "--adapters-only", "--freeze", "--stride"]
         refuse_flags(given, ignored,
-                     "without --task the built-in task is trained, and this would be ignored")
+                     "without --task the built-in task is trained, and this would be ignored; for "
+                     f"files of yours say --task and their kind, one of {', '.join(KINDS)}")
     else:
         check_file_flags(args.task, given)
     if args.task in KINDS and args.train is None:
@@ -1362,7 +1363,7 @@ def measure_teacher(path, teacher, task, encoded, tokenizer, bf16):
                          f"longest sequence has {longest} tokens; say --length {num_positions}")
     result = evaluate_split(teacher, task, encoded[first_dev_split(encoded)], tokenizer.pad_id,
                             bf16)
-    print(f"teacher {path}: {result.scores}")
+    print(f"teacher {path}: {describe_scores(result.scores)}")
 
 
 def hidden_weight_flag(args, out):
@@ -1439,6 +1440,11 @@ def print_rows(rows):
         if len(values) > 1:
             deviation = f" +- {np.std(values, ddof=1):.2%} of {len(values)} seeds"
         print(f"{mode:10}{split:16}{metric:12}{np.mean(values):8.2%}{deviation}")
+
+
+def describe_scores(scores):
+    """Put scores {metric: value} into one line of text."""
+    return ", ".join(f"{metric} {value:.2%}" for metric, value in scores.items())
 
 
 def load_fine_tuned(args):
@@ -1556,8 +1562,8 @@ def write_answers(args, model, task, tokenizer, bf16):
     answers = {example.id: answer for example, (answer, _) in zip(examples, result.predictions)}
     with replace_file(out) as file:
         file.write(json.dumps(answers).encode())
-    scores = result.scores
-    if scores == {}:
+    scores = describe_scores(result.scores)
+    if scores == "":
         scores = "not all questions have right answers, so there is no score"
     print(f"{out}: {len(answers):,} answers; {scores}")
 
@@ -1593,7 +1599,9 @@ def describe_prediction(task, example, prediction, probabilities):
         return ", ".join(found)
     if task.kind == "qa" and prediction == "":
         return "no answer"
-    return printable(str(prediction))
+    if task.kind == "regression":
+        return f"{prediction:.6g}"
+    return printable(prediction)
 
 
 def main(argv=None):

@@ -395,6 +395,9 @@ def rows_of(path, header=None):
             header = cells
             if len(set(header)) < len(header):
                 raise ValueError(f"{path}:{number}: two columns have the same name")
+            if ending == ".csv" and len(header) == 1 and ";" in header[0]:
+                raise ValueError(f"{path}:{number}: the cells of a .csv are separated by commas, "
+                                 "not by semicolons")
         else:
             if len(cells) != len(header):
                 raise ValueError(f"{path}:{number}: {len(cells)} columns, not {len(header)}")
@@ -456,11 +459,13 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
 def cell(row, column, types, location):
     """Return a cell of a row {column: value}. ValueError if the column is missing or the value has
     another type."""
-    value = row.get(column)
-    if not isinstance(value, types):
+    if column not in row:
         columns = ", ".join(repr(name) for name in row)
-        raise ValueError(f"{location}: the column {column!r} is missing or has no usual value; the "
-                         f"columns are {columns:.300}")
+        raise ValueError(f"{location}: the column {column!r} is missing; --text and --label name "
+                         f"the columns to read, of {columns:.300}")
+    value = row[column]
+    if not isinstance(value, types):
+        raise ValueError(f"{location}: the column {column!r} has no usual value: {value!r:.60}")
     return value
 
 
@@ -682,6 +687,9 @@ def read_glue_file(name, folder, split, label_column):
     if name == "cola" and split != "test":
         header = ["source", "label", "star", "sentence"]
     path = os.path.join(folder, f"{split}.tsv")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: there is no such file; --data needs the folder with the files "
+                         f"of {name} as GLUE has them")
     return read_table(path, glue_task.texts, label_column, header,
                       numeric=glue_task.kind == "regression")
 

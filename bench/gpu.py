@@ -1,4 +1,4 @@
-"""Everything that is to be measured on a GPU, in ten minutes on one H100 or H200.
+"""Everything that is to be measured on a GPU, in a quarter of an hour on one H100 or H200.
 
     python bench/gpu.py --out DIR --corpus enwiki.txt --tokenizer bert-base-uncased/ \\
         --authors MiniALBERT/ SITE/
@@ -15,7 +15,7 @@ are written anew, so that a crash or a limit loses only what follows in that job
 print goes to DIR/gpu.log. The exit status is 1 if a job failed or, but for --toy, a goal was
 missed.
 
-What compares results, or compiles, shares the machine with other jobs; what is timed runs alone.
+What compares results, or compiles, comes first and shares the machine; what is timed runs alone.
 The least important job comes last. The table of jobs in gpu.md names those for which there was no
 time.
 
@@ -87,10 +87,10 @@ def profile_job(compiled, full_recipe):
     return Job("profile", "gpu_sections.py", "profile", arguments, 60)
 
 
-def default_job(device, bf16, name, beside=False):
+def default_job(device, bf16, name):
     """Make a Job that runs `python distill.py` on a device."""
     arguments = {"device": device, "bf16": bf16, "name": name}
-    return Job("default", "gpu_runs.py", "default_command", arguments, 240, beside)
+    return Job("default", "gpu_runs.py", "default_command", arguments, 300, beside=True)
 
 
 def list_jobs(device):
@@ -98,9 +98,9 @@ def list_jobs(device):
     jobs = []
     jobs.append(Job("card", "gpu_sections.py", "card", {"when": "before"}, 40))
 
-    # These share the machine, because they are not timed: all big graphs are compiled, and results
-    # are compared. The jobs that time a graph later find it in the cache on the disk. With --toy,
-    # on a CPU, nothing is kept there.
+    # These share the machine, because they are not timed: all big graphs are compiled, results are
+    # compared, and the teacher of the mini-distillation is made. The jobs that time a graph later
+    # find it in the cache on the disk. With --toy, on a CPU, nothing is kept there.
     if device != "cpu":
         for name, arguments in GRAPHS.items():
             jobs.append(speed_job(f"{name}, for the first time", 240, beside=True,
@@ -109,7 +109,14 @@ def list_jobs(device):
     jobs.append(Job("parity", "gpu_sections.py", "parity_of_tuning", {}, 120, beside=True))
     jobs.append(Job("waits", "gpu_sections.py", "waits", {}, 120, beside=True))
     jobs.append(Job("waits", "gpu_sections.py", "graphs", {}, 150, beside=True))
+    jobs.append(Job("waits", "gpu_sections.py", "cuda_graphs", {}, 150, beside=True))
     jobs.append(Job("processes", "gpu_runs.py", "two_processes", {}, 120, beside=True))
+    jobs.append(default_job("cpu", False, "CPU"))
+    jobs.append(default_job(device, False, "GPU float32"))
+    jobs.append(Job("default", "gpu_runs.py", "default_and_tuning_command", {}, 300, beside=True))
+    for compiled in (False, True):
+        jobs.append(Job("kills", "gpu_runs.py", "kills", {"compiled": compiled}, 300, beside=True))
+    jobs.append(Job("mini", "gpu_runs.py", "mini_teacher", {}, 240, beside=True))
 
     # From here on each job has the machine for itself.
     jobs.append(speed_job("ours, eager", 60, compiled=False))
@@ -121,16 +128,6 @@ def list_jobs(device):
     jobs.append(profile_job(compiled=False, full_recipe=False))
     jobs.append(profile_job(compiled=True, full_recipe=False))
     jobs.append(profile_job(compiled=True, full_recipe=True))
-    jobs.append(default_job(device, True, "GPU bfloat16"))
-
-    # These share the machine again: they compare results, and the teacher is only made here.
-    jobs.append(default_job("cpu", False, "CPU", beside=True))
-    jobs.append(default_job(device, False, "GPU float32", beside=True))
-    jobs.append(Job("default", "gpu_runs.py", "tuning_command", {}, 90, beside=True))
-    for compiled in (False, True):
-        jobs.append(Job("kills", "gpu_runs.py", "kills", {"compiled": compiled}, 240, beside=True))
-    jobs.append(Job("mini", "gpu_runs.py", "mini_teacher", {}, 150, beside=True))
-
     jobs.append(Job("mini", "gpu_runs.py", "mini_student", {}, 150))
     jobs.append(Job("card", "gpu_sections.py", "card", {"when": "after"}, 40))
     jobs.append(Job("growth", "gpu_sections.py", "growth", {}, 110))
@@ -333,9 +330,9 @@ def arguments():
                         help="folder for gpu.json, gpu.md and gpu.log")
     parser.add_argument("--sections", nargs="+", choices=sections, default=sections,
                         help="what to measure (default: all)")
-    parser.add_argument("--seconds", type=int, default=580, metavar="N",
+    parser.add_argument("--seconds", type=int, default=900, metavar="N",
                         help="for all jobs together; what is not begun then is left out "
-                        "(default: 580)")
+                        "(default: 900)")
     parser.add_argument("--authors", nargs="+", type=os.path.abspath, default=[], metavar="DIR",
                         help="folders with the authors' code and with transformers 4.30 "
                         "(default: their rows are left out)")

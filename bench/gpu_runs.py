@@ -22,11 +22,14 @@ from speed import free_port
 
 # ---- The default command ----------------------------------------------------------------
 
+DEFAULT_ACCURACY = 0.414            # of the student, on two cores of a CPU
+
+
 def default_command(setup, device, bf16, name):
     """Run `python distill.py` on a device and report the student's accuracy.
 
-    It has to be that of the first such run within a point: on another device, or with another
-    dtype, a run takes another course, as it does with another seed.
+    It has to be that of the run in EXPERIMENTS.md within two points: on another device, or with
+    another dtype or documentation, a run takes another course, as it does with another seed.
     """
     out = folder_of_student(setup, name)
     flags = ["--device", device, "--out", out]
@@ -39,18 +42,21 @@ def default_command(setup, device, bf16, name):
     seconds = run_script("distill.py", flags)
     last = read_log(out)[-1]
     accuracy = last["valid_accuracy"]
-    values = {}
-    passed = None
-    if "default accuracy" in setup.values:
-        passed = abs(accuracy - setup.values["default accuracy"]) <= 0.01
-    else:
-        values["default accuracy"] = accuracy
     row = {"command": f"distill.py, {name}", "score": f"{accuracy:.2%}"}
     row["loss"] = f"{last['valid_loss']:.3f}"
     row["tokens/s"] = f"{last['tokens_per_second']:,}"
     row["seconds"] = f"{seconds:.0f}"
-    row["goal"] = "within a point of the first row's"
-    setup.report("The default command", row, passed, values)
+    row["goal"] = "within two points of 41.4 %"
+    passed = None
+    if not setup.toy:
+        passed = abs(accuracy - DEFAULT_ACCURACY) <= 0.02
+    setup.report("The default command", row, passed)
+
+
+def default_and_tuning_command(setup):
+    """Run `python distill.py` on the GPU in bfloat16, and then `python finetune.py`."""
+    default_command(setup, setup.device, True, "GPU bfloat16")
+    tuning_command(setup)
 
 
 def folder_of_student(setup, name):
@@ -280,4 +286,5 @@ def mini_student(setup):
 
 
 if __name__ == "__main__":
-    serve([default_command, tuning_command, kills, two_processes, mini_teacher, mini_student])
+    serve([default_command, default_and_tuning_command, kills, two_processes, mini_teacher,
+           mini_student])

@@ -392,6 +392,31 @@ def graphs(setup):
     setup.report("Compiled graphs", row, passed)
 
 
+def cuda_graphs(setup):
+    """Compare the losses of training as CUDA graphs with those of eager training, step by step.
+
+    Started as CUDA graphs, the kernels of a step find their inputs, and leave their results, always
+    at the same places in memory. So a result that is still needed could be overwritten.
+    """
+    for micro_batch_size in (0, math.ceil(TOY.B / 3)):
+        eager = losses_of_steps(setup, micro_batch_size, as_cuda_graphs=False)
+        found = losses_of_steps(setup, micro_batch_size, as_cuda_graphs=True)
+        differences = [abs(a - b) / abs(a) for a, b in zip(eager, found)]
+        row = {"what": "eager, CUDA graphs", "micro-batch size": micro_batch_size}
+        row["losses of 12 steps differ by"] = f"{max(differences):.1e}"
+        row["goal"] = "1e-3"
+        setup.report("Training as CUDA graphs, float32", row, max(differences) < 1e-3)
+
+
+def losses_of_steps(setup, micro_batch_size, as_cuda_graphs):
+    """Train a toy for 12 steps -> the loss of each."""
+    torch._inductor.config.triton.cudagraphs = as_cuda_graphs
+    distillation = make_distillation(setup, TOY, bf16=False, compiled=as_cuda_graphs, dropout=0.0,
+                                     micro_batch_size=micro_batch_size, full_recipe=True)
+    lines = train_and_read_log(setup, distillation, steps=12, log_every=1)
+    return [line["loss"] for line in lines]
+
+
 # ---- Speed, memory, growth --------------------------------------------------------------
 
 def our_speed(setup, name, table, compiled, batch_size=192, length=256, micro_batch_size=0,
@@ -670,5 +695,5 @@ def is_shape(sizes):
 
 
 if __name__ == "__main__":
-    serve([card, parity, parity_of_tuning, waits, graphs, our_speed, authors_speed, goals, growth,
-           profile])
+    serve([card, parity, parity_of_tuning, waits, graphs, cuda_graphs, our_speed, authors_speed,
+           goals, growth, profile])

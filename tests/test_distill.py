@@ -2289,9 +2289,11 @@ ERRORS = {
     "both again flags": (["--resume", "--overwrite"], "--overwrite"),
     "no such teacher": (["--teacher", "{toy}/none/such"], "none/such"),
     "no such corpus": (["--corpus", "{toy}/none.txt"], "none.txt"),
-    "too little text": (["--corpus", "{toy}/little.txt"], "its part to train on: not long enough"),
+    "too little text": (["--corpus", "{toy}/little.txt"],
+                        "little.txt, its part to train on: not long enough"),
     "a part to hold out too short": (["--corpus", "{toy}/short.txt"],
-                                     "its held-out part: not long enough for --length 16: 4 tok"),
+                                     "short.txt, its held-out part (one document in 50): not long "
+                                     "enough for --length 16: 4 tok"),
     "another tokenizer's tokens": (["--corpus", "{toy}/other.bin"], "other.bin"),
     "an --out that is a file": (["--out", "{toy}/corpus.txt"], "corpus.txt"),
     "an --out in use": (["--out", "{toy}/teacher"], "--out"),

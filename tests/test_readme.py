@@ -127,10 +127,28 @@ def test_the_second_block_in_python_writes_a_model_for_transformers(monkeypatch,
     shutil.copytree(os.path.join(ROOT, "assets", "teacher"), tmp_path / "out" / "student")
     save(random_model(**KINDS["corrections"]), tmp_path / "out" / "student")
     exec(blocks_in_python()[1], {})
-    assert len(blocks_in_python()) == 2
     assert sorted(os.listdir("out/albert")) == sorted(os.listdir("out/student"))
     config = read_json("out/albert/config.json")
     assert config["model_type"] == "albert"
+
+
+def test_the_third_block_in_python_prints_a_label_for_each_text(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    table = tmp_path / "train.csv"
+    table.write_text("text,label\nfine,1\ndull,0\nlovely,1\ndreary,0\n", encoding="utf-8")
+    teacher = os.path.join(ROOT, "assets", "teacher")
+    status = finetune.main(["--model", teacher, "--task", "classification", "--train", str(table),
+                            "--dev", str(table), "--steps", "1", "--out", "out/sst2"])
+    assert status == 0
+    capsys.readouterr()
+    exec(blocks_in_python()[2], {})
+    assert len(blocks_in_python()) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        label, probabilities = line.split(" ", 1)
+        assert label in ("0", "1")
+        assert sum(ast.literal_eval(probabilities).values()) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("count, shape", [

@@ -419,8 +419,33 @@ def test_a_quote_at_a_wrong_place_is_named(text, tmp_path):
 @pytest.mark.parametrize("value", [1, None, ["a"], {"a": 1}])
 def test_a_text_must_be_text(value, tmp_path):
     path = write_file(tmp_path / "a.jsonl", json.dumps({"t": value, "y": 1}))
-    with pytest.raises(ValueError, match=f"{path}:1: the column 't' is missing .* are 't', 'y'$"):
+    with pytest.raises(ValueError, match=f"^{path}:1: the column 't' has no usual value: "):
         read_table(path, ["t"], "y")
+
+
+def test_a_missing_column_is_named_with_those_that_there_are(tmp_path):
+    path = write_file(tmp_path / "a.tsv", "t\ty\nb\t1\n")
+    error = (f"^{path}:2: the column 'text' is missing; --text and --label name the columns to "
+             "read, of 't', 'y'$")
+    with pytest.raises(ValueError, match=error):
+        read_table(path, ["text"], "y")
+
+
+def test_semicolons_in_a_csv_are_told_of(tmp_path):
+    path = write_file(tmp_path / "a.csv", "t;y\nb;1\n")
+    with pytest.raises(ValueError, match=f"^{path}:1: the cells of a .csv are separated by commas"):
+        read_table(path, ["t"], "y")
+    path = write_file(tmp_path / "a.csv", "t;y,z\nb,1\n")       # a strange name, but a name
+    assert read_table(path, ["t;y"], "z")[0].text == "b"
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_a_file_of_glue_that_is_not_there_is_named(split, tmp_path):
+    for other in {"train", "dev"} - {split}:
+        write_file(tmp_path / f"{other}.tsv", "sentence\tlabel\na\t1\n")
+    error = f"^{tmp_path}/{split}.tsv: there is no such file; --data needs the folder .* of sst2"
+    with pytest.raises(ValueError, match=error):
+        read_glue("sst2", str(tmp_path))
 
 
 @pytest.mark.parametrize("label, value", [
@@ -453,7 +478,7 @@ def test_a_missing_label_is_named_with_its_line(kind, ending, text, tmp_path):
 @pytest.mark.parametrize("row", ['{"t": "b", "y": null}', '{"t": "b"}', '{"t": "b", "y": [1]}'])
 def test_a_label_that_is_null_or_not_there_is_named_with_its_line(row, tmp_path):
     path = write_file(tmp_path / "a.jsonl", '{"t": "a", "y": 1}\n' + row)
-    with pytest.raises(ValueError, match=f"^{path}:2: the column 'y' is missing or has no usual"):
+    with pytest.raises(ValueError, match=f"^{path}:2: the column 'y' (is missing|has no usual)"):
         read_table(path, ["t"], "y")
 
 
