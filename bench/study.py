@@ -310,7 +310,8 @@ def make_parser():
     # The elastic student comes with the part depth, and the long one takes longer than all others.
     usual_students = [name for name in students if name not in ("elastic", "long")]
     group.add_argument("--rows", nargs="+", choices=students, default=usual_students, metavar="ROW",
-                       help=f"the students, of {', '.join(students)} (default: all but elastic and long)")
+                       help=f"the students, of {', '.join(students)} (default: all but elastic "
+                       "and long)")
     tasks = list(study_rows.TASKS)
     group.add_argument("--tasks", nargs="+", choices=tasks, default=tasks, metavar="TASK",
                        help=f"of {', '.join(tasks)} (default: all)")

@@ -137,9 +137,8 @@ def test_the_third_block_in_python_prints_a_label_for_each_text(monkeypatch, tmp
     table = tmp_path / "train.csv"
     table.write_text("text,label\nfine,1\ndull,0\nlovely,1\ndreary,0\n", encoding="utf-8")
     teacher = os.path.join(ROOT, "assets", "teacher")
-    status = finetune.main(["--model", teacher, "--task", "classification", "--train", str(table),
-                            "--dev", str(table), "--steps", "1", "--out", "out/sst2"])
-    assert status == 0
+    finetune.main(["--model", teacher, "--task", "classification", "--train", str(table),
+                   "--dev", str(table), "--steps", "1", "--out", "out/sst2"])
     capsys.readouterr()
     exec(blocks_in_python()[2], {})
     assert len(blocks_in_python()) == 3

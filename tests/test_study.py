@@ -131,7 +131,8 @@ def test_the_long_student_sees_nine_times_as_many_tokens_in_batches_twice_as_lar
     assert args.steps == round(9 * SIZES.tokens / tokens_per_step)
     assert args.lr == 1.5 * SIZES.lr
     ours = parsed(student_row("ours", SIZES))
-    assert (args.embedding_size, args.correction_rank) == (ours.embedding_size, ours.correction_rank)
+    assert args.embedding_size == ours.embedding_size
+    assert args.correction_rank == ours.correction_rank
     assert args.hidden_weight == distill.RECIPES["full"]["hidden_weight"]
 
 
