@@ -43,7 +43,8 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
-from checkpoint import fetch, parsing, read_json, read_text, replace_file, write_json
+from checkpoint import (fetch, first_few, parsing, read_json, read_text, replace_file,
+                        write_json)
 from command import CommandParser, run_command
 
 HOME = os.path.expanduser("~")
@@ -337,12 +338,14 @@ class TokenFile:
     """A token file, mapped into memory.
 
     train_tokens, valid_tokens: its two parts, arrays of token numbers
+    source: what the user calls the corpus, for messages
     made_from: a dict that says which files and which tokenizer it was made from
     digest: a hash of all its tokens, by which a resumed run recognises its corpus
     """
 
     def __init__(self, path):
         self.path = path
+        self.source = path
         for file in (path, f"{path}.json"):
             if not os.path.isfile(file):
                 raise ValueError(f"{path}: not a token file: there is no file {file}")
@@ -382,7 +385,10 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
     corpus: a list of files and folders, or of one token file (.bin); None: the documentation on
     this machine. ValueError if a token file was made with another tokenizer.
     """
-    if not corpus:
+    if corpus:
+        source = first_few(corpus)
+    else:
+        source = "the documentation on this machine"
         corpus = [docs_on_this_machine(cache)]
     if len(corpus) == 1 and corpus[0].endswith(".bin"):
         if text_column != "text":
@@ -397,7 +403,9 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
     paths = [os.path.abspath(path) for path in corpus]
     key = repr([paths, text_column, tokenizer.digest])
     name = hashlib.sha256(key.encode()).hexdigest()[:12] + ".bin"
-    return tokenise(corpus, tokenizer, os.path.join(cache, name), text_column)
+    token_file = tokenise(corpus, tokenizer, os.path.join(cache, name), text_column)
+    token_file.source = source                           # its own name says nothing to the user
+    return token_file
 
 
 def tokenise(corpus, tokenizer, out, text_column="text"):

@@ -53,8 +53,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from checkpoint import (MODEL_FILES, claim_folder, fetch, first_few, load, naming_file, one_line,
-                        parsing, restore_training_state, run_folder, save, save_training_state)
+from checkpoint import (MODEL_FILES, claim_folder, fetch, load, naming_file, one_line, parsing,
+                        restore_training_state, run_folder, save, save_training_state)
 from command import CommandParser, run_command
 from data import (CACHE, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, TOKENIZER_FILES,
                   MaskedBatches, Tokenizer, open_corpus)
@@ -1359,22 +1359,15 @@ def run_evaluation(args, teacher, tokenizer, processes):
     check_sizes(models, tokenizer, args.length)
     with first_process_first(processes):
         corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
-    print_scores(models, make_valid_batches(corpus, tokenizer, args),
+    print_scores(models, make_valid_batches(corpus, tokenizer, args.length),
                  uses_bf16(args.bf16, processes.device), each_recursion=True)
 
 
-def make_valid_batches(corpus, tokenizer, args):
+def make_valid_batches(corpus, tokenizer, length):
     """Make the batches on which models are measured, always the same ones."""
-    what = f"{name_of_corpus(args)}, its held-out part (one document in 50)"
-    with parsing(what, f"long enough for --length {args.length}"):
-        return MaskedBatches(corpus.valid_tokens, tokenizer, args.length, batch_size=32)
-
-
-def name_of_corpus(args):
-    """Name the corpus in words that a user knows; its token file has a name that says nothing."""
-    if args.corpus is None:
-        return "the documentation on this machine"
-    return f"--corpus {first_few(args.corpus)}"
+    what = f"{corpus.source}, its held-out part (one document in 50)"
+    with parsing(what, f"long enough for --length {length}"):
+        return MaskedBatches(corpus.valid_tokens, tokenizer, length, batch_size=32)
 
 
 def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, processes):
@@ -1382,11 +1375,11 @@ def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, 
     device = processes.device
     with first_process_first(processes):
         corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
-    what = f"{name_of_corpus(args)}, its part to train on"
+    what = f"{corpus.source}, its part to train on"
     with parsing(what, f"long enough for --length {args.length}"):
         batches = MaskedBatches(corpus.train_tokens, tokenizer, args.length, args.batch_size,
                                 args.seed)
-    valid_batches = make_valid_batches(corpus, tokenizer, args)
+    valid_batches = make_valid_batches(corpus, tokenizer, args.length)
     settings = settings | {"corpus": corpus.digest}
     if args.init == "teacher":
         sample = batches.sequences(range(min(256, batches.count)))

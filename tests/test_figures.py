@@ -347,10 +347,10 @@ TASK_SCORES = {("teacher", "qa", 0): 0.5, ("teacher", "mrpc", 0): 0.8, ("ours", 
                ("taught", "mrpc", 0): 0.7, ("taught", "mrpc", 1): 0.74}
 
 
-def draw_task_scores(folder):
-    """Write a study with TASK_SCORES into a folder and draw them -> Figure."""
+def draw_task_scores(folder, task_scores):
+    """Write a study with these scores into a folder and draw them -> Figure."""
     write_study(folder, ["ours"])
-    add_task_scores(folder, TASK_SCORES)
+    add_task_scores(folder, task_scores)
     scores, majorities = figures.read_task_scores(str(folder))
     theme = figures.THEMES["light"]
     with figures.matplotlib.rc_context(figures.style(theme)):
@@ -358,7 +358,7 @@ def draw_task_scores(folder):
 
 
 def test_the_points_of_a_task_are_the_means_of_its_scores(tmp_path):
-    axes = draw_task_scores(tmp_path).axes[0]
+    axes = draw_task_scores(tmp_path, TASK_SCORES).axes[0]
     # The order of the tasks is that of the study: MRPC at the height 2, questions at 1.
     assert [label.get_text() for label in axes.get_yticklabels()] == ["MRPC", "questions"]
     points = {}
@@ -366,7 +366,7 @@ def test_the_points_of_a_task_are_the_means_of_its_scores(tmp_path):
         pairs = zip(line.get_xdata(), line.get_ydata(), strict=True)
         points[line.get_label()] = [(pytest.approx(x), y) for x, y in pairs]
     assert points == {"guess without a model": [(0.25, 2), (0.25, 1)],
-                      "student alone": [(0.6, 2)], "student, taught": [(0.72, 2)],
+                      "student alone": [(0.6, 2)], "corrections, taught": [(0.72, 2)],
                       "teacher": [(0.8, 2), (0.5, 1)]}
 
 
@@ -378,14 +378,18 @@ def test_a_study_with_tasks_is_drawn_with_them(tmp_path, quick, capsys):
     assert not (out / "tasks-dark.svg").exists()
     add_task_scores(tmp_path, TASK_SCORES)
     assert figures.main(["--study", str(tmp_path), "--out", str(out)]) is None
-    assert "student, taught" in words_of(out / "tasks-dark.svg")
+    assert "corrections, taught" in words_of(out / "tasks-dark.svg")
 
 
 def test_the_legend_of_the_tasks_fits_into_the_picture(tmp_path):
-    figure = draw_task_scores(tmp_path)
+    task_scores = {(model, "mrpc", 0): 0.5 for model in figures.TASK_LOOKS}
+    figure = draw_task_scores(tmp_path, task_scores)
     with figures.matplotlib.rc_context(figures.style(figures.THEMES["light"])):
         area = figure.axes[0].get_legend().get_window_extent()
-        assert figure.bbox.x0 <= area.x0 and area.x1 <= figure.bbox.x1
+        title = figure.axes[0].title.get_window_extent()
+    assert figure.bbox.x0 <= area.x0 and area.x1 <= figure.bbox.x1
+    # The title stands above the legend, and both are in the picture.
+    assert area.y1 <= title.y0 and title.y1 <= figure.bbox.y1
 
 
 def test_a_study_without_a_teacher(tmp_path):

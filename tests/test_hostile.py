@@ -751,12 +751,12 @@ finetune  --train single.tsv                    single.tsv:2: this is the only e
 finetune  --train same.tsv                      same.tsv:*all examples have the label 'a'
 finetune  --train headless.tsv                  headless.tsv:2: the column 'text' is missing
 finetune  --train comma.tsv                     comma.tsv:2: the column 'text' is missing
-finetune  --train semicolon.csv                 semicolon.csv:2: the column 'text' is missing
+finetune  --train semicolon.csv                 semicolon.csv:1: the cells of a .csv are sep
 finetune  --train utf16.tsv                     utf16.tsv:1: not UTF-8
 finetune  --train x.xlsx                        x.xlsx: the ending of a table must be
 finetune  --train array.jsonl                   array.jsonl:1: not a JSON object
 finetune  --train half.jsonl                    half.jsonl:1: *surrogates
-finetune  --train null.jsonl                    null.jsonl:1: the column 'label' is missing
+finetune  --train null.jsonl                    null.jsonl:1: the column 'label' has no usual
 finetune  --train nan.tsv                       nan.tsv:2: the label in column 'label' is missing
 finetune  --train blank.tsv                     the texts to train on have no words
 finetune  --text text text                      --text: give one column or two different ones
