@@ -565,6 +565,9 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 line = log_line(done, totals, lr, gradient_norm, num_tokens / seconds)
                 if evaluate_now:
                     for name, value in evaluate_model().items():
+                        if not math.isfinite(value):
+                            raise FloatingPointError(f"step {done}: the held-out {name} is {value};"
+                                                     " no checkpoint of this step was written")
                         line[f"valid_{name}"] = value
                 with naming_file(log.name):
                     print(json.dumps(line), file=log, flush=True)

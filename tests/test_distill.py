@@ -1282,6 +1282,15 @@ def test_out_of_memory_is_explained_and_other_errors_are_left_alone(error, is_ex
         assert caught.value is error
 
 
+def test_a_last_step_that_spoils_the_model_is_an_error_and_no_model_is_saved(
+        toy, tmp_path, capsys):
+    flags = distill_flags(toy, tmp_path / "run")
+    assert distill.main(flags + ["--steps", "1", "--warmup", "0", "--lr", "2e9"]) == 2
+    error = capsys.readouterr().err
+    assert "error: step 1: the held-out loss is nan; no checkpoint of this step was" in error
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
         toy, whole, tmp_path, monkeypatch, capsys):
     original = distill.attention_loss
