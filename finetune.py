@@ -9,8 +9,8 @@
         your own files, here in CoNLL format
     python finetune.py --task classification --train a.csv --dev b.csv \\
         --text title --label topic --adapters-only
-        a table whose columns are named; only the head and what each recursion has of its own are
-        trained
+        a table with named columns; only the head and each recursion's own corrections or adapters
+        are trained
     python finetune.py --task qa --train train-v2.0.json --distill-from out/bert
         SQuAD; the model also learns from a fine-tuned teacher
     python finetune.py --model out/sst2 --predict "a gripping, beautiful film"
@@ -97,9 +97,11 @@ class Classifier(nn.Module):
         """Compute logits (B, T, n) from the last hidden states (B, T, C)."""
         logits = self.output(self.dropout(states)).float()                    # (B, T, n)
         if self.is_qa:
-            # An answer is in the context (segment 1, which the last [SEP] has, too), or at [CLS],
-            # which means "no answer". The question and the padding are masked, by a finite number:
-            # the KL divergence from a teacher must be finite.
+            # An answer begins and ends in the context, which is in segment 1, or at [CLS], position
+            # 0, which means "no answer". All other places in segment 0, the question and the
+            # padding, get very low logits. These are not -inf, with which the KL divergence from a
+            # teacher would be nan. (The last [SEP] is in segment 1, too. decode_answers ignores
+            # it.)
             position = torch.arange(segments.shape[1], device=segments.device)
             is_forbidden = (segments == 0) & (position > 0)                   # (B, T)
             logits = logits.masked_fill(is_forbidden[:, :, None], -1e4)
@@ -113,10 +115,11 @@ class Feature(NamedTuple):
     ids: np.ndarray         # (T,) token numbers
     num_before: int         # tokens before the text, or before the second text if there are two
     example: int            # index of the example from which it was made
-    positions: list         # indices into ids of the tokens at which the head is read. In qa they
-                            # are the tokens of the context; predict_logits adds [CLS]
-    stands_for: list        # what each position stands for. In tagging: the number of its word. In
-                            # qa: its word's (first character, one past the last). Otherwise: 0
+    positions: list         # indices into ids of the tokens whose logits are used. In qa they are
+                            # the tokens of the context; predict_logits puts [CLS] before them
+    stands_for: list        # for each position the place in the example that its logits are about.
+                            # In tagging: the number of a word. In qa: the characters of a word,
+                            # (first, one past the last). Otherwise 0, which is not used
     labels: list            # the label of each position, nan if it is not known. In qa: the
                             # positions of the answer's first and last token, or [0, 0] if the
                             # answer is not in this window
@@ -157,7 +160,7 @@ def tokenise_examples(task, examples, tokenizer):
     main_texts = []
     for example in examples:
         if example.second_text is None:
-            first_texts.append("")                       # not used: both lists have the same length
+            first_texts.append("")                       # it only keeps the list in step
             main_texts.append(example.text)
         else:
             first_texts.append(example.text)
@@ -173,8 +176,9 @@ def tokenise_examples(task, examples, tokenizer):
         if task.kind == "qa":
             first_room = room // 3                       # two thirds are kept for the context
         else:
-            # The second text keeps what it needs, but at most half of the room. The first text may
-            # use the rest. What it does not use, text_feature gives to the second one.
+            # If the texts are too long, half of the room is left for the second one, or less if it
+            # is shorter. If the first text does not fill its part, text_feature lets the second
+            # one have all that is left.
             kept_for_second = min(len(encoding.ids), room // 2)
             first_room = room - kept_for_second
         prefixes.append([tokenizer.cls_id] + first_ids[:first_room] + [tokenizer.sep_id])
@@ -379,7 +383,8 @@ class TaskLoss:
     def losses_of_micro_batches(self, step):
         """Yield the losses {name: scalar} of each micro-batch of this process in a step.
 
-        One batch of an epoch may be short: then a micro-batch may be short, or have no rows.
+        One batch of an epoch may have fewer rows than the others. Then a micro-batch may have fewer
+        rows, or none.
         """
         ids, mask, segments, labels = collate(self.batch(step), self.pad_id, self.model.is_qa)
         num_labelled = max(1, np.count_nonzero(~np.isnan(labels)))
@@ -390,8 +395,9 @@ class TaskLoss:
             own_labels = labels[rows]
             counted = mask[rows]                         # the tokens that the hidden loss counts
             if len(own_labels) == 0:
-                # A micro-batch without rows computes with row 0, and nothing in it counts. So its
-                # gradient is 0, but it exists, which several processes need.
+                # No rows are left for this micro-batch. But all processes sum their gradients, so
+                # each of them needs one. So row 0 of the batch is computed, without labels and
+                # without tokens that count: its losses and their gradient are 0.
                 rows = slice(0, 1)
                 own_labels = np.full_like(labels[rows], np.nan)
                 counted = np.zeros_like(mask[rows])
@@ -401,10 +407,11 @@ class TaskLoss:
             if self.task.kind == "regression":
                 # This is done before the numbers become float32, which has seven digits only.
                 targets = (targets - self.task.mean) / self.task.sd
-            part = to_device(device, ids[rows], mask[rows], segments[rows], counted, labelled,
-                             targets.astype(np.float32))
+            # These are the first six arguments of losses(), in its order.
+            tensors = to_device(device, ids[rows], mask[rows], segments[rows], counted, labelled,
+                                targets.astype(np.float32))
             with autocast(device, self.bf16):
-                losses = self.losses(*part, num_labelled, num_tokens)
+                losses = self.losses(*tensors, num_labelled, num_tokens)
             yield losses
 
     def losses(self, ids, mask, segments, counted, labelled, targets, num_labelled, num_tokens):
@@ -537,7 +544,7 @@ def decode(task, examples, features, logits):
     return [(answer, {}) for answer in decode_answers(task, examples, features, logits)]
 
 
-MOST_PROBABILITIES = 100            # labels of a text whose probabilities are given
+MOST_PROBABILITIES = 100            # of how many labels decode_label gives the probability at most
 
 
 def decode_label(task, logits):
@@ -547,7 +554,7 @@ def decode_label(task, logits):
     probabilities = exponentials / exponentials.sum()
     label = task.labels[probabilities.argmax()]
     most_probable_first = np.argsort(-probabilities, kind="stable")
-    most_probable = np.sort(most_probable_first[:MOST_PROBABILITIES])         # in their order again
+    most_probable = np.sort(most_probable_first[:MOST_PROBABILITIES])    # in the order of the task
     return label, {task.labels[i]: float(probabilities[i]) for i in most_probable}
 
 
@@ -762,7 +769,7 @@ def first_dev_split(splits):
 
 
 class Tuning(NamedTuple):
-    """What all runs of a command have in common."""
+    """What all fine-tunings of a command have in common: the model, the task, the teacher, ..."""
     args: object
     model_path: str
     out: str
@@ -832,13 +839,16 @@ def fine_tune(tuning, splits, mode, seed, lr):
 
     evaluation = Evaluation(model, task, splits, pad_id, tuning.bf16)
     begin = time.perf_counter()
-    # Runs of earlier versions have saved a hash of the model with its new head, under this name.
-    with_old_setting = settings | {"model": fingerprint(model)}
-    run_state = begin_or_resume(model, options, with_old_setting, tuning.processes)
+    # The checkpoints of earlier versions also hold a hash of the model with its new head, "model".
+    # So it is compared here, but train() does not write it into new checkpoints.
+    compared = settings | {"model": fingerprint(model)}
+    run_state = begin_or_resume(model, options, compared, tuning.processes)
     with explaining_failures(args.batch_size, args.micro_batch_size, task.length):
         signals = train(model, task_loss, run_state, options, settings, evaluation.measure,
                         save_nothing, tuning.processes)
-    if signals:                         # in the last step; other runs may follow this one
+    # After Ctrl-C in an earlier step train() has ended the program. After Ctrl-C in the last step
+    # it returns, because this run is finished. Then the program ends here, before another run.
+    if signals:
         print("\nstopped after this run: the same command with --resume goes on from there")
         end_after_signal(signals)
     seconds = time.perf_counter() - begin
@@ -1071,7 +1081,11 @@ def check_file_flags(task_name, given):
             reason += "for yours say --task and their kind"
         refuse_flags(given, FILE_FLAGS + COLUMN_FLAGS, reason)
     else:
-        refuse_flags(given, ["--data"], "it is for the tasks of GLUE; for yours say --train FILE")
+        flag_of_files = "--train"
+        if "--evaluate" in given:
+            flag_of_files = "--dev"
+        reason = f"it is for the tasks of GLUE; for yours say {flag_of_files} FILE"
+        refuse_flags(given, ["--data"], reason)
     if task_name == "code":
         refuse_flags(given, ["--data"], "the task code needs no files")
     if task_name in ("tagging", "qa"):
@@ -1100,7 +1114,7 @@ def run(args):
     bf16 = uses_bf16(args.bf16, processes.device)
     model_path = fetch(args.model, MODEL_FILES + NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER)
     tokenizer = Tokenizer(model_path)
-    # Loaded for its Config alone, which --recursions changes: each run loads the model anew.
+    # Only the Config is used here; --recursions changes it. Each run loads the model again.
     config = load(model_path, args.recursions).config
     check_vocabulary(tokenizer, config)
     kind = kind_of_task(name)
@@ -1109,7 +1123,8 @@ def run(args):
         splits = read_splits(args, name, kind)
     task = make_task(name, kind, splits, length, args.stride)
     if args.lr is not None and len(args.lr) > 1:
-        hold_out_a_tenth(splits["train"], remedy="give one --lr")     # best_rate will need it
+        # best_rate holds out a tenth later. If that cannot be done, the ValueError comes now.
+        hold_out_a_tenth(splits["train"], remedy="give one --lr")
     hidden_flag = hidden_weight_flag(args, out)
     check_segments(model_path, config, task)
     teacher, teacher_task = load_teacher(args.distill_from, task, tokenizer)
@@ -1367,15 +1382,19 @@ def measure_teacher(path, teacher, task, encoded, tokenizer, bf16):
 
 
 def hidden_weight_flag(args, out):
-    """Return the flag --hidden-weight, but 0 if a run of an earlier version is resumed: it had no
-    hidden loss. ValueError if the flag is above 0 then."""
+    """Return the flag --hidden-weight, which is None if it was not given: see choose_hidden_weight.
+
+    Early versions had no hidden loss, and their run.json says nothing of it. If such a run is
+    resumed, the result is 0, and a flag above 0 is a ValueError. If run.json is missing or empty,
+    the flag has to say the weight; otherwise that is a ValueError, too.
+    """
     if args.resume and owner_of(out) == "finetune.py":
-        settings = read_run(out).get("settings")
+        settings = read_run(out).get("settings")         # None: run.json is missing or empty
         if settings is None and args.distill_from is not None and args.hidden_weight is None:
             raise ValueError(f"--resume: {out} has no run.json, or an empty one, so the weight of "
                              "the run's hidden loss is not known; say --hidden-weight W: 3 by "
                              "default, 0 if the run is of an earlier version")
-        if settings is not None and "hidden_weight" not in settings:
+        if settings is not None and "hidden_weight" not in settings:          # an early version's
             if args.hidden_weight:                       # neither None nor 0
                 raise ValueError(f"--hidden-weight {args.hidden_weight:g}: the run in {out} is of "
                                  "an earlier version, which had no hidden loss")

@@ -40,7 +40,8 @@ class Example(NamedTuple):
                             # tag for each word; qa: a list of answers, each (index of its first
                             # character in the context, text); None: it is not known
     id: str                 # qa: the question's id; otherwise the number of the example, from 0,
-                            # in its file or, if there are several, in all files of the split
+                            # in its file or, if there are several, in all files of the split; in
+                            # the built-in task the number of its line, from 0
     location: str           # "file:line", in qa the file alone; for messages
 
 
@@ -161,7 +162,7 @@ def detailed_scores(task, examples, guesses):
     if gold[0] is None or task.kind not in ("classification", "tagging"):
         return {}
     if task.kind == "classification":
-        # Each example is one item, (its number, its class).
+        # The items are (number of the example, class): a guess is correct if both sets have it.
         gold_items = set(enumerate(gold))
         guessed_items = set(enumerate(guesses))
     else:
@@ -257,7 +258,7 @@ def entity_scores(gold, guesses):
 
 
 def item_scores(gold, guessed):
-    """Compute precision, recall and F1 of a set of guessed items; 0 where there is nothing."""
+    """Compute precision, recall and F1 of a set of guessed items; a share of nothing is 0."""
     num_correct = len(gold & guessed)
     return {"precision": num_correct / max(1, len(guessed)),
             "recall": num_correct / max(1, len(gold)),
@@ -282,7 +283,8 @@ def entities(tags):
     first = None                                         # first word of the open entity, if any
     previous = "O"
     for i, tag in enumerate(list(tags) + ["O"]):         # the added O closes an entity at the end
-        same_type = tag[2:] == previous[2:]              # after an O, previous[2:] is ""
+        # [2:] is the type, "PER" of "I-PER", and "" of "O". So an I- tag does not continue an O.
+        same_type = tag[2:] == previous[2:]
         continues = tag.startswith("I") and same_type
         if first is not None and not continues:
             found.add((first, i, previous[2:]))
@@ -304,8 +306,8 @@ def answer_scores(gold, guesses):
     for answers, guess in zip(gold, guesses):
         guess_words = normal_words(guess)
         answer_words = [normal_words(text) for _, text in answers]
-        # As in SQuAD's script: an answer without words, such as "the", does not count, and where
-        # no answer is left, the empty one is right.
+        # SQuAD's script ignores right answers without words, such as "the". If none is left, a
+        # guess without words is right.
         right_answers = [words for words in answer_words if words]
         if not right_answers:
             right_answers = [[]]
@@ -807,7 +809,8 @@ def read_own_files(kind, files, text_columns, label_column):
                 splits[split] += read_table(path, text_columns, label_column,
                                             numeric=kind == "regression")
         if kind == "qa" and split != "train":
-            check_ids(", ".join(paths), splits[split])   # predictions are found by their ids
+            # Predictions are found by their ids, so two files may not have the same one.
+            check_ids(", ".join(paths), splits[split])
         if kind != "qa":
             # Each file has numbered its examples from 0. Here all of the split get new numbers.
             splits[split] = [example._replace(id=str(number))
