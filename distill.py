@@ -67,18 +67,18 @@ LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "emb
 
 
 # ---- The losses -------------------------------------------------------------------------
-# Each is a sum over tokens or masked places; the attention loss is already divided by H * T. The
-# class Distillation divides it by the number of tokens or masked places in the whole batch. So the
-# parts that micro-batches and processes compute add up to the mean.
+# Each function returns a sum over tokens or masked places. The class Distillation divides it by the
+# number of tokens or masked places in the whole batch, of which a micro-batch is only a part. So
+# what the micro-batches of all processes compute adds up to the mean.
 
 def attention_loss(student_map, teacher_map):
     """Compare the attention maps of two layers, log-probabilities (B, H, T, T).
 
     Row i of a map says where token i looks. The divergence of a row is KL(teacher || student),
     which is the sum over j of p_ij (log p_ij - log q_ij), for the teacher's p and the student's q.
-    The result is the sum over all B * H * T rows, divided by H * T. Distillation divides it by
-    B * T, too. Together this is the mean over all B * H * T * T elements, as in the authors'
-    KLDivLoss.
+    For each token the mean over the H heads and the T columns j is taken, and the result is the sum
+    over the B * T tokens. Distillation divides it by B * T. That makes it the mean over all
+    B * H * T * T elements, as in the authors' KLDivLoss.
     """
     _, H, T, _ = student_map.shape
     total = F.kl_div(student_map, teacher_map, reduction="sum", log_target=True)
@@ -159,14 +159,15 @@ def match_layers(num_recursions, num_layers):
 
 
 def states_after(depths, hidden, positions):
-    """Take the hidden state of each place after its own number of recursions -> (m, C).
+    """Take the hidden state of each masked place after its own number of recursions -> (m, C).
 
     hidden: what MiniALBERT.forward returns, (B, T, C) after 0, 1, ..., R recursions
-    positions (m,): the places in the flattened ids; depths (m,): the number for each of them
+    positions (m,): the masked places, numbers of tokens in the flattened ids
+    depths (m,): after how many recursions the state of each masked place is taken
     """
     states = torch.stack([state.flatten(0, 1)[positions] for state in hidden])     # (R + 1, m, C)
-    place = torch.arange(len(positions), device=positions.device)
-    return states[depths, place]                         # row i is states[depths[i], i]
+    i = torch.arange(len(positions), device=positions.device)                 # 0, 1, ..., m - 1
+    return states[depths, i]                             # row i is states[depths[i], i]
 
 
 class Distillation:
@@ -213,21 +214,26 @@ class Distillation:
     def compute_losses(self, ids, positions, labels, depths, num_masked):
         """Compute a micro-batch's part of each loss: {name: scalar}.
 
-        ids (b, T) are masked; positions (m,) are the masked places in the flattened ids, labels
-        (m,) the true tokens there, depths (m,) the number of recursions after which the elastic
-        loss looks at each place; num_masked is M, the number of masked places in the batch. b and m
-        are B and M of a micro-batch.
+        b and m are B and M of a micro-batch: it has b sequences and m masked places.
+
+        ids (b, T): the masked text
+        positions (m,): the masked places, numbers of tokens in the flattened ids
+        labels (m,): the true tokens there
+        depths (m,): after how many recursions the elastic loss looks at each masked place
+        num_masked: M, the number of masked places in the whole batch
         """
         hidden, attention = self.student(ids, maps=self.student_maps)
         if "mlm" in self.weights or "output" in self.weights:
             masked_states = hidden[-1].flatten(0, 1)[positions]               # (m, C)
             logits = self.student.predict(masked_states)                      # (m, V)
         if self.needs_teacher:
+            # Its parameters are frozen, so no gradient is computed for it.
             teacher_hidden, teacher_attention = self.teacher(ids, maps=self.teacher_maps)
 
         losses = {}
         if "mlm" in self.weights:
             losses["mlm"] = mlm_loss(logits, labels) / num_masked
+        # The attention and the hidden losses of all pairs of layers are added up.
         if "attention" in self.weights:
             total = sum(attention_loss(attention[r], teacher_attention[layer])
                         for r, layer in self.pairs)
@@ -257,7 +263,7 @@ class Distillation:
 
         Summed over the micro-batches of all processes they are the means over the whole batch.
         """
-        ids, positions, labels = self.batches.batch(step)     # of all processes
+        ids, positions, labels = self.batches.batch(step)     # the whole batch
         depths = self.draw_depths(step, len(positions))
         num_masked = max(1, len(positions))
         T = self.batches.T
@@ -385,15 +391,16 @@ def start_layers(student, teacher):
     """
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     G = student.config.num_hidden_groups
-    # The teacher's layers are divided among ours: entry i says which of ours replaces its layer i.
+    # layer_numbers divides the teacher's L layers among the G of the student as it divides
+    # recursions among layers. The student's layer student_layer_of[i] replaces the teacher's i.
     student_layer_of = layer_numbers(L, G)
     for g, layer in enumerate(student.layers):
-        group = []                                       # the teacher's layers that ours replaces
+        replaced = []                                    # the teacher's layers that it replaces
         for i in range(L):
             if student_layer_of[i] == g:
-                group.append(teacher.layer_of_recursion(i).state_dict())
-        quarter = len(group) // 4
-        middle = group[quarter:len(group) - quarter]
+                replaced.append(teacher.layer_of_recursion(i).state_dict())
+        quarter = len(replaced) // 4                     # rounded down
+        middle = replaced[quarter:len(replaced) - quarter]
         mean = {}
         for name in middle[0]:
             tensors = [state[name] for state in middle]
@@ -450,10 +457,10 @@ def training_step(model, objective, optimizer, step, options, processes, check=T
     objective: a Distillation, or anything with its .weights and .losses_of_micro_batches(step)
     check: raise FloatingPointError before the update if the gradient is not finite
     Returns the losses {name: scalar}, the learning rate and the norm of the gradient. The losses
-    and the norm are tensors: to read one from a GPU is to wait for it.
+    and the norm are tensors. On a GPU the program waits when it reads one of them.
     """
-    # Dropout is a function of (seed, step, rank), so that a resumed run draws the same. With fewer
-    # than 1009 ranks and 1,000,003 steps all these seeds differ.
+    # Dropout is a function of (seed, step, rank), so that a resumed run draws the same. The factors
+    # only keep these numbers apart: they differ for fewer than 1009 ranks and 1,000,003 steps.
     torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + processes.rank)
     model.train()
     totals = {}
@@ -502,8 +509,8 @@ def begin_or_resume(model, options, settings, processes):
             first_step, log_size = restore_training_state(path, tensors, settings)
             print(f"{options.out}: going on after step {first_step:,} of {options.steps:,}")
         elif os.path.exists(os.path.join(options.out, "model.safetensors")):
-            # A run writes a checkpoint before its model. Here is a model without one, so the
-            # checkpoint was removed.
+            # A run writes a checkpoint before its model. This folder has a model without one, so
+            # somebody has removed the checkpoint.
             raise ValueError(f"--resume: {path} is missing, so the run in {options.out} cannot go "
                              "on; --overwrite starts anew and loses its model")
     step_tensor = torch.tensor(first_step, device=processes.device)
@@ -525,11 +532,12 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
         the beginning of a resumed run
 
     A run that was stopped or killed and then resumed ends like one that was not; on a CPU the two
-    are bit for bit equal. After SIGINT or SIGTERM the step is finished and saved, then the program
-    exits; several processes go on to the next step that logs or saves. The last step ends a run
-    anyway, so then the program does not exit.
+    are bit for bit equal.
 
-    Returns the numbers of the signals that this process got in the last step or in its evaluation.
+    After SIGINT or SIGTERM a single process finishes its step, saves it and ends the program. If
+    there are several, all have to stop after the same step: they first go on to the next step that
+    logs or saves. A signal that comes too late to stop the run before its last step does not end
+    the program. train() returns the numbers of such signals, and its caller decides.
     """
     first_step = run_state.first_step
     is_main = processes.rank == 0
@@ -588,7 +596,8 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
             if stop and not is_last:
                 print(f"\nstopped after step {done} of {options.steps}: "
                       "the same command with --resume goes on from there")
-                # Where one process ends, torchrun soon ends the others: let the first one save.
+                # When one process ends, torchrun soon ends the others. So they wait here until the
+                # first one, which has saved above, arrives.
                 if processes.world > 1:
                     dist.barrier()
                 end_after_signal(signals)
@@ -846,9 +855,10 @@ def first_process_first(processes):
 def split_batch(batch_size, micro_batch_size, processes):
     """List the micro-batches of this process: [(first row, one past the last), ...].
 
-    The rows are cut into pieces of micro_batch_size (0: batch_size // number of processes), and the
-    processes take pieces in turn. With 10 rows, 4 processes and 0 a piece has 2 rows: rank 0 takes
-    (0, 2) and (8, 10), rank 1 (2, 4), and so on. The last end may lie beyond the batch.
+    The rows are cut into pieces, and the processes take pieces in turn. A piece has batch_size //
+    number of processes rows, or micro_batch_size if that is fewer and not 0. For example, 10 rows
+    among 4 processes are cut into pieces of 2 rows: rank 0 takes (0, 2) and (8, 10), rank 1 takes
+    (2, 4), and so on. The last end may lie beyond the batch.
     """
     if processes is None:
         processes = Processes()
@@ -960,7 +970,8 @@ def fingerprint(model):
 
 EMBEDDED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "teacher")
 # "quick" is for the embedded teacher on a CPU, "full" for a real BERT on a GPU. "paper" has the
-# authors' values; README.md lists where this code departs from theirs, and a GPU uses bfloat16.
+# authors' values. README.md lists where this code departs from theirs; for example, a GPU computes
+# in bfloat16.
 RECIPES = {
     "quick": {"steps": 1800, "batch_size": 16, "length": 64, "lr": 3e-3, "warmup": 100,
               "weight_decay": 0.01, "dropout": 0.0, "hidden_weight": LOSS_WEIGHTS["hidden"],
@@ -1010,10 +1021,14 @@ def device_name(text):
 
 
 def given_flags(argv):
-    """List the flags on the command line, --no-x as --x; None stands for the program's own."""
+    """List the names of the flags on the command line; --no-x is listed as --x.
+
+    argv: the words of the command line; None: those with which this program was started
+    """
     if argv is None:
         argv = sys.argv[1:]
-    # A value may begin with two dashes, too: "-- who is it?".
+    # A value may begin with two dashes, too, such as the text "-- who is it?". So only letters,
+    # digits and dashes may follow, up to the end or a "=".
     flags = [word.split("=")[0] for word in argv if re.match(r"--[a-z0-9-]+(=|$)", word)]
     return [flag.replace("--no-", "--") for flag in flags]
 
@@ -1204,7 +1219,8 @@ def arguments(argv):
                 raise ValueError(f"{flag}: --evaluate trains nothing, so it would be ignored")
         if args.teacher == "none" and args.student is None:
             raise ValueError("--evaluate: give a --teacher or a --student to measure")
-    if args.teacher is None and not (args.evaluate and args.student is not None):
+    measures_only_student = args.evaluate and args.student is not None
+    if args.teacher is None and not measures_only_student:
         args.teacher = EMBEDDED_TEACHER
     check_flags(args, given)
     if args.recipe is None:
@@ -1417,6 +1433,7 @@ def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, 
             # Only now are the files of an earlier run removed. If something above has failed,
             # --overwrite has lost nothing.
             claim_folder(args.out, "distill.py", settings, args.resume)
+        # A signal that comes in the last step has nothing left to stop.
         train(student, distillation, run_state, options, settings, evaluate_student, save_student,
               processes)
     print_scores(models, valid_batches, bf16, each_recursion=True)
@@ -1470,6 +1487,7 @@ def make_student(args, teacher, vocab_size):
         student.load_state_dict(student.state_dict() | found.state_dict())
         return student
     config = student_config(args, teacher, vocab_size)
+    # parsing turns an error into "the student: not small enough for the memory of ...".
     with parsing("the student", "small enough for the memory of this machine"):
         student = MiniALBERT(config)
     if args.init == "random":
@@ -1544,6 +1562,11 @@ def check_models(args, teacher, student, tokenizer, weights):
         if student.config.embedding_size > teacher.config.embedding_size:
             raise ValueError(f"--embedding-size {student.config.embedding_size}: the teacher's is "
                              f"only {teacher.config.embedding_size}; use --init random")
+        factorises = student.config.embedding_size < teacher.config.embedding_size
+        if factorises and student.embeddings.project is None:
+            raise ValueError(f"--embedding-size {student.config.embedding_size}: this is the "
+                             "student's hidden_size, so it has no projection that narrows the "
+                             "teacher's embeddings; use --init random")
 
 
 def check_sizes(models, tokenizer, length):

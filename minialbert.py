@@ -192,15 +192,15 @@ class Attention(nn.Module):
             scores = (query / D**0.5) @ key.transpose(2, 3)                   # (B, H, T, T)
             scores = scores.float()      # bfloat16, with autocast, is too coarse for a softmax
             if mask is not None:
-                # Not -inf: the KL divergence would compute 0 * -inf, which is nan.
+                # Not -inf: the KL divergence would compute -inf - (-inf), which is nan.
                 scores = scores.masked_fill(~mask, -1e9)
             # The map is taken before dropout: what the student has to match must not be random.
             log_map = scores.log_softmax(-1)
             attention_probs = F.dropout(log_map.exp(), self.dropout_prob, self.training)
             mixed = attention_probs @ value              # (B, H, T, D)
         else:
-            # This computes the same, up to rounding, and does not store the map. Only a sequence
-            # that is all padding may differ.
+            # This computes the same, but for rounding and the random numbers of dropout, and does
+            # not store the map. Only a sequence that is all padding may differ.
             dropout_prob = self.dropout_prob if self.training else 0.0
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=dropout_prob)
@@ -227,7 +227,10 @@ class Adapter(nn.Module):
 
 
 class LowRank(nn.Module):
-    """A matrix (num_out, num_in) of rank K: up @ down. It has K * (num_out + num_in) parameters."""
+    """A matrix (num_out, num_in) of rank K: up @ down. It has K * (num_out + num_in) parameters.
+
+    Unlike most modules it takes no input: calling it computes the matrix, which a Correction adds.
+    """
 
     def __init__(self, num_in, num_out, rank):
         super().__init__()
@@ -349,9 +352,9 @@ class MiniALBERT(nn.Module):
         num_adapters = 0
         if config.adapter_size > 0:
             num_adapters = config.num_hidden_layers      # one for each recursion in each list
-        # These come before attention.
+        # Recursion r applies attention_adapters[r] to its input, before attention, ...
         self.attention_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
-        # These come after attention's output, before the feed-forward.
+        # ... and output_adapters[r] to what comes from attention, before the feed-forward.
         self.output_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
         num_corrections = 0
         if config.correction_rank > 0:
@@ -410,12 +413,13 @@ class MiniALBERT(nn.Module):
     def predict(self, hidden):
         """Turn the last hidden states (M, C) of M places into logits over the vocabulary (M, V).
 
-        A tied head uses the input embeddings in reverse. If they are factorised, the states first
-        go from C back to E: the projection computes x @ weight.T, so its reverse is x @ weight.
-        Then the transposed word table takes them from E to V.
+        A tied head uses the matrices of the input embeddings again, transposed and in the opposite
+        order. If the embeddings are factorised, the states first go from C back to E: the
+        projection computes x @ weight.T, so its transpose computes x @ weight. Then the transposed
+        word table takes them from E to V.
         """
         x = self.head.norm(F.gelu(self.head.dense(hidden)))                   # (M, C)
-        # F.linear(x, weight, bias) is x @ weight.T + bias; the bias is the head's in both cases.
+        # F.linear(x, weight, bias) is x @ weight.T + bias. Tied or not, the head has its own bias.
         if self.head.decoder is not None:
             return F.linear(x, self.head.decoder.weight, self.head.bias)
         if self.embeddings.project is not None:
@@ -426,19 +430,21 @@ class MiniALBERT(nn.Module):
 def keep_recursions(model, recursions):
     """Remove all recursions from a model but the first `recursions` of them, in place.
 
-    ValueError if the model has fewer, or if layer_numbers would give the kept ones other layers
-    than now: of 6 recursions with the layers 0 0 0 1 1 1 the first four would get 0 0 1 1.
+    Each kept recursion has to apply the same layer as before, and layer_numbers does not always
+    give it that one. For example, six recursions with two layers apply 0 0 0 1 1 1. The first four
+    of these are 0 0 0 1, but a model of four recursions with two layers applies 0 0 1 1. Then there
+    is a ValueError, as there is if the model has fewer recursions than are to be kept.
     """
     G = model.config.num_hidden_groups
     R = model.config.num_hidden_layers
     if not 1 <= recursions <= R:
         raise ValueError(f"the model has {R} recursions, so {recursions} of them cannot be kept")
-    now = layer_numbers(R, G)[:recursions]               # the layers that they apply
-    num_groups = now[-1] + 1
-    if layer_numbers(recursions, num_groups) != now:
+    before = layer_numbers(R, G)[:recursions]            # the layers that the kept ones apply
+    num_groups = before[-1] + 1                          # how many layers these are
+    after = layer_numbers(recursions, num_groups)
+    if after != before:
         raise ValueError(f"the first {recursions} of the model's {R} recursions apply the layers "
-                         f"{now}, but a model of {recursions} recursions would apply "
-                         f"{layer_numbers(recursions, num_groups)}")
+                         f"{before}, but a model of {recursions} recursions would apply {after}")
     model.config = replace(model.config, num_hidden_layers=recursions,
                            num_hidden_groups=num_groups)
     model.layers = model.layers[:num_groups]

@@ -2271,6 +2271,8 @@ ERRORS = {
                                    "hidden_size of"),
     "a start from other widths": (["--intermediate-size", "39"], "intermediate_size of"),
     "a start wider than the teacher": (["--embedding-size", "25"], "--embedding-size 25"),
+    "a start without a projection": (["--teacher", "{toy}/wide", "--embedding-size", "24"],
+                                     "--embedding-size 24: this is the student's hidden_size"),
     "a student with another vocabulary": (["--student", "{toy}/student"], "vocab_size of"),
     "a teacher of fewer positions": (["--student", "{toy}/student", "--length", "33"],
                                      "the teacher has only 32 positions"),
@@ -2313,13 +2315,16 @@ ERRORS = {
 @pytest.fixture(scope="session")
 def mistakes(toy):
     """Add to the toy folder what the errors need: a larger vocabulary, a student that has it and
-    more positions, too little text, tokens of another tokenizer."""
+    more positions, a teacher whose embeddings are wider than the rest, too little text, tokens of
+    another tokenizer."""
     os.makedirs(toy / "large")
     words = (toy / "teacher" / "vocab.txt").read_text().split()
     words += [f"x{i}" for i in range(9)]
     (toy / "large" / "vocab.txt").write_text("\n".join(words) + "\n")
     student_config = replace(STUDENT, vocab_size=V + 4, max_position_embeddings=40)
     save(noisy_model(student_config), toy / "student")
+    save(noisy_model(replace(TOY_TEACHER, embedding_size=30)), toy / "wide")
+    shutil.copy(toy / "teacher" / "vocab.txt", toy / "wide")
     (toy / "little.txt").write_text("w1 w2 w3 .\n")
     (toy / "short.txt").write_text("w1 w2 w3 . " * 60 + "\n")            # 240 tokens: 4 held out
     tokenise([f"{toy}/corpus.txt"], Tokenizer(f"{toy}/large"), f"{toy}/other.bin")
@@ -2343,7 +2348,8 @@ def test_an_error_of_the_user_is_one_line_and_nothing_is_written(mistakes, tmp_p
 
 @pytest.mark.parametrize("name", [
     "widths that differ", "heads that differ", "a start from other widths",
-    "a start wider than the teacher", "a student with another vocabulary"])
+    "a start wider than the teacher", "a start without a projection",
+    "a student with another vocabulary"])
 def test_the_remedy_that_an_error_names_is_one(mistakes, tmp_path, name, capsys):
     more, _ = ERRORS[name]
     more = [word.format(toy=mistakes) for word in more]

@@ -809,7 +809,7 @@ measure   --evaluate --teacher none             give a --teacher or a --student 
 measure   --evaluate --teacher none --tokenizer m  give a --teacher or a --student to measure
 measure   --evaluate --device cuda              --device cuda: torch finds no GPU here
 score     --evaluate                            give files to measure on with --dev FILE or --test
-score     --evaluate --dev good.tsv --data glue  --data: it is for the tasks of GLUE; for yours say --dev
+score     --evaluate --dev good.tsv --data glue  --data: *for yours say --dev FILE
 score     --evaluate --dev z.tsv                z.tsv:2: label 'z' does not occur
 score     --evaluate --dev good.tsv --task qa   --task qa: tuned was fine-tuned for classification
 score     --evaluate --dev good.tsv --text text label  tuned was fine-tuned for one text
