@@ -116,7 +116,7 @@ class MaskedBatches:
         self.count = len(tokens) // (T - 2)              # sequences in an epoch
         if self.count == 0:
             raise ValueError(f"{len(tokens)} tokens are too few for one sequence of {T} "
-                             "with its [CLS] and [SEP]")
+                             "with its [CLS] and [SEP]; it takes more text or a smaller length")
         self.last_order = None                           # the order of the epoch used last
         self.last_epoch = None                           # the number of that epoch
 
@@ -313,7 +313,7 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
         raise ValueError(f"{out}: this is not a folder")
     for name in ("tokenizer.json", "vocab.txt"):
         if os.path.exists(os.path.join(out, name)):
-            raise ValueError(f"{out}: it has a {name} already")
+            raise ValueError(f"{out}: it has a {name} already; choose another --out")
     backend = make_wordpiece(["[UNK]"], lowercase)
     trainer = tokenizers.trainers.WordPieceTrainer(
         vocab_size=size, special_tokens=SPECIAL_TOKENS, show_progress=False)
@@ -449,7 +449,7 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         if num_train == 0 or num_valid == 0:
             num_valid = num_tokens // HOLD_OUT_ONE_IN
             num_train = num_tokens - num_valid
-            print(f"{out}: there are too few documents to hold out one in {HOLD_OUT_ONE_IN}: "
+            print(f"{corpus[0]}: there are too few documents to hold out one in {HOLD_OUT_ONE_IN}: "
                   f"the last {num_valid} tokens are held out instead", file=sys.stderr)
         file.flush()
         description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
@@ -604,7 +604,8 @@ def read_corpus(corpus, text_column="text"):
 
     text_column: the field or column of the text in a .jsonl or a .csv.
     NULs and bytes that are not UTF-8 become U+FFFD, which BERT's normaliser removes. ValueError
-    names a damaged file, or the line of a .jsonl that is not a document.
+    names a damaged file, a file in another encoding, or the line of a .jsonl that is not a
+    document.
     """
     files = corpus_files(corpus)
     has_columns = any(CORPUS_FILE.fullmatch(path)[1] != ".txt" for path in files)
@@ -624,6 +625,7 @@ def read_corpus_file(path, bar, text_column):
     if packed is not None and os.path.getsize(path) == 0:
         raise ValueError(f"{path}: not {READABLE}: it is empty")
     bytes_before = bar.n
+    num_characters = 0
     num_replaced = 0
     newline = None                                       # every kind of line end becomes "\n"
     if kind == ".csv":
@@ -640,11 +642,16 @@ def read_corpus_file(path, bar, text_column):
         for line in lines:
             bytes_read = bytes_before + raw.tell()
             bar.update(bytes_read - bar.n)               # update() wants the increase
+            num_characters += len(line)
             # Most lines are in ASCII, and this test takes less time than a search.
             if not line.isascii() or "\0" in line:
                 line, num_found = UNREADABLE.subn("\ufffd", line)
                 num_replaced += num_found
             yield line.strip()
+    # A few such bytes are damage. More than one in a thousand are another encoding.
+    if num_replaced > max(10, num_characters / 1000):
+        raise ValueError(f"{path}: not UTF-8: {num_replaced:,} of {num_characters:,} characters "
+                         "are NULs or bytes that are not UTF-8; iconv converts other encodings")
     if num_replaced > 0:
         tqdm.write(f"{path}: replaced {num_replaced} NULs or bytes that are not UTF-8", sys.stderr)
 
@@ -956,7 +963,8 @@ def arguments(argv):
         help="learn a vocabulary of N tokens instead of tokenising")
     parser.add_argument(
         "--lowercase", action=argparse.BooleanOptionalAction, default=None,
-        help="whether the learned vocabulary ignores case (default: it does)")
+        help="whether the learned vocabulary ignores case, accents and all other combining marks, "
+        "as that of BERT uncased does; many languages need these marks (default: it does)")
     parser.add_argument(
         "--out", required=True, metavar="PATH",
         help="the token file to write, or the folder for the learned vocabulary")

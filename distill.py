@@ -1378,8 +1378,15 @@ def run_evaluation(args, teacher, tokenizer, processes):
     check_sizes(models, tokenizer, args.length)
     with first_process_first(processes):
         corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
+    describe_corpus(corpus)
     print_scores(models, make_valid_batches(corpus, tokenizer, args.length),
                  uses_bf16(args.bf16, processes.device), each_recursion=True)
+
+
+def describe_corpus(corpus):
+    """Say which text is used, and how much of it."""
+    print(f"corpus   {corpus.source}: {len(corpus.train_tokens):,} tokens to train on, "
+          f"{len(corpus.valid_tokens):,} held out")
 
 
 def make_valid_batches(corpus, tokenizer, length):
@@ -1399,6 +1406,7 @@ def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, 
         batches = MaskedBatches(corpus.train_tokens, tokenizer, args.length, args.batch_size,
                                 args.seed)
     valid_batches = make_valid_batches(corpus, tokenizer, args.length)
+    describe_corpus(corpus)
     settings = settings | {"corpus": corpus.digest}
     if args.init == "teacher":
         sample = batches.sequences(range(min(256, batches.count)))

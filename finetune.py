@@ -674,7 +674,8 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     model = Classifier(encoder, task, dropout)
     if saved_task is None or mode == "random":
         return model, task
-    check_same_task(path, saved_task, task, "to use only its encoder, remove its task.json")
+    remedy = "to use only its encoder, remove task.json from a copy of the folder"
+    check_same_task(path, saved_task, task, remedy)
     head_path = os.path.join(path, "head.safetensors")
     head, _ = read_safetensors(head_path)
     check_finite(head_path, head)
@@ -1531,7 +1532,12 @@ def predict(args):
                          "written")
     lines = lines_to_predict(args.predict)
     numbers = [i for i, line in enumerate(lines) if line.strip()]             # lines with a text
-    examples = [example_of_line(lines[i], task) for i in numbers]
+    examples = []
+    for i in numbers:
+        location = "--predict"                           # the text itself
+        if os.path.isfile(args.predict):
+            location = f"{args.predict}:{i + 1}"
+        examples.append(example_of_line(lines[i], task, location))
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     split = Split(examples, list(encode(task, examples, tokenizer)))
@@ -1548,14 +1554,15 @@ def lines_to_predict(text):
     ValueError for what looks like the name of a file that is not there.
     """
     if os.path.isfile(text):
-        if re.search(r"\.(csv|jsonl?)$", text):
+        if re.search(r"(?i)\.(csv|jsonl?)$", text):
             raise ValueError(f"--predict {text}: give a file with a text on each line, not a table")
         return [line for _, line in lines_of(text)]
     if os.path.exists(text):
         raise ValueError(f"--predict {text}: this is not a regular file; if it is meant as a text, "
                          "add a space to it")
-    if re.fullmatch(r"\S+\.(txt|tsv|csv|jsonl?)", text):
-        raise ValueError(f"--predict {text}: there is no such file")
+    if re.fullmatch(r"(?i)\S+\.(txt|tsv|csv|jsonl?)", text):
+        raise ValueError(f"--predict {text}: there is no such file; if it is meant as a text, add "
+                         "a space to it")
     # Bytes of the command line that are not UTF-8 are surrogates in Python's text, which cannot be
     # printed. Here they become question marks.
     return [text.encode("utf-8", "replace").decode()]
@@ -1587,13 +1594,16 @@ def write_answers(args, model, task, tokenizer, bf16):
     print(f"{out}: {len(answers):,} answers; {scores}")
 
 
-def example_of_line(line, task):
-    """Make the Example of a line of text; a tab separates two texts."""
+def example_of_line(line, task, location="the text"):
+    """Make the Example of a line of text; a tab separates two texts.
+
+    location: where the line stands, for messages
+    """
     texts = line.split("\t", 1)
     if task.pair and len(texts) == 1:
-        raise ValueError(f"{line!r:.60}: this model needs two texts, separated by a tab")
+        raise ValueError(f"{location} {line!r:.60}: this model needs two texts, separated by a tab")
     if not task.pair and len(texts) == 2:
-        raise ValueError(f"{line!r:.60}: this model needs one text, without a tab")
+        raise ValueError(f"{location} {line!r:.60}: this model needs one text, without a tab")
     text = texts[0]
     if task.kind == "tagging":
         text = WORD_PATTERN.findall(text)

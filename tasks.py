@@ -366,7 +366,7 @@ def lines_of(path):
             encoding = "utf-8"
             if number == 1:
                 encoding = "utf-8-sig"                   # a byte order mark may come first
-            with parsing(f"{path}:{number}", "UTF-8"):
+            with parsing(f"{path}:{number}", "UTF-8 (iconv converts other encodings)"):
                 line = raw.decode(encoding).rstrip("\r\n")
             yield number, line
     if number == 0:
@@ -395,15 +395,32 @@ def rows_of(path, header=None):
             continue
         if header is None:
             header = cells
-            if len(set(header)) < len(header):
-                raise ValueError(f"{path}:{number}: two columns have the same name")
-            if ending == ".csv" and len(header) == 1 and ";" in header[0]:
-                raise ValueError(f"{path}:{number}: the cells of a .csv are separated by commas, "
-                                 "not by semicolons")
+            for column, count in Counter(header).items():
+                if count > 1:
+                    raise ValueError(f"{path}:{number}: {count} columns have the name {column!r}")
+            if len(header) == 1:
+                check_separator(f"{path}:{number}", ending, header[0])
         else:
             if len(cells) != len(header):
-                raise ValueError(f"{path}:{number}: {len(cells)} columns, not {len(header)}")
+                message = f"{path}:{number}: {len(cells)} columns, not {len(header)}"
+                if ending == ".csv" and len(cells) > len(header):
+                    message += "; a cell with a comma in it needs quotes around it"
+                raise ValueError(message)
             yield number, dict(zip(header, cells))
+
+
+def check_separator(location, ending, first_line):
+    """Raise ValueError if the first line of a table has only one cell because its cells are not
+    separated as the ending of the file says."""
+    separator = "tabs"
+    others = ",;"
+    if ending == ".csv":
+        separator = "commas"
+        others = "\t;"
+    for other in others:
+        if other in first_line:
+            raise ValueError(f"{location}: the cells of a {ending} are separated by {separator}, "
+                             f"not by {other!r}")
 
 
 def rows_of_jsonl(path):
@@ -429,11 +446,14 @@ def cells_of_csv(path):
     several lines."""
     csv.field_size_limit(LONGEST_ROW)                    # its own limit is 131,072 characters
     rows = csv.reader((line + "\n" for _, line in lines_of(path)), strict=True)
+    last_line = 0                                        # of the row before
     try:
         for cells in rows:
-            yield rows.line_num, cells
+            last_line = rows.line_num
+            yield last_line, cells
     except csv.Error as error:
-        raise ValueError(f"{path}:{rows.line_num}: {error}") from error
+        raise ValueError(f"{path}:{rows.line_num}: {error}; the row begins in line "
+                         f"{last_line + 1}") from error
 
 
 def read_table(path, text_columns, label_column, header=None, numeric=False):
@@ -476,7 +496,7 @@ def read_number(text, column, location):
     Python would take, are not numbers here."""
     pattern = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d{1,4})?"
     if not re.fullmatch(pattern, text.lower()) or abs(float(text)) >= LARGEST_NUMBER:
-        raise ValueError(f"{location}: {column} {text!r:.60} is not a number below "
+        raise ValueError(f"{location}: {column} {text!r:.60} is not a number, such as 3.29, below "
                          f"{LARGEST_NUMBER:g}")
     return float(text)
 
@@ -510,7 +530,7 @@ def read_tags(path):
             if len(columns) != num_columns or not columns[0].strip():
                 raise ValueError(f"{path}:{number}: {line!r:.60} is not a word and a tag in "
                                  f"{num_columns} columns")
-            tag = columns[-1]
+            tag = columns[-1].strip()
             if not re.fullmatch(r"O|[BIESLU](-.+)?", tag):
                 raise ValueError(f"{path}:{number}: the tag {tag!r:.60} is neither O nor one of "
                                  "B, I, E, S, L, U, alone or with - and a type")

@@ -167,6 +167,27 @@ def test_bad_bytes_are_replaced_and_counted_exactly(tmp_path, capsys):
     assert "\n" not in message and "a.txt" in message and " 7 " in message
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-32", "cp1252"])
+def test_a_corpus_in_another_encoding_is_refused(encoding, tmp_path):
+    text = "schöne Grüße aus Köln\n" * 200
+    path = raw(tmp_path / "a.txt", text.encode(encoding))
+    with pytest.raises(ValueError, match=f"^{path}: not UTF-8: [0-9,]+ of [0-9,]+ characters "):
+        list(read_corpus([path]))
+
+
+@pytest.mark.parametrize("num_clean, is_refused", [(10_978, True), (10_989, False)])
+def test_one_bad_byte_in_a_thousand_is_damage_and_more_are_another_encoding(
+        num_clean, is_refused, tmp_path, capsys):
+    bad = b"x" * (num_clean - 1) + b"\n" + b"\xff" * 11           # with its 11 bad bytes
+    path = raw(tmp_path / "a.txt", bad)
+    if is_refused:
+        with pytest.raises(ValueError, match=f"{path}: not UTF-8: 11 of {num_clean + 11:,} char"):
+            list(read_corpus([path]))
+    else:
+        list(read_corpus([path]))
+        assert "replaced 11 NULs" in capsys.readouterr().err
+
+
 def test_a_clean_file_gives_no_message(tmp_path, capsys):
     list(read_corpus([raw(tmp_path / "a.txt", "naïve 中文 🙂 \ufffd\n")]))
     assert capsys.readouterr().err == ""
@@ -522,7 +543,7 @@ def test_tokens_are_held_out_where_documents_are_too_few(drawn, tokenizer, tmp_p
     assert f"last {len(made.valid_tokens)} tokens" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["", "\n\n \n", "\ufeff", "\0" * 9999, "\0\n\n\0\0\n"])
+@pytest.mark.parametrize("text", ["", "\n\n \n", "\ufeff", "\0" * 9, "\0\n\n\0\0\n"])
 def test_a_corpus_without_text_is_an_error_and_nothing_is_written(text, tokenizer, tmp_path):
     corpus = [raw(tmp_path / "a.txt", text)]
     with pytest.raises(ValueError, match="no text"):

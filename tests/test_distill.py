@@ -1569,6 +1569,7 @@ def test_what_a_run_prints_is_so(toy, tmp_path, capsys):
         _, row_after_recursions = table_rows(after, name)
         assert len(row_after_recursions) == 2 + model.config.num_hidden_layers
         assert row_after_recursions[-1] == row[3]
+    assert before.startswith(f"corpus   {toy}/corpus.txt: ")
     assert "device   cpu, float32\n" in before
     assert "layers   1-2 2-4 (student-teacher)\n" in before
     assert "loss     1 mlm + 3 attention + 3 hidden + 5 output" in before

@@ -960,6 +960,8 @@ def test_a_line_to_predict_becomes_an_example():
     words = ["see", "os.path", ",", "john", "'", "s", "!"]
     assert example_of_line("see os.path, john's!", task) == (words, None, None, "", "")
     task = make_task_of_kind("qa")
+    with pytest.raises(ValueError, match="^a.txt:7 'who': this model needs two texts"):
+        example_of_line("who", task, "a.txt:7")
     assert example_of_line("who\ta\tb", task) == ("who", "a\tb", None, "", "")
     with pytest.raises(ValueError, match="'who': this model needs two texts"):
         example_of_line("who", task)
@@ -2010,7 +2012,8 @@ def test_a_question_without_an_answer_is_told(tokenizer, tmp_path, capsys):
     assert told == "good\n\nno answer\n"               # the second context has no tokens
 
 
-@pytest.mark.parametrize("text", ["good.txt", "a/b.tsv", "x.csv", "x.json", "x.jsonl"])
+@pytest.mark.parametrize("text", ["good.txt", "a/b.tsv", "x.csv", "x.json", "x.jsonl",
+                                  "x.CSV"])
 def test_a_file_that_is_not_there_is_no_text(text):
     with pytest.raises(ValueError, match=f"--predict {text}: there is no such file"):
         finetune.lines_to_predict(text)

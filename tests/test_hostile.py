@@ -684,8 +684,8 @@ data      --corpus c.txt nowhere                nowhere does not exist
 data      --corpus nowhere.txt                  nowhere.txt does not exist
 data      --corpus text.txt.gz                  text.txt.gz: not readable, but damaged
 data      --corpus prose.jsonl                  prose.jsonl:1: not a JSON object
-data      --corpus pdf.txt                      pdf.txt: most tokens are [UNK]
-data      --corpus png.txt                      png.txt: most tokens are [UNK]
+data      --corpus pdf.txt                      pdf.txt: not UTF-8
+data      --corpus png.txt                      png.txt: not UTF-8
 data      --corpus zh.txt                       zh.txt: most tokens are [UNK]: the tokenizer in m
 data      --corpus t.bin                        t.bin: no .txt
 data      --corpus twice.csv                    twice.csv: *two columns have the name 'text'
@@ -731,7 +731,7 @@ distill   --teacher noconfig                    noconfig/config.json
 distill   --teacher novocab                     novocab: it has no tokenizer.json and no vocab.txt
 distill   --teacher relu                        relu/config.json: *hidden_act is 'relu'
 distill   --corpus zh.txt                       zh.txt: most tokens are [UNK]
-distill   --corpus pdf.txt                      pdf.txt: most tokens are [UNK]
+distill   --corpus pdf.txt                      pdf.txt: not UTF-8
 distill   --corpus x.pdf                        x.pdf: no .txt
 distill   --corpus alone.bin                    alone.bin: not a token file
 distill   --corpus list.bin                     list.bin: not a token file
@@ -750,7 +750,7 @@ finetune  --train header.tsv                    header.tsv: the file has no exam
 finetune  --train single.tsv                    single.tsv:2: this is the only example
 finetune  --train same.tsv                      same.tsv:*all examples have the label 'a'
 finetune  --train headless.tsv                  headless.tsv:2: the column 'text' is missing
-finetune  --train comma.tsv                     comma.tsv:2: the column 'text' is missing
+finetune  --train comma.tsv                     comma.tsv:1: the cells of a .tsv are separated
 finetune  --train semicolon.csv                 semicolon.csv:1: the cells of a .csv are sep
 finetune  --train utf16.tsv                     utf16.tsv:1: not UTF-8
 finetune  --train x.xlsx                        x.xlsx: the ending of a table must be

@@ -431,9 +431,12 @@ def test_a_missing_column_is_named_with_those_that_there_are(tmp_path):
         read_table(path, ["text"], "y")
 
 
-def test_semicolons_in_a_csv_are_told_of(tmp_path):
-    path = write_file(tmp_path / "a.csv", "t;y\nb;1\n")
-    with pytest.raises(ValueError, match=f"^{path}:1: the cells of a .csv are separated by commas"):
+@pytest.mark.parametrize("ending, separator, wanted", [
+    ("csv", ";", "commas"), ("csv", "\t", "commas"), ("tsv", ",", "tabs"), ("txt", ";", "tabs")])
+def test_a_table_with_another_separator_is_told_of(ending, separator, wanted, tmp_path):
+    path = write_file(tmp_path / f"a.{ending}", f"t{separator}y\nb{separator}1\n")
+    error = f"^{path}:1: the cells of a .{ending} are separated by {wanted}, not by "
+    with pytest.raises(ValueError, match=error + re.escape(repr(separator))):
         read_table(path, ["t"], "y")
     path = write_file(tmp_path / "a.csv", "t;y,z\nb,1\n")       # a strange name, but a name
     assert read_table(path, ["t;y"], "z")[0].text == "b"
@@ -485,7 +488,7 @@ def test_a_label_that_is_null_or_not_there_is_named_with_its_line(row, tmp_path)
 @pytest.mark.parametrize("ending, header", [("tsv", "t\ty\tt"), ("csv", 't,y,"t"')])
 def test_two_columns_of_the_same_name_are_refused(ending, header, tmp_path):
     path = write_file(tmp_path / f"a.{ending}", f"{header}\n")
-    with pytest.raises(ValueError, match=f"^{path}:1: two columns have the same name$"):
+    with pytest.raises(ValueError, match=f"^{path}:1: 2 columns have the name 't'$"):
         read_table(path, ["t"], "y")
 
 
@@ -509,6 +512,11 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
 
 
 # ---- CoNLL and SQuAD --------------------------------------------------------------------
+
+def test_white_space_around_a_tag_is_no_part_of_it(tmp_path):
+    path = write_file(tmp_path / "a.txt", "a\tB-x \nb\t I-x\nc\tO \n")
+    assert read_tags(path)[0].label == ["B-x", "I-x", "O"]
+
 
 def test_conll_files_are_read_with_tabs_or_spaces_and_any_columns(tmp_path):
     spaces = write_file(tmp_path / "a.txt", "-DOCSTART- -X- O O\n\nEU NNP I-NP I-ORG\n"
