@@ -20,7 +20,7 @@ import os
 import pickle
 import re
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 
 import numpy as np
@@ -243,7 +243,7 @@ UNUSED = re.compile(r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$
 
 def name_in_file(layout, name):
     """Translate our name of a parameter into a layout's: for BERT, "layers.3.output.bias" becomes
-    "encoder.layer.3.output.dense.bias". If a BERT has no such module, the name says so."""
+    "encoder.layer.3.output.dense.bias". If a BERT has no such module, the result says that."""
     module, leaf = name.rsplit(".", 1)                   # "layers.3.output", "bias"
     numbers = re.findall("[0-9]+", module)               # ["3"]
     file_module = MODULE_NAMES[re.sub("[0-9]+", "#", module)][layout]
@@ -280,10 +280,12 @@ def load(path, recursions=None):
         file_names[name] = name_in_file(layout, name)
         shapes[file_names[name]] = list(parameter.shape)
     check_tensors(path, shapes, tensors)
-    check_finite(path, tensors)
     weights = {}
+    in_float32 = {}                 # the same under their names in the file
     for name, file_name in file_names.items():
         weights[name] = tensors[file_name].to(torch.float32, copy=True)
+        in_float32[file_name] = weights[name]
+    check_finite(path, in_float32)
     model.load_state_dict(weights, assign=True)
     if recursions is not None:
         try:
@@ -294,7 +296,7 @@ def load(path, recursions=None):
 
 
 def with_usual_names(path, tensors):
-    """Return the tensors {name in the file: tensor} under the names of the table above, without
+    """Return the tensors {name in the file: tensor} under the names of MODULE_NAMES, without
     those that are UNUSED. ValueError if a tensor is there twice, with two spellings of its name."""
     renamed = {}
     original_names = {}
@@ -398,7 +400,8 @@ def read_config(path):
             found["adapter_size"] = found["hidden_size"] // found["reduction_factor"]
         names = {field.name for field in fields(Config)}
         config = Config(**{name: value for name, value in found.items() if name in names})
-        # Files of ours have all fields; without adapter_size this one is transformers'.
+        # Our own files always have adapter_size. An ALBERT without it was written by transformers,
+        # and its layers may be shared in a way that no model here has.
         if kind == "albert" and "adapter_size" not in found:
             if not is_albert(config):
                 raise ValueError(f"an ALBERT of {config.num_hidden_layers} layers in "
@@ -628,7 +631,7 @@ WRITTEN_BY_RUNS = [
 
 @contextmanager
 def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
-    """Keep the folder `out` for a run of `script` while the with block runs.
+    """Check and lock the folder `out`, so that one run of `script` alone uses it in the with block.
 
     settings: a dict of what the run must have in common with one that it resumes
     inputs: folders that are read, of the teacher and so on; `out` must be none of them
@@ -651,7 +654,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     has_lock = False
     try:
         with open(run_path, "a", encoding="utf-8") as run_file:
-            if not lock(run_file):
+            if lock(run_file) is False:
                 raise ValueError(f"--out {out}: another run is writing into it")
             has_lock = True
             yield
@@ -668,8 +671,9 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
 
 
 def claim_folder(out, script, settings, resume):
-    """Begin a run in the folder `out`, which run_folder keeps: remove what an earlier run wrote and
-    write the settings of this one into run.json. A run that goes on leaves everything alone."""
+    """Remove what an earlier run wrote into the folder `out`, and write the settings of this one
+    into its run.json. If a run goes on, nothing is changed. The caller has locked the folder with
+    run_folder."""
     files = [path for path in files_of_run(out) if os.path.basename(path) != RUN_FILE]
     if resume and files:
         return
@@ -743,9 +747,9 @@ def files_of_run(out):
     for pattern in WRITTEN_BY_RUNS:
         for name in glob.glob(pattern, root_dir=out):
             subfolder = os.path.dirname(name)            # "" for a file in `out` itself
-            is_other_run = os.path.exists(os.path.join(out, subfolder, RUN_FILE))
-            if subfolder == "" or not is_other_run:
-                paths.append(os.path.join(out, name))
+            if subfolder != "" and os.path.exists(os.path.join(out, subfolder, RUN_FILE)):
+                continue                                 # it belongs to another run
+            paths.append(os.path.join(out, name))
     return paths
 
 
@@ -763,14 +767,17 @@ def remove_run(out):
 def lock(file):
     """Lock an open file for this process -> True, or False if another process has locked it.
 
-    The lock ends when the file is closed or the process dies.
+    It is None if there are no locks, as on Windows and on some network disks. The lock ends when
+    the file is closed or the process dies.
     """
     if fcntl is None:
-        return True
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:                                      # this disk knows no locks
+        return None
     return True
 
 
@@ -829,7 +836,7 @@ def replace_file(path, shared=False):
     try:
         with naming_file(path):
             with open(temporary, "wb") as file:
-                lock(file)                               # remove_abandoned leaves locked files
+                lock(file)                               # so remove_abandoned leaves it alone
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -840,16 +847,18 @@ def replace_file(path, shared=False):
 
 
 def remove_abandoned(path):
-    """Remove the temporary files of processes that were killed while they wrote `path`."""
-    # A process's name for it has the number of the process: see replace_file.
+    """Remove the temporary files of processes that were killed while they wrote `path`.
+
+    A process that is still writing has locked its file. So a file that can be locked is abandoned.
+    """
+    # replace_file puts the number of the process into the name.
     for temporary in glob.glob(f"{glob.escape(str(path))}.[0-9]*.tmp"):
-        try:
+        # The file may be gone, because its process has just finished, or be another user's.
+        with suppress(FileNotFoundError, PermissionError):
             with open(temporary, "r+b") as file:         # a network disk locks no read-only file
-                is_abandoned = fcntl is not None and lock(file)
+                is_abandoned = lock(file) is True
             if is_abandoned:
                 os.remove(temporary)
-        except FileNotFoundError:                        # its process has just finished
-            pass
 
 
 def write_json(path, value, shared=False):

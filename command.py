@@ -1,9 +1,9 @@
 """How a command begins and ends: its flags, its errors, and Ctrl-C.
 
 Python raises KeyboardInterrupt at Ctrl-C; run_command turns that into one line. But first a script
-imports torch and numpy, which takes seconds. An exception there would be a traceback of many lines,
-or an ImportError where C code catches it. So each script first calls end_at_interrupt. This file
-imports nothing large, so that almost no time passes before the call.
+imports torch and numpy, which takes seconds. During an import the exception would print a long
+traceback, or code in C would turn it into a misleading ImportError. So each script first calls
+end_at_interrupt. This file imports nothing large, so that almost no time passes before the call.
 """
 import argparse
 import io
@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 def end_at_interrupt():
     """Let Ctrl-C end this program in one line with status 130, as in a shell, from now on.
 
-    A shell script that starts a command with & has it ignore Ctrl-C. Then Ctrl-C stays ignored.
+    If a shell script has started this program with &, the shell lets it ignore Ctrl-C. Then the
+    handler is not Python's default one, and Ctrl-C stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_program)
@@ -63,9 +64,10 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def run_command(name, action):
-    """Call action(). Print an error that can be expected in one line -> the exit status.
+    """Call action() and return the exit status of the program.
 
-    It is None if all went well, 2 after an error and 130 after Ctrl-C, as in a shell.
+    An error that can be expected, such as a bad flag or a full disk, is printed as one line. The
+    status is None if all went well, 2 after an error and 130 after Ctrl-C, as in a shell.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What the terminal or the file cannot show is printed as a question mark.

@@ -68,7 +68,8 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
     B, T = ids.shape
     flat_ids = ids.ravel()                               # (B * T,)
     is_special = np.isin(ids, tokenizer.special_ids)     # (B, T)
-    # The same number in each sequence, so that M does not change from step to step.
+    # Each row gets the same number of masked tokens, 15 % of those between [CLS] and [SEP]. So M is
+    # the same in each step, but for rows that have too few ordinary tokens.
     num_masked = max(1, round(rate * (T - 2)))
     # Each token draws a random number in [0, 1). In each row the num_masked tokens with the
     # smallest numbers are chosen. Special tokens get 2.0, so that they come last.
@@ -79,7 +80,8 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
     columns = np.sort(columns, axis=1)
     rows = np.arange(B)[:, None]
     positions = (rows * T + columns).ravel()
-    # If a row has fewer than num_masked ordinary tokens, special ones were chosen: remove them.
+    # In a row with fewer than num_masked ordinary tokens special ones were chosen, too. They are
+    # taken out again.
     is_ordinary = ~is_special.ravel()                    # (B * T,)
     positions = positions[is_ordinary[positions]]
 
@@ -124,8 +126,8 @@ class MaskedBatches:
         """Return masked ids (B, T), positions (M,) and labels (M,) of a step: see mask_tokens."""
         numbers = []
         num_before = step * self.batch_size              # sequences that earlier steps used
-        for drawn in range(num_before, num_before + self.batch_size):
-            epoch, place_in_epoch = divmod(drawn, self.count)
+        for place in range(num_before, num_before + self.batch_size):
+            epoch, place_in_epoch = divmod(place, self.count)
             numbers.append(self.order_of_epoch(epoch)[place_in_epoch])
         # The 2 here and the 1 in order_of_epoch give masks and orders different random numbers.
         rng = np.random.default_rng([self.seed, 2, step])
@@ -161,7 +163,7 @@ TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]
 # What fetch() needs for a tokenizer, and takes if it is there.
 NEEDED_FOR_TOKENIZER = [("tokenizer.json", "vocab.txt")]
 OPTIONAL_FOR_TOKENIZER = ("tokenizer_config.json",)
-LARGEST_TOKEN = 2**24
+LARGEST_VOCAB_SIZE = 2**24
 
 
 class Tokenizer:
@@ -190,7 +192,7 @@ class Tokenizer:
         self.ordinary_ids = np.setdiff1d(list(id_of_token.values()), self.special_ids)
         self.vocab_size = max(id_of_token.values()) + 1
         # A vocabulary with holes up to a huge number would make to_str() use gigabytes.
-        if self.vocab_size > LARGEST_TOKEN:
+        if self.vocab_size > LARGEST_VOCAB_SIZE:
             raise ValueError(f"{file}: {self.vocab_size - 1} is too large for a token's number")
         self.digest = hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
 
@@ -279,7 +281,8 @@ def read_wordpiece(path):
 def make_wordpiece(words, do_lower_case=None, strip_accents=None):
     """Make a BERT tokenizer whose token number i is words[i].
 
-    do_lower_case=None: it is cased if a word other than a [SPECIAL] one has a letter from A to Z.
+    do_lower_case=None: it is cased if a word, other than a special one such as [CLS], has a capital
+        letter
     strip_accents=None: accents are removed if it lower-cases, as in BERT.
     """
     if do_lower_case is None:
@@ -295,7 +298,8 @@ def make_wordpiece(words, do_lower_case=None, strip_accents=None):
 
 
 def has_capital(word):
-    """Tell whether a word of a vocabulary, other than a [SPECIAL] one, has a letter from A to Z."""
+    """Tell whether a word has a capital letter, A to Z. Those of special ones such as [CLS] do not
+    count."""
     is_special = word.startswith("[") and word.endswith("]")
     return not is_special and re.search("[A-Z]", word) is not None
 
@@ -417,7 +421,7 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
     for path in files:
         # The names are written as UTF-8, in JSON, and that file must be readable.
         with parsing(ascii(path), "a name in UTF-8"):
-            path.encode()
+            path.encode()                                # an error if it cannot be written so
     file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in files]
     with parsing(f"--text {ascii(text_column)}", "a name in UTF-8"):
         text_column.encode()
@@ -553,7 +557,7 @@ CORPUS_FILE = re.compile(r"(?s).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
 # NULs and surrogates. A surrogate is half a character; errors="surrogateescape" also turns each
 # byte that is not UTF-8 into one.
 UNREADABLE = re.compile("[\0\ud800-\udfff]")
-# What a file should be, for parsing(), which writes "PATH: not" before it.
+# The end of a message, before which parsing() puts "PATH: not".
 READABLE = "readable, but damaged or cut short"
 
 
@@ -793,7 +797,7 @@ class StreamAfterStream(io.RawIOBase):
 
 # ---- The documentation on this machine: the corpus that needs no download ---------------
 
-EXTRACTION = 2          # the version of the rules below, part of the cached file's name
+EXTRACTION_VERSION = 2  # the version of the rules below, part of the cached file's name
 # Marks of reStructuredText around words. Groups 1 to 3 are code, 4 and 5 are not.
 MARKUP = re.compile(r"""
     :[\w:+-]+:`~?([^`<]*?)(?:\s*<[^`>]*>)?`   # :class:`~torch.Tensor`, :ref:`text <target>`
@@ -828,7 +832,7 @@ def docs_on_this_machine(cache=CACHE):
     for name in ("torch", "numpy"):
         packages[name] = importlib.metadata.distribution(name)
     versions = [sys.version.split()[0]] + [package.version for package in packages.values()]
-    path = os.path.join(cache, f"docs-{EXTRACTION}-{'-'.join(versions)}.jsonl")
+    path = os.path.join(cache, f"docs-{EXTRACTION_VERSION}-{'-'.join(versions)}.jsonl")
     if os.path.isfile(path):
         return path
     from pydoc_data.topics import topics                 # imported here: it is large

@@ -730,9 +730,10 @@ def test_a_tensor_that_is_there_under_two_names_is_refused(saved):
     refusal(saved, "'bert.embeddings.LayerNorm.gamma' and 'bert.embeddings.LayerNorm.weight' are")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+# The last one is finite in float64, in which it is stored, but not in float32.
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e300])
 def test_weights_that_are_not_finite_are_named(saved, value):
-    bias = torch.zeros(C)
+    bias = torch.zeros(C, dtype=torch.float64)
     bias[-1] = value
     change_tensors(saved, {"bert.embeddings.LayerNorm.bias": bias})
     refusal(saved, "there are values that are not finite in embeddings.LayerNorm.bias$")
@@ -1303,10 +1304,38 @@ def test_a_lock_is_of_one_open_file_and_ends_with_it(tmp_path):
 
 def test_without_fcntl_nothing_is_locked(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "fcntl", None)       # as on Windows
+    check_that_nothing_is_locked(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_on_a_disk_without_locks_files_are_written_and_runs_begin(tmp_path, monkeypatch, number):
+    def refuse(file, operation):
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", refuse)
+    check_that_nothing_is_locked(tmp_path)
+    with replace_file(tmp_path / "y", shared=True) as file:
+        file.write(b"whole")
+    assert (tmp_path / "y").read_bytes() == b"whole"
+    do_run(tmp_path / "out")
+    assert (tmp_path / "out" / "run.json").exists()
+
+
+def check_that_nothing_is_locked(tmp_path):
     with open(tmp_path / "x", "w") as first, open(tmp_path / "x") as second:
-        assert lock(first)
-        assert lock(second)
+        assert lock(first) is None
+        assert lock(second) is None
     (tmp_path / "x.1.tmp").write_text("perhaps in use")
+    remove_abandoned(tmp_path / "x")
+    assert (tmp_path / "x.1.tmp").exists()
+
+
+def test_the_temporary_file_of_another_user_is_left_alone(tmp_path, monkeypatch):
+    def refuse(file):
+        raise PermissionError(errno.EACCES, "not yours", "x.1.tmp")
+
+    (tmp_path / "x.1.tmp").write_text("another user's")
+    monkeypatch.setattr(checkpoint, "lock", refuse)
     remove_abandoned(tmp_path / "x")
     assert (tmp_path / "x.1.tmp").exists()
 

@@ -955,9 +955,9 @@ def test_the_name_of_a_special_token_in_a_text_is_that_token(tokenizer):
 
 def test_a_tokens_number_has_a_limit(tmp_path, monkeypatch):
     vocab_folder(tmp_path, SPECIAL_TOKENS + ["a", "b"])
-    monkeypatch.setattr(data, "LARGEST_TOKEN", 7)
+    monkeypatch.setattr(data, "LARGEST_VOCAB_SIZE", 7)
     assert Tokenizer(str(tmp_path)).vocab_size == 7
-    monkeypatch.setattr(data, "LARGEST_TOKEN", 6)
+    monkeypatch.setattr(data, "LARGEST_VOCAB_SIZE", 6)
     with pytest.raises(ValueError, match=r"vocab\.txt: 6 is too large for a token's number"):
         Tokenizer(str(tmp_path))
 
