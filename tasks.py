@@ -850,8 +850,11 @@ def hold_out_a_tenth(examples, remedy="give --dev FILE"):
         return text_hash, repr(example.label)            # the label orders equal texts
 
     if len(examples) < 2:
-        raise ValueError(f"{examples[0].location}: this is the only example, so none can be held "
-                         f"out; {remedy}")
+        message = (f"{examples[0].location}: this is the only example, so none can be held out; "
+                   f"{remedy}")
+        if isinstance(examples[0].text, list):
+            message += "; in a file of tags an empty line ends each sentence"
+        raise ValueError(message)
     wanted = math.ceil(len(examples) / 10)
     remaining = Counter()                                # how often each label is in the rest
     for example in examples:

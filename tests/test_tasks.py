@@ -898,8 +898,11 @@ def test_both_texts_decide_what_is_held_out():
 
 
 def test_one_example_alone_cannot_be_held_out():
-    with pytest.raises(ValueError, match="f:7: this is the only example"):
+    with pytest.raises(ValueError, match="f:7: this is the only example.*; give --dev FILE$"):
         hold_out_a_tenth([text_example("a", "x", location="f:7")])
+    sentence = text_example(["a"], ["O"], location="f:7")
+    with pytest.raises(ValueError, match="an empty line ends each sentence$"):
+        hold_out_a_tenth([sentence])
 
 
 def test_a_task_has_the_labels_of_its_training_set_sorted():
