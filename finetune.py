@@ -991,8 +991,9 @@ def arguments(argv):
     group.add_argument("--lr", type=number(), nargs="+", metavar="X",
                        help="highest learning rate; of several the best is chosen on a tenth of "
                        "the training set (default: 5e-5, with a hidden loss 1.5e-4; 1e-3 for "
-                       "adapters or the head alone; 2.5e-4 for corrections alone; without --task "
-                       "4e-4, and 2e-4 for a model with corrections; each times 768 / C)")
+                       "adapters or the head alone; for corrections alone 2.5e-4, with a hidden "
+                       "loss 5e-4; without --task 4e-4, and 2e-4 for a model with corrections; "
+                       "each times 768 / C)")
     group.add_argument("--seeds", type=whole_number(1), default=1, metavar="N",
                        help="number of runs, with the seeds --seed, --seed + 1, ...; the mean and "
                        "the standard deviation are printed (default: 1)")
@@ -1296,7 +1297,9 @@ def default_rate(mode, task_name, config, learns_hidden=False):
     factors change, so it needs a lower rate than an adapter.
     """
     has_corrections = config.correction_rank > 0
-    if mode == "adapters" and has_corrections:
+    if mode == "adapters" and has_corrections and learns_hidden:
+        rate = 5e-4
+    elif mode == "adapters" and has_corrections:
         rate = 2.5e-4
     elif mode in ("adapters", "head"):
         rate = 1e-3

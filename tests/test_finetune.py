@@ -940,11 +940,13 @@ def test_the_default_rate_depends_on_the_width_and_on_what_is_trained(
     assert default_rate(mode, task_name, corrected) == pytest.approx(rate_with_corrections)
 
 
-def test_with_a_hidden_loss_the_default_rate_of_a_whole_model_on_a_task_is_three_times_higher():
-    config = Config(hidden_size=384, num_attention_heads=4)
-    for mode, task_name, factor in (("all", "sst2", 3), ("adapters", "sst2", 1), ("all", None, 1)):
-        rate = default_rate(mode, task_name, config)
-        assert default_rate(mode, task_name, config, True) == pytest.approx(factor * rate)
+@pytest.mark.parametrize("mode, task_name, rank, factor", [
+    ("all", "sst2", 0, 3), ("all", "sst2", 8, 3), ("adapters", "sst2", 8, 2),
+    ("adapters", "sst2", 0, 1), ("head", "sst2", 8, 1), ("all", None, 8, 1)])
+def test_with_a_hidden_loss_the_default_rate_is_higher(mode, task_name, rank, factor):
+    config = Config(hidden_size=384, num_attention_heads=4, correction_rank=rank)
+    rate = default_rate(mode, task_name, config)
+    assert default_rate(mode, task_name, config, True) == pytest.approx(factor * rate)
 
 
 def test_every_task_has_its_kind():
