@@ -13,6 +13,7 @@ A safetensors file is three things, one after the other:
 Files come from strangers: any fault in one raises a ValueError, a line that names the file. A
 config.json that is missing raises a FileNotFoundError.
 """
+import errno
 import glob
 import json
 import math
@@ -776,8 +777,10 @@ def lock(file):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:                                      # this disk knows no locks
-        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        return None                                      # this disk knows no locks
     return True
 
 

@@ -453,8 +453,9 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         if num_train == 0 or num_valid == 0:
             num_valid = num_tokens // HOLD_OUT_ONE_IN
             num_train = num_tokens - num_valid
-            print(f"{corpus[0]}: there are too few documents to hold out one in {HOLD_OUT_ONE_IN}: "
-                  f"the last {num_valid} tokens are held out instead", file=sys.stderr)
+            print(f"{first_few(corpus)}: there are too few documents to hold out one in "
+                  f"{HOLD_OUT_ONE_IN}: the last {num_valid} tokens are held out instead",
+                  file=sys.stderr)
         file.flush()
         description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
@@ -556,6 +557,7 @@ def is_held_out(text, one_in):
 CORPUS_FILE = re.compile(r"(?s).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
 # NULs and surrogates. A surrogate is half a character; errors="surrogateescape" also turns each
 # byte that is not UTF-8 into one.
+UNDECODED = re.compile("[\udc80-\udcff]")               # what surrogateescape makes of a byte
 UNREADABLE = re.compile("[\0\ud800-\udfff]")
 # The end of a message, before which parsing() puts "PATH: not".
 READABLE = "readable, but damaged or cut short"
@@ -608,7 +610,7 @@ def read_corpus(corpus, text_column="text"):
 
     text_column: the field or column of the text in a .jsonl or a .csv.
     NULs and bytes that are not UTF-8 become U+FFFD, which BERT's normaliser removes. ValueError
-    names a damaged file, a file in another encoding, or the line of a .jsonl that is not a
+    names a damaged file, a text in another encoding, or the line of a .jsonl that is not a
     document.
     """
     files = corpus_files(corpus)
@@ -631,6 +633,8 @@ def read_corpus_file(path, bar, text_column):
     bytes_before = bar.n
     num_characters = 0
     num_replaced = 0
+    num_undecoded = 0                                    # bytes that are not UTF-8
+    num_nuls = 0
     newline = None                                       # every kind of line end becomes "\n"
     if kind == ".csv":
         newline = ""                                     # csv must see those in quotes unchanged
@@ -649,15 +653,28 @@ def read_corpus_file(path, bar, text_column):
             num_characters += len(line)
             # Most lines are in ASCII, and this test takes less time than a search.
             if not line.isascii() or "\0" in line:
+                num_undecoded += len(UNDECODED.findall(line))
+                num_nuls += line.count("\0")
                 line, num_found = UNREADABLE.subn("\ufffd", line)
                 num_replaced += num_found
+                if num_characters > 1_000_000:           # a large file is not read to its end
+                    check_encoding(path, num_characters, num_undecoded, num_nuls)
             yield line.strip()
-    # A few such bytes are damage. More than one in a thousand are another encoding.
-    if num_replaced > max(10, num_characters / 1000):
-        raise ValueError(f"{path}: not UTF-8: {num_replaced:,} of {num_characters:,} characters "
-                         "are NULs or bytes that are not UTF-8; iconv converts other encodings")
+    check_encoding(path, num_characters, num_undecoded, num_nuls)
     if num_replaced > 0:
         tqdm.write(f"{path}: replaced {num_replaced} NULs or bytes that are not UTF-8", sys.stderr)
+
+
+def check_encoding(path, num_characters, num_undecoded, num_nuls):
+    """Raise ValueError if so much of a file cannot be read that it is in another encoding.
+
+    A few bytes that are not UTF-8 are damage; in Latin-1 they are more than one in a thousand. In
+    UTF-16 about every second character is a NUL.
+    """
+    if num_undecoded > max(10, num_characters / 1000) or num_nuls > max(10, num_characters / 4):
+        raise ValueError(f"{path}: not UTF-8: of {num_characters:,} characters {num_undecoded:,} "
+                         f"are bytes that are not UTF-8, and {num_nuls:,} are NULs; iconv converts "
+                         "other encodings")
 
 
 def lines_of_text(path, text, longest):

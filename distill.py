@@ -1391,7 +1391,7 @@ def describe_corpus(corpus):
 
 def make_valid_batches(corpus, tokenizer, length):
     """Make the batches on which models are measured, always the same ones."""
-    what = f"{corpus.source}, its held-out part (one document in 50)"
+    what = f"{corpus.source}, its held-out part (a fiftieth of it)"
     with parsing(what, f"long enough for --length {length}"):
         return MaskedBatches(corpus.valid_tokens, tokenizer, length, batch_size=32)
 

@@ -26,6 +26,7 @@ if __name__ == "__main__":
     from command import end_at_interrupt
     end_at_interrupt()
 
+import glob
 import json
 import math
 import os
@@ -826,7 +827,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
         steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
     # The name of the folder has the number of Features, because the runs by which a learning rate
     # is chosen use fewer of them.
-    out = os.path.join(tuning.out, f"{mode}-{len(features)}-lr{lr:g}-seed{seed}")
+    out = os.path.join(tuning.out, name_of_run(mode, len(features), lr, seed))
     if tuning.processes.rank == 0:                       # it alone writes, and owns tuning.out
         os.makedirs(out, exist_ok=True)
     options = TrainingOptions(
@@ -1056,10 +1057,11 @@ def check_flags(args, given):
         allow_only(EVALUATE_FLAGS, given, "--evaluate")
         return
     if args.task is None:
-        ignored = FILE_FLAGS + COLUMN_FLAGS + ["--data", "--adapters-only", "--freeze", "--stride"]
-        refuse_flags(given, ignored,
-                     "without --task the built-in task is trained, and this would be ignored; for "
-                     f"files of yours say --task and their kind, one of {', '.join(KINDS)}")
+        reason = "without --task the built-in task is trained, and this would be ignored"
+        refuse_flags(given, ["--data", "--adapters-only", "--freeze", "--stride"], reason)
+        refuse_flags(given, FILE_FLAGS + COLUMN_FLAGS,
+                     f"{reason}; for files of yours say --task and their kind, one of "
+                     f"{', '.join(KINDS)}")
     else:
         check_file_flags(args.task, given)
     if args.task in KINDS and args.train is None:
@@ -1234,7 +1236,11 @@ def run_mode(tuning, splits, encoded, mode, config, saves_model):
     rates = args.lr
     if rates is None:
         learns_hidden = tuning.hidden_weight > 0
-        rates = [default_rate(mode, args.task, config, learns_hidden)]
+        lr = default_rate(mode, args.task, config, learns_hidden)
+        if args.resume:
+            num_features = len(encoded["train"].features)
+            lr = rate_to_resume(tuning.out, mode, num_features, args.seed, lr)
+        rates = [lr]
     lr = rates[0]
     if len(rates) > 1:
         lr = best_rate(tuning, splits["train"], mode, args.seed, rates)
@@ -1253,6 +1259,23 @@ def run_mode(tuning, splits, encoded, mode, config, saves_model):
                 write_predictions(tuning.out, tuning.task, split, splits[split],
                                   result.predictions)
     return results_of_seeds
+
+
+def name_of_run(mode, num_features, lr, seed):
+    """Name the folder of a run below the one of the command."""
+    return f"{mode}-{num_features}-lr{lr:g}-seed{seed}"
+
+
+def rate_to_resume(out, mode, num_features, seed, default):
+    """Return the learning rate with which a run that is to be resumed began, or the default if
+    there is no such run. In earlier versions the default was lower in some modes."""
+    found = glob.glob(f"{mode}-{num_features}-lr*-seed{seed}", root_dir=out)
+    if not found or name_of_run(mode, num_features, default, seed) in found:
+        return default
+    lr = float(re.search("-lr(.+)-seed", found[0])[1])
+    print(f"{out}: going on with the learning rate of its run, {lr:g}; today's default is "
+          f"{default:g}")
+    return lr
 
 
 def write_results(out, task, splits, results_of_modes):
@@ -1527,7 +1550,7 @@ def read_splits_to_measure(args, task):
 def predict(args):
     """Print what the fine-tuned model predicts for a text, or for each line of a file."""
     model, task, tokenizer, bf16 = load_fine_tuned(args)
-    if args.predict.endswith(".json") and task.kind == "qa":
+    if args.predict.lower().endswith(".json") and task.kind == "qa":
         write_answers(args, model, task, tokenizer, bf16)
         return
     if args.out is not None or args.overwrite:

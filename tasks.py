@@ -403,7 +403,7 @@ def rows_of(path, header=None):
         else:
             if len(cells) != len(header):
                 message = f"{path}:{number}: {len(cells)} columns, not {len(header)}"
-                if ending == ".csv" and len(cells) > len(header):
+                if ending == ".csv" and len(cells) > len(header) > 1:
                     message += "; a cell with a comma in it needs quotes around it"
                 raise ValueError(message)
             yield number, dict(zip(header, cells))
@@ -413,10 +413,10 @@ def check_separator(location, ending, first_line):
     """Raise ValueError if the first line of a table has only one cell because its cells are not
     separated as the ending of the file says."""
     separator = "tabs"
-    others = ",;"
+    others = ",;|"
     if ending == ".csv":
         separator = "commas"
-        others = "\t;"
+        others = "\t;|"
     for other in others:
         if other in first_line:
             raise ValueError(f"{location}: the cells of a {ending} are separated by {separator}, "
@@ -483,8 +483,8 @@ def cell(row, column, types, location):
     another type."""
     if column not in row:
         columns = ", ".join(repr(name) for name in row)
-        raise ValueError(f"{location}: the column {column!r} is missing; --text and --label name "
-                         f"the columns to read, of {columns:.300}")
+        raise ValueError(f"{location}: the column {column!r} is missing; of your own files --text "
+                         f"and --label name the columns to read; here they are {columns:.300}")
     value = row[column]
     if not isinstance(value, types):
         raise ValueError(f"{location}: the column {column!r} has no usual value: {value!r:.60}")

@@ -15,7 +15,8 @@ are written anew, so that a crash or a limit loses only what follows in that job
 print goes to DIR/gpu.log. The exit status is 1 if a job failed or, but for --toy, a goal was
 missed.
 
-What compares results, or compiles, comes first and shares the machine; what is timed runs alone.
+What compares results, or compiles, comes first and shares the machine, and so do the default
+commands, whose seconds are therefore long; what else is timed runs alone.
 The least important job comes last. The table of jobs in gpu.md names those for which there was no
 time.
 

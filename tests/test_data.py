@@ -171,7 +171,7 @@ def test_bad_bytes_are_replaced_and_counted_exactly(tmp_path, capsys):
 def test_a_corpus_in_another_encoding_is_refused(encoding, tmp_path):
     text = "schöne Grüße aus Köln\n" * 200
     path = raw(tmp_path / "a.txt", text.encode(encoding))
-    with pytest.raises(ValueError, match=f"^{path}: not UTF-8: [0-9,]+ of [0-9,]+ characters "):
+    with pytest.raises(ValueError, match=f"^{path}: not UTF-8: of [0-9,]+ characters [0-9,]+ are "):
         list(read_corpus([path]))
 
 
@@ -181,11 +181,28 @@ def test_one_bad_byte_in_a_thousand_is_damage_and_more_are_another_encoding(
     bad = b"x" * (num_clean - 1) + b"\n" + b"\xff" * 11           # with its 11 bad bytes
     path = raw(tmp_path / "a.txt", bad)
     if is_refused:
-        with pytest.raises(ValueError, match=f"{path}: not UTF-8: 11 of {num_clean + 11:,} char"):
+        with pytest.raises(ValueError, match=f"not UTF-8: of {num_clean + 11:,} characters 11 "):
             list(read_corpus([path]))
     else:
         list(read_corpus([path]))
         assert "replaced 11 NULs" in capsys.readouterr().err
+
+
+def test_nuls_at_the_end_and_escapes_are_not_another_encoding(tmp_path, capsys):
+    text = raw(tmp_path / "a.txt", "plain text\n" * 200 + "\0" * 512)
+    row = json.dumps({"text": "ab" * 40}).replace("ab", "a\\u0000", 9).replace("ab", "\\ud83d", 9)
+    rows = raw(tmp_path / "b.jsonl", f"{row}\n" * 20)
+    list(read_corpus([text, rows]))
+    told = capsys.readouterr().err
+    assert "a.txt: replaced 512 " in told and "b.jsonl: replaced 360 " in told
+
+
+def test_a_large_file_in_another_encoding_is_not_read_to_its_end(tmp_path):
+    line = ("x" * 99_999 + "\n").encode("utf-16-le")
+    path = raw(tmp_path / "a.txt", line * 40)
+    with pytest.raises(ValueError, match="not UTF-8: of [1-3],") as caught:
+        list(read_corpus([path]))
+    assert "of 8," not in str(caught.value)
 
 
 def test_a_clean_file_gives_no_message(tmp_path, capsys):

@@ -1569,7 +1569,9 @@ def test_what_a_run_prints_is_so(toy, tmp_path, capsys):
         _, row_after_recursions = table_rows(after, name)
         assert len(row_after_recursions) == 2 + model.config.num_hidden_layers
         assert row_after_recursions[-1] == row[3]
-    assert before.startswith(f"corpus   {toy}/corpus.txt: ")
+    pattern = rf"corpus   {toy}/corpus.txt: ([\d,]+) tokens to train on, ([\d,]+) held out\n"
+    sizes = re.match(pattern, before)
+    assert int(sizes[1].replace(",", "")) > 9 * int(sizes[2].replace(",", "")) > 0
     assert "device   cpu, float32\n" in before
     assert "layers   1-2 2-4 (student-teacher)\n" in before
     assert "loss     1 mlm + 3 attention + 3 hidden + 5 output" in before
@@ -2304,7 +2306,7 @@ ERRORS = {
     "too little text": (["--corpus", "{toy}/little.txt"],
                         "little.txt, its part to train on: not long enough"),
     "a part to hold out too short": (["--corpus", "{toy}/short.txt"],
-                                     "short.txt, its held-out part (one document in 50): not long "
+                                     "short.txt, its held-out part (a fiftieth of it): not long "
                                      "enough for --length 16: 4 tok"),
     "another tokenizer's tokens": (["--corpus", "{toy}/other.bin"], "other.bin"),
     "an --out that is a file": (["--out", "{toy}/corpus.txt"], "corpus.txt"),

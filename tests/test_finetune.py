@@ -1504,6 +1504,40 @@ def test_a_resume_that_would_train_anew_in_another_subfolder_is_refused(
     assert files_below(tmp_path / "o") == before
 
 
+def test_a_run_with_the_default_rate_of_an_earlier_version_goes_on_with_it(
+        tmp_path, model, sentiment, capsys, monkeypatch):
+    flags = ["--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--steps", 1,
+             "--seeds", 2, "--model", model]
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "default_rate", lambda *args: 0.0004)
+        run(capsys, *flags)
+    before = files_below(tmp_path / "o")
+    told = run(capsys, *flags, "--resume").out
+    assert "going on with the learning rate of its run, 0.0004; today's default is 0.0016" in told
+    after = files_below(tmp_path / "o")
+    assert after.keys() == before.keys()
+    for path in before:
+        if path.suffix == ".safetensors":
+            assert after[path] == before[path]
+
+
+def test_a_line_to_predict_is_named_by_its_file_and_number(tmp_path, model, sentiment, capsys):
+    run(capsys, "--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--steps", 1,
+        "--model", model)
+    lines = write_file(tmp_path / "lines.txt", "good\n\nbad\tfilm\n")
+    error = fail(capsys, "--model", tmp_path / "o", "--predict", lines)
+    assert f"{lines}:3 'bad\\tfilm': this model needs one text" in error
+    error = fail(capsys, "--model", tmp_path / "o", "--predict", "bad\tfilm")
+    assert "error: --predict 'bad\\tfilm': this model needs one text" in error
+    table = write_file(tmp_path / "x.CSV", "text,label\n")
+    assert "not a table" in fail(capsys, "--model", tmp_path / "o", "--predict", table)
+
+
+def test_a_predicted_number_has_six_digits():
+    task = make_task_of_kind("regression", [])
+    assert finetune.describe_prediction(task, None, 2.0401134253, {}) == "2.04011"
+
+
 def test_the_hash_of_examples_is_of_texts_and_labels_alone():
     examples = make_examples("qa")
     moved = [example._replace(location="elsewhere:1", id="other") for example in examples]
@@ -2054,7 +2088,7 @@ SQUAD = make_squad([("q", ["paris"])])
 # What is wrong -> the kind of task, the file, its content, what the error says.
 BAD = {
     "a missing column": ("classification", "train.tsv", "txt\tlabel\na\tx\n",
-                         "train.tsv:2: the column 'text' is missing; --text and --label name"),
+                         "train.tsv:2: the column 'text' is missing; of your own files --text and"),
     "a test set without labels": ("classification", "test.tsv", "text\na\n",
                                   "test.tsv:2: the column 'label' is missing"),
     "an unknown label": ("classification", "dev.tsv", "text\tlabel\na\tx\na\tz\n",

@@ -425,14 +425,36 @@ def test_a_text_must_be_text(value, tmp_path):
 
 def test_a_missing_column_is_named_with_those_that_there_are(tmp_path):
     path = write_file(tmp_path / "a.tsv", "t\ty\nb\t1\n")
-    error = (f"^{path}:2: the column 'text' is missing; --text and --label name the columns to "
-             "read, of 't', 'y'$")
+    error = (f"^{path}:2: the column 'text' is missing; of your own files --text and --label name "
+             "the columns to read; here they are 't', 'y'$")
     with pytest.raises(ValueError, match=error):
         read_table(path, ["text"], "y")
 
 
+def test_the_hint_about_commas_is_for_a_csv_with_too_many_cells(tmp_path):
+    path = write_file(tmp_path / "a.csv", "t,y\na,b,1\n")
+    with pytest.raises(ValueError, match=":2: 3 columns, not 2; a cell with a comma in it needs"):
+        read_table(path, ["t"], "y")
+    path = write_file(tmp_path / "a.csv", "t,y\na\n")
+    with pytest.raises(ValueError, match=":2: 1 columns, not 2$"):
+        read_table(path, ["t"], "y")
+    path = write_file(tmp_path / "a.csv", "t y\na,1\n")
+    with pytest.raises(ValueError, match=":2: 2 columns, not 1$"):
+        read_table(path, ["t"], "y")
+    path = write_file(tmp_path / "a.tsv", "t\ty\na\tb\t1\n")
+    with pytest.raises(ValueError, match=":2: 3 columns, not 2$"):
+        read_table(path, ["t"], "y")
+
+
+def test_an_error_in_a_csv_names_the_line_in_which_its_row_begins(tmp_path):
+    path = write_file(tmp_path / "a.csv", 't,y\n"a\nb",1\n"b\nc" x,1\n')
+    with pytest.raises(ValueError, match=f"^{path}:5: .*; the row begins in line 4$"):
+        read_table(path, ["t"], "y")
+
+
 @pytest.mark.parametrize("ending, separator, wanted", [
-    ("csv", ";", "commas"), ("csv", "\t", "commas"), ("tsv", ",", "tabs"), ("txt", ";", "tabs")])
+    ("csv", "|", "commas"), ("csv", ";", "commas"), ("csv", "\t", "commas"), ("tsv", ",", "tabs"),
+    ("txt", ";", "tabs")])
 def test_a_table_with_another_separator_is_told_of(ending, separator, wanted, tmp_path):
     path = write_file(tmp_path / f"a.{ending}", f"t{separator}y\nb{separator}1\n")
     error = f"^{path}:1: the cells of a .{ending} are separated by {wanted}, not by "
