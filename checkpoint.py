@@ -655,7 +655,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     has_lock = False
     try:
         with open(run_path, "a", encoding="utf-8") as run_file:
-            if lock(run_file) is False:
+            if lock(run_file) == TAKEN:
                 raise ValueError(f"--out {out}: another run is writing into it")
             has_lock = True
             yield
@@ -765,23 +765,29 @@ def remove_run(out):
             os.rmdir(path)
 
 
-def lock(file):
-    """Lock an open file for this process -> True, or False if another process has locked it.
+# What lock() answers: this process has the lock; another one has it; there are no locks, as on
+# Windows and on some network disks.
+LOCKED = "locked"
+TAKEN = "taken"
+NO_LOCKS = "no locks"
 
-    It is None if there are no locks, as on Windows and on some network disks. The lock ends when
-    the file is closed or the process dies.
+
+def lock(file):
+    """Lock an open file for this process -> LOCKED, TAKEN or NO_LOCKS.
+
+    The lock ends when the file is closed or the process dies.
     """
     if fcntl is None:
-        return None
+        return NO_LOCKS
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        return TAKEN
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        return None                                      # this disk knows no locks
-    return True
+        return NO_LOCKS
+    return LOCKED
 
 
 # ---- From here on: files in general -----------------------------------------------------
@@ -859,7 +865,7 @@ def remove_abandoned(path):
         # The file may be gone, because its process has just finished, or be another user's.
         with suppress(FileNotFoundError, PermissionError):
             with open(temporary, "r+b") as file:         # a network disk locks no read-only file
-                is_abandoned = lock(file) is True
+                is_abandoned = lock(file) == LOCKED
             if is_abandoned:
                 os.remove(temporary)
 

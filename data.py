@@ -421,7 +421,7 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
     for path in files:
         # The names are written as UTF-8, in JSON, and that file must be readable.
         with parsing(ascii(path), "a name in UTF-8"):
-            path.encode()                                # an error if it cannot be written so
+            path.encode()                                # an error where this is impossible
     file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in files]
     with parsing(f"--text {ascii(text_column)}", "a name in UTF-8"):
         text_column.encode()
@@ -555,9 +555,10 @@ def is_held_out(text, one_in):
 # Each reader yields lines. An empty line means that a document ends.
 
 CORPUS_FILE = re.compile(r"(?s).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
-# NULs and surrogates. A surrogate is half a character; errors="surrogateescape" also turns each
-# byte that is not UTF-8 into one.
-UNDECODED = re.compile("[\udc80-\udcff]")               # what surrogateescape makes of a byte
+# A surrogate is half a character. errors="surrogateescape" turns each byte that is not UTF-8 into
+# one of these surrogates:
+UNDECODED = re.compile("[\udc80-\udcff]")
+# NULs and all surrogates.
 UNREADABLE = re.compile("[\0\ud800-\udfff]")
 # The end of a message, before which parsing() puts "PATH: not".
 READABLE = "readable, but damaged or cut short"
@@ -631,10 +632,7 @@ def read_corpus_file(path, bar, text_column):
     if packed is not None and os.path.getsize(path) == 0:
         raise ValueError(f"{path}: not {READABLE}: it is empty")
     bytes_before = bar.n
-    num_characters = 0
-    num_replaced = 0
-    num_undecoded = 0                                    # bytes that are not UTF-8
-    num_nuls = 0
+    counts = Counter()                                   # see replace_unreadable
     newline = None                                       # every kind of line end becomes "\n"
     if kind == ".csv":
         newline = ""                                     # csv must see those in quotes unchanged
@@ -650,31 +648,44 @@ def read_corpus_file(path, bar, text_column):
         for line in lines:
             bytes_read = bytes_before + raw.tell()
             bar.update(bytes_read - bar.n)               # update() wants the increase
-            num_characters += len(line)
+            counts["characters"] += len(line)
             # Most lines are in ASCII, and this test takes less time than a search.
             if not line.isascii() or "\0" in line:
-                num_undecoded += len(UNDECODED.findall(line))
-                num_nuls += line.count("\0")
-                line, num_found = UNREADABLE.subn("\ufffd", line)
-                num_replaced += num_found
-                if num_characters > 1_000_000:           # a large file is not read to its end
-                    check_encoding(path, num_characters, num_undecoded, num_nuls)
+                line = replace_unreadable(line, counts)
+                if counts["characters"] > 1_000_000:     # a large file is not read to its end
+                    check_encoding(path, counts)
             yield line.strip()
-    check_encoding(path, num_characters, num_undecoded, num_nuls)
-    if num_replaced > 0:
-        tqdm.write(f"{path}: replaced {num_replaced} NULs or bytes that are not UTF-8", sys.stderr)
+    check_encoding(path, counts)
+    if counts["replaced"] > 0:
+        tqdm.write(f"{path}: replaced {counts['replaced']} NULs or bytes that are not UTF-8",
+                   sys.stderr)
 
 
-def check_encoding(path, num_characters, num_undecoded, num_nuls):
-    """Raise ValueError if so much of a file cannot be read that it is in another encoding.
+def replace_unreadable(line, counts):
+    """Replace what is UNREADABLE in a line by U+FFFD, and count it in counts, a Counter.
 
-    A few bytes that are not UTF-8 are damage; in Latin-1 they are more than one in a thousand. In
-    UTF-16 about every second character is a NUL.
+    It counts all of it as "replaced", the bytes that are not UTF-8 as "undecoded", and the "NULs".
     """
-    if num_undecoded > max(10, num_characters / 1000) or num_nuls > max(10, num_characters / 4):
-        raise ValueError(f"{path}: not UTF-8: of {num_characters:,} characters {num_undecoded:,} "
-                         f"are bytes that are not UTF-8, and {num_nuls:,} are NULs; iconv converts "
-                         "other encodings")
+    counts["undecoded"] += len(UNDECODED.findall(line))
+    counts["NULs"] += line.count("\0")
+    line, num_replaced = UNREADABLE.subn("\ufffd", line)
+    counts["replaced"] += num_replaced
+    return line
+
+
+def check_encoding(path, counts):
+    """Raise ValueError if so much of a file cannot be read that it must be in another encoding.
+
+    Up to ten such characters are taken for damage, and in a long file up to one byte in a thousand.
+    A text in Latin-1 has more of these bytes; in UTF-16 about every second character is a NUL.
+    """
+    num_characters = counts["characters"]
+    has_other_bytes = counts["undecoded"] > max(10, num_characters / 1000)
+    has_many_nuls = counts["NULs"] > max(10, num_characters / 4)
+    if has_other_bytes or has_many_nuls:
+        raise ValueError(f"{path}: not UTF-8: of {num_characters:,} characters "
+                         f"{counts['undecoded']:,} are bytes that are not UTF-8, and "
+                         f"{counts['NULs']:,} are NULs; iconv converts other encodings")
 
 
 def lines_of_text(path, text, longest):

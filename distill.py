@@ -162,7 +162,7 @@ def states_after(depths, hidden, positions):
     """Take the hidden state of each masked place after its own number of recursions -> (m, C).
 
     hidden: what MiniALBERT.forward returns, (B, T, C) after 0, 1, ..., R recursions
-    positions (m,): the masked places, numbers of tokens in the flattened ids
+    positions (m,): the masked places, indices into the flattened ids
     depths (m,): after how many recursions the state of each masked place is taken
     """
     states = torch.stack([state.flatten(0, 1)[positions] for state in hidden])     # (R + 1, m, C)
@@ -217,7 +217,7 @@ class Distillation:
         b and m are B and M of a micro-batch: it has b sequences and m masked places.
 
         ids (b, T): the masked text
-        positions (m,): the masked places, numbers of tokens in the flattened ids
+        positions (m,): the masked places, indices into the flattened ids
         labels (m,): the true tokens there
         depths (m,): after how many recursions the elastic loss looks at each masked place
         num_masked: M, the number of masked places in the whole batch
@@ -395,7 +395,7 @@ def start_layers(student, teacher):
     # recursions among layers. The student's layer student_layer_of[i] replaces the teacher's i.
     student_layer_of = layer_numbers(L, G)
     for g, layer in enumerate(student.layers):
-        replaced = []                                    # the teacher's layers that it replaces
+        replaced = []                                    # those that layer g replaces
         for i in range(L):
             if student_layer_of[i] == g:
                 replaced.append(teacher.layer_of_recursion(i).state_dict())
@@ -572,10 +572,9 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 num_tokens = objective.tokens_per_step * (done - last_logged)
                 line = log_line(done, totals, lr, gradient_norm, num_tokens / seconds)
                 if evaluate_now:
-                    for name, value in evaluate_model().items():
-                        if not math.isfinite(value):
-                            raise FloatingPointError(f"step {done}: the held-out {name} is {value};"
-                                                     " no checkpoint of this step was written")
+                    scores = evaluate_model()
+                    check_finite_scores(done, scores)
+                    for name, value in scores.items():
                         line[f"valid_{name}"] = value
                 with naming_file(log.name):
                     print(json.dumps(line), file=log, flush=True)
@@ -632,6 +631,15 @@ def check_finite_step(step, totals, gradient_norm, lr):
         losses = ", ".join(f"{name} {float(value):g}" for name, value in totals.items())
         raise FloatingPointError(f"step {step + 1}, learning rate {lr:g}: {losses}, gradient norm "
                                  f"{gradient_norm:g}; no checkpoint of this step was written")
+
+
+def check_finite_scores(done, scores):
+    """Raise FloatingPointError if the model computes nothing finite after so many steps. The last
+    update can do this to it, although its gradient was finite. scores: {name: value}"""
+    for name, value in scores.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"step {done}: the held-out {name} is {value}; no checkpoint "
+                                     "of this step was written")
 
 
 def make_optimizer(model, weight_decay):
@@ -1384,7 +1392,7 @@ def run_evaluation(args, teacher, tokenizer, processes):
 
 
 def describe_corpus(corpus):
-    """Say which text is used, and how much of it."""
+    """Say which text is used, and how long it is."""
     print(f"corpus   {corpus.source}: {len(corpus.train_tokens):,} tokens to train on, "
           f"{len(corpus.valid_tokens):,} held out")
 

@@ -161,7 +161,7 @@ def tokenise_examples(task, examples, tokenizer):
     main_texts = []
     for example in examples:
         if example.second_text is None:
-            first_texts.append("")                       # it only keeps the list in step
+            first_texts.append("")                       # so both lists have the same length
             main_texts.append(example.text)
         else:
             first_texts.append(example.text)
@@ -545,7 +545,7 @@ def decode(task, examples, features, logits):
     return [(answer, {}) for answer in decode_answers(task, examples, features, logits)]
 
 
-MOST_PROBABILITIES = 100            # of how many labels decode_label gives the probability at most
+MOST_PROBABILITIES = 100            # decode_label gives those of at most so many labels
 
 
 def decode_label(task, logits):
@@ -555,7 +555,7 @@ def decode_label(task, logits):
     probabilities = exponentials / exponentials.sum()
     label = task.labels[probabilities.argmax()]
     most_probable_first = np.argsort(-probabilities, kind="stable")
-    most_probable = np.sort(most_probable_first[:MOST_PROBABILITIES])    # in the order of the task
+    most_probable = np.sort(most_probable_first[:MOST_PROBABILITIES])    # as in task.labels
     return label, {task.labels[i]: float(probabilities[i]) for i in most_probable}
 
 
@@ -1413,7 +1413,7 @@ def hidden_weight_flag(args, out):
 
     Early versions had no hidden loss, and their run.json says nothing of it. If such a run is
     resumed, the result is 0, and a flag above 0 is a ValueError. If run.json is missing or empty,
-    the flag has to say the weight; otherwise that is a ValueError, too.
+    nobody knows the weight: with a teacher it is a ValueError not to give the flag.
     """
     if args.resume and owner_of(out) == "finetune.py":
         settings = read_run(out).get("settings")         # None: run.json is missing or empty
@@ -1421,7 +1421,8 @@ def hidden_weight_flag(args, out):
             raise ValueError(f"--resume: {out} has no run.json, or an empty one, so the weight of "
                              "the run's hidden loss is not known; say --hidden-weight W: 3 by "
                              "default, 0 if the run is of an earlier version")
-        if settings is not None and "hidden_weight" not in settings:          # an early version's
+        is_early_version = settings is not None and "hidden_weight" not in settings
+        if is_early_version:
             if args.hidden_weight:                       # neither None nor 0
                 raise ValueError(f"--hidden-weight {args.hidden_weight:g}: the run in {out} is of "
                                  "an earlier version, which had no hidden loss")
@@ -1558,10 +1559,11 @@ def predict(args):
                          "written")
     lines = lines_to_predict(args.predict)
     numbers = [i for i, line in enumerate(lines) if line.strip()]             # lines with a text
+    is_file = os.path.isfile(args.predict)
     examples = []
     for i in numbers:
-        location = "--predict"                           # the text itself
-        if os.path.isfile(args.predict):
+        location = "--predict"
+        if is_file:
             location = f"{args.predict}:{i + 1}"
         examples.append(example_of_line(lines[i], task, location))
     if not examples:

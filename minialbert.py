@@ -352,9 +352,9 @@ class MiniALBERT(nn.Module):
         num_adapters = 0
         if config.adapter_size > 0:
             num_adapters = config.num_hidden_layers      # one for each recursion in each list
-        # Recursion r applies attention_adapters[r] to its input, before attention, ...
+        # Recursion r applies attention_adapters[r] before attention.
         self.attention_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
-        # ... and output_adapters[r] to what comes from attention, before the feed-forward.
+        # It applies output_adapters[r] after attention, before the feed-forward.
         self.output_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
         num_corrections = 0
         if config.correction_rank > 0:

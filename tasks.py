@@ -409,7 +409,7 @@ def rows_of(path, header=None):
             yield number, dict(zip(header, cells))
 
 
-def check_separator(location, ending, first_line):
+def check_separator(location, ending, only_cell):
     """Raise ValueError if the first line of a table has only one cell because its cells are not
     separated as the ending of the file says."""
     separator = "tabs"
@@ -418,7 +418,7 @@ def check_separator(location, ending, first_line):
         separator = "commas"
         others = "\t;|"
     for other in others:
-        if other in first_line:
+        if other in only_cell:
             raise ValueError(f"{location}: the cells of a {ending} are separated by {separator}, "
                              f"not by {other!r}")
 
@@ -483,8 +483,8 @@ def cell(row, column, types, location):
     another type."""
     if column not in row:
         columns = ", ".join(repr(name) for name in row)
-        raise ValueError(f"{location}: the column {column!r} is missing; of your own files --text "
-                         f"and --label name the columns to read; here they are {columns:.300}")
+        raise ValueError(f"{location}: the column {column!r} is missing among {columns:.300}; for "
+                         "files of your own --text and --label name the columns to read")
     value = row[column]
     if not isinstance(value, types):
         raise ValueError(f"{location}: the column {column!r} has no usual value: {value!r:.60}")
@@ -496,8 +496,8 @@ def read_number(text, column, location):
     Python would take, are not numbers here."""
     pattern = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d{1,4})?"
     if not re.fullmatch(pattern, text.lower()) or abs(float(text)) >= LARGEST_NUMBER:
-        raise ValueError(f"{location}: {column} {text!r:.60} is not a number, such as 3.29, below "
-                         f"{LARGEST_NUMBER:g}")
+        raise ValueError(f"{location}: {column} {text!r:.60} is not a number below "
+                         f"{LARGEST_NUMBER:g}, such as 3.29")
     return float(text)
 
 

@@ -15,10 +15,9 @@ are written anew, so that a crash or a limit loses only what follows in that job
 print goes to DIR/gpu.log. The exit status is 1 if a job failed or, but for --toy, a goal was
 missed.
 
-What compares results, or compiles, comes first and shares the machine, and so do the default
-commands, whose seconds are therefore long; what else is timed runs alone.
-The least important job comes last. The table of jobs in gpu.md names those for which there was no
-time.
+The jobs that compare results or compile come first and share the machine. So do the default
+commands, whose seconds are therefore long. All other jobs that are timed run alone. The least
+important job comes last. The table of jobs in gpu.md names those for which there was no time.
 
 EXPERIMENTS.md has what was found on an H200 in several calls. --toy runs all jobs on a CPU and
 finds mistakes in this script. There waits are looked for with the fake CUDA tensors of
@@ -38,24 +37,21 @@ from typing import NamedTuple
 
 BENCH = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(BENCH)
-SPEED = ("Speed of a step at bert-base's size; ours in bfloat16, with the paper's adapters and "
-         "losses where nothing else is said")
+SPEED = ("Speed of a step; where nothing else is said it is at bert-base's size, and ours in "
+         "bfloat16, with the paper's adapters and losses")
 FIRST_TIME = "The first compilation, beside other jobs"
-# What is compiled and timed at bert-base's size: {name: arguments of our_speed}.
+FULL = {"compiled": True, "dropout": 0.0, "full_recipe": True}
+SMALL_FULL = FULL | {"small": True, "steps": 200}
+# What is compiled and timed: {name: arguments of our_speed}.
 GRAPHS = {
     "ours, compiled": {"compiled": True},
     "ours, compiled, without dropout": {"compiled": True, "dropout": 0.0},
-    "the recipe full: corrections, elastic loss, no dropout":
-        {"compiled": True, "dropout": 0.0, "full_recipe": True},
+    "the recipe full: corrections, elastic loss, no dropout": FULL,
     "ours, compiled, micro-batches of 96": {"compiled": True, "micro_batch_size": 96},
     "ours, compiled, 24: the share of one of 8 GPUs": {"compiled": True, "batch_size": 24},
-    "the recipe full, as CUDA graphs":
-        {"compiled": True, "dropout": 0.0, "full_recipe": True, "cuda_graphs": True},
-    "the recipe full at all-MiniLM's size":
-        {"compiled": True, "dropout": 0.0, "full_recipe": True, "small": True, "steps": 200},
-    "the recipe full at all-MiniLM's size, as CUDA graphs":
-        {"compiled": True, "dropout": 0.0, "full_recipe": True, "small": True, "steps": 200,
-         "cuda_graphs": True},
+    "the recipe full, as CUDA graphs": FULL | {"cuda_graphs": True},
+    "the recipe full at all-MiniLM's size": SMALL_FULL,
+    "the recipe full at all-MiniLM's size, as CUDA graphs": SMALL_FULL | {"cuda_graphs": True},
 }
 
 
@@ -105,7 +101,7 @@ def list_jobs(device):
     if device != "cpu":
         for name, arguments in GRAPHS.items():
             jobs.append(speed_job(f"{name}, for the first time", 240, beside=True,
-                                  table=FIRST_TIME, **(arguments | {"steps": 8})))
+                                  table=FIRST_TIME, **arguments | {"steps": 8}))
     jobs.append(Job("parity", "gpu_sections.py", "parity", {}, 150, beside=True))
     jobs.append(Job("parity", "gpu_sections.py", "parity_of_tuning", {}, 120, beside=True))
     jobs.append(Job("waits", "gpu_sections.py", "waits", {}, 120, beside=True))

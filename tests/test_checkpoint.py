@@ -16,10 +16,10 @@ import torch
 
 import checkpoint
 from checkpoint import (
-    MODEL_FILES, check_owner, check_tensors, fetch, first_few, load, lock, name_in_file, owner_of,
-    parse_json_object, parsing, read_config, read_json, read_safetensors, read_text, read_weights,
-    remove_abandoned, claim_folder, replace_file, restore_training_state, run_folder, save,
-    save_training_state, with_usual_names, write_json, write_safetensors)
+    LOCKED, MODEL_FILES, NO_LOCKS, TAKEN, check_owner, check_tensors, fetch, first_few, load, lock,
+    name_in_file, owner_of, parse_json_object, parsing, read_config, read_json, read_safetensors,
+    read_text, read_weights, remove_abandoned, claim_folder, replace_file, restore_training_state,
+    run_folder, save, save_training_state, with_usual_names, write_json, write_safetensors)
 from conftest import (
     A, C, E, KINDS, MAX_POSITIONS, R, ROOT, V, assert_close, assert_same_as_authors,
     assert_same_as_bert, authors_checkpoint, authors_weights, make_batch, random_bert, random_model)
@@ -1277,7 +1277,7 @@ def test_one_run_at_a_time_is_in_a_folder_and_a_killed_one_is_gone(tmp_path):
     do_run(out)
     before = contents(out)
     with open(out / "run.json", "rb") as file:           # any process that has locked it
-        assert lock(file)
+        assert lock(file) == LOCKED
         with pytest.raises(ValueError, match="out: another run is writing into it$"):
             do_run(out, resume=True, settings={})
         assert contents(out) == before
@@ -1296,10 +1296,10 @@ def test_one_run_at_a_time_is_in_a_folder_and_a_killed_one_is_gone(tmp_path):
 
 def test_a_lock_is_of_one_open_file_and_ends_with_it(tmp_path):
     with open(tmp_path / "x", "w") as first, open(tmp_path / "x") as second:
-        assert lock(first)
-        assert not lock(second)
+        assert lock(first) == LOCKED
+        assert lock(second) == TAKEN
         first.close()
-        assert lock(second)
+        assert lock(second) == LOCKED
 
 
 def test_without_fcntl_nothing_is_locked(tmp_path, monkeypatch):
@@ -1323,8 +1323,8 @@ def test_on_a_disk_without_locks_files_are_written_and_runs_begin(tmp_path, monk
 
 def check_that_nothing_is_locked(tmp_path):
     with open(tmp_path / "x", "w") as first, open(tmp_path / "x") as second:
-        assert lock(first) is None
-        assert lock(second) is None
+        assert lock(first) == NO_LOCKS
+        assert lock(second) == NO_LOCKS
     (tmp_path / "x.1.tmp").write_text("perhaps in use")
     remove_abandoned(tmp_path / "x")
     assert (tmp_path / "x.1.tmp").exists()
@@ -1545,7 +1545,7 @@ def test_only_abandoned_files_of_a_path_are_removed(tmp_path):
     for name in ("x", "x.tmp", "x.1.tmp", "x.2.tmp", "y.1.tmp", "x.1.tmp.old", "x.own.tmp"):
         (tmp_path / name).write_text("x")
     with open(tmp_path / "x.2.tmp", "r+b") as file:
-        assert lock(file)                                # its process is still writing
+        assert lock(file) == LOCKED                      # its process is still writing
         remove_abandoned(tmp_path / "x")
     assert sorted(os.listdir(tmp_path)) == ["x", "x.1.tmp.old", "x.2.tmp", "x.own.tmp", "x.tmp",
                                             "y.1.tmp"]

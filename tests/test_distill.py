@@ -765,6 +765,13 @@ def test_a_norm_that_is_not_finite_is_an_error_that_names_all_losses(norm):
     distill.check_finite_step(6, totals, 1e30, 0.25)          # large is not infinite
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_score_that_is_not_finite_is_an_error_that_names_it(value):
+    with pytest.raises(FloatingPointError, match=f"^step 7: the held-out loss is {value}; no "):
+        distill.check_finite_scores(7, {"accuracy": 0.5, "loss": value})
+    distill.check_finite_scores(7, {"accuracy": 0.5, "loss": 1e30})
+
+
 @pytest.mark.parametrize("steps, warmup, expected", [
     (5, 2, [1 / 2, 1, 1, 2 / 3, 1 / 3]),
     (3, 0, [1, 2 / 3, 1 / 3]),

@@ -425,24 +425,19 @@ def test_a_text_must_be_text(value, tmp_path):
 
 def test_a_missing_column_is_named_with_those_that_there_are(tmp_path):
     path = write_file(tmp_path / "a.tsv", "t\ty\nb\t1\n")
-    error = (f"^{path}:2: the column 'text' is missing; of your own files --text and --label name "
-             "the columns to read; here they are 't', 'y'$")
+    error = (f"^{path}:2: the column 'text' is missing among 't', 'y'; for files of your own "
+             "--text and --label name the columns to read$")
     with pytest.raises(ValueError, match=error):
         read_table(path, ["text"], "y")
 
 
-def test_the_hint_about_commas_is_for_a_csv_with_too_many_cells(tmp_path):
-    path = write_file(tmp_path / "a.csv", "t,y\na,b,1\n")
-    with pytest.raises(ValueError, match=":2: 3 columns, not 2; a cell with a comma in it needs"):
-        read_table(path, ["t"], "y")
-    path = write_file(tmp_path / "a.csv", "t,y\na\n")
-    with pytest.raises(ValueError, match=":2: 1 columns, not 2$"):
-        read_table(path, ["t"], "y")
-    path = write_file(tmp_path / "a.csv", "t y\na,1\n")
-    with pytest.raises(ValueError, match=":2: 2 columns, not 1$"):
-        read_table(path, ["t"], "y")
-    path = write_file(tmp_path / "a.tsv", "t\ty\na\tb\t1\n")
-    with pytest.raises(ValueError, match=":2: 3 columns, not 2$"):
+@pytest.mark.parametrize("ending, text, error", [
+    ("csv", "t,y\na,b,1\n", "3 columns, not 2; a cell with a comma in it needs quotes around it"),
+    ("csv", "t,y\na\n", "1 columns, not 2"), ("csv", "t y\na,1\n", "2 columns, not 1"),
+    ("tsv", "t\ty\na\tb\t1\n", "3 columns, not 2")])
+def test_the_hint_about_commas_is_for_a_csv_with_too_many_cells(ending, text, error, tmp_path):
+    path = write_file(tmp_path / f"a.{ending}", text)
+    with pytest.raises(ValueError, match=f"^{path}:2: {error}$"):
         read_table(path, ["t"], "y")
 
 
