@@ -632,6 +632,7 @@ def read_corpus_file(path, bar, text_column):
     if packed is not None and os.path.getsize(path) == 0:
         raise ValueError(f"{path}: not {READABLE}: it is empty")
     bytes_before = bar.n
+    num_characters = 0
     counts = Counter()                                   # see replace_unreadable
     newline = None                                       # every kind of line end becomes "\n"
     if kind == ".csv":
@@ -648,14 +649,14 @@ def read_corpus_file(path, bar, text_column):
         for line in lines:
             bytes_read = bytes_before + raw.tell()
             bar.update(bytes_read - bar.n)               # update() wants the increase
-            counts["characters"] += len(line)
+            num_characters += len(line)
             # Most lines are in ASCII, and this test takes less time than a search.
             if not line.isascii() or "\0" in line:
                 line = replace_unreadable(line, counts)
-                if counts["characters"] > 1_000_000:     # a large file is not read to its end
-                    check_encoding(path, counts)
+                if num_characters > 1_000_000:           # a large file is not read to its end
+                    check_encoding(path, num_characters, counts)
             yield line.strip()
-    check_encoding(path, counts)
+    check_encoding(path, num_characters, counts)
     if counts["replaced"] > 0:
         tqdm.write(f"{path}: replaced {counts['replaced']} NULs or bytes that are not UTF-8",
                    sys.stderr)
@@ -666,20 +667,20 @@ def replace_unreadable(line, counts):
 
     It counts all of it as "replaced", the bytes that are not UTF-8 as "undecoded", and the "NULs".
     """
-    counts["undecoded"] += len(UNDECODED.findall(line))
-    counts["NULs"] += line.count("\0")
-    line, num_replaced = UNREADABLE.subn("\ufffd", line)
-    counts["replaced"] += num_replaced
-    return line
+    replaced, num_replaced = UNREADABLE.subn("\ufffd", line)
+    if num_replaced > 0:
+        counts["replaced"] += num_replaced
+        counts["undecoded"] += len(UNDECODED.findall(line))
+        counts["NULs"] += line.count("\0")
+    return replaced
 
 
-def check_encoding(path, counts):
+def check_encoding(path, num_characters, counts):
     """Raise ValueError if so much of a file cannot be read that it must be in another encoding.
 
     Up to ten such characters are taken for damage, and in a long file up to one byte in a thousand.
     A text in Latin-1 has more of these bytes; in UTF-16 about every second character is a NUL.
     """
-    num_characters = counts["characters"]
     has_other_bytes = counts["undecoded"] > max(10, num_characters / 1000)
     has_many_nuls = counts["NULs"] > max(10, num_characters / 4)
     if has_other_bytes or has_many_nuls:
