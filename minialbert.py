@@ -387,13 +387,18 @@ class MiniALBERT(nn.Module):
         Returns
         hidden: a list of R + 1 tensors (B, T, C), the embeddings and the output of each recursion
         attention: {r: log-probabilities (B, H, T, T)} for each r in maps
+        ValueError if maps names a recursion that the model does not have.
         """
+        R = self.config.num_hidden_layers
+        for r in maps:
+            if not 0 <= r < R:
+                raise ValueError(f"maps: {r} is not a recursion; they are 0 to {R - 1}")
         if mask is not None:
             mask = mask.bool()[:, None, None, :]         # (B, 1, 1, T): no token looks at padding
         x = self.embeddings(ids, segments)               # (B, T, C)
         hidden = [x]
         attention = {}
-        for r in range(self.config.num_hidden_layers):
+        for r in range(R):
             layer = self.layer_of_recursion(r)           # with G = 1 it is always the same layer
             adapters = self.adapters_of_recursion(r)     # these are the recursion's own
             want_map = r in maps
@@ -416,8 +421,10 @@ class MiniALBERT(nn.Module):
         A tied head uses the matrices of the input embeddings again, transposed and in the opposite
         order. If the embeddings are factorised, the states first go from C back to E: the
         projection computes x @ weight.T, so its transpose computes x @ weight. Then the transposed
-        word table takes them from E to V.
+        word table takes them from E to V. ValueError if the model has no head.
         """
+        if self.head is None:
+            raise ValueError("the model has no MLM head, so it cannot predict words")
         x = self.head.norm(F.gelu(self.head.dense(hidden)))                   # (M, C)
         # F.linear(x, weight, bias) is x @ weight.T + bias. Tied or not, the head has its own bias.
         if self.head.decoder is not None:

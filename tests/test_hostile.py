@@ -511,7 +511,8 @@ def test_a_name_of_the_hub_is_fetched_kept_and_refused_in_one_line(hub, model):
     assert "no tokenizer.model" in error
     hub.server.cut.append("model.safetensors")           # the connection breaks in the middle
     _, error = hub.fetch("cut/bert")
-    assert "received" in error
+    # Versions of huggingface_hub say this in different words; all give the numbers of bytes.
+    assert re.search(r"received|\d+ bytes read", error)
     hub.server.cut.clear()
     folder, _ = hub.fetch("cut/bert")
     assert_same_weights(folder, model)

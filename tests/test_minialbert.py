@@ -243,7 +243,7 @@ def test_the_first_recursions_do_what_they_did_before(kind, recursions):
         expected, expected_maps = model(ids, mask, segments, maps=range(R))
         cut_model = copy.deepcopy(model)
         keep_recursions(cut_model, recursions)
-        found, found_maps = cut_model(ids, mask, segments, maps=range(R))
+        found, found_maps = cut_model(ids, mask, segments, maps=range(recursions))
     assert len(found) == recursions + 1
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected))
     assert list(found_maps) == list(range(recursions))
@@ -354,6 +354,19 @@ def test_only_the_maps_asked_for_are_returned(model):
     _, attention = model(ids, mask, maps=[2, 0])
     assert set(attention) == {0, 2}
     assert attention[0].shape == (B, H, T, T)
+
+
+@pytest.mark.parametrize("r", [-1, R])
+def test_a_map_of_a_recursion_that_is_not_there_is_refused(model, r):
+    ids, mask, _ = make_batch()
+    with pytest.raises(ValueError, match=f"maps: {r} is not a recursion; they are 0 to {R - 1}"):
+        model(ids, mask, maps=[0, r])
+
+
+def test_a_model_without_a_head_says_that_it_cannot_predict(model):
+    model.head = None
+    with pytest.raises(ValueError, match="no MLM head"):
+        model.predict(torch.zeros(2, C))
 
 
 def test_only_layers_whose_maps_are_wanted_store_one(model, monkeypatch):
