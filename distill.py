@@ -1048,6 +1048,13 @@ def refuse_flags(given, refused, reason):
             raise ValueError(f"{flag}: {reason}")
 
 
+def allow_only(allowed, given, command):
+    """Raise ValueError if a flag was given that is not among those that the command uses."""
+    for flag in given:
+        if flag not in allowed:
+            raise ValueError(f"{flag}: {command} trains nothing, so it would be ignored")
+
+
 def add_run_flags(parser, out, out_help, eval_every, save_every, eval_every_help, save_every_help):
     """Add the flags about a run that distill.py and finetune.py share, in a group."""
     group = parser.add_argument_group("run")
@@ -1222,9 +1229,7 @@ def arguments(argv):
 
     given = given_flags(argv)
     if args.evaluate:
-        for flag in given:
-            if flag not in EVALUATE_FLAGS:
-                raise ValueError(f"{flag}: --evaluate trains nothing, so it would be ignored")
+        allow_only(EVALUATE_FLAGS, given, "--evaluate")
         if args.teacher == "none" and args.student is None:
             raise ValueError("--evaluate: give a --teacher or a --student to measure")
     measures_only_student = args.evaluate and args.student is not None

@@ -26,7 +26,6 @@ if __name__ == "__main__":
     from command import end_at_interrupt
     end_at_interrupt()
 
-import glob
 import json
 import math
 import os
@@ -43,18 +42,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from checkpoint import (MODEL_FILES, check_finite, claim_folder, fetch, first_few, load, owner_of,
-                        parsing, read_json, read_run, read_safetensors, replace_file, save,
-                        write_json, write_safetensors)
+from checkpoint import (MODEL_FILES, check_finite, claim_folder, fetch, first_few, load, parsing,
+                        read_json, read_safetensors, replace_file, save, write_json,
+                        write_safetensors)
 from command import CommandParser, run_command
 from data import (NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, Tokenizer,
                   docs_on_this_machine, hash_file)
-from distill import (LOSS_WEIGHTS, TrainingOptions, add_run_flags, autocast, begin_or_resume,
-                     broadcast, can_match_layers, choose_device, device_of, end_after_signal,
-                     explaining_failures, fingerprint, first_process_first, folders_of, given_flags,
-                     hidden_loss, keep_freed_memory, leave_processes, match_layers, number,
-                     output_loss, own_folder, refuse_flags, resume_settings, set_up_processes,
-                     split_batch, to_device, train, uses_bf16, whole_number)
+from distill import (LOSS_WEIGHTS, TrainingOptions, add_run_flags, allow_only, autocast,
+                     begin_or_resume, broadcast, can_match_layers, choose_device, device_of,
+                     end_after_signal, explaining_failures, fingerprint, first_process_first,
+                     folders_of, given_flags, hidden_loss, keep_freed_memory, leave_processes,
+                     match_layers, number, output_loss, own_folder, refuse_flags, resume_settings,
+                     set_up_processes, split_batch, to_device, train, uses_bf16, whole_number)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, WORD_PATTERN, Example, Task, check_labels, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, lines_of, majority, make_task,
@@ -112,18 +111,23 @@ class Classifier(nn.Module):
 # ---- From examples to tokens ------------------------------------------------------------
 
 class Feature(NamedTuple):
-    """A sequence for the model, [CLS] text [SEP] or [CLS] first [SEP] second [SEP]."""
+    """A sequence for the model, [CLS] text [SEP] or [CLS] first [SEP] second [SEP].
+
+                     positions            stands_for              labels
+    classification   [CLS]                not used                the number of the class
+    regression       [CLS]                not used                the number
+    tagging          first tokens of      the number of each      the number of each tag
+                     words                word
+    qa               tokens of the        the characters of a     the positions of the answer's
+                     context              word, (first, one       first and last token; [0, 0]
+                                          past the last)          if it is not in this window
+    """
     ids: np.ndarray         # (T,) token numbers
     num_before: int         # tokens before the text, or before the second text if there are two
     example: int            # index of the example from which it was made
-    positions: list         # indices into ids of the tokens whose logits are used. In qa they are
-                            # the tokens of the context; predict_logits puts [CLS] before them
-    stands_for: list        # for each position the place in the example that its logits are about.
-                            # In tagging: the number of a word. In qa: the characters of a word,
-                            # (first, one past the last). Otherwise 0, which is not used
-    labels: list            # the label of each position, nan if it is not known. In qa: the
-                            # positions of the answer's first and last token, or [0, 0] if the
-                            # answer is not in this window
+    positions: list         # indices into ids of the tokens whose logits are used
+    stands_for: list        # for each position the place in the example that its logits are about
+    labels: list            # for each position its label, nan if it is not known; but see qa
 
 
 def encode(task, examples, tokenizer):
@@ -177,9 +181,8 @@ def tokenise_examples(task, examples, tokenizer):
         if task.kind == "qa":
             first_room = room // 3                       # two thirds are kept for the context
         else:
-            # If the texts are too long, half of the room is left for the second one, or less if it
-            # is shorter. If the first text does not fill its part, text_feature lets the second
-            # one have all that is left.
+            # Each text may fill half of the room, or more if the other one needs less. text_feature
+            # gives the second one all that the first leaves.
             kept_for_second = min(len(encoding.ids), room // 2)
             first_room = room - kept_for_second
         prefixes.append([tokenizer.cls_id] + first_ids[:first_room] + [tokenizer.sep_id])
@@ -204,6 +207,15 @@ def text_feature(task, example_number, example, prefix, encoding, tokenizer, lab
                    labels=[label])
 
 
+def windows(num_tokens, room, overlap=0):
+    """List (begin, end) of the windows of at most `room` tokens that cover a text; one at least.
+
+    None begins in the last `overlap` tokens: the window before it has them already.
+    """
+    begins = range(0, max(1, num_tokens - overlap), room - overlap)
+    return [(begin, min(begin + room, num_tokens)) for begin in begins]
+
+
 def tagging_features(task, example_number, example, prefix, encoding, tokenizer, label_numbers):
     """Yield the Features of a sentence to tag: the head is read at the first token of each word.
 
@@ -212,9 +224,7 @@ def tagging_features(task, example_number, example, prefix, encoding, tokenizer,
     word_of_token = encoding.word_ids                    # numbers of words
     num_tokens = len(word_of_token)
     room = task.length - len(prefix) - 1
-    # max(1, ...): a sentence without tokens still gives one Feature.
-    for begin in range(0, max(1, num_tokens), room):
-        end = min(begin + room, num_tokens)
+    for begin, end in windows(num_tokens, room):
         first_tokens = [token for token in range(begin, end)
                         if token == 0 or word_of_token[token] != word_of_token[token - 1]]
         shift = len(prefix) - begin                      # from a token's number to its position
@@ -235,10 +245,7 @@ def answer_features(task, example_number, example, prefix, encoding, tokenizer):
     answer_tokens = tokens_of_answer(example, encoding.offsets)
     room = task.length - len(prefix) - 1
     overlap = min(task.stride, room // 2)                # at most half, so that windows advance
-    # No window begins in the last `overlap` tokens: the previous window already has them.
-    # max(1, ...): a context without tokens still gives one Feature.
-    for begin in range(0, max(1, num_tokens - overlap), room - overlap):
-        end = min(begin + room, num_tokens)
+    for begin, end in windows(num_tokens, room, overlap):
         shift = len(prefix) - begin                      # from a token's number to its position
         # An answer has whole words: each token stands for the characters of its word.
         stands_for = [characters[word_of_token[token]] for token in range(begin, end)]
@@ -257,9 +264,8 @@ def characters_of_words(word_of_token, offsets):
     """
     characters = {}
     for word, (begin, end) in zip(word_of_token, offsets):
-        if word in characters:
-            begin = characters[word][0]                  # where the word's first token begins
-        characters[word] = (begin, end)
+        word_begin, _ = characters.get(word, (begin, end))
+        characters[word] = (word_begin, end)
     return characters
 
 
@@ -277,7 +283,7 @@ def tokens_of_answer(example, offsets):
     return tokens
 
 
-def collate(features, pad_id, is_qa):
+def collate(features, is_qa):
     """Put Features into one batch of numpy arrays.
 
     Returns ids (B, T); mask (B, T), True at real tokens; segments (B, T), 1 in the second text;
@@ -285,7 +291,7 @@ def collate(features, pad_id, is_qa):
     """
     B = len(features)
     T = max(len(feature.ids) for feature in features)
-    ids = np.full((B, T), pad_id)
+    ids = np.zeros((B, T), np.int64)     # padding may be any token: no real one looks at it
     mask = np.zeros((B, T), bool)
     segments = np.zeros((B, T), np.int64)
     labels = np.full((B, 2 if is_qa else T), np.nan)
@@ -314,21 +320,18 @@ class TaskLoss:
         the tokens. The idea is TinyBERT's (arXiv 1909.10351), which takes a squared error
 
     A batch has sequences of similar length and is a function of (seed, step). In an epoch each
-    Feature is used once. teacher: a Classifier for the same labels; teacher_task: its Task;
-    hidden_weight: the factor of the hidden loss, 0 to leave it out.
+    Feature is used once. teacher: a Classifier for the same Task; hidden_weight: the factor of the
+    hidden loss, 0 to leave it out.
     """
 
-    def __init__(self, model, task, features, batch_size, seed, pad_id, teacher=None,
-                 teacher_task=None, hidden_weight=0.0, micro_batch_size=0, processes=None,
-                 bf16=False):
+    def __init__(self, model, task, features, batch_size, seed, teacher=None, hidden_weight=0.0,
+                 micro_batch_size=0, processes=None, bf16=False):
         self.model = model
         self.task = task
         self.features = features
         self.batch_size = batch_size
         self.seed = seed
-        self.pad_id = pad_id
         self.teacher = teacher
-        self.teacher_task = teacher_task
         self.bf16 = bf16
         self.micro_batch_bounds = split_batch(batch_size, micro_batch_size, processes)
         if not any(feature.positions for feature in features):
@@ -387,7 +390,7 @@ class TaskLoss:
         One batch of an epoch may have fewer rows than the others. Then a micro-batch may have fewer
         rows, or none.
         """
-        ids, mask, segments, labels = collate(self.batch(step), self.pad_id, self.model.is_qa)
+        ids, mask, segments, labels = collate(self.batch(step), self.model.is_qa)
         num_labelled = max(1, np.count_nonzero(~np.isnan(labels)))
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
@@ -396,9 +399,9 @@ class TaskLoss:
             own_labels = labels[rows]
             counted = mask[rows]                         # the tokens that the hidden loss counts
             if len(own_labels) == 0:
-                # No rows are left for this micro-batch. But all processes sum their gradients, so
-                # each of them needs one. So row 0 of the batch is computed, without labels and
-                # without tokens that count: its losses and their gradient are 0.
+                # The batch has no row for this process, which needs a gradient all the same: all
+                # processes sum theirs. So it computes row 0, of which no label and no token
+                # counts: the losses and their gradient are 0.
                 rows = slice(0, 1)
                 own_labels = np.full_like(labels[rows], np.nan)
                 counted = np.zeros_like(mask[rows])
@@ -442,9 +445,6 @@ class TaskLoss:
                 teacher_logits = self.teacher.classify(teacher_hidden[-1], segments)
             teacher_outputs = labelled_rows(teacher_logits, labelled, is_qa)
             if is_regression:
-                # Undo the teacher's normalisation, then apply the student's, which may differ.
-                numbers = teacher_outputs * self.teacher_task.sd + self.teacher_task.mean
-                teacher_outputs = (numbers - self.task.mean) / self.task.sd
                 distance = F.mse_loss(outputs, teacher_outputs, reduction="sum")
             else:
                 distance = output_loss(outputs, teacher_outputs)
@@ -506,7 +506,7 @@ def fit_adapters_to_identity(encoder, ids, mask):
 # ---- Predictions ------------------------------------------------------------------------
 
 @torch.inference_mode()
-def predict_logits(model, features, pad_id, batch_size=64):
+def predict_logits(model, features, batch_size=64):
     """Compute the logits of each Feature at its positions -> a list of arrays (positions, n).
 
     In qa the first row is that of [CLS]. Sequences of similar length run together.
@@ -517,7 +517,7 @@ def predict_logits(model, features, pad_id, batch_size=64):
     for begin in range(0, len(order), batch_size):
         numbers = order[begin:begin + batch_size]
         batch = [features[i] for i in numbers]
-        ids, mask, segments, _ = collate(batch, pad_id, model.is_qa)
+        ids, mask, segments, _ = collate(batch, model.is_qa)
         ids, mask, segments = to_device(device_of(model), ids, mask, segments)
         logits = model(ids, mask, segments).cpu().numpy()                     # (B, T, n)
         if not np.isfinite(logits).all():
@@ -644,12 +644,9 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
         config = replace(config, adapter_size=max(1, config.hidden_size // 16))
     encoder = MiniALBERT(config, head=False)
     if mode != "random":
+        saved_model.head = None
         # New adapters are not in the saved model: they keep their fresh values.
-        weights = encoder.state_dict()
-        for name, tensor in saved_model.state_dict().items():
-            if not name.startswith("head."):
-                weights[name] = tensor
-        encoder.load_state_dict(weights)
+        encoder.load_state_dict(saved_model.state_dict(), strict=not adds_adapters)
     if adds_adapters:
         ids, mask = sample
         fit_adapters_to_identity(encoder, torch.from_numpy(ids), torch.from_numpy(mask))
@@ -664,13 +661,13 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     whatever mean and sd the task has. Without a saved head, or if mode is "random", the head is
     new. If task is None, the saved one is used, and the folder must hold a fine-tuned model.
     """
-    saved_task = load_task(path)
     if not os.path.isdir(path):
         raise ValueError(f"{path}: there is no such folder")
-    if saved_task is None and task is None:
-        raise ValueError(f"{path}: not a fine-tuned model: it has no task.json")
+    saved_task = load_task(path)
     if task is None:
         task = saved_task
+    if task is None:
+        raise ValueError(f"{path}: not a fine-tuned model: it has no task.json")
     encoder = load_encoder(path, mode, dropout, sample, recursions)
     model = Classifier(encoder, task, dropout)
     if saved_task is None or mode == "random":
@@ -682,8 +679,7 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     check_finite(head_path, head)
     with parsing(head_path, f"a head for {len(task.labels)} labels"):
         model.output.load_state_dict(head)
-    if (saved_task.mean, saved_task.sd) != (task.mean, task.sd):
-        change_normalisation(model.output, saved_task, task)
+    change_normalisation(model.output, saved_task, task)
     return model, task
 
 
@@ -691,6 +687,8 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
 def change_normalisation(output, saved_task, task):
     """Change a head for regression that predicts (y - mean) / sd with the saved task's mean and sd,
     so that it predicts the same y with the task's."""
+    if (saved_task.mean, saved_task.sd) == (task.mean, task.sd):
+        return
     output.weight.mul_(saved_task.sd / task.sd)
     numbers = output.bias * saved_task.sd + saved_task.mean
     output.bias.copy_((numbers - task.mean) / task.sd)
@@ -735,34 +733,22 @@ class Result(NamedTuple):
     predictions: list       # what decode() returned
 
 
-class Evaluation:
-    """Measures a model on all splits but train; .results is {split: Result} of the last time."""
-
-    def __init__(self, model, task, splits, pad_id, bf16):
-        self.model = model
-        self.task = task
-        self.splits = splits
-        self.pad_id = pad_id
-        self.bf16 = bf16
-        self.results = None
-
-    def measure(self):
-        """Measure the model -> its scores {metric: value} on the first dev set."""
-        self.results = {}
-        for name, split in self.splits.items():
-            if name != "train":
-                self.results[name] = evaluate_split(self.model, self.task, split, self.pad_id,
-                                                    self.bf16)
-        return self.results[first_dev_split(self.splits)].scores
-
-
-def evaluate_split(model, task, split, pad_id, bf16):
+def evaluate_split(model, task, split, bf16):
     """Predict the labels of a Split and score them -> Result."""
     with autocast(device_of(model), bf16):
-        logits = predict_logits(model, split.features, pad_id)
+        logits = predict_logits(model, split.features)
     predictions = decode(task, split.examples, split.features, logits)
     guesses = [prediction for prediction, _ in predictions]
     return Result(score(task, split.examples, guesses), predictions)
+
+
+def evaluate_splits(model, task, splits, bf16):
+    """Measure the model on all splits but train: {name: Result}."""
+    results = {}
+    for name, split in splits.items():
+        if name != "train":
+            results[name] = evaluate_split(model, task, split, bf16)
+    return results
 
 
 def first_dev_split(splits):
@@ -777,10 +763,9 @@ class Tuning(NamedTuple):
     out: str
     task: Task
     tokenizer: Tokenizer
-    teacher: object         # a Classifier, or None
-    teacher_task: object    # its Task
+    teacher: object         # a Classifier for the same Task, or None
     hidden_weight: float    # of the hidden loss; 0 leaves it out
-    fingerprints: dict      # {name: hash} of what the folders of the model and the teacher hold
+    settings: dict          # {name: value}, what decides the results: a resumed run needs the same
     processes: object
     bf16: bool
 
@@ -810,59 +795,59 @@ def fine_tune(tuning, splits, mode, seed, lr):
     args = tuning.args
     task = tuning.task
     features = splits["train"].features
-    pad_id = tuning.tokenizer.pad_id
     torch.manual_seed(seed)
     # A sample of the data, to which new adapters are fitted.
-    ids, mask, _, _ = collate(features[:64], pad_id, task.kind == "qa")
+    ids, mask, _, _ = collate(features[:64], task.kind == "qa")
     model, _ = load_classifier(tuning.model_path, task, mode, args.dropout, sample=(ids, mask),
                                recursions=args.recursions)
     model.to(tuning.processes.device)
     choose_trained(model.encoder, mode)
     task_loss = TaskLoss(
-        model, task, features, args.batch_size, seed, pad_id, teacher=tuning.teacher,
-        teacher_task=tuning.teacher_task, hidden_weight=tuning.hidden_weight,
-        micro_batch_size=args.micro_batch_size, processes=tuning.processes, bf16=tuning.bf16)
+        model, task, features, args.batch_size, seed, teacher=tuning.teacher,
+        hidden_weight=tuning.hidden_weight, micro_batch_size=args.micro_batch_size,
+        processes=tuning.processes, bf16=tuning.bf16)
     steps = args.steps
     if steps is None:
         steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
     # The name of the folder has the number of Features, because the runs by which a learning rate
     # is chosen use fewer of them.
-    out = os.path.join(tuning.out, name_of_run(mode, len(features), lr, seed))
+    out = os.path.join(tuning.out, f"{mode}-{len(features)}-lr{lr:g}-seed{seed}")
     if tuning.processes.rank == 0:                       # it alone writes, and owns tuning.out
         os.makedirs(out, exist_ok=True)
     options = TrainingOptions(
         steps=steps, lr=lr, warmup=steps // 10, weight_decay=args.weight_decay, seed=seed,
         log_every=args.log_every, eval_every=args.eval_every, save_every=args.save_every, out=out,
         resume=args.resume)
-    settings = resume_settings(options, args.batch_size, args.dropout, tuning.bf16)
-    settings |= tuning.fingerprints
-    settings["data"] = hash_features(features)
+    # In place of the flags of the command: the steps, the rate and the seed of this run.
+    settings = tuning.settings | resume_settings(options, args.batch_size, args.dropout,
+                                                 tuning.bf16)
     settings["hidden_weight"] = tuning.hidden_weight
+    results = {}                                         # of the last evaluation
 
-    evaluation = Evaluation(model, task, splits, pad_id, tuning.bf16)
+    def measure():
+        results.update(evaluate_splits(model, task, splits, tuning.bf16))
+        return results[first_dev_split(splits)].scores   # train() writes them to the log
+
     begin = time.perf_counter()
-    # The checkpoints of earlier versions also hold a hash of the model with its new head, "model".
-    # So it is compared here, but train() does not write it into new checkpoints.
-    compared = settings | {"model": fingerprint(model)}
-    run_state = begin_or_resume(model, options, compared, tuning.processes)
+    run_state = begin_or_resume(model, options, settings, tuning.processes)
     with explaining_failures(args.batch_size, args.micro_batch_size, task.length):
-        signals = train(model, task_loss, run_state, options, settings, evaluation.measure,
-                        save_nothing, tuning.processes)
+        signals = train(model, task_loss, run_state, options, settings, measure, save_nothing,
+                        tuning.processes)
     # After Ctrl-C in an earlier step train() has ended the program. After Ctrl-C in the last step
     # it returns, because this run is finished. Then the program ends here, before another run.
     if signals:
         print("\nstopped after this run: the same command with --resume goes on from there")
         end_after_signal(signals)
     seconds = time.perf_counter() - begin
-    if evaluation.results is None:      # this is not rank 0, or a finished run was resumed
-        evaluation.measure()
+    if not results:                     # this is not rank 0, or a finished run was resumed
+        measure()
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{out}: {num_trained:,} trained parameters, {steps:,} steps, {seconds:.0f} s with "
           f"evaluation, {task_loss.padding():.1%} padding", flush=True)
-    for name, result in evaluation.results.items():
+    for name, result in results.items():
         if len(result.predictions) > 1 and len(distinct_predictions(result)) == 1:
             print(f"warning: all predictions for {name} are the same")
-    return model, evaluation.results
+    return model, results
 
 
 def distinct_predictions(result):
@@ -879,14 +864,6 @@ def distinct_predictions(result):
 def save_nothing():
     """Do nothing where train() would save a model: run_mode() saves that of the first seed at the
     end."""
-
-
-def hash_features(features):
-    """Compute a hash of everything in Features, to recognise the data when a run is resumed."""
-    digest = 0
-    for feature in features:
-        digest = zlib.crc32(feature.ids.tobytes() + repr(feature[1:]).encode(), digest)
-    return digest
 
 
 def hash_examples(examples):
@@ -1040,13 +1017,6 @@ EVALUATE_FLAGS = ("--evaluate", "--model", "--recursions", "--task", "--data", "
                   "--text", "--label", "--device", "--bf16")
 
 
-def allow_only(allowed, given, command):
-    """Raise ValueError if a flag was given that is not among those that the command uses."""
-    for flag in given:
-        if flag not in allowed:
-            raise ValueError(f"{flag}: {command} trains nothing, so it would be ignored")
-
-
 def check_flags(args, given):
     """Raise ValueError for flags that would be ignored, and if --task needs --train, which was not
     given."""
@@ -1077,19 +1047,17 @@ def check_flags(args, given):
 
 def check_file_flags(task_name, given):
     """Raise ValueError for flags about files that a task would ignore."""
+    flag_of_files = "--train"
+    remedy = "for yours say --task and their kind"
+    if "--evaluate" in given:
+        flag_of_files = "--dev"
+        remedy = "a model can only be measured on those of its task"
     if task_name in GLUE or task_name == "code":
-        reason = f"the task {task_name} has its own files; "
-        if "--evaluate" in given:
-            reason += "a model can only be measured on those of its task"
-        else:
-            reason += "for yours say --task and their kind"
-        refuse_flags(given, FILE_FLAGS + COLUMN_FLAGS, reason)
+        refuse_flags(given, FILE_FLAGS + COLUMN_FLAGS,
+                     f"the task {task_name} has its own files; {remedy}")
     else:
-        flag_of_files = "--train"
-        if "--evaluate" in given:
-            flag_of_files = "--dev"
-        reason = f"it is for the tasks of GLUE; for yours say {flag_of_files} FILE"
-        refuse_flags(given, ["--data"], reason)
+        refuse_flags(given, ["--data"],
+                     f"it is for the tasks of GLUE; for yours say {flag_of_files} FILE")
     if task_name == "code":
         refuse_flags(given, ["--data"], "the task code needs no files")
     if task_name in ("tagging", "qa"):
@@ -1129,35 +1097,37 @@ def run(args):
     if args.lr is not None and len(args.lr) > 1:
         # best_rate holds out a tenth later. If that cannot be done, the ValueError comes now.
         hold_out_a_tenth(splits["train"], remedy="give one --lr")
-    hidden_flag = hidden_weight_flag(args, out)
     check_segments(model_path, config, task)
-    teacher, teacher_task = load_teacher(args.distill_from, task, tokenizer)
-    fingerprints = fingerprints_of_saved(model_path, task, args.recursions)
-    fingerprints["teacher"] = fingerprint(teacher)
-    settings = fingerprints | {
+    teacher = load_teacher(args.distill_from, task, tokenizer)
+    hidden_weight = choose_hidden_weight(args.hidden_weight, args.mode, teacher, config)
+    settings = fingerprints_of_saved(model_path, task, args.recursions) | {
+        "teacher": fingerprint(teacher), "tokenizer": tokenizer.digest,
         "training_set": hash_examples(splits["train"]), "task": name, "modes": modes,
         "lr": args.lr, "seed": args.seed, "epochs": args.epochs, "steps": args.steps,
         "batch_size": args.batch_size, "dropout": args.dropout, "weight_decay": args.weight_decay,
-        "length": length, "bf16": bf16, "recursions": args.recursions,
-        "hidden_weight": hidden_flag}
+        "length": length, "stride": args.stride, "bf16": bf16, "recursions": args.recursions,
+        "hidden_weight": args.hidden_weight}
     with own_folder(out, "finetune.py", settings, folders_read(args, model_path), args, processes):
         print_task(task, splits)
         encoded = encode_splits(task, splits, tokenizer)
         check_language(encoded["train"].features, tokenizer, model_path)
         if teacher is not None:
             teacher.to(processes.device)
-            measure_teacher(args.distill_from, teacher, teacher_task, encoded, tokenizer, bf16)
-        hidden_weight = choose_hidden_weight(hidden_flag, args.mode, teacher, config)
+            result = evaluate_split(teacher, task, encoded[first_dev_split(encoded)], bf16)
+            print(f"teacher {args.distill_from}: {describe_scores(result.scores)}")
         if processes.rank == 0:
             # Only now are the files of an earlier run removed. If something above has failed,
             # --overwrite has lost nothing.
             claim_folder(out, "finetune.py", settings, args.resume)
-        tuning = Tuning(args, model_path, out, task, tokenizer, teacher, teacher_task,
-                        hidden_weight, fingerprints, processes, bf16)
+        tuning = Tuning(args, model_path, out, task, tokenizer, teacher, hidden_weight, settings,
+                        processes, bf16)
         rows = majority_rows(task, splits)
         results_of_modes = {}
         for mode in modes:
-            results_of_modes[mode] = run_mode(tuning, splits, encoded, mode, config,
+            rates = args.lr
+            if rates is None:
+                rates = [default_rate(mode, args.task, config, hidden_weight > 0)]
+            results_of_modes[mode] = run_mode(tuning, encoded, mode, rates,
                                               saves_model=mode == modes[0])
             rows += rows_of_mode(mode, results_of_modes[mode])
         print_rows(rows)
@@ -1226,24 +1196,17 @@ def printable(text):
     return shown
 
 
-def run_mode(tuning, splits, encoded, mode, config, saves_model):
+def run_mode(tuning, splits, mode, rates, saves_model):
     """Make the runs of all seeds in a mode -> a list of their {split: Result}.
 
-    config: the Config of the model
+    splits: {name: Split}
+    rates: learning rates; of several the best is chosen
     saves_model: write the model of the first seed and its predictions into tuning.out
     """
     args = tuning.args
-    rates = args.lr
-    if rates is None:
-        learns_hidden = tuning.hidden_weight > 0
-        lr = default_rate(mode, args.task, config, learns_hidden)
-        if args.resume:
-            num_features = len(encoded["train"].features)
-            lr = rate_to_resume(tuning.out, mode, num_features, args.seed, lr)
-        rates = [lr]
     lr = rates[0]
     if len(rates) > 1:
-        lr = best_rate(tuning, splits["train"], mode, args.seed, rates)
+        lr = best_rate(tuning, splits["train"].examples, mode, args.seed, rates)
         # All processes take the rate of the first one: others may have rounded their scores
         # differently.
         number_of_rate = torch.tensor(rates.index(lr), device=tuning.processes.device)
@@ -1251,31 +1214,14 @@ def run_mode(tuning, splits, encoded, mode, config, saves_model):
         lr = rates[number_of_rate.item()]
     results_of_seeds = []
     for seed in range(args.seed, args.seed + args.seeds):
-        model, results = fine_tune(tuning, encoded, mode, seed, lr)
+        model, results = fine_tune(tuning, splits, mode, seed, lr)
         results_of_seeds.append(results)
         if saves_model and seed == args.seed and tuning.processes.rank == 0:
             save_classifier(tuning.out, model, tuning.task, tuning.tokenizer)
             for split, result in results.items():
-                write_predictions(tuning.out, tuning.task, split, splits[split],
+                write_predictions(tuning.out, tuning.task, split, splits[split].examples,
                                   result.predictions)
     return results_of_seeds
-
-
-def name_of_run(mode, num_features, lr, seed):
-    """Name the folder of a run below the one of the command."""
-    return f"{mode}-{num_features}-lr{lr:g}-seed{seed}"
-
-
-def rate_to_resume(out, mode, num_features, seed, default):
-    """Return the learning rate with which a run that is to be resumed began, or the default if
-    there is no such run. In earlier versions the default was lower in some modes."""
-    found = glob.glob(f"{mode}-{num_features}-lr*-seed{seed}", root_dir=out)
-    if not found or name_of_run(mode, num_features, default, seed) in found:
-        return default
-    lr = float(re.search("-lr(.+)-seed", found[0])[1])
-    print(f"{out}: going on with the learning rate of its run, {lr:g}; today's default is "
-          f"{default:g}")
-    return lr
 
 
 def write_results(out, task, splits, results_of_modes):
@@ -1379,55 +1325,25 @@ def check_language(features, tokenizer, model_path):
 
 
 def load_teacher(path, task, tokenizer):
-    """Load the fine-tuned teacher of --distill-from -> (Classifier, Task), or (None, None) if there
-    is none. ValueError if it does not fit the task or the tokenizer."""
+    """Load the fine-tuned teacher of --distill-from -> Classifier, or None if there is none.
+
+    In regression its outputs get the mean and sd of the task. ValueError if it does not fit the
+    task or the tokenizer.
+    """
     if path is None:
-        return None, None
-    teacher, teacher_task = load_classifier(path)
-    check_same_task(f"--distill-from {path}", teacher_task, task,
+        return None
+    teacher, saved_task = load_classifier(path)
+    check_same_task(f"--distill-from {path}", saved_task, task,
                     "fine-tune a teacher for this task")
+    change_normalisation(teacher.output, saved_task, task)
     if Tokenizer(path).digest != tokenizer.digest:
         raise ValueError(f"--distill-from {path}: its tokenizer differs from the model's")
     check_segments(f"--distill-from {path}", teacher.encoder.config, task)
-    return teacher, teacher_task
-
-
-def measure_teacher(path, teacher, task, encoded, tokenizer, bf16):
-    """Print the score of the teacher, a Classifier for a Task, on the dev set. ValueError if it has
-    too few positions for {split: Split}."""
     num_positions = teacher.encoder.config.max_position_embeddings
-    longest = 0
-    for split in encoded.values():
-        for feature in split.features:
-            longest = max(longest, len(feature.ids))
-    if longest > num_positions:
-        raise ValueError(f"--distill-from {path}: it has only {num_positions} positions, but the "
-                         f"longest sequence has {longest} tokens; say --length {num_positions}")
-    result = evaluate_split(teacher, task, encoded[first_dev_split(encoded)], tokenizer.pad_id,
-                            bf16)
-    print(f"teacher {path}: {describe_scores(result.scores)}")
-
-
-def hidden_weight_flag(args, out):
-    """Return the flag --hidden-weight, which is None if it was not given: see choose_hidden_weight.
-
-    Early versions had no hidden loss, and their run.json says nothing of it. If such a run is
-    resumed, the result is 0, and a flag above 0 is a ValueError. If run.json is missing or empty,
-    nobody knows the weight: with a teacher it is a ValueError not to give the flag.
-    """
-    if args.resume and owner_of(out) == "finetune.py":
-        settings = read_run(out).get("settings")         # None: run.json is missing or empty
-        if settings is None and args.distill_from is not None and args.hidden_weight is None:
-            raise ValueError(f"--resume: {out} has no run.json, or an empty one, so the weight of "
-                             "the run's hidden loss is not known; say --hidden-weight W: 3 by "
-                             "default, 0 if the run is of an earlier version")
-        is_early_version = settings is not None and "hidden_weight" not in settings
-        if is_early_version:
-            if args.hidden_weight:                       # neither None nor 0
-                raise ValueError(f"--hidden-weight {args.hidden_weight:g}: the run in {out} is of "
-                                 "an earlier version, which had no hidden loss")
-            return 0.0
-    return args.hidden_weight
+    if num_positions < task.length:
+        raise ValueError(f"--distill-from {path}: it has only {num_positions} positions; say "
+                         f"--length {num_positions}")
+    return teacher
 
 
 def choose_hidden_weight(flag, mode, teacher, config):
@@ -1527,14 +1443,11 @@ def run_evaluation(args, given):
         if (examples[0].second_text is not None) != task.pair:
             raise ValueError(f"{examples[0].location}: {args.model} was fine-tuned for "
                              f"{number_of_texts(task)}; see --text")
-    rows = []
-    for name, split in encode_splits(task, splits, tokenizer).items():
-        result = evaluate_split(model, task, split, tokenizer.pad_id, bf16)
+    results = evaluate_splits(model, task, encode_splits(task, splits, tokenizer), bf16)
+    for name, result in results.items():
         if not result.scores:
             print(f"{name}: its labels are not known, so it cannot be scored")
-        for metric, value in result.scores.items():
-            rows.append(("model", name, metric, [value]))
-    print_rows(rows)
+    print_rows(rows_of_mode("model", [results]))
 
 
 def read_splits_to_measure(args, task):
@@ -1558,33 +1471,29 @@ def predict(args):
         raise ValueError("--out and --overwrite: only the answers to a SQuAD file (.json) are "
                          "written")
     lines = lines_to_predict(args.predict)
-    numbers = [i for i, line in enumerate(lines) if line.strip()]             # lines with a text
-    is_file = os.path.isfile(args.predict)
-    examples = []
-    for i in numbers:
-        location = "--predict"
-        if is_file:
-            location = f"{args.predict}:{i + 1}"
-        examples.append(example_of_line(lines[i], task, location))
+    texts = {location: line for location, line in lines if line.strip()}
+    examples = [example_of_line(line, task, location) for location, line in texts.items()]
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     split = Split(examples, list(encode(task, examples, tokenizer)))
-    predictions = evaluate_split(model, task, split, tokenizer.pad_id, bf16).predictions
-    described = [""] * len(lines)                        # an empty line stays empty
-    for i, example, (prediction, probabilities) in zip(numbers, examples, predictions):
-        described[i] = describe_prediction(task, example, prediction, probabilities)
-    print("\n".join(described))
+    result = evaluate_split(model, task, split, bf16)
+    described = {}
+    for location, example, prediction in zip(texts, examples, result.predictions):
+        described[location] = describe_prediction(task, example, *prediction)
+    for location, _ in lines:
+        print(described.get(location, ""))               # an empty line stays empty
 
 
 def lines_to_predict(text):
-    """Return the lines of the file that --predict names, or its text as the only line.
+    """Return the lines of the file that --predict names, or its text as the only line: a list of
+    (where the line stands, for messages; the line).
 
     ValueError for what looks like the name of a file that is not there.
     """
     if os.path.isfile(text):
         if re.search(r"(?i)\.(csv|jsonl?)$", text):
             raise ValueError(f"--predict {text}: give a file with a text on each line, not a table")
-        return [line for _, line in lines_of(text)]
+        return [(f"{text}:{number}", line) for number, line in lines_of(text)]
     if os.path.exists(text):
         raise ValueError(f"--predict {text}: this is not a regular file; if it is meant as a text, "
                          "add a space to it")
@@ -1593,7 +1502,7 @@ def lines_to_predict(text):
                          "a space to it")
     # Bytes of the command line that are not UTF-8 are surrogates in Python's text, which cannot be
     # printed. Here they become question marks.
-    return [text.encode("utf-8", "replace").decode()]
+    return [("--predict", text.encode("utf-8", "replace").decode())]
 
 
 def write_answers(args, model, task, tokenizer, bf16):
@@ -1612,7 +1521,7 @@ def write_answers(args, model, task, tokenizer, bf16):
         raise ValueError(f"--out {out} exists already: --overwrite replaces it")
     examples = read_squad(args.predict, needs_answers=False)
     split = Split(examples, list(encode(task, examples, tokenizer)))
-    result = evaluate_split(model, task, split, tokenizer.pad_id, bf16)
+    result = evaluate_split(model, task, split, bf16)
     answers = {example.id: answer for example, (answer, _) in zip(examples, result.predictions)}
     with replace_file(out) as file:
         file.write(json.dumps(answers).encode())

@@ -299,7 +299,7 @@ def our_predictions(how, path, sentences):
     @torch.inference_mode()
     def predict_in_file_order():
         for begin in range(0, len(features), 64):
-            arrays = finetune.collate(features[begin:begin + 64], pad_id=0, is_qa=False)
+            arrays = finetune.collate(features[begin:begin + 64], is_qa=False)
             ids, mask, segments, _ = [torch.from_numpy(array) for array in arrays]
             if how == "padded":
                 missing = 128 - ids.shape[1]
@@ -309,7 +309,7 @@ def our_predictions(how, path, sentences):
             model(ids, mask, segments)
 
     def predict_sorted():
-        finetune.predict_logits(model, features, pad_id=0)
+        finetune.predict_logits(model, features)
 
     def measure():
         if how == "sorted":
@@ -370,8 +370,7 @@ def our_tuning(mode, path, sentences, bf16=False):
     task = sst2_task()
     model, _ = finetune.load_classifier(path, task, mode, dropout=0.1)
     finetune.choose_trained(model.encoder, mode)
-    task_loss = finetune.TaskLoss(model, task, features, batch_size=32, seed=0, pad_id=0,
-                                  bf16=bf16)
+    task_loss = finetune.TaskLoss(model, task, features, batch_size=32, seed=0, bf16=bf16)
     options = training_options()
     optimizer = distill.make_optimizer(model, options.weight_decay)
 

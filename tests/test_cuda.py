@@ -145,14 +145,14 @@ def run_finetune(kind, has_teacher, bf16, micro_batch_size=0):
         model.to(DEVICE)
         if has_teacher:
             teacher.to(DEVICE)
-        task_loss = finetune.TaskLoss(model, task, features, BATCH_SIZE, 0, 0, teacher, task,
+        task_loss = finetune.TaskLoss(model, task, features, BATCH_SIZE, 0, teacher,
                                       hidden_weight=3.0, micro_batch_size=micro_batch_size,
                                       bf16=bf16)
         assert ("hidden" in task_loss.weights) == has_teacher
 
         def evaluate_model():
             with distill.autocast(DEVICE, bf16):
-                logits = finetune.predict_logits(model, features, 0)
+                logits = finetune.predict_logits(model, features)
             return {"count": len(logits)}
 
         train(model, Observed(task_loss, cuda), evaluate_model, lambda out: None)

@@ -19,10 +19,11 @@ from conftest import (LETTERS, files_below, make_squad, make_task_of_kind, make_
                       noisy_model, randomise, write_documentation, write_file)
 from data import Tokenizer
 from distill import Processes, TrainingOptions, output_loss
-from finetune import (Classifier, Evaluation, TaskLoss, check_language, choose_hidden_weight,
-                      choose_length, collate, decode, decode_answers, default_rate, encode,
-                      encode_splits, fit_adapters_to_identity, hash_features, load_classifier,
-                      load_encoder, main, predict_logits, save_classifier)
+from finetune import (Classifier, TaskLoss, change_normalisation, check_language,
+                      choose_hidden_weight, choose_length, collate, decode, decode_answers,
+                      default_rate, encode, encode_splits, evaluate_splits, first_dev_split,
+                      fit_adapters_to_identity, load_classifier, load_encoder, main,
+                      predict_logits, save_classifier)
 from minialbert import Config, MiniALBERT
 from tasks import Example, read_glue
 
@@ -175,7 +176,7 @@ def test_a_text_without_a_label_becomes_a_batch_too(tokenizer):
     for kind in ALL_KINDS:
         task = make_task_of_kind(kind, LABELS[kind])
         examples = [example._replace(label=None) for example in make_examples(kind)]
-        labels = collate(list(encode(task, examples, tokenizer)), 0, kind == "qa")[3]
+        labels = collate(list(encode(task, examples, tokenizer)), kind == "qa")[3]
         assert len(labels) == 3
 
 
@@ -183,14 +184,14 @@ def test_a_batch_is_padded_and_labelled_where_the_head_is_read(tokenizer):
     task = make_task_of_kind("classification", ["0", "1"])
     examples = [make_text_example("x", "1", "y y y"), make_text_example("x", "0", "y")]
     features = list(encode(task, examples, tokenizer))
-    ids, mask, segments, labels = collate(features, 17, False)
-    assert ids[1].tolist() == features[1].ids.tolist() + [17, 17]
+    ids, mask, segments, labels = collate(features, False)
+    assert ids[1].tolist() == features[1].ids.tolist() + [0, 0]
     assert mask.tolist() == [[True] * 7, [True] * 5 + [False] * 2]
     assert segments.tolist() == [[0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0]]
     assert labels[:, 0].tolist() == [1, 0]
     assert np.isnan(labels[:, 1:]).all()
     single, = encode(task, [make_text_example("x", "1")], tokenizer)
-    _, _, segments, _ = collate([single], 17, False)
+    _, _, segments, _ = collate([single], False)
     assert segments.sum() == 0
 
 
@@ -428,7 +429,7 @@ def loss_of_lengths(seed, num_features=1003, batch_size=8):
     for i in range(num_features):
         ids = np.zeros(rng.integers(3, 41), np.int32)
         features.append(finetune.Feature(ids, 1, i, [0], [0], [0]))
-    return TaskLoss(None, None, features, batch_size, seed, 0)
+    return TaskLoss(None, None, features, batch_size, seed)
 
 
 def numbers_of_batch(loss, step):
@@ -522,7 +523,7 @@ def test_the_loss_is_the_mean_over_all_labels_whatever_the_padding(kind, tokeniz
     task = make_task_of_kind(kind, LABELS[kind], length=20, mean=2.0, sd=4.0)
     model = make_classifier(tokenizer, task)
     features = list(encode(task, make_examples(kind), tokenizer))
-    losses, = TaskLoss(model, task, features, 3, 0, tokenizer.pad_id).losses_of_micro_batches(0)
+    losses, = TaskLoss(model, task, features, 3, 0).losses_of_micro_batches(0)
     assert set(losses) == {"task"}
     expected = naive_task_loss(model, task, features)
     assert losses["task"].item() == pytest.approx(expected, rel=1e-4)
@@ -535,7 +536,7 @@ def test_large_numbers_keep_their_differences_until_they_are_normalised(tokenize
     losses_of_label = []
     for label in (1e9 - 1, 1e9 + 1):
         features = list(encode(task, [make_text_example("good", label)], tokenizer))
-        losses, = TaskLoss(model, task, features, 1, 0, tokenizer.pad_id).losses_of_micro_batches(0)
+        losses, = TaskLoss(model, task, features, 1, 0).losses_of_micro_batches(0)
         assert losses["task"].item() == pytest.approx(naive_task_loss(model, task, features))
         losses_of_label.append(losses["task"].item())
     output = logits_alone(model, features[0])[0].item()
@@ -549,7 +550,7 @@ def test_neither_company_nor_padding_changes_a_prediction(kind, tokenizer):
     model.train()                                        # predict_logits turns dropout off
     features = list(encode(task, make_examples(kind) * 3, tokenizer))
     for batch_size in (64, 2):
-        found = predict_logits(model, features, tokenizer.pad_id, batch_size)
+        found = predict_logits(model, features, batch_size)
         for feature, rows in zip(features, found, strict=True):
             positions = feature.positions
             if kind == "qa":
@@ -566,15 +567,16 @@ def test_a_fine_tuned_teacher_is_followed_where_the_head_is_read(kind, tokenizer
     model = make_classifier(tokenizer, task, seed=0)
     teacher = make_classifier(tokenizer, task, seed=1)
     features = list(encode(task, make_examples(kind), tokenizer))
-    task_loss = TaskLoss(model, task, features, 3, 0, tokenizer.pad_id, teacher=teacher,
-                         teacher_task=teacher_task)
+    told = [rows_alone(teacher, feature) for feature in features]
+    if kind == "regression":                             # only there mean and sd are used
+        change_normalisation(teacher.output, teacher_task, task)
+    task_loss = TaskLoss(model, task, features, 3, 0, teacher=teacher)
     losses, = task_loss.losses_of_micro_batches(0)
     assert task_loss.weights == {"task": 1.0, "distill": 1.0}
     assert losses["task"].item() == pytest.approx(naive_task_loss(model, task, features), rel=1e-4)
     values = []
-    for feature in features:
-        pairs = zip(rows_alone(model, feature), rows_alone(teacher, feature))
-        for (logits, _), (teacher_logits, _) in pairs:
+    for feature, teacher_rows in zip(features, told):
+        for (logits, _), (teacher_logits, _) in zip(rows_alone(model, feature), teacher_rows):
             if kind == "regression":
                 number = teacher_logits[0] * 0.5 - 1.0
                 values.append(((number - 2.0) / 4.0 - logits[0])**2)
@@ -593,15 +595,14 @@ def test_the_hidden_states_of_a_fine_tuned_teacher_are_followed_at_each_token(ki
     model = make_classifier(tokenizer, task, seed=0, num_hidden_layers=2)
     teacher = make_classifier(tokenizer, task, seed=1, num_hidden_layers=4).train()
     features = list(encode(task, make_examples(kind), tokenizer))
-    task_loss = TaskLoss(model, task, features, 5, 0, tokenizer.pad_id, teacher=teacher,
-                         teacher_task=task, hidden_weight=0.7)
+    task_loss = TaskLoss(model, task, features, 5, 0, teacher=teacher, hidden_weight=0.7)
     losses, = task_loss.losses_of_micro_batches(0)
     assert task_loss.weights == {"task": 1.0, "distill": 1.0, "hidden": 0.7}
     assert not teacher.training
     total = 0.0
     num_tokens = 0
     for feature in features:                             # each alone: so there is no padding
-        ids, _, segments, _ = collate([feature], tokenizer.pad_id, kind == "qa")
+        ids, _, segments, _ = collate([feature], kind == "qa")
         with torch.no_grad():
             ours, _ = model.encoder(torch.from_numpy(ids), None, torch.from_numpy(segments))
             theirs, _ = teacher.encoder(torch.from_numpy(ids), None, torch.from_numpy(segments))
@@ -666,8 +667,7 @@ def test_micro_batches_and_processes_share_one_gradient(kind, tokenizer):
     def gradient(micro_batch_size, world):
         model.zero_grad()
         for rank in range(world):
-            task_loss = TaskLoss(model, task, features, 7, 0, tokenizer.pad_id, teacher=teacher,
-                                 teacher_task=task, hidden_weight=2.0,
+            task_loss = TaskLoss(model, task, features, 7, 0, teacher=teacher, hidden_weight=2.0,
                                  micro_batch_size=micro_batch_size,
                                  processes=Processes(rank=rank, world=world))
             for losses in task_loss.losses_of_micro_batches(0):
@@ -780,11 +780,11 @@ def test_an_evaluation_measures_all_splits_but_train_and_scores_by_the_first_dev
     for name, labels in labels_of_split.items():
         splits[name] = [make_text_example("good", label) for label in labels]
     encoded = encode_splits(task, splits, tokenizer)
-    evaluation = Evaluation(model, task, encoded, tokenizer.pad_id, False)
-    assert evaluation.measure()["accuracy"] == 0.75
-    accuracies = {name: result.scores["accuracy"] for name, result in evaluation.results.items()}
+    results = evaluate_splits(model, task, encoded, False)
+    assert first_dev_split(encoded) == "dev_matched"
+    accuracies = {name: result.scores["accuracy"] for name, result in results.items()}
     assert accuracies == {"test": 0.5, "dev_matched": 0.75, "dev_mismatched": 0.0}
-    assert [label for label, _ in evaluation.results["test"].predictions] == ["x", "x"]
+    assert [label for label, _ in results["test"].predictions] == ["x", "x"]
 
 
 def test_the_majority_is_that_of_the_training_set():
@@ -992,17 +992,6 @@ def test_texts_without_any_word_are_refused(tokenizer):
     with pytest.raises(ValueError, match="the texts to train on have no words"):
         check_language(features, tokenizer, "MODEL")
 
-
-def test_a_hash_of_features_depends_on_everything_in_them(tokenizer):
-    task = make_task_of_kind("tagging", LABELS["tagging"])
-    features = list(encode(task, make_examples("tagging"), tokenizer))
-    hashes = {hash_features(features), hash_features(features[::-1]), hash_features(features[1:])}
-    feature = features[1]
-    for change in ({"ids": feature.ids + 1}, {"labels": feature.labels[::-1]},
-                   {"positions": feature.positions[::-1]}, {"num_before": 2}):
-        hashes.add(hash_features([features[0], feature._replace(**change), features[2]]))
-    assert len(hashes) == 7
-    assert hash_features(list(features)) in hashes
 
 
 # ---- Whole runs -------------------------------------------------------------------------
@@ -1226,7 +1215,7 @@ def test_seeds_differ_and_the_rate_is_chosen_without_the_dev_set(
     saved_tokenizer = Tokenizer(str(out))
     examples = read_glue("sst2", str(sentiment))["dev"]
     features = list(encode(task, examples, saved_tokenizer))
-    logits = predict_logits(saved, features, saved_tokenizer.pad_id)
+    logits = predict_logits(saved, features)
     labels = [label for label, _ in decode(task, examples, features, logits)]
     assert labels == [line["prediction"] for line in lines]
     written = (out / "SST-2.tsv").read_text()
@@ -1504,22 +1493,6 @@ def test_a_resume_that_would_train_anew_in_another_subfolder_is_refused(
     assert files_below(tmp_path / "o") == before
 
 
-def test_a_run_with_the_default_rate_of_an_earlier_version_goes_on_with_it(
-        tmp_path, model, sentiment, capsys, monkeypatch):
-    flags = ["--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--steps", 1,
-             "--seeds", 2, "--model", model]
-    with monkeypatch.context() as patch:
-        patch.setattr(finetune, "default_rate", lambda *args: 0.0004)
-        run(capsys, *flags)
-    before = files_below(tmp_path / "o")
-    told = run(capsys, *flags, "--resume").out
-    assert "going on with the learning rate of its run, 0.0004; today's default is 0.0016" in told
-    after = files_below(tmp_path / "o")
-    assert after.keys() == before.keys()
-    for path in before:
-        if path.suffix == ".safetensors":
-            assert after[path] == before[path]
-
 
 def test_a_line_to_predict_is_named_by_its_file_and_number(tmp_path, model, sentiment, capsys):
     run(capsys, "--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--steps", 1,
@@ -1546,30 +1519,6 @@ def test_the_hash_of_examples_is_of_texts_and_labels_alone():
         changed = examples[:2] + [examples[2]._replace(**change)]
         assert finetune.hash_examples(changed) != finetune.hash_examples(examples)
 
-
-def test_a_run_of_an_earlier_version_goes_on_only_with_the_same_model(
-        tmp_path, model, sentiment, tokenizer, capsys, monkeypatch):
-    flags = ["--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--steps", 1]
-    with monkeypatch.context() as patch:
-        usual_train = finetune.train
-
-        def train(classifier, objective, run_state, options, settings, *more):
-            old = {name: settings[name] for name in settings if name not in ("encoder", "head")}
-            old["model"] = finetune.fingerprint(classifier)
-            return usual_train(classifier, objective, run_state, options, old, *more)
-
-        patch.setattr(finetune, "train", train)
-        run(capsys, *flags, "--model", model)
-    description = read_json(tmp_path / "o/run.json")
-    for name in ("encoder", "head", "teacher", "training_set"):
-        del description["settings"][name]
-    write_file(tmp_path / "o/run.json", json.dumps(description))
-    torch.manual_seed(2)
-    save(MiniALBERT(small_config(tokenizer)), tmp_path / "other")
-    tokenizer.save(str(tmp_path / "other"))
-    error = fail(capsys, *flags, "--model", tmp_path / "other", "--resume")
-    assert re.search(r"settings: model was '\w+', now it is '\w+'", error)
-    run(capsys, *flags, "--model", model, "--resume")
 
 
 def test_corrections_are_merged_to_predict(tmp_path, sentiment, tokenizer, capsys, monkeypatch):
@@ -1715,7 +1664,7 @@ def test_bfloat16_trains_and_predicts_near_float32_but_not_alike(
         tuned, task = load_classifier(str(out))
         examples = read_glue("sst2", str(sentiment))["dev"]
         features = list(encode(task, examples, Tokenizer(str(out))))
-        predictions = decode(task, examples, features, predict_logits(tuned, features, 0))
+        predictions = decode(task, examples, features, predict_logits(tuned, features))
         exact = [probabilities["1"] for _, probabilities in predictions]
         assert exact == pytest.approx(told, abs=0.01)
         assert (exact == pytest.approx(told, abs=1e-6)) == (name == "whole")
@@ -1770,30 +1719,6 @@ def test_the_score_of_the_teacher_comes_first(tmp_path, model, sentiment, capsys
     assert "hidden" not in read_json_lines(path)[-1]
 
 
-@pytest.mark.parametrize("has_run_json", [True, False])
-def test_a_run_with_a_teacher_of_a_version_without_a_hidden_loss_goes_on_without_one(
-        tmp_path, model, sentiment, capsys, has_run_json):
-    flags = ["--model", model, "--task", "sst2", "--data", sentiment]
-    run(capsys, *flags, "--steps", 3, "--out", tmp_path / "teacher")
-    flags += ["--distill-from", tmp_path / "teacher", "--steps", 3, "--out", tmp_path / "o"]
-    run(capsys, *flags, "--hidden-weight", 0)
-    written = ("model.safetensors", "head.safetensors", "results.json")
-    before = [(tmp_path / "o" / name).read_bytes() for name in written]
-    if has_run_json:
-        description = read_json(tmp_path / "o/run.json")
-        del description["settings"]["hidden_weight"]     # as that version would have left it
-        write_file(tmp_path / "o/run.json", json.dumps(description))
-    else:
-        os.remove(tmp_path / "o/run.json")
-        assert "say --hidden-weight W: 3 by default" in fail(capsys, *flags, "--resume")
-        flags += ["--hidden-weight", 0]
-    run(capsys, *flags, "--resume")                      # it is finished: nothing changes
-    assert [(tmp_path / "o" / name).read_bytes() for name in written] == before
-    assert len(list((tmp_path / "o").glob("all-*"))) == 1
-    if has_run_json:
-        error = fail(capsys, *flags, "--resume", "--hidden-weight", 2)
-        assert "the run in" in error and "is of an earlier version" in error
-
 
 def test_a_run_whose_run_json_was_emptied_goes_on_only_with_the_same_hidden_loss(
         tmp_path, model, sentiment, capsys):
@@ -1845,7 +1770,7 @@ def test_a_teacher_with_fewer_positions_is_refused_before_the_training(
     save_classifier(str(tmp_path / "teacher"), teacher, task, tokenizer)
     error = fail(capsys, "--model", model, "--task", "sst2", "--data", sentiment, "--length", 16,
                  "--distill-from", tmp_path / "teacher", "--out", tmp_path / "o")
-    assert "teacher: it has only 3 positions, but the longest sequence has " in error
+    assert error.endswith("teacher: it has only 3 positions; say --length 3\n")
 
 
 def test_both_dev_sets_of_mnli_are_reported_and_its_test_sets_written(tmp_path, model, capsys):
@@ -2053,7 +1978,7 @@ def test_a_question_without_an_answer_is_told(tokenizer, tmp_path, capsys):
 def test_a_file_that_is_not_there_is_no_text(text):
     with pytest.raises(ValueError, match=f"--predict {text}: there is no such file"):
         finetune.lines_to_predict(text)
-    assert finetune.lines_to_predict(f"see {text}") == [f"see {text}"]
+    assert finetune.lines_to_predict(f"see {text}") == [("--predict", f"see {text}")]
 
 
 def test_a_label_is_shown_without_what_a_terminal_would_obey():
