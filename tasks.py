@@ -64,18 +64,18 @@ class Task:
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            is_right = type(value) is field.type
-            if field.type is float and type(value) is int:
-                is_right = True
-            if not is_right:
+            allowed = (field.type,)
+            if field.type is float:
+                allowed = (float, int)
+            if type(value) not in allowed:
                 raise ValueError(f"{field.name} is {value!r:.60}, not {field.type.__name__}")
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r:.60}, not one of {', '.join(KINDS)}")
+        pattern = "(?s).*"
+        if self.kind == "tagging":
+            pattern = "(?s)O|[BI]-.+"
         for label in self.labels:
-            is_possible = isinstance(label, str)
-            if is_possible and self.kind == "tagging":
-                is_possible = re.fullmatch("(?s)O|[BI]-.+", label) is not None
-            if not is_possible:
+            if not isinstance(label, str) or not re.fullmatch(pattern, label):
                 raise ValueError(f"labels has {label!r:.60}, which cannot be a label")
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("labels has the same label twice")
@@ -168,14 +168,20 @@ def detailed_scores(task, examples, guesses):
     else:
         gold_items = entities_of_all(gold)
         guessed_items = entities_of_all(guesses)
+    return scores_by_name(gold_items, guessed_items)
+
+
+def scores_by_name(gold_items, guessed_items):
+    """Score the items of each name, their last field, by themselves: {name: {metric: value}}. count
+    is the number of gold items of this name."""
     gold_of_name = items_by_name(gold_items)
     guessed_of_name = items_by_name(guessed_items)
-    details = {}
+    scores = {}
     for name in sorted(gold_of_name.keys() | guessed_of_name.keys()):
         gold_here = gold_of_name.get(name, set())
-        details[name] = item_scores(gold_here, guessed_of_name.get(name, set()))
-        details[name]["count"] = len(gold_here)
-    return details
+        scores[name] = item_scores(gold_here, guessed_of_name.get(name, set()))
+        scores[name]["count"] = len(gold_here)
+    return scores
 
 
 def items_by_name(items):
@@ -189,14 +195,13 @@ def items_by_name(items):
 def classification_scores(gold, guesses):
     """Score classes: accuracy, F1 of the label "1" (GLUE's), the mean F1 of all labels that are
     true or guessed somewhere, and Matthews' correlation."""
-    correct = Counter(label for label, guess in zip(gold, guesses) if label == guess)
-    gold_counts = Counter(gold)
-    guess_counts = Counter(guesses)
+    # The items are (number of the example, label).
+    gold_items = set(enumerate(gold))
+    guessed_items = set(enumerate(guesses))
     f1_of_label = {}
-    for label in sorted(set(gold) | set(guesses)):
-        # With P = correct / guessed and R = correct / gold this is 2 P R / (P + R).
-        f1_of_label[label] = 2 * correct[label] / (gold_counts[label] + guess_counts[label])
-    return {"accuracy": correct.total() / len(gold),
+    for label, scores in scores_by_name(gold_items, guessed_items).items():
+        f1_of_label[label] = scores["f1"]
+    return {"accuracy": len(gold_items & guessed_items) / len(gold),
             "f1": f1_of_label.get("1", 0.0),
             "macro_f1": sum(f1_of_label.values()) / len(f1_of_label),
             "matthews": matthews_correlation(gold, guesses)}
@@ -387,7 +392,7 @@ def rows_of(path, header=None):
     if ending == ".csv":
         rows = cells_of_csv(path)
     elif ending in (".tsv", ".txt"):
-        rows = cells_of_tsv(path)
+        rows = ((number, line.split("\t")) for number, line in lines_of(path) if line)
     else:
         raise ValueError(f"{path}: the ending of a table must be .tsv, .txt, .csv or .jsonl")
     for number, cells in rows:
@@ -398,8 +403,12 @@ def rows_of(path, header=None):
             for column, count in Counter(header).items():
                 if count > 1:
                     raise ValueError(f"{path}:{number}: {count} columns have the name {column!r}")
-            if len(header) == 1:
-                check_separator(f"{path}:{number}", ending, header[0])
+            if len(header) == 1 and re.search("[,;|\t]", header[0]):
+                separator = "tabs"
+                if ending == ".csv":
+                    separator = "commas"
+                raise ValueError(f"{path}:{number}: the cells of a {ending} are separated by "
+                                 f"{separator}, but here is only one: {header[0]!r:.60}")
         else:
             if len(cells) != len(header):
                 message = f"{path}:{number}: {len(cells)} columns, not {len(header)}"
@@ -407,20 +416,6 @@ def rows_of(path, header=None):
                     message += "; a cell with a comma in it needs quotes around it"
                 raise ValueError(message)
             yield number, dict(zip(header, cells))
-
-
-def check_separator(location, ending, only_cell):
-    """Raise ValueError if the first line of a table has only one cell because its cells are not
-    separated as the ending of the file says."""
-    separator = "tabs"
-    others = ",;|"
-    if ending == ".csv":
-        separator = "commas"
-        others = "\t;|"
-    for other in others:
-        if other in only_cell:
-            raise ValueError(f"{location}: the cells of a {ending} are separated by {separator}, "
-                             f"not by {other!r}")
 
 
 def rows_of_jsonl(path):
@@ -432,28 +427,19 @@ def rows_of_jsonl(path):
             yield number, row
 
 
-def cells_of_tsv(path):
-    """Yield (number of the line, its cells) of a tab-separated file; [] for an empty line."""
-    for number, line in lines_of(path):
-        cells = []
-        if line:
-            cells = line.split("\t")
-        yield number, cells
-
-
 def cells_of_csv(path):
     """Yield (number of its last line, cells) of each row: a cell with line breaks in quotes spans
     several lines."""
     csv.field_size_limit(LONGEST_ROW)                    # its own limit is 131,072 characters
     rows = csv.reader((line + "\n" for _, line in lines_of(path)), strict=True)
-    last_line = 0                                        # of the row before
+    row_begins = 1                                       # the line in which the next row begins
     try:
         for cells in rows:
-            last_line = rows.line_num
-            yield last_line, cells
+            yield rows.line_num, cells
+            row_begins = rows.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{path}:{rows.line_num}: {error}; the row begins in line "
-                         f"{last_line + 1}") from error
+                         f"{row_begins}") from error
 
 
 def read_table(path, text_columns, label_column, header=None, numeric=False):
@@ -603,12 +589,12 @@ def read_squad(path, needs_answers=True):
     """
     text = "\n".join(line for _, line in lines_of(path))
     examples = []
-    for question, context in squad_questions(path, text):
-        try:
-            examples.append(squad_example(path, question, context, needs_answers))
-        except ValueError as error:
-            number = line_of_question(text, question)
-            raise ValueError(f"{path}:{number}: not SQuAD: {error}") from error
+    with parsing(path, "SQuAD"):
+        for article in field_of(parse_json_object(text), "data", list):
+            for paragraph in field_of(article, "paragraphs", list):
+                context = field_of(paragraph, "context", str)
+                for question in field_of(paragraph, "qas", list):
+                    examples.append(squad_example(path, question, context, needs_answers))
     check_ids(path, examples)
     return not_empty(examples, path)
 
@@ -619,16 +605,6 @@ def check_ids(path, examples):
     for question_id, count in count_of_id.items():
         if count > 1:
             raise ValueError(f"{path}: {count} questions have the id {question_id!r:.60}")
-
-
-def squad_questions(path, text):
-    """Yield (question, its context) of a SQuAD file's text; a question is a JSON object."""
-    with parsing(path, "SQuAD"):
-        for article in field_of(parse_json_object(text), "data", list):
-            for paragraph in field_of(article, "paragraphs", list):
-                context = field_of(paragraph, "context", str)
-                for question in field_of(paragraph, "qas", list):
-                    yield question, context
 
 
 def squad_example(path, question, context, needs_answers):
@@ -656,19 +632,6 @@ def squad_example(path, question, context, needs_answers):
     return Example(field_of(question, "question", str), context, answers, question_id, path)
 
 
-def line_of_question(text, question):
-    """Find the line of a SQuAD file's text with a question's id; 1 if it is not found."""
-    if not isinstance(question, dict) or not isinstance(question.get("id"), str):
-        return 1
-    # Characters other than ASCII may be written as they are, or as an escape.
-    for ensure_ascii in (True, False):
-        value = json.dumps(question["id"], ensure_ascii=ensure_ascii)
-        found = re.search(r'"id"\s*:\s*' + re.escape(value), text)
-        if found is not None:
-            return text.count("\n", 0, found.start(0)) + 1
-    return 1
-
-
 def field_of(value, name, field_type):
     """Return value[name]. ValueError unless value is a dict and the field is of this type."""
     type_names = {str: "text", int: "a whole number", list: "a list", bool: "true or false"}
@@ -676,7 +639,7 @@ def field_of(value, name, field_type):
         raise ValueError(f"{value!r:.60} is not a JSON object with the field {name!r}")
     if type(value.get(name)) is not field_type:
         raise ValueError(f"the field {name!r} is {value.get(name)!r:.60}, but must be "
-                         f"{type_names[field_type]}")
+                         f"{type_names[field_type]}, in {value!r:.100}")
     return value[name]
 
 
@@ -685,24 +648,22 @@ def read_glue(name, folder, needs_train=True):
 
     needs_train: False leaves the training set out
     """
-    label_column = GLUE[name].label
     endings = ("",)
     if name == "mnli":
         endings = ("_matched", "_mismatched")
-    splits = {}
+    names = []
     if needs_train:
-        splits["train"] = read_glue_file(name, folder, "train", label_column)
-    for ending in endings:
-        splits[f"dev{ending}"] = read_glue_file(name, folder, f"dev{ending}", label_column)
+        names.append("train")
+    names += [f"dev{ending}" for ending in endings]
     for ending in endings:
         if os.path.isfile(os.path.join(folder, f"test{ending}.tsv")):
-            splits[f"test{ending}"] = read_glue_file(name, folder, f"test{ending}", None)
-    return splits
+            names.append(f"test{ending}")
+    return {split: read_glue_file(name, folder, split) for split in names}
 
 
-def read_glue_file(name, folder, split, label_column):
-    """Read the Examples of one split of a GLUE task; label_column is None for a test set, whose
-    labels are not published."""
+def read_glue_file(name, folder, split):
+    """Read the Examples of one split of a GLUE task. Those of a test set have no labels, which are
+    not published."""
     glue_task = GLUE[name]
     header = None
     # CoLA's train.tsv and dev.tsv have no line with the names of the columns; its test.tsv has one.
@@ -712,6 +673,9 @@ def read_glue_file(name, folder, split, label_column):
     if not os.path.isfile(path):
         raise ValueError(f"{path}: there is no such file; --data needs the folder with the files "
                          f"of {name} as GLUE has them")
+    label_column = glue_task.label
+    if split.startswith("test"):
+        label_column = None
     return read_table(path, glue_task.texts, label_column, header,
                       numeric=glue_task.kind == "regression")
 
@@ -764,15 +728,8 @@ def download(url):
     with urllib.request.urlopen(url, timeout=30) as response:
         size = int(response.headers.get("Content-Length", 0))
         # disable=None: there is no bar if the output is not a terminal.
-        with tqdm(total=size, unit="B", desc=url, unit_scale=True, disable=None) as bar:
-            while True:
-                chunk = response.read(65_536)
-                if not chunk:
-                    break
-                content.write(chunk)
-                bar.update(len(chunk))
-                if content.tell() > LARGEST_TEXT:
-                    raise ValueError("the download is larger than 1 GB")
+        with tqdm.wrapattr(response, "read", total=size, desc=url, disable=None) as stream:
+            shutil.copyfileobj(stream, content)
     content.seek(0)
     return content
 
@@ -948,11 +905,7 @@ def write_predictions(out, task, split, examples, predictions):
     predictions: for each example (what is predicted, {label: probability})
     """
     if task.name in GLUE and split.startswith("test"):
-        ending = ""
-        if split == "test_matched":
-            ending = "-m"
-        if split == "test_mismatched":
-            ending = "-mm"
+        ending = {"test": "", "test_matched": "-m", "test_mismatched": "-mm"}[split]
         file_name = f"{GLUE[task.name].folder}{ending}.tsv"
         lines = ["index\tprediction"]
         for i, (prediction, _) in enumerate(predictions):

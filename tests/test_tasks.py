@@ -452,8 +452,8 @@ def test_an_error_in_a_csv_names_the_line_in_which_its_row_begins(tmp_path):
     ("txt", ";", "tabs")])
 def test_a_table_with_another_separator_is_told_of(ending, separator, wanted, tmp_path):
     path = write_file(tmp_path / f"a.{ending}", f"t{separator}y\nb{separator}1\n")
-    error = f"^{path}:1: the cells of a .{ending} are separated by {wanted}, not by "
-    with pytest.raises(ValueError, match=error + re.escape(repr(separator))):
+    error = f"^{path}:1: the cells of a .{ending} are separated by {wanted}, but here is only one: "
+    with pytest.raises(ValueError, match=error + re.escape(repr(f"t{separator}y"))):
         read_table(path, ["t"], "y")
     path = write_file(tmp_path / "a.csv", "t;y,z\nb,1\n")       # a strange name, but a name
     assert read_table(path, ["t;y"], "z")[0].text == "b"
@@ -648,27 +648,14 @@ def answer_start_of_second(text, start):
 @pytest.mark.parametrize("start, message", [
     (29, "the answer 'paris' of question 'q1' is not at its offset 29"),
     (-27, "offset -27"),
-    (True, "'answer_start' is True, but must be a whole number"),
-    ("28", "'answer_start' is '28', but must be a whole number"),
+    (True, "'answer_start' is True, but must be a whole number, in .*'paris'"),
+    ("28", "'answer_start' is '28', but must be a whole number, in .*'paris'"),
 ])
-def test_an_answer_elsewhere_is_named_with_its_line(start, message, tmp_path):
+def test_an_answer_elsewhere_is_named(start, message, tmp_path):
     text = make_squad([("who", ["john"]), ("where", ["paris"])])
-    broken = answer_start_of_second(text, start)
-    line = broken[:broken.index('"q1"')].count("\n") + 1
-    path = write_file(tmp_path / "a.json", broken)
-    with pytest.raises(ValueError, match=f"^{path}:{line}: not SQuAD: .*{message}"):
+    path = write_file(tmp_path / "a.json", answer_start_of_second(text, start))
+    with pytest.raises(ValueError, match=f"^{path}: not SQuAD: .*{message}"):
         read_squad(path)
-
-
-@pytest.mark.parametrize("ensure_ascii", [True, False])
-def test_a_question_is_found_by_its_id_however_it_is_written(ensure_ascii):
-    question = {"id": "Köln"}
-    text = "\n\n" + json.dumps(question, ensure_ascii=ensure_ascii)
-    assert tasks.line_of_question(text, question) == 3
-    assert tasks.line_of_question("\n\n", question) == 1
-    # The same text may occur before, as something else than an id.
-    text = '{"question": "Köln",\n"answers": ["id", "Köln"],\n\n"id" : "Köln"}'
-    assert tasks.line_of_question(text, question) == 4
 
 
 @pytest.mark.parametrize("reader, text", [
@@ -766,12 +753,8 @@ def test_a_zip_without_its_tables_leaves_nothing_in_the_cache(names, tmp_path, m
     assert list((tmp_path / "glue").iterdir()) == []
 
 
-def test_a_download_or_a_zip_that_is_too_large_leaves_nothing(tmp_path, monkeypatch):
+def test_a_zip_that_is_too_large_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "LARGEST_TEXT", 1000)
-    server, _ = start_server(b"x" * 1001)
-    with pytest.raises(ValueError, match="larger than 1 GB"):
-        tasks.download(f"http://127.0.0.1:{server.server_port}/x")
-    stop_server(server)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("RTE/train.tsv", "0" * 1001)
