@@ -150,10 +150,9 @@ def match_layers(num_recursions, num_layers):
                          f"multiples of {num_layers}")
     pairs = []
     for r in range(num_recursions):
-        layers_done = (r + 1) * num_layers / num_recursions
-        # A fraction means that recursion r ends between two of the teacher's layers: there is
-        # nothing to match.
-        if layers_done.is_integer():
+        # If there is a remainder, recursion r ends between two of the teacher's layers, and there
+        # is nothing to match.
+        if (r + 1) * num_layers % num_recursions == 0:
             pairs.append((r, layer_of_teacher(r, num_recursions, num_layers)))
     return pairs
 
@@ -289,8 +288,7 @@ class Distillation:
         R = self.student.config.num_hidden_layers
         # The 3 gives depths other random numbers than the 1 and 2 in MaskedBatches.
         rng = np.random.default_rng([self.batches.seed, 3, step])
-        end = max(2, R)                                  # one past the largest number
-        return rng.integers(1, end, size=num_masked)
+        return rng.integers(1, max(2, R), size=num_masked)
 
 
 @torch.inference_mode()
@@ -305,26 +303,23 @@ def evaluate(model, batches, each_recursion=False):
     """
     model.eval()
     R = model.config.num_hidden_layers
-    depths = [R]                                         # after how many recursions to look
-    if each_recursion:
-        depths = list(range(R + 1))
-    num_correct = dict.fromkeys(depths, 0)               # {depth: right guesses after it}
+    first_depth = 0 if each_recursion else R             # after how many recursions to look first
+    num_correct = [0] * (R + 1)                          # right guesses after 0, 1, ..., R
     total_loss = 0.0
     num_masked = 0
     num_batches = max(1, min(512, batches.count) // batches.batch_size)
     for step in range(num_batches):
         ids, positions, labels = to_device(device_of(model), *batches.batch(step))
         hidden, _ = model(ids)
-        for depth in depths:
+        for depth in range(first_depth, R + 1):
             logits = model.predict(hidden[depth].flatten(0, 1)[positions])    # (M, V)
             num_correct[depth] += (logits.argmax(-1) == labels).sum().item()
-            if depth == R:
-                total_loss += mlm_loss(logits, labels).item()
+        total_loss += mlm_loss(logits, labels).item()    # of the last logits, after R recursions
         num_masked += len(labels)
     num_masked = max(1, num_masked)
     scores = {"accuracy": num_correct[R] / num_masked, "loss": total_loss / num_masked}
     if each_recursion:
-        scores["accuracy_after"] = [num_correct[depth] / num_masked for depth in depths]
+        scores["accuracy_after"] = [correct / num_masked for correct in num_correct]
     return scores
 
 
@@ -391,8 +386,7 @@ def start_layers(student, teacher):
     """
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     G = student.config.num_hidden_groups
-    # layer_numbers divides the teacher's L layers among the G of the student as it divides
-    # recursions among layers. The student's layer student_layer_of[i] replaces the teacher's i.
+    # Which layer of the student replaces layer i of the teacher: [0, 0, 1, 1] for L = 4, G = 2.
     student_layer_of = layer_numbers(L, G)
     for g, layer in enumerate(student.layers):
         replaced = []                                    # those that layer g replaces
@@ -451,11 +445,10 @@ class TrainingOptions:
     resume: bool
 
 
-def training_step(model, objective, optimizer, step, options, processes, check=True):
+def training_step(model, objective, optimizer, step, options, processes):
     """Make one step: forward, backward, update.
 
     objective: a Distillation, or anything with its .weights and .losses_of_micro_batches(step)
-    check: raise FloatingPointError before the update if the gradient is not finite
     Returns the losses {name: scalar}, the learning rate and the norm of the gradient. The losses
     and the norm are tensors. On a GPU the program waits when it reads one of them.
     """
@@ -474,8 +467,6 @@ def training_step(model, objective, optimizer, step, options, processes, check=T
 
     gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
     lr = learning_rate(step, options)
-    if check:
-        check_finite_step(step, totals, gradient_norm, lr)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
@@ -534,10 +525,9 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
     A run that was stopped or killed and then resumed ends like one that was not; on a CPU the two
     are bit for bit equal.
 
-    After SIGINT or SIGTERM a single process finishes its step, saves it and ends the program. If
-    there are several, all have to stop after the same step: they first go on to the next step that
-    logs or saves. A signal that comes too late to stop the run before its last step does not end
-    the program. train() returns the numbers of such signals, and its caller decides.
+    After SIGINT or SIGTERM a single process finishes its step, saves it and ends the program.
+    Several go on to the next step that logs or saves, because they must stop after the same one. If
+    the signal comes during the last step, train() returns as usual: with the list of signals.
     """
     first_step = run_state.first_step
     is_main = processes.rank == 0
@@ -558,14 +548,13 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 evaluate_now = True
             log_now = evaluate_now or done % options.log_every == 0
             save_now = is_last or done % options.save_every == 0
-            # Reading a value from a GPU interrupts its work. So values are read, and checked for
-            # nan, only in steps that log or save. A nan stays in the weights, so a later check
-            # finds it. On a CPU every step is checked before its update.
-            read_values = log_now or save_now
-            check = read_values or processes.device.type == "cpu"
             totals, lr, gradient_norm = training_step(
-                model, objective, run_state.optimizer, step, options, processes, check)
-            stop = must_stop(signals, read_values, processes)
+                model, objective, run_state.optimizer, step, options, processes)
+            stop = must_stop(signals, log_now or save_now, processes)
+            # Reading a value from a GPU interrupts its work. So a step on a GPU is checked for nan
+            # only if it is logged or saved. A nan stays in the weights: a later check finds it.
+            if log_now or save_now or stop or processes.device.type == "cpu":
+                check_finite_step(step, totals, gradient_norm, lr)
 
             if is_main and log_now:
                 seconds = time.perf_counter() - clock
@@ -580,9 +569,6 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                     print(json.dumps(line), file=log, flush=True)
                 show_progress(bar, line, options.steps, evaluate_now)
 
-            if stop and not check:
-                # This step will be saved, but was not checked yet.
-                check_finite_step(step, totals, gradient_norm, lr)
             if is_main and (stop or save_now):
                 save_training_state(state_path(options), run_state.tensors, done, log.tell(),
                                     settings)
@@ -599,20 +585,11 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 # first one, which has saved above, arrives.
                 if processes.world > 1:
                     dist.barrier()
-                end_after_signal(signals)
+                number = signal.SIGTERM                  # if only another process got a signal
+                if signals:
+                    number = signals[0]
+                raise SystemExit(128 + number)           # the status that shells give after one
         return signals
-
-
-def end_after_signal(signals):
-    """End the program with the status that a shell gives after a signal: 128 + its number.
-
-    signals: the numbers of those that were received; if there is none, this process ends because
-        another one got a signal, and takes the number of SIGTERM
-    """
-    number = signal.SIGTERM
-    if signals:
-        number = signals[0]
-    raise SystemExit(128 + number)
 
 
 def learning_rate(step, options):
@@ -700,14 +677,10 @@ def progress_bar(first_step, steps, processes):
 
 def log_line(step, totals, lr, gradient_norm, tokens_per_second):
     """Make a line of log.jsonl, a dict, after so many steps. It reads the values from a GPU."""
-    line = {"step": step}
-    for name, value in totals.items():
-        line[name] = value.item()
-    line["lr"] = lr
-    line["gradient_norm"] = gradient_norm.item()
-    line["tokens_per_second"] = round(tokens_per_second)
-    line["time"] = round(time.time())                    # seconds since 1970
-    return line
+    losses = {name: value.item() for name, value in totals.items()}
+    return {"step": step, **losses, "lr": lr, "gradient_norm": gradient_norm.item(),
+            "tokens_per_second": round(tokens_per_second),
+            "time": round(time.time())}                  # seconds since 1970
 
 
 def show_progress(bar, line, steps, evaluate_now):
@@ -851,22 +824,20 @@ def keep_freed_memory():
 def first_process_first(processes):
     """Let the first process of each machine run the with block before the others. It does the work,
     such as tokenising; the others then find the result."""
-    # A barrier ends when all processes have reached it. The first process of a machine reaches it
-    # after the with block; the others wait there before they begin the block.
     if processes.local_rank > 0:
-        dist.barrier()
+        dist.barrier()                                   # wait until the first one has left
     yield
     if processes.world > 1 and processes.local_rank == 0:
-        dist.barrier()
+        dist.barrier()                                   # let the others begin
 
 
 def split_batch(batch_size, micro_batch_size, processes):
     """List the micro-batches of this process: [(first row, one past the last), ...].
 
-    The rows are cut into pieces, and the processes take pieces in turn. A piece has batch_size //
-    number of processes rows, or micro_batch_size if that is fewer and not 0. For example, 10 rows
-    among 4 processes are cut into pieces of 2 rows: rank 0 takes (0, 2) and (8, 10), rank 1 takes
-    (2, 4), and so on. The last end may lie beyond the batch.
+    For example, 10 rows among 4 processes are cut into pieces of 10 // 4 = 2 rows, which the
+    processes take in turn: rank 0 has (0, 2) and (8, 10), rank 1 has (2, 4), and so on. If
+    micro_batch_size is not 0, no piece is larger. The last piece may end beyond the batch, which
+    slicing ignores.
     """
     if processes is None:
         processes = Processes()
@@ -1008,14 +979,13 @@ def whole_number(smallest):
     return parse
 
 
-def number(lower=0.0, upper=2.0**31, lower_is_allowed=True):
-    """Make an argparse type: a number of at least `lower`, or above it, and below `upper`."""
+def number(upper=2.0**31, zero_is_allowed=True):
+    """Make an argparse type: a number of at least 0, or above 0, and below `upper`."""
     def parse(text):
         value = float(text)
-        if not lower <= value < upper or (value == lower and not lower_is_allowed):
-            least = "at least" if lower_is_allowed else "above"
-            raise argparse.ArgumentTypeError(f"{text} is not {least} {lower:.0f} and below "
-                                             f"{upper:.0f}")
+        if not 0 <= value < upper or (value == 0 and not zero_is_allowed):
+            least = "at least" if zero_is_allowed else "above"
+            raise argparse.ArgumentTypeError(f"{text} is not {least} 0 and below {upper:.0f}")
         return value
     parse.__name__ = "number"
     return parse
@@ -1055,10 +1025,11 @@ def allow_only(allowed, given, command):
             raise ValueError(f"{flag}: {command} trains nothing, so it would be ignored")
 
 
-def add_run_flags(parser, out, out_help, eval_every, save_every, eval_every_help, save_every_help):
-    """Add the flags about a run that distill.py and finetune.py share, in a group."""
+def add_run_flags(parser, out_help, eval_every_default, save_every_default):
+    """Add the flags about a run that distill.py and finetune.py share, in a group. The last two
+    arguments are texts for --help."""
     group = parser.add_argument_group("run")
-    group.add_argument("--out", default=out, metavar="DIR", help=out_help)
+    group.add_argument("--out", metavar="DIR", help=out_help)
     again = group.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true",
                        help="go on with the run in --out after its last checkpoint")
@@ -1068,10 +1039,12 @@ def add_run_flags(parser, out, out_help, eval_every, save_every, eval_every_help
                        help="seed of all random numbers (default: 0)")
     group.add_argument("--log-every", type=whole_number(1), default=50, metavar="STEPS",
                        help="write a line to log.jsonl after each STEPS steps (default: 50)")
-    group.add_argument("--eval-every", type=whole_number(0), default=eval_every,
-                       metavar="STEPS", help=eval_every_help)
-    group.add_argument("--save-every", type=whole_number(1), default=save_every, metavar="STEPS",
-                       help="write a checkpoint after each STEPS steps " + save_every_help)
+    group.add_argument("--eval-every", type=whole_number(0), metavar="STEPS",
+                       help="measure the model after each STEPS steps; 0: only at the end "
+                       f"(default: {eval_every_default})")
+    group.add_argument("--save-every", type=whole_number(1), metavar="STEPS",
+                       help="write a checkpoint after each STEPS steps (default: "
+                       f"{save_every_default})")
     group.add_argument("--device", type=device_name, default="auto", metavar="NAME",
                        help="cpu, cuda, cuda:N, mps or auto, which is cuda if there is a CUDA GPU, "
                        "else cpu (default: auto)")
@@ -1134,20 +1107,15 @@ def add_loss_flags(parser):
         "nothing for the student's head to start or to learn from: mlm, output and elastic\n"
         "are left out.")
     what = {
-        "mlm": "cross-entropy with the masked words",
-        "attention": "KL divergence of the attention maps from the teacher's",
-        "hidden": "1 - cosine of the hidden states with the teacher's",
-        "output": "KL divergence of the predicted distributions from the teacher's",
-        "embedding": "1 - cosine of the embeddings with the teacher's"}
-    for name, weight in LOSS_WEIGHTS.items():
-        default = weight
-        shown = f"{weight:g}"
-        weight_of_full = RECIPES["full"].get(f"{name}_weight")
-        if weight_of_full is not None:
-            default = None                               # each recipe has its own
-            shown = f"{weight:g}; full: {weight_of_full:g}"
-        group.add_argument(f"--{name}-weight", type=number(), default=default, metavar="W",
-                           help=f"weight of: {what[name]} (default: {shown})")
+        "mlm": "cross-entropy with the masked words (default: 1)",
+        "attention": "KL divergence of the attention maps from the teacher's (default: 3)",
+        "hidden": "1 - cosine of the hidden states with the teacher's (default: 3; full: 10)",
+        "output": "KL divergence of the predicted distributions from the teacher's (default: 5)",
+        "embedding": "1 - cosine of the embeddings with the teacher's (default: 0)"}
+    for name, text in what.items():
+        group.add_argument(f"--{name}-weight", type=number(), default=LOSS_WEIGHTS[name],
+                           metavar="W", help=f"weight of: {text}")
+    parser.set_defaults(hidden_weight=None)              # each recipe has its own
     group.add_argument("--elastic", type=number(), metavar="W",
                        help="weight of: the output loss after an earlier recursion, drawn at "
                        "random for each masked word, so that the student can also be stopped "
@@ -1155,7 +1123,7 @@ def add_loss_flags(parser):
                        "loss or with one recursion; paper: 0)")
     # The loss is multiplied by the square of this. At 10,000 the rounding of float32 is larger than
     # the loss.
-    temperature = number(upper=1000.0, lower_is_allowed=False)
+    temperature = number(upper=1000.0, zero_is_allowed=False)
     group.add_argument("--temperature", type=temperature, default=1.0, metavar="X",
                        help="divides the logits of both models in the output loss and the elastic "
                        "loss; above 1 it flattens the distributions, 1 changes nothing (default: "
@@ -1217,11 +1185,9 @@ def arguments(argv):
                        help="folder or Hugging Face name (default: the teacher's, or --student's)")
     group.add_argument("--cache", default=CACHE, metavar="DIR",
                        help="where tokenised corpora are kept (default: ~/.cache/minialbert)")
-    add_run_flags(parser, out="out/student",
-                  out_help="the folder for the student (default: out/student)", eval_every=None,
-                  save_every=None,
-                  eval_every_help="measure the student after each STEPS steps; 0: only at the end "
-                  "(default: 200 [2,000])", save_every_help="(default: 200 [2,000])")
+    add_run_flags(parser, "the folder for the student (default: out/student)",
+                  eval_every_default="200 [2,000]", save_every_default="200 [2,000]")
+    parser.set_defaults(out="out/student")
     group.add_argument("--evaluate", action="store_true",
                        help="only measure: the accuracy of the --student, of the --teacher or of "
                        "both on the held-out part of the corpus; nothing is written")
@@ -1232,8 +1198,8 @@ def arguments(argv):
         allow_only(EVALUATE_FLAGS, given, "--evaluate")
         if args.teacher == "none" and args.student is None:
             raise ValueError("--evaluate: give a --teacher or a --student to measure")
-    measures_only_student = args.evaluate and args.student is not None
-    if args.teacher is None and not measures_only_student:
+    # Only --evaluate --student does without a teacher: then the student alone is measured.
+    if args.teacher is None and not (args.evaluate and args.student is not None):
         args.teacher = EMBEDDED_TEACHER
     check_flags(args, given)
     if args.recipe is None:
@@ -1311,18 +1277,13 @@ def run(args, given):
 def distillation_settings(args, options, bf16, weights, teacher, student):
     """Collect what decides the result, but for the corpus: {name: value}. A run can be resumed only
     by one for which all of it is the same."""
-    settings = resume_settings(options, args.batch_size, args.dropout, bf16)
-    settings["length"] = args.length
-    settings["warmup"] = args.warmup
-    settings["init"] = args.init
-    settings["temperature"] = args.temperature
-    settings["weights"] = weights
-    settings["shape"] = vars(student.config)
-    settings["teacher"] = fingerprint(teacher)
-    settings["student"] = None                           # of --student, if that is given
+    start = None                                         # the model of --student, if it is given
     if args.student is not None:
-        settings["student"] = fingerprint(student)
-    return settings
+        start = student
+    return resume_settings(options, args.batch_size, args.dropout, bf16) | {
+        "length": args.length, "warmup": args.warmup, "init": args.init,
+        "temperature": args.temperature, "weights": weights, "shape": vars(student.config),
+        "teacher": fingerprint(teacher), "student": fingerprint(start)}
 
 
 def folders_of(paths):
@@ -1454,7 +1415,8 @@ def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, 
             # Only now are the files of an earlier run removed. If something above has failed,
             # --overwrite has lost nothing.
             claim_folder(args.out, "distill.py", settings, args.resume)
-        # A signal that comes in the last step has nothing left to stop.
+        # train() returns the signals that came during the last step. They are ignored: the run is
+        # finished anyway.
         train(student, distillation, run_state, options, settings, evaluate_student, save_student,
               processes)
     print_scores(models, valid_batches, bf16, each_recursion=True)
@@ -1508,7 +1470,8 @@ def make_student(args, teacher, vocab_size):
         student.load_state_dict(student.state_dict() | found.state_dict())
         return student
     config = student_config(args, teacher, vocab_size)
-    # parsing turns an error into "the student: not small enough for the memory of ...".
+    # If the memory is too small, parsing says so in one line: "the student: not small enough for
+    # the memory of this machine: ...".
     with parsing("the student", "small enough for the memory of this machine"):
         student = MiniALBERT(config)
     if args.init == "random":
@@ -1518,29 +1481,22 @@ def make_student(args, teacher, vocab_size):
 
 def student_config(args, teacher, vocab_size):
     """Choose a fresh student's Config: the teacher's, made recursive, then changed by the flags."""
-    if teacher is not None:
-        shape = dict(vars(teacher.config))
-        if args.hidden_size is not None:
-            shape["hidden_size"] = args.hidden_size
-        C = shape["hidden_size"]
-    else:
-        C = 128
-        if args.hidden_size is not None:
-            C = args.hidden_size
-        shape = {"vocab_size": vocab_size, "hidden_size": C, "num_hidden_layers": 6,
+    C = args.hidden_size
+    if C is None:
+        C = 128 if teacher is None else teacher.config.hidden_size
+    E = max(1, min(128, C // 2))
+    if teacher is None:
+        shape = {"vocab_size": vocab_size, "num_hidden_layers": 6,
                  "num_attention_heads": max(1, C // 32), "intermediate_size": 4 * C,
                  "max_position_embeddings": max(128, args.length)}
+    else:
+        shape = dict(vars(teacher.config))
+        E = min(E, teacher.config.embedding_size)
     if shape["num_hidden_layers"] == 12:
         shape["num_hidden_layers"] = 6                   # the paper's student of a BERT-base
-    shape["num_hidden_groups"] = 1
-    shape["adapter_size"] = 0
-    shape["correction_rank"] = 0
-    shape["embedding_size"] = max(1, min(128, C // 2))
-    if teacher is not None:
-        shape["embedding_size"] = min(shape["embedding_size"], teacher.config.embedding_size)
-    shape["tie_decoder"] = True
-    shape["hidden_dropout_prob"] = args.dropout
-    shape["attention_probs_dropout_prob"] = args.dropout
+    shape |= {"hidden_size": C, "embedding_size": E, "num_hidden_groups": 1, "adapter_size": 0,
+              "correction_rank": 0, "tie_decoder": True, "hidden_dropout_prob": args.dropout,
+              "attention_probs_dropout_prob": args.dropout}
     for name in SHAPE_FLAGS:
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)

@@ -50,10 +50,10 @@ from data import (NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, Tokenizer,
                   docs_on_this_machine, hash_file)
 from distill import (LOSS_WEIGHTS, TrainingOptions, add_run_flags, allow_only, autocast,
                      begin_or_resume, broadcast, can_match_layers, choose_device, device_of,
-                     end_after_signal, explaining_failures, fingerprint, first_process_first,
-                     folders_of, given_flags, hidden_loss, keep_freed_memory, leave_processes,
-                     match_layers, number, output_loss, own_folder, refuse_flags, resume_settings,
-                     set_up_processes, split_batch, to_device, train, uses_bf16, whole_number)
+                     explaining_failures, fingerprint, first_process_first, folders_of, given_flags,
+                     hidden_loss, keep_freed_memory, leave_processes, match_layers, number,
+                     output_loss, own_folder, refuse_flags, resume_settings, set_up_processes,
+                     split_batch, to_device, train, uses_bf16, whole_number)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, WORD_PATTERN, Example, Task, check_labels, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, lines_of, majority, make_task,
@@ -837,7 +837,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     # it returns, because this run is finished. Then the program ends here, before another run.
     if signals:
         print("\nstopped after this run: the same command with --resume goes on from there")
-        end_after_signal(signals)
+        raise SystemExit(128 + signals[0])               # the status that shells give after one
     seconds = time.perf_counter() - begin
     if not results:                     # this is not rank 0, or a finished run was resumed
         measure()
@@ -975,7 +975,7 @@ def arguments(argv):
     group.add_argument("--seeds", type=whole_number(1), default=1, metavar="N",
                        help="number of runs, with the seeds --seed, --seed + 1, ...; the mean and "
                        "the standard deviation are printed (default: 1)")
-    group.add_argument("--epochs", type=number(lower_is_allowed=False), default=3.0, metavar="X",
+    group.add_argument("--epochs", type=number(zero_is_allowed=False), default=3.0, metavar="X",
                        help="number of passes through the training set (default: 3)")
     group.add_argument("--steps", type=whole_number(1), metavar="N",
                        help="steps to train (default: from --epochs; 200 without --task)")
@@ -989,12 +989,9 @@ def arguments(argv):
                        "0.01)")
     group.add_argument("--dropout", type=number(upper=1.0), default=0.1, metavar="P",
                        help="probability of dropout (default: 0.1)")
-    add_run_flags(parser, out=None,
-                  out_help="folder for the runs and the model of the first seed (default: "
-                  "out/TASK)", eval_every=0,
-                  save_every=200,
-                  eval_every_help="measure the model after each STEPS steps; 0: only at the end "
-                  "(default: 0)", save_every_help="(default: 200)")
+    add_run_flags(parser, "folder for the runs and the model of the first seed (default: out/TASK)",
+                  eval_every_default="0", save_every_default="200")
+    parser.set_defaults(eval_every=0, save_every=200)
     args = parser.parse_args(argv)
     if len(args.text) > 2 or len(set(args.text)) < len(args.text):
         raise ValueError("--text: give one column or two different ones")

@@ -349,20 +349,16 @@ class MiniALBERT(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_groups))
-        num_adapters = 0
-        if config.adapter_size > 0:
-            num_adapters = config.num_hidden_layers      # one for each recursion in each list
+        # If there are adapters or corrections, each recursion has its own.
+        R = config.num_hidden_layers
+        num_adapters = R if config.adapter_size > 0 else 0
+        num_corrections = R if config.correction_rank > 0 else 0
         # Recursion r applies attention_adapters[r] before attention.
         self.attention_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
         # It applies output_adapters[r] after attention, before the feed-forward.
         self.output_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
-        num_corrections = 0
-        if config.correction_rank > 0:
-            num_corrections = config.num_hidden_layers   # one for each recursion
         self.corrections = nn.ModuleList(Correction(config) for _ in range(num_corrections))
-        self.head = None
-        if head:
-            self.head = Head(config)
+        self.head = Head(config) if head else None
         initialise(self)
 
     def layer_of_recursion(self, r):
@@ -370,12 +366,6 @@ class MiniALBERT(nn.Module):
         G = self.config.num_hidden_groups
         R = self.config.num_hidden_layers
         return self.layers[layer_numbers(R, G)[r]]
-
-    def adapters_of_recursion(self, r):
-        """Return the two adapters of recursion r, or None if the model has none."""
-        if self.config.adapter_size == 0:
-            return None
-        return self.attention_adapters[r], self.output_adapters[r]
 
     def forward(self, ids, mask=None, segments=None, maps=()):
         """Run the encoder on the token numbers ids (B, T).
@@ -400,7 +390,9 @@ class MiniALBERT(nn.Module):
         attention = {}
         for r in range(R):
             layer = self.layer_of_recursion(r)           # with G = 1 it is always the same layer
-            adapters = self.adapters_of_recursion(r)     # these are the recursion's own
+            adapters = None
+            if self.config.adapter_size > 0:             # each recursion has two of its own
+                adapters = self.attention_adapters[r], self.output_adapters[r]
             want_map = r in maps
             if self.config.correction_rank == 0:
                 x, log_map = layer(x, mask, want_map, adapters)

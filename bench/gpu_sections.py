@@ -575,7 +575,7 @@ def profile(setup, compiled, full_recipe):
     def make_steps(num_steps):
         for step in range(num_steps):
             distill.training_step(distillation.student, distillation, optimizer, step, options,
-                                  processes, check=False)
+                                  processes)
         synchronise(setup.device)
 
     make_steps(3)                                        # the first ones are slower

@@ -2045,10 +2045,10 @@ BAD = {
                        "dev.tsv:3: label 'B-z' does not occur in the training"),
     "an answer elsewhere": ("qa", "train.json",
                             SQUAD.replace('"answer_start": ', '"answer_start": 1'),
-                            "train.json:10: not SQuAD: the answer 'paris' of question 'q0' is "
+                            "train.json: not SQuAD: the answer 'paris' of question 'q0' is "
                             "not at its offset"),
     "a question without answers": ("qa", "train.json", SQUAD.replace('"answers"', '"x"'),
-                                   "train.json:10: not SQuAD: the field 'answers' is None"),
+                                   "train.json: not SQuAD: the field 'answers' is None"),
     "half a file": ("qa", "train.json", '{"data": [', "train.json: not SQuAD"),
     "no training set": ("tagging", None, None, "give --train FILE"),
 }
