@@ -165,19 +165,16 @@ BERT = 0                            # an index into the pairs of MODULE_NAMES
 ALBERT = 1
 ALBERT_LAYER = "encoder.albert_layer_groups.#.albert_layers.0"
 # This table gives for each module of our model its name in BERT's layout and its name in ALBERT's.
-# The sign '#' stands for the number of a layer or of a recursion. None: a BERT has no such module.
-# In ALBERT's layout the adapters and the head are named as in the authors' checkpoints.
+# The sign '#' stands for the number of a layer or of a recursion. A module that is not in the
+# table, such as corrections.#.query, has our name in files, too. The adapters and ALBERT's head are
+# named as in the authors' checkpoints.
 MODULE_NAMES = {
-    "embeddings.word":
-        ("embeddings.word_embeddings", "embeddings.word_embeddings"),
-    "embeddings.position":
-        ("embeddings.position_embeddings", "embeddings.position_embeddings"),
-    "embeddings.segment":
-        ("embeddings.token_type_embeddings", "embeddings.token_type_embeddings"),
-    "embeddings.norm":
-        ("embeddings.LayerNorm", "embeddings.LayerNorm"),
+    "embeddings.word": ("embeddings.word_embeddings", "embeddings.word_embeddings"),
+    "embeddings.position": ("embeddings.position_embeddings", "embeddings.position_embeddings"),
+    "embeddings.segment": ("embeddings.token_type_embeddings", "embeddings.token_type_embeddings"),
+    "embeddings.norm": ("embeddings.LayerNorm", "embeddings.LayerNorm"),
     "embeddings.project":
-        (None, "encoder.embedding_hidden_mapping_in"),
+        ("encoder.embedding_hidden_mapping_in", "encoder.embedding_hidden_mapping_in"),
     "layers.#.attention.query":
         ("encoder.layer.#.attention.self.query", ALBERT_LAYER + ".attention.query"),
     "layers.#.attention.key":
@@ -188,51 +185,26 @@ MODULE_NAMES = {
         ("encoder.layer.#.attention.output.dense", ALBERT_LAYER + ".attention.dense"),
     "layers.#.attention_norm":
         ("encoder.layer.#.attention.output.LayerNorm", ALBERT_LAYER + ".attention.LayerNorm"),
-    "layers.#.intermediate":
-        ("encoder.layer.#.intermediate.dense", ALBERT_LAYER + ".ffn"),
-    "layers.#.output":
-        ("encoder.layer.#.output.dense", ALBERT_LAYER + ".ffn_output"),
+    "layers.#.intermediate": ("encoder.layer.#.intermediate.dense", ALBERT_LAYER + ".ffn"),
+    "layers.#.output": ("encoder.layer.#.output.dense", ALBERT_LAYER + ".ffn_output"),
     "layers.#.norm":
         ("encoder.layer.#.output.LayerNorm", ALBERT_LAYER + ".full_layer_layer_norm"),
-    "attention_adapters.#.down":
-        (None, "att_adapters.#.block.0"),
-    "attention_adapters.#.up":
-        (None, "att_adapters.#.block.2"),
-    "attention_adapters.#.norm":
-        (None, "att_adapters.#.norm"),
-    "output_adapters.#.down":
-        (None, "mlp_adapters.#.block.0"),
-    "output_adapters.#.up":
-        (None, "mlp_adapters.#.block.2"),
-    "output_adapters.#.norm":
-        (None, "mlp_adapters.#.norm"),
-    "corrections.#.query":
-        (None, "corrections.#.query"),
-    "corrections.#.key":
-        (None, "corrections.#.key"),
-    "corrections.#.value":
-        (None, "corrections.#.value"),
-    "corrections.#.attention_output":
-        (None, "corrections.#.attention_output"),
-    "corrections.#.intermediate":
-        (None, "corrections.#.intermediate"),
-    "corrections.#.output":
-        (None, "corrections.#.output"),
-    "head.dense":
-        ("cls.predictions.transform.dense", "vocab_transform"),
-    "head.norm":
-        ("cls.predictions.transform.LayerNorm", "vocab_layer_norm"),
-    "head.decoder":
-        ("cls.predictions.decoder", "vocab_projector"),
-    "head":                         # its bias
-        ("cls.predictions", "vocab_projector"),
+    "attention_adapters.#.down": ("att_adapters.#.block.0", "att_adapters.#.block.0"),
+    "attention_adapters.#.up": ("att_adapters.#.block.2", "att_adapters.#.block.2"),
+    "attention_adapters.#.norm": ("att_adapters.#.norm", "att_adapters.#.norm"),
+    "output_adapters.#.down": ("mlp_adapters.#.block.0", "mlp_adapters.#.block.0"),
+    "output_adapters.#.up": ("mlp_adapters.#.block.2", "mlp_adapters.#.block.2"),
+    "output_adapters.#.norm": ("mlp_adapters.#.norm", "mlp_adapters.#.norm"),
+    "head.dense": ("cls.predictions.transform.dense", "vocab_transform"),
+    "head.norm": ("cls.predictions.transform.LayerNorm", "vocab_layer_norm"),
+    "head.decoder": ("cls.predictions.decoder", "vocab_projector"),
+    "head": ("cls.predictions", "vocab_projector"),      # its bias
 }
 # Different spellings of the same name: (pattern, what it is replaced by before names are compared).
 SPELLINGS = [
     (r"^((bert|albert)\.)+", ""),
     (r"\.gamma$", ".weight"),
     (r"\.beta$", ".bias"),
-    (r"predictions\.decoder\.bias$", "predictions.bias"),
     (r"^projector\.", "encoder.embedding_hidden_mapping_in."),      # in the authors' files
 ]
 # Tensors that are ignored: BERT's pooler, its next-sentence head, the buffer position_ids (only
@@ -244,13 +216,11 @@ UNUSED = re.compile(r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$
 
 def name_in_file(layout, name):
     """Translate our name of a parameter into a layout's: for BERT, "layers.3.output.bias" becomes
-    "encoder.layer.3.output.dense.bias". If a BERT has no such module, the result says that."""
+    "encoder.layer.3.output.dense.bias"."""
     module, leaf = name.rsplit(".", 1)                   # "layers.3.output", "bias"
     numbers = re.findall("[0-9]+", module)               # ["3"]
-    file_module = MODULE_NAMES[re.sub("[0-9]+", "#", module)][layout]
-    if file_module is None:
-        # This is for the text of an error: check_tensors will say that this tensor is missing.
-        return f"{name} (a BERT has none)"
+    module = re.sub("[0-9]+", "#", module)               # "layers.#.output"
+    file_module = MODULE_NAMES.get(module, (module, module))[layout]
     if numbers:
         file_module = file_module.replace("#", numbers[0])
     return f"{file_module}.{leaf}"
@@ -275,30 +245,27 @@ def load(path, recursions=None):
     config = replace(config, tie_decoder=not has_decoder)
     with torch.device("meta"):      # this takes no memory and draws no random numbers
         model = MiniALBERT(config, head=has_head)
-    file_names = {}                 # {our name: the name in the file}
-    shapes = {}                     # {the name in the file: shape}
+    shapes = {}                     # {name in the file: shape}
     for name, parameter in model.state_dict().items():
-        file_names[name] = name_in_file(layout, name)
-        shapes[file_names[name]] = list(parameter.shape)
-    check_tensors(path, shapes, tensors)
-    weights = {}
-    in_float32 = {}                 # the same under their names in the file
-    for name, file_name in file_names.items():
-        weights[name] = tensors[file_name].to(torch.float32, copy=True)
-        in_float32[file_name] = weights[name]
-    check_finite(path, in_float32)
+        shapes[name_in_file(layout, name)] = list(parameter.shape)
+    check_tensors(path, shapes, tensors)                 # now the two have the same names
+    for file_name in shapes:
+        tensors[file_name] = tensors[file_name].to(torch.float32, copy=True)
+    check_finite(path, tensors)
+    weights = {name: tensors[name_in_file(layout, name)] for name in model.state_dict()}
     model.load_state_dict(weights, assign=True)
     if recursions is not None:
-        try:
-            keep_recursions(model, recursions)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        keep_recursions(model, recursions)
     return model.eval()
 
 
 def with_usual_names(path, tensors):
     """Return the tensors {name in the file: tensor} under the names of MODULE_NAMES, without
     those that are UNUSED. ValueError if a tensor is there twice, with two spellings of its name."""
+    tensors = dict(tensors)
+    if "cls.predictions.decoder.bias" in tensors:
+        # A BERT may store the head's bias twice. As in transformers, the decoder's is used.
+        tensors["cls.predictions.bias"] = tensors.pop("cls.predictions.decoder.bias")
     renamed = {}
     original_names = {}
     for original_name in sorted(tensors):
@@ -307,9 +274,7 @@ def with_usual_names(path, tensors):
             name = re.sub(pattern, usual, name)
         if UNUSED.match(name):
             continue
-        # A BERT may store the head's bias twice, as predictions.bias and predictions.decoder.bias.
-        # The names are sorted, so the latter comes last and replaces the other, as in transformers.
-        if name in renamed and name != "cls.predictions.bias":
+        if name in renamed:
             raise ValueError(f"{path}: {original_names[name]!r:.200} and {original_name!r:.200} "
                              "are two names of one tensor")
         renamed[name] = tensors[original_name]
@@ -370,6 +335,11 @@ def first_few(texts, limit=6):
     return shown
 
 
+# What each config.json must have. Other fields that are absent keep our defaults.
+REQUIRED_FIELDS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+                   "intermediate_size", "max_position_embeddings", "type_vocab_size")
+
+
 def read_config(path):
     """Read the Config in a config.json of a BERT, of the authors' MiniALBERT or of one of ours."""
     found = read_json(path)
@@ -387,13 +357,9 @@ def read_config(path):
         activation = found.get("hidden_act", "gelu")
         if activation != "gelu":
             raise ValueError(f"hidden_act is {activation!r:.40}, but only 'gelu' is known here")
-        # All integers must be there, except four that a BERT's config does not have. Other fields
-        # that are absent keep our defaults.
-        optional = ("adapter_size", "correction_rank", "embedding_size", "num_hidden_groups")
-        for field in fields(Config):
-            is_required = field.type is int and field.name not in optional
-            if is_required and field.name not in found:
-                raise ValueError(f"it has no {field.name!r}")
+        for name in REQUIRED_FIELDS:
+            if name not in found:
+                raise ValueError(f"it has no {name!r}")
         found.setdefault("embedding_size", found["hidden_size"])
         found.setdefault("num_hidden_groups", found["num_hidden_layers"])
         # The authors' config stores C / A as reduction_factor.
@@ -620,9 +586,9 @@ def restore_training_state(path, state, settings):
 # ---- The folder of a run ----------------------------------------------------------------
 
 RUN_FILE = "run.json"               # says which script's run a folder holds
-# What runs write into their folders: --overwrite removes these and nothing else.
+# What else runs write into their folders: --overwrite removes these and nothing else.
 WRITTEN_BY_RUNS = [
-    RUN_FILE, "config.json", "model.safetensors", "training.safetensors", "log.jsonl",
+    "config.json", "model.safetensors", "training.safetensors", "log.jsonl",
     "tokenizer.json", "vocab.txt", "tokenizer_config.json", "head.safetensors", "task.json",
     "results.json", "dev.jsonl", "dev_*matched.jsonl", "test.jsonl", "*-lr*-seed*/log.jsonl",
     "*-lr*-seed*/training.safetensors", "CoLA.tsv", "SST-2.tsv", "MRPC.tsv", "QQP.tsv", "STS-B.tsv",
@@ -675,8 +641,7 @@ def claim_folder(out, script, settings, resume):
     """Remove what an earlier run wrote into the folder `out`, and write the settings of this one
     into its run.json. If a run goes on, nothing is changed. The caller has locked the folder with
     run_folder."""
-    files = [path for path in files_of_run(out) if os.path.basename(path) != RUN_FILE]
-    if resume and files:
+    if resume and files_of_run(out):
         return
     remove_run(out)
     # The file is written in place, because its lock would not pass over to a new one.
@@ -695,14 +660,14 @@ def check_owner(out, script, resume, overwrite):
     if os.path.isdir(out):
         names = os.listdir(out)
     run_files = files_of_run(out)
-    for path in run_files:
-        if not os.path.isfile(path):                     # to open a pipe may take for ever
+    for path in [os.path.join(out, RUN_FILE), *run_files]:
+        if os.path.exists(path) and not os.path.isfile(path):    # to open a pipe may take for ever
             raise ValueError(f"--out {out}: {path} is not a regular file")
     if names == [] or (names == [RUN_FILE] and read_run(out) == {}):
         if resume:
             print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
         return
-    owner = owner_of(out)
+    owner = read_run(out).get("script")
     if not resume and not overwrite:
         raise ValueError(f"--out {out} is not empty: --resume goes on with the run in it, "
                          "--overwrite starts anew and loses it")
@@ -712,19 +677,6 @@ def check_owner(out, script, resume, overwrite):
         would_be_lost = [os.path.basename(path) for path in run_files]
         raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
                          f"{first_few(would_be_lost)}")
-
-
-def owner_of(out):
-    """Return the script whose run is in the folder `out`, or None."""
-    run = read_run(out)
-    if run:
-        return run.get("script")
-    # Runs of earlier versions have no run.json, but a state of the training.
-    if os.path.isfile(os.path.join(out, "training.safetensors")):
-        return "distill.py"
-    if any(os.path.basename(path) == "training.safetensors" for path in files_of_run(out)):
-        return "finetune.py"
-    return None
 
 
 def read_run(out):
@@ -742,8 +694,8 @@ def read_run(out):
 
 
 def files_of_run(out):
-    """List the files in the folder `out` that a run of ours writes, or would write. A subfolder
-    with a run.json of its own is another run."""
+    """List the files in the folder `out` that a run of ours writes, or would write, but for its
+    run.json. A subfolder with a run.json of its own is another run."""
     paths = []
     for pattern in WRITTEN_BY_RUNS:
         for name in glob.glob(pattern, root_dir=out):
@@ -757,8 +709,7 @@ def files_of_run(out):
 def remove_run(out):
     """Remove what a run wrote into the folder `out`, but for its run.json. All else stays."""
     for path in files_of_run(out):
-        if os.path.basename(path) != RUN_FILE:
-            os.remove(path)
+        os.remove(path)
     for folder in glob.glob("*-lr*-seed*", root_dir=out):
         path = os.path.join(out, folder)
         if os.path.isdir(path) and not os.listdir(path):
@@ -888,9 +839,9 @@ def read_text(path):
 
 def read_json(path):
     """Read a file that is one JSON object -> dict. ValueError and FileNotFoundError name it."""
-    check_readable(path)
-    with parsing(path, "a JSON object"), open(path, encoding="utf-8-sig") as file:
-        return parse_json_object(file.read())
+    text = read_text(path)
+    with parsing(path, "a JSON object"):
+        return parse_json_object(text)
 
 
 def check_readable(path):
@@ -934,38 +885,32 @@ def parse_json_integer(digits):
     return int(digits)
 
 
-# For fetch(): of the files in each tuple one is needed. model*.safetensors* are the parts of a
-# large model and their index.
-MODEL_FILES = [("config.json",), ("model.safetensors", "model*.safetensors*", "pytorch_model.bin")]
+# What fetch() downloads: of the small files all that the hub has; of the weights those that match
+# the first pattern for which it has any. model*.safetensors* are the parts of a large model and
+# their index.
+SMALL_FILES = ["config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"]
+WEIGHT_FILES = ["model.safetensors", "model*.safetensors*", "pytorch_model.bin"]
 
 
-def fetch(name, needed, optional=()):
-    """Return `name` if it is a folder, else download that model from the Hugging Face hub.
+def fetch(name, weights=True):
+    """Return `name` if it is a folder, else download that model from the Hugging Face hub -> the
+    folder with its files.
 
-    needed: a list of tuples of file patterns; from each tuple the first that the hub has is taken
-    optional: file patterns that are fetched if the hub has them
-    Returns the folder with the files. ValueError if there is no such model or no network.
+    weights: False fetches the config and the tokenizer alone
+    ValueError if there is no such model or no network.
     """
     if os.path.isdir(name):
         return name
     # Imported here: it is slow to import, and most runs do not need it.
     from huggingface_hub import snapshot_download
     try:
-        for patterns in needed:
-            folder = fetch_one_of(name, patterns)
-        for pattern in optional:
-            snapshot_download(name, allow_patterns=pattern)
+        folder = snapshot_download(name, allow_patterns=SMALL_FILES)
+        if weights:
+            for pattern in WEIGHT_FILES:
+                snapshot_download(name, allow_patterns=pattern)
+                if glob.glob(pattern, root_dir=folder):
+                    break
     except Exception as error:      # of huggingface_hub, or of the HTTP library under it
         raise ValueError(f"{name}: there is no such folder, and it could not be downloaded from "
                          f"the Hugging Face hub: {one_line(error)}") from error
     return folder
-
-
-def fetch_one_of(name, patterns):
-    """Download the files that match the first pattern for which the hub has any -> the folder."""
-    from huggingface_hub import snapshot_download
-    for pattern in patterns:
-        folder = snapshot_download(name, allow_patterns=pattern)
-        if glob.glob(pattern, root_dir=folder):
-            return folder
-    raise ValueError(f"it has no {' or '.join(patterns)}")

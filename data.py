@@ -43,8 +43,7 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
-from checkpoint import (fetch, first_few, parsing, read_json, read_text, replace_file,
-                        write_json)
+from checkpoint import fetch, first_few, parsing, read_json, read_text, replace_file, write_json
 from command import CommandParser, run_command
 
 HOME = os.path.expanduser("~")
@@ -160,9 +159,6 @@ class MaskedBatches:
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDPIECE_CONFIG = {"tokenizer_class": "BertTokenizer"}      # of a vocab.txt, for transformers
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]
-# What fetch() needs for a tokenizer, and takes if it is there.
-NEEDED_FOR_TOKENIZER = [("tokenizer.json", "vocab.txt")]
-OPTIONAL_FOR_TOKENIZER = ("tokenizer_config.json",)
 LARGEST_VOCAB_SIZE = 2**24
 
 
@@ -211,23 +207,22 @@ class Tokenizer:
 
     def save(self, path):
         """Write the tokenizer's files into the folder path and remove another tokenizer's."""
+        contents = dict(self.contents)
+        if "tokenizer.json" not in contents:
+            # Where the config of a vocab.txt does not say it, transformers would lower-case.
+            config = WORDPIECE_CONFIG
+            if "tokenizer_config.json" in contents:
+                config = json.loads(contents["tokenizer_config.json"])
+            if config.get("do_lower_case") is None:
+                config = config | {"do_lower_case": self.backend.normalizer.lowercase}
+                contents["tokenizer_config.json"] = json.dumps(config, indent=1).encode()
         for name in TOKENIZER_FILES:
             target = os.path.join(path, name)
-            if name in self.contents:
+            if name in contents:
                 with replace_file(target) as file:
-                    file.write(self.contents[name])
+                    file.write(contents[name])
             elif os.path.isfile(target):
                 os.remove(target)
-        if "tokenizer.json" in self.contents:
-            return
-        # Where the config of a vocab.txt does not say it, transformers would lower-case.
-        config_path = os.path.join(path, "tokenizer_config.json")
-        config = WORDPIECE_CONFIG
-        if os.path.isfile(config_path):
-            config = read_json(config_path)
-        if config.get("do_lower_case") is None:
-            lowercase = self.backend.normalizer.lowercase
-            write_json(config_path, config | {"do_lower_case": lowercase})
 
 
 def read_backend(path):
@@ -286,7 +281,8 @@ def make_wordpiece(words, do_lower_case=None, strip_accents=None):
     strip_accents=None: accents are removed if it lower-cases, as in BERT.
     """
     if do_lower_case is None:
-        do_lower_case = not any(has_capital(word) for word in words)
+        ordinary_words = [word for word in words if not re.fullmatch(r"\[.*\]", word)]
+        do_lower_case = re.search("[A-Z]", " ".join(ordinary_words)) is None
     id_of_token = {word: i for i, word in enumerate(words)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(id_of_token, unk_token="[UNK]"))
     backend.normalizer = tokenizers.normalizers.BertNormalizer(
@@ -295,13 +291,6 @@ def make_wordpiece(words, do_lower_case=None, strip_accents=None):
     backend.decoder = tokenizers.decoders.WordPiece()
     backend.add_special_tokens([token for token in SPECIAL_TOKENS if token in id_of_token])
     return backend
-
-
-def has_capital(word):
-    """Tell whether a word has a capital letter, A to Z. Those of special ones such as [CLS] do not
-    count."""
-    is_special = word.startswith("[") and word.endswith("]")
-    return not is_special and re.search("[A-Z]", word) is not None
 
 
 def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
@@ -377,7 +366,7 @@ def hash_file(path):
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while True:
-            content = file.read(2**20)
+            content = file.read(CHUNK)
             if not content:
                 return digest.hexdigest()
             digest.update(content)
@@ -418,13 +407,10 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
     If they are there already and were made from the same files, they are used as they are.
     """
     files = [os.path.abspath(path) for path in corpus_files(corpus)]
-    for path in files:
-        # The names are written as UTF-8, in JSON, and that file must be readable.
-        with parsing(ascii(path), "a name in UTF-8"):
-            path.encode()                                # an error where this is impossible
+    for name in [*files, text_column]:
+        if UNREADABLE.search(name):                      # it could not be written as UTF-8
+            raise ValueError(f"{ascii(name)}: not a name in UTF-8")
     file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in files]
-    with parsing(f"--text {ascii(text_column)}", "a name in UTF-8"):
-        text_column.encode()
     made_from = {"corpus": file_facts, "tokenizer": tokenizer.digest, "held_out": HOLD_OUT_ONE_IN}
     if text_column != "text":
         made_from["text"] = text_column
@@ -459,10 +445,9 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         file.flush()
         description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
-        # The new tokens take the name `out` only when this with block ends. So the old ones are
-        # deleted before the new description is written. If the program is killed in between, the
-        # token file is missing and is made again. Otherwise the old tokens would be read with the
-        # wrong description.
+        # Three steps, so that a kill never leaves tokens beside the description of others: the old
+        # tokens are removed, the new description is written, and at the end of this with block the
+        # new tokens get their name.
         with suppress(FileNotFoundError):                # there may be none
             os.remove(out)
         write_json(f"{out}.json", description, shared=True)
@@ -516,17 +501,15 @@ def write_tokens(file, lines, tokenizer, dtype):
 def mark_held_out(lines):
     """Yield (line, whether its document is held out) for the lines of read_corpus. Empty lines
     before a document are left out."""
-    in_document = False
+    held_out = None                                      # None: no document has begun
     for line in lines:
-        if line == "":
-            if in_document:
-                yield line, held_out
-            in_document = False
+        if held_out is None and line == "":
             continue
-        if not in_document:                              # the first line of a document decides
+        if held_out is None:                             # the first line of a document decides
             held_out = is_held_out(line, HOLD_OUT_ONE_IN)
-            in_document = True
         yield line, held_out
+        if line == "":                                   # the document ends
+            held_out = None
 
 
 def batches_of_lines(marked_lines):
@@ -650,7 +633,7 @@ def read_corpus_file(path, bar, text_column):
             bytes_read = bytes_before + raw.tell()
             bar.update(bytes_read - bar.n)               # update() wants the increase
             num_characters += len(line)
-            # Most lines are in ASCII, and this test takes less time than a search.
+            # Of what is UNREADABLE only NUL is in ASCII. So most lines need no search.
             if not line.isascii() or "\0" in line:
                 line = replace_unreadable(line, counts)
                 if num_characters > 1_000_000:           # a large file is not read to its end
@@ -697,17 +680,17 @@ def lines_of_text(path, text, longest):
 
 def pieces_of_lines(text, longest):
     """Yield the lines of an open file; a line over `longest` characters comes in pieces."""
-    line_has_begun = False                               # some piece of this line has come already
+    is_first = True                                      # of the pieces of its line
     while True:
-        line = text.readline(longest)
-        if line == "":
+        piece = text.readline(longest)
+        if piece == "":
             return
-        # A blank line ends a document. A piece of a longer line may be blank, too. Such a piece is
-        # left out, because it would be taken for a blank line.
-        is_whole_line = line.endswith("\n") and not line_has_begun
-        if line.strip() or is_whole_line:
-            yield line
-        line_has_begun = not line.endswith("\n")
+        is_last = piece.endswith("\n")
+        # A blank line ends a document. So a blank piece of a longer line is left out.
+        is_whole_line = is_first and is_last
+        if piece.strip() or is_whole_line:
+            yield piece
+        is_first = is_last
 
 
 def lines_of_jsonl(path, text, text_column):
@@ -1015,13 +998,11 @@ def run(args):
     if corpus is None:
         corpus = [docs_on_this_machine()]
     if args.train_tokenizer is not None:
-        lowercase = True
-        if args.lowercase is not None:
-            lowercase = args.lowercase
+        lowercase = args.lowercase is not False          # None, not given: it ignores case
         tokenizer = train_tokenizer(corpus, args.train_tokenizer, args.out, lowercase, args.text)
         print(f"{args.out}: {tokenizer.vocab_size} tokens of the {args.train_tokenizer} asked for")
     else:
-        folder = fetch(args.tokenizer, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER)
+        folder = fetch(args.tokenizer, weights=False)
         token_file = tokenise(corpus, Tokenizer(folder), args.out, args.text)
         print(f"{args.out}: {len(token_file.train_tokens):,} tokens to train on, "
               f"{len(token_file.valid_tokens):,} held out")

@@ -53,11 +53,10 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from checkpoint import (MODEL_FILES, claim_folder, fetch, load, naming_file, one_line, parsing,
+from checkpoint import (claim_folder, fetch, load, naming_file, one_line, parsing,
                         restore_training_state, run_folder, save, save_training_state)
 from command import CommandParser, run_command
-from data import (CACHE, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, TOKENIZER_FILES,
-                  MaskedBatches, Tokenizer, open_corpus)
+from data import CACHE, MaskedBatches, Tokenizer, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         layer_numbers)
 
@@ -1315,17 +1314,17 @@ def load_teacher_and_tokenizer(args):
     teacher = None
     tokenizer_name = args.tokenizer
     if args.teacher not in (None, "none"):
-        teacher_path = fetch(args.teacher, MODEL_FILES, TOKENIZER_FILES)
+        teacher_path = fetch(args.teacher)
         teacher = load(teacher_path)
         if tokenizer_name is None:
             tokenizer_name = teacher_path
     if tokenizer_name is None:
         tokenizer_name = args.student
-    tokenizer = Tokenizer(fetch(tokenizer_name, NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER))
+    tokenizer = Tokenizer(fetch(tokenizer_name, weights=False))
     if teacher is not None:
         check_same_tokens(tokenizer, teacher_path, "teacher")
     if args.student is not None:
-        student_path = fetch(args.student, MODEL_FILES, TOKENIZER_FILES)
+        student_path = fetch(args.student)
         check_same_tokens(tokenizer, student_path, "student")
     return teacher, tokenizer
 
@@ -1348,7 +1347,7 @@ def run_evaluation(args, teacher, tokenizer, processes):
     if teacher is not None:
         models["teacher"] = teacher.to(processes.device)
     if args.student is not None:
-        models["student"] = load(fetch(args.student, MODEL_FILES)).to(processes.device)
+        models["student"] = load(fetch(args.student)).to(processes.device)
     check_sizes(models, tokenizer, args.length)
     with first_process_first(processes):
         corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
@@ -1463,7 +1462,7 @@ def make_student(args, teacher, vocab_size):
     """Make a fresh student, or load the model of --student. If that has no head, it gets one."""
     torch.manual_seed(args.seed)
     if args.student is not None:
-        found = load(fetch(args.student, MODEL_FILES))
+        found = load(fetch(args.student))
         student = MiniALBERT(replace(found.config, hidden_dropout_prob=args.dropout,
                                      attention_probs_dropout_prob=args.dropout))
         # All values are those that were found. A head that was not found keeps its fresh ones.

@@ -42,12 +42,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from checkpoint import (MODEL_FILES, check_finite, claim_folder, fetch, first_few, load, parsing,
-                        read_json, read_safetensors, replace_file, save, write_json,
-                        write_safetensors)
+from checkpoint import (check_finite, claim_folder, fetch, first_few, load, parsing, read_json,
+                        read_safetensors, replace_file, save, write_json, write_safetensors)
 from command import CommandParser, run_command
-from data import (NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER, Tokenizer,
-                  docs_on_this_machine, hash_file)
+from data import Tokenizer, docs_on_this_machine, hash_file
 from distill import (LOSS_WEIGHTS, TrainingOptions, add_run_flags, allow_only, autocast,
                      begin_or_resume, broadcast, can_match_layers, choose_device, device_of,
                      explaining_failures, fingerprint, first_process_first, folders_of, given_flags,
@@ -1081,7 +1079,7 @@ def run(args):
         out = os.path.join("out", name)
     processes = set_up_processes(args.device, args.batch_size)
     bf16 = uses_bf16(args.bf16, processes.device)
-    model_path = fetch(args.model, MODEL_FILES + NEEDED_FOR_TOKENIZER, OPTIONAL_FOR_TOKENIZER)
+    model_path = fetch(args.model)
     tokenizer = Tokenizer(model_path)
     # Only the Config is used here; --recursions changes it. Each run loads the model again.
     config = load(model_path, args.recursions).config

@@ -42,8 +42,8 @@ import torch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)            # our modules, from any folder
 
-from checkpoint import (MODEL_FILES, fetch, load, parse_json_object, parsing, read_json, read_run,
-                        read_text, replace_file)
+from checkpoint import (fetch, load, parse_json_object, parsing, read_json, read_run, read_text,
+                        replace_file)
 from command import CommandParser, run_command
 from data import CACHE, Tokenizer, open_corpus
 from distill import (EMBEDDED_TEACHER, check_sizes, choose_device, evaluate, fingerprint,
@@ -593,7 +593,7 @@ def load_teacher(path, run, wanted):
             return teacher
         print(f"The teacher of {run} is not the embedded one: --teacher says where it is.")
         return None
-    teacher = load(fetch(path, MODEL_FILES))
+    teacher = load(fetch(path))
     if wanted is not None and fingerprint(teacher) != wanted:
         raise ValueError(f"--teacher {path}: {run} had another teacher")
     return teacher

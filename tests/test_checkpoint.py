@@ -2,6 +2,7 @@
 damaged or hostile, writing that fails, the state of a training run, models by name."""
 import copy
 import errno
+import fnmatch
 import json
 import os
 import random
@@ -16,8 +17,8 @@ import torch
 
 import checkpoint
 from checkpoint import (
-    LOCKED, MODEL_FILES, NO_LOCKS, TAKEN, check_owner, check_tensors, fetch, first_few, load, lock,
-    name_in_file, owner_of, parse_json_object, parsing, read_config, read_json, read_safetensors,
+    LOCKED, NO_LOCKS, SMALL_FILES, TAKEN, check_owner, check_tensors, fetch, first_few, load, lock,
+    name_in_file, parse_json_object, parsing, read_config, read_json, read_safetensors,
     read_text, read_weights, remove_abandoned, claim_folder, replace_file, restore_training_state,
     run_folder, save, save_training_state, with_usual_names, write_json, write_safetensors)
 from conftest import (
@@ -1011,13 +1012,11 @@ def test_a_run_in_a_subfolder_does_not_belong_to_the_folder(tmp_path):
     for folder in ("a-lr1-seed0", "b-lr1-seed0"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "training.safetensors").write_text("x")
-    assert checkpoint.owner_of(tmp_path) == "finetune.py"
     (tmp_path / "a-lr1-seed0" / "run.json").write_text("{}")
     assert checkpoint.files_of_run(tmp_path) == [
         str(tmp_path / "b-lr1-seed0" / "training.safetensors")]
     (tmp_path / "b-lr1-seed0" / "run.json").write_text("{}")
     assert checkpoint.files_of_run(tmp_path) == []
-    assert checkpoint.owner_of(tmp_path) is None
 
 
 def test_of_weights_and_shapes_only_what_differs_is_named():
@@ -1101,7 +1100,7 @@ def test_a_run_owns_its_folder(tmp_path, script, is_empty_folder):
         out.mkdir()
     do_run(out, script)
     assert sorted(os.listdir(out)) == ["model.safetensors", "run.json"]
-    assert owner_of(out) == script
+    assert read_json(out / "run.json")["script"] == script
     assert read_json(out / "run.json")["settings"] == json.loads(json.dumps(SETTINGS))
 
 
@@ -1157,7 +1156,7 @@ def test_a_run_goes_on_only_where_it_is_of_the_same_script(tmp_path, script, oth
         do_run(tmp_path / "out", other, resume=True)
     assert contents(tmp_path / "out") == before
     do_run(tmp_path / "out", script, resume=True)
-    assert owner_of(tmp_path / "out") == script
+    assert read_json(tmp_path / "out" / "run.json")["script"] == script
 
 
 def test_a_run_goes_on_only_with_the_same_settings_and_is_told_what_to_do(tmp_path):
@@ -1187,24 +1186,20 @@ def test_a_pipe_in_the_place_of_run_json_is_refused_at_once(tmp_path, resume):
         check_owner(str(tmp_path), "distill.py", resume, overwrite=False)
 
 
-@pytest.mark.parametrize("files, owner", [
-    ([], None), (["config.json", "model.safetensors"], None),
-    (["training.safetensors"], "distill.py"), (["all-lr0.1-seed0/training.safetensors"],
-                                               "finetune.py")])
-def test_the_owner_of_a_folder_without_run_json_is_seen_from_its_state(tmp_path, files, owner):
-    for name in files:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    assert owner_of(tmp_path) == owner
-    (tmp_path / "run.json").write_text("")               # what a power cut may leave
-    assert owner_of(tmp_path) == owner
+@pytest.mark.parametrize("content", [None, ""])         # a power cut may leave an empty one
+@pytest.mark.parametrize("flag", ["resume", "overwrite"])
+def test_a_folder_without_run_json_is_nobodys_run(tmp_path, content, flag):
+    (tmp_path / "training.safetensors").write_text("x")
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=f"--{flag}: .*{tmp_path}"):
+        do_run(tmp_path, **{flag: True})
+    assert contents(tmp_path) == before
 
 
-def test_a_run_that_goes_on_keeps_its_run_json_and_writes_none_where_none_is(tmp_path):
-    (tmp_path / "training.safetensors").write_text("x")  # of an earlier version: no run.json
-    do_run(tmp_path, resume=True)
-    assert not (tmp_path / "run.json").exists()
-    do_run(tmp_path, overwrite=True)
+def test_a_run_that_goes_on_keeps_its_run_json(tmp_path):
+    do_run(tmp_path)
     written = (tmp_path / "run.json").read_bytes()
     do_run(tmp_path, settings=SETTINGS | {"new": 1}, resume=True)
     assert (tmp_path / "run.json").read_bytes() == written
@@ -1213,12 +1208,8 @@ def test_a_run_that_goes_on_keeps_its_run_json_and_writes_none_where_none_is(tmp
 
 
 @pytest.mark.parametrize("flags", [{"resume": True}, {"overwrite": True}])
-@pytest.mark.parametrize("has_run_json", [True, False])
-def test_a_run_that_fails_before_it_begins_leaves_the_one_before_as_it_was(
-        tmp_path, flags, has_run_json):
+def test_a_run_that_fails_before_it_begins_leaves_the_one_before_as_it_was(tmp_path, flags):
     do_run(tmp_path, files=["training.safetensors", "log.jsonl"])
-    if not has_run_json:
-        (tmp_path / "run.json").unlink()
     before = contents(tmp_path)
     with pytest.raises(RuntimeError, match="odd"):
         with run_folder(str(tmp_path), "distill.py", SETTINGS | {"new": 1}, [], **flags):
@@ -1240,14 +1231,14 @@ def test_to_overwrite_removes_all_that_runs_write_and_nothing_else(tmp_path):
     left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert left == {"run.json", "model.safetensors", *mine}
     assert not (out / "all-lr0.1-seed0").exists()
-    assert owner_of(out) == "distill.py"
+    assert read_json(out / "run.json")["script"] == "distill.py"
 
 
 def test_a_run_may_overwrite_into_a_folder_of_notes(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     do_run(tmp_path, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert owner_of(tmp_path) == "distill.py"
+    assert read_json(tmp_path / "run.json")["script"] == "distill.py"
 
 
 def test_a_run_that_writes_nothing_leaves_no_folder(tmp_path):
@@ -1414,10 +1405,9 @@ def test_text_is_read_with_or_without_a_byte_order_mark(tmp_path, mark):
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "x").write_bytes(b'{"\xff": 1}')
-    with pytest.raises(ValueError, match=f"^{tmp_path}/x: not text in UTF-8: "):
-        read_text(tmp_path / "x")
-    with pytest.raises(ValueError, match=f"^{tmp_path}/x: not a JSON object: "):
-        read_json(tmp_path / "x")
+    for read in (read_text, read_json):
+        with pytest.raises(ValueError, match=f"^{tmp_path}/x: not text in UTF-8: "):
+            read(tmp_path / "x")
 
 
 def test_a_missing_file_stays_a_missing_file(tmp_path):
@@ -1611,8 +1601,9 @@ def hub(monkeypatch, folder, files=(), error=None):
         asked.append(allow_patterns)
         if error is not None:
             raise error
-        if allow_patterns in files:
-            (folder / allow_patterns).write_text("x")
+        for file in files:
+            if fnmatch.fnmatch(file, str(allow_patterns)):
+                (folder / file).write_text("x")
         return str(folder)
 
     stand_in = types.SimpleNamespace(snapshot_download=snapshot_download)
@@ -1620,29 +1611,26 @@ def hub(monkeypatch, folder, files=(), error=None):
     return asked
 
 
-def test_only_what_is_wanted_is_fetched(monkeypatch, tmp_path):
-    asked = hub(monkeypatch, tmp_path, ["vocab.txt", "model.safetensors", "pytorch_model.bin"])
-    needed = [("model.safetensors", "pytorch_model.bin"), ("tokenizer.json", "vocab.txt")]
-    assert fetch("someone/bert", needed, optional=["config.json"]) == str(tmp_path)
-    assert asked == ["model.safetensors", "tokenizer.json", "vocab.txt", "config.json"]
+@pytest.mark.parametrize("files, asked_for", [
+    (["model.safetensors", "pytorch_model.bin"], ["model.safetensors"]),
+    (["model-00001-of-00002.safetensors", "pytorch_model.bin"],
+     ["model.safetensors", "model*.safetensors*"]),
+    (["pytorch_model.bin"], checkpoint.WEIGHT_FILES), ([], checkpoint.WEIGHT_FILES)])
+def test_of_the_weights_only_the_first_kind_is_fetched(monkeypatch, tmp_path, files, asked_for):
+    asked = hub(monkeypatch, tmp_path, files)
+    assert fetch("someone/bert") == str(tmp_path)
+    assert asked == [SMALL_FILES, *asked_for]
 
 
-def test_what_the_hub_does_not_have_is_named(monkeypatch, tmp_path):
-    hub(monkeypatch, tmp_path, ["vocab.txt"])
-    with pytest.raises(ValueError, match="^someone/bert: .*it has no a.json or b.json$"):
-        fetch("someone/bert", [("vocab.txt",), ("a.json", "b.json")])
-
-
-def test_a_model_in_shards_is_fetched_before_a_pickle(monkeypatch, tmp_path):
-    asked = hub(monkeypatch, tmp_path, ["config.json"])
-    (tmp_path / "model-00001-of-00002.safetensors").write_text("x")
-    fetch("someone/bert", MODEL_FILES)
-    assert asked == ["config.json", "model.safetensors", "model*.safetensors*"]
+def test_for_a_tokenizer_no_weights_are_fetched(monkeypatch, tmp_path):
+    asked = hub(monkeypatch, tmp_path, ["model.safetensors"])
+    assert fetch("someone/bert", weights=False) == str(tmp_path)
+    assert asked == [SMALL_FILES]
 
 
 def test_a_folder_is_taken_as_it_is(monkeypatch, tmp_path):
     asked = hub(monkeypatch, tmp_path)
-    assert fetch(str(tmp_path), [("vocab.txt",)], optional=["config.json"]) == str(tmp_path)
+    assert fetch(str(tmp_path)) == str(tmp_path)
     assert asked == []
 
 
@@ -1655,7 +1643,7 @@ class HttpError(Exception):
 def test_what_the_hub_refuses_is_one_line(error, monkeypatch, tmp_path):
     hub(monkeypatch, tmp_path, error=error)
     with pytest.raises(ValueError, match="^some/bert: there is no such folder, [^\n]+$"):
-        fetch("some/bert", [("vocab.txt",)])
+        fetch("some/bert")
 
 
 @pytest.mark.parametrize("name", [
@@ -1668,4 +1656,4 @@ def test_the_hubs_own_errors_are_one_line(name, monkeypatch, tmp_path):
     error = error_class.__new__(error_class)
     hub(monkeypatch, tmp_path, error=error)
     with pytest.raises(ValueError, match="^some/bert: there is no such folder, [^\n]+$"):
-        fetch("some/bert", [("vocab.txt",)])
+        fetch("some/bert")

@@ -374,7 +374,7 @@ def test_an_empty_packed_file_is_damaged(packed, tmp_path):
 
 def test_a_name_of_a_column_must_be_utf_8(tokenizer, tmp_path):
     corpus = [raw(tmp_path / "a.csv", b"caf\xe9\nb\n")]
-    with pytest.raises(ValueError, match=r"--text 'caf.udce9': not a name in UTF-8"):
+    with pytest.raises(ValueError, match=r"^'caf.udce9': not a name in UTF-8"):
         tokenise(corpus, tokenizer, str(tmp_path / "a.bin"), "caf\udce9")
     assert os.listdir(tmp_path) == ["a.csv"]
 
@@ -1440,9 +1440,10 @@ def test_the_command_fetches_a_tokenizer_by_its_name(tokenizer, tmp_path, monkey
 
     def snapshot_download(name, allow_patterns):
         assert name == "some/bert"
-        source = os.path.join(tokenizer.path, allow_patterns)
-        if os.path.exists(source):
-            shutil.copy(source, folder)
+        for file in allow_patterns:
+            source = os.path.join(tokenizer.path, file)
+            if os.path.exists(source):
+                shutil.copy(source, folder)
         return str(folder)
 
     stand_in = types.SimpleNamespace(snapshot_download=snapshot_download)

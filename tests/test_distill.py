@@ -2160,8 +2160,8 @@ def test_a_teacher_needs_no_tokenizer_if_one_is_given(toy, tmp_path):
         shutil.copy(toy / "teacher" / name, tmp_path / "teacher")
     wanted = []
 
-    def record(name, needed, optional=()):
-        wanted.append((name, needed))
+    def record(name, weights=True):
+        wanted.append((name, weights))
         return name
 
     args = distill.arguments(["--teacher", str(tmp_path / "teacher"),
@@ -2170,8 +2170,7 @@ def test_a_teacher_needs_no_tokenizer_if_one_is_given(toy, tmp_path):
         patch.setattr(distill, "fetch", record)
         teacher, tokenizer = distill.load_teacher_and_tokenizer(args)
     assert teacher.config == TOY_TEACHER and tokenizer.path == str(toy / "teacher")
-    assert wanted == [(str(tmp_path / "teacher"), distill.MODEL_FILES),
-                      (str(toy / "teacher"), distill.NEEDED_FOR_TOKENIZER)]
+    assert wanted == [(str(tmp_path / "teacher"), True), (str(toy / "teacher"), False)]
 
 
 @pytest.mark.parametrize("flags, expected", [

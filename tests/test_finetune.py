@@ -1720,17 +1720,6 @@ def test_the_score_of_the_teacher_comes_first(tmp_path, model, sentiment, capsys
 
 
 
-def test_a_run_whose_run_json_was_emptied_goes_on_only_with_the_same_hidden_loss(
-        tmp_path, model, sentiment, capsys):
-    flags = ["--model", model, "--task", "sst2", "--data", sentiment, "--lr", 1e-3, "--steps", 2]
-    run(capsys, *flags, "--out", tmp_path / "teacher")
-    flags += ["--distill-from", tmp_path / "teacher", "--out", tmp_path / "o", "--hidden-weight"]
-    run(capsys, *flags, 3)
-    write_file(tmp_path / "o/run.json", "")
-    error = fail(capsys, *flags, 0, "--resume")
-    assert "hidden_weight was 3.0, now it is 0.0" in error
-    run(capsys, *flags, 3, "--resume")
-
 
 def test_what_a_terminal_would_obey_is_not_printed_in_a_prediction():
     tagging = make_task_of_kind("tagging", ["O", "B-x", "I-x"])
