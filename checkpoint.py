@@ -41,7 +41,7 @@ DTYPES = {
 }
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LARGEST_HEADER = 100_000_000        # bytes, as in the official package
-LARGEST_SIZE = 2**62                # torch counts elements with integers below 2**63
+LARGEST_SIZE = 2**62                # elements; torch can count to 2**63 - 1
 
 
 # ---- Reading and writing safetensors ----------------------------------------------------
@@ -160,9 +160,9 @@ def write_safetensors(tensors, path, metadata=None):
 
 # ---- Loading and saving a model ---------------------------------------------------------
 
-# Tensors in a file are named in one of two layouts, BERT's or ALBERT's.
-BERT = 0                            # an index into the pairs of MODULE_NAMES
-ALBERT = 1
+# Tensors in a file are named in one of two layouts: these are indices into the pairs below.
+BERT_LAYOUT = 0
+ALBERT_LAYOUT = 1
 ALBERT_LAYER = "encoder.albert_layer_groups.#.albert_layers.0"
 # This table gives for each module of our model its name in BERT's layout and its name in ALBERT's.
 # The sign '#' stands for the number of a layer or of a recursion. A module that is not in the
@@ -198,7 +198,7 @@ MODULE_NAMES = {
     "head.dense": ("cls.predictions.transform.dense", "vocab_transform"),
     "head.norm": ("cls.predictions.transform.LayerNorm", "vocab_layer_norm"),
     "head.decoder": ("cls.predictions.decoder", "vocab_projector"),
-    "head": ("cls.predictions", "vocab_projector"),      # its bias
+    "head": ("cls.predictions", "vocab_projector"),      # for the parameter head.bias
 }
 # Different spellings of the same name: (pattern, what it is replaced by before names are compared).
 SPELLINGS = [
@@ -207,9 +207,9 @@ SPELLINGS = [
     (r"\.beta$", ".bias"),
     (r"^projector\.", "encoder.embedding_hidden_mapping_in."),      # in the authors' files
 ]
-# Tensors that are ignored: BERT's pooler, its next-sentence head, the buffer position_ids (only
-# 0, 1, 2, ...), and the task heads of a BERT fine-tuned with transformers. What is left of such a
-# BERT is its encoder.
+# Tensors that are ignored: the pooler, BERT's next-sentence head, the buffer position_ids (only 0,
+# 1, 2, ...), and the task heads of a BERT that was fine-tuned with transformers, of which only the
+# encoder is loaded.
 UNUSED = re.compile(r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$"
                     r"|classifier\.|qa_outputs\.")
 
@@ -236,9 +236,9 @@ def load(path, recursions=None):
     """
     config = read_config(os.path.join(path, "config.json"))
     tensors = with_usual_names(path, read_weights(path))
-    layout = ALBERT
+    layout = ALBERT_LAYOUT
     if any(name.startswith("encoder.layer.") for name in tensors):
-        layout = BERT
+        layout = BERT_LAYOUT
     tensors = without_redundant(tensors, layout, config)
     has_decoder = name_in_file(layout, "head.decoder.weight") in tensors
     has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
@@ -248,11 +248,13 @@ def load(path, recursions=None):
     shapes = {}                     # {name in the file: shape}
     for name, parameter in model.state_dict().items():
         shapes[name_in_file(layout, name)] = list(parameter.shape)
-    check_tensors(path, shapes, tensors)                 # now the two have the same names
+    check_tensors(path, shapes, tensors)                 # none is missing and none is unknown
     for file_name in shapes:
+        # A copy does not depend on the file, which may change while it is mapped into memory.
         tensors[file_name] = tensors[file_name].to(torch.float32, copy=True)
-    check_finite(path, tensors)
+    check_finite(path, tensors)                          # in float32 a huge float64 is inf
     weights = {name: tensors[name_in_file(layout, name)] for name in model.state_dict()}
+    # The model's own tensors hold no data. So assign=True puts these in their place.
     model.load_state_dict(weights, assign=True)
     if recursions is not None:
         keep_recursions(model, recursions)
@@ -283,28 +285,34 @@ def with_usual_names(path, tensors):
 
 
 def without_redundant(tensors, layout, config):
-    """Return the tensors without redundant ones: without a decoder that equals the word table, and
-    without a projection that is the identity (an ALBERT with E = C has one; our model has none)."""
+    """Return the tensors without those that our model does not need.
+
+    If the decoder equals the word table, our model uses the word table. If the projection is the
+    identity, as in an ALBERT with E = C, our model has none.
+    """
     kept = dict(tensors)
-    decoder = name_in_file(layout, "head.decoder.weight")
-    word_table = name_in_file(layout, "embeddings.word.weight")
-    if decoder in tensors and word_table in tensors:
-        if torch.equal(tensors[decoder].float(), tensors[word_table].float()):
-            del kept[decoder]
-    C = config.hidden_size
-    projection = MODULE_NAMES["embeddings.project"][ALBERT]
-    weight = tensors.get(f"{projection}.weight")
-    bias = tensors.get(f"{projection}.bias")
-    # The shape is compared first: C comes from a file, and torch.eye(C) may need all memory.
-    if weight is not None and bias is not None and list(weight.shape) == [C, C]:
-        if torch.equal(weight.float(), torch.eye(C)) and not bias.any():
-            del kept[f"{projection}.weight"]
-            del kept[f"{projection}.bias"]
+    decoder_name = name_in_file(layout, "head.decoder.weight")
+    word_name = name_in_file(layout, "embeddings.word.weight")
+    if decoder_name in tensors and word_name in tensors:
+        if torch.equal(tensors[decoder_name].float(), tensors[word_name].float()):
+            del kept[decoder_name]
+    weight_name = name_in_file(layout, "embeddings.project.weight")
+    bias_name = name_in_file(layout, "embeddings.project.bias")
+    if weight_name in tensors and bias_name in tensors:
+        C = config.hidden_size
+        weight = tensors[weight_name]
+        # The shape is compared first: C comes from a file, and torch.eye(C) may need all memory.
+        if list(weight.shape) == [C, C]:
+            is_identity = torch.equal(weight.float(), torch.eye(C))
+            if is_identity and not tensors[bias_name].any():
+                del kept[weight_name]
+                del kept[bias_name]
     return kept
 
 
 def check_tensors(path, shapes, tensors):
-    """Raise ValueError unless the tensors have the wanted names and shapes {name: shape}."""
+    """Raise ValueError unless the tensors have the wanted names and shapes {name: shape}, and are
+    floats."""
     problems = []
     for name in sorted(shapes.keys() | tensors.keys()):
         if name not in tensors:
@@ -335,7 +343,7 @@ def first_few(texts, limit=6):
     return shown
 
 
-# What each config.json must have. Other fields that are absent keep our defaults.
+# What each config.json must have. For all other fields there are defaults.
 REQUIRED_FIELDS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
                    "intermediate_size", "max_position_embeddings", "type_vocab_size")
 
@@ -344,13 +352,13 @@ def read_config(path):
     """Read the Config in a config.json of a BERT, of the authors' MiniALBERT or of one of ours."""
     found = read_json(path)
     with parsing(path, "the config of a BERT or a MiniALBERT"):
-        kind = found.get("model_type")
-        if kind is None:                                 # an old config of a BERT has none
-            kind = "bert"
-        if kind not in ("bert", "albert", "minialbert"):
+        model_type = found.get("model_type")
+        if model_type is None:                           # an old config of a BERT has none
+            model_type = "bert"
+        if model_type not in ("bert", "albert", "minialbert"):
             # A RoBERTa, for one, has the same tensors, but counts its positions from 2.
-            raise ValueError(f"model_type is {kind!r:.40}, but only bert, albert and minialbert "
-                             "are known here")
+            raise ValueError(f"model_type is {model_type!r:.40}, but only bert, albert and "
+                             "minialbert are known here")
         if found.get("is_decoder"):
             raise ValueError(f"is_decoder is {found['is_decoder']!r:.40}: the tokens of a decoder "
                              "see only those before them")
@@ -365,12 +373,12 @@ def read_config(path):
         # The authors' config stores C / A as reduction_factor.
         if found.get("use_adapter"):
             found["adapter_size"] = found["hidden_size"] // found["reduction_factor"]
-        names = {field.name for field in fields(Config)}
-        config = Config(**{name: value for name, value in found.items() if name in names})
-        # Our own files always have adapter_size. An ALBERT without it was written by transformers,
-        # and its layers may be shared in a way that no model here has.
-        if kind == "albert" and "adapter_size" not in found:
-            if not is_albert(config):
+        config_fields = {field.name for field in fields(Config)}
+        config = Config(**{name: found[name] for name in config_fields & found.keys()})
+        # Our own files always have adapter_size. If it is missing, transformers may have written
+        # the file, and then the layers may be shared in a way that no model here has.
+        if model_type == "albert" and "adapter_size" not in found:
+            if not albert_can_compute(config):
                 raise ValueError(f"an ALBERT of {config.num_hidden_layers} layers in "
                                  f"{config.num_hidden_groups} groups shares them in another way "
                                  "than a model here")
@@ -422,14 +430,14 @@ def read_pickle(path):
     """Read a pytorch_model.bin: {name: tensor}. A pickle can run any program; weights_only=True
     prevents this."""
     with parsing(path, "a file of PyTorch weights"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")                  # what goes wrong is said in one line
+        warnings.simplefilter("ignore")                  # parsing says in one line what is wrong
         if not os.path.isfile(path):
             raise ValueError("it is not a regular file")
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             # torch's own message recommends weights_only=False, which is unsafe.
-            raise ValueError("it is no pickle, or one of more than tensors") from error
+            raise ValueError("it is no pickle, or holds more than tensors") from error
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}, not a dict of tensors")
         tensors = {}
@@ -447,19 +455,23 @@ def read_pickle(path):
 
 
 def save(model, path, dtype=torch.float32):
-    """Write config.json and model.safetensors into the folder path, which is made if need be.
+    """Write config.json and model.safetensors into the folder `path`, which is made if need be.
 
-    A BERT is written in BERT's layout, everything else in ALBERT's. transformers opens a BERT with
-    its head. If AlbertModel can compute a student, transformers opens its encoder as an
-    AlbertModel. Any other student gets the model_type "minialbert", which transformers does not
-    know and refuses. dtype: the type in which the tensors are stored.
+    dtype: the type in which the tensors are stored
+
+    What transformers can open depends on the model:
+    - A BERT is written in BERT's layout, and transformers opens it with its head.
+    - A student that AlbertModel can compute is written in ALBERT's layout, and transformers opens
+      it as an AlbertModel, without its head.
+    - Any other student is written in ALBERT's layout, too, but with the model_type "minialbert",
+      which transformers does not know and refuses.
     """
     config = model.config
-    layout = ALBERT
+    layout = ALBERT_LAYOUT
     if config.is_bert:
-        kind = "Bert"
-        layout = BERT
-    elif is_albert(config):
+        kind = "Bert"                                    # of transformers' class
+        layout = BERT_LAYOUT
+    elif albert_can_compute(config):
         kind = "Albert"
     else:
         kind = "MiniALBERT"
@@ -472,20 +484,23 @@ def save(model, path, dtype=torch.float32):
             file_name = "bert." + file_name
         tensors[file_name] = tensor
     if kind == "Bert" and model.head is not None and model.head.decoder is not None:
+        # transformers looks for the bias of an untied decoder under this second name.
         tensors["cls.predictions.decoder.bias"] = model.head.bias
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     os.makedirs(path, exist_ok=True)
     write_safetensors(tensors, os.path.join(path, "model.safetensors"), {"format": "pt"})
     architecture = kind + "ForMaskedLM"
-    if model.head is None or kind == "Albert":           # AlbertForMaskedLM has another head
+    # AlbertForMaskedLM has another head than our students.
+    if model.head is None or kind == "Albert":
         architecture = kind + "Model"
-    facts = {"model_type": kind.lower(), "hidden_act": "gelu", "inner_group_num": 1,
-             "architectures": [architecture], "tie_word_embeddings": config.tie_decoder}
-    facts.update(asdict(config))
-    write_json(os.path.join(path, "config.json"), facts)
+    # inner_group_num is ALBERT's number of layers in a group.
+    written = {"model_type": kind.lower(), "hidden_act": "gelu", "inner_group_num": 1,
+               "architectures": [architecture], "tie_word_embeddings": config.tie_decoder}
+    written.update(asdict(config))
+    write_json(os.path.join(path, "config.json"), written)
 
 
-def is_albert(config):
+def albert_can_compute(config):
     """Return True if transformers' AlbertModel computes the same as a model with this Config."""
     if config.adapter_size > 0 or config.correction_rank > 0:
         return False
@@ -505,7 +520,7 @@ def albert_only_layers(config):
     C = config.hidden_size
     names = ["pooler"]
     if config.embedding_size == C:
-        names.append(MODULE_NAMES["embeddings.project"][ALBERT])
+        names.append(MODULE_NAMES["embeddings.project"][ALBERT_LAYOUT])
     tensors = {}
     for name in names:
         tensors[f"{name}.weight"] = torch.eye(C)
@@ -523,6 +538,7 @@ def save_training_state(path, state, step, log_size, settings):
     log_size: how many bytes of log.jsonl were written by then
     settings: a dict of what a resumed run must have in common with this one
     """
+    # Metadata are texts. These names are part of the format.
     metadata = {"step": str(step), "log": str(log_size), "run": json.dumps(settings)}
     write_safetensors(state, path, metadata)
 
@@ -530,7 +546,8 @@ def save_training_state(path, state, step, log_size, settings):
 def check_settings(path, saved, settings):
     """Raise ValueError if a run that is to be resumed had other settings than it has now.
 
-    saved: the settings in the file path. A name that only one of the two dicts has is ignored.
+    saved: the settings that were read from `path`. A name that only one of the two dicts has is
+        ignored.
     """
     settings = json.loads(json.dumps(settings))          # tuples become lists, as in the file
     different = []
@@ -571,7 +588,8 @@ def restore_training_state(path, state, settings):
         step = int(metadata["step"])
         log_size = int(metadata["log"])
     check_settings(path, saved_settings, settings)
-    if not 0 <= step <= settings["steps"] or log_size < 0:
+    is_possible_step = 0 <= step <= settings["steps"]
+    if not is_possible_step or log_size < 0:
         raise ValueError(f"{path}: not the state of a training run: it claims step {step} of "
                          f"{settings['steps']} and a log of {log_size} bytes")
     saved_shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -585,8 +603,8 @@ def restore_training_state(path, state, settings):
 
 # ---- The folder of a run ----------------------------------------------------------------
 
-RUN_FILE = "run.json"               # says which script's run a folder holds
-# What else runs write into their folders: --overwrite removes these and nothing else.
+RUN_FILE = "run.json"               # says which script's run a folder holds, with its settings
+# What else runs write into their folders: --overwrite removes these, and no other files.
 WRITTEN_BY_RUNS = [
     "config.json", "model.safetensors", "training.safetensors", "log.jsonl",
     "tokenizer.json", "vocab.txt", "tokenizer_config.json", "head.safetensors", "task.json",
@@ -605,8 +623,8 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
 
     If the folder is not empty, resume or overwrite must be True. To resume, it must hold a run of
     this script; to overwrite, a run of any script, or none of the files in WRITTEN_BY_RUNS. Its
-    files stay as they are until the caller calls claim_folder. A run that is still going on has
-    locked the folder; the lock of a killed run is gone with its process. ValueError says what is
+    files stay as they are until the caller calls claim_folder. A run that is in progress has locked
+    the folder; the lock of a killed run is gone with its process. ValueError says what is
     wrong. If nothing has been written in the end, the folder is removed.
     """
     for path in inputs:
@@ -618,20 +636,19 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
         saved_settings = read_run(out).get("settings", {})
         check_settings(run_path, saved_settings, settings)
     os.makedirs(out, exist_ok=True)
-    has_lock = False
+    may_clean_up = False                                 # False: another run uses the folder
     try:
+        # The mode "a" makes the file if there is none, and leaves it as it is if there is one.
         with open(run_path, "a", encoding="utf-8") as run_file:
             if lock(run_file) == TAKEN:
                 raise ValueError(f"--out {out}: another run is writing into it")
-            has_lock = True
+            may_clean_up = True
             yield
     finally:
-        if has_lock:
-            # run.json is removed if it is the only file, or if it is empty because claim_folder has
-            # not written into it.
+        if may_clean_up:
+            is_unclaimed = os.path.getsize(run_path) == 0               # see claim_folder
             has_only_run_file = os.listdir(out) == [RUN_FILE]
-            is_unclaimed = os.path.getsize(run_path) == 0
-            if has_only_run_file or is_unclaimed:
+            if is_unclaimed or has_only_run_file:
                 os.remove(run_path)
             if os.listdir(out) == []:
                 os.rmdir(out)
@@ -639,8 +656,8 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
 
 def claim_folder(out, script, settings, resume):
     """Remove what an earlier run wrote into the folder `out`, and write the settings of this one
-    into its run.json. If a run goes on, nothing is changed. The caller has locked the folder with
-    run_folder."""
+    into its run.json. If a run is resumed, nothing is changed. The caller has locked the folder
+    with run_folder."""
     if resume and files_of_run(out):
         return
     remove_run(out)
@@ -649,7 +666,7 @@ def claim_folder(out, script, settings, resume):
     with naming_file(run_path), open(run_path, "w", encoding="utf-8") as run_file:
         run_file.write(json.dumps({"script": script, "settings": settings}, indent=1))
         run_file.flush()
-        os.fsync(run_file.fileno())                      # it stays after a power cut
+        os.fsync(run_file.fileno())                      # a power cut cannot lose it now
 
 
 def check_owner(out, script, resume, overwrite):
@@ -663,7 +680,8 @@ def check_owner(out, script, resume, overwrite):
     for path in [os.path.join(out, RUN_FILE), *run_files]:
         if os.path.exists(path) and not os.path.isfile(path):    # to open a pipe may take for ever
             raise ValueError(f"--out {out}: {path} is not a regular file")
-    if names == [] or (names == [RUN_FILE] and read_run(out) == {}):
+    has_empty_run_file = names == [RUN_FILE] and read_run(out) == {}
+    if names == [] or has_empty_run_file:
         if resume:
             print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
         return
@@ -682,7 +700,8 @@ def check_owner(out, script, resume, overwrite):
 def read_run(out):
     """Read the run.json in the folder `out` -> dict; {} if there is none or an empty one.
 
-    A power cut while a run begins may leave an empty one. ValueError if it is no run.json of ours.
+    A run that is killed, or a power cut, before claim_folder has written it leaves an empty one.
+    ValueError if it is no run.json of ours.
     """
     path = os.path.join(out, RUN_FILE)
     if not os.path.isfile(path) or os.path.getsize(path) == 0:
@@ -694,8 +713,8 @@ def read_run(out):
 
 
 def files_of_run(out):
-    """List the files in the folder `out` that a run of ours writes, or would write, but for its
-    run.json. A subfolder with a run.json of its own is another run."""
+    """List the files in the folder `out` that match WRITTEN_BY_RUNS. A subfolder with a run.json of
+    its own belongs to another run."""
     paths = []
     for pattern in WRITTEN_BY_RUNS:
         for name in glob.glob(pattern, root_dir=out):
@@ -707,7 +726,7 @@ def files_of_run(out):
 
 
 def remove_run(out):
-    """Remove what a run wrote into the folder `out`, but for its run.json. All else stays."""
+    """Remove what a run wrote into the folder `out`, except its run.json. All other files stay."""
     for path in files_of_run(out):
         os.remove(path)
     for folder in glob.glob("*-lr*-seed*", root_dir=out):
@@ -861,9 +880,10 @@ def parse_json_object(text):
     value = json.loads(text, object_pairs_hook=object_of_pairs, parse_int=parse_json_integer)
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
-    if "\\ud" in text.lower():
-        # Writing the value as UTF-8 finds half a character: UnicodeEncodeError is a ValueError.
-        json.dumps(value, ensure_ascii=False).encode()
+    if "\\ud" in text.lower():                           # a surrogate has such an escape
+        text_of_value = json.dumps(value, ensure_ascii=False)
+        if re.search("[\ud800-\udfff]", text_of_value):
+            raise ValueError("half a character, such as \\ud800, which UTF-8 does not have")
     return value
 
 
@@ -885,10 +905,10 @@ def parse_json_integer(digits):
     return int(digits)
 
 
-# What fetch() downloads: of the small files all that the hub has; of the weights those that match
-# the first pattern for which it has any. model*.safetensors* are the parts of a large model and
-# their index.
+# fetch() downloads all of these files that the hub has for a model.
 SMALL_FILES = ["config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"]
+# It also downloads what matches the first of these patterns for which the hub has any file. The
+# second one is for a large model: its parts and their index.
 WEIGHT_FILES = ["model.safetensors", "model*.safetensors*", "pytorch_model.bin"]
 
 
@@ -907,7 +927,7 @@ def fetch(name, weights=True):
         folder = snapshot_download(name, allow_patterns=SMALL_FILES)
         if weights:
             for pattern in WEIGHT_FILES:
-                snapshot_download(name, allow_patterns=pattern)
+                snapshot_download(name, allow_patterns=pattern)               # to the same folder
                 if glob.glob(pattern, root_dir=folder):
                     break
     except Exception as error:      # of huggingface_hub, or of the HTTP library under it

@@ -68,7 +68,7 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
     flat_ids = ids.ravel()                               # (B * T,)
     is_special = np.isin(ids, tokenizer.special_ids)     # (B, T)
     # Each row gets the same number of masked tokens, 15 % of those between [CLS] and [SEP]. So M is
-    # the same in each step, but for rows that have too few ordinary tokens.
+    # the same in each step, except where a row has too few ordinary tokens.
     num_masked = max(1, round(rate * (T - 2)))
     # Each token draws a random number in [0, 1). In each row the num_masked tokens with the
     # smallest numbers are chosen. Special tokens get 2.0, so that they come last.
@@ -81,17 +81,17 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
     positions = (rows * T + columns).ravel()
     # In a row with fewer than num_masked ordinary tokens special ones were chosen, too. They are
     # taken out again.
-    is_ordinary = ~is_special.ravel()                    # (B * T,)
-    positions = positions[is_ordinary[positions]]
+    is_special_place = is_special.ravel()[positions]     # (B * num_masked,)
+    positions = positions[~is_special_place]             # (M,)
 
     labels = flat_ids[positions]
     masked_ids = flat_ids.copy()
-    fates = rng.random(len(positions)).tolist()
+    choices = rng.random(len(positions)).tolist()        # a number in [0, 1) for each position
     random_tokens = rng.choice(tokenizer.ordinary_ids, len(positions)).tolist()
-    for position, fate, random_token in zip(positions.tolist(), fates, random_tokens):
-        if fate < 0.8:
+    for position, choice, random_token in zip(positions.tolist(), choices, random_tokens):
+        if choice < 0.8:
             masked_ids[position] = tokenizer.mask_id     # 80 %: the token is hidden
-        elif fate < 0.9:
+        elif choice < 0.9:
             masked_ids[position] = random_token          # 10 %: a random one takes its place
         else:
             pass                                         # 10 %: it stays, and must be predicted
@@ -99,11 +99,12 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
 
 
 class MaskedBatches:
-    """Batches of masked sequences. A step's batch does not depend on those before it.
+    """Batches of masked sequences. A step's batch does not depend on the batches before it.
 
     So a resumed run needs to restore nothing; the only state is a cache. A sequence is [CLS],
     T - 2 tokens, [SEP]; there is no padding. Each epoch has each sequence once, in an order of
-    its own. ValueError if the tokens are too few for one sequence.
+    its own. Tokens at the end that do not fill a sequence are never used. ValueError if T is below
+    3, or if the tokens are too few for one sequence.
     """
 
     def __init__(self, tokens, tokenizer, T, batch_size, seed=0):
@@ -123,7 +124,7 @@ class MaskedBatches:
 
     def batch(self, step):
         """Return masked ids (B, T), positions (M,) and labels (M,) of a step: see mask_tokens."""
-        numbers = []
+        numbers = []                                     # of the sequences in this batch
         num_before = step * self.batch_size              # sequences that earlier steps used
         for place in range(num_before, num_before + self.batch_size):
             epoch, place_in_epoch = divmod(place, self.count)
@@ -143,10 +144,11 @@ class MaskedBatches:
     def sequences(self, numbers):
         """Return the unmasked ids (B, T) of the sequences with these B numbers."""
         body = self.T - 2                                # tokens between [CLS] and [SEP]
-        begins = np.asarray(numbers)[:, None] * body     # (B, 1)
+        begins = np.asarray(numbers)[:, None] * body     # (B, 1): where the sequences begin
+        places = begins + np.arange(body)                # (B, T - 2): where their tokens are
         ids = np.empty((len(numbers), self.T), np.int64)
         ids[:, 0] = self.tokenizer.cls_id
-        ids[:, 1:-1] = self.tokens[begins + np.arange(body)]
+        ids[:, 1:-1] = self.tokens[places]
         ids[:, -1] = self.tokenizer.sep_id
         if ids.max() >= self.tokenizer.vocab_size:
             raise ValueError(f"token {ids.max()} is in the token file, but the tokenizer has only "
@@ -209,7 +211,7 @@ class Tokenizer:
         """Write the tokenizer's files into the folder path and remove another tokenizer's."""
         contents = dict(self.contents)
         if "tokenizer.json" not in contents:
-            # Where the config of a vocab.txt does not say it, transformers would lower-case.
+            # transformers lower-cases if do_lower_case is missing. So it is always written here.
             config = WORDPIECE_CONFIG
             if "tokenizer_config.json" in contents:
                 config = json.loads(contents["tokenizer_config.json"])
@@ -404,11 +406,11 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
 def tokenise(corpus, tokenizer, out, text_column="text"):
     """Tokenise a corpus into the files `out` and `out`.json -> TokenFile.
 
-    If they are there already and were made from the same files, they are used as they are.
+    If they are there already and were made in the same way, they are used as they are.
     """
     files = [os.path.abspath(path) for path in corpus_files(corpus)]
     for name in [*files, text_column]:
-        if UNREADABLE.search(name):                      # it could not be written as UTF-8
+        if NUL_OR_SURROGATE.search(name):                # it could not be written as UTF-8
             raise ValueError(f"{ascii(name)}: not a name in UTF-8")
     file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in files]
     made_from = {"corpus": file_facts, "tokenizer": tokenizer.digest, "held_out": HOLD_OUT_ONE_IN}
@@ -442,12 +444,12 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
             print(f"{first_few(corpus)}: there are too few documents to hold out one in "
                   f"{HOLD_OUT_ONE_IN}: the last {num_valid} tokens are held out instead",
                   file=sys.stderr)
-        file.flush()
+        file.flush()                                     # hash_file reads it from the disk
         description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
-        # Three steps, so that a kill never leaves tokens beside the description of others: the old
-        # tokens are removed, the new description is written, and at the end of this with block the
-        # new tokens get their name.
+        # If the program is killed here, no tokens may stand beside a wrong description. So the old
+        # tokens are removed first, and the new description is written next. The new tokens get
+        # their name last, at the end of this with block.
         with suppress(FileNotFoundError):                # there may be none
             os.remove(out)
         write_json(f"{out}.json", description, shared=True)
@@ -541,14 +543,15 @@ CORPUS_FILE = re.compile(r"(?s).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
 # A surrogate is half a character. errors="surrogateescape" turns each byte that is not UTF-8 into
 # one of these surrogates:
 UNDECODED = re.compile("[\udc80-\udcff]")
-# NULs and all surrogates.
-UNREADABLE = re.compile("[\0\ud800-\udfff]")
-# The end of a message, before which parsing() puts "PATH: not".
-READABLE = "readable, but damaged or cut short"
+# What is replaced by U+FFFD: NULs and all surrogates.
+NUL_OR_SURROGATE = re.compile("[\0\ud800-\udfff]")
+# For parsing(), which makes of it "PATH: not a whole, undamaged file: ...".
+UNDAMAGED_FILE = "a whole, undamaged file"
 
 
 def corpus_files(corpus):
-    """List the files of a corpus, those of a folder sorted. ValueError for a path without any.
+    """List the files of a corpus, those of a folder sorted. ValueError for a path without any, or
+    for a file that is named twice.
 
     A line on standard error says how many files of a folder are left out.
     """
@@ -590,7 +593,8 @@ def files_below(path):
 
 
 def read_corpus(corpus, text_column="text"):
-    """Yield the lines of a corpus, and an empty one after each document; show a progress bar.
+    """Yield the lines of a corpus, without the white space around them, and at least one empty line
+    after each document; show a progress bar.
 
     text_column: the field or column of the text in a .jsonl or a .csv.
     NULs and bytes that are not UTF-8 become U+FFFD, which BERT's normaliser removes. ValueError
@@ -611,9 +615,9 @@ def read_corpus(corpus, text_column="text"):
 
 def read_corpus_file(path, bar, text_column):
     """Yield the lines of one file; bar counts the bytes that were read from the disk."""
-    kind, packed = CORPUS_FILE.fullmatch(path).groups()
-    if packed is not None and os.path.getsize(path) == 0:
-        raise ValueError(f"{path}: not {READABLE}: it is empty")
+    kind, compression = CORPUS_FILE.fullmatch(path).groups()                  # ".txt", ".gz"
+    if compression is not None and os.path.getsize(path) == 0:
+        raise ValueError(f"{path}: not {UNDAMAGED_FILE}: it is empty")
     bytes_before = bar.n
     num_characters = 0
     counts = Counter()                                   # see replace_unreadable
@@ -621,7 +625,7 @@ def read_corpus_file(path, bar, text_column):
     if kind == ".csv":
         newline = ""                                     # csv must see those in quotes unchanged
     with open(path, "rb") as raw:
-        text = io.TextIOWrapper(unpack(raw, packed), encoding="utf-8-sig",
+        text = io.TextIOWrapper(unpack(raw, compression), encoding="utf-8-sig",
                                 errors="surrogateescape", newline=newline)
         if kind == ".txt":
             lines = lines_of_text(path, text, CHUNK)
@@ -633,10 +637,11 @@ def read_corpus_file(path, bar, text_column):
             bytes_read = bytes_before + raw.tell()
             bar.update(bytes_read - bar.n)               # update() wants the increase
             num_characters += len(line)
-            # Of what is UNREADABLE only NUL is in ASCII. So most lines need no search.
+            # Of NULs and surrogates only NULs are in ASCII. So most lines need no search.
             if not line.isascii() or "\0" in line:
                 line = replace_unreadable(line, counts)
-                if num_characters > 1_000_000:           # a large file is not read to its end
+                # A large file in another encoding is refused here, before all of it is read.
+                if num_characters > 1_000_000:
                     check_encoding(path, num_characters, counts)
             yield line.strip()
     check_encoding(path, num_characters, counts)
@@ -646,11 +651,12 @@ def read_corpus_file(path, bar, text_column):
 
 
 def replace_unreadable(line, counts):
-    """Replace what is UNREADABLE in a line by U+FFFD, and count it in counts, a Counter.
+    """Replace NULs and surrogates in a line by U+FFFD, and count them.
 
-    It counts all of it as "replaced", the bytes that are not UTF-8 as "undecoded", and the "NULs".
+    counts: a Counter. "NULs" counts the NULs, "undecoded" the bytes that are not UTF-8, "replaced"
+    both of them and all other surrogates, which may come from a .jsonl.
     """
-    replaced, num_replaced = UNREADABLE.subn("\ufffd", line)
+    replaced, num_replaced = NUL_OR_SURROGATE.subn("\ufffd", line)
     if num_replaced > 0:
         counts["replaced"] += num_replaced
         counts["undecoded"] += len(UNDECODED.findall(line))
@@ -661,43 +667,46 @@ def replace_unreadable(line, counts):
 def check_encoding(path, num_characters, counts):
     """Raise ValueError if so much of a file cannot be read that it must be in another encoding.
 
-    Up to ten such characters are taken for damage, and in a long file up to one byte in a thousand.
-    A text in Latin-1 has more of these bytes; in UTF-16 about every second character is a NUL.
+    Fewer are taken for damage. Bytes that are not UTF-8 may be ten, or one in a thousand characters
+    if that is more; NULs may be ten, or one in four. A text in Latin-1 has more of these bytes; in
+    UTF-16 about every second character is a NUL.
     """
-    has_other_bytes = counts["undecoded"] > max(10, num_characters / 1000)
+    has_many_undecoded = counts["undecoded"] > max(10, num_characters / 1000)
     has_many_nuls = counts["NULs"] > max(10, num_characters / 4)
-    if has_other_bytes or has_many_nuls:
+    if has_many_undecoded or has_many_nuls:
         raise ValueError(f"{path}: not UTF-8: of {num_characters:,} characters "
                          f"{counts['undecoded']:,} are bytes that are not UTF-8, and "
                          f"{counts['NULs']:,} are NULs; iconv converts other encodings")
 
 
 def lines_of_text(path, text, longest):
-    """Yield the lines of a file; a line over `longest` characters comes in pieces."""
-    with parsing(path, READABLE):
+    """Yield the lines of a .txt as pieces_of_lines does. ValueError if the file is damaged."""
+    with parsing(path, UNDAMAGED_FILE):
         yield from pieces_of_lines(text, longest)
 
 
 def pieces_of_lines(text, longest):
-    """Yield the lines of an open file; a line over `longest` characters comes in pieces."""
-    is_first = True                                      # of the pieces of its line
+    """Yield the lines of an open file; a line over `longest` characters comes in pieces.
+
+    A blank line is yielded, because it ends a document. A blank piece of a longer line is left out.
+    """
+    begins_line = True                                   # whether the next piece begins a line
     while True:
         piece = text.readline(longest)
         if piece == "":
             return
-        is_last = piece.endswith("\n")
-        # A blank line ends a document. So a blank piece of a longer line is left out.
-        is_whole_line = is_first and is_last
-        if piece.strip() or is_whole_line:
+        ends_line = piece.endswith("\n")
+        is_whole_line = begins_line and ends_line
+        if is_whole_line or piece.strip():
             yield piece
-        is_first = is_last
+        begins_line = ends_line
 
 
 def lines_of_jsonl(path, text, text_column):
     """Yield the lines of the documents in a .jsonl, and an empty one after each."""
     number = 0
     while True:
-        with parsing(path, READABLE):
+        with parsing(path, UNDAMAGED_FILE):
             row = text.readline(LONGEST_ROW)
         if row == "":
             return
@@ -752,19 +761,22 @@ def lines_of_document(document):
     yield ""
 
 
-def unpack(raw, packed):
-    """Return a stream of the unpacked bytes of an open file; packed is its ending or None."""
-    if packed is None:
+def unpack(raw, compression):
+    """Return a stream of the unpacked bytes of an open file. compression: its ending or None."""
+    if compression is None:
         return raw
-    if packed == ".gz":
+    if compression == ".gz":
         return gzip.open(raw)
-    if packed == ".bz2":
+    if compression == ".bz2":
         return io.BufferedReader(StreamAfterStream(raw, bz2.BZ2Decompressor))
     return io.BufferedReader(StreamAfterStream(raw, lzma.LZMADecompressor))
 
 
+BLOCK_SIZE = 2**16                  # bytes that StreamAfterStream reads from the disk at once
+
+
 class StreamAfterStream(io.RawIOBase):
-    """Unpacks a .bz2 or .xz that may hold several compressed streams, one after another.
+    """The unpacked bytes of a .bz2 or .xz of one or more compressed streams, one after another.
 
     Wikipedia's dumps have many streams. If one of them is damaged, bz2.open and lzma.open may stop
     there without an error, and the rest of the text would be lost unnoticed. Here it is an error.
@@ -774,31 +786,36 @@ class StreamAfterStream(io.RawIOBase):
         self.raw = raw
         self.make_decompressor = make_decompressor
         self.decompressor = make_decompressor()
-        self.packed = b""                                # was read and is not unpacked yet
+        self.packed = b""                                # bytes that were read and not unpacked
 
     def readable(self):
         return True
 
     def readinto(self, buffer):
         """Unpack some bytes into the buffer -> how many; 0 at the end of the file."""
-        while True:
-            if self.decompressor.eof and not self.begin_next_stream():
-                return 0
+        unpacked = b""
+        # Several blocks may go into a decompressor before the first byte comes out.
+        while unpacked == b"":
+            if self.decompressor.eof:                    # the stream has ended
+                has_next_stream = self.begin_next_stream()
+                if not has_next_stream:
+                    return 0
+            # needs_input is False while the decompressor holds bytes that it has not unpacked yet.
             if self.decompressor.needs_input and self.packed == b"":
-                self.packed = self.raw.read(1 << 16)
+                self.packed = self.raw.read(BLOCK_SIZE)
                 if self.packed == b"":
                     raise EOFError("the file ends amid a compressed stream")
             unpacked = self.decompressor.decompress(self.packed, len(buffer))
-            self.packed = b""
-            if unpacked:
-                buffer[:len(unpacked)] = unpacked
-                return len(unpacked)
+            self.packed = b""                            # the decompressor has them all
+        buffer[:len(unpacked)] = unpacked
+        return len(unpacked)
 
     def begin_next_stream(self):
         """Begin with the next compressed stream -> False if the file ends here."""
+        # Zeros may stand between the streams of an .xz.
         rest = self.decompressor.unused_data.lstrip(b"\0")
-        while rest == b"":                               # zeros may stand between .xz streams
-            block = self.raw.read(1 << 16)
+        while rest == b"":
+            block = self.raw.read(BLOCK_SIZE)
             if block == b"":
                 return False
             rest = block.lstrip(b"\0")
@@ -822,7 +839,7 @@ NOT_PROSE = re.compile(r"\s*(\.\. |\$ |[-=+|~^#*]{3,}|:\w+|@|\w+ = |def |class |
 # What may stand before the text of a list item or of an argument: "- ", "1. ", "name (int): ".
 ITEM = re.compile(r"\s*([-*+o] |\d+[.)] |\w+ ?\(.*?\): |[*`]*\w+[*`]*: (?=[A-Z]))")
 # A line above an indented text: "name : type", "name (type):", "Returns:".
-HEADER = re.compile(r"[\w*, ]+ : .*|\w+ ?\([^)]*\):|\w+:?")
+HEADING = re.compile(r"[\w*, ]+ : .*|\w+ ?\([^)]*\):|\w+:?")
 PLAIN_WORD = re.compile(r"[(\"']?[A-Za-z][a-z'-]*[.,;:!?)\"']*")
 COMMON_WORDS = frozenset("the a an of to in is are be and or for with that this it as if by on not "
                          "from which when can will".split())
@@ -837,7 +854,7 @@ def docs_on_this_machine(cache=CACHE):
     """Return the path of a .jsonl file with the English prose in the documentation of Python, torch
     and numpy, which is on every machine that can run this. It is made in `cache` on first use.
 
-    Each line is a paragraph: {"part": its module, "text": the paragraph, "code": where in the text
+    Each line is a paragraph: {"part": its source, "text": the paragraph, "code": where in the text
     something was marked as code: [[first character, one past the last], ...]}. No text comes twice.
     """
     packages = {}
@@ -857,8 +874,8 @@ def docs_on_this_machine(cache=CACHE):
         for lines in paragraphs(docstring):
             text, code_spans = remove_markup(lines)
             if is_prose(lines, text):
-                row = {"part": part, "text": text, "code": code_spans}
-                rows.setdefault(text.lower(), row)
+                if text.lower() not in rows:
+                    rows[text.lower()] = {"part": part, "text": text, "code": code_spans}
     os.makedirs(cache, exist_ok=True)
     with replace_file(path, shared=True) as file:
         for row in rows.values():
@@ -891,14 +908,15 @@ def docstrings(package, root):
 
 def paragraphs(docstring):
     """Yield the lines of each paragraph; a list item or an argument is a paragraph of its own."""
-    code_indent = None      # the indentation of a block that ended in "::"; deeper text is code
+    # The indentation of a block that ended in "::". The deeper blocks after it are code.
+    indent_before_code = None
     for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
         block_indent = indentation(block)
-        if code_indent is not None and block_indent > code_indent:
+        if indent_before_code is not None and block_indent > indent_before_code:
             continue
-        code_indent = None
-        if block.rstrip().endswith("::"):                # a block of code follows
-            code_indent = block_indent
+        indent_before_code = None
+        if block.rstrip().endswith("::"):
+            indent_before_code = block_indent
         lines = []
         first_indent = 0                                 # of the paragraph's first line
         for line in block.splitlines():
@@ -915,11 +933,11 @@ def paragraphs(docstring):
 
 
 def begins_paragraph(line, lines_before, first_indent):
-    """Tell whether a line begins a new paragraph: it is a list item, or comes after a header such
-    as "Returns:", or is indented less than the first line before it."""
+    """Tell whether a line begins a new paragraph: it is a list item, or comes after a heading
+    such as "Returns:", or is indented less than the first line before it."""
     is_item = ITEM.match(line) is not None
-    is_after_header = HEADER.fullmatch(" ".join(lines_before).strip()) is not None
-    return is_item or is_after_header or indentation(line) < first_indent
+    is_after_heading = HEADING.fullmatch(" ".join(lines_before).strip()) is not None
+    return is_item or is_after_heading or indentation(line) < first_indent
 
 
 def indentation(text):
@@ -947,7 +965,10 @@ def remove_markup(lines):
 
 
 def is_prose(lines, text):
-    """Tell whether a paragraph is English prose: its lines with mark-up, its text without."""
+    """Tell whether a paragraph is English prose.
+
+    lines: the paragraph with its mark-up; text: the same without, as remove_markup makes it
+    """
     words = text.split()
     if len(words) < 8 or not text.isascii():
         return False
@@ -985,7 +1006,9 @@ def arguments(argv):
         "--out", required=True, metavar="PATH",
         help="the token file to write, or the folder for the learned vocabulary")
     args = parser.parse_args(argv)
-    if (args.tokenizer is None) == (args.train_tokenizer is None):
+    tokenises = args.tokenizer is not None
+    learns_a_vocabulary = args.train_tokenizer is not None
+    if tokenises == learns_a_vocabulary:                 # both are given, or neither
         raise ValueError("give one of --tokenizer and --train-tokenizer")
     if args.tokenizer is not None and args.lowercase is not None:
         raise ValueError("--lowercase is for a vocabulary that is learned; --tokenizer has one")
@@ -998,7 +1021,7 @@ def run(args):
     if corpus is None:
         corpus = [docs_on_this_machine()]
     if args.train_tokenizer is not None:
-        lowercase = args.lowercase is not False          # None, not given: it ignores case
+        lowercase = args.lowercase is None or args.lowercase     # None: the flag was not given
         tokenizer = train_tokenizer(corpus, args.train_tokenizer, args.out, lowercase, args.text)
         print(f"{args.out}: {tokenizer.vocab_size} tokens of the {args.train_tokenizer} asked for")
     else:

@@ -180,7 +180,7 @@ BROKEN = {
     "a deep list": (file_bytes("[" * 100_000), "JSON"),
     "a deep object": (file_bytes('{"x":' * 100_000), "JSON"),
     "a huge number": (file_bytes('{"x": 1' + "0" * 5000 + "}"), "JSON"),
-    "half a character": (file_bytes('{"\\ud800": ' + GOOD + "}", b"\0" * 8), "surrogates"),
+    "half a character": (file_bytes('{"\\ud800": ' + GOOD + "}", b"\0" * 8), "half a character"),
     "a name that stands twice":
         (file_bytes('{"x": ' + GOOD + ', "x": ' + GOOD + "}", b"\0" * 8), "'x' twice"),
     "metadata that are a list": (file_bytes({"__metadata__": []}), "__metadata__"),
@@ -447,10 +447,10 @@ def test_names_are_translated():
     bert = "encoder.layer.12.attention.output.LayerNorm.bias"
     albert = "encoder.albert_layer_groups.12.albert_layers.0.attention.LayerNorm.bias"
     name = "layers.12.attention_norm.bias"
-    assert name_in_file(checkpoint.BERT, name) == bert
-    assert name_in_file(checkpoint.ALBERT, name) == albert
-    assert name_in_file(checkpoint.BERT, "head.bias") == "cls.predictions.bias"
-    adapter = name_in_file(checkpoint.ALBERT, "output_adapters.3.up.weight")
+    assert name_in_file(checkpoint.BERT_LAYOUT, name) == bert
+    assert name_in_file(checkpoint.ALBERT_LAYOUT, name) == albert
+    assert name_in_file(checkpoint.BERT_LAYOUT, "head.bias") == "cls.predictions.bias"
+    adapter = name_in_file(checkpoint.ALBERT_LAYOUT, "output_adapters.3.up.weight")
     assert adapter == "mlp_adapters.3.block.2.weight"
 
 
@@ -1382,7 +1382,7 @@ def test_a_json_object_is_a_dict(text, value):
     ("", "Expecting value"), ("[1]", "it is a list"), ("3", "it is a int"),
     ("null", "it is a NoneType"), ('"text"', "it is a str"), ("{} {}", "Extra data"),
     ('{"a": 1, "a": 1}', "the name 'a' twice"), ('{"b": [{"a": 1, "a": 2}]}', "the name 'a' twice"),
-    ('{"a": "\\ud800"}', "surrogates"), ('{"\\uDfFf": 1}', "surrogates"),
+    ('{"a": "\\ud800"}', "half a character"), ('{"\\uDfFf": 1}', "half a character"),
     ('{"a": 1' + "0" * 5000 + "}", "digits"), ('{"a": "x\ny"}', "control character")])
 def test_a_text_that_is_no_json_object_is_refused(text, pattern):
     with pytest.raises(ValueError, match=pattern):

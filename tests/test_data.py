@@ -360,7 +360,7 @@ def test_damage_after_the_first_stream_is_an_error(packed, damage, tmp_path):
     broken = {"overwritten": second[:1000] + b"x" * 99 + second[1099:], "cut": second[:-1],
               "cut at once": second[:3], "other": b"this is no stream"}[damage]
     corpus = [raw(tmp_path / f"a.txt{packed}", first + broken)]
-    with pytest.raises(ValueError, match=f"a.txt{packed}: not readable, but damaged or cut short"):
+    with pytest.raises(ValueError, match=f"a.txt{packed}: not a whole, undamaged file"):
         list(read_corpus(corpus))
 
 
@@ -368,7 +368,7 @@ def test_damage_after_the_first_stream_is_an_error(packed, damage, tmp_path):
 def test_an_empty_packed_file_is_damaged(packed, tmp_path):
     raw(tmp_path / f"a.txt{packed}", b"")
     raw(tmp_path / "b.txt", b"text\n")
-    with pytest.raises(ValueError, match=f"a.txt{packed}: not readable, but damaged or cut short"):
+    with pytest.raises(ValueError, match=f"a.txt{packed}: not a whole, undamaged file"):
         list(read_corpus([str(tmp_path)]))
 
 

@@ -680,7 +680,7 @@ data      --corpus md                           md: no .txt, .jsonl or .csv
 data      --corpus c.txt md/readme.md           md/readme.md: no .txt
 data      --corpus c.txt nowhere                nowhere does not exist
 data      --corpus nowhere.txt                  nowhere.txt does not exist
-data      --corpus text.txt.gz                  text.txt.gz: not readable, but damaged
+data      --corpus text.txt.gz                  text.txt.gz: not a whole, undamaged file
 data      --corpus prose.jsonl                  prose.jsonl:1: not a JSON object
 data      --corpus pdf.txt                      pdf.txt: not UTF-8
 data      --corpus png.txt                      png.txt: not UTF-8
@@ -722,7 +722,7 @@ distill   --teacher m/model.safetensors         m/model.safetensors: there is no
 distill   --teacher c.txt                       c.txt: there is no such folder
 distill   --teacher cut                         cut/model.safetensors: not a safetensors file
 distill   --teacher pipe                        pipe/pytorch_model.bin: *not a regular file
-distill   --teacher pickle                      pickle/pytorch_model.bin: *no pickle, or one of more
+distill   --teacher pickle                      pickle/pytorch_model.bin: *no pickle, or holds more
 distill   --corpus t.bin --text body            --text body: a token file has no columns
 distill   --out run --resume                    run/log.jsonl is not a regular file
 distill   --teacher noconfig                    noconfig/config.json
@@ -753,7 +753,7 @@ finetune  --train semicolon.csv                 semicolon.csv:1: the cells of a 
 finetune  --train utf16.tsv                     utf16.tsv:1: not UTF-8
 finetune  --train x.xlsx                        x.xlsx: the ending of a table must be
 finetune  --train array.jsonl                   array.jsonl:1: not a JSON object
-finetune  --train half.jsonl                    half.jsonl:1: *surrogates
+finetune  --train half.jsonl                    half.jsonl:1: *half a char
 finetune  --train null.jsonl                    null.jsonl:1: the column 'label' has no usual
 finetune  --train nan.tsv                       nan.tsv:2: the label in column 'label' is missing
 finetune  --train blank.tsv                     the texts to train on have no words
