@@ -26,7 +26,7 @@ earlier recursion, which is drawn at random for each masked word. So the student
 can also be stopped early.
 """
 if __name__ == "__main__":
-    # Before the imports below, which take seconds: see command.py.
+    # Ctrl-C is handled before the imports below, because they take seconds: see command.py.
     from command import end_at_interrupt
     end_at_interrupt()
 
@@ -73,11 +73,11 @@ LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "emb
 def attention_loss(student_map, teacher_map):
     """Compare the attention maps of two layers, log-probabilities (B, H, T, T).
 
-    Row i of a map says where token i looks. The divergence of a row is KL(teacher || student),
-    which is the sum over j of p_ij (log p_ij - log q_ij), for the teacher's p and the student's q.
-    For each token the mean over the H heads and the T columns j is taken, and the result is the sum
-    over the B * T tokens. Distillation divides it by B * T. That makes it the mean over all
-    B * H * T * T elements, as in the authors' KLDivLoss.
+    Row i of a map says where token i looks. The divergence of a row, KL(teacher || student), is the
+    sum over the columns j of p_ij (log p_ij - log q_ij), for the teacher's p and the student's q.
+    The divergences of all B * H * T rows are added up and divided by H * T. Distillation divides by
+    B * T, too. Together this divides by B * H * T * T, the number of elements, as the mean in the
+    authors' KLDivLoss does.
     """
     _, H, T, _ = student_map.shape
     total = F.kl_div(student_map, teacher_map, reduction="sum", log_target=True)
@@ -118,12 +118,13 @@ def mlm_loss(logits, labels):
     return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
-def layer_of_teacher(r, num_recursions, num_layers):
-    """Return the teacher's layer, counted from 0, that is as deep as recursion r.
+def teacher_layer_number(r, num_recursions, num_layers):
+    """Return the number of the teacher's layer that is as deep as recursion r; both count from 0.
 
     After r + 1 recursions the student has done as much as (r + 1) * num_layers / num_recursions
-    layers of the teacher. If this is not a whole number, it is rounded up. The corrections of the
-    recursion start from this layer. The recursion also learns from it, if match_layers pairs them.
+    layers of the teacher. If this is not a whole number, it is rounded up. For 6 recursions and 12
+    layers, recursion 0 has layer 1 and recursion 5 has layer 11. The corrections of the recursion
+    start from this layer. The recursion also learns from it, if match_layers pairs them.
     """
     return math.ceil((r + 1) * num_layers / num_recursions) - 1
 
@@ -134,13 +135,13 @@ def can_match_layers(num_recursions, num_layers):
 
 
 def match_layers(num_recursions, num_layers):
-    """Pair recursions r of a student with layers of its teacher: [(r, layer)], from 0.
+    """Pair recursions of a student with layers of its teacher: [(recursion, layer)], from 0.
 
     Usually each recursion learns from a layer. The layers are evenly spread and the last one is
-    always used: 2, 4, ..., 12 (counted from 1) for 6 recursions and 12 layers, as in the paper. If
-    there are more recursions than layers, some recursions learn from none: with 12 recursions and 6
-    layers, the recursions 2, 4, ..., 12 (counted from 1) learn. ValueError if neither number
-    divides the other.
+    always used: the second, the fourth, ..., the twelfth for 6 recursions and 12 layers, as in the
+    paper. If there are more recursions than layers, some recursions learn from none: with 12
+    recursions and 6 layers, every second recursion learns. ValueError if neither number divides the
+    other.
     """
     if not can_match_layers(num_recursions, num_layers):
         divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
@@ -152,7 +153,7 @@ def match_layers(num_recursions, num_layers):
         # If there is a remainder, recursion r ends between two of the teacher's layers, and there
         # is nothing to match.
         if (r + 1) * num_layers % num_recursions == 0:
-            pairs.append((r, layer_of_teacher(r, num_recursions, num_layers)))
+            pairs.append((r, teacher_layer_number(r, num_recursions, num_layers)))
     return pairs
 
 
@@ -172,8 +173,8 @@ class Distillation:
     """The losses of a student on batches of masked text. The teacher, if any, is frozen.
 
     batches: a MaskedBatches; the text is packed without padding, so the models need no mask
-    weights: {name of a loss: its factor}; only these losses are computed. "elastic" is the output
-        loss after an earlier recursion, which is drawn at random for each masked place
+    loss_weights: {name of a loss: its factor}; only these losses are computed. "elastic" is the
+        output loss after an earlier recursion, which is drawn at random for each masked place
     temperature: of the output loss and the elastic loss
     micro_batch_size: sequences that go through the models at once; 0: this process's whole share
     processes: a Processes, which says how many share a batch and which of them this is; None: this
@@ -182,12 +183,12 @@ class Distillation:
     compile_losses: let torch.compile fuse the operations
     """
 
-    def __init__(self, student, teacher, batches, weights, temperature=1.0, micro_batch_size=0,
+    def __init__(self, student, teacher, batches, loss_weights, temperature=1.0, micro_batch_size=0,
                  processes=None, bf16=False, compile_losses=False):
         self.student = student
         self.teacher = teacher
         self.batches = batches
-        self.weights = weights
+        self.loss_weights = loss_weights
         self.temperature = temperature
         self.bf16 = bf16
         self.tokens_per_step = batches.batch_size * batches.T
@@ -195,14 +196,14 @@ class Distillation:
         if teacher is not None:
             teacher.requires_grad_(False)
             teacher.eval()                               # its dropout stays off
-        self.needs_teacher = any(name != "mlm" for name in weights)
+        self.needs_teacher = any(name != "mlm" for name in loss_weights)
         self.pairs = []                                  # (student's recursion, teacher's layer)
-        if "attention" in weights or "hidden" in weights:
+        if "attention" in loss_weights or "hidden" in loss_weights:
             self.pairs = match_layers(student.config.num_hidden_layers,
                                       teacher.config.num_hidden_layers)
         self.student_maps = []                           # which maps the models must return
         self.teacher_maps = []
-        if "attention" in weights:
+        if "attention" in loss_weights:
             self.student_maps = [r for r, _ in self.pairs]
             self.teacher_maps = [layer for _, layer in self.pairs]
         self.compute = self.compute_losses
@@ -221,38 +222,38 @@ class Distillation:
         num_masked: M, the number of masked places in the whole batch
         """
         hidden, attention = self.student(ids, maps=self.student_maps)
-        if "mlm" in self.weights or "output" in self.weights:
+        if "mlm" in self.loss_weights or "output" in self.loss_weights:
             masked_states = hidden[-1].flatten(0, 1)[positions]               # (m, C)
             logits = self.student.predict(masked_states)                      # (m, V)
         if self.needs_teacher:
-            # Its parameters are frozen, so no gradient is computed for it.
+            # The teacher's parameters are frozen, so no gradient is computed for it.
             teacher_hidden, teacher_attention = self.teacher(ids, maps=self.teacher_maps)
 
         losses = {}
-        if "mlm" in self.weights:
+        if "mlm" in self.loss_weights:
             losses["mlm"] = mlm_loss(logits, labels) / num_masked
         # The attention and the hidden losses of all pairs of layers are added up.
-        if "attention" in self.weights:
+        if "attention" in self.loss_weights:
             total = sum(attention_loss(attention[r], teacher_attention[layer])
                         for r, layer in self.pairs)
             losses["attention"] = total / self.tokens_per_step
-        if "hidden" in self.weights:
+        if "hidden" in self.loss_weights:
             # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
             total = sum(hidden_loss(hidden[r + 1], teacher_hidden[layer + 1])
                         for r, layer in self.pairs)
             losses["hidden"] = total / self.tokens_per_step
-        if "output" in self.weights or "elastic" in self.weights:
+        if "output" in self.loss_weights or "elastic" in self.loss_weights:
             teacher_states = teacher_hidden[-1].flatten(0, 1)[positions]      # (m, C)
             teacher_logits = self.teacher.predict(teacher_states)             # (m, V)
-        if "output" in self.weights:
+        if "output" in self.loss_weights:
             divergence = output_loss(logits, teacher_logits, self.temperature)
             losses["output"] = divergence / num_masked
-        if "elastic" in self.weights:
+        if "elastic" in self.loss_weights:
             earlier_states = states_after(depths, hidden, positions)          # (m, C)
             earlier_logits = self.student.predict(earlier_states)             # (m, V)
             divergence = output_loss(earlier_logits, teacher_logits, self.temperature)
             losses["elastic"] = divergence / num_masked
-        if "embedding" in self.weights:
+        if "embedding" in self.loss_weights:
             losses["embedding"] = hidden_loss(hidden[0], teacher_hidden[0]) / self.tokens_per_step
         return losses
 
@@ -263,7 +264,7 @@ class Distillation:
         """
         ids, positions, labels = self.batches.batch(step)     # the whole batch
         depths = self.draw_depths(step, len(positions))
-        num_masked = max(1, len(positions))
+        num_masked = max(1, len(positions))              # at least 1, because it is divided by
         T = self.batches.T
         device = device_of(self.student)
         for begin, end in self.micro_batch_bounds:
@@ -302,23 +303,26 @@ def evaluate(model, batches, each_recursion=False):
     """
     model.eval()
     R = model.config.num_hidden_layers
-    first_depth = 0 if each_recursion else R             # after how many recursions to look first
-    num_correct = [0] * (R + 1)                          # right guesses after 0, 1, ..., R
+    depths = range(R, R + 1)                             # after all R recursions alone
+    if each_recursion:
+        depths = range(R + 1)                            # after 0, 1, ..., R recursions
+    correct_after = [0] * (R + 1)                        # right guesses after 0, 1, ..., R
     total_loss = 0.0
     num_masked = 0
     num_batches = max(1, min(512, batches.count) // batches.batch_size)
     for step in range(num_batches):
         ids, positions, labels = to_device(device_of(model), *batches.batch(step))
         hidden, _ = model(ids)
-        for depth in range(first_depth, R + 1):
+        for depth in depths:
             logits = model.predict(hidden[depth].flatten(0, 1)[positions])    # (M, V)
-            num_correct[depth] += (logits.argmax(-1) == labels).sum().item()
-        total_loss += mlm_loss(logits, labels).item()    # of the last logits, after R recursions
+            correct_after[depth] += (logits.argmax(-1) == labels).sum().item()
+        # The last depth was R, so these logits are those of the whole model.
+        total_loss += mlm_loss(logits, labels).item()
         num_masked += len(labels)
     num_masked = max(1, num_masked)
-    scores = {"accuracy": num_correct[R] / num_masked, "loss": total_loss / num_masked}
+    scores = {"accuracy": correct_after[R] / num_masked, "loss": total_loss / num_masked}
     if each_recursion:
-        scores["accuracy_after"] = [correct / num_masked for correct in num_correct]
+        scores["accuracy_after"] = [correct / num_masked for correct in correct_after]
     return scores
 
 
@@ -340,41 +344,44 @@ def start_from_teacher(student, teacher, ids):
         student.head.load_state_dict(teacher.head.state_dict())
 
 
-def start_embeddings(ours, theirs, ids):
-    """Factorise the teacher's Embeddings (theirs): fill the student's (ours), whose tables are E
-    wide, and its projection from E to C.
+def start_embeddings(student_embeddings, teacher_embeddings, ids):
+    """Fill the student's Embeddings, whose tables have the width E, from the teacher's Embeddings.
 
-    The student's tables are the teacher's, projected onto E directions: those in which the
-    teacher's embeddings of ids (B, T) are largest. Then the projection is fitted by least squares
-    to the teacher's output for these ids. In the shapes below, the teacher's tables have the width
-    C, as a BERT's do.
+    First the student's tables: they are the teacher's, projected onto E directions. These are the
+    directions that hold most of the teacher's vectors of the sample ids (B, T): a principal
+    component analysis without centring. Then the projection from E to C is fitted by least squares,
+    so that the student's output for these ids is near to the teacher's. In the shapes below, the
+    teacher's tables have the width C, as a BERT's do.
     """
-    if ours.word.embedding_dim == theirs.word.embedding_dim:
-        ours.load_state_dict(theirs.state_dict())        # there is nothing to factorise
-        return
+    if student_embeddings.word.embedding_dim == teacher_embeddings.word.embedding_dim:
+        student_embeddings.load_state_dict(teacher_embeddings.state_dict())
+        return                                           # there is nothing to factorise
     T = ids.shape[1]
-    E = ours.word.embedding_dim
-    vectors = theirs.word(ids) + theirs.position.weight[:T] + theirs.segment.weight[0]
-    vectors = vectors.flatten(0, 1)                      # (N, C) for the N = B * T tokens
+    E = student_embeddings.word.embedding_dim
+    word = teacher_embeddings.word(ids)                  # (B, T, C)
+    position = teacher_embeddings.position.weight[:T]    # (T, C)
+    segment = teacher_embeddings.segment.weight[0]       # (C,)
+    vectors = (word + position + segment).flatten(0, 1)  # (N, C) for the N = B * T tokens
     moments = vectors.T @ vectors                        # (C, C)
     if not moments.isfinite().all():
         raise ValueError("the teacher's embeddings are too large to compute with")
-    # The vectors are largest in the directions of the eigenvectors with the largest eigenvalues.
-    # eigh sorts upwards, so these are the last E columns.
+    # The directions are the eigenvectors with the E largest eigenvalues. eigh sorts the eigenvalues
+    # upwards, so these are the last E columns.
     _, eigenvectors = torch.linalg.eigh(moments)
     basis = eigenvectors[:, -E:]                         # (C, E)
-    ours.word.weight.copy_(theirs.word.weight @ basis)
-    ours.position.weight.copy_(theirs.position.weight @ basis)
-    ours.segment.weight.copy_(theirs.segment.weight @ basis)
+    student_embeddings.word.weight.copy_(teacher_embeddings.word.weight @ basis)
+    student_embeddings.position.weight.copy_(teacher_embeddings.position.weight @ basis)
+    student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
 
-    narrow = ours.norm(vectors @ basis)                  # (N, E): what the projection will see
+    # Find the projection with which narrow @ solution is nearest to the teacher's output.
+    narrow = student_embeddings.norm(vectors @ basis)    # (N, E)
     narrow = F.pad(narrow, (0, 1), value=1.0)            # (N, E + 1): a column of 1 for the bias
-    wanted = theirs(ids).flatten(0, 1)                   # (N, C)
-    # The E columns of a LayerNorm's output sum to 0, so the matrix does not have full rank. Of the
-    # LAPACK solvers in lstsq, gelsd can handle that; it is for the CPU alone.
+    wanted = teacher_embeddings(ids).flatten(0, 1)       # (N, C)
+    # A LayerNorm's outputs sum to 0 in each row, so the matrix narrow does not have full rank. The
+    # driver gelsd allows that. It exists on the CPU alone, where both models still are.
     solution = torch.linalg.lstsq(narrow, wanted, driver="gelsd").solution    # (E + 1, C)
-    ours.project.weight.copy_(solution[:-1].T)
-    ours.project.bias.copy_(solution[-1])
+    student_embeddings.project.weight.copy_(solution[:-1].T)                  # nn.Linear: (C, E)
+    student_embeddings.project.bias.copy_(solution[-1])
 
 
 def start_layers(student, teacher):
@@ -388,7 +395,7 @@ def start_layers(student, teacher):
     # Which layer of the student replaces layer i of the teacher: [0, 0, 1, 1] for L = 4, G = 2.
     student_layer_of = layer_numbers(L, G)
     for g, layer in enumerate(student.layers):
-        replaced = []                                    # those that layer g replaces
+        replaced = []                                    # the weights of those that g replaces
         for i in range(L):
             if student_layer_of[i] == g:
                 replaced.append(teacher.layer_of_recursion(i).state_dict())
@@ -412,7 +419,8 @@ def start_corrections(student, teacher):
     K = student.config.correction_rank
     for r, correction in enumerate(student.corrections):
         shared_layer = student.layer_of_recursion(r)
-        teacher_layer = teacher.layer_of_recursion(layer_of_teacher(r, R, L))
+        # A BERT applies each of its layers once: its recursion i is its layer i.
+        teacher_layer = teacher.layer_of_recursion(teacher_layer_number(r, R, L))
         for name, name_in_layer in CORRECTED.items():
             shared = shared_layer.get_parameter(name_in_layer)
             difference = teacher_layer.get_parameter(name_in_layer) - shared
@@ -447,17 +455,18 @@ class TrainingOptions:
 def training_step(model, objective, optimizer, step, options, processes):
     """Make one step: forward, backward, update.
 
-    objective: a Distillation, or anything with its .weights and .losses_of_micro_batches(step)
+    objective: a Distillation, or anything with its .loss_weights and .losses_of_micro_batches(step)
     Returns the losses {name: scalar}, the learning rate and the norm of the gradient. The losses
     and the norm are tensors. On a GPU the program waits when it reads one of them.
     """
-    # Dropout is a function of (seed, step, rank), so that a resumed run draws the same. The factors
-    # only keep these numbers apart: they differ for fewer than 1009 ranks and 1,000,003 steps.
+    # Dropout is a function of (seed, step, rank), so that a resumed run draws the same numbers. No
+    # two of these triples give the same seed here if there are fewer than 1009 ranks and 1,000,003
+    # steps.
     torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + processes.rank)
     model.train()
     totals = {}
     for losses in objective.losses_of_micro_batches(step):
-        loss = sum(objective.weights[name] * value for name, value in losses.items())
+        loss = sum(objective.loss_weights[name] * value for name, value in losses.items())
         loss.backward()                                  # adds to the gradients
         values = {"loss": loss} | losses
         for name, value in values.items():
@@ -516,6 +525,7 @@ def state_path(options):
 def train(model, objective, run_state, options, settings, evaluate_model, save_model, processes):
     """Train the model with AdamW for options.steps steps, and write checkpoints and a log.
 
+    objective: see training_step; it also has .tokens_per_step
     run_state, settings: see begin_or_resume
     evaluate_model(): returns {name: value} for the log
     save_model(): writes the model; it is called after each checkpoint of the training state, and at
@@ -525,8 +535,8 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
     are bit for bit equal.
 
     After SIGINT or SIGTERM a single process finishes its step, saves it and ends the program.
-    Several go on to the next step that logs or saves, because they must stop after the same one. If
-    the signal comes during the last step, train() returns as usual: with the list of signals.
+    Several processes must stop after the same step, so they go on to the next one that logs or
+    saves. train() returns the list of the signals that came during the last step, usually none.
     """
     first_step = run_state.first_step
     is_main = processes.rank == 0
@@ -536,7 +546,7 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
             # The run may have been killed after its checkpoint and before its model was saved.
             save_model()
     last_logged = first_step
-    clock = time.perf_counter()
+    last_log_time = time.perf_counter()
     with noted_signals() as signals:
         bar = progress_bar(first_step, options.steps, processes)
         for step in bar:
@@ -556,7 +566,7 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 check_finite_step(step, totals, gradient_norm, lr)
 
             if is_main and log_now:
-                seconds = time.perf_counter() - clock
+                seconds = time.perf_counter() - last_log_time
                 num_tokens = objective.tokens_per_step * (done - last_logged)
                 line = log_line(done, totals, lr, gradient_norm, num_tokens / seconds)
                 if evaluate_now:
@@ -573,21 +583,22 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                                     settings)
                 save_model()
             if log_now:
-                # The next line counts from here. So neither the evaluation nor a checkpoint in the
-                # same step slows it.
+                # The speed in the next line of the log is measured from here. So the evaluation and
+                # the checkpoint of this step do not lower it.
                 last_logged = done
-                clock = time.perf_counter()
+                last_log_time = time.perf_counter()
             if stop and not is_last:
                 print(f"\nstopped after step {done} of {options.steps}: "
                       "the same command with --resume goes on from there")
-                # When one process ends, torchrun soon ends the others. So they wait here until the
-                # first one, which has saved above, arrives.
+                # When one process ends, torchrun soon ends the others. So all wait here until the
+                # first one has saved the state above.
                 if processes.world > 1:
                     dist.barrier()
-                number = signal.SIGTERM                  # if only another process got a signal
-                if signals:
-                    number = signals[0]
-                raise SystemExit(128 + number)           # the status that shells give after one
+                signal_number = signal.SIGTERM
+                if signals:                              # not only another process received one
+                    signal_number = signals[0]
+                # Shells report 128 + n for a program that signal n has ended.
+                raise SystemExit(128 + signal_number)
         return signals
 
 
@@ -610,8 +621,8 @@ def check_finite_step(step, totals, gradient_norm, lr):
 
 
 def check_finite_scores(done, scores):
-    """Raise FloatingPointError if the model computes nothing finite after so many steps. The last
-    update can do this to it, although its gradient was finite. scores: {name: value}"""
+    """Raise FloatingPointError if a score is not finite. The last update can spoil the model,
+    although its gradient was finite. scores: {name: value}, after `done` steps"""
     for name, value in scores.items():
         if not math.isfinite(value):
             raise FloatingPointError(f"step {done}: the held-out {name} is {value}; no checkpoint "
@@ -793,7 +804,7 @@ def explaining_failures(batch_size, micro_batch_size, length):
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, torch._dynamo.exc.TorchDynamoException):         # no C++ compiler
+        if isinstance(error, torch._dynamo.exc.TorchDynamoException):         # often no compiler
             raise ValueError(f"torch.compile failed: {one_line(error):.300}; --no-compile does "
                              "without it") from error
         is_about_memory = re.search("out of memory|allocate memory", str(error)) is not None
@@ -815,8 +826,8 @@ def keep_freed_memory():
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):                     # some systems have another C library
-            libc.mallopt(M_TRIM_THRESHOLD, -1)
-            libc.mallopt(M_MMAP_MAX, 0)
+            libc.mallopt(M_TRIM_THRESHOLD, -1)   # the free end of the heap is never given back
+            libc.mallopt(M_MMAP_MAX, 0)         # nothing lies outside the heap
 
 
 @contextmanager
@@ -900,7 +911,7 @@ def uses_bf16(flag, device):
     if flag is None:
         bf16 = device.type == "cuda"
     if bf16 and device.type == "cuda":
-        # What torch calls emulation would be slower than float32.
+        # An older GPU can emulate bfloat16, but that would be slower than float32.
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             raise ValueError("this GPU does not know bfloat16, which is the default on a GPU: say "
                              "--no-bf16")
@@ -979,7 +990,8 @@ def whole_number(smallest):
 
 
 def number(upper=2.0**31, zero_is_allowed=True):
-    """Make an argparse type: a number of at least 0, or above 0, and below `upper`."""
+    """Make an argparse type: a number below `upper` that is at least 0, or above 0 if zero is not
+    allowed."""
     def parse(text):
         value = float(text)
         if not 0 <= value < upper or (value == 0 and not zero_is_allowed):
@@ -1105,15 +1117,15 @@ def add_loss_flags(parser):
         "Without a teacher only mlm is possible. If the teacher has no MLM head, there is\n"
         "nothing for the student's head to start or to learn from: mlm, output and elastic\n"
         "are left out.")
-    what = {
+    help_texts = {
         "mlm": "cross-entropy with the masked words (default: 1)",
         "attention": "KL divergence of the attention maps from the teacher's (default: 3)",
         "hidden": "1 - cosine of the hidden states with the teacher's (default: 3; full: 10)",
         "output": "KL divergence of the predicted distributions from the teacher's (default: 5)",
         "embedding": "1 - cosine of the embeddings with the teacher's (default: 0)"}
-    for name, text in what.items():
+    for name, help_text in help_texts.items():
         group.add_argument(f"--{name}-weight", type=number(), default=LOSS_WEIGHTS[name],
-                           metavar="W", help=f"weight of: {text}")
+                           metavar="W", help=f"weight of: {help_text}")
     parser.set_defaults(hidden_weight=None)              # each recipe has its own
     group.add_argument("--elastic", type=number(), metavar="W",
                        help="weight of: the output loss after an earlier recursion, drawn at "
@@ -1197,8 +1209,10 @@ def arguments(argv):
         allow_only(EVALUATE_FLAGS, given, "--evaluate")
         if args.teacher == "none" and args.student is None:
             raise ValueError("--evaluate: give a --teacher or a --student to measure")
-    # Only --evaluate --student does without a teacher: then the student alone is measured.
-    if args.teacher is None and not (args.evaluate and args.student is not None):
+    # Usually the teacher that is not given is the embedded one. But --evaluate --student measures
+    # the student alone.
+    measures_student_alone = args.evaluate and args.student is not None
+    if args.teacher is None and not measures_student_alone:
         args.teacher = EMBEDDED_TEACHER
     check_flags(args, given)
     if args.recipe is None:
@@ -1216,7 +1230,7 @@ def arguments(argv):
     if args.warmup > args.steps:
         raise ValueError(f"--warmup {args.warmup} is more than --steps {args.steps}")
     if args.student is not None:
-        args.init = ""                                   # the loaded weights are kept
+        args.init = ""                                   # none: the student keeps its weights
     elif args.init is None:
         args.init = "sharp" if args.teacher == "none" else "teacher"
     return args
@@ -1240,7 +1254,7 @@ def check_flags(args, given):
         refuse_flags(given, about_teacher, "with --teacher none there is nothing to compare with")
     if args.corpus is not None and not args.evaluate:
         for path in args.corpus:
-            # realpath removes a / at the end. If the two are equal, run_folder says so.
+            # realpath removes a / at the end. If --out is the corpus itself, run_folder refuses it.
             if os.path.realpath(args.out).startswith(os.path.realpath(path) + os.sep):
                 raise ValueError(f"--out {args.out} is in the corpus {path}, so its files would be "
                                  "taken for text; choose another one")
@@ -1261,28 +1275,28 @@ def run(args, given):
         save_every=args.save_every, out=args.out, resume=args.resume)
     bf16 = uses_bf16(args.bf16, processes.device)
     student = make_student(args, teacher, tokenizer.vocab_size)
-    weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
-    if not any(name in weights for name in ("mlm", "output", "elastic")):
+    loss_weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
+    if not any(name in loss_weights for name in ("mlm", "output", "elastic")):
         student.head = None                              # no loss would train it
-    check_models(args, teacher, student, tokenizer, weights)
-    settings = distillation_settings(args, options, bf16, weights, teacher, student)
+    check_models(args, teacher, student, tokenizer, loss_weights)
+    settings = distillation_settings(args, options, bf16, loss_weights, teacher, student)
     inputs = [args.student, args.tokenizer] + folders_of(args.corpus)
     if teacher is not None:                              # "none" is a word, not a folder
         inputs.append(args.teacher)
     with own_folder(args.out, "distill.py", settings, inputs, args, processes):
-        distil(args, options, settings, teacher, student, tokenizer, weights, bf16, processes)
+        distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16, processes)
 
 
-def distillation_settings(args, options, bf16, weights, teacher, student):
+def distillation_settings(args, options, bf16, loss_weights, teacher, student):
     """Collect what decides the result, but for the corpus: {name: value}. A run can be resumed only
     by one for which all of it is the same."""
-    start = None                                         # the model of --student, if it is given
+    start_model = None                                   # the model of --student, if it is given
     if args.student is not None:
-        start = student
+        start_model = student
     return resume_settings(options, args.batch_size, args.dropout, bf16) | {
         "length": args.length, "warmup": args.warmup, "init": args.init,
-        "temperature": args.temperature, "weights": weights, "shape": vars(student.config),
-        "teacher": fingerprint(teacher), "student": fingerprint(start)}
+        "temperature": args.temperature, "weights": loss_weights, "shape": vars(student.config),
+        "teacher": fingerprint(teacher), "student": fingerprint(start_model)}
 
 
 def folders_of(paths):
@@ -1303,7 +1317,7 @@ def folders_of(paths):
 
 
 def own_folder(out, script, settings, inputs, args, processes):
-    """Make a context in which the folder `out` belongs to this run; the first process keeps it."""
+    """Make a context in which the folder `out` is locked for this run, by its first process."""
     if processes.rank > 0:
         return nullcontext()
     return run_folder(out, script, settings, inputs, args.resume, args.overwrite)
@@ -1369,7 +1383,7 @@ def make_valid_batches(corpus, tokenizer, length):
         return MaskedBatches(corpus.valid_tokens, tokenizer, length, batch_size=32)
 
 
-def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, processes):
+def distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16, processes):
     """Train the student and report how good it is."""
     device = processes.device
     with first_process_first(processes):
@@ -1393,7 +1407,7 @@ def distil(args, options, settings, teacher, student, tokenizer, weights, bf16, 
     compile_losses = args.compile
     if compile_losses is None:
         compile_losses = device.type == "cuda" and args.recipe != "quick"
-    distillation = Distillation(student, teacher, batches, weights, args.temperature,
+    distillation = Distillation(student, teacher, batches, loss_weights, args.temperature,
                                 args.micro_batch_size, processes, bf16, compile_losses)
 
     def evaluate_student():
@@ -1435,44 +1449,47 @@ def choose_losses(args, teacher, num_recursions, given=()):
         possible = {"mlm"}
     elif teacher.head is None:
         possible -= {"mlm", "output"}
-    weights = {}
+    loss_weights = {}
     for name in LOSS_WEIGHTS:
         weight = getattr(args, f"{name}_weight")
         if weight > 0:
             if name in possible:
-                weights[name] = weight
+                loss_weights[name] = weight
             else:
                 refuse_flags(given, [f"--{name}-weight"], "the teacher has no MLM head")
     if args.elastic > 0:
         if "output" in possible and num_recursions > 1:
-            weights["elastic"] = args.elastic
+            loss_weights["elastic"] = args.elastic
         else:
             refuse_flags(given, ["--elastic"],
                          "it needs a teacher with an MLM head and more than one recursion")
-    if "output" not in weights and "elastic" not in weights:
+    if "output" not in loss_weights and "elastic" not in loss_weights:
         refuse_flags(given, ["--temperature"],
                      "there is neither an output nor an elastic loss")
-    if not weights:
+    if not loss_weights:
         raise ValueError("no loss is left: each has the weight 0 or is not possible with this "
                          "teacher")
-    return weights
+    return loss_weights
 
 
 def make_student(args, teacher, vocab_size):
     """Make a fresh student, or load the model of --student. If that has no head, it gets one."""
     torch.manual_seed(args.seed)
     if args.student is not None:
-        found = load(fetch(args.student))
-        student = MiniALBERT(replace(found.config, hidden_dropout_prob=args.dropout,
-                                     attention_probs_dropout_prob=args.dropout))
-        # All values are those that were found. A head that was not found keeps its fresh ones.
-        student.load_state_dict(student.state_dict() | found.state_dict())
+        loaded = load(fetch(args.student))
+        config = replace(loaded.config, hidden_dropout_prob=args.dropout,
+                         attention_probs_dropout_prob=args.dropout)
+        student = MiniALBERT(config)
+        # The loaded values take the place of the fresh ones. If the loaded model has no head, the
+        # student's keeps its fresh values.
+        student.load_state_dict(student.state_dict() | loaded.state_dict())
         return student
     config = student_config(args, teacher, vocab_size)
     # If the memory is too small, parsing says so in one line: "the student: not small enough for
     # the memory of this machine: ...".
     with parsing("the student", "small enough for the memory of this machine"):
-        student = MiniALBERT(config)
+        student = MiniALBERT(config)                     # initialised as --init sharp says
+    # With --init teacher, distil() takes the values from the teacher later.
     if args.init == "random":
         initialise(student, plain=True)
     return student
@@ -1499,18 +1516,18 @@ def student_config(args, teacher, vocab_size):
     for name in SHAPE_FLAGS:
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
+    # Recursions that share a layer would be all alike. So, unless the flags say otherwise, each
+    # gets some parameters of its own: adapters in the recipe paper, else corrections.
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
     if shares_layers and args.adapter_size is None:
-        # Something has to tell the recursions apart.
-        if args.recipe == "paper":
-            if args.correction_rank in (None, 0):
-                shape["adapter_size"] = max(1, C // 16)
-        elif args.correction_rank is None:
+        if args.recipe == "paper" and args.correction_rank in (None, 0):
+            shape["adapter_size"] = max(1, C // 16)
+        if args.recipe != "paper" and args.correction_rank is None:
             shape["correction_rank"] = max(1, C // 8)
     return Config(**shape)
 
 
-def check_models(args, teacher, student, tokenizer, weights):
+def check_models(args, teacher, student, tokenizer, loss_weights):
     """Raise ValueError if the models, the tokenizer and the flags do not fit together."""
     models = {"student": student}
     if teacher is not None:
@@ -1519,14 +1536,15 @@ def check_models(args, teacher, student, tokenizer, weights):
     if teacher is None:
         return
     starts_as_teacher = args.init == "teacher"
-    if "attention" in weights or "hidden" in weights:
+    if "attention" in loss_weights or "hidden" in loss_weights:
+        # This call only checks: it raises ValueError if the layers cannot be paired.
         match_layers(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
-    if "hidden" in weights or "embedding" in weights or starts_as_teacher:
+    if "hidden" in loss_weights or "embedding" in loss_weights or starts_as_teacher:
         check_same(teacher, student, "hidden_size",
                    "--hidden-weight 0 --embedding-weight 0 --init random")
-    if "output" in weights or "elastic" in weights:
+    if "output" in loss_weights or "elastic" in loss_weights:
         check_same(teacher, student, "vocab_size", "--output-weight 0 --elastic 0")
-    if "attention" in weights or starts_as_teacher:
+    if "attention" in loss_weights or starts_as_teacher:
         check_same(teacher, student, "num_attention_heads",
                    "--attention-weight 0 --init random")
     if starts_as_teacher:
@@ -1566,7 +1584,8 @@ def check_same(teacher, student, field, remedy):
 
 
 def resume_settings(options, batch_size, dropout, bf16):
-    """Collect the settings of distill.py and finetune.py that must be equal to resume a run."""
+    """Collect the settings that must be equal to resume a run, as far as distill.py and finetune.py
+    share them; each adds its own."""
     return {"steps": options.steps, "lr": options.lr, "weight_decay": options.weight_decay,
             "seed": options.seed, "batch_size": batch_size, "dropout": dropout, "bf16": bf16}
 
@@ -1619,7 +1638,7 @@ def describe_run(distillation, steps, first_step, device):
     if distillation.pairs:
         pairs = " ".join(f"{r + 1}-{layer + 1}" for r, layer in distillation.pairs)
         print(f"layers   {pairs} (student-teacher)")
-    terms = " + ".join(f"{weight:g} {name}" for name, weight in distillation.weights.items())
+    terms = " + ".join(f"{weight:g} {name}" for name, weight in distillation.loss_weights.items())
     print(f"loss     {terms}")
     minutes = fastest * (steps - first_step) / 60
     print(f"steps    {steps - first_step:,} of {distillation.tokens_per_step:,} tokens: "
@@ -1652,15 +1671,19 @@ def print_samples(models, tokenizer, valid_batches, bf16):
 
 
 def place_to_mask(words):
-    """Choose the word of at least 4 characters that is nearest to the middle, or else the longest
-    one."""
+    """Return the place of the word to mask: of those with at least 4 characters the one nearest to
+    the middle. If there is no such word, it is the longest one.
+
+    words: the decoded tokens of a text; the ## before a piece of a word does not count
+    """
     middle = len(words) // 2
 
-    def value(place):
+    def preference(place):
         num_characters = len(words[place].strip("#"))
+        # The number of characters decides, up to 4. If it is equal, the distance does.
         return min(num_characters, 4), -abs(place - middle)
 
-    return max(range(len(words)), key=value)
+    return max(range(len(words)), key=preference)
 
 
 def leave_processes():

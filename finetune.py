@@ -22,7 +22,7 @@ answering at [CLS] and at every token of the context, to score whether the
 answer begins or ends there.
 """
 if __name__ == "__main__":
-    # Before the imports below, which take seconds: see command.py.
+    # Ctrl-C is handled before the imports below, because they take seconds: see command.py.
     from command import end_at_interrupt
     end_at_interrupt()
 
@@ -334,13 +334,13 @@ class TaskLoss:
         self.micro_batch_bounds = split_batch(batch_size, micro_batch_size, processes)
         if not any(feature.positions for feature in features):
             raise ValueError("no example has a token that could be trained on")
-        self.weights = {"task": 1.0}
+        self.loss_weights = {"task": 1.0}
         self.pairs = []                                  # (model's recursion, teacher's layer)
         if teacher is not None:
             teacher.eval()                               # its dropout stays off
-            self.weights["distill"] = 1.0
+            self.loss_weights["distill"] = 1.0
             if hidden_weight > 0:
-                self.weights["hidden"] = hidden_weight
+                self.loss_weights["hidden"] = hidden_weight
                 self.pairs = match_layers(model.encoder.config.num_hidden_layers,
                                           teacher.encoder.config.num_hidden_layers)
         self.lengths = np.array([len(feature.ids) for feature in features])
@@ -447,7 +447,7 @@ class TaskLoss:
             else:
                 distance = output_loss(outputs, teacher_outputs)
             losses["distill"] = distance / num_labelled
-        if "hidden" in self.weights:
+        if "hidden" in self.loss_weights:
             # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
             total = sum(hidden_loss(hidden[r + 1], teacher_hidden[layer + 1], counted)
                         for r, layer in self.pairs)
@@ -835,7 +835,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     # it returns, because this run is finished. Then the program ends here, before another run.
     if signals:
         print("\nstopped after this run: the same command with --resume goes on from there")
-        raise SystemExit(128 + signals[0])               # the status that shells give after one
+        raise SystemExit(128 + signals[0])               # as in train()
     seconds = time.perf_counter() - begin
     if not results:                     # this is not rank 0, or a finished run was resumed
         measure()

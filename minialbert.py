@@ -109,7 +109,8 @@ def check_field(name, kind, value):
 class LayerNorm(nn.LayerNorm):
     """nn.LayerNorm whose output has the same dtype as its input.
 
-    Under autocast, torch's own returns float32 for bfloat16 input on a GPU, but bfloat16 on a CPU.
+    Under autocast, torch's LayerNorm returns float32 for bfloat16 input on a GPU, but bfloat16 on
+    a CPU.
     """
 
     def forward(self, x):
@@ -199,8 +200,8 @@ class Attention(nn.Module):
             attention_probs = F.dropout(log_map.exp(), self.dropout_prob, self.training)
             mixed = attention_probs @ value              # (B, H, T, D)
         else:
-            # This computes the same, but for rounding and the random numbers of dropout, and does
-            # not store the map. Only a sequence that is all padding may differ.
+            # This computes the same without storing the map, which saves memory. The results differ
+            # by rounding, by the random numbers of dropout, and where a sequence is all padding.
             dropout_prob = self.dropout_prob if self.training else 0.0
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=dropout_prob)
@@ -410,10 +411,9 @@ class MiniALBERT(nn.Module):
     def predict(self, hidden):
         """Turn the last hidden states (M, C) of M places into logits over the vocabulary (M, V).
 
-        A tied head uses the matrices of the input embeddings again, transposed and in the opposite
-        order. If the embeddings are factorised, the states first go from C back to E: the
-        projection computes x @ weight.T, so its transpose computes x @ weight. Then the transposed
-        word table takes them from E to V. ValueError if the model has no head.
+        A tied head has no matrix from C to V. It uses the matrices of the embeddings backwards: if
+        they are factorised, the projection first takes the states from C back to E; then the word
+        table takes them to V. ValueError if the model has no head.
         """
         if self.head is None:
             raise ValueError("the model has no MLM head, so it cannot predict words")
@@ -422,17 +422,17 @@ class MiniALBERT(nn.Module):
         if self.head.decoder is not None:
             return F.linear(x, self.head.decoder.weight, self.head.bias)
         if self.embeddings.project is not None:
+            # The projection computes x @ weight.T, from E to C. So this is the way back.
             x = x @ self.embeddings.project.weight       # (M, C) @ (C, E) -> (M, E)
         return F.linear(x, self.embeddings.word.weight, self.head.bias)
 
 
 def keep_recursions(model, recursions):
-    """Remove all recursions from a model but the first `recursions` of them, in place.
+    """Keep the first `recursions` recursions of a model and remove the others, in place.
 
-    Each kept recursion has to apply the same layer as before, and layer_numbers does not always
-    give it that one. For example, six recursions with two layers apply 0 0 0 1 1 1. The first four
-    of these are 0 0 0 1, but a model of four recursions with two layers applies 0 0 1 1. Then there
-    is a ValueError, as there is if the model has fewer recursions than are to be kept.
+    ValueError if the model does not have so many, or if a kept recursion would apply another layer
+    than before. For example, 6 recursions with 2 layers apply the layers 0 0 0 1 1 1. The first 4
+    of these are 0 0 0 1, but layer_numbers gives 0 0 1 1 to a model of 4 recursions and 2 layers.
     """
     G = model.config.num_hidden_groups
     R = model.config.num_hidden_layers

@@ -278,7 +278,7 @@ class Watched:
     def __init__(self, distillation, on_step):
         self.distillation = distillation
         self.student = distillation.student
-        self.weights = distillation.weights
+        self.loss_weights = distillation.loss_weights
         self.tokens_per_step = distillation.tokens_per_step
         self.on_step = on_step
 

@@ -215,7 +215,7 @@ def pass_of(objective, model, step=0):
     model.zero_grad(set_to_none=True)
     totals = {}
     for losses in objective.losses_of_micro_batches(step):
-        loss = sum(objective.weights[name] * value for name, value in losses.items())
+        loss = sum(objective.loss_weights[name] * value for name, value in losses.items())
         loss.backward()
         for name, value in losses.items():
             totals[name] = totals.get(name, 0.0) + value.item()

@@ -88,7 +88,7 @@ class ClockedObjective:
 
     def __init__(self, distillation, clock):
         self.distillation = distillation
-        self.weights = distillation.weights
+        self.loss_weights = distillation.loss_weights
         self.clock = clock
 
     def losses_of_micro_batches(self, step):

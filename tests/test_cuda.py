@@ -51,7 +51,7 @@ class Observed:
         self.objective = objective
         self.cuda = cuda
         self.stop_in = stop_in
-        self.weights = objective.weights
+        self.loss_weights = objective.loss_weights
         self.tokens_per_step = objective.tokens_per_step
 
     def losses_of_micro_batches(self, step):
@@ -148,7 +148,7 @@ def run_finetune(kind, has_teacher, bf16, micro_batch_size=0):
         task_loss = finetune.TaskLoss(model, task, features, BATCH_SIZE, 0, teacher,
                                       hidden_weight=3.0, micro_batch_size=micro_batch_size,
                                       bf16=bf16)
-        assert ("hidden" in task_loss.weights) == has_teacher
+        assert ("hidden" in task_loss.loss_weights) == has_teacher
 
         def evaluate_model():
             with distill.autocast(DEVICE, bf16):

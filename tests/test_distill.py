@@ -272,7 +272,7 @@ def gradients_and_losses(student, distillation):
     student.zero_grad()
     totals = {}
     for losses in distillation.losses_of_micro_batches(0):
-        sum(distillation.weights[name] * value for name, value in losses.items()).backward()
+        sum(distillation.loss_weights[name] * value for name, value in losses.items()).backward()
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value.item()
     gradients = {name: p.grad.clone() for name, p in student.named_parameters()}
@@ -463,7 +463,7 @@ def test_a_shared_layer_overfits_one_batch():
     for _ in range(80):
         optimizer.zero_grad()
         for losses in distillation.losses_of_micro_batches(0):
-            loss = sum(distillation.weights[name] * value for name, value in losses.items())
+            loss = sum(distillation.loss_weights[name] * value for name, value in losses.items())
             loss.backward()
         optimizer.step()
         values.append(loss.item())
@@ -681,7 +681,7 @@ def test_a_step_is_the_textbooks_step(tmp_path):
                                          Processes())
         twin.zero_grad()
         losses, = twin_distillation.losses_of_micro_batches(step)
-        loss = sum(twin_distillation.weights[name] * value for name, value in losses.items())
+        loss = sum(twin_distillation.loss_weights[name] * value for name, value in losses.items())
         loss.backward()
         squares = sum((p.grad**2).sum() for p in twin.parameters())
         expected_norm = math.sqrt(squares)
@@ -712,7 +712,7 @@ class OneParameter(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(200))
-        self.weights = {"sum": 1.0}
+        self.loss_weights = {"sum": 1.0}
         self.mask = None                                 # what dropout let through at the last step
 
     def losses_of_micro_batches(self, step):
@@ -746,7 +746,7 @@ class InfiniteGradient(OneParameter):
 
 def test_an_infinite_gradient_of_a_finite_loss_stops_the_run_before_anything_is_saved(tmp_path):
     model = InfiniteGradient()
-    model.weights = {"root": 1.0}
+    model.loss_weights = {"root": 1.0}
     options = make_options(tmp_path, steps=3, log_every=9, save_every=9)
     state = distill.begin_or_resume(model, options, {}, Processes())
     with pytest.raises(FloatingPointError, match="step 1, .*loss 0, root 0, gradient norm inf"):

@@ -572,7 +572,7 @@ def test_a_fine_tuned_teacher_is_followed_where_the_head_is_read(kind, tokenizer
         change_normalisation(teacher.output, teacher_task, task)
     task_loss = TaskLoss(model, task, features, 3, 0, teacher=teacher)
     losses, = task_loss.losses_of_micro_batches(0)
-    assert task_loss.weights == {"task": 1.0, "distill": 1.0}
+    assert task_loss.loss_weights == {"task": 1.0, "distill": 1.0}
     assert losses["task"].item() == pytest.approx(naive_task_loss(model, task, features), rel=1e-4)
     values = []
     for feature, teacher_rows in zip(features, told):
@@ -597,7 +597,7 @@ def test_the_hidden_states_of_a_fine_tuned_teacher_are_followed_at_each_token(ki
     features = list(encode(task, make_examples(kind), tokenizer))
     task_loss = TaskLoss(model, task, features, 5, 0, teacher=teacher, hidden_weight=0.7)
     losses, = task_loss.losses_of_micro_batches(0)
-    assert task_loss.weights == {"task": 1.0, "distill": 1.0, "hidden": 0.7}
+    assert task_loss.loss_weights == {"task": 1.0, "distill": 1.0, "hidden": 0.7}
     assert not teacher.training
     total = 0.0
     num_tokens = 0
