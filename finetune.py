@@ -64,8 +64,8 @@ from tasks import (GLUE, KINDS, WORD_PATTERN, Example, Task, check_labels, detai
 class Classifier(nn.Module):
     """An encoder and a task head: dropout and one linear layer on the last hidden states.
 
-    The number of outputs n: one for each class or tag; 1 in regression; 2 in qa, the scores of "the
-    answer begins here" and "the answer ends here". As in the authors' code there is no pooler.
+    The layer has n outputs: one for each class or tag; one in regression; two in qa, the scores of
+    "the answer begins here" and "the answer ends here". As in the authors' code there is no pooler.
     """
 
     def __init__(self, encoder, task, dropout=0.0):
@@ -83,8 +83,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, ids, mask, segments):
-        """Compute logits (B, T, n) at all places; predict_logits and labelled_rows select those
-        that are used.
+        """Compute logits (B, T, n) at all places, of which only some are used.
 
         ids, mask, segments (B, T): see collate.
         """
@@ -98,8 +97,8 @@ class Classifier(nn.Module):
             # An answer begins and ends in the context, which is in segment 1, or at [CLS], position
             # 0, which means "no answer". All other places in segment 0, the question and the
             # padding, get very low logits. These are not -inf, with which the KL divergence from a
-            # teacher would be nan. (The last [SEP] is in segment 1, too. decode_answers ignores
-            # it.)
+            # teacher would be nan. (The last [SEP] is in segment 1, too. predict_logits leaves it
+            # out.)
             position = torch.arange(segments.shape[1], device=segments.device)
             is_forbidden = (segments == 0) & (position > 0)                   # (B, T)
             logits = logits.masked_fill(is_forbidden[:, :, None], -1e4)
@@ -111,21 +110,27 @@ class Classifier(nn.Module):
 class Feature(NamedTuple):
     """A sequence for the model, [CLS] text [SEP] or [CLS] first [SEP] second [SEP].
 
-                     positions            stands_for              labels
-    classification   [CLS]                not used                the number of the class
-    regression       [CLS]                not used                the number
-    tagging          first tokens of      the number of each      the number of each tag
-                     words                word
-    qa               tokens of the        the characters of a     the positions of the answer's
-                     context              word, (first, one       first and last token; [0, 0]
-                                          past the last)          if it is not in this window
+    The last three fields depend on the kind of the task.
+
+    Classification and regression: positions is [0], where [CLS] stands. labels has one entry, the
+    number of the class, or the number to be predicted. stands_for is not used.
+
+    Tagging: positions has the first token of each word. For each of them stands_for has the number
+    of the word in the sentence, and labels has the number of its tag.
+
+    Question answering: positions has the tokens of the context in this window. For each of them
+    stands_for has a pair, the first character of its word and one past the last. labels has only
+    two entries: the positions of the answer's first and last token, or [0, 0], if it is not in this
+    window.
+
+    Where a label is not known, it is nan.
     """
     ids: np.ndarray         # (T,) token numbers
     num_before: int         # tokens before the text, or before the second text if there are two
-    example: int            # index of the example from which it was made
+    example_number: int     # index of the example from which it was made
     positions: list         # indices into ids of the tokens whose logits are used
     stands_for: list        # for each position the place in the example that its logits are about
-    labels: list            # for each position its label, nan if it is not known; but see qa
+    labels: list
 
 
 def encode(task, examples, tokenizer):
@@ -155,9 +160,11 @@ def encode(task, examples, tokenizer):
 def tokenise_examples(task, examples, tokenizer):
     """Tokenise examples -> (prefixes, encodings), two lists with one entry for each example.
 
-    The main text is the second one if there are two, else the only one.
-    prefix: the token numbers before it: [CLS], or [CLS], the first text (truncated), [SEP]
-    encoding: the tokenizers library's Encoding of it, not yet truncated
+    An example has one text or two. Its last one is called the main text here.
+
+    prefix: the token numbers before the main text. If there is one text, this is [CLS] alone; if
+        there are two, it is [CLS], the first text, which may be truncated, and [SEP]
+    encoding: the tokenizers library's Encoding of the main text, not yet truncated
     """
     first_texts = []
     main_texts = []
@@ -175,12 +182,12 @@ def tokenise_examples(task, examples, tokenizer):
         if example.second_text is None:
             prefixes.append([tokenizer.cls_id])
             continue
-        room = task.length - 3                           # for both texts: [CLS], [SEP], [SEP]
+        room = task.length - 3                           # [CLS] and two [SEP] take three places
         if task.kind == "qa":
             first_room = room // 3                       # two thirds are kept for the context
         else:
-            # Each text may fill half of the room, or more if the other one needs less. text_feature
-            # gives the second one all that the first leaves.
+            # Each text may fill half of the room. If one is shorter, the other one may fill the
+            # rest: here the first one gets it, in text_feature the second one.
             kept_for_second = min(len(encoding.ids), room // 2)
             first_room = room - kept_for_second
         prefixes.append([tokenizer.cls_id] + first_ids[:first_room] + [tokenizer.sep_id])
@@ -194,7 +201,7 @@ def join_ids(prefix, window, tokenizer):
 
 def text_feature(task, example_number, example, prefix, encoding, tokenizer, label_numbers):
     """Make the Feature for classification or regression: the head is read at [CLS]."""
-    room = task.length - len(prefix) - 1                 # for the main text
+    room = task.length - len(prefix) - 1                 # [SEP] takes the one place
     ids = join_ids(prefix, encoding.ids[:room], tokenizer)
     label = example.label
     if label is None:
@@ -206,9 +213,10 @@ def text_feature(task, example_number, example, prefix, encoding, tokenizer, lab
 
 
 def windows(num_tokens, room, overlap=0):
-    """List (begin, end) of the windows of at most `room` tokens that cover a text; one at least.
+    """List (begin, end) of the windows that cover a text, each of at most `room` tokens.
 
-    None begins in the last `overlap` tokens: the window before it has them already.
+    There is at least one. No other window begins in the last `overlap` tokens, because the window
+    before it has them already.
     """
     begins = range(0, max(1, num_tokens - overlap), room - overlap)
     return [(begin, min(begin + room, num_tokens)) for begin in begins]
@@ -219,20 +227,25 @@ def tagging_features(task, example_number, example, prefix, encoding, tokenizer,
 
     If the tokenizer removes a word completely, it has no position here; decode_tags makes it O.
     """
-    word_of_token = encoding.word_ids                    # numbers of words
-    num_tokens = len(word_of_token)
-    room = task.length - len(prefix) - 1
-    for begin, end in windows(num_tokens, room):
-        first_tokens = [token for token in range(begin, end)
-                        if token == 0 or word_of_token[token] != word_of_token[token - 1]]
-        shift = len(prefix) - begin                      # from a token's number to its position
-        stands_for = [word_of_token[token] for token in first_tokens]
-        labels = [math.nan] * len(stands_for)            # if the tags are not known
-        if example.label:
-            labels = [label_numbers[example.label[word]] for word in stands_for]
-        positions = [token + shift for token in first_tokens]
+    word_of_token = encoding.word_ids                    # for each token the number of its word
+    room = task.length - len(prefix) - 1                 # [SEP] takes the one place
+    for begin, end in windows(len(word_of_token), room):
+        positions = []
+        words = []                                       # their numbers
+        labels = []
+        for token in range(begin, end):
+            word = word_of_token[token]
+            if token > 0 and word_of_token[token - 1] == word:
+                continue                                 # it is not the first token of its word
+            positions.append(len(prefix) + token - begin)
+            words.append(word)
+            if example.label is None:
+                labels.append(math.nan)                  # the tags are not known
+            else:
+                tag = example.label[word]
+                labels.append(label_numbers[tag])
         ids = join_ids(prefix, encoding.ids[begin:end], tokenizer)
-        yield Feature(ids, len(prefix), example_number, positions, stands_for, labels)
+        yield Feature(ids, len(prefix), example_number, positions, words, labels)
 
 
 def answer_features(task, example_number, example, prefix, encoding, tokenizer):
@@ -262,8 +275,9 @@ def characters_of_words(word_of_token, offsets):
     """
     characters = {}
     for word, (begin, end) in zip(word_of_token, offsets):
-        word_begin, _ = characters.get(word, (begin, end))
-        characters[word] = (word_begin, end)
+        if word in characters:                           # an earlier token has begun this word
+            begin, _ = characters[word]
+        characters[word] = (begin, end)
     return characters
 
 
@@ -292,7 +306,10 @@ def collate(features, is_qa):
     ids = np.zeros((B, T), np.int64)     # padding may be any token: no real one looks at it
     mask = np.zeros((B, T), bool)
     segments = np.zeros((B, T), np.int64)
-    labels = np.full((B, 2 if is_qa else T), np.nan)
+    num_labels = T
+    if is_qa:
+        num_labels = 2                                   # where the answer begins and where it ends
+    labels = np.full((B, num_labels), np.nan)
     for row, feature in enumerate(features):
         length = len(feature.ids)
         ids[row, :length] = feature.ids
@@ -318,8 +335,10 @@ class TaskLoss:
         the tokens. The idea is TinyBERT's (arXiv 1909.10351), which takes a squared error
 
     A batch has sequences of similar length and is a function of (seed, step). In an epoch each
-    Feature is used once. teacher: a Classifier for the same Task; hidden_weight: the factor of the
-    hidden loss, 0 to leave it out.
+    Feature is used once.
+
+    teacher: a Classifier for the same Task, or None
+    hidden_weight: the factor of the hidden loss, 0 to leave it out
     """
 
     def __init__(self, model, task, features, batch_size, seed, teacher=None, hidden_weight=0.0,
@@ -389,85 +408,89 @@ class TaskLoss:
         rows, or none.
         """
         ids, mask, segments, labels = collate(self.batch(step), self.model.is_qa)
-        num_labelled = max(1, np.count_nonzero(~np.isnan(labels)))
+        if self.task.kind == "regression":
+            # This is done before the numbers become float32, which has seven digits only.
+            labels = (labels - self.task.mean) / self.task.sd
+        num_labels = max(1, np.count_nonzero(~np.isnan(labels)))
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
             rows = slice(begin, end)
-            own_labels = labels[rows]
-            counted = mask[rows]                         # the tokens that the hidden loss counts
-            if len(own_labels) == 0:
+            is_counted = mask[rows]                      # the tokens that the hidden loss counts
+            is_labelled = ~np.isnan(labels[rows])
+            if len(is_counted) == 0:
                 # The batch has no row for this process, which needs a gradient all the same: all
                 # processes sum theirs. So it computes row 0, of which no label and no token
                 # counts: the losses and their gradient are 0.
                 rows = slice(0, 1)
-                own_labels = np.full_like(labels[rows], np.nan)
-                counted = np.zeros_like(mask[rows])
-            # Find the labels on the CPU: on a GPU, the program would have to wait for them.
-            labelled = np.flatnonzero(~np.isnan(own_labels))
-            targets = own_labels.ravel()[labelled]
-            if self.task.kind == "regression":
-                # This is done before the numbers become float32, which has seven digits only.
-                targets = (targets - self.task.mean) / self.task.sd
-            # These are the first six arguments of losses(), in its order.
-            tensors = to_device(device, ids[rows], mask[rows], segments[rows], counted, labelled,
-                                targets.astype(np.float32))
+                is_counted = np.zeros_like(mask[rows])
+                is_labelled = np.zeros(labels[rows].shape, bool)
+            # The labels are found on the CPU: on a GPU, the program would have to wait for them.
+            label_indices = np.flatnonzero(is_labelled)                       # (N,)
+            targets = labels[rows].ravel()[label_indices].astype(np.float32)  # (N,)
+            # The arrays stand in the order in which compute_losses takes them.
+            tensors = to_device(device, ids[rows], mask[rows], segments[rows], is_counted,
+                                label_indices, targets)
             with autocast(device, self.bf16):
-                losses = self.losses(*tensors, num_labelled, num_tokens)
+                losses = self.compute_losses(*tensors, num_labels, num_tokens)
             yield losses
 
-    def losses(self, ids, mask, segments, counted, labelled, targets, num_labelled, num_tokens):
+    def compute_losses(self, ids, mask, segments, is_counted, label_indices, targets, num_labels,
+                       num_tokens):
         """Compute a micro-batch's part of each loss: {name: scalar}.
 
         ids, mask, segments (B, T): see collate
-        counted (B, T): True at the tokens that the hidden loss counts
-        labelled (N,): the indices of the labels in the flattened labels of this micro-batch
+        is_counted (B, T): True at the tokens that the hidden loss counts
+        label_indices (N,): where the labels stand in the flattened labels of this micro-batch
         targets (N,): the labels themselves, in regression normalised
-        num_labelled, num_tokens: the numbers of labels and of tokens in the whole batch
+        num_labels, num_tokens: the numbers of labels and of tokens in the whole batch
         """
         is_qa = self.model.is_qa
         is_regression = self.task.kind == "regression"
         hidden, _ = self.model.encoder(ids, mask, segments)
         logits = self.model.classify(hidden[-1], segments)
-        outputs = labelled_rows(logits, labelled, is_qa)                      # (N, n), qa: (N, T)
+        outputs = logits_of_labels(logits, label_indices, is_qa)              # (N, n), qa: (N, T)
         losses = {}
         if is_regression:
             squared_error = F.mse_loss(outputs[:, 0], targets, reduction="sum")
-            losses["task"] = squared_error / num_labelled
+            losses["task"] = squared_error / num_labels
         else:
             cross_entropy = F.cross_entropy(outputs, targets.long(), reduction="sum")
-            losses["task"] = cross_entropy / num_labelled
+            losses["task"] = cross_entropy / num_labels
         if self.teacher is not None:
             with torch.no_grad():
                 teacher_hidden, _ = self.teacher.encoder(ids, mask, segments)
                 teacher_logits = self.teacher.classify(teacher_hidden[-1], segments)
-            teacher_outputs = labelled_rows(teacher_logits, labelled, is_qa)
+            teacher_outputs = logits_of_labels(teacher_logits, label_indices, is_qa)
             if is_regression:
                 distance = F.mse_loss(outputs, teacher_outputs, reduction="sum")
             else:
                 distance = output_loss(outputs, teacher_outputs)
-            losses["distill"] = distance / num_labelled
+            losses["distill"] = distance / num_labels
         if "hidden" in self.loss_weights:
             # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
-            total = sum(hidden_loss(hidden[r + 1], teacher_hidden[layer + 1], counted)
+            total = sum(hidden_loss(hidden[r + 1], teacher_hidden[layer + 1], is_counted)
                         for r, layer in self.pairs)
             losses["hidden"] = total / num_tokens
         return losses
 
 
-def labelled_rows(logits, labelled, is_qa):
-    """Return the rows of logits (B, T, n) that have a label: (N, n), which the loss compares.
+def logits_of_labels(logits, label_indices, is_qa):
+    """Return for each label the logits with which the loss compares it -> (N, n), in qa (N, T).
 
-    labelled (N,): the indices of the labels in the flattened labels. In qa there are two labels for
-    each sequence, the tokens where the answer begins and ends. So there each token is a class, and
-    the result is (N, T).
+    Usually a label belongs to one token: these are the n logits there. In qa a label is a position,
+    where the answer begins or where it ends. So each of the T tokens is a class: these are the T
+    begin logits of the sequence, or its T end logits.
+
+    logits (B, T, n)
+    label_indices (N,): where the labels stand in the flattened labels (B, T), in qa (B, 2)
     """
     if is_qa:
         rows = logits.transpose(1, 2)                    # (B, 2, T)
         rows = rows.flatten(0, 1)                        # (2 B, T): begin, end, begin, end, ...
     else:
         rows = logits.flatten(0, 1)                      # (B * T, n)
-    return rows[labelled]
+    return rows[label_indices]
 
 
 # ---- New adapters in a trained encoder --------------------------------------------------
@@ -479,18 +502,19 @@ def fit_adapters_to_identity(encoder, ids, mask):
     A new adapter would output LayerNorm(x) instead of x. So in each channel the weight and the bias
     of its LayerNorm are set by least squares such that weight * normalised + bias is close to x.
     """
-    # fit() is called just before each adapter runs. So one forward pass fits all adapters, and each
-    # sees states that have gone through the fitted adapters before it.
+    # PyTorch calls fit() just before each adapter runs. So one forward pass fits all adapters, and
+    # each sees states that have gone through the fitted adapters before it.
     def fit(adapter, inputs):
         x = inputs[0]                                    # (B, T, C), its only input
-        values = x[mask]                                 # (N, C), the N real tokens
-        # The least-squares slope is the covariance divided by the variance of what is scaled.
-        normalised = F.layer_norm(values, values.shape[1:])
+        states = x[mask]                                 # (N, C), the N real tokens
+        normalised = F.layer_norm(states, states.shape[1:])                   # (N, C)
+        # In each channel, weight * normalised + bias is a straight line. Of the line of least
+        # squares, the weight is the covariance of the two divided by the variance of normalised.
         deviation = normalised - normalised.mean(0)
-        covariance = (deviation * (values - values.mean(0))).mean(0)          # (C,)
-        slope = covariance / normalised.var(0, correction=0)
-        adapter.norm.weight.copy_(slope)
-        adapter.norm.bias.copy_(values.mean(0) - slope * normalised.mean(0))
+        covariance = (deviation * (states - states.mean(0))).mean(0)          # (C,)
+        weight = covariance / normalised.var(0, correction=0)
+        adapter.norm.weight.copy_(weight)
+        adapter.norm.bias.copy_(states.mean(0) - weight * normalised.mean(0))
 
     hooks = []
     for adapter in list(encoder.attention_adapters) + list(encoder.output_adapters):
@@ -513,14 +537,14 @@ def predict_logits(model, features, batch_size=64):
     logits_of_feature = {}
     order = sorted(range(len(features)), key=lambda i: -len(features[i].ids))
     for begin in range(0, len(order), batch_size):
-        numbers = order[begin:begin + batch_size]
-        batch = [features[i] for i in numbers]
+        feature_numbers = order[begin:begin + batch_size]
+        batch = [features[i] for i in feature_numbers]
         ids, mask, segments, _ = collate(batch, model.is_qa)
         ids, mask, segments = to_device(device_of(model), ids, mask, segments)
         logits = model(ids, mask, segments).cpu().numpy()                     # (B, T, n)
         if not np.isfinite(logits).all():
             raise FloatingPointError("what the model computes is not finite")
-        for row, i in enumerate(numbers):
+        for row, i in enumerate(feature_numbers):
             positions = features[i].positions
             if model.is_qa:
                 positions = [0] + positions
@@ -543,17 +567,18 @@ def decode(task, examples, features, logits):
     return [(answer, {}) for answer in decode_answers(task, examples, features, logits)]
 
 
-MOST_PROBABILITIES = 100            # decode_label gives those of at most so many labels
+MAX_PROBABILITIES = 100             # decode_label returns at most so many
 
 
 def decode_label(task, logits):
     """Turn the logits (n,) of one text into its label and {label: probability}. If there are more
-    than MOST_PROBABILITIES labels, only the most probable ones are in the dict."""
+    than MAX_PROBABILITIES labels, only the most probable ones are in the dict."""
     exponentials = np.exp(logits - logits.max())
     probabilities = exponentials / exponentials.sum()
     label = task.labels[probabilities.argmax()]
     most_probable_first = np.argsort(-probabilities, kind="stable")
-    most_probable = np.sort(most_probable_first[:MOST_PROBABILITIES])    # as in task.labels
+    # In the dict they are in the order of task.labels again.
+    most_probable = np.sort(most_probable_first[:MAX_PROBABILITIES])
     return label, {task.labels[i]: float(probabilities[i]) for i in most_probable}
 
 
@@ -562,7 +587,7 @@ def decode_tags(task, examples, features, logits):
     tags = [["O"] * len(example.text) for example in examples]
     for feature, rows in zip(features, logits):
         for word, label_number in zip(feature.stands_for, rows.argmax(1)):
-            tags[feature.example][word] = task.labels[label_number]
+            tags[feature.example_number][word] = task.labels[label_number]
     return tags
 
 
@@ -578,7 +603,7 @@ def decode_answers(task, examples, features, logits, longest=30):
     best_text = [""] * len(examples)
     no_answer_score = [np.inf] * len(examples)           # the lowest over the windows
     for feature, rows in zip(features, logits):
-        i = feature.example
+        i = feature.example_number
         # A window without the answer rightly has a high score at [CLS]. So there is no answer only
         # if the lowest of these scores is still higher than the best span's.
         no_answer_score[i] = min(no_answer_score[i], rows[0].sum())
@@ -631,19 +656,20 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     if the encoder has neither adapters nor corrections
     sample: (ids, mask), two arrays (B, T), to which new adapters are fitted
     recursions: how many of the encoder's to use, the first ones; None: all
+    dropout: its probability in the training
     """
     saved_model = load(path, recursions)
     config = replace(saved_model.config, hidden_dropout_prob=dropout,
                      attention_probs_dropout_prob=dropout)
-    # Something of its own, with which each recursion differs from the others.
+    # A recursion differs from the others by its own adapters or corrections.
     has_own_parts = config.adapter_size > 0 or config.correction_rank > 0
     adds_adapters = mode == "adapters" and not has_own_parts
     if adds_adapters:
         config = replace(config, adapter_size=max(1, config.hidden_size // 16))
     encoder = MiniALBERT(config, head=False)
     if mode != "random":
-        saved_model.head = None
-        # New adapters are not in the saved model: they keep their fresh values.
+        saved_model.head = None                          # the encoder has no MLM head
+        # New adapters are not in the saved model, so they are not loaded. They are fitted below.
         encoder.load_state_dict(saved_model.state_dict(), strict=not adds_adapters)
     if adds_adapters:
         ids, mask = sample
@@ -654,10 +680,12 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
 def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recursions=None):
     """Load a model for a task -> (Classifier, Task). For the other arguments see load_encoder.
 
-    The saved head is loaded if the folder holds a model that was fine-tuned for the same labels;
-    for other labels there is a ValueError. In regression it predicts the same numbers as before,
-    whatever mean and sd the task has. Without a saved head, or if mode is "random", the head is
-    new. If task is None, the saved one is used, and the folder must hold a fine-tuned model.
+    If task is None, the saved one is used, and the folder must hold a fine-tuned model.
+
+    If the folder holds a fine-tuned model, its head is loaded, unless mode is "random". ValueError
+    if it is for another kind of task, for other labels or for another number of texts. In
+    regression it predicts the same numbers as before, whatever mean and sd the task has. Without a
+    saved head the head is new.
     """
     if not os.path.isdir(path):
         raise ValueError(f"{path}: there is no such folder")
@@ -682,14 +710,19 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
 
 
 @torch.no_grad()
-def change_normalisation(output, saved_task, task):
-    """Change a head for regression that predicts (y - mean) / sd with the saved task's mean and sd,
-    so that it predicts the same y with the task's."""
+def change_normalisation(head, saved_task, task):
+    """Change a head for regression in place: it predicts the same y as before, but with the mean
+    and sd of task instead of those of saved_task.
+
+    The head computes z = (y - saved mean) / saved sd, so y = saved sd * z + saved mean. From now on
+    it is to compute (y - mean) / sd, which is z times saved sd / sd plus a constant. Other kinds of
+    tasks have the mean 0 and the sd 1, so nothing changes.
+    """
     if (saved_task.mean, saved_task.sd) == (task.mean, task.sd):
         return
-    output.weight.mul_(saved_task.sd / task.sd)
-    numbers = output.bias * saved_task.sd + saved_task.mean
-    output.bias.copy_((numbers - task.mean) / task.sd)
+    head.weight.mul_(saved_task.sd / task.sd)
+    bias_of_y = head.bias * saved_task.sd + saved_task.mean
+    head.bias.copy_((bias_of_y - task.mean) / task.sd)
 
 
 def check_same_task(path, saved_task, task, remedy):
@@ -794,7 +827,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     task = tuning.task
     features = splits["train"].features
     torch.manual_seed(seed)
-    # A sample of the data, to which new adapters are fitted.
+    # New adapters are fitted to this sample of the data.
     ids, mask, _, _ = collate(features[:64], task.kind == "qa")
     model, _ = load_classifier(tuning.model_path, task, mode, args.dropout, sample=(ids, mask),
                                recursions=args.recursions)
@@ -807,8 +840,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
     steps = args.steps
     if steps is None:
         steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
-    # The name of the folder has the number of Features, because the runs by which a learning rate
-    # is chosen use fewer of them.
+    # The runs by which a learning rate is chosen use fewer Features. So their number is in the name
+    # of the folder.
     out = os.path.join(tuning.out, f"{mode}-{len(features)}-lr{lr:g}-seed{seed}")
     if tuning.processes.rank == 0:                       # it alone writes, and owns tuning.out
         os.makedirs(out, exist_ok=True)
@@ -816,15 +849,18 @@ def fine_tune(tuning, splits, mode, seed, lr):
         steps=steps, lr=lr, warmup=steps // 10, weight_decay=args.weight_decay, seed=seed,
         log_every=args.log_every, eval_every=args.eval_every, save_every=args.save_every, out=out,
         resume=args.resume)
-    # In place of the flags of the command: the steps, the rate and the seed of this run.
+    # tuning.settings has --steps, --lr and --seed as they were given. The values of this run take
+    # their place.
     settings = tuning.settings | resume_settings(options, args.batch_size, args.dropout,
                                                  tuning.bf16)
     settings["hidden_weight"] = tuning.hidden_weight
-    results = {}                                         # of the last evaluation
+    # train() calls measure() and logs the dev scores that it returns. The results of all splits,
+    # which fine_tune() returns, are kept here.
+    results = {}
 
     def measure():
         results.update(evaluate_splits(model, task, splits, tuning.bf16))
-        return results[first_dev_split(splits)].scores   # train() writes them to the log
+        return results[first_dev_split(splits)].scores
 
     begin = time.perf_counter()
     run_state = begin_or_resume(model, options, settings, tuning.processes)
@@ -837,7 +873,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
         print("\nstopped after this run: the same command with --resume goes on from there")
         raise SystemExit(128 + signals[0])               # as in train()
     seconds = time.perf_counter() - begin
-    if not results:                     # this is not rank 0, or a finished run was resumed
+    if not results:
+        # train() measures in rank 0 alone, and not at all if a finished run was resumed.
         measure()
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{out}: {num_trained:,} trained parameters, {steps:,} steps, {seconds:.0f} s with "
@@ -928,7 +965,8 @@ def arguments(argv):
                        "trained")
     group.add_argument("--evaluate", action="store_true",
                        help="only measure the fine-tuned --model: on --dev and --test files of "
-                       "yours, or on its GLUE task; nothing is trained or written")
+                       "yours, or on its own task if that has files of its own; nothing is "
+                       "trained")
     group = parser.add_argument_group("data")
     group.add_argument("--task", choices=list(GLUE) + list(KINDS) + ["code"], metavar="TASK",
                        help=f"a task of GLUE: {', '.join(GLUE)}; or the kind of your own files: "
@@ -1095,13 +1133,17 @@ def run(args):
     check_segments(model_path, config, task)
     teacher = load_teacher(args.distill_from, task, tokenizer)
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.mode, teacher, config)
-    settings = fingerprints_of_saved(model_path, task, args.recursions) | {
-        "teacher": fingerprint(teacher), "tokenizer": tokenizer.digest,
-        "training_set": hash_examples(splits["train"]), "task": name, "modes": modes,
+    # This decides the results. A resumed run must have the same.
+    settings = {
+        # What is trained, and on what:
+        "task": name, "modes": modes, "recursions": args.recursions,
+        "training_set": hash_examples(splits["train"]), "tokenizer": tokenizer.digest,
+        "teacher": fingerprint(teacher), "hidden_weight": args.hidden_weight,
+        # How it is trained:
         "lr": args.lr, "seed": args.seed, "epochs": args.epochs, "steps": args.steps,
         "batch_size": args.batch_size, "dropout": args.dropout, "weight_decay": args.weight_decay,
-        "length": length, "stride": args.stride, "bf16": bf16, "recursions": args.recursions,
-        "hidden_weight": args.hidden_weight}
+        "length": length, "stride": args.stride, "bf16": bf16}
+    settings |= fingerprints_of_saved(model_path, task, args.recursions)
     with own_folder(out, "finetune.py", settings, folders_read(args, model_path), args, processes):
         print_task(task, splits)
         encoded = encode_splits(task, splits, tokenizer)
@@ -1114,16 +1156,19 @@ def run(args):
             # Only now are the files of an earlier run removed. If something above has failed,
             # --overwrite has lost nothing.
             claim_folder(out, "finetune.py", settings, args.resume)
-        tuning = Tuning(args, model_path, out, task, tokenizer, teacher, hidden_weight, settings,
-                        processes, bf16)
+        tuning = Tuning(
+            args=args, model_path=model_path, out=out, task=task, tokenizer=tokenizer,
+            teacher=teacher, hidden_weight=hidden_weight, settings=settings, processes=processes,
+            bf16=bf16)
         rows = majority_rows(task, splits)
         results_of_modes = {}
         for mode in modes:
             rates = args.lr
             if rates is None:
                 rates = [default_rate(mode, args.task, config, hidden_weight > 0)]
+            is_first_mode = mode == modes[0]
             results_of_modes[mode] = run_mode(tuning, encoded, mode, rates,
-                                              saves_model=mode == modes[0])
+                                              saves_model=is_first_mode)
             rows += rows_of_mode(mode, results_of_modes[mode])
         print_rows(rows)
         if processes.rank == 0:
@@ -1142,11 +1187,11 @@ def folders_read(args, model_path):
 
 
 def fingerprints_of_saved(path, task, recursions):
-    """Load a model for a task and compute {name: hash} of what its folder holds, so that a run is
-    resumed with the same model only. ValueError if it cannot be loaded for this task.
+    """Load a model for a task and compute hashes of its encoder and its saved head: {name: hash}.
 
-    What each run computes anew, a new head or new adapters, is not part of it: another processor
-    may round it differently.
+    By them --resume sees whether the model is still the same. A new head and new adapters are not
+    hashed: each run computes them again, and another processor may round them differently.
+    ValueError if the model cannot be loaded for this task.
     """
     model, _ = load_classifier(path, task, recursions=recursions)
     fingerprints = {"encoder": fingerprint(model.encoder), "head": None}
@@ -1204,9 +1249,9 @@ def run_mode(tuning, splits, mode, rates, saves_model):
         lr = best_rate(tuning, splits["train"].examples, mode, args.seed, rates)
         # All processes take the rate of the first one: others may have rounded their scores
         # differently.
-        number_of_rate = torch.tensor(rates.index(lr), device=tuning.processes.device)
-        broadcast([number_of_rate], tuning.processes)
-        lr = rates[number_of_rate.item()]
+        rate_index = torch.tensor(rates.index(lr), device=tuning.processes.device)
+        broadcast([rate_index], tuning.processes)
+        lr = rates[rate_index.item()]
     results_of_seeds = []
     for seed in range(args.seed, args.seed + args.seeds):
         model, results = fine_tune(tuning, splits, mode, seed, lr)
@@ -1256,9 +1301,11 @@ def choose_length(length, kind, num_positions):
 def default_rate(mode, task_name, config, learns_hidden=False):
     """Return the learning rate for a mode and a model with this Config.
 
-    Few parameters, a narrow model or few steps (without --task) need a higher rate. So does the
-    hidden loss (learns_hidden), as EXPERIMENTS.md shows. A correction is a product, and both of its
-    factors change, so it needs a lower rate than an adapter.
+    learns_hidden: whether there is a hidden loss, which bears a higher rate with --task, as
+        EXPERIMENTS.md shows
+
+    Few parameters, a narrow model or few steps (without --task) need a higher rate. A correction is
+    a product, and both of its factors change, so it needs a lower rate than an adapter.
     """
     has_corrections = config.correction_rank > 0
     if mode == "adapters" and has_corrections and learns_hidden:
@@ -1322,8 +1369,8 @@ def check_language(features, tokenizer, model_path):
 def load_teacher(path, task, tokenizer):
     """Load the fine-tuned teacher of --distill-from -> Classifier, or None if there is none.
 
-    In regression its outputs get the mean and sd of the task. ValueError if it does not fit the
-    task or the tokenizer.
+    In regression its head is changed to the mean and sd of the task, so that its outputs can be
+    compared with the model's. ValueError if it does not fit the task or the tokenizer.
     """
     if path is None:
         return None
@@ -1346,8 +1393,8 @@ def choose_hidden_weight(flag, mode, teacher, config):
     None.
 
     teacher: a Classifier or None; config: the Config of the model that is trained
-    If the hidden states cannot be compared, it is a ValueError if the flag is above 0; otherwise a
-    line says so, and the weight is 0.
+    If the hidden states cannot be compared, a line says so, and the weight is 0. ValueError if the
+    flag asks for them.
     """
     if teacher is None or mode == "head" or flag == 0:
         return 0.0
@@ -1416,8 +1463,8 @@ def load_fine_tuned(args):
     check_vocabulary(tokenizer, model.encoder.config)
     check_segments(args.model, model.encoder.config, task)
     if model.encoder.config.correction_rank > 0 and not bf16:
-        # The corrections are added to the matrices once here. Otherwise each batch would add them
-        # again. In bfloat16 the sums would be rounded otherwise than in the training.
+        # The corrections are added to the matrices once, here, and not again in each batch. This is
+        # not done in bfloat16, because the training has rounded the sums in another way.
         model.encoder = merge_corrections(model.encoder)
     return model.to(device), task, tokenizer, bf16
 
@@ -1466,15 +1513,20 @@ def predict(args):
         raise ValueError("--out and --overwrite: only the answers to a SQuAD file (.json) are "
                          "written")
     lines = lines_to_predict(args.predict)
-    texts = {location: line for location, line in lines if line.strip()}
-    examples = [example_of_line(line, task, location) for location, line in texts.items()]
+    locations = []
+    examples = []
+    for location, line in lines:
+        if line.strip():                                 # for an empty line nothing is predicted
+            locations.append(location)
+            examples.append(example_of_line(line, task, location))
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     split = Split(examples, list(encode(task, examples, tokenizer)))
     result = evaluate_split(model, task, split, bf16)
-    described = {}
-    for location, example, prediction in zip(texts, examples, result.predictions):
-        described[location] = describe_prediction(task, example, *prediction)
+    described = {}                                       # {location: the text to be printed}
+    for location, example, predicted in zip(locations, examples, result.predictions):
+        prediction, probabilities = predicted
+        described[location] = describe_prediction(task, example, prediction, probabilities)
     for location, _ in lines:
         print(described.get(location, ""))               # an empty line stays empty
 
@@ -1522,7 +1574,7 @@ def write_answers(args, model, task, tokenizer, bf16):
         file.write(json.dumps(answers).encode())
     scores = describe_scores(result.scores)
     if scores == "":
-        scores = "not all questions have right answers, so there is no score"
+        scores = "some questions have no field \"answers\", so there is no score"
     print(f"{out}: {len(answers):,} answers; {scores}")
 
 

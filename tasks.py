@@ -71,11 +71,12 @@ class Task:
                 raise ValueError(f"{field.name} is {value!r:.60}, not {field.type.__name__}")
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r:.60}, not one of {', '.join(KINDS)}")
-        pattern = "(?s).*"
-        if self.kind == "tagging":
-            pattern = "(?s)O|[BI]-.+"
         for label in self.labels:
-            if not isinstance(label, str) or not re.fullmatch(pattern, label):
+            is_valid = isinstance(label, str)
+            if is_valid and self.kind == "tagging":
+                # A tag is O, or B- or I- and a type, which may have any characters.
+                is_valid = re.fullmatch("O|[BI]-.+", label, re.DOTALL) is not None
+            if not is_valid:
                 raise ValueError(f"labels has {label!r:.60}, which cannot be a label")
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("labels has the same label twice")
@@ -84,7 +85,10 @@ class Task:
                 raise ValueError(f"metrics has {metric!r:.60}, which cannot be a metric")
         if self.length < 8 or self.stride < 1:
             raise ValueError(f"length {self.length} is below 8, or stride {self.stride} below 1")
-        if not abs(self.mean) < LARGEST_NUMBER or not 0 < self.sd < LARGEST_NUMBER:
+        # Both of these are False for nan, too.
+        mean_is_valid = -LARGEST_NUMBER < self.mean < LARGEST_NUMBER
+        sd_is_valid = 0 < self.sd < LARGEST_NUMBER
+        if not mean_is_valid or not sd_is_valid:
             raise ValueError(f"mean {self.mean} and sd {self.sd} must be smaller than "
                              f"{LARGEST_NUMBER:g} in size, and sd above 0")
         if self.kind == "qa" and not self.pair:
@@ -124,7 +128,7 @@ METRICS = {                 # of tasks outside GLUE, by their kind
 
 
 # ---- Metrics ----------------------------------------------------------------------------
-# gold has the true label of each example, guesses the predicted one.
+# gold is the list of the true labels, guesses the list of the predicted ones.
 
 def score(task, examples, guesses):
     """Score guesses by the task's metrics -> {metric: value}; {} if a label is unknown.
@@ -162,7 +166,6 @@ def detailed_scores(task, examples, guesses):
     if gold[0] is None or task.kind not in ("classification", "tagging"):
         return {}
     if task.kind == "classification":
-        # The items are (number of the example, class): a guess is correct if both sets have it.
         gold_items = set(enumerate(gold))
         guessed_items = set(enumerate(guesses))
     else:
@@ -171,9 +174,15 @@ def detailed_scores(task, examples, guesses):
     return scores_by_name(gold_items, guessed_items)
 
 
+# The next functions compare sets of items. In classification an item is (number of the example,
+# class); in tagging it is (number of the sentence, first word, one past the last, type). The last
+# field is called the name of the item. A guessed item is correct if it is among the gold items.
+
 def scores_by_name(gold_items, guessed_items):
-    """Score the items of each name, their last field, by themselves: {name: {metric: value}}. count
-    is the number of gold items of this name."""
+    """Score the items of each name separately -> {name: {metric: value}}.
+
+    The metrics are those of item_scores, and "count", the number of gold items of this name.
+    """
     gold_of_name = items_by_name(gold_items)
     guessed_of_name = items_by_name(guessed_items)
     scores = {}
@@ -195,13 +204,13 @@ def items_by_name(items):
 def classification_scores(gold, guesses):
     """Score classes: accuracy, F1 of the label "1" (GLUE's), the mean F1 of all labels that are
     true or guessed somewhere, and Matthews' correlation."""
-    # The items are (number of the example, label).
     gold_items = set(enumerate(gold))
     guessed_items = set(enumerate(guesses))
+    num_correct = len(gold_items & guessed_items)
     f1_of_label = {}
     for label, scores in scores_by_name(gold_items, guessed_items).items():
         f1_of_label[label] = scores["f1"]
-    return {"accuracy": len(gold_items & guessed_items) / len(gold),
+    return {"accuracy": num_correct / len(gold),
             "f1": f1_of_label.get("1", 0.0),
             "macro_f1": sum(f1_of_label.values()) / len(f1_of_label),
             "matthews": matthews_correlation(gold, guesses)}
@@ -247,11 +256,11 @@ def pearson_correlation(x, y):
 
 def ranks(numbers):
     """Rank each number among all, from 1; equal numbers share the mean of their ranks."""
-    # Equal numbers are a group. The groups are sorted; group_of_number has the index of each
-    # number's group, counts the size of each group.
-    _, group_of_number, counts = np.unique(numbers, return_inverse=True, return_counts=True)
-    last_rank = np.cumsum(counts)                        # the highest rank in each group
-    first_rank = last_rank - counts + 1
+    # Equal numbers form a group. Smaller numbers are in earlier groups. group_of_number[i] is the
+    # index of the group of numbers[i].
+    _, group_of_number, group_sizes = np.unique(numbers, return_inverse=True, return_counts=True)
+    last_rank = np.cumsum(group_sizes)                   # the highest rank in each group
+    first_rank = last_rank - group_sizes + 1
     mean_rank = (first_rank + last_rank) / 2
     return mean_rank[group_of_number]
 
@@ -263,7 +272,8 @@ def entity_scores(gold, guesses):
 
 
 def item_scores(gold, guessed):
-    """Compute precision, recall and F1 of a set of guessed items; a share of nothing is 0."""
+    """Compute precision, recall and F1 of a set of guessed items. Where a fraction would have the
+    denominator 0, it is 0."""
     num_correct = len(gold & guessed)
     return {"precision": num_correct / max(1, len(guessed)),
             "recall": num_correct / max(1, len(gold)),
@@ -348,10 +358,12 @@ def majority(task, train_examples, examples):
     if task.kind == "classification":
         counts = Counter(example.label for example in train_examples)
         return [counts.most_common(1)[0][0]] * len(examples)
-    counts_of_word = {}
+    counts_of_word = {}                                  # {word: a Counter of its tags}
     for example in train_examples:
         for word, tag in zip(example.text, example.label):
-            counts_of_word.setdefault(word, Counter())[tag] += 1
+            if word not in counts_of_word:
+                counts_of_word[word] = Counter()
+            counts_of_word[word][tag] += 1
     tag_of_word = {}
     for word, counts in counts_of_word.items():
         tag_of_word[word] = counts.most_common(1)[0][0]
@@ -383,7 +395,8 @@ def rows_of(path, header=None):
 
     The file name's ending decides the format: .jsonl has one JSON object per line, .csv may have
     quoted cells, .tsv and .txt are separated by tabs and their quotes are text. The first row names
-    the columns unless `header` does.
+    the columns unless `header` does. If a row has line breaks in quotes, the number is that of its
+    last line.
     """
     ending = os.path.splitext(path)[1].lower()
     if ending == ".jsonl":
@@ -392,30 +405,35 @@ def rows_of(path, header=None):
     if ending == ".csv":
         rows = cells_of_csv(path)
     elif ending in (".tsv", ".txt"):
-        rows = ((number, line.split("\t")) for number, line in lines_of(path) if line)
+        rows = cells_of_tsv(path)
     else:
         raise ValueError(f"{path}: the ending of a table must be .tsv, .txt, .csv or .jsonl")
     for number, cells in rows:
-        if not cells:                                    # an empty line
-            continue
-        if header is None:
+        location = f"{path}:{number}"
+        if header is None:                               # the first row names the columns
+            check_header(cells, ending, location)
             header = cells
-            for column, count in Counter(header).items():
-                if count > 1:
-                    raise ValueError(f"{path}:{number}: {count} columns have the name {column!r}")
-            if len(header) == 1 and re.search("[,;|\t]", header[0]):
-                separator = "tabs"
-                if ending == ".csv":
-                    separator = "commas"
-                raise ValueError(f"{path}:{number}: the cells of a {ending} are separated by "
-                                 f"{separator}, but here is only one: {header[0]!r:.60}")
-        else:
-            if len(cells) != len(header):
-                message = f"{path}:{number}: {len(cells)} columns, not {len(header)}"
-                if ending == ".csv" and len(cells) > len(header) > 1:
-                    message += "; a cell with a comma in it needs quotes around it"
-                raise ValueError(message)
-            yield number, dict(zip(header, cells))
+            continue
+        if len(cells) != len(header):
+            message = f"{location}: {len(cells)} columns, not {len(header)}"
+            if ending == ".csv" and len(cells) > len(header) > 1:
+                message += "; a cell with a comma in it needs quotes around it"
+            raise ValueError(message)
+        yield number, dict(zip(header, cells))
+
+
+def check_header(header, ending, location):
+    """Raise ValueError if two columns of a table have the same name, or if its cells are separated
+    by something else than the ending of the file says."""
+    for column, count in Counter(header).items():
+        if count > 1:
+            raise ValueError(f"{location}: {count} columns have the name {column!r}")
+    if len(header) == 1 and re.search("[,;|\t]", header[0]):
+        separator = "tabs"
+        if ending == ".csv":
+            separator = "commas"
+        raise ValueError(f"{location}: the cells of a {ending} are separated by {separator}, but "
+                         f"here is only one: {header[0]!r:.60}")
 
 
 def rows_of_jsonl(path):
@@ -427,15 +445,26 @@ def rows_of_jsonl(path):
             yield number, row
 
 
+def cells_of_tsv(path):
+    """Yield (number of the line, its cells) for each line that is not empty."""
+    for number, line in lines_of(path):
+        if line:
+            yield number, line.split("\t")
+
+
 def cells_of_csv(path):
-    """Yield (number of its last line, cells) of each row: a cell with line breaks in quotes spans
-    several lines."""
+    """Yield (number of the line, cells) for each row that is not empty.
+
+    A cell in quotes may have line breaks. Then the row has several lines, and the number is that of
+    its last line.
+    """
     csv.field_size_limit(LONGEST_ROW)                    # its own limit is 131,072 characters
     rows = csv.reader((line + "\n" for _, line in lines_of(path)), strict=True)
     row_begins = 1                                       # the line in which the next row begins
     try:
         for cells in rows:
-            yield rows.line_num, cells
+            if cells:                                    # an empty line has none
+                yield rows.line_num, cells
             row_begins = rows.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{path}:{rows.line_num}: {error}; the row begins in line "
@@ -505,7 +534,7 @@ def read_tags(path):
     """
     examples = []
     num_columns = None                                   # all lines have as many as the first one
-    have_type = None                                     # whether B, I and so on have a type
+    tags_have_type = None                                # the first tag that is not O decides it
     for sentence in sentences_of(path):
         words = []
         tags = []
@@ -521,12 +550,13 @@ def read_tags(path):
                 raise ValueError(f"{path}:{number}: the tag {tag!r:.60} is neither O nor one of "
                                  "B, I, E, S, L, U, alone or with - and a type")
             if tag != "O":
-                if have_type is None:
-                    have_type = "-" in tag
-                if have_type != ("-" in tag):
+                has_type = "-" in tag
+                if tags_have_type is None:
+                    tags_have_type = has_type
+                if has_type != tags_have_type:
                     raise ValueError(f"{path}:{number}: of the tags up to {tag!r:.60} some have a "
                                      "type and some have none")
-                if not have_type:
+                if not has_type:
                     tag += "-entity"
             words.append(columns[0])
             tags.append(tag)
@@ -608,7 +638,8 @@ def check_ids(path, examples):
 
 
 def squad_example(path, question, context, needs_answers):
-    """Make the Example of a question. ValueError if an answer is not at its offset."""
+    """Make the Example of a question. ValueError if an answer has no words or is not at its offset,
+    or if a field is missing or of a wrong type."""
     question_id = field_of(question, "id", str)
     is_impossible = False
     if question.get("is_impossible") is not None:        # a field of SQuAD v2.0
@@ -651,14 +682,14 @@ def read_glue(name, folder, needs_train=True):
     endings = ("",)
     if name == "mnli":
         endings = ("_matched", "_mismatched")
-    names = []
+    split_names = []
     if needs_train:
-        names.append("train")
-    names += [f"dev{ending}" for ending in endings]
+        split_names.append("train")
+    split_names += [f"dev{ending}" for ending in endings]
     for ending in endings:
         if os.path.isfile(os.path.join(folder, f"test{ending}.tsv")):
-            names.append(f"test{ending}")
-    return {split: read_glue_file(name, folder, split) for split in names}
+            split_names.append(f"test{ending}")
+    return {split: read_glue_file(name, folder, split) for split in split_names}
 
 
 def read_glue_file(name, folder, split):
@@ -736,7 +767,7 @@ def download(url):
 
 # ---- The built-in task "code" -----------------------------------------------------------
 
-# It matches a word, a name with dots, or one punctuation character.
+# This matches a word, a name with dots such as torch.nn, or one punctuation character.
 WORD_PATTERN = re.compile(r"\w+(?:\.\w+)*|[^\w\s]")
 
 
@@ -761,6 +792,7 @@ def read_code_task(path):
         for match in WORD_PATTERN.finditer(text):
             is_code = any(begin <= match.start() < end for begin, end in code_spans)
             words.append(match[0])
+            # iob2 makes B-code of the first I-code of a group.
             tags.append("I-code" if is_code else "O")
         example = Example(words, None, iob2(tags), str(number - 1), location)
         if is_held_out(text, 10):
@@ -802,9 +834,9 @@ def hold_out_a_tenth(examples, remedy="give --dev FILE"):
     not depend on the order in the file. The rest keeps at least one example of every label.
     ValueError, which names the remedy, if no example can be held out.
     """
-    def order(example):
+    def sort_key(example):
         text_hash = zlib.crc32(repr((example.text, example.second_text)).encode())
-        return text_hash, repr(example.label)            # the label orders equal texts
+        return text_hash, repr(example.label)            # for equal texts the label decides
 
     if len(examples) < 2:
         message = (f"{examples[0].location}: this is the only example, so none can be held out; "
@@ -818,7 +850,7 @@ def hold_out_a_tenth(examples, remedy="give --dev FILE"):
         remaining.update(labels_to_keep(example))
     held_out = []
     rest = []
-    for example in sorted(examples, key=order):
+    for example in sorted(examples, key=sort_key):
         labels = labels_to_keep(example)
         if len(held_out) < wanted and all(remaining[label] > 1 for label in labels):
             held_out.append(example)
@@ -874,10 +906,12 @@ def make_task(name, kind, splits, length, stride):
     if kind == "regression":
         numbers = [example.label for example in train]
         mean = float(np.mean(numbers))
-        # The standard deviation of equal numbers may be 1e-17, by rounding.
+        # By rounding, equal numbers may have a standard deviation of 1e-17. They keep the sd of 1.
         if min(numbers) < max(numbers):
             sd = float(np.std(numbers))
-    unanswerable = kind == "qa" and not all(example.label for example in train)
+    unanswerable = False
+    if kind == "qa":
+        unanswerable = any(not example.label for example in train)
     return Task(name=name, kind=kind, labels=labels, metrics=metrics, length=length, stride=stride,
                 pair=train[0].second_text is not None, mean=mean, sd=sd, unanswerable=unanswerable)
 

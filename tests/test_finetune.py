@@ -168,7 +168,7 @@ def test_features_have_the_number_of_their_example_in_any_chunk(tokenizer):
     task = make_task_of_kind("regression")
     examples = [make_text_example(f"{i}", float(i)) for i in range(2003)]
     features = list(encode(task, examples, tokenizer))
-    assert [feature.example for feature in features] == list(range(2003))
+    assert [feature.example_number for feature in features] == list(range(2003))
     assert [feature.labels for feature in features] == [[float(i)] for i in range(2003)]
 
 
@@ -212,11 +212,11 @@ def test_each_word_is_asked_about_once_at_its_first_token_in_all_windows(tokeniz
     examples.append(make_text_example([LETTERS * 2, "good"], ["B-x", "O"]))
     examples.append(make_text_example(["\u0007"], ["O"]))    # no token at all
     features = list(encode(task, examples, tokenizer))
-    assert {feature.example for feature in features} == set(range(len(examples)))
+    assert {feature.example_number for feature in features} == set(range(len(examples)))
     for i, example in enumerate(examples):
         asked = []
         for feature in features:
-            if feature.example == i:
+            if feature.example_number == i:
                 first_tokens = [feature.ids[position] for position in feature.positions]
                 asked += zip(feature.stands_for, first_tokens, feature.labels)
         expected = []
@@ -433,7 +433,7 @@ def loss_of_lengths(seed, num_features=1003, batch_size=8):
 
 
 def numbers_of_batch(loss, step):
-    return [feature.example for feature in loss.batch(step)]
+    return [feature.example_number for feature in loss.batch(step)]
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
@@ -1171,7 +1171,7 @@ def check_answers_to_a_file(folder, capsys, expected):
     content = json.dumps({"data": [{"paragraphs": [{"context": context, "qas": questions}]}]})
     hidden = write_file(folder / "hidden.json", content)
     printed = run(capsys, *flags[:3], hidden, "--out", folder / "more.json").out
-    words = "more.json: 2 answers; not all questions have right answers, so there is no score"
+    words = "more.json: 2 answers; some questions have no field \"answers\", so there is no score"
     assert words in printed
     assert read_json(folder / "more.json") == expected
     for out in (folder / "none/answers.json", folder):
