@@ -348,8 +348,7 @@ def read_features(sentences):
     for number, (ids, label) in enumerate(rows):
         features.append(finetune.Feature(
             np.array(ids, np.int32), num_before=1, example_number=number, positions=[0],
-            stands_for=[0],
-            labels=[label]))
+            stands_for=[0], labels=[label]))
     return features
 
 
