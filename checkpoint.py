@@ -464,7 +464,7 @@ def save(model, path, dtype=torch.float32):
     - A student that AlbertModel can compute is written in ALBERT's layout, and transformers opens
       it as an AlbertModel, without its head.
     - Any other student is written in ALBERT's layout, too, but with the model_type "minialbert",
-      which transformers does not know and refuses.
+      which transformers' AutoModel does not know and refuses.
     """
     config = model.config
     layout = ALBERT_LAYOUT

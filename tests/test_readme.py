@@ -1,5 +1,6 @@
-"""The README tells the truth: its commands are understood, what it names and links to exists; and
-the files of the repository are those that it promises, in lines short enough to be read."""
+"""README.md and MANUAL.md tell the truth: their commands are understood, what they name and link to
+exists; and the files of the repository are those that are promised, in lines short enough to be
+read."""
 import ast
 import glob
 import os
@@ -27,10 +28,14 @@ def read(name):
         return file.read()
 
 
+def text_of_both():
+    return read("README.md") + read("MANUAL.md")
+
+
 def commands():
-    """List the commands in the README's blocks that run a script of ours, each once."""
+    """List the commands in both files that run a script of ours, each once."""
     found = set()
-    for line in read("README.md").replace("\\\n", " ").splitlines():
+    for line in text_of_both().replace("\\\n", " ").splitlines():
         for part in line.split("&&"):
             if re.match(r"\s*(python (data|distill|finetune)|torchrun .*)\.py", part):
                 found.add(part.strip())
@@ -38,7 +43,7 @@ def commands():
 
 
 def arguments_of(command):
-    """Parse a command of the README with the script that it runs."""
+    """Parse a command of these files with the script that it runs."""
     words = shlex.split(command.split("#")[0])
     script = [word for word in words if word.endswith(".py")][0]
     flags = words[words.index(script) + 1:]
@@ -66,8 +71,8 @@ def test_an_unknown_flag_would_be_noticed(script):
 
 
 def test_every_file_the_readme_links_to_is_there():
-    text = re.sub(r"```.*?```", "", read("README.md"), flags=re.DOTALL)        # without code
-    links = re.findall(r"\]\(([\w./-]+)\)", text)
+    text = re.sub(r"```.*?```", "", text_of_both(), flags=re.DOTALL)          # without code
+    links = re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text)
     pictures = re.findall(r'(?:src|srcset)="([^"]+)"', text)
     assert len(links) >= 1 and len(pictures) >= 8        # four pictures, each light and dark
     for name in links + pictures:
@@ -106,7 +111,7 @@ def test_no_line_of_code_is_too_long_to_be_read():
 
 
 def blocks_in_python():
-    return re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", text_of_both(), re.DOTALL)
 
 
 def test_the_first_block_in_python_prints_the_words_predicted(monkeypatch, capsys):
