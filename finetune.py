@@ -128,8 +128,9 @@ class Feature(NamedTuple):
     ids: np.ndarray         # (T,) token numbers
     num_before: int         # tokens before the text, or before the second text if there are two
     example_number: int     # index of the example from which it was made
-    positions: list         # indices into ids of the tokens whose logits are used
-    stands_for: list        # for each position the place in the example that its logits are about
+    positions: object       # indices into ids of the tokens whose logits are used: a list or range
+    stands_for: object      # for each position the place in the example that its logits are about:
+                            # a list, in qa an array (positions, 2)
     labels: list
 
 
@@ -258,9 +259,11 @@ def answer_features(task, example_number, example, prefix, encoding, tokenizer):
     overlap = min(task.stride, room // 2)                # at most half, so that windows advance
     for begin, end in windows(num_tokens, room, overlap):
         shift = len(prefix) - begin                      # from a token's number to its position
-        # An answer has whole words: each token stands for the characters of its word.
-        stands_for = [characters[word_of_token[token]] for token in range(begin, end)]
-        positions = [token + shift for token in range(begin, end)]
+        # An answer has whole words: each token stands for the characters of its word. An array and
+        # a range take little memory: SQuAD has 90,000 windows.
+        characters_of_tokens = [characters[word_of_token[token]] for token in range(begin, end)]
+        stands_for = np.array(characters_of_tokens, np.int32)                 # (tokens, 2)
+        positions = range(begin + shift, end + shift)
         labels = [0, 0]                                  # [CLS]: no answer in this window
         if answer_tokens and begin <= answer_tokens[0] and answer_tokens[-1] < end:
             labels = [answer_tokens[0] + shift, answer_tokens[-1] + shift]
@@ -547,7 +550,7 @@ def predict_logits(model, features, batch_size=64):
         for row, i in enumerate(feature_numbers):
             positions = features[i].positions
             if model.is_qa:
-                positions = [0] + positions
+                positions = [0] + list(positions)
             logits_of_feature[i] = logits[row, positions]
     return [logits_of_feature[i] for i in range(len(features))]
 

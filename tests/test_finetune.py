@@ -261,7 +261,7 @@ def perfect_answer_logits(features):
     logits = []
     for feature in features:
         rows = np.full((1 + len(feature.positions), 2), -9.0)
-        places = [0] + feature.positions                 # the row of [CLS] comes first
+        places = [0, *feature.positions]                 # the row of [CLS] comes first
         for column, label in enumerate(feature.labels):
             rows[places.index(label), column] = 9.0
         logits.append(rows)
@@ -296,8 +296,9 @@ def test_windows_have_all_tokens_and_neighbours_share_the_stride_or_half_the_roo
     for feature in features:
         end = min(begin + room, len(whole.ids))
         assert feature.ids[3:-1].tolist() == whole.ids[begin:end]
-        assert feature.positions == list(range(3, 3 + end - begin))
-        assert feature.stands_for == whole.offsets[begin:end]     # here each word is one token
+        assert list(feature.positions) == list(range(3, 3 + end - begin))
+        # Here each word is one token.
+        assert [tuple(pair) for pair in feature.stands_for] == whole.offsets[begin:end]
         begin = end - shared
     assert end == len(whole.ids)
     assert len(features) > 1
@@ -552,7 +553,7 @@ def test_neither_company_nor_padding_changes_a_prediction(kind, tokenizer):
     for batch_size in (64, 2):
         found = predict_logits(model, features, batch_size)
         for feature, rows in zip(features, found, strict=True):
-            positions = feature.positions
+            positions = list(feature.positions)
             if kind == "qa":
                 positions = [0] + positions
             expected = logits_alone(model, feature)[positions]
