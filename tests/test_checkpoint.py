@@ -24,6 +24,7 @@ from checkpoint import (
 from conftest import (
     A, C, E, KINDS, MAX_POSITIONS, R, ROOT, V, assert_close, assert_same_as_authors,
     assert_same_as_bert, authors_checkpoint, authors_weights, make_batch, random_bert, random_model)
+from data import TOKENIZER_FILES
 from minialbert import merge_corrections
 
 
@@ -764,7 +765,8 @@ def test_a_config_of_a_model_too_large_for_any_machine_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name, value, pattern", [
     ("hidden_act", "gelu_new", "gelu_new"), ("hidden_act", [1], "hidden_act"),
-    ("hidden_size", REMOVED, "has no 'hidden_size'"),
+    *[(name, REMOVED, f"has no '{name}'") for name in checkpoint.REQUIRED_FIELDS],
+    ("type_vocab_size", REMOVED, "has no 'type_vocab_size'"),
     ("vocab_size", REMOVED, "has no 'vocab_size'"),
     ("num_hidden_layers", REMOVED, "has no 'num_hidden_layers'"),
     ("num_attention_heads", REMOVED, "has no 'num_attention_heads'"),
@@ -1623,6 +1625,7 @@ def test_of_the_weights_only_the_first_kind_is_fetched(monkeypatch, tmp_path, fi
 
 
 def test_for_a_tokenizer_no_weights_are_fetched(monkeypatch, tmp_path):
+    assert set(SMALL_FILES) == {"config.json", *TOKENIZER_FILES}
     asked = hub(monkeypatch, tmp_path, ["model.safetensors"])
     assert fetch("someone/bert", weights=False) == str(tmp_path)
     assert asked == [SMALL_FILES]

@@ -1682,7 +1682,17 @@ def test_a_step_that_was_not_checked_is_checked_before_a_signal_has_it_saved(
     options = TrainingOptions(steps=20, lr=0.1, warmup=0, weight_decay=0.0, seed=0, log_every=9,
                               eval_every=0, save_every=20, out=str(tmp_path), resume=False)
     state = distill.RunState(None, {}, 0, 0)
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(FloatingPointError, match="step 1,"):
+        distill.train(None, None, state, options, {}, None, None, gpu)
+
+
+def test_on_a_gpu_a_step_is_checked_before_it_is_saved(tmp_path, monkeypatch):
+    nan = torch.tensor(math.nan)
+    monkeypatch.setattr(distill, "training_step", lambda *args: ({}, 0.1, nan))
+    gpu = Processes(device=torch.device("cuda"))
+    options = make_options(tmp_path, steps=20, log_every=9, save_every=2)
+    state = distill.RunState(None, {}, 0, 0)
+    with pytest.raises(FloatingPointError, match="step 2,"):
         distill.train(None, None, state, options, {}, None, None, gpu)
 
 

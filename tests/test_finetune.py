@@ -1494,6 +1494,62 @@ def test_a_resume_that_would_train_anew_in_another_subfolder_is_refused(
     assert files_below(tmp_path / "o") == before
 
 
+def test_a_resume_with_other_windows_or_another_tokenizer_is_refused(tmp_path, model, capsys):
+    questions = write_file(tmp_path / "a.json", make_squad([("who", ["john"]), ("where", ["paris"])]))
+    flags = ["--task", "qa", "--train", questions, "--dev", questions, "--model", model,
+             "--steps", 1, "--out", tmp_path / "o"]
+    run(capsys, *flags)
+    before = files_below(tmp_path / "o")
+    for flag, name in (("--stride", "stride"), ("--length", "length")):
+        error = fail(capsys, *flags, flag, 9, "--resume")
+        assert re.search(rf"of a run with other settings: {name} was \d+, now it is 9", error)
+    with open(os.path.join(model, "vocab.txt"), "r+") as file:
+        vocabulary = file.read()
+        file.seek(0)
+        file.write(vocabulary.replace("\nfilm", "\nmovi"))
+    error = fail(capsys, *flags, "--resume")
+    assert "run.json is of a run with other settings: tokenizer was" in error
+    assert files_below(tmp_path / "o") == before
+
+
+def test_a_checkpoint_has_the_settings_of_its_own_run(tmp_path, model, sentiment, capsys):
+    flags = ["--task", "sst2", "--data", sentiment, "--model", model, "--steps", 3]
+    run(capsys, *flags, "--out", tmp_path / "teacher")
+    run(capsys, *flags, "--out", tmp_path / "o", "--distill-from", tmp_path / "teacher", "--seeds",
+        2, "--lr", 1e-3)
+    path, = (tmp_path / "o").glob("all-*-seed1/training.safetensors")
+    _, metadata = read_safetensors(path)
+    settings = json.loads(metadata["run"])
+    expected = read_json(tmp_path / "o/run.json")["settings"]
+    expected |= {"lr": 1e-3, "seed": 1, "hidden_weight": 3.0}    # in run.json: a list, 0, null
+    assert settings == expected
+
+
+def test_of_several_evaluations_the_last_one_counts(
+        tmp_path, model, sentiment, capsys, monkeypatch):
+    usual_evaluate_split = finetune.evaluate_split
+    accuracies = iter([0.1, 0.2, 0.3])
+
+    def evaluate_split(*arguments):
+        result = usual_evaluate_split(*arguments)
+        return result._replace(scores={"accuracy": next(accuracies)})
+
+    monkeypatch.setattr(finetune, "evaluate_split", evaluate_split)
+    run(capsys, "--task", "sst2", "--data", sentiment, "--model", model, "--steps", 3,
+        "--eval-every", 1, "--out", tmp_path / "o")
+    scores = read_json(tmp_path / "o/results.json")["modes"]["all"]["dev"]["scores"]
+    assert scores == [{"accuracy": 0.3}]
+
+
+def test_a_frozen_model_does_not_learn_hidden_states(tmp_path, model, sentiment, capsys):
+    flags = ["--task", "sst2", "--data", sentiment, "--model", model, "--steps", 1]
+    run(capsys, *flags, "--out", tmp_path / "teacher")
+    run(capsys, *flags, "--out", tmp_path / "o", "--distill-from", tmp_path / "teacher", "--freeze")
+    path, = (tmp_path / "o").glob("head-*/log.jsonl")
+    line = read_json_lines(path)[-1]
+    assert "distill" in line and "hidden" not in line
+
+
 
 def test_a_line_to_predict_is_named_by_its_file_and_number(tmp_path, model, sentiment, capsys):
     run(capsys, "--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--steps", 1,
@@ -1794,6 +1850,9 @@ def test_the_default_run_tunes_whole_through_adapters_and_from_noise(
     assert rows == ["majority", "all", "adapters", "random"]
     names = sorted(path.name for path in (tmp_path / "out/code").iterdir() if path.is_dir())
     assert [name.split("-")[0] for name in names] == ["adapters", "all", "random"]
+    # The model is 24 wide, so the rates are 32 times those of a model of 768.
+    rates = [name.split("-lr")[1].split("-seed")[0] for name in names]
+    assert rates == ["0.032", "0.0128", "0.0128"]
     state, _ = read_safetensors(os.path.join("out/code", names[1], "training.safetensors"))
     saved, _ = load_classifier("out/code")               # it is the first one, "all"
     assert torch.equal(saved.output.weight, state["model.output.weight"])
