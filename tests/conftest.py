@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import signal
 import string
 import sys
 
@@ -13,6 +14,9 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""                  # set before torch is i
 os.environ["no_proxy"] = "127.0.0.1"                     # the tests' own servers need no proxy
 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):        # a job on a cluster may have set them
     os.environ.pop(name, None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell lets a command in its background ignore Ctrl-C. The tests send it, so it must count.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest

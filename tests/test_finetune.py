@@ -1495,7 +1495,8 @@ def test_a_resume_that_would_train_anew_in_another_subfolder_is_refused(
 
 
 def test_a_resume_with_other_windows_or_another_tokenizer_is_refused(tmp_path, model, capsys):
-    questions = write_file(tmp_path / "a.json", make_squad([("who", ["john"]), ("where", ["paris"])]))
+    squad = make_squad([("who", ["john"]), ("where", ["paris"])])
+    questions = write_file(tmp_path / "a.json", squad)
     flags = ["--task", "qa", "--train", questions, "--dev", questions, "--model", model,
              "--steps", 1, "--out", tmp_path / "o"]
     run(capsys, *flags)
