@@ -167,7 +167,8 @@ ALBERT_LAYER = "encoder.albert_layer_groups.#.albert_layers.0"
 # This table gives for each module of our model its name in BERT's layout and its name in ALBERT's.
 # The sign '#' stands for the number of a layer or of a recursion. A module that is not in the
 # table, such as corrections.#.query, has our name in files, too. The adapters and ALBERT's head are
-# named as in the authors' checkpoints.
+# named as in the authors' checkpoints. A BERT has no projection and no adapters, so their first
+# names are only used in messages.
 MODULE_NAMES = {
     "embeddings.word": ("embeddings.word_embeddings", "embeddings.word_embeddings"),
     "embeddings.position": ("embeddings.position_embeddings", "embeddings.position_embeddings"),
@@ -264,10 +265,6 @@ def load(path, recursions=None):
 def with_usual_names(path, tensors):
     """Return the tensors {name in the file: tensor} under the names of MODULE_NAMES, without
     those that are UNUSED. ValueError if a tensor is there twice, with two spellings of its name."""
-    tensors = dict(tensors)
-    if "cls.predictions.decoder.bias" in tensors:
-        # A BERT may store the head's bias twice. As in transformers, the decoder's is used.
-        tensors["cls.predictions.bias"] = tensors.pop("cls.predictions.decoder.bias")
     renamed = {}
     original_names = {}
     for original_name in sorted(tensors):
@@ -281,6 +278,9 @@ def with_usual_names(path, tensors):
                              "are two names of one tensor")
         renamed[name] = tensors[original_name]
         original_names[name] = original_name
+    if "cls.predictions.decoder.bias" in renamed:
+        # A BERT may store the head's bias twice. As in transformers, the decoder's is used.
+        renamed["cls.predictions.bias"] = renamed.pop("cls.predictions.decoder.bias")
     return renamed
 
 
@@ -678,7 +678,8 @@ def check_owner(out, script, resume, overwrite):
         names = os.listdir(out)
     run_files = files_of_run(out)
     for path in [os.path.join(out, RUN_FILE), *run_files]:
-        if os.path.exists(path) and not os.path.isfile(path):    # to open a pipe may take for ever
+        # To open a pipe may take for ever. A link that leads nowhere would be followed.
+        if os.path.lexists(path) and not os.path.isfile(path):
             raise ValueError(f"--out {out}: {path} is not a regular file")
     has_empty_run_file = names == [RUN_FILE] and read_run(out) == {}
     if names == [] or has_empty_run_file:
@@ -691,8 +692,10 @@ def check_owner(out, script, resume, overwrite):
                          "--overwrite starts anew and loses it")
     if resume and owner != script:
         raise ValueError(f"--resume: there is no run of {script} in {out}")
-    if overwrite and owner is None and run_files:
-        would_be_lost = [os.path.basename(path) for path in run_files]
+    would_be_lost = [os.path.basename(path) for path in run_files]
+    if read_run(out):
+        would_be_lost.append(RUN_FILE)
+    if overwrite and owner is None and would_be_lost:
         raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
                          f"{first_few(would_be_lost)}")
 
@@ -925,11 +928,15 @@ def fetch(name, weights=True):
     from huggingface_hub import snapshot_download
     try:
         folder = snapshot_download(name, allow_patterns=SMALL_FILES)
+        if weights and not os.path.exists(os.path.join(folder, "config.json")):
+            raise ValueError("it has no config.json")
         if weights:
             for pattern in WEIGHT_FILES:
                 snapshot_download(name, allow_patterns=pattern)               # to the same folder
                 if glob.glob(pattern, root_dir=folder):
                     break
+            else:                                        # no pattern has brought any file
+                raise ValueError(f"it has no {' or '.join(WEIGHT_FILES)}")
     except Exception as error:      # of huggingface_hub, or of the HTTP library under it
         raise ValueError(f"{name}: there is no such folder, and it could not be downloaded from "
                          f"the Hugging Face hub: {one_line(error)}") from error

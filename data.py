@@ -51,7 +51,7 @@ if HOME == "~":                     # there is no home folder, as in some contai
     HOME = tempfile.gettempdir()
 CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
-CHUNK = 2**20                       # characters that are read as one line or tokenised at once
+CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl, or of a field in a .csv
 
 
@@ -409,9 +409,11 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
     If they are there already and were made in the same way, they are used as they are.
     """
     files = [os.path.abspath(path) for path in corpus_files(corpus)]
-    for name in [*files, text_column]:
+    for name in files:
         if NUL_OR_SURROGATE.search(name):                # it could not be written as UTF-8
             raise ValueError(f"{ascii(name)}: not a name in UTF-8")
+    if NUL_OR_SURROGATE.search(text_column):
+        raise ValueError(f"--text {ascii(text_column)}: not a name in UTF-8")
     file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in files]
     made_from = {"corpus": file_facts, "tokenizer": tokenizer.digest, "held_out": HOLD_OUT_ONE_IN}
     if text_column != "text":

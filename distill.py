@@ -457,7 +457,8 @@ def training_step(model, objective, optimizer, step, options, processes):
 
     objective: a Distillation, or anything with its .loss_weights and .losses_of_micro_batches(step)
     Returns the losses {name: scalar}, the learning rate and the norm of the gradient. The losses
-    and the norm are tensors. On a GPU the program waits when it reads one of them.
+    and the norm are tensors. On a GPU the program waits when it reads one of them. So nothing is
+    checked here: if the gradient is not finite, check_finite_step, which train() calls, says so.
     """
     # Dropout is a function of (seed, step, rank), so that a resumed run draws the same numbers. No
     # two of these triples give the same seed here if there are fewer than 1009 ranks and 1,000,003

@@ -422,8 +422,8 @@ class TaskLoss:
             is_counted = mask[rows]                      # the tokens that the hidden loss counts
             is_labelled = ~np.isnan(labels[rows])
             if len(is_counted) == 0:
-                # The batch has no row for this process, which needs a gradient all the same: all
-                # processes sum theirs. So it computes row 0, of which no label and no token
+                # No row of the batch is left for this micro-batch. But all processes sum their
+                # gradients, so each needs one. So row 0 is computed, of which no label and no token
                 # counts: the losses and their gradient are 0.
                 rows = slice(0, 1)
                 is_counted = np.zeros_like(mask[rows])

@@ -405,6 +405,16 @@ def test_an_untied_decoder_is_read_with_its_own_bias(transformers, tmp_path):
     assert_same_as_bert(model, bert)
 
 
+@pytest.mark.parametrize("kind", ["BertForMaskedLM", "BertForPreTraining"])
+def test_a_bert_whose_names_all_have_one_more_prefix_is_read_with_its_head(
+        transformers, tmp_path, kind):
+    bert = random_bert(transformers, kind)
+    bert.save_pretrained(tmp_path)
+    wrapped = {f"bert.{name}": tensor.clone() for name, tensor in bert.state_dict().items()}
+    write_safetensors(wrapped, tmp_path / "model.safetensors")
+    assert_same_as_bert(load(str(tmp_path)), bert)
+
+
 def test_a_decoder_equal_to_the_word_table_is_tied(transformers, tmp_path):
     save_pickled(random_bert(transformers), tmp_path)
     model = load(tmp_path)
@@ -1188,6 +1198,20 @@ def test_a_pipe_in_the_place_of_run_json_is_refused_at_once(tmp_path, resume):
         check_owner(str(tmp_path), "distill.py", resume, overwrite=False)
 
 
+def test_somebody_elses_run_json_is_not_overwritten(tmp_path):
+    (tmp_path / "run.json").write_text('{"settings": {}}')
+    with pytest.raises(ValueError, match="is not the folder of a run, but it holds run.json"):
+        do_run(tmp_path, overwrite=True)
+    assert (tmp_path / "run.json").read_text() == '{"settings": {}}'
+
+
+def test_a_link_in_the_place_of_run_json_is_not_followed(tmp_path):
+    os.symlink("nowhere", tmp_path / "run.json")
+    with pytest.raises(ValueError, match="run.json is not a regular file"):
+        do_run(tmp_path, overwrite=True)
+    assert os.listdir(tmp_path) == ["run.json"]
+
+
 @pytest.mark.parametrize("content", [None, ""])         # a power cut may leave an empty one
 @pytest.mark.parametrize("flag", ["resume", "overwrite"])
 def test_a_folder_without_run_json_is_nobodys_run(tmp_path, content, flag):
@@ -1440,7 +1464,6 @@ def test_a_text_too_large_for_the_memory_is_refused(tmp_path, monkeypatch, read)
     read(tmp_path / "x")
 
 
-
 # ---- Writing ----------------------------------------------------------------------------
 
 def contents(folder):
@@ -1617,11 +1640,23 @@ def hub(monkeypatch, folder, files=(), error=None):
     (["model.safetensors", "pytorch_model.bin"], ["model.safetensors"]),
     (["model-00001-of-00002.safetensors", "pytorch_model.bin"],
      ["model.safetensors", "model*.safetensors*"]),
-    (["pytorch_model.bin"], checkpoint.WEIGHT_FILES), ([], checkpoint.WEIGHT_FILES)])
+    (["pytorch_model.bin"], checkpoint.WEIGHT_FILES)])
 def test_of_the_weights_only_the_first_kind_is_fetched(monkeypatch, tmp_path, files, asked_for):
+    (tmp_path / "config.json").write_text("x")
     asked = hub(monkeypatch, tmp_path, files)
     assert fetch("someone/bert") == str(tmp_path)
     assert asked == [SMALL_FILES, *asked_for]
+
+
+def test_what_the_hub_does_not_have_is_named(monkeypatch, tmp_path):
+    asked = hub(monkeypatch, tmp_path, ["model.safetensors"])
+    with pytest.raises(ValueError, match="^someone/bert: .*it has no config.json$"):
+        fetch("someone/bert")
+    assert asked == [SMALL_FILES]                        # no gigabytes were fetched
+    (tmp_path / "config.json").write_text("x")
+    hub(monkeypatch, tmp_path, [])
+    with pytest.raises(ValueError, match="^someone/bert: .*it has no model.safetensors or model"):
+        fetch("someone/bert")
 
 
 def test_for_a_tokenizer_no_weights_are_fetched(monkeypatch, tmp_path):

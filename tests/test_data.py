@@ -374,7 +374,7 @@ def test_an_empty_packed_file_is_damaged(packed, tmp_path):
 
 def test_a_name_of_a_column_must_be_utf_8(tokenizer, tmp_path):
     corpus = [raw(tmp_path / "a.csv", b"caf\xe9\nb\n")]
-    with pytest.raises(ValueError, match=r"^'caf.udce9': not a name in UTF-8"):
+    with pytest.raises(ValueError, match=r"^--text 'caf.udce9': not a name in UTF-8"):
         tokenise(corpus, tokenizer, str(tmp_path / "a.bin"), "caf\udce9")
     assert os.listdir(tmp_path) == ["a.csv"]
 

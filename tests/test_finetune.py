@@ -994,7 +994,6 @@ def test_texts_without_any_word_are_refused(tokenizer):
         check_language(features, tokenizer, "MODEL")
 
 
-
 # ---- Whole runs -------------------------------------------------------------------------
 
 @pytest.mark.parametrize("flags, trained", [
@@ -1551,7 +1550,6 @@ def test_a_frozen_model_does_not_learn_hidden_states(tmp_path, model, sentiment,
     assert "distill" in line and "hidden" not in line
 
 
-
 def test_a_line_to_predict_is_named_by_its_file_and_number(tmp_path, model, sentiment, capsys):
     run(capsys, "--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--steps", 1,
         "--model", model)
@@ -1576,7 +1574,6 @@ def test_the_hash_of_examples_is_of_texts_and_labels_alone():
     for change in ({"text": "\ud800"}, {"second_text": "x"}, {"label": []}):
         changed = examples[:2] + [examples[2]._replace(**change)]
         assert finetune.hash_examples(changed) != finetune.hash_examples(examples)
-
 
 
 def test_corrections_are_merged_to_predict(tmp_path, sentiment, tokenizer, capsys, monkeypatch):
@@ -1777,8 +1774,6 @@ def test_the_score_of_the_teacher_comes_first(tmp_path, model, sentiment, capsys
     assert "hidden" not in read_json_lines(path)[-1]
 
 
-
-
 def test_what_a_terminal_would_obey_is_not_printed_in_a_prediction():
     tagging = make_task_of_kind("tagging", ["O", "B-x", "I-x"])
     example = Example(["a\x1b[2Jb", "c"], None, None, "", "")
@@ -1792,6 +1787,38 @@ def test_tags_that_are_not_known_are_no_labels(tokenizer):
     task = make_task_of_kind("tagging", LABELS["tagging"], length=20)
     feature, = encode(task, [Example(["good", "city"], None, None, "", "")], tokenizer)
     assert len(feature.labels) == 2 and all(math.isnan(label) for label in feature.labels)
+
+
+def test_a_teacher_of_numbers_says_the_same_in_the_units_of_the_task(tmp_path, tokenizer):
+    saved_task = make_task_of_kind("regression", length=20, mean=-1.0, sd=0.5)
+    task = replace(saved_task, mean=2.0, sd=4.0)
+    path = str(tmp_path / "teacher")
+    save_classifier(path, make_classifier(tokenizer, saved_task), saved_task, tokenizer)
+    features = list(encode(task, make_examples("regression"), tokenizer))
+    numbers = []
+    for one_task, classifier in ((saved_task, load_classifier(path)[0]),
+                                 (task, finetune.load_teacher(path, task, tokenizer))):
+        logits = predict_logits(classifier, features)
+        numbers.append([number for number, _ in decode(one_task, features, features, logits)])
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-4)
+
+
+def test_a_teacher_is_measured_on_the_dev_set(tmp_path, model, sentiment, capsys):
+    flags = ["--model", model, "--task", "sst2", "--data", sentiment, "--out"]
+    run(capsys, *flags, tmp_path / "teacher", "--steps", 60, "--lr", 1e-2)
+    lines = (sentiment / "dev.tsv").read_text().splitlines()
+    wrong = [lines[0]] + [line[:-1] + str(1 - int(line[-1])) for line in lines[1:]]
+    (sentiment / "dev.tsv").write_text("\n".join(wrong) + "\n")
+    told = run(capsys, *flags, tmp_path / "o", "--steps", 1, "--distill-from",
+               tmp_path / "teacher").out
+    assert float(re.search(r"^teacher .*: accuracy ([\d.]+)%$", told, re.M)[1]) < 5
+
+
+def test_a_model_of_a_glue_task_is_only_measured_on_its_files(tmp_path, model, sentiment, capsys):
+    run(capsys, "--model", model, "--task", "sst2", "--data", sentiment, "--steps", 1, "--out",
+        tmp_path / "o")
+    error = fail(capsys, "--evaluate", "--model", tmp_path / "o", "--dev", "x.tsv")
+    assert "a model can only be measured on those of its task" in error
 
 
 def test_a_teacher_of_other_labels_or_of_another_tokenizer_is_refused(
