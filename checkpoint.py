@@ -163,7 +163,7 @@ def write_safetensors(tensors, path, metadata=None):
 # Tensors in a file are named in one of two layouts: these are indices into the pairs below.
 BERT_LAYOUT = 0
 ALBERT_LAYOUT = 1
-ALBERT_LAYER = "encoder.albert_layer_groups.#.albert_layers.0"
+LAYER_IN_ALBERT = "encoder.albert_layer_groups.#.albert_layers.0"
 # This table gives for each module of our model its name in BERT's layout and its name in ALBERT's.
 # The sign '#' stands for the number of a layer or of a recursion. A module that is not in the
 # table, such as corrections.#.query, has our name in files, too. The adapters and ALBERT's head are
@@ -177,19 +177,19 @@ MODULE_NAMES = {
     "embeddings.project":
         ("encoder.embedding_hidden_mapping_in", "encoder.embedding_hidden_mapping_in"),
     "layers.#.attention.query":
-        ("encoder.layer.#.attention.self.query", ALBERT_LAYER + ".attention.query"),
+        ("encoder.layer.#.attention.self.query", LAYER_IN_ALBERT + ".attention.query"),
     "layers.#.attention.key":
-        ("encoder.layer.#.attention.self.key", ALBERT_LAYER + ".attention.key"),
+        ("encoder.layer.#.attention.self.key", LAYER_IN_ALBERT + ".attention.key"),
     "layers.#.attention.value":
-        ("encoder.layer.#.attention.self.value", ALBERT_LAYER + ".attention.value"),
+        ("encoder.layer.#.attention.self.value", LAYER_IN_ALBERT + ".attention.value"),
     "layers.#.attention.output":
-        ("encoder.layer.#.attention.output.dense", ALBERT_LAYER + ".attention.dense"),
+        ("encoder.layer.#.attention.output.dense", LAYER_IN_ALBERT + ".attention.dense"),
     "layers.#.attention_norm":
-        ("encoder.layer.#.attention.output.LayerNorm", ALBERT_LAYER + ".attention.LayerNorm"),
-    "layers.#.intermediate": ("encoder.layer.#.intermediate.dense", ALBERT_LAYER + ".ffn"),
-    "layers.#.output": ("encoder.layer.#.output.dense", ALBERT_LAYER + ".ffn_output"),
+        ("encoder.layer.#.attention.output.LayerNorm", LAYER_IN_ALBERT + ".attention.LayerNorm"),
+    "layers.#.intermediate": ("encoder.layer.#.intermediate.dense", LAYER_IN_ALBERT + ".ffn"),
+    "layers.#.output": ("encoder.layer.#.output.dense", LAYER_IN_ALBERT + ".ffn_output"),
     "layers.#.norm":
-        ("encoder.layer.#.output.LayerNorm", ALBERT_LAYER + ".full_layer_layer_norm"),
+        ("encoder.layer.#.output.LayerNorm", LAYER_IN_ALBERT + ".full_layer_layer_norm"),
     "attention_adapters.#.down": ("att_adapters.#.block.0", "att_adapters.#.block.0"),
     "attention_adapters.#.up": ("att_adapters.#.block.2", "att_adapters.#.block.2"),
     "attention_adapters.#.norm": ("att_adapters.#.norm", "att_adapters.#.norm"),
@@ -928,16 +928,15 @@ def fetch(name, weights=True):
     from huggingface_hub import snapshot_download
     try:
         folder = snapshot_download(name, allow_patterns=SMALL_FILES)
-        if weights and not os.path.exists(os.path.join(folder, "config.json")):
+        if not weights:
+            return folder
+        if not os.path.exists(os.path.join(folder, "config.json")):
             raise ValueError("it has no config.json")
-        if weights:
-            for pattern in WEIGHT_FILES:
-                snapshot_download(name, allow_patterns=pattern)               # to the same folder
-                if glob.glob(pattern, root_dir=folder):
-                    break
-            else:                                        # no pattern has brought any file
-                raise ValueError(f"it has no {' or '.join(WEIGHT_FILES)}")
+        for pattern in WEIGHT_FILES:
+            snapshot_download(name, allow_patterns=pattern)                   # to the same folder
+            if glob.glob(pattern, root_dir=folder):
+                return folder
+        raise ValueError(f"it has no {' or '.join(WEIGHT_FILES)}")
     except Exception as error:      # of huggingface_hub, or of the HTTP library under it
         raise ValueError(f"{name}: there is no such folder, and it could not be downloaded from "
                          f"the Hugging Face hub: {one_line(error)}") from error
-    return folder

@@ -669,9 +669,9 @@ def replace_unreadable(line, counts):
 def check_encoding(path, num_characters, counts):
     """Raise ValueError if so much of a file cannot be read that it must be in another encoding.
 
-    Fewer are taken for damage. Bytes that are not UTF-8 may be ten, or one in a thousand characters
-    if that is more; NULs may be ten, or one in four. A text in Latin-1 has more of these bytes; in
-    UTF-16 about every second character is a NUL.
+    A few are taken for damage: up to ten bytes that are not UTF-8, or one in a thousand characters
+    if that is more, and up to ten NULs, or one in four characters. A text in Latin-1 has more of
+    these bytes; in UTF-16 about every second character is a NUL.
     """
     has_many_undecoded = counts["undecoded"] > max(10, num_characters / 1000)
     has_many_nuls = counts["NULs"] > max(10, num_characters / 4)
@@ -1023,7 +1023,9 @@ def run(args):
     if corpus is None:
         corpus = [docs_on_this_machine()]
     if args.train_tokenizer is not None:
-        lowercase = args.lowercase is None or args.lowercase     # None: the flag was not given
+        lowercase = args.lowercase
+        if lowercase is None:                            # the flag was not given
+            lowercase = True
         tokenizer = train_tokenizer(corpus, args.train_tokenizer, args.out, lowercase, args.text)
         print(f"{args.out}: {tokenizer.vocab_size} tokens of the {args.train_tokenizer} asked for")
     else:

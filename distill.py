@@ -595,8 +595,9 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 # first one has saved the state above.
                 if processes.world > 1:
                     dist.barrier()
+                # This process has received no signal if only another one did.
                 signal_number = signal.SIGTERM
-                if signals:                              # not only another process received one
+                if signals:
                     signal_number = signals[0]
                 # Shells report 128 + n for a program that signal n has ended.
                 raise SystemExit(128 + signal_number)
@@ -805,7 +806,7 @@ def explaining_failures(batch_size, micro_batch_size, length):
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, torch._dynamo.exc.TorchDynamoException):         # often no compiler
+        if isinstance(error, torch._dynamo.exc.TorchDynamoException):         # often: no compiler
             raise ValueError(f"torch.compile failed: {one_line(error):.300}; --no-compile does "
                              "without it") from error
         is_about_memory = re.search("out of memory|allocate memory", str(error)) is not None

@@ -202,7 +202,7 @@ def join_ids(prefix, window, tokenizer):
 
 def text_feature(task, example_number, example, prefix, encoding, tokenizer, label_numbers):
     """Make the Feature for classification or regression: the head is read at [CLS]."""
-    room = task.length - len(prefix) - 1                 # [SEP] takes the one place
+    room = task.length - len(prefix) - 1                 # the 1 is for [SEP]
     ids = join_ids(prefix, encoding.ids[:room], tokenizer)
     label = example.label
     if label is None:
@@ -216,8 +216,8 @@ def text_feature(task, example_number, example, prefix, encoding, tokenizer, lab
 def windows(num_tokens, room, overlap=0):
     """List (begin, end) of the windows that cover a text, each of at most `room` tokens.
 
-    There is at least one. No other window begins in the last `overlap` tokens, because the window
-    before it has them already.
+    There is at least one. No window after the first begins in the last `overlap` tokens, because
+    the window before it has them already.
     """
     begins = range(0, max(1, num_tokens - overlap), room - overlap)
     return [(begin, min(begin + room, num_tokens)) for begin in begins]
@@ -229,7 +229,7 @@ def tagging_features(task, example_number, example, prefix, encoding, tokenizer,
     If the tokenizer removes a word completely, it has no position here; decode_tags makes it O.
     """
     word_of_token = encoding.word_ids                    # for each token the number of its word
-    room = task.length - len(prefix) - 1                 # [SEP] takes the one place
+    room = task.length - len(prefix) - 1                 # the 1 is for [SEP]
     for begin, end in windows(len(word_of_token), room):
         positions = []
         words = []                                       # their numbers
@@ -511,8 +511,9 @@ def fit_adapters_to_identity(encoder, ids, mask):
         x = inputs[0]                                    # (B, T, C), its only input
         states = x[mask]                                 # (N, C), the N real tokens
         normalised = F.layer_norm(states, states.shape[1:])                   # (N, C)
-        # In each channel, weight * normalised + bias is a straight line. Of the line of least
-        # squares, the weight is the covariance of the two divided by the variance of normalised.
+        # In each channel, weight * normalised + bias is a straight line. The line that is nearest
+        # to the states, by least squares, has this weight: the covariance of normalised and states
+        # divided by the variance of normalised.
         deviation = normalised - normalised.mean(0)
         covariance = (deviation * (states - states.mean(0))).mean(0)          # (C,)
         weight = covariance / normalised.var(0, correction=0)
