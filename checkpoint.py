@@ -42,6 +42,7 @@ DTYPES = {
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LARGEST_HEADER = 100_000_000        # bytes, as in the official package
 LARGEST_SIZE = 2**62                # elements; torch can count to 2**63 - 1
+MOST_DIMENSIONS = 64                # torch has no operations for more
 
 
 # ---- Reading and writing safetensors ----------------------------------------------------
@@ -59,6 +60,7 @@ def read_safetensors(path):
             raise ValueError("it is not a regular file")
         if size < 8:
             raise ValueError("it is shorter than 8 bytes, so it has no header")
+        # mode="c" is copy-on-write: what is written stays in memory and never reaches the file.
         file_bytes = torch.from_numpy(np.memmap(path, np.uint8, mode="c"))    # (size,)
         header_size = int.from_bytes(file_bytes[:8].numpy().tobytes(), "little")
         data_begin = 8 + header_size
@@ -77,6 +79,8 @@ def read_safetensors(path):
             dtype = DTYPES[entry["dtype"]]
             begin, end = entry["data_offsets"]
             tensor_bytes = file_bytes[data_begin + begin:data_begin + end]
+            # The file is mapped to an address that is a multiple of each element's size. So a
+            # tensor is aligned, which view(dtype) demands, if its place in the file is a multiple.
             if (data_begin + begin) % dtype.itemsize != 0:
                 tensor_bytes = tensor_bytes.clone()      # a copy begins at an aligned address
             tensors[name] = tensor_bytes.view(dtype).view(entry["shape"])
@@ -117,6 +121,9 @@ def check_entry(name, entry):
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
         raise ValueError(f"{name!r:.200} has the shape {shape!r:.40} and the data_offsets "
                          f"{offsets!r:.40}, not a list and a list of two numbers")
+    if len(shape) > MOST_DIMENSIONS:
+        raise ValueError(f"{name!r:.200} has {len(shape)} dimensions, but at most "
+                         f"{MOST_DIMENSIONS} are allowed")
     for number in shape + offsets:
         is_valid = type(number) is int and 0 <= number < LARGEST_SIZE
         if not is_valid:
@@ -160,15 +167,15 @@ def write_safetensors(tensors, path, metadata=None):
 
 # ---- Loading and saving a model ---------------------------------------------------------
 
-# Tensors in a file are named in one of two layouts: these are indices into the pairs below.
+# Files name tensors in one of two layouts. Each value of the table MODULE_NAMES is a pair: the name
+# in BERT's layout and the name in ALBERT's. These are the indices into such a pair.
 BERT_LAYOUT = 0
 ALBERT_LAYOUT = 1
 LAYER_IN_ALBERT = "encoder.albert_layer_groups.#.albert_layers.0"
-# This table gives for each module of our model its name in BERT's layout and its name in ALBERT's.
-# The sign '#' stands for the number of a layer or of a recursion. A module that is not in the
-# table, such as corrections.#.query, has our name in files, too. The adapters and ALBERT's head are
-# named as in the authors' checkpoints. A BERT has no projection and no adapters, so their first
-# names are only used in messages.
+# The keys are our names of modules. The sign '#' stands for the number of a layer or a recursion. A
+# module that is not in the table, such as corrections.#.query, has our name in files, too. The
+# adapters and ALBERT's head are named as in the authors' checkpoints. A BERT has no projection and
+# no adapters, so BERT's layout has ALBERT's names of them.
 MODULE_NAMES = {
     "embeddings.word": ("embeddings.word_embeddings", "embeddings.word_embeddings"),
     "embeddings.position": ("embeddings.position_embeddings", "embeddings.position_embeddings"),
@@ -238,11 +245,17 @@ def load(path, recursions=None):
     config = read_config(os.path.join(path, "config.json"))
     tensors = with_usual_names(path, read_weights(path))
     layout = ALBERT_LAYOUT
+    # An ALBERT, the authors' models and our students do not number their layers like this.
     if any(name.startswith("encoder.layer.") for name in tensors):
         layout = BERT_LAYOUT
-    tensors = without_redundant(tensors, layout, config)
-    has_decoder = name_in_file(layout, "head.decoder.weight") in tensors
     has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
+    decoder_name = name_in_file(layout, "head.decoder.weight")
+    if has_head and not config.tie_decoder and decoder_name not in tensors:
+        raise ValueError(f"{path}: {decoder_name!r} is missing, and config.json says that "
+                         "tie_decoder is false")
+    tensors = without_redundant(tensors, layout, config)
+    # Only our own config.json tells whether the head is tied; the tensors always do.
+    has_decoder = decoder_name in tensors
     config = replace(config, tie_decoder=not has_decoder)
     with torch.device("meta"):      # this takes no memory and draws no random numbers
         model = MiniALBERT(config, head=has_head)
@@ -636,7 +649,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
         saved_settings = read_run(out).get("settings", {})
         check_settings(run_path, saved_settings, settings)
     os.makedirs(out, exist_ok=True)
-    may_clean_up = False                                 # False: another run uses the folder
+    may_clean_up = False                                 # True once this run has the lock
     try:
         # The mode "a" makes the file if there is none, and leaves it as it is if there is one.
         with open(run_path, "a", encoding="utf-8") as run_file:
@@ -655,9 +668,11 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
 
 
 def claim_folder(out, script, settings, resume):
-    """Remove what an earlier run wrote into the folder `out`, and write the settings of this one
-    into its run.json. If a run is resumed, nothing is changed. The caller has locked the folder
-    with run_folder."""
+    """Prepare the folder `out` for a run; the caller has locked it with run_folder.
+
+    If a run is resumed and has left files, nothing is changed. Otherwise what an earlier run wrote
+    is removed, and the settings of this one are written into run.json.
+    """
     if resume and files_of_run(out):
         return
     remove_run(out)
@@ -678,7 +693,8 @@ def check_owner(out, script, resume, overwrite):
         names = os.listdir(out)
     run_files = files_of_run(out)
     for path in [os.path.join(out, RUN_FILE), *run_files]:
-        # To open a pipe may take for ever. A link that leads nowhere would be followed.
+        # Opening a pipe may take for ever, and opening a link that leads nowhere makes a file
+        # elsewhere.
         if os.path.lexists(path) and not os.path.isfile(path):
             raise ValueError(f"--out {out}: {path} is not a regular file")
     has_empty_run_file = names == [RUN_FILE] and read_run(out) == {}
@@ -692,18 +708,20 @@ def check_owner(out, script, resume, overwrite):
                          "--overwrite starts anew and loses it")
     if resume and owner != script:
         raise ValueError(f"--resume: there is no run of {script} in {out}")
-    would_be_lost = [os.path.basename(path) for path in run_files]
-    if read_run(out):
-        would_be_lost.append(RUN_FILE)
-    if overwrite and owner is None and would_be_lost:
-        raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
-                         f"{first_few(would_be_lost)}")
+    if overwrite and owner is None:
+        # No run.json here names a script. So the files may be somebody else's.
+        would_be_lost = [os.path.basename(path) for path in run_files]
+        if read_run(out):
+            would_be_lost.append(RUN_FILE)               # it has settings, but no script
+        if would_be_lost:
+            raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
+                             f"{first_few(would_be_lost)}")
 
 
 def read_run(out):
     """Read the run.json in the folder `out` -> dict; {} if there is none or an empty one.
 
-    A run that is killed, or a power cut, before claim_folder has written it leaves an empty one.
+    It is empty if a run was killed, or the power failed, before claim_folder had written it.
     ValueError if it is no run.json of ours.
     """
     path = os.path.join(out, RUN_FILE)
@@ -883,7 +901,9 @@ def parse_json_object(text):
     value = json.loads(text, object_pairs_hook=object_of_pairs, parse_int=parse_json_integer)
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
-    if "\\ud" in text.lower():                           # a surrogate has such an escape
+    # Half a character, a surrogate, can only come from an escape such as \ud83d. json.loads joins
+    # two halves that belong together; one that is alone cannot be written as UTF-8.
+    if "\\ud" in text.lower():
         text_of_value = json.dumps(value, ensure_ascii=False)
         if re.search("[\ud800-\udfff]", text_of_value):
             raise ValueError("half a character, such as \\ud800, which UTF-8 does not have")

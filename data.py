@@ -52,7 +52,7 @@ if HOME == "~":                     # there is no home folder, as in some contai
 CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
-LONGEST_ROW = 2**28                 # characters of a line in a .jsonl, or of a field in a .csv
+LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
 
 
 # ---- Masking and batches ----------------------------------------------------------------
@@ -60,6 +60,7 @@ LONGEST_ROW = 2**28                 # characters of a line in a .jsonl, or of a 
 def mask_tokens(ids, tokenizer, rng, rate=0.15):
     """Mask sequences as BERT does (Devlin et al. 2019): 15 % of each sequence's tokens are chosen,
     never a special one. Of the chosen tokens 80 % become [MASK], 10 % a random token, 10 % stay.
+    The special tokens are [PAD], [UNK], [CLS], [SEP] and [MASK].
 
     ids (B, T); rng is a numpy Generator. Returns the masked ids (B, T), the positions (M,) of the
     chosen tokens in the flattened ids, in increasing order, and the labels (M,), the true tokens.
@@ -67,8 +68,8 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
     B, T = ids.shape
     flat_ids = ids.ravel()                               # (B * T,)
     is_special = np.isin(ids, tokenizer.special_ids)     # (B, T)
-    # Each row gets the same number of masked tokens, 15 % of those between [CLS] and [SEP]. So M is
-    # the same in each step, except where a row has too few ordinary tokens.
+    # Each row gets the same number of masked tokens, 15 % of the T - 2 between its first [CLS] and
+    # its last [SEP]. So M is the same in each step, except where too few of them are ordinary.
     num_masked = max(1, round(rate * (T - 2)))
     # Each token draws a random number in [0, 1). In each row the num_masked tokens with the
     # smallest numbers are chosen. Special tokens get 2.0, so that they come last.
@@ -449,9 +450,10 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         file.flush()                                     # hash_file reads it from the disk
         description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
-        # If the program is killed here, no tokens may stand beside a wrong description. So the old
-        # tokens are removed first, and the new description is written next. The new tokens get
-        # their name last, at the end of this with block.
+        # The program may be killed at any moment, and never may tokens stand beside the description
+        # of others. So the old tokens are removed first. Then the new description is written. The
+        # new tokens get their name last, at the end of this with block. If it was killed between
+        # these steps, the next call finds no tokens and makes them again.
         with suppress(FileNotFoundError):                # there may be none
             os.remove(out)
         write_json(f"{out}.json", description, shared=True)
@@ -738,8 +740,7 @@ def document_of_row(row, text_column):
 def lines_of_csv(path, text, text_column):
     """Yield the lines of the documents in a .csv, a row each, and an empty one after each."""
     csv.field_size_limit(LONGEST_ROW)
-    # csv refuses a field of more than LONGEST_ROW characters, so a line need not be read further.
-    rows = csv.DictReader(pieces_of_lines(text, LONGEST_ROW + 1), strict=True)
+    rows = csv.DictReader(lines_within_limit(text), strict=True)
     with parsing(path, "a readable .csv"):
         if rows.fieldnames is None or text_column not in rows.fieldnames:
             raise ValueError(f"it has no column {text_column!r}, but {rows.fieldnames!r:.300}")
@@ -751,6 +752,17 @@ def lines_of_csv(path, text, text_column):
             if None in row:                              # DictReader's name for surplus columns
                 raise ValueError(f"line {rows.line_num} has too many columns")
             yield from lines_of_document(row[text_column])
+
+
+def lines_within_limit(text):
+    """Yield the lines of an open file. ValueError if one has more than LONGEST_ROW characters."""
+    while True:
+        line = text.readline(LONGEST_ROW + 1)
+        if line == "":
+            return
+        if len(line) > LONGEST_ROW:
+            raise ValueError(f"a line has more than {LONGEST_ROW} characters")
+        yield line
 
 
 def lines_of_document(document):

@@ -60,26 +60,29 @@ from data import CACHE, MaskedBatches, Tokenizer, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         layer_numbers)
 
-# The factors of the losses in the paper, which uses the embedding loss only in an ablation. The
-# recipe full weighs the hidden loss more: see RECIPES.
+# The weights of the losses in the paper, which uses the embedding loss only in an ablation. Our
+# recipes add the elastic loss, which is not the paper's, and the recipe full weighs the hidden loss
+# more: see RECIPES.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "embedding": 0.0}
 
 
 # ---- The losses -------------------------------------------------------------------------
-# Each function returns a sum over tokens or masked places. The class Distillation divides it by the
-# number of tokens or masked places in the whole batch, of which a micro-batch is only a part. So
-# what the micro-batches of all processes compute adds up to the mean.
+# A batch can be cut into micro-batches, to save memory or to share it among processes. Their
+# gradients add up before the weights change (gradient accumulation). So each function returns a sum
+# over the tokens or masked places of a micro-batch, and the class Distillation divides it by their
+# number in the whole batch. What all micro-batches return then adds up to the mean.
 
 def attention_loss(student_map, teacher_map):
     """Compare the attention maps of two layers, log-probabilities (B, H, T, T).
 
-    Row i of a map says where token i looks. The divergence of a row, KL(teacher || student), is the
-    sum over the columns j of p_ij (log p_ij - log q_ij), for the teacher's p and the student's q.
-    The divergences of all B * H * T rows are added up and divided by H * T. Distillation divides by
-    B * T, too. Together this divides by B * H * T * T, the number of elements, as the mean in the
-    authors' KLDivLoss does.
+    Row i of a map says where token i looks. Its divergence, KL(teacher || student), is the sum over
+    the columns j of p_ij (log p_ij - log q_ij), for the teacher's p and the student's q. The sum of
+    all rows is divided by the H heads and by the T columns. Distillation then divides it by the
+    B * T tokens. So the loss is the mean over all B * H * T * T elements, as in the authors'
+    KLDivLoss.
     """
     _, H, T, _ = student_map.shape
+    # F.kl_div(log q, log p) is KL(p || q): the student comes first.
     total = F.kl_div(student_map, teacher_map, reduction="sum", log_target=True)
     return total / (H * T)
 
@@ -201,11 +204,11 @@ class Distillation:
         if "attention" in loss_weights or "hidden" in loss_weights:
             self.pairs = match_layers(student.config.num_hidden_layers,
                                       teacher.config.num_hidden_layers)
-        self.student_maps = []                           # which maps the models must return
-        self.teacher_maps = []
+        self.recursions_with_map = []                    # which maps the student must return
+        self.layers_with_map = []                        # and which the teacher
         if "attention" in loss_weights:
-            self.student_maps = [r for r, _ in self.pairs]
-            self.teacher_maps = [layer for _, layer in self.pairs]
+            self.recursions_with_map = [r for r, _ in self.pairs]
+            self.layers_with_map = [layer for _, layer in self.pairs]
         self.compute = self.compute_losses
         if compile_losses:
             self.compute = torch.compile(self.compute_losses)
@@ -221,13 +224,13 @@ class Distillation:
         depths (m,): after how many recursions the elastic loss looks at each masked place
         num_masked: M, the number of masked places in the whole batch
         """
-        hidden, attention = self.student(ids, maps=self.student_maps)
+        hidden, attention = self.student(ids, maps=self.recursions_with_map)
         if "mlm" in self.loss_weights or "output" in self.loss_weights:
             masked_states = hidden[-1].flatten(0, 1)[positions]               # (m, C)
             logits = self.student.predict(masked_states)                      # (m, V)
         if self.needs_teacher:
             # The teacher's parameters are frozen, so no gradient is computed for it.
-            teacher_hidden, teacher_attention = self.teacher(ids, maps=self.teacher_maps)
+            teacher_hidden, teacher_attention = self.teacher(ids, maps=self.layers_with_map)
 
         losses = {}
         if "mlm" in self.loss_weights:
@@ -272,10 +275,12 @@ class Distillation:
             first_place = begin * T
             end_place = end * T
             inside = (first_place <= positions) & (positions < end_place)
-            own_positions = positions[inside] - first_place
-            part = to_device(device, ids[begin:end], own_positions, labels[inside], depths[inside])
+            micro_ids, micro_positions, micro_labels, micro_depths = to_device(
+                device, ids[begin:end], positions[inside] - first_place, labels[inside],
+                depths[inside])
             with autocast(device, self.bf16):
-                losses = self.compute(*part, num_masked)
+                losses = self.compute(micro_ids, micro_positions, micro_labels, micro_depths,
+                                      num_masked)
             yield losses
 
     def draw_depths(self, step, num_masked):
@@ -298,12 +303,12 @@ def evaluate(model, batches, each_recursion=False):
     each_recursion: also measure "accuracy_after", a list of R + 1 accuracies: what the head makes
     of the embeddings, of the states after one recursion, after two, and so on
 
-    It uses whole batches, at most 512 sequences or one batch, and always the same ones with the
-    same masks. It leaves the model in eval mode.
+    It measures whole batches, as many as fit into 512 sequences but at least one. They and their
+    masks are always the same. It leaves the model in eval mode.
     """
     model.eval()
     R = model.config.num_hidden_layers
-    depths = range(R, R + 1)                             # after all R recursions alone
+    depths = [R]                                         # after all R recursions alone
     if each_recursion:
         depths = range(R + 1)                            # after 0, 1, ..., R recursions
     correct_after = [0] * (R + 1)                        # right guesses after 0, 1, ..., R
@@ -373,11 +378,13 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     student_embeddings.position.weight.copy_(teacher_embeddings.position.weight @ basis)
     student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
 
-    # Find the projection with which narrow @ solution is nearest to the teacher's output.
+    # Find the projection with which narrow @ solution is nearest to the teacher's output. The tables
+    # are the teacher's times basis, so vectors @ basis is what the student adds up for these ids;
+    # its LayerNorm is new: the weight is 1 and the bias 0.
     narrow = student_embeddings.norm(vectors @ basis)    # (N, E)
     narrow = F.pad(narrow, (0, 1), value=1.0)            # (N, E + 1): a column of 1 for the bias
     wanted = teacher_embeddings(ids).flatten(0, 1)       # (N, C)
-    # A LayerNorm's outputs sum to 0 in each row, so the matrix narrow does not have full rank. The
+    # The outputs of such a LayerNorm sum to 0 in each row, so narrow does not have full rank. The
     # driver gelsd allows that. It exists on the CPU alone, where both models still are.
     solution = torch.linalg.lstsq(narrow, wanted, driver="gelsd").solution    # (E + 1, C)
     student_embeddings.project.weight.copy_(solution[:-1].T)                  # nn.Linear: (C, E)
@@ -385,19 +392,22 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
 
 
 def start_layers(student, teacher):
-    """Start each shared layer as the mean of the teacher's layers that it replaces.
+    """Start each shared layer as the mean of the teacher's layers that it replaces, a run of
+    neighbours.
 
     The first and the last quarter of those layers are left out: of 4 layers only the second and the
     third count. With all of them the start is worse (EXPERIMENTS.md has the comparison).
     """
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     G = student.config.num_hidden_groups
-    # Which layer of the student replaces layer i of the teacher: [0, 0, 1, 1] for L = 4, G = 2.
+    # layer_numbers cuts R recursions into G runs; here it cuts the teacher's L layers in the same
+    # way: [0, 0, 1, 1] for L = 4 and G = 2. Entry i is the student's layer that replaces layer i.
     student_layer_of = layer_numbers(L, G)
     for g, layer in enumerate(student.layers):
         replaced = []                                    # the weights of those that g replaces
         for i in range(L):
             if student_layer_of[i] == g:
+                # A BERT applies each of its layers once: its recursion i is its layer i.
                 replaced.append(teacher.layer_of_recursion(i).state_dict())
         quarter = len(replaced) // 4                     # rounded down
         middle = replaced[quarter:len(replaced) - quarter]
@@ -409,7 +419,8 @@ def start_layers(student, teacher):
 
 
 def start_corrections(student, teacher):
-    """Start each correction from the difference between the teacher's matrix and the shared one.
+    """Start each correction from the difference between two matrices: the shared one, and that of
+    the teacher's layer from which the recursion learns (see teacher_layer_number).
 
     The difference is cut down to rank K: its K largest singular values are kept, which gives the
     nearest matrix of that rank. Each factor is scaled by the square roots of these values.
@@ -419,7 +430,6 @@ def start_corrections(student, teacher):
     K = student.config.correction_rank
     for r, correction in enumerate(student.corrections):
         shared_layer = student.layer_of_recursion(r)
-        # A BERT applies each of its layers once: its recursion i is its layer i.
         teacher_layer = teacher.layer_of_recursion(teacher_layer_number(r, R, L))
         for name, name_in_layer in CORRECTED.items():
             shared = shared_layer.get_parameter(name_in_layer)
@@ -446,7 +456,7 @@ class TrainingOptions:
     weight_decay: float
     seed: int
     log_every: int
-    eval_every: int
+    eval_every: int         # 0: only after the last step
     save_every: int
     out: str
     resume: bool
@@ -537,7 +547,8 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
 
     After SIGINT or SIGTERM a single process finishes its step, saves it and ends the program.
     Several processes must stop after the same step, so they go on to the next one that logs or
-    saves. train() returns the list of the signals that came during the last step, usually none.
+    saves. train() returns the list of the signals that came too late to stop it before the last
+    step, usually none.
     """
     first_step = run_state.first_step
     is_main = processes.rank == 0
@@ -878,15 +889,15 @@ def sum_over_processes(model, totals, processes):
         tensor.copy_(summed.view_as(tensor))
 
 
-def must_stop(signals, read_values, processes):
-    """Tell whether to stop after this step: some process has received a signal.
+def must_stop(signals, look_now, processes):
+    """Tell whether to stop after this step, because a process has received a signal.
 
-    A single process stops at once. Several must stop after the same step, and they only ask each
-    other in steps in which they read values.
+    look_now: whether several processes ask each other after this step. All must stop after the same
+        one, and asking makes a GPU wait, so they do it rarely. A single process need not ask.
     """
     if processes.world == 1:
         return len(signals) > 0
-    if not read_values:
+    if not look_now:
         return False
     num_signals = torch.tensor(float(len(signals)), device=processes.device)
     dist.all_reduce(num_signals)

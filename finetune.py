@@ -123,14 +123,15 @@ class Feature(NamedTuple):
     two entries: the positions of the answer's first and last token, or [0, 0], if it is not in this
     window.
 
-    Where a label is not known, it is nan.
+    Where a label is not known, it is nan, but in question answering [0, 0]. Only training reads the
+    labels, and there all of them are known.
     """
     ids: np.ndarray         # (T,) token numbers
     num_before: int         # tokens before the text, or before the second text if there are two
     example_number: int     # index of the example from which it was made
     positions: object       # indices into ids of the tokens whose logits are used: a list or range
-    stands_for: object      # for each position the place in the example that its logits are about:
-                            # a list, in qa an array (positions, 2)
+    stands_for: object      # for each position what part of the example it stands for: a list, in
+                            # qa an array (positions, 2)
     labels: list
 
 
@@ -216,8 +217,9 @@ def text_feature(task, example_number, example, prefix, encoding, tokenizer, lab
 def windows(num_tokens, room, overlap=0):
     """List (begin, end) of the windows that cover a text, each of at most `room` tokens.
 
-    There is at least one. No window after the first begins in the last `overlap` tokens, because
-    the window before it has them already.
+    There is at least one. Each begins room - overlap tokens after the one before it. If only the
+    last `overlap` tokens were new to the next window, there is none: the one before it has them.
+    For example, windows(10, 4, overlap=1) is [(0, 4), (3, 7), (6, 10)].
     """
     begins = range(0, max(1, num_tokens - overlap), room - overlap)
     return [(begin, min(begin + room, num_tokens)) for begin in begins]
@@ -232,56 +234,58 @@ def tagging_features(task, example_number, example, prefix, encoding, tokenizer,
     room = task.length - len(prefix) - 1                 # the 1 is for [SEP]
     for begin, end in windows(len(word_of_token), room):
         positions = []
-        words = []                                       # their numbers
+        word_numbers = []                                # in the sentence
         labels = []
         for token in range(begin, end):
             word = word_of_token[token]
             if token > 0 and word_of_token[token - 1] == word:
-                continue                                 # it is not the first token of its word
+                # It is not the first token of its word, which may be in the window before.
+                continue
             positions.append(len(prefix) + token - begin)
-            words.append(word)
+            word_numbers.append(word)
             if example.label is None:
                 labels.append(math.nan)                  # the tags are not known
             else:
                 tag = example.label[word]
                 labels.append(label_numbers[tag])
         ids = join_ids(prefix, encoding.ids[begin:end], tokenizer)
-        yield Feature(ids, len(prefix), example_number, positions, words, labels)
+        yield Feature(ids, len(prefix), example_number, positions, word_numbers, labels)
 
 
 def answer_features(task, example_number, example, prefix, encoding, tokenizer):
     """Yield the Features of a question: windows of its context, which overlap."""
     word_of_token = encoding.word_ids
     num_tokens = len(word_of_token)
-    characters = characters_of_words(word_of_token, encoding.offsets)
+    span_of_word = spans_of_words(word_of_token, encoding.offsets)
     answer_tokens = tokens_of_answer(example, encoding.offsets)
     room = task.length - len(prefix) - 1
     overlap = min(task.stride, room // 2)                # at most half, so that windows advance
     for begin, end in windows(num_tokens, room, overlap):
         shift = len(prefix) - begin                      # from a token's number to its position
-        # An answer has whole words: each token stands for the characters of its word. An array and
-        # a range take little memory: SQuAD has 90,000 windows.
-        characters_of_tokens = [characters[word_of_token[token]] for token in range(begin, end)]
-        stands_for = np.array(characters_of_tokens, np.int32)                 # (tokens, 2)
+        # An answer that is predicted has whole words. So each token stands for the characters of
+        # its word: "play" and "##ing" both stand for those of "playing".
+        spans = [span_of_word[word_of_token[token]] for token in range(begin, end)]
+        # An array and a range take little memory: SQuAD has 90,000 windows.
+        stands_for = np.array(spans, np.int32)                                # (tokens, 2)
         positions = range(begin + shift, end + shift)
-        labels = [0, 0]                                  # [CLS]: no answer in this window
+        labels = [0, 0]                                  # [CLS]: the whole answer is not in here
         if answer_tokens and begin <= answer_tokens[0] and answer_tokens[-1] < end:
             labels = [answer_tokens[0] + shift, answer_tokens[-1] + shift]
         ids = join_ids(prefix, encoding.ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), example_number, positions, stands_for, labels)
 
 
-def characters_of_words(word_of_token, offsets):
+def spans_of_words(word_of_token, offsets):
     """Find where each word is: {number of the word: (first character, one past the last)}.
 
     word_of_token: for each token the number of its word; offsets: for each token its characters
     """
-    characters = {}
+    span_of_word = {}
     for word, (begin, end) in zip(word_of_token, offsets):
-        if word in characters:                           # an earlier token has begun this word
-            begin, _ = characters[word]
-        characters[word] = (begin, end)
-    return characters
+        if word in span_of_word:                         # an earlier token has begun this word
+            begin, _ = span_of_word[word]
+        span_of_word[word] = (begin, end)
+    return span_of_word
 
 
 def tokens_of_answer(example, offsets):
@@ -353,6 +357,7 @@ class TaskLoss:
         self.seed = seed
         self.teacher = teacher
         self.bf16 = bf16
+        # The rows of this process in each batch, in pieces: [(first row, one past the last), ...].
         self.micro_batch_bounds = split_batch(batch_size, micro_batch_size, processes)
         if not any(feature.positions for feature in features):
             raise ValueError("no example has a token that could be trained on")
@@ -407,6 +412,8 @@ class TaskLoss:
     def losses_of_micro_batches(self, step):
         """Yield the losses {name: scalar} of each micro-batch of this process in a step.
 
+        Summed over the micro-batches of all processes they are the means over the whole batch.
+
         One batch of an epoch may have fewer rows than the others. Then a micro-batch may have fewer
         rows, or none.
         """
@@ -414,6 +421,7 @@ class TaskLoss:
         if self.task.kind == "regression":
             # This is done before the numbers become float32, which has seven digits only.
             labels = (labels - self.task.mean) / self.task.sd
+        # These count the whole batch, with the rows of other processes.
         num_labels = max(1, np.count_nonzero(~np.isnan(labels)))
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
@@ -428,7 +436,8 @@ class TaskLoss:
                 rows = slice(0, 1)
                 is_counted = np.zeros_like(mask[rows])
                 is_labelled = np.zeros(labels[rows].shape, bool)
-            # The labels are found on the CPU: on a GPU, the program would have to wait for them.
+            # The labels are found on the CPU. On a GPU the program would have to wait until it
+            # knows how many there are.
             label_indices = np.flatnonzero(is_labelled)                       # (N,)
             targets = labels[rows].ravel()[label_indices].astype(np.float32)  # (N,)
             # The arrays stand in the order in which compute_losses takes them.
@@ -479,18 +488,21 @@ class TaskLoss:
 
 
 def logits_of_labels(logits, label_indices, is_qa):
-    """Return for each label the logits with which the loss compares it -> (N, n), in qa (N, T).
+    """Return for each label the logits of all classes between which it decides -> (N, n), in qa
+    (N, T).
 
-    Usually a label belongs to one token: these are the n logits there. In qa a label is a position,
-    where the answer begins or where it ends. So each of the T tokens is a class: these are the T
-    begin logits of the sequence, or its T end logits.
+    Usually the classes are those of the task, and these are the n logits at the label's token. (In
+    regression there is one output instead.) In qa a label is the position where the answer begins
+    or ends. So the T tokens of its sequence are the classes, and these are their T begin logits or
+    their T end logits.
 
     logits (B, T, n)
     label_indices (N,): where the labels stand in the flattened labels (B, T), in qa (B, 2)
     """
     if is_qa:
         rows = logits.transpose(1, 2)                    # (B, 2, T)
-        rows = rows.flatten(0, 1)                        # (2 B, T): begin, end, begin, end, ...
+        rows = rows.flatten(0, 1)                        # (2 B, T): begin, end, begin, end, ...,
+                                                         # in the order of the flattened labels
     else:
         rows = logits.flatten(0, 1)                      # (B * T, n)
     return rows[label_indices]
@@ -502,15 +514,16 @@ def logits_of_labels(logits, label_indices, is_qa):
 def fit_adapters_to_identity(encoder, ids, mask):
     """Fit the LayerNorm of each new adapter so that the adapter changes little on ids (B, T).
 
-    A new adapter would output LayerNorm(x) instead of x. So in each channel the weight and the bias
-    of its LayerNorm are set by least squares such that weight * normalised + bias is close to x.
+    A new adapter's `up` is 0, so it would output LayerNorm(x) instead of x. So in each channel the
+    weight and the bias of its LayerNorm are set by least squares such that
+    weight * normalised + bias is close to x.
     """
     # PyTorch calls fit() just before each adapter runs. So one forward pass fits all adapters, and
     # each sees states that have gone through the fitted adapters before it.
     def fit(adapter, inputs):
         x = inputs[0]                                    # (B, T, C), its only input
         states = x[mask]                                 # (N, C), the N real tokens
-        normalised = F.layer_norm(states, states.shape[1:])                   # (N, C)
+        normalised = F.layer_norm(states, states.shape[1:])    # (N, C), with weight 1 and bias 0
         # In each channel, weight * normalised + bias is a straight line. The line that is nearest
         # to the states, by least squares, has this weight: the covariance of normalised and states
         # divided by the variance of normalised.
@@ -613,6 +626,8 @@ def decode_answers(task, examples, features, logits, longest=30):
         no_answer_score[i] = min(no_answer_score[i], rows[0].sum())
         if not feature.positions:                        # the context has no tokens
             continue
+        # Row 0 was that of [CLS]. From here on the window's tokens of the context are counted from
+        # 0, as in stands_for.
         begin_logits = rows[1:, 0]                       # (positions,)
         end_logits = rows[1:, 1]
         scores = begin_logits[:, None] + end_logits[None, :]                  # (first, last token)
@@ -859,7 +874,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
                                                  tuning.bf16)
     settings["hidden_weight"] = tuning.hidden_weight
     # train() calls measure() and logs the dev scores that it returns. The results of all splits,
-    # which fine_tune() returns, are kept here.
+    # which fine_tune() returns, are kept here: those of the last call, after the last step.
     results = {}
 
     def measure():
@@ -916,7 +931,8 @@ def hash_examples(examples):
 
 def best_rate(tuning, examples, mode, seed, rates):
     """Choose the learning rate with the best score on a tenth of the training set, which is held
-    out for this purpose; the dev set is not used."""
+    out for this purpose; the dev set is not used. The models are dropped: run_mode() trains again,
+    on the whole training set."""
     held_out, rest = hold_out_a_tenth(examples)
     splits = encode_splits(tuning.task, {"dev": held_out, "train": rest}, tuning.tokenizer)
     score_of_rate = {}
@@ -1394,11 +1410,11 @@ def load_teacher(path, task, tokenizer):
 
 def choose_hidden_weight(flag, mode, teacher, config):
     """Return the weight of the hidden loss: the flag --hidden-weight, or its default if the flag is
-    None.
+    None. It is 0 without a teacher and where only the head is trained.
 
     teacher: a Classifier or None; config: the Config of the model that is trained
-    If the hidden states cannot be compared, a line says so, and the weight is 0. ValueError if the
-    flag asks for them.
+    If the hidden states cannot be compared, a flag above 0 is a ValueError. Without a flag a line
+    says so, and the weight is 0.
     """
     if teacher is None or mode == "head" or flag == 0:
         return 0.0
@@ -1410,15 +1426,15 @@ def choose_hidden_weight(flag, mode, teacher, config):
     elif not can_match_layers(config.num_hidden_layers, teacher_config.num_hidden_layers):
         obstacle = (f"the teacher has {teacher_config.num_hidden_layers} layers, the model "
                     f"{config.num_hidden_layers} recursions")
-    if obstacle is None:
-        if flag is None:
-            return LOSS_WEIGHTS["hidden"]
-        return flag
-    if flag is not None:
+    if obstacle is not None and flag is not None:
         raise ValueError(f"--hidden-weight {flag:g}: the hidden states cannot be compared: "
                          f"{obstacle}")
-    print(f"the hidden states are not compared with the teacher's: {obstacle}")
-    return 0.0
+    if obstacle is not None:
+        print(f"the hidden states are not compared with the teacher's: {obstacle}")
+        return 0.0
+    if flag is None:
+        return LOSS_WEIGHTS["hidden"]
+    return flag
 
 
 def majority_rows(task, splits):

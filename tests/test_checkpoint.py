@@ -205,6 +205,8 @@ BROKEN = {
     "a shape of 2.0": (file_bytes({"x": entry(shape=[2.0])}, b"\0" * 8), "'x'"),
     "a shape of 2^80":
         (file_bytes({"x": entry(shape=[2**80])}, b"\0" * 8), "'x' has 12089.*allowed range"),
+    "a shape of a million dimensions":
+        (file_bytes({"x": entry(shape=[2**61] * 10**6)}, b"\0" * 8), "'x' has 1000000 dim.*64"),
     "a shape that overflows": (file_bytes({"x": entry(0, 0, [2**61, 2**61, 0])}), "'x'"),
     "a shape that wraps around to 2":
         (file_bytes({"x": entry(shape=[2**61, 8, 2**33])}, b"\0" * 8), "'x'"),
@@ -413,6 +415,15 @@ def test_a_bert_whose_names_all_have_one_more_prefix_is_read_with_its_head(
     wrapped = {f"bert.{name}": tensor.clone() for name, tensor in bert.state_dict().items()}
     write_safetensors(wrapped, tmp_path / "model.safetensors")
     assert_same_as_bert(load(str(tmp_path)), bert)
+
+
+def test_a_missing_decoder_of_an_untied_head_is_named(tmp_path):
+    save(random_model(tie_decoder=False), tmp_path)
+    change_tensors(tmp_path, {"vocab_projector.weight": None})
+    refusal(tmp_path, "'vocab_projector.weight' is missing")
+    # Without a head there is no decoder that could be missing.
+    save(random_model(head=False, tie_decoder=False), tmp_path)
+    assert load(tmp_path).head is None
 
 
 def test_a_decoder_equal_to_the_word_table_is_tied(transformers, tmp_path):

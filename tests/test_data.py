@@ -308,9 +308,16 @@ def test_white_space_after_a_long_line_does_not_end_its_document(tmp_path, monke
 
 def test_a_line_of_csv_that_is_too_long_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "LONGEST_ROW", 1000)
-    path = raw(tmp_path / "a.csv", "text\n" + "a" * 5000 + "\n")
+    fits = "a" * 997 + ",b\n"
+    assert list(read_corpus([raw(tmp_path / "a.csv", "text,id\n" + fits)])) == ["a" * 997, "", ""]
+    # csv would take what is over the limit for a row of its own.
+    too_long = "a" * 997 + ",b" * 3 + "\n"
+    for text in ("text,id\n" + too_long, "text\n" + "a" * 5000 + "\n"):
+        with pytest.raises(ValueError, match="a.csv: not a readable .csv: .*1000 characters"):
+            list(read_corpus([raw(tmp_path / "a.csv", text)]))
+    field_over_two_lines = 'text\n"' + "a" * 600 + "\n" + "a" * 600 + '"\n'
     with pytest.raises(ValueError, match="a.csv: not a readable .csv: .*limit"):
-        list(read_corpus([path]))
+        list(read_corpus([raw(tmp_path / "a.csv", field_over_two_lines)]))
 
 
 @pytest.mark.parametrize("name, text", [
