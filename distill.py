@@ -378,9 +378,9 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     student_embeddings.position.weight.copy_(teacher_embeddings.position.weight @ basis)
     student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
 
-    # Find the projection with which narrow @ solution is nearest to the teacher's output. The tables
-    # are the teacher's times basis, so vectors @ basis is what the student adds up for these ids;
-    # its LayerNorm is new: the weight is 1 and the bias 0.
+    # Find the projection with which narrow @ solution is nearest to the teacher's output. The
+    # student's tables are the teacher's times basis, so vectors @ basis is what it adds up for
+    # these ids. Its LayerNorm is new: the weight is 1 and the bias 0.
     narrow = student_embeddings.norm(vectors @ basis)    # (N, E)
     narrow = F.pad(narrow, (0, 1), value=1.0)            # (N, E + 1): a column of 1 for the bias
     wanted = teacher_embeddings(ids).flatten(0, 1)       # (N, C)

@@ -1043,8 +1043,9 @@ def arguments(argv):
     group.add_argument("--weight-decay", type=number(), default=0.01, metavar="X",
                        help="weight decay of AdamW; biases and LayerNorms have none (default: "
                        "0.01)")
-    group.add_argument("--dropout", type=number(upper=1.0), default=0.1, metavar="P",
-                       help="probability of dropout (default: 0.1)")
+    group.add_argument("--dropout", type=number(upper=1.0), default=0.0, metavar="P",
+                       help="probability of dropout (default: 0; 0.1, which is usual for a BERT, "
+                       "harms a student with shared layers)")
     add_run_flags(parser, "folder for the runs and the model of the first seed (default: out/TASK)",
                   eval_every_default="0", save_every_default="200")
     parser.set_defaults(eval_every=0, save_every=200)

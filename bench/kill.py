@@ -160,8 +160,8 @@ def main():
     print("|---" * len(COLUMNS) + "|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         student = measure("distill", 1200, ["--length", "32"], folder, args.kills, rng)
-        measure("finetune", 600, ["--model", student, "--task", "code", "--seeds", "2"], folder,
-                args.kills, rng)
+        flags = ["--model", student, "--task", "code", "--seeds", "2", "--dropout", "0.1"]
+        measure("finetune", 600, flags, folder, args.kills, rng)
 
 
 if __name__ == "__main__":

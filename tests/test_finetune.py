@@ -1060,7 +1060,7 @@ def test_a_run_trains_as_the_flags_say(tmp_path, model, sentiment, monkeypatch, 
 def test_a_class_is_learned_and_told(tmp_path, model, sentiment, capsys):
     out = tmp_path / "o"
     printed = run(capsys, "--model", model, "--lr", "1e-2", "--batch-size", 16, "--length", 24,
-                  "--dropout", 0, "--task", "sst2", "--data", sentiment, "--steps", 40,
+                  "--task", "sst2", "--data", sentiment, "--steps", 40,
                   "--out", out).out
     assert percent(printed, "all", "dev", "accuracy") > 95
     assert re.search(r"^majority +dev", printed, re.M)
@@ -1086,7 +1086,7 @@ def test_a_number_is_learned_and_told(tmp_path, model, capsys):
             rows.append(f"{word} film {letter},{10 + 2 * i}\n")
     table = write_file(tmp_path / "train.csv", "text,label\n" + "".join(rows))
     printed = run(capsys, "--model", model, "--lr", "1e-2", "--batch-size", 16, "--length", 24,
-                  "--dropout", 0, "--task", "regression", "--train", table, "--steps", 40,
+                  "--task", "regression", "--train", table, "--steps", 40,
                   "--out", tmp_path / "o").out
     assert percent(printed, "all", "dev", "pearson") > 95
     assert percent(printed, "majority", "dev", "pearson") == 0
@@ -1104,7 +1104,7 @@ def test_tags_are_learned_and_told(tmp_path, model, capsys):
         sentences.append(f"the O\n{name} B-who\nlives O\nin O\n{place} B-where\n\n")
     train = write_file(tmp_path / "train.txt", "".join(sentences))
     printed = run(capsys, "--model", model, "--lr", "1e-2", "--batch-size", 16, "--length", 24,
-                  "--dropout", 0, "--task", "tagging", "--train", train, "--steps", 30,
+                  "--task", "tagging", "--train", train, "--steps", 30,
                   "--out", tmp_path / "o").out
     assert percent(printed, "all", "dev", "f1") > 95
     told = run(capsys, "--model", tmp_path / "o", "--predict", "the john lives in paris").out
@@ -1136,7 +1136,7 @@ def test_answers_are_learned_and_told(tmp_path, model, capsys, monkeypatch):
         paragraphs.append({"context": context, "qas": questions})
     train = write_file(tmp_path / "train.json", json.dumps({"data": [{"paragraphs": paragraphs}]}))
     printed = run(capsys, "--model", model, "--lr", "1e-2", "--batch-size", 16, "--length", 24,
-                  "--dropout", 0, "--task", "qa", "--train", train, "--steps", 70,
+                  "--task", "qa", "--train", train, "--steps", 70,
                   "--stride", 9, "--out", tmp_path / "o").out
     assert percent(printed, "all", "dev", "f1") > 95
     assert read_json(tmp_path / "o/task.json")["stride"] == 9
@@ -1239,9 +1239,9 @@ def test_seeds_differ_and_the_rate_is_chosen_without_the_dev_set(
 
     again = run(capsys, *flags, *more, "--resume").out       # all runs are finished already
     assert table(again) == table(printed)
-    error = fail(capsys, *flags, "--steps", 30, "--lr", "1e-2", "--seed", 5, "--dropout", 0,
+    error = fail(capsys, *flags, "--steps", 30, "--lr", "1e-2", "--seed", 5, "--dropout", 0.1,
                  "--resume")
-    assert "dropout was 0.1, now it is 0.0" in error
+    assert "dropout was 0.0, now it is 0.1" in error
     assert "--overwrite" in fail(capsys, *flags)
 
 
@@ -1708,7 +1708,7 @@ def test_it_is_said_if_all_predictions_are_the_same(tmp_path, model, sentiment, 
 def test_bfloat16_trains_and_predicts_near_float32_but_not_alike(
         tmp_path, model, sentiment, capsys):
     flags = ["--model", model, "--task", "sst2", "--data", sentiment, "--steps", 9,
-             "--dropout", 0, "--log-every", 1]
+             "--log-every", 1]
     losses = {}
     for name, more in (("whole", []), ("half", ["--bf16"])):
         out = tmp_path / name
@@ -1733,7 +1733,7 @@ def test_bfloat16_trains_and_predicts_near_float32_but_not_alike(
 def test_a_run_that_was_stopped_and_resumed_ends_bit_for_bit_as_one_that_was_not(
         flags, tmp_path, model, sentiment, capsys, monkeypatch):
     flags = ["--model", model, "--task", "sst2", "--data", sentiment, "--steps", 9,
-             "--lr", "1e-2", "--seeds", 2, *flags]
+             "--lr", "1e-2", "--seeds", 2, "--dropout", 0.1, *flags]
     run(capsys, *flags, "--out", tmp_path / "whole")
     usual_batch = TaskLoss.batch
     asked = []

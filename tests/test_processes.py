@@ -84,7 +84,7 @@ def test_a_distillation_killed_at_random_ends_as_if_it_had_not_been(toy, tmp_pat
 
 
 def test_a_tuning_killed_at_random_ends_as_if_it_had_not_been(toy, table, tmp_path):
-    more = ["--steps", 25, "--save-every", 1, "--seeds", 2, "--lr", 0.001, 0.002]
+    more = ["--steps", 25, "--save-every", 1, "--seeds", 2, "--lr", 0.001, 0.002, "--dropout", 0.1]
     finish("finetune", finetune_flags(toy, table, tmp_path / "a", *more))
     _, num_resumed, _ = torment("finetune", finetune_flags(toy, table, tmp_path / "b", *more),
                                 tmp_path / "b", 1, 0.4, random.Random(1))

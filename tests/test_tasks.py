@@ -836,11 +836,14 @@ def test_several_files_of_tags_or_questions_are_one_split(tmp_path):
     for question in ("who", "where"):
         text = make_squad([(question, [])])
         questions.append(write_file(tmp_path / f"{question}.json", text))
-    splits = read_own_files("qa", {"train": questions}, ["text"], "label")
+    dev = [write_file(tmp_path / "dev.json", make_squad([("why", [])]))]
+    splits = read_own_files("qa", {"train": questions, "dev": dev}, ["text"], "label")
     assert [example.text for example in splits["train"]] == ["who", "where"]
-    # Predictions are found by their ids.
-    with pytest.raises(ValueError, match="who.json, .*where.json: 2 questions have the id 'q0'"):
-        read_own_files("qa", {"dev": questions}, ["text"], "label")
+    # Predictions are found by their ids. A tenth of train is predicted if there is no dev set.
+    message = "who.json, .*where.json: 2 questions have the id 'q0'"
+    for files in ({"train": dev, "dev": questions}, {"train": questions}):
+        with pytest.raises(ValueError, match=message):
+            read_own_files("qa", files, ["text"], "label")
 
 
 def test_equal_numbers_are_not_normalised_by_an_error_of_rounding():
