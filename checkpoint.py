@@ -80,7 +80,7 @@ def read_safetensors(path):
             begin, end = entry["data_offsets"]
             tensor_bytes = file_bytes[data_begin + begin:data_begin + end]
             # The file is mapped to an address that is a multiple of each element's size. So a
-            # tensor is aligned, which view(dtype) demands, if its place in the file is a multiple.
+            # tensor is aligned, which view(dtype) demands, if its place in the file is one, too.
             if (data_begin + begin) % dtype.itemsize != 0:
                 tensor_bytes = tensor_bytes.clone()      # a copy begins at an aligned address
             tensors[name] = tensor_bytes.view(dtype).view(entry["shape"])
@@ -245,7 +245,7 @@ def load(path, recursions=None):
     config = read_config(os.path.join(path, "config.json"))
     tensors = with_usual_names(path, read_weights(path))
     layout = ALBERT_LAYOUT
-    # An ALBERT, the authors' models and our students do not number their layers like this.
+    # Only BERT's layout numbers its layers like this.
     if any(name.startswith("encoder.layer.") for name in tensors):
         layout = BERT_LAYOUT
     has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
@@ -254,7 +254,7 @@ def load(path, recursions=None):
         raise ValueError(f"{path}: {decoder_name!r} is missing, and config.json says that "
                          "tie_decoder is false")
     tensors = without_redundant(tensors, layout, config)
-    # Only our own config.json tells whether the head is tied; the tensors always do.
+    # Only our own config.json has tie_decoder, so the tensors decide.
     has_decoder = decoder_name in tensors
     config = replace(config, tie_decoder=not has_decoder)
     with torch.device("meta"):      # this takes no memory and draws no random numbers
@@ -649,7 +649,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
         saved_settings = read_run(out).get("settings", {})
         check_settings(run_path, saved_settings, settings)
     os.makedirs(out, exist_ok=True)
-    may_clean_up = False                                 # True once this run has the lock
+    may_clean_up = False                                 # False while another run may use it
     try:
         # The mode "a" makes the file if there is none, and leaves it as it is if there is one.
         with open(run_path, "a", encoding="utf-8") as run_file:

@@ -450,10 +450,10 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         file.flush()                                     # hash_file reads it from the disk
         description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
-        # The program may be killed at any moment, and never may tokens stand beside the description
-        # of others. So the old tokens are removed first. Then the new description is written. The
-        # new tokens get their name last, at the end of this with block. If it was killed between
-        # these steps, the next call finds no tokens and makes them again.
+        # The program may be killed at any moment, and even then no tokens may stand beside the
+        # description of others. So the old tokens are removed first. Then the new description is
+        # written. The new tokens get their name last, at the end of this with block. If the program
+        # is killed between these steps, the next call finds no tokens and makes them again.
         with suppress(FileNotFoundError):                # there may be none
             os.remove(out)
         write_json(f"{out}.json", description, shared=True)

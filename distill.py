@@ -75,11 +75,11 @@ LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "emb
 def attention_loss(student_map, teacher_map):
     """Compare the attention maps of two layers, log-probabilities (B, H, T, T).
 
-    Row i of a map says where token i looks. Its divergence, KL(teacher || student), is the sum over
-    the columns j of p_ij (log p_ij - log q_ij), for the teacher's p and the student's q. The sum of
-    all rows is divided by the H heads and by the T columns. Distillation then divides it by the
-    B * T tokens. So the loss is the mean over all B * H * T * T elements, as in the authors'
-    KLDivLoss.
+    Row i of a map says where token i looks. The divergence of the row, KL(teacher || student), is
+    the sum over the columns j of p_ij (log p_ij - log q_ij), for the teacher's p and the student's
+    q. The divergences of all rows are added up and divided by the H heads and the T columns.
+    Distillation then divides by the B * T tokens. So the loss is the mean over all B * H * T * T
+    elements, as in the authors' KLDivLoss.
     """
     _, H, T, _ = student_map.shape
     # F.kl_div(log q, log p) is KL(p || q): the student comes first.
@@ -303,8 +303,8 @@ def evaluate(model, batches, each_recursion=False):
     each_recursion: also measure "accuracy_after", a list of R + 1 accuracies: what the head makes
     of the embeddings, of the states after one recursion, after two, and so on
 
-    It measures whole batches, as many as fit into 512 sequences but at least one. They and their
-    masks are always the same. It leaves the model in eval mode.
+    It measures whole batches: as many as there are, up to 512 sequences, but at least one. They and
+    their masks are always the same. It leaves the model in eval mode.
     """
     model.eval()
     R = model.config.num_hidden_layers
@@ -419,8 +419,9 @@ def start_layers(student, teacher):
 
 
 def start_corrections(student, teacher):
-    """Start each correction from the difference between two matrices: the shared one, and that of
-    the teacher's layer from which the recursion learns (see teacher_layer_number).
+    """Start each correction from the difference between two matrices: the teacher's minus the
+    shared one. The teacher's layer is the one that is as deep as the recursion (see
+    teacher_layer_number).
 
     The difference is cut down to rank K: its K largest singular values are kept, which gives the
     nearest matrix of that rank. Each factor is scaled by the square roots of these values.

@@ -123,8 +123,8 @@ class Feature(NamedTuple):
     two entries: the positions of the answer's first and last token, or [0, 0], if it is not in this
     window.
 
-    Where a label is not known, it is nan, but in question answering [0, 0]. Only training reads the
-    labels, and there all of them are known.
+    A label that is not known is nan; in question answering the two are [0, 0] then. Only training
+    reads the labels, and there all of them are known.
     """
     ids: np.ndarray         # (T,) token numbers
     num_before: int         # tokens before the text, or before the second text if there are two
@@ -217,9 +217,9 @@ def text_feature(task, example_number, example, prefix, encoding, tokenizer, lab
 def windows(num_tokens, room, overlap=0):
     """List (begin, end) of the windows that cover a text, each of at most `room` tokens.
 
-    There is at least one. Each begins room - overlap tokens after the one before it. If only the
-    last `overlap` tokens were new to the next window, there is none: the one before it has them.
-    For example, windows(10, 4, overlap=1) is [(0, 4), (3, 7), (6, 10)].
+    Each begins room - overlap tokens after the one before it. Only the first may begin in the last
+    `overlap` tokens: the others would have nothing that the window before does not have. For
+    example, windows(10, 4, overlap=1) is [(0, 4), (3, 7), (6, 10)].
     """
     begins = range(0, max(1, num_tokens - overlap), room - overlap)
     return [(begin, min(begin + room, num_tokens)) for begin in begins]
@@ -268,7 +268,7 @@ def answer_features(task, example_number, example, prefix, encoding, tokenizer):
         # An array and a range take little memory: SQuAD has 90,000 windows.
         stands_for = np.array(spans, np.int32)                                # (tokens, 2)
         positions = range(begin + shift, end + shift)
-        labels = [0, 0]                                  # [CLS]: the whole answer is not in here
+        labels = [0, 0]                  # [CLS]: this window does not have all of the answer
         if answer_tokens and begin <= answer_tokens[0] and answer_tokens[-1] < end:
             labels = [answer_tokens[0] + shift, answer_tokens[-1] + shift]
         ids = join_ids(prefix, encoding.ids[begin:end], tokenizer)
@@ -488,8 +488,8 @@ class TaskLoss:
 
 
 def logits_of_labels(logits, label_indices, is_qa):
-    """Return for each label the logits of all classes between which it decides -> (N, n), in qa
-    (N, T).
+    """Return for each label the logits of all classes, of which the label is the right one
+    -> (N, n), in qa (N, T).
 
     Usually the classes are those of the task, and these are the n logits at the label's token. (In
     regression there is one output instead.) In qa a label is the position where the answer begins

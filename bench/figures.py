@@ -494,6 +494,7 @@ def draw_study(students, teacher, theme):
 
 # What the fine-tuned models of a study are called in the picture, and how they look.
 TASK_LOOKS = {"ours": ("student alone", "muted", "x"),
+              "long": ("student of more tokens, alone", "orange", "x"),
               "authors-taught": ("authors' recipe, taught", "gold", "v"),
               "adapters-taught": ("adapters, taught", "purple", "D"),
               "taught": ("corrections, taught", "green", "^"),

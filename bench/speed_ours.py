@@ -360,7 +360,8 @@ def sst2_task():
 
 
 def our_tuning(mode, path, sentences, bf16=False):
-    """Build an epoch of fine-tuning, of distill.training_step as finetune.py calls it.
+    """Build an epoch of fine-tuning, of distill.training_step as finetune.py calls it, with a
+    dropout of 0.1, as the other programs have.
 
     mode: all, adapters (and the head) or head (alone)
     sentences: a file of write_sentences

@@ -1,5 +1,6 @@
 """bench/study.py: steps, logs, time to quality and kept shares are right; a row that is done is not
-run again, and one that fails does not stop the others. No test trains a model."""
+run again, and one that fails does not stop the others. bench/dropout.py: what it measures. No test
+trains a model."""
 import json
 import os
 import shutil
@@ -7,16 +8,19 @@ import sys
 import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import data
 import distill
 import finetune
+from checkpoint import load
 from conftest import ROOT
 from minialbert import Config, MiniALBERT, count_parameters
 
 sys.path.insert(0, os.path.join(ROOT, "bench"))
+import dropout
 import study
 import study_tables
 from study_results import (ACCURACY, LOSS, distillation_outcome, kept_shares, time_to,
@@ -475,3 +479,21 @@ def test_the_tables_and_study_json_hold_what_was_measured(tmp_path, capsys):
 
 def test_an_empty_study_has_no_tables():
     assert study_tables.all_tables([], None) == ""
+
+
+# ---- bench/dropout.py -------------------------------------------------------------------
+
+def test_dropout_disturbs_a_model_where_it_is_switched_on(toy):
+    model = load(toy / "teacher")
+    tokenizer = data.Tokenizer(str(toy / "teacher"))
+    tokens = np.tile(np.arange(5, 95), 2)
+    batches = data.MaskedBatches(tokens, tokenizer, T=16, batch_size=3)
+    assert batches.count == 12
+    losses = {}
+    for name, (hidden, attention) in dropout.DROPOUTS.items():
+        noisy = dropout.with_dropout(model, hidden, attention)
+        accuracy, losses[name] = dropout.measure(noisy, batches, num_batches=4)
+        if name == "off":
+            scores = distill.evaluate(model, batches)
+            assert scores == {"accuracy": accuracy, "loss": pytest.approx(losses["off"])}
+    assert len(set(losses.values())) == 4
