@@ -2,6 +2,8 @@
 
     python bench/dropout.py teacher=assets/teacher student=out/student
     python bench/dropout.py --corpus out/wiki.bin --length 128 bert=DIR student=DIR
+    python bench/dropout.py --cost 32 384 student=DIR
+        instead the time and the memory of a forward and a backward pass
 
 Fine-tuning with dropout begins from such a disturbed model. All models must have the same
 vocabulary.
@@ -9,6 +11,7 @@ vocabulary.
 import argparse
 import os
 import sys
+import time
 from dataclasses import replace
 
 import torch
@@ -18,7 +21,7 @@ sys.path.insert(0, ROOT)
 
 from checkpoint import load
 from data import CACHE, Tokenizer, open_corpus
-from distill import make_valid_batches, mlm_loss, to_device
+from distill import autocast, make_valid_batches, mlm_loss, to_device
 from minialbert import MiniALBERT
 
 # Which dropout is on, and its two probabilities: of the hidden states (the embeddings and what a
@@ -53,6 +56,50 @@ def measure(model, batches, num_batches):
     return correct / num_masked, total_loss / num_masked
 
 
+def cost(model, batch_size, length, bf16):
+    """Measure a forward and a backward pass in train mode -> (seconds, bytes that are kept between
+    the two). The seconds are the best of three, after one that warms up and counts the bytes."""
+    device = torch.device("cpu")
+    ids = torch.randint(model.config.vocab_size, (batch_size, length))
+    size_of_storage = {}                                 # {address: bytes}
+
+    def count(tensor):
+        storage = tensor.untyped_storage()
+        size_of_storage[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def unchanged(tensor):
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, unchanged), autocast(device, bf16):
+        hidden, _ = model(ids)
+        loss = hidden[-1].float().square().mean()
+    for parameter in model.parameters():                 # they take memory anyway
+        size_of_storage.pop(parameter.untyped_storage().data_ptr(), None)
+    loss.backward()
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        with autocast(device, bf16):
+            hidden, _ = model(ids)
+            loss = hidden[-1].float().square().mean()
+        loss.backward()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds), sum(size_of_storage.values())
+
+
+def print_costs(models, batch_size, length, bf16):
+    """Print a table of the costs of models, a list of NAME=DIR, with dropout and without."""
+    print("| model | dropout | seconds | kept for the backward pass |")
+    print("|---|---|---|---|", flush=True)
+    for name_and_folder in models:
+        name, folder = name_and_folder.split("=", 1)
+        for words in ("both", "off"):
+            model = with_dropout(load(folder), *DROPOUTS[words])
+            seconds, num_bytes = cost(model, batch_size, length, bf16)
+            print(f"| {name} | {words} | {seconds:.2f} | {num_bytes / 1e9:.2f} GB |", flush=True)
+
+
 def main():
     """Measure the models that the command line names, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
@@ -64,7 +111,14 @@ def main():
                         help="tokens in a sequence (default: 64)")
     parser.add_argument("--batches", type=int, default=8, metavar="N",
                         help="batches of 32 sequences, held out (default: 8)")
+    parser.add_argument("--cost", nargs=2, type=int, metavar=("B", "T"),
+                        help="measure the cost of a pass of B sequences of T tokens")
+    parser.add_argument("--bf16", action="store_true", help="with --cost: in bfloat16")
     args = parser.parse_args()
+    if args.cost is not None:
+        batch_size, length = args.cost
+        print_costs(args.models, batch_size, length, args.bf16)
+        return
     print("| model | " + " | ".join(DROPOUTS) + " |")
     print("|---" * (1 + len(DROPOUTS)) + "|", flush=True)
     for name_and_folder in args.models:
