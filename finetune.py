@@ -1044,8 +1044,8 @@ def arguments(argv):
                        help="weight decay of AdamW; biases and LayerNorms have none (default: "
                        "0.01)")
     group.add_argument("--dropout", type=number(upper=1.0), default=0.0, metavar="P",
-                       help="probability of dropout (default: 0; 0.1, which is usual for a BERT, "
-                       "harms a student with shared layers)")
+                       help="probability of dropout (default: 0; 0.1 is usual for a BERT, but has "
+                       "harmed students of this project)")
     add_run_flags(parser, "folder for the runs and the model of the first seed (default: out/TASK)",
                   eval_every_default="0", save_every_default="200")
     parser.set_defaults(eval_every=0, save_every=200)
