@@ -42,7 +42,7 @@ DTYPES = {
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LARGEST_HEADER = 100_000_000        # bytes, as in the official package
 LARGEST_SIZE = 2**62                # elements; torch can count to 2**63 - 1
-MOST_DIMENSIONS = 64                # torch has no operations for more
+MOST_DIMENSIONS = 64                # most of torch's operations allow no more
 
 
 # ---- Reading and writing safetensors ----------------------------------------------------
@@ -79,8 +79,8 @@ def read_safetensors(path):
             dtype = DTYPES[entry["dtype"]]
             begin, end = entry["data_offsets"]
             tensor_bytes = file_bytes[data_begin + begin:data_begin + end]
-            # The file is mapped to an address that is a multiple of each element's size. So a
-            # tensor is aligned, which view(dtype) demands, if its place in the file is one, too.
+            # view(dtype) demands that a tensor begins at a multiple of its element's size. The
+            # mapping of the file does, so only the place in the file has to be looked at.
             if (data_begin + begin) % dtype.itemsize != 0:
                 tensor_bytes = tensor_bytes.clone()      # a copy begins at an aligned address
             tensors[name] = tensor_bytes.view(dtype).view(entry["shape"])
@@ -175,7 +175,7 @@ LAYER_IN_ALBERT = "encoder.albert_layer_groups.#.albert_layers.0"
 # The keys are our names of modules. The sign '#' stands for the number of a layer or a recursion. A
 # module that is not in the table, such as corrections.#.query, has our name in files, too. The
 # adapters and ALBERT's head are named as in the authors' checkpoints. A BERT has no projection and
-# no adapters, so BERT's layout has ALBERT's names of them.
+# no adapters, so for these both layouts have the same names.
 MODULE_NAMES = {
     "embeddings.word": ("embeddings.word_embeddings", "embeddings.word_embeddings"),
     "embeddings.position": ("embeddings.position_embeddings", "embeddings.position_embeddings"),
@@ -649,7 +649,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
         saved_settings = read_run(out).get("settings", {})
         check_settings(run_path, saved_settings, settings)
     os.makedirs(out, exist_ok=True)
-    may_clean_up = False                                 # False while another run may use it
+    may_clean_up = False         # True once it is known that no other run is using the folder
     try:
         # The mode "a" makes the file if there is none, and leaves it as it is if there is one.
         with open(run_path, "a", encoding="utf-8") as run_file:

@@ -501,8 +501,8 @@ def logits_of_labels(logits, label_indices, is_qa):
     """
     if is_qa:
         rows = logits.transpose(1, 2)                    # (B, 2, T)
-        rows = rows.flatten(0, 1)                        # (2 B, T): begin, end, begin, end, ...,
-                                                         # in the order of the flattened labels
+        # The order of the rows is that of the flattened labels: begin, end, begin, end, ...
+        rows = rows.flatten(0, 1)                        # (2 B, T)
     else:
         rows = logits.flatten(0, 1)                      # (B * T, n)
     return rows[label_indices]
@@ -626,8 +626,8 @@ def decode_answers(task, examples, features, logits, longest=30):
         no_answer_score[i] = min(no_answer_score[i], rows[0].sum())
         if not feature.positions:                        # the context has no tokens
             continue
-        # Row 0 was that of [CLS]. From here on the window's tokens of the context are counted from
-        # 0, as in stands_for.
+        # Row 0 was that of [CLS]. From here on 0 is the window's first token of the context, as in
+        # stands_for.
         begin_logits = rows[1:, 0]                       # (positions,)
         end_logits = rows[1:, 1]
         scores = begin_logits[:, None] + end_logits[None, :]                  # (first, last token)

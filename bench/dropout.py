@@ -5,8 +5,7 @@
     python bench/dropout.py --cost 32 384 student=DIR
         instead the time and the memory of a forward and a backward pass
 
-Fine-tuning with dropout begins from such a disturbed model. All models must have the same
-vocabulary.
+Fine-tuning with dropout begins from such a disturbed model.
 """
 import argparse
 import os
@@ -56,10 +55,16 @@ def measure(model, batches, num_batches):
     return correct / num_masked, total_loss / num_masked
 
 
+def forward(model, ids, bf16):
+    """Run a model on ids (B, T) -> a scalar that depends on all its last hidden states."""
+    with autocast(torch.device("cpu"), bf16):
+        hidden, _ = model(ids)
+        return hidden[-1].float().square().mean()
+
+
 def cost(model, batch_size, length, bf16):
     """Measure a forward and a backward pass in train mode -> (seconds, bytes that are kept between
     the two). The seconds are the best of three, after one that warms up and counts the bytes."""
-    device = torch.device("cpu")
     ids = torch.randint(model.config.vocab_size, (batch_size, length))
     size_of_storage = {}                                 # {address: bytes}
 
@@ -71,19 +76,16 @@ def cost(model, batch_size, length, bf16):
     def unchanged(tensor):
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(count, unchanged), autocast(device, bf16):
-        hidden, _ = model(ids)
-        loss = hidden[-1].float().square().mean()
+    # autograd calls count() for each tensor that it keeps, and unchanged() when it needs it again.
+    with torch.autograd.graph.saved_tensors_hooks(count, unchanged):
+        output = forward(model, ids, bf16)
     for parameter in model.parameters():                 # they take memory anyway
         size_of_storage.pop(parameter.untyped_storage().data_ptr(), None)
-    loss.backward()
+    output.backward()
     seconds = []
     for _ in range(3):
         begin = time.perf_counter()
-        with autocast(device, bf16):
-            hidden, _ = model(ids)
-            loss = hidden[-1].float().square().mean()
-        loss.backward()
+        forward(model, ids, bf16).backward()
         seconds.append(time.perf_counter() - begin)
     return min(seconds), sum(size_of_storage.values())
 
@@ -94,10 +96,11 @@ def print_costs(models, batch_size, length, bf16):
     print("|---|---|---|---|", flush=True)
     for name_and_folder in models:
         name, folder = name_and_folder.split("=", 1)
-        for words in ("both", "off"):
-            model = with_dropout(load(folder), *DROPOUTS[words])
+        for dropout in ("both", "off"):
+            hidden, attention = DROPOUTS[dropout]
+            model = with_dropout(load(folder), hidden, attention)
             seconds, num_bytes = cost(model, batch_size, length, bf16)
-            print(f"| {name} | {words} | {seconds:.2f} | {num_bytes / 1e9:.2f} GB |", flush=True)
+            print(f"| {name} | {dropout} | {seconds:.2f} | {num_bytes / 1e9:.2f} GB |", flush=True)
 
 
 def main():
