@@ -940,6 +940,10 @@ def best_rate(tuning, examples, mode, seed, rates):
         try:
             _, results = fine_tune(tuning, splits, mode, seed, lr)
         except FloatingPointError as error:              # the rate is too high
+            # An evaluation amid a run is made by the first process alone. If that is where it
+            # failed, the others still train, and they would wait for it.
+            if tuning.processes.world > 1:
+                raise FloatingPointError(f"{error}; try without --lr {lr:g}, or with one process")
             print(f"learning rate {lr:g}: {error}", flush=True)
         else:
             score_of_rate[lr] = results["dev"].scores[tuning.task.metrics[0]]

@@ -8,6 +8,7 @@ import re
 import signal
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -1645,6 +1646,19 @@ def test_a_rate_whose_model_cannot_be_measured_is_not_chosen(
                   "--out", tmp_path / "o", "--lr", "1e-2", "1e-3").out
     assert "learning rate 0.01: what the model computes is not finite" in printed
     assert "set): [0.001]" in printed
+
+
+def test_several_processes_stop_at_a_rate_that_diverges(tokenizer, monkeypatch):
+    """The first process may have found it alone; the others would train on and wait for it."""
+    def fine_tune(tuning, splits, mode, seed, lr):
+        raise FloatingPointError("step 2: the held-out loss is nan")
+
+    monkeypatch.setattr(finetune, "fine_tune", fine_tune)
+    examples = [make_text_example("good film", "x")] * 20
+    tuning = SimpleNamespace(task=make_task_of_kind("classification", ["x"]),
+                             tokenizer=tokenizer, processes=Processes(world=2))
+    with pytest.raises(FloatingPointError, match="nan; try without --lr 0.5, or with one process"):
+        finetune.best_rate(tuning, examples, "all", seed=0, rates=[0.5, 0.1])
 
 
 def test_to_overwrite_removes_nothing_if_no_rate_can_be_chosen(tmp_path, model, capsys):
