@@ -8,6 +8,7 @@ end_at_interrupt. This file imports nothing large, so that almost no time passes
 import argparse
 import io
 import os
+import re
 import signal
 import sys
 from contextlib import contextmanager, suppress
@@ -63,6 +64,14 @@ class CommandParser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
+def is_about_memory(error):
+    """Return True if an exception says that there is not enough memory. PyTorch's is a
+    RuntimeError, as many others of its errors are; Python's and numpy's is a MemoryError."""
+    if isinstance(error, RuntimeError):
+        return re.search("out of memory|allocate memory", str(error)) is not None
+    return isinstance(error, MemoryError)
+
+
 def run_command(name, action):
     """Call action() and return the exit status of the program.
 
@@ -84,6 +93,12 @@ def run_command(name, action):
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not is_about_memory(error):
+            raise
+        reason = " ".join(str(error).split())
+        print(f"{name}: error: there is not enough memory: {reason:.300}", file=sys.stderr)
+        return 2
     except BaseException as error:
         # The tokenizers library, which is written in Rust, raises PanicException if a rule of a
         # tokenizer.json takes too long on some text. It is not a subclass of Exception.

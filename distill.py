@@ -55,7 +55,7 @@ from tqdm import tqdm
 
 from checkpoint import (claim_folder, fetch, load, naming_file, one_line, parsing,
                         restore_training_state, run_folder, save, save_training_state)
-from command import CommandParser, run_command
+from command import CommandParser, is_about_memory, run_command
 from data import CACHE, MaskedBatches, Tokenizer, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         layer_numbers)
@@ -69,15 +69,19 @@ LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "emb
 # ---- The losses -------------------------------------------------------------------------
 # A batch can be cut into micro-batches, to save memory or to share it among processes. Their
 # gradients add up before the weights change (gradient accumulation). So each function returns a sum
-# over the tokens or masked places of a micro-batch, and the class Distillation divides it by their
-# number in the whole batch. What all micro-batches return then adds up to the mean.
+# over the tokens or masked places of a micro-batch, and the class Distillation divides this sum by
+# the number of tokens or masked places in the whole batch. The results of all micro-batches then
+# add up to the mean over the batch.
 
 def attention_loss(student_map, teacher_map):
     """Compare the attention maps of two layers, log-probabilities (B, H, T, T).
 
-    Row i of a map says where token i looks. The divergence of the row, KL(teacher || student), is
-    the sum over the columns j of p_ij (log p_ij - log q_ij), for the teacher's p and the student's
-    q. The divergences of all rows are added up and divided by the H heads and the T columns.
+    Row i of a map says where token i looks. For the teacher's row p and the student's row q the
+    divergence is
+
+        KL(teacher || student) = sum over the columns j of p_j (log p_j - log q_j)
+
+    The divergences of all rows are added up and divided by the H heads and the T columns.
     Distillation then divides by the B * T tokens. So the loss is the mean over all B * H * T * T
     elements, as in the authors' KLDivLoss.
     """
@@ -124,10 +128,11 @@ def mlm_loss(logits, labels):
 def teacher_layer_number(r, num_recursions, num_layers):
     """Return the number of the teacher's layer that is as deep as recursion r; both count from 0.
 
-    After r + 1 recursions the student has done as much as (r + 1) * num_layers / num_recursions
-    layers of the teacher. If this is not a whole number, it is rounded up. For 6 recursions and 12
-    layers, recursion 0 has layer 1 and recursion 5 has layer 11. The corrections of the recursion
-    start from this layer. The recursion also learns from it, if match_layers pairs them.
+    After recursion r the student is through (r + 1) / num_recursions of its depth. The teacher is
+    through as much of its own after (r + 1) * num_layers / num_recursions layers; if this is not a
+    whole number, it is rounded up. With 6 recursions and 12 layers, recursion 0 ends where layer 1
+    ends, and recursion 5 where layer 11 ends. The corrections of the recursion start from this
+    layer. The recursion also learns from it, if match_layers pairs them.
     """
     return math.ceil((r + 1) * num_layers / num_recursions) - 1
 
@@ -141,8 +146,8 @@ def match_layers(num_recursions, num_layers):
     """Pair recursions of a student with layers of its teacher: [(recursion, layer)], from 0.
 
     Usually each recursion learns from a layer. The layers are evenly spread and the last one is
-    always used: the second, the fourth, ..., the twelfth for 6 recursions and 12 layers, as in the
-    paper. If there are more recursions than layers, some recursions learn from none: with 12
+    always used: with 6 recursions and 12 layers, as in the paper, the pairs are (0, 1), (1, 3),
+    ..., (5, 11). If there are more recursions than layers, some recursions learn from none: with 12
     recursions and 6 layers, every second recursion learns. ValueError if neither number divides the
     other.
     """
@@ -161,15 +166,16 @@ def match_layers(num_recursions, num_layers):
 
 
 def states_after(depths, hidden, positions):
-    """Take the hidden state of each masked place after its own number of recursions -> (m, C).
+    """Take the hidden state of each of m masked places after its own number of recursions
+    -> (m, C).
 
     hidden: what MiniALBERT.forward returns, (B, T, C) after 0, 1, ..., R recursions
     positions (m,): the masked places, indices into the flattened ids
     depths (m,): after how many recursions the state of each masked place is taken
     """
     states = torch.stack([state.flatten(0, 1)[positions] for state in hidden])     # (R + 1, m, C)
-    i = torch.arange(len(positions), device=positions.device)                 # 0, 1, ..., m - 1
-    return states[depths, i]                             # row i is states[depths[i], i]
+    places = torch.arange(len(positions), device=positions.device)            # 0, 1, ..., m - 1
+    return states[depths, places]                        # row i is states[depths[i], i]
 
 
 class Distillation:
@@ -303,12 +309,12 @@ def evaluate(model, batches, each_recursion=False):
     each_recursion: also measure "accuracy_after", a list of R + 1 accuracies: what the head makes
     of the embeddings, of the states after one recursion, after two, and so on
 
-    It measures whole batches: as many as there are, up to 512 sequences, but at least one. They and
-    their masks are always the same. It leaves the model in eval mode.
+    Only whole batches are measured: as many as fit into the first 512 sequences, but at least one.
+    The sequences and their masks are the same in each call. The model is left in eval mode.
     """
     model.eval()
     R = model.config.num_hidden_layers
-    depths = [R]                                         # after all R recursions alone
+    depths = [R]                                         # only after all R recursions
     if each_recursion:
         depths = range(R + 1)                            # after 0, 1, ..., R recursions
     correct_after = [0] * (R + 1)                        # right guesses after 0, 1, ..., R
@@ -352,11 +358,11 @@ def start_from_teacher(student, teacher, ids):
 def start_embeddings(student_embeddings, teacher_embeddings, ids):
     """Fill the student's Embeddings, whose tables have the width E, from the teacher's Embeddings.
 
-    First the student's tables: they are the teacher's, projected onto E directions. These are the
-    directions that hold most of the teacher's vectors of the sample ids (B, T): a principal
-    component analysis without centring. Then the projection from E to C is fitted by least squares,
-    so that the student's output for these ids is near to the teacher's. In the shapes below, the
-    teacher's tables have the width C, as a BERT's do.
+    First, the student's tables become the teacher's, projected onto E directions. These directions
+    keep as much as possible of the squared length of the teacher's vectors for the sample ids
+    (B, T): a principal component analysis without centring. Then the projection from E to C is
+    fitted by least squares, so that the student's output for these ids is near to the teacher's. In
+    the shapes below, the teacher's tables have the width C, as a BERT's do.
     """
     if student_embeddings.word.embedding_dim == teacher_embeddings.word.embedding_dim:
         student_embeddings.load_state_dict(teacher_embeddings.state_dict())
@@ -392,11 +398,11 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
 
 
 def start_layers(student, teacher):
-    """Start each shared layer as the mean of the teacher's layers that it replaces, a run of
-    neighbours.
+    """Start each of the student's G layers as the mean of the consecutive layers of the teacher
+    that it replaces.
 
     The first and the last quarter of those layers are left out: of 4 layers only the second and the
-    third count. With all of them the start is worse (EXPERIMENTS.md has the comparison).
+    third count. EXPERIMENTS.md compares this start with others.
     """
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     G = student.config.num_hidden_groups
@@ -404,7 +410,7 @@ def start_layers(student, teacher):
     # way: [0, 0, 1, 1] for L = 4 and G = 2. Entry i is the student's layer that replaces layer i.
     student_layer_of = layer_numbers(L, G)
     for g, layer in enumerate(student.layers):
-        replaced = []                                    # the weights of those that g replaces
+        replaced = []                   # the state dicts of the teacher's layers that it replaces
         for i in range(L):
             if student_layer_of[i] == g:
                 # A BERT applies each of its layers once: its recursion i is its layer i.
@@ -435,6 +441,8 @@ def start_corrections(student, teacher):
         for name, name_in_layer in CORRECTED.items():
             shared = shared_layer.get_parameter(name_in_layer)
             difference = teacher_layer.get_parameter(name_in_layer) - shared
+            if not difference.isfinite().all():
+                raise ValueError("the teacher's layers are too large to compute with")
             # Now difference is left @ diag(singular_values) @ right; the largest value is first.
             left, singular_values, right = torch.linalg.svd(difference, full_matrices=False)
             root = singular_values[:K].sqrt()            # (K,)
@@ -495,7 +503,7 @@ def training_step(model, objective, optimizer, step, options, processes):
 
 
 class RunState(NamedTuple):
-    """Where a run stands before its first step, or its next one."""
+    """The state of a run that is about to begin or to go on."""
     optimizer: torch.optim.Optimizer
     tensors: dict           # {name: tensor}, all that training changes; checkpoints hold it
     first_step: int         # the next step, counted from 0, which is also the number of steps done
@@ -573,8 +581,9 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
             totals, lr, gradient_norm = training_step(
                 model, objective, run_state.optimizer, step, options, processes)
             stop = must_stop(signals, log_now or save_now, processes)
-            # Reading a value from a GPU interrupts its work. So a step on a GPU is checked for nan
-            # only if it is logged or saved. A nan stays in the weights: a later check finds it.
+            # Reading a value from a GPU interrupts its work. So a step on a GPU is checked only if
+            # it is logged or saved. A nan stays in the weights, so a later check finds it. If only
+            # the norm has overflowed, clipping has made the gradients 0, which does no harm.
             if log_now or save_now or stop or processes.device.type == "cpu":
                 check_finite_step(step, totals, gradient_norm, lr)
 
@@ -821,8 +830,7 @@ def explaining_failures(batch_size, micro_batch_size, length):
         if isinstance(error, torch._dynamo.exc.TorchDynamoException):         # often: no compiler
             raise ValueError(f"torch.compile failed: {one_line(error):.300}; --no-compile does "
                              "without it") from error
-        is_about_memory = re.search("out of memory|allocate memory", str(error)) is not None
-        if isinstance(error, RuntimeError) and not is_about_memory:
+        if not is_about_memory(error):
             raise
         raise ValueError(f"there is not enough memory for a batch of {batch_size} sequences of "
                          f"{length} tokens with --micro-batch-size {micro_batch_size} (0: all at "
@@ -933,8 +941,8 @@ def uses_bf16(flag, device):
 
 
 def cast_linear_layers(model):
-    """Cast the weights of a frozen model's linear layers to bfloat16, once. Autocast would do the
-    same in each step."""
+    """Cast a frozen model's linear layers, weights and biases, to bfloat16, once. Autocast would
+    do the same in each step."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.to(torch.bfloat16)
@@ -1108,8 +1116,9 @@ def add_model_flags(parser):
                        help="width of the embeddings (default: 128, but at most C / 2 and the "
                        "teacher's; in the recipe paper always 128)")
     group.add_argument("--adapter-size", type=whole_number(0), metavar="A",
-                       help="width of each recursion's adapters, 0 for none (default: 0; in the "
-                       "recipe paper C / 16, unless nothing is shared or there are corrections)")
+                       help="width of each recursion's adapters; if it is given, even as 0, there "
+                       "are no corrections by default (default: 0; in the recipe paper C / 16, "
+                       "unless nothing is shared or there are corrections)")
     group.add_argument("--correction-rank", type=whole_number(0), metavar="K",
                        help="rank of each recursion's own corrections of the shared matrices, 0 "
                        "for none (default: C / 8; 0 in the recipe paper, with --adapter-size, or "
@@ -1268,8 +1277,10 @@ def check_flags(args, given):
         refuse_flags(given, about_teacher, "with --teacher none there is nothing to compare with")
     if args.corpus is not None and not args.evaluate:
         for path in args.corpus:
-            # realpath removes a / at the end. If --out is the corpus itself, run_folder refuses it.
-            if os.path.realpath(args.out).startswith(os.path.realpath(path) + os.sep):
+            # If --out is the corpus itself, run_folder refuses it. realpath removes a / at the end,
+            # but not that of the root folder.
+            folder = os.path.realpath(path).rstrip(os.sep) + os.sep
+            if os.path.realpath(args.out).startswith(folder):
                 raise ValueError(f"--out {args.out} is in the corpus {path}, so its files would be "
                                  "taken for text; choose another one")
 
@@ -1393,6 +1404,7 @@ def describe_corpus(corpus):
 def make_valid_batches(corpus, tokenizer, length):
     """Make the batches on which models are measured, always the same ones."""
     what = f"{corpus.source}, its held-out part (a fiftieth of it)"
+    # If the text is too short, parsing makes the error "{what}: not long enough for --length ...".
     with parsing(what, f"long enough for --length {length}"):
         return MaskedBatches(corpus.valid_tokens, tokenizer, length, batch_size=32)
 
@@ -1442,8 +1454,8 @@ def distil(args, options, settings, teacher, student, tokenizer, loss_weights, b
             # Only now are the files of an earlier run removed. If something above has failed,
             # --overwrite has lost nothing.
             claim_folder(args.out, "distill.py", settings, args.resume)
-        # train() returns the signals that came during the last step. They are ignored: the run is
-        # finished anyway.
+        # train() returns the signals that came too late to stop it before the last step. They are
+        # ignored: the run is finished anyway.
         train(student, distillation, run_state, options, settings, evaluate_student, save_student,
               processes)
     print_scores(models, valid_batches, bf16, each_recursion=True)
@@ -1550,17 +1562,20 @@ def check_models(args, teacher, student, tokenizer, loss_weights):
     if teacher is None:
         return
     starts_as_teacher = args.init == "teacher"
+    init_remedy = ""                                     # the last words of the remedy, if needed
+    if starts_as_teacher:
+        init_remedy = " --init random"
     if "attention" in loss_weights or "hidden" in loss_weights:
         # This call only checks: it raises ValueError if the layers cannot be paired.
         match_layers(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     if "hidden" in loss_weights or "embedding" in loss_weights or starts_as_teacher:
         check_same(teacher, student, "hidden_size",
-                   "--hidden-weight 0 --embedding-weight 0 --init random")
+                   "--hidden-weight 0 --embedding-weight 0" + init_remedy)
     if "output" in loss_weights or "elastic" in loss_weights:
         check_same(teacher, student, "vocab_size", "--output-weight 0 --elastic 0")
     if "attention" in loss_weights or starts_as_teacher:
         check_same(teacher, student, "num_attention_heads",
-                   "--attention-weight 0 --init random")
+                   "--attention-weight 0" + init_remedy)
     if starts_as_teacher:
         check_same(teacher, student, "intermediate_size", "--init random")
         if student.config.num_hidden_groups > teacher.config.num_hidden_layers:
@@ -1661,11 +1676,12 @@ def describe_run(distillation, steps, first_step, device):
 
 @torch.inference_mode()
 def print_samples(models, tokenizer, valid_batches, bf16):
-    """Print the words that each model predicts at a masked place in four held-out texts."""
+    """Print the words that each model predicts at a masked place in up to four held-out texts."""
     if models["student"].head is None:
         return
     last = valid_batches.count - 1
-    numbers = [i * last // 3 for i in range(4)]          # four sequences, evenly spread
+    # Four sequences, evenly spread. If there are fewer, each is shown once.
+    numbers = sorted({i * last // 3 for i in range(4)})
     for ids in valid_batches.sequences(numbers):
         ids = ids.tolist()
         words = [tokenizer.decode([token]) for token in ids]

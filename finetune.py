@@ -44,7 +44,7 @@ from torch import nn
 
 from checkpoint import (check_finite, claim_folder, fetch, first_few, load, parsing, read_json,
                         read_safetensors, replace_file, save, write_json, write_safetensors)
-from command import CommandParser, run_command
+from command import CommandParser, is_about_memory, run_command
 from data import Tokenizer, docs_on_this_machine, hash_file
 from distill import (LOSS_WEIGHTS, TrainingOptions, add_run_flags, allow_only, autocast,
                      begin_or_resume, broadcast, can_match_layers, choose_device, device_of,
@@ -217,9 +217,9 @@ def text_feature(task, example_number, example, prefix, encoding, tokenizer, lab
 def windows(num_tokens, room, overlap=0):
     """List (begin, end) of the windows that cover a text, each of at most `room` tokens.
 
-    Each begins room - overlap tokens after the one before it. Only the first may begin in the last
-    `overlap` tokens: the others would have nothing that the window before does not have. For
-    example, windows(10, 4, overlap=1) is [(0, 4), (3, 7), (6, 10)].
+    Each begins room - overlap tokens after the one before it. No window but the first begins in the
+    last `overlap` tokens: the window before it already has all of these. For example,
+    windows(10, 4, overlap=1) is [(0, 4), (3, 7), (6, 10)].
     """
     begins = range(0, max(1, num_tokens - overlap), room - overlap)
     return [(begin, min(begin + room, num_tokens)) for begin in begins]
@@ -305,8 +305,11 @@ def tokens_of_answer(example, offsets):
 def collate(features, is_qa):
     """Put Features into one batch of numpy arrays.
 
-    Returns ids (B, T); mask (B, T), True at real tokens; segments (B, T), 1 in the second text;
-    labels (B, T), nan where there is none, or in qa (B, 2), where the answer begins and ends.
+    Returns
+        ids (B, T)
+        mask (B, T): True at real tokens
+        segments (B, T): 1 in the second text and at the [SEP] after it
+        labels (B, T): nan where there is none; in qa (B, 2), where the answer begins and ends
     """
     B = len(features)
     T = max(len(feature.ids) for feature in features)
@@ -338,11 +341,12 @@ class TaskLoss:
     task: cross-entropy, in regression squared error, averaged over the labelled positions
     distill: the distance from a fine-tuned teacher's outputs there: KL divergence, in regression
         squared error
-    hidden: the distance of the hidden states from the teacher's, as in distill.py, averaged over
-        the tokens. The idea is TinyBERT's (arXiv 1909.10351), which takes a squared error
+    hidden: 1 - cosine of the hidden states and the teacher's, as in distill.py, averaged over the
+        tokens and summed over the matched layers. TinyBERT (arXiv 1909.10351) matches hidden states
+        in tasks, too, but by a squared error
 
-    A batch has sequences of similar length and is a function of (seed, step). In an epoch each
-    Feature is used once.
+    A batch has sequences of similar length. It depends on the seed and the step alone. In an epoch
+    each Feature is used once.
 
     teacher: a Classifier for the same Task, or None
     hidden_weight: the factor of the hidden loss, 0 to leave it out
@@ -430,9 +434,9 @@ class TaskLoss:
             is_counted = mask[rows]                      # the tokens that the hidden loss counts
             is_labelled = ~np.isnan(labels[rows])
             if len(is_counted) == 0:
-                # No row of the batch is left for this micro-batch. But all processes sum their
-                # gradients, so each needs one. So row 0 is computed, of which no label and no token
-                # counts: the losses and their gradient are 0.
+                # This micro-batch has no rows. But the gradients of all processes are summed, so
+                # every process must compute a gradient. This one computes row 0 and counts no label
+                # and no token of it: the losses and their gradient are 0.
                 rows = slice(0, 1)
                 is_counted = np.zeros_like(mask[rows])
                 is_labelled = np.zeros(labels[rows].shape, bool)
@@ -488,7 +492,7 @@ class TaskLoss:
 
 
 def logits_of_labels(logits, label_indices, is_qa):
-    """Return for each label the logits of all classes, of which the label is the right one
+    """Return, for each of the N labels, the row of logits in which it is the right class
     -> (N, n), in qa (N, T).
 
     Usually the classes are those of the task, and these are the n logits at the label's token. (In
@@ -511,8 +515,9 @@ def logits_of_labels(logits, label_indices, is_qa):
 # ---- New adapters in a trained encoder --------------------------------------------------
 
 @torch.no_grad()
-def fit_adapters_to_identity(encoder, ids, mask):
+def fit_adapters_to_identity(encoder, ids, mask, segments):
     """Fit the LayerNorm of each new adapter so that the adapter changes little on ids (B, T).
+    mask and segments: see collate
 
     A new adapter's `up` is 0, so it would output LayerNorm(x) instead of x. So in each channel the
     weight and the bias of its LayerNorm are set by least squares such that
@@ -523,7 +528,8 @@ def fit_adapters_to_identity(encoder, ids, mask):
     def fit(adapter, inputs):
         x = inputs[0]                                    # (B, T, C), its only input
         states = x[mask]                                 # (N, C), the N real tokens
-        normalised = F.layer_norm(states, states.shape[1:])    # (N, C), with weight 1 and bias 0
+        # (N, C), with weight 1 and bias 0
+        normalised = F.layer_norm(states, states.shape[1:], eps=adapter.norm.eps)
         # In each channel, weight * normalised + bias is a straight line. The line that is nearest
         # to the states, by least squares, has this weight: the covariance of normalised and states
         # divided by the variance of normalised.
@@ -537,7 +543,7 @@ def fit_adapters_to_identity(encoder, ids, mask):
     for adapter in list(encoder.attention_adapters) + list(encoder.output_adapters):
         hooks.append(adapter.register_forward_pre_hook(fit))
     encoder.eval()
-    encoder(ids, mask)
+    encoder(ids, mask, segments)
     for hook in hooks:
         hook.remove()
 
@@ -548,17 +554,25 @@ def fit_adapters_to_identity(encoder, ids, mask):
 def predict_logits(model, features, batch_size=64):
     """Compute the logits of each Feature at its positions -> a list of arrays (positions, n).
 
-    In qa the first row is that of [CLS]. Sequences of similar length run together.
+    In qa the first row is that of [CLS]. Sequences of similar length run together. ValueError if
+    there is not enough memory, FloatingPointError if a logit is not finite.
     """
     model.eval()
     logits_of_feature = {}
+    # The longest come first, so that a lack of memory shows at once.
     order = sorted(range(len(features)), key=lambda i: -len(features[i].ids))
     for begin in range(0, len(order), batch_size):
         feature_numbers = order[begin:begin + batch_size]
         batch = [features[i] for i in feature_numbers]
         ids, mask, segments, _ = collate(batch, model.is_qa)
         ids, mask, segments = to_device(device_of(model), ids, mask, segments)
-        logits = model(ids, mask, segments).cpu().numpy()                     # (B, T, n)
+        try:
+            logits = model(ids, mask, segments).cpu().numpy()                 # (B, T, n)
+        except (MemoryError, RuntimeError) as error:
+            if not is_about_memory(error):
+                raise
+            raise ValueError("there is not enough memory to run the model on "
+                             f"{len(batch)} sequences of {ids.shape[1]} tokens") from error
         if not np.isfinite(logits).all():
             raise FloatingPointError("what the model computes is not finite")
         for row, i in enumerate(feature_numbers):
@@ -673,8 +687,8 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
 
     mode: "random" ignores the saved weights and starts from random ones; "adapters" adds adapters
     if the encoder has neither adapters nor corrections
-    sample: (ids, mask), two arrays (B, T), to which new adapters are fitted
-    recursions: how many of the encoder's to use, the first ones; None: all
+    sample: (ids, mask, segments), three arrays (B, T), to which new adapters are fitted
+    recursions: the number of recursions to use, counted from the first; None: all
     dropout: its probability in the training
     """
     saved_model = load(path, recursions)
@@ -691,8 +705,8 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
         # New adapters are not in the saved model, so they are not loaded. They are fitted below.
         encoder.load_state_dict(saved_model.state_dict(), strict=not adds_adapters)
     if adds_adapters:
-        ids, mask = sample
-        fit_adapters_to_identity(encoder, torch.from_numpy(ids), torch.from_numpy(mask))
+        ids, mask, segments = (torch.from_numpy(array) for array in sample)
+        fit_adapters_to_identity(encoder, ids, mask, segments)
     return encoder
 
 
@@ -734,8 +748,8 @@ def change_normalisation(head, saved_task, task):
     and sd of task instead of those of saved_task.
 
     The head computes z = (y - saved mean) / saved sd, so y = saved sd * z + saved mean. From now on
-    it is to compute (y - mean) / sd, which is z times saved sd / sd plus a constant. Other kinds of
-    tasks have the mean 0 and the sd 1, so nothing changes.
+    it is to compute (y - mean) / sd = (saved sd / sd) * z + (saved mean - mean) / sd. Other kinds
+    of tasks have the mean 0 and the sd 1, so nothing changes.
     """
     if (saved_task.mean, saved_task.sd) == (task.mean, task.sd):
         return
@@ -793,11 +807,11 @@ def evaluate_split(model, task, split, bf16):
 
 
 def evaluate_splits(model, task, splits, bf16):
-    """Measure the model on all splits but train: {name: Result}."""
+    """Measure the model on all splits but train: {name of a split: Result}."""
     results = {}
-    for name, split in splits.items():
-        if name != "train":
-            results[name] = evaluate_split(model, task, split, bf16)
+    for split_name, split in splits.items():
+        if split_name != "train":
+            results[split_name] = evaluate_split(model, task, split, bf16)
     return results
 
 
@@ -834,7 +848,10 @@ def choose_trained(encoder, mode):
 
 
 def fine_tune(tuning, splits, mode, seed, lr):
-    """Make one run -> (the model, {split: Result}).
+    """Fine-tune with one mode, seed and learning rate -> (the model, {name of a split: Result}).
+
+    splits: {name: Split}; "train" is trained on, the others are measured
+    FloatingPointError if the training diverges
 
     mode says what is trained:
         all: everything
@@ -847,9 +864,9 @@ def fine_tune(tuning, splits, mode, seed, lr):
     features = splits["train"].features
     torch.manual_seed(seed)
     # New adapters are fitted to this sample of the data.
-    ids, mask, _, _ = collate(features[:64], task.kind == "qa")
-    model, _ = load_classifier(tuning.model_path, task, mode, args.dropout, sample=(ids, mask),
-                               recursions=args.recursions)
+    ids, mask, segments, _ = collate(features[:64], task.kind == "qa")
+    model, _ = load_classifier(tuning.model_path, task, mode, args.dropout,
+                               sample=(ids, mask, segments), recursions=args.recursions)
     model.to(tuning.processes.device)
     choose_trained(model.encoder, mode)
     task_loss = TaskLoss(
@@ -859,8 +876,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
     steps = args.steps
     if steps is None:
         steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
-    # The runs by which a learning rate is chosen use fewer Features. So their number is in the name
-    # of the folder.
+    # The runs that choose a learning rate use fewer Features than the final run. The number of
+    # Features in the folder's name keeps the two apart.
     out = os.path.join(tuning.out, f"{mode}-{len(features)}-lr{lr:g}-seed{seed}")
     if tuning.processes.rank == 0:                       # it alone writes, and owns tuning.out
         os.makedirs(out, exist_ok=True)
@@ -940,8 +957,8 @@ def best_rate(tuning, examples, mode, seed, rates):
         try:
             _, results = fine_tune(tuning, splits, mode, seed, lr)
         except FloatingPointError as error:              # the rate is too high
-            # An evaluation amid a run is made by the first process alone. If that is where it
-            # failed, the others still train, and they would wait for it.
+            # During a run only the first process evaluates. If that evaluation fails, the others
+            # go on training, and they would wait for the first one for ever.
             if tuning.processes.world > 1:
                 raise FloatingPointError(f"{error}; try without --lr {lr:g}, or with one process")
             print(f"learning rate {lr:g}: {error}", flush=True)
@@ -955,7 +972,7 @@ def best_rate(tuning, examples, mode, seed, rates):
 
 
 def encode_splits(task, splits, tokenizer):
-    """Turn {split: examples} into {split: Split}."""
+    """Turn {name of a split: examples} into {name of a split: Split}."""
     encoded = {}
     for name, examples in splits.items():
         encoded[name] = Split(examples, list(encode(task, examples, tokenizer)))
@@ -969,8 +986,8 @@ def arguments(argv):
     parser = CommandParser("finetune.py", __doc__)
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="out/student", metavar="DIR",
-                       help="the model to fine-tune, a student or a BERT: its folder or its "
-                       "Hugging Face name (default: out/student)")
+                       help="the model, a student or a BERT: its folder or, to fine-tune it with "
+                       "--task, its Hugging Face name (default: out/student)")
     group.add_argument("--recursions", type=whole_number(1), metavar="R",
                        help="use only the first R recursions of the --model, or layers of a BERT, "
                        "to train or to predict: it is faster then (default: all)")
@@ -1242,7 +1259,7 @@ def check_segments(path, config, task):
 
 def print_task(task, splits):
     """Print in one line what is to be learned."""
-    sizes = ", ".join(f"{len(examples):,} {split}" for split, examples in splits.items())
+    sizes = ", ".join(f"{len(examples):,} {name}" for name, examples in splits.items())
     label_names = "none"
     if task.labels:
         label_names = first_few([printable(label) for label in task.labels], limit=30)
@@ -1262,7 +1279,7 @@ def printable(text):
 
 
 def run_mode(tuning, splits, mode, rates, saves_model):
-    """Make the runs of all seeds in a mode -> a list of their {split: Result}.
+    """Make the runs of all seeds in a mode -> a list of their {name of a split: Result}.
 
     splits: {name: Split}
     rates: learning rates; of several the best is chosen
@@ -1283,23 +1300,23 @@ def run_mode(tuning, splits, mode, rates, saves_model):
         results_of_seeds.append(results)
         if saves_model and seed == args.seed and tuning.processes.rank == 0:
             save_classifier(tuning.out, model, tuning.task, tuning.tokenizer)
-            for split, result in results.items():
-                write_predictions(tuning.out, tuning.task, split, splits[split].examples,
-                                  result.predictions)
+            for split_name, result in results.items():
+                write_predictions(tuning.out, tuning.task, split_name,
+                                  splits[split_name].examples, result.predictions)
     return results_of_seeds
 
 
 def write_results(out, task, splits, results_of_modes):
-    """Write out/results.json: of each mode and split the scores of all seeds, and, for the first
-    seed, those of each class or type of entity."""
+    """Write out/results.json: the scores of all seeds for each mode and split; for the first seed
+    also those of each class or type of entity."""
     written = {"task": task.name, "kind": task.kind, "modes": {}}
     for mode, results_of_seeds in results_of_modes.items():
         written["modes"][mode] = {}
-        for split, first_result in results_of_seeds[0].items():
+        for split_name, first_result in results_of_seeds[0].items():
             guesses = [prediction for prediction, _ in first_result.predictions]
-            written["modes"][mode][split] = {
-                "scores": [results[split].scores for results in results_of_seeds],
-                "details": detailed_scores(task, splits[split], guesses)}
+            written["modes"][mode][split_name] = {
+                "scores": [results[split_name].scores for results in results_of_seeds],
+                "details": detailed_scores(task, splits[split_name], guesses)}
     write_json(os.path.join(out, "results.json"), written)
 
 
@@ -1326,8 +1343,8 @@ def choose_length(length, kind, num_positions):
 def default_rate(mode, task_name, config, learns_hidden=False):
     """Return the learning rate for a mode and a model with this Config.
 
-    learns_hidden: whether there is a hidden loss, which bears a higher rate with --task, as
-        EXPERIMENTS.md shows
+    learns_hidden: whether there is a hidden loss. A higher rate is then better for corrections, and
+        with --task for a whole model (EXPERIMENTS.md)
 
     Few parameters, a narrow model or few steps (without --task) need a higher rate. A correction is
     a product, and both of its factors change, so it needs a lower rate than an adapter.
@@ -1366,7 +1383,7 @@ def read_splits(args, name, kind, needs_train=True):
         splits = read_code_task(docs_on_this_machine())
     else:
         splits = read_files(args, kind)
-    if not any(split.startswith("dev") for split in splits):
+    if not any(split_name.startswith("dev") for split_name in splits):
         splits["dev"], splits["train"] = hold_out_a_tenth(splits["train"])
     return splits
 
@@ -1374,7 +1391,7 @@ def read_splits(args, name, kind, needs_train=True):
 def read_files(args, kind):
     """Read the user's files of --train, --dev and --test: {split: examples}."""
     files = {"train": args.train, "dev": args.dev, "test": args.test}
-    files = {split: paths for split, paths in files.items() if paths is not None}
+    files = {name: paths for name, paths in files.items() if paths is not None}
     return read_own_files(kind, files, args.text, args.label)
 
 
@@ -1445,31 +1462,31 @@ def choose_hidden_weight(flag, mode, teacher, config):
 def majority_rows(task, splits):
     """Score guesses made without a model -> rows for print_rows."""
     rows = []
-    for split, examples in splits.items():
-        if split != "train":
+    for split_name, examples in splits.items():
+        if split_name != "train":
             guesses = majority(task, splits["train"], examples)
             for metric, value in score(task, examples, guesses).items():
-                rows.append(("majority", split, metric, [value]))
+                rows.append(("majority", split_name, metric, [value]))
     return rows
 
 
 def rows_of_mode(mode, results_of_seeds):
     """Collect the scores of all seeds -> rows for print_rows."""
     rows = []
-    for split, first_result in results_of_seeds[0].items():
+    for split_name, first_result in results_of_seeds[0].items():
         for metric in first_result.scores:
-            values = [results[split].scores[metric] for results in results_of_seeds]
-            rows.append((mode, split, metric, values))
+            values = [results[split_name].scores[metric] for results in results_of_seeds]
+            rows.append((mode, split_name, metric, values))
     return rows
 
 
 def print_rows(rows):
     """Print a table: rows are (mode or "majority", split, metric, a value for each seed)."""
-    for mode, split, metric, values in rows:
+    for mode, split_name, metric, values in rows:
         deviation = ""
         if len(values) > 1:
             deviation = f" +- {np.std(values, ddof=1):.2%} of {len(values)} seeds"
-        print(f"{mode:10}{split:16}{metric:12}{np.mean(values):8.2%}{deviation}")
+        print(f"{mode:10}{split_name:16}{metric:12}{np.mean(values):8.2%}{deviation}")
 
 
 def describe_scores(scores):
@@ -1531,7 +1548,9 @@ def read_splits_to_measure(args, task):
 def predict(args):
     """Print what the fine-tuned model predicts for a text, or for each line of a file."""
     model, task, tokenizer, bf16 = load_fine_tuned(args)
-    if args.predict.lower().endswith(".json") and task.kind == "qa":
+    # A question and its context have a tab between them; the name of a file has none.
+    is_json_name = args.predict.lower().endswith(".json") and "\t" not in args.predict
+    if task.kind == "qa" and is_json_name:
         write_answers(args, model, task, tokenizer, bf16)
         return
     if args.out is not None or args.overwrite:

@@ -7,7 +7,7 @@ The paper: MiniALBERT: Model Distillation via Parameter-Efficient Recursive Tran
   layers, and each is applied several times in a row
 - factorised embeddings: the tables have a small width E; a linear layer widens them to C
 - some parameters of its own for each recursion: two bottleneck adapters, which are small modules
-  inside the layer, as in the paper; or low-rank corrections of the layer's six matrices
+  inside the layer, as in the paper; or low-rank corrections of the layer's six matrices; or both
 
 One class serves for teacher and student, because a BERT is a MiniALBERT that shares nothing.
 
@@ -84,8 +84,8 @@ class Config:
 def check_field(name, kind, value):
     """Raise ValueError if a field of Config has a wrong type or is out of range.
 
-    A config.json may come from anywhere: the limits stop a damaged one from asking for absurd
-    sizes. The messages show at most 60 characters of a value (!r:.60).
+    A config.json may come from anywhere: the limits catch the most absurd sizes of a damaged one.
+    The messages show at most 60 characters of a value (!r:.60).
     """
     if kind is bool:
         if type(value) is not bool:
@@ -411,9 +411,9 @@ class MiniALBERT(nn.Module):
     def predict(self, hidden):
         """Turn the last hidden states (M, C) of M places into logits over the vocabulary (M, V).
 
-        A tied head has no matrix from C to V. It uses the matrices of the embeddings backwards: if
-        they are factorised, the projection first takes the states from C back to E; then the word
-        table takes them to V. ValueError if the model has no head.
+        A tied head has no matrix from C to V of its own. It uses two matrices of the embeddings,
+        transposed: that of the projection, which there is if they are factorised, from C to E; and
+        the word table, from E to V. ValueError if the model has no head.
         """
         if self.head is None:
             raise ValueError("the model has no MLM head, so it cannot predict words")
@@ -422,7 +422,7 @@ class MiniALBERT(nn.Module):
         if self.head.decoder is not None:
             return F.linear(x, self.head.decoder.weight, self.head.bias)
         if self.embeddings.project is not None:
-            # The projection computes x @ weight.T, from E to C. So this is the way back.
+            # The projection computes x @ weight.T, from E to C. Here its transpose is used.
             x = x @ self.embeddings.project.weight       # (M, C) @ (C, E) -> (M, E)
         return F.linear(x, self.embeddings.word.weight, self.head.bias)
 
@@ -483,8 +483,8 @@ def initialise(model, plain=False):
     """Set the initial values: weights normal with standard deviation 0.02, biases 0, the weights
     of LayerNorms 1.
 
-    BERT and the authors do this; with plain=True nothing more is done. By default, four things
-    are changed after that:
+    Hugging Face's BERT starts like this; with plain=True nothing more is done. By default, four
+    things are changed after that:
 
     - the position table holds sinusoids of the same size (root mean square 0.02), so that the
       order of words is visible from the first step

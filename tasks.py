@@ -251,6 +251,9 @@ def pearson_correlation(x, y):
         return 0.0
     x = x - x.mean()
     y = y - y.mean()
+    # The correlation does not depend on the scale. With this one no square underflows.
+    x = x / np.abs(x).max()
+    y = y / np.abs(y).max()
     return float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
 
 
@@ -271,13 +274,13 @@ def entity_scores(gold, guesses):
     return item_scores(entities_of_all(gold), entities_of_all(guesses))
 
 
-def item_scores(gold, guessed):
+def item_scores(gold_items, guessed_items):
     """Compute precision, recall and F1 of a set of guessed items. Where a fraction would have the
     denominator 0, it is 0."""
-    num_correct = len(gold & guessed)
-    return {"precision": num_correct / max(1, len(guessed)),
-            "recall": num_correct / max(1, len(gold)),
-            "f1": 2 * num_correct / max(1, len(gold) + len(guessed))}
+    num_correct = len(gold_items & guessed_items)
+    return {"precision": num_correct / max(1, len(guessed_items)),
+            "recall": num_correct / max(1, len(gold_items)),
+            "f1": 2 * num_correct / max(1, len(gold_items) + len(guessed_items))}
 
 
 def entities_of_all(sentences):
@@ -502,7 +505,10 @@ def cell(row, column, types, location):
                          "files of your own --text and --label name the columns to read")
     value = row[column]
     if not isinstance(value, types):
-        raise ValueError(f"{location}: the column {column!r} has no usual value: {value!r:.60}")
+        expected = "a text"
+        if float in types:
+            expected = "a text or a number"
+        raise ValueError(f"{location}: the column {column!r} is {value!r:.60}, not {expected}")
     return value
 
 
@@ -511,8 +517,8 @@ def read_number(text, column, location):
     Python would take, are not numbers here."""
     pattern = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d{1,4})?"
     if not re.fullmatch(pattern, text.lower()) or abs(float(text)) >= LARGEST_NUMBER:
-        raise ValueError(f"{location}: {column} {text!r:.60} is not a number below "
-                         f"{LARGEST_NUMBER:g}, such as 3.29")
+        raise ValueError(f"{location}: {column} {text!r:.60} is not a number, such as 3.29, "
+                         f"between -{LARGEST_NUMBER:g} and {LARGEST_NUMBER:g}")
     return float(text)
 
 
@@ -689,23 +695,23 @@ def read_glue(name, folder, needs_train=True):
     for ending in endings:
         if os.path.isfile(os.path.join(folder, f"test{ending}.tsv")):
             split_names.append(f"test{ending}")
-    return {split: read_glue_file(name, folder, split) for split in split_names}
+    return {split_name: read_glue_file(name, folder, split_name) for split_name in split_names}
 
 
-def read_glue_file(name, folder, split):
+def read_glue_file(name, folder, split_name):
     """Read the Examples of one split of a GLUE task. Those of a test set have no labels, which are
     not published."""
     glue_task = GLUE[name]
     header = None
     # CoLA's train.tsv and dev.tsv have no line with the names of the columns; its test.tsv has one.
-    if name == "cola" and split != "test":
+    if name == "cola" and split_name != "test":
         header = ["source", "label", "star", "sentence"]
-    path = os.path.join(folder, f"{split}.tsv")
+    path = os.path.join(folder, f"{split_name}.tsv")
     if not os.path.isfile(path):
         raise ValueError(f"{path}: there is no such file; --data needs the folder with the files "
                          f"of {name} as GLUE has them")
     label_column = glue_task.label
-    if split.startswith("test"):
+    if split_name.startswith("test"):
         label_column = None
     return read_table(path, glue_task.texts, label_column, header,
                       numeric=glue_task.kind == "regression")
@@ -807,25 +813,26 @@ def read_code_task(path):
 def read_own_files(kind, files, text_columns, label_column):
     """Read a user's own files: files is {split: list of paths} -> {split: examples}."""
     splits = {}
-    for split, paths in files.items():
-        splits[split] = []
+    for split_name, paths in files.items():
+        splits[split_name] = []
         for path in paths:
             if kind == "tagging":
-                splits[split] += read_tags(path)
+                splits[split_name] += read_tags(path)
             elif kind == "qa":
-                splits[split] += read_squad(path)
+                splits[split_name] += read_squad(path)
             else:
-                splits[split] += read_table(path, text_columns, label_column,
+                splits[split_name] += read_table(path, text_columns, label_column,
                                             numeric=kind == "regression")
         # Without a dev set a tenth of train becomes one.
-        is_predicted = split != "train" or "dev" not in files
+        is_predicted = split_name != "train" or "dev" not in files
         if kind == "qa" and is_predicted:
             # Predictions are found by their ids, so two files may not have the same one.
-            check_ids(", ".join(paths), splits[split])
+            check_ids(", ".join(paths), splits[split_name])
         if kind != "qa":
-            # Each file has numbered its examples from 0. Here all of the split get new numbers.
-            splits[split] = [example._replace(id=str(number))
-                             for number, example in enumerate(splits[split])]
+            # Each file has numbered its examples from 0. Here those of all files of the split are
+            # numbered anew.
+            splits[split_name] = [example._replace(id=str(number))
+                                  for number, example in enumerate(splits[split_name])]
     return splits
 
 
@@ -934,20 +941,20 @@ def check_labels(splits, kind, labels):
                                      f"the training set, whose labels are {first_few(labels)}")
 
 
-def write_predictions(out, task, split, examples, predictions):
-    """Write a split's predictions into the folder out, as {split}.jsonl with one JSON object per
-    line. For a test set of GLUE it is a .tsv that the leaderboard accepts.
+def write_predictions(out, task, split_name, examples, predictions):
+    """Write a split's predictions into the folder out, as {split_name}.jsonl with one JSON object
+    per line. For a test set of GLUE it is a .tsv that the leaderboard accepts.
 
     predictions: for each example (what is predicted, {label: probability})
     """
-    if task.name in GLUE and split.startswith("test"):
-        ending = {"test": "", "test_matched": "-m", "test_mismatched": "-mm"}[split]
+    if task.name in GLUE and split_name.startswith("test"):
+        ending = {"test": "", "test_matched": "-m", "test_mismatched": "-mm"}[split_name]
         file_name = f"{GLUE[task.name].folder}{ending}.tsv"
         lines = ["index\tprediction"]
         for i, (prediction, _) in enumerate(predictions):
             lines.append(f"{i}\t{prediction}")
     else:
-        file_name = f"{split}.jsonl"
+        file_name = f"{split_name}.jsonl"
         lines = []
         for example, (prediction, probabilities) in zip(examples, predictions):
             lines.append(json.dumps({"key": example.id, "gold": example.label,

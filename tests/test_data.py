@@ -1519,6 +1519,20 @@ def test_what_a_user_can_cause_is_printed_in_one_line(error, capsys):
     assert said.out == "" and said.err == "some.py: error: one two\n"
 
 
+@pytest.mark.parametrize("error, reason", [
+    (MemoryError(), ""),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried"),
+     "DefaultCPUAllocator: can't allocate memory: you tried"),
+])
+def test_a_lack_of_memory_is_printed_in_one_line(error, reason, capsys):
+    def action():
+        raise error
+
+    assert run_command("some.py", action) == 2
+    said = capsys.readouterr()
+    assert said.err == f"some.py: error: there is not enough memory: {reason}\n"
+
+
 def test_an_interrupt_is_one_line_and_status_130(capsys):
     def action():
         raise KeyboardInterrupt
@@ -1554,13 +1568,17 @@ def test_a_tokenizer_whose_rule_takes_for_ever_is_an_error(tmp_path, capfd):
     assert last_line.startswith("some.py: error: the tokenizers library gave up: ")
 
 
-def test_a_defect_of_the_program_keeps_its_traceback():
+@pytest.mark.parametrize("kind", [TypeError, RuntimeError])
+def test_a_defect_of_the_program_keeps_its_traceback(kind):
     def action():
-        raise TypeError("a defect")
+        raise kind("a defect")
 
-    with pytest.raises(TypeError, match="a defect"):
+    with pytest.raises(kind, match="a defect"):
         run_command("some.py", action)
-    assert not run_command("some.py", list)                  # what goes well has no exit status
+
+
+def test_a_command_that_goes_well_has_no_exit_status():
+    assert run_command("some.py", list) is None
 
 
 def test_the_program_explains_itself(capsys):

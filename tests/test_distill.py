@@ -1157,7 +1157,19 @@ def test_a_resume_without_a_checkpoint_does_not_replace_the_model(toy, whole, tm
     assert files_below(tmp_path / "run") == before
 
 
+def test_a_teacher_too_large_to_subtract_from_is_refused():
+    teacher = noisy_model(TOY_TEACHER)
+    student = noisy_model(replace(STUDENT, adapter_size=0, correction_rank=2))
+    with torch.no_grad():
+        for layer in teacher.layers:
+            layer.output.weight.fill_(3e38)              # the sum of two is inf
+    with pytest.raises(ValueError, match="the teacher's layers are too large to compute with"):
+        start_from_teacher(student, teacher, torch.randint(5, V, (B, T)))
+
+
 def test_the_corpus_may_not_hold_the_folder_of_the_run(tmp_path):
+    with pytest.raises(ValueError, match="is in the corpus /, so its files"):
+        distill.arguments(["--corpus", "/", "--out", f"{tmp_path}/out"])
     (tmp_path / "c").mkdir()
     os.symlink(tmp_path / "c", tmp_path / "link")
     distill.arguments(["--corpus", f"{tmp_path}/c", "--out", f"{tmp_path}/c2"])
@@ -1844,7 +1856,8 @@ def test_the_samples_are_what_the_models_predict_at_a_masked_place(toy, capsys):
     distill.print_samples(models, tokenizer, batches, bf16=False)
     paragraphs = capsys.readouterr().out.strip().split("\n\n")
     last = batches.count - 1
-    for paragraph, number in zip(paragraphs, (0, last // 3, 2 * last // 3, last), strict=True):
+    numbers = [0, last // 3, 2 * last // 3, last]
+    for paragraph, number in zip(paragraphs, numbers, strict=True):
         ids = batches.sequences([number])                                     # (1, 16)
         words = [tokenizer.decode([token]) for token in ids[0].tolist()]
         text, *predictions = paragraph.splitlines()
@@ -1858,6 +1871,15 @@ def test_the_samples_are_what_the_models_predict_at_a_masked_place(toy, capsys):
                 hidden, _ = model.eval()(torch.from_numpy(ids))
                 best = model.predict(hidden[-1])[0, place].topk(4).indices.tolist()
             assert line.split() == [f"{name}:"] + [tokenizer.decode([token]) for token in best]
+
+
+def test_a_held_out_text_is_shown_only_once(toy, capsys):
+    tokenizer = Tokenizer(toy / "teacher")
+    two_sequences = np.full(2 * 14, 7, np.uint16)        # [CLS] and [SEP] make 16 of 14 tokens
+    batches = MaskedBatches(two_sequences, tokenizer, 16, 2)
+    assert batches.count == 2
+    distill.print_samples({"student": noisy_model(STUDENT)}, tokenizer, batches, bf16=False)
+    assert capsys.readouterr().out.count("[MASK]") == 2
 
 
 @pytest.mark.parametrize("words, expected", [
@@ -2280,6 +2302,7 @@ ERRORS = {
     "another vocabulary": (["--tokenizer", "{toy}/large"], "its tokens are not those"),
     "widths that differ": (["--hidden-size", "30", "--init", "random"], "hidden_size of"),
     "heads that differ": (["--num-attention-heads", "4"], "num_attention_heads of"),
+    "a student with other heads": (["--student", "{toy}/heads"], "num_attention_heads of"),
     "a start from other heads": (["--num-attention-heads", "4", "--attention-weight", "0"],
                                  "0 --init random"),
     "a temperature of nothing": (["--temperature", "2", "--output-weight", "0"], "--temperature"),
@@ -2334,14 +2357,15 @@ ERRORS = {
 @pytest.fixture(scope="session")
 def mistakes(toy):
     """Add to the toy folder what the errors need: a larger vocabulary, a student that has it and
-    more positions, a teacher whose embeddings are wider than the rest, too little text, tokens of
-    another tokenizer."""
+    more positions, a student with other heads, a teacher whose embeddings are wider than the rest,
+    too little text, tokens of another tokenizer."""
     os.makedirs(toy / "large")
     words = (toy / "teacher" / "vocab.txt").read_text().split()
     words += [f"x{i}" for i in range(9)]
     (toy / "large" / "vocab.txt").write_text("\n".join(words) + "\n")
     student_config = replace(STUDENT, vocab_size=V + 4, max_position_embeddings=40)
     save(noisy_model(student_config), toy / "student")
+    save(noisy_model(replace(STUDENT, num_attention_heads=4)), toy / "heads")
     save(noisy_model(replace(TOY_TEACHER, embedding_size=30)), toy / "wide")
     shutil.copy(toy / "teacher" / "vocab.txt", toy / "wide")
     (toy / "little.txt").write_text("w1 w2 w3 .\n")

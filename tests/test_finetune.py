@@ -695,17 +695,18 @@ def test_new_adapters_hardly_change_a_trained_encoder(tokenizer):
                 parameter.mul_(8)
     ids = torch.randint(5, tokenizer.vocab_size, (16, 20))
     mask = torch.arange(20) < torch.randint(5, 21, (16, 1))
+    segments = (torch.arange(20) > 3).long().expand(16, 20)
     new = MiniALBERT(small_config(tokenizer, adapter_size=4), head=False).eval()
     new.load_state_dict(new.state_dict() | old.state_dict())
 
     @torch.no_grad()
     def relative_change():
-        before = old(ids, mask)[0][-1][mask]
-        after = new(ids, mask)[0][-1][mask]
+        before = old(ids, mask, segments)[0][-1][mask]
+        after = new(ids, mask, segments)[0][-1][mask]
         return ((before - after).norm() / before.norm()).item()
 
     change_at_first = relative_change()
-    fit_adapters_to_identity(new, ids, mask)
+    fit_adapters_to_identity(new, ids, mask, segments)
     assert relative_change() < 0.7 * change_at_first
 
 
@@ -717,7 +718,8 @@ def test_a_fitted_adapter_has_the_line_of_least_squares_in_each_channel(tokenize
         adapter.up.bias.zero_()
     ids = torch.randint(5, tokenizer.vocab_size, (6, 20))
     mask = torch.arange(20) < torch.randint(5, 21, (6, 1))
-    fit_adapters_to_identity(encoder, ids, mask)
+    segments = (torch.arange(20) > 3).long().expand(6, 20)
+    fit_adapters_to_identity(encoder, ids, mask, segments)
     inputs = {}
 
     def note(adapter, adapter_inputs):
@@ -727,7 +729,7 @@ def test_a_fitted_adapter_has_the_line_of_least_squares_in_each_channel(tokenize
     for adapter in adapters:
         assert not adapter._forward_pre_hooks            # the hooks of the fit are gone
         adapter.register_forward_pre_hook(note)
-    encoder(ids, mask)
+    encoder(ids, mask, segments)
     assert len(inputs) == len(adapters) == 4
     for adapter in adapters:
         values = inputs[adapter][mask].double().numpy()
@@ -882,8 +884,9 @@ def test_adapters_are_added_only_where_there_are_none_and_nothing_else_changes(
     ids = np.random.default_rng(0).integers(5, tokenizer.vocab_size, (6, 20))
     old = noisy_model(small_config(tokenizer, adapter_size=adapter_size))
     save(old, tmp_path)
-    encoder = load_encoder(str(tmp_path), "adapters", dropout=0.25,
-                           sample=(ids, np.ones((6, 20), bool)))
+    mask = np.ones((6, 20), bool)
+    segments = np.zeros((6, 20), np.int64)
+    encoder = load_encoder(str(tmp_path), "adapters", dropout=0.25, sample=(ids, mask, segments))
     assert encoder.config.adapter_size == expected_size
     assert encoder.config.hidden_dropout_prob == 0.25
     assert encoder.config.attention_probs_dropout_prob == 0.25
@@ -1022,7 +1025,7 @@ def test_new_adapters_are_fitted_to_the_first_64_texts(
         tmp_path, model, sentiment, capsys, monkeypatch):
     samples = []
 
-    def note(encoder, ids, mask):
+    def note(encoder, ids, mask, segments):
         samples.append((ids, mask))
 
     monkeypatch.setattr(finetune, "fit_adapters_to_identity", note)
@@ -1147,6 +1150,8 @@ def test_answers_are_learned_and_told(tmp_path, model, capsys, monkeypatch):
     assert "this model needs two texts, separated by a tab" in error
     text = "who\tname lives in city ."
     told = run(capsys, "--model", tmp_path / "o", "--predict", text).out
+    text = "where\tname lives in city.json"              # a context, not the name of a file
+    assert run(capsys, "--model", tmp_path / "o", "--predict", text).out
     check_answers_to_a_file(tmp_path, capsys, {"a": "city", "b": told.strip()})
     monkeypatch.chdir(tmp_path)
     run(capsys, "--model", "o", "--predict", "questions.json")
@@ -1628,6 +1633,23 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path, model, sentiment, capsys):
     assert "(on a held-out tenth of the training set): [0.001]" in printed
     error = fail(capsys, *flags, "--out", tmp_path / "p", "--lr", "2e9", "1e9")
     assert "--lr: the training diverges with each of [2000000000.0, 1000000000.0]" in error
+
+
+@pytest.mark.parametrize("message, expected", [
+    ("CUDA out of memory", "not enough memory to run the model on 2 sequences of 9 tokens"),
+    ("no such kernel", "no such kernel"),
+])
+def test_too_little_memory_to_predict_is_explained(tokenizer, monkeypatch, message, expected):
+    task = make_task_of_kind("classification", ["x", "y"])
+    model = make_classifier(tokenizer, task)
+
+    def fail_to_compute(*arguments):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(model, "forward", fail_to_compute)
+    features = [finetune.Feature([5] * length, length, 0, [0], [0], [0]) for length in (9, 4)]
+    with pytest.raises((ValueError, RuntimeError), match=expected):
+        predict_logits(model, features)
 
 
 def test_a_rate_whose_model_cannot_be_measured_is_not_chosen(
@@ -2119,7 +2141,7 @@ BAD = {
     "no JSON": ("classification", "train.jsonl", '{"text": "a", "label": 1}\n{\n',
                 "train.jsonl:2: not a JSON object"),
     "a list as text": ("classification", "train.jsonl", '{"text": [1], "label": 1}\n',
-                       "train.jsonl:1: the column 'text' has no usual value: "),
+                       "train.jsonl:1: the column 'text' is "),
     "bad bytes": ("classification", "train.tsv", b"text\tlabel\na\xff\tx\n",
                   "train.tsv:2: not UTF-8"),
     "a word for a number": ("regression", "train.tsv", "text\tlabel\na\tmany\n",
