@@ -41,7 +41,7 @@ DTYPES = {
 }
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LARGEST_HEADER = 100_000_000        # bytes, as in the official package
-LARGEST_SIZE = 2**62                # elements; torch can count to 2**63 - 1
+LARGEST_SIZE = 2**62                # elements or bytes; torch can count to 2**63 - 1
 MOST_DIMENSIONS = 64                # most of torch's operations allow no more
 
 
@@ -174,8 +174,8 @@ ALBERT_LAYOUT = 1
 LAYER_IN_ALBERT = "encoder.albert_layer_groups.#.albert_layers.0"
 # The keys are our names of modules. The sign '#' stands for the number of a layer or a recursion. A
 # module that is not in the table, such as corrections.#.query, has our name in files, too. The
-# adapters and ALBERT's head are named as in the authors' checkpoints. A BERT has no projection and
-# no adapters, so for these both layouts have the same names.
+# adapters, and the head in ALBERT's layout, are named as in the authors' checkpoints. A BERT has no
+# projection and no adapters, so for these both layouts have the same names.
 MODULE_NAMES = {
     "embeddings.word": ("embeddings.word_embeddings", "embeddings.word_embeddings"),
     "embeddings.position": ("embeddings.position_embeddings", "embeddings.position_embeddings"),
@@ -254,7 +254,8 @@ def load(path, recursions=None):
         raise ValueError(f"{path}: {decoder_name!r} is missing, and config.json says that "
                          "tie_decoder is false")
     tensors = without_redundant(tensors, layout, config)
-    # Only our own config.json has tie_decoder, so the tensors decide.
+    # A config.json of others does not have tie_decoder. So it is set here, by whether a decoder is
+    # left.
     has_decoder = decoder_name in tensors
     config = replace(config, tie_decoder=not has_decoder)
     with torch.device("meta"):      # this takes no memory and draws no random numbers
@@ -268,7 +269,7 @@ def load(path, recursions=None):
         tensors[file_name] = tensors[file_name].to(torch.float32, copy=True)
     check_finite(path, tensors)                          # in float32 a huge float64 is inf
     weights = {name: tensors[name_in_file(layout, name)] for name in model.state_dict()}
-    # The model's own tensors hold no data. So assign=True puts these in their place.
+    # The model's own tensors hold no data. assign=True replaces them by the loaded weights.
     model.load_state_dict(weights, assign=True)
     if recursions is not None:
         keep_recursions(model, recursions)
@@ -420,17 +421,17 @@ def read_shards(path):
     if not isinstance(file_of_tensor, dict):
         raise ValueError(f"{index_path}: weight_map is not a JSON object")
     present = os.listdir(path)
-    for file in file_of_tensor.values():
+    for file_name in file_of_tensor.values():
         # A name with a folder in it, such as ../secret.safetensors, is never in os.listdir.
-        if not isinstance(file, str) or file not in present:
-            raise ValueError(f"{index_path}: weight_map names {file!r:.100}, "
+        if not isinstance(file_name, str) or file_name not in present:
+            raise ValueError(f"{index_path}: weight_map names {file_name!r:.100}, "
                              "but there is no such file in the same folder")
     tensors = {}
-    for file in sorted(set(file_of_tensor.values())):
-        shard, _ = read_safetensors(os.path.join(path, file))
+    for file_name in sorted(set(file_of_tensor.values())):
+        shard, _ = read_safetensors(os.path.join(path, file_name))
         for name, tensor in shard.items():
-            if file_of_tensor.get(name) != file:
-                raise ValueError(f"{index_path}: {name!r:.200} is in {file}, "
+            if file_of_tensor.get(name) != file_name:
+                raise ValueError(f"{index_path}: {name!r:.200} is in {file_name}, "
                                  f"but weight_map says {file_of_tensor.get(name)!r:.100}")
             tensors[name] = tensor
     missing = sorted(file_of_tensor.keys() - tensors.keys())
@@ -459,6 +460,8 @@ def read_pickle(path):
                 raise ValueError(f"{name!r:.60} in it is a {type(tensor).__name__}, not a tensor")
             if tensor.layout != torch.strided or tensor.is_nested:
                 raise ValueError(f"{name!r:.60} in it is sparse or nested")
+            if tensor.dtype not in DTYPES.values():
+                raise ValueError(f"{name!r:.60} in it has the dtype {tensor.dtype}")
             # A tensor without data, or one whose strides repeat the same bytes, may need far more
             # memory than the file has bytes.
             if tensor.is_meta or tensor.nbytes > tensor.untyped_storage().nbytes():
@@ -637,8 +640,8 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     If the folder is not empty, resume or overwrite must be True. To resume, it must hold a run of
     this script; to overwrite, a run of any script, or none of the files in WRITTEN_BY_RUNS. Its
     files stay as they are until the caller calls claim_folder. A run that is in progress has locked
-    the folder; the lock of a killed run is gone with its process. ValueError says what is
-    wrong. If nothing has been written in the end, the folder is removed.
+    the folder's run.json; the lock of a killed run is gone with its process. ValueError says what
+    is wrong. If nothing has been written in the end, the folder is removed.
     """
     for path in inputs:
         if path is not None and os.path.realpath(path) == os.path.realpath(out):
@@ -649,22 +652,33 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
         saved_settings = read_run(out).get("settings", {})
         check_settings(run_path, saved_settings, settings)
     os.makedirs(out, exist_ok=True)
-    may_clean_up = False         # True once it is known that no other run is using the folder
-    try:
-        # The mode "a" makes the file if there is none, and leaves it as it is if there is one.
-        with open(run_path, "a", encoding="utf-8") as run_file:
-            if lock(run_file) == TAKEN:
-                raise ValueError(f"--out {out}: another run is writing into it")
-            may_clean_up = True
+    # The mode "a" makes the file if there is none, and leaves it as it is if there is one.
+    with open(run_path, "a", encoding="utf-8") as run_file:
+        if lock(run_file) == TAKEN:
+            raise ValueError(f"--out {out}: another run is writing into it")
+        # Between open and lock another run may have ended and removed the file. Then the lock is
+        # worth nothing.
+        is_removed = not os.path.exists(run_path)
+        if is_removed or not os.path.samestat(os.fstat(run_file.fileno()), os.stat(run_path)):
+            raise ValueError(f"--out {out}: another run has just ended there; start again")
+        try:
             yield
-    finally:
-        if may_clean_up:
-            is_unclaimed = os.path.getsize(run_path) == 0               # see claim_folder
-            has_only_run_file = os.listdir(out) == [RUN_FILE]
-            if is_unclaimed or has_only_run_file:
-                os.remove(run_path)
-            if os.listdir(out) == []:
-                os.rmdir(out)
+        finally:
+            remove_unused(out)                           # while the folder is still locked
+
+
+def remove_unused(out):
+    """Remove the run.json of a run that has written nothing else, and then the folder `out` if it
+    is empty."""
+    run_path = os.path.join(out, RUN_FILE)
+    # Some folders, such as ".", cannot be removed, and on Windows no open file can. They stay.
+    with suppress(OSError):
+        is_unclaimed = os.path.getsize(run_path) == 0    # claim_folder has not written it
+        has_only_run_file = os.listdir(out) == [RUN_FILE]
+        if is_unclaimed or has_only_run_file:
+            os.remove(run_path)
+        if os.listdir(out) == []:
+            os.rmdir(out)
 
 
 def claim_folder(out, script, settings, resume):
@@ -676,7 +690,7 @@ def claim_folder(out, script, settings, resume):
     if resume and files_of_run(out):
         return
     remove_run(out)
-    # The file is written in place, because its lock would not pass over to a new one.
+    # The file is written in place, because it is locked: a new file in its place would not be.
     run_path = os.path.join(out, RUN_FILE)
     with naming_file(run_path), open(run_path, "w", encoding="utf-8") as run_file:
         run_file.write(json.dumps({"script": script, "settings": settings}, indent=1))
@@ -733,12 +747,15 @@ def read_run(out):
     return run
 
 
-def files_of_run(out):
+def files_of_run(out, ending=""):
     """List the files in the folder `out` that match WRITTEN_BY_RUNS. A subfolder with a run.json of
-    its own belongs to another run."""
+    its own belongs to another run.
+
+    ending: ".tmp" lists the temporary files of replace_file, which a killed run leaves
+    """
     paths = []
     for pattern in WRITTEN_BY_RUNS:
-        for name in glob.glob(pattern, root_dir=out):
+        for name in glob.glob(pattern + ending, root_dir=out):
             subfolder = os.path.dirname(name)            # "" for a file in `out` itself
             if subfolder != "" and os.path.exists(os.path.join(out, subfolder, RUN_FILE)):
                 continue                                 # it belongs to another run
@@ -748,7 +765,7 @@ def files_of_run(out):
 
 def remove_run(out):
     """Remove what a run wrote into the folder `out`, except its run.json. All other files stay."""
-    for path in files_of_run(out):
+    for path in files_of_run(out) + files_of_run(out, ".tmp"):
         os.remove(path)
     for folder in glob.glob("*-lr*-seed*", root_dir=out):
         path = os.path.join(out, folder)
@@ -788,13 +805,16 @@ def parsing(what, kind):
     """Turn whatever goes wrong in the with block into a ValueError: "{what}: not {kind}: ...".
 
     what: usually the path of a file; kind: what it should be. An error of the operating system
-    that names its file passes through as it is.
+    that names its file passes through as it is. A lack of memory is "{what}: there is not enough
+    memory".
     """
     try:
         yield
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise
+        if isinstance(error, MemoryError):
+            raise ValueError(f"{what}: there is not enough memory") from error
         reason = str(error)
         if not isinstance(error, ValueError):
             reason = f"{type(error).__name__}: {error}"
@@ -832,7 +852,9 @@ def replace_file(path, shared=False):
     temporary = f"{path}.tmp"
     if shared:
         remove_abandoned(path)
-        temporary = f"{path}.{os.getpid()}.tmp"
+        # In two containers that share a disk, two processes may have the same number.
+        random_part = os.urandom(4).hex()
+        temporary = f"{path}.{os.getpid()}-{random_part}.tmp"
     try:
         with naming_file(path):
             with open(temporary, "wb") as file:
@@ -855,7 +877,8 @@ def remove_abandoned(path):
     for temporary in glob.glob(f"{glob.escape(str(path))}.[0-9]*.tmp"):
         # The file may be gone, because its process has just finished, or be another user's.
         with suppress(FileNotFoundError, PermissionError):
-            with open(temporary, "r+b") as file:         # a network disk locks no read-only file
+            # Network disks only lock a file that is opened for writing.
+            with open(temporary, "r+b") as file:
                 is_abandoned = lock(file) == LOCKED
             if is_abandoned:
                 os.remove(temporary)
@@ -930,8 +953,8 @@ def parse_json_integer(digits):
 
 # fetch() downloads all of these files that the hub has for a model.
 SMALL_FILES = ["config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"]
-# It also downloads what matches the first of these patterns for which the hub has any file. The
-# second one is for a large model: its parts and their index.
+# It also tries these patterns in this order, until one has matched a file. The second one is for a
+# large model, which is split into parts with an index.
 WEIGHT_FILES = ["model.safetensors", "model*.safetensors*", "pytorch_model.bin"]
 
 

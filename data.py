@@ -8,11 +8,11 @@ The first command tokenises a corpus once; the second learns a vocabulary.
 A corpus is any mix of files and folders of .txt (a blank line between
 documents), .jsonl (one JSON object a line) and .csv (the first row names the
 columns). Each may be compressed as .gz, .bz2 or .xz. For .jsonl and .csv,
---text names the field that holds the text. A corpus is read once, in constant
-memory, and written as a token file: the token numbers of all documents end to
-end with [SEP] after each, first the documents to train on, then those held out
-for validation. The token file is mapped into memory from then on. A JSON file
-beside it says what it was made from.
+--text names the field that holds the text. A corpus is read once, a piece at a
+time (a row of a .jsonl or a .csv must fit into memory), and written as a token
+file: the token numbers of all documents end to end with [SEP] after each, first
+the documents to train on, then those held out for validation. The token file is
+mapped into memory from then on. A JSON file beside it says what it was made from.
 """
 if __name__ == "__main__":
     # Before the imports below, which take seconds: see command.py.
@@ -168,18 +168,18 @@ LARGEST_VOCAB_SIZE = 2**24
 class Tokenizer:
     """A BERT tokenizer, read from the tokenizer.json or the vocab.txt in a folder.
 
-    Whether it is cased is what the files say. Where they say nothing (BioBERT's do not), a
-    vocabulary with capital letters is cased. ValueError names a file that is not a tokenizer.
+    The files say whether it is cased. If they do not (BioBERT's do not), it is cased if its
+    vocabulary has capital letters. ValueError names a file that is not a tokenizer.
     """
 
     def __init__(self, path):
         self.path = path
-        self.backend, file = read_backend(path)
+        self.backend, file_path = read_backend(path)
         self.contents = read_tokenizer_files(path)       # for save(): the folder may change by then
         id_of_token = self.backend.get_vocab()
         missing = [token for token in SPECIAL_TOKENS if token not in id_of_token]
         if missing:
-            raise ValueError(f"{file}: it has no {' '.join(missing)}")
+            raise ValueError(f"{file_path}: it has no {' '.join(missing)}")
         self.pad_id = id_of_token["[PAD]"]
         self.unk_id = id_of_token["[UNK]"]
         self.cls_id = id_of_token["[CLS]"]
@@ -187,12 +187,13 @@ class Tokenizer:
         self.mask_id = id_of_token["[MASK]"]
         self.special_ids = np.array([id_of_token[token] for token in SPECIAL_TOKENS])
         if len(set(self.special_ids.tolist())) < len(SPECIAL_TOKENS):
-            raise ValueError(f"{file}: two of {' '.join(SPECIAL_TOKENS)} have the same number")
+            raise ValueError(f"{file_path}: two of {' '.join(SPECIAL_TOKENS)} have the same number")
         self.ordinary_ids = np.setdiff1d(list(id_of_token.values()), self.special_ids)
         self.vocab_size = max(id_of_token.values()) + 1
         # A vocabulary with holes up to a huge number would make to_str() use gigabytes.
         if self.vocab_size > LARGEST_VOCAB_SIZE:
-            raise ValueError(f"{file}: {self.vocab_size - 1} is too large for a token's number")
+            raise ValueError(f"{file_path}: {self.vocab_size - 1} is too large for a token's "
+                             "number")
         self.digest = hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
 
     def encode(self, texts):
@@ -230,19 +231,19 @@ class Tokenizer:
 
 def read_backend(path):
     """Read a folder's tokenizer -> the tokenizers library's Tokenizer and the path of its file."""
-    file = os.path.join(path, "tokenizer.json")
-    if os.path.isfile(file):
-        with parsing(file, "a tokenizer"):
-            backend = tokenizers.Tokenizer.from_file(file)
+    file_path = os.path.join(path, "tokenizer.json")
+    if os.path.isfile(file_path):
+        with parsing(file_path, "a tokenizer"):
+            backend = tokenizers.Tokenizer.from_file(file_path)
             # This fails if the vocabulary has no token for an unknown or a very long word.
             backend.encode("A test with an unusual character: \u2603 " + "a" * 1000)
         backend.no_padding()
         backend.no_truncation()
-        return backend, file
-    file = os.path.join(path, "vocab.txt")
-    if not os.path.isfile(file):
+        return backend, file_path
+    file_path = os.path.join(path, "vocab.txt")
+    if not os.path.isfile(file_path):
         raise ValueError(f"{path}: it has no tokenizer.json and no vocab.txt")
-    return read_wordpiece(path), file
+    return read_wordpiece(path), file_path
 
 
 def read_tokenizer_files(path):
@@ -342,9 +343,10 @@ class TokenFile:
     def __init__(self, path):
         self.path = path
         self.source = path
-        for file in (path, f"{path}.json"):
-            if not os.path.isfile(file):
-                raise ValueError(f"{path}: not a token file: there is no file {file}")
+        for file_path in (path, f"{path}.json"):
+            if not os.path.isfile(file_path):
+                raise ValueError(f"{path}: not a token file: {file_path} is not there, or is not a "
+                                 "regular file")
         description = read_json(f"{path}.json")
         with parsing(path, "a token file, or a damaged one that should be deleted"):
             dtype = {"uint16": np.uint16, "uint32": np.uint32}[description["dtype"]]
@@ -410,9 +412,9 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
     If they are there already and were made in the same way, they are used as they are.
     """
     files = [os.path.abspath(path) for path in corpus_files(corpus)]
-    for name in files:
-        if NUL_OR_SURROGATE.search(name):                # it could not be written as UTF-8
-            raise ValueError(f"{ascii(name)}: not a name in UTF-8")
+    for file_path in files:
+        if NUL_OR_SURROGATE.search(file_path):           # it could not be written as UTF-8
+            raise ValueError(f"{ascii(file_path)}: not a name in UTF-8")
     if NUL_OR_SURROGATE.search(text_column):
         raise ValueError(f"--text {ascii(text_column)}: not a name in UTF-8")
     file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in files]
@@ -461,9 +463,12 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
 
 
 def check_token_file_name(out):
-    """Raise ValueError if `out` is no name of a file, or `out`.json is somebody else's file."""
+    """Raise ValueError if `out` is no name of a token file, or `out`.json is somebody else's
+    file."""
     if os.path.basename(out) == "":
         raise ValueError(f"--out {out!r} is not the name of a file")
+    if not out.endswith(".bin"):                         # by this open_corpus recognises it
+        raise ValueError(f"--out {out}: the name of a token file must end in .bin")
     if os.path.exists(f"{out}.json") and '"made_from"' not in read_text(f"{out}.json"):
         raise ValueError(f"{out}.json exists and is not the description of a token file")
 
@@ -567,8 +572,8 @@ def corpus_files(corpus):
         if os.path.isdir(path):
             candidates = files_below(path)
         # A pipe or a device may never end: only regular files are read.
-        found = [file for file in candidates
-                 if CORPUS_FILE.fullmatch(file) and os.path.isfile(file)]
+        found = [file_path for file_path in candidates
+                 if CORPUS_FILE.fullmatch(file_path) and os.path.isfile(file_path)]
         if not found:
             raise ValueError(f"{path}: no .txt, .jsonl or .csv (or one as .gz, .bz2, .xz) there")
         num_skipped = len(candidates) - len(found)
@@ -576,9 +581,10 @@ def corpus_files(corpus):
             print(f"{path}: skipped files: {num_skipped}; they are not .txt, .jsonl or .csv, or "
                   "no regular files", file=sys.stderr)
         files += found
-    for file, count in Counter(os.path.abspath(file) for file in files).items():
+    counts = Counter(os.path.abspath(file_path) for file_path in files)
+    for file_path, count in counts.items():
         if count > 1:
-            raise ValueError(f"{file} is named {count} times")
+            raise ValueError(f"{file_path} is named {count} times")
     return files
 
 
@@ -602,8 +608,8 @@ def read_corpus(corpus, text_column="text"):
 
     text_column: the field or column of the text in a .jsonl or a .csv.
     NULs and bytes that are not UTF-8 become U+FFFD, which BERT's normaliser removes. ValueError
-    names a damaged file, a text in another encoding, or the line of a .jsonl that is not a
-    document.
+    names a damaged file, a text in another encoding, or the line of a .jsonl or a .csv that is not
+    a document.
     """
     files = corpus_files(corpus)
     has_columns = any(CORPUS_FILE.fullmatch(path)[1] != ".txt" for path in files)
@@ -629,43 +635,39 @@ def read_corpus_file(path, bar, text_column):
     if kind == ".csv":
         newline = ""                                     # csv must see those in quotes unchanged
     with open(path, "rb") as raw:
-        text = io.TextIOWrapper(unpack(raw, compression), encoding="utf-8-sig",
-                                errors="surrogateescape", newline=newline)
+        stream = io.TextIOWrapper(unpack(raw, compression), encoding="utf-8-sig",
+                                  errors="surrogateescape", newline=newline)
         if kind == ".txt":
-            lines = lines_of_text(path, text, CHUNK)
+            lines = lines_of_text(path, stream, CHUNK)
         elif kind == ".jsonl":
-            lines = lines_of_jsonl(path, text, text_column)
+            lines = lines_of_jsonl(path, stream, text_column, counts)
         else:
-            lines = lines_of_csv(path, text, text_column)
+            lines = lines_of_csv(path, stream, text_column)
         for line in lines:
             bytes_read = bytes_before + raw.tell()
             bar.update(bytes_read - bar.n)               # update() wants the increase
             num_characters += len(line)
-            # Of NULs and surrogates only NULs are in ASCII. So most lines need no search.
-            if not line.isascii() or "\0" in line:
-                line = replace_unreadable(line, counts)
-                # A large file in another encoding is refused here, before all of it is read.
-                if num_characters > 1_000_000:
-                    check_encoding(path, num_characters, counts)
+            line = replace_unreadable(line, counts)
+            # A large file in another encoding is refused here, before all of it is read.
+            if num_characters > 1_000_000:
+                check_encoding(path, num_characters, counts)
             yield line.strip()
     check_encoding(path, num_characters, counts)
-    if counts["replaced"] > 0:
-        tqdm.write(f"{path}: replaced {counts['replaced']} NULs or bytes that are not UTF-8",
-                   sys.stderr)
+    num_replaced = counts["undecoded"] + counts["NULs"] + counts["escapes"]
+    if num_replaced > 0:
+        tqdm.write(f"{path}: replaced {num_replaced} NULs, half characters or bytes that are not "
+                   "UTF-8", sys.stderr)
 
 
 def replace_unreadable(line, counts):
-    """Replace NULs and surrogates in a line by U+FFFD, and count them.
-
-    counts: a Counter. "NULs" counts the NULs, "undecoded" the bytes that are not UTF-8, "replaced"
-    both of them and all other surrogates, which may come from a .jsonl.
-    """
-    replaced, num_replaced = NUL_OR_SURROGATE.subn("\ufffd", line)
-    if num_replaced > 0:
-        counts["replaced"] += num_replaced
-        counts["undecoded"] += len(UNDECODED.findall(line))
-        counts["NULs"] += line.count("\0")
-    return replaced
+    """Replace NULs and surrogates in a line by U+FFFD, and count them: counts, a Counter, counts
+    the "NULs" and the "undecoded" bytes, which are not UTF-8."""
+    # Of NULs and surrogates only NULs are in ASCII. So most lines need no search.
+    if line.isascii() and "\0" not in line:
+        return line
+    counts["undecoded"] += len(UNDECODED.findall(line))
+    counts["NULs"] += line.count("\0")
+    return NUL_OR_SURROGATE.sub("\ufffd", line)
 
 
 def check_encoding(path, num_characters, counts):
@@ -683,20 +685,20 @@ def check_encoding(path, num_characters, counts):
                          f"{counts['NULs']:,} are NULs; iconv converts other encodings")
 
 
-def lines_of_text(path, text, longest):
+def lines_of_text(path, stream, longest):
     """Yield the lines of a .txt as pieces_of_lines does. ValueError if the file is damaged."""
     with parsing(path, UNDAMAGED_FILE):
-        yield from pieces_of_lines(text, longest)
+        yield from pieces_of_lines(stream, longest)
 
 
-def pieces_of_lines(text, longest):
+def pieces_of_lines(stream, longest):
     """Yield the lines of an open file; a line over `longest` characters comes in pieces.
 
     A blank line is yielded, because it ends a document. A blank piece of a longer line is left out.
     """
     begins_line = True                                   # whether the next piece begins a line
     while True:
-        piece = text.readline(longest)
+        piece = stream.readline(longest)
         if piece == "":
             return
         ends_line = piece.endswith("\n")
@@ -706,26 +708,33 @@ def pieces_of_lines(text, longest):
         begins_line = ends_line
 
 
-def lines_of_jsonl(path, text, text_column):
-    """Yield the lines of the documents in a .jsonl, and an empty one after each."""
+def lines_of_jsonl(path, stream, text_column, counts):
+    """Yield the lines of the documents in a .jsonl, and an empty one after each.
+
+    counts: see replace_unreadable. The replaced characters that were written as an escape, such as
+    \\u0000 or \\ud800, are counted as "escapes": they say nothing about the encoding.
+    """
     number = 0
     while True:
         with parsing(path, UNDAMAGED_FILE):
-            row = text.readline(LONGEST_ROW)
+            row = stream.readline(LONGEST_ROW)
         if row == "":
             return
         number += 1
         if row.strip():
+            row = replace_unreadable(row, counts)
             kind = f"a JSON object with a text {text_column!r} of at most {LONGEST_ROW} characters"
             with parsing(f"{path}:{number}", kind):
                 document = document_of_row(row, text_column)
+            document, num_escapes = NUL_OR_SURROGATE.subn("\ufffd", document)
+            counts["escapes"] += num_escapes
             yield from lines_of_document(document)
 
 
 def document_of_row(row, text_column):
     """Return the text in a line of a .jsonl. ValueError if there is none."""
-    # strict=False allows line breaks in a text. Half a character such as \ud800 is no error:
-    # read_corpus_file replaces it, like bytes that are not UTF-8.
+    # strict=False allows tabs and other control characters in a text. Half a character such as
+    # \ud800 is no error: lines_of_jsonl replaces it.
     value = json.loads(row, strict=False)
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
@@ -737,10 +746,10 @@ def document_of_row(row, text_column):
     return document
 
 
-def lines_of_csv(path, text, text_column):
+def lines_of_csv(path, stream, text_column):
     """Yield the lines of the documents in a .csv, a row each, and an empty one after each."""
     csv.field_size_limit(LONGEST_ROW)
-    rows = csv.DictReader(lines_within_limit(text), strict=True)
+    rows = csv.DictReader(lines_within_limit(stream), strict=True)
     with parsing(path, "a readable .csv"):
         if rows.fieldnames is None or text_column not in rows.fieldnames:
             raise ValueError(f"it has no column {text_column!r}, but {rows.fieldnames!r:.300}")
@@ -754,10 +763,10 @@ def lines_of_csv(path, text, text_column):
             yield from lines_of_document(row[text_column])
 
 
-def lines_within_limit(text):
+def lines_within_limit(stream):
     """Yield the lines of an open file. ValueError if one has more than LONGEST_ROW characters."""
     while True:
-        line = text.readline(LONGEST_ROW + 1)
+        line = stream.readline(LONGEST_ROW + 1)
         if line == "":
             return
         if len(line) > LONGEST_ROW:
@@ -962,8 +971,8 @@ def indentation(text):
 def remove_markup(lines):
     """Join a paragraph's lines and remove the mark-up -> text, [[begin, end], ...] of its code."""
     marked = " ".join(" ".join(lines).split())
-    # This is for the "::" before a block of code. It also changes those amid a text, as in x[::2].
-    # A few paragraphs in a thousand have one.
+    # A "::" before a block of code becomes ":". So does one inside a sentence, as in x[::2], which
+    # a few paragraphs in a thousand have.
     marked = marked.replace("::", ":")
     text = ""
     code_spans = []
@@ -1018,7 +1027,7 @@ def arguments(argv):
         "as that of BERT uncased does; many languages need these marks (default: it does)")
     parser.add_argument(
         "--out", required=True, metavar="PATH",
-        help="the token file to write, or the folder for the learned vocabulary")
+        help="the token file to write, NAME.bin, or the folder for the learned vocabulary")
     args = parser.parse_args(argv)
     tokenises = args.tokenizer is not None
     learns_a_vocabulary = args.train_tokenizer is not None

@@ -918,6 +918,12 @@ def test_a_sparse_or_a_nested_tensor_is_refused(saved):
         refusal(saved, "LayerNorm.weight' in it is sparse or nested")
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e5m2])
+def test_a_tensor_that_is_not_of_usual_numbers_is_refused(saved, dtype):
+    to_pickle(saved, {"bert.embeddings.LayerNorm.weight": torch.ones(24).to(dtype)})
+    refusal(saved, f"LayerNorm.weight' in it has the dtype {dtype}")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="such names are those of Linux")
 def test_a_file_whose_name_is_not_utf_8_is_read(tmp_path):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/w\xff")
@@ -1259,9 +1265,10 @@ def test_to_overwrite_removes_all_that_runs_write_and_nothing_else(tmp_path):
                "tokenizer_config.json", "head.safetensors", "task.json", "results.json",
                "dev.jsonl", "dev_matched.jsonl", "dev_mismatched.jsonl", "test.jsonl",
                "all-lr0.1-seed0/log.jsonl", "all-lr0.1-seed0/training.safetensors",
-               "head-lr1e-05-seed3/log.jsonl"]
+               "head-lr1e-05-seed3/log.jsonl", "model.safetensors.tmp", "dev.jsonl.tmp",
+               "all-lr0.1-seed0/training.safetensors.tmp"]
     mine = ["notes.txt", "dev.tsv", "pytorch_model.bin", "head-lr1e-05-seed3/notes.txt",
-            "sub/config.json", "my.jsonl", "train.tsv"]
+            "sub/config.json", "my.jsonl", "train.tsv", "notes.tmp"]
     out = tmp_path / "out"
     do_run(out, "finetune.py", written + mine)
     do_run(out, "distill.py", overwrite=True)
@@ -1289,6 +1296,35 @@ def test_a_run_that_writes_nothing_leaves_no_folder(tmp_path):
             (tmp_path / "out" / "log.jsonl").write_text("a step")
             raise KeyboardInterrupt
     assert sorted(os.listdir(tmp_path / "out")) == ["log.jsonl", "run.json"]
+
+
+def test_a_folder_that_cannot_be_removed_does_not_hide_the_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    os.symlink(tmp_path / "empty", tmp_path / "link")
+    for out in (".", "link"):
+        os.makedirs(out, exist_ok=True)
+        with pytest.raises(RuntimeError, match="odd"):
+            with run_folder(out, "distill.py", SETTINGS, [], overwrite=True):
+                raise RuntimeError("odd")
+    assert sorted(os.listdir(tmp_path)) == ["empty", "link"]
+
+
+def test_a_folder_whose_run_has_just_ended_is_not_taken_for_locked(tmp_path, monkeypatch):
+    """The other run removes its run.json after this one has opened it, before it is locked."""
+    out = tmp_path / "out"
+    usual_lock = checkpoint.lock
+    for replaces_file in (False, True):
+        def lock_late(file):
+            os.remove(out / "run.json")
+            if replaces_file:
+                (out / "run.json").write_text("")        # a third run has begun
+            return usual_lock(file)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "lock", lock_late)
+            with pytest.raises(ValueError, match="out: another run has just ended there"):
+                do_run(out)
 
 
 HOLD_A_FOLDER = """
@@ -1555,10 +1591,10 @@ def test_an_error_that_names_its_file_keeps_the_name(tmp_path):
         write(tmp_path / "none" / "x", b"new")
 
 
-def test_processes_that_share_a_path_write_under_names_of_their_own(tmp_path, monkeypatch):
+def test_processes_that_share_a_path_write_under_names_of_their_own(tmp_path):
+    """They may even have the same number, in two containers."""
     path = tmp_path / "x"
     with replace_file(path, shared=True) as first:
-        monkeypatch.setattr(os, "getpid", lambda: 12345)         # another process begins
         with replace_file(path, shared=True) as second:
             assert first.name != second.name
             first.write(b"first")
@@ -1609,7 +1645,7 @@ def test_json_that_is_written_is_read(tmp_path, shared):
     assert os.listdir(tmp_path) == ["x"]
 
 
-@pytest.mark.parametrize("shared, temporary", [(False, "x.tmp"), (True, "x.12345.tmp")])
+@pytest.mark.parametrize("shared, temporary", [(False, "x.tmp"), (True, "x.12345-0a0b.tmp")])
 def test_json_has_another_name_until_it_is_written(tmp_path, monkeypatch, shared, temporary):
     renamed = []
 
@@ -1617,6 +1653,7 @@ def test_json_has_another_name_until_it_is_written(tmp_path, monkeypatch, shared
         renamed.append((source, target))
 
     monkeypatch.setattr(os, "getpid", lambda: 12345)
+    monkeypatch.setattr(os, "urandom", lambda size: b"\x0a\x0b")
     monkeypatch.setattr(os, "replace", record)
     write_json(tmp_path / "x", {"new": 1}, shared)
     assert renamed == [(f"{tmp_path}/{temporary}", tmp_path / "x")]

@@ -628,17 +628,23 @@ def test_old_tokens_never_stand_beside_a_new_description(
     assert made.train_tokens.tolist() == naive_tokens(make_documents(100), tokenizer)[0]
 
 
+def test_half_characters_in_escapes_do_not_count_as_another_encoding(tmp_path, capsys):
+    """The second half of an emoji that a program has cut off is such an escape."""
+    rows = [json.dumps({"text": "cut \udc80 off \0"})] * 50
+    path = raw(tmp_path / "a.jsonl", "\n".join(rows))
+    lines = [line for line in read_corpus([path]) if line]
+    assert lines == ["cut \ufffd off \ufffd"] * 50
+    assert "replaced 100 NULs, half characters or bytes" in capsys.readouterr().err
+
+
 def test_two_processes_may_make_the_same_token_file_at_once(tokenizer, tmp_path, monkeypatch):
     corpus = [put(tmp_path / "a.txt", make_documents(200))]
     out = str(tmp_path / "a.bin")
     write_tokens = data.write_tokens
-    process = os.getpid()
 
     def write_tokens_while_another_process_does(*arguments):
         monkeypatch.setattr(data, "write_tokens", write_tokens)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "getpid", lambda: process + 1)
-            tokenise(corpus, tokenizer, out)
+        tokenise(corpus, tokenizer, out)
         return write_tokens(*arguments)
 
     monkeypatch.setattr(data, "write_tokens", write_tokens_while_another_process_does)
@@ -651,13 +657,15 @@ def test_a_name_that_is_no_file_or_has_another_files_json_is_refused(tokenizer, 
     corpus = [put(tmp_path / "a.txt", make_documents(200))]
     with pytest.raises(ValueError, match="new/' is not the name of a file"):
         tokenise(corpus, tokenizer, str(tmp_path / "new") + "/")
-    out = str(tmp_path / "table")
-    raw(tmp_path / "table.json", '{"rows": []}')
-    with pytest.raises(ValueError, match=r"table\.json exists and is not"):
+    with pytest.raises(ValueError, match="/new: the name of a token file must end in .bin"):
+        tokenise(corpus, tokenizer, str(tmp_path / "new"))
+    out = str(tmp_path / "table.bin")
+    raw(tmp_path / "table.bin.json", '{"rows": []}')
+    with pytest.raises(ValueError, match=r"table\.bin\.json exists and is not"):
         tokenise(corpus, tokenizer, out)
-    assert (tmp_path / "table.json").read_text() == '{"rows": []}'
-    assert sorted(os.listdir(tmp_path)) == ["a.txt", "table.json"]
-    raw(tmp_path / "table.json", '{"made_from": {}}')        # what a kill may leave behind
+    assert (tmp_path / "table.bin.json").read_text() == '{"rows": []}'
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "table.bin.json"]
+    raw(tmp_path / "table.bin.json", '{"made_from": {}}')        # what a kill may leave behind
     assert len(tokenise(corpus, tokenizer, out).train_tokens) > 0
 
 

@@ -563,8 +563,8 @@ def write_corpora(folder, model, noise):
         "zh.txt": "\n\n".join(["\u6211\u7231\u5317\u4eac\u5929\u5b89\u95e8 " * 9] * 80),
         "pdf.txt": b"%PDF-1.4\n" + noise, "png.txt": b"\x89PNG\r\n\x1a\n" + noise,
         "text.gz": make_prose(9), "text.txt.gz": make_prose(9), "prose.jsonl": make_prose(9),
-        "x.json": json.dumps({"mine": 1}), "alone.bin": b"\1\0" * 999, "list.bin": b"\1\0" * 999,
-        "high.bin": b"\xff\xff" * 999, "twice.csv": "text,text\nw1,w2\n",
+        "x.bin.json": json.dumps({"mine": 1}), "alone.bin": b"\1\0" * 999,
+        "list.bin": b"\1\0" * 999, "high.bin": b"\xff\xff" * 999, "twice.csv": "text,text\nw1,w2\n",
         "comma.csv": "text,n\nw1,1\nw2, w3,2\n"}
     for name, content in files.items():
         write_file(folder / name, content)
@@ -701,7 +701,8 @@ data      --tokenizer=                          there is no such folder
 data      --out c.txt                           c.txt: not a token file
 data      --out m                               m: not a token file
 data      --out alone.bin                       alone.bin: not a token file
-data      --out x                               x.json exists and is not the description of a token
+data      --out x.bin                           x.bin.json exists and is not the description
+data      --out x                               the name of a token file must end in .bin
 data      --out c.txt/x.bin                     c.txt
 data      --out=                                --out '' is not the name of a file
 data      --out new/                            --out 'new/' is not the name of a file
@@ -754,7 +755,7 @@ finetune  --train utf16.tsv                     utf16.tsv:1: not UTF-8
 finetune  --train x.xlsx                        x.xlsx: the ending of a table must be
 finetune  --train array.jsonl                   array.jsonl:1: not a JSON object
 finetune  --train half.jsonl                    half.jsonl:1: *half a char
-finetune  --train null.jsonl                    null.jsonl:1: the column 'label' has no usual
+finetune  --train null.jsonl                    null.jsonl:1: the column 'label' is None, not a
 finetune  --train nan.tsv                       nan.tsv:2: the label in column 'label' is missing
 finetune  --train blank.tsv                     the texts to train on have no words
 finetune  --text text text                      --text: give one column or two different ones
@@ -1000,7 +1001,7 @@ def named_in_error(name):
     name = os.path.basename(name)
     if name == "log.jsonl":
         return ""
-    return name.removesuffix(".tmp").removesuffix(f".{os.getpid()}")
+    return re.sub(r"(\.\d+-[0-9a-f]{8})?\.tmp$", "", name)
 
 
 @pytest.mark.parametrize("command, flags", [
@@ -1088,7 +1089,7 @@ def test_a_folder_that_is_locked_is_named(command, desk, tmp_path, monkeypatch, 
         monkeypatch.setattr(os, "mkdir", mkdir)
     flags = USUAL[command].replace("--cache cache", f"--cache {tmp_path}/cache").split()
     capsys.readouterr()
-    assert MAIN[script]([*flags, "--out", str(locked / "a" / "b")]) == 2
+    assert MAIN[script]([*flags, "--out", str(locked / "a" / "b.bin")]) == 2
     *_, error = capsys.readouterr().err.splitlines()
     assert error.startswith(f"{script}.py: error: ")
     assert "Permission denied" in error

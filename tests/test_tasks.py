@@ -504,7 +504,8 @@ def test_a_missing_label_is_named_with_its_line(kind, ending, text, tmp_path):
 @pytest.mark.parametrize("row", ['{"t": "b", "y": null}', '{"t": "b"}', '{"t": "b", "y": [1]}'])
 def test_a_label_that_is_null_or_not_there_is_named_with_its_line(row, tmp_path):
     path = write_file(tmp_path / "a.jsonl", '{"t": "a", "y": 1}\n' + row)
-    with pytest.raises(ValueError, match=f"^{path}:2: the column 'y' (is missing|is .*, not a text or a number)"):
+    expected = f"^{path}:2: the column 'y' (is missing|is .*, not a text or a number)"
+    with pytest.raises(ValueError, match=expected):
         read_table(path, ["t"], "y")
 
 
