@@ -580,6 +580,22 @@ def test_the_first_projection_is_the_best_one_for_its_tables():
     assert (seen.T @ errors / len(errors)).abs().max() < 1e-5
 
 
+@torch.no_grad()
+def test_the_tables_start_in_the_directions_that_hold_most_of_the_teachers_vectors():
+    """By the theorem of Eckart, Young and Mirsky no E directions hold more."""
+    teacher = noisy_model(TOY_TEACHER).eval()
+    student = MiniALBERT(STUDENT).eval()
+    ids = torch.randint(5, V, (16, T), generator=torch.Generator().manual_seed(0))
+    start_from_teacher(student, teacher, ids)
+    vectors = []
+    for model in (teacher, student):
+        tables = model.embeddings
+        total = tables.word(ids) + tables.position.weight[:T] + tables.segment.weight[0]
+        vectors.append(total.flatten(0, 1))              # (N, C) and (N, E)
+    singular_values = torch.linalg.svdvals(vectors[0])
+    assert vectors[1].norm().item() == pytest.approx(singular_values[:E].norm().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("num_layers, num_groups, stands_for", [
     (4, 1, [[1, 2]]),
     (4, 2, [[0, 1], [2, 3]]),
@@ -794,13 +810,18 @@ def test_biases_and_norms_do_not_decay_and_what_is_frozen_is_left_alone():
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             decay[names[parameter]] = group["weight_decay"]
-    expected = {}
+    expected_decay = {}
+    expected_keys = set()
     for name, parameter in student.named_parameters():
-        if not name.startswith("head."):
-            expected[name] = 0.3 if parameter.ndim > 1 else 0.0
-    assert decay == expected
-    kinds = ("model", "exp_avg", "exp_avg_sq", "step")
-    assert state.keys() == {f"{kind}.{name}" for kind in kinds for name in expected}
+        if name.startswith("head."):                     # it is frozen
+            continue
+        expected_decay[name] = 0.0
+        if parameter.ndim > 1:
+            expected_decay[name] = 0.3
+        for kind in ("model", "exp_avg", "exp_avg_sq", "step"):
+            expected_keys.add(f"{kind}.{name}")
+    assert decay == expected_decay
+    assert state.keys() == expected_keys
 
 
 # ---- The loop: stopped, killed, resumed -------------------------------------------------
@@ -1039,9 +1060,12 @@ def test_a_resume_with_other_settings_is_refused_and_says_which(
     assert distill.main(distill_flags(toy, tmp_path / "run", "--resume", *more)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    different = error.split("other settings: ")[1].split(". For other settings")[0].split("; ")
-    # Of weights and shape the items are named: shape.adapter_size.
-    assert {re.split(r"[ .]", part)[0] for part in different} == names
+    # "lr was 0.01, now it is 0.5; shape.adapter_size was 0, now it is 3" names lr and shape.
+    differences = re.search(r"other settings: (.*)\. For other settings", error)[1]
+    found = set()
+    for difference in differences.split("; "):
+        found.add(re.match(r"\w+", difference)[0])
+    assert found == names
     if "lr" in names:
         assert "lr was 0.01, now it is 0.5" in error
     assert_same_run(tmp_path / "run", whole)
@@ -1623,8 +1647,9 @@ def test_an_evaluation_lets_the_first_process_tokenise_first(toy, tmp_path, monk
 
     @contextmanager
     def first_process_first(processes):
-        order.append("first")
+        order.append("the first process begins")
         yield
+        order.append("it has ended")
 
     def note(*others):
         order.append("corpus")
@@ -1635,7 +1660,7 @@ def test_an_evaluation_lets_the_first_process_tokenise_first(toy, tmp_path, monk
     flags = ["--evaluate", "--teacher", str(toy / "teacher"), "--length", "16", "--device", "cpu"]
     flags += ["--corpus", str(toy / "corpus.txt"), "--cache", str(tmp_path)]
     assert distill.main(flags) is None
-    assert order == ["first", "corpus"]
+    assert order == ["the first process begins", "corpus", "it has ended"]
 
 
 def test_the_elastic_loss_is_left_out_where_it_is_not_possible(toy, tmp_path, capsys):
@@ -2313,6 +2338,8 @@ ERRORS = {
                                    "hidden_size of"),
     "a start from other widths": (["--intermediate-size", "39"], "intermediate_size of"),
     "a start wider than the teacher": (["--embedding-size", "25"], "--embedding-size 25"),
+    "a start of more layers": (["--num-hidden-layers", "8", "--num-hidden-groups", "8"],
+                               "--num-hidden-groups 8: the teacher has only 4 layers"),
     "a start without a projection": (["--teacher", "{toy}/wide", "--embedding-size", "24"],
                                      "--embedding-size 24: this is the student's hidden_size"),
     "a student with another vocabulary": (["--student", "{toy}/student"], "vocab_size of"),

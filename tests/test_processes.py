@@ -4,6 +4,7 @@ import importlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -287,9 +288,17 @@ def test_a_signal_stops_all_processes_and_one_alone_goes_on(toy, tmp_path):
     assert [process.exitcode for process in processes] == [143, 143], printed
     assert printed.count("--resume goes on from there") == 1
     assert 3 < int(read_metadata(tmp_path / "two")["step"]) < 200
+    shutil.copytree(tmp_path / "two", tmp_path / "pair")
     assert distill.main(distill_flags(toy, tmp_path / "two", *more, "--resume")) is None
     assert distill.main(distill_flags(toy, tmp_path / "one", *more)) is None
     assert_nearly_same_model(tmp_path / "two", tmp_path / "one")
+    # Two processes go on as well: rank 1 is given the step and AdamW's means by rank 0.
+    flags = distill_flags(toy, tmp_path / "pair", *more, "--resume")
+    processes = start_two_ranks("distill", flags, tmp_path / "printed", start_elsewhere)
+    for process in processes:
+        process.join(100)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert_nearly_same_model(tmp_path / "pair", tmp_path / "one")
     for line, expected in zip(read_log(tmp_path / "two"), read_log(tmp_path / "one"), strict=True):
         assert line == pytest.approx(expected, rel=1e-4)
 
