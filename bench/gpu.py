@@ -15,9 +15,11 @@ are written anew, so that a crash or a limit loses only what follows in that job
 print goes to DIR/gpu.log. The exit status is 1 if a job failed or, but for --toy, a goal was
 missed.
 
-The jobs that compare results or compile come first and share the machine. So do the default
-commands, whose seconds are therefore long. All other jobs that are timed run alone. The least
-important job comes last. The table of jobs in gpu.md names those for which there was no time.
+First come the jobs that compile or compare. They run at the same time, and so do the default
+commands, whose seconds are therefore too long. Then each job that is timed runs alone. The table of
+jobs in gpu.md names those that were not begun, because there was no time; the least important comes
+last. All of them need about a quarter of an hour, and 80 GiB of the card's memory where they run at
+the same time. An H200 has these; on an H100 a first compilation may be "out of memory".
 
 EXPERIMENTS.md has what was found on an H200 in several calls. --toy runs all jobs on a CPU and
 finds mistakes in this script. There waits are looked for with the fake CUDA tensors of
@@ -93,27 +95,26 @@ def default_job(device, bf16, name):
 def list_jobs(device):
     """List all jobs in the order in which they run."""
     jobs = []
-    jobs.append(Job("card", "gpu_sections.py", "card", {"when": "before"}, 40))
+    jobs.append(Job("card", "gpu_sections.py", "card", {"when": "before"}, 120))
 
-    # These share the machine, because they are not timed: all big graphs are compiled, results are
-    # compared, and the teacher of the mini-distillation is made. The jobs that time a graph later
-    # find it in the cache on the disk. With --toy, on a CPU, nothing is kept there.
+    # These share the machine, because they are not timed: all big graphs are compiled, and results
+    # are compared. The jobs that time a graph later find it in the cache on the disk. With --toy,
+    # on a CPU, nothing is kept there.
     if device != "cpu":
         for name, arguments in GRAPHS.items():
             jobs.append(speed_job(f"{name}, for the first time", 240, beside=True,
                                   table=FIRST_TIME, **arguments | {"steps": 8}))
-    jobs.append(Job("parity", "gpu_sections.py", "parity", {}, 150, beside=True))
+    jobs.append(Job("parity", "gpu_sections.py", "parity", {}, 240, beside=True))
     jobs.append(Job("parity", "gpu_sections.py", "parity_of_tuning", {}, 120, beside=True))
-    jobs.append(Job("waits", "gpu_sections.py", "waits", {}, 120, beside=True))
-    jobs.append(Job("waits", "gpu_sections.py", "graphs", {}, 150, beside=True))
-    jobs.append(Job("waits", "gpu_sections.py", "cuda_graphs", {}, 150, beside=True))
+    jobs.append(Job("waits", "gpu_sections.py", "waits", {}, 240, beside=True))
+    jobs.append(Job("waits", "gpu_sections.py", "graphs", {}, 240, beside=True))
+    jobs.append(Job("waits", "gpu_sections.py", "cuda_graphs", {}, 240, beside=True))
     jobs.append(Job("processes", "gpu_runs.py", "two_processes", {}, 120, beside=True))
     jobs.append(default_job("cpu", False, "CPU"))
     jobs.append(default_job(device, False, "GPU float32"))
     jobs.append(Job("default", "gpu_runs.py", "default_and_tuning_command", {}, 300, beside=True))
     for compiled in (False, True):
         jobs.append(Job("kills", "gpu_runs.py", "kills", {"compiled": compiled}, 300, beside=True))
-    jobs.append(Job("mini", "gpu_runs.py", "mini_teacher", {}, 240, beside=True))
 
     # From here on each job has the machine for itself.
     jobs.append(speed_job("ours, eager", 60, compiled=False))
@@ -125,7 +126,8 @@ def list_jobs(device):
     jobs.append(profile_job(compiled=False, full_recipe=False))
     jobs.append(profile_job(compiled=True, full_recipe=False))
     jobs.append(profile_job(compiled=True, full_recipe=True))
-    jobs.append(Job("mini", "gpu_runs.py", "mini_student", {}, 150))
+    jobs.append(Job("mini", "gpu_runs.py", "mini_teacher", {}, 150))
+    jobs.append(Job("mini", "gpu_runs.py", "mini_student", {}, 240))
     jobs.append(Job("card", "gpu_sections.py", "card", {"when": "after"}, 40))
     jobs.append(Job("growth", "gpu_sections.py", "growth", {}, 110))
     return jobs
@@ -134,6 +136,7 @@ def list_jobs(device):
 # ---- What is found ----------------------------------------------------------------------
 
 NOT_BEGUN = "not begun: the time is over"
+ENDED_WITH_ALL = "it was ended: the time of all jobs is over"
 
 
 class Record:
@@ -172,8 +175,9 @@ class Record:
         write_file(os.path.join(self.folder, "gpu.md"), text)
 
     def count_failed_jobs(self):
-        """Count the jobs that did not end well; those that were not begun have not failed."""
-        return sum(1 for row in self.jobs if row["ended"] not in ("well", NOT_BEGUN))
+        """Count the jobs that did not end well. Those for which there was no time do not count."""
+        fine = ("well", NOT_BEGUN, ENDED_WITH_ALL)
+        return sum(1 for row in self.jobs if row["ended"] not in fine)
 
     def count_missed_goals(self):
         """Count the rows whose goal was missed."""
@@ -260,17 +264,23 @@ class Run:
         was_ended = self.listener.is_alive()
         if not was_ended:
             self.process.wait()
-        # Processes that the job has started may still run, or it itself.
-        with suppress(ProcessLookupError):               # none of them does
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self.kill()
         self.listener.join()
         status = self.process.wait()
         ended = "well"
-        if was_ended:
+        if was_ended and self.deadline < self.begin + self.job.limit:
+            ended = ENDED_WITH_ALL
+        elif was_ended:
             ended = "it was ended at its limit"
         elif status != 0:
             ended = f"exit status {status}: see gpu.log"
         self.record.add_job(row_of_job(self.job, ended, self.end - self.begin))
+
+
+    def kill(self):
+        """End the job and the processes that it has started, as far as they still run."""
+        with suppress(ProcessLookupError):               # none of them does
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def row_of_job(job, ended, seconds):
@@ -283,29 +293,32 @@ def run_jobs(jobs, args, folder, record, log):
     """Run all jobs. Those that do not tolerate others wait for the end of all before them."""
     last_moment = time.perf_counter() + args.seconds
     running = []
-    for job in jobs:
-        if not job.beside:
-            finish_all(running)
-            running = []
-        if last_moment - time.perf_counter() < 10:
-            record.add_job(row_of_job(job, NOT_BEGUN, 0))
-            continue
-        print(f"{job.section}: {job.function} {job.arguments}", flush=True)
-        setup = setup_of(args, folder, record.values)
-        running.append(Run(job, setup, record, log, last_moment))
-        if args.toy and len(running) == 2:               # as many as a small machine has cores
-            finish_all(running)
-            running = []
-        if not job.beside:
-            finish_all(running)
-            running = []
-    finish_all(running)
+    try:
+        for job in jobs:
+            if not job.beside:
+                finish_all(running)
+            if last_moment - time.perf_counter() < 30:
+                record.add_job(row_of_job(job, NOT_BEGUN, 0))
+                continue
+            print(f"{job.section}: {job.function} {job.arguments}", flush=True)
+            setup = setup_of(args, folder, record.values)
+            running.append(Run(job, setup, record, log, last_moment))
+            if args.toy and len(running) == 2:           # as many as a small machine has cores
+                finish_all(running)
+            if not job.beside:
+                finish_all(running)
+        finish_all(running)
+    finally:
+        # If this program is ended, its jobs must not run on: they would disturb the next call.
+        for run in running:
+            run.kill()
 
 
 def finish_all(running):
-    """Wait for the ends of Runs. The one that has the least time comes first."""
+    """Wait for the ends of Runs and empty the list. The one that has the least time comes first."""
     for run in sorted(running, key=lambda run: run.deadline):
         run.finish()
+    running.clear()
 
 
 def setup_of(args, folder, values):
@@ -352,6 +365,7 @@ def arguments():
 
 def main():
     """Run the jobs of the sections that the command line names."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     args = arguments()
     os.makedirs(args.out, exist_ok=True)
     all_jobs = list_jobs(args.device)

@@ -138,15 +138,21 @@ def report_product(setup, title, when, what, rate, values):
 # ---- Parity: the same losses and gradients ----------------------------------------------
 
 def parity(setup):
-    """Compare a pass on the CPU, on the GPU, in bfloat16, compiled, and in micro-batches."""
-    compare_passes(setup, "toy", TOY)
+    """Compare a pass on the CPU, on the GPU, in bfloat16, compiled, and in micro-batches, with the
+    paper's adapters and then with the corrections and the elastic loss of the recipe full."""
     compare_attention(setup, "toy", TOY)
-    compare_compiled(setup, "toy", TOY)
+    for full_recipe in (False, True):
+        name = "toy"
+        if full_recipe:
+            name = "toy, recipe full"
+        compare_passes(setup, name, TOY, full_recipe)
+        compare_compiled(setup, name, TOY, full_recipe)
     if not setup.toy:
         # To compile models of this size takes a minute; it is not done here.
         shape = BASE._replace(B=2, T=64)
-        compare_passes(setup, "bert-base, 2 x 64", shape)
         compare_attention(setup, "bert-base, 2 x 64", shape)
+        compare_passes(setup, "bert-base, 2 x 64", shape, full_recipe=False)
+        compare_passes(setup, "bert-base, 2 x 64, recipe full", shape, full_recipe=True)
 
 
 def pass_of_distillation(setup, shape, **settings):
@@ -158,27 +164,29 @@ def pass_of_distillation(setup, shape, **settings):
     return pass_of(distillation, distillation.student)
 
 
-def compare_passes(setup, name, shape):
-    """Compare eager passes of models with these sizes."""
-    on_cpu = pass_of_distillation(setup, shape, bf16=False, device="cpu")
-    on_gpu = pass_of_distillation(setup, shape, bf16=False)
+def compare_passes(setup, name, shape, full_recipe):
+    """Compare eager passes of models with these sizes. full_recipe: see make_distillation"""
+    on_cpu = pass_of_distillation(setup, shape, full_recipe=full_recipe, bf16=False, device="cpu")
+    on_gpu = pass_of_distillation(setup, shape, full_recipe=full_recipe, bf16=False)
     report_difference(setup, "CPU, GPU; float32", name, on_cpu, on_gpu, exact=True)
-    in_bf16 = pass_of_distillation(setup, shape, bf16=True)
+    in_bf16 = pass_of_distillation(setup, shape, full_recipe=full_recipe, bf16=True)
     report_difference(setup, "float32, bfloat16", name, on_gpu, in_bf16, exact=False)
     size = math.ceil(shape.B / 3)
-    in_parts = pass_of_distillation(setup, shape, bf16=False, micro_batch_size=size)
+    in_parts = pass_of_distillation(setup, shape, full_recipe=full_recipe, bf16=False,
+                                    micro_batch_size=size)
     what = f"whole, micro-batches of {size}"
     report_difference(setup, what, name, on_gpu, in_parts, exact=True)
 
 
-def compare_compiled(setup, name, shape):
+def compare_compiled(setup, name, shape, full_recipe):
     """Compare eager and compiled passes, in float32 and in bfloat16.
 
     Compiled, results between operations stay in float32, so that in bfloat16 they differ more.
     """
     for bf16 in (False, True):
-        eager = pass_of_distillation(setup, shape, bf16=bf16)
-        compiled = pass_of_distillation(setup, shape, bf16=bf16, compiled=True)
+        eager = pass_of_distillation(setup, shape, full_recipe=full_recipe, bf16=bf16)
+        compiled = pass_of_distillation(setup, shape, full_recipe=full_recipe, bf16=bf16,
+                                        compiled=True)
         what = f"eager, compiled; {precision(bf16)}"
         report_difference(setup, what, name, eager, compiled, exact=not bf16)
 
@@ -298,27 +306,39 @@ def waits(setup):
     if setup.device == "cpu":
         import fake_cuda                                 # only a test of this script needs it
         fake_cuda.lend_cuda()
+    part = math.ceil(TOY.B / 3)                          # of a batch
     for bf16 in (False, True):
-        for micro_batch_size in (0, math.ceil(TOY.B / 3)):
-            # The models are made on the CPU: fake_waits() needs real ones to begin with.
-            distillation = make_distillation(
-                setup, TOY, bf16, micro_batch_size=micro_batch_size, device="cpu")
-            if setup.device == "cpu":
-                places = fake_waits(setup, distillation)
-            else:
-                places = real_waits(setup, distillation)
-            row = {"precision": precision(bf16), "micro-batch size": micro_batch_size}
-            row["waits in 8 steps"] = len(places)
-            row["where"] = " ".join(sorted(set(places)))
-            row["goal"] = "0"
-            setup.report("Waits for the GPU in ordinary steps of train()", row, not places)
+        for micro_batch_size in (0, part):
+            for full_recipe in (False, True):
+                report_waits(setup, bf16, micro_batch_size, full_recipe)
+    # This is how the recipe full trains on a GPU. Fake tensors cannot be compiled.
+    if setup.device != "cpu":
+        report_waits(setup, bf16=True, micro_batch_size=0, full_recipe=True, compiled=True)
+
+
+def report_waits(setup, bf16, micro_batch_size, full_recipe, compiled=False):
+    """Report where the ordinary steps of a training with these settings wait."""
+    # The models are made on the CPU: fake_waits() needs real ones to begin with.
+    distillation = make_distillation(setup, TOY, bf16, compiled, micro_batch_size,
+                                     full_recipe=full_recipe, device="cpu")
+    if setup.device == "cpu":
+        places = fake_waits(setup, distillation)
+    else:
+        places = real_waits(setup, distillation)
+    row = {"precision": precision(bf16), "micro-batch size": micro_batch_size}
+    row["recipe full"] = full_recipe
+    row["compiled"] = compiled
+    row["waits in 8 steps"] = len(places)
+    row["where"] = " ".join(sorted(set(places)))
+    row["goal"] = "0"
+    setup.report("Waits for the GPU in ordinary steps of train()", row, not places)
 
 
 def real_waits(setup, distillation):
     """List the places ["file:line", ...] where torch.cuda.set_sync_debug_mode sees a wait.
 
-    In the mode "error" the first wait ends the run. Only then it is repeated in the mode "warn",
-    which shows all of them.
+    The run is first made in the mode "error", in which the first wait ends it. If there is one, the
+    run is made again in the mode "warn", which lists all of them.
     """
     distillation.teacher.to(setup.device)
     distillation.student.to(setup.device)
@@ -395,21 +415,31 @@ def graphs(setup):
 def cuda_graphs(setup):
     """Compare the losses of training as CUDA graphs with those of eager training, step by step.
 
-    Started as CUDA graphs, the kernels of a step find their inputs, and leave their results, always
-    at the same places in memory. So a result that is still needed could be overwritten.
+    A CUDA graph writes each result to the same place in memory in every step. If an old result is
+    still needed then, it is lost. This threatens micro-batches, whose gradients are summed.
     """
+    from torch._dynamo.utils import counters             # imported here: it is large
     for micro_batch_size in (0, math.ceil(TOY.B / 3)):
         eager = losses_of_steps(setup, micro_batch_size, as_cuda_graphs=False)
-        found = losses_of_steps(setup, micro_batch_size, as_cuda_graphs=True)
+        counters.clear()
+        try:
+            found = losses_of_steps(setup, micro_batch_size, as_cuda_graphs=True)
+        except RuntimeError:                             # torch has noticed that one is lost
+            traceback.print_exc()
+            found = [math.inf] * len(eager)
+        num_skips = counters["inductor"]["cudagraph_skips"]
         differences = [abs(a - b) / abs(a) for a, b in zip(eager, found)]
         row = {"what": "eager, CUDA graphs", "micro-batch size": micro_batch_size}
         row["losses of 12 steps differ by"] = f"{max(differences):.1e}"
-        row["goal"] = "1e-3"
-        setup.report("Training as CUDA graphs, float32", row, max(differences) < 1e-3)
+        row["graphs that torch left out"] = num_skips
+        row["goal"] = "1e-3, 0"
+        passed = max(differences) < 1e-3 and num_skips == 0
+        setup.report("Training as CUDA graphs, float32", row, passed)
 
 
 def losses_of_steps(setup, micro_batch_size, as_cuda_graphs):
     """Train a toy for 12 steps -> the loss of each."""
+    torch.compiler.reset()          # a second size of batches would be compiled for any size
     torch._inductor.config.triton.cudagraphs = as_cuda_graphs
     distillation = make_distillation(setup, TOY, bf16=False, compiled=as_cuda_graphs, dropout=0.0,
                                      micro_batch_size=micro_batch_size, full_recipe=True)
@@ -448,13 +478,13 @@ def our_speed(setup, name, table, compiled, batch_size=192, length=256, micro_ba
         lines = train_and_read_log(setup, distillation, steps, log_every=steps // 4)
     except torch.OutOfMemoryError:
         row["ms a step"] = "out of memory"
-        setup.report(table, row)
+        setup.report(table, row, False)
         return
     tokens_per_second = median_tokens_per_second(lines)
     seconds = shape.B * shape.T / tokens_per_second      # of a step
     sequences_per_second = shape.B / seconds
     rate = useful_operations(shape, tie_decoder=True) / seconds
-    share = rate / setup.values["matrix rate"]
+    share = rate / setup.values.get("matrix rate", math.nan)       # nan if the job card failed
     row["ms a step"] = f"{1000 * seconds:.1f}"
     row["sequences/s"] = f"{sequences_per_second:.4g}"
     row["tokens/s"] = f"{tokens_per_second:,.0f}"
@@ -504,10 +534,11 @@ def goals(setup):
     operations that cannot be left out, and 10 times as many sequences/s as the authors' code.
     """
     table = "Goals of speed"
-    # {name of a variant of ours: its share of the matrix rate}
+    # {name of a variant of ours: its share of the matrix rate}. CUDA graphs are not the default.
     shares = {}
     for key, value in setup.values.items():
-        if key.endswith(": share") and "first time" not in key:
+        is_wanted = "first time" not in key and "CUDA graphs" not in key
+        if key.endswith(": share") and is_wanted and not math.isnan(value):
             shares[key.removesuffix(": share")] = value
     if not shares:
         setup.report(table, {"what": "no speed was measured"}, False)
@@ -580,9 +611,10 @@ def profile(setup, compiled, full_recipe):
 
     make_steps(3)                                        # the first ones are slower
     num_steps = setup.choose(5, 1)
+    num_clocked = 4 * num_steps     # more of them, because the first one begins with an idle card
     begin = time.perf_counter()
-    make_steps(num_steps)
-    clock_ms = 1000 * (time.perf_counter() - begin) / num_steps
+    make_steps(num_clocked)
+    clock_ms = 1000 * (time.perf_counter() - begin) / num_clocked
     activities = [ProfilerActivity.CPU]
     if setup.device != "cpu":
         activities.append(ProfilerActivity.CUDA)
@@ -597,6 +629,7 @@ def profile(setup, compiled, full_recipe):
     events = profiler.key_averages(group_by_input_shape=True)
     report_groups(setup, title, estimates, events, num_steps)
     report_busy(setup, title, events, num_steps, clock_ms)
+    report_pauses(setup, title, profiler.events(), num_steps)
 
 
 def milliseconds_of(setup, event, num_steps):
@@ -632,8 +665,8 @@ def report_groups(setup, title, estimates, events, num_steps):
 def is_operation(event):
     """Tell whether an average of a profile is that of an operation, such as aten::mm or triton_...
 
-    Other events have times of kernels, too: the kernels themselves, and what the profiler books on
-    its own waiting ("Command Buffer Full"), which would count kernels twice.
+    Other events would count kernels twice: the kernels themselves, and the profiler's own waiting
+    ("Command Buffer Full").
     """
     if event.device_type != DeviceType.CPU or event.is_user_annotation:
         return False
@@ -658,6 +691,34 @@ def report_busy(setup, title, events, num_steps, clock_ms):
         passed = share > 0.97
     row = {"group": f"busy: kernels over clock is {share:.3f}, the goal > 0.97"}
     setup.report(title, row, passed)
+
+
+def report_pauses(setup, title, events, num_steps):
+    """Report how busy the card is from its first kernel to its last, and before which kernels it
+    has the longest pauses. The profiler makes the pauses longer; their order is what counts.
+
+    events: all events of a profile, one by one
+    """
+    kernels = []
+    for event in events:
+        if event.device_type != DeviceType.CPU and not event.is_user_annotation:
+            kernels.append((event.time_range.start, event.time_range.end, event.name))
+    if not kernels:                                      # on a CPU
+        return
+    kernels.sort()
+    first = kernels[0][0]
+    end = first                                          # of the work so far, in microseconds
+    pauses = {}                                          # {name of a kernel: microseconds}
+    for kernel_begin, kernel_end, name in kernels:
+        pauses[name] = pauses.get(name, 0.0) + max(0.0, kernel_begin - end)
+        end = max(end, kernel_end)
+    busy = 1 - sum(pauses.values()) / (end - first)
+    setup.report(title, {"group": f"busy on the time line: {busy:.3f}"})
+    longest_last = sorted(pauses, key=pauses.get)
+    for name in longest_last[-5:]:
+        row = {"group": f"pauses before {name[:40]}"}
+        row["ms"] = f"{pauses[name] / 1000 / num_steps:.2f}"
+        setup.report(title, row)
 
 
 def group_of(name, input_shapes, shape):

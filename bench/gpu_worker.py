@@ -40,7 +40,7 @@ BASE = Shape(B=192, T=256, V=30522, E=128, C=768, H=12, F=3072, L=12, R=6)
 # all-MiniLM, as bench/study.py distils it.
 SMALL = Shape(B=128, T=128, V=30522, E=96, C=384, H=12, F=1536, L=6, R=6)
 # Odd sizes, so that no two are equal.
-TOY = Shape(B=6, T=17, V=101, E=8, C=48, H=3, F=96, L=2, R=1)
+TOY = Shape(B=6, T=17, V=101, E=8, C=48, H=3, F=96, L=4, R=2)
 
 
 # ---- What a job gets, and how it reports ------------------------------------------------
