@@ -641,7 +641,8 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     this script; to overwrite, a run of any script, or none of the files in WRITTEN_BY_RUNS. Its
     files stay as they are until the caller calls claim_folder. A run that is in progress has locked
     the folder's run.json; the lock of a killed run is gone with its process. ValueError says what
-    is wrong. If nothing has been written in the end, the folder is removed.
+    is wrong. If nothing has been written in the end, the folder is removed (on Windows, where an
+    open file cannot be removed, an empty run.json stays).
     """
     for path in inputs:
         if path is not None and os.path.realpath(path) == os.path.realpath(out):
@@ -671,7 +672,7 @@ def remove_unused(out):
     """Remove the run.json of a run that has written nothing else, and then the folder `out` if it
     is empty."""
     run_path = os.path.join(out, RUN_FILE)
-    # Some folders, such as ".", cannot be removed, and on Windows no open file can. They stay.
+    # What cannot be removed stays, such as the folder ".", or on Windows an open file.
     with suppress(OSError):
         is_unclaimed = os.path.getsize(run_path) == 0    # claim_folder has not written it
         has_only_run_file = os.listdir(out) == [RUN_FILE]
@@ -705,7 +706,7 @@ def check_owner(out, script, resume, overwrite):
     names = []
     if os.path.isdir(out):
         names = os.listdir(out)
-    run_files = files_of_run(out)
+    run_files = files_of_run(out) + files_of_run(out, ".tmp")
     for path in [os.path.join(out, RUN_FILE), *run_files]:
         # Opening a pipe may take for ever, and opening a link that leads nowhere makes a file
         # elsewhere.
@@ -805,16 +806,16 @@ def parsing(what, kind):
     """Turn whatever goes wrong in the with block into a ValueError: "{what}: not {kind}: ...".
 
     what: usually the path of a file; kind: what it should be. An error of the operating system
-    that names its file passes through as it is. A lack of memory is "{what}: there is not enough
-    memory".
+    that names its file passes through as it is. A lack of memory is a MemoryError that names what.
     """
     try:
         yield
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise
-        if isinstance(error, MemoryError):
-            raise ValueError(f"{what}: there is not enough memory") from error
+        lacks_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
+        if isinstance(error, MemoryError) or lacks_memory:
+            raise MemoryError(what) from error
         reason = str(error)
         if not isinstance(error, ValueError):
             reason = f"{type(error).__name__}: {error}"

@@ -96,8 +96,11 @@ def run_command(name, action):
     except (MemoryError, RuntimeError) as error:
         if not is_about_memory(error):
             raise
+        message = "there is not enough memory"
         reason = " ".join(str(error).split())
-        print(f"{name}: error: there is not enough memory: {reason:.300}", file=sys.stderr)
+        if reason != "":                                 # Python's own MemoryError says nothing
+            message += f": {reason:.300}"
+        print(f"{name}: error: {message}", file=sys.stderr)
         return 2
     except BaseException as error:
         # The tokenizers library, which is written in Rust, raises PanicException if a rule of a

@@ -711,8 +711,9 @@ def pieces_of_lines(stream, longest):
 def lines_of_jsonl(path, stream, text_column, counts):
     """Yield the lines of the documents in a .jsonl, and an empty one after each.
 
-    counts: see replace_unreadable. The replaced characters that were written as an escape, such as
-    \\u0000 or \\ud800, are counted as "escapes": they say nothing about the encoding.
+    counts: see replace_unreadable. Its "escapes" counts the NULs and half characters that were
+    written as an escape, such as \\ud800. They are replaced here: they say nothing about the
+    encoding.
     """
     number = 0
     while True:
@@ -722,12 +723,13 @@ def lines_of_jsonl(path, stream, text_column, counts):
             return
         number += 1
         if row.strip():
-            row = replace_unreadable(row, counts)
             kind = f"a JSON object with a text {text_column!r} of at most {LONGEST_ROW} characters"
             with parsing(f"{path}:{number}", kind):
                 document = document_of_row(row, text_column)
-            document, num_escapes = NUL_OR_SURROGATE.subn("\ufffd", document)
-            counts["escapes"] += num_escapes
+            # If the row is readable, what is unreadable in its document was written as an escape.
+            if not NUL_OR_SURROGATE.search(row):
+                document, num_escapes = NUL_OR_SURROGATE.subn("\ufffd", document)
+                counts["escapes"] += num_escapes
             yield from lines_of_document(document)
 
 

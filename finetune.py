@@ -960,7 +960,8 @@ def best_rate(tuning, examples, mode, seed, rates):
             # During a run only the first process evaluates. If that evaluation fails, the others
             # go on training, and they would wait for the first one for ever.
             if tuning.processes.world > 1:
-                raise FloatingPointError(f"{error}; try without --lr {lr:g}, or with one process")
+                raise FloatingPointError(f"{error}; try without --lr {lr:g}, or with one "
+                                         "process") from error
             print(f"learning rate {lr:g}: {error}", flush=True)
         else:
             score_of_rate[lr] = results["dev"].scores[tuning.task.metrics[0]]

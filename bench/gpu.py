@@ -18,8 +18,9 @@ missed.
 First come the jobs that compile or compare. They run at the same time, and so do the default
 commands, whose seconds are therefore too long. Then each job that is timed runs alone. The table of
 jobs in gpu.md names those that were not begun, because there was no time; the least important comes
-last. All of them need about a quarter of an hour, and 80 GiB of the card's memory where they run at
-the same time. An H200 has these; on an H100 a first compilation may be "out of memory".
+last. All of them need about a quarter of an hour, and 90 GiB of the card's memory where they run at
+the same time. An H200 has these; on an H100 a first compilation may be "out of memory", which
+counts as a missed goal.
 
 EXPERIMENTS.md has what was found on an H200 in several calls. --toy runs all jobs on a CPU and
 finds mistakes in this script. There waits are looked for with the fake CUDA tensors of
@@ -276,7 +277,6 @@ class Run:
             ended = f"exit status {status}: see gpu.log"
         self.record.add_job(row_of_job(self.job, ended, self.end - self.begin))
 
-
     def kill(self):
         """End the job and the processes that it has started, as far as they still run."""
         with suppress(ProcessLookupError):               # none of them does
@@ -363,9 +363,14 @@ def arguments():
     return args
 
 
+def end_program(number, frame):
+    """Handle a signal: end the program, as run_jobs needs it to end its jobs."""
+    sys.exit(128 + number)
+
+
 def main():
     """Run the jobs of the sections that the command line names."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, end_program)
     args = arguments()
     os.makedirs(args.out, exist_ok=True)
     all_jobs = list_jobs(args.device)

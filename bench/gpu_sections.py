@@ -424,7 +424,7 @@ def cuda_graphs(setup):
         counters.clear()
         try:
             found = losses_of_steps(setup, micro_batch_size, as_cuda_graphs=True)
-        except RuntimeError:                             # torch has noticed that one is lost
+        except RuntimeError:                             # often: torch has noticed that one is lost
             traceback.print_exc()
             found = [math.inf] * len(eager)
         num_skips = counters["inductor"]["cudagraph_skips"]

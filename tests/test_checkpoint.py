@@ -1278,6 +1278,13 @@ def test_to_overwrite_removes_all_that_runs_write_and_nothing_else(tmp_path):
     assert read_json(out / "run.json")["script"] == "distill.py"
 
 
+def test_a_temporary_file_of_no_run_is_not_removed(tmp_path):
+    (tmp_path / "config.json.tmp").write_text("mine")
+    with pytest.raises(ValueError, match="it holds config.json.tmp"):
+        do_run(tmp_path, overwrite=True)
+    assert contents(tmp_path) == {"config.json.tmp": b"mine"}
+
+
 def test_a_run_may_overwrite_into_a_folder_of_notes(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     do_run(tmp_path, overwrite=True)
@@ -1310,7 +1317,7 @@ def test_a_folder_that_cannot_be_removed_does_not_hide_the_error(tmp_path, monke
     assert sorted(os.listdir(tmp_path)) == ["empty", "link"]
 
 
-def test_a_folder_whose_run_has_just_ended_is_not_taken_for_locked(tmp_path, monkeypatch):
+def test_a_lock_on_a_run_file_that_is_gone_is_refused(tmp_path, monkeypatch):
     """The other run removes its run.json after this one has opened it, before it is locked."""
     out = tmp_path / "out"
     usual_lock = checkpoint.lock

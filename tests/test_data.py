@@ -1,6 +1,7 @@
 """data.py against naive loops, against transformers and tokenizers, and against hostile files."""
 import bz2
 import csv
+import errno
 import gzip
 import hashlib
 import importlib.metadata
@@ -24,6 +25,7 @@ import tokenizers
 from tqdm import tqdm
 
 import data
+from checkpoint import parsing
 from command import run_command
 from conftest import ROOT
 from data import (MaskedBatches, SPECIAL_TOKENS, Tokenizer, TokenFile, corpus_files,
@@ -648,6 +650,13 @@ def test_half_characters_in_escapes_do_not_count_as_another_encoding(tmp_path, c
     lines = [line for line in read_corpus([path]) if line]
     assert lines == ["cut \ufffd off \ufffd"] * 50
     assert "replaced 100 NULs, half characters or bytes" in capsys.readouterr().err
+
+
+def test_bytes_of_another_encoding_beside_the_text_of_a_jsonl_do_no_harm(tmp_path):
+    row = '{"text": "all of this can be read", "author": "Andr\xe9"}\n'
+    path = raw(tmp_path / "a.jsonl", (row * 50).encode("latin-1"))
+    lines = [line for line in read_corpus([path]) if line]
+    assert lines == ["all of this can be read"] * 50
 
 
 def test_two_processes_may_make_the_same_token_file_at_once(tokenizer, tmp_path, monkeypatch):
@@ -1578,7 +1587,7 @@ def test_what_a_user_can_cause_is_printed_in_one_line(error, capsys):
 @pytest.mark.parametrize("error, reason", [
     (MemoryError(), ""),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried"),
-     "DefaultCPUAllocator: can't allocate memory: you tried"),
+     ": DefaultCPUAllocator: can't allocate memory: you tried"),
 ])
 def test_a_lack_of_memory_is_printed_in_one_line(error, reason, capsys):
     def action():
@@ -1586,7 +1595,17 @@ def test_a_lack_of_memory_is_printed_in_one_line(error, reason, capsys):
 
     assert run_command("some.py", action) == 2
     said = capsys.readouterr()
-    assert said.err == f"some.py: error: there is not enough memory: {reason}\n"
+    assert said.err == f"some.py: error: there is not enough memory{reason}\n"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "no memory")])
+def test_a_lack_of_memory_while_a_file_is_read_names_the_file(error, capsys):
+    def action():
+        with parsing("a.txt", "a text"):
+            raise error
+
+    assert run_command("some.py", action) == 2
+    assert capsys.readouterr().err == "some.py: error: there is not enough memory: a.txt\n"
 
 
 def test_an_interrupt_is_one_line_and_status_130(capsys):
