@@ -49,7 +49,8 @@ ROWS = {
     "two-recursions": "--num-hidden-layers 2",
     "eight-recursions": "--num-hidden-layers 8",
     "unshared": "--num-hidden-groups 4",
-    # One loss is left out, or the paper's embedding loss comes in.
+    # One loss is left out, or the paper's embedding loss comes in. Without the output loss there is
+    # no elastic loss, either.
     "no-attention-loss": "--attention-weight 0",
     "no-hidden-loss": "--hidden-weight 0",
     "no-output-loss": "--output-weight 0",

@@ -16,7 +16,7 @@ attention     attention maps of teacher and student for one sentence
 depth         held-out accuracy after each recursion, or each layer of the teacher
 parameters    the number of parameters of each model against its held-out accuracy
 study         held-out accuracy of a study's students against the tokens that each has seen
-tasks         scores of a study's teacher and of its student ours in the tasks
+tasks         scores of a study's teacher and students in the tasks
 
 Each picture is two files, NAME-light.svg and NAME-dark.svg, because no colour of
 letters is easy to read on white and on black. A README shows the one that fits:
@@ -807,9 +807,9 @@ def read_task_scores(folder):
     rows = read_study_rows(folder)
     means = {}
     with parsing(os.path.join(folder, "study.json"), "of a study of bench/study.py"):
-        scores, majorities = scores_of_seeds(rows, "task")
-        for key, values in scores.items():
-            means[key] = statistics.mean(values)
+        scores, majorities = scores_of_seeds(rows)
+        for key, score_of_seed in scores.items():
+            means[key] = statistics.mean(score_of_seed.values())
     return means, majorities
 
 

@@ -94,8 +94,8 @@ def measure(run):
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         seconds = time.perf_counter() - begin
     if done.returncode != 0:
-        last_lines = done.stderr.splitlines()[-1:]
-        return ["-", f"failed: {last_lines}", "-", f"{seconds:.0f}", f"`{run.command}`"]
+        last_line = done.stderr.strip().split("\n")[-1]
+        return ["-", f"failed: {last_line}", "-", f"{seconds:.0f}", f"`{run.command}`"]
     split, scores, majority = read_scores(done.stdout)
     return [split, scores, majority, f"{seconds:.0f}", f"`{run.command}`"]
 
@@ -103,20 +103,18 @@ def measure(run):
 def read_scores(printed):
     """Find the scores in what finetune.py printed -> the name of the split, the scores of the
     model, those of the majority; a text each."""
-    found = []
+    lines_of_split = {"dev": [], "test": []}
     for line in printed.splitlines():
         match = SCORE_LINE.fullmatch(line)
-        if match is not None:
-            found.append(match.groups())
+        if match is not None and match[2] in lines_of_split:
+            lines_of_split[match[2]].append(match)
     split = "dev"
-    for _, split_of_line, _, _, _ in found:
-        if split_of_line == "test":
-            split = "test"
+    if lines_of_split["test"]:                           # its labels are known
+        split = "test"
     scores = []
     majority = []
-    for mode, split_of_line, metric, mean, deviation in found:
-        if split_of_line != split:
-            continue
+    for match in lines_of_split[split]:
+        mode, _, metric, mean, deviation = match.groups()
         text = f"{mean} {metric}"
         if deviation is not None:
             text += f" +- {deviation}"

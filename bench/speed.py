@@ -730,8 +730,6 @@ def free_port():
         return listener.getsockname()[1]
 
 
-# ---- The command line -------------------------------------------------------------------
-
 # ---- A step at the size of the study; its table is in the section about the study -------
 
 def study_section(args, folder):
@@ -741,10 +739,10 @@ def study_section(args, folder):
     if args.quick:
         shape = TOY
     variants = {}
-    variants["ours, adapters"] = ours("our_step", shape=shape)
+    variants["ours, adapters"] = ours("our_step", shape=shape, dropout=0.0)
     # As in the study, the student with corrections has narrower embeddings.
     variants["ours, corrections"] = ours("our_step", shape=shape._replace(E=shape.C // 4),
-                                         correction_rank=30)
+                                         correction_rank=30, dropout=0.0)
     variants["authors'"] = authors("authors_step", shape=shape)
     answers = compare(args, variants)
     print_heading(f"Distillation step at the size of bench/study.py: {describe(shape)}",
@@ -757,6 +755,8 @@ def study_section(args, folder):
             cells += [summary(values_of(found, what)), ratio]
         print_row(cells)
 
+
+# ---- The command line -------------------------------------------------------------------
 
 # What --rows may name, in the order in which all of them are measured.
 SECTIONS = {"step": step_section, "inference": inference_section, "tuning": tuning_section,

@@ -101,12 +101,13 @@ class ClockedObjective:
 
 
 def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_rate=False,
-             correction_rank=0):
+             correction_rank=0, dropout=0.1):
     """Build distill.training_step on random tokens; it is one of several processes if RANK and
     WORLD_SIZE are set, as torchrun sets them.
 
     compiled: with torch.compile
     correction_rank: 0, or the rank of corrections that the student has in place of adapters
+    dropout: the probability of the student's dropout; the authors' is 0.1
     with_matrix_rate: measure before and after the step how fast this machine multiplies matrices
     """
     idle_megabytes = peak_megabytes()
@@ -115,6 +116,8 @@ def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_ra
     clock = Clock()
     teacher_config = make_config(shape, "bert")
     student_config = make_config(shape, "student", tie_decoder)
+    student_config = replace(student_config, hidden_dropout_prob=dropout,
+                             attention_probs_dropout_prob=dropout)
     if correction_rank > 0:
         student_config = replace(student_config, adapter_size=0, correction_rank=correction_rank)
     if compiled:

@@ -44,6 +44,7 @@ sys.path.insert(0, ROOT)
 import study_rows
 import study_tables
 from checkpoint import read_json, write_json
+from distill import whole_number
 from study_results import read_outcome
 from study_rows import Sizes, TaskSizes
 from study_toy import write_toy_data
@@ -102,18 +103,21 @@ def run_rows(rows, study, places, run, jobs=1):
 
 
 def rows_to_run(rows, study):
-    """List the rows that are not done, and those that these need and whose model is gone: studies
-    of earlier versions deleted the tuned teachers, too."""
-    chosen = [row for row in rows if not is_done(read_result(study, row.name))]
+    """List the rows that have to run: those that are not done, and those that were done, but whose
+    fine-tuned model is missing although another row needs it. (Earlier versions of this script
+    deleted the fine-tuned teachers, too.)"""
+    not_done = [row for row in rows if not is_done(read_result(study, row.name))]
     needed = set()
-    for row in chosen:
+    for row in not_done:
         needed.update(row.needs)
+    to_be_made_again = []
     for row in rows:
-        model = os.path.join(study, row.name, "model")
-        is_gone = row.part == "task" and not os.path.isdir(model)
-        if row.name in needed and is_gone and row not in chosen:
-            chosen.append(row)
-    return chosen
+        # finetune.py writes this file last. A folder without it was left by an interrupted run.
+        last_file = os.path.join(study, row.name, "model", "task.json")
+        is_missing = row.part == "task" and not os.path.exists(last_file)
+        if row.name in needed and is_missing and row not in not_done:
+            to_be_made_again.append(row)
+    return not_done + to_be_made_again
 
 
 def rows_to_start(waiting, running, jobs):
@@ -255,7 +259,13 @@ def all_results(study):
 
 
 def write_study(study, authors_seconds):
-    """Write study.json with all results, and print the tables."""
+    """Write study.json with all results, and print the tables.
+
+    authors_seconds: None: as in the study.json that is there
+    """
+    path = os.path.join(study, "study.json")
+    if authors_seconds is None and os.path.exists(path):
+        authors_seconds = read_json(path).get("authors_seconds")
     results = all_results(study)
     sizes = {}                              # of the distillations and of the fine-tunings
     for folder in (study, os.path.join(study, "tasks")):
@@ -264,7 +274,7 @@ def write_study(study, authors_seconds):
     content = {"sizes": sizes, "rows": results, "authors_seconds": authors_seconds}
     content["time_to_quality"] = study_tables.compare_with_authors(results, authors_seconds)
     content["kept"] = study_tables.kept_of_models(results)
-    write_json(os.path.join(study, "study.json"), content)
+    write_json(path, content)
     print("\n" + study_tables.all_tables(results, authors_seconds))
 
 
@@ -329,10 +339,11 @@ def make_parser():
                        f"(default: {', '.join(usual_models)})")
     group.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
                        help="seeds of the fine-tunings (default: 0 1 2)")
-    group.add_argument("--jobs", type=int, default=1, metavar="N",
+    group.add_argument("--jobs", type=whole_number(1), default=1, metavar="N",
                        help="rows that run at the same time; several use a GPU better, but their "
                        "seconds can then not be compared (default: 1)")
-    group.add_argument("--show", action="store_true", help="run nothing, print what is there")
+    group.add_argument("--show", action="store_true",
+                       help="run nothing, write study.json anew and print the tables")
     group.add_argument("--toy", action="store_true", help="toy sizes: a test of this script")
     add_size_flags(parser)
     return parser
@@ -342,19 +353,21 @@ def add_size_flags(parser):
     """Add the flags that say how large the study is."""
     group = parser.add_argument_group("sizes")
     group.add_argument("--tokens", type=token_count, metavar="N",
-                       help="tokens that each student is trained on, such as 2e6")
+                       help="tokens that each student is trained on, such as 2e6; long has nine "
+                       "times as many")
     group.add_argument("--teacher-tokens", type=token_count, metavar="N",
                        help="tokens that the teacher's head is trained on (default: --tokens)")
-    group.add_argument("--batch-size", type=int, default=16, metavar="B",
+    group.add_argument("--batch-size", type=whole_number(1), default=16, metavar="B",
                        help="sequences in a step of a distillation (default: 16)")
-    group.add_argument("--length", type=int, default=128, metavar="T",
+    group.add_argument("--length", type=whole_number(3), default=128, metavar="T",
                        help="tokens in a sequence of a distillation (default: 128)")
     group.add_argument("--lr", type=float, default=1e-3, metavar="X",
-                       help="highest learning rate of the students (default: 0.001)")
+                       help="highest learning rate of the students, but of those that have their "
+                       "own (default: 0.001)")
     group.add_argument("--teacher-lr", type=float, default=5e-4, metavar="X",
                        help="highest learning rate of the teacher (default: 0.0005)")
-    group.add_argument("--evaluations", type=int, default=20, metavar="N",
-                       help="points of each curve (default: 20)")
+    group.add_argument("--evaluations", type=whole_number(1), default=20, metavar="N",
+                       help="about so many points has each curve (default: 20)")
     group.add_argument("--task-steps", type=int, metavar="N",
                        help="at most so many steps of each fine-tuning, and three times as many "
                        "of those that are called longer (default: three passes through the "
@@ -378,15 +391,22 @@ def choose_sizes(args):
     teacher_tokens = args.teacher_tokens
     if teacher_tokens is None:
         teacher_tokens = args.tokens
+    # On a GPU the commands use bfloat16 anyway. Said here, it is in sizes.json and in each row, so
+    # that a study in float32 does not go on in bfloat16.
+    bf16 = args.bf16
+    if torch.cuda.is_available():
+        bf16 = True
     sizes = Sizes(args.tokens, teacher_tokens, args.batch_size, args.length, args.lr,
-                  args.teacher_lr, args.evaluations, args.bf16)
-    return sizes, TaskSizes(args.task_steps, args.rates, args.adapter_rates, args.bf16)
+                  args.teacher_lr, args.evaluations, bf16)
+    return sizes, TaskSizes(args.task_steps, args.rates, args.adapter_rates, bf16)
 
 
 def run_study(args):
     """Run what the command line asks for and print the tables -> how many rows failed."""
     study = os.path.abspath(args.out)
     num_failed = 0
+    if args.show and not os.path.isdir(study):
+        raise ValueError(f"--show: there is no folder {study}")
     if not args.show:
         sizes, task_sizes = choose_sizes(args)
         minilm = find_minilm(args.minilm)

@@ -15,7 +15,8 @@ from study_rows import TASKS
 # held-out accuracy and loss.
 STUDENT_LINE = re.compile(r"student +([\d,]+) +[\d,]+ +([\d.]+)% +([\d.]+)")
 RATES_LINE = re.compile(r"learning rates, best first .*: \[([\d.e-]+)")
-ACCURACY = 1                # columns of a curve
+TOKENS = 0                  # columns of a curve
+ACCURACY = 1
 LOSS = 2
 
 
@@ -90,9 +91,10 @@ def tuning_outcome(results, printed, task):
         raise ValueError(f"results.json has no {task.metric} of {task.split}")
     outcome = {"scores": scores, "score": scores[task.split][task.metric]}
     outcome["majority"] = read_majority(printed, task)
-    rates = RATES_LINE.search(printed)
-    if rates is not None:
-        outcome["rate"] = float(rates.group(1))
+    best_rates = RATES_LINE.findall(printed)
+    if best_rates:
+        # An earlier attempt may have printed others.
+        outcome["rate"] = float(best_rates[-1])
     return outcome
 
 
@@ -117,18 +119,19 @@ def time_to(curve, seconds_of_curve, column, target):
     two evaluations a straight line is assumed.
     """
     for i, point in enumerate(curve):
-        is_reached = point[column] >= target
         if column == LOSS:
-            is_reached = point[column] <= target
-        if not is_reached:
-            continue
-        if i == 0:
-            return 0, 0.0
-        before = curve[i - 1]
-        share = (target - before[column]) / (point[column] - before[column])
-        tokens = before[0] + share * (point[0] - before[0])
-        step_seconds = seconds_of_curve[i] - seconds_of_curve[i - 1]
-        return tokens, seconds_of_curve[i - 1] + share * step_seconds
+            is_reached = point[LOSS] <= target
+        else:
+            is_reached = point[column] >= target
+        if is_reached and i == 0:
+            return 0, 0.0                                # before the first step
+        if is_reached:
+            before = curve[i - 1]
+            # How much of the way from the evaluation before to this one.
+            share = (target - before[column]) / (point[column] - before[column])
+            tokens = before[TOKENS] + share * (point[TOKENS] - before[TOKENS])
+            seconds_between = seconds_of_curve[i] - seconds_of_curve[i - 1]
+            return tokens, seconds_of_curve[i - 1] + share * seconds_between
     return None
 
 
@@ -162,21 +165,23 @@ def kept_shares(scores, teacher_scores, majorities):
     """Compute how much of the teacher's scores a model keeps -> (share, share above the majority,
     number of tasks).
 
-    The arguments are {task: mean score}. Each share is the mean over the tasks that both models
-    have done, of score / teacher's, and of the same with the majority's score subtracted from both.
-    A task in which the teacher's score is not above 0, or above the majority's, is left out of that
-    mean; None if no task is left.
+    The arguments are {task: mean score}; only tasks that both models have done are compared. The
+    share is the sum of the model's scores, divided by the sum of the teacher's. The share above the
+    majority is a mean over the tasks: of the model's score less the majority's, divided by the
+    teacher's less the majority's. It leaves out tasks in which the teacher is not above the
+    majority. A share is None if there is nothing to divide by.
     """
-    shares = []
     shares_above = []
     tasks = [task for task in scores if task in teacher_scores]
     for task in tasks:
-        if teacher_scores[task] > 0:
-            shares.append(scores[task] / teacher_scores[task])
         gain = teacher_scores[task] - majorities[task]
         if gain > 0:
             shares_above.append((scores[task] - majorities[task]) / gain)
-    return mean_or_none(shares), mean_or_none(shares_above), len(tasks)
+    share = None
+    teacher_sum = sum(teacher_scores[task] for task in tasks)
+    if teacher_sum > 0:
+        share = sum(scores[task] for task in tasks) / teacher_sum
+    return share, mean_or_none(shares_above), len(tasks)
 
 
 def mean_or_none(values):

@@ -28,13 +28,23 @@ CORPUS = "{study}/corpus/corpus.bin"
 # The shape of ours. Its embeddings are so narrow that, with its corrections, it has as many
 # parameters as a student with E = 128 and adapters of C / 16: 27 % of the teacher's.
 OURS = {"embedding-size": 96, "correction-rank": 30}
-# The name of a student -> its flags, beside those that all students have. E is 128 but in OURS. No
-# student has dropout but those that name it: none of the runs gets through its text so often that
-# it could learn it by heart.
+
+
+def ours_with(changes):
+    """Return the flags of ours with some of them changed, and others added: {name: value}."""
+    flags = dict(OURS)
+    flags.update(changes)
+    return flags
+
+
+# {name of a student: its flags}. student_row adds the flags that all students have, which the flags
+# here replace where they have the same name. The width E of the embeddings is 128 where nothing
+# else is said. Students are trained without dropout where nothing else is said: no run gets through
+# its text so often that it could learn it by heart.
 STUDENTS = {
     # One layer, 6 recursions with corrections of their own, started from the teacher; all losses.
     "ours": OURS,
-    "noise": OURS | {"init": "random"},
+    "noise": ours_with({"init": "random"}),
     # Their start, their adapters, their untied output matrix, their weight decay and dropout, with
     # the size, the rate and the warm-up of the other rows.
     "authors": {"recipe": "paper", "dropout": 0.1},
@@ -43,31 +53,31 @@ STUDENTS = {
     # The paper's adapters of C / 16 in place of the corrections, and neither.
     "adapters": {"adapter-size": 24},
     "no-adapters": {"adapter-size": 0},
-    "three-recursions": OURS | {"num-hidden-layers": 3},
-    "two-groups": OURS | {"num-hidden-groups": 2},
-    "three-groups": OURS | {"num-hidden-groups": 3},
+    "three-recursions": ours_with({"num-hidden-layers": 3}),
+    "two-groups": ours_with({"num-hidden-groups": 2}),
+    "three-groups": ours_with({"num-hidden-groups": 3}),
     # Nothing is shared, so nothing is needed to tell the layers apart.
     "unshared": {"num-hidden-groups": 6},
-    "no-attention-loss": OURS | {"attention-weight": 0},
-    "no-hidden-loss": OURS | {"hidden-weight": 0},
-    "no-output-loss": OURS | {"output-weight": 0},
-    "dropout": OURS | {"dropout": 0.1},
+    "no-attention-loss": ours_with({"attention-weight": 0}),
+    "no-hidden-loss": ours_with({"hidden-weight": 0}),
+    "no-output-loss": ours_with({"output-weight": 0}),
+    "dropout": ours_with({"dropout": 0.1}),
     # The teacher gives the first values and is not seen again.
-    "mlm-alone": OURS | {"attention-weight": 0, "hidden-weight": 0, "output-weight": 0},
+    "mlm-alone": ours_with({"attention-weight": 0, "hidden-weight": 0, "output-weight": 0}),
     # A higher rate.
-    "double-rate": OURS | {"lr": 2e-3},
+    "double-rate": ours_with({"lr": 2e-3}),
     # Another seed: how much a difference between two rows means.
-    "other-seed": OURS | {"seed": 1},
+    "other-seed": ours_with({"seed": 1}),
     # Twice as many recursions, each with corrections of half the rank: as many parameters.
-    "twelve-recursions": OURS | {"num-hidden-layers": 12, "correction-rank": 15},
+    "twelve-recursions": ours_with({"num-hidden-layers": 12, "correction-rank": 15}),
     # Wider embeddings, which take more parameters than 27 % of the teacher's.
-    "embeddings-192": OURS | {"embedding-size": 192},
+    "embeddings-192": ours_with({"embedding-size": 192}),
     # A larger weight of the hidden loss than the authors' 3: the default of the recipe full.
-    "hidden-weight-10": OURS | {"hidden-weight": 10},
+    "hidden-weight-10": ours_with({"hidden-weight": 10}),
     # Ours as it does best: the larger weight, and more tokens (long_sizes says how many).
-    "long": OURS | {"hidden-weight": 10},
+    "long": ours_with({"hidden-weight": 10}),
     # For the part "depth": it is trained to be read after any of its recursions.
-    "elastic": OURS | {"elastic": 2.5},
+    "elastic": ours_with({"elastic": 2.5}),
 }
 MOST_RECURSIONS = 6
 
@@ -86,30 +96,34 @@ TAUGHT_LR = 3e-4
 VARIANTS = {
     "taught": Variant(taught=True),
     "taught-longer": Variant(taught=True, times_longer=3),
-    "teacher-longer": Variant("teacher", times_longer=3),
+    "teacher-longer": Variant(model="teacher", times_longer=3),
     # Labels alone, but with the default rate, and with the steps, of those that are taught.
     "high-rate": Variant(lr=TAUGHT_LR),
     "high-rate-longer": Variant(lr=TAUGHT_LR, times_longer=3),
     "adapters-alone": Variant(adapters_alone=True),
     "adapters-alone-taught": Variant(adapters_alone=True, taught=True),
     # The other students of MODELS, taught as ours is.
-    "authors-taught": Variant("authors", taught=True),
-    "adapters-taught": Variant("adapters", taught=True),
-    "no-adapters-taught": Variant("no-adapters", taught=True),
-    "unshared-taught": Variant("unshared", taught=True),
+    "authors-taught": Variant(model="authors", taught=True),
+    "adapters-taught": Variant(model="adapters", taught=True),
+    "no-adapters-taught": Variant(model="no-adapters", taught=True),
+    "unshared-taught": Variant(model="unshared", taught=True),
     # And that which has seen more tokens.
-    "long-taught": Variant("long", taught=True),
-    "long-taught-longer": Variant("long", taught=True, times_longer=3),
-    "long-adapters-alone-taught": Variant("long", adapters_alone=True, taught=True),
+    "long-taught": Variant(model="long", taught=True),
+    "long-taught-longer": Variant(model="long", taught=True, times_longer=3),
+    "long-adapters-alone-taught": Variant(model="long", adapters_alone=True, taught=True),
 }
 
 # The models that are fine-tuned, unless --models says otherwise; minilm is all-MiniLM as it was
 # before it got its head.
 MODELS = ["teacher", "ours", "taught", "authors", "adapters", "no-adapters", "unshared",
           "adapters-alone"]
+# What --models may name beside them: all-MiniLM, the other variants and the other students.
 MORE_MODELS = ["minilm"]
-MORE_MODELS += [name for name in VARIANTS if name not in MODELS]
-MORE_MODELS += [name for name in STUDENTS if name not in MODELS]
+for name in list(VARIANTS) + list(STUDENTS):
+    if name not in MODELS:
+        MORE_MODELS.append(name)
+# The part "depth" is about these.
+DEPTH_STUDENTS = ["ours", "elastic"]
 DEPTH_TASKS = ["sst2", "stsb"]
 
 
@@ -128,7 +142,8 @@ TASKS = {
     "cola": Task(802, "matthews", "dev"),
     "bc5cdr-disease": Task(428, "f1", "test"),
     "chemprot": Task(391, "accuracy", "test"),
-    # Of its 27,626 questions only the first 8,000 in a random order are seen.
+    # 250 steps of 32 windows. The 27,626 questions have at least one window each, so most are not
+    # seen.
     "qa": Task(250, "f1", "dev"),
 }
 
@@ -151,6 +166,9 @@ class TaskSizes(NamedTuple):
     rates: list             # None: the default of finetune.py
     adapter_rates: list
     bf16: bool
+    # Written into sizes.json and into each command. A study without it was begun when finetune.py
+    # had a dropout of 0.1 by default, and is refused.
+    dropout: float = 0.0
 
 
 def steps_of_tokens(tokens, sizes):
@@ -181,9 +199,18 @@ def corpus_row():
 def training_flags(steps, lr, sizes):
     """Return the flags that all distillations have in common: {name: value}."""
     eval_every = max(1, steps // sizes.evaluations)
-    return {"corpus": CORPUS, "recipe": "full", "steps": steps, "batch-size": sizes.batch_size,
-            "length": sizes.length, "lr": lr, "warmup": round(0.07 * steps), "dropout": 0,
-            "eval-every": eval_every, "save-every": eval_every}
+    return {
+        "corpus": CORPUS,
+        "recipe": "full",
+        "steps": steps,
+        "batch-size": sizes.batch_size,
+        "length": sizes.length,
+        "lr": lr,
+        "warmup": round(0.07 * steps),
+        "dropout": 0,
+        "eval-every": eval_every,
+        "save-every": eval_every,
+    }
 
 
 def teacher_row(sizes):
@@ -198,9 +225,13 @@ def student_row(name, sizes):
     """Make the Row that distils one of STUDENTS from the teacher."""
     if name == "long":
         sizes = long_sizes(sizes)
+    steps = steps_of_tokens(sizes.tokens, sizes)
     values = {"teacher": model_folder("teacher")}
-    values.update(training_flags(steps_of_tokens(sizes.tokens, sizes), sizes.lr, sizes))
-    values.update({"elastic": 0, "hidden-weight": 3})    # all losses are those of the paper
+    values.update(training_flags(steps, sizes.lr, sizes))
+    # The losses and weights of the paper; the recipe full has others.
+    values["elastic"] = 0
+    values["hidden-weight"] = 3
+    # The student's own flags come last: they replace those above, such as recipe, lr and dropout.
     values.update(STUDENTS[name])
     return distillation_row(name, "student", values, ["teacher"], sizes)
 
@@ -236,33 +267,49 @@ def task_row(task, model, seed, sizes):
 
     model: the name of a distillation, minilm, or the name of one of VARIANTS
     """
-    distillation = distillation_of(model)
-    variant = VARIANTS.get(model, Variant())
-    rates = sizes.rates
-    more_flags = []
-    more_needs = []
+    variant = variant_of(model)
+    flags = []
+    needs = []
+    if variant.model != "minilm":                        # all-MiniLM is there from the beginning
+        needs.append(variant.model)
     if variant.adapters_alone:
-        rates = sizes.adapter_rates
-        more_flags.append("--adapters-only")
+        flags.append("--adapters-only")
     if variant.taught:
         tuned_teacher = name_of_task_row(task, "teacher", seed)
-        more_needs.append(tuned_teacher)
-        more_flags += flag_list({"distill-from": model_folder(tuned_teacher)})
-    if variant.lr is not None:
-        rates = [variant.lr]
+        needs.append(tuned_teacher)
+        flags += flag_list({"distill-from": model_folder(tuned_teacher)})
+    rates = rates_of(variant, sizes)
     if rates is not None:
-        more_flags += flag_list({"lr": rates})
+        flags += flag_list({"lr": rates})
+    name = name_of_task_row(task, model, seed)
     about = {"task": task, "model": model, "seed": seed}
-    row = tuning_row(name_of_task_row(task, model, seed), "task", distillation, more_flags, about,
-                     sizes, variant.times_longer)
-    return row._replace(needs=row.needs + more_needs)
+    steps = variant.times_longer * usual_steps(task, sizes)
+    return tuning_row(name, "task", variant.model, steps, flags, needs, about, sizes)
 
 
-def distillation_of(model):
-    """Return the name of the distillation with which a model to be fine-tuned begins."""
+def variant_of(model):
+    """Return the Variant of a model's name. The name of a distillation, or minilm, is fine-tuned as
+    usual."""
     if model in VARIANTS:
-        return VARIANTS[model].model
-    return model
+        return VARIANTS[model]
+    return Variant(model=model)
+
+
+def rates_of(variant, sizes):
+    """Return the learning rates of a Variant; None: the default of finetune.py."""
+    if variant.lr is not None:
+        return [variant.lr]
+    if variant.adapters_alone:
+        return sizes.adapter_rates
+    return sizes.rates
+
+
+def usual_steps(task, sizes):
+    """Return how many steps a fine-tuning for a task has, unless its Variant is longer."""
+    steps = TASKS[task].steps
+    if sizes.task_steps is not None:
+        steps = min(steps, sizes.task_steps)
+    return steps
 
 
 def name_of_task_row(task, model, seed):
@@ -272,34 +319,28 @@ def name_of_task_row(task, model, seed):
 
 def depth_row(task, model, recursions, seed, sizes):
     """Make the Row that fine-tunes the first recursions of a student."""
-    more_flags = flag_list({"recursions": recursions})
+    flags = flag_list({"recursions": recursions})
     if sizes.rates is not None:
-        more_flags += flag_list({"lr": sizes.rates})
+        flags += flag_list({"lr": sizes.rates})
     about = {"task": task, "model": model, "seed": seed, "recursions": recursions}
     name = f"depth/{task}/{model}/recursions{recursions}/seed{seed}"
-    return tuning_row(name, "depth", model, more_flags, about, sizes)
+    steps = usual_steps(task, sizes)
+    return tuning_row(name, "depth", model, steps, flags, [model], about, sizes)
 
 
-def tuning_row(name, part, distillation, more_flags, about, sizes, times_longer=1):
-    """Make a Row of finetune.py: a distillation's model and the task and seed in about.
+def tuning_row(name, part, distillation, steps, own_flags, needs, about, sizes):
+    """Make a Row of finetune.py.
 
-    times_longer: how many times as many steps as usual
+    distillation: whose model is fine-tuned; about: has the task and the seed
+    own_flags: those that not all fine-tunings have
     """
-    task = TASKS[about["task"]]
-    steps = task.steps
-    if sizes.task_steps is not None:
-        steps = min(steps, sizes.task_steps)
-    steps *= times_longer
     flags = FLAGS_OF_TASKS[about["task"]].split()
-    flags += flag_list({"model": model_folder(distillation), "steps": steps})
-    flags += flag_list({"seed": about["seed"]})
-    flags += more_flags
+    flags += flag_list({"model": model_folder(distillation), "steps": steps, "seed": about["seed"]})
+    flags += flag_list({"dropout": sizes.dropout})
+    flags += own_flags
     if sizes.bf16:
         flags.append("--bf16")
     flags += ["--out", model_folder(name)]
-    needs = [distillation]
-    if distillation == "minilm":
-        needs = []
     return Row(name, part, "finetune.py", flags, needs, about)
 
 
@@ -321,8 +362,14 @@ def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
     student is among the students; the teacher and minilm always are.
     """
     rows = [corpus_row(), teacher_row(sizes)]
+    distilled = []                                       # the students that get a row here
     if "students" in parts:
-        rows += [student_row(name, sizes) for name in students]
+        distilled += students
+    if "depth" in parts:
+        for name in DEPTH_STUDENTS:
+            if name not in distilled:
+                distilled.append(name)
+    rows += [student_row(name, sizes) for name in distilled]
     if "tasks" in parts:
         # All models come with the first seed before any comes with the second.
         for seed in seeds:
@@ -330,9 +377,6 @@ def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
                 for model in chosen_models(models, students):
                     rows.append(task_row(task, model, seed, task_sizes))
     if "depth" in parts:
-        for name in ("ours", "elastic"):
-            if "students" not in parts or name not in students:
-                rows.append(student_row(name, sizes))
         rows += depth_rows(tasks, seeds, sizes, task_sizes)
     return rows
 
@@ -342,27 +386,31 @@ def chosen_models(models, students):
 
     The teacher comes first, because those that are taught need the tuned teacher.
     """
-    chosen = []
-    needs_teacher = any(model in VARIANTS and VARIANTS[model].taught for model in models)
-    if "teacher" in models or needs_teacher:
-        chosen.append("teacher")
+    available = ["teacher", "minilm"] + students
+    needs_teacher = False
+    others = []
     for model in models:
-        if model == "teacher":
+        variant = variant_of(model)
+        if variant.model not in available:
+            print(f"{model} is left out: its student {variant.model} is not among --rows")
             continue
-        student = distillation_of(model)
-        if student in students or student in ("teacher", "minilm"):
-            chosen.append(model)
-    return chosen
+        if model == "teacher" or variant.taught:
+            needs_teacher = True
+        if model != "teacher":
+            others.append(model)
+    if needs_teacher:
+        return ["teacher"] + others
+    return others
 
 
 def depth_rows(tasks, seeds, sizes, task_sizes):
     """List the Rows about the quality after each recursion, of ours and of the elastic student."""
-    rows = [accuracy_row(model, sizes) for model in ("ours", "elastic")]
+    rows = [accuracy_row(model, sizes) for model in DEPTH_STUDENTS]
     for seed in seeds:
         for task in DEPTH_TASKS:
             if task not in tasks:
                 continue
-            for model in ("ours", "elastic"):
+            for model in DEPTH_STUDENTS:
                 for recursions in range(1, MOST_RECURSIONS + 1):
                     rows.append(depth_row(task, model, recursions, seed, task_sizes))
     return rows

@@ -62,7 +62,7 @@ def of_seeds(values):
 # ---- Distillations ----------------------------------------------------------------------
 
 TEACHER_COLUMNS = ["parameters", "tokens", "held-out accuracy", "loss",
-                   "the loss fell in the last quarter by", "seconds", "command"]
+                   "the loss fell by", "seconds", "command"]
 STUDENT_COLUMNS = ["row", "parameters", "tokens", "held-out accuracy", "of the teacher's", "loss",
                    "seconds", "command"]
 # "it" is the authors' recipe in this project's code; the last column is about their own code.
@@ -79,14 +79,13 @@ def teacher_table(results):
         teacher = done["teacher"]
         curve = teacher["curve"]
         end = curve[-1]
-        # The last point of the first three quarters of the run. If the loss still falls after it,
-        # the teacher should be trained longer.
+        # The last evaluation in the first three quarters of the run.
         for point in curve:
             if point[0] <= 0.75 * end[0]:
                 earlier = point
         fall = earlier[LOSS] - end[LOSS]
         row = [f"{teacher['parameters']:,}", f"{end[0]:,}", percent(end[ACCURACY])]
-        row += [f"{end[LOSS]:.3f}", f"{fall:.3f}"]
+        row += [f"{end[LOSS]:.3f}", f"{fall:.3f} since {earlier[0]:,} tokens"]
         row += [f"{teacher['seconds']:.0f}", f"`{teacher['command']}`"]
         rows.append(row)
     return make_table("The teacher with a head", TEACHER_COLUMNS, rows)
@@ -111,7 +110,7 @@ def student_table(results):
         row += [percent(accuracy), percent(kept), f"{loss:.3f}"]
         row += [f"{student['seconds']:.0f}", f"`{student['command']}`"]
         rows.append(row)
-    return make_table("Students of the same tokens", STUDENT_COLUMNS, rows)
+    return make_table("Students", STUDENT_COLUMNS, rows)
 
 
 def compare_with_authors(results, authors_seconds):
@@ -152,17 +151,15 @@ def time_table(results, authors_seconds):
 
 # ---- Tasks ------------------------------------------------------------------------------
 
-def scores_of_seeds(results, part):
-    """Collect scores {(model, task): scores of all seeds}, and majorities {task: score}.
-
-    part: task, or depth
-    """
+def scores_of_seeds(results):
+    """Collect the scores in the tasks {(model, task): {seed: score}}, and {task: majority}."""
     scores = {}
     majorities = {}
     for result in results:
-        if result["part"] == part and result["state"] == "done":
+        if result["part"] == "task" and result["state"] == "done":
             about = result["about"]
-            scores.setdefault((about["model"], about["task"]), []).append(result["score"])
+            key = (about["model"], about["task"])
+            scores.setdefault(key, {})[about["seed"]] = result["score"]
             majorities[about["task"]] = result["majority"]
     return scores, majorities
 
@@ -183,7 +180,7 @@ def seconds_of_tuning(results, model):
 def task_table(results):
     """List the scores of each model in each task, in percent: the mean over the seeds and their
     standard deviation. The last row has the scores of guesses made without a model."""
-    scores, majorities = scores_of_seeds(results, "task")
+    scores, majorities = scores_of_seeds(results)
     tasks = [task for task in TASKS if task in majorities]
     tuned_models = {model for model, task in scores}
     rows = []
@@ -193,7 +190,7 @@ def task_table(results):
         row = [model]
         for task in tasks:
             if (model, task) in scores:
-                row.append(of_seeds(scores[model, task]))
+                row.append(of_seeds(list(scores[model, task].values())))
             else:
                 row.append("-")
         row.append(f"{seconds_of_tuning(results, model):.0f}")
@@ -210,26 +207,32 @@ def task_table(results):
 def kept_of_models(results):
     """Compute what each model keeps of the teacher's scores: {model: see kept_shares}.
 
-    A score is first averaged over the seeds.
+    A score is first averaged over the seeds that the model and the teacher have both done.
     """
-    scores, majorities = scores_of_seeds(results, "task")
-    means = {}
-    for (model, task), values in scores.items():
-        means.setdefault(model, {})[task] = statistics.mean(values)
+    scores, majorities = scores_of_seeds(results)
     kept = {}
     for model in MODELS + MORE_MODELS:
-        if model in means and "teacher" in means:
-            kept[model] = kept_shares(means[model], means["teacher"], majorities)
+        model_means = {}
+        teacher_means = {}
+        for task in majorities:
+            of_model = scores.get((model, task), {})
+            of_teacher = scores.get(("teacher", task), {})
+            seeds = [seed for seed in of_model if seed in of_teacher]
+            if seeds:
+                model_means[task] = statistics.mean(of_model[seed] for seed in seeds)
+                teacher_means[task] = statistics.mean(of_teacher[seed] for seed in seeds)
+        if model_means:
+            kept[model] = kept_shares(model_means, teacher_means, majorities)
     return kept
 
 
 def kept_table(results):
     """Say what each model keeps of the teacher's scores."""
-    columns = ["model", "of the score", "of what is above the majority's", "tasks"]
+    columns = ["model", "of the mean score", "of what is above the majority's", "tasks"]
     rows = []
     for model, (share, share_above, num_tasks) in kept_of_models(results).items():
         rows.append([model, percent(share), percent(share_above), str(num_tasks)])
-    return make_table("Kept of the teacher's scores, mean over tasks", columns, rows)
+    return make_table("Kept of the teacher's scores", columns, rows)
 
 
 # ---- Depth ------------------------------------------------------------------------------

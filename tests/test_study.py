@@ -262,12 +262,12 @@ def test_time_to_quality_compares_steps_and_seconds():
     assert "steps" not in accuracy                       # it never has an accuracy of 0.5
 
 
-def test_kept_shares_are_means_over_the_tasks_that_both_have():
+def test_kept_shares_are_of_the_tasks_that_both_have():
     teacher = {"a": 0.8, "b": 0.5, "c": 0.0, "d": 0.6}
     student = {"a": 0.7, "b": 0.25, "c": 0.1}
     majorities = {"a": 0.6, "b": 0.0, "c": 0.2, "d": 0.1}
     share, share_above, num_tasks = kept_shares(student, teacher, majorities)
-    assert share == pytest.approx((0.7 / 0.8 + 0.5) / 2)
+    assert share == pytest.approx((0.7 + 0.25 + 0.1) / (0.8 + 0.5 + 0.0))
     assert share_above == pytest.approx((0.5 + 0.5) / 2)
     assert num_tasks == 3
     assert kept_shares({}, teacher, majorities) == (None, None, 0)
@@ -327,7 +327,9 @@ def test_a_tuned_teacher_that_was_deleted_is_made_again_if_a_row_needs_it(tmp_pa
     assert study.rows_to_run([teacher], str(tmp_path)) == []
     taught = task_row("rte", "taught", 0, TASK_SIZES)._replace(needs=[teacher.name])
     assert study.rows_to_run([teacher, taught], str(tmp_path)) == [taught, teacher]
-    os.makedirs(tmp_path / teacher.name / "model")
+    os.makedirs(tmp_path / teacher.name / "model")       # as an interrupted run leaves it
+    assert study.rows_to_run([teacher, taught], str(tmp_path)) == [taught, teacher]
+    (tmp_path / teacher.name / "model" / "task.json").write_text("{}")
     assert study.rows_to_run([teacher, taught], str(tmp_path)) == [taught]
     os.makedirs(tmp_path / taught.name / "model")
     run([teacher, taught], tmp_path, FakeRunner())
