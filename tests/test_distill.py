@@ -1642,6 +1642,18 @@ def test_the_elastic_loss_comes_with_the_output_loss_unless_it_is_said(flags, ex
     assert distill.arguments(flags).elastic == expected
 
 
+def test_the_samples_that_are_printed_are_held_out_text(toy, tmp_path, monkeypatch):
+    shown = []
+
+    def note(models, tokenizer, batches, bf16):
+        shown.append(batches.tokens)
+
+    monkeypatch.setattr(distill, "print_samples", note)
+    assert distill.main(distill_flags(toy, tmp_path / "out")) is None
+    corpus = open_corpus([str(toy / "corpus.txt")], Tokenizer(toy / "teacher"), tmp_path / "cache")
+    assert [tokens.tolist() for tokens in shown] == [corpus.valid_tokens.tolist()]
+
+
 def test_an_evaluation_lets_the_first_process_tokenise_first(toy, tmp_path, monkeypatch):
     order = []
 

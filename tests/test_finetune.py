@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import warnings
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -1679,6 +1680,28 @@ def test_a_rate_whose_model_cannot_be_measured_is_not_chosen(
                   "--out", tmp_path / "o", "--lr", "1e-2", "1e-3").out
     assert "learning rate 0.01: what the model computes is not finite" in printed
     assert "set): [0.001]" in printed
+
+
+def test_the_first_process_reads_the_task_first(tmp_path, model, sentiment, monkeypatch, capsys):
+    """It may download the task or collect the documentation; the others find the result."""
+    order = []
+    usual_read_splits = finetune.read_splits
+
+    @contextmanager
+    def first_process_first(processes):
+        order.append("the first process begins")
+        yield
+        order.append("it has ended")
+
+    def note(*arguments):
+        order.append("task")
+        return usual_read_splits(*arguments)
+
+    monkeypatch.setattr(finetune, "first_process_first", first_process_first)
+    monkeypatch.setattr(finetune, "read_splits", note)
+    run(capsys, "--task", "sst2", "--data", sentiment, "--model", model, "--steps", 1, "--out",
+        tmp_path / "o")
+    assert order == ["the first process begins", "task", "it has ended"]
 
 
 def test_several_processes_stop_at_a_rate_that_diverges(tokenizer, monkeypatch):
