@@ -665,9 +665,11 @@ def replace_unreadable(line, counts):
     # Of NULs and surrogates only NULs are in ASCII. So most lines need no search.
     if line.isascii() and "\0" not in line:
         return line
-    counts["undecoded"] += len(UNDECODED.findall(line))
-    counts["NULs"] += line.count("\0")
-    return NUL_OR_SURROGATE.sub("\ufffd", line)
+    replaced, num_replaced = NUL_OR_SURROGATE.subn("\ufffd", line)
+    if num_replaced > 0:
+        counts["undecoded"] += len(UNDECODED.findall(line))
+        counts["NULs"] += line.count("\0")
+    return replaced
 
 
 def check_encoding(path, num_characters, counts):
@@ -727,7 +729,7 @@ def lines_of_jsonl(path, stream, text_column, counts):
             with parsing(f"{path}:{number}", kind):
                 document = document_of_row(row, text_column)
             # If the row is readable, what is unreadable in its document was written as an escape.
-            if not NUL_OR_SURROGATE.search(row):
+            if "\\u" in row and not NUL_OR_SURROGATE.search(row):
                 document, num_escapes = NUL_OR_SURROGATE.subn("\ufffd", document)
                 counts["escapes"] += num_escapes
             yield from lines_of_document(document)
