@@ -60,8 +60,8 @@ from data import CACHE, MaskedBatches, Tokenizer, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         layer_numbers)
 
-# The weights of the losses in the paper, which uses the embedding loss only in an ablation. Our
-# recipes add the elastic loss, which is not the paper's, and the recipe full weighs the hidden loss
+# The weights of the losses in the authors' code, where the embedding loss is only for ablations.
+# Our recipes add the elastic loss, which is not theirs, and the recipe full weighs the hidden loss
 # more: see RECIPES.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "embedding": 0.0}
 

@@ -483,8 +483,8 @@ def initialise(model, plain=False):
     """Set the initial values: weights normal with standard deviation 0.02, biases 0, the weights
     of LayerNorms 1.
 
-    Hugging Face's BERT starts like this; with plain=True nothing more is done. By default, four
-    things are changed after that:
+    Hugging Face's BERT starts like this, but for [PAD], whose row of the word table is 0; with
+    plain=True nothing more is done. By default, four things are changed after that:
 
     - the position table holds sinusoids of the same size (root mean square 0.02), so that the
       order of words is visible from the first step

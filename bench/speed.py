@@ -45,7 +45,8 @@ STUDY = Shape(B=16, T=128, V=30522, E=128, C=384, H=12, F=1536, L=6, R=6)
 # For --quick.
 TOY = BASE._replace(B=4, T=16, E=8, C=48, H=4, F=96, L=4, R=2)
 TOY_GROWTH = {"T": [8, 16]}
-WIKIPEDIA_TOKENS = 174_000 * 192 * 256      # the authors' epoch: steps, sequences, tokens
+# An epoch of PubMed in the authors' biomedical script: steps, sequences, tokens.
+EPOCH_TOKENS = 174_000 * 192 * 256
 TEXT_MEGABYTES = 55                         # of text to tokenise in each turn
 # The terms of a step, in the order of a row.
 TERMS = ["data", "teacher", "student", "losses", "backward", "reduce, clip", "optimizer"]
@@ -239,7 +240,7 @@ def ratio_cells(over, under, what, target=""):
 # ---- 1. A step of distillation ----------------------------------------------------------
 
 def step_section(args, folder):
-    """Print the tables of a step: speed, memory, where the time goes, hours for Wikipedia.
+    """Print the tables of a step: speed, memory, where the time goes, hours for an epoch.
 
     All variants have the same sizes and as many masked places. Ours draws these places in each
     step, the authors' variant has them ready. A step ends with the update of the parameters.
@@ -263,7 +264,7 @@ def step_section(args, folder):
     answers = compare(args, variants)
     print_steps(f"1. Distillation step on the CPU: {describe(shape)}", answers)
     print_terms(answers)
-    print_wikipedia(shape.T * median_of(answers["ours"], "rate"))
+    print_epoch(shape.T * median_of(answers["ours"], "rate"))
 
 
 def print_steps(title, answers):
@@ -316,12 +317,11 @@ def print_terms(answers):
         print_row(cells)
 
 
-def print_wikipedia(tokens_per_second):
-    """Print how long the authors' epoch of Wikipedia would take, at the rate of this machine."""
+def print_epoch(tokens_per_second):
+    """Print how long the authors' epoch of PubMed would take, at the rate of this machine."""
     print_heading(
-        f"1. One epoch of Wikipedia, {WIKIPEDIA_TOKENS:,} tokens; on eight, were communication "
-        "free", ["rate measured on", "tokens/s", "hours on one", "on eight"])
-    hours = WIKIPEDIA_TOKENS / tokens_per_second / 3600
+        f"1. One epoch of PubMed, {EPOCH_TOKENS:,} tokens; on eight, were communication free", ["rate measured on", "tokens/s", "hours on one", "on eight"])
+    hours = EPOCH_TOKENS / tokens_per_second / 3600
     print_row(["this CPU, ours", f"{tokens_per_second:,.0f}", f"{hours:,.1f}",
                f"{hours / 8:,.1f}"])
 

@@ -2040,8 +2040,8 @@ def test_with_one_of_these_losses_the_numbers_of_layers_must_divide(toy, tmp_pat
 
 # ---- The command line -------------------------------------------------------------------
 
-def test_the_papers_recipe_is_the_authors_in_every_choice():
-    """shared/REFERENCE.md, section 1, was read from their code and their checkpoints."""
+def test_the_papers_recipe_has_the_choices_of_the_authors_scripts():
+    """E is that of their published models."""
     args = distill.arguments(["--teacher", "bert-base-uncased", "--recipe", "paper"])
     assert vars(args).items() >= {
         "steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
