@@ -23,6 +23,7 @@ import re
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
+from fnmatch import fnmatch
 
 import numpy as np
 import torch
@@ -449,8 +450,8 @@ def read_pickle(path):
             raise ValueError("it is not a regular file")
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            # torch's own message recommends weights_only=False, which is unsafe.
+        except (pickle.UnpicklingError, RuntimeError) as error:
+            # torch's own messages recommend weights_only=False, which is unsafe.
             raise ValueError("it is no pickle, or holds more than tensors") from error
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}, not a dict of tensors")
@@ -462,11 +463,14 @@ def read_pickle(path):
                 raise ValueError(f"{name!r:.60} in it is sparse or nested")
             if tensor.dtype not in DTYPES.values():
                 raise ValueError(f"{name!r:.60} in it has the dtype {tensor.dtype}")
-            # A tensor without data, or one whose strides repeat the same bytes, may need far more
-            # memory than the file has bytes.
-            if tensor.is_meta or tensor.nbytes > tensor.untyped_storage().nbytes():
-                raise ValueError(f"{name!r:.60} in it has no data, or repeats the same bytes")
+            if tensor.is_meta:
+                raise ValueError(f"{name!r:.60} in it has no data")
             tensors[str(name)] = tensor.detach()
+        # Compressed data, or tensors that repeat the same bytes, may need far more memory than the
+        # file has bytes. Twice as much is allowed: a tied decoder repeats the word table.
+        num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        if num_bytes > 2 * os.path.getsize(path):
+            raise ValueError(f"its tensors have {num_bytes:,} bytes, more than twice as many as it")
         return tensors
 
 
@@ -608,9 +612,9 @@ def restore_training_state(path, state, settings):
     if not is_possible_step or log_size < 0:
         raise ValueError(f"{path}: not the state of a training run: it claims step {step} of "
                          f"{settings['steps']} and a log of {log_size} bytes")
-    saved_shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    if saved_shapes != {name: tensor.shape for name, tensor in state.items()}:
-        raise ValueError(f"{path}: its tensors have other names or shapes than this model's")
+    saved_forms = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    if saved_forms != {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}:
+        raise ValueError(f"{path}: its tensors have other names, shapes or types than this model's")
     check_finite(path, tensors)
     for name, tensor in state.items():
         tensor.copy_(tensors[name])
@@ -619,6 +623,7 @@ def restore_training_state(path, state, settings):
 
 # ---- The folder of a run ----------------------------------------------------------------
 
+SWEEP_FOLDER = "*-lr*-seed*"        # the folder of one of finetune.py's runs, in that of all
 RUN_FILE = "run.json"               # says which script's run a folder holds, with its settings
 # What else runs write into their folders: --overwrite removes these, and no other files.
 WRITTEN_BY_RUNS = [
@@ -708,10 +713,13 @@ def check_owner(out, script, resume, overwrite):
         names = os.listdir(out)
     run_files = files_of_run(out) + files_of_run(out, ".tmp")
     for path in [os.path.join(out, RUN_FILE), *run_files]:
-        # Opening a pipe may take for ever, and opening a link that leads nowhere makes a file
-        # elsewhere.
-        if os.path.lexists(path) and not os.path.isfile(path):
+        # Opening a pipe may take for ever, and through a link a file elsewhere would be changed.
+        if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
             raise ValueError(f"--out {out}: {path} is not a regular file")
+    for name in names:
+        path = os.path.join(out, name)
+        if fnmatch(name, SWEEP_FOLDER) and os.path.islink(path):
+            raise ValueError(f"--out {out}: {path} is a link")
     has_empty_run_file = names == [RUN_FILE] and read_run(out) == {}
     if names == [] or has_empty_run_file:
         if resume:
@@ -768,7 +776,7 @@ def remove_run(out):
     """Remove what a run wrote into the folder `out`, except its run.json. All other files stay."""
     for path in files_of_run(out) + files_of_run(out, ".tmp"):
         os.remove(path)
-    for folder in glob.glob("*-lr*-seed*", root_dir=out):
+    for folder in glob.glob(SWEEP_FOLDER, root_dir=out):
         path = os.path.join(out, folder)
         if os.path.isdir(path) and not os.listdir(path):
             os.rmdir(path)
@@ -858,7 +866,10 @@ def replace_file(path, shared=False):
         temporary = f"{path}.{os.getpid()}-{random_part}.tmp"
     try:
         with naming_file(path):
-            with open(temporary, "wb") as file:
+            # A killed process may have left the file. Or it is a link, which must not be followed.
+            with suppress(FileNotFoundError):
+                os.remove(temporary)
+            with open(temporary, "xb") as file:
                 lock(file)                               # so remove_abandoned leaves it alone
                 yield file
                 file.flush()
@@ -874,8 +885,9 @@ def remove_abandoned(path):
 
     A process that is still writing has locked its file. So a file that can be locked is abandoned.
     """
-    # replace_file puts the number of the process into the name.
-    for temporary in glob.glob(f"{glob.escape(str(path))}.[0-9]*.tmp"):
+    # replace_file puts the number of the process and eight hexadecimal digits into the name.
+    pattern = glob.escape(str(path)) + ".[0-9]*-" + "[0-9a-f]" * 8 + ".tmp"
+    for temporary in glob.glob(pattern):
         # The file may be gone, because its process has just finished, or be another user's.
         with suppress(FileNotFoundError, PermissionError):
             # Network disks only lock a file that is opened for writing.

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import unicodedata
 from contextlib import contextmanager, suppress
 
 
@@ -64,6 +65,24 @@ class CommandParser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
+def printable(text):
+    """Replace the characters that a terminal would obey, such as an escape sequence, by what repr
+    shows. All kinds of spaces stay."""
+    shown = ""
+    for character in text:
+        if character.isprintable() or unicodedata.category(character) == "Zs":
+            shown += character
+        else:
+            shown += repr(character)[1:-1]               # without its quotes
+    return shown
+
+
+def print_error(name, message):
+    """Print an error in one line of at most 2,000 characters, which may come from any file."""
+    one_line = " ".join(message.split("\n"))
+    print(f"{name}: error: {printable(one_line[:2000])}", file=sys.stderr)
+
+
 def is_about_memory(error):
     """Return True if an exception says that there is not enough memory. PyTorch's is a
     RuntimeError, as many others of its errors are; Python's and numpy's is a MemoryError."""
@@ -87,8 +106,7 @@ def run_command(name, action):
             if sys.stdout is not None:                   # None if the program began without it
                 sys.stdout.flush()                       # a closed pipe is an error here, not later
     except (ValueError, OSError, FloatingPointError) as error:
-        message = " ".join(str(error).split("\n"))
-        print(f"{name}: error: {message}", file=sys.stderr)
+        print_error(name, str(error))
         return 2
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
@@ -100,12 +118,12 @@ def run_command(name, action):
         reason = " ".join(str(error).split())
         if reason != "":                                 # Python's own MemoryError says nothing
             message += f": {reason:.300}"
-        print(f"{name}: error: {message}", file=sys.stderr)
+        print_error(name, message)
         return 2
     except BaseException as error:
         # The tokenizers library, which is written in Rust, raises PanicException if a rule of a
         # tokenizer.json takes too long on some text. It is not a subclass of Exception.
         if type(error).__name__ != "PanicException":
             raise
-        print(f"{name}: error: the tokenizers library gave up: {error}", file=sys.stderr)
+        print_error(name, f"the tokenizers library gave up: {error}")
         return 2

@@ -163,6 +163,7 @@ SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDPIECE_CONFIG = {"tokenizer_class": "BertTokenizer"}      # of a vocab.txt, for transformers
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]
 LARGEST_VOCAB_SIZE = 2**24
+LONGEST_WORD = 1000                 # characters
 
 
 class Tokenizer:
@@ -237,6 +238,11 @@ def read_backend(path):
             backend = tokenizers.Tokenizer.from_file(file_path)
             # This fails if the vocabulary has no token for an unknown or a very long word.
             backend.encode("A test with an unusual character: \u2603 " + "a" * 1000)
+            # WordPiece takes time with the square of a word's length. A BERT allows 100 characters.
+            model = json.loads(backend.to_str())["model"]
+            longest_word = model.get("max_input_chars_per_word", 0)
+            if longest_word > LONGEST_WORD:
+                raise ValueError(f"max_input_chars_per_word is {longest_word}, over {LONGEST_WORD}")
         backend.no_padding()
         backend.no_truncation()
         return backend, file_path
@@ -456,6 +462,7 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         # description of others. So the old tokens are removed first. Then the new description is
         # written. The new tokens get their name last, at the end of this with block. If the program
         # is killed between these steps, the next call finds no tokens and makes them again.
+        os.fsync(file.fileno())                          # so that these steps take no time
         with suppress(FileNotFoundError):                # there may be none
             os.remove(out)
         write_json(f"{out}.json", description, shared=True)

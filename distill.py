@@ -55,7 +55,7 @@ from tqdm import tqdm
 
 from checkpoint import (claim_folder, fetch, load, naming_file, one_line, parsing,
                         restore_training_state, run_folder, save, save_training_state)
-from command import CommandParser, is_about_memory, run_command
+from command import CommandParser, is_about_memory, printable, run_command
 from data import CACHE, MaskedBatches, Tokenizer, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         layer_numbers)
@@ -1026,7 +1026,7 @@ def number(upper=2.0**31, zero_is_allowed=True):
 
 def device_name(text):
     """Check the flag --device, as an argparse type."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", text):
+    if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?|mps", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda, cuda:N or mps")
     return text
 
@@ -1688,7 +1688,8 @@ def print_samples(models, tokenizer, valid_batches, bf16):
         place = place_to_mask(words)
         before = tokenizer.decode(ids[max(0, place - 8):place])
         after = tokenizer.decode(ids[place + 1:place + 9])
-        print(f"\n{before} [MASK] {after}   ({words[place]})")
+        print()
+        print(printable(f"{before} [MASK] {after}   ({words[place]})"))
         ids[place] = tokenizer.mask_id
         for name, model in models.items():
             model.eval()
@@ -1697,7 +1698,8 @@ def print_samples(models, tokenizer, valid_batches, bf16):
                 hidden, _ = model(torch.tensor([ids], device=device))
                 logits = model.predict(hidden[-1][0, place])                  # (V,)
             best = logits.topk(4).indices.tolist()
-            print(f"    {name}: {' '.join(tokenizer.decode([token]) for token in best)}")
+            best_words = " ".join(tokenizer.decode([token]) for token in best)
+            print(f"    {name}: {printable(best_words)}")
 
 
 def place_to_mask(words):

@@ -32,7 +32,6 @@ import os
 import re
 import sys
 import time
-import unicodedata
 import zlib
 from dataclasses import asdict, replace
 from typing import NamedTuple
@@ -42,9 +41,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from checkpoint import (check_finite, claim_folder, fetch, first_few, load, parsing, read_json,
-                        read_safetensors, replace_file, save, write_json, write_safetensors)
-from command import CommandParser, is_about_memory, run_command
+from checkpoint import (check_finite, check_tensors, claim_folder, fetch, first_few, load, parsing,
+                        read_json, read_safetensors, replace_file, save, write_json,
+                        write_safetensors)
+from command import CommandParser, is_about_memory, printable, run_command
 from data import Tokenizer, docs_on_this_machine, hash_file
 from distill import (LOSS_WEIGHTS, TrainingOptions, add_run_flags, allow_only, autocast,
                      begin_or_resume, broadcast, can_match_layers, choose_device, device_of,
@@ -53,9 +53,9 @@ from distill import (LOSS_WEIGHTS, TrainingOptions, add_run_flags, allow_only, a
                      output_loss, own_folder, refuse_flags, resume_settings, set_up_processes,
                      split_batch, to_device, train, uses_bf16, whole_number)
 from minialbert import MiniALBERT, merge_corrections
-from tasks import (GLUE, KINDS, WORD_PATTERN, Example, Task, check_labels, detailed_scores,
-                   download_glue, entities, hold_out_a_tenth, lines_of, majority, make_task,
-                   read_code_task, read_glue, read_own_files, read_squad, score,
+from tasks import (GLUE, KINDS, WORD_PATTERN, Example, Task, check_labels, check_usable,
+                   detailed_scores, download_glue, entities, hold_out_a_tenth, lines_of, majority,
+                   make_task, read_code_task, read_glue, read_own_files, read_squad, score,
                    write_predictions)
 
 
@@ -679,7 +679,9 @@ def load_task(path):
         return None
     facts = read_json(task_path)
     with parsing(task_path, "a task"):
-        return Task(**facts)
+        task = Task(**facts)
+        check_usable(task)
+        return task
 
 
 def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
@@ -735,9 +737,10 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     check_same_task(path, saved_task, task, remedy)
     head_path = os.path.join(path, "head.safetensors")
     head, _ = read_safetensors(head_path)
+    shapes = {name: list(tensor.shape) for name, tensor in model.output.state_dict().items()}
+    check_tensors(head_path, shapes, head)
     check_finite(head_path, head)
-    with parsing(head_path, f"a head for {len(task.labels)} labels"):
-        model.output.load_state_dict(head)
+    model.output.load_state_dict(head)
     change_normalisation(model.output, saved_task, task)
     return model, task
 
@@ -1267,18 +1270,6 @@ def print_task(task, splits):
     print(f"{task.name}: {task.kind}; {sizes}; labels {label_names}", flush=True)
 
 
-def printable(text):
-    """Replace the characters that a terminal would obey, such as an escape sequence, by what repr
-    shows. All kinds of spaces stay."""
-    shown = ""
-    for character in text:
-        if character.isprintable() or unicodedata.category(character) == "Zs":
-            shown += character
-        else:
-            shown += repr(character)[1:-1]               # without its quotes
-    return shown
-
-
 def run_mode(tuning, splits, mode, rates, saves_model):
     """Make the runs of all seeds in a mode -> a list of their {name of a split: Result}.
 
@@ -1615,7 +1606,7 @@ def write_answers(args, model, task, tokenizer, bf16):
     split = Split(examples, list(encode(task, examples, tokenizer)))
     result = evaluate_split(model, task, split, bf16)
     answers = {example.id: answer for example, (answer, _) in zip(examples, result.predictions)}
-    with replace_file(out) as file:
+    with replace_file(out, shared=True) as file:
         file.write(json.dumps(answers).encode())
     scores = describe_scores(result.scores)
     if scores == "":

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import string
+import tempfile
 import urllib.request
 import zipfile
 import zlib
@@ -93,6 +94,22 @@ class Task:
                              f"{LARGEST_NUMBER:g} in size, and sd above 0")
         if self.kind == "qa" and not self.pair:
             raise ValueError("pair must be true for qa: each example has a question and a context")
+
+
+def check_usable(task):
+    """Raise ValueError if a Task from a file cannot be used: if it has another kind than its name
+    says, no labels or no metrics."""
+    kind = task.name                                     # that of a user's own files
+    if task.name in GLUE:
+        kind = GLUE[task.name].kind
+    elif task.name == "code":
+        kind = "tagging"
+    if task.kind != kind:
+        raise ValueError(f"name is {task.name!r:.60}, which is no task of kind {task.kind}")
+    if task.kind in ("classification", "tagging") and not task.labels:
+        raise ValueError("labels is empty")
+    if not task.metrics:
+        raise ValueError("metrics is empty")
 
 
 class GlueTask(NamedTuple):
@@ -430,7 +447,7 @@ def check_header(header, ending, location):
     by something else than the ending of the file says."""
     for column, count in Counter(header).items():
         if count > 1:
-            raise ValueError(f"{location}: {count} columns have the name {column!r}")
+            raise ValueError(f"{location}: {count} columns have the name {column!r:.60}")
     if len(header) == 1 and re.search("[,;|\t]", header[0]):
         separator = "tabs"
         if ending == ".csv":
@@ -515,7 +532,8 @@ def cell(row, column, types, location):
 def read_number(text, column, location):
     """Read a label that is a number, smaller than LARGEST_NUMBER in size. nan, inf and 1_000, which
     Python would take, are not numbers here."""
-    pattern = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d{1,4})?"
+    # No two parts of it can match the same digits: with \d+\.?\d* long texts would take for ever.
+    pattern = r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,4})?"
     if not re.fullmatch(pattern, text.lower()) or abs(float(text)) >= LARGEST_NUMBER:
         raise ValueError(f"{location}: {column} {text!r:.60} is not a number, such as 3.29, "
                          f"between -{LARGEST_NUMBER:g} and {LARGEST_NUMBER:g}")
@@ -732,12 +750,14 @@ def download_glue(name, cache=CACHE):
                          "gluebenchmark.com/tasks), name them train.tsv and dev.tsv, and give "
                          "their folder with --data DIR")
     url = f"{GLUE_URL}{ZIP_NAMES.get(name, folder_name)}.zip"
-    temporary = f"{folder}.tmp"
-    os.makedirs(temporary, exist_ok=True)
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    temporary = tempfile.mkdtemp(dir=os.path.dirname(folder))                # of this process alone
     try:
         extract_glue(zipfile.ZipFile(download(url)), temporary)
         os.replace(temporary, folder)
     except Exception as error:      # of the network, the zip file or the disk
+        if os.path.isdir(folder):                        # another process has made it meanwhile
+            return folder
         raise ValueError(f"{url}: {error}; if you have the files, give their folder with "
                          "--data DIR") from error
     finally:
@@ -749,7 +769,9 @@ def extract_glue(archive, folder):
     """Extract the files of a GLUE task's zip into the folder. ValueError if one is missing or too
     large."""
     for member in archive.infolist():
-        if re.fullmatch(r"[^/]+/(train|dev|test)(_\w+)?\.tsv", member.filename):
+        # MNLI's dev and test sets are two each, with these endings.
+        pattern = r"[^/]+/(train|dev|test)(_matched|_mismatched)?\.tsv"
+        if re.fullmatch(pattern, member.filename):
             if member.file_size > LARGEST_TEXT:
                 raise ValueError(f"{member.filename} in it is larger than 1 GB")
             member.filename = os.path.basename(member.filename)

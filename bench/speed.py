@@ -320,7 +320,8 @@ def print_terms(answers):
 def print_epoch(tokens_per_second):
     """Print how long the authors' epoch of PubMed would take, at the rate of this machine."""
     print_heading(
-        f"1. One epoch of PubMed, {EPOCH_TOKENS:,} tokens; on eight, were communication free", ["rate measured on", "tokens/s", "hours on one", "on eight"])
+        f"1. One epoch of PubMed, {EPOCH_TOKENS:,} tokens; on eight, were communication free",
+        ["rate measured on", "tokens/s", "hours on one", "on eight"])
     hours = EPOCH_TOKENS / tokens_per_second / 3600
     print_row(["this CPU, ours", f"{tokens_per_second:,.0f}", f"{hours:,.1f}",
                f"{hours / 8:,.1f}"])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -905,7 +906,18 @@ def test_parameters_in_a_pickle_are_read_as_tensors(saved):
 @pytest.mark.parametrize("tensor", [torch.ones(1).expand(2**40), torch.ones(2**40, device="meta")])
 def test_a_tensor_that_claims_more_memory_than_the_file_has_is_refused(saved, tensor):
     to_pickle(saved, {"bert.embeddings.LayerNorm.weight": tensor})
-    refusal(saved, "LayerNorm.weight' in it has no data, or repeats the same bytes")
+    refusal(saved, "LayerNorm.weight' in it has no data|bytes, more than twice as many as it")
+
+
+def test_a_compressed_pickle_may_not_unpack_to_more_than_it_claims(saved):
+    to_pickle(saved, {"bert.embeddings.LayerNorm.weight": torch.zeros(100_000)})
+    path = saved / "pytorch_model.bin"
+    with zipfile.ZipFile(path) as archive:
+        contents_of_file = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents_of_file.items():
+            archive.writestr(name, content)
+    refusal(saved, "its tensors have 400,000 bytes, more than twice as many as it")
 
 
 def test_a_sparse_or_a_nested_tensor_is_refused(saved):
@@ -1071,7 +1083,7 @@ def test_a_setting_that_the_saved_run_does_not_know_is_no_difference(tmp_path):
 def test_a_state_of_another_model_is_refused_and_changes_nothing(tmp_path, changes):
     save_training_state(tmp_path / "x", training_state(5.0), 7, 123, SETTINGS)
     state = training_state(0.0) | changes
-    with pytest.raises(ValueError, match="x: its tensors have other names or shapes"):
+    with pytest.raises(ValueError, match="x: its tensors have other names, shapes"):
         restore_training_state(tmp_path / "x", state, SETTINGS)
     assert (state["adam.x"] == 0).all()
 
@@ -1332,6 +1344,24 @@ def test_a_lock_on_a_run_file_that_is_gone_is_refused(tmp_path, monkeypatch):
             patch.setattr(checkpoint, "lock", lock_late)
             with pytest.raises(ValueError, match="out: another run has just ended there"):
                 do_run(out)
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "config.json.tmp", "all-1-lr1-seed0"])
+@pytest.mark.parametrize("flags", [{"resume": True}, {"overwrite": True}])
+def test_a_link_in_the_folder_of_a_run_is_not_followed(tmp_path, name, flags):
+    """The folder may be a stranger's, and the link may lead to any file of the user."""
+    out = tmp_path / "out"
+    do_run(out)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "log.jsonl").write_text("mine")
+    if name == "all-1-lr1-seed0":
+        os.symlink(mine, out / name)
+    else:
+        os.symlink(mine / "log.jsonl", out / name)
+    with pytest.raises(ValueError, match=f"--out .*{name} is (not a regular file|a link)"):
+        do_run(out, **flags)
+    assert contents(mine) == {"log.jsonl": b"mine"}
 
 
 HOLD_A_FOLDER = """
@@ -1611,17 +1641,26 @@ def test_processes_that_share_a_path_write_under_names_of_their_own(tmp_path):
 
 
 def test_only_abandoned_files_of_a_path_are_removed(tmp_path):
-    for name in ("x", "x.tmp", "x.1.tmp", "x.2.tmp", "y.1.tmp", "x.1.tmp.old", "x.own.tmp"):
+    kept = ["x", "x.1-00000000.tmp.old", "x.2-0a1b2c3d.tmp", "x.2024.tmp", "x.own.tmp", "x.tmp",
+            "y.1-00000000.tmp"]
+    for name in [*kept, "x.1-00000000.tmp"]:
         (tmp_path / name).write_text("x")
-    with open(tmp_path / "x.2.tmp", "r+b") as file:
+    with open(tmp_path / "x.2-0a1b2c3d.tmp", "r+b") as file:
         assert lock(file) == LOCKED                      # its process is still writing
         remove_abandoned(tmp_path / "x")
-    assert sorted(os.listdir(tmp_path)) == ["x", "x.1.tmp.old", "x.2.tmp", "x.own.tmp", "x.tmp",
-                                            "y.1.tmp"]
+    assert sorted(os.listdir(tmp_path)) == kept
+
+
+def test_a_link_with_the_name_of_the_temporary_file_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    os.symlink(tmp_path / "mine", tmp_path / "x.tmp")
+    write_json(tmp_path / "x", {"new": 1})
+    assert read_json(tmp_path / "x") == {"new": 1}
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_the_next_write_removes_what_a_killed_one_left(tmp_path):
-    (tmp_path / "[x].99999.tmp").write_text("half of it")
+    (tmp_path / "[x].99999-0a1b2c3d.tmp").write_text("half of it")
     write_json(tmp_path / "[x]", {}, shared=True)
     assert os.listdir(tmp_path) == ["[x]"]
 

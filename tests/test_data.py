@@ -837,13 +837,21 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(size, tmp_path, monkeypatch):
 
 def test_what_a_killed_run_left_in_the_cache_is_removed_by_the_next(tokenizer, tmp_path):
     corpus = [put(tmp_path / "a.txt", make_documents(200))]
-    raw(tmp_path / "a.bin.99999.tmp", "half of it")
-    raw(tmp_path / "a.bin.json.99999.tmp", "half of it")
+    raw(tmp_path / "a.bin.99999-0a1b2c3d.tmp", "half of it")
+    raw(tmp_path / "a.bin.json.99999-0a1b2c3d.tmp", "half of it")
     tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.bin.json", "a.txt"]
 
 
 # ---- Tokenizers ----------------------------------------------------------------------------------
+
+def test_a_tokenizer_that_allows_endless_words_is_refused(tokenizer, tmp_path):
+    facts = json.loads(tokenizer.backend.to_str())
+    facts["model"]["max_input_chars_per_word"] = 10**12
+    raw(tmp_path / "tokenizer.json", json.dumps(facts))
+    with pytest.raises(ValueError, match="tokenizer.json: .*max_input_chars_per_word is 10{12}"):
+        Tokenizer(str(tmp_path))
+
 
 TRICKY = [
     "Ünïcode Éclair naïve café CAFÉ", "中文字符 mixed中with文latin",
@@ -1582,6 +1590,16 @@ def test_what_a_user_can_cause_is_printed_in_one_line(error, capsys):
     assert run_command("some.py", action) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err == "some.py: error: one two\n"
+
+
+def test_an_error_shows_what_a_terminal_would_obey_and_is_not_long(capsys):
+    def action():
+        raise ValueError("a\x1b]0;title\x07" + "b" * 10**6)
+
+    assert run_command("some.py", action) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("some.py: error: a\\x1b]0;title\\x07bbb")
+    assert len(said) < 2100
 
 
 @pytest.mark.parametrize("error, reason", [

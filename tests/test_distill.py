@@ -1557,7 +1557,8 @@ def test_mps_is_used_where_it_is(monkeypatch):
     assert distill.choose_device("mps") == torch.device("mps")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", ""])
+@pytest.mark.parametrize("name", [
+    "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:01", "cuda:999", "cpu:0", ""])
 def test_a_device_without_sense_is_refused(name):
     with pytest.raises(ValueError, match="argument --device: .* is not auto, cpu, cuda, cuda:N"):
         distill.arguments([f"--device={name}"])

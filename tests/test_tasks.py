@@ -98,6 +98,13 @@ def test_correlations_are_those_of_scipy_and_0_for_a_constant():
         assert scores == pytest.approx(expected, abs=1e-9), (gold, guesses)
 
 
+@pytest.mark.parametrize("text", ["9" * 1_000_000 + "x", "\u0663.\u0665", "1_000", "0x1"])
+def test_a_label_that_is_no_number_is_refused_at_once(text):
+    """With a pattern that tries each way to cut the digits, a million of them would take hours."""
+    with pytest.raises(ValueError, match="a:1: y .* is not a number, such as 3.29"):
+        tasks.read_number(text, "y", "a:1")
+
+
 @pytest.mark.parametrize("size", [1e-170, 1e29])
 def test_a_correlation_does_not_depend_on_the_size_of_the_numbers(size):
     found = tasks.pearson_correlation([1 * size, 2 * size, 4 * size], [7, 5, 1])
@@ -778,14 +785,21 @@ def test_spaces_around_a_label_are_no_part_of_it(tmp_path):
         "a", "a", "b c"]
 
 
-def test_a_download_that_was_killed_is_begun_anew(tmp_path, monkeypatch):
+def test_two_processes_may_download_the_same_task_at_once(tmp_path, monkeypatch):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for split in ("train", "dev"):
             archive.writestr(f"RTE/{split}.tsv", "whole")
-    packed.seek(0)
-    write_file(tmp_path / "glue/RTE.tmp/train.tsv", "ha")
-    monkeypatch.setattr(tasks, "download", lambda url: packed)
+
+    def download(url):
+        return io.BytesIO(packed.getvalue())
+
+    def download_while_another_process_does(url):
+        monkeypatch.setattr(tasks, "download", download)
+        tasks.download_glue("rte", str(tmp_path))
+        return download(url)
+
+    monkeypatch.setattr(tasks, "download", download_while_another_process_does)
     folder = tasks.download_glue("rte", str(tmp_path))
     assert [path.name for path in (tmp_path / "glue").iterdir()] == ["RTE"]
     for split in ("train", "dev"):
