@@ -1,8 +1,8 @@
 """The picture of the two models and the paper's four losses, for bench/figures.py.
 
-It is drawn by hand. Every number is a place or a size in pixels, on a canvas as wide as a README on
-GitHub. The teacher stands on the left, the student on the right, and between them the losses. Data
-go from the top to the bottom.
+Each shape has its place by hand, not by a layout program: a number is a place or a size in pixels,
+on a canvas as wide as a README on GitHub. The teacher stands on the left, the student on the right,
+and the losses between them. Data go from the top to the bottom.
 """
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -23,11 +23,11 @@ SMALL = 8.5
 TEACHER = 130
 LOSSES = 400
 STUDENT = 670
-# Half the width of a box: one whose data are C wide, one that is E wide, and so on.
-HALF_C = 100
-HALF_E = 48
+# Half the width of a box, by what is in it.
+HALF_C = 100                        # data of the width C
+HALF_E = 48                         # data of the width E
 HALF_CORRECTION = 42
-HALF_FRAME = 112
+HALF_FRAME = 112                    # a whole layer or recursion
 HALF_LOSS = 84
 
 # What the small maps and vectors show: a row of digits for each row of squares. A digit is the
@@ -66,19 +66,19 @@ def draw_teacher(column):
     column.title("BERT teacher", "$L$ different layers, frozen")
     column.box(60, 100, "embeddings", "$V$ words, width $C$")
     column.down(100, 145)
-    column.box(146, 172, "layer 1", depth=0.1)
+    column.box(146, 172, "layer 1", strength=0.1)
     column.dots(184)
 
     # This layer is drawn in full, because a recursion of the student is matched to it.
-    column.box(197, 386, half=HALF_FRAME, depth=0.2)
+    column.box(197, 386, half=HALF_FRAME, strength=0.2)
     column.text(212, "layer $r\\,L/R$", size=SMALL)
-    column.box(228, 268, "attention", "add, norm", depth=0.42)
+    column.box(228, 268, "attention", "add, norm", strength=0.42)
     column.down(268, 333)
-    column.box(334, 374, "feed-forward", "add, norm", depth=0.42)
+    column.box(334, 374, "feed-forward", "add, norm", strength=0.42)
     column.line([(TEACHER, 374), (TEACHER, 404)])
 
     column.dots(417)
-    column.box(430, 456, "layer $L$", depth=0.32)
+    column.box(430, 456, "layer $L$", strength=0.32)
     column.down(456, 473)
     column.box(474, 500, "MLM head")
     column.down(500, 523)
@@ -90,20 +90,21 @@ def draw_teacher(column):
 def draw_student(column):
     """Draw the student. What all recursions share is orange, what each has for itself is green.
 
-    The green corrections are beside the data flow: they are added to the weights of a box.
+    The green corrections stand beside the data flow, because they are added to weights, not to
+    data.
     """
     column.title("MiniALBERT student", "ONE layer, applied $R$ times")
     column.box(60, 100, "embeddings", "width $E$", half=HALF_E)
     column.funnel(101, 125, HALF_E, HALF_C, "$E \\to C$")
 
     # The dashed frame holds one recursion; the thick arrow leads back to its beginning.
-    column.box(148, 414, half=HALF_FRAME, depth=0.07, style="--")
+    column.box(148, 414, half=HALF_FRAME, strength=0.07, style="--")
     column.text(160, "recursion $r$", size=SMALL, right=-73)
     column.down(125, 227)
-    column.box(228, 268, "attention", "add, norm", depth=0.34)
+    column.box(228, 268, "attention", "add, norm", strength=0.34)
     column.corrections(228)
     column.down(268, 333)
-    column.box(334, 374, "feed-forward", "add, norm", depth=0.34)
+    column.box(334, 374, "feed-forward", "add, norm", strength=0.34)
     column.corrections(334)
     column.down(374, 473)
     loop = [(STUDENT, 430), (806, 430), (806, 137), (STUDENT + 2, 137)]
@@ -119,7 +120,7 @@ def draw_student(column):
 
 def draw_input(column):
     """Draw the masked sentence, which both models read, and the notes between the models."""
-    column.box(66, 94, "the cat [MASK] on the mat", colour="muted", depth=0.08)
+    column.box(66, 94, "the cat [MASK] on the mat", colour="muted", strength=0.08)
     column.arrow([(LOSSES - HALF_C, 80), (TEACHER + HALF_C + 3, 80)])
     column.arrow([(LOSSES + HALF_C, 80), (STUDENT - HALF_E - 3, 80)])
     column.text(142, "Recursion $r$ learns from layer $r\\,L/R$:", "muted")
@@ -130,11 +131,12 @@ def draw_input(column):
 
 def draw_losses(column, teacher, student):
     """Draw each loss between the two things that it compares, and what these look like."""
-    left = TEACHER + HALF_C                              # the edges of the two columns
-    right = STUDENT - HALF_C
+    teacher_edge = TEACHER + HALF_C                      # the right edge of the teacher's boxes
+    student_edge = STUDENT - HALF_C                      # the left edge of the student's
 
     column.text(216, "attention maps", "muted")
-    draw_loss(column, 248, "attention", "attention loss", "KL(teacher || student)", left, right)
+    draw_loss(column, 248, "attention", "attention loss", "KL(teacher || student)", teacher_edge,
+              student_edge)
     teacher.cells(148, 248, TEACHER_MAP, 11)
     student.cells(-148, 248, STUDENT_MAP, 11)
 
@@ -144,19 +146,20 @@ def draw_losses(column, teacher, student):
     student.cells(-148, 398, STUDENT_VECTOR, 9)
 
     column.text(580, "distributions at [MASK]", "muted")
-    draw_loss(column, 611, "output", "output loss", "KL(teacher || student)", left, right)
+    draw_loss(column, 611, "output", "output loss", "KL(teacher || student)", teacher_edge,
+              student_edge)
 
     draw_loss(column, 669, "mlm", "MLM loss", "cross-entropy", 280, STUDENT)
     column.line([(STUDENT, 669), (STUDENT, 642)], "purple", style=":")
-    column.box(656, 682, "true word: sat", half=60, right=-180, colour="muted", depth=0.08)
+    column.box(656, 682, "true word: sat", half=60, right=-180, colour="muted", strength=0.08)
 
 
-def draw_loss(column, y, name, words, formula, left, right):
-    """Draw a loss, with its weight in the sum and its formula, and a dotted line from x = left to
-    x = right, where the two things are that it compares."""
-    column.line([(left, y), (right, y)], "purple", style=":")
-    words = f"{LOSS_WEIGHTS[name]:g} × {words}"
-    column.box(y - 21, y + 21, words, formula, half=HALF_LOSS)
+def draw_loss(column, y, name, words, formula, begin_x, end_x):
+    """Draw a loss, with its weight in the sum and its formula. A dotted line leads from the x of
+    one of the two things that it compares to the x of the other."""
+    column.line([(begin_x, y), (end_x, y)], "purple", style=":")
+    words_with_weight = f"{LOSS_WEIGHTS[name]:g} × {words}"
+    column.box(y - 21, y + 21, words_with_weight, formula, half=HALF_LOSS)
 
 
 # ---- From here on: how it is drawn ------------------------------------------------------
@@ -167,8 +170,8 @@ class Column:
     theme: {name of a colour: colour}, see figures.py
     colour: the name of the column's own colour, which a shape has unless it is given another
 
-    In the methods, right says how many pixels to the right of the column's middle a thing stands;
-    depth, how much of the colour is inside a shape, from 0 (paper) to 1.
+    In the methods, `right` is how many pixels to the right of the column's middle a thing stands,
+    and `strength` is how strong the colour inside a shape is, from 0 (that of the paper) to 1.
     """
 
     def __init__(self, axes, theme, x, colour):
@@ -177,11 +180,13 @@ class Column:
         self.x = x
         self.colour = colour
 
-    def fill(self, shape, colour, depth, line_width=1.0):
+    def fill(self, shape, colour, strength, line_width=1.0):
         """Add a shape with a coloured edge; inside it the colour is mixed with paper."""
         ink = to_rgb(self.theme[colour])
         paper = to_rgb(self.theme["paper"])
-        mixed = [depth * i + (1 - depth) * p for i, p in zip(ink, paper)]
+        mixed = []                                       # red, green and blue
+        for ink_part, paper_part in zip(ink, paper):
+            mixed.append(strength * ink_part + (1 - strength) * paper_part)
         shape.set_facecolor(mixed)
         shape.set_edgecolor(self.theme[colour])
         shape.set_linewidth(line_width)
@@ -198,7 +203,7 @@ class Column:
         self.text(18, words, self.colour, TITLE, weight="bold")
         self.text(38, note, "muted")
 
-    def box(self, top, bottom, words="", note="", half=HALF_C, right=0, colour=None, depth=0.18,
+    def box(self, top, bottom, words="", note="", half=HALF_C, right=0, colour=None, strength=0.18,
             style="-"):
         """Draw a box, with words and, in smaller letters below them, a note."""
         if colour is None:
@@ -207,7 +212,7 @@ class Column:
         round_corners = "round,pad=0,rounding_size=5"
         shape = FancyBboxPatch(corner, 2 * half, bottom - top, boxstyle=round_corners)
         shape.set_linestyle(style)
-        self.fill(shape, colour, depth)
+        self.fill(shape, colour, strength)
         middle = (top + bottom) / 2
         if note == "":
             self.text(middle, words, right=right)
@@ -216,11 +221,11 @@ class Column:
             self.text(middle + 8, note, size=SMALL, right=right)
 
     def corrections(self, y):
-        """Draw a pack of cards, the corrections of all recursions; the first card is that of r.
-
-        A plus joins them to the upper edge, at the height y, of the box that they correct.
+        """Draw the corrections of all recursions as a pack of cards, with that of recursion r on
+        top. They stand above the box that they correct, whose upper edge is at the height y. A plus
+        on this edge says that they are added.
         """
-        right = 55                                       # the data flow stays free
+        right = 55                                       # they do not cover the data flow
         top = y - 58
         bottom = y - 24
         middle = self.x + right
@@ -249,11 +254,13 @@ class Column:
         self.axes.add_patch(shape)
 
     def arrow(self, points, colour="muted", width=1.2):
-        """Draw a line with an arrowhead at its end. Its last part must be level or upright."""
+        """Draw a line with an arrowhead at its end. Its last part must be horizontal or
+        vertical."""
         self.line(points, colour, width)
+        x_before, y_before = points[-2]
         x, y = points[-1]
-        ahead_x = direction(points[-2][0], x)
-        ahead_y = direction(points[-2][1], y)
+        ahead_x = direction(x_before, x)                 # one of the two is 0, the other -1 or 1
+        ahead_y = direction(y_before, y)
         back_x = x - 7 * ahead_x                         # the head is 7 long and 8 wide
         back_y = y - 7 * ahead_y
         side_x = ahead_y                                 # at a right angle to the arrow

@@ -3,15 +3,17 @@
     git worktree add ../before 58a4457
     python bench/before.py ../before
 
-Each row is work of bench/speed.py: a step of distillation, a forward pass, fine-tuning, tokenising.
-The modules and the bench/speed_ours.py of each checkout do it, in a process of their own. A figure
-is the median over the turns, with the smallest and the largest in brackets. So is the ratio, which
-is taken within each turn: above 1 this checkout is the faster one.
+Each row is work that bench/speed.py measures, too: a step of distillation, a forward pass,
+fine-tuning, prediction, tokenising. Each checkout does it with its own modules and its own
+bench/speed_ours.py, in a process of its own. A figure is the median over the turns, with the
+smallest and the largest in brackets. The ratio is taken within each turn. If it is above 1, this
+checkout is the faster one.
 """
 import argparse
 import os
 import sys
 import tempfile
+from typing import NamedTuple
 
 from speed import (BASE, ROOT, TOY, Variant, Worker, close_workers, print_heading, print_row,
                    summary, take_turns, vocabulary, write_text)
@@ -21,11 +23,17 @@ sys.path.insert(0, ROOT)
 from speed_ours import save_models, write_sentences
 
 
-def list_rows(args, folder):
-    """List what is measured: {name of the row: (function of speed_ours.py, its settings, the
-    request to its process)}."""
+class Work(NamedTuple):
+    """What both checkouts do in a row of the table."""
+    function: str           # of speed_ours.py
+    settings: dict          # its arguments
+    request: dict           # the arguments of measure(), which it returns: see speed_worker.py
+
+
+def list_work(args, folder):
+    """List what is measured: {name of the row: Work}. Its files are written into the folder."""
     shape = BASE
-    most = 224                                           # sentences
+    most = 224                                           # of the sentences
     megabytes = 10
     request = {"batch": 32, "length": 128}
     if args.quick:
@@ -41,37 +49,40 @@ def list_rows(args, folder):
     paths = save_models(shape, folder)
 
     rows = {}
-    rows["a step of distillation"] = ("our_step", {"shape": shape}, {})
+    rows["a step of distillation"] = Work("our_step", {"shape": shape}, {})
     for kind in ("bert", "student"):
         settings = {"path": paths[kind], "shape": shape}
-        rows[f"a forward pass of a {kind}"] = ("our_inference", settings, request)
+        rows[f"a forward pass of a {kind}"] = Work("our_inference", settings, request)
     for mode in ("all", "adapters"):
         settings = {"mode": mode, "path": paths["student"], "sentences": sentences}
-        rows[f"fine-tuning, {mode}"] = ("our_tuning", settings, {})
+        rows[f"fine-tuning, {mode}, a sentence"] = Work("our_tuning", settings, {})
     settings = {"how": "sorted", "path": paths["student"], "sentences": sentences}
-    rows["prediction, sorted by length"] = ("our_predictions", settings, {})
+    rows["prediction, sorted by length"] = Work("our_predictions", settings, {})
     settings = {"how": "tokenise", "text": text, "vocabulary": vocabulary(args)}
-    rows["tokenising"] = ("our_tokens", settings, {})
+    rows["tokenising"] = Work("our_tokens", settings, {})
     return rows
 
 
-def measure(args, function, settings, request):
-    """Let both checkouts do the same in turns -> {"before": answers, "now": answers}.
+def measure(args, work):
+    """Let both checkouts do the same work in turns -> {"before": answers, "now": answers}.
 
     The answers of a first turn do not count.
     """
     workers = {}
     for name, code in (("before", args.before), ("now", ROOT)):
+        # The path is absolute, so Worker takes this file and not the one beside speed.py.
         script = os.path.join(code, "bench", "speed_ours.py")
-        workers[name] = Worker(Variant(script, function, settings, {}), sys.executable, code)
-    take_turns(workers, 1, request)
-    answers = take_turns(workers, args.repeats, request)
+        variant = Variant(script, work.function, work.settings, {})
+        workers[name] = Worker(variant, sys.executable, code)
+    take_turns(workers, 1, work.request)
+    answers = take_turns(workers, args.repeats, work.request)
     close_workers(workers)
     return answers
 
 
 def seconds_of_answer(answer):
-    """Return how long something took; of fine-tuning the sentences in a second are known."""
+    """Return the seconds of a turn. A turn of fine-tuning answers with its rate, sentences per
+    second: of it return the seconds of a sentence."""
     if "seconds" in answer:
         return answer["seconds"]
     return 1 / answer["rate"]
@@ -92,8 +103,8 @@ def main():
     args = parser.parse_args()
     print_heading("Before and now", ["what", "s before", "s now", "before / now"])
     with tempfile.TemporaryDirectory() as folder:
-        for name, (function, settings, request) in list_rows(args, folder).items():
-            answers = measure(args, function, settings, request)
+        for name, work in list_work(args, folder).items():
+            answers = measure(args, work)
             before = [seconds_of_answer(answer) for answer in answers["before"]]
             now = [seconds_of_answer(answer) for answer in answers["now"]]
             ratios = [old / new for old, new in zip(before, now)]

@@ -2,11 +2,12 @@
 
     python bench/default_run.py                       # all rows, three seeds
     python bench/default_run.py --rows default alone --seeds 0 1 2
-    python bench/default_run.py --bf16                # half the time, where the CPU knows bfloat16
+    python bench/default_run.py --bf16                # faster, if the CPU can multiply bfloat16
 
-Each row is one command for each seed; its flags are printed with it. The accuracy is that in the
-last line of its log.jsonl. Those after each recursion, from 0 recursions on, are what the command
-prints at its end, as means over the seeds.
+A row is one command of distill.py, which is run once with each seed. Its flags are printed in the
+row. The accuracy of a seed is in the last line of its log.jsonl. The accuracies after each
+recursion, from 0 recursions on, are means over the seeds of what the command prints at its end. If
+the corpus is not in the cache yet, the seconds of the first command include its tokenising.
 """
 import argparse
 import json
@@ -18,30 +19,34 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# The student's shape of the default run, but started from noise and without any teacher.
+# Give the student the shape that it has in the default run, but start it from noise, and let it
+# learn without any teacher.
 NO_TEACHER = "--teacher none --tokenizer assets/teacher --hidden-size 128 --num-hidden-layers 4"
 # The name of a row -> how its command differs from the default run.
 ROWS = {
     "default": "",
-    # The weight of the output loss after an earlier recursion.
+    # The elastic loss, which is the output loss after an earlier recursion, has another weight.
     "elastic-0": "--elastic 0",
     "elastic-1": "--elastic 1",
     "elastic-2.5": "--elastic 2.5",
     "elastic-5": "--elastic 5",
-    # With the sinusoids and the sharp attention of initialise().
+    # There is no teacher. The student starts with the sinusoids and the sharp attention that
+    # initialise() gives it.
     "alone": NO_TEACHER,
-    # With a rate that suits it better.
+    # The same with a learning rate that suits it better.
     "alone-low-rate": NO_TEACHER + " --lr 1e-3",
-    # As BERT is initialised.
+    # The same, but it starts as BERT does.
     "alone-plain": NO_TEACHER + " --init random",
-    # The teacher gives the first values and is not seen again.
+    # The teacher gives the first values. After that no loss compares the student with it.
     "start-then-alone": "--attention-weight 0 --hidden-weight 0 --output-weight 0",
-    # From noise; the teacher is matched in each step, but gives no first values.
+    # The student starts from noise: the teacher is matched in each step, but gives no first values.
     "random-start": "--init random",
-    # The authors start from noise and have adapters and an output matrix of their own.
+    # The student starts from noise and has adapters and an output matrix of its own, as the
+    # authors' has. In the second row its output matrix is tied to the embeddings.
     "authors-start": "--init random --no-tie-decoder --adapter-size 8",
     "authors-start-tied": "--init random --adapter-size 8",
-    # What tells the recursions apart: corrections of another rank, the paper's adapters, nothing.
+    # A recursion has other parts of its own: corrections of a lower rank, the paper's adapters, or
+    # nothing.
     "rank-8": "--correction-rank 8",
     "adapters": "--adapter-size 8",
     "no-adapters": "--adapter-size 0",
@@ -49,21 +54,22 @@ ROWS = {
     "two-recursions": "--num-hidden-layers 2",
     "eight-recursions": "--num-hidden-layers 8",
     "unshared": "--num-hidden-groups 4",
-    # One loss is left out, or the paper's embedding loss comes in. Without the output loss there is
-    # no elastic loss, either.
+    # One loss is left out, or the paper's embedding loss is added. Without the output loss
+    # distill.py leaves out the elastic loss, too.
     "no-attention-loss": "--attention-weight 0",
     "no-hidden-loss": "--hidden-weight 0",
     "no-output-loss": "--output-weight 0",
     "embedding-loss": "--embedding-weight 3",
+    # The student has dropout, as the authors' has.
     "dropout": "--dropout 0.1",
 }
 
 
 def distil(flags, seed):
-    """Run distill.py -> the last line of its log {name: value}, the student's accuracies after each
-    recursion, the seconds of the command.
+    """Run distill.py, in a folder that is deleted afterwards.
 
-    It writes into a folder that is deleted afterwards.
+    Returns the last line of its log {name: value}, the student's accuracies after 0, 1, ...
+    recursions, and the seconds of the command. If the command fails, the program ends.
     """
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "distill.py"] + flags
@@ -79,24 +85,26 @@ def distil(flags, seed):
 
 
 def accuracies_after(printed):
-    """Find the student's accuracies after each recursion in what distill.py printed: the first row
-    with its name in the last table."""
+    """Find the student's accuracies after 0, 1, ... recursions in what distill.py printed. They are
+    in the row "student" of its last table."""
     _, table = printed.split("MLM accuracy after so many recursions")
-    rows = [line.split() for line in table.splitlines() if line.startswith("student ")]
-    return [float(cell.rstrip("%")) / 100 for cell in rows[0][1:]]
+    row = [line for line in table.splitlines() if line.startswith("student ")][0]
+    cells = row.split()[1:]                              # without the name
+    return [float(cell.rstrip("%")) / 100 for cell in cells]
 
 
 def print_row(name, flags, seeds):
-    """Run a row's command with each seed and print accuracies, mean loss and median seconds."""
+    """Run a row's command with each seed, then print the row: the accuracies, their mean and
+    deviation, the mean loss, the mean accuracies after each recursion and the median seconds."""
     accuracies = []
     losses = []
-    after_of_seeds = []
+    lists_after = []                                     # one for each seed
     seconds_of_seeds = []
     for seed in seeds:
-        last, after, seconds = distil(flags, seed)
-        accuracies.append(last["valid_accuracy"])
-        losses.append(last["valid_loss"])
-        after_of_seeds.append(after)
+        last_line, accuracies_of_seed, seconds = distil(flags, seed)
+        accuracies.append(last_line["valid_accuracy"])
+        losses.append(last_line["valid_loss"])
+        lists_after.append(accuracies_of_seed)
         seconds_of_seeds.append(seconds)
     deviation = "-"
     if len(seeds) > 1:
@@ -106,7 +114,9 @@ def print_row(name, flags, seeds):
     cells.append(f"{statistics.mean(accuracies):.1%}")
     cells.append(deviation)
     cells.append(f"{statistics.mean(losses):.3f}")
-    means_after = [statistics.mean(values) for values in zip(*after_of_seeds)]
+    means_after = []
+    for accuracies_of_depth in zip(*lists_after):
+        means_after.append(statistics.mean(accuracies_of_depth))
     cells.append(" ".join(f"{mean:.1%}" for mean in means_after))
     cells.append(f"{statistics.median(seconds_of_seeds):.0f}")
     print("| " + " | ".join(cells) + " |", flush=True)
@@ -120,7 +130,8 @@ def main():
                         help="the rows to measure (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
                         help="seeds of each row (default: 0 1 2)")
-    parser.add_argument("--bf16", action="store_true", help="pass it on to each row")
+    parser.add_argument("--bf16", action="store_true",
+                        help="run each command with --bf16, which its flags then show")
     args = parser.parse_args()
     print("| row | flags | MLM accuracy, each seed | mean | sd | MLM loss | after each recursion | "
           "seconds |")

@@ -1,9 +1,11 @@
-"""How much does dropout disturb a trained model? MLM accuracy and loss with dropout switched on.
+"""How much does dropout disturb a trained model? Measure its MLM accuracy and loss on held-out text
+while dropout is switched on.
 
     python bench/dropout.py teacher=assets/teacher student=out/student
     python bench/dropout.py --corpus out/wiki.bin --length 128 bert=DIR student=DIR
     python bench/dropout.py --cost 32 384 student=DIR
-        instead the time and the memory of a forward and a backward pass
+        measures something else: what dropout costs, the time and the memory of a forward and a
+        backward pass
 
 Fine-tuning with dropout begins from such a disturbed model.
 """
@@ -30,7 +32,7 @@ DROPOUTS = {"off": (0.0, 0.0), "attention maps": (0.0, 0.1), "hidden states": (0
 
 
 def with_dropout(model, hidden, attention):
-    """Return a copy of a model that applies dropout with these probabilities."""
+    """Return a copy of a model that applies dropout with these probabilities, in train mode."""
     config = replace(model.config, hidden_dropout_prob=hidden,
                      attention_probs_dropout_prob=attention)
     copy = MiniALBERT(config)
@@ -63,10 +65,14 @@ def forward(model, ids, bf16):
 
 
 def cost(model, batch_size, length, bf16):
-    """Measure a forward and a backward pass in train mode -> (seconds, bytes that are kept between
-    the two). The seconds are the best of three, after one that warms up and counts the bytes."""
+    """Measure a forward and a backward pass -> (seconds, bytes that are kept between the two).
+
+    model: in train mode
+    A first pass warms up and counts the bytes. The seconds are the least of three more passes.
+    """
     ids = torch.randint(model.config.vocab_size, (batch_size, length))
-    size_of_storage = {}                                 # {address: bytes}
+    # Several tensors may share a storage, which counts once: {its address: its bytes}.
+    size_of_storage = {}
 
     def count(tensor):
         storage = tensor.untyped_storage()
@@ -79,7 +85,8 @@ def cost(model, batch_size, length, bf16):
     # autograd calls count() for each tensor that it keeps, and unchanged() when it needs it again.
     with torch.autograd.graph.saved_tensors_hooks(count, unchanged):
         output = forward(model, ids, bf16)
-    for parameter in model.parameters():                 # they take memory anyway
+    # autograd keeps parameters, too. They do not count, because they take memory anyway.
+    for parameter in model.parameters():
         size_of_storage.pop(parameter.untyped_storage().data_ptr(), None)
     output.backward()
     seconds = []
@@ -91,11 +98,10 @@ def cost(model, batch_size, length, bf16):
 
 
 def print_costs(models, batch_size, length, bf16):
-    """Print a table of the costs of models, a list of NAME=DIR, with dropout and without."""
+    """Print a table of what a pass costs with dropout and without. models: [(name, folder)]"""
     print("| model | dropout | seconds | kept for the backward pass |")
     print("|---|---|---|---|", flush=True)
-    for name_and_folder in models:
-        name, folder = name_and_folder.split("=", 1)
+    for name, folder in models:
         for dropout in ("both", "off"):
             hidden, attention = DROPOUTS[dropout]
             model = with_dropout(load(folder), hidden, attention)
@@ -103,19 +109,28 @@ def print_costs(models, batch_size, length, bf16):
             print(f"| {name} | {dropout} | {seconds:.2f} | {num_bytes / 1e9:.2f} GB |", flush=True)
 
 
+def name_and_folder(text):
+    """Split NAME=DIR -> (NAME, DIR). It is an argparse type."""
+    name, _, folder = text.partition("=")
+    if name == "" or folder == "":
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR")
+    return name, folder
+
+
 def main():
     """Measure the models that the command line names, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="NAME=DIR", help="models with an MLM head")
+    parser.add_argument("models", nargs="+", metavar="NAME=DIR", type=name_and_folder,
+                        help="models with an MLM head: the name in the table and the folder")
     parser.add_argument("--corpus", nargs="+", metavar="PATH",
                         help="a token file or texts (default: the documentation on this machine)")
     parser.add_argument("--length", type=int, default=64, metavar="T",
                         help="tokens in a sequence (default: 64)")
     parser.add_argument("--batches", type=int, default=8, metavar="N",
-                        help="batches of 32 sequences, held out (default: 8)")
+                        help="how many batches of 32 held-out sequences to measure (default: 8)")
     parser.add_argument("--cost", nargs=2, type=int, metavar=("B", "T"),
-                        help="measure the cost of a pass of B sequences of T tokens")
+                        help="measure only what a pass costs, with B sequences of T random tokens")
     parser.add_argument("--bf16", action="store_true", help="with --cost: in bfloat16")
     args = parser.parse_args()
     if args.cost is not None:
@@ -124,11 +139,14 @@ def main():
         return
     print("| model | " + " | ".join(DROPOUTS) + " |")
     print("|---" * (1 + len(DROPOUTS)) + "|", flush=True)
-    for name_and_folder in args.models:
-        name, folder = name_and_folder.split("=", 1)
+    for name, folder in args.models:
         tokenizer = Tokenizer(folder)
-        batches = make_valid_batches(open_corpus(args.corpus, tokenizer, CACHE), tokenizer,
-                                     args.length)
+        corpus = open_corpus(args.corpus, tokenizer, CACHE)
+        batches = make_valid_batches(corpus, tokenizer, args.length)
+        # After the last sequence a MaskedBatches begins again: some would count twice.
+        most_batches = max(1, batches.count // batches.batch_size)
+        if args.batches > most_batches:
+            parser.error(f"--batches {args.batches}: the held-out text has only {most_batches}")
         model = load(folder)
         cells = [name]
         for hidden, attention in DROPOUTS.values():

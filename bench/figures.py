@@ -65,16 +65,16 @@ else:
     from architecture import BODY, PIXELS_PER_INCH, SMALL, WIDTH, draw_architecture
 
 SENTENCE = "It returns a new array with the same shape."
-MOST_TOKENS = 24                    # more words beside a map could not be read
-MOST_LETTERS = 12                   # of a word beside a map
+MOST_TOKENS = 24                    # of the sentence: more words beside a map could not be read
+MOST_LETTERS = 12                   # of a word beside a map; the rest is cut off
 MOST_POINTS = 150                   # on a curve; more would only make the file larger
 
 
 # ---- The style of all pictures ----------------------------------------------------------
 
-# The papers are GitHub's backgrounds; a picture itself is transparent. Colour-blind readers can
-# tell the five hues apart, too; they follow Okabe and Ito. Letters have a contrast of at least 4.5
-# to the paper.
+# "paper" is GitHub's background; the background of a picture itself is transparent. The five hues
+# follow Okabe and Ito, so that colour-blind readers can tell them apart, too. The contrast of
+# letters to the paper is at least 4.5.
 THEMES = {
     "light": {"paper": "#ffffff", "text": "#1f2328", "muted": "#59636e", "grid": "#d1d9e0",
               "blue": "#0072b2", "orange": "#bf5000", "green": "#007a57", "purple": "#9a4f8e",
@@ -208,7 +208,9 @@ def draw_progress(axes, lines, theme):
         axes.plot(steps, accuracies, color=theme["orange"], marker="o", markersize=3)
         begin_at_zero(axes, accuracies)
         write_in_percent(axes.yaxis)
-        label_curves(axes, [(accuracies[-1], f"{accuracies[-1]:.1%}", theme["orange"])])
+        # The last point of the curve may be a mean of neighbours. The words are to be exact.
+        last_accuracy = [line["valid_accuracy"] for line in lines if "valid_accuracy" in line][-1]
+        label_curves(axes, [(accuracies[-1], f"{last_accuracy:.1%}", theme["orange"])])
     else:
         steps, rates = curve(lines, "lr")
         axes.set_title("Learning rate")
@@ -313,7 +315,9 @@ def draw_attention(words, pairs, caption, theme):
     num_rows = math.ceil(len(pairs) / per_row)
     figure = make_figure(top + num_rows * row_height)
     shades = LinearSegmentedColormap.from_list("shades", [theme["paper"], theme["blue"]])
-    largest = max(max(pair.teacher_map.max(), pair.student_map.max()) for pair in pairs)
+    largest = 0.0                                        # the largest probability in all maps
+    for pair in pairs:
+        largest = max(largest, pair.teacher_map.max(), pair.student_map.max())
     for i, pair in enumerate(pairs):
         row, column = divmod(i, per_row)
         x = margin + column * (side + gap)
@@ -413,8 +417,9 @@ def draw_parameters(points, theme):
     return figure
 
 
-# Where the words of a point may stand: how far to the right of it and above it, in points of type,
-# and which of their sides is nearest to it. The first place that is free is taken.
+# Where the words of a point may stand: (how far to the right of it, how far above it, how they are
+# aligned). The distances are in points of type. "left" means that the words begin there, "right"
+# that they end there. The first place that is free is taken.
 PLACES = [(9, 0, "left"), (-9, 0, "right"), (0, 20, "center"), (0, -20, "center"),
           (9, 18, "left"), (-9, 18, "right"), (9, -18, "left"), (-9, -18, "right"),
           (9, 34, "left"), (-9, 34, "right"), (9, -34, "left"), (-9, -34, "right")]
@@ -434,12 +439,21 @@ def label_points(axes, points):
             label.xyann = (right, up)
             label.set_ha(side)
             area = label.get_window_extent()
-            is_inside = axes.bbox.containsx(area.x0) and axes.bbox.containsx(area.x1)
-            is_inside = is_inside and axes.bbox.containsy(area.y1)
-            is_free = not any(area.padded(4).overlaps(other) for other in occupied)
-            if is_inside and is_free:
+            if is_free(area, axes, occupied):
                 break
+        # If no place is free, the words stay at the last one.
         occupied.append(area)
+
+
+def is_free(area, axes, occupied):
+    """Tell whether an area, a rectangle in pixels, is not beyond the left, the right or the upper
+    edge of the axes, and is not too near to one of the occupied areas."""
+    if not axes.bbox.containsx(area.x0) or not axes.bbox.containsx(area.x1):
+        return False
+    if not axes.bbox.containsy(area.y1):
+        return False
+    padded = area.padded(4)
+    return not any(padded.overlaps(other) for other in occupied)
 
 
 # ---- A study ----------------------------------------------------------------------------
@@ -454,9 +468,9 @@ PLAIN_WORDS = {"ours": "one layer, corrections", "adapters": "one layer, adapter
 
 class StudyCurve(NamedTuple):
     """The held-out accuracy of a model of a study during its training."""
-    words: str                      # the model and its parameters
-    tokens: list                    # which it has seen, in millions; first 0, before the training
-    accuracies: list                # one for each of the tokens
+    words: str                      # what the picture calls the model, with its parameters
+    tokens: list                    # how many millions it had seen; the first is 0, at the start
+    accuracies: list                # what it had after so many tokens
 
 
 def draw_study(students, teacher, theme):
@@ -733,6 +747,7 @@ def prepare_parameters(material, accuracies, batches):
 
 
 def count_millions(model):
+    """Return how many millions of parameters a model stores."""
     return count_parameters(model)["stored"] / 1e6
 
 

@@ -3,10 +3,11 @@
     python bench/fuzz.py                              # 100,000 files, one process
     python bench/fuzz.py --files 1000000 --processes 8
 
-Each file is a small checkpoint with a bit flipped, cut short, with a byte put in, or with a value
-of its header exchanged for a hostile one (tests/test_checkpoint.py has the mutations). Wanted: each
-is read as the official package reads it or is a ValueError, at no more memory than the file is
-large.
+Each file is a small checkpoint that was damaged: a bit is flipped, the end is cut off, a byte is
+inserted, or a value of the header is exchanged for a hostile one (tests/test_checkpoint.py has the
+mutations). Our reader must read it as the official package does, or refuse it with a ValueError; if
+it does something else, the exit status is 1. No header may make it take much memory. For this there
+is no limit here: the last line says by how many MB of 2**20 bytes a process grew.
 """
 import argparse
 import math
@@ -30,15 +31,15 @@ sys.path.insert(0, os.path.join(ROOT, "tests"))
 from checkpoint import DTYPES, read_safetensors, write_safetensors
 from test_checkpoint import mutations
 
-# The outcomes that must not be.
+# The outcomes for which the exit status is 1.
 READ_DIFFERENTLY = "READ DIFFERENTLY"
 READ_HERE_ALONE = "READ HERE ALONE"
 
 
 def original_files():
-    """Make the files to damage -> a list of bytes.
+    """Make the files to damage -> a list of bytes, the contents of each.
 
-    Among them are each dtype, a shape with a 0, a scalar, a file without tensors.
+    They hold tensors of each dtype, one of a shape with a 0 and a scalar. One file has no tensors.
     """
     torch.manual_seed(0)
     small = {"a": torch.randn(2, 3), "b.weight": torch.arange(4), "c": torch.ones(3).half(),
@@ -57,7 +58,7 @@ def original_files():
 
 
 def read_here(path):
-    """Read a file with our reader -> {name: tensor} and None, or None and what is wrong with it."""
+    """Read a file with our reader -> ({name: tensor}, None), or (None, what is wrong with it)."""
     try:
         tensors, _ = read_safetensors(path)
     except ValueError as error:
@@ -66,16 +67,16 @@ def read_here(path):
 
 
 def read_there(content):
-    """Read the bytes of a file with the official package -> the same two as read_here."""
+    """Read the bytes of a file with the official package -> the same two values as read_here."""
     try:
         return safetensors.torch.load(content), None
-    except Exception as error:          # of the Rust library, KeyError, ...
+    except Exception as error:          # it has an error of its own, but KeyError comes, too
         return None, f"{type(error).__name__}: {error}"
 
 
 def compare(ours, our_error, theirs, their_error):
-    """Describe how a file fared with both readers; numbers become #, so that like errors count as
-    one kind."""
+    """Describe what both readers made of a file. In error messages numbers become #, so that
+    similar errors count as one kind."""
     if our_error is not None and their_error is not None:
         return "refused by both"
     if our_error is not None:
@@ -108,15 +109,16 @@ def bytes_of(tensor):
 
 
 def memory_megabytes():
-    """Return the most memory that this process has had, in MB."""
+    """Return the most memory that this process has had, in MB of 2**20 bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def fuzz(content, num_files):
-    """Read so many damaged copies of a file's bytes.
+    """Read num_files damaged copies of a file with both readers.
 
-    Returns a Counter of how they fared, the seconds of the slowest read, and the MB by which this
-    process grew.
+    content: the bytes of the undamaged file
+    Returns a Counter {outcome: number of copies}, the seconds of our slowest read, and the MB by
+    which the most memory of this process grew meanwhile.
     """
     torch.set_num_threads(1)
     outcomes = Counter()
@@ -137,13 +139,15 @@ def fuzz(content, num_files):
 
 
 def main():
-    """Print how many files fared how -> the exit status, 1 if some were read differently."""
+    """Print how many files had which outcome -> the exit status: 1 if our reader has read a file
+    that the official package reads differently or not at all."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=100_000, metavar="N",
                         help="damaged files to read (default: 100,000)")
     parser.add_argument("--processes", type=int, default=1, metavar="N",
-                        help="processes that share the work, at most 8 (default: 1)")
+                        help="processes that share the work; more than 8 have nothing to do "
+                        "(default: 1)")
     args = parser.parse_args()
     begin = time.perf_counter()
     originals = original_files()
@@ -153,14 +157,16 @@ def main():
     growth = 0.0
     with ProcessPoolExecutor(args.processes) as pool:
         results = pool.map(fuzz, originals, [num_files] * len(originals))
-        for some_outcomes, seconds, megabytes in results:
-            outcomes += some_outcomes
-            slowest = max(slowest, seconds)
+        for outcomes_of_file, slowest_of_file, megabytes in results:
+            outcomes += outcomes_of_file
+            slowest = max(slowest, slowest_of_file)
             growth = max(growth, megabytes)
     for outcome, count in outcomes.most_common():
         print(f"{count:9,} {outcome}")
-    print(f"{outcomes.total():9,} files in {time.perf_counter() - begin:.0f} s; the slowest read "
-          f"{1000 * slowest:.0f} ms; a process grew by at most {growth:.0f} MB")
+    seconds = time.perf_counter() - begin
+    print(f"{outcomes.total():9,} files in {seconds:.0f} s; our slowest read took "
+          f"{1000 * slowest:.0f} ms; the copies of one file made a process grow by at most "
+          f"{growth:.0f} MB")
     for outcome in outcomes:
         if outcome == READ_DIFFERENTLY or outcome.startswith(READ_HERE_ALONE):
             return 1

@@ -3,9 +3,11 @@
     python bench/kill.py
         60 kills of each: some minutes
 
-A run that was killed and resumed must end like one that nothing disturbed: with the same files,
-the same bytes in them and the same log, but for its speed and time. The runs are of the embedded
-teacher, the documentation on this machine and the embedded task.
+A run that was killed and resumed must end like one that nothing disturbed: with the same files and
+the same bytes in them. Only the speed and the time in its log may differ, and with them the size of
+the log, which the checkpoint names. The runs use the embedded teacher, the documentation on this
+machine and the embedded task. The exit status is 1 if the ends differ, or if a run has ended before
+it was killed often enough.
 """
 import argparse
 import importlib
@@ -21,18 +23,21 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 FLAGS = ["--batch-size", "4", "--log-every", "10", "--eval-every", "500", "--save-every", "2",
          "--device", "cpu"]
-LONGEST = 1.5                       # seconds from the begin of the training to a kill, at most
+LONGEST = 1.5                       # seconds from the beginning of the training to a kill, at most
 COLUMNS = ["run", "steps", "kills", "with a checkpoint to resume from", "amid a write",
            "seconds, undisturbed", "seconds, killed", "the same?"]
 
 
 def begin(script, flags):
-    """Run a script's main(flags) in a new process -> the process, an event: training has begun.
+    """Run a script's main(flags) in a new process -> the process, and an event that is set when
+    the training begins.
 
-    The process is forked from one that has imported torch once for all.
+    The process is forked from a server that has imported torch already, which takes seconds.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["distill", "finetune"])
+    # The server finds our two scripts only if this program was started in their folder. Elsewhere
+    # each process imports them itself.
+    context.set_forkserver_preload(["torch", "distill", "finetune"])
     has_begun = context.Event()
     flags = [str(flag) for flag in flags]
     process = context.Process(target=run_script, args=(script, flags, has_begun))
@@ -41,15 +46,15 @@ def begin(script, flags):
 
 
 def run_script(script, flags, has_begun):
-    """Run a script in this process without any output."""
+    """Run a script in this process, with all that it prints thrown away."""
     sys.stdout = open(os.devnull, "w")
-    os.dup2(sys.stdout.fileno(), 2)                      # no progress bar on the standard error
-    # This process was forked from one that has imported torch already.
-    import torch
+    os.dup2(sys.stdout.fileno(), 2)                      # its progress bar is on standard error
+    import torch                                         # the server has imported it already
     torch.set_num_threads(1)        # two threads wait long for each other on a busy machine
     module = importlib.import_module(script)
     original = module.train
 
+    # In this process alone the script's train() is replaced by one that first sets the event.
     def train(*args):
         has_begun.set()
         return original(*args)
@@ -67,78 +72,93 @@ def finish(script, flags):
 
 
 def torment(script, flags, out, wanted, longest, rng):
-    """Kill a run again and again, then let it end -> counts of all kills, of those that left a
-    checkpoint, and of those that came amid the writing of a file.
+    """Kill a run again and again, then let it end -> three counts: of all kills, of those after
+    which there was a checkpoint to resume from, and of those that came amid the writing of a file.
 
     out: the folder of the run
-    wanted: how many kills have to leave a checkpoint; there are more if others come too early
-    longest: seconds from the begin of the training to a kill, at most; one kill in ten may come
-        before the training has begun
+    wanted: how many kills must leave a checkpoint behind; there are more kills if some come before
+        the first checkpoint
+    longest: seconds from the beginning of the training to a kill, at most; one kill in ten does not
+        wait for the training to begin
     """
+    flags = list(flags) + ["--resume"]
     num_kills = 0
     num_resumed = 0
     num_amid_write = 0
+    known_leftovers = set()
     while num_resumed < wanted:
-        process, has_begun = begin(script, [*flags, "--resume"])
+        process, has_begun = begin(script, flags)
         if rng.random() > 0.1:
             has_begun.wait(60)
         process.join(rng.uniform(0, longest))
         if process.exitcode == 0:                        # it ended before it could be killed
             break
         if process.exitcode is not None:
-            raise RuntimeError(f"{script}.py {flags} --resume: exit status {process.exitcode}")
+            raise RuntimeError(f"{script}.py {flags}: exit status {process.exitcode}")
         process.kill()
         process.join()
-        names = []
-        for _, _, names_in_folder in os.walk(out):
-            names += names_in_folder
         num_kills += 1
-        if "training.safetensors" in names:
+        paths = files_below(out)
+        if any(os.path.basename(path) == "training.safetensors" for path in paths):
             num_resumed += 1
-        if any(name.endswith(".tmp") for name in names):
+        # A file that is half written stays until the run writes the same file again. So one that an
+        # earlier kill has left may still be there, and does not count.
+        leftovers = {(path, os.stat(path).st_mtime_ns) for path in paths if path.endswith(".tmp")}
+        if leftovers - known_leftovers:
             num_amid_write += 1
-    finish(script, [*flags, "--resume"])
+        known_leftovers = leftovers
+    finish(script, flags)
     return num_kills, num_resumed, num_amid_write
+
+
+def files_below(out):
+    """List the paths of all files in a folder and in its subfolders."""
+    paths = []
+    for folder, _, names in os.walk(out):
+        paths += [os.path.join(folder, name) for name in names]
+    return paths
 
 
 def remains(out):
     """Read what a run left: {file: its bytes}, without what the clock decides."""
     contents = {}
-    for folder, _, names in os.walk(out):
-        for name in names:
-            path = os.path.join(folder, name)
-            with open(path, "rb") as file:
-                content = file.read()
-            if name == "log.jsonl":
-                lines = [json.loads(line) for line in content.splitlines()]
-                for line in lines:
-                    del line["tokens_per_second"]
-                    del line["time"]
-                content = lines
-            elif name == "training.safetensors":         # its header has the size of the log
-                header_size = int.from_bytes(content[:8], "little")
-                content = content[8 + header_size:]
-            contents[os.path.relpath(path, out)] = content
+    for path in files_below(out):
+        with open(path, "rb") as file:
+            content = file.read()
+        name = os.path.basename(path)
+        if name == "log.jsonl":
+            lines = [json.loads(line) for line in content.splitlines()]
+            for line in lines:
+                del line["tokens_per_second"]
+                del line["time"]
+            content = lines
+        elif name == "training.safetensors":             # its header has the size of the log
+            header_size = int.from_bytes(content[:8], "little")
+            content = content[8 + header_size:]
+        contents[os.path.relpath(path, out)] = content
     return contents
 
 
 def measure(script, steps, flags, folder, num_kills, rng):
-    """Print a row of the table about a script -> the folder of the run that nothing disturbed."""
-    flags = [*FLAGS, "--steps", steps, *flags]
+    """Run a script undisturbed and killed, compare the ends and print a row of the table -> the
+    folder of the undisturbed run. The program ends if the ends differ."""
+    flags = FLAGS + ["--steps", steps] + flags
     whole = os.path.join(folder, f"{script}-whole")
     killed = os.path.join(folder, f"{script}-killed")
-    first = time.perf_counter()
-    finish(script, [*flags, "--out", whole])
-    middle = time.perf_counter()
-    counts = torment(script, [*flags, "--out", killed], killed, num_kills, LONGEST, rng)
-    last = time.perf_counter()
+    begin_whole = time.perf_counter()
+    finish(script, flags + ["--out", whole])
+    begin_killed = time.perf_counter()
+    counts = torment(script, flags + ["--out", killed], killed, num_kills, LONGEST, rng)
+    end = time.perf_counter()
     is_same = remains(whole) == remains(killed)
-    same = "NO"
-    if is_same:
-        same = "yes"
     cells = [script, f"{steps:,}"]
     cells += [str(count) for count in counts]
-    cells += [f"{middle - first:.0f}", f"{last - middle:.0f}", same]
+    cells.append(f"{begin_killed - begin_whole:.0f}")
+    cells.append(f"{end - begin_killed:.0f}")
+    if is_same:
+        cells.append("yes")
+    else:
+        cells.append("NO")
     print(f"| {' | '.join(cells)} |", flush=True)
     if not is_same:
         sys.exit(f"{script}: the killed run ended differently")
@@ -151,7 +171,8 @@ def main():
     """Kill runs of both scripts and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=60,
-                        help="kills of each script that it resumes from (default: 60)")
+                        help="kills of each script after which there is a checkpoint to resume "
+                        "from (default: 60)")
     parser.add_argument("--seed", type=int, default=0,
                         help="seed of the moments of the kills (default: 0)")
     args = parser.parse_args()

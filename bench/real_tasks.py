@@ -1,14 +1,17 @@
-"""Real tasks, three seeds each: a teacher, its student, and the student with --adapters-only, of
-which only each recursion's own parts (its corrections or adapters) and the head are trained.
+"""Fine-tune on real tasks, with three seeds each: a teacher, its student, and the student once more
+with --adapters-only. That trains each recursion's own parts (its corrections or adapters) and the
+head alone.
 
     python distill.py
+        makes out/student, which is needed first
     python bench/real_tasks.py --data ../shared/data --models teacher=DIR student=DIR
     python bench/real_tasks.py --tasks rte cola --seeds 5
     python bench/real_tasks.py --tasks mrpc --recursions 1 2 3 4
 
-Each row is one command of finetune.py, run on one thread, as many at a time as there are cores, so
-seconds are those of a busy machine. Scores are of the test set where it has labels, else of the
-dev set. "majority" is what finetune.py prints of guesses made without a model.
+Each row is one command of finetune.py, run on one thread. As many run at a time as there are cores,
+so the seconds are those of a busy machine. Scores are of the test set if it has labels, otherwise
+of the dev set. "majority" has the scores of guesses made without a model, which finetune.py prints.
+If a command fails, its row says so, the others go on, and the exit status is 1.
 """
 import argparse
 import os
@@ -40,7 +43,7 @@ TASKS = {
           "{data}/qa/squadshifts/amazon_reviews_v1.0.json {data}/qa/squadshifts/reddit_v1.0.json "
           "--dev {data}/qa/xquad/xquad.en.json",
 }
-# The large training sets are not gone through three times, as is the default.
+# By default finetune.py makes three epochs. Of these large training sets it makes one, or fewer.
 LIMITS = {"sst2": "--steps 600", "bc2gm": "--epochs 1", "qa": "--steps 250"}
 # A line that finetune.py prints at its end, such as
 # all       dev             accuracy      77.41% +- 0.11% of 3 seeds
@@ -58,8 +61,9 @@ def list_runs(tasks, models, data, seeds, recursions):
     """List the Runs of all tasks with all models.
 
     models: a list of "name=folder"
-    recursions: how many of a model's to use, a Run for each number; None: all of them, and then the
-    student is also tuned with --adapters-only
+    recursions: a list of numbers: each model has a Run for each of them, with so many of its
+        recursions. None: each model has a Run with all of its recursions, and the student a second
+        one, with --adapters-only
     """
     runs = []
     for task in tasks:
@@ -81,10 +85,8 @@ def list_runs(tasks, models, data, seeds, recursions):
 
 
 def measure(run):
-    """Run a command of finetune.py -> the cells of its row after the model's.
-
-    If the command fails, its row says so and the others go on.
-    """
+    """Run a command of finetune.py -> whether it failed, and the cells of its row that follow the
+    model's."""
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "out")
         command = [sys.executable, "finetune.py"] + run.command.split() + ["--out", out]
@@ -95,14 +97,14 @@ def measure(run):
         seconds = time.perf_counter() - begin
     if done.returncode != 0:
         last_line = done.stderr.strip().split("\n")[-1]
-        return ["-", f"failed: {last_line}", "-", f"{seconds:.0f}", f"`{run.command}`"]
+        return True, ["-", f"failed: {last_line}", "-", f"{seconds:.0f}", f"`{run.command}`"]
     split, scores, majority = read_scores(done.stdout)
-    return [split, scores, majority, f"{seconds:.0f}", f"`{run.command}`"]
+    return False, [split, scores, majority, f"{seconds:.0f}", f"`{run.command}`"]
 
 
 def read_scores(printed):
-    """Find the scores in what finetune.py printed -> the name of the split, the scores of the
-    model, those of the majority; a text each."""
+    """Find the scores in what finetune.py printed -> three texts: the name of the split, the
+    scores of the model, and those of the guesses made without one."""
     lines_of_split = {"dev": [], "test": []}
     for line in printed.splitlines():
         match = SCORE_LINE.fullmatch(line)
@@ -128,7 +130,7 @@ def read_scores(printed):
 
 
 def main():
-    """Print the table that the command line asks for."""
+    """Print the table that the command line asks for. The program fails if a command failed."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="../shared/data", metavar="DIR",
@@ -147,11 +149,17 @@ def main():
     args = parser.parse_args()
     print("| task | model | split | score | majority | seconds | command: python finetune.py |")
     print("|" + "---|" * 7, flush=True)
-    # The rows come in this order, each as soon as it and all before it are there.
     runs = list_runs(args.tasks, args.models, args.data, args.seeds, args.recursions)
+    num_failed = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:     # a thread only waits for its command
-        for run, cells in zip(runs, pool.map(measure, runs)):
+        results = pool.map(measure, runs)
+        # The rows are printed in the order of the runs, each when it and all before it are done.
+        for run, (has_failed, cells) in zip(runs, results):
             print("| " + " | ".join([run.task, run.model] + cells) + " |", flush=True)
+            if has_failed:
+                num_failed += 1
+    if num_failed > 0:
+        sys.exit(f"{num_failed} of {len(runs)} commands have failed")
 
 
 if __name__ == "__main__":

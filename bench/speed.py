@@ -9,11 +9,14 @@
         toy sizes: a test of this script
 
 Each variant is a process of its own, on all cores (speed_ours.py, speed_authors.py). The variants
-take turns, so that what else the machine does meets all of them. A figure is the median over the
-turns, with the smallest and the largest in brackets. So is a ratio, which is taken within each
-turn: "over authors'" is this row's figure divided by theirs. The sections have the numbers that
-they have in EXPERIMENTS.md, where section 2 is a step on a GPU. Students have the paper's adapters,
-as the authors' have, where nothing else is said.
+take turns, so that other work on the machine disturbs all of them. A figure is the median over the
+turns, with the smallest and the largest in brackets. A ratio is taken within each turn, and the
+table has the median of these ratios. "over X" is a row's figure divided by that of X. In the first
+table of inference, "over ours" is the other's time divided by ours, so above 1 ours is faster.
+
+A MB is 2**20 bytes, of memory and of text. The sections have the same numbers as in EXPERIMENTS.md,
+where section 2 is a step on a GPU. Unless something else is said, students have the paper's
+adapters, as the authors' student has.
 """
 import argparse
 import json
@@ -36,7 +39,7 @@ BENCH = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(BENCH)
 # bert-base and the paper's student of it.
 BASE = Shape(B=8, T=128, V=30522, E=128, C=768, H=12, F=3072, L=12, R=6)
-# For how the cost grows with each size in GROWTH.
+# The tables of growth begin with these sizes. Then one size at a time takes the values in GROWTH.
 SMALL = BASE._replace(V=16384, E=64, C=256, H=4, F=1024)
 GROWTH = {"T": [64, 128, 256, 512], "B": [2, 4, 8, 16], "R": [2, 3, 4, 6, 12],
           "V": [8192, 16384, 32768, 65536]}
@@ -48,7 +51,7 @@ TOY_GROWTH = {"T": [8, 16]}
 # An epoch of PubMed in the authors' biomedical script: steps, sequences, tokens.
 EPOCH_TOKENS = 174_000 * 192 * 256
 TEXT_MEGABYTES = 55                         # of text to tokenise in each turn
-# The terms of a step, in the order of a row.
+# The terms into which the time of a step is divided: the columns of a table.
 TERMS = ["data", "teacher", "student", "losses", "backward", "reduce, clip", "optimizer"]
 
 
@@ -58,9 +61,9 @@ TERMS = ["data", "teacher", "student", "losses", "backward", "reduce, clip", "op
 #     seconds     how long one step, pass or run took
 #     rate        sequences, sentences or million tokens per second
 #     MB          the most memory that the process has had so far
-#     above       the same, less what it had before it made its models
-#     matrix      operations per second of large matrix products here, in thousand millions
-#     share       the share of that rate which a step reaches, counting useful operations alone
+#     above       the same, less what it had after its imports, before it made its models
+#     matrix      how many thousand million operations per second matrix products reach here
+#     share       the part of this rate that a step reaches, if only useful operations count
 #     a term      the seconds of one of the TERMS of a step
 
 
@@ -124,7 +127,8 @@ class Worker:
 
 
 def start_workers(args, variants):
-    """Start the processes of {name: Variant} -> {name: Worker}; without --authors not theirs."""
+    """Start the processes of {name: Variant} -> {name: Worker}. Without --authors, the authors'
+    variants are left out."""
     workers = {}
     for name, variant in variants.items():
         if variant.script == "speed_ours.py":
@@ -135,7 +139,7 @@ def start_workers(args, variants):
 
 
 def take_turns(workers, num_turns, request):
-    """Send the request to one worker after the other, so many times -> {name: its answers}.
+    """Send a request to one worker after the other, num_turns times -> {name: list of answers}.
 
     While one works, the others only wait for their next request.
     """
@@ -154,9 +158,10 @@ def close_workers(workers):
 
 
 def compare(args, variants):
-    """Measure {name: Variant} in turns -> {name: its answers}.
+    """Measure {name: Variant} in turns -> {name: list of answers}.
 
-    The answers of a first turn do not count: in it memory is gotten and programs are compiled.
+    The answers of a first turn do not count. It is slower, because in it a process requests its
+    memory from the system and torch.compile compiles.
     """
     workers = start_workers(args, variants)
     take_turns(workers, 1, {})
@@ -209,7 +214,10 @@ def summary(values):
 
 
 def judgement(values, target):
-    """Write a cell: a target, such as ">= 4.5", and whether the median of the values meets it."""
+    """Write a cell: a target, such as ">= 4.5", and whether the median of the values meets it.
+
+    It is "-" if there is no target (""), and the target alone if there are no values.
+    """
     if target == "":
         return "-"
     if not values:
@@ -242,8 +250,9 @@ def ratio_cells(over, under, what, target=""):
 def step_section(args, folder):
     """Print the tables of a step: speed, memory, where the time goes, hours for an epoch.
 
-    All variants have the same sizes and as many masked places. Ours draws these places in each
-    step, the authors' variant has them ready. A step ends with the update of the parameters.
+    All variants have the same sizes and the same number of masked places. Ours draws these places
+    in each step, the authors' variant has them ready. A step ends with the update of the
+    parameters. All ratios are over the authors' float32, those of bfloat16 as well.
     """
     shape = BASE
     if args.quick:
@@ -259,7 +268,7 @@ def step_section(args, folder):
     variants["ours, --bf16"] = our_step(bf16=True)
     variants["authors', bfloat16"] = authors("authors_step", shape=shape, bf16=True)
     # Compiled in bfloat16 it gives nan on some CPUs, a fault of torch 2.13: see EXPERIMENTS.md.
-    if not args.quick:                                   # to compile takes long
+    if not args.quick:                                   # compiling takes long
         variants["ours, --compile"] = our_step(compiled=True)
     answers = compare(args, variants)
     print_steps(f"1. Distillation step on the CPU: {describe(shape)}", answers)
@@ -270,12 +279,13 @@ def step_section(args, folder):
 def print_steps(title, answers):
     """Print a row for each variant of a step.
 
-    Of our variants it is told, too, how near they come to what this machine can do: the share of
-    its rate of matrix products that the products of a step reach which cannot be left out.
+    The last three columns say how near our variants come to what this machine can do. First comes
+    its rate: how many operations per second a large matrix product reaches. Then comes the part of
+    this rate that the step reaches, if only the products count that no step can do without.
     """
     print_heading(title, [
-        "variant", "s/step", "sequences/s", "over authors'", "target", "MB", "over authors'",
-        "target", "GFLOP/s of matrices", "of which useful", "target"])
+        "variant", "s/step", "sequences/s", "over authors' float32", "target", "MB",
+        "over authors' float32", "target", "GFLOP/s of matrices", "of which useful", "target"])
     theirs = answers.get("authors'")
     for name, found in answers.items():
         is_ours = name.startswith("ours")
@@ -302,7 +312,8 @@ def print_steps(title, answers):
 def print_terms(answers):
     """Print where the time of our variants of a step goes, by the clock inside them.
 
-    "losses" is all of the forward pass that is neither teacher nor student.
+    "losses" is all of the forward pass that is neither teacher nor student. A forward pass that is
+    compiled is one program, so all of it is in "losses", and the cells of the models are "-".
     """
     title = "1. Distillation step on the CPU: where the time goes, ms"
     print_heading(title, ["variant"] + TERMS)
@@ -311,16 +322,19 @@ def print_terms(answers):
             continue
         cells = [name]
         for term in TERMS:
-            # A compiled forward pass is one: its teacher and its student are among the losses.
-            seconds = statistics.median(answer.get(term, 0.0) for answer in found)
-            cells.append(f"{1000 * seconds:.1f}")
+            if term in found[0]:
+                cells.append(f"{1000 * median_of(found, term):.1f}")
+            else:
+                cells.append("-")
         print_row(cells)
 
 
 def print_epoch(tokens_per_second):
-    """Print how long the authors' epoch of PubMed would take, at the rate of this machine."""
+    """Print how long the authors' epoch of PubMed would take at the rate of section 1, whose
+    sequences are shorter than theirs."""
     print_heading(
-        f"1. One epoch of PubMed, {EPOCH_TOKENS:,} tokens; on eight, were communication free",
+        f"1. One epoch of PubMed, {EPOCH_TOKENS:,} tokens; on eight machines, if they exchanged "
+        "gradients in no time",
         ["rate measured on", "tokens/s", "hours on one", "on eight"])
     hours = EPOCH_TOKENS / tokens_per_second / 3600
     print_row(["this CPU, ours", f"{tokens_per_second:,.0f}", f"{hours:,.1f}",
@@ -330,9 +344,11 @@ def print_epoch(tokens_per_second):
 # ---- 3. Inference -----------------------------------------------------------------------
 
 def inference_section(args, folder):
-    """Print the tables of a forward pass, beside the fastest other, and of mixed lengths.
+    """Print the tables of a forward pass beside the fastest other one, of a student with
+    corrections, and of mixed lengths.
 
-    All variants load the same file, and have to compute the same before they are timed.
+    In the first table all variants load the same file. Before they are timed, it is checked that
+    they compute the same.
     """
     from speed_ours import save_models                   # main() has chosen whose modules it uses
     shape = BASE
@@ -358,8 +374,8 @@ def inference_section(args, folder):
 
 
 def inference_variants(kind, path, shape):
-    """List all that can run a model: {name: Variant}. transformers has no student with adapters,
-    and the authors have no BERT."""
+    """List the variants that can run a kind of model: {name: Variant}. transformers has no student
+    with adapters, and the authors have no BERT."""
     variants = {"ours": ours("our_inference", path=path, shape=shape)}
     if kind != "student":
         model = "AlbertModel"
@@ -380,36 +396,38 @@ def check_outputs(kind, workers):
     our_values = np.array(answers["ours"][0]["values"])
     for name, found in answers.items():
         difference = np.abs(np.array(found[0]["values"]) - our_values).max()
-        if difference > 1e-4:
+        if np.isnan(difference) or difference > 1e-4:
             raise SystemExit(f"{name} differs from our {kind} by {difference}")
 
 
 def print_inference(kind, workers, request, num_turns):
-    """Print a row: our forward pass and the fastest other one.
+    """Print a row: our forward pass and that of the fastest other, by its median.
 
-    A first turn, which does not count, shows which other is the fastest at this size. Then those
-    two alone take turns.
+    All take part in all turns: one turn alone would not show which other is the fastest. A first
+    turn, which does not count, is the warm-up for this size.
     """
-    first = take_turns(workers, 1, request)
-    compared = {"ours": workers["ours"]}
-    others = [name for name in workers if name != "ours"]
+    take_turns(workers, 1, request)
+    answers = take_turns(workers, num_turns, request)
+    our_answers = answers.pop("ours")
     fastest = "-"
-    if others:
-        fastest = min(others, key=lambda name: first[name][0]["seconds"])
-        compared[fastest] = workers[fastest]
-    answers = take_turns(compared, num_turns, request)
-    theirs = answers.get(fastest, [])
-    our_milliseconds = summary(values_of(answers["ours"], "seconds", 1000))
+    theirs = []
+    if answers:
+        fastest = min(answers, key=lambda name: median_of(answers[name], "seconds"))
+        theirs = answers[fastest]
+    our_milliseconds = summary(values_of(our_answers, "seconds", 1000))
     their_milliseconds = summary(values_of(theirs, "seconds", 1000))
     size = f"{request['batch']} x {request['length']}"
     cells = [kind, size, our_milliseconds, fastest, their_milliseconds]
-    cells += ratio_cells(theirs, answers["ours"], "seconds", ">= 1")
+    cells += ratio_cells(theirs, our_answers, "seconds", ">= 1")
     print_row(cells)
 
 
 def print_corrections(args, bert, folder, shape, lengths):
-    """Print a table: a BERT, whose folder is `bert`, and its student with corrections, which are
-    added to the matrices in each forward pass or once for all."""
+    """Print a table: a BERT, whose folder is `bert`, beside a student with corrections.
+
+    In the column "student" each forward pass adds the corrections to the matrices. In the column
+    "student, merged" they were added once, before the first pass.
+    """
     from speed_ours import save_student_with_corrections
     paths = {"bert": bert}
     paths |= save_student_with_corrections(shape, folder)
@@ -421,7 +439,9 @@ def print_corrections(args, bert, folder, shape, lengths):
         "batch x length", "bert", "student", "over bert's", "student, merged", "over bert's"])
     for batch in (1, 32):
         for length in lengths:
-            answers = take_turns(workers, args.repeats, {"batch": batch, "length": length})
+            request = {"batch": batch, "length": length}
+            take_turns(workers, 1, request)              # the warm-up for this size
+            answers = take_turns(workers, args.repeats, request)
             cells = [f"{batch} x {length}", summary(values_of(answers["bert"], "seconds", 1000))]
             for kind in ("corrections", "merged"):
                 ratio, _ = ratio_cells(answers[kind], answers["bert"], "seconds")
@@ -431,7 +451,8 @@ def print_corrections(args, bert, folder, shape, lengths):
 
 
 def print_mixed_lengths(args, folder, path):
-    """Print a table: what it brings to predict sentences of like lengths together."""
+    """Print a table: the seconds of a prediction if sentences of similar length share a batch, and
+    if they do not."""
     most = 872                                           # all of SST-2's dev set
     if args.quick:
         most = 32
@@ -458,7 +479,8 @@ def print_mixed_lengths(args, folder, path):
 def tuning_section(args, folder):
     """Print the table of fine-tuning: the whole model, its adapters or its head alone.
 
-    A turn is an epoch over real sentences, without the evaluation after it.
+    A turn is an epoch over real sentences, without the evaluation after it. Ours sorts sentences by
+    length before it makes batches, theirs does not: the ratio includes what this saves.
     """
     from speed_ours import save_models                   # main() has chosen whose modules it uses
     if not has_data(args, "glue/SST-2/dev.tsv"):
@@ -550,8 +572,8 @@ def tokenise_section(args, folder):
     methods = ("tokenise", "encode_batch", "encode_batch_fast")
     answers = compare(args, {how: our_tokens(how) for how in methods})
     print_heading("5. Tokenising", [
-        "how", "MB of text", "s", "million tokens/s", "over encode_batch", "target", "MB",
-        "target"])
+        "how", "MB of text", "s", "million tokens/s", "over encode_batch", "target",
+        "MB of memory", "target"])
     for how, found in answers.items():
         print_tokenising(how, megabytes, found, answers["encode_batch"])
     if args.megabytes > megabytes and not args.quick:
@@ -563,7 +585,10 @@ def tokenise_section(args, folder):
 
 
 def print_tokenising(how, megabytes, found, encode_batch):
-    """Print a row of a way to tokenise. encode_batch: the answers to compare with, or None."""
+    """Print the row of one way to tokenise.
+
+    found: its answers; encode_batch: the answers to compare them with, or None
+    """
     speed_target = ""
     memory_target = ""
     if how.startswith("tokenise"):
@@ -581,21 +606,49 @@ def print_tokenising(how, megabytes, found, encode_batch):
 
 
 def write_text(args, path, megabytes):
-    """Write so much of the text in --data, from its beginning again where it ends."""
+    """Write the first megabytes of the text in --data, up to the end of a line. If the text is
+    shorter, it is written again and again."""
     size = megabytes * 2**20
     with open(path, "wb") as out:
         while out.tell() < size:
             with lzma.open(os.path.join(args.data, "text/enwiki.txt.xz")) as text:
-                piece = text.read(2**20)
-                while piece != b"" and out.tell() < size:
-                    out.write(piece)
-                    piece = text.read(2**20)
+                for line in text:
+                    if out.tell() >= size:
+                        break
+                    out.write(line)
 
 
 # ---- 6. The start of the commands -------------------------------------------------------
 
 def start_section(args, folder):
-    """Print the table of what a user waits for: whole commands, each run as a user runs it."""
+    """Print the table of what a user waits for: whole commands, each run as a user runs it.
+
+    With --quick the run has three steps, and the tests are only collected.
+    """
+    print_heading("6. Start", ["what", "s", "over import torch", "target"])
+    print_time_of_help(args)
+    command = ["distill.py", "--overwrite", "--cache", os.path.join(folder, "cache"), "--out",
+               os.path.join(folder, "out")]
+    waits = []
+    for _ in range(args.repeats + 1):
+        # distill.py prints a line about its steps just before the first one.
+        waits.append(run_python(args.code, command + ["--steps", "1"], until="steps"))
+    print_wait("before step 1, no cache", waits[:1], "<= 30")
+    print_wait("before step 1, cached", waits[1:], "<= 30")
+
+    tests = ["-m", "pytest", "-q", "-n", "2"]
+    if args.quick:
+        command += ["--steps", "3"]
+        tests.append("--collect-only")
+    whole_run = run_python(args.code, command)
+    print_wait("python distill.py, cached, one run", [whole_run], "<= 180")
+    # The tests come last: if one fails, the rows above are printed already.
+    test_suite = run_python(args.code, tests)
+    print_wait("the test suite, one run", [test_suite], "<= 90")
+
+
+def print_time_of_help(args):
+    """Print two rows: the seconds of "import torch", and those of distill.py --help beside it."""
     import_torch = []
     with_help = []
     for _ in range(args.repeats + 1):
@@ -603,29 +656,10 @@ def start_section(args, folder):
         with_help.append({"seconds": run_python(args.code, ["distill.py", "--help"])})
     import_torch = import_torch[1:]                      # the first turn does not count
     with_help = with_help[1:]
-
-    command = ["distill.py", "--overwrite", "--cache", os.path.join(folder, "cache"), "--out",
-               os.path.join(folder, "out")]
-    waits = []
-    for _ in range(args.repeats + 1):
-        # distill.py prints a line about its steps just before the first one.
-        waits.append(run_python(args.code, command + ["--steps", "1"], until="steps"))
-    tests = ["-m", "pytest", "-q", "-n", "2"]
-    if args.quick:
-        command += ["--steps", "3"]
-        tests.append("--collect-only")
-    whole_run = run_python(args.code, command)
-    test_suite = run_python(args.code, tests)
-
-    print_heading("6. Start", ["what", "s", "over import torch", "target"])
     print_row(["import torch", summary(values_of(import_torch, "seconds")), "-", "-"])
     cells = ["distill.py --help", summary(values_of(with_help, "seconds"))]
     cells += ratio_cells(with_help, import_torch, "seconds")
     print_row(cells)
-    print_wait("before step 1, no cache", waits[:1], "<= 30")
-    print_wait("before step 1, cached", waits[1:], "<= 30")
-    print_wait("python distill.py, cached, one run", [whole_run], "<= 180")
-    print_wait("the test suite, one run", [test_suite], "<= 90")
 
 
 def print_wait(what, seconds, target):
@@ -634,8 +668,11 @@ def print_wait(what, seconds, target):
 
 
 def run_python(code, command, until=None):
-    """Run python with this command line in the folder code -> the seconds until it ends, or until
-    it prints a line that begins with `until`. It is an error if it fails."""
+    """Run python with this command line in the folder code -> the seconds until it ends.
+
+    until: if it is given, the seconds until a line is printed that begins with it
+    If the command fails, this program ends with what it printed.
+    """
     begin = time.perf_counter()
     seconds = None
     printed = []
@@ -657,7 +694,8 @@ def run_python(code, command, until=None):
 def growth_section(args, folder):
     """Print the tables of how the cost of a step grows, with its sizes and with processes.
 
-    One size grows at a time. The exponent p of time or memory ~ size^p is fitted to all of them.
+    One size grows at a time. The exponent p, in time = a constant times size^p, is fitted to the
+    medians of all values of this size; for memory likewise.
     """
     shape = SMALL
     growth = GROWTH
@@ -684,9 +722,10 @@ def growth_section(args, folder):
 def print_processes(args):
     """Print a table: steps that several processes make together, with a thread each.
 
-    They share a batch and sum their gradients, as under torchrun. How long a process is in the
-    sum includes its waiting for the others; the clipping of the gradients after it is included,
-    too, which alone takes what "reduce, clip" says in section 1.
+    They share a batch and sum their gradients, as under torchrun. The figures are over all turns
+    and all processes. The column of all_reduce contains the sum of the gradients, the waiting for
+    other processes, and the clipping afterwards. What the clipping alone takes is the term
+    "reduce, clip" of section 1, where one process has nothing to sum.
     """
     shape = BASE
     worlds = [2, 4]
@@ -735,18 +774,23 @@ def free_port():
 
 def study_section(args, folder):
     """Print the table of a step at the size of bench/study.py. The study says how many steps a
-    student needs; with the seconds of this table that becomes a time."""
+    student needs; with the seconds of this table that becomes a time.
+
+    As in the study, our students have no dropout, and the student with corrections has narrower
+    embeddings. The authors' student has a dropout of 0.1, as in their code.
+    """
     shape = STUDY
     if args.quick:
         shape = TOY
     variants = {}
     variants["ours, adapters"] = ours("our_step", shape=shape, dropout=0.0)
-    # As in the study, the student with corrections has narrower embeddings.
-    variants["ours, corrections"] = ours("our_step", shape=shape._replace(E=shape.C // 4),
-                                         correction_rank=30, dropout=0.0)
+    narrow = shape._replace(E=shape.C // 4)
+    variants[f"ours, corrections, E={narrow.E}"] = ours(
+        "our_step", shape=narrow, correction_rank=30, dropout=0.0)
     variants["authors'"] = authors("authors_step", shape=shape)
     answers = compare(args, variants)
-    print_heading(f"Distillation step at the size of bench/study.py: {describe(shape)}",
+    print_heading("Distillation step at the size of bench/study.py, ours without dropout: "
+                  f"{describe(shape)}",
                   ["variant", "s/step", "sequences/s", "over authors'", "MB", "over authors'"])
     theirs = answers.get("authors'")
     for name, found in answers.items():
@@ -784,8 +828,8 @@ def arguments():
                         help="folder with glue/SST-2, text/enwiki.txt.xz, vocab/bert-base-uncased "
                         "(default: ../shared/data)")
     parser.add_argument("--megabytes", type=int, default=TEXT_MEGABYTES, metavar="N",
-                        help="text to tokenise, in MB; more than 55: once more, with so much "
-                        "(default: 55)")
+                        help="the text to tokenise, in MB. If it is more than 55, 55 MB are "
+                        "tokenised in turns, and then N MB once (default: 55)")
     parser.add_argument("--quick", action="store_true",
                         help="toy sizes and one turn: a test of this script")
     args = parser.parse_args()
@@ -802,8 +846,10 @@ def main():
     if args.authors is None:
         authors_rows = "left out: no --authors"
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
-          f"medians of {args.repeats}, smallest to largest in brackets; the authors' rows are "
-          f"{authors_rows}.", flush=True)
+          f"medians of {args.repeats}, smallest to largest in brackets; a MB is 2**20 bytes; the "
+          f"authors' rows are {authors_rows}.", flush=True)
+    if args.quick:
+        print("These are toy sizes: whether a target is met says nothing.", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in args.rows:
             SECTIONS[name](args, folder)

@@ -21,8 +21,11 @@ from speed_worker import forward_measure, seconds_of, serve
 
 
 def student_config(shape, adapters=True, **others):
-    """Make the config of a student as the authors' checkpoints have it; the two fields that are not
-    ALBERT's are about the adapters, which are narrower than C by the reduction factor."""
+    """Make the config of a student as the authors' checkpoints have it.
+
+    Two fields are not ALBERT's: whether there are adapters, and by what factor an adapter is
+    narrower than C.
+    """
     config = transformers.AlbertConfig(
         vocab_size=shape.V, embedding_size=shape.E, hidden_size=shape.C,
         num_hidden_layers=shape.R, num_attention_heads=shape.H, intermediate_size=shape.F,
@@ -33,7 +36,8 @@ def student_config(shape, adapters=True, **others):
 
 
 def make_optimizer(model):
-    """Make the AdamW of transformers, a loop over parameters, which the authors' Trainer has."""
+    """Make the AdamW of transformers, which the authors' Trainer uses. It updates one parameter
+    after the other, in a loop."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return transformers.AdamW(trained, lr=1e-4, weight_decay=0.01, no_deprecation_warning=True)
 
@@ -48,10 +52,11 @@ def update(model, optimizer):
 # ---- A step of distillation -------------------------------------------------------------
 
 def authors_step(shape, bf16=False, device="cpu"):
-    """Build a step as the authors' training wrapper makes it, told again from their code.
+    """Build a step that does what the authors' training wrapper does. It was written anew from
+    their code.
 
-    As there, the teacher has dropout, the losses are of what masked_select copies, logits are
-    computed at all places, and the embedding loss is computed and not used.
+    As there, the teacher has dropout; the losses are computed from copies that masked_select makes;
+    logits are computed at all places; the embedding loss is computed, but not used.
     """
     torch.manual_seed(0)
     device = torch.device(device)
@@ -163,10 +168,12 @@ def authors_inference(path, shape):
 
 
 def authors_tuning(mode, sentences, shape):
-    """Build an epoch of fine-tuning as the authors' script has it, with the Trainer of
-    transformers: in random order, each batch padded to its longest sentence.
+    """Build an epoch of fine-tuning that does what the Trainer of transformers does in the authors'
+    script. The Trainer itself is not run. The sentences come in random order, and each batch is
+    padded to its longest sentence.
 
-    mode: all, or adapters (and the head); sentences: a file of [[token numbers, label], ...]
+    mode: what is trained: "all" or "adapters" (and the head)
+    sentences: a file of [[token numbers, label], ...]
     """
     config = student_config(shape, num_labels=2, classifier_dropout=None)
     torch.manual_seed(0)
@@ -179,11 +186,12 @@ def authors_tuning(mode, sentences, shape):
         rows = [(torch.tensor(ids), label) for ids, label in json.load(file)]
 
     def epoch():
-        for batch in torch.randperm(len(rows)).split(32):
-            texts = [rows[i][0] for i in batch]
-            labels = torch.tensor([rows[i][1] for i in batch])
-            ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
-            mask = (ids > 0).long()
+        order = torch.randperm(len(rows))
+        for numbers in order.split(32):                  # of the sentences in a batch
+            texts = [rows[i][0] for i in numbers]
+            labels = torch.tensor([rows[i][1] for i in numbers])
+            ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)    # (B, T)
+            mask = (ids > 0).long()                      # pad_sequence fills up with 0
             segments = torch.zeros_like(ids)
             loss = model(ids, mask, segments, labels=labels).loss
             loss.backward()

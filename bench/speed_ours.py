@@ -1,8 +1,9 @@
 """Our variants for bench/speed.py, and those of transformers; see speed_worker.py.
 
 The folder of the program that is measured has to be on PYTHONPATH: speed.py --code chooses it.
-Each variant calls the program's own functions, in a process that is set up as our commands set it
-up: freed memory is kept (distill.keep_freed_memory, which set_up_processes calls, too).
+Our variants call the program's own functions, in a process that is set up as our commands set it
+up: where distill.py and finetune.py keep freed memory, they do, too (distill.keep_freed_memory,
+which set_up_processes calls).
 """
 import json
 import os
@@ -27,25 +28,28 @@ from speed_worker import forward_measure, peak_megabytes, seconds_of, serve
 # ---- A step of distillation -------------------------------------------------------------
 
 class Clock:
-    """Seconds by term. A lap books all time since the last lap on the term that has just ended."""
+    """A clock that adds up the seconds of each term of a step: {term: seconds}.
+
+    lap(term) is called when a term ends. It adds the time since the call before it to this term.
+    """
 
     def __init__(self):
         self.restart()
 
     def restart(self):
-        """Forget all laps and begin the first one."""
+        """Forget all times. The first term begins now."""
         self.seconds = {}
         self.last_lap = time.perf_counter()
 
     def lap(self, term):
-        """End a lap, which was one of this term."""
+        """Add the time since the last lap to this term, which has just ended."""
         now = time.perf_counter()
         self.seconds[term] = self.seconds.get(term, 0.0) + now - self.last_lap
         self.last_lap = now
 
 
 class ClockedModel(MiniALBERT):
-    """A model whose time is booked on its own term: teacher or student."""
+    """A model that adds its time to a term of a Clock: "teacher" or "student"."""
 
     def __init__(self, config, clock, term):
         super().__init__(config)
@@ -54,7 +58,8 @@ class ClockedModel(MiniALBERT):
 
     def forward(self, ids, mask=None, segments=None, maps=()):
         """Do as MiniALBERT does."""
-        # What came before, since the batch was drawn or the other model was done.
+        # The time since the batch was drawn, or since the other model was done, belongs to the
+        # losses.
         self.clock.lap("losses")
         result = super().forward(ids, mask, segments, maps)
         self.clock.lap(self.term)
@@ -69,7 +74,7 @@ class ClockedModel(MiniALBERT):
 
 
 class ClockedBatches(data.MaskedBatches):
-    """Batches whose time is booked on the term data."""
+    """Batches that add their time to the term "data" of a Clock."""
 
     def __init__(self, tokens, tokenizer, T, batch_size, clock):
         super().__init__(tokens, tokenizer, T, batch_size)
@@ -83,8 +88,11 @@ class ClockedBatches(data.MaskedBatches):
 
 
 class ClockedObjective:
-    """A Distillation for training_step, which asks it for micro-batches; its time and that of the
-    backward pass are booked on the terms losses and backward."""
+    """The objective for training_step: a Distillation with a Clock.
+
+    The time of a micro-batch's losses that no other term has goes to "losses", and that of its
+    backward pass to "backward".
+    """
 
     def __init__(self, distillation, clock):
         self.distillation = distillation
@@ -102,8 +110,8 @@ class ClockedObjective:
 
 def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_rate=False,
              correction_rank=0, dropout=0.1):
-    """Build distill.training_step on random tokens; it is one of several processes if RANK and
-    WORLD_SIZE are set, as torchrun sets them.
+    """Build a step: distill.training_step on random tokens. If RANK and WORLD_SIZE are set, as
+    torchrun sets them, this process is one of several that make the step together.
 
     compiled: with torch.compile
     correction_rank: 0, or the rank of corrections that the student has in place of adapters
@@ -127,6 +135,8 @@ def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_ra
     else:
         teacher = ClockedModel(teacher_config, clock, "teacher")
         student = ClockedModel(student_config, clock, "student")
+    if bf16:
+        distill.cast_linear_layers(teacher)              # as distill.py does
     weights = {name: weight for name, weight in distill.LOSS_WEIGHTS.items() if weight > 0}
     distillation = distill.Distillation(
         student, teacher, random_batches(shape, clock), weights, processes=processes, bf16=bf16,
@@ -141,10 +151,9 @@ def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_ra
 
     optimizer.register_step_pre_hook(before_update)
 
-    # Always step 0, so always the same batch: every turn has the same work.
     def step():
-        distill.training_step(
-            student, objective, optimizer, 0, options, processes)
+        # It is always step 0, which has always the same batch. So every turn has the same work.
+        distill.training_step(student, objective, optimizer, 0, options, processes)
         clock.lap("optimizer")
 
     def measure():
@@ -165,8 +174,8 @@ def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_ra
 
 
 def make_config(shape, kind, tie_decoder=True):
-    """Make the Config of a bert (the teacher), of a student, or of an albert: a student without
-    adapters."""
+    """Make the Config of a kind of model: "bert" is the teacher, "student" has adapters, "albert"
+    is a student without adapters."""
     num_layers = shape.R
     num_groups = 1
     E = shape.E
@@ -184,7 +193,7 @@ def make_config(shape, kind, tie_decoder=True):
 
 
 def random_batches(shape, clock):
-    """Make masked batches of random tokens; the first five tokens are the special ones."""
+    """Make masked batches of random tokens. The numbers below 5 are those of special tokens."""
     tokenizer = SimpleNamespace(
         cls_id=1, sep_id=2, mask_id=3, special_ids=np.arange(5),
         ordinary_ids=np.arange(5, shape.V), vocab_size=shape.V)
@@ -194,7 +203,8 @@ def random_batches(shape, clock):
 
 
 def training_options():
-    """Make options for distill.training_step, with a learning rate that hardly changes."""
+    """Make options for distill.training_step. After a million steps the learning rate would be 0,
+    so in the few steps of a test it hardly changes."""
     return distill.TrainingOptions(
         steps=1_000_000, lr=1e-4, warmup=0, weight_decay=0.01, seed=0, log_every=1, eval_every=0,
         save_every=1, out="", resume=False)
@@ -203,8 +213,8 @@ def training_options():
 def matrix_rate(shape, bf16):
     """Measure the most operations per second of a product of matrices on this machine.
 
-    It is one of a layer's own products, or one of large squares, whichever is faster. A product
-    of (m, k) and (k, n) has m k n multiplications and as many additions.
+    Two products are tried three times each: one of a layer's own, and one of large squares. The
+    fastest counts. A product of (m, k) and (k, n) has m k n multiplications and as many additions.
     """
     dtype = torch.float32
     if bf16:
@@ -220,10 +230,10 @@ def matrix_rate(shape, bf16):
 
 
 def useful_operations(shape, tie_decoder):
-    """Count the operations of a step's matrix products: the teacher's forward pass, and the
-    student's three times, because its backward pass has twice as many as its forward pass.
+    """Count the operations of the matrix products that a step cannot do without.
 
-    Over the vocabulary only the masked places count.
+    The teacher has a forward pass. The student has a forward pass and a backward pass with twice
+    as many operations. The logits over the vocabulary are counted at the masked places alone.
     """
     N = shape.B * shape.T                                # tokens
     M = shape.B * shape.num_masked                       # masked places
@@ -259,8 +269,8 @@ def save_models(shape, folder):
 
 
 def save_student_with_corrections(shape, folder):
-    """Save a random student with corrections of rank C / 8, as it is and with them merged into the
-    matrices -> {kind: its folder}."""
+    """Save a random student with corrections of rank C / 8 twice: as it is, and with the
+    corrections merged into the matrices -> {kind: its folder}."""
     config = make_config(shape, "albert")
     torch.manual_seed(0)
     student = MiniALBERT(replace(config, correction_rank=shape.C // 8), head=False)
@@ -273,8 +283,11 @@ def save_student_with_corrections(shape, folder):
 
 
 def our_inference(path, shape):
-    """Build our forward pass, of the encoder without any head. As in our programs, the C library
-    keeps freed memory; in the other variants it does not, as in their programs."""
+    """Build our forward pass, of the encoder without any head.
+
+    As in our programs, the C library keeps freed memory. In the variants of others it does not,
+    because their programs do not ask for it.
+    """
     distill.keep_freed_memory()
     return forward_measure(load(path), shape.V)
 
@@ -291,8 +304,10 @@ def transformers_inference(path, shape, model, attention):
 def our_predictions(how, path, sentences):
     """Build the prediction of sentences in batches of 64.
 
-    how: sorted, as finetune.predict_logits does it; in_file_order, each batch padded to its
-    longest sentence; padded, in file order and to 128 tokens
+    how: which sentences share a batch, and how long the batch is
+        sorted: sentences of similar length, by finetune.predict_logits
+        in_file_order: neighbours in the file; a batch is as long as its longest sentence
+        padded: neighbours in the file; every batch is 128 tokens long
     """
     distill.keep_freed_memory()
     features = read_features(sentences)
@@ -302,8 +317,11 @@ def our_predictions(how, path, sentences):
     @torch.inference_mode()
     def predict_in_file_order():
         for begin in range(0, len(features), 64):
-            arrays = finetune.collate(features[begin:begin + 64], is_qa=False)
-            ids, mask, segments, _ = [torch.from_numpy(array) for array in arrays]
+            batch = features[begin:begin + 64]
+            ids, mask, segments, _ = finetune.collate(batch, is_qa=False)
+            ids = torch.from_numpy(ids)                  # (B, T)
+            mask = torch.from_numpy(mask)
+            segments = torch.from_numpy(segments)
             if how == "padded":
                 missing = 128 - ids.shape[1]
                 ids = F.pad(ids, (0, missing))
@@ -325,16 +343,16 @@ def our_predictions(how, path, sentences):
 # ---- Tuning -----------------------------------------------------------------------------
 
 def write_sentences(tsv, vocabulary, path, most):
-    """Tokenise at most so many sentences of a file of SST-2, evenly spread over it, and write
-    them as [[token numbers, label], ...] -> how many there are."""
+    """Tokenise sentences of a file of SST-2 and write them as [[token numbers, label], ...] -> how
+    many there are: all, or `most` of them, evenly spread over the file."""
     tokenizer = data.Tokenizer(vocabulary)
     with open(tsv, encoding="utf-8") as file:
         lines = [line.rstrip("\n") for line in file]
     lines = lines[1:]                                    # the first has the names of the columns
-    most = min(most, len(lines))
-    lines = [lines[i * len(lines) // most] for i in range(most)]
+    num_sentences = min(most, len(lines))
     rows = []
-    for line in lines:
+    for i in range(num_sentences):
+        line = lines[i * len(lines) // num_sentences]
         text, label = line.split("\t")
         ids = tokenizer.encode([text])[0]
         rows.append([[tokenizer.cls_id] + ids[:126] + [tokenizer.sep_id], int(label)])
@@ -363,10 +381,10 @@ def sst2_task():
 
 
 def our_tuning(mode, path, sentences, bf16=False):
-    """Build an epoch of fine-tuning, of distill.training_step as finetune.py calls it, with a
-    dropout of 0.1, as the other programs have.
+    """Build an epoch of fine-tuning: each step is distill.training_step, as in finetune.py. The
+    dropout is 0.1, as in the authors' program.
 
-    mode: all, adapters (and the head) or head (alone)
+    mode: what is trained: "all", "adapters" (and the head) or "head" (alone)
     sentences: a file of write_sentences
     """
     processes = distill.set_up_processes("cpu", 32)
@@ -392,8 +410,11 @@ def our_tuning(mode, path, sentences, bf16=False):
 # ---- Tokenising -------------------------------------------------------------------------
 
 def our_tokens(how, text, vocabulary):
-    """Build a pass over a text file: data.tokenise, or a method of the tokenizers library on lines
-    that are in memory already."""
+    """Build the tokenising of a text file.
+
+    how: "tokenise", data.tokenise from file to file, or the name of a method of the tokenizers
+        library, which gets lines that are in memory already
+    """
     tokenizer = data.Tokenizer(vocabulary)
     out = f"{text}.bin"
     batches = []

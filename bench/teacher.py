@@ -1,12 +1,14 @@
 """Pre-train the embedded teacher, assets/teacher, by the project's own loop.
 
     python bench/teacher.py --out out/teacher
-        three runs of distill.py, one after the other: about half an hour on two CPU cores
+        makes three runs of distill.py, one after the other. With one thread of a busy machine this
+        took an hour
 
-Each run goes on from the model of the one before, with sequences of another length: short ones
-first, because with them a model soon learns to look at a token's neighbours (EXPERIMENTS.md has the
-comparison), then the longest that the model is made for, then those of the default distillation.
-The model is in DIR/3. If the script is stopped, the same command goes on.
+Each run goes on from the model of the one before, with sequences of another length. The first run
+has short ones, because with them a model soon learns to look at a token's neighbours
+(EXPERIMENTS.md has the comparison). The second has the longest for which the model has positions,
+the third those of the default distillation. The finished model is in the folder 3 of --out. If the
+script is stopped, the same command goes on.
 """
 import argparse
 import os
@@ -28,12 +30,12 @@ RUNS = [
 
 
 def main():
-    """Make the runs that are not there yet; a run that is done is only loaded and measured."""
+    """Make the three runs. A run that is done already is only loaded and measured."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder of the three runs")
     parser.add_argument("--steps", type=int, metavar="N",
-                        help="make N steps of each run alone, to try the script (default: all)")
+                        help="make only N steps in each run, to try the script (default: all)")
     args = parser.parse_args()
     script = os.path.join(ROOT, "distill.py")
     for number, flags in enumerate(RUNS, 1):
@@ -42,6 +44,7 @@ def main():
         for word in flags.split():
             command.append(word.format(tokenizer=TOKENIZER, out=args.out))
         if args.steps is not None:
+            # Of a flag that is given twice the last value counts.
             command += ["--steps", str(args.steps)]
             command += ["--warmup", "0"]
         print(" ".join(command), flush=True)
