@@ -612,8 +612,7 @@ def restore_training_state(path, state, settings):
     if not is_possible_step or log_size < 0:
         raise ValueError(f"{path}: not the state of a training run: it claims step {step} of "
                          f"{settings['steps']} and a log of {log_size} bytes")
-    saved_forms = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-    if saved_forms != {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}:
+    if shapes_and_dtypes(tensors) != shapes_and_dtypes(state):
         raise ValueError(f"{path}: its tensors have other names, shapes or types than this model's")
     check_finite(path, tensors)
     for name, tensor in state.items():
@@ -621,17 +620,24 @@ def restore_training_state(path, state, settings):
     return step, log_size
 
 
+def shapes_and_dtypes(tensors):
+    """Return {name: (shape, dtype)} of tensors {name: tensor}."""
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
 # ---- The folder of a run ----------------------------------------------------------------
 
-SWEEP_FOLDER = "*-lr*-seed*"        # the folder of one of finetune.py's runs, in that of all
+# finetune.py makes a subfolder with such a name for each mode, learning rate and seed.
+TUNING_FOLDER = "*-lr*-seed*"
 RUN_FILE = "run.json"               # says which script's run a folder holds, with its settings
 # What else runs write into their folders: --overwrite removes these, and no other files.
 WRITTEN_BY_RUNS = [
     "config.json", "model.safetensors", "training.safetensors", "log.jsonl",
     "tokenizer.json", "vocab.txt", "tokenizer_config.json", "head.safetensors", "task.json",
-    "results.json", "dev.jsonl", "dev_*matched.jsonl", "test.jsonl", "*-lr*-seed*/log.jsonl",
-    "*-lr*-seed*/training.safetensors", "CoLA.tsv", "SST-2.tsv", "MRPC.tsv", "QQP.tsv", "STS-B.tsv",
-    "MNLI-m.tsv", "MNLI-mm.tsv", "QNLI.tsv", "RTE.tsv", "WNLI.tsv",
+    "results.json", "dev.jsonl", "dev_*matched.jsonl", "test.jsonl",
+    f"{TUNING_FOLDER}/log.jsonl", f"{TUNING_FOLDER}/training.safetensors",
+    "CoLA.tsv", "SST-2.tsv", "MRPC.tsv", "QQP.tsv", "STS-B.tsv", "MNLI-m.tsv", "MNLI-mm.tsv",
+    "QNLI.tsv", "RTE.tsv", "WNLI.tsv",
 ]
 
 
@@ -662,15 +668,21 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     with open(run_path, "a", encoding="utf-8") as run_file:
         if lock(run_file) == TAKEN:
             raise ValueError(f"--out {out}: another run is writing into it")
-        # Between open and lock another run may have ended and removed the file. Then the lock is
-        # worth nothing.
-        is_removed = not os.path.exists(run_path)
-        if is_removed or not os.path.samestat(os.fstat(run_file.fileno()), os.stat(run_path)):
+        # Between open and lock another run may have ended and removed the file. Then other runs
+        # would lock a new file, and not this one.
+        if not is_still_at(run_file, run_path):
             raise ValueError(f"--out {out}: another run has just ended there; start again")
         try:
             yield
         finally:
             remove_unused(out)                           # while the folder is still locked
+
+
+def is_still_at(file, path):
+    """Tell whether an open file is still the one at this path."""
+    if not os.path.exists(path):
+        return False
+    return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
 
 
 def remove_unused(out):
@@ -718,7 +730,7 @@ def check_owner(out, script, resume, overwrite):
             raise ValueError(f"--out {out}: {path} is not a regular file")
     for name in names:
         path = os.path.join(out, name)
-        if fnmatch(name, SWEEP_FOLDER) and os.path.islink(path):
+        if fnmatch(name, TUNING_FOLDER) and os.path.islink(path):
             raise ValueError(f"--out {out}: {path} is a link")
     has_empty_run_file = names == [RUN_FILE] and read_run(out) == {}
     if names == [] or has_empty_run_file:
@@ -776,7 +788,7 @@ def remove_run(out):
     """Remove what a run wrote into the folder `out`, except its run.json. All other files stay."""
     for path in files_of_run(out) + files_of_run(out, ".tmp"):
         os.remove(path)
-    for folder in glob.glob(SWEEP_FOLDER, root_dir=out):
+    for folder in glob.glob(TUNING_FOLDER, root_dir=out):
         path = os.path.join(out, folder)
         if os.path.isdir(path) and not os.listdir(path):
             os.rmdir(path)

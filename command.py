@@ -78,7 +78,8 @@ def printable(text):
 
 
 def print_error(name, message):
-    """Print an error in one line of at most 2,000 characters, which may come from any file."""
+    """Print an error in one line. The message may come from a file, so only 2,000 characters of it
+    are printed, and none that a terminal would obey."""
     one_line = " ".join(message.split("\n"))
     print(f"{name}: error: {printable(one_line[:2000])}", file=sys.stderr)
 

@@ -461,8 +461,9 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         # The program may be killed at any moment, and even then no tokens may stand beside the
         # description of others. So the old tokens are removed first. Then the new description is
         # written. The new tokens get their name last, at the end of this with block. If the program
-        # is killed between these steps, the next call finds no tokens and makes them again.
-        os.fsync(file.fileno())                          # so that these steps take no time
+        # is killed between these steps, the next call finds no tokens and makes them again. Only
+        # fsync takes long, so it comes first.
+        os.fsync(file.fileno())
         with suppress(FileNotFoundError):                # there may be none
             os.remove(out)
         write_json(f"{out}.json", description, shared=True)
@@ -667,8 +668,11 @@ def read_corpus_file(path, bar, text_column):
 
 
 def replace_unreadable(line, counts):
-    """Replace NULs and surrogates in a line by U+FFFD, and count them: counts, a Counter, counts
-    the "NULs" and the "undecoded" bytes, which are not UTF-8."""
+    """Replace NULs and surrogates in a line by U+FFFD.
+
+    counts: a Counter. The NULs are added to its "NULs", the bytes that are not UTF-8 to its
+    "undecoded".
+    """
     # Of NULs and surrogates only NULs are in ASCII. So most lines need no search.
     if line.isascii() and "\0" not in line:
         return line

@@ -128,11 +128,11 @@ def mlm_loss(logits, labels):
 def teacher_layer_number(r, num_recursions, num_layers):
     """Return the number of the teacher's layer that is as deep as recursion r; both count from 0.
 
-    After recursion r the student is through (r + 1) / num_recursions of its depth. The teacher is
-    through as much of its own after (r + 1) * num_layers / num_recursions layers; if this is not a
-    whole number, it is rounded up. With 6 recursions and 12 layers, recursion 0 ends where layer 1
-    ends, and recursion 5 where layer 11 ends. The corrections of the recursion start from this
-    layer. The recursion also learns from it, if match_layers pairs them.
+    After recursion r the student has made the share (r + 1) / num_recursions of its recursions. The
+    teacher has applied the same share of its layers after (r + 1) * num_layers / num_recursions of
+    them; if this is not a whole number, it is rounded up. With 6 recursions and 12 layers,
+    recursion 0 belongs to layer 1 and recursion 5 to layer 11. The corrections of the recursion
+    start from this layer. The recursion also learns from it, if match_layers pairs them.
     """
     return math.ceil((r + 1) * num_layers / num_recursions) - 1
 

@@ -528,7 +528,7 @@ def fit_adapters_to_identity(encoder, ids, mask, segments):
     def fit(adapter, inputs):
         x = inputs[0]                                    # (B, T, C), its only input
         states = x[mask]                                 # (N, C), the N real tokens
-        # (N, C), with weight 1 and bias 0
+        # The adapter's LayerNorm, but with weight 1 and bias 0 -> (N, C).
         normalised = F.layer_norm(states, states.shape[1:], eps=adapter.norm.eps)
         # In each channel, weight * normalised + bias is a straight line. The line that is nearest
         # to the states, by least squares, has this weight: the covariance of normalised and states

@@ -768,9 +768,9 @@ def download_glue(name, cache=CACHE):
 def extract_glue(archive, folder):
     """Extract the files of a GLUE task's zip into the folder. ValueError if one is missing or too
     large."""
+    # MNLI has two dev sets and two test sets, with these endings.
+    pattern = r"[^/]+/(train|dev|test)(_matched|_mismatched)?\.tsv"
     for member in archive.infolist():
-        # MNLI's dev and test sets are two each, with these endings.
-        pattern = r"[^/]+/(train|dev|test)(_matched|_mismatched)?\.tsv"
         if re.fullmatch(pattern, member.filename):
             if member.file_size > LARGEST_TEXT:
                 raise ValueError(f"{member.filename} in it is larger than 1 GB")
@@ -844,7 +844,7 @@ def read_own_files(kind, files, text_columns, label_column):
                 splits[split_name] += read_squad(path)
             else:
                 splits[split_name] += read_table(path, text_columns, label_column,
-                                            numeric=kind == "regression")
+                                                 numeric=kind == "regression")
         # Without a dev set a tenth of train becomes one.
         is_predicted = split_name != "train" or "dev" not in files
         if kind == "qa" and is_predicted:

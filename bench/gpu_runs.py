@@ -277,8 +277,7 @@ def mini_student(setup):
     """Distil that BERT into one shared layer, recursed as often as it has layers."""
     goal_name = "mini accuracy of the teacher"
     if goal_name not in setup.values:
-        raise ValueError("there is no teacher: the job mini_teacher has failed, or had no "
-                         "time")
+        raise ValueError("there is no teacher: the job mini_teacher has failed or had no time")
     teacher = os.path.join(setup.folder, "mini", "teacher")
     out = os.path.join(setup.folder, "mini", "student")
     compile_flag = setup.choose("--compile", "--no-compile")

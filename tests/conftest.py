@@ -9,6 +9,7 @@ import random
 import signal
 import string
 import sys
+from contextlib import contextmanager
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""                  # set before torch is imported
 os.environ["no_proxy"] = "127.0.0.1"                     # the tests' own servers need no proxy
@@ -441,3 +442,24 @@ def write_documentation(path):
                "code": code}
         lines.append(json.dumps(row) + "\n")
     return write_file(path, "".join(lines))
+
+
+def note_first_process(monkeypatch, script, name):
+    """Note when a script calls its function `name`, and when it lets the first process of a machine
+    go first -> the list of what has happened, which grows."""
+    happened = []
+    usual_function = getattr(script, name)
+
+    @contextmanager
+    def first_process_first(processes):
+        happened.append("the first process begins")
+        yield
+        happened.append("it has ended")
+
+    def function(*arguments):
+        happened.append(name)
+        return usual_function(*arguments)
+
+    monkeypatch.setattr(script, "first_process_first", first_process_first)
+    monkeypatch.setattr(script, name, function)
+    return happened

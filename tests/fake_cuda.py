@@ -127,6 +127,18 @@ def numpy_of(tensor):
     return np.zeros(tensor.shape, dtype)
 
 
+def answer_yes():
+    return True
+
+
+def answer_no():
+    return False
+
+
+def wait_for_nothing():
+    """Stand in for torch.cuda.synchronize."""
+
+
 @contextmanager
 def fake_cuda():
     """Make a context in which .to("cuda:0") gives fake tensors -> the FakeCuda. See lend_cuda.
@@ -134,9 +146,9 @@ def fake_cuda():
     A model must be made before it. torch.cuda.is_available() remains False.
     """
     stand_ins = {
-        "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
-        "torch.cuda.is_bf16_supported": lambda: True,
-        "torch.cuda.synchronize": lambda: None,
+        "torch.cuda.amp.common.amp_definitely_not_available": answer_no,
+        "torch.cuda.is_bf16_supported": answer_yes,
+        "torch.cuda.synchronize": wait_for_nothing,
         "torch.Tensor.pin_memory": pin_memory,
         "torch.Tensor.numpy": numpy_of,
     }

@@ -68,9 +68,17 @@ def train(model, objective, evaluate_model, save_model):
                                   resume=False, **SCHEDULE)
         processes = Processes(device=DEVICE)
         run_state = distill.begin_or_resume(model, options, {}, processes)
-        distill.train(model, objective, run_state, options, {}, evaluate_model,
-                      lambda: save_model(out), processes)
+
+        def save_into_out():
+            save_model(out)
+
+        distill.train(model, objective, run_state, options, {}, evaluate_model, save_into_out,
+                      processes)
     assert {parameter.device for parameter in model.parameters()} == {DEVICE}
+
+
+def save_nothing(out):
+    """Stand in for a function that writes a model."""
 
 
 def make_batches():
@@ -108,8 +116,10 @@ def run_distill(has_teacher=True, bf16=True, micro_batch_size=0, stop_in=None):
             with distill.autocast(DEVICE, bf16):
                 return distill.evaluate(student, distillation.batches)
 
-        train(student, Observed(distillation, cuda, stop_in), evaluate_student,
-              lambda out: save(student, out))
+        def save_student(out):
+            save(student, out)
+
+        train(student, Observed(distillation, cuda, stop_in), evaluate_student, save_student)
     return cuda.waits
 
 
@@ -148,14 +158,15 @@ def run_finetune(kind, has_teacher, bf16, micro_batch_size=0):
         task_loss = finetune.TaskLoss(model, task, features, BATCH_SIZE, 0, teacher,
                                       hidden_weight=3.0, micro_batch_size=micro_batch_size,
                                       bf16=bf16)
-        assert ("hidden" in task_loss.loss_weights) == has_teacher
+        learns_hidden = "hidden" in task_loss.loss_weights
+        assert learns_hidden == has_teacher
 
         def evaluate_model():
             with distill.autocast(DEVICE, bf16):
                 logits = finetune.predict_logits(model, features)
             return {"count": len(logits)}
 
-        train(model, Observed(task_loss, cuda), evaluate_model, lambda out: None)
+        train(model, Observed(task_loss, cuda), evaluate_model, save_nothing)
     return cuda.waits
 
 
@@ -219,8 +230,9 @@ def check_boolean_mask_is_refused():
     """The GPU must be waited for to know how many numbers a mask selects."""
     with fake_cuda():
         x = torch.zeros(3, device=DEVICE)
+        is_positive = x > 0
         with pytest.raises(DynamicOutputShapeException):
-            x[x > 0]
+            x[is_positive]
 
 
 def dtypes_with_autocast(model, device):
@@ -255,8 +267,11 @@ def check_one_graph():
         student.to(DEVICE)
         distillation.teacher.to(DEVICE)
         distill.describe_run(distillation, 3, 0, DEVICE)
-        train(student, distillation, lambda: distill.evaluate(student, distillation.batches),
-              lambda out: None)
+
+        def evaluate_student():
+            return distill.evaluate(student, distillation.batches)
+
+        train(student, distillation, evaluate_student, save_nothing)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
@@ -302,8 +317,9 @@ def test_the_checks_on_a_fake_gpu_hold():
         pytest.skip("to lend a fake GPU to torch needs Linux and g++")
     if torch.version.cuda is not None:
         pytest.skip("a torch that was built for CUDA looks for the real library")
-    child = subprocess.run([sys.executable, __file__], env=os.environ | {"PYTHONPATH": ROOT},
-                           capture_output=True, text=True, timeout=300)
+    environment = dict(os.environ, PYTHONPATH=ROOT)
+    child = subprocess.run([sys.executable, __file__], env=environment, capture_output=True,
+                           text=True, timeout=300)
     assert child.returncode == 0, child.stderr
     errors = json.loads(child.stdout.splitlines()[-1])   # before it are lines of the runs
     assert errors.keys() == CHECKS.keys()

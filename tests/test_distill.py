@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 import types
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -31,7 +30,7 @@ import distill
 from checkpoint import load, read_json, read_safetensors, save, write_safetensors
 from conftest import (
     A, B, C, E, F, H, ROOT, T, TOY_TEACHER, V, assert_close, distill_flags, files_below,
-    noisy_model, read_log, read_metadata)
+    noisy_model, note_first_process, read_log, read_metadata)
 from data import MaskedBatches, Tokenizer, open_corpus, tokenise
 from distill import (
     LOSS_WEIGHTS, RECIPES, Distillation, Processes, TrainingOptions, attention_loss,
@@ -1656,24 +1655,11 @@ def test_the_samples_that_are_printed_are_held_out_text(toy, tmp_path, monkeypat
 
 
 def test_an_evaluation_lets_the_first_process_tokenise_first(toy, tmp_path, monkeypatch):
-    order = []
-
-    @contextmanager
-    def first_process_first(processes):
-        order.append("the first process begins")
-        yield
-        order.append("it has ended")
-
-    def note(*others):
-        order.append("corpus")
-        return open_corpus(*others)
-
-    monkeypatch.setattr(distill, "first_process_first", first_process_first)
-    monkeypatch.setattr(distill, "open_corpus", note)
+    happened = note_first_process(monkeypatch, distill, "open_corpus")
     flags = ["--evaluate", "--teacher", str(toy / "teacher"), "--length", "16", "--device", "cpu"]
     flags += ["--corpus", str(toy / "corpus.txt"), "--cache", str(tmp_path)]
     assert distill.main(flags) is None
-    assert order == ["the first process begins", "corpus", "it has ended"]
+    assert happened == ["the first process begins", "open_corpus", "it has ended"]
 
 
 def test_the_elastic_loss_is_left_out_where_it_is_not_possible(toy, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """bench/figures.py: every picture is drawn for a run of odd sizes or a small study, shows the
 numbers that were measured, and comes out the same twice; what cannot be drawn is said in one
 line."""
+import itertools
 import json
 import os
 import re
@@ -96,14 +97,18 @@ def load_material(toy, path):
 def write_study(folder, names, state="done", **changes):
     """Write a study.json with a teacher and students: the one with the number i has (6 + i) million
     parameters and ends with an accuracy of 0.4 + 0.001 i. changes are made to each student."""
-    rows = [{"name": "teacher", "part": "teacher", "state": "done", "parameters": 22_744_506,
-             "curve": [[0, 0.0, 11.0], [9_000_000, 0.45, 3.1]]},
-            {"name": "corpus", "part": "corpus", "state": "done", "train": 5}]
+    teacher_curve = [[0, 0.0, 11.0], [9_000_000, 0.45, 3.1]]
+    teacher = {"name": "teacher", "part": "teacher", "state": "done", "parameters": 22_744_506,
+               "curve": teacher_curve}
+    corpus = {"name": "corpus", "part": "corpus", "state": "done", "train": 5}
+    rows = [teacher, corpus]
     for i, name in enumerate(names):
-        curve = [[0, 0.1, 7.5], [700_000, 0.3, 4.5], [2_100_000, 0.4 + 0.001 * i, 3.5]]
+        last_accuracy = 0.4 + 0.001 * i
+        curve = [[0, 0.1, 7.5], [700_000, 0.3, 4.5], [2_100_000, last_accuracy, 3.5]]
         row = {"name": name, "part": "student", "state": state, "parameters": (6 + i) * 1_000_000,
                "curve": curve}
-        rows.append(row | changes)
+        row.update(changes)
+        rows.append(row)
     (folder / "study.json").write_text(json.dumps({"rows": rows}))
 
 
@@ -111,10 +116,11 @@ def add_task_scores(folder, scores):
     """Add scores {(model, task, seed): score} to a study.json; each majority is 0.25."""
     content = json.loads((folder / "study.json").read_text())
     for (model, task, seed), score in scores.items():
-        about = {"model": model, "task": task, "seed": seed}
-        content["rows"].append({"name": f"tasks/{task}/{model}/seed{seed}", "part": "task",
-                                "state": "done", "about": about, "score": score,
-                                "majority": 0.25})
+        row = {"name": f"tasks/{task}/{model}/seed{seed}", "part": "task", "state": "done"}
+        row["about"] = {"model": model, "task": task, "seed": seed}
+        row["score"] = score
+        row["majority"] = 0.25
+        content["rows"].append(row)
     (folder / "study.json").write_text(json.dumps(content))
 
 
@@ -122,8 +128,8 @@ def assert_no_overlap(texts, number):
     """Assert that so many texts stand in a picture and none covers another."""
     areas = [text.get_window_extent() for text in texts]
     assert len(areas) == number
-    for i, area in enumerate(areas):
-        assert not any(area.overlaps(later) for later in areas[i + 1:])
+    for one, other in itertools.combinations(areas, 2):
+        assert not one.overlaps(other)
 
 
 def words_of(path):
@@ -132,19 +138,21 @@ def words_of(path):
 
 
 def test_each_picture_is_drawn_for_light_and_dark(drawn):
-    expected = [f"{name}-{scheme}.svg" for name in PICTURES for scheme in ("dark", "light")]
-    assert sorted(os.listdir(drawn)) == sorted(expected)
-    for name in expected:
-        text = (drawn / name).read_text()
-        root = xml.etree.ElementTree.fromstring(text)
-        assert root.get("width") == "622.5pt"            # 830 pixels
-        assert len(text) < 150_000
-        scheme = name.removesuffix(".svg").split("-")[1]
-        for theme_name, theme in figures.THEMES.items():
-            assert (theme["text"] in text) == (theme_name == scheme)
+    assert len(os.listdir(drawn)) == 2 * len(PICTURES)
+    for name in PICTURES:
+        for scheme, other_scheme in (("dark", "light"), ("light", "dark")):
+            text = (drawn / f"{name}-{scheme}.svg").read_text()
+            root = xml.etree.ElementTree.fromstring(text)
+            assert root.get("width") == "622.5pt"        # 830 pixels
+            assert len(text) < 150_000
+            assert figures.THEMES[scheme]["text"] in text
+            assert figures.THEMES[other_scheme]["text"] not in text
 
 
-def test_the_same_command_writes_the_same_bytes(toy, finished, drawn, tmp_path, quick):
+def test_the_same_command_writes_the_same_bytes(
+        toy, finished, drawn, tmp_path, quick, monkeypatch):
+    # A reader's own settings of matplotlib change nothing.
+    monkeypatch.setitem(figures.matplotlib.rcParams, "axes.linewidth", 9.0)
     assert draw_all(toy, finished, tmp_path) is None
     paths = list(tmp_path.iterdir())
     assert len(paths) == len(PICTURES)
@@ -178,30 +186,73 @@ def test_without_a_run_the_architecture_is_drawn_with_the_weights_of_the_program
 
 # ---- What the pictures show --------------------------------------------------------------
 
+def map_of(path, ids, number, head):
+    """Compute an attention map (T, T) of the model in a folder; number and head count from 1."""
+    _, log_maps = load(path)(ids, maps=[number - 1])
+    return log_maps[number - 1][0, head - 1].exp().detach().numpy()
+
+
 def test_the_maps_are_those_of_the_matched_layers(toy, finished):
-    words, pairs, caption = figures.prepare_attention(
-        load_material(toy, finished), SENTENCE, head=2).args
+    material = load_material(toy, finished)
+    words, pairs, caption = figures.prepare_attention(material, SENTENCE, head=2).args
     assert words == ["[CLS]", "w3", "w10", "w17", "w24", ".", "[SEP]"]
     assert f"Head 2 of {H}" in caption
     ids = torch.tensor([Tokenizer(str(finished))(SENTENCE)])
-    expected = [(2, toy / "teacher", 1), (4, toy / "teacher", 2)]
-    for pair, (layer, teacher, recursion) in zip(pairs, expected, strict=True):
-        assert (pair.layer, pair.recursion) == (layer, recursion)
-        models = [(pair.teacher_map, teacher, layer), (pair.student_map, finished, recursion)]
-        for found, path, r in models:
-            _, maps = load(path)(ids, maps=[r - 1])
-            np.testing.assert_allclose(found, maps[r - 1][0, 1].exp().detach(), atol=1e-6)
+    assert [(pair.layer, pair.recursion) for pair in pairs] == [(2, 1), (4, 2)]
+    for pair in pairs:
+        of_teacher = map_of(toy / "teacher", ids, pair.layer, head=2)
+        of_student = map_of(finished, ids, pair.recursion, head=2)
+        np.testing.assert_allclose(pair.teacher_map, of_teacher, atol=1e-6)
+        np.testing.assert_allclose(pair.student_map, of_student, atol=1e-6)
+
+
+def test_the_teachers_map_is_drawn_above_the_students():
+    maps = np.random.default_rng(0).random((4, 3, 3))
+    pairs = [figures.Pair(2, maps[0], 1, maps[1]), figures.Pair(4, maps[2], 2, maps[3])]
+    figure = figures.draw_attention(["a", "b", "c"], pairs, "", figures.THEMES["light"])
+    titles = ["teacher's layer 2", "student's recursion 1", "teacher's layer 4",
+              "student's recursion 2"]
+    *axes_of_maps, _ = figure.axes                       # the last ones have the scale of shades
+    for axes, title, expected in zip(axes_of_maps, titles, maps, strict=True):
+        assert axes.get_title() == title
+        image, = axes.get_images()
+        np.testing.assert_array_equal(image.get_array(), expected)
+    for upper, lower in (axes_of_maps[:2], axes_of_maps[2:]):
+        assert upper.bbox.y0 > lower.bbox.y1
+
+
+def log_map_of_head(share):
+    """Make the log-probabilities (1, 1, 5, 5) of a head in which each word gives this share of its
+    attention to itself, and the rest of it to all five words alike."""
+    probs = share * torch.eye(5) + (1 - share) / 5
+    return probs.log()[None, None]
 
 
 def test_the_sharpest_head_is_found():
-    flat = torch.full((1, 1, 5, 5), 0.2).log()
-    sharp = torch.eye(5).clamp(min=1e-9).log()[None, None]
-    half = (0.5 * sharp.exp() + 0.5 * flat.exp()).log()
-    maps = {1: torch.cat([flat, half, flat], dim=1), 3: torch.cat([flat, half, sharp], dim=1)}
-    assert figures.sharpest_head(maps, 3) in (1, 2)      # both have the mean 0.6
-    maps[1][:, 1] = sharp[:, 0]
-    assert figures.sharpest_head(maps, 3) == 1
-    assert figures.sharpest_head(maps, 1) == 0
+    flat = log_map_of_head(0.0)
+    half = log_map_of_head(0.5)
+    sharp = log_map_of_head(1.0 - 1e-6)
+    maps = {1: torch.cat([flat, half, flat], dim=1), 3: torch.cat([flat, flat, sharp], dim=1)}
+    assert figures.sharpest_head(maps, num_heads=3) == 2
+    assert figures.sharpest_head(maps, num_heads=2) == 1
+    assert figures.sharpest_head(maps, num_heads=1) == 0
+    # What counts is the mean over all layers: (0.6 + 0.68) / 2 is more than (0.2 + 1.0) / 2.
+    maps[3] = torch.cat([flat, log_map_of_head(0.6), sharp], dim=1)
+    assert figures.sharpest_head(maps, num_heads=3) == 1
+
+
+@pytest.mark.parametrize("accuracy, drawn_below", [
+    ({"valid_accuracy": 0.3}, [[0.3]]), ({}, [[0.5, 0.25]])])
+def test_the_curves_of_the_losses_are_weighted_and_below_is_the_accuracy_or_the_rate(
+        accuracy, drawn_below):
+    first = {"step": 1, "loss": 9.0, "a": 1.0, "b": 2.0, "lr": 0.5}
+    last = {"step": 2, "loss": 8.0, "a": 0.5, "b": 1.5, "lr": 0.25}
+    last.update(accuracy)
+    figure = figures.draw_losses([first, last], {"a": 3.0, "b": 1.0}, figures.THEMES["light"])
+    upper, lower = figure.axes
+    heights = [list(curve.get_ydata()) for curve in upper.get_lines()]
+    assert heights == [[9.0, 8.0], [3.0, 1.5], [2.0, 1.5]]
+    assert [list(curve.get_ydata()) for curve in lower.get_lines()] == drawn_below
 
 
 def test_the_curves_of_depth_are_the_accuracies():
@@ -214,9 +265,9 @@ def test_the_curves_of_depth_are_the_accuracies():
 
 
 def test_the_accuracies_are_those_of_the_held_out_text(toy, finished):
-    flags = ["--teacher", toy / "teacher", "--corpus", toy / "corpus.txt", "--cache",
-             toy / "cache", "--plain", finished]
-    args = figures.arguments([str(flag) for flag in [finished, *flags]])
+    flags = [finished, "--teacher", toy / "teacher", "--plain", finished,
+             "--corpus", toy / "corpus.txt", "--cache", toy / "cache"]
+    args = figures.arguments([str(flag) for flag in flags])
     material = figures.load_material(args)
     batches = figures.open_batches(args, material)
     accuracies = figures.measure_depth(material, batches)
@@ -247,22 +298,30 @@ def test_a_long_log_becomes_means_of_neighbours():
     lines = [{"step": 7 * i, "mlm": float(i)} for i in range(1, 1001)]
     steps, values = figures.curve(lines, "mlm")
     assert len(steps) == 143                             # 7 lines for each of at most 150 points
-    assert steps[0] == 49 and values[0] == 4.0           # the mean of 1 to 7
-    assert steps[-1] == 7000 and values[-1] == 997.5     # of 995 to 1000
+    assert (steps[0], values[0]) == (49, 4.0)            # the mean of 1 to 7
+    assert (steps[-1], values[-1]) == (7000, 997.5)      # of 995 to 1000
     assert figures.curve(lines[:3], "mlm") == ([7, 14, 21], [1.0, 2.0, 3.0])
     assert figures.curve(lines, "valid_accuracy") == ([], [])
 
 
-def test_labels_do_not_cover_each_other():
-    theme = figures.THEMES["light"]
+def test_the_labels_of_points_do_not_cover_each_other_and_stay_inside():
     points = [("teacher", 1.3, 0.43), ("student", 0.5, 0.4), ("a", 0.5, 0.4), ("b", 0.51, 0.401),
-              ("a long name", 1.29, 0.429)]
-    figure = figures.draw_parameters(points, theme)
-    lines = [{"step": step, "loss": 9.0, "a": 1.0, "b": 1.01, "c": 0.0, "lr": 0.0}
-             for step in (1, 2)]
-    other = figures.draw_losses(lines, {"a": 1.0, "b": 1.0, "c": 1.0}, theme)
-    assert_no_overlap(figure.axes[0].texts, 5)
-    assert_no_overlap(other.axes[0].texts, 4)
+              ("a long name", 1.29, 0.429), ("a name too long to stand on the right", 1.3, 0.2)]
+    axes, = figures.draw_parameters(points, figures.THEMES["light"]).axes
+    assert_no_overlap(axes.texts, 6)
+    for text in axes.texts:
+        area = text.get_window_extent()
+        assert axes.bbox.x0 < area.x0
+        assert area.x1 < axes.bbox.x1
+
+
+def test_the_labels_of_losses_do_not_cover_each_other():
+    # a and b end at nearly the same height, and c cannot be seen on a logarithmic scale.
+    line = {"step": 1, "loss": 9.0, "a": 1.0, "b": 1.01, "c": 0.0, "lr": 0.0}
+    next_line = dict(line, step=2)
+    weights = {"a": 1.0, "b": 1.0, "c": 1.0}
+    figure = figures.draw_losses([line, next_line], weights, figures.THEMES["light"])
+    assert_no_overlap(figure.axes[0].texts, 4)
 
 
 @pytest.mark.parametrize("heights, expected", [
@@ -450,8 +509,8 @@ def test_layers_that_cannot_be_matched(toy, finished):
     (["--compare", "nothing"], "--compare nothing: it must be NAME=DIR"),
     (["--compare", "a=teacher", "a=headless"], "the name a stands for another folder already"),
     (["--compare", "embedded=" + distill.EMBEDDED_TEACHER], "its tokenizer is not that of"),
-    (["--plain", "nowhere"], "nowhere"),
-    (["--head", "0"], "--head"),
+    (["--plain", "nowhere"], "No such file or directory: 'nowhere/config.json'"),
+    (["--head", "0"], "argument --head: 0 is not from 1"),
 ])
 def test_what_does_not_fit_to_the_run_is_refused(
         toy, finished, tmp_path, monkeypatch, capsys, more, words):

@@ -7,7 +7,6 @@ import random
 import re
 import signal
 import warnings
-from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,7 +17,7 @@ import torch
 import finetune
 from checkpoint import load, read_json, read_safetensors, save, write_safetensors
 from conftest import (LETTERS, files_below, make_squad, make_task_of_kind, make_task_tokenizer,
-                      noisy_model, randomise, write_documentation, write_file)
+                      noisy_model, note_first_process, randomise, write_documentation, write_file)
 from data import Tokenizer
 from distill import Processes, TrainingOptions, output_loss
 from finetune import (Classifier, TaskLoss, change_normalisation, check_language,
@@ -1684,24 +1683,10 @@ def test_a_rate_whose_model_cannot_be_measured_is_not_chosen(
 
 def test_the_first_process_reads_the_task_first(tmp_path, model, sentiment, monkeypatch, capsys):
     """It may download the task or collect the documentation; the others find the result."""
-    order = []
-    usual_read_splits = finetune.read_splits
-
-    @contextmanager
-    def first_process_first(processes):
-        order.append("the first process begins")
-        yield
-        order.append("it has ended")
-
-    def note(*arguments):
-        order.append("task")
-        return usual_read_splits(*arguments)
-
-    monkeypatch.setattr(finetune, "first_process_first", first_process_first)
-    monkeypatch.setattr(finetune, "read_splits", note)
+    happened = note_first_process(monkeypatch, finetune, "read_splits")
     run(capsys, "--task", "sst2", "--data", sentiment, "--model", model, "--steps", 1, "--out",
         tmp_path / "o")
-    assert order == ["the first process begins", "task", "it has ended"]
+    assert happened == ["the first process begins", "read_splits", "it has ended"]
 
 
 def test_several_processes_stop_at_a_rate_that_diverges(tokenizer, monkeypatch):

@@ -77,6 +77,8 @@ NOISE = [b"\0", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b'"', b"'", b"\\", b"
 
 def with_a_value_exchanged(value, rng):
     """Copy a value of JSON with one value in it exchanged, lost or put in twice."""
+    # The copy is put into a box, so that it can be exchanged as a whole, too. owner[key] is the
+    # value that will be changed: the way goes down from the box to a random depth.
     box = {"all": json.loads(json.dumps(value))}
     owner = box
     key = "all"
@@ -210,8 +212,9 @@ def test_a_token_of_a_huge_number_is_refused_before_it_costs_memory(model, tmp_p
         Tokenizer(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer_config.json", "tokenizer.json"])
-def test_mutated_tokenizers(name, model, tmp_path):
+@pytest.mark.parametrize("name, json_in", [
+    ("vocab.txt", None), ("tokenizer_config.json", "whole"), ("tokenizer.json", "whole")])
+def test_mutated_tokenizers(name, json_in, model, tmp_path):
     shutil.copy(model / "vocab.txt", tmp_path / "vocab.txt")
     if name == "tokenizer_config.json":
         config = {"do_lower_case": True, "strip_accents": None, "a": [1]}
@@ -231,7 +234,6 @@ def test_mutated_tokenizers(name, model, tmp_path):
             assert tokens == words
             assert tokenizer.vocab_size == len(words)
 
-    json_in = None if name == "vocab.txt" else "whole"
     assert_survives(tmp_path / name, read, json_in)
 
 
@@ -250,7 +252,22 @@ def test_mutated_token_files(name, json_in, model, tmp_path):
     assert_survives(tmp_path / name, read, json_in)
 
 
+# A text, its class and its number, for each row of a table.
 ROWS = [("a b c", "yes", 1.5), ("d \u00e9", "no", -2), ("e, f", "yes", 0), ("g", "no", 3e3)]
+
+
+def table_texts():
+    """Write ROWS in four formats -> {"glue": text, "table": ..., "numbers": ..., "lines": ...}."""
+    glue = "sentence\tlabel\n"
+    table = "text,label\n"
+    numbers = "text,score\n"
+    lines = ""
+    for text, label, number in ROWS:
+        glue += f"{text}\t{label}\n"
+        table += f'"{text}",{label}\n'
+        numbers += f'"{text}",{number}\n'
+        lines += json.dumps({"text": text, "label": label, "x": [number]}) + "\n"
+    return {"glue": glue, "table": table, "numbers": numbers, "lines": lines}
 
 
 def squad_text():
@@ -268,14 +285,15 @@ def squad_text():
     return json.dumps(content, indent=1)
 
 
+TABLES = table_texts()
+TAGS = "-DOCSTART-\tO\n\nMr\tO\nX\tB-per\nY\tI-per\n\nof\tO\nZ\tS-loc\n"
 # What it is -> the name of the file, its text, where there is JSON in it.
 TASK_FILES = {
-    "glue": ("train.tsv", "sentence\tlabel\n" + "".join(f"{a}\t{b}\n" for a, b, _ in ROWS), None),
-    "numbers": ("t.csv", "text,score\n" + "".join(f'"{a}",{x}\n' for a, _, x in ROWS), None),
-    "table": ("t.csv", "text,label\n" + "".join(f'"{a}",{b}\n' for a, b, _ in ROWS), None),
-    "lines": ("t.jsonl", "".join(json.dumps({"text": a, "label": b, "x": [x]}) + "\n"
-                                 for a, b, x in ROWS), "lines"),
-    "tags": ("t.tsv", "-DOCSTART-\tO\n\nMr\tO\nX\tB-per\nY\tI-per\n\nof\tO\nZ\tS-loc\n", None),
+    "glue": ("train.tsv", TABLES["glue"], None),
+    "numbers": ("t.csv", TABLES["numbers"], None),
+    "table": ("t.csv", TABLES["table"], None),
+    "lines": ("t.jsonl", TABLES["lines"], "lines"),
+    "tags": ("t.tsv", TAGS, None),
     "squad": ("t.json", squad_text(), "whole"),
 }
 
@@ -296,7 +314,7 @@ def read_task_file(name, path):
 def test_mutated_task_files(name, model, tmp_path):
     file_name, text, json_in = TASK_FILES[name]
     path = write_file(tmp_path / file_name, text)
-    write_file(tmp_path / "dev.tsv", TASK_FILES["glue"][1])
+    write_file(tmp_path / "dev.tsv", TABLES["glue"])     # GLUE needs it; it is not mutated
     tokenizer = Tokenizer(str(model))
 
     def read(mutant):
@@ -415,8 +433,8 @@ class Hub:
         if key not in self.clients:
             self.clients[key] = self.start_client(environment)
         client = self.clients[key]
+        self.server.log.clear()                          # before the client can ask for anything
         print(json.dumps([name, weights]), file=client.stdin, flush=True)
-        self.server.log.clear()
         folder, error = json.loads(client.stdout.readline())
         if folder == "":
             assert name in error
@@ -705,15 +723,15 @@ data      --out m                               m: not a token file
 data      --out alone.bin                       alone.bin: not a token file
 data      --out x.bin                           x.bin.json exists and is not the description
 data      --out x                               the name of a token file must end in .bin
-data      --out c.txt/x.bin                     c.txt
+data      --out c.txt/x.bin                     File exists: *c.txt'
 data      --out=                                --out '' is not the name of a file
 data      --out new/                            --out 'new/' is not the name of a file
 data      --train-tokenizer 100                 one of --tokenizer and --train-tokenizer
-data      extra                                 extra
+data      extra                                 unrecognized arguments: extra
 learn     --train-tokenizer 99                  --train-tokenizer 99: the size must be from 100
 learn     --train-tokenizer 1e3                 --train-tokenizer: invalid int
 learn     --corpus zh.txt --out m               m: it has a vocab.txt
-learn     --out file                            file
+learn     --out file                            file: this is not a folder
 learn     --corpus x.pdf                        x.pdf: no .txt
 learn     --text body                           --text body: c.txt has no columns
 distill   --teacher six --num-hidden-layers 4   4 recursions cannot be spread
@@ -728,7 +746,7 @@ distill   --teacher pipe                        pipe/pytorch_model.bin: *not a r
 distill   --teacher pickle                      pickle/pytorch_model.bin: *no pickle, or holds more
 distill   --corpus t.bin --text body            --text body: a token file has no columns
 distill   --out run --resume                    run/log.jsonl is not a regular file
-distill   --teacher noconfig                    noconfig/config.json
+distill   --teacher noconfig                    No such file or directory: 'noconfig/config.json'
 distill   --teacher novocab                     novocab: it has no tokenizer.json and no vocab.txt
 distill   --teacher relu                        relu/config.json: *hidden_act is 'relu'
 distill   --corpus zh.txt                       zh.txt: most tokens are [UNK]
@@ -736,16 +754,16 @@ distill   --corpus pdf.txt                      pdf.txt: not UTF-8
 distill   --corpus x.pdf                        x.pdf: no .txt
 distill   --corpus alone.bin                    alone.bin: not a token file
 distill   --corpus list.bin                     list.bin: not a token file
-distill   --corpus high.bin                     65535
+distill   --corpus high.bin                     token 65535 is in the token file
 distill   --corpus t.bin c.txt                  t.bin: no .txt
 distill   --corpus c.txt t.bin                  t.bin: no .txt
-distill   --cache file                          file
-distill   --out file/x                          file
+distill   --cache file                          File exists: *file'
+distill   --out file/x                          Not a directory: 'file/x'
 distill   --dropout nan                         --dropout: nan
 distill   --seed -1                             --seed: -1
 distill   --adapter-size 99999999               adapter_size is 99999999
-finetune  --train nowhere.tsv                   nowhere.tsv
-finetune  --train m                             m
+finetune  --train nowhere.tsv                   No such file or directory: 'nowhere.tsv'
+finetune  --train m                             error: m: the ending of a table must be
 finetune  --train empty.tsv                     empty.tsv: the file is empty
 finetune  --train header.tsv                    header.tsv: the file has no examples
 finetune  --train single.tsv                    single.tsv:2: this is the only example
@@ -779,13 +797,13 @@ glue      --task sst2 --data good.tsv           good.tsv/train.tsv
 glue      --task sst2 --data glue               glue/dev.tsv
 glue      --task mnli --data glue               glue/train.tsv:2: the column 'sentence1' is missing
 glue      --task cola --data glue               glue/train.tsv:1: 2 columns, not 4
-finetune  --task SST2                           'SST2'
+finetune  --task SST2                           --task: invalid choice: 'SST2'
 finetune  --text nope                           good.tsv:2: the column 'nope' is missing
 finetune  --label nope                          good.tsv:2: the column 'nope' is missing
 finetune  --model no-such/bert                  no-such/bert: there is no such folder
 finetune  --model cut                           cut/model.safetensors: not a safetensors file
 finetune  --model md                            md: it has no tokenizer.json and no vocab.txt
-finetune  --model noconfig                      noconfig/config.json
+finetune  --model noconfig                      No such file or directory: 'noconfig/config.json'
 finetune  --out m                               --out m: this folder is read from
 finetune  --out m --resume                      --out m: this folder is read from
 finetune  --out tuned --distill-from tuned      --out tuned: this folder is read from
@@ -839,7 +857,7 @@ glue      --task sst2 --dev good.tsv            --dev: the task sst2 has its own
 glue      --task sst2 --text text               --text: the task sst2 has its own files
 glue      --task code --data glue               --data: the task code needs no files
 glue      --task regression --model nowhere     --task regression needs files of yours
-finetune  --out file/x                          file
+finetune  --out file/x                          Not a directory: 'file/x'
 finetune  --lr 1e-3 nan                         --lr: nan
 finetune  --epochs inf                          --epochs: inf
 finetune  --stride 0                            --stride: 0
@@ -863,7 +881,7 @@ predict   --lr 1                                --lr: --predict trains nothing
 predict   --out file                            --out and --overwrite: only the answers to a SQuAD
 predict   --overwrite                           --out and --overwrite: only the answers to a SQuAD
 predict   --model m                             m: not a fine-tuned model: it has no task.json
-predict   --model nowhere                       nowhere
+predict   --model nowhere                       nowhere: there is no such folder
 predict   --model bad-text                      bad-text/task.json: not a task: length is 'x'
 predict   --model bad-none                      bad-none/task.json: not a task: length 0 is below 8
 predict   --model bad-labels                    bad-labels/task.json: not a task: labels is 5
@@ -1108,51 +1126,58 @@ class Kill(BaseException):
     """The end of a process: from then on it changes no file."""
 
 
+class KillAtStep:
+    """Kills the process before the step with this number, counted from 1. A step is a call of one
+    of three functions of os, by which a file comes, goes or changes its name."""
+
+    def __init__(self, number, monkeypatch):
+        self.number = number
+        self.num_steps = 0
+        for name in ("fsync", "remove", "replace"):
+            usual = getattr(os, name)
+            monkeypatch.setattr(os, name, partial(self.step, usual))
+
+    def step(self, usual, *arguments):
+        self.num_steps += 1
+        if self.num_steps >= self.number:                # a killed process makes no later one, too
+            raise Kill
+        usual(*arguments)
+
+
 @pytest.mark.parametrize("stale", [False, True])
 def test_tokens_that_a_kill_left_half_written_are_made_anew(stale, model, tmp_path, monkeypatch):
-    """The kill comes before each step at which a file comes, goes or changes its name. stale:
-    tokens of another corpus are there before."""
+    """stale: tokens of another corpus are there before."""
     tokenizer = Tokenizer(str(model))
-    out = str(tmp_path / "t.bin")
+    token_path = tmp_path / "t.bin"
+    description_path = tmp_path / "t.bin.json"
+    out = str(token_path)
     corpus = write_file(tmp_path / "1.txt", make_prose(60, 1))
     other = write_file(tmp_path / "2.txt", make_prose(60, 2))
-    content = {}
+    tokens_of = {}
     for path in (corpus, other):
         data.tokenise([path], tokenizer, out)
-        content[path] = (tmp_path / "t.bin").read_bytes()
-    usual = {"fsync": os.fsync, "remove": os.remove, "replace": os.replace}
-    steps = []
+        tokens_of[path] = token_path.read_bytes()
     for killed_at in range(1, 13):
-        for path in (out, f"{out}.json"):
-            if os.path.exists(path):
-                os.remove(path)
+        token_path.unlink(missing_ok=True)
+        description_path.unlink(missing_ok=True)
         if stale:
             data.tokenise([other], tokenizer, out)
-        steps.clear()
-
-        def step(name, *arguments):
-            steps.append(name)
-            if len(steps) >= killed_at:
-                raise Kill
-            usual[name](*arguments)
-
         with monkeypatch.context() as patch:
-            for name in usual:
-                patch.setattr(os, name, partial(step, name))
+            kill = KillAtStep(killed_at, patch)
             try:
                 data.tokenise([corpus], tokenizer, out)
                 was_killed = False
             except Kill:
                 was_killed = True
-        if os.path.exists(out):                          # never beside a description of others
+        if token_path.exists():                          # never beside a description of others
             made_from = TokenFile(out).made_from["corpus"][0][0]
-            assert (tmp_path / "t.bin").read_bytes() == content[made_from]
+            assert token_path.read_bytes() == tokens_of[made_from]
         else:
             with pytest.raises(ValueError, match="t.bin: not a token file"):
                 TokenFile(out)
         data.tokenise([corpus], tokenizer, out)
-        assert (tmp_path / "t.bin").read_bytes() == content[corpus]
+        assert token_path.read_bytes() == tokens_of[corpus]
         if not was_killed:
             break
     assert not was_killed                                # at last nothing was left to kill
-    assert len(steps) >= 4
+    assert kill.num_steps >= 4

@@ -70,13 +70,41 @@ def test_an_unknown_flag_would_be_noticed(script):
         arguments_of(f"python {script} --no-such-flag")
 
 
+def without_code(text):
+    """Leave out the blocks of code of a text in markdown."""
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
 def test_every_file_the_readme_links_to_is_there():
-    text = re.sub(r"```.*?```", "", text_of_both(), flags=re.DOTALL)          # without code
+    text = without_code(text_of_both())
     links = re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text)
     pictures = re.findall(r'(?:src|srcset)="([^"]+)"', text)
-    assert len(links) >= 1 and len(pictures) >= 8        # four pictures, each light and dark
+    assert len(links) >= 8
+    assert len(pictures) >= 8                            # four pictures, each light and dark
     for name in links + pictures:
         assert os.path.exists(os.path.join(ROOT, name)), name
+
+
+def anchors_of(name):
+    """List the anchors that GitHub makes of the headings in a file: "At work!" has #at-work."""
+    headings = re.findall(r"^#+ (.+)$", without_code(read(name)), re.MULTILINE)
+    anchors = []
+    for heading in headings:
+        words = re.sub(r"[^\w -]", "", heading.lower())
+        anchors.append(words.replace(" ", "-"))
+    return anchors
+
+
+def test_every_section_the_readme_links_to_is_there():
+    num_links = 0
+    for file in ("README.md", "MANUAL.md"):
+        # [words](FILE#anchor), or [words](#anchor) for a section of the same file
+        for target, anchor in re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", without_code(read(file))):
+            if target == "":
+                target = file
+            assert anchor in anchors_of(target), f"{file}: {target}#{anchor}"
+            num_links += 1
+    assert num_links >= 8
 
 
 def test_every_name_in_the_table_from_paper_to_code_exists():

@@ -26,7 +26,8 @@ import study_tables
 from study_results import (ACCURACY, LOSS, distillation_outcome, kept_shares, time_to,
                            time_to_quality, tuning_outcome)
 from study_rows import (MODELS, MORE_MODELS, OURS, STUDENTS, TASKS, VARIANTS, Row, Sizes,
-                        TaskSizes, list_rows, steps_of_tokens, student_row, task_row)
+                        TaskSizes, list_rows, steps_of_tokens, student_row, task_row,
+                        teacher_row)
 
 SIZES = Sizes(tokens=21_000, teacher_tokens=42_000, batch_size=3, length=7, lr=1e-3,
               teacher_lr=5e-4, evaluations=20, bf16=False)
@@ -38,8 +39,10 @@ student       517,568   1,112,384         10.0%     6.634
 step 40 of 40: loss 3.0, valid_accuracy 0.3, valid_loss 4.0
 student       517,568   1,112,384         30.0%     4.000
 """
+# The second line about the rates is of a second attempt: it was killed after the first.
 PRINTED_BY_FINETUNE = """majority  dev             f1            81.22%
 majority  dev             accuracy      68.38%
+learning rates, best first (on a held-out tenth of the training set): [1e-05, 0.003]
 learning rates, best first (on a held-out tenth of the training set): [0.003, 1e-05]
 adapters  dev             accuracy      75.00%
 """
@@ -88,11 +91,39 @@ def test_the_command_of_each_row_is_understood():
             assert args.out == f"S/{row.name}/model"
         if row.script == "finetune.py":
             assert args.bf16
+            assert value_after("--dropout", row.flags) == "0.0"      # whatever the default is
             usual_steps = min(250, TASKS[row.about["task"]].steps)
             times_longer = 1
             if "longer" in row.about["model"]:
                 times_longer = 3
             assert args.steps == times_longer * usual_steps
+
+
+def test_the_rows_of_depth_are_fine_tuned_with_each_number_of_recursions():
+    rows = list_rows(["depth"], [], ["sst2"], [], [3], SIZES, TASK_SIZES)
+    found = []
+    for row in rows:
+        if row.part == "depth":
+            args = parsed(row)
+            assert args.recursions == row.about["recursions"]
+            assert args.seed == 3
+            found.append((args.model, args.recursions))
+    expected = []
+    for model in ("ours", "elastic"):
+        for recursions in range(1, 7):
+            expected.append((f"S/{model}/model", recursions))
+    assert found == expected
+
+
+def test_the_teacher_has_its_own_rate_and_tokens():
+    args = parsed(teacher_row(SIZES))
+    assert args.lr == 5e-4
+    assert args.steps == 2000                            # 42,000 tokens in batches of 3 x 7
+
+
+def test_the_rates_of_a_whole_model_are_those_asked_for():
+    row = task_row("rte", "ours", 0, TASK_SIZES._replace(rates=[1e-5, 2e-5]))
+    assert parsed(row).lr == [1e-5, 2e-5]
 
 
 def test_a_student_differs_from_ours_only_as_its_name_says():
@@ -263,12 +294,13 @@ def test_time_to_quality_compares_steps_and_seconds():
 
 
 def test_kept_shares_are_of_the_tasks_that_both_have():
+    # In c the teacher is below the majority, so nothing of what is above it can be kept.
     teacher = {"a": 0.8, "b": 0.5, "c": 0.0, "d": 0.6}
-    student = {"a": 0.7, "b": 0.25, "c": 0.1}
+    student = {"a": 0.7, "b": 0.4, "c": 0.1}
     majorities = {"a": 0.6, "b": 0.0, "c": 0.2, "d": 0.1}
     share, share_above, num_tasks = kept_shares(student, teacher, majorities)
-    assert share == pytest.approx((0.7 + 0.25 + 0.1) / (0.8 + 0.5 + 0.0))
-    assert share_above == pytest.approx((0.5 + 0.5) / 2)
+    assert share == pytest.approx((0.7 + 0.4 + 0.1) / (0.8 + 0.5 + 0.0))
+    assert share_above == pytest.approx((0.1 / 0.2 + 0.4 / 0.5) / 2)
     assert num_tasks == 3
     assert kept_shares({}, teacher, majorities) == (None, None, 0)
 
@@ -304,6 +336,11 @@ class FakeRunner:
         return None
 
 
+def read_nothing(row, folder):
+    """Stand in for read_outcome, which would look for what a real command leaves."""
+    return {}
+
+
 def run(rows, folder, runner):
     """Run rows with a fake runner -> {name of the row: its state}."""
     study.run_rows(rows, str(folder), PLACES, runner)
@@ -315,13 +352,13 @@ def test_of_the_fine_tuned_models_only_those_of_the_teacher_are_kept(
         tmp_path, monkeypatch, model, is_kept):
     row = task_row("rte", model, 0, TASK_SIZES)._replace(needs=[])
     os.makedirs(tmp_path / row.name / "model")
-    monkeypatch.setattr(study, "read_outcome", lambda row, folder: {})
+    monkeypatch.setattr(study, "read_outcome", read_nothing)
     assert run([row], tmp_path, FakeRunner()) == {row.name: "done"}
     assert os.path.exists(tmp_path / row.name / "model") == is_kept
 
 
 def test_a_tuned_teacher_that_was_deleted_is_made_again_if_a_row_needs_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "read_outcome", lambda row, folder: {})
+    monkeypatch.setattr(study, "read_outcome", read_nothing)
     teacher = task_row("rte", "teacher", 0, TASK_SIZES)._replace(needs=[])
     run([teacher], tmp_path, FakeRunner())
     assert study.rows_to_run([teacher], str(tmp_path)) == []
@@ -359,6 +396,20 @@ def test_a_row_that_is_done_is_not_run_again(tmp_path):
     assert study.read_result(str(tmp_path), "a")["accuracy_after"] == [0.5]
 
 
+@pytest.mark.parametrize("script, is_training", [
+    ("distill.py", True), ("finetune.py", True), ("data.py", False)])
+def test_a_training_goes_on_where_an_earlier_attempt_ended(script, is_training, tmp_path):
+    commands = []
+
+    def note_command(words, folder, stopping):
+        commands.append(words)
+        return "it was killed"
+
+    run([row_named("a")._replace(script=script)], tmp_path, note_command)
+    assert commands[0][:4] == [sys.executable, script, "--student", "S/x"]
+    assert ("--resume" in commands[0]) == is_training
+
+
 def test_a_row_that_was_interrupted_is_run_again(tmp_path):
     rows = [row_named("a"), row_named("b")]
     with pytest.raises(KeyboardInterrupt):
@@ -366,6 +417,19 @@ def test_a_row_that_was_interrupted_is_run_again(tmp_path):
     again = FakeRunner()
     run(rows, tmp_path, again)
     assert again.ran == ["b"]
+
+
+def test_ctrl_c_asks_the_rows_that_are_running_to_stop(tmp_path):
+    was_asked = []
+
+    def run_two(words, folder, stopping):
+        if os.path.basename(folder) == "b":
+            raise KeyboardInterrupt
+        was_asked.append(stopping.wait(timeout=5))       # False after 5 seconds
+
+    with pytest.raises(KeyboardInterrupt):
+        study.run_rows([row_named("a"), row_named("b")], str(tmp_path), PLACES, run_two, jobs=2)
+    assert was_asked == [True]
 
 
 def test_a_row_that_fails_is_recorded_and_does_not_stop_the_others(tmp_path):
@@ -401,6 +465,17 @@ def test_a_command_that_is_to_stop_is_terminated(tmp_path):
     stopping.set()
     command = ["sh", "-c", "trap 'echo saved >&2; exit 3' TERM; while true; do sleep 0.01; done"]
     assert study.run_command(command, str(tmp_path), stopping) in ("saved", "exit status -15")
+
+
+def test_a_row_waits_for_all_that_it_needs_and_for_a_free_job():
+    a = row_named("a")
+    b = row_named("b")
+    c = row_named("c", needs=["a", "b"])
+    assert study.rows_to_start([c], [b], jobs=3) == []
+    assert study.rows_to_start([b, c], [], jobs=3) == [b]
+    assert study.rows_to_start([c], [], jobs=3) == [c]
+    assert study.rows_to_start([a, b], [], jobs=1) == [a]
+    assert study.rows_to_start([b], [a], jobs=1) == []
 
 
 def test_rows_run_at_the_same_time_but_after_those_they_need(tmp_path):
@@ -456,19 +531,27 @@ def tuned(model, seed, score):
             "majority": 0.5, "seconds": 7.0, "command": "python finetune.py"}
 
 
+def write_results(folder, results):
+    """Write each result into the folder of its row."""
+    for result in results:
+        path = folder / result["name"] / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(result))
+
+
 def test_the_tables_and_study_json_hold_what_was_measured(tmp_path, capsys):
     slow_curve = [[0, 0.0, 10.0], [200, 0.1, 8.0]]
     results = [distilled("teacher", "teacher", CURVE)]
     results.append(distilled("ours", "student", CURVE))
     results.append(distilled("authors", "student", slow_curve))
-    results += [tuned("teacher", 0, 0.9), tuned("teacher", 1, 0.9)]
+    # Ours has no seed 2, so the teacher's is not compared with anything.
+    results += [tuned("teacher", 0, 0.9), tuned("teacher", 1, 0.9), tuned("teacher", 2, 0.6)]
     results += [tuned("ours", 0, 0.7), tuned("ours", 1, 0.9)]
-    for result in results:
-        path = tmp_path / result["name"] / "result.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(result))
+    write_results(tmp_path, results)
     study.write_study(str(tmp_path), authors_seconds=None)
     printed = capsys.readouterr().out
+    # The last evaluation in the first three quarters of the 200 tokens was after 100.
+    assert "| 1,234 | 200 | 30.0% | 4.000 | 2.000 since 100 tokens | 30 | `python tea" in printed
     assert "| ours | 1,234 | 200 | 30.0% | 100.0% | 4.000 | 30 | `python ours` |" in printed
     assert "| authors | loss 8.000 | 20 | 30 | 5 | 10.0 | 25.0% | 33.3% | - |" in printed
     assert "| ours | 80.0 ± 14.1 | 14 |" in printed
@@ -477,6 +560,29 @@ def test_the_tables_and_study_json_hold_what_was_measured(tmp_path, capsys):
     assert len(content["rows"]) == len(results)
     assert content["kept"]["ours"] == pytest.approx([0.8 / 0.9, 0.75, 1])
     assert content["rows"][0]["curve"][-1] == [200, 0.1, 8.0]
+
+
+def test_the_tables_about_depth_and_of_what_failed():
+    accuracy = {"part": "accuracy", "state": "done", "name": "depth/accuracy/ours",
+                "about": {"model": "ours"}, "accuracy_after": [0.1, 0.25]}
+    tunings = []
+    for seed, score in ((0, 0.7), (1, 0.9)):
+        about = {"task": "sst2", "model": "ours", "seed": seed, "recursions": 2}
+        tunings.append({"part": "depth", "state": "done", "name": f"depth/{seed}", "about": about,
+                        "score": score})
+    failed = {"part": "student", "state": "failed", "name": "noise", "error": "no space left",
+              "command": "python distill.py"}
+    tables = study_tables.all_tables([accuracy, *tunings, failed], authors_seconds=None)
+    assert "| ours | 10.0% | 25.0% |" in tables
+    assert "| sst2 | ours | 2 | 80.0 ± 14.1 |" in tables
+    assert "| noise | no space left | `python distill.py` |" in tables
+
+
+def test_the_speed_of_the_authors_code_is_remembered(tmp_path):
+    for authors_seconds in (5.0, None):
+        study.write_study(str(tmp_path), authors_seconds)
+        content = json.loads((tmp_path / "study.json").read_text())
+        assert content["authors_seconds"] == 5.0
 
 
 def test_an_empty_study_has_no_tables():

@@ -44,6 +44,7 @@ def text_example(text, label, second_text=None, location="a:1"):
     ("qa", {"pair": False}, "pair must be true"),
     ("regression", {"mean": float("nan")}, "mean nan"),
     ("regression", {"mean": -1e30}, r"mean -1e\+30"),
+    ("regression", {"mean": 1e30}, r"mean 1e\+30"),
     ("regression", {"sd": float("inf")}, "sd inf"),
     ("classification", {"labels": [3]}, "labels has 3, which cannot be a label"),
     ("tagging", {"labels": ["O", ""]}, "labels has '', which cannot be a label"),
@@ -66,7 +67,8 @@ def test_classification_scores_are_those_of_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics")
     rng = random.Random(0)
     for _ in range(30):
-        labels = ["0", "1", "two", "x y"][:rng.choice([1, 2, 2, 4])]
+        num_labels = rng.choice([1, 2, 2, 4])            # two labels are the most usual case
+        labels = ["0", "1", "two", "x y"][:num_labels]
         size = rng.randint(1, 12)
         gold = rng.choices(labels, k=size)
         guesses = rng.choices(labels, k=size)
@@ -107,8 +109,10 @@ def test_a_label_that_is_no_number_is_refused_at_once(text):
 
 @pytest.mark.parametrize("size", [1e-170, 1e29])
 def test_a_correlation_does_not_depend_on_the_size_of_the_numbers(size):
-    found = tasks.pearson_correlation([1 * size, 2 * size, 4 * size], [7, 5, 1])
-    assert found == pytest.approx(-1)
+    growing = [1 * size, 2 * size, 4 * size]
+    falling = [7, 5, 1]                                  # 9 - 2 * (1, 2, 4)
+    assert tasks.pearson_correlation(growing, falling) == pytest.approx(-1)
+    assert tasks.pearson_correlation(falling, growing) == pytest.approx(-1)
 
 
 def test_entity_scores_are_those_of_seqeval():
@@ -129,9 +133,12 @@ def test_entity_scores_are_those_of_seqeval():
 
 def published_words(answer):
     """Normalise an answer as evaluate-v2.0.py of SQuAD does, then split it."""
-    kept = "".join(c for c in answer.lower() if c not in set(string.punctuation))
-    kept = re.compile(r"\b(a|an|the)\b", re.UNICODE).sub(" ", kept)
-    return kept.split()
+    without_punctuation = ""
+    for character in answer.lower():
+        if character not in string.punctuation:
+            without_punctuation += character
+    without_articles = re.sub(r"\b(a|an|the)\b", " ", without_punctuation)
+    return without_articles.split()
 
 
 def published_pair(right, guess):
@@ -196,9 +203,10 @@ def test_a_task_is_scored_by_its_own_metrics_in_their_order(kind, gold, guesses,
     examples = [text_example("t", label) for label in gold]
     scores = score(task, examples, guesses)
     assert scores == pytest.approx(expected)
-    assert list(scores) == list(expected)
-    task.metrics = list(expected)[:1]
-    assert list(score(task, examples, guesses)) == list(expected)[:1]
+    names = list(expected)
+    assert list(scores) == names
+    task.metrics = names[:1]
+    assert list(score(task, examples, guesses)) == names[:1]
 
 
 def test_a_test_set_without_labels_has_no_scores():
@@ -239,11 +247,14 @@ def test_the_scores_of_each_type_of_entity_are_those_of_seqeval():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             report = seqeval.classification_report(gold, guesses, output_dict=True)
-        found = detailed_scores(task, [text_example("t", tags) for tags in gold], guesses)
+        examples = [text_example("t", sentence_tags) for sentence_tags in gold]
+        found = detailed_scores(task, examples, guesses)
+        # The report also has the averages over all types, such as "micro avg".
         assert found.keys() == {name for name in report if not name.endswith("avg")}
         for name, scores in found.items():
-            expected = {"precision": report[name]["precision"], "recall": report[name]["recall"],
-                        "f1": report[name]["f1-score"], "count": report[name]["support"]}
+            of_type = report[name]
+            expected = {"precision": of_type["precision"], "recall": of_type["recall"],
+                        "f1": of_type["f1-score"], "count": of_type["support"]}
             assert scores == pytest.approx(expected), (gold, guesses)
 
 
@@ -265,30 +276,59 @@ def test_a_metric_that_is_not_finite_is_an_error(guess):
 
 # ---- Tags -------------------------------------------------------------------------------
 
+# The letters of a scheme with four: (of an entity of one word, of the last word of a longer one).
+SINGLE_AND_END = {"BIOES": ("S", "E"), "BILOU": ("U", "L")}
+
+
 def letter_of_tag(scheme, is_first, is_last, touches):
-    """Return the letter of a word in an entity; touches: another of its type is just before."""
+    """Return the letter of a word in an entity.
+
+    touches: whether the word just before the entity belongs to another one of the same type
+    """
     if scheme == "IOB1":
-        return "B" if is_first and touches else "I"
+        # Here B is only used where two entities could not be told apart without it.
+        if is_first and touches:
+            return "B"
+        return "I"
     if scheme == "IOB2":
-        return "B" if is_first else "I"
-    single, end = {"BIOES": ("S", "E"), "BILOU": ("U", "L")}[scheme]
+        if is_first:
+            return "B"
+        return "I"
+    single, end = SINGLE_AND_END[scheme]
     if is_first and is_last:
         return single
     if is_first:
         return "B"
-    return end if is_last else "I"
+    if is_last:
+        return end
+    return "I"
 
 
 def tags_of(spans, num_words, scheme):
     """Write entities [(first, one past the last, type), ...] as tags in a scheme."""
+    ends = {(end, entity_type) for _, end, entity_type in spans}
     tags = ["O"] * num_words
-    for begin, end, kind in spans:
-        touches = any(other_end == begin and other_kind == kind
-                      for _, other_end, other_kind in spans)
+    for begin, end, entity_type in spans:
+        touches = (begin, entity_type) in ends           # another one ends where this one begins
         for i in range(begin, end):
-            letter = letter_of_tag(scheme, i == begin, i == end - 1, touches)
-            tags[i] = f"{letter}-{kind}"
+            is_first = i == begin
+            is_last = i == end - 1
+            letter = letter_of_tag(scheme, is_first, is_last, touches)
+            tags[i] = f"{letter}-{entity_type}"
     return tags
+
+
+def random_spans(num_words, rng):
+    """Draw entities of 1 to 3 words, [(first, one past the last, type), ...]. Some touch."""
+    spans = []
+    begin = 0
+    while begin < num_words:
+        end = min(num_words, begin + rng.randint(1, 3))
+        is_entity = rng.random() < 0.6
+        if is_entity:
+            spans.append((begin, end, rng.choice(["x", "y-z"])))
+        begin = end
+    return spans
 
 
 @pytest.mark.parametrize("scheme", ["IOB1", "IOB2", "BIOES", "BILOU"])
@@ -296,23 +336,20 @@ def test_every_tagging_scheme_becomes_iob2_with_the_same_entities(scheme):
     rng = random.Random(0)
     for _ in range(500):
         num_words = rng.randint(1, 9)
-        spans = []
-        begin = 0
-        while begin < num_words:
-            end = min(num_words, begin + rng.randint(1, 3))
-            if rng.random() < 0.6:
-                spans.append((begin, end, rng.choice(["x", "y-z"])))
-            begin = end
+        spans = random_spans(num_words, rng)
         tags = iob2(tags_of(spans, num_words, scheme))
         assert entities(tags) == set(spans)
         assert tags == tags_of(spans, num_words, "IOB2")
 
 
 @pytest.mark.parametrize("tags, expected", [
-    (["S-x", "I-x"], ["B-x", "B-x"]), (["B-x", "E-x", "I-x"], ["B-x", "I-x", "B-x"]),
-    (["U-x", "L-x"], ["B-x", "B-x"]), (["O", "E-x"], ["O", "B-x"]),
-    (["B-x", "I-y"], ["B-x", "B-y"])])
-def test_a_tag_that_ends_an_entity_is_not_gone_on_with(tags, expected):
+    (["S-x", "I-x"], ["B-x", "B-x"]),
+    (["B-x", "E-x", "I-x"], ["B-x", "I-x", "B-x"]),
+    (["U-x", "L-x"], ["B-x", "B-x"]),
+    (["O", "E-x"], ["O", "B-x"]),
+    (["B-x", "I-y"], ["B-x", "B-y"]),
+])
+def test_a_tag_that_continues_no_open_entity_begins_a_new_one(tags, expected):
     assert iob2(tags) == expected
 
 
@@ -344,47 +381,61 @@ def test_glue_files_are_read_in_their_official_layout_with_quotes_as_text(tmp_pa
 def test_mnli_has_two_dev_sets_and_two_test_sets(tmp_path):
     splits = ["train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched"]
     for split in splits:
-        label = "x" if "test" in split else "gold_label"
-        write_file(tmp_path / f"{split}.tsv", f"\ufeffindex\tsentence1\tsentence2\t{label}\n"
-                   f"0\ta\u2028b\t{split}\tneutral\n")
+        last_column = "gold_label"
+        if split.startswith("test"):
+            last_column = "x"                            # a test set has no labels
+        header = f"\ufeffindex\tsentence1\tsentence2\t{last_column}\n"
+        row = f"0\ta\u2028b\t{split}\tneutral\n"
+        write_file(tmp_path / f"{split}.tsv", header + row)
     found = read_glue("mnli", str(tmp_path))
     assert list(found) == splits
     assert found["dev_mismatched"][0][:3] == ("a\u2028b", "dev_mismatched", "neutral")
     assert found["test_matched"][0][:3] == ("a\u2028b", "test_matched", None)
 
 
-# The first lines of the official files, with < for a tab.
-@pytest.mark.parametrize("name, header", [
-    ("sst2", "sentence<label"),
-    ("mrpc", "Quality<#1 ID<#2 ID<#1 String<#2 String"),
-    ("stsb", "index<genre<filename<year<old_index<source1<source2<sentence1<sentence2<score"),
-    ("qqp", "id<qid1<qid2<question1<question2<is_duplicate"),
-    ("qnli", "index<question<sentence<label"),
-    ("rte", "index<sentence1<sentence2<label"),
-    ("wnli", "index<sentence1<sentence2<label")])
-def test_a_glue_task_is_read_by_its_columns_and_needs_no_test_set(name, header, tmp_path):
+# The first lines of the official files, with < for a tab, and which of the columns are read.
+@pytest.mark.parametrize("name, header, text_columns, label_column", [
+    ("sst2", "sentence<label", ["sentence"], "label"),
+    ("mrpc", "Quality<#1 ID<#2 ID<#1 String<#2 String", ["#1 String", "#2 String"], "Quality"),
+    ("stsb", "index<genre<filename<year<old_index<source1<source2<sentence1<sentence2<score",
+     ["sentence1", "sentence2"], "score"),
+    ("qqp", "id<qid1<qid2<question1<question2<is_duplicate", ["question1", "question2"],
+     "is_duplicate"),
+    ("qnli", "index<question<sentence<label", ["question", "sentence"], "label"),
+    ("rte", "index<sentence1<sentence2<label", ["sentence1", "sentence2"], "label"),
+    ("wnli", "index<sentence1<sentence2<label", ["sentence1", "sentence2"], "label"),
+])
+def test_a_glue_task_is_read_by_its_columns_and_needs_no_test_set(
+        name, header, text_columns, label_column, tmp_path):
     columns = header.split("<")
-    cells = [f"in {column}" for column in columns]
-    for i, column in enumerate(columns):
-        if column in ("label", "Quality", "score", "is_duplicate"):
-            cells[i] = "4.250"
+    cells = []
+    for column in columns:
+        if column == label_column:
+            cells.append("4.250")
+        else:
+            cells.append(f"in {column}")
     table = "\t".join(columns) + "\n" + "\t".join(cells) + "\n"
     for split in ("train", "dev"):
         write_file(tmp_path / f"{split}.tsv", table)
     splits = read_glue(name, str(tmp_path))
     assert list(splits) == ["train", "dev"]
     example = splits["dev"][0]
-    assert example.label == (4.25 if name == "stsb" else "4.250")
-    expected = {"sst2": ("in sentence", None), "mrpc": ("in #1 String", "in #2 String"),
-                "qqp": ("in question1", "in question2"), "qnli": ("in question", "in sentence")}
-    assert (example.text, example.second_text) == expected.get(
-        name, ("in sentence1", "in sentence2"))
+    texts = [example.text]
+    if example.second_text is not None:
+        texts.append(example.second_text)
+    assert texts == [f"in {column}" for column in text_columns]
+    if name == "stsb":                                   # its labels are numbers
+        assert example.label == 4.25
+    else:
+        assert example.label == "4.250"
 
 
 def test_a_csv_has_quoted_cells_with_commas_quotes_and_line_breaks(tmp_path):
     table = io.StringIO()
-    csv.writer(table).writerows([["y", "t", "u"], ["1", 'a "b", c', "two\nlines"],
-                                 ["0", "d", "e"]])
+    writer = csv.writer(table)
+    writer.writerow(["y", "t", "u"])
+    writer.writerow(["1", 'a "b", c', "two\nlines"])
+    writer.writerow(["0", "d", "e"])
     path = write_file(tmp_path / "a.csv", table.getvalue())
     first, second = read_table(path, ["t", "u"], "y")
     assert first[:3] == ('a "b", c', "two\nlines", "1")
@@ -468,15 +519,17 @@ def test_a_table_with_another_separator_is_told_of(ending, separator, wanted, tm
     error = f"^{path}:1: the cells of a .{ending} are separated by {wanted}, but here is only one: "
     with pytest.raises(ValueError, match=error + re.escape(repr(f"t{separator}y"))):
         read_table(path, ["t"], "y")
-    path = write_file(tmp_path / "a.csv", "t;y,z\nb,1\n")       # a strange name, but a name
+
+
+def test_a_column_may_have_the_separator_of_another_format_in_its_name(tmp_path):
+    path = write_file(tmp_path / "a.csv", "t;y,z\nb,1\n")
     assert read_table(path, ["t;y"], "z")[0].text == "b"
 
 
-@pytest.mark.parametrize("split", ["train", "dev"])
-def test_a_file_of_glue_that_is_not_there_is_named(split, tmp_path):
-    for other in {"train", "dev"} - {split}:
-        write_file(tmp_path / f"{other}.tsv", "sentence\tlabel\na\t1\n")
-    error = f"^{tmp_path}/{split}.tsv: there is no such file; --data needs the folder .* of sst2"
+@pytest.mark.parametrize("present, missing", [("dev", "train"), ("train", "dev")])
+def test_a_file_of_glue_that_is_not_there_is_named(present, missing, tmp_path):
+    write_file(tmp_path / f"{present}.tsv", "sentence\tlabel\na\t1\n")
+    error = f"^{tmp_path}/{missing}.tsv: there is no such file; --data needs the folder .* of sst2"
     with pytest.raises(ValueError, match=error):
         read_glue("sst2", str(tmp_path))
 
@@ -487,6 +540,12 @@ def test_a_file_of_glue_that_is_not_there_is_named(split, tmp_path):
 def test_a_number_is_read(label, value, tmp_path):
     path = write_file(tmp_path / "a.tsv", f"t\ty\na\t{label}\n")
     assert read_table(path, ["t"], "y", numeric=True)[0].label == value
+
+
+def test_spaces_around_a_label_are_no_part_of_it(tmp_path):
+    path = write_file(tmp_path / "a.csv", "text,label\nx, a\ny,a \nz,b c\n")
+    examples = read_table(path, ["text"], "label")
+    assert [example.label for example in examples] == ["a", "a", "b c"]
 
 
 @pytest.mark.parametrize("label", ["x", "1,5", "-nan", "inf", "1e30", "-1e30", "1e999", "1_0"])
@@ -523,14 +582,17 @@ def test_two_columns_of_the_same_name_are_refused(ending, header, tmp_path):
         read_table(path, ["t"], "y")
 
 
-@pytest.mark.parametrize("name", ["a.tsv", "a.TSV", "a.txt", "a", "a.tsv.gz", "a.xlsx", "a.json"])
-def test_the_ending_says_what_a_table_is(name, tmp_path):
+@pytest.mark.parametrize("name", ["a.tsv", "a.TSV", "a.txt"])
+def test_these_endings_stand_for_a_table_with_tabs(name, tmp_path):
     path = write_file(tmp_path / name, "t\ty\na\t1\n")
-    if name in ("a.tsv", "a.TSV", "a.txt"):
-        assert read_table(path, ["t"], "y")[0].text == "a"
-    else:
-        with pytest.raises(ValueError, match=f"^{path}: the ending of a table must be .tsv, .txt"):
-            read_table(path, ["t"], "y")
+    assert read_table(path, ["t"], "y")[0].text == "a"
+
+
+@pytest.mark.parametrize("name", ["a", "a.tsv.gz", "a.xlsx", "a.json"])
+def test_a_table_with_another_ending_is_refused(name, tmp_path):
+    path = write_file(tmp_path / name, "t\ty\na\t1\n")
+    with pytest.raises(ValueError, match=f"^{path}: the ending of a table must be .tsv, .txt"):
+        read_table(path, ["t"], "y")
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
@@ -610,31 +672,52 @@ def test_the_answers_of_an_impossible_question_are_not_read(tmp_path):
     assert read_squad(write_file(tmp_path / "a.json", text))[0].label == []
 
 
-def test_a_question_is_impossible_only_if_it_says_true(tmp_path):
+def with_is_impossible(value):
+    """Make the text of a SQuAD file with one question, which has an answer and also the field
+    is_impossible with this value, written as JSON."""
     text = make_squad([("where", ["paris"])])
-    start = text.index('"id"')
-    for value, expected in (("false", 1), ("null", 1), ("true", 0)):
-        changed = f'{text[:start]}"is_impossible": {value}, {text[start:]}'
-        examples = read_squad(write_file(tmp_path / "a.json", changed))
-        assert len(examples[0].label) == expected
-    changed = f'{text[:start]}"is_impossible": "false", {text[start:]}'
-    path = write_file(tmp_path / "a.json", changed)
+    return text.replace('"id"', f'"is_impossible": {value}, "id"')
+
+
+@pytest.mark.parametrize("value, num_answers", [("false", 1), ("null", 1), ("true", 0)])
+def test_a_question_is_impossible_only_if_it_says_true(value, num_answers, tmp_path):
+    path = write_file(tmp_path / "a.json", with_is_impossible(value))
+    assert len(read_squad(path)[0].label) == num_answers
+
+
+def test_a_question_that_says_impossible_in_another_way_is_refused(tmp_path):
+    path = write_file(tmp_path / "a.json", with_is_impossible('"false"'))
     with pytest.raises(ValueError, match="the field 'is_impossible' is 'false', but must be true"):
         read_squad(path)
 
 
 def test_answers_may_be_missing_only_where_none_are_needed(tmp_path):
     content = json.loads(make_squad([("where", ["paris"]), ("who", ["john"])]))
-    del content["data"][0]["paragraphs"][0]["qas"][1]["answers"]
+    questions = content["data"][0]["paragraphs"][0]["qas"]
+    del questions[1]["answers"]
     path = write_file(tmp_path / "a.json", json.dumps(content))
     with pytest.raises(ValueError, match="the field 'answers' is None, but must be a list"):
         read_squad(path)
     first, second = read_squad(path, needs_answers=False)
-    assert first.label != [] and second.label is None
-    task = make_task_of_kind("qa")
-    assert score(task, [first, second], ["paris", "john"]) == {}
-    question = {"id": "a", "question": "q", "is_impossible": True}
-    assert tasks.squad_example(path, question, "c", needs_answers=False).label == []
+    assert first.label != []
+    assert second.label is None
+    # One question without a label is enough: there are no scores then.
+    assert score(make_task_of_kind("qa"), [first, second], ["paris", "john"]) == {}
+
+
+def test_an_impossible_question_without_answers_has_the_label_of_no_answer(tmp_path):
+    content = json.loads(make_squad([("who", [])]))
+    question = content["data"][0]["paragraphs"][0]["qas"][0]
+    del question["answers"]
+    path = write_file(tmp_path / "a.json", json.dumps(content))
+    assert read_squad(path, needs_answers=False)[0].label == []
+
+
+def test_two_questions_of_a_file_with_the_same_id_are_refused(tmp_path):
+    text = make_squad([("where", ["paris"]), ("who", ["john"])]).replace('"q1"', '"q0"')
+    path = write_file(tmp_path / "a.json", text)
+    with pytest.raises(ValueError, match=f"^{path}: 2 questions have the id 'q0'$"):
+        read_squad(path)
 
 
 @pytest.mark.parametrize("old, new", [
@@ -708,15 +791,30 @@ def stop_server(server):
     server.server_close()
 
 
-def test_a_glue_task_is_downloaded_once_and_only_its_tables_are_unpacked(tmp_path, monkeypatch):
+def make_zip(files):
+    """Pack files {name: content} into a zip -> its bytes."""
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name in ("QNLI/train.tsv", "QNLI/dev.tsv"):
-            archive.writestr(name, "index\tquestion\tsentence\tlabel\n0\ta\tb\tentailment\n")
-        for name in ("QNLI/original/dev.tsv", "../evil.tsv", "QNLI/notes.tsv"):
-            archive.writestr(name, "this is not to be unpacked")
-        archive.writestr("QNLI/large.txt", random.Random(0).randbytes(200_000))
-    server, asked = start_server(packed.getvalue())
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return packed.getvalue()
+
+
+def download_instead(monkeypatch, content):
+    """Let every download give these bytes."""
+    def download(url):
+        return io.BytesIO(content)
+
+    monkeypatch.setattr(tasks, "download", download)
+
+
+def test_a_glue_task_is_downloaded_once_and_only_its_tables_are_unpacked(tmp_path, monkeypatch):
+    table = "index\tquestion\tsentence\tlabel\n0\ta\tb\tentailment\n"
+    files = {"QNLI/train.tsv": table, "QNLI/dev.tsv": table}
+    for name in ("QNLI/original/dev.tsv", "../evil.tsv", "QNLI/notes.tsv"):
+        files[name] = "this is not to be unpacked"
+    files["QNLI/large.txt"] = random.Random(0).randbytes(200_000)
+    server, asked = start_server(make_zip(files))
     monkeypatch.setattr(tasks, "GLUE_URL", f"http://127.0.0.1:{server.server_port}/")
     for _ in range(2):
         folder = tasks.download_glue("qnli", str(tmp_path / "cache"))
@@ -732,10 +830,10 @@ def test_a_glue_task_is_downloaded_once_and_only_its_tables_are_unpacked(tmp_pat
 def test_a_bad_answer_and_no_answer_are_one_line_and_leave_nothing(tmp_path, monkeypatch):
     server, _ = start_server(b"not a zip file")
     monkeypatch.setattr(tasks, "GLUE_URL", f"http://127.0.0.1:{server.server_port}/")
-    with pytest.raises(ValueError, match="RTE.zip.*--data DIR"):
+    with pytest.raises(ValueError, match=r"^http://127.*/RTE.zip: .*--data DIR\Z"):
         tasks.download_glue("rte", str(tmp_path))
     stop_server(server)
-    with pytest.raises(ValueError, match="RTE.zip.*--data DIR"):
+    with pytest.raises(ValueError, match=r"^http://127.*/RTE.zip: .*--data DIR\Z"):
         tasks.download_glue("rte", str(tmp_path))
     assert list((tmp_path / "glue").iterdir()) == []
 
@@ -756,12 +854,7 @@ def test_mrpc_has_no_official_zip(tmp_path):
 
 @pytest.mark.parametrize("names", [["RTE/dev.tsv"], ["RTE/train.tsv"], ["RTE/train.txt"], []])
 def test_a_zip_without_its_tables_leaves_nothing_in_the_cache(names, tmp_path, monkeypatch):
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name in names:
-            archive.writestr(name, "text")
-    packed.seek(0)
-    monkeypatch.setattr(tasks, "download", lambda url: packed)
+    download_instead(monkeypatch, make_zip({name: "text" for name in names}))
     with pytest.raises(ValueError, match="RTE.zip: there is no (train|dev[*]).tsv in it"):
         tasks.download_glue("rte", str(tmp_path))
     assert list((tmp_path / "glue").iterdir()) == []
@@ -769,35 +862,19 @@ def test_a_zip_without_its_tables_leaves_nothing_in_the_cache(names, tmp_path, m
 
 def test_a_zip_that_is_too_large_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "LARGEST_TEXT", 1000)
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("RTE/train.tsv", "0" * 1001)
-    packed.seek(0)
-    monkeypatch.setattr(tasks, "download", lambda url: packed)
+    download_instead(monkeypatch, make_zip({"RTE/train.tsv": "0" * 1001}))
     with pytest.raises(ValueError, match="RTE.zip: RTE/train.tsv in it is larger than 1 GB"):
         tasks.download_glue("rte", str(tmp_path))
     assert list((tmp_path / "glue").iterdir()) == []
 
 
-def test_spaces_around_a_label_are_no_part_of_it(tmp_path):
-    path = write_file(tmp_path / "a.csv", "text,label\nx, a\ny,a \nz,b c\n")
-    assert [example.label for example in tasks.read_table(path, ["text"], "label")] == [
-        "a", "a", "b c"]
-
-
 def test_two_processes_may_download_the_same_task_at_once(tmp_path, monkeypatch):
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for split in ("train", "dev"):
-            archive.writestr(f"RTE/{split}.tsv", "whole")
-
-    def download(url):
-        return io.BytesIO(packed.getvalue())
+    content = make_zip({"RTE/train.tsv": "whole", "RTE/dev.tsv": "whole"})
 
     def download_while_another_process_does(url):
-        monkeypatch.setattr(tasks, "download", download)
+        download_instead(monkeypatch, content)
         tasks.download_glue("rte", str(tmp_path))
-        return download(url)
+        return io.BytesIO(content)
 
     monkeypatch.setattr(tasks, "download", download_while_another_process_does)
     folder = tasks.download_glue("rte", str(tmp_path))
@@ -813,26 +890,49 @@ def test_the_code_task_tags_what_was_marked_as_code(tmp_path):
     path = write_documentation(tmp_path / "docs.jsonl")
     with open(path) as file:
         rows = [json.loads(line) for line in file]
+    rows_with_code = [row for row in rows if row["code"]]
     splits = read_code_task(path)
-    texts = [{str(example.text) for example in splits[split]} for split in ("train", "dev")]
-    assert not texts[0] & texts[1]
     examples = splits["train"] + splits["dev"]
-    assert len(examples) == sum(1 for row in rows if row["code"])
-    assert 0.02 * len(examples) < len(splits["dev"]) < 0.25 * len(examples)
+    assert len(examples) == len(rows_with_code)
     for example in examples:
-        assert example.location == f"{path}:{int(example.id) + 1}"
-        assert "".join(example.text) == rows[int(example.id)]["text"].replace(" ", "")
-        tagged = [(word, tag) for word, tag in zip(example.text, example.label) if tag != "O"]
-        assert tagged == [(example.text[2], "B-code")]
+        row_number = int(example.id)
+        assert example.location == f"{path}:{row_number + 1}"
+        assert "".join(example.text) == rows[row_number]["text"].replace(" ", "")
+        # The third word is a name with a dot, such as a.b, and the only code of the paragraph.
         assert "." in example.text[2]
+        assert example.label == ["O", "O", "B-code"] + ["O"] * (len(example.text) - 3)
 
 
-def test_code_of_several_words_is_one_entity(tmp_path):
-    row = {"part": "x", "text": "say import os, or die", "code": [[4, 13]]}
+def test_of_the_code_task_a_tenth_is_held_out_and_none_of_its_texts_is_trained_on(tmp_path):
+    write_documentation(tmp_path / "docs.jsonl")
+    lines = (tmp_path / "docs.jsonl").read_text()
+    path = write_file(tmp_path / "twice.jsonl", lines + lines)      # each text is there twice
+    splits = read_code_task(path)
+    num_train = len(splits["train"])
+    num_dev = len(splits["dev"])
+    assert 0.02 < num_dev / (num_train + num_dev) < 0.25
+    train_texts = {str(example.text) for example in splits["train"]}
+    dev_texts = {str(example.text) for example in splits["dev"]}
+    assert train_texts & dev_texts == set()
+
+
+@pytest.mark.parametrize("text, code, words, tags", [
+    ("say import os, or die", ["import os"], ["say", "import", "os", ",", "or", "die"],
+     ["O", "B-code", "I-code", "O", "O", "O"]),
+    # A word is code if its first letter is: of Tensors it is, of unset it is not.
+    ("Tensors are unset", ["Tensor", "set"], ["Tensors", "are", "unset"], ["B-code", "O", "O"]),
+])
+def test_words_that_begin_in_marked_text_are_code_and_neighbours_one_entity(
+        text, code, words, tags, tmp_path):
+    spans = []
+    for marked in code:
+        begin = text.index(marked)
+        spans.append([begin, begin + len(marked)])
+    row = {"part": "x", "text": text, "code": spans}
     splits = read_code_task(write_file(tmp_path / "docs.jsonl", json.dumps(row)))
     example, = splits["train"] + splits["dev"]
-    assert example.text == ["say", "import", "os", ",", "or", "die"]
-    assert example.label == ["O", "B-code", "I-code", "O", "O", "O"]
+    assert example.text == words
+    assert example.label == tags
 
 
 # ---- Putting a task together ------------------------------------------------------------
@@ -843,28 +943,43 @@ def test_the_files_of_a_split_are_read_one_after_the_other(tmp_path):
     files = {"train": [first, second], "test": [second]}
     splits = read_own_files("regression", files, ["t", "u"], "y")
     assert list(splits) == ["train", "test"]
-    assert [example[:3] for example in splits["train"]] == [("a", "b", 1.0), ("c", "d", 2.0)]
+    found = [(example.text, example.second_text, example.label) for example in splits["train"]]
+    assert found == [("a", "b", 1.0), ("c", "d", 2.0)]
     splits = read_own_files("classification", files, ["u"], "y")
-    assert [example[:3] for example in splits["train"]] == [("b", None, "1"), ("d", None, "2")]
+    found = [(example.text, example.second_text, example.label) for example in splits["train"]]
+    assert found == [("b", None, "1"), ("d", None, "2")]
 
 
-def test_several_files_of_tags_or_questions_are_one_split(tmp_path):
-    tags = [write_file(tmp_path / f"{word}.txt", f"{word}\tO\n") for word in ("a", "b")]
-    splits = read_own_files("tagging", {"train": tags}, ["text"], "label")
+def test_several_files_of_tags_are_one_split(tmp_path):
+    first = write_file(tmp_path / "a.txt", "a\tO\n")
+    second = write_file(tmp_path / "b.txt", "b\tO\n")
+    splits = read_own_files("tagging", {"train": [first, second]}, ["text"], "label")
     assert [example.text for example in splits["train"]] == [["a"], ["b"]]
     assert [example.id for example in splits["train"]] == ["0", "1"]
-    questions = []
-    for question in ("who", "where"):
-        text = make_squad([(question, [])])
-        questions.append(write_file(tmp_path / f"{question}.json", text))
+
+
+@pytest.fixture
+def who_and_where(tmp_path):
+    """Write two SQuAD files of one question each, which have the same id -> their paths."""
+    return [write_file(tmp_path / "who.json", make_squad([("who", [])])),
+            write_file(tmp_path / "where.json", make_squad([("where", [])]))]
+
+
+def test_several_files_of_questions_are_one_split(who_and_where, tmp_path):
     dev = [write_file(tmp_path / "dev.json", make_squad([("why", [])]))]
-    splits = read_own_files("qa", {"train": questions, "dev": dev}, ["text"], "label")
+    splits = read_own_files("qa", {"train": who_and_where, "dev": dev}, ["text"], "label")
     assert [example.text for example in splits["train"]] == ["who", "where"]
-    # Predictions are found by their ids. A tenth of train is predicted if there is no dev set.
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_of_questions_that_are_predicted_no_two_have_the_same_id(split, who_and_where, tmp_path):
+    """Predictions are found by their ids. A tenth of train is predicted if there is no dev set."""
+    files = {split: who_and_where}
+    if split == "dev":
+        files["train"] = [write_file(tmp_path / "train.json", make_squad([("why", [])]))]
     message = "who.json, .*where.json: 2 questions have the id 'q0'"
-    for files in ({"train": dev, "dev": questions}, {"train": questions}):
-        with pytest.raises(ValueError, match=message):
-            read_own_files("qa", files, ["text"], "label")
+    with pytest.raises(ValueError, match=message):
+        read_own_files("qa", files, ["text"], "label")
 
 
 def test_equal_numbers_are_not_normalised_by_an_error_of_rounding():
@@ -881,27 +996,39 @@ def test_the_tenth_that_is_held_out_does_not_depend_on_the_order():
     assert (tenth, rest) == (tenth_again, rest_again)
     assert sorted(tenth + rest) == sorted(examples)
     assert tenth != examples[:10]
+    tenth_of_90, _ = hold_out_a_tenth(examples[:90])     # 95 / 10 is rounded up, 90 / 10 is 9
+    assert len(tenth_of_90) == 9
+
+
+def test_for_equal_texts_the_label_decides_what_is_held_out():
+    examples = [text_example("the same", label) for label in "xyzxyzxyzxyz"]
+    tenth, _ = hold_out_a_tenth(examples)
+    tenth_again, _ = hold_out_a_tenth(examples[::-1])
+    assert tenth == tenth_again
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_label_that_occurs_once_stays_in_the_rest(seed):
+@pytest.mark.parametrize("kind", ["classification", "tagging"])
+def test_a_label_that_occurs_once_stays_in_the_rest(kind, seed):
     rng = random.Random(seed)
     labels = ["common"] * 30 + [f"rare{i}" for i in range(60)] + ["twice", "twice"]
     rng.shuffle(labels)
-    examples = [text_example(str(rng.random()), label) for label in labels]
+    examples = []
+    for label in labels:
+        word = str(rng.random())
+        if kind == "classification":
+            examples.append(text_example(word, label))
+        else:
+            examples.append(text_example([word, "a"], [label, "O"]))
     tenth, rest = hold_out_a_tenth(examples)
-    assert len(tenth) == 10
-    assert {example.label for example in rest} == set(labels)
-    tags = [[label, "O"] for label in labels]
-    examples = [Example([str(rng.random()), "a"], None, pair, "0", "a:1") for pair in tags]
-    tenth, rest = hold_out_a_tenth(examples)
-    assert len(tenth) == 10
-    assert {example.label[0] for example in rest} == set(labels)
-
-
-def test_of_one_example_nothing_can_be_held_out():
-    with pytest.raises(ValueError, match="^f:1: this is the only .* held out; give one --lr$"):
-        hold_out_a_tenth([text_example("a", "x", location="f:1")], "give one --lr")
+    assert len(tenth) == 10                              # of 92
+    labels_of_rest = set()
+    for example in rest:
+        label = example.label
+        if kind == "tagging":
+            label = example.label[0]
+        labels_of_rest.add(label)
+    assert labels_of_rest == set(labels)
 
 
 def test_where_each_label_occurs_once_nothing_can_be_held_out():
@@ -922,8 +1049,11 @@ def test_both_texts_decide_what_is_held_out():
 
 
 def test_one_example_alone_cannot_be_held_out():
-    with pytest.raises(ValueError, match="f:7: this is the only example.*; give --dev FILE$"):
-        hold_out_a_tenth([text_example("a", "x", location="f:7")])
+    example = text_example("a", "x", location="f:7")
+    with pytest.raises(ValueError, match="^f:7: this is the only example.*; give --dev FILE$"):
+        hold_out_a_tenth([example])
+    with pytest.raises(ValueError, match="^f:7: this is the only .* held out; give one --lr$"):
+        hold_out_a_tenth([example], remedy="give one --lr")
     sentence = text_example(["a"], ["O"], location="f:7")
     with pytest.raises(ValueError, match="an empty line ends each sentence$"):
         hold_out_a_tenth([sentence])
@@ -964,17 +1094,25 @@ def test_a_task_of_questions_knows_whether_some_have_no_answer(answers, unanswer
     assert (task.pair, task.labels, task.mean, task.sd) == (True, [], 0.0, 1.0)
 
 
-def test_a_label_that_is_not_in_the_training_set_is_named_and_none_is_allowed():
+def test_a_class_that_is_not_in_the_training_set_is_named():
     train = [text_example("a", "x"), text_example("b", "y")]
-    make_task("sst2", "classification", {"train": train, "test": [text_example("c", None)]}, 16, 3)
     dev = [text_example("a", "x"), text_example("c", "z", location="f:9")]
-    with pytest.raises(ValueError, match="f:9: label 'z' does not occur in the training set, "
-                       "whose labels are x; y$"):
+    message = "f:9: label 'z' does not occur in the training set, whose labels are x; y$"
+    with pytest.raises(ValueError, match=message):
         make_task("sst2", "classification", {"train": train, "dev": dev}, 16, 3)
-    train = [Example(["a"], None, ["B-x"], "0", "a:1")]
-    dev = [Example(["a", "b"], None, ["O", "B-z"], "0", "f:8")]
+
+
+def test_a_tag_that_is_not_in_the_training_set_is_named():
+    train = [text_example(["a"], ["B-x"])]
+    dev = [text_example(["a", "b"], ["O", "B-z"], location="f:8")]
     with pytest.raises(ValueError, match="f:8: label 'B-z' does not occur in the training"):
         make_task("tagging", "tagging", {"train": train, "dev": dev}, 16, 3)
+
+
+def test_a_test_set_without_labels_has_none_that_is_unknown():
+    train = [text_example("a", "x"), text_example("b", "y")]
+    test = [text_example("c", None)]
+    make_task("sst2", "classification", {"train": train, "test": test}, 16, 3)
 
 
 def test_a_class_alone_is_no_task():
@@ -983,15 +1121,17 @@ def test_a_class_alone_is_no_task():
         make_task("sst2", "classification", {"train": train}, 16, 3)
 
 
-def test_majority_guesses_look_at_no_sentence():
-    train = [Example(["a", "b"], None, ["B-x", "O"], "", ""),
-             Example(["a", "b"], None, ["B-x", "B-x"], "", ""),
-             Example(["b"], None, ["O"], "", "")]
-    asked = [Example(["b", "a", "c"], None, [], "", "")]
+def test_the_majority_tag_of_a_word_is_its_most_frequent_one_and_o_for_a_new_word():
+    train = [text_example(["a", "b"], ["B-x", "O"]), text_example(["a", "b"], ["B-x", "B-x"]),
+             text_example(["b"], ["O"])]
+    asked = [text_example(["b", "a", "c"], [])]
     assert majority(make_task_of_kind("tagging"), train, asked) == [["O", "B-x", "O"]]
-    train = [text_example("a", label) for label in "xyy"]
+
+
+def test_the_majority_is_the_most_frequent_class_the_mean_or_no_answer():
+    train = [text_example("a", "x"), text_example("a", "y"), text_example("a", "y")]
     asked = train[:2]
-    assert majority(make_task_of_kind("classification", "xy"), train, asked) == ["y", "y"]
+    assert majority(make_task_of_kind("classification", ["x", "y"]), train, asked) == ["y", "y"]
     assert majority(make_task_of_kind("regression", mean=2.5), train, asked) == [2.5, 2.5]
     assert majority(make_task_of_kind("qa"), train, asked) == ["", ""]
 
