@@ -15,7 +15,7 @@ the documents to train on, then those held out for validation. The token file is
 mapped into memory from then on. A JSON file beside it says what it was made from.
 """
 if __name__ == "__main__":
-    # Before the imports below, which take seconds: see command.py.
+    # Ctrl-C is handled before the imports below, because they take seconds: see command.py.
     from command import end_at_interrupt
     end_at_interrupt()
 
@@ -58,9 +58,9 @@ LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv
 # ---- Masking and batches ----------------------------------------------------------------
 
 def mask_tokens(ids, tokenizer, rng, rate=0.15):
-    """Mask sequences as BERT does (Devlin et al. 2019): 15 % of each sequence's tokens are chosen,
-    never a special one. Of the chosen tokens 80 % become [MASK], 10 % a random token, 10 % stay.
-    The special tokens are [PAD], [UNK], [CLS], [SEP] and [MASK].
+    """Mask sequences as BERT does (Devlin et al. 2019): about 15 % of each sequence's tokens are
+    chosen, never a special one. Of the chosen tokens 80 % become [MASK], 10 % a random token, 10 %
+    stay. The special tokens are [PAD], [UNK], [CLS], [SEP] and [MASK].
 
     ids (B, T); rng is a numpy Generator. Returns the masked ids (B, T), the positions (M,) of the
     chosen tokens in the flattened ids, in increasing order, and the labels (M,), the true tokens.
@@ -322,7 +322,7 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
         vocab_size=size, special_tokens=SPECIAL_TOKENS, show_progress=False)
     lines = (line for line in read_corpus(corpus, text_column) if line)
     backend.train_from_iterator(lines, trainer)
-    # Sorted, because the order that the library gives varies from run to run.
+    # The words are sorted, because the order that the library gives varies from run to run.
     words = sorted(set(backend.get_vocab()) - set(SPECIAL_TOKENS))
     if not words:
         raise ValueError(f"{corpus[0]}: there is no text in the corpus")

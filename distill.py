@@ -18,8 +18,8 @@ attention maps, its hidden states and its output distributions.
 
     loss = 1 * MLM + 3 * attention + 3 * hidden + 5 * output + 2.5 * elastic
 
-These are the weights of the first command. With the recipe full, which the next
-two get on a GPU, the hidden loss has the weight 10.
+These are the weights of the first command. With the recipe full, which the second
+and the third command get on a GPU, the hidden loss has the weight 10.
 
 The last term is not in the paper. It is the output loss again, but after an
 earlier recursion, which is drawn at random for each masked word. So the student
@@ -173,7 +173,10 @@ def states_after(depths, hidden, positions):
     positions (m,): the masked places, indices into the flattened ids
     depths (m,): after how many recursions the state of each masked place is taken
     """
-    states = torch.stack([state.flatten(0, 1)[positions] for state in hidden])     # (R + 1, m, C)
+    masked_states = []
+    for state in hidden:                                 # (B, T, C)
+        masked_states.append(state.flatten(0, 1)[positions])                  # (m, C)
+    states = torch.stack(masked_states)                  # (R + 1, m, C)
     places = torch.arange(len(positions), device=positions.device)            # 0, 1, ..., m - 1
     return states[depths, places]                        # row i is states[depths[i], i]
 
@@ -273,11 +276,12 @@ class Distillation:
         """
         ids, positions, labels = self.batches.batch(step)     # the whole batch
         depths = self.draw_depths(step, len(positions))
-        num_masked = max(1, len(positions))              # at least 1, because it is divided by
+        num_masked = max(1, len(positions))              # it is a divisor, so it must not be 0
         T = self.batches.T
         device = device_of(self.student)
         for begin, end in self.micro_batch_bounds:
-            # Take the masked places in the rows from begin to end, and count them from row begin.
+            # positions counts the places of the whole batch, row after row. Those in the rows from
+            # begin to end - 1 belong to this micro-batch, where counting starts with row begin.
             first_place = begin * T
             end_place = end * T
             inside = (first_place <= positions) & (positions < end_place)
@@ -297,7 +301,7 @@ class Distillation:
         If R is 1, there is no elastic loss, and all are 1.
         """
         R = self.student.config.num_hidden_layers
-        # The 3 gives depths other random numbers than the 1 and 2 in MaskedBatches.
+        # Orders, masks and depths have a 1, a 2 and a 3 in their seeds, so that they differ.
         rng = np.random.default_rng([self.batches.seed, 3, step])
         return rng.integers(1, max(2, R), size=num_masked)
 
@@ -327,8 +331,8 @@ def evaluate(model, batches, each_recursion=False):
         for depth in depths:
             logits = model.predict(hidden[depth].flatten(0, 1)[positions])    # (M, V)
             correct_after[depth] += (logits.argmax(-1) == labels).sum().item()
-        # The last depth was R, so these logits are those of the whole model.
-        total_loss += mlm_loss(logits, labels).item()
+            if depth == R:                               # the logits are those of the whole model
+                total_loss += mlm_loss(logits, labels).item()
         num_masked += len(labels)
     num_masked = max(1, num_masked)
     scores = {"accuracy": correct_after[R] / num_masked, "loss": total_loss / num_masked}
@@ -384,11 +388,12 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     student_embeddings.position.weight.copy_(teacher_embeddings.position.weight @ basis)
     student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
 
-    # Find the projection with which narrow @ solution is nearest to the teacher's output. The
-    # student's tables are the teacher's times basis, so vectors @ basis is what it adds up for
-    # these ids. Its LayerNorm is new: the weight is 1 and the bias 0.
+    # Fit the projection. Its input is the LayerNorm of vectors @ basis, because the student's tables
+    # are the teacher's times basis. This LayerNorm is new: its weight is 1 and its bias 0.
     narrow = student_embeddings.norm(vectors @ basis)    # (N, E)
-    narrow = F.pad(narrow, (0, 1), value=1.0)            # (N, E + 1): a column of 1 for the bias
+    # A further column, which is 1 everywhere, is multiplied by the last row of the solution. So
+    # this row is the bias.
+    narrow = F.pad(narrow, (0, 1), value=1.0)            # (N, E + 1)
     wanted = teacher_embeddings(ids).flatten(0, 1)       # (N, C)
     # The outputs of such a LayerNorm sum to 0 in each row, so narrow does not have full rank. The
     # driver gelsd allows that. It exists on the CPU alone, where both models still are.
@@ -406,8 +411,9 @@ def start_layers(student, teacher):
     """
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     G = student.config.num_hidden_groups
-    # layer_numbers cuts R recursions into G runs; here it cuts the teacher's L layers in the same
-    # way: [0, 0, 1, 1] for L = 4 and G = 2. Entry i is the student's layer that replaces layer i.
+    # The teacher's L layers are cut into G runs of neighbours, just as layer_numbers cuts
+    # recursions. For L = 4 and G = 2 it returns [0, 0, 1, 1]: the student's layer 0 replaces the
+    # teacher's layers 0 and 1, and its layer 1 replaces the teacher's layers 2 and 3.
     student_layer_of = layer_numbers(L, G)
     for g, layer in enumerate(student.layers):
         replaced = []                   # the state dicts of the teacher's layers that it replaces
@@ -443,10 +449,16 @@ def start_corrections(student, teacher):
             difference = teacher_layer.get_parameter(name_in_layer) - shared
             if not difference.isfinite().all():
                 raise ValueError("the teacher's layers are too large to compute with")
+            low_rank = correction.get_submodule(name)
+            if not difference.any():
+                # The student's layer is a copy of this layer of the teacher. Here down keeps its
+                # random values. If up and down were both 0, both their gradients would be 0, too,
+                # and the correction could never change.
+                low_rank.up.zero_()
+                continue
             # Now difference is left @ diag(singular_values) @ right; the largest value is first.
             left, singular_values, right = torch.linalg.svd(difference, full_matrices=False)
             root = singular_values[:K].sqrt()            # (K,)
-            low_rank = correction.get_submodule(name)
             low_rank.up.copy_(left[:, :K] * root)
             low_rank.down.copy_(root[:, None] * right[:K])
 
@@ -479,18 +491,20 @@ def training_step(model, objective, optimizer, step, options, processes):
     and the norm are tensors. On a GPU the program waits when it reads one of them. So nothing is
     checked here: if the gradient is not finite, check_finite_step, which train() calls, says so.
     """
-    # Dropout is a function of (seed, step, rank), so that a resumed run draws the same numbers. No
-    # two of these triples give the same seed here if there are fewer than 1009 ranks and 1,000,003
-    # steps.
-    torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + processes.rank)
+    # What dropout draws depends on the run's seed, the step and the process alone, so a resumed run
+    # draws the same. Each of them gets a seed of its own if there are at most 1,000,003 steps and
+    # 1009 processes.
+    seed_of_step = options.seed * 1_000_003 + step
+    torch.manual_seed(seed_of_step * 1009 + processes.rank)
     model.train()
-    totals = {}
+    totals = {"loss": 0}                                 # sums over the micro-batches
     for losses in objective.losses_of_micro_batches(step):
-        loss = sum(objective.loss_weights[name] * value for name, value in losses.items())
-        loss.backward()                                  # adds to the gradients
-        values = {"loss": loss} | losses
-        for name, value in values.items():
+        loss = 0
+        for name, value in losses.items():
+            loss = loss + objective.loss_weights[name] * value
             totals[name] = totals.get(name, 0) + value.detach()
+        totals["loss"] = totals["loss"] + loss.detach()
+        loss.backward()                                  # adds to the gradients
     sum_over_processes(model, totals, processes)
 
     gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
@@ -628,10 +642,11 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
 def learning_rate(step, options):
     """Return the learning rate of a step, counted from 0: it grows linearly during the warm-up and
     falls linearly towards 0 afterwards."""
-    done = step + 1
-    growing = done / max(1, options.warmup)
-    falling = (options.steps - step) / max(1, options.steps - options.warmup)
-    return options.lr * min(growing, falling)
+    if step < options.warmup:
+        share = (step + 1) / options.warmup              # the last step of the warm-up has 1
+    else:
+        share = (options.steps - step) / (options.steps - options.warmup)
+    return options.lr * share
 
 
 def check_finite_step(step, totals, gradient_norm, lr):
@@ -1680,7 +1695,7 @@ def print_samples(models, tokenizer, valid_batches, bf16):
     if models["student"].head is None:
         return
     last = valid_batches.count - 1
-    # Four sequences, evenly spread. If there are fewer, each is shown once.
+    # Choose four sequences, evenly spread. If there are fewer, each is shown once.
     numbers = sorted({i * last // 3 for i in range(4)})
     for ids in valid_batches.sequences(numbers):
         ids = ids.tolist()

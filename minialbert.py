@@ -395,14 +395,15 @@ class MiniALBERT(nn.Module):
             if self.config.adapter_size > 0:             # each recursion has two of its own
                 adapters = self.attention_adapters[r], self.output_adapters[r]
             want_map = r in maps
+            layer_inputs = (x, mask, want_map, adapters)
             if self.config.correction_rank == 0:
-                x, log_map = layer(x, mask, want_map, adapters)
+                x, log_map = layer(*layer_inputs)
             else:
-                # matrices is {name of a parameter: tensor}. functional_call calls the layer with
-                # these tensors in place of its parameters of the same names. The gradient reaches
+                # functional_call computes layer(*layer_inputs), too, but with the corrected
+                # matrices in place of the layer's own, which stay as they are. The gradient reaches
                 # the shared matrix and both factors of the correction.
-                matrices = self.corrections[r](layer)
-                x, log_map = functional_call(layer, matrices, (x, mask, want_map, adapters))
+                matrices = self.corrections[r](layer)    # {name in the layer: corrected matrix}
+                x, log_map = functional_call(layer, matrices, layer_inputs)
             hidden.append(x)
             if want_map:
                 attention[r] = log_map

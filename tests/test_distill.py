@@ -648,6 +648,29 @@ def test_a_correction_starts_as_the_nearest_matrix_of_its_rank():
             assert left == pytest.approx(np.sqrt((sizes[rank:]**2).sum()), rel=1e-4), (r, name)
 
 
+def test_corrections_that_start_at_zero_can_still_be_trained():
+    """Four layers stand for the four of the teacher, so there is nothing to correct at the start.
+
+    The gradient of each factor of a correction is a product with the other factor, so it must not
+    happen that both are 0.
+    """
+    teacher = noisy_model(replace(TOY_TEACHER, num_hidden_layers=4, num_hidden_groups=4))
+    student = noisy_model(replace(STUDENT, num_hidden_layers=8, num_hidden_groups=4,
+                                  correction_rank=3))
+    ids = torch.randint(5, V, (32, T))
+    start_from_teacher(student, teacher, ids)
+    for r, correction in enumerate(student.corrections):
+        layer = student.layer_of_recursion(r)
+        for name, matrix in correction(layer).items():
+            assert torch.equal(matrix, layer.get_parameter(name)), (r, name)
+    hidden, _ = student(ids)
+    hidden[-1].square().mul(torch.arange(C)).sum().backward()
+    for name, parameter in student.corrections.named_parameters():
+        # At the first step only up has a gradient, since up is 0; after it down has one, too.
+        if name.endswith("up"):
+            assert parameter.grad.abs().max() > 0, name
+
+
 @pytest.mark.parametrize("tie_decoder", [True, False])
 def test_a_head_starts_as_the_teachers_if_it_is_of_its_kind(tie_decoder):
     teacher = noisy_model(TOY_TEACHER)
