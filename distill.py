@@ -388,8 +388,8 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     student_embeddings.position.weight.copy_(teacher_embeddings.position.weight @ basis)
     student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
 
-    # Fit the projection. Its input is the LayerNorm of vectors @ basis, because the student's tables
-    # are the teacher's times basis. This LayerNorm is new: its weight is 1 and its bias 0.
+    # Fit the projection. Its input is the LayerNorm of vectors @ basis, because the student's
+    # tables are the teacher's times basis. This LayerNorm is new: its weight is 1 and its bias 0.
     narrow = student_embeddings.norm(vectors @ basis)    # (N, E)
     # A further column, which is 1 everywhere, is multiplied by the last row of the solution. So
     # this row is the bias.
