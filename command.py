@@ -67,10 +67,12 @@ class CommandParser(argparse.ArgumentParser):
 
 def printable(text):
     """Replace the characters that a terminal would obey, such as an escape sequence, by what repr
-    shows. All kinds of spaces stay."""
+    shows. All kinds of spaces stay, and so do the two joiners that some scripts and emoji need."""
+    joiners = "\u200c\u200d"
     shown = ""
     for character in text:
-        if character.isprintable() or unicodedata.category(character) == "Zs":
+        is_space = unicodedata.category(character) == "Zs"
+        if character.isprintable() or is_space or character in joiners:
             shown += character
         else:
             shown += repr(character)[1:-1]               # without its quotes

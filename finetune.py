@@ -32,6 +32,7 @@ import os
 import re
 import sys
 import time
+import unicodedata
 import zlib
 from dataclasses import asdict, replace
 from typing import NamedTuple
@@ -54,8 +55,8 @@ from distill import (LOSS_WEIGHTS, TrainingOptions, add_run_flags, allow_only, a
                      split_batch, to_device, train, uses_bf16, whole_number)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, WORD_PATTERN, Example, Task, check_labels, check_usable,
-                   detailed_scores, download_glue, entities, hold_out_a_tenth, lines_of, majority,
-                   make_task, read_code_task, read_glue, read_own_files, read_squad, score,
+                   detailed_scores, download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of,
+                   majority, make_task, read_code_task, read_glue, read_own_files, read_squad, score,
                    write_predictions)
 
 
@@ -261,16 +262,15 @@ def answer_features(task, example_number, example, prefix, encoding, tokenizer):
     room = task.length - len(prefix) - 1
     overlap = min(task.stride, room // 2)                # at most half, so that windows advance
     for begin, end in windows(num_tokens, room, overlap):
-        shift = len(prefix) - begin                      # from a token's number to its position
         # An answer that is predicted has whole words. So each token stands for the characters of
         # its word: "play" and "##ing" both stand for those of "playing".
         spans = [span_of_word[word_of_token[token]] for token in range(begin, end)]
         # An array and a range take little memory: SQuAD has 90,000 windows.
         stands_for = np.array(spans, np.int32)                                # (tokens, 2)
-        positions = range(begin + shift, end + shift)
+        positions = range(len(prefix), len(prefix) + end - begin)
         labels = [0, 0]                  # [CLS]: this window does not have all of the answer
         if answer_tokens and begin <= answer_tokens[0] and answer_tokens[-1] < end:
-            labels = [answer_tokens[0] + shift, answer_tokens[-1] + shift]
+            labels = [positions[answer_tokens[0] - begin], positions[answer_tokens[-1] - begin]]
         ids = join_ids(prefix, encoding.ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), example_number, positions, stands_for, labels)
 
@@ -433,13 +433,13 @@ class TaskLoss:
             rows = slice(begin, end)
             is_counted = mask[rows]                      # the tokens that the hidden loss counts
             is_labelled = ~np.isnan(labels[rows])
-            if len(is_counted) == 0:
+            if len(ids[rows]) == 0:
                 # This micro-batch has no rows. But the gradients of all processes are summed, so
                 # every process must compute a gradient. This one computes row 0 and counts no label
                 # and no token of it: the losses and their gradient are 0.
                 rows = slice(0, 1)
                 is_counted = np.zeros_like(mask[rows])
-                is_labelled = np.zeros(labels[rows].shape, bool)
+                is_labelled = np.zeros_like(labels[rows], dtype=bool)
             # The labels are found on the CPU. On a GPU the program would have to wait until it
             # knows how many there are.
             label_indices = np.flatnonzero(is_labelled)                       # (N,)
@@ -492,13 +492,11 @@ class TaskLoss:
 
 
 def logits_of_labels(logits, label_indices, is_qa):
-    """Return, for each of the N labels, the row of logits in which it is the right class
-    -> (N, n), in qa (N, T).
+    """Return, for each of the N labels, the logits among which its own should be the highest.
 
-    Usually the classes are those of the task, and these are the n logits at the label's token. (In
-    regression there is one output instead.) In qa a label is the position where the answer begins
-    or ends. So the T tokens of its sequence are the classes, and these are their T begin logits or
-    their T end logits.
+    Usually these are the n outputs at the label's token -> (N, n); in regression it is one number.
+    In qa a label is the position where the answer begins or ends, so these are the T begin logits
+    or the T end logits of its sequence -> (N, T).
 
     logits (B, T, n)
     label_indices (N,): where the labels stand in the flattened labels (B, T), in qa (B, 2)
@@ -560,7 +558,7 @@ def predict_logits(model, features, batch_size=64):
     model.eval()
     logits_of_feature = {}
     # The longest come first, so that a lack of memory shows at once.
-    order = sorted(range(len(features)), key=lambda i: -len(features[i].ids))
+    order = sorted(range(len(features)), key=lambda i: len(features[i].ids), reverse=True)
     for begin in range(0, len(order), batch_size):
         feature_numbers = order[begin:begin + batch_size]
         batch = [features[i] for i in feature_numbers]
@@ -647,18 +645,31 @@ def decode_answers(task, examples, features, logits, longest=30):
         scores = begin_logits[:, None] + end_logits[None, :]                  # (first, last token)
         tokens = np.arange(len(begin_logits))
         span_length = tokens[None, :] - tokens[:, None] + 1
-        scores[(span_length < 1) | (span_length > longest)] = -np.inf
+        is_span = (span_length >= 1) & (span_length <= longest)
+        scores[~is_span] = -np.inf
         first, last = np.unravel_index(scores.argmax(), scores.shape)
         if scores[first, last] > best_score[i]:
             best_score[i] = scores[first, last]
+            context = examples[i].second_text
             first_character = feature.stands_for[first][0]
-            end_character = feature.stands_for[last][1]
-            best_text[i] = examples[i].second_text[first_character:end_character]
+            end_character = skip_accents(context, feature.stands_for[last][1])
+            best_text[i] = context[first_character:end_character]
     if task.unanswerable:
         for i in range(len(examples)):
             if no_answer_score[i] > best_score[i]:
                 best_text[i] = ""
     return best_text
+
+
+def skip_accents(text, end):
+    """Return `end`, an index into text, moved past the combining accents that stand there.
+
+    A tokenizer without accents removes them, so they belong to no token. But they belong to the
+    letter before them.
+    """
+    while end < len(text) and unicodedata.combining(text[end]) > 0:
+        end += 1
+    return end
 
 
 # ---- Fine-tuned models on disk ----------------------------------------------------------
@@ -707,7 +718,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
         # New adapters are not in the saved model, so they are not loaded. They are fitted below.
         encoder.load_state_dict(saved_model.state_dict(), strict=not adds_adapters)
     if adds_adapters:
-        ids, mask, segments = (torch.from_numpy(array) for array in sample)
+        ids, mask, segments = to_device(torch.device("cpu"), *sample)
         fit_adapters_to_identity(encoder, ids, mask, segments)
     return encoder
 
@@ -953,7 +964,7 @@ def best_rate(tuning, examples, mode, seed, rates):
     """Choose the learning rate with the best score on a tenth of the training set, which is held
     out for this purpose; the dev set is not used. The models are dropped: run_mode() trains again,
     on the whole training set."""
-    held_out, rest = hold_out_a_tenth(examples)
+    held_out, rest = hold_out_a_tenth(examples, by_context=tuning.task.kind == "qa")
     splits = encode_splits(tuning.task, {"dev": held_out, "train": rest}, tuning.tokenizer)
     score_of_rate = {}
     for lr in rates:
@@ -970,7 +981,7 @@ def best_rate(tuning, examples, mode, seed, rates):
             score_of_rate[lr] = results["dev"].scores[tuning.task.metrics[0]]
     if not score_of_rate:
         raise FloatingPointError(f"--lr: the training diverges with each of {rates}")
-    ordered = sorted(score_of_rate, key=lambda lr: -score_of_rate[lr])
+    ordered = sorted(score_of_rate, key=score_of_rate.get, reverse=True)
     print(f"learning rates, best first (on a held-out tenth of the training set): {ordered}")
     return ordered[0]
 
@@ -1010,8 +1021,8 @@ def arguments(argv):
                        "trained")
     group.add_argument("--evaluate", action="store_true",
                        help="only measure the fine-tuned --model: on --dev and --test files of "
-                       "yours, or on its own task if that has files of its own; nothing is "
-                       "trained")
+                       "yours or, if it was trained on code or a task of GLUE, on that task's "
+                       "files; nothing is trained")
     group = parser.add_argument_group("data")
     group.add_argument("--task", choices=list(GLUE) + list(KINDS) + ["code"], metavar="TASK",
                        help=f"a task of GLUE: {', '.join(GLUE)}; or the kind of your own files: "
@@ -1028,7 +1039,7 @@ def arguments(argv):
                        help="files to measure on (default: a tenth of --train is held out)")
     group.add_argument("--test", nargs="+", action="extend", metavar="FILE",
                        help="more files to measure on")
-    group.add_argument("--text", nargs="+", default=["text"], metavar="COLUMN",
+    group.add_argument("--text", nargs="+", action="extend", metavar="COLUMN",
                        help="the column with the text, or the two columns of two texts (default: "
                        "text)")
     group.add_argument("--label", default="label", metavar="COLUMN",
@@ -1047,7 +1058,7 @@ def arguments(argv):
     what.add_argument("--freeze", dest="mode", action="store_const", const="head",
                       help="train only the head")
     parser.set_defaults(mode="all")
-    group.add_argument("--lr", type=number(), nargs="+", metavar="X",
+    group.add_argument("--lr", type=number(), nargs="+", action="extend", metavar="X",
                        help="highest learning rate; of several the best is chosen on a tenth of "
                        "the training set (default: 5e-5, with a hidden loss 1.5e-4; 1e-3 for "
                        "adapters or the head alone; for corrections alone 2.5e-4, with a hidden "
@@ -1075,6 +1086,8 @@ def arguments(argv):
                   eval_every_default="0", save_every_default="200")
     parser.set_defaults(eval_every=0, save_every=200)
     args = parser.parse_args(argv)
+    if args.text is None:
+        args.text = ["text"]
     if len(args.text) > 2 or len(set(args.text)) < len(args.text):
         raise ValueError("--text: give one column or two different ones")
     if args.lr is not None:
@@ -1109,7 +1122,7 @@ def check_flags(args, given):
         reason = "without --task the built-in task is trained, and this would be ignored"
         refuse_flags(given, ["--data", "--adapters-only", "--freeze", "--stride"], reason)
         refuse_flags(given, FILE_FLAGS + COLUMN_FLAGS,
-                     f"{reason}; for files of yours say --task and their kind, one of "
+                     f"{reason}; for files of yours give --task KIND, where KIND is one of "
                      f"{', '.join(KINDS)}")
     else:
         check_file_flags(args.task, given)
@@ -1127,23 +1140,23 @@ def check_flags(args, given):
 def check_file_flags(task_name, given):
     """Raise ValueError for flags about files that a task would ignore."""
     flag_of_files = "--train"
-    remedy = "for yours say --task and their kind"
+    remedy = "for files of yours give --task KIND"
     if "--evaluate" in given:
         flag_of_files = "--dev"
         remedy = "a model can only be measured on those of its task"
-    if task_name in GLUE or task_name == "code":
-        refuse_flags(given, FILE_FLAGS + COLUMN_FLAGS,
-                     f"the task {task_name} has its own files; {remedy}")
-    else:
+    if task_name in KINDS:
         refuse_flags(given, ["--data"],
                      f"it is for the tasks of GLUE; for yours say {flag_of_files} FILE")
+    else:
+        refuse_flags(given, FILE_FLAGS + COLUMN_FLAGS,
+                     f"the task {task_name} has its own files; {remedy}")
     if task_name == "code":
         refuse_flags(given, ["--data"], "the task code needs no files")
     if task_name in ("tagging", "qa"):
         refuse_flags(given, COLUMN_FLAGS,
                      f"the files of the task {task_name} have no named columns")
     if task_name != "qa":
-        refuse_flags(given, ["--stride"], "it is about the windows of the task qa")
+        refuse_flags(given, ["--stride"], "only the task qa has windows that overlap")
 
 
 # ---- The command line: running it -------------------------------------------------------
@@ -1175,7 +1188,7 @@ def run(args):
     task = make_task(name, kind, splits, length, args.stride)
     if args.lr is not None and len(args.lr) > 1:
         # best_rate holds out a tenth later. If that cannot be done, the ValueError comes now.
-        hold_out_a_tenth(splits["train"], remedy="give one --lr")
+        hold_out_a_tenth(splits["train"], by_context=kind == "qa", remedy="give one --lr")
     check_segments(model_path, config, task)
     teacher = load_teacher(args.distill_from, task, tokenizer)
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.mode, teacher, config)
@@ -1312,15 +1325,6 @@ def write_results(out, task, splits, results_of_modes):
     write_json(os.path.join(out, "results.json"), written)
 
 
-def kind_of_task(name):
-    """Return the kind of a --task, which is a task of GLUE, "code", or a kind itself."""
-    if name in GLUE:
-        return GLUE[name].kind
-    if name == "code":
-        return "tagging"
-    return name
-
-
 def choose_length(length, kind, num_positions):
     """Return --length, or its default. ValueError if the model has too few positions."""
     if length is None:
@@ -1376,14 +1380,17 @@ def read_splits(args, name, kind, needs_train=True):
     else:
         splits = read_files(args, kind)
     if not any(split_name.startswith("dev") for split_name in splits):
-        splits["dev"], splits["train"] = hold_out_a_tenth(splits["train"])
+        splits["dev"], splits["train"] = hold_out_a_tenth(splits["train"],
+                                                          by_context=kind == "qa")
     return splits
 
 
 def read_files(args, kind):
     """Read the user's files of --train, --dev and --test: {split: examples}."""
-    files = {"train": args.train, "dev": args.dev, "test": args.test}
-    files = {name: paths for name, paths in files.items() if paths is not None}
+    files = {}
+    for name, paths in [("train", args.train), ("dev", args.dev), ("test", args.test)]:
+        if paths is not None:
+            files[name] = paths
     return read_own_files(kind, files, args.text, args.label)
 
 
@@ -1528,7 +1535,7 @@ def run_evaluation(args, given):
 
 def read_splits_to_measure(args, task):
     """Read what --evaluate measures on: {split: examples}, without a training set."""
-    if task.name not in GLUE and task.name != "code":
+    if task.name in KINDS:                               # the files are the user's own
         if args.dev is None and args.test is None:
             raise ValueError("--evaluate: give files to measure on with --dev FILE or --test FILE")
         return read_files(args, task.kind)
@@ -1596,8 +1603,8 @@ def write_answers(args, model, task, tokenizer, bf16):
     if os.path.realpath(out) == os.path.realpath(args.predict):
         raise ValueError(f"--out {out}: this file is read from; choose another one")
     folder = os.path.dirname(os.path.abspath(out))
-    if os.path.isdir(out) or not os.path.isdir(folder):
-        raise ValueError(f"--out {out}: this is a folder, or is in a folder that does not exist")
+    if not os.path.isdir(folder):
+        raise ValueError(f"--out {out}: there is no folder {folder}")
     if os.path.exists(out) and not os.path.isfile(out):
         raise ValueError(f"--out {out}: this is not a regular file")
     if os.path.exists(out) and not args.overwrite:
@@ -1620,6 +1627,9 @@ def example_of_line(line, task, location="the text"):
     location: where the line stands, for messages
     """
     texts = line.split("\t", 1)
+    if task.kind != "qa" and line.count("\t") > 1:        # a context may have tabs
+        raise ValueError(f"{location} {line!r:.60}: give one text, or two with a tab between them, "
+                         "not the row of a table")
     if task.pair and len(texts) == 1:
         raise ValueError(f"{location} {line!r:.60}: this model needs two texts, separated by a tab")
     if not task.pair and len(texts) == 2:
@@ -1636,7 +1646,7 @@ def example_of_line(line, task, location="the text"):
 def describe_prediction(task, example, prediction, probabilities):
     """Put a prediction into one line of text."""
     if task.kind == "classification":
-        ordered = sorted(probabilities, key=lambda label: -probabilities[label])
+        ordered = sorted(probabilities, key=probabilities.get, reverse=True)
         return ", ".join(f"{printable(label)} {probabilities[label]:.1%}" for label in ordered)
     if task.kind == "tagging":
         found = []

@@ -99,12 +99,7 @@ class Task:
 def check_usable(task):
     """Raise ValueError if a Task from a file cannot be used: if it has another kind than its name
     says, no labels or no metrics."""
-    kind = task.name                                     # that of a user's own files
-    if task.name in GLUE:
-        kind = GLUE[task.name].kind
-    elif task.name == "code":
-        kind = "tagging"
-    if task.kind != kind:
+    if task.kind != kind_of_task(task.name):
         raise ValueError(f"name is {task.name!r:.60}, which is no task of kind {task.kind}")
     if task.kind in ("classification", "tagging") and not task.labels:
         raise ValueError("labels is empty")
@@ -246,6 +241,7 @@ def matthews_correlation(gold, guesses):
     num_correct = sum(1 for label, guess in zip(gold, guesses) if label == guess)
     gold_counts = Counter(gold)
     guess_counts = Counter(guesses)
+    # These three are N^2 times a covariance and two variances. The factor cancels in the quotient.
     covariance = num_correct * N - sum(gold_counts[k] * guess_counts[k] for k in gold_counts)
     gold_variance = N**2 - sum(count**2 for count in gold_counts.values())
     guess_variance = N**2 - sum(count**2 for count in guess_counts.values())
@@ -316,17 +312,16 @@ def entities(tags):
     """
     found = set()
     first = None                                         # first word of the open entity, if any
-    previous = "O"
+    open_type = None                                     # and its type
     for i, tag in enumerate(list(tags) + ["O"]):         # the added O closes an entity at the end
-        # [2:] is the type, "PER" of "I-PER", and "" of "O". So an I- tag does not continue an O.
-        same_type = tag[2:] == previous[2:]
-        continues = tag.startswith("I") and same_type
-        if first is not None and not continues:
-            found.add((first, i, previous[2:]))
+        if first is not None and tag == f"I-{open_type}":
+            continue                                     # the open entity goes on
+        if first is not None:
+            found.add((first, i, open_type))
             first = None
-        if first is None and tag != "O":
+        if tag != "O":
             first = i
-        previous = tag
+            open_type = tag[2:]                          # "PER" of "B-PER"
     return found
 
 
@@ -504,7 +499,7 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
         label = None
         if label_column is not None:
             label = str(cell(row, label_column, (str, int, float), location)).strip()
-            if label.lower() in ("", "nan"):             # pandas writes nan for a missing value
+            if label.lower() in ("", "nan"):             # numpy writes nan for a missing number
                 raise ValueError(f"{location}: the label in column {label_column!r} is missing")
             if numeric:
                 label = read_number(label, label_column, location)
@@ -832,6 +827,16 @@ def read_code_task(path):
 
 # ---- Putting a task together ------------------------------------------------------------
 
+def kind_of_task(name):
+    """Return the kind of a task: name is a task of GLUE, "code", or itself a kind, that of a user's
+    own files."""
+    if name in GLUE:
+        return GLUE[name].kind
+    if name == "code":
+        return "tagging"
+    return name
+
+
 def read_own_files(kind, files, text_columns, label_column):
     """Read a user's own files: files is {split: list of paths} -> {split: examples}."""
     splits = {}
@@ -845,10 +850,10 @@ def read_own_files(kind, files, text_columns, label_column):
             else:
                 splits[split_name] += read_table(path, text_columns, label_column,
                                                  numeric=kind == "regression")
-        # Without a dev set a tenth of train becomes one.
+        # Answers are found by their ids, so no two questions that are predicted may share one.
+        # Those of train are predicted only if a tenth of them becomes the dev set.
         is_predicted = split_name != "train" or "dev" not in files
         if kind == "qa" and is_predicted:
-            # Predictions are found by their ids, so two files may not have the same one.
             check_ids(", ".join(paths), splits[split_name])
         if kind != "qa":
             # Each file has numbered its examples from 0. Here those of all files of the split are
@@ -858,16 +863,21 @@ def read_own_files(kind, files, text_columns, label_column):
     return splits
 
 
-def hold_out_a_tenth(examples, remedy="give --dev FILE"):
+def hold_out_a_tenth(examples, by_context=False, remedy="give --dev FILE"):
     """Split examples -> (a tenth of them, the rest).
 
     They are ordered by a hash of their texts, so the split is the same on every machine and does
     not depend on the order in the file. The rest keeps at least one example of every label.
+    by_context: order them by a hash of their second text alone. So questions about one context stay
+        together, but for those of the context where the tenth ends
     ValueError, which names the remedy, if no example can be held out.
     """
     def sort_key(example):
-        text_hash = zlib.crc32(repr((example.text, example.second_text)).encode())
-        return text_hash, repr(example.label)            # for equal texts the label decides
+        texts = (example.text, example.second_text)
+        if by_context:
+            texts = example.second_text
+        text_hash = zlib.crc32(repr(texts).encode())
+        return text_hash, repr((example.text, example.label))    # it decides if hashes are equal
 
     if len(examples) < 2:
         message = (f"{examples[0].location}: this is the only example, so none can be held out; "
@@ -883,7 +893,8 @@ def hold_out_a_tenth(examples, remedy="give --dev FILE"):
     rest = []
     for example in sorted(examples, key=sort_key):
         labels = labels_to_keep(example)
-        if len(held_out) < wanted and all(remaining[label] > 1 for label in labels):
+        can_be_spared = all(remaining[label] > 1 for label in labels)
+        if len(held_out) < wanted and can_be_spared:
             held_out.append(example)
             remaining.subtract(labels)
         else:

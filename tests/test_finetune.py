@@ -332,6 +332,19 @@ def test_an_answer_inside_a_word_of_several_tokens_is_that_word(tokenizer):
     assert predictions == [("abcd", {})]
 
 
+def test_an_answer_has_the_accents_that_the_tokenizer_removes(tokenizer):
+    context = "a cafe\u0301\u0302 b cafe"
+    examples = [make_text_example("q", [], context)]
+    task = make_task_of_kind("qa", length=24)
+    (feature,) = encode(task, examples, tokenizer)
+    for first_character, answer in [(2, "cafe\u0301\u0302"), (11, "cafe")]:
+        logits = np.zeros((1 + len(feature.positions), 2))
+        for token, (begin, _) in enumerate(feature.stands_for):
+            if begin == first_character:                 # a token of the answer
+                logits[1 + token] = 9.0
+        assert decode_answers(task, examples, [feature], [logits]) == [answer]
+
+
 @pytest.mark.parametrize("unanswerable", [False, True])
 def test_the_best_span_is_not_too_long_never_reversed_and_empty_only_where_allowed(
         unanswerable, tokenizer):
@@ -987,6 +1000,11 @@ def test_a_line_to_predict_becomes_an_example():
     assert example_of_line(" a b", task) == (" a b", None, None, "", "")
     with pytest.raises(ValueError, match="this model needs one text"):
         example_of_line("a\tb", task)
+    pair = make_task_of_kind("regression", pair=True)
+    assert example_of_line("a\tb", pair) == ("a", "b", None, "", "")
+    for task in (task, pair):
+        with pytest.raises(ValueError, match="^x.tsv:1 'a.tb.tlabel'.*not the row of a table$"):
+            example_of_line("a\tb\tlabel", task, "x.tsv:1")
 
 
 def test_text_is_refused_if_more_tokens_are_unknown_than_ordinary(tokenizer):
@@ -1143,7 +1161,8 @@ def test_answers_are_learned_and_told(tmp_path, model, capsys, monkeypatch):
     for i in range(64):
         name = rng.choice(["john", "name"])
         place = rng.choice(["paris", "city"])
-        context = f"{name} lives in {place} ."
+        # The letters make the contexts different, so those of the dev set are new.
+        context = f"{LETTERS[i % 8]} {name} lives in {place} {LETTERS[i // 8]} ."
         questions = []
         for question, answer in (("who", name), ("where", place)):
             answers = [{"text": answer, "answer_start": context.index(answer)}]
@@ -1155,13 +1174,13 @@ def test_answers_are_learned_and_told(tmp_path, model, capsys, monkeypatch):
                   "--stride", 9, "--out", tmp_path / "o").out
     assert percent(printed, "all", "dev", "f1") > 95
     assert read_json(tmp_path / "o/task.json")["stride"] == 9
-    told = run(capsys, "--model", tmp_path / "o", "--predict", "where\tname lives in city .").out
+    told = run(capsys, "--model", tmp_path / "o", "--predict", "where\ta name lives in city b .").out
     assert told == "city\n"
     error = fail(capsys, "--model", tmp_path / "o", "--predict", "where")
     assert "this model needs two texts, separated by a tab" in error
-    text = "who\tname lives in city ."
+    text = "who\ta name lives in city b ."
     told = run(capsys, "--model", tmp_path / "o", "--predict", text).out
-    text = "where\tname lives in city.json"              # a context, not the name of a file
+    text = "where\ta name lives in city.json"              # a context, not the name of a file
     assert run(capsys, "--model", tmp_path / "o", "--predict", text).out
     check_answers_to_a_file(tmp_path, capsys, {"a": "city", "b": told.strip()})
     monkeypatch.chdir(tmp_path)
@@ -1172,11 +1191,11 @@ def test_answers_are_learned_and_told(tmp_path, model, capsys, monkeypatch):
 def check_answers_to_a_file(folder, capsys, expected):
     """Assert that the model in folder/o answers two questions of a SQuAD file so, in a file that
     is never replaced unless it is said."""
-    context = "name lives in city ."
+    context = "a name lives in city b ."
     questions = []
     for question_id, question in (("a", "where"), ("b", "who")):
         questions.append({"id": question_id, "question": question,
-                          "answers": [{"text": "city", "answer_start": 14}]})
+                          "answers": [{"text": "city", "answer_start": 16}]})
     content = json.dumps({"data": [{"paragraphs": [{"context": context, "qas": questions}]}]})
     squad = write_file(folder / "questions.json", content)
     flags = ["--model", folder / "o", "--predict", squad, "--out", folder / "answers.json"]
@@ -1193,7 +1212,7 @@ def check_answers_to_a_file(folder, capsys, expected):
     assert read_json(folder / "more.json") == expected
     for out in (folder / "none/answers.json", folder):
         error = fail(capsys, *flags[:4], "--out", out, "--overwrite")
-        assert "this is a folder, or is in a folder that does not exist" in error
+        assert "this is not a regular file" in error or "there is no folder" in error
     os.mkfifo(folder / "pipe")
     error = fail(capsys, *flags[:4], "--out", folder / "pipe", "--overwrite")
     assert "pipe: this is not a regular file" in error
@@ -2119,6 +2138,14 @@ def test_a_question_without_an_answer_is_told(tokenizer, tmp_path, capsys):
     assert told == "good\n\nno answer\n"               # the second context has no tokens
 
 
+def test_a_flag_of_several_values_may_be_given_again():
+    args = finetune.arguments(["--task", "classification", "--train", "a.csv", "--text", "one",
+                               "--text", "two", "--lr", "1e-4", "--lr", "2e-4"])
+    assert args.text == ["one", "two"]
+    assert args.lr == [1e-4, 2e-4]
+    assert finetune.arguments([]).text == ["text"]
+
+
 @pytest.mark.parametrize("text", ["good.txt", "a/b.tsv", "x.csv", "x.json", "x.jsonl",
                                   "x.CSV"])
 def test_a_file_that_is_not_there_is_no_text(text):
@@ -2130,6 +2157,8 @@ def test_a_file_that_is_not_there_is_no_text(text):
 def test_a_label_is_shown_without_what_a_terminal_would_obey():
     assert finetune.printable("C:\\x é 中") == "C:\\x é 中"
     assert finetune.printable("a\x1b[2J\nb\u202e'\"") == "a\\x1b[2J\\nb\\u202e'\""
+    for text in ("\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f4bb"):
+        assert finetune.printable(text) == text          # Persian and an emoji have joiners
 
 
 def test_without_a_task_epochs_are_obeyed():

@@ -1048,6 +1048,22 @@ def test_both_texts_decide_what_is_held_out():
     assert hold_out_a_tenth(examples) == hold_out_a_tenth(examples[::-1])
 
 
+def test_questions_about_one_context_are_held_out_together():
+    """Otherwise a model would be measured on contexts that it has learned."""
+    examples = []
+    for number in range(20):
+        for question in "abcde":
+            examples.append(text_example(question, [(0, "x")], f"context {number}"))
+    tenth, rest = hold_out_a_tenth(examples, by_context=True)
+    assert len(tenth) == 10
+    assert len({example.second_text for example in tenth}) == 2
+    assert {example.second_text for example in tenth}.isdisjoint(
+        {example.second_text for example in rest})
+    assert (tenth, rest) == hold_out_a_tenth(examples[::-1], by_context=True)
+    tenth, _ = hold_out_a_tenth(examples)
+    assert len({example.second_text for example in tenth}) > 5
+
+
 def test_one_example_alone_cannot_be_held_out():
     example = text_example("a", "x", location="f:7")
     with pytest.raises(ValueError, match="^f:7: this is the only example.*; give --dev FILE$"):
