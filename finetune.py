@@ -55,9 +55,9 @@ from distill import (LOSS_WEIGHTS, TrainingOptions, add_run_flags, allow_only, a
                      split_batch, to_device, train, uses_bf16, whole_number)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, WORD_PATTERN, Example, Task, check_labels, check_usable,
-                   detailed_scores, download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of,
-                   majority, make_task, read_code_task, read_glue, read_own_files, read_squad, score,
-                   write_predictions)
+                   detailed_scores, download_glue, entities, hold_out_a_tenth, kind_of_task,
+                   lines_of, majority, make_task, read_code_task, read_glue, read_own_files,
+                   read_squad, score, write_predictions)
 
 
 # ---- The model --------------------------------------------------------------------------

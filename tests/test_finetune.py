@@ -1174,7 +1174,8 @@ def test_answers_are_learned_and_told(tmp_path, model, capsys, monkeypatch):
                   "--stride", 9, "--out", tmp_path / "o").out
     assert percent(printed, "all", "dev", "f1") > 95
     assert read_json(tmp_path / "o/task.json")["stride"] == 9
-    told = run(capsys, "--model", tmp_path / "o", "--predict", "where\ta name lives in city b .").out
+    text = "where\ta name lives in city b ."
+    told = run(capsys, "--model", tmp_path / "o", "--predict", text).out
     assert told == "city\n"
     error = fail(capsys, "--model", tmp_path / "o", "--predict", "where")
     assert "this model needs two texts, separated by a tab" in error
