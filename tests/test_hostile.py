@@ -841,7 +841,7 @@ score     --evaluate --dev good.tsv --model m   m: not a fine-tuned model
 finetune  --device cuda                         --device cuda: torch finds no GPU here
 finetune  --task tagging --text text            --text: the files of the task tagging have no named
 finetune  --task qa --label label               --label: the files of the task qa have no named
-finetune  --stride 3                            --stride: it is about the windows of the task qa
+finetune  --stride 3                            --stride: only the task qa has windows that overlap
 finetune  --data glue                           --data: it is for the tasks of GLUE
 finetune  --epochs 2                            --epochs: --steps says already how long
 finetune  --hidden-weight 3                     --hidden-weight: there is no teacher
