@@ -877,7 +877,8 @@ def hold_out_a_tenth(examples, by_context=False, remedy="give --dev FILE"):
         if by_context:
             texts = example.second_text
         text_hash = zlib.crc32(repr(texts).encode())
-        return text_hash, repr((example.text, example.label))    # it decides if hashes are equal
+        # Where hashes are equal, the first text and the label decide.
+        return text_hash, repr((example.text, example.label))
 
     if len(examples) < 2:
         message = (f"{examples[0].location}: this is the only example, so none can be held out; "

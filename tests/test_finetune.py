@@ -1211,9 +1211,10 @@ def check_answers_to_a_file(folder, capsys, expected):
     words = "more.json: 2 answers; some questions have no field \"answers\", so there is no score"
     assert words in printed
     assert read_json(folder / "more.json") == expected
-    for out in (folder / "none/answers.json", folder):
-        error = fail(capsys, *flags[:4], "--out", out, "--overwrite")
-        assert "this is not a regular file" in error or "there is no folder" in error
+    error = fail(capsys, *flags[:4], "--out", folder / "none/answers.json", "--overwrite")
+    assert f"there is no folder {folder / 'none'}" in error
+    error = fail(capsys, *flags[:4], "--out", folder, "--overwrite")
+    assert "this is not a regular file" in error
     os.mkfifo(folder / "pipe")
     error = fail(capsys, *flags[:4], "--out", folder / "pipe", "--overwrite")
     assert "pipe: this is not a regular file" in error
