@@ -37,7 +37,6 @@ import sysconfig
 import tempfile
 import zlib
 from collections import Counter
-from contextlib import suppress
 
 import numpy as np
 import tokenizers
@@ -51,6 +50,7 @@ if HOME == "~":                     # there is no home folder, as in some contai
     HOME = tempfile.gettempdir()
 CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
+DECIDING = 10_000                   # its first characters decide whether a document is held out
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
 
@@ -68,8 +68,8 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
     B, T = ids.shape
     flat_ids = ids.ravel()                               # (B * T,)
     is_special = np.isin(ids, tokenizer.special_ids)     # (B, T)
-    # Each row gets the same number of masked tokens, 15 % of the T - 2 between its first [CLS] and
-    # its last [SEP]. So M is the same in each step, except where too few of them are ordinary.
+    # In each row num_masked tokens are chosen: 15 % of the T - 2 tokens between [CLS] and [SEP]. So
+    # M = B * num_masked in each step, unless a row has fewer than num_masked ordinary tokens.
     num_masked = max(1, round(rate * (T - 2)))
     # Each token draws a random number in [0, 1). In each row the num_masked tokens with the
     # smallest numbers are chosen. Special tokens get 2.0, so that they come last.
@@ -125,12 +125,15 @@ class MaskedBatches:
 
     def batch(self, step):
         """Return masked ids (B, T), positions (M,) and labels (M,) of a step: see mask_tokens."""
-        numbers = []                                     # of the sequences in this batch
-        num_before = step * self.batch_size              # sequences that earlier steps used
-        for place in range(num_before, num_before + self.batch_size):
+        # All epochs are one long list of sequences. This batch is batch_size places of the list.
+        first_place = step * self.batch_size
+        numbers = []                                     # which sequences this batch has
+        for place in range(first_place, first_place + self.batch_size):
             epoch, place_in_epoch = divmod(place, self.count)
-            numbers.append(self.order_of_epoch(epoch)[place_in_epoch])
-        # The 2 here and the 1 in order_of_epoch give masks and orders different random numbers.
+            order = self.order_of_epoch(epoch)
+            numbers.append(order[place_in_epoch])
+        # The middle number of a seed is 2 for masks and 1 for orders (see order_of_epoch). So masks
+        # and orders never use the same random numbers.
         rng = np.random.default_rng([self.seed, 2, step])
         return mask_tokens(self.sequences(numbers), self.tokenizer, rng)
 
@@ -160,7 +163,8 @@ class MaskedBatches:
 # ---- From here on: plumbing. Tokenizers -------------------------------------------------
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDPIECE_CONFIG = {"tokenizer_class": "BertTokenizer"}      # of a vocab.txt, for transformers
+# This goes into the tokenizer_config.json beside a vocab.txt, so that transformers can read it.
+WORDPIECE_CONFIG = {"tokenizer_class": "BertTokenizer"}
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]
 LARGEST_VOCAB_SIZE = 2**24
 LONGEST_WORD = 1000                 # characters
@@ -170,7 +174,7 @@ class Tokenizer:
     """A BERT tokenizer, read from the tokenizer.json or the vocab.txt in a folder.
 
     The files say whether it is cased. If they do not (BioBERT's do not), it is cased if its
-    vocabulary has capital letters. ValueError names a file that is not a tokenizer.
+    vocabulary has capital letters (A to Z). ValueError names a file that is not a tokenizer.
     """
 
     def __init__(self, path):
@@ -239,8 +243,7 @@ def read_backend(path):
             # This fails if the vocabulary has no token for an unknown or a very long word.
             backend.encode("A test with an unusual character: \u2603 " + "a" * 1000)
             # WordPiece takes time with the square of a word's length. A BERT allows 100 characters.
-            model = json.loads(backend.to_str())["model"]
-            longest_word = model.get("max_input_chars_per_word", 0)
+            longest_word = getattr(backend.model, "max_input_chars_per_word", 0)
             if longest_word > LONGEST_WORD:
                 raise ValueError(f"max_input_chars_per_word is {longest_word}, over {LONGEST_WORD}")
         backend.no_padding()
@@ -287,7 +290,7 @@ def make_wordpiece(words, do_lower_case=None, strip_accents=None):
     """Make a BERT tokenizer whose token number i is words[i].
 
     do_lower_case=None: it is cased if a word, other than a special one such as [CLS], has a capital
-        letter
+        letter, A to Z
     strip_accents=None: accents are removed if it lower-cases, as in BERT.
     """
     if do_lower_case is None:
@@ -314,7 +317,7 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
         raise ValueError(f"--train-tokenizer {size}: the size must be from 100 to {2**20} tokens")
     if os.path.exists(out) and not os.path.isdir(out):
         raise ValueError(f"{out}: this is not a folder")
-    for name in ("tokenizer.json", "vocab.txt"):
+    for name in TOKENIZER_FILES:
         if os.path.exists(os.path.join(out, name)):
             raise ValueError(f"{out}: it has a {name} already; choose another --out")
     backend = make_wordpiece(["[UNK]"], lowercase)
@@ -384,17 +387,22 @@ def hash_file(path):
 
 
 def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
-    """Return the TokenFile of a corpus; it is made in the folder cache unless it is there.
+    """Return the TokenFile of a corpus.
 
-    corpus: a list of files and folders, or of one token file (.bin); None: the documentation on
-    this machine. ValueError if a token file was made with another tokenizer.
+    corpus: a list of files and folders. Its token file is made in the folder `cache` if it is not
+        there yet. Or a list with one token file (.bin), which is opened. None stands for the
+        documentation on this machine.
+    ValueError if a token file was made with another tokenizer.
     """
     if corpus:
         source = first_few(corpus)
     else:
         source = "the documentation on this machine"
         corpus = [docs_on_this_machine(cache)]
-    if len(corpus) == 1 and corpus[0].endswith(".bin"):
+    for path in corpus:
+        if path.endswith(".bin") and len(corpus) > 1:
+            raise ValueError(f"{path}: a token file cannot be read together with other files")
+    if corpus[0].endswith(".bin"):
         if text_column != "text":
             raise ValueError(f"--text {text_column}: a token file has no columns")
         token_file = TokenFile(corpus[0])
@@ -424,7 +432,8 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
     if NUL_OR_SURROGATE.search(text_column):
         raise ValueError(f"--text {ascii(text_column)}: not a name in UTF-8")
     file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in files]
-    made_from = {"corpus": file_facts, "tokenizer": tokenizer.digest, "held_out": HOLD_OUT_ONE_IN}
+    made_from = {"corpus": file_facts, "tokenizer": tokenizer.digest, "held_out": HOLD_OUT_ONE_IN,
+                 "deciding": DECIDING}
     if text_column != "text":
         made_from["text"] = text_column
     if os.path.exists(out):
@@ -448,23 +457,25 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         if num_unknown > num_tokens / 2:
             raise ValueError(f"{corpus[0]}: most tokens are [UNK]: the tokenizer in "
                              f"{tokenizer.path} is of another language")
-        # With few documents none, or all, may have been held out by their hashes.
+        # All documents may be on one side by chance if they are few, or if all begin alike.
         if num_train == 0 or num_valid == 0:
             num_valid = num_tokens // HOLD_OUT_ONE_IN
             num_train = num_tokens - num_valid
-            print(f"{first_few(corpus)}: there are too few documents to hold out one in "
+            print(f"{first_few(corpus)}: there are too few different documents to hold out one in "
                   f"{HOLD_OUT_ONE_IN}: the last {num_valid} tokens are held out instead",
                   file=sys.stderr)
         file.flush()                                     # hash_file reads it from the disk
         description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
-        # The program may be killed at any moment, and even then no tokens may stand beside the
-        # description of others. So the old tokens are removed first. Then the new description is
-        # written. The new tokens get their name last, at the end of this with block. If the program
-        # is killed between these steps, the next call finds no tokens and makes them again. Only
-        # fsync takes long, so it comes first.
+        # The tokens and their description are two files, and the program may be killed between the
+        # two. Tokens beside a wrong description would be used unnoticed. So the order is:
+        # 1. The old tokens are removed. 2. The new description is written. 3. The new tokens get
+        # their name, at the end of this with block. If the program is killed before step 3, the
+        # next call finds no tokens and makes them again.
+        # fsync writes the new tokens to the disk. This takes long, so it is done before step 1.
         os.fsync(file.fileno())
-        with suppress(FileNotFoundError):                # there may be none
+        # The same tokens may be there by now, from another process that may be reading them.
+        if os.path.exists(out) and TokenFile(out).made_from != made_from:
             os.remove(out)
         write_json(f"{out}.json", description, shared=True)
     return TokenFile(out)
@@ -519,16 +530,39 @@ def write_tokens(file, lines, tokenizer, dtype):
 
 def mark_held_out(lines):
     """Yield (line, whether its document is held out) for the lines of read_corpus. Empty lines
-    before a document are left out."""
-    held_out = None                                      # None: no document has begun
+    before a document are left out.
+
+    The first DECIDING characters of a document decide, line ends left out. Its first line alone
+    would not do, because all documents of a corpus may begin with the same line.
+    """
+    lines = iter(lines)
+    while beginning := beginning_of_document(lines):
+        text = "".join(beginning)[:DECIDING]
+        held_out = is_held_out(text, HOLD_OUT_ONE_IN)
+        for line in beginning:
+            yield line, held_out
+        if beginning[-1] != "":                          # the document goes on
+            for line in lines:
+                yield line, held_out
+                if line == "":                           # it ends
+                    break
+
+
+def beginning_of_document(lines):
+    """Take lines from an iterator until a document ends or they have DECIDING characters -> a list.
+
+    Empty lines before the document are left out. The list is empty if no document follows.
+    """
+    beginning = []
+    num_characters = 0
     for line in lines:
-        if held_out is None and line == "":
+        if line == "" and not beginning:
             continue
-        if held_out is None:                             # the first line of a document decides
-            held_out = is_held_out(line, HOLD_OUT_ONE_IN)
-        yield line, held_out
-        if line == "":                                   # the document ends
-            held_out = None
+        beginning.append(line)
+        num_characters += len(line)
+        if line == "" or num_characters >= DECIDING:
+            break
+    return beginning
 
 
 def batches_of_lines(marked_lines):
@@ -560,9 +594,9 @@ CORPUS_FILE = re.compile(r"(?s).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
 # A surrogate is half a character. errors="surrogateescape" turns each byte that is not UTF-8 into
 # one of these surrogates:
 UNDECODED = re.compile("[\udc80-\udcff]")
-# What is replaced by U+FFFD: NULs and all surrogates.
+# NULs and all surrogates are replaced by U+FFFD.
 NUL_OR_SURROGATE = re.compile("[\0\ud800-\udfff]")
-# For parsing(), which makes of it "PATH: not a whole, undamaged file: ...".
+# parsing() puts this text into its message: "PATH: not a whole, undamaged file: ...".
 UNDAMAGED_FILE = "a whole, undamaged file"
 
 
@@ -712,11 +746,13 @@ def pieces_of_lines(stream, longest):
     begins_line = True                                   # whether the next piece begins a line
     while True:
         piece = stream.readline(longest)
-        if piece == "":
+        if piece == "":                                  # the end of the file
             return
         ends_line = piece.endswith("\n")
         is_whole_line = begins_line and ends_line
-        if is_whole_line or piece.strip():
+        is_blank = piece.strip() == ""
+        # Only a whole line that is blank ends a document. A blank piece of a long line must not.
+        if is_whole_line or not is_blank:
             yield piece
         begins_line = ends_line
 
@@ -739,7 +775,8 @@ def lines_of_jsonl(path, stream, text_column, counts):
             kind = f"a JSON object with a text {text_column!r} of at most {LONGEST_ROW} characters"
             with parsing(f"{path}:{number}", kind):
                 document = document_of_row(row, text_column)
-            # If the row is readable, what is unreadable in its document was written as an escape.
+            # json.loads turns the escapes \u0000 and \ud800 into a NUL and half a character. If the
+            # row itself has neither of these characters, those in the document come from escapes.
             if "\\u" in row and not NUL_OR_SURROGATE.search(row):
                 document, num_escapes = NUL_OR_SURROGATE.subn("\ufffd", document)
                 counts["escapes"] += num_escapes
@@ -830,7 +867,7 @@ class StreamAfterStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer):
-        """Unpack some bytes into the buffer -> how many; 0 at the end of the file."""
+        """Unpack some bytes into the buffer and return their number, 0 at the end of the file."""
         unpacked = b""
         # Several blocks may go into a decompressor before the first byte comes out.
         while unpacked == b"":
@@ -946,7 +983,8 @@ def docstrings(package, root):
 
 def paragraphs(docstring):
     """Yield the lines of each paragraph; a list item or an argument is a paragraph of its own."""
-    # The indentation of a block that ended in "::". The deeper blocks after it are code.
+    # In reStructuredText a block that ends in "::" announces code: the blocks after it that are
+    # indented more. This is the indentation of the block with the "::", or None outside of code.
     indent_before_code = None
     for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
         block_indent = indentation(block)
@@ -956,7 +994,7 @@ def paragraphs(docstring):
         if block.rstrip().endswith("::"):
             indent_before_code = block_indent
         lines = []
-        first_indent = 0                                 # of the paragraph's first line
+        first_indent = 0                     # the indentation of the paragraph's first line
         for line in block.splitlines():
             if lines and begins_paragraph(line, lines, first_indent):
                 yield lines
@@ -971,8 +1009,11 @@ def paragraphs(docstring):
 
 
 def begins_paragraph(line, lines_before, first_indent):
-    """Tell whether a line begins a new paragraph: it is a list item, or comes after a heading
-    such as "Returns:", or is indented less than the first line before it."""
+    """Tell whether a line begins a new paragraph: it is a list item, or the lines before it are a
+    heading such as "Returns:", or it is indented less than the first line of the paragraph.
+
+    lines_before: the lines of the paragraph so far; first_indent: the indentation of the first one
+    """
     is_item = ITEM.match(line) is not None
     is_after_heading = HEADING.fullmatch(" ".join(lines_before).strip()) is not None
     return is_item or is_after_heading or indentation(line) < first_indent

@@ -109,7 +109,7 @@ def check_usable(task):
 
 class GlueTask(NamedTuple):
     """What the official files of a task of GLUE look like."""
-    folder: str             # the name of its folder, and of its zip where ZIP_NAMES has no other
+    folder: str             # the name of its folder and, unless it is in ZIP_NAMES, of its zip
     texts: list             # the columns of the one or two texts
     label: str              # the column of the label
     kind: str
@@ -154,6 +154,8 @@ def score(task, examples, guesses):
     if task.kind == "classification":
         scores = classification_scores(gold, guesses)
     elif task.kind == "regression":
+        if not np.isfinite(guesses).all():
+            raise FloatingPointError(f"{task.name}: the predictions are not finite")
         scores = regression_scores(gold, guesses)
     elif task.kind == "tagging":
         scores = entity_scores(gold, guesses)
@@ -162,17 +164,14 @@ def score(task, examples, guesses):
     for metric in task.metrics:
         if metric not in scores:
             raise ValueError(f"{task.name}: {metric!r:.60} is no metric of {task.kind}")
-        if not math.isfinite(scores[metric]):
-            raise FloatingPointError(f"{task.name}: {metric} is {scores[metric]}: the predictions "
-                                     "are not finite")
     return {metric: scores[metric] for metric in task.metrics}
 
 
 def detailed_scores(task, examples, guesses):
     """Score each class, or each type of entity, by itself: {name: {metric: value}}.
 
-    count is how often it occurs among the true labels. Other kinds of tasks, and examples without
-    labels, give {}.
+    The metrics are those of scores_by_name. The result is {} for regression and qa, and if the
+    examples have no labels.
     """
     gold = [example.label for example in examples]
     if gold[0] is None or task.kind not in ("classification", "tagging"):
@@ -186,9 +185,10 @@ def detailed_scores(task, examples, guesses):
     return scores_by_name(gold_items, guessed_items)
 
 
-# The next functions compare sets of items. In classification an item is (number of the example,
-# class); in tagging it is (number of the sentence, first word, one past the last, type). The last
-# field is called the name of the item. A guessed item is correct if it is among the gold items.
+# The next functions compare two sets of items: those of the true labels and the guessed ones.
+#   classification: an item is (number of the example, class)
+#   tagging: an item is an entity, (number of the sentence, first word, one past the last, type)
+# A guessed item is correct if it is among the gold items. The "name" of an item is its last field.
 
 def scores_by_name(gold_items, guessed_items):
     """Score the items of each name separately -> {name: {metric: value}}.
@@ -241,7 +241,8 @@ def matthews_correlation(gold, guesses):
     num_correct = sum(1 for label, guess in zip(gold, guesses) if label == guess)
     gold_counts = Counter(gold)
     guess_counts = Counter(guesses)
-    # These three are N^2 times a covariance and two variances. The factor cancels in the quotient.
+    # The covariance and both variances are N^2 times too large: so they are whole numbers. In the
+    # quotient below the factor N^2 cancels.
     covariance = num_correct * N - sum(gold_counts[k] * guess_counts[k] for k in gold_counts)
     gold_variance = N**2 - sum(count**2 for count in gold_counts.values())
     guess_variance = N**2 - sum(count**2 for count in guess_counts.values())
@@ -612,7 +613,7 @@ def iob2(tags):
 
     The first letter of a tag means: B begins an entity, I is inside, E and L end one, S and U are
     an entity of one word. In IOB1 an entity may begin with I. In IOB2 it begins with B, and I
-    follows.
+    follows. E, L, S and U end their entity, so no word can continue it.
     """
     converted = []
     previous = "O"
@@ -679,6 +680,9 @@ def squad_example(path, question, context, needs_answers):
                 raise ValueError(f"the answer {text!r:.40} of question {question_id!r:.60} is "
                                  f"not at its offset {start} in the context")
             answers.append((start, text))
+        if not answers and question.get("is_impossible") is False:
+            raise ValueError(f"question {question_id!r:.60} has no answer, but is_impossible is "
+                             "false")
     return Example(field_of(question, "question", str), context, answers, question_id, path)
 
 
@@ -687,8 +691,10 @@ def field_of(value, name, field_type):
     type_names = {str: "text", int: "a whole number", list: "a list", bool: "true or false"}
     if not isinstance(value, dict):
         raise ValueError(f"{value!r:.60} is not a JSON object with the field {name!r}")
-    if type(value.get(name)) is not field_type:
-        raise ValueError(f"the field {name!r} is {value.get(name)!r:.60}, but must be "
+    if name not in value:
+        raise ValueError(f"the field {name!r} is missing in {value!r:.100}")
+    if type(value[name]) is not field_type:
+        raise ValueError(f"the field {name!r} is {value[name]!r:.60}, but must be "
                          f"{type_names[field_type]}, in {value!r:.100}")
     return value[name]
 
@@ -799,8 +805,8 @@ def read_code_task(path):
 
     path: the file of data.docs_on_this_machine, with a paragraph per line: {"text": the paragraph
     without its mark-up, "code": [[begin, end], ...], the characters that were marked as code}.
-    Words that begin in such a span get B-code or I-code, all others O. Paragraphs without code are
-    skipped. A tenth of the paragraphs, chosen by the hash of their text, is held out as dev.
+    Words that begin in such a span get B-code or I-code, all others O; two spans with no word
+    between them become one entity. Paragraphs without code are skipped. A tenth of the paragraphs, chosen by the hash of their text, is held out as dev.
     """
     splits = {"train": [], "dev": []}
     for number, row in rows_of(path):
@@ -814,9 +820,11 @@ def read_code_task(path):
         tags = []
         for match in WORD_PATTERN.finditer(text):
             is_code = any(begin <= match.start() < end for begin, end in code_spans)
+            tag = "O"
+            if is_code:
+                tag = "I-code"                           # iob2() below makes the first one B-code
             words.append(match[0])
-            # iob2 makes B-code of the first I-code of a group.
-            tags.append("I-code" if is_code else "O")
+            tags.append(tag)
         example = Example(words, None, iob2(tags), str(number - 1), location)
         if is_held_out(text, 10):
             splits["dev"].append(example)
@@ -850,8 +858,9 @@ def read_own_files(kind, files, text_columns, label_column):
             else:
                 splits[split_name] += read_table(path, text_columns, label_column,
                                                  numeric=kind == "regression")
-        # Answers are found by their ids, so no two questions that are predicted may share one.
-        # Those of train are predicted only if a tenth of them becomes the dev set.
+        # The file of predictions has one line for each question, with its id. So no two questions
+        # of a split that is predicted may have the same id. The dev and the test set are predicted.
+        # If there is no dev set, a tenth of the training set becomes it.
         is_predicted = split_name != "train" or "dev" not in files
         if kind == "qa" and is_predicted:
             check_ids(", ".join(paths), splits[split_name])
@@ -868,15 +877,17 @@ def hold_out_a_tenth(examples, by_context=False, remedy="give --dev FILE"):
 
     They are ordered by a hash of their texts, so the split is the same on every machine and does
     not depend on the order in the file. The rest keeps at least one example of every label.
-    by_context: order them by a hash of their second text alone. So questions about one context stay
-        together, but for those of the context where the tenth ends
-    ValueError, which names the remedy, if no example can be held out.
+    by_context: order them by a hash of their second text alone. So all questions about a context
+        are neighbours and come into the same part. Only the context at the border between the
+        parts may have questions in both
+    remedy: what the user can do about the error; it ends the message
+    ValueError if no example can be held out.
     """
     def sort_key(example):
-        texts = (example.text, example.second_text)
+        hashed = (example.text, example.second_text)
         if by_context:
-            texts = example.second_text
-        text_hash = zlib.crc32(repr(texts).encode())
+            hashed = example.second_text
+        text_hash = zlib.crc32(repr(hashed).encode())
         # Where hashes are equal, the first text and the label decide.
         return text_hash, repr((example.text, example.label))
 

@@ -83,7 +83,8 @@ def naive_tokens(documents, tokenizer):
     train = []
     valid = []
     for lines in documents:
-        held_out = zlib.crc32(lines[0].encode()) % 50 == 0
+        beginning = "".join(lines)[:10_000]
+        held_out = zlib.crc32(beginning.encode()) % 50 == 0
         part = valid if held_out else train
         for line in lines:
             part.extend(tokenizer.backend.encode(line, add_special_tokens=False).ids)
@@ -99,12 +100,15 @@ def vocab_folder(path, words, config=None):
     return str(path)
 
 
-def first_line(held_out):
-    """Return a line by whose hash a document is held out, or is not."""
+def document_of(lines, held_out):
+    """Return the lines of a document with one more line before them, by which the document is held
+    out, or is not."""
     i = 0
-    while (zlib.crc32(f"start {i}".encode()) % 50 == 0) != held_out:
+    document = [f"start {i:03}"] + lines
+    while (zlib.crc32("".join(document).encode()) % 50 == 0) != held_out:
         i += 1
-    return f"start {i}"
+        document = [f"start {i:03}"] + lines
+    return document
 
 
 @pytest.fixture(scope="module")
@@ -571,9 +575,35 @@ def test_what_is_held_out_does_not_depend_on_the_order_of_the_documents(tokenize
     assert 35 <= len(first) <= 90                            # 60 are expected
 
 
+def test_documents_that_begin_with_the_same_line_are_not_all_on_one_side(
+        tokenizer, tmp_path, capsys):
+    documents = []
+    for i in range(1000):
+        documents.append(["preface", f"the number {i}", "the end"])
+    made = tokenise([put(tmp_path / "a.txt", documents)], tokenizer, str(tmp_path / "a.bin"))
+    assert capsys.readouterr().err == ""                     # no "too few different documents"
+    num_held_out = (made.valid_tokens == tokenizer.sep_id).sum()
+    assert 8 <= num_held_out <= 40                           # 20 are expected
+
+
+def test_of_a_long_document_only_the_beginning_decides(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "DECIDING", 200)
+    parts = []
+    for last_word in ("red", "blue"):
+        documents = make_documents(200)
+        for document in documents:
+            document += ["a line of the document"] * 10 + [last_word]
+        made = tokenise([put(tmp_path / f"{last_word}.txt", documents)], tokenizer,
+                        str(tmp_path / f"{last_word}.bin"))
+        ends = np.flatnonzero(made.valid_tokens == tokenizer.sep_id) + 1
+        parts.append([part[:9].tolist() for part in np.split(made.valid_tokens, ends)])
+    assert parts[0] == parts[1]
+    assert len(parts[0]) > 1
+
+
 @pytest.mark.parametrize("drawn", [False, True])
 def test_tokens_are_held_out_where_documents_are_too_few(drawn, tokenizer, tmp_path, capsys):
-    documents = [[first_line(drawn)] + [" ".join(WORDS)] * 20]
+    documents = [document_of([" ".join(WORDS)] * 20, drawn)]
     made = tokenise([put(tmp_path / "a.txt", documents)], tokenizer, str(tmp_path / "a.bin"))
     train, valid = naive_tokens(documents, tokenizer)
     all_tokens = train + valid                               # one of the two is empty
@@ -597,13 +627,11 @@ def test_a_corpus_without_text_is_an_error_and_nothing_is_written(text, tokenize
 def test_a_corpus_of_which_most_tokens_are_unknown_is_an_error(
         held_out, chunk, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "CHUNK", chunk)
-    known = [first_line(held_out)] + ["the"] * 50
-    train_tokens, valid_tokens = naive_tokens([known], tokenizer)
-    half = len(train_tokens)
-    if held_out:
-        half = len(valid_tokens)
+    train_tokens, valid_tokens = naive_tokens([["start 000"] + ["the"] * 50], tokenizer)
+    half = len(train_tokens) + len(valid_tokens)
     for name, num_unknown in (("half.txt", half), ("most.txt", half + 1)):
-        corpus = [put(tmp_path / name, [known + ["中"] * num_unknown])]
+        document = document_of(["the"] * 50 + ["中"] * num_unknown, held_out)
+        corpus = [put(tmp_path / name, [document])]
         if num_unknown == half:
             tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
         else:
@@ -636,11 +664,34 @@ def test_old_tokens_never_stand_beside_a_new_description(
 
     monkeypatch.setattr(data, "write_json", full_disk)
     with pytest.raises(OSError, match="full"):
-        tokenise([put(tmp_path / "b.txt", make_documents(100))], tokenizer, token_file.path)
+        tokenise([put(tmp_path / "b.txt", make_documents(300))], tokenizer, token_file.path)
     assert not os.path.exists(token_file.path)
     monkeypatch.undo()
     made = tokenise([str(tmp_path / "b.txt")], tokenizer, token_file.path)
-    assert made.train_tokens.tolist() == naive_tokens(make_documents(100), tokenizer)[0]
+    assert made.train_tokens.tolist() == naive_tokens(make_documents(300), tokenizer)[0]
+
+
+def test_the_same_tokens_of_another_process_are_not_removed(tokenizer, tmp_path, monkeypatch):
+    corpus = [put(tmp_path / "a.txt", make_documents(300))]
+    out = str(tmp_path / "a.bin")
+
+    def write_while_another_process_finishes(path, value, shared):
+        # The other process has made its file while this one was tokenising. Now it opens it.
+        assert len(TokenFile(out).train_tokens) > 0
+        write_json(path, value, shared=shared)
+
+    def hash_while_another_process_finishes(path):
+        monkeypatch.setattr(data, "hash_file", hash_file)
+        tokenise(corpus, tokenizer, out)
+        monkeypatch.setattr(data, "write_json", write_while_another_process_finishes)
+        return hash_file(path)
+
+    hash_file = data.hash_file
+    write_json = data.write_json
+    monkeypatch.setattr(data, "hash_file", hash_while_another_process_finishes)
+    made = tokenise(corpus, tokenizer, out)
+    assert data.write_json is write_while_another_process_finishes
+    assert made.train_tokens.tolist() == naive_tokens(make_documents(300), tokenizer)[0]
 
 
 def test_half_characters_in_escapes_do_not_count_as_another_encoding(tmp_path, capsys):
@@ -748,7 +799,7 @@ def test_a_token_file_is_opened_as_it_is_if_its_tokenizer_is_the_same(
     other = Tokenizer(vocab_folder(tmp_path / "tok", SPECIAL_TOKENS + ["a"]))
     with pytest.raises(ValueError, match=r"a\.bin was made with another tokenizer than .*tok"):
         open_corpus([token_file.path], other, str(cache))
-    with pytest.raises(ValueError, match=r"a\.bin: no \.txt"):      # a .bin beside other files
+    with pytest.raises(ValueError, match=r"a\.bin: a token file cannot be read together"):
         open_corpus([token_file.path, str(tmp_path / "a.txt")], tokenizer, str(cache))
     description = json.load(open(f"{token_file.path}.json"))
     description["made_from"] = {}                            # it does not say which tokenizer
