@@ -806,7 +806,8 @@ def read_code_task(path):
     path: the file of data.docs_on_this_machine, with a paragraph per line: {"text": the paragraph
     without its mark-up, "code": [[begin, end], ...], the characters that were marked as code}.
     Words that begin in such a span get B-code or I-code, all others O; two spans with no word
-    between them become one entity. Paragraphs without code are skipped. A tenth of the paragraphs, chosen by the hash of their text, is held out as dev.
+    between them become one entity. Paragraphs without code are skipped. A tenth of the paragraphs,
+    chosen by the hash of their text, is held out as dev.
     """
     splits = {"train": [], "dev": []}
     for number, row in rows_of(path):
