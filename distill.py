@@ -53,8 +53,9 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from checkpoint import (claim_folder, fetch, load, naming_file, one_line, parsing,
-                        restore_training_state, run_folder, save, save_training_state)
+from checkpoint import (RUN_FILE, check_settings, claim_folder, fetch, load, naming_file, one_line,
+                        parsing, read_run, restore_training_state, run_folder, save,
+                        save_training_state)
 from command import CommandParser, is_about_memory, printable, run_command
 from data import CACHE, MaskedBatches, Tokenizer, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
@@ -313,8 +314,9 @@ def evaluate(model, batches, each_recursion=False):
     each_recursion: also measure "accuracy_after", a list of R + 1 accuracies: what the head makes
     of the embeddings, of the states after one recursion, after two, and so on
 
-    Only whole batches are measured: as many as fit into the first 512 sequences, but at least one.
-    The sequences and their masks are the same in each call. The model is left in eval mode.
+    Only whole batches are measured: as many as fit into 512 sequences, but at least one. The
+    sequences are drawn at random, but they and their masks are the same in each call. If there are
+    fewer than one batch needs, some are measured twice. The model is left in eval mode.
     """
     model.eval()
     R = model.config.num_hidden_layers
@@ -492,8 +494,8 @@ def training_step(model, objective, optimizer, step, options, processes):
     checked here: if the gradient is not finite, check_finite_step, which train() calls, says so.
     """
     # What dropout draws depends on the run's seed, the step and the process alone, so a resumed run
-    # draws the same. Each of them gets a seed of its own if there are at most 1,000,003 steps and
-    # 1009 processes.
+    # draws the same. Each step of each process gets a seed of its own if there are at most
+    # 1,000,003 steps and 1009 processes.
     seed_of_step = options.seed * 1_000_003 + step
     torch.manual_seed(seed_of_step * 1009 + processes.rank)
     model.train()
@@ -546,6 +548,12 @@ def begin_or_resume(model, options, settings, processes):
             # somebody has removed the checkpoint.
             raise ValueError(f"--resume: {path} is missing, so the run in {options.out} cannot go "
                              "on; --overwrite starts anew and loses its model")
+        elif os.path.exists(os.path.join(options.out, "log.jsonl")):
+            # The run was killed before its first checkpoint. Its settings are in run.json.
+            run_path = os.path.join(options.out, RUN_FILE)
+            check_settings(run_path, read_run(options.out).get("settings", {}), settings)
+            print(f"--resume: the run in {options.out} has no checkpoint yet, so it starts at step "
+                  "1")
     step_tensor = torch.tensor(first_step, device=processes.device)
     broadcast([step_tensor, *tensors.values()], processes)
     return RunState(optimizer, tensors, step_tensor.item(), log_size)
@@ -716,7 +724,8 @@ def open_log(out, size):
 
 
 def progress_bar(first_step, steps, processes):
-    """Count the steps, with a progress bar in the first process if there is a terminal."""
+    """Return an iterator over the steps that are left. In the first process it shows a progress
+    bar, if there is a terminal."""
     disable = None                                       # None: only shown in a terminal
     if processes.rank > 0:
         disable = True
@@ -724,7 +733,8 @@ def progress_bar(first_step, steps, processes):
 
 
 def log_line(step, totals, lr, gradient_norm, tokens_per_second):
-    """Make a line of log.jsonl, a dict, after so many steps. It reads the values from a GPU."""
+    """Make a line of log.jsonl, a dict. step: the number of steps done. Reading the values makes
+    the program wait for a GPU."""
     losses = {name: value.item() for name, value in totals.items()}
     return {"step": step, **losses, "lr": lr, "gradient_norm": gradient_norm.item(),
             "tokens_per_second": round(tokens_per_second),
@@ -780,23 +790,29 @@ class Processes(NamedTuple):
 
 
 def set_up_processes(device_flag, batch_size):
-    """Join the processes that torchrun started, if any -> Processes. After it only rank 0 prints.
+    """Join the processes that torchrun started, if any -> Processes. Afterwards only rank 0 writes
+    to standard output.
 
-    device_flag: see choose_device. ValueError if it is not to be had, or if a batch has fewer
-    sequences than there are processes.
+    device_flag: see choose_device
+    batch_size: sequences in a batch; None: nothing is trained
+    ValueError if the device is not to be had, or if a batch has fewer sequences than there are
+    processes.
     """
+    # If the variables are wrong, parsing makes the error "RANK, LOCAL_RANK, WORLD_SIZE: not the
+    # numbers that torchrun sets: ...".
     with parsing("RANK, LOCAL_RANK, WORLD_SIZE", "the numbers that torchrun sets"):
         rank = int(os.environ.get("RANK", 0))
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         world = int(os.environ.get("WORLD_SIZE", 1))
         if not 0 <= local_rank <= rank < world:
             raise ValueError(f"{rank}, {local_rank}, {world}")
-    if batch_size < world:
-        raise ValueError(f"--batch-size {batch_size} is less than one sequence for each of the "
-                         f"{world} processes")
-    if batch_size % world != 0 and rank == 0:
-        print(f"--batch-size {batch_size} is not divisible by {world} processes: in each step some "
-              "wait for others", file=sys.stderr)
+    if batch_size is not None:
+        if batch_size < world:
+            raise ValueError(f"--batch-size {batch_size} is less than one sequence for each of the "
+                             f"{world} processes")
+        if batch_size % world != 0 and rank == 0:
+            print(f"--batch-size {batch_size} is not divisible by {world} processes: in each step "
+                  "some wait for others", file=sys.stderr)
     if world > 1 and ":" in device_flag:
         raise ValueError(f"--device {device_flag}: {world} processes cannot share a GPU; say cuda")
     device = choose_device(device_flag, local_rank)
@@ -817,7 +833,10 @@ def set_up_processes(device_flag, batch_size):
 
 def choose_device(name, local_rank=0):
     """Return the torch.device of --device: auto (cuda if there is a CUDA GPU, else cpu), cpu, cuda
-    (the GPU with the number of the process), cuda:N, or mps. ValueError if it is not there."""
+    (the GPU whose number is that of the process on its machine), cuda:N, or mps.
+
+    ValueError if it is not there.
+    """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if name == "mps":
@@ -842,7 +861,9 @@ def explaining_failures(batch_size, micro_batch_size, length):
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, torch._dynamo.exc.TorchDynamoException):         # often: no compiler
+        # Errors of torch.compile are of this class, which is a kind of RuntimeError. The usual
+        # reason is that the machine has no C++ compiler.
+        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
             raise ValueError(f"torch.compile failed: {one_line(error):.300}; --no-compile does "
                              "without it") from error
         if not is_about_memory(error):
@@ -853,26 +874,31 @@ def explaining_failures(batch_size, micro_batch_size, length):
 
 
 def keep_freed_memory():
-    """Tell the C library never to give freed memory back: the next step needs it again.
+    """Tell the C library to keep the memory that the program frees: the next step needs it again.
 
-    Without this each step on a CPU returns and requests again up to hundreds of megabytes, which
-    costs 5 to 25 % of its time. The two numbers are option codes from glibc's malloc.h.
+    Otherwise each step on a CPU gives up to hundreds of megabytes back to the system and requests
+    them again, which costs 5 to 25 % of its time.
     """
+    # These are the numbers of two options of mallopt, from the file malloc.h of glibc.
     M_TRIM_THRESHOLD = -1
     M_MMAP_MAX = -4
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):                     # some systems have another C library
-            libc.mallopt(M_TRIM_THRESHOLD, -1)   # the free end of the heap is never given back
-            libc.mallopt(M_MMAP_MAX, 0)         # nothing lies outside the heap
+            # -1 as the threshold means: the free memory at the end of the heap is never given back.
+            libc.mallopt(M_TRIM_THRESHOLD, -1)
+            # glibc puts large blocks outside the heap and always gives those back. So none may be.
+            libc.mallopt(M_MMAP_MAX, 0)
 
 
 @contextmanager
 def first_process_first(processes):
     """Let the first process of each machine run the with block before the others. It does the work,
     such as tokenising; the others then find the result."""
+    # A barrier ends when all processes have called it. Each calls it once: the first one of each
+    # machine after its work, the others before theirs.
     if processes.local_rank > 0:
-        dist.barrier()                                   # wait until the first one has left
+        dist.barrier()                                   # wait until the first ones have finished
     yield
     if processes.world > 1 and processes.local_rank == 0:
         dist.barrier()                                   # let the others begin
@@ -914,10 +940,11 @@ def sum_over_processes(model, totals, processes):
 
 
 def must_stop(signals, look_now, processes):
-    """Tell whether to stop after this step, because a process has received a signal.
+    """Return True if this process must stop after this step, because a process got a signal.
 
-    look_now: whether several processes ask each other after this step. All must stop after the same
-        one, and asking makes a GPU wait, so they do it rarely. A single process need not ask.
+    A single process looks at its own list of signals after each step. Several processes must stop
+    after the same step, so they add up the lengths of their lists. This makes a GPU wait. So they
+    do it only after the steps for which look_now is True, the same ones in all processes.
     """
     if processes.world == 1:
         return len(signals) > 0
@@ -995,8 +1022,8 @@ def fingerprint(model):
 # ---- The command line: flags ------------------------------------------------------------
 
 EMBEDDED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "teacher")
-# "quick" is for the embedded teacher on a CPU, "full" for a real BERT on a GPU. "paper" has the
-# authors' values. README.md lists where this code departs from theirs; for example, a GPU computes
+# "quick" takes minutes on a CPU, "full" is for a real BERT on a GPU. "paper" has the authors'
+# values. README.md lists where this code departs from theirs; for example, a GPU computes
 # in bfloat16.
 RECIPES = {
     "quick": {"steps": 1800, "batch_size": 16, "length": 64, "lr": 3e-3, "warmup": 100,
@@ -1031,7 +1058,10 @@ def number(upper=2.0**31, zero_is_allowed=True):
     allowed."""
     def parse(text):
         value = float(text)
-        if not 0 <= value < upper or (value == 0 and not zero_is_allowed):
+        is_allowed = 0 <= value < upper                  # False for nan, too
+        if value == 0 and not zero_is_allowed:
+            is_allowed = False
+        if not is_allowed:
             least = "at least" if zero_is_allowed else "above"
             raise argparse.ArgumentTypeError(f"{text} is not {least} 0 and below {upper:.0f}")
         return value
@@ -1053,10 +1083,14 @@ def given_flags(argv):
     """
     if argv is None:
         argv = sys.argv[1:]
-    # A value may begin with two dashes, too, such as the text "-- who is it?". So only letters,
-    # digits and dashes may follow, up to the end or a "=".
-    flags = [word.split("=")[0] for word in argv if re.match(r"--[a-z0-9-]+(=|$)", word)]
-    return [flag.replace("--no-", "--") for flag in flags]
+    flags = []
+    for word in argv:
+        name = word.split("=")[0]                        # "--lr" of "--lr=0.1"
+        # A value may begin with two dashes, too, such as the text "-- who is it?". But only a flag
+        # has nothing but letters, digits and dashes after them.
+        if re.fullmatch("--[a-z0-9-]+", name):
+            flags.append(name.replace("--no-", "--"))
+    return flags
 
 
 def refuse_flags(given, refused, reason):
@@ -1162,9 +1196,11 @@ def add_loss_flags(parser):
         "output": "KL divergence of the predicted distributions from the teacher's (default: 5)",
         "embedding": "1 - cosine of the embeddings with the teacher's (default: 0)"}
     for name, help_text in help_texts.items():
-        group.add_argument(f"--{name}-weight", type=number(), default=LOSS_WEIGHTS[name],
-                           metavar="W", help=f"weight of: {help_text}")
-    parser.set_defaults(hidden_weight=None)              # each recipe has its own
+        default = LOSS_WEIGHTS[name]
+        if name == "hidden":
+            default = None                               # the recipe fills it in: see arguments
+        group.add_argument(f"--{name}-weight", type=number(), default=default, metavar="W",
+                           help=f"weight of: {help_text}")
     group.add_argument("--elastic", type=number(), metavar="W",
                        help="weight of: the output loss after an earlier recursion, drawn at "
                        "random for each masked word, so that the student can also be stopped "
@@ -1247,19 +1283,21 @@ def arguments(argv):
         allow_only(EVALUATE_FLAGS, given, "--evaluate")
         if args.teacher == "none" and args.student is None:
             raise ValueError("--evaluate: give a --teacher or a --student to measure")
-    # Usually the teacher that is not given is the embedded one. But --evaluate --student measures
-    # the student alone.
+    # If no --teacher is given, the embedded one is used. There is one exception: --evaluate with a
+    # --student measures this student alone, so it has no teacher.
     measures_student_alone = args.evaluate and args.student is not None
     if args.teacher is None and not measures_student_alone:
         args.teacher = EMBEDDED_TEACHER
     check_flags(args, given)
     if args.recipe is None:
         args.recipe = "quick"
-        is_own_teacher = args.teacher not in (None, "none", EMBEDDED_TEACHER)
+        is_own_teacher = args.teacher not in (None, "none")
+        if is_own_teacher and os.path.realpath(args.teacher) == os.path.realpath(EMBEDDED_TEACHER):
+            is_own_teacher = False
         if is_own_teacher and args.device != "cpu" and torch.cuda.is_available():
             args.recipe = "full"
     if args.elastic is None and args.output_weight == 0:
-        args.elastic = 0.0          # without the output loss there is none, unless one is asked for
+        args.elastic = 0.0          # only the flag --elastic gives an elastic loss without output
     for name, value in RECIPES[args.recipe].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -1292,8 +1330,9 @@ def check_flags(args, given):
         refuse_flags(given, about_teacher, "with --teacher none there is nothing to compare with")
     if args.corpus is not None and not args.evaluate:
         for path in args.corpus:
-            # If --out is the corpus itself, run_folder refuses it. realpath removes a / at the end,
-            # but not that of the root folder.
+            # The / at the end makes sure that /wiki2 is not taken for a folder in /wiki. The root
+            # folder already ends with one, so it is removed first. If --out is the corpus itself,
+            # run_folder refuses it.
             folder = os.path.realpath(path).rstrip(os.sep) + os.sep
             if os.path.realpath(args.out).startswith(folder):
                 raise ValueError(f"--out {args.out} is in the corpus {path}, so its files would be "
@@ -1304,16 +1343,19 @@ def check_flags(args, given):
 
 def run(args, given):
     """Do what the command line asks for. given: the flags on it."""
-    processes = set_up_processes(args.device, args.batch_size)
+    batch_size = args.batch_size
+    if args.evaluate:
+        batch_size = None
+    processes = set_up_processes(args.device, batch_size)
+    bf16 = uses_bf16(args.bf16, processes.device)
     teacher, tokenizer = load_teacher_and_tokenizer(args)
     if args.evaluate:
-        run_evaluation(args, teacher, tokenizer, processes)
+        run_evaluation(args, teacher, tokenizer, bf16, processes)
         return
     options = TrainingOptions(
         steps=args.steps, lr=args.lr, warmup=args.warmup, weight_decay=args.weight_decay,
         seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
         save_every=args.save_every, out=args.out, resume=args.resume)
-    bf16 = uses_bf16(args.bf16, processes.device)
     student = make_student(args, teacher, tokenizer.vocab_size)
     loss_weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
     if not any(name in loss_weights for name in ("mlm", "output", "elastic")):
@@ -1333,14 +1375,19 @@ def distillation_settings(args, options, bf16, loss_weights, teacher, student):
     start_model = None                                   # the model of --student, if it is given
     if args.student is not None:
         start_model = student
+    teacher_shape = None
+    if teacher is not None:
+        teacher_shape = vars(teacher.config)
     return resume_settings(options, args.batch_size, args.dropout, bf16) | {
         "length": args.length, "warmup": args.warmup, "init": args.init,
         "temperature": args.temperature, "weights": loss_weights, "shape": vars(student.config),
-        "teacher": fingerprint(teacher), "student": fingerprint(start_model)}
+        "teacher": fingerprint(teacher), "teacher_shape": teacher_shape,
+        "student": fingerprint(start_model)}
 
 
 def folders_of(paths):
-    """List the folders in which files are, for paths of files and of folders; paths may be None.
+    """List a folder for each path: the path itself if it is a folder, else the folder that the file
+    is in. paths may be None.
 
     A run must not write there: its files would take the place of files of the same names.
     """
@@ -1357,14 +1404,16 @@ def folders_of(paths):
 
 
 def own_folder(out, script, settings, inputs, args, processes):
-    """Make a context in which the folder `out` is locked for this run, by its first process."""
+    """Return a context manager. In the first process it locks the folder `out` for this run; in the
+    others it does nothing."""
     if processes.rank > 0:
         return nullcontext()
     return run_folder(out, script, settings, inputs, args.resume, args.overwrite)
 
 
 def load_teacher_and_tokenizer(args):
-    """Load the teacher, or None, and the Tokenizer: the teacher's where nothing else is said."""
+    """Load the teacher, or None, and the Tokenizer: that of --tokenizer, else the teacher's, else
+    that of --student."""
     teacher = None
     tokenizer_name = args.tokenizer
     if args.teacher not in (None, "none"):
@@ -1385,7 +1434,7 @@ def load_teacher_and_tokenizer(args):
 
 def check_same_tokens(tokenizer, path, name):
     """Raise ValueError if a tokenizer has other tokens than that in the folder of a model, the
-    teacher or the student. They are not compared if the folder has none that can be read."""
+    teacher or the student. If the folder has no readable tokenizer, nothing is compared."""
     try:
         own_tokenizer = Tokenizer(path)
     except (ValueError, OSError):
@@ -1395,7 +1444,7 @@ def check_same_tokens(tokenizer, path, name):
                          f"{name} in {path}")
 
 
-def run_evaluation(args, teacher, tokenizer, processes):
+def run_evaluation(args, teacher, tokenizer, bf16, processes):
     """Measure the models of --teacher and --student on the held-out part of the corpus."""
     models = {}
     if teacher is not None:
@@ -1406,8 +1455,9 @@ def run_evaluation(args, teacher, tokenizer, processes):
     with first_process_first(processes):
         corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
     describe_corpus(corpus)
-    print_scores(models, make_valid_batches(corpus, tokenizer, args.length),
-                 uses_bf16(args.bf16, processes.device), each_recursion=True)
+    valid_batches = make_valid_batches(corpus, tokenizer, args.length)
+    print(f"length   {args.length} tokens in a sequence")
+    print_scores(models, valid_batches, bf16, each_recursion=True)
 
 
 def describe_corpus(corpus):
@@ -1497,11 +1547,13 @@ def choose_losses(args, teacher, num_recursions, given=()):
             if name in possible:
                 loss_weights[name] = weight
             else:
+                # A default weight is dropped without a word; one from the command line is an error.
+                # With --teacher none check_flags has already refused it, so here a head is missing.
                 refuse_flags(given, [f"--{name}-weight"], "the teacher has no MLM head")
     if args.elastic > 0:
         if "output" in possible and num_recursions > 1:
             loss_weights["elastic"] = args.elastic
-        else:
+        else:                                            # as above: only a flag is an error
             refuse_flags(given, ["--elastic"],
                          "it needs a teacher with an MLM head and more than one recursion")
     if "output" not in loss_weights and "elastic" not in loss_weights:
@@ -1557,14 +1609,15 @@ def student_config(args, teacher, vocab_size):
     for name in SHAPE_FLAGS:
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
-    # Recursions that share a layer would be all alike. So, unless the flags say otherwise, each
-    # gets some parameters of its own: adapters in the recipe paper, else corrections.
+    # Recursions that share a layer would be all alike. So each gets some parameters of its own:
+    # adapters in the recipe paper, else corrections. A flag can say otherwise: if --adapter-size is
+    # given, even as 0, nothing is added here.
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
     if shares_layers and args.adapter_size is None:
         if args.recipe == "paper" and args.correction_rank in (None, 0):
             shape["adapter_size"] = max(1, C // 16)
         if args.recipe != "paper" and args.correction_rank is None:
-            shape["correction_rank"] = max(1, C // 8)
+            shape["correction_rank"] = max(1, min(C // 8, shape["intermediate_size"]))
     return Config(**shape)
 
 
@@ -1577,7 +1630,9 @@ def check_models(args, teacher, student, tokenizer, loss_weights):
     if teacher is None:
         return
     starts_as_teacher = args.init == "teacher"
-    init_remedy = ""                                     # the last words of the remedy, if needed
+    # Some sizes must be equal for a loss and also for --init teacher. Where both need them, the
+    # error must advise against both: "--attention-weight 0 --init random".
+    init_remedy = ""
     if starts_as_teacher:
         init_remedy = " --init random"
     if "attention" in loss_weights or "hidden" in loss_weights:
@@ -1659,9 +1714,9 @@ def print_scores(models, valid_batches, bf16, each_recursion=False):
 
 def print_accuracy_after(accuracy_after):
     """Print a table of what evaluate calls accuracy_after: {name of a model: list}."""
-    most = max(len(accuracies) for accuracies in accuracy_after.values())
+    num_columns = max(len(accuracies) for accuracies in accuracy_after.values())
     print("\nMLM accuracy after so many recursions, or layers if nothing is shared")
-    print(f"{'':9}" + "".join(f"{depth:7}" for depth in range(most)))
+    print(f"{'':9}" + "".join(f"{depth:7}" for depth in range(num_columns)))
     for name, accuracies in accuracy_after.items():
         print(f"{name:9}" + "".join(f"{accuracy:7.1%}" for accuracy in accuracies))
 
@@ -1727,7 +1782,8 @@ def place_to_mask(words):
 
     def preference(place):
         num_characters = len(words[place].strip("#"))
-        # The number of characters decides, up to 4. If it is equal, the distance does.
+        # max compares the first numbers of these pairs. If they are equal, as for all words with at
+        # least 4 characters, it compares the second numbers: the nearest to the middle wins.
         return min(num_characters, 4), -abs(place - middle)
 
     return max(range(len(words)), key=preference)

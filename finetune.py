@@ -98,8 +98,8 @@ class Classifier(nn.Module):
             # An answer begins and ends in the context, which is in segment 1, or at [CLS], position
             # 0, which means "no answer". All other places in segment 0, the question and the
             # padding, get very low logits. These are not -inf, with which the KL divergence from a
-            # teacher would be nan. (The last [SEP] is in segment 1, too. predict_logits leaves it
-            # out.)
+            # teacher would be nan. (The last [SEP] is in segment 1, too. It competes in training,
+            # but not in prediction, because it is not among a Feature's positions.)
             position = torch.arange(segments.shape[1], device=segments.device)
             is_forbidden = (segments == 0) & (position > 0)                   # (B, T)
             logits = logits.masked_fill(is_forbidden[:, :, None], -1e4)
@@ -189,8 +189,9 @@ def tokenise_examples(task, examples, tokenizer):
         if task.kind == "qa":
             first_room = room // 3                       # two thirds are kept for the context
         else:
-            # Each text may fill half of the room. If one is shorter, the other one may fill the
-            # rest: here the first one gets it, in text_feature the second one.
+            # Half of the room is kept for the second text, or less if it is shorter. The first text
+            # may fill the rest. If the first one is short, text_feature gives the second one all
+            # that is left.
             kept_for_second = min(len(encoding.ids), room // 2)
             first_room = room - kept_for_second
         prefixes.append([tokenizer.cls_id] + first_ids[:first_room] + [tokenizer.sep_id])
@@ -269,8 +270,11 @@ def answer_features(task, example_number, example, prefix, encoding, tokenizer):
         stands_for = np.array(spans, np.int32)                                # (tokens, 2)
         positions = range(len(prefix), len(prefix) + end - begin)
         labels = [0, 0]                  # [CLS]: this window does not have all of the answer
-        if answer_tokens and begin <= answer_tokens[0] and answer_tokens[-1] < end:
-            labels = [positions[answer_tokens[0] - begin], positions[answer_tokens[-1] - begin]]
+        if answer_tokens:
+            first_token = answer_tokens[0]
+            last_token = answer_tokens[-1]
+            if begin <= first_token and last_token < end:          # all of it is in this window
+                labels = [positions[first_token - begin], positions[last_token - begin]]
         ids = join_ids(prefix, encoding.ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), example_number, positions, stands_for, labels)
 
@@ -316,10 +320,10 @@ def collate(features, is_qa):
     ids = np.zeros((B, T), np.int64)     # padding may be any token: no real one looks at it
     mask = np.zeros((B, T), bool)
     segments = np.zeros((B, T), np.int64)
-    num_labels = T
+    places_for_labels = T
     if is_qa:
-        num_labels = 2                                   # where the answer begins and where it ends
-    labels = np.full((B, num_labels), np.nan)
+        places_for_labels = 2                            # where the answer begins and where it ends
+    labels = np.full((B, places_for_labels), np.nan)
     for row, feature in enumerate(features):
         length = len(feature.ids)
         ids[row, :length] = feature.ids
@@ -334,6 +338,12 @@ def collate(features, is_qa):
 
 
 # ---- The loss ---------------------------------------------------------------------------
+
+def check_positions(features):
+    """Raise ValueError if no Feature has a place that is predicted: then nothing can be learned."""
+    if not any(feature.positions for feature in features):
+        raise ValueError("no example has a token that could be trained on")
+
 
 class TaskLoss:
     """The losses of a batch of a task. train() uses it as it uses distill.Distillation.
@@ -363,8 +373,7 @@ class TaskLoss:
         self.bf16 = bf16
         # The rows of this process in each batch, in pieces: [(first row, one past the last), ...].
         self.micro_batch_bounds = split_batch(batch_size, micro_batch_size, processes)
-        if not any(feature.positions for feature in features):
-            raise ValueError("no example has a token that could be trained on")
+        check_positions(features)
         self.loss_weights = {"task": 1.0}
         self.pairs = []                                  # (model's recursion, teacher's layer)
         if teacher is not None:
@@ -430,10 +439,12 @@ class TaskLoss:
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            rows = slice(begin, end)
-            is_counted = mask[rows]                      # the tokens that the hidden loss counts
-            is_labelled = ~np.isnan(labels[rows])
-            if len(ids[rows]) == 0:
+            # is_counted marks the tokens that the hidden loss counts.
+            if begin < len(ids):
+                rows = slice(begin, end)
+                is_counted = mask[rows]
+                is_labelled = ~np.isnan(labels[rows])
+            else:
                 # This micro-batch has no rows. But the gradients of all processes are summed, so
                 # every process must compute a gradient. This one computes row 0 and counts no label
                 # and no token of it: the losses and their gradient are 0.
@@ -515,6 +526,7 @@ def logits_of_labels(logits, label_indices, is_qa):
 @torch.no_grad()
 def fit_adapters_to_identity(encoder, ids, mask, segments):
     """Fit the LayerNorm of each new adapter so that the adapter changes little on ids (B, T).
+
     mask and segments: see collate
 
     A new adapter's `up` is 0, so it would output LayerNorm(x) instead of x. So in each channel the
@@ -524,6 +536,7 @@ def fit_adapters_to_identity(encoder, ids, mask, segments):
     # PyTorch calls fit() just before each adapter runs. So one forward pass fits all adapters, and
     # each sees states that have gone through the fitted adapters before it.
     def fit(adapter, inputs):
+        """Set the weight and bias of one adapter's LayerNorm, from what the adapter is given."""
         x = inputs[0]                                    # (B, T, C), its only input
         states = x[mask]                                 # (N, C), the N real tokens
         # The adapter's LayerNorm, but with weight 1 and bias 0 -> (N, C).
@@ -605,10 +618,10 @@ def decode_label(task, logits):
     exponentials = np.exp(logits - logits.max())
     probabilities = exponentials / exponentials.sum()
     label = task.labels[probabilities.argmax()]
-    most_probable_first = np.argsort(-probabilities, kind="stable")
-    # In the dict they are in the order of task.labels again.
-    most_probable = np.sort(most_probable_first[:MAX_PROBABILITIES])
-    return label, {task.labels[i]: float(probabilities[i]) for i in most_probable}
+    most_probable_first = np.argsort(-probabilities, kind="stable")           # label numbers
+    kept = most_probable_first[:MAX_PROBABILITIES]
+    kept = np.sort(kept)                 # so the dict has its labels in the order of task.labels
+    return label, {task.labels[i]: float(probabilities[i]) for i in kept}
 
 
 def decode_tags(task, examples, features, logits):
@@ -662,12 +675,13 @@ def decode_answers(task, examples, features, logits, longest=30):
 
 
 def skip_accents(text, end):
-    """Return `end`, an index into text, moved past the combining accents that stand there.
+    """Return `end`, an index into text, moved past the marks that stand there.
 
-    A tokenizer without accents removes them, so they belong to no token. But they belong to the
-    letter before them.
+    A tokenizer without accents removes all characters of Unicode's category Mn, nonspacing marks:
+    accents, but also vowel signs of Hindi and Thai. So they belong to no token. But they belong to
+    the letter before them.
     """
-    while end < len(text) and unicodedata.combining(text[end]) > 0:
+    while end < len(text) and unicodedata.category(text[end]) == "Mn":
         end += 1
     return end
 
@@ -702,7 +716,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     if the encoder has neither adapters nor corrections
     sample: (ids, mask, segments), three arrays (B, T), to which new adapters are fitted
     recursions: the number of recursions to use, counted from the first; None: all
-    dropout: its probability in the training
+    dropout: the probability of dropout in the training
     """
     saved_model = load(path, recursions)
     config = replace(saved_model.config, hidden_dropout_prob=dropout,
@@ -735,15 +749,16 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     """
     if not os.path.isdir(path):
         raise ValueError(f"{path}: there is no such folder")
-    saved_task = load_task(path)
+    saved_task = load_task(path)                         # None: the folder holds no saved head
+    if task is None and saved_task is None:
+        raise ValueError(f"{path}: not a fine-tuned model: it has no task.json")
     if task is None:
         task = saved_task
-    if task is None:
-        raise ValueError(f"{path}: not a fine-tuned model: it has no task.json")
     encoder = load_encoder(path, mode, dropout, sample, recursions)
-    model = Classifier(encoder, task, dropout)
+    model = Classifier(encoder, task, dropout)           # its head is new
     if saved_task is None or mode == "random":
         return model, task
+    # From here on the saved head is checked and takes the place of the new one.
     remedy = "to use only its encoder, remove task.json from a copy of the folder"
     check_same_task(path, saved_task, task, remedy)
     head_path = os.path.join(path, "head.safetensors")
@@ -807,7 +822,7 @@ class Split(NamedTuple):
 
 class Result(NamedTuple):
     """How a model did on a split."""
-    scores: dict            # {metric: value}
+    scores: dict            # {metric: value}; {} if a label is not known
     predictions: list       # what decode() returned
 
 
@@ -865,7 +880,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     """Fine-tune with one mode, seed and learning rate -> (the model, {name of a split: Result}).
 
     splits: {name: Split}; "train" is trained on, the others are measured
-    FloatingPointError if the training diverges
+    FloatingPointError if the training diverges; SystemExit after a signal, such as Ctrl-C
 
     mode says what is trained:
         all: everything
@@ -899,10 +914,10 @@ def fine_tune(tuning, splits, mode, seed, lr):
         steps=steps, lr=lr, warmup=steps // 10, weight_decay=args.weight_decay, seed=seed,
         log_every=args.log_every, eval_every=args.eval_every, save_every=args.save_every, out=out,
         resume=args.resume)
-    # tuning.settings has --steps, --lr and --seed as they were given. The values of this run take
-    # their place.
-    settings = tuning.settings | resume_settings(options, args.batch_size, args.dropout,
-                                                 tuning.bf16)
+    # tuning.settings has --steps, --lr, --seed and --hidden-weight as they were given: --steps may
+    # be None, and --lr a list. The values of this run take their place.
+    settings = dict(tuning.settings)
+    settings.update(resume_settings(options, args.batch_size, args.dropout, tuning.bf16))
     settings["hidden_weight"] = tuning.hidden_weight
     # train() calls measure() and logs the dev scores that it returns. The results of all splits,
     # which fine_tune() returns, are kept here: those of the last call, after the last step.
@@ -912,17 +927,18 @@ def fine_tune(tuning, splits, mode, seed, lr):
         results.update(evaluate_splits(model, task, splits, tuning.bf16))
         return results[first_dev_split(splits)].scores
 
-    begin = time.perf_counter()
+    begin_time = time.perf_counter()
     run_state = begin_or_resume(model, options, settings, tuning.processes)
     with explaining_failures(args.batch_size, args.micro_batch_size, task.length):
         signals = train(model, task_loss, run_state, options, settings, measure, save_nothing,
                         tuning.processes)
-    # After Ctrl-C in an earlier step train() has ended the program. After Ctrl-C in the last step
-    # it returns, because this run is finished. Then the program ends here, before another run.
+    # A signal, such as Ctrl-C, before the last step makes train() itself end the program. If one
+    # came during the last step, this run is finished, and train() returns the signal. Then the
+    # program ends here, before another run begins.
     if signals:
         print("\nstopped after this run: the same command with --resume goes on from there")
         raise SystemExit(128 + signals[0])               # as in train()
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - begin_time
     if not results:
         # train() measures in rank 0 alone, and not at all if a finished run was resumed.
         measure()
@@ -971,8 +987,9 @@ def best_rate(tuning, examples, mode, seed, rates):
         try:
             _, results = fine_tune(tuning, splits, mode, seed, lr)
         except FloatingPointError as error:              # the rate is too high
-            # During a run only the first process evaluates. If that evaluation fails, the others
-            # go on training, and they would wait for the first one for ever.
+            # One process can drop this rate and try the next one. Several processes cannot: if an
+            # evaluation has failed, it has failed in the first process alone. The others are still
+            # training with this rate and would wait for the first one for ever.
             if tuning.processes.world > 1:
                 raise FloatingPointError(f"{error}; try without --lr {lr:g}, or with one "
                                          "process") from error
@@ -982,7 +999,9 @@ def best_rate(tuning, examples, mode, seed, rates):
     if not score_of_rate:
         raise FloatingPointError(f"--lr: the training diverges with each of {rates}")
     ordered = sorted(score_of_rate, key=score_of_rate.get, reverse=True)
-    print(f"learning rates, best first (on a held-out tenth of the training set): {ordered}")
+    listed = ", ".join(f"{lr:g} {score_of_rate[lr]:.2%}" for lr in ordered)
+    print(f"learning rates, best first ({tuning.task.metrics[0]} on a held-out tenth of the "
+          f"training set): {listed}")
     return ordered[0]
 
 
@@ -1139,17 +1158,18 @@ def check_flags(args, given):
 
 def check_file_flags(task_name, given):
     """Raise ValueError for flags about files that a task would ignore."""
-    flag_of_files = "--train"
-    remedy = "for files of yours give --task KIND"
     if "--evaluate" in given:
         flag_of_files = "--dev"
-        remedy = "a model can only be measured on those of its task"
+        explanation = "a model can only be measured on those of its task"
+    else:
+        flag_of_files = "--train"
+        explanation = "for files of yours give --task KIND"
     if task_name in KINDS:
         refuse_flags(given, ["--data"],
                      f"it is for the tasks of GLUE; for yours say {flag_of_files} FILE")
     else:
         refuse_flags(given, FILE_FLAGS + COLUMN_FLAGS,
-                     f"the task {task_name} has its own files; {remedy}")
+                     f"the task {task_name} has its own files; {explanation}")
     if task_name == "code":
         refuse_flags(given, ["--data"], "the task code needs no files")
     if task_name in ("tagging", "qa"):
@@ -1192,12 +1212,16 @@ def run(args):
     check_segments(model_path, config, task)
     teacher = load_teacher(args.distill_from, task, tokenizer)
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.mode, teacher, config)
+    teacher_shape = None
+    if teacher is not None:
+        teacher_shape = vars(teacher.encoder.config)
     # This decides the results. A resumed run must have the same.
     settings = {
         # What is trained, and on what:
         "task": name, "modes": modes, "recursions": args.recursions,
         "training_set": hash_examples(splits["train"]), "tokenizer": tokenizer.digest,
-        "teacher": fingerprint(teacher), "hidden_weight": args.hidden_weight,
+        "teacher": fingerprint(teacher), "teacher_shape": teacher_shape,
+        "hidden_weight": args.hidden_weight,
         # How it is trained:
         "lr": args.lr, "seed": args.seed, "epochs": args.epochs, "steps": args.steps,
         "batch_size": args.batch_size, "dropout": args.dropout, "weight_decay": args.weight_decay,
@@ -1207,6 +1231,7 @@ def run(args):
         print_task(task, splits)
         encoded = encode_splits(task, splits, tokenizer)
         check_language(encoded["train"].features, tokenizer, model_path)
+        check_positions(encoded["train"].features)
         if teacher is not None:
             teacher.to(processes.device)
             result = evaluate_split(teacher, task, encoded[first_dev_split(encoded)], bf16)
@@ -1246,14 +1271,16 @@ def folders_read(args, model_path):
 
 
 def fingerprints_of_saved(path, task, recursions):
-    """Load a model for a task and compute hashes of its encoder and its saved head: {name: hash}.
+    """Load a model for a task and compute hashes of its encoder and its saved head, beside the
+    encoder's shape: {name: hash or shape}.
 
     By them --resume sees whether the model is still the same. A new head and new adapters are not
     hashed: each run computes them again, and another processor may round them differently.
     ValueError if the model cannot be loaded for this task.
     """
     model, _ = load_classifier(path, task, recursions=recursions)
-    fingerprints = {"encoder": fingerprint(model.encoder), "head": None}
+    fingerprints = {"encoder": fingerprint(model.encoder), "shape": vars(model.encoder.config),
+                    "head": None}
     if load_task(path) is not None:                      # the folder holds a head, too
         fingerprints["head"] = hash_file(os.path.join(path, "head.safetensors"))
     return fingerprints
@@ -1346,20 +1373,20 @@ def default_rate(mode, task_name, config, learns_hidden=False):
     a product, and both of its factors change, so it needs a lower rate than an adapter.
     """
     has_corrections = config.correction_rank > 0
-    if mode == "adapters" and has_corrections and learns_hidden:
-        rate = 5e-4
-    elif mode == "adapters" and has_corrections:
+    if mode == "adapters" and has_corrections:
         rate = 2.5e-4
+        if learns_hidden:
+            rate = 5e-4
     elif mode in ("adapters", "head"):
         rate = 1e-3
-    elif task_name is not None and learns_hidden:
-        rate = 1.5e-4
-    elif task_name is not None:
+    elif task_name is not None:                          # the whole model, on a task of --task
         rate = 5e-5
-    elif has_corrections:
-        rate = 2e-4
-    else:
+        if learns_hidden:
+            rate = 1.5e-4
+    else:                                                # the whole model, without --task
         rate = 4e-4
+        if has_corrections:
+            rate = 2e-4
     # The rates above are for a model as wide as bert-base. A narrower one needs a higher rate.
     return rate * 768 / config.hidden_size
 
@@ -1447,15 +1474,15 @@ def choose_hidden_weight(flag, mode, teacher, config):
     elif not can_match_layers(config.num_hidden_layers, teacher_config.num_hidden_layers):
         obstacle = (f"the teacher has {teacher_config.num_hidden_layers} layers, the model "
                     f"{config.num_hidden_layers} recursions")
-    if obstacle is not None and flag is not None:
+    if obstacle is None and flag is None:
+        return LOSS_WEIGHTS["hidden"]
+    if obstacle is None:
+        return flag
+    if flag is not None:
         raise ValueError(f"--hidden-weight {flag:g}: the hidden states cannot be compared: "
                          f"{obstacle}")
-    if obstacle is not None:
-        print(f"the hidden states are not compared with the teacher's: {obstacle}")
-        return 0.0
-    if flag is None:
-        return LOSS_WEIGHTS["hidden"]
-    return flag
+    print(f"the hidden states are not compared with the teacher's: {obstacle}")
+    return 0.0
 
 
 def majority_rows(task, splits):
@@ -1523,7 +1550,8 @@ def run_evaluation(args, given):
     if task.labels:
         check_labels(splits, task.kind, task.labels)
     for examples in splits.values():
-        if (examples[0].second_text is not None) != task.pair:
+        has_two_texts = examples[0].second_text is not None
+        if has_two_texts != task.pair:
             raise ValueError(f"{examples[0].location}: {args.model} was fine-tuned for "
                              f"{number_of_texts(task)}; see --text")
     results = evaluate_splits(model, task, encode_splits(task, splits, tokenizer), bf16)
@@ -1534,13 +1562,14 @@ def run_evaluation(args, given):
 
 
 def read_splits_to_measure(args, task):
-    """Read what --evaluate measures on: {split: examples}, without a training set."""
+    """Read what --evaluate measures on: {split: examples}. There is no training set among them."""
     if task.name in KINDS:                               # the files are the user's own
         if args.dev is None and args.test is None:
             raise ValueError("--evaluate: give files to measure on with --dev FILE or --test FILE")
         return read_files(args, task.kind)
     splits = read_splits(args, task.name, task.kind, needs_train=False)
-    splits.pop("train", None)
+    if "train" in splits:                                # the built-in task has one all the same
+        del splits["train"]
     return splits
 
 
@@ -1600,6 +1629,8 @@ def write_answers(args, model, task, tokenizer, bf16):
     out = args.out
     if out is None:
         out = "predictions.json"
+    if os.path.basename(out) == "":
+        raise ValueError(f"--out {out!r}: give the name of a file, not of a folder")
     if os.path.realpath(out) == os.path.realpath(args.predict):
         raise ValueError(f"--out {out}: this file is read from; choose another one")
     folder = os.path.dirname(os.path.abspath(out))

@@ -14,7 +14,7 @@ from study_rows import TASKS
 # A line that distill.py prints: a model, its parameters, those that are applied to a token, its
 # held-out accuracy and loss.
 STUDENT_LINE = re.compile(r"student +([\d,]+) +[\d,]+ +([\d.]+)% +([\d.]+)")
-RATES_LINE = re.compile(r"learning rates, best first .*: \[([\d.e-]+)")
+RATES_LINE = re.compile(r"learning rates, best first .*: \[?([\d.e-]+)")
 TOKENS = 0                  # columns of a curve
 ACCURACY = 1
 LOSS = 2

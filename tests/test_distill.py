@@ -961,12 +961,27 @@ def test_a_log_is_cut_to_its_size_at_the_checkpoint_but_never_made_longer(
     assert (tmp_path / "log.jsonl").read_text() == expected
 
 
-def test_a_run_stopped_before_its_first_checkpoint_begins_anew(toy, whole, tmp_path):
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(toy, whole, tmp_path, capsys):
     os.makedirs(tmp_path / "run")
     shutil.copy(whole / "run.json", tmp_path / "run")
     (tmp_path / "run" / "log.jsonl").write_text('{"step": 1}\n{"st')
     assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) is None
+    assert "has no checkpoint yet, so it starts at step 1\n" in capsys.readouterr().out
     assert_same_run(tmp_path / "run", whole)
+
+
+def test_without_a_checkpoint_too_a_run_does_not_go_on_with_another_corpus(
+        toy, whole, tmp_path, capsys):
+    os.makedirs(tmp_path / "run")
+    shutil.copy(whole / "run.json", tmp_path / "run")
+    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1}\n')
+    before = files_below(tmp_path / "run")
+    other = tmp_path / "other.txt"
+    other.write_text((toy / "corpus.txt").read_text().replace("w1", "w2", 1))
+    more = ["--resume", "--corpus", other]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) == 2
+    assert "run.json is of a run with other settings: corpus was" in capsys.readouterr().err
+    assert files_below(tmp_path / "run") == before
 
 
 def test_a_finished_run_resumed_stays_as_it_is(toy, whole, tmp_path):
@@ -1065,6 +1080,7 @@ DIFFERENT_SETTINGS = [
     ({"weight_decay", "init", "bf16", "shape"},
      ["--weight-decay", 0.3, "--init", "random", "--bf16", "--adapter-size", 3]),
     ({"corpus"}, ["--corpus", "{tmp}/other.txt"]),
+    ({"teacher_shape", "shape"}, ["--teacher", "{tmp}/heads"]),
     ({"init", "student", "dropout", "shape"},
      ["--student", "{tmp}/student", "--dropout", 0.3]),
 ]
@@ -1076,6 +1092,10 @@ def test_a_resume_with_other_settings_is_refused_and_says_which(
     shutil.copytree(whole, tmp_path / "run")
     shutil.copytree(toy / "teacher", tmp_path / "teacher")
     save(noisy_model(TOY_TEACHER, seed=9), tmp_path / "teacher")
+    shutil.copytree(toy / "teacher", tmp_path / "heads")     # the same weights, but fewer heads
+    config = json.loads((tmp_path / "heads" / "config.json").read_text())
+    config["num_attention_heads"] = 1
+    (tmp_path / "heads" / "config.json").write_text(json.dumps(config))
     shutil.copytree(whole, tmp_path / "student")
     (tmp_path / "other.txt").write_text((toy / "corpus.txt").read_text().replace("w1", "w2", 1))
     more = [str(word).format(tmp=tmp_path) for word in more]
@@ -1281,6 +1301,39 @@ def test_processes_that_cannot_meet_are_an_error_of_the_user(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="^MASTER_ADDR, MASTER_PORT: not where the processes can"):
         distill.set_up_processes("cpu", 4)
+
+
+def test_to_evaluate_needs_no_batch_for_each_process(monkeypatch):
+    batch_sizes = []
+
+    def set_up_processes(device_flag, batch_size):
+        batch_sizes.append(batch_size)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(distill, "set_up_processes", set_up_processes)
+    for flags in ([], ["--evaluate"]):
+        with pytest.raises(ValueError, match="far enough"):
+            distill.run(distill.arguments(flags), flags)
+    assert batch_sizes == [16, None]
+    monkeypatch.undo()
+    environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "17", "MASTER_PORT": "abc"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="^MASTER_ADDR, MASTER_PORT: not where the processes can"):
+        distill.set_up_processes("cpu", None)
+
+
+def test_the_embedded_teacher_is_distilled_quickly_however_its_path_is_written(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for teacher in (distill.EMBEDDED_TEACHER, os.path.relpath(distill.EMBEDDED_TEACHER) + "/"):
+        assert distill.arguments(["--teacher", teacher]).recipe == "quick"
+    assert distill.arguments(["--teacher", "elsewhere"]).recipe == "full"
+
+
+def test_the_default_rank_is_at_most_the_width_of_the_feed_forward():
+    for width, rank in ((3, 3), (64, 8)):
+        args = distill.arguments(["--hidden-size", "66", "--intermediate-size", str(width)])
+        assert distill.student_config(args, noisy_model(TOY_TEACHER), V).correction_rank == rank
 
 
 def test_a_missing_compiler_is_explained():
@@ -1807,6 +1860,7 @@ def test_to_evaluate_prints_the_scores_of_the_run_and_writes_nothing(toy, tmp_pa
              str(toy / "cache"), "--length", "16", "--device", "cpu", *more]
     assert distill.main([*flags, "--teacher", str(toy / "teacher")]) is None
     printed = capsys.readouterr().out
+    assert "\nlength   16 tokens in a sequence\n" in printed
     for name in ("teacher", "student"):
         assert table_rows(printed, name) == table_rows(after, name)
     assert distill.main(flags) is None

@@ -42,7 +42,7 @@ student       517,568   1,112,384         30.0%     4.000
 # The second line about the rates is of a second attempt: it was killed after the first.
 PRINTED_BY_FINETUNE = """majority  dev             f1            81.22%
 majority  dev             accuracy      68.38%
-learning rates, best first (on a held-out tenth of the training set): [1e-05, 0.003]
+learning rates, best first (f1 on a held-out tenth of the training set): 1e-05 81.20%, 0.003 7.00%
 learning rates, best first (on a held-out tenth of the training set): [0.003, 1e-05]
 adapters  dev             accuracy      75.00%
 """
