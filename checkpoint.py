@@ -11,7 +11,7 @@ A safetensors file is three things, one after the other:
     data        the bytes of all tensors, end to end; data_offsets count from where it begins
 
 Files come from strangers: any fault in one raises a ValueError, a line that names the file. A
-config.json that is missing raises a FileNotFoundError.
+file that is missing, or that may not be read, raises an OSError.
 """
 import errno
 import glob
@@ -20,6 +20,7 @@ import math
 import os
 import pickle
 import re
+import time
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
@@ -28,6 +29,7 @@ from fnmatch import fnmatch
 import numpy as np
 import torch
 
+from command import is_about_memory
 from minialbert import Config, MiniALBERT, keep_recursions, layer_numbers
 
 try:
@@ -154,7 +156,10 @@ def write_safetensors(tensors, path, metadata=None):
         tensor = tensors[name].detach().cpu().contiguous()
         header[name] = {"dtype": code_of_dtype[tensor.dtype], "shape": list(tensor.shape),
                         "data_offsets": [position, position + tensor.nbytes]}
-        contents.append(tensor.view(-1).view(torch.uint8).numpy())
+        # A file takes the bytes of a numpy array, but numpy has no bfloat16. So the tensor is first
+        # made flat and then seen as single bytes.
+        flat = tensor.view(-1)
+        contents.append(flat.view(torch.uint8).numpy())
         position += tensor.nbytes
     header_bytes = json.dumps(header).encode()
     while len(header_bytes) % 8 != 0:                    # the data must begin at a multiple of 8
@@ -176,7 +181,7 @@ LAYER_IN_ALBERT = "encoder.albert_layer_groups.#.albert_layers.0"
 # The keys are our names of modules. The sign '#' stands for the number of a layer or a recursion. A
 # module that is not in the table, such as corrections.#.query, has our name in files, too. The
 # adapters, and the head in ALBERT's layout, are named as in the authors' checkpoints. A BERT has no
-# projection and no adapters, so for these both layouts have the same names.
+# projection and no adapters, so BERT's layout has no names for these: ALBERT's stand there, too.
 MODULE_NAMES = {
     "embeddings.word": ("embeddings.word_embeddings", "embeddings.word_embeddings"),
     "embeddings.position": ("embeddings.position_embeddings", "embeddings.position_embeddings"),
@@ -217,8 +222,8 @@ SPELLINGS = [
     (r"^projector\.", "encoder.embedding_hidden_mapping_in."),      # in the authors' files
 ]
 # Tensors that are ignored: the pooler, BERT's next-sentence head, the buffer position_ids (only 0,
-# 1, 2, ...), and the task heads of a BERT that was fine-tuned with transformers, of which only the
-# encoder is loaded.
+# 1, 2, ...), and the task head of a BERT that was fine-tuned with transformers. Of such a BERT only
+# the encoder is loaded.
 UNUSED = re.compile(r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$"
                     r"|classifier\.|qa_outputs\.")
 
@@ -255,8 +260,8 @@ def load(path, recursions=None):
         raise ValueError(f"{path}: {decoder_name!r} is missing, and config.json says that "
                          "tie_decoder is false")
     tensors = without_redundant(tensors, layout, config)
-    # A config.json of others does not have tie_decoder. So it is set here, by whether a decoder is
-    # left.
+    # Other programs do not write tie_decoder into config.json. So the tensors decide: without a
+    # decoder of its own the head uses the word table.
     has_decoder = decoder_name in tensors
     config = replace(config, tie_decoder=not has_decoder)
     with torch.device("meta"):      # this takes no memory and draws no random numbers
@@ -388,8 +393,11 @@ def read_config(path):
         # The authors' config stores C / A as reduction_factor.
         if found.get("use_adapter"):
             found["adapter_size"] = found["hidden_size"] // found["reduction_factor"]
-        config_fields = {field.name for field in fields(Config)}
-        config = Config(**{name: found[name] for name in config_fields & found.keys()})
+        config_values = {}
+        for field in fields(Config):
+            if field.name in found:                      # else Config has a default
+                config_values[field.name] = found[field.name]
+        config = Config(**config_values)
         # Our own files always have adapter_size. If it is missing, transformers may have written
         # the file, and then the layers may be shared in a way that no model here has.
         if model_type == "albert" and "adapter_size" not in found:
@@ -451,8 +459,10 @@ def read_pickle(path):
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError) as error:
+            if is_about_memory(error):
+                raise
             # torch's own messages recommend weights_only=False, which is unsafe.
-            raise ValueError("it is no pickle, or holds more than tensors") from error
+            raise ValueError("it is damaged, or no pickle, or holds more than tensors") from error
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}, not a dict of tensors")
         tensors = {}
@@ -470,14 +480,12 @@ def read_pickle(path):
         # file has bytes. Twice as much is allowed: a tied decoder repeats the word table.
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
         if num_bytes > 2 * os.path.getsize(path):
-            raise ValueError(f"its tensors have {num_bytes:,} bytes, more than twice as many as it")
+            raise ValueError(f"its tensors have {num_bytes:,} bytes, over twice the file's size")
         return tensors
 
 
-def save(model, path, dtype=torch.float32):
+def save(model, path):
     """Write config.json and model.safetensors into the folder `path`, which is made if need be.
-
-    dtype: the type in which the tensors are stored
 
     What transformers can open depends on the model:
     - A BERT is written in BERT's layout, and transformers opens it with its head.
@@ -488,8 +496,9 @@ def save(model, path, dtype=torch.float32):
     """
     config = model.config
     layout = ALBERT_LAYOUT
+    # The name of a class of transformers begins with its kind, as in BertForMaskedLM.
     if config.is_bert:
-        kind = "Bert"                                    # of transformers' class
+        kind = "Bert"
         layout = BERT_LAYOUT
     elif albert_can_compute(config):
         kind = "Albert"
@@ -506,7 +515,6 @@ def save(model, path, dtype=torch.float32):
     if kind == "Bert" and model.head is not None and model.head.decoder is not None:
         # transformers looks for the bias of an untied decoder under this second name.
         tensors["cls.predictions.decoder.bias"] = model.head.bias
-    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     os.makedirs(path, exist_ok=True)
     write_safetensors(tensors, os.path.join(path, "model.safetensors"), {"format": "pt"})
     architecture = kind + "ForMaskedLM"
@@ -582,8 +590,11 @@ def check_settings(path, saved, settings):
 
 
 def describe_difference(name, was, now):
-    """Say how a setting differs -> a list of texts, empty if it is the same. Of two dicts, such as
-    the weights of the losses, only the items that differ are named; one that is missing is None."""
+    """Say how a setting differs -> a list of texts, which is empty if it is the same.
+
+    If both values are dicts, such as the weights of the losses, there is one text for each item
+    that differs. An item that only one of the dicts has counts as None in the other.
+    """
     if was == now:
         return []
     if not (isinstance(was, dict) and isinstance(now, dict)):
@@ -648,12 +659,15 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     settings: a dict of what the run must have in common with one that it resumes
     inputs: folders that are read, of the teacher and so on; `out` must be none of them
 
-    If the folder is not empty, resume or overwrite must be True. To resume, it must hold a run of
-    this script; to overwrite, a run of any script, or none of the files in WRITTEN_BY_RUNS. Its
-    files stay as they are until the caller calls claim_folder. A run that is in progress has locked
-    the folder's run.json; the lock of a killed run is gone with its process. ValueError says what
-    is wrong. If nothing has been written in the end, the folder is removed (on Windows, where an
-    open file cannot be removed, an empty run.json stays).
+    If the folder is not empty, resume or overwrite must be True:
+    - To resume, the folder must hold a run of this script.
+    - To overwrite, it must hold a run of any script, or none of the files in WRITTEN_BY_RUNS.
+    ValueError says what is wrong. No file in the folder changes until the caller calls
+    claim_folder.
+
+    The lock is on the folder's run.json. It ends with the process, even if that is killed. If the
+    run has written nothing when the with block ends, the folder is removed. On Windows an empty
+    run.json stays, because an open file cannot be removed there.
     """
     for path in inputs:
         if path is not None and os.path.realpath(path) == os.path.realpath(out):
@@ -686,8 +700,10 @@ def is_still_at(file, path):
 
 
 def remove_unused(out):
-    """Remove the run.json of a run that has written nothing else, and then the folder `out` if it
-    is empty."""
+    """Remove run.json if it is of no use, and then the folder `out` if it is empty.
+
+    It is of no use if claim_folder was not called, or if the run has written no other file.
+    """
     run_path = os.path.join(out, RUN_FILE)
     # What cannot be removed stays, such as the folder ".", or on Windows an open file.
     with suppress(OSError):
@@ -708,7 +724,8 @@ def claim_folder(out, script, settings, resume):
     if resume and files_of_run(out):
         return
     remove_run(out)
-    # The file is written in place, because it is locked: a new file in its place would not be.
+    # The lock belongs to the open file and not to its name. A new file of this name, as write_json
+    # makes one, would not be locked. So the old file is kept, and the text is written into it.
     run_path = os.path.join(out, RUN_FILE)
     with naming_file(run_path), open(run_path, "w", encoding="utf-8") as run_file:
         run_file.write(json.dumps({"script": script, "settings": settings}, indent=1))
@@ -717,7 +734,8 @@ def claim_folder(out, script, settings, resume):
 
 
 def check_owner(out, script, resume, overwrite):
-    """Raise ValueError if a run of `script` may not write into the folder `out`."""
+    """Raise ValueError if a run of `script` may not write into the folder `out`. If there is no run
+    to resume, say so."""
     if os.path.exists(out) and not os.path.isdir(out):
         raise ValueError(f"--out {out} is a file, not a folder")
     names = []
@@ -726,7 +744,8 @@ def check_owner(out, script, resume, overwrite):
     run_files = files_of_run(out) + files_of_run(out, ".tmp")
     for path in [os.path.join(out, RUN_FILE), *run_files]:
         # Opening a pipe may take for ever, and through a link a file elsewhere would be changed.
-        if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
+        is_regular_file = os.path.isfile(path) and not os.path.islink(path)
+        if os.path.lexists(path) and not is_regular_file:
             raise ValueError(f"--out {out}: {path} is not a regular file")
     for name in names:
         path = os.path.join(out, name)
@@ -825,8 +844,11 @@ def lock(file):
 def parsing(what, kind):
     """Turn whatever goes wrong in the with block into a ValueError: "{what}: not {kind}: ...".
 
-    what: usually the path of a file; kind: what it should be. An error of the operating system
-    that names its file passes through as it is. A lack of memory is a MemoryError that names what.
+    what: usually the path of a file
+    kind: what the file should be
+
+    There are two exceptions. An error of the operating system that already names a file is not
+    changed. A lack of memory becomes a MemoryError whose message is `what`.
     """
     try:
         yield
@@ -834,7 +856,7 @@ def parsing(what, kind):
         if isinstance(error, OSError) and error.filename is not None:
             raise
         lacks_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
-        if isinstance(error, MemoryError) or lacks_memory:
+        if is_about_memory(error) or lacks_memory:
             raise MemoryError(what) from error
         reason = str(error)
         if not isinstance(error, ValueError):
@@ -849,8 +871,8 @@ def one_line(text):
 
 @contextmanager
 def naming_file(path):
-    """Add the file's name to an error of the operating system that has none, as that of a full
-    disk."""
+    """Add the file's name to an error of the operating system that lacks it, such as that of a full
+    disk. The error may be of another file without a name: it gets this name, too."""
     try:
         yield
     except OSError as error:
@@ -895,13 +917,17 @@ def replace_file(path, shared=False):
 def remove_abandoned(path):
     """Remove the temporary files of processes that were killed while they wrote `path`.
 
-    A process that is still writing has locked its file. So a file that can be locked is abandoned.
+    A process that is still writing has locked its file. So a file that can be locked is abandoned,
+    unless it is so new that its process has opened it, but not locked it yet.
     """
     # replace_file puts the number of the process and eight hexadecimal digits into the name.
     pattern = glob.escape(str(path)) + ".[0-9]*-" + "[0-9a-f]" * 8 + ".tmp"
     for temporary in glob.glob(pattern):
         # The file may be gone, because its process has just finished, or be another user's.
         with suppress(FileNotFoundError, PermissionError):
+            age = time.time() - os.path.getmtime(temporary)                   # seconds
+            if age < 60:
+                continue
             # Network disks only lock a file that is opened for writing.
             with open(temporary, "r+b") as file:
                 is_abandoned = lock(file) == LOCKED
@@ -999,12 +1025,14 @@ def fetch(name, weights=True):
         if not weights:
             return folder
         if not os.path.exists(os.path.join(folder, "config.json")):
-            raise ValueError("it has no config.json")
+            raise ValueError("no config.json was found; without a network only the files of "
+                             "earlier downloads are")
         for pattern in WEIGHT_FILES:
             snapshot_download(name, allow_patterns=pattern)                   # to the same folder
             if glob.glob(pattern, root_dir=folder):
                 return folder
-        raise ValueError(f"it has no {' or '.join(WEIGHT_FILES)}")
+        raise ValueError(f"no {' or '.join(WEIGHT_FILES)} was found; without a network only the "
+                         "files of earlier downloads are")
     except Exception as error:      # of huggingface_hub, or of the HTTP library under it
         raise ValueError(f"{name}: there is no such folder, and it could not be downloaded from "
                          f"the Hugging Face hub: {one_line(error)}") from error

@@ -87,8 +87,11 @@ def print_error(name, message):
 
 
 def is_about_memory(error):
-    """Return True if an exception says that there is not enough memory. PyTorch's is a
-    RuntimeError, as many others of its errors are; Python's and numpy's is a MemoryError."""
+    """Return True if an exception says that there is not enough memory.
+
+    Python and numpy raise a MemoryError. PyTorch raises a RuntimeError, but it does so for many
+    other faults, too. So the text of a RuntimeError decides.
+    """
     if isinstance(error, RuntimeError):
         return re.search("out of memory|allocate memory", str(error)) is not None
     return isinstance(error, MemoryError)
@@ -107,7 +110,9 @@ def run_command(name, action):
         with interrupts_raised():
             action()
             if sys.stdout is not None:                   # None if the program began without it
-                sys.stdout.flush()                       # a closed pipe is an error here, not later
+                # A closed pipe raises an OSError here, which is printed below as one line. Python
+                # itself flushes only at its very end, where nothing can catch the error.
+                sys.stdout.flush()
     except (ValueError, OSError, FloatingPointError) as error:
         print_error(name, str(error))
         return 2

@@ -317,9 +317,15 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
         raise ValueError(f"--train-tokenizer {size}: the size must be from 100 to {2**20} tokens")
     if os.path.exists(out) and not os.path.isdir(out):
         raise ValueError(f"{out}: this is not a folder")
-    for name in TOKENIZER_FILES:
+    for name in ("tokenizer.json", "vocab.txt"):
         if os.path.exists(os.path.join(out, name)):
             raise ValueError(f"{out}: it has a {name} already; choose another --out")
+    config = WORDPIECE_CONFIG | {"do_lower_case": lowercase}
+    config_path = os.path.join(out, "tokenizer_config.json")
+    # A run that was stopped after it had written this file may be repeated.
+    if os.path.exists(config_path) and read_json(config_path) != config:
+        raise ValueError(f"{out}: it has another tokenizer_config.json already; choose another "
+                         "--out")
     backend = make_wordpiece(["[UNK]"], lowercase)
     trainer = tokenizers.trainers.WordPieceTrainer(
         vocab_size=size, special_tokens=SPECIAL_TOKENS, show_progress=False)
@@ -330,8 +336,7 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     if not words:
         raise ValueError(f"{corpus[0]}: there is no text in the corpus")
     os.makedirs(out, exist_ok=True)
-    config = WORDPIECE_CONFIG | {"do_lower_case": lowercase}
-    write_json(os.path.join(out, "tokenizer_config.json"), config)
+    write_json(config_path, config)
     with replace_file(os.path.join(out, "vocab.txt")) as file:
         for word in SPECIAL_TOKENS + words:
             file.write(f"{word}\n".encode())

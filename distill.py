@@ -1578,8 +1578,8 @@ def make_student(args, teacher, vocab_size):
         student.load_state_dict(student.state_dict() | loaded.state_dict())
         return student
     config = student_config(args, teacher, vocab_size)
-    # If the memory is too small, parsing says so in one line: "the student: not small enough for
-    # the memory of this machine: ...".
+    # If the memory is too small, parsing raises MemoryError("the student"). run_command prints it
+    # as "there is not enough memory: the student".
     with parsing("the student", "small enough for the memory of this machine"):
         student = MiniALBERT(config)                     # initialised as --init sharp says
     # With --init teacher, distil() takes the values from the teacher later.

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 import types
 import warnings
 import zipfile
@@ -493,18 +494,15 @@ def test_what_is_saved_is_loaded(tmp_path, kind, head):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_saved_rounded_is_loaded_rounded(tmp_path, kind, dtype):
+def test_a_file_of_rounded_weights_is_loaded_as_float32(tmp_path, kind, dtype):
     model = random_model(**KINDS[kind])
-    save(model, tmp_path, dtype)
+    save(model, tmp_path)
+    tensors, _ = read_safetensors(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    write_safetensors(tensors, tmp_path / "model.safetensors")
     rounded = {name: tensor.to(dtype).float() for name, tensor in model.state_dict().items()}
     assert_same_bytes(load(tmp_path).state_dict(), rounded)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_all_of_a_file_is_of_the_type_asked_for(tmp_path, dtype):
-    save(random_model(), tmp_path, dtype)
-    tensors, _ = read_safetensors(tmp_path / "model.safetensors")
-    assert {tensor.dtype for tensor in tensors.values()} == {dtype}
 
 
 def test_the_file_says_that_its_tensors_are_of_pytorch(tmp_path):
@@ -906,7 +904,7 @@ def test_parameters_in_a_pickle_are_read_as_tensors(saved):
 @pytest.mark.parametrize("tensor", [torch.ones(1).expand(2**40), torch.ones(2**40, device="meta")])
 def test_a_tensor_that_claims_more_memory_than_the_file_has_is_refused(saved, tensor):
     to_pickle(saved, {"bert.embeddings.LayerNorm.weight": tensor})
-    refusal(saved, "LayerNorm.weight' in it has no data|bytes, more than twice as many as it")
+    refusal(saved, "LayerNorm.weight' in it has no data|bytes, over twice the file's size")
 
 
 def test_a_compressed_pickle_may_not_unpack_to_more_than_it_claims(saved):
@@ -917,7 +915,7 @@ def test_a_compressed_pickle_may_not_unpack_to_more_than_it_claims(saved):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in contents_of_file.items():
             archive.writestr(name, content)
-    refusal(saved, "its tensors have 400,000 bytes, more than twice as many as it")
+    refusal(saved, "its tensors have 400,000 bytes, over twice the file's size")
 
 
 def test_a_sparse_or_a_nested_tensor_is_refused(saved):
@@ -1426,19 +1424,37 @@ def check_that_nothing_is_locked(tmp_path):
     with open(tmp_path / "x", "w") as first, open(tmp_path / "x") as second:
         assert lock(first) == NO_LOCKS
         assert lock(second) == NO_LOCKS
-    (tmp_path / "x.1.tmp").write_text("perhaps in use")
+    path = abandoned_file(tmp_path / "x.1-00000000.tmp") # but perhaps in use
     remove_abandoned(tmp_path / "x")
-    assert (tmp_path / "x.1.tmp").exists()
+    assert path.exists()
+
+
+def abandoned_file(path):
+    """Make a temporary file that is two minutes old -> its path."""
+    path.write_text("half of it")
+    two_minutes_ago = time.time() - 120
+    os.utime(path, (two_minutes_ago, two_minutes_ago))
+    return path
 
 
 def test_the_temporary_file_of_another_user_is_left_alone(tmp_path, monkeypatch):
     def refuse(file):
-        raise PermissionError(errno.EACCES, "not yours", "x.1.tmp")
+        refused.append(file.name)
+        raise PermissionError(errno.EACCES, "not yours", file.name)
 
-    (tmp_path / "x.1.tmp").write_text("another user's")
+    refused = []
+    path = abandoned_file(tmp_path / "x.1-00000000.tmp")
     monkeypatch.setattr(checkpoint, "lock", refuse)
     remove_abandoned(tmp_path / "x")
-    assert (tmp_path / "x.1.tmp").exists()
+    assert refused == [str(path)]
+    assert path.exists()
+
+
+def test_a_new_file_is_not_abandoned_though_it_is_not_locked_yet(tmp_path):
+    path = abandoned_file(tmp_path / "x.1-00000000.tmp")
+    os.utime(path)                                       # now it is new
+    remove_abandoned(tmp_path / "x")
+    assert path.exists()
 
 
 # ---- Errors that name the file ----------------------------------------------------------
@@ -1460,6 +1476,25 @@ def test_parsing_puts_the_path_in_front_of_an_error(raised, message):
             raise raised
     assert str(error.value) == message
     assert error.value.__cause__ is raised
+
+
+@pytest.mark.parametrize("raised", [
+    MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    OSError(errno.ENOMEM, "Cannot allocate memory")])
+def test_parsing_says_which_file_there_is_no_memory_for(raised):
+    with pytest.raises(MemoryError, match="^the path$"):
+        with parsing("the path", "a thing"):
+            raise raised
+
+
+def test_a_lack_of_memory_is_not_taken_for_a_damaged_pickle(tmp_path, monkeypatch):
+    def load_too_much(path, map_location, weights_only):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    (tmp_path / "x.bin").write_bytes(b"whole")
+    monkeypatch.setattr(torch, "load", load_too_much)
+    with pytest.raises(MemoryError, match=r"x\.bin$"):
+        checkpoint.read_pickle(tmp_path / "x.bin")
 
 
 def test_parsing_cuts_a_long_error():
@@ -1644,7 +1679,7 @@ def test_only_abandoned_files_of_a_path_are_removed(tmp_path):
     kept = ["x", "x.1-00000000.tmp.old", "x.2-0a1b2c3d.tmp", "x.2024.tmp", "x.own.tmp", "x.tmp",
             "y.1-00000000.tmp"]
     for name in [*kept, "x.1-00000000.tmp"]:
-        (tmp_path / name).write_text("x")
+        abandoned_file(tmp_path / name)
     with open(tmp_path / "x.2-0a1b2c3d.tmp", "r+b") as file:
         assert lock(file) == LOCKED                      # its process is still writing
         remove_abandoned(tmp_path / "x")
@@ -1660,7 +1695,7 @@ def test_a_link_with_the_name_of_the_temporary_file_is_not_followed(tmp_path):
 
 
 def test_the_next_write_removes_what_a_killed_one_left(tmp_path):
-    (tmp_path / "[x].99999-0a1b2c3d.tmp").write_text("half of it")
+    abandoned_file(tmp_path / "[x].99999-0a1b2c3d.tmp")
     write_json(tmp_path / "[x]", {}, shared=True)
     assert os.listdir(tmp_path) == ["[x]"]
 
@@ -1744,12 +1779,12 @@ def test_of_the_weights_only_the_first_kind_is_fetched(monkeypatch, tmp_path, fi
 
 def test_what_the_hub_does_not_have_is_named(monkeypatch, tmp_path):
     asked = hub(monkeypatch, tmp_path, ["model.safetensors"])
-    with pytest.raises(ValueError, match="^someone/bert: .*it has no config.json$"):
+    with pytest.raises(ValueError, match="^someone/bert: .*no config.json was found; without a"):
         fetch("someone/bert")
     assert asked == [SMALL_FILES]                        # no gigabytes were fetched
     (tmp_path / "config.json").write_text("x")
     hub(monkeypatch, tmp_path, [])
-    with pytest.raises(ValueError, match="^someone/bert: .*it has no model.safetensors or model"):
+    with pytest.raises(ValueError, match="^someone/bert: .*no model.safetensors or model.* was found; "):
         fetch("someone/bert")
 
 

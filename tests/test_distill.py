@@ -2429,7 +2429,7 @@ ERRORS = {
     "a student too large": (["--hidden-size", "1048576", "--num-attention-heads", "1",
                              "--intermediate-size", "16777216", "--init", "random",
                              "--hidden-weight", "0", "--attention-weight", "0"],
-                            "the student: not small enough for the memory"),
+                            "there is not enough memory: the student"),
     "--student with a shape": (["--student", "{toy}/teacher", "--adapter-size", "2"],
                                "--adapter-size: the model in --student"),
     "--student with --init": (["--student", "{toy}/teacher", "--init", "sharp"],

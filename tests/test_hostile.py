@@ -200,7 +200,7 @@ def test_a_pickle_is_no_larger_than_its_file(tensor, model, tmp_path):
     shutil.copytree(model, tmp_path / "m")
     (tmp_path / "m/model.safetensors").unlink()
     torch.save({"embeddings.word_embeddings.weight": tensor}, tmp_path / "m/pytorch_model.bin")
-    with pytest.raises(ValueError, match="has no data|more than twice as many as it"):
+    with pytest.raises(ValueError, match="has no data|over twice the file's size"):
         load(tmp_path / "m")
 
 
@@ -755,8 +755,8 @@ distill   --corpus x.pdf                        x.pdf: no .txt
 distill   --corpus alone.bin                    alone.bin: not a token file
 distill   --corpus list.bin                     list.bin: not a token file
 distill   --corpus high.bin                     token 65535 is in the token file
-distill   --corpus t.bin c.txt                  t.bin: no .txt
-distill   --corpus c.txt t.bin                  t.bin: no .txt
+distill   --corpus t.bin c.txt                  t.bin: a token file cannot be
+distill   --corpus c.txt t.bin                  t.bin: a token file cannot be
 distill   --cache file                          File exists: *file'
 distill   --out file/x                          Not a directory: 'file/x'
 distill   --dropout nan                         --dropout: nan
