@@ -11,7 +11,8 @@ A safetensors file is three things, one after the other:
     data        the bytes of all tensors, end to end; data_offsets count from where it begins
 
 Files come from strangers: any fault in one raises a ValueError, a line that names the file. A
-file that is missing, or that may not be read, raises an OSError.
+file that is missing, or that may not be read, raises an OSError. A pickle that claims more memory
+than there is raises a MemoryError.
 """
 import errno
 import glob
@@ -872,7 +873,7 @@ def one_line(text):
 @contextmanager
 def naming_file(path):
     """Add the file's name to an error of the operating system that lacks it, such as that of a full
-    disk. The error may be of another file without a name: it gets this name, too."""
+    disk. Every such error in the with block gets this name, even if it is about another file."""
     try:
         yield
     except OSError as error:
@@ -917,8 +918,8 @@ def replace_file(path, shared=False):
 def remove_abandoned(path):
     """Remove the temporary files of processes that were killed while they wrote `path`.
 
-    A process that is still writing has locked its file. So a file that can be locked is abandoned,
-    unless it is so new that its process has opened it, but not locked it yet.
+    A process that is still writing has locked its file. So a file that can be locked is abandoned.
+    A file of the last 5 seconds is left alone: its process may not have locked it yet.
     """
     # replace_file puts the number of the process and eight hexadecimal digits into the name.
     pattern = glob.escape(str(path)) + ".[0-9]*-" + "[0-9a-f]" * 8 + ".tmp"
@@ -926,7 +927,7 @@ def remove_abandoned(path):
         # The file may be gone, because its process has just finished, or be another user's.
         with suppress(FileNotFoundError, PermissionError):
             age = time.time() - os.path.getmtime(temporary)                   # seconds
-            if age < 60:
+            if age < 5:
                 continue
             # Network disks only lock a file that is opened for writing.
             with open(temporary, "r+b") as file:
@@ -1025,14 +1026,14 @@ def fetch(name, weights=True):
         if not weights:
             return folder
         if not os.path.exists(os.path.join(folder, "config.json")):
-            raise ValueError("no config.json was found; without a network only the files of "
-                             "earlier downloads are")
+            raise ValueError("no config.json was found; without a network only files that were "
+                             "downloaded earlier can be found")
         for pattern in WEIGHT_FILES:
             snapshot_download(name, allow_patterns=pattern)                   # to the same folder
             if glob.glob(pattern, root_dir=folder):
                 return folder
-        raise ValueError(f"no {' or '.join(WEIGHT_FILES)} was found; without a network only the "
-                         "files of earlier downloads are")
+        raise ValueError(f"no {' or '.join(WEIGHT_FILES)} was found; without a network only files "
+                         "that were downloaded earlier can be found")
     except Exception as error:      # of huggingface_hub, or of the HTTP library under it
         raise ValueError(f"{name}: there is no such folder, and it could not be downloaded from "
                          f"the Hugging Face hub: {one_line(error)}") from error

@@ -36,6 +36,7 @@ import sys
 import sysconfig
 import tempfile
 import zlib
+from contextlib import suppress
 from collections import Counter
 
 import numpy as np
@@ -50,7 +51,7 @@ if HOME == "~":                     # there is no home folder, as in some contai
     HOME = tempfile.gettempdir()
 CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
-DECIDING = 10_000                   # its first characters decide whether a document is held out
+DECIDING_CHARACTERS = 10_000                   # its first characters decide whether a document is held out
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
 
@@ -438,15 +439,15 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         raise ValueError(f"--text {ascii(text_column)}: not a name in UTF-8")
     file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in files]
     made_from = {"corpus": file_facts, "tokenizer": tokenizer.digest, "held_out": HOLD_OUT_ONE_IN,
-                 "deciding": DECIDING}
+                 "deciding": DECIDING_CHARACTERS}
     if text_column != "text":
         made_from["text"] = text_column
     if os.path.exists(out):
         token_file = TokenFile(out)
         if token_file.made_from == made_from:
             return token_file
-        print(f"{out} was made from another corpus, --text or tokenizer: it is made anew",
-              file=sys.stderr)
+        print(f"{out} was made from another corpus, --text or tokenizer, or by an earlier version: it "
+              "is made anew", file=sys.stderr)
     else:
         check_token_file_name(out)
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
@@ -479,9 +480,11 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         # next call finds no tokens and makes them again.
         # fsync writes the new tokens to the disk. This takes long, so it is done before step 1.
         os.fsync(file.fileno())
-        # The same tokens may be there by now, from another process that may be reading them.
-        if os.path.exists(out) and TokenFile(out).made_from != made_from:
-            os.remove(out)
+        # The same tokens may be there by now, from another process, which may be reading them. Then
+        # they stay. If the tokens or their description are missing, there is nothing to remove.
+        with suppress(FileNotFoundError):
+            if read_json(f"{out}.json").get("made_from") != made_from:
+                os.remove(out)
         write_json(f"{out}.json", description, shared=True)
     return TokenFile(out)
 
@@ -537,12 +540,15 @@ def mark_held_out(lines):
     """Yield (line, whether its document is held out) for the lines of read_corpus. Empty lines
     before a document are left out.
 
-    The first DECIDING characters of a document decide, line ends left out. Its first line alone
+    The first DECIDING_CHARACTERS characters of a document decide, line ends left out. Its first line alone
     would not do, because all documents of a corpus may begin with the same line.
     """
     lines = iter(lines)
-    while beginning := beginning_of_document(lines):
-        text = "".join(beginning)[:DECIDING]
+    while True:
+        beginning = beginning_of_document(lines)
+        if beginning == []:                              # no document follows
+            return
+        text = "".join(beginning)[:DECIDING_CHARACTERS]
         held_out = is_held_out(text, HOLD_OUT_ONE_IN)
         for line in beginning:
             yield line, held_out
@@ -554,7 +560,7 @@ def mark_held_out(lines):
 
 
 def beginning_of_document(lines):
-    """Take lines from an iterator until a document ends or they have DECIDING characters -> a list.
+    """Take lines from an iterator until a document ends or they have DECIDING_CHARACTERS characters -> a list.
 
     Empty lines before the document are left out. The list is empty if no document follows.
     """
@@ -565,7 +571,7 @@ def beginning_of_document(lines):
             continue
         beginning.append(line)
         num_characters += len(line)
-        if line == "" or num_characters >= DECIDING:
+        if line == "" or num_characters >= DECIDING_CHARACTERS:
             break
     return beginning
 

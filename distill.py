@@ -315,8 +315,9 @@ def evaluate(model, batches, each_recursion=False):
     of the embeddings, of the states after one recursion, after two, and so on
 
     Only whole batches are measured: as many as fit into 512 sequences, but at least one. The
-    sequences are drawn at random, but they and their masks are the same in each call. If there are
-    fewer than one batch needs, some are measured twice. The model is left in eval mode.
+    sequences are drawn at random, but they and their masks are the same in each call. If the
+    held-out part has fewer sequences than a batch, they are used several times. The model is left
+    in eval mode.
     """
     model.eval()
     R = model.config.num_hidden_layers
@@ -549,7 +550,9 @@ def begin_or_resume(model, options, settings, processes):
             raise ValueError(f"--resume: {path} is missing, so the run in {options.out} cannot go "
                              "on; --overwrite starts anew and loses its model")
         elif os.path.exists(os.path.join(options.out, "log.jsonl")):
-            # The run was killed before its first checkpoint. Its settings are in run.json.
+            # The run was killed before its first checkpoint. run_folder has compared all settings
+            # but the corpus of distill.py, which is compared here. (A subfolder of finetune.py has
+            # no run.json, and nothing is left to compare.)
             run_path = os.path.join(options.out, RUN_FILE)
             check_settings(run_path, read_run(options.out).get("settings", {}), settings)
             print(f"--resume: the run in {options.out} has no checkpoint yet, so it starts at step "
@@ -887,7 +890,7 @@ def keep_freed_memory():
         if hasattr(libc, "mallopt"):                     # some systems have another C library
             # -1 as the threshold means: the free memory at the end of the heap is never given back.
             libc.mallopt(M_TRIM_THRESHOLD, -1)
-            # glibc puts large blocks outside the heap and always gives those back. So none may be.
+            # glibc puts large blocks outside the heap and always gives those back. So no block may be put there.
             libc.mallopt(M_MMAP_MAX, 0)
 
 
@@ -1086,8 +1089,8 @@ def given_flags(argv):
     flags = []
     for word in argv:
         name = word.split("=")[0]                        # "--lr" of "--lr=0.1"
-        # A value may begin with two dashes, too, such as the text "-- who is it?". But only a flag
-        # has nothing but letters, digits and dashes after them.
+        # A value may begin with two dashes, too, such as the text "-- who is it?". But in a flag
+        # only letters, digits and dashes follow.
         if re.fullmatch("--[a-z0-9-]+", name):
             flags.append(name.replace("--no-", "--"))
     return flags
@@ -1170,7 +1173,7 @@ def add_model_flags(parser):
                        "unless nothing is shared or there are corrections)")
     group.add_argument("--correction-rank", type=whole_number(0), metavar="K",
                        help="rank of each recursion's own corrections of the shared matrices, 0 "
-                       "for none (default: C / 8; 0 in the recipe paper, with --adapter-size, or "
+                       "for none (default: C / 8, but at most I; 0 in the recipe paper, with --adapter-size, or "
                        "if nothing is shared)")
     group.add_argument("--num-attention-heads", type=size, metavar="H",
                        help="attention heads, which must divide C (default: the teacher's; C / 32, "
@@ -1294,7 +1297,9 @@ def arguments(argv):
         is_own_teacher = args.teacher not in (None, "none")
         if is_own_teacher and os.path.realpath(args.teacher) == os.path.realpath(EMBEDDED_TEACHER):
             is_own_teacher = False
-        if is_own_teacher and args.device != "cpu" and torch.cuda.is_available():
+        has_gpu = args.device != "cpu" and torch.cuda.is_available()
+        # --evaluate takes nothing but its length from a recipe, and that is the same everywhere.
+        if is_own_teacher and has_gpu and not args.evaluate:
             args.recipe = "full"
     if args.elastic is None and args.output_weight == 0:
         args.elastic = 0.0          # only the flag --elastic gives an elastic loss without output
@@ -1579,7 +1584,7 @@ def make_student(args, teacher, vocab_size):
         return student
     config = student_config(args, teacher, vocab_size)
     # If the memory is too small, parsing raises MemoryError("the student"). run_command prints it
-    # as "there is not enough memory: the student".
+    # as "there is not enough memory: the student". Any other fault is a ValueError.
     with parsing("the student", "small enough for the memory of this machine"):
         student = MiniALBERT(config)                     # initialised as --init sharp says
     # With --init teacher, distil() takes the values from the teacher later.

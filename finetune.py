@@ -677,9 +677,10 @@ def decode_answers(task, examples, features, logits, longest=30):
 def skip_accents(text, end):
     """Return `end`, an index into text, moved past the marks that stand there.
 
-    A tokenizer without accents removes all characters of Unicode's category Mn, nonspacing marks:
-    accents, but also vowel signs of Hindi and Thai. So they belong to no token. But they belong to
-    the letter before them.
+    A tokenizer that strips accents removes all characters of Unicode's category Mn, nonspacing
+    marks: accents, but also vowel signs of Hindi and Thai. So they belong to no token. But they
+    belong to the letter before them. (A tokenizer that keeps them may have a token for one. Then an
+    answer gets the marks of its last letter, too.)
     """
     while end < len(text) and unicodedata.category(text[end]) == "Mn":
         end += 1

@@ -680,7 +680,7 @@ def squad_example(path, question, context, needs_answers):
                 raise ValueError(f"the answer {text!r:.40} of question {question_id!r:.60} is "
                                  f"not at its offset {start} in the context")
             answers.append((start, text))
-        if not answers and question.get("is_impossible") is False:
+        if needs_answers and not answers and question.get("is_impossible") is False:
             raise ValueError(f"question {question_id!r:.60} has no answer, but is_impossible is "
                              "false")
     return Example(field_of(question, "question", str), context, answers, question_id, path)

@@ -88,9 +88,11 @@ def accuracies_after(printed):
     """Find the student's accuracies after 0, 1, ... recursions in what distill.py printed. They are
     in the row "student" of its last table."""
     _, table = printed.split("MLM accuracy after so many recursions")
-    row = [line for line in table.splitlines() if line.startswith("student ")][0]
-    cells = row.split()[1:]                              # without the name
-    return [float(cell.rstrip("%")) / 100 for cell in cells]
+    for line in table.splitlines():
+        if line.startswith("student "):
+            cells = line.split()[1:]                     # without the name
+            return [float(cell.rstrip("%")) / 100 for cell in cells]
+    raise ValueError("distill.py printed no accuracies of the student after each recursion")
 
 
 def print_row(name, flags, seeds):

@@ -25,18 +25,26 @@ from data import CACHE, Tokenizer, open_corpus
 from distill import autocast, make_valid_batches, mlm_loss, to_device
 from minialbert import MiniALBERT
 
-# Which dropout is on, and its two probabilities: of the hidden states (the embeddings and what a
-# layer adds to them) and of the attention maps.
-DROPOUTS = {"off": (0.0, 0.0), "attention maps": (0.0, 0.1), "hidden states": (0.1, 0.0),
-            "both": (0.1, 0.1)}
+# The places where a BERT has dropout: the embeddings (before their projection, so E wide), what
+# attention and the feed-forward add to the hidden states, and the attention maps.
+PLACES = ("embeddings", "layers", "attention maps")
+# The columns of the table: {name: the places where dropout is on}.
+COLUMNS = {"off": (), "embeddings": ("embeddings",), "layers": ("layers",),
+           "attention maps": ("attention maps",), "all three": PLACES}
 
 
-def with_dropout(model, hidden, attention):
-    """Return a copy of a model that applies dropout with these probabilities, in train mode."""
-    config = replace(model.config, hidden_dropout_prob=hidden,
-                     attention_probs_dropout_prob=attention)
-    copy = MiniALBERT(config)
+def with_dropout(model, places):
+    """Return a copy of a model, in train mode, that has a dropout of 0.1 at some of the PLACES."""
+    copy = MiniALBERT(replace(model.config, hidden_dropout_prob=0.0,
+                              attention_probs_dropout_prob=0.0))
     copy.load_state_dict(model.state_dict())
+    if "embeddings" in places:
+        copy.embeddings.dropout.p = 0.1
+    for layer in copy.layers:
+        if "layers" in places:
+            layer.dropout.p = 0.1
+        if "attention maps" in places:
+            layer.attention.dropout_prob = 0.1
     return copy.train()
 
 
@@ -102,9 +110,8 @@ def print_costs(models, batch_size, length, bf16):
     print("| model | dropout | seconds | kept for the backward pass |")
     print("|---|---|---|---|", flush=True)
     for name, folder in models:
-        for dropout in ("both", "off"):
-            hidden, attention = DROPOUTS[dropout]
-            model = with_dropout(load(folder), hidden, attention)
+        for dropout in ("all three", "off"):
+            model = with_dropout(load(folder), COLUMNS[dropout])
             seconds, num_bytes = cost(model, batch_size, length, bf16)
             print(f"| {name} | {dropout} | {seconds:.2f} | {num_bytes / 1e9:.2f} GB |", flush=True)
 
@@ -137,8 +144,8 @@ def main():
         batch_size, length = args.cost
         print_costs(args.models, batch_size, length, args.bf16)
         return
-    print("| model | " + " | ".join(DROPOUTS) + " |")
-    print("|---" * (1 + len(DROPOUTS)) + "|", flush=True)
+    print("| model | " + " | ".join(COLUMNS) + " |")
+    print("|---" * (1 + len(COLUMNS)) + "|", flush=True)
     for name, folder in args.models:
         tokenizer = Tokenizer(folder)
         corpus = open_corpus(args.corpus, tokenizer, CACHE)
@@ -149,8 +156,8 @@ def main():
             parser.error(f"--batches {args.batches}: the held-out text has only {most_batches}")
         model = load(folder)
         cells = [name]
-        for hidden, attention in DROPOUTS.values():
-            accuracy, loss = measure(with_dropout(model, hidden, attention), batches, args.batches)
+        for places in COLUMNS.values():
+            accuracy, loss = measure(with_dropout(model, places), batches, args.batches)
             cells.append(f"{accuracy:.1%}, {loss:.3f}")
         print(f"| {' | '.join(cells)} |", flush=True)
 

@@ -244,9 +244,10 @@ def label_curves(axes, ends):
     gap = 18 / axes_height                               # 18 pixels, as a part of the height
     ends = sorted(ends)
     heights = []
+    to_part_of_axes = axes.transAxes.inverted()          # (0, 0): lower left; (1, 1): upper right
     for value, _, _ in ends:
-        pixels = axes.transData.transform((0, value))
-        height = axes.transAxes.inverted().transform(pixels)[1]      # 0: bottom, 1: top
+        place = axes.transData.transform((0, value))     # x and y on the picture
+        _, height = to_part_of_axes.transform(place)
         heights.append(height)
     heights = spread(heights, gap)
     for i, (_, words, colour) in enumerate(ends):

@@ -103,8 +103,10 @@ def list_jobs(device):
     # on a CPU, nothing is kept there.
     if device != "cpu":
         for name, arguments in GRAPHS.items():
+            few_steps = dict(arguments)
+            few_steps["steps"] = 8
             jobs.append(speed_job(f"{name}, for the first time", 240, beside=True,
-                                  table=FIRST_TIME, **arguments | {"steps": 8}))
+                                  table=FIRST_TIME, **few_steps))
     jobs.append(Job("parity", "gpu_sections.py", "parity", {}, 240, beside=True))
     jobs.append(Job("parity", "gpu_sections.py", "parity_of_tuning", {}, 120, beside=True))
     jobs.append(Job("waits", "gpu_sections.py", "waits", {}, 240, beside=True))
@@ -254,6 +256,8 @@ class Run:
     def listen(self):
         """Record each line that the job reports."""
         for line in self.process.stdout:
+            if not line.endswith("\n"):                  # the job was killed while it wrote
+                break
             answer = json.loads(line)
             print(f"    {answer['table']}: {answer['row']}", flush=True)
             self.record.add(answer)
@@ -261,20 +265,22 @@ class Run:
 
     def finish(self):
         """Wait for the job, at most until its deadline, and record how it ended."""
-        self.listener.join(max(0.0, self.deadline - time.perf_counter()))
-        was_ended = self.listener.is_alive()
-        if not was_ended:
+        seconds_left = max(0.0, self.deadline - time.perf_counter())
+        self.listener.join(seconds_left)
+        is_too_slow = self.listener.is_alive()           # the job still has its output open
+        if not is_too_slow:
             self.process.wait()
-        self.kill()
+        self.kill()                                      # also what the job has started
         self.listener.join()
         status = self.process.wait()
-        ended = "well"
-        if was_ended and self.deadline < self.begin + self.job.limit:
+        if is_too_slow and self.deadline < self.begin + self.job.limit:
             ended = ENDED_WITH_ALL
-        elif was_ended:
+        elif is_too_slow:
             ended = "it was ended at its limit"
         elif status != 0:
             ended = f"exit status {status}: see gpu.log"
+        else:
+            ended = "well"
         self.record.add_job(row_of_job(self.job, ended, self.end - self.begin))
 
     def kill(self):
@@ -372,6 +378,8 @@ def main():
     """Run the jobs of the sections that the command line names."""
     signal.signal(signal.SIGTERM, end_program)
     args = arguments()
+    if os.path.exists(os.path.join(args.out, "gpu.json")):
+        sys.exit(f"gpu.py: {args.out} has the results of another call; give another --out")
     os.makedirs(args.out, exist_ok=True)
     all_jobs = list_jobs(args.device)
     jobs = [all_jobs[0]]                                 # others need the rates of the card

@@ -89,7 +89,8 @@ def torment(script, flags, out, wanted, longest, rng):
     while num_resumed < wanted:
         process, has_begun = begin(script, flags)
         if rng.random() > 0.1:
-            has_begun.wait(60)
+            if not has_begun.wait(600):
+                raise RuntimeError(f"{script}.py {flags}: no step was made in ten minutes")
         process.join(rng.uniform(0, longest))
         if process.exitcode == 0:                        # it ended before it could be killed
             break
@@ -103,8 +104,12 @@ def torment(script, flags, out, wanted, longest, rng):
             num_resumed += 1
         # A file that is half written stays until the run writes the same file again. So one that an
         # earlier kill has left may still be there, and does not count.
-        leftovers = {(path, os.stat(path).st_mtime_ns) for path in paths if path.endswith(".tmp")}
-        if leftovers - known_leftovers:
+        leftovers = set()                                # {(path, time of the last write)}
+        for path in paths:
+            if path.endswith(".tmp"):
+                leftovers.add((path, os.stat(path).st_mtime_ns))
+        new_leftovers = leftovers - known_leftovers
+        if new_leftovers:
             num_amid_write += 1
         known_leftovers = leftovers
     finish(script, flags)

@@ -73,14 +73,15 @@ def list_runs(tasks, models, data, seeds, recursions):
         for model in models:
             name, folder = model.split("=", 1)
             command = f"{flags} --model {os.path.abspath(folder)} --seeds {seeds}"
-            if recursions is not None:
+            if recursions is None:
+                runs.append(Run(task, name, command))
+                if name == "student":
+                    own_parts = f"{command} --adapters-only"
+                    runs.append(Run(task, f"{name}, own parts alone", own_parts))
+            else:
                 for number in recursions:
-                    runs.append(Run(task, f"{name}, {number} recursions",
-                                    f"{command} --recursions {number}"))
-                continue
-            runs.append(Run(task, name, command))
-            if name == "student":
-                runs.append(Run(task, f"{name}, own parts alone", f"{command} --adapters-only"))
+                    shorter = f"{command} --recursions {number}"
+                    runs.append(Run(task, f"{name}, {number} recursions", shorter))
     return runs
 
 

@@ -636,7 +636,7 @@ def start_section(args, folder):
     print_wait("before step 1, no cache", waits[:1], "<= 30")
     print_wait("before step 1, cached", waits[1:], "<= 30")
 
-    tests = ["-m", "pytest", "-q", "-n", "2"]
+    tests = ["-m", "pytest", "-q", "-n", "2", "--dist", "worksteal"]
     if args.quick:
         command += ["--steps", "3"]
         tests.append("--collect-only")

@@ -85,11 +85,14 @@ def authors_step(shape, bf16=False, device="cpu"):
         with torch.no_grad():
             wanted = teacher(masked_ids, mask, output_hidden_states=True, output_attentions=True)
         hidden_loss(found.hidden_states[0], wanted.hidden_states[0], mask)    # not used
-        teacher_maps = wanted.attentions[layers_per_recursion - 1::layers_per_recursion]
+        # With L = 12 and R = 6 every second layer is matched: the layers 1, 3, ..., 11 from 0. The
+        # list of hidden states begins with the embeddings, so there these are 2, 4, ..., 12.
+        first_layer = layers_per_recursion - 1
+        teacher_maps = wanted.attentions[first_layer::layers_per_recursion]
         attention = 0
         for student_map, teacher_map in zip(found.attentions, teacher_maps):
             attention = attention + attention_loss(student_map, teacher_map, mask)
-        teacher_hidden = wanted.hidden_states[layers_per_recursion::layers_per_recursion]
+        teacher_hidden = wanted.hidden_states[first_layer + 1::layers_per_recursion]
         hidden = 0
         for student_states, teacher_states in zip(found.hidden_states[1:], teacher_hidden):
             hidden = hidden + hidden_loss(student_states, teacher_states, mask)

@@ -167,7 +167,8 @@ def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_ra
         if with_matrix_rate:
             rate = max(rate_before, matrix_rate(shape, bf16))
             answer["matrix"] = rate / 1e9
-            answer["share"] = useful_operations(shape, tie_decoder) / seconds / rate
+            operations = useful_operations(shape, tie_decoder, has_adapters=correction_rank == 0)
+            answer["share"] = operations / seconds / rate
         return answer
 
     return measure
@@ -229,11 +230,12 @@ def matrix_rate(shape, bf16):
     return max(rates)
 
 
-def useful_operations(shape, tie_decoder):
+def useful_operations(shape, tie_decoder, has_adapters=True):
     """Count the operations of the matrix products that a step cannot do without.
 
     The teacher has a forward pass. The student has a forward pass and a backward pass with twice
     as many operations. The logits over the vocabulary are counted at the masked places alone.
+    Corrections and the elastic loss do not count.
     """
     N = shape.B * shape.T                                # tokens
     M = shape.B * shape.num_masked                       # masked places
@@ -244,7 +246,9 @@ def useful_operations(shape, tie_decoder):
     attention = 4 * N * shape.T * C                      # scores, and the mixture of values
     feed_forward = 2 * N * 2 * C * shape.F
     layer = projections + attention + feed_forward
-    adapters = 2 * N * 4 * C * (C // 16)                 # two, each down and up
+    adapters = 0
+    if has_adapters:
+        adapters = 2 * N * 4 * C * (C // 16)             # two, each down and up
     decoder = 2 * M * C * V
     student_decoder = decoder
     if tie_decoder:
@@ -352,10 +356,12 @@ def write_sentences(tsv, vocabulary, path, most):
     num_sentences = min(most, len(lines))
     rows = []
     for i in range(num_sentences):
-        line = lines[i * len(lines) // num_sentences]
-        text, label = line.split("\t")
-        ids = tokenizer.encode([text])[0]
-        rows.append([[tokenizer.cls_id] + ids[:126] + [tokenizer.sep_id], int(label)])
+        number = i * len(lines) // num_sentences         # evenly spread over the file
+        text, label = lines[number].split("\t")
+        tokens = tokenizer.encode([text])[0]
+        tokens = tokens[:126]                            # with [CLS] and [SEP] at most 128
+        ids = [tokenizer.cls_id] + tokens + [tokenizer.sep_id]
+        rows.append([ids, int(label)])
     with open(path, "w", encoding="utf-8") as file:
         json.dump(rows, file)
     return len(rows)

@@ -107,16 +107,17 @@ def rows_to_run(rows, study):
     fine-tuned model is missing although another row needs it. (Earlier versions of this script
     deleted the fine-tuned teachers, too.)"""
     not_done = [row for row in rows if not is_done(read_result(study, row.name))]
-    needed = set()
+    needed_names = set()
     for row in not_done:
-        needed.update(row.needs)
+        needed_names.update(row.needs)
     to_be_made_again = []
     for row in rows:
-        # finetune.py writes this file last. A folder without it was left by an interrupted run.
-        last_file = os.path.join(study, row.name, "model", "task.json")
-        is_missing = row.part == "task" and not os.path.exists(last_file)
-        if row.name in needed and is_missing and row not in not_done:
-            to_be_made_again.append(row)
+        is_needed_tuning = row.part == "task" and row.name in needed_names
+        if is_needed_tuning and row not in not_done:
+            # finetune.py writes this file last. Without it there is no whole model.
+            task_path = os.path.join(study, row.name, "model", "task.json")
+            if not os.path.exists(task_path):
+                to_be_made_again.append(row)
     return not_done + to_be_made_again
 
 
@@ -135,10 +136,10 @@ def run_row(row, study, places, run, stopping):
     """Run a row and write its result.json -> the content of that file."""
     folder = os.path.join(study, row.name)
     os.makedirs(folder, exist_ok=True)
-    words = [row.script] + [flag.format(**places) for flag in row.flags]
+    flags = [flag.format(**places) for flag in row.flags]
     result = row._asdict()
-    result["command"] = " ".join(["python"] + words)
-    words.insert(0, sys.executable)
+    result["command"] = " ".join(["python", row.script] + flags)
+    words = [sys.executable, row.script] + flags
     if row.script in ("distill.py", "finetune.py"):
         words.append("--resume")                         # it begins anew if there is no run yet
     begin = time.perf_counter()

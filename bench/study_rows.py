@@ -371,10 +371,11 @@ def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
                 distilled.append(name)
     rows += [student_row(name, sizes) for name in distilled]
     if "tasks" in parts:
+        tuned_models = chosen_models(models, students)
         # All models come with the first seed before any comes with the second.
         for seed in seeds:
             for task in tasks:
-                for model in chosen_models(models, students):
+                for model in tuned_models:
                     rows.append(task_row(task, model, seed, task_sizes))
     if "depth" in parts:
         rows += depth_rows(tasks, seeds, sizes, task_sizes)

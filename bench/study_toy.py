@@ -25,6 +25,8 @@ def write_toy_data(data, folder):
             target = os.path.join(unfinished, os.path.relpath(path, data))
             os.makedirs(os.path.dirname(target), exist_ok=True)
             write_beginning(path, target)
+    if not os.path.isdir(unfinished):
+        raise ValueError(f"--data {data}: none of the files {' '.join(FILES)} is there")
     os.rename(unfinished, folder)
     return folder
 

@@ -1430,10 +1430,10 @@ def check_that_nothing_is_locked(tmp_path):
 
 
 def abandoned_file(path):
-    """Make a temporary file that is two minutes old -> its path."""
+    """Make a temporary file that is ten seconds old -> its path."""
     path.write_text("half of it")
-    two_minutes_ago = time.time() - 120
-    os.utime(path, (two_minutes_ago, two_minutes_ago))
+    ten_seconds_ago = time.time() - 10
+    os.utime(path, (ten_seconds_ago, ten_seconds_ago))
     return path
 
 

@@ -588,7 +588,7 @@ def test_documents_that_begin_with_the_same_line_are_not_all_on_one_side(
 
 
 def test_of_a_long_document_only_the_beginning_decides(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "DECIDING", 200)
+    monkeypatch.setattr(data, "DECIDING_CHARACTERS", 200)
     parts = []
     for last_word in ("red", "blue"):
         documents = make_documents(200)

@@ -1328,6 +1328,8 @@ def test_the_embedded_teacher_is_distilled_quickly_however_its_path_is_written(m
     for teacher in (distill.EMBEDDED_TEACHER, os.path.relpath(distill.EMBEDDED_TEACHER) + "/"):
         assert distill.arguments(["--teacher", teacher]).recipe == "quick"
     assert distill.arguments(["--teacher", "elsewhere"]).recipe == "full"
+    args = distill.arguments(["--evaluate", "--teacher", "elsewhere"])
+    assert args.length == distill.arguments(["--evaluate", "--student", "elsewhere"]).length == 64
 
 
 def test_the_default_rank_is_at_most_the_width_of_the_feed_forward():

@@ -598,10 +598,10 @@ def test_dropout_disturbs_a_model_where_it_is_switched_on(toy):
     batches = data.MaskedBatches(tokens, tokenizer, T=16, batch_size=3)
     assert batches.count == 12
     losses = {}
-    for name, (hidden, attention) in dropout.DROPOUTS.items():
-        noisy = dropout.with_dropout(model, hidden, attention)
+    for name, places in dropout.COLUMNS.items():
+        noisy = dropout.with_dropout(model, places)
         accuracy, losses[name] = dropout.measure(noisy, batches, num_batches=4)
         if name == "off":
             scores = distill.evaluate(model, batches)
             assert scores == {"accuracy": accuracy, "loss": pytest.approx(losses["off"])}
-    assert len(set(losses.values())) == 4
+    assert len(set(losses.values())) == 5

@@ -698,6 +698,7 @@ def test_a_question_that_is_not_impossible_needs_an_answer(tmp_path):
     path = write_file(tmp_path / "a.json", json.dumps(content))
     with pytest.raises(ValueError, match="question 'q0' has no answer, but is_impossible is false"):
         read_squad(path)
+    assert read_squad(path, needs_answers=False)[0].label == []
 
 
 def test_answers_may_be_missing_only_where_none_are_needed(tmp_path):
