@@ -51,7 +51,7 @@ if HOME == "~":                     # there is no home folder, as in some contai
     HOME = tempfile.gettempdir()
 CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
-DECIDING_CHARACTERS = 10_000                   # its first characters decide whether a document is held out
+DECIDING_CHARACTERS = 10_000        # so many of its first characters decide about a document
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
 
@@ -446,8 +446,8 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         token_file = TokenFile(out)
         if token_file.made_from == made_from:
             return token_file
-        print(f"{out} was made from another corpus, --text or tokenizer, or by an earlier version: it "
-              "is made anew", file=sys.stderr)
+        print(f"{out} was made from another corpus, --text or tokenizer, or by an earlier "
+              "version: it is made anew", file=sys.stderr)
     else:
         check_token_file_name(out)
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
@@ -540,7 +540,7 @@ def mark_held_out(lines):
     """Yield (line, whether its document is held out) for the lines of read_corpus. Empty lines
     before a document are left out.
 
-    The first DECIDING_CHARACTERS characters of a document decide, line ends left out. Its first line alone
+    The first DECIDING_CHARACTERS of a document decide, line ends left out. Its first line alone
     would not do, because all documents of a corpus may begin with the same line.
     """
     lines = iter(lines)
@@ -560,7 +560,8 @@ def mark_held_out(lines):
 
 
 def beginning_of_document(lines):
-    """Take lines from an iterator until a document ends or they have DECIDING_CHARACTERS characters -> a list.
+    """Take lines from an iterator until a document ends, or until they have DECIDING_CHARACTERS
+    -> a list.
 
     Empty lines before the document are left out. The list is empty if no document follows.
     """

@@ -890,7 +890,8 @@ def keep_freed_memory():
         if hasattr(libc, "mallopt"):                     # some systems have another C library
             # -1 as the threshold means: the free memory at the end of the heap is never given back.
             libc.mallopt(M_TRIM_THRESHOLD, -1)
-            # glibc puts large blocks outside the heap and always gives those back. So no block may be put there.
+            # glibc puts large blocks outside the heap and always gives those back. So no block may
+            # be put there.
             libc.mallopt(M_MMAP_MAX, 0)
 
 
@@ -1173,8 +1174,8 @@ def add_model_flags(parser):
                        "unless nothing is shared or there are corrections)")
     group.add_argument("--correction-rank", type=whole_number(0), metavar="K",
                        help="rank of each recursion's own corrections of the shared matrices, 0 "
-                       "for none (default: C / 8, but at most I; 0 in the recipe paper, with --adapter-size, or "
-                       "if nothing is shared)")
+                       "for none (default: C / 8, but at most I; 0 in the recipe paper, with "
+                       "--adapter-size, or if nothing is shared)")
     group.add_argument("--num-attention-heads", type=size, metavar="H",
                        help="attention heads, which must divide C (default: the teacher's; C / 32, "
                        "rounded down, without one)")
