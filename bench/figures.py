@@ -508,12 +508,13 @@ def draw_study(students, teacher, theme):
 
 
 # What the fine-tuned models of a study are called in the picture, and how they look.
-TASK_LOOKS = {"ours": ("student alone", "muted", "x"),
-              "long": ("student of more tokens, alone", "orange", "x"),
+TASK_LOOKS = {"ours": ("student of fewer tokens, labels alone", "muted", "x"),
+              "long": ("student, labels alone", "orange", "x"),
               "authors-taught": ("authors' recipe, taught", "gold", "v"),
               "adapters-taught": ("adapters, taught", "purple", "D"),
-              "taught": ("corrections, taught", "green", "^"),
-              "long-taught": ("corrections, taught, more tokens", "orange", "s"),
+              "taught": ("student of fewer tokens, taught", "green", "^"),
+              "long-taught": ("student, taught", "orange", "s"),
+              "long-adapters-alone-taught": ("- its corrections alone, taught", "green", "d"),
               "unshared-taught": ("a layer for each recursion, taught", "text", "P"),
               "teacher": ("teacher", "blue", "o")}
 TASK_WORDS = {"sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "rte": "RTE", "cola": "CoLA",

@@ -534,8 +534,8 @@ def goals(setup):
     operations that cannot be left out, and 10 times as many sequences/s as the authors' code.
     """
     table = "Goals of speed"
-    # {name of a variant of ours: its share of the matrix rate}. CUDA graphs are not the default. The
-    # authors' code was not timed at all-MiniLM's size.
+    # {name of a variant of ours: its share of the matrix rate}. CUDA graphs are not the default,
+    # and the authors' code was not timed at all-MiniLM's size.
     shares = {}
     for key, value in setup.values.items():
         is_wanted = True

@@ -425,7 +425,8 @@ def test_the_points_of_a_task_are_the_means_of_its_scores(tmp_path):
         pairs = zip(line.get_xdata(), line.get_ydata(), strict=True)
         points[line.get_label()] = [(pytest.approx(x), y) for x, y in pairs]
     assert points == {"guess without a model": [(0.25, 2), (0.25, 1)],
-                      "student alone": [(0.6, 2)], "corrections, taught": [(0.72, 2)],
+                      "student of fewer tokens, labels alone": [(0.6, 2)],
+                      "student of fewer tokens, taught": [(0.72, 2)],
                       "teacher": [(0.8, 2), (0.5, 1)]}
 
 
