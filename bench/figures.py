@@ -508,14 +508,14 @@ def draw_study(students, teacher, theme):
 
 
 # What the fine-tuned models of a study are called in the picture, and how they look.
-TASK_LOOKS = {"ours": ("student of fewer tokens, labels alone", "muted", "x"),
+TASK_LOOKS = {"ours": ("fewer tokens, labels alone", "muted", "x"),
               "long": ("student, labels alone", "orange", "x"),
               "authors-taught": ("authors' recipe, taught", "gold", "v"),
               "adapters-taught": ("adapters, taught", "purple", "D"),
-              "taught": ("student of fewer tokens, taught", "green", "^"),
+              "taught": ("fewer tokens, taught", "green", "^"),
               "long-taught": ("student, taught", "orange", "s"),
-              "long-adapters-alone-taught": ("- its corrections alone, taught", "green", "d"),
-              "unshared-taught": ("a layer for each recursion, taught", "text", "P"),
+              "long-adapters-alone-taught": ("its corrections alone, taught", "green", "d"),
+              "unshared-taught": ("nothing shared, taught", "text", "P"),
               "teacher": ("teacher", "blue", "o")}
 TASK_WORDS = {"sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "rte": "RTE", "cola": "CoLA",
               "bc5cdr-disease": "BC5CDR", "chemprot": "ChemProt", "qa": "questions"}
@@ -528,8 +528,8 @@ def draw_tasks(scores, majorities, theme):
     majorities: {task: the score of guesses made without a model}
     """
     tasks = [task for task in TASKS if task in majorities]
-    figure = make_figure(150 + 34 * len(tasks))
-    axes = add_axes(figure, 96, 108, 714, 34 * len(tasks))
+    figure = make_figure(170 + 34 * len(tasks))
+    axes = add_axes(figure, 96, 128, 714, 34 * len(tasks))
     heights = range(len(tasks), 0, -1)                   # the first task stands at the top
     guesses = [majorities[task] for task in tasks]
     axes.plot(guesses, heights, "|", color=theme["muted"], markersize=14, markeredgewidth=2,
@@ -547,7 +547,7 @@ def draw_tasks(scores, majorities, theme):
     axes.set_ylim(0.4, len(tasks) + 0.6)
     write_in_percent(axes.xaxis)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.set_title("Scores in the tasks", pad=66)
+    axes.set_title("Scores in the tasks", pad=84)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=3, handletextpad=0.3,
                 columnspacing=1.5)
     return figure

@@ -425,8 +425,8 @@ def test_the_points_of_a_task_are_the_means_of_its_scores(tmp_path):
         pairs = zip(line.get_xdata(), line.get_ydata(), strict=True)
         points[line.get_label()] = [(pytest.approx(x), y) for x, y in pairs]
     assert points == {"guess without a model": [(0.25, 2), (0.25, 1)],
-                      "student of fewer tokens, labels alone": [(0.6, 2)],
-                      "student of fewer tokens, taught": [(0.72, 2)],
+                      "fewer tokens, labels alone": [(0.6, 2)],
+                      "fewer tokens, taught": [(0.72, 2)],
                       "teacher": [(0.8, 2), (0.5, 1)]}
 
 
@@ -438,7 +438,7 @@ def test_a_study_with_tasks_is_drawn_with_them(tmp_path, quick, capsys):
     assert not (out / "tasks-dark.svg").exists()
     add_task_scores(tmp_path, TASK_SCORES)
     assert figures.main(["--study", str(tmp_path), "--out", str(out)]) is None
-    assert "corrections, taught" in words_of(out / "tasks-dark.svg")
+    assert "fewer tokens, taught" in words_of(out / "tasks-dark.svg")
 
 
 def test_the_legend_of_the_tasks_fits_into_the_picture(tmp_path):
