@@ -672,6 +672,23 @@ def test_old_tokens_never_stand_beside_a_new_description(
     assert made.train_tokens.tolist() == naive_tokens(make_documents(300), tokenizer)[0]
 
 
+def test_old_tokens_may_be_removed_by_another_process_first(
+        token_file, tokenizer, tmp_path, monkeypatch):
+    removed = []
+
+    def remove_twice(path):
+        remove(path)                                         # as the other process does
+        if path == token_file.path:
+            removed.append(path)
+            remove(path)                                     # there is no such file now
+
+    remove = os.remove
+    monkeypatch.setattr(os, "remove", remove_twice)
+    made = tokenise([put(tmp_path / "b.txt", make_documents(300))], tokenizer, token_file.path)
+    assert removed == [token_file.path]
+    assert made.train_tokens.tolist() == naive_tokens(make_documents(300), tokenizer)[0]
+
+
 def test_the_same_tokens_of_another_process_are_not_removed(tokenizer, tmp_path, monkeypatch):
     corpus = [put(tmp_path / "a.txt", make_documents(300))]
     out = str(tmp_path / "a.bin")
