@@ -663,7 +663,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     If the folder is not empty, resume or overwrite must be True:
     - To resume, the folder must hold a run of this script.
     - To overwrite, it must hold a run of any script, or none of the files in WRITTEN_BY_RUNS.
-    ValueError says what is wrong. No file in the folder changes until the caller calls
+    ValueError says what is wrong. No file that is there changes until the caller calls
     claim_folder.
 
     The lock is on the folder's run.json. It ends with the process, even if that is killed. If the

@@ -36,8 +36,8 @@ import sys
 import sysconfig
 import tempfile
 import zlib
-from contextlib import suppress
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 import tokenizers
@@ -395,20 +395,20 @@ def hash_file(path):
 def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
     """Return the TokenFile of a corpus.
 
-    corpus: a list of files and folders. Its token file is made in the folder `cache` if it is not
-        there yet. Or a list with one token file (.bin), which is opened. None stands for the
-        documentation on this machine.
-    ValueError if a token file was made with another tokenizer.
+    corpus: a list of files and folders, whose token file is made in the folder `cache` if it is not
+        there yet; or a list of one token file (.bin), which is opened; None stands for the
+        documentation on this machine
+    ValueError if a token file was made with another tokenizer, or stands beside other files.
     """
     if corpus:
         source = first_few(corpus)
     else:
         source = "the documentation on this machine"
         corpus = [docs_on_this_machine(cache)]
-    for path in corpus:
-        if path.endswith(".bin") and len(corpus) > 1:
-            raise ValueError(f"{path}: a token file cannot be read together with other files")
-    if corpus[0].endswith(".bin"):
+    token_files = [path for path in corpus if path.endswith(".bin")]
+    if token_files and len(corpus) > 1:
+        raise ValueError(f"{token_files[0]}: a token file cannot be read together with other files")
+    if token_files:
         if text_column != "text":
             raise ValueError(f"--text {text_column}: a token file has no columns")
         token_file = TokenFile(corpus[0])

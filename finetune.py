@@ -751,9 +751,9 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     if not os.path.isdir(path):
         raise ValueError(f"{path}: there is no such folder")
     saved_task = load_task(path)                         # None: the folder holds no saved head
-    if task is None and saved_task is None:
-        raise ValueError(f"{path}: not a fine-tuned model: it has no task.json")
     if task is None:
+        if saved_task is None:
+            raise ValueError(f"{path}: not a fine-tuned model: it has no task.json")
         task = saved_task
     encoder = load_encoder(path, mode, dropout, sample, recursions)
     model = Classifier(encoder, task, dropout)           # its head is new

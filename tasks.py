@@ -241,8 +241,8 @@ def matthews_correlation(gold, guesses):
     num_correct = sum(1 for label, guess in zip(gold, guesses) if label == guess)
     gold_counts = Counter(gold)
     guess_counts = Counter(guesses)
-    # The covariance and both variances are N^2 times too large: so they are whole numbers. In the
-    # quotient below the factor N^2 cancels.
+    # The covariance and both variances are multiplied by N^2, which makes them whole numbers. The
+    # factor cancels in the quotient below.
     covariance = num_correct * N - sum(gold_counts[k] * guess_counts[k] for k in gold_counts)
     gold_variance = N**2 - sum(count**2 for count in gold_counts.values())
     guess_variance = N**2 - sum(count**2 for count in guess_counts.values())
@@ -880,7 +880,7 @@ def hold_out_a_tenth(examples, by_context=False, remedy="give --dev FILE"):
     not depend on the order in the file. The rest keeps at least one example of every label.
     by_context: order them by a hash of their second text alone. So all questions about a context
         are neighbours and come into the same part. Only the context at the border between the
-        parts may have questions in both
+        parts may have questions in both.
     remedy: what the user can do about the error; it ends the message
     ValueError if no example can be held out.
     """

@@ -167,7 +167,7 @@ def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_ra
         if with_matrix_rate:
             rate = max(rate_before, matrix_rate(shape, bf16))
             answer["matrix"] = rate / 1e9
-            operations = useful_operations(shape, tie_decoder, has_adapters=correction_rank == 0)
+            operations = useful_operations(shape, tie_decoder, has_adapters=(correction_rank == 0))
             answer["share"] = operations / seconds / rate
         return answer
 
