@@ -194,10 +194,11 @@ class Distillation:
         is the only one
     bf16: multiply matrices in bfloat16
     compile_losses: let torch.compile fuse the operations
+    cuda_graphs: let a GPU start all compiled operations of a pass at once; only if compile_losses
     """
 
     def __init__(self, student, teacher, batches, loss_weights, temperature=1.0, micro_batch_size=0,
-                 processes=None, bf16=False, compile_losses=False):
+                 processes=None, bf16=False, compile_losses=False, cuda_graphs=False):
         self.student = student
         self.teacher = teacher
         self.batches = batches
@@ -220,7 +221,13 @@ class Distillation:
             self.recursions_with_map = [r for r, _ in self.pairs]
             self.layers_with_map = [layer for _, layer in self.pairs]
         self.compute = self.compute_losses
-        if compile_losses:
+        if compile_losses and cuda_graphs:
+            if len(self.micro_batch_bounds) > 1:
+                # A CUDA graph writes its results, the gradients too, to the same memory each time.
+                # So the gradients of a micro-batch would be lost when the next one begins.
+                raise ValueError("CUDA graphs and micro-batches do not go together")
+            self.compute = torch.compile(self.compute_losses, mode="reduce-overhead")
+        elif compile_losses:
             self.compute = torch.compile(self.compute_losses)
 
     def compute_losses(self, ids, positions, labels, depths, num_masked):
@@ -1250,6 +1257,10 @@ def add_training_flags(parser):
     group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,
                        help="fuse the operations of a step with torch.compile (default: on a GPU, "
                        "but not in the recipe quick)")
+    group.add_argument("--cuda-graphs", action=argparse.BooleanOptionalAction, default=None,
+                       help="start all operations of a step at once, so that a GPU never waits for "
+                       "the CPU; only with --compile on a GPU, and without micro-batches (default: "
+                       "where that is so)")
 
 
 # The flags that --evaluate reads.
@@ -1466,6 +1477,13 @@ def run_evaluation(args, teacher, tokenizer, bf16, processes):
     print_scores(models, valid_batches, bf16, each_recursion=True)
 
 
+def can_use_cuda_graphs(args, compile_losses, processes):
+    """Return True if the steps can be made as CUDA graphs: they are compiled, for a GPU, and this
+    process has one micro-batch in each step."""
+    micro_batches = split_batch(args.batch_size, args.micro_batch_size, processes)
+    return compile_losses and processes.device.type == "cuda" and len(micro_batches) == 1
+
+
 def describe_corpus(corpus):
     """Say which text is used, and how long it is."""
     print(f"corpus   {corpus.source}: {len(corpus.train_tokens):,} tokens to train on, "
@@ -1504,8 +1522,14 @@ def distil(args, options, settings, teacher, student, tokenizer, loss_weights, b
     compile_losses = args.compile
     if compile_losses is None:
         compile_losses = device.type == "cuda" and args.recipe != "quick"
+    cuda_graphs = can_use_cuda_graphs(args, compile_losses, processes)
+    if args.cuda_graphs is False:
+        cuda_graphs = False
+    elif args.cuda_graphs and not cuda_graphs:
+        raise ValueError("--cuda-graphs: they need a GPU, --compile, and a batch that goes through "
+                         "the models at once, without micro-batches")
     distillation = Distillation(student, teacher, batches, loss_weights, args.temperature,
-                                args.micro_batch_size, processes, bf16, compile_losses)
+                                args.micro_batch_size, processes, bf16, compile_losses, cuda_graphs)
 
     def evaluate_student():
         if student.head is None:

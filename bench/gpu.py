@@ -52,6 +52,8 @@ GRAPHS = {
     "the recipe full: corrections, elastic loss, no dropout": FULL,
     "ours, compiled, micro-batches of 96": {"compiled": True, "micro_batch_size": 96},
     "ours, compiled, 24: the share of one of 8 GPUs": {"compiled": True, "batch_size": 24},
+    "the recipe full, 24": FULL | {"batch_size": 24},
+    "the recipe full, 24, as CUDA graphs": FULL | {"batch_size": 24, "cuda_graphs": True},
     "the recipe full, as CUDA graphs": FULL | {"cuda_graphs": True},
     "the recipe full at all-MiniLM's size": SMALL_FULL,
     "the recipe full at all-MiniLM's size, as CUDA graphs": SMALL_FULL | {"cuda_graphs": True},
@@ -81,9 +83,9 @@ def authors_job(name, bf16):
     return Job("speed", "gpu_sections.py", "authors_speed", arguments, 60)
 
 
-def profile_job(compiled, full_recipe):
+def profile_job(compiled, full_recipe, cuda_graphs=False):
     """Make a Job that says where the time of a step goes."""
-    arguments = {"compiled": compiled, "full_recipe": full_recipe}
+    arguments = {"compiled": compiled, "full_recipe": full_recipe, "cuda_graphs": cuda_graphs}
     return Job("profile", "gpu_sections.py", "profile", arguments, 60)
 
 
@@ -112,7 +114,9 @@ def list_jobs(device):
     jobs.append(Job("waits", "gpu_sections.py", "waits", {}, 240, beside=True))
     jobs.append(Job("waits", "gpu_sections.py", "graphs", {}, 240, beside=True))
     jobs.append(Job("waits", "gpu_sections.py", "cuda_graphs", {}, 240, beside=True))
-    jobs.append(Job("processes", "gpu_runs.py", "two_processes", {}, 120, beside=True))
+    for cuda_graphs in (False, True):
+        jobs.append(Job("processes", "gpu_runs.py", "two_processes", {"cuda_graphs": cuda_graphs},
+                        200, beside=True))
     jobs.append(default_job("cpu", False, "CPU"))
     jobs.append(default_job(device, False, "GPU float32"))
     jobs.append(Job("default", "gpu_runs.py", "default_and_tuning_command", {}, 300, beside=True))
@@ -129,6 +133,7 @@ def list_jobs(device):
     jobs.append(profile_job(compiled=False, full_recipe=False))
     jobs.append(profile_job(compiled=True, full_recipe=False))
     jobs.append(profile_job(compiled=True, full_recipe=True))
+    jobs.append(profile_job(compiled=True, full_recipe=True, cuda_graphs=True))
     jobs.append(Job("mini", "gpu_runs.py", "mini_teacher", {}, 150))
     jobs.append(Job("mini", "gpu_runs.py", "mini_student", {}, 240))
     jobs.append(Job("card", "gpu_sections.py", "card", {"when": "after"}, 40))

@@ -152,30 +152,38 @@ def describe_equality(is_equal):
 
 # ---- Two processes on one card ----------------------------------------------------------
 
-def two_processes(setup):
+def two_processes(setup, cuda_graphs):
     """Let two processes share the card and a batch: their summed gradients are one process's.
 
     They talk by gloo, because NCCL refuses two processes on a card: its speed is not measured.
+    cuda_graphs: whether the two compile their steps, as CUDA graphs; with toy models
     """
     shape = setup.choose(BASE._replace(B=6, T=64), TOY)
+    if cuda_graphs:
+        shape = TOY
     distillation = make_distillation(setup, shape, bf16=False, dropout=0.0)
     alone = pass_of(distillation, distillation.student)
-    path = os.path.join(setup.folder, "two.pt")
-    arguments = (setup.toy, setup.device, setup.folder, shape, free_port(), path)
+    path = os.path.join(setup.folder, f"two_{cuda_graphs}.pt")
+    arguments = (setup.toy, setup.device, setup.folder, shape, cuda_graphs, free_port(), path)
     # It raises an error if a process fails.
     torch.multiprocessing.spawn(one_of_two, args=arguments, nprocs=2)
     found = torch.load(path)
     # Each process knows its own part of the losses alone, so only gradients are compared.
     together = Pass(alone.losses, found["gradients"])
     models = f"{shape.B} x {shape.T}"
-    report_difference(setup, "one process, two", models, alone, together, exact=True)
+    what = "one process, two"
+    if cuda_graphs:
+        what += " with CUDA graphs"
+    report_difference(setup, what, models, alone, together, exact=True)
+    if cuda_graphs:
+        return
     for messages, seconds in found["seconds"].items():
         row = {"million numbers": f"{found['count'] / 1e6:.2f}", "messages": messages}
         row["ms"] = f"{1000 * seconds:.1f}"
         setup.report("Sum of the gradients of two processes, gloo, one card", row)
 
 
-def one_of_two(rank, toy, device, folder, shape, port, path):
+def one_of_two(rank, toy, device, folder, shape, cuda_graphs, port, path):
     """Be one of two processes: spawn() calls this with the ranks 0 and 1.
 
     The first one saves what it has found: {"gradients": {name: tensor}, summed; "count": how many
@@ -186,9 +194,13 @@ def one_of_two(rank, toy, device, folder, shape, port, path):
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     processes = distill.Processes(rank, 0, 2, torch.device(device))
-    distillation = make_distillation(setup, shape, bf16=False, dropout=0.0, processes=processes)
+    distillation = make_distillation(setup, shape, bf16=False, dropout=0.0, processes=processes,
+                                     compiled=cuda_graphs, cuda_graphs=cuda_graphs)
     student = distillation.student
-    pass_of(distillation, student)                       # of its half of the batch
+    # Each pass is one of this process's half of the batch. Torch makes the first one without a
+    # graph, records the second one, and repeats the graph from the third one on.
+    for _ in range(4):
+        pass_of(distillation, student)
     distill.sum_over_processes(student, {}, processes)
     summed = {}
     for name, parameter in student.named_parameters():

@@ -116,7 +116,7 @@ def add_noise(model):
 
 
 def make_distillation(setup, shape, bf16, compiled=False, micro_batch_size=0, dropout=0.1,
-                      full_recipe=False, device=None, processes=None):
+                      full_recipe=False, cuda_graphs=False, device=None, processes=None):
     """Make a Distillation of random models on random tokens.
 
     The student has the paper's adapters and losses; with full_recipe it has corrections and the
@@ -145,7 +145,7 @@ def make_distillation(setup, shape, bf16, compiled=False, micro_batch_size=0, dr
     compile_losses = setup.choose(compiled, False)
     distillation = distill.Distillation(
         student, teacher, batches, weights, micro_batch_size=micro_batch_size,
-        processes=processes, bf16=bf16, compile_losses=compile_losses)
+        processes=processes, bf16=bf16, compile_losses=compile_losses, cuda_graphs=cuda_graphs)
     if compiled and setup.toy:
         # The same graph as on a GPU, but without the minutes that a CPU takes to compile it.
         distillation.compute = torch.compile(distillation.compute_losses, backend="aot_eager")

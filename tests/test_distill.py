@@ -1881,7 +1881,8 @@ def test_to_evaluate_refuses_the_flags_of_a_training():
     for flag in refused - {"--recipe", "--init"}:
         usual = values[flag[2:].replace("-", "_")]
         words = [flag]
-        if type(usual) is not bool and flag not in ("--tie-decoder", "--compile"):
+        if type(usual) is not bool and flag not in ("--tie-decoder", "--compile",
+                                                            "--cuda-graphs"):
             words.append("0.5" if flag == "--dropout" else "5")
         with pytest.raises(ValueError, match=f"{flag}: --evaluate trains nothing"):
             distill.arguments(["--evaluate", *words])
