@@ -1258,9 +1258,9 @@ def add_training_flags(parser):
                        help="fuse the operations of a step with torch.compile (default: on a GPU, "
                        "but not in the recipe quick)")
     group.add_argument("--cuda-graphs", action=argparse.BooleanOptionalAction, default=None,
-                       help="start all operations of a step at once, so that a GPU never waits for "
-                       "the CPU; only with --compile on a GPU, and without micro-batches (default: "
-                       "where that is so)")
+                       help="start the operations of a step all at once, so that the GPU waits less "
+                       "for the CPU; it takes --compile, and a batch without micro-batches "
+                       "(default: on a GPU, where that is so)")
 
 
 # The flags that --evaluate reads.
@@ -1373,6 +1373,7 @@ def run(args, given):
         steps=args.steps, lr=args.lr, warmup=args.warmup, weight_decay=args.weight_decay,
         seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
         save_every=args.save_every, out=args.out, resume=args.resume)
+    choose_compilation(args, processes)
     student = make_student(args, teacher, tokenizer.vocab_size)
     loss_weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
     if not any(name in loss_weights for name in ("mlm", "output", "elastic")):
@@ -1384,6 +1385,21 @@ def run(args, given):
         inputs.append(args.teacher)
     with own_folder(args.out, "distill.py", settings, inputs, args, processes):
         distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16, processes)
+
+
+def choose_compilation(args, processes):
+    """Fill in --compile and --cuda-graphs where they are not given: both are used where they can
+    be, but for --compile in the recipe quick. ValueError if graphs are asked for in vain."""
+    has_gpu = processes.device.type == "cuda"
+    if args.compile is None:
+        args.compile = has_gpu and args.recipe != "quick"
+    micro_batches = split_batch(args.batch_size, args.micro_batch_size, processes)
+    can_use_graphs = has_gpu and args.compile and len(micro_batches) == 1
+    if args.cuda_graphs is None:
+        args.cuda_graphs = can_use_graphs
+    if args.cuda_graphs and not can_use_graphs:
+        raise ValueError("--cuda-graphs: they need a GPU, --compile, and a batch that goes through "
+                         "the models at once, without micro-batches")
 
 
 def distillation_settings(args, options, bf16, loss_weights, teacher, student):
@@ -1477,13 +1493,6 @@ def run_evaluation(args, teacher, tokenizer, bf16, processes):
     print_scores(models, valid_batches, bf16, each_recursion=True)
 
 
-def can_use_cuda_graphs(args, compile_losses, processes):
-    """Return True if the steps can be made as CUDA graphs: they are compiled, for a GPU, and this
-    process has one micro-batch in each step."""
-    micro_batches = split_batch(args.batch_size, args.micro_batch_size, processes)
-    return compile_losses and processes.device.type == "cuda" and len(micro_batches) == 1
-
-
 def describe_corpus(corpus):
     """Say which text is used, and how long it is."""
     print(f"corpus   {corpus.source}: {len(corpus.train_tokens):,} tokens to train on, "
@@ -1519,17 +1528,9 @@ def distil(args, options, settings, teacher, student, tokenizer, loss_weights, b
         if bf16:
             cast_linear_layers(teacher)
     models["student"] = student.to(device)
-    compile_losses = args.compile
-    if compile_losses is None:
-        compile_losses = device.type == "cuda" and args.recipe != "quick"
-    cuda_graphs = can_use_cuda_graphs(args, compile_losses, processes)
-    if args.cuda_graphs is False:
-        cuda_graphs = False
-    elif args.cuda_graphs and not cuda_graphs:
-        raise ValueError("--cuda-graphs: they need a GPU, --compile, and a batch that goes through "
-                         "the models at once, without micro-batches")
     distillation = Distillation(student, teacher, batches, loss_weights, args.temperature,
-                                args.micro_batch_size, processes, bf16, compile_losses, cuda_graphs)
+                                args.micro_batch_size, processes, bf16, args.compile,
+                                args.cuda_graphs)
 
     def evaluate_student():
         if student.head is None:

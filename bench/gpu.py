@@ -113,7 +113,7 @@ def list_jobs(device):
     jobs.append(Job("parity", "gpu_sections.py", "parity_of_tuning", {}, 120, beside=True))
     jobs.append(Job("waits", "gpu_sections.py", "waits", {}, 240, beside=True))
     jobs.append(Job("waits", "gpu_sections.py", "graphs", {}, 240, beside=True))
-    jobs.append(Job("waits", "gpu_sections.py", "cuda_graphs", {}, 240, beside=True))
+    jobs.append(Job("waits", "gpu_sections.py", "cuda_graphs", {}, 400, beside=True))
     for cuda_graphs in (False, True):
         jobs.append(Job("processes", "gpu_runs.py", "two_processes", {"cuda_graphs": cuda_graphs},
                         200, beside=True))

@@ -1469,6 +1469,63 @@ def test_a_compiled_step_is_the_plain_one(toy, tmp_path, monkeypatch):
         assert line == pytest.approx(plain, rel=1e-5)
 
 
+GPU = Processes(device=torch.device("cuda:0"))         # none is needed to choose for it
+TWO_GPUS = Processes(0, 0, 2, torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize("words, processes, expected", [
+    ("--recipe full", GPU, (True, True)),
+    ("--recipe paper", GPU, (True, True)),
+    ("--recipe full", Processes(), (False, False)),      # on a CPU
+    ("--recipe full --compile", Processes(), (True, False)),
+    ("--recipe quick", GPU, (False, False)),
+    ("--recipe quick --compile", GPU, (True, True)),
+    ("--recipe quick --compile --cuda-graphs", GPU, (True, True)),
+    ("--recipe full --no-compile", GPU, (False, False)),
+    ("--recipe full --no-cuda-graphs", GPU, (True, False)),
+    ("--recipe full --batch-size 8 --micro-batch-size 4", GPU, (True, False)),
+    ("--recipe full --batch-size 8 --micro-batch-size 4", TWO_GPUS, (True, True)),
+    ("--recipe full --batch-size 8", TWO_GPUS, (True, True)),
+    ("--recipe full --batch-size 9", TWO_GPUS, (True, False)),            # 4, 4 and 1
+])
+def test_what_is_compiled_and_runs_as_cuda_graphs(words, processes, expected):
+    args = distill.arguments(words.split())
+    distill.choose_compilation(args, processes)
+    assert (args.compile, args.cuda_graphs) == expected
+
+
+@pytest.mark.parametrize("words, processes", [
+    ("--recipe full --compile", Processes()),
+    ("--recipe quick", GPU),
+    ("--recipe full --no-compile", GPU),
+    ("--recipe full --batch-size 8 --micro-batch-size 4", GPU),
+])
+def test_cuda_graphs_that_cannot_be_are_refused(words, processes):
+    args = distill.arguments([*words.split(), "--cuda-graphs"])
+    with pytest.raises(ValueError, match="--cuda-graphs: they need a GPU, --compile, and a batch"):
+        distill.choose_compilation(args, processes)
+
+
+def test_cuda_graphs_refuse_micro_batches():
+    student = MiniALBERT(STUDENT)
+    batches = types.SimpleNamespace(batch_size=8, T=9)
+    distill.Distillation(student, None, batches, {"mlm": 1.0}, micro_batch_size=4,
+                         compile_losses=True)
+    with pytest.raises(ValueError, match="CUDA graphs and micro-batches do not go together"):
+        distill.Distillation(student, None, batches, {"mlm": 1.0}, micro_batch_size=4,
+                             compile_losses=True, cuda_graphs=True)
+
+
+def test_cuda_graphs_are_what_torch_compile_makes(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: modes.append(options))
+    batches = types.SimpleNamespace(batch_size=8, T=9)
+    for cuda_graphs in (False, True):
+        distill.Distillation(MiniALBERT(STUDENT), None, batches, {"mlm": 1.0},
+                             compile_losses=True, cuda_graphs=cuda_graphs)
+    assert modes == [{}, {"mode": "reduce-overhead"}]
+
+
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc can do this")
 def test_memory_that_is_freed_is_not_asked_for_again():
     distill.set_up_processes("cpu", 1)
