@@ -1,4 +1,4 @@
-"""Everything that is to be measured on a GPU, in a quarter of an hour on one H100 or H200.
+"""Everything that is to be measured on a GPU, in 16 minutes on one H200.
 
     python bench/gpu.py --out DIR --corpus enwiki.txt --tokenizer bert-base-uncased/ \\
         --authors MiniALBERT/ SITE/
@@ -18,11 +18,11 @@ missed.
 First come the jobs that compile or compare. They run at the same time, and so do the default
 commands, whose seconds are therefore too long. Then each job that is timed runs alone. The table of
 jobs in gpu.md names those that were not begun, because there was no time; the least important comes
-last. All of them need about a quarter of an hour, and 90 GiB of the card's memory where they run at
-the same time. An H200 has these; on an H100 a first compilation may be "out of memory", which
-counts as a missed goal.
+last. On a machine with 16 cores all of them need 16 minutes, and 90 GiB of the card's memory where
+they run at the same time. An H200 has these; on an H100 a first compilation may be "out of memory",
+which counts as a missed goal.
 
-EXPERIMENTS.md has what was found on an H200 in several calls. --toy runs all jobs on a CPU and
+EXPERIMENTS.md has what was found on an H200. --toy runs all jobs on a CPU and
 finds mistakes in this script. There waits are looked for with the fake CUDA tensors of
 tests/fake_cuda.py.
 """
@@ -351,9 +351,9 @@ def arguments():
                         help="folder for gpu.json, gpu.md and gpu.log")
     parser.add_argument("--sections", nargs="+", choices=sections, default=sections,
                         help="what to measure (default: all)")
-    parser.add_argument("--seconds", type=int, default=900, metavar="N",
+    parser.add_argument("--seconds", type=int, default=1100, metavar="N",
                         help="for all jobs together; what is not begun then is left out "
-                        "(default: 900)")
+                        "(default: 1100)")
     parser.add_argument("--authors", nargs="+", type=os.path.abspath, default=[], metavar="DIR",
                         help="folders with the authors' code and with transformers 4.30 "
                         "(default: their rows are left out)")
