@@ -226,7 +226,11 @@ class Distillation:
                 # A CUDA graph writes its results, the gradients too, to the same memory each time.
                 # So the gradients of a micro-batch would be lost when the next one begins.
                 raise ValueError("CUDA graphs and micro-batches do not go together")
-            self.compute = torch.compile(self.compute_losses, mode="reduce-overhead")
+            # If a batch has fewer masked places than the first one (see mask_tokens), torch compiles
+            # the step once more, for any number of them. No graph is made then: each number of
+            # places would need one of its own.
+            options = {"triton.cudagraphs": True, "triton.cudagraph_skip_dynamic_graphs": True}
+            self.compute = torch.compile(self.compute_losses, options=options)
         elif compile_losses:
             self.compute = torch.compile(self.compute_losses)
 

@@ -1506,7 +1506,8 @@ def test_cuda_graphs_that_cannot_be_are_refused(words, processes):
         distill.choose_compilation(args, processes)
 
 
-def test_cuda_graphs_refuse_micro_batches():
+def test_cuda_graphs_refuse_micro_batches(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: function)
     student = MiniALBERT(STUDENT)
     batches = types.SimpleNamespace(batch_size=8, T=9)
     distill.Distillation(student, None, batches, {"mlm": 1.0}, micro_batch_size=4,
@@ -1517,13 +1518,16 @@ def test_cuda_graphs_refuse_micro_batches():
 
 
 def test_cuda_graphs_are_what_torch_compile_makes(monkeypatch):
-    modes = []
-    monkeypatch.setattr(torch, "compile", lambda function, **options: modes.append(options))
+    known = torch._inductor.list_options()
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda function, **flags: calls.append(flags))
     batches = types.SimpleNamespace(batch_size=8, T=9)
     for cuda_graphs in (False, True):
         distill.Distillation(MiniALBERT(STUDENT), None, batches, {"mlm": 1.0},
                              compile_losses=True, cuda_graphs=cuda_graphs)
-    assert modes == [{}, {"mode": "reduce-overhead"}]
+    options = {"triton.cudagraphs": True, "triton.cudagraph_skip_dynamic_graphs": True}
+    assert calls == [{}, {"options": options}]
+    assert set(options) <= set(known)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc can do this")
