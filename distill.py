@@ -221,18 +221,17 @@ class Distillation:
             self.recursions_with_map = [r for r, _ in self.pairs]
             self.layers_with_map = [layer for _, layer in self.pairs]
         self.compute = self.compute_losses
+        self.compute_as_graph = None                     # the same, as a CUDA graph
+        self.places_of_graph = None                      # how many masked places the graph is for
+        if compile_losses:
+            self.compute = torch.compile(self.compute_losses)
         if compile_losses and cuda_graphs:
             if len(self.micro_batch_bounds) > 1:
                 # A CUDA graph writes its results, the gradients too, to the same memory each time.
                 # So the gradients of a micro-batch would be lost when the next one begins.
                 raise ValueError("CUDA graphs and micro-batches do not go together")
-            # If a batch has fewer masked places than the first one (see mask_tokens), torch compiles
-            # the step once more, for any number of them. No graph is made then: each number of
-            # places would need one of its own.
-            options = {"triton.cudagraphs": True, "triton.cudagraph_skip_dynamic_graphs": True}
-            self.compute = torch.compile(self.compute_losses, options=options)
-        elif compile_losses:
-            self.compute = torch.compile(self.compute_losses)
+            self.compute_as_graph = torch.compile(self.compute_losses,
+                                                  options={"triton.cudagraphs": True})
 
     def compute_losses(self, ids, positions, labels, depths, num_masked):
         """Compute a micro-batch's part of each loss: {name: scalar}.
@@ -300,10 +299,25 @@ class Distillation:
             micro_ids, micro_positions, micro_labels, micro_depths = to_device(
                 device, ids[begin:end], positions[inside] - first_place, labels[inside],
                 depths[inside])
+            compute = self.choose_compute(len(micro_positions))
             with autocast(device, self.bf16):
-                losses = self.compute(micro_ids, micro_positions, micro_labels, micro_depths,
-                                      num_masked)
+                losses = compute(micro_ids, micro_positions, micro_labels, micro_depths,
+                                 num_masked)
             yield losses
+
+    def choose_compute(self, num_places):
+        """Return the function that computes the losses of a micro-batch with so many masked places.
+
+        A CUDA graph is for one number of places, that of the first batch. mask_tokens says which
+        batches have another one; these few are computed without a graph.
+        """
+        if self.compute_as_graph is None:
+            return self.compute
+        if self.places_of_graph is None:                 # this is the first batch
+            self.places_of_graph = num_places
+        if num_places == self.places_of_graph:
+            return self.compute_as_graph
+        return self.compute
 
     def draw_depths(self, step, num_masked):
         """Draw for each masked place the number of recursions after which the elastic loss looks at
@@ -1262,8 +1276,8 @@ def add_training_flags(parser):
                        help="fuse the operations of a step with torch.compile (default: on a GPU, "
                        "but not in the recipe quick)")
     group.add_argument("--cuda-graphs", action=argparse.BooleanOptionalAction, default=None,
-                       help="start the operations of a step all at once, so that the GPU waits less "
-                       "for the CPU; it takes --compile, and a batch without micro-batches "
+                       help="start the operations of a step all at once, so that the GPU waits "
+                       "less for the CPU; it takes --compile, and a batch without micro-batches "
                        "(default: on a GPU, where that is so)")
 
 
@@ -1392,18 +1406,24 @@ def run(args, given):
 
 
 def choose_compilation(args, processes):
-    """Fill in --compile and --cuda-graphs where they are not given: both are used where they can
-    be, but for --compile in the recipe quick. ValueError if graphs are asked for in vain."""
+    """Fill in --compile and --cuda-graphs where they are not given.
+
+    On a GPU a step is compiled, but not in the recipe quick, and a compiled step without
+    micro-batches runs as a CUDA graph. ValueError if graphs are asked for where they cannot be.
+    """
     has_gpu = processes.device.type == "cuda"
     if args.compile is None:
         args.compile = has_gpu and args.recipe != "quick"
-    micro_batches = split_batch(args.batch_size, args.micro_batch_size, processes)
+    # The first process has the most micro-batches. All look at it, so that they choose the same.
+    first_process = processes._replace(rank=0)
+    micro_batches = split_batch(args.batch_size, args.micro_batch_size, first_process)
     can_use_graphs = has_gpu and args.compile and len(micro_batches) == 1
     if args.cuda_graphs is None:
         args.cuda_graphs = can_use_graphs
     if args.cuda_graphs and not can_use_graphs:
         raise ValueError("--cuda-graphs: they need a GPU, --compile, and a batch that goes through "
-                         "the models at once, without micro-batches")
+                         "the models at once, without micro-batches, and that the processes share "
+                         "evenly")
 
 
 def distillation_settings(args, options, bf16, loss_weights, teacher, student):

@@ -1,4 +1,4 @@
-"""Everything that is to be measured on a GPU, in 16 minutes on one H200.
+"""Everything that is to be measured on a GPU, in 16 to 18 minutes on one H200.
 
     python bench/gpu.py --out DIR --corpus enwiki.txt --tokenizer bert-base-uncased/ \\
         --authors MiniALBERT/ SITE/
@@ -18,9 +18,9 @@ missed.
 First come the jobs that compile or compare. They run at the same time, and so do the default
 commands, whose seconds are therefore too long. Then each job that is timed runs alone. The table of
 jobs in gpu.md names those that were not begun, because there was no time; the least important comes
-last. On a machine with 16 cores all of them need 16 minutes, and 90 GiB of the card's memory where
-they run at the same time. An H200 has these; on an H100 a first compilation may be "out of memory",
-which counts as a missed goal.
+last. On a machine with 16 cores all of them need 16 to 18 minutes, and 90 GiB of the card's memory
+where they run at the same time. An H200 has these; on an H100 a first compilation may be "out of
+memory", which counts as a missed goal.
 
 EXPERIMENTS.md has what was found on an H200. --toy runs all jobs on a CPU and
 finds mistakes in this script. There waits are looked for with the fake CUDA tensors of
