@@ -299,13 +299,13 @@ class Distillation:
             micro_ids, micro_positions, micro_labels, micro_depths = to_device(
                 device, ids[begin:end], positions[inside] - first_place, labels[inside],
                 depths[inside])
-            compute = self.choose_compute(len(micro_positions))
+            compute = self.choose_function(len(micro_positions))
             with autocast(device, self.bf16):
                 losses = compute(micro_ids, micro_positions, micro_labels, micro_depths,
                                  num_masked)
             yield losses
 
-    def choose_compute(self, num_places):
+    def choose_function(self, num_places):
         """Return the function that computes the losses of a micro-batch with so many masked places.
 
         A CUDA graph is for one number of places, that of the first batch. mask_tokens says which
@@ -1421,9 +1421,8 @@ def choose_compilation(args, processes):
     if args.cuda_graphs is None:
         args.cuda_graphs = can_use_graphs
     if args.cuda_graphs and not can_use_graphs:
-        raise ValueError("--cuda-graphs: they need a GPU, --compile, and a batch that goes through "
-                         "the models at once, without micro-batches, and that the processes share "
-                         "evenly")
+        raise ValueError("--cuda-graphs: this needs a GPU, --compile, no micro-batches, and a batch "
+                         "that the processes share evenly")
 
 
 def distillation_settings(args, options, bf16, loss_weights, teacher, student):

@@ -22,9 +22,8 @@ last. On a machine with 16 cores all of them need 16 to 18 minutes, and 90 GiB o
 where they run at the same time. An H200 has these; on an H100 a first compilation may be "out of
 memory", which counts as a missed goal.
 
-EXPERIMENTS.md has what was found on an H200. --toy runs all jobs on a CPU and
-finds mistakes in this script. There waits are looked for with the fake CUDA tensors of
-tests/fake_cuda.py.
+EXPERIMENTS.md has what was found on an H200. --toy runs all jobs on a CPU and finds mistakes in
+this script. There waits are looked for with the fake CUDA tensors of tests/fake_cuda.py.
 """
 import argparse
 import json

@@ -197,8 +197,8 @@ def one_of_two(rank, toy, device, folder, shape, cuda_graphs, port, path):
     distillation = make_distillation(setup, shape, bf16=False, dropout=0.0, processes=processes,
                                      compiled=cuda_graphs, cuda_graphs=cuda_graphs)
     student = distillation.student
-    # Each pass is one of this process's half of the batch. Torch makes the first one without a
-    # graph, records the second one, and repeats the graph from the third one on.
+    # Each pass is of this process's half of the batch. The last one counts: of a CUDA graph torch
+    # makes the first pass without it, records the second one, and repeats that from then on.
     for _ in range(4):
         pass_of(distillation, student)
     distill.sum_over_processes(student, {}, processes)

@@ -462,9 +462,12 @@ def compare_cuda_graphs(setup, bf16, compiled, dropout, micro_batch_size=0):
 def losses_of_steps(setup, settings, compiled, as_cuda_graphs):
     """Train a toy for 12 steps -> the loss of each. settings: of make_distillation"""
     torch.compiler.reset()          # a second size of batches would be compiled for any size
-    # This setting makes graphs of micro-batches, too, which Distillation refuses to do.
-    torch._inductor.config.triton.cudagraphs = as_cuda_graphs
-    distillation = make_distillation(setup, TOY, compiled=compiled, full_recipe=True, **settings)
+    # Distillation refuses to make graphs of micro-batches. A setting of torch makes them.
+    has_micro_batches = settings["micro_batch_size"] > 0
+    torch._inductor.config.triton.cudagraphs = as_cuda_graphs and has_micro_batches
+    distillation = make_distillation(setup, TOY, compiled=compiled, full_recipe=True,
+                                     cuda_graphs=as_cuda_graphs and not has_micro_batches,
+                                     **settings)
     lines = train_and_read_log(setup, distillation, steps=12, log_every=1)
     return [line["loss"] for line in lines]
 
@@ -611,6 +614,7 @@ def profile(setup, compiled, full_recipe, cuda_graphs=False):
 
     full_recipe: the step of the recipe full, without dropout; False: that with the paper's adapters
     and dropout, which is the one that was estimated
+    cuda_graphs: of the compiled step as CUDA graphs, which are reported as a whole, not by group
 
     The steps are those of distill.training_step without reading anything back, as most steps of
     train() are.

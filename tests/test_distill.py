@@ -1505,7 +1505,7 @@ def test_what_is_compiled_and_runs_as_cuda_graphs(words, processes, expected):
 ])
 def test_cuda_graphs_that_cannot_be_are_refused(words, processes):
     args = distill.arguments([*words.split(), "--cuda-graphs"])
-    with pytest.raises(ValueError, match="--cuda-graphs: they need a GPU, --compile, and a batch"):
+    with pytest.raises(ValueError, match="--cuda-graphs: this needs a GPU, --compile, no micro-"):
         distill.choose_compilation(args, processes)
 
 
