@@ -1421,8 +1421,8 @@ def choose_compilation(args, processes):
     if args.cuda_graphs is None:
         args.cuda_graphs = can_use_graphs
     if args.cuda_graphs and not can_use_graphs:
-        raise ValueError("--cuda-graphs: this needs a GPU, --compile, no micro-batches, and a batch "
-                         "that the processes share evenly")
+        raise ValueError("--cuda-graphs: this needs a GPU, --compile, no micro-batches, and a "
+                         "batch that the processes share evenly")
 
 
 def distillation_settings(args, options, bf16, loss_weights, teacher, student):
