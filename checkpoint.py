@@ -217,7 +217,7 @@ MODULE_NAMES = {
 }
 # Different spellings of the same name: (pattern, what it is replaced by before names are compared).
 SPELLINGS = [
-    (r"^((bert|albert)\.)+", ""),
+    (r"^((bert|albert|module)\.)+", ""),     # torch's DataParallel adds "module."
     (r"\.gamma$", ".weight"),
     (r"\.beta$", ".bias"),
     (r"^projector\.", "encoder.embedding_hidden_mapping_in."),      # in the authors' files
@@ -235,7 +235,9 @@ def name_in_file(layout, name):
     module, leaf = name.rsplit(".", 1)                   # "layers.3.output", "bias"
     numbers = re.findall("[0-9]+", module)               # ["3"]
     module = re.sub("[0-9]+", "#", module)               # "layers.#.output"
-    file_module = MODULE_NAMES.get(module, (module, module))[layout]
+    file_module = module                                 # our name, if it is not in the table
+    if module in MODULE_NAMES:
+        file_module = MODULE_NAMES[module][layout]
     if numbers:
         file_module = file_module.replace("#", numbers[0])
     return f"{file_module}.{leaf}"
@@ -274,7 +276,8 @@ def load(path, recursions=None):
     for file_name in shapes:
         # A copy does not depend on the file, which may change while it is mapped into memory.
         tensors[file_name] = tensors[file_name].to(torch.float32, copy=True)
-    check_finite(path, tensors)                          # in float32 a huge float64 is inf
+    # This is checked after the conversion, because a huge float64 becomes inf in float32.
+    check_finite(path, tensors)
     weights = {name: tensors[name_in_file(layout, name)] for name in model.state_dict()}
     # The model's own tensors hold no data. assign=True replaces them by the loaded weights.
     model.load_state_dict(weights, assign=True)
@@ -334,10 +337,13 @@ def without_redundant(tensors, layout, config):
 def check_tensors(path, shapes, tensors):
     """Raise ValueError unless the tensors have the wanted names and shapes {name: shape}, and are
     floats."""
+    # What is missing comes last: if all tensors have other names than expected, their names say
+    # more than those that were expected.
     problems = []
+    missing = []
     for name in sorted(shapes.keys() | tensors.keys()):
         if name not in tensors:
-            problems.append(f"{name!r} is missing")
+            missing.append(f"{name!r} is missing")
         elif name not in shapes:
             problems.append(f"{name!r} of shape {list(tensors[name].shape)} is not known")
         elif tensors[name].dtype not in FLOATS:
@@ -345,6 +351,7 @@ def check_tensors(path, shapes, tensors):
                             "64 bits")
         elif list(tensors[name].shape) != shapes[name]:
             problems.append(f"{name!r} is {list(tensors[name].shape)}, not {shapes[name]}")
+    problems += missing
     if problems:
         raise ValueError(f"{path}: {first_few(problems)}")
 
@@ -383,15 +390,19 @@ def read_config(path):
         if found.get("is_decoder"):
             raise ValueError(f"is_decoder is {found['is_decoder']!r:.40}: the tokens of a decoder "
                              "see only those before them")
-        activation = found.get("hidden_act", "gelu")
+        activation = found.get("hidden_act")
+        if activation is None:                           # transformers has these defaults
+            activation = "gelu_new" if model_type == "albert" else "gelu"
         if activation != "gelu":
             raise ValueError(f"hidden_act is {activation!r:.40}, but only 'gelu' is known here")
         for name in REQUIRED_FIELDS:
             if name not in found:
                 raise ValueError(f"it has no {name!r}")
+        # An ordinary BERT's config has neither of these two fields. Its embeddings are as wide as
+        # its hidden states (E = C), and no layer is applied twice (G = R).
         found.setdefault("embedding_size", found["hidden_size"])
         found.setdefault("num_hidden_groups", found["num_hidden_layers"])
-        # The authors' config stores C / A as reduction_factor.
+        # The authors' config has no adapter_size, but reduction_factor, which is C / A.
         if found.get("use_adapter"):
             found["adapter_size"] = found["hidden_size"] // found["reduction_factor"]
         config_values = {}
@@ -399,8 +410,8 @@ def read_config(path):
             if field.name in found:                      # else Config has a default
                 config_values[field.name] = found[field.name]
         config = Config(**config_values)
-        # Our own files always have adapter_size. If it is missing, transformers may have written
-        # the file, and then the layers may be shared in a way that no model here has.
+        # Our own files always have adapter_size. Without it the file may be from transformers, and
+        # there a recursion may apply another layer than here: see albert_can_compute.
         if model_type == "albert" and "adapter_size" not in found:
             if not albert_can_compute(config):
                 raise ValueError(f"an ALBERT of {config.num_hidden_layers} layers in "
@@ -533,8 +544,9 @@ def albert_can_compute(config):
     """Return True if transformers' AlbertModel computes the same as a model with this Config."""
     if config.adapter_size > 0 or config.correction_rank > 0:
         return False
-    # AlbertModel chooses the layer of a recursion by this formula. If G does not divide R, it may
-    # differ from ours: for example for R = 18 and G = 14.
+    # AlbertModel computes the layer of a recursion like this. Without rounding it would be
+    # r * G // R, as in layer_numbers. But R / G is a float, and its rounding error can change the
+    # result: with R = 18 and G = 14, recursion 9 applies layer 6 there, and layer 7 here.
     R = config.num_hidden_layers
     G = config.num_hidden_groups
     layers_in_albert = [int(r / (R / G)) for r in range(R)]
@@ -735,23 +747,17 @@ def claim_folder(out, script, settings, resume):
 
 
 def check_owner(out, script, resume, overwrite):
-    """Raise ValueError if a run of `script` may not write into the folder `out`. If there is no run
-    to resume, say so."""
+    """Raise ValueError if a run of `script` may not write into the folder `out`.
+
+    If there is nothing to resume because `out` is empty, print a line: this is not an error.
+    """
     if os.path.exists(out) and not os.path.isdir(out):
         raise ValueError(f"--out {out} is a file, not a folder")
     names = []
     if os.path.isdir(out):
         names = os.listdir(out)
     run_files = files_of_run(out) + files_of_run(out, ".tmp")
-    for path in [os.path.join(out, RUN_FILE), *run_files]:
-        # Opening a pipe may take for ever, and through a link a file elsewhere would be changed.
-        is_regular_file = os.path.isfile(path) and not os.path.islink(path)
-        if os.path.lexists(path) and not is_regular_file:
-            raise ValueError(f"--out {out}: {path} is not a regular file")
-    for name in names:
-        path = os.path.join(out, name)
-        if fnmatch(name, TUNING_FOLDER) and os.path.islink(path):
-            raise ValueError(f"--out {out}: {path} is a link")
+    check_no_links(out, names, run_files)
     has_empty_run_file = names == [RUN_FILE] and read_run(out) == {}
     if names == [] or has_empty_run_file:
         if resume:
@@ -759,6 +765,9 @@ def check_owner(out, script, resume, overwrite):
         return
     owner = read_run(out).get("script")
     if not resume and not overwrite:
+        if owner is None:
+            raise ValueError(f"--out {out} is not empty, and no run is in it; choose another "
+                             "folder, or say --overwrite to write into this one")
         raise ValueError(f"--out {out} is not empty: --resume goes on with the run in it, "
                          "--overwrite starts anew and loses it")
     if resume and owner != script:
@@ -771,6 +780,22 @@ def check_owner(out, script, resume, overwrite):
         if would_be_lost:
             raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
                              f"{first_few(would_be_lost)}")
+
+
+def check_no_links(out, names, run_files):
+    """Raise ValueError if a run would write through a link, or into something that is no file.
+
+    names: all names in the folder `out`; run_files: the paths that files_of_run has found there
+    """
+    for path in [os.path.join(out, RUN_FILE)] + run_files:
+        # Opening a pipe may take for ever, and through a link a file elsewhere would be changed.
+        is_regular_file = os.path.isfile(path) and not os.path.islink(path)
+        if os.path.lexists(path) and not is_regular_file:
+            raise ValueError(f"--out {out}: {path} is not a regular file")
+    for name in names:
+        path = os.path.join(out, name)
+        if fnmatch(name, TUNING_FOLDER) and os.path.islink(path):
+            raise ValueError(f"--out {out}: {path} is a link")
 
 
 def read_run(out):
@@ -848,8 +873,8 @@ def parsing(what, kind):
     what: usually the path of a file
     kind: what the file should be
 
-    There are two exceptions. An error of the operating system that already names a file is not
-    changed. A lack of memory becomes a MemoryError whose message is `what`.
+    Two kinds of errors do not become a ValueError. An OSError that already names a file is passed
+    on unchanged. An error that says that memory ran out becomes a MemoryError with the text `what`.
     """
     try:
         yield
@@ -1007,7 +1032,8 @@ def parse_json_integer(digits):
 SMALL_FILES = ["config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"]
 # It also tries these patterns in this order, until one has matched a file. The second one is for a
 # large model, which is split into parts with an index.
-WEIGHT_FILES = ["model.safetensors", "model*.safetensors*", "pytorch_model.bin"]
+WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
+SHARDS = "model-*.safetensors"      # the files that an index.json names
 
 
 def fetch(name, weights=True):
@@ -1028,9 +1054,11 @@ def fetch(name, weights=True):
         if not os.path.exists(os.path.join(folder, "config.json")):
             raise ValueError("no config.json was found; without a network only files that were "
                              "downloaded earlier can be found")
-        for pattern in WEIGHT_FILES:
-            snapshot_download(name, allow_patterns=pattern)                   # to the same folder
-            if glob.glob(pattern, root_dir=folder):
+        for weight_file in WEIGHT_FILES:
+            snapshot_download(name, allow_patterns=weight_file)               # to the same folder
+            if os.path.exists(os.path.join(folder, weight_file)):
+                if weight_file.endswith(".index.json"):
+                    snapshot_download(name, allow_patterns=SHARDS)
                 return folder
         raise ValueError(f"no {' or '.join(WEIGHT_FILES)} was found; without a network only files "
                          "that were downloaded earlier can be found")

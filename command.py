@@ -93,7 +93,9 @@ def is_about_memory(error):
     other faults, too. So the text of a RuntimeError decides.
     """
     if isinstance(error, RuntimeError):
-        return re.search("out of memory|allocate memory", str(error)) is not None
+        # torch on Windows says "not enough memory".
+        pattern = "out of memory|allocate memory|not enough memory"
+        return re.search(pattern, str(error)) is not None
     return isinstance(error, MemoryError)
 
 

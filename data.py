@@ -51,7 +51,7 @@ if HOME == "~":                     # there is no home folder, as in some contai
     HOME = tempfile.gettempdir()
 CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
-DECIDING_CHARACTERS = 10_000        # so many of its first characters decide about a document
+DECIDING_CHARACTERS = 10_000        # so many first characters decide if a document is held out
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
 
@@ -327,6 +327,8 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     if os.path.exists(config_path) and read_json(config_path) != config:
         raise ValueError(f"{out}: it has another tokenizer_config.json already; choose another "
                          "--out")
+    # The training replaces this vocabulary of one word. It uses the way in which the tokenizer
+    # normalises a text and splits it into words.
     backend = make_wordpiece(["[UNK]"], lowercase)
     trainer = tokenizers.trainers.WordPieceTrainer(
         vocab_size=size, special_tokens=SPECIAL_TOKENS, show_progress=False)
@@ -398,7 +400,8 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
     corpus: a list of files and folders, whose token file is made in the folder `cache` if it is not
         there yet; or a list of one token file (.bin), which is opened; None stands for the
         documentation on this machine
-    ValueError if a token file was made with another tokenizer, or stands beside other files.
+    ValueError if a token file was made with another tokenizer, if `corpus` names other files as
+    well, or if a text_column is given for it.
     """
     if corpus:
         source = first_few(corpus)
@@ -460,12 +463,12 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         num_tokens = num_train + num_valid
         if num_text_tokens == 0:
             raise ValueError(f"{corpus[0]}: there is no text in the corpus")
-        if num_unknown > num_tokens / 2:
+        if num_unknown > num_text_tokens / 2:
             raise ValueError(f"{corpus[0]}: most tokens are [UNK]: the tokenizer in "
                              f"{tokenizer.path} is of another language")
         # All documents may be on one side by chance if they are few, or if all begin alike.
         if num_train == 0 or num_valid == 0:
-            num_valid = num_tokens // HOLD_OUT_ONE_IN
+            num_valid = max(1, num_tokens // HOLD_OUT_ONE_IN)
             num_train = num_tokens - num_valid
             print(f"{first_few(corpus)}: there are too few different documents to hold out one in "
                   f"{HOLD_OUT_ONE_IN}: the last {num_valid} tokens are held out instead",
@@ -473,20 +476,30 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         file.flush()                                     # hash_file reads it from the disk
         description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
-        # The tokens and their description are two files, and the program may be killed between the
-        # two. Tokens beside a wrong description would be used unnoticed. So the order is:
-        # 1. The old tokens are removed. 2. The new description is written. 3. The new tokens get
-        # their name, at the end of this with block. If the program is killed before step 3, the
-        # next call finds no tokens and makes them again.
-        # fsync writes the new tokens to the disk. This takes long, so it is done before step 1.
+        # fsync writes the new tokens to the disk, which takes long. replace_file does it, too, but
+        # only after write_description has removed the old tokens. Because it is done here first,
+        # the time without tokens is short.
         os.fsync(file.fileno())
-        # The same tokens may be there by now, from another process, which may be reading them. Then
-        # they stay. If the tokens or their description are missing, there is nothing to remove.
-        with suppress(FileNotFoundError):
-            if read_json(f"{out}.json").get("made_from") != made_from:
-                os.remove(out)
-        write_json(f"{out}.json", description, shared=True)
+        write_description(out, description)
     return TokenFile(out)
+
+
+def write_description(out, description):
+    """Write the description of new tokens, which get the name `out` after this call.
+
+    The program may be killed at any moment, and tokens beside the description of other tokens
+    would be used unnoticed. So the files are replaced in this order:
+    1. The old tokens are removed.
+    2. The new description is written.
+    3. replace_file gives the new tokens their name, when the with block in tokenise ends.
+    If the program is killed before step 3, the next call finds no tokens and makes them again.
+    """
+    # Another process may have made the same tokens by now, and may be reading them. These stay.
+    # A FileNotFoundError means that there are no old tokens, or that they have no description.
+    with suppress(FileNotFoundError):
+        if read_json(f"{out}.json").get("made_from") != description["made_from"]:
+            os.remove(out)
+    write_json(f"{out}.json", description, shared=True)
 
 
 def check_token_file_name(out):
@@ -501,10 +514,11 @@ def check_token_file_name(out):
 
 
 def write_tokens(file, lines, tokenizer, dtype):
-    """Tokenise lines and write the token numbers, first of the documents to train on.
+    """Tokenise lines and write the token numbers: those to train on, then those held out.
 
-    lines: those of read_corpus. Returns four counts of tokens: to train on; held out; unknown (in
-    both parts); and all except the [SEP] that end documents.
+    lines: as read_corpus yields them. An empty line ends a document and becomes [SEP].
+    Returns four numbers of tokens: to train on, held out, [UNK] in both parts together, and in both
+    parts together without the [SEP] at the ends of documents.
     """
     num_train = 0
     num_valid = 0
@@ -540,9 +554,12 @@ def mark_held_out(lines):
     """Yield (line, whether its document is held out) for the lines of read_corpus. Empty lines
     before a document are left out.
 
-    The first DECIDING_CHARACTERS of a document decide, line ends left out. Its first line alone
-    would not do, because all documents of a corpus may begin with the same line.
+    Whether a document is held out depends on a hash of its first DECIDING_CHARACTERS characters
+    without line ends. A hash of its first line would not be enough, because all documents of a
+    corpus may begin with the same line.
     """
+    # beginning_of_document and the inner loop below take lines from the same iterator. So each goes
+    # on where the other one stopped.
     lines = iter(lines)
     while True:
         beginning = beginning_of_document(lines)
@@ -732,9 +749,9 @@ def replace_unreadable(line, counts):
 def check_encoding(path, num_characters, counts):
     """Raise ValueError if so much of a file cannot be read that it must be in another encoding.
 
-    A few are taken for damage: up to ten bytes that are not UTF-8, or one in a thousand characters
-    if that is more, and up to ten NULs, or one in four characters. A text in Latin-1 has more of
-    these bytes; in UTF-16 about every second character is a NUL.
+    A few are taken for damage. The limit for bytes that are not UTF-8 is ten, or one in a thousand
+    characters if that is more. A text in Latin-1 usually has more. The limit for NULs is ten, or
+    one in four characters if that is more. In UTF-16 about every second character is a NUL.
     """
     has_many_undecoded = counts["undecoded"] > max(10, num_characters / 1000)
     has_many_nuls = counts["NULs"] > max(10, num_characters / 4)
@@ -772,9 +789,9 @@ def pieces_of_lines(stream, longest):
 def lines_of_jsonl(path, stream, text_column, counts):
     """Yield the lines of the documents in a .jsonl, and an empty one after each.
 
-    counts: see replace_unreadable. Its "escapes" counts the NULs and half characters that were
-    written as an escape, such as \\ud800. They are replaced here: they say nothing about the
-    encoding.
+    counts: see replace_unreadable. A NUL or half a character may also be written as an escape, such
+    as \\ud800. An escape is no sign of another encoding, so check_encoding must not count it. It is
+    replaced here, before replace_unreadable sees it, and counted in "escapes".
     """
     number = 0
     while True:
@@ -784,11 +801,12 @@ def lines_of_jsonl(path, stream, text_column, counts):
             return
         number += 1
         if row.strip():
-            kind = f"a JSON object with a text {text_column!r} of at most {LONGEST_ROW} characters"
+            kind = f"a JSON object of at most {LONGEST_ROW} characters with a text {text_column!r}"
             with parsing(f"{path}:{number}", kind):
                 document = document_of_row(row, text_column)
             # json.loads turns the escapes \u0000 and \ud800 into a NUL and half a character. If the
             # row itself has neither of these characters, those in the document come from escapes.
+            # If the row has some, they cannot be told apart: replace_unreadable replaces them all.
             if "\\u" in row and not NUL_OR_SURROGATE.search(row):
                 document, num_escapes = NUL_OR_SURROGATE.subn("\ufffd", document)
                 counts["escapes"] += num_escapes

@@ -10,7 +10,7 @@
         --corpus wiki/
         This does the same on eight GPUs.
     python distill.py --teacher none --tokenizer DIR --num-hidden-groups 6 \\
-        --hidden-size 384 --embedding-size 384
+        --hidden-size 384 --embedding-size 384 --recipe full --lr 1e-3
         This pre-trains a BERT: it learns from masked words alone and shares nothing.
 
 The student learns to predict masked words and to imitate the teacher: its
@@ -129,13 +129,14 @@ def mlm_loss(logits, labels):
 def teacher_layer_number(r, num_recursions, num_layers):
     """Return the number of the teacher's layer that is as deep as recursion r; both count from 0.
 
-    After recursion r the student has made the share (r + 1) / num_recursions of its recursions. The
-    teacher has applied the same share of its layers after (r + 1) * num_layers / num_recursions of
-    them; if this is not a whole number, it is rounded up. With 6 recursions and 12 layers,
-    recursion 0 belongs to layer 1 and recursion 5 to layer 11. The corrections of the recursion
-    start from this layer. The recursion also learns from it, if match_layers pairs them.
+    After recursion r the student has made r + 1 of its num_recursions recursions. The teacher is as
+    deep when it has applied (r + 1) * num_layers / num_recursions layers, rounded up. The number of
+    the last one of these is returned. With 6 recursions and 12 layers, recursion 0 belongs to layer
+    1 and recursion 5 to layer 11. start_corrections starts the correction of the recursion from
+    this layer. If match_layers pairs the two, the recursion also learns from it.
     """
-    return math.ceil((r + 1) * num_layers / num_recursions) - 1
+    num_applied = math.ceil((r + 1) * num_layers / num_recursions)
+    return num_applied - 1                               # counted from 0
 
 
 def can_match_layers(num_recursions, num_layers):
@@ -155,8 +156,8 @@ def match_layers(num_recursions, num_layers):
     if not can_match_layers(num_recursions, num_layers):
         divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
         raise ValueError(f"{num_recursions} recursions cannot be spread evenly over the "
-                         f"teacher's {num_layers} layers; possible numbers are {divisors} and "
-                         f"multiples of {num_layers}")
+                         f"teacher's {num_layers} layers; possible numbers (--num-hidden-layers) "
+                         f"are {divisors} and multiples of {num_layers}")
     pairs = []
     for r in range(num_recursions):
         # If there is a remainder, recursion r ends between two of the teacher's layers, and there
@@ -222,7 +223,7 @@ class Distillation:
             self.layers_with_map = [layer for _, layer in self.pairs]
         self.compute = self.compute_losses
         self.compute_as_graph = None                     # the same, as a CUDA graph
-        self.places_of_graph = None                      # how many masked places the graph is for
+        self.num_places_of_graph = None                  # how many masked places the graph is for
         if compile_losses:
             self.compute = torch.compile(self.compute_losses)
         if compile_losses and cuda_graphs:
@@ -241,7 +242,7 @@ class Distillation:
         ids (b, T): the masked text
         positions (m,): the masked places, indices into the flattened ids
         labels (m,): the true tokens there
-        depths (m,): after how many recursions the elastic loss looks at each masked place
+        depths (m,): the elastic loss takes the state of each masked place after so many recursions
         num_masked: M, the number of masked places in the whole batch
         """
         hidden, attention = self.student(ids, maps=self.recursions_with_map)
@@ -251,6 +252,9 @@ class Distillation:
         if self.needs_teacher:
             # The teacher's parameters are frozen, so no gradient is computed for it.
             teacher_hidden, teacher_attention = self.teacher(ids, maps=self.layers_with_map)
+        if "output" in self.loss_weights or "elastic" in self.loss_weights:
+            teacher_states = teacher_hidden[-1].flatten(0, 1)[positions]      # (m, C)
+            teacher_logits = self.teacher.predict(teacher_states)             # (m, V)
 
         losses = {}
         if "mlm" in self.loss_weights:
@@ -265,9 +269,6 @@ class Distillation:
             total = sum(hidden_loss(hidden[r + 1], teacher_hidden[layer + 1])
                         for r, layer in self.pairs)
             losses["hidden"] = total / self.tokens_per_step
-        if "output" in self.loss_weights or "elastic" in self.loss_weights:
-            teacher_states = teacher_hidden[-1].flatten(0, 1)[positions]      # (m, C)
-            teacher_logits = self.teacher.predict(teacher_states)             # (m, V)
         if "output" in self.loss_weights:
             divergence = output_loss(logits, teacher_logits, self.temperature)
             losses["output"] = divergence / num_masked
@@ -291,8 +292,9 @@ class Distillation:
         T = self.batches.T
         device = device_of(self.student)
         for begin, end in self.micro_batch_bounds:
-            # positions counts the places of the whole batch, row after row. Those in the rows from
-            # begin to end - 1 belong to this micro-batch, where counting starts with row begin.
+            # positions are indices into the flattened ids of the whole batch, in which row i begins
+            # at index i * T. The micro-batch has the rows from begin to end - 1. Its own flattened
+            # ids begin with row begin, so first_place is subtracted from its positions.
             first_place = begin * T
             end_place = end * T
             inside = (first_place <= positions) & (positions < end_place)
@@ -308,26 +310,29 @@ class Distillation:
     def choose_function(self, num_places):
         """Return the function that computes the losses of a micro-batch with so many masked places.
 
-        A CUDA graph is for one number of places, that of the first batch. mask_tokens says which
-        batches have another one; these few are computed without a graph.
+        The shapes of all tensors in a CUDA graph are fixed, so it is for one number of places: that
+        of the first batch. Nearly all batches have the same number, because the same number of
+        tokens is masked in each sequence. Only a sequence in which most tokens are special, such as
+        [UNK], can have fewer. A batch with such a sequence is computed without the graph.
         """
         if self.compute_as_graph is None:
             return self.compute
-        if self.places_of_graph is None:                 # this is the first batch
-            self.places_of_graph = num_places
-        if num_places == self.places_of_graph:
+        if self.num_places_of_graph is None:             # this is the first batch
+            self.num_places_of_graph = num_places
+        if num_places == self.num_places_of_graph:
             return self.compute_as_graph
         return self.compute
 
     def draw_depths(self, step, num_masked):
-        """Draw for each masked place the number of recursions after which the elastic loss looks at
-        it -> (M,).
+        """Draw a depth for each masked place -> (M,). The elastic loss takes the hidden state of
+        the place after so many recursions.
 
-        The numbers are from 1 to R - 1. Like the batch they depend on the seed and the step alone.
-        If R is 1, there is no elastic loss, and all are 1.
+        A depth is from 1 to R - 1. Like the batch, the depths depend on the seed and the step
+        alone. If R is 1, there is no elastic loss, and all depths are 1.
         """
         R = self.student.config.num_hidden_layers
-        # Orders, masks and depths have a 1, a 2 and a 3 in their seeds, so that they differ.
+        # In MaskedBatches the middle number of a seed is 1 for orders and 2 for masks. With 3 the
+        # depths get other random numbers than these.
         rng = np.random.default_rng([self.batches.seed, 3, step])
         return rng.integers(1, max(2, R), size=num_masked)
 
@@ -416,16 +421,18 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     student_embeddings.position.weight.copy_(teacher_embeddings.position.weight @ basis)
     student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
 
-    # Fit the projection. Its input is the LayerNorm of vectors @ basis, because the student's
-    # tables are the teacher's times basis. This LayerNorm is new: its weight is 1 and its bias 0.
-    narrow = student_embeddings.norm(vectors @ basis)    # (N, E)
-    # A further column, which is 1 everywhere, is multiplied by the last row of the solution. So
-    # this row is the bias.
-    narrow = F.pad(narrow, (0, 1), value=1.0)            # (N, E + 1)
-    wanted = teacher_embeddings(ids).flatten(0, 1)       # (N, C)
-    # The outputs of such a LayerNorm sum to 0 in each row, so narrow does not have full rank. The
-    # driver gelsd allows that. It exists on the CPU alone, where both models still are.
-    solution = torch.linalg.lstsq(narrow, wanted, driver="gelsd").solution    # (E + 1, C)
+    # Fit the projection. Each table of the student is now the teacher's table times basis. So in
+    # the student word + position + segment is vectors @ basis, and the LayerNorm of this is the
+    # input of the projection. Its output should be near to that of the teacher's Embeddings.
+    narrow = student_embeddings.norm(vectors @ basis)    # (N, E), the input
+    wanted = teacher_embeddings(ids).flatten(0, 1)       # (N, C), the output
+    # lstsq fits a matrix but no bias. So the input gets one more column, in which each number is 1.
+    # The row of the solution that belongs to this column is the bias.
+    narrow_and_one = F.pad(narrow, (0, 1), value=1.0)    # (N, E + 1)
+    # The student's LayerNorm still has weight 1 and bias 0, so each row of narrow sums to 0. Its
+    # columns are therefore linearly dependent: narrow does not have full rank. The driver gelsd
+    # allows that. It exists on the CPU alone, where both models still are.
+    solution = torch.linalg.lstsq(narrow_and_one, wanted, driver="gelsd").solution    # (E + 1, C)
     student_embeddings.project.weight.copy_(solution[:-1].T)                  # nn.Linear: (C, E)
     student_embeddings.project.bias.copy_(solution[-1])
 
@@ -575,11 +582,14 @@ def begin_or_resume(model, options, settings, processes):
             raise ValueError(f"--resume: {path} is missing, so the run in {options.out} cannot go "
                              "on; --overwrite starts anew and loses its model")
         elif os.path.exists(os.path.join(options.out, "log.jsonl")):
-            # The run was killed before its first checkpoint. run_folder has compared all settings
-            # but the corpus of distill.py, which is compared here. (A subfolder of finetune.py has
-            # no run.json, and nothing is left to compare.)
+            # The run was killed before its first checkpoint. Its settings are in run.json. In
+            # distill.py run_folder has compared them with ours before the corpus was read. Now our
+            # settings contain a hash of the corpus, too, so they are compared again. In finetune.py
+            # options.out is a subfolder that has no run.json. There saved_settings is empty, and
+            # check_settings compares nothing.
             run_path = os.path.join(options.out, RUN_FILE)
-            check_settings(run_path, read_run(options.out).get("settings", {}), settings)
+            saved_settings = read_run(options.out).get("settings", {})
+            check_settings(run_path, saved_settings, settings)
             print(f"--resume: the run in {options.out} has no checkpoint yet, so it starts at step "
                   "1")
     step_tensor = torch.tensor(first_step, device=processes.device)
@@ -604,10 +614,11 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
     A run that was stopped or killed and then resumed ends like one that was not; on a CPU the two
     are bit for bit equal.
 
-    After SIGINT or SIGTERM a single process finishes its step, saves it and ends the program.
-    Several processes must stop after the same step, so they go on to the next one that logs or
-    saves. train() returns the list of the signals that came too late to stop it before the last
-    step, usually none.
+    After SIGINT or SIGTERM a single process finishes its step, writes a checkpoint and ends the
+    program. Several processes must stop after the same step. So they do this after the next step
+    that logs or saves (see must_stop). If that step is the last one, the run is finished anyway,
+    and train() does not end the program. It returns the list of the signals that this process has
+    received, which is usually empty.
     """
     first_step = run_state.first_step
     is_main = processes.rank == 0
@@ -889,12 +900,12 @@ def explaining_failures(batch_size, micro_batch_size, length):
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # Errors of torch.compile are of this class, which is a kind of RuntimeError. The usual
-        # reason is that the machine has no C++ compiler.
-        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
-            raise ValueError(f"torch.compile failed: {one_line(error):.300}; --no-compile does "
-                             "without it") from error
         if not is_about_memory(error):
+            # If torch.compile fails, it raises a TorchDynamoException, which is a kind of
+            # RuntimeError. The usual reason is that the machine has no C++ compiler.
+            if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                raise ValueError(f"torch.compile failed: {one_line(error):.300}; --no-compile does "
+                                 "without it") from error
             raise
         raise ValueError(f"there is not enough memory for a batch of {batch_size} sequences of "
                          f"{length} tokens with --micro-batch-size {micro_batch_size} (0: all at "
@@ -1215,9 +1226,8 @@ def add_loss_flags(parser):
     """Add the flags of distill.py about the losses."""
     group = parser.add_argument_group(
         "losses", "The loss is the sum of these, each times its weight; 0 leaves one out.\n"
-        "Without a teacher only mlm is possible. If the teacher has no MLM head, there is\n"
-        "nothing for the student's head to start or to learn from: mlm, output and elastic\n"
-        "are left out.")
+        "Without a teacher only mlm is possible. If the teacher has no MLM head, output and\n"
+        "elastic are left out, and mlm, too, unless --student names the student.")
     help_texts = {
         "mlm": "cross-entropy with the masked words (default: 1)",
         "attention": "KL divergence of the attention maps from the teacher's (default: 3)",
@@ -1324,12 +1334,15 @@ def arguments(argv):
     check_flags(args, given)
     if args.recipe is None:
         args.recipe = "quick"
-        is_own_teacher = args.teacher not in (None, "none")
-        if is_own_teacher and os.path.realpath(args.teacher) == os.path.realpath(EMBEDDED_TEACHER):
-            is_own_teacher = False
+        # The embedded teacher has the recipe quick, also if its folder is given with --teacher.
+        has_other_teacher = args.teacher not in (None, "none")
+        if has_other_teacher:
+            if os.path.realpath(args.teacher) == os.path.realpath(EMBEDDED_TEACHER):
+                has_other_teacher = False
         has_gpu = args.device != "cpu" and torch.cuda.is_available()
-        # --evaluate takes nothing but its length from a recipe, and that is the same everywhere.
-        if is_own_teacher and has_gpu and not args.evaluate:
+        # --evaluate takes only the length from a recipe. It always gets that of quick, because
+        # accuracies can be compared only if they are measured at the same length.
+        if has_other_teacher and has_gpu and not args.evaluate:
             args.recipe = "full"
     if args.elastic is None and args.output_weight == 0:
         args.elastic = 0.0          # only the flag --elastic gives an elastic loss without output
@@ -1593,7 +1606,9 @@ def choose_losses(args, teacher, num_recursions, given=()):
     if teacher is None:
         possible = {"mlm"}
     elif teacher.head is None:
-        possible -= {"mlm", "output"}
+        possible -= {"output"}
+        if args.student is None:                         # no model brings a head that has learned
+            possible -= {"mlm"}
     loss_weights = {}
     for name in LOSS_WEIGHTS:
         weight = getattr(args, f"{name}_weight")
@@ -1684,8 +1699,9 @@ def check_models(args, teacher, student, tokenizer, loss_weights):
     if teacher is None:
         return
     starts_as_teacher = args.init == "teacher"
-    # Some sizes must be equal for a loss and also for --init teacher. Where both need them, the
-    # error must advise against both: "--attention-weight 0 --init random".
+    # check_same raises an error that names flags with which a size may differ, such as
+    # "--attention-weight 0". With --init teacher that is not enough, because copying the teacher's
+    # weights needs equal sizes, too. Then " --init random" is added to these flags.
     init_remedy = ""
     if starts_as_teacher:
         init_remedy = " --init random"
@@ -1712,8 +1728,8 @@ def check_models(args, teacher, student, tokenizer, loss_weights):
         factorises = student.config.embedding_size < teacher.config.embedding_size
         if factorises and student.embeddings.project is None:
             raise ValueError(f"--embedding-size {student.config.embedding_size}: this is the "
-                             "student's hidden_size, so it has no projection that narrows the "
-                             "teacher's embeddings; use --init random")
+                             "student's hidden_size, so it has no projection, and the teacher's "
+                             "embeddings cannot be factorised; use --init random")
 
 
 def check_sizes(models, tokenizer, length):
@@ -1816,6 +1832,8 @@ def print_samples(models, tokenizer, valid_batches, bf16):
         print(printable(f"{before} [MASK] {after}   ({words[place]})"))
         ids[place] = tokenizer.mask_id
         for name, model in models.items():
+            if model.head is None:                       # a teacher may have none
+                continue
             model.eval()
             device = device_of(model)
             with autocast(device, bf16):

@@ -54,10 +54,10 @@ from distill import (LOSS_WEIGHTS, TrainingOptions, add_run_flags, allow_only, a
                      output_loss, own_folder, refuse_flags, resume_settings, set_up_processes,
                      split_batch, to_device, train, uses_bf16, whole_number)
 from minialbert import MiniALBERT, merge_corrections
-from tasks import (GLUE, KINDS, WORD_PATTERN, Example, Task, check_labels, check_usable,
-                   detailed_scores, download_glue, entities, hold_out_a_tenth, kind_of_task,
-                   lines_of, majority, make_task, read_code_task, read_glue, read_own_files,
-                   read_squad, score, write_predictions)
+from tasks import (GLUE, KINDS, Example, Task, check_labels, check_usable, detailed_scores,
+                   download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of, majority,
+                   make_task, read_code_task, read_glue, read_own_files, read_squad, score,
+                   split_words, write_predictions)
 
 
 # ---- The model --------------------------------------------------------------------------
@@ -219,12 +219,18 @@ def text_feature(task, example_number, example, prefix, encoding, tokenizer, lab
 def windows(num_tokens, room, overlap=0):
     """List (begin, end) of the windows that cover a text, each of at most `room` tokens.
 
-    Each begins room - overlap tokens after the one before it. No window but the first begins in the
-    last `overlap` tokens: the window before it already has all of these. For example,
-    windows(10, 4, overlap=1) is [(0, 4), (3, 7), (6, 10)].
+    Neighbouring windows share `overlap` tokens, fewer than `room`. The last window is the first one
+    that reaches the end of the text. A text without tokens has one window, which is empty. For
+    example, windows(10, 4, overlap=1) is [(0, 4), (3, 7), (6, 10)].
     """
-    begins = range(0, max(1, num_tokens - overlap), room - overlap)
-    return [(begin, min(begin + room, num_tokens)) for begin in begins]
+    begin = 0
+    end = min(room, num_tokens)
+    found = [(begin, end)]
+    while end < num_tokens:
+        begin += room - overlap
+        end = min(begin + room, num_tokens)
+        found.append((begin, end))
+    return found
 
 
 def tagging_features(task, example_number, example, prefix, encoding, tokenizer, label_numbers):
@@ -348,9 +354,10 @@ def check_positions(features):
 class TaskLoss:
     """The losses of a batch of a task. train() uses it as it uses distill.Distillation.
 
-    task: cross-entropy, in regression squared error, averaged over the labelled positions
-    distill: the distance from a fine-tuned teacher's outputs there: KL divergence, in regression
-        squared error
+    task: cross-entropy, in regression squared error, averaged over the labels; in qa each sequence
+        has two, the positions where the answer begins and ends
+    distill: the distance from a fine-tuned teacher's outputs for the same labels, averaged over
+        them, too: KL divergence, in regression squared error
     hidden: 1 - cosine of the hidden states and the teacher's, as in distill.py, averaged over the
         tokens and summed over the matched layers. TinyBERT (arXiv 1909.10351) matches hidden states
         in tasks, too, but by a squared error
@@ -434,12 +441,14 @@ class TaskLoss:
         if self.task.kind == "regression":
             # This is done before the numbers become float32, which has seven digits only.
             labels = (labels - self.task.mean) / self.task.sd
-        # These count the whole batch, with the rows of other processes.
+        # These count the whole batch, with the rows of other processes. In tagging a batch has no
+        # label if no word begins in its windows. Then the sums over labels are 0, divided by 1.
         num_labels = max(1, np.count_nonzero(~np.isnan(labels)))
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            # is_counted marks the tokens that the hidden loss counts.
+            # In these rows is_counted marks the tokens that the hidden loss counts, and is_labelled
+            # the places of labels, which the other losses count.
             if begin < len(ids):
                 rows = slice(begin, end)
                 is_counted = mask[rows]
@@ -503,11 +512,12 @@ class TaskLoss:
 
 
 def logits_of_labels(logits, label_indices, is_qa):
-    """Return, for each of the N labels, the logits among which its own should be the highest.
+    """Select the logits from which each of the N labels is predicted.
 
-    Usually these are the n outputs at the label's token -> (N, n); in regression it is one number.
-    In qa a label is the position where the answer begins or ends, so these are the T begin logits
-    or the T end logits of its sequence -> (N, T).
+    In classification and tagging they are the n outputs at the label's token -> (N, n). In
+    regression n is 1. In qa a label is the position where the answer begins or ends, and all T
+    positions of its sequence compete. So there they are its T begin logits or its T end logits
+    -> (N, T).
 
     logits (B, T, n)
     label_indices (N,): where the labels stand in the flattened labels (B, T), in qa (B, 2)
@@ -596,6 +606,9 @@ def predict_logits(model, features, batch_size=64):
 
 def decode(task, examples, features, logits):
     """Turn logits into predictions: for each example (prediction, {label: probability}).
+
+    logits: what predict_logits returns: for each Feature its rows (positions, n). In classification
+        and regression each example has one Feature, whose only row is that of [CLS]
 
     A prediction is a label, a number, a list of tags, or the text of an answer. Only labels have
     probabilities; for the others the dict is empty.
@@ -713,8 +726,9 @@ def load_task(path):
 def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     """Load the encoder in a folder, without its masked-language-model head.
 
-    mode: "random" ignores the saved weights and starts from random ones; "adapters" adds adapters
-    if the encoder has neither adapters nor corrections
+    mode: what will be trained, see fine_tune. "random" ignores the saved weights and starts from
+    random ones. "adapters" adds adapters if the encoder has neither adapters nor corrections. "all"
+    and "head" load the encoder as it was saved
     sample: (ids, mask, segments), three arrays (B, T), to which new adapters are fitted
     recursions: the number of recursions to use, counted from the first; None: all
     dropout: the probability of dropout in the training
@@ -1110,6 +1124,8 @@ def arguments(argv):
         args.text = ["text"]
     if len(args.text) > 2 or len(set(args.text)) < len(args.text):
         raise ValueError("--text: give one column or two different ones")
+    if args.label in args.text:
+        raise ValueError(f"--text and --label: {args.label!r} cannot be both")
     if args.lr is not None:
         names = [f"{lr:g}" for lr in args.lr]            # as in the names of the runs' folders
         if len(set(names)) < len(names):
@@ -1462,8 +1478,9 @@ def choose_hidden_weight(flag, mode, teacher, config):
     None. It is 0 without a teacher and where only the head is trained.
 
     teacher: a Classifier or None; config: the Config of the model that is trained
-    If the hidden states cannot be compared, a flag above 0 is a ValueError. Without a flag a line
-    says so, and the weight is 0.
+    The hidden states can be compared if both models have the same width and one of the two numbers
+    of layers divides the other. If they cannot, a flag above 0 is a ValueError. Without a flag the
+    weight is then 0, and the reason is printed.
     """
     if teacher is None or mode == "head" or flag == 0:
         return 0.0
@@ -1475,9 +1492,9 @@ def choose_hidden_weight(flag, mode, teacher, config):
     elif not can_match_layers(config.num_hidden_layers, teacher_config.num_hidden_layers):
         obstacle = (f"the teacher has {teacher_config.num_hidden_layers} layers, the model "
                     f"{config.num_hidden_layers} recursions")
-    if obstacle is None and flag is None:
-        return LOSS_WEIGHTS["hidden"]
     if obstacle is None:
+        if flag is None:
+            return LOSS_WEIGHTS["hidden"]
         return flag
     if flag is not None:
         raise ValueError(f"--hidden-weight {flag:g}: the hidden states cannot be compared: "
@@ -1532,8 +1549,9 @@ def load_fine_tuned(args):
     check_vocabulary(tokenizer, model.encoder.config)
     check_segments(args.model, model.encoder.config, task)
     if model.encoder.config.correction_rank > 0 and not bf16:
-        # The corrections are added to the matrices once, here, and not again in each batch. This is
-        # not done in bfloat16, because the training has rounded the sums in another way.
+        # The corrections are added to the matrices once, here, and not again in each batch. In
+        # bfloat16 this would change the results. There a model that is not merged rounds the
+        # product of up and down before it is added. A merged one would round only the sum.
         model.encoder = merge_corrections(model.encoder)
     return model.to(device), task, tokenizer, bf16
 
@@ -1668,7 +1686,7 @@ def example_of_line(line, task, location="the text"):
         raise ValueError(f"{location} {line!r:.60}: this model needs one text, without a tab")
     text = texts[0]
     if task.kind == "tagging":
-        text = WORD_PATTERN.findall(text)
+        text = split_words(text)
     second_text = None
     if task.pair:
         second_text = texts[1]

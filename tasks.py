@@ -15,6 +15,7 @@ import re
 import shutil
 import string
 import tempfile
+import unicodedata
 import urllib.request
 import zipfile
 import zlib
@@ -84,14 +85,15 @@ class Task:
         for metric in self.metrics:
             if not isinstance(metric, str):
                 raise ValueError(f"metrics has {metric!r:.60}, which cannot be a metric")
-        if self.length < 8 or self.stride < 1:
-            raise ValueError(f"length {self.length} is below 8, or stride {self.stride} below 1")
-        # Both of these are False for nan, too.
-        mean_is_valid = -LARGEST_NUMBER < self.mean < LARGEST_NUMBER
-        sd_is_valid = 0 < self.sd < LARGEST_NUMBER
-        if not mean_is_valid or not sd_is_valid:
-            raise ValueError(f"mean {self.mean} and sd {self.sd} must be smaller than "
-                             f"{LARGEST_NUMBER:g} in size, and sd above 0")
+        if self.length < 8:
+            raise ValueError(f"length {self.length} is below 8")
+        if self.stride < 1:
+            raise ValueError(f"stride {self.stride} is below 1")
+        # The comparisons are False for nan, too.
+        if not -LARGEST_NUMBER < self.mean < LARGEST_NUMBER:
+            raise ValueError(f"mean is {self.mean}, which is not below {LARGEST_NUMBER:g} in size")
+        if not 0 < self.sd < LARGEST_NUMBER:
+            raise ValueError(f"sd is {self.sd}, which is not above 0 and below {LARGEST_NUMBER:g}")
         if self.kind == "qa" and not self.pair:
             raise ValueError("pair must be true for qa: each example has a question and a context")
 
@@ -170,8 +172,8 @@ def score(task, examples, guesses):
 def detailed_scores(task, examples, guesses):
     """Score each class, or each type of entity, by itself: {name: {metric: value}}.
 
-    The metrics are those of scores_by_name. The result is {} for regression and qa, and if the
-    examples have no labels.
+    The metrics are precision, recall, f1, and count: how many true labels, or true entities, have
+    this name. The result is {} for regression and qa, and if the examples have no labels.
     """
     gold = [example.label for example in examples]
     if gold[0] is None or task.kind not in ("classification", "tagging"):
@@ -289,8 +291,13 @@ def entity_scores(gold, guesses):
 
 
 def item_scores(gold_items, guessed_items):
-    """Compute precision, recall and F1 of a set of guessed items. Where a fraction would have the
-    denominator 0, it is 0."""
+    """Compute precision, recall and F1 of a set of guessed items.
+
+        precision = correct / guessed        recall = correct / gold
+        F1 = 2 precision recall / (precision + recall) = 2 correct / (gold + guessed)
+
+    Each word stands for a number of items. Where a denominator is 0, the fraction counts as 0.
+    """
     num_correct = len(gold_items & guessed_items)
     return {"precision": num_correct / max(1, len(guessed_items)),
             "recall": num_correct / max(1, len(gold_items)),
@@ -357,9 +364,10 @@ def normal_words(answer):
 
 
 def word_f1(gold_words, guess_words):
-    """Compute the F1 of the words of a guessed answer against those of a right one."""
+    """Compute the F1 of the words of a guessed answer against those of a right one; for the formula
+    see item_scores. A word that occurs twice in both counts twice."""
     if not gold_words or not guess_words:
-        return float(gold_words == guess_words)
+        return float(gold_words == guess_words)          # 1 if both have no words, else 0
     shared = Counter(gold_words) & Counter(guess_words)
     return 2 * sum(shared.values()) / (len(gold_words) + len(guess_words))
 
@@ -661,8 +669,8 @@ def squad_example(path, question, context, needs_answers):
     """Make the Example of a question. ValueError if an answer has no words or is not at its offset,
     or if a field is missing or of a wrong type."""
     question_id = field_of(question, "id", str)
-    is_impossible = False
-    if question.get("is_impossible") is not None:        # a field of SQuAD v2.0
+    is_impossible = None                                 # SQuAD v1.1 does not have this field
+    if question.get("is_impossible") is not None:
         is_impossible = field_of(question, "is_impossible", bool)
     if is_impossible:
         answers = []
@@ -680,7 +688,8 @@ def squad_example(path, question, context, needs_answers):
                 raise ValueError(f"the answer {text!r:.40} of question {question_id!r:.60} is "
                                  f"not at its offset {start} in the context")
             answers.append((start, text))
-        if needs_answers and not answers and question.get("is_impossible") is False:
+        # If the field is missing, an empty list means that the question has no answer.
+        if needs_answers and not answers and is_impossible is False:
             raise ValueError(f"question {question_id!r:.60} has no answer, but is_impossible is "
                              "false")
     return Example(field_of(question, "question", str), context, answers, question_id, path)
@@ -800,6 +809,28 @@ def download(url):
 WORD_PATTERN = re.compile(r"\w+(?:\.\w+)*|[^\w\s]")
 
 
+def split_words(text):
+    """Split a text that is to be tagged into words and punctuation characters, as WORD_PATTERN
+    does, but leave marks such as accents and vowel signs inside their words.
+
+    These characters, Unicode's categories M, are no part of a word to the module re.
+    """
+    words = []
+    end = 0                                              # where the last match ended
+    after_mark = False                                   # whether it was a mark
+    for match in WORD_PATTERN.finditer(text):
+        found = match[0]
+        is_mark = unicodedata.category(found[0]).startswith("M")
+        is_adjacent = words and match.start() == end
+        if is_adjacent and (is_mark or (after_mark and re.match(r"\w", found))):
+            words[-1] += found
+        else:
+            words.append(found)
+        end = match.end()
+        after_mark = is_mark
+    return words
+
+
 def read_code_task(path):
     """Read {split: examples} of the built-in task "code": which words were marked as code?
 
@@ -885,16 +916,18 @@ def hold_out_a_tenth(examples, by_context=False, remedy="give --dev FILE"):
     ValueError if no example can be held out.
     """
     def sort_key(example):
-        hashed = (example.text, example.second_text)
         if by_context:
-            hashed = example.second_text
-        text_hash = zlib.crc32(repr(hashed).encode())
-        # Where hashes are equal, the first text and the label decide.
+            to_hash = example.second_text
+        else:
+            to_hash = (example.text, example.second_text)
+        text_hash = zlib.crc32(repr(to_hash).encode())
+        # With by_context all questions about a context have the same hash. Among them the question
+        # and its label decide, and not the order in the file.
         return text_hash, repr((example.text, example.label))
 
     if len(examples) < 2:
-        message = (f"{examples[0].location}: this is the only example, so none can be held out; "
-                   f"{remedy}")
+        message = (f"{examples[0].location}: this is the only example to train on, so none can be "
+                   f"held out; {remedy}")
         if isinstance(examples[0].text, list):
             message += "; in a file of tags an empty line ends each sentence"
         raise ValueError(message)

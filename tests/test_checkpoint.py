@@ -680,6 +680,20 @@ def test_every_missing_and_every_unknown_tensor_is_named(saved):
     assert "'other' of shape [3] is not known" in message
     assert "'encoder.layer.9.surprise' of shape [2] is not known" in message
     assert "more" not in message
+    # What is not known comes first, because it tells more if all names are strange.
+    assert message.index("is not known") < message.index("is missing")
+
+
+def test_the_prefix_of_data_parallel_is_left_out(saved):
+    """torch's DataParallel and DistributedDataParallel put it before all names."""
+    expected = load(saved).state_dict()
+    tensors, metadata = read_safetensors(saved / "model.safetensors")
+    renamed = {f"module.{name}": tensor.clone() for name, tensor in tensors.items()}
+    write_safetensors(renamed, saved / "model.safetensors", metadata)
+    found = load(saved).state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
 
 
 def test_of_many_wrong_tensors_six_are_named_and_all_are_counted(saved):
@@ -807,6 +821,11 @@ def test_a_config_of_a_model_too_large_for_any_machine_is_refused(tmp_path):
 def test_a_wrong_field_of_the_config_is_named(saved, name, value, pattern):
     change_config(saved, **{name: value})
     refusal(saved, pattern)
+
+
+def test_an_albert_that_names_no_activation_has_that_of_transformers(saved):
+    change_config(saved, model_type="albert", hidden_act=REMOVED)
+    refusal(saved, "config.json: .*hidden_act is 'gelu_new'")
 
 
 @pytest.mark.parametrize("factor", ["16", 0, None, 2.5, REMOVED])
@@ -1160,7 +1179,7 @@ def test_a_run_does_not_write_into_a_folder_that_it_reads(tmp_path, name, flags)
 
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("files, flags, message", [
-    (["notes.txt"], {}, "is not empty: --resume goes on with the run in it, --overwrite"),
+    (["notes.txt"], {}, "is not empty, and no run is in it; choose another folder, or say"),
     (["pytorch_model.bin", "config.json"], {}, "is not empty"),
     ([".hidden"], {}, "is not empty"),
     (["notes.txt"], {"resume": True}, "there is no run of {script} in"),
@@ -1767,9 +1786,9 @@ def hub(monkeypatch, folder, files=(), error=None):
 
 @pytest.mark.parametrize("files, asked_for", [
     (["model.safetensors", "pytorch_model.bin"], ["model.safetensors"]),
-    (["model-00001-of-00002.safetensors", "pytorch_model.bin"],
-     ["model.safetensors", "model*.safetensors*"]),
-    (["pytorch_model.bin"], checkpoint.WEIGHT_FILES)])
+    (["model.safetensors.index.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"],
+     ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]),
+    (["model.fp16.safetensors", "pytorch_model.bin"], checkpoint.WEIGHT_FILES)])
 def test_of_the_weights_only_the_first_kind_is_fetched(monkeypatch, tmp_path, files, asked_for):
     (tmp_path / "config.json").write_text("x")
     asked = hub(monkeypatch, tmp_path, files)

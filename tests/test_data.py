@@ -258,7 +258,7 @@ def test_a_line_of_jsonl_that_is_too_long_is_named(tmp_path, monkeypatch):
     fits = json.dumps({"text": "x" * 85})
     too_long = json.dumps({"text": "y" * 99})
     assert "x" * 85 in list(read_corpus([raw(tmp_path / "a.jsonl", fits)]))
-    with pytest.raises(ValueError, match=r"a\.jsonl:2: .*100"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: not a JSON object of at most 100 char"):
         list(read_corpus([raw(tmp_path / "a.jsonl", fits + "\n" + too_long)]))
 
 
@@ -629,7 +629,7 @@ def test_a_corpus_of_which_most_tokens_are_unknown_is_an_error(
         held_out, chunk, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "CHUNK", chunk)
     train_tokens, valid_tokens = naive_tokens([["start 000"] + ["the"] * 50], tokenizer)
-    half = len(train_tokens) + len(valid_tokens)
+    half = len(train_tokens) + len(valid_tokens) - 1     # without the [SEP] of the document
     for name, num_unknown in (("half.txt", half), ("most.txt", half + 1)):
         document = document_of(["the"] * 50 + ["中"] * num_unknown, held_out)
         corpus = [put(tmp_path / name, [document])]
@@ -639,6 +639,20 @@ def test_a_corpus_of_which_most_tokens_are_unknown_is_an_error(
             with pytest.raises(ValueError, match=r"most\.txt: most tokens are \[UNK\]"):
                 tokenise(corpus, tokenizer, str(tmp_path / "b.bin"))
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.bin.json", "half.txt", "most.txt"]
+
+
+def test_the_ends_of_short_documents_do_not_hide_that_all_words_are_unknown(tokenizer, tmp_path):
+    """Half of the tokens of such a corpus are [SEP]."""
+    corpus = [put(tmp_path / "a.txt", [["中"]] * 500)]
+    with pytest.raises(ValueError, match=r"a\.txt: most tokens are \[UNK\]"):
+        tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
+
+
+def test_of_a_few_words_at_least_one_token_is_held_out(tokenizer, tmp_path, capsys):
+    made = tokenise([put(tmp_path / "a.txt", [["the the"]])], tokenizer, str(tmp_path / "a.bin"))
+    assert "the last 1 tokens are held out instead" in capsys.readouterr().err
+    assert len(made.train_tokens) == 2
+    assert list(made.valid_tokens) == [tokenizer.sep_id]
 
 
 def test_a_token_file_may_be_in_the_working_directory(tokenizer, tmp_path, monkeypatch):
@@ -1676,6 +1690,8 @@ def test_an_error_shows_what_a_terminal_would_obey_and_is_not_long(capsys):
     (MemoryError(), ""),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried"),
      ": DefaultCPUAllocator: can't allocate memory: you tried"),
+    (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"),       # on Windows
+     ": DefaultCPUAllocator: not enough memory: you tried"),
 ])
 def test_a_lack_of_memory_is_printed_in_one_line(error, reason, capsys):
     def action():

@@ -2163,6 +2163,16 @@ def test_a_teacher_without_a_head_is_distilled_by_its_maps_and_states_alone(toy,
     assert lines[-1]["hidden"] < lines[0]["hidden"]
 
 
+def test_a_student_keeps_its_head_if_its_teacher_has_none(toy, tmp_path, capsys):
+    more = ["--teacher", toy / "headless", "--student", toy / "teacher"]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    printed = capsys.readouterr().out
+    assert "loss     1 mlm + 3 attention + 3 hidden\n" in printed
+    assert "    student: " in printed and "    teacher: " not in printed         # the guesses
+    assert load(tmp_path / "run").head is not None
+    assert "valid_accuracy" in read_log(tmp_path / "run")[-1]
+
+
 def test_a_bert_with_the_head_of_a_task_is_a_teacher(toy, tmp_path, capsys):
     """So BertForSequenceClassification saves it; what is above the encoder is left out."""
     shutil.copytree(toy / "headless", tmp_path / "tuned")
@@ -2370,7 +2380,7 @@ def test_the_seed_decides_a_fresh_students_values():
 ])
 def test_the_losses_are_those_that_the_flags_want_and_the_teacher_allows(
         has_head, changes, expected):
-    args = argparse.Namespace(elastic=changes.get("elastic", 0.0))
+    args = argparse.Namespace(elastic=changes.get("elastic", 0.0), student=None)
     for name, weight in (LOSS_WEIGHTS | changes).items():
         setattr(args, f"{name}_weight", weight)
     teacher = None

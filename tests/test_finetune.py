@@ -992,6 +992,11 @@ def test_a_line_to_predict_becomes_an_example():
     task = make_task_of_kind("tagging", LABELS["tagging"])
     words = ["see", "os.path", ",", "john", "'", "s", "!"]
     assert example_of_line("see os.path, john's!", task) == (words, None, None, "", "")
+    # Accents and vowel signs that are characters of their own stay in their words.
+    words = ["Gene\u0300ve", ",", "\u0939\u093f\u0928\u094d\u0926\u0940", "!", "a", "b"]
+    line = "Gene\u0300ve, \u0939\u093f\u0928\u094d\u0926\u0940! a b"
+    assert example_of_line(line, task).text == words
+    assert example_of_line("\u0301 a\u0301 b", task).text == ["\u0301", "a\u0301", "b"]
     task = make_task_of_kind("qa")
     with pytest.raises(ValueError, match="^a.txt:7 'who': this model needs two texts"):
         example_of_line("who", task, "a.txt:7")
@@ -2276,6 +2281,7 @@ def test_bad_input_is_one_line_with_file_and_line(name, tmp_path, model, capsys)
     (["--adapters-only", "--freeze"], "not allowed with"),
     (["--text", "a", "b", "c"], "--text: give one column or two different ones"),
     (["--text", "a", "a"], "--text: give one column or two different ones"),
+    (["--text", "a", "label"], "--text and --label: 'label' cannot be both"),
     (["--lr", "x"], "--lr"),
     (["--length", "49"], "--length: 49 is not from 8 to 48"),
     (["--model", "no/such/model"], "no/such/model"),

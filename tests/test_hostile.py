@@ -597,7 +597,8 @@ def write_tables(folder, noise):
     rows = "".join(f"w{i} w2\t{'ab'[i % 2]}\n" for i in range(20))
     table = "text\tlabel\n" + rows
     files = {
-        "good.tsv": table, "headless.tsv": rows, "empty.tsv": "", "header.tsv": "text\tlabel\n",
+        "good.tsv": table, "pairs.tsv": table.replace("\t", "\tw3\t").replace("w3", "next", 1),
+        "headless.tsv": rows, "empty.tsv": "", "header.tsv": "text\tlabel\n",
         "single.tsv": "text\tlabel\nw1\ta\n", "same.tsv": "text\tlabel\n" + "w1\ta\n" * 9,
         "z.tsv": "text\tlabel\nw1\tz\n", "comma.tsv": table.replace("\t", ","),
         "semicolon.csv": table.replace("\t", ";"), "x.xlsx": b"PK\3\4" + noise,
@@ -831,7 +832,7 @@ score     --evaluate                            give files to measure on with --
 score     --evaluate --dev good.tsv --data glue  --data: *for yours say --dev FILE
 score     --evaluate --dev z.tsv                z.tsv:2: label 'z' does not occur
 score     --evaluate --dev good.tsv --task qa   --task qa: tuned was fine-tuned for classification
-score     --evaluate --dev good.tsv --text text label  tuned was fine-tuned for one text
+score     --evaluate --dev pairs.tsv --text text next  tuned was fine-tuned for one text
 score     --evaluate --dev good.tsv --lr 1      --lr: --evaluate trains nothing
 score     --evaluate --dev good.tsv --out out   --out: --evaluate trains nothing
 score     --evaluate --dev good.tsv --model bad-metric  'nope' is no metric of classification
@@ -846,8 +847,8 @@ finetune  --data glue                           --data: it is for the tasks of G
 finetune  --epochs 2                            --epochs: --steps says already how long
 finetune  --hidden-weight 3                     --hidden-weight: there is no teacher
 finetune  --distill-from tuned --hidden-weight 1 --freeze  --hidden-weight: with --freeze
-finetune  --model one-segment --text text label  one-segment: type_vocab_size is 1
-finetune  --text text label --distill-from pair-one-segment  --distill-from pair-one-segment: type_
+finetune  --model one-segment --train pairs.tsv --text text next  one-segment: type_vocab_size is 1
+finetune  --distill-from pair-one-segment --train pairs.tsv --text text next  type_vocab_size is 1
 predict   --model pair-one-segment              pair-one-segment: type_vocab_size is 1
 glue      --train good.tsv                      --train: without --task the built-in task
 glue      --freeze                              --freeze: without --task the built-in task
@@ -872,7 +873,7 @@ predict   --model bad-infinite                  what the model computes is not f
 predict   --model bad-vocab                     bad-vocab: its tokenizer has 103 tokens
 predict   --model bad-twice                     bad-twice/task.json: *the same label twice
 predict   --model bad-tags                      bad-tags/task.json: *'a', which cannot be a label
-predict   --model bad-sd                        bad-sd/task.json: *sd above 0
+predict   --model bad-sd                        bad-sd/task.json: *sd is 0.0, which is not above 0
 predict   --model qa --predict space.json --out space.json --overwrite  this file is read from
 predict   --predict md                          --predict md: this is not a regular file
 predict   --device cuda                         --device cuda: torch finds no GPU here
