@@ -1063,7 +1063,7 @@ def fingerprint(model):
 
 EMBEDDED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "teacher")
 # "quick" takes minutes on a CPU, "full" is for a real BERT on a GPU. "paper" has the authors'
-# values. README.md lists where this code departs from theirs; for example, a GPU computes
+# values. MANUAL.md lists where this code departs from theirs; for example, a GPU computes
 # in bfloat16.
 RECIPES = {
     "quick": {"steps": 1800, "batch_size": 16, "length": 64, "lr": 3e-3, "warmup": 100,
