@@ -19,7 +19,8 @@ attention maps, its hidden states and its output distributions.
     loss = 1 * MLM + 3 * attention + 3 * hidden + 5 * output + 2.5 * elastic
 
 These are the weights of the first command. With the recipe full, which the second
-and the third command get on a GPU, the hidden loss has the weight 10.
+and the third command get on a GPU, the attention loss has the weight 768 and the
+hidden loss 10.
 
 The last term is not in the paper. It is the output loss again, but after an
 earlier recursion, which is drawn at random for each masked word. So the student
@@ -62,8 +63,8 @@ from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initial
                         layer_numbers)
 
 # The weights of the losses in the authors' code, where the embedding loss is only for ablations.
-# Our recipes add the elastic loss, which is not theirs, and the recipe full weighs the hidden loss
-# more: see RECIPES.
+# Our recipes add the elastic loss, which is not theirs, and the recipe full has larger weights for
+# the attention and the hidden loss: see RECIPES.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0, "embedding": 0.0}
 
 
@@ -84,7 +85,8 @@ def attention_loss(student_map, teacher_map):
 
     The divergences of all rows are added up and divided by the H heads and the T columns.
     Distillation then divides by the B * T tokens. So the loss is the mean over all B * H * T * T
-    elements, as in the authors' KLDivLoss.
+    elements, as in the authors' KLDivLoss. The mean over all rows would be T times as large; a
+    weight of 3 * T in place of their 3 has the same effect (see RECIPES).
     """
     _, H, T, _ = student_map.shape
     # F.kl_div(log q, log p) is KL(p || q): the student comes first.
@@ -1065,17 +1067,21 @@ EMBEDDED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ass
 # "quick" takes minutes on a CPU, "full" is for a real BERT on a GPU. "paper" has the authors'
 # values. MANUAL.md lists where this code departs from theirs; for example, a GPU computes
 # in bfloat16.
+# attention_loss divides the divergence of each row by its length. So a weight of 3 counts for
+# little. In "full" the weight is 3 * 256, which undoes the division (EXPERIMENTS.md).
 RECIPES = {
     "quick": {"steps": 1800, "batch_size": 16, "length": 64, "lr": 3e-3, "warmup": 100,
-              "weight_decay": 0.01, "dropout": 0.0, "hidden_weight": LOSS_WEIGHTS["hidden"],
-              "elastic": 2.5, "eval_every": 200, "save_every": 200},
+              "weight_decay": 0.01, "dropout": 0.0, "attention_weight": LOSS_WEIGHTS["attention"],
+              "hidden_weight": LOSS_WEIGHTS["hidden"], "elastic": 2.5, "eval_every": 200,
+              "save_every": 200},
     "full": {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
-             "weight_decay": 0.01, "dropout": 0.0, "hidden_weight": 10.0, "elastic": 2.5,
-             "eval_every": 2000, "save_every": 2000},
+             "weight_decay": 0.01, "dropout": 0.0, "attention_weight": 768.0,
+             "hidden_weight": 10.0, "elastic": 2.5, "eval_every": 2000, "save_every": 2000},
     "paper": {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
-              "weight_decay": 1e-4, "dropout": 0.1, "hidden_weight": LOSS_WEIGHTS["hidden"],
-              "elastic": 0.0, "eval_every": 2000, "save_every": 2000, "init": "random",
-              "tie_decoder": False, "num_hidden_layers": 6, "embedding_size": 128},
+              "weight_decay": 1e-4, "dropout": 0.1, "attention_weight": LOSS_WEIGHTS["attention"],
+              "hidden_weight": LOSS_WEIGHTS["hidden"], "elastic": 0.0, "eval_every": 2000,
+              "save_every": 2000, "init": "random", "tie_decoder": False, "num_hidden_layers": 6,
+              "embedding_size": 128},
 }
 SHAPE_FLAGS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size",
                "adapter_size", "correction_rank", "num_attention_heads", "intermediate_size",
@@ -1230,13 +1236,14 @@ def add_loss_flags(parser):
         "elastic are left out, and mlm, too, unless --student names the student.")
     help_texts = {
         "mlm": "cross-entropy with the masked words (default: 1)",
-        "attention": "KL divergence of the attention maps from the teacher's (default: 3)",
+        "attention": "KL divergence of the attention maps from the teacher's (default: 3; full: "
+        "768)",
         "hidden": "1 - cosine of the hidden states with the teacher's (default: 3; full: 10)",
         "output": "KL divergence of the predicted distributions from the teacher's (default: 5)",
         "embedding": "1 - cosine of the embeddings with the teacher's (default: 0)"}
     for name, help_text in help_texts.items():
         default = LOSS_WEIGHTS[name]
-        if name == "hidden":
+        if name in ("attention", "hidden"):
             default = None                               # the recipe fills it in: see arguments
         group.add_argument(f"--{name}-weight", type=number(), default=default, metavar="W",
                            help=f"weight of: {help_text}")

@@ -2243,6 +2243,12 @@ def test_the_weight_of_the_hidden_loss_is_the_recipes(recipe, weight):
     assert distill.arguments(["--recipe", recipe, "--hidden-weight", "0"]).hidden_weight == 0
 
 
+@pytest.mark.parametrize("recipe, weight", [("quick", 3), ("full", 768), ("paper", 3)])
+def test_the_weight_of_the_attention_loss_is_the_recipes(recipe, weight):
+    assert distill.arguments(["--recipe", recipe]).attention_weight == weight
+    assert distill.arguments(["--recipe", recipe, "--attention-weight", "0"]).attention_weight == 0
+
+
 def test_a_flag_wins_over_the_recipe():
     args = distill.arguments(["--recipe", "paper", "--steps", "7", "--tie-decoder"])
     assert args.steps == 7
@@ -2644,6 +2650,8 @@ def test_help_names_the_defaults_of_the_recipe_full(capsys):
         quick = RECIPES["quick"][name]
         if name == "hidden_weight":                      # that of paper is that of quick
             assert "with the teacher's (default: 3; full: 10)" in printed
+        elif name == "attention_weight":
+            assert "from the teacher's (default: 3; full: 768)" in printed
         elif value != quick:
             default = rf"{quick:,g} \[{value:,g}\](, but at most a tenth[^)]*)?\)"
             assert re.search(default, printed), name
