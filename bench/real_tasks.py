@@ -16,6 +16,7 @@ If a command fails, its row says so, the others go on, and the exit status is 1.
 import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -67,12 +68,12 @@ def list_runs(tasks, models, data, seeds, recursions):
     """
     runs = []
     for task in tasks:
-        flags = TASKS[task].format(data=os.path.abspath(data))
+        flags = TASKS[task].format(data=shlex.quote(os.path.abspath(data)))
         if task in LIMITS:
             flags += " " + LIMITS[task]
         for model in models:
             name, folder = model.split("=", 1)
-            command = f"{flags} --model {os.path.abspath(folder)} --seeds {seeds}"
+            command = f"{flags} --model {shlex.quote(os.path.abspath(folder))} --seeds {seeds}"
             if recursions is None:
                 runs.append(Run(task, name, command))
                 if name == "student":
@@ -90,7 +91,7 @@ def measure(run):
     model's."""
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "out")
-        command = [sys.executable, "finetune.py"] + run.command.split() + ["--out", out]
+        command = [sys.executable, "finetune.py"] + shlex.split(run.command) + ["--out", out]
         environment = dict(os.environ)
         environment["OMP_NUM_THREADS"] = "1"
         begin = time.perf_counter()
@@ -148,6 +149,9 @@ def main():
     parser.add_argument("--seeds", type=int, default=3, metavar="N",
                         help="runs of each command (default: 3)")
     args = parser.parse_args()
+    for model in args.models:
+        if "=" not in model:
+            parser.error(f"--models: {model} is not NAME=DIR")
     print("| task | model | split | score | majority | seconds | command: python finetune.py |")
     print("|" + "---|" * 7, flush=True)
     runs = list_runs(args.tasks, args.models, args.data, args.seeds, args.recursions)
