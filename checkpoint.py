@@ -337,8 +337,8 @@ def without_redundant(tensors, layout, config):
 def check_tensors(path, shapes, tensors):
     """Raise ValueError unless the tensors have the wanted names and shapes {name: shape}, and are
     floats."""
-    # What is missing comes last: if all tensors have other names than expected, their names say
-    # more than those that were expected.
+    # The message shows only the first few problems. If a file has other names than expected, these
+    # names say more than the expected ones, so what is missing comes last.
     problems = []
     missing = []
     for name in sorted(shapes.keys() | tensors.keys()):
@@ -390,9 +390,11 @@ def read_config(path):
         if found.get("is_decoder"):
             raise ValueError(f"is_decoder is {found['is_decoder']!r:.40}: the tokens of a decoder "
                              "see only those before them")
-        activation = found.get("hidden_act")
-        if activation is None:                           # transformers has these defaults
-            activation = "gelu_new" if model_type == "albert" else "gelu"
+        # What transformers takes if the field is missing:
+        usual_activation = "gelu"
+        if model_type == "albert":
+            usual_activation = "gelu_new"
+        activation = found.get("hidden_act", usual_activation)
         if activation != "gelu":
             raise ValueError(f"hidden_act is {activation!r:.40}, but only 'gelu' is known here")
         for name in REQUIRED_FIELDS:
@@ -757,7 +759,7 @@ def check_owner(out, script, resume, overwrite):
     if os.path.isdir(out):
         names = os.listdir(out)
     run_files = files_of_run(out) + files_of_run(out, ".tmp")
-    check_no_links(out, names, run_files)
+    check_regular_files(out, names, run_files)
     has_empty_run_file = names == [RUN_FILE] and read_run(out) == {}
     if names == [] or has_empty_run_file:
         if resume:
@@ -782,8 +784,8 @@ def check_owner(out, script, resume, overwrite):
                              f"{first_few(would_be_lost)}")
 
 
-def check_no_links(out, names, run_files):
-    """Raise ValueError if a run would write through a link, or into something that is no file.
+def check_regular_files(out, names, run_files):
+    """Raise ValueError if a run would write through a link, or into a pipe or the like.
 
     names: all names in the folder `out`; run_files: the paths that files_of_run has found there
     """
@@ -1030,10 +1032,10 @@ def parse_json_integer(digits):
 
 # fetch() downloads all of these files that the hub has for a model.
 SMALL_FILES = ["config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"]
-# It also tries these patterns in this order, until one has matched a file. The second one is for a
-# large model, which is split into parts with an index.
+# It also asks for these files in this order, until it gets one. The second one is the index of a
+# large model, which is split into parts: then it fetches the parts, too.
 WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
-SHARDS = "model-*.safetensors"      # the files that an index.json names
+SHARDS = "model-*.safetensors"      # the parts
 
 
 def fetch(name, weights=True):

@@ -51,7 +51,7 @@ if HOME == "~":                     # there is no home folder, as in some contai
     HOME = tempfile.gettempdir()
 CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
-DECIDING_CHARACTERS = 10_000        # so many first characters decide if a document is held out
+DECIDING_CHARACTERS = 10_000        # of a document: a hash of them decides if it is held out
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
 

@@ -85,8 +85,8 @@ def attention_loss(student_map, teacher_map):
 
     The divergences of all rows are added up and divided by the H heads and the T columns.
     Distillation then divides by the B * T tokens. So the loss is the mean over all B * H * T * T
-    elements, as in the authors' KLDivLoss. The mean over all rows would be T times as large; a
-    weight of 3 * T in place of their 3 has the same effect (see RECIPES).
+    elements, as in the authors' KLDivLoss. The mean over the rows, undivided by T, would be T times
+    as large. To give it the weight 3, this loss needs the weight 3 * T (see RECIPES).
     """
     _, H, T, _ = student_map.shape
     # F.kl_div(log q, log p) is KL(p || q): the student comes first.
@@ -902,16 +902,16 @@ def explaining_failures(batch_size, micro_batch_size, length):
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_about_memory(error):
-            # If torch.compile fails, it raises a TorchDynamoException, which is a kind of
-            # RuntimeError. The usual reason is that the machine has no C++ compiler.
-            if isinstance(error, torch._dynamo.exc.TorchDynamoException):
-                raise ValueError(f"torch.compile failed: {one_line(error):.300}; --no-compile does "
-                                 "without it") from error
-            raise
-        raise ValueError(f"there is not enough memory for a batch of {batch_size} sequences of "
-                         f"{length} tokens with --micro-batch-size {micro_batch_size} (0: all at "
-                         "once); a smaller --micro-batch-size needs less") from error
+        if is_about_memory(error):
+            raise ValueError(f"there is not enough memory for a batch of {batch_size} sequences of "
+                             f"{length} tokens with --micro-batch-size {micro_batch_size} (0: all "
+                             "at once); a smaller --micro-batch-size needs less") from error
+        # If torch.compile fails, it raises a TorchDynamoException, which is a kind of RuntimeError.
+        # The usual reason is that the machine has no C++ compiler.
+        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            raise ValueError(f"torch.compile failed: {one_line(error):.300}; --no-compile does "
+                             "without it") from error
+        raise
 
 
 def keep_freed_memory():
@@ -1067,8 +1067,8 @@ EMBEDDED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ass
 # "quick" takes minutes on a CPU, "full" is for a real BERT on a GPU. "paper" has the authors'
 # values. MANUAL.md lists where this code departs from theirs; for example, a GPU computes
 # in bfloat16.
-# attention_loss divides the divergence of each row by its length. So a weight of 3 counts for
-# little. In "full" the weight is 3 * 256, which undoes the division (EXPERIMENTS.md).
+# attention_loss divides the divergence of each row by its length, so a weight of 3 counts for
+# little. In "full" its weight is 768, which is 3 * 256 and undoes the division (EXPERIMENTS.md).
 RECIPES = {
     "quick": {"steps": 1800, "batch_size": 16, "length": 64, "lr": 3e-3, "warmup": 100,
               "weight_decay": 0.01, "dropout": 0.0, "attention_weight": LOSS_WEIGHTS["attention"],
@@ -1614,7 +1614,8 @@ def choose_losses(args, teacher, num_recursions, given=()):
         possible = {"mlm"}
     elif teacher.head is None:
         possible -= {"output"}
-        if args.student is None:                         # no model brings a head that has learned
+        if args.student is None:
+            # The head of a fresh student could not start from the teacher's, so it has none.
             possible -= {"mlm"}
     loss_weights = {}
     for name in LOSS_WEIGHTS:

@@ -296,7 +296,7 @@ def item_scores(gold_items, guessed_items):
         precision = correct / guessed        recall = correct / gold
         F1 = 2 precision recall / (precision + recall) = 2 correct / (gold + guessed)
 
-    Each word stands for a number of items. Where a denominator is 0, the fraction counts as 0.
+    Here correct, guessed and gold are numbers of items. A fraction with the denominator 0 is 0.
     """
     num_correct = len(gold_items & guessed_items)
     return {"precision": num_correct / max(1, len(guessed_items)),
@@ -811,23 +811,25 @@ WORD_PATTERN = re.compile(r"\w+(?:\.\w+)*|[^\w\s]")
 
 def split_words(text):
     """Split a text that is to be tagged into words and punctuation characters, as WORD_PATTERN
-    does, but leave marks such as accents and vowel signs inside their words.
+    does, but keep accents and vowel signs in their words.
 
-    These characters, Unicode's categories M, are no part of a word to the module re.
+    These are characters of their own, in Unicode's categories M (marks). WORD_PATTERN takes each
+    for punctuation, so it cuts a word there. Here the pieces are joined again.
     """
     words = []
-    end = 0                                              # where the last match ended
-    after_mark = False                                   # whether it was a mark
+    end_before = None                                    # where the piece before ended
+    was_mark = False                                     # whether that piece was a mark
     for match in WORD_PATTERN.finditer(text):
-        found = match[0]
-        is_mark = unicodedata.category(found[0]).startswith("M")
-        is_adjacent = words and match.start() == end
-        if is_adjacent and (is_mark or (after_mark and re.match(r"\w", found))):
-            words[-1] += found
+        piece = match[0]
+        is_mark = unicodedata.category(piece[0]).startswith("M")
+        is_word = re.match(r"\w", piece) is not None
+        belongs_to_word = is_mark or (was_mark and is_word)
+        if belongs_to_word and match.start() == end_before:
+            words[-1] += piece
         else:
-            words.append(found)
-        end = match.end()
-        after_mark = is_mark
+            words.append(piece)
+        end_before = match.end()
+        was_mark = is_mark
     return words
 
 

@@ -596,9 +596,10 @@ def write_tables(folder, noise):
     """Write files of tasks: good.tsv, which is good, and others."""
     rows = "".join(f"w{i} w2\t{'ab'[i % 2]}\n" for i in range(20))
     table = "text\tlabel\n" + rows
+    pairs = "text\tnext\tlabel\n" + rows.replace("\t", "\tw3\t")
     files = {
-        "good.tsv": table, "pairs.tsv": table.replace("\t", "\tw3\t").replace("w3", "next", 1),
-        "headless.tsv": rows, "empty.tsv": "", "header.tsv": "text\tlabel\n",
+        "good.tsv": table, "pairs.tsv": pairs, "headless.tsv": rows, "empty.tsv": "",
+        "header.tsv": "text\tlabel\n",
         "single.tsv": "text\tlabel\nw1\ta\n", "same.tsv": "text\tlabel\n" + "w1\ta\n" * 9,
         "z.tsv": "text\tlabel\nw1\tz\n", "comma.tsv": table.replace("\t", ","),
         "semicolon.csv": table.replace("\t", ";"), "x.xlsx": b"PK\3\4" + noise,
