@@ -6,15 +6,16 @@ The paper: MiniALBERT: Model Distillation via Parameter-Efficient Recursive Tran
 - recursion: one layer is applied num_hidden_layers times with the same weights; or there are a few
   layers, and each is applied several times in a row
 - factorised embeddings: the tables have a small width E; a linear layer widens them to C
-- some parameters of its own for each recursion: two bottleneck adapters, which are small modules
-  inside the layer, as in the paper; or low-rank corrections of the layer's six matrices; or both
+- some parameters of its own for each recursion: two bottleneck adapters, small modules through
+  which the hidden states pass before attention and before the feed-forward, as in the paper; or
+  low-rank corrections, which are added to the layer's six matrices; or both
 
 One class serves for teacher and student, because a BERT is a MiniALBERT that shares nothing.
 
     from checkpoint import load
     model = load("assets/teacher")                  # a BERT, or a student
-    hidden, attention = model(ids, maps=[3])        # maps=[3]: return the attention map of layer 3
-    logits = model.predict(hidden[-1][is_masked])   # (M, V) where is_masked (B, T) is True
+    hidden, attention = model(ids, maps=[3])        # attention: {3: log-probabilities (B, H, T, T)}
+    logits = model.predict(hidden[-1][is_masked])   # is_masked (B, T) is True at M places -> (M, V)
 
 Dimensions, here and in the other files:
 
@@ -23,9 +24,8 @@ Dimensions, here and in the other files:
     H  attention heads              D  width of a head, C / H
     I  width of the feed-forward    A  width of an adapter
     K  rank of a correction
-    R  recursions: how many layers are applied in all, one after the other; a BERT applies R
-       different ones
-    G  groups: number of different layers, 1 in a MiniALBERT, R in a BERT
+    R  recursions: how many times a layer is applied in all; BERT's num_hidden_layers
+    G  groups: how many different layers there are; mostly 1 in a MiniALBERT, R in a BERT
 Layers and recursions are counted from 0.
 """
 from dataclasses import dataclass, fields, replace
@@ -41,7 +41,7 @@ class Config:
     """The shape of a model; all fields but the last three are named as in Hugging Face's ALBERT.
 
     Config(...) raises a ValueError if a field has a wrong type, is out of range or contradicts
-    another one. It names the field.
+    another one. It names the field. The activation is always the exact gelu, as in BERT.
     """
     vocab_size: int = 30522                     # V
     embedding_size: int = 128                   # E: smaller than C in a student, C in a BERT
@@ -198,15 +198,17 @@ class Attention(nn.Module):
             # The map is taken before dropout: what the student has to match must not be random.
             log_map = scores.log_softmax(-1)
             attention_probs = F.dropout(log_map.exp(), self.dropout_prob, self.training)
-            mixed = attention_probs @ value              # (B, H, T, D)
+            # The map is float32, but the values need not be.
+            context = attention_probs.to(value.dtype) @ value                 # (B, H, T, D)
         else:
-            # This computes the same without storing the map, which saves memory. The results differ
-            # by rounding, by the random numbers of dropout, and where a sequence is all padding.
+            # This computes the same attention, but does not return the map and need not store it.
+            # The results differ by rounding and by the random numbers of dropout. They also differ
+            # in a sequence that is all padding: context is 0 here, and the mean of value above.
             dropout_prob = self.dropout_prob if self.training else 0.0
-            mixed = F.scaled_dot_product_attention(
+            context = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=dropout_prob)
-        merged = mixed.transpose(1, 2).reshape(x.shape)  # (B, H, T, D) -> (B, T, C)
-        return self.output(merged), log_map
+        context = context.transpose(1, 2).reshape(x.shape)    # (B, H, T, D) -> (B, T, C)
+        return self.output(context), log_map
 
 
 class Adapter(nn.Module):
@@ -228,9 +230,10 @@ class Adapter(nn.Module):
 
 
 class LowRank(nn.Module):
-    """A matrix (num_out, num_in) of rank K: up @ down. It has K * (num_out + num_in) parameters.
+    """A matrix up @ down of shape (num_out, num_in), like nn.Linear's weight, and of rank K.
 
-    Unlike most modules it takes no input: calling it computes the matrix, which a Correction adds.
+    It stores K * (num_out + num_in) numbers. Unlike most modules it takes no input: calling it
+    computes the matrix, which a Correction adds. The factors get their values in initialise().
     """
 
     def __init__(self, num_in, num_out, rank):
@@ -239,10 +242,11 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.empty(num_out, rank))
 
     def forward(self):
-        return self.up @ self.down
+        return self.up @ self.down                       # (num_out, num_in)
 
 
-# The matrices of a Layer that are corrected: {its name in a Correction: its name in the Layer}.
+# The six matrices of a Layer that are corrected. The key is the attribute of Correction that holds
+# the low-rank matrix; the value is the name of the Layer's parameter to which it is added.
 CORRECTED = {
     "query": "attention.query.weight",
     "key": "attention.key.weight",
@@ -296,17 +300,20 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x, mask=None, want_map=False, adapters=None):
-        """Apply the layer to x (B, T, C) -> (B, T, C), attention map or None (see Attention).
+        """Apply the layer to x (B, T, C).
 
-        adapters: the recursion's two adapters. They stand where the authors' code has them: the
-        first before attention, the second before the feed-forward.
+        adapters: None, or the recursion's two adapters, which change x at the places where the
+        authors' code has them: the first before attention, the second before the feed-forward.
+
+        Returns the new x (B, T, C) and the attention map, or None for it (see Attention.forward).
         """
         if adapters is not None:
-            x = adapters[0](x)
+            attention_adapter, feed_forward_adapter = adapters
+            x = attention_adapter(x)
         attended, log_map = self.attention(x, mask, want_map)
         x = self.attention_norm(x + self.dropout(attended))
         if adapters is not None:
-            x = adapters[1](x)
+            x = feed_forward_adapter(x)
         expanded = F.gelu(self.intermediate(x))          # (B, T, I)
         x = self.norm(x + self.dropout(self.output(expanded)))
         return x, log_map
@@ -332,11 +339,13 @@ class Head(nn.Module):
 
 
 def layer_numbers(R, G):
-    """List which of G layers each of R recursions applies; neighbouring recursions share one.
+    """List the number of the layer that each of R recursions applies, if there are G layers.
 
-    For R = 6 and G = 2 it is [0, 0, 0, 1, 1, 1].
+    Each layer serves neighbouring recursions: for R = 6 and G = 2 the list is [0, 0, 0, 1, 1, 1].
+    If R is not a multiple of G, some layers serve one recursion more than others: for R = 7 and
+    G = 3 it is [0, 0, 0, 1, 1, 2, 2].
     """
-    return [r * G // R for r in range(R)]
+    return [(r * G) // R for r in range(R)]
 
 
 class MiniALBERT(nn.Module):
@@ -399,9 +408,10 @@ class MiniALBERT(nn.Module):
             if self.config.correction_rank == 0:
                 x, log_map = layer(*layer_inputs)
             else:
-                # functional_call computes layer(*layer_inputs), too, but with the corrected
-                # matrices in place of the layer's own, which stay as they are. The gradient reaches
-                # the shared matrix and both factors of the correction.
+                # functional_call computes layer(*layer_inputs) with the corrected matrices in place
+                # of the layer's own, and then puts the layer's own back. The gradient reaches the
+                # shared matrix and both factors of the correction. Two threads must not do this at
+                # the same time; merge_corrections makes a model that threads may share.
                 matrices = self.corrections[r](layer)    # {name in the layer: corrected matrix}
                 x, log_map = functional_call(layer, matrices, layer_inputs)
             hidden.append(x)
@@ -412,54 +422,59 @@ class MiniALBERT(nn.Module):
     def predict(self, hidden):
         """Turn the last hidden states (M, C) of M places into logits over the vocabulary (M, V).
 
-        A tied head has no matrix from C to V of its own. It uses two matrices of the embeddings,
-        transposed: that of the projection, which there is if they are factorised, from C to E; and
-        the word table, from E to V. ValueError if the model has no head.
+        A tied head has no (V, C) matrix of its own and uses the embeddings. If they are factorised,
+        the transposed matrix of the projection first reduces the width from C to E. Then the logit
+        of a word is the dot product with its row of the word table, plus the word's bias.
+        Other leading dimensions work, too: (B, T, C) gives (B, T, V). ValueError if there is no
+        head.
         """
         if self.head is None:
             raise ValueError("the model has no MLM head, so it cannot predict words")
         x = self.head.norm(F.gelu(self.head.dense(hidden)))                   # (M, C)
-        # F.linear(x, weight, bias) is x @ weight.T + bias. Tied or not, the head has its own bias.
+        # F.linear(x, weight, bias) is x @ weight.T + bias. Even a tied head has a bias of its own.
         if self.head.decoder is not None:
             return F.linear(x, self.head.decoder.weight, self.head.bias)
         if self.embeddings.project is not None:
-            # The projection computes x @ weight.T, from E to C. Here its transpose is used.
+            # nn.Linear(E, C) stores its weight as (C, E) and computes x @ weight.T, from E to C.
+            # Without the .T it leads from C to E. The bias of the projection is not used here.
             x = x @ self.embeddings.project.weight       # (M, C) @ (C, E) -> (M, E)
         return F.linear(x, self.embeddings.word.weight, self.head.bias)
 
 
-def keep_recursions(model, recursions):
-    """Keep the first `recursions` recursions of a model and remove the others, in place.
+def keep_recursions(model, num_kept):
+    """Remove all recursions of a model but the first num_kept, in place.
 
-    ValueError if the model does not have so many, or if a kept recursion would apply another layer
-    than before. For example, 6 recursions with 2 layers apply the layers 0 0 0 1 1 1. The first 4
-    of these are 0 0 0 1, but layer_numbers gives 0 0 1 1 to a model of 4 recursions and 2 layers.
+    The layers that no kept recursion applies are removed, too. ValueError if the model has fewer
+    recursions, or if a kept one would apply another layer than before. For example, 6 recursions
+    with 2 layers apply the layers 0 0 0 1 1 1, so the first 4 apply 0 0 0 1. But layer_numbers
+    gives 0 0 1 1 for 4 recursions with 2 layers, and a Config cannot say anything else.
     """
     G = model.config.num_hidden_groups
     R = model.config.num_hidden_layers
-    if not 1 <= recursions <= R:
-        raise ValueError(f"the model has {R} recursions, so {recursions} of them cannot be kept")
-    before = layer_numbers(R, G)[:recursions]            # the layers that the kept ones apply
-    num_groups = before[-1] + 1                          # how many layers these are
-    after = layer_numbers(recursions, num_groups)
+    if not 1 <= num_kept <= R:
+        raise ValueError(f"the model has {R} recursions, so {num_kept} of them cannot be kept")
+    before = layer_numbers(R, G)[:num_kept]              # the layer of each kept recursion
+    num_groups = before[-1] + 1                          # how many different layers these are
+    after = layer_numbers(num_kept, num_groups)          # what the shortened model would apply
     if after != before:
-        raise ValueError(f"the first {recursions} of the model's {R} recursions apply the layers "
-                         f"{before}, but a model of {recursions} recursions would apply {after}")
-    model.config = replace(model.config, num_hidden_layers=recursions,
+        raise ValueError(f"the first {num_kept} of the model's {R} recursions apply the layers "
+                         f"{before}, but a model of {num_kept} recursions would apply {after}")
+    model.config = replace(model.config, num_hidden_layers=num_kept,
                            num_hidden_groups=num_groups)
     model.layers = model.layers[:num_groups]
-    model.attention_adapters = model.attention_adapters[:recursions]
-    model.output_adapters = model.output_adapters[:recursions]
-    model.corrections = model.corrections[:recursions]
+    model.attention_adapters = model.attention_adapters[:num_kept]
+    model.output_adapters = model.output_adapters[:num_kept]
+    model.corrections = model.corrections[:num_kept]
 
 
 @torch.no_grad()
 def merge_corrections(model):
-    """Return a new model without corrections, on the CPU and in float32: each recursion gets a
-    layer of its own, the shared one with the recursion's corrections added.
+    """Return a copy of a model without corrections: each recursion gets a layer of its own.
 
-    It computes the same as the model and stores more. If it has no adapters and E is smaller than
-    C, then save(), in checkpoint.py, writes it so that transformers.AlbertModel opens it.
+    That layer is the shared one with the recursion's corrections added. The copy computes the same
+    as the model, stores R layers, and is on the CPU and in float32. If it has no adapters, then
+    save(), in checkpoint.py, writes it so that transformers opens it: as an AlbertModel if E
+    differs from C, as a BertModel if not.
     """
     R = model.config.num_hidden_layers
     merged = MiniALBERT(replace(model.config, num_hidden_groups=R, correction_rank=0),
@@ -484,15 +499,15 @@ def initialise(model, plain=False):
     """Set the initial values: weights normal with standard deviation 0.02, biases 0, the weights
     of LayerNorms 1.
 
-    Hugging Face's BERT starts like this, but for [PAD], whose row of the word table is 0; with
-    plain=True nothing more is done. By default, four things are changed after that:
+    With plain=True this is all. Hugging Face's BERT starts like this, too, except that the row of
+    [PAD] in its word table is 0. By default, four things are changed after that:
 
+    - query and key weights are 4 times larger. Without this the maps of a model of width 128 are
+      almost uniform at first. The scores grow with the width: at 768 the maps start much sharper
+    - an adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input
+    - a correction's `up` is 0, so that up @ down is 0 and the shared matrix is used unchanged
     - the position table holds sinusoids of the same size (root mean square 0.02), so that the
       order of words is visible from the first step
-    - query and key weights are 4 times larger; otherwise the first attention maps are almost
-      uniform, and it takes thousands of steps until they are not (EXPERIMENTS.md)
-    - an adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input
-    - a correction's `up` is 0, too: up @ down is 0, so the shared matrix is used unchanged
     """
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
@@ -512,7 +527,8 @@ def initialise(model, plain=False):
         for name in CORRECTED:
             correction.get_submodule(name).up.zero_()
     num_positions, width = model.embeddings.position.weight.shape
-    # The root mean square of a sine is 1 / sqrt(2); multiplying by 0.02 * sqrt(2) makes it 0.02.
+    # In each pair of columns sin**2 + cos**2 is 1, so the root mean square of a row is 1 / sqrt(2).
+    # Multiplying by 0.02 * sqrt(2) makes it 0.02.
     model.embeddings.position.weight.copy_(0.02 * 2**0.5 * sinusoids(num_positions, width))
 
 
