@@ -47,7 +47,7 @@ from checkpoint import (check_finite, check_tensors, claim_folder, fetch, first_
                         write_safetensors)
 from command import CommandParser, is_about_memory, printable, run_command
 from data import Tokenizer, docs_on_this_machine, hash_file
-from distill import (LOSS_WEIGHTS, TrainingOptions, add_run_flags, allow_only, autocast,
+from distill import (TrainingOptions, add_run_flags, allow_only, autocast,
                      begin_or_resume, broadcast, can_match_layers, choose_device, device_of,
                      explaining_failures, fingerprint, first_process_first, folders_of, given_flags,
                      hidden_loss, keep_freed_memory, leave_processes, match_layers, number,
@@ -1473,6 +1473,9 @@ def load_teacher(path, task, tokenizer):
     return teacher
 
 
+DEFAULT_HIDDEN_WEIGHT = 3.0         # of the hidden loss in fine-tuning, with --distill-from
+
+
 def choose_hidden_weight(flag, mode, teacher, config):
     """Return the weight of the hidden loss: the flag --hidden-weight, or its default if the flag is
     None. It is 0 without a teacher and where only the head is trained.
@@ -1494,7 +1497,7 @@ def choose_hidden_weight(flag, mode, teacher, config):
                     f"{config.num_hidden_layers} recursions")
     if obstacle is None:
         if flag is None:
-            return LOSS_WEIGHTS["hidden"]
+            return DEFAULT_HIDDEN_WEIGHT
         return flag
     if flag is not None:
         raise ValueError(f"--hidden-weight {flag:g}: the hidden states cannot be compared: "

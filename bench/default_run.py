@@ -25,7 +25,8 @@ NO_TEACHER = "--teacher none --tokenizer assets/teacher --hidden-size 128 --num-
 # The name of a row -> how its command differs from the default run.
 ROWS = {
     "default": "",
-    # The elastic loss, which is the output loss after an earlier recursion, has another weight.
+    # The weight of the elastic loss, which is the output loss after an earlier recursion. The
+    # default is 2.5, so the row "elastic-2.5" repeats the row "default".
     "elastic-0": "--elastic 0",
     "elastic-1": "--elastic 1",
     "elastic-2.5": "--elastic 2.5",
@@ -87,7 +88,7 @@ def distil(flags, seed):
 def accuracies_after(printed):
     """Find the student's accuracies after 0, 1, ... recursions in what distill.py printed. They are
     in the row "student" of its last table."""
-    _, table = printed.split("MLM accuracy after so many recursions")
+    _, _, table = printed.partition("MLM accuracy after so many recursions")
     for line in table.splitlines():
         if line.startswith("student "):
             cells = line.split()[1:]                     # without the name

@@ -84,7 +84,7 @@ THEMES = {
              "gold": "#e3c14a"},
 }
 HUES = ["blue", "orange", "green", "purple", "gold"]
-# How a model looks in every picture: the hue and the marker.
+# How a model looks in the pictures of a run: the hue and the marker.
 LOOKS = {"teacher": ("blue", "o"), "student": ("orange", "s"),
          "without elastic loss": ("green", "^")}
 OTHER_LOOKS = [("purple", "D"), ("gold", "v"), ("green", "P"), ("purple", "X"), ("gold", "*")]
@@ -507,7 +507,8 @@ def draw_study(students, teacher, theme):
     return figure
 
 
-# What the fine-tuned models of a study are called in the picture, and how they look.
+# {fine-tuned model of a study: (what the picture calls it, hue, marker)}. "student" is the row
+# "long", as in the README. "ours" has the same shape, but has seen a ninth of its tokens.
 TASK_LOOKS = {"ours": ("fewer tokens, labels alone", "muted", "x"),
               "long": ("student, labels alone", "orange", "x"),
               "authors-taught": ("authors' recipe, taught", "gold", "v"),
@@ -796,7 +797,8 @@ def read_study_rows(folder):
 def read_study(folder):
     """Read the study.json in the folder of a study -> (students, teacher) for draw_study.
 
-    At most MOST_STUDENTS are taken, in the order of STUDENTS. ValueError if no student is done.
+    At most MOST_STUDENTS are taken: first those with plain words, then the others of STUDENTS.
+    ValueError if no student is done.
     """
     rows = read_study_rows(folder)
     curves = {}
@@ -808,9 +810,10 @@ def read_study(folder):
         teacher = curves.pop("teacher")
     if not curves:
         raise ValueError(f"--study {folder}: no student in its study.json is done")
-    known = [name for name in STUDENTS if name in curves]
-    others = [name for name in curves if name not in STUDENTS]
-    names = known + others
+    names = []
+    for name in list(PLAIN_WORDS) + list(STUDENTS) + list(curves):
+        if name in curves and name not in names:
+            names.append(name)
     if len(names) > MOST_STUDENTS:
         left_out = ", ".join(names[MOST_STUDENTS:])
         print(f"study shows {MOST_STUDENTS} students, without {left_out}")
@@ -897,15 +900,14 @@ def run(args):
     material = None
     if args.run is not None:
         material = load_material(args)
-    draw_curves = None
     if args.study is not None:
         students, teacher = read_study(args.study)
-        draw_curves = partial(draw_study, students, teacher)
         scores, majorities = read_task_scores(args.study)
+    # Both folders have been read, so a wrong one is an error before any picture is written.
     os.makedirs(args.out, exist_ok=True)
     write_picture("architecture", args.out, draw_architecture)
-    if draw_curves is not None:
-        write_picture("study", args.out, draw_curves)
+    if args.study is not None:
+        write_picture("study", args.out, partial(draw_study, students, teacher))
         if scores:
             write_picture("tasks", args.out, partial(draw_tasks, scores, majorities))
         else:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # The flags of each task; {data} stands for the folder of --data. bench/study.py uses them, too.
-TASKS = {
+FLAGS_OF_TASKS = {
     "sst2": "--task sst2 --data {data}/glue/SST-2",
     "cola": "--task cola --data {data}/glue/CoLA",
     "mrpc": "--task mrpc --data {data}/glue/MRPC",
@@ -68,7 +68,7 @@ def list_runs(tasks, models, data, seeds, recursions):
     """
     runs = []
     for task in tasks:
-        flags = TASKS[task].format(data=shlex.quote(os.path.abspath(data)))
+        flags = FLAGS_OF_TASKS[task].format(data=shlex.quote(os.path.abspath(data)))
         if task in LIMITS:
             flags += " " + LIMITS[task]
         for model in models:
@@ -141,7 +141,7 @@ def main():
                         default=["teacher=assets/teacher", "student=out/student"],
                         help="models to tune; one with the name student is also tuned with "
                         "--adapters-only (default: teacher=assets/teacher student=out/student)")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS),
+    parser.add_argument("--tasks", nargs="+", choices=FLAGS_OF_TASKS, default=list(FLAGS_OF_TASKS),
                         help="the tasks to measure (default: all)")
     parser.add_argument("--recursions", nargs="+", type=int, metavar="R",
                         help="tune each model with its first R recursions only, for each R "

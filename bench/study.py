@@ -14,10 +14,10 @@ quality comes, and what is kept in tasks.
 The teacher is all-MiniLM-L6-v2 (BERT's layout, 6 layers, 384 wide), which first gets an MLM head.
 Each row is one command of this project in a folder of its own below --out, where its result.json
 says how it ended. A row that is done is not done again, one that was killed goes on, and one that
-failed is tried again the next time; the others do not wait for it. The rows run one after another,
-so that their seconds can be compared. The end of a study are its tables, as markdown, and
-study.json, with all that they and the figures are made of. The model of a fine-tuning is deleted
-when its scores are known, but for the teacher's.
+failed is tried again the next time; the others do not wait for it. Unless --jobs says otherwise,
+the rows run one after another, so that their seconds can be compared. At its end a study prints its
+tables, as markdown, and writes study.json, with all that they and the figures are made of. When its
+scores are known, a fine-tuned model is deleted; only the fine-tuned teachers are kept.
 
 A study of other sizes needs another folder. It may take over the corpus and the teacher: copy these
 two folders into it. Each evaluation takes up to 512 held-out sequences, so a short run is quicker
@@ -103,9 +103,12 @@ def run_rows(rows, study, places, run, jobs=1):
 
 
 def rows_to_run(rows, study):
-    """List the rows that have to run: those that are not done, and those that were done, but whose
-    fine-tuned model is missing although another row needs it. (Earlier versions of this script
-    deleted the fine-tuned teachers, too.)"""
+    """List the rows that have to run.
+
+    These are all rows that are not done. A fine-tuning that is done has to run again if a row that
+    is not done needs its model, and the model is missing: earlier versions of this script deleted
+    the fine-tuned teachers, too.
+    """
     not_done = [row for row in rows if not is_done(read_result(study, row.name))]
     needed_names = set()
     for row in not_done:
@@ -152,7 +155,8 @@ def run_row(row, study, places, run, stopping):
     result["machine"] = describe_machine()
     if error is None:
         try:
-            # Of a distillation it has the seconds, too: of its steps alone, in all attempts.
+            # The outcome of a distillation has "seconds", too, which replace those above: the time
+            # of its steps alone, in all attempts.
             result.update(read_outcome(row, folder))
         except (ValueError, OSError) as unreadable:
             error = str(unreadable)
@@ -164,8 +168,8 @@ def run_row(row, study, places, run, stopping):
     write_json(result_path(study, row.name), result)
     is_tuning = row.part in ("task", "depth")
     if is_tuning and row.about["model"] != "teacher" and is_done(result):
-        # Hundreds of fine-tuned models would fill the disk. The row "taught" learns from those of
-        # the teacher.
+        # Hundreds of fine-tuned models would fill the disk. Those of the teacher are kept, because
+        # rows such as "taught" learn from them.
         shutil.rmtree(os.path.join(folder, "model"))
     return result
 
@@ -357,7 +361,8 @@ def add_size_flags(parser):
                        help="tokens that each student is trained on, such as 2e6; long has nine "
                        "times as many")
     group.add_argument("--teacher-tokens", type=token_count, metavar="N",
-                       help="tokens that the teacher's head is trained on (default: --tokens)")
+                       help="tokens that the teacher and its new head are trained on (default: "
+                       "--tokens)")
     group.add_argument("--batch-size", type=whole_number(1), default=16, metavar="B",
                        help="sequences in a step of a distillation (default: 16)")
     group.add_argument("--length", type=whole_number(3), default=128, metavar="T",
@@ -377,8 +382,10 @@ def add_size_flags(parser):
                        help="learning rates of a whole model; of several the best is chosen on a "
                        "tenth of the training set (default: that of finetune.py)")
     group.add_argument("--adapter-rates", nargs="+", type=float, default=[2.5e-4, 5e-4, 1e-3],
-                       metavar="X", help="the same for adapters-alone, which trains corrections: "
-                       "0.5, 1 and 2 times the default for them (default: 2.5e-4 5e-4 1e-3)")
+                       metavar="X", help="the same for the models with adapters-alone in their "
+                       "name, which train corrections: 0.5, 1 and 2 times finetune.py's default "
+                       "for these, and of those that are taught 0.25, 0.5 and 1 times (default: "
+                       "2.5e-4 5e-4 1e-3)")
     group.add_argument("--bf16", action="store_true", help="pass it on to each row")
     group.add_argument("--authors-seconds", type=float, metavar="X",
                        help="seconds of a step of the authors' own code on the same machine, from "
@@ -406,6 +413,11 @@ def run_study(args):
     """Run what the command line asks for and print the tables -> how many rows failed."""
     study = os.path.abspath(args.out)
     num_failed = 0
+    for name in ("rows", "tasks", "models", "seeds"):
+        values = getattr(args, name)
+        if len(set(values)) < len(values):
+            # Two equal rows would write into the same folder.
+            raise ValueError(f"--{name} has a value twice: {values}")
     if args.show and not os.path.isdir(study):
         raise ValueError(f"--show: there is no folder {study}")
     if not args.show:
@@ -436,7 +448,7 @@ def main():
         parser.set_defaults(**TOY)
     try:
         num_failed = run_study(parser.parse_args())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"study.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -38,8 +38,7 @@ def main():
     batches = make_valid_batches(open_corpus([args.corpus], tokenizer), tokenizer, args.length)
     with autocast(device, uses_bf16(args.bf16, device)):
         scores = evaluate(student, batches, each_recursion=True)
-    accuracies = [float(accuracy) for accuracy in scores["accuracy_after"]]
-    print(json.dumps({"accuracy_after": accuracies}))
+    print(json.dumps({"accuracy_after": scores["accuracy_after"]}))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ copied to another machine and go on there.
 """
 from typing import NamedTuple
 
-from real_tasks import TASKS as FLAGS_OF_TASKS
+from real_tasks import FLAGS_OF_TASKS
 
 
 class Row(NamedTuple):
@@ -19,8 +19,8 @@ class Row(NamedTuple):
     about: dict             # what the tables need to know of it, such as its task and its seed
 
 
-# Wikipedia and books. Each document is held out or not by its hash; the sequences to train on are
-# drawn from all of it in a random order.
+# Wikipedia and books. A hash of each document decides whether it is held out. The sequences to
+# train on come from all other documents of the four files, in a random order.
 TEXTS = ["{data}/text/enwiki.txt.xz", "{data}/text/books_00.txt.xz", "{data}/text/books_01.txt.xz",
          "{data}/text/books_02.txt.xz"]
 CORPUS = "{study}/corpus/corpus.bin"
@@ -45,8 +45,9 @@ STUDENTS = {
     # One layer, 6 recursions with corrections of their own, started from the teacher; all losses.
     "ours": OURS,
     "noise": ours_with({"init": "random"}),
-    # Their start, their adapters, their untied output matrix, their weight decay and dropout, with
-    # the size, the rate and the warm-up of the other rows.
+    # The authors' start, adapters, untied output matrix, weight decay and dropout, with the steps,
+    # the rate and the warm-up of the other rows. Without the MLM head it is as large as ours. With
+    # the head, which has the output matrix, it has 79 % of the teacher's parameters, and ours 27 %.
     "authors": {"recipe": "paper", "dropout": 0.1},
     # The same with the rate that they used for 100,000 steps of 192 x 256 tokens.
     "authors-own-rate": {"recipe": "paper", "dropout": 0.1, "lr": 5e-4},
@@ -70,15 +71,14 @@ STUDENTS = {
     "other-seed": ours_with({"seed": 1}),
     # Twice as many recursions, each with corrections of half the rank: as many parameters.
     "twelve-recursions": ours_with({"num-hidden-layers": 12, "correction-rank": 15}),
-    # Wider embeddings, which take more parameters than 27 % of the teacher's.
+    # Wider embeddings: the student has 40 % of the teacher's parameters instead of 27 %.
     "embeddings-192": ours_with({"embedding-size": 192}),
-    # Larger weights of the attention and the hidden loss than the authors' 3. The attention loss is
-    # divided by the length of a sequence; 384 is 3 * 128, so it undoes the division. The recipe
-    # full, with sequences of 256 tokens, has 3 * 256.
-    "attention-weight-384": ours_with({"attention-weight": 384}),
+    # These two have one weight of the recipe full each. The other students have the authors' weights
+    # (see student_row).
+    "attention-weight-3": ours_with({"attention-weight": 3}),
     "hidden-weight-10": ours_with({"hidden-weight": 10}),
-    # Ours as it does best: the larger weight, and more tokens (long_sizes says how many).
-    "long": ours_with({"hidden-weight": 10}),
+    # Ours as it does best: both weights of the recipe full, and more tokens (see long_sizes).
+    "long": ours_with({"attention-weight": 3, "hidden-weight": 10}),
     # For the part "depth": it is trained to be read after any of its recursions.
     "elastic": ours_with({"elastic": 2.5}),
 }
@@ -88,19 +88,21 @@ MOST_RECURSIONS = 6
 class Variant(NamedTuple):
     """Another way of fine-tuning a model."""
     model: str = "ours"             # the distillation with which it begins
-    taught: bool = False            # with --distill-from the teacher that was tuned with this seed
-    adapters_alone: bool = False    # with --adapters-only, which trains its corrections alone
+    taught: bool = False            # --distill-from: the teacher tuned with the same task and seed
+    adapters_alone: bool = False    # --adapters-only: only its corrections and the head are trained
     lr: float | None = None         # None: as the sizes say
     times_longer: int = 1           # how many times as many steps as usual
 
 
 # The learning rate that finetune.py takes by default with a teacher, for a student 384 wide.
 TAUGHT_LR = 3e-4
+# {name of a variant: how it is fine-tuned}. If no student is in the name, it is ours.
 VARIANTS = {
     "taught": Variant(taught=True),
     "taught-longer": Variant(taught=True, times_longer=3),
     "teacher-longer": Variant(model="teacher", times_longer=3),
-    # Labels alone, but with the default rate, and with the steps, of those that are taught.
+    # Labels alone, but with the learning rate of "taught"; the second one also has the steps of
+    # "taught-longer". So the gain from the rate can be told from the gain from the teacher.
     "high-rate": Variant(lr=TAUGHT_LR),
     "high-rate-longer": Variant(lr=TAUGHT_LR, times_longer=3),
     "adapters-alone": Variant(adapters_alone=True),
@@ -110,17 +112,18 @@ VARIANTS = {
     "adapters-taught": Variant(model="adapters", taught=True),
     "no-adapters-taught": Variant(model="no-adapters", taught=True),
     "unshared-taught": Variant(model="unshared", taught=True),
-    # And that which has seen more tokens.
+    # The student "long", which has seen more tokens, taught in three ways.
     "long-taught": Variant(model="long", taught=True),
     "long-taught-longer": Variant(model="long", taught=True, times_longer=3),
     "long-adapters-alone-taught": Variant(model="long", adapters_alone=True, taught=True),
 }
 
-# The models that are fine-tuned, unless --models says otherwise; minilm is all-MiniLM as it was
-# before it got its head.
+# The models that are fine-tuned, unless --models says otherwise: names of distillations and of
+# VARIANTS.
 MODELS = ["teacher", "ours", "taught", "authors", "adapters", "no-adapters", "unshared",
           "adapters-alone"]
-# What --models may name beside them: all-MiniLM, the other variants and the other students.
+# What --models may name beside them: the other variants, the other students, and minilm. That is
+# all-MiniLM as it was before the row "teacher" trained it and gave it an MLM head.
 MORE_MODELS = ["minilm"]
 for name in list(VARIANTS) + list(STUDENTS):
     if name not in MODELS:
@@ -217,7 +220,8 @@ def training_flags(steps, lr, sizes):
 
 
 def teacher_row(sizes):
-    """Make the Row that gives all-MiniLM a head: it learns to predict masked words."""
+    """Make the Row that gives all-MiniLM an MLM head. The whole model learns to predict masked
+    words, not the head alone."""
     values = {"teacher": "none", "student": "{minilm}"}
     steps = steps_of_tokens(sizes.teacher_tokens, sizes)
     values.update(training_flags(steps, sizes.teacher_lr, sizes))
@@ -231,9 +235,10 @@ def student_row(name, sizes):
     steps = steps_of_tokens(sizes.tokens, sizes)
     values = {"teacher": model_folder("teacher")}
     values.update(training_flags(steps, sizes.lr, sizes))
-    # The losses and weights of the paper; the recipe full has others.
+    # The losses and weights of the authors, who divide the attention loss by the length. The recipe
+    # full has others.
     values["elastic"] = 0
-    values["attention-weight"] = 3
+    values["attention-weight"] = 3 / sizes.length
     values["hidden-weight"] = 3
     # The student's own flags come last: they replace those above, such as recipe, lr and dropout.
     values.update(STUDENTS[name])
@@ -362,8 +367,9 @@ def accuracy_row(model, sizes):
 def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
     """List the Rows of the parts students, tasks and depth, each after those that it needs.
 
-    students: names in STUDENTS; models: those to be fine-tuned. A model is fine-tuned only if its
-    student is among the students; the teacher and minilm always are.
+    students: names in STUDENTS
+    models: what is to be fine-tuned, names in MODELS and MORE_MODELS. A model is left out if its
+        student is not among the students; the teacher and minilm have no student.
     """
     rows = [corpus_row(), teacher_row(sizes)]
     distilled = []                                       # the students that get a row here
@@ -387,9 +393,11 @@ def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
 
 
 def chosen_models(models, students):
-    """List the models whose student is among the students, and the teacher and minilm.
+    """List those of the models that can be fine-tuned. For each model whose student is not among
+    the students, a line says that it is left out.
 
-    The teacher comes first, because those that are taught need the tuned teacher.
+    The teacher comes first, because models that are taught need the tuned teacher. If there are
+    such models, it is in the list even if it is not among the models.
     """
     available = ["teacher", "minilm"] + students
     needs_teacher = False

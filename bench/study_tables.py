@@ -5,7 +5,7 @@ A result is a dict, what a row's result.json holds: what study_rows.Row says of 
 """
 import statistics
 
-from study_results import ACCURACY, LOSS, kept_shares, time_to_quality
+from study_results import ACCURACY, LOSS, TOKENS, kept_shares, time_to_quality
 from study_rows import MODELS, MORE_MODELS, STUDENTS, TASKS
 
 
@@ -65,7 +65,8 @@ TEACHER_COLUMNS = ["parameters", "tokens", "held-out accuracy", "loss",
                    "the loss fell by", "seconds", "command"]
 STUDENT_COLUMNS = ["row", "parameters", "tokens", "held-out accuracy", "of the teacher's", "loss",
                    "seconds", "command"]
-# "it" is the authors' recipe in this project's code; the last column is about their own code.
+# A row compares ours with one run of the authors' recipe in this project's code. The columns call
+# this run "it". The last column compares ours with the authors' own code (--authors-seconds).
 TIME_COLUMNS = ["recipe", "it ended with", "its steps", "its seconds", "ours had that after steps",
                 "after seconds", "share of its steps", "share of its seconds",
                 "share of the seconds of the authors' code"]
@@ -79,13 +80,15 @@ def teacher_table(results):
         teacher = done["teacher"]
         curve = teacher["curve"]
         end = curve[-1]
-        # The last evaluation in the first three quarters of the run.
+        # The fall is measured from the last evaluation in the first three quarters of the run. If
+        # there is none, it is measured from the first point, that before the training.
+        earlier = curve[0]
         for point in curve:
-            if point[0] <= 0.75 * end[0]:
+            if point[TOKENS] <= 0.75 * end[TOKENS]:
                 earlier = point
         fall = earlier[LOSS] - end[LOSS]
-        row = [f"{teacher['parameters']:,}", f"{end[0]:,}", percent(end[ACCURACY])]
-        row += [f"{end[LOSS]:.3f}", f"{fall:.3f} since {earlier[0]:,} tokens"]
+        row = [f"{teacher['parameters']:,}", f"{end[TOKENS]:,}", percent(end[ACCURACY])]
+        row += [f"{end[LOSS]:.3f}", f"{fall:.3f} since {earlier[TOKENS]:,} tokens"]
         row += [f"{teacher['seconds']:.0f}", f"`{teacher['command']}`"]
         rows.append(row)
     return make_table("The teacher with a head", TEACHER_COLUMNS, rows)

@@ -1089,6 +1089,16 @@ def test_of_weights_and_shapes_only_what_differs_is_named():
         checkpoint.check_settings("x", saved, {"weights": None})
 
 
+def test_a_run_whose_attention_loss_was_divided_by_the_length_cannot_go_on():
+    old = {"weights": {"attention": 3.0}}
+    new = old | {"attention_loss": "mean over rows"}
+    checkpoint.check_settings("x", new, new)
+    checkpoint.check_settings("x", {"weights": {"mlm": 1.0}}, {"weights": {"mlm": 1.0}})
+    checkpoint.check_settings("x", {}, new)              # nothing is known of the saved run
+    with pytest.raises(ValueError, match="^x is of a run of an earlier version, whose attention"):
+        checkpoint.check_settings("x", old, new)
+
+
 def test_a_setting_that_the_saved_run_does_not_know_is_no_difference(tmp_path):
     save_training_state(tmp_path / "x", training_state(5.0), 7, 123, SETTINGS | {"old": 1})
     state = training_state(0.0)

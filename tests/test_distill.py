@@ -115,7 +115,7 @@ def test_attention_loss_is_the_sum_written_out():
     total = 0.0
     for b, h, i, j in np.ndindex(B, H, T, T):
         total += p[b, h, i, j] * math.log(p[b, h, i, j] / q[b, h, i, j])
-    assert attention_loss(student, teacher).item() == pytest.approx(total / (H * T), rel=1e-5)
+    assert attention_loss(student, teacher).item() == pytest.approx(total / H, rel=1e-5)
 
 
 def test_hidden_loss_is_the_sum_written_out():
@@ -169,12 +169,12 @@ def test_mlm_loss_is_the_sum_written_out():
 
 
 @pytest.mark.filterwarnings("ignore:reduction")          # torch explains what "mean" means
-def test_attention_loss_over_all_tokens_is_the_authors_mean_of_all_elements():
+def test_attention_loss_over_all_tokens_is_the_length_times_the_authors_mean_of_all_elements():
     student = random_scores((B, H, T, T), 1).log_softmax(-1)
     teacher = random_scores((B, H, T, T), 2).log_softmax(-1)
     theirs = nn.KLDivLoss(reduction="mean")(student, teacher.exp())
     ours = attention_loss(student, teacher) / (B * T)
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert ours.item() == pytest.approx(T * theirs.item(), rel=1e-5)
 
 
 def test_hidden_loss_over_all_tokens_is_the_authors_cosine_embedding_loss():
@@ -1039,7 +1039,7 @@ def test_the_log_has_each_loss_by_itself(whole):
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert [line["step"] for line in lines if "valid_accuracy" in line] == [5, 10, 12]
     for line in lines:
-        total = line["mlm"] + 3 * line["attention"] + 3 * line["hidden"] + 5 * line["output"]
+        total = line["mlm"] + 3 * line["attention"] + 10 * line["hidden"] + 5 * line["output"]
         total += 2.5 * line["elastic"]
         assert line["loss"] == pytest.approx(total, rel=1e-5)
         assert line["gradient_norm"] > 0
@@ -1084,6 +1084,20 @@ DIFFERENT_SETTINGS = [
     ({"init", "student", "dropout", "shape"},
      ["--student", "{tmp}/student", "--dropout", 0.3]),
 ]
+
+
+def test_a_run_of_the_version_that_divided_the_attention_loss_is_refused_and_left_alone(
+        toy, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    content = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert content["settings"].pop("attention_loss") == "mean over rows"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(content))
+    before = model_bytes(tmp_path / "run")
+    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) == 2
+    error = capsys.readouterr().err
+    assert "run.json is of a run of an earlier version" in error
+    assert error.count("\n") == 1
+    assert model_bytes(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize("names, more", DIFFERENT_SETTINGS)
@@ -1798,7 +1812,7 @@ def test_what_a_run_prints_is_so(toy, tmp_path, capsys):
     assert int(sizes[1].replace(",", "")) > 9 * int(sizes[2].replace(",", "")) > 0
     assert "device   cpu, float32\n" in before
     assert "layers   1-2 2-4 (student-teacher)\n" in before
-    assert "loss     1 mlm + 3 attention + 3 hidden + 5 output" in before
+    assert "loss     1 mlm + 3 attention + 10 hidden + 5 output" in before
     assert "12 of 64 tokens: 0.0 min\n" in after
     last = read_log(tmp_path / "run")[-1]
     row = table_rows(after, "student")[0]
@@ -2156,7 +2170,7 @@ def test_a_teacher_without_a_head_is_distilled_by_its_maps_and_states_alone(toy,
     assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
     printed = capsys.readouterr().out
     assert printed.count("no MLM head") == 4
-    assert "loss     3 attention + 3 hidden\n" in printed
+    assert "loss     3 attention + 10 hidden\n" in printed
     assert load(tmp_path / "run").head is None
     lines = read_log(tmp_path / "run")
     assert set(lines[-1]) == {"step", "loss", "attention", "hidden", "lr", "gradient_norm"}
@@ -2167,7 +2181,7 @@ def test_a_student_keeps_its_head_if_its_teacher_has_none(toy, tmp_path, capsys)
     more = ["--teacher", toy / "headless", "--student", toy / "teacher"]
     assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
     printed = capsys.readouterr().out
-    assert "loss     1 mlm + 3 attention + 3 hidden\n" in printed
+    assert "loss     1 mlm + 3 attention + 10 hidden\n" in printed
     assert "    student: " in printed and "    teacher: " not in printed         # the guesses
     assert load(tmp_path / "run").head is not None
     assert "valid_accuracy" in read_log(tmp_path / "run")[-1]
@@ -2227,7 +2241,7 @@ def test_the_papers_recipe_has_the_choices_of_the_authors_scripts():
         "steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
         "weight_decay": 1e-4, "dropout": 0.1, "temperature": 1.0, "init": "random",
         "tie_decoder": False, "num_hidden_layers": 6, "embedding_size": 128,
-        "mlm_weight": 1, "attention_weight": 3, "hidden_weight": 3, "output_weight": 5,
+        "mlm_weight": 1, "attention_weight": 3 / 256, "hidden_weight": 3, "output_weight": 5,
         "embedding_weight": 0}.items()
     teacher = noisy_model(Config(V, 160, 160, 12, 12, 4, F))
     student = distill.make_student(args, teacher, V)
@@ -2237,13 +2251,13 @@ def test_the_papers_recipe_has_the_choices_of_the_authors_scripts():
         "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}.items()
 
 
-@pytest.mark.parametrize("recipe, weight", [("quick", 3), ("full", 10), ("paper", 3)])
+@pytest.mark.parametrize("recipe, weight", [("quick", 10), ("full", 10), ("paper", 3)])
 def test_the_weight_of_the_hidden_loss_is_the_recipes(recipe, weight):
     assert distill.arguments(["--recipe", recipe]).hidden_weight == weight
     assert distill.arguments(["--recipe", recipe, "--hidden-weight", "0"]).hidden_weight == 0
 
 
-@pytest.mark.parametrize("recipe, weight", [("quick", 3), ("full", 768), ("paper", 3)])
+@pytest.mark.parametrize("recipe, weight", [("quick", 3), ("full", 3), ("paper", 3 / 256)])
 def test_the_weight_of_the_attention_loss_is_the_recipes(recipe, weight):
     assert distill.arguments(["--recipe", recipe]).attention_weight == weight
     assert distill.arguments(["--recipe", recipe, "--attention-weight", "0"]).attention_weight == 0
@@ -2374,14 +2388,14 @@ def test_the_seed_decides_a_fresh_students_values():
 
 
 @pytest.mark.parametrize("has_head, changes, expected", [
-    (True, {}, {"mlm": 1.0, "attention": 3.0, "hidden": 3.0, "output": 5.0}),
+    (True, {}, {"mlm": 1.0, "attention": 3.0, "hidden": 10.0, "output": 5.0}),
     (True, {"hidden": 0.0, "embedding": 0.5},
      {"mlm": 1.0, "attention": 3.0, "output": 5.0, "embedding": 0.5}),
-    (False, {"embedding": 0.5}, {"attention": 3.0, "hidden": 3.0, "embedding": 0.5}),
+    (False, {"embedding": 0.5}, {"attention": 3.0, "hidden": 10.0, "embedding": 0.5}),
     (None, {"embedding": 0.5, "mlm": 2.0}, {"mlm": 2.0}),                    # no teacher
     (True, {"mlm": 0.0, "attention": 0.0, "output": 0.0, "elastic": 0.5},
-     {"hidden": 3.0, "elastic": 0.5}),
-    (False, {"elastic": 0.5}, {"attention": 3.0, "hidden": 3.0}),
+     {"hidden": 10.0, "elastic": 0.5}),
+    (False, {"elastic": 0.5}, {"attention": 3.0, "hidden": 10.0}),
     (None, {"elastic": 0.5}, {"mlm": 1.0}),
 ])
 def test_the_losses_are_those_that_the_flags_want_and_the_teacher_allows(
@@ -2406,7 +2420,7 @@ def test_a_weight_that_a_teacher_without_a_head_makes_useless_is_refused():
     with pytest.raises(ValueError, match="--output-weight: the teacher has no MLM head"):
         distill.choose_losses(args, teacher, num_recursions=2, given=["--output-weight"])
     args = distill.arguments(["--mlm-weight", "0"])
-    assert distill.choose_losses(args, teacher, num_recursions=2) == {"attention": 3, "hidden": 3}
+    assert distill.choose_losses(args, teacher, num_recursions=2) == {"attention": 3, "hidden": 10}
 
 
 def test_a_teacher_needs_no_tokenizer_if_one_is_given(toy, tmp_path):
@@ -2648,10 +2662,12 @@ def test_help_names_the_defaults_of_the_recipe_full(capsys):
     printed = " ".join(capsys.readouterr().out.split())
     for name, value in RECIPES["full"].items():
         quick = RECIPES["quick"][name]
-        if name == "hidden_weight":                      # that of paper is that of quick
-            assert "with the teacher's (default: 3; full: 10)" in printed
+        if name == "hidden_weight":
+            assert value == quick == 10
+            assert "with the teacher's (default: 10; paper: 3)" in printed
         elif name == "attention_weight":
-            assert "from the teacher's (default: 3; full: 768)" in printed
+            assert value == quick == 3
+            assert "from the teacher's (default: 3; paper: 3 / 256)" in printed
         elif value != quick:
             default = rf"{quick:,g} \[{value:,g}\](, but at most a tenth[^)]*)?\)"
             assert re.search(default, printed), name

@@ -162,8 +162,8 @@ def test_the_same_command_writes_the_same_bytes(
 
 @pytest.mark.parametrize("name, words", [
     ("architecture", ["BERT teacher", "MiniALBERT student", "correction $r$", "1 × MLM loss",
-                      "3 × attention loss", "3 × hidden loss", "5 × output loss"]),
-    ("losses", ["sum", "1 × mlm", "3 × attention", "3 × hidden", "5 × output", "step"]),
+                      "3 × attention loss", "10 × hidden loss", "5 × output loss"]),
+    ("losses", ["sum", "1 × mlm", "3 × attention", "10 × hidden", "5 × output", "step"]),
     ("attention", ["teacher's layer 2", "student's recursion 1", "teacher's layer 4",
                    "student's recursion 2", "[CLS]", "w3", "w10", "w24", "[SEP]"]),
     ("depth", ["teacher: 40.0% at full depth", "student: 20.0% at full depth",
@@ -373,15 +373,14 @@ def test_the_labels_of_a_study_do_not_cover_each_other(tmp_path, change):
             assert area.x1 < figure.bbox.x1
 
 
-def test_of_many_students_the_first_are_drawn(tmp_path, capsys):
+def test_of_many_students_those_with_plain_words_are_drawn(tmp_path, capsys):
     names = ["an-old-name", *reversed(STUDENTS)]
     write_study(tmp_path, names)
     students, _ = figures.read_study(str(tmp_path))
     words = [student.words.split(":")[0] for student in students]
-    assert words == ["one layer, corrections", "from noise", "the authors' recipe",
-                     "authors-own-rate", "one layer, adapters", "one layer, nothing of its own"]
+    assert words == list(figures.PLAIN_WORDS.values())
     output = capsys.readouterr().out
-    assert output.startswith("study shows 6 students, without three-recursions, two-groups, ")
+    assert output.startswith("study shows 6 students, without authors-own-rate, three-recursions, ")
     assert output.endswith(", an-old-name\n")
 
 

@@ -168,7 +168,10 @@ def test_the_long_student_sees_nine_times_as_many_tokens_in_batches_twice_as_lar
     ours = parsed(student_row("ours", SIZES))
     assert args.embedding_size == ours.embedding_size
     assert args.correction_rank == ours.correction_rank
-    assert args.hidden_weight == distill.RECIPES["full"]["hidden_weight"]
+    full = distill.RECIPES["full"]
+    assert args.hidden_weight == full["hidden_weight"]
+    assert args.attention_weight == full["attention_weight"]
+    assert ours.attention_weight == 3 / SIZES.length     # the authors'
 
 
 def test_the_authors_row_is_their_recipe_with_our_steps_and_rate():
