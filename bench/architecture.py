@@ -1,4 +1,5 @@
-"""The picture of the two models and the paper's four losses, for bench/figures.py.
+"""The picture of the two models and the paper's four losses, with the weights that they have here,
+for bench/figures.py.
 
 Each shape has its place by hand, not by a layout program: a number is a place or a size in pixels,
 on a canvas as wide as a README on GitHub. The teacher stands on the left, the student on the right,

@@ -55,6 +55,8 @@ ROWS = {
     "two-recursions": "--num-hidden-layers 2",
     "eight-recursions": "--num-hidden-layers 8",
     "unshared": "--num-hidden-groups 4",
+    # The losses have the authors' weights. They divide the attention loss by the 64 tokens.
+    "authors-weights": "--attention-weight 0.046875 --hidden-weight 3",
     # One loss is left out, or the paper's embedding loss is added. Without the output loss
     # distill.py leaves out the elastic loss, too.
     "no-attention-loss": "--attention-weight 0",

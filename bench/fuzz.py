@@ -6,8 +6,10 @@
 Each file is a small checkpoint that was damaged: a bit is flipped, the end is cut off, a byte is
 inserted, or a value of the header is exchanged for a hostile one (tests/test_checkpoint.py has the
 mutations). Our reader must read it as the official package does, or refuse it with a ValueError; if
-it does something else, the exit status is 1. No header may make it take much memory. For this there
-is no limit here: the last line says by how many MB of 2**20 bytes a process grew.
+it does something else, the exit status is 1.
+
+No header may make our reader take much memory. The script does not check this, but its last line
+says by how many MB (2**20 bytes) a process grew, so that you can judge it.
 """
 import argparse
 import math

@@ -120,8 +120,8 @@ def kills(setup, compiled):
     kill.finish("distill", flags + ["--out", folders["first"]])
     kill.finish("distill", flags + ["--out", folders["second"]])
     flags += ["--out", folders["killed"]]
-    counts = kill.torment("distill", flags, folders["killed"], wanted_kills, kill.LONGEST,
-                          random.Random(0))
+    num_kills, num_resumed, _ = kill.kill_repeatedly("distill", flags, folders["killed"],
+                                                     wanted_kills, kill.LONGEST, random.Random(0))
     remains = {}
     accuracies = {}
     for run, folder in folders.items():
@@ -129,8 +129,8 @@ def kills(setup, compiled):
         accuracies[run] = read_log(folder)[-1]["valid_accuracy"]
     distance = abs(accuracies["killed"] - accuracies["first"])
     is_same = remains["first"] == remains["killed"]
-    row = {"what": f"{name}, {steps} steps", "kills": counts[0]}
-    row["with a checkpoint"] = counts[1]
+    row = {"what": f"{name}, {steps} steps", "kills": num_kills}
+    row["with a checkpoint"] = num_resumed
     row["two undisturbed runs"] = describe_equality(remains["first"] == remains["second"])
     row["killed and undisturbed"] = describe_equality(is_same)
     row["accuracies differ by"] = f"{distance:.2%}"
@@ -138,7 +138,7 @@ def kills(setup, compiled):
     passed = is_same
     if compiled:
         passed = distance <= 0.02
-    if counts[1] < wanted_kills:                         # the run ended too early
+    if num_resumed < wanted_kills:                       # the run ended too early
         passed = False
     setup.report("Kills and resumes", row, passed)
 
@@ -153,10 +153,13 @@ def describe_equality(is_equal):
 # ---- Two processes on one card ----------------------------------------------------------
 
 def two_processes(setup, cuda_graphs):
-    """Let two processes share the card and a batch: their summed gradients are one process's.
+    """Let two processes share the card and a batch. The sum of their gradients must be what one
+    process computes from the whole batch.
 
-    They talk by gloo, because NCCL refuses two processes on a card: its speed is not measured.
-    cuda_graphs: whether the two compile their steps, as CUDA graphs; with toy models
+    The two exchange gradients by gloo, because NCCL refuses two processes on one card. So the speed
+    of NCCL is not measured.
+
+    cuda_graphs: the two run their passes as CUDA graphs; the models are then those of TOY
     """
     shape = setup.choose(BASE._replace(B=6, T=64), TOY)
     if cuda_graphs:
@@ -197,8 +200,9 @@ def one_of_two(rank, toy, device, folder, shape, cuda_graphs, port, path):
     distillation = make_distillation(setup, shape, bf16=False, dropout=0.0, processes=processes,
                                      compiled=cuda_graphs, cuda_graphs=cuda_graphs)
     student = distillation.student
-    # Each pass is of this process's half of the batch. The last one counts: of a CUDA graph torch
-    # makes the first pass without it, records the second one, and repeats that from then on.
+    # Each pass is of this process's half of the batch, and each begins without gradients. Those of
+    # the last pass are compared, because by then a CUDA graph is at work: torch runs the first pass
+    # without a graph, records one in the second pass, and replays it from the third pass on.
     for _ in range(4):
         pass_of(distillation, student)
     distill.sum_over_processes(student, {}, processes)

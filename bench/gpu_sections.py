@@ -62,8 +62,9 @@ ESTIMATED_COMPILED = {
 def card(setup, when):
     """Measure how fast the card copies and multiplies matrices. when: before or after the rest.
 
-    The matrix rate, of which a step shall reach 45 %, is that of large squares in bfloat16. A job
-    that runs after the second measurement takes the faster rate for the card's own.
+    The product of large squares in bfloat16 gives the "matrix rate", of which a step shall reach
+    45 % (see goals). It is kept for the jobs that run later. If the second measurement is faster,
+    it replaces the first one; of all jobs only growth runs after it.
     """
     title = "Rates of the card"
     if when == "before":
@@ -311,7 +312,8 @@ def waits(setup):
         for micro_batch_size in (0, part):
             for full_recipe in (False, True):
                 report_waits(setup, bf16, micro_batch_size, full_recipe)
-    # The last is how the recipe full trains on a GPU. Fake tensors cannot be compiled.
+    # The recipe full trains compiled and with CUDA graphs by default. This is looked at on a GPU
+    # only, because fake tensors cannot be compiled.
     if setup.device != "cpu":
         for cuda_graphs in (False, True):
             report_waits(setup, bf16=True, micro_batch_size=0, full_recipe=True, compiled=True,
@@ -461,13 +463,17 @@ def compare_cuda_graphs(setup, bf16, compiled, dropout, micro_batch_size=0):
 
 def losses_of_steps(setup, settings, compiled, as_cuda_graphs):
     """Train a toy for 12 steps -> the loss of each. settings: of make_distillation"""
-    torch.compiler.reset()          # a second size of batches would be compiled for any size
-    # Distillation refuses to make graphs of micro-batches. A setting of torch makes them.
+    # If torch.compile meets a second size of batches, it compiles again, now for batches of any
+    # size. That would be another program than in a training, so what it has compiled is forgotten.
+    torch.compiler.reset()
+    # With micro-batches a Distillation refuses to make CUDA graphs. There a setting of torch makes
+    # graphs of all that is compiled.
     has_micro_batches = settings["micro_batch_size"] > 0
-    torch._inductor.config.triton.cudagraphs = as_cuda_graphs and has_micro_batches
+    torch_makes_graphs = as_cuda_graphs and has_micro_batches
+    distillation_makes_graphs = as_cuda_graphs and not has_micro_batches
+    torch._inductor.config.triton.cudagraphs = torch_makes_graphs
     distillation = make_distillation(setup, TOY, compiled=compiled, full_recipe=True,
-                                     cuda_graphs=as_cuda_graphs and not has_micro_batches,
-                                     **settings)
+                                     cuda_graphs=distillation_makes_graphs, **settings)
     lines = train_and_read_log(setup, distillation, steps=12, log_every=1)
     return [line["loss"] for line in lines]
 
@@ -552,22 +558,21 @@ def authors_speed(setup, name, table, bf16):
 
 
 def goals(setup):
-    """Report whether our fastest variant meets the goals of speed.
+    """Report whether our best variant, that with the largest share, meets the goals of speed.
 
     They are: 45 % of the rate at which the card multiplies large matrices, counting only the
     operations that cannot be left out, and 10 times as many sequences/s as the authors' code.
     """
     table = "Goals of speed"
-    # {name of a variant of ours: its share of the matrix rate}. The authors' code was not timed at
-    # all-MiniLM's size.
-    shares = {}
+    shares = {}             # {name of a variant of ours: its share of the matrix rate}
     for key, value in setup.values.items():
-        is_wanted = True
-        for word in ("first time", "all-MiniLM"):
-            if word in key:
-                is_wanted = False
-        if key.endswith(": share") and is_wanted and not math.isnan(value):
-            shares[key.removesuffix(": share")] = value
+        if not key.endswith(": share") or math.isnan(value):
+            continue
+        # A first compilation ran beside other jobs, so its speed means nothing. At all-MiniLM's
+        # size the authors' code was not timed.
+        if "first time" in key or "all-MiniLM" in key:
+            continue
+        shares[key.removesuffix(": share")] = value
     if not shares:
         setup.report(table, {"what": "no speed was measured"}, False)
         return
@@ -592,9 +597,9 @@ def goals(setup):
 def growth(setup):
     """Measure eager steps of several batch sizes and lengths, one after the other.
 
-    Time and memory should grow with the batch size, and with the length somewhat faster: a map
-    has T x T numbers. What small batches take longer than their share is the time that the host
-    needs to start the kernels.
+    Time and memory should be proportional to the batch size. With the length they should grow
+    somewhat faster, because a map has T x T numbers. A small batch takes longer than this if the
+    host needs more time to start the kernels than the card needs to run them.
     """
     table = "Growth with batch and length, eager"
     sizes = [(24, 256), (48, 256), (96, 256), (192, 256), (384, 256)]
@@ -602,7 +607,8 @@ def growth(setup):
     sizes = setup.choose(sizes, sizes[:2])
     for B, T in sizes:
         our_speed(setup, f"{B} x {T}", table, compiled=False, batch_size=B, length=T, steps=12)
-        # What torch keeps for its next tensors would have other sizes than the next step needs.
+        # torch keeps the memory of freed tensors in blocks of their sizes. For the tensors of the
+        # next batch size they would not fit, so they are given back.
         if setup.device != "cpu":
             torch.cuda.empty_cache()
 
@@ -610,14 +616,15 @@ def growth(setup):
 # ---- Where the time goes ----------------------------------------------------------------
 
 def profile(setup, compiled, full_recipe, cuda_graphs=False):
-    """Report the milliseconds of a step by group of operations, beside the estimates.
+    """Report how many milliseconds of a step each group of operations takes, and the estimates.
 
-    full_recipe: the step of the recipe full, without dropout; False: that with the paper's adapters
-    and dropout, which is the one that was estimated
-    cuda_graphs: of the compiled step as CUDA graphs, which are reported as a whole, not by group
+    full_recipe: True: the student has corrections, the elastic loss and no dropout; False: it has
+        the paper's adapters and dropout. The estimates were made for False
+    cuda_graphs: the compiled step runs as CUDA graphs. Then the groups are left out, because a
+        graph does not tell which operation started a kernel
 
-    The steps are those of distill.training_step without reading anything back, as most steps of
-    train() are.
+    The steps are calls of distill.training_step, and nothing is read from the card between them, as
+    in most steps of train().
     """
     dropout = 0.1
     title = "Profile of a step"
@@ -649,17 +656,15 @@ def profile(setup, compiled, full_recipe, cuda_graphs=False):
         activities.append(ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
         make_steps(num_steps)
+    events = profiler.key_averages(group_by_input_shape=True)
     if cuda_graphs:
         title += ", compiled, as CUDA graphs"
     elif compiled:
         title += ", compiled"
-        estimates = ESTIMATED_COMPILED
+        report_groups(setup, title, ESTIMATED_COMPILED, events, num_steps)
     else:
         title += ", eager"
-        estimates = ESTIMATED_EAGER
-    events = profiler.key_averages(group_by_input_shape=True)
-    if not cuda_graphs:             # a graph does not tell which operation started a kernel
-        report_groups(setup, title, estimates, events, num_steps)
+        report_groups(setup, title, ESTIMATED_EAGER, events, num_steps)
     report_busy(setup, title, events, num_steps, clock_ms)
     report_pauses(setup, title, profiler.events(), num_steps)
 
@@ -766,7 +771,9 @@ def group_of(name, input_shapes, shape):
         return "linear products"
     if name in ("aten::bmm", "aten::baddbmm") or "attention" in name:
         return "attention products"
-    # Compiled kernels pad V to a multiple of 64. A word table has no more numbers than V x C.
+    # Logits (M, V) and the word table (V, C) both have V as a size; compiled kernels pad it to a
+    # multiple of 64. Only the logits belong to this group. They have more numbers than the table,
+    # because M is larger than C; for a TOY it is not, but there the groups mean nothing anyway.
     has_vocabulary = any(shape.V <= size < shape.V + 64 for size in largest)
     if has_vocabulary and num_numbers > (shape.V + 64) * shape.C:
         return "vocabulary (M V)"

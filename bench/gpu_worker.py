@@ -37,7 +37,7 @@ from speed_worker import Shape
 
 # bert-base and the paper's student of it, at the authors' batch.
 BASE = Shape(B=192, T=256, V=30522, E=128, C=768, H=12, F=3072, L=12, R=6)
-# all-MiniLM, as bench/study.py distils it.
+# all-MiniLM and its student, with the batch that the study had on a GPU (EXPERIMENTS.md).
 SMALL = Shape(B=128, T=128, V=30522, E=96, C=384, H=12, F=1536, L=6, R=6)
 # Odd sizes, so that no two are equal.
 TOY = Shape(B=6, T=17, V=101, E=8, C=48, H=3, F=96, L=4, R=2)
@@ -119,8 +119,11 @@ def make_distillation(setup, shape, bf16, compiled=False, micro_batch_size=0, dr
                       full_recipe=False, cuda_graphs=False, device=None, processes=None):
     """Make a Distillation of random models on random tokens.
 
-    The student has the paper's adapters and losses; with full_recipe it has corrections and the
-    elastic loss, as by default in the recipe full. device: setup.device if it is not given.
+    The student has the paper's adapters and its four losses; with full_recipe it has corrections
+    and the elastic loss, as by default in the recipe full. The weights of the losses are those of
+    this recipe in both cases, not the paper's; they make no difference to the time.
+
+    device: setup.device if it is not given
     """
     if device is None:
         device = setup.device

@@ -71,15 +71,27 @@ def finish(script, flags):
         raise RuntimeError(f"{script}.py {flags}: exit status {process.exitcode}")
 
 
-def torment(script, flags, out, wanted, longest, rng):
-    """Kill a run again and again, then let it end -> three counts: of all kills, of those after
-    which there was a checkpoint to resume from, and of those that came amid the writing of a file.
+def wait_for_training(process, has_begun, command):
+    """Wait until a process of begin() trains or, if it never does, until it has ended. RuntimeError
+    if it does neither in ten minutes; it names the command."""
+    last_moment = time.perf_counter() + 600
+    while not has_begun.wait(1) and process.is_alive():
+        if time.perf_counter() > last_moment:
+            raise RuntimeError(f"{command}: no step was made in ten minutes")
+
+
+def kill_repeatedly(script, flags, out, wanted, longest, rng):
+    """Kill a run again and again, then let it end.
 
     out: the folder of the run
     wanted: how many kills must leave a checkpoint behind; there are more kills if some come before
         the first checkpoint
     longest: seconds from the beginning of the training to a kill, at most; one kill in ten does not
         wait for the training to begin
+
+    Returns three counts: num_kills is that of all kills, num_resumed that of the kills after which
+    there was a checkpoint to resume from, and num_amid_write that of the kills that came while a
+    file was being written. num_resumed is less than wanted if the run ended too early.
     """
     flags = list(flags) + ["--resume"]
     num_kills = 0
@@ -89,8 +101,7 @@ def torment(script, flags, out, wanted, longest, rng):
     while num_resumed < wanted:
         process, has_begun = begin(script, flags)
         if rng.random() > 0.1:
-            if not has_begun.wait(600):
-                raise RuntimeError(f"{script}.py {flags}: no step was made in ten minutes")
+            wait_for_training(process, has_begun, f"{script}.py {flags}")
         process.join(rng.uniform(0, longest))
         if process.exitcode == 0:                        # it ended before it could be killed
             break
@@ -144,20 +155,23 @@ def remains(out):
     return contents
 
 
-def measure(script, steps, flags, folder, num_kills, rng):
+def measure(script, steps, flags, folder, wanted_kills, rng):
     """Run a script undisturbed and killed, compare the ends and print a row of the table -> the
-    folder of the undisturbed run. The program ends if the ends differ."""
+    folder of the undisturbed run. The program ends if the ends differ.
+
+    wanted_kills: how many kills must leave a checkpoint behind
+    """
     flags = FLAGS + ["--steps", steps] + flags
     whole = os.path.join(folder, f"{script}-whole")
     killed = os.path.join(folder, f"{script}-killed")
     begin_whole = time.perf_counter()
     finish(script, flags + ["--out", whole])
     begin_killed = time.perf_counter()
-    counts = torment(script, flags + ["--out", killed], killed, num_kills, LONGEST, rng)
+    num_kills, num_resumed, num_amid_write = kill_repeatedly(
+        script, flags + ["--out", killed], killed, wanted_kills, LONGEST, rng)
     end = time.perf_counter()
     is_same = remains(whole) == remains(killed)
-    cells = [script, f"{steps:,}"]
-    cells += [str(count) for count in counts]
+    cells = [script, f"{steps:,}", str(num_kills), str(num_resumed), str(num_amid_write)]
     cells.append(f"{begin_killed - begin_whole:.0f}")
     cells.append(f"{end - begin_killed:.0f}")
     if is_same:
@@ -167,8 +181,8 @@ def measure(script, steps, flags, folder, num_kills, rng):
     print(f"| {' | '.join(cells)} |", flush=True)
     if not is_same:
         sys.exit(f"{script}: the killed run ended differently")
-    if counts[1] < num_kills:
-        sys.exit(f"{script}: it ended after {counts[0]} kills; more steps are needed")
+    if num_resumed < wanted_kills:
+        sys.exit(f"{script}: it ended after {num_kills} kills; more steps are needed")
     return whole
 
 

@@ -14,9 +14,9 @@ turns, with the smallest and the largest in brackets. A ratio is taken within ea
 table has the median of these ratios. "over X" is a row's figure divided by that of X. In the first
 table of inference, "over ours" is the other's time divided by ours, so above 1 ours is faster.
 
-A MB is 2**20 bytes, of memory and of text. The sections have the same numbers as in EXPERIMENTS.md,
-where section 2 is a step on a GPU. Unless something else is said, students have the paper's
-adapters, as the authors' student has.
+A MB is 2**20 bytes, of memory and of text. The sections have the same numbers as in EXPERIMENTS.md.
+There is no section 2: bench/gpu.py measures a step on a GPU. Unless something else is said,
+students have the paper's adapters, as the authors' student has.
 """
 import argparse
 import json
@@ -58,13 +58,14 @@ TERMS = ["data", "teacher", "student", "losses", "backward", "reduce, clip", "op
 # ---- Workers, which take turns ----------------------------------------------------------
 # A worker's answer to a request is a dict of what it measured:
 #
-#     seconds     how long one step, pass or run took
-#     rate        sequences, sentences or million tokens per second
-#     MB          the most memory that the process has had so far
-#     above       the same, less what it had after its imports, before it made its models
-#     matrix      how many thousand million operations per second matrix products reach here
-#     share       the part of this rate that a step reaches, if only useful operations count
-#     a term      the seconds of one of the TERMS of a step
+#     seconds         how long one step, pass or run took
+#     rate            sequences, sentences or million tokens per second
+#     MB              the most memory that the process has had so far
+#     MB above idle   the same, less what it had after its imports, before it made its models
+#     matrix          the rate of matrix products on this machine: GFLOP/s, that is, thousand
+#                     million operations per second
+#     share           the rate of a step, counting useful operations alone, divided by "matrix"
+#     a term          the seconds of one of the TERMS of a step
 
 
 class Variant(NamedTuple):
@@ -279,9 +280,12 @@ def step_section(args, folder):
 def print_steps(title, answers):
     """Print a row for each variant of a step.
 
-    The last three columns say how near our variants come to what this machine can do. First comes
-    its rate: how many operations per second a large matrix product reaches. Then comes the part of
-    this rate that the step reaches, if only the products count that no step can do without.
+    The last three columns say how near our variants come to what this machine can do:
+
+    - GFLOP/s of matrices: the rate of the machine, measured with single products of matrices
+    - of which useful: the rate of the step, divided by that of the machine. The operations of a
+      step that count are those of the products that no step can do without (useful_operations)
+    - target: what this quotient should be
     """
     print_heading(title, [
         "variant", "s/step", "sequences/s", "over authors' float32", "target", "MB",
@@ -710,7 +714,7 @@ def growth_section(args, folder):
             variants[size] = ours("our_step", shape=shape._replace(**{letter: size}))
         answers = compare(args, variants)
         cells = [letter, " ".join(str(size) for size in sizes)]
-        for what in ("seconds", "above"):
+        for what in ("seconds", "MB above idle"):
             medians = [median_of(answers[size], what) for size in sizes]
             # The slope of a line through the logarithms of both; 1 would be linear growth.
             exponent, _ = np.polyfit(np.log(sizes), np.log(medians), 1)
@@ -722,10 +726,11 @@ def growth_section(args, folder):
 def print_processes(args):
     """Print a table: steps that several processes make together, with a thread each.
 
-    They share a batch and sum their gradients, as under torchrun. The figures are over all turns
-    and all processes. The column of all_reduce contains the sum of the gradients, the waiting for
-    other processes, and the clipping afterwards. What the clipping alone takes is the term
-    "reduce, clip" of section 1, where one process has nothing to sum.
+    They share a batch and sum their gradients, as under torchrun. Each process answers in each
+    turn; a figure is the median of all these answers. The third column is the time from the end of
+    the backward pass to the update: a process waits for the others, the gradients are summed
+    (all_reduce), and then they are clipped. In section 1 the term "reduce, clip" is the clipping
+    alone, because a single process has nothing to sum.
     """
     shape = BASE
     worlds = [2, 4]

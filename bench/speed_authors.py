@@ -43,7 +43,11 @@ def make_optimizer(model):
 
 
 def update(model, optimizer):
-    """Clip the gradients and update the parameters."""
+    """Clip the gradients and update the parameters.
+
+    In each step the Trainer looks whether the loss is nan, and for this it waits for a GPU. Reading
+    the norm of the gradients here waits, too.
+    """
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -56,7 +60,8 @@ def authors_step(shape, bf16=False, device="cpu"):
     their code.
 
     As there, the teacher has dropout; the losses are computed from copies that masked_select makes;
-    logits are computed at all places; the embedding loss is computed, but not used.
+    logits are computed at all places; the embedding loss is computed, but not used. The weights of
+    the losses are theirs, too. Ours are others, but that makes no difference to the time.
     """
     torch.manual_seed(0)
     device = torch.device(device)
@@ -81,23 +86,26 @@ def authors_step(shape, bf16=False, device="cpu"):
         """Compute the weighted sum of the losses."""
         masked_ids = ids.masked_fill(is_masked, 3)
         labels = ids.masked_fill(~is_masked, -100)
-        found = student(masked_ids, mask, labels=labels)
+        of_student = student(masked_ids, mask, labels=labels)
         with torch.no_grad():
-            wanted = teacher(masked_ids, mask, output_hidden_states=True, output_attentions=True)
-        hidden_loss(found.hidden_states[0], wanted.hidden_states[0], mask)    # not used
-        # With L = 12 and R = 6 every second layer is matched: the layers 1, 3, ..., 11 from 0. The
-        # list of hidden states begins with the embeddings, so there these are 2, 4, ..., 12.
-        first_layer = layers_per_recursion - 1
-        teacher_maps = wanted.attentions[first_layer::layers_per_recursion]
+            of_teacher = teacher(masked_ids, mask, output_hidden_states=True,
+                                 output_attentions=True)
+        # The embedding loss, which is not used.
+        hidden_loss(of_student.hidden_states[0], of_teacher.hidden_states[0], mask)
+        # With L = 12 and R = 6 every second layer is matched. Counted from 0 these are the layers
+        # 1, 3, ..., 11. In the list of hidden states the embeddings come first, so there the
+        # outputs of these layers have the numbers 2, 4, ..., 12.
+        first_matched = layers_per_recursion - 1
+        teacher_maps = of_teacher.attentions[first_matched::layers_per_recursion]
         attention = 0
-        for student_map, teacher_map in zip(found.attentions, teacher_maps):
+        for student_map, teacher_map in zip(of_student.attentions, teacher_maps):
             attention = attention + attention_loss(student_map, teacher_map, mask)
-        teacher_hidden = wanted.hidden_states[first_layer + 1::layers_per_recursion]
+        teacher_hidden = of_teacher.hidden_states[first_matched + 1::layers_per_recursion]
         hidden = 0
-        for student_states, teacher_states in zip(found.hidden_states[1:], teacher_hidden):
+        for student_states, teacher_states in zip(of_student.hidden_states[1:], teacher_hidden):
             hidden = hidden + hidden_loss(student_states, teacher_states, mask)
-        output = output_loss(found.logits, wanted.logits, is_masked)
-        return found.loss + 3 * (attention + hidden) + 5 * output
+        output = output_loss(of_student.logits, of_teacher.logits, is_masked)
+        return of_student.loss + 3 * (attention + hidden) + 5 * output
 
     def step():
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -132,7 +140,12 @@ def hidden_loss(student, teacher, mask):
 
 
 def attention_loss(student, teacher, mask):
-    """Compute the mean of KL(teacher || student) of attention maps (B, H, T, T); mask (B, T)."""
+    """Compute the divergence of attention maps (B, H, T, T) at real tokens; mask (B, T).
+
+    It is the mean over the rows of KL(teacher || student), divided by T: reduction="mean" divides
+    by the number of all elements, and a row has T of them. Our attention loss is without this
+    division. So their weight of 3 is one of 3 / T for ours.
+    """
     num_heads = student.shape[1]
     where = mask[:, None].repeat(1, num_heads, 1)[..., None]                  # (B, H, T, 1)
     student = select(student, where) + 1e-12

@@ -137,6 +137,7 @@ def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_ra
         student = ClockedModel(student_config, clock, "student")
     if bf16:
         distill.cast_linear_layers(teacher)              # as distill.py does
+    # These are not the authors' weights, but that makes no difference to the time.
     weights = {name: weight for name, weight in distill.LOSS_WEIGHTS.items() if weight > 0}
     distillation = distill.Distillation(
         student, teacher, random_batches(shape, clock), weights, processes=processes, bf16=bf16,
@@ -162,7 +163,7 @@ def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_ra
         clock.restart()
         seconds = seconds_of(step)
         answer = {"seconds": seconds, "rate": shape.B / seconds,
-                  "above": peak_megabytes() - idle_megabytes}
+                  "MB above idle": peak_megabytes() - idle_megabytes}
         answer.update(clock.seconds)
         if with_matrix_rate:
             rate = max(rate_before, matrix_rate(shape, bf16))

@@ -21,7 +21,7 @@ from checkpoint import load, read_safetensors
 from conftest import ROOT, distill_flags, read_log, read_metadata, sentence
 
 sys.path.insert(0, os.path.join(ROOT, "bench"))
-from kill import finish, remains, torment
+from kill import finish, kill_repeatedly, remains
 
 # Each process draws its own dropout, so that only runs without it can be compared.
 COMPARABLE = ["--dropout", 0, "--lr", 0.001]
@@ -83,8 +83,8 @@ def test_a_distillation_killed_at_random_ends_as_if_it_had_not_been(toy, tmp_pat
     more = ["--steps", 100, "--save-every", 3]
     finish("distill", distill_flags(toy, tmp_path / "a", *more))
     flags = distill_flags(toy, tmp_path / "b", *more)
-    _, num_resumed, _ = torment("distill", flags, tmp_path / "b", wanted=1, longest=0.4,
-                                rng=random.Random(0))
+    _, num_resumed, _ = kill_repeatedly("distill", flags, tmp_path / "b", wanted=1, longest=0.4,
+                                        rng=random.Random(0))
     assert num_resumed == 1
     assert remains(tmp_path / "a") == remains(tmp_path / "b")
 
@@ -93,8 +93,8 @@ def test_a_tuning_killed_at_random_ends_as_if_it_had_not_been(toy, table, tmp_pa
     more = ["--steps", 25, "--save-every", 1, "--seeds", 2, "--lr", 0.001, 0.002, "--dropout", 0.1]
     finish("finetune", finetune_flags(toy, table, tmp_path / "a", *more))
     flags = finetune_flags(toy, table, tmp_path / "b", *more)
-    _, num_resumed, _ = torment("finetune", flags, tmp_path / "b", wanted=1, longest=0.4,
-                                rng=random.Random(1))
+    _, num_resumed, _ = kill_repeatedly("finetune", flags, tmp_path / "b", wanted=1, longest=0.4,
+                                        rng=random.Random(1))
     assert num_resumed == 1
     whole = remains(tmp_path / "a")
     assert whole == remains(tmp_path / "b")
