@@ -19,6 +19,9 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# The weights that the losses have in the authors' code, which divides the attention loss by the
+# length of a sequence: 3 / 64 is 0.046875.
+AUTHORS_WEIGHTS = "--attention-weight 0.046875 --hidden-weight 3"
 # Give the student the shape that it has in the default run, but start it from noise, and let it
 # learn without any teacher.
 NO_TEACHER = "--teacher none --tokenizer assets/teacher --hidden-size 128 --num-hidden-layers 4"
@@ -42,23 +45,22 @@ ROWS = {
     "start-then-alone": "--attention-weight 0 --hidden-weight 0 --output-weight 0",
     # The student starts from noise: the teacher is matched in each step, but gives no first values.
     "random-start": "--init random",
-    # The student starts from noise and has adapters and an output matrix of its own, as the
-    # authors' has. In the second row its output matrix is tied to the embeddings.
-    "authors-start": "--init random --no-tie-decoder --adapter-size 8",
-    "authors-start-tied": "--init random --adapter-size 8",
+    # The student starts from noise and has adapters, an output matrix of its own and weights of the
+    # losses as the authors' has.
+    "authors": "--init random --no-tie-decoder --adapter-size 8 " + AUTHORS_WEIGHTS,
     # A recursion has other parts of its own: corrections of a lower rank, the paper's adapters, or
     # nothing.
     "rank-8": "--correction-rank 8",
     "adapters": "--adapter-size 8",
+    "adapters-authors-weights": "--adapter-size 8 " + AUTHORS_WEIGHTS,
     "no-adapters": "--adapter-size 0",
     # The student has another shape.
     "two-recursions": "--num-hidden-layers 2",
     "eight-recursions": "--num-hidden-layers 8",
     "unshared": "--num-hidden-groups 4",
-    # The losses have the authors' weights. They divide the attention loss by the 64 tokens.
-    "authors-weights": "--attention-weight 0.046875 --hidden-weight 3",
-    # One loss is left out, or the paper's embedding loss is added. Without the output loss
-    # distill.py leaves out the elastic loss, too.
+    # The losses have other weights, one loss is left out, or the paper's embedding loss is added.
+    # Without the output loss distill.py leaves out the elastic loss, too.
+    "authors-weights": AUTHORS_WEIGHTS,
     "no-attention-loss": "--attention-weight 0",
     "no-hidden-loss": "--hidden-weight 0",
     "no-output-loss": "--output-weight 0",

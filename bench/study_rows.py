@@ -73,8 +73,8 @@ STUDENTS = {
     "twelve-recursions": ours_with({"num-hidden-layers": 12, "correction-rank": 15}),
     # Wider embeddings: the student has 40 % of the teacher's parameters instead of 27 %.
     "embeddings-192": ours_with({"embedding-size": 192}),
-    # These two have one weight of the recipe full each. The other students have the authors' weights
-    # (see student_row).
+    # These two have one weight of the recipe full each. The other students have the weights of the
+    # authors (see student_row).
     "attention-weight-3": ours_with({"attention-weight": 3}),
     "hidden-weight-10": ours_with({"hidden-weight": 10}),
     # Ours as it does best: both weights of the recipe full, and more tokens (see long_sizes).
