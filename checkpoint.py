@@ -1053,6 +1053,8 @@ def fetch(name, weights=True):
     """
     if os.path.isdir(name):
         return name
+    if os.path.isfile(name):
+        raise ValueError(f"{name}: this is a file; give the folder that it is in")
     # Imported here: it is slow to import, and most runs do not need it.
     from huggingface_hub import snapshot_download
     try:

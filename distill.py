@@ -35,6 +35,7 @@ import math
 import os
 import signal
 import re
+import shlex
 import sys
 import threading
 import time
@@ -342,7 +343,7 @@ def evaluate(model, batches, each_recursion=False):
     Only whole batches are measured: as many as fit into 512 sequences, but at least one. The
     sequences are drawn at random, but they and their masks are the same in each call. If the
     held-out part has fewer sequences than a batch, they are used several times. The model is left
-    in eval mode.
+    in eval mode. ValueError if no token is masked.
     """
     model.eval()
     R = model.config.num_hidden_layers
@@ -362,7 +363,9 @@ def evaluate(model, batches, each_recursion=False):
             if depth == R:                               # the logits are those of the whole model
                 total_loss += mlm_loss(logits, labels).item()
         num_masked += len(labels)
-    num_masked = max(1, num_masked)
+    if num_masked == 0:
+        raise ValueError("no token of the held-out text was masked: its sequences are too short, "
+                         "or they consist of special tokens such as [UNK]")
     scores = {"accuracy": correct_after[R] / num_masked, "loss": total_loss / num_masked}
     if each_recursion:
         scores["accuracy_after"] = [correct / num_masked for correct in correct_after]
@@ -667,7 +670,7 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 last_log_time = time.perf_counter()
             if stop and not is_last:
                 print(f"\nstopped after step {done} of {options.steps}: "
-                      "the same command with --resume goes on from there")
+                      "the same command, with --resume and without --overwrite, goes on from there")
                 # When one process ends, torchrun soon ends the others. So all wait here until the
                 # first one has saved the state above.
                 if processes.world > 1:
@@ -1213,8 +1216,8 @@ def add_model_flags(parser):
                        "for none (default: C / 8, but at most I; 0 in the recipe paper, with "
                        "--adapter-size, or if nothing is shared)")
     group.add_argument("--num-attention-heads", type=size, metavar="H",
-                       help="attention heads, which must divide C (default: the teacher's; C / 32, "
-                       "rounded down, without one)")
+                       help="attention heads, which must divide C (default: the teacher's; "
+                       "without one the largest number up to C / 32 that divides C)")
     group.add_argument("--intermediate-size", type=size, metavar="I",
                        help="width of the feed-forward (default: the teacher's; 4 C without one)")
     group.add_argument("--tie-decoder", action=argparse.BooleanOptionalAction, default=None,
@@ -1515,7 +1518,8 @@ def check_same_tokens(tokenizer, path, name):
         return
     if own_tokenizer.backend.get_vocab() != tokenizer.backend.get_vocab():
         raise ValueError(f"the tokenizer in {tokenizer.path}: its tokens are not those of the "
-                         f"{name} in {path}")
+                         f"{name} in {path}; --teacher, --student and --tokenizer must have the "
+                         "same tokens")
 
 
 def run_evaluation(args, teacher, tokenizer, bf16, processes):
@@ -1597,7 +1601,8 @@ def distil(args, options, settings, teacher, student, tokenizer, loss_weights, b
               processes)
     print_scores(models, valid_batches, bf16, each_recursion=True)
     print_samples(models, tokenizer, valid_batches, bf16)
-    print(f"\nThe student is in {args.out}. Next: python finetune.py --model {args.out}")
+    print(f"\nThe student is in {args.out}. Next: python finetune.py --model "
+          f"{shlex.quote(args.out)}")
 
 
 def choose_losses(args, teacher, num_recursions, given=()):
@@ -1645,6 +1650,9 @@ def make_student(args, teacher, vocab_size):
     torch.manual_seed(args.seed)
     if args.student is not None:
         loaded = load(fetch(args.student))
+        if loaded.head is None:
+            print(f"--student {args.student}: it has no MLM head, so it gets one with random "
+                  "values")
         config = replace(loaded.config, hidden_dropout_prob=args.dropout,
                          attention_probs_dropout_prob=args.dropout)
         student = MiniALBERT(config)
@@ -1663,6 +1671,15 @@ def make_student(args, teacher, vocab_size):
     return student
 
 
+def usual_number_of_heads(C):
+    """Return the largest number of attention heads that divides C and gives each a width of at
+    least 32, or 1 if there is none."""
+    num_heads = max(1, C // 32)
+    while C % num_heads != 0:
+        num_heads -= 1
+    return num_heads
+
+
 def student_config(args, teacher, vocab_size):
     """Choose a fresh student's Config: the teacher's, made recursive, then changed by the flags."""
     C = args.hidden_size
@@ -1671,7 +1688,7 @@ def student_config(args, teacher, vocab_size):
     E = max(1, min(128, C // 2))
     if teacher is None:
         shape = {"vocab_size": vocab_size, "num_hidden_layers": 6,
-                 "num_attention_heads": max(1, C // 32), "intermediate_size": 4 * C,
+                 "num_attention_heads": usual_number_of_heads(C), "intermediate_size": 4 * C,
                  "max_position_embeddings": max(128, args.length)}
     else:
         shape = dict(vars(teacher.config))
@@ -1746,7 +1763,8 @@ def check_sizes(models, tokenizer, length):
                              f"tokens, the {name} only {model.config.vocab_size} (vocab_size)")
         if length > model.config.max_position_embeddings:
             raise ValueError(f"--length {length}: the {name} has only "
-                             f"{model.config.max_position_embeddings} positions")
+                             f"{model.config.max_position_embeddings} positions; say --length "
+                             f"{model.config.max_position_embeddings} or less")
 
 
 def check_same(teacher, student, field, remedy):

@@ -511,8 +511,9 @@ def test_one_evaluation_gives_the_accuracy_after_each_recursion():
     assert accuracy_after[0] == num_correct / 900
 
 
-def test_evaluation_without_masked_tokens_is_zero():
-    assert evaluate(noisy_model(STUDENT), RandomBatches(0)) == {"accuracy": 0, "loss": 0}
+def test_evaluation_without_masked_tokens_is_an_error():
+    with pytest.raises(ValueError, match="no token of the held-out text was masked"):
+        evaluate(noisy_model(STUDENT), RandomBatches(0))
 
 
 @pytest.mark.parametrize("count, expected", [(3, 1), (11, 2), (512, 128), (9999, 128)])
@@ -868,7 +869,7 @@ def test_a_signal_ends_the_step_saves_and_the_resumed_run_ends_as_if_there_was_n
     assert run_until_signal(toy, tmp_path / "run", monkeypatch, number) == status
     assert signal.getsignal(number) is handler
     assert read_metadata(tmp_path / "run")["step"] == "5"
-    assert "stopped after step 5 of 12: the same command with --resume" in capsys.readouterr().out
+    assert "stopped after step 5 of 12: the same command, with --resume" in capsys.readouterr().out
     load(tmp_path / "run")
     restored = read_log(tmp_path / "run")[-1]
     with open(tmp_path / "run" / "log.jsonl", "a") as file:
@@ -2154,10 +2155,17 @@ def test_a_student_from_a_checkpoint_can_be_stopped_and_resumed(toy, whole, tmp_
     assert model_bytes(tmp_path / "a") != model_bytes(whole)
 
 
-def test_a_bert_without_a_head_is_given_one(toy, tmp_path):
+@pytest.mark.parametrize("C, expected", [(8, 1), (100, 2), (128, 4), (384, 12), (97, 1), (768, 24)])
+def test_without_a_teacher_the_number_of_heads_divides_the_width(C, expected):
+    assert distill.usual_number_of_heads(C) == expected
+
+
+def test_a_bert_without_a_head_is_given_one(toy, tmp_path, capsys):
     assert load(toy / "headless").head is None
     more = ["--teacher", "none", "--student", toy / "headless", "--lr", 0]
     assert distill.main(distill_flags(toy, tmp_path / "headed", *more)) is None
+    printed = capsys.readouterr().out
+    assert "headless: it has no MLM head, so it gets one with random values" in printed
     found = load(tmp_path / "headed")
     assert found.head is not None
     assert "valid_accuracy" in read_log(tmp_path / "headed")[-1]

@@ -712,9 +712,9 @@ data      --corpus twice.csv                    twice.csv: *two columns have the
 data      --corpus comma.csv                    comma.csv: *line 3 has too many columns
 data      --text body                           --text body: *c.txt has no columns
 data      --corpus m/model.safetensors          model.safetensors: no .txt
-data      --tokenizer c.txt                     c.txt: there is no such folder
-data      --tokenizer m/vocab.txt               m/vocab.txt: there is no such folder
-data      --tokenizer m/model.safetensors       m/model.safetensors: there is no such folder
+data      --tokenizer c.txt                     c.txt: this is a file; give the folder
+data      --tokenizer m/vocab.txt               m/vocab.txt: this is a file; give the folder
+data      --tokenizer m/model.safetensors       m/model.safetensors: this is a file; give the folder
 data      --tokenizer md                        md: it has no tokenizer.json and no vocab.txt
 data      --tokenizer novocab                   novocab: it has no tokenizer.json and no vocab.txt
 data      --tokenizer no-such/bert              no-such/bert: there is no such folder
@@ -741,8 +741,8 @@ distill   --student wide                        hidden_size of the teacher is 24
 distill   --teacher no-such/bert                no-such/bert: there is no such folder
 distill   --student no-such/bert                no-such/bert: there is no such folder
 distill   --tokenizer no-such/bert              no-such/bert: there is no such folder
-distill   --teacher m/model.safetensors         m/model.safetensors: there is no such folder
-distill   --teacher c.txt                       c.txt: there is no such folder
+distill   --teacher m/model.safetensors         m/model.safetensors: this is a file; give the folder
+distill   --teacher c.txt                       c.txt: this is a file; give the folder
 distill   --teacher cut                         cut/model.safetensors: not a safetensors file
 distill   --teacher pipe                        pipe/pytorch_model.bin: *not a regular file
 distill   --teacher pickle                      pickle/pytorch_model.bin: *no pickle, or holds more

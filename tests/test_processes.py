@@ -70,9 +70,9 @@ def assert_nearly_same_model(out, expected):
     theirs = load(expected).state_dict()
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
-        allowed = 1e-6                                   # as a part of the tensor's norm
+        allowed = 1e-5                                   # as a part of the tensor's norm
         if name.endswith("key.bias"):
-            allowed = 1e-2
+            allowed = 0.1
         difference = (ours[name] - tensor).norm()
         assert difference <= allowed * tensor.norm() + 1e-8, name
 
@@ -302,7 +302,7 @@ def test_a_signal_stops_all_processes_and_one_alone_goes_on(toy, tmp_path):
         process.join(100)
     printed = (tmp_path / "printed").read_text()
     assert [process.exitcode for process in processes] == [143, 143], printed
-    assert printed.count("--resume goes on from there") == 1
+    assert printed.count("without --overwrite, goes on from there") == 1
     assert 3 < int(read_metadata(tmp_path / "two")["step"]) < 200
     shutil.copytree(tmp_path / "two", tmp_path / "pair")
     assert distill.main(distill_flags(toy, tmp_path / "two", *more, "--resume")) is None
