@@ -29,7 +29,9 @@ import inspect
 import io
 import json
 import lzma
+import math
 import os
+import random
 import re
 import shutil
 import sys
@@ -53,6 +55,7 @@ CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
 DECIDING_CHARACTERS = 10_000        # of a document: a hash of them decides if it is held out
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
+SAMPLE = 20_000                     # characters of a chunk in which [UNK] is measured
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
 
 
@@ -429,10 +432,11 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
     return token_file
 
 
-def tokenise(corpus, tokenizer, out, text_column="text"):
+def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
     """Tokenise a corpus into the files `out` and `out`.json -> TokenFile.
 
-    If they are there already and were made in the same way, they are used as they are.
+    If they are there already and were made in the same way, they are used as they are. If they were
+    made in another way, they are made anew, or, with overwrite=False, this is a ValueError.
     """
     files = [os.path.abspath(path) for path in corpus_files(corpus)]
     for file_path in files:
@@ -449,6 +453,9 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         token_file = TokenFile(out)
         if token_file.made_from == made_from:
             return token_file
+        if not overwrite:
+            raise ValueError(f"{out} was made from another corpus, --text or tokenizer, or by an "
+                             "earlier version; choose another --out, or say --overwrite")
         print(f"{out} was made from another corpus, --text or tokenizer, or by an earlier "
               "version: it is made anew", file=sys.stderr)
     else:
@@ -458,7 +465,7 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
     if tokenizer.vocab_size <= 2**16:
         dtype = np.dtype(np.uint16)
     with replace_file(out, shared=True) as file:
-        num_train, num_valid, num_unknown, num_text_tokens = write_tokens(
+        num_train, num_valid, num_unknown, num_text_tokens, unknown_share = write_tokens(
             file, read_corpus(files, text_column), tokenizer, dtype)
         num_tokens = num_train + num_valid
         if num_text_tokens == 0:
@@ -466,6 +473,9 @@ def tokenise(corpus, tokenizer, out, text_column="text"):
         if num_unknown > num_text_tokens / 2:
             raise ValueError(f"{corpus[0]}: most tokens are [UNK]: the tokenizer in "
                              f"{tokenizer.path} is of another language")
+        if unknown_share > 0.5:
+            raise ValueError(f"{corpus[0]}: {unknown_share:.0%} of the characters become [UNK]: "
+                             f"{UNKNOWN_CHARACTERS_REMEDY}")
         # All documents may be on one side by chance if they are few, or if all begin alike.
         if num_train == 0 or num_valid == 0:
             num_valid = max(1, num_tokens // HOLD_OUT_ONE_IN)
@@ -518,18 +528,25 @@ def write_tokens(file, lines, tokenizer, dtype):
 
     lines: as read_corpus yields them. An empty line ends a document and becomes [SEP].
     Returns four numbers of tokens: to train on, held out, [UNK] in both parts together, and in both
-    parts together without the [SEP] at the ends of documents.
+    parts together without the [SEP] at the ends of documents. The fifth number is the share of the
+    characters that become [UNK], from 0 to 1, measured in a sample.
     """
     num_train = 0
     num_valid = 0
     num_unknown = 0
     num_text_tokens = 0
+    num_characters = 0                                   # in the sample
+    num_unknown_characters = 0                           # of these, in an [UNK]
     # The held-out tokens wait in a file without a name until all others are written.
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
         for batch in batches_of_lines(mark_held_out(lines)):
             train_ids = []
             valid_ids = []
-            encoded = tokenizer.encode([line for line, _ in batch])
+            texts = [line for line, _ in batch]
+            encoded = tokenizer.encode(texts)
+            characters_here, unknown_here = count_characters(texts, tokenizer)
+            num_characters += characters_here
+            num_unknown_characters += unknown_here
             for (line, held_out), ids in zip(batch, encoded):
                 is_end_of_document = line == ""
                 if is_end_of_document:
@@ -547,7 +564,41 @@ def write_tokens(file, lines, tokenizer, dtype):
             num_unknown += train_ids.count(tokenizer.unk_id) + valid_ids.count(tokenizer.unk_id)
         valid_file.seek(0)
         shutil.copyfileobj(valid_file, file)
-    return num_train, num_valid, num_unknown, num_text_tokens
+    unknown_share = num_unknown_characters / max(1, num_characters)
+    return num_train, num_valid, num_unknown, num_text_tokens, unknown_share
+
+
+# The end of a message about a text that becomes [UNK].
+UNKNOWN_CHARACTERS_REMEDY = ("the tokenizer is of another language, or spaces must be put between "
+                             "the words, because a run of over 100 characters is one [UNK]")
+
+
+def count_characters(texts, tokenizer):
+    """Count the characters of texts, without white space -> (all, those that become [UNK]).
+
+    An [UNK] stands for one word, but a run of characters without a space, as in Thai, is one word.
+    So few [UNK] may stand for most of a text. The tokenizer is slower where it must say which
+    characters a token has. So of texts of over SAMPLE characters only about so many are counted:
+    some of their pieces, drawn at random.
+    """
+    pieces = []                                          # of at most 1,000 characters
+    for text in texts:
+        for begin in range(0, len(text), 1000):
+            pieces.append(text[begin:begin + 1000])
+    num_pieces = len(pieces)
+    total = sum(len(piece) for piece in pieces)
+    if total > SAMPLE:
+        num_pieces = math.ceil(num_pieces * SAMPLE / total)
+    sample = random.Random(0).sample(pieces, num_pieces)
+    encodings = tokenizer.backend.encode_batch(sample, add_special_tokens=False)
+    num_characters = 0
+    num_unknown = 0
+    for piece, encoding in zip(sample, encodings):
+        num_characters += len("".join(piece.split()))
+        for token, (begin, end) in zip(encoding.ids, encoding.offsets):
+            if token == tokenizer.unk_id:
+                num_unknown += len("".join(piece[begin:end].split()))
+    return num_characters, num_unknown
 
 
 def mark_held_out(lines):
@@ -619,7 +670,9 @@ def is_held_out(text, one_in):
 # ---- Reading a corpus -------------------------------------------------------------------
 # Each reader yields lines. An empty line means that a document ends.
 
-CORPUS_FILE = re.compile(r"(?s).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
+CORPUS_FILE = re.compile(r"(?si).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
+# What a .gz, a .bz2 and an .xz begin with.
+COMPRESSED = re.compile(rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ\0")
 # A surrogate is half a character. errors="surrogateescape" turns each byte that is not UTF-8 into
 # one of these surrogates:
 UNDECODED = re.compile("[\udc80-\udcff]")
@@ -642,21 +695,36 @@ def corpus_files(corpus):
         candidates = [path]
         if os.path.isdir(path):
             candidates = files_below(path)
-        # A pipe or a device may never end: only regular files are read.
-        found = [file_path for file_path in candidates
-                 if CORPUS_FILE.fullmatch(file_path) and os.path.isfile(file_path)]
+        found = []
+        for file_path in candidates:
+            # A pipe or a device may never end: only regular files are read.
+            has_ending = CORPUS_FILE.fullmatch(file_path) is not None
+            if has_ending and os.path.isfile(file_path) and not is_hidden(file_path, path):
+                found.append(file_path)
         if not found:
             raise ValueError(f"{path}: no .txt, .jsonl or .csv (or one as .gz, .bz2, .xz) there")
         num_skipped = len(candidates) - len(found)
         if num_skipped > 0:
             print(f"{path}: skipped files: {num_skipped}; they are not .txt, .jsonl or .csv, or "
-                  "no regular files", file=sys.stderr)
+                  "no regular files, or a name begins with a dot", file=sys.stderr)
         files += found
     counts = Counter(os.path.abspath(file_path) for file_path in files)
     for file_path, count in counts.items():
         if count > 1:
             raise ValueError(f"{file_path} is named {count} times")
     return files
+
+
+def is_hidden(file_path, folder):
+    """Tell whether the name of a file below a folder begins with a dot, or that of a folder between
+    the two. Jupyter keeps copies of files in .ipynb_checkpoints, which would double the text.
+
+    If file_path and folder are the same, the user has named this file. Then it is not hidden.
+    """
+    if file_path == folder:
+        return False
+    names = os.path.relpath(file_path, folder).split(os.sep)
+    return any(name.startswith(".") for name in names)
 
 
 def files_below(path):
@@ -683,7 +751,7 @@ def read_corpus(corpus, text_column="text"):
     a document.
     """
     files = corpus_files(corpus)
-    has_columns = any(CORPUS_FILE.fullmatch(path)[1] != ".txt" for path in files)
+    has_columns = any(CORPUS_FILE.fullmatch(path)[1].lower() != ".txt" for path in files)
     if text_column != "text" and not has_columns:
         raise ValueError(f"--text {text_column}: {corpus[0]} has no columns")
     num_bytes = sum(os.path.getsize(path) for path in files)
@@ -697,8 +765,11 @@ def read_corpus(corpus, text_column="text"):
 def read_corpus_file(path, bar, text_column):
     """Yield the lines of one file; bar counts the bytes that were read from the disk."""
     kind, compression = CORPUS_FILE.fullmatch(path).groups()                  # ".txt", ".gz"
-    if compression is not None and os.path.getsize(path) == 0:
-        raise ValueError(f"{path}: not {UNDAMAGED_FILE}: it is empty")
+    kind = kind.lower()
+    if compression is not None:
+        compression = compression.lower()
+        if os.path.getsize(path) == 0:
+            raise ValueError(f"{path}: not {UNDAMAGED_FILE}: it is empty")
     bytes_before = bar.n
     num_characters = 0
     counts = Counter()                                   # see replace_unreadable
@@ -706,6 +777,8 @@ def read_corpus_file(path, bar, text_column):
     if kind == ".csv":
         newline = ""                                     # csv must see those in quotes unchanged
     with open(path, "rb") as raw:
+        if compression is None and COMPRESSED.match(raw.peek(10)):
+            raise ValueError(f"{path}: it is compressed; its name must end in .gz, .bz2 or .xz")
         stream = io.TextIOWrapper(unpack(raw, compression), encoding="utf-8-sig",
                                   errors="surrogateescape", newline=newline)
         if kind == ".txt":
@@ -801,7 +874,9 @@ def lines_of_jsonl(path, stream, text_column, counts):
             return
         number += 1
         if row.strip():
-            kind = f"a JSON object of at most {LONGEST_ROW} characters with a text {text_column!r}"
+            kind = f"a JSON object with a text {text_column!r}"
+            if len(row) == LONGEST_ROW and not row.endswith("\n"):
+                kind = f"a JSON object of at most {LONGEST_ROW} characters"
             with parsing(f"{path}:{number}", kind):
                 document = document_of_row(row, text_column)
             # json.loads turns the escapes \u0000 and \ud800 into a NUL and half a character. If the
@@ -814,15 +889,20 @@ def lines_of_jsonl(path, stream, text_column, counts):
 
 
 def document_of_row(row, text_column):
-    """Return the text in a line of a .jsonl. ValueError if there is none."""
+    """Return the text in a line of a .jsonl, "" if it is null. ValueError if it has no such field,
+    or if the field is no text."""
     # strict=False allows tabs and other control characters in a text. Half a character such as
     # \ud800 is no error: lines_of_jsonl replaces it.
     value = json.loads(row, strict=False)
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
     if text_column not in value:
-        raise ValueError(f"it has no {text_column!r}")
+        fields = ", ".join(repr(name) for name in value)
+        raise ValueError(f"it has no {text_column!r} among its fields {fields:.300}; --text names "
+                         "the field")
     document = value[text_column]
+    if document is None:                                 # as an empty cell of a .csv
+        return ""
     if not isinstance(document, str):
         raise ValueError(f"{text_column!r} is a {type(document).__name__}")
     return document
@@ -832,17 +912,38 @@ def lines_of_csv(path, stream, text_column):
     """Yield the lines of the documents in a .csv, a row each, and an empty one after each."""
     csv.field_size_limit(LONGEST_ROW)
     rows = csv.DictReader(lines_within_limit(stream), strict=True)
+    row_begins = 1                                       # the line in which the next row begins
     with parsing(path, "a readable .csv"):
-        if rows.fieldnames is None or text_column not in rows.fieldnames:
-            raise ValueError(f"it has no column {text_column!r}, but {rows.fieldnames!r:.300}")
-        if rows.fieldnames.count(text_column) > 1:
-            raise ValueError(f"two columns have the name {text_column!r}")
-        for row in rows:
-            if row[text_column] is None:
-                raise ValueError(f"line {rows.line_num} has too few columns")
-            if None in row:                              # DictReader's name for surplus columns
-                raise ValueError(f"line {rows.line_num} has too many columns")
-            yield from lines_of_document(row[text_column])
+        try:
+            check_columns(rows.fieldnames, text_column)
+            row_begins = rows.line_num + 1
+            for row in rows:
+                if row[text_column] is None:
+                    raise ValueError(f"line {rows.line_num} has too few columns")
+                if None in row:                          # DictReader's name for surplus columns
+                    raise ValueError(f"line {rows.line_num} has too many columns")
+                yield from lines_of_document(row[text_column])
+                row_begins = rows.line_num + 1
+        except csv.Error as error:                       # a quote at a wrong place
+            # rows.line_num is only set after a good row, so the line is that of the reader below.
+            raise ValueError(f"line {rows.reader.line_num}: {error}; the row begins in line "
+                             f"{row_begins}") from error
+
+
+def check_columns(columns, text_column):
+    """Raise ValueError unless one of the columns of a .csv has the name text_column.
+
+    columns: a list of names, or None if the file is empty
+    """
+    if columns is None:
+        raise ValueError(f"it has no column {text_column!r}, because it is empty")
+    if text_column not in columns:
+        message = f"it has no column {text_column!r}, but {columns!r:.300}; --text names the column"
+        if len(columns) == 1 and re.search("[;\t]", columns[0]):
+            message += ", and commas separate the columns"
+        raise ValueError(message)
+    if columns.count(text_column) > 1:
+        raise ValueError(f"two columns have the name {text_column!r}")
 
 
 def lines_within_limit(stream):
@@ -1106,7 +1207,7 @@ def arguments(argv):
         help="tokenise with the tokenizer of this folder or Hugging Face model")
     parser.add_argument(
         "--train-tokenizer", type=int, metavar="N",
-        help="learn a vocabulary of N tokens instead of tokenising")
+        help="learn a vocabulary of N tokens, from 100 to 1,048,576, instead of tokenising")
     parser.add_argument(
         "--lowercase", action=argparse.BooleanOptionalAction, default=None,
         help="whether the learned vocabulary ignores case, accents and all other combining marks, "
@@ -1114,6 +1215,10 @@ def arguments(argv):
     parser.add_argument(
         "--out", required=True, metavar="PATH",
         help="the token file to write, NAME.bin, or the folder for the learned vocabulary")
+    parser.add_argument(
+        "--overwrite", action="store_true",
+        help="replace a token file --out of another corpus, --text or tokenizer (default: this is "
+        "an error)")
     args = parser.parse_args(argv)
     tokenises = args.tokenizer is not None
     learns_a_vocabulary = args.train_tokenizer is not None
@@ -1121,6 +1226,8 @@ def arguments(argv):
         raise ValueError("give one of --tokenizer and --train-tokenizer")
     if args.tokenizer is not None and args.lowercase is not None:
         raise ValueError("--lowercase is for a vocabulary that is learned; --tokenizer has one")
+    if args.train_tokenizer is not None and args.overwrite:
+        raise ValueError("--overwrite is for a token file; a learned vocabulary is never replaced")
     return args
 
 
@@ -1137,7 +1244,7 @@ def run(args):
         print(f"{args.out}: {tokenizer.vocab_size} tokens of the {args.train_tokenizer} asked for")
     else:
         folder = fetch(args.tokenizer, weights=False)
-        token_file = tokenise(corpus, Tokenizer(folder), args.out, args.text)
+        token_file = tokenise(corpus, Tokenizer(folder), args.out, args.text, args.overwrite)
         print(f"{args.out}: {len(token_file.train_tokens):,} tokens to train on, "
               f"{len(token_file.valid_tokens):,} held out")
 

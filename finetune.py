@@ -30,6 +30,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import time
 import unicodedata
@@ -46,7 +47,8 @@ from checkpoint import (check_finite, check_tensors, claim_folder, fetch, first_
                         read_json, read_safetensors, replace_file, save, write_json,
                         write_safetensors)
 from command import CommandParser, is_about_memory, printable, run_command
-from data import Tokenizer, docs_on_this_machine, hash_file
+from data import (UNKNOWN_CHARACTERS_REMEDY, Tokenizer, count_characters, docs_on_this_machine,
+                  hash_file)
 from distill import (TrainingOptions, add_run_flags, allow_only, autocast,
                      begin_or_resume, broadcast, can_match_layers, choose_device, device_of,
                      explaining_failures, fingerprint, first_process_first, folders_of, given_flags,
@@ -762,12 +764,21 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     regression it predicts the same numbers as before, whatever mean and sd the task has. Without a
     saved head the head is new.
     """
+    if os.path.isfile(path):
+        raise ValueError(f"{path}: this is a file; give the folder that it is in")
     if not os.path.isdir(path):
         raise ValueError(f"{path}: there is no such folder")
     saved_task = load_task(path)                         # None: the folder holds no saved head
+    head_path = os.path.join(path, "head.safetensors")
     if task is None:
+        missing = None
         if saved_task is None:
-            raise ValueError(f"{path}: not a fine-tuned model: it has no task.json")
+            missing = "task.json"
+        elif not os.path.isfile(head_path):
+            missing = "head.safetensors"
+        if missing is not None:
+            raise ValueError(f"{path}: not a fine-tuned model: it has no {missing}; fine-tune it "
+                             f"first: finetune.py --model {shlex.quote(path)} --task TASK")
         task = saved_task
     encoder = load_encoder(path, mode, dropout, sample, recursions)
     model = Classifier(encoder, task, dropout)           # its head is new
@@ -776,7 +787,6 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     # From here on the saved head is checked and takes the place of the new one.
     remedy = "to use only its encoder, remove task.json from a copy of the folder"
     check_same_task(path, saved_task, task, remedy)
-    head_path = os.path.join(path, "head.safetensors")
     head, _ = read_safetensors(head_path)
     shapes = {name: list(tensor.shape) for name, tensor in model.output.state_dict().items()}
     check_tensors(head_path, shapes, head)
@@ -1079,8 +1089,9 @@ def arguments(argv):
     group.add_argument("--label", default="label", metavar="COLUMN",
                        help="the column of the label (default: label)")
     group.add_argument("--length", type=whole_number(8), metavar="T",
-                       help="largest number of tokens in a sequence (default: 128, for qa 384, but "
-                       "no more than the model's positions)")
+                       help="largest number of tokens in a sequence; longer texts are cut, but for "
+                       "tagging and qa they are read in windows (default: 128, for qa 384, but no "
+                       "more than the model's positions)")
     group.add_argument("--stride", type=whole_number(1), default=128, metavar="N",
                        help="qa: tokens that two neighbouring windows of a context share; at most "
                        "half a window (default: 128)")
@@ -1205,7 +1216,7 @@ def run(args):
     if name is None:
         name = "code"
         modes = ["all", "adapters", "random"]
-        if not os.path.isdir(args.model):
+        if not os.path.exists(args.model):
             raise ValueError(f"--model {args.model}: there is no such folder. Run python "
                              "distill.py first, or give the folder of another model")
     out = args.out
@@ -1248,6 +1259,8 @@ def run(args):
         print_task(task, splits)
         encoded = encode_splits(task, splits, tokenizer)
         check_language(encoded["train"].features, tokenizer, model_path)
+        check_characters(splits["train"], tokenizer)
+        print_cut(task, encoded, tokenizer)
         check_positions(encoded["train"].features)
         if teacher is not None:
             teacher.to(processes.device)
@@ -1271,11 +1284,11 @@ def run(args):
             results_of_modes[mode] = run_mode(tuning, encoded, mode, rates,
                                               saves_model=is_first_mode)
             rows += rows_of_mode(mode, results_of_modes[mode])
-        print_rows(rows)
         if processes.rank == 0:
             write_results(out, task, splits, results_of_modes)
+        print_rows(rows)
     print(f"In {out} are the model of seed {args.seed} ({modes[0]}), its predictions and all "
-          f"scores. Next:\n    python finetune.py --model {out} --predict TEXT")
+          f"scores. Next:\n    python finetune.py --model {shlex.quote(out)} --predict TEXT")
 
 
 def folders_read(args, model_path):
@@ -1325,6 +1338,40 @@ def print_task(task, splits):
     if task.labels:
         label_names = first_few([printable(label) for label in task.labels], limit=30)
     print(f"{task.name}: {task.kind}; {sizes}; labels {label_names}", flush=True)
+
+
+def print_cut(task, splits, tokenizer):
+    """Print for each Split how many of its texts are longer than --length and were cut."""
+    for name, split in splits.items():
+        num_cut = count_cut(task, split, tokenizer)
+        if num_cut > 0:
+            set_name = f"{name} set"
+            if name == "train":
+                set_name = "training set"
+            print(f"{num_cut:,} of {len(split.examples):,} texts of the {set_name} are longer than "
+                  f"--length {task.length} and were cut", flush=True)
+
+
+def count_cut(task, split, tokenizer):
+    """Count the examples of a Split whose text, or pair of texts, was cut to task.length tokens.
+
+    In tagging and qa it is 0, because there long texts are read in windows.
+    """
+    if task.kind in ("tagging", "qa"):
+        return 0
+    # Only an example that fills a whole sequence may have been longer.
+    full_examples = []
+    for example, feature in zip(split.examples, split.features):
+        if len(feature.ids) == task.length:
+            full_examples.append(example)
+    num_tokens = []                                      # of each, with [CLS] and [SEP]
+    for ids in tokenizer.encode([example.text for example in full_examples]):
+        num_tokens.append(len(ids) + 2)
+    if task.pair:
+        second_texts = [example.second_text for example in full_examples]
+        for i, ids in enumerate(tokenizer.encode(second_texts)):
+            num_tokens[i] += len(ids) + 1                # with another [SEP]
+    return sum(1 for number in num_tokens if number > task.length)
 
 
 def run_mode(tuning, splits, mode, rates, saves_model):
@@ -1449,6 +1496,22 @@ def check_language(features, tokenizer, model_path):
     if num_unknown > num_ordinary:
         raise ValueError(f"most tokens to train on are [UNK]: the tokenizer in {model_path} is of "
                          "another language")
+
+
+def check_characters(examples, tokenizer):
+    """Raise ValueError if most characters of the texts become [UNK]: see data.count_characters."""
+    texts = []
+    for example in examples:
+        if isinstance(example.text, list):               # tagging
+            texts.append(" ".join(example.text))
+        else:
+            texts.append(example.text)
+        if example.second_text is not None:
+            texts.append(example.second_text)
+    num_characters, num_unknown = count_characters(texts, tokenizer)
+    if num_unknown > num_characters / 2:
+        raise ValueError(f"{examples[0].location}: of {num_characters:,} characters "
+                         f"{num_unknown:,} become [UNK]: {UNKNOWN_CHARACTERS_REMEDY}")
 
 
 def load_teacher(path, task, tokenizer):
@@ -1576,7 +1639,9 @@ def run_evaluation(args, given):
         if has_two_texts != task.pair:
             raise ValueError(f"{examples[0].location}: {args.model} was fine-tuned for "
                              f"{number_of_texts(task)}; see --text")
-    results = evaluate_splits(model, task, encode_splits(task, splits, tokenizer), bf16)
+    encoded = encode_splits(task, splits, tokenizer)
+    print_cut(task, encoded, tokenizer)
+    results = evaluate_splits(model, task, encoded, bf16)
     for name, result in results.items():
         if not result.scores:
             print(f"{name}: its labels are not known, so it cannot be scored")
@@ -1616,6 +1681,11 @@ def predict(args):
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     split = Split(examples, list(encode(task, examples, tokenizer)))
+    warn_of_unknown(locations, split, tokenizer)
+    num_cut = count_cut(task, split, tokenizer)
+    if num_cut > 0:
+        print(f"warning: {num_cut:,} of {len(examples):,} texts are longer than {task.length} "
+              "tokens, the --length of the training, and were cut", file=sys.stderr)
     result = evaluate_split(model, task, split, bf16)
     described = {}                                       # {location: the text to be printed}
     for location, example, predicted in zip(locations, examples, result.predictions):
@@ -1623,6 +1693,26 @@ def predict(args):
         described[location] = describe_prediction(task, example, prediction, probabilities)
     for location, _ in lines:
         print(described.get(location, ""))               # an empty line stays empty
+
+
+def warn_of_unknown(locations, split, tokenizer):
+    """Print a warning if there are texts in a Split of which most tokens are [UNK].
+
+    locations: for each example where it stands
+    """
+    num_unknown = [0] * len(locations)
+    num_ordinary = [0] * len(locations)
+    for feature in split.features:
+        i = feature.example_number
+        num_unknown[i] += np.count_nonzero(feature.ids == tokenizer.unk_id)
+        num_ordinary[i] += np.count_nonzero(~np.isin(feature.ids, tokenizer.special_ids))
+    unknown_locations = []
+    for i, location in enumerate(locations):
+        if num_unknown[i] > num_ordinary[i]:
+            unknown_locations.append(location)
+    if unknown_locations:
+        print(f"warning: {first_few(unknown_locations)}: most tokens are [UNK]: the tokenizer is "
+              "of another language", file=sys.stderr)
 
 
 def lines_to_predict(text):
@@ -1719,13 +1809,17 @@ def describe_prediction(task, example, prediction, probabilities):
 def main(argv=None):
     def action():
         args = arguments(argv)
-        if args.predict is not None:
-            predict(args)
-        elif args.evaluate:
-            run_evaluation(args, given_flags(argv))
-        else:
+        if args.predict is None and not args.evaluate:
             run(args)
-            leave_processes()
+        else:
+            processes = set_up_processes(args.device, batch_size=None)
+            # Nothing is trained, so if torchrun has started several processes, one is enough.
+            if processes.rank == 0:
+                if args.predict is not None:
+                    predict(args)
+                else:
+                    run_evaluation(args, given_flags(argv))
+        leave_processes()
     return run_command("finetune.py", action)
 
 

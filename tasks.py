@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from checkpoint import (LARGEST_TEXT, check_readable, first_few, parse_json_object, parsing,
                         replace_file)
-from data import CACHE, LONGEST_ROW, is_held_out
+from data import CACHE, COMPRESSED, LONGEST_ROW, is_held_out
 
 KINDS = ("classification", "regression", "tagging", "qa")
 LARGEST_NUMBER = 1e30       # the labels in regression are nearer to 0, so their squares are finite
@@ -407,6 +407,8 @@ def lines_of(path):
             encoding = "utf-8"
             if number == 1:
                 encoding = "utf-8-sig"                   # a byte order mark may come first
+                if COMPRESSED.match(raw):
+                    raise ValueError(f"{path}: it is compressed; unpack it first")
             with parsing(f"{path}:{number}", "UTF-8 (iconv converts other encodings)"):
                 line = raw.decode(encoding).rstrip("\r\n")
             yield number, line
@@ -431,7 +433,10 @@ def rows_of(path, header=None):
     elif ending in (".tsv", ".txt"):
         rows = cells_of_tsv(path)
     else:
-        raise ValueError(f"{path}: the ending of a table must be .tsv, .txt, .csv or .jsonl")
+        message = f"{path}: the ending of a table must be .tsv, .txt, .csv or .jsonl"
+        if ending in (".gz", ".bz2", ".xz"):
+            message += "; unpack a compressed file first"
+        raise ValueError(message)
     for number, cells in rows:
         location = f"{path}:{number}"
         if header is None:                               # the first row names the columns
@@ -442,6 +447,10 @@ def rows_of(path, header=None):
             message = f"{location}: {len(cells)} columns, not {len(header)}"
             if ending == ".csv" and len(cells) > len(header) > 1:
                 message += "; a cell with a comma in it needs quotes around it"
+            has_open_quote = "".join(cells).count('"') % 2 == 1
+            if ending != ".csv" and len(cells) < len(header) and has_open_quote:
+                message += (f"; in a {ending} quotes are text, and a cell cannot hold a line "
+                            "break, as it can in a .csv")
             raise ValueError(message)
         yield number, dict(zip(header, cells))
 
@@ -508,8 +517,11 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
         label = None
         if label_column is not None:
             label = str(cell(row, label_column, (str, int, float), location)).strip()
-            if label.lower() in ("", "nan"):             # numpy writes nan for a missing number
+            if label == "":
                 raise ValueError(f"{location}: the label in column {label_column!r} is missing")
+            if label.lower() == "nan":                   # numpy writes nan for a missing number
+                raise ValueError(f"{location}: the label in column {label_column!r} is {label!r}, "
+                                 "which stands for a missing one")
             if numeric:
                 label = read_number(label, label_column, location)
         second_text = texts[1] if len(texts) > 1 else None
@@ -570,13 +582,16 @@ def read_tags(path):
             columns = columns_of(line)
             if num_columns is None:
                 num_columns = max(2, len(columns))       # at least a word and a tag
+            hint = ""
+            if line.startswith("#"):
+                hint = "; if this is a comment, remove the line"
             if len(columns) != num_columns or not columns[0].strip():
                 raise ValueError(f"{path}:{number}: {line!r:.60} is not a word and a tag in "
-                                 f"{num_columns} columns")
+                                 f"{num_columns} columns{hint}")
             tag = columns[-1].strip()
             if not re.fullmatch(r"O|[BIESLU](-.+)?", tag):
                 raise ValueError(f"{path}:{number}: the tag {tag!r:.60} is neither O nor one of "
-                                 "B, I, E, S, L, U, alone or with - and a type")
+                                 f"B, I, E, S, L, U, alone or with - and a type{hint}")
             if tag != "O":
                 has_type = "-" in tag
                 if tags_have_type is None:
@@ -1016,10 +1031,14 @@ def check_labels(splits, kind, labels):
             own_labels = [example.label]
             if kind == "tagging":
                 own_labels = example.label
-            for label in own_labels:
+            for i, label in enumerate(own_labels):
                 if label not in known:
-                    raise ValueError(f"{example.location}: label {label!r:.60} does not occur in "
-                                     f"the training set, whose labels are {first_few(labels)}")
+                    # In a CoNLL file each word of a sentence has a line, and the example's location
+                    # is that of the first one.
+                    path, first_line = example.location.rsplit(":", 1)
+                    line = int(first_line) + i
+                    raise ValueError(f"{path}:{line}: label {label!r:.60} does not occur in the "
+                                     f"training set, whose labels are {first_few(labels)}")
 
 
 def write_predictions(out, task, split_name, examples, predictions):

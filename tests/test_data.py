@@ -236,7 +236,7 @@ def test_lines_of_jsonl_may_hold_what_json_may(tmp_path):
 
 
 @pytest.mark.parametrize("line", [
-    "no json", "[1, 2]", "3", "null", '"text"', '{"title": "x"}', '{"text": 3}', '{"text": null}',
+    "no json", "[1, 2]", "3", "null", '"text"', '{"title": "x"}', '{"text": 3}',
     '{"text": ["x"]}', '{"text": {}}', '{"text": "x"', "[" * 100_000,
     '{"text": "x"} {"text": "y"}'])
 def test_a_line_of_jsonl_that_is_no_document_is_named(line, tmp_path):
@@ -246,10 +246,13 @@ def test_a_line_of_jsonl_that_is_no_document_is_named(line, tmp_path):
 
 
 @pytest.mark.parametrize("line, message", [
-    ("[1, 2]", "it is a list"), ('{"title": "x"}', "it has no 'text'"),
+    ("[1, 2]", "it is a list"),
+    ('{"title": "x", "id": 1}',
+     "it has no 'text' among its fields 'title', 'id'; --text names the field"),
     ('{"text": 3}', "'text' is a int")])
 def test_it_is_said_what_a_line_of_jsonl_is_instead_of_a_document(line, message, tmp_path):
-    with pytest.raises(ValueError, match=rf"a\.jsonl:1: not a JSON object .*: {message}$"):
+    expected = rf"a\.jsonl:1: not a JSON object with a text 'text': {message}$"
+    with pytest.raises(ValueError, match=expected):
         list(read_corpus([raw(tmp_path / "a.jsonl", line)]))
 
 
@@ -354,9 +357,12 @@ def test_the_column_of_the_text_can_be_chosen(name, text, tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("id,body\n1,x\n", "no column 'text', but .'id', 'body'.$"), ("", "no column 'text'"),
+    ("id,body\n1,x\n", "no column 'text', but .'id', 'body'.; --text names the column$"),
+    ("id;text\n1;x\n", "--text names the column, and commas separate the columns$"),
+    ("", "no column 'text', because it is empty$"),
     ("id,text\n1,x\n2\n", "line 3 has too few columns$"),
-    ('id,text\n1,"x\n', "unexpected end"), ('id,text\n1,"x"y\n', "expected")])
+    ('id,text\n1,a\n2,"x\ny\n', "line 4: unexpected end.*; the row begins in line 3$"),
+    ('id,text\n1,"x"y\n', "line 2: .* expected.*; the row begins in line 2$")])
 def test_a_csv_that_will_not_do_is_named(text, message, tmp_path):
     with pytest.raises(ValueError, match=rf"a\.csv: not a readable \.csv: .*{message}"):
         list(read_corpus([raw(tmp_path / "a.csv", text)]))
@@ -422,6 +428,34 @@ def test_what_is_skipped_in_a_folder_is_counted_once(tokenizer, tmp_path, capsys
     assert message in capsys.readouterr().err
     tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     assert capsys.readouterr().err.count("skipped files") == 1
+
+
+def test_hidden_files_and_folders_in_a_folder_are_skipped(tmp_path, capsys):
+    folder = tmp_path / ".corpus"                        # it is named by the user
+    for name in ("a.txt", ".b.txt", ".ipynb_checkpoints/a-checkpoint.txt", "sub/.git/c.txt"):
+        put(folder / name, make_documents(1))
+    assert corpus_files([str(folder)]) == [str(folder / "a.txt")]
+    assert "skipped files: 3; " in capsys.readouterr().err
+    assert corpus_files([str(folder / ".b.txt")]) == [str(folder / ".b.txt")]
+
+
+def test_the_case_of_an_ending_does_not_matter(tmp_path):
+    raw(tmp_path / "A.TXT", "one\n")
+    raw(tmp_path / "B.Csv.GZ", gzip.compress(b"body\ntwo\n"))
+    lines = list(read_corpus([str(tmp_path)], "body"))
+    assert [line for line in lines if line] == ["one", "two"]
+
+
+@pytest.mark.parametrize("packed", PACK)
+def test_a_compressed_file_without_its_ending_is_told(packed, tmp_path):
+    path = raw(tmp_path / "a.txt", PACK[packed](b"one\n"))
+    with pytest.raises(ValueError, match=f"^{path}: it is compressed; its name must end in .gz, "):
+        list(read_corpus([path]))
+
+
+def test_a_text_of_jsonl_that_is_null_is_skipped(tmp_path):
+    path = raw(tmp_path / "a.jsonl", '{"text": "one"}\n{"text": null}\n{"text": "two"}\n')
+    assert [line for line in read_corpus([path]) if line] == ["one", "two"]
 
 
 def test_a_pipe_alone_is_refused(tmp_path):
@@ -580,7 +614,7 @@ def test_documents_that_begin_with_the_same_line_are_not_all_on_one_side(
         tokenizer, tmp_path, capsys):
     documents = []
     for i in range(1000):
-        documents.append(["preface", f"the number {i}", "the end"])
+        documents.append(["the cat", f"the dog {i}", "the river"])
     made = tokenise([put(tmp_path / "a.txt", documents)], tokenizer, str(tmp_path / "a.bin"))
     assert capsys.readouterr().err == ""                     # no "too few different documents"
     num_held_out = (made.valid_tokens == tokenizer.sep_id).sum()
@@ -646,6 +680,51 @@ def test_the_ends_of_short_documents_do_not_hide_that_all_words_are_unknown(toke
     corpus = [put(tmp_path / "a.txt", [["中"]] * 500)]
     with pytest.raises(ValueError, match=r"a\.txt: most tokens are \[UNK\]"):
         tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
+
+
+@pytest.mark.parametrize("num_long, is_refused", [(150, True), (40, False)])
+def test_a_corpus_of_which_most_characters_are_unknown_is_an_error(
+        num_long, is_refused, tokenizer, tmp_path):
+    """A run of over 100 characters is one [UNK], so only a sixth of the tokens are [UNK]."""
+    corpus = [put(tmp_path / "a.txt", [["the the the the the " + "t" * num_long]] * 500)]
+    if is_refused:
+        with pytest.raises(ValueError, match=r"a\.txt: 91% of the characters become \[UNK\]"):
+            tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
+        assert os.listdir(tmp_path) == ["a.txt"]
+    else:
+        tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
+
+
+def test_unknown_characters_are_counted_in_a_sample_of_the_lines(tokenizer, monkeypatch):
+    texts = ["the 中 cat", "the cat", "t" * 2000, ""]
+    assert data.count_characters(texts, tokenizer) == (7 + 6 + 2000, 1 + 2000)
+    assert data.count_characters([], tokenizer) == (0, 0)
+    monkeypatch.setattr(data, "SAMPLE", 70)              # ten lines of seven characters
+    assert data.count_characters(["the cat"] * 500, tokenizer) == (10 * 6, 0)
+    lines = ["the 中 cat", "the cat", ""] * 500           # not only those at certain places
+    monkeypatch.setattr(data, "SAMPLE", 1000)
+    num_characters, num_unknown = data.count_characters(lines, tokenizer)
+    assert 500 < num_characters < 1000
+    assert 20 < num_unknown < 80
+
+
+def test_tokens_of_another_corpus_are_replaced_only_with_overwrite(tmp_path, tokenizer, capsys):
+    one = put(tmp_path / "one.txt", make_documents(200))
+    two = put(tmp_path / "two.txt", make_documents(200, seed=1))
+    out = str(tmp_path / "a.bin")
+    flags = ["--tokenizer", tokenizer.path, "--out", out, "--corpus"]
+    assert main(flags + [one]) is None
+    assert main(flags + [one]) is None                   # the same corpus again
+    before = open(out, "rb").read()
+    assert main(flags + [two]) == 2
+    error = capsys.readouterr().err
+    assert f"error: {out} was made from another corpus" in error
+    assert "choose another --out, or say --overwrite" in error
+    assert open(out, "rb").read() == before
+    assert main(flags + [two, "--overwrite"]) is None
+    assert TokenFile(out).made_from["corpus"][0][0] == two
+    assert main(["--corpus", one, "--train-tokenizer", "100", "--out", str(tmp_path / "v"),
+                 "--overwrite"]) == 2
 
 
 def test_of_a_few_words_at_least_one_token_is_held_out(tokenizer, tmp_path, capsys):

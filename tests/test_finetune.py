@@ -1027,6 +1027,37 @@ def test_text_is_refused_if_more_tokens_are_unknown_than_ordinary(tokenizer):
             check_language(features, tokenizer, "MODEL")
 
 
+@pytest.mark.parametrize("kind", ["classification", "tagging", "qa"])
+def test_text_is_refused_if_most_characters_are_unknown(kind, tokenizer):
+    """A run of over 100 characters is one [UNK]."""
+    for num_long, is_refused in ((150, True), (10, False)):
+        text = "good good good " + "g" * num_long
+        example = make_text_example(text, "x")
+        if kind == "tagging":
+            example = make_text_example(text.split(), ["O"] * 4)
+        elif kind == "qa":
+            example = make_text_example("good", [(0, "good")], text)
+        if is_refused:
+            with pytest.raises(ValueError, match=r"\d+ become \[UNK\]: .* a run of over 100 char"):
+                finetune.check_characters([example], tokenizer)
+        else:
+            finetune.check_characters([example], tokenizer)
+
+
+@pytest.mark.parametrize("texts, is_cut", [
+    (("good " * 6, None), False), (("good " * 7, None), True),
+    (("good " * 2, "bad " * 3), False), (("good " * 2, "bad " * 4), True),
+    (("good " * 4, "bad "), False), (("good " * 5, "bad "), True)])
+def test_texts_that_were_cut_are_counted(texts, is_cut, tokenizer):
+    first, second = texts
+    pair = second is not None
+    task = make_task_of_kind("regression", pair=pair, length=8)
+    short = make_text_example("good", 1.0, "bad" if pair else None)
+    examples = [short, make_text_example(first, 1.0, second), short]
+    split = finetune.Split(examples, list(encode(task, examples, tokenizer)))
+    assert finetune.count_cut(task, split, tokenizer) == int(is_cut)
+
+
 def test_texts_without_any_word_are_refused(tokenizer):
     task = make_task_of_kind("classification", ["x", "y"])
     features = list(encode(task, [make_text_example("", "x")] * 2, tokenizer))
@@ -2200,8 +2231,60 @@ def test_half_a_character_on_the_command_line_is_no_error(tokenizer, tmp_path, c
     assert "%" in run(capsys, "--model", tmp_path, "--predict", "good \udcff").out
 
 
+def test_it_is_said_how_many_texts_were_cut(tmp_path, model, capsys):
+    rows = [f"{'good ' * n}\t{n % 2}\n" for n in (3, 6, 7, 20)]
+    table = write_file(tmp_path / "t.tsv", "text\tlabel\n" + "".join(rows))
+    printed = run(capsys, "--model", model, "--task", "classification", "--train", table,
+                  "--dev", table, "--steps", 1, "--length", 8, "--out", tmp_path / "o").out
+    message = "2 of 4 texts of the {} set are longer than --length 8 and were cut\n"
+    assert message.format("training") in printed
+    assert message.format("dev") in printed
+    printed = run(capsys, "--model", tmp_path / "o", "--evaluate", "--test", table).out
+    assert message.format("test") in printed
+    printed = run(capsys, "--model", tmp_path / "o", "--predict", "good " * 7)
+    assert "warning: 1 of 1 texts are longer than 8 tokens" in printed.err
+    assert run(capsys, "--model", tmp_path / "o", "--predict", "good " * 6).err == ""
+
+
+def test_a_text_of_unknown_tokens_is_predicted_with_a_warning(tokenizer, tmp_path, capsys):
+    task = make_task_of_kind("classification", ["x", "y"])
+    save_classifier(str(tmp_path / "m"), make_classifier(tokenizer, task), task, tokenizer)
+    texts = write_file(tmp_path / "t.txt", "good\n\nпривет привет good\nпривет good\n")
+    printed = run(capsys, "--model", tmp_path / "m", "--predict", texts)
+    assert printed.err == (f"warning: {texts}:3: most tokens are [UNK]: the tokenizer is of "
+                           "another language\n")
+    assert printed.out.count("%") == 6
+
+
+def test_of_several_processes_the_first_one_predicts(tokenizer, tmp_path, capsys, monkeypatch):
+    task = make_task_of_kind("classification", ["x", "y"])
+    save_classifier(str(tmp_path), make_classifier(tokenizer, task), task, tokenizer)
+    for rank in (0, 1):
+        monkeypatch.setattr(finetune, "set_up_processes", lambda device, batch_size: Processes(
+            rank, rank, 2, torch.device("cpu")))
+        printed = run(capsys, "--model", tmp_path, "--predict", "good").out
+        assert ("%" in printed) == (rank == 0)
+
+
+def test_results_are_written_before_the_table_is_printed(
+        tmp_path, model, sentiment, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written = []
+
+    def print_rows(rows):
+        written.append(os.path.isfile("two words/results.json"))
+
+    monkeypatch.setattr(finetune, "print_rows", print_rows)
+    printed = run(capsys, "--task", "sst2", "--data", sentiment, "--model", model, "--steps", 1,
+                  "--out", "two words").out
+    assert written == [True]
+    assert "python finetune.py --model 'two words' --predict TEXT" in printed
+
+
 def test_only_a_fine_tuned_model_predicts(model, capsys):
-    assert "it has no task.json" in fail(capsys, "--model", model, "--predict", "good")
+    remedy = f"fine-tune it first: finetune.py --model {model} --task TASK"
+    error = fail(capsys, "--model", model, "--predict", "good")
+    assert f"{model}: not a fine-tuned model: it has no task.json; {remedy}" in error
 
 
 # ---- Bad input --------------------------------------------------------------------------
@@ -2236,7 +2319,7 @@ BAD = {
     "a word for a number": ("regression", "train.tsv", "text\tlabel\na\tmany\n",
                             "train.tsv:2: label 'many' is not a number"),
     "a label that is missing": ("regression", "train.tsv", "text\tlabel\na\tnan\n",
-                                "train.tsv:2: the label in column 'label' is missing"),
+                                "train.tsv:2: the label in column 'label' is 'nan'"),
     "a tag without a word": ("tagging", "train.tsv", "a\tO\n\tB-x\n",
                              "train.tsv:2: '\\tB-x' is not a word and a tag"),
     "a word without a tag": ("tagging", "train.tsv", "a\tO\nb\n",

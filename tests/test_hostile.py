@@ -598,7 +598,8 @@ def write_tables(folder, noise):
     table = "text\tlabel\n" + rows
     pairs = "text\tnext\tlabel\n" + rows.replace("\t", "\tw3\t")
     files = {
-        "good.tsv": table, "pairs.tsv": pairs, "headless.tsv": rows, "empty.tsv": "",
+        "good.tsv": table, "good.tsv.gz": table, "pairs.tsv": pairs,
+        "headless.tsv": rows, "empty.tsv": "",
         "header.tsv": "text\tlabel\n",
         "single.tsv": "text\tlabel\nw1\ta\n", "same.tsv": "text\tlabel\n" + "w1\ta\n" * 9,
         "z.tsv": "text\tlabel\nw1\tz\n", "comma.tsv": table.replace("\t", ","),
@@ -637,6 +638,8 @@ def write_fine_tuned_models(folder, model):
     for name, change in changes.items():
         shutil.copytree(folder / "tuned", folder / f"bad-{name}")
         write_file(folder / f"bad-{name}/task.json", json.dumps(facts | change))
+    shutil.copytree(folder / "tuned", folder / "headless")
+    (folder / "headless/head.safetensors").unlink()
     shutil.copytree(folder / "tuned", folder / "bad-head")
     write_file(folder / "bad-head/head.safetensors", "x")
     shutil.copytree(folder / "tuned", folder / "bad-infinite")
@@ -720,6 +723,7 @@ data      --tokenizer novocab                   novocab: it has no tokenizer.jso
 data      --tokenizer no-such/bert              no-such/bert: there is no such folder
 data      --tokenizer http://a.b/c              http://a.b/c: there is no such folder
 data      --tokenizer=                          there is no such folder
+data      --out t.bin --corpus short.txt        t.bin was made from another corpus*--overwrite
 data      --out c.txt                           c.txt: not a token file
 data      --out m                               m: not a token file
 data      --out alone.bin                       alone.bin: not a token file
@@ -778,7 +782,7 @@ finetune  --train x.xlsx                        x.xlsx: the ending of a table mu
 finetune  --train array.jsonl                   array.jsonl:1: not a JSON object
 finetune  --train half.jsonl                    half.jsonl:1: *half a char
 finetune  --train null.jsonl                    null.jsonl:1: the column 'label' is None, not a
-finetune  --train nan.tsv                       nan.tsv:2: the label in column 'label' is missing
+finetune  --train nan.tsv                       nan.tsv:2: the label in column 'label' is 'NaN'
 finetune  --train blank.tsv                     the texts to train on have no words
 finetune  --text text text                      --text: give one column or two different ones
 finetune  --task tagging --train o.tsv          o.tsv:*all words have the tag O
@@ -882,7 +886,12 @@ predict   --train good.tsv                      --train: --predict trains nothin
 predict   --lr 1                                --lr: --predict trains nothing
 predict   --out file                            --out and --overwrite: only the answers to a SQuAD
 predict   --overwrite                           --out and --overwrite: only the answers to a SQuAD
-predict   --model m                             m: not a fine-tuned model: it has no task.json
+predict   --model m                             m: not a fine-tuned model: it has no task.json*first
+predict   --model m/vocab.txt                   m/vocab.txt: this is a file; give the folder that
+predict   --model headless                      headless: not a fine-tuned model: it has no head.s
+glue      --model m/vocab.txt                   m/vocab.txt: this is a file; give the folder that
+finetune  --model m/vocab.txt                   m/vocab.txt: this is a file; give the folder that
+finetune  --train good.tsv.gz                   good.tsv.gz: *; unpack a compressed file first
 predict   --model nowhere                       nowhere: there is no such folder
 predict   --model bad-text                      bad-text/task.json: not a task: length is 'x'
 predict   --model bad-none                      bad-none/task.json: not a task: length 0 is below 8

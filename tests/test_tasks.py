@@ -1,7 +1,10 @@
 """tasks.py: its metrics against published definitions, its readers, downloads, what is held out."""
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import os
 import random
 import re
@@ -559,13 +562,48 @@ def test_what_is_no_number_or_too_large_a_one_is_refused(label, tmp_path):
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 @pytest.mark.parametrize("ending, text", [
     ("tsv", "t\ty\na\t1\nb\t\n"), ("tsv", "t\ty\na\t1\nb\t  \n"),
-    ("tsv", "t\ty\na\t1\nb\tnan\n"), ("csv", "t,y\na,1\nb,\n"),
-    ("jsonl", '{"t": "a", "y": 1}\n\n{"t": "b", "y": NaN}\n'),
+    ("csv", "t,y\na,1\nb,\n"),
     ("jsonl", '{"t": "a", "y": 1}\n\n{"t": "b", "y": ""}\n')])
 def test_a_missing_label_is_named_with_its_line(kind, ending, text, tmp_path):
     path = write_file(tmp_path / f"a.{ending}", text)
     with pytest.raises(ValueError, match=f"^{path}:3: the label in column 'y' is missing$"):
         read_own_files(kind, {"train": [path]}, ["t"], "y")
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.parametrize("ending, text, label", [
+    ("tsv", "t\ty\na\t1\nb\tNaN\n", "NaN"),
+    ("jsonl", '{"t": "a", "y": 1}\n\n{"t": "b", "y": NaN}\n', "nan")])
+def test_a_label_nan_is_said_to_stand_for_a_missing_one(kind, ending, text, label, tmp_path):
+    path = write_file(tmp_path / f"a.{ending}", text)
+    message = f"^{path}:3: the label in column 'y' is '{label}', which stands for a missing one$"
+    with pytest.raises(ValueError, match=message):
+        read_own_files(kind, {"train": [path]}, ["t"], "y")
+
+
+@pytest.mark.parametrize("content, name", [
+    (gzip.compress(b"a\tO\n"), "a.gz"), (bz2.compress(b"a\tO\n"), "a.bz2"),
+    (lzma.compress(b"a\tO\n"), "a.txt")])
+def test_a_compressed_file_is_to_be_unpacked_first(content, name, tmp_path):
+    path = write_file(tmp_path / name, content)
+    with pytest.raises(ValueError, match=f"^{path}: it is compressed; unpack it first$"):
+        read_tags(path)
+
+
+@pytest.mark.parametrize("text, message", [
+    ('t\ty\n"b\nc"\t1\n', "; in a .tsv quotes are text, and a cell cannot hold a line break"),
+    ('t\ty\n"b"\nc\t1\n', "$")])
+def test_a_line_break_in_quotes_is_explained_in_a_tsv(text, message, tmp_path):
+    path = write_file(tmp_path / "a.tsv", text)
+    with pytest.raises(ValueError, match=f"^{path}:2: 1 columns, not 2{message}"):
+        read_table(path, ["t"], "y")
+
+
+@pytest.mark.parametrize("line", ["# document", "# sent_id = 1"])
+def test_a_comment_in_a_conll_file_is_to_be_removed(line, tmp_path):
+    path = write_file(tmp_path / "a.txt", f"a O\n\n{line}\n# O\n")
+    with pytest.raises(ValueError, match=f"^{path}:3: .*; if this is a comment, remove the line$"):
+        read_tags(path)
 
 
 @pytest.mark.parametrize("row", ['{"t": "b", "y": null}', '{"t": "b"}', '{"t": "b", "y": [1]}'])
@@ -1132,7 +1170,7 @@ def test_a_class_that_is_not_in_the_training_set_is_named():
 def test_a_tag_that_is_not_in_the_training_set_is_named():
     train = [text_example(["a"], ["B-x"])]
     dev = [text_example(["a", "b"], ["O", "B-z"], location="f:8")]
-    with pytest.raises(ValueError, match="f:8: label 'B-z' does not occur in the training"):
+    with pytest.raises(ValueError, match="f:9: label 'B-z' does not occur in the training"):
         make_task("tagging", "tagging", {"train": train, "dev": dev}, 16, 3)
 
 
