@@ -590,14 +590,12 @@ def check_settings(path, saved, settings):
     """Raise ValueError if a run that is to be resumed had other settings than it has now.
 
     saved: the settings that were read from `path`. A name that only one of the two dicts has is
-        ignored, but for "attention_loss".
+        ignored.
     """
-    if "attention_loss" in settings and "weights" in saved and "attention_loss" not in saved:
-        # The same weight would now count for `length` times as much.
-        raise ValueError(f"{path} is of a run of an earlier version, whose attention loss was "
-                         "divided by --length, so this version cannot go on with it. Start a run "
-                         "with another --out; it can begin with the model that this run has saved, "
-                         "if there is one yet: distill.py --student")
+    if "weights" in saved:                               # it was a run of distill.py
+        # Earlier versions divided the attention loss by the length of a sequence, without saying
+        # so here. With their weight it would now be that many times as large.
+        saved = {"attention_loss": "divided by the length"} | saved
     settings = json.loads(json.dumps(settings))          # tuples become lists, as in the file
     different = []
     for name, value in settings.items():

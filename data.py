@@ -40,6 +40,7 @@ import tempfile
 import zlib
 from collections import Counter
 from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
@@ -55,7 +56,7 @@ CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
 DECIDING_CHARACTERS = 10_000        # of a document: a hash of them decides if it is held out
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
-SAMPLE = 20_000                     # characters of a chunk in which [UNK] is measured
+SAMPLE = 20_000                     # characters of a chunk that count_characters looks at
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
 
 
@@ -465,19 +466,20 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
     if tokenizer.vocab_size <= 2**16:
         dtype = np.dtype(np.uint16)
     with replace_file(out, shared=True) as file:
-        num_train, num_valid, num_unknown, num_text_tokens, unknown_share = write_tokens(
-            file, read_corpus(files, text_column), tokenizer, dtype)
-        num_tokens = num_train + num_valid
-        if num_text_tokens == 0:
+        counts = write_tokens(file, read_corpus(files, text_column), tokenizer, dtype)
+        if counts.text == 0:
             raise ValueError(f"{corpus[0]}: there is no text in the corpus")
-        if num_unknown > num_text_tokens / 2:
+        if counts.unknown > counts.text / 2:
             raise ValueError(f"{corpus[0]}: most tokens are [UNK]: the tokenizer in "
                              f"{tokenizer.path} is of another language")
-        if unknown_share > 0.5:
-            raise ValueError(f"{corpus[0]}: {unknown_share:.0%} of the characters become [UNK]: "
-                             f"{UNKNOWN_CHARACTERS_REMEDY}")
+        if counts.unknown_share > 0.5:
+            raise ValueError(f"{corpus[0]}: {counts.unknown_share:.0%} of the characters become "
+                             f"[UNK]: {UNKNOWN_CHARACTERS_REMEDY}")
+        num_train = counts.train
+        num_valid = counts.valid
         # All documents may be on one side by chance if they are few, or if all begin alike.
         if num_train == 0 or num_valid == 0:
+            num_tokens = num_train + num_valid
             num_valid = max(1, num_tokens // HOLD_OUT_ONE_IN)
             num_train = num_tokens - num_valid
             print(f"{first_few(corpus)}: there are too few different documents to hold out one in "
@@ -523,13 +525,20 @@ def check_token_file_name(out):
         raise ValueError(f"{out}.json exists and is not the description of a token file")
 
 
+class TokenCounts(NamedTuple):
+    """What write_tokens has counted."""
+    train: int              # tokens to train on
+    valid: int              # tokens that are held out
+    unknown: int            # how many of both are [UNK]
+    text: int               # how many of both are not the [SEP] at the end of a document
+    unknown_share: float    # 0 to 1: which part of the characters in a sample became [UNK]
+
+
 def write_tokens(file, lines, tokenizer, dtype):
-    """Tokenise lines and write the token numbers: those to train on, then those held out.
+    """Tokenise lines and write the token numbers, those to train on, then those held out
+    -> TokenCounts.
 
     lines: as read_corpus yields them. An empty line ends a document and becomes [SEP].
-    Returns four numbers of tokens: to train on, held out, [UNK] in both parts together, and in both
-    parts together without the [SEP] at the ends of documents. The fifth number is the share of the
-    characters that become [UNK], from 0 to 1, measured in a sample.
     """
     num_train = 0
     num_valid = 0
@@ -539,14 +548,15 @@ def write_tokens(file, lines, tokenizer, dtype):
     num_unknown_characters = 0                           # of these, in an [UNK]
     # The held-out tokens wait in a file without a name until all others are written.
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
-        for batch in batches_of_lines(mark_held_out(lines)):
+        for batch_number, batch in enumerate(batches_of_lines(mark_held_out(lines))):
             train_ids = []
             valid_ids = []
             texts = [line for line, _ in batch]
             encoded = tokenizer.encode(texts)
-            characters_here, unknown_here = count_characters(texts, tokenizer)
-            num_characters += characters_here
-            num_unknown_characters += unknown_here
+            if batch_number % 4 == 0:                    # a sample is enough, and takes less time
+                characters_here, unknown_here = count_characters(texts, tokenizer)
+                num_characters += characters_here
+                num_unknown_characters += unknown_here
             for (line, held_out), ids in zip(batch, encoded):
                 is_end_of_document = line == ""
                 if is_end_of_document:
@@ -565,7 +575,7 @@ def write_tokens(file, lines, tokenizer, dtype):
         valid_file.seek(0)
         shutil.copyfileobj(valid_file, file)
     unknown_share = num_unknown_characters / max(1, num_characters)
-    return num_train, num_valid, num_unknown, num_text_tokens, unknown_share
+    return TokenCounts(num_train, num_valid, num_unknown, num_text_tokens, unknown_share)
 
 
 # The end of a message about a text that becomes [UNK].
@@ -576,10 +586,11 @@ UNKNOWN_CHARACTERS_REMEDY = ("the tokenizer is of another language, or spaces mu
 def count_characters(texts, tokenizer):
     """Count the characters of texts, without white space -> (all, those that become [UNK]).
 
-    An [UNK] stands for one word, but a run of characters without a space, as in Thai, is one word.
-    So few [UNK] may stand for most of a text. The tokenizer is slower where it must say which
-    characters a token has. So of texts of over SAMPLE characters only about so many are counted:
-    some of their pieces, drawn at random.
+    To the tokenizer a word is what stands between two spaces, and an [UNK] stands for a whole word.
+    In Thai, which has no spaces between words, few [UNK] may thus stand for most of a text.
+
+    To find out which characters a token stands for takes time. So if the texts have more than
+    SAMPLE characters, only about so many are counted, in pieces that are drawn at random.
     """
     pieces = []                                          # of at most 1,000 characters
     for text in texts:
@@ -716,10 +727,11 @@ def corpus_files(corpus):
 
 
 def is_hidden(file_path, folder):
-    """Tell whether the name of a file below a folder begins with a dot, or that of a folder between
-    the two. Jupyter keeps copies of files in .ipynb_checkpoints, which would double the text.
+    """Return True if a file below a folder is hidden: its name begins with a dot, or that of a
+    folder between the two.
 
-    If file_path and folder are the same, the user has named this file. Then it is not hidden.
+    Jupyter keeps copies of files in the folder .ipynb_checkpoints, which would double the text.
+    file_path may be the folder itself, if the user has named a file. That is never hidden.
     """
     if file_path == folder:
         return False

@@ -80,7 +80,7 @@ def attention_loss(student_map, teacher_map):
         KL(teacher || student) = sum over the columns j of p_j (log p_j - log q_j)
 
     A token has a row in the map of each of the H heads. The mean of its H divergences is summed
-    over the B * T tokens.
+    over the B * T tokens, by whose number Distillation divides.
     """
     H = student_map.shape[1]
     # F.kl_div(log q, log p) is KL(p || q): the student comes first.
@@ -1457,7 +1457,7 @@ def distillation_settings(args, options, bf16, loss_weights, teacher, student):
         "teacher": fingerprint(teacher), "teacher_shape": teacher_shape,
         "student": fingerprint(start_model)}
     if "attention" in loss_weights:
-        # Earlier versions divided it by the length: see check_settings.
+        # For check_settings: earlier versions computed another one.
         settings["attention_loss"] = "mean over rows"
     return settings
 

@@ -961,7 +961,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
     # came during the last step, this run is finished, and train() returns the signal. Then the
     # program ends here, before another run begins.
     if signals:
-        print("\nstopped after this run: the same command with --resume goes on from there")
+        print("\nstopped after this run: the same command, with --resume and without --overwrite, "
+              "goes on from there")
         raise SystemExit(128 + signals[0])               # as in train()
     seconds = time.perf_counter() - begin_time
     if not results:

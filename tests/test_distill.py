@@ -1096,7 +1096,7 @@ def test_a_run_of_the_version_that_divided_the_attention_loss_is_refused_and_lef
     before = model_bytes(tmp_path / "run")
     assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) == 2
     error = capsys.readouterr().err
-    assert "run.json is of a run of an earlier version" in error
+    assert "attention_loss was 'divided by the length', now it is 'mean over rows'" in error
     assert error.count("\n") == 1
     assert model_bytes(tmp_path / "run") == before
 

@@ -2249,7 +2249,8 @@ def test_it_is_said_how_many_texts_were_cut(tmp_path, model, capsys):
 def test_a_text_of_unknown_tokens_is_predicted_with_a_warning(tokenizer, tmp_path, capsys):
     task = make_task_of_kind("classification", ["x", "y"])
     save_classifier(str(tmp_path / "m"), make_classifier(tokenizer, task), task, tokenizer)
-    texts = write_file(tmp_path / "t.txt", "good\n\nпривет привет good\nпривет good\n")
+    lines = ["good", "", "привет привет good", "привет good"]
+    texts = write_file(tmp_path / "t.txt", "\n".join(lines) + "\n")
     printed = run(capsys, "--model", tmp_path / "m", "--predict", texts)
     assert printed.err == (f"warning: {texts}:3: most tokens are [UNK]: the tokenizer is of "
                            "another language\n")
