@@ -10,9 +10,9 @@ A safetensors file is three things, one after the other:
     header      JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
     data        the bytes of all tensors, end to end; data_offsets count from where it begins
 
-Files come from strangers: any fault in one raises a ValueError, a line that names the file. A
-file that is missing, or that may not be read, raises an OSError. A pickle that claims more memory
-than there is raises a MemoryError.
+Files come from strangers: any fault in one raises a ValueError, a line that names the file, and so
+does a folder without weights. A single file that is missing, or that may not be read, raises an
+OSError. A pickle that claims more memory than there is raises a MemoryError.
 """
 import errno
 import glob
@@ -174,46 +174,52 @@ def write_safetensors(tensors, path, metadata=None):
 
 # ---- Loading and saving a model ---------------------------------------------------------
 
-# Files name tensors in one of two layouts. Each value of the table MODULE_NAMES is a pair: the name
-# in BERT's layout and the name in ALBERT's. These are the indices into such a pair.
-BERT_LAYOUT = 0
-ALBERT_LAYOUT = 1
+# Files name modules in one of two layouts, BERT's or ALBERT's. A layout is a table {our name: name
+# in a file}. The sign '#' stands for the number of a layer or a recursion. A module that is not in
+# the table, such as corrections.#.query, has our name in files, too.
+
+# These names are the same in both layouts. The adapters are named as in the authors' files.
+IN_BOTH_LAYOUTS = {
+    "embeddings.word": "embeddings.word_embeddings",
+    "embeddings.position": "embeddings.position_embeddings",
+    "embeddings.segment": "embeddings.token_type_embeddings",
+    "embeddings.norm": "embeddings.LayerNorm",
+    "embeddings.project": "encoder.embedding_hidden_mapping_in",
+    "attention_adapters.#.down": "att_adapters.#.block.0",
+    "attention_adapters.#.up": "att_adapters.#.block.2",
+    "attention_adapters.#.norm": "att_adapters.#.norm",
+    "output_adapters.#.down": "mlp_adapters.#.block.0",
+    "output_adapters.#.up": "mlp_adapters.#.block.2",
+    "output_adapters.#.norm": "mlp_adapters.#.norm",
+}
+BERT_LAYOUT = IN_BOTH_LAYOUTS | {
+    "layers.#.attention.query": "encoder.layer.#.attention.self.query",
+    "layers.#.attention.key": "encoder.layer.#.attention.self.key",
+    "layers.#.attention.value": "encoder.layer.#.attention.self.value",
+    "layers.#.attention.output": "encoder.layer.#.attention.output.dense",
+    "layers.#.attention_norm": "encoder.layer.#.attention.output.LayerNorm",
+    "layers.#.intermediate": "encoder.layer.#.intermediate.dense",
+    "layers.#.output": "encoder.layer.#.output.dense",
+    "layers.#.norm": "encoder.layer.#.output.LayerNorm",
+    "head.dense": "cls.predictions.transform.dense",
+    "head.norm": "cls.predictions.transform.LayerNorm",
+    "head.decoder": "cls.predictions.decoder",
+    "head": "cls.predictions",                           # for the parameter head.bias
+}
 LAYER_IN_ALBERT = "encoder.albert_layer_groups.#.albert_layers.0"
-# The keys are our names of modules. The sign '#' stands for the number of a layer or a recursion. A
-# module that is not in the table, such as corrections.#.query, has our name in files, too. The
-# adapters, and the head in ALBERT's layout, are named as in the authors' checkpoints. A BERT has no
-# projection and no adapters, so BERT's layout has no names for these: ALBERT's stand there, too.
-MODULE_NAMES = {
-    "embeddings.word": ("embeddings.word_embeddings", "embeddings.word_embeddings"),
-    "embeddings.position": ("embeddings.position_embeddings", "embeddings.position_embeddings"),
-    "embeddings.segment": ("embeddings.token_type_embeddings", "embeddings.token_type_embeddings"),
-    "embeddings.norm": ("embeddings.LayerNorm", "embeddings.LayerNorm"),
-    "embeddings.project":
-        ("encoder.embedding_hidden_mapping_in", "encoder.embedding_hidden_mapping_in"),
-    "layers.#.attention.query":
-        ("encoder.layer.#.attention.self.query", LAYER_IN_ALBERT + ".attention.query"),
-    "layers.#.attention.key":
-        ("encoder.layer.#.attention.self.key", LAYER_IN_ALBERT + ".attention.key"),
-    "layers.#.attention.value":
-        ("encoder.layer.#.attention.self.value", LAYER_IN_ALBERT + ".attention.value"),
-    "layers.#.attention.output":
-        ("encoder.layer.#.attention.output.dense", LAYER_IN_ALBERT + ".attention.dense"),
-    "layers.#.attention_norm":
-        ("encoder.layer.#.attention.output.LayerNorm", LAYER_IN_ALBERT + ".attention.LayerNorm"),
-    "layers.#.intermediate": ("encoder.layer.#.intermediate.dense", LAYER_IN_ALBERT + ".ffn"),
-    "layers.#.output": ("encoder.layer.#.output.dense", LAYER_IN_ALBERT + ".ffn_output"),
-    "layers.#.norm":
-        ("encoder.layer.#.output.LayerNorm", LAYER_IN_ALBERT + ".full_layer_layer_norm"),
-    "attention_adapters.#.down": ("att_adapters.#.block.0", "att_adapters.#.block.0"),
-    "attention_adapters.#.up": ("att_adapters.#.block.2", "att_adapters.#.block.2"),
-    "attention_adapters.#.norm": ("att_adapters.#.norm", "att_adapters.#.norm"),
-    "output_adapters.#.down": ("mlp_adapters.#.block.0", "mlp_adapters.#.block.0"),
-    "output_adapters.#.up": ("mlp_adapters.#.block.2", "mlp_adapters.#.block.2"),
-    "output_adapters.#.norm": ("mlp_adapters.#.norm", "mlp_adapters.#.norm"),
-    "head.dense": ("cls.predictions.transform.dense", "vocab_transform"),
-    "head.norm": ("cls.predictions.transform.LayerNorm", "vocab_layer_norm"),
-    "head.decoder": ("cls.predictions.decoder", "vocab_projector"),
-    "head": ("cls.predictions", "vocab_projector"),      # for the parameter head.bias
+ALBERT_LAYOUT = IN_BOTH_LAYOUTS | {
+    "layers.#.attention.query": f"{LAYER_IN_ALBERT}.attention.query",
+    "layers.#.attention.key": f"{LAYER_IN_ALBERT}.attention.key",
+    "layers.#.attention.value": f"{LAYER_IN_ALBERT}.attention.value",
+    "layers.#.attention.output": f"{LAYER_IN_ALBERT}.attention.dense",
+    "layers.#.attention_norm": f"{LAYER_IN_ALBERT}.attention.LayerNorm",
+    "layers.#.intermediate": f"{LAYER_IN_ALBERT}.ffn",
+    "layers.#.output": f"{LAYER_IN_ALBERT}.ffn_output",
+    "layers.#.norm": f"{LAYER_IN_ALBERT}.full_layer_layer_norm",
+    "head.dense": "vocab_transform",                     # the authors' names of the head
+    "head.norm": "vocab_layer_norm",
+    "head.decoder": "vocab_projector",
+    "head": "vocab_projector",                           # for the parameter head.bias
 }
 # Different spellings of the same name: (pattern, what it is replaced by before names are compared).
 SPELLINGS = [
@@ -236,8 +242,8 @@ def name_in_file(layout, name):
     numbers = re.findall("[0-9]+", module)               # ["3"]
     module = re.sub("[0-9]+", "#", module)               # "layers.#.output"
     file_module = module                                 # our name, if it is not in the table
-    if module in MODULE_NAMES:
-        file_module = MODULE_NAMES[module][layout]
+    if module in layout:
+        file_module = layout[module]
     if numbers:
         file_module = file_module.replace("#", numbers[0])
     return f"{file_module}.{leaf}"
@@ -287,7 +293,7 @@ def load(path, recursions=None):
 
 
 def with_usual_names(path, tensors):
-    """Return the tensors {name in the file: tensor} under the names of MODULE_NAMES, without
+    """Return the tensors {name in the file: tensor} with the spelling of the layouts, without
     those that are UNUSED. ValueError if a tensor is there twice, with two spellings of its name."""
     renamed = {}
     original_names = {}
@@ -563,7 +569,7 @@ def albert_only_layers(config):
     C = config.hidden_size
     names = ["pooler"]
     if config.embedding_size == C:
-        names.append(MODULE_NAMES["embeddings.project"][ALBERT_LAYOUT])
+        names.append(ALBERT_LAYOUT["embeddings.project"])
     tensors = {}
     for name in names:
         tensors[f"{name}.weight"] = torch.eye(C)
@@ -592,10 +598,11 @@ def check_settings(path, saved, settings):
     saved: the settings that were read from `path`. A name that only one of the two dicts has is
         ignored.
     """
-    if "weights" in saved:                               # it was a run of distill.py
-        # Earlier versions divided the attention loss by the length of a sequence, without saying
-        # so here. With their weight it would now be that many times as large.
-        saved = {"attention_loss": "divided by the length"} | saved
+    # A run of distill.py has the weights of its losses among its settings. Earlier versions divided
+    # the attention loss by the length of a sequence and had no setting that says so. It is added
+    # here, so that such a run is refused: today its attention loss would be far larger.
+    if "weights" in saved and "attention_loss" not in saved:
+        saved = saved | {"attention_loss": "divided by the length"}
     settings = json.loads(json.dumps(settings))          # tuples become lists, as in the file
     different = []
     for name, value in settings.items():
@@ -685,25 +692,26 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     claim_folder.
 
     The lock is on the folder's run.json. It ends with the process, even if that is killed. If the
-    run has written nothing when the with block ends, the folder is removed. On Windows an empty
-    run.json stays, because an open file cannot be removed there.
+    run has written nothing when the with block ends, run.json is removed, and the folder, too, if
+    it is empty then. On Windows an empty run.json stays, because an open file cannot be removed.
     """
     for path in inputs:
         if path is not None and os.path.realpath(path) == os.path.realpath(out):
             raise ValueError(f"--out {out}: this folder is read from; choose another one")
-    check_owner(out, script, resume, overwrite)
     run_path = os.path.join(out, RUN_FILE)
+    run_before = read_run(out)                           # of the run whose files are there now
+    check_owner(out, script, resume, overwrite)
     if resume:
-        saved_settings = read_run(out).get("settings", {})
-        check_settings(run_path, saved_settings, settings)
+        check_settings(run_path, run_before.get("settings", {}), settings)
     os.makedirs(out, exist_ok=True)
     # The mode "a" makes the file if there is none, and leaves it as it is if there is one.
     with open(run_path, "a", encoding="utf-8") as run_file:
         if lock(run_file) == TAKEN:
             raise ValueError(f"--out {out}: another run is writing into it")
-        # Between open and lock another run may have ended and removed the file. Then other runs
-        # would lock a new file, and not this one.
-        if not is_still_at(run_file, run_path):
+        # Before the lock another run may have ended here. If it has removed run.json, other runs
+        # would lock a new file, and not this one. If it has written into run.json, the folder is no
+        # longer as check_owner has seen it.
+        if not is_still_at(run_file, run_path) or read_run(out) != run_before:
             raise ValueError(f"--out {out}: another run has just ended there; start again")
         try:
             yield
@@ -719,9 +727,9 @@ def is_still_at(file, path):
 
 
 def remove_unused(out):
-    """Remove run.json if it is of no use, and then the folder `out` if it is empty.
+    """Remove run.json if it is empty or the only file in the folder `out`, and then an empty folder.
 
-    It is of no use if claim_folder was not called, or if the run has written no other file.
+    It is empty if claim_folder was not called. It is the only file if the run has written no other.
     """
     run_path = os.path.join(out, RUN_FILE)
     # What cannot be removed stays, such as the folder ".", or on Windows an open file.
@@ -762,7 +770,7 @@ def check_owner(out, script, resume, overwrite):
     names = []
     if os.path.isdir(out):
         names = os.listdir(out)
-    run_files = files_of_run(out) + files_of_run(out, ".tmp")
+    run_files = files_of_run(out)
     check_regular_files(out, names, run_files)
     has_empty_run_file = names == [RUN_FILE] and read_run(out) == {}
     if names == [] or has_empty_run_file:
@@ -819,25 +827,25 @@ def read_run(out):
     return run
 
 
-def files_of_run(out, ending=""):
-    """List the files in the folder `out` that match WRITTEN_BY_RUNS. A subfolder with a run.json of
-    its own belongs to another run.
+def files_of_run(out):
+    """List the files in the folder `out` that match WRITTEN_BY_RUNS, and the temporary files (.tmp)
+    that a killed run has left of them.
 
-    ending: ".tmp" lists the temporary files of replace_file, which a killed run leaves
+    A subfolder with a run.json of its own belongs to another run, so its files are left out.
     """
     paths = []
     for pattern in WRITTEN_BY_RUNS:
-        for name in glob.glob(pattern + ending, root_dir=out):
+        names = glob.glob(pattern, root_dir=out) + glob.glob(f"{pattern}.tmp", root_dir=out)
+        for name in names:
             subfolder = os.path.dirname(name)            # "" for a file in `out` itself
-            if subfolder != "" and os.path.exists(os.path.join(out, subfolder, RUN_FILE)):
-                continue                                 # it belongs to another run
-            paths.append(os.path.join(out, name))
+            if subfolder == "" or not os.path.exists(os.path.join(out, subfolder, RUN_FILE)):
+                paths.append(os.path.join(out, name))
     return paths
 
 
 def remove_run(out):
     """Remove what a run wrote into the folder `out`, except its run.json. All other files stay."""
-    for path in files_of_run(out) + files_of_run(out, ".tmp"):
+    for path in files_of_run(out):
         os.remove(path)
     for folder in glob.glob(TUNING_FOLDER, root_dir=out):
         path = os.path.join(out, folder)

@@ -82,7 +82,7 @@ def printable(text):
 def print_error(name, message):
     """Print an error in one line. The message may come from a file, so only 2,000 characters of it
     are printed, and none that a terminal would obey."""
-    one_line = " ".join(message.split("\n"))
+    one_line = message.replace("\n", " ")
     print(f"{name}: error: {printable(one_line[:2000])}", file=sys.stderr)
 
 

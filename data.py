@@ -54,9 +54,9 @@ if HOME == "~":                     # there is no home folder, as in some contai
     HOME = tempfile.gettempdir()
 CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
-DECIDING_CHARACTERS = 10_000        # of a document: a hash of them decides if it is held out
+DECIDING_CHARACTERS = 10_000        # the hash of a document's first ones decides if it is held out
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
-SAMPLE = 20_000                     # characters of a chunk that count_characters looks at
+SAMPLE = 5_000                      # characters of a chunk that count_characters looks at
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
 
 
@@ -488,16 +488,23 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
         file.flush()                                     # hash_file reads it from the disk
         description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
-        # fsync writes the new tokens to the disk, which takes long. replace_file does it, too, but
-        # only after write_description has removed the old tokens. Because it is done here first,
-        # the time without tokens is short.
+        # This writes the new tokens to the disk, which takes long. replace_file does it, too, when
+        # the with block ends. But then the old tokens are gone already, and the time without tokens
+        # should be short.
         os.fsync(file.fileno())
-        write_description(out, description)
-    return TokenFile(out)
+        replace_description(out, description)
+    token_file = TokenFile(out)
+    # Two processes that write different tokens under one name may leave the tokens of one beside
+    # the description of the other.
+    if token_file.digest != description["digest"]:
+        os.remove(out)
+        raise ValueError(f"{out}: another process has written other tokens there at the same time; "
+                         "start again")
+    return token_file
 
 
-def write_description(out, description):
-    """Write the description of new tokens, which get the name `out` after this call.
+def replace_description(out, description):
+    """Remove the old tokens `out` and write the description of the new ones.
 
     The program may be killed at any moment, and tokens beside the description of other tokens
     would be used unnoticed. So the files are replaced in this order:
@@ -506,10 +513,14 @@ def write_description(out, description):
     3. replace_file gives the new tokens their name, when the with block in tokenise ends.
     If the program is killed before step 3, the next call finds no tokens and makes them again.
     """
-    # Another process may have made the same tokens by now, and may be reading them. These stay.
-    # A FileNotFoundError means that there are no old tokens, or that they have no description.
-    with suppress(FileNotFoundError):
-        if read_json(f"{out}.json").get("made_from") != description["made_from"]:
+    has_same_tokens = False
+    if os.path.exists(f"{out}.json"):
+        old_description = read_json(f"{out}.json")
+        has_same_tokens = old_description.get("made_from") == description["made_from"]
+    # Another process may have made the same tokens in the meantime. These stay, because it is about
+    # to open them.
+    if not has_same_tokens:
+        with suppress(FileNotFoundError):                # there may be no old tokens
             os.remove(out)
     write_json(f"{out}.json", description, shared=True)
 
@@ -548,15 +559,14 @@ def write_tokens(file, lines, tokenizer, dtype):
     num_unknown_characters = 0                           # of these, in an [UNK]
     # The held-out tokens wait in a file without a name until all others are written.
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
-        for batch_number, batch in enumerate(batches_of_lines(mark_held_out(lines))):
+        for batch in batches_of_lines(mark_held_out(lines)):
             train_ids = []
             valid_ids = []
             texts = [line for line, _ in batch]
             encoded = tokenizer.encode(texts)
-            if batch_number % 4 == 0:                    # a sample is enough, and takes less time
-                characters_here, unknown_here = count_characters(texts, tokenizer)
-                num_characters += characters_here
-                num_unknown_characters += unknown_here
+            characters_here, unknown_here = count_characters(texts, tokenizer)
+            num_characters += characters_here
+            num_unknown_characters += unknown_here
             for (line, held_out), ids in zip(batch, encoded):
                 is_end_of_document = line == ""
                 if is_end_of_document:
@@ -639,10 +649,11 @@ def mark_held_out(lines):
 
 
 def beginning_of_document(lines):
-    """Take lines from an iterator until a document ends, or until they have DECIDING_CHARACTERS
-    -> a list.
+    """Take the first lines of the next document from an iterator and return them as a list.
 
-    Empty lines before the document are left out. The list is empty if no document follows.
+    They end with the empty line that ends the document, or earlier, as soon as they have
+    DECIDING_CHARACTERS. Empty lines before the document are left out. The list is empty if no
+    document follows.
     """
     beginning = []
     num_characters = 0
@@ -671,9 +682,10 @@ def batches_of_lines(marked_lines):
 
 
 def is_held_out(text, one_in):
-    """Decide by the text's hash whether it is held out, as one in so many texts is.
+    """Return True for about one in `one_in` texts.
 
-    So the decision is the same on every machine and does not depend on other texts.
+    A hash of the text decides, so the answer is the same on every machine and does not depend on
+    other texts.
     """
     return zlib.crc32(text.encode()) % one_in == 0
 
@@ -685,9 +697,7 @@ CORPUS_FILE = re.compile(r"(?si).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
 # What a .gz, a .bz2 and an .xz begin with.
 COMPRESSED = re.compile(rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ\0")
 # A surrogate is half a character. errors="surrogateescape" turns each byte that is not UTF-8 into
-# one of these surrogates:
-UNDECODED = re.compile("[\udc80-\udcff]")
-# NULs and all surrogates are replaced by U+FFFD.
+# one. NULs and surrogates are replaced by U+FFFD.
 NUL_OR_SURROGATE = re.compile("[\0\ud800-\udfff]")
 # parsing() puts this text into its message: "PATH: not a whole, undamaged file: ...".
 UNDAMAGED_FILE = "a whole, undamaged file"
@@ -818,16 +828,16 @@ def read_corpus_file(path, bar, text_column):
 def replace_unreadable(line, counts):
     """Replace NULs and surrogates in a line by U+FFFD.
 
-    counts: a Counter. The NULs are added to its "NULs", the bytes that are not UTF-8 to its
-    "undecoded".
+    counts: a Counter. The NULs are added to its "NULs", the surrogates to its "undecoded", because
+        nearly all of them were bytes that are not UTF-8.
     """
     # Of NULs and surrogates only NULs are in ASCII. So most lines need no search.
     if line.isascii() and "\0" not in line:
         return line
     replaced, num_replaced = NUL_OR_SURROGATE.subn("\ufffd", line)
-    if num_replaced > 0:
-        counts["undecoded"] += len(UNDECODED.findall(line))
-        counts["NULs"] += line.count("\0")
+    num_nuls = line.count("\0")
+    counts["NULs"] += num_nuls
+    counts["undecoded"] += num_replaced - num_nuls
     return replaced
 
 
@@ -878,13 +888,7 @@ def lines_of_jsonl(path, stream, text_column, counts):
     as \\ud800. An escape is no sign of another encoding, so check_encoding must not count it. It is
     replaced here, before replace_unreadable sees it, and counted in "escapes".
     """
-    number = 0
-    while True:
-        with parsing(path, UNDAMAGED_FILE):
-            row = stream.readline(LONGEST_ROW)
-        if row == "":
-            return
-        number += 1
+    for number, row in enumerate(lines_of_text(path, stream, LONGEST_ROW), start=1):
         if row.strip():
             kind = f"a JSON object with a text {text_column!r}"
             if len(row) == LONGEST_ROW and not row.endswith("\n"):
@@ -1095,9 +1099,12 @@ def docs_on_this_machine(cache=CACHE):
                 if text.lower() not in rows:
                     rows[text.lower()] = {"part": part, "text": text, "code": code_spans}
     os.makedirs(cache, exist_ok=True)
-    with replace_file(path, shared=True) as file:
-        for row in rows.values():
-            file.write(json.dumps(row).encode() + b"\n")
+    # Another process may have made the same file in the meantime. It stays, because the description
+    # of a token file names the time at which its corpus was written.
+    if not os.path.isfile(path):
+        with replace_file(path, shared=True) as file:
+            for row in rows.values():
+                file.write(json.dumps(row).encode() + b"\n")
     return path
 
 

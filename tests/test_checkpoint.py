@@ -1373,6 +1373,21 @@ def test_a_lock_on_a_run_file_that_is_gone_is_refused(tmp_path, monkeypatch):
                 do_run(out)
 
 
+def test_a_run_that_ended_after_the_owner_was_checked_loses_nothing(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    usual_check = checkpoint.check_owner
+
+    def check_early(*arguments):
+        usual_check(*arguments)
+        monkeypatch.undo()
+        do_run(out)                                          # another run begins and ends here
+
+    monkeypatch.setattr(checkpoint, "check_owner", check_early)
+    with pytest.raises(ValueError, match="out: another run has just ended there"):
+        do_run(out)
+    assert sorted(os.listdir(out)) == ["model.safetensors", "run.json"]
+
+
 @pytest.mark.parametrize("name", ["log.jsonl", "config.json.tmp", "all-1-lr1-seed0"])
 @pytest.mark.parametrize("flags", [{"resume": True}, {"overwrite": True}])
 def test_a_link_in_the_folder_of_a_run_is_not_followed(tmp_path, name, flags):

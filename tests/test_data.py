@@ -814,6 +814,12 @@ def test_half_characters_in_escapes_do_not_count_as_another_encoding(tmp_path, c
     assert "replaced 100 NULs, half characters or bytes" in capsys.readouterr().err
 
 
+def test_bytes_and_escapes_of_one_row_are_all_counted(tmp_path, capsys):
+    path = raw(tmp_path / "a.jsonl", b'{"text": "a \xff and \\ud800 and \\ud83d"}\n')
+    assert list(read_corpus([path]))[0] == "a \ufffd and \ufffd and \ufffd"
+    assert "replaced 3 NULs, half characters or bytes" in capsys.readouterr().err
+
+
 def test_bytes_of_another_encoding_beside_the_text_of_a_jsonl_do_no_harm(tmp_path):
     row = '{"text": "all of this can be read", "author": "Andr\xe9"}\n'
     path = raw(tmp_path / "a.jsonl", (row * 50).encode("latin-1"))
@@ -835,6 +841,27 @@ def test_two_processes_may_make_the_same_token_file_at_once(tokenizer, tmp_path,
     made = tokenise(corpus, tokenizer, out)
     assert made.train_tokens.tolist() == naive_tokens(make_documents(200), tokenizer)[0]
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.bin.json", "a.txt"]
+
+
+def test_tokens_of_two_processes_with_different_corpora_are_not_mixed(
+        tokenizer, tmp_path, monkeypatch):
+    """Another process writes other tokens after this one has written its description."""
+    path = tmp_path / "a.txt"
+    put(path, make_documents(200))
+    out = str(tmp_path / "a.bin")
+    replace_description = data.replace_description
+
+    def pause_afterwards(*arguments):
+        replace_description(*arguments)
+        monkeypatch.undo()
+        put(path, make_documents(200)[::-1])                 # as many bytes as before
+        tokenise([str(path)], tokenizer, out)
+
+    monkeypatch.setattr(data, "replace_description", pause_afterwards)
+    with pytest.raises(ValueError, match="a.bin: another process has written other tokens"):
+        tokenise([str(path)], tokenizer, out)
+    made = tokenise([str(path)], tokenizer, out)
+    assert made.train_tokens.tolist() == naive_tokens(make_documents(200)[::-1], tokenizer)[0]
 
 
 def test_a_name_that_is_no_file_or_has_another_files_json_is_refused(tokenizer, tmp_path):
@@ -1641,6 +1668,23 @@ def test_the_documentation_is_collected_once_without_duplicates(fake_machine, tm
     assert docs_on_this_machine(str(tmp_path / "cache")) != path
     assert len(os.listdir(tmp_path / "cache")) == 2
     assert [line for line in read_corpus([path]) if line] == [text for _, text in want]
+
+
+def test_the_documentation_of_another_process_is_kept(fake_machine, tmp_path, monkeypatch):
+    """A token file counts as made from another corpus if its corpus is written again."""
+    cache = str(tmp_path / "cache")
+    makedirs = os.makedirs
+    written = []
+
+    def makedirs_late(path, exist_ok):
+        makedirs(path, exist_ok=exist_ok)
+        if not written:
+            written.append("by another process")
+            written.append(os.stat(docs_on_this_machine(cache)))
+
+    monkeypatch.setattr(os, "makedirs", makedirs_late)
+    path = docs_on_this_machine(cache)
+    assert os.stat(path) == written[1]
 
 
 def test_the_corpus_that_needs_no_download_is_the_documentation(fake_machine, tmp_path):
