@@ -727,9 +727,10 @@ def is_still_at(file, path):
 
 
 def remove_unused(out):
-    """Remove run.json if it is empty or the only file in the folder `out`, and then an empty folder.
+    """Remove run.json if it is of no use, and then the folder `out` if it is empty.
 
-    It is empty if claim_folder was not called. It is the only file if the run has written no other.
+    It is of no use if it is empty, because claim_folder was not called, or if it is the only file
+    in the folder, because the run has written no other.
     """
     run_path = os.path.join(out, RUN_FILE)
     # What cannot be removed stays, such as the folder ".", or on Windows an open file.

@@ -8,7 +8,7 @@
     python finetune.py --task tagging --train train.tsv --dev devel.tsv
         your own files, here in CoNLL format
     python finetune.py --task classification --train a.csv --dev b.csv \\
-        --text title --label topic --adapters-only
+            --text title --label topic --adapters-only
         a table with named columns; only the head and each recursion's own corrections or adapters
         are trained
     python finetune.py --task qa --train train-v2.0.json --distill-from out/bert
@@ -49,12 +49,11 @@ from checkpoint import (check_finite, check_tensors, claim_folder, fetch, first_
 from command import CommandParser, is_about_memory, printable, run_command
 from data import (UNKNOWN_CHARACTERS_REMEDY, Tokenizer, count_characters, docs_on_this_machine,
                   hash_file)
-from distill import (TrainingOptions, add_run_flags, allow_only, autocast,
-                     begin_or_resume, broadcast, can_match_layers, choose_device, device_of,
-                     explaining_failures, fingerprint, first_process_first, folders_of, given_flags,
-                     hidden_loss, keep_freed_memory, leave_processes, match_layers, number,
-                     output_loss, own_folder, refuse_flags, resume_settings, set_up_processes,
-                     split_batch, to_device, train, uses_bf16, whole_number)
+from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin_or_resume,
+                     broadcast, can_match_layers, device_of, explaining_failures, fingerprint,
+                     first_process_first, folders_of, given_flags, hidden_loss, leave_processes,
+                     match_layers, number, output_loss, own_folder, refuse_flags, resume_settings,
+                     set_up_processes, split_batch, to_device, train, uses_bf16, whole_number)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Task, check_labels, check_usable, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of, majority,
@@ -113,18 +112,26 @@ class Classifier(nn.Module):
 class Feature(NamedTuple):
     """A sequence for the model, [CLS] text [SEP] or [CLS] first [SEP] second [SEP].
 
-    The last three fields depend on the kind of the task.
+    The last three fields depend on the kind of the task:
 
-    Classification and regression: positions is [0], where [CLS] stands. labels has one entry, the
-    number of the class, or the number to be predicted. stands_for is not used.
-
-    Tagging: positions has the first token of each word. For each of them stands_for has the number
-    of the word in the sentence, and labels has the number of its tag.
-
-    Question answering: positions has the tokens of the context in this window. For each of them
-    stands_for has a pair, the first character of its word and one past the last. labels has only
-    two entries: the positions of the answer's first and last token, or [0, 0], if it is not in this
-    window.
+    classification
+        positions       [0], where [CLS] stands
+        stands_for      not used
+        labels          [the number of the class]
+    regression
+        positions       [0], where [CLS] stands
+        stands_for      not used
+        labels          [the number to be predicted]
+    tagging
+        positions       the first token of each word in this window
+        stands_for      for each position the number of its word in the sentence
+        labels          for each position the number of its word's tag
+    qa
+        positions       all tokens of the context in this window
+        stands_for      for each position where its word is in the context: (first character, one
+                        past the last)
+        labels          [position of the answer's first token, position of its last token], or
+                        [0, 0] if this window does not have all of the answer
 
     A label that is not known is nan; in question answering the two are [0, 0] then. Only training
     reads the labels, and there all of them are known.
@@ -449,8 +456,8 @@ class TaskLoss:
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            # In these rows is_counted marks the tokens that the hidden loss counts, and is_labelled
-            # the places of labels, which the other losses count.
+            # `rows` are the rows of this micro-batch. In them is_counted is True at the tokens that
+            # the hidden loss counts, and is_labelled at the labels that the other losses count.
             if begin < len(ids):
                 rows = slice(begin, end)
                 is_counted = mask[rows]
@@ -728,12 +735,14 @@ def load_task(path):
 def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     """Load the encoder in a folder, without its masked-language-model head.
 
-    mode: what will be trained, see fine_tune. "random" ignores the saved weights and starts from
-    random ones. "adapters" adds adapters if the encoder has neither adapters nor corrections. "all"
-    and "head" load the encoder as it was saved
-    sample: (ids, mask, segments), three arrays (B, T), to which new adapters are fitted
-    recursions: the number of recursions to use, counted from the first; None: all
+    mode: what will be trained, see fine_tune
+        all, head: the encoder is loaded as it was saved
+        adapters: the same, but if it has neither adapters nor corrections, adapters are added
+        random: of the saved encoder only the shape is used; its weights are random
     dropout: the probability of dropout in the training
+    sample: (ids, mask, segments), three arrays (B, T), to which new adapters are fitted; it is
+        needed only with the mode adapters
+    recursions: the number of recursions to use, counted from the first; None: all
     """
     saved_model = load(path, recursions)
     config = replace(saved_model.config, hidden_dropout_prob=dropout,
@@ -944,13 +953,14 @@ def fine_tune(tuning, splits, mode, seed, lr):
     settings = dict(tuning.settings)
     settings.update(resume_settings(options, args.batch_size, args.dropout, tuning.bf16))
     settings["hidden_weight"] = tuning.hidden_weight
-    # train() calls measure() and logs the dev scores that it returns. The results of all splits,
-    # which fine_tune() returns, are kept here: those of the last call, after the last step.
+    # train() calls measure(), the last time after the last step, and logs the scores. It measures
+    # the first dev set alone. All other splits are measured once, after the training.
     results = {}
+    dev_name = first_dev_split(splits)
 
     def measure():
-        results.update(evaluate_splits(model, task, splits, tuning.bf16))
-        return results[first_dev_split(splits)].scores
+        results[dev_name] = evaluate_split(model, task, splits[dev_name], tuning.bf16)
+        return results[dev_name].scores
 
     begin_time = time.perf_counter()
     run_state = begin_or_resume(model, options, settings, tuning.processes)
@@ -964,10 +974,11 @@ def fine_tune(tuning, splits, mode, seed, lr):
         print("\nstopped after this run: the same command, with --resume and without --overwrite, "
               "goes on from there")
         raise SystemExit(128 + signals[0])               # as in train()
+    # The dev set is among these, too, if train() has not called measure(): it does so in rank 0
+    # alone, and not at all if a finished run was resumed.
+    not_measured = {name: split for name, split in splits.items() if name not in results}
+    results.update(evaluate_splits(model, task, not_measured, tuning.bf16))
     seconds = time.perf_counter() - begin_time
-    if not results:
-        # train() measures in rank 0 alone, and not at all if a finished run was resumed.
-        measure()
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{out}: {num_trained:,} trained parameters, {steps:,} steps, {seconds:.0f} s with "
           f"evaluation, {task_loss.padding():.1%} padding", flush=True)
@@ -1107,7 +1118,7 @@ def arguments(argv):
     group.add_argument("--lr", type=number(), nargs="+", action="extend", metavar="X",
                        help="highest learning rate; of several the best is chosen on a tenth of "
                        "the training set (default: 5e-5, with a hidden loss 1.5e-4; 1e-3 for "
-                       "adapters or the head alone; for corrections alone 2.5e-4, with a hidden "
+                       "adapters or the head alone, but for corrections 2.5e-4, with a hidden "
                        "loss 5e-4; without --task 4e-4, and 2e-4 for a model with corrections; "
                        "each times 768 / C)")
     group.add_argument("--seeds", type=whole_number(1), default=1, metavar="N",
@@ -1605,30 +1616,29 @@ def describe_scores(scores):
     return ", ".join(f"{metric} {value:.2%}" for metric, value in scores.items())
 
 
-def load_fine_tuned(args):
-    """Load what --evaluate and --predict use -> the model on its device, its Task, its Tokenizer,
+def load_fine_tuned(args, device):
+    """Load what --evaluate and --predict use -> the model on the device, its Task, its Tokenizer,
     and whether to use bfloat16."""
-    device = choose_device(args.device)
     bf16 = uses_bf16(args.bf16, device)
-    keep_freed_memory()
     model, task = load_classifier(args.model, recursions=args.recursions)
     tokenizer = Tokenizer(args.model)
     check_vocabulary(tokenizer, model.encoder.config)
     check_segments(args.model, model.encoder.config, task)
     if model.encoder.config.correction_rank > 0 and not bf16:
-        # The corrections are added to the matrices once, here, and not again in each batch. In
-        # bfloat16 this would change the results. There a model that is not merged rounds the
-        # product of up and down before it is added. A merged one would round only the sum.
+        # The corrections are added to the matrices once, here, instead of in each batch. With
+        # bfloat16 the model stays as it is. It rounds up @ down to bfloat16 and then adds it to the
+        # matrix, as in training. A merged model would add first and then round, so its predictions
+        # would differ.
         model.encoder = merge_corrections(model.encoder)
     return model.to(device), task, tokenizer, bf16
 
 
-def run_evaluation(args, given):
+def run_evaluation(args, given, device):
     """Measure a fine-tuned model on files of its task and print the scores.
 
     given: the flags on the command line
     """
-    model, task, tokenizer, bf16 = load_fine_tuned(args)
+    model, task, tokenizer, bf16 = load_fine_tuned(args, device)
     if args.task is not None and args.task not in (task.name, task.kind):
         raise ValueError(f"--task {args.task}: {args.model} was fine-tuned for {task.name}")
     check_file_flags(task.name, given)
@@ -1661,9 +1671,9 @@ def read_splits_to_measure(args, task):
     return splits
 
 
-def predict(args):
+def predict(args, device):
     """Print what the fine-tuned model predicts for a text, or for each line of a file."""
-    model, task, tokenizer, bf16 = load_fine_tuned(args)
+    model, task, tokenizer, bf16 = load_fine_tuned(args, device)
     # A question and its context have a tab between them; the name of a file has none.
     is_json_name = args.predict.lower().endswith(".json") and "\t" not in args.predict
     if task.kind == "qa" and is_json_name:
@@ -1673,44 +1683,38 @@ def predict(args):
         raise ValueError("--out and --overwrite: only the answers to a SQuAD file (.json) are "
                          "written")
     lines = lines_to_predict(args.predict)
-    locations = []
     examples = []
     for location, line in lines:
         if line.strip():                                 # for an empty line nothing is predicted
-            locations.append(location)
             examples.append(example_of_line(line, task, location))
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     split = Split(examples, list(encode(task, examples, tokenizer)))
-    warn_of_unknown(locations, split, tokenizer)
+    warn_of_unknown(split, tokenizer)
     num_cut = count_cut(task, split, tokenizer)
     if num_cut > 0:
         print(f"warning: {num_cut:,} of {len(examples):,} texts are longer than {task.length} "
               "tokens, the --length of the training, and were cut", file=sys.stderr)
     result = evaluate_split(model, task, split, bf16)
     described = {}                                       # {location: the text to be printed}
-    for location, example, predicted in zip(locations, examples, result.predictions):
-        prediction, probabilities = predicted
-        described[location] = describe_prediction(task, example, prediction, probabilities)
+    for example, (prediction, probabilities) in zip(examples, result.predictions):
+        described[example.location] = describe_prediction(task, example, prediction, probabilities)
     for location, _ in lines:
         print(described.get(location, ""))               # an empty line stays empty
 
 
-def warn_of_unknown(locations, split, tokenizer):
-    """Print a warning if there are texts in a Split of which most tokens are [UNK].
-
-    locations: for each example where it stands
-    """
-    num_unknown = [0] * len(locations)
-    num_ordinary = [0] * len(locations)
+def warn_of_unknown(split, tokenizer):
+    """Print a warning if there are texts in a Split of which most tokens are [UNK]."""
+    num_unknown = [0] * len(split.examples)
+    num_ordinary = [0] * len(split.examples)
     for feature in split.features:
         i = feature.example_number
         num_unknown[i] += np.count_nonzero(feature.ids == tokenizer.unk_id)
         num_ordinary[i] += np.count_nonzero(~np.isin(feature.ids, tokenizer.special_ids))
     unknown_locations = []
-    for i, location in enumerate(locations):
+    for i, example in enumerate(split.examples):
         if num_unknown[i] > num_ordinary[i]:
-            unknown_locations.append(location)
+            unknown_locations.append(example.location)
     if unknown_locations:
         print(f"warning: {first_few(unknown_locations)}: most tokens are [UNK]: the tokenizer is "
               "of another language", file=sys.stderr)
@@ -1784,7 +1788,7 @@ def example_of_line(line, task, location="the text"):
     second_text = None
     if task.pair:
         second_text = texts[1]
-    return Example(text, second_text, None, "", "")
+    return Example(text, second_text, None, "", location)
 
 
 def describe_prediction(task, example, prediction, probabilities):
@@ -1817,9 +1821,9 @@ def main(argv=None):
             # Nothing is trained, so if torchrun has started several processes, one is enough.
             if processes.rank == 0:
                 if args.predict is not None:
-                    predict(args)
+                    predict(args, processes.device)
                 else:
-                    run_evaluation(args, given_flags(argv))
+                    run_evaluation(args, given_flags(argv), processes.device)
         leave_processes()
     return run_command("finetune.py", action)
 

@@ -19,7 +19,7 @@ import unicodedata
 import urllib.request
 import zipfile
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -96,6 +96,8 @@ class Task:
             raise ValueError(f"sd is {self.sd}, which is not above 0 and below {LARGEST_NUMBER:g}")
         if self.kind == "qa" and not self.pair:
             raise ValueError("pair must be true for qa: each example has a question and a context")
+        if self.kind == "tagging" and self.pair:
+            raise ValueError("pair must be false for tagging: each example has one text")
 
 
 def check_usable(task):
@@ -191,6 +193,20 @@ def detailed_scores(task, examples, guesses):
 #   classification: an item is (number of the example, class)
 #   tagging: an item is an entity, (number of the sentence, first word, one past the last, type)
 # A guessed item is correct if it is among the gold items. The "name" of an item is its last field.
+
+def item_scores(gold_items, guessed_items):
+    """Compute precision, recall and F1 of a set of guessed items.
+
+        precision = correct / guessed        recall = correct / gold
+        F1 = 2 precision recall / (precision + recall) = 2 correct / (gold + guessed)
+
+    Here correct, guessed and gold are numbers of items. A fraction with the denominator 0 is 0.
+    """
+    num_correct = len(gold_items & guessed_items)
+    return {"precision": num_correct / max(1, len(guessed_items)),
+            "recall": num_correct / max(1, len(gold_items)),
+            "f1": 2 * num_correct / max(1, len(gold_items) + len(guessed_items))}
+
 
 def scores_by_name(gold_items, guessed_items):
     """Score the items of each name separately -> {name: {metric: value}}.
@@ -290,20 +306,6 @@ def entity_scores(gold, guesses):
     return item_scores(entities_of_all(gold), entities_of_all(guesses))
 
 
-def item_scores(gold_items, guessed_items):
-    """Compute precision, recall and F1 of a set of guessed items.
-
-        precision = correct / guessed        recall = correct / gold
-        F1 = 2 precision recall / (precision + recall) = 2 correct / (gold + guessed)
-
-    Here correct, guessed and gold are numbers of items. A fraction with the denominator 0 is 0.
-    """
-    num_correct = len(gold_items & guessed_items)
-    return {"precision": num_correct / max(1, len(guessed_items)),
-            "recall": num_correct / max(1, len(gold_items)),
-            "f1": 2 * num_correct / max(1, len(gold_items) + len(guessed_items))}
-
-
 def entities_of_all(sentences):
     """Collect the entities of sentences: {(number of the sentence, first, end, type)}."""
     found = set()
@@ -334,7 +336,7 @@ def entities(tags):
 
 
 def answer_scores(gold, guesses):
-    """Score answers: mean F1 of words and mean exact match, as SQuAD's script computes them.
+    """Score answers: mean F1 of words and mean exact match, as the script of SQuAD 2.0 does.
 
     gold has for each question a list of right answers (first character, text). If the list is
     empty, the question has no answer, and "" is the right guess.
@@ -344,7 +346,7 @@ def answer_scores(gold, guesses):
     for answers, guess in zip(gold, guesses):
         guess_words = normal_words(guess)
         answer_words = [normal_words(text) for _, text in answers]
-        # SQuAD's script ignores right answers without words, such as "the". If none is left, a
+        # That script ignores right answers without words, such as "the". If none is left, a
         # guess without words is right.
         right_answers = [words for words in answer_words if words]
         if not right_answers:
@@ -382,11 +384,9 @@ def majority(task, train_examples, examples):
     if task.kind == "classification":
         counts = Counter(example.label for example in train_examples)
         return [counts.most_common(1)[0][0]] * len(examples)
-    counts_of_word = {}                                  # {word: a Counter of its tags}
+    counts_of_word = defaultdict(Counter)                # {word: a Counter of its tags}
     for example in train_examples:
         for word, tag in zip(example.text, example.label):
-            if word not in counts_of_word:
-                counts_of_word[word] = Counter()
             counts_of_word[word][tag] += 1
     tag_of_word = {}
     for word, counts in counts_of_word.items():
@@ -703,7 +703,8 @@ def squad_example(path, question, context, needs_answers):
                 raise ValueError(f"the answer {text!r:.40} of question {question_id!r:.60} is "
                                  f"not at its offset {start} in the context")
             answers.append((start, text))
-        # If the field is missing, an empty list means that the question has no answer.
+        # Without is_impossible, as in SQuAD v1.1, an empty list of answers means that the question
+        # has no answer. If is_impossible is false, there must be one.
         if needs_answers and not answers and is_impossible is False:
             raise ValueError(f"question {question_id!r:.60} has no answer, but is_impossible is "
                              "false")
@@ -907,9 +908,9 @@ def read_own_files(kind, files, text_columns, label_column):
             else:
                 splits[split_name] += read_table(path, text_columns, label_column,
                                                  numeric=kind == "regression")
-        # The file of predictions has one line for each question, with its id. So no two questions
-        # of a split that is predicted may have the same id. The dev and the test set are predicted.
-        # If there is no dev set, a tenth of the training set becomes it.
+        # The predictions for a split are written with the ids of the questions, so an id must not
+        # occur twice in it. Only the training set is not predicted. But if there is no dev set, a
+        # tenth of the training set becomes it and is predicted, so its ids are checked, too.
         is_predicted = split_name != "train" or "dev" not in files
         if kind == "qa" and is_predicted:
             check_ids(", ".join(paths), splits[split_name])
@@ -1052,6 +1053,9 @@ def write_predictions(out, task, split_name, examples, predictions):
         file_name = f"{GLUE[task.name].folder}{ending}.tsv"
         lines = ["index\tprediction"]
         for i, (prediction, _) in enumerate(predictions):
+            if task.kind == "regression":
+                # This is STS-B. The leaderboard refuses a file with a number outside 0 to 5.
+                prediction = min(max(prediction, 0.0), 5.0)
             lines.append(f"{i}\t{prediction}")
     else:
         file_name = f"{split_name}.jsonl"

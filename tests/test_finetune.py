@@ -817,6 +817,23 @@ def test_an_evaluation_measures_all_splits_but_train_and_scores_by_the_first_dev
     assert [label for label, _ in results["test"].predictions] == ["x", "x"]
 
 
+def test_the_test_set_is_predicted_once_and_the_dev_set_at_each_evaluation(
+        tmp_path, model, sentiment, capsys, monkeypatch):
+    rows = [f"{i}\tthe film is good\n" for i in range(30)]
+    write_file(sentiment / "test.tsv", "index\tsentence\n" + "".join(rows))
+    sizes = []
+    usual = finetune.evaluate_split
+
+    def count(model, task, split, bf16):
+        sizes.append(len(split.examples))
+        return usual(model, task, split, bf16)
+
+    monkeypatch.setattr(finetune, "evaluate_split", count)
+    run(capsys, "--model", model, "--task", "sst2", "--data", sentiment, "--steps", 3,
+        "--eval-every", 1, "--out", tmp_path / "o")
+    assert sizes == [24, 24, 24, 30]
+
+
 def test_the_majority_is_that_of_the_training_set():
     task = make_task_of_kind("classification", ["x", "y"])
     splits = {}
@@ -991,7 +1008,7 @@ def test_a_line_to_predict_becomes_an_example():
     example_of_line = finetune.example_of_line
     task = make_task_of_kind("tagging", LABELS["tagging"])
     words = ["see", "os.path", ",", "john", "'", "s", "!"]
-    assert example_of_line("see os.path, john's!", task) == (words, None, None, "", "")
+    assert example_of_line("see os.path, john's!", task) == (words, None, None, "", "the text")
     # Accents and vowel signs that are characters of their own stay in their words.
     words = ["Gene\u0300ve", ",", "\u0939\u093f\u0928\u094d\u0926\u0940", "!", "a", "b"]
     line = "Gene\u0300ve, \u0939\u093f\u0928\u094d\u0926\u0940! a b"
@@ -1000,15 +1017,15 @@ def test_a_line_to_predict_becomes_an_example():
     task = make_task_of_kind("qa")
     with pytest.raises(ValueError, match="^a.txt:7 'who': this model needs two texts"):
         example_of_line("who", task, "a.txt:7")
-    assert example_of_line("who\ta\tb", task) == ("who", "a\tb", None, "", "")
+    assert example_of_line("who\ta\tb", task) == ("who", "a\tb", None, "", "the text")
     with pytest.raises(ValueError, match="'who': this model needs two texts"):
         example_of_line("who", task)
     task = make_task_of_kind("regression")
-    assert example_of_line(" a b", task) == (" a b", None, None, "", "")
+    assert example_of_line(" a b", task) == (" a b", None, None, "", "the text")
     with pytest.raises(ValueError, match="this model needs one text"):
         example_of_line("a\tb", task)
     pair = make_task_of_kind("regression", pair=True)
-    assert example_of_line("a\tb", pair) == ("a", "b", None, "", "")
+    assert example_of_line("a\tb", pair) == ("a", "b", None, "", "the text")
     for task in (task, pair):
         with pytest.raises(ValueError, match="^x.tsv:1 'a.tb.tlabel'.*not the row of a table$"):
             example_of_line("a\tb\tlabel", task, "x.tsv:1")
@@ -1665,7 +1682,7 @@ def test_corrections_are_merged_to_predict(tmp_path, sentiment, tokenizer, capsy
     assert ranks == [0, 0, 4]                            # it computes what the training computed
     run(capsys, *flags, "--model", tmp_path / "n", "--out", tmp_path / "p", "--steps", 1)
     args = finetune.arguments(["--model", str(tmp_path / "p"), "--evaluate"])
-    classifier, _, _, _ = finetune.load_fine_tuned(args)
+    classifier, _, _, _ = finetune.load_fine_tuned(args, torch.device("cpu"))
     assert classifier.encoder.config.num_hidden_groups == 1     # nothing is to be merged
 
 

@@ -45,6 +45,7 @@ def text_example(text, label, second_text=None, location="a:1"):
     ("qa", {"length": 7}, "^length 7 is below 8$"),
     ("qa", {"stride": 0}, "^stride 0 is below 1$"),
     ("qa", {"pair": False}, "pair must be true"),
+    ("tagging", {"pair": True}, "pair must be false"),
     ("regression", {"mean": float("nan")}, "mean is nan"),
     ("regression", {"mean": -1e30}, r"mean is -1e\+30"),
     ("regression", {"mean": 1e30}, r"mean is 1e\+30"),
@@ -1225,6 +1226,13 @@ def test_predictions_for_a_test_set_of_glue_are_as_its_leaderboard_wants(
     assert [path.name for path in tmp_path.iterdir()] == [file]
     if file.endswith(".tsv"):
         assert (tmp_path / file).read_text() == "index\tprediction\n0\ty\n1\tx\n"
+
+
+def test_numbers_for_the_leaderboard_are_from_0_to_5(tmp_path):
+    task = make_task_of_kind("regression", name="stsb")
+    examples = [text_example("a", None)] * 3
+    write_predictions(str(tmp_path), task, "test", examples, [(-0.2, {}), (2.5, {}), (5.31, {})])
+    assert (tmp_path / "STS-B.tsv").read_text() == "index\tprediction\n0\t0.0\n1\t2.5\n2\t5.0\n"
 
 
 @pytest.mark.parametrize("name", ["classification", *GLUE])
