@@ -317,13 +317,15 @@ def with_usual_names(path, tensors):
 def without_redundant(tensors, layout, config):
     """Return the tensors without those that our model does not need.
 
-    If the decoder equals the word table, our model uses the word table. If the projection is the
-    identity, as in an ALBERT with E = C, our model has none.
+    If the decoder equals the word table, our model uses the word table, unless its config says that
+    tie_decoder is false. If the projection is the identity, as in an ALBERT with E = C, our model
+    has none.
     """
     kept = dict(tensors)
     decoder_name = name_in_file(layout, "head.decoder.weight")
     word_name = name_in_file(layout, "embeddings.word.weight")
-    if decoder_name in tensors and word_name in tensors:
+    # If the config says that the two are not tied, they may be equal only for now.
+    if config.tie_decoder and decoder_name in tensors and word_name in tensors:
         if torch.equal(tensors[decoder_name].float(), tensors[word_name].float()):
             del kept[decoder_name]
     weight_name = name_in_file(layout, "embeddings.project.weight")
@@ -513,8 +515,16 @@ def save(model, path):
       it as an AlbertModel, without its head.
     - Any other student is written in ALBERT's layout, too, but with the model_type "minialbert",
       which transformers' AutoModel does not know and refuses.
+
+    ValueError if load() could not read it, because the model has other tensors than its config
+    says. A model that torch.compile has wrapped is written like the model itself.
     """
+    model = getattr(model, "_orig_mod", model)           # torch.compile keeps the model there
     config = model.config
+    with torch.device("meta"):                           # tensors have shapes, but no memory
+        usual_model = MiniALBERT(config, head=model.head is not None)
+    usual_shapes = {name: list(tensor.shape) for name, tensor in usual_model.state_dict().items()}
+    check_tensors("the model", usual_shapes, model.state_dict())
     layout = ALBERT_LAYOUT
     # The name of a class of transformers begins with its kind, as in BertForMaskedLM.
     if config.is_bert:

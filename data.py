@@ -67,8 +67,9 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
     chosen, never a special one. Of the chosen tokens 80 % become [MASK], 10 % a random token, 10 %
     stay. The special tokens are [PAD], [UNK], [CLS], [SEP] and [MASK].
 
-    ids (B, T); rng is a numpy Generator. Returns the masked ids (B, T), the positions (M,) of the
-    chosen tokens in the flattened ids, in increasing order, and the labels (M,), the true tokens.
+    ids (B, T) have no padding, which would count as tokens; rng is a numpy Generator. Returns the
+    masked ids (B, T), the positions (M,) of the chosen tokens in the flattened ids, in increasing
+    order, and the labels (M,), the true tokens.
     """
     B, T = ids.shape
     flat_ids = ids.ravel()                               # (B * T,)
@@ -208,6 +209,9 @@ class Tokenizer:
 
     def encode(self, texts):
         """Turn a list of texts into a list of lists of token numbers, without special tokens."""
+        for text in texts:
+            if not isinstance(text, str):                # two texts in it would be joined
+                raise ValueError(f"{text!r:.60} is not a text")
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
@@ -220,7 +224,9 @@ class Tokenizer:
         return self.backend.decode(ids)
 
     def save(self, path):
-        """Write the tokenizer's files into the folder path and remove another tokenizer's."""
+        """Write the tokenizer's files into the folder path, which is made if need be, and remove
+        another tokenizer's."""
+        os.makedirs(path, exist_ok=True)
         contents = dict(self.contents)
         if "tokenizer.json" not in contents:
             # transformers lower-cases if do_lower_case is missing. So it is always written here.
@@ -336,6 +342,7 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     backend = make_wordpiece(["[UNK]"], lowercase)
     trainer = tokenizers.trainers.WordPieceTrainer(
         vocab_size=size, special_tokens=SPECIAL_TOKENS, show_progress=False)
+    corpus = list_of_paths(corpus)
     lines = (line for line in read_corpus(corpus, text_column) if line)
     backend.train_from_iterator(lines, trainer)
     # The words are sorted, because the order that the library gives varies from run to run.
@@ -398,16 +405,24 @@ def hash_file(path):
             digest.update(content)
 
 
+def list_of_paths(corpus):
+    """Return the list of paths of a corpus that is given as one path or as several."""
+    if isinstance(corpus, (str, os.PathLike)):           # a text is no list of its characters
+        corpus = [corpus]
+    return [os.fspath(path) for path in corpus]
+
+
 def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
     """Return the TokenFile of a corpus.
 
-    corpus: a list of files and folders, whose token file is made in the folder `cache` if it is not
-        there yet; or a list of one token file (.bin), which is opened; None stands for the
+    corpus: a file or folder, or a list of them, whose token file is made in the folder `cache` if
+        it is not there yet; or one token file (.bin), which is opened; None stands for the
         documentation on this machine
     ValueError if a token file was made with another tokenizer, if `corpus` names other files as
     well, or if a text_column is given for it.
     """
     if corpus:
+        corpus = list_of_paths(corpus)
         source = first_few(corpus)
     else:
         source = "the documentation on this machine"
@@ -439,6 +454,7 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
     If they are there already and were made in the same way, they are used as they are. If they were
     made in another way, they are made anew, or, with overwrite=False, this is a ValueError.
     """
+    corpus = list_of_paths(corpus)
     files = [os.path.abspath(path) for path in corpus_files(corpus)]
     for file_path in files:
         if NUL_OR_SURROGATE.search(file_path):           # it could not be written as UTF-8

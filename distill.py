@@ -82,6 +82,7 @@ def attention_loss(student_map, teacher_map):
     A token has a row in the map of each of the H heads. The mean of its H divergences is summed
     over the B * T tokens, by whose number Distillation divides.
     """
+    check_same_shape(student_map, teacher_map)
     H = student_map.shape[1]
     # F.kl_div(log q, log p) is KL(p || q): the student comes first.
     total = F.kl_div(student_map, teacher_map, reduction="sum", log_target=True)
@@ -93,9 +94,11 @@ def hidden_loss(student_hidden, teacher_hidden, mask=None):
 
     mask (B, T): True at the tokens that count; None: all count
     """
+    check_same_shape(student_hidden, teacher_hidden)
     cosine = F.cosine_similarity(student_hidden.float(), teacher_hidden.float(), dim=-1)   # (B, T)
     distance = 1 - cosine
     if mask is not None:
+        check_same_shape(distance, mask)
         distance = distance * mask
     return distance.sum()
 
@@ -106,6 +109,7 @@ def output_loss(student_logits, teacher_logits, temperature=1.0):
     A temperature above 1 flattens both distributions. The square keeps the size of the gradient
     (Hinton et al. 2015).
     """
+    check_same_shape(student_logits, teacher_logits)
     student_logits = student_logits.float()
     teacher_logits = teacher_logits.float()
     if temperature != 1:                                 # dividing by 1 would only take memory
@@ -115,6 +119,12 @@ def output_loss(student_logits, teacher_logits, temperature=1.0):
     log_teacher = teacher_logits.log_softmax(-1)
     divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
     return temperature**2 * divergence
+
+
+def check_same_shape(first, second):
+    """Raise ValueError if two tensors have different shapes; torch might repeat the smaller one."""
+    if first.shape != second.shape:
+        raise ValueError(f"the shapes {list(first.shape)} and {list(second.shape)} must be equal")
 
 
 def mlm_loss(logits, labels):
@@ -183,8 +193,9 @@ class Distillation:
     """The losses of a student on batches of masked text. The teacher, if any, is frozen.
 
     batches: a MaskedBatches; the text is packed without padding, so the models need no mask
-    loss_weights: {name of a loss: its factor}; only these losses are computed. "elastic" is the
-        output loss after an earlier recursion, which is drawn at random for each masked place
+    loss_weights: {name of a loss: its factor}; only these losses are computed. The names are those
+        of LOSS_WEIGHTS, and "elastic": the output loss after an earlier recursion, which is drawn
+        at random for each masked place
     temperature: of the output loss and the elastic loss
     micro_batch_size: sequences that go through the models at once; 0: this process's whole share
     processes: a Processes, which says how many share a batch and which of them this is; None: this
@@ -208,6 +219,9 @@ class Distillation:
             teacher.requires_grad_(False)
             teacher.eval()                               # its dropout stays off
         self.needs_teacher = any(name != "mlm" for name in loss_weights)
+        if self.needs_teacher and teacher is None:
+            raise ValueError("without a teacher the only loss is mlm, but loss_weights has "
+                             f"{', '.join(loss_weights)}")
         self.pairs = []                                  # (student's recursion, teacher's layer)
         if "attention" in loss_weights or "hidden" in loss_weights:
             self.pairs = match_layers(student.config.num_hidden_layers,
@@ -283,6 +297,10 @@ class Distillation:
         Summed over the micro-batches of all processes they are the means over the whole batch.
         """
         ids, positions, labels = self.batches.batch(step)     # the whole batch
+        shape = (self.batches.batch_size, self.batches.T)
+        if ids.shape != shape:                           # more rows would be left out
+            raise ValueError(f"the batch of step {step} has the shape {ids.shape}, but batch_size "
+                             f"and T of the batches say {shape}")
         depths = self.draw_depths(step, len(positions))
         num_masked = max(1, len(positions))              # it is a divisor, so it must not be 0
         T = self.batches.T
@@ -301,6 +319,10 @@ class Distillation:
             with autocast(device, self.bf16):
                 losses = compute(micro_ids, micro_positions, micro_labels, micro_depths,
                                  num_masked)
+            for name in self.loss_weights:
+                if name not in losses:                   # the name is misspelt, perhaps
+                    raise ValueError(f"loss_weights has {name!r}, but the losses are "
+                                     f"{', '.join(LOSS_WEIGHTS)} and elastic")
             yield losses
 
     def choose_function(self, num_places):
@@ -482,7 +504,7 @@ def start_corrections(student, teacher):
             difference = teacher_layer.get_parameter(name_in_layer) - shared
             if not difference.isfinite().all():
                 raise ValueError("the teacher's layers are too large to compute with")
-            low_rank = correction.get_submodule(name)
+            low_rank = correction[name]
             if not difference.any():
                 # The student's layer is a copy of this layer of the teacher. Here down keeps its
                 # random values. If up and down were both 0, both their gradients would be 0, too,

@@ -192,6 +192,8 @@ def tokenise_examples(task, examples, tokenizer):
     prefixes = []
     for example, first_ids, encoding in zip(examples, tokenizer.encode(first_texts), encodings):
         if example.second_text is None:
+            if task.pair:
+                raise ValueError(f"{example.text!r:.60}: this task has two texts, the example one")
             prefixes.append([tokenizer.cls_id])
             continue
         room = task.length - 3                           # [CLS] and two [SEP] take three places
@@ -354,10 +356,14 @@ def collate(features, is_qa):
 
 # ---- The loss ---------------------------------------------------------------------------
 
-def check_positions(features):
-    """Raise ValueError if no Feature has a place that is predicted: then nothing can be learned."""
+def check_trainable(features):
+    """Raise ValueError if nothing can be learned, because no Feature has a place that is predicted,
+    or if a label is not known."""
     if not any(feature.positions for feature in features):
         raise ValueError("no example has a token that could be trained on")
+    for feature in features:
+        if any(math.isnan(label) for label in feature.labels):
+            raise ValueError(f"example {feature.example_number} has no label to train on")
 
 
 class TaskLoss:
@@ -389,7 +395,7 @@ class TaskLoss:
         self.bf16 = bf16
         # The rows of this process in each batch, in pieces: [(first row, one past the last), ...].
         self.micro_batch_bounds = split_batch(batch_size, micro_batch_size, processes)
-        check_positions(features)
+        check_trainable(features)
         self.loss_weights = {"task": 1.0}
         self.pairs = []                                  # (model's recursion, teacher's layer)
         if teacher is not None:
@@ -584,8 +590,9 @@ def fit_adapters_to_identity(encoder, ids, mask, segments):
 def predict_logits(model, features, batch_size=64):
     """Compute the logits of each Feature at its positions -> a list of arrays (positions, n).
 
-    In qa the first row is that of [CLS]. Sequences of similar length run together. ValueError if
-    there is not enough memory, FloatingPointError if a logit is not finite.
+    In qa the first row is that of [CLS]. Sequences of similar length run together. The model is
+    left in eval mode. ValueError if there is not enough memory, FloatingPointError if a logit is
+    not finite.
     """
     model.eval()
     logits_of_feature = {}
@@ -713,7 +720,10 @@ def skip_accents(text, end):
 # The encoder is saved in the usual format; head.safetensors and task.json are beside it.
 
 def save_classifier(path, model, task, tokenizer):
-    """Write a fine-tuned model, its Task and its tokenizer into the folder path."""
+    """Write a fine-tuned model, its Task and its tokenizer into the folder path. ValueError if
+    load_classifier could not use the Task."""
+    with parsing("the task", "usable"):
+        check_usable(task)
     save(model.encoder, path)
     tokenizer.save(path)
     write_safetensors(model.output.state_dict(), os.path.join(path, "head.safetensors"))
@@ -732,6 +742,13 @@ def load_task(path):
         return task
 
 
+def check_mode(mode):
+    """Raise ValueError if fine_tune has no such mode."""
+    modes = ("all", "adapters", "head", "random")
+    if mode not in modes:
+        raise ValueError(f"mode is {mode!r:.60}, not one of {', '.join(modes)}")
+
+
 def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     """Load the encoder in a folder, without its masked-language-model head.
 
@@ -744,6 +761,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
         needed only with the mode adapters
     recursions: the number of recursions to use, counted from the first; None: all
     """
+    check_mode(mode)
     saved_model = load(path, recursions)
     config = replace(saved_model.config, hidden_dropout_prob=dropout,
                      attention_probs_dropout_prob=dropout)
@@ -899,6 +917,7 @@ class Tuning(NamedTuple):
 
 def choose_trained(encoder, mode):
     """Freeze all parameters of the encoder but those that the mode trains: see fine_tune."""
+    check_mode(mode)
     for name, parameter in encoder.named_parameters():
         if mode == "adapters":
             # What each recursion has of its own.
@@ -1273,7 +1292,7 @@ def run(args):
         check_language(encoded["train"].features, tokenizer, model_path)
         check_characters(splits["train"], tokenizer)
         print_cut(task, encoded, tokenizer)
-        check_positions(encoded["train"].features)
+        check_trainable(encoded["train"].features)
         if teacher is not None:
             teacher.to(processes.device)
             result = evaluate_split(teacher, task, encoded[first_dev_split(encoded)], bf16)

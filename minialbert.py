@@ -33,7 +33,6 @@ from dataclasses import dataclass, fields, replace
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call
 
 
 @dataclass
@@ -176,16 +175,20 @@ class Attention(nn.Module):
         B, T, C = x.shape
         return x.view(B, T, self.num_heads, C // self.num_heads).transpose(1, 2)
 
-    def forward(self, x, mask=None, want_map=False):
+    def forward(self, x, mask=None, want_map=False, correction=None):
         """Let each token look at all tokens that are not padding.
 
-        x (B, T, C); mask (B, 1, 1, T) is False at padding. Returns (B, T, C) and the
-        attention map as log-probabilities (B, H, T, T), in which row i says where token i
-        looks. The map is None unless want_map is True.
+        x (B, T, C); mask (B, 1, 1, T) is False at padding; correction: see Layer.forward. Returns
+        (B, T, C) and the attention map as log-probabilities (B, H, T, T), in which row i says where
+        token i looks. The map is None unless want_map is True.
         """
-        query = self.split_heads(self.query(x))          # (B, H, T, D)
-        key = self.split_heads(self.key(x))
-        value = self.split_heads(self.value(x))
+        # Without a correction, apply_linear(linear, x, ...) is linear(x).
+        query = apply_linear(self.query, x, correction, "query")              # (B, T, C)
+        key = apply_linear(self.key, x, correction, "key")
+        value = apply_linear(self.value, x, correction, "value")
+        query = self.split_heads(query)                  # (B, H, T, D)
+        key = self.split_heads(key)
+        value = self.split_heads(value)
         log_map = None
         if want_map:
             D = query.shape[-1]
@@ -208,7 +211,8 @@ class Attention(nn.Module):
             context = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=dropout_prob)
         context = context.transpose(1, 2).reshape(x.shape)    # (B, H, T, D) -> (B, T, C)
-        return self.output(context), log_map
+        attended = apply_linear(self.output, context, correction, "attention_output")
+        return attended, log_map
 
 
 class Adapter(nn.Module):
@@ -233,7 +237,7 @@ class LowRank(nn.Module):
     """A matrix up @ down of shape (num_out, num_in), like nn.Linear's weight, and of rank K.
 
     It stores K * (num_out + num_in) numbers. Unlike most modules it takes no input: calling it
-    computes the matrix, which a Correction adds. The factors get their values in initialise().
+    computes the matrix. The factors get their values in initialise().
     """
 
     def __init__(self, num_in, num_out, rank):
@@ -245,8 +249,8 @@ class LowRank(nn.Module):
         return self.up @ self.down                       # (num_out, num_in)
 
 
-# The six matrices of a Layer that are corrected. The key is the attribute of Correction that holds
-# the low-rank matrix; the value is the name of the Layer's parameter to which it is added.
+# The six matrices of a Layer that are corrected. The key is the name of the low-rank matrix in a
+# Correction; the value is the name of the Layer's parameter to which it is added.
 CORRECTED = {
     "query": "attention.query.weight",
     "key": "attention.key.weight",
@@ -257,33 +261,39 @@ CORRECTED = {
 }
 
 
-class Correction(nn.Module):
+class Correction(nn.ModuleDict):
     """What one recursion adds to the six matrices of the layer that it shares with others.
+
+    It is a dict {name: LowRank}, whose names are those of CORRECTED.
 
     Such low-rank changes of a matrix are LoRA's (Hu et al. 2021); Bae et al. 2024 gave each
     recursion its own (Relaxed Recursive Transformers, arXiv 2410.20672).
     """
 
     def __init__(self, config):
-        super().__init__()
         C = config.hidden_size
         I = config.intermediate_size
         K = config.correction_rank
-        self.query = LowRank(C, C, K)
-        self.key = LowRank(C, C, K)
-        self.value = LowRank(C, C, K)
-        self.attention_output = LowRank(C, C, K)
-        self.intermediate = LowRank(C, I, K)
-        self.output = LowRank(I, C, K)
+        super().__init__({
+            "query": LowRank(C, C, K),
+            "key": LowRank(C, C, K),
+            "value": LowRank(C, C, K),
+            "attention_output": LowRank(C, C, K),
+            "intermediate": LowRank(C, I, K),
+            "output": LowRank(I, C, K)})
 
-    def forward(self, layer):
-        """Return the corrected matrices {name in the layer: matrix}; the layer stays as it is."""
-        matrices = {}
-        for name, name_in_layer in CORRECTED.items():
-            low_rank = self.get_submodule(name)          # for "query": self.query
-            shared = layer.get_parameter(name_in_layer)  # layer.attention.query.weight
-            matrices[name_in_layer] = shared + low_rank()
-        return matrices
+
+def apply_linear(linear, x, correction, name):
+    """Apply an nn.Linear of a Layer to x.
+
+    If there is a Correction, its matrix of this name is added to the weight. The weight itself
+    stays as it is, because other recursions use it, too. The gradient reaches the weight and both
+    factors of the correction.
+    """
+    if correction is None:
+        return linear(x)
+    low_rank = correction[name]
+    return F.linear(x, linear.weight + low_rank(), linear.bias)
 
 
 class Layer(nn.Module):
@@ -299,23 +309,26 @@ class Layer(nn.Module):
         self.norm = LayerNorm(C, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x, mask=None, want_map=False, adapters=None):
+    def forward(self, x, mask=None, want_map=False, adapters=None, correction=None):
         """Apply the layer to x (B, T, C).
 
         adapters: None, or the recursion's two adapters, which change x at the places where the
-        authors' code has them: the first before attention, the second before the feed-forward.
+        authors' code has them: the first before attention, the second before the feed-forward
+        correction: None, or the recursion's Correction
 
         Returns the new x (B, T, C) and the attention map, or None for it (see Attention.forward).
         """
         if adapters is not None:
             attention_adapter, feed_forward_adapter = adapters
             x = attention_adapter(x)
-        attended, log_map = self.attention(x, mask, want_map)
+        attended, log_map = self.attention(x, mask, want_map, correction)
         x = self.attention_norm(x + self.dropout(attended))
         if adapters is not None:
             x = feed_forward_adapter(x)
-        expanded = F.gelu(self.intermediate(x))          # (B, T, I)
-        x = self.norm(x + self.dropout(self.output(expanded)))
+        expanded = apply_linear(self.intermediate, x, correction, "intermediate")     # (B, T, I)
+        expanded = F.gelu(expanded)
+        output = apply_linear(self.output, expanded, correction, "output")    # (B, T, C)
+        x = self.norm(x + self.dropout(output))
         return x, log_map
 
 
@@ -387,13 +400,24 @@ class MiniALBERT(nn.Module):
         Returns
         hidden: a list of R + 1 tensors (B, T, C), the embeddings and the output of each recursion
         attention: {r: log-probabilities (B, H, T, T)} for each r in maps
-        ValueError if maps names a recursion that the model does not have.
+        ValueError if maps names a recursion that the model does not have, if ids or mask has
+        another shape, or if mask has negative numbers, as one that is added to scores.
         """
         R = self.config.num_hidden_layers
+        maps = list(maps)                                # an iterator could be read only once
         for r in maps:
-            if not 0 <= r < R:
+            if r not in range(R):
                 raise ValueError(f"maps: {r} is not a recursion; they are 0 to {R - 1}")
+        if ids.ndim != 2:
+            raise ValueError(f"ids is {list(ids.shape)}, not (B, T)")
         if mask is not None:
+            if mask.shape != ids.shape:
+                raise ValueError(f"mask is {list(mask.shape)}, ids is {list(ids.shape)}: they must "
+                                 "have the same shape")
+            # Only floats are looked at, because reading a mask makes the program wait for a GPU.
+            if mask.is_floating_point() and (mask < 0).any():
+                raise ValueError("mask has negative numbers, but it must be 1 at real tokens and 0 "
+                                 "at padding")
             mask = mask.bool()[:, None, None, :]         # (B, 1, 1, T): no token looks at padding
         x = self.embeddings(ids, segments)               # (B, T, C)
         hidden = [x]
@@ -403,17 +427,11 @@ class MiniALBERT(nn.Module):
             adapters = None
             if self.config.adapter_size > 0:             # each recursion has two of its own
                 adapters = self.attention_adapters[r], self.output_adapters[r]
+            correction = None
+            if self.config.correction_rank > 0:
+                correction = self.corrections[r]
             want_map = r in maps
-            layer_inputs = (x, mask, want_map, adapters)
-            if self.config.correction_rank == 0:
-                x, log_map = layer(*layer_inputs)
-            else:
-                # functional_call computes layer(*layer_inputs) with the corrected matrices in place
-                # of the layer's own, and then puts the layer's own back. The gradient reaches the
-                # shared matrix and both factors of the correction. Two threads must not do this at
-                # the same time; merge_corrections makes a model that threads may share.
-                matrices = self.corrections[r](layer)    # {name in the layer: corrected matrix}
-                x, log_map = functional_call(layer, matrices, layer_inputs)
+            x, log_map = layer(x, mask, want_map, adapters, correction)
             hidden.append(x)
             if want_map:
                 attention[r] = log_map
@@ -487,7 +505,9 @@ def merge_corrections(model):
         layer = model.layer_of_recursion(r)
         own_weights = layer.state_dict()
         if model.config.correction_rank > 0:
-            own_weights.update(model.corrections[r](layer))
+            for name, low_rank in model.corrections[r].items():
+                name_in_layer = CORRECTED[name]
+                own_weights[name_in_layer] = own_weights[name_in_layer] + low_rank()
         for name, tensor in own_weights.items():
             weights[f"layers.{r}.{name}"] = tensor
     merged.load_state_dict(weights)

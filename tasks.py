@@ -153,6 +153,8 @@ def score(task, examples, guesses):
     not finite. ValueError if the task, which may come from a file, has a metric of another kind.
     """
     gold = [example.label for example in examples]
+    if len(gold) != len(guesses):
+        raise ValueError(f"{len(guesses)} guesses for {len(gold)} examples")
     if any(label is None for label in gold):
         return {}
     if task.kind == "classification":

@@ -36,7 +36,7 @@ from distill import (
     LOSS_WEIGHTS, RECIPES, Distillation, Processes, TrainingOptions, attention_loss,
     can_match_layers, evaluate, hidden_loss, learning_rate, match_layers, mlm_loss, output_loss,
     start_from_teacher, training_step)
-from minialbert import Config, MiniALBERT, keep_recursions
+from minialbert import CORRECTED, Config, MiniALBERT, keep_recursions
 
 STUDENT = replace(TOY_TEACHER, embedding_size=E, num_hidden_layers=2, num_hidden_groups=1,
                   adapter_size=A, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -614,6 +614,15 @@ def test_a_layer_starts_as_the_mean_of_the_middle_ones_it_stands_for(
             assert torch.allclose(found, total / len(numbers), atol=1e-7), name
 
 
+def corrected_matrices(student, r):
+    """Compute the matrices that recursion r applies: {name in the layer: matrix}."""
+    matrices = {}
+    for name, name_in_layer in CORRECTED.items():
+        shared = student.layer_of_recursion(r).get_parameter(name_in_layer)
+        matrices[name_in_layer] = shared + student.corrections[r][name]()
+    return matrices
+
+
 @torch.no_grad()
 def test_a_start_with_corrections_of_full_rank_is_the_teachers_layers():
     """Each recursion then applies the matrices of the layer that it is matched with."""
@@ -625,8 +634,7 @@ def test_a_start_with_corrections_of_full_rank_is_the_teachers_layers():
         student = noisy_model(config)
         start_from_teacher(student, teacher, torch.randint(5, V, (32, T)))
         for r, layer in enumerate(layers[R]):
-            corrected = student.corrections[r](student.layers[0])
-            for name, matrix in corrected.items():
+            for name, matrix in corrected_matrices(student, r).items():
                 wanted = teacher.layers[layer].get_parameter(name)
                 assert torch.allclose(matrix, wanted, atol=1e-5), (r, name)
 
@@ -641,7 +649,7 @@ def test_a_correction_starts_as_the_nearest_matrix_of_its_rank():
     start_from_teacher(student, teacher, torch.randint(5, V, (32, T)))
     for r in range(4):
         shared = student.layer_of_recursion(r)
-        for name, matrix in student.corrections[r](shared).items():
+        for name, matrix in corrected_matrices(student, r).items():
             wanted = teacher.layers[r].get_parameter(name)
             sizes = np.linalg.svd((wanted - shared.get_parameter(name)).double().numpy(),
                                   compute_uv=False)
@@ -660,9 +668,9 @@ def test_corrections_that_start_at_zero_can_still_be_trained():
                                   correction_rank=3))
     ids = torch.randint(5, V, (32, T))
     start_from_teacher(student, teacher, ids)
-    for r, correction in enumerate(student.corrections):
+    for r in range(8):
         layer = student.layer_of_recursion(r)
-        for name, matrix in correction(layer).items():
+        for name, matrix in corrected_matrices(student, r).items():
             assert torch.equal(matrix, layer.get_parameter(name)), (r, name)
     hidden, _ = student(ids)
     hidden[-1].square().sum().backward()
