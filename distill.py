@@ -162,8 +162,9 @@ def match_layers(num_recursions, num_layers):
     if not can_match_layers(num_recursions, num_layers):
         divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
         raise ValueError(f"{num_recursions} recursions cannot be spread evenly over the "
-                         f"teacher's {num_layers} layers; possible numbers (--num-hidden-layers) "
-                         f"are {divisors} and multiples of {num_layers}")
+                         f"teacher's {num_layers} layers; possible numbers (of a fresh student: "
+                         f"--num-hidden-layers) are {divisors} and multiples of {num_layers}; "
+                         "--attention-weight 0 --hidden-weight 0 allows all numbers")
     pairs = []
     for r in range(num_recursions):
         # If there is a remainder, recursion r ends between two of the teacher's layers, and there
@@ -218,6 +219,10 @@ class Distillation:
         if teacher is not None:
             teacher.requires_grad_(False)
             teacher.eval()                               # its dropout stays off
+        for name in loss_weights:
+            if name not in LOSS_WEIGHTS and name != "elastic":
+                raise ValueError(f"loss_weights has {name!r}, but the losses are "
+                                 f"{', '.join(LOSS_WEIGHTS)} and elastic")
         self.needs_teacher = any(name != "mlm" for name in loss_weights)
         if self.needs_teacher and teacher is None:
             raise ValueError("without a teacher the only loss is mlm, but loss_weights has "
@@ -319,10 +324,6 @@ class Distillation:
             with autocast(device, self.bf16):
                 losses = compute(micro_ids, micro_positions, micro_labels, micro_depths,
                                  num_masked)
-            for name in self.loss_weights:
-                if name not in losses:                   # the name is misspelt, perhaps
-                    raise ValueError(f"loss_weights has {name!r}, but the losses are "
-                                     f"{', '.join(LOSS_WEIGHTS)} and elastic")
             yield losses
 
     def choose_function(self, num_places):
@@ -602,14 +603,7 @@ def begin_or_resume(model, options, settings, processes):
             raise ValueError(f"--resume: {path} is missing, so the run in {options.out} cannot go "
                              "on; --overwrite starts anew and loses its model")
         elif os.path.exists(os.path.join(options.out, "log.jsonl")):
-            # The run was killed before its first checkpoint. Its settings are in run.json. In
-            # distill.py run_folder has compared them with ours before the corpus was read. Now our
-            # settings contain a hash of the corpus, too, so they are compared again. In finetune.py
-            # options.out is a subfolder that has no run.json. There saved_settings is empty, and
-            # check_settings compares nothing.
-            run_path = os.path.join(options.out, RUN_FILE)
-            saved_settings = read_run(options.out).get("settings", {})
-            check_settings(run_path, saved_settings, settings)
+            # The run was killed before its first checkpoint.
             print(f"--resume: the run in {options.out} has no checkpoint yet, so it starts at step "
                   "1")
     step_tensor = torch.tensor(first_step, device=processes.device)
@@ -634,11 +628,11 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
     A run that was stopped or killed and then resumed ends like one that was not; on a CPU the two
     are bit for bit equal.
 
-    After SIGINT or SIGTERM a single process finishes its step, writes a checkpoint and ends the
-    program. Several processes must stop after the same step. So they do this after the next step
-    that logs or saves (see must_stop). If that step is the last one, the run is finished anyway,
-    and train() does not end the program. It returns the list of the signals that this process has
-    received, which is usually empty.
+    At SIGINT or SIGTERM the step is finished and a checkpoint is written. Then SystemExit ends the
+    program. If there are several processes, they first go on to the next step that logs or saves,
+    so that all stop after the same one (see must_stop). A signal that comes too late to stop the
+    run before its last step does not end the program. train() returns the list of such signals
+    that this process received, so that the caller can end the program; mostly it is empty.
     """
     first_step = run_state.first_step
     is_main = processes.rank == 0
@@ -854,7 +848,7 @@ def set_up_processes(device_flag, batch_size):
 
     device_flag: see choose_device
     batch_size: sequences in a batch; None: nothing is trained
-    ValueError if the device is not to be had, or if a batch has fewer sequences than there are
+    ValueError if the device is not available, or if a batch has fewer sequences than there are
     processes.
     """
     # If the variables are wrong, parsing makes the error "RANK, LOCAL_RANK, WORLD_SIZE: not the
@@ -872,7 +866,7 @@ def set_up_processes(device_flag, batch_size):
         if batch_size % world != 0 and rank == 0:
             print(f"--batch-size {batch_size} is not divisible by {world} processes: in each step "
                   "some wait for others", file=sys.stderr)
-    if world > 1 and ":" in device_flag:
+    if world > 1 and (":" in device_flag or device_flag == "mps"):
         raise ValueError(f"--device {device_flag}: {world} processes cannot share a GPU; say cuda")
     device = choose_device(device_flag, local_rank)
     if device.type == "cuda":
@@ -1002,9 +996,10 @@ def sum_over_processes(model, totals, processes):
 def must_stop(signals, look_now, processes):
     """Return True if this process must stop after this step, because a process got a signal.
 
-    A single process looks at its own list of signals after each step. Several processes must stop
-    after the same step, so they add up the lengths of their lists. This makes a GPU wait. So they
-    do it only after the steps for which look_now is True, the same ones in all processes.
+    If this is the only process, it looks at its own list of signals after each step. If there are
+    several, all must stop after the same step. So each has to know of the signals of the others:
+    they add up the lengths of their lists. This makes a GPU wait, so they do it only after the
+    steps for which look_now is True. These are the same in all processes.
     """
     if processes.world == 1:
         return len(signals) > 0
@@ -1082,25 +1077,24 @@ def fingerprint(model):
 # ---- The command line: flags ------------------------------------------------------------
 
 EMBEDDED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "teacher")
-# "quick" takes minutes on a CPU, "full" is for a real BERT on a GPU. "paper" has the authors'
-# values. MANUAL.md lists where this code departs from theirs; for example, a GPU computes
-# in bfloat16.
-# The authors give the attention loss the weight 3, too, but divide it by the 256 tokens of a
-# sequence, so that it counts for almost nothing.
+# The recipe "full" is for a real BERT on a GPU. The weights of its losses are LOSS_WEIGHTS; only
+# the weight of the elastic loss is here.
+FULL = {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
+        "weight_decay": 0.01, "dropout": 0.0, "elastic": 2.5, "eval_every": 2000,
+        "save_every": 2000}
+# "quick" takes minutes on a CPU. "paper" has the authors' values; MANUAL.md lists where this code
+# departs from theirs. For example, a GPU computes in bfloat16. The authors give the attention loss
+# the weight 3, too, but divide it by the 256 tokens of a sequence, so that it counts for almost
+# nothing.
 RECIPES = {
     "quick": {"steps": 1800, "batch_size": 16, "length": 64, "lr": 3e-3, "warmup": 100,
-              "weight_decay": 0.01, "dropout": 0.0, "attention_weight": LOSS_WEIGHTS["attention"],
-              "hidden_weight": LOSS_WEIGHTS["hidden"], "elastic": 2.5, "eval_every": 200,
+              "weight_decay": 0.01, "dropout": 0.0, "elastic": 2.5, "eval_every": 200,
               "save_every": 200},
-    "full": {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
-             "weight_decay": 0.01, "dropout": 0.0, "attention_weight": LOSS_WEIGHTS["attention"],
-             "hidden_weight": LOSS_WEIGHTS["hidden"], "elastic": 2.5, "eval_every": 2000,
-             "save_every": 2000},
-    "paper": {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
-              "weight_decay": 1e-4, "dropout": 0.1, "attention_weight": 3 / 256,
-              "hidden_weight": 3.0, "elastic": 0.0, "eval_every": 2000, "save_every": 2000,
-              "init": "random", "tie_decoder": False, "num_hidden_layers": 6,
-              "embedding_size": 128},
+    "full": FULL,
+    "paper": FULL | {
+        "weight_decay": 1e-4, "dropout": 0.1, "attention_weight": 3 / 256, "hidden_weight": 3.0,
+        "elastic": 0.0, "init": "random", "tie_decoder": False, "num_hidden_layers": 6,
+        "embedding_size": 128},
 }
 SHAPE_FLAGS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size",
                "adapter_size", "correction_rank", "num_attention_heads", "intermediate_size",
@@ -1261,10 +1255,7 @@ def add_loss_flags(parser):
         "output": "KL divergence of the predicted distributions from the teacher's (default: 5)",
         "embedding": "1 - cosine of the embeddings with the teacher's (default: 0)"}
     for name, help_text in help_texts.items():
-        default = LOSS_WEIGHTS[name]
-        if name in ("attention", "hidden"):
-            default = None                               # the recipe fills it in: see arguments
-        group.add_argument(f"--{name}-weight", type=number(), default=default, metavar="W",
+        group.add_argument(f"--{name}-weight", type=number(), metavar="W",
                            help=f"weight of: {help_text}")
     group.add_argument("--elastic", type=number(), metavar="W",
                        help="weight of: the output loss after an earlier recursion, drawn at "
@@ -1359,20 +1350,14 @@ def arguments(argv):
         args.teacher = EMBEDDED_TEACHER
     check_flags(args, given)
     if args.recipe is None:
-        args.recipe = "quick"
-        # The embedded teacher has the recipe quick, also if its folder is given with --teacher.
-        has_other_teacher = args.teacher not in (None, "none")
-        if has_other_teacher:
-            if os.path.realpath(args.teacher) == os.path.realpath(EMBEDDED_TEACHER):
-                has_other_teacher = False
-        has_gpu = args.device != "cpu" and torch.cuda.is_available()
-        # --evaluate takes only the length from a recipe. It always gets that of quick, because
-        # accuracies can be compared only if they are measured at the same length.
-        if has_other_teacher and has_gpu and not args.evaluate:
-            args.recipe = "full"
+        args.recipe = default_recipe(args)
     if args.elastic is None and args.output_weight == 0:
-        args.elastic = 0.0          # only the flag --elastic gives an elastic loss without output
-    for name, value in RECIPES[args.recipe].items():
+        # The elastic loss is the output loss at an earlier depth. So --output-weight 0 leaves out
+        # both, unless --elastic is given.
+        args.elastic = 0.0
+    defaults = {f"{name}_weight": weight for name, weight in LOSS_WEIGHTS.items()}
+    defaults |= RECIPES[args.recipe]                     # paper has other weights
+    for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if "--warmup" not in given:
@@ -1384,6 +1369,22 @@ def arguments(argv):
     elif args.init is None:
         args.init = "sharp" if args.teacher == "none" else "teacher"
     return args
+
+
+def default_recipe(args):
+    """Return the name of the recipe if --recipe is not given: full to train with a teacher other
+    than the embedded one on a GPU, else quick."""
+    if args.evaluate:
+        # A measurement takes only the length from the recipe. It is the same everywhere, because
+        # accuracies can be compared only if they are measured at the same length.
+        return "quick"
+    if args.teacher == "none":
+        return "quick"
+    # --teacher may give the folder of the embedded teacher, too.
+    if os.path.realpath(args.teacher) == os.path.realpath(EMBEDDED_TEACHER):
+        return "quick"
+    has_gpu = args.device != "cpu" and torch.cuda.is_available()
+    return "full" if has_gpu else "quick"
 
 
 def check_flags(args, given):
@@ -1434,7 +1435,10 @@ def run(args, given):
     student = make_student(args, teacher, tokenizer.vocab_size)
     loss_weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
     if not any(name in loss_weights for name in ("mlm", "output", "elastic")):
-        student.head = None                              # no loss would train it
+        # No loss would train the head, and it would no longer fit the layers, which are trained.
+        student.head = None
+        if args.student is not None:
+            print(f"--student {args.student}: no loss trains its MLM head, so {args.out} gets none")
     check_models(args, teacher, student, tokenizer, loss_weights)
     settings = distillation_settings(args, options, bf16, loss_weights, teacher, student)
     inputs = [args.student, args.tokenizer] + folders_of(args.corpus)
@@ -1465,8 +1469,8 @@ def choose_compilation(args, processes):
 
 
 def distillation_settings(args, options, bf16, loss_weights, teacher, student):
-    """Collect what decides the result, but for the corpus: {name: value}. A run can be resumed only
-    by one for which all of it is the same."""
+    """Collect the settings that must be the same to resume a run: {name: value}. distil() adds the
+    corpus, which has not been read yet."""
     start_model = None                                   # the model of --student, if it is given
     if args.student is not None:
         start_model = student
@@ -1479,7 +1483,8 @@ def distillation_settings(args, options, bf16, loss_weights, teacher, student):
         "teacher": fingerprint(teacher), "teacher_shape": teacher_shape,
         "student": fingerprint(start_model)}
     if "attention" in loss_weights:
-        # For check_settings: earlier versions computed another one.
+        # Earlier versions of this program divided the attention loss by the length. This entry
+        # lets check_settings refuse to resume their runs.
         settings["attention_loss"] = "mean over rows"
     return settings
 
@@ -1532,8 +1537,11 @@ def load_teacher_and_tokenizer(args):
 
 
 def check_same_tokens(tokenizer, path, name):
-    """Raise ValueError if a tokenizer has other tokens than that in the folder of a model, the
-    teacher or the student. If the folder has no readable tokenizer, nothing is compared."""
+    """Raise ValueError if the tokenizer of this run and that in a model's folder have different
+    tokens. If the folder has no readable tokenizer, nothing is compared.
+
+    path: the folder; name: "teacher" or "student", for the message
+    """
     try:
         own_tokenizer = Tokenizer(path)
     except (ValueError, OSError):
@@ -1586,6 +1594,11 @@ def distil(args, options, settings, teacher, student, tokenizer, loss_weights, b
     valid_batches = make_valid_batches(corpus, tokenizer, args.length)
     describe_corpus(corpus)
     settings = settings | {"corpus": corpus.digest}
+    if args.resume and processes.rank == 0:
+        # run_folder has compared the settings before the corpus was read. Now they contain a hash
+        # of the corpus, so they are compared again.
+        saved_settings = read_run(args.out).get("settings", {})
+        check_settings(os.path.join(args.out, RUN_FILE), saved_settings, settings)
     if args.init == "teacher":
         sample = batches.sequences(range(min(256, batches.count)))
         start_from_teacher(student, teacher, torch.from_numpy(sample))
@@ -1723,14 +1736,15 @@ def student_config(args, teacher, vocab_size):
     for name in SHAPE_FLAGS:
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
-    # Recursions that share a layer would be all alike. So each gets some parameters of its own:
-    # adapters in the recipe paper, else corrections. A flag can say otherwise: if --adapter-size is
-    # given, even as 0, nothing is added here.
+    # Recursions that share a layer would all compute the same. So by default each gets some
+    # parameters of its own: adapters in the recipe paper, corrections in the others. If
+    # --adapter-size is given, even as 0, nothing is added here.
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
     if shares_layers and args.adapter_size is None:
-        if args.recipe == "paper" and args.correction_rank in (None, 0):
-            shape["adapter_size"] = max(1, C // 16)
-        if args.recipe != "paper" and args.correction_rank is None:
+        if args.recipe == "paper":
+            if shape["correction_rank"] == 0:            # else --correction-rank replaces them
+                shape["adapter_size"] = max(1, C // 16)
+        elif args.correction_rank is None:
             shape["correction_rank"] = max(1, min(C // 8, shape["intermediate_size"]))
     return Config(**shape)
 
@@ -1743,10 +1757,10 @@ def check_models(args, teacher, student, tokenizer, loss_weights):
     check_sizes(models, tokenizer, args.length)
     if teacher is None:
         return
+    # A size must be the same in both models if a loss compares tensors of this size, or if the
+    # student starts from the teacher's weights. The error names the flags that switch these off:
+    # first those of the losses, then, if it is needed, that of the start.
     starts_as_teacher = args.init == "teacher"
-    # check_same raises an error that names flags with which a size may differ, such as
-    # "--attention-weight 0". With --init teacher that is not enough, because copying the teacher's
-    # weights needs equal sizes, too. Then " --init random" is added to these flags.
     init_remedy = ""
     if starts_as_teacher:
         init_remedy = " --init random"

@@ -979,11 +979,13 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(toy, whole, tmp_p
     assert_same_run(tmp_path / "run", whole)
 
 
+@pytest.mark.parametrize("has_log", [True, False])       # a kill may come before the log
 def test_without_a_checkpoint_too_a_run_does_not_go_on_with_another_corpus(
-        toy, whole, tmp_path, capsys):
+        toy, whole, tmp_path, capsys, has_log):
     os.makedirs(tmp_path / "run")
     shutil.copy(whole / "run.json", tmp_path / "run")
-    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1}\n')
+    if has_log:
+        (tmp_path / "run" / "log.jsonl").write_text('{"step": 1}\n')
     before = files_below(tmp_path / "run")
     other = tmp_path / "other.txt"
     other.write_text((toy / "corpus.txt").read_text().replace("w1", "w2", 1))
@@ -2230,6 +2232,14 @@ def test_without_a_loss_for_it_a_student_has_no_head(toy, tmp_path, capsys):
     assert "valid_accuracy" not in read_log(tmp_path / "run")[-1]
 
 
+def test_a_student_that_loses_its_head_says_so(toy, tmp_path, capsys):
+    more = ["--mlm-weight", 0, "--output-weight", 0, "--student", toy / "teacher"]
+    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    assert load(tmp_path / "run").head is None
+    assert f"/teacher: no loss trains its MLM head, so {tmp_path}/run gets none" in (
+        capsys.readouterr().out)
+
+
 def test_without_attention_and_hidden_losses_the_numbers_of_layers_need_not_divide(
         toy, tmp_path, capsys):
     more = ["--num-hidden-layers", 3, "--attention-weight", 0, "--hidden-weight", 0]
@@ -2245,7 +2255,9 @@ def test_with_one_of_these_losses_the_numbers_of_layers_must_divide(toy, tmp_pat
     other = {"attention": "hidden", "hidden": "attention"}[name]
     more = ["--num-hidden-layers", 3, f"--{other}-weight", 0]
     assert distill.main(distill_flags(toy, tmp_path / "run", *more)) == 2
-    assert "3 recursions cannot be spread evenly" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "3 recursions cannot be spread evenly" in error
+    assert "--attention-weight 0 --hidden-weight 0 allows all numbers" in error
 
 
 # ---- The command line -------------------------------------------------------------------

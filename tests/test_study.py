@@ -168,9 +168,8 @@ def test_the_long_student_sees_nine_times_as_many_tokens_in_batches_twice_as_lar
     ours = parsed(student_row("ours", SIZES))
     assert args.embedding_size == ours.embedding_size
     assert args.correction_rank == ours.correction_rank
-    full = distill.RECIPES["full"]
-    assert args.hidden_weight == full["hidden_weight"]
-    assert args.attention_weight == full["attention_weight"]
+    assert args.hidden_weight == distill.LOSS_WEIGHTS["hidden"]
+    assert args.attention_weight == distill.LOSS_WEIGHTS["attention"]
     assert ours.attention_weight == 3 / SIZES.length     # the authors'
 
 
