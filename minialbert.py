@@ -505,8 +505,8 @@ def merge_corrections(model):
         layer = model.layer_of_recursion(r)
         own_weights = layer.state_dict()
         if model.config.correction_rank > 0:
-            for name, low_rank in model.corrections[r].items():
-                name_in_layer = CORRECTED[name]
+            for name, name_in_layer in CORRECTED.items():
+                low_rank = model.corrections[r][name]
                 own_weights[name_in_layer] = own_weights[name_in_layer] + low_rank()
         for name, tensor in own_weights.items():
             weights[f"layers.{r}.{name}"] = tensor
