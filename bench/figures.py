@@ -179,7 +179,7 @@ def draw_losses(lines, weights, theme):
 
 def draw_terms(axes, lines, weights, theme):
     """Draw each term of the loss times its weight, and their sum if there are several."""
-    axes.set_title("The terms of the loss, each times its weight")
+    axes.set_title("The terms of the loss, each times its weight, on a logarithmic scale")
     # On a logarithmic scale small terms can be seen beside large ones.
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
