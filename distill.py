@@ -1383,8 +1383,9 @@ def default_recipe(args):
     # --teacher may give the folder of the embedded teacher, too.
     if os.path.realpath(args.teacher) == os.path.realpath(EMBEDDED_TEACHER):
         return "quick"
-    has_gpu = args.device != "cpu" and torch.cuda.is_available()
-    return "full" if has_gpu else "quick"
+    if args.device != "cpu" and torch.cuda.is_available():
+        return "full"
+    return "quick"
 
 
 def check_flags(args, given):
