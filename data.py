@@ -533,8 +533,8 @@ def replace_description(out, description):
     if os.path.exists(f"{out}.json"):
         old_description = read_json(f"{out}.json")
         has_same_tokens = old_description.get("made_from") == description["made_from"]
-    # Another process may have made the same tokens in the meantime. These stay, because it is about
-    # to open them.
+    # Another process may have made the same tokens in the meantime. These are not removed, because
+    # that process is about to open them. replace_file will replace them by ours, which are equal.
     if not has_same_tokens:
         with suppress(FileNotFoundError):                # there may be no old tokens
             os.remove(out)
@@ -1116,8 +1116,8 @@ def docs_on_this_machine(cache=CACHE):
                 if text.lower() not in rows:
                     rows[text.lower()] = {"part": part, "text": text, "code": code_spans}
     os.makedirs(cache, exist_ok=True)
-    # Another process may have made the same file in the meantime. It stays, because the description
-    # of a token file names the time at which its corpus was written.
+    # Another process may have made the same file in the meantime. It stays. If it were written
+    # again, its time would change, and a token file that was made from it would be made again.
     if not os.path.isfile(path):
         with replace_file(path, shared=True) as file:
             for row in rows.values():

@@ -162,9 +162,9 @@ def match_layers(num_recursions, num_layers):
     if not can_match_layers(num_recursions, num_layers):
         divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
         raise ValueError(f"{num_recursions} recursions cannot be spread evenly over the "
-                         f"teacher's {num_layers} layers; possible numbers (of a fresh student: "
-                         f"--num-hidden-layers) are {divisors} and multiples of {num_layers}; "
-                         "--attention-weight 0 --hidden-weight 0 allows all numbers")
+                         f"teacher's {num_layers} layers. Give a fresh student {divisors} or a "
+                         f"multiple of {num_layers} (--num-hidden-layers), or leave out the losses "
+                         "that compare layers (--attention-weight 0 --hidden-weight 0)")
     pairs = []
     for r in range(num_recursions):
         # If there is a remainder, recursion r ends between two of the teacher's layers, and there
@@ -867,7 +867,8 @@ def set_up_processes(device_flag, batch_size):
             print(f"--batch-size {batch_size} is not divisible by {world} processes: in each step "
                   "some wait for others", file=sys.stderr)
     if world > 1 and (":" in device_flag or device_flag == "mps"):
-        raise ValueError(f"--device {device_flag}: {world} processes cannot share a GPU; say cuda")
+        raise ValueError(f"--device {device_flag}: {world} processes cannot share a GPU; say cuda "
+                         "or cpu")
     device = choose_device(device_flag, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)                    # from here on "cuda" means this GPU

@@ -462,8 +462,9 @@ class TaskLoss:
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            # `rows` are the rows of this micro-batch. In them is_counted is True at the tokens that
-            # the hidden loss counts, and is_labelled at the labels that the other losses count.
+            # `rows` are the rows of this micro-batch. There is_counted is True at the tokens that
+            # the hidden loss counts. is_labelled is True where there is a label; the other losses
+            # count these.
             if begin < len(ids):
                 rows = slice(begin, end)
                 is_counted = mask[rows]
@@ -972,8 +973,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
     settings = dict(tuning.settings)
     settings.update(resume_settings(options, args.batch_size, args.dropout, tuning.bf16))
     settings["hidden_weight"] = tuning.hidden_weight
-    # train() calls measure(), the last time after the last step, and logs the scores. It measures
-    # the first dev set alone. All other splits are measured once, after the training.
+    # measure() measures the first dev set alone. train() calls it, the last time after the last
+    # step, and logs its scores. All other splits are measured once, after the training.
     results = {}
     dev_name = first_dev_split(splits)
 
@@ -993,8 +994,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
         print("\nstopped after this run: the same command, with --resume and without --overwrite, "
               "goes on from there")
         raise SystemExit(128 + signals[0])               # as in train()
-    # The dev set is among these, too, if train() has not called measure(): it does so in rank 0
-    # alone, and not at all if a finished run was resumed.
+    # The first dev set is not measured yet if train() has not called measure(): it does so in rank
+    # 0 alone, and not at all if a finished run was resumed.
     not_measured = {name: split for name, split in splits.items() if name not in results}
     results.update(evaluate_splits(model, task, not_measured, tuning.bf16))
     seconds = time.perf_counter() - begin_time

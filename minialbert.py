@@ -286,9 +286,9 @@ class Correction(nn.ModuleDict):
 def apply_linear(linear, x, correction, name):
     """Apply an nn.Linear of a Layer to x.
 
-    If there is a Correction, its matrix of this name is added to the weight. The weight itself
-    stays as it is, because other recursions use it, too. The gradient reaches the weight and both
-    factors of the correction.
+    If there is a Correction, its matrix of this name is added to the weight, here alone:
+    linear.weight does not change, because other recursions use it, too. The gradient reaches the
+    weight and both factors of the correction.
     """
     if correction is None:
         return linear(x)
@@ -400,8 +400,9 @@ class MiniALBERT(nn.Module):
         Returns
         hidden: a list of R + 1 tensors (B, T, C), the embeddings and the output of each recursion
         attention: {r: log-probabilities (B, H, T, T)} for each r in maps
-        ValueError if maps names a recursion that the model does not have, if ids or mask has
-        another shape, or if mask has negative numbers, as one that is added to scores.
+        ValueError if maps names a recursion that the model does not have, if ids is not (B, T), if
+        mask has another shape than ids, or if it has negative numbers. (Some libraries add their
+        masks to the scores; such a mask is negative at padding.)
         """
         R = self.config.num_hidden_layers
         maps = list(maps)                                # an iterator could be read only once
@@ -544,8 +545,8 @@ def initialise(model, plain=False):
     for adapter in list(model.attention_adapters) + list(model.output_adapters):
         adapter.up.weight.zero_()
     for correction in model.corrections:
-        for name in CORRECTED:
-            correction.get_submodule(name).up.zero_()
+        for low_rank in correction.values():
+            low_rank.up.zero_()
     num_positions, width = model.embeddings.position.weight.shape
     # In each pair of columns sin**2 + cos**2 is 1, so the root mean square of a row is 1 / sqrt(2).
     # Multiplying by 0.02 * sqrt(2) makes it 0.02.

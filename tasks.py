@@ -101,8 +101,8 @@ class Task:
 
 
 def check_usable(task):
-    """Raise ValueError if a Task from a file cannot be used: if it has another kind than its name
-    says, no labels or no metrics."""
+    """Raise ValueError if a Task that was read from a file, or is to be saved in one, has another
+    kind than its name says, no labels or no metrics."""
     if task.kind != kind_of_task(task.name):
         raise ValueError(f"name is {task.name!r:.60}, which is no task of kind {task.kind}")
     if task.kind in ("classification", "tagging") and not task.labels:

@@ -509,7 +509,7 @@ def test_a_corrected_layer_is_a_layer_with_other_matrices(num_groups):
     for r, layer in enumerate(apart.layers):
         layer.load_state_dict(model.layer_of_recursion(r).state_dict())
         for part, name in parts.items():
-            low_rank = model.corrections[r].get_submodule(part)
+            low_rank = model.corrections[r][part]
             assert low_rank.down.shape[0] == low_rank.up.shape[1] == K
             layer.get_submodule(name).weight += low_rank.up @ low_rank.down
     ids, mask, segments = make_batch()
