@@ -62,6 +62,12 @@ LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv
 
 # ---- Masking and batches ----------------------------------------------------------------
 
+def num_to_mask(T, rate=0.15):
+    """Return how many tokens of a sequence of T are masked: 15 % of the T - 2 tokens between [CLS]
+    and [SEP], but at least one."""
+    return max(1, round(rate * (T - 2)))
+
+
 def mask_tokens(ids, tokenizer, rng, rate=0.15):
     """Mask sequences as BERT does (Devlin et al. 2019): about 15 % of each sequence's tokens are
     chosen, never a special one. Of the chosen tokens 80 % become [MASK], 10 % a random token, 10 %
@@ -74,9 +80,9 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
     B, T = ids.shape
     flat_ids = ids.ravel()                               # (B * T,)
     is_special = np.isin(ids, tokenizer.special_ids)     # (B, T)
-    # In each row num_masked tokens are chosen: 15 % of the T - 2 tokens between [CLS] and [SEP]. So
-    # M = B * num_masked in each step, unless a row has fewer than num_masked ordinary tokens.
-    num_masked = max(1, round(rate * (T - 2)))
+    # In each row num_masked tokens are chosen. So M is B * num_masked, unless a row has fewer than
+    # num_masked ordinary tokens.
+    num_masked = num_to_mask(T, rate)
     # Each token draws a random number in [0, 1). In each row the num_masked tokens with the
     # smallest numbers are chosen. Special tokens get 2.0, so that they come last.
     draw = rng.random((B, T))

@@ -55,7 +55,7 @@ from checkpoint import (RUN_FILE, check_settings, claim_folder, fetch, load, nam
                         parsing, read_run, restore_training_state, run_folder, save,
                         save_training_state)
 from command import CommandParser, is_about_memory, printable, run_command
-from data import CACHE, MaskedBatches, Tokenizer, open_corpus
+from data import CACHE, MaskedBatches, Tokenizer, num_to_mask, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         layer_numbers)
 
@@ -238,7 +238,6 @@ class Distillation:
             self.layers_with_map = [layer for _, layer in self.pairs]
         self.compute = self.compute_losses
         self.compute_as_graph = None                     # the same, as a CUDA graph
-        self.num_places_of_graph = None                  # how many masked places the graph is for
         if compile_losses:
             self.compute = torch.compile(self.compute_losses)
         if compile_losses and cuda_graphs:
@@ -320,25 +319,22 @@ class Distillation:
             micro_ids, micro_positions, micro_labels, micro_depths = to_device(
                 device, ids[begin:end], positions[inside] - first_place, labels[inside],
                 depths[inside])
-            compute = self.choose_function(len(micro_positions))
+            compute = self.choose_function(len(micro_ids), len(micro_positions))
             with autocast(device, self.bf16):
                 losses = compute(micro_ids, micro_positions, micro_labels, micro_depths,
                                  num_masked)
             yield losses
 
-    def choose_function(self, num_places):
-        """Return the function that computes the losses of a micro-batch with so many masked places.
+    def choose_function(self, num_sequences, num_places):
+        """Return the function that computes the losses of a micro-batch with so many sequences and
+        masked places.
 
-        The shapes of all tensors in a CUDA graph are fixed, so it is for one number of places: that
-        of the first batch. Nearly all batches have the same number, because the same number of
-        tokens is masked in each sequence. Only a sequence in which most tokens are special, such as
-        [UNK], can have fewer. A batch with such a sequence is computed without the graph.
+        The shapes of all tensors in a CUDA graph are fixed, so it is for the usual number of
+        places. Only a sequence in which most tokens are special, such as [UNK], has fewer masked
+        places than others. A batch with such a sequence is computed without the graph.
         """
-        if self.compute_as_graph is None:
-            return self.compute
-        if self.num_places_of_graph is None:             # this is the first batch
-            self.num_places_of_graph = num_places
-        if num_places == self.num_places_of_graph:
+        usual_number = num_sequences * num_to_mask(self.batches.T)
+        if self.compute_as_graph is not None and num_places == usual_number:
             return self.compute_as_graph
         return self.compute
 
