@@ -54,7 +54,7 @@ if HOME == "~":                     # there is no home folder, as in some contai
     HOME = tempfile.gettempdir()
 CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
-DECIDING_CHARACTERS = 10_000        # the hash of a document's first ones decides if it is held out
+DECIDING_CHARACTERS = 10_000        # from so many at its beginning a document's hash is computed
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
 SAMPLE = 20_000                     # characters of a chunk that count_characters looks at
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
@@ -216,7 +216,8 @@ class Tokenizer:
     def encode(self, texts):
         """Turn a list of texts into a list of lists of token numbers, without special tokens."""
         for text in texts:
-            if not isinstance(text, str):                # two texts in it would be joined
+            # The library would take a tuple of two texts for a pair, and join them.
+            if not isinstance(text, str):
                 raise ValueError(f"{text!r:.60} is not a text")
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
@@ -231,7 +232,7 @@ class Tokenizer:
 
     def save(self, path):
         """Write the tokenizer's files into the folder path, which is made if need be, and remove
-        another tokenizer's."""
+        the files of a tokenizer that was there before."""
         os.makedirs(path, exist_ok=True)
         contents = dict(self.contents)
         if "tokenizer.json" not in contents:
@@ -289,7 +290,7 @@ def read_wordpiece(path):
     and strip_accents."""
     vocab_path = os.path.join(path, "vocab.txt")
     config_path = os.path.join(path, "tokenizer_config.json")
-    words = read_text(vocab_path).removesuffix("\n").split("\n")
+    words = read_text(vocab_path).rstrip("\n").split("\n")
     if len(set(words)) < len(words):
         raise ValueError(f"{vocab_path}: it has {len(words)} lines, but only {len(set(words))} "
                          "different tokens")
@@ -332,6 +333,8 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     """
     if not 100 <= size <= 2**20:
         raise ValueError(f"--train-tokenizer {size}: the size must be from 100 to {2**20} tokens")
+    if out == "":
+        raise ValueError("--out is empty; give the name of a folder")
     if os.path.exists(out) and not os.path.isdir(out):
         raise ValueError(f"{out}: this is not a folder")
     for name in ("tokenizer.json", "vocab.txt"):
@@ -477,10 +480,11 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
         if token_file.made_from == made_from:
             return token_file
         if not overwrite:
-            raise ValueError(f"{out} was made from another corpus, --text or tokenizer, or by an "
-                             "earlier version; choose another --out, or say --overwrite")
-        print(f"{out} was made from another corpus, --text or tokenizer, or by an earlier "
-              "version: it is made anew", file=sys.stderr)
+            raise ValueError(f"{out} was made from other files (by their path, size and time), "
+                             "with another --text or tokenizer, or by an earlier version; choose "
+                             "another --out, or say --overwrite")
+        print(f"{out} was made from other files (by their path, size and time), with another "
+              "--text or tokenizer, or by an earlier version: it is made anew", file=sys.stderr)
     else:
         check_token_file_name(out)
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
@@ -489,30 +493,14 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
         dtype = np.dtype(np.uint16)
     with replace_file(out, shared=True) as file:
         counts = write_tokens(file, read_corpus(files, text_column), tokenizer, dtype)
-        if counts.text == 0:
-            raise ValueError(f"{corpus[0]}: there is no text in the corpus")
-        if counts.unknown > counts.text / 2:
-            raise ValueError(f"{corpus[0]}: most tokens are [UNK]: the tokenizer in "
-                             f"{tokenizer.path} is of another language")
-        if counts.unknown_share > 0.5:
-            raise ValueError(f"{corpus[0]}: {counts.unknown_share:.0%} of the characters become "
-                             f"[UNK]: {UNKNOWN_CHARACTERS_REMEDY}")
-        num_train = counts.train
-        num_valid = counts.valid
-        # All documents may be on one side by chance if they are few, or if all begin alike.
-        if num_train == 0 or num_valid == 0:
-            num_tokens = num_train + num_valid
-            num_valid = max(1, num_tokens // HOLD_OUT_ONE_IN)
-            num_train = num_tokens - num_valid
-            print(f"{first_few(corpus)}: there are too few different documents to hold out one in "
-                  f"{HOLD_OUT_ONE_IN}: the last {num_valid} tokens are held out instead",
-                  file=sys.stderr)
+        check_counts(counts, corpus, tokenizer)
+        num_train, num_valid = sizes_of_parts(counts, corpus)
         file.flush()                                     # hash_file reads it from the disk
         description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
-        # This writes the new tokens to the disk, which takes long. replace_file does it, too, when
-        # the with block ends. But then the old tokens are gone already, and the time without tokens
-        # should be short.
+        # Writing the new tokens to the disk may take long. It is done now, because
+        # replace_description removes the old tokens. From there until replace_file renames the new
+        # ones there are none, and that time should be short.
         os.fsync(file.fileno())
         replace_description(out, description)
     token_file = TokenFile(out)
@@ -523,6 +511,33 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
         raise ValueError(f"{out}: another process has written other tokens there at the same time; "
                          "start again")
     return token_file
+
+
+def check_counts(counts, corpus, tokenizer):
+    """Raise ValueError if a corpus has no text, or if most of it has become [UNK]."""
+    if counts.num_text == 0:
+        raise ValueError(f"{corpus[0]}: there is no text in the corpus")
+    if counts.num_unknown / counts.num_text > 0.5:
+        raise ValueError(f"{corpus[0]}: most tokens are [UNK]: the tokenizer in {tokenizer.path} "
+                         "is of another language")
+    if counts.unknown_share > 0.5:
+        raise ValueError(f"{corpus[0]}: {counts.unknown_share:.0%} of the characters become "
+                         f"[UNK]: {UNKNOWN_CHARACTERS_REMEDY}")
+
+
+def sizes_of_parts(counts, corpus):
+    """Return the number of tokens to train on and the number of tokens that are held out.
+
+    All documents may be on one side by chance if they are few, or if all begin alike. Then the last
+    tokens are held out.
+    """
+    if counts.num_train > 0 and counts.num_valid > 0:
+        return counts.num_train, counts.num_valid
+    num_tokens = counts.num_train + counts.num_valid
+    num_valid = max(1, num_tokens // HOLD_OUT_ONE_IN)
+    print(f"{first_few(corpus)}: there are too few different documents to hold out one in "
+          f"{HOLD_OUT_ONE_IN}: the last {num_valid} tokens are held out instead", file=sys.stderr)
+    return num_tokens - num_valid, num_valid
 
 
 def replace_description(out, description):
@@ -560,10 +575,10 @@ def check_token_file_name(out):
 
 class TokenCounts(NamedTuple):
     """What write_tokens has counted."""
-    train: int              # tokens to train on
-    valid: int              # tokens that are held out
-    unknown: int            # how many of both are [UNK]
-    text: int               # how many of both are not the [SEP] at the end of a document
+    num_train: int          # tokens to train on
+    num_valid: int          # tokens that are held out
+    num_unknown: int        # [UNK] among all tokens
+    num_text: int           # all tokens but the [SEP] at the end of each document
     unknown_share: float    # 0 to 1: which part of the characters in a sample became [UNK]
 
 
@@ -613,14 +628,15 @@ def write_tokens(file, lines, tokenizer, dtype):
 
 # The end of a message about a text that becomes [UNK].
 UNKNOWN_CHARACTERS_REMEDY = ("the tokenizer is of another language, or spaces must be put between "
-                             "the words, because a run of over 100 characters is one [UNK]")
+                             "the words, because a run of over 100 letters without a space or a "
+                             "punctuation mark is one [UNK]")
 
 
 def count_characters(texts, tokenizer):
     """Count the characters of texts, without white space -> (all, those that become [UNK]).
 
-    To the tokenizer a word is what stands between two spaces, and an [UNK] stands for a whole word.
-    In Thai, which has no spaces between words, few [UNK] may thus stand for most of a text.
+    An [UNK] stands for a whole word, for example for one of over 100 letters. Thai has no spaces
+    between words, so there a few [UNK] may stand for most of a text. So characters are counted.
 
     To find out which characters a token stands for takes time. So if the texts have more than
     SAMPLE characters, only about so many are counted, in pieces that are drawn at random.
@@ -728,7 +744,7 @@ UNDAMAGED_FILE = "a whole, undamaged file"
 
 def corpus_files(corpus):
     """List the files of a corpus, those of a folder sorted. ValueError for a path without any, or
-    for a file that is named twice.
+    for a path that is named twice. (A link to a file counts as another file.)
 
     A line on standard error says how many files of a folder are left out.
     """
@@ -915,6 +931,7 @@ def lines_of_jsonl(path, stream, text_column, counts):
         if row.strip():
             kind = f"a JSON object with a text {text_column!r}"
             if len(row) == LONGEST_ROW and not row.endswith("\n"):
+                # This is the first piece of a longer row, so it cannot be read as JSON.
                 kind = f"a JSON object of at most {LONGEST_ROW} characters"
             with parsing(f"{path}:{number}", kind):
                 document = document_of_row(row, text_column)
@@ -950,32 +967,33 @@ def document_of_row(row, text_column):
 def lines_of_csv(path, stream, text_column):
     """Yield the lines of the documents in a .csv, a row each, and an empty one after each."""
     csv.field_size_limit(LONGEST_ROW)
-    rows = csv.DictReader(lines_within_limit(stream), strict=True)
+    rows = csv.reader(lines_within_limit(stream), strict=True)
+    header = None                                        # the names of the columns
     row_begins = 1                                       # the line in which the next row begins
     with parsing(path, "a readable .csv"):
         try:
-            check_columns(rows.fieldnames, text_column)
-            row_begins = rows.line_num + 1
-            for row in rows:
-                if row[text_column] is None:
-                    raise ValueError(f"line {rows.line_num} has too few columns")
-                if None in row:                          # DictReader's name for surplus columns
+            for cells in rows:
+                if not cells:                            # an empty line
+                    pass
+                elif header is None:                     # this is the first row
+                    check_columns(cells, text_column)
+                    header = cells
+                elif len(cells) > len(header):
                     raise ValueError(f"line {rows.line_num} has too many columns")
-                yield from lines_of_document(row[text_column])
+                elif len(cells) < len(header):
+                    raise ValueError(f"line {rows.line_num} has too few columns")
+                else:
+                    yield from lines_of_document(cells[header.index(text_column)])
                 row_begins = rows.line_num + 1
         except csv.Error as error:                       # a quote at a wrong place
-            # rows.line_num is only set after a good row, so the line is that of the reader below.
-            raise ValueError(f"line {rows.reader.line_num}: {error}; the row begins in line "
+            raise ValueError(f"line {rows.line_num}: {error}; the row begins in line "
                              f"{row_begins}") from error
+        if header is None:
+            raise ValueError(f"it has no column {text_column!r}, because it is empty")
 
 
 def check_columns(columns, text_column):
-    """Raise ValueError unless one of the columns of a .csv has the name text_column.
-
-    columns: a list of names, or None if the file is empty
-    """
-    if columns is None:
-        raise ValueError(f"it has no column {text_column!r}, because it is empty")
+    """Raise ValueError unless one of the columns of a .csv has the name text_column."""
     if text_column not in columns:
         message = f"it has no column {text_column!r}, but {columns!r:.300}; --text names the column"
         if len(columns) == 1 and re.search("[;\t]", columns[0]):
@@ -1071,14 +1089,20 @@ class StreamAfterStream(io.RawIOBase):
 
 # ---- The documentation on this machine: the corpus that needs no download ---------------
 
-EXTRACTION_VERSION = 2  # the version of the rules below, part of the cached file's name
-# Marks of reStructuredText around words. Groups 1 to 3 are code, 4 and 5 are not.
+EXTRACTION_VERSION = 3  # the version of the rules below, part of the cached file's name
+# Marks of reStructuredText around words. A group has the name of the mark.
 MARKUP = re.compile(r"""
-    :[\w:+-]+:`~?([^`<]*?)(?:\s*<[^`>]*>)?`   # :class:`~torch.Tensor`, :ref:`text <target>`
-  | ``(.+?)``                                 # ``code``
-  | `~?([^`<]+?)(?:\s*<[^`>]*>)?`_{0,2}       # `name`, `text <target>`_
-  | \*\*([^*\s][^*]*)\*\*                     # **bold**
-  | \*([^*\s][^*]*)\*(?!\w)                   # *slanted*""", re.VERBOSE)
+    :(?:ref|doc|pep|rfc|math):`~?(?P<text_role>[^`<]*?)(?:\s*<[^`>]*>)?`   # :ref:`text <target>`
+  | :[\w:+-]+:`~?(?P<code_role>[^`<]*?)(?:\s*<[^`>]*>)?`                  # :class:`~torch.Tensor`
+  | ``(?P<literal>.+?)``                                                  # ``code``
+  | `~?(?P<link>[^`<]+?)(?:\s*<[^`>]*>`_{0,2}|`_{1,2})                    # `text <target>`_
+  | `~?(?P<name>[^`<]+?)`                                                 # `name`
+  | \*\*(?P<bold>[^*\s][^*]*)\*\*                                         # **bold**
+  | \*(?P<slanted>[^*\s][^*]*)\*(?!\w)                                   # *slanted*
+  """, re.VERBOSE)
+CODE_MARKS = ("code_role", "literal", "name")
+# Old texts quote `like this'. There MARKUP takes what stands between two quotations for a name.
+OLD_QUOTATION = re.compile(r"`[\w.()]+'(?!\w)")
 # The beginning of a line that is not prose: a directive, a prompt, a rule, a definition, ...
 NOT_PROSE = re.compile(r"\s*(\.\. |\$ |[-=+|~^#*]{3,}|:\w+|@|\w+ = |def |class |import )")
 # What may stand before the text of a list item or of an argument: "- ", "1. ", "name (int): ".
@@ -1198,7 +1222,10 @@ def indentation(text):
 
 
 def remove_markup(lines):
-    """Join a paragraph's lines and remove the mark-up -> text, [[begin, end], ...] of its code."""
+    """Join a paragraph's lines and remove the mark-up -> text, [[begin, end], ...] of its code.
+
+    If it has quotations `like this', no code is listed, because it cannot be told from them.
+    """
     marked = " ".join(" ".join(lines).split())
     # A "::" before a block of code becomes ":". So does one inside a sentence, as in x[::2], which
     # a few paragraphs in a thousand have.
@@ -1208,11 +1235,14 @@ def remove_markup(lines):
     position = 0                                         # in the marked text
     for match in MARKUP.finditer(marked):
         text += marked[position:match.start()]
-        content = match[match.lastindex]                 # of the only group that has matched
-        if match.lastindex <= 3:
+        mark = match.lastgroup                           # the only group that has matched
+        content = match[mark]
+        if mark in CODE_MARKS:
             code_spans.append([len(text), len(text) + len(content)])
         text += content
         position = match.end()
+    if OLD_QUOTATION.search(marked):
+        code_spans = []
     return text + marked[position:], code_spans
 
 

@@ -359,7 +359,9 @@ def test_the_column_of_the_text_can_be_chosen(name, text, tmp_path, tokenizer):
 @pytest.mark.parametrize("text, message", [
     ("id,body\n1,x\n", "no column 'text', but .'id', 'body'.; --text names the column$"),
     ("id;text\n1;x\n", "--text names the column, and commas separate the columns$"),
-    ("", "no column 'text', because it is empty$"),
+    ("", "no column 'text', because it is empty$"), ("\n\n", "because it is empty$"),
+    ("id,text\n1,x\n2,y,z\n", "line 3 has too many columns$"),
+    ("text,id\nx,1\ny\n", "line 3 has too few columns$"),
     ("id,text\n1,x\n2\n", "line 3 has too few columns$"),
     ('id,text\n1,a\n2,"x\ny\n', "line 4: unexpected end.*; the row begins in line 3$"),
     ('id,text\n1,"x"y\n', "line 2: .* expected.*; the row begins in line 2$")])
@@ -505,6 +507,13 @@ def test_a_vocabulary_is_not_learned_for_a_name_of_a_file(tmp_path):
     path = put(tmp_path / "a.txt", make_documents(3))
     with pytest.raises(ValueError, match="a.txt: this is not a folder"):
         train_tokenizer([path], 200, path)
+    with pytest.raises(ValueError, match="^--out is empty"):
+        train_tokenizer([path], 200, "")
+
+
+def test_a_csv_may_begin_with_empty_lines(tmp_path):
+    path = raw(tmp_path / "a.csv", "\n\r\nid,text\n1,x\n\n2,y\n")
+    assert [line for line in read_corpus([path]) if line] == ["x", "y"]
 
 
 def test_a_path_that_does_not_exist_is_said_to(tmp_path):
@@ -685,7 +694,7 @@ def test_the_ends_of_short_documents_do_not_hide_that_all_words_are_unknown(toke
 @pytest.mark.parametrize("num_long, is_refused", [(150, True), (40, False)])
 def test_a_corpus_of_which_most_characters_are_unknown_is_an_error(
         num_long, is_refused, tokenizer, tmp_path):
-    """A run of over 100 characters is one [UNK], so only a sixth of the tokens are [UNK]."""
+    """A run of over 100 letters is one [UNK], so only a sixth of the tokens are [UNK]."""
     corpus = [put(tmp_path / "a.txt", [["the the the the the " + "t" * num_long]] * 500)]
     if is_refused:
         with pytest.raises(ValueError, match=r"a\.txt: 91% of the characters become \[UNK\]"):
@@ -718,7 +727,7 @@ def test_tokens_of_another_corpus_are_replaced_only_with_overwrite(tmp_path, tok
     before = open(out, "rb").read()
     assert main(flags + [two]) == 2
     error = capsys.readouterr().err
-    assert f"error: {out} was made from another corpus" in error
+    assert f"error: {out} was made from other files" in error
     assert "choose another --out, or say --overwrite" in error
     assert open(out, "rb").read() == before
     assert main(flags + [two, "--overwrite"]) is None
@@ -1110,7 +1119,7 @@ def test_accents_are_kept_where_the_files_say_so(tmp_path):
 def test_line_ends_and_odd_words_in_a_vocabulary_do_not_shift_the_numbers(tmp_path):
     odd = SPECIAL_TOKENS + ["a\u2028b", "\x85", "\u00a0", "last"]
     text = "\n".join(odd)
-    for variant in (text, text + "\n", (text + "\n").replace("\n", "\r\n"), "\ufeff" + text):
+    for variant in (text, text + "\n", text + "\n\n\n", (text + "\n").replace("\n", "\r\n"), "\ufeff" + text):
         raw(tmp_path / "vocab.txt", variant)
         found = Tokenizer(str(tmp_path))
         assert found.vocab_size == len(odd) and found.backend.token_to_id("last") == len(odd) - 1
@@ -1553,10 +1562,15 @@ def test_prose_has_eight_words_of_which_enough_are_plain_and_common(text, want):
 
 @pytest.mark.parametrize("lines, want, code", [
     (["plain  words", "  on two lines"], "plain words on two lines", []), ([""], "", []),
-    (["The :func:`~numpy.copy` of ``a b``", "  and `c`_."], "The numpy.copy of a b and c.",
+    (["The :func:`~numpy.copy` of ``a b``", "  and `c`."], "The numpy.copy of a b and c.",
      ["numpy.copy", "a b", "c"]),
     (["``all of it``"], "all of it", ["all of it"]), (["a *b* **c**"], "a b c", []),
-    (["See :ref:`the manual <manual-2>`::"], "See the manual:", ["the manual"])])
+    (["See :ref:`the manual <manual-2>` and :pep:`8`::"], "See the manual and 8:", []),
+    (["`The docs <https://x.y>`_, `more`__ and `it`_ of :py:class:`A <b>`, :math:`n`."],
+     "The docs, more and it of A, n.", ["A"]),
+    (["If `mode' is given, use `name' and ``a``."], "If mode' is given, use name' and a.", []),
+    (["The ``mode'' of ``it``."], "The mode'' of it``.", []),
+    (["Not `f'x` is one."], "Not f'x is one.", ["f'x"])])
 def test_it_is_known_where_the_code_in_a_paragraph_was(lines, want, code):
     text, code_spans = remove_markup(lines)
     assert text == want

@@ -1046,7 +1046,7 @@ def test_text_is_refused_if_more_tokens_are_unknown_than_ordinary(tokenizer):
 
 @pytest.mark.parametrize("kind", ["classification", "tagging", "qa"])
 def test_text_is_refused_if_most_characters_are_unknown(kind, tokenizer):
-    """A run of over 100 characters is one [UNK]."""
+    """A run of over 100 letters is one [UNK]."""
     for num_long, is_refused in ((150, True), (10, False)):
         text = "good good good " + "g" * num_long
         example = make_text_example(text, "x")
@@ -1055,7 +1055,7 @@ def test_text_is_refused_if_most_characters_are_unknown(kind, tokenizer):
         elif kind == "qa":
             example = make_text_example("good", [(0, "good")], text)
         if is_refused:
-            with pytest.raises(ValueError, match=r"\d+ become \[UNK\]: .* a run of over 100 char"):
+            with pytest.raises(ValueError, match=r"\d+ become \[UNK\]: .* a run of over 100 lett"):
                 finetune.check_characters([example], tokenizer)
         else:
             finetune.check_characters([example], tokenizer)

@@ -723,7 +723,7 @@ data      --tokenizer novocab                   novocab: it has no tokenizer.jso
 data      --tokenizer no-such/bert              no-such/bert: there is no such folder
 data      --tokenizer http://a.b/c              http://a.b/c: there is no such folder
 data      --tokenizer=                          there is no such folder
-data      --out t.bin --corpus short.txt        t.bin was made from another corpus*--overwrite
+data      --out t.bin --corpus short.txt        t.bin was made from other files*--overwrite
 data      --out c.txt                           c.txt: not a token file
 data      --out m                               m: not a token file
 data      --out alone.bin                       alone.bin: not a token file
