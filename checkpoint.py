@@ -268,11 +268,11 @@ def load(path, recursions=None):
     if has_head and not config.tie_decoder and decoder_name not in tensors:
         raise ValueError(f"{path}: {decoder_name!r} is missing, and config.json says that "
                          "tie_decoder is false")
-    tensors = without_redundant(tensors, layout, config)
+    tensors = without_tied_decoder(tensors, layout, config)
+    tensors = without_identity_projection(tensors, layout, config)
     # Other programs do not write tie_decoder into config.json. So the tensors decide: without a
     # decoder of its own the head uses the word table.
-    has_decoder = decoder_name in tensors
-    config = replace(config, tie_decoder=not has_decoder)
+    config = replace(config, tie_decoder=decoder_name not in tensors)
     with torch.device("meta"):      # this takes no memory and draws no random numbers
         model = MiniALBERT(config, head=has_head)
     shapes = {}                     # {name in the file: shape}
@@ -314,20 +314,23 @@ def with_usual_names(path, tensors):
     return renamed
 
 
-def without_redundant(tensors, layout, config):
-    """Return the tensors without those that our model does not need.
-
-    If the decoder equals the word table, our model uses the word table, unless its config says that
-    tie_decoder is false. If the projection is the identity, as in an ALBERT with E = C, our model
-    has none.
-    """
+def without_tied_decoder(tensors, layout, config):
+    """Return the tensors without the decoder if it equals the word table, which our model then uses
+    in its place. But if the config says that the two are not tied, they may be equal only for now,
+    and the decoder stays."""
     kept = dict(tensors)
     decoder_name = name_in_file(layout, "head.decoder.weight")
     word_name = name_in_file(layout, "embeddings.word.weight")
-    # If the config says that the two are not tied, they may be equal only for now.
     if config.tie_decoder and decoder_name in tensors and word_name in tensors:
         if torch.equal(tensors[decoder_name].float(), tensors[word_name].float()):
             del kept[decoder_name]
+    return kept
+
+
+def without_identity_projection(tensors, layout, config):
+    """Return the tensors without the embeddings' projection if it changes nothing, as in an ALBERT
+    with E = C: there our model has none."""
+    kept = dict(tensors)
     weight_name = name_in_file(layout, "embeddings.project.weight")
     bias_name = name_in_file(layout, "embeddings.project.bias")
     if weight_name in tensors and bias_name in tensors:
@@ -345,8 +348,8 @@ def without_redundant(tensors, layout, config):
 def check_tensors(path, shapes, tensors):
     """Raise ValueError unless the tensors have the wanted names and shapes {name: shape}, and are
     floats."""
-    # The message shows only the first few problems. If a file has other names than expected, these
-    # names say more than the expected ones, so what is missing comes last.
+    # The message shows only the first few problems. What is missing comes last, because names that
+    # are not known say better what kind of file this is.
     problems = []
     missing = []
     for name in sorted(shapes.keys() | tensors.keys()):
@@ -718,9 +721,9 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     with open(run_path, "a", encoding="utf-8") as run_file:
         if lock(run_file) == TAKEN:
             raise ValueError(f"--out {out}: another run is writing into it")
-        # Before the lock another run may have ended here. If it has removed run.json, other runs
-        # would lock a new file, and not this one. If it has written into run.json, the folder is no
-        # longer as check_owner has seen it.
+        # Between check_owner and the lock another run may have ended here. Perhaps it has removed
+        # run.json. Then the lock is on a file that other runs do not see. Or perhaps it has written
+        # run.json. Then the folder is no longer as check_owner has seen it.
         if not is_still_at(run_file, run_path) or read_run(out) != run_before:
             raise ValueError(f"--out {out}: another run has just ended there; start again")
         try:
@@ -1055,10 +1058,10 @@ def parse_json_integer(digits):
 
 # fetch() downloads all of these files that the hub has for a model.
 SMALL_FILES = ["config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"]
-# It also asks for these files in this order, until it gets one. The second one is the index of a
-# large model, which is split into parts: then it fetches the parts, too.
+# Of these it downloads the first one that the hub has. An index means that the weights are in
+# several files, the SHARDS. Then these are downloaded, too.
 WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
-SHARDS = "model-*.safetensors"      # the parts
+SHARDS = "model-*.safetensors"
 
 
 def fetch(name, weights=True):

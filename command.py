@@ -20,8 +20,8 @@ from contextlib import contextmanager, suppress
 def end_at_interrupt():
     """Let Ctrl-C end this program in one line with status 130, as in a shell, from now on.
 
-    If a shell script has started this program with &, the shell lets it ignore Ctrl-C. Then the
-    handler is not Python's default one, and Ctrl-C stays ignored.
+    A program that a shell script has started with & ignores Ctrl-C. Python then does not use its
+    default handler, and nothing is changed here.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_program)
@@ -38,7 +38,7 @@ def end_program(number, frame):
 
 @contextmanager
 def interrupts_raised():
-    """Let Ctrl-C raise KeyboardInterrupt in the with block, so that files in use are tidied up.
+    """Let Ctrl-C raise KeyboardInterrupt in the with block, so that clauses with `finally` run.
 
     Where end_at_interrupt was not called, as in a notebook, nothing is changed.
     """
@@ -66,8 +66,9 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def printable(text):
-    """Replace the characters that a terminal would obey, such as an escape sequence, by what repr
-    shows. All kinds of spaces stay, and so do the two joiners that some scripts and emoji need."""
+    """Return the text with its control characters, which could change a terminal, written as
+    escapes such as \\x1b. Spaces stay, and so do the two invisible joiners of some scripts and of
+    emoji."""
     joiners = "\u200c\u200d"
     shown = ""
     for character in text:
@@ -92,11 +93,13 @@ def is_about_memory(error):
     Python and numpy raise a MemoryError. PyTorch raises a RuntimeError, but it does so for many
     other faults, too. So the text of a RuntimeError decides.
     """
-    if isinstance(error, RuntimeError):
-        # torch on Windows says "not enough memory".
-        pattern = "out of memory|allocate memory|not enough memory"
-        return re.search(pattern, str(error)) is not None
-    return isinstance(error, MemoryError)
+    if isinstance(error, MemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    # torch on Windows says "not enough memory".
+    pattern = "out of memory|allocate memory|not enough memory"
+    return re.search(pattern, str(error)) is not None
 
 
 def run_command(name, action):

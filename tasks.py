@@ -41,9 +41,9 @@ class Example(NamedTuple):
     label: object           # classification: a name; regression: a number; tagging: a list with a
                             # tag for each word; qa: a list of answers, each (index of its first
                             # character in the context, text); None: it is not known
-    id: str                 # qa: the question's id; otherwise the number of the example, from 0,
-                            # in its file or, if there are several, in all files of the split; in
-                            # the built-in task the number of its line, from 0
+    id: str                 # qa: the question's id; otherwise the number of the example in all
+                            # files of the split, from 0; in the task "code" the number of its line,
+                            # from 0
     location: str           # "file:line", in qa the file alone; for messages
 
 
@@ -101,8 +101,8 @@ class Task:
 
 
 def check_usable(task):
-    """Raise ValueError if a Task that was read from a file, or is to be saved in one, has another
-    kind than its name says, no labels or no metrics."""
+    """Raise ValueError if a Task has another kind than its name says, no labels where it needs
+    some, or no metrics. It is called before a Task is saved and after one is read."""
     if task.kind != kind_of_task(task.name):
         raise ValueError(f"name is {task.name!r:.60}, which is no task of kind {task.kind}")
     if task.kind in ("classification", "tagging") and not task.labels:
@@ -445,15 +445,7 @@ def rows_of(path, header=None):
             check_header(cells, ending, location)
             header = cells
             continue
-        if len(cells) != len(header):
-            message = f"{location}: {len(cells)} columns, not {len(header)}"
-            if ending == ".csv" and len(cells) > len(header) > 1:
-                message += "; a cell with a comma in it needs quotes around it"
-            has_open_quote = "".join(cells).count('"') % 2 == 1
-            if ending != ".csv" and len(cells) < len(header) and has_open_quote:
-                message += (f"; in a {ending} quotes are text, and a cell cannot hold a line "
-                            "break, as it can in a .csv")
-            raise ValueError(message)
+        check_width(cells, header, ending, location)
         yield number, dict(zip(header, cells))
 
 
@@ -469,6 +461,20 @@ def check_header(header, ending, location):
             separator = "commas"
         raise ValueError(f"{location}: the cells of a {ending} are separated by {separator}, but "
                          f"here is only one: {header[0]!r:.60}")
+
+
+def check_width(cells, header, ending, location):
+    """Raise ValueError if a row of a table has more or fewer cells than the header."""
+    if len(cells) == len(header):
+        return
+    message = f"{location}: {len(cells)} columns, not {len(header)}"
+    if ending == ".csv" and len(cells) > len(header) > 1:
+        message += "; a cell with a comma in it needs quotes around it"
+    has_open_quote = "".join(cells).count('"') % 2 == 1
+    if ending != ".csv" and len(cells) < len(header) and has_open_quote:
+        message += (f"; in a {ending} quotes are text, and a cell cannot hold a line break, as it "
+                    "can in a .csv")
+    raise ValueError(message)
 
 
 def rows_of_jsonl(path):
@@ -494,7 +500,9 @@ def cells_of_csv(path):
     its last line.
     """
     csv.field_size_limit(LONGEST_ROW)                    # its own limit is 131,072 characters
-    rows = csv.reader((line + "\n" for _, line in lines_of(path)), strict=True)
+    # lines_of removes the line ends, but a cell in quotes may have some.
+    lines = (line + "\n" for _, line in lines_of(path))
+    rows = csv.reader(lines, strict=True)
     row_begins = 1                                       # the line in which the next row begins
     try:
         for cells in rows:
@@ -550,7 +558,8 @@ def cell(row, column, types, location):
 def read_number(text, column, location):
     """Read a label that is a number, smaller than LARGEST_NUMBER in size. nan, inf and 1_000, which
     Python would take, are not numbers here."""
-    # No two parts of it can match the same digits: with \d+\.?\d* long texts would take for ever.
+    # In \d+\.?\d* both parts could match the same digits, so the time would grow with the square
+    # of their number. Here the second part begins with a dot.
     pattern = r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,4})?"
     if not re.fullmatch(pattern, text.lower()) or abs(float(text)) >= LARGEST_NUMBER:
         raise ValueError(f"{location}: {column} {text!r:.60} is not a number, such as 3.29, "
@@ -584,16 +593,8 @@ def read_tags(path):
             columns = columns_of(line)
             if num_columns is None:
                 num_columns = max(2, len(columns))       # at least a word and a tag
-            hint = ""
-            if line.startswith("#"):
-                hint = "; if this is a comment, remove the line"
-            if len(columns) != num_columns or not columns[0].strip():
-                raise ValueError(f"{path}:{number}: {line!r:.60} is not a word and a tag in "
-                                 f"{num_columns} columns{hint}")
+            check_line(line, columns, num_columns, f"{path}:{number}")
             tag = columns[-1].strip()
-            if not re.fullmatch(r"O|[BIESLU](-.+)?", tag):
-                raise ValueError(f"{path}:{number}: the tag {tag!r:.60} is neither O nor one of "
-                                 f"B, I, E, S, L, U, alone or with - and a type{hint}")
             if tag != "O":
                 has_type = "-" in tag
                 if tags_have_type is None:
@@ -609,6 +610,24 @@ def read_tags(path):
         location = f"{path}:{first_line}"
         examples.append(Example(words, None, iob2(tags), str(len(examples)), location))
     return not_empty(examples, path)
+
+
+def check_line(line, columns, num_columns, location):
+    """Raise ValueError if a line of a CoNLL file does not have so many columns, of which the first
+    is a word and the last a tag."""
+    hint = ""
+    if line.startswith("#"):
+        hint = "; if this is a comment, remove the line"
+    if "\r" in line:
+        raise ValueError(f"{location}: there is a carriage return in {line!r:.60}; a line must end "
+                         "with a line feed")
+    if len(columns) != num_columns or not columns[0].strip():
+        raise ValueError(f"{location}: {line!r:.60} is not a word and a tag in {num_columns} "
+                         f"columns{hint}")
+    tag = columns[-1].strip()
+    if not re.fullmatch(r"O|[BIESLU](-.+)?", tag):
+        raise ValueError(f"{location}: the tag {tag!r:.60} is neither O nor one of B, I, E, S, L, "
+                         f"U, alone or with - and a type{hint}")
 
 
 def columns_of(line):
@@ -694,23 +713,30 @@ def squad_example(path, question, context, needs_answers):
     elif "answers" not in question and not needs_answers:
         answers = None
     else:
-        answers = []
-        for answer in field_of(question, "answers", list):
-            text = field_of(answer, "text", str)
-            start = field_of(answer, "answer_start", int)
-            if not text.strip():
-                raise ValueError(f"the answer {text!r:.40} of question {question_id!r:.60} has no "
-                                 "words")
-            if start < 0 or context[start:start + len(text)] != text:
-                raise ValueError(f"the answer {text!r:.40} of question {question_id!r:.60} is "
-                                 f"not at its offset {start} in the context")
-            answers.append((start, text))
+        answers = answers_of(question, question_id, context)
         # Without is_impossible, as in SQuAD v1.1, an empty list of answers means that the question
         # has no answer. If is_impossible is false, there must be one.
         if needs_answers and not answers and is_impossible is False:
             raise ValueError(f"question {question_id!r:.60} has no answer, but is_impossible is "
                              "false")
     return Example(field_of(question, "question", str), context, answers, question_id, path)
+
+
+def answers_of(question, question_id, context):
+    """List the answers to a question, each (index of its first character in the context, text).
+    ValueError as in squad_example."""
+    answers = []
+    for answer in field_of(question, "answers", list):
+        text = field_of(answer, "text", str)
+        start = field_of(answer, "answer_start", int)
+        if not text.strip():
+            raise ValueError(f"the answer {text!r:.40} of question {question_id!r:.60} has no "
+                             "words")
+        if start < 0 or context[start:start + len(text)] != text:
+            raise ValueError(f"the answer {text!r:.40} of question {question_id!r:.60} is not at "
+                             f"its offset {start} in the context")
+        answers.append((start, text))
+    return answers
 
 
 def field_of(value, name, field_type):
@@ -911,8 +937,9 @@ def read_own_files(kind, files, text_columns, label_column):
                 splits[split_name] += read_table(path, text_columns, label_column,
                                                  numeric=kind == "regression")
         # The predictions for a split are written with the ids of the questions, so an id must not
-        # occur twice in it. Only the training set is not predicted. But if there is no dev set, a
-        # tenth of the training set becomes it and is predicted, so its ids are checked, too.
+        # occur twice in it. read_squad has looked at each file alone. Here the files of a split are
+        # compared, but those of the training set only if they are predicted: without a dev set a
+        # tenth of them is.
         is_predicted = split_name != "train" or "dev" not in files
         if kind == "qa" and is_predicted:
             check_ids(", ".join(paths), splits[split_name])
@@ -941,8 +968,8 @@ def hold_out_a_tenth(examples, by_context=False, remedy="give --dev FILE"):
         else:
             to_hash = (example.text, example.second_text)
         text_hash = zlib.crc32(repr(to_hash).encode())
-        # With by_context all questions about a context have the same hash. Among them the question
-        # and its label decide, and not the order in the file.
+        # With by_context all questions about a context have the same hash. So the question and its
+        # label come second. They decide there, and not the order in the file.
         return text_hash, repr((example.text, example.label))
 
     if len(examples) < 2:

@@ -649,6 +649,12 @@ def test_white_space_around_a_tag_is_no_part_of_it(tmp_path):
     assert read_tags(path)[0].label == ["B-x", "I-x", "O"]
 
 
+def test_line_ends_of_old_macs_are_no_part_of_a_word(tmp_path):
+    path = write_file(tmp_path / "a.tsv", "a\tO\rb\tB-X\r\r")
+    with pytest.raises(ValueError, match="a.tsv:1: there is a carriage return in "):
+        read_tags(path)
+
+
 def test_conll_files_are_read_with_tabs_or_spaces_and_any_columns(tmp_path):
     spaces = write_file(tmp_path / "a.txt", "-DOCSTART- -X- O O\n\nEU NNP I-NP I-ORG\n"
                         "says V I-VP O\n\n\nPeter NNP I-NP I-PER\n")
