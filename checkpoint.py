@@ -708,6 +708,8 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     run has written nothing when the with block ends, run.json is removed, and the folder, too, if
     it is empty then. On Windows an empty run.json stays, because an open file cannot be removed.
     """
+    if out == "":
+        raise ValueError("--out is empty; give the name of a folder")
     for path in inputs:
         if path is not None and os.path.realpath(path) == os.path.realpath(out):
             raise ValueError(f"--out {out}: this folder is read from; choose another one")

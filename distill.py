@@ -59,8 +59,8 @@ from data import CACHE, MaskedBatches, Tokenizer, num_to_mask, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         layer_numbers)
 
-# The weights of the losses. The embedding loss is only for ablations. The elastic loss depends on
-# the recipe, and the recipe paper has the authors' weights: see RECIPES.
+# The weights of the losses. The embedding loss is only for ablations. The weight of the elastic
+# loss depends on the recipe, and --recipe paper has the authors' weights: see RECIPES.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 10.0, "output": 5.0, "embedding": 0.0}
 
 
@@ -138,8 +138,11 @@ def teacher_layer_number(r, num_recursions, num_layers):
     After recursion r the student has made r + 1 of its num_recursions recursions. The teacher is as
     deep when it has applied (r + 1) * num_layers / num_recursions layers, rounded up. The number of
     the last one of these is returned. With 6 recursions and 12 layers, recursion 0 belongs to layer
-    1 and recursion 5 to layer 11. start_corrections starts the correction of the recursion from
-    this layer. If match_layers pairs the two, the recursion also learns from it.
+    1 and recursion 5 to layer 11.
+
+    Two functions use this number. In start_corrections the correction of recursion r gets its first
+    values from this layer. In match_layers recursion r learns from this layer, unless the number
+    was rounded.
     """
     num_applied = math.ceil((r + 1) * num_layers / num_recursions)
     return num_applied - 1                               # counted from 0
@@ -175,12 +178,11 @@ def match_layers(num_recursions, num_layers):
 
 
 def states_after(depths, hidden, positions):
-    """Take the hidden state of each of m masked places after its own number of recursions
-    -> (m, C).
+    """Take the hidden state of each masked place at its own depth -> (m, C).
 
     hidden: what MiniALBERT.forward returns, (B, T, C) after 0, 1, ..., R recursions
     positions (m,): the masked places, indices into the flattened ids
-    depths (m,): after how many recursions the state of each masked place is taken
+    depths (m,): for each masked place the number of recursions after which its state is taken
     """
     masked_states = []
     for state in hidden:                                 # (B, T, C)
@@ -227,6 +229,8 @@ class Distillation:
         if self.needs_teacher and teacher is None:
             raise ValueError("without a teacher the only loss is mlm, but loss_weights has "
                              f"{', '.join(loss_weights)}")
+        if "elastic" in loss_weights and student.config.num_hidden_layers == 1:
+            raise ValueError("the elastic loss needs a student of more than one recursion")
         self.pairs = []                                  # (student's recursion, teacher's layer)
         if "attention" in loss_weights or "hidden" in loss_weights:
             self.pairs = match_layers(student.config.num_hidden_layers,
@@ -256,7 +260,8 @@ class Distillation:
         ids (b, T): the masked text
         positions (m,): the masked places, indices into the flattened ids
         labels (m,): the true tokens there
-        depths (m,): the elastic loss takes the state of each masked place after so many recursions
+        depths (m,): for each masked place the number of recursions after which the elastic loss
+            takes its state
         num_masked: M, the number of masked places in the whole batch
         """
         hidden, attention = self.student(ids, maps=self.recursions_with_map)
@@ -343,7 +348,7 @@ class Distillation:
         the place after so many recursions.
 
         A depth is from 1 to R - 1. Like the batch, the depths depend on the seed and the step
-        alone. If R is 1, there is no elastic loss, and all depths are 1.
+        alone. (If R is 1, all depths are 1, and there is no elastic loss that would use them.)
         """
         R = self.student.config.num_hidden_layers
         # In MaskedBatches the middle number of a seed is 1 for orders and 2 for masks. With 3 the
@@ -687,7 +692,7 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 # first one has saved the state above.
                 if processes.world > 1:
                     dist.barrier()
-                # This process has received no signal if only another one did.
+                # If only another process has received a signal, this one has none to report.
                 signal_number = signal.SIGTERM
                 if signals:
                     signal_number = signals[0]
@@ -856,12 +861,7 @@ def set_up_processes(device_flag, batch_size):
         if not 0 <= local_rank <= rank < world:
             raise ValueError(f"{rank}, {local_rank}, {world}")
     if batch_size is not None:
-        if batch_size < world:
-            raise ValueError(f"--batch-size {batch_size} is less than one sequence for each of the "
-                             f"{world} processes")
-        if batch_size % world != 0 and rank == 0:
-            print(f"--batch-size {batch_size} is not divisible by {world} processes: in each step "
-                  "some wait for others", file=sys.stderr)
+        check_batch_size(batch_size, rank, world)
     if world > 1 and (":" in device_flag or device_flag == "mps"):
         raise ValueError(f"--device {device_flag}: {world} processes cannot share a GPU; say cuda "
                          "or cpu")
@@ -870,7 +870,7 @@ def set_up_processes(device_flag, batch_size):
         torch.cuda.set_device(device)                    # from here on "cuda" means this GPU
     if world > 1:
         timeout = timedelta(hours=12)                    # the first process may tokenise for hours
-        with parsing("MASTER_ADDR, MASTER_PORT", "where the processes can meet"):
+        with parsing("MASTER_ADDR, MASTER_PORT", "an address at which the processes can meet"):
             if device.type == "cuda":
                 dist.init_process_group("nccl", timeout=timeout, device_id=device)
             else:
@@ -881,9 +881,20 @@ def set_up_processes(device_flag, batch_size):
     return Processes(rank, local_rank, world, device)
 
 
+def check_batch_size(batch_size, rank, world):
+    """Raise ValueError if a batch has fewer sequences than there are processes. If they cannot
+    share it evenly, the first process prints a warning."""
+    if batch_size < world:
+        raise ValueError(f"--batch-size {batch_size} is less than one sequence for each of the "
+                         f"{world} processes")
+    if batch_size % world != 0 and rank == 0:
+        print(f"--batch-size {batch_size} is not divisible by {world} processes: in each step some "
+              "wait for others", file=sys.stderr)
+
+
 def choose_device(name, local_rank=0):
     """Return the torch.device of --device: auto (cuda if there is a CUDA GPU, else cpu), cpu, cuda
-    (the GPU whose number is that of the process on its machine), cuda:N, or mps.
+    (the GPU number local_rank), cuda:N, or mps.
 
     ValueError if it is not there.
     """
@@ -946,8 +957,8 @@ def keep_freed_memory():
 def first_process_first(processes):
     """Let the first process of each machine run the with block before the others. It does the work,
     such as tokenising; the others then find the result."""
-    # A barrier ends when all processes have called it. Each calls it once: the first one of each
-    # machine after its work, the others before theirs.
+    # A barrier makes each process wait until all have called it. The first process of each machine
+    # calls it after its work. The others call it before theirs, so they wait for that work.
     if processes.local_rank > 0:
         dist.barrier()                                   # wait until the first ones have finished
     yield
@@ -1164,8 +1175,10 @@ def allow_only(allowed, given, command):
 
 
 def add_run_flags(parser, out_help, eval_every_default, save_every_default):
-    """Add the flags about a run that distill.py and finetune.py share, in a group. The last two
-    arguments are texts for --help."""
+    """Add the flags about a run that distill.py and finetune.py share, in a group.
+
+    The two defaults differ between the scripts. They are only shown by --help, not set here.
+    """
     group = parser.add_argument_group("run")
     group.add_argument("--out", metavar="DIR", help=out_help)
     again = group.add_mutually_exclusive_group()
@@ -1205,13 +1218,13 @@ def add_model_flags(parser):
     group.add_argument("--init", choices=("teacher", "sharp", "random"),
                        help="initial values of a fresh student. teacher: taken from the teacher; "
                        "sharp: random, with larger query and key weights; random: as in BERT "
-                       "(default: teacher; without a teacher: sharp; in the recipe paper: "
+                       "(default: teacher; without a teacher: sharp; with --recipe paper: "
                        "random)")
     size = whole_number(1)
     group.add_argument("--num-hidden-layers", type=size, metavar="R",
                        help="recursions: how many layers are applied, one after the other "
                        "(default: as many as the teacher has, but 6 if it has 12; 6 without a "
-                       "teacher and in the recipe paper)")
+                       "teacher and with --recipe paper)")
     group.add_argument("--num-hidden-groups", type=size, metavar="G",
                        help="number of different layers; 1: all recursions share one; R: nothing "
                        "is shared (default: 1)")
@@ -1219,14 +1232,14 @@ def add_model_flags(parser):
                        help="width of the hidden states (default: the teacher's; 128 without one)")
     group.add_argument("--embedding-size", type=size, metavar="E",
                        help="width of the embeddings (default: 128, but at most C / 2 and the "
-                       "teacher's; in the recipe paper always 128)")
+                       "teacher's; with --recipe paper always 128)")
     group.add_argument("--adapter-size", type=whole_number(0), metavar="A",
                        help="width of each recursion's adapters; if it is given, even as 0, there "
-                       "are no corrections by default (default: 0; in the recipe paper C / 16, "
+                       "are no corrections by default (default: 0; with --recipe paper C / 16, "
                        "unless nothing is shared or there are corrections)")
     group.add_argument("--correction-rank", type=whole_number(0), metavar="K",
                        help="rank of each recursion's own corrections of the shared matrices, 0 "
-                       "for none (default: C / 8, but at most I; 0 in the recipe paper, with "
+                       "for none (default: C / 8, but at most I; 0 with --recipe paper, with "
                        "--adapter-size, or if nothing is shared)")
     group.add_argument("--num-attention-heads", type=size, metavar="H",
                        help="attention heads, which must divide C (default: the teacher's; "
@@ -1234,8 +1247,8 @@ def add_model_flags(parser):
     group.add_argument("--intermediate-size", type=size, metavar="I",
                        help="width of the feed-forward (default: the teacher's; 4 C without one)")
     group.add_argument("--tie-decoder", action=argparse.BooleanOptionalAction, default=None,
-                       help="use the word embeddings as the output matrix, too (default: yes; in "
-                       "the recipe paper: no)")
+                       help="use the word embeddings as the output matrix, too (default: yes; "
+                       "with --recipe paper: no)")
 
 
 def add_loss_flags(parser):
@@ -1362,7 +1375,7 @@ def arguments(argv):
     if args.warmup > args.steps:
         raise ValueError(f"--warmup {args.warmup} is more than --steps {args.steps}")
     if args.student is not None:
-        args.init = ""                                   # none: the student keeps its weights
+        args.init = ""                                   # the student keeps its own weights
     elif args.init is None:
         args.init = "sharp" if args.teacher == "none" else "teacher"
     return args
@@ -1429,41 +1442,55 @@ def run(args, given):
         steps=args.steps, lr=args.lr, warmup=args.warmup, weight_decay=args.weight_decay,
         seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
         save_every=args.save_every, out=args.out, resume=args.resume)
-    choose_compilation(args, processes)
-    student = make_student(args, teacher, tokenizer.vocab_size)
+    args.compile, args.cuda_graphs = choose_compilation(args, processes)
+    start_model = None                                   # the model of --student
+    if args.student is not None:
+        start_model = load(fetch(args.student))
+    student = make_student(args, teacher, start_model, tokenizer.vocab_size)
     loss_weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
-    if not any(name in loss_weights for name in ("mlm", "output", "elastic")):
-        # No loss would train the head, and it would no longer fit the layers, which are trained.
+    trains_head = any(name in loss_weights for name in ("mlm", "output", "elastic"))
+    if not trains_head:
+        # The head would no longer fit the layers, which are trained.
         student.head = None
-        if args.student is not None:
+    if start_model is not None:
+        had_head = start_model.head is not None
+        if trains_head and not had_head:
+            print(f"--student {args.student}: it has no MLM head, so it gets one with random "
+                  "values")
+        if had_head and not trains_head:
             print(f"--student {args.student}: no loss trains its MLM head, so {args.out} gets none")
     check_models(args, teacher, student, tokenizer, loss_weights)
     settings = distillation_settings(args, options, bf16, loss_weights, teacher, student)
     inputs = [args.student, args.tokenizer] + folders_of(args.corpus)
     if teacher is not None:                              # "none" is a word, not a folder
         inputs.append(args.teacher)
-    with own_folder(args.out, "distill.py", settings, inputs, args, processes):
+    with lock_folder(args.out, "distill.py", settings, inputs, args, processes):
         distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16, processes)
 
 
 def choose_compilation(args, processes):
-    """Fill in --compile and --cuda-graphs where they are not given.
+    """Return whether to compile a step, and whether to run it as a CUDA graph: what --compile and
+    --cuda-graphs say or, where they are not given, a default.
 
     On a GPU a step is compiled, but not in the recipe quick, and a compiled step without
     micro-batches runs as a CUDA graph. ValueError if graphs are asked for where they cannot be.
     """
     has_gpu = processes.device.type == "cuda"
-    if args.compile is None:
-        args.compile = has_gpu and args.recipe != "quick"
-    # The first process has the most micro-batches. All look at it, so that they choose the same.
+    compile_losses = args.compile
+    if compile_losses is None:
+        compile_losses = has_gpu and args.recipe != "quick"
+    # All processes must choose the same. The first one has the most micro-batches, so each process
+    # counts those of the first one, not its own.
     first_process = processes._replace(rank=0)
     micro_batches = split_batch(args.batch_size, args.micro_batch_size, first_process)
-    can_use_graphs = has_gpu and args.compile and len(micro_batches) == 1
-    if args.cuda_graphs is None:
-        args.cuda_graphs = can_use_graphs
-    if args.cuda_graphs and not can_use_graphs:
+    can_use_graphs = has_gpu and compile_losses and len(micro_batches) == 1
+    cuda_graphs = args.cuda_graphs
+    if cuda_graphs is None:
+        cuda_graphs = can_use_graphs
+    if cuda_graphs and not can_use_graphs:
         raise ValueError("--cuda-graphs: this needs a GPU, --compile, no micro-batches, and a "
                          "batch that the processes share evenly")
+    return compile_losses, cuda_graphs
 
 
 def distillation_settings(args, options, bf16, loss_weights, teacher, student):
@@ -1505,9 +1532,9 @@ def folders_of(paths):
     return folders
 
 
-def own_folder(out, script, settings, inputs, args, processes):
-    """Return a context manager. In the first process it locks the folder `out` for this run; in the
-    others it does nothing."""
+def lock_folder(out, script, settings, inputs, args, processes):
+    """Return a context manager. In the first process it locks the folder `out` for this run (see
+    run_folder); in the others it does nothing."""
     if processes.rank > 0:
         return nullcontext()
     return run_folder(out, script, settings, inputs, args.resume, args.overwrite)
@@ -1593,8 +1620,8 @@ def distil(args, options, settings, teacher, student, tokenizer, loss_weights, b
     describe_corpus(corpus)
     settings = settings | {"corpus": corpus.digest}
     if args.resume and processes.rank == 0:
-        # run_folder has compared the settings before the corpus was read. Now they contain a hash
-        # of the corpus, so they are compared again.
+        # run_folder has compared all settings but the corpus, which was not read yet. Now the
+        # corpus is compared, too.
         saved_settings = read_run(args.out).get("settings", {})
         check_settings(os.path.join(args.out, RUN_FILE), saved_settings, settings)
     if args.init == "teacher":
@@ -1660,13 +1687,14 @@ def choose_losses(args, teacher, num_recursions, given=()):
             if name in possible:
                 loss_weights[name] = weight
             else:
-                # A default weight is dropped without a word; one from the command line is an error.
-                # With --teacher none check_flags has already refused it, so here a head is missing.
+                # A default weight is dropped without a message, but one from the command line is an
+                # error. With --teacher none check_flags has already refused it, so here a teacher
+                # has no head.
                 refuse_flags(given, [f"--{name}-weight"], "the teacher has no MLM head")
     if args.elastic > 0:
         if "output" in possible and num_recursions > 1:
             loss_weights["elastic"] = args.elastic
-        else:                                            # as above: only a flag is an error
+        else:                            # a default is dropped, but the flag would be an error
             refuse_flags(given, ["--elastic"],
                          "it needs a teacher with an MLM head and more than one recursion")
     if "output" not in loss_weights and "elastic" not in loss_weights:
@@ -1678,20 +1706,17 @@ def choose_losses(args, teacher, num_recursions, given=()):
     return loss_weights
 
 
-def make_student(args, teacher, vocab_size):
-    """Make a fresh student, or load the model of --student. If that has no head, it gets one."""
+def make_student(args, teacher, start_model, vocab_size):
+    """Make a fresh student or, if there is a start_model, a copy of it with the dropout of this
+    run. A copy has a head even if the start_model has none."""
     torch.manual_seed(args.seed)
-    if args.student is not None:
-        loaded = load(fetch(args.student))
-        if loaded.head is None:
-            print(f"--student {args.student}: it has no MLM head, so it gets one with random "
-                  "values")
-        config = replace(loaded.config, hidden_dropout_prob=args.dropout,
+    if start_model is not None:
+        config = replace(start_model.config, hidden_dropout_prob=args.dropout,
                          attention_probs_dropout_prob=args.dropout)
         student = MiniALBERT(config)
-        # The loaded values take the place of the fresh ones. If the loaded model has no head, the
-        # student's keeps its fresh values.
-        student.load_state_dict(student.state_dict() | loaded.state_dict())
+        # The values of the start_model take the place of the fresh ones. If it has no head, the
+        # student's head keeps its fresh values.
+        student.load_state_dict(student.state_dict() | start_model.state_dict())
         return student
     config = student_config(args, teacher, vocab_size)
     # If the memory is too small, parsing raises MemoryError("the student"). run_command prints it
@@ -1705,9 +1730,9 @@ def make_student(args, teacher, vocab_size):
 
 
 def usual_number_of_heads(C):
-    """Return the largest number of attention heads that divides C and gives each a width of at
-    least 32, or 1 if there is none."""
-    num_heads = max(1, C // 32)
+    """Return the largest number of attention heads, at most 1024, that divides C and gives each a
+    width of at least 32, or 1 if there is none."""
+    num_heads = max(1, min(C // 32, 1024))
     while C % num_heads != 0:
         num_heads -= 1
     return num_heads
@@ -1735,15 +1760,15 @@ def student_config(args, teacher, vocab_size):
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
     # Recursions that share a layer would all compute the same. So by default each gets some
-    # parameters of its own: adapters in the recipe paper, corrections in the others. If
+    # parameters of its own: adapters with --recipe paper, corrections in the other recipes. If
     # --adapter-size is given, even as 0, nothing is added here.
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
-    if shares_layers and args.adapter_size is None:
-        if args.recipe == "paper":
-            if shape["correction_rank"] == 0:            # else --correction-rank replaces them
-                shape["adapter_size"] = max(1, C // 16)
-        elif args.correction_rank is None:
-            shape["correction_rank"] = max(1, min(C // 8, shape["intermediate_size"]))
+    adds_own_parts = shares_layers and args.adapter_size is None
+    is_paper = args.recipe == "paper"
+    if adds_own_parts and is_paper and shape["correction_rank"] == 0:
+        shape["adapter_size"] = max(1, C // 16)
+    if adds_own_parts and not is_paper and args.correction_rank is None:
+        shape["correction_rank"] = max(1, min(C // 8, shape["intermediate_size"]))
     return Config(**shape)
 
 
@@ -1849,8 +1874,8 @@ def print_accuracy_after(accuracy_after):
         print(f"{name:9}" + "".join(f"{accuracy:7.1%}" for accuracy in accuracies))
 
 
-def describe_run(distillation, steps, first_step, device):
-    """Print what will be trained, and an estimate of the time, from a few timed passes."""
+def seconds_of_a_step(distillation, device):
+    """Time a few passes forward and backward, which change nothing -> seconds of the fastest."""
     distillation.student.train()                         # as in the steps that follow
     fastest = math.inf
     for _ in range(4):                                   # the first ones are slower
@@ -1861,13 +1886,21 @@ def describe_run(distillation, steps, first_step, device):
         if device.type == "cuda":
             torch.cuda.synchronize()
         fastest = min(fastest, time.perf_counter() - begin)
+    return fastest
+
+
+def describe_run(distillation, steps, first_step, device):
+    """Print what will be trained, and an estimate of the time."""
+    seconds = 0.0
+    if first_step < steps:                               # a finished run may be resumed, too
+        seconds = seconds_of_a_step(distillation, device)
     print(f"device   {device}, {'bfloat16' if distillation.bf16 else 'float32'}")
     if distillation.pairs:
         pairs = " ".join(f"{r + 1}-{layer + 1}" for r, layer in distillation.pairs)
         print(f"layers   {pairs} (student-teacher)")
     terms = " + ".join(f"{weight:g} {name}" for name, weight in distillation.loss_weights.items())
     print(f"loss     {terms}")
-    minutes = fastest * (steps - first_step) / 60
+    minutes = seconds * (steps - first_step) / 60
     print(f"steps    {steps - first_step:,} of {distillation.tokens_per_step:,} tokens: "
           f"{minutes:.1f} min", flush=True)
 

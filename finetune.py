@@ -52,7 +52,7 @@ from data import (UNKNOWN_CHARACTERS_REMEDY, Tokenizer, count_characters, docs_o
 from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin_or_resume,
                      broadcast, can_match_layers, device_of, explaining_failures, fingerprint,
                      first_process_first, folders_of, given_flags, hidden_loss, leave_processes,
-                     match_layers, number, output_loss, own_folder, refuse_flags, resume_settings,
+                     lock_folder, match_layers, number, output_loss, refuse_flags, resume_settings,
                      set_up_processes, split_batch, to_device, train, uses_bf16, whole_number)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Task, check_labels, check_usable, detailed_scores,
@@ -1287,7 +1287,8 @@ def run(args):
         "batch_size": args.batch_size, "dropout": args.dropout, "weight_decay": args.weight_decay,
         "length": length, "stride": args.stride, "bf16": bf16}
     settings |= fingerprints_of_saved(model_path, task, args.recursions)
-    with own_folder(out, "finetune.py", settings, folders_read(args, model_path), args, processes):
+    inputs = folders_read(args, model_path)
+    with lock_folder(out, "finetune.py", settings, inputs, args, processes):
         print_task(task, splits)
         encoded = encode_splits(task, splits, tokenizer)
         check_language(encoded["train"].features, tokenizer, model_path)

@@ -6,9 +6,10 @@ The paper: MiniALBERT: Model Distillation via Parameter-Efficient Recursive Tran
 - recursion: one layer is applied num_hidden_layers times with the same weights; or there are a few
   layers, and each is applied several times in a row
 - factorised embeddings: the tables have a small width E; a linear layer widens them to C
-- some parameters of its own for each recursion: two bottleneck adapters, small modules through
-  which the hidden states pass before attention and before the feed-forward, as in the paper; or
-  low-rank corrections, which are added to the layer's six matrices; or both
+- each recursion has a few parameters of its own: in the paper two bottleneck adapters, which are
+  small modules that change the hidden states, one before attention and one before the
+  feed-forward. Here they can also be corrections: low-rank matrices, which are added to the
+  layer's six matrices
 
 One class serves for teacher and student, because a BERT is a MiniALBERT that shares nothing.
 
@@ -206,7 +207,8 @@ class Attention(nn.Module):
         else:
             # This computes the same attention, but does not return the map and need not store it.
             # The results differ by rounding and by the random numbers of dropout. They also differ
-            # in a sequence that is all padding: context is 0 here, and the mean of value above.
+            # in a sequence that is all padding. There context is 0 here; above it is the mean of
+            # the rows of value.
             dropout_prob = self.dropout_prob if self.training else 0.0
             context = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=dropout_prob)
@@ -335,8 +337,8 @@ class Layer(nn.Module):
 class Head(nn.Module):
     """The parameters of BERT's masked-language-model head.
 
-    A tied head has no decoder of its own: the transposed embeddings take its place. So the head
-    cannot be applied alone, and what it computes stands in MiniALBERT.predict.
+    A tied head has no decoder of its own: the transposed embeddings take its place. So this class
+    has no forward(). MiniALBERT.predict uses these parameters and the embeddings.
     """
 
     def __init__(self, config):
@@ -401,8 +403,8 @@ class MiniALBERT(nn.Module):
         hidden: a list of R + 1 tensors (B, T, C), the embeddings and the output of each recursion
         attention: {r: log-probabilities (B, H, T, T)} for each r in maps
         ValueError if maps names a recursion that the model does not have, if ids is not (B, T), if
-        mask has another shape than ids, or if it has negative numbers. (Some libraries add their
-        masks to the scores; such a mask is negative at padding.)
+        mask or segments has another shape than ids, or if mask has negative numbers. (Some
+        libraries add their masks to the scores; such a mask is negative at padding.)
         """
         R = self.config.num_hidden_layers
         maps = list(maps)                                # an iterator could be read only once
@@ -415,11 +417,15 @@ class MiniALBERT(nn.Module):
             if mask.shape != ids.shape:
                 raise ValueError(f"mask is {list(mask.shape)}, ids is {list(ids.shape)}: they must "
                                  "have the same shape")
-            # Only floats are looked at, because reading a mask makes the program wait for a GPU.
-            if mask.is_floating_point() and (mask < 0).any():
+            # A boolean mask has no negative numbers, so it is not read: the program would have to
+            # wait for a GPU.
+            if mask.dtype != torch.bool and (mask < 0).any():
                 raise ValueError("mask has negative numbers, but it must be 1 at real tokens and 0 "
                                  "at padding")
             mask = mask.bool()[:, None, None, :]         # (B, 1, 1, T): no token looks at padding
+        if segments is not None and segments.shape != ids.shape:
+            raise ValueError(f"segments is {list(segments.shape)}, ids is {list(ids.shape)}: they "
+                             "must have the same shape")
         x = self.embeddings(ids, segments)               # (B, T, C)
         hidden = [x]
         attention = {}
@@ -464,9 +470,9 @@ def keep_recursions(model, num_kept):
     """Remove all recursions of a model but the first num_kept, in place.
 
     The layers that no kept recursion applies are removed, too. ValueError if the model has fewer
-    recursions, or if a kept one would apply another layer than before. For example, 6 recursions
-    with 2 layers apply the layers 0 0 0 1 1 1, so the first 4 apply 0 0 0 1. But layer_numbers
-    gives 0 0 1 1 for 4 recursions with 2 layers, and a Config cannot say anything else.
+    recursions, or if no Config describes the shorter model. For example, 6 recursions with 2 layers
+    apply the layers 0 0 0 1 1 1. The first 4 of them apply 0 0 0 1, but a model of 4 recursions
+    with 2 layers always applies 0 0 1 1 (see layer_numbers).
     """
     G = model.config.num_hidden_groups
     R = model.config.num_hidden_layers
@@ -524,7 +530,9 @@ def initialise(model, plain=False):
     [PAD] in its word table is 0. By default, four things are changed after that:
 
     - query and key weights are 4 times larger. Without this the maps of a model of width 128 are
-      almost uniform at first. The scores grow with the width: at 768 the maps start much sharper
+      almost uniform at first. The scores grow with the width: at 768 the maps start much sharper.
+      (If the embeddings are factorised and there are no adapters, the first recursion's map is
+      almost uniform all the same, because what the projection returns is small)
     - an adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input
     - a correction's `up` is 0, so that up @ down is 0 and the shared matrix is used unchanged
     - the position table holds sinusoids of the same size (root mean square 0.02), so that the
@@ -548,7 +556,8 @@ def initialise(model, plain=False):
         for low_rank in correction.values():
             low_rank.up.zero_()
     num_positions, width = model.embeddings.position.weight.shape
-    # In each pair of columns sin**2 + cos**2 is 1, so the root mean square of a row is 1 / sqrt(2).
+    # In each pair of columns sin**2 + cos**2 is 1. So the root mean square of a row is 1 / sqrt(2),
+    # if its width is even.
     # Multiplying by 0.02 * sqrt(2) makes it 0.02.
     model.embeddings.position.weight.copy_(0.02 * 2**0.5 * sinusoids(num_positions, width))
 

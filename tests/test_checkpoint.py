@@ -1331,6 +1331,12 @@ def test_a_run_may_overwrite_into_a_folder_of_notes(tmp_path):
     assert read_json(tmp_path / "run.json")["script"] == "distill.py"
 
 
+def test_a_folder_without_a_name_is_refused():
+    with pytest.raises(ValueError, match="^--out is empty"):
+        with run_folder("", "distill.py", SETTINGS, []):
+            pass
+
+
 def test_a_run_that_writes_nothing_leaves_no_folder(tmp_path):
     with pytest.raises(RuntimeError, match="odd"):
         with run_folder(str(tmp_path / "new" / "out"), "distill.py", SETTINGS, []):

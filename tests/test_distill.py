@@ -1328,7 +1328,7 @@ def test_processes_that_cannot_meet_are_an_error_of_the_user(monkeypatch):
                    "MASTER_PORT": "abc"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="^MASTER_ADDR, MASTER_PORT: not where the processes can"):
+    with pytest.raises(ValueError, match="^MASTER_ADDR, MASTER_PORT: not an address at which"):
         distill.set_up_processes("cpu", 4)
 
 
@@ -1348,7 +1348,7 @@ def test_to_evaluate_needs_no_batch_for_each_process(monkeypatch):
     environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "17", "MASTER_PORT": "abc"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="^MASTER_ADDR, MASTER_PORT: not where the processes can"):
+    with pytest.raises(ValueError, match="^MASTER_ADDR, MASTER_PORT: not an address at which"):
         distill.set_up_processes("cpu", None)
 
 
@@ -1521,8 +1521,7 @@ SECOND_OF_TWO = Processes(1, 1, 2, torch.device("cuda:1"))
 ])
 def test_what_is_compiled_and_runs_as_cuda_graphs(words, processes, expected):
     args = distill.arguments(words.split())
-    distill.choose_compilation(args, processes)
-    assert (args.compile, args.cuda_graphs) == expected
+    assert distill.choose_compilation(args, processes) == expected
 
 
 @pytest.mark.parametrize("words, processes", [
@@ -2169,7 +2168,8 @@ def test_a_student_from_a_checkpoint_can_be_stopped_and_resumed(toy, whole, tmp_
     assert model_bytes(tmp_path / "a") != model_bytes(whole)
 
 
-@pytest.mark.parametrize("C, expected", [(8, 1), (100, 2), (128, 4), (384, 12), (97, 1), (768, 24)])
+@pytest.mark.parametrize("C, expected", [
+    (8, 1), (100, 2), (128, 4), (384, 12), (97, 1), (768, 24), (65536, 1024), (2**31 - 1, 1)])
 def test_without_a_teacher_the_number_of_heads_divides_the_width(C, expected):
     assert distill.usual_number_of_heads(C) == expected
 
@@ -2242,6 +2242,10 @@ def test_a_student_that_loses_its_head_says_so(toy, tmp_path, capsys):
     assert load(tmp_path / "run").head is None
     assert f"/teacher: no loss trains its MLM head, so {tmp_path}/run gets none" in (
         capsys.readouterr().out)
+    more[-1] = toy / "headless"                          # this one has none to lose
+    assert distill.main(distill_flags(toy, tmp_path / "other", *more)) is None
+    assert load(tmp_path / "other").head is None
+    assert "--student" not in capsys.readouterr().out
 
 
 def test_without_attention_and_hidden_losses_the_numbers_of_layers_need_not_divide(
@@ -2276,7 +2280,7 @@ def test_the_papers_recipe_has_the_choices_of_the_authors_scripts():
         "mlm_weight": 1, "attention_weight": 3 / 256, "hidden_weight": 3, "output_weight": 5,
         "embedding_weight": 0}.items()
     teacher = noisy_model(Config(V, 160, 160, 12, 12, 4, F))
-    student = distill.make_student(args, teacher, V)
+    student = distill.make_student(args, teacher, None, V)
     assert vars(student.config).items() >= {
         "num_hidden_layers": 6, "num_hidden_groups": 1, "adapter_size": 10, "embedding_size": 128,
         "hidden_size": 160, "num_attention_heads": 4, "intermediate_size": F, "tie_decoder": False,
@@ -2333,7 +2337,7 @@ def test_a_fresh_student_is_shaped_by_its_teacher(num_layers, expected):
     teacher = noisy_model(Config(V, 32, 32, num_layers, num_layers, 4, F,
                                  max_position_embeddings=65, type_vocab_size=3,
                                  tie_decoder=False))
-    config = distill.make_student(distill.arguments([]), teacher, V).config
+    config = distill.make_student(distill.arguments([]), teacher, None, V).config
     assert config == Config(V, 16, 32, expected, 1, 4, F, 0.0, 0.0, max_position_embeddings=65,
                             type_vocab_size=3, correction_rank=4, tie_decoder=True)
 
@@ -2386,13 +2390,13 @@ def test_a_tokenizer_a_text_and_the_embeddings_may_just_fit_into_the_models():
 def test_flags_shape_a_fresh_student():
     teacher = noisy_model(Config(V, 32, 32, 12, 12, 4, F))
     flags = "--num-hidden-groups 3 --num-hidden-layers 3 --embedding-size 32"
-    config = distill.make_student(distill.arguments(flags.split()), teacher, V).config
+    config = distill.make_student(distill.arguments(flags.split()), teacher, None, V).config
     assert config.is_bert
     assert config.num_hidden_layers == 3
     flags = ("--num-hidden-layers 4 --num-hidden-groups 2 --hidden-size 48 --embedding-size 10 "
              "--adapter-size 7 --num-attention-heads 6 --intermediate-size 50 --no-tie-decoder "
              "--dropout 0.3")
-    config = distill.make_student(distill.arguments(flags.split()), teacher, V).config
+    config = distill.make_student(distill.arguments(flags.split()), teacher, None, V).config
     assert config == Config(V, 10, 48, 4, 2, 6, 50, 0.3, 0.3, adapter_size=7, tie_decoder=False)
 
 
@@ -2413,7 +2417,7 @@ def test_the_seed_decides_a_fresh_students_values():
     first_values = []
     for seed in ("1", "1", "2"):
         torch.manual_seed(0)
-        student = distill.make_student(distill.arguments(["--seed", seed]), teacher, V)
+        student = distill.make_student(distill.arguments(["--seed", seed]), teacher, None, V)
         first_values.append(student.layers[0].output.weight)
     assert torch.equal(first_values[0], first_values[1])
     assert not torch.equal(first_values[0], first_values[2])

@@ -94,12 +94,18 @@ def test_maps_may_be_an_iterator():
 
 @pytest.mark.parametrize("make_mask", [
     lambda mask: mask[:, :1], lambda mask: mask[:, None, None, :], lambda mask: mask[0],
-    lambda mask: (1 - mask.float()) * -1e4])
+    lambda mask: (1 - mask.float()) * -1e4, lambda mask: (1 - mask) * -10000])
 def test_a_mask_of_another_kind_is_refused(make_mask):
     mask = torch.ones(B, T, dtype=torch.long)
     mask[:, -1] = 0
     with pytest.raises(ValueError, match="mask"):
         random_model()(torch.zeros(B, T, dtype=torch.long), make_mask(mask))
+
+
+def test_segments_of_another_shape_are_refused():
+    ids = torch.zeros(B, T, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"segments is \[7\], ids is \[3, 7\]"):
+        random_model()(ids, segments=ids[0])
 
 
 def test_ids_without_a_batch_are_refused():
@@ -139,6 +145,9 @@ def test_a_loss_that_is_not_known_is_not_left_out(teacher, tokenizer):
     batches = OwnBatches(tokenizer, 4, 16)
     with pytest.raises(ValueError, match="loss_weights has 'attn', but the losses are mlm"):
         Distillation(student, teacher, batches, {"mlm": 1.0, "attn": 3.0})
+    shallow = MiniALBERT(replace(student.config, num_hidden_layers=1))
+    with pytest.raises(ValueError, match="more than one recursion"):
+        Distillation(shallow, teacher, batches, {"output": 1.0, "elastic": 1.0})
     with pytest.raises(ValueError, match="without a teacher"):
         Distillation(student, None, batches, {"mlm": 1.0, "output": 1.0})
 
