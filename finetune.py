@@ -96,11 +96,11 @@ class Classifier(nn.Module):
         """Compute logits (B, T, n) from the last hidden states (B, T, C)."""
         logits = self.output(self.dropout(states)).float()                    # (B, T, n)
         if self.is_qa:
-            # An answer begins and ends in the context, which is in segment 1, or at [CLS], position
-            # 0, which means "no answer". All other places in segment 0, the question and the
-            # padding, get very low logits. These are not -inf, with which the KL divergence from a
-            # teacher would be nan. (The last [SEP] is in segment 1, too. It competes in training,
-            # but not in prediction, because it is not among a Feature's positions.)
+            # Where may an answer begin or end? In the context, which is in segment 1, or at [CLS],
+            # position 0, which means "no answer". (The last [SEP] is in segment 1, too, but not
+            # among a Feature's positions.) All other places, the question and the padding, get very
+            # low logits. These are not -inf, with which the KL divergence from a teacher would be
+            # nan.
             position = torch.arange(segments.shape[1], device=segments.device)
             is_forbidden = (segments == 0) & (position > 0)                   # (B, T)
             logits = logits.masked_fill(is_forbidden[:, :, None], -1e4)
@@ -133,8 +133,8 @@ class Feature(NamedTuple):
         labels          [position of the answer's first token, position of its last token], or
                         [0, 0] if this window does not have all of the answer
 
-    A label that is not known is nan; in question answering the two are [0, 0] then. Only training
-    reads the labels, and there all of them are known.
+    A label that is not known is nan. Only training reads the labels, and there all of them are
+    known (see check_trainable).
     """
     ids: np.ndarray         # (T,) token numbers
     num_before: int         # tokens before the text, or before the second text if there are two
@@ -200,9 +200,9 @@ def tokenise_examples(task, examples, tokenizer):
         if task.kind == "qa":
             first_room = room // 3                       # two thirds are kept for the context
         else:
-            # Half of the room is kept for the second text, or less if it is shorter. The first text
-            # may fill the rest. If the first one is short, text_feature gives the second one all
-            # that is left.
+            # If not both texts fit, half of the room is kept for the second one, or less if it is
+            # shorter, and the first one gets the rest. If the first one is short, the second one
+            # gets more than half: text_feature gives it all that is left.
             kept_for_second = min(len(encoding.ids), room // 2)
             first_room = room - kept_for_second
         prefixes.append([tokenizer.cls_id] + first_ids[:first_room] + [tokenizer.sep_id])
@@ -287,6 +287,8 @@ def answer_features(task, example_number, example, prefix, encoding, tokenizer):
         stands_for = np.array(spans, np.int32)                                # (tokens, 2)
         positions = range(len(prefix), len(prefix) + end - begin)
         labels = [0, 0]                  # [CLS]: this window does not have all of the answer
+        if example.label is None:
+            labels = [math.nan, math.nan]                # the answer is not known
         if answer_tokens:
             first_token = answer_tokens[0]
             last_token = answer_tokens[-1]
@@ -310,8 +312,11 @@ def spans_of_words(word_of_token, offsets):
 
 
 def tokens_of_answer(example, offsets):
-    """List the numbers of the context's tokens that overlap the first right answer; [] if there is
-    none. offsets: for each token (first character, one past the last)."""
+    """List the numbers of the context's tokens that overlap the first right answer.
+
+    The list is empty if the question has no answer, or if no token is in the answer. offsets: for
+    each token (first character, one past the last)
+    """
     if not example.label:
         return []
     answer_begin, answer = example.label[0]
@@ -457,22 +462,22 @@ class TaskLoss:
             # This is done before the numbers become float32, which has seven digits only.
             labels = (labels - self.task.mean) / self.task.sd
         # These count the whole batch, with the rows of other processes. In tagging a batch has no
-        # label if no word begins in its windows. Then the sums over labels are 0, divided by 1.
+        # label if no word begins in its windows. Then its loss is 0 / 1, not 0 / 0.
         num_labels = max(1, np.count_nonzero(~np.isnan(labels)))
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            # `rows` are the rows of this micro-batch. There is_counted is True at the tokens that
-            # the hidden loss counts. is_labelled is True where there is a label; the other losses
-            # count these.
+            # rows: the rows of this micro-batch
+            # is_counted: True at its real tokens, over which the hidden loss is summed
+            # is_labelled: True where it has a label; over the labels the other losses are summed
             if begin < len(ids):
                 rows = slice(begin, end)
                 is_counted = mask[rows]
                 is_labelled = ~np.isnan(labels[rows])
             else:
-                # This micro-batch has no rows. But the gradients of all processes are summed, so
-                # every process must compute a gradient. This one computes row 0 and counts no label
-                # and no token of it: the losses and their gradient are 0.
+                # The batch is too short for this micro-batch. But the gradients of all processes
+                # are summed, so every process must compute one. This one takes row 0 and counts
+                # nothing of it: all losses and their gradients are 0.
                 rows = slice(0, 1)
                 is_counted = np.zeros_like(mask[rows])
                 is_labelled = np.zeros_like(labels[rows], dtype=bool)
@@ -530,10 +535,9 @@ class TaskLoss:
 def logits_of_labels(logits, label_indices, is_qa):
     """Select the logits from which each of the N labels is predicted.
 
-    In classification and tagging they are the n outputs at the label's token -> (N, n). In
-    regression n is 1. In qa a label is the position where the answer begins or ends, and all T
-    positions of its sequence compete. So there they are its T begin logits or its T end logits
-    -> (N, T).
+    classification, regression, tagging: the n outputs at the label's token -> (N, n)
+    qa: a label is a position, with which all T positions of its sequence compete. So it is
+        predicted from the T begin logits of the sequence, or from its T end logits -> (N, T)
 
     logits (B, T, n)
     label_indices (N,): where the labels stand in the flattened labels (B, T), in qa (B, 2)
@@ -667,24 +671,23 @@ def decode_answers(task, examples, features, logits, longest=30):
     """Return the text of the best answer to each question.
 
     The score of a span is the begin logit of its first token plus the end logit of its last. Spans
-    have at most `longest` tokens, and the best over all windows is taken. If task.unanswerable, the
-    answer is "" when in every window the sum of the two logits at [CLS] is higher than the best
-    score.
+    have at most `longest` tokens, and the best over all windows is taken.
+
+    If task.unanswerable, the answer is "" where the no-answer score is higher than that. In a
+    window it is the sum of the two logits at [CLS]. A window without the answer rightly has a high
+    one, so that of a question is the lowest of its windows.
     """
     best_score = [-np.inf] * len(examples)
     best_text = [""] * len(examples)
-    no_answer_score = [np.inf] * len(examples)           # the lowest over the windows
+    no_answer_score = [np.inf] * len(examples)
     for feature, rows in zip(features, logits):
         i = feature.example_number
-        # A window without the answer rightly has a high score at [CLS]. So there is no answer only
-        # if the lowest of these scores is still higher than the best span's.
-        no_answer_score[i] = min(no_answer_score[i], rows[0].sum())
+        no_answer_score[i] = min(no_answer_score[i], rows[0].sum())           # row 0 is [CLS]
         if not feature.positions:                        # the context has no tokens
             continue
-        # Row 0 was that of [CLS]. From here on 0 is the window's first token of the context, as in
-        # stands_for.
-        begin_logits = rows[1:, 0]                       # (positions,)
-        end_logits = rows[1:, 1]
+        context_rows = rows[1:]          # row j belongs to feature.stands_for[j]
+        begin_logits = context_rows[:, 0]                # (positions,)
+        end_logits = context_rows[:, 1]
         scores = begin_logits[:, None] + end_logits[None, :]                  # (first, last token)
         tokens = np.arange(len(begin_logits))
         span_length = tokens[None, :] - tokens[:, None] + 1
@@ -774,8 +777,12 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     encoder = MiniALBERT(config, head=False)
     if mode != "random":
         saved_model.head = None                          # the encoder has no MLM head
-        # New adapters are not in the saved model, so they are not loaded. They are fitted below.
-        encoder.load_state_dict(saved_model.state_dict(), strict=not adds_adapters)
+        weights = saved_model.state_dict()
+        if adds_adapters:
+            # The new adapters are not in the saved model: they are fitted below.
+            encoder.load_state_dict(weights, strict=False)
+        else:
+            encoder.load_state_dict(weights)
     if adds_adapters:
         ids, mask, segments = to_device(torch.device("cpu"), *sample)
         fit_adapters_to_identity(encoder, ids, mask, segments)
@@ -959,8 +966,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
     steps = args.steps
     if steps is None:
         steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
-    # The runs that choose a learning rate use fewer Features than the final run. The number of
-    # Features in the folder's name keeps the two apart.
+    # best_rate trains on nine tenths of the Features, with the same mode, rate and seed. The number
+    # of Features gives its folder another name than that of the final run.
     out = os.path.join(tuning.out, f"{mode}-{len(features)}-lr{lr:g}-seed{seed}")
     if tuning.processes.rank == 0:                       # it alone writes, and owns tuning.out
         os.makedirs(out, exist_ok=True)
@@ -968,8 +975,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
         steps=steps, lr=lr, warmup=steps // 10, weight_decay=args.weight_decay, seed=seed,
         log_every=args.log_every, eval_every=args.eval_every, save_every=args.save_every, out=out,
         resume=args.resume)
-    # tuning.settings has --steps, --lr, --seed and --hidden-weight as they were given: --steps may
-    # be None, and --lr a list. The values of this run take their place.
+    # The settings of the command say which runs it makes: there --lr may be a list, and --steps
+    # None. This run has its own values, which take their place here.
     settings = dict(tuning.settings)
     settings.update(resume_settings(options, args.batch_size, args.dropout, tuning.bf16))
     settings["hidden_weight"] = tuning.hidden_weight
@@ -994,8 +1001,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
         print("\nstopped after this run: the same command, with --resume and without --overwrite, "
               "goes on from there")
         raise SystemExit(128 + signals[0])               # as in train()
-    # The first dev set is not measured yet if train() has not called measure(): it does so in rank
-    # 0 alone, and not at all if a finished run was resumed.
+    # train() has called measure() in rank 0, unless a finished run was resumed. What it has not
+    # measured is measured here.
     not_measured = {name: split for name, split in splits.items() if name not in results}
     results.update(evaluate_splits(model, task, not_measured, tuning.bf16))
     seconds = time.perf_counter() - begin_time
@@ -1083,7 +1090,8 @@ def arguments(argv):
                        help="use only the first R recursions of the --model, or layers of a BERT, "
                        "to train or to predict: it is faster then (default: all)")
     group.add_argument("--distill-from", metavar="DIR",
-                       help="also learn from this model, which was fine-tuned for the same task")
+                       help="also learn from this model, which was fine-tuned for the same task "
+                       "(for files of yours: of the same kind, with the same labels)")
     group.add_argument("--hidden-weight", type=number(), metavar="W",
                        help="with --distill-from: weight of 1 - cosine of the hidden states with "
                        "the teacher's (default: 3; 0 with --freeze, and where they cannot be "
@@ -1109,8 +1117,8 @@ def arguments(argv):
     group.add_argument("--data", metavar="DIR",
                        help="folder with the files of the GLUE task (default: download them)")
     group.add_argument("--train", nargs="+", action="extend", metavar="FILE",
-                       help="your own training files: .tsv, .csv or .jsonl with named columns; "
-                       "for tagging CoNLL; for qa SQuAD")
+                       help="your own training files: .tsv, .txt, .csv or .jsonl with named "
+                       "columns; for tagging CoNLL; for qa SQuAD")
     group.add_argument("--dev", nargs="+", action="extend", metavar="FILE",
                        help="files to measure on (default: a tenth of --train is held out)")
     group.add_argument("--test", nargs="+", action="extend", metavar="FILE",
@@ -1137,10 +1145,10 @@ def arguments(argv):
     parser.set_defaults(mode="all")
     group.add_argument("--lr", type=number(), nargs="+", action="extend", metavar="X",
                        help="highest learning rate; of several the best is chosen on a tenth of "
-                       "the training set (default: 5e-5, with a hidden loss 1.5e-4; 1e-3 for "
-                       "adapters or the head alone, but for corrections 2.5e-4, with a hidden "
-                       "loss 5e-4; without --task 4e-4, and 2e-4 for a model with corrections; "
-                       "each times 768 / C)")
+                       "the training set (default, each times 768 / C: for the whole model 5e-5, "
+                       "with a hidden loss 1.5e-4, and without --task 4e-4, or 2e-4 if it has "
+                       "corrections; for adapters or the head alone 1e-3; for corrections alone "
+                       "2.5e-4, with a hidden loss 5e-4)")
     group.add_argument("--seeds", type=whole_number(1), default=1, metavar="N",
                        help="number of runs, with the seeds --seed, --seed + 1, ...; the mean and "
                        "the standard deviation are printed (default: 1)")
@@ -1337,9 +1345,9 @@ def fingerprints_of_saved(path, task, recursions):
     """Load a model for a task and compute hashes of its encoder and its saved head, beside the
     encoder's shape: {name: hash or shape}.
 
-    By them --resume sees whether the model is still the same. A new head and new adapters are not
-    hashed: each run computes them again, and another processor may round them differently.
-    ValueError if the model cannot be loaded for this task.
+    By them --resume sees whether the model is still the same. The model is loaded as it was saved,
+    without new adapters, and a new head is not hashed. Each run makes these again, and another
+    processor may round them differently. ValueError if the model cannot be loaded for this task.
     """
     model, _ = load_classifier(path, task, recursions=recursions)
     fingerprints = {"encoder": fingerprint(model.encoder), "shape": vars(model.encoder.config),
@@ -1374,7 +1382,14 @@ def print_task(task, splits):
 
 
 def print_cut(task, splits, tokenizer):
-    """Print for each Split how many of its texts are longer than --length and were cut."""
+    """Print for each Split how many of its texts are longer than --length and were cut, and in qa
+    how many answers cannot be learned."""
+    if task.kind == "qa":
+        num_lost = count_lost_answers(splits["train"])
+        if num_lost > 0:
+            print(f"{num_lost:,} of {len(splits['train'].examples):,} questions to train on have "
+                  "an answer that no window has whole: they are learned as questions without an "
+                  "answer", flush=True)
     for name, split in splits.items():
         num_cut = count_cut(task, split, tokenizer)
         if num_cut > 0:
@@ -1383,6 +1398,17 @@ def print_cut(task, splits, tokenizer):
                 set_name = "training set"
             print(f"{num_cut:,} of {len(split.examples):,} texts of the {set_name} are longer than "
                   f"--length {task.length} and were cut", flush=True)
+
+
+def count_lost_answers(split):
+    """Count the questions of a Split that have an answer, which none of their windows has whole,
+    because it has too many tokens or none."""
+    in_a_window = set()                                  # the numbers of the other questions
+    for feature in split.features:
+        if feature.labels != [0, 0]:
+            in_a_window.add(feature.example_number)
+    return sum(1 for number, example in enumerate(split.examples)
+               if example.label and number not in in_a_window)
 
 
 def count_cut(task, split, tokenizer):
@@ -1432,6 +1458,10 @@ def run_mode(tuning, splits, mode, rates, saves_model):
             for split_name, result in results.items():
                 write_predictions(tuning.out, tuning.task, split_name,
                                   splits[split_name].examples, result.predictions)
+            # An earlier call, which this one resumes, may have had a --test that this one has not.
+            old_path = os.path.join(tuning.out, "test.jsonl")
+            if "test" not in results and os.path.isfile(old_path):
+                os.remove(old_path)
     return results_of_seeds
 
 
@@ -1463,11 +1493,19 @@ def choose_length(length, kind, num_positions):
 def default_rate(mode, task_name, config, learns_hidden=False):
     """Return the learning rate for a mode and a model with this Config.
 
-    learns_hidden: whether there is a hidden loss. A higher rate is then better for corrections, and
-        with --task for a whole model (EXPERIMENTS.md)
+    task_name: the name in --task, or None without --task
+    learns_hidden: whether there is a hidden loss; a higher rate is better then (EXPERIMENTS.md)
 
-    Few parameters, a narrow model or few steps (without --task) need a higher rate. A correction is
-    a product, and both of its factors change, so it needs a lower rate than an adapter.
+    For a model as wide as bert-base the rates are these; a narrower one needs a higher rate:
+
+                                             no hidden loss          a hidden loss
+        corrections and the head             2.5e-4                  5e-4
+        adapters and the head, or the head   1e-3                    1e-3
+        the whole model                      5e-5                    1.5e-4
+        the whole model, without --task      4e-4; with corrections 2e-4
+
+    Few parameters need a higher rate, and so do the few steps without --task. A correction is a
+    product, and both of its factors change, so it needs a lower rate than an adapter.
     """
     has_corrections = config.correction_rank > 0
     if mode == "adapters" and has_corrections:
@@ -1476,15 +1514,14 @@ def default_rate(mode, task_name, config, learns_hidden=False):
             rate = 5e-4
     elif mode in ("adapters", "head"):
         rate = 1e-3
-    elif task_name is not None:                          # the whole model, on a task of --task
-        rate = 5e-5
-        if learns_hidden:
-            rate = 1.5e-4
-    else:                                                # the whole model, without --task
+    elif task_name is None:
         rate = 4e-4
         if has_corrections:
             rate = 2e-4
-    # The rates above are for a model as wide as bert-base. A narrower one needs a higher rate.
+    else:
+        rate = 5e-5
+        if learns_hidden:
+            rate = 1.5e-4
     return rate * 768 / config.hidden_size
 
 
@@ -1556,8 +1593,12 @@ def load_teacher(path, task, tokenizer):
     if path is None:
         return None
     teacher, saved_task = load_classifier(path)
-    check_same_task(f"--distill-from {path}", saved_task, task,
-                    "fine-tune a teacher for this task")
+    remedy = "fine-tune a teacher for this task"
+    check_same_task(f"--distill-from {path}", saved_task, task, remedy)
+    # Tasks of the user's own files have no names by which they could be told apart.
+    if saved_task.name in GLUE and task.name in GLUE and saved_task.name != task.name:
+        raise ValueError(f"--distill-from {path} was fine-tuned for {saved_task.name}, not for "
+                         f"{task.name}; {remedy}")
     change_normalisation(teacher.output, saved_task, task)
     if Tokenizer(path).digest != tokenizer.digest:
         raise ValueError(f"--distill-from {path}: its tokenizer differs from the model's")

@@ -1119,7 +1119,9 @@ def test_accents_are_kept_where_the_files_say_so(tmp_path):
 def test_line_ends_and_odd_words_in_a_vocabulary_do_not_shift_the_numbers(tmp_path):
     odd = SPECIAL_TOKENS + ["a\u2028b", "\x85", "\u00a0", "last"]
     text = "\n".join(odd)
-    for variant in (text, text + "\n", text + "\n\n\n", (text + "\n").replace("\n", "\r\n"), "\ufeff" + text):
+    with_line_end = text + "\n"
+    for variant in (text, with_line_end, with_line_end + "\n\n", "\ufeff" + text,
+                    with_line_end.replace("\n", "\r\n")):
         raw(tmp_path / "vocab.txt", variant)
         found = Tokenizer(str(tmp_path))
         assert found.vocab_size == len(odd) and found.backend.token_to_id("last") == len(odd) - 1

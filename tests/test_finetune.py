@@ -20,7 +20,7 @@ from conftest import (LETTERS, files_below, make_squad, make_task_of_kind, make_
                       noisy_model, note_first_process, randomise, write_documentation, write_file)
 from data import Tokenizer
 from distill import Processes, TrainingOptions, output_loss
-from finetune import (Classifier, TaskLoss, change_normalisation, check_language,
+from finetune import (Classifier, TaskLoss, change_normalisation, check_language, check_trainable,
                       choose_hidden_weight, choose_length, collate, decode, decode_answers,
                       default_rate, encode, encode_splits, evaluate_splits, first_dev_split,
                       fit_adapters_to_identity, load_classifier, load_encoder, main,
@@ -177,11 +177,10 @@ def test_a_text_without_a_label_becomes_a_batch_too(tokenizer):
     for kind in ALL_KINDS:
         task = make_task_of_kind(kind, LABELS[kind])
         examples = [example._replace(label=None) for example in make_examples(kind)]
-        labels = collate(list(encode(task, examples, tokenizer)), kind == "qa")[3]
-        if kind == "qa":
-            assert labels.tolist() == [[0, 0]] * 3       # [CLS]: no answer is known
-        else:
-            assert np.isnan(labels).all(), kind
+        features = list(encode(task, examples, tokenizer))
+        assert np.isnan(collate(features, kind == "qa")[3]).all(), kind
+        with pytest.raises(ValueError, match="example 0 has no label to train on"):
+            check_trainable(features)
 
 
 def test_a_batch_is_padded_and_labelled_where_the_head_is_read(tokenizer):
@@ -1993,6 +1992,15 @@ def test_a_teacher_of_other_labels_or_of_another_tokenizer_is_refused(
     assert f"--distill-from {tmp_path / 'teacher'}: its tokenizer differs" in error
 
 
+def test_a_teacher_of_another_task_of_glue_is_refused(
+        tmp_path, model, sentiment, tokenizer, capsys):
+    task = make_task_of_kind("classification", ["0", "1"], name="cola")
+    save_classifier(str(tmp_path / "teacher"), make_classifier(tokenizer, task), task, tokenizer)
+    error = fail(capsys, "--model", model, "--task", "sst2", "--data", sentiment,
+                 "--distill-from", tmp_path / "teacher", "--out", tmp_path / "o")
+    assert f"--distill-from {tmp_path / 'teacher'} was fine-tuned for cola, not for sst2" in error
+
+
 def test_a_teacher_with_fewer_positions_is_refused_before_the_training(
         tmp_path, model, sentiment, tokenizer, capsys):
     task = make_task_of_kind("classification", ["0", "1"], name="sst2")
@@ -2246,6 +2254,28 @@ def test_half_a_character_on_the_command_line_is_no_error(tokenizer, tmp_path, c
     task = make_task_of_kind("classification", ["x", "y"])
     save_classifier(str(tmp_path), make_classifier(tokenizer, task), task, tokenizer)
     assert "%" in run(capsys, "--model", tmp_path, "--predict", "good \udcff").out
+
+
+def test_it_is_said_how_many_answers_are_lost(tmp_path, model, capsys):
+    """At length 8 a window has at most 5 tokens of the context."""
+    squad = make_squad([("who", ["john lives in paris, not in"]), ("where", ["paris"]), ("-", [])])
+    questions = write_file(tmp_path / "a.json", squad)
+    flags = ["--model", model, "--task", "qa", "--train", questions, "--dev", questions, "--steps",
+             1, "--out", tmp_path / "o"]
+    message = "1 of 3 questions to train on have an answer that no window has whole"
+    assert message in run(capsys, *flags, "--length", 8).out
+    assert "no window has" not in run(capsys, *flags, "--overwrite").out
+
+
+def test_predictions_of_an_earlier_test_set_do_not_stay(tmp_path, model, capsys):
+    table = write_file(tmp_path / "t.tsv", "text\tlabel\ngood film\t1\nbad film\t0\n")
+    flags = ["--model", model, "--task", "classification", "--train", table, "--dev", table,
+             "--steps", 1, "--out", tmp_path / "o"]
+    run(capsys, *flags, "--test", table)
+    assert (tmp_path / "o" / "test.jsonl").exists()
+    run(capsys, *flags, "--resume")
+    assert not (tmp_path / "o" / "test.jsonl").exists()
+    assert (tmp_path / "o" / "dev.jsonl").exists()
 
 
 def test_it_is_said_how_many_texts_were_cut(tmp_path, model, capsys):
