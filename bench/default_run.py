@@ -37,16 +37,16 @@ ROWS = {
     # There is no teacher. The student starts with the sinusoids and the sharp attention that
     # initialise() gives it.
     "alone": NO_TEACHER,
-    # The same with a learning rate that suits it better.
+    # There is no teacher. A lower learning rate suits such a student better.
     "alone-low-rate": NO_TEACHER + " --lr 1e-3",
-    # The same, but it starts as BERT does.
+    # There is no teacher. The student starts as BERT does.
     "alone-plain": NO_TEACHER + " --init random",
     # The teacher gives the first values. After that no loss compares the student with it.
     "start-then-alone": "--attention-weight 0 --hidden-weight 0 --output-weight 0",
     # The student starts from noise: the teacher is matched in each step, but gives no first values.
     "random-start": "--init random",
-    # The student starts from noise and has adapters, an output matrix of its own and weights of the
-    # losses as the authors' has.
+    # The student starts from noise and has the authors' adapters, output matrix and weights of the
+    # losses, but also the elastic loss, and no dropout.
     "authors": "--init random --no-tie-decoder --adapter-size 8 " + AUTHORS_WEIGHTS,
     # A recursion has other parts of its own: corrections of a lower rank, the paper's adapters, or
     # nothing.

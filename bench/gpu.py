@@ -270,12 +270,14 @@ class Run:
     def finish(self):
         """Wait for the job, at most until its deadline, and record how it ended."""
         seconds_left = max(0.0, self.deadline - time.perf_counter())
-        self.listener.join(seconds_left)
-        is_too_slow = self.listener.is_alive()           # the job still has its output open
+        self.listener.join(seconds_left)                 # it ends when the job closes its output
+        is_too_slow = self.listener.is_alive()
         if not is_too_slow:
-            self.process.wait()
-        self.kill()                                      # also what the job has started
-        self.listener.join()
+            # The job is about to end by itself. Its status counts, not that of the kill below.
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=30)
+        self.kill()                                      # the job, and what it has started
+        self.listener.join()                             # now all its lines are recorded
         status = self.process.wait()
         if is_too_slow and self.deadline < self.begin + self.job.limit:
             ended = ENDED_WITH_ALL
@@ -306,16 +308,15 @@ def run_jobs(jobs, args, folder, record, log):
     try:
         for job in jobs:
             if not job.beside:
-                finish_all(running)
+                finish_all(running)                      # this job needs the machine for itself
             if last_moment - time.perf_counter() < 30:
                 record.add_job(row_of_job(job, NOT_BEGUN, 0))
                 continue
             print(f"{job.section}: {job.function} {job.arguments}", flush=True)
             setup = setup_of(args, folder, record.values)
             running.append(Run(job, setup, record, log, last_moment))
-            if args.toy and len(running) == 2:           # as many as a small machine has cores
-                finish_all(running)
-            if not job.beside:
+            is_full = args.toy and len(running) == 2     # as many as a small machine has cores
+            if is_full or not job.beside:
                 finish_all(running)
         finish_all(running)
     finally:

@@ -1,4 +1,4 @@
-"""Sections of bench/gpu.py that run commands or several processes: default, kills, two, mini.
+"""Sections of bench/gpu.py that run commands or several processes: default, kills, processes, mini.
 
 gpu_worker.py says how they are started. A command is run as a user runs it, in a process of its
 own; what it prints goes to gpu.log, and its scores are read from the files that it leaves.
@@ -22,7 +22,7 @@ from speed import free_port
 
 # ---- The default command ----------------------------------------------------------------
 
-DEFAULT_ACCURACY = 0.430            # of the student, on two cores of a CPU
+DEFAULT_ACCURACY = 0.430            # of the student of seed 0, on a CPU
 
 
 def default_command(setup, device, bf16, name):

@@ -1,4 +1,5 @@
-"""Sections of bench/gpu.py that call the program's functions: card, parity, waits, speed, profile.
+"""Sections of bench/gpu.py that call the program's functions: card, parity, waits, speed, growth,
+profile.
 
 gpu_worker.py says how they are started.
 
@@ -466,12 +467,12 @@ def losses_of_steps(setup, settings, compiled, as_cuda_graphs):
     # If torch.compile meets a second size of batches, it compiles again, now for batches of any
     # size. That would be another program than in a training, so what it has compiled is forgotten.
     torch.compiler.reset()
-    # With micro-batches a Distillation refuses to make CUDA graphs. There a setting of torch makes
-    # graphs of all that is compiled.
-    has_micro_batches = settings["micro_batch_size"] > 0
-    torch_makes_graphs = as_cuda_graphs and has_micro_batches
-    distillation_makes_graphs = as_cuda_graphs and not has_micro_batches
-    torch._inductor.config.triton.cudagraphs = torch_makes_graphs
+    distillation_makes_graphs = as_cuda_graphs
+    torch._inductor.config.triton.cudagraphs = False
+    if as_cuda_graphs and settings["micro_batch_size"] > 0:
+        # A Distillation refuses to make graphs of micro-batches, so torch is told to make them.
+        distillation_makes_graphs = False
+        torch._inductor.config.triton.cudagraphs = True
     distillation = make_distillation(setup, TOY, compiled=compiled, full_recipe=True,
                                      cuda_graphs=distillation_makes_graphs, **settings)
     lines = train_and_read_log(setup, distillation, steps=12, log_every=1)
@@ -744,24 +745,27 @@ def report_pauses(setup, title, events, num_steps):
         return
     kernels.sort()
     first = kernels[0][0]
-    end = first                                          # of the work so far, in microseconds
-    pauses = {}                                          # {name of a kernel: microseconds}
-    for kernel_begin, kernel_end, name in kernels:
-        pauses[name] = pauses.get(name, 0.0) + max(0.0, kernel_begin - end)
-        end = max(end, kernel_end)
-    busy = 1 - sum(pauses.values()) / (end - first)
+    busy_until = first                                   # microseconds
+    pause_before = {}                                    # {name of a kernel: microseconds}
+    for begin, end, name in kernels:
+        pause = max(0.0, begin - busy_until)             # 0 if another kernel still ran
+        pause_before[name] = pause_before.get(name, 0.0) + pause
+        busy_until = max(busy_until, end)
+    busy = 1 - sum(pause_before.values()) / (busy_until - first)
     setup.report(title, {"group": f"busy on the time line: {busy:.3f}"})
-    longest_last = sorted(pauses, key=pauses.get)
-    for name in longest_last[-5:]:
+    longest_first = sorted(pause_before, key=pause_before.get, reverse=True)
+    for name in longest_first[:5]:
         row = {"group": f"pauses before {name[:40]}"}
-        row["ms"] = f"{pauses[name] / 1000 / num_steps:.2f}"
+        row["ms"] = f"{pause_before[name] / 1000 / num_steps:.2f}"
         setup.report(title, row)
 
 
 def group_of(name, input_shapes, shape):
-    """Name the group to which an operation belongs, by its name and its largest input.
+    """Name the group to which an operation belongs.
 
-    With torch.compile an operation is a kernel "triton_..." whose inputs the profiler records, too.
+    The profiler records an operation's name and the shapes of its inputs; with torch.compile the
+    operation is a kernel "triton_...". So products are told by their names, all else by the shape
+    of the largest input. The tests below are made in this order, and the first that fits counts.
     """
     shapes = [sizes for sizes in input_shapes if is_shape(sizes)]
     largest = max(shapes, key=math.prod, default=[])

@@ -35,8 +35,9 @@ def begin(script, flags):
     The process is forked from a server that has imported torch already, which takes seconds.
     """
     context = multiprocessing.get_context("forkserver")
-    # The server finds our two scripts only if this program was started in their folder. Elsewhere
-    # each process imports them itself.
+    # If this program was started in the folder of distill.py, the server imports torch and both
+    # scripts once, and each process inherits them. Started elsewhere, the server finds torch alone,
+    # and each process imports the scripts itself.
     context.set_forkserver_preload(["torch", "distill", "finetune"])
     has_begun = context.Event()
     flags = [str(flag) for flag in flags]
@@ -97,7 +98,7 @@ def kill_repeatedly(script, flags, out, wanted, longest, rng):
     num_kills = 0
     num_resumed = 0
     num_amid_write = 0
-    known_leftovers = set()
+    leftovers_before = set()
     while num_resumed < wanted:
         process, has_begun = begin(script, flags)
         if rng.random() > 0.1:
@@ -113,16 +114,16 @@ def kill_repeatedly(script, flags, out, wanted, longest, rng):
         paths = files_below(out)
         if any(os.path.basename(path) == "training.safetensors" for path in paths):
             num_resumed += 1
-        # A file that is half written stays until the run writes the same file again. So one that an
-        # earlier kill has left may still be there, and does not count.
+        # A half-written file stays until the run writes that file again. So a .tmp is only of this
+        # kill if it was not there after the kill before, or was written to since.
         leftovers = set()                                # {(path, time of the last write)}
         for path in paths:
             if path.endswith(".tmp"):
                 leftovers.add((path, os.stat(path).st_mtime_ns))
-        new_leftovers = leftovers - known_leftovers
+        new_leftovers = leftovers - leftovers_before
         if new_leftovers:
             num_amid_write += 1
-        known_leftovers = leftovers
+        leftovers_before = leftovers
     finish(script, flags)
     return num_kills, num_resumed, num_amid_write
 

@@ -135,12 +135,14 @@ def main():
     """Print the table that the command line asks for. The program fails if a command failed."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="../shared/data", metavar="DIR",
-                        help="folder with glue, ner, cls and qa (default: ../shared/data)")
+    parser.add_argument("--data", default=os.path.join(ROOT, "..", "shared", "data"), metavar="DIR",
+                        help="folder with glue, ner, cls and qa (default: ../shared/data, seen "
+                        "from this repository)")
     parser.add_argument("--models", nargs="+", metavar="NAME=DIR",
-                        default=["teacher=assets/teacher", "student=out/student"],
+                        default=[f"teacher={ROOT}/assets/teacher", f"student={ROOT}/out/student"],
                         help="models to tune; one with the name student is also tuned with "
-                        "--adapters-only (default: teacher=assets/teacher student=out/student)")
+                        "--adapters-only (default: teacher=assets/teacher student=out/student, "
+                        "both in this repository)")
     parser.add_argument("--tasks", nargs="+", choices=FLAGS_OF_TASKS, default=list(FLAGS_OF_TASKS),
                         help="the tasks to measure (default: all)")
     parser.add_argument("--recursions", nargs="+", type=int, metavar="R",

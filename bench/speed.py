@@ -268,7 +268,8 @@ def step_section(args, folder):
     variants["ours, --no-tie-decoder"] = our_step(tie_decoder=False)
     variants["ours, --bf16"] = our_step(bf16=True)
     variants["authors', bfloat16"] = authors("authors_step", shape=shape, bf16=True)
-    # Compiled in bfloat16 it gives nan on some CPUs, a fault of torch 2.13: see EXPERIMENTS.md.
+    # There is no row for --compile --bf16: it gives nan on some CPUs, a fault of torch 2.13 (see
+    # EXPERIMENTS.md).
     if not args.quick:                                   # compiling takes long
         variants["ours, --compile"] = our_step(compiled=True)
     answers = compare(args, variants)

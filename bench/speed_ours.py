@@ -103,9 +103,8 @@ class ClockedObjective:
         """Do as Distillation does."""
         for losses in self.distillation.losses_of_micro_batches(step):
             self.clock.lap("losses")
-            yield losses
-            # training_step asks for the next micro-batch when it is done with this one's gradient.
-            self.clock.lap("backward")
+            yield losses                                 # training_step calls backward() now
+            self.clock.lap("backward")                   # and then asks for the next micro-batch
 
 
 def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_rate=False,

