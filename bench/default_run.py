@@ -65,6 +65,11 @@ ROWS = {
     "no-hidden-loss": "--hidden-weight 0",
     "no-output-loss": "--output-weight 0",
     "embedding-loss": "--embedding-weight 3",
+    "no-mlm-loss": "--mlm-weight 0",
+    # Two losses are left out: that of the masked words and one of the teacher's are left.
+    "mlm-and-output": "--attention-weight 0 --hidden-weight 0",
+    "mlm-and-attention": "--hidden-weight 0 --output-weight 0",
+    "mlm-and-hidden": "--attention-weight 0 --output-weight 0",
     # The student has dropout, as the authors' has.
     "dropout": "--dropout 0.1",
 }
