@@ -66,9 +66,9 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def printable(text):
-    """Return the text with its control characters, which could change a terminal, written as
-    escapes such as \\x1b. Spaces stay, and so do the two invisible joiners of some scripts and of
-    emoji."""
+    """Return the text with all that cannot be printed, such as control characters, which could
+    change a terminal, written as escapes such as \\x1b. Spaces stay, and so do the two invisible
+    joiners of some scripts and of emoji."""
     joiners = "\u200c\u200d"
     shown = ""
     for character in text:

@@ -54,7 +54,7 @@ if HOME == "~":                     # there is no home folder, as in some contai
     HOME = tempfile.gettempdir()
 CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
-DECIDING_CHARACTERS = 10_000        # from so many at its beginning a document's hash is computed
+DECIDING_CHARACTERS = 10_000        # of a document's beginning; their hash says if it is held out
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
 SAMPLE = 20_000                     # characters of a chunk that count_characters looks at
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
@@ -63,8 +63,8 @@ LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv
 # ---- Masking and batches ----------------------------------------------------------------
 
 def num_to_mask(T, rate=0.15):
-    """Return how many tokens of a sequence of T are masked: 15 % of the T - 2 tokens between [CLS]
-    and [SEP], but at least one."""
+    """Return how many tokens of a sequence of T are masked: by default 15 % of the T - 2 tokens
+    between [CLS] and [SEP], but at least one."""
     return max(1, round(rate * (T - 2)))
 
 
@@ -290,7 +290,7 @@ def read_wordpiece(path):
     and strip_accents."""
     vocab_path = os.path.join(path, "vocab.txt")
     config_path = os.path.join(path, "tokenizer_config.json")
-    words = read_text(vocab_path).rstrip("\n").split("\n")
+    words = read_text(vocab_path).removesuffix("\n").split("\n")
     if len(set(words)) < len(words):
         raise ValueError(f"{vocab_path}: it has {len(words)} lines, but only {len(set(words))} "
                          "different tokens")
@@ -628,14 +628,14 @@ def write_tokens(file, lines, tokenizer, dtype):
 
 # The end of a message about a text that becomes [UNK].
 UNKNOWN_CHARACTERS_REMEDY = ("the tokenizer is of another language, or spaces must be put between "
-                             "the words, because a run of over 100 letters without a space or a "
-                             "punctuation mark is one [UNK]")
+                             "the words, because a run of over 100 letters or digits is one "
+                             "[UNK]")
 
 
 def count_characters(texts, tokenizer):
     """Count the characters of texts, without white space -> (all, those that become [UNK]).
 
-    An [UNK] stands for a whole word, for example for one of over 100 letters. Thai has no spaces
+    An [UNK] stands for a whole word, for example for one of over 100 characters. Thai has no spaces
     between words, so there a few [UNK] may stand for most of a text. So characters are counted.
 
     To find out which characters a token stands for takes time. So if the texts have more than
@@ -980,7 +980,7 @@ def lines_of_csv(path, stream, text_column):
                     header = cells
                 elif len(cells) > len(header):
                     raise ValueError(f"line {rows.line_num} has too many columns")
-                elif len(cells) < len(header):
+                elif len(cells) <= header.index(text_column):
                     raise ValueError(f"line {rows.line_num} has too few columns")
                 else:
                     yield from lines_of_document(cells[header.index(text_column)])
@@ -1100,8 +1100,8 @@ MARKUP = re.compile(r"""
   | \*\*(?P<bold>[^*\s][^*]*)\*\*                                         # **bold**
   | \*(?P<slanted>[^*\s][^*]*)\*(?!\w)                                   # *slanted*
   """, re.VERBOSE)
-CODE_MARKS = ("code_role", "literal", "name")
-# Old texts quote `like this'. There MARKUP takes what stands between two quotations for a name.
+CODE_MARKS = ("code_role", "literal", "name")            # some rare roles, such as :term:, are none
+# Old texts quote a `word' like this. There MARKUP takes the text between two quotations for a name.
 OLD_QUOTATION = re.compile(r"`[\w.()]+'(?!\w)")
 # The beginning of a line that is not prose: a directive, a prompt, a rule, a definition, ...
 NOT_PROSE = re.compile(r"\s*(\.\. |\$ |[-=+|~^#*]{3,}|:\w+|@|\w+ = |def |class |import )")
@@ -1224,7 +1224,7 @@ def indentation(text):
 def remove_markup(lines):
     """Join a paragraph's lines and remove the mark-up -> text, [[begin, end], ...] of its code.
 
-    If it has quotations `like this', no code is listed, because it cannot be told from them.
+    If it quotes a `word' like this, no code is listed, because it cannot be told from that.
     """
     marked = " ".join(" ".join(lines).split())
     # A "::" before a block of code becomes ":". So does one inside a sentence, as in x[::2], which

@@ -205,7 +205,8 @@ class Distillation:
         is the only one
     bf16: multiply matrices in bfloat16
     compile_losses: let torch.compile fuse the operations
-    cuda_graphs: let a GPU start all compiled operations of a pass at once; only if compile_losses
+    cuda_graphs: let a GPU start all compiled operations of a pass at once; only if compile_losses,
+        and only for batches in which as many places are masked as num_to_mask says
     """
 
     def __init__(self, student, teacher, batches, loss_weights, temperature=1.0, micro_batch_size=0,
@@ -1444,21 +1445,21 @@ def run(args, given):
         save_every=args.save_every, out=args.out, resume=args.resume)
     args.compile, args.cuda_graphs = choose_compilation(args, processes)
     start_model = None                                   # the model of --student
+    had_head = False
     if args.student is not None:
         start_model = load(fetch(args.student))
+        had_head = start_model.head is not None
     student = make_student(args, teacher, start_model, tokenizer.vocab_size)
+    del start_model                                      # the student is a copy of it
     loss_weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
     trains_head = any(name in loss_weights for name in ("mlm", "output", "elastic"))
     if not trains_head:
         # The head would no longer fit the layers, which are trained.
         student.head = None
-    if start_model is not None:
-        had_head = start_model.head is not None
-        if trains_head and not had_head:
-            print(f"--student {args.student}: it has no MLM head, so it gets one with random "
-                  "values")
-        if had_head and not trains_head:
-            print(f"--student {args.student}: no loss trains its MLM head, so {args.out} gets none")
+    if args.student is not None and trains_head and not had_head:
+        print(f"--student {args.student}: it has no MLM head, so it gets one with random values")
+    if had_head and not trains_head:
+        print(f"--student {args.student}: no loss trains its MLM head, so {args.out} gets none")
     check_models(args, teacher, student, tokenizer, loss_weights)
     settings = distillation_settings(args, options, bf16, loss_weights, teacher, student)
     inputs = [args.student, args.tokenizer] + folders_of(args.corpus)
@@ -1496,9 +1497,9 @@ def choose_compilation(args, processes):
 def distillation_settings(args, options, bf16, loss_weights, teacher, student):
     """Collect the settings that must be the same to resume a run: {name: value}. distil() adds the
     corpus, which has not been read yet."""
-    start_model = None                                   # the model of --student, if it is given
+    given_student = None                                 # the model of --student
     if args.student is not None:
-        start_model = student
+        given_student = student
     teacher_shape = None
     if teacher is not None:
         teacher_shape = vars(teacher.config)
@@ -1506,7 +1507,7 @@ def distillation_settings(args, options, bf16, loss_weights, teacher, student):
         "length": args.length, "warmup": args.warmup, "init": args.init,
         "temperature": args.temperature, "weights": loss_weights, "shape": vars(student.config),
         "teacher": fingerprint(teacher), "teacher_shape": teacher_shape,
-        "student": fingerprint(start_model)}
+        "student": fingerprint(given_student)}
     if "attention" in loss_weights:
         # Earlier versions of this program divided the attention loss by the length. This entry
         # lets check_settings refuse to resume their runs.

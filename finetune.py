@@ -673,9 +673,9 @@ def decode_answers(task, examples, features, logits, longest=30):
     The score of a span is the begin logit of its first token plus the end logit of its last. Spans
     have at most `longest` tokens, and the best over all windows is taken.
 
-    If task.unanswerable, the answer is "" where the no-answer score is higher than that. In a
-    window it is the sum of the two logits at [CLS]. A window without the answer rightly has a high
-    one, so that of a question is the lowest of its windows.
+    If task.unanswerable, each window has a no-answer score: the sum of the two logits at [CLS]. It
+    is rightly high in a window that does not have the answer. So the lowest one of all windows
+    counts: if even this is higher than the best span's score, the answer is "".
     """
     best_score = [-np.inf] * len(examples)
     best_text = [""] * len(examples)
@@ -1494,7 +1494,8 @@ def default_rate(mode, task_name, config, learns_hidden=False):
     """Return the learning rate for a mode and a model with this Config.
 
     task_name: the name in --task, or None without --task
-    learns_hidden: whether there is a hidden loss; a higher rate is better then (EXPERIMENTS.md)
+    learns_hidden: whether there is a hidden loss; for corrections and whole models a higher rate is
+        better then (EXPERIMENTS.md)
 
     For a model as wide as bert-base the rates are these; a narrower one needs a higher rate:
 

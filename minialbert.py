@@ -556,9 +556,8 @@ def initialise(model, plain=False):
         for low_rank in correction.values():
             low_rank.up.zero_()
     num_positions, width = model.embeddings.position.weight.shape
-    # In each pair of columns sin**2 + cos**2 is 1. So the root mean square of a row is 1 / sqrt(2),
-    # if its width is even.
-    # Multiplying by 0.02 * sqrt(2) makes it 0.02.
+    # In each pair of columns sin**2 + cos**2 is 1. So the root mean square of a row is 1 / sqrt(2)
+    # (if its width is even), and multiplying by 0.02 * sqrt(2) makes it 0.02.
     model.embeddings.position.weight.copy_(0.02 * 2**0.5 * sinusoids(num_positions, width))
 
 

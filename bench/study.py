@@ -246,12 +246,11 @@ def check_rows(rows, study):
 
 
 def check_sizes(folder, sizes):
-    """Remember the sizes, a NamedTuple, in folder/sizes.json. ValueError if the folder holds rows
-    of other sizes."""
+    """Remember the sizes, a NamedTuple, in folder/sizes.json. ValueError if others are there."""
     path = os.path.join(folder, "sizes.json")
     wanted = sizes._asdict()
     os.makedirs(folder, exist_ok=True)
-    if not os.path.exists(path) or not all_results(folder):
+    if not os.path.exists(path):
         write_json(path, wanted)
     saved = read_json(path)
     for name, value in wanted.items():
@@ -333,10 +332,11 @@ def make_parser():
                        help="students, tasks, depth (default: all); the teacher always is")
     students = list(study_rows.STUDENTS)
     # The elastic student comes with the part depth, and the long one takes longer than all others.
-    usual_students = [name for name in students if name not in ("elastic", "long")]
+    other_students = ("elastic", "full-weights", "long")
+    usual_students = [name for name in students if name not in other_students]
     group.add_argument("--rows", nargs="+", choices=students, default=usual_students, metavar="ROW",
-                       help=f"the students, of {', '.join(students)} (default: all but elastic, "
-                       "which comes with the part depth, and long)")
+                       help=f"the students, of {', '.join(students)} (default: all but "
+                       "full-weights, long and elastic, which comes with the part depth)")
     tasks = list(study_rows.TASKS)
     group.add_argument("--tasks", nargs="+", choices=tasks, default=tasks, metavar="TASK",
                        help=f"of {', '.join(tasks)} (default: all)")
@@ -428,8 +428,10 @@ def run_study(args):
         sizes, task_sizes = choose_sizes(args)
         minilm = find_minilm(args.minilm)
         data = os.path.abspath(args.data)
-        if not args.toy and not os.path.isdir(os.path.join(data, "text")):
-            raise ValueError(f"--data {args.data}: there is no folder {os.path.join(data, 'text')}")
+        has_corpus = is_done(read_result(study, "corpus"))
+        texts = os.path.join(data, "text")
+        if not args.toy and not has_corpus and not os.path.isdir(texts):
+            raise ValueError(f"--data {args.data}: there is no folder {texts}")
         # Nothing is run if the folder holds a study of other sizes.
         check_sizes(study, sizes)
         if args.parts != ["students"]:

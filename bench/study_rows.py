@@ -2,8 +2,8 @@
 
 A row is one command of this project. Its flags hold {study} for the folder of the study, {data} for
 the folder with the texts and tasks, and {minilm} for the folder of all-MiniLM. So a study may be
-copied to another machine and go on there. (But a study in float32 does not go on on a GPU, where
-each row is in bfloat16.)
+copied to another machine and go on there. (But a study in float32 cannot be continued on a GPU,
+where each row is in bfloat16.)
 """
 from typing import NamedTuple
 
@@ -83,7 +83,7 @@ STUDENTS = {
     "hidden-weight-10": ours_with({"hidden-weight": 10}),
     # Both weights of the recipe full.
     "full-weights": ours_with({"attention-weight": 3, "hidden-weight": 10}),
-    # The same with more tokens (see long_sizes).
+    # The same with more tokens, a larger batch and a higher rate (see long_sizes).
     "long": ours_with({"attention-weight": 3, "hidden-weight": 10}),
     # For the part "depth": it is trained to be read after any of its recursions.
     "elastic": ours_with({"elastic": 2.5}),

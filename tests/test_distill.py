@@ -1600,6 +1600,16 @@ def test_a_batch_with_fewer_masked_places_leaves_the_graph_as_it_is(monkeypatch)
     assert used == ["plain 1", "graph 2", "graph 2", "plain 3", "graph 2"]
 
 
+def test_each_of_two_processes_uses_the_graph_for_its_half(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, options=None: options)
+    batches = types.SimpleNamespace(batch_size=4, T=9, seed=0)
+    distillation = distill.Distillation(
+        MiniALBERT(STUDENT), None, batches, {"mlm": 1.0}, processes=Processes(0, 0, 2),
+        compile_losses=True, cuda_graphs=True)
+    assert distillation.choose_function(2, 2) == {"triton.cudagraphs": True}
+    assert distillation.choose_function(2, 4) is None    # what torch.compile gave without options
+
+
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc can do this")
 def test_memory_that_is_freed_is_not_asked_for_again():
     distill.set_up_processes("cpu", 1)
@@ -2246,6 +2256,28 @@ def test_a_student_that_loses_its_head_says_so(toy, tmp_path, capsys):
     assert distill.main(distill_flags(toy, tmp_path / "other", *more)) is None
     assert load(tmp_path / "other").head is None
     assert "--student" not in capsys.readouterr().out
+    more = ["--student", toy / "teacher"]                # and this one keeps its own
+    assert distill.main(distill_flags(toy, tmp_path / "third", *more)) is None
+    assert load(tmp_path / "third").head is not None
+    assert "--student" not in capsys.readouterr().out
+
+
+def test_a_warning_about_an_uneven_batch_comes_from_the_first_process_alone(capsys):
+    for rank in (0, 1):
+        distill.check_batch_size(7, rank, 2)
+    error = capsys.readouterr().err
+    assert error.count("--batch-size 7 is not divisible by 2 processes") == 1
+
+
+def test_a_finished_run_is_not_timed_again(monkeypatch, capsys):
+    def refuse(distillation, device):
+        raise AssertionError("there is no step left to be timed")
+
+    monkeypatch.setattr(distill, "seconds_of_a_step", refuse)
+    distillation = types.SimpleNamespace(bf16=False, pairs=[], loss_weights={"mlm": 1.0},
+                                         tokens_per_step=28)
+    distill.describe_run(distillation, 9, 9, torch.device("cpu"))
+    assert "steps    0 of 28 tokens: 0.0 min" in capsys.readouterr().out
 
 
 def test_without_attention_and_hidden_losses_the_numbers_of_layers_need_not_divide(

@@ -1045,7 +1045,7 @@ def test_text_is_refused_if_more_tokens_are_unknown_than_ordinary(tokenizer):
 
 @pytest.mark.parametrize("kind", ["classification", "tagging", "qa"])
 def test_text_is_refused_if_most_characters_are_unknown(kind, tokenizer):
-    """A run of over 100 letters is one [UNK]."""
+    """A run of over 100 letters or digits is one [UNK]."""
     for num_long, is_refused in ((150, True), (10, False)):
         text = "good good good " + "g" * num_long
         example = make_text_example(text, "x")

@@ -106,6 +106,8 @@ def test_segments_of_another_shape_are_refused():
     ids = torch.zeros(B, T, dtype=torch.long)
     with pytest.raises(ValueError, match=r"segments is \[7\], ids is \[3, 7\]"):
         random_model()(ids, segments=ids[0])
+    with pytest.raises(ValueError, match=r"segments is \[2, 7\], ids is \[3, 7\]"):
+        random_model()(ids, segments=ids[:2])
 
 
 def test_ids_without_a_batch_are_refused():

@@ -16,7 +16,7 @@ import data
 import distill
 import finetune
 from checkpoint import load
-from conftest import ROOT
+from conftest import ROOT, write_file
 from minialbert import Config, MiniALBERT, count_parameters
 
 sys.path.insert(0, os.path.join(ROOT, "bench"))
@@ -395,6 +395,24 @@ def test_a_model_whose_student_is_not_there_is_refused():
     assert "tasks/rte/elastic/seed0" in [row.name for row in rows]
 
 
+def test_a_folder_without_texts_is_refused_unless_the_corpus_is_there(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    words = ["--out", tmp_path / "study", "--data", tmp_path, "--minilm", tmp_path, "--tokens", 1e6,
+             "--parts", "students", "--rows", "full-weights"]
+    args = study.make_parser().parse_args([str(word) for word in words])
+    with pytest.raises(ValueError, match="there is no folder .*text"):
+        study.run_study(args)
+    assert not (tmp_path / "study").exists()
+    ran = []
+    monkeypatch.setattr(study, "run_rows", lambda rows, *rest: ran.extend(rows) or 0)
+    write_file(tmp_path / "study/corpus/result.json", '{"name": "corpus", "state": "done"}')
+    monkeypatch.setattr(study, "write_study", lambda *arguments: None)
+    assert study.run_study(args) == 0
+    assert [row.name for row in ran] == ["corpus", "teacher", "full-weights"]
+    assert value_after("--attention-weight", ran[2].flags) == "3"
+    assert value_after("--hidden-weight", ran[2].flags) == "10"
+
+
 @pytest.mark.parametrize("text", ["0", "-5", "1e400", "nan"])
 def test_a_number_of_tokens_that_cannot_be_is_refused(text, capsys):
     with pytest.raises(SystemExit):
@@ -515,9 +533,7 @@ def test_rows_run_at_the_same_time_but_after_those_they_need(tmp_path):
 
 
 def test_other_sizes_are_not_mixed_into_a_study(tmp_path):
-    study.check_sizes(str(tmp_path), SIZES._replace(tokens=1))               # no row is there yet
     study.check_sizes(str(tmp_path), SIZES)
-    run([row_named("a")], tmp_path, FakeRunner())
     study.check_sizes(str(tmp_path), SIZES)
     with pytest.raises(ValueError, match="tokens 21000, not 42000"):
         study.check_sizes(str(tmp_path), SIZES._replace(tokens=42_000))
