@@ -1250,7 +1250,7 @@ def check_file_flags(task_name, given):
 # ---- The command line: running it -------------------------------------------------------
 
 def run(args):
-    """Fine-tune a model, print its scores, save it and its predictions."""
+    """Prepare a fine-tuning as the command line says, and run it."""
     name = args.task
     modes = [args.mode]
     if name is None:
@@ -1295,41 +1295,53 @@ def run(args):
         "batch_size": args.batch_size, "dropout": args.dropout, "weight_decay": args.weight_decay,
         "length": length, "stride": args.stride, "bf16": bf16}
     settings |= fingerprints_of_saved(model_path, task, args.recursions)
+    tuning = Tuning(
+        args=args, model_path=model_path, out=out, task=task, tokenizer=tokenizer, teacher=teacher,
+        hidden_weight=hidden_weight, settings=settings, processes=processes, bf16=bf16)
     inputs = folders_read(args, model_path)
     with lock_folder(out, "finetune.py", settings, inputs, args, processes):
-        print_task(task, splits)
-        encoded = encode_splits(task, splits, tokenizer)
-        check_language(encoded["train"].features, tokenizer, model_path)
-        check_characters(splits["train"], tokenizer)
-        print_cut(task, encoded, tokenizer)
-        check_trainable(encoded["train"].features)
-        if teacher is not None:
-            teacher.to(processes.device)
-            result = evaluate_split(teacher, task, encoded[first_dev_split(encoded)], bf16)
-            print(f"teacher {args.distill_from}: {describe_scores(result.scores)}")
-        if processes.rank == 0:
-            # Only now are the files of an earlier run removed. If something above has failed,
-            # --overwrite has lost nothing.
-            claim_folder(out, "finetune.py", settings, args.resume)
-        tuning = Tuning(
-            args=args, model_path=model_path, out=out, task=task, tokenizer=tokenizer,
-            teacher=teacher, hidden_weight=hidden_weight, settings=settings, processes=processes,
-            bf16=bf16)
-        rows = majority_rows(task, splits)
-        results_of_modes = {}
-        for mode in modes:
-            rates = args.lr
-            if rates is None:
-                rates = [default_rate(mode, args.task, config, hidden_weight > 0)]
-            is_first_mode = mode == modes[0]
-            results_of_modes[mode] = run_mode(tuning, encoded, mode, rates,
-                                              saves_model=is_first_mode)
-            rows += rows_of_mode(mode, results_of_modes[mode])
-        if processes.rank == 0:
-            write_results(out, task, splits, results_of_modes)
-        print_rows(rows)
+        run_modes(tuning, splits, modes, config)
     print(f"In {out} are the model of seed {args.seed} ({modes[0]}), its predictions and all "
           f"scores. Next:\n    python finetune.py --model {shlex.quote(out)} --predict TEXT")
+
+
+def run_modes(tuning, splits, modes, config):
+    """Fine-tune in all modes, print the scores, write the files of the run.
+
+    splits: {name: examples}; config: the Config of the model that is trained
+    ValueError if the texts are of another language than the tokenizer, or if nothing can be
+    learned.
+    """
+    args = tuning.args
+    task = tuning.task
+    tokenizer = tuning.tokenizer
+    print_task(task, splits)
+    encoded = encode_splits(task, splits, tokenizer)
+    check_language(encoded["train"].features, tokenizer, tuning.model_path)
+    check_characters(splits["train"], tokenizer)
+    print_cut(task, encoded, tokenizer)
+    check_trainable(encoded["train"].features)
+    if tuning.teacher is not None:
+        tuning.teacher.to(tuning.processes.device)
+        dev_split = encoded[first_dev_split(encoded)]
+        result = evaluate_split(tuning.teacher, task, dev_split, tuning.bf16)
+        print(f"teacher {args.distill_from}: {describe_scores(result.scores)}")
+    if tuning.processes.rank == 0:
+        # Only now are the files of an earlier run removed. If something above has failed,
+        # --overwrite has lost nothing.
+        claim_folder(tuning.out, "finetune.py", tuning.settings, args.resume)
+    rows = majority_rows(task, splits)
+    results_of_modes = {}
+    for mode in modes:
+        rates = args.lr
+        if rates is None:
+            rates = [default_rate(mode, args.task, config, tuning.hidden_weight > 0)]
+        is_first_mode = mode == modes[0]
+        results_of_modes[mode] = run_mode(tuning, encoded, mode, rates, saves_model=is_first_mode)
+        rows += rows_of_mode(mode, results_of_modes[mode])
+    if tuning.processes.rank == 0:
+        write_results(tuning.out, task, splits, results_of_modes)
+    print_rows(rows)
 
 
 def folders_read(args, model_path):
