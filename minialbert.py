@@ -527,12 +527,13 @@ def initialise(model, plain=False):
     of LayerNorms 1.
 
     With plain=True this is all. Hugging Face's BERT starts like this, too, except that the row of
-    [PAD] in its word table is 0. By default, four things are changed after that:
+    [PAD] in its word table is 0. By default, five things are changed after that:
 
     - query and key weights are 4 times larger. Without this the maps of a model of width 128 are
-      almost uniform at first. The scores grow with the width: at 768 the maps start much sharper.
-      (If the embeddings are factorised and there are no adapters, the first recursion's map is
-      almost uniform all the same, because what the projection returns is small)
+      almost uniform at first. The scores grow with the width: at 768 the maps start much sharper
+    - the weights of the projection from E to C have the standard deviation 1 / sqrt(E). So its
+      output is about as large as its input, which comes from a LayerNorm. With 0.02 it would be
+      small, and the first recursion's map almost uniform
     - an adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input
     - a correction's `up` is 0, so that up @ down is 0 and the shared matrix is used unchanged
     - the position table holds sinusoids of the same size (root mean square 0.02), so that the
@@ -550,6 +551,9 @@ def initialise(model, plain=False):
     for layer in model.layers:
         layer.attention.query.weight.mul_(4)
         layer.attention.key.weight.mul_(4)
+    if model.embeddings.project is not None:
+        E = model.config.embedding_size
+        model.embeddings.project.weight.mul_(E**-0.5 / 0.02)
     for adapter in list(model.attention_adapters) + list(model.output_adapters):
         adapter.up.weight.zero_()
     for correction in model.corrections:

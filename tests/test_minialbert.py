@@ -671,6 +671,21 @@ def test_query_and_key_of_every_layer_start_four_times_larger():
     assert num_matrices == 2 * 4                         # two layers have four matrices each
 
 
+def test_the_first_recursion_of_a_factorised_model_starts_as_sharp_as_the_second():
+    """A map's sharpness: the exponential of its entropy is how many tokens a token looks at."""
+    torch.manual_seed(0)
+    model = MiniALBERT(Config(vocab_size=500, embedding_size=64, hidden_size=384,
+                              num_hidden_layers=2, num_attention_heads=6, intermediate_size=96))
+    ids = torch.randint(500, (4, 32))
+    hidden, attention = model.eval()(ids, maps=[0, 1])
+    size = hidden[0].square().mean().sqrt().item()
+    assert abs(size - 1) < 0.1                           # as large as what a LayerNorm returns
+    entropies = [-(log_map.exp() * log_map).sum(-1).mean() for log_map in attention.values()]
+    first, second = torch.stack(entropies).exp().tolist()
+    assert second < 20
+    assert abs(first / second - 1) < 0.2
+
+
 def test_adapters_and_corrections_start_with_up_at_0_and_down_random():
     num_ups = 0
     for name, parameter in initial_values(plain=False).items():
