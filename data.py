@@ -628,8 +628,7 @@ def write_tokens(file, lines, tokenizer, dtype):
 
 # The end of a message about a text that becomes [UNK].
 UNKNOWN_CHARACTERS_REMEDY = ("the tokenizer is of another language, or spaces must be put between "
-                             "the words, because a run of over 100 letters or digits is one "
-                             "[UNK]")
+                             "the words, because over 100 letters in a row are one [UNK]")
 
 
 def count_characters(texts, tokenizer):
@@ -1100,7 +1099,8 @@ MARKUP = re.compile(r"""
   | \*\*(?P<bold>[^*\s][^*]*)\*\*                                         # **bold**
   | \*(?P<slanted>[^*\s][^*]*)\*(?!\w)                                   # *slanted*
   """, re.VERBOSE)
-CODE_MARKS = ("code_role", "literal", "name")            # some rare roles, such as :term:, are none
+# These marks mean code. (So do a few rare roles that are none, such as :term:, in code_role.)
+CODE_MARKS = ("code_role", "literal", "name")
 # Old texts quote a `word' like this. There MARKUP takes the text between two quotations for a name.
 OLD_QUOTATION = re.compile(r"`[\w.()]+'(?!\w)")
 # The beginning of a line that is not prose: a directive, a prompt, a rule, a definition, ...
@@ -1224,7 +1224,8 @@ def indentation(text):
 def remove_markup(lines):
     """Join a paragraph's lines and remove the mark-up -> text, [[begin, end], ...] of its code.
 
-    If it quotes a `word' like this, no code is listed, because it cannot be told from that.
+    If the paragraph quotes a `word' like this, the list is empty, because quotations and code
+    cannot be told apart.
     """
     marked = " ".join(" ".join(lines).split())
     # A "::" before a block of code becomes ":". So does one inside a sentence, as in x[::2], which

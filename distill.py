@@ -693,7 +693,7 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 # first one has saved the state above.
                 if processes.world > 1:
                     dist.barrier()
-                # If only another process has received a signal, this one has none to report.
+                # If only another process has received a signal, this one does not know which.
                 signal_number = signal.SIGTERM
                 if signals:
                     signal_number = signals[0]
@@ -1218,9 +1218,9 @@ def add_model_flags(parser):
                        "fresh student")
     group.add_argument("--init", choices=("teacher", "sharp", "random"),
                        help="initial values of a fresh student. teacher: taken from the teacher; "
-                       "sharp: random, with larger query and key weights; random: as in BERT "
-                       "(default: teacher; without a teacher: sharp; with --recipe paper: "
-                       "random)")
+                       "sharp: random, so that all attention maps are sharp enough to learn from; "
+                       "random: as in BERT (default: teacher; without a teacher: sharp; with "
+                       "--recipe paper: random)")
     size = whole_number(1)
     group.add_argument("--num-hidden-layers", type=size, metavar="R",
                        help="recursions: how many layers are applied, one after the other "
@@ -1450,7 +1450,7 @@ def run(args, given):
         start_model = load(fetch(args.student))
         had_head = start_model.head is not None
     student = make_student(args, teacher, start_model, tokenizer.vocab_size)
-    del start_model                                      # the student is a copy of it
+    del start_model                      # the student is a copy, so this need not stay in memory
     loss_weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
     trains_head = any(name in loss_weights for name in ("mlm", "output", "elastic"))
     if not trains_head:
@@ -1695,7 +1695,7 @@ def choose_losses(args, teacher, num_recursions, given=()):
     if args.elastic > 0:
         if "output" in possible and num_recursions > 1:
             loss_weights["elastic"] = args.elastic
-        else:                            # a default is dropped, but the flag would be an error
+        else:                            # the default is dropped; the flag is an error
             refuse_flags(given, ["--elastic"],
                          "it needs a teacher with an MLM head and more than one recursion")
     if "output" not in loss_weights and "elastic" not in loss_weights:
@@ -1731,8 +1731,8 @@ def make_student(args, teacher, start_model, vocab_size):
 
 
 def usual_number_of_heads(C):
-    """Return the largest number of attention heads, at most 1024, that divides C and gives each a
-    width of at least 32, or 1 if there is none."""
+    """Return the largest number of attention heads that divides C and gives each a width of at
+    least 32, or 1 if there is none. It is at most 1024, as in a Config."""
     num_heads = max(1, min(C // 32, 1024))
     while C % num_heads != 0:
         num_heads -= 1

@@ -1321,6 +1321,8 @@ def run_modes(tuning, splits, modes, config):
     check_characters(splits["train"], tokenizer)
     print_cut(task, encoded, tokenizer)
     check_trainable(encoded["train"].features)
+    if task.kind == "qa":
+        print_lost_answers(encoded["train"])
     if tuning.teacher is not None:
         tuning.teacher.to(tuning.processes.device)
         dev_split = encoded[first_dev_split(encoded)]
@@ -1394,14 +1396,7 @@ def print_task(task, splits):
 
 
 def print_cut(task, splits, tokenizer):
-    """Print for each Split how many of its texts are longer than --length and were cut, and in qa
-    how many answers cannot be learned."""
-    if task.kind == "qa":
-        num_lost = count_lost_answers(splits["train"])
-        if num_lost > 0:
-            print(f"{num_lost:,} of {len(splits['train'].examples):,} questions to train on have "
-                  "an answer that no window has whole: they are learned as questions without an "
-                  "answer", flush=True)
+    """Print for each Split how many of its texts are longer than --length and were cut."""
     for name, split in splits.items():
         num_cut = count_cut(task, split, tokenizer)
         if num_cut > 0:
@@ -1412,15 +1407,21 @@ def print_cut(task, splits, tokenizer):
                   f"--length {task.length} and were cut", flush=True)
 
 
-def count_lost_answers(split):
-    """Count the questions of a Split that have an answer, which none of their windows has whole,
-    because it has too many tokens or none."""
-    in_a_window = set()                                  # the numbers of the other questions
+def print_lost_answers(split):
+    """Print how many answers of a Split of qa cannot be learned, because no window has all of the
+    answer: it has too many tokens, or none."""
+    learned = set()                                      # numbers of questions
     for feature in split.features:
-        if feature.labels != [0, 0]:
-            in_a_window.add(feature.example_number)
-    return sum(1 for number, example in enumerate(split.examples)
-               if example.label and number not in in_a_window)
+        if feature.labels != [0, 0]:                     # this window has all of the answer
+            learned.add(feature.example_number)
+    num_lost = 0
+    for number, example in enumerate(split.examples):
+        has_answer = len(example.label) > 0
+        if has_answer and number not in learned:
+            num_lost += 1
+    if num_lost > 0:
+        print(f"{num_lost:,} of {len(split.examples):,} questions to train on have an answer that "
+              "no window has whole: they are learned as questions without an answer", flush=True)
 
 
 def count_cut(task, split, tokenizer):
@@ -1470,10 +1471,11 @@ def run_mode(tuning, splits, mode, rates, saves_model):
             for split_name, result in results.items():
                 write_predictions(tuning.out, tuning.task, split_name,
                                   splits[split_name].examples, result.predictions)
-            # An earlier call, which this one resumes, may have had a --test that this one has not.
-            old_path = os.path.join(tuning.out, "test.jsonl")
-            if "test" not in results and os.path.isfile(old_path):
-                os.remove(old_path)
+            # This call may resume one that had a --test, and have none itself. Then the predictions
+            # of that test set would stay.
+            old_predictions = os.path.join(tuning.out, "test.jsonl")
+            if "test" not in results and os.path.isfile(old_predictions):
+                os.remove(old_predictions)
     return results_of_seeds
 
 

@@ -593,8 +593,7 @@ def read_tags(path):
             columns = columns_of(line)
             if num_columns is None:
                 num_columns = max(2, len(columns))       # at least a word and a tag
-            check_line(line, columns, num_columns, f"{path}:{number}")
-            tag = columns[-1].strip()
+            tag = tag_of_line(line, columns, num_columns, f"{path}:{number}")
             if tag != "O":
                 has_type = "-" in tag
                 if tags_have_type is None:
@@ -612,9 +611,12 @@ def read_tags(path):
     return not_empty(examples, path)
 
 
-def check_line(line, columns, num_columns, location):
-    """Raise ValueError if a line of a CoNLL file does not have so many columns, of which the first
-    is a word and the last a tag."""
+def tag_of_line(line, columns, num_columns, location):
+    """Return the tag of a line of a CoNLL file. ValueError unless the line has num_columns columns,
+    the first of them a word and the last a tag.
+
+    columns: what columns_of has made of the line
+    """
     hint = ""
     if line.startswith("#"):
         hint = "; if this is a comment, remove the line"
@@ -628,6 +630,7 @@ def check_line(line, columns, num_columns, location):
     if not re.fullmatch(r"O|[BIESLU](-.+)?", tag):
         raise ValueError(f"{location}: the tag {tag!r:.60} is neither O nor one of B, I, E, S, L, "
                          f"U, alone or with - and a type{hint}")
+    return tag
 
 
 def columns_of(line):
@@ -937,9 +940,9 @@ def read_own_files(kind, files, text_columns, label_column):
                 splits[split_name] += read_table(path, text_columns, label_column,
                                                  numeric=kind == "regression")
         # The predictions for a split are written with the ids of the questions, so an id must not
-        # occur twice in it. read_squad has looked at each file alone. Here the files of a split are
-        # compared, but those of the training set only if they are predicted: without a dev set a
-        # tenth of them is.
+        # occur twice in it. read_squad has looked at each file alone; here the files of a split are
+        # compared. The training set is only predicted if there is no dev set: a tenth of it becomes
+        # the dev set then.
         is_predicted = split_name != "train" or "dev" not in files
         if kind == "qa" and is_predicted:
             check_ids(", ".join(paths), splits[split_name])
@@ -968,8 +971,8 @@ def hold_out_a_tenth(examples, by_context=False, remedy="give --dev FILE"):
         else:
             to_hash = (example.text, example.second_text)
         text_hash = zlib.crc32(repr(to_hash).encode())
-        # With by_context all questions about a context have the same hash. So the question and its
-        # label come second. They decide there, and not the order in the file.
+        # With by_context all questions about a context have the same hash. They are ordered by the
+        # second part of the key, the question and its label, and not by their order in the file.
         return text_hash, repr((example.text, example.label))
 
     if len(examples) < 2:

@@ -66,7 +66,7 @@ ROWS = {
     "no-output-loss": "--output-weight 0",
     "embedding-loss": "--embedding-weight 3",
     "no-mlm-loss": "--mlm-weight 0",
-    # Two losses are left out: that of the masked words and one of the teacher's are left.
+    # The loss of the masked words and only one of the teacher's losses.
     "mlm-and-output": "--attention-weight 0 --hidden-weight 0",
     "mlm-and-attention": "--hidden-weight 0 --output-weight 0",
     "mlm-and-hidden": "--attention-weight 0 --output-weight 0",

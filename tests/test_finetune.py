@@ -1056,7 +1056,7 @@ def test_text_is_refused_if_most_characters_are_unknown(kind, tokenizer):
         elif kind == "qa":
             example = make_text_example("good", [(0, "good")], text)
         if is_refused:
-            with pytest.raises(ValueError, match=r"\d+ become \[UNK\]: .* a run of over 100 lett"):
+            with pytest.raises(ValueError, match=r"\d+ become \[UNK\]: .* over 100 letters in"):
                 finetune.check_characters([example], tokenizer)
         else:
             finetune.check_characters([example], tokenizer)
