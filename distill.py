@@ -1360,6 +1360,14 @@ def arguments(argv):
     if args.teacher is None and not measures_student_alone:
         args.teacher = EMBEDDED_TEACHER
     check_flags(args, given)
+    fill_in_defaults(args, given)
+    if args.warmup > args.steps:
+        raise ValueError(f"--warmup {args.warmup} is more than --steps {args.steps}")
+    return args
+
+
+def fill_in_defaults(args, given):
+    """Fill in, for the flags that were not given, the values of the recipe."""
     if args.recipe is None:
         args.recipe = default_recipe(args)
     if args.elastic is None and args.output_weight == 0:
@@ -1373,13 +1381,10 @@ def arguments(argv):
             setattr(args, name, value)
     if "--warmup" not in given:
         args.warmup = min(args.warmup, args.steps // 10)
-    if args.warmup > args.steps:
-        raise ValueError(f"--warmup {args.warmup} is more than --steps {args.steps}")
     if args.student is not None:
         args.init = ""                                   # the student keeps its own weights
     elif args.init is None:
         args.init = "sharp" if args.teacher == "none" else "teacher"
-    return args
 
 
 def default_recipe(args):

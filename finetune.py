@@ -952,29 +952,12 @@ def fine_tune(tuning, splits, mode, seed, lr):
     args = tuning.args
     task = tuning.task
     features = splits["train"].features
-    torch.manual_seed(seed)
-    # New adapters are fitted to this sample of the data.
-    ids, mask, segments, _ = collate(features[:64], task.kind == "qa")
-    model, _ = load_classifier(tuning.model_path, task, mode, args.dropout,
-                               sample=(ids, mask, segments), recursions=args.recursions)
-    model.to(tuning.processes.device)
-    choose_trained(model.encoder, mode)
+    model = start_model(tuning, features, mode, seed)
     task_loss = TaskLoss(
         model, task, features, args.batch_size, seed, teacher=tuning.teacher,
         hidden_weight=tuning.hidden_weight, micro_batch_size=args.micro_batch_size,
         processes=tuning.processes, bf16=tuning.bf16)
-    steps = args.steps
-    if steps is None:
-        steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
-    # best_rate trains on nine tenths of the Features, with the same mode, rate and seed. The number
-    # of Features gives its folder another name than that of the final run.
-    out = os.path.join(tuning.out, f"{mode}-{len(features)}-lr{lr:g}-seed{seed}")
-    if tuning.processes.rank == 0:                       # it alone writes, and owns tuning.out
-        os.makedirs(out, exist_ok=True)
-    options = TrainingOptions(
-        steps=steps, lr=lr, warmup=steps // 10, weight_decay=args.weight_decay, seed=seed,
-        log_every=args.log_every, eval_every=args.eval_every, save_every=args.save_every, out=out,
-        resume=args.resume)
+    options = options_of_run(tuning, task_loss, mode, seed, lr)
     # The settings of the command say which runs it makes: there --lr may be a list, and --steps
     # None. This run has its own values, which take their place here.
     settings = dict(tuning.settings)
@@ -1007,12 +990,48 @@ def fine_tune(tuning, splits, mode, seed, lr):
     results.update(evaluate_splits(model, task, not_measured, tuning.bf16))
     seconds = time.perf_counter() - begin_time
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{out}: {num_trained:,} trained parameters, {steps:,} steps, {seconds:.0f} s with "
-          f"evaluation, {task_loss.padding():.1%} padding", flush=True)
+    print(f"{options.out}: {num_trained:,} trained parameters, {options.steps:,} steps, "
+          f"{seconds:.0f} s with evaluation, {task_loss.padding():.1%} padding", flush=True)
+    warn_of_equal_predictions(results)
+    return model, results
+
+
+def start_model(tuning, features, mode, seed):
+    """Load the model of a run, with a head for its task and with what its mode trains -> Classifier
+    on the device. The seed decides what is random in it, such as a new head."""
+    torch.manual_seed(seed)
+    # New adapters are fitted to this sample of the data.
+    ids, mask, segments, _ = collate(features[:64], tuning.task.kind == "qa")
+    model, _ = load_classifier(tuning.model_path, tuning.task, mode, tuning.args.dropout,
+                               sample=(ids, mask, segments), recursions=tuning.args.recursions)
+    model.to(tuning.processes.device)
+    choose_trained(model.encoder, mode)
+    return model
+
+
+def options_of_run(tuning, task_loss, mode, seed, lr):
+    """Return the TrainingOptions of a run, and make its folder."""
+    args = tuning.args
+    steps = args.steps
+    if steps is None:
+        steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
+    # best_rate trains on nine tenths of the Features, with the same mode, rate and seed. The number
+    # of Features gives its folder another name than that of the final run.
+    num_features = len(task_loss.features)
+    out = os.path.join(tuning.out, f"{mode}-{num_features}-lr{lr:g}-seed{seed}")
+    if tuning.processes.rank == 0:                       # it alone writes, and owns tuning.out
+        os.makedirs(out, exist_ok=True)
+    return TrainingOptions(
+        steps=steps, lr=lr, warmup=steps // 10, weight_decay=args.weight_decay, seed=seed,
+        log_every=args.log_every, eval_every=args.eval_every, save_every=args.save_every, out=out,
+        resume=args.resume)
+
+
+def warn_of_equal_predictions(results):
+    """Print a warning for each split for which all predictions are the same."""
     for name, result in results.items():
         if len(result.predictions) > 1 and len(distinct_predictions(result)) == 1:
             print(f"warning: all predictions for {name} are the same")
-    return model, results
 
 
 def distinct_predictions(result):
@@ -1069,19 +1088,18 @@ def best_rate(tuning, examples, mode, seed, rates):
     return ordered[0]
 
 
-def encode_splits(task, splits, tokenizer):
-    """Turn {name of a split: examples} into {name of a split: Split}."""
-    encoded = {}
-    for name, examples in splits.items():
-        encoded[name] = Split(examples, list(encode(task, examples, tokenizer)))
-    return encoded
+def encode_splits(task, datasets, tokenizer):
+    """Tokenise all datasets, {name of a split: examples} -> {name of a split: Split}."""
+    splits = {}
+    for name, examples in datasets.items():
+        splits[name] = Split(examples, list(encode(task, examples, tokenizer)))
+    return splits
 
 
 # ---- From here on: plumbing. The command line: flags ------------------------------------
 
-def arguments(argv):
-    """Parse the command line."""
-    parser = CommandParser("finetune.py", __doc__)
+def add_model_flags(parser):
+    """Add the flags about the model, and about what is done with it besides training."""
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="out/student", metavar="DIR",
                        help="the model, a student or a BERT: its folder or, to fine-tune it with "
@@ -1107,6 +1125,10 @@ def arguments(argv):
                        help="only measure the fine-tuned --model: on --dev and --test files of "
                        "yours or, if it was trained on code or a task of GLUE, on that task's "
                        "files; nothing is trained")
+
+
+def add_data_flags(parser):
+    """Add the flags about the task and its files."""
     group = parser.add_argument_group("data")
     group.add_argument("--task", choices=list(GLUE) + list(KINDS) + ["code"], metavar="TASK",
                        help=f"a task of GLUE: {', '.join(GLUE)}; or the kind of your own files: "
@@ -1135,6 +1157,10 @@ def arguments(argv):
     group.add_argument("--stride", type=whole_number(1), default=128, metavar="N",
                        help="qa: tokens that two neighbouring windows of a context share; at most "
                        "half a window (default: 128)")
+
+
+def add_training_flags(parser):
+    """Add the flags about training."""
     group = parser.add_argument_group("training")
     what = group.add_mutually_exclusive_group()
     what.add_argument("--adapters-only", dest="mode", action="store_const", const="adapters",
@@ -1167,6 +1193,14 @@ def arguments(argv):
     group.add_argument("--dropout", type=number(upper=1.0), default=0.0, metavar="P",
                        help="probability of dropout (default: 0; 0.1 is usual for a BERT, but has "
                        "harmed students of this project)")
+
+
+def arguments(argv):
+    """Parse the command line."""
+    parser = CommandParser("finetune.py", __doc__)
+    add_model_flags(parser)
+    add_data_flags(parser)
+    add_training_flags(parser)
     add_run_flags(parser, "folder for the runs and the model of the first seed (default: out/TASK)",
                   eval_every_default="0", save_every_default="200")
     parser.set_defaults(eval_every=0, save_every=200)
@@ -1272,11 +1306,11 @@ def run(args):
     kind = kind_of_task(name)
     length = choose_length(args.length, kind, config.max_position_embeddings)
     with first_process_first(processes):
-        splits = read_splits(args, name, kind)
-    task = make_task(name, kind, splits, length, args.stride)
+        datasets = read_datasets(args, name, kind)
+    task = make_task(name, kind, datasets, length, args.stride)
     if args.lr is not None and len(args.lr) > 1:
         # best_rate holds out a tenth later. If that cannot be done, the ValueError comes now.
-        hold_out_a_tenth(splits["train"], by_context=kind == "qa", remedy="give one --lr")
+        hold_out_a_tenth(datasets["train"], by_context=kind == "qa", remedy="give one --lr")
     check_segments(model_path, config, task)
     teacher = load_teacher(args.distill_from, task, tokenizer)
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.mode, teacher, config)
@@ -1287,7 +1321,7 @@ def run(args):
     settings = {
         # What is trained, and on what:
         "task": name, "modes": modes, "recursions": args.recursions,
-        "training_set": hash_examples(splits["train"]), "tokenizer": tokenizer.digest,
+        "training_set": hash_examples(datasets["train"]), "tokenizer": tokenizer.digest,
         "teacher": fingerprint(teacher), "teacher_shape": teacher_shape,
         "hidden_weight": args.hidden_weight,
         # How it is trained:
@@ -1300,49 +1334,50 @@ def run(args):
         hidden_weight=hidden_weight, settings=settings, processes=processes, bf16=bf16)
     inputs = folders_read(args, model_path)
     with lock_folder(out, "finetune.py", settings, inputs, args, processes):
-        run_modes(tuning, splits, modes, config)
+        run_modes(tuning, datasets, modes, config)
     print(f"In {out} are the model of seed {args.seed} ({modes[0]}), its predictions and all "
           f"scores. Next:\n    python finetune.py --model {shlex.quote(out)} --predict TEXT")
 
 
-def run_modes(tuning, splits, modes, config):
+def run_modes(tuning, datasets, modes, config):
     """Fine-tune in all modes, print the scores, write the files of the run.
 
-    splits: {name: examples}; config: the Config of the model that is trained
+    datasets: {name of a split: examples}
+    config: the Config of the model that is trained
     ValueError if the texts are of another language than the tokenizer, or if nothing can be
     learned.
     """
     args = tuning.args
     task = tuning.task
     tokenizer = tuning.tokenizer
-    print_task(task, splits)
-    encoded = encode_splits(task, splits, tokenizer)
-    check_language(encoded["train"].features, tokenizer, tuning.model_path)
-    check_characters(splits["train"], tokenizer)
-    print_cut(task, encoded, tokenizer)
-    check_trainable(encoded["train"].features)
+    print_task(task, datasets)
+    splits = encode_splits(task, datasets, tokenizer)
+    check_language(splits["train"].features, tokenizer, tuning.model_path)
+    check_characters(datasets["train"], tokenizer)
+    print_cut(task, splits, tokenizer)
+    check_trainable(splits["train"].features)
     if task.kind == "qa":
-        print_lost_answers(encoded["train"])
+        print_lost_answers(splits["train"])
     if tuning.teacher is not None:
         tuning.teacher.to(tuning.processes.device)
-        dev_split = encoded[first_dev_split(encoded)]
+        dev_split = splits[first_dev_split(splits)]
         result = evaluate_split(tuning.teacher, task, dev_split, tuning.bf16)
         print(f"teacher {args.distill_from}: {describe_scores(result.scores)}")
     if tuning.processes.rank == 0:
         # Only now are the files of an earlier run removed. If something above has failed,
         # --overwrite has lost nothing.
         claim_folder(tuning.out, "finetune.py", tuning.settings, args.resume)
-    rows = majority_rows(task, splits)
+    rows = majority_rows(task, datasets)
     results_of_modes = {}
     for mode in modes:
         rates = args.lr
         if rates is None:
             rates = [default_rate(mode, args.task, config, tuning.hidden_weight > 0)]
         is_first_mode = mode == modes[0]
-        results_of_modes[mode] = run_mode(tuning, encoded, mode, rates, saves_model=is_first_mode)
+        results_of_modes[mode] = run_mode(tuning, splits, mode, rates, saves_model=is_first_mode)
         rows += rows_of_mode(mode, results_of_modes[mode])
     if tuning.processes.rank == 0:
-        write_results(tuning.out, task, splits, results_of_modes)
+        write_results(tuning.out, task, datasets, results_of_modes)
     print_rows(rows)
 
 
@@ -1386,9 +1421,9 @@ def check_segments(path, config, task):
                          "cannot tell two texts apart")
 
 
-def print_task(task, splits):
+def print_task(task, datasets):
     """Print in one line what is to be learned."""
-    sizes = ", ".join(f"{len(examples):,} {name}" for name, examples in splits.items())
+    sizes = ", ".join(f"{len(examples):,} {name}" for name, examples in datasets.items())
     label_names = "none"
     if task.labels:
         label_names = first_few([printable(label) for label in task.labels], limit=30)
@@ -1415,9 +1450,9 @@ def print_lost_answers(split):
         if feature.labels != [0, 0]:                     # this window has all of the answer
             learned.add(feature.example_number)
     num_lost = 0
-    for number, example in enumerate(split.examples):
+    for question_number, example in enumerate(split.examples):
         has_answer = len(example.label) > 0
-        if has_answer and number not in learned:
+        if has_answer and question_number not in learned:
             num_lost += 1
     if num_lost > 0:
         print(f"{num_lost:,} of {len(split.examples):,} questions to train on have an answer that "
@@ -1479,7 +1514,7 @@ def run_mode(tuning, splits, mode, rates, saves_model):
     return results_of_seeds
 
 
-def write_results(out, task, splits, results_of_modes):
+def write_results(out, task, datasets, results_of_modes):
     """Write out/results.json: the scores of all seeds for each mode and split; for the first seed
     also those of each class or type of entity."""
     written = {"task": task.name, "kind": task.kind, "modes": {}}
@@ -1489,7 +1524,7 @@ def write_results(out, task, splits, results_of_modes):
             guesses = [prediction for prediction, _ in first_result.predictions]
             written["modes"][mode][split_name] = {
                 "scores": [results[split_name].scores for results in results_of_seeds],
-                "details": detailed_scores(task, splits[split_name], guesses)}
+                "details": detailed_scores(task, datasets[split_name], guesses)}
     write_json(os.path.join(out, "results.json"), written)
 
 
@@ -1540,9 +1575,9 @@ def default_rate(mode, task_name, config, learns_hidden=False):
     return rate * 768 / config.hidden_size
 
 
-def read_splits(args, name, kind, needs_train=True):
-    """Read the task's examples: {split: examples}. If there is no dev set, a tenth of train is held
-    out as dev.
+def read_datasets(args, name, kind, needs_train=True):
+    """Read the task's examples -> {name of a split: examples}. If there is no dev set, a tenth of
+    the training set is held out as one.
 
     needs_train: if False, the training set of a GLUE task is not read, so its file may be missing
     """
@@ -1550,19 +1585,20 @@ def read_splits(args, name, kind, needs_train=True):
         folder = args.data
         if folder is None:
             folder = download_glue(name)
-        splits = read_glue(name, folder, needs_train)
+        datasets = read_glue(name, folder, needs_train)
     elif name == "code":
-        splits = read_code_task(docs_on_this_machine())
+        datasets = read_code_task(docs_on_this_machine())
     else:
-        splits = read_files(args, kind)
-    if not any(split_name.startswith("dev") for split_name in splits):
-        splits["dev"], splits["train"] = hold_out_a_tenth(splits["train"],
-                                                          by_context=kind == "qa")
-    return splits
+        datasets = read_files(args, kind)
+    if not any(split_name.startswith("dev") for split_name in datasets):
+        held_out, rest = hold_out_a_tenth(datasets["train"], by_context=kind == "qa")
+        datasets["dev"] = held_out
+        datasets["train"] = rest
+    return datasets
 
 
 def read_files(args, kind):
-    """Read the user's files of --train, --dev and --test: {split: examples}."""
+    """Read the user's files of --train, --dev and --test -> {name of a split: examples}."""
     files = {}
     for name, paths in [("train", args.train), ("dev", args.dev), ("test", args.test)]:
         if paths is not None:
@@ -1658,12 +1694,12 @@ def choose_hidden_weight(flag, mode, teacher, config):
     return 0.0
 
 
-def majority_rows(task, splits):
+def majority_rows(task, datasets):
     """Score guesses made without a model -> rows for print_rows."""
     rows = []
-    for split_name, examples in splits.items():
+    for split_name, examples in datasets.items():
         if split_name != "train":
-            guesses = majority(task, splits["train"], examples)
+            guesses = majority(task, datasets["train"], examples)
             for metric, value in score(task, examples, guesses).items():
                 rows.append(("majority", split_name, metric, [value]))
     return rows
@@ -1719,33 +1755,33 @@ def run_evaluation(args, given, device):
     if args.task is not None and args.task not in (task.name, task.kind):
         raise ValueError(f"--task {args.task}: {args.model} was fine-tuned for {task.name}")
     check_file_flags(task.name, given)
-    splits = read_splits_to_measure(args, task)
+    datasets = read_datasets_to_measure(args, task)
     if task.labels:
-        check_labels(splits, task.kind, task.labels)
-    for examples in splits.values():
+        check_labels(datasets, task.kind, task.labels)
+    for examples in datasets.values():
         has_two_texts = examples[0].second_text is not None
         if has_two_texts != task.pair:
             raise ValueError(f"{examples[0].location}: {args.model} was fine-tuned for "
                              f"{number_of_texts(task)}; see --text")
-    encoded = encode_splits(task, splits, tokenizer)
-    print_cut(task, encoded, tokenizer)
-    results = evaluate_splits(model, task, encoded, bf16)
+    splits = encode_splits(task, datasets, tokenizer)
+    print_cut(task, splits, tokenizer)
+    results = evaluate_splits(model, task, splits, bf16)
     for name, result in results.items():
         if not result.scores:
             print(f"{name}: its labels are not known, so it cannot be scored")
     print_rows(rows_of_mode("model", [results]))
 
 
-def read_splits_to_measure(args, task):
-    """Read what --evaluate measures on: {split: examples}. There is no training set among them."""
+def read_datasets_to_measure(args, task):
+    """Read what --evaluate measures on -> {name of a split: examples}, without a training set."""
     if task.name in KINDS:                               # the files are the user's own
         if args.dev is None and args.test is None:
             raise ValueError("--evaluate: give files to measure on with --dev FILE or --test FILE")
         return read_files(args, task.kind)
-    splits = read_splits(args, task.name, task.kind, needs_train=False)
-    if "train" in splits:                                # the built-in task has one all the same
-        del splits["train"]
-    return splits
+    datasets = read_datasets(args, task.name, task.kind, needs_train=False)
+    if "train" in datasets:                              # the built-in task has one all the same
+        del datasets["train"]
+    return datasets
 
 
 def predict(args, device):

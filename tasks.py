@@ -889,7 +889,7 @@ def read_code_task(path):
     between them become one entity. Paragraphs without code are skipped. A tenth of the paragraphs,
     chosen by the hash of their text, is held out as dev.
     """
-    splits = {"train": [], "dev": []}
+    datasets = {"train": [], "dev": []}
     for number, row in rows_of(path):
         location = f"{path}:{number}"
         with parsing(location, "a paragraph of the documentation"):
@@ -908,10 +908,10 @@ def read_code_task(path):
             tags.append(tag)
         example = Example(words, None, iob2(tags), str(number - 1), location)
         if is_held_out(text, 10):
-            splits["dev"].append(example)
+            datasets["dev"].append(example)
         else:
-            splits["train"].append(example)
-    return splits
+            datasets["train"].append(example)
+    return datasets
 
 
 # ---- Putting a task together ------------------------------------------------------------
@@ -927,31 +927,32 @@ def kind_of_task(name):
 
 
 def read_own_files(kind, files, text_columns, label_column):
-    """Read a user's own files: files is {split: list of paths} -> {split: examples}."""
-    splits = {}
+    """Read a user's own files, {name of a split: list of paths} -> {name of a split: examples}."""
+    datasets = {}
     for split_name, paths in files.items():
-        splits[split_name] = []
+        examples = []
         for path in paths:
             if kind == "tagging":
-                splits[split_name] += read_tags(path)
+                examples += read_tags(path)
             elif kind == "qa":
-                splits[split_name] += read_squad(path)
+                examples += read_squad(path)
             else:
-                splits[split_name] += read_table(path, text_columns, label_column,
-                                                 numeric=kind == "regression")
+                examples += read_table(path, text_columns, label_column,
+                                       numeric=kind == "regression")
         # The predictions for a split are written with the ids of the questions, so an id must not
         # occur twice in it. read_squad has looked at each file alone; here the files of a split are
         # compared. The training set is only predicted if there is no dev set: a tenth of it becomes
         # the dev set then.
         is_predicted = split_name != "train" or "dev" not in files
         if kind == "qa" and is_predicted:
-            check_ids(", ".join(paths), splits[split_name])
+            check_ids(", ".join(paths), examples)
         if kind != "qa":
             # Each file has numbered its examples from 0. Here those of all files of the split are
             # numbered anew.
-            splits[split_name] = [example._replace(id=str(number))
-                                  for number, example in enumerate(splits[split_name])]
-    return splits
+            examples = [example._replace(id=str(number))
+                        for number, example in enumerate(examples)]
+        datasets[split_name] = examples
+    return datasets
 
 
 def hold_out_a_tenth(examples, by_context=False, remedy="give --dev FILE"):
@@ -1013,29 +1014,17 @@ def labels_to_keep(example):
     return set()
 
 
-def make_task(name, kind, splits, length, stride):
-    """Make the Task for {split: examples}. Its labels are those of the training set; in tagging
-    they are O, and B- and I- for each type of entity in the training set.
+def make_task(name, kind, datasets, length, stride):
+    """Make the Task for datasets, {name of a split: examples}. Its labels, mean and sd are those of
+    the training set.
 
     ValueError if there is only one class, if all tags are O, or if another split has a label that
-    is not among them.
+    the training set does not have.
     """
-    train = splits["train"]
-    labels = []
-    if kind == "classification":
-        labels = sorted({example.label for example in train})
-        if len(labels) < 2:
-            raise ValueError(f"{train[0].location}: all examples have the label "
-                             f"{labels[0]!r:.60}")
-    elif kind == "tagging":
-        types = set()
-        for example in train:
-            types |= {tag[2:] for tag in example.label if tag != "O"}
-        if not types:
-            raise ValueError(f"{train[0].location}: all words have the tag O")
-        labels = sorted(["O"] + [f"B-{t}" for t in types] + [f"I-{t}" for t in types])
+    train = datasets["train"]
+    labels = labels_to_learn(train, kind)
     if labels:
-        check_labels(splits, kind, labels)
+        check_labels(datasets, kind, labels)
     metrics = METRICS[kind]
     if name in GLUE:
         metrics = GLUE[name].metrics
@@ -1054,10 +1043,41 @@ def make_task(name, kind, splits, length, stride):
                 pair=train[0].second_text is not None, mean=mean, sd=sd, unanswerable=unanswerable)
 
 
-def check_labels(splits, kind, labels):
+def labels_to_learn(train, kind):
+    """List the labels of a training set, sorted. In tagging they are O, and B- and I- for each type
+    of entity; in regression and qa there are none.
+
+    ValueError if there is only one class, or if all tags are O.
+    """
+    labels = set()
+    if kind == "classification":
+        labels = {example.label for example in train}
+        if len(labels) < 2:
+            path, _ = path_and_line(train[0])
+            raise ValueError(f"{path}: all examples to train on have the label "
+                             f"{train[0].label!r:.60}")
+    if kind == "tagging":
+        labels = {"O"}
+        for example in train:
+            for tag in example.label:
+                if tag != "O":
+                    labels |= {f"B-{tag[2:]}", f"I-{tag[2:]}"}
+        if len(labels) < 2:
+            path, _ = path_and_line(train[0])
+            raise ValueError(f"{path}: all words to train on have the tag O")
+    return sorted(labels)
+
+
+def path_and_line(example):
+    """Return where an Example stands that is not one of a SQuAD file: its path and its line."""
+    path, line = example.location.rsplit(":", 1)
+    return path, int(line)
+
+
+def check_labels(datasets, kind, labels):
     """Raise ValueError if an example has a label that is not among the labels."""
     known = set(labels)
-    for examples in splits.values():
+    for examples in datasets.values():
         for example in examples:
             if example.label is None:                    # a test set without labels
                 continue
@@ -1066,11 +1086,9 @@ def check_labels(splits, kind, labels):
                 own_labels = example.label
             for i, label in enumerate(own_labels):
                 if label not in known:
-                    # In a CoNLL file each word of a sentence has a line, and the example's location
-                    # is that of the first one.
-                    path, first_line = example.location.rsplit(":", 1)
-                    line = int(first_line) + i
-                    raise ValueError(f"{path}:{line}: label {label!r:.60} does not occur in the "
+                    # In a CoNLL file each word of a sentence has a line of its own.
+                    path, first_line = path_and_line(example)
+                    raise ValueError(f"{path}:{first_line + i}: label {label!r:.60} does not occur in the "
                                      f"training set, whose labels are {first_few(labels)}")
 
 

@@ -1446,13 +1446,13 @@ def test_to_evaluate_prints_the_scores_of_the_run_and_writes_nothing(
 
 
 def test_to_evaluate_leaves_the_training_set_out(monkeypatch):
-    def read_splits(args, name, kind, needs_train):
+    def read_datasets(args, name, kind, needs_train):
         assert not needs_train
         return {"train": [], "dev": ["a"]}
 
-    monkeypatch.setattr(finetune, "read_splits", read_splits)
+    monkeypatch.setattr(finetune, "read_datasets", read_datasets)
     task = replace(make_task_of_kind("tagging", LABELS["tagging"]), name="code")
-    assert finetune.read_splits_to_measure(None, task) == {"dev": ["a"]}
+    assert finetune.read_datasets_to_measure(None, task) == {"dev": ["a"]}
 
 
 def test_to_evaluate_measures_on_files_of_yours(tmp_path, model, capsys):
@@ -1778,10 +1778,10 @@ def test_a_rate_whose_model_cannot_be_measured_is_not_chosen(
 
 def test_the_first_process_reads_the_task_first(tmp_path, model, sentiment, monkeypatch, capsys):
     """It may download the task or collect the documentation; the others find the result."""
-    happened = note_first_process(monkeypatch, finetune, "read_splits")
+    happened = note_first_process(monkeypatch, finetune, "read_datasets")
     run(capsys, "--task", "sst2", "--data", sentiment, "--model", model, "--steps", 1, "--out",
         tmp_path / "o")
-    assert happened == ["the first process begins", "read_splits", "it has ended"]
+    assert happened == ["the first process begins", "read_datasets", "it has ended"]
 
 
 def test_several_processes_stop_at_a_rate_that_diverges(tokenizer, monkeypatch):
