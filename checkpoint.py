@@ -11,8 +11,8 @@ A safetensors file is three things, one after the other:
     data        the bytes of all tensors, end to end; data_offsets count from where it begins
 
 Files come from strangers: any fault in one raises a ValueError, a line that names the file, and so
-does a folder without weights. A single file that is missing, or that may not be read, raises an
-OSError. A pickle that claims more memory than there is raises a MemoryError.
+does a folder without weights. A single file that is missing, or that this user is not allowed to
+read, raises an OSError. A pickle that claims more memory than there is raises a MemoryError.
 """
 import errno
 import glob
@@ -84,7 +84,8 @@ def read_safetensors(path):
             begin, end = entry["data_offsets"]
             tensor_bytes = file_bytes[data_begin + begin:data_begin + end]
             # view(dtype) demands that a tensor begins at a multiple of its element's size. The
-            # mapping of the file does, so only the place in the file has to be looked at.
+            # mapping of the file begins at such an address, whatever the size. So this asks whether
+            # the tensor's place in the file is a multiple, too.
             if (data_begin + begin) % dtype.itemsize != 0:
                 tensor_bytes = tensor_bytes.clone()      # a copy begins at an aligned address
             tensors[name] = tensor_bytes.view(dtype).view(entry["shape"])
@@ -265,26 +266,28 @@ def load(path, recursions=None):
         layout = BERT_LAYOUT
     has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
     decoder_name = name_in_file(layout, "head.decoder.weight")
+    # Other programs do not write tie_decoder into config.json. So the tensors decide: without a
+    # decoder of its own the head uses the word table. Only if config.json says false, there must be
+    # a decoder.
     if has_head and not config.tie_decoder and decoder_name not in tensors:
         raise ValueError(f"{path}: {decoder_name!r} is missing, and config.json says that "
                          "tie_decoder is false")
     tensors = without_tied_decoder(tensors, layout, config)
     tensors = without_identity_projection(tensors, layout, config)
-    # Other programs do not write tie_decoder into config.json. So the tensors decide: without a
-    # decoder of its own the head uses the word table.
     config = replace(config, tie_decoder=decoder_name not in tensors)
     with torch.device("meta"):      # this takes no memory and draws no random numbers
         model = MiniALBERT(config, head=has_head)
+    file_names = {name: name_in_file(layout, name) for name in model.state_dict()}
     shapes = {}                     # {name in the file: shape}
     for name, parameter in model.state_dict().items():
-        shapes[name_in_file(layout, name)] = list(parameter.shape)
+        shapes[file_names[name]] = list(parameter.shape)
     check_tensors(path, shapes, tensors)                 # none is missing and none is unknown
     for file_name in shapes:
         # A copy does not depend on the file, which may change while it is mapped into memory.
         tensors[file_name] = tensors[file_name].to(torch.float32, copy=True)
     # This is checked after the conversion, because a huge float64 becomes inf in float32.
     check_finite(path, tensors)
-    weights = {name: tensors[name_in_file(layout, name)] for name in model.state_dict()}
+    weights = {name: tensors[file_name] for name, file_name in file_names.items()}
     # The model's own tensors hold no data. assign=True replaces them by the loaded weights.
     model.load_state_dict(weights, assign=True)
     if recursions is not None:
@@ -529,36 +532,42 @@ def save(model, path):
     usual_shapes = {name: list(tensor.shape) for name, tensor in usual_model.state_dict().items()}
     check_tensors("the model", usual_shapes, model.state_dict())
     layout = ALBERT_LAYOUT
-    # The name of a class of transformers begins with its kind, as in BertForMaskedLM.
+    # The name of a class of transformers begins like this, as in BertForMaskedLM.
     if config.is_bert:
-        kind = "Bert"
+        class_prefix = "Bert"
         layout = BERT_LAYOUT
     elif albert_can_compute(config):
-        kind = "Albert"
+        class_prefix = "Albert"
     else:
-        kind = "MiniALBERT"
+        class_prefix = "MiniALBERT"
     tensors = {}
-    if kind == "Albert":
+    if class_prefix == "Albert":
         tensors = albert_only_layers(config)
     for name, tensor in model.state_dict().items():
         file_name = name_in_file(layout, name)
-        if kind == "Bert" and not file_name.startswith("cls."):
+        if class_prefix == "Bert" and not file_name.startswith("cls."):
             file_name = "bert." + file_name
         tensors[file_name] = tensor
-    if kind == "Bert" and model.head is not None and model.head.decoder is not None:
+    if class_prefix == "Bert" and model.head is not None and model.head.decoder is not None:
         # transformers looks for the bias of an untied decoder under this second name.
         tensors["cls.predictions.decoder.bias"] = model.head.bias
-    os.makedirs(path, exist_ok=True)
-    write_safetensors(tensors, os.path.join(path, "model.safetensors"), {"format": "pt"})
-    architecture = kind + "ForMaskedLM"
+    architecture = class_prefix + "ForMaskedLM"
     # AlbertForMaskedLM has another head than our students.
-    if model.head is None or kind == "Albert":
-        architecture = kind + "Model"
+    if model.head is None or class_prefix == "Albert":
+        architecture = class_prefix + "Model"
     # inner_group_num is ALBERT's number of layers in a group.
-    written = {"model_type": kind.lower(), "hidden_act": "gelu", "inner_group_num": 1,
+    written = {"model_type": class_prefix.lower(), "hidden_act": "gelu", "inner_group_num": 1,
                "architectures": [architecture], "tie_word_embeddings": config.tie_decoder}
     written.update(asdict(config))
-    write_json(os.path.join(path, "config.json"), written)
+    os.makedirs(path, exist_ok=True)
+    config_path = os.path.join(path, "config.json")
+    # If the program is killed between the two files, new weights must not stand beside the config
+    # of another model: load() might accept both together.
+    if not holds_json(config_path, written):
+        with suppress(FileNotFoundError):
+            os.remove(config_path)
+    write_safetensors(tensors, os.path.join(path, "model.safetensors"), {"format": "pt"})
+    write_json(config_path, written)
 
 
 def albert_can_compute(config):
@@ -723,9 +732,9 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     with open(run_path, "a", encoding="utf-8") as run_file:
         if lock(run_file) == TAKEN:
             raise ValueError(f"--out {out}: another run is writing into it")
-        # Between check_owner and the lock another run may have ended here. Perhaps it has removed
-        # run.json. Then the lock is on a file that other runs do not see. Or perhaps it has written
-        # run.json. Then the folder is no longer as check_owner has seen it.
+        # Between check_owner and the lock another run may have ended here. If it has removed
+        # run.json, this lock is on a file that other runs do not see. If it has written run.json,
+        # the folder is no longer as check_owner has seen it.
         if not is_still_at(run_file, run_path) or read_run(out) != run_before:
             raise ValueError(f"--out {out}: another run has just ended there; start again")
         try:
@@ -1014,6 +1023,14 @@ def read_json(path):
         return parse_json_object(text)
 
 
+def holds_json(path, value):
+    """Tell whether a file is there and holds this JSON object."""
+    try:
+        return read_json(path) == value
+    except (ValueError, FileNotFoundError):              # it is damaged or not there
+        return False
+
+
 def check_readable(path):
     """Raise ValueError if a path is a device, a pipe or a folder, or a file of over 1 GB."""
     if os.path.exists(path) and not os.path.isfile(path):
@@ -1026,9 +1043,10 @@ def parse_json_object(text):
     """Parse a text that is one JSON object -> dict. ValueError if it is anything else.
 
     A name that occurs twice in an object is an error, and so is half a character such as \\ud800,
-    which cannot be written as UTF-8.
+    which cannot be written as UTF-8, and so is NaN, which is not JSON, although Python reads it.
     """
-    value = json.loads(text, object_pairs_hook=object_of_pairs, parse_int=parse_json_integer)
+    value = json.loads(text, object_pairs_hook=object_of_pairs, parse_int=parse_json_integer,
+                       parse_constant=refuse_json_constant)
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
     # Half a character, a surrogate, can only come from an escape such as \ud83d. json.loads joins
@@ -1048,6 +1066,11 @@ def object_of_pairs(pairs):
             raise ValueError(f"an object has the name {name!r:.200} twice")
         names.add(name)
     return dict(pairs)
+
+
+def refuse_json_constant(word):
+    """Raise ValueError: Python would read NaN, Infinity and -Infinity, but they are not JSON."""
+    raise ValueError(f"{word} is not JSON")
 
 
 def parse_json_integer(digits):

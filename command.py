@@ -20,15 +20,15 @@ from contextlib import contextmanager, suppress
 def end_at_interrupt():
     """Let Ctrl-C end this program in one line with status 130, as in a shell, from now on.
 
-    A program that a shell script has started with & ignores Ctrl-C. Python then does not use its
-    default handler, and nothing is changed here.
+    A program that a shell script has started with & ignores Ctrl-C: then the signal does not have
+    Python's default handler, and this function leaves it so.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, end_program)
+        signal.signal(signal.SIGINT, handle_interrupt)
 
 
-def end_program(number, frame):
-    """Handle the signal SIGINT. os._exit ends the program without running anything more: an import
+def handle_interrupt(number, frame):
+    """Handle the signal SIGINT: end the program. os._exit ends the program without running anything more: an import
     that was interrupted can be neither continued nor tidied up."""
     script = os.path.basename(sys.argv[0])
     with suppress(OSError):                              # standard error may be closed
@@ -37,19 +37,19 @@ def end_program(number, frame):
 
 
 @contextmanager
-def interrupts_raised():
+def raising_interrupts():
     """Let Ctrl-C raise KeyboardInterrupt in the with block, so that clauses with `finally` run.
 
     Where end_at_interrupt was not called, as in a notebook, nothing is changed.
     """
-    if signal.getsignal(signal.SIGINT) is not end_program:
+    if signal.getsignal(signal.SIGINT) is not handle_interrupt:
         yield
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, end_program)
+        signal.signal(signal.SIGINT, handle_interrupt)
 
 
 # ---- Flags and errors -------------------------------------------------------------------
@@ -66,9 +66,9 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def printable(text):
-    """Return the text with all that cannot be printed, such as control characters, which could
-    change a terminal, written as escapes such as \\x1b. Spaces stay, and so do the two invisible
-    joiners of some scripts and of emoji."""
+    """Replace the characters of a text that cannot be printed by escapes such as \\x1b. A terminal
+    might obey them. Spaces stay, and so do the two invisible joiners of some scripts and of
+    emoji."""
     joiners = "\u200c\u200d"
     shown = ""
     for character in text:
@@ -83,8 +83,8 @@ def printable(text):
 def print_error(name, message):
     """Print an error in one line. The message may come from a file, so only 2,000 characters of it
     are printed, and none that a terminal would obey."""
-    one_line = message.replace("\n", " ")
-    print(f"{name}: error: {printable(one_line[:2000])}", file=sys.stderr)
+    line = message.replace("\n", " ")
+    print(f"{name}: error: {printable(line[:2000])}", file=sys.stderr)
 
 
 def is_about_memory(error):
@@ -112,11 +112,12 @@ def run_command(name, action):
         # What the terminal or the file cannot show is printed as a question mark.
         sys.stdout.reconfigure(errors="replace")
     try:
-        with interrupts_raised():
+        with raising_interrupts():
             action()
+            # What was printed is written out here. If the pipe is closed, this raises an OSError,
+            # which is printed below. Python itself would do it at its very end, where nothing can
+            # catch the error.
             if sys.stdout is not None:                   # None if the program began without it
-                # A closed pipe raises an OSError here, which is printed below as one line. Python
-                # itself flushes only at its very end, where nothing can catch the error.
                 sys.stdout.flush()
     except (ValueError, OSError, FloatingPointError) as error:
         print_error(name, str(error))

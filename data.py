@@ -21,6 +21,7 @@ if __name__ == "__main__":
 
 import argparse
 import bz2
+import codecs
 import csv
 import gzip
 import hashlib
@@ -40,6 +41,7 @@ import tempfile
 import zlib
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -85,17 +87,15 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
     num_masked = num_to_mask(T, rate)
     # Each token draws a random number in [0, 1). In each row the num_masked tokens with the
     # smallest numbers are chosen. Special tokens get 2.0, so that they come last.
-    draw = rng.random((B, T))
-    draw[is_special] = 2.0
-    # argpartition puts the places of the num_masked smallest numbers first, in any order.
-    columns = np.argpartition(draw, num_masked, axis=1)[:, :num_masked]
+    random_numbers = rng.random((B, T))
+    random_numbers[is_special] = 2.0
+    columns = np.argsort(random_numbers, axis=1)[:, :num_masked]
     columns = np.sort(columns, axis=1)
     rows = np.arange(B)[:, None]
-    positions = (rows * T + columns).ravel()
+    positions = (rows * T + columns).ravel()             # (B * num_masked,)
     # In a row with fewer than num_masked ordinary tokens special ones were chosen, too. They are
     # taken out again.
-    is_special_place = is_special.ravel()[positions]     # (B * num_masked,)
-    positions = positions[~is_special_place]             # (M,)
+    positions = positions[~is_special.ravel()[positions]]                     # (M,)
 
     labels = flat_ids[positions]
     masked_ids = flat_ids.copy()
@@ -327,8 +327,9 @@ def make_wordpiece(words, do_lower_case=None, strip_accents=None):
 def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     """Learn a vocabulary of `size` tokens and write it to `out`.
 
-    It is smaller if the corpus does not yield enough tokens, and larger if the corpus has more
-    different characters than that. Returns the Tokenizer. ValueError if `size` is out of range, if
+    It is smaller if the corpus does not yield enough tokens. Every character becomes a token, and
+    a second one, with ##, where it continues a word; if these alone are more than `size`, the
+    vocabulary is larger. Returns the Tokenizer. ValueError if `size` is out of range, if
     `out` is a file or has a tokenizer already, or if the corpus has no text.
     """
     if not 100 <= size <= 2**20:
@@ -385,7 +386,7 @@ class TokenFile:
                 raise ValueError(f"{path}: not a token file: {file_path} is not there, or is not a "
                                  "regular file")
         description = read_json(f"{path}.json")
-        with parsing(path, "a token file, or a damaged one that should be deleted"):
+        with parsing(path, "a whole token file; delete it and its .json to make it anew"):
             dtype = {"uint16": np.uint16, "uint32": np.uint32}[description["dtype"]]
             num_train = description["train"]
             num_valid = description["valid"]
@@ -415,9 +416,12 @@ def hash_file(path):
 
 
 def list_of_paths(corpus):
-    """Return the list of paths of a corpus that is given as one path or as several."""
+    """Return the list of paths of a corpus that is given as one path or as several. ValueError if
+    there are none."""
     if isinstance(corpus, (str, os.PathLike)):           # a text is no list of its characters
         corpus = [corpus]
+    if len(corpus) == 0:
+        raise ValueError("the corpus is an empty list of paths")
     return [os.fspath(path) for path in corpus]
 
 
@@ -430,12 +434,12 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
     ValueError if a token file was made with another tokenizer, if `corpus` names other files as
     well, or if a text_column is given for it.
     """
-    if corpus:
-        corpus = list_of_paths(corpus)
-        source = first_few(corpus)
-    else:
+    if corpus is None:
         source = "the documentation on this machine"
         corpus = [docs_on_this_machine(cache)]
+    else:
+        corpus = list_of_paths(corpus)
+        source = first_few(corpus)
     token_files = [path for path in corpus if path.endswith(".bin")]
     if token_files and len(corpus) > 1:
         raise ValueError(f"{token_files[0]}: a token file cannot be read together with other files")
@@ -498,11 +502,14 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
         file.flush()                                     # hash_file reads it from the disk
         description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
-        # Writing the new tokens to the disk may take long. It is done now, because
-        # replace_description removes the old tokens. From there until replace_file renames the new
-        # ones there are none, and that time should be short.
+        # The program may be killed at any moment, and tokens beside the description of other tokens
+        # would be used unnoticed. So first the old tokens are removed, then the new description is
+        # written, and then, when the with block ends, replace_file gives the new tokens their name.
+        # If the program is killed in between, the next call finds no tokens and makes them again.
+        # Writing the new tokens to the disk may take long, so it is done before.
         os.fsync(file.fileno())
-        replace_description(out, description)
+        remove_old_tokens(out, made_from)
+        write_json(f"{out}.json", description, shared=True)
     token_file = TokenFile(out)
     # Two processes that write different tokens under one name may leave the tokens of one beside
     # the description of the other.
@@ -540,26 +547,18 @@ def sizes_of_parts(counts, corpus):
     return num_tokens - num_valid, num_valid
 
 
-def replace_description(out, description):
-    """Remove the old tokens `out` and write the description of the new ones.
+def remove_old_tokens(out, made_from):
+    """Remove the token file `out`, if there is one, unless it was made from the same files.
 
-    The program may be killed at any moment, and tokens beside the description of other tokens
-    would be used unnoticed. So the files are replaced in this order:
-    1. The old tokens are removed.
-    2. The new description is written.
-    3. replace_file gives the new tokens their name, when the with block in tokenise ends.
-    If the program is killed before step 3, the next call finds no tokens and makes them again.
+    Another process may have made the same tokens in the meantime. These are not removed, because
+    that process is about to open them. tokenise will replace them by its own, which are equal.
     """
-    has_same_tokens = False
     if os.path.exists(f"{out}.json"):
         old_description = read_json(f"{out}.json")
-        has_same_tokens = old_description.get("made_from") == description["made_from"]
-    # Another process may have made the same tokens in the meantime. These are not removed, because
-    # that process is about to open them. replace_file will replace them by ours, which are equal.
-    if not has_same_tokens:
-        with suppress(FileNotFoundError):                # there may be no old tokens
-            os.remove(out)
-    write_json(f"{out}.json", description, shared=True)
+        if old_description.get("made_from") == made_from:
+            return
+    with suppress(FileNotFoundError):                    # there may be no old tokens
+        os.remove(out)
 
 
 def check_token_file_name(out):
@@ -667,42 +666,27 @@ def mark_held_out(lines):
     Whether a document is held out depends on a hash of its first DECIDING_CHARACTERS characters
     without line ends. A hash of its first line would not be enough, because all documents of a
     corpus may begin with the same line.
+
+    lines: an empty line ends each document, also the last one
     """
-    # beginning_of_document and the inner loop below take lines from the same iterator. So each goes
-    # on where the other one stopped.
-    lines = iter(lines)
-    while True:
-        beginning = beginning_of_document(lines)
-        if beginning == []:                              # no document follows
-            return
-        text = "".join(beginning)[:DECIDING_CHARACTERS]
-        held_out = is_held_out(text, HOLD_OUT_ONE_IN)
-        for line in beginning:
-            yield line, held_out
-        if beginning[-1] != "":                          # the document goes on
-            for line in lines:
-                yield line, held_out
-                if line == "":                           # it ends
-                    break
-
-
-def beginning_of_document(lines):
-    """Take the first lines of the next document from an iterator and return them as a list.
-
-    They end with the empty line that ends the document, or earlier, as soon as they have
-    DECIDING_CHARACTERS. Empty lines before the document are left out. The list is empty if no
-    document follows.
-    """
-    beginning = []
-    num_characters = 0
+    beginning = []                                       # the lines that wait for the decision
+    num_characters = 0                                   # of these
+    held_out = None                                      # None: it is not decided yet
     for line in lines:
-        if line == "" and not beginning:
-            continue
-        beginning.append(line)
-        num_characters += len(line)
-        if line == "" or num_characters >= DECIDING_CHARACTERS:
-            break
-    return beginning
+        if held_out is not None:                         # amid a document
+            yield line, held_out
+        elif line != "" or beginning:
+            beginning.append(line)
+            num_characters += len(line)
+            if line == "" or num_characters >= DECIDING_CHARACTERS:
+                text = "".join(beginning)[:DECIDING_CHARACTERS]
+                held_out = is_held_out(text, HOLD_OUT_ONE_IN)
+                for waiting_line in beginning:
+                    yield waiting_line, held_out
+        if line == "":                                   # the document has ended
+            beginning = []
+            num_characters = 0
+            held_out = None
 
 
 def batches_of_lines(marked_lines):
@@ -815,15 +799,38 @@ def read_corpus(corpus, text_column="text"):
     if text_column != "text" and not has_columns:
         raise ValueError(f"--text {text_column}: {corpus[0]} has no columns")
     num_bytes = sum(os.path.getsize(path) for path in files)
+    counts_of_corpus = CharacterCounts()
     with tqdm(desc="reading the corpus", total=num_bytes, unit="B", unit_scale=True,
               disable=None) as bar:
         for path in files:
-            yield from read_corpus_file(path, bar, text_column)
+            counts = CharacterCounts()
+            yield from read_corpus_file(path, bar, text_column, counts)
             yield ""
+            counts_of_corpus.add(counts)
+            # Each of many small files may have few such characters, and all of them many.
+            check_encoding(f"{first_few(corpus)}, up to {path}", counts_of_corpus)
 
 
-def read_corpus_file(path, bar, text_column):
-    """Yield the lines of one file; bar counts the bytes that were read from the disk."""
+@dataclass
+class CharacterCounts:
+    """How many characters of a corpus, or of one of its files, were read, and how many of them were
+    replaced because they cannot be used."""
+    total: int = 0
+    undecoded: int = 0      # bytes that are not UTF-8
+    nuls: int = 0
+    escapes: int = 0        # of the .jsonl: NULs and half characters that are written as escapes
+
+    def add(self, other):
+        """Add the CharacterCounts of another text."""
+        self.total += other.total
+        self.undecoded += other.undecoded
+        self.nuls += other.nuls
+        self.escapes += other.escapes
+
+
+def read_corpus_file(path, bar, text_column, counts):
+    """Yield the lines of one file; bar counts the bytes that were read from the disk, counts, a
+    CharacterCounts, the characters."""
     kind, compression = CORPUS_FILE.fullmatch(path).groups()                  # ".txt", ".gz"
     kind = kind.lower()
     if compression is not None:
@@ -831,14 +838,18 @@ def read_corpus_file(path, bar, text_column):
         if os.path.getsize(path) == 0:
             raise ValueError(f"{path}: not {UNDAMAGED_FILE}: it is empty")
     bytes_before = bar.n
-    num_characters = 0
-    counts = Counter()                                   # see replace_unreadable
     newline = None                                       # every kind of line end becomes "\n"
     if kind == ".csv":
         newline = ""                                     # csv must see those in quotes unchanged
     with open(path, "rb") as raw:
-        if compression is None and COMPRESSED.match(raw.peek(10)):
+        with parsing(path, UNDAMAGED_FILE):
+            first_bytes = raw.peek(10)
+        if compression is None and COMPRESSED.match(first_bytes):
             raise ValueError(f"{path}: it is compressed; its name must end in .gz, .bz2 or .xz")
+        if first_bytes.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            # UTF-32 may begin with the same two bytes.
+            raise ValueError(f"{path}: not UTF-8, but UTF-16 or UTF-32; iconv converts other "
+                             "encodings")
         stream = io.TextIOWrapper(unpack(raw, compression), encoding="utf-8-sig",
                                   errors="surrogateescape", newline=newline)
         if kind == ".txt":
@@ -850,48 +861,46 @@ def read_corpus_file(path, bar, text_column):
         for line in lines:
             bytes_read = bytes_before + raw.tell()
             bar.update(bytes_read - bar.n)               # update() wants the increase
-            num_characters += len(line)
+            counts.total += len(line)
             line = replace_unreadable(line, counts)
             # A large file in another encoding is refused here, before all of it is read.
-            if num_characters > 1_000_000:
-                check_encoding(path, num_characters, counts)
+            if counts.total > 1_000_000:
+                check_encoding(path, counts)
             yield line.strip()
-    check_encoding(path, num_characters, counts)
-    num_replaced = counts["undecoded"] + counts["NULs"] + counts["escapes"]
+    check_encoding(path, counts)
+    num_replaced = counts.undecoded + counts.nuls + counts.escapes
     if num_replaced > 0:
         tqdm.write(f"{path}: replaced {num_replaced} NULs, half characters or bytes that are not "
                    "UTF-8", sys.stderr)
 
 
 def replace_unreadable(line, counts):
-    """Replace NULs and surrogates in a line by U+FFFD.
-
-    counts: a Counter. The NULs are added to its "NULs", the surrogates to its "undecoded", because
-        nearly all of them were bytes that are not UTF-8.
-    """
+    """Replace NULs and surrogates in a line by U+FFFD, and add their numbers to the CharacterCounts.
+    Surrogates count as undecoded, because nearly all of them were bytes that are not UTF-8."""
     # Of NULs and surrogates only NULs are in ASCII. So most lines need no search.
     if line.isascii() and "\0" not in line:
         return line
     replaced, num_replaced = NUL_OR_SURROGATE.subn("\ufffd", line)
     num_nuls = line.count("\0")
-    counts["NULs"] += num_nuls
-    counts["undecoded"] += num_replaced - num_nuls
+    counts.nuls += num_nuls
+    counts.undecoded += num_replaced - num_nuls
     return replaced
 
 
-def check_encoding(path, num_characters, counts):
-    """Raise ValueError if so much of a file cannot be read that it must be in another encoding.
+def check_encoding(what, counts):
+    """Raise ValueError if so much of a file, or of several, cannot be read that it must be in
+    another encoding. what: their name, for the message
 
     A few are taken for damage. The limit for bytes that are not UTF-8 is ten, or one in a thousand
     characters if that is more. A text in Latin-1 usually has more. The limit for NULs is ten, or
     one in four characters if that is more. In UTF-16 about every second character is a NUL.
     """
-    has_many_undecoded = counts["undecoded"] > max(10, num_characters / 1000)
-    has_many_nuls = counts["NULs"] > max(10, num_characters / 4)
+    has_many_undecoded = counts.undecoded > max(10, counts.total / 1000)
+    has_many_nuls = counts.nuls > max(10, counts.total / 4)
     if has_many_undecoded or has_many_nuls:
-        raise ValueError(f"{path}: not UTF-8: of {num_characters:,} characters "
-                         f"{counts['undecoded']:,} are bytes that are not UTF-8, and "
-                         f"{counts['NULs']:,} are NULs; iconv converts other encodings")
+        raise ValueError(f"{what}: not UTF-8: of {counts.total:,} characters "
+                         f"{counts.undecoded:,} are bytes that are not UTF-8, and "
+                         f"{counts.nuls:,} are NULs; iconv converts other encodings")
 
 
 def lines_of_text(path, stream, longest):
@@ -922,9 +931,9 @@ def pieces_of_lines(stream, longest):
 def lines_of_jsonl(path, stream, text_column, counts):
     """Yield the lines of the documents in a .jsonl, and an empty one after each.
 
-    counts: see replace_unreadable. A NUL or half a character may also be written as an escape, such
-    as \\ud800. An escape is no sign of another encoding, so check_encoding must not count it. It is
-    replaced here, before replace_unreadable sees it, and counted in "escapes".
+    A NUL or half a character may also be written as an escape, such as \\ud800. An escape is no
+    sign of another encoding, so check_encoding must not count it. It is replaced here, before
+    replace_unreadable sees it, and added to the escapes of the CharacterCounts.
     """
     for number, row in enumerate(lines_of_text(path, stream, LONGEST_ROW), start=1):
         if row.strip():
@@ -939,7 +948,7 @@ def lines_of_jsonl(path, stream, text_column, counts):
             # If the row has some, they cannot be told apart: replace_unreadable replaces them all.
             if "\\u" in row and not NUL_OR_SURROGATE.search(row):
                 document, num_escapes = NUL_OR_SURROGATE.subn("\ufffd", document)
-                counts["escapes"] += num_escapes
+                counts.escapes += num_escapes
             yield from lines_of_document(document)
 
 
@@ -1030,14 +1039,14 @@ def unpack(raw, compression):
     if compression == ".gz":
         return gzip.open(raw)
     if compression == ".bz2":
-        return io.BufferedReader(StreamAfterStream(raw, bz2.BZ2Decompressor))
-    return io.BufferedReader(StreamAfterStream(raw, lzma.LZMADecompressor))
+        return io.BufferedReader(ConcatenatedStreams(raw, bz2.BZ2Decompressor))
+    return io.BufferedReader(ConcatenatedStreams(raw, lzma.LZMADecompressor))
 
 
-BLOCK_SIZE = 2**16                  # bytes that StreamAfterStream reads from the disk at once
+BLOCK_SIZE = 2**16                  # bytes that ConcatenatedStreams reads from the disk at once
 
 
-class StreamAfterStream(io.RawIOBase):
+class ConcatenatedStreams(io.RawIOBase):
     """The unpacked bytes of a .bz2 or .xz of one or more compressed streams, one after another.
 
     Wikipedia's dumps have many streams. If one of them is damaged, bz2.open and lzma.open may stop
@@ -1062,13 +1071,13 @@ class StreamAfterStream(io.RawIOBase):
                 has_next_stream = self.begin_next_stream()
                 if not has_next_stream:
                     return 0
-            # needs_input is False while the decompressor holds bytes that it has not unpacked yet.
+            # needs_input is False while the decompressor holds bytes that it has not unpacked.
             if self.decompressor.needs_input and self.packed == b"":
                 self.packed = self.raw.read(BLOCK_SIZE)
                 if self.packed == b"":
                     raise EOFError("the file ends amid a compressed stream")
             unpacked = self.decompressor.decompress(self.packed, len(buffer))
-            self.packed = b""                            # the decompressor has them all
+            self.packed = b""                            # the decompressor holds the rest of them
         buffer[:len(unpacked)] = unpacked
         return len(unpacked)
 

@@ -1606,11 +1606,23 @@ def describe_corpus(corpus):
 
 
 def make_valid_batches(corpus, tokenizer, length):
-    """Make the batches on which models are measured, always the same ones."""
-    what = f"{corpus.source}, its held-out part (a fiftieth of it)"
-    # If the text is too short, parsing makes the error "{what}: not long enough for --length ...".
-    with parsing(what, f"long enough for --length {length}"):
+    """Make the batches on which models are measured, always the same ones. ValueError if the
+    held-out part is too short."""
+    try:
         return MaskedBatches(corpus.valid_tokens, tokenizer, length, batch_size=32)
+    except ValueError as error:
+        raise ValueError(f"{corpus.source}, its held-out part (a fiftieth of it): not long enough "
+                         f"for --length {length}: {error}") from error
+
+
+def make_train_batches(corpus, tokenizer, args):
+    """Make the masked batches of the part to train on. ValueError if it is too short."""
+    try:
+        return MaskedBatches(corpus.train_tokens, tokenizer, args.length, args.batch_size,
+                             args.seed)
+    except ValueError as error:
+        raise ValueError(f"{corpus.source}, its part to train on: not long enough for --length "
+                         f"{args.length}: {error}") from error
 
 
 def distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16, processes):
@@ -1618,10 +1630,7 @@ def distil(args, options, settings, teacher, student, tokenizer, loss_weights, b
     device = processes.device
     with first_process_first(processes):
         corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
-    what = f"{corpus.source}, its part to train on"
-    with parsing(what, f"long enough for --length {args.length}"):
-        batches = MaskedBatches(corpus.train_tokens, tokenizer, args.length, args.batch_size,
-                                args.seed)
+    batches = make_train_batches(corpus, tokenizer, args)
     valid_batches = make_valid_batches(corpus, tokenizer, args.length)
     describe_corpus(corpus)
     settings = settings | {"corpus": corpus.digest}

@@ -624,6 +624,34 @@ def test_a_student_whose_layers_an_albert_would_mix_up_is_no_albert(
         assert_close(hidden[-1], theirs.last_hidden_state)
 
 
+def test_a_save_that_is_killed_leaves_no_weights_beside_another_models_config(
+        tmp_path, monkeypatch):
+    """load() would read the weights of a student of three recursions with the config of one of
+    six."""
+    save(random_model(num_hidden_layers=6), tmp_path)
+
+    def kill(path, value):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_json", kill)
+    with pytest.raises(KeyboardInterrupt):
+        save(random_model(num_hidden_layers=3), tmp_path)
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        load(tmp_path)
+
+
+def test_a_save_of_the_same_shape_keeps_the_config_at_all_times(tmp_path, monkeypatch):
+    save(random_model(), tmp_path)
+
+    def kill(tensors, path, metadata):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_safetensors", kill)
+    with pytest.raises(KeyboardInterrupt):
+        save(random_model(), tmp_path)
+    load(tmp_path)
+
+
 # ---- Checkpoints that are refused -------------------------------------------------------
 
 def refusal(folder, pattern=None):
@@ -811,8 +839,8 @@ def test_a_config_of_a_model_too_large_for_any_machine_is_refused(tmp_path):
     ("num_hidden_layers", 2000, "num_hidden_layers"), ("num_hidden_layers", 3, "groups"),
     ("num_hidden_layers", [4], "num_hidden_layers"), ("num_attention_heads", 0, "heads"),
     ("hidden_dropout_prob", "0.1", "hidden_dropout"), ("hidden_dropout_prob", -1, "hidden_dropout"),
-    ("hidden_dropout_prob", True, "hidden_dropout"), ("layer_norm_eps", float("nan"), "eps"),
-    ("layer_norm_eps", float("inf"), "eps"), ("tie_decoder", "yes", "tie_decoder"),
+    ("hidden_dropout_prob", True, "hidden_dropout"), ("layer_norm_eps", float("nan"), "NaN is not"),
+    ("layer_norm_eps", float("inf"), "Infinity is not"), ("tie_decoder", "yes", "tie_decoder"),
     ("vocab_size", V + 1, "word_embeddings"), ("adapter_size", -1, "adapter_size"),
     ("model_type", "roberta", "model_type is 'roberta', but only bert, albert and minialbert"),
     ("model_type", ["bert"], "model_type"),

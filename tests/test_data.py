@@ -181,8 +181,33 @@ def test_bad_bytes_are_replaced_and_counted_exactly(tmp_path, capsys):
 def test_a_corpus_in_another_encoding_is_refused(encoding, tmp_path):
     text = "schöne Grüße aus Köln\n" * 200
     path = raw(tmp_path / "a.txt", text.encode(encoding))
-    with pytest.raises(ValueError, match=f"^{path}: not UTF-8: of [0-9,]+ characters [0-9,]+ are "):
+    message = f"^{path}: not UTF-8: of [0-9,]+ characters [0-9,]+ are "
+    if encoding in ("utf-16", "utf-32"):                 # these begin with a mark
+        message = f"^{path}: not UTF-8, but UTF-16 or UTF-32; iconv "
+    with pytest.raises(ValueError, match=message):
         list(read_corpus([path]))
+
+
+@pytest.mark.parametrize("name, content", [("a.jsonl", '{"text": "one"}\n'), ("a.csv", "text\na\n")])
+def test_a_table_in_utf_16_is_refused_for_its_encoding(tmp_path, name, content):
+    path = raw(tmp_path / name, content.encode("utf-16"))
+    with pytest.raises(ValueError, match=f"^{path}: not UTF-8, but UTF-16 or UTF-32; iconv "):
+        list(read_corpus([path]))
+
+
+def test_many_small_files_in_another_encoding_are_refused_together(tmp_path, capsys):
+    """Each has only three bytes that are not UTF-8, which alone would be taken for damage."""
+    for number in range(20):
+        raw(tmp_path / f"{number:02}.txt", f"grüne Grüße {number}\n".encode("latin-1"))
+    message = f"^{tmp_path}, up to {tmp_path}/03.txt: not UTF-8: of [0-9]+ characters 12 are bytes"
+    with pytest.raises(ValueError, match=message):
+        list(read_corpus([str(tmp_path)]))
+
+
+def test_an_empty_list_is_no_corpus(tokenizer, tmp_path):
+    """It does not stand for the documentation on this machine, as None does."""
+    with pytest.raises(ValueError, match="the corpus is an empty list of paths"):
+        open_corpus([], tokenizer, str(tmp_path))
 
 
 @pytest.mark.parametrize("num_clean, is_refused", [(10_978, True), (10_989, False)])
@@ -862,15 +887,15 @@ def test_tokens_of_two_processes_with_different_corpora_are_not_mixed(
     path = tmp_path / "a.txt"
     put(path, make_documents(200))
     out = str(tmp_path / "a.bin")
-    replace_description = data.replace_description
+    write_json = data.write_json
 
-    def pause_afterwards(*arguments):
-        replace_description(*arguments)
+    def pause_afterwards(*arguments, **options):
+        write_json(*arguments, **options)
         monkeypatch.undo()
         put(path, make_documents(200)[::-1])                 # as many bytes as before
         tokenise([str(path)], tokenizer, out)
 
-    monkeypatch.setattr(data, "replace_description", pause_afterwards)
+    monkeypatch.setattr(data, "write_json", pause_afterwards)
     with pytest.raises(ValueError, match="a.bin: another process has written other tokens"):
         tokenise([str(path)], tokenizer, out)
     made = tokenise([str(path)], tokenizer, out)
