@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from command import is_about_memory
-from minialbert import Config, MiniALBERT, keep_recursions, layer_numbers
+from minialbert import Config, MiniALBERT, keep_recursions, layer_of_each_recursion
 
 try:
     import fcntl
@@ -189,9 +189,9 @@ IN_BOTH_LAYOUTS = {
     "attention_adapters.#.down": "att_adapters.#.block.0",
     "attention_adapters.#.up": "att_adapters.#.block.2",
     "attention_adapters.#.norm": "att_adapters.#.norm",
-    "output_adapters.#.down": "mlp_adapters.#.block.0",
-    "output_adapters.#.up": "mlp_adapters.#.block.2",
-    "output_adapters.#.norm": "mlp_adapters.#.norm",
+    "feed_forward_adapters.#.down": "mlp_adapters.#.block.0",
+    "feed_forward_adapters.#.up": "mlp_adapters.#.block.2",
+    "feed_forward_adapters.#.norm": "mlp_adapters.#.norm",
 }
 BERT_LAYOUT = IN_BOTH_LAYOUTS | {
     "layers.#.attention.query": "encoder.layer.#.attention.self.query",
@@ -575,12 +575,13 @@ def albert_can_compute(config):
     if config.adapter_size > 0 or config.correction_rank > 0:
         return False
     # AlbertModel computes the layer of a recursion like this. Without rounding it would be
-    # r * G // R, as in layer_numbers. But R / G is a float, and its rounding error can change the
-    # result: with R = 18 and G = 14, recursion 9 applies layer 6 there, and layer 7 here.
+    # r * G // R, as in layer_of_each_recursion. But R / G is a float, and its rounding error can
+    # change the result: with R = 18 and G = 14, recursion 9 applies layer 6 there, and layer 7
+    # here.
     R = config.num_hidden_layers
     G = config.num_hidden_groups
     layers_in_albert = [int(r / (R / G)) for r in range(R)]
-    return layers_in_albert == layer_numbers(R, G)
+    return layers_in_albert == layer_of_each_recursion(R, G)
 
 
 def albert_only_layers(config):
@@ -1043,10 +1044,9 @@ def parse_json_object(text):
     """Parse a text that is one JSON object -> dict. ValueError if it is anything else.
 
     A name that occurs twice in an object is an error, and so is half a character such as \\ud800,
-    which cannot be written as UTF-8, and so is NaN, which is not JSON, although Python reads it.
+    which cannot be written as UTF-8.
     """
-    value = json.loads(text, object_pairs_hook=object_of_pairs, parse_int=parse_json_integer,
-                       parse_constant=refuse_json_constant)
+    value = json.loads(text, object_pairs_hook=object_of_pairs, parse_int=parse_json_integer)
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
     # Half a character, a surrogate, can only come from an escape such as \ud83d. json.loads joins
@@ -1066,11 +1066,6 @@ def object_of_pairs(pairs):
             raise ValueError(f"an object has the name {name!r:.200} twice")
         names.add(name)
     return dict(pairs)
-
-
-def refuse_json_constant(word):
-    """Raise ValueError: Python would read NaN, Infinity and -Infinity, but they are not JSON."""
-    raise ValueError(f"{word} is not JSON")
 
 
 def parse_json_integer(digits):

@@ -28,7 +28,7 @@ def end_at_interrupt():
 
 
 def handle_interrupt(number, frame):
-    """Handle the signal SIGINT: end the program. os._exit ends the program without running anything more: an import
+    """Handle the signal SIGINT. os._exit ends the program without running anything more: an import
     that was interrupted can be neither continued nor tidied up."""
     script = os.path.basename(sys.argv[0])
     with suppress(OSError):                              # standard error may be closed

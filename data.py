@@ -420,9 +420,10 @@ def list_of_paths(corpus):
     there are none."""
     if isinstance(corpus, (str, os.PathLike)):           # a text is no list of its characters
         corpus = [corpus]
-    if len(corpus) == 0:
+    paths = [os.fspath(path) for path in corpus]
+    if not paths:
         raise ValueError("the corpus is an empty list of paths")
-    return [os.fspath(path) for path in corpus]
+    return paths
 
 
 def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
@@ -875,8 +876,8 @@ def read_corpus_file(path, bar, text_column, counts):
 
 
 def replace_unreadable(line, counts):
-    """Replace NULs and surrogates in a line by U+FFFD, and add their numbers to the CharacterCounts.
-    Surrogates count as undecoded, because nearly all of them were bytes that are not UTF-8."""
+    """Replace NULs and surrogates in a line by U+FFFD and add their numbers to counts, a
+    CharacterCounts. Surrogates are added to undecoded: nearly all were bytes that are not UTF-8."""
     # Of NULs and surrogates only NULs are in ASCII. So most lines need no search.
     if line.isascii() and "\0" not in line:
         return line

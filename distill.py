@@ -9,8 +9,9 @@
     torchrun --nproc_per_node 8 distill.py --teacher bert-base-uncased \\
         --corpus wiki/
         This does the same on eight GPUs.
-    python distill.py --teacher none --tokenizer DIR --num-hidden-groups 6 \\
-        --hidden-size 384 --embedding-size 384 --recipe full --lr 1e-3
+    python distill.py --teacher none --tokenizer DIR --num-hidden-layers 6 \\
+        --num-hidden-groups 6 --hidden-size 384 --embedding-size 384 \\
+        --recipe full --lr 1e-3
         This pre-trains a BERT: it learns from masked words alone and shares nothing.
 
 The student learns to predict masked words and to imitate the teacher: its
@@ -20,7 +21,7 @@ attention maps, its hidden states and its output distributions.
 
 The last term is not in the paper. It is the output loss again, but after an
 earlier recursion, which is drawn at random for each masked word. So the student
-can also be stopped early.
+can also predict after fewer recursions.
 """
 if __name__ == "__main__":
     # Ctrl-C is handled before the imports below, because they take seconds: see command.py.
@@ -57,7 +58,7 @@ from checkpoint import (RUN_FILE, check_settings, claim_folder, fetch, load, nam
 from command import CommandParser, is_about_memory, printable, run_command
 from data import CACHE, MaskedBatches, Tokenizer, num_to_mask, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
-                        layer_numbers)
+                        layer_of_each_recursion, merge_corrections)
 
 # The weights of the losses. The embedding loss is only for ablations. The weight of the elastic
 # loss depends on the recipe, and --recipe paper has the authors' weights: see RECIPES.
@@ -139,10 +140,6 @@ def teacher_layer_number(r, num_recursions, num_layers):
     deep when it has applied (r + 1) * num_layers / num_recursions layers, rounded up. The number of
     the last one of these is returned. With 6 recursions and 12 layers, recursion 0 belongs to layer
     1 and recursion 5 to layer 11.
-
-    Two functions use this number. In start_corrections the correction of recursion r gets its first
-    values from this layer. In match_layers recursion r learns from this layer, unless the number
-    was rounded.
     """
     num_applied = math.ceil((r + 1) * num_layers / num_recursions)
     return num_applied - 1                               # counted from 0
@@ -177,7 +174,7 @@ def match_layers(num_recursions, num_layers):
     return pairs
 
 
-def states_after(depths, hidden, positions):
+def states_after(hidden, positions, depths):
     """Take the hidden state of each masked place at its own depth -> (m, C).
 
     hidden: what MiniALBERT.forward returns, (B, T, C) after 0, 1, ..., R recursions
@@ -226,10 +223,14 @@ class Distillation:
             if name not in LOSS_WEIGHTS and name != "elastic":
                 raise ValueError(f"loss_weights has {name!r}, but the losses are "
                                  f"{', '.join(LOSS_WEIGHTS)} and elastic")
+        if not loss_weights:
+            raise ValueError("loss_weights is empty, so nothing could be learned")
         self.needs_teacher = any(name != "mlm" for name in loss_weights)
         if self.needs_teacher and teacher is None:
             raise ValueError("without a teacher the only loss is mlm, but loss_weights has "
                              f"{', '.join(loss_weights)}")
+        if ("output" in loss_weights or "elastic" in loss_weights) and teacher.head is None:
+            raise ValueError("the output and the elastic loss need a teacher with an MLM head")
         if "elastic" in loss_weights and student.config.num_hidden_layers == 1:
             raise ValueError("the elastic loss needs a student of more than one recursion")
         self.pairs = []                                  # (student's recursion, teacher's layer)
@@ -293,7 +294,7 @@ class Distillation:
             divergence = output_loss(logits, teacher_logits, self.temperature)
             losses["output"] = divergence / num_masked
         if "elastic" in self.loss_weights:
-            earlier_states = states_after(depths, hidden, positions)          # (m, C)
+            earlier_states = states_after(hidden, positions, depths)          # (m, C)
             earlier_logits = self.student.predict(earlier_states)             # (m, V)
             divergence = output_loss(earlier_logits, teacher_logits, self.temperature)
             losses["elastic"] = divergence / num_masked
@@ -405,8 +406,11 @@ def start_from_teacher(student, teacher, ids):
     of sample text.
 
     start_corrections says how corrections start. Adapters keep their present values. The head is
-    copied if both are tied or both are not. Adapters and corrections of the teacher are not used.
+    copied if both are tied or both are not. Corrections of the teacher are part of its matrices
+    here; its adapters are not used. ValueError if the two models do not fit together.
     """
+    if teacher.config.correction_rank > 0:
+        teacher = merge_corrections(teacher)
     start_embeddings(student.embeddings, teacher.embeddings, ids)
     start_layers(student, teacher)
     start_corrections(student, teacher)
@@ -424,6 +428,12 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     fitted by least squares, so that the student's output for these ids is near to the teacher's. In
     the shapes below, the teacher's tables have the width C, as a BERT's do.
     """
+    for name in ("word", "position", "segment"):
+        num_ours = student_embeddings.get_submodule(name).num_embeddings
+        num_theirs = teacher_embeddings.get_submodule(name).num_embeddings
+        if num_ours != num_theirs:
+            raise ValueError(f"the {name} table of the student has {num_ours} rows, that of the "
+                             f"teacher {num_theirs}")
     if student_embeddings.word.embedding_dim == teacher_embeddings.word.embedding_dim:
         student_embeddings.load_state_dict(teacher_embeddings.state_dict())
         return                                           # there is nothing to factorise
@@ -469,10 +479,12 @@ def start_layers(student, teacher):
     """
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     G = student.config.num_hidden_groups
-    # The teacher's L layers are cut into G runs of neighbours, just as layer_numbers cuts
+    if G > L:
+        raise ValueError(f"the student has {G} layers, but the teacher has only {L}")
+    # The teacher's L layers are cut into G runs of neighbours, just as layer_of_each_recursion cuts
     # recursions. For L = 4 and G = 2 it returns [0, 0, 1, 1]: the student's layer 0 replaces the
     # teacher's layers 0 and 1, and its layer 1 replaces the teacher's layers 2 and 3.
-    student_layer_of = layer_numbers(L, G)
+    student_layer_of = layer_of_each_recursion(L, G)
     for g, layer in enumerate(student.layers):
         replaced = []                   # the state dicts of the teacher's layers that it replaces
         for i in range(L):
@@ -548,6 +560,7 @@ def training_step(model, objective, optimizer, step, options, processes):
     Returns the losses {name: scalar}, the learning rate and the norm of the gradient. The losses
     and the norm are tensors. On a GPU the program waits when it reads one of them. So nothing is
     checked here: if the gradient is not finite, check_finite_step, which train() calls, says so.
+    The gradients must be empty before, and they are empty afterwards.
     """
     # What dropout draws depends on the run's seed, the step and the process alone, so a resumed run
     # draws the same. Each step of each process gets a seed of its own if there are at most
@@ -647,14 +660,14 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
     last_log_time = time.perf_counter()
     with noted_signals() as signals:
         bar = progress_bar(first_step, options.steps, processes)
-        for step in bar:
-            done = step + 1
-            is_last = done == options.steps
+        for step in bar:                                 # counted from 0
+            steps_done = step + 1
+            is_last = steps_done == options.steps
             evaluate_now = is_last
-            if options.eval_every > 0 and done % options.eval_every == 0:
+            if options.eval_every > 0 and steps_done % options.eval_every == 0:
                 evaluate_now = True
-            log_now = evaluate_now or done % options.log_every == 0
-            save_now = is_last or done % options.save_every == 0
+            log_now = evaluate_now or steps_done % options.log_every == 0
+            save_now = is_last or steps_done % options.save_every == 0
             totals, lr, gradient_norm = training_step(
                 model, objective, run_state.optimizer, step, options, processes)
             stop = must_stop(signals, log_now or save_now, processes)
@@ -662,15 +675,15 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
             # it is logged or saved. A nan stays in the weights, so a later check finds it. If only
             # the norm has overflowed, clipping has made the gradients 0, which does no harm.
             if log_now or save_now or stop or processes.device.type == "cpu":
-                check_finite_step(step, totals, gradient_norm, lr)
+                check_finite_step(steps_done, totals, gradient_norm, lr)
 
             if is_main and log_now:
                 seconds = time.perf_counter() - last_log_time
-                num_tokens = objective.tokens_per_step * (done - last_logged)
-                line = log_line(done, totals, lr, gradient_norm, num_tokens / seconds)
+                num_tokens = objective.tokens_per_step * (steps_done - last_logged)
+                line = log_line(steps_done, totals, lr, gradient_norm, num_tokens / seconds)
                 if evaluate_now:
                     scores = evaluate_model()
-                    check_finite_scores(done, scores)
+                    check_finite_scores(steps_done, scores)
                     for name, value in scores.items():
                         line[f"valid_{name}"] = value
                 with naming_file(log.name):
@@ -678,16 +691,16 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 show_progress(bar, line, options.steps, evaluate_now)
 
             if is_main and (stop or save_now):
-                save_training_state(state_path(options), run_state.tensors, done, log.tell(),
-                                    settings)
+                save_training_state(state_path(options), run_state.tensors, steps_done,
+                                    log.tell(), settings)
                 save_model()
             if log_now:
                 # The speed in the next line of the log is measured from here. So the evaluation and
                 # the checkpoint of this step do not lower it.
-                last_logged = done
+                last_logged = steps_done
                 last_log_time = time.perf_counter()
             if stop and not is_last:
-                print(f"\nstopped after step {done} of {options.steps}: "
+                print(f"\nstopped after step {steps_done} of {options.steps}: "
                       "the same command, with --resume and without --overwrite, goes on from there")
                 # When one process ends, torchrun soon ends the others. So all wait here until the
                 # first one has saved the state above.
@@ -712,22 +725,22 @@ def learning_rate(step, options):
     return options.lr * share
 
 
-def check_finite_step(step, totals, gradient_norm, lr):
+def check_finite_step(steps_done, totals, gradient_norm, lr):
     """Raise FloatingPointError, showing all losses, if the gradient's norm is inf or nan."""
     gradient_norm = float(gradient_norm)                 # this waits for a GPU
     if not math.isfinite(gradient_norm):
         losses = ", ".join(f"{name} {float(value):g}" for name, value in totals.items())
-        raise FloatingPointError(f"step {step + 1}, learning rate {lr:g}: {losses}, gradient norm "
-                                 f"{gradient_norm:g}; no checkpoint of this step was written")
+        raise FloatingPointError(f"step {steps_done}, learning rate {lr:g}: {losses}, gradient "
+                                 f"norm {gradient_norm:g}; no checkpoint of this step was written")
 
 
-def check_finite_scores(done, scores):
-    """Raise FloatingPointError if a score is not finite. The last update can spoil the model,
-    although its gradient was finite. scores: {name: value}, after `done` steps"""
+def check_finite_scores(steps_done, scores):
+    """Raise FloatingPointError if one of the scores {name: value} is not finite. The last update
+    can spoil the model, although its gradient was finite."""
     for name, value in scores.items():
         if not math.isfinite(value):
-            raise FloatingPointError(f"step {done}: the held-out {name} is {value}; no checkpoint "
-                                     "of this step was written")
+            raise FloatingPointError(f"step {steps_done}: the held-out {name} is {value}; no "
+                                     "checkpoint of this step was written")
 
 
 def make_optimizer(model, weight_decay):
@@ -787,11 +800,10 @@ def progress_bar(first_step, steps, processes):
     return tqdm(range(first_step, steps), disable=disable)
 
 
-def log_line(step, totals, lr, gradient_norm, tokens_per_second):
-    """Make a line of log.jsonl, a dict. step: the number of steps done. Reading the values makes
-    the program wait for a GPU."""
+def log_line(steps_done, totals, lr, gradient_norm, tokens_per_second):
+    """Make a line of log.jsonl, a dict. Reading the values makes the program wait for a GPU."""
     losses = {name: value.item() for name, value in totals.items()}
-    return {"step": step, **losses, "lr": lr, "gradient_norm": gradient_norm.item(),
+    return {"step": steps_done, **losses, "lr": lr, "gradient_norm": gradient_norm.item(),
             "tokens_per_second": round(tokens_per_second),
             "time": round(time.time())}                  # seconds since 1970
 
@@ -1048,7 +1060,8 @@ def uses_bf16(flag, device):
 
 def cast_linear_layers(model):
     """Cast a frozen model's linear layers, weights and biases, to bfloat16, once. Autocast would
-    do the same in each step."""
+    do the same in each step. (Only the sum of a matrix and its correction is rounded differently.)
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.to(torch.bfloat16)
@@ -1270,9 +1283,9 @@ def add_loss_flags(parser):
                            help=f"weight of: {help_text}")
     group.add_argument("--elastic", type=number(), metavar="W",
                        help="weight of: the output loss after an earlier recursion, drawn at "
-                       "random for each masked word, so that the student can also be stopped "
-                       "early; it needs two recursions (default: 2.5, but 0 without the output "
-                       "loss or with one recursion; paper: 0)")
+                       "random for each masked word, so that the student can also predict after "
+                       "fewer recursions; it needs two recursions (default: 2.5, but 0 without the "
+                       "output loss or with one recursion; paper: 0)")
     # The loss is multiplied by the square of this. At 10,000 the rounding of float32 is larger than
     # the loss.
     temperature = number(upper=1000.0, zero_is_allowed=False)
@@ -1448,7 +1461,7 @@ def run(args, given):
         steps=args.steps, lr=args.lr, warmup=args.warmup, weight_decay=args.weight_decay,
         seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
         save_every=args.save_every, out=args.out, resume=args.resume)
-    args.compile, args.cuda_graphs = choose_compilation(args, processes)
+    compile_losses, cuda_graphs = choose_compilation(args, processes)
     start_model = None                                   # the model of --student
     had_head = False
     if args.student is not None:
@@ -1471,7 +1484,8 @@ def run(args, given):
     if teacher is not None:                              # "none" is a word, not a folder
         inputs.append(args.teacher)
     with lock_folder(args.out, "distill.py", settings, inputs, args, processes):
-        distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16, processes)
+        distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16,
+               compile_losses, cuda_graphs, processes)
 
 
 def choose_compilation(args, processes):
@@ -1625,7 +1639,8 @@ def make_train_batches(corpus, tokenizer, args):
                          f"{args.length}: {error}") from error
 
 
-def distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16, processes):
+def distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16,
+           compile_losses, cuda_graphs, processes):
     """Train the student and report how good it is."""
     device = processes.device
     with first_process_first(processes):
@@ -1640,6 +1655,8 @@ def distil(args, options, settings, teacher, student, tokenizer, loss_weights, b
         saved_settings = read_run(args.out).get("settings", {})
         check_settings(os.path.join(args.out, RUN_FILE), saved_settings, settings)
     if args.init == "teacher":
+        if teacher.config.adapter_size > 0:
+            print("the student does not start from the teacher's adapters, only from its layers")
         sample = batches.sequences(range(min(256, batches.count)))
         start_from_teacher(student, teacher, torch.from_numpy(sample))
     models = {}                                          # in the order in which they are printed
@@ -1649,8 +1666,8 @@ def distil(args, options, settings, teacher, student, tokenizer, loss_weights, b
             cast_linear_layers(teacher)
     models["student"] = student.to(device)
     distillation = Distillation(student, teacher, batches, loss_weights, args.temperature,
-                                args.micro_batch_size, processes, bf16, args.compile,
-                                args.cuda_graphs)
+                                args.micro_batch_size, processes, bf16, compile_losses,
+                                cuda_graphs)
 
     def evaluate_student():
         if student.head is None:
@@ -1665,7 +1682,8 @@ def distil(args, options, settings, teacher, student, tokenizer, loss_weights, b
     run_state = begin_or_resume(student, options, settings, processes)
     print_scores(models, valid_batches, bf16)
     with explaining_failures(args.batch_size, args.micro_batch_size, args.length):
-        describe_run(distillation, options.steps, run_state.first_step, device)
+        describe_run(distillation, device)
+        estimate_time(distillation, options.steps - run_state.first_step, device)
         if processes.rank == 0:
             # Only now are the files of an earlier run removed. If something above has failed,
             # --overwrite has lost nothing.
@@ -1740,7 +1758,7 @@ def make_student(args, teacher, start_model, vocab_size):
         student = MiniALBERT(config)                     # initialised as --init sharp says
     # With --init teacher, distil() takes the values from the teacher later.
     if args.init == "random":
-        initialise(student, plain=True)
+        initialise(student, sharp=False)
     return student
 
 
@@ -1778,12 +1796,12 @@ def student_config(args, teacher, vocab_size):
     # parameters of its own: adapters with --recipe paper, corrections in the other recipes. If
     # --adapter-size is given, even as 0, nothing is added here.
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
-    adds_own_parts = shares_layers and args.adapter_size is None
-    is_paper = args.recipe == "paper"
-    if adds_own_parts and is_paper and shape["correction_rank"] == 0:
-        shape["adapter_size"] = max(1, C // 16)
-    if adds_own_parts and not is_paper and args.correction_rank is None:
-        shape["correction_rank"] = max(1, min(C // 8, shape["intermediate_size"]))
+    if shares_layers and args.adapter_size is None:
+        if args.recipe == "paper":
+            if shape["correction_rank"] == 0:
+                shape["adapter_size"] = max(1, C // 16)
+        elif args.correction_rank is None:               # --correction-rank 0 means: none
+            shape["correction_rank"] = max(1, min(C // 8, shape["intermediate_size"]))
     return Config(**shape)
 
 
@@ -1904,20 +1922,24 @@ def seconds_of_a_step(distillation, device):
     return fastest
 
 
-def describe_run(distillation, steps, first_step, device):
-    """Print what will be trained, and an estimate of the time."""
-    seconds = 0.0
-    if first_step < steps:                               # a finished run may be resumed, too
-        seconds = seconds_of_a_step(distillation, device)
+def describe_run(distillation, device):
+    """Print what will be trained."""
     print(f"device   {device}, {'bfloat16' if distillation.bf16 else 'float32'}")
     if distillation.pairs:
         pairs = " ".join(f"{r + 1}-{layer + 1}" for r, layer in distillation.pairs)
         print(f"layers   {pairs} (student-teacher)")
     terms = " + ".join(f"{weight:g} {name}" for name, weight in distillation.loss_weights.items())
     print(f"loss     {terms}")
-    minutes = seconds * (steps - first_step) / 60
-    print(f"steps    {steps - first_step:,} of {distillation.tokens_per_step:,} tokens: "
-          f"{minutes:.1f} min", flush=True)
+
+
+def estimate_time(distillation, num_steps, device):
+    """Run and time a few passes, and print how long so many steps will take."""
+    seconds = 0.0
+    if num_steps > 0:                                    # it is 0 if a finished run is resumed
+        seconds = seconds_of_a_step(distillation, device)
+    minutes = seconds * num_steps / 60
+    print(f"steps    {num_steps:,} of {distillation.tokens_per_step:,} tokens: {minutes:.1f} min",
+          flush=True)
 
 
 @torch.inference_mode()

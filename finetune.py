@@ -57,8 +57,8 @@ from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Task, check_labels, check_usable, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of, majority,
-                   make_task, read_code_task, read_glue, read_own_files, read_squad, score,
-                   split_words, write_predictions)
+                   make_task, predictions_path, read_code_task, read_glue, read_own_files,
+                   read_squad, score, split_words, write_predictions)
 
 
 # ---- The model --------------------------------------------------------------------------
@@ -85,7 +85,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, ids, mask, segments):
-        """Compute logits (B, T, n) at all places, of which only some are used.
+        """Compute logits (B, T, n) at all positions, of which only some are used.
 
         ids, mask, segments (B, T): see collate.
         """
@@ -96,11 +96,10 @@ class Classifier(nn.Module):
         """Compute logits (B, T, n) from the last hidden states (B, T, C)."""
         logits = self.output(self.dropout(states)).float()                    # (B, T, n)
         if self.is_qa:
-            # Where may an answer begin or end? In the context, which is in segment 1, or at [CLS],
-            # position 0, which means "no answer". (The last [SEP] is in segment 1, too, but not
-            # among a Feature's positions.) All other places, the question and the padding, get very
-            # low logits. These are not -inf, with which the KL divergence from a teacher would be
-            # nan.
+            # An answer may begin or end in segment 1, which is the context with the last [SEP], or
+            # at [CLS], position 0, which means "no answer". All other positions get -1e4. With
+            # -inf the KL divergence from a teacher would be nan. (decode_answers does not read the
+            # logit of the last [SEP].)
             position = torch.arange(segments.shape[1], device=segments.device)
             is_forbidden = (segments == 0) & (position > 0)                   # (B, T)
             logits = logits.masked_fill(is_forbidden[:, :, None], -1e4)
@@ -116,11 +115,11 @@ class Feature(NamedTuple):
 
     classification
         positions       [0], where [CLS] stands
-        stands_for      not used
+        stands_for      [0], which is not used
         labels          [the number of the class]
     regression
         positions       [0], where [CLS] stands
-        stands_for      not used
+        stands_for      [0], which is not used
         labels          [the number to be predicted]
     tagging
         positions       the first token of each word in this window
@@ -198,7 +197,7 @@ def tokenise_examples(task, examples, tokenizer):
             continue
         room = task.length - 3                           # [CLS] and two [SEP] take three places
         if task.kind == "qa":
-            first_room = room // 3                       # two thirds are kept for the context
+            first_room = most_question_tokens(task)
         else:
             # If not both texts fit, half of the room is kept for the second one, or less if it is
             # shorter, and the first one gets the rest. If the first one is short, the second one
@@ -207,6 +206,12 @@ def tokenise_examples(task, examples, tokenizer):
             first_room = room - kept_for_second
         prefixes.append([tokenizer.cls_id] + first_ids[:first_room] + [tokenizer.sep_id])
     return prefixes, encodings
+
+
+def most_question_tokens(task):
+    """Return how many tokens of a question are used: two thirds of a sequence, without [CLS] and
+    the two [SEP], are kept for the context."""
+    return (task.length - 3) // 3
 
 
 def join_ids(prefix, window, tokenizer):
@@ -230,9 +235,9 @@ def text_feature(task, example_number, example, prefix, encoding, tokenizer, lab
 def windows(num_tokens, room, overlap=0):
     """List (begin, end) of the windows that cover a text, each of at most `room` tokens.
 
-    Neighbouring windows share `overlap` tokens, fewer than `room`. The last window is the first one
-    that reaches the end of the text. A text without tokens has one window, which is empty. For
-    example, windows(10, 4, overlap=1) is [(0, 4), (3, 7), (6, 10)].
+    Neighbouring windows share `overlap` tokens, fewer than `room`. No window follows the one that
+    reaches the end of the text. A text without tokens has one window, which is empty. For example,
+    windows(10, 4, overlap=1) is [(0, 4), (3, 7), (6, 10)].
     """
     begin = 0
     end = min(room, num_tokens)
@@ -278,7 +283,7 @@ def answer_features(task, example_number, example, prefix, encoding, tokenizer):
     span_of_word = spans_of_words(word_of_token, encoding.offsets)
     answer_tokens = tokens_of_answer(example, encoding.offsets)
     room = task.length - len(prefix) - 1
-    overlap = min(task.stride, room // 2)                # at most half, so that windows advance
+    overlap = min(task.stride, room // 2)                # at least half of a window is new
     for begin, end in windows(num_tokens, room, overlap):
         # An answer that is predicted has whole words. So each token stands for the characters of
         # its word: "play" and "##ing" both stand for those of "playing".
@@ -342,10 +347,10 @@ def collate(features, is_qa):
     ids = np.zeros((B, T), np.int64)     # padding may be any token: no real one looks at it
     mask = np.zeros((B, T), bool)
     segments = np.zeros((B, T), np.int64)
-    places_for_labels = T
+    labels_per_row = T
     if is_qa:
-        places_for_labels = 2                            # where the answer begins and where it ends
-    labels = np.full((B, places_for_labels), np.nan)
+        labels_per_row = 2                               # where the answer begins and where it ends
+    labels = np.full((B, labels_per_row), np.nan)
     for row, feature in enumerate(features):
         length = len(feature.ids)
         ids[row, :length] = feature.ids
@@ -436,18 +441,13 @@ class TaskLoss:
             batches.append(sorted_in_pools[begin:begin + self.batch_size])
         return [batches[i] for i in rng.permutation(len(batches))]
 
-    def padding(self):
-        """Return the share of padding in the batches of the first epoch."""
-        num_places = sum(len(batch) * self.lengths[batch].max() for batch in self.plan(0))
-        return 1 - self.lengths.sum() / num_places
-
     def batch(self, step):
         """Return the Features of a step."""
-        epoch, place = divmod(step, self.steps_per_epoch)
+        epoch, batch_number = divmod(step, self.steps_per_epoch)
         if epoch != self.last_epoch:
             self.last_epoch = epoch
             self.last_plan = self.plan(epoch)
-        return [self.features[i] for i in self.last_plan[place]]
+        return [self.features[i] for i in self.last_plan[batch_number]]
 
     def losses_of_micro_batches(self, step):
         """Yield the losses {name: scalar} of each micro-batch of this process in a step.
@@ -481,8 +481,8 @@ class TaskLoss:
                 rows = slice(0, 1)
                 is_counted = np.zeros_like(mask[rows])
                 is_labelled = np.zeros_like(labels[rows], dtype=bool)
-            # The labels are found on the CPU. On a GPU the program would have to wait until it
-            # knows how many there are.
+            # The positions of the labels are found here, on the CPU. On a GPU the program would
+            # have to wait for their number, which is the size of the next array.
             label_indices = np.flatnonzero(is_labelled)                       # (N,)
             targets = labels[rows].ravel()[label_indices].astype(np.float32)  # (N,)
             # The arrays stand in the order in which compute_losses takes them.
@@ -581,7 +581,7 @@ def fit_adapters_to_identity(encoder, ids, mask, segments):
         adapter.norm.bias.copy_(states.mean(0) - weight * normalised.mean(0))
 
     hooks = []
-    for adapter in list(encoder.attention_adapters) + list(encoder.output_adapters):
+    for adapter in list(encoder.attention_adapters) + list(encoder.feed_forward_adapters):
         hooks.append(adapter.register_forward_pre_hook(fit))
     encoder.eval()
     encoder(ids, mask, segments)
@@ -628,16 +628,17 @@ def predict_logits(model, features, batch_size=64):
 def decode(task, examples, features, logits):
     """Turn logits into predictions: for each example (prediction, {label: probability}).
 
-    logits: what predict_logits returns: for each Feature its rows (positions, n). In classification
-        and regression each example has one Feature, whose only row is that of [CLS]
+    logits: what predict_logits returns: an array (positions, n) for each Feature. In classification
+        and regression each example has one Feature, with one position, that of [CLS]
 
     A prediction is a label, a number, a list of tags, or the text of an answer. Only labels have
     probabilities; for the others the dict is empty.
     """
     if task.kind == "classification":
-        return [decode_label(task, rows[0]) for rows in logits]
+        return [decode_label(task, feature_logits[0]) for feature_logits in logits]
     if task.kind == "regression":
-        return [(float(rows[0, 0]) * task.sd + task.mean, {}) for rows in logits]
+        return [(float(feature_logits[0, 0]) * task.sd + task.mean, {})
+                for feature_logits in logits]
     if task.kind == "tagging":
         return [(tags, {}) for tags in decode_tags(task, examples, features, logits)]
     return [(answer, {}) for answer in decode_answers(task, examples, features, logits)]
@@ -661,8 +662,8 @@ def decode_label(task, logits):
 def decode_tags(task, examples, features, logits):
     """Return the list of tags of each sentence; a word without a token gets O."""
     tags = [["O"] * len(example.text) for example in examples]
-    for feature, rows in zip(features, logits):
-        for word, label_number in zip(feature.stands_for, rows.argmax(1)):
+    for feature, feature_logits in zip(features, logits):
+        for word, label_number in zip(feature.stands_for, feature_logits.argmax(1)):
             tags[feature.example_number][word] = task.labels[label_number]
     return tags
 
@@ -680,14 +681,15 @@ def decode_answers(task, examples, features, logits, longest=30):
     best_score = [-np.inf] * len(examples)
     best_text = [""] * len(examples)
     no_answer_score = [np.inf] * len(examples)
-    for feature, rows in zip(features, logits):
+    for feature, feature_logits in zip(features, logits):
         i = feature.example_number
-        no_answer_score[i] = min(no_answer_score[i], rows[0].sum())           # row 0 is [CLS]
+        cls_logits = feature_logits[0]                   # (2,): begin and end
+        no_answer_score[i] = min(no_answer_score[i], cls_logits.sum())
         if not feature.positions:                        # the context has no tokens
             continue
-        context_rows = rows[1:]          # row j belongs to feature.stands_for[j]
-        begin_logits = context_rows[:, 0]                # (positions,)
-        end_logits = context_rows[:, 1]
+        # Row j of these belongs to feature.stands_for[j].
+        begin_logits = feature_logits[1:, 0]             # (positions,)
+        end_logits = feature_logits[1:, 1]
         scores = begin_logits[:, None] + end_logits[None, :]                  # (first, last token)
         tokens = np.arange(len(begin_logits))
         span_length = tokens[None, :] - tokens[:, None] + 1
@@ -746,17 +748,25 @@ def load_task(path):
         return task
 
 
+# The mode of a fine-tuning says what is trained.
+MODES = {
+    "all": "everything",
+    "adapters": "each recursion's adapters or corrections, and the head",
+    "head": "the head alone",
+    "random": "everything, and the encoder starts from random weights",
+}
+
+
 def check_mode(mode):
-    """Raise ValueError if fine_tune has no such mode."""
-    modes = ("all", "adapters", "head", "random")
-    if mode not in modes:
-        raise ValueError(f"mode is {mode!r:.60}, not one of {', '.join(modes)}")
+    """Raise ValueError if there is no such mode."""
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r:.60}, not one of {', '.join(MODES)}")
 
 
 def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     """Load the encoder in a folder, without its masked-language-model head.
 
-    mode: what will be trained, see fine_tune
+    mode: what will be trained, see MODES
         all, head: the encoder is loaded as it was saved
         adapters: the same, but if it has neither adapters nor corrections, adapters are added
         random: of the saved encoder only the shape is used; its weights are random
@@ -910,7 +920,7 @@ def first_dev_split(splits):
 
 
 class Tuning(NamedTuple):
-    """What all fine-tunings of a command have in common: the model, the task, the teacher, ..."""
+    """What all runs of a command have in common. Each run has a mode, a rate and a seed."""
     args: object
     model_path: str
     out: str
@@ -924,7 +934,7 @@ class Tuning(NamedTuple):
 
 
 def choose_trained(encoder, mode):
-    """Freeze all parameters of the encoder but those that the mode trains: see fine_tune."""
+    """Freeze all parameters of the encoder but those that the mode trains: see MODES."""
     check_mode(mode)
     for name, parameter in encoder.named_parameters():
         if mode == "adapters":
@@ -938,16 +948,10 @@ def choose_trained(encoder, mode):
 
 
 def fine_tune(tuning, splits, mode, seed, lr):
-    """Fine-tune with one mode, seed and learning rate -> (the model, {name of a split: Result}).
+    """Make one run, with one mode, seed and rate -> (the model, {name of a split: Result}).
 
     splits: {name: Split}; "train" is trained on, the others are measured
     FloatingPointError if the training diverges; SystemExit after a signal, such as Ctrl-C
-
-    mode says what is trained:
-        all: everything
-        adapters: each recursion's adapters or corrections, and the head
-        head: the head alone
-        random: everything, and the encoder starts from random weights
     """
     args = tuning.args
     task = tuning.task
@@ -958,8 +962,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
         hidden_weight=tuning.hidden_weight, micro_batch_size=args.micro_batch_size,
         processes=tuning.processes, bf16=tuning.bf16)
     options = options_of_run(tuning, task_loss, mode, seed, lr)
-    # The settings of the command say which runs it makes: there --lr may be a list, and --steps
-    # None. This run has its own values, which take their place here.
+    # tuning.settings describes the whole command: there "lr" may be a list of several rates, and
+    # "steps" may be None. What this run has in their place is put there.
     settings = dict(tuning.settings)
     settings.update(resume_settings(options, args.batch_size, args.dropout, tuning.bf16))
     settings["hidden_weight"] = tuning.hidden_weight
@@ -991,7 +995,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     seconds = time.perf_counter() - begin_time
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{options.out}: {num_trained:,} trained parameters, {options.steps:,} steps, "
-          f"{seconds:.0f} s with evaluation, {task_loss.padding():.1%} padding", flush=True)
+          f"{seconds:.0f} s with evaluation", flush=True)
     warn_of_equal_predictions(results)
     return model, results
 
@@ -1151,9 +1155,9 @@ def add_data_flags(parser):
     group.add_argument("--label", default="label", metavar="COLUMN",
                        help="the column of the label (default: label)")
     group.add_argument("--length", type=whole_number(8), metavar="T",
-                       help="largest number of tokens in a sequence; longer texts are cut, but for "
-                       "tagging and qa they are read in windows (default: 128, for qa 384, but no "
-                       "more than the model's positions)")
+                       help="largest number of tokens in a sequence; longer texts are cut, but "
+                       "texts to tag and contexts of questions are read in windows (default: 128, "
+                       "for qa 384, but no more than the model's positions)")
     group.add_argument("--stride", type=whole_number(1), default=128, metavar="N",
                        help="qa: tokens that two neighbouring windows of a context share; at most "
                        "half a window (default: 128)")
@@ -1431,15 +1435,29 @@ def print_task(task, datasets):
 
 
 def print_cut(task, splits, tokenizer):
-    """Print for each Split how many of its texts are longer than --length and were cut."""
+    """Print for each Split how many of its texts were cut."""
     for name, split in splits.items():
-        num_cut = count_cut(task, split, tokenizer)
-        if num_cut > 0:
-            set_name = f"{name} set"
-            if name == "train":
-                set_name = "training set"
-            print(f"{num_cut:,} of {len(split.examples):,} texts of the {set_name} are longer than "
-                  f"--length {task.length} and were cut", flush=True)
+        set_name = f"{name} set"
+        if name == "train":
+            set_name = "training set"
+        message = describe_cut(task, split, tokenizer, f"of the {set_name} ")
+        if message != "":
+            print(message, flush=True)
+
+
+def describe_cut(task, split, tokenizer, of_what=""):
+    """Say how many texts of a Split were cut: a sentence, or "" if there is none.
+
+    of_what: what the texts belong to, for the sentence
+    """
+    num_cut = count_cut(task, split, tokenizer)
+    if num_cut == 0:
+        return ""
+    if task.kind == "qa":
+        return (f"{num_cut:,} of {len(split.examples):,} questions {of_what}are longer than a "
+                f"third of --length {task.length} and were cut")
+    return (f"{num_cut:,} of {len(split.examples):,} texts {of_what}are longer than --length "
+            f"{task.length} and were cut")
 
 
 def print_lost_answers(split):
@@ -1462,10 +1480,18 @@ def print_lost_answers(split):
 def count_cut(task, split, tokenizer):
     """Count the examples of a Split whose text, or pair of texts, was cut to task.length tokens.
 
-    In tagging and qa it is 0, because there long texts are read in windows.
+    Long contexts, and long texts to tag, are not cut but read in windows. In qa the questions that
+    were cut are counted.
     """
-    if task.kind in ("tagging", "qa"):
+    if task.kind == "tagging":
         return 0
+    if task.kind == "qa":
+        most = most_question_tokens(task)
+        # Only a question that fills its room may have been longer. [CLS] and [SEP] are around it.
+        full = {feature.example_number for feature in split.features
+                if feature.num_before == most + 2}
+        encodings = tokenizer.encode([split.examples[i].text for i in full])
+        return sum(1 for ids in encodings if len(ids) > most)
     # Only an example that fills a whole sequence may have been longer.
     full_examples = []
     for example, feature in zip(split.examples, split.features):
@@ -1506,11 +1532,12 @@ def run_mode(tuning, splits, mode, rates, saves_model):
             for split_name, result in results.items():
                 write_predictions(tuning.out, tuning.task, split_name,
                                   splits[split_name].examples, result.predictions)
-            # This call may resume one that had a --test, and have none itself. Then the predictions
-            # of that test set would stay.
-            old_predictions = os.path.join(tuning.out, "test.jsonl")
-            if "test" not in results and os.path.isfile(old_predictions):
-                os.remove(old_predictions)
+            # This call may resume one that had a test set, and have none itself. Then the
+            # predictions of that test set would stay.
+            for split_name in ("test", "test_matched", "test_mismatched"):
+                old_predictions = predictions_path(tuning.out, tuning.task, split_name)
+                if split_name not in results and os.path.isfile(old_predictions):
+                    os.remove(old_predictions)
     return results_of_seeds
 
 
@@ -1764,6 +1791,8 @@ def run_evaluation(args, given, device):
             raise ValueError(f"{examples[0].location}: {args.model} was fine-tuned for "
                              f"{number_of_texts(task)}; see --text")
     splits = encode_splits(task, datasets, tokenizer)
+    for split in splits.values():
+        warn_of_unknown(split, tokenizer)
     print_cut(task, splits, tokenizer)
     results = evaluate_splits(model, task, splits, bf16)
     for name, result in results.items():
@@ -1804,10 +1833,9 @@ def predict(args, device):
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     split = Split(examples, list(encode(task, examples, tokenizer)))
     warn_of_unknown(split, tokenizer)
-    num_cut = count_cut(task, split, tokenizer)
-    if num_cut > 0:
-        print(f"warning: {num_cut:,} of {len(examples):,} texts are longer than {task.length} "
-              "tokens, the --length of the training, and were cut", file=sys.stderr)
+    message = describe_cut(task, split, tokenizer)
+    if message != "":
+        print(f"warning: {message}; that was the --length of the training", file=sys.stderr)
     result = evaluate_split(model, task, split, bf16)
     described = {}                                       # {location: the text to be printed}
     for example, (prediction, probabilities) in zip(examples, result.predictions):
@@ -1866,12 +1894,18 @@ def write_answers(args, model, task, tokenizer, bf16):
     folder = os.path.dirname(os.path.abspath(out))
     if not os.path.isdir(folder):
         raise ValueError(f"--out {out}: there is no folder {folder}")
+    if os.path.realpath(folder) == os.path.realpath(args.model):
+        raise ValueError(f"--out {out}: the model is in this folder; choose another one")
     if os.path.exists(out) and not os.path.isfile(out):
         raise ValueError(f"--out {out}: this is not a regular file")
     if os.path.exists(out) and not args.overwrite:
         raise ValueError(f"--out {out} exists already: --overwrite replaces it")
     examples = read_squad(args.predict, needs_answers=False)
     split = Split(examples, list(encode(task, examples, tokenizer)))
+    warn_of_unknown(split, tokenizer)
+    message = describe_cut(task, split, tokenizer)
+    if message != "":
+        print(f"warning: {message}; that was the --length of the training", file=sys.stderr)
     result = evaluate_split(model, task, split, bf16)
     answers = {example.id: answer for example, (answer, _) in zip(examples, result.predictions)}
     with replace_file(out, shared=True) as file:

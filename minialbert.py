@@ -40,14 +40,14 @@ from torch import nn
 class Config:
     """The shape of a model; all fields but the last three are named as in Hugging Face's ALBERT.
 
-    Config(...) raises a ValueError if a field has a wrong type, is out of range or contradicts
-    another one. It names the field. The activation is always the exact gelu, as in BERT.
+    Config(...) raises a ValueError, which names the field, if a field has a wrong type, is out of
+    range or contradicts another one. The activation is always the exact gelu, as in BERT.
     """
     vocab_size: int = 30522                     # V
     embedding_size: int = 128                   # E: smaller than C in a student, C in a BERT
     hidden_size: int = 768                      # C
-    num_hidden_layers: int = 6                  # R
-    num_hidden_groups: int = 1                  # G
+    num_hidden_layers: int = 6                  # R: ALBERT's name for the number of recursions
+    num_hidden_groups: int = 1                  # G: so many layers are in model.layers
     num_attention_heads: int = 12               # H
     intermediate_size: int = 3072               # I
     hidden_dropout_prob: float = 0.1
@@ -84,7 +84,7 @@ class Config:
 def check_field(name, kind, value):
     """Raise ValueError if a field of Config has a wrong type or is out of range.
 
-    A config.json may come from anywhere: the limits catch the most absurd sizes of a damaged one.
+    A config.json may come from anywhere. The limits refuse the most absurd sizes.
     The messages show at most 60 characters of a value (!r:.60).
     """
     if kind is bool:
@@ -110,7 +110,7 @@ class LayerNorm(nn.LayerNorm):
     """nn.LayerNorm whose output has the same dtype as its input.
 
     Under autocast, torch's LayerNorm returns float32 for bfloat16 input on a GPU, but bfloat16 on
-    a CPU.
+    a CPU. As float32 the hidden states would take twice the memory.
     """
 
     def forward(self, x):
@@ -179,11 +179,12 @@ class Attention(nn.Module):
     def forward(self, x, mask=None, want_map=False, correction=None):
         """Let each token look at all tokens that are not padding.
 
-        x (B, T, C); mask (B, 1, 1, T) is False at padding; correction: see Layer.forward. Returns
-        (B, T, C) and the attention map as log-probabilities (B, H, T, T), in which row i says where
-        token i looks. The map is None unless want_map is True.
+        x (B, T, C); mask (B, 1, 1, T) is False at padding; correction: None, or what is added to
+        the four matrices (see Correction). Returns (B, T, C) and the attention map as
+        log-probabilities (B, H, T, T), in which row i says where token i looks. The map is None
+        unless want_map is True.
         """
-        # Without a correction, apply_linear(linear, x, ...) is linear(x).
+        # Without a correction, apply_linear(self.query, x, ...) is self.query(x).
         query = apply_linear(self.query, x, correction, "query")              # (B, T, C)
         key = apply_linear(self.key, x, correction, "key")
         value = apply_linear(self.value, x, correction, "value")
@@ -195,7 +196,9 @@ class Attention(nn.Module):
             D = query.shape[-1]
             # The query is divided, not the scores: usually it has fewer numbers (D < T).
             scores = (query / D**0.5) @ key.transpose(2, 3)                   # (B, H, T, T)
-            scores = scores.float()      # bfloat16, with autocast, is too coarse for a softmax
+            # With autocast the scores are bfloat16. In float32 the softmax, and the loss that
+            # compares the maps, do not round them any further.
+            scores = scores.float()
             if mask is not None:
                 # Not -inf: the KL divergence would compute -inf - (-inf), which is nan.
                 scores = scores.masked_fill(~mask, -1e9)
@@ -238,8 +241,8 @@ class Adapter(nn.Module):
 class LowRank(nn.Module):
     """A matrix up @ down of shape (num_out, num_in), like nn.Linear's weight, and of rank K.
 
-    It stores K * (num_out + num_in) numbers. Unlike most modules it takes no input: calling it
-    computes the matrix. The factors get their values in initialise().
+    It stores K * (num_out + num_in) numbers, which get their values in initialise(). It has no
+    forward(), because it is only used as a summand of another matrix.
     """
 
     def __init__(self, num_in, num_out, rank):
@@ -247,8 +250,9 @@ class LowRank(nn.Module):
         self.down = nn.Parameter(torch.empty(rank, num_in))
         self.up = nn.Parameter(torch.empty(num_out, rank))
 
-    def forward(self):
-        return self.up @ self.down                       # (num_out, num_in)
+    def matrix(self):
+        """Multiply the two factors -> (num_out, num_in)."""
+        return self.up @ self.down
 
 
 # The six matrices of a Layer that are corrected. The key is the name of the low-rank matrix in a
@@ -275,14 +279,13 @@ class Correction(nn.ModuleDict):
     def __init__(self, config):
         C = config.hidden_size
         I = config.intermediate_size
-        K = config.correction_rank
-        super().__init__({
-            "query": LowRank(C, C, K),
-            "key": LowRank(C, C, K),
-            "value": LowRank(C, C, K),
-            "attention_output": LowRank(C, C, K),
-            "intermediate": LowRank(C, I, K),
-            "output": LowRank(I, C, K)})
+        sizes = {"query": (C, C), "key": (C, C), "value": (C, C), "attention_output": (C, C),
+                 "intermediate": (C, I), "output": (I, C)}
+        low_rank_matrices = {}
+        for name in CORRECTED:
+            num_in, num_out = sizes[name]
+            low_rank_matrices[name] = LowRank(num_in, num_out, config.correction_rank)
+        super().__init__(low_rank_matrices)
 
 
 def apply_linear(linear, x, correction, name):
@@ -294,8 +297,8 @@ def apply_linear(linear, x, correction, name):
     """
     if correction is None:
         return linear(x)
-    low_rank = correction[name]
-    return F.linear(x, linear.weight + low_rank(), linear.bias)
+    weight = linear.weight + correction[name].matrix()
+    return F.linear(x, weight, linear.bias)
 
 
 class Layer(nn.Module):
@@ -329,8 +332,8 @@ class Layer(nn.Module):
             x = feed_forward_adapter(x)
         expanded = apply_linear(self.intermediate, x, correction, "intermediate")     # (B, T, I)
         expanded = F.gelu(expanded)
-        output = apply_linear(self.output, expanded, correction, "output")    # (B, T, C)
-        x = self.norm(x + self.dropout(output))
+        contracted = apply_linear(self.output, expanded, correction, "output")        # (B, T, C)
+        x = self.norm(x + self.dropout(contracted))
         return x, log_map
 
 
@@ -353,8 +356,8 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(V))
 
 
-def layer_numbers(R, G):
-    """List the number of the layer that each of R recursions applies, if there are G layers.
+def layer_of_each_recursion(R, G):
+    """For each of R recursions, say which of the G layers it applies -> a list of R numbers.
 
     Each layer serves neighbouring recursions: for R = 6 and G = 2 the list is [0, 0, 0, 1, 1, 1].
     If R is not a multiple of G, some layers serve one recursion more than others: for R = 7 and
@@ -380,8 +383,8 @@ class MiniALBERT(nn.Module):
         num_corrections = R if config.correction_rank > 0 else 0
         # Recursion r applies attention_adapters[r] before attention.
         self.attention_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
-        # It applies output_adapters[r] after attention, before the feed-forward.
-        self.output_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
+        # It applies feed_forward_adapters[r] after attention, before the feed-forward.
+        self.feed_forward_adapters = nn.ModuleList(Adapter(config) for _ in range(num_adapters))
         self.corrections = nn.ModuleList(Correction(config) for _ in range(num_corrections))
         self.head = Head(config) if head else None
         initialise(self)
@@ -390,7 +393,7 @@ class MiniALBERT(nn.Module):
         """Return the layer that recursion r applies."""
         G = self.config.num_hidden_groups
         R = self.config.num_hidden_layers
-        return self.layers[layer_numbers(R, G)[r]]
+        return self.layers[layer_of_each_recursion(R, G)[r]]
 
     def forward(self, ids, mask=None, segments=None, maps=()):
         """Run the encoder on the token numbers ids (B, T).
@@ -402,38 +405,20 @@ class MiniALBERT(nn.Module):
         Returns
         hidden: a list of R + 1 tensors (B, T, C), the embeddings and the output of each recursion
         attention: {r: log-probabilities (B, H, T, T)} for each r in maps
-        ValueError if maps names a recursion that the model does not have, if ids is not (B, T), if
-        mask or segments has another shape than ids, or if mask has negative numbers. (Some
-        libraries add their masks to the scores; such a mask is negative at padding.)
+        It raises ValueError where check_inputs does.
         """
-        R = self.config.num_hidden_layers
         maps = list(maps)                                # an iterator could be read only once
-        for r in maps:
-            if r not in range(R):
-                raise ValueError(f"maps: {r} is not a recursion; they are 0 to {R - 1}")
-        if ids.ndim != 2:
-            raise ValueError(f"ids is {list(ids.shape)}, not (B, T)")
+        self.check_inputs(ids, mask, segments, maps)
         if mask is not None:
-            if mask.shape != ids.shape:
-                raise ValueError(f"mask is {list(mask.shape)}, ids is {list(ids.shape)}: they must "
-                                 "have the same shape")
-            # A boolean mask has no negative numbers, so it is not read: the program would have to
-            # wait for a GPU.
-            if mask.dtype != torch.bool and (mask < 0).any():
-                raise ValueError("mask has negative numbers, but it must be 1 at real tokens and 0 "
-                                 "at padding")
             mask = mask.bool()[:, None, None, :]         # (B, 1, 1, T): no token looks at padding
-        if segments is not None and segments.shape != ids.shape:
-            raise ValueError(f"segments is {list(segments.shape)}, ids is {list(ids.shape)}: they "
-                             "must have the same shape")
         x = self.embeddings(ids, segments)               # (B, T, C)
         hidden = [x]
         attention = {}
-        for r in range(R):
+        for r in range(self.config.num_hidden_layers):
             layer = self.layer_of_recursion(r)           # with G = 1 it is always the same layer
             adapters = None
             if self.config.adapter_size > 0:             # each recursion has two of its own
-                adapters = self.attention_adapters[r], self.output_adapters[r]
+                adapters = self.attention_adapters[r], self.feed_forward_adapters[r]
             correction = None
             if self.config.correction_rank > 0:
                 correction = self.corrections[r]
@@ -444,12 +429,38 @@ class MiniALBERT(nn.Module):
                 attention[r] = log_map
         return hidden, attention
 
+    def check_inputs(self, ids, mask, segments, maps):
+        """Raise ValueError if forward() cannot use its arguments.
+
+        That is so if maps names a recursion that the model does not have, if ids is not (B, T), if
+        mask or segments has another shape than ids, or if mask has negative numbers. (Some
+        libraries add their masks to the scores; such a mask is negative at padding.)
+        """
+        R = self.config.num_hidden_layers
+        for r in maps:
+            if r not in range(R):
+                raise ValueError(f"maps: {r} is not a recursion; they are 0 to {R - 1}")
+        if ids.ndim != 2:
+            raise ValueError(f"ids is {list(ids.shape)}, not (B, T)")
+        if mask is not None:
+            if mask.shape != ids.shape:
+                raise ValueError(f"mask is {list(mask.shape)}, ids is {list(ids.shape)}: they must "
+                                 "have the same shape")
+            # Reading a value from a GPU makes the program wait. A boolean mask cannot be negative,
+            # so it is not read.
+            if mask.dtype != torch.bool and (mask < 0).any():
+                raise ValueError("mask has negative numbers, but it must be 1 at real tokens and 0 "
+                                 "at padding")
+        if segments is not None and segments.shape != ids.shape:
+            raise ValueError(f"segments is {list(segments.shape)}, ids is {list(ids.shape)}: they "
+                             "must have the same shape")
+
     def predict(self, hidden):
         """Turn the last hidden states (M, C) of M places into logits over the vocabulary (M, V).
 
         A tied head has no (V, C) matrix of its own and uses the embeddings. If they are factorised,
-        the transposed matrix of the projection first reduces the width from C to E. Then the logit
-        of a word is the dot product with its row of the word table, plus the word's bias.
+        the projection's matrix first leads back from C to E. Then the logit of a word is the dot
+        product with its row of the word table, plus the word's bias.
         Other leading dimensions work, too: (B, T, C) gives (B, T, V). ValueError if there is no
         head.
         """
@@ -460,8 +471,8 @@ class MiniALBERT(nn.Module):
         if self.head.decoder is not None:
             return F.linear(x, self.head.decoder.weight, self.head.bias)
         if self.embeddings.project is not None:
-            # nn.Linear(E, C) stores its weight as (C, E) and computes x @ weight.T, from E to C.
-            # Without the .T it leads from C to E. The bias of the projection is not used here.
+            # project.weight is (C, E). The projection multiplies by its transpose, from E to C.
+            # Here the matrix itself leads from C to E. The projection's bias is not used.
             x = x @ self.embeddings.project.weight       # (M, C) @ (C, E) -> (M, E)
         return F.linear(x, self.embeddings.word.weight, self.head.bias)
 
@@ -472,15 +483,16 @@ def keep_recursions(model, num_kept):
     The layers that no kept recursion applies are removed, too. ValueError if the model has fewer
     recursions, or if no Config describes the shorter model. For example, 6 recursions with 2 layers
     apply the layers 0 0 0 1 1 1. The first 4 of them apply 0 0 0 1, but a model of 4 recursions
-    with 2 layers always applies 0 0 1 1 (see layer_numbers).
+    with 2 layers always applies 0 0 1 1 (see layer_of_each_recursion).
     """
     G = model.config.num_hidden_groups
     R = model.config.num_hidden_layers
     if not 1 <= num_kept <= R:
         raise ValueError(f"the model has {R} recursions, so {num_kept} of them cannot be kept")
-    before = layer_numbers(R, G)[:num_kept]              # the layer of each kept recursion
+    before = layer_of_each_recursion(R, G)[:num_kept]
     num_groups = before[-1] + 1                          # how many different layers these are
-    after = layer_numbers(num_kept, num_groups)          # what the shortened model would apply
+    # What the shortened model would apply:
+    after = layer_of_each_recursion(num_kept, num_groups)
     if after != before:
         raise ValueError(f"the first {num_kept} of the model's {R} recursions apply the layers "
                          f"{before}, but a model of {num_kept} recursions would apply {after}")
@@ -488,7 +500,7 @@ def keep_recursions(model, num_kept):
                            num_hidden_groups=num_groups)
     model.layers = model.layers[:num_groups]
     model.attention_adapters = model.attention_adapters[:num_kept]
-    model.output_adapters = model.output_adapters[:num_kept]
+    model.feed_forward_adapters = model.feed_forward_adapters[:num_kept]
     model.corrections = model.corrections[:num_kept]
 
 
@@ -513,8 +525,8 @@ def merge_corrections(model):
         own_weights = layer.state_dict()
         if model.config.correction_rank > 0:
             for name, name_in_layer in CORRECTED.items():
-                low_rank = model.corrections[r][name]
-                own_weights[name_in_layer] = own_weights[name_in_layer] + low_rank()
+                added = model.corrections[r][name].matrix()
+                own_weights[name_in_layer] = own_weights[name_in_layer] + added
         for name, tensor in own_weights.items():
             weights[f"layers.{r}.{name}"] = tensor
     merged.load_state_dict(weights)
@@ -522,12 +534,12 @@ def merge_corrections(model):
 
 
 @torch.no_grad()
-def initialise(model, plain=False):
+def initialise(model, sharp=True):
     """Set the initial values: weights normal with standard deviation 0.02, biases 0, the weights
     of LayerNorms 1.
 
-    With plain=True this is all. Hugging Face's BERT starts like this, too, except that the row of
-    [PAD] in its word table is 0. By default, five things are changed after that:
+    With sharp=False this is all. Hugging Face's BERT starts like this, too, except that the row of
+    [PAD] in its word table is 0. With sharp=True five things are changed after that:
 
     - query and key weights are 4 times larger. Without this the maps of a model of width 128 are
       almost uniform at first. The scores grow with the width: at 768 the maps start much sharper
@@ -546,7 +558,7 @@ def initialise(model, plain=False):
             nn.init.normal_(parameter, std=0.02)
         else:
             nn.init.zeros_(parameter)
-    if plain:
+    if not sharp:
         return
     for layer in model.layers:
         layer.attention.query.weight.mul_(4)
@@ -554,7 +566,7 @@ def initialise(model, plain=False):
     if model.embeddings.project is not None:
         E = model.config.embedding_size
         model.embeddings.project.weight.mul_(E**-0.5 / 0.02)
-    for adapter in list(model.attention_adapters) + list(model.output_adapters):
+    for adapter in list(model.attention_adapters) + list(model.feed_forward_adapters):
         adapter.up.weight.zero_()
     for correction in model.corrections:
         for low_rank in correction.values():
@@ -586,7 +598,7 @@ def count_parameters(model):
     counts = {"embeddings": 0, "layers": 0, "adapters": 0, "head": 0}
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]
-        if part in ("attention_adapters", "output_adapters", "corrections"):
+        if part in ("attention_adapters", "feed_forward_adapters", "corrections"):
             part = "adapters"
         counts[part] += parameter.numel()
     stored = sum(counts.values())

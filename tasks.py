@@ -113,7 +113,7 @@ def check_usable(task):
 
 class GlueTask(NamedTuple):
     """What the official files of a task of GLUE look like."""
-    folder: str             # the name of its folder and, unless it is in ZIP_NAMES, of its zip
+    folder: str             # the name of its folder
     texts: list             # the columns of the one or two texts
     label: str              # the column of the label
     kind: str
@@ -182,6 +182,7 @@ def detailed_scores(task, examples, guesses):
     gold = [example.label for example in examples]
     if gold[0] is None or task.kind not in ("classification", "tagging"):
         return {}
+    # For what an item is, see the comment below this function.
     if task.kind == "classification":
         gold_items = set(enumerate(gold))
         guessed_items = set(enumerate(guesses))
@@ -252,23 +253,21 @@ def matthews_correlation(gold, guesses):
     """Compute Matthews' correlation for any number of classes (Gorodkin 2004); 0 if one side is
     constant.
 
-        (c N - sum_k t_k p_k) / sqrt((N^2 - sum_k t_k^2) (N^2 - sum_k p_k^2))
+        (correct N - sum_k gold_k guess_k) / sqrt((N^2 - sum_k gold_k^2) (N^2 - sum_k guess_k^2))
 
-    N: examples; c: correct ones (num_correct); t_k: examples whose true label is k
-    (gold_counts[k]); p_k: examples for which k was guessed (guess_counts[k]).
+    Of the N examples gold_k have the true label k, and for guess_k the label k was guessed.
     """
     N = len(gold)
     num_correct = sum(1 for label, guess in zip(gold, guesses) if label == guess)
     gold_counts = Counter(gold)
     guess_counts = Counter(guesses)
-    # The covariance and both variances are multiplied by N^2, which makes them whole numbers. The
-    # factor cancels in the quotient below.
-    covariance = num_correct * N - sum(gold_counts[k] * guess_counts[k] for k in gold_counts)
-    gold_variance = N**2 - sum(count**2 for count in gold_counts.values())
-    guess_variance = N**2 - sum(count**2 for count in guess_counts.values())
-    if gold_variance == 0 or guess_variance == 0:
+    # These are N^2 times the covariance and the two variances. The factor cancels below.
+    scaled_covariance = num_correct * N - sum(gold_counts[k] * guess_counts[k] for k in gold_counts)
+    scaled_gold_variance = N**2 - sum(count**2 for count in gold_counts.values())
+    scaled_guess_variance = N**2 - sum(count**2 for count in guess_counts.values())
+    if scaled_gold_variance == 0 or scaled_guess_variance == 0:
         return 0.0
-    return covariance / (gold_variance * guess_variance)**0.5
+    return scaled_covariance / (scaled_gold_variance * scaled_guess_variance)**0.5
 
 
 def regression_scores(gold, guesses):
@@ -326,11 +325,11 @@ def entities(tags):
     first = None                                         # first word of the open entity, if any
     open_type = None                                     # and its type
     for i, tag in enumerate(list(tags) + ["O"]):         # the added O closes an entity at the end
-        if first is not None and tag == f"I-{open_type}":
+        if open_type is not None and tag == f"I-{open_type}":
             continue                                     # the open entity goes on
-        if first is not None:
+        if open_type is not None:
             found.add((first, i, open_type))
-            first = None
+        open_type = None
         if tag != "O":
             first = i
             open_type = tag[2:]                          # "PER" of "B-PER"
@@ -558,8 +557,8 @@ def cell(row, column, types, location):
 def read_number(text, column, location):
     """Read a label that is a number, smaller than LARGEST_NUMBER in size. nan, inf and 1_000, which
     Python would take, are not numbers here."""
-    # In \d+\.?\d* both parts could match the same digits, so the time would grow with the square
-    # of their number. Here the second part begins with a dot.
+    # A fraction begins with a dot. So each digit can be matched in one way alone, and the time
+    # grows with the number of digits, not with its square.
     pattern = r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,4})?"
     if not re.fullmatch(pattern, text.lower()) or abs(float(text)) >= LARGEST_NUMBER:
         raise ValueError(f"{location}: {column} {text!r:.60} is not a number, such as 3.29, "
@@ -617,12 +616,12 @@ def tag_of_line(line, columns, num_columns, location):
 
     columns: what columns_of has made of the line
     """
-    hint = ""
-    if line.startswith("#"):
-        hint = "; if this is a comment, remove the line"
     if "\r" in line:
         raise ValueError(f"{location}: there is a carriage return in {line!r:.60}; a line must end "
                          "with a line feed")
+    hint = ""                                            # the end of both messages below
+    if line.startswith("#"):
+        hint = "; if this is a comment, remove the line"
     if len(columns) != num_columns or not columns[0].strip():
         raise ValueError(f"{location}: {line!r:.60} is not a word and a tag in {num_columns} "
                          f"columns{hint}")
@@ -833,7 +832,7 @@ def extract_glue(archive, folder):
                 raise ValueError(f"{member.filename} in it is larger than 1 GB")
             member.filename = os.path.basename(member.filename)
             archive.extract(member, folder)
-    for needed in ("train.tsv", "dev*.tsv"):             # MNLI has two dev sets
+    for needed in ("train.tsv", "dev*.tsv"):
         if not glob.glob(needed, root_dir=folder):
             raise ValueError(f"there is no {needed} in it")
 
@@ -939,12 +938,11 @@ def read_own_files(kind, files, text_columns, label_column):
             else:
                 examples += read_table(path, text_columns, label_column,
                                        numeric=kind == "regression")
-        # The predictions for a split are written with the ids of the questions, so an id must not
-        # occur twice in it. read_squad has looked at each file alone; here the files of a split are
-        # compared. The training set is only predicted if there is no dev set: a tenth of it becomes
-        # the dev set then.
-        is_predicted = split_name != "train" or "dev" not in files
-        if kind == "qa" and is_predicted:
+        # Predictions are written with the ids of the questions, so an id must not occur twice in a
+        # split. read_squad has looked at each file alone. Training questions are only predicted if
+        # some of them become the dev set, because there is none.
+        may_be_predicted = split_name != "train" or "dev" not in files
+        if kind == "qa" and may_be_predicted:
             check_ids(", ".join(paths), examples)
         if kind != "qa":
             # Each file has numbered its examples from 0. Here those of all files of the split are
@@ -1088,7 +1086,8 @@ def check_labels(datasets, kind, labels):
                 if label not in known:
                     # In a CoNLL file each word of a sentence has a line of its own.
                     path, first_line = path_and_line(example)
-                    raise ValueError(f"{path}:{first_line + i}: label {label!r:.60} does not occur in the "
+                    line = first_line + i
+                    raise ValueError(f"{path}:{line}: label {label!r:.60} does not occur in the "
                                      f"training set, whose labels are {first_few(labels)}")
 
 
@@ -1098,9 +1097,7 @@ def write_predictions(out, task, split_name, examples, predictions):
 
     predictions: for each example (what is predicted, {label: probability})
     """
-    if task.name in GLUE and split_name.startswith("test"):
-        ending = {"test": "", "test_matched": "-m", "test_mismatched": "-mm"}[split_name]
-        file_name = f"{GLUE[task.name].folder}{ending}.tsv"
+    if is_for_leaderboard(task, split_name):
         lines = ["index\tprediction"]
         for i, (prediction, _) in enumerate(predictions):
             if task.kind == "regression":
@@ -1108,11 +1105,23 @@ def write_predictions(out, task, split_name, examples, predictions):
                 prediction = min(max(prediction, 0.0), 5.0)
             lines.append(f"{i}\t{prediction}")
     else:
-        file_name = f"{split_name}.jsonl"
         lines = []
         for example, (prediction, probabilities) in zip(examples, predictions):
             lines.append(json.dumps({"key": example.id, "gold": example.label,
                                      "prediction": prediction, "probabilities": probabilities}))
-    with replace_file(os.path.join(out, file_name)) as file:
+    with replace_file(predictions_path(out, task, split_name)) as file:
         for line in lines:
             file.write(f"{line}\n".encode())
+
+
+def is_for_leaderboard(task, split_name):
+    """Tell whether the predictions of a split are for the leaderboard of GLUE."""
+    return task.name in GLUE and split_name.startswith("test")
+
+
+def predictions_path(out, task, split_name):
+    """Return the path of the predictions of a split, in the folder out of a run."""
+    if is_for_leaderboard(task, split_name):
+        ending = {"test": "", "test_matched": "-m", "test_mismatched": "-mm"}[split_name]
+        return os.path.join(out, f"{GLUE[task.name].folder}{ending}.tsv")
+    return os.path.join(out, f"{split_name}.jsonl")

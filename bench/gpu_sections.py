@@ -403,19 +403,19 @@ def fake_waits(setup, distillation):
 
 
 def graphs(setup):
-    """Count the graphs that describe_run and train compile together: one is enough."""
+    """Count the graphs that seconds_of_a_step and train compile together: one is enough."""
     from torch._dynamo.utils import counters             # imported here: it is large
     distillation = make_distillation(setup, TOY, bf16=True, compiled=True)
     counters.clear()
-    distill.describe_run(distillation, 3, 0, torch.device(setup.device))
-    after_describe = counters["stats"]["unique_graphs"]
+    distill.seconds_of_a_step(distillation, torch.device(setup.device))
+    after_timing = counters["stats"]["unique_graphs"]
     train_and_read_log(setup, distillation, steps=3, log_every=3)
     after_train = counters["stats"]["unique_graphs"]
     num_breaks = sum(counters["graph_break"].values())
-    row = {"after describe_run": after_describe, "after train": after_train}
+    row = {"after seconds_of_a_step": after_timing, "after train": after_train}
     row["breaks"] = num_breaks
     row["goal"] = "1, 1, 0"
-    passed = after_describe == 1 and after_train == 1 and num_breaks == 0
+    passed = after_timing == 1 and after_train == 1 and num_breaks == 0
     setup.report("Compiled graphs", row, passed)
 
 
@@ -504,7 +504,7 @@ def our_speed(setup, name, table, compiled, batch_size=192, length=256, micro_ba
                                          micro_batch_size=micro_batch_size, dropout=dropout,
                                          full_recipe=full_recipe, cuda_graphs=cuda_graphs)
         begin = time.perf_counter()
-        distill.describe_run(distillation, steps, 0, torch.device(setup.device))
+        distill.seconds_of_a_step(distillation, torch.device(setup.device))
         first_seconds = time.perf_counter() - begin
         lines = train_and_read_log(setup, distillation, steps, log_every=steps // 4)
     except torch.OutOfMemoryError:
@@ -522,7 +522,7 @@ def our_speed(setup, name, table, compiled, batch_size=192, length=256, micro_ba
     row["useful TFLOP/s"] = f"{rate / 1e12:.4g}"
     row["share of the matrix rate"] = f"{share:.1%}"
     row["GPU memory, GiB"] = f"{gpu_gigabytes(setup):.1f}"
-    row["s for describe_run, with compiling"] = f"{first_seconds:.1f}"
+    row["s of the first passes, with compiling"] = f"{first_seconds:.1f}"
     values = {f"{name}: sequences/s": sequences_per_second, f"{name}: share": share}
     setup.report(table, row, values=values)
 

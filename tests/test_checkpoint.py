@@ -474,7 +474,7 @@ def test_names_are_translated():
     assert name_in_file(checkpoint.BERT_LAYOUT, name) == bert
     assert name_in_file(checkpoint.ALBERT_LAYOUT, name) == albert
     assert name_in_file(checkpoint.BERT_LAYOUT, "head.bias") == "cls.predictions.bias"
-    adapter = name_in_file(checkpoint.ALBERT_LAYOUT, "output_adapters.3.up.weight")
+    adapter = name_in_file(checkpoint.ALBERT_LAYOUT, "feed_forward_adapters.3.up.weight")
     assert adapter == "mlp_adapters.3.block.2.weight"
 
 
@@ -839,8 +839,8 @@ def test_a_config_of_a_model_too_large_for_any_machine_is_refused(tmp_path):
     ("num_hidden_layers", 2000, "num_hidden_layers"), ("num_hidden_layers", 3, "groups"),
     ("num_hidden_layers", [4], "num_hidden_layers"), ("num_attention_heads", 0, "heads"),
     ("hidden_dropout_prob", "0.1", "hidden_dropout"), ("hidden_dropout_prob", -1, "hidden_dropout"),
-    ("hidden_dropout_prob", True, "hidden_dropout"), ("layer_norm_eps", float("nan"), "NaN is not"),
-    ("layer_norm_eps", float("inf"), "Infinity is not"), ("tie_decoder", "yes", "tie_decoder"),
+    ("hidden_dropout_prob", True, "hidden_dropout"), ("layer_norm_eps", float("nan"), "eps"),
+    ("layer_norm_eps", float("inf"), "eps"), ("tie_decoder", "yes", "tie_decoder"),
     ("vocab_size", V + 1, "word_embeddings"), ("adapter_size", -1, "adapter_size"),
     ("model_type", "roberta", "model_type is 'roberta', but only bert, albert and minialbert"),
     ("model_type", ["bert"], "model_type"),

@@ -258,7 +258,7 @@ def check_dtypes(shape, is_cast):
 
 
 def check_one_graph():
-    """describe_run compiles what training runs, and nothing interrupts the graph."""
+    """seconds_of_a_step compiles what training runs, and nothing interrupts the graph."""
     compile_in_one_piece = functools.partial(torch.compile, backend="eager", fullgraph=True)
     with mock.patch("torch.compile", compile_in_one_piece):
         distillation = make_distillation(has_teacher=True, bf16=True, compile_losses=True)
@@ -266,7 +266,7 @@ def check_one_graph():
     with fake_cuda():
         student.to(DEVICE)
         distillation.teacher.to(DEVICE)
-        distill.describe_run(distillation, 3, 0, DEVICE)
+        distill.seconds_of_a_step(distillation, DEVICE)
 
         def evaluate_student():
             return distill.evaluate(student, distillation.batches)

@@ -188,7 +188,8 @@ def test_a_corpus_in_another_encoding_is_refused(encoding, tmp_path):
         list(read_corpus([path]))
 
 
-@pytest.mark.parametrize("name, content", [("a.jsonl", '{"text": "one"}\n'), ("a.csv", "text\na\n")])
+@pytest.mark.parametrize("name, content", [("a.jsonl", '{"text": "one"}\n'),
+                                           ("a.csv", "text\na\n")])
 def test_a_table_in_utf_16_is_refused_for_its_encoding(tmp_path, name, content):
     path = raw(tmp_path / name, content.encode("utf-16"))
     with pytest.raises(ValueError, match=f"^{path}: not UTF-8, but UTF-16 or UTF-32; iconv "):

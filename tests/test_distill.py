@@ -620,8 +620,35 @@ def corrected_matrices(student, r):
     matrices = {}
     for name, name_in_layer in CORRECTED.items():
         shared = student.layer_of_recursion(r).get_parameter(name_in_layer)
-        matrices[name_in_layer] = shared + student.corrections[r][name]()
+        matrices[name_in_layer] = shared + student.corrections[r][name].matrix()
     return matrices
+
+
+@torch.no_grad()
+def test_the_corrections_of_a_teacher_are_part_of_its_matrices():
+    """A student of a student starts from what each recursion of that one computes."""
+    teacher = noisy_model(replace(STUDENT, num_hidden_layers=4, num_hidden_groups=1,
+                                  correction_rank=5))
+    student = noisy_model(replace(STUDENT, num_hidden_layers=2, num_hidden_groups=1,
+                                  correction_rank=C))
+    start_from_teacher(student, teacher, torch.randint(5, V, (32, T)))
+    for r, recursion in enumerate([1, 3]):
+        wanted = corrected_matrices(teacher, recursion)
+        for name, matrix in corrected_matrices(student, r).items():
+            assert torch.allclose(matrix, wanted[name], atol=1e-5), (r, name)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"max_position_embeddings": T + 1}, "the position table of the student has "),
+    ({"type_vocab_size": 1}, "the segment table of the student has 2 rows, that of the teacher 1"),
+    ({"vocab_size": V + 1}, f"the word table of the student has {V} rows, that of the teacher "),
+    ({"num_hidden_layers": 1, "num_hidden_groups": 1}, "the student has 4 layers, but the teacher"),
+])
+def test_a_teacher_that_does_not_fit_gives_no_first_values(changes, message):
+    teacher = noisy_model(replace(TOY_TEACHER, **changes))
+    student = noisy_model(replace(STUDENT, num_hidden_layers=4, num_hidden_groups=4))
+    with pytest.raises(ValueError, match=message):
+        start_from_teacher(student, teacher, torch.randint(5, V, (32, T)))
 
 
 @torch.no_grad()
@@ -807,10 +834,10 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_the_run_before_anything_is_
 def test_a_norm_that_is_not_finite_is_an_error_that_names_all_losses(norm):
     totals = {"loss": torch.tensor(3.5), "mlm": torch.tensor(math.nan)}
     with pytest.raises(FloatingPointError) as caught:
-        distill.check_finite_step(6, totals, norm, 0.25)
+        distill.check_finite_step(7, totals, norm, 0.25)
     assert str(caught.value).startswith(
         f"step 7, learning rate 0.25: loss 3.5, mlm nan, gradient norm {norm}")
-    distill.check_finite_step(6, totals, 1e30, 0.25)          # large is not infinite
+    distill.check_finite_step(7, totals, 1e30, 0.25)          # large is not infinite
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
@@ -2088,7 +2115,7 @@ def test_the_time_that_is_printed_is_that_of_the_fastest_of_four_steps(monkeypat
     distillation = make_distillation(noisy_model(STUDENT), noisy_model(TOY_TEACHER, 2))
     clock = iter([0, 9, 10, 13, 20, 22, 30, 35])         # they take 9, 3, 2 and 5 seconds
     monkeypatch.setattr(distill.time, "perf_counter", lambda: next(clock))
-    distill.describe_run(distillation, 7500, 1500, torch.device("cpu"))
+    distill.estimate_time(distillation, 6000, torch.device("cpu"))
     assert "steps    6,000 of 28 tokens: 200.0 min" in capsys.readouterr().out
     assert all(parameter.grad is None for parameter in distillation.student.parameters())
 
@@ -2274,9 +2301,8 @@ def test_a_finished_run_is_not_timed_again(monkeypatch, capsys):
         raise AssertionError("there is no step left to be timed")
 
     monkeypatch.setattr(distill, "seconds_of_a_step", refuse)
-    distillation = types.SimpleNamespace(bf16=False, pairs=[], loss_weights={"mlm": 1.0},
-                                         tokens_per_step=28)
-    distill.describe_run(distillation, 9, 9, torch.device("cpu"))
+    distillation = types.SimpleNamespace(tokens_per_step=28)
+    distill.estimate_time(distillation, 0, torch.device("cpu"))
     assert "steps    0 of 28 tokens: 0.0 min" in capsys.readouterr().out
 
 

@@ -759,7 +759,7 @@ distill   --corpus zh.txt                       zh.txt: most tokens are [UNK]
 distill   --corpus pdf.txt                      pdf.txt: not UTF-8
 distill   --corpus x.pdf                        x.pdf: no .txt
 distill   --corpus alone.bin                    alone.bin: not a token file
-distill   --corpus list.bin                     list.bin: not a token file
+distill   --corpus list.bin                     list.bin: not a whole token file
 distill   --corpus high.bin                     token 65535 is in the token file
 distill   --corpus t.bin c.txt                  t.bin: a token file cannot be
 distill   --corpus c.txt t.bin                  t.bin: a token file cannot be
@@ -773,7 +773,7 @@ finetune  --train m                             error: m: the ending of a table 
 finetune  --train empty.tsv                     empty.tsv: the file is empty
 finetune  --train header.tsv                    header.tsv: the file has no examples
 finetune  --train single.tsv                    single.tsv:2: this is the only example
-finetune  --train same.tsv                      same.tsv: all examples to train on have the label 'a'
+finetune  --train same.tsv                      same.tsv: all examples to train on have the label
 finetune  --train headless.tsv                  headless.tsv:2: the column 'text' is missing
 finetune  --train comma.tsv                     comma.tsv:1: the cells of a .tsv are separated
 finetune  --train semicolon.csv                 semicolon.csv:1: the cells of a .csv are sep

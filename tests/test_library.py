@@ -152,6 +152,11 @@ def test_a_loss_that_is_not_known_is_not_left_out(teacher, tokenizer):
         Distillation(shallow, teacher, batches, {"output": 1.0, "elastic": 1.0})
     with pytest.raises(ValueError, match="without a teacher"):
         Distillation(student, None, batches, {"mlm": 1.0, "output": 1.0})
+    with pytest.raises(ValueError, match="loss_weights is empty"):
+        Distillation(student, teacher, batches, {})
+    headless = MiniALBERT(teacher.config, head=False)
+    with pytest.raises(ValueError, match="need a teacher with an MLM head"):
+        Distillation(student, headless, batches, {"mlm": 1.0, "output": 1.0})
 
 
 @pytest.mark.parametrize("shape", [(8, 16), (2, 16), (4, 12), (4, 20)])

@@ -632,19 +632,19 @@ def test_fresh_corrections_change_nothing():
         assert torch.equal(state, expected)
 
 
-def initial_values(plain):
+def initial_values(sharp):
     """Return {name: parameter} of a model large enough that a standard deviation is exact."""
     model = MiniALBERT(Config(vocab_size=2000, embedding_size=96, hidden_size=192, adapter_size=48,
                               num_hidden_layers=2, num_hidden_groups=2, intermediate_size=768,
                               correction_rank=24))
     randomise(model)
     torch.manual_seed(0)
-    initialise(model, plain)
+    initialise(model, sharp)
     return dict(model.named_parameters())
 
 
 def test_plain_initialisation_is_a_normal_of_0_02():
-    for name, parameter in initial_values(plain=True).items():
+    for name, parameter in initial_values(sharp=False).items():
         if parameter.ndim == 2:
             assert abs(parameter.std().item() - 0.02) < 0.002, name
             assert abs(parameter.mean().item()) < 0.003, name
@@ -661,7 +661,7 @@ def test_norms_start_as_1_and_all_biases_as_0(plain):
 
 def test_query_and_key_of_every_layer_start_four_times_larger():
     num_matrices = 0
-    for name, parameter in initial_values(plain=False).items():
+    for name, parameter in initial_values(sharp=True).items():
         if ".attention." in name and parameter.ndim == 2:
             expected = 0.02
             if ".query." in name or ".key." in name:
@@ -688,7 +688,7 @@ def test_the_first_recursion_of_a_factorised_model_starts_as_sharp_as_the_second
 
 def test_adapters_and_corrections_start_with_up_at_0_and_down_random():
     num_ups = 0
-    for name, parameter in initial_values(plain=False).items():
+    for name, parameter in initial_values(sharp=True).items():
         if name.endswith(("up.weight", ".up")):
             assert not parameter.any(), name
             num_ups += 1
@@ -699,7 +699,7 @@ def test_adapters_and_corrections_start_with_up_at_0_and_down_random():
 
 
 def test_positions_start_as_sinusoids_of_rms_0_02():
-    position = initial_values(plain=False)["embeddings.position.weight"]
+    position = initial_values(sharp=True)["embeddings.position.weight"]
     assert_close(position[:, 0] / 0.02 / 2**0.5, torch.arange(512.0).sin(), 1e-4)
     assert abs(position.square().mean().sqrt().item() - 0.02) < 1e-3
 
