@@ -672,6 +672,9 @@ def restore_training_state(path, state, settings):
     if not is_possible_step or log_size < 0:
         raise ValueError(f"{path}: not the state of a training run: it claims step {step} of "
                          f"{settings['steps']} and a log of {log_size} bytes")
+    # Earlier versions called the adapters before the feed-forward output_adapters.
+    tensors = {name.replace("output_adapters.", "feed_forward_adapters."): tensor
+               for name, tensor in tensors.items()}
     if shapes_and_dtypes(tensors) != shapes_and_dtypes(state):
         raise ValueError(f"{path}: its tensors have other names, shapes or types than this model's")
     check_finite(path, tensors)

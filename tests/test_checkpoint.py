@@ -1076,6 +1076,14 @@ def test_a_training_state_is_restored_in_place(tmp_path):
         assert tensor is same_tensor
 
 
+def test_a_state_with_the_old_name_of_the_adapters_is_restored(tmp_path):
+    old = {"model.output_adapters.0.up.weight": torch.full([2, 3], 5.0)}
+    save_training_state(tmp_path / "x", old, 7, 123, SETTINGS)
+    state = {"model.feed_forward_adapters.0.up.weight": torch.zeros(2, 3)}
+    restore_training_state(tmp_path / "x", state, SETTINGS)
+    assert state["model.feed_forward_adapters.0.up.weight"].tolist() == [[5.0] * 3] * 2
+
+
 def test_parameters_are_restored_too(tmp_path):
     save_training_state(tmp_path / "x", training_state(5.0), 7, 123, SETTINGS)
     state = training_state(0.0)
