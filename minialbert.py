@@ -6,10 +6,9 @@ The paper: MiniALBERT: Model Distillation via Parameter-Efficient Recursive Tran
 - recursion: one layer is applied num_hidden_layers times with the same weights; or there are a few
   layers, and each is applied several times in a row
 - factorised embeddings: the tables have a small width E; a linear layer widens them to C
-- each recursion has a few parameters of its own: in the paper two bottleneck adapters, which are
-  small modules that change the hidden states, one before attention and one before the
-  feed-forward. Here they can also be corrections: low-rank matrices, which are added to the
-  layer's six matrices
+- each recursion has small modules of its own: in the paper two bottleneck adapters, which change
+  the hidden states, one before attention and one before the feed-forward. Here they can also be
+  corrections: low-rank matrices, which are added to the layer's six matrices
 
 One class serves for teacher and student, because a BERT is a MiniALBERT that shares nothing.
 

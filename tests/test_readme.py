@@ -108,7 +108,7 @@ def test_every_section_the_readme_links_to_is_there():
 
 
 def test_every_name_in_the_table_from_paper_to_code_exists():
-    table = read("README.md").split("| the paper and its authors' code |")[1].split("\n\n")[0]
+    table = read("MANUAL.md").split("| the paper and its authors' code |")[1].split("\n\n")[0]
     names = set()
     for pair in re.findall(r"`(\w+)(?:\.(\w+))?`", table):     # such as MiniALBERT, forward
         names.update(name for name in pair if name)
