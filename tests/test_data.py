@@ -675,6 +675,23 @@ def test_of_a_long_document_only_the_beginning_decides(tokenizer, tmp_path, monk
     assert len(parts[0]) > 1
 
 
+def test_each_line_of_a_long_document_comes_once_and_with_one_mark(monkeypatch):
+    monkeypatch.setattr(data, "DECIDING_CHARACTERS", 20)
+    lines = []
+    for number in range(300):
+        lines += [f"document {number}"] * (number % 5) + [""]
+    expected = [line for i, line in enumerate(lines) if line != "" or (i > 0 and lines[i - 1])]
+    marked = list(data.mark_held_out(lines))
+    assert [line for line, _ in marked] == expected
+    marks_of_documents = []
+    for i, (line, held_out) in enumerate(marked):
+        if line != "":
+            assert marked[i + 1][1] == held_out              # the same up to its empty line
+        else:
+            marks_of_documents.append(held_out)
+    assert 0 < sum(marks_of_documents) < 60                  # of 240 documents; 5 are expected
+
+
 @pytest.mark.parametrize("drawn", [False, True])
 def test_tokens_are_held_out_where_documents_are_too_few(drawn, tokenizer, tmp_path, capsys):
     documents = [document_of([" ".join(WORDS)] * 20, drawn)]

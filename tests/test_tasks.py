@@ -358,6 +358,10 @@ def test_a_tag_that_continues_no_open_entity_begins_a_new_one(tags, expected):
     assert iob2(tags) == expected
 
 
+def test_a_type_may_be_called_none():
+    assert entities(["I-None", "I-None", "O"]) == {(0, 2, "None")}
+
+
 # ---- Tables -----------------------------------------------------------------------------
 
 def test_lines_are_ended_by_line_feeds_alone_and_a_mark_is_taken_from_the_first(tmp_path):
