@@ -267,8 +267,8 @@ def load(path, recursions=None):
     has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
     decoder_name = name_in_file(layout, "head.decoder.weight")
     # Other programs do not write tie_decoder into config.json. So the tensors decide: without a
-    # decoder of its own the head uses the word table. Only if config.json says false, there must be
-    # a decoder.
+    # decoder of its own the head uses the word table. But if config.json says false, a decoder must
+    # be there.
     if has_head and not config.tie_decoder and decoder_name not in tensors:
         raise ValueError(f"{path}: {decoder_name!r} is missing, and config.json says that "
                          "tie_decoder is false")
@@ -560,14 +560,8 @@ def save(model, path):
                "architectures": [architecture], "tie_word_embeddings": config.tie_decoder}
     written.update(asdict(config))
     os.makedirs(path, exist_ok=True)
-    config_path = os.path.join(path, "config.json")
-    # If the program is killed between the two files, new weights must not stand beside the config
-    # of another model: load() might accept both together.
-    if not holds_json(config_path, written):
-        with suppress(FileNotFoundError):
-            os.remove(config_path)
     write_safetensors(tensors, os.path.join(path, "model.safetensors"), {"format": "pt"})
-    write_json(config_path, written)
+    write_json(os.path.join(path, "config.json"), written)
 
 
 def albert_can_compute(config):
@@ -1025,14 +1019,6 @@ def read_json(path):
     text = read_text(path)
     with parsing(path, "a JSON object"):
         return parse_json_object(text)
-
-
-def holds_json(path, value):
-    """Tell whether a file is there and holds this JSON object."""
-    try:
-        return read_json(path) == value
-    except (ValueError, FileNotFoundError):              # it is damaged or not there
-        return False
 
 
 def check_readable(path):

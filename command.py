@@ -66,9 +66,9 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def printable(text):
-    """Replace the characters of a text that cannot be printed by escapes such as \\x1b. A terminal
-    might obey them. Spaces stay, and so do the two invisible joiners of some scripts and of
-    emoji."""
+    """Replace the characters of a text that cannot be printed, some of which a terminal would obey,
+    by escapes such as \\x1b. Spaces stay, and so do the two invisible joiners of some scripts and
+    of emoji."""
     joiners = "\u200c\u200d"
     shown = ""
     for character in text:

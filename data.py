@@ -386,7 +386,8 @@ class TokenFile:
                 raise ValueError(f"{path}: not a token file: {file_path} is not there, or is not a "
                                  "regular file")
         description = read_json(f"{path}.json")
-        with parsing(path, "a whole token file; delete it and its .json to make it anew"):
+        kind = "a whole token file; data.py makes it anew if it and its .json are deleted"
+        with parsing(path, kind):
             dtype = {"uint16": np.uint16, "uint32": np.uint32}[description["dtype"]]
             num_train = description["train"]
             num_valid = description["valid"]
@@ -808,8 +809,11 @@ def read_corpus(corpus, text_column="text"):
             yield from read_corpus_file(path, bar, text_column, counts)
             yield ""
             counts_of_corpus.add(counts)
-            # Each of many small files may have few such characters, and all of them many.
-            check_encoding(f"{first_few(corpus)}, up to {path}", counts_of_corpus)
+            # Each of many small files may have few characters that cannot be read, and all together
+            # too many. As in read_corpus_file, only a large part of a corpus tells so early.
+            if counts_of_corpus.total > 1_000_000:
+                check_encoding(f"{path} and the files before it", counts_of_corpus)
+    check_encoding(f"{files[-1]} and the files before it", counts_of_corpus)
 
 
 @dataclass

@@ -407,7 +407,8 @@ def start_from_teacher(student, teacher, ids):
 
     start_corrections says how corrections start. Adapters keep their present values. The head is
     copied if both are tied or both are not. Corrections of the teacher are part of its matrices
-    here; its adapters are not used. ValueError if the two models do not fit together.
+    here; its adapters are not used. The widths of the two models must fit (see check_models).
+    ValueError if a table has another number of rows, or if the teacher has fewer layers.
     """
     if teacher.config.correction_rank > 0:
         teacher = merge_corrections(teacher)
@@ -1656,7 +1657,7 @@ def distil(args, options, settings, teacher, student, tokenizer, loss_weights, b
         check_settings(os.path.join(args.out, RUN_FILE), saved_settings, settings)
     if args.init == "teacher":
         if teacher.config.adapter_size > 0:
-            print("the student does not start from the teacher's adapters, only from its layers")
+            print("the teacher's adapters give the student no first values")
         sample = batches.sequences(range(min(256, batches.count)))
         start_from_teacher(student, teacher, torch.from_numpy(sample))
     models = {}                                          # in the order in which they are printed

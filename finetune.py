@@ -283,7 +283,7 @@ def answer_features(task, example_number, example, prefix, encoding, tokenizer):
     span_of_word = spans_of_words(word_of_token, encoding.offsets)
     answer_tokens = tokens_of_answer(example, encoding.offsets)
     room = task.length - len(prefix) - 1
-    overlap = min(task.stride, room // 2)                # at least half of a window is new
+    overlap = min(task.stride, room // 2)                # windows advance by at least half
     for begin, end in windows(num_tokens, room, overlap):
         # An answer that is predicted has whole words. So each token stands for the characters of
         # its word: "play" and "##ing" both stand for those of "playing".
@@ -749,12 +749,12 @@ def load_task(path):
 
 
 # The mode of a fine-tuning says what is trained.
-MODES = {
-    "all": "everything",
-    "adapters": "each recursion's adapters or corrections, and the head",
-    "head": "the head alone",
-    "random": "everything, and the encoder starts from random weights",
-}
+MODES = (
+    "all",                  # everything
+    "adapters",             # each recursion's adapters or corrections, and the head
+    "head",                 # the head alone
+    "random",               # everything, and the encoder starts from random weights
+)
 
 
 def check_mode(mode):
@@ -956,7 +956,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     args = tuning.args
     task = tuning.task
     features = splits["train"].features
-    model = start_model(tuning, features, mode, seed)
+    model = load_model_of_run(tuning, features, mode, seed)
     task_loss = TaskLoss(
         model, task, features, args.batch_size, seed, teacher=tuning.teacher,
         hidden_weight=tuning.hidden_weight, micro_batch_size=args.micro_batch_size,
@@ -1000,7 +1000,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     return model, results
 
 
-def start_model(tuning, features, mode, seed):
+def load_model_of_run(tuning, features, mode, seed):
     """Load the model of a run, with a head for its task and with what its mode trains -> Classifier
     on the device. The seed decides what is random in it, such as a new head."""
     torch.manual_seed(seed)
@@ -1454,8 +1454,9 @@ def describe_cut(task, split, tokenizer, of_what=""):
     if num_cut == 0:
         return ""
     if task.kind == "qa":
-        return (f"{num_cut:,} of {len(split.examples):,} questions {of_what}are longer than a "
-                f"third of --length {task.length} and were cut")
+        return (f"{num_cut:,} of {len(split.examples):,} questions {of_what}have over "
+                f"{most_question_tokens(task)} tokens, about a third of --length {task.length}, "
+                "and were cut")
     return (f"{num_cut:,} of {len(split.examples):,} texts {of_what}are longer than --length "
             f"{task.length} and were cut")
 
@@ -1534,7 +1535,10 @@ def run_mode(tuning, splits, mode, rates, saves_model):
                                   splits[split_name].examples, result.predictions)
             # This call may resume one that had a test set, and have none itself. Then the
             # predictions of that test set would stay.
-            for split_name in ("test", "test_matched", "test_mismatched"):
+            test_names = ["test"]
+            if tuning.task.name == "mnli":
+                test_names = ["test_matched", "test_mismatched"]
+            for split_name in test_names:
                 old_predictions = predictions_path(tuning.out, tuning.task, split_name)
                 if split_name not in results and os.path.isfile(old_predictions):
                     os.remove(old_predictions)

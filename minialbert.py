@@ -404,7 +404,8 @@ class MiniALBERT(nn.Module):
         Returns
         hidden: a list of R + 1 tensors (B, T, C), the embeddings and the output of each recursion
         attention: {r: log-probabilities (B, H, T, T)} for each r in maps
-        It raises ValueError where check_inputs does.
+        ValueError if the arguments do not fit together (see check_inputs), or if T is larger than
+        max_position_embeddings.
         """
         maps = list(maps)                                # an iterator could be read only once
         self.check_inputs(ids, mask, segments, maps)

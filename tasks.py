@@ -755,7 +755,8 @@ def field_of(value, name, field_type):
 
 
 def read_glue(name, folder, needs_train=True):
-    """Read a GLUE task in its official layout -> {split: examples}. MNLI has two dev sets.
+    """Read a GLUE task in its official layout -> {name of a split: examples}. MNLI has two dev
+    sets.
 
     needs_train: False leaves the training set out
     """
@@ -880,7 +881,7 @@ def split_words(text):
 
 
 def read_code_task(path):
-    """Read {split: examples} of the built-in task "code": which words were marked as code?
+    """Read the built-in task "code", which words were marked as code: {name of a split: examples}.
 
     path: the file of data.docs_on_this_machine, with a paragraph per line: {"text": the paragraph
     without its mark-up, "code": [[begin, end], ...], the characters that were marked as code}.
@@ -1051,9 +1052,8 @@ def labels_to_learn(train, kind):
     if kind == "classification":
         labels = {example.label for example in train}
         if len(labels) < 2:
-            path, _ = path_and_line(train[0])
-            raise ValueError(f"{path}: all examples to train on have the label "
-                             f"{train[0].label!r:.60}")
+            raise ValueError(f"{train[0].location}: this and all other examples to train on have "
+                             f"the label {train[0].label!r:.60}")
     if kind == "tagging":
         labels = {"O"}
         for example in train:
@@ -1061,15 +1061,9 @@ def labels_to_learn(train, kind):
                 if tag != "O":
                     labels |= {f"B-{tag[2:]}", f"I-{tag[2:]}"}
         if len(labels) < 2:
-            path, _ = path_and_line(train[0])
-            raise ValueError(f"{path}: all words to train on have the tag O")
+            raise ValueError(f"{train[0].location}: from here on all words to train on have the "
+                             "tag O")
     return sorted(labels)
-
-
-def path_and_line(example):
-    """Return where an Example stands that is not one of a SQuAD file: its path and its line."""
-    path, line = example.location.rsplit(":", 1)
-    return path, int(line)
 
 
 def check_labels(datasets, kind, labels):
@@ -1084,9 +1078,10 @@ def check_labels(datasets, kind, labels):
                 own_labels = example.label
             for i, label in enumerate(own_labels):
                 if label not in known:
-                    # In a CoNLL file each word of a sentence has a line of its own.
-                    path, first_line = path_and_line(example)
-                    line = first_line + i
+                    # In a CoNLL file each word of a sentence has a line, and the example's location
+                    # is that of the first one.
+                    path, first_line = example.location.rsplit(":", 1)
+                    line = int(first_line) + i
                     raise ValueError(f"{path}:{line}: label {label!r:.60} does not occur in the "
                                      f"training set, whose labels are {first_few(labels)}")
 

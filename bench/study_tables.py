@@ -269,10 +269,9 @@ def depth_table(results):
 
 
 def failure_table(results):
-    """List the rows that failed, but not those that were only waiting for another row; the same
-    command of the study tries them all again."""
+    """List the rows that failed; the same command of the study tries them again."""
     rows = []
     for result in results:
-        if result["state"] == "failed" and not result["error"].startswith("it needs the row"):
+        if result["state"] == "failed":
             rows.append([result["name"], result["error"], f"`{result['command']}`"])
     return make_table("Failed", ["row", "last line of the error", "command"], rows)

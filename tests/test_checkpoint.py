@@ -624,34 +624,6 @@ def test_a_student_whose_layers_an_albert_would_mix_up_is_no_albert(
         assert_close(hidden[-1], theirs.last_hidden_state)
 
 
-def test_a_save_that_is_killed_leaves_no_weights_beside_another_models_config(
-        tmp_path, monkeypatch):
-    """load() would read the weights of a student of three recursions with the config of one of
-    six."""
-    save(random_model(num_hidden_layers=6), tmp_path)
-
-    def kill(path, value):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "write_json", kill)
-    with pytest.raises(KeyboardInterrupt):
-        save(random_model(num_hidden_layers=3), tmp_path)
-    with pytest.raises(FileNotFoundError, match="config.json"):
-        load(tmp_path)
-
-
-def test_a_save_of_the_same_shape_keeps_the_config_at_all_times(tmp_path, monkeypatch):
-    save(random_model(), tmp_path)
-
-    def kill(tensors, path, metadata):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "write_safetensors", kill)
-    with pytest.raises(KeyboardInterrupt):
-        save(random_model(), tmp_path)
-    load(tmp_path)
-
-
 # ---- Checkpoints that are refused -------------------------------------------------------
 
 def refusal(folder, pattern=None):

@@ -200,15 +200,28 @@ def test_many_small_files_in_another_encoding_are_refused_together(tmp_path, cap
     """Each has only three bytes that are not UTF-8, which alone would be taken for damage."""
     for number in range(20):
         raw(tmp_path / f"{number:02}.txt", f"grüne Grüße {number}\n".encode("latin-1"))
-    message = f"^{tmp_path}, up to {tmp_path}/03.txt: not UTF-8: of [0-9]+ characters 12 are bytes"
+    message = f"^{tmp_path}/19.txt and the files before it: not UTF-8: of [0-9]+ characters 60 "
     with pytest.raises(ValueError, match=message):
         list(read_corpus([str(tmp_path)]))
 
 
-def test_an_empty_list_is_no_corpus(tokenizer, tmp_path):
-    """It does not stand for the documentation on this machine, as None does."""
-    with pytest.raises(ValueError, match="the corpus is an empty list of paths"):
-        open_corpus([], tokenizer, str(tmp_path))
+@pytest.mark.parametrize("name_of_clean_file", ["a.txt", "z.txt"])
+def test_a_large_clean_file_makes_up_for_small_damaged_ones_in_any_order(
+        name_of_clean_file, tmp_path, capsys):
+    for name in ("k.txt", "l.txt"):
+        raw(tmp_path / name, b"damaged \xff\xff\xff\xff\xff\xff\n")
+    raw(tmp_path / name_of_clean_file, "a clean line\n" * 2000)
+    assert len(list(read_corpus([str(tmp_path)]))) == 2 + 2000 + 3
+
+
+def test_a_large_corpus_in_another_encoding_is_refused_before_all_of_it_is_read(tmp_path, capsys):
+    """Ten bytes that are not UTF-8 are taken for damage in each file. Over 111 of these files have
+    a million characters."""
+    for number in range(120):
+        raw(tmp_path / f"{number:03}.txt", b"x" * 8999 + b"\n" + b"\xff" * 10 + b"\n")
+    message = f"^{tmp_path}/110.txt and the files before it: not UTF-8"
+    with pytest.raises(ValueError, match=message):
+        list(read_corpus([str(tmp_path)]))
 
 
 @pytest.mark.parametrize("num_clean, is_refused", [(10_978, True), (10_989, False)])

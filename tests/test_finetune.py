@@ -806,12 +806,12 @@ def test_an_evaluation_measures_all_splits_but_train_and_scores_by_the_first_dev
         model.output.weight.zero_()
         model.output.bias.copy_(torch.tensor([1.0, 0.0]))    # it always says "x"
     labels_of_split = {"train": "yy", "test": "yx", "dev_matched": "xxxy", "dev_mismatched": "y"}
-    splits = {}
+    datasets = {}
     for name, labels in labels_of_split.items():
-        splits[name] = [make_text_example("good", label) for label in labels]
-    encoded = encode_splits(task, splits, tokenizer)
-    results = evaluate_splits(model, task, encoded, False)
-    assert first_dev_split(encoded) == "dev_matched"
+        datasets[name] = [make_text_example("good", label) for label in labels]
+    splits = encode_splits(task, datasets, tokenizer)
+    results = evaluate_splits(model, task, splits, False)
+    assert first_dev_split(splits) == "dev_matched"
     accuracies = {name: result.scores["accuracy"] for name, result in results.items()}
     assert accuracies == {"test": 0.5, "dev_matched": 0.75, "dev_mismatched": 0.0}
     assert [label for label, _ in results["test"].predictions] == ["x", "x"]
@@ -836,10 +836,10 @@ def test_the_test_set_is_predicted_once_and_the_dev_set_at_each_evaluation(
 
 def test_the_majority_is_that_of_the_training_set():
     task = make_task_of_kind("classification", ["x", "y"])
-    splits = {}
+    datasets = {}
     for name, labels in (("train", "xxy"), ("dev", "yyyx"), ("test", "xy")):
-        splits[name] = [make_text_example("good", label) for label in labels]
-    rows = finetune.majority_rows(task, splits)
+        datasets[name] = [make_text_example("good", label) for label in labels]
+    rows = finetune.majority_rows(task, datasets)
     rows = [row for row in rows if row[2] == "accuracy"]
     assert rows == [("majority", "dev", "accuracy", [0.25]),
                     ("majority", "test", "accuracy", [0.5])]
@@ -2286,9 +2286,11 @@ def test_predictions_for_a_leaderboard_do_not_stay_either(sentiment, model, tmp_
              "--out", tmp_path / "o"]
     run(capsys, *flags)
     assert (tmp_path / "o" / "SST-2.tsv").exists()
+    write_file(tmp_path / "o" / "test_matched.jsonl", "a file of the user")
     test.unlink()
     run(capsys, *flags, "--resume")
     assert not (tmp_path / "o" / "SST-2.tsv").exists()
+    assert (tmp_path / "o" / "test_matched.jsonl").exists()
     assert (tmp_path / "o" / "dev.jsonl").exists()
 
 
@@ -2299,7 +2301,7 @@ def test_it_is_said_how_many_questions_were_cut(tmp_path, model, capsys):
     out = tmp_path / "o"
     printed = run(capsys, "--model", model, "--task", "qa", "--train", questions, "--dev",
                   questions, "--steps", 1, "--length", 8, "--out", out).out
-    message = "1 of 2 questions {}are longer than a third of --length 8 and were cut"
+    message = "1 of 2 questions {}have over 1 tokens, about a third of --length 8, and were cut"
     assert message.format("of the training set ") in printed
     assert message.format("of the dev set ") in printed
     printed = run(capsys, "--model", out, "--evaluate", "--dev", questions).out
@@ -2308,7 +2310,7 @@ def test_it_is_said_how_many_questions_were_cut(tmp_path, model, capsys):
     told = run(capsys, "--model", out, "--predict", questions, "--out", answers).err
     assert f"warning: {message.format('')}" in told
     told = run(capsys, "--model", out, "--predict", "where is\tjohn lives in paris").err
-    assert "warning: 1 of 1 questions are longer than a third of --length 8" in told
+    assert "warning: 1 of 1 questions have over 1 tokens" in told
     assert run(capsys, "--model", out, "--predict", "who\tjohn lives in paris").err == ""
 
 

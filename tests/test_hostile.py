@@ -773,7 +773,7 @@ finetune  --train m                             error: m: the ending of a table 
 finetune  --train empty.tsv                     empty.tsv: the file is empty
 finetune  --train header.tsv                    header.tsv: the file has no examples
 finetune  --train single.tsv                    single.tsv:2: this is the only example
-finetune  --train same.tsv                      same.tsv: all examples to train on have the label
+finetune  --train same.tsv                      same.tsv:2: this and all other examples to
 finetune  --train headless.tsv                  headless.tsv:2: the column 'text' is missing
 finetune  --train comma.tsv                     comma.tsv:1: the cells of a .tsv are separated
 finetune  --train semicolon.csv                 semicolon.csv:1: the cells of a .csv are sep
@@ -785,7 +785,7 @@ finetune  --train null.jsonl                    null.jsonl:1: the column 'label'
 finetune  --train nan.tsv                       nan.tsv:2: the label in column 'label' is 'NaN'
 finetune  --train blank.tsv                     the texts to train on have no words
 finetune  --text text text                      --text: give one column or two different ones
-finetune  --task tagging --train o.tsv          o.tsv: all words to train on have the tag O
+finetune  --task tagging --train o.tsv          o.tsv:1: from here on all words
 finetune  --task qa --train space.json          space.json:*the answer ' ' *has no words
 finetune  --task qa --train twice.json          twice.json: 2 questions have the id 'q0'
 finetune  --distill-from pair                   pair was fine-tuned for two texts

@@ -650,9 +650,9 @@ def test_plain_initialisation_is_a_normal_of_0_02():
             assert abs(parameter.mean().item()) < 0.003, name
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_norms_start_as_1_and_all_biases_as_0(plain):
-    for name, parameter in initial_values(plain).items():
+@pytest.mark.parametrize("sharp", [False, True])
+def test_norms_start_as_1_and_all_biases_as_0(sharp):
+    for name, parameter in initial_values(sharp).items():
         if name.endswith("norm.weight"):
             assert (parameter == 1).all(), name
         elif parameter.ndim == 1:

@@ -1191,7 +1191,7 @@ def test_a_test_set_without_labels_has_none_that_is_unknown():
 
 def test_a_class_alone_is_no_task():
     train = [text_example("a", "x", location="f:2")] * 3
-    with pytest.raises(ValueError, match="f: all examples to train on have the label 'x'"):
+    with pytest.raises(ValueError, match="f:2: this and all other .* have the label 'x'"):
         make_task("sst2", "classification", {"train": train}, 16, 3)
 
 
