@@ -47,6 +47,7 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LARGEST_HEADER = 100_000_000        # bytes, as in the official package
 LARGEST_SIZE = 2**62                # elements or bytes; torch can count to 2**63 - 1
 MOST_DIMENSIONS = 64                # most of torch's operations allow no more
+LFS_POINTER = b"version https://git-lfs"                 # how it begins
 
 
 # ---- Reading and writing safetensors ----------------------------------------------------
@@ -66,6 +67,8 @@ def read_safetensors(path):
             raise ValueError("it is shorter than 8 bytes, so it has no header")
         # mode="c" is copy-on-write: what is written stays in memory and never reaches the file.
         file_bytes = torch.from_numpy(np.memmap(path, np.uint8, mode="c"))    # (size,)
+        if file_bytes[:len(LFS_POINTER)].numpy().tobytes() == LFS_POINTER:
+            raise ValueError("it is a pointer of Git LFS to the file: git lfs pull downloads it")
         header_size = int.from_bytes(file_bytes[:8].numpy().tobytes(), "little")
         data_begin = 8 + header_size
         if data_begin > size:
@@ -632,6 +635,15 @@ def check_settings(path, saved, settings):
                          "--student, finetune.py --model")
 
 
+# The settings that are hashes, and of what.
+HASHED_SETTINGS = {
+    "training_set": "the examples to train on", "corpus": "its tokens",
+    "tokenizer": "its vocabulary and rules", "teacher": "its weights",
+    "student": "the weights of --student", "encoder": "the weights of --model",
+    "head": "the saved head of --model",
+}
+
+
 def describe_difference(name, was, now):
     """Say how a setting differs -> a list of texts, which is empty if it is the same.
 
@@ -641,7 +653,10 @@ def describe_difference(name, was, now):
     if was == now:
         return []
     if not (isinstance(was, dict) and isinstance(now, dict)):
-        return [f"{name} was {was!r:.60}, now it is {now!r:.60}"]
+        text = f"{name} was {was!r:.60}, now it is {now!r:.60}"
+        if name in HASHED_SETTINGS:
+            text += f" (hashes of {HASHED_SETTINGS[name]})"
+        return [text]
     texts = []
     for item in sorted(was.keys() | now.keys()):
         texts += describe_difference(f"{name}.{item}", was.get(item), now.get(item))

@@ -481,6 +481,8 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
                  "deciding": DECIDING_CHARACTERS}
     if text_column != "text":
         made_from["text"] = text_column
+    if os.path.isdir(out):
+        raise ValueError(f"--out {out}: this is a folder; give the name of a file, ending in .bin")
     if os.path.exists(out):
         token_file = TokenFile(out)
         if token_file.made_from == made_from:
@@ -527,8 +529,8 @@ def check_counts(counts, corpus, tokenizer):
     if counts.num_text == 0:
         raise ValueError(f"{corpus[0]}: there is no text in the corpus")
     if counts.num_unknown / counts.num_text > 0.5:
-        raise ValueError(f"{corpus[0]}: most tokens are [UNK]: the tokenizer in {tokenizer.path} "
-                         "is of another language")
+        raise ValueError(f"{corpus[0]}: most tokens are [UNK] with the tokenizer in "
+                         f"{tokenizer.path}: {UNKNOWN_CHARACTERS_REMEDY}")
     if counts.unknown_share > 0.5:
         raise ValueError(f"{corpus[0]}: {counts.unknown_share:.0%} of the characters become "
                          f"[UNK]: {UNKNOWN_CHARACTERS_REMEDY}")

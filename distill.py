@@ -1683,7 +1683,10 @@ def distil(args, options, settings, teacher, student, tokenizer, loss_weights, b
     run_state = begin_or_resume(student, options, settings, processes)
     print_scores(models, valid_batches, bf16)
     with explaining_failures(args.batch_size, args.micro_batch_size, args.length):
+        print(f"recipe   {args.recipe}, learning rate {args.lr:g}")
         describe_run(distillation, device)
+        if compile_losses:
+            print("compiling the step, which takes a minute or so", flush=True)
         estimate_time(distillation, options.steps - run_state.first_step, device)
         if processes.rank == 0:
             # Only now are the files of an earlier run removed. If something above has failed,

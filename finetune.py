@@ -976,6 +976,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
         results[dev_name] = evaluate_split(model, task, splits[dev_name], tuning.bf16)
         return results[dev_name].scores
 
+    print(f"{options.steps:,} steps; how they go is written into {options.out}/log.jsonl",
+          flush=True)
     begin_time = time.perf_counter()
     run_state = begin_or_resume(model, options, settings, tuning.processes)
     with explaining_failures(args.batch_size, args.micro_batch_size, task.length):
@@ -1869,7 +1871,8 @@ def lines_to_predict(text):
     """Return the lines of the file that --predict names, or its text as the only line: a list of
     (where the line stands, for messages; the line).
 
-    ValueError for what looks like the name of a file that is not there.
+    ValueError for what looks like the name of a file that is not there. If it may be a name with
+    spaces, there is a warning.
     """
     if os.path.isfile(text):
         if re.search(r"(?i)\.(csv|jsonl?)$", text):
@@ -1878,9 +1881,14 @@ def lines_to_predict(text):
     if os.path.exists(text):
         raise ValueError(f"--predict {text}: this is not a regular file; if it is meant as a text, "
                          "add a space to it")
-    if re.fullmatch(r"(?i)\S+\.(txt|tsv|csv|jsonl?)", text):
+    ending = r"(?i)\.(txt|text|md|tsv|csv|jsonl?|gz|bz2|xz)"
+    is_one_word = re.fullmatch(r"\S+", text) is not None
+    if is_one_word and (re.search(f"{ending}$", text) or "/" in text or text == "-"):
         raise ValueError(f"--predict {text}: there is no such file; if it is meant as a text, add "
                          "a space to it")
+    if re.search(f"{ending}$", text):
+        print(f"warning: there is no file {text!r:.60}, so this is taken as a text",
+              file=sys.stderr)
     # Bytes of the command line that are not UTF-8 are surrogates in Python's text, which cannot be
     # printed. Here they become question marks.
     return [("--predict", text.encode("utf-8", "replace").decode())]

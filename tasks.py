@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import string
+import sys
 import tempfile
 import unicodedata
 import urllib.request
@@ -518,8 +519,10 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
 
     text_columns: one or two names; label_column: a name, or None if there are no labels;
     numeric: the label is a number
+    A line on standard error says how many texts are empty, if there are any.
     """
     examples = []
+    num_empty = 0                                        # examples with an empty text
     for number, row in rows_of(path, header):
         location = f"{path}:{number}"
         texts = [cell(row, column, (str,), location) for column in text_columns]
@@ -535,6 +538,11 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
                 label = read_number(label, label_column, location)
         second_text = texts[1] if len(texts) > 1 else None
         examples.append(Example(texts[0], second_text, label, str(len(examples)), location))
+        if any(text.strip() == "" for text in texts):
+            num_empty += 1
+    if num_empty > 0:
+        print(f"{path}: the text of {num_empty:,} of {len(examples):,} examples is empty",
+              file=sys.stderr)
     return not_empty(examples, path)
 
 
@@ -1061,8 +1069,8 @@ def labels_to_learn(train, kind):
                 if tag != "O":
                     labels |= {f"B-{tag[2:]}", f"I-{tag[2:]}"}
         if len(labels) < 2:
-            raise ValueError(f"{train[0].location}: from here on all words to train on have the "
-                             "tag O")
+            raise ValueError(f"{train[0].location}: in this and all other sentences to train on "
+                             "each word has the tag O")
     return sorted(labels)
 
 

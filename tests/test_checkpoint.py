@@ -251,6 +251,12 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path, broken):
     assert len(message) < 1000
 
 
+def test_a_pointer_of_git_lfs_is_recognised(tmp_path):
+    (tmp_path / "x").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
+    with pytest.raises(ValueError, match="x: .*a pointer of Git LFS to the file: git lfs pull"):
+        read_safetensors(tmp_path / "x")
+
+
 def test_a_header_larger_than_the_official_limit_is_not_parsed(tmp_path, monkeypatch):
     content = file_bytes({"x": entry()}, b"\0" * 8)
     (tmp_path / "x").write_bytes(content)

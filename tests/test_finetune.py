@@ -1368,7 +1368,7 @@ def test_a_run_goes_on_only_with_the_same_model_teacher_data_and_flags(
     error = fail(capsys, *flags, "--resume", "--distill-from", teachers[1])
     assert re.search(r"settings: teacher was '\w+', now it is '\w+'", error)
     error = fail(capsys, *flags, "--resume", "--model", teachers[1])
-    assert re.search(r"settings: encoder was '\w+', now it is '\w+'; head was None, now", error)
+    assert re.search(r"encoder was '\w+', now it is '\w+' \(hashes of .*\); head was None, now", error)
     text = (sentiment / "train.tsv").read_text()
     (sentiment / "train.tsv").write_text(text.replace("film", "name", 1))
     assert re.search(r"training_set was \d+, now it is \d+", fail(capsys, *flags, "--resume"))
@@ -1403,7 +1403,7 @@ def test_a_run_goes_on_only_with_the_same_head(tmp_path, sentiment, tokenizer, c
     classifier.output.weight.data[0, 0] += 1
     save_classifier(tmp_path / "m", classifier, task, tokenizer)
     error = fail(capsys, *flags, "--resume")
-    assert re.search(r"settings: head was '\w+', now it is '\w+'\.", error)
+    assert re.search(r"settings: head was '\w+', now it is '\w+' \(hashes of the saved head", error)
 
 
 def test_the_model_is_measured_every_so_many_steps(tmp_path, model, sentiment, capsys):
@@ -2230,12 +2230,15 @@ def test_a_flag_of_several_values_may_be_given_again():
     assert finetune.arguments([]).text == ["text"]
 
 
-@pytest.mark.parametrize("text", ["good.txt", "a/b.tsv", "x.csv", "x.json", "x.jsonl",
-                                  "x.CSV"])
-def test_a_file_that_is_not_there_is_no_text(text):
+@pytest.mark.parametrize("text", ["good.txt", "a/b.tsv", "x.csv", "x.json", "x.jsonl", "x.CSV",
+                                  "notes.md", "lines.txt.gz", "/nowhere/lines", "-"])
+def test_a_file_that_is_not_there_is_no_text(text, capsys):
     with pytest.raises(ValueError, match=f"--predict {text}: there is no such file"):
         finetune.lines_to_predict(text)
     assert finetune.lines_to_predict(f"see {text}") == [("--predict", f"see {text}")]
+    has_ending = "." in text
+    warning = f"warning: there is no file 'see {text}', so this is taken as a text\n"
+    assert capsys.readouterr().err == (warning if has_ending else "")
 
 
 def test_a_label_is_shown_without_what_a_terminal_would_obey():

@@ -358,6 +358,14 @@ def test_a_tag_that_continues_no_open_entity_begins_a_new_one(tags, expected):
     assert iob2(tags) == expected
 
 
+def test_it_is_said_how_many_texts_are_empty(tmp_path, capsys):
+    path = write_file(tmp_path / "a.csv", 't,u,y\na,b,1\n"",b,1\n" ",b,1\na,"",0\n')
+    assert len(read_table(path, ["t", "u"], "y")) == 4
+    assert capsys.readouterr().err == f"{path}: the text of 3 of 4 examples is empty\n"
+    assert len(read_table(path, ["t"], "y")) == 4
+    assert capsys.readouterr().err == f"{path}: the text of 2 of 4 examples is empty\n"
+
+
 def test_a_type_may_be_called_none():
     assert entities(["I-None", "I-None", "O"]) == {(0, 2, "None")}
 
