@@ -1368,7 +1368,7 @@ def test_a_run_goes_on_only_with_the_same_model_teacher_data_and_flags(
     error = fail(capsys, *flags, "--resume", "--distill-from", teachers[1])
     assert re.search(r"settings: teacher was '\w+', now it is '\w+'", error)
     error = fail(capsys, *flags, "--resume", "--model", teachers[1])
-    assert re.search(r"encoder was '\w+', now it is '\w+' \(hashes of .*\); head was None, now", error)
+    assert re.search(r"encoder was '\w+', now it is '\w+' \(hashes of .*\); head was None,", error)
     text = (sentiment / "train.tsv").read_text()
     (sentiment / "train.tsv").write_text(text.replace("film", "name", 1))
     assert re.search(r"training_set was \d+, now it is \d+", fail(capsys, *flags, "--resume"))
