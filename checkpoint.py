@@ -47,7 +47,8 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LARGEST_HEADER = 100_000_000        # bytes, as in the official package
 LARGEST_SIZE = 2**62                # elements or bytes; torch can count to 2**63 - 1
 MOST_DIMENSIONS = 64                # most of torch's operations allow no more
-LFS_POINTER = b"version https://git-lfs"                 # how it begins
+# Git LFS puts a small text file that begins like this in the place of a large file.
+LFS_POINTER = b"version https://git-lfs"
 
 
 # ---- Reading and writing safetensors ----------------------------------------------------
@@ -86,9 +87,9 @@ def read_safetensors(path):
             dtype = DTYPES[entry["dtype"]]
             begin, end = entry["data_offsets"]
             tensor_bytes = file_bytes[data_begin + begin:data_begin + end]
-            # view(dtype) demands that a tensor begins at a multiple of its element's size. The
-            # mapping of the file begins at such an address, whatever the size. So this asks whether
-            # the tensor's place in the file is a multiple, too.
+            # view(dtype) demands that a tensor begins at a multiple of its element's size. The file
+            # begins at an address that is a multiple of all these sizes. So the tensor's place in
+            # the file decides.
             if (data_begin + begin) % dtype.itemsize != 0:
                 tensor_bytes = tensor_bytes.clone()      # a copy begins at an aligned address
             tensors[name] = tensor_bytes.view(dtype).view(entry["shape"])
@@ -535,7 +536,7 @@ def save(model, path):
     usual_shapes = {name: list(tensor.shape) for name, tensor in usual_model.state_dict().items()}
     check_tensors("the model", usual_shapes, model.state_dict())
     layout = ALBERT_LAYOUT
-    # The name of a class of transformers begins like this, as in BertForMaskedLM.
+    # How the name of the class in transformers begins, such as BertForMaskedLM.
     if config.is_bert:
         class_prefix = "Bert"
         layout = BERT_LAYOUT

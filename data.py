@@ -95,7 +95,8 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
     positions = (rows * T + columns).ravel()             # (B * num_masked,)
     # In a row with fewer than num_masked ordinary tokens special ones were chosen, too. They are
     # taken out again.
-    positions = positions[~is_special.ravel()[positions]]                     # (M,)
+    is_special_position = is_special.ravel()[positions]  # (B * num_masked,)
+    positions = positions[~is_special_position]          # (M,)
 
     labels = flat_ids[positions]
     masked_ids = flat_ids.copy()
@@ -811,11 +812,16 @@ def read_corpus(corpus, text_column="text"):
             yield from read_corpus_file(path, bar, text_column, counts)
             yield ""
             counts_of_corpus.add(counts)
-            # Each of many small files may have few characters that cannot be read, and all together
-            # too many. As in read_corpus_file, only a large part of a corpus tells so early.
-            if counts_of_corpus.total > 1_000_000:
+            # Of many small files each may have only a few bytes that are not UTF-8, which pass for
+            # damage. But all files together may have too many.
+            if counts_of_corpus.total > ENOUGH_TO_JUDGE:
                 check_encoding(f"{path} and the files before it", counts_of_corpus)
     check_encoding(f"{files[-1]} and the files before it", counts_of_corpus)
+
+
+# After so many characters check_encoding judges a text before its end. A shorter one is judged at
+# its end alone, because only its first part may be damaged.
+ENOUGH_TO_JUDGE = 1_000_000
 
 
 @dataclass
@@ -836,8 +842,11 @@ class CharacterCounts:
 
 
 def read_corpus_file(path, bar, text_column, counts):
-    """Yield the lines of one file; bar counts the bytes that were read from the disk, counts, a
-    CharacterCounts, the characters."""
+    """Yield the lines of one file.
+
+    bar: a progress bar, which is moved by the bytes that are read from the disk
+    counts: a CharacterCounts, to which the characters of the file are added
+    """
     kind, compression = CORPUS_FILE.fullmatch(path).groups()                  # ".txt", ".gz"
     kind = kind.lower()
     if compression is not None:
@@ -871,7 +880,7 @@ def read_corpus_file(path, bar, text_column, counts):
             counts.total += len(line)
             line = replace_unreadable(line, counts)
             # A large file in another encoding is refused here, before all of it is read.
-            if counts.total > 1_000_000:
+            if counts.total > ENOUGH_TO_JUDGE:
                 check_encoding(path, counts)
             yield line.strip()
     check_encoding(path, counts)

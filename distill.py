@@ -1061,7 +1061,8 @@ def uses_bf16(flag, device):
 
 def cast_linear_layers(model):
     """Cast a frozen model's linear layers, weights and biases, to bfloat16, once. Autocast would
-    do the same in each step. (Only the sum of a matrix and its correction is rounded differently.)
+    do the same in each step. (But it would round the sum of a matrix and its correction; here the
+    matrix is rounded before a correction is added.)
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -1462,7 +1463,6 @@ def run(args, given):
         steps=args.steps, lr=args.lr, warmup=args.warmup, weight_decay=args.weight_decay,
         seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
         save_every=args.save_every, out=args.out, resume=args.resume)
-    compile_losses, cuda_graphs = choose_compilation(args, processes)
     start_model = None                                   # the model of --student
     had_head = False
     if args.student is not None:
@@ -1485,8 +1485,7 @@ def run(args, given):
     if teacher is not None:                              # "none" is a word, not a folder
         inputs.append(args.teacher)
     with lock_folder(args.out, "distill.py", settings, inputs, args, processes):
-        distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16,
-               compile_losses, cuda_graphs, processes)
+        distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16, processes)
 
 
 def choose_compilation(args, processes):
@@ -1621,32 +1620,27 @@ def describe_corpus(corpus):
 
 
 def make_valid_batches(corpus, tokenizer, length):
-    """Make the batches on which models are measured, always the same ones. ValueError if the
-    held-out part is too short."""
+    """Make the batches on which models are measured, always the same ones."""
+    what = f"{corpus.source}, its held-out part (a fiftieth of it)"
+    return make_batches(what, corpus.valid_tokens, tokenizer, length, batch_size=32)
+
+
+def make_batches(what, tokens, tokenizer, length, batch_size, seed=0):
+    """Make masked batches of tokens. ValueError, which says what they are, if they are too few."""
     try:
-        return MaskedBatches(corpus.valid_tokens, tokenizer, length, batch_size=32)
+        return MaskedBatches(tokens, tokenizer, length, batch_size, seed)
     except ValueError as error:
-        raise ValueError(f"{corpus.source}, its held-out part (a fiftieth of it): not long enough "
-                         f"for --length {length}: {error}") from error
+        raise ValueError(f"{what}: not long enough for --length {length}: {error}") from error
 
 
-def make_train_batches(corpus, tokenizer, args):
-    """Make the masked batches of the part to train on. ValueError if it is too short."""
-    try:
-        return MaskedBatches(corpus.train_tokens, tokenizer, args.length, args.batch_size,
-                             args.seed)
-    except ValueError as error:
-        raise ValueError(f"{corpus.source}, its part to train on: not long enough for --length "
-                         f"{args.length}: {error}") from error
-
-
-def distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16,
-           compile_losses, cuda_graphs, processes):
+def distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16, processes):
     """Train the student and report how good it is."""
     device = processes.device
+    compile_losses, cuda_graphs = choose_compilation(args, processes)
     with first_process_first(processes):
         corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
-    batches = make_train_batches(corpus, tokenizer, args)
+    batches = make_batches(f"{corpus.source}, its part to train on", corpus.train_tokens,
+                           tokenizer, args.length, args.batch_size, args.seed)
     valid_batches = make_valid_batches(corpus, tokenizer, args.length)
     describe_corpus(corpus)
     settings = settings | {"corpus": corpus.digest}
@@ -1685,9 +1679,10 @@ def distil(args, options, settings, teacher, student, tokenizer, loss_weights, b
     with explaining_failures(args.batch_size, args.micro_batch_size, args.length):
         print(f"recipe   {args.recipe}, learning rate {args.lr:g}")
         describe_run(distillation, device)
-        if compile_losses:
+        num_steps = options.steps - run_state.first_step
+        if compile_losses and num_steps > 0:
             print("compiling the step, which takes a minute or so", flush=True)
-        estimate_time(distillation, options.steps - run_state.first_step, device)
+        estimate_time(distillation, num_steps, device)
         if processes.rank == 0:
             # Only now are the files of an earlier run removed. If something above has failed,
             # --overwrite has lost nothing.

@@ -976,8 +976,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
         results[dev_name] = evaluate_split(model, task, splits[dev_name], tuning.bf16)
         return results[dev_name].scores
 
-    print(f"{options.steps:,} steps; how they go is written into {options.out}/log.jsonl",
-          flush=True)
+    print(f"{options.steps:,} steps; their log is {options.out}/log.jsonl", flush=True)
     begin_time = time.perf_counter()
     run_state = begin_or_resume(model, options, settings, tuning.processes)
     with explaining_failures(args.batch_size, args.micro_batch_size, task.length):
@@ -1098,8 +1097,13 @@ def encode_splits(task, datasets, tokenizer):
     """Tokenise all datasets, {name of a split: examples} -> {name of a split: Split}."""
     splits = {}
     for name, examples in datasets.items():
-        splits[name] = Split(examples, list(encode(task, examples, tokenizer)))
+        splits[name] = make_split(task, examples, tokenizer)
     return splits
+
+
+def make_split(task, examples, tokenizer):
+    """Tokenise examples -> Split."""
+    return Split(examples, list(encode(task, examples, tokenizer)))
 
 
 # ---- From here on: plumbing. The command line: flags ------------------------------------
@@ -1491,9 +1495,9 @@ def count_cut(task, split, tokenizer):
     if task.kind == "qa":
         most = most_question_tokens(task)
         # Only a question that fills its room may have been longer. [CLS] and [SEP] are around it.
-        full = {feature.example_number for feature in split.features
-                if feature.num_before == most + 2}
-        encodings = tokenizer.encode([split.examples[i].text for i in full])
+        full_questions = {feature.example_number for feature in split.features
+                          if feature.num_before == most + 2}
+        encodings = tokenizer.encode([split.examples[i].text for i in full_questions])
         return sum(1 for ids in encodings if len(ids) > most)
     # Only an example that fills a whole sequence may have been longer.
     full_examples = []
@@ -1535,16 +1539,22 @@ def run_mode(tuning, splits, mode, rates, saves_model):
             for split_name, result in results.items():
                 write_predictions(tuning.out, tuning.task, split_name,
                                   splits[split_name].examples, result.predictions)
-            # This call may resume one that had a test set, and have none itself. Then the
-            # predictions of that test set would stay.
-            test_names = ["test"]
-            if tuning.task.name == "mnli":
-                test_names = ["test_matched", "test_mismatched"]
-            for split_name in test_names:
-                old_predictions = predictions_path(tuning.out, tuning.task, split_name)
-                if split_name not in results and os.path.isfile(old_predictions):
-                    os.remove(old_predictions)
+            remove_old_predictions(tuning.out, tuning.task, results)
     return results_of_seeds
+
+
+def remove_old_predictions(out, task, results):
+    """Remove the predictions of a test set for which there are no results {name of a split: ...}.
+
+    A call may resume one that had a test set, and have none itself. Then they would stay.
+    """
+    test_names = ["test"]
+    if task.name == "mnli":
+        test_names = ["test_matched", "test_mismatched"]
+    for split_name in test_names:
+        path = predictions_path(out, task, split_name)
+        if split_name not in results and os.path.isfile(path):
+            os.remove(path)
 
 
 def write_results(out, task, datasets, results_of_modes):
@@ -1837,11 +1847,9 @@ def predict(args, device):
             examples.append(example_of_line(line, task, location))
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
-    split = Split(examples, list(encode(task, examples, tokenizer)))
+    split = make_split(task, examples, tokenizer)
     warn_of_unknown(split, tokenizer)
-    message = describe_cut(task, split, tokenizer)
-    if message != "":
-        print(f"warning: {message}; that was the --length of the training", file=sys.stderr)
+    warn_of_cut(task, split, tokenizer)
     result = evaluate_split(model, task, split, bf16)
     described = {}                                       # {location: the text to be printed}
     for example, (prediction, probabilities) in zip(examples, result.predictions):
@@ -1865,6 +1873,13 @@ def warn_of_unknown(split, tokenizer):
     if unknown_locations:
         print(f"warning: {first_few(unknown_locations)}: most tokens are [UNK]: the tokenizer is "
               "of another language", file=sys.stderr)
+
+
+def warn_of_cut(task, split, tokenizer):
+    """Print a warning if texts of a Split that is to be predicted were cut."""
+    message = describe_cut(task, split, tokenizer)
+    if message != "":
+        print(f"warning: {message} (--length is that of the training)", file=sys.stderr)
 
 
 def lines_to_predict(text):
@@ -1913,11 +1928,9 @@ def write_answers(args, model, task, tokenizer, bf16):
     if os.path.exists(out) and not args.overwrite:
         raise ValueError(f"--out {out} exists already: --overwrite replaces it")
     examples = read_squad(args.predict, needs_answers=False)
-    split = Split(examples, list(encode(task, examples, tokenizer)))
+    split = make_split(task, examples, tokenizer)
     warn_of_unknown(split, tokenizer)
-    message = describe_cut(task, split, tokenizer)
-    if message != "":
-        print(f"warning: {message}; that was the --length of the training", file=sys.stderr)
+    warn_of_cut(task, split, tokenizer)
     result = evaluate_split(model, task, split, bf16)
     answers = {example.id: answer for example, (answer, _) in zip(examples, result.predictions)}
     with replace_file(out, shared=True) as file:

@@ -278,13 +278,14 @@ class Correction(nn.ModuleDict):
     def __init__(self, config):
         C = config.hidden_size
         I = config.intermediate_size
-        sizes = {"query": (C, C), "key": (C, C), "value": (C, C), "attention_output": (C, C),
-                 "intermediate": (C, I), "output": (I, C)}
-        low_rank_matrices = {}
-        for name in CORRECTED:
-            num_in, num_out = sizes[name]
-            low_rank_matrices[name] = LowRank(num_in, num_out, config.correction_rank)
-        super().__init__(low_rank_matrices)
+        K = config.correction_rank
+        super().__init__({
+            "query": LowRank(C, C, K),
+            "key": LowRank(C, C, K),
+            "value": LowRank(C, C, K),
+            "attention_output": LowRank(C, C, K),
+            "intermediate": LowRank(C, I, K),
+            "output": LowRank(I, C, K)})
 
 
 def apply_linear(linear, x, correction, name):

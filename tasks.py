@@ -889,7 +889,8 @@ def split_words(text):
 
 
 def read_code_task(path):
-    """Read the built-in task "code", which words were marked as code: {name of a split: examples}.
+    """Read the built-in task "code" -> {name of a split: examples}. Its question is which words
+    were marked as code.
 
     path: the file of data.docs_on_this_machine, with a paragraph per line: {"text": the paragraph
     without its mark-up, "code": [[begin, end], ...], the characters that were marked as code}.
