@@ -746,8 +746,8 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     with open(run_path, "a", encoding="utf-8") as run_file:
         if lock(run_file) == TAKEN:
             raise ValueError(f"--out {out}: another run is writing into it")
-        # Between check_owner and the lock another run may have ended here. If it has removed
-        # run.json, this lock is on a file that other runs do not see. If it has written run.json,
+        # Between check_owner and the lock another run may have ended here. If it has removed the
+        # run.json that was opened above, this lock protects nothing. If it has written run.json,
         # the folder is no longer as check_owner has seen it.
         if not is_still_at(run_file, run_path) or read_run(out) != run_before:
             raise ValueError(f"--out {out}: another run has just ended there; start again")

@@ -111,6 +111,10 @@ def run_command(name, action):
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What the terminal or the file cannot show is printed as a question mark.
         sys.stdout.reconfigure(errors="replace")
+    if sys.stderr is None:
+        # The program began with standard error closed (2>&-). Its messages and the progress bars
+        # of tqdm have to go somewhere.
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")
     try:
         with raising_interrupts():
             action()

@@ -82,8 +82,6 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
     B, T = ids.shape
     flat_ids = ids.ravel()                               # (B * T,)
     is_special = np.isin(ids, tokenizer.special_ids)     # (B, T)
-    # In each row num_masked tokens are chosen. So M is B * num_masked, unless a row has fewer than
-    # num_masked ordinary tokens.
     num_masked = num_to_mask(T, rate)
     # Each token draws a random number in [0, 1). In each row the num_masked tokens with the
     # smallest numbers are chosen. Special tokens get 2.0, so that they come last.
@@ -94,7 +92,7 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
     rows = np.arange(B)[:, None]
     positions = (rows * T + columns).ravel()             # (B * num_masked,)
     # In a row with fewer than num_masked ordinary tokens special ones were chosen, too. They are
-    # taken out again.
+    # taken out again. Without such a row M is B * num_masked.
     is_special_position = is_special.ravel()[positions]  # (B * num_masked,)
     positions = positions[~is_special_position]          # (M,)
 
@@ -110,6 +108,13 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
         else:
             pass                                         # 10 %: it stays, and must be predicted
     return masked_ids.reshape(B, T), positions, labels
+
+
+# What random numbers are drawn for. A generator is seeded with [seed, purpose, step or epoch], so
+# each purpose has random numbers of its own, and those of a step do not depend on earlier steps.
+ORDERS = 1                          # the order of the sequences in an epoch
+MASKS = 2                           # the masks of a step
+DEPTHS = 3                          # the depths of the elastic loss in a step (see distill.py)
 
 
 class MaskedBatches:
@@ -145,15 +150,13 @@ class MaskedBatches:
             epoch, place_in_epoch = divmod(place, self.count)
             order = self.order_of_epoch(epoch)
             numbers.append(order[place_in_epoch])
-        # The middle number of a seed is 2 for masks and 1 for orders (see order_of_epoch). So masks
-        # and orders never use the same random numbers.
-        rng = np.random.default_rng([self.seed, 2, step])
+        rng = np.random.default_rng([self.seed, MASKS, step])
         return mask_tokens(self.sequences(numbers), self.tokenizer, rng)
 
     def order_of_epoch(self, epoch):
         """Return the order of the sequences in an epoch. The order last used is kept."""
         if epoch != self.last_epoch:
-            rng = np.random.default_rng([self.seed, 1, epoch])
+            rng = np.random.default_rng([self.seed, ORDERS, epoch])
             self.last_order = rng.permutation(self.count)
             self.last_epoch = epoch
         return self.last_order
@@ -186,8 +189,9 @@ LONGEST_WORD = 1000                 # characters
 class Tokenizer:
     """A BERT tokenizer, read from the tokenizer.json or the vocab.txt in a folder.
 
-    The files say whether it is cased. If they do not (BioBERT's do not), it is cased if its
-    vocabulary has capital letters (A to Z). ValueError names a file that is not a tokenizer.
+    Its files say whether it is cased. If there is only a vocab.txt, and no tokenizer_config.json
+    says it (as for BioBERT), it is cased if its vocabulary has capital letters, A to Z. ValueError
+    names a file that is not a tokenizer, or that contradicts another one.
     """
 
     def __init__(self, path):
@@ -236,14 +240,14 @@ class Tokenizer:
         the files of a tokenizer that was there before."""
         os.makedirs(path, exist_ok=True)
         contents = dict(self.contents)
-        if "tokenizer.json" not in contents:
-            # transformers lower-cases if do_lower_case is missing. So it is always written here.
-            config = WORDPIECE_CONFIG
-            if "tokenizer_config.json" in contents:
-                config = json.loads(contents["tokenizer_config.json"])
-            if config.get("do_lower_case") is None:
-                config = config | {"do_lower_case": self.backend.normalizer.lowercase}
-                contents["tokenizer_config.json"] = json.dumps(config, indent=1).encode()
+        config = WORDPIECE_CONFIG
+        if "tokenizer_config.json" in contents:
+            config = json.loads(contents["tokenizer_config.json"])
+        lowercase = lower_cases(self.backend)
+        # transformers lower-cases if do_lower_case is missing. So it is always written here.
+        if config.get("do_lower_case") is None and lowercase is not None:
+            config = config | {"do_lower_case": lowercase}
+            contents["tokenizer_config.json"] = json.dumps(config, indent=1).encode()
         for name in TOKENIZER_FILES:
             target = os.path.join(path, name)
             if name in contents:
@@ -259,19 +263,50 @@ def read_backend(path):
     if os.path.isfile(file_path):
         with parsing(file_path, "a tokenizer"):
             backend = tokenizers.Tokenizer.from_file(file_path)
-            # This fails if the vocabulary has no token for an unknown or a very long word.
-            backend.encode("A test with an unusual character: \u2603 " + "a" * 1000)
-            # WordPiece takes time with the square of a word's length. A BERT allows 100 characters.
-            longest_word = getattr(backend.model, "max_input_chars_per_word", 0)
-            if longest_word > LONGEST_WORD:
-                raise ValueError(f"max_input_chars_per_word is {longest_word}, over {LONGEST_WORD}")
-        backend.no_padding()
-        backend.no_truncation()
+            backend.no_padding()
+            backend.no_truncation()
+            check_backend(backend)
+        check_same_case(path, backend)
         return backend, file_path
     file_path = os.path.join(path, "vocab.txt")
     if not os.path.isfile(file_path):
         raise ValueError(f"{path}: it has no tokenizer.json and no vocab.txt")
     return read_wordpiece(path), file_path
+
+
+def check_backend(backend):
+    """Raise ValueError if a tokenizer of the tokenizers library is no use here."""
+    # This raises an error if the vocabulary has no token for an unknown or a very long word.
+    encoding = backend.encode("\u2603", add_special_tokens=False)             # a snowman
+    backend.encode("a" * 1000)
+    if not encoding.ids:
+        raise ValueError("words that it does not know vanish: its model has no unk_token")
+    # Some kinds of models have no unk_token, because they know every word.
+    unk_token = getattr(backend.model, "unk_token", None)
+    if unk_token is not None and unk_token != "[UNK]":
+        raise ValueError(f"its unk_token is {unk_token!r:.60}, not [UNK]")
+    # WordPiece takes time with the square of a word's length. A BERT allows 100 characters.
+    longest_word = getattr(backend.model, "max_input_chars_per_word", 0)
+    if longest_word > LONGEST_WORD:
+        raise ValueError(f"max_input_chars_per_word is {longest_word}, over {LONGEST_WORD}")
+
+
+def lower_cases(backend):
+    """Tell whether a tokenizer turns text into lower case; None if its normalizer is not BERT's."""
+    return getattr(backend.normalizer, "lowercase", None)
+
+
+def check_same_case(path, backend):
+    """Raise ValueError if a folder's tokenizer.json and its tokenizer_config.json contradict each
+    other: transformers would obey the config."""
+    config_path = os.path.join(path, "tokenizer_config.json")
+    if not os.path.isfile(config_path):
+        return
+    do_lower_case = read_json(config_path).get("do_lower_case")
+    lowercase = lower_cases(backend)
+    if do_lower_case is not None and lowercase is not None and do_lower_case != lowercase:
+        raise ValueError(f"{config_path}: do_lower_case is {do_lower_case!r:.60}, but lowercase in "
+                         f"tokenizer.json is {lowercase}: correct the wrong one")
 
 
 def read_tokenizer_files(path):
@@ -287,8 +322,12 @@ def read_tokenizer_files(path):
 
 
 def read_wordpiece(path):
-    """Make the tokenizer of a folder's vocab.txt. Of tokenizer_config.json it obeys do_lower_case
-    and strip_accents."""
+    """Make the tokenizer of a folder's vocab.txt. Of tokenizer_config.json it obeys do_lower_case,
+    strip_accents and tokenize_chinese_chars."""
+    added_path = os.path.join(path, "added_tokens.json")
+    if os.path.isfile(added_path) and read_json(added_path):
+        raise ValueError(f"{added_path}: tokens beside those of vocab.txt can only be read from a "
+                         "tokenizer.json, which transformers writes")
     vocab_path = os.path.join(path, "vocab.txt")
     config_path = os.path.join(path, "tokenizer_config.json")
     words = read_text(vocab_path).removesuffix("\n").split("\n")
@@ -298,19 +337,22 @@ def read_wordpiece(path):
     config = {}
     if os.path.isfile(config_path):
         config = read_json(config_path)
-    for name in ("do_lower_case", "strip_accents"):
+    for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
         value = config.get(name)
         if value is not None and not isinstance(value, bool):
             raise ValueError(f"{config_path}: {name} is {value!r:.60}, not true or false")
-    return make_wordpiece(words, config.get("do_lower_case"), config.get("strip_accents"))
+    splits_chinese = config.get("tokenize_chinese_chars") is not False
+    return make_wordpiece(words, config.get("do_lower_case"), config.get("strip_accents"),
+                          splits_chinese)
 
 
-def make_wordpiece(words, do_lower_case=None, strip_accents=None):
+def make_wordpiece(words, do_lower_case=None, strip_accents=None, splits_chinese=True):
     """Make a BERT tokenizer whose token number i is words[i].
 
     do_lower_case=None: it is cased if a word, other than a special one such as [CLS], has a capital
         letter, A to Z
-    strip_accents=None: accents are removed if it lower-cases, as in BERT.
+    strip_accents=None: accents are removed if it lower-cases, as in BERT
+    splits_chinese: whether each Chinese character is a word of its own
     """
     if do_lower_case is None:
         ordinary_words = [word for word in words if not re.fullmatch(r"\[.*\]", word)]
@@ -318,7 +360,7 @@ def make_wordpiece(words, do_lower_case=None, strip_accents=None):
     id_of_token = {word: i for i, word in enumerate(words)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(id_of_token, unk_token="[UNK]"))
     backend.normalizer = tokenizers.normalizers.BertNormalizer(
-        lowercase=do_lower_case, strip_accents=strip_accents)
+        lowercase=do_lower_case, strip_accents=strip_accents, handle_chinese_chars=splits_chinese)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     backend.decoder = tokenizers.decoders.WordPiece()
     backend.add_special_tokens([token for token in SPECIAL_TOKENS if token in id_of_token])
@@ -348,9 +390,9 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     if os.path.exists(config_path) and read_json(config_path) != config:
         raise ValueError(f"{out}: it has another tokenizer_config.json already; choose another "
                          "--out")
-    # The training replaces this vocabulary of one word. It uses the way in which the tokenizer
-    # normalises a text and splits it into words.
-    backend = make_wordpiece(["[UNK]"], lowercase)
+    # The training fills this empty vocabulary. It uses the way in which the tokenizer normalises a
+    # text and splits it into words.
+    backend = make_wordpiece([], lowercase)
     trainer = tokenizers.trainers.WordPieceTrainer(
         vocab_size=size, special_tokens=SPECIAL_TOKENS, show_progress=False)
     corpus = list_of_paths(corpus)
@@ -526,7 +568,8 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
 
 
 def check_counts(counts, corpus, tokenizer):
-    """Raise ValueError if a corpus has no text, or if most of it has become [UNK]."""
+    """Raise ValueError if a corpus has no text, or if most of it has become [UNK]. If a tenth of it
+    has, print a warning."""
     if counts.num_text == 0:
         raise ValueError(f"{corpus[0]}: there is no text in the corpus")
     if counts.num_unknown / counts.num_text > 0.5:
@@ -535,6 +578,9 @@ def check_counts(counts, corpus, tokenizer):
     if counts.unknown_share > 0.5:
         raise ValueError(f"{corpus[0]}: {counts.unknown_share:.0%} of the characters become "
                          f"[UNK]: {UNKNOWN_CHARACTERS_REMEDY}")
+    if counts.unknown_share > 0.1:
+        print(f"warning: {first_few(corpus)}: {counts.unknown_share:.0%} of the characters become "
+              f"[UNK] with the tokenizer in {tokenizer.path}", file=sys.stderr)
 
 
 def sizes_of_parts(counts, corpus):
@@ -1073,7 +1119,7 @@ class ConcatenatedStreams(io.RawIOBase):
         self.raw = raw
         self.make_decompressor = make_decompressor
         self.decompressor = make_decompressor()
-        self.packed = b""                                # bytes that were read and not unpacked
+        self.packed = b""                                # bytes for the decompressor's next call
 
     def readable(self):
         return True
@@ -1093,7 +1139,8 @@ class ConcatenatedStreams(io.RawIOBase):
                 if self.packed == b"":
                     raise EOFError("the file ends amid a compressed stream")
             unpacked = self.decompressor.decompress(self.packed, len(buffer))
-            self.packed = b""                            # the decompressor holds the rest of them
+            # Of these bytes the decompressor itself keeps what it has not unpacked yet.
+            self.packed = b""
         buffer[:len(unpacked)] = unpacked
         return len(unpacked)
 
@@ -1106,7 +1153,7 @@ class ConcatenatedStreams(io.RawIOBase):
             if block == b"":
                 return False
             rest = block.lstrip(b"\0")
-        self.packed = rest
+        self.packed = rest                               # the next stream begins with these
         self.decompressor = self.make_decompressor()
         return True
 
@@ -1206,7 +1253,8 @@ def docstrings(package, root):
 def paragraphs(docstring):
     """Yield the lines of each paragraph; a list item or an argument is a paragraph of its own."""
     # In reStructuredText a block that ends in "::" announces code: the blocks after it that are
-    # indented more. This is the indentation of the block with the "::", or None outside of code.
+    # indented more. indent_before_code is the indentation of the block that ends in "::", or None
+    # outside of code.
     indent_before_code = None
     for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
         block_indent = indentation(block)

@@ -764,6 +764,15 @@ def test_a_corpus_of_which_most_characters_are_unknown_is_an_error(
         tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
 
 
+@pytest.mark.parametrize("num_known, is_warned", [(10, True), (50, False)])
+def test_a_corpus_of_which_a_tenth_is_unknown_has_a_warning(
+        num_known, is_warned, tokenizer, tmp_path, capsys):
+    corpus = [put(tmp_path / "a.txt", [["the " * num_known + "中" * 10]] * 50)]
+    tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
+    error = capsys.readouterr().err
+    assert ("a.txt: 25% of the characters become [UNK]" in error) is is_warned
+
+
 def test_unknown_characters_are_counted_in_a_sample_of_the_lines(tokenizer, monkeypatch):
     texts = ["the 中 cat", "the cat", "t" * 2000, ""]
     assert data.count_characters(texts, tokenizer) == (7 + 6 + 2000, 1 + 2000)
@@ -1247,6 +1256,68 @@ def test_a_tokenizer_without_a_token_for_an_unknown_word_is_named(tmp_path):
     tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer: .*Missing"):
         Tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_in_which_unknown_words_vanish_is_refused(tmp_path):
+    core = tokenizers.Tokenizer(tokenizers.models.BPE())                      # without an unk_token
+    core.train_from_iterator(["the cat"], tokenizers.trainers.BpeTrainer(
+        vocab_size=60, special_tokens=SPECIAL_TOKENS, show_progress=False))
+    core.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="tokenizer.json: .*words that it does not know vanish"):
+        Tokenizer(str(tmp_path))
+
+
+def test_another_token_for_unknown_words_is_refused(tmp_path):
+    ids = {word: i for i, word in enumerate([*SPECIAL_TOKENS, "a", "<unk>"])}
+    model = tokenizers.models.WordPiece(ids, unk_token="<unk>")
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"its unk_token is '<unk>', not \[UNK\]"):
+        Tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_that_pads_to_a_huge_length_does_no_harm(tmp_path):
+    backend = data.make_wordpiece([*SPECIAL_TOKENS, "a"])
+    backend.enable_padding(length=2**40)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer(str(tmp_path)).encode(["a"]) == [[5]]
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_two_files_that_disagree_about_case_are_refused(lowercase, tmp_path):
+    words = [*SPECIAL_TOKENS, "paris", "Paris"]
+    data.make_wordpiece(words, do_lower_case=lowercase).save(str(tmp_path / "tokenizer.json"))
+    raw(tmp_path / "tokenizer_config.json", json.dumps({"do_lower_case": lowercase}))
+    assert Tokenizer(str(tmp_path)).encode(["Paris"]) == [[5 if lowercase else 6]]
+    raw(tmp_path / "tokenizer_config.json", json.dumps({"do_lower_case": not lowercase}))
+    with pytest.raises(ValueError, match="tokenizer_config.json: do_lower_case is .* but lowercase"
+                                         " in tokenizer.json is .*: correct the wrong one"):
+        Tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_a_saved_tokenizer_json_says_its_case_to_transformers(lowercase, tmp_path):
+    words = [*SPECIAL_TOKENS, "paris", "Paris"]
+    data.make_wordpiece(words, do_lower_case=lowercase).save(str(tmp_path / "tokenizer.json"))
+    Tokenizer(str(tmp_path)).save(str(tmp_path / "saved"))
+    config = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert config["do_lower_case"] is lowercase
+    assert Tokenizer(str(tmp_path / "saved")).digest == Tokenizer(str(tmp_path)).digest
+
+
+def test_tokens_beside_a_vocab_txt_are_refused(tmp_path):
+    vocab_folder(tmp_path, [*SPECIAL_TOKENS, "a"])
+    raw(tmp_path / "added_tokens.json", "{}")
+    Tokenizer(str(tmp_path))
+    raw(tmp_path / "added_tokens.json", '{"<drug>": 6}')
+    with pytest.raises(ValueError, match="added_tokens.json: tokens beside those of vocab.txt"):
+        Tokenizer(str(tmp_path))
+
+
+def test_a_config_says_whether_chinese_characters_are_words(tmp_path):
+    words = [*SPECIAL_TOKENS, "中", "##文", "文"]
+    assert Tokenizer(vocab_folder(tmp_path / "a", words)).encode(["中文"]) == [[5, 7]]
+    whole = vocab_folder(tmp_path / "b", words, {"tokenize_chinese_chars": False})
+    assert Tokenizer(whole).encode(["中文"]) == [[5, 6]]
 
 
 @pytest.mark.parametrize("special", [SPECIAL_TOKENS, SPECIAL_TOKENS[:-1]])
@@ -1924,6 +1995,14 @@ def test_a_command_whose_output_is_closed_ends_well(tmp_path):
     done = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "{script}" >&-'], cwd=ROOT,
                           capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_error_has_its_status_where_standard_error_is_closed(tmp_path):
+    script = ("import sys; from command import run_command; from tqdm import tqdm; "
+              "sys.exit(run_command('x', lambda: int(list(tqdm(['no']))[0])))")
+    done = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "{script}" 2>&-'], cwd=ROOT,
+                          capture_output=True)
+    assert (done.returncode, done.stdout) == (2, b"")
 
 
 def test_ctrl_c_has_its_status_where_standard_error_is_closed():
