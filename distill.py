@@ -5,7 +5,7 @@
         This takes minutes: it uses the small teacher in assets/ and, as text, the
         documentation that is on this machine.
     python distill.py --teacher bert-base-uncased --corpus wiki/ --out out/mini
-        This distils BERT-base; it needs a GPU.
+        This distils BERT-base on a GPU; a CPU takes the small recipe.
     torchrun --nproc_per_node 8 distill.py --teacher bert-base-uncased \\
         --corpus wiki/
         This does the same on eight GPUs.
@@ -56,13 +56,14 @@ from checkpoint import (RUN_FILE, check_settings, claim_folder, fetch, load, nam
                         parsing, read_run, restore_training_state, run_folder, save,
                         save_training_state)
 from command import CommandParser, is_about_memory, printable, run_command
-from data import CACHE, MaskedBatches, Tokenizer, num_to_mask, open_corpus
+from data import CACHE, DEPTHS, MaskedBatches, Tokenizer, num_to_mask, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         layer_of_each_recursion, merge_corrections)
 
 # The weights of the losses. The embedding loss is only for ablations. The weight of the elastic
 # loss depends on the recipe, and --recipe paper has the authors' weights: see RECIPES.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 10.0, "output": 5.0, "embedding": 0.0}
+LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
 
 
 # ---- The losses -------------------------------------------------------------------------
@@ -116,8 +117,10 @@ def output_loss(student_logits, teacher_logits, temperature=1.0):
     if temperature != 1:                                 # dividing by 1 would only take memory
         student_logits = student_logits / temperature
         teacher_logits = teacher_logits / temperature
-    log_student = student_logits.log_softmax(-1)
-    log_teacher = teacher_logits.log_softmax(-1)
+    # Dimension 1 is the vocabulary. With -1, the same dimension, torch.compile would not see that
+    # mlm_loss computes the student's log_softmax, too, and would compute it twice.
+    log_student = student_logits.log_softmax(1)
+    log_teacher = teacher_logits.log_softmax(1)
     divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
     return temperature**2 * divergence
 
@@ -169,7 +172,8 @@ def match_layers(num_recursions, num_layers):
     for r in range(num_recursions):
         # If there is a remainder, recursion r ends between two of the teacher's layers, and there
         # is nothing to match.
-        if (r + 1) * num_layers % num_recursions == 0:
+        remainder = ((r + 1) * num_layers) % num_recursions
+        if remainder == 0:
             pairs.append((r, teacher_layer_number(r, num_recursions, num_layers)))
     return pairs
 
@@ -179,14 +183,15 @@ def states_after(hidden, positions, depths):
 
     hidden: what MiniALBERT.forward returns, (B, T, C) after 0, 1, ..., R recursions
     positions (m,): the masked places, indices into the flattened ids
-    depths (m,): for each masked place the number of recursions after which its state is taken
+    depths (m,): for each masked place the number of recursions after which its state is taken, from
+        1 to R - 1
     """
     masked_states = []
-    for state in hidden:                                 # (B, T, C)
+    for state in hidden[1:-1]:                           # after 1, 2, ..., R - 1 recursions
         masked_states.append(state.flatten(0, 1)[positions])                  # (m, C)
-    states = torch.stack(masked_states)                  # (R + 1, m, C)
+    states = torch.stack(masked_states)                  # (R - 1, m, C)
     places = torch.arange(len(positions), device=positions.device)            # 0, 1, ..., m - 1
-    return states[depths, places]                        # row i is states[depths[i], i]
+    return states[depths - 1, places]                    # row i is states[depths[i] - 1, i]
 
 
 class Distillation:
@@ -194,16 +199,18 @@ class Distillation:
 
     batches: a MaskedBatches; the text is packed without padding, so the models need no mask
     loss_weights: {name of a loss: its factor}; only these losses are computed. The names are those
-        of LOSS_WEIGHTS, and "elastic": the output loss after an earlier recursion, which is drawn
-        at random for each masked place
+        of LOSS_NAMES; "elastic" is the output loss after an earlier recursion, which is drawn at
+        random for each masked place
     temperature: of the output loss and the elastic loss
-    micro_batch_size: sequences that go through the models at once; 0: this process's whole share
+    micro_batch_size: sequences that go through the models at once; 0: as many as each process has
+        of the batch (see split_batch)
     processes: a Processes, which says how many share a batch and which of them this is; None: this
         is the only one
     bf16: multiply matrices in bfloat16
     compile_losses: let torch.compile fuse the operations
     cuda_graphs: let a GPU start all compiled operations of a pass at once; only if compile_losses,
-        and only for batches in which as many places are masked as num_to_mask says
+        and only for batches in which each sequence has num_to_mask(T) masked places
+    ValueError if a loss is not possible with these models.
     """
 
     def __init__(self, student, teacher, batches, loss_weights, temperature=1.0, micro_batch_size=0,
@@ -219,20 +226,8 @@ class Distillation:
         if teacher is not None:
             teacher.requires_grad_(False)
             teacher.eval()                               # its dropout stays off
-        for name in loss_weights:
-            if name not in LOSS_WEIGHTS and name != "elastic":
-                raise ValueError(f"loss_weights has {name!r}, but the losses are "
-                                 f"{', '.join(LOSS_WEIGHTS)} and elastic")
-        if not loss_weights:
-            raise ValueError("loss_weights is empty, so nothing could be learned")
         self.needs_teacher = any(name != "mlm" for name in loss_weights)
-        if self.needs_teacher and teacher is None:
-            raise ValueError("without a teacher the only loss is mlm, but loss_weights has "
-                             f"{', '.join(loss_weights)}")
-        if ("output" in loss_weights or "elastic" in loss_weights) and teacher.head is None:
-            raise ValueError("the output and the elastic loss need a teacher with an MLM head")
-        if "elastic" in loss_weights and student.config.num_hidden_layers == 1:
-            raise ValueError("the elastic loss needs a student of more than one recursion")
+        self.check_losses()
         self.pairs = []                                  # (student's recursion, teacher's layer)
         if "attention" in loss_weights or "hidden" in loss_weights:
             self.pairs = match_layers(student.config.num_hidden_layers,
@@ -253,6 +248,23 @@ class Distillation:
                 raise ValueError("CUDA graphs and micro-batches do not go together")
             self.compute_as_graph = torch.compile(self.compute_losses,
                                                   options={"triton.cudagraphs": True})
+
+    def check_losses(self):
+        """Raise ValueError if a loss is not possible with these models."""
+        for name in self.loss_weights:
+            if name not in LOSS_NAMES:
+                raise ValueError(f"loss_weights has {name!r}, but the losses are "
+                                 f"{', '.join(LOSS_NAMES)}")
+        if not self.loss_weights:
+            raise ValueError("loss_weights is empty, so nothing could be learned")
+        if self.needs_teacher and self.teacher is None:
+            raise ValueError("without a teacher the only loss is mlm, but loss_weights has "
+                             f"{', '.join(self.loss_weights)}")
+        needs_head = "output" in self.loss_weights or "elastic" in self.loss_weights
+        if needs_head and self.teacher.head is None:
+            raise ValueError("the output and the elastic loss need a teacher with an MLM head")
+        if "elastic" in self.loss_weights and self.student.config.num_hidden_layers == 1:
+            raise ValueError("the elastic loss needs a student of more than one recursion")
 
     def compute_losses(self, ids, positions, labels, depths, num_masked):
         """Compute a micro-batch's part of each loss: {name: scalar}.
@@ -314,34 +326,31 @@ class Distillation:
                              f"and T of the batches say {shape}")
         depths = self.draw_depths(step, len(positions))
         num_masked = max(1, len(positions))              # it is a divisor, so it must not be 0
+        compute = self.choose_function(len(positions))
         T = self.batches.T
+        rows = positions // T                            # (M,): the row of each masked place
         device = device_of(self.student)
-        for begin, end in self.micro_batch_bounds:
-            # positions are indices into the flattened ids of the whole batch, in which row i begins
-            # at index i * T. The micro-batch has the rows from begin to end - 1. Its own flattened
-            # ids begin with row begin, so first_place is subtracted from its positions.
-            first_place = begin * T
-            end_place = end * T
-            inside = (first_place <= positions) & (positions < end_place)
+        for begin, end in self.micro_batch_bounds:       # the rows from begin to end - 1
+            is_inside = (begin <= rows) & (rows < end)   # (M,)
+            # The flattened ids of the micro-batch begin with row begin, not with row 0.
+            places = positions[is_inside] - begin * T
             micro_ids, micro_positions, micro_labels, micro_depths = to_device(
-                device, ids[begin:end], positions[inside] - first_place, labels[inside],
-                depths[inside])
-            compute = self.choose_function(len(micro_ids), len(micro_positions))
+                device, ids[begin:end], places, labels[is_inside], depths[is_inside])
             with autocast(device, self.bf16):
                 losses = compute(micro_ids, micro_positions, micro_labels, micro_depths,
                                  num_masked)
             yield losses
 
-    def choose_function(self, num_sequences, num_places):
-        """Return the function that computes the losses of a micro-batch with so many sequences and
-        masked places.
+    def choose_function(self, num_masked):
+        """Return the function that computes the losses of a batch with so many masked places.
 
-        The shapes of all tensors in a CUDA graph are fixed, so it is for the usual number of
-        places. Only a sequence in which most tokens are special, such as [UNK], has fewer masked
-        places than others. A batch with such a sequence is computed without the graph.
+        The shapes of all tensors in a CUDA graph are fixed, and so is num_masked, the number of
+        masked places in the whole batch. So the graph is for batches in which each sequence has
+        num_to_mask(T) of them. A sequence in which most tokens are special, such as [UNK], may have
+        fewer. A batch with such a sequence is computed without the graph, by all processes.
         """
-        usual_number = num_sequences * num_to_mask(self.batches.T)
-        if self.compute_as_graph is not None and num_places == usual_number:
+        usual_number = self.batches.batch_size * num_to_mask(self.batches.T)
+        if self.compute_as_graph is not None and num_masked == usual_number:
             return self.compute_as_graph
         return self.compute
 
@@ -353,9 +362,7 @@ class Distillation:
         alone. (If R is 1, all depths are 1, and there is no elastic loss that would use them.)
         """
         R = self.student.config.num_hidden_layers
-        # In MaskedBatches the middle number of a seed is 1 for orders and 2 for masks. With 3 the
-        # depths get other random numbers than these.
-        rng = np.random.default_rng([self.batches.seed, 3, step])
+        rng = np.random.default_rng([self.batches.seed, DEPTHS, step])
         return rng.integers(1, max(2, R), size=num_masked)
 
 
@@ -366,10 +373,10 @@ def evaluate(model, batches, each_recursion=False):
     each_recursion: also measure "accuracy_after", a list of R + 1 accuracies: what the head makes
     of the embeddings, of the states after one recursion, after two, and so on
 
-    Only whole batches are measured: as many as fit into 512 sequences, but at least one. The
-    sequences are drawn at random, but they and their masks are the same in each call. If the
-    held-out part has fewer sequences than a batch, they are used several times. The model is left
-    in eval mode. ValueError if no token is masked.
+    Only whole batches are measured: as many as fit into 512 sequences, or into the held-out part if
+    that is smaller, but at least one. The sequences are drawn at random, but they and their masks
+    are the same in each call. If the held-out part has fewer sequences than a batch, they are used
+    several times. The model is left in eval mode. ValueError if no token is masked.
     """
     model.eval()
     R = model.config.num_hidden_layers
@@ -406,8 +413,8 @@ def start_from_teacher(student, teacher, ids):
     of sample text.
 
     start_corrections says how corrections start. Adapters keep their present values. The head is
-    copied if both are tied or both are not. Corrections of the teacher are part of its matrices
-    here; its adapters are not used. The widths of the two models must fit (see check_models).
+    the teacher's (see start_head). Corrections of the teacher are part of its matrices here; its
+    adapters are not used. The widths of the two models must fit (see check_models).
     ValueError if a table has another number of rows, or if the teacher has fewer layers.
     """
     if teacher.config.correction_rank > 0:
@@ -415,9 +422,8 @@ def start_from_teacher(student, teacher, ids):
     start_embeddings(student.embeddings, teacher.embeddings, ids)
     start_layers(student, teacher)
     start_corrections(student, teacher)
-    same_kind = student.config.tie_decoder == teacher.config.tie_decoder
-    if student.head is not None and teacher.head is not None and same_kind:
-        student.head.load_state_dict(teacher.head.state_dict())
+    if student.head is not None and teacher.head is not None:
+        start_head(student, teacher)
 
 
 def start_embeddings(student_embeddings, teacher_embeddings, ids):
@@ -463,9 +469,9 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     # lstsq fits a matrix but no bias. So the input gets one more column, in which each number is 1.
     # The row of the solution that belongs to this column is the bias.
     narrow_and_one = F.pad(narrow, (0, 1), value=1.0)    # (N, E + 1)
-    # The student's LayerNorm still has weight 1 and bias 0, so each row of narrow sums to 0. Its
-    # columns are therefore linearly dependent: narrow does not have full rank. The driver gelsd
-    # allows that. It exists on the CPU alone, where both models still are.
+    # The driver gelsd also allows columns that depend on each other linearly. Here they do: a fresh
+    # LayerNorm makes the numbers of each row sum to 0. gelsd exists on the CPU alone, where both
+    # models still are.
     solution = torch.linalg.lstsq(narrow_and_one, wanted, driver="gelsd").solution    # (E + 1, C)
     student_embeddings.project.weight.copy_(solution[:-1].T)                  # nn.Linear: (C, E)
     student_embeddings.project.bias.copy_(solution[-1])
@@ -534,6 +540,25 @@ def start_corrections(student, teacher):
             low_rank.down.copy_(root[:, None] * right[:K])
 
 
+def start_head(student, teacher):
+    """Copy the teacher's MLM head. A decoder, the output matrix (V, C), is only in an untied head.
+
+    If the student's head is tied, it uses its own embeddings in place of a decoder. If only the
+    teacher's is tied, the student's decoder starts as what the teacher uses in its place.
+    """
+    values = teacher.head.state_dict()
+    decoder = values.pop("decoder.weight", None)         # None: the teacher's head is tied
+    # strict=False: a decoder may be missing in these values. It is copied below.
+    student.head.load_state_dict(values, strict=False)
+    if student.head.decoder is None:
+        return
+    if decoder is None:
+        decoder = teacher.embeddings.word.weight         # (V, E)
+        if teacher.embeddings.project is not None:
+            decoder = decoder @ teacher.embeddings.project.weight.T           # (V, C)
+    student.head.decoder.weight.copy_(decoder)
+
+
 # ---- The training loop; finetune.py uses it, too ----------------------------------------
 
 MAX_GRADIENT_NORM = 1.0
@@ -558,10 +583,11 @@ def training_step(model, objective, optimizer, step, options, processes):
     """Make one step: forward, backward, update.
 
     objective: a Distillation, or anything with its .loss_weights and .losses_of_micro_batches(step)
-    Returns the losses {name: scalar}, the learning rate and the norm of the gradient. The losses
-    and the norm are tensors. On a GPU the program waits when it reads one of them. So nothing is
-    checked here: if the gradient is not finite, check_finite_step, which train() calls, says so.
-    The gradients must be empty before, and they are empty afterwards.
+    Returns the losses {name: scalar}, among them their weighted sum "loss", the learning rate and
+    the norm of the gradient. The losses and the norm are tensors. On a GPU the program waits when
+    it reads one of them. So nothing is checked here: if the gradient is not finite,
+    check_finite_step, which train() calls, says so. The gradients must be empty before, and they
+    are empty afterwards.
     """
     # What dropout draws depends on the run's seed, the step and the process alone, so a resumed run
     # draws the same. Each step of each process gets a seed of its own if there are at most
@@ -569,12 +595,15 @@ def training_step(model, objective, optimizer, step, options, processes):
     seed_of_step = options.seed * 1_000_003 + step
     torch.manual_seed(seed_of_step * 1009 + processes.rank)
     model.train()
-    totals = {"loss": 0}                                 # sums over the micro-batches
+    totals = {"loss": 0.0}                               # sums over the micro-batches
+    for name in objective.loss_weights:
+        totals[name] = 0.0
     for losses in objective.losses_of_micro_batches(step):
-        loss = 0
+        loss = 0.0
         for name, value in losses.items():
             loss = loss + objective.loss_weights[name] * value
-            totals[name] = totals.get(name, 0) + value.detach()
+            # Each sum is a new tensor. A CUDA graph writes the next step's value over this one.
+            totals[name] = totals[name] + value.detach()
         totals["loss"] = totals["loss"] + loss.detach()
         loss.backward()                                  # adds to the gradients
     sum_over_processes(model, totals, processes)
@@ -600,7 +629,8 @@ def begin_or_resume(model, options, settings, processes):
     """Prepare a run, or, if options.resume says so, restore what its last checkpoint holds.
 
     settings: a dict of what must be the same in a resumed run and in the run that it continues
-    Returns a RunState. The model then has the parameters of the checkpoint.
+    Returns a RunState. If the run goes on, the model then has the parameters of the checkpoint.
+    ValueError if there is a model, but no checkpoint of it.
     """
     optimizer = make_optimizer(model, options.weight_decay)
     tensors = training_state(model, optimizer)
@@ -663,12 +693,7 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
         bar = progress_bar(first_step, options.steps, processes)
         for step in bar:                                 # counted from 0
             steps_done = step + 1
-            is_last = steps_done == options.steps
-            evaluate_now = is_last
-            if options.eval_every > 0 and steps_done % options.eval_every == 0:
-                evaluate_now = True
-            log_now = evaluate_now or steps_done % options.log_every == 0
-            save_now = is_last or steps_done % options.save_every == 0
+            evaluate_now, log_now, save_now = what_is_due(steps_done, options)
             totals, lr, gradient_norm = training_step(
                 model, objective, run_state.optimizer, step, options, processes)
             stop = must_stop(signals, log_now or save_now, processes)
@@ -689,31 +714,52 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                         line[f"valid_{name}"] = value
                 with naming_file(log.name):
                     print(json.dumps(line), file=log, flush=True)
-                show_progress(bar, line, options.steps, evaluate_now)
 
             if is_main and (stop or save_now):
                 save_training_state(state_path(options), run_state.tensors, steps_done,
                                     log.tell(), settings)
                 save_model()
+            # This may fail, if a pipe is closed. So it comes after the checkpoint.
+            if is_main and log_now:
+                show_progress(bar, line, options.steps, evaluate_now)
             if log_now:
                 # The speed in the next line of the log is measured from here. So the evaluation and
                 # the checkpoint of this step do not lower it.
                 last_logged = steps_done
                 last_log_time = time.perf_counter()
-            if stop and not is_last:
-                print(f"\nstopped after step {steps_done} of {options.steps}: "
-                      "the same command, with --resume and without --overwrite, goes on from there")
-                # When one process ends, torchrun soon ends the others. So all wait here until the
-                # first one has saved the state above.
-                if processes.world > 1:
-                    dist.barrier()
-                # If only another process has received a signal, this one does not know which.
-                signal_number = signal.SIGTERM
-                if signals:
-                    signal_number = signals[0]
-                # Shells report 128 + n for a program that signal n has ended.
-                raise SystemExit(128 + signal_number)
+            if stop and steps_done < options.steps:
+                end_program(signals, steps_done, options, processes)
         return signals
+
+
+def what_is_due(steps_done, options):
+    """Tell what comes after so many steps: (whether to evaluate, to log, to save a checkpoint).
+
+    An evaluation is always logged. All three come after the last step.
+    """
+    is_last = steps_done == options.steps
+    evaluate_now = is_last
+    if options.eval_every > 0 and steps_done % options.eval_every == 0:
+        evaluate_now = True
+    log_now = evaluate_now or steps_done % options.log_every == 0
+    save_now = is_last or steps_done % options.save_every == 0
+    return evaluate_now, log_now, save_now
+
+
+def end_program(signals, steps_done, options, processes):
+    """End this process after a signal; the checkpoint has been written."""
+    print(f"\nstopped after step {steps_done} of {options.steps}: "
+          "the same command, with --resume and without --overwrite, goes on from there")
+    # When one process ends, torchrun soon ends the others. So all wait here until the first one has
+    # saved its checkpoint.
+    if processes.world > 1:
+        dist.barrier()
+    # If only another process has received a signal, this one does not know which.
+    signal_number = signal.SIGTERM
+    if signals:
+        signal_number = signals[0]
+    # Shells report 128 + n for a program that signal n has ended.
+    raise SystemExit(128 + signal_number)
 
 
 def learning_rate(step, options):
@@ -859,7 +905,7 @@ class Processes(NamedTuple):
 
 def set_up_processes(device_flag, batch_size):
     """Join the processes that torchrun started, if any -> Processes. Afterwards only rank 0 writes
-    to standard output.
+    to standard output. Memory is kept as keep_freed_memory says.
 
     device_flag: see choose_device
     batch_size: sequences in a batch; None: nothing is trained
@@ -890,7 +936,7 @@ def set_up_processes(device_flag, batch_size):
             else:
                 dist.init_process_group("gloo", timeout=timeout)
     if rank > 0:
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")
     keep_freed_memory()
     return Processes(rank, local_rank, world, device)
 
@@ -971,13 +1017,17 @@ def keep_freed_memory():
 def first_process_first(processes):
     """Let the first process of each machine run the with block before the others. It does the work,
     such as tokenising; the others then find the result."""
+    if processes.world == 1:
+        yield
+        return
     # A barrier makes each process wait until all have called it. The first process of each machine
     # calls it after its work. The others call it before theirs, so they wait for that work.
-    if processes.local_rank > 0:
-        dist.barrier()                                   # wait until the first ones have finished
-    yield
-    if processes.world > 1 and processes.local_rank == 0:
+    if processes.local_rank == 0:
+        yield
         dist.barrier()                                   # let the others begin
+    else:
+        dist.barrier()                                   # wait until the first ones have finished
+        yield
 
 
 def split_batch(batch_size, micro_batch_size, processes):
@@ -1000,19 +1050,22 @@ def split_batch(batch_size, micro_batch_size, processes):
 
 
 def sum_over_processes(model, totals, processes):
-    """Sum the gradients and the losses {name: scalar} over all processes, in place.
+    """Replace the gradients and the losses {name: scalar} by their sums over all processes.
 
     They travel in one message: a hundred small ones would take many times as long.
     """
     if processes.world == 1:
         return
-    tensors = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    tensors += list(totals.values())
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    tensors = [parameter.grad for parameter in parameters] + list(totals.values())
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
-    sizes = [tensor.numel() for tensor in tensors]
-    for tensor, summed in zip(tensors, flat.split(sizes)):
-        tensor.copy_(summed.view_as(tensor))
+    sums = flat.split([tensor.numel() for tensor in tensors])
+    sums_of_losses = sums[len(parameters):]
+    for parameter, summed in zip(parameters, sums):
+        parameter.grad = summed.view_as(parameter)       # a part of flat; nothing is copied
+    for name, summed in zip(totals, sums_of_losses):
+        totals[name] = summed[0]
 
 
 def must_stop(signals, look_now, processes):
@@ -1203,9 +1256,11 @@ def add_run_flags(parser, out_help, eval_every_default, save_every_default):
     again.add_argument("--overwrite", action="store_true",
                        help="start anew in --out; the files of the run that is there are removed")
     group.add_argument("--seed", type=whole_number(0), default=0, metavar="N",
-                       help="seed of all random numbers (default: 0)")
+                       help="seed of all random numbers but those of the held-out masks, which "
+                       "are always the same (default: 0)")
     group.add_argument("--log-every", type=whole_number(1), default=50, metavar="STEPS",
-                       help="write a line to log.jsonl after each STEPS steps (default: 50)")
+                       help="write a line to log.jsonl after each STEPS steps, and after each "
+                       "evaluation (default: 50)")
     group.add_argument("--eval-every", type=whole_number(0), metavar="STEPS",
                        help="measure the model after each STEPS steps; 0: only at the end "
                        f"(default: {eval_every_default})")
@@ -1216,8 +1271,8 @@ def add_run_flags(parser, out_help, eval_every_default, save_every_default):
                        help="cpu, cuda, cuda:N, mps or auto, which is cuda if there is a CUDA GPU, "
                        "else cpu (default: auto)")
     group.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=None,
-                       help="multiply matrices in bfloat16; weights, losses and optimiser stay in "
-                       "float32 (default: on a GPU)")
+                       help="multiply matrices in bfloat16; trained weights, losses and optimiser "
+                       "stay in float32 (default: on a GPU)")
 
 
 def add_model_flags(parser):
@@ -1311,7 +1366,7 @@ def add_training_flags(parser):
                        help="sequences in a step, of all processes together (default: 16 [192])")
     group.add_argument("--micro-batch-size", type=whole_number(0), default=0, metavar="B",
                        help="sequences in memory at once; apart from dropout and rounding the "
-                       "result is the same (default: 0, a process's whole share at once)")
+                       "result is the same (default: 0, as many as each process has of a batch)")
     group.add_argument("--length", type=whole_number(3), metavar="T",
                        help="tokens in a sequence, with [CLS] and [SEP] (default: 64 [256])")
     group.add_argument("--lr", type=number(), metavar="X",
@@ -1330,8 +1385,8 @@ def add_training_flags(parser):
                        "but not in the recipe quick)")
     group.add_argument("--cuda-graphs", action=argparse.BooleanOptionalAction, default=None,
                        help="start the operations of a step all at once, so that the GPU waits "
-                       "less for the CPU; it takes --compile, and a batch without micro-batches "
-                       "(default: on a GPU, where that is so)")
+                       "less for the CPU; it takes --compile, and a batch that the processes share "
+                       "evenly, without micro-batches (default: on a GPU, where that is so)")
 
 
 # The flags that --evaluate reads.
@@ -1464,21 +1519,22 @@ def run(args, given):
         seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
         save_every=args.save_every, out=args.out, resume=args.resume)
     start_model = None                                   # the model of --student
-    had_head = False
     if args.student is not None:
         start_model = load(fetch(args.student))
-        had_head = start_model.head is not None
     student = make_student(args, teacher, start_model, tokenizer.vocab_size)
-    del start_model                      # the student is a copy, so this need not stay in memory
     loss_weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
     trains_head = any(name in loss_weights for name in ("mlm", "output", "elastic"))
     if not trains_head:
         # The head would no longer fit the layers, which are trained.
         student.head = None
-    if args.student is not None and trains_head and not had_head:
-        print(f"--student {args.student}: it has no MLM head, so it gets one with random values")
-    if had_head and not trains_head:
-        print(f"--student {args.student}: no loss trains its MLM head, so {args.out} gets none")
+    if start_model is not None:
+        had_head = start_model.head is not None
+        if trains_head and not had_head:
+            print(f"--student {args.student}: it has no MLM head, so it gets one with random "
+                  "values")
+        if had_head and not trains_head:
+            print(f"--student {args.student}: no loss trains its MLM head, so {args.out} gets none")
+        del start_model                  # the student is a copy, so this need not stay in memory
     check_models(args, teacher, student, tokenizer, loss_weights)
     settings = distillation_settings(args, options, bf16, loss_weights, teacher, student)
     inputs = [args.student, args.tokenizer] + folders_of(args.corpus)
@@ -1499,11 +1555,9 @@ def choose_compilation(args, processes):
     compile_losses = args.compile
     if compile_losses is None:
         compile_losses = has_gpu and args.recipe != "quick"
-    # All processes must choose the same. The first one has the most micro-batches, so each process
-    # counts those of the first one, not its own.
-    first_process = processes._replace(rank=0)
-    micro_batches = split_batch(args.batch_size, args.micro_batch_size, first_process)
-    can_use_graphs = has_gpu and compile_losses and len(micro_batches) == 1
+    sequences, rest = divmod(args.batch_size, processes.world)                # for each process
+    has_micro_batches = rest > 0 or 0 < args.micro_batch_size < sequences
+    can_use_graphs = has_gpu and compile_losses and not has_micro_batches
     cuda_graphs = args.cuda_graphs
     if cuda_graphs is None:
         cuda_graphs = can_use_graphs
@@ -1715,23 +1769,19 @@ def choose_losses(args, teacher, num_recursions, given=()):
     loss_weights = {}
     for name in LOSS_WEIGHTS:
         weight = getattr(args, f"{name}_weight")
-        if weight > 0:
-            if name in possible:
-                loss_weights[name] = weight
-            else:
-                # A default weight is dropped without a message, but one from the command line is an
-                # error. With --teacher none check_flags has already refused it, so here a teacher
-                # has no head.
-                refuse_flags(given, [f"--{name}-weight"], "the teacher has no MLM head")
-    if args.elastic > 0:
-        if "output" in possible and num_recursions > 1:
-            loss_weights["elastic"] = args.elastic
-        else:                            # the default is dropped; the flag is an error
-            refuse_flags(given, ["--elastic"],
-                         "it needs a teacher with an MLM head and more than one recursion")
-    if "output" not in loss_weights and "elastic" not in loss_weights:
-        refuse_flags(given, ["--temperature"],
-                     "there is neither an output nor an elastic loss")
+        if weight > 0 and name in possible:
+            loss_weights[name] = weight
+        elif weight > 0 and f"--{name}-weight" in given:
+            # With --teacher none check_flags has refused the flag. So there is a teacher.
+            raise ValueError(f"--{name}-weight: the teacher has no MLM head")
+    if args.elastic > 0 and "output" in possible and num_recursions > 1:
+        loss_weights["elastic"] = args.elastic
+    elif args.elastic > 0 and "--elastic" in given:
+        raise ValueError("--elastic: it needs a teacher with an MLM head and more than one "
+                         "recursion")
+    has_logits = "output" in loss_weights or "elastic" in loss_weights
+    if not has_logits and "--temperature" in given:
+        raise ValueError("--temperature: there is neither an output nor an elastic loss")
     if not loss_weights:
         raise ValueError("no loss is left: each has the weight 0 or is not possible with this "
                          "teacher")
@@ -1907,17 +1957,22 @@ def print_accuracy_after(accuracy_after):
 
 
 def seconds_of_a_step(distillation, device):
-    """Time a few passes forward and backward, which change nothing -> seconds of the fastest."""
+    """Time a few passes forward and backward, which change nothing -> seconds of the fastest.
+    FloatingPointError if a loss is not finite."""
     distillation.student.train()                         # as in the steps that follow
     fastest = math.inf
     for _ in range(4):                                   # the first ones are slower
         begin = time.perf_counter()
         for losses in distillation.losses_of_micro_batches(0):
-            sum(losses.values()).backward()
+            total = sum(losses.values())
+            total.backward()
         distillation.student.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize()
         fastest = min(fastest, time.perf_counter() - begin)
+    if not math.isfinite(total.item()):
+        described = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
+        raise FloatingPointError(f"the losses are not finite before the first step: {described}")
     return fastest
 
 

@@ -708,13 +708,21 @@ def test_corrections_that_start_at_zero_can_still_be_trained():
             assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("tie_decoder", [True, False])
-def test_a_head_starts_as_the_teachers_if_it_is_of_its_kind(tie_decoder):
-    teacher = noisy_model(TOY_TEACHER)
-    student = noisy_model(replace(STUDENT, tie_decoder=tie_decoder), seed=2)
+@pytest.mark.parametrize("student_is_tied", [True, False])
+@pytest.mark.parametrize("teacher_is_tied", [True, False])
+@pytest.mark.parametrize("teacher_is_factorised", [True, False])
+def test_a_head_starts_as_the_teachers(student_is_tied, teacher_is_tied, teacher_is_factorised):
+    shape = replace(TOY_TEACHER, tie_decoder=teacher_is_tied)
+    if teacher_is_factorised:
+        shape = replace(shape, embedding_size=16)
+    teacher = noisy_model(shape)
+    student = noisy_model(replace(STUDENT, tie_decoder=student_is_tied), seed=2)
     start_from_teacher(student, teacher, torch.randint(5, V, (32, T)))
-    for name, theirs in teacher.head.named_parameters():
-        assert torch.equal(student.head.get_parameter(name), theirs) is tie_decoder, name
+    for name in ("dense.weight", "dense.bias", "norm.weight", "norm.bias", "bias"):
+        assert torch.equal(student.head.get_parameter(name), teacher.head.get_parameter(name)), name
+    if not student_is_tied:
+        states = torch.randn(7, shape.hidden_size)
+        torch.testing.assert_close(student.predict(states), teacher.predict(states))
 
 
 @pytest.mark.parametrize("student_has_head, teacher_has_head", [(True, False), (False, True)])
@@ -1215,6 +1223,31 @@ def test_to_overwrite_removes_what_runs_wrote_and_nothing_else(toy, whole, tmp_p
     assert len(read_log(out)) == 1
 
 
+def test_a_student_that_is_nan_before_its_first_step_costs_no_old_run(
+        toy, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    teacher = load(toy / "teacher")
+    with torch.no_grad():
+        teacher.embeddings.norm.weight.fill_(3e38)
+    shutil.copytree(toy / "teacher", tmp_path / "teacher")
+    save(teacher, tmp_path / "teacher")
+    flags = distill_flags(toy, tmp_path / "run", "--overwrite", "--teacher", tmp_path / "teacher")
+    assert distill.main(flags) == 2
+    assert "the losses are not finite before the first step: mlm nan" in capsys.readouterr().err
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_line_that_cannot_be_printed_costs_no_checkpoint(toy, tmp_path, monkeypatch, capsys):
+    def broken_pipe(*args):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(distill, "show_progress", broken_pipe)
+    assert distill.main(distill_flags(toy, tmp_path / "run", "--log-every", 4)) == 2
+    assert "Broken pipe" in capsys.readouterr().err
+    _, metadata = read_safetensors(tmp_path / "run" / "training.safetensors")
+    assert metadata["step"] == "4"
+
+
 def test_a_state_that_is_not_finite_is_found_before_the_model_is_written(
         toy, whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "run")
@@ -1627,14 +1660,16 @@ def test_a_batch_with_fewer_masked_places_leaves_the_graph_as_it_is(monkeypatch)
     assert used == ["plain 1", "graph 2", "graph 2", "plain 3", "graph 2"]
 
 
-def test_each_of_two_processes_uses_the_graph_for_its_half(monkeypatch):
+def test_two_processes_use_the_graph_for_the_same_batches(monkeypatch):
+    """The number of masked places in the whole batch is a part of the graph, so a process does not
+    use it if a sequence of another process has fewer."""
     monkeypatch.setattr(torch, "compile", lambda function, options=None: options)
     batches = types.SimpleNamespace(batch_size=4, T=9, seed=0)
     distillation = distill.Distillation(
         MiniALBERT(STUDENT), None, batches, {"mlm": 1.0}, processes=Processes(0, 0, 2),
         compile_losses=True, cuda_graphs=True)
-    assert distillation.choose_function(2, 2) == {"triton.cudagraphs": True}
-    assert distillation.choose_function(2, 4) is None    # what torch.compile gave without options
+    assert distillation.choose_function(4) == {"triton.cudagraphs": True}
+    assert distillation.choose_function(3) is None       # what torch.compile gave without options
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc can do this")
