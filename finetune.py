@@ -132,8 +132,7 @@ class Feature(NamedTuple):
         labels          [position of the answer's first token, position of its last token], or
                         [0, 0] if this window does not have all of the answer
 
-    A label that is not known is nan. Only training reads the labels, and there all of them are
-    known (see check_trainable).
+    A label that is not known is nan. In training all of them are known (see check_trainable).
     """
     ids: np.ndarray         # (T,) token numbers
     num_before: int         # tokens before the text, or before the second text if there are two
@@ -142,6 +141,15 @@ class Feature(NamedTuple):
     stands_for: object      # for each position what part of the example it stands for: a list, in
                             # qa an array (positions, 2)
     labels: list
+    was_cut: bool = False   # whether the text, or one of the two, was too long and was cut
+
+
+class TokenisedExample(NamedTuple):
+    """The tokens of an example, which has one text or two. The last one is called its main text."""
+    prefix: list            # the token numbers before the main text: if there is one text, [CLS]
+                            # alone; if there are two, [CLS], the first text and [SEP]
+    first_was_cut: bool     # whether the first of two texts was too long and was cut
+    encoding: object        # the tokenizers library's Encoding of the main text, not yet cut
 
 
 def encode(task, examples, tokenizer):
@@ -154,29 +162,21 @@ def encode(task, examples, tokenizer):
     chunk_size = 1000                                    # examples that are tokenised together
     for begin in range(0, len(examples), chunk_size):
         chunk = examples[begin:begin + chunk_size]
-        prefixes, encodings = tokenise_examples(task, chunk, tokenizer)
-        for i, example in enumerate(chunk):
+        for i, tokenised in enumerate(tokenise_examples(task, chunk, tokenizer)):
+            example = chunk[i]
             example_number = begin + i
             if task.kind == "tagging":
-                yield from tagging_features(task, example_number, example, prefixes[i],
-                                            encodings[i], tokenizer, label_numbers)
+                yield from tagging_features(task, example_number, example, tokenised, tokenizer,
+                                            label_numbers)
             elif task.kind == "qa":
-                yield from answer_features(task, example_number, example, prefixes[i], encodings[i],
-                                           tokenizer)
+                yield from answer_features(task, example_number, example, tokenised, tokenizer)
             else:
-                yield text_feature(task, example_number, example, prefixes[i], encodings[i],
-                                   tokenizer, label_numbers)
+                yield text_feature(task, example_number, example, tokenised, tokenizer,
+                                   label_numbers)
 
 
 def tokenise_examples(task, examples, tokenizer):
-    """Tokenise examples -> (prefixes, encodings), two lists with one entry for each example.
-
-    An example has one text or two. Its last one is called the main text here.
-
-    prefix: the token numbers before the main text. If there is one text, this is [CLS] alone; if
-        there are two, it is [CLS], the first text, which may be truncated, and [SEP]
-    encoding: the tokenizers library's Encoding of the main text, not yet truncated
-    """
+    """Tokenise examples -> a list of TokenisedExamples. Of two texts the first one is cut here."""
     first_texts = []
     main_texts = []
     for example in examples:
@@ -188,24 +188,24 @@ def tokenise_examples(task, examples, tokenizer):
             main_texts.append(example.second_text)
     encodings = tokenizer.backend.encode_batch(
         main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
-    prefixes = []
+    tokenised = []
     for example, first_ids, encoding in zip(examples, tokenizer.encode(first_texts), encodings):
         if example.second_text is None:
             if task.pair:
                 raise ValueError(f"{example.text!r:.60}: this task has two texts, the example one")
-            prefixes.append([tokenizer.cls_id])
+            tokenised.append(TokenisedExample([tokenizer.cls_id], False, encoding))
             continue
         room = task.length - 3                           # [CLS] and two [SEP] take three places
         if task.kind == "qa":
             first_room = most_question_tokens(task)
         else:
-            # If not both texts fit, half of the room is kept for the second one, or less if it is
-            # shorter, and the first one gets the rest. If the first one is short, the second one
-            # gets more than half: text_feature gives it all that is left.
+            # Half of the room is kept for the second text, or less if it is shorter. If the first
+            # text does not need the rest, text_feature gives the second one all that is left.
             kept_for_second = min(len(encoding.ids), room // 2)
             first_room = room - kept_for_second
-        prefixes.append([tokenizer.cls_id] + first_ids[:first_room] + [tokenizer.sep_id])
-    return prefixes, encodings
+        prefix = [tokenizer.cls_id] + first_ids[:first_room] + [tokenizer.sep_id]
+        tokenised.append(TokenisedExample(prefix, len(first_ids) > first_room, encoding))
+    return tokenised
 
 
 def most_question_tokens(task):
@@ -219,17 +219,20 @@ def join_ids(prefix, window, tokenizer):
     return np.array(prefix + window + [tokenizer.sep_id], np.int32)
 
 
-def text_feature(task, example_number, example, prefix, encoding, tokenizer, label_numbers):
+def text_feature(task, example_number, example, tokenised, tokenizer, label_numbers):
     """Make the Feature for classification or regression: the head is read at [CLS]."""
+    prefix = tokenised.prefix
+    main_ids = tokenised.encoding.ids
     room = task.length - len(prefix) - 1                 # the 1 is for [SEP]
-    ids = join_ids(prefix, encoding.ids[:room], tokenizer)
+    ids = join_ids(prefix, main_ids[:room], tokenizer)
+    was_cut = tokenised.first_was_cut or len(main_ids) > room
     label = example.label
     if label is None:
         label = math.nan                                 # it is not known
     elif task.kind == "classification":
         label = label_numbers[label]
     return Feature(ids, len(prefix), example_number, positions=[0], stands_for=[0],
-                   labels=[label])
+                   labels=[label], was_cut=was_cut)
 
 
 def windows(num_tokens, room, overlap=0):
@@ -249,14 +252,16 @@ def windows(num_tokens, room, overlap=0):
     return found
 
 
-def tagging_features(task, example_number, example, prefix, encoding, tokenizer, label_numbers):
+def tagging_features(task, example_number, example, tokenised, tokenizer, label_numbers):
     """Yield the Features of a sentence to tag: the head is read at the first token of each word.
 
     If the tokenizer removes a word completely, it has no position here; decode_tags makes it O.
     """
-    word_of_token = encoding.word_ids                    # for each token the number of its word
+    prefix = tokenised.prefix
+    token_ids = tokenised.encoding.ids
+    word_of_token = tokenised.encoding.word_ids          # for each token the number of its word
     room = task.length - len(prefix) - 1                 # the 1 is for [SEP]
-    for begin, end in windows(len(word_of_token), room):
+    for begin, end in windows(len(token_ids), room):
         positions = []
         word_numbers = []                                # in the sentence
         labels = []
@@ -272,19 +277,20 @@ def tagging_features(task, example_number, example, prefix, encoding, tokenizer,
             else:
                 tag = example.label[word]
                 labels.append(label_numbers[tag])
-        ids = join_ids(prefix, encoding.ids[begin:end], tokenizer)
+        ids = join_ids(prefix, token_ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), example_number, positions, word_numbers, labels)
 
 
-def answer_features(task, example_number, example, prefix, encoding, tokenizer):
+def answer_features(task, example_number, example, tokenised, tokenizer):
     """Yield the Features of a question: windows of its context, which overlap."""
-    word_of_token = encoding.word_ids
-    num_tokens = len(word_of_token)
-    span_of_word = spans_of_words(word_of_token, encoding.offsets)
-    answer_tokens = tokens_of_answer(example, encoding.offsets)
+    prefix = tokenised.prefix
+    token_ids = tokenised.encoding.ids
+    word_of_token = tokenised.encoding.word_ids
+    span_of_word = spans_of_words(word_of_token, tokenised.encoding.offsets)
+    answer_tokens = tokens_of_answer(example, tokenised.encoding.offsets)
     room = task.length - len(prefix) - 1
     overlap = min(task.stride, room // 2)                # windows advance by at least half
-    for begin, end in windows(num_tokens, room, overlap):
+    for begin, end in windows(len(token_ids), room, overlap):
         # An answer that is predicted has whole words. So each token stands for the characters of
         # its word: "play" and "##ing" both stand for those of "playing".
         spans = [span_of_word[word_of_token[token]] for token in range(begin, end)]
@@ -299,8 +305,9 @@ def answer_features(task, example_number, example, prefix, encoding, tokenizer):
             last_token = answer_tokens[-1]
             if begin <= first_token and last_token < end:          # all of it is in this window
                 labels = [positions[first_token - begin], positions[last_token - begin]]
-        ids = join_ids(prefix, encoding.ids[begin:end], tokenizer)
-        yield Feature(ids, len(prefix), example_number, positions, stands_for, labels)
+        ids = join_ids(prefix, token_ids[begin:end], tokenizer)
+        yield Feature(ids, len(prefix), example_number, positions, stands_for, labels,
+                      was_cut=tokenised.first_was_cut)
 
 
 def spans_of_words(word_of_token, offsets):
@@ -698,15 +705,20 @@ def decode_answers(task, examples, features, logits, longest=30):
         first, last = np.unravel_index(scores.argmax(), scores.shape)
         if scores[first, last] > best_score[i]:
             best_score[i] = scores[first, last]
-            context = examples[i].second_text
-            first_character = feature.stands_for[first][0]
-            end_character = skip_accents(context, feature.stands_for[last][1])
-            best_text[i] = context[first_character:end_character]
+            best_text[i] = text_between(examples[i].second_text, feature, first, last)
     if task.unanswerable:
         for i in range(len(examples)):
             if no_answer_score[i] > best_score[i]:
                 best_text[i] = ""
     return best_text
+
+
+def text_between(context, feature, first, last):
+    """Return the text of the context from one of a Feature's tokens to another, which are counted
+    from its first position: whole words, with their accents."""
+    begin = feature.stands_for[first][0]
+    end = skip_accents(context, feature.stands_for[last][1])
+    return context[begin:end]
 
 
 def skip_accents(text, end):
@@ -772,7 +784,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
         random: of the saved encoder only the shape is used; its weights are random
     dropout: the probability of dropout in the training
     sample: (ids, mask, segments), three arrays (B, T), to which new adapters are fitted; it is
-        needed only with the mode adapters
+        needed only where adapters are added
     recursions: the number of recursions to use, counted from the first; None: all
     """
     check_mode(mode)
@@ -962,8 +974,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
         hidden_weight=tuning.hidden_weight, micro_batch_size=args.micro_batch_size,
         processes=tuning.processes, bf16=tuning.bf16)
     options = options_of_run(tuning, task_loss, mode, seed, lr)
-    # tuning.settings describes the whole command: there "lr" may be a list of several rates, and
-    # "steps" may be None. What this run has in their place is put there.
+    # tuning.settings has the flags of the whole command: its "lr" may be several rates, and its
+    # "steps" may be None. Here the values of this run take their place.
     settings = dict(tuning.settings)
     settings.update(resume_settings(options, args.batch_size, args.dropout, tuning.bf16))
     settings["hidden_weight"] = tuning.hidden_weight
@@ -1051,8 +1063,8 @@ def distinct_predictions(result):
 
 
 def save_nothing():
-    """Do nothing where train() would save a model: run_mode() saves that of the first seed at the
-    end."""
+    """Do nothing where train() would save a model: after the run run_mode() saves it, if it is that
+    of the first mode and the first seed."""
 
 
 def hash_examples(examples):
@@ -1069,6 +1081,7 @@ def best_rate(tuning, examples, mode, seed, rates):
     out for this purpose; the dev set is not used. The models are dropped: run_mode() trains again,
     on the whole training set."""
     held_out, rest = hold_out_a_tenth(examples, by_context=tuning.task.kind == "qa")
+    # It is called dev only because fine_tune() measures the split of this name.
     splits = encode_splits(tuning.task, {"dev": held_out, "train": rest}, tuning.tokenizer)
     score_of_rate = {}
     for lr in rates:
@@ -1322,6 +1335,9 @@ def run(args):
         # best_rate holds out a tenth later. If that cannot be done, the ValueError comes now.
         hold_out_a_tenth(datasets["train"], by_context=kind == "qa", remedy="give one --lr")
     check_segments(model_path, config, task)
+    saved_task = load_task(model_path)
+    if saved_task is not None:
+        print(f"{model_path} was fine-tuned for {saved_task.name} already; its head is trained on")
     teacher = load_teacher(args.distill_from, task, tokenizer)
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.mode, teacher, config)
     teacher_shape = None
@@ -1364,7 +1380,7 @@ def run_modes(tuning, datasets, modes, config):
     splits = encode_splits(task, datasets, tokenizer)
     check_language(splits["train"].features, tokenizer, tuning.model_path)
     check_characters(datasets["train"], tokenizer)
-    print_cut(task, splits, tokenizer)
+    print_cut(task, splits)
     check_trainable(splits["train"].features)
     if task.kind == "qa":
         print_lost_answers(splits["train"])
@@ -1404,9 +1420,9 @@ def fingerprints_of_saved(path, task, recursions):
     """Load a model for a task and compute hashes of its encoder and its saved head, beside the
     encoder's shape: {name: hash or shape}.
 
-    By them --resume sees whether the model is still the same. The model is loaded as it was saved,
-    without new adapters, and a new head is not hashed. Each run makes these again, and another
-    processor may round them differently. ValueError if the model cannot be loaded for this task.
+    By them --resume sees whether the model is still the same. New adapters and a new head are not
+    hashed: a resumed run makes them anew, and on another processor their last digits may differ.
+    ValueError if the model cannot be loaded for this task.
     """
     model, _ = load_classifier(path, task, recursions=recursions)
     fingerprints = {"encoder": fingerprint(model.encoder), "shape": vars(model.encoder.config),
@@ -1440,23 +1456,26 @@ def print_task(task, datasets):
     print(f"{task.name}: {task.kind}; {sizes}; labels {label_names}", flush=True)
 
 
-def print_cut(task, splits, tokenizer):
+def print_cut(task, splits):
     """Print for each Split how many of its texts were cut."""
     for name, split in splits.items():
         set_name = f"{name} set"
         if name == "train":
             set_name = "training set"
-        message = describe_cut(task, split, tokenizer, f"of the {set_name} ")
+        message = describe_cut(task, split, f"of the {set_name} ")
         if message != "":
             print(message, flush=True)
 
 
-def describe_cut(task, split, tokenizer, of_what=""):
-    """Say how many texts of a Split were cut: a sentence, or "" if there is none.
+def describe_cut(task, split, of_what=""):
+    """Say how many texts of a Split, or pairs of texts, were cut: a sentence, or "" if none was.
+    Long contexts, and long texts to tag, are not cut but read in windows. In qa the questions that
+    were cut are counted.
 
     of_what: what the texts belong to, for the sentence
     """
-    num_cut = count_cut(task, split, tokenizer)
+    cut_examples = {feature.example_number for feature in split.features if feature.was_cut}
+    num_cut = len(cut_examples)
     if num_cut == 0:
         return ""
     if task.kind == "qa":
@@ -1468,50 +1487,33 @@ def describe_cut(task, split, tokenizer, of_what=""):
 
 
 def print_lost_answers(split):
-    """Print how many answers of a Split of qa cannot be learned, because no window has all of the
-    answer: it has too many tokens, or none."""
+    """Print how many answers of a Split of qa cannot be learned as they are. Either no window has
+    all of the answer, because it has too many tokens, or none. Or the answer begins or ends amid a
+    word, and a model predicts whole words."""
     learned = set()                                      # numbers of questions
+    amid_a_word = set()
     for feature in split.features:
-        if feature.labels != [0, 0]:                     # this window has all of the answer
-            learned.add(feature.example_number)
+        if feature.labels == [0, 0]:                     # this window does not have all of it
+            continue
+        learned.add(feature.example_number)
+        example = split.examples[feature.example_number]
+        first, last = [position - feature.positions[0] for position in feature.labels]
+        whole_words = text_between(example.second_text, feature, first, last)
+        _, answer = example.label[0]
+        if whole_words != answer.strip():
+            amid_a_word.add(feature.example_number)
     num_lost = 0
     for question_number, example in enumerate(split.examples):
         has_answer = len(example.label) > 0
         if has_answer and question_number not in learned:
             num_lost += 1
+    num_questions = len(split.examples)
     if num_lost > 0:
-        print(f"{num_lost:,} of {len(split.examples):,} questions to train on have an answer that "
-              "no window has whole: they are learned as questions without an answer", flush=True)
-
-
-def count_cut(task, split, tokenizer):
-    """Count the examples of a Split whose text, or pair of texts, was cut to task.length tokens.
-
-    Long contexts, and long texts to tag, are not cut but read in windows. In qa the questions that
-    were cut are counted.
-    """
-    if task.kind == "tagging":
-        return 0
-    if task.kind == "qa":
-        most = most_question_tokens(task)
-        # Only a question that fills its room may have been longer. [CLS] and [SEP] are around it.
-        full_questions = {feature.example_number for feature in split.features
-                          if feature.num_before == most + 2}
-        encodings = tokenizer.encode([split.examples[i].text for i in full_questions])
-        return sum(1 for ids in encodings if len(ids) > most)
-    # Only an example that fills a whole sequence may have been longer.
-    full_examples = []
-    for example, feature in zip(split.examples, split.features):
-        if len(feature.ids) == task.length:
-            full_examples.append(example)
-    num_tokens = []                                      # of each, with [CLS] and [SEP]
-    for ids in tokenizer.encode([example.text for example in full_examples]):
-        num_tokens.append(len(ids) + 2)
-    if task.pair:
-        second_texts = [example.second_text for example in full_examples]
-        for i, ids in enumerate(tokenizer.encode(second_texts)):
-            num_tokens[i] += len(ids) + 1                # with another [SEP]
-    return sum(1 for number in num_tokens if number > task.length)
+        print(f"{num_lost:,} of {num_questions:,} questions to train on have an answer that no "
+              "window has whole: they are learned as questions without an answer", flush=True)
+    if amid_a_word:
+        print(f"{len(amid_a_word):,} of {num_questions:,} questions to train on have an answer "
+              "that begins or ends amid a word: the whole word is learned", flush=True)
 
 
 def run_mode(tuning, splits, mode, rates, saves_model):
@@ -1546,7 +1548,7 @@ def run_mode(tuning, splits, mode, rates, saves_model):
 def remove_old_predictions(out, task, results):
     """Remove the predictions of a test set for which there are no results {name of a split: ...}.
 
-    A call may resume one that had a test set, and have none itself. Then they would stay.
+    They would stay if a run that was started with --test is resumed without it.
     """
     test_names = ["test"]
     if task.name == "mnli":
@@ -1586,8 +1588,8 @@ def default_rate(mode, task_name, config, learns_hidden=False):
     """Return the learning rate for a mode and a model with this Config.
 
     task_name: the name in --task, or None without --task
-    learns_hidden: whether there is a hidden loss; for corrections and whole models a higher rate is
-        better then (EXPERIMENTS.md)
+    learns_hidden: whether there is a hidden loss; with a --task a higher rate is better then for
+        corrections and whole models (EXPERIMENTS.md)
 
     For a model as wide as bert-base the rates are these; a narrower one needs a higher rate:
 
@@ -1809,7 +1811,7 @@ def run_evaluation(args, given, device):
     splits = encode_splits(task, datasets, tokenizer)
     for split in splits.values():
         warn_of_unknown(split, tokenizer)
-    print_cut(task, splits, tokenizer)
+    print_cut(task, splits)
     results = evaluate_splits(model, task, splits, bf16)
     for name, result in results.items():
         if not result.scores:
@@ -1849,7 +1851,7 @@ def predict(args, device):
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     split = make_split(task, examples, tokenizer)
     warn_of_unknown(split, tokenizer)
-    warn_of_cut(task, split, tokenizer)
+    warn_of_cut(task, split)
     result = evaluate_split(model, task, split, bf16)
     described = {}                                       # {location: the text to be printed}
     for example, (prediction, probabilities) in zip(examples, result.predictions):
@@ -1875,9 +1877,9 @@ def warn_of_unknown(split, tokenizer):
               "of another language", file=sys.stderr)
 
 
-def warn_of_cut(task, split, tokenizer):
+def warn_of_cut(task, split):
     """Print a warning if texts of a Split that is to be predicted were cut."""
-    message = describe_cut(task, split, tokenizer)
+    message = describe_cut(task, split)
     if message != "":
         print(f"warning: {message} (--length is that of the training)", file=sys.stderr)
 
@@ -1930,14 +1932,14 @@ def write_answers(args, model, task, tokenizer, bf16):
     examples = read_squad(args.predict, needs_answers=False)
     split = make_split(task, examples, tokenizer)
     warn_of_unknown(split, tokenizer)
-    warn_of_cut(task, split, tokenizer)
+    warn_of_cut(task, split)
     result = evaluate_split(model, task, split, bf16)
     answers = {example.id: answer for example, (answer, _) in zip(examples, result.predictions)}
     with replace_file(out, shared=True) as file:
         file.write(json.dumps(answers).encode())
     scores = describe_scores(result.scores)
     if scores == "":
-        scores = "some questions have no field \"answers\", so there is no score"
+        scores = "some answers are not known, so there is no score"
     print(f"{out}: {len(answers):,} answers; {scores}")
 
 

@@ -42,10 +42,10 @@ class Example(NamedTuple):
     label: object           # classification: a name; regression: a number; tagging: a list with a
                             # tag for each word; qa: a list of answers, each (index of its first
                             # character in the context, text); None: it is not known
-    id: str                 # qa: the question's id; otherwise the number of the example in all
-                            # files of the split, from 0; in the task "code" the number of its line,
-                            # from 0
-    location: str           # "file:line", in qa the file alone; for messages
+    id: str                 # qa: the question's id; otherwise the number of the example in the
+                            # files from which its split was read, from 0; in the task "code" the
+                            # number of its line, from 0
+    location: str           # for messages: "file:line", in qa the file and the question's id
 
 
 @dataclass
@@ -150,8 +150,9 @@ METRICS = {                 # of tasks outside GLUE, by their kind
 def score(task, examples, guesses):
     """Score guesses by the task's metrics -> {metric: value}; {} if a label is unknown.
 
-    A value is a fraction from 0 to 1, a correlation from -1 to 1. FloatingPointError if a value is
-    not finite. ValueError if the task, which may come from a file, has a metric of another kind.
+    A value is a fraction from 0 to 1, a correlation from -1 to 1. FloatingPointError if a number
+    that was predicted is not finite. ValueError if the task, which may come from a file, has a
+    metric of another kind.
     """
     gold = [example.label for example in examples]
     if len(gold) != len(guesses):
@@ -689,7 +690,8 @@ def iob2(tags):
 def read_squad(path, needs_answers=True):
     """Read Examples from a file of SQuAD v1.1 or v2.0.
 
-    needs_answers: False allows questions without the field "answers"; their label is None
+    needs_answers: False allows questions whose answers are not known, because there is no field
+        "answers", or because it is empty and is_impossible is false; their label is None
     """
     text = "\n".join(line for _, line in lines_of(path))
     examples = []
@@ -725,11 +727,14 @@ def squad_example(path, question, context, needs_answers):
     else:
         answers = answers_of(question, question_id, context)
         # Without is_impossible, as in SQuAD v1.1, an empty list of answers means that the question
-        # has no answer. If is_impossible is false, there must be one.
-        if needs_answers and not answers and is_impossible is False:
-            raise ValueError(f"question {question_id!r:.60} has no answer, but is_impossible is "
-                             "false")
-    return Example(field_of(question, "question", str), context, answers, question_id, path)
+        # has no answer. If is_impossible is false, there must be one, but it may be kept secret.
+        if not answers and is_impossible is False:
+            if needs_answers:
+                raise ValueError(f"question {question_id!r:.60} has no answer, but is_impossible "
+                                 "is false")
+            answers = None
+    location = f"{path}, question {question_id!r:.60}"
+    return Example(field_of(question, "question", str), context, answers, question_id, location)
 
 
 def answers_of(question, question_id, context):
@@ -949,10 +954,10 @@ def read_own_files(kind, files, text_columns, label_column):
                 examples += read_table(path, text_columns, label_column,
                                        numeric=kind == "regression")
         # Predictions are written with the ids of the questions, so an id must not occur twice in a
-        # split. read_squad has looked at each file alone. Training questions are only predicted if
-        # some of them become the dev set, because there is none.
-        may_be_predicted = split_name != "train" or "dev" not in files
-        if kind == "qa" and may_be_predicted:
+        # split. read_squad has looked at each file alone. The ids of training questions matter only
+        # if there is no --dev, because then some of these questions become the dev set.
+        is_written = split_name != "train" or "dev" not in files
+        if kind == "qa" and is_written:
             check_ids(", ".join(paths), examples)
         if kind != "qa":
             # Each file has numbered its examples from 0. Here those of all files of the split are
@@ -967,7 +972,8 @@ def hold_out_a_tenth(examples, by_context=False, remedy="give --dev FILE"):
     """Split examples -> (a tenth of them, the rest).
 
     They are ordered by a hash of their texts, so the split is the same on every machine and does
-    not depend on the order in the file. The rest keeps at least one example of every label.
+    not depend on the order in the file. The rest keeps at least one example of every label. If
+    therefore less than half of a tenth can be held out, a line on standard error says so.
     by_context: order them by a hash of their second text alone. So all questions about a context
         are neighbours and come into the same part. Only the context at the border between the
         parts may have questions in both.
@@ -980,8 +986,8 @@ def hold_out_a_tenth(examples, by_context=False, remedy="give --dev FILE"):
         else:
             to_hash = (example.text, example.second_text)
         text_hash = zlib.crc32(repr(to_hash).encode())
-        # With by_context all questions about a context have the same hash. They are ordered by the
-        # second part of the key, the question and its label, and not by their order in the file.
+        # With by_context all questions about a context have the same hash. The second part of the
+        # key, the question and its label, puts them in an order of their own.
         return text_hash, repr((example.text, example.label))
 
     if len(examples) < 2:
@@ -1007,6 +1013,9 @@ def hold_out_a_tenth(examples, by_context=False, remedy="give --dev FILE"):
     if not held_out:
         raise ValueError(f"{examples[0].location}: no example can be held out, because each has a "
                          f"label that no other example has; {remedy}")
+    if len(held_out) < wanted / 2:
+        print(f"warning: only {len(held_out)} of {len(examples)} examples can be held out, because "
+              "most have a label that no other example has", file=sys.stderr)
     return held_out, rest
 
 

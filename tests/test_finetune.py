@@ -1072,7 +1072,8 @@ def test_texts_that_were_cut_are_counted(texts, is_cut, tokenizer):
     short = make_text_example("good", 1.0, "bad" if pair else None)
     examples = [short, make_text_example(first, 1.0, second), short]
     split = finetune.Split(examples, list(encode(task, examples, tokenizer)))
-    assert finetune.count_cut(task, split, tokenizer) == int(is_cut)
+    said = finetune.describe_cut(task, split)
+    assert said.startswith("1 of 3 texts") if is_cut else said == ""
 
 
 def test_texts_without_any_word_are_refused(tokenizer):
@@ -1263,7 +1264,7 @@ def check_answers_to_a_file(folder, capsys, expected):
     content = json.dumps({"data": [{"paragraphs": [{"context": context, "qas": questions}]}]})
     hidden = write_file(folder / "hidden.json", content)
     printed = run(capsys, *flags[:3], hidden, "--out", folder / "more.json").out
-    words = "more.json: 2 answers; some questions have no field \"answers\", so there is no score"
+    words = "more.json: 2 answers; some answers are not known, so there is no score"
     assert words in printed
     assert read_json(folder / "more.json") == expected
     error = fail(capsys, *flags[:4], "--out", folder / "none/answers.json", "--overwrite")
@@ -2269,6 +2270,25 @@ def test_it_is_said_how_many_answers_are_lost(tmp_path, model, capsys):
     message = "1 of 3 questions to train on have an answer that no window has whole"
     assert message in run(capsys, *flags, "--length", 8).out
     assert "no window has" not in run(capsys, *flags, "--overwrite").out
+
+
+def test_it_is_said_how_many_answers_end_amid_a_word(tmp_path, model, capsys):
+    message = "1 of 3 questions to train on have an answer that begins or ends amid a word"
+    for place, is_said in (("pari", True), ("paris", False), ("aris", True), ("in paris,", False)):
+        squad = make_squad([("who", ["john"]), ("where", [place]), ("-", [])])
+        questions = write_file(tmp_path / "a.json", squad)
+        out = run(capsys, "--model", model, "--task", "qa", "--train", questions, "--dev",
+                  questions, "--steps", 1, "--out", tmp_path / "o", "--overwrite").out
+        assert (message in out) is is_said, place
+
+
+def test_it_is_said_that_a_head_is_trained_on(tmp_path, tokenizer, capsys):
+    table = write_file(tmp_path / "t.tsv", "text\tlabel\ngood film\t1\nbad film\t0\n")
+    task = make_task_of_kind("classification", ["0", "1"])
+    save_classifier(str(tmp_path / "m"), make_classifier(tokenizer, task), task, tokenizer)
+    out = run(capsys, "--model", tmp_path / "m", "--task", "classification", "--train", table,
+              "--dev", table, "--steps", 1, "--out", tmp_path / "o").out
+    assert f"{tmp_path}/m was fine-tuned for classification already; its head is trained on" in out
 
 
 def test_predictions_of_an_earlier_test_set_do_not_stay(tmp_path, model, capsys):

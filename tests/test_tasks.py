@@ -719,8 +719,8 @@ def test_squad_files_give_questions_with_all_their_answers(tmp_path):
     path = write_file(tmp_path / "a.json", make_squad(questions, context))
     first, second = read_squad(path)
     answers = [(context.index("paris"), "paris"), (context.index("in paris"), "in paris")]
-    assert first == ("where is john", context, answers, "q0", path)
-    assert second == ("who is red", context, [], "q1", path)
+    assert first == ("where is john", context, answers, "q0", f"{path}, question 'q0'")
+    assert second == ("who is red", context, [], "q1", f"{path}, question 'q1'")
 
 
 def test_the_answers_of_an_impossible_question_are_not_read(tmp_path):
@@ -754,7 +754,8 @@ def test_a_question_that_is_not_impossible_needs_an_answer(tmp_path):
     path = write_file(tmp_path / "a.json", json.dumps(content))
     with pytest.raises(ValueError, match="question 'q0' has no answer, but is_impossible is false"):
         read_squad(path)
-    assert read_squad(path, needs_answers=False)[0].label == []
+    # Where no answers are needed, this is a question of a hidden test set.
+    assert read_squad(path, needs_answers=False)[0].label is None
 
 
 def test_answers_may_be_missing_only_where_none_are_needed(tmp_path):
@@ -1100,6 +1101,17 @@ def test_a_label_that_occurs_once_stays_in_the_rest(kind, seed):
 def test_where_each_label_occurs_once_nothing_can_be_held_out():
     with pytest.raises(ValueError, match="^f:1: no example can be held out, .*; give --dev FILE$"):
         hold_out_a_tenth([text_example("a", "x", location="f:1"), text_example("b", "y")])
+
+
+@pytest.mark.parametrize("num_rare, num_held_out, is_warned", [(90, 10, False), (98, 1, True)])
+def test_it_is_said_if_few_examples_can_be_held_out(num_rare, num_held_out, is_warned, capsys):
+    labels = [f"rare {i}" for i in range(num_rare)] + ["common"] * (100 - num_rare)
+    if not is_warned:
+        labels += ["common"]
+    tenth, _ = hold_out_a_tenth([text_example(str(i), label) for i, label in enumerate(labels)])
+    assert len(tenth) == num_held_out
+    warning = "warning: only 1 of 100 examples can be held out"
+    assert (warning in capsys.readouterr().err) is is_warned
 
 
 @pytest.mark.parametrize("labels", [[1.0, 2.0, 3.0], [[(0, "a")], [(1, "b")], [(3, "c")]]])
