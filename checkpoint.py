@@ -281,17 +281,18 @@ def load(path, recursions=None):
     config = replace(config, tie_decoder=decoder_name not in tensors)
     with torch.device("meta"):      # this takes no memory and draws no random numbers
         model = MiniALBERT(config, head=has_head)
-    file_names = {name: name_in_file(layout, name) for name in model.state_dict()}
     shapes = {}                     # {name in the file: shape}
     for name, parameter in model.state_dict().items():
-        shapes[file_names[name]] = list(parameter.shape)
+        shapes[name_in_file(layout, name)] = list(parameter.shape)
     check_tensors(path, shapes, tensors)                 # none is missing and none is unknown
     for file_name in shapes:
         # A copy does not depend on the file, which may change while it is mapped into memory.
         tensors[file_name] = tensors[file_name].to(torch.float32, copy=True)
     # This is checked after the conversion, because a huge float64 becomes inf in float32.
     check_finite(path, tensors)
-    weights = {name: tensors[file_name] for name, file_name in file_names.items()}
+    weights = {}                    # {our name: tensor}
+    for name in model.state_dict():
+        weights[name] = tensors[name_in_file(layout, name)]
     # The model's own tensors hold no data. assign=True replaces them by the loaded weights.
     model.load_state_dict(weights, assign=True)
     if recursions is not None:

@@ -724,9 +724,12 @@ def mark_held_out(lines):
     num_characters = 0                                   # of these
     held_out = None                                      # None: it is not decided yet
     for line in lines:
+        is_between_documents = line == "" and held_out is None and not beginning
+        if is_between_documents:
+            continue
         if held_out is not None:                         # amid a document
             yield line, held_out
-        elif line != "" or beginning:
+        else:
             beginning.append(line)
             num_characters += len(line)
             if line == "" or num_characters >= DECIDING_CHARACTERS:

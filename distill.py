@@ -461,20 +461,25 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     student_embeddings.position.weight.copy_(teacher_embeddings.position.weight @ basis)
     student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
 
-    # Fit the projection. Each table of the student is now the teacher's table times basis. So in
-    # the student word + position + segment is vectors @ basis, and the LayerNorm of this is the
-    # input of the projection. Its output should be near to that of the teacher's Embeddings.
+    # Each table of the student is now the teacher's table times basis. So in the student
+    # word + position + segment is vectors @ basis, and the LayerNorm of this is the input of the
+    # projection. Its output should be near to that of the teacher's Embeddings.
     narrow = student_embeddings.norm(vectors @ basis)    # (N, E), the input
     wanted = teacher_embeddings(ids).flatten(0, 1)       # (N, C), the output
+    fit_linear(student_embeddings.project, narrow, wanted)
+
+
+def fit_linear(linear, inputs, wanted):
+    """Fit a linear layer by least squares: inputs (N, E) shall give outputs near to wanted (N, C).
+    All are on the CPU, as both models are when a student starts."""
     # lstsq fits a matrix but no bias. So the input gets one more column, in which each number is 1.
     # The row of the solution that belongs to this column is the bias.
-    narrow_and_one = F.pad(narrow, (0, 1), value=1.0)    # (N, E + 1)
-    # The driver gelsd also allows columns that depend on each other linearly. Here they do: a fresh
-    # LayerNorm makes the numbers of each row sum to 0. gelsd exists on the CPU alone, where both
-    # models still are.
-    solution = torch.linalg.lstsq(narrow_and_one, wanted, driver="gelsd").solution    # (E + 1, C)
-    student_embeddings.project.weight.copy_(solution[:-1].T)                  # nn.Linear: (C, E)
-    student_embeddings.project.bias.copy_(solution[-1])
+    inputs_and_one = F.pad(inputs, (0, 1), value=1.0)    # (N, E + 1)
+    # The driver gelsd, which exists on the CPU alone, also allows columns that depend on each other
+    # linearly. Those of a fresh LayerNorm do, because it makes the numbers of each row sum to 0.
+    solution = torch.linalg.lstsq(inputs_and_one, wanted, driver="gelsd").solution    # (E + 1, C)
+    linear.weight.copy_(solution[:-1].T)                 # nn.Linear has the shape (C, E)
+    linear.bias.copy_(solution[-1])
 
 
 def start_layers(student, teacher):
@@ -1841,17 +1846,28 @@ def student_config(args, teacher, vocab_size):
     for name in SHAPE_FLAGS:
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
-    # Recursions that share a layer would all compute the same. So by default each gets some
-    # parameters of its own: adapters with --recipe paper, corrections in the other recipes. If
-    # --adapter-size is given, even as 0, nothing is added here.
-    shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
-    if shares_layers and args.adapter_size is None:
-        if args.recipe == "paper":
-            if shape["correction_rank"] == 0:
-                shape["adapter_size"] = max(1, C // 16)
-        elif args.correction_rank is None:               # --correction-rank 0 means: none
-            shape["correction_rank"] = max(1, min(C // 8, shape["intermediate_size"]))
+    shape |= default_own_parts(args, shape)
     return Config(**shape)
+
+
+def default_own_parts(args, shape):
+    """Choose what each recursion gets of its own by default: the entries of a Config.
+
+    Recursions that share a layer would otherwise all compute the same. They get adapters with
+    --recipe paper, corrections in the other recipes. If a flag gives them adapters or corrections,
+    or says 0 to both or to adapters alone, nothing is added.
+    """
+    C = shape["hidden_size"]
+    shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
+    if not shares_layers or args.adapter_size is not None:
+        return {}
+    if args.recipe == "paper":
+        if shape["correction_rank"] > 0:
+            return {}
+        return {"adapter_size": max(1, C // 16)}
+    if args.correction_rank is not None:                 # 0, too, means: none
+        return {}
+    return {"correction_rank": max(1, min(C // 8, shape["intermediate_size"]))}
 
 
 def check_models(args, teacher, student, tokenizer, loss_weights):

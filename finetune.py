@@ -474,14 +474,10 @@ class TaskLoss:
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            # rows: the rows of this micro-batch
-            # is_counted: True at its real tokens, over which the hidden loss is summed
-            # is_labelled: True where it has a label; over the labels the other losses are summed
-            if begin < len(ids):
-                rows = slice(begin, end)
-                is_counted = mask[rows]
-                is_labelled = ~np.isnan(labels[rows])
-            else:
+            rows = slice(begin, end)
+            is_counted = mask[rows]                      # the tokens of the hidden loss
+            is_labelled = ~np.isnan(labels[rows])        # the places of the other losses
+            if begin >= len(ids):
                 # The batch is too short for this micro-batch. But the gradients of all processes
                 # are summed, so every process must compute one. This one takes row 0 and counts
                 # nothing of it: all losses and their gradients are 0.
@@ -578,14 +574,9 @@ def fit_adapters_to_identity(encoder, ids, mask, segments):
         states = x[mask]                                 # (N, C), the N real tokens
         # The adapter's LayerNorm, but with weight 1 and bias 0 -> (N, C).
         normalised = F.layer_norm(states, states.shape[1:], eps=adapter.norm.eps)
-        # In each channel, weight * normalised + bias is a straight line. The line that is nearest
-        # to the states, by least squares, has this weight: the covariance of normalised and states
-        # divided by the variance of normalised.
-        deviation = normalised - normalised.mean(0)
-        covariance = (deviation * (states - states.mean(0))).mean(0)          # (C,)
-        weight = covariance / normalised.var(0, correction=0)
+        weight, bias = nearest_lines(normalised, states)
         adapter.norm.weight.copy_(weight)
-        adapter.norm.bias.copy_(states.mean(0) - weight * normalised.mean(0))
+        adapter.norm.bias.copy_(bias)
 
     hooks = []
     for adapter in list(encoder.attention_adapters) + list(encoder.feed_forward_adapters):
@@ -594,6 +585,18 @@ def fit_adapters_to_identity(encoder, ids, mask, segments):
     encoder(ids, mask, segments)
     for hook in hooks:
         hook.remove()
+
+
+def nearest_lines(x, y):
+    """Fit a straight line in each channel by least squares -> weight (C,), bias (C,), such that
+    weight * x + bias is close to y. x and y: (N, C)
+
+    The weight is the covariance of x and y divided by the variance of x.
+    """
+    covariance = ((x - x.mean(0)) * (y - y.mean(0))).mean(0)                  # (C,)
+    weight = covariance / x.var(0, correction=0)
+    bias = y.mean(0) - weight * x.mean(0)
+    return weight, bias
 
 
 # ---- Predictions ------------------------------------------------------------------------

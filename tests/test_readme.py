@@ -155,17 +155,32 @@ def test_the_first_block_in_python_prints_the_words_predicted(monkeypatch, capsy
     assert attention_map.sum(1).tolist() == pytest.approx([1.0] * T, abs=1e-5)
 
 
-def test_the_second_block_in_python_writes_a_model_for_transformers(monkeypatch, tmp_path):
+def test_the_second_block_in_python_distils(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(ROOT)
+    text = tmp_path / "a.txt"
+    text.write_text("The function returns a new tensor with the same shape.\n\n" * 500)
+    block = blocks_in_python()[1]
+    changed = block.replace("open_corpus(None, tokenizer)", f"open_corpus({str(text)!r}, tokenizer"
+                            f", {str(tmp_path)!r})").replace("range(200)", "range(4)")
+    assert len(changed) > len(block)
+    exec(changed, {})
+    steps = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [step for step, _ in steps] == ["0", "1", "2", "3"]
+    losses = [float(loss) for _, loss in steps]
+    assert losses[3] < losses[0]
+
+
+def test_the_third_block_in_python_writes_a_model_for_transformers(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(os.path.join(ROOT, "assets", "teacher"), tmp_path / "out" / "student")
     save(random_model(**KINDS["corrections"]), tmp_path / "out" / "student")
-    exec(blocks_in_python()[1], {})
+    exec(blocks_in_python()[2], {})
     assert sorted(os.listdir("out/albert")) == sorted(os.listdir("out/student"))
     config = read_json("out/albert/config.json")
     assert config["model_type"] == "albert"
 
 
-def test_the_third_block_in_python_prints_a_label_for_each_text(monkeypatch, tmp_path, capsys):
+def test_the_fourth_block_in_python_prints_a_label_for_each_text(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     table = tmp_path / "train.csv"
     table.write_text("text,label\nfine,1\ndull,0\nlovely,1\ndreary,0\n", encoding="utf-8")
@@ -173,8 +188,8 @@ def test_the_third_block_in_python_prints_a_label_for_each_text(monkeypatch, tmp
     finetune.main(["--model", teacher, "--task", "classification", "--train", str(table),
                    "--dev", str(table), "--steps", "1", "--out", "out/sst2"])
     capsys.readouterr()
-    exec(blocks_in_python()[2], {})
-    assert len(blocks_in_python()) == 3
+    exec(blocks_in_python()[3], {})
+    assert len(blocks_in_python()) == 4
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     for line in lines:
