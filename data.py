@@ -191,7 +191,7 @@ class Tokenizer:
 
     Its files say whether it is cased. If there is only a vocab.txt, and no tokenizer_config.json
     says it (as for BioBERT), it is cased if its vocabulary has capital letters, A to Z. ValueError
-    names a file that is not a tokenizer, or that contradicts another one.
+    names a file that is not a tokenizer.
     """
 
     def __init__(self, path):
@@ -266,7 +266,7 @@ def read_backend(path):
             backend.no_padding()
             backend.no_truncation()
             check_backend(backend)
-        check_same_case(path, backend)
+        obey_config(backend, read_config_options(path))
         return backend, file_path
     file_path = os.path.join(path, "vocab.txt")
     if not os.path.isfile(file_path):
@@ -296,17 +296,35 @@ def lower_cases(backend):
     return getattr(backend.normalizer, "lowercase", None)
 
 
-def check_same_case(path, backend):
-    """Raise ValueError if a folder's tokenizer.json and its tokenizer_config.json contradict each
-    other: transformers would obey the config."""
+def read_config_options(path):
+    """Read from a folder's tokenizer_config.json how texts are normalised -> {name: True or False}.
+    An option that it does not have, or that is null, is left out."""
     config_path = os.path.join(path, "tokenizer_config.json")
     if not os.path.isfile(config_path):
+        return {}
+    config = read_json(config_path)
+    options = {}
+    for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
+        value = config.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise ValueError(f"{config_path}: {name} is {value!r:.60}, not true or false")
+        if value is not None:
+            options[name] = value
+    return options
+
+
+def obey_config(backend, options):
+    """Let a tokenizer normalise texts as read_config_options says. As in transformers, the config
+    counts if it contradicts the tokenizer.json."""
+    normalizer = backend.normalizer
+    if not isinstance(normalizer, tokenizers.normalizers.BertNormalizer):
         return
-    do_lower_case = read_json(config_path).get("do_lower_case")
-    lowercase = lower_cases(backend)
-    if do_lower_case is not None and lowercase is not None and do_lower_case != lowercase:
-        raise ValueError(f"{config_path}: do_lower_case is {do_lower_case!r:.60}, but lowercase in "
-                         f"tokenizer.json is {lowercase}: correct the wrong one")
+    if "do_lower_case" in options:
+        normalizer.lowercase = options["do_lower_case"]
+    if "strip_accents" in options:
+        normalizer.strip_accents = options["strip_accents"]
+    if "tokenize_chinese_chars" in options:
+        normalizer.handle_chinese_chars = options["tokenize_chinese_chars"]
 
 
 def read_tokenizer_files(path):
@@ -322,45 +340,38 @@ def read_tokenizer_files(path):
 
 
 def read_wordpiece(path):
-    """Make the tokenizer of a folder's vocab.txt. Of tokenizer_config.json it obeys do_lower_case,
-    strip_accents and tokenize_chinese_chars."""
-    added_path = os.path.join(path, "added_tokens.json")
-    if os.path.isfile(added_path) and read_json(added_path):
-        raise ValueError(f"{added_path}: tokens beside those of vocab.txt can only be read from a "
-                         "tokenizer.json, which transformers writes")
+    """Make the tokenizer of a folder's vocab.txt. It normalises as tokenizer_config.json says."""
     vocab_path = os.path.join(path, "vocab.txt")
-    config_path = os.path.join(path, "tokenizer_config.json")
     words = read_text(vocab_path).removesuffix("\n").split("\n")
     if len(set(words)) < len(words):
         raise ValueError(f"{vocab_path}: it has {len(words)} lines, but only {len(set(words))} "
                          "different tokens")
-    config = {}
-    if os.path.isfile(config_path):
-        config = read_json(config_path)
-    for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
-        value = config.get(name)
-        if value is not None and not isinstance(value, bool):
-            raise ValueError(f"{config_path}: {name} is {value!r:.60}, not true or false")
-    splits_chinese = config.get("tokenize_chinese_chars") is not False
-    return make_wordpiece(words, config.get("do_lower_case"), config.get("strip_accents"),
-                          splits_chinese)
+    added_path = os.path.join(path, "added_tokens.json")
+    if os.path.isfile(added_path):
+        added = set(read_json(added_path)) - set(words)
+        if added:
+            raise ValueError(f"{added_path}: {first_few(sorted(added))}: tokens beside those of "
+                             "vocab.txt can only be read from a tokenizer.json, which transformers "
+                             "writes")
+    options = read_config_options(path)
+    backend = make_wordpiece(words, options.get("do_lower_case"))
+    obey_config(backend, options)
+    return backend
 
 
-def make_wordpiece(words, do_lower_case=None, strip_accents=None, splits_chinese=True):
+def make_wordpiece(words, do_lower_case=None):
     """Make a BERT tokenizer whose token number i is words[i].
 
     do_lower_case=None: it is cased if a word, other than a special one such as [CLS], has a capital
         letter, A to Z
-    strip_accents=None: accents are removed if it lower-cases, as in BERT
-    splits_chinese: whether each Chinese character is a word of its own
+    Accents are removed if it lower-cases, as in BERT, and each Chinese character is a word.
     """
     if do_lower_case is None:
         ordinary_words = [word for word in words if not re.fullmatch(r"\[.*\]", word)]
         do_lower_case = re.search("[A-Z]", " ".join(ordinary_words)) is None
     id_of_token = {word: i for i, word in enumerate(words)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(id_of_token, unk_token="[UNK]"))
-    backend.normalizer = tokenizers.normalizers.BertNormalizer(
-        lowercase=do_lower_case, strip_accents=strip_accents, handle_chinese_chars=splits_chinese)
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=do_lower_case)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     backend.decoder = tokenizers.decoders.WordPiece()
     backend.add_special_tokens([token for token in SPECIAL_TOKENS if token in id_of_token])

@@ -1282,16 +1282,25 @@ def test_a_tokenizer_that_pads_to_a_huge_length_does_no_harm(tmp_path):
     assert Tokenizer(str(tmp_path)).encode(["a"]) == [[5]]
 
 
+@pytest.mark.parametrize("config", [
+    {}, {"do_lower_case": None}, {"do_lower_case": False}, {"do_lower_case": True},
+    {"do_lower_case": True, "strip_accents": False}, {"tokenize_chinese_chars": False}])
 @pytest.mark.parametrize("lowercase", [False, True])
-def test_two_files_that_disagree_about_case_are_refused(lowercase, tmp_path):
-    words = [*SPECIAL_TOKENS, "paris", "Paris"]
-    data.make_wordpiece(words, do_lower_case=lowercase).save(str(tmp_path / "tokenizer.json"))
-    raw(tmp_path / "tokenizer_config.json", json.dumps({"do_lower_case": lowercase}))
-    assert Tokenizer(str(tmp_path)).encode(["Paris"]) == [[5 if lowercase else 6]]
-    raw(tmp_path / "tokenizer_config.json", json.dumps({"do_lower_case": not lowercase}))
-    with pytest.raises(ValueError, match="tokenizer_config.json: do_lower_case is .* but lowercase"
-                                         " in tokenizer.json is .*: correct the wrong one"):
-        Tokenizer(str(tmp_path))
+def test_the_config_counts_if_it_contradicts_the_tokenizer_json(config, lowercase, tmp_path):
+    words = [*SPECIAL_TOKENS, "e", "é", "E", "É", "中", "##文", "文"]
+    backend = data.make_wordpiece(words, lowercase)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    raw(tmp_path / "tokenizer_config.json", json.dumps(config))
+    if config.get("do_lower_case") is not None:
+        lowercase = config["do_lower_case"]
+    text = "É"
+    if lowercase:
+        text = "é" if config.get("strip_accents") is False else "e"
+    expected = [words.index(text)]
+    expected += [9, 11] if config.get("tokenize_chinese_chars", True) else [9, 10]
+    assert Tokenizer(str(tmp_path)).encode(["É 中文"]) == [expected]
+    Tokenizer(str(tmp_path)).save(str(tmp_path / "saved"))
+    assert Tokenizer(str(tmp_path / "saved")).digest == Tokenizer(str(tmp_path)).digest
 
 
 @pytest.mark.parametrize("lowercase", [False, True])
@@ -1306,10 +1315,11 @@ def test_a_saved_tokenizer_json_says_its_case_to_transformers(lowercase, tmp_pat
 
 def test_tokens_beside_a_vocab_txt_are_refused(tmp_path):
     vocab_folder(tmp_path, [*SPECIAL_TOKENS, "a"])
-    raw(tmp_path / "added_tokens.json", "{}")
-    Tokenizer(str(tmp_path))
-    raw(tmp_path / "added_tokens.json", '{"<drug>": 6}')
-    with pytest.raises(ValueError, match="added_tokens.json: tokens beside those of vocab.txt"):
+    for harmless in ("{}", '{"[MASK]": 4}'):
+        raw(tmp_path / "added_tokens.json", harmless)
+        Tokenizer(str(tmp_path))
+    raw(tmp_path / "added_tokens.json", '{"[MASK]": 4, "<drug>": 6}')
+    with pytest.raises(ValueError, match="added_tokens.json: <drug>: tokens beside those of vocab"):
         Tokenizer(str(tmp_path))
 
 
