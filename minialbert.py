@@ -241,7 +241,7 @@ class LowRank(nn.Module):
     """A matrix up @ down of shape (num_out, num_in), like nn.Linear's weight, and of rank K.
 
     It stores K * (num_out + num_in) numbers, which get their values in initialise(). It has no
-    forward(), because it is only used as a summand of another matrix.
+    forward(), because it is only added to another matrix.
     """
 
     def __init__(self, num_in, num_out, rank):
@@ -472,8 +472,8 @@ class MiniALBERT(nn.Module):
         if self.head.decoder is not None:
             return F.linear(x, self.head.decoder.weight, self.head.bias)
         if self.embeddings.project is not None:
-            # project.weight is (C, E). The projection multiplies by its transpose, from E to C.
-            # Here the matrix itself leads from C to E. The projection's bias is not used.
+            # The projection computes x @ weight.T, which leads from E to C. x @ weight leads back
+            # from C to E. The projection's bias is not used.
             x = x @ self.embeddings.project.weight       # (M, C) @ (C, E) -> (M, E)
         return F.linear(x, self.embeddings.word.weight, self.head.bias)
 
@@ -594,7 +594,7 @@ def count_parameters(model):
         adapters
     stored: the sum of the four parts
     body: stored without the head
-    applied: stored, but a shared layer counts once for each time that it is applied
+    applied: stored, but a layer that is applied n times counts n times
     """
     counts = {"embeddings": 0, "layers": 0, "adapters": 0, "head": 0}
     for name, parameter in model.named_parameters():
