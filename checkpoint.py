@@ -1083,7 +1083,8 @@ def parse_json_integer(digits):
 
 
 # fetch() downloads all of these files that the hub has for a model.
-SMALL_FILES = ["config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"]
+SMALL_FILES = ["config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json",
+               "added_tokens.json"]
 # Of these it downloads the first one that the hub has. An index means that the weights are in
 # several files, the SHARDS. Then these are downloaded, too.
 WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]

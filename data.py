@@ -244,7 +244,7 @@ class Tokenizer:
         if "tokenizer_config.json" in contents:
             config = json.loads(contents["tokenizer_config.json"])
         lowercase = lower_cases(self.backend)
-        # transformers lower-cases if do_lower_case is missing. So it is always written here.
+        # transformers lower-cases if do_lower_case is missing. So it is written here.
         if config.get("do_lower_case") is None and lowercase is not None:
             config = config | {"do_lower_case": lowercase}
             contents["tokenizer_config.json"] = json.dumps(config, indent=1).encode()
@@ -266,7 +266,11 @@ def read_backend(path):
             backend.no_padding()
             backend.no_truncation()
             check_backend(backend)
-        obey_config(backend, read_config_options(path))
+        config = read_config(path)
+        # The classes of transformers that read a BERT's tokenizer obey the config if it contradicts
+        # the tokenizer.json. Others, such as PreTrainedTokenizerFast, do not.
+        if str(config.get("tokenizer_class", "BertTokenizer")).startswith("Bert"):
+            obey_config(backend, config)
         return backend, file_path
     file_path = os.path.join(path, "vocab.txt")
     if not os.path.isfile(file_path):
@@ -277,7 +281,7 @@ def read_backend(path):
 def check_backend(backend):
     """Raise ValueError if a tokenizer of the tokenizers library is no use here."""
     # This raises an error if the vocabulary has no token for an unknown or a very long word.
-    encoding = backend.encode("\u2603", add_special_tokens=False)             # a snowman
+    encoding = backend.encode("\ua66e", add_special_tokens=False)             # a very rare letter
     backend.encode("a" * 1000)
     if not encoding.ids:
         raise ValueError("words that it does not know vanish: its model has no unk_token")
@@ -296,35 +300,31 @@ def lower_cases(backend):
     return getattr(backend.normalizer, "lowercase", None)
 
 
-def read_config_options(path):
-    """Read from a folder's tokenizer_config.json how texts are normalised -> {name: True or False}.
-    An option that it does not have, or that is null, is left out."""
+def read_config(path):
+    """Read a folder's tokenizer_config.json -> dict; {} if there is none. ValueError if one of the
+    options that obey_config needs is neither true nor false nor null."""
     config_path = os.path.join(path, "tokenizer_config.json")
     if not os.path.isfile(config_path):
         return {}
     config = read_json(config_path)
-    options = {}
     for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
         value = config.get(name)
         if value is not None and not isinstance(value, bool):
             raise ValueError(f"{config_path}: {name} is {value!r:.60}, not true or false")
-        if value is not None:
-            options[name] = value
-    return options
+    return config
 
 
-def obey_config(backend, options):
-    """Let a tokenizer normalise texts as read_config_options says. As in transformers, the config
-    counts if it contradicts the tokenizer.json."""
+def obey_config(backend, config):
+    """Let a tokenizer normalise texts as its tokenizer_config.json says, as far as it says it."""
     normalizer = backend.normalizer
     if not isinstance(normalizer, tokenizers.normalizers.BertNormalizer):
         return
-    if "do_lower_case" in options:
-        normalizer.lowercase = options["do_lower_case"]
-    if "strip_accents" in options:
-        normalizer.strip_accents = options["strip_accents"]
-    if "tokenize_chinese_chars" in options:
-        normalizer.handle_chinese_chars = options["tokenize_chinese_chars"]
+    if config.get("do_lower_case") is not None:
+        normalizer.lowercase = config["do_lower_case"]
+    if config.get("strip_accents") is not None:
+        normalizer.strip_accents = config["strip_accents"]
+    if config.get("tokenize_chinese_chars") is not None:
+        normalizer.handle_chinese_chars = config["tokenize_chinese_chars"]
 
 
 def read_tokenizer_files(path):
@@ -353,9 +353,9 @@ def read_wordpiece(path):
             raise ValueError(f"{added_path}: {first_few(sorted(added))}: tokens beside those of "
                              "vocab.txt can only be read from a tokenizer.json, which transformers "
                              "writes")
-    options = read_config_options(path)
-    backend = make_wordpiece(words, options.get("do_lower_case"))
-    obey_config(backend, options)
+    config = read_config(path)
+    backend = make_wordpiece(words, config.get("do_lower_case"))
+    obey_config(backend, config)
     return backend
 
 
@@ -579,8 +579,8 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
 
 
 def check_counts(counts, corpus, tokenizer):
-    """Raise ValueError if a corpus has no text, or if most of it has become [UNK]. If a tenth of it
-    has, print a warning."""
+    """Raise ValueError if a corpus has no text, or if most of it has become [UNK]. Print a warning
+    if over a tenth of it has."""
     if counts.num_text == 0:
         raise ValueError(f"{corpus[0]}: there is no text in the corpus")
     if counts.num_unknown / counts.num_text > 0.5:

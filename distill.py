@@ -112,6 +112,8 @@ def output_loss(student_logits, teacher_logits, temperature=1.0):
     (Hinton et al. 2015).
     """
     check_same_shape(student_logits, teacher_logits)
+    if student_logits.dim() != 2:
+        raise ValueError(f"logits have the shape {list(student_logits.shape)}, not (M, V)")
     student_logits = student_logits.float()
     teacher_logits = teacher_logits.float()
     if temperature != 1:                                 # dividing by 1 would only take memory
@@ -607,7 +609,7 @@ def training_step(model, objective, optimizer, step, options, processes):
         loss = 0.0
         for name, value in losses.items():
             loss = loss + objective.loss_weights[name] * value
-            # Each sum is a new tensor. A CUDA graph writes the next step's value over this one.
+            # A CUDA graph overwrites `value` in the next step. So a new tensor holds the sum.
             totals[name] = totals[name] + value.detach()
         totals["loss"] = totals["loss"] + loss.detach()
         loss.backward()                                  # adds to the gradients
@@ -1261,8 +1263,7 @@ def add_run_flags(parser, out_help, eval_every_default, save_every_default):
     again.add_argument("--overwrite", action="store_true",
                        help="start anew in --out; the files of the run that is there are removed")
     group.add_argument("--seed", type=whole_number(0), default=0, metavar="N",
-                       help="seed of all random numbers but those of the held-out masks, which "
-                       "are always the same (default: 0)")
+                       help="seed of all random numbers of the training (default: 0)")
     group.add_argument("--log-every", type=whole_number(1), default=50, metavar="STEPS",
                        help="write a line to log.jsonl after each STEPS steps, and after each "
                        "evaluation (default: 50)")
@@ -1974,21 +1975,22 @@ def print_accuracy_after(accuracy_after):
 
 def seconds_of_a_step(distillation, device):
     """Time a few passes forward and backward, which change nothing -> seconds of the fastest.
-    FloatingPointError if a loss is not finite."""
+    FloatingPointError if the losses of this process's micro-batches are not finite."""
     distillation.student.train()                         # as in the steps that follow
     fastest = math.inf
     for _ in range(4):                                   # the first ones are slower
         begin = time.perf_counter()
+        total = 0.0
         for losses in distillation.losses_of_micro_batches(0):
-            total = sum(losses.values())
-            total.backward()
+            loss = sum(losses.values())
+            loss.backward()
+            total = total + loss.detach()
         distillation.student.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize()
         fastest = min(fastest, time.perf_counter() - begin)
     if not math.isfinite(total.item()):
-        described = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
-        raise FloatingPointError(f"the losses are not finite before the first step: {described}")
+        raise FloatingPointError(f"before the first step the sum of the losses is {total.item()}")
     return fastest
 
 

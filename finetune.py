@@ -58,7 +58,7 @@ from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Task, check_labels, check_usable, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of, majority,
                    make_task, predictions_path, read_code_task, read_glue, read_own_files,
-                   read_squad, score, split_words, write_predictions)
+                   read_squad, score, split_words, warn_of_few, write_predictions)
 
 
 # ---- The model --------------------------------------------------------------------------
@@ -1084,6 +1084,7 @@ def best_rate(tuning, examples, mode, seed, rates):
     out for this purpose; the dev set is not used. The models are dropped: run_mode() trains again,
     on the whole training set."""
     held_out, rest = hold_out_a_tenth(examples, by_context=tuning.task.kind == "qa")
+    warn_of_few(held_out, rest)
     # It is called dev only because fine_tune() measures the split of this name.
     splits = encode_splits(tuning.task, {"dev": held_out, "train": rest}, tuning.tokenizer)
     score_of_rate = {}
@@ -1338,9 +1339,6 @@ def run(args):
         # best_rate holds out a tenth later. If that cannot be done, the ValueError comes now.
         hold_out_a_tenth(datasets["train"], by_context=kind == "qa", remedy="give one --lr")
     check_segments(model_path, config, task)
-    saved_task = load_task(model_path)
-    if saved_task is not None:
-        print(f"{model_path} was fine-tuned for {saved_task.name} already; its head is trained on")
     teacher = load_teacher(args.distill_from, task, tokenizer)
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.mode, teacher, config)
     teacher_shape = None
@@ -1358,6 +1356,10 @@ def run(args):
         "batch_size": args.batch_size, "dropout": args.dropout, "weight_decay": args.weight_decay,
         "length": length, "stride": args.stride, "bf16": bf16}
     settings |= fingerprints_of_saved(model_path, task, args.recursions)
+    if settings["head"] is not None:
+        exception = " (not in the mode random)" if "random" in modes else ""
+        print(f"{model_path} was fine-tuned for {load_task(model_path).name} already: its head is "
+              f"trained on{exception}")
     tuning = Tuning(
         args=args, model_path=model_path, out=out, task=task, tokenizer=tokenizer, teacher=teacher,
         hidden_weight=hidden_weight, settings=settings, processes=processes, bf16=bf16)
@@ -1640,6 +1642,7 @@ def read_datasets(args, name, kind, needs_train=True):
         datasets = read_files(args, kind)
     if not any(split_name.startswith("dev") for split_name in datasets):
         held_out, rest = hold_out_a_tenth(datasets["train"], by_context=kind == "qa")
+        warn_of_few(held_out, rest)
         datasets["dev"] = held_out
         datasets["train"] = rest
     return datasets

@@ -972,8 +972,8 @@ def hold_out_a_tenth(examples, by_context=False, remedy="give --dev FILE"):
     """Split examples -> (a tenth of them, the rest).
 
     They are ordered by a hash of their texts, so the split is the same on every machine and does
-    not depend on the order in the file. The rest keeps at least one example of every label. If
-    therefore less than half of a tenth can be held out, a line on standard error says so.
+    not depend on the order in the file. The rest keeps at least one example of every label, so
+    less than a tenth may be held out (see warn_of_few).
     by_context: order them by a hash of their second text alone. So all questions about a context
         are neighbours and come into the same part. Only the context at the border between the
         parts may have questions in both.
@@ -1013,10 +1013,15 @@ def hold_out_a_tenth(examples, by_context=False, remedy="give --dev FILE"):
     if not held_out:
         raise ValueError(f"{examples[0].location}: no example can be held out, because each has a "
                          f"label that no other example has; {remedy}")
-    if len(held_out) < wanted / 2:
-        print(f"warning: only {len(held_out)} of {len(examples)} examples can be held out, because "
-              "most have a label that no other example has", file=sys.stderr)
     return held_out, rest
+
+
+def warn_of_few(held_out, rest):
+    """Print a warning if hold_out_a_tenth has held out less than half of a tenth."""
+    num_examples = len(held_out) + len(rest)
+    if len(held_out) < num_examples / 20:
+        print(f"warning: only {len(held_out)} of {num_examples} examples are held out, because "
+              "most have a label that no other example has")
 
 
 def labels_to_keep(example):

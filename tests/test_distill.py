@@ -1231,10 +1231,28 @@ def test_a_student_that_is_nan_before_its_first_step_costs_no_old_run(
         teacher.embeddings.norm.weight.fill_(3e38)
     shutil.copytree(toy / "teacher", tmp_path / "teacher")
     save(teacher, tmp_path / "teacher")
-    flags = distill_flags(toy, tmp_path / "run", "--overwrite", "--teacher", tmp_path / "teacher")
-    assert distill.main(flags) == 2
-    assert "the losses are not finite before the first step: mlm nan" in capsys.readouterr().err
+    for micro_batch_size in (0, 1):
+        flags = distill_flags(toy, tmp_path / "run", "--overwrite", "--micro-batch-size",
+                              micro_batch_size, "--teacher", tmp_path / "teacher")
+        assert distill.main(flags) == 2
+        error = capsys.readouterr().err
+        assert "before the first step the sum of the losses is nan" in error
     assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_nan_in_any_micro_batch_is_found_before_the_first_step():
+    student = OneParameter()
+    for bad in (0, 1, 2):
+        factors = [math.nan if i == bad else 1.0 for i in range(3)]
+
+        def losses_of_micro_batches(step, factors=factors):
+            for factor in factors:
+                yield {"mlm": factor * student.weight.sum()}
+
+        distillation = types.SimpleNamespace(
+            student=student, losses_of_micro_batches=losses_of_micro_batches)
+        with pytest.raises(FloatingPointError, match="the sum of the losses is nan"):
+            distill.seconds_of_a_step(distillation, torch.device("cpu"))
 
 
 def test_a_line_that_cannot_be_printed_costs_no_checkpoint(toy, tmp_path, monkeypatch, capsys):
@@ -1665,11 +1683,19 @@ def test_two_processes_use_the_graph_for_the_same_batches(monkeypatch):
     use it if a sequence of another process has fewer."""
     monkeypatch.setattr(torch, "compile", lambda function, options=None: options)
     batches = types.SimpleNamespace(batch_size=4, T=9, seed=0)
-    distillation = distill.Distillation(
-        MiniALBERT(STUDENT), None, batches, {"mlm": 1.0}, processes=Processes(0, 0, 2),
-        compile_losses=True, cuda_graphs=True)
-    assert distillation.choose_function(4) == {"triton.cudagraphs": True}
-    assert distillation.choose_function(3) is None       # what torch.compile gave without options
+    ids = np.random.default_rng(0).integers(5, V, (4, 9))
+    used = []                                            # [(rank, what computed its losses), ...]
+    for rank in (0, 1):
+        distillation = distill.Distillation(
+            MiniALBERT(STUDENT), None, batches, {"mlm": 1.0}, processes=Processes(rank, rank, 2),
+            compile_losses=True, cuda_graphs=True)
+        distillation.compute = lambda *args, rank=rank: used.append((rank, "plain"))
+        distillation.compute_as_graph = lambda *args, rank=rank: used.append((rank, "graph"))
+        for positions in (np.array([1, 10, 19, 28]), np.array([10, 19, 28])):
+            batch = (ids, positions, ids.ravel()[positions])   # in the second one row 0 has none
+            monkeypatch.setattr(batches, "batch", lambda step, batch=batch: batch, raising=False)
+            list(distillation.losses_of_micro_batches(0))
+    assert used == [(0, "graph"), (0, "plain"), (1, "graph"), (1, "plain")]
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc can do this")

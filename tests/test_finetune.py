@@ -2274,7 +2274,8 @@ def test_it_is_said_how_many_answers_are_lost(tmp_path, model, capsys):
 
 def test_it_is_said_how_many_answers_end_amid_a_word(tmp_path, model, capsys):
     message = "1 of 3 questions to train on have an answer that begins or ends amid a word"
-    for place, is_said in (("pari", True), ("paris", False), ("aris", True), ("in paris,", False)):
+    places = {"pari": True, "paris": False, "aris": True, "in paris,": False, " paris": False}
+    for place, is_said in places.items():
         squad = make_squad([("who", ["john"]), ("where", [place]), ("-", [])])
         questions = write_file(tmp_path / "a.json", squad)
         out = run(capsys, "--model", model, "--task", "qa", "--train", questions, "--dev",
@@ -2282,13 +2283,16 @@ def test_it_is_said_how_many_answers_end_amid_a_word(tmp_path, model, capsys):
         assert (message in out) is is_said, place
 
 
-def test_it_is_said_that_a_head_is_trained_on(tmp_path, tokenizer, capsys):
+def test_it_is_said_that_a_head_is_trained_on(tmp_path, tokenizer, model, capsys):
     table = write_file(tmp_path / "t.tsv", "text\tlabel\ngood film\t1\nbad film\t0\n")
     task = make_task_of_kind("classification", ["0", "1"])
     save_classifier(str(tmp_path / "m"), make_classifier(tokenizer, task), task, tokenizer)
-    out = run(capsys, "--model", tmp_path / "m", "--task", "classification", "--train", table,
-              "--dev", table, "--steps", 1, "--out", tmp_path / "o").out
-    assert f"{tmp_path}/m was fine-tuned for classification already; its head is trained on" in out
+    message = f"{tmp_path}/m was fine-tuned for classification already: its head is trained on\n"
+    for model_path, is_said in ((tmp_path / "m", True), (model, False)):
+        out = run(capsys, "--model", model_path, "--task", "classification", "--train", table,
+                  "--dev", table, "--steps", 1, "--out", tmp_path / "o", "--overwrite").out
+        assert (message in out) is is_said
+        assert ("already" in out) is is_said
 
 
 def test_predictions_of_an_earlier_test_set_do_not_stay(tmp_path, model, capsys):
