@@ -4,12 +4,14 @@ No test runs on a GPU, and each computes with one thread, which is best for tens
 """
 import json
 import math
+import multiprocessing
 import os
 import random
 import signal
 import string
 import sys
 from contextlib import contextmanager
+from multiprocessing import forkserver
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""                  # set before torch is imported
 os.environ["no_proxy"] = "127.0.0.1"                     # the tests' own servers need no proxy
@@ -381,6 +383,22 @@ def read_metadata(out):
 def files_below(folder):
     """Read all files below a folder: {path: bytes}."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- Processes --------------------------------------------------------------------------
+
+@pytest.fixture(scope="session")
+def forked():
+    """Start a server from which processes are forked in milliseconds -> the multiprocessing context
+    that has its Process.
+
+    It has imported once what takes seconds. torch itself imports torch._dynamo only when the first
+    model or optimizer is made, so each process would do it again.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["distill", "finetune", "torch._dynamo", "pytest"])
+    forkserver.ensure_running()
+    return context
 
 
 # ---- Tasks to fine-tune on --------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Runs that are killed at random moments, and runs of several processes: nothing is lost and the
 end is the same."""
 import importlib
-import multiprocessing
 import os
 import random
 import shutil
@@ -79,7 +78,7 @@ def assert_nearly_same_model(out, expected):
 
 # ---- Killed at random -------------------------------------------------------------------
 
-def test_a_distillation_killed_at_random_ends_as_if_it_had_not_been(toy, tmp_path):
+def test_a_distillation_killed_at_random_ends_as_if_it_had_not_been(forked, toy, tmp_path):
     more = ["--steps", 100, "--save-every", 3]
     finish("distill", distill_flags(toy, tmp_path / "a", *more))
     flags = distill_flags(toy, tmp_path / "b", *more)
@@ -89,7 +88,7 @@ def test_a_distillation_killed_at_random_ends_as_if_it_had_not_been(toy, tmp_pat
     assert remains(tmp_path / "a") == remains(tmp_path / "b")
 
 
-def test_a_tuning_killed_at_random_ends_as_if_it_had_not_been(toy, table, tmp_path):
+def test_a_tuning_killed_at_random_ends_as_if_it_had_not_been(forked, toy, table, tmp_path):
     more = ["--steps", 25, "--save-every", 1, "--seeds", 2, "--lr", 0.001, 0.002, "--dropout", 0.1]
     finish("finetune", finetune_flags(toy, table, tmp_path / "a", *more))
     flags = finetune_flags(toy, table, tmp_path / "b", *more)
@@ -189,20 +188,18 @@ def run_as_rank(script, flags, rank, port, printed, change):
     sys.exit(importlib.import_module(script).main(flags))
 
 
-def start_two_ranks(script, flags, printed, change):
+def start_two_ranks(forked, script, flags, printed, change):
     """Start a script in two processes that work together -> the processes.
 
-    They are forked from one that has imported torch once for all, which is faster than torchrun.
+    forked: the fixture, which is faster than torchrun
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["distill", "finetune"])
     processes = []
     for rank in range(2):
-        process = context.Process(target=run_as_rank,
-                                  args=(script, flags, rank, port, printed, change))
+        process = forked.Process(target=run_as_rank,
+                                 args=(script, flags, rank, port, printed, change))
         process.start()
         processes.append(process)
     return processes
@@ -269,10 +266,11 @@ sys.exit(distill.main(sys.argv[1:]))
 """
 
 
-def test_two_processes_tune_as_one_and_the_first_alone_writes(toy, table, tmp_path):
+def test_two_processes_tune_as_one_and_the_first_alone_writes(forked, toy, table, tmp_path):
     more = [*COMPARABLE, 0.002, "--epochs", 1]           # the best of two rates
     flags = finetune_flags(toy, table, tmp_path / "two", *more)
-    processes = start_two_ranks("finetune", flags, tmp_path / "printed", choose_another_rate)
+    processes = start_two_ranks(forked, "finetune", flags, tmp_path / "printed",
+                                choose_another_rate)
     assert finetune.main(finetune_flags(toy, table, tmp_path / "one", *more)) is None
     for process in processes:
         process.join(100)
@@ -287,11 +285,11 @@ def test_two_processes_tune_as_one_and_the_first_alone_writes(toy, table, tmp_pa
         assert torch.allclose(head[name], tensor, rtol=1e-5, atol=1e-7), name
 
 
-def test_a_signal_stops_all_processes_and_one_alone_goes_on(toy, tmp_path):
+def test_a_signal_stops_all_processes_and_one_alone_goes_on(forked, toy, tmp_path):
     """The cache is empty, so that rank 0 fills it while rank 1 waits; rank 1 gets the signal."""
     more = [*COMPARABLE, "--steps", 200, "--save-every", 1000]
     flags = distill_flags(toy, tmp_path / "two", *more, "--cache", tmp_path / "cache")
-    processes = start_two_ranks("distill", flags, tmp_path / "printed", start_elsewhere)
+    processes = start_two_ranks(forked, "distill", flags, tmp_path / "printed", start_elsewhere)
     log_path = tmp_path / "two" / "log.jsonl"
     while processes[0].is_alive():
         if log_path.exists() and log_path.read_bytes().count(b"\n") > 3:
@@ -310,7 +308,7 @@ def test_a_signal_stops_all_processes_and_one_alone_goes_on(toy, tmp_path):
     assert_nearly_same_model(tmp_path / "two", tmp_path / "one")
     # Two processes go on as well: rank 1 is given the step and AdamW's means by rank 0.
     flags = distill_flags(toy, tmp_path / "pair", *more, "--resume")
-    processes = start_two_ranks("distill", flags, tmp_path / "printed", start_elsewhere)
+    processes = start_two_ranks(forked, "distill", flags, tmp_path / "printed", start_elsewhere)
     for process in processes:
         process.join(100)
     assert [process.exitcode for process in processes] == [0, 0]
