@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -205,6 +204,17 @@ def start_two_ranks(forked, script, flags, printed, change):
     return processes
 
 
+def exit_statuses(processes):
+    """Wait until processes have ended, and kill those that have not after 100 seconds -> their
+    exit statuses, -9 of a process that was killed."""
+    for process in processes:
+        process.join(100)
+    for process in processes:
+        process.kill()                                   # does nothing to one that has ended
+        process.join()
+    return [process.exitcode for process in processes]
+
+
 def forbid_writing():
     """Make it an error to write a file, or to make the folder of a run with a learning rate."""
     usual_makedirs = os.makedirs
@@ -248,6 +258,19 @@ def start_elsewhere():
     data.write_tokens = write_tokens
 
 
+def start_elsewhere_and_stop():
+    """Do as start_elsewhere does, and get the signal to stop in the fourth step."""
+    original = distill.Distillation.losses_of_micro_batches
+
+    def losses_of_micro_batches(self, step):
+        if step == 3:                                    # counted from 0
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, step)
+
+    distill.Distillation.losses_of_micro_batches = losses_of_micro_batches
+    start_elsewhere()
+
+
 # A script whose rank 1 has an error at its seventh step.
 DYING = f"""
 import os, sys
@@ -272,10 +295,9 @@ def test_two_processes_tune_as_one_and_the_first_alone_writes(forked, toy, table
     processes = start_two_ranks(forked, "finetune", flags, tmp_path / "printed",
                                 choose_another_rate)
     assert finetune.main(finetune_flags(toy, table, tmp_path / "one", *more)) is None
-    for process in processes:
-        process.join(100)
+    statuses = exit_statuses(processes)
     printed = (tmp_path / "printed").read_text()
-    assert [process.exitcode for process in processes] == [0, 0], printed
+    assert statuses == [0, 0], printed
     assert printed.count("majority") == 2                # two metrics, printed by rank 0 alone
     assert_nearly_same_model(tmp_path / "two", tmp_path / "one")
     assert remains(tmp_path / "one").keys() == remains(tmp_path / "two").keys()
@@ -287,21 +309,16 @@ def test_two_processes_tune_as_one_and_the_first_alone_writes(forked, toy, table
 
 def test_a_signal_stops_all_processes_and_one_alone_goes_on(forked, toy, tmp_path):
     """The cache is empty, so that rank 0 fills it while rank 1 waits; rank 1 gets the signal."""
-    more = [*COMPARABLE, "--steps", 200, "--save-every", 1000]
+    # All stop after the next step that logs: the fifth, because it evaluates.
+    more = [*COMPARABLE, "--log-every", 3, "--save-every", 1000]
     flags = distill_flags(toy, tmp_path / "two", *more, "--cache", tmp_path / "cache")
-    processes = start_two_ranks(forked, "distill", flags, tmp_path / "printed", start_elsewhere)
-    log_path = tmp_path / "two" / "log.jsonl"
-    while processes[0].is_alive():
-        if log_path.exists() and log_path.read_bytes().count(b"\n") > 3:
-            break
-        time.sleep(0.01)
-    os.kill(processes[1].pid, signal.SIGTERM)
-    for process in processes:
-        process.join(100)
+    processes = start_two_ranks(forked, "distill", flags, tmp_path / "printed",
+                                start_elsewhere_and_stop)
+    statuses = exit_statuses(processes)
     printed = (tmp_path / "printed").read_text()
-    assert [process.exitcode for process in processes] == [143, 143], printed
+    assert statuses == [143, 143], printed
     assert printed.count("without --overwrite, goes on from there") == 1
-    assert 3 < int(read_metadata(tmp_path / "two")["step"]) < 200
+    assert read_metadata(tmp_path / "two")["step"] == "5"
     shutil.copytree(tmp_path / "two", tmp_path / "pair")
     assert distill.main(distill_flags(toy, tmp_path / "two", *more, "--resume")) is None
     assert distill.main(distill_flags(toy, tmp_path / "one", *more)) is None
@@ -309,9 +326,7 @@ def test_a_signal_stops_all_processes_and_one_alone_goes_on(forked, toy, tmp_pat
     # Two processes go on as well: rank 1 is given the step and AdamW's means by rank 0.
     flags = distill_flags(toy, tmp_path / "pair", *more, "--resume")
     processes = start_two_ranks(forked, "distill", flags, tmp_path / "printed", start_elsewhere)
-    for process in processes:
-        process.join(100)
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert exit_statuses(processes) == [0, 0]
     assert_nearly_same_model(tmp_path / "pair", tmp_path / "one")
     for line, expected in zip(read_log(tmp_path / "two"), read_log(tmp_path / "one"), strict=True):
         assert line == pytest.approx(expected, rel=1e-4)
