@@ -14,7 +14,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -29,7 +28,7 @@ from torch import nn
 import distill
 from checkpoint import load, read_json, read_safetensors, save, write_safetensors
 from conftest import (
-    A, B, C, E, F, H, ROOT, T, TOY_TEACHER, V, assert_close, distill_flags, files_below,
+    A, B, C, E, F, H, T, TOY_TEACHER, V, assert_close, distill_flags, files_below,
     noisy_model, note_first_process, read_log, read_metadata)
 from data import MaskedBatches, Tokenizer, open_corpus, tokenise
 from distill import (
@@ -960,40 +959,6 @@ def test_a_process_without_a_signal_stops_with_another_that_received_one(
         distill.main(distill_flags(toy, tmp_path / "run"))
     assert caught.value.code == 128 + signal.SIGTERM
     assert read_metadata(tmp_path / "run")["step"] == "1"
-
-
-# The second checkpoint is written, but not yet renamed, when the run kills itself.
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-import torch
-import distill
-
-original = os.replace
-saved = []
-
-def replace(temporary, path):
-    if path.endswith("training.safetensors"):
-        saved.append(path)
-    if len(saved) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    original(temporary, path)
-
-os.replace = replace
-torch.set_num_threads(1)
-distill.main(sys.argv[2:])
-"""
-
-
-def test_a_killed_run_resumed_ends_as_one_that_was_not(toy, whole, tmp_path):
-    command = [sys.executable, "-c", KILLED, ROOT, *distill_flags(toy, tmp_path / "run")]
-    killed = subprocess.run(command, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert read_metadata(tmp_path / "run")["step"] == "4"
-    assert len(read_log(tmp_path / "run")) == 8
-    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) is None
-    assert_same_run(tmp_path / "run", whole)
-    assert sorted(os.listdir(tmp_path / "run")) == sorted(os.listdir(whole))
 
 
 @pytest.mark.parametrize("size, expected", [(4, "one\ntwo"), (99, "one\nhalftwo"), (0, "two")])

@@ -3,6 +3,7 @@ end is the same."""
 import importlib
 import os
 import random
+import runpy
 import shutil
 import signal
 import socket
@@ -59,6 +60,17 @@ def start_two_processes(script, *flags):
                             stderr=subprocess.PIPE)
 
 
+def exit_statuses(processes):
+    """Wait until processes have ended, and kill those that have not after 100 seconds -> their
+    exit statuses, -9 of a process that was killed."""
+    for process in processes:
+        process.join(100)
+    for process in processes:
+        process.kill()                                   # does nothing to one that has ended
+        process.join()
+    return [process.exitcode for process in processes]
+
+
 def assert_nearly_same_model(out, expected):
     """Assert that two folders hold the same model, but for rounding.
 
@@ -75,7 +87,39 @@ def assert_nearly_same_model(out, expected):
         assert difference <= allowed * tensor.norm() + 1e-8, name
 
 
-# ---- Killed at random -------------------------------------------------------------------
+# ---- Killed -----------------------------------------------------------------------------
+
+def distil_until_killed(flags):
+    """Distil in this process, which kills itself when its second checkpoint is written, but not yet
+    renamed."""
+    original = os.replace
+    saved = []
+
+    def replace(temporary, path):
+        if path.endswith("training.safetensors"):
+            saved.append(path)
+        if len(saved) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(temporary, path)
+
+    os.replace = replace
+    sys.stdout = open(os.devnull, "w")
+    os.dup2(sys.stdout.fileno(), 2)
+    distill.main(flags)
+
+
+def test_a_run_killed_amid_a_checkpoint_ends_as_if_it_had_not_been(forked, toy, tmp_path):
+    flags = distill_flags(toy, tmp_path / "b")
+    process = forked.Process(target=distil_until_killed, args=(flags,))
+    process.start()
+    assert exit_statuses([process]) == [-signal.SIGKILL]
+    assert (tmp_path / "b" / "training.safetensors.tmp").exists()
+    assert read_metadata(tmp_path / "b")["step"] == "4"
+    assert len(read_log(tmp_path / "b")) == 8
+    assert distill.main([*flags, "--resume"]) is None
+    assert distill.main(distill_flags(toy, tmp_path / "a")) is None
+    assert remains(tmp_path / "a") == remains(tmp_path / "b")
+
 
 def test_a_distillation_killed_at_random_ends_as_if_it_had_not_been(forked, toy, tmp_path):
     more = ["--steps", 100, "--save-every", 3]
@@ -119,55 +163,85 @@ def test_a_checkpoint_half_written_is_not_taken_for_one(toy, tmp_path, monkeypat
 
 # ---- Ctrl-C ------------------------------------------------------------------------------
 
-def interrupt_at(moment, script, flags, home):
-    """Start a script and send it SIGINT (Ctrl-C) at a moment -> its status and all lines that it
-    printed but those about imports.
+def interrupt_at(moment, process_number, lines):
+    """Send a process SIGINT (Ctrl-C) at a moment -> all lines that it printed but those about
+    imports.
 
     moment: the name of a module that has been imported, or the first words of a line
+    lines: what the process prints, line by line
     """
+    printed = []
+    is_interrupted = False
+    for line in lines:
+        module = line.split("|")[-1].strip()             # import time: 123 | 456 |   module
+        is_the_moment = module == moment or line.startswith(moment)
+        if is_the_moment and not is_interrupted:
+            os.kill(process_number, signal.SIGINT)
+            is_interrupted = True
+        if not line.startswith("import time:"):
+            printed.append(line.rstrip("\n"))
+    assert is_interrupted, printed
+    return printed
+
+
+def assert_interrupted(script, status, printed):
+    assert printed[-2:] == ["", f"{script}: interrupted"]
+    assert status == 130
+    assert "Traceback" not in "".join(printed)
+
+
+# json is among the first modules that each script imports, numpy comes while torch is imported.
+# data.py imports the last one in its run, while it collects the documentation.
+@pytest.mark.parametrize("script, module", [
+    ("data.py", "json"), ("data.py", "numpy"), ("data.py", "pydoc_data.topics"),
+    ("distill.py", "json"), ("distill.py", "numpy"),
+    ("finetune.py", "json"), ("finetune.py", "numpy")])
+def test_ctrl_c_amid_the_imports_is_one_line_and_status_130(script, module, tmp_path):
     def take_sigint():
         # A shell lets a command that it starts in the background ignore SIGINT. The script should
         # not inherit that from pytest.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     # With importtime Python prints a line about each module that it has imported.
-    command = [sys.executable, "-X", "importtime", f"{ROOT}/{script}", *flags]
-    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", HOME=str(home))
-    process = subprocess.Popen(command, env=environment, cwd=home, preexec_fn=take_sigint,
+    command = [sys.executable, "-X", "importtime", f"{ROOT}/{script}"]
+    if script == "data.py":
+        command += ["--train-tokenizer", "300", "--out", "out"]
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", HOME=str(tmp_path))
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, preexec_fn=take_sigint,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    printed = []
-    is_interrupted = False
-    for line in process.stdout:
-        module = line.split("|")[-1].strip()             # import time: 123 | 456 |   module
-        is_the_moment = module == moment or line.startswith(moment)
-        if is_the_moment and not is_interrupted:
-            process.send_signal(signal.SIGINT)
-            is_interrupted = True
-        if not line.startswith("import time:"):
-            printed.append(line.rstrip("\n"))
-    assert is_interrupted, printed
-    return process.wait(), printed
+    printed = interrupt_at(module, process.pid, process.stdout)
+    assert_interrupted(script, process.wait(), printed)
+    assert not (tmp_path / "out").exists()
 
 
-# json is among the first modules that each script imports, numpy comes while torch is imported.
-@pytest.mark.parametrize("moment", ["json", "numpy", "in the run"])
-@pytest.mark.parametrize("script", ["data.py", "distill.py", "finetune.py"])
-def test_ctrl_c_at_any_moment_is_one_line_and_status_130(script, moment, toy, table, tmp_path):
-    if script == "data.py":                              # it collects the documentation
-        flags = ["--train-tokenizer", "300", "--out", "out"]
-        first_words = "pydoc_data.topics"
-    elif script == "distill.py":
+def run_as_program(script, flags, folder, printed):
+    """Run a script in this process as Python runs a program, in a folder.
+
+    printed: the end of a pipe for its output
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(folder)
+    sys.stdout = open(printed.fileno(), "w", buffering=1)     # each line is written at once
+    os.dup2(sys.stdout.fileno(), 2)
+    sys.argv = [script, *flags]
+    runpy.run_path(f"{ROOT}/{script}", run_name="__main__")
+
+
+@pytest.mark.parametrize("script", ["distill.py", "finetune.py"])
+def test_ctrl_c_in_the_run_is_one_line_and_status_130(forked, script, toy, table, tmp_path):
+    if script == "distill.py":
         flags = distill_flags(toy, "out")
         first_words = " " * 9 + "  parameters"           # the head of the first table
     else:
         flags = finetune_flags(toy, table, "out")
         first_words = "classification:"
-    if moment == "in the run":
-        moment = first_words
-    status, printed = interrupt_at(moment, script, flags, tmp_path)
-    assert printed[-2:] == ["", f"{script}: interrupted"]
-    assert status == 130
-    assert "Traceback" not in "".join(printed)
+    reader, writer = forked.Pipe(duplex=False)
+    process = forked.Process(target=run_as_program, args=(script, flags, tmp_path, writer))
+    process.start()
+    writer.close()                                       # the process has its own
+    with open(os.dup(reader.fileno())) as lines:
+        printed = interrupt_at(first_words, process.pid, lines)
+    assert_interrupted(script, *exit_statuses([process]), printed)
     assert not (tmp_path / "out").exists()
 
 
@@ -202,17 +276,6 @@ def start_two_ranks(forked, script, flags, printed, change):
         process.start()
         processes.append(process)
     return processes
-
-
-def exit_statuses(processes):
-    """Wait until processes have ended, and kill those that have not after 100 seconds -> their
-    exit statuses, -9 of a process that was killed."""
-    for process in processes:
-        process.join(100)
-    for process in processes:
-        process.kill()                                   # does nothing to one that has ended
-        process.join()
-    return [process.exitcode for process in processes]
 
 
 def forbid_writing():
