@@ -122,20 +122,20 @@ def test_a_run_killed_amid_a_checkpoint_ends_as_if_it_had_not_been(forked, toy, 
 
 
 def test_a_distillation_killed_at_random_ends_as_if_it_had_not_been(forked, toy, tmp_path):
-    more = ["--steps", 100, "--save-every", 3]
+    more = ["--steps", 50, "--save-every", 3]
     finish("distill", distill_flags(toy, tmp_path / "a", *more))
     flags = distill_flags(toy, tmp_path / "b", *more)
-    _, num_resumed, _ = kill_repeatedly("distill", flags, tmp_path / "b", wanted=1, longest=0.4,
+    _, num_resumed, _ = kill_repeatedly("distill", flags, tmp_path / "b", wanted=1, longest=0.2,
                                         rng=random.Random(0))
     assert num_resumed == 1
     assert remains(tmp_path / "a") == remains(tmp_path / "b")
 
 
 def test_a_tuning_killed_at_random_ends_as_if_it_had_not_been(forked, toy, table, tmp_path):
-    more = ["--steps", 25, "--save-every", 1, "--seeds", 2, "--lr", 0.001, 0.002, "--dropout", 0.1]
+    more = ["--steps", 12, "--save-every", 1, "--seeds", 2, "--lr", 0.001, 0.002, "--dropout", 0.1]
     finish("finetune", finetune_flags(toy, table, tmp_path / "a", *more))
     flags = finetune_flags(toy, table, tmp_path / "b", *more)
-    _, num_resumed, _ = kill_repeatedly("finetune", flags, tmp_path / "b", wanted=1, longest=0.4,
+    _, num_resumed, _ = kill_repeatedly("finetune", flags, tmp_path / "b", wanted=1, longest=0.2,
                                         rng=random.Random(1))
     assert num_resumed == 1
     whole = remains(tmp_path / "a")
