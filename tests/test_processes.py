@@ -9,9 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import data
 import distill
@@ -49,15 +52,6 @@ def finetune_flags(toy, table, out, *more):
     }
     words = [f"--{name}={value}" for name, value in flags.items()]
     return words + [str(word) for word in more]
-
-
-def start_two_processes(script, *flags):
-    """Start a script with torchrun -> the running command."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc_per_node", "2", str(script), *flags]
-    environment = dict(os.environ, OMP_NUM_THREADS="1")
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)
 
 
 def exit_statuses(processes):
@@ -334,22 +328,36 @@ def start_elsewhere_and_stop():
     start_elsewhere()
 
 
-# A script whose rank 1 has an error at its seventh step.
-DYING = f"""
-import os, sys
-sys.path.insert(0, {ROOT!r})
-import distill
+def distil_and_die(flags):
+    """Distil; rank 1 has an error at its seventh step."""
+    original = distill.Distillation.losses_of_micro_batches
 
-original = distill.Distillation.losses_of_micro_batches
+    def losses_of_micro_batches(self, step):
+        if os.environ["RANK"] == "1" and step == 6:
+            raise AssertionError("this is rank 1")
+        return original(self, step)
 
-def losses_of_micro_batches(self, step):
-    if os.environ["RANK"] == "1" and step == 6:
-        raise AssertionError("this is rank 1")
-    return original(self, step)
+    distill.Distillation.losses_of_micro_batches = losses_of_micro_batches
+    try:
+        sys.exit(distill.main(flags))
+    except AssertionError:
+        traceback.print_exc()                            # as at the end of a program
+        raise
 
-distill.Distillation.losses_of_micro_batches = losses_of_micro_batches
-sys.exit(distill.main(sys.argv[1:]))
-"""
+
+def distil_under_torchrun(flags, printed):
+    """Do what `torchrun --standalone --nproc_per_node 2` does, by the function that it calls, with
+    processes forked from this one.
+
+    printed: the file for their output
+    """
+    sys.stdout = open(printed, "a")
+    os.dup2(sys.stdout.fileno(), 1)
+    os.dup2(sys.stdout.fileno(), 2)
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d",
+                          rdzv_endpoint="localhost:0", run_id="test", max_restarts=0,
+                          start_method="fork", logs_specs=DefaultLogsSpecs(printed.parent))
+    elastic_launch(config, distil_and_die)(flags)
 
 
 def test_two_processes_tune_as_one_and_the_first_alone_writes(forked, toy, table, tmp_path):
@@ -395,16 +403,15 @@ def test_a_signal_stops_all_processes_and_one_alone_goes_on(forked, toy, tmp_pat
         assert line == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_rank_that_dies_ends_all_of_them_with_its_error(toy, tmp_path):
-    (tmp_path / "dying.py").write_text(DYING)
-    run = start_two_processes(tmp_path / "dying.py",
-                              *distill_flags(toy, tmp_path / "two", *COMPARABLE))
+def test_a_rank_that_dies_ends_all_of_them_with_its_error(forked, toy, tmp_path):
+    flags = distill_flags(toy, tmp_path / "two", *COMPARABLE)
+    run = forked.Process(target=distil_under_torchrun, args=(flags, tmp_path / "printed"))
+    run.start()
     assert distill.main(distill_flags(toy, tmp_path / "one", *COMPARABLE)) is None
-    _, errors = run.communicate(timeout=100)
-    assert run.returncode != 0
-    assert "AssertionError: this is rank 1" in errors
+    assert exit_statuses([run]) == [1]
+    assert "AssertionError: this is rank 1" in (tmp_path / "printed").read_text()
     assert read_metadata(tmp_path / "two")["step"] == "4"     # the last checkpoint is whole
-    assert distill.main(distill_flags(toy, tmp_path / "two", *COMPARABLE, "--resume")) is None
+    assert distill.main([*flags, "--resume"]) is None
     assert_nearly_same_model(tmp_path / "two", tmp_path / "one")
 
 
