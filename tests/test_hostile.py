@@ -8,10 +8,9 @@ import pickle
 import random
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
+import time
 import warnings
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -340,17 +339,26 @@ def test_mutated_task_files(name, model, tmp_path):
 # ---- The hub: its own client against a server on this machine ---------------------------
 
 COMMIT = "0123456789" * 4
-# A process that answers each line [arguments of fetch] with a line [folder, error].
-CLIENT = """
-import json, sys, time
-time.sleep = lambda seconds: None                        # between the client's six attempts
-from checkpoint import fetch
-for line in sys.stdin:
-    try:
-        print(json.dumps([fetch(*json.loads(line)), ""]), flush=True)
-    except ValueError as error:
-        print(json.dumps(["", str(error)]), flush=True)
-"""
+
+
+def answer_fetches(requests, environment):
+    """Call fetch() in this process with the arguments that come through a connection, and send back
+    (folder, "") or ("", error), until it is killed."""
+    for name in list(os.environ):
+        if name.startswith("HF_"):                       # a user may have set HF_HUB_OFFLINE
+            del os.environ[name]
+    os.environ |= environment                            # before huggingface_hub is imported
+    time.sleep = do_nothing                              # between the client's six attempts
+    while True:
+        arguments = requests.recv()
+        try:
+            requests.send((checkpoint.fetch(*arguments), ""))
+        except ValueError as error:
+            requests.send(("", str(error)))
+
+
+def do_nothing(seconds):
+    """Stand in for time.sleep."""
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -417,8 +425,9 @@ class HubHandler(BaseHTTPRequestHandler):
 class Hub:
     """A server of HubHandler, and clients in processes of their own."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, forked):
         self.folder = folder
+        self.forked = forked
         self.clients = {}
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
         self.server.repositories = {}
@@ -432,28 +441,27 @@ class Hub:
         key = str(environment)
         if key not in self.clients:
             self.clients[key] = self.start_client(environment)
-        client = self.clients[key]
         self.server.log.clear()                          # before the client can ask for anything
-        print(json.dumps([name, weights]), file=client.stdin, flush=True)
-        folder, error = json.loads(client.stdout.readline())
+        _, connection = self.clients[key]
+        connection.send((name, weights))
+        folder, error = connection.recv()
         if folder == "":
             assert name in error
             assert len(error.splitlines()) == 1
         return folder, error
 
     def start_client(self, environment):
+        """Start a client -> its process and the connection to it."""
         settings = {
             "HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}", "HF_TOKEN": "",
             "HF_HOME": str(self.folder / "hub"), "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        inherited = {}
-        for name, value in os.environ.items():
-            if not name.startswith("HF_"):               # a user may have set HF_HUB_OFFLINE
-                inherited[name] = value
-        return subprocess.Popen(
-            [sys.executable, "-c", CLIENT], cwd=os.path.dirname(data.__file__), text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**inherited, **settings, **environment})
+        connection, of_client = self.forked.Pipe()
+        process = self.forked.Process(target=answer_fetches,
+                                      args=(of_client, settings | environment))
+        process.start()
+        of_client.close()                                # the process has its own
+        return process, connection
 
     def stop_server(self):
         self.server.shutdown()
@@ -462,9 +470,10 @@ class Hub:
 
     def stop(self):
         self.stop_server()
-        for client in self.clients.values():
-            client.kill()
-            client.communicate(timeout=20)
+        for process, connection in self.clients.values():
+            process.kill()
+            process.join()
+            connection.close()
 
 
 def in_two_shards(model, folder):
@@ -485,7 +494,7 @@ def in_two_shards(model, folder):
 
 
 @pytest.fixture
-def hub(model, tmp_path):
+def hub(model, tmp_path, forked):
     """Start a Hub with three repositories; one of them has its weights in two files."""
     pytest.importorskip("huggingface_hub", reason="it comes with tokenizers")
     whole = {name: (model / name).read_bytes() for name in sorted(os.listdir(model))}
@@ -493,7 +502,7 @@ def hub(model, tmp_path):
     large = dict(whole)
     del large["model.safetensors"]
     large.update(in_two_shards(model, tmp_path))
-    hub = Hub(tmp_path)
+    hub = Hub(tmp_path, forked)
     hub.server.repositories = {"some/bert": whole, "cut/bert": whole, "large/bert": large}
     yield hub
     hub.stop()
