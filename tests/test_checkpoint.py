@@ -6,6 +6,7 @@ import fnmatch
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -657,10 +658,18 @@ def change_config(folder, **changes):
     (folder / "config.json").write_text(json.dumps(config))
 
 
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    """Make a folder with a small BERT, which nobody changes."""
+    folder = tmp_path_factory.mktemp("saved")
+    save(random_model(**KINDS["bert"]), folder)
+    return folder
+
+
 @pytest.fixture
-def saved(tmp_path):
-    """A folder with a small BERT."""
-    save(random_model(**KINDS["bert"]), tmp_path)
+def saved(saved_once, tmp_path):
+    """Make a folder with a small BERT."""
+    shutil.copytree(saved_once, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import warnings
 from dataclasses import replace
@@ -47,13 +48,21 @@ def tokenizer(tmp_path_factory):
     return make_task_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-@pytest.fixture
-def model(tmp_path, tokenizer):
-    """Make a folder with a small model without adapters, and its tokenizer."""
+@pytest.fixture(scope="module")
+def model_once(tmp_path_factory, tokenizer):
+    """Make a folder with a small model without adapters and its tokenizer, which nobody changes."""
+    folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(1)
-    save(MiniALBERT(small_config(tokenizer)), tmp_path / "model")
-    tokenizer.save(str(tmp_path / "model"))
-    return str(tmp_path / "model")
+    save(MiniALBERT(small_config(tokenizer)), folder)
+    tokenizer.save(str(folder))
+    return folder
+
+
+@pytest.fixture
+def model(model_once, tmp_path):
+    """Make a folder with a small model without adapters, and its tokenizer."""
+    torch.manual_seed(1)                                 # for a test that makes one more model
+    return str(shutil.copytree(model_once, tmp_path / "model"))
 
 
 def make_classifier(tokenizer, task, seed=0, **shape):
