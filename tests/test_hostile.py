@@ -55,6 +55,18 @@ def snapshot(folder):
     return contents
 
 
+def stamps(folder):
+    """List all files and folders below a folder: {path: (size, time of the last write)}; for a
+    folder None. This takes a quarter of the time of a snapshot."""
+    found = {}
+    for path in folder.rglob("*"):
+        found[path] = None
+        if not path.is_dir():
+            about = path.stat()
+            found[path] = (about.st_size, about.st_mtime_ns)
+    return found
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Make a folder with a small student and its tokenizer."""
@@ -924,7 +936,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(line, desk, monkeypatch, c
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.chdir(desk)
-    before = snapshot(desk)
+    before = stamps(desk)
     capsys.readouterr()
     assert MAIN[script](exchange_flags(command, flags.split())) == 2
     *notices, error = capsys.readouterr().err.splitlines()
@@ -935,7 +947,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(line, desk, monkeypatch, c
     for notice in notices:                               # of bytes that are no text
         assert "replaced" in notice or "is empty" in notice
     shutil.rmtree("cache", ignore_errors=True)           # tokens are made before training
-    assert snapshot(desk) == before
+    assert stamps(desk) == before
 
 
 # ---- A full disk ------------------------------------------------------------------------
