@@ -707,8 +707,9 @@ RUN_FILE = "run.json"               # says which script's run a folder holds, wi
 # What else runs write into their folders: --overwrite removes these, and no other files.
 WRITTEN_BY_RUNS = [
     "config.json", "model.safetensors", "training.safetensors", "log.jsonl",
-    "tokenizer.json", "vocab.txt", "tokenizer_config.json", "head.safetensors", "task.json",
-    "results.json", "dev.jsonl", "dev_*matched.jsonl", "test.jsonl",
+    "tokenizer.json", "vocab.txt", "tokenizer_config.json", "added_tokens.json",
+    "head.safetensors", "task.json", "results.json",
+    "dev.jsonl", "dev_*matched.jsonl", "test.jsonl",
     f"{TUNING_FOLDER}/log.jsonl", f"{TUNING_FOLDER}/training.safetensors",
     "CoLA.tsv", "SST-2.tsv", "MRPC.tsv", "QQP.tsv", "STS-B.tsv", "MNLI-m.tsv", "MNLI-mm.tsv",
     "QNLI.tsv", "RTE.tsv", "WNLI.tsv",

@@ -181,7 +181,7 @@ class MaskedBatches:
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # This goes into the tokenizer_config.json beside a vocab.txt, so that transformers can read it.
 WORDPIECE_CONFIG = {"tokenizer_class": "BertTokenizer"}
-TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]
+TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json", "added_tokens.json"]
 LARGEST_VOCAB_SIZE = 2**24
 LONGEST_WORD = 1000                 # characters
 
