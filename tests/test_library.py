@@ -1,5 +1,6 @@
 """The modules as a library: what a script of somebody else may ask of them."""
 import functools
+import sys
 import threading
 from dataclasses import replace
 
@@ -67,21 +68,29 @@ def test_torch_func_computes_the_gradient_of_a_student():
 
 def test_threads_may_share_a_student():
     model = corrected_student().eval()
-    ids = torch.randint(0, V, (B, T))
-    wanted = model(ids)[0][-1].detach()
     results = []
 
-    def work():
-        for _ in range(30):
-            with torch.no_grad():
+    def work(ids, wanted):
+        with torch.no_grad():
+            for _ in range(50):
                 results.append(torch.equal(model(ids)[0][-1], wanted))
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [True] * 120
+    # Each thread has texts of its own, so that one would notice those of another.
+    threads = []
+    for _ in range(4):
+        ids = torch.randint(0, V, (B, T))
+        wanted = model(ids)[0][-1].detach()
+        threads.append(threading.Thread(target=work, args=(ids, wanted)))
+    usual_interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)                          # seconds; else they seldom meet
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(usual_interval)
+    assert results == [True] * 200
 
 
 def test_maps_may_be_an_iterator():
