@@ -266,10 +266,11 @@ def read_backend(path):
             backend.no_padding()
             backend.no_truncation()
             check_backend(backend)
+        check_added_tokens(path, backend.get_vocab(), "tokenizer.json")
         config = read_config(path)
-        # The classes of transformers that read a BERT's tokenizer obey the config if it contradicts
-        # the tokenizer.json. Others, such as PreTrainedTokenizerFast, do not.
-        if str(config.get("tokenizer_class", "BertTokenizer")).startswith("Bert"):
+        # If the two files contradict each other, transformers obeys the config, too, except in its
+        # classes for any kind of tokenizer.
+        if config.get("tokenizer_class") not in ("PreTrainedTokenizerFast", "TokenizersBackend"):
             obey_config(backend, config)
         return backend, file_path
     file_path = os.path.join(path, "vocab.txt")
@@ -293,6 +294,17 @@ def check_backend(backend):
     longest_word = getattr(backend.model, "max_input_chars_per_word", 0)
     if longest_word > LONGEST_WORD:
         raise ValueError(f"max_input_chars_per_word is {longest_word}, over {LONGEST_WORD}")
+
+
+def check_added_tokens(path, known, source):
+    """Raise ValueError if a folder's added_tokens.json has a token that is not among those known,
+    which come from its file `source`: transformers would use it, but it is not read here."""
+    added_path = os.path.join(path, "added_tokens.json")
+    if os.path.isfile(added_path):
+        missing = sorted(set(read_json(added_path)) - set(known))
+        if missing:
+            raise ValueError(f"{added_path}: {first_few(missing)}: not in {source}; give a "
+                             "tokenizer.json with all tokens, as transformers writes it")
 
 
 def lower_cases(backend):
@@ -346,13 +358,7 @@ def read_wordpiece(path):
     if len(set(words)) < len(words):
         raise ValueError(f"{vocab_path}: it has {len(words)} lines, but only {len(set(words))} "
                          "different tokens")
-    added_path = os.path.join(path, "added_tokens.json")
-    if os.path.isfile(added_path):
-        added = set(read_json(added_path)) - set(words)
-        if added:
-            raise ValueError(f"{added_path}: {first_few(sorted(added))}: tokens beside those of "
-                             "vocab.txt can only be read from a tokenizer.json, which transformers "
-                             "writes")
+    check_added_tokens(path, words, "vocab.txt")
     config = read_config(path)
     backend = make_wordpiece(words, config.get("do_lower_case"))
     obey_config(backend, config)

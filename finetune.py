@@ -1084,7 +1084,6 @@ def best_rate(tuning, examples, mode, seed, rates):
     out for this purpose; the dev set is not used. The models are dropped: run_mode() trains again,
     on the whole training set."""
     held_out, rest = hold_out_a_tenth(examples, by_context=tuning.task.kind == "qa")
-    warn_of_few(held_out, rest)
     # It is called dev only because fine_tune() measures the split of this name.
     splits = encode_splits(tuning.task, {"dev": held_out, "train": rest}, tuning.tokenizer)
     score_of_rate = {}
@@ -1337,7 +1336,9 @@ def run(args):
     task = make_task(name, kind, datasets, length, args.stride)
     if args.lr is not None and len(args.lr) > 1:
         # best_rate holds out a tenth later. If that cannot be done, the ValueError comes now.
-        hold_out_a_tenth(datasets["train"], by_context=kind == "qa", remedy="give one --lr")
+        held_out, rest = hold_out_a_tenth(datasets["train"], by_context=kind == "qa",
+                                          remedy="give one --lr")
+        warn_of_few(held_out, rest)
     check_segments(model_path, config, task)
     teacher = load_teacher(args.distill_from, task, tokenizer)
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.mode, teacher, config)

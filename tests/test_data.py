@@ -1313,10 +1313,11 @@ def test_the_config_counts_if_it_contradicts_the_tokenizer_json(config, lowercas
     assert Tokenizer(str(tmp_path / "saved")).digest == Tokenizer(str(tmp_path)).digest
 
 
-def test_a_class_that_is_not_berts_does_not_obey_the_config(tmp_path):
+def test_a_class_for_any_kind_of_tokenizer_does_not_obey_the_config(tmp_path):
     words = [*SPECIAL_TOKENS, "paris", "Paris"]
     data.make_wordpiece(words, do_lower_case=False).save(str(tmp_path / "tokenizer.json"))
-    for kind, expected in (("PreTrainedTokenizerFast", 6), ("BertTokenizerFast", 5)):
+    for kind, expected in (("PreTrainedTokenizerFast", 6), ("BertTokenizerFast", 5), (None, 5),
+                           ("DistilBertTokenizer", 5), ("TokenizersBackend", 6)):
         config = {"tokenizer_class": kind, "do_lower_case": True}
         raw(tmp_path / "tokenizer_config.json", json.dumps(config))
         assert Tokenizer(str(tmp_path)).encode(["Paris"]) == [[expected]]
@@ -1332,14 +1333,20 @@ def test_a_saved_tokenizer_json_says_its_case_to_transformers(lowercase, tmp_pat
     assert Tokenizer(str(tmp_path / "saved")).digest == Tokenizer(str(tmp_path)).digest
 
 
-def test_tokens_beside_a_vocab_txt_are_refused(tmp_path):
+def test_added_tokens_that_the_vocabulary_does_not_have_are_refused(tmp_path):
     vocab_folder(tmp_path, [*SPECIAL_TOKENS, "a"])
     for harmless in ("{}", '{"[MASK]": 4}'):
         raw(tmp_path / "added_tokens.json", harmless)
         Tokenizer(str(tmp_path))
     raw(tmp_path / "added_tokens.json", '{"[MASK]": 4, "<drug>": 6}')
-    with pytest.raises(ValueError, match="added_tokens.json: <drug>: tokens beside those of vocab"):
+    with pytest.raises(ValueError, match="added_tokens.json: <drug>: not in vocab.txt"):
         Tokenizer(str(tmp_path))
+    data.make_wordpiece([*SPECIAL_TOKENS, "a"]).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="added_tokens.json: <drug>: not in tokenizer.json"):
+        Tokenizer(str(tmp_path))
+    data.make_wordpiece([*SPECIAL_TOKENS, "a", "<drug>"]).save(str(tmp_path / "tokenizer.json"))
+    Tokenizer(str(tmp_path)).save(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "added_tokens.json").exists()
 
 
 def test_a_config_says_whether_chinese_characters_are_words(tmp_path):

@@ -104,7 +104,7 @@ def distil_until_killed(flags):
 
 def test_a_run_killed_amid_a_checkpoint_ends_as_if_it_had_not_been(forked, toy, tmp_path):
     flags = distill_flags(toy, tmp_path / "b")
-    process = forked.Process(target=distil_until_killed, args=(flags,))
+    process = forked.Process(target=distil_until_killed, args=(flags,), daemon=True)
     process.start()
     assert exit_statuses([process]) == [-signal.SIGKILL]
     assert (tmp_path / "b" / "training.safetensors.tmp").exists()
@@ -230,7 +230,8 @@ def test_ctrl_c_in_the_run_is_one_line_and_status_130(forked, script, toy, table
         flags = finetune_flags(toy, table, "out")
         first_words = "classification:"
     reader, writer = forked.Pipe(duplex=False)
-    process = forked.Process(target=run_as_program, args=(script, flags, tmp_path, writer))
+    process = forked.Process(target=run_as_program, args=(script, flags, tmp_path, writer),
+                             daemon=True)
     process.start()
     writer.close()                                       # the process has its own
     with open(os.dup(reader.fileno())) as lines:
@@ -265,7 +266,8 @@ def start_two_ranks(forked, script, flags, printed, change):
         port = free.getsockname()[1]
     processes = []
     for rank in range(2):
-        process = forked.Process(target=run_as_rank,
+        # pytest ends a daemon at its own end, also if the test has failed before that.
+        process = forked.Process(target=run_as_rank, daemon=True,
                                  args=(script, flags, rank, port, printed, change))
         process.start()
         processes.append(process)
