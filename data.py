@@ -267,9 +267,9 @@ def read_backend(path):
             backend.no_truncation()
             check_backend(backend)
         check_added_tokens(path, backend.get_vocab(), "tokenizer.json")
-        config = read_config(path)
-        # If the two files contradict each other, transformers obeys the config, too, except in its
-        # classes for any kind of tokenizer.
+        config = read_tokenizer_config(path)
+        # If the two files contradict each other, the config counts, as in transformers. Only these
+        # two classes of transformers, which are for any kind of tokenizer, ignore the config.
         if config.get("tokenizer_class") not in ("PreTrainedTokenizerFast", "TokenizersBackend"):
             obey_config(backend, config)
         return backend, file_path
@@ -280,8 +280,9 @@ def read_backend(path):
 
 
 def check_backend(backend):
-    """Raise ValueError if a tokenizer of the tokenizers library is no use here."""
-    # This raises an error if the vocabulary has no token for an unknown or a very long word.
+    """Raise ValueError if a tokenizer of the tokenizers library does not turn unknown words into
+    [UNK], or if it would take too long for long words."""
+    # Both calls raise an error if the vocabulary has no token for an unknown or a very long word.
     encoding = backend.encode("\ua66e", add_special_tokens=False)             # a very rare letter
     backend.encode("a" * 1000)
     if not encoding.ids:
@@ -312,7 +313,7 @@ def lower_cases(backend):
     return getattr(backend.normalizer, "lowercase", None)
 
 
-def read_config(path):
+def read_tokenizer_config(path):
     """Read a folder's tokenizer_config.json -> dict; {} if there is none. ValueError if one of the
     options that obey_config needs is neither true nor false nor null."""
     config_path = os.path.join(path, "tokenizer_config.json")
@@ -359,7 +360,7 @@ def read_wordpiece(path):
         raise ValueError(f"{vocab_path}: it has {len(words)} lines, but only {len(set(words))} "
                          "different tokens")
     check_added_tokens(path, words, "vocab.txt")
-    config = read_config(path)
+    config = read_tokenizer_config(path)
     backend = make_wordpiece(words, config.get("do_lower_case"))
     obey_config(backend, config)
     return backend

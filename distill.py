@@ -735,7 +735,7 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
                 last_logged = steps_done
                 last_log_time = time.perf_counter()
             if stop and steps_done < options.steps:
-                end_program(signals, steps_done, options, processes)
+                stop_run(signals, steps_done, options, processes)
         return signals
 
 
@@ -753,12 +753,12 @@ def what_is_due(steps_done, options):
     return evaluate_now, log_now, save_now
 
 
-def end_program(signals, steps_done, options, processes):
-    """End this process after a signal; the checkpoint has been written."""
+def stop_run(signals, steps_done, options, processes):
+    """Raise SystemExit after a signal. The first process calls this after its checkpoint."""
     print(f"\nstopped after step {steps_done} of {options.steps}: "
           "the same command, with --resume and without --overwrite, goes on from there")
     # When one process ends, torchrun soon ends the others. So all wait here until the first one has
-    # saved its checkpoint.
+    # written its checkpoint.
     if processes.world > 1:
         dist.barrier()
     # If only another process has received a signal, this one does not know which.
@@ -1855,8 +1855,8 @@ def default_own_parts(args, shape):
     """Choose what each recursion gets of its own by default: the entries of a Config.
 
     Recursions that share a layer would otherwise all compute the same. They get adapters with
-    --recipe paper, corrections in the other recipes. If a flag gives them adapters or corrections,
-    or says 0 to both or to adapters alone, nothing is added.
+    --recipe paper, corrections in the other recipes. They get nothing here if --adapter-size is
+    given, even as 0, or --correction-rank, with --recipe paper only if it is above 0.
     """
     C = shape["hidden_size"]
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
@@ -1866,7 +1866,7 @@ def default_own_parts(args, shape):
         if shape["correction_rank"] > 0:
             return {}
         return {"adapter_size": max(1, C // 16)}
-    if args.correction_rank is not None:                 # 0, too, means: none
+    if args.correction_rank is not None:
         return {}
     return {"correction_rank": max(1, min(C // 8, shape["intermediate_size"]))}
 

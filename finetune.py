@@ -1358,7 +1358,9 @@ def run(args):
         "length": length, "stride": args.stride, "bf16": bf16}
     settings |= fingerprints_of_saved(model_path, task, args.recursions)
     if settings["head"] is not None:
-        exception = " (not in the mode random)" if "random" in modes else ""
+        exception = ""
+        if "random" in modes:
+            exception = " (not in the mode random)"
         print(f"{model_path} was fine-tuned for {load_task(model_path).name} already: its head is "
               f"trained on{exception}")
     tuning = Tuning(
