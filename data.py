@@ -75,9 +75,9 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
     chosen, never a special one. Of the chosen tokens 80 % become [MASK], 10 % a random token, 10 %
     stay. The special tokens are [PAD], [UNK], [CLS], [SEP] and [MASK].
 
-    ids (B, T) have no padding, which would count as tokens; rng is a numpy Generator. Returns the
-    masked ids (B, T), the positions (M,) of the chosen tokens in the flattened ids, in increasing
-    order, and the labels (M,), the true tokens.
+    ids (B, T) have no padding, because how many tokens are chosen depends on T; rng is a numpy
+    Generator. Returns the masked ids (B, T), the positions (M,) of the chosen tokens in the
+    flattened ids, in increasing order, and the labels (M,), the true tokens.
     """
     B, T = ids.shape
     flat_ids = ids.ravel()                               # (B * T,)
@@ -143,13 +143,14 @@ class MaskedBatches:
 
     def batch(self, step):
         """Return masked ids (B, T), positions (M,) and labels (M,) of a step: see mask_tokens."""
-        # All epochs are one long list of sequences. This batch is batch_size places of the list.
-        first_place = step * self.batch_size
+        # The sequences of all epochs, one after another, are one long list. A batch is the next
+        # batch_size of them.
+        first = step * self.batch_size
         numbers = []                                     # which sequences this batch has
-        for place in range(first_place, first_place + self.batch_size):
-            epoch, place_in_epoch = divmod(place, self.count)
+        for index in range(first, first + self.batch_size):
+            epoch, index_in_epoch = divmod(index, self.count)
             order = self.order_of_epoch(epoch)
-            numbers.append(order[place_in_epoch])
+            numbers.append(order[index_in_epoch])
         rng = np.random.default_rng([self.seed, MASKS, step])
         return mask_tokens(self.sequences(numbers), self.tokenizer, rng)
 
@@ -165,10 +166,10 @@ class MaskedBatches:
         """Return the unmasked ids (B, T) of the sequences with these B numbers."""
         body = self.T - 2                                # tokens between [CLS] and [SEP]
         begins = np.asarray(numbers)[:, None] * body     # (B, 1): where the sequences begin
-        places = begins + np.arange(body)                # (B, T - 2): where their tokens are
+        indices = begins + np.arange(body)               # (B, T - 2): where their tokens are
         ids = np.empty((len(numbers), self.T), np.int64)
         ids[:, 0] = self.tokenizer.cls_id
-        ids[:, 1:-1] = self.tokens[places]
+        ids[:, 1:-1] = self.tokens[indices]
         ids[:, -1] = self.tokenizer.sep_id
         if ids.max() >= self.tokenizer.vocab_size:
             raise ValueError(f"token {ids.max()} is in the token file, but the tokenizer has only "

@@ -1,4 +1,4 @@
-"""Distil a BERT teacher into a recursive student, as MiniALBERT does
+r"""Distil a BERT teacher into a recursive student, as MiniALBERT does
 (arXiv 2210.06425).
 
     python distill.py
@@ -6,11 +6,11 @@
         documentation that is on this machine.
     python distill.py --teacher bert-base-uncased --corpus wiki/ --out out/mini
         This distils BERT-base on a GPU; a CPU takes the small recipe.
-    torchrun --nproc_per_node 8 distill.py --teacher bert-base-uncased \\
-        --corpus wiki/
+    torchrun --nproc_per_node 8 distill.py --teacher bert-base-uncased \
+        --corpus wiki/ --out out/mini
         This does the same on eight GPUs.
-    python distill.py --teacher none --tokenizer DIR --num-hidden-layers 6 \\
-        --num-hidden-groups 6 --hidden-size 384 --embedding-size 384 \\
+    python distill.py --teacher none --tokenizer DIR --num-hidden-layers 6 \
+        --num-hidden-groups 6 --hidden-size 384 --embedding-size 384 \
         --recipe full --lr 1e-3
         This pre-trains a BERT: it learns from masked words alone and shares nothing.
 
@@ -170,13 +170,11 @@ def match_layers(num_recursions, num_layers):
                          f"teacher's {num_layers} layers. Give a fresh student {divisors} or a "
                          f"multiple of {num_layers} (--num-hidden-layers), or leave out the losses "
                          "that compare layers (--attention-weight 0 --hidden-weight 0)")
+    # With 12 recursions and 6 layers the spacing is 2, and the recursions 1, 3, ..., 11 learn.
+    spacing = max(1, num_recursions // num_layers)
     pairs = []
-    for r in range(num_recursions):
-        # If there is a remainder, recursion r ends between two of the teacher's layers, and there
-        # is nothing to match.
-        remainder = ((r + 1) * num_layers) % num_recursions
-        if remainder == 0:
-            pairs.append((r, teacher_layer_number(r, num_recursions, num_layers)))
+    for r in range(spacing - 1, num_recursions, spacing):
+        pairs.append((r, teacher_layer_number(r, num_recursions, num_layers)))
     return pairs
 
 
@@ -192,8 +190,10 @@ def states_after(hidden, positions, depths):
     for state in hidden[1:-1]:                           # after 1, 2, ..., R - 1 recursions
         masked_states.append(state.flatten(0, 1)[positions])                  # (m, C)
     states = torch.stack(masked_states)                  # (R - 1, m, C)
-    places = torch.arange(len(positions), device=positions.device)            # 0, 1, ..., m - 1
-    return states[depths - 1, places]                    # row i is states[depths[i] - 1, i]
+    # The state of row i after d recursions is states[d - 1, i], because states begins with those
+    # after one recursion.
+    row = torch.arange(len(positions), device=positions.device)               # 0, 1, ..., m - 1
+    return states[depths - 1, row]
 
 
 class Distillation:
@@ -204,15 +204,15 @@ class Distillation:
         of LOSS_NAMES; "elastic" is the output loss after an earlier recursion, which is drawn at
         random for each masked place
     temperature: of the output loss and the elastic loss
-    micro_batch_size: sequences that go through the models at once; 0: as many as each process has
-        of the batch (see split_batch)
+    micro_batch_size: sequences that go through the models at once; 0: all that this process has of
+        the batch (see split_batch)
     processes: a Processes, which says how many share a batch and which of them this is; None: this
         is the only one
     bf16: multiply matrices in bfloat16
     compile_losses: let torch.compile fuse the operations
     cuda_graphs: let a GPU start all compiled operations of a pass at once; only if compile_losses,
         and only for batches in which each sequence has num_to_mask(T) masked places
-    ValueError if a loss is not possible with these models.
+    ValueError if a loss is not possible with these models, or CUDA graphs with micro-batches.
     """
 
     def __init__(self, student, teacher, batches, loss_weights, temperature=1.0, micro_batch_size=0,
@@ -239,8 +239,9 @@ class Distillation:
         if "attention" in loss_weights:
             self.recursions_with_map = [r for r, _ in self.pairs]
             self.layers_with_map = [layer for _, layer in self.pairs]
+        # What losses_of_micro_batches calls: compute_losses itself, or the same compiled.
         self.compute = self.compute_losses
-        self.compute_as_graph = None                     # the same, as a CUDA graph
+        self.compute_as_graph = None                     # the same as a CUDA graph, if wanted
         if compile_losses:
             self.compute = torch.compile(self.compute_losses)
         if compile_losses and cuda_graphs:
@@ -328,16 +329,16 @@ class Distillation:
                              f"and T of the batches say {shape}")
         depths = self.draw_depths(step, len(positions))
         num_masked = max(1, len(positions))              # it is a divisor, so it must not be 0
-        compute = self.choose_function(len(positions))
+        compute = self.choose_function(len(positions))   # compute_losses, perhaps compiled
         T = self.batches.T
         rows = positions // T                            # (M,): the row of each masked place
         device = device_of(self.student)
         for begin, end in self.micro_batch_bounds:       # the rows from begin to end - 1
             is_inside = (begin <= rows) & (rows < end)   # (M,)
             # The flattened ids of the micro-batch begin with row begin, not with row 0.
-            places = positions[is_inside] - begin * T
+            shifted_positions = positions[is_inside] - begin * T
             micro_ids, micro_positions, micro_labels, micro_depths = to_device(
-                device, ids[begin:end], places, labels[is_inside], depths[is_inside])
+                device, ids[begin:end], shifted_positions, labels[is_inside], depths[is_inside])
             with autocast(device, self.bf16):
                 losses = compute(micro_ids, micro_positions, micro_labels, micro_depths,
                                  num_masked)
@@ -417,7 +418,8 @@ def start_from_teacher(student, teacher, ids):
     start_corrections says how corrections start. Adapters keep their present values. The head is
     the teacher's (see start_head). Corrections of the teacher are part of its matrices here; its
     adapters are not used. The widths of the two models must fit (see check_models).
-    ValueError if a table has another number of rows, or if the teacher has fewer layers.
+    ValueError if a table has another number of rows, if the student has more different layers (G)
+    than the teacher, or if the teacher's weights are too large to compute with.
     """
     if teacher.config.correction_rank > 0:
         teacher = merge_corrections(teacher)
@@ -485,11 +487,11 @@ def fit_linear(linear, inputs, wanted):
 
 
 def start_layers(student, teacher):
-    """Start each of the student's G layers as the mean of the consecutive layers of the teacher
-    that it replaces.
+    """Start each of the student's G layers as a mean of layers of the teacher.
 
-    The first and the last quarter of those layers are left out: of 4 layers only the second and the
-    third count. EXPERIMENTS.md compares this start with others.
+    Each layer of the student replaces some neighbouring layers of the teacher and starts as the
+    mean of the middle ones: the first and the last quarter, rounded down, do not count. Of 4 layers
+    only the second and the third count. EXPERIMENTS.md compares this start with others.
     """
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     G = student.config.num_hidden_groups
@@ -589,10 +591,11 @@ class TrainingOptions:
 def training_step(model, objective, optimizer, step, options, processes):
     """Make one step: forward, backward, update.
 
+    model: what is trained; in distillation it is the objective's student
     objective: a Distillation, or anything with its .loss_weights and .losses_of_micro_batches(step)
-    Returns the losses {name: scalar}, among them their weighted sum "loss", the learning rate and
-    the norm of the gradient. The losses and the norm are tensors. On a GPU the program waits when
-    it reads one of them. So nothing is checked here: if the gradient is not finite,
+    Returns three things: the losses {name: scalar}, with their weighted sum as "loss"; the learning
+    rate; the norm of the gradient. The losses and the norm are tensors, because a program that
+    reads their values waits for the GPU. So nothing is checked here: if the norm is not finite,
     check_finite_step, which train() calls, says so. The gradients must be empty before, and they
     are empty afterwards.
     """
@@ -605,6 +608,8 @@ def training_step(model, objective, optimizer, step, options, processes):
     totals = {"loss": 0.0}                               # sums over the micro-batches
     for name in objective.loss_weights:
         totals[name] = 0.0
+    # Each turn of this loop makes one forward pass: losses_of_micro_batches is a generator, which
+    # computes the losses of a micro-batch when the loop asks for them. Mostly there is only one.
     for losses in objective.losses_of_micro_batches(step):
         loss = 0.0
         for name, value in losses.items():
@@ -613,7 +618,7 @@ def training_step(model, objective, optimizer, step, options, processes):
             totals[name] = totals[name] + value.detach()
         totals["loss"] = totals["loss"] + loss.detach()
         loss.backward()                                  # adds to the gradients
-    sum_over_processes(model, totals, processes)
+    sum_over_processes(model, totals, processes)         # one process alone changes nothing here
 
     gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
     lr = learning_rate(step, options)
@@ -624,49 +629,34 @@ def training_step(model, objective, optimizer, step, options, processes):
     return totals, lr, gradient_norm
 
 
-class RunState(NamedTuple):
-    """The state of a run that is about to begin or to go on."""
-    optimizer: torch.optim.Optimizer
-    tensors: dict           # {name: tensor}, all that training changes; checkpoints hold it
-    first_step: int         # the next step, counted from 0, which is also the number of steps done
-    log_size: int           # bytes of log.jsonl that were written by then
+def learning_rate(step, options):
+    """Return the learning rate of a step, counted from 0: it grows linearly during the warm-up and
+    falls linearly towards 0 afterwards."""
+    if step < options.warmup:
+        share = (step + 1) / options.warmup              # the last step of the warm-up has 1
+    else:
+        share = (options.steps - step) / (options.steps - options.warmup)
+    return options.lr * share
 
 
-def begin_or_resume(model, options, settings, processes):
-    """Prepare a run, or, if options.resume says so, restore what its last checkpoint holds.
+def make_optimizer(model, weight_decay):
+    """Make AdamW for all parameters that are trained; biases and LayerNorms do not decay.
 
-    settings: a dict of what must be the same in a resumed run and in the run that it continues
-    Returns a RunState. If the run goes on, the model then has the parameters of the checkpoint.
-    ValueError if there is a model, but no checkpoint of it.
+    Its state (two running means and a count for each parameter) is what torch itself would make
+    at the first step. It is made here, so that it can be restored before the first step.
     """
-    optimizer = make_optimizer(model, options.weight_decay)
-    tensors = training_state(model, optimizer)
-    path = state_path(options)
-    first_step = 0
-    log_size = 0
-    # The first process restores, and gives the others what it has: on another machine they may
-    # have no access to the file.
-    if options.resume and processes.rank == 0:
-        if os.path.exists(path):
-            first_step, log_size = restore_training_state(path, tensors, settings)
-            print(f"{options.out}: going on after step {first_step:,} of {options.steps:,}")
-        elif os.path.exists(os.path.join(options.out, "model.safetensors")):
-            # A run writes a checkpoint before its model. This folder has a model without one, so
-            # somebody has removed the checkpoint.
-            raise ValueError(f"--resume: {path} is missing, so the run in {options.out} cannot go "
-                             "on; --overwrite starts anew and loses its model")
-        elif os.path.exists(os.path.join(options.out, "log.jsonl")):
-            # The run was killed before its first checkpoint.
-            print(f"--resume: the run in {options.out} has no checkpoint yet, so it starts at step "
-                  "1")
-    step_tensor = torch.tensor(first_step, device=processes.device)
-    broadcast([step_tensor, *tensors.values()], processes)
-    return RunState(optimizer, tensors, step_tensor.item(), log_size)
-
-
-def state_path(options):
-    """Return the path of the checkpoint from which a run goes on."""
-    return os.path.join(options.out, "training.safetensors")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay},
+              {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    for parameter in trained:
+        optimizer.state[parameter] = {
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+            "step": torch.zeros((), device=parameter.device)}
+    return optimizer
 
 
 def train(model, objective, run_state, options, settings, evaluate_model, save_model, processes):
@@ -739,6 +729,69 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
         return signals
 
 
+# ---- From here on: plumbing. The beginning and the end of a run -------------------------
+
+class RunState(NamedTuple):
+    """The state of a run that is about to begin or to go on."""
+    optimizer: torch.optim.Optimizer
+    tensors: dict           # {name: tensor}, all that training changes; checkpoints hold it
+    first_step: int         # the next step, counted from 0, which is also the number of steps done
+    log_size: int           # bytes of log.jsonl that were written by then
+
+
+def begin_or_resume(model, options, settings, processes):
+    """Prepare a run, or, if options.resume says so, restore what its last checkpoint holds.
+
+    settings: a dict of what must be the same in a resumed run and in the run that it continues
+    Returns a RunState. If the run goes on, the model then has the parameters of the checkpoint.
+    ValueError if there is a model, but no checkpoint of it.
+    """
+    optimizer = make_optimizer(model, options.weight_decay)
+    tensors = training_state(model, optimizer)
+    path = state_path(options)
+    first_step = 0
+    log_size = 0
+    # The first process restores, and gives the others what it has: on another machine they may
+    # have no access to the file.
+    if options.resume and processes.rank == 0:
+        if os.path.exists(path):
+            first_step, log_size = restore_training_state(path, tensors, settings)
+            print(f"{options.out}: going on after step {first_step:,} of {options.steps:,}")
+        elif os.path.exists(os.path.join(options.out, "model.safetensors")):
+            # A run writes a checkpoint before its model. This folder has a model without one, so
+            # somebody has removed the checkpoint.
+            raise ValueError(f"--resume: {path} is missing, so the run in {options.out} cannot go "
+                             "on; --overwrite starts anew and loses its model")
+        elif os.path.exists(os.path.join(options.out, "log.jsonl")):
+            # The run was killed before its first checkpoint.
+            print(f"--resume: the run in {options.out} has no checkpoint yet, so it starts at step "
+                  "1")
+    step_tensor = torch.tensor(first_step, device=processes.device)
+    broadcast([step_tensor, *tensors.values()], processes)
+    return RunState(optimizer, tensors, step_tensor.item(), log_size)
+
+
+def state_path(options):
+    """Return the path of the checkpoint from which a run goes on."""
+    return os.path.join(options.out, "training.safetensors")
+
+
+def training_state(model, optimizer):
+    """Collect all tensors that training changes: {key: tensor}.
+
+    The keys are "model.NAME" for the parameter NAME, and "exp_avg.NAME", "exp_avg_sq.NAME" and
+    "step.NAME" for its state in AdamW. The tensors are those in use: copying into them restores a
+    run.
+    """
+    state = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            state[f"model.{name}"] = parameter
+            for key, tensor in optimizer.state[parameter].items():
+                state[f"{key}.{name}"] = tensor
+    return state
+
+
 def what_is_due(steps_done, options):
     """Tell what comes after so many steps: (whether to evaluate, to log, to save a checkpoint).
 
@@ -751,32 +804,6 @@ def what_is_due(steps_done, options):
     log_now = evaluate_now or steps_done % options.log_every == 0
     save_now = is_last or steps_done % options.save_every == 0
     return evaluate_now, log_now, save_now
-
-
-def stop_run(signals, steps_done, options, processes):
-    """Raise SystemExit after a signal. The first process calls this after its checkpoint."""
-    print(f"\nstopped after step {steps_done} of {options.steps}: "
-          "the same command, with --resume and without --overwrite, goes on from there")
-    # When one process ends, torchrun soon ends the others. So all wait here until the first one has
-    # written its checkpoint.
-    if processes.world > 1:
-        dist.barrier()
-    # If only another process has received a signal, this one does not know which.
-    signal_number = signal.SIGTERM
-    if signals:
-        signal_number = signals[0]
-    # Shells report 128 + n for a program that signal n has ended.
-    raise SystemExit(128 + signal_number)
-
-
-def learning_rate(step, options):
-    """Return the learning rate of a step, counted from 0: it grows linearly during the warm-up and
-    falls linearly towards 0 afterwards."""
-    if step < options.warmup:
-        share = (step + 1) / options.warmup              # the last step of the warm-up has 1
-    else:
-        share = (options.steps - step) / (options.steps - options.warmup)
-    return options.lr * share
 
 
 def check_finite_step(steps_done, totals, gradient_norm, lr):
@@ -797,43 +824,23 @@ def check_finite_scores(steps_done, scores):
                                      "checkpoint of this step was written")
 
 
-def make_optimizer(model, weight_decay):
-    """Make AdamW for all parameters that are trained; biases and LayerNorms do not decay.
-
-    Its state (two running means and a count for each parameter) is what torch itself would make
-    at the first step. It is made here, so that it can be restored before the first step.
-    """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.ndim > 1]
-    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay},
-              {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, fused=True)
-    for parameter in trained:
-        optimizer.state[parameter] = {
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-            "step": torch.zeros((), device=parameter.device)}
-    return optimizer
+def stop_run(signals, steps_done, options, processes):
+    """Raise SystemExit after a signal. The first process calls this after its checkpoint."""
+    print(f"\nstopped after step {steps_done} of {options.steps}: "
+          "the same command, with --resume and without --overwrite, goes on from there")
+    # When one process ends, torchrun soon ends the others. So all wait here until the first one has
+    # written its checkpoint.
+    if processes.world > 1:
+        dist.barrier()
+    # If only another process has received a signal, this one does not know which.
+    signal_number = signal.SIGTERM
+    if signals:
+        signal_number = signals[0]
+    # Shells report 128 + n for a program that signal n has ended.
+    raise SystemExit(128 + signal_number)
 
 
-def training_state(model, optimizer):
-    """Collect all tensors that training changes: {key: tensor}.
-
-    The keys are "model.NAME" for the parameter NAME, and "exp_avg.NAME", "exp_avg_sq.NAME" and
-    "step.NAME" for its state in AdamW. The tensors are those in use: copying into them restores a
-    run.
-    """
-    state = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            state[f"model.{name}"] = parameter
-            for key, tensor in optimizer.state[parameter].items():
-                state[f"{key}.{name}"] = tensor
-    return state
-
-
-# ---- From here on: plumbing. Log, progress bar and signals ------------------------------
+# ---- Log, progress bar and signals ------------------------------------------------------
 
 def open_log(out, size):
     """Open out/log.jsonl for appending. Lines after `size` bytes, its size at the last checkpoint,

@@ -1,4 +1,4 @@
-"""Fine-tune a student, or any BERT, on a language task (arXiv 2210.06425).
+r"""Fine-tune a student, or any BERT, on a language task (arXiv 2210.06425).
 
     python finetune.py
         the student in out/student, which distill.py makes, on the built-in
@@ -7,7 +7,7 @@
         a task of GLUE, from a folder with its files
     python finetune.py --task tagging --train train.tsv --dev devel.tsv
         your own files, here in CoNLL format
-    python finetune.py --task classification --train a.csv --dev b.csv \\
+    python finetune.py --task classification --train a.csv --dev b.csv \
             --text title --label topic --adapters-only
         a table with named columns; only the head and each recursion's own corrections or adapters
         are trained
