@@ -25,12 +25,11 @@ import time
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
-from fnmatch import fnmatch
 
 import numpy as np
 import torch
 
-from command import is_about_memory
+from command import is_about_memory, one_line
 from minialbert import Config, MiniALBERT, keep_recursions, layer_of_each_recursion
 
 try:
@@ -43,7 +42,6 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool,
 }
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LARGEST_HEADER = 100_000_000        # bytes, as in the official package
 LARGEST_SIZE = 2**62                # elements or bytes; torch can count to 2**63 - 1
 MOST_DIMENSIONS = 64                # most of torch's operations allow no more
@@ -365,7 +363,7 @@ def check_tensors(path, shapes, tensors):
             missing.append(f"{name!r} is missing")
         elif name not in shapes:
             problems.append(f"{name!r} of shape {list(tensors[name].shape)} is not known")
-        elif tensors[name].dtype not in FLOATS:
+        elif not tensors[name].is_floating_point():
             problems.append(f"{name!r} is of type {tensors[name].dtype}, not a float of 16, 32 or "
                             "64 bits")
         elif list(tensors[name].shape) != shapes[name]:
@@ -703,11 +701,12 @@ def shapes_and_dtypes(tensors):
 
 # finetune.py makes a subfolder with such a name for each mode, learning rate and seed.
 TUNING_FOLDER = "*-lr*-seed*"
+TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json", "added_tokens.json"]
 RUN_FILE = "run.json"               # says which script's run a folder holds, with its settings
 # What else runs write into their folders: --overwrite removes these, and no other files.
 WRITTEN_BY_RUNS = [
     "config.json", "model.safetensors", "training.safetensors", "log.jsonl",
-    "tokenizer.json", "vocab.txt", "tokenizer_config.json", "added_tokens.json",
+    *TOKENIZER_FILES,
     "head.safetensors", "task.json", "results.json",
     "dev.jsonl", "dev_*matched.jsonl", "test.jsonl",
     f"{TUNING_FOLDER}/log.jsonl", f"{TUNING_FOLDER}/training.safetensors",
@@ -779,26 +778,7 @@ def remove_unused(out):
         has_only_run_file = os.listdir(out) == [RUN_FILE]
         if is_unclaimed or has_only_run_file:
             os.remove(run_path)
-        if os.listdir(out) == []:
-            os.rmdir(out)
-
-
-def claim_folder(out, script, settings, resume):
-    """Prepare the folder `out` for a run; the caller has locked it with run_folder.
-
-    If a run is resumed and has left files, nothing is changed. Otherwise what an earlier run wrote
-    is removed, and the settings of this one are written into run.json.
-    """
-    if resume and files_of_run(out):
-        return
-    remove_run(out)
-    # The lock belongs to the open file and not to its name. A new file of this name, as write_json
-    # makes one, would not be locked. So the old file is kept, and the text is written into it.
-    run_path = os.path.join(out, RUN_FILE)
-    with naming_file(run_path), open(run_path, "w", encoding="utf-8") as run_file:
-        run_file.write(json.dumps({"script": script, "settings": settings}, indent=1))
-        run_file.flush()
-        os.fsync(run_file.fileno())                      # a power cut cannot lose it now
+        os.rmdir(out)                                    # only if it is empty
 
 
 def check_owner(out, script, resume, overwrite):
@@ -812,13 +792,13 @@ def check_owner(out, script, resume, overwrite):
     if os.path.isdir(out):
         names = os.listdir(out)
     run_files = files_of_run(out)
-    check_regular_files(out, names, run_files)
-    has_empty_run_file = names == [RUN_FILE] and read_run(out) == {}
-    if names == [] or has_empty_run_file:
+    check_regular_files(out, run_files)
+    run = read_run(out)
+    if names in ([], [RUN_FILE]) and run == {}:
         if resume:
             print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
         return
-    owner = read_run(out).get("script")
+    owner = run.get("script")
     if not resume and not overwrite:
         if owner is None:
             raise ValueError(f"--out {out} is not empty, and no run is in it; choose another "
@@ -830,27 +810,48 @@ def check_owner(out, script, resume, overwrite):
     if overwrite and owner is None:
         # No run.json here names a script. So the files may be somebody else's.
         would_be_lost = [os.path.basename(path) for path in run_files]
-        if read_run(out):
+        if run:
             would_be_lost.append(RUN_FILE)               # it has settings, but no script
         if would_be_lost:
             raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
                              f"{first_few(would_be_lost)}")
 
 
-def check_regular_files(out, names, run_files):
+def check_regular_files(out, run_files):
     """Raise ValueError if a run would write through a link, or into a pipe or the like.
 
-    names: all names in the folder `out`; run_files: the paths that files_of_run has found there
+    run_files: the paths that files_of_run has found in the folder `out`
     """
     for path in [os.path.join(out, RUN_FILE)] + run_files:
         # Opening a pipe may take for ever, and through a link a file elsewhere would be changed.
         is_regular_file = os.path.isfile(path) and not os.path.islink(path)
         if os.path.lexists(path) and not is_regular_file:
             raise ValueError(f"--out {out}: {path} is not a regular file")
-    for name in names:
-        path = os.path.join(out, name)
-        if fnmatch(name, TUNING_FOLDER) and os.path.islink(path):
+    for folder in glob.glob(TUNING_FOLDER, root_dir=out):
+        path = os.path.join(out, folder)
+        if os.path.islink(path):
             raise ValueError(f"--out {out}: {path} is a link")
+
+
+def claim_folder(out, script, settings, resume):
+    """Prepare the folder `out` for a run; the caller has locked it with run_folder.
+
+    If a run is resumed and has left files, nothing is changed. Otherwise what an earlier run wrote
+    is removed, and the settings of this one are written into run.json.
+    """
+    run_path = os.path.join(out, RUN_FILE)
+    if resume:
+        # run_folder has compared the settings that were known by then.
+        check_settings(run_path, read_run(out).get("settings", {}), settings)
+        if files_of_run(out):
+            return
+    remove_run(out)
+    # The lock belongs to the open file and not to its name. A new file of this name, as write_json
+    # makes one, would not be locked. So the old file is kept, and the text is written into it.
+    with naming_file(run_path), open(run_path, "w", encoding="utf-8") as run_file:
+        run_file.write(json.dumps({"script": script, "settings": settings}, indent=1))
+        run_file.flush()
+        os.fsync(run_file.fileno())                      # a power cut cannot lose it now
 
 
 def read_run(out):
@@ -889,9 +890,8 @@ def remove_run(out):
     for path in files_of_run(out):
         os.remove(path)
     for folder in glob.glob(TUNING_FOLDER, root_dir=out):
-        path = os.path.join(out, folder)
-        if os.path.isdir(path) and not os.listdir(path):
-            os.rmdir(path)
+        with suppress(OSError):                          # rmdir removes only an empty folder
+            os.rmdir(os.path.join(out, folder))
 
 
 # What lock() answers: this process has the lock; another one has it; there are no locks, as on
@@ -943,11 +943,6 @@ def parsing(what, kind):
         if not isinstance(error, ValueError):
             reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{what}: not {kind}: {one_line(reason):.500}") from error
-
-
-def one_line(text):
-    """Replace all white space in a text, line ends among it, by single spaces."""
-    return " ".join(str(text).split())
 
 
 @contextmanager
@@ -1067,12 +1062,12 @@ def parse_json_object(text):
 
 def object_of_pairs(pairs):
     """Make a dict of the pairs (name, value) of a JSON object."""
-    names = set()
-    for name, _ in pairs:
-        if name in names:
+    found = {}
+    for name, value in pairs:
+        if name in found:
             raise ValueError(f"an object has the name {name!r:.200} twice")
-        names.add(name)
-    return dict(pairs)
+        found[name] = value
+    return found
 
 
 def parse_json_integer(digits):
@@ -1084,8 +1079,7 @@ def parse_json_integer(digits):
 
 
 # fetch() downloads all of these files that the hub has for a model.
-SMALL_FILES = ["config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json",
-               "added_tokens.json"]
+SMALL_FILES = ["config.json", *TOKENIZER_FILES]
 # Of these it downloads the first one that the hub has. An index means that the weights are in
 # several files, the SHARDS. Then these are downloaded, too.
 WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]

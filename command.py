@@ -87,6 +87,11 @@ def print_error(name, message):
     print(f"{name}: error: {printable(line[:2000])}", file=sys.stderr)
 
 
+def one_line(text):
+    """Replace all white space in a text, line ends among it, by single spaces."""
+    return " ".join(str(text).split())
+
+
 def is_about_memory(error):
     """Return True if an exception says that there is not enough memory.
 
@@ -133,7 +138,7 @@ def run_command(name, action):
         if not is_about_memory(error):
             raise
         message = "there is not enough memory"
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if reason != "":                                 # Python's own MemoryError says nothing
             message += f": {reason:.300}"
         print_error(name, message)

@@ -48,7 +48,8 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
-from checkpoint import fetch, first_few, parsing, read_json, read_text, replace_file, write_json
+from checkpoint import (TOKENIZER_FILES, fetch, first_few, parsing, read_json, read_text,
+                        replace_file, write_json)
 from command import CommandParser, run_command
 
 HOME = os.path.expanduser("~")
@@ -182,7 +183,6 @@ class MaskedBatches:
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # This goes into the tokenizer_config.json beside a vocab.txt, so that transformers can read it.
 WORDPIECE_CONFIG = {"tokenizer_class": "BertTokenizer"}
-TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json", "added_tokens.json"]
 LARGEST_VOCAB_SIZE = 2**24
 LONGEST_WORD = 1000                 # characters
 

@@ -34,8 +34,8 @@ import hashlib
 import json
 import math
 import os
-import signal
 import re
+import signal
 import shlex
 import sys
 import threading
@@ -43,6 +43,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
@@ -52,10 +53,9 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from checkpoint import (RUN_FILE, check_settings, claim_folder, fetch, load, naming_file, one_line,
-                        parsing, read_run, restore_training_state, run_folder, save,
-                        save_training_state)
-from command import CommandParser, is_about_memory, printable, run_command
+from checkpoint import (claim_folder, fetch, load, naming_file, parsing,
+                        restore_training_state, run_folder, save, save_training_state)
+from command import CommandParser, is_about_memory, one_line, printable, run_command
 from data import CACHE, DEPTHS, MaskedBatches, Tokenizer, num_to_mask, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         layer_of_each_recursion, merge_corrections)
@@ -323,10 +323,6 @@ class Distillation:
         Summed over the micro-batches of all processes they are the means over the whole batch.
         """
         ids, positions, labels = self.batches.batch(step)     # the whole batch
-        shape = (self.batches.batch_size, self.batches.T)
-        if ids.shape != shape:                           # more rows would be left out
-            raise ValueError(f"the batch of step {step} has the shape {ids.shape}, but batch_size "
-                             f"and T of the batches say {shape}")
         depths = self.draw_depths(step, len(positions))
         num_masked = max(1, len(positions))              # it is a divisor, so it must not be 0
         compute = self.choose_function(len(positions))   # compute_losses, perhaps compiled
@@ -659,11 +655,11 @@ def make_optimizer(model, weight_decay):
     return optimizer
 
 
-def train(model, objective, run_state, options, settings, evaluate_model, save_model, processes):
+def train(model, objective, run_state, options, evaluate_model, save_model, processes):
     """Train the model with AdamW for options.steps steps, and write checkpoints and a log.
 
     objective: see training_step; it also has .tokens_per_step
-    run_state, settings: see begin_or_resume
+    run_state: what begin_or_resume returned
     evaluate_model(): returns {name: value} for the log
     save_model(): writes the model; it is called after each checkpoint of the training state, and at
         the beginning of a resumed run
@@ -714,7 +710,7 @@ def train(model, objective, run_state, options, settings, evaluate_model, save_m
 
             if is_main and (stop or save_now):
                 save_training_state(state_path(options), run_state.tensors, steps_done,
-                                    log.tell(), settings)
+                                    log.tell(), run_state.settings)
                 save_model()
             # This may fail, if a pipe is closed. So it comes after the checkpoint.
             if is_main and log_now:
@@ -737,6 +733,7 @@ class RunState(NamedTuple):
     tensors: dict           # {name: tensor}, all that training changes; checkpoints hold it
     first_step: int         # the next step, counted from 0, which is also the number of steps done
     log_size: int           # bytes of log.jsonl that were written by then
+    settings: dict          # what must be the same when the run is resumed; checkpoints hold it
 
 
 def begin_or_resume(model, options, settings, processes):
@@ -768,7 +765,7 @@ def begin_or_resume(model, options, settings, processes):
                   "1")
     step_tensor = torch.tensor(first_step, device=processes.device)
     broadcast([step_tensor, *tensors.values()], processes)
-    return RunState(optimizer, tensors, step_tensor.item(), log_size)
+    return RunState(optimizer, tensors, step_tensor.item(), log_size, settings)
 
 
 def state_path(options):
@@ -917,14 +914,12 @@ class Processes(NamedTuple):
     device: torch.device = torch.device("cpu")
 
 
-def set_up_processes(device_flag, batch_size):
+def set_up_processes(device_flag):
     """Join the processes that torchrun started, if any -> Processes. Afterwards only rank 0 writes
     to standard output. Memory is kept as keep_freed_memory says.
 
     device_flag: see choose_device
-    batch_size: sequences in a batch; None: nothing is trained
-    ValueError if the device is not available, or if a batch has fewer sequences than there are
-    processes.
+    ValueError if the device is not available.
     """
     # If the variables are wrong, parsing makes the error "RANK, LOCAL_RANK, WORLD_SIZE: not the
     # numbers that torchrun sets: ...".
@@ -934,8 +929,6 @@ def set_up_processes(device_flag, batch_size):
         world = int(os.environ.get("WORLD_SIZE", 1))
         if not 0 <= local_rank <= rank < world:
             raise ValueError(f"{rank}, {local_rank}, {world}")
-    if batch_size is not None:
-        check_batch_size(batch_size, rank, world)
     if world > 1 and (":" in device_flag or device_flag == "mps"):
         raise ValueError(f"--device {device_flag}: {world} processes cannot share a GPU; say cuda "
                          "or cpu")
@@ -955,15 +948,21 @@ def set_up_processes(device_flag, batch_size):
     return Processes(rank, local_rank, world, device)
 
 
-def check_batch_size(batch_size, rank, world):
+def leave_processes():
+    """Leave the group of processes that set_up_processes has joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def check_batch_size(batch_size, processes):
     """Raise ValueError if a batch has fewer sequences than there are processes. If they cannot
     share it evenly, the first process prints a warning."""
-    if batch_size < world:
+    if batch_size < processes.world:
         raise ValueError(f"--batch-size {batch_size} is less than one sequence for each of the "
-                         f"{world} processes")
-    if batch_size % world != 0 and rank == 0:
-        print(f"--batch-size {batch_size} is not divisible by {world} processes: in each step some "
-              "wait for others", file=sys.stderr)
+                         f"{processes.world} processes")
+    if batch_size % processes.world != 0 and processes.rank == 0:
+        print(f"--batch-size {batch_size} is not divisible by {processes.world} processes: in each "
+              "step some wait for others", file=sys.stderr)
 
 
 def choose_device(name, local_rank=0):
@@ -1178,9 +1177,9 @@ FULL = {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup"
 # the weight 3, too, but divide it by the 256 tokens of a sequence, so that it counts for almost
 # nothing.
 RECIPES = {
-    "quick": {"steps": 1800, "batch_size": 16, "length": 64, "lr": 3e-3, "warmup": 100,
-              "weight_decay": 0.01, "dropout": 0.0, "elastic": 2.5, "eval_every": 200,
-              "save_every": 200},
+    "quick": FULL | {
+        "steps": 1800, "batch_size": 16, "length": 64, "lr": 3e-3, "warmup": 100,
+        "eval_every": 200, "save_every": 200},
     "full": FULL,
     "paper": FULL | {
         "weight_decay": 1e-4, "dropout": 0.1, "attention_weight": 3 / 256, "hidden_weight": 3.0,
@@ -1442,6 +1441,8 @@ def arguments(argv):
     measures_student_alone = args.evaluate and args.student is not None
     if args.teacher is None and not measures_student_alone:
         args.teacher = EMBEDDED_TEACHER
+    elif args.teacher == "none":
+        args.teacher = None                              # from here on None means: no teacher
     check_flags(args, given)
     fill_in_defaults(args, given)
     if args.warmup > args.steps:
@@ -1467,7 +1468,7 @@ def fill_in_defaults(args, given):
     if args.student is not None:
         args.init = ""                                   # the student keeps its own weights
     elif args.init is None:
-        args.init = "sharp" if args.teacher == "none" else "teacher"
+        args.init = "sharp" if args.teacher is None else "teacher"
 
 
 def default_recipe(args):
@@ -1477,7 +1478,7 @@ def default_recipe(args):
         # A measurement takes only the length from the recipe. It is the same everywhere, because
         # accuracies can be compared only if they are measured at the same length.
         return "quick"
-    if args.teacher == "none":
+    if args.teacher is None:
         return "quick"
     # --teacher may give the folder of the embedded teacher, too.
     if os.path.realpath(args.teacher) == os.path.realpath(EMBEDDED_TEACHER):
@@ -1494,7 +1495,7 @@ def check_flags(args, given):
         shape_flags = ["--" + name.replace("_", "-") for name in SHAPE_FLAGS]
         refuse_flags(given, ["--init"] + shape_flags,
                      "the model in --student has its own shape and weights")
-    if args.teacher == "none":
+    if args.teacher is None:
         if args.init == "teacher":
             raise ValueError("--init teacher needs a teacher, but --teacher is none")
         if args.student is None and args.tokenizer is None:
@@ -1504,12 +1505,10 @@ def check_flags(args, given):
                          "--embedding-weight", "--elastic", "--temperature"]
         refuse_flags(given, about_teacher, "with --teacher none there is nothing to compare with")
     if args.corpus is not None and not args.evaluate:
+        folders_around_out = PurePath(os.path.realpath(args.out)).parents
         for path in args.corpus:
-            # The / at the end makes sure that /wiki2 is not taken for a folder in /wiki. The root
-            # folder already ends with one, so it is removed first. If --out is the corpus itself,
-            # run_folder refuses it.
-            folder = os.path.realpath(path).rstrip(os.sep) + os.sep
-            if os.path.realpath(args.out).startswith(folder):
+            # If --out is the corpus itself, run_folder refuses it.
+            if PurePath(os.path.realpath(path)) in folders_around_out:
                 raise ValueError(f"--out {args.out} is in the corpus {path}, so its files would be "
                                  "taken for text; choose another one")
 
@@ -1518,22 +1517,18 @@ def check_flags(args, given):
 
 def run(args, given):
     """Do what the command line asks for. given: the flags on it."""
-    batch_size = args.batch_size
-    if args.evaluate:
-        batch_size = None
-    processes = set_up_processes(args.device, batch_size)
+    processes = set_up_processes(args.device)
+    if not args.evaluate:
+        check_batch_size(args.batch_size, processes)
     bf16 = uses_bf16(args.bf16, processes.device)
-    teacher, tokenizer = load_teacher_and_tokenizer(args)
+    teacher, start_model, tokenizer = load_models(args)
     if args.evaluate:
-        run_evaluation(args, teacher, tokenizer, bf16, processes)
+        run_evaluation(args, teacher, start_model, tokenizer, bf16, processes)
         return
     options = TrainingOptions(
         steps=args.steps, lr=args.lr, warmup=args.warmup, weight_decay=args.weight_decay,
         seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
         save_every=args.save_every, out=args.out, resume=args.resume)
-    start_model = None                                   # the model of --student
-    if args.student is not None:
-        start_model = load(fetch(args.student))
     student = make_student(args, teacher, start_model, tokenizer.vocab_size)
     loss_weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
     trains_head = any(name in loss_weights for name in ("mlm", "output", "elastic"))
@@ -1550,34 +1545,9 @@ def run(args, given):
         del start_model                  # the student is a copy, so this need not stay in memory
     check_models(args, teacher, student, tokenizer, loss_weights)
     settings = distillation_settings(args, options, bf16, loss_weights, teacher, student)
-    inputs = [args.student, args.tokenizer] + folders_of(args.corpus)
-    if teacher is not None:                              # "none" is a word, not a folder
-        inputs.append(args.teacher)
+    inputs = [args.teacher, args.student, args.tokenizer] + folders_of(args.corpus)
     with lock_folder(args.out, "distill.py", settings, inputs, args, processes):
         distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16, processes)
-
-
-def choose_compilation(args, processes):
-    """Return whether to compile a step, and whether to run it as a CUDA graph: what --compile and
-    --cuda-graphs say or, where they are not given, a default.
-
-    On a GPU a step is compiled, but not in the recipe quick, and a compiled step without
-    micro-batches runs as a CUDA graph. ValueError if graphs are asked for where they cannot be.
-    """
-    has_gpu = processes.device.type == "cuda"
-    compile_losses = args.compile
-    if compile_losses is None:
-        compile_losses = has_gpu and args.recipe != "quick"
-    sequences, rest = divmod(args.batch_size, processes.world)                # for each process
-    has_micro_batches = rest > 0 or 0 < args.micro_batch_size < sequences
-    can_use_graphs = has_gpu and compile_losses and not has_micro_batches
-    cuda_graphs = args.cuda_graphs
-    if cuda_graphs is None:
-        cuda_graphs = can_use_graphs
-    if cuda_graphs and not can_use_graphs:
-        raise ValueError("--cuda-graphs: this needs a GPU, --compile, no micro-batches, and a "
-                         "batch that the processes share evenly")
-    return compile_losses, cuda_graphs
 
 
 def distillation_settings(args, options, bf16, loss_weights, teacher, student):
@@ -1599,6 +1569,13 @@ def distillation_settings(args, options, bf16, loss_weights, teacher, student):
         # lets check_settings refuse to resume their runs.
         settings["attention_loss"] = "mean over rows"
     return settings
+
+
+def resume_settings(options, batch_size, dropout, bf16):
+    """Collect the settings that must be equal to resume a run, as far as distill.py and finetune.py
+    share them; each adds its own."""
+    return {"steps": options.steps, "lr": options.lr, "weight_decay": options.weight_decay,
+            "seed": options.seed, "batch_size": batch_size, "dropout": dropout, "bf16": bf16}
 
 
 def folders_of(paths):
@@ -1627,12 +1604,13 @@ def lock_folder(out, script, settings, inputs, args, processes):
     return run_folder(out, script, settings, inputs, args.resume, args.overwrite)
 
 
-def load_teacher_and_tokenizer(args):
-    """Load the teacher, or None, and the Tokenizer: that of --tokenizer, else the teacher's, else
-    that of --student."""
+def load_models(args):
+    """Load the teacher and the model of --student, each of which may be None, and the Tokenizer:
+    that of --tokenizer, else the teacher's, else that of --student."""
     teacher = None
+    start_model = None                                   # the model of --student
     tokenizer_name = args.tokenizer
-    if args.teacher not in (None, "none"):
+    if args.teacher is not None:
         teacher_path = fetch(args.teacher)
         teacher = load(teacher_path)
         if tokenizer_name is None:
@@ -1645,7 +1623,8 @@ def load_teacher_and_tokenizer(args):
     if args.student is not None:
         student_path = fetch(args.student)
         check_same_tokens(tokenizer, student_path, "student")
-    return teacher, tokenizer
+        start_model = load(student_path)
+    return teacher, start_model, tokenizer
 
 
 def check_same_tokens(tokenizer, path, name):
@@ -1664,26 +1643,27 @@ def check_same_tokens(tokenizer, path, name):
                          "same tokens")
 
 
-def run_evaluation(args, teacher, tokenizer, bf16, processes):
+def run_evaluation(args, teacher, student, tokenizer, bf16, processes):
     """Measure the models of --teacher and --student on the held-out part of the corpus."""
     models = {}
     if teacher is not None:
         models["teacher"] = teacher.to(processes.device)
-    if args.student is not None:
-        models["student"] = load(fetch(args.student)).to(processes.device)
+    if student is not None:
+        models["student"] = student.to(processes.device)
     check_sizes(models, tokenizer, args.length)
-    with first_process_first(processes):
-        corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
-    describe_corpus(corpus)
+    corpus = open_and_describe_corpus(args, tokenizer, processes)
     valid_batches = make_valid_batches(corpus, tokenizer, args.length)
     print(f"length   {args.length} tokens in a sequence")
     print_scores(models, valid_batches, bf16, each_recursion=True)
 
 
-def describe_corpus(corpus):
-    """Say which text is used, and how long it is."""
+def open_and_describe_corpus(args, tokenizer, processes):
+    """Open the corpus -> TokenFile; say which text it is, and how long."""
+    with first_process_first(processes):
+        corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
     print(f"corpus   {corpus.source}: {len(corpus.train_tokens):,} tokens to train on, "
           f"{len(corpus.valid_tokens):,} held out")
+    return corpus
 
 
 def make_valid_batches(corpus, tokenizer, length):
@@ -1698,70 +1678,6 @@ def make_batches(what, tokens, tokenizer, length, batch_size, seed=0):
         return MaskedBatches(tokens, tokenizer, length, batch_size, seed)
     except ValueError as error:
         raise ValueError(f"{what}: not long enough for --length {length}: {error}") from error
-
-
-def distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16, processes):
-    """Train the student and report how good it is."""
-    device = processes.device
-    compile_losses, cuda_graphs = choose_compilation(args, processes)
-    with first_process_first(processes):
-        corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
-    batches = make_batches(f"{corpus.source}, its part to train on", corpus.train_tokens,
-                           tokenizer, args.length, args.batch_size, args.seed)
-    valid_batches = make_valid_batches(corpus, tokenizer, args.length)
-    describe_corpus(corpus)
-    settings = settings | {"corpus": corpus.digest}
-    if args.resume and processes.rank == 0:
-        # run_folder has compared all settings but the corpus, which was not read yet. Now the
-        # corpus is compared, too.
-        saved_settings = read_run(args.out).get("settings", {})
-        check_settings(os.path.join(args.out, RUN_FILE), saved_settings, settings)
-    if args.init == "teacher":
-        if teacher.config.adapter_size > 0:
-            print("the teacher's adapters give the student no first values")
-        sample = batches.sequences(range(min(256, batches.count)))
-        start_from_teacher(student, teacher, torch.from_numpy(sample))
-    models = {}                                          # in the order in which they are printed
-    if teacher is not None:
-        models["teacher"] = teacher.to(device)
-        if bf16:
-            cast_linear_layers(teacher)
-    models["student"] = student.to(device)
-    distillation = Distillation(student, teacher, batches, loss_weights, args.temperature,
-                                args.micro_batch_size, processes, bf16, compile_losses,
-                                cuda_graphs)
-
-    def evaluate_student():
-        if student.head is None:
-            return {}
-        with autocast(device, bf16):
-            return evaluate(student, valid_batches)
-
-    def save_student():
-        save(student, args.out)
-        tokenizer.save(args.out)
-
-    run_state = begin_or_resume(student, options, settings, processes)
-    print_scores(models, valid_batches, bf16)
-    with explaining_failures(args.batch_size, args.micro_batch_size, args.length):
-        print(f"recipe   {args.recipe}, learning rate {args.lr:g}")
-        describe_run(distillation, device)
-        num_steps = options.steps - run_state.first_step
-        if compile_losses and num_steps > 0:
-            print("compiling the step, which takes a minute or so", flush=True)
-        estimate_time(distillation, num_steps, device)
-        if processes.rank == 0:
-            # Only now are the files of an earlier run removed. If something above has failed,
-            # --overwrite has lost nothing.
-            claim_folder(args.out, "distill.py", settings, args.resume)
-        # train() returns the signals that came too late to stop it before the last step. They are
-        # ignored: the run is finished anyway.
-        train(student, distillation, run_state, options, settings, evaluate_student, save_student,
-              processes)
-    print_scores(models, valid_batches, bf16, each_recursion=True)
-    print_samples(models, tokenizer, valid_batches, bf16)
-    print(f"\nThe student is in {args.out}. Next: python finetune.py --model "
-          f"{shlex.quote(args.out)}")
 
 
 def choose_losses(args, teacher, num_recursions, given=()):
@@ -1941,11 +1857,83 @@ def check_same(teacher, student, field, remedy):
                          f"this, say {remedy}")
 
 
-def resume_settings(options, batch_size, dropout, bf16):
-    """Collect the settings that must be equal to resume a run, as far as distill.py and finetune.py
-    share them; each adds its own."""
-    return {"steps": options.steps, "lr": options.lr, "weight_decay": options.weight_decay,
-            "seed": options.seed, "batch_size": batch_size, "dropout": dropout, "bf16": bf16}
+def distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16, processes):
+    """Train the student and report how good it is."""
+    device = processes.device
+    compile_losses, cuda_graphs = choose_compilation(args, processes)
+    corpus = open_and_describe_corpus(args, tokenizer, processes)
+    batches = make_batches(f"{corpus.source}, its part to train on", corpus.train_tokens,
+                           tokenizer, args.length, args.batch_size, args.seed)
+    valid_batches = make_valid_batches(corpus, tokenizer, args.length)
+    settings = settings | {"corpus": corpus.digest}
+    if args.init == "teacher":
+        if teacher.config.adapter_size > 0:
+            print("the teacher's adapters give the student no first values")
+        sample = batches.sequences(range(min(256, batches.count)))
+        start_from_teacher(student, teacher, torch.from_numpy(sample))
+    models = {}                                          # in the order in which they are printed
+    if teacher is not None:
+        models["teacher"] = teacher.to(device)
+        if bf16:
+            cast_linear_layers(teacher)
+    models["student"] = student.to(device)
+    distillation = Distillation(student, teacher, batches, loss_weights, args.temperature,
+                                args.micro_batch_size, processes, bf16, compile_losses,
+                                cuda_graphs)
+
+    def evaluate_student():
+        if student.head is None:
+            return {}
+        with autocast(device, bf16):
+            return evaluate(student, valid_batches)
+
+    def save_student():
+        save(student, args.out)
+        tokenizer.save(args.out)
+
+    run_state = begin_or_resume(student, options, settings, processes)
+    print_scores(models, valid_batches, bf16)
+    with explaining_failures(args.batch_size, args.micro_batch_size, args.length):
+        print(f"recipe   {args.recipe}, learning rate {args.lr:g}")
+        describe_run(distillation, device)
+        num_steps = options.steps - run_state.first_step
+        if compile_losses and num_steps > 0:
+            print("compiling the step, which takes a minute or so", flush=True)
+        estimate_time(distillation, num_steps, device)
+        if processes.rank == 0:
+            # Only now are the files of an earlier run removed. If something above has failed,
+            # --overwrite has lost nothing.
+            claim_folder(args.out, "distill.py", settings, args.resume)
+        # train() returns the signals that came too late to stop it before the last step. They are
+        # ignored: the run is finished anyway.
+        train(student, distillation, run_state, options, evaluate_student, save_student, processes)
+    print_scores(models, valid_batches, bf16, each_recursion=True)
+    print_samples(models, tokenizer, valid_batches, bf16)
+    print(f"\nThe student is in {args.out}. Next: python finetune.py --model "
+          f"{shlex.quote(args.out)}")
+
+
+def choose_compilation(args, processes):
+    """Return whether to compile a step, and whether to run it as a CUDA graph: what --compile and
+    --cuda-graphs say or, where they are not given, a default.
+
+    On a GPU a step is compiled, but not in the recipe quick, and a compiled step without
+    micro-batches runs as a CUDA graph. ValueError if graphs are asked for where they cannot be.
+    """
+    has_gpu = processes.device.type == "cuda"
+    compile_losses = args.compile
+    if compile_losses is None:
+        compile_losses = has_gpu and args.recipe != "quick"
+    sequences, rest = divmod(args.batch_size, processes.world)                # for each process
+    has_micro_batches = rest > 0 or 0 < args.micro_batch_size < sequences
+    can_use_graphs = has_gpu and compile_losses and not has_micro_batches
+    cuda_graphs = args.cuda_graphs
+    if cuda_graphs is None:
+        cuda_graphs = can_use_graphs
+    if cuda_graphs and not can_use_graphs:
+        raise ValueError("--cuda-graphs: this needs a GPU, --compile, no micro-batches, and a "
+                         "batch that the processes share evenly")
+    return compile_losses, cuda_graphs
 
 
 def print_scores(models, valid_batches, bf16, each_recursion=False):
@@ -2066,12 +2054,6 @@ def place_to_mask(words):
         return min(num_characters, 4), -abs(place - middle)
 
     return max(range(len(words)), key=preference)
-
-
-def leave_processes():
-    """Leave the group of processes that set_up_processes has joined."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def main(argv=None):

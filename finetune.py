@@ -50,10 +50,11 @@ from command import CommandParser, is_about_memory, printable, run_command
 from data import (UNKNOWN_CHARACTERS_REMEDY, Tokenizer, count_characters, docs_on_this_machine,
                   hash_file)
 from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin_or_resume,
-                     broadcast, can_match_layers, device_of, explaining_failures, fingerprint,
-                     first_process_first, folders_of, given_flags, hidden_loss, leave_processes,
-                     lock_folder, match_layers, number, output_loss, refuse_flags, resume_settings,
-                     set_up_processes, split_batch, to_device, train, uses_bf16, whole_number)
+                     broadcast, can_match_layers, check_batch_size, device_of, explaining_failures,
+                     fingerprint, first_process_first, folders_of, given_flags, hidden_loss,
+                     leave_processes, lock_folder, match_layers, number, output_loss, refuse_flags,
+                     resume_settings, set_up_processes, split_batch, to_device, train, uses_bf16,
+                     whole_number)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Task, check_labels, check_usable, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of, majority,
@@ -474,10 +475,11 @@ class TaskLoss:
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            rows = slice(begin, end)
-            is_counted = mask[rows]                      # the tokens of the hidden loss
-            is_labelled = ~np.isnan(labels[rows])        # the places of the other losses
-            if begin >= len(ids):
+            if begin < len(ids):
+                rows = slice(begin, end)
+                is_counted = mask[rows]                  # the tokens of the hidden loss
+                is_labelled = ~np.isnan(labels[rows])    # the places of the other losses
+            else:
                 # The batch is too short for this micro-batch. But the gradients of all processes
                 # are summed, so every process must compute one. This one takes row 0 and counts
                 # nothing of it: all losses and their gradients are 0.
@@ -995,7 +997,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     begin_time = time.perf_counter()
     run_state = begin_or_resume(model, options, settings, tuning.processes)
     with explaining_failures(args.batch_size, args.micro_batch_size, task.length):
-        signals = train(model, task_loss, run_state, options, settings, measure, save_nothing,
+        signals = train(model, task_loss, run_state, options, measure, save_nothing,
                         tuning.processes)
     # A signal, such as Ctrl-C, before the last step makes train() itself end the program. If one
     # came during the last step, this run is finished, and train() returns the signal. Then the
@@ -1322,7 +1324,8 @@ def run(args):
     out = args.out
     if out is None:
         out = os.path.join("out", name)
-    processes = set_up_processes(args.device, args.batch_size)
+    processes = set_up_processes(args.device)
+    check_batch_size(args.batch_size, processes)
     bf16 = uses_bf16(args.bf16, processes.device)
     model_path = fetch(args.model)
     tokenizer = Tokenizer(model_path)
@@ -2000,7 +2003,7 @@ def main(argv=None):
         if args.predict is None and not args.evaluate:
             run(args)
         else:
-            processes = set_up_processes(args.device, batch_size=None)
+            processes = set_up_processes(args.device)
             # Nothing is trained, so if torchrun has started several processes, one is enough.
             if processes.rank == 0:
                 if args.predict is not None:

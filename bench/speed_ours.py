@@ -118,7 +118,7 @@ def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_ra
     with_matrix_rate: measure before and after the step how fast this machine multiplies matrices
     """
     idle_megabytes = peak_megabytes()
-    processes = distill.set_up_processes("cpu", shape.B)
+    processes = distill.set_up_processes("cpu")
     torch.manual_seed(0)
     clock = Clock()
     teacher_config = make_config(shape, "bert")
@@ -393,7 +393,7 @@ def our_tuning(mode, path, sentences, bf16=False):
     mode: what is trained: "all", "adapters" (and the head) or "head" (alone)
     sentences: a file of write_sentences
     """
-    processes = distill.set_up_processes("cpu", 32)
+    processes = distill.set_up_processes("cpu")
     features = read_features(sentences)
     task = sst2_task()
     model, _ = finetune.load_classifier(path, task, mode, dropout=0.1)

@@ -27,7 +27,6 @@ from checkpoint import (
 from conftest import (
     A, C, E, KINDS, MAX_POSITIONS, R, ROOT, V, assert_close, assert_same_as_authors,
     assert_same_as_bert, authors_checkpoint, authors_weights, make_batch, random_bert, random_model)
-from data import TOKENIZER_FILES
 from minialbert import merge_corrections
 
 
@@ -740,12 +739,6 @@ def test_a_tensor_of_another_shape_is_named(saved):
 def test_weights_of_whole_numbers_are_refused(saved):
     change_tensors(saved, {"bert.embeddings.LayerNorm.weight": torch.ones(C, dtype=torch.int8)})
     refusal(saved, "'embeddings.LayerNorm.weight' is of type torch.int8")
-
-
-def test_weights_of_a_float_that_torch_cannot_check_are_refused():
-    weights = torch.ones(C, dtype=torch.float8_e4m3fn)   # a pytorch_model.bin could have them
-    with pytest.raises(ValueError, match="'x' is of type torch.float8_e4m3fn, not a float of 16"):
-        check_tensors("path", {"x": [C]}, {"x": weights})
 
 
 def test_tensors_that_are_as_wanted_are_no_error():
@@ -1862,7 +1855,6 @@ def test_what_the_hub_does_not_have_is_named(monkeypatch, tmp_path):
 
 
 def test_for_a_tokenizer_no_weights_are_fetched(monkeypatch, tmp_path):
-    assert set(SMALL_FILES) == {"config.json", *TOKENIZER_FILES}
     asked = hub(monkeypatch, tmp_path, ["model.safetensors"])
     assert fetch("someone/bert", weights=False) == str(tmp_path)
     assert asked == [SMALL_FILES]

@@ -72,7 +72,7 @@ def train(model, objective, evaluate_model, save_model):
         def save_into_out():
             save_model(out)
 
-        distill.train(model, objective, run_state, options, {}, evaluate_model, save_into_out,
+        distill.train(model, objective, run_state, options, evaluate_model, save_into_out,
                       processes)
     assert {parameter.device for parameter in model.parameters()} == {DEVICE}
 

@@ -833,7 +833,7 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_the_run_before_anything_is_
     options = make_options(tmp_path, steps=3, log_every=9, save_every=9)
     state = distill.begin_or_resume(model, options, {}, Processes())
     with pytest.raises(FloatingPointError, match="step 1, .*loss 0, root 0, gradient norm inf"):
-        distill.train(model, model, state, options, {}, dict, None, Processes())
+        distill.train(model, model, state, options, dict, None, Processes())
     assert os.listdir(tmp_path) == ["log.jsonl"]
     assert os.path.getsize(tmp_path / "log.jsonl") == 0
 
@@ -1373,27 +1373,21 @@ def test_processes_that_cannot_meet_are_an_error_of_the_user(monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="^MASTER_ADDR, MASTER_PORT: not an address at which"):
-        distill.set_up_processes("cpu", 4)
+        distill.set_up_processes("cpu")
 
 
-def test_to_evaluate_needs_no_batch_for_each_process(monkeypatch):
-    batch_sizes = []
-
-    def set_up_processes(device_flag, batch_size):
-        batch_sizes.append(batch_size)
+@pytest.mark.parametrize("flags, message", [
+    (["--batch-size", "4"], "^--batch-size 4 is less than one sequence for each of the 5 proc"),
+    (["--evaluate"], "^far enough$")])
+def test_to_train_needs_a_sequence_for_each_process_but_to_evaluate_does_not(
+        flags, message, monkeypatch):
+    def load_models(args):
         raise ValueError("far enough")
 
-    monkeypatch.setattr(distill, "set_up_processes", set_up_processes)
-    for flags in ([], ["--evaluate"]):
-        with pytest.raises(ValueError, match="far enough"):
-            distill.run(distill.arguments(flags), flags)
-    assert batch_sizes == [16, None]
-    monkeypatch.undo()
-    environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "17", "MASTER_PORT": "abc"}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="^MASTER_ADDR, MASTER_PORT: not an address at which"):
-        distill.set_up_processes("cpu", None)
+    monkeypatch.setattr(distill, "set_up_processes", lambda device_flag: Processes(world=5))
+    monkeypatch.setattr(distill, "load_models", load_models)
+    with pytest.raises(ValueError, match=message):
+        distill.run(distill.arguments(flags), flags)
 
 
 def test_the_embedded_teacher_is_distilled_quickly_however_its_path_is_written(monkeypatch):
@@ -1667,7 +1661,7 @@ def test_two_processes_use_the_graph_for_the_same_batches(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc can do this")
 def test_memory_that_is_freed_is_not_asked_for_again():
-    distill.set_up_processes("cpu", 1)
+    distill.set_up_processes("cpu")
     num_faults = []
     for _ in range(30):                                  # after some times a free block is found
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -1752,7 +1746,7 @@ def test_a_gpu_is_used_if_there_is_one_and_nothing_else_is_asked(
     devices = []
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
     device = torch.device(expected)
-    assert distill.set_up_processes(flag, 1) == (0, 0, 1, device)
+    assert distill.set_up_processes(flag) == (0, 0, 1, device)
     assert devices == ([device] if device.type == "cuda" else [])
 
 
@@ -1770,14 +1764,14 @@ def test_each_process_of_torchrun_has_its_own_gpu_and_only_the_first_prints(monk
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("LOCAL_RANK", str(local_rank))
         device = torch.device("cuda", local_rank)
-        assert distill.set_up_processes("auto", 6) == (rank, local_rank, 6, device)
+        assert distill.set_up_processes("auto") == (rank, local_rank, 6, device)
         assert groups.pop() == ("nccl", device)
         assert (sys.stdout is terminal) is (rank == 0)
         if rank > 0:
             sys.stdout.close()
             sys.stdout = terminal
     with pytest.raises(ValueError, match="--device cuda:1: 6 processes cannot share a GPU"):
-        distill.set_up_processes("cuda:1", 6)
+        distill.set_up_processes("cuda:1")
 
 
 def test_bfloat16_is_used_on_a_gpu_unless_it_is_said(monkeypatch):
@@ -1991,9 +1985,9 @@ def test_a_step_that_was_not_checked_is_checked_before_a_signal_has_it_saved(
     gpu = Processes(device=torch.device("cuda"))
     options = TrainingOptions(steps=20, lr=0.1, warmup=0, weight_decay=0.0, seed=0, log_every=9,
                               eval_every=0, save_every=20, out=str(tmp_path), resume=False)
-    state = distill.RunState(None, {}, 0, 0)
+    state = distill.RunState(None, {}, 0, 0, {})
     with pytest.raises(FloatingPointError, match="step 1,"):
-        distill.train(None, None, state, options, {}, None, None, gpu)
+        distill.train(None, None, state, options, None, None, gpu)
 
 
 def test_on_a_gpu_a_step_is_checked_before_it_is_saved(tmp_path, monkeypatch):
@@ -2001,9 +1995,9 @@ def test_on_a_gpu_a_step_is_checked_before_it_is_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(distill, "training_step", lambda *args: ({}, 0.1, nan))
     gpu = Processes(device=torch.device("cuda"))
     options = make_options(tmp_path, steps=20, log_every=9, save_every=2)
-    state = distill.RunState(None, {}, 0, 0)
+    state = distill.RunState(None, {}, 0, 0, {})
     with pytest.raises(FloatingPointError, match="step 2,"):
-        distill.train(None, None, state, options, {}, None, None, gpu)
+        distill.train(None, None, state, options, None, None, gpu)
 
 
 def test_narrow_students_have_corrections_too():
@@ -2319,7 +2313,7 @@ def test_a_student_that_loses_its_head_says_so(toy, tmp_path, capsys):
 
 def test_a_warning_about_an_uneven_batch_comes_from_the_first_process_alone(capsys):
     for rank in (0, 1):
-        distill.check_batch_size(7, rank, 2)
+        distill.check_batch_size(7, Processes(rank=rank, world=2))
     error = capsys.readouterr().err
     assert error.count("--batch-size 7 is not divisible by 2 processes") == 1
 
@@ -2559,8 +2553,9 @@ def test_a_teacher_needs_no_tokenizer_if_one_is_given(toy, tmp_path):
                               "--tokenizer", str(toy / "teacher")])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distill, "fetch", record)
-        teacher, tokenizer = distill.load_teacher_and_tokenizer(args)
-    assert teacher.config == TOY_TEACHER and tokenizer.path == str(toy / "teacher")
+        teacher, student, tokenizer = distill.load_models(args)
+    assert teacher.config == TOY_TEACHER and student is None
+    assert tokenizer.path == str(toy / "teacher")
     assert wanted == [(str(tmp_path / "teacher"), True), (str(toy / "teacher"), False)]
 
 

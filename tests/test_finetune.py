@@ -2394,7 +2394,7 @@ def test_of_several_processes_the_first_one_predicts(tokenizer, tmp_path, capsys
     task = make_task_of_kind("classification", ["x", "y"])
     save_classifier(str(tmp_path), make_classifier(tokenizer, task), task, tokenizer)
     for rank in (0, 1):
-        monkeypatch.setattr(finetune, "set_up_processes", lambda device, batch_size: Processes(
+        monkeypatch.setattr(finetune, "set_up_processes", lambda device: Processes(
             rank, rank, 2, torch.device("cpu")))
         printed = run(capsys, "--model", tmp_path, "--predict", "good").out
         assert ("%" in printed) == (rank == 0)
