@@ -1808,7 +1808,7 @@ def check_models(args, teacher, student, tokenizer, loss_weights):
     starts_as_teacher = args.init == "teacher"
     init_remedy = ""
     if starts_as_teacher:
-        init_remedy = " --init random"
+        init_remedy = " --init sharp"
     if "attention" in loss_weights or "hidden" in loss_weights:
         # This call only checks: it raises ValueError if the layers cannot be paired.
         match_layers(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
@@ -1821,19 +1821,19 @@ def check_models(args, teacher, student, tokenizer, loss_weights):
         check_same(teacher, student, "num_attention_heads",
                    "--attention-weight 0" + init_remedy)
     if starts_as_teacher:
-        check_same(teacher, student, "intermediate_size", "--init random")
+        check_same(teacher, student, "intermediate_size", "--init sharp")
         if student.config.num_hidden_groups > teacher.config.num_hidden_layers:
             raise ValueError(f"--num-hidden-groups {student.config.num_hidden_groups}: the teacher "
                              f"has only {teacher.config.num_hidden_layers} layers; use --init "
-                             "random")
+                             "sharp")
         if student.config.embedding_size > teacher.config.embedding_size:
             raise ValueError(f"--embedding-size {student.config.embedding_size}: the teacher's is "
-                             f"only {teacher.config.embedding_size}; use --init random")
+                             f"only {teacher.config.embedding_size}; use --init sharp")
         factorises = student.config.embedding_size < teacher.config.embedding_size
         if factorises and student.embeddings.project is None:
             raise ValueError(f"--embedding-size {student.config.embedding_size}: this is the "
                              "student's hidden_size, so it has no projection, and the teacher's "
-                             "embeddings cannot be factorised; use --init random")
+                             "embeddings cannot be factorised; use --init sharp")
 
 
 def check_sizes(models, tokenizer, length):

@@ -2658,7 +2658,7 @@ ERRORS = {
     "heads that differ": (["--num-attention-heads", "4"], "num_attention_heads of"),
     "a student with other heads": (["--student", "{toy}/heads"], "num_attention_heads of"),
     "a start from other heads": (["--num-attention-heads", "4", "--attention-weight", "0"],
-                                 "0 --init random"),
+                                 "0 --init sharp"),
     "a temperature of nothing": (["--temperature", "2", "--output-weight", "0"], "--temperature"),
     "a start from another width": (["--hidden-size", "30", "--hidden-weight", "0"],
                                    "hidden_size of"),
