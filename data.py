@@ -65,13 +65,13 @@ LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv
 
 # ---- Masking and batches ----------------------------------------------------------------
 
-def num_to_mask(T, rate=0.15):
-    """Return how many tokens of a sequence of T are masked: by default 15 % of the T - 2 tokens
-    between [CLS] and [SEP], but at least one."""
-    return max(1, round(rate * (T - 2)))
+def num_to_mask(T):
+    """Return how many tokens of a sequence of T are masked: 15 % of the T - 2 tokens between [CLS]
+    and [SEP], but at least one."""
+    return max(1, round(0.15 * (T - 2)))
 
 
-def mask_tokens(ids, tokenizer, rng, rate=0.15):
+def mask_tokens(ids, tokenizer, rng):
     """Mask sequences as BERT does (Devlin et al. 2019): about 15 % of each sequence's tokens are
     chosen, never a special one. Of the chosen tokens 80 % become [MASK], 10 % a random token, 10 %
     stay. The special tokens are [PAD], [UNK], [CLS], [SEP] and [MASK].
@@ -83,7 +83,7 @@ def mask_tokens(ids, tokenizer, rng, rate=0.15):
     B, T = ids.shape
     flat_ids = ids.ravel()                               # (B * T,)
     is_special = np.isin(ids, tokenizer.special_ids)     # (B, T)
-    num_masked = num_to_mask(T, rate)
+    num_masked = num_to_mask(T)
     # Each token draws a random number in [0, 1). In each row the num_masked tokens with the
     # smallest numbers are chosen. Special tokens get 2.0, so that they come last.
     random_numbers = rng.random((B, T))
@@ -244,7 +244,8 @@ class Tokenizer:
         config = WORDPIECE_CONFIG
         if "tokenizer_config.json" in contents:
             config = json.loads(contents["tokenizer_config.json"])
-        lowercase = lower_cases(self.backend)
+        # None if the tokenizer does not normalise as BERT does.
+        lowercase = getattr(self.backend.normalizer, "lowercase", None)
         # transformers lower-cases if do_lower_case is missing. So it is written here.
         if config.get("do_lower_case") is None and lowercase is not None:
             config = config | {"do_lower_case": lowercase}
@@ -309,11 +310,6 @@ def check_added_tokens(path, known, source):
                              "tokenizer.json with all tokens, as transformers writes it")
 
 
-def lower_cases(backend):
-    """Tell whether a tokenizer turns text into lower case; None if its normalizer is not BERT's."""
-    return getattr(backend.normalizer, "lowercase", None)
-
-
 def read_tokenizer_config(path):
     """Read a folder's tokenizer_config.json -> dict; {} if there is none. ValueError if one of the
     options that obey_config needs is neither true nor false nor null."""
@@ -362,7 +358,7 @@ def read_wordpiece(path):
                          "different tokens")
     check_added_tokens(path, words, "vocab.txt")
     config = read_tokenizer_config(path)
-    backend = make_wordpiece(words, config.get("do_lower_case"))
+    backend = make_wordpiece(words)
     obey_config(backend, config)
     return backend
 
@@ -549,12 +545,11 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
         token_file = TokenFile(out)
         if token_file.made_from == made_from:
             return token_file
+        difference = (f"{out} was made from other files (by their path, size and time), with "
+                      "another --text or tokenizer, or by an earlier version")
         if not overwrite:
-            raise ValueError(f"{out} was made from other files (by their path, size and time), "
-                             "with another --text or tokenizer, or by an earlier version; choose "
-                             "another --out, or say --overwrite")
-        print(f"{out} was made from other files (by their path, size and time), with another "
-              "--text or tokenizer, or by an earlier version: it is made anew", file=sys.stderr)
+            raise ValueError(f"{difference}; choose another --out, or say --overwrite")
+        print(f"{difference}: it is made anew", file=sys.stderr)
     else:
         check_token_file_name(out)
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
@@ -915,12 +910,9 @@ def read_corpus_file(path, bar, text_column, counts):
     bar: a progress bar, which is moved by the bytes that are read from the disk
     counts: a CharacterCounts, to which the characters of the file are added
     """
-    kind, compression = CORPUS_FILE.fullmatch(path).groups()                  # ".txt", ".gz"
-    kind = kind.lower()
-    if compression is not None:
-        compression = compression.lower()
-        if os.path.getsize(path) == 0:
-            raise ValueError(f"{path}: not {UNDAMAGED_FILE}: it is empty")
+    kind, compression = CORPUS_FILE.fullmatch(path.lower()).groups()          # ".txt", ".gz"
+    if compression is not None and os.path.getsize(path) == 0:
+        raise ValueError(f"{path}: not {UNDAMAGED_FILE}: it is empty")
     bytes_before = bar.n
     newline = None                                       # every kind of line end becomes "\n"
     if kind == ".csv":
@@ -988,28 +980,24 @@ def check_encoding(what, counts):
 
 
 def lines_of_text(path, stream, longest):
-    """Yield the lines of a .txt as pieces_of_lines does. ValueError if the file is damaged."""
-    with parsing(path, UNDAMAGED_FILE):
-        yield from pieces_of_lines(stream, longest)
-
-
-def pieces_of_lines(stream, longest):
     """Yield the lines of an open file; a line over `longest` characters comes in pieces.
 
     A blank line is yielded, because it ends a document. A blank piece of a longer line is left out.
+    ValueError if the file is damaged.
     """
     begins_line = True                                   # whether the next piece begins a line
-    while True:
-        piece = stream.readline(longest)
-        if piece == "":                                  # the end of the file
-            return
-        ends_line = piece.endswith("\n")
-        is_whole_line = begins_line and ends_line
-        is_blank = piece.strip() == ""
-        # Only a whole line that is blank ends a document. A blank piece of a long line must not.
-        if is_whole_line or not is_blank:
-            yield piece
-        begins_line = ends_line
+    with parsing(path, UNDAMAGED_FILE):
+        while True:
+            piece = stream.readline(longest)
+            if piece == "":                              # the end of the file
+                return
+            ends_line = piece.endswith("\n")
+            is_whole_line = begins_line and ends_line
+            is_blank = piece.strip() == ""
+            # Only a blank line that is whole ends a document; a blank piece of a line must not.
+            if is_whole_line or not is_blank:
+                yield piece
+            begins_line = ends_line
 
 
 def lines_of_jsonl(path, stream, text_column, counts):
@@ -1058,30 +1046,39 @@ def document_of_row(row, text_column):
 
 def lines_of_csv(path, stream, text_column):
     """Yield the lines of the documents in a .csv, a row each, and an empty one after each."""
-    csv.field_size_limit(LONGEST_ROW)
-    rows = csv.reader(lines_within_limit(stream), strict=True)
     header = None                                        # the names of the columns
-    row_begins = 1                                       # the line in which the next row begins
     with parsing(path, "a readable .csv"):
-        try:
-            for cells in rows:
-                if not cells:                            # an empty line
-                    pass
-                elif header is None:                     # this is the first row
-                    check_columns(cells, text_column)
-                    header = cells
-                elif len(cells) > len(header):
-                    raise ValueError(f"line {rows.line_num} has too many columns")
-                elif len(cells) <= header.index(text_column):
-                    raise ValueError(f"line {rows.line_num} has too few columns")
-                else:
-                    yield from lines_of_document(cells[header.index(text_column)])
-                row_begins = rows.line_num + 1
-        except csv.Error as error:                       # a quote at a wrong place
-            raise ValueError(f"line {rows.line_num}: {error}; the row begins in line "
-                             f"{row_begins}") from error
+        for number, cells in rows_of_csv(lines_within_limit(stream), "line "):
+            if header is None:                           # this is the first row
+                check_columns(cells, text_column)
+                header = cells
+            elif len(cells) > len(header):
+                raise ValueError(f"line {number} has too many columns")
+            elif len(cells) <= header.index(text_column):
+                raise ValueError(f"line {number} has too few columns")
+            else:
+                yield from lines_of_document(cells[header.index(text_column)])
         if header is None:
             raise ValueError(f"it has no column {text_column!r}, because it is empty")
+
+
+def rows_of_csv(lines, place):
+    """Yield (number of the line, cells) for each row of a .csv that is not empty.
+
+    A cell in quotes may have line breaks. Then the row has several lines, and the number is that of
+    its last line. place: what stands before the number of a line in an error, such as "FILE:"
+    """
+    csv.field_size_limit(LONGEST_ROW)                    # its own limit is 131,072 characters
+    rows = csv.reader(lines, strict=True)
+    row_begins = 1                                       # the line in which the next row begins
+    try:
+        for cells in rows:
+            if cells:                                    # an empty line has none
+                yield rows.line_num, cells
+            row_begins = rows.line_num + 1
+    except csv.Error as error:                           # a quote at a wrong place
+        raise ValueError(f"{place}{rows.line_num}: {error}; the row begins in line "
+                         f"{row_begins}") from error
 
 
 def check_columns(columns, text_column):
@@ -1220,9 +1217,7 @@ def docs_on_this_machine(cache=CACHE):
     Each line is a paragraph: {"part": its source, "text": the paragraph, "code": where in the text
     something was marked as code: [[first character, one past the last], ...]}. No text comes twice.
     """
-    packages = {}
-    for name in ("torch", "numpy"):
-        packages[name] = importlib.metadata.distribution(name)
+    packages = {name: importlib.metadata.distribution(name) for name in ("torch", "numpy")}
     versions = [sys.version.split()[0]] + [package.version for package in packages.values()]
     path = os.path.join(cache, f"docs-{EXTRACTION_VERSION}-{'-'.join(versions)}.jsonl")
     if os.path.isfile(path):
@@ -1236,9 +1231,8 @@ def docs_on_this_machine(cache=CACHE):
     for part, docstring in tqdm(sources, desc="collecting the documentation", disable=None):
         for lines in paragraphs(docstring):
             text, code_spans = remove_markup(lines)
-            if is_prose(lines, text):
-                if text.lower() not in rows:
-                    rows[text.lower()] = {"part": part, "text": text, "code": code_spans}
+            if is_prose(lines, text) and text.lower() not in rows:
+                rows[text.lower()] = {"part": part, "text": text, "code": code_spans}
     os.makedirs(cache, exist_ok=True)
     # Another process may have made the same file in the meantime. It stays. If it were written
     # again, its time would change, and a token file that was made from it would be made again.
@@ -1370,10 +1364,11 @@ def arguments(argv):
     parser.add_argument(
         "--text", default="text", metavar="COLUMN",
         help="the field of the text in a .jsonl, the column in a .csv (default: text)")
-    parser.add_argument(
+    what_to_do = parser.add_mutually_exclusive_group(required=True)
+    what_to_do.add_argument(
         "--tokenizer", metavar="DIR",
         help="tokenise with the tokenizer of this folder or Hugging Face model")
-    parser.add_argument(
+    what_to_do.add_argument(
         "--train-tokenizer", type=int, metavar="N",
         help="learn a vocabulary of N tokens, from 100 to 1,048,576, instead of tokenising")
     parser.add_argument(
@@ -1388,10 +1383,6 @@ def arguments(argv):
         help="replace a token file --out of another corpus, --text or tokenizer (default: this is "
         "an error)")
     args = parser.parse_args(argv)
-    tokenises = args.tokenizer is not None
-    learns_a_vocabulary = args.train_tokenizer is not None
-    if tokenises == learns_a_vocabulary:                 # both are given, or neither
-        raise ValueError("give one of --tokenizer and --train-tokenizer")
     if args.tokenizer is not None and args.lowercase is not None:
         raise ValueError("--lowercase is for a vocabulary that is learned; --tokenizer has one")
     if args.train_tokenizer is not None and args.overwrite:

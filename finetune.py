@@ -512,13 +512,11 @@ class TaskLoss:
         hidden, _ = self.model.encoder(ids, mask, segments)
         logits = self.model.classify(hidden[-1], segments)
         outputs = logits_of_labels(logits, label_indices, is_qa)              # (N, n), qa: (N, T)
-        losses = {}
         if is_regression:
-            squared_error = F.mse_loss(outputs[:, 0], targets, reduction="sum")
-            losses["task"] = squared_error / num_labels
+            error = F.mse_loss(outputs[:, 0], targets, reduction="sum")
         else:
-            cross_entropy = F.cross_entropy(outputs, targets.long(), reduction="sum")
-            losses["task"] = cross_entropy / num_labels
+            error = F.cross_entropy(outputs, targets.long(), reduction="sum")
+        losses = {"task": error / num_labels}
         if self.teacher is not None:
             with torch.no_grad():
                 teacher_hidden, _ = self.teacher.encoder(ids, mask, segments)
@@ -612,7 +610,7 @@ def predict_logits(model, features, batch_size=64):
     not finite.
     """
     model.eval()
-    logits_of_feature = {}
+    logits_of_feature = [None] * len(features)
     # The longest come first, so that a lack of memory shows at once.
     order = sorted(range(len(features)), key=lambda i: len(features[i].ids), reverse=True)
     for begin in range(0, len(order), batch_size):
@@ -634,7 +632,7 @@ def predict_logits(model, features, batch_size=64):
             if model.is_qa:
                 positions = [0] + list(positions)
             logits_of_feature[i] = logits[row, positions]
-    return [logits_of_feature[i] for i in range(len(features))]
+    return logits_of_feature
 
 
 def decode(task, examples, features, logits):
@@ -805,11 +803,8 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     if mode != "random":
         saved_model.head = None                          # the encoder has no MLM head
         weights = saved_model.state_dict()
-        if adds_adapters:
-            # The new adapters are not in the saved model: they are fitted below.
-            encoder.load_state_dict(weights, strict=False)
-        else:
-            encoder.load_state_dict(weights)
+        # New adapters are not in the saved model: they are fitted below.
+        encoder.load_state_dict(weights, strict=not adds_adapters)
     if adds_adapters:
         ids, mask, segments = to_device(torch.device("cpu"), *sample)
         fit_adapters_to_identity(encoder, ids, mask, segments)
@@ -833,14 +828,10 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     saved_task = load_task(path)                         # None: the folder holds no saved head
     head_path = os.path.join(path, "head.safetensors")
     if task is None:
-        missing = None
-        if saved_task is None:
-            missing = "task.json"
-        elif not os.path.isfile(head_path):
-            missing = "head.safetensors"
-        if missing is not None:
-            raise ValueError(f"{path}: not a fine-tuned model: it has no {missing}; fine-tune it "
-                             f"first: finetune.py --model {shlex.quote(path)} --task TASK")
+        for name in ("task.json", "head.safetensors"):
+            if not os.path.isfile(os.path.join(path, name)):
+                raise ValueError(f"{path}: not a fine-tuned model: it has no {name}; fine-tune it "
+                                 f"first: finetune.py --model {shlex.quote(path)} --task TASK")
         task = saved_task
     encoder = load_encoder(path, mode, dropout, sample, recursions)
     model = Classifier(encoder, task, dropout)           # its head is new
@@ -922,15 +913,6 @@ def evaluate_split(model, task, split, bf16):
     return Result(score(task, split.examples, guesses), predictions)
 
 
-def evaluate_splits(model, task, splits, bf16):
-    """Measure the model on all splits but train: {name of a split: Result}."""
-    results = {}
-    for split_name, split in splits.items():
-        if split_name != "train":
-            results[split_name] = evaluate_split(model, task, split, bf16)
-    return results
-
-
 def first_dev_split(splits):
     """Return the name of the first dev set; MNLI has two."""
     return [name for name in splits if name.startswith("dev")][0]
@@ -1008,8 +990,9 @@ def fine_tune(tuning, splits, mode, seed, lr):
         raise SystemExit(128 + signals[0])               # as in train()
     # train() has called measure() in rank 0, unless a finished run was resumed. What it has not
     # measured is measured here.
-    not_measured = {name: split for name, split in splits.items() if name not in results}
-    results.update(evaluate_splits(model, task, not_measured, tuning.bf16))
+    for name, split in splits.items():
+        if name != "train" and name not in results:
+            results[name] = evaluate_split(model, task, split, tuning.bf16)
     seconds = time.perf_counter() - begin_time
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{options.out}: {num_trained:,} trained parameters, {options.steps:,} steps, "
@@ -1085,7 +1068,7 @@ def best_rate(tuning, examples, mode, seed, rates):
     """Choose the learning rate with the best score on a tenth of the training set, which is held
     out for this purpose; the dev set is not used. The models are dropped: run_mode() trains again,
     on the whole training set."""
-    held_out, rest = hold_out_a_tenth(examples, by_context=tuning.task.kind == "qa")
+    held_out, rest = hold_out_a_tenth(examples, tuning.task.kind)
     # It is called dev only because fine_tune() measures the split of this name.
     splits = encode_splits(tuning.task, {"dev": held_out, "train": rest}, tuning.tokenizer)
     score_of_rate = {}
@@ -1113,10 +1096,7 @@ def best_rate(tuning, examples, mode, seed, rates):
 
 def encode_splits(task, datasets, tokenizer):
     """Tokenise all datasets, {name of a split: examples} -> {name of a split: Split}."""
-    splits = {}
-    for name, examples in datasets.items():
-        splits[name] = make_split(task, examples, tokenizer)
-    return splits
+    return {name: make_split(task, examples, tokenizer) for name, examples in datasets.items()}
 
 
 def make_split(task, examples, tokenizer):
@@ -1339,8 +1319,7 @@ def run(args):
     task = make_task(name, kind, datasets, length, args.stride)
     if args.lr is not None and len(args.lr) > 1:
         # best_rate holds out a tenth later. If that cannot be done, the ValueError comes now.
-        held_out, rest = hold_out_a_tenth(datasets["train"], by_context=kind == "qa",
-                                          remedy="give one --lr")
+        held_out, rest = hold_out_a_tenth(datasets["train"], kind, remedy="give one --lr")
         warn_of_few(held_out, rest)
     check_segments(model_path, config, task)
     teacher = load_teacher(args.distill_from, task, tokenizer)
@@ -1513,12 +1492,9 @@ def print_lost_answers(split):
         _, answer = example.label[0]
         if whole_words != answer.strip():
             amid_a_word.add(feature.example_number)
-    num_lost = 0
-    for question_number, example in enumerate(split.examples):
-        has_answer = len(example.label) > 0
-        if has_answer and question_number not in learned:
-            num_lost += 1
     num_questions = len(split.examples)
+    num_with_answer = sum(1 for example in split.examples if example.label)
+    num_lost = num_with_answer - len(learned)
     if num_lost > 0:
         print(f"{num_lost:,} of {num_questions:,} questions to train on have an answer that no "
               "window has whole: they are learned as questions without an answer", flush=True)
@@ -1647,7 +1623,7 @@ def read_datasets(args, name, kind, needs_train=True):
     else:
         datasets = read_files(args, kind)
     if not any(split_name.startswith("dev") for split_name in datasets):
-        held_out, rest = hold_out_a_tenth(datasets["train"], by_context=kind == "qa")
+        held_out, rest = hold_out_a_tenth(datasets["train"], kind)
         warn_of_few(held_out, rest)
         datasets["dev"] = held_out
         datasets["train"] = rest
@@ -1708,8 +1684,10 @@ def load_teacher(path, task, tokenizer):
         raise ValueError(f"--distill-from {path} was fine-tuned for {saved_task.name}, not for "
                          f"{task.name}; {remedy}")
     change_normalisation(teacher.output, saved_task, task)
-    if Tokenizer(path).digest != tokenizer.digest:
+    teacher_tokenizer = Tokenizer(path)
+    if teacher_tokenizer.digest != tokenizer.digest:
         raise ValueError(f"--distill-from {path}: its tokenizer differs from the model's")
+    check_vocabulary(teacher_tokenizer, teacher.encoder.config)
     check_segments(f"--distill-from {path}", teacher.encoder.config, task)
     num_positions = teacher.encoder.config.max_position_embeddings
     if num_positions < task.length:
@@ -1824,9 +1802,10 @@ def run_evaluation(args, given, device):
     for split in splits.values():
         warn_of_unknown(split, tokenizer)
     print_cut(task, splits)
-    results = evaluate_splits(model, task, splits, bf16)
-    for name, result in results.items():
-        if not result.scores:
+    results = {}
+    for name, split in splits.items():
+        results[name] = evaluate_split(model, task, split, bf16)
+        if not results[name].scores:
             print(f"{name}: its labels are not known, so it cannot be scored")
     print_rows(rows_of_mode("model", [results]))
 
@@ -1861,10 +1840,7 @@ def predict(args, device):
             examples.append(example_of_line(line, task, location))
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
-    split = make_split(task, examples, tokenizer)
-    warn_of_unknown(split, tokenizer)
-    warn_of_cut(task, split)
-    result = evaluate_split(model, task, split, bf16)
+    result = predict_examples(examples, model, task, tokenizer, bf16)
     described = {}                                       # {location: the text to be printed}
     for example, (prediction, probabilities) in zip(examples, result.predictions):
         described[example.location] = describe_prediction(task, example, prediction, probabilities)
@@ -1889,11 +1865,14 @@ def warn_of_unknown(split, tokenizer):
               "of another language", file=sys.stderr)
 
 
-def warn_of_cut(task, split):
-    """Print a warning if texts of a Split that is to be predicted were cut."""
+def predict_examples(examples, model, task, tokenizer, bf16):
+    """Predict the labels of examples -> Result, with a warning if texts are unknown or cut."""
+    split = make_split(task, examples, tokenizer)
+    warn_of_unknown(split, tokenizer)
     message = describe_cut(task, split)
     if message != "":
         print(f"warning: {message} (--length is that of the training)", file=sys.stderr)
+    return evaluate_split(model, task, split, bf16)
 
 
 def lines_to_predict(text):
@@ -1942,10 +1921,7 @@ def write_answers(args, model, task, tokenizer, bf16):
     if os.path.exists(out) and not args.overwrite:
         raise ValueError(f"--out {out} exists already: --overwrite replaces it")
     examples = read_squad(args.predict, needs_answers=False)
-    split = make_split(task, examples, tokenizer)
-    warn_of_unknown(split, tokenizer)
-    warn_of_cut(task, split)
-    result = evaluate_split(model, task, split, bf16)
+    result = predict_examples(examples, model, task, tokenizer, bf16)
     answers = {example.id: answer for example, (answer, _) in zip(examples, result.predictions)}
     with replace_file(out, shared=True) as file:
         file.write(json.dumps(answers).encode())

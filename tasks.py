@@ -5,7 +5,6 @@ columns, CoNLL files, SQuAD files, and one task made from the documentation on t
 fault in a file raises a ValueError that names the file and, where there is one, the line. The
 metrics are those with which the tasks were published.
 """
-import csv
 import glob
 import io
 import json
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from checkpoint import (LARGEST_TEXT, check_readable, first_few, parse_json_object, parsing,
                         replace_file)
-from data import CACHE, COMPRESSED, LONGEST_ROW, is_held_out
+from data import CACHE, COMPRESSED, is_held_out, rows_of_csv
 
 KINDS = ("classification", "regression", "tagging", "qa")
 LARGEST_NUMBER = 1e30       # the labels in regression are nearer to 0, so their squares are finite
@@ -405,8 +404,7 @@ def lines_of(path):
     check_readable(path)
     number = 0
     with open(path, "rb") as file:
-        for raw in file:
-            number += 1
+        for number, raw in enumerate(file, start=1):
             encoding = "utf-8"
             if number == 1:
                 encoding = "utf-8-sig"                   # a byte order mark may come first
@@ -432,7 +430,9 @@ def rows_of(path, header=None):
         yield from rows_of_jsonl(path)
         return
     if ending == ".csv":
-        rows = cells_of_csv(path)
+        # lines_of removes the line ends, but a cell in quotes may have some.
+        lines = (line + "\n" for _, line in lines_of(path))
+        rows = rows_of_csv(lines, f"{path}:")
     elif ending in (".tsv", ".txt"):
         rows = cells_of_tsv(path)
     else:
@@ -492,27 +492,6 @@ def cells_of_tsv(path):
     for number, line in lines_of(path):
         if line:
             yield number, line.split("\t")
-
-
-def cells_of_csv(path):
-    """Yield (number of the line, cells) for each row that is not empty.
-
-    A cell in quotes may have line breaks. Then the row has several lines, and the number is that of
-    its last line.
-    """
-    csv.field_size_limit(LONGEST_ROW)                    # its own limit is 131,072 characters
-    # lines_of removes the line ends, but a cell in quotes may have some.
-    lines = (line + "\n" for _, line in lines_of(path))
-    rows = csv.reader(lines, strict=True)
-    row_begins = 1                                       # the line in which the next row begins
-    try:
-        for cells in rows:
-            if cells:                                    # an empty line has none
-                yield rows.line_num, cells
-            row_begins = rows.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f"{path}:{rows.line_num}: {error}; the row begins in line "
-                         f"{row_begins}") from error
 
 
 def read_table(path, text_columns, label_column, header=None, numeric=False):
@@ -968,42 +947,42 @@ def read_own_files(kind, files, text_columns, label_column):
     return datasets
 
 
-def hold_out_a_tenth(examples, by_context=False, remedy="give --dev FILE"):
+def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
     """Split examples -> (a tenth of them, the rest).
 
     They are ordered by a hash of their texts, so the split is the same on every machine and does
     not depend on the order in the file. The rest keeps at least one example of every label, so
     less than a tenth may be held out (see warn_of_few).
-    by_context: order them by a hash of their second text alone. So all questions about a context
+    kind: in qa they are ordered by a hash of the context alone. So all questions about a context
         are neighbours and come into the same part. Only the context at the border between the
         parts may have questions in both.
     remedy: what the user can do about the error; it ends the message
     ValueError if no example can be held out.
     """
     def sort_key(example):
-        if by_context:
+        if kind == "qa":
             to_hash = example.second_text
         else:
             to_hash = (example.text, example.second_text)
         text_hash = zlib.crc32(repr(to_hash).encode())
-        # With by_context all questions about a context have the same hash. The second part of the
+        # In qa all questions about a context have the same hash. The second part of the
         # key, the question and its label, puts them in an order of their own.
         return text_hash, repr((example.text, example.label))
 
     if len(examples) < 2:
         message = (f"{examples[0].location}: this is the only example to train on, so none can be "
                    f"held out; {remedy}")
-        if isinstance(examples[0].text, list):
+        if kind == "tagging":
             message += "; in a file of tags an empty line ends each sentence"
         raise ValueError(message)
     wanted = math.ceil(len(examples) / 10)
     remaining = Counter()                                # how often each label is in the rest
     for example in examples:
-        remaining.update(labels_to_keep(example))
+        remaining.update(labels_to_keep(example, kind))
     held_out = []
     rest = []
     for example in sorted(examples, key=sort_key):
-        labels = labels_to_keep(example)
+        labels = labels_to_keep(example, kind)
         can_be_spared = all(remaining[label] > 1 for label in labels)
         if len(held_out) < wanted and can_be_spared:
             held_out.append(example)
@@ -1024,14 +1003,14 @@ def warn_of_few(held_out, rest):
               "most have a label that no other example has")
 
 
-def labels_to_keep(example):
+def labels_to_keep(example, kind):
     """Return the labels of an example that the training set must have: its class, or its tags.
 
     Numbers and answers need not occur in it.
     """
-    if isinstance(example.label, str):
+    if kind == "classification":
         return {example.label}
-    if isinstance(example.text, list):                   # tagging
+    if kind == "tagging":
         return set(example.label)
     return set()
 

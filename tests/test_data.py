@@ -547,7 +547,7 @@ def test_a_corpus_whose_name_is_not_utf8_is_refused_before_it_is_read(tokenizer,
 
 def test_white_space_at_the_beginning_of_a_long_line_ends_no_document():
     text = io.StringIO("a\n     b\n\n   \nc\n  \n")
-    assert list(data.pieces_of_lines(text, 3)) == ["a\n", "  b", "\n", "c\n", "  \n"]
+    assert list(data.lines_of_text("c.txt", text, 3)) == ["a\n", "  b", "\n", "c\n", "  \n"]
 
 
 def test_a_vocabulary_is_not_learned_for_a_name_of_a_file(tmp_path):
@@ -1673,13 +1673,6 @@ def test_masking_is_what_a_plain_loop_does(tokenizer):
     assert found[0].ravel().tolist() == masked_ids
     assert found[1].tolist() == positions
     assert found[2].tolist() == ids.ravel()[positions].tolist()
-
-
-@pytest.mark.parametrize("rate", [0.05, 0.3, 0.5])
-def test_the_rate_says_how_much_of_a_sequence_is_masked(rate, tokenizer):
-    ids = np.full((7, 42), tokenizer.ordinary_ids[2])
-    positions = mask_tokens(ids, tokenizer, np.random.default_rng(0), rate)[1]
-    assert np.bincount(positions // 42).tolist() == [round(rate * 40)] * 7
 
 
 # ---- The embedded corpus -------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from data import Tokenizer
 from distill import Processes, TrainingOptions, output_loss
 from finetune import (Classifier, TaskLoss, change_normalisation, check_language, check_trainable,
                       choose_hidden_weight, choose_length, collate, decode, decode_answers,
-                      default_rate, encode, encode_splits, evaluate_splits, first_dev_split,
+                      default_rate, encode, encode_splits, evaluate_split, first_dev_split,
                       fit_adapters_to_identity, load_classifier, load_encoder, main,
                       predict_logits, save_classifier)
 from minialbert import Config, MiniALBERT
@@ -808,18 +808,18 @@ def test_a_number_is_in_the_unit_of_the_training_labels(tokenizer):
     assert decode(task, [None], [None], [np.array([[0.5]])]) == [(12.0, {})]
 
 
-def test_an_evaluation_measures_all_splits_but_train_and_scores_by_the_first_dev_set(tokenizer):
+def test_a_split_is_scored_by_its_own_labels_and_mnli_by_its_first_dev_set(tokenizer):
     task = make_task_of_kind("classification", ["x", "y"])
     model = make_classifier(tokenizer, task)
     with torch.no_grad():
         model.output.weight.zero_()
         model.output.bias.copy_(torch.tensor([1.0, 0.0]))    # it always says "x"
-    labels_of_split = {"train": "yy", "test": "yx", "dev_matched": "xxxy", "dev_mismatched": "y"}
+    labels_of_split = {"test": "yx", "dev_matched": "xxxy", "dev_mismatched": "y"}
     datasets = {}
     for name, labels in labels_of_split.items():
         datasets[name] = [make_text_example("good", label) for label in labels]
     splits = encode_splits(task, datasets, tokenizer)
-    results = evaluate_splits(model, task, splits, False)
+    results = {name: evaluate_split(model, task, split, False) for name, split in splits.items()}
     assert first_dev_split(splits) == "dev_matched"
     accuracies = {name: result.scores["accuracy"] for name, result in results.items()}
     assert accuracies == {"test": 0.5, "dev_matched": 0.75, "dev_mismatched": 0.0}
@@ -2001,6 +2001,16 @@ def test_a_teacher_of_other_labels_or_of_another_tokenizer_is_refused(
     error = fail(capsys, "--model", model, "--task", "sst2", "--data", sentiment,
                  "--distill-from", tmp_path / "teacher", "--out", tmp_path / "o")
     assert f"--distill-from {tmp_path / 'teacher'}: its tokenizer differs" in error
+
+
+def test_a_teacher_with_fewer_tokens_than_its_tokenizer_is_refused(
+        tmp_path, model, sentiment, tokenizer, capsys):
+    task = make_task_of_kind("classification", ["0", "1"])
+    teacher = make_classifier(tokenizer, task, vocab_size=tokenizer.vocab_size - 1)
+    save_classifier(str(tmp_path / "teacher"), teacher, task, tokenizer)
+    error = fail(capsys, "--model", model, "--task", "sst2", "--data", sentiment,
+                 "--distill-from", tmp_path / "teacher", "--out", tmp_path / "o")
+    assert f"{tmp_path / 'teacher'}: its tokenizer has {tokenizer.vocab_size} tokens" in error
 
 
 def test_a_teacher_of_another_task_of_glue_is_refused(

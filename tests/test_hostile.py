@@ -753,7 +753,7 @@ data      --out x                               the name of a token file must en
 data      --out c.txt/x.bin                     File exists: *c.txt'
 data      --out=                                --out '' is not the name of a file
 data      --out new/                            --out 'new/' is not the name of a file
-data      --train-tokenizer 100                 one of --tokenizer and --train-tokenizer
+data      --train-tokenizer 100                 --train-tokenizer: not allowed with argument --tok
 data      extra                                 unrecognized arguments: extra
 learn     --train-tokenizer 99                  --train-tokenizer 99: the size must be from 100
 learn     --train-tokenizer 1e3                 --train-tokenizer: invalid int

@@ -1057,20 +1057,21 @@ def test_equal_numbers_are_not_normalised_by_an_error_of_rounding():
 
 def test_the_tenth_that_is_held_out_does_not_depend_on_the_order():
     examples = [text_example(str(i), "x", location=f"f:{i}") for i in range(95)]
-    tenth, rest = hold_out_a_tenth(examples)
-    tenth_again, rest_again = hold_out_a_tenth(examples[::-1])
+    tenth, rest = hold_out_a_tenth(examples, "classification")
+    tenth_again, rest_again = hold_out_a_tenth(examples[::-1], "classification")
     assert len(tenth) == 10
     assert (tenth, rest) == (tenth_again, rest_again)
     assert sorted(tenth + rest) == sorted(examples)
     assert tenth != examples[:10]
-    tenth_of_90, _ = hold_out_a_tenth(examples[:90])     # 95 / 10 is rounded up, 90 / 10 is 9
+    # 95 / 10 is rounded up, 90 / 10 is 9.
+    tenth_of_90, _ = hold_out_a_tenth(examples[:90], "classification")
     assert len(tenth_of_90) == 9
 
 
 def test_for_equal_texts_the_label_decides_what_is_held_out():
     examples = [text_example("the same", label) for label in "xyzxyzxyzxyz"]
-    tenth, _ = hold_out_a_tenth(examples)
-    tenth_again, _ = hold_out_a_tenth(examples[::-1])
+    tenth, _ = hold_out_a_tenth(examples, "classification")
+    tenth_again, _ = hold_out_a_tenth(examples[::-1], "classification")
     assert tenth == tenth_again
 
 
@@ -1087,7 +1088,7 @@ def test_a_label_that_occurs_once_stays_in_the_rest(kind, seed):
             examples.append(text_example(word, label))
         else:
             examples.append(text_example([word, "a"], [label, "O"]))
-    tenth, rest = hold_out_a_tenth(examples)
+    tenth, rest = hold_out_a_tenth(examples, kind)
     assert len(tenth) == 10                              # of 92
     labels_of_rest = set()
     for example in rest:
@@ -1100,29 +1101,33 @@ def test_a_label_that_occurs_once_stays_in_the_rest(kind, seed):
 
 def test_where_each_label_occurs_once_nothing_can_be_held_out():
     with pytest.raises(ValueError, match="^f:1: no example can be held out, .*; give --dev FILE$"):
-        hold_out_a_tenth([text_example("a", "x", location="f:1"), text_example("b", "y")])
+        hold_out_a_tenth([text_example("a", "x", location="f:1"), text_example("b", "y")],
+                         "classification")
 
 
 @pytest.mark.parametrize("num_common, is_warned", [(5, True), (6, False)])
 def test_it_is_said_if_few_examples_can_be_held_out(num_common, is_warned, capsys):
     labels = ["common"] * num_common + [f"rare {i}" for i in range(100 - num_common)]
-    tenth, rest = hold_out_a_tenth([text_example(str(i), label) for i, label in enumerate(labels)])
+    examples = [text_example(str(i), label) for i, label in enumerate(labels)]
+    tenth, rest = hold_out_a_tenth(examples, "classification")
     assert len(tenth) == num_common - 1
     tasks.warn_of_few(tenth, rest)
     warning = f"warning: only {num_common - 1} of 100 examples are held out"
     assert (warning in capsys.readouterr().out) is is_warned
 
 
-@pytest.mark.parametrize("labels", [[1.0, 2.0, 3.0], [[(0, "a")], [(1, "b")], [(3, "c")]]])
-def test_numbers_and_answers_may_all_be_held_out(labels):
+@pytest.mark.parametrize("kind, labels", [
+    ("regression", [1.0, 2.0, 3.0]), ("qa", [[(0, "a")], [(1, "b")], [(3, "c")]])])
+def test_numbers_and_answers_may_all_be_held_out(kind, labels):
     examples = [text_example(str(i), label) for i, label in enumerate(labels)]
-    tenth, rest = hold_out_a_tenth(examples)
+    tenth, rest = hold_out_a_tenth(examples, kind)
     assert (len(tenth), len(rest)) == (1, 2)
 
 
 def test_both_texts_decide_what_is_held_out():
     examples = [text_example("the same", "x", str(i), f"f:{i}") for i in range(40)]
-    assert hold_out_a_tenth(examples) == hold_out_a_tenth(examples[::-1])
+    expected = hold_out_a_tenth(examples, "classification")
+    assert hold_out_a_tenth(examples[::-1], "classification") == expected
 
 
 def test_questions_about_one_context_are_held_out_together():
@@ -1131,25 +1136,25 @@ def test_questions_about_one_context_are_held_out_together():
     for number in range(20):
         for question in "abcde":
             examples.append(text_example(question, [(0, "x")], f"context {number}"))
-    tenth, rest = hold_out_a_tenth(examples, by_context=True)
+    tenth, rest = hold_out_a_tenth(examples, "qa")
     assert len(tenth) == 10
     assert len({example.second_text for example in tenth}) == 2
     assert {example.second_text for example in tenth}.isdisjoint(
         {example.second_text for example in rest})
-    assert (tenth, rest) == hold_out_a_tenth(examples[::-1], by_context=True)
-    tenth, _ = hold_out_a_tenth(examples)
+    assert (tenth, rest) == hold_out_a_tenth(examples[::-1], "qa")
+    tenth, _ = hold_out_a_tenth(examples, "regression")
     assert len({example.second_text for example in tenth}) > 5
 
 
 def test_one_example_alone_cannot_be_held_out():
     example = text_example("a", "x", location="f:7")
     with pytest.raises(ValueError, match="^f:7: this is the only example.*; give --dev FILE$"):
-        hold_out_a_tenth([example])
+        hold_out_a_tenth([example], "classification")
     with pytest.raises(ValueError, match="^f:7: this is the only .* held out; give one --lr$"):
-        hold_out_a_tenth([example], remedy="give one --lr")
+        hold_out_a_tenth([example], "classification", remedy="give one --lr")
     sentence = text_example(["a"], ["O"], location="f:7")
     with pytest.raises(ValueError, match="an empty line ends each sentence$"):
-        hold_out_a_tenth([sentence])
+        hold_out_a_tenth([sentence], "tagging")
 
 
 def test_a_task_has_the_labels_of_its_training_set_sorted():
