@@ -608,7 +608,8 @@ def sizes_of_parts(counts, corpus):
     num_tokens = counts.num_train + counts.num_valid
     num_valid = max(1, num_tokens // HOLD_OUT_ONE_IN)
     print(f"{first_few(corpus)}: there are too few different documents to hold out one in "
-          f"{HOLD_OUT_ONE_IN}: the last {num_valid} tokens are held out instead", file=sys.stderr)
+          f"{HOLD_OUT_ONE_IN}: the last {num_valid} tokens are held out instead (in a .txt a blank "
+          "line ends a document)", file=sys.stderr)
     return num_tokens - num_valid, num_valid
 
 

@@ -323,6 +323,10 @@ class Distillation:
         Summed over the micro-batches of all processes they are the means over the whole batch.
         """
         ids, positions, labels = self.batches.batch(step)     # the whole batch
+        shape = (self.batches.batch_size, self.batches.T)
+        if ids.shape != shape:                           # more rows would be left out
+            raise ValueError(f"the batch of step {step} has the shape {ids.shape}, but batch_size "
+                             f"and T of the batches say {shape}")
         depths = self.draw_depths(step, len(positions))
         num_masked = max(1, len(positions))              # it is a divisor, so it must not be 0
         compute = self.choose_function(len(positions))   # compute_losses, perhaps compiled
@@ -809,7 +813,8 @@ def check_finite_step(steps_done, totals, gradient_norm, lr):
     if not math.isfinite(gradient_norm):
         losses = ", ".join(f"{name} {float(value):g}" for name, value in totals.items())
         raise FloatingPointError(f"step {steps_done}, learning rate {lr:g}: {losses}, gradient "
-                                 f"norm {gradient_norm:g}; no checkpoint of this step was written")
+                                 f"norm {gradient_norm:g}; no checkpoint of this step was "
+                                 "written. A lower --lr may help")
 
 
 def check_finite_scores(steps_done, scores):
@@ -1172,13 +1177,13 @@ EMBEDDED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ass
 FULL = {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
         "weight_decay": 0.01, "dropout": 0.0, "elastic": 2.5, "eval_every": 2000,
         "save_every": 2000}
-# "quick" takes minutes on a CPU. "paper" has the authors' values; MANUAL.md lists where this code
-# departs from theirs. For example, a GPU computes in bfloat16. The authors give the attention loss
-# the weight 3, too, but divide it by the 256 tokens of a sequence, so that it counts for almost
-# nothing.
+# "quick" takes minutes on a CPU; its learning rate is that of quick_learning_rate. "paper" has the
+# authors' values; MANUAL.md lists where this code departs from theirs. For example, a GPU computes
+# in bfloat16. The authors give the attention loss the weight 3, too, but divide it by the 256
+# tokens of a sequence, so that it counts for almost nothing.
 RECIPES = {
     "quick": FULL | {
-        "steps": 1800, "batch_size": 16, "length": 64, "lr": 3e-3, "warmup": 100,
+        "steps": 1800, "batch_size": 16, "length": 64, "lr": None, "warmup": 100,
         "eval_every": 200, "save_every": 200},
     "full": FULL,
     "paper": FULL | {
@@ -1382,7 +1387,8 @@ def add_training_flags(parser):
     group.add_argument("--length", type=whole_number(3), metavar="T",
                        help="tokens in a sequence, with [CLS] and [SEP] (default: 64 [256])")
     group.add_argument("--lr", type=number(), metavar="X",
-                       help="highest learning rate (default: 0.003 [0.0005])")
+                       help="highest learning rate (default: 0.384 divided by the hidden size, "
+                       "but at most 0.003 [0.0005])")
     group.add_argument("--warmup", type=whole_number(0), metavar="N",
                        help="steps during which the learning rate grows; then it falls towards 0 "
                        "(default: 100 [5,000], but at most a tenth of --steps)")
@@ -1525,11 +1531,14 @@ def run(args, given):
     if args.evaluate:
         run_evaluation(args, teacher, start_model, tokenizer, bf16, processes)
         return
+    student = make_student(args, teacher, start_model, tokenizer.vocab_size)
+    lr = args.lr
+    if lr is None:                                       # the recipe is quick
+        lr = quick_learning_rate(student.config.hidden_size)
     options = TrainingOptions(
-        steps=args.steps, lr=args.lr, warmup=args.warmup, weight_decay=args.weight_decay,
+        steps=args.steps, lr=lr, warmup=args.warmup, weight_decay=args.weight_decay,
         seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
         save_every=args.save_every, out=args.out, resume=args.resume)
-    student = make_student(args, teacher, start_model, tokenizer.vocab_size)
     loss_weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
     trains_head = any(name in loss_weights for name in ("mlm", "output", "elastic"))
     if not trains_head:
@@ -1548,6 +1557,15 @@ def run(args, given):
     inputs = [args.teacher, args.student, args.tokenizer] + folders_of(args.corpus)
     with lock_folder(args.out, "distill.py", settings, inputs, args, processes):
         distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16, processes)
+
+
+def quick_learning_rate(C):
+    """Return the learning rate of the recipe quick for a student whose hidden states are C wide.
+
+    It is 3e-3 up to the width 128 and falls in proportion to 1 / C beyond: 1e-3 for 384, 5e-4 for
+    768. EXPERIMENTS.md compares rates for the width 384.
+    """
+    return min(3e-3, 0.384 / C)
 
 
 def distillation_settings(args, options, bf16, loss_weights, teacher, student):
@@ -1894,7 +1912,7 @@ def distil(args, options, settings, teacher, student, tokenizer, loss_weights, b
     run_state = begin_or_resume(student, options, settings, processes)
     print_scores(models, valid_batches, bf16)
     with explaining_failures(args.batch_size, args.micro_batch_size, args.length):
-        print(f"recipe   {args.recipe}, learning rate {args.lr:g}")
+        print(f"recipe   {args.recipe}, learning rate {options.lr:g}")
         describe_run(distillation, device)
         num_steps = options.steps - run_state.first_step
         if compile_losses and num_steps > 0:

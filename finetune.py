@@ -1370,6 +1370,9 @@ def run_modes(tuning, datasets, modes, config):
     splits = encode_splits(task, datasets, tokenizer)
     check_language(splits["train"].features, tokenizer, tuning.model_path)
     check_characters(datasets["train"], tokenizer)
+    for name, split in splits.items():
+        if name != "train":
+            warn_of_unknown(split, tokenizer)
     print_cut(task, splits)
     check_trainable(splits["train"].features)
     if task.kind == "qa":
@@ -1653,7 +1656,8 @@ def check_language(features, tokenizer, model_path):
 
 
 def check_characters(examples, tokenizer):
-    """Raise ValueError if most characters of the texts become [UNK]: see data.count_characters."""
+    """Raise ValueError if most characters of the texts become [UNK]: see data.count_characters.
+    Print a warning if over a tenth of them do."""
     texts = []
     for example in examples:
         if isinstance(example.text, list):               # tagging
@@ -1666,6 +1670,9 @@ def check_characters(examples, tokenizer):
     if num_unknown > num_characters / 2:
         raise ValueError(f"{examples[0].location}: of {num_characters:,} characters "
                          f"{num_unknown:,} become [UNK]: {UNKNOWN_CHARACTERS_REMEDY}")
+    if num_unknown > num_characters / 10:
+        print(f"warning: of {num_characters:,} characters to train on {num_unknown:,} become [UNK] "
+              f"with the tokenizer in {tokenizer.path}", file=sys.stderr)
 
 
 def load_teacher(path, task, tokenizer):

@@ -412,6 +412,9 @@ def lines_of(path):
                     raise ValueError(f"{path}: it is compressed; unpack it first")
             with parsing(f"{path}:{number}", "UTF-8 (iconv converts other encodings)"):
                 line = raw.decode(encoding).rstrip("\r\n")
+            if number == 1 and "\r" in line:             # as old Macs ended lines
+                raise ValueError(f"{path}:1: there is a carriage return in {line!r:.60}; a line "
+                                 "must end with a line feed")
             yield number, line
     if number == 0:
         raise ValueError(f"{path}: the file is empty")
@@ -447,6 +450,8 @@ def rows_of(path, header=None):
             header = cells
             continue
         check_width(cells, header, ending, location)
+        if cells == header:                              # files were joined, each with its header
+            raise ValueError(f"{location}: this row repeats the names of the columns")
         yield number, dict(zip(header, cells))
 
 
@@ -531,8 +536,9 @@ def cell(row, column, types, location):
     another type."""
     if column not in row:
         columns = ", ".join(repr(name) for name in row)
-        raise ValueError(f"{location}: the column {column!r} is missing among {columns:.300}; for "
-                         "files of your own --text and --label name the columns to read")
+        raise ValueError(f"{location}: the column {column!r} is missing among {columns:.300}; the "
+                         "first row of a .tsv or .csv names the columns, and for files of your own "
+                         "--text and --label say which to read")
     value = row[column]
     if not isinstance(value, types):
         expected = "a text"
@@ -604,9 +610,6 @@ def tag_of_line(line, columns, num_columns, location):
 
     columns: what columns_of has made of the line
     """
-    if "\r" in line:
-        raise ValueError(f"{location}: there is a carriage return in {line!r:.60}; a line must end "
-                         "with a line feed")
     hint = ""                                            # the end of both messages below
     if line.startswith("#"):
         hint = "; if this is a comment, remove the line"

@@ -2367,6 +2367,28 @@ def test_the_papers_recipe_has_the_choices_of_the_authors_scripts():
         "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}.items()
 
 
+@pytest.mark.parametrize("flags, C, expected", [
+    ([], 24, 3e-3), ([], 128, 3e-3), ([], 384, 1e-3), ([], 768, 5e-4), (["--lr", "0.1"], 384, 0.1),
+    (["--recipe", "full"], 384, 5e-4), (["--recipe", "paper"], 24, 5e-4)])
+def test_the_quick_recipe_takes_wide_students_slower(flags, C, expected, monkeypatch):
+    teacher = MiniALBERT(Config(V, C, C, 2, 2, 2, F))
+    tokenizer = types.SimpleNamespace(vocab_size=V)
+    chosen = []
+
+    def choose_losses(*args):
+        raise ValueError("far enough")
+
+    def note_options(**options):
+        chosen.append(options["lr"])
+
+    monkeypatch.setattr(distill, "load_models", lambda args: (teacher, None, tokenizer))
+    monkeypatch.setattr(distill, "TrainingOptions", note_options)
+    monkeypatch.setattr(distill, "choose_losses", choose_losses)
+    with pytest.raises(ValueError, match="far enough"):
+        distill.run(distill.arguments(flags), flags)
+    assert chosen == [expected]
+
+
 @pytest.mark.parametrize("recipe, weight", [("quick", 10), ("full", 10), ("paper", 3)])
 def test_the_weight_of_the_hidden_loss_is_the_recipes(recipe, weight):
     assert distill.arguments(["--recipe", recipe]).hidden_weight == weight
@@ -2785,6 +2807,9 @@ def test_help_names_the_defaults_of_the_recipe_full(capsys):
         elif name == "attention_weight":
             assert value == quick == 3
             assert "from the teacher's (default: 3; paper: 3 / 256)" in printed
+        elif name == "lr":
+            assert "0.384 divided by the hidden size, but at most 0.003 [0.0005])" in printed
+            assert value == 5e-4 and quick is None       # see quick_learning_rate
         elif value != quick:
             default = rf"{quick:,g} \[{value:,g}\](, but at most a tenth[^)]*)?\)"
             assert re.search(default, printed), name

@@ -1070,6 +1070,24 @@ def test_text_is_refused_if_most_characters_are_unknown(kind, tokenizer):
             finetune.check_characters([example], tokenizer)
 
 
+@pytest.mark.parametrize("num_known, is_warned", [(9, True), (20, False)])
+def test_it_is_said_if_a_tenth_of_the_characters_to_train_on_is_unknown(
+        num_known, is_warned, tokenizer, capsys):
+    example = make_text_example("good " * num_known + "привет", "x")
+    finetune.check_characters([example], tokenizer)
+    warning = f"warning: of {4 * num_known + 6} characters to train on 6 become [UNK]"
+    assert (warning in capsys.readouterr().err) is is_warned
+
+
+def test_a_dev_set_of_another_language_is_said_when_the_model_is_trained(
+        tmp_path, model, sentiment, capsys):
+    dev = write_file(tmp_path / "ru.tsv", "sentence\tlabel\nпривет привет\t1\ngood\t0\n")
+    told = run(capsys, "--model", model, "--task", "classification", "--train",
+               sentiment / "train.tsv", "--dev", dev, "--text", "sentence", "--steps", 1, "--out",
+               tmp_path / "o").err
+    assert f"warning: {dev}:2: most tokens are [UNK]" in told
+
+
 @pytest.mark.parametrize("texts, is_cut", [
     (("good " * 6, None), False), (("good " * 7, None), True),
     (("good " * 2, "bad " * 3), False), (("good " * 2, "bad " * 4), True),
@@ -2442,7 +2460,7 @@ SQUAD = make_squad([("q", ["paris"])])
 # What is wrong -> the kind of task, the file, its content, what the error says.
 BAD = {
     "a missing column": ("classification", "train.tsv", "txt\tlabel\na\tx\n",
-                         "train.tsv:2: the column 'text' is missing among 'txt', 'label'; for"),
+                         "train.tsv:2: the column 'text' is missing among 'txt', 'label'; the"),
     "a test set without labels": ("classification", "test.tsv", "text\na\n",
                                   "test.tsv:2: the column 'label' is missing"),
     "an unknown label": ("classification", "dev.tsv", "text\tlabel\na\tx\na\tz\n",

@@ -506,8 +506,9 @@ def test_a_text_must_be_text(value, tmp_path):
 
 def test_a_missing_column_is_named_with_those_that_there_are(tmp_path):
     path = write_file(tmp_path / "a.tsv", "t\ty\nb\t1\n")
-    error = (f"^{path}:2: the column 'text' is missing among 't', 'y'; for files of your own "
-             "--text and --label name the columns to read$")
+    error = (f"^{path}:2: the column 'text' is missing among 't', 'y'; the first row of a "
+             ".tsv or .csv names the columns, and for files of your own --text and --label say "
+             "which to read$")
     with pytest.raises(ValueError, match=error):
         read_table(path, ["text"], "y")
 
@@ -665,6 +666,18 @@ def test_line_ends_of_old_macs_are_no_part_of_a_word(tmp_path):
     path = write_file(tmp_path / "a.tsv", "a\tO\rb\tB-X\r\r")
     with pytest.raises(ValueError, match="a.tsv:1: there is a carriage return in "):
         read_tags(path)
+    path = write_file(tmp_path / "b.tsv", "text\tlabel\ra\tx\r")
+    with pytest.raises(ValueError, match="b.tsv:1: there is a carriage return in "):
+        read_table(path, ["text"], "label")
+
+
+@pytest.mark.parametrize("name, separator", [("a.tsv", "\t"), ("a.csv", ",")])
+def test_names_of_columns_amid_a_table_are_no_example(name, separator, tmp_path):
+    """They come there if files are joined, each with its first row."""
+    lines = [separator.join(cells) for cells in (("text", "label"), ("a", "x"))]
+    path = write_file(tmp_path / name, "\n".join(lines + lines) + "\n")
+    with pytest.raises(ValueError, match=f"{name}:3: this row repeats the names of the columns"):
+        read_table(path, ["text"], "label")
 
 
 def test_conll_files_are_read_with_tabs_or_spaces_and_any_columns(tmp_path):
