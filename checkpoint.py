@@ -65,10 +65,10 @@ def read_safetensors(path):
         if size < 8:
             raise ValueError("it is shorter than 8 bytes, so it has no header")
         # mode="c" is copy-on-write: what is written stays in memory and never reaches the file.
-        file_bytes = torch.from_numpy(np.memmap(path, np.uint8, mode="c"))    # (size,)
-        if file_bytes[:len(LFS_POINTER)].numpy().tobytes() == LFS_POINTER:
+        file_bytes = np.memmap(path, np.uint8, mode="c")                      # (size,)
+        if file_bytes[:len(LFS_POINTER)].tobytes() == LFS_POINTER:
             raise ValueError("it is a pointer of Git LFS to the file: git lfs pull downloads it")
-        header_size = int.from_bytes(file_bytes[:8].numpy().tobytes(), "little")
+        header_size = int.from_bytes(file_bytes[:8].tobytes(), "little")
         data_begin = 8 + header_size
         if data_begin > size:
             raise ValueError(f"its header claims {header_size} bytes, but only {size - 8} follow")
@@ -76,20 +76,20 @@ def read_safetensors(path):
             raise ValueError(f"its header claims {header_size} bytes, but at most {LARGEST_HEADER} "
                              "are allowed")
         with parsing("its header", "a JSON object"):
-            header_text = file_bytes[8:data_begin].numpy().tobytes().decode()
+            header_text = file_bytes[8:data_begin].tobytes().decode()
             header = parse_json_object(header_text)
         metadata = header.pop("__metadata__", {})
         check_header(header, metadata, size - data_begin)
+        data = torch.from_numpy(file_bytes)[data_begin:]
         tensors = {}
         for name, entry in header.items():
             dtype = DTYPES[entry["dtype"]]
             begin, end = entry["data_offsets"]
-            tensor_bytes = file_bytes[data_begin + begin:data_begin + end]
-            # view(dtype) demands that a tensor begins at a multiple of its element's size. The file
-            # begins at an address that is a multiple of all these sizes. So the tensor's place in
-            # the file decides.
-            if (data_begin + begin) % dtype.itemsize != 0:
-                tensor_bytes = tensor_bytes.clone()      # a copy begins at an aligned address
+            tensor_bytes = data[begin:end]
+            # view(dtype) demands that a tensor begins in the file at a multiple of the size of its
+            # elements.
+            if tensor_bytes.storage_offset() % dtype.itemsize != 0:
+                tensor_bytes = tensor_bytes.clone()      # a copy begins at 0 in its own memory
             tensors[name] = tensor_bytes.view(dtype).view(entry["shape"])
     return tensors, metadata
 
@@ -267,16 +267,16 @@ def load(path, recursions=None):
     if any(name.startswith("encoder.layer.") for name in tensors):
         layout = BERT_LAYOUT
     has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
-    decoder_name = name_in_file(layout, "head.decoder.weight")
-    # Other programs do not write tie_decoder into config.json. So the tensors decide: without a
-    # decoder of its own the head uses the word table. But if config.json says false, a decoder must
-    # be there.
-    if has_head and not config.tie_decoder and decoder_name not in tensors:
-        raise ValueError(f"{path}: {decoder_name!r} is missing, and config.json says that "
-                         "tie_decoder is false")
     tensors = without_tied_decoder(tensors, layout, config)
     tensors = without_identity_projection(tensors, layout, config)
-    config = replace(config, tie_decoder=decoder_name not in tensors)
+    decoder_name = name_in_file(layout, "head.decoder.weight")
+    has_own_decoder = decoder_name in tensors
+    if has_head and not config.tie_decoder and not has_own_decoder:
+        raise ValueError(f"{path}: {decoder_name!r} is missing, and config.json says that "
+                         "tie_decoder is false")
+    # Other programs do not write tie_decoder into config.json. So the tensors decide: without a
+    # decoder of its own the head uses the word table.
+    config = replace(config, tie_decoder=not has_own_decoder)
     with torch.device("meta"):      # this takes no memory and draws no random numbers
         model = MiniALBERT(config, head=has_head)
     shapes = {}                     # {name in the file: shape}

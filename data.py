@@ -181,7 +181,7 @@ class MaskedBatches:
 # ---- From here on: plumbing. Tokenizers -------------------------------------------------
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# This goes into the tokenizer_config.json beside a vocab.txt, so that transformers can read it.
+# This goes into the tokenizer_config.json of a tokenizer that has none, for transformers.
 WORDPIECE_CONFIG = {"tokenizer_class": "BertTokenizer"}
 LARGEST_VOCAB_SIZE = 2**24
 LONGEST_WORD = 1000                 # characters
@@ -270,8 +270,8 @@ def read_backend(path):
             check_backend(backend)
         check_added_tokens(path, backend.get_vocab(), "tokenizer.json")
         config = read_tokenizer_config(path)
-        # If the two files contradict each other, the config counts, as in transformers. Only these
-        # two classes of transformers, which are for any kind of tokenizer, ignore the config.
+        # If tokenizer.json contradicts the config, the config counts, as in transformers. Only
+        # these two classes of transformers, which are for any kind of tokenizer, ignore the config.
         if config.get("tokenizer_class") not in ("PreTrainedTokenizerFast", "TokenizersBackend"):
             obey_config(backend, config)
         return backend, file_path
@@ -300,8 +300,11 @@ def check_backend(backend):
 
 
 def check_added_tokens(path, known, source):
-    """Raise ValueError if a folder's added_tokens.json has a token that is not among those known,
-    which come from its file `source`: transformers would use it, but it is not read here."""
+    """Raise ValueError if a folder's added_tokens.json has a token that is not in `known`.
+    transformers would use this token; this program does not read it.
+
+    source: the name of the file from which `known` was read
+    """
     added_path = os.path.join(path, "added_tokens.json")
     if os.path.isfile(added_path):
         missing = sorted(set(read_json(added_path)) - set(known))
@@ -735,12 +738,11 @@ def mark_held_out(lines):
 
     lines: an empty line ends each document, also the last one
     """
-    beginning = []                                       # the lines that wait for the decision
+    beginning = []                                       # the document's lines up to the decision
     num_characters = 0                                   # of these
     held_out = None                                      # None: it is not decided yet
     for line in lines:
-        is_between_documents = line == "" and held_out is None and not beginning
-        if is_between_documents:
+        if line == "" and not beginning:                 # no document has begun
             continue
         if held_out is not None:                         # amid a document
             yield line, held_out

@@ -112,7 +112,7 @@ class Classifier(nn.Module):
 class Feature(NamedTuple):
     """A sequence for the model, [CLS] text [SEP] or [CLS] first [SEP] second [SEP].
 
-    The last three fields depend on the kind of the task:
+    The fields positions, stands_for and labels depend on the kind of the task:
 
     classification
         positions       [0], where [CLS] stands
@@ -138,7 +138,8 @@ class Feature(NamedTuple):
     ids: np.ndarray         # (T,) token numbers
     num_before: int         # tokens before the text, or before the second text if there are two
     example_number: int     # index of the example from which it was made
-    positions: object       # indices into ids of the tokens whose logits are used: a list or range
+    positions: object       # indices into ids of the tokens whose logits are used: a list or
+                            # range. In qa those of [CLS] are used, too
     stands_for: object      # for each position what part of the example it stands for: a list, in
                             # qa an array (positions, 2)
     labels: list
@@ -298,14 +299,13 @@ def answer_features(task, example_number, example, tokenised, tokenizer):
         # An array and a range take little memory: SQuAD has 90,000 windows.
         stands_for = np.array(spans, np.int32)                                # (tokens, 2)
         positions = range(len(prefix), len(prefix) + end - begin)
-        labels = [0, 0]                  # [CLS]: this window does not have all of the answer
         if example.label is None:
             labels = [math.nan, math.nan]                # the answer is not known
-        if answer_tokens:
-            first_token = answer_tokens[0]
-            last_token = answer_tokens[-1]
-            if begin <= first_token and last_token < end:          # all of it is in this window
-                labels = [positions[first_token - begin], positions[last_token - begin]]
+        elif answer_tokens and begin <= answer_tokens[0] and answer_tokens[-1] < end:
+            # All of the answer is in this window. positions[0] is where token `begin` stands.
+            labels = [positions[answer_tokens[0] - begin], positions[answer_tokens[-1] - begin]]
+        else:
+            labels = [0, 0]              # [CLS]: no answer, or not all of it is in this window
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), example_number, positions, stands_for, labels,
                       was_cut=tokenised.first_was_cut)
@@ -471,23 +471,23 @@ class TaskLoss:
             labels = (labels - self.task.mean) / self.task.sd
         # These count the whole batch, with the rows of other processes. In tagging a batch has no
         # label if no word begins in its windows. Then its loss is 0 / 1, not 0 / 0.
-        num_labels = max(1, np.count_nonzero(~np.isnan(labels)))
+        is_label = ~np.isnan(labels)
+        num_labels = max(1, np.count_nonzero(is_label))
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
             if begin < len(ids):
                 rows = slice(begin, end)
                 is_counted = mask[rows]                  # the tokens of the hidden loss
-                is_labelled = ~np.isnan(labels[rows])    # the places of the other losses
+                is_labelled = is_label[rows]             # the places of the other losses
             else:
                 # The batch is too short for this micro-batch. But the gradients of all processes
                 # are summed, so every process must compute one. This one takes row 0 and counts
                 # nothing of it: all losses and their gradients are 0.
                 rows = slice(0, 1)
                 is_counted = np.zeros_like(mask[rows])
-                is_labelled = np.zeros_like(labels[rows], dtype=bool)
-            # The positions of the labels are found here, on the CPU. On a GPU the program would
-            # have to wait for their number, which is the size of the next array.
+                is_labelled = np.zeros_like(is_label[rows])
+            # numpy finds these on the CPU. On a GPU the program would have to wait to learn N.
             label_indices = np.flatnonzero(is_labelled)                       # (N,)
             targets = labels[rows].ravel()[label_indices].astype(np.float32)  # (N,)
             # The arrays stand in the order in which compute_losses takes them.
@@ -628,9 +628,9 @@ def predict_logits(model, features, batch_size=64):
         if not np.isfinite(logits).all():
             raise FloatingPointError("what the model computes is not finite")
         for row, i in enumerate(feature_numbers):
-            positions = features[i].positions
+            positions = list(features[i].positions)
             if model.is_qa:
-                positions = [0] + list(positions)
+                positions = [0] + positions              # [CLS], for the score of "no answer"
             logits_of_feature[i] = logits[row, positions]
     return logits_of_feature
 
@@ -638,10 +638,10 @@ def predict_logits(model, features, batch_size=64):
 def decode(task, examples, features, logits):
     """Turn logits into predictions: for each example (prediction, {label: probability}).
 
-    logits: what predict_logits returns: an array (positions, n) for each Feature. In classification
-        and regression each example has one Feature, with one position, that of [CLS]
+    logits: what predict_logits returns. In classification and regression each example has one
+        Feature, with one position, that of [CLS]
 
-    A prediction is a label, a number, a list of tags, or the text of an answer. Only labels have
+    A prediction is a class, a number, a list of tags, or the text of an answer. Only classes have
     probabilities; for the others the dict is empty.
     """
     if task.kind == "classification":
@@ -794,7 +794,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     saved_model = load(path, recursions)
     config = replace(saved_model.config, hidden_dropout_prob=dropout,
                      attention_probs_dropout_prob=dropout)
-    # A recursion differs from the others by its own adapters or corrections.
+    # Does each recursion have adapters or corrections of its own?
     has_own_parts = config.adapter_size > 0 or config.correction_rank > 0
     adds_adapters = mode == "adapters" and not has_own_parts
     if adds_adapters:
@@ -825,7 +825,7 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
         raise ValueError(f"{path}: this is a file; give the folder that it is in")
     if not os.path.isdir(path):
         raise ValueError(f"{path}: there is no such folder")
-    saved_task = load_task(path)                         # None: the folder holds no saved head
+    saved_task = load_task(path)                         # None: the folder has no task.json
     head_path = os.path.join(path, "head.safetensors")
     if task is None:
         for name in ("task.json", "head.safetensors"):
@@ -1020,8 +1020,8 @@ def options_of_run(tuning, task_loss, mode, seed, lr):
     steps = args.steps
     if steps is None:
         steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
-    # best_rate trains on nine tenths of the Features, with the same mode, rate and seed. The number
-    # of Features gives its folder another name than that of the final run.
+    # best_rate trains on a part of the examples, with the same mode, rate and seed. The number of
+    # Features gives its folder another name than that of the final run.
     num_features = len(task_loss.features)
     out = os.path.join(tuning.out, f"{mode}-{num_features}-lr{lr:g}-seed{seed}")
     if tuning.processes.rank == 0:                       # it alone writes, and owns tuning.out
@@ -1051,8 +1051,8 @@ def distinct_predictions(result):
 
 
 def save_nothing():
-    """Do nothing where train() would save a model: after the run run_mode() saves it, if it is that
-    of the first mode and the first seed."""
+    """Do nothing where train() would save the model. run_mode() saves it after the training, but
+    only that of the first mode and seed."""
 
 
 def hash_examples(examples):
