@@ -35,8 +35,8 @@ import json
 import math
 import os
 import re
-import signal
 import shlex
+import signal
 import sys
 import threading
 import time

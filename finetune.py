@@ -1371,7 +1371,7 @@ def run_modes(tuning, datasets, modes, config):
     check_language(splits["train"].features, tokenizer, tuning.model_path)
     check_characters(datasets["train"], tokenizer)
     for name, split in splits.items():
-        if name != "train":
+        if name != "train" and tuning.processes.rank == 0:
             warn_of_unknown(split, tokenizer)
     print_cut(task, splits)
     check_trainable(splits["train"].features)
@@ -1657,7 +1657,7 @@ def check_language(features, tokenizer, model_path):
 
 def check_characters(examples, tokenizer):
     """Raise ValueError if most characters of the texts become [UNK]: see data.count_characters.
-    Print a warning if over a tenth of them do."""
+    Say so if over a tenth of them do."""
     texts = []
     for example in examples:
         if isinstance(example.text, list):               # tagging
@@ -1671,8 +1671,8 @@ def check_characters(examples, tokenizer):
         raise ValueError(f"{examples[0].location}: of {num_characters:,} characters "
                          f"{num_unknown:,} become [UNK]: {UNKNOWN_CHARACTERS_REMEDY}")
     if num_unknown > num_characters / 10:
-        print(f"warning: of {num_characters:,} characters to train on {num_unknown:,} become [UNK] "
-              f"with the tokenizer in {tokenizer.path}", file=sys.stderr)
+        print(f"of {num_characters:,} characters to train on {num_unknown:,} become [UNK] with the "
+              f"tokenizer in {tokenizer.path}", flush=True)
 
 
 def load_teacher(path, task, tokenizer):
@@ -1868,8 +1868,8 @@ def warn_of_unknown(split, tokenizer):
         if num_unknown[i] > num_ordinary[i]:
             unknown_locations.append(example.location)
     if unknown_locations:
-        print(f"warning: {first_few(unknown_locations)}: most tokens are [UNK]: the tokenizer is "
-              "of another language", file=sys.stderr)
+        print(f"warning: {first_few(unknown_locations)}: most tokens are [UNK]: perhaps the "
+              "tokenizer is of another language", file=sys.stderr)
 
 
 def predict_examples(examples, model, task, tokenizer, bf16):

@@ -25,7 +25,7 @@ Dimensions, here and in the other files:
     I  width of the feed-forward    A  width of an adapter
     K  rank of a correction
     R  recursions: how many times a layer is applied in all; BERT's num_hidden_layers
-    L  layers of the teacher, which are its R
+    L  layers of the teacher, the R of its own Config
     G  groups: how many different layers there are; mostly 1 in a MiniALBERT, R in a BERT
 Layers and recursions are counted from 0.
 """
@@ -508,7 +508,8 @@ def keep_recursions(model, num_kept):
 
 @torch.no_grad()
 def merge_corrections(model):
-    """Return a copy of a model in which each recursion has a layer of its own, and no corrections.
+    """Return a copy of a model. In the copy each recursion has a layer of its own, and there are no
+    corrections.
 
     That layer is the shared one with the recursion's corrections added. The copy computes the same
     as the model, stores R layers, and is on the CPU and in float32. If it has no adapters, then

@@ -412,9 +412,6 @@ def lines_of(path):
                     raise ValueError(f"{path}: it is compressed; unpack it first")
             with parsing(f"{path}:{number}", "UTF-8 (iconv converts other encodings)"):
                 line = raw.decode(encoding).rstrip("\r\n")
-            if number == 1 and "\r" in line:             # as old Macs ended lines
-                raise ValueError(f"{path}:1: there is a carriage return in {line!r:.60}; a line "
-                                 "must end with a line feed")
             yield number, line
     if number == 0:
         raise ValueError(f"{path}: the file is empty")
@@ -446,6 +443,8 @@ def rows_of(path, header=None):
     for number, cells in rows:
         location = f"{path}:{number}"
         if header is None:                               # the first row names the columns
+            if ending != ".csv":                         # there a cell in quotes may have one
+                check_line_end("\t".join(cells), location)
             check_header(cells, ending, location)
             header = cells
             continue
@@ -453,6 +452,13 @@ def rows_of(path, header=None):
         if cells == header:                              # files were joined, each with its header
             raise ValueError(f"{location}: this row repeats the names of the columns")
         yield number, dict(zip(header, cells))
+
+
+def check_line_end(line, location):
+    """Raise ValueError if a line has a carriage return, with which old Macs ended lines."""
+    if "\r" in line:
+        raise ValueError(f"{location}: there is a carriage return in {line!r:.60}; a line must end "
+                         "with a line feed")
 
 
 def check_header(header, ending, location):
@@ -610,6 +616,7 @@ def tag_of_line(line, columns, num_columns, location):
 
     columns: what columns_of has made of the line
     """
+    check_line_end(line, location)
     hint = ""                                            # the end of both messages below
     if line.startswith("#"):
         hint = "; if this is a comment, remove the line"

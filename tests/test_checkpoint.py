@@ -1224,6 +1224,15 @@ def test_a_folder_of_somebody_else_is_refused_and_not_touched(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_run_that_was_killed_before_it_wrote_anything_leaves_a_folder_for_any_run(
+        tmp_path, script, flags):
+    (tmp_path / "run.json").write_text("")
+    do_run(tmp_path, script, **flags)
+    assert read_json(tmp_path / "run.json")["script"] == script
+
+
 def test_an_out_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "out").write_text("mine")
     for flags in ({}, {"resume": True}, {"overwrite": True}):

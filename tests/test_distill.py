@@ -1306,7 +1306,7 @@ def test_a_teacher_too_large_to_subtract_from_is_refused():
         start_from_teacher(student, teacher, torch.randint(5, V, (B, T)))
 
 
-def test_the_corpus_may_not_hold_the_folder_of_the_run(tmp_path):
+def test_the_corpus_may_not_hold_the_folder_of_the_run(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="is in the corpus /, so its files"):
         distill.arguments(["--corpus", "/", "--out", f"{tmp_path}/out"])
     (tmp_path / "c").mkdir()
@@ -1315,6 +1315,9 @@ def test_the_corpus_may_not_hold_the_folder_of_the_run(tmp_path):
     for out in ("c/run", "link/run", "c/run/deeper"):
         with pytest.raises(ValueError, match="is in the corpus .*/c/, so its files"):
             distill.arguments(["--corpus", "x", f"{tmp_path}/c/", "--out", f"{tmp_path}/{out}"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--out c/run is in the corpus link, so its files"):
+        distill.arguments(["--corpus", "link", "--out", "c/run"])
 
 
 def test_a_folder_with_a_text_that_is_read_is_no_folder_for_a_run(toy, whole, tmp_path, capsys):

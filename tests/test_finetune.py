@@ -693,11 +693,19 @@ def test_all_predictions_are_the_same_if_all_tags_of_all_sentences_are():
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_micro_batches_and_processes_share_one_gradient(kind, tokenizer):
-    """Of six examples: of 7 rows, the last micro-batch of four is short, the seventh is empty."""
+    """Of six examples: of 7 rows, the last micro-batch of four is short. The seventh of one row is
+    empty, but the model gets a row all the same."""
     task = make_task_of_kind(kind, LABELS[kind], length=20)
     model = make_classifier(tokenizer, task, seed=0)
     teacher = make_classifier(tokenizer, task, seed=1)
     features = list(encode(task, make_examples(kind) * 2, tokenizer))
+
+    num_rows = []
+
+    def note_rows(encoder, inputs):
+        num_rows.append(len(inputs[0]))
+
+    model.encoder.register_forward_pre_hook(note_rows)
 
     def gradient(micro_batch_size, world):
         model.zero_grad()
@@ -713,6 +721,7 @@ def test_micro_batches_and_processes_share_one_gradient(kind, tokenizer):
     for micro_batch_size, world in ((1, 1), (2, 1), (4, 1), (0, 2), (1, 3), (0, 7)):
         distance = (gradient(micro_batch_size, world) - whole).norm()
         assert distance <= 1e-5 * whole.norm(), (micro_batch_size, world)
+    assert min(num_rows) == 1
 
 
 # ---- New adapters -----------------------------------------------------------------------
@@ -1075,17 +1084,18 @@ def test_it_is_said_if_a_tenth_of_the_characters_to_train_on_is_unknown(
         num_known, is_warned, tokenizer, capsys):
     example = make_text_example("good " * num_known + "привет", "x")
     finetune.check_characters([example], tokenizer)
-    warning = f"warning: of {4 * num_known + 6} characters to train on 6 become [UNK]"
-    assert (warning in capsys.readouterr().err) is is_warned
+    warning = f"of {4 * num_known + 6} characters to train on 6 become [UNK]"
+    assert (warning in capsys.readouterr().out) is is_warned
 
 
-def test_a_dev_set_of_another_language_is_said_when_the_model_is_trained(
-        tmp_path, model, sentiment, capsys):
-    dev = write_file(tmp_path / "ru.tsv", "sentence\tlabel\nпривет привет\t1\ngood\t0\n")
+@pytest.mark.parametrize("flag", ["--dev", "--test"])
+def test_a_measured_set_of_another_language_is_said_when_the_model_is_trained(
+        flag, tmp_path, model, sentiment, capsys):
+    russian = write_file(tmp_path / "ru.tsv", "sentence\tlabel\nпривет привет\t1\ngood\t0\n")
     told = run(capsys, "--model", model, "--task", "classification", "--train",
-               sentiment / "train.tsv", "--dev", dev, "--text", "sentence", "--steps", 1, "--out",
+               sentiment / "train.tsv", flag, russian, "--text", "sentence", "--steps", 1, "--out",
                tmp_path / "o").err
-    assert f"warning: {dev}:2: most tokens are [UNK]" in told
+    assert f"warning: {russian}:2: most tokens are [UNK]" in told
 
 
 @pytest.mark.parametrize("texts, is_cut", [
@@ -1758,6 +1768,23 @@ def test_a_rate_is_chosen_by_examples_on_which_it_was_not_trained(tokenizer, mon
     assert finetune.best_rate(tuning, examples, "all", 0, [0.1, 0.3, 0.2]) == 0.3
 
 
+def test_a_rate_is_chosen_by_contexts_on_which_it_was_not_trained(tokenizer, monkeypatch):
+    def fine_tune(tuning, splits, mode, seed, lr):
+        train_contexts = {example.second_text for example in splits["train"].examples}
+        dev_contexts = {example.second_text for example in splits["dev"].examples}
+        assert train_contexts.isdisjoint(dev_contexts)
+        return None, {"dev": finetune.Result({"f1": lr}, [])}
+
+    monkeypatch.setattr(finetune, "fine_tune", fine_tune)
+    examples = []
+    for number in range(10):
+        for question in ("who", "what", "why"):
+            examples.append(make_text_example(question, [(0, "good")], f"good {number}"))
+    tuning = SimpleNamespace(task=make_task_of_kind("qa", []), tokenizer=tokenizer,
+                             processes=Processes())
+    assert finetune.best_rate(tuning, examples, "all", 0, [0.1, 0.3]) == 0.3
+
+
 def test_a_rate_that_diverges_is_not_chosen(tmp_path, model, sentiment, capsys):
     flags = ["--task", "sst2", "--data", sentiment, "--model", model, "--steps", 3]
     printed = run(capsys, *flags, "--out", tmp_path / "o", "--lr", "2e9", "1e-3").out
@@ -2410,8 +2437,8 @@ def test_a_text_of_unknown_tokens_is_predicted_with_a_warning(tokenizer, tmp_pat
     lines = ["good", "", "привет привет good", "привет good"]
     texts = write_file(tmp_path / "t.txt", "\n".join(lines) + "\n")
     printed = run(capsys, "--model", tmp_path / "m", "--predict", texts)
-    assert printed.err == (f"warning: {texts}:3: most tokens are [UNK]: the tokenizer is of "
-                           "another language\n")
+    assert printed.err == (f"warning: {texts}:3: most tokens are [UNK]: perhaps the tokenizer "
+                           "is of another language\n")
     assert printed.out.count("%") == 6
     table = write_file(tmp_path / "t.tsv", "text\tlabel\nпривет привет good\tx\n")
     told = run(capsys, "--model", tmp_path / "m", "--evaluate", "--test", table).err
@@ -2447,6 +2474,14 @@ def test_only_a_fine_tuned_model_predicts(model, capsys):
     remedy = f"fine-tune it first: finetune.py --model {model} --task TASK"
     error = fail(capsys, "--model", model, "--predict", "good")
     assert f"{model}: not a fine-tuned model: it has no task.json; {remedy}" in error
+
+
+def test_a_model_whose_head_was_removed_does_not_predict(tokenizer, tmp_path, capsys):
+    task = make_task_of_kind("classification", ["x", "y"])
+    save_classifier(str(tmp_path), make_classifier(tokenizer, task), task, tokenizer)
+    os.remove(tmp_path / "head.safetensors")
+    error = fail(capsys, "--model", tmp_path, "--predict", "good")
+    assert f"{tmp_path}: not a fine-tuned model: it has no head.safetensors" in error
 
 
 # ---- Bad input --------------------------------------------------------------------------

@@ -666,6 +666,9 @@ def test_line_ends_of_old_macs_are_no_part_of_a_word(tmp_path):
     path = write_file(tmp_path / "a.tsv", "a\tO\rb\tB-X\r\r")
     with pytest.raises(ValueError, match="a.tsv:1: there is a carriage return in "):
         read_tags(path)
+    path = write_file(tmp_path / "a.tsv", "a\tO\nfoo\rbar\tO\n")
+    with pytest.raises(ValueError, match="a.tsv:2: there is a carriage return in "):
+        read_tags(path)
     path = write_file(tmp_path / "b.tsv", "text\tlabel\ra\tx\r")
     with pytest.raises(ValueError, match="b.tsv:1: there is a carriage return in "):
         read_table(path, ["text"], "label")
