@@ -1886,6 +1886,7 @@ def test_what_a_run_prints_is_so(toy, tmp_path, capsys):
     pattern = rf"corpus   {toy}/corpus.txt: ([\d,]+) tokens to train on, ([\d,]+) held out\n"
     sizes = re.match(pattern, before)
     assert int(sizes[1].replace(",", "")) > 9 * int(sizes[2].replace(",", "")) > 0
+    assert "recipe   quick, learning rate 0.01\n" in before
     assert "device   cpu, float32\n" in before
     assert "layers   1-2 2-4 (student-teacher)\n" in before
     assert "loss     1 mlm + 3 attention + 10 hidden + 5 output" in before
