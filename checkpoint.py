@@ -794,7 +794,8 @@ def check_owner(out, script, resume, overwrite):
     run_files = files_of_run(out)
     check_regular_files(out, run_files)
     run = read_run(out)
-    if names in ([], [RUN_FILE]) and run == {}:
+    has_only_run_file = names == [RUN_FILE]              # with run == {} it is an empty file
+    if names == [] or (has_only_run_file and run == {}):
         if resume:
             print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
         return

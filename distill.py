@@ -53,8 +53,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from checkpoint import (claim_folder, fetch, load, naming_file, parsing,
-                        restore_training_state, run_folder, save, save_training_state)
+from checkpoint import (claim_folder, fetch, load, naming_file, parsing, restore_training_state,
+                        run_folder, save, save_training_state)
 from command import CommandParser, is_about_memory, one_line, printable, run_command
 from data import CACHE, DEPTHS, MaskedBatches, Tokenizer, num_to_mask, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
@@ -170,7 +170,8 @@ def match_layers(num_recursions, num_layers):
                          f"teacher's {num_layers} layers. Give a fresh student {divisors} or a "
                          f"multiple of {num_layers} (--num-hidden-layers), or leave out the losses "
                          "that compare layers (--attention-weight 0 --hidden-weight 0)")
-    # With 12 recursions and 6 layers the spacing is 2, and the recursions 1, 3, ..., 11 learn.
+    # With 6 recursions and 12 layers the spacing is 1, and each recursion learns. With 12
+    # recursions and 6 layers it is 2, and the recursions 1, 3, ..., 11 learn.
     spacing = max(1, num_recursions // num_layers)
     pairs = []
     for r in range(spacing - 1, num_recursions, spacing):

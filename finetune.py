@@ -1657,7 +1657,7 @@ def check_language(features, tokenizer, model_path):
 
 def check_characters(examples, tokenizer):
     """Raise ValueError if most characters of the texts become [UNK]: see data.count_characters.
-    Say so if over a tenth of them do."""
+    Print a line if over a tenth of them do."""
     texts = []
     for example in examples:
         if isinstance(example.text, list):               # tagging

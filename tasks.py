@@ -443,7 +443,8 @@ def rows_of(path, header=None):
     for number, cells in rows:
         location = f"{path}:{number}"
         if header is None:                               # the first row names the columns
-            if ending != ".csv":                         # there a cell in quotes may have one
+            # In a .csv a cell in quotes may have a carriage return.
+            if ending != ".csv":
                 check_line_end("\t".join(cells), location)
             check_header(cells, ending, location)
             header = cells
@@ -975,8 +976,8 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
         else:
             to_hash = (example.text, example.second_text)
         text_hash = zlib.crc32(repr(to_hash).encode())
-        # In qa all questions about a context have the same hash. The second part of the
-        # key, the question and its label, puts them in an order of their own.
+        # In qa all questions about a context have the same hash. The second part of the key, the
+        # question and its label, puts them in an order of their own.
         return text_hash, repr((example.text, example.label))
 
     if len(examples) < 2:

@@ -1091,7 +1091,8 @@ def test_it_is_said_if_a_tenth_of_the_characters_to_train_on_is_unknown(
 @pytest.mark.parametrize("flag", ["--dev", "--test"])
 def test_a_measured_set_of_another_language_is_said_when_the_model_is_trained(
         flag, tmp_path, model, sentiment, capsys):
-    russian = write_file(tmp_path / "ru.tsv", "sentence\tlabel\nпривет привет\t1\ngood\t0\n")
+    rows = "привет привет\t1\ngood\t0\n"
+    russian = write_file(tmp_path / "ru.tsv", "sentence\tlabel\n" + rows)
     told = run(capsys, "--model", model, "--task", "classification", "--train",
                sentiment / "train.tsv", flag, russian, "--text", "sentence", "--steps", 1, "--out",
                tmp_path / "o").err
