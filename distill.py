@@ -1564,7 +1564,7 @@ def quick_learning_rate(C):
     """Return the learning rate of the recipe quick for a student whose hidden states are C wide.
 
     It is 3e-3 up to the width 128 and falls in proportion to 1 / C beyond: 1e-3 for 384, 5e-4 for
-    768. EXPERIMENTS.md compares rates for the width 384.
+    768. EXPERIMENTS.md compares rates for the widths 128 and 384.
     """
     return min(3e-3, 0.384 / C)
 
