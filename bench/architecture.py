@@ -147,8 +147,9 @@ def draw_losses(column, teacher, student):
     student.cells(-148, 398, STUDENT_VECTOR, 9)
 
     column.text(580, "distributions at [MASK]", "muted")
-    draw_loss(column, 611, "output", "output loss", "KL(teacher || student)", teacher_edge,
-              student_edge)
+    # The dotted line begins right of the teacher's bars and ends left of the student's words.
+    draw_loss(column, 611, "output", "output loss", "KL(teacher || student)", TEACHER + 86,
+              STUDENT - 76)
 
     draw_loss(column, 669, "mlm", "MLM loss", "cross-entropy", 280, STUDENT)
     column.line([(STUDENT, 669), (STUDENT, 642)], "purple", style=":")

@@ -11,7 +11,7 @@
         draws the architecture and a study, the --out folder of bench/study.py
 
 architecture  the two models and the paper's four losses
-losses        the terms of the loss and the held-out accuracy during the run
+losses        how far each loss has fallen, and the held-out accuracy, during the run
 attention     attention maps of teacher and student for one sentence
 depth         held-out accuracy after each recursion, or each layer of the teacher
 parameters    the number of parameters of each model against its held-out accuracy
@@ -59,7 +59,7 @@ except ImportError:
 else:
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
     from matplotlib.transforms import Bbox
 
     from architecture import BODY, PIXELS_PER_INCH, SMALL, WIDTH, draw_architecture
@@ -159,15 +159,15 @@ def begin_at_zero(axes, values):
 
 # ---- Losses -----------------------------------------------------------------------------
 
-def draw_losses(lines, weights, theme):
-    """Draw the terms of the loss over the steps of a run. A second panel has the held-out accuracy,
-    or the learning rate if there is none.
+def draw_losses(lines, names, theme):
+    """Draw how far each loss has fallen, over the steps of a run. A second panel has the held-out
+    accuracy, or the learning rate if there is none.
 
-    lines: the lines of the log; weights: {name of a loss: its factor}
+    lines: the lines of the log; names: the losses to draw
     """
     figure = make_figure(478)
     upper = add_axes(figure, 56, 34, 610, 240)
-    draw_terms(upper, lines, weights, theme)
+    draw_falling(upper, lines, names, theme)
     lower = add_axes(figure, 56, 326, 610, 100)
     draw_progress(lower, lines, theme)
     for axes in (upper, lower):
@@ -177,25 +177,23 @@ def draw_losses(lines, weights, theme):
     return figure
 
 
-def draw_terms(axes, lines, weights, theme):
-    """Draw each term of the loss times its weight, and their sum if there are several."""
-    axes.set_title("The terms of the loss, each times its weight, on a logarithmic scale")
-    # On a logarithmic scale small terms can be seen beside large ones.
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.minorticks_off()
+def draw_falling(axes, lines, names, theme):
+    """Draw each loss as a share of its first value, so that large and small ones can be compared.
+    """
+    axes.set_title(f"Each loss as a share of what it was at step {lines[0]['step']}")
+    shares_of_all = [1.0]                                # all of them, for the scale of y
     ends = []                                            # what label_curves needs
-    if len(weights) > 1:
-        steps, values = curve(lines, "loss")
-        axes.plot(steps, values, color=theme["text"])
-        ends.append((values[-1], "sum", theme["text"]))
-    for i, (name, weight) in enumerate(weights.items()):
+    for i, name in enumerate(names):
         steps, values = curve(lines, name)
-        weighted = [weight * value for value in values]
+        if values[0] == 0:                               # nothing is a share of 0
+            continue
+        shares = [value / values[0] for value in values]
         colour = theme[HUES[i % len(HUES)]]
-        axes.plot(steps, weighted, color=colour)
-        ends.append((weighted[-1], f"{weight:g} × {name}", colour))
+        axes.plot(steps, shares, color=colour)
+        shares_of_all += shares
+        ends.append((shares[-1], f"{name}: {shares[-1]:.0%}", colour))
+    begin_at_zero(axes, shares_of_all)
+    write_in_percent(axes.yaxis)
     label_curves(axes, ends)
 
 
@@ -634,12 +632,9 @@ def prepare_losses(material):
     lines = read_log(path)
     if len(lines) < 2:
         raise LeftOut(f"{path} has fewer than two lines")
-    weights = {}
     with parsing(os.path.join(material.path, "run.json"), "of a run of distill.py"):
-        for name, weight in material.settings["weights"].items():
-            if name in lines[0]:
-                weights[name] = float(weight)
-    return partial(draw_losses, lines, weights)
+        names = [name for name in material.settings["weights"] if name in lines[0]]
+    return partial(draw_losses, lines, names)
 
 
 def read_log(path):

@@ -163,7 +163,7 @@ def test_the_same_command_writes_the_same_bytes(
 @pytest.mark.parametrize("name, words", [
     ("architecture", ["BERT teacher", "MiniALBERT student", "correction $r$", "1 × MLM loss",
                       "3 × attention loss", "10 × hidden loss", "5 × output loss"]),
-    ("losses", ["sum", "1 × mlm", "3 × attention", "10 × hidden", "5 × output", "step"]),
+    ("losses", ["Each loss as a share of what it was at step 1", "step"]),
     ("attention", ["teacher's layer 2", "student's recursion 1", "teacher's layer 4",
                    "student's recursion 2", "[CLS]", "w3", "w10", "w24", "[SEP]"]),
     ("depth", ["teacher: 40.0% at full depth", "student: 20.0% at full depth",
@@ -243,15 +243,16 @@ def test_the_sharpest_head_is_found():
 
 @pytest.mark.parametrize("accuracy, drawn_below", [
     ({"valid_accuracy": 0.3}, [[0.3]]), ({}, [[0.5, 0.25]])])
-def test_the_curves_of_the_losses_are_weighted_and_below_is_the_accuracy_or_the_rate(
+def test_the_curves_of_the_losses_are_shares_and_below_is_the_accuracy_or_the_rate(
         accuracy, drawn_below):
-    first = {"step": 1, "loss": 9.0, "a": 1.0, "b": 2.0, "lr": 0.5}
-    last = {"step": 2, "loss": 8.0, "a": 0.5, "b": 1.5, "lr": 0.25}
+    first = {"step": 1, "loss": 9.0, "a": 4.0, "b": 2.0, "zero": 0.0, "lr": 0.5}
+    last = {"step": 2, "loss": 8.0, "a": 1.0, "b": 3.0, "zero": 1.0, "lr": 0.25}
     last.update(accuracy)
-    figure = figures.draw_losses([first, last], {"a": 3.0, "b": 1.0}, figures.THEMES["light"])
+    figure = figures.draw_losses([first, last], ["a", "zero", "b"], figures.THEMES["light"])
     upper, lower = figure.axes
     heights = [list(curve.get_ydata()) for curve in upper.get_lines()]
-    assert heights == [[9.0, 8.0], [3.0, 1.5], [2.0, 1.5]]
+    assert heights == [[1.0, 0.25], [1.0, 1.5]]
+    assert [text.get_text() for text in upper.texts] == ["a: 25%", "b: 150%"]
     assert [list(curve.get_ydata()) for curve in lower.get_lines()] == drawn_below
 
 
@@ -316,12 +317,11 @@ def test_the_labels_of_points_do_not_cover_each_other_and_stay_inside():
 
 
 def test_the_labels_of_losses_do_not_cover_each_other():
-    # a and b end at nearly the same height, and c cannot be seen on a logarithmic scale.
-    line = {"step": 1, "loss": 9.0, "a": 1.0, "b": 1.01, "c": 0.0, "lr": 0.0}
-    next_line = dict(line, step=2)
-    weights = {"a": 1.0, "b": 1.0, "c": 1.0}
-    figure = figures.draw_losses([line, next_line], weights, figures.THEMES["light"])
-    assert_no_overlap(figure.axes[0].texts, 4)
+    # All three end at nearly the same height.
+    line = {"step": 1, "loss": 9.0, "a": 1.0, "b": 1.0, "c": 1.0, "lr": 0.0}
+    next_line = {"step": 2, "loss": 9.0, "a": 0.0, "b": 0.01, "c": 0.0, "lr": 0.0}
+    figure = figures.draw_losses([line, next_line], ["a", "b", "c"], figures.THEMES["light"])
+    assert_no_overlap(figure.axes[0].texts, 3)
 
 
 @pytest.mark.parametrize("heights, expected", [
