@@ -279,18 +279,17 @@ def load(path, recursions=None):
     config = replace(config, tie_decoder=not has_own_decoder)
     with torch.device("meta"):      # this takes no memory and draws no random numbers
         model = MiniALBERT(config, head=has_head)
+    file_names = {name: name_in_file(layout, name) for name in model.state_dict()}
     shapes = {}                     # {name in the file: shape}
     for name, parameter in model.state_dict().items():
-        shapes[name_in_file(layout, name)] = list(parameter.shape)
+        shapes[file_names[name]] = list(parameter.shape)
     check_tensors(path, shapes, tensors)                 # none is missing and none is unknown
     for file_name in shapes:
         # A copy does not depend on the file, which may change while it is mapped into memory.
         tensors[file_name] = tensors[file_name].to(torch.float32, copy=True)
     # This is checked after the conversion, because a huge float64 becomes inf in float32.
     check_finite(path, tensors)
-    weights = {}                    # {our name: tensor}
-    for name in model.state_dict():
-        weights[name] = tensors[name_in_file(layout, name)]
+    weights = {name: tensors[file_name] for name, file_name in file_names.items()}
     # The model's own tensors hold no data. assign=True replaces them by the loaded weights.
     model.load_state_dict(weights, assign=True)
     if recursions is not None:
@@ -534,26 +533,16 @@ def save(model, path):
         usual_model = MiniALBERT(config, head=model.head is not None)
     usual_shapes = {name: list(tensor.shape) for name, tensor in usual_model.state_dict().items()}
     check_tensors("the model", usual_shapes, model.state_dict())
-    layout = ALBERT_LAYOUT
-    # How the name of the class in transformers begins, such as BertForMaskedLM.
+    # class_prefix is how the name of the class in transformers begins.
     if config.is_bert:
         class_prefix = "Bert"
-        layout = BERT_LAYOUT
+        tensors = tensors_of_bert(model)
     elif albert_can_compute(config):
         class_prefix = "Albert"
+        tensors = albert_only_layers(config) | tensors_of_albert(model)
     else:
         class_prefix = "MiniALBERT"
-    tensors = {}
-    if class_prefix == "Albert":
-        tensors = albert_only_layers(config)
-    for name, tensor in model.state_dict().items():
-        file_name = name_in_file(layout, name)
-        if class_prefix == "Bert" and not file_name.startswith("cls."):
-            file_name = "bert." + file_name
-        tensors[file_name] = tensor
-    if class_prefix == "Bert" and model.head is not None and model.head.decoder is not None:
-        # transformers looks for the bias of an untied decoder under this second name.
-        tensors["cls.predictions.decoder.bias"] = model.head.bias
+        tensors = tensors_of_albert(model)
     architecture = class_prefix + "ForMaskedLM"
     # AlbertForMaskedLM has another head than our students.
     if model.head is None or class_prefix == "Albert":
@@ -565,6 +554,28 @@ def save(model, path):
     os.makedirs(path, exist_ok=True)
     write_safetensors(tensors, os.path.join(path, "model.safetensors"), {"format": "pt"})
     write_json(os.path.join(path, "config.json"), written)
+
+
+def tensors_of_bert(model):
+    """Collect the tensors of a BERT: {name in a file of transformers: tensor}."""
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        file_name = name_in_file(BERT_LAYOUT, name)
+        if not file_name.startswith("cls."):
+            file_name = "bert." + file_name
+        tensors[file_name] = tensor
+    if model.head is not None and model.head.decoder is not None:
+        # transformers looks for the bias of an untied decoder under this second name.
+        tensors["cls.predictions.decoder.bias"] = model.head.bias
+    return tensors
+
+
+def tensors_of_albert(model):
+    """Collect the tensors of a student: {name in ALBERT's layout: tensor}."""
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        tensors[name_in_file(ALBERT_LAYOUT, name)] = tensor
+    return tensors
 
 
 def albert_can_compute(config):
@@ -794,8 +805,9 @@ def check_owner(out, script, resume, overwrite):
     run_files = files_of_run(out)
     check_regular_files(out, run_files)
     run = read_run(out)
-    has_only_run_file = names == [RUN_FILE]              # with run == {} it is an empty file
-    if names == [] or (has_only_run_file and run == {}):
+    if run == {} and RUN_FILE in names:
+        names.remove(RUN_FILE)                           # an empty run.json says nothing
+    if names == []:
         if resume:
             print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
         return

@@ -73,6 +73,11 @@ LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
 # the number of tokens or masked places in the whole batch. The results of all micro-batches then
 # add up to the mean over the batch.
 
+def mlm_loss(logits, labels):
+    """Compute the cross-entropy (nats) of logits (M, V) with true tokens (M,), summed over M."""
+    return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+
 def attention_loss(student_map, teacher_map):
     """Compare the attention maps of two layers, log-probabilities (B, H, T, T).
 
@@ -81,8 +86,8 @@ def attention_loss(student_map, teacher_map):
 
         KL(teacher || student) = sum over the columns j of p_j (log p_j - log q_j)
 
-    A token has a row in the map of each of the H heads. The mean of its H divergences is summed
-    over the B * T tokens, by whose number Distillation divides.
+    A token has a row in the map of each of the H heads. The result is the mean over the heads,
+    summed over the B * T tokens. Distillation divides it by the number of tokens.
     """
     check_same_shape(student_map, teacher_map)
     H = student_map.shape[1]
@@ -131,11 +136,6 @@ def check_same_shape(first, second):
     """Raise ValueError if two tensors have different shapes; torch might repeat the smaller one."""
     if first.shape != second.shape:
         raise ValueError(f"the shapes {list(first.shape)} and {list(second.shape)} must be equal")
-
-
-def mlm_loss(logits, labels):
-    """Compute the cross-entropy (nats) of logits (M, V) with true tokens (M,), summed over M."""
-    return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
 def teacher_layer_number(r, num_recursions, num_layers):
@@ -187,14 +187,12 @@ def states_after(hidden, positions, depths):
     depths (m,): for each masked place the number of recursions after which its state is taken, from
         1 to R - 1
     """
-    masked_states = []
-    for state in hidden[1:-1]:                           # after 1, 2, ..., R - 1 recursions
-        masked_states.append(state.flatten(0, 1)[positions])                  # (m, C)
-    states = torch.stack(masked_states)                  # (R - 1, m, C)
-    # The state of row i after d recursions is states[d - 1, i], because states begins with those
-    # after one recursion.
-    row = torch.arange(len(positions), device=positions.device)               # 0, 1, ..., m - 1
-    return states[depths - 1, row]
+    states = []
+    for state in hidden[:-1]:                            # after 0, 1, ..., R - 1 recursions
+        states.append(state.flatten(0, 1)[positions])    # (m, C)
+    states = torch.stack(states)                         # (R, m, C)
+    place = torch.arange(len(positions), device=positions.device)             # 0, 1, ..., m - 1
+    return states[depths, place]
 
 
 class Distillation:
@@ -213,7 +211,8 @@ class Distillation:
     compile_losses: let torch.compile fuse the operations
     cuda_graphs: let a GPU start all compiled operations of a pass at once; only if compile_losses,
         and only for batches in which each sequence has num_to_mask(T) masked places
-    ValueError if a loss is not possible with these models, or CUDA graphs with micro-batches.
+    ValueError if a loss is not possible with these models, or CUDA graphs with micro-batches. (That
+    two widths or vocabularies differ is found at the first batch.)
     """
 
     def __init__(self, student, teacher, batches, loss_weights, temperature=1.0, micro_batch_size=0,
@@ -235,8 +234,8 @@ class Distillation:
         if "attention" in loss_weights or "hidden" in loss_weights:
             self.pairs = match_layers(student.config.num_hidden_layers,
                                       teacher.config.num_hidden_layers)
-        self.recursions_with_map = []                    # which maps the student must return
-        self.layers_with_map = []                        # and which the teacher
+        self.recursions_with_map = []                    # those whose maps the student returns
+        self.layers_with_map = []                        # those whose maps the teacher returns
         if "attention" in loss_weights:
             self.recursions_with_map = [r for r, _ in self.pairs]
             self.layers_with_map = [layer for _, layer in self.pairs]
@@ -264,9 +263,13 @@ class Distillation:
         if self.needs_teacher and self.teacher is None:
             raise ValueError("without a teacher the only loss is mlm, but loss_weights has "
                              f"{', '.join(self.loss_weights)}")
-        needs_head = "output" in self.loss_weights or "elastic" in self.loss_weights
-        if needs_head and self.teacher.head is None:
+        compares_predictions = "output" in self.loss_weights or "elastic" in self.loss_weights
+        if compares_predictions and self.teacher.head is None:
             raise ValueError("the output and the elastic loss need a teacher with an MLM head")
+        makes_predictions = "mlm" in self.loss_weights or compares_predictions
+        if makes_predictions and self.student.head is None:
+            raise ValueError("the mlm, the output and the elastic loss need a student with an MLM "
+                             "head")
         if "elastic" in self.loss_weights and self.student.config.num_hidden_layers == 1:
             raise ValueError("the elastic loss needs a student of more than one recursion")
 
@@ -298,13 +301,15 @@ class Distillation:
             losses["mlm"] = mlm_loss(logits, labels) / num_masked
         # The attention and the hidden losses of all pairs of layers are added up.
         if "attention" in self.loss_weights:
-            total = sum(attention_loss(attention[r], teacher_attention[layer])
-                        for r, layer in self.pairs)
+            total = 0.0
+            for r, layer in self.pairs:
+                total = total + attention_loss(attention[r], teacher_attention[layer])
             losses["attention"] = total / self.tokens_per_step
         if "hidden" in self.loss_weights:
             # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
-            total = sum(hidden_loss(hidden[r + 1], teacher_hidden[layer + 1])
-                        for r, layer in self.pairs)
+            total = 0.0
+            for r, layer in self.pairs:
+                total = total + hidden_loss(hidden[r + 1], teacher_hidden[layer + 1])
             losses["hidden"] = total / self.tokens_per_step
         if "output" in self.loss_weights:
             divergence = output_loss(logits, teacher_logits, self.temperature)
@@ -338,11 +343,10 @@ class Distillation:
             is_inside = (begin <= rows) & (rows < end)   # (M,)
             # The flattened ids of the micro-batch begin with row begin, not with row 0.
             shifted_positions = positions[is_inside] - begin * T
-            micro_ids, micro_positions, micro_labels, micro_depths = to_device(
-                device, ids[begin:end], shifted_positions, labels[is_inside], depths[is_inside])
+            micro_batch = to_device(device, ids[begin:end], shifted_positions,
+                                    labels[is_inside], depths[is_inside])
             with autocast(device, self.bf16):
-                losses = compute(micro_ids, micro_positions, micro_labels, micro_depths,
-                                 num_masked)
+                losses = compute(*micro_batch, num_masked)
             yield losses
 
     def choose_function(self, num_masked):
@@ -503,16 +507,14 @@ def start_layers(student, teacher):
     # teacher's layers 0 and 1, and its layer 1 replaces the teacher's layers 2 and 3.
     student_layer_of = layer_of_each_recursion(L, G)
     for g, layer in enumerate(student.layers):
-        replaced = []                   # the state dicts of the teacher's layers that it replaces
-        for i in range(L):
-            if student_layer_of[i] == g:
-                # A BERT applies each of its layers once: its recursion i is its layer i.
-                replaced.append(teacher.layer_of_recursion(i).state_dict())
+        replaced = [i for i in range(L) if student_layer_of[i] == g]
         quarter = len(replaced) // 4                     # rounded down
         middle = replaced[quarter:len(replaced) - quarter]
+        # A BERT applies each of its layers once, so its recursion i applies its layer i.
+        states = [teacher.layer_of_recursion(i).state_dict() for i in middle]
         mean = {}
-        for name in middle[0]:
-            tensors = [state[name] for state in middle]
+        for name in states[0]:
+            tensors = [state[name] for state in states]
             mean[name] = sum(tensors) / len(tensors)
         layer.load_state_dict(mean)
 
@@ -680,8 +682,9 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
     """
     first_step = run_state.first_step
     is_main = processes.rank == 0
+    log_path = os.path.join(options.out, "log.jsonl")
     if is_main:
-        log = open_log(options.out, run_state.log_size)
+        cut_log(log_path, run_state.log_size)
         if first_step > 0:
             # The run may have been killed after its checkpoint and before its model was saved.
             save_model()
@@ -706,16 +709,12 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
                 num_tokens = objective.tokens_per_step * (steps_done - last_logged)
                 line = log_line(steps_done, totals, lr, gradient_norm, num_tokens / seconds)
                 if evaluate_now:
-                    scores = evaluate_model()
-                    check_finite_scores(steps_done, scores)
-                    for name, value in scores.items():
-                        line[f"valid_{name}"] = value
-                with naming_file(log.name):
-                    print(json.dumps(line), file=log, flush=True)
+                    line |= held_out_scores(evaluate_model, steps_done)
+                append_to_log(log_path, line)
 
             if is_main and (stop or save_now):
                 save_training_state(state_path(options), run_state.tensors, steps_done,
-                                    log.tell(), run_state.settings)
+                                    os.path.getsize(log_path), run_state.settings)
                 save_model()
             # This may fail, if a pipe is closed. So it comes after the checkpoint.
             if is_main and log_now:
@@ -818,6 +817,13 @@ def check_finite_step(steps_done, totals, gradient_norm, lr):
                                  "written. A lower --lr may help")
 
 
+def held_out_scores(evaluate_model, steps_done):
+    """Measure the model -> its scores as items of a line of the log: {"valid_NAME": value}."""
+    scores = evaluate_model()
+    check_finite_scores(steps_done, scores)
+    return {f"valid_{name}": value for name, value in scores.items()}
+
+
 def check_finite_scores(steps_done, scores):
     """Raise FloatingPointError if one of the scores {name: value} is not finite. The last update
     can spoil the model, although its gradient was finite."""
@@ -845,14 +851,17 @@ def stop_run(signals, steps_done, options, processes):
 
 # ---- Log, progress bar and signals ------------------------------------------------------
 
-def open_log(out, size):
-    """Open out/log.jsonl for appending. Lines after `size` bytes, its size at the last checkpoint,
-    are cut off: a run that was killed may have written more."""
-    log = open(os.path.join(out, "log.jsonl"), "a", encoding="utf-8")
-    size = min(size, log.tell())
-    log.truncate(size)
-    log.seek(size)
-    return log
+def cut_log(path, size):
+    """Make the log if there is none. Cut off what comes after `size` bytes, its size at the last
+    checkpoint: a run that was killed may have written more lines."""
+    with open(path, "ab") as log:
+        log.truncate(min(size, log.tell()))
+
+
+def append_to_log(path, line):
+    """Append a line, which is a dict, to the log."""
+    with naming_file(path), open(path, "a", encoding="utf-8") as log:
+        log.write(json.dumps(line) + "\n")
 
 
 def progress_bar(first_step, steps, processes):
@@ -1451,13 +1460,13 @@ def arguments(argv):
     elif args.teacher == "none":
         args.teacher = None                              # from here on None means: no teacher
     check_flags(args, given)
-    fill_in_defaults(args, given)
+    fill_in_defaults(args)
     if args.warmup > args.steps:
         raise ValueError(f"--warmup {args.warmup} is more than --steps {args.steps}")
     return args
 
 
-def fill_in_defaults(args, given):
+def fill_in_defaults(args):
     """Fill in, for the flags that were not given, the values of the recipe."""
     if args.recipe is None:
         args.recipe = default_recipe(args)
@@ -1465,12 +1474,13 @@ def fill_in_defaults(args, given):
         # The elastic loss is the output loss at an earlier depth. So --output-weight 0 leaves out
         # both, unless --elastic is given.
         args.elastic = 0.0
+    warmup_is_given = args.warmup is not None
     defaults = {f"{name}_weight": weight for name, weight in LOSS_WEIGHTS.items()}
     defaults |= RECIPES[args.recipe]                     # paper has other weights
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if "--warmup" not in given:
+    if not warmup_is_given:
         args.warmup = min(args.warmup, args.steps // 10)
     if args.student is not None:
         args.init = ""                                   # the student keeps its own weights
@@ -1796,9 +1806,12 @@ def student_config(args, teacher, vocab_size):
 def default_own_parts(args, shape):
     """Choose what each recursion gets of its own by default: the entries of a Config.
 
-    Recursions that share a layer would otherwise all compute the same. They get adapters with
-    --recipe paper, corrections in the other recipes. They get nothing here if --adapter-size is
-    given, even as 0, or --correction-rank, with --recipe paper only if it is above 0.
+    Recursions that share a layer would otherwise all compute the same. So they get
+
+    - with --recipe paper: adapters, unless --adapter-size is given or --correction-rank is above 0
+    - in the other recipes: corrections, unless --adapter-size or --correction-rank is given
+
+    A flag is given also if its value is 0.
     """
     C = shape["hidden_size"]
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
