@@ -731,7 +731,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     """Check and lock the folder `out`, so that one run of `script` alone uses it in the with block.
 
     settings: a dict of what the run must have in common with one that it resumes
-    inputs: folders that are read, of the teacher and so on; `out` must be none of them
+    inputs: folders and files that are read; `out` must be none of them, nor hold one of the files
 
     If the folder is not empty, resume or overwrite must be True:
     - To resume, the folder must hold a run of this script.
@@ -746,7 +746,12 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     if out == "":
         raise ValueError("--out is empty; give the name of a folder")
     for path in inputs:
-        if path is not None and os.path.realpath(path) == os.path.realpath(out):
+        if path is None:
+            continue
+        path = os.path.realpath(path)                    # of a link: where the file is
+        if os.path.isfile(path):
+            path = os.path.dirname(path)
+        if path == os.path.realpath(out):
             raise ValueError(f"--out {out}: this folder is read from; choose another one")
     run_path = os.path.join(out, RUN_FILE)
     run_before = read_run(out)                           # of the run whose files are there now

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import unicodedata
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 
 # ---- Ctrl-C -----------------------------------------------------------------------------
@@ -34,22 +34,6 @@ def handle_interrupt(number, frame):
     with suppress(OSError):                              # standard error may be closed
         os.write(2, f"\n{script}: interrupted\n".encode())
     os._exit(130)
-
-
-@contextmanager
-def raising_interrupts():
-    """Let Ctrl-C raise KeyboardInterrupt in the with block, so that clauses with `finally` run.
-
-    Where end_at_interrupt was not called, as in a notebook, nothing is changed.
-    """
-    if signal.getsignal(signal.SIGINT) is not handle_interrupt:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handle_interrupt)
 
 
 # ---- Flags and errors -------------------------------------------------------------------
@@ -120,14 +104,16 @@ def run_command(name, action):
         # The program began with standard error closed (2>&-). Its messages and the progress bars
         # of tqdm have to go somewhere.
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
+    if signal.getsignal(signal.SIGINT) is handle_interrupt:
+        # The imports are done: from here on Ctrl-C raises, so that clauses with `finally` run.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with raising_interrupts():
-            action()
-            # What was printed is written out here. If the pipe is closed, this raises an OSError,
-            # which is printed below. Python itself would do it at its very end, where nothing can
-            # catch the error.
-            if sys.stdout is not None:                   # None if the program began without it
-                sys.stdout.flush()
+        action()
+        # What was printed is written out here. If the pipe is closed, this raises an OSError, which
+        # is printed below. Python itself would do it at its very end, where nothing can catch the
+        # error.
+        if sys.stdout is not None:                       # None if the program began without it
+            sys.stdout.flush()
     except (ValueError, OSError, FloatingPointError) as error:
         print_error(name, str(error))
         return 2

@@ -1,4 +1,4 @@
-"""Masked batches from text; below that tokenizers, token files and corpora.
+"""Make masked batches from text. Further down: tokenizers, token files and corpora.
 
     python data.py --corpus wiki/ --tokenizer bert-base-uncased --out wiki.bin
     python data.py --corpus wiki/ --train-tokenizer 8192 --out my-tokenizer
@@ -67,7 +67,7 @@ LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv
 
 def num_to_mask(T):
     """Return how many tokens of a sequence of T are masked: 15 % of the T - 2 tokens between [CLS]
-    and [SEP], but at least one."""
+    and [SEP], rounded, but at least one."""
     return max(1, round(0.15 * (T - 2)))
 
 
@@ -116,6 +116,7 @@ def mask_tokens(ids, tokenizer, rng):
 ORDERS = 1                          # the order of the sequences in an epoch
 MASKS = 2                           # the masks of a step
 DEPTHS = 3                          # the depths of the elastic loss in a step (see distill.py)
+TASK_ORDERS = 3                     # the order in fine-tuning, which draws no depths
 
 
 class MaskedBatches:
@@ -480,7 +481,7 @@ def hash_file(path):
 def list_of_paths(corpus):
     """Return the list of paths of a corpus that is given as one path or as several. ValueError if
     there are none."""
-    if isinstance(corpus, (str, os.PathLike)):           # a text is no list of its characters
+    if isinstance(corpus, (str, os.PathLike)):           # one path
         corpus = [corpus]
     paths = [os.fspath(path) for path in corpus]
     if not paths:
@@ -503,24 +504,29 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
     else:
         corpus = list_of_paths(corpus)
         source = first_few(corpus)
-    token_files = [path for path in corpus if path.endswith(".bin")]
-    if token_files and len(corpus) > 1:
-        raise ValueError(f"{token_files[0]}: a token file cannot be read together with other files")
-    if token_files:
-        if text_column != "text":
-            raise ValueError(f"--text {text_column}: a token file has no columns")
-        token_file = TokenFile(corpus[0])
-        # A description that somebody else wrote might not name a tokenizer.
-        made_with = token_file.made_from.get("tokenizer")
-        if made_with is not None and made_with != tokenizer.digest:
-            raise ValueError(f"{token_file.path} was made with another tokenizer than "
-                             f"{tokenizer.path}")
-        return token_file
+    if any(path.endswith(".bin") for path in corpus):
+        return open_token_file(corpus, tokenizer, text_column)
     paths = [os.path.abspath(path) for path in corpus]
     key = repr([paths, text_column, tokenizer.digest])
     name = hashlib.sha256(key.encode()).hexdigest()[:12] + ".bin"
     token_file = tokenise(corpus, tokenizer, os.path.join(cache, name), text_column)
     token_file.source = source                           # its own name says nothing to the user
+    return token_file
+
+
+def open_token_file(corpus, tokenizer, text_column):
+    """Open a corpus that is one token file -> TokenFile. ValueError as in open_corpus."""
+    if len(corpus) > 1:
+        token_files = [path for path in corpus if path.endswith(".bin")]
+        raise ValueError(f"{token_files[0]}: a token file cannot be read together with other files")
+    if text_column != "text":
+        raise ValueError(f"--text {text_column}: a token file has no columns")
+    token_file = TokenFile(corpus[0])
+    # A description that somebody else wrote might not name a tokenizer.
+    made_with = token_file.made_from.get("tokenizer")
+    if made_with is not None and made_with != tokenizer.digest:
+        raise ValueError(f"{token_file.path} was made with another tokenizer than "
+                         f"{tokenizer.path}")
     return token_file
 
 
@@ -537,24 +543,10 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
             raise ValueError(f"{ascii(file_path)}: not a name in UTF-8")
     if NUL_OR_SURROGATE.search(text_column):
         raise ValueError(f"--text {ascii(text_column)}: not a name in UTF-8")
-    file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in files]
-    made_from = {"corpus": file_facts, "tokenizer": tokenizer.digest, "held_out": HOLD_OUT_ONE_IN,
-                 "deciding": DECIDING_CHARACTERS}
-    if text_column != "text":
-        made_from["text"] = text_column
-    if os.path.isdir(out):
-        raise ValueError(f"--out {out}: this is a folder; give the name of a file, ending in .bin")
-    if os.path.exists(out):
-        token_file = TokenFile(out)
-        if token_file.made_from == made_from:
-            return token_file
-        difference = (f"{out} was made from other files (by their path, size and time), with "
-                      "another --text or tokenizer, or by an earlier version")
-        if not overwrite:
-            raise ValueError(f"{difference}; choose another --out, or say --overwrite")
-        print(f"{difference}: it is made anew", file=sys.stderr)
-    else:
-        check_token_file_name(out)
+    made_from = facts_of_tokens(files, tokenizer, text_column)
+    token_file = tokens_made_before(out, made_from, overwrite)
+    if token_file is not None:
+        return token_file
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     dtype = np.dtype(np.uint32)
     if tokenizer.vocab_size <= 2**16:
@@ -584,17 +576,42 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
     return token_file
 
 
+def facts_of_tokens(files, tokenizer, text_column):
+    """Collect what decides the tokens of a corpus -> {name: value}, for its token file's .json."""
+    file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in files]
+    made_from = {"corpus": file_facts, "tokenizer": tokenizer.digest, "held_out": HOLD_OUT_ONE_IN,
+                 "deciding": DECIDING_CHARACTERS}
+    if text_column != "text":
+        made_from["text"] = text_column
+    return made_from
+
+
+def tokens_made_before(out, made_from, overwrite):
+    """Return the TokenFile `out` if it was made in this way, or None if it has to be made."""
+    if os.path.isdir(out):
+        raise ValueError(f"--out {out}: this is a folder; give the name of a file, ending in .bin")
+    if not os.path.exists(out):
+        check_token_file_name(out)
+        return None
+    token_file = TokenFile(out)
+    if token_file.made_from == made_from:
+        return token_file
+    difference = (f"{out} was made from other files (by their path, size and time), with "
+                  "another --text or tokenizer, or by an earlier version")
+    if not overwrite:
+        raise ValueError(f"{difference}; choose another --out, or say --overwrite")
+    print(f"{difference}: it is made anew", file=sys.stderr)
+    return None
+
+
 def check_counts(counts, corpus, tokenizer):
     """Raise ValueError if a corpus has no text, or if most of it has become [UNK]. Print a warning
     if over a tenth of it has."""
-    if counts.num_text == 0:
+    if not counts.has_text:
         raise ValueError(f"{corpus[0]}: there is no text in the corpus")
-    if counts.num_unknown / counts.num_text > 0.5:
-        raise ValueError(f"{corpus[0]}: most tokens are [UNK] with the tokenizer in "
-                         f"{tokenizer.path}: {UNKNOWN_CHARACTERS_REMEDY}")
     if counts.unknown_share > 0.5:
-        raise ValueError(f"{corpus[0]}: {counts.unknown_share:.0%} of the characters become "
-                         f"[UNK]: {UNKNOWN_CHARACTERS_REMEDY}")
+        raise ValueError(f"{corpus[0]}: {counts.unknown_share:.0%} of the characters become [UNK] "
+                         f"with the tokenizer in {tokenizer.path}: {UNKNOWN_CHARACTERS_REMEDY}")
     if counts.unknown_share > 0.1:
         print(f"warning: {first_few(corpus)}: {counts.unknown_share:.0%} of the characters become "
               f"[UNK] with the tokenizer in {tokenizer.path}", file=sys.stderr)
@@ -645,8 +662,7 @@ class TokenCounts(NamedTuple):
     """What write_tokens has counted."""
     num_train: int          # tokens to train on
     num_valid: int          # tokens that are held out
-    num_unknown: int        # [UNK] among all tokens
-    num_text: int           # all tokens but the [SEP] at the end of each document
+    has_text: bool          # whether there is a token beside the [SEP] at the end of each document
     unknown_share: float    # 0 to 1: which part of the characters in a sample became [UNK]
 
 
@@ -658,8 +674,7 @@ def write_tokens(file, lines, tokenizer, dtype):
     """
     num_train = 0
     num_valid = 0
-    num_unknown = 0
-    num_text_tokens = 0
+    has_text = False
     num_characters = 0                                   # in the sample
     num_unknown_characters = 0                           # of these, in an [UNK]
     # The held-out tokens wait in a file without a name until all others are written.
@@ -677,8 +692,8 @@ def write_tokens(file, lines, tokenizer, dtype):
                 is_end_of_document = line == ""
                 if is_end_of_document:
                     ids = [tokenizer.sep_id]
-                else:
-                    num_text_tokens += len(ids)
+                elif ids:
+                    has_text = True
                 if held_out:
                     valid_ids.extend(ids)
                 else:
@@ -687,11 +702,10 @@ def write_tokens(file, lines, tokenizer, dtype):
             valid_file.write(np.array(valid_ids, dtype))
             num_train += len(train_ids)
             num_valid += len(valid_ids)
-            num_unknown += train_ids.count(tokenizer.unk_id) + valid_ids.count(tokenizer.unk_id)
         valid_file.seek(0)
         shutil.copyfileobj(valid_file, file)
     unknown_share = num_unknown_characters / max(1, num_characters)
-    return TokenCounts(num_train, num_valid, num_unknown, num_text_tokens, unknown_share)
+    return TokenCounts(num_train, num_valid, has_text, unknown_share)
 
 
 # The end of a message about a text that becomes [UNK].
@@ -738,25 +752,29 @@ def mark_held_out(lines):
 
     lines: an empty line ends each document, also the last one
     """
-    beginning = []                                       # the document's lines up to the decision
-    num_characters = 0                                   # of these
+    waiting = []                                         # lines that wait for the decision
+    num_characters = 0                                   # in these
+    in_document = False                                  # whether one has begun
     held_out = None                                      # None: it is not decided yet
     for line in lines:
-        if line == "" and not beginning:                 # no document has begun
+        ends_document = line == ""
+        if ends_document and not in_document:            # an empty line before a document
             continue
-        if held_out is not None:                         # amid a document
-            yield line, held_out
-        else:
-            beginning.append(line)
+        in_document = True
+        if held_out is None:
+            waiting.append(line)
             num_characters += len(line)
-            if line == "" or num_characters >= DECIDING_CHARACTERS:
-                text = "".join(beginning)[:DECIDING_CHARACTERS]
+            if ends_document or num_characters >= DECIDING_CHARACTERS:
+                text = "".join(waiting)[:DECIDING_CHARACTERS]
                 held_out = is_held_out(text, HOLD_OUT_ONE_IN)
-                for waiting_line in beginning:
+                for waiting_line in waiting:
                     yield waiting_line, held_out
-        if line == "":                                   # the document has ended
-            beginning = []
+        else:
+            yield line, held_out
+        if ends_document:
+            waiting = []
             num_characters = 0
+            in_document = False
             held_out = None
 
 
@@ -1159,7 +1177,7 @@ class ConcatenatedStreams(io.RawIOBase):
             if self.decompressor.needs_input and self.packed == b"":
                 self.packed = self.raw.read(BLOCK_SIZE)
                 if self.packed == b"":
-                    raise EOFError("the file ends amid a compressed stream")
+                    raise EOFError("the file ends inside a compressed stream")
             unpacked = self.decompressor.decompress(self.packed, len(buffer))
             # Of these bytes the decompressor itself keeps what it has not unpacked yet.
             self.packed = b""

@@ -1565,7 +1565,9 @@ def run(args, given):
         del start_model                  # the student is a copy, so this need not stay in memory
     check_models(args, teacher, student, tokenizer, loss_weights)
     settings = distillation_settings(args, options, bf16, loss_weights, teacher, student)
-    inputs = [args.teacher, args.student, args.tokenizer] + folders_of(args.corpus)
+    inputs = [args.teacher, args.student, args.tokenizer]
+    if args.corpus is not None:
+        inputs += args.corpus
     with lock_folder(args.out, "distill.py", settings, inputs, args, processes):
         distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16, processes)
 
@@ -1605,24 +1607,6 @@ def resume_settings(options, batch_size, dropout, bf16):
     share them; each adds its own."""
     return {"steps": options.steps, "lr": options.lr, "weight_decay": options.weight_decay,
             "seed": options.seed, "batch_size": batch_size, "dropout": dropout, "bf16": bf16}
-
-
-def folders_of(paths):
-    """List a folder for each path: the path itself if it is a folder, else the folder that the file
-    is in. paths may be None.
-
-    A run must not write there: its files would take the place of files of the same names.
-    """
-    if paths is None:
-        return []
-    folders = []
-    for path in paths:
-        path = os.path.realpath(path)                    # of a link: where the file is
-        if os.path.isdir(path):
-            folders.append(path)
-        else:
-            folders.append(os.path.dirname(path))
-    return folders
 
 
 def lock_folder(out, script, settings, inputs, args, processes):

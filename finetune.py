@@ -47,16 +47,16 @@ from checkpoint import (check_finite, check_tensors, claim_folder, fetch, first_
                         read_json, read_safetensors, replace_file, save, write_json,
                         write_safetensors)
 from command import CommandParser, is_about_memory, printable, run_command
-from data import (UNKNOWN_CHARACTERS_REMEDY, Tokenizer, count_characters, docs_on_this_machine,
-                  hash_file)
+from data import (TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, count_characters,
+                  docs_on_this_machine, hash_file)
 from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin_or_resume,
                      broadcast, can_match_layers, check_batch_size, device_of, explaining_failures,
-                     fingerprint, first_process_first, folders_of, given_flags, hidden_loss,
+                     fingerprint, first_process_first, given_flags, hidden_loss,
                      leave_processes, lock_folder, match_layers, number, output_loss, refuse_flags,
                      resume_settings, set_up_processes, split_batch, to_device, train, uses_bf16,
                      whole_number)
 from minialbert import MiniALBERT, merge_corrections
-from tasks import (GLUE, KINDS, Example, Task, check_labels, check_usable, detailed_scores,
+from tasks import (GLUE, KINDS, Example, Task, check_labels, check_line_end, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of, majority,
                    make_task, predictions_path, read_code_task, read_glue, read_own_files,
                    read_squad, score, split_words, warn_of_few, write_predictions)
@@ -301,11 +301,14 @@ def answer_features(task, example_number, example, tokenised, tokenizer):
         positions = range(len(prefix), len(prefix) + end - begin)
         if example.label is None:
             labels = [math.nan, math.nan]                # the answer is not known
-        elif answer_tokens and begin <= answer_tokens[0] and answer_tokens[-1] < end:
-            # All of the answer is in this window. positions[0] is where token `begin` stands.
-            labels = [positions[answer_tokens[0] - begin], positions[answer_tokens[-1] - begin]]
+        elif answer_tokens is None:
+            labels = [0, 0]                              # [CLS] stands for "no answer"
         else:
-            labels = [0, 0]              # [CLS]: no answer, or not all of it is in this window
+            first, last = answer_tokens
+            if begin <= first and last < end:            # all of the answer is in this window
+                labels = [len(prefix) + first - begin, len(prefix) + last - begin]
+            else:
+                labels = [0, 0]                          # for this window there is no answer
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), example_number, positions, stands_for, labels,
                       was_cut=tokenised.first_was_cut)
@@ -325,20 +328,22 @@ def spans_of_words(word_of_token, offsets):
 
 
 def tokens_of_answer(example, offsets):
-    """List the numbers of the context's tokens that overlap the first right answer.
+    """Find the tokens of the context that overlap the first right answer -> (number of the first,
+    number of the last). None if the question has no answer, or if no token is in the answer.
 
-    The list is empty if the question has no answer, or if no token is in the answer. offsets: for
-    each token (first character, one past the last)
+    offsets: for each token (first character, one past the last)
     """
     if not example.label:
-        return []
+        return None
     answer_begin, answer = example.label[0]
     answer_end = answer_begin + len(answer)
     tokens = []
     for token, (begin, end) in enumerate(offsets):
         if begin < answer_end and end > answer_begin:    # the token and the answer overlap
             tokens.append(token)
-    return tokens
+    if not tokens:
+        return None
+    return tokens[0], tokens[-1]
 
 
 def collate(features, is_qa):
@@ -435,14 +440,14 @@ class TaskLoss:
         All Features are shuffled; then each pool of 50 batches is sorted by length, so that a batch
         has little padding; then the order of the batches is shuffled.
         """
-        # The 3 has no meaning, but another number would change the order of every run.
-        rng = np.random.default_rng([self.seed, 3, epoch])
+        rng = np.random.default_rng([self.seed, TASK_ORDERS, epoch])
         order = rng.permutation(len(self.features))
         pool_size = 50 * self.batch_size
         pools = []
         for begin in range(0, len(order), pool_size):
             pool = order[begin:begin + pool_size]
-            pools.append(pool[np.argsort(self.lengths[pool], kind="stable")])
+            by_length = np.argsort(self.lengths[pool], kind="stable")         # places in the pool
+            pools.append(pool[by_length])
         sorted_in_pools = np.concatenate(pools)
         batches = []
         for begin in range(0, len(order), self.batch_size):
@@ -476,18 +481,9 @@ class TaskLoss:
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            if begin < len(ids):
-                rows = slice(begin, end)
-                is_counted = mask[rows]                  # the tokens of the hidden loss
-                is_labelled = is_label[rows]             # the places of the other losses
-            else:
-                # The batch is too short for this micro-batch. But the gradients of all processes
-                # are summed, so every process must compute one. This one takes row 0 and counts
-                # nothing of it: all losses and their gradients are 0.
-                rows = slice(0, 1)
-                is_counted = np.zeros_like(mask[rows])
-                is_labelled = np.zeros_like(is_label[rows])
-            # numpy finds these on the CPU. On a GPU the program would have to wait to learn N.
+            rows, is_counted, is_labelled = rows_of_micro_batch(begin, end, mask, is_label)
+            # numpy finds these on the CPU, where their number N is known at once. On a GPU the
+            # program would have to wait for it.
             label_indices = np.flatnonzero(is_labelled)                       # (N,)
             targets = labels[rows].ravel()[label_indices].astype(np.float32)  # (N,)
             # The arrays stand in the order in which compute_losses takes them.
@@ -527,12 +523,27 @@ class TaskLoss:
             else:
                 distance = output_loss(outputs, teacher_outputs)
             losses["distill"] = distance / num_labels
-        if "hidden" in self.loss_weights:
-            # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
-            total = sum(hidden_loss(hidden[r + 1], teacher_hidden[layer + 1], is_counted)
-                        for r, layer in self.pairs)
-            losses["hidden"] = total / num_tokens
+            if "hidden" in self.loss_weights:
+                total = 0.0
+                for r, layer in self.pairs:
+                    # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
+                    total += hidden_loss(hidden[r + 1], teacher_hidden[layer + 1], is_counted)
+                losses["hidden"] = total / num_tokens
         return losses
+
+
+def rows_of_micro_batch(begin, end, mask, is_label):
+    """Choose the rows begin to end - 1 of a batch -> (slice of the rows, their part of mask, their
+    part of is_label): which tokens the hidden loss counts, and at which places the other losses
+    are computed."""
+    if begin < len(mask):
+        rows = slice(begin, end)
+        return rows, mask[rows], is_label[rows]
+    # The batch is too short for this micro-batch. But the gradients of all processes are summed, so
+    # every process must compute one. This one takes row 0 and counts nothing of it: all losses and
+    # their gradients are 0.
+    rows = slice(0, 1)
+    return rows, np.zeros_like(mask[rows]), np.zeros_like(is_label[rows])
 
 
 def logits_of_labels(logits, label_indices, is_qa):
@@ -700,10 +711,11 @@ def decode_answers(task, examples, features, logits, longest=30):
         # Row j of these belongs to feature.stands_for[j].
         begin_logits = feature_logits[1:, 0]             # (positions,)
         end_logits = feature_logits[1:, 1]
-        scores = begin_logits[:, None] + end_logits[None, :]                  # (first, last token)
-        tokens = np.arange(len(begin_logits))
-        span_length = tokens[None, :] - tokens[:, None] + 1
-        is_span = (span_length >= 1) & (span_length <= longest)
+        scores = begin_logits[:, None] + end_logits[None, :]                  # (N, N)
+        # Row: the number of the first token. Column: the number of the last one.
+        row = np.arange(len(begin_logits))[:, None]                           # (N, 1)
+        column = np.arange(len(begin_logits))[None, :]                        # (1, N)
+        is_span = (row <= column) & (column < row + longest)                  # (N, N)
         scores[~is_span] = -np.inf
         first, last = np.unravel_index(scores.argmax(), scores.shape)
         if scores[first, last] > best_score[i]:
@@ -741,10 +753,7 @@ def skip_accents(text, end):
 # The encoder is saved in the usual format; head.safetensors and task.json are beside it.
 
 def save_classifier(path, model, task, tokenizer):
-    """Write a fine-tuned model, its Task and its tokenizer into the folder path. ValueError if
-    load_classifier could not use the Task."""
-    with parsing("the task", "usable"):
-        check_usable(task)
+    """Write a fine-tuned model, its Task and its tokenizer into the folder path."""
     save(model.encoder, path)
     tokenizer.save(path)
     write_safetensors(model.output.state_dict(), os.path.join(path, "head.safetensors"))
@@ -758,9 +767,7 @@ def load_task(path):
         return None
     facts = read_json(task_path)
     with parsing(task_path, "a task"):
-        task = Task(**facts)
-        check_usable(task)
-        return task
+        return Task(**facts)
 
 
 # The mode of a fine-tuning says what is trained.
@@ -826,27 +833,36 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     if not os.path.isdir(path):
         raise ValueError(f"{path}: there is no such folder")
     saved_task = load_task(path)                         # None: the folder has no task.json
-    head_path = os.path.join(path, "head.safetensors")
     if task is None:
-        for name in ("task.json", "head.safetensors"):
-            if not os.path.isfile(os.path.join(path, name)):
-                raise ValueError(f"{path}: not a fine-tuned model: it has no {name}; fine-tune it "
-                                 f"first: finetune.py --model {shlex.quote(path)} --task TASK")
+        check_fine_tuned(path)
         task = saved_task
     encoder = load_encoder(path, mode, dropout, sample, recursions)
     model = Classifier(encoder, task, dropout)           # its head is new
-    if saved_task is None or mode == "random":
-        return model, task
-    # From here on the saved head is checked and takes the place of the new one.
+    if saved_task is not None and mode != "random":
+        load_head(model.output, path, saved_task, task)
+    return model, task
+
+
+def check_fine_tuned(path):
+    """Raise ValueError if the folder path holds no fine-tuned model."""
+    for name in ("task.json", "head.safetensors"):
+        if not os.path.isfile(os.path.join(path, name)):
+            raise ValueError(f"{path}: not a fine-tuned model: it has no {name}; fine-tune it "
+                             f"first: finetune.py --model {shlex.quote(path)} --task TASK")
+
+
+def load_head(head, path, saved_task, task):
+    """Load the saved head in the folder path into `head`, a linear layer for task. ValueError if it
+    is for another kind of task, for other labels or for another number of texts."""
     remedy = "to use only its encoder, remove task.json from a copy of the folder"
     check_same_task(path, saved_task, task, remedy)
-    head, _ = read_safetensors(head_path)
-    shapes = {name: list(tensor.shape) for name, tensor in model.output.state_dict().items()}
-    check_tensors(head_path, shapes, head)
-    check_finite(head_path, head)
-    model.output.load_state_dict(head)
-    change_normalisation(model.output, saved_task, task)
-    return model, task
+    head_path = os.path.join(path, "head.safetensors")
+    weights, _ = read_safetensors(head_path)             # {name: tensor}
+    shapes = {name: list(tensor.shape) for name, tensor in head.state_dict().items()}
+    check_tensors(head_path, shapes, weights)
+    check_finite(head_path, weights)
+    head.load_state_dict(weights)
+    change_normalisation(head, saved_task, task)
 
 
 @torch.no_grad()
@@ -962,7 +978,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
         processes=tuning.processes, bf16=tuning.bf16)
     options = options_of_run(tuning, task_loss, mode, seed, lr)
     # tuning.settings has the flags of the whole command: its "lr" may be several rates, and its
-    # "steps" may be None. Here the values of this run take their place.
+    # "steps" and "hidden_weight" may be None. Here the values of this run take their place.
     settings = dict(tuning.settings)
     settings.update(resume_settings(options, args.batch_size, args.dropout, tuning.bf16))
     settings["hidden_weight"] = tuning.hidden_weight
@@ -1348,7 +1364,10 @@ def run(args):
     tuning = Tuning(
         args=args, model_path=model_path, out=out, task=task, tokenizer=tokenizer, teacher=teacher,
         hidden_weight=hidden_weight, settings=settings, processes=processes, bf16=bf16)
-    inputs = folders_read(args, model_path)
+    inputs = [model_path, args.distill_from, args.data]
+    for paths in (args.train, args.dev, args.test):
+        if paths is not None:
+            inputs += paths
     with lock_folder(out, "finetune.py", settings, inputs, args, processes):
         run_modes(tuning, datasets, modes, config)
     print(f"In {out} are the model of seed {args.seed} ({modes[0]}), its predictions and all "
@@ -1368,7 +1387,6 @@ def run_modes(tuning, datasets, modes, config):
     tokenizer = tuning.tokenizer
     print_task(task, datasets)
     splits = encode_splits(task, datasets, tokenizer)
-    check_language(splits["train"].features, tokenizer, tuning.model_path)
     check_characters(datasets["train"], tokenizer)
     for name, split in splits.items():
         if name != "train" and tuning.processes.rank == 0:
@@ -1398,15 +1416,6 @@ def run_modes(tuning, datasets, modes, config):
     if tuning.processes.rank == 0:
         write_results(tuning.out, task, datasets, results_of_modes)
     print_rows(rows)
-
-
-def folders_read(args, model_path):
-    """List the folders from which a command reads: --out must be none of them, because a run
-    writes files such as test.jsonl."""
-    folders = [model_path, args.distill_from, args.data]
-    for paths in (args.train, args.dev, args.test):
-        folders += folders_of(paths)
-    return folders
 
 
 def fingerprints_of_saved(path, task, recursions):
@@ -1481,10 +1490,10 @@ def describe_cut(task, split, of_what=""):
 
 def print_lost_answers(split):
     """Print how many answers of a Split of qa cannot be learned as they are. Either no window has
-    all of the answer, because it has too many tokens, or none. Or the answer begins or ends amid a
-    word, and a model predicts whole words."""
+    all of the answer, because it has too many tokens, or none. Or the answer begins or ends inside
+    a word, and a model predicts whole words."""
     learned = set()                                      # numbers of questions
-    amid_a_word = set()
+    inside_a_word = set()
     for feature in split.features:
         if feature.labels == [0, 0]:                     # this window does not have all of it
             continue
@@ -1494,16 +1503,16 @@ def print_lost_answers(split):
         whole_words = text_between(example.second_text, feature, first, last)
         _, answer = example.label[0]
         if whole_words != answer.strip():
-            amid_a_word.add(feature.example_number)
+            inside_a_word.add(feature.example_number)
     num_questions = len(split.examples)
     num_with_answer = sum(1 for example in split.examples if example.label)
     num_lost = num_with_answer - len(learned)
     if num_lost > 0:
         print(f"{num_lost:,} of {num_questions:,} questions to train on have an answer that no "
               "window has whole: they are learned as questions without an answer", flush=True)
-    if amid_a_word:
-        print(f"{len(amid_a_word):,} of {num_questions:,} questions to train on have an answer "
-              "that begins or ends amid a word: the whole word is learned", flush=True)
+    if inside_a_word:
+        print(f"{len(inside_a_word):,} of {num_questions:,} questions to train on have an answer "
+              "that begins or ends inside a word: the whole word is learned", flush=True)
 
 
 def run_mode(tuning, splits, mode, rates, saves_model):
@@ -1642,19 +1651,6 @@ def read_files(args, kind):
     return read_own_files(kind, files, args.text, args.label)
 
 
-def check_language(features, tokenizer, model_path):
-    """Raise ValueError if the texts have no words, or if most tokens are unknown: then the
-    tokenizer is for another language."""
-    ids = np.concatenate([feature.ids for feature in features])
-    num_unknown = np.count_nonzero(ids == tokenizer.unk_id)
-    num_ordinary = np.count_nonzero(~np.isin(ids, tokenizer.special_ids))
-    if num_unknown + num_ordinary == 0:
-        raise ValueError("the texts to train on have no words")
-    if num_unknown > num_ordinary:
-        raise ValueError(f"most tokens to train on are [UNK]: the tokenizer in {model_path} is of "
-                         "another language")
-
-
 def check_characters(examples, tokenizer):
     """Raise ValueError if most characters of the texts become [UNK]: see data.count_characters.
     Print a line if over a tenth of them do."""
@@ -1667,9 +1663,12 @@ def check_characters(examples, tokenizer):
         if example.second_text is not None:
             texts.append(example.second_text)
     num_characters, num_unknown = count_characters(texts, tokenizer)
+    if num_characters == 0:
+        raise ValueError("the texts to train on have no words")
     if num_unknown > num_characters / 2:
         raise ValueError(f"{examples[0].location}: of {num_characters:,} characters "
-                         f"{num_unknown:,} become [UNK]: {UNKNOWN_CHARACTERS_REMEDY}")
+                         f"{num_unknown:,} become [UNK] with the tokenizer in {tokenizer.path}: "
+                         f"{UNKNOWN_CHARACTERS_REMEDY}")
     if num_unknown > num_characters / 10:
         print(f"of {num_characters:,} characters to train on {num_unknown:,} become [UNK] with the "
               f"tokenizer in {tokenizer.path}", flush=True)
@@ -1717,23 +1716,28 @@ def choose_hidden_weight(flag, mode, teacher, config):
     """
     if teacher is None or mode == "head" or flag == 0:
         return 0.0
-    teacher_config = teacher.encoder.config
-    obstacle = None
-    if teacher_config.hidden_size != config.hidden_size:
-        obstacle = (f"hidden_size of the teacher is {teacher_config.hidden_size}, of the model "
-                    f"{config.hidden_size}")
-    elif not can_match_layers(config.num_hidden_layers, teacher_config.num_hidden_layers):
-        obstacle = (f"the teacher has {teacher_config.num_hidden_layers} layers, the model "
-                    f"{config.num_hidden_layers} recursions")
-    if obstacle is None:
-        if flag is None:
-            return DEFAULT_HIDDEN_WEIGHT
-        return flag
-    if flag is not None:
+    obstacle = why_not_comparable(config, teacher.encoder.config)
+    if obstacle is not None and flag is not None:
         raise ValueError(f"--hidden-weight {flag:g}: the hidden states cannot be compared: "
                          f"{obstacle}")
-    print(f"the hidden states are not compared with the teacher's: {obstacle}")
-    return 0.0
+    if obstacle is not None:
+        print(f"the hidden states are not compared with the teacher's: {obstacle}")
+        return 0.0
+    if flag is None:
+        return DEFAULT_HIDDEN_WEIGHT
+    return flag
+
+
+def why_not_comparable(config, teacher_config):
+    """Say why the hidden states of a model and its teacher cannot be compared -> a text. None if
+    they can."""
+    if teacher_config.hidden_size != config.hidden_size:
+        return (f"hidden_size of the teacher is {teacher_config.hidden_size}, of the model "
+                f"{config.hidden_size}")
+    if not can_match_layers(config.num_hidden_layers, teacher_config.num_hidden_layers):
+        return (f"the teacher has {teacher_config.num_hidden_layers} layers, the model "
+                f"{config.num_hidden_layers} recursions")
+    return None
 
 
 def majority_rows(task, datasets):
@@ -1848,11 +1852,14 @@ def predict(args, device):
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     result = predict_examples(examples, model, task, tokenizer, bf16)
-    described = {}                                       # {location: the text to be printed}
-    for example, (prediction, probabilities) in zip(examples, result.predictions):
-        described[example.location] = describe_prediction(task, example, prediction, probabilities)
-    for location, _ in lines:
-        print(described.get(location, ""))               # an empty line stays empty
+    number = 0                                           # of the next example
+    for _, line in lines:
+        if line.strip() == "":
+            print()                                      # an empty line stays empty
+        else:
+            prediction, probabilities = result.predictions[number]
+            print(describe_prediction(task, examples[number], prediction, probabilities))
+            number += 1
 
 
 def warn_of_unknown(split, tokenizer):
@@ -1892,7 +1899,11 @@ def lines_to_predict(text):
     if os.path.isfile(text):
         if re.search(r"(?i)\.(csv|jsonl?)$", text):
             raise ValueError(f"--predict {text}: give a file with a text on each line, not a table")
-        return [(f"{text}:{number}", line) for number, line in lines_of(text)]
+        lines = [(f"{text}:{number}", line) for number, line in lines_of(text)]
+        if len(lines) == 1:              # a file of an old Mac has no line feeds
+            location, line = lines[0]
+            check_line_end(line, location)
+        return lines
     if os.path.exists(text):
         raise ValueError(f"--predict {text}: this is not a regular file; if it is meant as a text, "
                          "add a space to it")

@@ -66,10 +66,11 @@ class Task:
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            allowed = (field.type,)
-            if field.type is float:
-                allowed = (float, int)
-            if type(value) not in allowed:
+            # type(), because isinstance() would take True for an int.
+            has_right_type = type(value) is field.type
+            if field.type is float and type(value) is int:
+                has_right_type = True                    # JSON may have 0 instead of 0.0
+            if not has_right_type:
                 raise ValueError(f"{field.name} is {value!r:.60}, not {field.type.__name__}")
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r:.60}, not one of {', '.join(KINDS)}")
@@ -98,17 +99,12 @@ class Task:
             raise ValueError("pair must be true for qa: each example has a question and a context")
         if self.kind == "tagging" and self.pair:
             raise ValueError("pair must be false for tagging: each example has one text")
-
-
-def check_usable(task):
-    """Raise ValueError if a Task has another kind than its name says, no labels where it needs
-    some, or no metrics. It is called before a Task is saved and after one is read."""
-    if task.kind != kind_of_task(task.name):
-        raise ValueError(f"name is {task.name!r:.60}, which is no task of kind {task.kind}")
-    if task.kind in ("classification", "tagging") and not task.labels:
-        raise ValueError("labels is empty")
-    if not task.metrics:
-        raise ValueError("metrics is empty")
+        if self.kind != kind_of_task(self.name):
+            raise ValueError(f"name is {self.name!r:.60}, which is no task of kind {self.kind}")
+        if self.kind in ("classification", "tagging") and not self.labels:
+            raise ValueError("labels is empty")
+        if not self.metrics:
+            raise ValueError("metrics is empty")
 
 
 class GlueTask(NamedTuple):
@@ -443,7 +439,8 @@ def rows_of(path, header=None):
     for number, cells in rows:
         location = f"{path}:{number}"
         if header is None:                               # the first row names the columns
-            # In a .csv a cell in quotes may have a carriage return.
+            # A file of an old Mac has no line feeds, so all of it is this first row. (A .csv is not
+            # checked, because a cell in quotes may have a carriage return.)
             if ending != ".csv":
                 check_line_end("\t".join(cells), location)
             check_header(cells, ending, location)
@@ -540,7 +537,7 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
 
 def cell(row, column, types, location):
     """Return a cell of a row {column: value}. ValueError if the column is missing or the value has
-    another type."""
+    another type. (In Python True and False are whole numbers, too, so they may be labels.)"""
     if column not in row:
         columns = ", ".join(repr(name) for name in row)
         raise ValueError(f"{location}: the column {column!r} is missing among {columns:.300}; the "
@@ -558,8 +555,8 @@ def cell(row, column, types, location):
 def read_number(text, column, location):
     """Read a label that is a number, smaller than LARGEST_NUMBER in size. nan, inf and 1_000, which
     Python would take, are not numbers here."""
-    # A fraction begins with a dot. So each digit can be matched in one way alone, and the time
-    # grows with the number of digits, not with its square.
+    # In this pattern a digit can belong to one part only. In [0-9]+\.?[0-9]* a row of digits could
+    # be split at any place, and the search would try all of them.
     pattern = r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,4})?"
     if not re.fullmatch(pattern, text.lower()) or abs(float(text)) >= LARGEST_NUMBER:
         raise ValueError(f"{location}: {column} {text!r:.60} is not a number, such as 3.29, "
@@ -707,24 +704,28 @@ def squad_example(path, question, context, needs_answers):
     """Make the Example of a question. ValueError if an answer has no words or is not at its offset,
     or if a field is missing or of a wrong type."""
     question_id = field_of(question, "id", str)
+    answers = right_answers(question, question_id, context, needs_answers)
+    location = f"{path}, question {question_id!r:.60}"
+    return Example(field_of(question, "question", str), context, answers, question_id, location)
+
+
+def right_answers(question, question_id, context, needs_answers):
+    """Return the list of right answers to a question: [] if it has none, None if they are not
+    known. ValueError as in squad_example."""
     is_impossible = None                                 # SQuAD v1.1 does not have this field
     if question.get("is_impossible") is not None:
         is_impossible = field_of(question, "is_impossible", bool)
     if is_impossible:
-        answers = []
-    elif "answers" not in question and not needs_answers:
-        answers = None
-    else:
-        answers = answers_of(question, question_id, context)
-        # Without is_impossible, as in SQuAD v1.1, an empty list of answers means that the question
-        # has no answer. If is_impossible is false, there must be one, but it may be kept secret.
-        if not answers and is_impossible is False:
-            if needs_answers:
-                raise ValueError(f"question {question_id!r:.60} has no answer, but is_impossible "
-                                 "is false")
-            answers = None
-    location = f"{path}, question {question_id!r:.60}"
-    return Example(field_of(question, "question", str), context, answers, question_id, location)
+        return []                                        # its answers, if it has some, do not count
+    if "answers" not in question and not needs_answers:
+        return None
+    answers = answers_of(question, question_id, context)
+    if answers or is_impossible is None:
+        return answers                                   # in SQuAD v1.1 [] means: no answer
+    # The list is empty, but is_impossible is false: there is an answer, which is kept secret.
+    if needs_answers:
+        raise ValueError(f"question {question_id!r:.60} has no answer, but is_impossible is false")
+    return None
 
 
 def answers_of(question, question_id, context):
@@ -863,8 +864,9 @@ def split_words(text):
     """Split a text that is to be tagged into words and punctuation characters, as WORD_PATTERN
     does, but keep accents and vowel signs in their words.
 
-    These are characters of their own, in Unicode's categories M (marks). WORD_PATTERN takes each
-    for punctuation, so it cuts a word there. Here the pieces are joined again.
+    Some of these are characters of their own, in Unicode's categories M (marks). WORD_PATTERN takes
+    each for punctuation, so it cuts a word there. Here the pieces are joined again, but a dot after
+    a mark ends the word.
     """
     words = []
     end_before = None                                    # where the piece before ended
@@ -943,13 +945,13 @@ def read_own_files(kind, files, text_columns, label_column):
             else:
                 examples += read_table(path, text_columns, label_column,
                                        numeric=kind == "regression")
-        # Predictions are written with the ids of the questions, so an id must not occur twice in a
-        # split. read_squad has looked at each file alone. The ids of training questions matter only
-        # if there is no --dev, because then some of these questions become the dev set.
-        is_written = split_name != "train" or "dev" not in files
-        if kind == "qa" and is_written:
-            check_ids(", ".join(paths), examples)
-        if kind != "qa":
+        if kind == "qa":
+            # Predictions are written with the ids of the questions, so an id must not occur twice
+            # in a split. Without --dev some of the training questions become the dev set.
+            predictions_are_written = split_name != "train" or "dev" not in files
+            if predictions_are_written:
+                check_ids(", ".join(paths), examples)
+        else:
             # Each file has numbered its examples from 0. Here those of all files of the split are
             # numbered anew.
             examples = [example._replace(id=str(number))
@@ -970,16 +972,6 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
     remedy: what the user can do about the error; it ends the message
     ValueError if no example can be held out.
     """
-    def sort_key(example):
-        if kind == "qa":
-            to_hash = example.second_text
-        else:
-            to_hash = (example.text, example.second_text)
-        text_hash = zlib.crc32(repr(to_hash).encode())
-        # In qa all questions about a context have the same hash. The second part of the key, the
-        # question and its label, puts them in an order of their own.
-        return text_hash, repr((example.text, example.label))
-
     if len(examples) < 2:
         message = (f"{examples[0].location}: this is the only example to train on, so none can be "
                    f"held out; {remedy}")
@@ -992,7 +984,7 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
         remaining.update(labels_to_keep(example, kind))
     held_out = []
     rest = []
-    for example in sorted(examples, key=sort_key):
+    for example in sorted(examples, key=lambda example: hash_of_texts(example, kind)):
         labels = labels_to_keep(example, kind)
         can_be_spared = all(remaining[label] > 1 for label in labels)
         if len(held_out) < wanted and can_be_spared:
@@ -1004,6 +996,18 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
         raise ValueError(f"{examples[0].location}: no example can be held out, because each has a "
                          f"label that no other example has; {remedy}")
     return held_out, rest
+
+
+def hash_of_texts(example, kind):
+    """Return the key by which hold_out_a_tenth sorts the examples: (a hash, a text)."""
+    if kind == "qa":
+        hashed = example.second_text
+    else:
+        hashed = (example.text, example.second_text)
+    text_hash = zlib.crc32(repr(hashed).encode())
+    # In qa all questions about a context have the same hash. The second part of the key, the
+    # question and its label, puts them in an order of their own.
+    return text_hash, repr((example.text, example.label))
 
 
 def warn_of_few(held_out, rest):
@@ -1045,9 +1049,11 @@ def make_task(name, kind, datasets, length, stride):
     if kind == "regression":
         numbers = [example.label for example in train]
         mean = float(np.mean(numbers))
-        # By rounding, equal numbers may have a standard deviation of 1e-17. They keep the sd of 1.
-        if min(numbers) < max(numbers):
-            sd = float(np.std(numbers))
+        deviation = float(np.std(numbers))
+        # By rounding, equal numbers may have a deviation of 1e-17, and tiny numbers one of 0. They
+        # keep the sd of 1.
+        if min(numbers) < max(numbers) and deviation > 0:
+            sd = deviation
     unanswerable = False
     if kind == "qa":
         unanswerable = any(not example.label for example in train)

@@ -427,8 +427,10 @@ def make_task_tokenizer(folder):
     return Tokenizer(str(folder))
 
 
-def make_task_of_kind(kind, labels=(), **changes):
+def make_task_of_kind(kind, labels=None, **changes):
     """Make a small Task of a kind; changes are other values of its fields."""
+    if labels is None:
+        labels = {"classification": ["x", "y"], "tagging": ["O"]}.get(kind, [])
     facts = {"name": kind, "kind": kind, "labels": list(labels), "metrics": METRICS[kind],
              "length": 24, "stride": 4, "pair": kind == "qa", "mean": 0.0, "sd": 1.0,
              "unanswerable": False}

@@ -1195,8 +1195,12 @@ def test_a_run_does_not_write_into_a_folder_that_it_reads(tmp_path, name, flags)
     do_run(out)
     (tmp_path / "x").mkdir()
     (tmp_path / "link").symlink_to(out)
+    (out / "test.jsonl").write_text("{}")
+    (tmp_path / "link.jsonl").symlink_to(out / "test.jsonl")
     before = contents(out)
-    for first, second in ((out, f"{tmp_path}/{name}"), (f"{tmp_path}/{name}", out)):
+    a_file = f"{tmp_path}/{name}/test.jsonl"
+    for first, second in ((out, f"{tmp_path}/{name}"), (f"{tmp_path}/{name}", out), (out, a_file),
+                          (f"{tmp_path}/{name}", tmp_path / "link.jsonl")):
         with pytest.raises(ValueError, match="^--out .*: this folder is read from"):
             with run_folder(first, "distill.py", SETTINGS, [None, second], **flags):
                 pass

@@ -730,7 +730,7 @@ data      --corpus text.txt.gz                  text.txt.gz: not a whole, undama
 data      --corpus prose.jsonl                  prose.jsonl:1: not a JSON object
 data      --corpus pdf.txt                      pdf.txt: not UTF-8
 data      --corpus png.txt                      png.txt: not UTF-8
-data      --corpus zh.txt                       zh.txt: most tokens are [UNK] with the tokenizer
+data      --corpus zh.txt                       zh.txt: 100% of the characters become [UNK]
 data      --corpus t.bin                        t.bin: no .txt
 data      --corpus twice.csv                    twice.csv: *two columns have the name 'text'
 data      --corpus comma.csv                    comma.csv: *line 3 has too many columns
@@ -776,7 +776,7 @@ distill   --out run --resume                    run/log.jsonl is not a regular f
 distill   --teacher noconfig                    No such file or directory: 'noconfig/config.json'
 distill   --teacher novocab                     novocab: it has no tokenizer.json and no vocab.txt
 distill   --teacher relu                        relu/config.json: *hidden_act is 'relu'
-distill   --corpus zh.txt                       zh.txt: most tokens are [UNK]
+distill   --corpus zh.txt                       zh.txt: 100% of the characters become [UNK]
 distill   --corpus pdf.txt                      pdf.txt: not UTF-8
 distill   --corpus x.pdf                        x.pdf: no .txt
 distill   --corpus alone.bin                    alone.bin: not a token file

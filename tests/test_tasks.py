@@ -61,6 +61,12 @@ def test_a_task_with_a_wrong_field_is_refused(kind, change, message):
         replace(task, **change)
 
 
+def test_tiny_numbers_to_predict_have_a_deviation_above_zero():
+    train = [text_example("t", 1e-300), text_example("t", 3e-300)]
+    task = make_task("regression", "regression", {"train": train}, 16, 3)
+    assert task.sd == 1.0
+
+
 def test_a_task_may_have_a_whole_number_as_mean_and_an_empty_class():
     assert make_task_of_kind("regression", mean=3, sd=2).mean == 3
     assert make_task_of_kind("classification", ["", "x"]).labels == ["", "x"]
@@ -1290,9 +1296,14 @@ def test_all_predictions_are_among_the_files_that_a_new_run_removes(name, tmp_pa
     splits = ["dev", "test"]
     if name == "mnli":
         splits = ["dev_matched", "dev_mismatched", "test_matched", "test_mismatched"]
-    task = make_task_of_kind("classification", ["x", "y"], name=name)
+    kind = "classification"
+    prediction = "y"
+    if name == "stsb":
+        kind = "regression"
+        prediction = 2.5
+    task = make_task_of_kind(kind, name=name)
     for split in splits:
-        write_predictions(str(tmp_path), task, split, [text_example("a", "x")], [("y", {})])
+        write_predictions(str(tmp_path), task, split, [text_example("a", "x")], [(prediction, {})])
     assert len(os.listdir(tmp_path)) == len(splits)
     remove_run(str(tmp_path))
     assert os.listdir(tmp_path) == []
