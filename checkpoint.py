@@ -10,8 +10,8 @@ A safetensors file is three things, one after the other:
     header      JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
     data        the bytes of all tensors, end to end; data_offsets count from where it begins
 
-Files come from strangers: any fault in one raises a ValueError, a line that names the file, and so
-does a folder without weights. A single file that is missing, or that this user is not allowed to
+Files come from strangers. A faulty file, or a folder without weights, raises a ValueError whose one
+line names it. A single file that is missing, or that this user is not allowed to
 read, raises an OSError. A pickle that claims more memory than there is raises a MemoryError.
 """
 import errno

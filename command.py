@@ -18,7 +18,7 @@ from contextlib import suppress
 # ---- Ctrl-C -----------------------------------------------------------------------------
 
 def end_at_interrupt():
-    """Let Ctrl-C end this program in one line with status 130, as in a shell, from now on.
+    """From now on Ctrl-C prints one line and ends this program with status 130, as in a shell.
 
     A program that a shell script has started with & ignores Ctrl-C: then the signal does not have
     Python's default handler, and this function leaves it so.
@@ -50,9 +50,9 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def printable(text):
-    """Replace the characters of a text that cannot be printed, some of which a terminal would obey,
-    by escapes such as \\x1b. Spaces stay, and so do the two invisible joiners of some scripts and
-    of emoji."""
+    """Replace each character of a text that cannot be printed by an escape such as \\x1b. A
+    terminal would obey some of them. All kinds of spaces stay, for most of which isprintable() is
+    False, and so do the two invisible joiners of some scripts and of emoji."""
     joiners = "\u200c\u200d"
     shown = ""
     for character in text:
@@ -60,7 +60,7 @@ def printable(text):
         if character.isprintable() or is_space or character in joiners:
             shown += character
         else:
-            shown += repr(character)[1:-1]               # without its quotes
+            shown += character.encode("unicode_escape").decode()
     return shown
 
 

@@ -114,14 +114,10 @@ class Feature(NamedTuple):
 
     The fields positions, stands_for and labels depend on the kind of the task:
 
-    classification
+    classification and regression
         positions       [0], where [CLS] stands
         stands_for      [0], which is not used
-        labels          [the number of the class]
-    regression
-        positions       [0], where [CLS] stands
-        stands_for      [0], which is not used
-        labels          [the number to be predicted]
+        labels          [the number of the class], or [the number to be predicted]
     tagging
         positions       the first token of each word in this window
         stands_for      for each position the number of its word in the sentence
@@ -1590,14 +1586,6 @@ def default_rate(mode, task_name, config, learns_hidden=False):
     learns_hidden: whether there is a hidden loss; with a --task a higher rate is better then for
         corrections and whole models (EXPERIMENTS.md)
 
-    For a model as wide as bert-base the rates are these; a narrower one needs a higher rate:
-
-                                             no hidden loss          a hidden loss
-        corrections and the head             2.5e-4                  5e-4
-        adapters and the head, or the head   1e-3                    1e-3
-        the whole model                      5e-5                    1.5e-4
-        the whole model, without --task      4e-4; with corrections 2e-4
-
     Few parameters need a higher rate, and so do the few steps without --task. A correction is a
     product, and both of its factors change, so it needs a lower rate than an adapter.
     """
@@ -1616,6 +1604,7 @@ def default_rate(mode, task_name, config, learns_hidden=False):
         rate = 5e-5
         if learns_hidden:
             rate = 1.5e-4
+    # These rates are for the width of bert-base. A narrower model needs a higher one.
     return rate * 768 / config.hidden_size
 
 
@@ -1672,6 +1661,23 @@ def check_characters(examples, tokenizer):
     if num_unknown > num_characters / 10:
         print(f"of {num_characters:,} characters to train on {num_unknown:,} become [UNK] with the "
               f"tokenizer in {tokenizer.path}", flush=True)
+
+
+def warn_of_unknown(split, tokenizer):
+    """Print a warning if there are texts in a Split of which most tokens are [UNK]."""
+    num_unknown = [0] * len(split.examples)
+    num_ordinary = [0] * len(split.examples)
+    for feature in split.features:
+        i = feature.example_number
+        num_unknown[i] += np.count_nonzero(feature.ids == tokenizer.unk_id)
+        num_ordinary[i] += np.count_nonzero(~np.isin(feature.ids, tokenizer.special_ids))
+    unknown_locations = []
+    for i, example in enumerate(split.examples):
+        if num_unknown[i] > num_ordinary[i]:
+            unknown_locations.append(example.location)
+    if unknown_locations:
+        print(f"warning: {first_few(unknown_locations)}: most tokens are [UNK]: perhaps the "
+              "tokenizer is of another language", file=sys.stderr)
 
 
 def load_teacher(path, task, tokenizer):
@@ -1860,23 +1866,6 @@ def predict(args, device):
             prediction, probabilities = result.predictions[number]
             print(describe_prediction(task, examples[number], prediction, probabilities))
             number += 1
-
-
-def warn_of_unknown(split, tokenizer):
-    """Print a warning if there are texts in a Split of which most tokens are [UNK]."""
-    num_unknown = [0] * len(split.examples)
-    num_ordinary = [0] * len(split.examples)
-    for feature in split.features:
-        i = feature.example_number
-        num_unknown[i] += np.count_nonzero(feature.ids == tokenizer.unk_id)
-        num_ordinary[i] += np.count_nonzero(~np.isin(feature.ids, tokenizer.special_ids))
-    unknown_locations = []
-    for i, example in enumerate(split.examples):
-        if num_unknown[i] > num_ordinary[i]:
-            unknown_locations.append(example.location)
-    if unknown_locations:
-        print(f"warning: {first_few(unknown_locations)}: most tokens are [UNK]: perhaps the "
-              "tokenizer is of another language", file=sys.stderr)
 
 
 def predict_examples(examples, model, task, tokenizer, bf16):
