@@ -104,10 +104,11 @@ def run_command(name, action):
         # The program began with standard error closed (2>&-). Its messages and the progress bars
         # of tqdm have to go somewhere.
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
-    if signal.getsignal(signal.SIGINT) is handle_interrupt:
-        # The imports are done: from here on Ctrl-C raises, so that clauses with `finally` run.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    ends_at_interrupt = signal.getsignal(signal.SIGINT) is handle_interrupt
     try:
+        if ends_at_interrupt:
+            # The imports are done. In the action Ctrl-C raises, so that clauses with `finally` run.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         action()
         # What was printed is written out here. If the pipe is closed, this raises an OSError, which
         # is printed below. Python itself would do it at its very end, where nothing can catch the
@@ -136,3 +137,6 @@ def run_command(name, action):
             raise
         print_error(name, f"the tokenizers library gave up: {error}")
         return 2
+    finally:
+        if ends_at_interrupt:
+            signal.signal(signal.SIGINT, handle_interrupt)

@@ -587,7 +587,8 @@ def facts_of_tokens(files, tokenizer, text_column):
 
 
 def tokens_made_before(out, made_from, overwrite):
-    """Return the TokenFile `out` if it was made in this way, or None if it has to be made."""
+    """Return the TokenFile `out` if it was made from the same facts (see facts_of_tokens), else
+    None; a line says so if it will be replaced. ValueError if `out` must not be written."""
     if os.path.isdir(out):
         raise ValueError(f"--out {out}: this is a folder; give the name of a file, ending in .bin")
     if not os.path.exists(out):
@@ -679,15 +680,14 @@ def write_tokens(file, lines, tokenizer, dtype):
     num_unknown_characters = 0                           # of these, in an [UNK]
     # The held-out tokens wait in a file without a name until all others are written.
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
-        for batch_number, batch in enumerate(batches_of_lines(mark_held_out(lines))):
+        for batch in batches_of_lines(mark_held_out(lines)):
             train_ids = []
             valid_ids = []
             texts = [line for line, _ in batch]
             encoded = tokenizer.encode(texts)
-            if batch_number % 4 == 0:                    # a sample is enough, and takes less time
-                characters_here, unknown_here = count_characters(texts, tokenizer)
-                num_characters += characters_here
-                num_unknown_characters += unknown_here
+            characters_here, unknown_here = count_characters(texts, tokenizer)
+            num_characters += characters_here
+            num_unknown_characters += unknown_here
             for (line, held_out), ids in zip(batch, encoded):
                 is_end_of_document = line == ""
                 if is_end_of_document:

@@ -187,6 +187,8 @@ def states_after(hidden, positions, depths):
     depths (m,): for each masked place the number of recursions after which its state is taken, from
         1 to R - 1
     """
+    # No place has the depth 0. But with the embeddings as the first of the states, states[d] are
+    # those after d recursions.
     states = []
     for state in hidden[:-1]:                            # after 0, 1, ..., R - 1 recursions
         states.append(state.flatten(0, 1)[positions])    # (m, C)

@@ -523,7 +523,8 @@ class TaskLoss:
                 total = 0.0
                 for r, layer in self.pairs:
                     # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
-                    total += hidden_loss(hidden[r + 1], teacher_hidden[layer + 1], is_counted)
+                    total = total + hidden_loss(
+                        hidden[r + 1], teacher_hidden[layer + 1], is_counted)
                 losses["hidden"] = total / num_tokens
         return losses
 
@@ -1383,6 +1384,7 @@ def run_modes(tuning, datasets, modes, config):
     tokenizer = tuning.tokenizer
     print_task(task, datasets)
     splits = encode_splits(task, datasets, tokenizer)
+    check_words(splits["train"].features, tokenizer)
     check_characters(datasets["train"], tokenizer)
     for name, split in splits.items():
         if name != "train" and tuning.processes.rank == 0:
@@ -1640,6 +1642,14 @@ def read_files(args, kind):
     return read_own_files(kind, files, args.text, args.label)
 
 
+def check_words(features, tokenizer):
+    """Raise ValueError if no text has a word: if there are only special tokens, but not [UNK]."""
+    ids = np.concatenate([feature.ids for feature in features])
+    is_word = ~np.isin(ids, tokenizer.special_ids) | (ids == tokenizer.unk_id)
+    if not is_word.any():
+        raise ValueError("the texts to train on have no words")
+
+
 def check_characters(examples, tokenizer):
     """Raise ValueError if most characters of the texts become [UNK]: see data.count_characters.
     Print a line if over a tenth of them do."""
@@ -1652,8 +1662,6 @@ def check_characters(examples, tokenizer):
         if example.second_text is not None:
             texts.append(example.second_text)
     num_characters, num_unknown = count_characters(texts, tokenizer)
-    if num_characters == 0:
-        raise ValueError("the texts to train on have no words")
     if num_unknown > num_characters / 2:
         raise ValueError(f"{examples[0].location}: of {num_characters:,} characters "
                          f"{num_unknown:,} become [UNK] with the tokenizer in {tokenizer.path}: "
@@ -1889,7 +1897,9 @@ def lines_to_predict(text):
         if re.search(r"(?i)\.(csv|jsonl?)$", text):
             raise ValueError(f"--predict {text}: give a file with a text on each line, not a table")
         lines = [(f"{text}:{number}", line) for number, line in lines_of(text)]
-        if len(lines) == 1:              # a file of an old Mac has no line feeds
+        # A file of an old Mac has no line feeds, so all of it is one line. In a longer file a
+        # carriage return is a part of the text.
+        if len(lines) == 1:
             location, line = lines[0]
             check_line_end(line, location)
         return lines

@@ -984,7 +984,7 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
         remaining.update(labels_to_keep(example, kind))
     held_out = []
     rest = []
-    for example in sorted(examples, key=lambda example: hash_of_texts(example, kind)):
+    for example in sorted(examples, key=lambda example: sorting_key(example, kind)):
         labels = labels_to_keep(example, kind)
         can_be_spared = all(remaining[label] > 1 for label in labels)
         if len(held_out) < wanted and can_be_spared:
@@ -998,7 +998,7 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
     return held_out, rest
 
 
-def hash_of_texts(example, kind):
+def sorting_key(example, kind):
     """Return the key by which hold_out_a_tenth sorts the examples: (a hash, a text)."""
     if kind == "qa":
         hashed = example.second_text

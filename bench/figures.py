@@ -178,16 +178,17 @@ def draw_losses(lines, names, theme):
 
 
 def draw_falling(axes, lines, names, theme):
-    """Draw each loss as a share of its first value, so that large and small ones can be compared.
-    """
+    """Draw each loss as a share of what it was in the first line, so that large and small ones can
+    be compared."""
     axes.set_title(f"Each loss as a share of what it was at step {lines[0]['step']}")
     shares_of_all = [1.0]                                # all of them, for the scale of y
     ends = []                                            # what label_curves needs
     for i, name in enumerate(names):
-        steps, values = curve(lines, name)
-        if values[0] == 0:                               # nothing is a share of 0
+        first_value = lines[0][name]
+        if first_value == 0:                             # nothing is a share of 0
             continue
-        shares = [value / values[0] for value in values]
+        steps, values = curve(lines, name)
+        shares = [value / first_value for value in values]
         colour = theme[HUES[i % len(HUES)]]
         axes.plot(steps, shares, color=colour)
         shares_of_all += shares

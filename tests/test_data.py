@@ -740,16 +740,24 @@ def test_a_corpus_without_text_is_an_error_and_nothing_is_written(text, tokenize
 def test_a_corpus_of_which_most_words_are_unknown_is_an_error(
         held_out, chunk, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "CHUNK", chunk)
-    # 150 letters are known.
-    for name, num_unknown in (("half.txt", 150), ("most.txt", 200)):
+    # 158 characters are known: 50 words and the line before them.
+    for name, num_unknown in (("half.txt", 150), ("most.txt", 170)):
         document = document_of(["the"] * 50 + ["中"] * num_unknown, held_out)
         corpus = [put(tmp_path / name, [document])]
         if num_unknown == 150:
             tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
         else:
-            with pytest.raises(ValueError, match=r"most\.txt: 5\d% of the characters become"):
+            with pytest.raises(ValueError, match=r"most\.txt: 52% of the characters become"):
                 tokenise(corpus, tokenizer, str(tmp_path / "b.bin"))
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.bin.json", "half.txt", "most.txt"]
+
+
+def test_unknown_text_in_any_part_of_a_corpus_counts(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CHUNK", 100)              # each part is a batch
+    known = [["the"] * 50]
+    corpus = [put(tmp_path / "a.txt", known + [["中"] * 300] * 3 + known)]
+    with pytest.raises(ValueError, match="become .UNK. with the tokenizer in"):
+        tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
 
 
 @pytest.mark.parametrize("num_long, is_refused", [(150, True), (40, False)])
@@ -2031,6 +2039,17 @@ def test_ctrl_c_has_its_status_where_standard_error_is_closed():
               "os.kill(os.getpid(), signal.SIGINT)")
     done = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "{script}" 2>&-'], cwd=ROOT)
     assert done.returncode == 130
+
+
+@pytest.mark.parametrize("action", ["lambda: None", "lambda: int('no')"])
+def test_ctrl_c_after_the_action_is_one_line_and_status_130(action):
+    script = ("import os, signal; from command import end_at_interrupt, run_command; "
+              f"end_at_interrupt(); run_command('x', {action}); "
+              "os.kill(os.getpid(), signal.SIGINT)")
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "-c: interrupted"
+    assert "Traceback" not in done.stderr
 
 
 def test_a_tokenizer_whose_rule_takes_for_ever_is_an_error(tmp_path, capfd):

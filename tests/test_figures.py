@@ -245,15 +245,24 @@ def test_the_sharpest_head_is_found():
     ({"valid_accuracy": 0.3}, [[0.3]]), ({}, [[0.5, 0.25]])])
 def test_the_curves_of_the_losses_are_shares_and_below_is_the_accuracy_or_the_rate(
         accuracy, drawn_below):
-    first = {"step": 1, "loss": 9.0, "a": 4.0, "b": 2.0, "zero": 0.0, "lr": 0.5}
-    last = {"step": 2, "loss": 8.0, "a": 1.0, "b": 3.0, "zero": 1.0, "lr": 0.25}
+    first = {"step": 5, "loss": 9.0, "a": 4.0, "b": 2.0, "zero": 0.0, "lr": 0.5}
+    last = {"step": 6, "loss": 8.0, "a": 1.0, "b": 3.0, "zero": 1.0, "lr": 0.25}
     last.update(accuracy)
     figure = figures.draw_losses([first, last], ["a", "zero", "b"], figures.THEMES["light"])
     upper, lower = figure.axes
     heights = [list(curve.get_ydata()) for curve in upper.get_lines()]
     assert heights == [[1.0, 0.25], [1.0, 1.5]]
     assert [text.get_text() for text in upper.texts] == ["a: 25%", "b: 150%"]
+    assert upper.get_title() == "Each loss as a share of what it was at step 5"
     assert [list(curve.get_ydata()) for curve in lower.get_lines()] == drawn_below
+
+
+def test_the_losses_of_a_long_log_are_shares_of_its_first_line():
+    lines = [{"step": 1, "loss": 1.0, "a": 100.0, "lr": 0.5}]
+    for step in range(2, 3001):
+        lines.append({"step": step, "loss": 1.0, "a": 10.0, "lr": 0.5})
+    figure = figures.draw_losses(lines, ["a"], figures.THEMES["light"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["a: 10%"]
 
 
 def test_the_curves_of_depth_are_the_accuracies():

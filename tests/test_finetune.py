@@ -1061,11 +1061,11 @@ def test_a_line_to_predict_becomes_an_example():
 @pytest.mark.parametrize("kind", ["classification", "tagging", "qa"])
 def test_text_is_refused_if_most_characters_are_unknown(kind, tokenizer):
     """A run of over 100 letters or digits is one [UNK]."""
-    for num_long, is_refused in ((150, True), (10, False)):
-        text = "good good good " + "g" * num_long
+    for num_known, is_refused in ((24, True), (27, False)):    # 104 of 200 and of 212 are unknown
+        text = "good " * num_known + "g" * 104
         example = make_text_example(text, "x")
         if kind == "tagging":
-            example = make_text_example(text.split(), ["O"] * 4)
+            example = make_text_example(text.split(), ["O"] * (num_known + 1))
         elif kind == "qa":
             example = make_text_example("good", [(0, "good")], text)
         if is_refused:
@@ -1110,9 +1110,16 @@ def test_texts_that_were_cut_are_counted(texts, is_cut, tokenizer):
     assert said.startswith("1 of 3 texts") if is_cut else said == ""
 
 
-def test_texts_without_any_word_are_refused(tokenizer):
-    with pytest.raises(ValueError, match="the texts to train on have no words"):
-        finetune.check_characters([make_text_example("", "x")] * 2, tokenizer)
+@pytest.mark.parametrize("text, is_refused", [
+    ("", True), ("\u200b", True), ("[SEP] [MASK]", True), ("good", False), ("привет", False)])
+def test_texts_without_any_word_are_refused(text, is_refused, tokenizer):
+    task = make_task_of_kind("classification", ["x", "y"])
+    features = list(encode(task, [make_text_example(text, "x")] * 2, tokenizer))
+    if is_refused:
+        with pytest.raises(ValueError, match="the texts to train on have no words"):
+            finetune.check_words(features, tokenizer)
+    else:
+        finetune.check_words(features, tokenizer)
 
 
 # ---- Whole runs -------------------------------------------------------------------------

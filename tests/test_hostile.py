@@ -839,6 +839,7 @@ finetune  --out md --resume                     there is no run of finetune.py i
 finetune  --out bad-head --overwrite            bad-head is not the folder of a run, but it holds
 distill   --out m --overwrite                   --out m: this folder is read from
 distill   --out m --student m --resume          --out m: this folder is read from
+distill   --out tuned --student tuned           --out tuned: this folder is read from
 distill   --out wide --tokenizer wide           --out wide: this folder is read from
 distill   --out md                              --out md is not empty
 distill   --out md --resume                     there is no run of distill.py in md

@@ -166,7 +166,7 @@ def test_a_loss_that_is_not_known_is_not_left_out(teacher, tokenizer):
     headless = MiniALBERT(teacher.config, head=False)
     with pytest.raises(ValueError, match="need a teacher with an MLM head"):
         Distillation(student, headless, batches, {"mlm": 1.0, "output": 1.0})
-    for weights in ({"mlm": 1.0}, {"output": 1.0}):
+    for weights in ({"mlm": 1.0}, {"output": 1.0}, {"elastic": 1.0}):
         with pytest.raises(ValueError, match="need a student with an MLM head"):
             Distillation(headless, teacher, batches, weights)
     Distillation(headless, teacher, batches, {"hidden": 1.0})

@@ -745,6 +745,12 @@ def test_squad_files_give_questions_with_all_their_answers(tmp_path):
     assert second == ("who is red", context, [], "q1", f"{path}, question 'q1'")
 
 
+@pytest.mark.parametrize("needs_answers", [False, True])
+def test_an_empty_list_of_answers_means_no_answer_in_squad_1(needs_answers, tmp_path):
+    path = write_file(tmp_path / "a.json", make_squad([("who", [])]))
+    assert read_squad(path, needs_answers=needs_answers)[0].label == []
+
+
 def test_the_answers_of_an_impossible_question_are_not_read(tmp_path):
     text = make_squad([("who", [])]).replace('"answers": []', '"answers": "none"')
     assert read_squad(write_file(tmp_path / "a.json", text))[0].label == []
