@@ -59,7 +59,8 @@ CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
 DECIDING_CHARACTERS = 10_000        # of a document's beginning; their hash says if it is held out
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
-SAMPLE = 20_000                     # characters of a chunk that count_characters looks at
+SAMPLE = 20_000                     # characters that count_characters looks at
+SAMPLE_OF_CHUNK = 5_000             # of each chunk of a corpus
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
 
 
@@ -685,7 +686,7 @@ def write_tokens(file, lines, tokenizer, dtype):
             valid_ids = []
             texts = [line for line, _ in batch]
             encoded = tokenizer.encode(texts)
-            characters_here, unknown_here = count_characters(texts, tokenizer)
+            characters_here, unknown_here = count_characters(texts, tokenizer, SAMPLE_OF_CHUNK)
             num_characters += characters_here
             num_unknown_characters += unknown_here
             for (line, held_out), ids in zip(batch, encoded):
@@ -713,14 +714,14 @@ UNKNOWN_CHARACTERS_REMEDY = ("the tokenizer is of another language, or spaces mu
                              "the words, because over 100 letters in a row are one [UNK]")
 
 
-def count_characters(texts, tokenizer):
+def count_characters(texts, tokenizer, most=SAMPLE):
     """Count the characters of texts, without white space -> (all, those that become [UNK]).
 
     An [UNK] stands for a whole word, for example for one of over 100 characters. Thai has no spaces
     between words, so there a few [UNK] may stand for most of a text. So characters are counted.
 
     To find out which characters a token stands for takes time. So if the texts have more than
-    SAMPLE characters, only about so many are counted, in pieces that are drawn at random.
+    `most` characters, only about so many are counted, in pieces that are drawn at random.
     """
     pieces = []                                          # of at most 1,000 characters
     for text in texts:
@@ -728,8 +729,8 @@ def count_characters(texts, tokenizer):
             pieces.append(text[begin:begin + 1000])
     num_pieces = len(pieces)
     total = sum(len(piece) for piece in pieces)
-    if total > SAMPLE:
-        num_pieces = math.ceil(num_pieces * SAMPLE / total)
+    if total > most:
+        num_pieces = math.ceil(num_pieces * most / total)
     sample = random.Random(0).sample(pieces, num_pieces)
     encodings = tokenizer.backend.encode_batch(sample, add_special_tokens=False)
     num_characters = 0

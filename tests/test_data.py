@@ -783,15 +783,14 @@ def test_a_corpus_of_which_over_a_tenth_is_unknown_has_a_warning(
     assert ("a.txt: 11% of the characters become [UNK]" in error) is is_warned
 
 
-def test_unknown_characters_are_counted_in_a_sample_of_the_lines(tokenizer, monkeypatch):
+def test_unknown_characters_are_counted_in_a_sample_of_the_lines(tokenizer):
     texts = ["the 中 cat", "the cat", "t" * 2000, ""]
     assert data.count_characters(texts, tokenizer) == (7 + 6 + 2000, 1 + 2000)
     assert data.count_characters([], tokenizer) == (0, 0)
-    monkeypatch.setattr(data, "SAMPLE", 70)              # ten lines of seven characters
-    assert data.count_characters(["the cat"] * 500, tokenizer) == (10 * 6, 0)
+    # The sample of 70 characters is ten lines of seven.
+    assert data.count_characters(["the cat"] * 500, tokenizer, 70) == (10 * 6, 0)
     lines = ["the 中 cat", "the cat", ""] * 500           # not only those at certain places
-    monkeypatch.setattr(data, "SAMPLE", 1000)
-    num_characters, num_unknown = data.count_characters(lines, tokenizer)
+    num_characters, num_unknown = data.count_characters(lines, tokenizer, 1000)
     assert 500 < num_characters < 1000
     assert 20 < num_unknown < 80
 
