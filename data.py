@@ -60,7 +60,6 @@ HOLD_OUT_ONE_IN = 50                # one document in so many is held out for va
 DECIDING_CHARACTERS = 10_000        # of a document's beginning; their hash says if it is held out
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
 SAMPLE = 20_000                     # characters that count_characters looks at
-SAMPLE_OF_CHUNK = 5_000             # of each chunk of a corpus
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
 
 
@@ -665,7 +664,7 @@ class TokenCounts(NamedTuple):
     num_train: int          # tokens to train on
     num_valid: int          # tokens that are held out
     has_text: bool          # whether there is a token beside the [SEP] at the end of each document
-    unknown_share: float    # 0 to 1: which part of the characters in a sample became [UNK]
+    unknown_share: float    # 0 to 1: which part of the characters became [UNK], by samples
 
 
 def write_tokens(file, lines, tokenizer, dtype):
@@ -677,18 +676,24 @@ def write_tokens(file, lines, tokenizer, dtype):
     num_train = 0
     num_valid = 0
     has_text = False
-    num_characters = 0                                   # in the sample
-    num_unknown_characters = 0                           # of these, in an [UNK]
+    num_characters = 0
+    num_unknown = 0.0                                    # an estimate: characters in an [UNK]
     # The held-out tokens wait in a file without a name until all others are written.
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
-        for batch in batches_of_lines(mark_held_out(lines)):
+        for batch_number, batch in enumerate(batches_of_lines(mark_held_out(lines))):
             train_ids = []
             valid_ids = []
             texts = [line for line, _ in batch]
             encoded = tokenizer.encode(texts)
-            characters_here, unknown_here = count_characters(texts, tokenizer, SAMPLE_OF_CHUNK)
-            num_characters += characters_here
-            num_unknown_characters += unknown_here
+            # A short corpus is a single batch. So the first batch has a larger sample than others.
+            most = SAMPLE
+            if batch_number > 0:
+                most = SAMPLE // 4
+            characters_here, unknown_here = count_characters(texts, tokenizer, most)
+            # The sample stands for the whole batch.
+            size = sum(len(text) for text in texts)
+            num_characters += size
+            num_unknown += size * unknown_here / max(1, characters_here)
             for (line, held_out), ids in zip(batch, encoded):
                 is_end_of_document = line == ""
                 if is_end_of_document:
@@ -705,7 +710,7 @@ def write_tokens(file, lines, tokenizer, dtype):
             num_valid += len(valid_ids)
         valid_file.seek(0)
         shutil.copyfileobj(valid_file, file)
-    unknown_share = num_unknown_characters / max(1, num_characters)
+    unknown_share = num_unknown / max(1, num_characters)
     return TokenCounts(num_train, num_valid, has_text, unknown_share)
 
 

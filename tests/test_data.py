@@ -753,9 +753,9 @@ def test_a_corpus_of_which_most_words_are_unknown_is_an_error(
 
 
 def test_unknown_text_in_any_part_of_a_corpus_counts(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "CHUNK", 100)              # each part is a batch
-    known = [["the"] * 50]
-    corpus = [put(tmp_path / "a.txt", known + [["中"] * 300] * 3 + known)]
+    monkeypatch.setattr(data, "CHUNK", 100)              # a batch has about so many characters
+    monkeypatch.setattr(data, "SAMPLE", 40)              # of the first batch; 10 of each other one
+    corpus = [put(tmp_path / "a.txt", [["the"] * 30] + [["中"] * 100] * 2)]
     with pytest.raises(ValueError, match="become .UNK. with the tokenizer in"):
         tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
 
