@@ -187,14 +187,12 @@ def states_after(hidden, positions, depths):
     depths (m,): for each masked place the number of recursions after which its state is taken, from
         1 to R - 1
     """
-    # No place has the depth 0. But with the embeddings as the first of the states, states[d] are
-    # those after d recursions.
     states = []
-    for state in hidden[:-1]:                            # after 0, 1, ..., R - 1 recursions
+    for state in hidden[1:-1]:                           # after 1, 2, ..., R - 1 recursions
         states.append(state.flatten(0, 1)[positions])    # (m, C)
-    states = torch.stack(states)                         # (R, m, C)
+    states = torch.stack(states)                         # (R - 1, m, C)
     place = torch.arange(len(positions), device=positions.device)             # 0, 1, ..., m - 1
-    return states[depths, place]
+    return states[depths - 1, place]                     # states[0] are those after 1 recursion
 
 
 class Distillation:
