@@ -11,8 +11,8 @@ A safetensors file is three things, one after the other:
     data        the bytes of all tensors, end to end; data_offsets count from where it begins
 
 Files come from strangers. A faulty file, or a folder without weights, raises a ValueError whose one
-line names it. A single file that is missing, or that this user is not allowed to
-read, raises an OSError. A pickle that claims more memory than there is raises a MemoryError.
+line names it. A single file that is missing, or that this user is not allowed to read, raises an
+OSError. A pickle that claims more memory than there is raises a MemoryError.
 """
 import errno
 import glob

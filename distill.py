@@ -187,10 +187,10 @@ def states_after(hidden, positions, depths):
     depths (m,): for each masked place the number of recursions after which its state is taken, from
         1 to R - 1
     """
-    states = []
+    gathered = []
     for state in hidden[1:-1]:                           # after 1, 2, ..., R - 1 recursions
-        states.append(state.flatten(0, 1)[positions])    # (m, C)
-    states = torch.stack(states)                         # (R - 1, m, C)
+        gathered.append(state.flatten(0, 1)[positions])  # (m, C)
+    states = torch.stack(gathered)                       # (R - 1, m, C)
     place = torch.arange(len(positions), device=positions.device)             # 0, 1, ..., m - 1
     return states[depths - 1, place]                     # states[0] are those after 1 recursion
 

@@ -1643,7 +1643,7 @@ def read_files(args, kind):
 
 
 def check_words(features, tokenizer):
-    """Raise ValueError if no text has a word: if there are only special tokens, but not [UNK]."""
+    """Raise ValueError if no text has a word. An [UNK] is a word; other special tokens are none."""
     ids = np.concatenate([feature.ids for feature in features])
     is_word = ~np.isin(ids, tokenizer.special_ids) | (ids == tokenizer.unk_id)
     if not is_word.any():

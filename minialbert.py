@@ -547,8 +547,8 @@ def initialise(model, sharp=True):
     [PAD] in its word table is 0. With sharp=True five things are changed after that:
 
     - query and key weights are 4 times larger. Without this the first maps of a model of width 128
-      are almost uniform. (The scores also grow with the width. With the factor their standard
-      deviation is about 0.8 at the width 128, and about 5 at 768.)
+      are almost uniform. (The scores also grow with the width. With the factor, and inputs of
+      variance 1, their standard deviation is about 0.8 at the width 128 and about 5 at 768.)
     - the weights of the projection from E to C have the standard deviation 1 / sqrt(E). So its
       output is about as large as its input, which comes from a LayerNorm. With 0.02 it would be
       small, and the first recursion's map almost uniform
