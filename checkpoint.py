@@ -1,4 +1,4 @@
-"""Everything on disk: the safetensors format, checkpoints of models, the state of a training run.
+"""Models on disk, in the safetensors format; the state and the folder of a training run.
 
     from checkpoint import load, save
     model = load("bert-base-uncased/")      # a BERT, a MiniALBERT of ours or of the paper's authors
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from command import is_about_memory, one_line
-from minialbert import Config, MiniALBERT, keep_recursions, layer_of_each_recursion
+from minialbert import Config, MiniALBERT, check_field, keep_recursions, split_evenly
 
 try:
     import fcntl
@@ -321,7 +321,7 @@ def with_usual_names(path, tensors):
 
 def without_tied_decoder(tensors, layout, config):
     """Return the tensors without the decoder if it equals the word table, which our model then uses
-    in its place. But if the config says that the two are not tied, they may be equal only for now,
+    in its place. But if the config has a tie_decoder that is false, they may be equal only for now,
     and the decoder stays."""
     kept = dict(tensors)
     decoder_name = name_in_file(layout, "head.decoder.weight")
@@ -422,7 +422,12 @@ def read_config(path):
         found.setdefault("num_hidden_groups", found["num_hidden_layers"])
         # The authors' config has no adapter_size, but reduction_factor, which is C / A.
         if found.get("use_adapter"):
-            found["adapter_size"] = found["hidden_size"] // found["reduction_factor"]
+            factor = found.get("reduction_factor")
+            if type(factor) is not int or factor < 1:
+                raise ValueError(f"reduction_factor is {factor!r:.40}, but must be an integer of "
+                                 "at least 1")
+            check_field("hidden_size", int, found["hidden_size"])
+            found["adapter_size"] = found["hidden_size"] // factor
         config_values = {}
         for field in fields(Config):
             if field.name in found:                      # else Config has a default
@@ -582,14 +587,13 @@ def albert_can_compute(config):
     """Return True if transformers' AlbertModel computes the same as a model with this Config."""
     if config.adapter_size > 0 or config.correction_rank > 0:
         return False
-    # AlbertModel computes the layer of a recursion like this. Without rounding it would be
-    # r * G // R, as in layer_of_each_recursion. But R / G is a float, and its rounding error can
-    # change the result: with R = 18 and G = 14, recursion 9 applies layer 6 there, and layer 7
-    # here.
+    # AlbertModel computes the layer of a recursion like this. In exact numbers it is r * G // R, as
+    # in split_evenly. But R / G is a float, and its error can change the result: with R = 18 and
+    # G = 14, recursion 9 applies layer 6 there, and layer 7 here.
     R = config.num_hidden_layers
     G = config.num_hidden_groups
     layers_in_albert = [int(r / (R / G)) for r in range(R)]
-    return layers_in_albert == layer_of_each_recursion(R, G)
+    return layers_in_albert == split_evenly(R, G)
 
 
 def albert_only_layers(config):
@@ -731,7 +735,8 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     """Check and lock the folder `out`, so that one run of `script` alone uses it in the with block.
 
     settings: a dict of what the run must have in common with one that it resumes
-    inputs: folders and files that are read; `out` must be none of them, nor hold one of the files
+    inputs: folders and files that are read, or None; `out` may be none of these folders, nor the
+        folder in which one of these files lies
 
     If the folder is not empty, resume or overwrite must be True:
     - To resume, the folder must hold a run of this script.
@@ -745,14 +750,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     """
     if out == "":
         raise ValueError("--out is empty; give the name of a folder")
-    for path in inputs:
-        if path is None:
-            continue
-        path = os.path.realpath(path)                    # of a link: where the file is
-        if os.path.isfile(path):
-            path = os.path.dirname(path)
-        if path == os.path.realpath(out):
-            raise ValueError(f"--out {out}: this folder is read from; choose another one")
+    check_inputs(out, inputs)
     run_path = os.path.join(out, RUN_FILE)
     run_before = read_run(out)                           # of the run whose files are there now
     check_owner(out, script, resume, overwrite)
@@ -772,6 +770,18 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
             yield
         finally:
             remove_unused(out)                           # while the folder is still locked
+
+
+def check_inputs(out, inputs):
+    """Raise ValueError if the folder `out` is one that is read from. inputs: see run_folder"""
+    for path in inputs:
+        if path is None:
+            continue
+        path = os.path.realpath(path)                    # of a link: where the file is
+        if os.path.isfile(path):
+            path = os.path.dirname(path)
+        if path == os.path.realpath(out):
+            raise ValueError(f"--out {out}: this folder is read from; choose another one")
 
 
 def is_still_at(file, path):
@@ -912,7 +922,7 @@ def remove_run(out):
             os.rmdir(os.path.join(out, folder))
 
 
-# What lock() answers: this process has the lock; another one has it; there are no locks, as on
+# What lock() answers: the file has the lock; another open file has it; there are no locks, as on
 # Windows and on some network disks.
 LOCKED = "locked"
 TAKEN = "taken"
@@ -920,10 +930,8 @@ NO_LOCKS = "no locks"
 
 
 def lock(file):
-    """Lock an open file for this process -> LOCKED, TAKEN or NO_LOCKS.
-
-    The lock ends when the file is closed or the process dies.
-    """
+    """Lock an open file -> LOCKED, TAKEN or NO_LOCKS. No other open file of the same path can be
+    locked until this one is closed or its process dies."""
     if fcntl is None:
         return NO_LOCKS
     try:
@@ -1046,7 +1054,7 @@ def read_text(path):
 
 
 def read_json(path):
-    """Read a file that is one JSON object -> dict. ValueError and FileNotFoundError name it."""
+    """Read a file that is one JSON object -> dict. ValueError and OSError name the file."""
     text = read_text(path)
     with parsing(path, "a JSON object"):
         return parse_json_object(text)
@@ -1061,11 +1069,8 @@ def check_readable(path):
 
 
 def parse_json_object(text):
-    """Parse a text that is one JSON object -> dict. ValueError if it is anything else.
-
-    A name that occurs twice in an object is an error, and so is half a character such as \\ud800,
-    which cannot be written as UTF-8.
-    """
+    """Parse a text that is one JSON object -> dict. ValueError if it is anything else, if a name
+    occurs twice in an object, or if there is half a character such as \\ud800."""
     value = json.loads(text, object_pairs_hook=object_of_pairs, parse_int=parse_json_integer)
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")

@@ -18,7 +18,7 @@ from contextlib import suppress
 # ---- Ctrl-C -----------------------------------------------------------------------------
 
 def end_at_interrupt():
-    """From now on Ctrl-C prints one line and ends this program with status 130, as in a shell.
+    """Let Ctrl-C print one line and end this program with status 130, as in a shell.
 
     A program that a shell script has started with & ignores Ctrl-C: then the signal does not have
     Python's default handler, and this function leaves it so.
@@ -86,8 +86,8 @@ def is_about_memory(error):
         return True
     if not isinstance(error, RuntimeError):
         return False
-    # torch on Windows says "not enough memory".
-    pattern = "out of memory|allocate memory|not enough memory"
+    # torch on Windows says "not enough memory", NVIDIA's libraries say "..._ALLOC_FAILED".
+    pattern = "out of memory|allocate memory|not enough memory|ALLOC_FAILED|ALLOCATION_FAILED"
     return re.search(pattern, str(error)) is not None
 
 
@@ -104,9 +104,9 @@ def run_command(name, action):
         # The program began with standard error closed (2>&-). Its messages and the progress bars
         # of tqdm have to go somewhere.
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
-    ends_at_interrupt = signal.getsignal(signal.SIGINT) is handle_interrupt
+    has_our_handler = signal.getsignal(signal.SIGINT) is handle_interrupt
     try:
-        if ends_at_interrupt:
+        if has_our_handler:
             # The imports are done. In the action Ctrl-C raises, so that clauses with `finally` run.
             signal.signal(signal.SIGINT, signal.default_int_handler)
         action()
@@ -138,5 +138,5 @@ def run_command(name, action):
         print_error(name, f"the tokenizers library gave up: {error}")
         return 2
     finally:
-        if ends_at_interrupt:
+        if has_our_handler:
             signal.signal(signal.SIGINT, handle_interrupt)

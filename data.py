@@ -50,14 +50,14 @@ from tqdm import tqdm
 
 from checkpoint import (TOKENIZER_FILES, fetch, first_few, parsing, read_json, read_text,
                         replace_file, write_json)
-from command import CommandParser, run_command
+from command import CommandParser, printable, run_command
 
 HOME = os.path.expanduser("~")
 if HOME == "~":                     # there is no home folder, as in some containers
     HOME = tempfile.gettempdir()
 CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
-DECIDING_CHARACTERS = 10_000        # of a document's beginning; their hash says if it is held out
+DECIDING_CHARACTERS = 10_000        # so many at its beginning decide if a document is held out
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
 SAMPLE = 20_000                     # characters that count_characters looks at
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
@@ -113,10 +113,10 @@ def mask_tokens(ids, tokenizer, rng):
 
 # What random numbers are drawn for. A generator is seeded with [seed, purpose, step or epoch], so
 # each purpose has random numbers of its own, and those of a step do not depend on earlier steps.
-ORDERS = 1                          # the order of the sequences in an epoch
-MASKS = 2                           # the masks of a step
-DEPTHS = 3                          # the depths of the elastic loss in a step (see distill.py)
-TASK_ORDERS = 3                     # the order in fine-tuning, which draws no depths
+RNG_ORDERS = 1                      # the order of the sequences in an epoch
+RNG_MASKS = 2                       # the masks of a step
+RNG_DEPTHS = 3                      # the depths of the elastic loss in a step (see distill.py)
+RNG_TASK_ORDERS = 3                 # the order in fine-tuning, which draws no depths
 
 
 class MaskedBatches:
@@ -153,13 +153,13 @@ class MaskedBatches:
             epoch, index_in_epoch = divmod(index, self.count)
             order = self.order_of_epoch(epoch)
             numbers.append(order[index_in_epoch])
-        rng = np.random.default_rng([self.seed, MASKS, step])
+        rng = np.random.default_rng([self.seed, RNG_MASKS, step])
         return mask_tokens(self.sequences(numbers), self.tokenizer, rng)
 
     def order_of_epoch(self, epoch):
         """Return the order of the sequences in an epoch. The order last used is kept."""
         if epoch != self.last_epoch:
-            rng = np.random.default_rng([self.seed, ORDERS, epoch])
+            rng = np.random.default_rng([self.seed, RNG_ORDERS, epoch])
             self.last_order = rng.permutation(self.count)
             self.last_epoch = epoch
         return self.last_order
@@ -285,10 +285,10 @@ def read_backend(path):
 def check_backend(backend):
     """Raise ValueError if a tokenizer of the tokenizers library does not turn unknown words into
     [UNK], or if it would take too long for long words."""
-    # Both calls raise an error if the vocabulary has no token for an unknown or a very long word.
-    encoding = backend.encode("\ua66e", add_special_tokens=False)             # a very rare letter
+    # Both calls raise an error if the vocabulary has no token for a very long or an unknown word.
     backend.encode("a" * 1000)
-    if not encoding.ids:
+    rare_letter = backend.encode("\ua66e", add_special_tokens=False)
+    if not rare_letter.ids:
         raise ValueError("words that it does not know vanish: its model has no unk_token")
     # Some kinds of models have no unk_token, because they know every word.
     unk_token = getattr(backend.model, "unk_token", None)
@@ -396,37 +396,58 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     """
     if not 100 <= size <= 2**20:
         raise ValueError(f"--train-tokenizer {size}: the size must be from 100 to {2**20} tokens")
-    if out == "":
-        raise ValueError("--out is empty; give the name of a folder")
-    if os.path.exists(out) and not os.path.isdir(out):
-        raise ValueError(f"{out}: this is not a folder")
-    for name in ("tokenizer.json", "vocab.txt"):
-        if os.path.exists(os.path.join(out, name)):
-            raise ValueError(f"{out}: it has a {name} already; choose another --out")
     config = WORDPIECE_CONFIG | {"do_lower_case": lowercase}
-    config_path = os.path.join(out, "tokenizer_config.json")
-    # A run that was stopped after it had written this file may be repeated.
-    if os.path.exists(config_path) and read_json(config_path) != config:
-        raise ValueError(f"{out}: it has another tokenizer_config.json already; choose another "
-                         "--out")
+    check_vocabulary_folder(out, config)
+    corpus = list_of_paths(corpus)
+    files = corpus_files(corpus)
+    # The learning may take hours. So the folder is made before, in case that this is not possible.
+    os.makedirs(out, exist_ok=True)
+    try:
+        words = learn_words(files, size, lowercase, text_column)
+        if not words:
+            raise ValueError(f"{first_few(corpus)}: there is no text in the corpus")
+    except BaseException:
+        with suppress(OSError):                          # rmdir removes only an empty folder
+            os.rmdir(out)
+        raise
+    write_json(os.path.join(out, "tokenizer_config.json"), config)
+    with replace_file(os.path.join(out, "vocab.txt")) as file:
+        for word in SPECIAL_TOKENS + words:
+            file.write(f"{word}\n".encode())
+    return Tokenizer(out)
+
+
+def learn_words(files, size, lowercase, text_column):
+    """Learn the tokens of a vocabulary from the files of a corpus -> a list, sorted, without the
+    special tokens."""
     # The training fills this empty vocabulary. It uses the way in which the tokenizer normalises a
     # text and splits it into words.
     backend = make_wordpiece([], lowercase)
     trainer = tokenizers.trainers.WordPieceTrainer(
         vocab_size=size, special_tokens=SPECIAL_TOKENS, show_progress=False)
-    corpus = list_of_paths(corpus)
-    lines = (line for line in read_corpus(corpus, text_column) if line)
+    lines = (line for line in read_corpus(files, text_column) if line)
     backend.train_from_iterator(lines, trainer)
-    # The words are sorted, because the order that the library gives varies from run to run.
-    words = sorted(set(backend.get_vocab()) - set(SPECIAL_TOKENS))
-    if not words:
-        raise ValueError(f"{corpus[0]}: there is no text in the corpus")
-    os.makedirs(out, exist_ok=True)
-    write_json(config_path, config)
-    with replace_file(os.path.join(out, "vocab.txt")) as file:
-        for word in SPECIAL_TOKENS + words:
-            file.write(f"{word}\n".encode())
-    return Tokenizer(out)
+    # The order that the library gives varies from run to run.
+    return sorted(set(backend.get_vocab()) - set(SPECIAL_TOKENS))
+
+
+def check_vocabulary_folder(out, config):
+    """Raise ValueError if a vocabulary with this tokenizer_config.json, a dict, cannot be written
+    into the folder `out`, because it is a file or has a tokenizer already."""
+    if out == "":
+        raise ValueError("--out is empty; give the name of a folder")
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise ValueError(f"{out}: this is not a folder")
+    if os.path.exists(out) and not os.access(out, os.W_OK):
+        raise ValueError(f"{out}: this user may not write into this folder")
+    for name in ("tokenizer.json", "vocab.txt", "added_tokens.json"):
+        if os.path.exists(os.path.join(out, name)):
+            raise ValueError(f"{out}: it has a {name} already; choose another --out")
+    config_path = os.path.join(out, "tokenizer_config.json")
+    # A run that was stopped after it had written this file may be repeated.
+    if os.path.exists(config_path) and read_json(config_path) != config:
+        raise ValueError(f"{out}: it has another tokenizer_config.json already; choose another "
+                         "--out")
 
 
 # ---- Token files ------------------------------------------------------------------------
@@ -448,7 +469,7 @@ class TokenFile:
                 raise ValueError(f"{path}: not a token file: {file_path} is not there, or is not a "
                                  "regular file")
         description = read_json(f"{path}.json")
-        kind = "a whole token file; data.py makes it anew if it and its .json are deleted"
+        kind = "a whole token file (data.py makes it anew if it and its .json are deleted)"
         with parsing(path, kind):
             dtype = {"uint16": np.uint16, "uint32": np.uint32}[description["dtype"]]
             num_train = description["train"]
@@ -537,13 +558,14 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
     made in another way, they are made anew, or, with overwrite=False, this is a ValueError.
     """
     corpus = list_of_paths(corpus)
-    files = [os.path.abspath(path) for path in corpus_files(corpus)]
-    for file_path in files:
+    files = corpus_files(corpus)
+    absolute_paths = [os.path.abspath(path) for path in files]
+    for file_path in absolute_paths:
         if NUL_OR_SURROGATE.search(file_path):           # it could not be written as UTF-8
             raise ValueError(f"{ascii(file_path)}: not a name in UTF-8")
     if NUL_OR_SURROGATE.search(text_column):
         raise ValueError(f"--text {ascii(text_column)}: not a name in UTF-8")
-    made_from = facts_of_tokens(files, tokenizer, text_column)
+    made_from = facts_of_tokens(absolute_paths, tokenizer, text_column)
     token_file = tokens_made_before(out, made_from, overwrite)
     if token_file is not None:
         return token_file
@@ -609,13 +631,13 @@ def check_counts(counts, corpus, tokenizer):
     """Raise ValueError if a corpus has no text, or if most of it has become [UNK]. Print a warning
     if over a tenth of it has."""
     if not counts.has_text:
-        raise ValueError(f"{corpus[0]}: there is no text in the corpus")
+        raise ValueError(f"{first_few(corpus)}: there is no text in the corpus")
+    message = (f"{first_few(corpus)}: {counts.unknown_share:.0%} of the characters become [UNK] "
+               f"with the tokenizer in {tokenizer.path}")
     if counts.unknown_share > 0.5:
-        raise ValueError(f"{corpus[0]}: {counts.unknown_share:.0%} of the characters become [UNK] "
-                         f"with the tokenizer in {tokenizer.path}: {UNKNOWN_CHARACTERS_REMEDY}")
+        raise ValueError(f"{message}: {UNKNOWN_CHARACTERS_REMEDY}")
     if counts.unknown_share > 0.1:
-        print(f"warning: {first_few(corpus)}: {counts.unknown_share:.0%} of the characters become "
-              f"[UNK] with the tokenizer in {tokenizer.path}", file=sys.stderr)
+        print(f"warning: {printable(message)}", file=sys.stderr)
 
 
 def sizes_of_parts(counts, corpus):
@@ -628,9 +650,9 @@ def sizes_of_parts(counts, corpus):
         return counts.num_train, counts.num_valid
     num_tokens = counts.num_train + counts.num_valid
     num_valid = max(1, num_tokens // HOLD_OUT_ONE_IN)
-    print(f"{first_few(corpus)}: there are too few different documents to hold out one in "
-          f"{HOLD_OUT_ONE_IN}: the last {num_valid} tokens are held out instead (in a .txt a blank "
-          "line ends a document)", file=sys.stderr)
+    print(f"{printable(first_few(corpus))}: there are too few different documents to hold out one "
+          f"in {HOLD_OUT_ONE_IN}: the last {num_valid} tokens are held out instead (in a .txt a "
+          "blank line ends a document)", file=sys.stderr)
     return num_tokens - num_valid, num_valid
 
 
@@ -655,7 +677,7 @@ def check_token_file_name(out):
         raise ValueError(f"--out {out!r} is not the name of a file")
     if not out.endswith(".bin"):                         # by this open_corpus recognises it
         raise ValueError(f"--out {out}: the name of a token file must end in .bin")
-    if os.path.exists(f"{out}.json") and '"made_from"' not in read_text(f"{out}.json"):
+    if os.path.exists(f"{out}.json") and "made_from" not in read_json(f"{out}.json"):
         raise ValueError(f"{out}.json exists and is not the description of a token file")
 
 
@@ -686,14 +708,13 @@ def write_tokens(file, lines, tokenizer, dtype):
             texts = [line for line, _ in batch]
             encoded = tokenizer.encode(texts)
             # A short corpus is a single batch. So the first batch has a larger sample than others.
-            most = SAMPLE
+            sample_size = SAMPLE
             if batch_number > 0:
-                most = SAMPLE // 4
-            characters_here, unknown_here = count_characters(texts, tokenizer, most)
-            # The sample stands for the whole batch.
-            size = sum(len(text) for text in texts)
-            num_characters += size
-            num_unknown += size * unknown_here / max(1, characters_here)
+                sample_size = SAMPLE // 4
+            characters_here = sum(len(text) for text in texts)
+            share = estimate_unknown_share(texts, tokenizer, sample_size)
+            num_characters += characters_here
+            num_unknown += share * characters_here
             for (line, held_out), ids in zip(batch, encoded):
                 is_end_of_document = line == ""
                 if is_end_of_document:
@@ -714,19 +735,26 @@ def write_tokens(file, lines, tokenizer, dtype):
     return TokenCounts(num_train, num_valid, has_text, unknown_share)
 
 
+def estimate_unknown_share(texts, tokenizer, sample_size):
+    """Estimate which part of the characters of texts become [UNK] -> 0 to 1. See count_characters.
+    """
+    num_counted, num_unknown = count_characters(texts, tokenizer, sample_size)
+    return num_unknown / max(1, num_counted)
+
+
 # The end of a message about a text that becomes [UNK].
 UNKNOWN_CHARACTERS_REMEDY = ("the tokenizer is of another language, or spaces must be put between "
                              "the words, because over 100 letters in a row are one [UNK]")
 
 
-def count_characters(texts, tokenizer, most=SAMPLE):
+def count_characters(texts, tokenizer, sample_size=SAMPLE):
     """Count the characters of texts, without white space -> (all, those that become [UNK]).
 
     An [UNK] stands for a whole word, for example for one of over 100 characters. Thai has no spaces
     between words, so there a few [UNK] may stand for most of a text. So characters are counted.
 
     To find out which characters a token stands for takes time. So if the texts have more than
-    `most` characters, only about so many are counted, in pieces that are drawn at random.
+    `sample_size` characters, only about so many are counted, in pieces that are drawn at random.
     """
     pieces = []                                          # of at most 1,000 characters
     for text in texts:
@@ -734,8 +762,8 @@ def count_characters(texts, tokenizer, most=SAMPLE):
             pieces.append(text[begin:begin + 1000])
     num_pieces = len(pieces)
     total = sum(len(piece) for piece in pieces)
-    if total > most:
-        num_pieces = math.ceil(num_pieces * most / total)
+    if total > sample_size:
+        num_pieces = math.ceil(num_pieces * sample_size / total)
     sample = random.Random(0).sample(pieces, num_pieces)
     encodings = tokenizer.backend.encode_batch(sample, add_special_tokens=False)
     num_characters = 0
@@ -760,13 +788,11 @@ def mark_held_out(lines):
     """
     waiting = []                                         # lines that wait for the decision
     num_characters = 0                                   # in these
-    in_document = False                                  # whether one has begun
     held_out = None                                      # None: it is not decided yet
     for line in lines:
         ends_document = line == ""
-        if ends_document and not in_document:            # an empty line before a document
+        if ends_document and not waiting:                # an empty line before a document
             continue
-        in_document = True
         if held_out is None:
             waiting.append(line)
             num_characters += len(line)
@@ -780,7 +806,6 @@ def mark_held_out(lines):
         if ends_document:
             waiting = []
             num_characters = 0
-            in_document = False
             held_out = None
 
 
@@ -843,8 +868,8 @@ def corpus_files(corpus):
             raise ValueError(f"{path}: no .txt, .jsonl or .csv (or one as .gz, .bz2, .xz) there")
         num_skipped = len(candidates) - len(found)
         if num_skipped > 0:
-            print(f"{path}: skipped files: {num_skipped}; they are not .txt, .jsonl or .csv, or "
-                  "no regular files, or a name begins with a dot", file=sys.stderr)
+            print(f"{printable(path)}: skipped files: {num_skipped}; they are not .txt, .jsonl or "
+                  ".csv, or no regular files, or a name begins with a dot", file=sys.stderr)
         files += found
     counts = Counter(os.path.abspath(file_path) for file_path in files)
     for file_path, count in counts.items():
@@ -892,7 +917,7 @@ def read_corpus(corpus, text_column="text"):
     files = corpus_files(corpus)
     has_columns = any(CORPUS_FILE.fullmatch(path)[1].lower() != ".txt" for path in files)
     if text_column != "text" and not has_columns:
-        raise ValueError(f"--text {text_column}: {corpus[0]} has no columns")
+        raise ValueError(f"--text {text_column}: {first_few(files)}: a .txt has no columns")
     num_bytes = sum(os.path.getsize(path) for path in files)
     counts_of_corpus = CharacterCounts()
     with tqdm(desc="reading the corpus", total=num_bytes, unit="B", unit_scale=True,
@@ -922,6 +947,7 @@ class CharacterCounts:
     undecoded: int = 0      # bytes that are not UTF-8
     nuls: int = 0
     escapes: int = 0        # of the .jsonl: NULs and half characters that are written as escapes
+    empty: int = 0          # documents of a .jsonl or a .csv that have no text
 
     def add(self, other):
         """Add the CharacterCounts of another text."""
@@ -929,6 +955,7 @@ class CharacterCounts:
         self.undecoded += other.undecoded
         self.nuls += other.nuls
         self.escapes += other.escapes
+        self.empty += other.empty
 
 
 def read_corpus_file(path, bar, text_column, counts):
@@ -960,7 +987,7 @@ def read_corpus_file(path, bar, text_column, counts):
         elif kind == ".jsonl":
             lines = lines_of_jsonl(path, stream, text_column, counts)
         else:
-            lines = lines_of_csv(path, stream, text_column)
+            lines = lines_of_csv(path, stream, text_column, counts)
         for line in lines:
             bytes_read = bytes_before + raw.tell()
             bar.update(bytes_read - bar.n)               # update() wants the increase
@@ -973,14 +1000,16 @@ def read_corpus_file(path, bar, text_column, counts):
     check_encoding(path, counts)
     num_replaced = counts.undecoded + counts.nuls + counts.escapes
     if num_replaced > 0:
-        tqdm.write(f"{path}: replaced {num_replaced} NULs, half characters or bytes that are not "
-                   "UTF-8", sys.stderr)
+        tqdm.write(f"{printable(path)}: replaced {num_replaced} NULs, half characters or bytes "
+                   "that are not UTF-8", sys.stderr)
+    if counts.empty > 0:
+        tqdm.write(f"{printable(path)}: documents without a text: {counts.empty:,}", sys.stderr)
 
 
 def replace_unreadable(line, counts):
     """Replace NULs and surrogates in a line by U+FFFD and add their numbers to counts, a
     CharacterCounts. Surrogates are added to undecoded: nearly all were bytes that are not UTF-8."""
-    # Of NULs and surrogates only NULs are in ASCII. So most lines need no search.
+    # No surrogate is ASCII. So an ASCII line without a NUL, as most are, needs no search.
     if line.isascii() and "\0" not in line:
         return line
     replaced, num_replaced = NUL_OR_SURROGATE.subn("\ufffd", line)
@@ -1036,10 +1065,11 @@ def lines_of_jsonl(path, stream, text_column, counts):
     """
     for number, row in enumerate(lines_of_text(path, stream, LONGEST_ROW), start=1):
         if row.strip():
-            kind = f"a JSON object with a text {text_column!r}"
-            if len(row) == LONGEST_ROW and not row.endswith("\n"):
-                # This is the first piece of a longer row, so it cannot be read as JSON.
+            is_piece = len(row) == LONGEST_ROW and not row.endswith("\n")
+            if is_piece:                                 # of a longer row: it cannot be JSON
                 kind = f"a JSON object of at most {LONGEST_ROW} characters"
+            else:
+                kind = f"a JSON object with a text {text_column!r}"
             with parsing(f"{path}:{number}", kind):
                 document = document_of_row(row, text_column)
             # json.loads turns the escapes \u0000 and \ud800 into a NUL and half a character. If the
@@ -1048,6 +1078,8 @@ def lines_of_jsonl(path, stream, text_column, counts):
             if "\\u" in row and not NUL_OR_SURROGATE.search(row):
                 document, num_escapes = NUL_OR_SURROGATE.subn("\ufffd", document)
                 counts.escapes += num_escapes
+            if document.strip() == "":
+                counts.empty += 1
             yield from lines_of_document(document)
 
 
@@ -1056,7 +1088,10 @@ def document_of_row(row, text_column):
     or if the field is no text."""
     # strict=False allows tabs and other control characters in a text. Half a character such as
     # \ud800 is no error: lines_of_jsonl replaces it.
-    value = json.loads(row, strict=False)
+    try:
+        value = json.loads(row, strict=False)
+    except json.JSONDecodeError as error:                # its text would count lines in the row
+        raise ValueError(f"{error.msg}, at character {error.pos + 1}") from error
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
     if text_column not in value:
@@ -1067,15 +1102,19 @@ def document_of_row(row, text_column):
     if document is None:                                 # as an empty cell of a .csv
         return ""
     if not isinstance(document, str):
-        raise ValueError(f"{text_column!r} is a {type(document).__name__}")
+        raise ValueError(f"{text_column!r} is {document!r:.60}, which is no text")
     return document
 
 
-def lines_of_csv(path, stream, text_column):
-    """Yield the lines of the documents in a .csv, a row each, and an empty one after each."""
+def lines_of_csv(path, stream, text_column, counts):
+    """Yield the lines of the documents in a .csv, a row each, and an empty one after each.
+
+    A document without text is added to the empty ones of counts, a CharacterCounts.
+    """
     header = None                                        # the names of the columns
     with parsing(path, "a readable .csv"):
-        for number, cells in rows_of_csv(lines_within_limit(stream), "line "):
+        lines = lines_within_limit(stream)
+        for number, cells in rows_of_csv(lines, place="line "):
             if header is None:                           # this is the first row
                 check_columns(cells, text_column)
                 header = cells
@@ -1084,7 +1123,10 @@ def lines_of_csv(path, stream, text_column):
             elif len(cells) <= header.index(text_column):
                 raise ValueError(f"line {number} has too few columns")
             else:
-                yield from lines_of_document(cells[header.index(text_column)])
+                document = cells[header.index(text_column)]
+                if document.strip() == "":
+                    counts.empty += 1
+                yield from lines_of_document(document)
         if header is None:
             raise ValueError(f"it has no column {text_column!r}, because it is empty")
 
@@ -1184,9 +1226,10 @@ class ConcatenatedStreams(io.RawIOBase):
                 self.packed = self.raw.read(BLOCK_SIZE)
                 if self.packed == b"":
                     raise EOFError("the file ends inside a compressed stream")
-            unpacked = self.decompressor.decompress(self.packed, len(buffer))
-            # Of these bytes the decompressor itself keeps what it has not unpacked yet.
+            # The decompressor keeps what it does not unpack now, for its next call.
+            block = self.packed
             self.packed = b""
+            unpacked = self.decompressor.decompress(block, len(buffer))
         buffer[:len(unpacked)] = unpacked
         return len(unpacked)
 

@@ -1,4 +1,4 @@
-r"""Distil a BERT teacher into a recursive student, as MiniALBERT does
+r"""Distil a BERT teacher into a recursive student, as in the MiniALBERT paper
 (arXiv 2210.06425).
 
     python distill.py
@@ -56,22 +56,23 @@ from tqdm import tqdm
 from checkpoint import (claim_folder, fetch, load, naming_file, parsing, restore_training_state,
                         run_folder, save, save_training_state)
 from command import CommandParser, is_about_memory, one_line, printable, run_command
-from data import CACHE, DEPTHS, MaskedBatches, Tokenizer, num_to_mask, open_corpus
+from data import CACHE, RNG_DEPTHS, MaskedBatches, Tokenizer, num_to_mask, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
-                        layer_of_each_recursion, merge_corrections)
+                        merge_corrections, split_evenly)
 
 # The weights of the losses. The embedding loss is only for ablations. The weight of the elastic
 # loss depends on the recipe, and --recipe paper has the authors' weights: see RECIPES.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 10.0, "output": 5.0, "embedding": 0.0}
 LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
+EAGER_ROWS = 16         # in a compiled run the few batches that are not compiled have such pieces
 
 
 # ---- The losses -------------------------------------------------------------------------
-# A batch can be cut into micro-batches, to save memory or to share it among processes. Their
-# gradients add up before the weights change (gradient accumulation). So each function returns a sum
-# over the tokens or masked places of a micro-batch, and the class Distillation divides this sum by
-# the number of tokens or masked places in the whole batch. The results of all micro-batches then
-# add up to the mean over the batch.
+# Each of these functions returns a sum. Distillation.compute_losses makes a mean of it: it divides
+# the attention and the hidden loss by the number of tokens in the whole batch, and the others by
+# the number of masked places. For a batch can be cut into micro-batches, to save memory or to share
+# it among processes. Their losses and gradients then add up to those of the whole batch (gradient
+# accumulation).
 
 def mlm_loss(logits, labels):
     """Compute the cross-entropy (nats) of logits (M, V) with true tokens (M,), summed over M."""
@@ -91,8 +92,10 @@ def attention_loss(student_map, teacher_map):
     """
     check_same_shape(student_map, teacher_map)
     H = student_map.shape[1]
-    # F.kl_div(log q, log p) is KL(p || q): the student comes first.
-    total = F.kl_div(student_map, teacher_map, reduction="sum", log_target=True)
+    log_p = teacher_map
+    log_q = student_map
+    # F.kl_div takes its arguments the other way round: its KL(p || q) is kl_div(log q, log p).
+    total = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
     return total / H
 
 
@@ -191,8 +194,10 @@ def states_after(hidden, positions, depths):
     for state in hidden[1:-1]:                           # after 1, 2, ..., R - 1 recursions
         gathered.append(state.flatten(0, 1)[positions])  # (m, C)
     states = torch.stack(gathered)                       # (R - 1, m, C)
-    place = torch.arange(len(positions), device=positions.device)             # 0, 1, ..., m - 1
-    return states[depths - 1, place]                     # states[0] are those after 1 recursion
+    # Two index tensors of the same shape are read in pairs: row i of the result is
+    # states[depths[i] - 1, i]. The 1 is subtracted because states[0] are those after 1 recursion.
+    i = torch.arange(len(positions), device=positions.device)                 # 0, 1, ..., m - 1
+    return states[depths - 1, i]
 
 
 class Distillation:
@@ -204,13 +209,13 @@ class Distillation:
         random for each masked place
     temperature: of the output loss and the elastic loss
     micro_batch_size: sequences that go through the models at once; 0: all that this process has of
-        the batch (see split_batch)
+        the batch. If the processes cannot share a batch evenly, some make a further pass, see
+        split_batch
     processes: a Processes, which says how many share a batch and which of them this is; None: this
         is the only one
     bf16: multiply matrices in bfloat16
     compile_losses: let torch.compile fuse the operations
-    cuda_graphs: let a GPU start all compiled operations of a pass at once; only if compile_losses,
-        and only for batches in which each sequence has num_to_mask(T) masked places
+    cuda_graphs: let a GPU start all compiled operations of a pass at once; only if compile_losses
     ValueError if a loss is not possible with these models, or CUDA graphs with micro-batches. (That
     two widths or vocabularies differ is found at the first batch.)
     """
@@ -225,6 +230,10 @@ class Distillation:
         self.bf16 = bf16
         self.tokens_per_step = batches.batch_size * batches.T
         self.micro_batch_bounds = split_batch(batches.batch_size, micro_batch_size, processes)
+        small = EAGER_ROWS
+        if micro_batch_size > 0:
+            small = min(small, micro_batch_size)
+        self.small_bounds = split_batch(batches.batch_size, small, processes)
         if teacher is not None:
             teacher.requires_grad_(False)
             teacher.eval()                               # its dropout stays off
@@ -239,18 +248,16 @@ class Distillation:
         if "attention" in loss_weights:
             self.recursions_with_map = [r for r, _ in self.pairs]
             self.layers_with_map = [layer for _, layer in self.pairs]
-        # What losses_of_micro_batches calls: compute_losses itself, or the same compiled.
-        self.compute = self.compute_losses
-        self.compute_as_graph = None                     # the same as a CUDA graph, if wanted
+        self.compiled_losses = None                      # compute_losses, compiled if wanted
         if compile_losses:
-            self.compute = torch.compile(self.compute_losses)
-        if compile_losses and cuda_graphs:
-            if len(self.micro_batch_bounds) > 1:
-                # A CUDA graph writes its results, the gradients too, to the same memory each time.
-                # So the gradients of a micro-batch would be lost when the next one begins.
-                raise ValueError("CUDA graphs and micro-batches do not go together")
-            self.compute_as_graph = torch.compile(self.compute_losses,
-                                                  options={"triton.cudagraphs": True})
+            options = {}
+            if cuda_graphs:
+                options["triton.cudagraphs"] = True
+            self.compiled_losses = torch.compile(self.compute_losses, options=options)
+        if compile_losses and cuda_graphs and len(self.micro_batch_bounds) > 1:
+            # A CUDA graph writes its results, the gradients too, to the same memory each time. So
+            # the gradients of a micro-batch would be lost when the next one begins.
+            raise ValueError("CUDA graphs and micro-batches do not go together")
 
     def check_losses(self):
         """Raise ValueError if a loss is not possible with these models."""
@@ -327,6 +334,7 @@ class Distillation:
         """Yield the losses {name: scalar} of each micro-batch of this process in a step.
 
         Summed over the micro-batches of all processes they are the means over the whole batch.
+        (The means of the attention and the hidden losses are added up over the pairs of layers.)
         """
         ids, positions, labels = self.batches.batch(step)     # the whole batch
         shape = (self.batches.batch_size, self.batches.T)
@@ -335,11 +343,11 @@ class Distillation:
                              f"and T of the batches say {shape}")
         depths = self.draw_depths(step, len(positions))
         num_masked = max(1, len(positions))              # it is a divisor, so it must not be 0
-        compute = self.choose_function(len(positions))   # compute_losses, perhaps compiled
+        compute, micro_batch_bounds = self.choose_function(len(positions))
         T = self.batches.T
         rows = positions // T                            # (M,): the row of each masked place
         device = device_of(self.student)
-        for begin, end in self.micro_batch_bounds:       # the rows from begin to end - 1
+        for begin, end in micro_batch_bounds:            # the rows from begin to end - 1
             is_inside = (begin <= rows) & (rows < end)   # (M,)
             # The flattened ids of the micro-batch begin with row begin, not with row 0.
             shifted_positions = positions[is_inside] - begin * T
@@ -350,17 +358,21 @@ class Distillation:
             yield losses
 
     def choose_function(self, num_masked):
-        """Return the function that computes the losses of a batch with so many masked places.
+        """Choose how a batch with so many masked places is computed -> (the function that computes
+        the losses, the bounds of the micro-batches).
 
-        The shapes of all tensors in a CUDA graph are fixed, and so is num_masked, the number of
-        masked places in the whole batch. So the graph is for batches in which each sequence has
-        num_to_mask(T) of them. A sequence in which most tokens are special, such as [UNK], may have
-        fewer. A batch with such a sequence is computed without the graph, by all processes.
+        In a compiled function the shapes of all tensors are fixed, and so is num_masked, the number
+        of masked places in the whole batch. So it is for the usual batches, in which each sequence
+        has num_to_mask(T) of them. A sequence in which most tokens are special, such as [UNK], may
+        have fewer. A batch with such a sequence is computed as it is, by all processes. That takes
+        more memory, so it is computed in small pieces.
         """
         usual_number = self.batches.batch_size * num_to_mask(self.batches.T)
-        if self.compute_as_graph is not None and num_masked == usual_number:
-            return self.compute_as_graph
-        return self.compute
+        if self.compiled_losses is None:
+            return self.compute_losses, self.micro_batch_bounds
+        if num_masked == usual_number:
+            return self.compiled_losses, self.micro_batch_bounds
+        return self.compute_losses, self.small_bounds
 
     def draw_depths(self, step, num_masked):
         """Draw a depth for each masked place -> (M,). The elastic loss takes the hidden state of
@@ -370,7 +382,7 @@ class Distillation:
         alone. (If R is 1, all depths are 1, and there is no elastic loss that would use them.)
         """
         R = self.student.config.num_hidden_layers
-        rng = np.random.default_rng([self.batches.seed, DEPTHS, step])
+        rng = np.random.default_rng([self.batches.seed, RNG_DEPTHS, step])
         return rng.integers(1, max(2, R), size=num_masked)
 
 
@@ -502,10 +514,9 @@ def start_layers(student, teacher):
     G = student.config.num_hidden_groups
     if G > L:
         raise ValueError(f"the student has {G} layers, but the teacher has only {L}")
-    # The teacher's L layers are cut into G runs of neighbours, just as layer_of_each_recursion cuts
-    # recursions. For L = 4 and G = 2 it returns [0, 0, 1, 1]: the student's layer 0 replaces the
-    # teacher's layers 0 and 1, and its layer 1 replaces the teacher's layers 2 and 3.
-    student_layer_of = layer_of_each_recursion(L, G)
+    # For L = 4 and G = 2 this is [0, 0, 1, 1]: the student's layer 0 replaces the teacher's layers
+    # 0 and 1, and its layer 1 replaces the teacher's layers 2 and 3.
+    student_layer_of = split_evenly(L, G)
     for g, layer in enumerate(student.layers):
         replaced = [i for i in range(L) if student_layer_of[i] == g]
         quarter = len(replaced) // 4                     # rounded down
@@ -818,19 +829,18 @@ def check_finite_step(steps_done, totals, gradient_norm, lr):
 
 
 def held_out_scores(evaluate_model, steps_done):
-    """Measure the model -> its scores as items of a line of the log: {"valid_NAME": value}."""
-    scores = evaluate_model()
-    check_finite_scores(steps_done, scores)
-    return {f"valid_{name}": value for name, value in scores.items()}
+    """Measure the model -> its scores as items of a line of the log: {"valid_NAME": value}.
 
-
-def check_finite_scores(steps_done, scores):
-    """Raise FloatingPointError if one of the scores {name: value} is not finite. The last update
-    can spoil the model, although its gradient was finite."""
-    for name, value in scores.items():
+    FloatingPointError if a score is not finite: the last update can spoil the model, although its
+    gradient was finite.
+    """
+    items = {}
+    for name, value in evaluate_model().items():
         if not math.isfinite(value):
             raise FloatingPointError(f"step {steps_done}: the held-out {name} is {value}; no "
                                      "checkpoint of this step was written")
+        items[f"valid_{name}"] = value
+    return items
 
 
 def stop_run(signals, steps_done, options, processes):
@@ -839,8 +849,9 @@ def stop_run(signals, steps_done, options, processes):
           "the same command, with --resume and without --overwrite, goes on from there")
     # When one process ends, torchrun soon ends the others. So all wait here until the first one has
     # written its checkpoint.
-    if processes.world > 1:
+    if processes.world_size > 1:
         dist.barrier()
+        leave_processes()
     # If only another process has received a signal, this one does not know which.
     signal_number = signal.SIGTERM
     if signals:
@@ -925,7 +936,7 @@ class Processes(NamedTuple):
     """Which of torchrun's processes this one is; the defaults are those of a single process."""
     rank: int = 0                   # its number among all processes
     local_rank: int = 0             # its number among those on this machine
-    world: int = 1                  # how many there are
+    world_size: int = 1             # how many there are
     device: torch.device = torch.device("cpu")
 
 
@@ -941,18 +952,18 @@ def set_up_processes(device_flag):
     with parsing("RANK, LOCAL_RANK, WORLD_SIZE", "the numbers that torchrun sets"):
         rank = int(os.environ.get("RANK", 0))
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        world = int(os.environ.get("WORLD_SIZE", 1))
-        if not 0 <= local_rank <= rank < world:
-            raise ValueError(f"{rank}, {local_rank}, {world}")
-    if world > 1 and (":" in device_flag or device_flag == "mps"):
-        raise ValueError(f"--device {device_flag}: {world} processes cannot share a GPU; say cuda "
-                         "or cpu")
+        world_size = int(os.environ.get("WORLD_SIZE", 1))
+        if not 0 <= local_rank <= rank < world_size:
+            raise ValueError(f"{rank}, {local_rank}, {world_size}")
+    if world_size > 1 and (":" in device_flag or device_flag == "mps"):
+        raise ValueError(f"--device {device_flag}: {world_size} processes cannot share a GPU; say "
+                         "cuda or cpu")
     device = choose_device(device_flag, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)                    # from here on "cuda" means this GPU
-    if world > 1:
+    if world_size > 1:
         timeout = timedelta(hours=12)                    # the first process may tokenise for hours
-        with parsing("MASTER_ADDR, MASTER_PORT", "an address at which the processes can meet"):
+        with parsing("torchrun's processes", "able to meet (MASTER_ADDR, MASTER_PORT or NCCL)"):
             if device.type == "cuda":
                 dist.init_process_group("nccl", timeout=timeout, device_id=device)
             else:
@@ -960,7 +971,7 @@ def set_up_processes(device_flag):
     if rank > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")
     keep_freed_memory()
-    return Processes(rank, local_rank, world, device)
+    return Processes(rank, local_rank, world_size, device)
 
 
 def leave_processes():
@@ -972,12 +983,12 @@ def leave_processes():
 def check_batch_size(batch_size, processes):
     """Raise ValueError if a batch has fewer sequences than there are processes. If they cannot
     share it evenly, the first process prints a warning."""
-    if batch_size < processes.world:
+    if batch_size < processes.world_size:
         raise ValueError(f"--batch-size {batch_size} is less than one sequence for each of the "
-                         f"{processes.world} processes")
-    if batch_size % processes.world != 0 and processes.rank == 0:
-        print(f"--batch-size {batch_size} is not divisible by {processes.world} processes: in each "
-              "step some wait for others", file=sys.stderr)
+                         f"{processes.world_size} processes")
+    if batch_size % processes.world_size != 0 and processes.rank == 0:
+        print(f"--batch-size {batch_size} is not divisible by {processes.world_size} processes: in "
+              "each step some wait for others", file=sys.stderr)
 
 
 def choose_device(name, local_rank=0):
@@ -1045,7 +1056,7 @@ def keep_freed_memory():
 def first_process_first(processes):
     """Let the first process of each machine run the with block before the others. It does the work,
     such as tokenising; the others then find the result."""
-    if processes.world == 1:
+    if processes.world_size == 1:
         yield
         return
     # A barrier makes each process wait until all have called it. The first process of each machine
@@ -1068,11 +1079,11 @@ def split_batch(batch_size, micro_batch_size, processes):
     """
     if processes is None:
         processes = Processes()
-    size = batch_size // processes.world
+    size = batch_size // processes.world_size
     if micro_batch_size > 0:
         size = min(size, micro_batch_size)
     first = processes.rank * size                        # the first piece of this process
-    stride = processes.world * size                      # from there to its next piece
+    stride = processes.world_size * size                 # from there to its next piece
     begins = range(first, batch_size, stride)
     return [(begin, begin + size) for begin in begins]
 
@@ -1082,7 +1093,7 @@ def sum_over_processes(model, totals, processes):
 
     They travel in one message: a hundred small ones would take many times as long.
     """
-    if processes.world == 1:
+    if processes.world_size == 1:
         return
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     tensors = [parameter.grad for parameter in parameters] + list(totals.values())
@@ -1104,7 +1115,7 @@ def must_stop(signals, look_now, processes):
     they add up the lengths of their lists. This makes a GPU wait, so they do it only after the
     steps for which look_now is True. These are the same in all processes.
     """
-    if processes.world == 1:
+    if processes.world_size == 1:
         return len(signals) > 0
     if not look_now:
         return False
@@ -1116,7 +1127,7 @@ def must_stop(signals, look_now, processes):
 def broadcast(tensors, processes):
     """Copy the tensors of rank 0 to all processes, so that all begin with equal numbers: other
     machines may have rounded differently."""
-    if processes.world > 1:
+    if processes.world_size > 1:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), 0)
 
@@ -1158,14 +1169,16 @@ def device_of(model):
 def to_device(device, *arrays):
     """Copy numpy arrays to a device -> a list of tensors.
 
-    The copy from pinned memory runs in the background: the program need not wait for the GPU.
+    To a CUDA GPU the copy from pinned memory runs in the background: the program need not wait for
+    it. On other devices it must wait, because the array may be gone before it has been copied.
     """
+    in_background = device.type == "cuda"
     tensors = []
     for array in arrays:
         tensor = torch.from_numpy(array)
-        if device.type == "cuda":
+        if in_background:
             tensor = tensor.pin_memory()
-        tensors.append(tensor.to(device, non_blocking=True))
+        tensors.append(tensor.to(device, non_blocking=in_background))
     return tensors
 
 
@@ -1181,7 +1194,7 @@ def fingerprint(model):
 
 # ---- The command line: flags ------------------------------------------------------------
 
-EMBEDDED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "teacher")
+BUNDLED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "teacher")
 # The recipe "full" is for a real BERT on a GPU. The weights of its losses are LOSS_WEIGHTS; only
 # the weight of the elastic loss is here.
 FULL = {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
@@ -1201,12 +1214,13 @@ RECIPES = {
         "elastic": 0.0, "init": "random", "tie_decoder": False, "num_hidden_layers": 6,
         "embedding_size": 128},
 }
-SHAPE_FLAGS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size",
+KEEP_WEIGHTS = ""       # args.init if there is a --student: it keeps its weights
+SHAPE_FIELDS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size",
                "adapter_size", "correction_rank", "num_attention_heads", "intermediate_size",
                "tie_decoder")
 
 
-def whole_number(smallest):
+def integer_from(smallest):
     """Make an argparse type: an integer of at least `smallest`."""
     def parse(text):
         value = int(text)
@@ -1283,15 +1297,15 @@ def add_run_flags(parser, out_help, eval_every_default, save_every_default):
                        help="go on with the run in --out after its last checkpoint")
     again.add_argument("--overwrite", action="store_true",
                        help="start anew in --out; the files of the run that is there are removed")
-    group.add_argument("--seed", type=whole_number(0), default=0, metavar="N",
+    group.add_argument("--seed", type=integer_from(0), default=0, metavar="N",
                        help="seed of all random numbers of the training (default: 0)")
-    group.add_argument("--log-every", type=whole_number(1), default=50, metavar="STEPS",
+    group.add_argument("--log-every", type=integer_from(1), default=50, metavar="STEPS",
                        help="write a line to log.jsonl after each STEPS steps, and after each "
                        "evaluation (default: 50)")
-    group.add_argument("--eval-every", type=whole_number(0), metavar="STEPS",
+    group.add_argument("--eval-every", type=integer_from(0), metavar="STEPS",
                        help="measure the model after each STEPS steps; 0: only at the end "
                        f"(default: {eval_every_default})")
-    group.add_argument("--save-every", type=whole_number(1), metavar="STEPS",
+    group.add_argument("--save-every", type=integer_from(1), metavar="STEPS",
                        help="write a checkpoint after each STEPS steps (default: "
                        f"{save_every_default})")
     group.add_argument("--device", type=device_name, default="auto", metavar="NAME",
@@ -1303,13 +1317,13 @@ def add_run_flags(parser, out_help, eval_every_default, save_every_default):
 
 
 def add_model_flags(parser):
-    """Add the flags of distill.py about the two models."""
+    """Add the flags of distill.py about the two models, and to measure them."""
     group = parser.add_argument_group(
         "models", "The student has the teacher's widths and heads, but narrower embeddings, one "
         "shared layer and corrections, unless a flag changes it.")
     group.add_argument("--teacher", metavar="DIR",
                        help="the teacher: a folder, a Hugging Face name, or the word none, to "
-                       "train without a teacher (default: the embedded one, assets/teacher)")
+                       "train without a teacher (default: the bundled one, assets/teacher)")
     group.add_argument("--student", metavar="DIR",
                        help="start from this model, a folder or a Hugging Face name, not from a "
                        "fresh student")
@@ -1318,7 +1332,7 @@ def add_model_flags(parser):
                        "sharp: random, so that all attention maps are sharp enough to learn from; "
                        "random: as in BERT (default: teacher; without a teacher: sharp; with "
                        "--recipe paper: random)")
-    size = whole_number(1)
+    size = integer_from(1)
     group.add_argument("--num-hidden-layers", type=size, metavar="R",
                        help="recursions: how many layers are applied, one after the other "
                        "(default: as many as the teacher has, but 6 if it has 12; 6 without a "
@@ -1331,11 +1345,11 @@ def add_model_flags(parser):
     group.add_argument("--embedding-size", type=size, metavar="E",
                        help="width of the embeddings (default: 128, but at most C / 2 and the "
                        "teacher's; with --recipe paper always 128)")
-    group.add_argument("--adapter-size", type=whole_number(0), metavar="A",
+    group.add_argument("--adapter-size", type=integer_from(0), metavar="A",
                        help="width of each recursion's adapters; if it is given, even as 0, there "
                        "are no corrections by default (default: 0; with --recipe paper C / 16, "
                        "unless nothing is shared or there are corrections)")
-    group.add_argument("--correction-rank", type=whole_number(0), metavar="K",
+    group.add_argument("--correction-rank", type=integer_from(0), metavar="K",
                        help="rank of each recursion's own corrections of the shared matrices, 0 "
                        "for none (default: C / 8, but at most I; 0 with --recipe paper, with "
                        "--adapter-size, or if nothing is shared)")
@@ -1347,6 +1361,9 @@ def add_model_flags(parser):
     group.add_argument("--tie-decoder", action=argparse.BooleanOptionalAction, default=None,
                        help="use the word embeddings as the output matrix, too (default: yes; "
                        "with --recipe paper: no)")
+    group.add_argument("--evaluate", action="store_true",
+                       help="only measure: the accuracy of the --student, of the --teacher or of "
+                       "both on the held-out part of the corpus; nothing is written")
 
 
 def add_loss_flags(parser):
@@ -1387,19 +1404,19 @@ def add_training_flags(parser):
                        help="a set of defaults. quick: takes minutes; full: for a real BERT; "
                        "paper: the authors' values (default: full for a teacher given with "
                        "--teacher on a GPU, else quick)")
-    group.add_argument("--steps", type=whole_number(1), metavar="N",
+    group.add_argument("--steps", type=integer_from(1), metavar="N",
                        help="steps to train (default: 1,800 [100,000])")
-    group.add_argument("--batch-size", type=whole_number(1), metavar="B",
+    group.add_argument("--batch-size", type=integer_from(1), metavar="B",
                        help="sequences in a step, of all processes together (default: 16 [192])")
-    group.add_argument("--micro-batch-size", type=whole_number(0), default=0, metavar="B",
+    group.add_argument("--micro-batch-size", type=integer_from(0), default=0, metavar="B",
                        help="sequences in memory at once; apart from dropout and rounding the "
                        "result is the same (default: 0, as many as each process has of a batch)")
-    group.add_argument("--length", type=whole_number(3), metavar="T",
+    group.add_argument("--length", type=integer_from(3), metavar="T",
                        help="tokens in a sequence, with [CLS] and [SEP] (default: 64 [256])")
     group.add_argument("--lr", type=number(), metavar="X",
                        help="highest learning rate (default: 0.384 divided by the hidden size, "
                        "but at most 0.003 [0.0005])")
-    group.add_argument("--warmup", type=whole_number(0), metavar="N",
+    group.add_argument("--warmup", type=integer_from(0), metavar="N",
                        help="steps during which the learning rate grows; then it falls towards 0 "
                        "(default: 100 [5,000], but at most a tenth of --steps)")
     group.add_argument("--weight-decay", type=number(), metavar="X",
@@ -1442,9 +1459,6 @@ def arguments(argv):
     add_run_flags(parser, "the folder for the student (default: out/student)",
                   eval_every_default="200 [2,000]", save_every_default="200 [2,000]")
     parser.set_defaults(out="out/student")
-    group.add_argument("--evaluate", action="store_true",
-                       help="only measure: the accuracy of the --student, of the --teacher or of "
-                       "both on the held-out part of the corpus; nothing is written")
     args = parser.parse_args(argv)
 
     given = given_flags(argv)
@@ -1452,11 +1466,11 @@ def arguments(argv):
         allow_only(EVALUATE_FLAGS, given, "--evaluate")
         if args.teacher == "none" and args.student is None:
             raise ValueError("--evaluate: give a --teacher or a --student to measure")
-    # If no --teacher is given, the embedded one is used. There is one exception: --evaluate with a
+    # If no --teacher is given, the bundled one is used. There is one exception: --evaluate with a
     # --student measures this student alone, so it has no teacher.
     measures_student_alone = args.evaluate and args.student is not None
     if args.teacher is None and not measures_student_alone:
-        args.teacher = EMBEDDED_TEACHER
+        args.teacher = BUNDLED_TEACHER
     elif args.teacher == "none":
         args.teacher = None                              # from here on None means: no teacher
     check_flags(args, given)
@@ -1483,22 +1497,22 @@ def fill_in_defaults(args):
     if not warmup_is_given:
         args.warmup = min(args.warmup, args.steps // 10)
     if args.student is not None:
-        args.init = ""                                   # the student keeps its own weights
+        args.init = KEEP_WEIGHTS
     elif args.init is None:
         args.init = "sharp" if args.teacher is None else "teacher"
 
 
 def default_recipe(args):
     """Return the name of the recipe if --recipe is not given: full to train with a teacher other
-    than the embedded one on a GPU, else quick."""
+    than the bundled one on a GPU, else quick."""
     if args.evaluate:
         # A measurement takes only the length from the recipe. It is the same everywhere, because
         # accuracies can be compared only if they are measured at the same length.
         return "quick"
     if args.teacher is None:
         return "quick"
-    # --teacher may give the folder of the embedded teacher, too.
-    if os.path.realpath(args.teacher) == os.path.realpath(EMBEDDED_TEACHER):
+    # --teacher may give the folder of the bundled teacher, too.
+    if os.path.realpath(args.teacher) == os.path.realpath(BUNDLED_TEACHER):
         return "quick"
     if args.device != "cpu" and torch.cuda.is_available():
         return "full"
@@ -1509,7 +1523,7 @@ def check_flags(args, given):
     """Raise ValueError for flags that contradict each other, or that would be ignored with any
     model."""
     if args.student is not None:
-        shape_flags = ["--" + name.replace("_", "-") for name in SHAPE_FLAGS]
+        shape_flags = ["--" + name.replace("_", "-") for name in SHAPE_FIELDS]
         refuse_flags(given, ["--init"] + shape_flags,
                      "the model in --student has its own shape and weights")
     if args.teacher is None:
@@ -1569,7 +1583,8 @@ def run(args, given):
     if args.corpus is not None:
         inputs += args.corpus
     with lock_folder(args.out, "distill.py", settings, inputs, args, processes):
-        distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16, processes)
+        train_student(args, options, settings, teacher, student, tokenizer, loss_weights, bf16,
+                      processes)
 
 
 def quick_learning_rate(C):
@@ -1582,8 +1597,8 @@ def quick_learning_rate(C):
 
 
 def distillation_settings(args, options, bf16, loss_weights, teacher, student):
-    """Collect the settings that must be the same to resume a run: {name: value}. distil() adds the
-    corpus, which has not been read yet."""
+    """Collect the settings that must be the same to resume a run: {name: value}. train_student()
+    adds the corpus, which has not been read yet."""
     given_student = None                                 # the model of --student
     if args.student is not None:
         given_student = student
@@ -1747,7 +1762,7 @@ def make_student(args, teacher, start_model, vocab_size):
     # as "there is not enough memory: the student". Any other fault is a ValueError.
     with parsing("the student", "small enough for the memory of this machine"):
         student = MiniALBERT(config)                     # initialised as --init sharp says
-    # With --init teacher, distil() takes the values from the teacher later.
+    # With --init teacher, train_student() takes the values from the teacher later.
     if args.init == "random":
         initialise(student, sharp=False)
     return student
@@ -1763,7 +1778,11 @@ def usual_number_of_heads(C):
 
 
 def student_config(args, teacher, vocab_size):
-    """Choose a fresh student's Config: the teacher's, made recursive, then changed by the flags."""
+    """Choose a fresh student's Config: the teacher's, made recursive, then changed by the flags.
+
+    The student gets narrower embeddings and one layer, which it applies as often as the teacher has
+    layers, but six times for twelve.
+    """
     C = args.hidden_size
     if C is None:
         C = 128 if teacher is None else teacher.config.hidden_size
@@ -1780,7 +1799,7 @@ def student_config(args, teacher, vocab_size):
     shape |= {"hidden_size": C, "embedding_size": E, "num_hidden_groups": 1, "adapter_size": 0,
               "correction_rank": 0, "tie_decoder": True, "hidden_dropout_prob": args.dropout,
               "attention_probs_dropout_prob": args.dropout}
-    for name in SHAPE_FLAGS:
+    for name in SHAPE_FIELDS:
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
     shape |= default_own_parts(args, shape)
@@ -1873,8 +1892,9 @@ def check_same(teacher, student, field, remedy):
                          f"this, say {remedy}")
 
 
-def distil(args, options, settings, teacher, student, tokenizer, loss_weights, bf16, processes):
-    """Train the student and report how good it is."""
+def train_student(args, options, settings, teacher, student, tokenizer, loss_weights, bf16,
+                  processes):
+    """Open the corpus, start the student from the teacher, train it, and print how good it is."""
     device = processes.device
     compile_losses, cuda_graphs = choose_compilation(args, processes)
     corpus = open_and_describe_corpus(args, tokenizer, processes)
@@ -1940,7 +1960,7 @@ def choose_compilation(args, processes):
     compile_losses = args.compile
     if compile_losses is None:
         compile_losses = has_gpu and args.recipe != "quick"
-    sequences, rest = divmod(args.batch_size, processes.world)                # for each process
+    sequences, rest = divmod(args.batch_size, processes.world_size)           # for each process
     has_micro_batches = rest > 0 or 0 < args.micro_batch_size < sequences
     can_use_graphs = has_gpu and compile_losses and not has_micro_batches
     cuda_graphs = args.cuda_graphs

@@ -47,14 +47,13 @@ from checkpoint import (check_finite, check_tensors, claim_folder, fetch, first_
                         read_json, read_safetensors, replace_file, save, write_json,
                         write_safetensors)
 from command import CommandParser, is_about_memory, printable, run_command
-from data import (TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, count_characters,
+from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, count_characters,
                   docs_on_this_machine, hash_file)
 from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin_or_resume,
                      broadcast, can_match_layers, check_batch_size, device_of, explaining_failures,
-                     fingerprint, first_process_first, given_flags, hidden_loss,
+                     fingerprint, first_process_first, given_flags, hidden_loss, integer_from,
                      leave_processes, lock_folder, match_layers, number, output_loss, refuse_flags,
-                     resume_settings, set_up_processes, split_batch, to_device, train, uses_bf16,
-                     whole_number)
+                     resume_settings, set_up_processes, split_batch, to_device, train, uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Task, check_labels, check_line_end, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of, majority,
@@ -436,7 +435,7 @@ class TaskLoss:
         All Features are shuffled; then each pool of 50 batches is sorted by length, so that a batch
         has little padding; then the order of the batches is shuffled.
         """
-        rng = np.random.default_rng([self.seed, TASK_ORDERS, epoch])
+        rng = np.random.default_rng([self.seed, RNG_TASK_ORDERS, epoch])
         order = rng.permutation(len(self.features))
         pool_size = 50 * self.batch_size
         pools = []
@@ -1092,7 +1091,7 @@ def best_rate(tuning, examples, mode, seed, rates):
             # One process can drop this rate and try the next one. Several processes cannot: if an
             # evaluation has failed, it has failed in the first process alone. The others are still
             # training with this rate and would wait for the first one for ever.
-            if tuning.processes.world > 1:
+            if tuning.processes.world_size > 1:
                 raise FloatingPointError(f"{error}; try without --lr {lr:g}, or with one "
                                          "process") from error
             print(f"learning rate {lr:g}: {error}", flush=True)
@@ -1125,7 +1124,7 @@ def add_model_flags(parser):
     group.add_argument("--model", default="out/student", metavar="DIR",
                        help="the model, a student or a BERT: its folder or, to fine-tune it with "
                        "--task, its Hugging Face name (default: out/student)")
-    group.add_argument("--recursions", type=whole_number(1), metavar="R",
+    group.add_argument("--recursions", type=integer_from(1), metavar="R",
                        help="use only the first R recursions of the --model, or layers of a BERT, "
                        "to train or to predict: it is faster then (default: all)")
     group.add_argument("--distill-from", metavar="DIR",
@@ -1171,11 +1170,11 @@ def add_data_flags(parser):
                        "text)")
     group.add_argument("--label", default="label", metavar="COLUMN",
                        help="the column of the label (default: label)")
-    group.add_argument("--length", type=whole_number(8), metavar="T",
+    group.add_argument("--length", type=integer_from(8), metavar="T",
                        help="largest number of tokens in a sequence; longer texts are cut, but "
                        "texts to tag and contexts of questions are read in windows (default: 128, "
                        "for qa 384, but no more than the model's positions)")
-    group.add_argument("--stride", type=whole_number(1), default=128, metavar="N",
+    group.add_argument("--stride", type=integer_from(1), default=128, metavar="N",
                        help="qa: tokens that two neighbouring windows of a context share; at most "
                        "half a window (default: 128)")
 
@@ -1196,16 +1195,16 @@ def add_training_flags(parser):
                        "with a hidden loss 1.5e-4, and without --task 4e-4, or 2e-4 if it has "
                        "corrections; for adapters or the head alone 1e-3; for corrections alone "
                        "2.5e-4, with a hidden loss 5e-4)")
-    group.add_argument("--seeds", type=whole_number(1), default=1, metavar="N",
+    group.add_argument("--seeds", type=integer_from(1), default=1, metavar="N",
                        help="number of runs, with the seeds --seed, --seed + 1, ...; the mean and "
                        "the standard deviation are printed (default: 1)")
     group.add_argument("--epochs", type=number(zero_is_allowed=False), default=3.0, metavar="X",
                        help="number of passes through the training set (default: 3)")
-    group.add_argument("--steps", type=whole_number(1), metavar="N",
+    group.add_argument("--steps", type=integer_from(1), metavar="N",
                        help="steps to train (default: from --epochs; 200 without --task)")
-    group.add_argument("--batch-size", type=whole_number(1), default=32, metavar="B",
+    group.add_argument("--batch-size", type=integer_from(1), default=32, metavar="B",
                        help="sequences in a step, of all processes together (default: 32)")
-    group.add_argument("--micro-batch-size", type=whole_number(0), default=0, metavar="B",
+    group.add_argument("--micro-batch-size", type=integer_from(0), default=0, metavar="B",
                        help="sequences in memory at once; apart from dropout and rounding the "
                        "result is the same (default: 0, a process's whole share at once)")
     group.add_argument("--weight-decay", type=number(), default=0.01, metavar="X",

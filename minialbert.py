@@ -44,7 +44,7 @@ class Config:
     range or contradicts another one. The activation is always the exact gelu, as in BERT.
     """
     vocab_size: int = 30522                     # V
-    embedding_size: int = 128                   # E: smaller than C in a student, C in a BERT
+    embedding_size: int = 128                   # E: C in a BERT, smaller in most students
     hidden_size: int = 768                      # C
     num_hidden_layers: int = 6                  # R: ALBERT's name for the number of recursions
     num_hidden_groups: int = 1                  # G: so many layers are in model.layers
@@ -158,65 +158,6 @@ class Embeddings(nn.Module):
         return x
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017), without the residual and its LayerNorm."""
-
-    def __init__(self, config):
-        super().__init__()
-        C = config.hidden_size
-        self.num_heads = config.num_attention_heads
-        self.dropout_prob = config.attention_probs_dropout_prob
-        self.query = nn.Linear(C, C)
-        self.key = nn.Linear(C, C)
-        self.value = nn.Linear(C, C)
-        self.output = nn.Linear(C, C)
-
-    def split_heads(self, x):
-        """Split the width C into H heads: (B, T, C) -> (B, H, T, D)."""
-        B, T, C = x.shape
-        return x.view(B, T, self.num_heads, C // self.num_heads).transpose(1, 2)
-
-    def forward(self, x, mask=None, want_map=False, correction=None):
-        """Let each token look at all tokens that are not padding.
-
-        x (B, T, C); mask (B, 1, 1, T) is False at padding; correction: None, or what is added to
-        the four matrices (see Correction). Returns (B, T, C) and the attention map as
-        log-probabilities (B, H, T, T), in which row i says where token i looks. The map is None
-        unless want_map is True.
-        """
-        # Without a correction, apply_linear(self.query, x, ...) is self.query(x).
-        query = apply_linear(self.query, x, correction, "query")              # (B, T, C)
-        key = apply_linear(self.key, x, correction, "key")
-        value = apply_linear(self.value, x, correction, "value")
-        query = self.split_heads(query)                  # (B, H, T, D)
-        key = self.split_heads(key)
-        value = self.split_heads(value)
-        log_map = None
-        if want_map:
-            D = query.shape[-1]
-            # The query is divided, not the scores: usually it has fewer numbers (D < T).
-            scores = (query / D**0.5) @ key.transpose(2, 3)                   # (B, H, T, T)
-            # With autocast the scores are bfloat16. In float32 the softmax, and the loss that
-            # compares the maps, do not round them any further.
-            scores = scores.float()
-            if mask is not None:
-                # Not -inf: the KL divergence would compute -inf - (-inf), which is nan.
-                scores = scores.masked_fill(~mask, -1e9)
-            # The map is taken before dropout: what the student has to match must not be random.
-            log_map = scores.log_softmax(-1)
-            attention_probs = F.dropout(log_map.exp(), self.dropout_prob, self.training)
-            # The map is float32, but the values need not be.
-            context = attention_probs.to(value.dtype) @ value                 # (B, H, T, D)
-        else:
-            # This computes the same attention, but does not return the map and need not store it.
-            dropout_prob = self.dropout_prob if self.training else 0.0
-            context = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, dropout_p=dropout_prob)
-        context = context.transpose(1, 2).reshape(x.shape)    # (B, H, T, D) -> (B, T, C)
-        attended = apply_linear(self.output, context, correction, "attention_output")
-        return attended, log_map
-
-
 class Adapter(nn.Module):
     """A bottleneck adapter, C -> A -> C: LayerNorm(x + up(gelu(down(x)))).
 
@@ -299,6 +240,67 @@ def apply_linear(linear, x, correction, name):
     return F.linear(x, weight, linear.bias)
 
 
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017), without the residual and its LayerNorm."""
+
+    def __init__(self, config):
+        super().__init__()
+        C = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.dropout_prob = config.attention_probs_dropout_prob
+        self.query = nn.Linear(C, C)
+        self.key = nn.Linear(C, C)
+        self.value = nn.Linear(C, C)
+        self.output = nn.Linear(C, C)
+
+    def split_heads(self, x):
+        """Split the width C into H heads: (B, T, C) -> (B, H, T, D)."""
+        B, T, C = x.shape
+        return x.view(B, T, self.num_heads, C // self.num_heads).transpose(1, 2)
+
+    def forward(self, x, mask=None, want_map=False, correction=None):
+        """Let each token look at all tokens that are not padding.
+
+        x (B, T, C); mask (B, 1, 1, T) is False at padding; correction: None, or what is added to
+        the four matrices (see Correction). Returns (B, T, C) and the attention map as
+        log-probabilities (B, H, T, T), in which row i says where token i looks. The map is None
+        unless want_map is True.
+        """
+        # Without a correction, apply_linear(self.query, x, ...) is self.query(x).
+        query = apply_linear(self.query, x, correction, "query")              # (B, T, C)
+        key = apply_linear(self.key, x, correction, "key")
+        value = apply_linear(self.value, x, correction, "value")
+        query = self.split_heads(query)                  # (B, H, T, D)
+        key = self.split_heads(key)
+        value = self.split_heads(value)
+        log_map = None
+        if want_map:
+            D = query.shape[-1]
+            # The query is divided, not the scores: usually it has fewer numbers (D < T).
+            scores = (query / D**0.5) @ key.transpose(2, 3)                   # (B, H, T, T)
+            # With autocast the scores are bfloat16. In float32 the softmax, and the loss that
+            # compares the maps, do not round them any further.
+            scores = scores.float()
+            if mask is not None:
+                # Not -inf: the KL divergence would compute -inf - (-inf), which is nan.
+                scores = scores.masked_fill(~mask, -1e9)
+            # The map is taken before dropout: what the student has to match must not be random.
+            log_map = scores.log_softmax(-1)
+            attention_probs = F.dropout(log_map.exp(), self.dropout_prob, self.training)
+            # The map is float32, but the values need not be.
+            context = attention_probs.to(value.dtype) @ value                 # (B, H, T, D)
+        else:
+            # This computes the same attention, but does not return the map and need not store it.
+            # In its attn_mask, too, True is where a token may look. (In the masks of
+            # nn.MultiheadAttention True is where it may not.)
+            dropout_prob = self.dropout_prob if self.training else 0.0
+            context = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, dropout_p=dropout_prob)
+        context = context.transpose(1, 2).reshape(x.shape)    # (B, H, T, D) -> (B, T, C)
+        attended = apply_linear(self.output, context, correction, "attention_output")
+        return attended, log_map
+
+
 class Layer(nn.Module):
     """BERT's layer: attention, add, norm, feed-forward, add, norm; adapters are optional."""
 
@@ -354,14 +356,15 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(V))
 
 
-def layer_of_each_recursion(R, G):
-    """For each of R recursions, say which of the G layers it applies -> a list of R numbers.
+def split_evenly(num_items, num_groups):
+    """Split items into groups of neighbours -> a list with the number of each item's group.
 
-    Each layer serves neighbouring recursions: for R = 6 and G = 2 the list is [0, 0, 0, 1, 1, 1].
-    If R is not a multiple of G, some layers serve one recursion more than others: for R = 7 and
-    G = 3 it is [0, 0, 0, 1, 1, 2, 2].
+    A MiniALBERT's recursions are split like this; the group of a recursion is the layer that it
+    applies. split_evenly(6, 2) is [0, 0, 0, 1, 1, 1]. If the number of items is not a multiple of
+    the number of groups, some groups have one item more than others: split_evenly(7, 3) is
+    [0, 0, 0, 1, 1, 2, 2].
     """
-    return [(r * G) // R for r in range(R)]
+    return [(i * num_groups) // num_items for i in range(num_items)]
 
 
 class MiniALBERT(nn.Module):
@@ -396,12 +399,13 @@ class MiniALBERT(nn.Module):
         """Return the layer that recursion r applies."""
         G = self.config.num_hidden_groups
         R = self.config.num_hidden_layers
-        return self.layers[layer_of_each_recursion(R, G)[r]]
+        return self.layers[split_evenly(R, G)[r]]
 
     def forward(self, ids, mask=None, segments=None, maps=()):
         """Run the encoder on the token numbers ids (B, T).
 
-        mask: (B, T), True or 1 at real tokens, False or 0 at padding; None: no padding
+        mask: (B, T), True or 1 at real tokens, False or 0 at padding; None: no padding. The
+            hidden states of a row without any real token mean nothing
         segments: (B, T) of 0 and 1; None: all 0
         maps: the recursions whose attention maps to return, counted from 0
 
@@ -487,15 +491,15 @@ def keep_recursions(model, num_kept):
     The layers that no kept recursion applies are removed, too. ValueError if the model has fewer
     recursions, or if no Config describes the shorter model. For example, 6 recursions with 2 layers
     apply the layers 0 0 0 1 1 1. The first 4 of them apply 0 0 0 1, but a model of 4 recursions
-    with 2 layers always applies 0 0 1 1 (see layer_of_each_recursion).
+    with 2 layers always applies 0 0 1 1 (see split_evenly).
     """
     G = model.config.num_hidden_groups
     R = model.config.num_hidden_layers
     if not 1 <= num_kept <= R:
         raise ValueError(f"the model has {R} recursions, so {num_kept} of them cannot be kept")
-    applied = layer_of_each_recursion(R, G)[:num_kept]   # the layers that the kept ones apply
+    applied = split_evenly(R, G)[:num_kept]              # the layers that the kept ones apply
     num_groups = applied[-1] + 1                         # how many different layers these are
-    applied_if_shorter = layer_of_each_recursion(num_kept, num_groups)
+    applied_if_shorter = split_evenly(num_kept, num_groups)
     if applied_if_shorter != applied:
         raise ValueError(f"the first {num_kept} of the model's {R} recursions apply the layers "
                          f"{applied}, but a model of {num_kept} recursions would apply "
@@ -546,9 +550,10 @@ def initialise(model, sharp=True):
     With sharp=False this is all. Hugging Face's BERT starts like this, too, except that the row of
     [PAD] in its word table is 0. With sharp=True five things are changed after that:
 
-    - query and key weights are 4 times larger. Without this the first maps of a model of width 128
-      are almost uniform. (The scores also grow with the width. With the factor, and inputs of
-      variance 1, their standard deviation is about 0.8 at the width 128 and about 5 at 768.)
+    - query and key weights are 4 times larger, so they have the standard deviation 0.08. Then for
+      inputs of variance 1 the attention scores have the standard deviation 0.08**2 * C, which is
+      0.8 for C = 128 and 4.9 for C = 768. Without the factor it is a sixteenth of that, and the
+      first maps of a narrow model are almost uniform
     - the weights of the projection from E to C have the standard deviation 1 / sqrt(E). So its
       output is about as large as its input, which comes from a LayerNorm. With 0.02 it would be
       small, and the first recursion's map almost uniform

@@ -46,8 +46,8 @@ from checkpoint import (fetch, load, parse_json_object, parsing, read_json, read
                         replace_file)
 from command import CommandParser, run_command
 from data import CACHE, Tokenizer, open_corpus
-from distill import (EMBEDDED_TEACHER, check_sizes, choose_device, evaluate, fingerprint,
-                     given_flags, make_valid_batches, match_layers, refuse_flags, whole_number)
+from distill import (BUNDLED_TEACHER, check_sizes, choose_device, evaluate, fingerprint,
+                     given_flags, integer_from, make_valid_batches, match_layers, refuse_flags)
 from minialbert import MiniALBERT, count_parameters
 from study_rows import STUDENTS, TASKS
 from study_tables import done_distillations, scores_of_seeds
@@ -599,16 +599,16 @@ def load_material(args):
 def load_teacher(path, run, wanted):
     """Load the teacher of a run, or return None if there is none or nobody says where it is.
 
-    path: the flag --teacher, or None: then it may be the embedded teacher
+    path: the flag --teacher, or None: then it may be the bundled teacher
     wanted: its fingerprint in the run's settings; None: the run had no teacher
     """
     if path is None:
         if wanted is None:
             return None
-        teacher = load(EMBEDDED_TEACHER)
+        teacher = load(BUNDLED_TEACHER)
         if fingerprint(teacher) == wanted:
             return teacher
-        print(f"The teacher of {run} is not the embedded one: --teacher says where it is.")
+        print(f"The teacher of {run} is not the bundled one: --teacher says where it is.")
         return None
     teacher = load(fetch(path))
     if wanted is not None and fingerprint(teacher) != wanted:
@@ -857,7 +857,7 @@ def arguments(argv):
                         "architecture is drawn)")
     parser.add_argument("--teacher", metavar="DIR",
                         help="the run's teacher, a folder or a Hugging Face name (default: the "
-                        "embedded one, if it was that)")
+                        "bundled one, if it was that)")
     parser.add_argument("--plain", metavar="DIR",
                         help="a student that was trained with --elastic 0, for the picture depth")
     parser.add_argument("--compare", nargs="+", action="extend", default=[], metavar="NAME=DIR",
@@ -867,7 +867,7 @@ def arguments(argv):
                         "tasks")
     parser.add_argument("--sentence", default=SENTENCE, metavar="TEXT",
                         help=f"the sentence for the picture attention (default: {SENTENCE})")
-    parser.add_argument("--head", type=whole_number(1), metavar="N",
+    parser.add_argument("--head", type=integer_from(1), metavar="N",
                         help="the head for the picture attention (default: the one whose maps in "
                         "the teacher are sharpest)")
     parser.add_argument("--corpus", nargs="+", action="extend", metavar="PATH",

@@ -5,8 +5,8 @@
 
 A run that was killed and resumed must end like one that nothing disturbed: with the same files and
 the same bytes in them. Only the speed and the time in its log may differ, and with them the size of
-the log, which the checkpoint names. The runs use the embedded teacher, the documentation on this
-machine and the embedded task. The exit status is 1 if the ends differ, or if a run has ended before
+the log, which the checkpoint names. The runs use the bundled teacher, the documentation on this
+machine and the built-in task. The exit status is 1 if the ends differ, or if a run has ended before
 it was killed often enough.
 """
 import argparse

@@ -49,7 +49,7 @@ sys.path.insert(0, ROOT)
 import study_rows
 import study_tables
 from checkpoint import read_json, write_json
-from distill import whole_number
+from distill import integer_from
 from study_results import read_outcome
 from study_rows import Sizes, TaskSizes
 from study_toy import write_toy_data
@@ -348,7 +348,7 @@ def make_parser():
                        "students are)")
     group.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
                        help="seeds of the fine-tunings (default: 0 1 2)")
-    group.add_argument("--jobs", type=whole_number(1), default=1, metavar="N",
+    group.add_argument("--jobs", type=integer_from(1), default=1, metavar="N",
                        help="rows that run at the same time; several use a GPU better, but their "
                        "seconds can then not be compared (default: 1)")
     group.add_argument("--show", action="store_true",
@@ -367,17 +367,17 @@ def add_size_flags(parser):
     group.add_argument("--teacher-tokens", type=token_count, metavar="N",
                        help="tokens that the teacher and its new head are trained on (default: "
                        "--tokens)")
-    group.add_argument("--batch-size", type=whole_number(1), default=16, metavar="B",
+    group.add_argument("--batch-size", type=integer_from(1), default=16, metavar="B",
                        help="sequences in a step of a distillation; long has twice as many "
                        "(default: 16)")
-    group.add_argument("--length", type=whole_number(3), default=128, metavar="T",
+    group.add_argument("--length", type=integer_from(3), default=128, metavar="T",
                        help="tokens in a sequence of a distillation (default: 128)")
     group.add_argument("--lr", type=float, default=1e-3, metavar="X",
                        help="highest learning rate of the students; long has 1.5 times this, and "
                        "those with a rate in their name have their own (default: 0.001)")
     group.add_argument("--teacher-lr", type=float, default=5e-4, metavar="X",
                        help="highest learning rate of the teacher (default: 0.0005)")
-    group.add_argument("--evaluations", type=whole_number(1), default=20, metavar="N",
+    group.add_argument("--evaluations", type=integer_from(1), default=20, metavar="N",
                        help="about how many points each curve has (default: 20)")
     group.add_argument("--task-steps", type=int, metavar="N",
                        help="at most so many steps of each fine-tuning, and three times as many "

@@ -1,4 +1,4 @@
-"""Pre-train the embedded teacher, assets/teacher, by the project's own loop.
+"""Pre-train the bundled teacher, assets/teacher, by the project's own loop.
 
     python bench/teacher.py --out out/teacher
         makes three runs of distill.py, one after the other. With one thread of a busy machine this

@@ -840,7 +840,14 @@ def test_an_albert_that_names_no_activation_has_that_of_transformers(saved):
 def test_a_wrong_reduction_factor_is_refused(tmp_path, factor):
     authors_checkpoint(authors_weights(E, True), tmp_path)
     change_config(tmp_path, reduction_factor=factor)
-    refusal(tmp_path, "config.json")
+    shown = None if factor is REMOVED else factor
+    refusal(tmp_path, f"config.json: .*: reduction_factor is {shown!r}, but must be an integer")
+
+
+def test_a_hidden_size_that_is_no_number_is_named_before_it_is_divided(tmp_path):
+    authors_checkpoint(authors_weights(E, True), tmp_path)
+    change_config(tmp_path, hidden_size="16")
+    refusal(tmp_path, "config.json: .*: hidden_size is '16', but must be an integer")
 
 
 def test_a_reduction_factor_counts_only_where_adapters_are_used(tmp_path):

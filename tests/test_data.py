@@ -297,7 +297,9 @@ def test_a_line_of_jsonl_that_is_no_document_is_named(line, tmp_path):
     ("[1, 2]", "it is a list"),
     ('{"title": "x", "id": 1}',
      "it has no 'text' among its fields 'title', 'id'; --text names the field"),
-    ('{"text": 3}', "'text' is a int")])
+    ('{"text": 3}', "'text' is 3, which is no text"),
+    ('{"text": x}', "Expecting value, at character 10"),
+    ('  {"text": "x"', "Expecting ',' delimiter, at character 15")])
 def test_it_is_said_what_a_line_of_jsonl_is_instead_of_a_document(line, message, tmp_path):
     expected = rf"a\.jsonl:1: not a JSON object with a text 'text': {message}$"
     with pytest.raises(ValueError, match=expected):
@@ -502,9 +504,27 @@ def test_a_compressed_file_without_its_ending_is_told(packed, tmp_path):
         list(read_corpus([path]))
 
 
-def test_a_text_of_jsonl_that_is_null_is_skipped(tmp_path):
-    path = raw(tmp_path / "a.jsonl", '{"text": "one"}\n{"text": null}\n{"text": "two"}\n')
-    assert [line for line in read_corpus([path]) if line] == ["one", "two"]
+def test_documents_without_a_text_are_skipped_and_counted(tmp_path, capsys):
+    rows = ['{"text": "one"}', '{"text": null}', '{"text": " "}', "", '{"text": "two"}']
+    paths = [raw(tmp_path / "a.jsonl", "\n".join(rows)),
+             raw(tmp_path / "b.csv", "id,text\n1,three\n2,\n3,four\n"),
+             raw(tmp_path / "c.txt", "five\n\n\n\nsix\n"),
+             raw(tmp_path / "d.jsonl", '{"text": "seven"}')]
+    found = [line for line in read_corpus(paths) if line]
+    assert found == ["one", "two", "three", "four", "five", "six", "seven"]
+    assert capsys.readouterr().err.splitlines() == [
+        f"{paths[0]}: documents without a text: 2", f"{paths[1]}: documents without a text: 1"]
+
+
+def test_the_name_of_a_file_cannot_write_to_the_terminal(tmp_path, capsys):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    path = raw(folder / "\x1b[31mred\nname.txt", "one\0two\n")
+    raw(folder / "x.pdf", "")
+    assert [line for line in read_corpus([str(folder)]) if line] == ["one\ufffdtwo"]
+    error = capsys.readouterr().err
+    assert "\x1b" not in error and error.count("\n") == 2
+    assert r"\x1b[31mred\nname.txt: replaced 1 NULs" in error
 
 
 def test_a_pipe_alone_is_refused(tmp_path):
@@ -1481,7 +1501,7 @@ def test_a_learned_vocabulary_has_the_size_asked_for(lowercase, tmp_path):
 def test_a_vocabulary_is_not_learned_where_it_could_not_be_read_again(tmp_path):
     corpus = [put(tmp_path / "a.txt", make_documents(9))]
     (tmp_path / "tok").mkdir()
-    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"):
+    for name in ("tokenizer.json", "vocab.txt", "added_tokens.json", "tokenizer_config.json"):
         raw(tmp_path / "tok" / name, "{}")
         with pytest.raises(ValueError, match=f"it has (a|another) {name} already"):
             train_tokenizer(corpus, 100, str(tmp_path / "tok"))
@@ -1491,6 +1511,29 @@ def test_a_vocabulary_is_not_learned_where_it_could_not_be_read_again(tmp_path):
         with pytest.raises(ValueError, match=str(size)):
             train_tokenizer(corpus, size, str(tmp_path / "other"))
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "tok"]
+
+
+def test_the_folder_of_a_vocabulary_is_tried_before_anything_is_learned(tmp_path, monkeypatch):
+    corpus = [put(tmp_path / "a.txt", make_documents(9))]
+    monkeypatch.setattr(data, "learn_words", lambda *arguments: pytest.fail("too early"))
+    with pytest.raises(OSError, match="Not a directory"):
+        train_tokenizer(corpus, 100, f"{corpus[0]}/words")
+    (tmp_path / "tok").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)           # it may be run by root
+    with pytest.raises(ValueError, match="tok: this user may not write into this folder$"):
+        train_tokenizer(corpus, 100, str(tmp_path / "tok"))
+
+
+def test_ctrl_c_while_words_are_learned_leaves_no_empty_folder(tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        assert os.path.isdir(tmp_path / "tok")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "learn_words", interrupt)
+    corpus = [put(tmp_path / "a.txt", make_documents(9))]
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(corpus, 100, str(tmp_path / "tok"))
+    assert os.listdir(tmp_path) == ["a.txt"]
 
 
 # ---- Masked batches ------------------------------------------------------------------------------
@@ -1674,7 +1717,7 @@ def test_masking_is_what_a_plain_loop_does(tokenizer):
     assert found[2].tolist() == ids.ravel()[positions].tolist()
 
 
-# ---- The embedded corpus -------------------------------------------------------------------------
+# ---- The default corpus -------------------------------------------------------------------------
 
 PLAIN = "The function returns a copy of the array if that is what the caller wants."
 
@@ -1918,7 +1961,7 @@ def test_the_command_fetches_a_tokenizer_by_its_name(tokenizer, tmp_path, monkey
 
 @pytest.mark.parametrize("options, lower", [
     ([], True), (["--lowercase"], True), (["--no-lowercase"], False)])
-def test_the_command_learns_a_vocabulary_from_the_embedded_corpus(
+def test_the_command_learns_a_vocabulary_from_the_default_corpus(
         options, lower, fake_machine, tmp_path, monkeypatch, capsys):
     docs = docs_on_this_machine(str(tmp_path / "cache"))
     monkeypatch.setattr(data, "docs_on_this_machine", lambda: docs)

@@ -851,8 +851,9 @@ def test_a_norm_that_is_not_finite_is_an_error_that_names_all_losses(norm):
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_a_score_that_is_not_finite_is_an_error_that_names_it(value):
     with pytest.raises(FloatingPointError, match=f"^step 7: the held-out loss is {value}; no "):
-        distill.check_finite_scores(7, {"accuracy": 0.5, "loss": value})
-    distill.check_finite_scores(7, {"accuracy": 0.5, "loss": 1e30})
+        distill.held_out_scores(lambda: {"accuracy": 0.5, "loss": value}, 7)
+    scores = distill.held_out_scores(lambda: {"accuracy": 0.5, "loss": 1e30}, 7)
+    assert scores == {"valid_accuracy": 0.5, "valid_loss": 1e30}
 
 
 @pytest.mark.parametrize("steps, warmup, expected", [
@@ -1375,7 +1376,7 @@ def test_processes_that_cannot_meet_are_an_error_of_the_user(monkeypatch):
                    "MASTER_PORT": "abc"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="^MASTER_ADDR, MASTER_PORT: not an address at which"):
+    with pytest.raises(ValueError, match="^torchrun's processes: not able to meet .MASTER_ADDR, "):
         distill.set_up_processes("cpu")
 
 
@@ -1387,15 +1388,15 @@ def test_to_train_needs_a_sequence_for_each_process_but_to_evaluate_does_not(
     def load_models(args):
         raise ValueError("far enough")
 
-    monkeypatch.setattr(distill, "set_up_processes", lambda device_flag: Processes(world=5))
+    monkeypatch.setattr(distill, "set_up_processes", lambda device_flag: Processes(world_size=5))
     monkeypatch.setattr(distill, "load_models", load_models)
     with pytest.raises(ValueError, match=message):
         distill.run(distill.arguments(flags), flags)
 
 
-def test_the_embedded_teacher_is_distilled_quickly_however_its_path_is_written(monkeypatch):
+def test_the_bundled_teacher_is_distilled_quickly_however_its_path_is_written(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for teacher in (distill.EMBEDDED_TEACHER, os.path.relpath(distill.EMBEDDED_TEACHER) + "/"):
+    for teacher in (distill.BUNDLED_TEACHER, os.path.relpath(distill.BUNDLED_TEACHER) + "/"):
         assert distill.arguments(["--teacher", teacher]).recipe == "quick"
     assert distill.arguments(["--teacher", "elsewhere"]).recipe == "full"
     args = distill.arguments(["--evaluate", "--teacher", "elsewhere"])
@@ -1453,6 +1454,7 @@ def test_ctrl_c_in_an_evaluation_is_one_line_and_status_130(toy, tmp_path, monke
     (MemoryError(), True),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"), True),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"), True),
     (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
     (RuntimeError("no such kernel"), False),
     (ValueError("out of memory"), False),
@@ -1517,7 +1519,7 @@ def test_a_compiled_step_is_the_plain_one(toy, tmp_path, monkeypatch):
     original = torch.compile
     calls = []
 
-    def compile_eagerly(function):
+    def compile_eagerly(function, options):
         compiled = original(function, backend="eager")
 
         def call(*args):
@@ -1576,7 +1578,7 @@ def test_cuda_graphs_that_cannot_be_are_refused(words, processes):
 
 
 def test_cuda_graphs_refuse_micro_batches(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, options: function)
     student = MiniALBERT(STUDENT)
     batches = types.SimpleNamespace(batch_size=8, T=9)
     distill.Distillation(student, None, batches, {"mlm": 1.0}, micro_batch_size=4,
@@ -1594,19 +1596,19 @@ def test_cuda_graphs_are_what_torch_compile_makes(monkeypatch):
     for cuda_graphs in (False, True):
         distill.Distillation(MiniALBERT(STUDENT), None, batches, {"mlm": 1.0},
                              compile_losses=True, cuda_graphs=cuda_graphs)
-    assert calls == [{}, {}, {"options": {"triton.cudagraphs": True}}]
+    assert calls == [{"options": {}}, {"options": {"triton.cudagraphs": True}}]
     assert "triton.cudagraphs" in known
 
 
-def test_a_batch_with_fewer_masked_places_leaves_the_graph_as_it_is(monkeypatch):
-    """If one compiled function got both numbers of places, torch would compile it for any number,
-    and the usual batches would have no graph any more."""
+def test_a_batch_with_fewer_masked_places_is_not_compiled(monkeypatch):
+    """If a compiled function got two numbers of places, torch would compile it for any number, and
+    the usual batches would have no graph any more."""
     original = torch.compile
-    compilations = []                                    # "graph" or "plain"
+    compilations = []                                    # one "graph" for each compilation
     used = []                                            # which compilation computed each batch
 
-    def compile_nothing(function, options=None):
-        name = "plain" if options is None else "graph"
+    def compile_nothing(function, options):
+        name = "graph"
 
         def backend(module, inputs):
             compilations.append(name)
@@ -1630,19 +1632,64 @@ def test_a_batch_with_fewer_masked_places_leaves_the_graph_as_it_is(monkeypatch)
     model = MiniALBERT(replace(STUDENT, num_hidden_layers=1, adapter_size=0))
     distillation = distill.Distillation(model, None, batches, {"mlm": 1.0}, compile_losses=True,
                                         cuda_graphs=True)
+    used_after = []                                      # how often until the end of each batch
     for num_places in (3, 4, 4, 2, 4):                   # the first batch is an odd one
         batch = (ids, positions[:num_places], labels[:num_places])
         monkeypatch.setattr(batches, "batch", lambda step, batch=batch: batch, raising=False)
         for losses in distillation.losses_of_micro_batches(0):
             losses["mlm"].backward()
+        used_after.append(len(used))
     torch.compiler.reset()
-    assert used == ["plain 1", "graph 2", "graph 2", "plain 3", "graph 2"]
+    assert used == ["graph 1", "graph 1", "graph 1"]
+    assert used_after == [0, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("batch_size, micro_batch_size, processes, bounds", [
+    (40, 0, None, [(0, 16), (16, 32), (32, 48)]),
+    (40, 30, None, [(0, 16), (16, 32), (32, 48)]),
+    (40, 10, None, [(0, 10), (10, 20), (20, 30), (30, 40)]),
+    (40, 0, Processes(1, 1, 2), [(16, 32)]),             # rank 0 has the other two pieces
+    (8, 0, Processes(1, 1, 2), [(4, 8)]),
+])
+def test_batches_that_are_not_compiled_are_cut_into_small_pieces(monkeypatch, batch_size,
+                                                                 micro_batch_size, processes,
+                                                                 bounds):
+    monkeypatch.setattr(torch, "compile", lambda function, options: "compiled")
+    batches = types.SimpleNamespace(batch_size=batch_size, T=9)   # one of 9 tokens is masked
+    distillation = distill.Distillation(
+        MiniALBERT(STUDENT), None, batches, {"mlm": 1.0}, micro_batch_size=micro_batch_size,
+        processes=processes, compile_losses=True)
+    usual = distillation.choose_function(batch_size)
+    assert usual == ("compiled", distillation.micro_batch_bounds)
+    for num_masked in (batch_size - 1, 1):
+        odd = distillation.choose_function(num_masked)
+        assert odd == (distillation.compute_losses, bounds)
+
+
+def test_without_compiling_every_batch_is_computed_in_the_same_pieces():
+    batches = types.SimpleNamespace(batch_size=40, T=9)
+    distillation = distill.Distillation(MiniALBERT(STUDENT), None, batches, {"mlm": 1.0})
+    for num_masked in (40, 39):
+        chosen = distillation.choose_function(num_masked)
+        assert chosen == (distillation.compute_losses, [(0, 40)])
+
+
+@pytest.mark.parametrize("name, pins, in_background", [
+    ("cuda", 1, True), ("mps", 0, False), ("cpu", 0, False)])
+def test_only_copies_to_cuda_run_in_the_background(monkeypatch, name, pins, in_background):
+    """The array may be gone before a copy in the background has read it, unless it was pinned:
+    then torch keeps the pinned copy for so long."""
+    calls = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: calls.append("pin") or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, **flags: calls.append(flags))
+    distill.to_device(types.SimpleNamespace(type=name), np.zeros(3))
+    assert calls == ["pin"] * pins + [{"non_blocking": in_background}]
 
 
 def test_two_processes_use_the_graph_for_the_same_batches(monkeypatch):
     """The number of masked places in the whole batch is a part of the graph, so a process does not
     use it if a sequence of another process has fewer."""
-    monkeypatch.setattr(torch, "compile", lambda function, options=None: options)
+    monkeypatch.setattr(torch, "compile", lambda function, options: options)
     batches = types.SimpleNamespace(batch_size=4, T=9, seed=0)
     ids = np.random.default_rng(0).integers(5, V, (4, 9))
     used = []                                            # [(rank, what computed its losses), ...]
@@ -1650,8 +1697,8 @@ def test_two_processes_use_the_graph_for_the_same_batches(monkeypatch):
         distillation = distill.Distillation(
             MiniALBERT(STUDENT), None, batches, {"mlm": 1.0}, processes=Processes(rank, rank, 2),
             compile_losses=True, cuda_graphs=True)
-        distillation.compute = lambda *args, rank=rank: used.append((rank, "plain"))
-        distillation.compute_as_graph = lambda *args, rank=rank: used.append((rank, "graph"))
+        distillation.compute_losses = lambda *args, rank=rank: used.append((rank, "plain"))
+        distillation.compiled_losses = lambda *args, rank=rank: used.append((rank, "graph"))
         for positions in (np.array([1, 10, 19, 28]), np.array([10, 19, 28])):
             batch = (ids, positions, ids.ravel()[positions])   # in the second one row 0 has none
             monkeypatch.setattr(batches, "batch", lambda step, batch=batch: batch, raising=False)
@@ -2314,7 +2361,7 @@ def test_a_student_that_loses_its_head_says_so(toy, tmp_path, capsys):
 
 def test_a_warning_about_an_uneven_batch_comes_from_the_first_process_alone(capsys):
     for rank in (0, 1):
-        distill.check_batch_size(7, Processes(rank=rank, world=2))
+        distill.check_batch_size(7, Processes(rank=rank, world_size=2))
     error = capsys.readouterr().err
     assert error.count("--batch-size 7 is not divisible by 2 processes") == 1
 
@@ -2412,7 +2459,7 @@ def test_a_flag_wins_over_the_recipe():
 @pytest.mark.parametrize("has_gpu, flags, expected", [
     (False, ["--teacher", "mine"], "quick"),
     (True, ["--teacher", "mine"], "full"),
-    (True, [], "quick"),                                 # the embedded teacher is small
+    (True, [], "quick"),                                 # the bundled teacher is small
     (True, ["--teacher", "none", "--tokenizer", "mine"], "quick"),
     (True, ["--teacher", "mine", "--recipe", "quick"], "quick"),
     (False, ["--recipe", "full"], "full"),
@@ -2668,7 +2715,7 @@ def test_the_ends_of_the_ranges_are_allowed():
 def test_every_flag_with_a_number_is_tested_above():
     tested = set(FROM_0 + FROM_1 + FROM_3 + NUMBERS + ["temperature", "dropout"])
     for name, value in vars(distill.arguments([])).items():
-        if type(value) in (int, float) or name in distill.SHAPE_FLAGS:
+        if type(value) in (int, float) or name in distill.SHAPE_FIELDS:
             if name != "tie_decoder":
                 assert name.replace("_", "-") in tested
 

@@ -491,7 +491,7 @@ def test_a_run_without_a_head_and_with_another_teacher(toy, copied, tmp_path, qu
     save(model, copied)
     assert draw(toy, copied, tmp_path / "out", "--sentence", "what the toy does not know") is None
     output = capsys.readouterr().out
-    assert "is not the embedded one: --teacher says where it is" in output
+    assert "is not the bundled one: --teacher says where it is" in output
     assert "depth is left out: the student has no MLM head" in output
     assert "parameters is left out: the student has no MLM head" in output
 
@@ -517,7 +517,7 @@ def test_layers_that_cannot_be_matched(toy, finished):
     (["--teacher", "headless"], "had another teacher"),
     (["--compare", "nothing"], "--compare nothing: it must be NAME=DIR"),
     (["--compare", "a=teacher", "a=headless"], "the name a stands for another folder already"),
-    (["--compare", "embedded=" + distill.EMBEDDED_TEACHER], "its tokenizer is not that of"),
+    (["--compare", "bundled=" + distill.BUNDLED_TEACHER], "its tokenizer is not that of"),
     (["--plain", "nowhere"], "No such file or directory: 'nowhere/config.json'"),
     (["--head", "0"], "argument --head: 0 is not from 1"),
 ])

@@ -712,7 +712,7 @@ def test_micro_batches_and_processes_share_one_gradient(kind, tokenizer):
         for rank in range(world):
             task_loss = TaskLoss(model, task, features, 7, 0, teacher=teacher, hidden_weight=2.0,
                                  micro_batch_size=micro_batch_size,
-                                 processes=Processes(rank=rank, world=world))
+                                 processes=Processes(rank=rank, world_size=world))
             for losses in task_loss.losses_of_micro_batches(0):
                 sum(losses.values()).backward()
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
@@ -1836,7 +1836,7 @@ def test_several_processes_stop_at_a_rate_that_diverges(tokenizer, monkeypatch):
     monkeypatch.setattr(finetune, "fine_tune", fine_tune)
     examples = [make_text_example("good film", "x")] * 20
     tuning = SimpleNamespace(task=make_task_of_kind("classification", ["x"]),
-                             tokenizer=tokenizer, processes=Processes(world=2))
+                             tokenizer=tokenizer, processes=Processes(world_size=2))
     with pytest.raises(FloatingPointError, match="nan; try without --lr 0.5, or with one process"):
         finetune.best_rate(tuning, examples, "all", seed=0, rates=[0.5, 0.1])
 
@@ -2114,7 +2114,7 @@ def test_the_default_run_is_short_and_one_with_a_task_is_not():
     assert finetune.arguments(["--task", "code"]).steps is None
 
 
-def test_the_embedded_task_can_be_asked_for_by_its_name(tmp_path, model, capsys, monkeypatch):
+def test_the_built_in_task_can_be_asked_for_by_its_name(tmp_path, model, capsys, monkeypatch):
     path = write_documentation(tmp_path / "docs.jsonl")
     monkeypatch.setattr(finetune, "docs_on_this_machine", lambda: path)
     printed = run(capsys, "--model", model, "--task", "code", "--steps", 1, "--freeze",

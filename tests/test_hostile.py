@@ -602,7 +602,8 @@ def write_corpora(folder, model, noise):
         "zh.txt": "\n\n".join(["\u6211\u7231\u5317\u4eac\u5929\u5b89\u95e8 " * 9] * 80),
         "pdf.txt": b"%PDF-1.4\n" + noise, "png.txt": b"\x89PNG\r\n\x1a\n" + noise,
         "text.gz": make_prose(9), "text.txt.gz": make_prose(9), "prose.jsonl": make_prose(9),
-        "x.bin.json": json.dumps({"mine": 1}), "alone.bin": b"\1\0" * 999,
+        "x.bin.json": json.dumps({"mine": 1}), "cut.bin.json": '{"made_from": ',
+        "alone.bin": b"\1\0" * 999,
         "list.bin": b"\1\0" * 999, "high.bin": b"\xff\xff" * 999, "twice.csv": "text,text\nw1,w2\n",
         "comma.csv": "text,n\nw1,1\nw2, w3,2\n"}
     for name, content in files.items():
@@ -734,7 +735,7 @@ data      --corpus zh.txt                       zh.txt: 100% of the characters b
 data      --corpus t.bin                        t.bin: no .txt
 data      --corpus twice.csv                    twice.csv: *two columns have the name 'text'
 data      --corpus comma.csv                    comma.csv: *line 3 has too many columns
-data      --text body                           --text body: *c.txt has no columns
+data      --text body                           --text body: *c.txt: a .txt has no columns
 data      --corpus m/model.safetensors          model.safetensors: no .txt
 data      --tokenizer c.txt                     c.txt: this is a file; give the folder
 data      --tokenizer m/vocab.txt               m/vocab.txt: this is a file; give the folder
@@ -749,6 +750,7 @@ data      --out c.txt                           c.txt: not a token file
 data      --out m                               --out m: this is a folder
 data      --out alone.bin                       alone.bin: not a token file
 data      --out x.bin                           x.bin.json exists and is not the description
+data      --out cut.bin                         cut.bin.json: not a JSON object
 data      --out x                               the name of a token file must end in .bin
 data      --out c.txt/x.bin                     File exists: *c.txt'
 data      --out=                                --out '' is not the name of a file
@@ -760,7 +762,7 @@ learn     --train-tokenizer 1e3                 --train-tokenizer: invalid int
 learn     --corpus zh.txt --out m               m: it has a vocab.txt
 learn     --out file                            file: this is not a folder
 learn     --corpus x.pdf                        x.pdf: no .txt
-learn     --text body                           --text body: c.txt has no columns
+learn     --text body                           --text body: c.txt: a .txt has no columns
 distill   --teacher six --num-hidden-layers 4   4 recursions cannot be spread
 distill   --student wide                        hidden_size of the teacher is 24, of the student 48
 distill   --teacher no-such/bert                no-such/bert: there is no such folder

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from checkpoint import load, save
 from conftest import B, R, T, V, make_task_of_kind, make_task_tokenizer, random_model
 from data import Tokenizer, mask_tokens, open_corpus
-from distill import EMBEDDED_TEACHER, Distillation, attention_loss, hidden_loss, output_loss
+from distill import BUNDLED_TEACHER, Distillation, attention_loss, hidden_loss, output_loss
 from finetune import (Classifier, TaskLoss, choose_trained, encode, load_encoder,
                       save_classifier)
 from minialbert import MiniALBERT
@@ -22,12 +22,12 @@ from tasks import Example, score
 
 @pytest.fixture(scope="module")
 def teacher():
-    return load(EMBEDDED_TEACHER)
+    return load(BUNDLED_TEACHER)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer(EMBEDDED_TEACHER)
+    return Tokenizer(BUNDLED_TEACHER)
 
 
 def corrected_student():
