@@ -519,7 +519,7 @@ def test_documents_without_a_text_are_skipped_and_counted(tmp_path, capsys):
 def test_the_name_of_a_file_cannot_write_to_the_terminal(tmp_path, capsys):
     folder = tmp_path / "corpus"
     folder.mkdir()
-    path = raw(folder / "\x1b[31mred\nname.txt", "one\0two\n")
+    raw(folder / "\x1b[31mred\nname.txt", "one\0two\n")
     raw(folder / "x.pdf", "")
     assert [line for line in read_corpus([str(folder)]) if line] == ["one\ufffdtwo"]
     error = capsys.readouterr().err
