@@ -57,7 +57,7 @@ if HOME == "~":                     # there is no home folder, as in some contai
     HOME = tempfile.gettempdir()
 CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
-DECIDING_CHARACTERS = 10_000        # so many at its beginning decide if a document is held out
+DECIDING_CHARACTERS = 10_000        # a document's first ones decide whether it is held out
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
 SAMPLE = 20_000                     # characters that count_characters looks at
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
@@ -391,8 +391,8 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
 
     It is smaller if the corpus does not yield enough tokens. Every character becomes a token, and
     a second one, with ##, where it continues a word; if these alone are more than `size`, the
-    vocabulary is larger. Returns the Tokenizer. ValueError if `size` is out of range, if
-    `out` is a file or has a tokenizer already, or if the corpus has no text.
+    vocabulary is larger. Returns the Tokenizer. ValueError if `size` is out of range, if the corpus
+    has no text, or for a reason of check_vocabulary_folder.
     """
     if not 100 <= size <= 2**20:
         raise ValueError(f"--train-tokenizer {size}: the size must be from 100 to {2**20} tokens")
@@ -400,14 +400,15 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     check_vocabulary_folder(out, config)
     corpus = list_of_paths(corpus)
     files = corpus_files(corpus)
-    # The learning may take hours. So the folder is made before, in case that this is not possible.
+    # The learning may take hours. So the folder is made first: if that fails, it fails at once.
+    is_new = not os.path.exists(out)
     os.makedirs(out, exist_ok=True)
     try:
         words = learn_words(files, size, lowercase, text_column)
         if not words:
             raise ValueError(f"{first_few(corpus)}: there is no text in the corpus")
     except BaseException:
-        with suppress(OSError):                          # rmdir removes only an empty folder
+        if is_new:
             os.rmdir(out)
         raise
     write_json(os.path.join(out, "tokenizer_config.json"), config)
@@ -432,8 +433,11 @@ def learn_words(files, size, lowercase, text_column):
 
 
 def check_vocabulary_folder(out, config):
-    """Raise ValueError if a vocabulary with this tokenizer_config.json, a dict, cannot be written
-    into the folder `out`, because it is a file or has a tokenizer already."""
+    """Raise ValueError if a vocabulary cannot be written into the folder `out`: its name is empty,
+    or it is a file, must not be written into, or has files of another tokenizer.
+
+    config: what its tokenizer_config.json will hold, a dict
+    """
     if out == "":
         raise ValueError("--out is empty; give the name of a folder")
     if os.path.exists(out) and not os.path.isdir(out):
@@ -942,7 +946,7 @@ ENOUGH_TO_JUDGE = 1_000_000
 @dataclass
 class CharacterCounts:
     """How many characters of a corpus, or of one of its files, were read, and how many of them were
-    replaced because they cannot be used."""
+    replaced because they cannot be used. Of a file also how many documents have no text."""
     total: int = 0
     undecoded: int = 0      # bytes that are not UTF-8
     nuls: int = 0
@@ -955,7 +959,6 @@ class CharacterCounts:
         self.undecoded += other.undecoded
         self.nuls += other.nuls
         self.escapes += other.escapes
-        self.empty += other.empty
 
 
 def read_corpus_file(path, bar, text_column, counts):
@@ -1003,7 +1006,8 @@ def read_corpus_file(path, bar, text_column, counts):
         tqdm.write(f"{printable(path)}: replaced {num_replaced} NULs, half characters or bytes "
                    "that are not UTF-8", sys.stderr)
     if counts.empty > 0:
-        tqdm.write(f"{printable(path)}: documents without a text: {counts.empty:,}", sys.stderr)
+        tqdm.write(f"{printable(path)}: documents without a text, which are left out: "
+                   f"{counts.empty:,}", sys.stderr)
 
 
 def replace_unreadable(line, counts):
@@ -1061,7 +1065,8 @@ def lines_of_jsonl(path, stream, text_column, counts):
 
     A NUL or half a character may also be written as an escape, such as \\ud800. An escape is no
     sign of another encoding, so check_encoding must not count it. It is replaced here, before
-    replace_unreadable sees it, and added to the escapes of the CharacterCounts.
+    replace_unreadable sees it, and added to the escapes of the CharacterCounts. A document without
+    text is added to its empty ones.
     """
     for number, row in enumerate(lines_of_text(path, stream, LONGEST_ROW), start=1):
         if row.strip():

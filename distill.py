@@ -64,15 +64,14 @@ from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initial
 # loss depends on the recipe, and --recipe paper has the authors' weights: see RECIPES.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 10.0, "output": 5.0, "embedding": 0.0}
 LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
-EAGER_ROWS = 16         # in a compiled run the few batches that are not compiled have such pieces
 
 
 # ---- The losses -------------------------------------------------------------------------
 # Each of these functions returns a sum. Distillation.compute_losses makes a mean of it: it divides
 # the attention and the hidden loss by the number of tokens in the whole batch, and the others by
-# the number of masked places. For a batch can be cut into micro-batches, to save memory or to share
-# it among processes. Their losses and gradients then add up to those of the whole batch (gradient
-# accumulation).
+# the number of masked places. The reason: a batch can be cut into micro-batches, to save memory or
+# to share it among processes, and their losses and gradients must add up to those of the whole
+# batch (gradient accumulation).
 
 def mlm_loss(logits, labels):
     """Compute the cross-entropy (nats) of logits (M, V) with true tokens (M,), summed over M."""
@@ -215,7 +214,8 @@ class Distillation:
         is the only one
     bf16: multiply matrices in bfloat16
     compile_losses: let torch.compile fuse the operations
-    cuda_graphs: let a GPU start all compiled operations of a pass at once; only if compile_losses
+    cuda_graphs: let a GPU start all compiled operations of a pass at once; only if compile_losses,
+        and only for batches in which each sequence has num_to_mask(T) masked places
     ValueError if a loss is not possible with these models, or CUDA graphs with micro-batches. (That
     two widths or vocabularies differ is found at the first batch.)
     """
@@ -230,10 +230,6 @@ class Distillation:
         self.bf16 = bf16
         self.tokens_per_step = batches.batch_size * batches.T
         self.micro_batch_bounds = split_batch(batches.batch_size, micro_batch_size, processes)
-        small = EAGER_ROWS
-        if micro_batch_size > 0:
-            small = min(small, micro_batch_size)
-        self.small_bounds = split_batch(batches.batch_size, small, processes)
         if teacher is not None:
             teacher.requires_grad_(False)
             teacher.eval()                               # its dropout stays off
@@ -248,16 +244,18 @@ class Distillation:
         if "attention" in loss_weights:
             self.recursions_with_map = [r for r, _ in self.pairs]
             self.layers_with_map = [layer for _, layer in self.pairs]
-        self.compiled_losses = None                      # compute_losses, compiled if wanted
+        # Two ways to call compute_losses; choose_function takes one of them for each batch.
+        self.eager_or_compiled = self.compute_losses
+        self.as_cuda_graph = None                        # None: there are no CUDA graphs
         if compile_losses:
-            options = {}
-            if cuda_graphs:
-                options["triton.cudagraphs"] = True
-            self.compiled_losses = torch.compile(self.compute_losses, options=options)
-        if compile_losses and cuda_graphs and len(self.micro_batch_bounds) > 1:
-            # A CUDA graph writes its results, the gradients too, to the same memory each time. So
-            # the gradients of a micro-batch would be lost when the next one begins.
-            raise ValueError("CUDA graphs and micro-batches do not go together")
+            self.eager_or_compiled = torch.compile(self.compute_losses)
+        if compile_losses and cuda_graphs:
+            if len(self.micro_batch_bounds) > 1:
+                # A CUDA graph writes its results, the gradients too, to the same memory each time.
+                # So the gradients of a micro-batch would be lost when the next one begins.
+                raise ValueError("CUDA graphs and micro-batches do not go together")
+            self.as_cuda_graph = torch.compile(self.compute_losses,
+                                               options={"triton.cudagraphs": True})
 
     def check_losses(self):
         """Raise ValueError if a loss is not possible with these models."""
@@ -343,11 +341,11 @@ class Distillation:
                              f"and T of the batches say {shape}")
         depths = self.draw_depths(step, len(positions))
         num_masked = max(1, len(positions))              # it is a divisor, so it must not be 0
-        compute, micro_batch_bounds = self.choose_function(len(positions))
+        compute = self.choose_function(len(positions))   # compute_losses, perhaps compiled
         T = self.batches.T
         rows = positions // T                            # (M,): the row of each masked place
         device = device_of(self.student)
-        for begin, end in micro_batch_bounds:            # the rows from begin to end - 1
+        for begin, end in self.micro_batch_bounds:       # the rows from begin to end - 1
             is_inside = (begin <= rows) & (rows < end)   # (M,)
             # The flattened ids of the micro-batch begin with row begin, not with row 0.
             shifted_positions = positions[is_inside] - begin * T
@@ -358,21 +356,17 @@ class Distillation:
             yield losses
 
     def choose_function(self, num_masked):
-        """Choose how a batch with so many masked places is computed -> (the function that computes
-        the losses, the bounds of the micro-batches).
+        """Return the function that computes the losses of a batch with so many masked places.
 
-        In a compiled function the shapes of all tensors are fixed, and so is num_masked, the number
-        of masked places in the whole batch. So it is for the usual batches, in which each sequence
+        A CUDA graph is made for one shape of each tensor and for one num_masked, the number of
+        masked places in the whole batch. So the graph is only for batches in which each sequence
         has num_to_mask(T) of them. A sequence in which most tokens are special, such as [UNK], may
-        have fewer. A batch with such a sequence is computed as it is, by all processes. That takes
-        more memory, so it is computed in small pieces.
+        have fewer. All processes compute a batch with such a sequence without the graph.
         """
         usual_number = self.batches.batch_size * num_to_mask(self.batches.T)
-        if self.compiled_losses is None:
-            return self.compute_losses, self.micro_batch_bounds
-        if num_masked == usual_number:
-            return self.compiled_losses, self.micro_batch_bounds
-        return self.compute_losses, self.small_bounds
+        if self.as_cuda_graph is not None and num_masked == usual_number:
+            return self.as_cuda_graph
+        return self.eager_or_compiled
 
     def draw_depths(self, step, num_masked):
         """Draw a depth for each masked place -> (M,). The elastic loss takes the hidden state of
@@ -1170,7 +1164,7 @@ def to_device(device, *arrays):
     """Copy numpy arrays to a device -> a list of tensors.
 
     To a CUDA GPU the copy from pinned memory runs in the background: the program need not wait for
-    it. On other devices it must wait, because the array may be gone before it has been copied.
+    it. On other devices the program waits, because the array may be freed before the copy ends.
     """
     in_background = device.type == "cuda"
     tensors = []
@@ -1214,10 +1208,11 @@ RECIPES = {
         "elastic": 0.0, "init": "random", "tie_decoder": False, "num_hidden_layers": 6,
         "embedding_size": 128},
 }
-KEEP_WEIGHTS = ""       # args.init if there is a --student: it keeps its weights
+# args.init if there is a --student: it keeps its weights. Checkpoints hold this text.
+KEEP_WEIGHTS = ""
 SHAPE_FIELDS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size",
-               "adapter_size", "correction_rank", "num_attention_heads", "intermediate_size",
-               "tie_decoder")
+                "adapter_size", "correction_rank", "num_attention_heads", "intermediate_size",
+                "tie_decoder")
 
 
 def integer_from(smallest):

@@ -513,7 +513,8 @@ def test_documents_without_a_text_are_skipped_and_counted(tmp_path, capsys):
     found = [line for line in read_corpus(paths) if line]
     assert found == ["one", "two", "three", "four", "five", "six", "seven"]
     assert capsys.readouterr().err.splitlines() == [
-        f"{paths[0]}: documents without a text: 2", f"{paths[1]}: documents without a text: 1"]
+        f"{paths[0]}: documents without a text, which are left out: 2",
+        f"{paths[1]}: documents without a text, which are left out: 1"]
 
 
 def test_the_name_of_a_file_cannot_write_to_the_terminal(tmp_path, capsys):
@@ -1534,6 +1535,10 @@ def test_ctrl_c_while_words_are_learned_leaves_no_empty_folder(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         train_tokenizer(corpus, 100, str(tmp_path / "tok"))
     assert os.listdir(tmp_path) == ["a.txt"]
+    (tmp_path / "tok").mkdir()                           # the user's own folder stays
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(corpus, 100, str(tmp_path / "tok"))
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "tok"]
 
 
 # ---- Masked batches ------------------------------------------------------------------------------

@@ -1519,7 +1519,7 @@ def test_a_compiled_step_is_the_plain_one(toy, tmp_path, monkeypatch):
     original = torch.compile
     calls = []
 
-    def compile_eagerly(function, options):
+    def compile_eagerly(function):
         compiled = original(function, backend="eager")
 
         def call(*args):
@@ -1578,7 +1578,7 @@ def test_cuda_graphs_that_cannot_be_are_refused(words, processes):
 
 
 def test_cuda_graphs_refuse_micro_batches(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, options: function)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
     student = MiniALBERT(STUDENT)
     batches = types.SimpleNamespace(batch_size=8, T=9)
     distill.Distillation(student, None, batches, {"mlm": 1.0}, micro_batch_size=4,
@@ -1596,19 +1596,19 @@ def test_cuda_graphs_are_what_torch_compile_makes(monkeypatch):
     for cuda_graphs in (False, True):
         distill.Distillation(MiniALBERT(STUDENT), None, batches, {"mlm": 1.0},
                              compile_losses=True, cuda_graphs=cuda_graphs)
-    assert calls == [{"options": {}}, {"options": {"triton.cudagraphs": True}}]
+    assert calls == [{}, {}, {"options": {"triton.cudagraphs": True}}]
     assert "triton.cudagraphs" in known
 
 
-def test_a_batch_with_fewer_masked_places_is_not_compiled(monkeypatch):
-    """If a compiled function got two numbers of places, torch would compile it for any number, and
-    the usual batches would have no graph any more."""
+def test_a_batch_with_fewer_masked_places_leaves_the_graph_as_it_is(monkeypatch):
+    """If one compiled function got both numbers of places, torch would compile it for any number,
+    and the usual batches would have no graph any more."""
     original = torch.compile
-    compilations = []                                    # one "graph" for each compilation
+    compilations = []                                    # "graph" or "plain"
     used = []                                            # which compilation computed each batch
 
-    def compile_nothing(function, options):
-        name = "graph"
+    def compile_nothing(function, options=None):
+        name = "plain" if options is None else "graph"
 
         def backend(module, inputs):
             compilations.append(name)
@@ -1632,46 +1632,13 @@ def test_a_batch_with_fewer_masked_places_is_not_compiled(monkeypatch):
     model = MiniALBERT(replace(STUDENT, num_hidden_layers=1, adapter_size=0))
     distillation = distill.Distillation(model, None, batches, {"mlm": 1.0}, compile_losses=True,
                                         cuda_graphs=True)
-    used_after = []                                      # how often until the end of each batch
     for num_places in (3, 4, 4, 2, 4):                   # the first batch is an odd one
         batch = (ids, positions[:num_places], labels[:num_places])
         monkeypatch.setattr(batches, "batch", lambda step, batch=batch: batch, raising=False)
         for losses in distillation.losses_of_micro_batches(0):
             losses["mlm"].backward()
-        used_after.append(len(used))
     torch.compiler.reset()
-    assert used == ["graph 1", "graph 1", "graph 1"]
-    assert used_after == [0, 1, 2, 2, 3]
-
-
-@pytest.mark.parametrize("batch_size, micro_batch_size, processes, bounds", [
-    (40, 0, None, [(0, 16), (16, 32), (32, 48)]),
-    (40, 30, None, [(0, 16), (16, 32), (32, 48)]),
-    (40, 10, None, [(0, 10), (10, 20), (20, 30), (30, 40)]),
-    (40, 0, Processes(1, 1, 2), [(16, 32)]),             # rank 0 has the other two pieces
-    (8, 0, Processes(1, 1, 2), [(4, 8)]),
-])
-def test_batches_that_are_not_compiled_are_cut_into_small_pieces(monkeypatch, batch_size,
-                                                                 micro_batch_size, processes,
-                                                                 bounds):
-    monkeypatch.setattr(torch, "compile", lambda function, options: "compiled")
-    batches = types.SimpleNamespace(batch_size=batch_size, T=9)   # one of 9 tokens is masked
-    distillation = distill.Distillation(
-        MiniALBERT(STUDENT), None, batches, {"mlm": 1.0}, micro_batch_size=micro_batch_size,
-        processes=processes, compile_losses=True)
-    usual = distillation.choose_function(batch_size)
-    assert usual == ("compiled", distillation.micro_batch_bounds)
-    for num_masked in (batch_size - 1, 1):
-        odd = distillation.choose_function(num_masked)
-        assert odd == (distillation.compute_losses, bounds)
-
-
-def test_without_compiling_every_batch_is_computed_in_the_same_pieces():
-    batches = types.SimpleNamespace(batch_size=40, T=9)
-    distillation = distill.Distillation(MiniALBERT(STUDENT), None, batches, {"mlm": 1.0})
-    for num_masked in (40, 39):
-        chosen = distillation.choose_function(num_masked)
-        assert chosen == (distillation.compute_losses, [(0, 40)])
+    assert used == ["plain 1", "graph 2", "graph 2", "plain 3", "graph 2"]
 
 
 @pytest.mark.parametrize("name, pins, in_background", [
@@ -1686,10 +1653,20 @@ def test_only_copies_to_cuda_run_in_the_background(monkeypatch, name, pins, in_b
     assert calls == ["pin"] * pins + [{"non_blocking": in_background}]
 
 
+def test_processes_that_stop_leave_their_group_after_the_checkpoint(monkeypatch):
+    calls = []
+    monkeypatch.setattr(distill.dist, "barrier", lambda: calls.append("barrier"))
+    monkeypatch.setattr(distill, "leave_processes", lambda: calls.append("leave"))
+    options = types.SimpleNamespace(steps=9)
+    with pytest.raises(SystemExit, match="^143$"):
+        distill.stop_run([], 3, options, Processes(world_size=2))
+    assert calls == ["barrier", "leave"]
+
+
 def test_two_processes_use_the_graph_for_the_same_batches(monkeypatch):
     """The number of masked places in the whole batch is a part of the graph, so a process does not
     use it if a sequence of another process has fewer."""
-    monkeypatch.setattr(torch, "compile", lambda function, options: options)
+    monkeypatch.setattr(torch, "compile", lambda function, options=None: options)
     batches = types.SimpleNamespace(batch_size=4, T=9, seed=0)
     ids = np.random.default_rng(0).integers(5, V, (4, 9))
     used = []                                            # [(rank, what computed its losses), ...]
@@ -1697,8 +1674,8 @@ def test_two_processes_use_the_graph_for_the_same_batches(monkeypatch):
         distillation = distill.Distillation(
             MiniALBERT(STUDENT), None, batches, {"mlm": 1.0}, processes=Processes(rank, rank, 2),
             compile_losses=True, cuda_graphs=True)
-        distillation.compute_losses = lambda *args, rank=rank: used.append((rank, "plain"))
-        distillation.compiled_losses = lambda *args, rank=rank: used.append((rank, "graph"))
+        distillation.eager_or_compiled = lambda *args, rank=rank: used.append((rank, "plain"))
+        distillation.as_cuda_graph = lambda *args, rank=rank: used.append((rank, "graph"))
         for positions in (np.array([1, 10, 19, 28]), np.array([10, 19, 28])):
             batch = (ids, positions, ids.ravel()[positions])   # in the second one row 0 has none
             monkeypatch.setattr(batches, "batch", lambda step, batch=batch: batch, raising=False)
