@@ -57,7 +57,7 @@ if HOME == "~":                     # there is no home folder, as in some contai
     HOME = tempfile.gettempdir()
 CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
-DECIDING_CHARACTERS = 10_000        # a document's first ones decide whether it is held out
+DECIDING_CHARACTERS = 10_000        # the first of a document, which decide if it is held out
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
 SAMPLE = 20_000                     # characters that count_characters looks at
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
@@ -409,7 +409,8 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
             raise ValueError(f"{first_few(corpus)}: there is no text in the corpus")
     except BaseException:
         if is_new:
-            os.rmdir(out)
+            with suppress(OSError):                      # another program may have used it since
+                os.rmdir(out)
         raise
     write_json(os.path.join(out, "tokenizer_config.json"), config)
     with replace_file(os.path.join(out, "vocab.txt")) as file:
@@ -740,8 +741,8 @@ def write_tokens(file, lines, tokenizer, dtype):
 
 
 def estimate_unknown_share(texts, tokenizer, sample_size):
-    """Estimate which part of the characters of texts become [UNK] -> 0 to 1. See count_characters.
-    """
+    """Estimate which share of the characters of texts become [UNK] -> 0 to 1, from a sample of
+    about sample_size characters."""
     num_counted, num_unknown = count_characters(texts, tokenizer, sample_size)
     return num_unknown / max(1, num_counted)
 
@@ -790,7 +791,7 @@ def mark_held_out(lines):
 
     lines: an empty line ends each document, also the last one
     """
-    waiting = []                                         # lines that wait for the decision
+    waiting = []                                         # a document's first lines, which decide
     num_characters = 0                                   # in these
     held_out = None                                      # None: it is not decided yet
     for line in lines:

@@ -133,8 +133,8 @@ class Feature(NamedTuple):
     ids: np.ndarray         # (T,) token numbers
     num_before: int         # tokens before the text, or before the second text if there are two
     example_number: int     # index of the example from which it was made
-    positions: object       # indices into ids of the tokens whose logits are used: a list or
-                            # range. In qa those of [CLS] are used, too
+    positions: object       # a list or range of indices into ids: at these tokens the logits are
+                            # used. In qa [CLS] is not among them, but its logits are used, too
     stands_for: object      # for each position what part of the example it stands for: a list, in
                             # qa an array (positions, 2)
     labels: list
@@ -153,7 +153,7 @@ def encode(task, examples, tokenizer):
     """Yield the Features of examples, in their order.
 
     Classification and regression give one Feature per example, truncated if it is too long. A
-    sentence to tag and the context of a question are cut into as many windows as needed.
+    sentence to tag and the context of a question are read in as many windows as needed.
     """
     label_numbers = {label: i for i, label in enumerate(task.labels)}
     chunk_size = 1000                                    # examples that are tokenised together
@@ -177,6 +177,10 @@ def tokenise_examples(task, examples, tokenizer):
     first_texts = []
     main_texts = []
     for example in examples:
+        has_two_texts = example.second_text is not None
+        if has_two_texts != task.pair:
+            raise ValueError(f"{example.text!r:.60}: this task has {number_of_texts(task)}, but "
+                             "the example does not")
         if example.second_text is None:
             first_texts.append("")                       # so both lists have the same length
             main_texts.append(example.text)
@@ -188,8 +192,6 @@ def tokenise_examples(task, examples, tokenizer):
     tokenised = []
     for example, first_ids, encoding in zip(examples, tokenizer.encode(first_texts), encodings):
         if example.second_text is None:
-            if task.pair:
-                raise ValueError(f"{example.text!r:.60}: this task has two texts, the example one")
             tokenised.append(TokenisedExample([tokenizer.cls_id], False, encoding))
             continue
         room = task.length - 3                           # [CLS] and two [SEP] take three places
@@ -264,8 +266,8 @@ def tagging_features(task, example_number, example, tokenised, tokenizer, label_
         labels = []
         for token in range(begin, end):
             word = word_of_token[token]
-            if token > 0 and word_of_token[token - 1] == word:
-                # It is not the first token of its word, which may be in the window before.
+            begins_word = token == 0 or word_of_token[token - 1] != word
+            if not begins_word:                          # its word may begin in the window before
                 continue
             positions.append(len(prefix) + token - begin)
             word_numbers.append(word)
@@ -377,11 +379,16 @@ def collate(features, is_qa):
 def check_trainable(features):
     """Raise ValueError if nothing can be learned, because no Feature has a place that is predicted,
     or if a label is not known."""
-    if not any(feature.positions for feature in features):
-        raise ValueError("no example has a token that could be trained on")
+    check_positions(features)
     for feature in features:
         if any(math.isnan(label) for label in feature.labels):
             raise ValueError(f"example {feature.example_number} has no label to train on")
+
+
+def check_positions(features):
+    """Raise ValueError if no Feature has a place that is predicted."""
+    if not any(feature.positions for feature in features):
+        raise ValueError("no example has a token that could be trained on")
 
 
 class TaskLoss:
@@ -476,24 +483,24 @@ class TaskLoss:
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            rows, is_counted, is_labelled = rows_of_micro_batch(begin, end, mask, is_label)
+            rows, counted_tokens, counted_labels = rows_of_micro_batch(begin, end, mask, is_label)
             # numpy finds these on the CPU, where their number N is known at once. On a GPU the
             # program would have to wait for it.
-            label_indices = np.flatnonzero(is_labelled)                       # (N,)
+            label_indices = np.flatnonzero(counted_labels)                    # (N,)
             targets = labels[rows].ravel()[label_indices].astype(np.float32)  # (N,)
             # The arrays stand in the order in which compute_losses takes them.
-            tensors = to_device(device, ids[rows], mask[rows], segments[rows], is_counted,
+            tensors = to_device(device, ids[rows], mask[rows], segments[rows], counted_tokens,
                                 label_indices, targets)
             with autocast(device, self.bf16):
                 losses = self.compute_losses(*tensors, num_labels, num_tokens)
             yield losses
 
-    def compute_losses(self, ids, mask, segments, is_counted, label_indices, targets, num_labels,
-                       num_tokens):
+    def compute_losses(self, ids, mask, segments, counted_tokens, label_indices, targets,
+                       num_labels, num_tokens):
         """Compute a micro-batch's part of each loss: {name: scalar}.
 
         ids, mask, segments (B, T): see collate
-        is_counted (B, T): True at the tokens that the hidden loss counts
+        counted_tokens (B, T): True at the tokens that the hidden loss counts
         label_indices (N,): where the labels stand in the flattened labels of this micro-batch
         targets (N,): the labels themselves, in regression normalised
         num_labels, num_tokens: the numbers of labels and of tokens in the whole batch
@@ -523,7 +530,7 @@ class TaskLoss:
                 for r, layer in self.pairs:
                     # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
                     total = total + hidden_loss(
-                        hidden[r + 1], teacher_hidden[layer + 1], is_counted)
+                        hidden[r + 1], teacher_hidden[layer + 1], counted_tokens)
                 losses["hidden"] = total / num_tokens
         return losses
 
@@ -704,14 +711,14 @@ def decode_answers(task, examples, features, logits, longest=30):
         no_answer_score[i] = min(no_answer_score[i], cls_logits.sum())
         if not feature.positions:                        # the context has no tokens
             continue
-        # Row j of these belongs to feature.stands_for[j].
-        begin_logits = feature_logits[1:, 0]             # (positions,)
-        end_logits = feature_logits[1:, 1]
-        scores = begin_logits[:, None] + end_logits[None, :]                  # (N, N)
-        # Row: the number of the first token. Column: the number of the last one.
-        row = np.arange(len(begin_logits))[:, None]                           # (N, 1)
-        column = np.arange(len(begin_logits))[None, :]                        # (1, N)
-        is_span = (row <= column) & (column < row + longest)                  # (N, N)
+        # Each of the N tokens may be the first of the answer, and each the last: N x N spans.
+        # Token j belongs to feature.stands_for[j].
+        begin_logits = feature_logits[1:, 0]             # (N,)
+        end_logits = feature_logits[1:, 1]               # (N,)
+        first_token = np.arange(len(begin_logits))[:, None]                   # (N, 1)
+        last_token = np.arange(len(begin_logits))[None, :]                    # (1, N)
+        is_span = (first_token <= last_token) & (last_token < first_token + longest)   # (N, N)
+        scores = begin_logits[first_token] + end_logits[last_token]           # (N, N)
         scores[~is_span] = -np.inf
         first, last = np.unravel_index(scores.argmax(), scores.shape)
         if scores[first, last] > best_score[i]:
@@ -809,6 +816,8 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
         # New adapters are not in the saved model: they are fitted below.
         encoder.load_state_dict(weights, strict=not adds_adapters)
     if adds_adapters:
+        if sample is None:
+            raise ValueError(f"{path}: adapters are added, so they need a sample to be fitted to")
         ids, mask, segments = to_device(torch.device("cpu"), *sample)
         fit_adapters_to_identity(encoder, ids, mask, segments)
     return encoder
@@ -975,9 +984,9 @@ def fine_tune(tuning, splits, mode, seed, lr):
     options = options_of_run(tuning, task_loss, mode, seed, lr)
     # tuning.settings has the flags of the whole command: its "lr" may be several rates, and its
     # "steps" and "hidden_weight" may be None. Here the values of this run take their place.
-    settings = dict(tuning.settings)
-    settings.update(resume_settings(options, args.batch_size, args.dropout, tuning.bf16))
-    settings["hidden_weight"] = tuning.hidden_weight
+    settings_of_run = resume_settings(options, args.batch_size, args.dropout, tuning.bf16)
+    settings_of_run["hidden_weight"] = tuning.hidden_weight
+    settings = tuning.settings | settings_of_run
     # measure() measures the first dev set alone. train() calls it, the last time after the last
     # step, and logs its scores. All other splits are measured once, after the training.
     results = {}
@@ -1094,11 +1103,12 @@ def best_rate(tuning, examples, mode, seed, rates):
             if tuning.processes.world_size > 1:
                 raise FloatingPointError(f"{error}; try without --lr {lr:g}, or with one "
                                          "process") from error
-            print(f"learning rate {lr:g}: {error}", flush=True)
+            print(f"--lr {lr:g}: {error}", flush=True)
         else:
             score_of_rate[lr] = results["dev"].scores[tuning.task.metrics[0]]
     if not score_of_rate:
-        raise FloatingPointError(f"--lr: the training diverges with each of {rates}")
+        listed = ", ".join(f"{lr:g}" for lr in rates)
+        raise FloatingPointError(f"--lr: the training diverges with each of {listed}")
     ordered = sorted(score_of_rate, key=score_of_rate.get, reverse=True)
     listed = ", ".join(f"{lr:g} {score_of_rate[lr]:.2%}" for lr in ordered)
     print(f"learning rates, best first ({tuning.task.metrics[0]} on a held-out tenth of the "
@@ -1390,6 +1400,11 @@ def run_modes(tuning, datasets, modes, config):
             warn_of_unknown(split, tokenizer)
     print_cut(task, splits)
     check_trainable(splits["train"].features)
+    if args.lr is not None and len(args.lr) > 1:
+        # best_rate will train without a tenth. What is left must have something to train on, too.
+        # encode yields one Feature after the other, so this ends at the first that has something.
+        _, rest = hold_out_a_tenth(datasets["train"], task.kind)
+        check_positions(encode(task, rest, tokenizer))
     if task.kind == "qa":
         print_lost_answers(splits["train"])
     if tuning.teacher is not None:
@@ -1584,8 +1599,8 @@ def default_rate(mode, task_name, config, learns_hidden=False):
     """Return the learning rate for a mode and a model with this Config.
 
     task_name: the name in --task, or None without --task
-    learns_hidden: whether there is a hidden loss; with a --task a higher rate is better then for
-        corrections and whole models (EXPERIMENTS.md)
+    learns_hidden: whether there is a hidden loss; a higher rate is better then for corrections and,
+        with a --task, for whole models (EXPERIMENTS.md)
 
     Few parameters need a higher rate, and so do the few steps without --task. A correction is a
     product, and both of its factors change, so it needs a lower rate than an adapter.
@@ -1865,14 +1880,13 @@ def predict(args, device):
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     result = predict_examples(examples, model, task, tokenizer, bf16)
-    number = 0                                           # of the next example
+    answers = iter(zip(examples, result.predictions))
     for _, line in lines:
         if line.strip() == "":
             print()                                      # an empty line stays empty
-        else:
-            prediction, probabilities = result.predictions[number]
-            print(describe_prediction(task, examples[number], prediction, probabilities))
-            number += 1
+            continue
+        example, (prediction, probabilities) = next(answers)
+        print(describe_prediction(task, example, prediction, probabilities))
 
 
 def predict_examples(examples, model, task, tokenizer, bf16):

@@ -514,10 +514,10 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
     num_empty = 0                                        # examples with an empty text
     for number, row in rows_of(path, header):
         location = f"{path}:{number}"
-        texts = [cell(row, column, (str,), location) for column in text_columns]
+        texts = [cell(row, column, location) for column in text_columns]
         label = None
         if label_column is not None:
-            label = str(cell(row, label_column, (str, int, float), location)).strip()
+            label = str(cell(row, label_column, location, may_be_number=True)).strip()
             if label == "":
                 raise ValueError(f"{location}: the label in column {label_column!r} is missing")
             if label.lower() == "nan":                   # numpy writes nan for a missing number
@@ -535,19 +535,22 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
     return not_empty(examples, path)
 
 
-def cell(row, column, types, location):
-    """Return a cell of a row {column: value}. ValueError if the column is missing or the value has
-    another type. (In Python True and False are whole numbers, too, so they may be labels.)"""
+def cell(row, column, location, may_be_number=False):
+    """Return a cell of a row {column: value}. ValueError if the column is missing, or if the value
+    is neither a text nor, where it may be one, a number. (In Python True and False are whole
+    numbers, too, so they may be labels.)"""
     if column not in row:
         columns = ", ".join(repr(name) for name in row)
         raise ValueError(f"{location}: the column {column!r} is missing among {columns:.300}; the "
                          "first row of a .tsv or .csv names the columns, and for files of your own "
                          "--text and --label say which to read")
     value = row[column]
+    types = (str,)
+    expected = "a text"
+    if may_be_number:
+        types = (str, int, float)
+        expected = "a text or a number"
     if not isinstance(value, types):
-        expected = "a text"
-        if float in types:
-            expected = "a text or a number"
         raise ValueError(f"{location}: the column {column!r} is {value!r:.60}, not {expected}")
     return value
 
@@ -720,9 +723,10 @@ def right_answers(question, question_id, context, needs_answers):
     if "answers" not in question and not needs_answers:
         return None
     answers = answers_of(question, question_id, context)
-    if answers or is_impossible is None:
+    # If is_impossible is false, there is an answer. If none is listed, it is kept secret.
+    is_secret = not answers and is_impossible is not None
+    if not is_secret:
         return answers                                   # in SQuAD v1.1 [] means: no answer
-    # The list is empty, but is_impossible is false: there is an answer, which is kept secret.
     if needs_answers:
         raise ValueError(f"question {question_id!r:.60} has no answer, but is_impossible is false")
     return None
@@ -948,8 +952,8 @@ def read_own_files(kind, files, text_columns, label_column):
         if kind == "qa":
             # Predictions are written with the ids of the questions, so an id must not occur twice
             # in a split. Without --dev some of the training questions become the dev set.
-            predictions_are_written = split_name != "train" or "dev" not in files
-            if predictions_are_written:
+            gives_dev_set = split_name == "train" and "dev" not in files
+            if split_name != "train" or gives_dev_set:
                 check_ids(", ".join(paths), examples)
         else:
             # Each file has numbered its examples from 0. Here those of all files of the split are

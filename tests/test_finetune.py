@@ -148,7 +148,7 @@ def read_json_lines(path):
     (2, 3, 2, 3), (20, 3, 7, 3), (2, 20, 2, 8), (20, 20, 5, 5), (0, 0, 0, 0)])
 def test_two_texts_share_the_room_and_the_longer_gives_way(
         num_first, num_second, kept_first, kept_second, tokenizer):
-    task = make_task_of_kind("classification", ["0", "1"], length=13)
+    task = make_task_of_kind("classification", ["0", "1"], length=13, pair=True)
     example = make_text_example(" ".join("x" * num_first), "1", " ".join("y" * num_second))
     feature, = encode(task, [example], tokenizer)
     x, y = tokenizer.encode(["x y"])[0]
@@ -193,7 +193,7 @@ def test_a_text_without_a_label_becomes_a_batch_too(tokenizer):
 
 
 def test_a_batch_is_padded_and_labelled_where_the_head_is_read(tokenizer):
-    task = make_task_of_kind("classification", ["0", "1"])
+    task = make_task_of_kind("classification", ["0", "1"], pair=True)
     examples = [make_text_example("x", "1", "y y y"), make_text_example("x", "0", "y")]
     features = list(encode(task, examples, tokenizer))
     ids, mask, segments, labels = collate(features, False)
@@ -202,7 +202,7 @@ def test_a_batch_is_padded_and_labelled_where_the_head_is_read(tokenizer):
     assert segments.tolist() == [[0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0]]
     assert labels[:, 0].tolist() == [1, 0]
     assert np.isnan(labels[:, 1:]).all()
-    single, = encode(task, [make_text_example("x", "1")], tokenizer)
+    single, = encode(replace(task, pair=False), [make_text_example("x", "1")], tokenizer)
     _, _, segments, _ = collate([single], False)
     assert segments.sum() == 0
 
@@ -1743,6 +1743,27 @@ def test_a_training_set_without_places_to_predict_loses_no_run(tmp_path, model, 
     assert files_below(tmp_path / "o") == before
 
 
+def test_what_is_left_without_the_held_out_tenth_is_checked_before_a_run_is_lost(
+        tmp_path, model, capsys, monkeypatch):
+    def hold_out_all_that_has_tokens(examples, kind, remedy=""):
+        return ([example for example in examples if example.second_text],
+                [example for example in examples if not example.second_text])
+
+    monkeypatch.setattr(finetune, "hold_out_a_tenth", hold_out_all_that_has_tokens)
+    questions = [{"id": "a", "question": "who", "answers": [], "is_impossible": True}]
+    paragraphs = [{"context": "", "qas": questions},
+                  {"context": "the red city", "qas": [dict(questions[0], id="b")]}]
+    train = write_file(tmp_path / "train.json", json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    (tmp_path / "o").mkdir()
+    write_file(tmp_path / "o" / "run.json", '{"script": "finetune.py", "settings": {}}')
+    write_file(tmp_path / "o" / "model.safetensors", "a model")
+    before = files_below(tmp_path / "o")
+    error = fail(capsys, "--task", "qa", "--train", train, "--dev", train, "--model", model,
+                 "--lr", "1e-3", "2e-3", "--out", tmp_path / "o", "--overwrite")
+    assert "no example has a token that could be trained on" in error
+    assert files_below(tmp_path / "o") == before
+
+
 def test_a_rate_is_chosen_by_examples_on_which_it_was_not_trained(tokenizer, monkeypatch):
     def fine_tune(tuning, splits, mode, seed, lr):
         train_texts = {example.text for example in splits["train"].examples}
@@ -1778,11 +1799,11 @@ def test_a_rate_is_chosen_by_contexts_on_which_it_was_not_trained(tokenizer, mon
 def test_a_rate_that_diverges_is_not_chosen(tmp_path, model, sentiment, capsys):
     flags = ["--task", "sst2", "--data", sentiment, "--model", model, "--steps", 3]
     printed = run(capsys, *flags, "--out", tmp_path / "o", "--lr", "2e9", "1e-3").out
-    assert re.search(r"learning rate 2e\+09: step \d, ", printed)
+    assert re.search(r"--lr 2e\+09: step \d, ", printed)
     assert re.search(r"\(accuracy on a held-out tenth of the training set\): 0\.001 \d+\.\d\d%\n",
                      printed)
     error = fail(capsys, *flags, "--out", tmp_path / "p", "--lr", "2e9", "1e9")
-    assert "--lr: the training diverges with each of [2000000000.0, 1000000000.0]" in error
+    assert "--lr: the training diverges with each of 2e+09, 1e+09" in error
 
 
 @pytest.mark.parametrize("message, expected", [
@@ -1816,7 +1837,7 @@ def test_a_rate_whose_model_cannot_be_measured_is_not_chosen(
     monkeypatch.setattr(finetune, "predict_logits", predict_logits)
     printed = run(capsys, "--task", "sst2", "--data", sentiment, "--model", model, "--steps", 1,
                   "--out", tmp_path / "o", "--lr", "1e-2", "1e-3").out
-    assert "learning rate 0.01: what the model computes is not finite" in printed
+    assert "--lr 0.01: what the model computes is not finite" in printed
     assert "set): 0.001 " in printed
 
 
