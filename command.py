@@ -71,6 +71,13 @@ def print_error(name, message):
     print(f"{name}: error: {printable(line[:2000])}", file=sys.stderr)
 
 
+def warn(message):
+    """Print a warning in one line, without characters that a terminal would obey. If torchrun has
+    started several processes, only the first one prints it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {printable(message)}", file=sys.stderr)
+
+
 def one_line(text):
     """Replace all white space in a text, line ends among it, by single spaces."""
     return " ".join(str(text).split())

@@ -50,7 +50,7 @@ from tqdm import tqdm
 
 from checkpoint import (TOKENIZER_FILES, fetch, first_few, parsing, read_json, read_text,
                         replace_file, write_json)
-from command import CommandParser, printable, run_command
+from command import CommandParser, printable, run_command, warn
 
 HOME = os.path.expanduser("~")
 if HOME == "~":                     # there is no home folder, as in some containers
@@ -628,7 +628,7 @@ def tokens_made_before(out, made_from, overwrite):
                   "another --text or tokenizer, or by an earlier version")
     if not overwrite:
         raise ValueError(f"{difference}; choose another --out, or say --overwrite")
-    print(f"{difference}: it is made anew", file=sys.stderr)
+    warn(f"{difference}: it is made anew")
     return None
 
 
@@ -642,7 +642,7 @@ def check_counts(counts, corpus, tokenizer):
     if counts.unknown_share > 0.5:
         raise ValueError(f"{message}: {UNKNOWN_CHARACTERS_REMEDY}")
     if counts.unknown_share > 0.1:
-        print(f"warning: {printable(message)}", file=sys.stderr)
+        warn(message)
 
 
 def sizes_of_parts(counts, corpus):
@@ -655,9 +655,9 @@ def sizes_of_parts(counts, corpus):
         return counts.num_train, counts.num_valid
     num_tokens = counts.num_train + counts.num_valid
     num_valid = max(1, num_tokens // HOLD_OUT_ONE_IN)
-    print(f"{printable(first_few(corpus))}: there are too few different documents to hold out one "
-          f"in {HOLD_OUT_ONE_IN}: the last {num_valid} tokens are held out instead (in a .txt a "
-          "blank line ends a document)", file=sys.stderr)
+    warn(f"{first_few(corpus)}: there are too few different documents to hold out one in "
+         f"{HOLD_OUT_ONE_IN}: the last {num_valid} tokens are held out instead (in a .txt a blank "
+         "line ends a document)")
     return num_tokens - num_valid, num_valid
 
 
@@ -873,8 +873,8 @@ def corpus_files(corpus):
             raise ValueError(f"{path}: no .txt, .jsonl or .csv (or one as .gz, .bz2, .xz) there")
         num_skipped = len(candidates) - len(found)
         if num_skipped > 0:
-            print(f"{printable(path)}: skipped files: {num_skipped}; they are not .txt, .jsonl or "
-                  ".csv, or no regular files, or a name begins with a dot", file=sys.stderr)
+            warn(f"{path}: skipped files: {num_skipped}; they are not .txt, .jsonl or .csv, or no "
+                 "regular files, or a name begins with a dot")
         files += found
     counts = Counter(os.path.abspath(file_path) for file_path in files)
     for file_path, count in counts.items():

@@ -55,7 +55,7 @@ from tqdm import tqdm
 
 from checkpoint import (claim_folder, fetch, load, naming_file, parsing, restore_training_state,
                         run_folder, save, save_training_state)
-from command import CommandParser, is_about_memory, one_line, printable, run_command
+from command import CommandParser, is_about_memory, one_line, printable, run_command, warn
 from data import CACHE, RNG_DEPTHS, MaskedBatches, Tokenizer, num_to_mask, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         merge_corrections, split_evenly)
@@ -976,13 +976,13 @@ def leave_processes():
 
 def check_batch_size(batch_size, processes):
     """Raise ValueError if a batch has fewer sequences than there are processes. If they cannot
-    share it evenly, the first process prints a warning."""
+    share it evenly, there is a warning."""
     if batch_size < processes.world_size:
         raise ValueError(f"--batch-size {batch_size} is less than one sequence for each of the "
                          f"{processes.world_size} processes")
-    if batch_size % processes.world_size != 0 and processes.rank == 0:
-        print(f"--batch-size {batch_size} is not divisible by {processes.world_size} processes: in "
-              "each step some wait for others", file=sys.stderr)
+    if batch_size % processes.world_size != 0:
+        warn(f"--batch-size {batch_size} is not divisible by {processes.world_size} processes: in "
+             "each step some wait for others")
 
 
 def choose_device(name, local_rank=0):
@@ -1174,6 +1174,13 @@ def to_device(device, *arrays):
             tensor = tensor.pin_memory()
         tensors.append(tensor.to(device, non_blocking=in_background))
     return tensors
+
+
+def shape_of(model):
+    """Return the fields of a model's Config {name: value}, or None if there is no model."""
+    if model is None:
+        return None
+    return vars(model.config)
 
 
 def fingerprint(model):
@@ -1597,13 +1604,10 @@ def distillation_settings(args, options, bf16, loss_weights, teacher, student):
     given_student = None                                 # the model of --student
     if args.student is not None:
         given_student = student
-    teacher_shape = None
-    if teacher is not None:
-        teacher_shape = vars(teacher.config)
     settings = resume_settings(options, args.batch_size, args.dropout, bf16) | {
         "length": args.length, "warmup": args.warmup, "init": args.init,
-        "temperature": args.temperature, "weights": loss_weights, "shape": vars(student.config),
-        "teacher": fingerprint(teacher), "teacher_shape": teacher_shape,
+        "temperature": args.temperature, "weights": loss_weights, "shape": shape_of(student),
+        "teacher": fingerprint(teacher), "teacher_shape": shape_of(teacher),
         "student": fingerprint(given_student)}
     if "attention" in loss_weights:
         # Earlier versions of this program divided the attention loss by the length. This entry

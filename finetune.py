@@ -46,14 +46,15 @@ from torch import nn
 from checkpoint import (check_finite, check_tensors, claim_folder, fetch, first_few, load, parsing,
                         read_json, read_safetensors, replace_file, save, write_json,
                         write_safetensors)
-from command import CommandParser, is_about_memory, printable, run_command
+from command import CommandParser, is_about_memory, printable, run_command, warn
 from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, count_characters,
                   docs_on_this_machine, hash_file)
 from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin_or_resume,
                      broadcast, can_match_layers, check_batch_size, device_of, explaining_failures,
                      fingerprint, first_process_first, given_flags, hidden_loss, integer_from,
                      leave_processes, lock_folder, match_layers, number, output_loss, refuse_flags,
-                     resume_settings, set_up_processes, split_batch, to_device, train, uses_bf16)
+                     resume_settings, set_up_processes, shape_of, split_batch, to_device, train,
+                     uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Task, check_labels, check_line_end, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of, majority,
@@ -172,6 +173,14 @@ def encode(task, examples, tokenizer):
                                    label_numbers)
 
 
+def number_of_label(label, label_numbers):
+    """Look up the number of a class or a tag. ValueError if the task does not have it."""
+    if label not in label_numbers:
+        raise ValueError(f"label {label!r:.60} is not one of the task's: "
+                         f"{first_few(list(label_numbers))}")
+    return label_numbers[label]
+
+
 def tokenise_examples(task, examples, tokenizer):
     """Tokenise examples -> a list of TokenisedExamples. Of two texts the first one is cut here."""
     first_texts = []
@@ -229,7 +238,7 @@ def text_feature(task, example_number, example, tokenised, tokenizer, label_numb
     if label is None:
         label = math.nan                                 # it is not known
     elif task.kind == "classification":
-        label = label_numbers[label]
+        label = number_of_label(label, label_numbers)
     return Feature(ids, len(prefix), example_number, positions=[0], stands_for=[0],
                    labels=[label], was_cut=was_cut)
 
@@ -275,7 +284,7 @@ def tagging_features(task, example_number, example, tokenised, tokenizer, label_
                 labels.append(math.nan)                  # the tags are not known
             else:
                 tag = example.label[word]
-                labels.append(label_numbers[tag])
+                labels.append(number_of_label(tag, label_numbers))
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), example_number, positions, word_numbers, labels)
 
@@ -375,21 +384,6 @@ def collate(features, is_qa):
 
 
 # ---- The loss ---------------------------------------------------------------------------
-
-def check_trainable(features):
-    """Raise ValueError if nothing can be learned, because no Feature has a place that is predicted,
-    or if a label is not known."""
-    check_positions(features)
-    for feature in features:
-        if any(math.isnan(label) for label in feature.labels):
-            raise ValueError(f"example {feature.example_number} has no label to train on")
-
-
-def check_positions(features):
-    """Raise ValueError if no Feature has a place that is predicted."""
-    if not any(feature.positions for feature in features):
-        raise ValueError("no example has a token that could be trained on")
-
 
 class TaskLoss:
     """The losses of a batch of a task. train() uses it as it uses distill.Distillation.
@@ -568,7 +562,86 @@ def logits_of_labels(logits, label_indices, is_qa):
     return rows[label_indices]
 
 
-# ---- New adapters in a trained encoder --------------------------------------------------
+def check_trainable(features):
+    """Raise ValueError if nothing can be learned, because no Feature has a place that is predicted,
+    or if a label is not known."""
+    check_positions(features)
+    for feature in features:
+        if any(math.isnan(label) for label in feature.labels):
+            raise ValueError(f"example {feature.example_number} has no label to train on")
+
+
+def check_positions(features):
+    """Raise ValueError if no Feature has a place that is predicted."""
+    if not any(feature.positions for feature in features):
+        raise ValueError("no example has a token that could be trained on")
+
+
+# ---- What is trained --------------------------------------------------------------------
+
+# The mode of a fine-tuning says what is trained.
+MODES = (
+    "all",                  # everything
+    "adapters",             # each recursion's adapters or corrections, and the head
+    "head",                 # the head alone
+    "random",               # everything, and the encoder starts from random weights
+)
+
+
+def check_mode(mode):
+    """Raise ValueError if there is no such mode."""
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r:.60}, not one of {', '.join(MODES)}")
+
+
+def choose_trained(encoder, mode):
+    """Freeze all parameters of the encoder but those that the mode trains: see MODES."""
+    check_mode(mode)
+    for name, parameter in encoder.named_parameters():
+        if mode == "adapters":
+            # What each recursion has of its own.
+            is_trained = "_adapters." in name or name.startswith("corrections.")
+        elif mode == "head":
+            is_trained = False                           # the head is not in the encoder
+        else:                                            # "all" and "random"
+            is_trained = True
+        parameter.requires_grad_(is_trained)
+
+
+def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
+    """Load the encoder in a folder, without its masked-language-model head.
+
+    mode: what will be trained, see MODES
+        all, head: the encoder is loaded as it was saved
+        adapters: the same, but if it has neither adapters nor corrections, adapters are added
+        random: of the saved encoder only the shape is used; its weights are random
+    dropout: the probability of dropout in the training
+    sample: (ids, mask, segments), three arrays (B, T), to which new adapters are fitted; it is
+        needed only where adapters are added
+    recursions: the number of recursions to use, counted from the first; None: all
+    """
+    check_mode(mode)
+    saved_model = load(path, recursions)
+    config = replace(saved_model.config, hidden_dropout_prob=dropout,
+                     attention_probs_dropout_prob=dropout)
+    # Does each recursion have adapters or corrections of its own?
+    has_own_parts = config.adapter_size > 0 or config.correction_rank > 0
+    adds_adapters = mode == "adapters" and not has_own_parts
+    if adds_adapters:
+        config = replace(config, adapter_size=max(1, config.hidden_size // 16))
+    encoder = MiniALBERT(config, head=False)
+    if mode != "random":
+        saved_model.head = None                          # the encoder has no MLM head
+        weights = saved_model.state_dict()
+        # New adapters are not in the saved model: they are fitted below.
+        encoder.load_state_dict(weights, strict=not adds_adapters)
+    if adds_adapters:
+        if sample is None:
+            raise ValueError(f"{path}: adapters are added, so they need a sample to be fitted to")
+        ids, mask, segments = to_device(torch.device("cpu"), *sample)
+        fit_adapters_to_identity(encoder, ids, mask, segments)
+    return encoder
+
 
 @torch.no_grad()
 def fit_adapters_to_identity(encoder, ids, mask, segments):
@@ -752,7 +825,117 @@ def skip_accents(text, end):
     return end
 
 
-# ---- Fine-tuned models on disk ----------------------------------------------------------
+# ---- One run ----------------------------------------------------------------------------
+
+class Split(NamedTuple):
+    """The examples of one split and their Features."""
+    examples: list
+    features: list
+
+
+class Result(NamedTuple):
+    """How a model did on a split."""
+    scores: dict            # {metric: value}; {} if a label is not known
+    predictions: list       # what decode() returned
+
+
+def evaluate_split(model, task, split, bf16):
+    """Predict the labels of a Split and score them -> Result."""
+    with autocast(device_of(model), bf16):
+        logits = predict_logits(model, split.features)
+    predictions = decode(task, split.examples, split.features, logits)
+    guesses = [prediction for prediction, _ in predictions]
+    return Result(score(task, split.examples, guesses), predictions)
+
+
+class Tuning(NamedTuple):
+    """What all runs of a command have in common. Each run has a mode, a rate and a seed."""
+    args: object
+    model_path: str
+    out: str
+    task: Task
+    tokenizer: Tokenizer
+    teacher: object         # a Classifier for the same Task, or None
+    hidden_weight: float    # of the hidden loss; 0 leaves it out
+    settings: dict          # {name: value}, what decides the results: a resumed run needs the same
+    processes: object
+    bf16: bool
+
+
+def fine_tune(tuning, splits, mode, seed, lr):
+    """Make one run, with one mode, seed and rate -> (the model, {name of a split: Result}).
+
+    splits: {name: Split}; "train" is trained on, the others are measured
+    FloatingPointError if the training diverges; SystemExit after a signal, such as Ctrl-C
+    """
+    args = tuning.args
+    task = tuning.task
+    features = splits["train"].features
+    model = load_model_of_run(tuning, features, mode, seed)
+    task_loss = TaskLoss(
+        model, task, features, args.batch_size, seed, teacher=tuning.teacher,
+        hidden_weight=tuning.hidden_weight, micro_batch_size=args.micro_batch_size,
+        processes=tuning.processes, bf16=tuning.bf16)
+    options = options_of_run(tuning, task_loss, mode, seed, lr)
+    # tuning.settings has the flags of the whole command: its "lr" may be several rates, and its
+    # "steps" and "hidden_weight" may be None. Here the values of this run take their place.
+    settings_of_run = resume_settings(options, args.batch_size, args.dropout, tuning.bf16)
+    settings_of_run["hidden_weight"] = tuning.hidden_weight
+    settings = tuning.settings | settings_of_run
+    # measure() measures the first dev set alone. train() calls it, the last time after the last
+    # step, and logs its scores. All other splits are measured once, after the training.
+    results = {}
+    dev_name = first_dev_split(splits)
+
+    def measure():
+        results[dev_name] = evaluate_split(model, task, splits[dev_name], tuning.bf16)
+        return results[dev_name].scores
+
+    print(f"{options.steps:,} steps; their log is {options.out}/log.jsonl", flush=True)
+    begin_time = time.perf_counter()
+    run_state = begin_or_resume(model, options, settings, tuning.processes)
+    with explaining_failures(args.batch_size, args.micro_batch_size, task.length):
+        signals = train(model, task_loss, run_state, options, measure, save_nothing,
+                        tuning.processes)
+    # A signal, such as Ctrl-C, before the last step makes train() itself end the program. If one
+    # came during the last step, this run is finished, and train() returns the signal. Then the
+    # program ends here, before another run begins.
+    if signals:
+        print("\nstopped after this run: the same command, with --resume and without --overwrite, "
+              "goes on from there")
+        raise SystemExit(128 + signals[0])               # as in train()
+    # train() has called measure() in rank 0, unless a finished run was resumed. What it has not
+    # measured is measured here.
+    for name, split in splits.items():
+        if name != "train" and name not in results:
+            results[name] = evaluate_split(model, task, split, tuning.bf16)
+    seconds = time.perf_counter() - begin_time
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"{options.out}: {num_trained:,} trained parameters, {options.steps:,} steps, "
+          f"{seconds:.0f} s with evaluation", flush=True)
+    warn_of_equal_predictions(results)
+    return model, results
+
+
+def load_model_of_run(tuning, features, mode, seed):
+    """Load the model of a run, with a head for its task and with what its mode trains -> Classifier
+    on the device. The seed decides what is random in it, such as a new head."""
+    torch.manual_seed(seed)
+    # New adapters are fitted to this sample of the data.
+    ids, mask, segments, _ = collate(features[:64], tuning.task.kind == "qa")
+    model, _ = load_classifier(tuning.model_path, tuning.task, mode, tuning.args.dropout,
+                               sample=(ids, mask, segments), recursions=tuning.args.recursions)
+    model.to(tuning.processes.device)
+    choose_trained(model.encoder, mode)
+    return model
+
+
+def first_dev_split(splits):
+    """Return the name of the first dev set; MNLI has two."""
+    return [name for name in splits if name.startswith("dev")][0]
+
+
+# ---- From here on: plumbing. Fine-tuned models on disk ----------------------------------
 # The encoder is saved in the usual format; head.safetensors and task.json are beside it.
 
 def save_classifier(path, model, task, tokenizer):
@@ -771,56 +954,6 @@ def load_task(path):
     facts = read_json(task_path)
     with parsing(task_path, "a task"):
         return Task(**facts)
-
-
-# The mode of a fine-tuning says what is trained.
-MODES = (
-    "all",                  # everything
-    "adapters",             # each recursion's adapters or corrections, and the head
-    "head",                 # the head alone
-    "random",               # everything, and the encoder starts from random weights
-)
-
-
-def check_mode(mode):
-    """Raise ValueError if there is no such mode."""
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r:.60}, not one of {', '.join(MODES)}")
-
-
-def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
-    """Load the encoder in a folder, without its masked-language-model head.
-
-    mode: what will be trained, see MODES
-        all, head: the encoder is loaded as it was saved
-        adapters: the same, but if it has neither adapters nor corrections, adapters are added
-        random: of the saved encoder only the shape is used; its weights are random
-    dropout: the probability of dropout in the training
-    sample: (ids, mask, segments), three arrays (B, T), to which new adapters are fitted; it is
-        needed only where adapters are added
-    recursions: the number of recursions to use, counted from the first; None: all
-    """
-    check_mode(mode)
-    saved_model = load(path, recursions)
-    config = replace(saved_model.config, hidden_dropout_prob=dropout,
-                     attention_probs_dropout_prob=dropout)
-    # Does each recursion have adapters or corrections of its own?
-    has_own_parts = config.adapter_size > 0 or config.correction_rank > 0
-    adds_adapters = mode == "adapters" and not has_own_parts
-    if adds_adapters:
-        config = replace(config, adapter_size=max(1, config.hidden_size // 16))
-    encoder = MiniALBERT(config, head=False)
-    if mode != "random":
-        saved_model.head = None                          # the encoder has no MLM head
-        weights = saved_model.state_dict()
-        # New adapters are not in the saved model: they are fitted below.
-        encoder.load_state_dict(weights, strict=not adds_adapters)
-    if adds_adapters:
-        if sample is None:
-            raise ValueError(f"{path}: adapters are added, so they need a sample to be fitted to")
-        ids, mask, segments = to_device(torch.device("cpu"), *sample)
-        fit_adapters_to_identity(encoder, ids, mask, segments)
-    return encoder
 
 
 def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recursions=None):
@@ -911,222 +1044,7 @@ def number_of_texts(task):
     return "one text"
 
 
-# ---- One run ----------------------------------------------------------------------------
-
-class Split(NamedTuple):
-    """The examples of one split and their Features."""
-    examples: list
-    features: list
-
-
-class Result(NamedTuple):
-    """How a model did on a split."""
-    scores: dict            # {metric: value}; {} if a label is not known
-    predictions: list       # what decode() returned
-
-
-def evaluate_split(model, task, split, bf16):
-    """Predict the labels of a Split and score them -> Result."""
-    with autocast(device_of(model), bf16):
-        logits = predict_logits(model, split.features)
-    predictions = decode(task, split.examples, split.features, logits)
-    guesses = [prediction for prediction, _ in predictions]
-    return Result(score(task, split.examples, guesses), predictions)
-
-
-def first_dev_split(splits):
-    """Return the name of the first dev set; MNLI has two."""
-    return [name for name in splits if name.startswith("dev")][0]
-
-
-class Tuning(NamedTuple):
-    """What all runs of a command have in common. Each run has a mode, a rate and a seed."""
-    args: object
-    model_path: str
-    out: str
-    task: Task
-    tokenizer: Tokenizer
-    teacher: object         # a Classifier for the same Task, or None
-    hidden_weight: float    # of the hidden loss; 0 leaves it out
-    settings: dict          # {name: value}, what decides the results: a resumed run needs the same
-    processes: object
-    bf16: bool
-
-
-def choose_trained(encoder, mode):
-    """Freeze all parameters of the encoder but those that the mode trains: see MODES."""
-    check_mode(mode)
-    for name, parameter in encoder.named_parameters():
-        if mode == "adapters":
-            # What each recursion has of its own.
-            is_trained = "_adapters." in name or name.startswith("corrections.")
-        elif mode == "head":
-            is_trained = False                           # the head is not in the encoder
-        else:                                            # "all" and "random"
-            is_trained = True
-        parameter.requires_grad_(is_trained)
-
-
-def fine_tune(tuning, splits, mode, seed, lr):
-    """Make one run, with one mode, seed and rate -> (the model, {name of a split: Result}).
-
-    splits: {name: Split}; "train" is trained on, the others are measured
-    FloatingPointError if the training diverges; SystemExit after a signal, such as Ctrl-C
-    """
-    args = tuning.args
-    task = tuning.task
-    features = splits["train"].features
-    model = load_model_of_run(tuning, features, mode, seed)
-    task_loss = TaskLoss(
-        model, task, features, args.batch_size, seed, teacher=tuning.teacher,
-        hidden_weight=tuning.hidden_weight, micro_batch_size=args.micro_batch_size,
-        processes=tuning.processes, bf16=tuning.bf16)
-    options = options_of_run(tuning, task_loss, mode, seed, lr)
-    # tuning.settings has the flags of the whole command: its "lr" may be several rates, and its
-    # "steps" and "hidden_weight" may be None. Here the values of this run take their place.
-    settings_of_run = resume_settings(options, args.batch_size, args.dropout, tuning.bf16)
-    settings_of_run["hidden_weight"] = tuning.hidden_weight
-    settings = tuning.settings | settings_of_run
-    # measure() measures the first dev set alone. train() calls it, the last time after the last
-    # step, and logs its scores. All other splits are measured once, after the training.
-    results = {}
-    dev_name = first_dev_split(splits)
-
-    def measure():
-        results[dev_name] = evaluate_split(model, task, splits[dev_name], tuning.bf16)
-        return results[dev_name].scores
-
-    print(f"{options.steps:,} steps; their log is {options.out}/log.jsonl", flush=True)
-    begin_time = time.perf_counter()
-    run_state = begin_or_resume(model, options, settings, tuning.processes)
-    with explaining_failures(args.batch_size, args.micro_batch_size, task.length):
-        signals = train(model, task_loss, run_state, options, measure, save_nothing,
-                        tuning.processes)
-    # A signal, such as Ctrl-C, before the last step makes train() itself end the program. If one
-    # came during the last step, this run is finished, and train() returns the signal. Then the
-    # program ends here, before another run begins.
-    if signals:
-        print("\nstopped after this run: the same command, with --resume and without --overwrite, "
-              "goes on from there")
-        raise SystemExit(128 + signals[0])               # as in train()
-    # train() has called measure() in rank 0, unless a finished run was resumed. What it has not
-    # measured is measured here.
-    for name, split in splits.items():
-        if name != "train" and name not in results:
-            results[name] = evaluate_split(model, task, split, tuning.bf16)
-    seconds = time.perf_counter() - begin_time
-    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{options.out}: {num_trained:,} trained parameters, {options.steps:,} steps, "
-          f"{seconds:.0f} s with evaluation", flush=True)
-    warn_of_equal_predictions(results)
-    return model, results
-
-
-def load_model_of_run(tuning, features, mode, seed):
-    """Load the model of a run, with a head for its task and with what its mode trains -> Classifier
-    on the device. The seed decides what is random in it, such as a new head."""
-    torch.manual_seed(seed)
-    # New adapters are fitted to this sample of the data.
-    ids, mask, segments, _ = collate(features[:64], tuning.task.kind == "qa")
-    model, _ = load_classifier(tuning.model_path, tuning.task, mode, tuning.args.dropout,
-                               sample=(ids, mask, segments), recursions=tuning.args.recursions)
-    model.to(tuning.processes.device)
-    choose_trained(model.encoder, mode)
-    return model
-
-
-def options_of_run(tuning, task_loss, mode, seed, lr):
-    """Return the TrainingOptions of a run, and make its folder."""
-    args = tuning.args
-    steps = args.steps
-    if steps is None:
-        steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
-    # best_rate trains on a part of the examples, with the same mode, rate and seed. The number of
-    # Features gives its folder another name than that of the final run.
-    num_features = len(task_loss.features)
-    out = os.path.join(tuning.out, f"{mode}-{num_features}-lr{lr:g}-seed{seed}")
-    if tuning.processes.rank == 0:                       # it alone writes, and owns tuning.out
-        os.makedirs(out, exist_ok=True)
-    return TrainingOptions(
-        steps=steps, lr=lr, warmup=steps // 10, weight_decay=args.weight_decay, seed=seed,
-        log_every=args.log_every, eval_every=args.eval_every, save_every=args.save_every, out=out,
-        resume=args.resume)
-
-
-def warn_of_equal_predictions(results):
-    """Print a warning for each split for which all predictions are the same."""
-    for name, result in results.items():
-        if len(result.predictions) > 1 and len(distinct_predictions(result)) == 1:
-            print(f"warning: all predictions for {name} are the same")
-
-
-def distinct_predictions(result):
-    """Return the set of all predictions of a Result; in tagging the set of all tags."""
-    distinct = set()
-    for prediction, _ in result.predictions:
-        if isinstance(prediction, list):                 # the tags of a sentence
-            distinct.update(prediction)
-        else:
-            distinct.add(prediction)
-    return distinct
-
-
-def save_nothing():
-    """Do nothing where train() would save the model. run_mode() saves it after the training, but
-    only that of the first mode and seed."""
-
-
-def hash_examples(examples):
-    """Compute a hash of the texts and labels of Examples; it is the same if their file is moved."""
-    digest = 0
-    for example in examples:
-        content = (example.text, example.second_text, example.label)
-        digest = zlib.crc32(ascii(content).encode(), digest)
-    return digest
-
-
-def best_rate(tuning, examples, mode, seed, rates):
-    """Choose the learning rate with the best score on a tenth of the training set, which is held
-    out for this purpose; the dev set is not used. The models are dropped: run_mode() trains again,
-    on the whole training set."""
-    held_out, rest = hold_out_a_tenth(examples, tuning.task.kind)
-    # It is called dev only because fine_tune() measures the split of this name.
-    splits = encode_splits(tuning.task, {"dev": held_out, "train": rest}, tuning.tokenizer)
-    score_of_rate = {}
-    for lr in rates:
-        try:
-            _, results = fine_tune(tuning, splits, mode, seed, lr)
-        except FloatingPointError as error:              # the rate is too high
-            # One process can drop this rate and try the next one. Several processes cannot: if an
-            # evaluation has failed, it has failed in the first process alone. The others are still
-            # training with this rate and would wait for the first one for ever.
-            if tuning.processes.world_size > 1:
-                raise FloatingPointError(f"{error}; try without --lr {lr:g}, or with one "
-                                         "process") from error
-            print(f"--lr {lr:g}: {error}", flush=True)
-        else:
-            score_of_rate[lr] = results["dev"].scores[tuning.task.metrics[0]]
-    if not score_of_rate:
-        listed = ", ".join(f"{lr:g}" for lr in rates)
-        raise FloatingPointError(f"--lr: the training diverges with each of {listed}")
-    ordered = sorted(score_of_rate, key=score_of_rate.get, reverse=True)
-    listed = ", ".join(f"{lr:g} {score_of_rate[lr]:.2%}" for lr in ordered)
-    print(f"learning rates, best first ({tuning.task.metrics[0]} on a held-out tenth of the "
-          f"training set): {listed}")
-    return ordered[0]
-
-
-def encode_splits(task, datasets, tokenizer):
-    """Tokenise all datasets, {name of a split: examples} -> {name of a split: Split}."""
-    return {name: make_split(task, examples, tokenizer) for name, examples in datasets.items()}
-
-
-def make_split(task, examples, tokenizer):
-    """Tokenise examples -> Split."""
-    return Split(examples, list(encode(task, examples, tokenizer)))
-
-
-# ---- From here on: plumbing. The command line: flags ------------------------------------
+# ---- The command line: flags ------------------------------------------------------------
 
 def add_model_flags(parser):
     """Add the flags about the model, and about what is done with it besides training."""
@@ -1311,7 +1229,7 @@ def check_file_flags(task_name, given):
         refuse_flags(given, ["--stride"], "only the task qa has windows that overlap")
 
 
-# ---- The command line: running it -------------------------------------------------------
+# ---- The command line: training ---------------------------------------------------------
 
 def run(args):
     """Prepare a fine-tuning as the command line says, and run it."""
@@ -1346,20 +1264,7 @@ def run(args):
     check_segments(model_path, config, task)
     teacher = load_teacher(args.distill_from, task, tokenizer)
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.mode, teacher, config)
-    teacher_shape = None
-    if teacher is not None:
-        teacher_shape = vars(teacher.encoder.config)
-    # This decides the results. A resumed run must have the same.
-    settings = {
-        # What is trained, and on what:
-        "task": name, "modes": modes, "recursions": args.recursions,
-        "training_set": hash_examples(datasets["train"]), "tokenizer": tokenizer.digest,
-        "teacher": fingerprint(teacher), "teacher_shape": teacher_shape,
-        "hidden_weight": args.hidden_weight,
-        # How it is trained:
-        "lr": args.lr, "seed": args.seed, "epochs": args.epochs, "steps": args.steps,
-        "batch_size": args.batch_size, "dropout": args.dropout, "weight_decay": args.weight_decay,
-        "length": length, "stride": args.stride, "bf16": bf16}
+    settings = tuning_settings(args, task, modes, datasets, tokenizer, teacher, bf16)
     settings |= fingerprints_of_saved(model_path, task, args.recursions)
     if settings["head"] is not None:
         exception = ""
@@ -1380,6 +1285,60 @@ def run(args):
           f"scores. Next:\n    python finetune.py --model {shlex.quote(out)} --predict TEXT")
 
 
+def choose_length(length, kind, num_positions):
+    """Return --length, or its default. ValueError if the model has too few positions."""
+    if length is None:
+        usual = 384 if kind == "qa" else 128
+        length = min(usual, num_positions)
+    if not 8 <= length <= num_positions:
+        raise ValueError(f"--length: {length} is not from 8 to {num_positions}, the number of "
+                         "positions that the model has")
+    return length
+
+
+def tuning_settings(args, task, modes, datasets, tokenizer, teacher, bf16):
+    """Collect the settings that must be the same to resume a command: {name: value}.
+    fingerprints_of_saved adds those of the model."""
+    teacher_encoder = None
+    if teacher is not None:
+        teacher_encoder = teacher.encoder
+    return {
+        # What is trained, and on what:
+        "task": task.name, "modes": modes, "recursions": args.recursions,
+        "training_set": hash_examples(datasets["train"]), "tokenizer": tokenizer.digest,
+        "teacher": fingerprint(teacher), "teacher_shape": shape_of(teacher_encoder),
+        "hidden_weight": args.hidden_weight,
+        # How it is trained:
+        "lr": args.lr, "seed": args.seed, "epochs": args.epochs, "steps": args.steps,
+        "batch_size": args.batch_size, "dropout": args.dropout, "weight_decay": args.weight_decay,
+        "length": task.length, "stride": args.stride, "bf16": bf16}
+
+
+def fingerprints_of_saved(path, task, recursions):
+    """Load a model for a task and compute hashes of its encoder and its saved head, beside the
+    encoder's shape: {name: hash or shape}.
+
+    By them --resume sees whether the model is still the same. New adapters and a new head are not
+    hashed: a resumed run makes them anew, and on another processor their last digits may differ.
+    ValueError if the model cannot be loaded for this task.
+    """
+    model, _ = load_classifier(path, task, recursions=recursions)
+    fingerprints = {"encoder": fingerprint(model.encoder), "shape": shape_of(model.encoder),
+                    "head": None}
+    if load_task(path) is not None:                      # the folder holds a head, too
+        fingerprints["head"] = hash_file(os.path.join(path, "head.safetensors"))
+    return fingerprints
+
+
+def hash_examples(examples):
+    """Compute a hash of the texts and labels of Examples; it is the same if their file is moved."""
+    digest = 0
+    for example in examples:
+        content = (example.text, example.second_text, example.label)
+        digest = zlib.crc32(ascii(content).encode(), digest)
+    return digest
+
+
 def run_modes(tuning, datasets, modes, config):
     """Fine-tune in all modes, print the scores, write the files of the run.
 
@@ -1396,7 +1355,7 @@ def run_modes(tuning, datasets, modes, config):
     check_words(splits["train"].features, tokenizer)
     check_characters(datasets["train"], tokenizer)
     for name, split in splits.items():
-        if name != "train" and tuning.processes.rank == 0:
+        if name != "train":
             warn_of_unknown(split, tokenizer)
     print_cut(task, splits)
     check_trainable(splits["train"].features)
@@ -1430,20 +1389,242 @@ def run_modes(tuning, datasets, modes, config):
     print_rows(rows)
 
 
-def fingerprints_of_saved(path, task, recursions):
-    """Load a model for a task and compute hashes of its encoder and its saved head, beside the
-    encoder's shape: {name: hash or shape}.
+def default_rate(mode, task_name, config, learns_hidden=False):
+    """Return the learning rate for a mode and a model with this Config.
 
-    By them --resume sees whether the model is still the same. New adapters and a new head are not
-    hashed: a resumed run makes them anew, and on another processor their last digits may differ.
-    ValueError if the model cannot be loaded for this task.
+    task_name: the name in --task, or None without --task
+    learns_hidden: whether there is a hidden loss; a higher rate is better then for corrections and,
+        with a --task, for whole models (EXPERIMENTS.md)
+
+    Few parameters need a higher rate, and so do the few steps without --task. A correction is a
+    product, and both of its factors change, so it needs a lower rate than an adapter.
     """
-    model, _ = load_classifier(path, task, recursions=recursions)
-    fingerprints = {"encoder": fingerprint(model.encoder), "shape": vars(model.encoder.config),
-                    "head": None}
-    if load_task(path) is not None:                      # the folder holds a head, too
-        fingerprints["head"] = hash_file(os.path.join(path, "head.safetensors"))
-    return fingerprints
+    has_corrections = config.correction_rank > 0
+    if mode == "adapters" and has_corrections:
+        rate = 2.5e-4
+        if learns_hidden:
+            rate = 5e-4
+    elif mode in ("adapters", "head"):
+        rate = 1e-3
+    elif task_name is None:
+        rate = 4e-4
+        if has_corrections:
+            rate = 2e-4
+    else:
+        rate = 5e-5
+        if learns_hidden:
+            rate = 1.5e-4
+    # These rates are for the width of bert-base. A narrower model needs a higher one.
+    return rate * 768 / config.hidden_size
+
+
+def run_mode(tuning, splits, mode, rates, saves_model):
+    """Make the runs of all seeds in a mode -> a list of their {name of a split: Result}.
+
+    splits: {name: Split}
+    rates: learning rates; of several the best is chosen
+    saves_model: write the model of the first seed and its predictions into tuning.out
+    """
+    args = tuning.args
+    lr = rates[0]
+    if len(rates) > 1:
+        lr = best_rate(tuning, splits["train"].examples, mode, args.seed, rates)
+        # All processes take the rate of the first one: others may have rounded their scores
+        # differently.
+        rate_index = torch.tensor(rates.index(lr), device=tuning.processes.device)
+        broadcast([rate_index], tuning.processes)
+        lr = rates[rate_index.item()]
+    results_of_seeds = []
+    for seed in range(args.seed, args.seed + args.seeds):
+        model, results = fine_tune(tuning, splits, mode, seed, lr)
+        results_of_seeds.append(results)
+        if saves_model and seed == args.seed and tuning.processes.rank == 0:
+            save_classifier(tuning.out, model, tuning.task, tuning.tokenizer)
+            for split_name, result in results.items():
+                write_predictions(tuning.out, tuning.task, split_name,
+                                  splits[split_name].examples, result.predictions)
+            remove_old_predictions(tuning.out, tuning.task, results)
+    return results_of_seeds
+
+
+def best_rate(tuning, examples, mode, seed, rates):
+    """Choose the learning rate with the best score on a tenth of the training set, which is held
+    out for this purpose; the dev set is not used. The models are dropped: run_mode() trains again,
+    on the whole training set."""
+    held_out, rest = hold_out_a_tenth(examples, tuning.task.kind)
+    # It is called dev only because fine_tune() measures the split of this name.
+    splits = encode_splits(tuning.task, {"dev": held_out, "train": rest}, tuning.tokenizer)
+    score_of_rate = {}
+    for lr in rates:
+        try:
+            _, results = fine_tune(tuning, splits, mode, seed, lr)
+        except FloatingPointError as error:              # the rate is too high
+            # One process can drop this rate and try the next one. Several processes cannot: if an
+            # evaluation has failed, it has failed in the first process alone. The others are still
+            # training with this rate and would wait for the first one for ever.
+            if tuning.processes.world_size > 1:
+                raise FloatingPointError(f"{error}; try without --lr {lr:g}, or with one "
+                                         "process") from error
+            print(f"--lr {lr:g}: {error}", flush=True)
+        else:
+            score_of_rate[lr] = results["dev"].scores[tuning.task.metrics[0]]
+    if not score_of_rate:
+        listed = ", ".join(f"{lr:g}" for lr in rates)
+        raise FloatingPointError(f"--lr: the training diverges with each of {listed}")
+    ordered = sorted(score_of_rate, key=score_of_rate.get, reverse=True)
+    listed = ", ".join(f"{lr:g} {score_of_rate[lr]:.2%}" for lr in ordered)
+    print(f"learning rates, best first ({tuning.task.metrics[0]} on a held-out tenth of the "
+          f"training set): {listed}")
+    return ordered[0]
+
+
+def options_of_run(tuning, task_loss, mode, seed, lr):
+    """Return the TrainingOptions of a run, and make its folder."""
+    args = tuning.args
+    steps = args.steps
+    if steps is None:
+        steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
+    # best_rate trains on a part of the examples, with the same mode, rate and seed. The number of
+    # Features gives its folder another name than that of the final run.
+    num_features = len(task_loss.features)
+    out = os.path.join(tuning.out, f"{mode}-{num_features}-lr{lr:g}-seed{seed}")
+    if tuning.processes.rank == 0:                       # it alone writes, and owns tuning.out
+        os.makedirs(out, exist_ok=True)
+    return TrainingOptions(
+        steps=steps, lr=lr, warmup=steps // 10, weight_decay=args.weight_decay, seed=seed,
+        log_every=args.log_every, eval_every=args.eval_every, save_every=args.save_every, out=out,
+        resume=args.resume)
+
+
+def save_nothing():
+    """Do nothing where train() would save the model. run_mode() saves it after the training, but
+    only that of the first mode and seed."""
+
+
+def remove_old_predictions(out, task, results):
+    """Remove the predictions of a test set for which there are no results {name of a split: ...}.
+
+    They would stay if a run that was started with --test is resumed without it.
+    """
+    test_names = ["test"]
+    if task.name == "mnli":
+        test_names = ["test_matched", "test_mismatched"]
+    for split_name in test_names:
+        path = predictions_path(out, task, split_name)
+        if split_name not in results and os.path.isfile(path):
+            os.remove(path)
+
+
+# ---- The teacher of --distill-from ------------------------------------------------------
+
+def load_teacher(path, task, tokenizer):
+    """Load the fine-tuned teacher of --distill-from -> Classifier, or None if there is none.
+
+    In regression its head is changed to the mean and sd of the task, so that its outputs can be
+    compared with the model's. ValueError if it does not fit the task or the tokenizer.
+    """
+    if path is None:
+        return None
+    teacher, saved_task = load_classifier(path)
+    remedy = "fine-tune a teacher for this task"
+    check_same_task(f"--distill-from {path}", saved_task, task, remedy)
+    # Tasks of the user's own files have no names by which they could be told apart.
+    if saved_task.name in GLUE and task.name in GLUE and saved_task.name != task.name:
+        raise ValueError(f"--distill-from {path} was fine-tuned for {saved_task.name}, not for "
+                         f"{task.name}; {remedy}")
+    change_normalisation(teacher.output, saved_task, task)
+    teacher_tokenizer = Tokenizer(path)
+    if teacher_tokenizer.digest != tokenizer.digest:
+        raise ValueError(f"--distill-from {path}: its tokenizer differs from the model's")
+    check_vocabulary(teacher_tokenizer, teacher.encoder.config)
+    check_segments(f"--distill-from {path}", teacher.encoder.config, task)
+    num_positions = teacher.encoder.config.max_position_embeddings
+    if num_positions < task.length:
+        raise ValueError(f"--distill-from {path}: it has only {num_positions} positions; say "
+                         f"--length {num_positions}")
+    return teacher
+
+
+DEFAULT_HIDDEN_WEIGHT = 3.0         # of the hidden loss in fine-tuning, with --distill-from
+
+
+def choose_hidden_weight(flag, mode, teacher, config):
+    """Return the weight of the hidden loss: the flag --hidden-weight, or its default if the flag is
+    None. It is 0 without a teacher and where only the head is trained.
+
+    teacher: a Classifier or None; config: the Config of the model that is trained
+    The hidden states can be compared if both models have the same width and one of the two numbers
+    of layers divides the other. If they cannot, a flag above 0 is a ValueError. Without a flag the
+    weight is then 0, and the reason is printed.
+    """
+    if teacher is None or mode == "head" or flag == 0:
+        return 0.0
+    obstacle = why_not_comparable(config, teacher.encoder.config)
+    if obstacle is not None and flag is not None:
+        raise ValueError(f"--hidden-weight {flag:g}: the hidden states cannot be compared: "
+                         f"{obstacle}")
+    if obstacle is not None:
+        print(f"the hidden states are not compared with the teacher's: {obstacle}")
+        return 0.0
+    if flag is None:
+        return DEFAULT_HIDDEN_WEIGHT
+    return flag
+
+
+def why_not_comparable(config, teacher_config):
+    """Say why the hidden states of a model and its teacher cannot be compared -> a text. None if
+    they can."""
+    if teacher_config.hidden_size != config.hidden_size:
+        return (f"hidden_size of the teacher is {teacher_config.hidden_size}, of the model "
+                f"{config.hidden_size}")
+    if not can_match_layers(config.num_hidden_layers, teacher_config.num_hidden_layers):
+        return (f"the teacher has {teacher_config.num_hidden_layers} layers, the model "
+                f"{config.num_hidden_layers} recursions")
+    return None
+
+
+# ---- The data ---------------------------------------------------------------------------
+
+def read_datasets(args, name, kind, needs_train=True):
+    """Read the task's examples -> {name of a split: examples}. If there is no dev set, a tenth of
+    the training set is held out as one.
+
+    needs_train: if False, the training set of a GLUE task is not read, so its file may be missing
+    """
+    if name in GLUE:
+        folder = args.data
+        if folder is None:
+            folder = download_glue(name)
+        datasets = read_glue(name, folder, needs_train)
+    elif name == "code":
+        datasets = read_code_task(docs_on_this_machine())
+    else:
+        datasets = read_files(args, kind)
+    if not any(split_name.startswith("dev") for split_name in datasets):
+        held_out, rest = hold_out_a_tenth(datasets["train"], kind)
+        warn_of_few(held_out, rest)
+        datasets["dev"] = held_out
+        datasets["train"] = rest
+    return datasets
+
+
+def read_files(args, kind):
+    """Read the user's files of --train, --dev and --test -> {name of a split: examples}."""
+    files = {}
+    for name, paths in [("train", args.train), ("dev", args.dev), ("test", args.test)]:
+        if paths is not None:
+            files[name] = paths
+    return read_own_files(kind, files, args.text, args.label)
+
+
+def encode_splits(task, datasets, tokenizer):
+    """Tokenise all datasets, {name of a split: examples} -> {name of a split: Split}."""
+    return {name: make_split(task, examples, tokenizer) for name, examples in datasets.items()}
+
+
+def make_split(task, examples, tokenizer):
+    """Tokenise examples -> Split."""
+    return Split(examples, list(encode(task, examples, tokenizer)))
 
 
 def check_vocabulary(tokenizer, config):
@@ -1459,6 +1640,52 @@ def check_segments(path, config, task):
     if task.pair and config.type_vocab_size < 2:
         raise ValueError(f"{path}: type_vocab_size is {config.type_vocab_size}, so the model "
                          "cannot tell two texts apart")
+
+
+def check_words(features, tokenizer):
+    """Raise ValueError if no text has a word. An [UNK] is a word; other special tokens are none."""
+    ids = np.concatenate([feature.ids for feature in features])
+    is_word = ~np.isin(ids, tokenizer.special_ids) | (ids == tokenizer.unk_id)
+    if not is_word.any():
+        raise ValueError("the texts to train on have no words")
+
+
+def check_characters(examples, tokenizer):
+    """Raise ValueError if most characters of the texts become [UNK]: see data.count_characters.
+    Print a warning if over a tenth of them do."""
+    texts = []
+    for example in examples:
+        if isinstance(example.text, list):               # tagging
+            texts.append(" ".join(example.text))
+        else:
+            texts.append(example.text)
+        if example.second_text is not None:
+            texts.append(example.second_text)
+    num_characters, num_unknown = count_characters(texts, tokenizer)
+    if num_unknown > num_characters / 2:
+        raise ValueError(f"{examples[0].location}: of {num_characters:,} characters "
+                         f"{num_unknown:,} become [UNK] with the tokenizer in {tokenizer.path}: "
+                         f"{UNKNOWN_CHARACTERS_REMEDY}")
+    if num_unknown > num_characters / 10:
+        warn(f"of {num_characters:,} characters to train on {num_unknown:,} become [UNK] with the "
+             f"tokenizer in {tokenizer.path}")
+
+
+def warn_of_unknown(split, tokenizer):
+    """Print a warning if there are texts in a Split of which most tokens are [UNK]."""
+    num_unknown = [0] * len(split.examples)
+    num_ordinary = [0] * len(split.examples)
+    for feature in split.features:
+        i = feature.example_number
+        num_unknown[i] += np.count_nonzero(feature.ids == tokenizer.unk_id)
+        num_ordinary[i] += np.count_nonzero(~np.isin(feature.ids, tokenizer.special_ids))
+    unknown_locations = []
+    for i, example in enumerate(split.examples):
+        if num_unknown[i] > num_ordinary[i]:
+            unknown_locations.append(example.location)
+    if unknown_locations:
+        warn(f"{first_few(unknown_locations)}: most tokens are [UNK]: perhaps the tokenizer is of "
+             "another language")
 
 
 def print_task(task, datasets):
@@ -1527,246 +1754,7 @@ def print_lost_answers(split):
               "that begins or ends inside a word: the whole word is learned", flush=True)
 
 
-def run_mode(tuning, splits, mode, rates, saves_model):
-    """Make the runs of all seeds in a mode -> a list of their {name of a split: Result}.
-
-    splits: {name: Split}
-    rates: learning rates; of several the best is chosen
-    saves_model: write the model of the first seed and its predictions into tuning.out
-    """
-    args = tuning.args
-    lr = rates[0]
-    if len(rates) > 1:
-        lr = best_rate(tuning, splits["train"].examples, mode, args.seed, rates)
-        # All processes take the rate of the first one: others may have rounded their scores
-        # differently.
-        rate_index = torch.tensor(rates.index(lr), device=tuning.processes.device)
-        broadcast([rate_index], tuning.processes)
-        lr = rates[rate_index.item()]
-    results_of_seeds = []
-    for seed in range(args.seed, args.seed + args.seeds):
-        model, results = fine_tune(tuning, splits, mode, seed, lr)
-        results_of_seeds.append(results)
-        if saves_model and seed == args.seed and tuning.processes.rank == 0:
-            save_classifier(tuning.out, model, tuning.task, tuning.tokenizer)
-            for split_name, result in results.items():
-                write_predictions(tuning.out, tuning.task, split_name,
-                                  splits[split_name].examples, result.predictions)
-            remove_old_predictions(tuning.out, tuning.task, results)
-    return results_of_seeds
-
-
-def remove_old_predictions(out, task, results):
-    """Remove the predictions of a test set for which there are no results {name of a split: ...}.
-
-    They would stay if a run that was started with --test is resumed without it.
-    """
-    test_names = ["test"]
-    if task.name == "mnli":
-        test_names = ["test_matched", "test_mismatched"]
-    for split_name in test_names:
-        path = predictions_path(out, task, split_name)
-        if split_name not in results and os.path.isfile(path):
-            os.remove(path)
-
-
-def write_results(out, task, datasets, results_of_modes):
-    """Write out/results.json: the scores of all seeds for each mode and split; for the first seed
-    also those of each class or type of entity."""
-    written = {"task": task.name, "kind": task.kind, "modes": {}}
-    for mode, results_of_seeds in results_of_modes.items():
-        written["modes"][mode] = {}
-        for split_name, first_result in results_of_seeds[0].items():
-            guesses = [prediction for prediction, _ in first_result.predictions]
-            written["modes"][mode][split_name] = {
-                "scores": [results[split_name].scores for results in results_of_seeds],
-                "details": detailed_scores(task, datasets[split_name], guesses)}
-    write_json(os.path.join(out, "results.json"), written)
-
-
-def choose_length(length, kind, num_positions):
-    """Return --length, or its default. ValueError if the model has too few positions."""
-    if length is None:
-        usual = 384 if kind == "qa" else 128
-        length = min(usual, num_positions)
-    if not 8 <= length <= num_positions:
-        raise ValueError(f"--length: {length} is not from 8 to {num_positions}, the number of "
-                         "positions that the model has")
-    return length
-
-
-def default_rate(mode, task_name, config, learns_hidden=False):
-    """Return the learning rate for a mode and a model with this Config.
-
-    task_name: the name in --task, or None without --task
-    learns_hidden: whether there is a hidden loss; a higher rate is better then for corrections and,
-        with a --task, for whole models (EXPERIMENTS.md)
-
-    Few parameters need a higher rate, and so do the few steps without --task. A correction is a
-    product, and both of its factors change, so it needs a lower rate than an adapter.
-    """
-    has_corrections = config.correction_rank > 0
-    if mode == "adapters" and has_corrections:
-        rate = 2.5e-4
-        if learns_hidden:
-            rate = 5e-4
-    elif mode in ("adapters", "head"):
-        rate = 1e-3
-    elif task_name is None:
-        rate = 4e-4
-        if has_corrections:
-            rate = 2e-4
-    else:
-        rate = 5e-5
-        if learns_hidden:
-            rate = 1.5e-4
-    # These rates are for the width of bert-base. A narrower model needs a higher one.
-    return rate * 768 / config.hidden_size
-
-
-def read_datasets(args, name, kind, needs_train=True):
-    """Read the task's examples -> {name of a split: examples}. If there is no dev set, a tenth of
-    the training set is held out as one.
-
-    needs_train: if False, the training set of a GLUE task is not read, so its file may be missing
-    """
-    if name in GLUE:
-        folder = args.data
-        if folder is None:
-            folder = download_glue(name)
-        datasets = read_glue(name, folder, needs_train)
-    elif name == "code":
-        datasets = read_code_task(docs_on_this_machine())
-    else:
-        datasets = read_files(args, kind)
-    if not any(split_name.startswith("dev") for split_name in datasets):
-        held_out, rest = hold_out_a_tenth(datasets["train"], kind)
-        warn_of_few(held_out, rest)
-        datasets["dev"] = held_out
-        datasets["train"] = rest
-    return datasets
-
-
-def read_files(args, kind):
-    """Read the user's files of --train, --dev and --test -> {name of a split: examples}."""
-    files = {}
-    for name, paths in [("train", args.train), ("dev", args.dev), ("test", args.test)]:
-        if paths is not None:
-            files[name] = paths
-    return read_own_files(kind, files, args.text, args.label)
-
-
-def check_words(features, tokenizer):
-    """Raise ValueError if no text has a word. An [UNK] is a word; other special tokens are none."""
-    ids = np.concatenate([feature.ids for feature in features])
-    is_word = ~np.isin(ids, tokenizer.special_ids) | (ids == tokenizer.unk_id)
-    if not is_word.any():
-        raise ValueError("the texts to train on have no words")
-
-
-def check_characters(examples, tokenizer):
-    """Raise ValueError if most characters of the texts become [UNK]: see data.count_characters.
-    Print a line if over a tenth of them do."""
-    texts = []
-    for example in examples:
-        if isinstance(example.text, list):               # tagging
-            texts.append(" ".join(example.text))
-        else:
-            texts.append(example.text)
-        if example.second_text is not None:
-            texts.append(example.second_text)
-    num_characters, num_unknown = count_characters(texts, tokenizer)
-    if num_unknown > num_characters / 2:
-        raise ValueError(f"{examples[0].location}: of {num_characters:,} characters "
-                         f"{num_unknown:,} become [UNK] with the tokenizer in {tokenizer.path}: "
-                         f"{UNKNOWN_CHARACTERS_REMEDY}")
-    if num_unknown > num_characters / 10:
-        print(f"of {num_characters:,} characters to train on {num_unknown:,} become [UNK] with the "
-              f"tokenizer in {tokenizer.path}", flush=True)
-
-
-def warn_of_unknown(split, tokenizer):
-    """Print a warning if there are texts in a Split of which most tokens are [UNK]."""
-    num_unknown = [0] * len(split.examples)
-    num_ordinary = [0] * len(split.examples)
-    for feature in split.features:
-        i = feature.example_number
-        num_unknown[i] += np.count_nonzero(feature.ids == tokenizer.unk_id)
-        num_ordinary[i] += np.count_nonzero(~np.isin(feature.ids, tokenizer.special_ids))
-    unknown_locations = []
-    for i, example in enumerate(split.examples):
-        if num_unknown[i] > num_ordinary[i]:
-            unknown_locations.append(example.location)
-    if unknown_locations:
-        print(f"warning: {first_few(unknown_locations)}: most tokens are [UNK]: perhaps the "
-              "tokenizer is of another language", file=sys.stderr)
-
-
-def load_teacher(path, task, tokenizer):
-    """Load the fine-tuned teacher of --distill-from -> Classifier, or None if there is none.
-
-    In regression its head is changed to the mean and sd of the task, so that its outputs can be
-    compared with the model's. ValueError if it does not fit the task or the tokenizer.
-    """
-    if path is None:
-        return None
-    teacher, saved_task = load_classifier(path)
-    remedy = "fine-tune a teacher for this task"
-    check_same_task(f"--distill-from {path}", saved_task, task, remedy)
-    # Tasks of the user's own files have no names by which they could be told apart.
-    if saved_task.name in GLUE and task.name in GLUE and saved_task.name != task.name:
-        raise ValueError(f"--distill-from {path} was fine-tuned for {saved_task.name}, not for "
-                         f"{task.name}; {remedy}")
-    change_normalisation(teacher.output, saved_task, task)
-    teacher_tokenizer = Tokenizer(path)
-    if teacher_tokenizer.digest != tokenizer.digest:
-        raise ValueError(f"--distill-from {path}: its tokenizer differs from the model's")
-    check_vocabulary(teacher_tokenizer, teacher.encoder.config)
-    check_segments(f"--distill-from {path}", teacher.encoder.config, task)
-    num_positions = teacher.encoder.config.max_position_embeddings
-    if num_positions < task.length:
-        raise ValueError(f"--distill-from {path}: it has only {num_positions} positions; say "
-                         f"--length {num_positions}")
-    return teacher
-
-
-DEFAULT_HIDDEN_WEIGHT = 3.0         # of the hidden loss in fine-tuning, with --distill-from
-
-
-def choose_hidden_weight(flag, mode, teacher, config):
-    """Return the weight of the hidden loss: the flag --hidden-weight, or its default if the flag is
-    None. It is 0 without a teacher and where only the head is trained.
-
-    teacher: a Classifier or None; config: the Config of the model that is trained
-    The hidden states can be compared if both models have the same width and one of the two numbers
-    of layers divides the other. If they cannot, a flag above 0 is a ValueError. Without a flag the
-    weight is then 0, and the reason is printed.
-    """
-    if teacher is None or mode == "head" or flag == 0:
-        return 0.0
-    obstacle = why_not_comparable(config, teacher.encoder.config)
-    if obstacle is not None and flag is not None:
-        raise ValueError(f"--hidden-weight {flag:g}: the hidden states cannot be compared: "
-                         f"{obstacle}")
-    if obstacle is not None:
-        print(f"the hidden states are not compared with the teacher's: {obstacle}")
-        return 0.0
-    if flag is None:
-        return DEFAULT_HIDDEN_WEIGHT
-    return flag
-
-
-def why_not_comparable(config, teacher_config):
-    """Say why the hidden states of a model and its teacher cannot be compared -> a text. None if
-    they can."""
-    if teacher_config.hidden_size != config.hidden_size:
-        return (f"hidden_size of the teacher is {teacher_config.hidden_size}, of the model "
-                f"{config.hidden_size}")
-    if not can_match_layers(config.num_hidden_layers, teacher_config.num_hidden_layers):
-        return (f"the teacher has {teacher_config.num_hidden_layers} layers, the model "
-                f"{config.num_hidden_layers} recursions")
-    return None
-
+# ---- The scores -------------------------------------------------------------------------
 
 def majority_rows(task, datasets):
     """Score guesses made without a model -> rows for print_rows."""
@@ -1802,6 +1790,40 @@ def describe_scores(scores):
     """Put scores {metric: value} into one line of text."""
     return ", ".join(f"{metric} {value:.2%}" for metric, value in scores.items())
 
+
+def write_results(out, task, datasets, results_of_modes):
+    """Write out/results.json: the scores of all seeds for each mode and split; for the first seed
+    also those of each class or type of entity."""
+    written = {"task": task.name, "kind": task.kind, "modes": {}}
+    for mode, results_of_seeds in results_of_modes.items():
+        written["modes"][mode] = {}
+        for split_name, first_result in results_of_seeds[0].items():
+            guesses = [prediction for prediction, _ in first_result.predictions]
+            written["modes"][mode][split_name] = {
+                "scores": [results[split_name].scores for results in results_of_seeds],
+                "details": detailed_scores(task, datasets[split_name], guesses)}
+    write_json(os.path.join(out, "results.json"), written)
+
+
+def warn_of_equal_predictions(results):
+    """Print a warning for each split for which all predictions are the same."""
+    for name, result in results.items():
+        if len(result.predictions) > 1 and len(distinct_predictions(result)) == 1:
+            warn(f"all predictions for {name} are the same")
+
+
+def distinct_predictions(result):
+    """Return the set of all predictions of a Result; in tagging the set of all tags."""
+    distinct = set()
+    for prediction, _ in result.predictions:
+        if isinstance(prediction, list):                 # the tags of a sentence
+            distinct.update(prediction)
+        else:
+            distinct.add(prediction)
+    return distinct
+
+
+# ---- The command line: --evaluate and --predict -----------------------------------------
 
 def load_fine_tuned(args, device):
     """Load what --evaluate and --predict use -> the model on the device, its Task, its Tokenizer,
@@ -1895,7 +1917,7 @@ def predict_examples(examples, model, task, tokenizer, bf16):
     warn_of_unknown(split, tokenizer)
     message = describe_cut(task, split)
     if message != "":
-        print(f"warning: {message} (--length is that of the training)", file=sys.stderr)
+        warn(f"{message} (--length is that of the training)")
     return evaluate_split(model, task, split, bf16)
 
 
@@ -1925,8 +1947,7 @@ def lines_to_predict(text):
         raise ValueError(f"--predict {text}: there is no such file; if it is meant as a text, add "
                          "a space to it")
     if re.search(f"{ending}$", text):
-        print(f"warning: there is no file {text!r:.60}, so this is taken as a text",
-              file=sys.stderr)
+        warn(f"there is no file {text!r:.60}, so this is taken as a text")
     # Bytes of the command line that are not UTF-8 are surrogates in Python's text, which cannot be
     # printed. Here they become question marks.
     return [("--predict", text.encode("utf-8", "replace").decode())]

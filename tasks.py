@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import string
-import sys
 import tempfile
 import unicodedata
 import urllib.request
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from checkpoint import (LARGEST_TEXT, check_readable, first_few, parse_json_object, parsing,
                         replace_file)
+from command import warn
 from data import CACHE, COMPRESSED, is_held_out, rows_of_csv
 
 KINDS = ("classification", "regression", "tagging", "qa")
@@ -530,8 +530,7 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
         if any(text.strip() == "" for text in texts):
             num_empty += 1
     if num_empty > 0:
-        print(f"{path}: the text of {num_empty:,} of {len(examples):,} examples is empty",
-              file=sys.stderr)
+        warn(f"{path}: the text of {num_empty:,} of {len(examples):,} examples is empty")
     return not_empty(examples, path)
 
 
@@ -1018,8 +1017,8 @@ def warn_of_few(held_out, rest):
     """Print a warning if hold_out_a_tenth has held out less than half of a tenth."""
     num_examples = len(held_out) + len(rest)
     if len(held_out) < num_examples / 20:
-        print(f"warning: only {len(held_out)} of {num_examples} examples are held out, because "
-              "most have a label that no other example has")
+        warn(f"only {len(held_out)} of {num_examples} examples are held out, because most have a "
+             "label that no other example has")
 
 
 def labels_to_keep(example, kind):

@@ -2336,8 +2336,9 @@ def test_a_student_that_loses_its_head_says_so(toy, tmp_path, capsys):
     assert "--student" not in capsys.readouterr().out
 
 
-def test_a_warning_about_an_uneven_batch_comes_from_the_first_process_alone(capsys):
+def test_a_warning_about_an_uneven_batch_comes_from_the_first_process_alone(capsys, monkeypatch):
     for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
         distill.check_batch_size(7, Processes(rank=rank, world_size=2))
     error = capsys.readouterr().err
     assert error.count("--batch-size 7 is not divisible by 2 processes") == 1

@@ -209,6 +209,14 @@ def test_a_batch_is_padded_and_labelled_where_the_head_is_read(tokenizer):
 
 # ---- Sentences to tag -------------------------------------------------------------------
 
+@pytest.mark.parametrize("kind, text, label", [
+    ("classification", "x", "B-c"), ("tagging", ["x"], ["B-c"])])
+def test_a_label_that_the_task_does_not_have_is_refused(kind, text, label, tokenizer):
+    task = make_task_of_kind(kind, ["B-a", "O"])
+    with pytest.raises(ValueError, match="label 'B-c' is not one of the task's: B-a; O"):
+        list(encode(task, [make_text_example(text, label)], tokenizer))
+
+
 def random_words(rng, num_words):
     """Draw words of one, several and no tokens."""
     return rng.choices(["good", "zq", "abcde", "the", "\u0007", "paris.", "very"], k=num_words)
@@ -1075,13 +1083,25 @@ def test_text_is_refused_if_most_characters_are_unknown(kind, tokenizer):
             finetune.check_characters([example], tokenizer)
 
 
+@pytest.mark.parametrize("rank, is_printed", [(None, True), ("0", True), ("1", False)])
+def test_a_warning_is_one_printable_line_of_the_first_process(rank, is_printed, monkeypatch,
+                                                              capsys):
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    finetune.warn("a\x1b[2J\nb")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == ("warning: a\\x1b[2J\\nb\n" if is_printed else "")
+
+
 @pytest.mark.parametrize("num_known, is_warned", [(9, True), (20, False)])
 def test_it_is_said_if_a_tenth_of_the_characters_to_train_on_is_unknown(
         num_known, is_warned, tokenizer, capsys):
     example = make_text_example("good " * num_known + "привет", "x")
     finetune.check_characters([example], tokenizer)
     warning = f"of {4 * num_known + 6} characters to train on 6 become [UNK]"
-    assert (warning in capsys.readouterr().out) is is_warned
+    assert (warning in capsys.readouterr().err) is is_warned
 
 
 @pytest.mark.parametrize("flag", ["--dev", "--test"])
@@ -1913,10 +1933,10 @@ def test_ctrl_c_in_an_evaluation_is_one_line_and_status_130(
 
 def test_it_is_said_if_all_predictions_are_the_same(tmp_path, model, sentiment, capsys):
     flags = ["--task", "sst2", "--data", sentiment, "--model", model, "--freeze"]
-    printed = run(capsys, *flags, "--steps", 1, "--lr", 0, "--out", tmp_path / "a").out
+    told = run(capsys, *flags, "--steps", 1, "--lr", 0, "--out", tmp_path / "a").err
     lines = read_json_lines(tmp_path / "a/dev.jsonl")
     are_same = len({line["prediction"] for line in lines}) == 1
-    assert ("warning: all predictions for dev are the same" in printed) == are_same
+    assert ("warning: all predictions for dev are the same" in told) == are_same
     assert are_same
 
 

@@ -367,9 +367,9 @@ def test_a_tag_that_continues_no_open_entity_begins_a_new_one(tags, expected):
 def test_it_is_said_how_many_texts_are_empty(tmp_path, capsys):
     path = write_file(tmp_path / "a.csv", 't,u,y\na,b,1\n"",b,1\n" ",b,1\na,"",0\n')
     assert len(read_table(path, ["t", "u"], "y")) == 4
-    assert capsys.readouterr().err == f"{path}: the text of 3 of 4 examples is empty\n"
+    assert capsys.readouterr().err == f"warning: {path}: the text of 3 of 4 examples is empty\n"
     assert len(read_table(path, ["t"], "y")) == 4
-    assert capsys.readouterr().err == f"{path}: the text of 2 of 4 examples is empty\n"
+    assert capsys.readouterr().err == f"warning: {path}: the text of 2 of 4 examples is empty\n"
 
 
 def test_a_type_may_be_called_none():
@@ -1141,7 +1141,7 @@ def test_it_is_said_if_few_examples_can_be_held_out(num_common, is_warned, capsy
     assert len(tenth) == num_common - 1
     tasks.warn_of_few(tenth, rest)
     warning = f"warning: only {num_common - 1} of 100 examples are held out"
-    assert (warning in capsys.readouterr().out) is is_warned
+    assert (warning in capsys.readouterr().err) is is_warned
 
 
 @pytest.mark.parametrize("kind, labels", [
