@@ -852,7 +852,6 @@ class Tuning(NamedTuple):
     """What all runs of a command have in common. Each run has a mode, a rate and a seed."""
     args: object
     model_path: str
-    out: str
     task: Task
     tokenizer: Tokenizer
     teacher: object         # a Classifier for the same Task, or None
@@ -1165,9 +1164,23 @@ def arguments(argv):
             raise ValueError(f"--lr: two rates are the same, to six digits: {' '.join(names)}")
     given = given_flags(argv)
     check_flags(args, given)
-    if args.task is None and args.steps is None and "--epochs" not in given:
-        args.steps = 200                                 # three short runs of the built-in task
+    if args.predict is None and not args.evaluate:
+        fill_in_defaults(args, given)
     return args
+
+
+def fill_in_defaults(args, given):
+    """Say in args which runs are made, and where: args.modes, args.are_short and, where they were
+    not given, --task, --steps and --out."""
+    args.modes = [args.mode]
+    args.are_short = args.task is None
+    if args.are_short:
+        args.task = "code"
+        args.modes = ["all", "adapters", "random"]
+        if args.steps is None and "--epochs" not in given:
+            args.steps = 200
+    if args.out is None:
+        args.out = os.path.join("out", args.task)
 
 
 PREDICT_FLAGS = ("--predict", "--model", "--recursions", "--device", "--bf16", "--out",
@@ -1233,17 +1246,9 @@ def check_file_flags(task_name, given):
 
 def run(args):
     """Prepare a fine-tuning as the command line says, and run it."""
-    name = args.task
-    modes = [args.mode]
-    if name is None:
-        name = "code"
-        modes = ["all", "adapters", "random"]
-        if not os.path.exists(args.model):
-            raise ValueError(f"--model {args.model}: there is no such folder. Run python "
-                             "distill.py first, or give the folder of another model")
-    out = args.out
-    if out is None:
-        out = os.path.join("out", name)
+    if args.are_short and not os.path.exists(args.model):
+        raise ValueError(f"--model {args.model}: there is no such folder. Run python distill.py "
+                         "first, or give the folder of another model")
     processes = set_up_processes(args.device)
     check_batch_size(args.batch_size, processes)
     bf16 = uses_bf16(args.bf16, processes.device)
@@ -1252,11 +1257,11 @@ def run(args):
     # Only the Config is used here; --recursions changes it. Each run loads the model again.
     config = load(model_path, args.recursions).config
     check_vocabulary(tokenizer, config)
-    kind = kind_of_task(name)
+    kind = kind_of_task(args.task)
     length = choose_length(args.length, kind, config.max_position_embeddings)
     with first_process_first(processes):
-        datasets = read_datasets(args, name, kind)
-    task = make_task(name, kind, datasets, length, args.stride)
+        datasets = read_datasets(args, args.task, kind)
+    task = make_task(args.task, kind, datasets, length, args.stride)
     if args.lr is not None and len(args.lr) > 1:
         # best_rate holds out a tenth later. If that cannot be done, the ValueError comes now.
         held_out, rest = hold_out_a_tenth(datasets["train"], kind, remedy="give one --lr")
@@ -1264,25 +1269,26 @@ def run(args):
     check_segments(model_path, config, task)
     teacher = load_teacher(args.distill_from, task, tokenizer)
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.mode, teacher, config)
-    settings = tuning_settings(args, task, modes, datasets, tokenizer, teacher, bf16)
+    settings = tuning_settings(args, task, datasets, tokenizer, teacher, bf16)
     settings |= fingerprints_of_saved(model_path, task, args.recursions)
     if settings["head"] is not None:
         exception = ""
-        if "random" in modes:
+        if "random" in args.modes:
             exception = " (not in the mode random)"
         print(f"{model_path} was fine-tuned for {load_task(model_path).name} already: its head is "
               f"trained on{exception}")
     tuning = Tuning(
-        args=args, model_path=model_path, out=out, task=task, tokenizer=tokenizer, teacher=teacher,
+        args=args, model_path=model_path, task=task, tokenizer=tokenizer, teacher=teacher,
         hidden_weight=hidden_weight, settings=settings, processes=processes, bf16=bf16)
     inputs = [model_path, args.distill_from, args.data]
     for paths in (args.train, args.dev, args.test):
         if paths is not None:
             inputs += paths
-    with lock_folder(out, "finetune.py", settings, inputs, args, processes):
-        run_modes(tuning, datasets, modes, config)
-    print(f"In {out} are the model of seed {args.seed} ({modes[0]}), its predictions and all "
-          f"scores. Next:\n    python finetune.py --model {shlex.quote(out)} --predict TEXT")
+    with lock_folder(args.out, "finetune.py", settings, inputs, args, processes):
+        run_modes(tuning, datasets, config)
+    print(f"In {args.out} are the model of seed {args.seed} ({args.modes[0]}), its predictions and "
+          "all scores. Next:\n"
+          f"    python finetune.py --model {shlex.quote(args.out)} --predict TEXT")
 
 
 def choose_length(length, kind, num_positions):
@@ -1296,7 +1302,7 @@ def choose_length(length, kind, num_positions):
     return length
 
 
-def tuning_settings(args, task, modes, datasets, tokenizer, teacher, bf16):
+def tuning_settings(args, task, datasets, tokenizer, teacher, bf16):
     """Collect the settings that must be the same to resume a command: {name: value}.
     fingerprints_of_saved adds those of the model."""
     teacher_encoder = None
@@ -1304,7 +1310,7 @@ def tuning_settings(args, task, modes, datasets, tokenizer, teacher, bf16):
         teacher_encoder = teacher.encoder
     return {
         # What is trained, and on what:
-        "task": task.name, "modes": modes, "recursions": args.recursions,
+        "task": task.name, "modes": args.modes, "recursions": args.recursions,
         "training_set": hash_examples(datasets["train"]), "tokenizer": tokenizer.digest,
         "teacher": fingerprint(teacher), "teacher_shape": shape_of(teacher_encoder),
         "hidden_weight": args.hidden_weight,
@@ -1339,7 +1345,7 @@ def hash_examples(examples):
     return digest
 
 
-def run_modes(tuning, datasets, modes, config):
+def run_modes(tuning, datasets, config):
     """Fine-tune in all modes, print the scores, write the files of the run.
 
     datasets: {name of a split: examples}
@@ -1374,30 +1380,30 @@ def run_modes(tuning, datasets, modes, config):
     if tuning.processes.rank == 0:
         # Only now are the files of an earlier run removed. If something above has failed,
         # --overwrite has lost nothing.
-        claim_folder(tuning.out, "finetune.py", tuning.settings, args.resume)
+        claim_folder(args.out, "finetune.py", tuning.settings, args.resume)
     rows = majority_rows(task, datasets)
     results_of_modes = {}
-    for mode in modes:
+    for mode in args.modes:
         rates = args.lr
         if rates is None:
-            rates = [default_rate(mode, args.task, config, tuning.hidden_weight > 0)]
-        is_first_mode = mode == modes[0]
+            rates = [default_rate(mode, config, args.are_short, tuning.hidden_weight > 0)]
+        is_first_mode = mode == args.modes[0]
         results_of_modes[mode] = run_mode(tuning, splits, mode, rates, saves_model=is_first_mode)
         rows += rows_of_mode(mode, results_of_modes[mode])
     if tuning.processes.rank == 0:
-        write_results(tuning.out, task, datasets, results_of_modes)
+        write_results(args.out, task, datasets, results_of_modes)
     print_rows(rows)
 
 
-def default_rate(mode, task_name, config, learns_hidden=False):
+def default_rate(mode, config, is_short, learns_hidden=False):
     """Return the learning rate for a mode and a model with this Config.
 
-    task_name: the name in --task, or None without --task
+    is_short: whether it is one of the short runs that are made without --task
     learns_hidden: whether there is a hidden loss; a higher rate is better then for corrections and,
-        with a --task, for whole models (EXPERIMENTS.md)
+        in runs that are not short, for whole models (EXPERIMENTS.md)
 
-    Few parameters need a higher rate, and so do the few steps without --task. A correction is a
-    product, and both of its factors change, so it needs a lower rate than an adapter.
+    Few parameters need a higher rate, and so do few steps. A correction is a product, and both of
+    its factors change, so it needs a lower rate than an adapter.
     """
     has_corrections = config.correction_rank > 0
     if mode == "adapters" and has_corrections:
@@ -1406,7 +1412,7 @@ def default_rate(mode, task_name, config, learns_hidden=False):
             rate = 5e-4
     elif mode in ("adapters", "head"):
         rate = 1e-3
-    elif task_name is None:
+    elif is_short:
         rate = 4e-4
         if has_corrections:
             rate = 2e-4
@@ -1423,7 +1429,7 @@ def run_mode(tuning, splits, mode, rates, saves_model):
 
     splits: {name: Split}
     rates: learning rates; of several the best is chosen
-    saves_model: write the model of the first seed and its predictions into tuning.out
+    saves_model: write the model of the first seed and its predictions into the folder --out
     """
     args = tuning.args
     lr = rates[0]
@@ -1439,11 +1445,11 @@ def run_mode(tuning, splits, mode, rates, saves_model):
         model, results = fine_tune(tuning, splits, mode, seed, lr)
         results_of_seeds.append(results)
         if saves_model and seed == args.seed and tuning.processes.rank == 0:
-            save_classifier(tuning.out, model, tuning.task, tuning.tokenizer)
+            save_classifier(args.out, model, tuning.task, tuning.tokenizer)
             for split_name, result in results.items():
-                write_predictions(tuning.out, tuning.task, split_name,
+                write_predictions(args.out, tuning.task, split_name,
                                   splits[split_name].examples, result.predictions)
-            remove_old_predictions(tuning.out, tuning.task, results)
+            remove_old_predictions(args.out, tuning.task, results)
     return results_of_seeds
 
 
@@ -1487,8 +1493,8 @@ def options_of_run(tuning, task_loss, mode, seed, lr):
     # best_rate trains on a part of the examples, with the same mode, rate and seed. The number of
     # Features gives its folder another name than that of the final run.
     num_features = len(task_loss.features)
-    out = os.path.join(tuning.out, f"{mode}-{num_features}-lr{lr:g}-seed{seed}")
-    if tuning.processes.rank == 0:                       # it alone writes, and owns tuning.out
+    out = os.path.join(args.out, f"{mode}-{num_features}-lr{lr:g}-seed{seed}")
+    if tuning.processes.rank == 0:                       # it alone writes, and owns --out
         os.makedirs(out, exist_ok=True)
     return TrainingOptions(
         steps=steps, lr=lr, warmup=steps // 10, weight_decay=args.weight_decay, seed=seed,
