@@ -214,10 +214,11 @@ class Distillation:
         is the only one
     bf16: multiply matrices in bfloat16
     compile_losses: let torch.compile fuse the operations
-    cuda_graphs: let a GPU start all compiled operations of a pass at once; only if compile_losses,
-        and only for batches in which each sequence has num_to_mask(T) masked places
-    ValueError if a loss is not possible with these models, or CUDA graphs with micro-batches. (That
-    two widths or vocabularies differ is found at the first batch.)
+    cuda_graphs: let a GPU start all compiled operations of a pass at once, for batches in which
+        each sequence has num_to_mask(T) masked places
+    ValueError if a loss is not possible with these models, or if there are to be CUDA graphs
+    without compile_losses or with micro-batches. (That two widths or vocabularies differ is found
+    at the first batch.)
     """
 
     def __init__(self, student, teacher, batches, loss_weights, temperature=1.0, micro_batch_size=0,
@@ -249,7 +250,9 @@ class Distillation:
         self.as_cuda_graph = None                        # None: there are no CUDA graphs
         if compile_losses:
             self.eager_or_compiled = torch.compile(self.compute_losses)
-        if compile_losses and cuda_graphs:
+        if cuda_graphs:
+            if not compile_losses:
+                raise ValueError("CUDA graphs are only for compiled losses")
             if len(self.micro_batch_bounds) > 1:
                 # A CUDA graph writes its results, the gradients too, to the same memory each time.
                 # So the gradients of a micro-batch would be lost when the next one begins.

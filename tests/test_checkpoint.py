@@ -836,7 +836,7 @@ def test_an_albert_that_names_no_activation_has_that_of_transformers(saved):
     refusal(saved, "config.json: .*hidden_act is 'gelu_new'")
 
 
-@pytest.mark.parametrize("factor", ["16", 0, None, 2.5, REMOVED])
+@pytest.mark.parametrize("factor", ["16", 0, True, None, 2.5, REMOVED])
 def test_a_wrong_reduction_factor_is_refused(tmp_path, factor):
     authors_checkpoint(authors_weights(E, True), tmp_path)
     change_config(tmp_path, reduction_factor=factor)

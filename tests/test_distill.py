@@ -1455,6 +1455,7 @@ def test_ctrl_c_in_an_evaluation_is_one_line_and_status_130(toy, tmp_path, monke
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"), True),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"), True),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOCATION_FAILED"), True),
     (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
     (RuntimeError("no such kernel"), False),
     (ValueError("out of memory"), False),
@@ -1598,6 +1599,8 @@ def test_cuda_graphs_are_what_torch_compile_makes(monkeypatch):
                              compile_losses=True, cuda_graphs=cuda_graphs)
     assert calls == [{}, {}, {"options": {"triton.cudagraphs": True}}]
     assert "triton.cudagraphs" in known
+    with pytest.raises(ValueError, match="CUDA graphs are only for compiled losses"):
+        distill.Distillation(MiniALBERT(STUDENT), None, batches, {"mlm": 1.0}, cuda_graphs=True)
 
 
 def test_a_batch_with_fewer_masked_places_leaves_the_graph_as_it_is(monkeypatch):
