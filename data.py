@@ -179,7 +179,9 @@ class MaskedBatches:
         return ids
 
 
-# ---- From here on: plumbing. Tokenizers -------------------------------------------------
+# ---- From here on: plumbing -------------------------------------------------------------
+
+# ---- Tokenizers -------------------------------------------------------------------------
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # This goes into the tokenizer_config.json of a tokenizer that has none, for transformers.
@@ -1485,6 +1487,7 @@ def run(args):
 
 
 def main(argv=None):
+    """Run the command line argv, or that of the program -> its exit status, see run_command."""
     def action():
         run(arguments(argv))
     return run_command("data.py", action)

@@ -737,7 +737,9 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
         return signals
 
 
-# ---- From here on: plumbing. The beginning and the end of a run -------------------------
+# ---- From here on: plumbing -------------------------------------------------------------
+
+# ---- The beginning and the end of a run -------------------------------------------------
 
 class RunState(NamedTuple):
     """The state of a run that is about to begin or to go on."""
@@ -1080,8 +1082,8 @@ def split_batch(batch_size, micro_batch_size, processes):
     if micro_batch_size > 0:
         size = min(size, micro_batch_size)
     first = processes.rank * size                        # the first piece of this process
-    stride = processes.world_size * size                 # from there to its next piece
-    begins = range(first, batch_size, stride)
+    advance = processes.world_size * size                # from there to its next piece
+    begins = range(first, batch_size, advance)
     return [(begin, begin + size) for begin in begins]
 
 
@@ -2095,6 +2097,7 @@ def place_to_mask(words):
 
 
 def main(argv=None):
+    """Run the command line argv, or that of the program -> its exit status, see run_command."""
     def action():
         run(arguments(argv), given_flags(argv))
         leave_processes()

@@ -76,11 +76,12 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.is_qa = task.kind == "qa"
         self.dropout = nn.Dropout(dropout)
-        num_outputs = len(task.labels)
         if task.kind == "regression":
             num_outputs = 1
         elif task.kind == "qa":
             num_outputs = 2
+        else:
+            num_outputs = len(task.labels)
         self.output = nn.Linear(encoder.config.hidden_size, num_outputs)
         nn.init.normal_(self.output.weight, std=0.02)
         nn.init.zeros_(self.output.bias)
@@ -98,9 +99,9 @@ class Classifier(nn.Module):
         logits = self.output(self.dropout(states)).float()                    # (B, T, n)
         if self.is_qa:
             # An answer may begin or end in segment 1, which is the context with the last [SEP], or
-            # at [CLS], position 0, which means "no answer". All other positions get -1e4. With
-            # -inf the KL divergence from a teacher would be nan. (decode_answers does not read the
-            # logit of the last [SEP].)
+            # at [CLS], position 0, which means "no answer". The question and the padding get -1e4.
+            # With -inf the KL divergence from a teacher would be nan. (decode_answers does not read
+            # the logit of the last [SEP].)
             position = torch.arange(segments.shape[1], device=segments.device)
             is_forbidden = (segments == 0) & (position > 0)                   # (B, T)
             logits = logits.masked_fill(is_forbidden[:, :, None], -1e4)
@@ -173,16 +174,10 @@ def encode(task, examples, tokenizer):
                                    label_numbers)
 
 
-def number_of_label(label, label_numbers):
-    """Look up the number of a class or a tag. ValueError if the task does not have it."""
-    if label not in label_numbers:
-        raise ValueError(f"label {label!r:.60} is not one of the task's: "
-                         f"{first_few(list(label_numbers))}")
-    return label_numbers[label]
-
-
 def tokenise_examples(task, examples, tokenizer):
     """Tokenise examples -> a list of TokenisedExamples. Of two texts the first one is cut here."""
+    # All first texts are tokenised in one call, and all main texts: that is much faster than one by
+    # one. An example of one text has the first text "", which is not used.
     first_texts = []
     main_texts = []
     for example in examples:
@@ -191,7 +186,7 @@ def tokenise_examples(task, examples, tokenizer):
             raise ValueError(f"{example.text!r:.60}: this task has {number_of_texts(task)}, but "
                              "the example does not")
         if example.second_text is None:
-            first_texts.append("")                       # so both lists have the same length
+            first_texts.append("")
             main_texts.append(example.text)
         else:
             first_texts.append(example.text)
@@ -217,8 +212,8 @@ def tokenise_examples(task, examples, tokenizer):
 
 
 def most_question_tokens(task):
-    """Return how many tokens of a question are used: two thirds of a sequence, without [CLS] and
-    the two [SEP], are kept for the context."""
+    """Return how many tokens of a question are used: a third of a sequence, without [CLS] and the
+    two [SEP]. The rest is kept for the context."""
     return (task.length - 3) // 3
 
 
@@ -241,6 +236,14 @@ def text_feature(task, example_number, example, tokenised, tokenizer, label_numb
         label = number_of_label(label, label_numbers)
     return Feature(ids, len(prefix), example_number, positions=[0], stands_for=[0],
                    labels=[label], was_cut=was_cut)
+
+
+def number_of_label(label, label_numbers):
+    """Look up the number of a class or a tag. ValueError if the task does not have it."""
+    if label not in label_numbers:
+        raise ValueError(f"label {label!r:.60} is not one of the task's: "
+                         f"{first_few(list(label_numbers))}")
+    return label_numbers[label]
 
 
 def windows(num_tokens, room, overlap=0):
@@ -386,7 +389,10 @@ def collate(features, is_qa):
 # ---- The loss ---------------------------------------------------------------------------
 
 class TaskLoss:
-    """The losses of a batch of a task. train() uses it as it uses distill.Distillation.
+    """The losses of a batch of a task.
+
+    distill.training_step asks it for losses_of_micro_batches(step), weights them with loss_weights,
+    and calls backward(). So it stands here in the place of distill.Distillation.
 
     task: cross-entropy, in regression squared error, averaged over the labels; in qa each sequence
         has two, the positions where the answer begins and ends
@@ -478,8 +484,8 @@ class TaskLoss:
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
             rows, counted_tokens, counted_labels = rows_of_micro_batch(begin, end, mask, is_label)
-            # numpy finds these on the CPU, where their number N is known at once. On a GPU the
-            # program would have to wait for it.
+            # The places of the labels are found here, on the CPU. To index by a mask on a GPU, the
+            # program would have to wait until the GPU has counted it.
             label_indices = np.flatnonzero(counted_labels)                    # (N,)
             targets = labels[rows].ravel()[label_indices].astype(np.float32)  # (N,)
             # The arrays stand in the order in which compute_losses takes them.
@@ -536,9 +542,9 @@ def rows_of_micro_batch(begin, end, mask, is_label):
     if begin < len(mask):
         rows = slice(begin, end)
         return rows, mask[rows], is_label[rows]
-    # The batch is too short for this micro-batch. But the gradients of all processes are summed, so
-    # every process must compute one. This one takes row 0 and counts nothing of it: all losses and
-    # their gradients are 0.
+    # The batch is too short for this micro-batch. If there are several processes, their gradients
+    # are summed, so each must compute one, even of nothing: this one takes row 0 and counts nothing
+    # of it. All losses and their gradients are 0. (A single process could leave it out.)
     rows = slice(0, 1)
     return rows, np.zeros_like(mask[rows]), np.zeros_like(is_label[rows])
 
@@ -554,32 +560,17 @@ def logits_of_labels(logits, label_indices, is_qa):
     label_indices (N,): where the labels stand in the flattened labels (B, T), in qa (B, 2)
     """
     if is_qa:
+        # Each sequence has two rows of logits, as it has two labels: begin, end.
         rows = logits.transpose(1, 2)                    # (B, 2, T)
-        # The order of the rows is that of the flattened labels: begin, end, begin, end, ...
-        rows = rows.flatten(0, 1)                        # (2 B, T)
+        rows = rows.flatten(0, 1)                        # (2 B, T): begin, end, begin, end, ...
     else:
         rows = logits.flatten(0, 1)                      # (B * T, n)
     return rows[label_indices]
 
 
-def check_trainable(features):
-    """Raise ValueError if nothing can be learned, because no Feature has a place that is predicted,
-    or if a label is not known."""
-    check_positions(features)
-    for feature in features:
-        if any(math.isnan(label) for label in feature.labels):
-            raise ValueError(f"example {feature.example_number} has no label to train on")
-
-
-def check_positions(features):
-    """Raise ValueError if no Feature has a place that is predicted."""
-    if not any(feature.positions for feature in features):
-        raise ValueError("no example has a token that could be trained on")
-
-
 # ---- What is trained --------------------------------------------------------------------
 
-# The mode of a fine-tuning says what is trained.
+# The mode of a fine-tuning says what is trained, and from which values.
 MODES = (
     "all",                  # everything
     "adapters",             # each recursion's adapters or corrections, and the head
@@ -641,6 +632,31 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
         ids, mask, segments = to_device(torch.device("cpu"), *sample)
         fit_adapters_to_identity(encoder, ids, mask, segments)
     return encoder
+
+
+def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recursions=None):
+    """Load a model for a task -> (Classifier, Task). For the other arguments see load_encoder.
+
+    If task is None, the saved one is used, and the folder must hold a fine-tuned model.
+
+    If the folder holds a fine-tuned model, its head is loaded, unless mode is "random". ValueError
+    if it is for another kind of task, for other labels or for another number of texts. In
+    regression it predicts the same numbers as before, whatever mean and sd the task has. Without a
+    saved head the head is new.
+    """
+    if os.path.isfile(path):
+        raise ValueError(f"{path}: this is a file; give the folder that it is in")
+    if not os.path.isdir(path):
+        raise ValueError(f"{path}: there is no such folder")
+    saved_task = load_task(path)                         # None: the folder has no task.json
+    if task is None:
+        check_fine_tuned(path)
+        task = saved_task
+    encoder = load_encoder(path, mode, dropout, sample, recursions)
+    model = Classifier(encoder, task, dropout)           # its head is new
+    if saved_task is not None and mode != "random":
+        load_head(model.output, path, saved_task, task)
+    return model, task
 
 
 @torch.no_grad()
@@ -734,11 +750,13 @@ def decode(task, examples, features, logits):
     if task.kind == "classification":
         return [decode_label(task, feature_logits[0]) for feature_logits in logits]
     if task.kind == "regression":
-        return [(float(feature_logits[0, 0]) * task.sd + task.mean, {})
-                for feature_logits in logits]
-    if task.kind == "tagging":
-        return [(tags, {}) for tags in decode_tags(task, examples, features, logits)]
-    return [(answer, {}) for answer in decode_answers(task, examples, features, logits)]
+        predictions = [float(feature_logits[0, 0]) * task.sd + task.mean
+                       for feature_logits in logits]
+    elif task.kind == "tagging":
+        predictions = decode_tags(task, examples, features, logits)
+    else:
+        predictions = decode_answers(task, examples, features, logits)
+    return [(prediction, {}) for prediction in predictions]
 
 
 MAX_PROBABILITIES = 100             # decode_label returns at most so many
@@ -780,6 +798,7 @@ def decode_answers(task, examples, features, logits, longest=30):
     no_answer_score = [np.inf] * len(examples)
     for feature, feature_logits in zip(features, logits):
         i = feature.example_number
+        # predict_logits puts the logits of [CLS] first; those of feature.positions follow.
         cls_logits = feature_logits[0]                   # (2,): begin and end
         no_answer_score[i] = min(no_answer_score[i], cls_logits.sum())
         if not feature.positions:                        # the context has no tokens
@@ -788,10 +807,10 @@ def decode_answers(task, examples, features, logits, longest=30):
         # Token j belongs to feature.stands_for[j].
         begin_logits = feature_logits[1:, 0]             # (N,)
         end_logits = feature_logits[1:, 1]               # (N,)
+        scores = begin_logits[:, None] + end_logits[None, :]                  # (N, N)
         first_token = np.arange(len(begin_logits))[:, None]                   # (N, 1)
         last_token = np.arange(len(begin_logits))[None, :]                    # (1, N)
         is_span = (first_token <= last_token) & (last_token < first_token + longest)   # (N, N)
-        scores = begin_logits[first_token] + end_logits[last_token]           # (N, N)
         scores[~is_span] = -np.inf
         first, last = np.unravel_index(scores.argmax(), scores.shape)
         if scores[first, last] > best_score[i]:
@@ -833,6 +852,16 @@ class Split(NamedTuple):
     features: list
 
 
+def encode_splits(task, datasets, tokenizer):
+    """Tokenise all datasets, {name of a split: examples} -> {name of a split: Split}."""
+    return {name: make_split(task, examples, tokenizer) for name, examples in datasets.items()}
+
+
+def make_split(task, examples, tokenizer):
+    """Tokenise examples -> Split."""
+    return Split(examples, list(encode(task, examples, tokenizer)))
+
+
 class Result(NamedTuple):
     """How a model did on a split."""
     scores: dict            # {metric: value}; {} if a label is not known
@@ -850,14 +879,15 @@ def evaluate_split(model, task, split, bf16):
 
 class Tuning(NamedTuple):
     """What all runs of a command have in common. Each run has a mode, a rate and a seed."""
-    args: object
+    args: object            # the flags; those of which a run has one of several, such as lr, are
+                            # arguments of fine_tune
     model_path: str
     task: Task
     tokenizer: Tokenizer
     teacher: object         # a Classifier for the same Task, or None
     hidden_weight: float    # of the hidden loss; 0 leaves it out
     settings: dict          # {name: value}, what decides the results: a resumed run needs the same
-    processes: object
+    processes: object       # a distill.Processes
     bf16: bool
 
 
@@ -881,8 +911,9 @@ def fine_tune(tuning, splits, mode, seed, lr):
     settings_of_run = resume_settings(options, args.batch_size, args.dropout, tuning.bf16)
     settings_of_run["hidden_weight"] = tuning.hidden_weight
     settings = tuning.settings | settings_of_run
-    # measure() measures the first dev set alone. train() calls it, the last time after the last
-    # step, and logs its scores. All other splits are measured once, after the training.
+    # measure() measures the first dev set alone. In the first process train() calls it, the last
+    # time after the last step, and logs its scores. (In other processes, and if a finished run is
+    # resumed, nothing calls it.) All other splits are measured once, after the training.
     results = {}
     dev_name = first_dev_split(splits)
 
@@ -903,8 +934,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
         print("\nstopped after this run: the same command, with --resume and without --overwrite, "
               "goes on from there")
         raise SystemExit(128 + signals[0])               # as in train()
-    # train() has called measure() in rank 0, unless a finished run was resumed. What it has not
-    # measured is measured here.
+    # What measure() has not measured is measured here.
     for name, split in splits.items():
         if name != "train" and name not in results:
             results[name] = evaluate_split(model, task, split, tuning.bf16)
@@ -929,12 +959,37 @@ def load_model_of_run(tuning, features, mode, seed):
     return model
 
 
+def options_of_run(tuning, task_loss, mode, seed, lr):
+    """Return the TrainingOptions of a run, and make its folder."""
+    args = tuning.args
+    steps = args.steps
+    if steps is None:
+        steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
+    # best_rate trains on a part of the examples, with the same mode, rate and seed. The number of
+    # Features gives its folder another name than that of the final run.
+    num_features = len(task_loss.features)
+    out = os.path.join(args.out, f"{mode}-{num_features}-lr{lr:g}-seed{seed}")
+    if tuning.processes.rank == 0:                       # it alone writes, and owns --out
+        os.makedirs(out, exist_ok=True)
+    return TrainingOptions(
+        steps=steps, lr=lr, warmup=steps // 10, weight_decay=args.weight_decay, seed=seed,
+        log_every=args.log_every, eval_every=args.eval_every, save_every=args.save_every, out=out,
+        resume=args.resume)
+
+
 def first_dev_split(splits):
     """Return the name of the first dev set; MNLI has two."""
     return [name for name in splits if name.startswith("dev")][0]
 
 
-# ---- From here on: plumbing. Fine-tuned models on disk ----------------------------------
+def save_nothing():
+    """Do nothing where train() would save the model. run_mode() saves it after the training, but
+    only that of the first mode and seed."""
+
+
+# ---- From here on: plumbing -------------------------------------------------------------
+
+# ---- Fine-tuned models on disk ----------------------------------------------------------
 # The encoder is saved in the usual format; head.safetensors and task.json are beside it.
 
 def save_classifier(path, model, task, tokenizer):
@@ -953,31 +1008,6 @@ def load_task(path):
     facts = read_json(task_path)
     with parsing(task_path, "a task"):
         return Task(**facts)
-
-
-def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recursions=None):
-    """Load a model for a task -> (Classifier, Task). For the other arguments see load_encoder.
-
-    If task is None, the saved one is used, and the folder must hold a fine-tuned model.
-
-    If the folder holds a fine-tuned model, its head is loaded, unless mode is "random". ValueError
-    if it is for another kind of task, for other labels or for another number of texts. In
-    regression it predicts the same numbers as before, whatever mean and sd the task has. Without a
-    saved head the head is new.
-    """
-    if os.path.isfile(path):
-        raise ValueError(f"{path}: this is a file; give the folder that it is in")
-    if not os.path.isdir(path):
-        raise ValueError(f"{path}: there is no such folder")
-    saved_task = load_task(path)                         # None: the folder has no task.json
-    if task is None:
-        check_fine_tuned(path)
-        task = saved_task
-    encoder = load_encoder(path, mode, dropout, sample, recursions)
-    model = Classifier(encoder, task, dropout)           # its head is new
-    if saved_task is not None and mode != "random":
-        load_head(model.output, path, saved_task, task)
-    return model, task
 
 
 def check_fine_tuned(path):
@@ -1185,8 +1215,8 @@ def fill_in_defaults(args, given):
 
 PREDICT_FLAGS = ("--predict", "--model", "--recursions", "--device", "--bf16", "--out",
                  "--overwrite")
-FILE_FLAGS = ["--train", "--dev", "--test"]
-COLUMN_FLAGS = ["--text", "--label"]
+FILE_FLAGS = ("--train", "--dev", "--test")
+COLUMN_FLAGS = ("--text", "--label")
 EVALUATE_FLAGS = ("--evaluate", "--model", "--recursions", "--task", "--data", "--dev", "--test",
                   "--text", "--label", "--device", "--bf16")
 
@@ -1242,7 +1272,7 @@ def check_file_flags(task_name, given):
         refuse_flags(given, ["--stride"], "only the task qa has windows that overlap")
 
 
-# ---- The command line: training ---------------------------------------------------------
+# ---- All runs of a command --------------------------------------------------------------
 
 def run(args):
     """Prepare a fine-tuning as the command line says, and run it."""
@@ -1262,21 +1292,18 @@ def run(args):
     with first_process_first(processes):
         datasets = read_datasets(args, args.task, kind)
     task = make_task(args.task, kind, datasets, length, args.stride)
-    if args.lr is not None and len(args.lr) > 1:
-        # best_rate holds out a tenth later. If that cannot be done, the ValueError comes now.
-        held_out, rest = hold_out_a_tenth(datasets["train"], kind, remedy="give one --lr")
-        warn_of_few(held_out, rest)
     check_segments(model_path, config, task)
     teacher = load_teacher(args.distill_from, task, tokenizer)
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.mode, teacher, config)
     settings = tuning_settings(args, task, datasets, tokenizer, teacher, bf16)
     settings |= fingerprints_of_saved(model_path, task, args.recursions)
-    if settings["head"] is not None:
+    saved_task = load_task(model_path)
+    if saved_task is not None:
         exception = ""
         if "random" in args.modes:
             exception = " (not in the mode random)"
-        print(f"{model_path} was fine-tuned for {load_task(model_path).name} already: its head is "
-              f"trained on{exception}")
+        print(f"{model_path} was fine-tuned for {saved_task.name} already: its head is trained "
+              f"on{exception}")
     tuning = Tuning(
         args=args, model_path=model_path, task=task, tokenizer=tokenizer, teacher=teacher,
         hidden_weight=hidden_weight, settings=settings, processes=processes, bf16=bf16)
@@ -1303,8 +1330,8 @@ def choose_length(length, kind, num_positions):
 
 
 def tuning_settings(args, task, datasets, tokenizer, teacher, bf16):
-    """Collect the settings that must be the same to resume a command: {name: value}.
-    fingerprints_of_saved adds those of the model."""
+    """Collect the settings that must be the same to resume a command: {name: value}. run() adds
+    those of the model."""
     teacher_encoder = None
     if teacher is not None:
         teacher_encoder = teacher.encoder
@@ -1366,9 +1393,11 @@ def run_modes(tuning, datasets, config):
     print_cut(task, splits)
     check_trainable(splits["train"].features)
     if args.lr is not None and len(args.lr) > 1:
-        # best_rate will train without a tenth. What is left must have something to train on, too.
-        # encode yields one Feature after the other, so this ends at the first that has something.
-        _, rest = hold_out_a_tenth(datasets["train"], task.kind)
+        # best_rate will train without a tenth. If that cannot be done, the ValueError comes now.
+        held_out, rest = hold_out_a_tenth(datasets["train"], task.kind, remedy="give one --lr")
+        warn_of_few(held_out, rest)
+        # What is left must have something to train on, too. encode yields one Feature after the
+        # other, so this ends at the first that has something.
         check_positions(encode(task, rest, tokenizer))
     if task.kind == "qa":
         print_lost_answers(splits["train"])
@@ -1484,29 +1513,6 @@ def best_rate(tuning, examples, mode, seed, rates):
     return ordered[0]
 
 
-def options_of_run(tuning, task_loss, mode, seed, lr):
-    """Return the TrainingOptions of a run, and make its folder."""
-    args = tuning.args
-    steps = args.steps
-    if steps is None:
-        steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
-    # best_rate trains on a part of the examples, with the same mode, rate and seed. The number of
-    # Features gives its folder another name than that of the final run.
-    num_features = len(task_loss.features)
-    out = os.path.join(args.out, f"{mode}-{num_features}-lr{lr:g}-seed{seed}")
-    if tuning.processes.rank == 0:                       # it alone writes, and owns --out
-        os.makedirs(out, exist_ok=True)
-    return TrainingOptions(
-        steps=steps, lr=lr, warmup=steps // 10, weight_decay=args.weight_decay, seed=seed,
-        log_every=args.log_every, eval_every=args.eval_every, save_every=args.save_every, out=out,
-        resume=args.resume)
-
-
-def save_nothing():
-    """Do nothing where train() would save the model. run_mode() saves it after the training, but
-    only that of the first mode and seed."""
-
-
 def remove_old_predictions(out, task, results):
     """Remove the predictions of a test set for which there are no results {name of a split: ...}.
 
@@ -1566,15 +1572,13 @@ def choose_hidden_weight(flag, mode, teacher, config):
     if teacher is None or mode == "head" or flag == 0:
         return 0.0
     obstacle = why_not_comparable(config, teacher.encoder.config)
-    if obstacle is not None and flag is not None:
+    if obstacle is None:
+        return DEFAULT_HIDDEN_WEIGHT if flag is None else flag
+    if flag is not None:
         raise ValueError(f"--hidden-weight {flag:g}: the hidden states cannot be compared: "
                          f"{obstacle}")
-    if obstacle is not None:
-        print(f"the hidden states are not compared with the teacher's: {obstacle}")
-        return 0.0
-    if flag is None:
-        return DEFAULT_HIDDEN_WEIGHT
-    return flag
+    print(f"the hidden states are not compared with the teacher's: {obstacle}")
+    return 0.0
 
 
 def why_not_comparable(config, teacher_config):
@@ -1623,14 +1627,19 @@ def read_files(args, kind):
     return read_own_files(kind, files, args.text, args.label)
 
 
-def encode_splits(task, datasets, tokenizer):
-    """Tokenise all datasets, {name of a split: examples} -> {name of a split: Split}."""
-    return {name: make_split(task, examples, tokenizer) for name, examples in datasets.items()}
+def check_trainable(features):
+    """Raise ValueError if nothing can be learned, because no Feature has a token for which
+    something is predicted, or if a label is not known."""
+    check_positions(features)
+    for feature in features:
+        if any(math.isnan(label) for label in feature.labels):
+            raise ValueError(f"example {feature.example_number} has no label to train on")
 
 
-def make_split(task, examples, tokenizer):
-    """Tokenise examples -> Split."""
-    return Split(examples, list(encode(task, examples, tokenizer)))
+def check_positions(features):
+    """Raise ValueError if no Feature has a token for which something is predicted."""
+    if not any(feature.positions for feature in features):
+        raise ValueError("no example has a token that could be trained on")
 
 
 def check_vocabulary(tokenizer, config):
@@ -1735,8 +1744,8 @@ def describe_cut(task, split, of_what=""):
 
 def print_lost_answers(split):
     """Print how many answers of a Split of qa cannot be learned as they are. Either no window has
-    all of the answer, because it has too many tokens, or none. Or the answer begins or ends inside
-    a word, and a model predicts whole words."""
+    all of the answer, because it is longer than a window or no token lies in it. Or the answer
+    begins or ends inside a word, and a model predicts whole words."""
     learned = set()                                      # numbers of questions
     inside_a_word = set()
     for feature in split.features:
@@ -1884,8 +1893,7 @@ def read_datasets_to_measure(args, task):
             raise ValueError("--evaluate: give files to measure on with --dev FILE or --test FILE")
         return read_files(args, task.kind)
     datasets = read_datasets(args, task.name, task.kind, needs_train=False)
-    if "train" in datasets:                              # the built-in task has one all the same
-        del datasets["train"]
+    datasets.pop("train", None)                          # the built-in task has one all the same
     return datasets
 
 
@@ -1908,12 +1916,12 @@ def predict(args, device):
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     result = predict_examples(examples, model, task, tokenizer, bf16)
-    answers = iter(zip(examples, result.predictions))
+    predicted = iter(zip(examples, result.predictions))
     for _, line in lines:
         if line.strip() == "":
             print()                                      # an empty line stays empty
             continue
-        example, (prediction, probabilities) = next(answers)
+        example, (prediction, probabilities) = next(predicted)
         print(describe_prediction(task, example, prediction, probabilities))
 
 
@@ -2031,6 +2039,7 @@ def describe_prediction(task, example, prediction, probabilities):
 
 
 def main(argv=None):
+    """Run the command line argv, or that of the program -> its exit status, see run_command."""
     def action():
         args = arguments(argv)
         if args.predict is None and not args.evaluate:
