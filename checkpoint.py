@@ -413,6 +413,10 @@ def read_config(path):
         activation = found.get("hidden_act", usual_activation)
         if activation != "gelu":
             raise ValueError(f"hidden_act is {activation!r:.40}, but only 'gelu' is known here")
+        positions = found.get("position_embedding_type", "absolute")
+        if positions != "absolute":
+            raise ValueError(f"position_embedding_type is {positions!r:.40}, but only 'absolute' "
+                             "is known here")
         for name in REQUIRED_FIELDS:
             if name not in found:
                 raise ValueError(f"it has no {name!r}")
@@ -1116,6 +1120,8 @@ def fetch(name, weights=True):
     weights: False fetches the config and the tokenizer alone
     ValueError if there is no such model or no network.
     """
+    if name == "":
+        raise ValueError("the name of a model is empty")
     if os.path.isdir(name):
         return name
     if os.path.isfile(name):

@@ -126,6 +126,9 @@ class MaskedBatches:
     T - 2 tokens, [SEP]; there is no padding. Each epoch has each sequence once, in an order of
     its own. Tokens at the end that do not fill a sequence are never used. ValueError if T is below
     3, or if the tokens are too few for one sequence.
+
+    tokens: an array of the token numbers of all texts, one after the other, each with a [SEP] at
+        its end
     """
 
     def __init__(self, tokens, tokenizer, T, batch_size, seed=0):
@@ -476,7 +479,7 @@ class TokenFile:
                 raise ValueError(f"{path}: not a token file: {file_path} is not there, or is not a "
                                  "regular file")
         description = read_json(f"{path}.json")
-        kind = "a whole token file (data.py makes it anew if it and its .json are deleted)"
+        kind = "a whole token file (delete it and its .json, and tokenise the text again)"
         with parsing(path, kind):
             dtype = {"uint16": np.uint16, "uint32": np.uint32}[description["dtype"]]
             num_train = description["train"]
@@ -493,6 +496,16 @@ class TokenFile:
             if len(self.train_tokens) != num_train or len(self.valid_tokens) != num_valid:
                 raise ValueError(f"it has {len(tokens)} tokens, but its .json says "
                                  f"{num_train!r:.40} and {num_valid!r:.40}")
+            check_for_holes(tokens)
+
+
+def check_for_holes(tokens):
+    """Raise ValueError if there are zeros in place of tokens, as a copy or a disk that failed may
+    leave them. To read all tokens would take long, so a hundred pieces of them are looked at."""
+    piece = 1024                                         # no text has the token 0 so often in a row
+    for begin in np.linspace(0, max(0, len(tokens) - piece), 100, dtype=np.int64):
+        if len(tokens) >= piece and not tokens[begin:begin + piece].any():
+            raise ValueError(f"from token {begin} on it has zeros in place of tokens")
 
 
 def hash_file(path):
@@ -871,8 +884,11 @@ def corpus_files(corpus):
             has_ending = CORPUS_FILE.fullmatch(file_path) is not None
             if has_ending and os.path.isfile(file_path) and not is_hidden(file_path, path):
                 found.append(file_path)
-        if not found:
+        if not found and os.path.isdir(path):
             raise ValueError(f"{path}: no .txt, .jsonl or .csv (or one as .gz, .bz2, .xz) there")
+        if not found:
+            raise ValueError(f"{path}: not a regular file whose name ends in .txt, .jsonl or .csv, "
+                             "or in one of these and .gz, .bz2 or .xz")
         num_skipped = len(candidates) - len(found)
         if num_skipped > 0:
             warn(f"{path}: skipped files: {num_skipped}; they are not .txt, .jsonl or .csv, or no "

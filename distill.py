@@ -61,7 +61,8 @@ from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initial
                         merge_corrections, split_evenly)
 
 # The weights of the losses. The embedding loss is only for ablations. The weight of the elastic
-# loss depends on the recipe, and --recipe paper has the authors' weights: see RECIPES.
+# loss depends on the recipe, and --recipe paper has the authors' weights: see RECIPES. (A new loss
+# needs a weight here, its lines in Distillation.compute_losses and its help in add_loss_flags.)
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 10.0, "output": 5.0, "embedding": 0.0}
 LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
 
@@ -602,7 +603,8 @@ class TrainingOptions:
 def training_step(model, objective, optimizer, step, options, processes):
     """Make one step: forward, backward, update.
 
-    model: what is trained; in distillation it is the objective's student
+    model: a module with all that is trained: in distillation the student, or an nn.ModuleList of
+        the student and whatever else is to be trained with it
     objective: a Distillation, or anything with its .loss_weights and .losses_of_micro_batches(step)
     Returns three things: the losses {name: scalar}, with their weighted sum as "loss"; the learning
     rate; the norm of the gradient. The losses and the norm are tensors, because a program that
@@ -682,20 +684,27 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
     A run that was stopped or killed and then resumed ends like one that was not; on a CPU the two
     are bit for bit equal.
 
-    At SIGINT or SIGTERM the step is finished and a checkpoint is written. Then SystemExit ends the
-    program. If there are several processes, they first go on to the next step that logs or saves,
-    so that all stop after the same one (see must_stop). A signal that comes too late to stop the
-    run before its last step does not end the program. train() returns the list of such signals
+    At SIGINT, SIGTERM or SIGHUP the step is finished and a checkpoint is written. Then SystemExit
+    ends the program. If there are several processes, they first go on to the next step that logs or
+    saves, so that all stop after the same one (see must_stop). A signal that comes too late to stop
+    the run before its last step does not end the program. train() returns the list of such signals
     that this process received, so that the caller can end the program; mostly it is empty.
     """
     first_step = run_state.first_step
     is_main = processes.rank == 0
     log_path = os.path.join(options.out, "log.jsonl")
+
+    def save_checkpoint(steps_done):
+        save_training_state(state_path(options), run_state.tensors, steps_done,
+                            os.path.getsize(log_path), run_state.settings)
+        save_model()
+
     if is_main:
         cut_log(log_path, run_state.log_size)
         if first_step > 0:
             # The run may have been killed after its checkpoint and before its model was saved.
             save_model()
+    model.zero_grad(set_to_none=True)                    # the caller may have timed a few passes
     last_logged = first_step
     last_log_time = time.perf_counter()
     with noted_signals() as signals:
@@ -721,12 +730,14 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
                 append_to_log(log_path, line)
 
             if is_main and (stop or save_now):
-                save_training_state(state_path(options), run_state.tensors, steps_done,
-                                    os.path.getsize(log_path), run_state.settings)
-                save_model()
-            # This may fail, if a pipe is closed. So it comes after the checkpoint.
+                save_checkpoint(steps_done)
             if is_main and log_now:
-                show_progress(bar, line, options.steps, evaluate_now)
+                try:
+                    show_progress(bar, line, options.steps, evaluate_now)
+                except OSError:                          # a pipe was closed, such as that to head
+                    if not (stop or save_now):
+                        save_checkpoint(steps_done)
+                    raise
             if log_now:
                 # The speed in the next line of the log is measured from here. So the evaluation and
                 # the checkpoint of this step do not lower it.
@@ -907,8 +918,8 @@ def show_progress(bar, line, steps, evaluate_now):
 
 @contextmanager
 def noted_signals():
-    """Collect the numbers of the signals SIGINT (Ctrl-C) and SIGTERM in a list while the with block
-    runs; they do not end the program then."""
+    """Collect the numbers of the signals SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was
+    closed) in a list while the with block runs; they do not end the program then."""
     received = []
     if threading.current_thread() is not threading.main_thread():
         yield received                                   # only the main thread gets signals
@@ -917,9 +928,13 @@ def noted_signals():
     def note(number, frame):
         received.append(number)
 
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP"):                        # Windows does not have it
+        numbers.append(signal.SIGHUP)
     handlers = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # A shell script lets a command in its background ignore Ctrl-C. Then it stays ignored.
+    for number in numbers:
+        # A shell script lets a command in its background ignore Ctrl-C, and nohup lets one ignore
+        # SIGHUP. Then it stays ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             handlers[number] = signal.signal(number, note)
     try:
@@ -1539,8 +1554,8 @@ def check_flags(args, given):
         if args.student is None and args.tokenizer is None:
             raise ValueError("--teacher none: give a --tokenizer, because there is no teacher to "
                              "take it from")
-        about_teacher = ["--attention-weight", "--hidden-weight", "--output-weight",
-                         "--embedding-weight", "--elastic", "--temperature"]
+        about_teacher = [f"--{name}-weight" for name in LOSS_WEIGHTS if name != "mlm"]
+        about_teacher += ["--elastic", "--temperature"]
         refuse_flags(given, about_teacher, "with --teacher none there is nothing to compare with")
     if args.corpus is not None and not args.evaluate:
         folders_around_out = PurePath(os.path.realpath(args.out)).parents
@@ -1835,9 +1850,10 @@ def default_own_parts(args, shape):
 
 def check_models(args, teacher, student, tokenizer, loss_weights):
     """Raise ValueError if the models, the tokenizer and the flags do not fit together."""
-    models = {"student": student}
+    models = {}
     if teacher is not None:
         models["teacher"] = teacher
+    models["student"] = student
     check_sizes(models, tokenizer, args.length)
     if teacher is None:
         return

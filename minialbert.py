@@ -42,6 +42,9 @@ class Config:
 
     Config(...) raises a ValueError, which names the field, if a field has a wrong type, is out of
     range or contradicts another one. The activation is always the exact gelu, as in BERT.
+
+    A new field that changes what a model computes also belongs in is_bert, in albert_can_compute of
+    checkpoint.py, and in SHAPE_FIELDS and student_config of distill.py.
     """
     vocab_size: int = 30522                     # V
     embedding_size: int = 128                   # E: C in a BERT, smaller in most students
@@ -266,7 +269,8 @@ class Attention(nn.Module):
         log-probabilities (B, H, T, T), in which row i says where token i looks. The map is None
         unless want_map is True.
         """
-        # Without a correction, apply_linear(self.query, x, ...) is self.query(x).
+        # Without a correction, apply_linear(self.query, x, ...) is self.query(x). With one, only
+        # the weight and the bias of self.query are used; a hook of it is not called.
         query = apply_linear(self.query, x, correction, "query")              # (B, T, C)
         key = apply_linear(self.key, x, correction, "key")
         value = apply_linear(self.value, x, correction, "value")

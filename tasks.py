@@ -30,6 +30,8 @@ from checkpoint import (LARGEST_TEXT, check_readable, first_few, parse_json_obje
 from command import warn
 from data import CACHE, COMPRESSED, is_held_out, rows_of_csv
 
+# What depends on the kind of a task is found by
+# grep -nE "kind (==|!=|in)|is_qa" tasks.py finetune.py
 KINDS = ("classification", "regression", "tagging", "qa")
 LARGEST_NUMBER = 1e30       # the labels in regression are nearer to 0, so their squares are finite
 
@@ -60,7 +62,7 @@ class Task:
     pair: bool              # whether each example has two texts
     mean: float             # regression: the mean of the training labels y, else 0
     sd: float               # regression: their standard deviation; the head predicts
-                            # (y - mean) / sd. 1 where all labels are equal, or for other kinds
+                            # (y - mean) / sd. For other kinds it is 1
     unanswerable: bool      # qa: whether some training questions have no answer
 
     def __post_init__(self):
@@ -536,8 +538,8 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
 
 def cell(row, column, location, may_be_number=False):
     """Return a cell of a row {column: value}. ValueError if the column is missing, or if the value
-    is neither a text nor, where it may be one, a number. (In Python True and False are whole
-    numbers, too, so they may be labels.)"""
+    is neither a text nor, where it may be one, a number. The true and false of JSON, which Python
+    counts as numbers, become the texts "true" and "false"."""
     if column not in row:
         columns = ", ".join(repr(name) for name in row)
         raise ValueError(f"{location}: the column {column!r} is missing among {columns:.300}; the "
@@ -551,6 +553,8 @@ def cell(row, column, location, may_be_number=False):
         expected = "a text or a number"
     if not isinstance(value, types):
         raise ValueError(f"{location}: the column {column!r} is {value!r:.60}, not {expected}")
+    if isinstance(value, bool):
+        return json.dumps(value)
     return value
 
 
@@ -1051,11 +1055,12 @@ def make_task(name, kind, datasets, length, stride):
     sd = 1.0
     if kind == "regression":
         numbers = [example.label for example in train]
+        if min(numbers) == max(numbers):
+            raise ValueError(f"{train[0].location}: this and all other examples to train on have "
+                             f"the number {numbers[0]:g}")
         mean = float(np.mean(numbers))
         deviation = float(np.std(numbers))
-        # By rounding, equal numbers may have a deviation of 1e-17, and tiny numbers one of 0. They
-        # keep the sd of 1.
-        if min(numbers) < max(numbers) and deviation > 0:
+        if deviation > 0:                                # by rounding, that of tiny numbers is 0
             sd = deviation
     unanswerable = False
     if kind == "qa":

@@ -807,6 +807,7 @@ def test_a_config_of_a_model_too_large_for_any_machine_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name, value, pattern", [
     ("hidden_act", "gelu_new", "gelu_new"), ("hidden_act", [1], "hidden_act"),
+    ("position_embedding_type", "relative_key", "position_embedding_type is 'relative_key'"),
     *[(name, REMOVED, f"has no '{name}'") for name in checkpoint.REQUIRED_FIELDS],
     ("type_vocab_size", REMOVED, "has no 'type_vocab_size'"),
     ("vocab_size", REMOVED, "has no 'vocab_size'"),

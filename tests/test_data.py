@@ -528,9 +528,25 @@ def test_the_name_of_a_file_cannot_write_to_the_terminal(tmp_path, capsys):
     assert r"\x1b[31mred\nname.txt: replaced 1 NULs" in error
 
 
+@pytest.mark.parametrize("begin, end, is_refused", [
+    (0, 9000, True), (0, 2048, True), (6952, 9000, True), (4000, 5000, False)])
+def test_zeros_in_place_of_tokens_are_noticed(begin, end, is_refused, tmp_path):
+    """A row of a thousand is none: a text might have it."""
+    tokens = np.ones(9000, np.uint16)
+    tokens[begin:end] = 0
+    tokens.tofile(tmp_path / "t.bin")
+    facts = {"dtype": "uint16", "train": 8000, "valid": 1000, "digest": "0", "made_from": {}}
+    (tmp_path / "t.bin.json").write_text(json.dumps(facts))
+    if is_refused:
+        with pytest.raises(ValueError, match="not a whole token file .* from token .* zeros"):
+            TokenFile(str(tmp_path / "t.bin"))
+    else:
+        TokenFile(str(tmp_path / "t.bin"))
+
+
 def test_a_pipe_alone_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
-    with pytest.raises(ValueError, match="pipe.txt: no .txt, .jsonl or .csv .* there$"):
+    with pytest.raises(ValueError, match="pipe.txt: not a regular file whose name ends in"):
         corpus_files([str(tmp_path / "pipe.txt")])
 
 

@@ -907,7 +907,8 @@ def run_until_signal(toy, out, monkeypatch, number, *more):
     return caught.value.code
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, status", [
+    (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_step_saves_and_the_resumed_run_ends_as_if_there_was_none(
         toy, whole, tmp_path, monkeypatch, capsys, number, status):
     handler = signal.getsignal(number)
@@ -926,6 +927,41 @@ def test_a_signal_ends_the_step_saves_and_the_resumed_run_ends_as_if_there_was_n
     assert f"{tmp_path}/run: going on after step 5 of 12\n" in before
     assert table_rows(before, "student")[0][3:] == [
         f"{restored['valid_accuracy']:.1%}", f"{restored['valid_loss']:.3f}"]
+
+
+def test_a_closed_pipe_ends_the_run_and_nothing_is_lost(toy, tmp_path, monkeypatch, capsys):
+    """The pipe is closed at step 4, where nothing is saved."""
+    def show(bar, line, steps, evaluate_now):
+        if evaluate_now:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    flags = ["--save-every", 9, "--eval-every", 4]
+    assert distill.main(distill_flags(toy, tmp_path / "whole", *flags)) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "show_progress", show)
+        assert distill.main(distill_flags(toy, tmp_path / "run", *flags)) == 2
+    assert capsys.readouterr().err == "distill.py: error: [Errno 32] Broken pipe\n"
+    assert read_metadata(tmp_path / "run")["step"] == "4"
+    load(tmp_path / "run")
+    assert distill.main(distill_flags(toy, tmp_path / "run", *flags, "--resume")) is None
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_gradients_that_the_caller_has_left_are_not_trained_on(toy, tmp_path, monkeypatch):
+    begin_or_resume = distill.begin_or_resume
+
+    def leave_gradients(model, *args):
+        state = begin_or_resume(model, *args)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        return state
+
+    flags = ["--steps", 2]
+    assert distill.main(distill_flags(toy, tmp_path / "a", *flags)) is None
+    monkeypatch.setattr(distill, "begin_or_resume", leave_gradients)
+    monkeypatch.setattr(distill, "estimate_time", lambda *args: None)
+    assert distill.main(distill_flags(toy, tmp_path / "b", *flags)) is None
+    assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_signal_at_the_last_step_ends_the_run_as_usual(toy, whole, tmp_path, monkeypatch):
@@ -2015,7 +2051,7 @@ def test_a_step_that_was_not_checked_is_checked_before_a_signal_has_it_saved(
                               eval_every=0, save_every=20, out=str(tmp_path), resume=False)
     state = distill.RunState(None, {}, 0, 0, {})
     with pytest.raises(FloatingPointError, match="step 1,"):
-        distill.train(None, None, state, options, None, None, gpu)
+        distill.train(torch.nn.Linear(1, 1), None, state, options, None, None, gpu)
 
 
 def test_on_a_gpu_a_step_is_checked_before_it_is_saved(tmp_path, monkeypatch):
@@ -2025,7 +2061,7 @@ def test_on_a_gpu_a_step_is_checked_before_it_is_saved(tmp_path, monkeypatch):
     options = make_options(tmp_path, steps=20, log_every=9, save_every=2)
     state = distill.RunState(None, {}, 0, 0, {})
     with pytest.raises(FloatingPointError, match="step 2,"):
-        distill.train(None, None, state, options, None, None, gpu)
+        distill.train(torch.nn.Linear(1, 1), None, state, options, None, None, gpu)
 
 
 def test_narrow_students_have_corrections_too():
@@ -2514,7 +2550,7 @@ def test_a_tokenizer_a_text_and_the_embeddings_may_just_fit_into_the_models():
     tokenizer = types.SimpleNamespace(vocab_size=V, path="")
     distill.check_models(args, teacher, student, tokenizer, LOSS_WEIGHTS)
     tokenizer.vocab_size = V + 1
-    with pytest.raises(ValueError, match=f"{V + 1} tokens, the student only {V} "):
+    with pytest.raises(ValueError, match=f"{V + 1} tokens, the teacher only {V} "):
         distill.check_models(args, teacher, student, tokenizer, LOSS_WEIGHTS)
 
 

@@ -721,10 +721,10 @@ def exchange_flags(command, flags):
 
 # A command, the flags that are wrong, what the error says; * stands for anything.
 MISTAKES = """
-data      --corpus x.pdf                        x.pdf: no .txt, .jsonl or .csv
-data      --corpus text.gz                      text.gz: no .txt, .jsonl or .csv
+data      --corpus x.pdf                        x.pdf: not a regular file whose name ends in .txt
+data      --corpus text.gz                      text.gz: not a regular file whose name ends
 data      --corpus md                           md: no .txt, .jsonl or .csv
-data      --corpus c.txt md/readme.md           md/readme.md: no .txt
+data      --corpus c.txt md/readme.md           md/readme.md: not a regular file whose name
 data      --corpus c.txt nowhere                nowhere does not exist
 data      --corpus nowhere.txt                  nowhere.txt does not exist
 data      --corpus text.txt.gz                  text.txt.gz: not a whole, undamaged file
@@ -732,11 +732,11 @@ data      --corpus prose.jsonl                  prose.jsonl:1: not a JSON object
 data      --corpus pdf.txt                      pdf.txt: not UTF-8
 data      --corpus png.txt                      png.txt: not UTF-8
 data      --corpus zh.txt                       zh.txt: 100% of the characters become [UNK]
-data      --corpus t.bin                        t.bin: no .txt
+data      --corpus t.bin                        t.bin: not a regular file whose name ends in
 data      --corpus twice.csv                    twice.csv: *two columns have the name 'text'
 data      --corpus comma.csv                    comma.csv: *line 3 has too many columns
 data      --text body                           --text body: *c.txt: a .txt has no columns
-data      --corpus m/model.safetensors          model.safetensors: no .txt
+data      --corpus m/model.safetensors          model.safetensors: not a regular file whose
 data      --tokenizer c.txt                     c.txt: this is a file; give the folder
 data      --tokenizer m/vocab.txt               m/vocab.txt: this is a file; give the folder
 data      --tokenizer m/model.safetensors       m/model.safetensors: this is a file; give the folder
@@ -744,7 +744,7 @@ data      --tokenizer md                        md: it has no tokenizer.json and
 data      --tokenizer novocab                   novocab: it has no tokenizer.json and no vocab.txt
 data      --tokenizer no-such/bert              no-such/bert: there is no such folder
 data      --tokenizer http://a.b/c              http://a.b/c: there is no such folder
-data      --tokenizer=                          there is no such folder
+data      --tokenizer=                          the name of a model is empty
 data      --out t.bin --corpus short.txt        t.bin was made from other files*--overwrite
 data      --out c.txt                           c.txt: not a token file
 data      --out m                               --out m: this is a folder
@@ -761,7 +761,7 @@ learn     --train-tokenizer 99                  --train-tokenizer 99: the size m
 learn     --train-tokenizer 1e3                 --train-tokenizer: invalid int
 learn     --corpus zh.txt --out m               m: it has a vocab.txt
 learn     --out file                            file: this is not a folder
-learn     --corpus x.pdf                        x.pdf: no .txt
+learn     --corpus x.pdf                        x.pdf: not a regular file whose name ends in
 learn     --text body                           --text body: c.txt: a .txt has no columns
 distill   --teacher six --num-hidden-layers 4   4 recursions cannot be spread
 distill   --student wide                        hidden_size of the teacher is 24, of the student 48
@@ -780,7 +780,7 @@ distill   --teacher novocab                     novocab: it has no tokenizer.jso
 distill   --teacher relu                        relu/config.json: *hidden_act is 'relu'
 distill   --corpus zh.txt                       zh.txt: 100% of the characters become [UNK]
 distill   --corpus pdf.txt                      pdf.txt: not UTF-8
-distill   --corpus x.pdf                        x.pdf: no .txt
+distill   --corpus x.pdf                        x.pdf: not a regular file whose name ends in
 distill   --corpus alone.bin                    alone.bin: not a token file
 distill   --corpus list.bin                     list.bin: not a whole token file
 distill   --corpus high.bin                     token 65535 is in the token file

@@ -476,7 +476,7 @@ def test_a_jsonl_has_an_object_a_line_and_other_fields_and_empty_lines(tmp_path)
                       '{"t": "d", "y": 1, "more": [1]}\n\n{"t": "e", "y": true}\n'
                       '{"t": "f", "y": 2.5}')
     assert read_table(path, ["t"], "y") == [("d", None, "1", "0", f"{path}:1"),
-                                            ("e", None, "True", "1", f"{path}:3"),
+                                            ("e", None, "true", "1", f"{path}:3"),
                                             ("f", None, "2.5", "2", f"{path}:4")]
 
 
@@ -1077,9 +1077,15 @@ def test_of_questions_that_are_predicted_no_two_have_the_same_id(split, who_and_
         read_own_files("qa", files, ["text"], "label")
 
 
-def test_equal_numbers_are_not_normalised_by_an_error_of_rounding():
+def test_numbers_that_are_all_equal_are_refused():
     examples = [text_example(str(i), 0.1) for i in range(3)]
-    task = tasks.make_task("regression", "regression", {"train": examples}, 8, 1)
+    with pytest.raises(ValueError, match="this and all other examples .* have the number 0.1"):
+        make_task("regression", "regression", {"train": examples}, 8, 1)
+
+
+def test_tiny_numbers_whose_deviation_is_rounded_to_0_are_not_normalised():
+    examples = [text_example(str(i), number) for i, number in enumerate([0.0, 1e-200])]
+    task = make_task("regression", "regression", {"train": examples}, 8, 1)
     assert task.sd == 1.0
 
 
@@ -1207,8 +1213,6 @@ def test_a_task_of_numbers_knows_their_mean_and_deviation():
     assert (task.labels, task.metrics, task.pair) == ([], ["pearson", "spearman"], True)
     assert task.mean == pytest.approx(3.0)
     assert task.sd == pytest.approx((14 / 3)**0.5)
-    task = make_task("regression", "regression", {"train": train[:1]}, 16, 3)
-    assert (task.mean, task.sd) == (1.0, 1.0)            # of a constant the deviation would be 0
 
 
 @pytest.mark.parametrize("answers, unanswerable", [
