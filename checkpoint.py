@@ -1121,7 +1121,7 @@ def fetch(name, weights=True):
     ValueError if there is no such model or no network.
     """
     if name == "":
-        raise ValueError("the name of a model is empty")
+        raise ValueError("a name is empty: give a folder or a Hugging Face name")
     if os.path.isdir(name):
         return name
     if os.path.isfile(name):

@@ -496,16 +496,6 @@ class TokenFile:
             if len(self.train_tokens) != num_train or len(self.valid_tokens) != num_valid:
                 raise ValueError(f"it has {len(tokens)} tokens, but its .json says "
                                  f"{num_train!r:.40} and {num_valid!r:.40}")
-            check_for_holes(tokens)
-
-
-def check_for_holes(tokens):
-    """Raise ValueError if there are zeros in place of tokens, as a copy or a disk that failed may
-    leave them. To read all tokens would take long, so a hundred pieces of them are looked at."""
-    piece = 1024                                         # no text has the token 0 so often in a row
-    for begin in np.linspace(0, max(0, len(tokens) - piece), 100, dtype=np.int64):
-        if len(tokens) >= piece and not tokens[begin:begin + piece].any():
-            raise ValueError(f"from token {begin} on it has zeros in place of tokens")
 
 
 def hash_file(path):
@@ -546,12 +536,15 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
         corpus = list_of_paths(corpus)
         source = first_few(corpus)
     if any(path.endswith(".bin") for path in corpus):
-        return open_token_file(corpus, tokenizer, text_column)
+        token_file = open_token_file(corpus, tokenizer, text_column)
+        check_for_holes(token_file, tokenizer)
+        return token_file
     paths = [os.path.abspath(path) for path in corpus]
     key = repr([paths, text_column, tokenizer.digest])
     name = hashlib.sha256(key.encode()).hexdigest()[:12] + ".bin"
     token_file = tokenise(corpus, tokenizer, os.path.join(cache, name), text_column)
     token_file.source = source                           # its own name says nothing to the user
+    check_for_holes(token_file, tokenizer)
     return token_file
 
 
@@ -569,6 +562,23 @@ def open_token_file(corpus, tokenizer, text_column):
         raise ValueError(f"{token_file.path} was made with another tokenizer than "
                          f"{tokenizer.path}")
     return token_file
+
+
+def check_for_holes(token_file, tokenizer):
+    """Raise ValueError if a TokenFile has zeros in place of tokens, as a copy or a disk that failed
+    may leave them. To read all tokens would take long, so a hundred pieces of them are looked at.
+
+    Where the token 0 is [PAD], as in all BERTs, no text has it a thousand times in a row. A
+    tokenizer with another token there is not checked.
+    """
+    piece = 1024
+    tokens = token_file.train_tokens
+    if tokenizer.pad_id != 0 or len(tokens) < piece:
+        return
+    for begin in np.linspace(0, len(tokens) - piece, 100, dtype=np.int64):
+        if not tokens[begin:begin + piece].any():
+            raise ValueError(f"{token_file.path}: from token {begin} on there are zeros in place "
+                             "of tokens; delete it and its .json, and tokenise the text again")
 
 
 def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
@@ -630,7 +640,7 @@ def facts_of_tokens(files, tokenizer, text_column):
 
 def tokens_made_before(out, made_from, overwrite):
     """Return the TokenFile `out` if it was made from the same facts (see facts_of_tokens), else
-    None; a line says so if it will be replaced. ValueError if `out` must not be written."""
+    None; a warning says so if it will be replaced. ValueError if `out` must not be written."""
     if os.path.isdir(out):
         raise ValueError(f"--out {out}: this is a folder; give the name of a file, ending in .bin")
     if not os.path.exists(out):
@@ -869,7 +879,7 @@ def corpus_files(corpus):
     """List the files of a corpus, those of a folder sorted. ValueError for a path without any, or
     for a path that is named twice. (A link to a file counts as another file.)
 
-    A line on standard error says how many files of a folder are left out.
+    A warning says how many files of a folder are left out.
     """
     files = []
     for path in corpus:

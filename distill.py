@@ -40,7 +40,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import PurePath
@@ -855,8 +855,7 @@ def held_out_scores(evaluate_model, steps_done):
 
 def stop_run(signals, steps_done, options, processes):
     """Raise SystemExit after a signal. The first process calls this after its checkpoint."""
-    print(f"\nstopped after step {steps_done} of {options.steps}: "
-          "the same command, with --resume and without --overwrite, goes on from there")
+    print_stopped(f"step {steps_done} of {options.steps}")
     # When one process ends, torchrun soon ends the others. So all wait here until the first one has
     # written its checkpoint.
     if processes.world_size > 1:
@@ -868,6 +867,13 @@ def stop_run(signals, steps_done, options, processes):
         signal_number = signals[0]
     # Shells report 128 + n for a program that signal n has ended.
     raise SystemExit(128 + signal_number)
+
+
+def print_stopped(after_what):
+    """Say after what a signal has stopped the program, unless the terminal was closed."""
+    with suppress(OSError):
+        print(f"\nstopped after {after_what}: the same command, with --resume and without "
+              "--overwrite, goes on from there", flush=True)
 
 
 # ---- Log, progress bar and signals ------------------------------------------------------

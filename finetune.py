@@ -52,9 +52,9 @@ from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, count_c
 from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin_or_resume,
                      broadcast, can_match_layers, check_batch_size, device_of, explaining_failures,
                      fingerprint, first_process_first, given_flags, hidden_loss, integer_from,
-                     leave_processes, lock_folder, match_layers, number, output_loss, refuse_flags,
-                     resume_settings, set_up_processes, shape_of, split_batch, to_device, train,
-                     uses_bf16)
+                     leave_processes, lock_folder, match_layers, number, output_loss,
+                     print_stopped, refuse_flags, resume_settings, set_up_processes, shape_of,
+                     split_batch, to_device, train, uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Task, check_labels, check_line_end, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of, majority,
@@ -931,8 +931,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     # came during the last step, this run is finished, and train() returns the signal. Then the
     # program ends here, before another run begins.
     if signals:
-        print("\nstopped after this run: the same command, with --resume and without --overwrite, "
-              "goes on from there")
+        print_stopped("this run")
         raise SystemExit(128 + signals[0])               # as in train()
     # What measure() has not measured is measured here.
     for name, split in splits.items():

@@ -510,7 +510,7 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
 
     text_columns: one or two names; label_column: a name, or None if there are no labels;
     numeric: the label is a number
-    A line on standard error says how many texts are empty, if there are any.
+    A warning says how many texts are empty, if there are any.
     """
     examples = []
     num_empty = 0                                        # examples with an empty text
@@ -538,8 +538,8 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
 
 def cell(row, column, location, may_be_number=False):
     """Return a cell of a row {column: value}. ValueError if the column is missing, or if the value
-    is neither a text nor, where it may be one, a number. The true and false of JSON, which Python
-    counts as numbers, become the texts "true" and "false"."""
+    is neither a text nor, where it may be one, a number. (In Python True and False are whole
+    numbers, too, so they may be labels.)"""
     if column not in row:
         columns = ", ".join(repr(name) for name in row)
         raise ValueError(f"{location}: the column {column!r} is missing among {columns:.300}; the "
@@ -553,8 +553,6 @@ def cell(row, column, location, may_be_number=False):
         expected = "a text or a number"
     if not isinstance(value, types):
         raise ValueError(f"{location}: the column {column!r} is {value!r:.60}, not {expected}")
-    if isinstance(value, bool):
-        return json.dumps(value)
     return value
 
 

@@ -528,20 +528,22 @@ def test_the_name_of_a_file_cannot_write_to_the_terminal(tmp_path, capsys):
     assert r"\x1b[31mred\nname.txt: replaced 1 NULs" in error
 
 
-@pytest.mark.parametrize("begin, end, is_refused", [
-    (0, 9000, True), (0, 2048, True), (6952, 9000, True), (4000, 5000, False)])
-def test_zeros_in_place_of_tokens_are_noticed(begin, end, is_refused, tmp_path):
-    """A row of a thousand is none: a text might have it."""
+@pytest.mark.parametrize("begin, end, pad_id, is_refused", [
+    (0, 8000, 0, True), (0, 2048, 0, True), (5952, 8000, 0, True), (3000, 6000, 0, True),
+    (4000, 5000, 0, False), (0, 8000, 1, False)])
+def test_zeros_in_place_of_tokens_are_noticed(begin, end, pad_id, is_refused, tmp_path):
+    """A thousand are too few to be a hole. If 0 is not [PAD], they may be text."""
     tokens = np.ones(9000, np.uint16)
     tokens[begin:end] = 0
     tokens.tofile(tmp_path / "t.bin")
     facts = {"dtype": "uint16", "train": 8000, "valid": 1000, "digest": "0", "made_from": {}}
     (tmp_path / "t.bin.json").write_text(json.dumps(facts))
+    made_with = types.SimpleNamespace(pad_id=pad_id, digest="", path="")
     if is_refused:
-        with pytest.raises(ValueError, match="not a whole token file .* from token .* zeros"):
-            TokenFile(str(tmp_path / "t.bin"))
+        with pytest.raises(ValueError, match="t.bin: from token .* there are zeros in place"):
+            open_corpus(str(tmp_path / "t.bin"), made_with)
     else:
-        TokenFile(str(tmp_path / "t.bin"))
+        assert len(open_corpus(str(tmp_path / "t.bin"), made_with).train_tokens) == 8000
 
 
 def test_a_pipe_alone_is_refused(tmp_path):

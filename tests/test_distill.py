@@ -972,20 +972,32 @@ def test_a_signal_at_the_last_step_ends_the_run_as_usual(toy, whole, tmp_path, m
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_a_signal_that_was_ignored_stays_ignored(toy, whole, tmp_path, monkeypatch):
-    """A shell script lets a command in its background ignore Ctrl-C."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_was_ignored_stays_ignored(toy, whole, tmp_path, monkeypatch, number):
+    """A shell script lets a command in its background ignore Ctrl-C, and nohup lets one ignore
+    that its terminal was closed."""
     def send(step):
         if step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     before_each_step(monkeypatch, send)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         assert distill.main(distill_flags(toy, tmp_path / "run")) is None
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
     assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_closed_terminal_does_not_change_the_status_of_a_run_that_was_stopped(monkeypatch):
+    class ClosedTerminal(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys, "stdout", ClosedTerminal())
+    with pytest.raises(SystemExit, match="^129$"):
+        distill.stop_run([signal.SIGHUP], 3, types.SimpleNamespace(steps=9), Processes())
 
 
 def test_a_process_without_a_signal_stops_with_another_that_received_one(

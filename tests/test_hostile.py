@@ -744,7 +744,7 @@ data      --tokenizer md                        md: it has no tokenizer.json and
 data      --tokenizer novocab                   novocab: it has no tokenizer.json and no vocab.txt
 data      --tokenizer no-such/bert              no-such/bert: there is no such folder
 data      --tokenizer http://a.b/c              http://a.b/c: there is no such folder
-data      --tokenizer=                          the name of a model is empty
+data      --tokenizer=                          a name is empty: give a folder
 data      --out t.bin --corpus short.txt        t.bin was made from other files*--overwrite
 data      --out c.txt                           c.txt: not a token file
 data      --out m                               --out m: this is a folder
@@ -1116,6 +1116,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(command, flags, desk, tmp_p
         assert named_in_error(disk.names[full - 1]) in error
         for notice in notices:
             assert notice.startswith("warning: ")
+            assert "documents" in notice or "all predictions for dev are the same" in notice
         for name, content in bytes_of_run(out).items():      # no other file, and no half of one
             is_log = name.endswith("log.jsonl")
             assert is_log or content in (before.get(name), whole[name]), name

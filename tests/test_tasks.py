@@ -476,7 +476,7 @@ def test_a_jsonl_has_an_object_a_line_and_other_fields_and_empty_lines(tmp_path)
                       '{"t": "d", "y": 1, "more": [1]}\n\n{"t": "e", "y": true}\n'
                       '{"t": "f", "y": 2.5}')
     assert read_table(path, ["t"], "y") == [("d", None, "1", "0", f"{path}:1"),
-                                            ("e", None, "true", "1", f"{path}:3"),
+                                            ("e", None, "True", "1", f"{path}:3"),
                                             ("f", None, "2.5", "2", f"{path}:4")]
 
 
