@@ -526,8 +526,8 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
     corpus: a file or folder, or a list of them, whose token file is made in the folder `cache` if
         it is not there yet; or one token file (.bin), which is opened; None stands for the
         documentation on this machine
-    ValueError if a token file was made with another tokenizer, if `corpus` names other files as
-    well, or if a text_column is given for it.
+    ValueError if a token file was made with another tokenizer or is damaged, if `corpus` names
+    other files as well, or if a text_column is given for it.
     """
     if corpus is None:
         source = "the documentation on this machine"
@@ -537,13 +537,12 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
         source = first_few(corpus)
     if any(path.endswith(".bin") for path in corpus):
         token_file = open_token_file(corpus, tokenizer, text_column)
-        check_for_holes(token_file, tokenizer)
-        return token_file
-    paths = [os.path.abspath(path) for path in corpus]
-    key = repr([paths, text_column, tokenizer.digest])
-    name = hashlib.sha256(key.encode()).hexdigest()[:12] + ".bin"
-    token_file = tokenise(corpus, tokenizer, os.path.join(cache, name), text_column)
-    token_file.source = source                           # its own name says nothing to the user
+    else:
+        paths = [os.path.abspath(path) for path in corpus]
+        key = repr([paths, text_column, tokenizer.digest])
+        name = hashlib.sha256(key.encode()).hexdigest()[:12] + ".bin"
+        token_file = tokenise(corpus, tokenizer, os.path.join(cache, name), text_column)
+        token_file.source = source                       # its own name says nothing to the user
     check_for_holes(token_file, tokenizer)
     return token_file
 
@@ -565,18 +564,18 @@ def open_token_file(corpus, tokenizer, text_column):
 
 
 def check_for_holes(token_file, tokenizer):
-    """Raise ValueError if a TokenFile has zeros in place of tokens, as a copy or a disk that failed
-    may leave them. To read all tokens would take long, so a hundred pieces of them are looked at.
+    """Raise ValueError if a TokenFile has zeros in place of tokens: a disk that failed, or a copy,
+    may leave such a hole. To read all tokens would take long, so a hundred pieces are looked at.
 
-    Where the token 0 is [PAD], as in all BERTs, no text has it a thousand times in a row. A
-    tokenizer with another token there is not checked.
+    Nothing is checked if the token 0 is an ordinary one, which a text may repeat. In most BERTs it
+    is [PAD], which no text has a thousand times in a row.
     """
-    piece = 1024
+    size = 1024                                          # tokens in a piece
     tokens = token_file.train_tokens
-    if tokenizer.pad_id != 0 or len(tokens) < piece:
+    if tokenizer.pad_id != 0 or len(tokens) < size:
         return
-    for begin in np.linspace(0, len(tokens) - piece, 100, dtype=np.int64):
-        if not tokens[begin:begin + piece].any():
+    for begin in np.linspace(0, len(tokens) - size, 100, dtype=np.int64):
+        if not tokens[begin:begin + size].any():
             raise ValueError(f"{token_file.path}: from token {begin} on there are zeros in place "
                              "of tokens; delete it and its .json, and tokenise the text again")
 

@@ -734,7 +734,8 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
             if is_main and log_now:
                 try:
                     show_progress(bar, line, options.steps, evaluate_now)
-                except OSError:                          # a pipe was closed, such as that to head
+                except OSError:
+                    # A pipe was closed, such as that to `head`. The run ends, but loses nothing.
                     if not (stop or save_now):
                         save_checkpoint(steps_done)
                     raise
@@ -870,8 +871,8 @@ def stop_run(signals, steps_done, options, processes):
 
 
 def print_stopped(after_what):
-    """Say after what a signal has stopped the program, unless the terminal was closed."""
-    with suppress(OSError):
+    """Say after what a signal has stopped the program, and how to go on."""
+    with suppress(OSError):                              # the terminal may have been closed
         print(f"\nstopped after {after_what}: the same command, with --resume and without "
               "--overwrite, goes on from there", flush=True)
 

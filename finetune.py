@@ -879,8 +879,8 @@ def evaluate_split(model, task, split, bf16):
 
 class Tuning(NamedTuple):
     """What all runs of a command have in common. Each run has a mode, a rate and a seed."""
-    args: object            # the flags; those of which a run has one of several, such as lr, are
-                            # arguments of fine_tune
+    args: object            # the flags. Of their modes, rates and seeds each run gets one, as an
+                            # argument of fine_tune
     model_path: str
     task: Task
     tokenizer: Tokenizer
@@ -1199,11 +1199,12 @@ def arguments(argv):
 
 
 def fill_in_defaults(args, given):
-    """Say in args which runs are made, and where: args.modes, args.are_short and, where they were
-    not given, --task, --steps and --out."""
+    """Fill in what is trained and where: args.modes, and --task, --steps and --out if they were not
+    given. args.runs_are_short says that --task was not given: then the runs are three short ones.
+    """
     args.modes = [args.mode]
-    args.are_short = args.task is None
-    if args.are_short:
+    args.runs_are_short = args.task is None
+    if args.runs_are_short:
         args.task = "code"
         args.modes = ["all", "adapters", "random"]
         if args.steps is None and "--epochs" not in given:
@@ -1275,7 +1276,7 @@ def check_file_flags(task_name, given):
 
 def run(args):
     """Prepare a fine-tuning as the command line says, and run it."""
-    if args.are_short and not os.path.exists(args.model):
+    if args.runs_are_short and not os.path.exists(args.model):
         raise ValueError(f"--model {args.model}: there is no such folder. Run python distill.py "
                          "first, or give the folder of another model")
     processes = set_up_processes(args.device)
@@ -1414,7 +1415,7 @@ def run_modes(tuning, datasets, config):
     for mode in args.modes:
         rates = args.lr
         if rates is None:
-            rates = [default_rate(mode, config, args.are_short, tuning.hidden_weight > 0)]
+            rates = [default_rate(mode, config, args.runs_are_short, tuning.hidden_weight > 0)]
         is_first_mode = mode == args.modes[0]
         results_of_modes[mode] = run_mode(tuning, splits, mode, rates, saves_model=is_first_mode)
         rows += rows_of_mode(mode, results_of_modes[mode])
