@@ -656,7 +656,8 @@ def check_settings(path, saved, settings):
 
 # The settings that are hashes, and of what.
 HASHED_SETTINGS = {
-    "training_set": "the examples to train on", "corpus": "its tokens",
+    "training_set": "the examples to train on", "dev_set": "the examples to measure on",
+    "corpus": "its tokens",
     "tokenizer": "its vocabulary and rules", "teacher": "its weights",
     "student": "the weights of --student", "encoder": "the weights of --model",
     "head": "the saved head of --model",

@@ -1338,7 +1338,9 @@ def tuning_settings(args, task, datasets, tokenizer, teacher, bf16):
     return {
         # What is trained, and on what:
         "task": task.name, "modes": args.modes, "recursions": args.recursions,
-        "training_set": hash_examples(datasets["train"]), "tokenizer": tokenizer.digest,
+        "training_set": hash_examples(datasets["train"]),
+        "dev_set": hash_examples(datasets[first_dev_split(datasets)]),
+        "tokenizer": tokenizer.digest,
         "teacher": fingerprint(teacher), "teacher_shape": shape_of(teacher_encoder),
         "hidden_weight": args.hidden_weight,
         # How it is trained:

@@ -1432,6 +1432,11 @@ def test_a_run_goes_on_only_with_the_same_model_teacher_data_and_flags(
     text = (sentiment / "train.tsv").read_text()
     (sentiment / "train.tsv").write_text(text.replace("film", "name", 1))
     assert re.search(r"training_set was \d+, now it is \d+", fail(capsys, *flags, "--resume"))
+    (sentiment / "train.tsv").write_text(text)
+    with open(sentiment / "dev.tsv", "a") as file:
+        file.write("good film .\t1\n")
+    error = fail(capsys, *flags, "--resume")
+    assert re.search(r"dev_set was \d+, now it is \d+ \(hashes of the examples to measure", error)
 
 
 def test_a_run_goes_on_where_new_adapters_and_heads_are_rounded_differently(
