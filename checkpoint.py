@@ -1076,7 +1076,13 @@ def check_readable(path):
 def parse_json_object(text):
     """Parse a text that is one JSON object -> dict. ValueError if it is anything else, if a name
     occurs twice in an object, or if there is half a character such as \\ud800."""
-    value = json.loads(text, object_pairs_hook=object_of_pairs, parse_int=parse_json_integer)
+    try:
+        value = json.loads(text, object_pairs_hook=object_of_pairs, parse_int=parse_json_integer)
+    except json.JSONDecodeError as error:
+        if "\n" in text:
+            raise                                        # its text names the line and the column
+        # A text without line ends is often a line of a file, whose number the caller says.
+        raise ValueError(f"{error.msg}, at character {error.pos + 1}") from error
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
     # Half a character, a surrogate, can only come from an escape such as \ud83d. json.loads joins

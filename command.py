@@ -83,6 +83,14 @@ def one_line(text):
     return " ".join(str(text).split())
 
 
+def describe_error(error):
+    """Return the text of an exception. If it is an OSError about a file, the text is "FILE: what is
+    wrong", without the number that Python puts before it."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def is_about_memory(error):
     """Return True if an exception says that there is not enough memory.
 
@@ -123,7 +131,7 @@ def run_command(name, action):
         if sys.stdout is not None:                       # None if the program began without it
             sys.stdout.flush()
     except (ValueError, OSError, FloatingPointError) as error:
-        print_error(name, str(error))
+        print_error(name, describe_error(error))
         return 2
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)

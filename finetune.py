@@ -1708,10 +1708,10 @@ def warn_of_unknown(split, tokenizer):
 def print_task(task, datasets):
     """Print in one line what is to be learned."""
     sizes = ", ".join(f"{len(examples):,} {name}" for name, examples in datasets.items())
-    label_names = "none"
-    if task.labels:
-        label_names = first_few([printable(label) for label in task.labels], limit=30)
-    print(f"{task.name}: {task.kind}; {sizes}; labels {label_names}", flush=True)
+    line = f"{task.name}: {task.kind}; {sizes}"
+    if task.labels:                                      # there are none in regression and qa
+        line += f"; labels {first_few([printable(label) for label in task.labels], limit=30)}"
+    print(line, flush=True)
 
 
 def print_cut(task, splits):
@@ -1740,7 +1740,8 @@ def describe_cut(task, split, of_what=""):
         return (f"{num_cut:,} of {len(split.examples):,} questions {of_what}have over "
                 f"{most_question_tokens(task)} tokens, about a third of --length {task.length}, "
                 "and were cut")
-    return (f"{num_cut:,} of {len(split.examples):,} texts {of_what}are longer than --length "
+    texts = "pairs of texts" if task.pair else "texts"
+    return (f"{num_cut:,} of {len(split.examples):,} {texts} {of_what}are longer than --length "
             f"{task.length} and were cut")
 
 
@@ -1946,7 +1947,8 @@ def lines_to_predict(text):
     """
     if os.path.isfile(text):
         if re.search(r"(?i)\.(csv|jsonl?)$", text):
-            raise ValueError(f"--predict {text}: give a file with a text on each line, not a table")
+            raise ValueError(f"--predict {text}: give a file with a text on each line, not a table "
+                             "or a .json")
         lines = [(f"{text}:{number}", line) for number, line in lines_of(text)]
         # A file of an old Mac has no line feeds, so all of it is one line. In a longer file a
         # carriage return is a part of the text.

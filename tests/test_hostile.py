@@ -752,7 +752,7 @@ data      --out alone.bin                       alone.bin: not a token file
 data      --out x.bin                           x.bin.json exists and is not the description
 data      --out cut.bin                         cut.bin.json: not a JSON object
 data      --out x                               the name of a token file must end in .bin
-data      --out c.txt/x.bin                     File exists: *c.txt'
+data      --out c.txt/x.bin                     c.txt: File exists
 data      --out=                                --out '' is not the name of a file
 data      --out new/                            --out 'new/' is not the name of a file
 data      --train-tokenizer 100                 --train-tokenizer: not allowed with argument --tok
@@ -775,7 +775,7 @@ distill   --teacher pipe                        pipe/pytorch_model.bin: *not a r
 distill   --teacher pickle                      pickle/pytorch_model.bin: *no pickle, or holds more
 distill   --corpus t.bin --text body            --text body: a token file has no columns
 distill   --out run --resume                    run/log.jsonl is not a regular file
-distill   --teacher noconfig                    No such file or directory: 'noconfig/config.json'
+distill   --teacher noconfig                    noconfig/config.json: No such file or directory
 distill   --teacher novocab                     novocab: it has no tokenizer.json and no vocab.txt
 distill   --teacher relu                        relu/config.json: *hidden_act is 'relu'
 distill   --corpus zh.txt                       zh.txt: 100% of the characters become [UNK]
@@ -786,12 +786,12 @@ distill   --corpus list.bin                     list.bin: not a whole token file
 distill   --corpus high.bin                     token 65535 is in the token file
 distill   --corpus t.bin c.txt                  t.bin: a token file cannot be
 distill   --corpus c.txt t.bin                  t.bin: a token file cannot be
-distill   --cache file                          File exists: *file'
-distill   --out file/x                          Not a directory: 'file/x'
+distill   --cache file                          file: File exists
+distill   --out file/x                          file/x: Not a directory
 distill   --dropout nan                         --dropout: nan
 distill   --seed -1                             --seed: -1
 distill   --adapter-size 99999999               adapter_size is 99999999
-finetune  --train nowhere.tsv                   No such file or directory: 'nowhere.tsv'
+finetune  --train nowhere.tsv                   nowhere.tsv: No such file or directory
 finetune  --train m                             error: m: the ending of a table must be
 finetune  --train empty.tsv                     empty.tsv: the file is empty
 finetune  --train header.tsv                    header.tsv: the file has no examples
@@ -832,7 +832,7 @@ finetune  --label nope                          good.tsv:2: the column 'nope' is
 finetune  --model no-such/bert                  no-such/bert: there is no such folder
 finetune  --model cut                           cut/model.safetensors: not a safetensors file
 finetune  --model md                            md: it has no tokenizer.json and no vocab.txt
-finetune  --model noconfig                      No such file or directory: 'noconfig/config.json'
+finetune  --model noconfig                      noconfig/config.json: No such file or directory
 finetune  --out m                               --out m: this folder is read from
 finetune  --out m --resume                      --out m: this folder is read from
 finetune  --out tuned --distill-from tuned      --out tuned: this folder is read from
@@ -887,7 +887,7 @@ glue      --task sst2 --dev good.tsv            --dev: the task sst2 has its own
 glue      --task sst2 --text text               --text: the task sst2 has its own files
 glue      --task code --data glue               --data: the task code needs no files
 glue      --task regression --model nowhere     --task regression needs files of yours
-finetune  --out file/x                          Not a directory: 'file/x'
+finetune  --out file/x                          file/x: Not a directory
 finetune  --lr 1e-3 nan                         --lr: nan
 finetune  --epochs inf                          --epochs: inf
 finetune  --stride 0                            --stride: 0
