@@ -1386,6 +1386,13 @@ def run_modes(tuning, datasets, config):
     task = tuning.task
     tokenizer = tuning.tokenizer
     print_task(task, datasets)
+    if args.lr is not None and len(args.lr) > 1:
+        # best_rate will train without a tenth. If that cannot be done, the ValueError comes now.
+        held_out, rest = hold_out_a_tenth(datasets["train"], task.kind, remedy="give one --lr")
+        warn_of_few(held_out, rest)
+        # What is left must have something to train on, too. encode yields one Feature after the
+        # other, so this ends at the first that has something.
+        check_positions(encode(task, rest, tokenizer))
     splits = encode_splits(task, datasets, tokenizer)
     check_words(splits["train"].features, tokenizer)
     check_characters(datasets["train"], tokenizer)
@@ -1394,13 +1401,6 @@ def run_modes(tuning, datasets, config):
             warn_of_unknown(split, tokenizer)
     print_cut(task, splits)
     check_trainable(splits["train"].features)
-    if args.lr is not None and len(args.lr) > 1:
-        # best_rate will train without a tenth. If that cannot be done, the ValueError comes now.
-        held_out, rest = hold_out_a_tenth(datasets["train"], task.kind, remedy="give one --lr")
-        warn_of_few(held_out, rest)
-        # What is left must have something to train on, too. encode yields one Feature after the
-        # other, so this ends at the first that has something.
-        check_positions(encode(task, rest, tokenizer))
     if task.kind == "qa":
         print_lost_answers(splits["train"])
     if tuning.teacher is not None:
