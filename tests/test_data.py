@@ -19,6 +19,7 @@ import time
 import tracemalloc
 import types
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ import tokenizers
 from tqdm import tqdm
 
 import data
-from checkpoint import parsing
+from checkpoint import parsing, read_json
 from command import run_command
 from conftest import ROOT
 from data import (MaskedBatches, SPECIAL_TOKENS, Tokenizer, TokenFile, corpus_files,
@@ -841,12 +842,12 @@ def test_tokens_of_another_corpus_are_replaced_only_with_overwrite(tmp_path, tok
     flags = ["--tokenizer", tokenizer.path, "--out", out, "--corpus"]
     assert main(flags + [one]) is None
     assert main(flags + [one]) is None                   # the same corpus again
-    before = open(out, "rb").read()
+    before = Path(out).read_bytes()
     assert main(flags + [two]) == 2
     error = capsys.readouterr().err
     assert f"error: {out} was made from other files" in error
     assert "choose another --out, or say --overwrite" in error
-    assert open(out, "rb").read() == before
+    assert Path(out).read_bytes() == before
     assert main(flags + [two, "--overwrite"]) is None
     assert TokenFile(out).made_from["corpus"][0][0] == two
     assert main(["--corpus", one, "--train-tokenizer", "100", "--out", str(tmp_path / "v"),
@@ -1065,30 +1066,30 @@ def test_a_token_file_is_opened_as_it_is_if_its_tokenizer_is_the_same(
         open_corpus([token_file.path], other, str(cache))
     with pytest.raises(ValueError, match=r"a\.bin: a token file cannot be read together"):
         open_corpus([token_file.path, str(tmp_path / "a.txt")], tokenizer, str(cache))
-    description = json.load(open(f"{token_file.path}.json"))
+    description = read_json(f"{token_file.path}.json")
     description["made_from"] = {}                            # it does not say which tokenizer
     raw(tmp_path / "a.bin.json", json.dumps(description))
     assert open_corpus([token_file.path], other, str(cache)).path == token_file.path
 
 
 def test_a_failure_leaves_the_old_token_file_as_it_was(token_file, tokenizer, tmp_path):
-    before = open(token_file.path, "rb").read()
+    before = Path(token_file.path).read_bytes()
     names = sorted(os.listdir(tmp_path))
     raw(tmp_path / "a.txt.gz", b"no archive")
     with pytest.raises(ValueError, match="damaged"):
         tokenise([str(tmp_path / "a.txt"), str(tmp_path / "a.txt.gz")], tokenizer, token_file.path)
-    assert open(token_file.path, "rb").read() == before
+    assert Path(token_file.path).read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == sorted(names + ["a.txt.gz"])
     assert len(TokenFile(token_file.path).train_tokens) == len(token_file.train_tokens)
 
 
 def test_a_file_that_is_no_token_file_is_not_overwritten(tokenizer, tmp_path):
     corpus = put(tmp_path / "a.txt", make_documents(9))
-    before = open(corpus, "rb").read()
+    before = Path(corpus).read_bytes()
     for out in (corpus, str(tmp_path)):
         with pytest.raises((ValueError, OSError), match=str(tmp_path)):
             tokenise([corpus], tokenizer, out)
-    assert open(corpus, "rb").read() == before and os.listdir(tmp_path) == ["a.txt"]
+    assert Path(corpus).read_bytes() == before and os.listdir(tmp_path) == ["a.txt"]
 
 
 REMOVED = object()                  # the field is to be left out
@@ -1100,7 +1101,7 @@ REMOVED = object()                  # the field is to be left out
     {"train": -1}, {"train": 1.0}, {"train": 10**30}, {"valid": 1}, {"valid": "x"},
     {"train": 10**6, "valid": 0}, {"made_from": REMOVED}, {"made_from": []}, {"made_from": None}])
 def test_a_damaged_description_of_a_token_file_is_an_error(damage, token_file):
-    facts = json.load(open(f"{token_file.path}.json"))
+    facts = read_json(f"{token_file.path}.json")
     content = damage                                     # the whole text, or changes of its fields
     if isinstance(damage, dict):
         facts.update(damage)
@@ -1127,10 +1128,10 @@ def test_a_token_file_that_is_gone_is_an_error(token_file):
 
 
 def test_a_token_file_is_recognised_by_what_is_in_it(token_file, tokenizer, tmp_path):
-    content = open(token_file.path, "rb").read()
+    content = Path(token_file.path).read_bytes()
     expected = hashlib.blake2b(content, digest_size=16).hexdigest()
     assert token_file.digest == TokenFile(token_file.path).digest == expected
-    description = json.load(open(f"{token_file.path}.json"))
+    description = read_json(f"{token_file.path}.json")
     assert description["digest"] == expected
     # A copy of the corpus that is elsewhere and newer gives the same digest, another text not.
     copy = [put(tmp_path / "elsewhere" / "copy.jsonl", make_documents(300))]
@@ -1896,7 +1897,7 @@ def fake_machine(tmp_path, monkeypatch):
 def test_the_documentation_is_collected_once_without_duplicates(fake_machine, tmp_path):
     versions, want = fake_machine
     path = docs_on_this_machine(str(tmp_path / "cache"))
-    found = [json.loads(line) for line in open(path)]
+    found = [json.loads(line) for line in Path(path).read_text().splitlines()]
     assert [(paragraph["part"], paragraph["text"]) for paragraph in found] == want
     begin = found[-1]["text"].index("copy")
     assert found[-1]["code"] == [[begin, begin + len("copy")]]

@@ -201,10 +201,10 @@ def test_ctrl_c_amid_the_imports_is_one_line_and_status_130(script, module, tmp_
     if script == "data.py":
         command += ["--train-tokenizer", "300", "--out", "out"]
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", HOME=str(tmp_path))
-    process = subprocess.Popen(command, env=environment, cwd=tmp_path, preexec_fn=take_sigint,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    printed = interrupt_at(module, process.pid, process.stdout)
-    assert_interrupted(script, process.wait(), printed)
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, preexec_fn=take_sigint,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        printed = interrupt_at(module, process.pid, process.stdout)
+    assert_interrupted(script, process.returncode, printed)
     assert not (tmp_path / "out").exists()
 
 
