@@ -724,10 +724,9 @@ def right_answers(question, question_id, context, needs_answers):
     if "answers" not in question and not needs_answers:
         return None
     answers = answers_of(question, question_id, context)
-    # If is_impossible is false, there is an answer. If none is listed, it is kept secret.
-    is_secret = not answers and is_impossible is not None
-    if not is_secret:
+    if answers or is_impossible is None:
         return answers                                   # in SQuAD v1.1 [] means: no answer
+    # is_impossible is false, so there is an answer. But none is listed: it is kept secret.
     if needs_answers:
         raise ValueError(f"question {question_id!r:.60} has no answer, but is_impossible is false")
     return None
