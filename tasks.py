@@ -952,8 +952,7 @@ def read_own_files(kind, files, text_columns, label_column):
         if kind == "qa":
             # Predictions are written with the ids of the questions, so an id must not occur twice
             # in a split. Without --dev some of the training questions become the dev set.
-            gives_dev_set = split_name == "train" and "dev" not in files
-            if split_name != "train" or gives_dev_set:
+            if split_name != "train" or "dev" not in files:
                 check_ids(", ".join(paths), examples)
         else:
             # Each file has numbered its examples from 0. Here those of all files of the split are
