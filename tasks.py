@@ -219,17 +219,17 @@ def scores_by_name(gold_items, guessed_items):
     guessed_of_name = items_by_name(guessed_items)
     scores = {}
     for name in sorted(gold_of_name.keys() | guessed_of_name.keys()):
-        gold_here = gold_of_name.get(name, set())
-        scores[name] = item_scores(gold_here, guessed_of_name.get(name, set()))
-        scores[name]["count"] = len(gold_here)
+        scores[name] = item_scores(gold_of_name[name], guessed_of_name[name])
+        scores[name]["count"] = len(gold_of_name[name])
     return scores
 
 
 def items_by_name(items):
-    """Group items by their last field, the class or the type: {name: set of items}."""
-    groups = {}
+    """Group items by their last field, the class or the type: {name: set of items}. The set of a
+    name that no item has is empty."""
+    groups = defaultdict(set)
     for item in items:
-        groups.setdefault(item[-1], set()).add(item)
+        groups[item[-1]].add(item)
     return groups
 
 
