@@ -1259,10 +1259,8 @@ class ConcatenatedStreams(io.RawIOBase):
                 self.packed = self.raw.read(BLOCK_SIZE)
                 if self.packed == b"":
                     raise EOFError("the file ends inside a compressed stream")
-            # The decompressor keeps what it does not unpack now, for its next call.
-            block = self.packed
-            self.packed = b""
-            unpacked = self.decompressor.decompress(block, len(buffer))
+            unpacked = self.decompressor.decompress(self.packed, len(buffer))
+            self.packed = b""                # the decompressor keeps what it has not unpacked
         buffer[:len(unpacked)] = unpacked
         return len(unpacked)
 
