@@ -1067,10 +1067,13 @@ def read_json(path):
 
 def check_readable(path):
     """Raise ValueError if a path is a device, a pipe or a folder, or a file of over 1 GB."""
-    if os.path.exists(path) and not os.path.isfile(path):
+    if not os.path.exists(path):
+        return                                           # the caller's open() raises an OSError
+    if not os.path.isfile(path):
         raise ValueError(f"{path} is not a regular file")
-    if os.path.exists(path) and os.path.getsize(path) > LARGEST_TEXT:
-        raise ValueError(f"{path}: a file of {os.path.getsize(path):,} bytes is too large here")
+    size = os.path.getsize(path)
+    if size > LARGEST_TEXT:
+        raise ValueError(f"{path}: a file of {size:,} bytes is too large here")
 
 
 def parse_json_object(text):
