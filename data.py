@@ -974,7 +974,7 @@ ENOUGH_TO_JUDGE = 1_000_000
 @dataclass
 class CharacterCounts:
     """How many characters of a corpus, or of one of its files, were read, and how many of them were
-    replaced because they cannot be used. Of a file also how many documents have no text."""
+    replaced because they cannot be used. The last two are counted for each file alone."""
     total: int = 0
     undecoded: int = 0      # bytes that are not UTF-8
     nuls: int = 0
@@ -982,11 +982,10 @@ class CharacterCounts:
     empty: int = 0          # documents of a .jsonl or a .csv that have no text
 
     def add(self, other):
-        """Add the CharacterCounts of another text."""
+        """Add the counts of another text, as far as check_encoding uses them."""
         self.total += other.total
         self.undecoded += other.undecoded
         self.nuls += other.nuls
-        self.escapes += other.escapes
 
 
 def read_corpus_file(path, bar, text_column, counts):
