@@ -708,12 +708,12 @@ def squad_example(path, question, context, needs_answers):
     """Make the Example of a question. ValueError if an answer has no words or is not at its offset,
     or if a field is missing or of a wrong type."""
     question_id = field_of(question, "id", str)
-    answers = right_answers(question, question_id, context, needs_answers)
+    label = label_of_question(question, question_id, context, needs_answers)
     location = f"{path}, question {question_id!r:.60}"
-    return Example(field_of(question, "question", str), context, answers, question_id, location)
+    return Example(field_of(question, "question", str), context, label, question_id, location)
 
 
-def right_answers(question, question_id, context, needs_answers):
+def label_of_question(question, question_id, context, needs_answers):
     """Return the list of right answers to a question: [] if it has none, None if they are not
     known. ValueError as in squad_example."""
     is_impossible = None                                 # SQuAD v1.1 does not have this field
