@@ -672,15 +672,15 @@ def describe_difference(name, was, now):
     """
     if was == now:
         return []
-    if not (isinstance(was, dict) and isinstance(now, dict)):
-        text = f"{name} was {was!r:.60}, now it is {now!r:.60}"
-        if name in HASHED_SETTINGS:
-            text += f" (hashes of {HASHED_SETTINGS[name]})"
-        return [text]
-    texts = []
-    for item in sorted(was.keys() | now.keys()):
-        texts += describe_difference(f"{name}.{item}", was.get(item), now.get(item))
-    return texts
+    if isinstance(was, dict) and isinstance(now, dict):
+        texts = []
+        for item in sorted(was.keys() | now.keys()):
+            texts += describe_difference(f"{name}.{item}", was.get(item), now.get(item))
+        return texts
+    text = f"{name} was {was!r:.60}, now it is {now!r:.60}"
+    if name in HASHED_SETTINGS:
+        text += f" (hashes of {HASHED_SETTINGS[name]})"
+    return [text]
 
 
 @torch.no_grad()
