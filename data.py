@@ -732,10 +732,7 @@ def write_tokens(file, lines, tokenizer, dtype):
     # The held-out tokens wait in a file without a name until all others are written.
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
         for batch_number, batch in enumerate(batches_of_lines(mark_held_out(lines))):
-            train_ids = []
-            valid_ids = []
             texts = [line for line, _ in batch]
-            encoded = tokenizer.encode(texts)
             # A short corpus is a single batch. So the first batch has a larger sample than others.
             sample_size = SAMPLE
             if batch_number > 0:
@@ -744,7 +741,9 @@ def write_tokens(file, lines, tokenizer, dtype):
             share = estimate_unknown_share(texts, tokenizer, sample_size)
             num_characters += characters_here
             num_unknown += share * characters_here
-            for (line, held_out), ids in zip(batch, encoded):
+            train_ids = []
+            valid_ids = []
+            for (line, held_out), ids in zip(batch, tokenizer.encode(texts)):
                 is_end_of_document = line == ""
                 if is_end_of_document:
                     ids = [tokenizer.sep_id]
