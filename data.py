@@ -366,9 +366,8 @@ def read_wordpiece(path):
         raise ValueError(f"{vocab_path}: it has {len(words)} lines, but only {len(set(words))} "
                          "different tokens")
     check_added_tokens(path, words, "vocab.txt")
-    config = read_tokenizer_config(path)
     backend = make_wordpiece(words)
-    obey_config(backend, config)
+    obey_config(backend, read_tokenizer_config(path))
     return backend
 
 
