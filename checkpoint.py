@@ -539,9 +539,9 @@ def save(model, path):
     model = getattr(model, "_orig_mod", model)           # torch.compile keeps the model there
     config = model.config
     with torch.device("meta"):                           # tensors have shapes, but no memory
-        usual_model = MiniALBERT(config, head=model.head is not None)
-    usual_shapes = {name: list(tensor.shape) for name, tensor in usual_model.state_dict().items()}
-    check_tensors("the model", usual_shapes, model.state_dict())
+        expected = MiniALBERT(config, head=model.head is not None)
+    shapes = {name: list(tensor.shape) for name, tensor in expected.state_dict().items()}
+    check_tensors("the model", shapes, model.state_dict())
     # class_prefix is how the name of the class in transformers begins.
     if config.is_bert:
         class_prefix = "Bert"
