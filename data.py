@@ -1094,23 +1094,23 @@ def lines_of_jsonl(path, stream, text_column, counts):
     text is added to its empty ones.
     """
     for number, row in enumerate(lines_of_text(path, stream, LONGEST_ROW), start=1):
-        if row.strip():
-            is_piece = len(row) == LONGEST_ROW and not row.endswith("\n")
-            if is_piece:                                 # of a longer row: it cannot be JSON
-                kind = f"a JSON object of at most {LONGEST_ROW} characters"
-            else:
-                kind = f"a JSON object with a text {text_column!r}"
-            with parsing(f"{path}:{number}", kind):
-                document = document_of_row(row, text_column)
-            # json.loads turns the escapes \u0000 and \ud800 into a NUL and half a character. If the
-            # row itself has neither of these characters, those in the document come from escapes.
-            # If the row has some, they cannot be told apart: replace_unreadable replaces them all.
-            if "\\u" in row and not NUL_OR_SURROGATE.search(row):
-                document, num_escapes = NUL_OR_SURROGATE.subn("\ufffd", document)
-                counts.escapes += num_escapes
-            if document.strip() == "":
-                counts.empty += 1
-            yield from lines_of_document(document)
+        if row.strip() == "":
+            continue
+        kind = f"a JSON object with a text {text_column!r}"
+        is_cut_off = len(row) == LONGEST_ROW and not row.endswith("\n")
+        if is_cut_off:                                   # so it is no JSON: the message says why
+            kind = f"a JSON object of at most {LONGEST_ROW} characters"
+        with parsing(f"{path}:{number}", kind):
+            document = document_of_row(row, text_column)
+        # json.loads turns the escapes \u0000 and \ud800 into a NUL and half a character. If the
+        # row itself has neither of these characters, those in the document come from escapes. If
+        # the row has some, they cannot be told apart: replace_unreadable replaces them all.
+        if "\\u" in row and not NUL_OR_SURROGATE.search(row):
+            document, num_escapes = NUL_OR_SURROGATE.subn("\ufffd", document)
+            counts.escapes += num_escapes
+        if document.strip() == "":
+            counts.empty += 1
+        yield from lines_of_document(document)
 
 
 def document_of_row(row, text_column):
