@@ -585,6 +585,7 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
     If they are there already and were made in the same way, they are used as they are. If they were
     made in another way, they are made anew, or, with overwrite=False, this is a ValueError.
     """
+    out = os.fspath(out)
     corpus = list_of_paths(corpus)
     files = corpus_files(corpus)
     absolute_paths = [os.path.abspath(path) for path in files]
@@ -608,14 +609,13 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
         file.flush()                                     # hash_file reads it from the disk
         description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
-        # The program may be killed at any moment, and tokens beside the description of other tokens
-        # would be used unnoticed. So first the old tokens are removed, then the new description is
-        # written, and then, when the with block ends, replace_file gives the new tokens their name.
-        # If the program is killed in between, the next call finds no tokens and makes them again.
-        # Writing the new tokens to the disk may take long, so it is done before.
-        os.fsync(file.fileno())
-        remove_old_tokens(out, made_from)
+        # The program may be killed after any of these lines. Tokens must never stand beside the
+        # description of other tokens, because they would be used unnoticed. If there are no tokens,
+        # the next call makes them again. So this is the order:
+        os.fsync(file.fileno())                          # the new tokens, under another name
+        remove_old_tokens(out, made_from)                # from here on there are no tokens
         write_json(f"{out}.json", description, shared=True)
+    # At the end of the with block replace_file has given the new tokens their name.
     token_file = TokenFile(out)
     # Two processes that write different tokens under one name may leave the tokens of one beside
     # the description of the other.
@@ -813,14 +813,18 @@ def mark_held_out(lines):
 
     lines: an empty line ends each document, also the last one
     """
-    waiting = []                                         # a document's first lines, which decide
-    num_characters = 0                                   # in these
+    in_document = False                                  # whether a document has begun
     held_out = None                                      # None: it is not decided yet
+    waiting = []                                         # the lines of which it is not decided
+    num_characters = 0                                   # in these
     for line in lines:
         ends_document = line == ""
-        if ends_document and not waiting:                # an empty line before a document
+        if ends_document and not in_document:            # an empty line before a document
             continue
-        if held_out is None:
+        in_document = not ends_document
+        if held_out is not None:
+            yield line, held_out
+        else:
             waiting.append(line)
             num_characters += len(line)
             if ends_document or num_characters >= DECIDING_CHARACTERS:
@@ -828,12 +832,10 @@ def mark_held_out(lines):
                 held_out = is_held_out(text, HOLD_OUT_ONE_IN)
                 for waiting_line in waiting:
                     yield waiting_line, held_out
-        else:
-            yield line, held_out
+                waiting = []
+                num_characters = 0
         if ends_document:
-            waiting = []
-            num_characters = 0
-            held_out = None
+            held_out = None                              # the next document is not decided yet
 
 
 def batches_of_lines(marked_lines):

@@ -480,10 +480,13 @@ def check_width(cells, header, ending, location):
     if len(cells) == len(header):
         return
     message = f"{location}: {len(cells)} columns, not {len(header)}"
-    if ending == ".csv" and len(cells) > len(header) > 1:
-        message += "; a cell with a comma in it needs quotes around it"
+    has_too_many = len(cells) > len(header)
     has_open_quote = "".join(cells).count('"') % 2 == 1
-    if ending != ".csv" and len(cells) < len(header) and has_open_quote:
+    if ending == ".csv":
+        # If the header has one column, it may be the header that is wrong.
+        if has_too_many and len(header) > 1:
+            message += "; a cell with a comma in it needs quotes around it"
+    elif has_open_quote and not has_too_many:
         message += (f"; in a {ending} quotes are text, and a cell cannot hold a line break, as it "
                     "can in a .csv")
     raise ValueError(message)

@@ -835,6 +835,12 @@ def test_unknown_characters_are_counted_in_a_sample_of_the_lines(tokenizer):
     assert 20 < num_unknown < 80
 
 
+def test_a_token_file_may_be_named_by_a_path_of_pathlib(tmp_path, tokenizer):
+    put(tmp_path / "one.txt", make_documents(200))
+    token_file = tokenise(tmp_path / "one.txt", tokenizer, tmp_path / "a.bin")
+    assert token_file.path == str(tmp_path / "a.bin")
+
+
 def test_tokens_of_another_corpus_are_replaced_only_with_overwrite(tmp_path, tokenizer, capsys):
     one = put(tmp_path / "one.txt", make_documents(200))
     two = put(tmp_path / "two.txt", make_documents(200, seed=1))
