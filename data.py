@@ -995,21 +995,12 @@ def read_corpus_file(path, bar, text_column, counts):
     counts: a CharacterCounts, to which the characters of the file are added
     """
     kind, compression = CORPUS_FILE.fullmatch(path.lower()).groups()          # ".txt", ".gz"
-    if compression is not None and os.path.getsize(path) == 0:
-        raise ValueError(f"{path}: not {UNDAMAGED_FILE}: it is empty")
     bytes_before = bar.n
     newline = None                                       # every kind of line end becomes "\n"
     if kind == ".csv":
         newline = ""                                     # csv must see those in quotes unchanged
     with open(path, "rb") as raw:
-        with parsing(path, UNDAMAGED_FILE):
-            first_bytes = raw.peek(10)
-        if compression is None and COMPRESSED.match(first_bytes):
-            raise ValueError(f"{path}: it is compressed; its name must end in .gz, .bz2 or .xz")
-        if first_bytes.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            # UTF-32 may begin with the same two bytes.
-            raise ValueError(f"{path}: not UTF-8, but UTF-16 or UTF-32; iconv converts other "
-                             "encodings")
+        check_first_bytes(path, raw, compression)
         stream = io.TextIOWrapper(unpack(raw, compression), encoding="utf-8-sig",
                                   errors="surrogateescape", newline=newline)
         if kind == ".txt":
@@ -1028,6 +1019,31 @@ def read_corpus_file(path, bar, text_column, counts):
                 check_encoding(path, counts)
             yield line.strip()
     check_encoding(path, counts)
+    report_changes(path, counts)
+
+
+def check_first_bytes(path, raw, compression):
+    """Raise ValueError if the first bytes of a file show that it cannot be read.
+
+    raw: the open file, which still stands at its beginning afterwards
+    compression: what its name says: ".gz", ".bz2", ".xz" or None
+    """
+    with parsing(path, UNDAMAGED_FILE):
+        first_bytes = raw.peek(10)
+    if compression is not None and first_bytes == b"":
+        raise ValueError(f"{path}: not {UNDAMAGED_FILE}: it is empty")
+    if compression is None and COMPRESSED.match(first_bytes):
+        raise ValueError(f"{path}: it is compressed; its name must end in .gz, .bz2 or .xz")
+    if first_bytes.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        # UTF-32 may begin with the same two bytes.
+        raise ValueError(f"{path}: not UTF-8, but UTF-16 or UTF-32; iconv converts other encodings")
+
+
+def report_changes(path, counts):
+    """Print to standard error what was replaced in a file and what was left out, if anything.
+
+    counts: the CharacterCounts of the file
+    """
     num_replaced = counts.undecoded + counts.nuls + counts.escapes
     if num_replaced > 0:
         tqdm.write(f"{printable(path)}: replaced {num_replaced} NULs, half characters or bytes "
