@@ -567,13 +567,14 @@ def start_head(student, teacher):
     If the student's head is tied, it uses its own embeddings in place of a decoder. If only the
     teacher's is tied, the student's decoder starts as what the teacher uses in its place.
     """
-    values = teacher.head.state_dict()
-    decoder = values.pop("decoder.weight", None)         # None: the teacher's head is tied
-    # strict=False: a decoder may be missing in these values. It is copied below.
-    student.head.load_state_dict(values, strict=False)
+    student.head.dense.load_state_dict(teacher.head.dense.state_dict())
+    student.head.norm.load_state_dict(teacher.head.norm.state_dict())
+    student.head.bias.copy_(teacher.head.bias)
     if student.head.decoder is None:
         return
-    if decoder is None:
+    if teacher.head.decoder is not None:
+        decoder = teacher.head.decoder.weight            # (V, C)
+    else:
         decoder = teacher.embeddings.word.weight         # (V, E)
         if teacher.embeddings.project is not None:
             decoder = decoder @ teacher.embeddings.project.weight.T           # (V, C)
