@@ -176,28 +176,23 @@ def encode(task, examples, tokenizer):
 
 def tokenise_examples(task, examples, tokenizer):
     """Tokenise examples -> a list of TokenisedExamples. Of two texts the first one is cut here."""
-    # All first texts are tokenised in one call, and all main texts: that is much faster than one by
-    # one. An example of one text has the first text "", which is not used.
-    first_texts = []
-    main_texts = []
     for example in examples:
         has_two_texts = example.second_text is not None
         if has_two_texts != task.pair:
             raise ValueError(f"{example.text!r:.60}: this task has {number_of_texts(task)}, but "
                              "the example does not")
-        if example.second_text is None:
-            first_texts.append("")
-            main_texts.append(example.text)
-        else:
-            first_texts.append(example.text)
-            main_texts.append(example.second_text)
+    # Many texts are tokenised in one call, because one by one would be much slower.
+    if task.pair:
+        main_texts = [example.second_text for example in examples]
+    else:
+        main_texts = [example.text for example in examples]
     encodings = tokenizer.backend.encode_batch(
         main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
+    if not task.pair:
+        return [TokenisedExample([tokenizer.cls_id], False, encoding) for encoding in encodings]
+    first_texts = [example.text for example in examples]
     tokenised = []
-    for example, first_ids, encoding in zip(examples, tokenizer.encode(first_texts), encodings):
-        if example.second_text is None:
-            tokenised.append(TokenisedExample([tokenizer.cls_id], False, encoding))
-            continue
+    for first_ids, encoding in zip(tokenizer.encode(first_texts), encodings):
         room = task.length - 3                           # [CLS] and two [SEP] take three places
         if task.kind == "qa":
             first_room = most_question_tokens(task)
