@@ -1612,7 +1612,7 @@ def run(args, given):
     inputs = [args.teacher, args.student, args.tokenizer]
     if args.corpus is not None:
         inputs += args.corpus
-    with lock_folder(args.out, "distill.py", settings, inputs, args, processes):
+    with lock_folder(args, "distill.py", settings, inputs, processes):
         train_student(args, options, settings, teacher, student, tokenizer, loss_weights, bf16,
                       processes)
 
@@ -1651,12 +1651,12 @@ def resume_settings(options, batch_size, dropout, bf16):
             "seed": options.seed, "batch_size": batch_size, "dropout": dropout, "bf16": bf16}
 
 
-def lock_folder(out, script, settings, inputs, args, processes):
-    """Return a context manager. In the first process it locks the folder `out` for this run (see
+def lock_folder(args, script, settings, inputs, processes):
+    """Return a context manager. In the first process it locks the folder --out for this run (see
     run_folder); in the others it does nothing."""
     if processes.rank > 0:
         return nullcontext()
-    return run_folder(out, script, settings, inputs, args.resume, args.overwrite)
+    return run_folder(args.out, script, settings, inputs, args.resume, args.overwrite)
 
 
 def load_models(args):

@@ -1306,7 +1306,7 @@ def run(args):
     for paths in (args.train, args.dev, args.test):
         if paths is not None:
             inputs += paths
-    with lock_folder(args.out, "finetune.py", settings, inputs, args, processes):
+    with lock_folder(args, "finetune.py", settings, inputs, processes):
         run_modes(tuning, datasets, config)
     print(f"In {args.out} are the model of seed {args.seed} ({args.modes[0]}), its predictions and "
           "all scores. Next:\n"
