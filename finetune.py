@@ -927,7 +927,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     # program ends here, before another run begins.
     if signals:
         print_stopped("this run")
-        raise SystemExit(128 + signals[0])               # as in train()
+        raise SystemExit(128 + signals[0])               # as stop_run does
     # What measure() has not measured is measured here.
     for name, split in splits.items():
         if name != "train" and name not in results:
