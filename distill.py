@@ -1941,9 +1941,10 @@ def train_student(args, options, settings, teacher, student, tokenizer, loss_wei
         if bf16:
             cast_linear_layers(teacher)
     models["student"] = student.to(device)
-    distillation = Distillation(student, teacher, batches, loss_weights, args.temperature,
-                                args.micro_batch_size, processes, bf16, compile_losses,
-                                cuda_graphs)
+    distillation = Distillation(
+        student, teacher, batches, loss_weights, temperature=args.temperature,
+        micro_batch_size=args.micro_batch_size, processes=processes, bf16=bf16,
+        compile_losses=compile_losses, cuda_graphs=cuda_graphs)
 
     def evaluate_student():
         if student.head is None:
