@@ -1294,11 +1294,11 @@ def run(args):
     settings |= fingerprints_of_saved(model_path, task, args.recursions)
     saved_task = load_task(model_path)
     if saved_task is not None:
-        exception = ""
+        exempt_mode = ""
         if "random" in args.modes:
-            exception = " (not in the mode random)"
+            exempt_mode = " (not in the mode random)"
         print(f"{model_path} was fine-tuned for {saved_task.name} already: its head is trained "
-              f"on{exception}")
+              f"on{exempt_mode}")
     tuning = Tuning(
         args=args, model_path=model_path, task=task, tokenizer=tokenizer, teacher=teacher,
         hidden_weight=hidden_weight, settings=settings, processes=processes, bf16=bf16)
