@@ -467,7 +467,7 @@ class TaskLoss:
         One batch of an epoch may have fewer rows than the others. Then a micro-batch may have fewer
         rows, or none.
         """
-        ids, mask, segments, labels = collate(self.batch(step), self.model.is_qa)
+        ids, mask, segments, labels = collate(self.batch(step), self.task.kind == "qa")
         if self.task.kind == "regression":
             # This is done before the numbers become float32, which has seven digits only.
             labels = (labels - self.task.mean) / self.task.sd
@@ -500,7 +500,7 @@ class TaskLoss:
         targets (N,): the labels themselves, in regression normalised
         num_labels, num_tokens: the numbers of labels and of tokens in the whole batch
         """
-        is_qa = self.model.is_qa
+        is_qa = self.task.kind == "qa"
         is_regression = self.task.kind == "regression"
         hidden, _ = self.model.encoder(ids, mask, segments)
         logits = self.model.classify(hidden[-1], segments)
