@@ -610,7 +610,6 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     saved_model = load(path, recursions)
     config = replace(saved_model.config, hidden_dropout_prob=dropout,
                      attention_probs_dropout_prob=dropout)
-    # Does each recursion have adapters or corrections of its own?
     has_own_parts = config.adapter_size > 0 or config.correction_rank > 0
     adds_adapters = mode == "adapters" and not has_own_parts
     if adds_adapters:
