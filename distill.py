@@ -1847,13 +1847,11 @@ def default_own_parts(args, shape):
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
     if not shares_layers or args.adapter_size is not None:
         return {}
-    if args.recipe == "paper":
-        if shape["correction_rank"] > 0:
-            return {}
+    if args.recipe == "paper" and shape["correction_rank"] == 0:
         return {"adapter_size": max(1, C // 16)}
-    if args.correction_rank is not None:
-        return {}
-    return {"correction_rank": max(1, min(C // 8, shape["intermediate_size"]))}
+    if args.recipe != "paper" and args.correction_rank is None:
+        return {"correction_rank": max(1, min(C // 8, shape["intermediate_size"]))}
+    return {}
 
 
 def check_models(args, teacher, student, tokenizer, loss_weights):
