@@ -2029,10 +2029,10 @@ def describe_prediction(task, example, prediction, probabilities):
         if not found:
             return "no entity"
         return ", ".join(found)
-    if task.kind == "qa" and prediction == "":
-        return "no answer"
     if task.kind == "regression":
         return f"{prediction:.6g}"
+    if prediction == "":                                 # the kind is qa
+        return "no answer"
     return printable(prediction)
 
 
