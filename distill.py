@@ -1813,19 +1813,22 @@ def student_config(args, teacher, vocab_size):
     C = args.hidden_size
     if C is None:
         C = 128 if teacher is None else teacher.config.hidden_size
-    E = max(1, min(128, C // 2))
+    # First the shape of the teacher or, without one, that of a BERT.
     if teacher is None:
         shape = {"vocab_size": vocab_size, "num_hidden_layers": 6,
                  "num_attention_heads": usual_number_of_heads(C), "intermediate_size": 4 * C,
                  "max_position_embeddings": max(128, args.length)}
+        largest_E = 128
     else:
         shape = dict(vars(teacher.config))
-        E = min(E, teacher.config.embedding_size)
+        largest_E = min(128, teacher.config.embedding_size)
+    # Then what makes it a student: few recursions of one layer, and narrow embeddings.
     if shape["num_hidden_layers"] == 12:
         shape["num_hidden_layers"] = 6                   # the paper's student of a BERT-base
-    shape |= {"hidden_size": C, "embedding_size": E, "num_hidden_groups": 1, "adapter_size": 0,
-              "correction_rank": 0, "tie_decoder": True, "hidden_dropout_prob": args.dropout,
-              "attention_probs_dropout_prob": args.dropout}
+    shape |= {"hidden_size": C, "embedding_size": max(1, min(largest_E, C // 2)),
+              "num_hidden_groups": 1, "adapter_size": 0, "correction_rank": 0, "tie_decoder": True,
+              "hidden_dropout_prob": args.dropout, "attention_probs_dropout_prob": args.dropout}
+    # The flags have the last word.
     for name in SHAPE_FIELDS:
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)

@@ -531,17 +531,21 @@ class TaskLoss:
 
 
 def rows_of_micro_batch(begin, end, mask, is_label):
-    """Choose the rows begin to end - 1 of a batch -> (slice of the rows, their part of mask, their
-    part of is_label): which tokens the hidden loss counts, and at which places the other losses
-    are computed."""
-    if begin < len(mask):
-        rows = slice(begin, end)
-        return rows, mask[rows], is_label[rows]
-    # The batch is too short for this micro-batch. If there are several processes, their gradients
-    # are summed, so each must compute one, even of nothing: this one takes row 0 and counts nothing
-    # of it. All losses and their gradients are 0. (A single process could leave it out.)
-    rows = slice(0, 1)
-    return rows, np.zeros_like(mask[rows]), np.zeros_like(is_label[rows])
+    """Take the rows begin to end - 1 of a batch, which are a micro-batch -> (rows, counted_tokens,
+    counted_labels).
+
+    rows: a slice, for the arrays of the batch
+    counted_tokens: True at the tokens that count in the hidden loss
+    counted_labels: True at the places with a label, which count in the other losses
+    """
+    if begin >= len(mask):
+        # The batch is too short for this micro-batch. If there are several processes, their
+        # gradients are summed, so each must compute one, even of nothing: this one takes row 0 and
+        # counts nothing of it, so its gradient is 0. (A single process could leave it out.)
+        rows = slice(0, 1)
+        return rows, np.zeros_like(mask[rows]), np.zeros_like(is_label[rows])
+    rows = slice(begin, end)
+    return rows, mask[rows], is_label[rows]
 
 
 def logits_of_labels(logits, label_indices, is_qa):
@@ -905,13 +909,12 @@ def fine_tune(tuning, splits, mode, seed, lr):
     settings_of_run = resume_settings(options, args.batch_size, args.dropout, tuning.bf16)
     settings_of_run["hidden_weight"] = tuning.hidden_weight
     settings = tuning.settings | settings_of_run
-    # measure() measures the first dev set alone. In the first process train() calls it, the last
-    # time after the last step, and logs its scores. (In other processes, and if a finished run is
-    # resumed, nothing calls it.) All other splits are measured once, after the training.
     results = {}
     dev_name = first_dev_split(splits)
 
-    def measure():
+    def measure_dev():
+        # train() calls this for its log. It does so the last time after the last step, so this
+        # Result is kept and need not be made again below.
         results[dev_name] = evaluate_split(model, task, splits[dev_name], tuning.bf16)
         return results[dev_name].scores
 
@@ -919,7 +922,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     begin_time = time.perf_counter()
     run_state = begin_or_resume(model, options, settings, tuning.processes)
     with explaining_failures(args.batch_size, args.micro_batch_size, task.length):
-        signals = train(model, task_loss, run_state, options, measure, save_nothing,
+        signals = train(model, task_loss, run_state, options, measure_dev, save_nothing,
                         tuning.processes)
     # A signal, such as Ctrl-C, before the last step makes train() itself end the program. If one
     # came during the last step, this run is finished, and train() returns the signal. Then the
@@ -927,7 +930,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
     if signals:
         print_stopped("this run")
         raise SystemExit(128 + signals[0])               # as stop_run does
-    # What measure() has not measured is measured here.
+    # The other splits are measured here. The dev set is, too, if train() has not called
+    # measure_dev: it does so in the first process alone, and not if the run was finished before.
     for name, split in splits.items():
         if name != "train" and name not in results:
             results[name] = evaluate_split(model, task, split, tuning.bf16)
