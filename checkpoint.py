@@ -260,6 +260,9 @@ def load(path, recursions=None):
     use, counted from the first; None means all. ValueError says which tensors are unknown, missing,
     of a wrong shape or not finite.
     """
+    if not os.path.isdir(path):
+        raise ValueError(f"{path}: this is not a folder; checkpoint.fetch() downloads a model of "
+                         "the Hugging Face hub and returns its folder")
     config = read_config(os.path.join(path, "config.json"))
     tensors = with_usual_names(path, read_weights(path))
     layout = ALBERT_LAYOUT

@@ -125,18 +125,21 @@ class MaskedBatches:
     So a resumed run needs to restore nothing; the only state is a cache. A sequence is [CLS],
     T - 2 tokens, [SEP]; there is no padding. Each epoch has each sequence once, in an order of
     its own. Tokens at the end that do not fill a sequence are never used. ValueError if T is below
-    3, or if the tokens are too few for one sequence.
+    3, if the tokens are too few for one sequence, or if they are not one array of numbers.
 
     tokens: an array of the token numbers of all texts, one after the other, each with a [SEP] at
         its end
     """
 
     def __init__(self, tokens, tokenizer, T, batch_size, seed=0):
-        self.tokens = tokens                             # (number of tokens,)
+        self.tokens = np.asarray(tokens)                 # (number of tokens,)
         self.tokenizer = tokenizer
         self.T = T
         self.batch_size = batch_size
         self.seed = seed
+        if self.tokens.ndim != 1 or self.tokens.dtype.kind not in "iu":       # whole numbers
+            raise ValueError("tokens must be one array of token numbers, but its shape is "
+                             f"{self.tokens.shape} and its dtype {self.tokens.dtype}")
         if T < 3:
             raise ValueError(f"a sequence of {T} has no room for a token beside [CLS] and [SEP]")
         self.count = len(tokens) // (T - 2)              # sequences in an epoch

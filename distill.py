@@ -432,10 +432,17 @@ def start_from_teacher(student, teacher, ids):
 
     start_corrections says how corrections start. Adapters keep their present values. The head is
     the teacher's (see start_head). Corrections of the teacher are part of its matrices here; its
-    adapters are not used. The widths of the two models must fit (see check_models).
-    ValueError if a table has another number of rows, if the student has more different layers (G)
-    than the teacher, or if the teacher's weights are too large to compute with.
+    adapters are not used. A warning says so if ids has too few tokens for the embeddings.
+    ValueError if the hidden states, the heads or the feed-forward of the two models differ in size,
+    if a table has another number of rows, if the student has more different layers (G) than the
+    teacher, or if the teacher's weights are too large to compute with.
     """
+    for field in ("hidden_size", "num_attention_heads", "intermediate_size"):
+        ours = getattr(student.config, field)
+        theirs = getattr(teacher.config, field)
+        if ours != theirs:
+            raise ValueError(f"{field} of the teacher is {theirs}, of the student {ours}: the "
+                             "student cannot start from this teacher")
     if teacher.config.correction_rank > 0:
         teacher = merge_corrections(teacher)
     start_embeddings(student.embeddings, teacher.embeddings, ids)
@@ -465,6 +472,9 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
         return                                           # there is nothing to factorise
     T = ids.shape[1]
     E = student_embeddings.word.embedding_dim
+    if ids.numel() < 4 * E:                              # EXPERIMENTS.md: the start from few tokens
+        warn(f"the student's embeddings, {E} wide, are fitted to only {ids.numel()} tokens of "
+             f"text, so they start badly; it takes {4 * E} or more")
     word = teacher_embeddings.word(ids)                  # (B, T, C)
     position = teacher_embeddings.position.weight[:T]    # (T, C)
     segment = teacher_embeddings.segment.weight[0]       # (C,)

@@ -357,7 +357,9 @@ def collate(features, is_qa):
         ids (B, T)
         mask (B, T): True at real tokens
         segments (B, T): 1 in the second text and at the [SEP] after it
-        labels (B, T): nan where there is none; in qa (B, 2), where the answer begins and ends
+        labels (B, T): nan where there is none; in qa (B, 2), where the answer begins and ends. In
+            regression they are the numbers themselves; TaskLoss brings them to a mean of 0 and a sd
+            of 1, which decode undoes
     """
     B = len(features)
     T = max(len(feature.ids) for feature in features)
@@ -1012,7 +1014,7 @@ def check_fine_tuned(path):
     for name in ("task.json", "head.safetensors"):
         if not os.path.isfile(os.path.join(path, name)):
             raise ValueError(f"{path}: not a fine-tuned model: it has no {name}; fine-tune it "
-                             f"first: finetune.py --model {shlex.quote(path)} --task TASK")
+                             f"first: finetune.py --model {shlex.quote(str(path))} --task TASK")
 
 
 def load_head(head, path, saved_task, task):

@@ -38,15 +38,15 @@ LARGEST_NUMBER = 1e30       # the labels in regression are nearer to 0, so their
 
 class Example(NamedTuple):
     """One row of a task."""
-    text: object            # a text; in qa the question; in tagging a list of words
-    second_text: object     # a second text; in qa the context; None if there is none
-    label: object           # classification: a name; regression: a number; tagging: a list with a
-                            # tag for each word; qa: a list of answers, each (index of its first
-                            # character in the context, text); None: it is not known
-    id: str                 # qa: the question's id; otherwise the number of the example in the
-                            # files from which its split was read, from 0; in the task "code" the
-                            # number of its line, from 0
-    location: str           # for messages: "file:line", in qa the file and the question's id
+    text: object                # a text; in qa the question; in tagging a list of words
+    second_text: object = None  # a second text; in qa the context; None if there is none
+    label: object = None        # classification: a name; regression: a number; tagging: a list with
+                                # a tag for each word; qa: a list of answers, each (index of its
+                                # first character in the context, text); None: it is not known
+    id: str = ""                # qa: the question's id; otherwise the number of the example in the
+                                # files from which its split was read, from 0; in the task "code"
+                                # the number of its line, from 0
+    location: str = "an example"    # for messages: "file:line", in qa file and id of the question
 
 
 @dataclass
@@ -77,12 +77,11 @@ class Task:
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r:.60}, not one of {', '.join(KINDS)}")
         for label in self.labels:
-            is_valid = isinstance(label, str)
-            if is_valid and self.kind == "tagging":
-                # A tag is O, or B- or I- and a type, which may have any characters.
-                is_valid = re.fullmatch("O|[BI]-.+", label, re.DOTALL) is not None
-            if not is_valid:
-                raise ValueError(f"labels has {label!r:.60}, which cannot be a label")
+            if not isinstance(label, str):
+                raise ValueError(f"labels has {label!r:.60}, but a label must be a text")
+            # A tag is O, or B- or I- and a type, which may have any characters.
+            if self.kind == "tagging" and not re.fullmatch("O|[BI]-.+", label, re.DOTALL):
+                raise ValueError(f"labels has {label!r:.60}, which cannot be a tag")
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("labels has the same label twice")
         for metric in self.metrics:
@@ -102,7 +101,8 @@ class Task:
         if self.kind == "tagging" and self.pair:
             raise ValueError("pair must be false for tagging: each example has one text")
         if self.kind != kind_of_task(self.name):
-            raise ValueError(f"name is {self.name!r:.60}, which is no task of kind {self.kind}")
+            raise ValueError(f"name is {self.name!r:.60}, which is no task of kind {self.kind}; a "
+                             "task of your own has its kind as its name")
         if self.kind in ("classification", "tagging") and not self.labels:
             raise ValueError("labels is empty")
         if not self.metrics:
@@ -1104,11 +1104,13 @@ def check_labels(datasets, kind, labels):
                 own_labels = example.label
             for i, label in enumerate(own_labels):
                 if label not in known:
-                    # In a CoNLL file each word of a sentence has a line, and the example's location
-                    # is that of the first one.
-                    path, first_line = example.location.rsplit(":", 1)
-                    line = int(first_line) + i
-                    raise ValueError(f"{path}:{line}: label {label!r:.60} does not occur in the "
+                    location = example.location
+                    if kind == "tagging" and ":" in location:
+                        # In a CoNLL file each word of a sentence has a line, and the example's
+                        # location is that of the first one.
+                        path, first_line = location.rsplit(":", 1)
+                        location = f"{path}:{int(first_line) + i}"
+                    raise ValueError(f"{location}: label {label!r:.60} does not occur in the "
                                      f"training set, whose labels are {first_few(labels)}")
 
 

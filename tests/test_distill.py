@@ -563,6 +563,25 @@ def test_a_start_finds_the_teachers_embeddings_again_where_they_fit_into_E():
     assert 0.01 < errors[C] < 0.5
 
 
+def test_a_start_from_few_tokens_is_said(capsys):
+    teacher = noisy_model(TOY_TEACHER).eval()
+    ids = torch.randint(5, V, (E, 4))
+    start_from_teacher(MiniALBERT(STUDENT), teacher, ids)
+    assert capsys.readouterr().err == ""
+    start_from_teacher(MiniALBERT(STUDENT), teacher, ids[1:])
+    assert f"{E} wide, are fitted to only {4 * E - 4} tokens of text" in capsys.readouterr().err
+    start_from_teacher(noisy_model(TOY_TEACHER), teacher, ids[:1])        # nothing is fitted here
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("changes", [
+    {"hidden_size": 2 * C}, {"num_attention_heads": 1}, {"intermediate_size": 5}])
+def test_a_student_of_other_widths_cannot_start_from_the_teacher(changes):
+    student = MiniALBERT(replace(STUDENT, **changes))
+    with pytest.raises(ValueError, match=f"{list(changes)[0]} of the teacher is .* cannot start"):
+        start_from_teacher(student, noisy_model(TOY_TEACHER), torch.randint(5, V, (B, T)))
+
+
 @torch.no_grad()
 def test_the_first_projection_is_the_best_one_for_its_tables():
     """No change of it could be better: the errors are orthogonal to what it sees, and their mean,

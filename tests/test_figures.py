@@ -518,7 +518,7 @@ def test_layers_that_cannot_be_matched(toy, finished):
     (["--compare", "nothing"], "--compare nothing: it must be NAME=DIR"),
     (["--compare", "a=teacher", "a=headless"], "the name a stands for another folder already"),
     (["--compare", "bundled=" + distill.BUNDLED_TEACHER], "its tokenizer is not that of"),
-    (["--plain", "nowhere"], "nowhere/config.json: No such file or directory"),
+    (["--plain", "nowhere"], "nowhere: this is not a folder"),
     (["--head", "0"], "argument --head: 0 is not from 1"),
 ])
 def test_what_does_not_fit_to_the_run_is_refused(

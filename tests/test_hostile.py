@@ -901,7 +901,7 @@ predict   --predict null.jsonl                  --predict null.jsonl: *not a tab
 predict   --model bad-infinite                  what the model computes is not finite
 predict   --model bad-vocab                     bad-vocab: its tokenizer has 103 tokens
 predict   --model bad-twice                     bad-twice/task.json: *the same label twice
-predict   --model bad-tags                      bad-tags/task.json: *'a', which cannot be a label
+predict   --model bad-tags                      bad-tags/task.json: *'a', which cannot be a tag
 predict   --model bad-sd                        bad-sd/task.json: *sd is 0.0, which is not above 0
 predict   --model qa --predict space.json --out space.json --overwrite  this file is read from
 predict   --predict md                          --predict md: this is not a regular file

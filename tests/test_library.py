@@ -3,6 +3,7 @@ import functools
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from checkpoint import load, save
 from conftest import B, R, T, V, make_task_of_kind, make_task_tokenizer, random_model
-from data import Tokenizer, mask_tokens, open_corpus
+from data import MaskedBatches, Tokenizer, mask_tokens, open_corpus
 from distill import BUNDLED_TEACHER, Distillation, attention_loss, hidden_loss, output_loss
-from finetune import (Classifier, TaskLoss, choose_trained, encode, load_encoder,
+from finetune import (Classifier, TaskLoss, choose_trained, encode, load_classifier, load_encoder,
                       save_classifier)
 from minialbert import MiniALBERT
 from tasks import Example, score
@@ -224,6 +225,24 @@ def test_an_untied_decoder_that_equals_the_word_table_stays_untied(tmp_path):
     model.head.decoder.weight.data.copy_(model.embeddings.word.weight.data)
     save(model, tmp_path)
     assert load(tmp_path).head.decoder is not None
+
+
+def test_tokens_may_be_a_list_of_numbers_but_nothing_else(tokenizer):
+    numbers = list(range(5, 205))
+    from_list = MaskedBatches(numbers, tokenizer, T=12, batch_size=2).batch(0)
+    from_array = MaskedBatches(np.array(numbers), tokenizer, T=12, batch_size=2).batch(0)
+    for found, wanted in zip(from_list, from_array):
+        assert np.array_equal(found, wanted)
+    for tokens in (["one text"] * 20, [[5, 6], [7, 8]], np.ones(200)):
+        with pytest.raises(ValueError, match="tokens must be one array of token numbers"):
+            MaskedBatches(tokens, tokenizer, T=3, batch_size=2)
+
+
+def test_a_name_that_is_no_folder_is_refused_with_a_remedy():
+    with pytest.raises(ValueError, match="bert-base-uncased: this is not a folder; .*fetch"):
+        load("bert-base-uncased")
+    with pytest.raises(ValueError, match="teacher: not a fine-tuned model: it has no task.json"):
+        load_classifier(Path(BUNDLED_TEACHER))
 
 
 def test_fine_tuning_refuses_what_it_would_leave_out(tmp_path):

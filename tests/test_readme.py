@@ -164,7 +164,9 @@ def test_the_second_block_in_python_distils(monkeypatch, tmp_path, capsys):
                             f", {str(tmp_path)!r})").replace("range(200)", "range(4)")
     assert len(changed) > len(block)
     exec(changed, {})
-    steps = [line.split() for line in capsys.readouterr().out.splitlines()]
+    *lines, scores = capsys.readouterr().out.splitlines()
+    assert ast.literal_eval(scores).keys() == {"accuracy", "loss"}
+    steps = [line.split() for line in lines]
     assert [step for step, _ in steps] == ["0", "1", "2", "3"]
     losses = [float(loss) for _, loss in steps]
     assert losses[3] < losses[0]
@@ -180,7 +182,21 @@ def test_the_third_block_in_python_writes_a_model_for_transformers(monkeypatch, 
     assert config["model_type"] == "albert"
 
 
-def test_the_fourth_block_in_python_prints_a_label_for_each_text(monkeypatch, tmp_path, capsys):
+def test_the_fourth_block_in_python_tunes(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(os.path.join(ROOT, "assets", "teacher"), tmp_path / "out" / "student")
+    names = {}
+    torch.manual_seed(0)                                 # the head is new
+    exec(blocks_in_python()[3], names)
+    assert names["step"] == 2
+    model, task = finetune.load_classifier("out/mine")
+    examples = names["examples"]
+    logits = finetune.predict_logits(model, names["features"])
+    predictions = finetune.decode(task, examples, names["features"], logits)
+    assert {label for label, _ in predictions} <= {"good", "bad"}
+
+
+def test_the_fifth_block_in_python_prints_a_label_for_each_text(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     table = tmp_path / "train.csv"
     table.write_text("text,label\nfine,1\ndull,0\nlovely,1\ndreary,0\n", encoding="utf-8")
@@ -188,8 +204,8 @@ def test_the_fourth_block_in_python_prints_a_label_for_each_text(monkeypatch, tm
     finetune.main(["--model", teacher, "--task", "classification", "--train", str(table),
                    "--dev", str(table), "--steps", "1", "--out", "out/sst2"])
     capsys.readouterr()
-    exec(blocks_in_python()[3], {})
-    assert len(blocks_in_python()) == 4
+    exec(blocks_in_python()[4], {})
+    assert len(blocks_in_python()) == 5
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     for line in lines:

@@ -51,8 +51,8 @@ def text_example(text, label, second_text=None, location="a:1"):
     ("regression", {"mean": 1e30}, r"mean is 1e\+30"),
     ("regression", {"sd": float("inf")}, "sd is inf"),
     ("regression", {"sd": float("nan")}, "sd is nan"),
-    ("classification", {"labels": [3]}, "labels has 3, which cannot be a label"),
-    ("tagging", {"labels": ["O", ""]}, "labels has '', which cannot be a label"),
+    ("classification", {"labels": [3]}, "labels has 3, but a label must be a text"),
+    ("tagging", {"labels": ["O", ""]}, "labels has '', which cannot be a tag"),
     ("tagging", {"kind": "tags"}, "kind is 'tags', not one of classification, regression"),
 ])
 def test_a_task_with_a_wrong_field_is_refused(kind, change, message):
