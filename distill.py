@@ -68,11 +68,11 @@ LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
 
 
 # ---- The losses -------------------------------------------------------------------------
-# Each of these functions returns a sum. Distillation.compute_losses makes a mean of it: it divides
-# the attention and the hidden loss by the number of tokens in the whole batch, and the others by
-# the number of masked places. The reason: a batch can be cut into micro-batches, to save memory or
-# to share it among processes, and their losses and gradients must add up to those of the whole
-# batch (gradient accumulation).
+# Each of these functions returns a sum over tokens or masked places. Distillation.compute_losses
+# makes a mean of it: it divides the attention and the hidden loss by the number of tokens in the
+# whole batch, and the others by the number of masked places. The reason: a batch can be cut into
+# micro-batches, to save memory or to share it among processes, and their losses and gradients must
+# add up to those of the whole batch (gradient accumulation).
 
 def mlm_loss(logits, labels):
     """Compute the cross-entropy (nats) of logits (M, V) with true tokens (M,), summed over M."""
@@ -95,8 +95,8 @@ def attention_loss(student_map, teacher_map):
     log_p = teacher_map
     log_q = student_map
     # F.kl_div takes its arguments the other way round: its KL(p || q) is kl_div(log q, log p).
-    total = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
-    return total / H
+    sum_over_rows = F.kl_div(log_q, log_p, reduction="sum", log_target=True)  # B * H * T rows
+    return sum_over_rows / H                             # a mean over heads, a sum over tokens
 
 
 def hidden_loss(student_hidden, teacher_hidden, mask=None):
@@ -144,10 +144,11 @@ def check_same_shape(first, second):
 def teacher_layer_number(r, num_recursions, num_layers):
     """Return the number of the teacher's layer that is as deep as recursion r; both count from 0.
 
-    After recursion r the student has made r + 1 of its num_recursions recursions. The teacher is as
-    deep when it has applied (r + 1) * num_layers / num_recursions layers, rounded up. The number of
-    the last one of these is returned. With 6 recursions and 12 layers, recursion 0 belongs to layer
-    1 and recursion 5 to layer 11.
+    After recursion r the student has done the share (r + 1) / num_recursions of its work. The layer
+    with which the teacher has done the same share is returned; if the share ends within a layer,
+    that layer. With 6 recursions and 12 layers, recursion 0 belongs to layer 1 and recursion 5 to
+    layer 11. (For the pairs of match_layers no share ends within a layer. start_corrections also
+    asks for those recursions that are in no pair.)
     """
     num_applied = math.ceil((r + 1) * num_layers / num_recursions)
     return num_applied - 1                               # counted from 0
@@ -185,7 +186,7 @@ def match_layers(num_recursions, num_layers):
 def states_after(hidden, positions, depths):
     """Take the hidden state of each masked place at its own depth -> (m, C).
 
-    hidden: what MiniALBERT.forward returns, (B, T, C) after 0, 1, ..., R recursions
+    hidden: the first thing that MiniALBERT.forward returns: (B, T, C) after 0, 1, ..., R recursions
     positions (m,): the masked places, indices into the flattened ids
     depths (m,): for each masked place the number of recursions after which its state is taken, from
         1 to R - 1
@@ -194,10 +195,10 @@ def states_after(hidden, positions, depths):
     for state in hidden[1:-1]:                           # after 1, 2, ..., R - 1 recursions
         gathered.append(state.flatten(0, 1)[positions])  # (m, C)
     states = torch.stack(gathered)                       # (R - 1, m, C)
-    # Two index tensors of the same shape are read in pairs: row i of the result is
-    # states[depths[i] - 1, i]. The 1 is subtracted because states[0] are those after 1 recursion.
-    i = torch.arange(len(positions), device=positions.device)                 # 0, 1, ..., m - 1
-    return states[depths - 1, i]
+    # Place 0 gets states[depths[0] - 1, 0], place 1 gets states[depths[1] - 1, 1], and so on: torch
+    # takes two index tensors in pairs. (states[0] is after 1 recursion, so 1 is subtracted.)
+    places = torch.arange(len(positions), device=positions.device)            # 0, 1, ..., m - 1
+    return states[depths - 1, places]
 
 
 class Distillation:
@@ -338,7 +339,8 @@ class Distillation:
         Summed over the micro-batches of all processes they are the means over the whole batch.
         (The means of the attention and the hidden losses are added up over the pairs of layers.)
         """
-        ids, positions, labels = self.batches.batch(step)     # the whole batch
+        # The arrays are numpy's until to_device makes tensors of a micro-batch.
+        ids, positions, labels = self.batches.batch(step)     # (B, T), (M,), (M,): the whole batch
         shape = (self.batches.batch_size, self.batches.T)
         if ids.shape != shape:                           # more rows would be left out
             raise ValueError(f"the batch of step {step} has the shape {ids.shape}, but batch_size "
@@ -349,6 +351,8 @@ class Distillation:
         T = self.batches.T
         rows = positions // T                            # (M,): the row of each masked place
         device = device_of(self.student)
+        # Mostly there is one micro-batch, from row 0 to B. Then is_inside is True everywhere, and
+        # nothing is shifted.
         for begin, end in self.micro_batch_bounds:       # the rows from begin to end - 1
             is_inside = (begin <= rows) & (rows < end)   # (M,)
             # The flattened ids of the micro-batch begin with row begin, not with row 0.
@@ -435,7 +439,7 @@ def start_from_teacher(student, teacher, ids):
     adapters are not used. A warning says so if ids has too few tokens for the embeddings.
     ValueError if the hidden states, the heads or the feed-forward of the two models differ in size,
     if a table has another number of rows, if the student has more different layers (G) than the
-    teacher, or if the teacher's weights are too large to compute with.
+    teacher applies (L), or if the teacher's weights are too large to compute with.
     """
     for field in ("hidden_size", "num_attention_heads", "intermediate_size"):
         ours = getattr(student.config, field)
@@ -455,9 +459,9 @@ def start_from_teacher(student, teacher, ids):
 def start_embeddings(student_embeddings, teacher_embeddings, ids):
     """Fill the student's Embeddings, whose tables have the width E, from the teacher's Embeddings.
 
-    First, the student's tables become the teacher's, projected onto E directions. These directions
-    keep as much as possible of the squared length of the teacher's vectors for the sample ids
-    (B, T): a principal component analysis without centring. Then the projection from E to C is
+    First, the student's tables become the teacher's, projected onto E directions. These are the
+    directions in which the teacher's vectors for the sample ids (B, T) are longest: a principal
+    component analysis in which the mean is not subtracted. Then the projection from E to C is
     fitted by least squares, so that the student's output for these ids is near to the teacher's. In
     the shapes below, the teacher's tables have the width C, as a BERT's do.
     """
@@ -492,7 +496,9 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
 
     # Each table of the student is now the teacher's table times basis. So in the student
     # word + position + segment is vectors @ basis, and the LayerNorm of this is the input of the
-    # projection. Its output should be near to that of the teacher's Embeddings.
+    # projection. Its output should be near to that of the teacher's Embeddings. (Without the
+    # LayerNorm basis.T would lead back from E to C. The student's LayerNorm is E wide, so it cannot
+    # be the teacher's; it keeps its first values, 1 and 0.)
     narrow = student_embeddings.norm(vectors @ basis)    # (N, E), the input
     wanted = teacher_embeddings(ids).flatten(0, 1)       # (N, C), the output
     fit_linear(student_embeddings.project, narrow, wanted)
@@ -559,9 +565,9 @@ def start_corrections(student, teacher):
                 raise ValueError("the teacher's layers are too large to compute with")
             low_rank = correction[name]
             if not difference.any():
-                # The student's layer is a copy of this layer of the teacher. Here down keeps its
-                # random values. If up and down were both 0, both their gradients would be 0, too,
-                # and the correction could never change.
+                # The shared matrix is the teacher's already, so the correction has to be 0. The SVD
+                # would make up and down 0. Then both their gradients would be 0, too, and the
+                # correction could never change. So up alone is 0; down keeps its random values.
                 low_rank.up.zero_()
                 continue
             # Now difference is left @ diag(singular_values) @ right; the largest value is first.
@@ -623,7 +629,7 @@ def training_step(model, objective, optimizer, step, options, processes):
     check_finite_step, which train() calls, says so. The gradients must be empty before, and they
     are empty afterwards.
     """
-    # What dropout draws depends on the run's seed, the step and the process alone, so a resumed run
+    # What dropout draws depends on the flags, the step and the process alone, so a resumed run
     # draws the same. Each step of each process gets a seed of its own if there are at most
     # 1,000,003 steps and 1009 processes.
     seed_of_step = options.seed * 1_000_003 + step
@@ -638,11 +644,12 @@ def training_step(model, objective, optimizer, step, options, processes):
         loss = 0.0
         for name, value in losses.items():
             loss = loss + objective.loss_weights[name] * value
-            # A CUDA graph overwrites `value` in the next step. So a new tensor holds the sum.
+            # The sum is a new tensor, even if it is 0.0 + value. `value` itself must not be kept: a
+            # CUDA graph overwrites it in the next step.
             totals[name] = totals[name] + value.detach()
         totals["loss"] = totals["loss"] + loss.detach()
         loss.backward()                                  # adds to the gradients
-    sum_over_processes(model, totals, processes)         # one process alone changes nothing here
+    sum_over_processes(model, totals, processes)         # does nothing if there is one process
 
     gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
     lr = learning_rate(step, options)

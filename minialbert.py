@@ -235,7 +235,8 @@ def apply_linear(linear, x, correction, name):
 
     If there is a Correction, its matrix of this name is added to the weight, here alone:
     linear.weight does not change, because other recursions use it, too. The gradient reaches the
-    weight and both factors of the correction.
+    weight and both factors of the correction. The module itself is not called then, so its forward
+    hooks do not run.
     """
     if correction is None:
         return linear(x)
@@ -269,8 +270,7 @@ class Attention(nn.Module):
         log-probabilities (B, H, T, T), in which row i says where token i looks. The map is None
         unless want_map is True.
         """
-        # Without a correction, apply_linear(self.query, x, ...) is self.query(x). With one, only
-        # the weight and the bias of self.query are used; a hook of it is not called.
+        # Without a correction, apply_linear(self.query, x, ...) is self.query(x).
         query = apply_linear(self.query, x, correction, "query")              # (B, T, C)
         key = apply_linear(self.key, x, correction, "key")
         value = apply_linear(self.value, x, correction, "value")
@@ -282,8 +282,8 @@ class Attention(nn.Module):
             D = query.shape[-1]
             # The query is divided, not the scores: usually it has fewer numbers (D < T).
             scores = (query / D**0.5) @ key.transpose(2, 3)                   # (B, H, T, T)
-            # With autocast the scores are bfloat16. In float32 the softmax, and the loss that
-            # compares the maps, do not round them any further.
+            # Under autocast the scores are bfloat16. The softmax, and the loss that compares the
+            # maps, are computed in float32, because each of them would round once more.
             scores = scores.float()
             if mask is not None:
                 # Not -inf: the KL divergence would compute -inf - (-inf), which is nan.
@@ -291,7 +291,7 @@ class Attention(nn.Module):
             # The map is taken before dropout: what the student has to match must not be random.
             log_map = scores.log_softmax(-1)
             attention_probs = F.dropout(log_map.exp(), self.dropout_prob, self.training)
-            # The map is float32, but the values need not be.
+            # Under autocast the values are bfloat16, so the probabilities are cast to their dtype.
             context = attention_probs.to(value.dtype) @ value                 # (B, H, T, D)
         else:
             # This computes the same attention, but does not return the map and need not store it.
@@ -552,7 +552,8 @@ def initialise(model, sharp=True):
     of LayerNorms 1.
 
     With sharp=False this is all. Hugging Face's BERT starts like this, too, except that the row of
-    [PAD] in its word table is 0. With sharp=True five things are changed after that:
+    [PAD] in its word table is 0. With sharp=True five things are changed after that. The first two
+    make the first attention maps sharp: a token looks more at some tokens than at others.
 
     - query and key weights are 4 times larger, so they have the standard deviation 0.08. Then for
       inputs of variance 1 the attention scores have the standard deviation 0.08**2 * C, which is
