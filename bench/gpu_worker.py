@@ -145,7 +145,8 @@ def make_distillation(setup, shape, bf16, compiled=False, micro_batch_size=0, dr
     if full_recipe:
         weights["elastic"] = distill.RECIPES["full"]["elastic"]
     batches = random_batches(shape, Clock())
-    compile_losses = setup.choose(compiled, False)
+    # On a CPU nothing is compiled here, because that takes minutes, unless there are to be graphs.
+    compile_losses = setup.choose(compiled, cuda_graphs)
     distillation = distill.Distillation(
         student, teacher, batches, weights, micro_batch_size=micro_batch_size,
         processes=processes, bf16=bf16, compile_losses=compile_losses, cuda_graphs=cuda_graphs)
