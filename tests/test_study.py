@@ -1,6 +1,6 @@
 """bench/study.py: steps, logs, time to quality and kept shares are right; a row that is done is not
-run again, and one that fails does not stop the others. bench/dropout.py: what it measures. No test
-trains a model."""
+run again, and one that fails does not stop the others. bench/dropout.py: what it measures.
+bench/gpu.py: its toy. No test trains a model."""
 import json
 import os
 import shutil
@@ -23,6 +23,7 @@ sys.path.insert(0, os.path.join(ROOT, "bench"))
 import dropout
 import study
 import study_tables
+from gpu_worker import TOY, Setup, make_distillation
 from study_results import (ACCURACY, LOSS, distillation_outcome, kept_shares, time_to,
                            time_to_quality, tuning_outcome)
 from study_rows import (MODELS, MORE_MODELS, OURS, STUDENTS, TASKS, VARIANTS, Row, Sizes,
@@ -640,3 +641,15 @@ def test_dropout_disturbs_a_model_where_it_is_switched_on(toy):
             scores = distill.evaluate(model, batches)
             assert scores == {"accuracy": accuracy, "loss": pytest.approx(losses["off"])}
     assert len(set(losses.values())) == 5
+
+
+# ---- bench/gpu.py -----------------------------------------------------------------------
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method")            # torch itself uses it
+@pytest.mark.parametrize("compiled, cuda_graphs", [(False, False), (True, False), (True, True)])
+def test_the_toy_of_the_gpu_bench_makes_all_kinds_of_losses(tmp_path, compiled, cuda_graphs):
+    setup = Setup(toy=True, device="cpu", folder=str(tmp_path), tokenizer="", corpus=None,
+                  authors=[], authors_python="", values={}, answers=None)
+    distillation = make_distillation(setup, TOY, bf16=False, compiled=compiled, full_recipe=True,
+                                     cuda_graphs=cuda_graphs)
+    assert (distillation.as_cuda_graph is not None) == cuda_graphs
