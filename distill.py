@@ -442,11 +442,7 @@ def start_from_teacher(student, teacher, ids):
     teacher applies (L), or if the teacher's weights are too large to compute with.
     """
     for field in ("hidden_size", "num_attention_heads", "intermediate_size"):
-        ours = getattr(student.config, field)
-        theirs = getattr(teacher.config, field)
-        if ours != theirs:
-            raise ValueError(f"{field} of the teacher is {theirs}, of the student {ours}: the "
-                             "student cannot start from this teacher")
+        check_same(teacher, student, field, "the student cannot start from this teacher")
     if teacher.config.correction_rank > 0:
         teacher = merge_corrections(teacher)
     start_embeddings(student.embeddings, teacher.embeddings, ids)
@@ -454,6 +450,14 @@ def start_from_teacher(student, teacher, ids):
     start_corrections(student, teacher)
     if student.head is not None and teacher.head is not None:
         start_head(student, teacher)
+
+
+def check_same(teacher, student, field, remark):
+    """Raise ValueError, which ends with a remark, if a field of the two models' Configs differs."""
+    theirs = getattr(teacher.config, field)
+    ours = getattr(student.config, field)
+    if theirs != ours:
+        raise ValueError(f"{field} of the teacher is {theirs}, of the student {ours}; {remark}")
 
 
 def start_embeddings(student_embeddings, teacher_embeddings, ids):
@@ -1894,15 +1898,16 @@ def check_models(args, teacher, student, tokenizer, loss_weights):
         # This call only checks: it raises ValueError if the layers cannot be paired.
         match_layers(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     if "hidden" in loss_weights or "embedding" in loss_weights or starts_as_teacher:
-        check_same(teacher, student, "hidden_size",
-                   "--hidden-weight 0 --embedding-weight 0" + init_remedy)
+        check_same(teacher, student, "hidden_size", "to allow this, say --hidden-weight 0 "
+                   f"--embedding-weight 0{init_remedy}")
     if "output" in loss_weights or "elastic" in loss_weights:
-        check_same(teacher, student, "vocab_size", "--output-weight 0 --elastic 0")
+        check_same(teacher, student, "vocab_size",
+                   "to allow this, say --output-weight 0 --elastic 0")
     if "attention" in loss_weights or starts_as_teacher:
         check_same(teacher, student, "num_attention_heads",
-                   "--attention-weight 0" + init_remedy)
+                   f"to allow this, say --attention-weight 0{init_remedy}")
     if starts_as_teacher:
-        check_same(teacher, student, "intermediate_size", "--init sharp")
+        check_same(teacher, student, "intermediate_size", "to allow this, say --init sharp")
         if student.config.num_hidden_groups > teacher.config.num_hidden_layers:
             raise ValueError(f"--num-hidden-groups {student.config.num_hidden_groups}: the teacher "
                              f"has only {teacher.config.num_hidden_layers} layers; use --init "
@@ -1927,15 +1932,6 @@ def check_sizes(models, tokenizer, length):
             raise ValueError(f"--length {length}: the {name} has only "
                              f"{model.config.max_position_embeddings} positions; say --length "
                              f"{model.config.max_position_embeddings} or less")
-
-
-def check_same(teacher, student, field, remedy):
-    """Raise ValueError if a field of the two models' configs differs."""
-    theirs = getattr(teacher.config, field)
-    ours = getattr(student.config, field)
-    if theirs != ours:
-        raise ValueError(f"{field} of the teacher is {theirs}, of the student {ours}; to allow "
-                         f"this, say {remedy}")
 
 
 def train_student(args, options, settings, teacher, student, tokenizer, loss_weights, bf16,

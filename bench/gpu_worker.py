@@ -145,7 +145,8 @@ def make_distillation(setup, shape, bf16, compiled=False, micro_batch_size=0, dr
     if full_recipe:
         weights["elastic"] = distill.RECIPES["full"]["elastic"]
     batches = random_batches(shape, Clock())
-    # On a CPU nothing is compiled here, because that takes minutes, unless there are to be graphs.
+    # The toy compiles the losses below, in a faster way. It asks for it here only where there are
+    # CUDA graphs, because Distillation refuses these without compiled losses.
     compile_losses = setup.choose(compiled, cuda_graphs)
     distillation = distill.Distillation(
         student, teacher, batches, weights, micro_batch_size=micro_batch_size,
