@@ -230,6 +230,8 @@ class Tokenizer:
 
     def encode(self, texts):
         """Turn a list of texts into a list of lists of token numbers, without special tokens."""
+        if isinstance(texts, str):
+            raise ValueError(f"{texts!r:.60} is one text, but encode() takes a list of texts")
         for text in texts:
             # The library would take a tuple of two texts for a pair, and join them.
             if not isinstance(text, str):

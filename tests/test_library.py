@@ -186,6 +186,8 @@ def test_a_list_of_texts_is_not_one_text(tokenizer):
         tokenizer(["first", "second"])
     with pytest.raises(ValueError, match="is not a text"):
         tokenizer.encode([("first", "second")])
+    with pytest.raises(ValueError, match="'first' is one text, but encode"):
+        tokenizer.encode("first")
 
 
 def test_a_corpus_may_be_one_path(tokenizer, tmp_path):
