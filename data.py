@@ -818,18 +818,16 @@ def mark_held_out(lines):
 
     lines: an empty line ends each document, also the last one
     """
-    in_document = False                                  # whether a document has begun
     held_out = None                                      # None: it is not decided yet
-    waiting = []                                         # the lines of which it is not decided
+    waiting = []                                         # the document's lines until it is
     num_characters = 0                                   # in these
     for line in lines:
         ends_document = line == ""
-        if ends_document and not in_document:            # an empty line before a document
-            continue
-        in_document = not ends_document
         if held_out is not None:
             yield line, held_out
         else:
+            if ends_document and not waiting:            # an empty line before a document
+                continue
             waiting.append(line)
             num_characters += len(line)
             if ends_document or num_characters >= DECIDING_CHARACTERS:
