@@ -1162,24 +1162,23 @@ def lines_of_csv(path, stream, text_column, counts):
 
     A document without text is added to the empty ones of counts, a CharacterCounts.
     """
-    header = None                                        # the names of the columns
     with parsing(path, "a readable .csv"):
-        lines = lines_within_limit(stream)
-        for number, cells in rows_of_csv(lines, place="line "):
-            if header is None:                           # this is the first row
-                check_columns(cells, text_column)
-                header = cells
-            elif len(cells) > len(header):
-                raise ValueError(f"line {number} has too many columns")
-            elif len(cells) <= header.index(text_column):
-                raise ValueError(f"line {number} has too few columns")
-            else:
-                document = cells[header.index(text_column)]
-                if document.strip() == "":
-                    counts.empty += 1
-                yield from lines_of_document(document)
-        if header is None:
+        rows = rows_of_csv(lines_within_limit(stream), place="line ")
+        first_row = next(rows, None)
+        if first_row is None:
             raise ValueError(f"it has no column {text_column!r}, because it is empty")
+        _, header = first_row                            # the names of the columns
+        check_columns(header, text_column)
+        column = header.index(text_column)
+        for number, cells in rows:
+            if len(cells) > len(header):
+                raise ValueError(f"line {number} has too many columns")
+            if len(cells) <= column:
+                raise ValueError(f"line {number} has too few columns")
+            document = cells[column]
+            if document.strip() == "":
+                counts.empty += 1
+            yield from lines_of_document(document)
 
 
 def rows_of_csv(lines, place):
