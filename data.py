@@ -940,16 +940,16 @@ def files_below(path):
     return sorted(files)
 
 
-def read_corpus(corpus, text_column="text"):
+def read_corpus(files, text_column="text"):
     """Yield the lines of a corpus, without the white space around them, and at least one empty line
     after each document; show a progress bar.
 
-    text_column: the field or column of the text in a .jsonl or a .csv.
+    files: the list that corpus_files returns
+    text_column: the field or column of the text in a .jsonl or a .csv
     NULs and bytes that are not UTF-8 become U+FFFD, which BERT's normaliser removes. ValueError
     names a damaged file, a text in another encoding, or the line of a .jsonl or a .csv that is not
     a document.
     """
-    files = corpus_files(corpus)
     has_columns = any(CORPUS_FILE.fullmatch(path)[1].lower() != ".txt" for path in files)
     if text_column != "text" and not has_columns:
         raise ValueError(f"--text {text_column}: {first_few(files)}: a .txt has no columns")

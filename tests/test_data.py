@@ -147,7 +147,7 @@ def test_any_mix_of_files_and_folders_is_read_in_a_fixed_order(tmp_path):
              "x/c.txt.xz", "x/d.jsonl.bz2", "x/e.jsonl.xz", "x/f.csv.gz"]
     corpus = [str(tmp_path / "one.txt.gz"), str(tmp_path / "x")]
     assert corpus_files(corpus) == [str(tmp_path / name) for name in order]
-    found = "\n".join(read_corpus(corpus)).split("\n\n")
+    found = "\n".join(read_corpus(corpus_files(corpus))).split("\n\n")
     found = [lines.strip().split("\n") for lines in found if lines.strip()]
     assert found == [lines for name in order for lines in parts[name]]
 
@@ -173,7 +173,7 @@ def test_the_bar_counts_the_bytes_on_the_disk(tmp_path, monkeypatch):
     names = ["a.txt", "b.jsonl.gz", "c.txt.bz2", "d.txt.xz", "empty.txt"]
     for i, name in enumerate(names):
         put(tmp_path / name, make_documents(40, seed=i) if i < 4 else [[]])
-    list(read_corpus([str(tmp_path)]))
+    list(read_corpus(corpus_files([str(tmp_path)])))
     assert bars[0].n == bars[0].total == sum(os.path.getsize(tmp_path / name) for name in names)
 
 
@@ -212,7 +212,7 @@ def test_many_small_files_in_another_encoding_are_refused_together(tmp_path, cap
         raw(tmp_path / f"{number:02}.txt", f"grüne Grüße {number}\n".encode("latin-1"))
     message = f"^{tmp_path}/19.txt and the files before it: not UTF-8: of [0-9]+ characters 60 "
     with pytest.raises(ValueError, match=message):
-        list(read_corpus([str(tmp_path)]))
+        list(read_corpus(corpus_files([str(tmp_path)])))
 
 
 @pytest.mark.parametrize("name_of_clean_file", ["a.txt", "z.txt"])
@@ -221,7 +221,7 @@ def test_a_large_clean_file_makes_up_for_small_damaged_ones_in_any_order(
     for name in ("k.txt", "l.txt"):
         raw(tmp_path / name, b"damaged \xff\xff\xff\xff\xff\xff\n")
     raw(tmp_path / name_of_clean_file, "a clean line\n" * 2000)
-    assert len(list(read_corpus([str(tmp_path)]))) == 2 + 2000 + 3
+    assert len(list(read_corpus(corpus_files([str(tmp_path)])))) == 2 + 2000 + 3
 
 
 def test_a_large_corpus_in_another_encoding_is_refused_before_all_of_it_is_read(tmp_path, capsys):
@@ -231,7 +231,7 @@ def test_a_large_corpus_in_another_encoding_is_refused_before_all_of_it_is_read(
         raw(tmp_path / f"{number:03}.txt", b"x" * 8999 + b"\n" + b"\xff" * 10 + b"\n")
     message = f"^{tmp_path}/110.txt and the files before it: not UTF-8"
     with pytest.raises(ValueError, match=message):
-        list(read_corpus([str(tmp_path)]))
+        list(read_corpus(corpus_files([str(tmp_path)])))
 
 
 @pytest.mark.parametrize("num_clean, is_refused", [(10_978, True), (10_989, False)])
@@ -396,7 +396,7 @@ def test_a_line_of_csv_that_is_too_long_is_an_error(tmp_path, monkeypatch):
     ("a.csv", '\ufefftext,body\r\nno,"one\ntwo"\r\n\r\nno,"three, four"\r\n')])
 def test_the_column_of_the_text_can_be_chosen(name, text, tmp_path, tokenizer):
     corpus = [raw(tmp_path / name, text)]
-    lines = list(read_corpus(corpus, "body"))
+    lines = list(read_corpus(corpus_files(corpus), "body"))
     assert [line for line in lines if line] == ["one", "two", "three, four"]
     assert lines[2] == lines[4] == ""
     folder = str(tmp_path / "tok")
@@ -443,7 +443,7 @@ def test_damage_after_the_first_stream_is_an_error(packed, damage, tmp_path):
               "cut at once": second[:3], "other": b"this is no stream"}[damage]
     corpus = [raw(tmp_path / f"a.txt{packed}", first + broken)]
     with pytest.raises(ValueError, match=f"a.txt{packed}: not a whole, undamaged file"):
-        list(read_corpus(corpus))
+        list(read_corpus(corpus_files(corpus)))
 
 
 @pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz"])
@@ -451,7 +451,7 @@ def test_an_empty_packed_file_is_damaged(packed, tmp_path):
     raw(tmp_path / f"a.txt{packed}", b"")
     raw(tmp_path / "b.txt", b"text\n")
     with pytest.raises(ValueError, match=f"a.txt{packed}: not a whole, undamaged file"):
-        list(read_corpus([str(tmp_path)]))
+        list(read_corpus(corpus_files([str(tmp_path)])))
 
 
 def test_a_name_of_a_column_must_be_utf_8(tokenizer, tmp_path):
@@ -494,7 +494,7 @@ def test_hidden_files_and_folders_in_a_folder_are_skipped(tmp_path, capsys):
 def test_the_case_of_an_ending_does_not_matter(tmp_path):
     raw(tmp_path / "A.TXT", "one\n")
     raw(tmp_path / "B.Csv.GZ", gzip.compress(b"body\ntwo\n"))
-    lines = list(read_corpus([str(tmp_path)], "body"))
+    lines = list(read_corpus(corpus_files([str(tmp_path)]), "body"))
     assert [line for line in lines if line] == ["one", "two"]
 
 
@@ -523,7 +523,7 @@ def test_the_name_of_a_file_cannot_write_to_the_terminal(tmp_path, capsys):
     folder.mkdir()
     raw(folder / "\x1b[31mred\nname.txt", "one\0two\n")
     raw(folder / "x.pdf", "")
-    assert [line for line in read_corpus([str(folder)]) if line] == ["one\ufffdtwo"]
+    assert [line for line in read_corpus(corpus_files([str(folder)])) if line] == ["one\ufffdtwo"]
     error = capsys.readouterr().err
     assert "\x1b" not in error and error.count("\n") == 2
     assert r"\x1b[31mred\nname.txt: replaced 1 NULs" in error
