@@ -879,33 +879,18 @@ UNDAMAGED_FILE = "a whole, undamaged file"
 
 def corpus_files(corpus):
     """List the files of a corpus, those of a folder sorted. ValueError for a path without any, or
-    for a path that is named twice. (A link to a file counts as another file.)
-
-    A warning says how many files of a folder are left out.
-    """
+    for a path that is named twice. (A link to a file counts as another file.)"""
     files = []
     for path in corpus:
         if not os.path.exists(path):
             raise ValueError(f"{path} does not exist")
-        candidates = [path]
         if os.path.isdir(path):
-            candidates = files_below(path)
-        found = []
-        for file_path in candidates:
-            # A pipe or a device may never end: only regular files are read.
-            has_ending = CORPUS_FILE.fullmatch(file_path) is not None
-            if has_ending and os.path.isfile(file_path) and not is_hidden(file_path, path):
-                found.append(file_path)
-        if not found and os.path.isdir(path):
-            raise ValueError(f"{path}: no .txt, .jsonl or .csv (or one as .gz, .bz2, .xz) there")
-        if not found:
+            files += corpus_files_below(path)
+        elif is_corpus_file(path):
+            files.append(path)
+        else:
             raise ValueError(f"{path}: not a regular file whose name ends in .txt, .jsonl or .csv, "
                              "or in one of these and .gz, .bz2 or .xz")
-        num_skipped = len(candidates) - len(found)
-        if num_skipped > 0:
-            warn(f"{path}: skipped files: {num_skipped}; they are not .txt, .jsonl or .csv, or no "
-                 "regular files, or a name begins with a dot")
-        files += found
     counts = Counter(os.path.abspath(file_path) for file_path in files)
     for file_path, count in counts.items():
         if count > 1:
@@ -913,15 +898,36 @@ def corpus_files(corpus):
     return files
 
 
+def is_corpus_file(path):
+    """Return True for a regular file with an ending that is read. A pipe or a device, which is no
+    regular file, may never end."""
+    return CORPUS_FILE.fullmatch(path) is not None and os.path.isfile(path)
+
+
+def corpus_files_below(folder):
+    """List the files below a folder that are read, sorted. A warning says how many are left out.
+    ValueError if there is none."""
+    found = []
+    num_skipped = 0
+    for path in files_below(folder):
+        if is_corpus_file(path) and not is_hidden(path, folder):
+            found.append(path)
+        else:
+            num_skipped += 1
+    if not found:
+        raise ValueError(f"{folder}: no .txt, .jsonl or .csv (or one as .gz, .bz2, .xz) there")
+    if num_skipped > 0:
+        warn(f"{folder}: skipped files: {num_skipped}; they are not .txt, .jsonl or .csv, or no "
+             "regular files, or a name begins with a dot")
+    return found
+
+
 def is_hidden(file_path, folder):
     """Return True if a file below a folder is hidden: its name begins with a dot, or that of a
     folder between the two.
 
     Jupyter keeps copies of files in the folder .ipynb_checkpoints, which would double the text.
-    file_path may be the folder itself, if the user has named a file. That is never hidden.
     """
-    if file_path == folder:
-        return False
     names = os.path.relpath(file_path, folder).split(os.sep)
     return any(name.startswith(".") for name in names)
 
