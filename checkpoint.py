@@ -761,7 +761,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     check_inputs(out, inputs)
     run_path = os.path.join(out, RUN_FILE)
     run_before = read_run(out)                           # of the run whose files are there now
-    check_owner(out, script, resume, overwrite)
+    check_owner(out, run_before, script, resume, overwrite)
     if resume:
         check_settings(run_path, run_before.get("settings", {}), settings)
     os.makedirs(out, exist_ok=True)
@@ -815,8 +815,9 @@ def remove_unused(out):
         os.rmdir(out)                                    # only if it is empty
 
 
-def check_owner(out, script, resume, overwrite):
-    """Raise ValueError if a run of `script` may not write into the folder `out`.
+def check_owner(out, run, script, resume, overwrite):
+    """Raise ValueError if a run of `script` may not write into the folder `out`. run: what read_run
+    has read there
 
     If there is nothing to resume because `out` is empty, print a line: this is not an error.
     """
@@ -827,7 +828,6 @@ def check_owner(out, script, resume, overwrite):
         names = os.listdir(out)
     run_files = files_of_run(out)
     check_regular_files(out, run_files)
-    run = read_run(out)
     if run == {} and RUN_FILE in names:
         names.remove(RUN_FILE)                           # an empty run.json says nothing
     if names == []:

@@ -1288,7 +1288,7 @@ def test_to_resume_where_no_run_is_prints_a_line_and_starts(tmp_path, capsys, is
 def test_a_pipe_in_the_place_of_run_json_is_refused_at_once(tmp_path, resume):
     os.mkfifo(tmp_path / "run.json")
     with pytest.raises(ValueError, match=f"--out {tmp_path}: .*run.json is not a regular file"):
-        check_owner(str(tmp_path), "distill.py", resume, overwrite=False)
+        check_owner(str(tmp_path), {}, "distill.py", resume, overwrite=False)
 
 
 def test_somebody_elses_run_json_is_not_overwritten(tmp_path):
