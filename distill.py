@@ -737,10 +737,12 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
             totals, lr, gradient_norm = training_step(
                 model, objective, run_state.optimizer, step, options, processes)
             stop = must_stop(signals, log_now or save_now, processes)
+            if stop:
+                save_now = True
             # Reading a value from a GPU interrupts its work. So a step on a GPU is checked only if
             # it is logged or saved. A nan stays in the weights, so a later check finds it. If only
             # the norm has overflowed, clipping has made the gradients 0, which does no harm.
-            if log_now or save_now or stop or processes.device.type == "cpu":
+            if log_now or save_now or processes.device.type == "cpu":
                 check_finite_step(steps_done, totals, gradient_norm, lr)
 
             if is_main and log_now:
@@ -751,14 +753,14 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
                     line |= held_out_scores(evaluate_model, steps_done)
                 append_to_log(log_path, line)
 
-            if is_main and (stop or save_now):
+            if is_main and save_now:
                 save_checkpoint(steps_done)
             if is_main and log_now:
                 try:
                     show_progress(bar, line, options.steps, evaluate_now)
                 except OSError:
                     # A pipe was closed, such as that to `head`. The run ends, but loses nothing.
-                    if not (stop or save_now):
+                    if not save_now:
                         save_checkpoint(steps_done)
                     raise
             if log_now:
