@@ -1723,12 +1723,10 @@ def check_same_tokens(tokenizer, path, name):
 
 def run_evaluation(args, teacher, student, tokenizer, bf16, processes):
     """Measure the models of --teacher and --student on the held-out part of the corpus."""
-    models = {}
-    if teacher is not None:
-        models["teacher"] = teacher.to(processes.device)
-    if student is not None:
-        models["student"] = student.to(processes.device)
+    models = models_by_name(teacher, student)
     check_sizes(models, tokenizer, args.length)
+    for model in models.values():
+        model.to(processes.device)
     corpus = open_and_describe_corpus(args, tokenizer, processes)
     valid_batches = make_valid_batches(corpus, tokenizer, args.length)
     print(f"length   {args.length} tokens in a sequence")
@@ -1882,11 +1880,7 @@ def default_own_parts(args, shape):
 
 def check_models(args, teacher, student, tokenizer, loss_weights):
     """Raise ValueError if the models, the tokenizer and the flags do not fit together."""
-    models = {}
-    if teacher is not None:
-        models["teacher"] = teacher
-    models["student"] = student
-    check_sizes(models, tokenizer, args.length)
+    check_sizes(models_by_name(teacher, student), tokenizer, args.length)
     if teacher is None:
         return
     # A size must be the same in both models if a loss compares tensors of this size, or if the
@@ -1924,6 +1918,17 @@ def check_models(args, teacher, student, tokenizer, loss_weights):
                              "embeddings cannot be factorised; use --init sharp")
 
 
+def models_by_name(teacher, student):
+    """Return {"teacher": teacher, "student": student} without a model that is None. In this order
+    the tables show them."""
+    models = {}
+    if teacher is not None:
+        models["teacher"] = teacher
+    if student is not None:
+        models["student"] = student
+    return models
+
+
 def check_sizes(models, tokenizer, length):
     """Raise ValueError if a model {name: model} has too few tokens or positions."""
     for name, model in models.items():
@@ -1951,12 +1956,11 @@ def train_student(args, options, settings, teacher, student, tokenizer, loss_wei
             print("the teacher's adapters give the student no first values")
         sample = batches.sequences(range(min(256, batches.count)))
         start_from_teacher(student, teacher, torch.from_numpy(sample))
-    models = {}                                          # in the order in which they are printed
-    if teacher is not None:
-        models["teacher"] = teacher.to(device)
-        if bf16:
-            cast_linear_layers(teacher)
-    models["student"] = student.to(device)
+    models = models_by_name(teacher, student)
+    for model in models.values():
+        model.to(device)
+    if teacher is not None and bf16:
+        cast_linear_layers(teacher)
     distillation = Distillation(
         student, teacher, batches, loss_weights, temperature=args.temperature,
         micro_batch_size=args.micro_batch_size, processes=processes, bf16=bf16,
