@@ -1487,17 +1487,8 @@ def add_training_flags(parser):
                        "evenly, without micro-batches (default: on a GPU, where that is so)")
 
 
-# The flags that --evaluate reads.
-EVALUATE_FLAGS = ("--evaluate", "--teacher", "--student", "--tokenizer", "--corpus", "--text",
-                  "--cache", "--length", "--device", "--bf16")
-
-
-def arguments(argv):
-    """Parse the command line; what is not given is filled in from the recipe."""
-    parser = CommandParser("distill.py", __doc__)
-    add_model_flags(parser)
-    add_loss_flags(parser)
-    add_training_flags(parser)
+def add_data_flags(parser):
+    """Add the flags of distill.py about the corpus and the tokenizer."""
     group = parser.add_argument_group("data")
     group.add_argument("--corpus", nargs="+", action="extend", metavar="PATH",
                        help="files and folders of .txt, .jsonl and .csv, or a token file of "
@@ -1509,6 +1500,20 @@ def arguments(argv):
                        help="folder or Hugging Face name (default: the teacher's, or --student's)")
     group.add_argument("--cache", default=CACHE, metavar="DIR",
                        help="where tokenised corpora are kept (default: ~/.cache/minialbert)")
+
+
+# The flags that --evaluate reads.
+EVALUATE_FLAGS = ("--evaluate", "--teacher", "--student", "--tokenizer", "--corpus", "--text",
+                  "--cache", "--length", "--device", "--bf16")
+
+
+def arguments(argv):
+    """Parse the command line; what is not given is filled in from the recipe."""
+    parser = CommandParser("distill.py", __doc__)
+    add_model_flags(parser)
+    add_loss_flags(parser)
+    add_training_flags(parser)
+    add_data_flags(parser)
     add_run_flags(parser, "the folder for the student (default: out/student)",
                   eval_every_default="200 [2,000]", save_every_default="200 [2,000]")
     parser.set_defaults(out="out/student")
