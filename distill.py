@@ -1331,7 +1331,7 @@ def refuse_flags(given, refused, reason):
             raise ValueError(f"{flag}: {reason}")
 
 
-def allow_only(allowed, given, command):
+def allow_only(given, allowed, command):
     """Raise ValueError if a flag was given that is not among those that the command uses."""
     for flag in given:
         if flag not in allowed:
@@ -1521,7 +1521,7 @@ def arguments(argv):
 
     given = given_flags(argv)
     if args.evaluate:
-        allow_only(EVALUATE_FLAGS, given, "--evaluate")
+        allow_only(given, EVALUATE_FLAGS, "--evaluate")
         if args.teacher == "none" and args.student is None:
             raise ValueError("--evaluate: give a --teacher or a --student to measure")
     # If no --teacher is given, the bundled one is used. There is one exception: --evaluate with a

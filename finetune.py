@@ -1225,10 +1225,10 @@ def check_flags(args, given):
     """Raise ValueError for flags that would be ignored, and if --task needs --train, which was not
     given."""
     if args.predict is not None:
-        allow_only(PREDICT_FLAGS, given, "--predict")
+        allow_only(given, PREDICT_FLAGS, "--predict")
         return
     if args.evaluate:
-        allow_only(EVALUATE_FLAGS, given, "--evaluate")
+        allow_only(given, EVALUATE_FLAGS, "--evaluate")
         return
     if args.task is None:
         reason = "without --task the built-in task is trained, and this would be ignored"
