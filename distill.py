@@ -1908,19 +1908,27 @@ def check_models(args, teacher, student, tokenizer, loss_weights):
         check_same(teacher, student, "num_attention_heads",
                    f"to allow this, say --attention-weight 0{init_remedy}")
     if starts_as_teacher:
-        check_same(teacher, student, "intermediate_size", "to allow this, say --init sharp")
-        if student.config.num_hidden_groups > teacher.config.num_hidden_layers:
-            raise ValueError(f"--num-hidden-groups {student.config.num_hidden_groups}: the teacher "
-                             f"has only {teacher.config.num_hidden_layers} layers; use --init "
-                             "sharp")
-        if student.config.embedding_size > teacher.config.embedding_size:
-            raise ValueError(f"--embedding-size {student.config.embedding_size}: the teacher's is "
-                             f"only {teacher.config.embedding_size}; use --init sharp")
-        factorises = student.config.embedding_size < teacher.config.embedding_size
-        if factorises and student.embeddings.project is None:
-            raise ValueError(f"--embedding-size {student.config.embedding_size}: this is the "
-                             "student's hidden_size, so it has no projection, and the teacher's "
-                             "embeddings cannot be factorised; use --init sharp")
+        check_start(teacher, student)
+
+
+def check_start(teacher, student):
+    """Raise ValueError if a fresh student cannot start from this teacher, although both have the
+    same hidden_size and num_attention_heads."""
+    check_same(teacher, student, "intermediate_size", "to allow this, say --init sharp")
+    G = student.config.num_hidden_groups
+    L = teacher.config.num_hidden_layers                 # layers of the teacher
+    if G > L:
+        raise ValueError(f"--num-hidden-groups {G}: the teacher has only {L} layers; use --init "
+                         "sharp")
+    E = student.config.embedding_size
+    teacher_E = teacher.config.embedding_size
+    if E > teacher_E:
+        raise ValueError(f"--embedding-size {E}: the teacher's is only {teacher_E}; use --init "
+                         "sharp")
+    if E < teacher_E and student.embeddings.project is None:
+        raise ValueError(f"--embedding-size {E}: this is the student's hidden_size, so it has no "
+                         "projection, and the teacher's embeddings cannot be factorised; use "
+                         "--init sharp")
 
 
 def models_by_name(teacher, student):
