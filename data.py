@@ -352,8 +352,7 @@ def obey_config(backend, config):
 
 
 def read_tokenizer_files(path):
-    """Read the tokenizer's files, so that save() can write them even if the folder has changed ->
-    {name: bytes}."""
+    """Read the tokenizer's files in a folder -> {name: bytes}."""
     contents = {}
     for name in TOKENIZER_FILES:
         file_path = os.path.join(path, name)
@@ -1115,10 +1114,7 @@ def lines_of_text(path, stream, longest):
 def lines_of_jsonl(path, stream, text_column, counts):
     """Yield the lines of the documents in a .jsonl, and an empty one after each.
 
-    A NUL or half a character may also be written as an escape, such as \\ud800. An escape is no
-    sign of another encoding, so check_encoding must not count it. It is replaced here, before
-    replace_unreadable sees it, and added to the escapes of the CharacterCounts. A document without
-    text is added to its empty ones.
+    Escapes that are replaced, and documents without text, are counted in counts, a CharacterCounts.
     """
     for number, row in enumerate(lines_of_text(path, stream, LONGEST_ROW), start=1):
         if row.strip() == "":
@@ -1129,9 +1125,10 @@ def lines_of_jsonl(path, stream, text_column, counts):
             kind = f"a JSON object of at most {LONGEST_ROW} characters"
         with parsing(f"{path}:{number}", kind):
             document = document_of_row(row, text_column)
-        # json.loads turns the escapes \u0000 and \ud800 into a NUL and half a character. If the
-        # row itself has neither of these characters, those in the document come from escapes. If
-        # the row has some, they cannot be told apart: replace_unreadable replaces them all.
+        # json.loads turns the escapes \u0000 and \ud800 into a NUL and half a character. These are
+        # replaced here: replace_unreadable would count them as signs of another encoding, which
+        # they are not. But if the row itself has such characters, too, the two cannot be told apart
+        # in the document, and replace_unreadable replaces them all.
         if "\\u" in row and not NUL_OR_SURROGATE.search(row):
             document, num_escapes = NUL_OR_SURROGATE.subn("\ufffd", document)
             counts.escapes += num_escapes
