@@ -324,8 +324,8 @@ def with_usual_names(path, tensors):
 
 def without_tied_decoder(tensors, layout, config):
     """Return the tensors without the decoder if it equals the word table, which our model then uses
-    in its place. But if the config has a tie_decoder that is false, they may be equal only for now,
-    and the decoder stays."""
+    in its place. But the decoder stays if the config's tie_decoder is False: then the two are
+    trained apart, and may be equal only because the training has not begun."""
     kept = dict(tensors)
     decoder_name = name_in_file(layout, "head.decoder.weight")
     word_name = name_in_file(layout, "embeddings.word.weight")

@@ -147,8 +147,8 @@ def teacher_layer_number(r, num_recursions, num_layers):
     After recursion r the student has done the share (r + 1) / num_recursions of its work. The layer
     with which the teacher has done the same share is returned; if the share ends within a layer,
     that layer. With 6 recursions and 12 layers, recursion 0 belongs to layer 1 and recursion 5 to
-    layer 11. (For the pairs of match_layers no share ends within a layer. start_corrections also
-    asks for those recursions that are in no pair.)
+    layer 11. (In match_layers no share ends within a layer. In start_corrections one can: it asks
+    for all recursions, also for those that match_layers pairs with no layer.)
     """
     num_applied = math.ceil((r + 1) * num_layers / num_recursions)
     return num_applied - 1                               # counted from 0
@@ -1197,9 +1197,9 @@ def uses_bf16(flag, device):
 
 
 def cast_linear_layers(model):
-    """Cast a frozen model's linear layers, weights and biases, to bfloat16, once. Autocast would
-    do the same in each step. (But it would round the sum of a matrix and its correction; here the
-    matrix is rounded before a correction is added.)
+    """Cast a frozen model's linear layers, weights and biases, to bfloat16, once. Without this
+    autocast would do it in each step. (In a model with corrections that is not quite the same:
+    autocast would round the sum of a matrix and its correction, not the matrix alone.)
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
