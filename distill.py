@@ -1789,8 +1789,8 @@ def choose_losses(args, teacher, num_recursions, given=()):
     elif args.elastic > 0 and "--elastic" in given:
         raise ValueError("--elastic: it needs a teacher with an MLM head and more than one "
                          "recursion")
-    has_logits = "output" in loss_weights or "elastic" in loss_weights
-    if not has_logits and "--temperature" in given:
+    compares_predictions = "output" in loss_weights or "elastic" in loss_weights
+    if not compares_predictions and "--temperature" in given:
         raise ValueError("--temperature: there is neither an output nor an elastic loss")
     if not loss_weights:
         raise ValueError("no loss is left: each has the weight 0 or is not possible with this "
