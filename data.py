@@ -116,7 +116,7 @@ def mask_tokens(ids, tokenizer, rng):
 RNG_ORDERS = 1                      # the order of the sequences in an epoch
 RNG_MASKS = 2                       # the masks of a step
 RNG_DEPTHS = 3                      # the depths of the elastic loss in a step (see distill.py)
-RNG_TASK_ORDERS = 3                 # the order in fine-tuning, which draws no depths
+RNG_TASK_ORDERS = 3                 # the order in fine-tuning (3 again: it draws no depths)
 
 
 class MaskedBatches:

@@ -907,7 +907,8 @@ def cut_log(path, size):
     """Make the log if there is none. Cut off what comes after `size` bytes, its size at the last
     checkpoint: a run that was killed may have written more lines."""
     with open(path, "ab") as log:
-        log.truncate(min(size, log.tell()))
+        size_now = log.tell()                            # in the mode "a" it stands at its end
+        log.truncate(min(size, size_now))                # truncate could also lengthen it
 
 
 def append_to_log(path, line):
