@@ -172,6 +172,11 @@ def score(task, examples, guesses):
     return {metric: scores[metric] for metric in task.metrics}
 
 
+# The next functions compare two sets of items: those of the true labels and the guessed ones.
+#   classification: an item is (number of the example, class)
+#   tagging: an item is an entity, (number of the sentence, first word, one past the last, type)
+# A guessed item is correct if it is among the gold items. The "name" of an item is its last field.
+
 def detailed_scores(task, examples, guesses):
     """Score each class, or each type of entity, by itself: {name: {metric: value}}.
 
@@ -181,7 +186,6 @@ def detailed_scores(task, examples, guesses):
     gold = [example.label for example in examples]
     if gold[0] is None or task.kind not in ("classification", "tagging"):
         return {}
-    # For what an item is, see the comment below this function.
     if task.kind == "classification":
         gold_items = set(enumerate(gold))
         guessed_items = set(enumerate(guesses))
@@ -190,11 +194,6 @@ def detailed_scores(task, examples, guesses):
         guessed_items = entities_of_all(guesses)
     return scores_by_name(gold_items, guessed_items)
 
-
-# The next functions compare two sets of items: those of the true labels and the guessed ones.
-#   classification: an item is (number of the example, class)
-#   tagging: an item is an entity, (number of the sentence, first word, one past the last, type)
-# A guessed item is correct if it is among the gold items. The "name" of an item is its last field.
 
 def item_scores(gold_items, guessed_items):
     """Compute precision, recall and F1 of a set of guessed items.
