@@ -479,15 +479,15 @@ def check_width(cells, header, ending, location):
     if len(cells) == len(header):
         return
     message = f"{location}: {len(cells)} columns, not {len(header)}"
-    has_too_many = len(cells) > len(header)
-    has_open_quote = "".join(cells).count('"') % 2 == 1
-    if ending == ".csv":
+    if len(cells) > len(header):
         # If the header has one column, it may be the header that is wrong.
-        if has_too_many and len(header) > 1:
+        if ending == ".csv" and len(header) > 1:
             message += "; a cell with a comma in it needs quotes around it"
-    elif has_open_quote and not has_too_many:
-        message += (f"; in a {ending} quotes are text, and a cell cannot hold a line break, as it "
-                    "can in a .csv")
+    else:
+        has_open_quote = "".join(cells).count('"') % 2 == 1
+        if ending != ".csv" and has_open_quote:
+            message += (f"; in a {ending} quotes are text, and a cell cannot hold a line break, as "
+                        "it can in a .csv")
     raise ValueError(message)
 
 
