@@ -718,20 +718,19 @@ def squad_example(path, question, context, needs_answers):
 def label_of_question(question, question_id, context, needs_answers):
     """Return the list of right answers to a question: [] if it has none, None if they are not
     known. ValueError as in squad_example."""
-    is_impossible = None                                 # SQuAD v1.1 does not have this field
-    if question.get("is_impossible") is not None:
-        is_impossible = field_of(question, "is_impossible", bool)
-    if is_impossible:
+    # Only SQuAD v2.0 has the field is_impossible. In v1.1 an empty list means: no answer.
+    is_v2 = question.get("is_impossible") is not None
+    if is_v2 and field_of(question, "is_impossible", bool):
         return []                                        # its answers, if it has some, do not count
     if "answers" not in question and not needs_answers:
         return None
     answers = answers_of(question, question_id, context)
-    if answers or is_impossible is None:
-        return answers                                   # in SQuAD v1.1 [] means: no answer
-    # is_impossible is false, so there is an answer. But none is listed: it is kept secret.
-    if needs_answers:
+    if is_v2 and not answers:
+        # is_impossible is false, so there is an answer. But none is listed: it is kept secret.
+        if not needs_answers:
+            return None
         raise ValueError(f"question {question_id!r:.60} has no answer, but is_impossible is false")
-    return None
+    return answers
 
 
 def answers_of(question, question_id, context):
