@@ -521,14 +521,7 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
         texts = [cell(row, column, location) for column in text_columns]
         label = None
         if label_column is not None:
-            label = str(cell(row, label_column, location, may_be_number=True)).strip()
-            if label == "":
-                raise ValueError(f"{location}: the label in column {label_column!r} is missing")
-            if label.lower() == "nan":                   # numpy writes nan for a missing number
-                raise ValueError(f"{location}: the label in column {label_column!r} is {label!r}, "
-                                 "which stands for a missing one")
-            if numeric:
-                label = read_number(label, label_column, location)
+            label = read_label(row, label_column, location, numeric)
         second_text = texts[1] if len(texts) > 1 else None
         examples.append(Example(texts[0], second_text, label, str(len(examples)), location))
         if any(text.strip() == "" for text in texts):
@@ -536,6 +529,20 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
     if num_empty > 0:
         warn(f"{path}: the text of {num_empty:,} of {len(examples):,} examples is empty")
     return not_empty(examples, path)
+
+
+def read_label(row, column, location, numeric):
+    """Return the label in a row {column: value}: a text or, if numeric, a number. ValueError if it
+    is missing."""
+    label = str(cell(row, column, location, may_be_number=True)).strip()
+    if label == "":
+        raise ValueError(f"{location}: the label in column {column!r} is missing")
+    if label.lower() == "nan":                           # numpy writes nan for a missing number
+        raise ValueError(f"{location}: the label in column {column!r} is {label!r}, which stands "
+                         "for a missing one")
+    if numeric:
+        return read_number(label, column, location)
+    return label
 
 
 def cell(row, column, location, may_be_number=False):
