@@ -1109,14 +1109,21 @@ def check_labels(datasets, kind, labels):
                 own_labels = example.label
             for i, label in enumerate(own_labels):
                 if label not in known:
-                    location = example.location
-                    if kind == "tagging" and ":" in location:
-                        # In a CoNLL file each word of a sentence has a line, and the example's
-                        # location is that of the first one.
-                        path, first_line = location.rsplit(":", 1)
-                        location = f"{path}:{int(first_line) + i}"
+                    location = location_of_label(example, kind, i)
                     raise ValueError(f"{location}: label {label!r:.60} does not occur in the "
                                      f"training set, whose labels are {first_few(labels)}")
+
+
+def location_of_label(example, kind, i):
+    """Return where label number i of an example stands in its file, for messages.
+
+    In a CoNLL file each word of a sentence has a line with its tag. The example's location is that
+    of the first one.
+    """
+    if kind == "tagging" and ":" in example.location:
+        path, first_line = example.location.rsplit(":", 1)
+        return f"{path}:{int(first_line) + i}"
+    return example.location
 
 
 def write_predictions(out, task, split_name, examples, predictions):
