@@ -303,16 +303,13 @@ def answer_features(task, example_number, example, tokenised, tokenizer):
         # An array and a range take little memory: SQuAD has 90,000 windows.
         stands_for = np.array(spans, np.int32)                                # (tokens, 2)
         positions = range(len(prefix), len(prefix) + end - begin)
+        labels = [0, 0]                                  # [CLS] stands for "no answer here"
         if example.label is None:
             labels = [math.nan, math.nan]                # the answer is not known
-        elif answer_tokens is None:
-            labels = [0, 0]                              # [CLS] stands for "no answer"
-        else:
+        elif answer_tokens is not None:
             first, last = answer_tokens
             if begin <= first and last < end:            # all of the answer is in this window
                 labels = [len(prefix) + first - begin, len(prefix) + last - begin]
-            else:
-                labels = [0, 0]                          # for this window there is no answer
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), example_number, positions, stands_for, labels,
                       was_cut=tokenised.first_was_cut)
