@@ -1571,13 +1571,15 @@ def choose_hidden_weight(flag, mode, teacher, config):
     if teacher is None or mode == "head" or flag == 0:
         return 0.0
     obstacle = why_not_comparable(config, teacher.encoder.config)
-    if obstacle is None:
-        return DEFAULT_HIDDEN_WEIGHT if flag is None else flag
-    if flag is not None:
-        raise ValueError(f"--hidden-weight {flag:g}: the hidden states cannot be compared: "
-                         f"{obstacle}")
-    print(f"the hidden states are not compared with the teacher's: {obstacle}")
-    return 0.0
+    if obstacle is not None:
+        if flag is not None:
+            raise ValueError(f"--hidden-weight {flag:g}: the hidden states cannot be compared: "
+                             f"{obstacle}")
+        print(f"the hidden states are not compared with the teacher's: {obstacle}")
+        return 0.0
+    if flag is None:
+        return DEFAULT_HIDDEN_WEIGHT
+    return flag
 
 
 def why_not_comparable(config, teacher_config):
