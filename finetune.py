@@ -1958,12 +1958,13 @@ def lines_to_predict(text):
     if os.path.exists(text):
         raise ValueError(f"--predict {text}: this is not a regular file; if it is meant as a text, "
                          "add a space to it")
-    ending = r"(?i)\.(txt|text|md|tsv|csv|jsonl?|gz|bz2|xz)"
-    is_one_word = re.fullmatch(r"\S+", text) is not None
-    if is_one_word and (re.search(f"{ending}$", text) or "/" in text or text == "-"):
+    endings = r"(?i)\.(txt|text|md|tsv|csv|jsonl?|gz|bz2|xz)$"
+    ends_as_file = re.search(endings, text) is not None
+    has_space = re.search(r"\s", text) is not None
+    if not has_space and (ends_as_file or "/" in text or text == "-"):
         raise ValueError(f"--predict {text}: there is no such file; if it is meant as a text, add "
                          "a space to it")
-    if re.search(f"{ending}$", text):
+    if ends_as_file:
         warn(f"there is no file {text!r:.60}, so this is taken as a text")
     # Bytes of the command line that are not UTF-8 are surrogates in Python's text, which cannot be
     # printed. Here they become question marks.
