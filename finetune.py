@@ -1329,16 +1329,16 @@ def choose_length(length, kind, num_positions):
 def tuning_settings(args, task, datasets, tokenizer, teacher, bf16):
     """Collect the settings that must be the same to resume a command: {name: value}. run() adds
     those of the model."""
-    teacher_encoder = None
+    teacher_shape = None
     if teacher is not None:
-        teacher_encoder = teacher.encoder
+        teacher_shape = shape_of(teacher.encoder)
     return {
         # What is trained, and on what:
         "task": task.name, "modes": args.modes, "recursions": args.recursions,
         "training_set": hash_examples(datasets["train"]),
         "dev_set": hash_examples(datasets[first_dev_split(datasets)]),
         "tokenizer": tokenizer.digest,
-        "teacher": fingerprint(teacher), "teacher_shape": shape_of(teacher_encoder),
+        "teacher": fingerprint(teacher), "teacher_shape": teacher_shape,
         "hidden_weight": args.hidden_weight,
         # How it is trained:
         "lr": args.lr, "seed": args.seed, "epochs": args.epochs, "steps": args.steps,
