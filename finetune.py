@@ -1976,6 +1976,20 @@ def write_answers(args, model, task, tokenizer, bf16):
     out = args.out
     if out is None:
         out = "predictions.json"
+    check_answers_path(out, args)
+    examples = read_squad(args.predict, needs_answers=False)
+    result = predict_examples(examples, model, task, tokenizer, bf16)
+    answers = {example.id: answer for example, (answer, _) in zip(examples, result.predictions)}
+    with replace_file(out, shared=True) as file:
+        file.write(json.dumps(answers).encode())
+    scores = describe_scores(result.scores)
+    if scores == "":
+        scores = "some answers are not known, so there is no score"
+    print(f"{out}: {len(answers):,} answers; {scores}")
+
+
+def check_answers_path(out, args):
+    """Raise ValueError if write_answers cannot or must not write the file out."""
     if os.path.basename(out) == "":
         raise ValueError(f"--out {out!r}: give the name of a file, not of a folder")
     if os.path.realpath(out) == os.path.realpath(args.predict):
@@ -1989,15 +2003,6 @@ def write_answers(args, model, task, tokenizer, bf16):
         raise ValueError(f"--out {out}: this is not a regular file")
     if os.path.exists(out) and not args.overwrite:
         raise ValueError(f"--out {out} exists already: --overwrite replaces it")
-    examples = read_squad(args.predict, needs_answers=False)
-    result = predict_examples(examples, model, task, tokenizer, bf16)
-    answers = {example.id: answer for example, (answer, _) in zip(examples, result.predictions)}
-    with replace_file(out, shared=True) as file:
-        file.write(json.dumps(answers).encode())
-    scores = describe_scores(result.scores)
-    if scores == "":
-        scores = "some answers are not known, so there is no score"
-    print(f"{out}: {len(answers):,} answers; {scores}")
 
 
 def example_of_line(line, task, location="the text"):
