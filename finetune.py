@@ -1376,8 +1376,7 @@ def run_modes(tuning, datasets, config):
 
     datasets: {name of a split: examples}
     config: the Config of the model that is trained
-    ValueError if the texts are of another language than the tokenizer, or if nothing can be
-    learned.
+    ValueError if check_texts or hold_out_a_tenth refuses the examples
     """
     args = tuning.args
     task = tuning.task
@@ -1391,15 +1390,7 @@ def run_modes(tuning, datasets, config):
         # other, so this ends at the first that has something.
         check_positions(encode(task, rest, tokenizer))
     splits = encode_splits(task, datasets, tokenizer)
-    check_words(splits["train"].features, tokenizer)
-    check_characters(datasets["train"], tokenizer)
-    for name, split in splits.items():
-        if name != "train":
-            warn_of_unknown(split, tokenizer)
-    print_cut(task, splits)
-    check_trainable(splits["train"].features)
-    if task.kind == "qa":
-        print_lost_answers(splits["train"])
+    check_texts(task, splits, tokenizer)
     if tuning.teacher is not None:
         tuning.teacher.to(tuning.processes.device)
         dev_split = splits[first_dev_split(splits)]
@@ -1626,6 +1617,24 @@ def read_files(args, kind):
         if paths is not None:
             files[name] = paths
     return read_own_files(kind, files, args.text, args.label)
+
+
+def check_texts(task, splits, tokenizer):
+    """Print what of the texts is unknown, cut or lost. ValueError if they are of another language
+    than the tokenizer, or if nothing can be learned.
+
+    splits: {name: Split}
+    """
+    train_split = splits["train"]
+    check_words(train_split.features, tokenizer)
+    check_characters(train_split.examples, tokenizer)
+    for name, split in splits.items():
+        if name != "train":
+            warn_of_unknown(split, tokenizer)
+    print_cut(task, splits)
+    check_trainable(train_split.features)
+    if task.kind == "qa":
+        print_lost_answers(train_split)
 
 
 def check_trainable(features):
