@@ -1045,8 +1045,8 @@ def make_task(name, kind, datasets, length, stride):
     """Make the Task for datasets, {name of a split: examples}. Its labels, mean and sd are those of
     the training set.
 
-    ValueError if there is only one class, if all tags are O, or if another split has a label that
-    the training set does not have.
+    ValueError if nothing can be learned (see labels_to_learn and mean_and_sd), or if another split
+    has a label that the training set does not have.
     """
     train = datasets["train"]
     labels = labels_to_learn(train, kind)
@@ -1058,14 +1058,7 @@ def make_task(name, kind, datasets, length, stride):
     mean = 0.0
     sd = 1.0
     if kind == "regression":
-        numbers = [example.label for example in train]
-        if min(numbers) == max(numbers):
-            raise ValueError(f"{train[0].location}: this and all other examples to train on have "
-                             f"the number {numbers[0]:g}")
-        mean = float(np.mean(numbers))
-        deviation = float(np.std(numbers))
-        if deviation > 0:                                # by rounding, that of tiny numbers is 0
-            sd = deviation
+        mean, sd = mean_and_sd(train)
     unanswerable = False
     if kind == "qa":
         unanswerable = any(not example.label for example in train)
@@ -1095,6 +1088,21 @@ def labels_to_learn(train, kind):
             raise ValueError(f"{train[0].location}: in this and all other sentences to train on "
                              "each word has the tag O")
     return sorted(labels)
+
+
+def mean_and_sd(train):
+    """Return the mean and the standard deviation of the numbers in a training set.
+
+    ValueError if all numbers are the same.
+    """
+    numbers = [example.label for example in train]
+    if min(numbers) == max(numbers):
+        raise ValueError(f"{train[0].location}: this and all other examples to train on have the "
+                         f"number {numbers[0]:g}")
+    sd = float(np.std(numbers))
+    if sd == 0:                                          # by rounding: the numbers are tiny
+        sd = 1.0
+    return float(np.mean(numbers)), sd
 
 
 def check_labels(datasets, kind, labels):
