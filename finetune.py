@@ -193,17 +193,21 @@ def tokenise_examples(task, examples, tokenizer):
     first_texts = [example.text for example in examples]
     tokenised = []
     for first_ids, encoding in zip(tokenizer.encode(first_texts), encodings):
-        room = task.length - 3                           # [CLS] and two [SEP] take three places
-        if task.kind == "qa":
-            first_room = most_question_tokens(task)
-        else:
-            # Half of the room is kept for the second text, or less if it is shorter. If the first
-            # text does not need the rest, text_feature gives the second one all that is left.
-            kept_for_second = min(len(encoding.ids), room // 2)
-            first_room = room - kept_for_second
+        first_room = room_of_first_text(task, len(encoding.ids))
         prefix = [tokenizer.cls_id] + first_ids[:first_room] + [tokenizer.sep_id]
         tokenised.append(TokenisedExample(prefix, len(first_ids) > first_room, encoding))
     return tokenised
+
+
+def room_of_first_text(task, num_second_tokens):
+    """Return how many tokens the first of two texts may have; the second has num_second_tokens."""
+    if task.kind == "qa":
+        return most_question_tokens(task)
+    room = task.length - 3                               # [CLS] and two [SEP] take three places
+    # Half of the room is kept for the second text, or less if it is shorter. If the first text does
+    # not need the rest, text_feature gives the second one all that is left.
+    kept_for_second = min(num_second_tokens, room // 2)
+    return room - kept_for_second
 
 
 def most_question_tokens(task):
