@@ -431,8 +431,8 @@ class TaskLoss:
         self.lengths = np.array([len(feature.ids) for feature in features])
         self.tokens_per_step = int(self.lengths.mean() * batch_size)          # approximate
         self.steps_per_epoch = math.ceil(len(features) / batch_size)
-        self.last_plan = self.plan(0)                    # the plan that was used last
-        self.last_epoch = 0                              # and the epoch for which it was made
+        self.last_plan = None                            # the batches of the epoch used last
+        self.last_epoch = None                           # the number of that epoch
 
     def plan(self, epoch):
         """List the batches of an epoch, each an array of indices of Features.
