@@ -1020,7 +1020,7 @@ def check_fine_tuned(path):
 
 def load_head(head, path, saved_task, task):
     """Load the saved head in the folder path into `head`, a linear layer for task. ValueError if it
-    is for another kind of task, for other labels or for another number of texts."""
+    does not fit the task: see check_same_task."""
     remedy = "to use only its encoder, remove task.json from a copy of the folder"
     check_same_task(path, saved_task, task, remedy)
     head_path = os.path.join(path, "head.safetensors")
