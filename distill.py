@@ -61,10 +61,14 @@ from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initial
                         merge_corrections, split_evenly)
 
 # The weights of the losses. The embedding loss is only for ablations. The weight of the elastic
-# loss depends on the recipe, and --recipe paper has the authors' weights: see RECIPES. (A new loss
-# needs a weight here, its lines in Distillation.compute_losses and its help in add_loss_flags.)
+# loss depends on the recipe, and --recipe paper has the authors' weights: see RECIPES.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 10.0, "output": 5.0, "embedding": 0.0}
 LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
+LAYER_LOSSES = ("attention", "hidden")      # those that compare layers in pairs, see match_layers
+# A new loss needs a weight in LOSS_WEIGHTS, its lines in Distillation.compute_losses and its help
+# in add_loss_flags. If it compares layers in pairs, it also belongs in LAYER_LOSSES. If the sizes
+# of the models must be equal for it, check_models should say so, and if it needs attention maps,
+# Distillation must ask for them (recursions_with_map).
 
 
 # ---- The losses -------------------------------------------------------------------------
@@ -88,7 +92,8 @@ def attention_loss(student_map, teacher_map):
         KL(teacher || student) = sum over the columns j of p_j (log p_j - log q_j)
 
     A token has a row in the map of each of the H heads. The result is the mean over the heads,
-    summed over the B * T tokens. Distillation divides it by the number of tokens.
+    summed over the B * T tokens. Distillation divides it by the number of tokens. There is no mask:
+    the text is packed without padding. The rows of padding would count like all others.
     """
     check_same_shape(student_map, teacher_map)
     H = student_map.shape[1]
@@ -239,7 +244,7 @@ class Distillation:
         self.needs_teacher = any(name != "mlm" for name in loss_weights)
         self.check_losses()
         self.pairs = []                                  # (student's recursion, teacher's layer)
-        if "attention" in loss_weights or "hidden" in loss_weights:
+        if any(name in LAYER_LOSSES for name in loss_weights):
             self.pairs = match_layers(student.config.num_hidden_layers,
                                       teacher.config.num_hidden_layers)
         self.recursions_with_map = []                    # those whose maps the student returns
@@ -1896,7 +1901,7 @@ def check_models(args, teacher, student, tokenizer, loss_weights):
     init_remedy = ""
     if starts_as_teacher:
         init_remedy = " --init sharp"
-    if "attention" in loss_weights or "hidden" in loss_weights:
+    if any(name in LAYER_LOSSES for name in loss_weights):
         # This call only checks: it raises ValueError if the layers cannot be paired.
         match_layers(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     if "hidden" in loss_weights or "embedding" in loss_weights or starts_as_teacher:

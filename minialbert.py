@@ -8,7 +8,12 @@ The paper: MiniALBERT: Model Distillation via Parameter-Efficient Recursive Tran
 - factorised embeddings: the tables have a small width E; a linear layer widens them to C
 - each recursion has small modules of its own: in the paper two bottleneck adapters, which change
   the hidden states, one before attention and one before the feed-forward. Here they can also be
-  corrections: low-rank matrices, which are added to the layer's six matrices
+  corrections: low-rank matrices, which are added to the layer's six matrices. All else is shared,
+  also the layer's biases and LayerNorms
+
+How a student starts from its teacher, and the losses that compare the two, are in distill.py
+(start_from_teacher, Distillation). One of these losses trains a student to predict after fewer
+recursions, too; keep_recursions then makes it shallower.
 
 One class serves for teacher and student, because a BERT is a MiniALBERT that shares nothing.
 
@@ -43,8 +48,9 @@ class Config:
     Config(...) raises a ValueError, which names the field, if a field has a wrong type, is out of
     range or contradicts another one. The activation is always the exact gelu, as in BERT.
 
-    A new field that changes what a model computes also belongs in is_bert, in albert_can_compute of
-    checkpoint.py, and in SHAPE_FIELDS and student_config of distill.py.
+    A new field that changes what a model computes also belongs in check_field, if it may be 0, in
+    is_bert, in albert_can_compute of checkpoint.py, and in SHAPE_FIELDS, add_model_flags and
+    student_config of distill.py.
     """
     vocab_size: int = 30522                     # V
     embedding_size: int = 128                   # E: C in a BERT, smaller in most students
