@@ -110,7 +110,8 @@ def run_command(name, action):
     """Call action() and return the exit status of the program.
 
     An error that can be expected, such as a bad flag or a full disk, is printed as one line. The
-    status is None if all went well, 2 after an error and 130 after Ctrl-C, as in a shell.
+    status is None if all went well, 2 after an error and 130 after Ctrl-C, as in a shell. With the
+    environment variable MINIALBERT_TRACEBACK=1 Python shows where the error was raised.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What the terminal or the file cannot show is printed as a question mark.
@@ -131,6 +132,8 @@ def run_command(name, action):
         if sys.stdout is not None:                       # None if the program began without it
             sys.stdout.flush()
     except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("MINIALBERT_TRACEBACK"):       # for whoever changes the program
+            raise
         print_error(name, describe_error(error))
         return 2
     except KeyboardInterrupt:

@@ -2046,6 +2046,15 @@ def test_what_a_user_can_cause_is_printed_in_one_line(error, capsys):
     assert said.out == "" and said.err == "some.py: error: one two\n"
 
 
+def test_whoever_changes_the_program_can_see_where_an_error_was_raised(monkeypatch):
+    def action():
+        raise ValueError("one")
+
+    monkeypatch.setenv("MINIALBERT_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="one"):
+        run_command("some.py", action)
+
+
 def test_an_error_shows_what_a_terminal_would_obey_and_is_not_long(capsys):
     def action():
         raise ValueError("a\x1b]0;title\x07" + "b" * 10**6)
