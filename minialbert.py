@@ -6,14 +6,14 @@ The paper: MiniALBERT: Model Distillation via Parameter-Efficient Recursive Tran
 - recursion: one layer is applied num_hidden_layers times with the same weights; or there are a few
   layers, and each is applied several times in a row
 - factorised embeddings: the tables have a small width E; a linear layer widens them to C
-- each recursion has small modules of its own: in the paper two bottleneck adapters, which change
-  the hidden states, one before attention and one before the feed-forward. Here they can also be
-  corrections: low-rank matrices, which are added to the layer's six matrices. All else is shared,
-  also the layer's biases and LayerNorms
+- each recursion has small modules of its own. In the paper these are two bottleneck adapters, one
+  before attention and one before the feed-forward; they change the hidden states. Here they can
+  also be corrections: low-rank matrices that are added to the layer's six matrices. All other
+  parameters are shared, also the layer's biases and LayerNorms
 
-How a student starts from its teacher, and the losses that compare the two, are in distill.py
-(start_from_teacher, Distillation). One of these losses trains a student to predict after fewer
-recursions, too; keep_recursions then makes it shallower.
+distill.py starts a student from its teacher (start_from_teacher) and has the losses that compare
+the two (Distillation). One of them, the elastic loss, trains a student to predict after fewer
+recursions, too. Then keep_recursions can remove the later recursions.
 
 One class serves for teacher and student, because a BERT is a MiniALBERT that shares nothing.
 
@@ -43,20 +43,21 @@ from torch import nn
 
 @dataclass
 class Config:
-    """The shape of a model; all fields but the last three are named as in Hugging Face's ALBERT.
+    """The shape of a model.
 
-    Config(...) raises a ValueError, which names the field, if a field has a wrong type, is out of
-    range or contradicts another one. The activation is always the exact gelu, as in BERT.
+    The fields are named as in Hugging Face's ALBERT, except the last three. If a field has a wrong
+    type, is out of range or contradicts another one, Config(...) raises a ValueError that names it.
+    The activation is always the exact gelu, as in BERT.
 
-    A new field that changes what a model computes also belongs in check_field, if it may be 0, in
-    is_bert, in albert_can_compute of checkpoint.py, and in SHAPE_FIELDS, add_model_flags and
-    student_config of distill.py.
+    A new field that changes what a model computes also belongs in is_bert, in albert_can_compute of
+    checkpoint.py, and in SHAPE_FIELDS, add_model_flags and student_config of distill.py. If it is
+    an integer that may be 0, it also belongs in check_field.
     """
     vocab_size: int = 30522                     # V
     embedding_size: int = 128                   # E: C in a BERT, smaller in most students
     hidden_size: int = 768                      # C
     num_hidden_layers: int = 6                  # R: ALBERT's name for the number of recursions
-    num_hidden_groups: int = 1                  # G: so many layers are in model.layers
+    num_hidden_groups: int = 1                  # G: the number of layers in model.layers
     num_attention_heads: int = 12               # H
     intermediate_size: int = 3072               # I
     hidden_dropout_prob: float = 0.1
@@ -93,8 +94,8 @@ class Config:
 def check_field(name, kind, value):
     """Raise ValueError if a field of Config has a wrong type or is out of range.
 
-    A config.json may come from anywhere. The limits refuse the most absurd sizes.
-    The messages show at most 60 characters of a value (!r:.60).
+    A config.json may come from anywhere, so the limits refuse the most absurd sizes, and the
+    messages show at most 60 characters of a value (!r:.60).
     """
     if kind is bool:
         if type(value) is not bool:
@@ -161,8 +162,8 @@ class Embeddings(nn.Module):
         if self.project is not None:
             x = self.project(x)                          # (B, T, E) -> (B, T, C)
         elif torch.is_autocast_enabled(x.device.type):
-            # Autocast lets a projection return bfloat16. Without one the hidden states get the same
-            # dtype here; as float32 they would take twice the memory in all layers.
+            # Under autocast a projection returns bfloat16. There is no projection here, so the
+            # hidden states are cast to bfloat16, to save memory in all layers (see LayerNorm).
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return x
 
@@ -219,8 +220,8 @@ class Correction(nn.ModuleDict):
 
     It is a dict {name: LowRank}, whose names are those of CORRECTED.
 
-    Such low-rank changes of a matrix are LoRA's (Hu et al. 2021); Bae et al. 2024 gave each
-    recursion its own (Relaxed Recursive Transformers, arXiv 2410.20672).
+    Low-rank changes of a matrix come from LoRA (Hu et al. 2021). Bae et al. 2024 gave each
+    recursion changes of its own (Relaxed Recursive Transformers, arXiv 2410.20672).
     """
 
     def __init__(self, config):
@@ -239,10 +240,10 @@ class Correction(nn.ModuleDict):
 def apply_linear(linear, x, correction, name):
     """Apply an nn.Linear of a Layer to x.
 
-    If there is a Correction, its matrix of this name is added to the weight, here alone:
-    linear.weight does not change, because other recursions use it, too. The gradient reaches the
-    weight and both factors of the correction. The module itself is not called then, so its forward
-    hooks do not run.
+    If there is a Correction, its matrix of this name is added to the weight, but only for this
+    call: linear.weight itself does not change, because other recursions use it, too. The gradient
+    reaches the weight and both factors of the correction. The module `linear` is not called then,
+    so its forward hooks do not run.
     """
     if correction is None:
         return linear(x)
@@ -286,13 +287,13 @@ class Attention(nn.Module):
         log_map = None
         if want_map:
             D = query.shape[-1]
-            # The query is divided, not the scores: usually it has fewer numbers (D < T).
+            # The query is divided, because usually it has fewer numbers than the scores (D < T).
             scores = (query / D**0.5) @ key.transpose(2, 3)                   # (B, H, T, T)
-            # Under autocast the scores are bfloat16. The softmax, and the loss that compares the
-            # maps, are computed in float32, because each of them would round once more.
+            # Under autocast the scores are bfloat16. The softmax and the loss that compares the
+            # maps are computed in float32. In bfloat16 each of them would round once more.
             scores = scores.float()
             if mask is not None:
-                # Not -inf: the KL divergence would compute -inf - (-inf), which is nan.
+                # With -inf the KL divergence would compute -inf - (-inf), which is nan.
                 scores = scores.masked_fill(~mask, -1e9)
             # The map is taken before dropout: what the student has to match must not be random.
             log_map = scores.log_softmax(-1)
@@ -300,9 +301,9 @@ class Attention(nn.Module):
             # Under autocast the values are bfloat16, so the probabilities are cast to their dtype.
             context = attention_probs.to(value.dtype) @ value                 # (B, H, T, D)
         else:
-            # This computes the same attention, but does not return the map and need not store it.
-            # In its attn_mask, too, True is where a token may look. (In the masks of
-            # nn.MultiheadAttention True is where it may not.)
+            # PyTorch's function computes the same attention, but it need not store the map. Its
+            # attn_mask, like `mask`, is True where a token may look. (The masks of
+            # nn.MultiheadAttention are True where a token may not look.)
             dropout_prob = self.dropout_prob if self.training else 0.0
             context = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=dropout_prob)
@@ -327,8 +328,8 @@ class Layer(nn.Module):
     def forward(self, x, mask=None, want_map=False, adapters=None, correction=None):
         """Apply the layer to x (B, T, C).
 
-        adapters: None, or the recursion's two adapters, which change x at the places where the
-        authors' code has them: the first before attention, the second before the feed-forward
+        adapters: None, or the recursion's two adapters. As in the authors' code the first changes x
+            before attention, the second before the feed-forward
         correction: None, or the recursion's Correction
 
         Returns the new x (B, T, C) and the attention map, or None for it (see Attention.forward).
@@ -369,10 +370,10 @@ class Head(nn.Module):
 def split_evenly(num_items, num_groups):
     """Split items into groups of neighbours -> a list with the number of each item's group.
 
-    A MiniALBERT's recursions are split like this; the group of a recursion is the layer that it
-    applies. split_evenly(6, 2) is [0, 0, 0, 1, 1, 1]. If the number of items is not a multiple of
-    the number of groups, some groups have one item more than others: split_evenly(7, 3) is
-    [0, 0, 0, 1, 1, 2, 2].
+    A MiniALBERT's recursions are split like this: the number of a recursion's group is the number
+    of the layer that it applies. split_evenly(6, 2) is [0, 0, 0, 1, 1, 1]. If the number of items
+    is not a multiple of the number of groups, some groups have one item more than others:
+    split_evenly(7, 3) is [0, 0, 0, 1, 1, 2, 2].
     """
     return [(i * num_groups) // num_items for i in range(num_items)]
 
@@ -388,9 +389,9 @@ class MiniALBERT(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_groups))
-        # What the recursions have of their own, if anything. Recursion r applies
-        # attention_adapters[r] before attention and feed_forward_adapters[r] before the
-        # feed-forward; corrections[r] is added to the layer's matrices.
+        # These lists hold what each recursion has of its own. A list that is not needed is empty.
+        # Recursion r applies attention_adapters[r] before attention and feed_forward_adapters[r]
+        # before the feed-forward. It adds corrections[r] to the layer's matrices.
         self.attention_adapters = nn.ModuleList()
         self.feed_forward_adapters = nn.ModuleList()
         self.corrections = nn.ModuleList()
@@ -435,7 +436,7 @@ class MiniALBERT(nn.Module):
         for r in range(self.config.num_hidden_layers):
             layer = self.layer_of_recursion(r)           # with G = 1 it is always the same layer
             adapters = None
-            if self.config.adapter_size > 0:             # each recursion has two of its own
+            if self.config.adapter_size > 0:
                 adapters = self.attention_adapters[r], self.feed_forward_adapters[r]
             correction = None
             if self.config.correction_rank > 0:
@@ -450,9 +451,9 @@ class MiniALBERT(nn.Module):
     def check_inputs(self, ids, mask, segments, maps):
         """Raise ValueError if forward() cannot use its arguments.
 
-        That is so if maps names a recursion that the model does not have, if ids is not (B, T), if
-        mask or segments has another shape than ids, or if mask has negative numbers. (Some
-        libraries add their masks to the scores; such a mask is negative at padding.)
+        It cannot if maps names a recursion that the model does not have, if ids is not (B, T), if
+        mask or segments has another shape than ids, or if mask has negative numbers. (In some
+        libraries a mask is added to the scores. Such a mask is negative at padding.)
         """
         R = self.config.num_hidden_layers
         for r in maps:
@@ -478,7 +479,7 @@ class MiniALBERT(nn.Module):
 
         A tied head has no (V, C) matrix of its own and uses the embeddings. If they are factorised,
         the projection's matrix first leads back from C to E. Then the logit of a word is the dot
-        product with its row of the word table, plus the word's bias.
+        product of the result and the word's row of the word table, plus the word's bias.
         Other leading dimensions work, too: (B, T, C) gives (B, T, V). ValueError if there is no
         head.
         """
@@ -496,12 +497,11 @@ class MiniALBERT(nn.Module):
 
 
 def keep_recursions(model, num_kept):
-    """Remove all recursions of a model but the first num_kept, in place.
+    """Keep only the first num_kept recursions of a model, and the layers that they apply, in place.
 
-    The layers that no kept recursion applies are removed, too. ValueError if the model has fewer
-    recursions, or if no Config describes the shorter model. For example, 6 recursions with 2 layers
-    apply the layers 0 0 0 1 1 1. The first 4 of them apply 0 0 0 1, but a model of 4 recursions
-    with 2 layers always applies 0 0 1 1 (see split_evenly).
+    ValueError if the model has fewer recursions, or if no Config describes the shorter model. For
+    example, 6 recursions with 2 layers apply the layers 0 0 0 1 1 1. The first 4 of them apply
+    0 0 0 1, but a model of 4 recursions with 2 layers always applies 0 0 1 1 (see split_evenly).
     """
     G = model.config.num_hidden_groups
     R = model.config.num_hidden_layers
@@ -524,13 +524,13 @@ def keep_recursions(model, num_kept):
 
 @torch.no_grad()
 def merge_corrections(model):
-    """Return a copy of a model. In the copy each recursion has a layer of its own, and there are no
-    corrections.
+    """Return a copy of a model in which each recursion has a layer of its own and no correction.
 
-    That layer is the shared one with the recursion's corrections added. The copy computes the same
-    as the model, stores R layers, and is on the CPU and in float32. If it has no adapters, then
-    save(), in checkpoint.py, writes it so that transformers opens it: as an AlbertModel if E
-    differs from C, as a BertModel if not.
+    The layer of a recursion is the shared layer with the recursion's correction added. The copy
+    computes the same as the model and stores R layers. It is on the CPU and in float32.
+
+    If the copy has no adapters, save() of checkpoint.py writes it so that transformers opens it: as
+    an AlbertModel if E differs from C, as a BertModel if not.
     """
     R = model.config.num_hidden_layers
     merged = MiniALBERT(replace(model.config, num_hidden_groups=R, correction_rank=0),
@@ -558,16 +558,16 @@ def initialise(model, sharp=True):
     of LayerNorms 1.
 
     With sharp=False this is all. Hugging Face's BERT starts like this, too, except that the row of
-    [PAD] in its word table is 0. With sharp=True five things are changed after that. The first two
-    make the first attention maps sharp: a token looks more at some tokens than at others.
+    [PAD] in its word table is 0. With sharp=True five changes follow. Because of the first two, the
+    attention maps are sharp from the start: a token looks more at some tokens than at others.
 
     - query and key weights are 4 times larger, so they have the standard deviation 0.08. Then for
       inputs of variance 1 the attention scores have the standard deviation 0.08**2 * C, which is
-      0.8 for C = 128 and 4.9 for C = 768. Without the factor it is a sixteenth of that, and the
-      first maps of a narrow model are almost uniform
+      0.8 for C = 128 and 4.9 for C = 768. Without the factor 4 it would be a sixteenth of that, and
+      the first maps of a narrow model would be almost uniform
     - the weights of the projection from E to C have the standard deviation 1 / sqrt(E). So its
-      output is about as large as its input, which comes from a LayerNorm. With 0.02 it would be
-      small, and the first recursion's map almost uniform
+      output is about as large as its input, which comes from a LayerNorm. With 0.02 the output
+      would be small, and the first recursion's map would be almost uniform
     - an adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input
     - a correction's `up` is 0, so that up @ down is 0 and the shared matrix is used unchanged
     - the position table holds sinusoids of the same size (root mean square 0.02), so that the
