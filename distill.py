@@ -60,23 +60,23 @@ from data import CACHE, RNG_DEPTHS, MaskedBatches, Tokenizer, num_to_mask, open_
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         merge_corrections, split_evenly)
 
-# The weights of the losses. The embedding loss is only for ablations. The weight of the elastic
-# loss depends on the recipe, and --recipe paper has the authors' weights: see RECIPES.
+# These are the weights of the losses; the embedding loss is only for ablations. The weight of the
+# elastic loss depends on the recipe, and --recipe paper has the authors' weights: see RECIPES.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 10.0, "output": 5.0, "embedding": 0.0}
 LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
 LAYER_LOSSES = ("attention", "hidden")      # those that compare layers in pairs, see match_layers
 # A new loss needs a weight in LOSS_WEIGHTS, its lines in Distillation.compute_losses and its help
-# in add_loss_flags. If it compares layers in pairs, it also belongs in LAYER_LOSSES. If the sizes
-# of the models must be equal for it, check_models should say so, and if it needs attention maps,
-# Distillation must ask for them (recursions_with_map).
+# in add_loss_flags. If it compares layers in pairs, it also belongs in LAYER_LOSSES. If it needs
+# models of equal size, check_models should check this. If it needs attention maps, Distillation
+# must ask for them (recursions_with_map).
 
 
 # ---- The losses -------------------------------------------------------------------------
 # Each of these functions returns a sum over tokens or masked places. Distillation.compute_losses
-# makes a mean of it: it divides the attention and the hidden loss by the number of tokens in the
-# whole batch, and the others by the number of masked places. The reason: a batch can be cut into
-# micro-batches, to save memory or to share it among processes, and their losses and gradients must
-# add up to those of the whole batch (gradient accumulation).
+# divides it by their number in the whole batch: attention_loss and hidden_loss by the number of
+# tokens, mlm_loss and output_loss by the number of masked places. They return no means, because a
+# batch can be cut into micro-batches, to save memory or to share it among processes. The losses and
+# gradients of these must add up to those of the whole batch (gradient accumulation).
 
 def mlm_loss(logits, labels):
     """Compute the cross-entropy (nats) of logits (M, V) with true tokens (M,), summed over M."""
@@ -92,8 +92,8 @@ def attention_loss(student_map, teacher_map):
         KL(teacher || student) = sum over the columns j of p_j (log p_j - log q_j)
 
     A token has a row in the map of each of the H heads. The result is the mean over the heads,
-    summed over the B * T tokens. Distillation divides it by the number of tokens. There is no mask:
-    the text is packed without padding. The rows of padding would count like all others.
+    summed over the B * T tokens. There is no mask, because the text is packed without padding. With
+    padding, the rows of the padding would count, too.
     """
     check_same_shape(student_map, teacher_map)
     H = student_map.shape[1]
@@ -121,8 +121,8 @@ def hidden_loss(student_hidden, teacher_hidden, mask=None):
 def output_loss(student_logits, teacher_logits, temperature=1.0):
     """Compare predictions, logits (M, V): temperature^2 * KL(teacher || student), summed over M.
 
-    A temperature above 1 flattens both distributions. The square keeps the size of the gradient
-    (Hinton et al. 2015).
+    A temperature above 1 flattens both distributions and makes the gradient smaller, by a factor of
+    about temperature^2. So the divergence is multiplied by this factor (Hinton et al. 2015).
     """
     check_same_shape(student_logits, teacher_logits)
     if student_logits.dim() != 2:
@@ -141,7 +141,7 @@ def output_loss(student_logits, teacher_logits, temperature=1.0):
 
 
 def check_same_shape(first, second):
-    """Raise ValueError if two tensors have different shapes; torch might repeat the smaller one."""
+    """Raise ValueError if two shapes differ. Without this torch might repeat the smaller tensor."""
     if first.shape != second.shape:
         raise ValueError(f"the shapes {list(first.shape)} and {list(second.shape)} must be equal")
 
@@ -149,11 +149,11 @@ def check_same_shape(first, second):
 def teacher_layer_number(r, num_recursions, num_layers):
     """Return the number of the teacher's layer that is as deep as recursion r; both count from 0.
 
-    After recursion r the student has done the share (r + 1) / num_recursions of its work. The layer
-    with which the teacher has done the same share is returned; if the share ends within a layer,
-    that layer. With 6 recursions and 12 layers, recursion 0 belongs to layer 1 and recursion 5 to
-    layer 11. (In match_layers no share ends within a layer. In start_corrections one can: it asks
-    for all recursions, also for those that match_layers pairs with no layer.)
+    Each recursion corresponds to num_layers / num_recursions layers, and the layer in which
+    recursion r ends is returned. With 6 recursions and 12 layers, a recursion corresponds to two
+    layers: recursion 0 ends in layer 1 and recursion 5 in layer 11. With 12 recursions and 6
+    layers, it corresponds to half a layer: recursions 0 and 1 both end in layer 0. (match_layers
+    asks only for recursions that end where a layer ends, start_corrections for all.)
     """
     num_applied = math.ceil((r + 1) * num_layers / num_recursions)
     return num_applied - 1                               # counted from 0
@@ -191,8 +191,8 @@ def match_layers(num_recursions, num_layers):
 def states_after(hidden, positions, depths):
     """Take the hidden state of each masked place at its own depth -> (m, C).
 
-    hidden: the first thing that MiniALBERT.forward returns: (B, T, C) after 0, 1, ..., R recursions
-    positions (m,): the masked places, indices into the flattened ids
+    hidden: the list of states from MiniALBERT.forward: (B, T, C) after 0, 1, ..., R recursions
+    positions (m,): the m masked places, indices into the flattened ids
     depths (m,): for each masked place the number of recursions after which its state is taken, from
         1 to R - 1
     """
@@ -215,17 +215,17 @@ class Distillation:
         random for each masked place
     temperature: of the output loss and the elastic loss
     micro_batch_size: sequences that go through the models at once; 0: all that this process has of
-        the batch. If the processes cannot share a batch evenly, some make a further pass, see
-        split_batch
-    processes: a Processes, which says how many share a batch and which of them this is; None: this
-        is the only one
+        the batch. If the processes cannot share a batch evenly, some of them need one more pass:
+        see split_batch
+    processes: a Processes, which says how many processes share a batch and which of them this is;
+        None: this is the only process
     bf16: multiply matrices in bfloat16
     compile_losses: let torch.compile fuse the operations
     cuda_graphs: let a GPU start all compiled operations of a pass at once, for batches in which
         each sequence has num_to_mask(T) masked places
-    ValueError if a loss is not possible with these models, or if there are to be CUDA graphs
-    without compile_losses or with micro-batches. (That two widths or vocabularies differ is found
-    at the first batch.)
+    ValueError if a loss is not possible with these models, or if cuda_graphs is True without
+    compile_losses or with several micro-batches. (The widths and vocabularies of the two models are
+    compared only at the first batch.)
     """
 
     def __init__(self, student, teacher, batches, loss_weights, temperature=1.0, micro_batch_size=0,
@@ -252,7 +252,7 @@ class Distillation:
         if "attention" in loss_weights:
             self.recursions_with_map = [r for r, _ in self.pairs]
             self.layers_with_map = [layer for _, layer in self.pairs]
-        # Two ways to call compute_losses; choose_function takes one of them for each batch.
+        # There are two ways to call compute_losses. choose_function takes one for each batch.
         self.eager_or_compiled = self.compute_losses
         self.as_cuda_graph = None                        # None: there are no CUDA graphs
         if compile_losses:
@@ -341,13 +341,13 @@ class Distillation:
     def losses_of_micro_batches(self, step):
         """Yield the losses {name: scalar} of each micro-batch of this process in a step.
 
-        Summed over the micro-batches of all processes they are the means over the whole batch.
+        Their sums over the micro-batches of all processes are the means over the whole batch.
         (The means of the attention and the hidden losses are added up over the pairs of layers.)
         """
-        # The arrays are numpy's until to_device makes tensors of a micro-batch.
+        # These are numpy arrays. Below, to_device makes tensors of each micro-batch's part of them.
         ids, positions, labels = self.batches.batch(step)     # (B, T), (M,), (M,): the whole batch
         shape = (self.batches.batch_size, self.batches.T)
-        if ids.shape != shape:                           # more rows would be left out
+        if ids.shape != shape:                           # rows beyond batch_size would not be used
             raise ValueError(f"the batch of step {step} has the shape {ids.shape}, but batch_size "
                              f"and T of the batches say {shape}")
         depths = self.draw_depths(step, len(positions))
@@ -356,8 +356,8 @@ class Distillation:
         T = self.batches.T
         rows = positions // T                            # (M,): the row of each masked place
         device = device_of(self.student)
-        # Mostly there is one micro-batch, from row 0 to B. Then is_inside is True everywhere, and
-        # nothing is shifted.
+        # Mostly there is one micro-batch, which has all rows. Then is_inside is True everywhere,
+        # and nothing is shifted.
         for begin, end in self.micro_batch_bounds:       # the rows from begin to end - 1
             is_inside = (begin <= rows) & (rows < end)   # (M,)
             # The flattened ids of the micro-batch begin with row begin, not with row 0.
@@ -369,12 +369,12 @@ class Distillation:
             yield losses
 
     def choose_function(self, num_masked):
-        """Return the function that computes the losses of a batch with so many masked places.
+        """Return the function that computes the losses of a batch with num_masked masked places.
 
-        A CUDA graph is made for one shape of each tensor and for one num_masked, the number of
-        masked places in the whole batch. So the graph is only for batches in which each sequence
-        has num_to_mask(T) of them. A sequence in which most tokens are special, such as [UNK], may
-        have fewer. All processes compute a batch with such a sequence without the graph.
+        A CUDA graph is made for one shape of each tensor and for one number of masked places in the
+        whole batch. Usually each sequence has num_to_mask(T) of them, and the graph is for such
+        batches. A sequence in which most tokens are special, such as [UNK], may have fewer. All
+        processes compute a batch with a sequence of this kind without the graph.
         """
         usual_number = self.batches.batch_size * num_to_mask(self.batches.T)
         if self.as_cuda_graph is not None and num_masked == usual_number:
@@ -382,8 +382,8 @@ class Distillation:
         return self.eager_or_compiled
 
     def draw_depths(self, step, num_masked):
-        """Draw a depth for each masked place -> (M,). The elastic loss takes the hidden state of
-        the place after so many recursions.
+        """Draw a depth for each masked place -> (M,): the number of recursions after which the
+        elastic loss takes the place's hidden state.
 
         A depth is from 1 to R - 1. Like the batch, the depths depend on the seed and the step
         alone. (If R is 1, all depths are 1, and there is no elastic loss that would use them.)
@@ -397,13 +397,13 @@ class Distillation:
 def evaluate(model, batches, each_recursion=False):
     """Measure MLM accuracy and loss (nats) -> {"accuracy": ..., "loss": ...}.
 
-    each_recursion: also measure "accuracy_after", a list of R + 1 accuracies: what the head makes
-    of the embeddings, of the states after one recursion, after two, and so on
+    each_recursion: also measure "accuracy_after", a list of R + 1 accuracies: of the predictions
+        from the embeddings, from the states after one recursion, after two, and so on
 
-    Only whole batches are measured: as many as fit into 512 sequences, or into the held-out part if
-    that is smaller, but at least one. The sequences are drawn at random, but they and their masks
-    are the same in each call. If the held-out part has fewer sequences than a batch, they are used
-    several times. The model is left in eval mode. ValueError if no token is masked.
+    Up to 512 sequences of the held-out part are measured, in whole batches, but at least one batch.
+    The sequences are drawn at random, but they and their masks are the same in each call. If the
+    held-out part has fewer sequences than a batch, they are used several times. The model is left
+    in eval mode. ValueError if no token is masked.
     """
     model.eval()
     R = model.config.num_hidden_layers
@@ -439,9 +439,9 @@ def start_from_teacher(student, teacher, ids):
     """Initialise the student from the teacher, which is in eval mode. ids (B, T) are token numbers
     of sample text.
 
-    start_corrections says how corrections start. Adapters keep their present values. The head is
-    the teacher's (see start_head). Corrections of the teacher are part of its matrices here; its
-    adapters are not used. A warning says so if ids has too few tokens for the embeddings.
+    The functions below say how each part starts; the student's adapters keep their present values.
+    If the teacher has corrections, they are first added to its matrices. Its adapters are not used.
+    If ids has too few tokens to fit the embeddings, a warning says so.
     ValueError if the hidden states, the heads or the feed-forward of the two models differ in size,
     if a table has another number of rows, if the student has more different layers (G) than the
     teacher applies (L), or if the teacher's weights are too large to compute with.
@@ -458,7 +458,7 @@ def start_from_teacher(student, teacher, ids):
 
 
 def check_same(teacher, student, field, remark):
-    """Raise ValueError, which ends with a remark, if a field of the two models' Configs differs."""
+    """Raise ValueError if a field differs in the two Configs. Its message ends with the remark."""
     theirs = getattr(teacher.config, field)
     ours = getattr(student.config, field)
     if theirs != ours:
@@ -505,22 +505,23 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
 
     # Each table of the student is now the teacher's table times basis. So in the student
     # word + position + segment is vectors @ basis, and the LayerNorm of this is the input of the
-    # projection. Its output should be near to that of the teacher's Embeddings. (Without the
-    # LayerNorm basis.T would lead back from E to C. The student's LayerNorm is E wide, so it cannot
-    # be the teacher's; it keeps its first values, 1 and 0.)
+    # projection. What the projection makes of it should be near to the output of the teacher's
+    # Embeddings. (Because of the LayerNorm, basis.T alone would not lead back from E to C. The
+    # student's LayerNorm is E wide, so it cannot be the teacher's; it keeps its first values, 1
+    # and 0.)
     narrow = student_embeddings.norm(vectors @ basis)    # (N, E), the input
     wanted = teacher_embeddings(ids).flatten(0, 1)       # (N, C), the output
     fit_linear(student_embeddings.project, narrow, wanted)
 
 
 def fit_linear(linear, inputs, wanted):
-    """Fit a linear layer by least squares: inputs (N, E) shall give outputs near to wanted (N, C).
-    All are on the CPU, as both models are when a student starts."""
+    """Fit a linear layer by least squares, so that for inputs (N, E) its outputs are near to wanted
+    (N, C). All of these must be on the CPU, as both models are when a student starts."""
     # lstsq fits a matrix but no bias. So the input gets one more column, in which each number is 1.
     # The row of the solution that belongs to this column is the bias.
     inputs_and_one = F.pad(inputs, (0, 1), value=1.0)    # (N, E + 1)
     # The driver gelsd, which exists on the CPU alone, also allows columns that depend on each other
-    # linearly. Those of a fresh LayerNorm do, because it makes the numbers of each row sum to 0.
+    # linearly. The columns here do: they come from a fresh LayerNorm, so each row sums to 0.
     solution = torch.linalg.lstsq(inputs_and_one, wanted, driver="gelsd").solution    # (E + 1, C)
     linear.weight.copy_(solution[:-1].T)                 # nn.Linear has the shape (C, E)
     linear.bias.copy_(solution[-1])
@@ -529,9 +530,9 @@ def fit_linear(linear, inputs, wanted):
 def start_layers(student, teacher):
     """Start each of the student's G layers as a mean of layers of the teacher.
 
-    Each layer of the student replaces some neighbouring layers of the teacher and starts as the
-    mean of the middle ones: the first and the last quarter, rounded down, do not count. Of 4 layers
-    only the second and the third count. EXPERIMENTS.md compares this start with others.
+    Each layer of the student replaces some neighbouring layers of the teacher. It starts as the
+    mean of the middle ones: the first and the last quarter, rounded down, are left out. Of 4 layers
+    only the second and the third are used. EXPERIMENTS.md compares this start with others.
     """
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     G = student.config.num_hidden_groups
@@ -587,10 +588,10 @@ def start_corrections(student, teacher):
 
 
 def start_head(student, teacher):
-    """Copy the teacher's MLM head. A decoder, the output matrix (V, C), is only in an untied head.
+    """Copy the teacher's MLM head to the student.
 
-    If the student's head is tied, it uses its own embeddings in place of a decoder. If only the
-    teacher's is tied, the student's decoder starts as what the teacher uses in its place.
+    Only an untied head has a decoder, the output matrix (V, C). A tied head uses its embeddings
+    instead. If only the student's head is untied, its decoder is made of the teacher's embeddings.
     """
     student.head.dense.load_state_dict(teacher.head.dense.state_dict())
     student.head.norm.load_state_dict(teacher.head.norm.state_dict())
@@ -633,10 +634,10 @@ def training_step(model, objective, optimizer, step, options, processes):
         the student and whatever else is to be trained with it
     objective: a Distillation, or anything with its .loss_weights and .losses_of_micro_batches(step)
     Returns three things: the losses {name: scalar}, with their weighted sum as "loss"; the learning
-    rate; the norm of the gradient. The losses and the norm are tensors, because a program that
-    reads their values waits for the GPU. So nothing is checked here: if the norm is not finite,
-    check_finite_step, which train() calls, says so. The gradients must be empty before, and they
-    are empty afterwards.
+    rate; the norm of the gradient. The losses and the norm are tensors, because reading their
+    values would make the program wait for the GPU. So it is not checked here that the norm is
+    finite: train() calls check_finite_step for this. The gradients must be empty before the step,
+    and they are empty after it.
     """
     # What dropout draws depends on the flags, the step and the process alone, so a resumed run
     # draws the same. Each step of each process gets a seed of its own if there are at most
@@ -648,7 +649,7 @@ def training_step(model, objective, optimizer, step, options, processes):
     for name in objective.loss_weights:
         totals[name] = 0.0
     # Each turn of this loop makes one forward pass: losses_of_micro_batches is a generator, which
-    # computes the losses of a micro-batch when the loop asks for them. Mostly there is only one.
+    # computes the losses of a micro-batch when the loop asks for them. Mostly there is one turn.
     for losses in objective.losses_of_micro_batches(step):
         loss = 0.0
         for name, value in losses.items():
@@ -708,14 +709,14 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
     save_model(): writes the model; it is called after each checkpoint of the training state, and at
         the beginning of a resumed run
 
-    A run that was stopped or killed and then resumed ends like one that was not; on a CPU the two
-    are bit for bit equal.
+    A run that was stopped or killed and then resumed ends like a run without a break; on a CPU the
+    two are bit for bit equal.
 
     At SIGINT, SIGTERM or SIGHUP the step is finished and a checkpoint is written. Then SystemExit
     ends the program. If there are several processes, they first go on to the next step that logs or
-    saves, so that all stop after the same one (see must_stop). A signal that comes too late to stop
-    the run before its last step does not end the program. train() returns the list of such signals
-    that this process received, so that the caller can end the program; mostly it is empty.
+    saves, so that all stop after the same step (see must_stop). If a signal comes so late that the
+    run makes its last step all the same, train() does not end the program. It returns the signals
+    that this process received, mostly an empty list, so that the caller can end the program.
     """
     first_step = run_state.first_step
     is_main = processes.rank == 0
