@@ -56,8 +56,8 @@ HOME = os.path.expanduser("~")
 if HOME == "~":                     # there is no home folder, as in some containers
     HOME = tempfile.gettempdir()
 CACHE = os.path.join(HOME, ".cache", "minialbert")
-HOLD_OUT_ONE_IN = 50                # one document in so many is held out for validation
-DECIDING_CHARACTERS = 10_000        # the first of a document, which decide if it is held out
+HOLD_OUT_ONE_IN = 50                # of this many documents, one is held out for validation
+DECIDING_CHARACTERS = 10_000        # this many at a document's beginning decide if it is held out
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
 SAMPLE = 20_000                     # characters that count_characters looks at
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
@@ -76,9 +76,10 @@ def mask_tokens(ids, tokenizer, rng):
     chosen, never a special one. Of the chosen tokens 80 % become [MASK], 10 % a random token, 10 %
     stay. The special tokens are [PAD], [UNK], [CLS], [SEP] and [MASK].
 
-    ids (B, T) have no padding, because how many tokens are chosen depends on T; rng is a numpy
-    Generator. Returns the masked ids (B, T), the positions (M,) of the chosen tokens in the
-    flattened ids, in increasing order, and the labels (M,), the true tokens.
+    ids (B, T): must be without padding, because the number of chosen tokens depends on T
+    rng: a numpy Generator
+    Returns the masked ids (B, T), the positions (M,) of the chosen tokens in the flattened ids, in
+    increasing order, and the labels (M,), the true tokens at these positions.
     """
     B, T = ids.shape
     flat_ids = ids.ravel()                               # (B * T,)
@@ -92,8 +93,8 @@ def mask_tokens(ids, tokenizer, rng):
     columns = np.sort(columns, axis=1)
     rows = np.arange(B)[:, None]
     positions = (rows * T + columns).ravel()             # (B * num_masked,)
-    # In a row with fewer than num_masked ordinary tokens special ones were chosen, too. They are
-    # taken out again. Without such a row M is B * num_masked.
+    # If a row has fewer than num_masked ordinary tokens, special ones were chosen, too. They are
+    # taken out again here. Mostly there is no such row, and M is B * num_masked.
     is_special_position = is_special.ravel()[positions]  # (B * num_masked,)
     positions = positions[~is_special_position]          # (M,)
 
@@ -111,21 +112,22 @@ def mask_tokens(ids, tokenizer, rng):
     return masked_ids.reshape(B, T), positions, labels
 
 
-# What random numbers are drawn for. A generator is seeded with [seed, purpose, step or epoch], so
-# each purpose has random numbers of its own, and those of a step do not depend on earlier steps.
+# These numbers stand for the purposes of random numbers. A generator is seeded with [seed, purpose,
+# step or epoch]. So each purpose has random numbers of its own, and a step does not depend on the
+# steps before it.
 RNG_ORDERS = 1                      # the order of the sequences in an epoch
 RNG_MASKS = 2                       # the masks of a step
 RNG_DEPTHS = 3                      # the depths of the elastic loss in a step (see distill.py)
-RNG_TASK_ORDERS = 3                 # the order in fine-tuning (3 again: it draws no depths)
+RNG_TASK_ORDERS = 3                 # the order in fine-tuning, which draws no depths: so 3 is free
 
 
 class MaskedBatches:
     """Batches of masked sequences. A step's batch does not depend on the batches before it.
 
-    So a resumed run needs to restore nothing; the only state is a cache. A sequence is [CLS],
-    T - 2 tokens, [SEP]; there is no padding. Each epoch has each sequence once, in an order of
-    its own. Tokens at the end that do not fill a sequence are never used. ValueError if T is below
-    3, if the tokens are too few for one sequence, or if they are not one array of numbers.
+    So a resumed run needs to restore nothing here. A sequence is [CLS], T - 2 tokens, [SEP]; there
+    is no padding. Each epoch has each sequence once, in an order of its own. Tokens at the end that
+    do not fill a sequence are never used. ValueError if T is below 3, if the tokens are too few for
+    one sequence, or if they are not one array of numbers.
 
     tokens: an array, or a list, of the token numbers of all texts, one after the other, each with
         a [SEP] at its end
@@ -146,13 +148,13 @@ class MaskedBatches:
         if self.count == 0:
             raise ValueError(f"{len(tokens)} tokens are too few for one sequence of {T} "
                              "with its [CLS] and [SEP]; it takes more text or a smaller length")
-        self.last_order = None                           # the order of the epoch used last
+        self.last_order = None                           # a cache: the order of the epoch used last
         self.last_epoch = None                           # the number of that epoch
 
     def batch(self, step):
         """Return masked ids (B, T), positions (M,) and labels (M,) of a step: see mask_tokens."""
-        # The sequences of all epochs, one after another, are one long list. A batch is the next
-        # batch_size of them.
+        # Imagine the sequences of all epochs, one after another, as one long list. Each batch takes
+        # the next batch_size of them.
         first = step * self.batch_size
         numbers = []                                     # which sequences this batch has
         for index in range(first, first + self.batch_size):
