@@ -98,10 +98,10 @@ class Classifier(nn.Module):
         """Compute logits (B, T, n) from the last hidden states (B, T, C)."""
         logits = self.output(self.dropout(states)).float()                    # (B, T, n)
         if self.is_qa:
-            # An answer may begin or end in segment 1, which is the context with the last [SEP], or
-            # at [CLS], position 0, which means "no answer". The question and the padding get -1e4.
-            # With -inf the KL divergence from a teacher would be nan. (decode_answers does not read
-            # the logit of the last [SEP].)
+            # An answer cannot be in the question or in the padding, so these get -1e4. (With -inf
+            # the KL divergence from a teacher would be nan.) What remains is segment 1, the context
+            # with the last [SEP], and position 0, [CLS], which means "no answer". decode_answers
+            # does not read the logit of the last [SEP].
             position = torch.arange(segments.shape[1], device=segments.device)
             is_forbidden = (segments == 0) & (position > 0)                   # (B, T)
             logits = logits.masked_fill(is_forbidden[:, :, None], -1e4)
@@ -154,8 +154,8 @@ class TokenisedExample(NamedTuple):
 def encode(task, examples, tokenizer):
     """Yield the Features of examples, in their order.
 
-    Classification and regression give one Feature per example, truncated if it is too long. A
-    sentence to tag and the context of a question are read in as many windows as needed.
+    In classification and regression an example has one Feature, and a text that is too long is cut.
+    A sentence to tag and the context of a question are cut into windows; each one has a Feature.
     """
     label_numbers = {label: i for i, label in enumerate(task.labels)}
     chunk_size = 1000                                    # examples that are tokenised together
@@ -175,7 +175,7 @@ def encode(task, examples, tokenizer):
 
 
 def tokenise_examples(task, examples, tokenizer):
-    """Tokenise examples -> a list of TokenisedExamples. Of two texts the first one is cut here."""
+    """Tokenise examples -> a list of TokenisedExamples. The first of two texts is cut here."""
     for example in examples:
         has_two_texts = example.second_text is not None
         if has_two_texts != task.pair:
@@ -222,7 +222,7 @@ def join_ids(prefix, window, tokenizer):
 
 
 def text_feature(task, example_number, example, tokenised, tokenizer, label_numbers):
-    """Make the Feature for classification or regression: the head is read at [CLS]."""
+    """Make the Feature for classification or regression: the logits at [CLS] are used."""
     prefix = tokenised.prefix
     main_ids = tokenised.encoding.ids
     room = task.length - len(prefix) - 1                 # the 1 is for [SEP]
@@ -263,9 +263,9 @@ def windows(num_tokens, room, overlap=0):
 
 
 def tagging_features(task, example_number, example, tokenised, tokenizer, label_numbers):
-    """Yield the Features of a sentence to tag: the head is read at the first token of each word.
+    """Yield the Features of a sentence to tag: the logits at each word's first token are used.
 
-    If the tokenizer removes a word completely, it has no position here; decode_tags makes it O.
+    A word that the tokenizer removes completely has no position here; decode_tags gives it O.
     """
     prefix = tokenised.prefix
     token_ids = tokenised.encoding.ids
@@ -278,7 +278,7 @@ def tagging_features(task, example_number, example, tokenised, tokenizer, label_
         for token in range(begin, end):
             word = word_of_token[token]
             begins_word = token == 0 or word_of_token[token - 1] != word
-            if not begins_word:                          # its word may begin in the window before
+            if not begins_word:                          # only a word's first token has a label
                 continue
             positions.append(len(prefix) + token - begin)
             word_numbers.append(word)
@@ -301,8 +301,8 @@ def answer_features(task, example_number, example, tokenised, tokenizer):
     room = task.length - len(prefix) - 1
     overlap = min(task.stride, room // 2)                # windows advance by at least half
     for begin, end in windows(len(token_ids), room, overlap):
-        # An answer that is predicted has whole words. So each token stands for the characters of
-        # its word: "play" and "##ing" both stand for those of "playing".
+        # A predicted answer consists of whole words. So each token stands for all characters of its
+        # word: "play" and "##ing" both stand for "playing".
         spans = [span_of_word[word_of_token[token]] for token in range(begin, end)]
         # An array and a range take little memory: SQuAD has 90,000 windows.
         stands_for = np.array(spans, np.int32)                                # (tokens, 2)
@@ -358,9 +358,9 @@ def collate(features, is_qa):
         ids (B, T)
         mask (B, T): True at real tokens
         segments (B, T): 1 in the second text and at the [SEP] after it
-        labels (B, T): nan where there is none; in qa (B, 2), where the answer begins and ends. In
-            regression they are the numbers themselves; TaskLoss brings them to a mean of 0 and a sd
-            of 1, which decode undoes
+        labels (B, T): the labels at their positions, nan elsewhere; in qa (B, 2): the positions
+            where the answer begins and ends. In regression they are not normalised yet: TaskLoss
+            brings them to a mean of 0 and a sd of 1, and decode undoes this
     """
     B = len(features)
     T = max(len(feature.ids) for feature in features)
@@ -389,15 +389,15 @@ def collate(features, is_qa):
 class TaskLoss:
     """The losses of a batch of a task.
 
-    distill.training_step asks it for losses_of_micro_batches(step), weights them with loss_weights,
-    and calls backward(). So it stands here in the place of distill.Distillation.
+    A TaskLoss takes the place of a distill.Distillation: distill.training_step gets the losses from
+    losses_of_micro_batches(step), weights them with loss_weights, and calls backward().
 
-    task: cross-entropy, in regression squared error, averaged over the labels; in qa each sequence
-        has two, the positions where the answer begins and ends
-    distill: the distance from a fine-tuned teacher's outputs for the same labels, averaged over
-        them, too: KL divergence, in regression squared error
-    hidden: 1 - cosine of the hidden states and the teacher's, as in distill.py, averaged over the
-        tokens and summed over the matched layers. TinyBERT (arXiv 1909.10351) matches hidden states
+    task: cross-entropy (in regression squared error), averaged over the labels. In qa a sequence
+        has two labels, the positions where the answer begins and ends
+    distill: KL divergence (in regression squared error) from a fine-tuned teacher's outputs,
+        averaged over the same labels
+    hidden: 1 - cosine of the hidden states and the teacher's, averaged over the tokens and summed
+        over the matched layers, as in distill.py. TinyBERT (arXiv 1909.10351) matches hidden states
         in tasks, too, but by a squared error
 
     A batch has sequences of similar length. It depends on the seed and the step alone. In an epoch
@@ -437,8 +437,8 @@ class TaskLoss:
     def plan(self, epoch):
         """List the batches of an epoch, each an array of indices of Features.
 
-        All Features are shuffled; then each pool of 50 batches is sorted by length, so that a batch
-        has little padding; then the order of the batches is shuffled.
+        All Features are shuffled and cut into pools of 50 batches. Each pool is sorted by length,
+        so that a batch has little padding. At the end the order of the batches is shuffled.
         """
         rng = np.random.default_rng([self.seed, RNG_TASK_ORDERS, epoch])
         order = rng.permutation(len(self.features))
@@ -465,7 +465,7 @@ class TaskLoss:
     def losses_of_micro_batches(self, step):
         """Yield the losses {name: scalar} of each micro-batch of this process in a step.
 
-        Summed over the micro-batches of all processes they are the means over the whole batch.
+        Their sums over the micro-batches of all processes are the means over the whole batch.
 
         One batch of an epoch may have fewer rows than the others. Then a micro-batch may have fewer
         rows, or none.
@@ -474,8 +474,9 @@ class TaskLoss:
         if self.task.kind == "regression":
             # This is done before the numbers become float32, which has seven digits only.
             labels = (labels - self.task.mean) / self.task.sd
-        # These count the whole batch, with the rows of other processes. In tagging a batch has no
-        # label if no word begins in its windows. Then its loss is 0 / 1, not 0 / 0.
+        # num_labels and num_tokens count the whole batch, also the rows of other processes. In
+        # tagging a batch has no label if no word begins in its windows. Then its loss is 0 / 1, not
+        # 0 / 0.
         is_label = ~np.isnan(labels)
         num_labels = max(1, np.count_nonzero(is_label))
         num_tokens = np.count_nonzero(mask)
@@ -483,7 +484,7 @@ class TaskLoss:
         for begin, end in self.micro_batch_bounds:
             rows, counted_tokens, counted_labels = rows_of_micro_batch(begin, end, mask, is_label)
             # The places of the labels are found here, on the CPU. To index by a mask on a GPU, the
-            # program would have to wait until the GPU has counted it.
+            # program would have to wait until the GPU has counted the True values.
             label_indices = np.flatnonzero(counted_labels)                    # (N,)
             targets = labels[rows].ravel()[label_indices].astype(np.float32)  # (N,)
             # The arrays stand in the order in which compute_losses takes them.
@@ -542,9 +543,9 @@ def rows_of_micro_batch(begin, end, mask, is_label):
     counted_labels: True at the places with a label, which count in the other losses
     """
     if begin >= len(mask):
-        # The batch is too short for this micro-batch. If there are several processes, their
-        # gradients are summed, so each must compute one, even of nothing: this one takes row 0 and
-        # counts nothing of it, so its gradient is 0. (A single process could leave it out.)
+        # The batch is so short that this micro-batch has no rows. But the gradients of all
+        # processes are summed, so each process must compute one. This process takes row 0, but
+        # counts no token and no label, so its gradient is 0. (A single process need not do this.)
         rows = slice(0, 1)
         return rows, np.zeros_like(mask[rows]), np.zeros_like(is_label[rows])
     rows = slice(begin, end)
@@ -555,8 +556,8 @@ def logits_of_labels(logits, label_indices, is_qa):
     """Select the logits from which each of the N labels is predicted.
 
     classification, regression, tagging: the n outputs at the label's token -> (N, n)
-    qa: a label is a position, with which all T positions of its sequence compete. So it is
-        predicted from the T begin logits of the sequence, or from its T end logits -> (N, T)
+    qa: a label is one of the T positions of its sequence. So it is predicted from the begin logits
+        of all T positions, or from their end logits -> (N, T)
 
     logits (B, T, n)
     label_indices (N,): where the labels stand in the flattened labels (B, T), in qa (B, 2)
@@ -588,7 +589,7 @@ def check_mode(mode):
 
 
 def choose_trained(encoder, mode):
-    """Freeze all parameters of the encoder but those that the mode trains: see MODES."""
+    """Choose which parameters of the encoder the mode trains (see MODES), and freeze the others."""
     check_mode(mode)
     for name, parameter in encoder.named_parameters():
         if mode == "adapters":
@@ -638,12 +639,12 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
 def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recursions=None):
     """Load a model for a task -> (Classifier, Task). For the other arguments see load_encoder.
 
-    If task is None, the saved one is used, and the folder must hold a fine-tuned model.
+    If task is None, the saved task is used, and the folder must hold a fine-tuned model.
 
-    If the folder holds a fine-tuned model, its head is loaded, unless mode is "random". ValueError
-    if it is for another kind of task, for other labels or for another number of texts. In
-    regression it predicts the same numbers as before, whatever mean and sd the task has. Without a
-    saved head the head is new.
+    If the folder holds a fine-tuned model and mode is not "random", the saved head is loaded. In
+    all other cases the head is new. ValueError if the saved head is for another kind of task, for
+    other labels or for another number of texts. In regression the tasks may differ in mean and sd:
+    the loaded head is changed so that it predicts the same numbers as before.
     """
     if os.path.isfile(path):
         raise ValueError(f"{path}: this is a file; give the folder that it is in")
@@ -671,7 +672,7 @@ def fit_adapters_to_identity(encoder, ids, mask, segments):
     weight * normalised + bias is close to x.
     """
     # PyTorch calls fit() just before each adapter runs. So one forward pass fits all adapters, and
-    # each sees states that have gone through the fitted adapters before it.
+    # what an adapter is given has gone through the adapters before it, which are fitted already.
     def fit(adapter, inputs):
         """Set the weight and bias of one adapter's LayerNorm, from what the adapter is given."""
         x = inputs[0]                                    # (B, T, C), its only input
@@ -760,7 +761,7 @@ def decode(task, examples, features, logits):
     return [(prediction, {}) for prediction in predictions]
 
 
-MAX_PROBABILITIES = 100             # decode_label returns at most so many
+MAX_PROBABILITIES = 100             # the most probabilities that decode_label returns
 
 
 def decode_label(task, logits):
@@ -790,9 +791,10 @@ def decode_answers(task, examples, features, logits, longest=30):
     The score of a span is the begin logit of its first token plus the end logit of its last. Spans
     have at most `longest` tokens, and the best over all windows is taken.
 
-    If task.unanswerable, each window has a no-answer score: the sum of the two logits at [CLS]. It
-    is rightly high in a window that does not have the answer. So the lowest one of all windows
-    counts: if even this is higher than the best span's score, the answer is "".
+    If task.unanswerable, each window has a no-answer score: the sum of the two logits at [CLS]. A
+    window without the answer should have a high one, even if another window has the answer. So the
+    lowest no-answer score of all windows counts. If it is above the best span's score, the answer
+    is "".
     """
     best_score = [-np.inf] * len(examples)
     best_text = [""] * len(examples)
@@ -825,8 +827,10 @@ def decode_answers(task, examples, features, logits, longest=30):
 
 
 def text_between(context, feature, first, last):
-    """Return the text of the context from one of a Feature's tokens to another, which are counted
-    from its first position: whole words, with their accents."""
+    """Return the context's text from the word of one token to the word of another, with accents.
+
+    first and last: the two tokens, as indices into feature.positions
+    """
     begin = feature.stands_for[first][0]
     end = skip_accents(context, feature.stands_for[last][1])
     return context[begin:end]
@@ -836,9 +840,9 @@ def skip_accents(text, end):
     """Return `end`, an index into text, moved past the marks that stand there.
 
     A tokenizer that strips accents removes all characters of Unicode's category Mn, nonspacing
-    marks: accents, but also vowel signs of Hindi and Thai. So they belong to no token. But they
-    belong to the letter before them. (A tokenizer that keeps them may have a token for one. Then an
-    answer gets the marks of its last letter, too.)
+    marks: accents, but also vowel signs of Hindi and Thai. So these marks are in no token, but they
+    belong to the letter before them. (A tokenizer that keeps marks may have a token for one. An
+    answer that ends before this token then gets the mark, too.)
     """
     while end < len(text) and unicodedata.category(text[end]) == "Mn":
         end += 1
@@ -880,13 +884,13 @@ def evaluate_split(model, task, split, bf16):
 
 class Tuning(NamedTuple):
     """What all runs of a command have in common. Each run has a mode, a rate and a seed."""
-    args: object            # the flags. Of their modes, rates and seeds each run gets one, as an
-                            # argument of fine_tune
+    args: object            # the flags, with all modes, rates and seeds of the command. Those of a
+                            # run are arguments of fine_tune
     model_path: str
     task: Task
     tokenizer: Tokenizer
     teacher: object         # a Classifier for the same Task, or None
-    hidden_weight: float    # of the hidden loss; 0 leaves it out
+    hidden_weight: float    # the factor of the hidden loss; 0 leaves it out
     settings: dict          # {name: value}, what decides the results: a resumed run needs the same
     processes: object       # a distill.Processes
     bf16: bool
@@ -916,8 +920,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
     dev_name = first_dev_split(splits)
 
     def measure_dev():
-        # train() calls this for its log. It does so the last time after the last step, so this
-        # Result is kept and need not be made again below.
+        # train() calls this for its log, for the last time after the last step. This last Result is
+        # kept, so it need not be made again below.
         results[dev_name] = evaluate_split(model, task, splits[dev_name], tuning.bf16)
         return results[dev_name].scores
 
@@ -933,8 +937,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
     if signals:
         print_stopped("this run")
         raise SystemExit(128 + signals[0])               # as stop_run does
-    # The other splits are measured here. The dev set is, too, if train() has not called
-    # measure_dev: it does so in the first process alone, and not if the run was finished before.
+    # The other splits are measured here. The dev set is measured here, too, if train() has not
+    # called measure_dev: only the first process calls it, and only if there were steps to make.
     for name, split in splits.items():
         if name != "train" and name not in results:
             results[name] = evaluate_split(model, task, split, tuning.bf16)
@@ -969,7 +973,7 @@ def options_of_run(tuning, task_loss, mode, seed, lr):
     # Features gives its folder another name than that of the final run.
     num_features = len(task_loss.features)
     out = os.path.join(args.out, f"{mode}-{num_features}-lr{lr:g}-seed{seed}")
-    if tuning.processes.rank == 0:                       # it alone writes, and owns --out
+    if tuning.processes.rank == 0:                       # only this process writes into --out
         os.makedirs(out, exist_ok=True)
     return TrainingOptions(
         steps=steps, lr=lr, warmup=steps // 10, weight_decay=args.weight_decay, seed=seed,
@@ -983,8 +987,8 @@ def first_dev_split(splits):
 
 
 def save_nothing():
-    """Do nothing where train() would save the model. run_mode() saves it after the training, but
-    only that of the first mode and seed."""
+    """Do nothing where train() would save the model: run_mode() saves it after the training, but
+    only the model of the first mode and seed."""
 
 
 # ---- From here on: plumbing -------------------------------------------------------------
