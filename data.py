@@ -76,6 +76,9 @@ def mask_tokens(ids, tokenizer, rng):
     chosen, never a special one. Of the chosen tokens 80 % become [MASK], 10 % a random token, 10 %
     stay. The special tokens are [PAD], [UNK], [CLS], [SEP] and [MASK].
 
+    Held-out text is masked by this function, too. So accuracies can be compared only if they were
+    measured with the same masking.
+
     ids (B, T): must be without padding, because the number of chosen tokens depends on T
     rng: a numpy Generator
     Returns the masked ids (B, T), the positions (M,) of the chosen tokens in the flattened ids, in

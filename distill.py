@@ -614,7 +614,11 @@ MAX_GRADIENT_NORM = 1.0
 
 @dataclass
 class TrainingOptions:
-    """Options of train(); the help of the flags with the same names explains them."""
+    """Options of train(); the help of the flags with the same names explains them.
+
+    A new option that changes what is trained also belongs in resume_settings. Otherwise --resume
+    does not notice that it differs.
+    """
     steps: int
     lr: float
     warmup: int
@@ -705,7 +709,8 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
 
     objective: see training_step; it also has .tokens_per_step
     run_state: what begin_or_resume returned
-    evaluate_model(): returns {name: value} for the log
+    evaluate_model(): returns {name: value} for the log. It is called in the first process alone,
+        so it must not end the run: the others would wait for this process
     save_model(): writes the model; it is called after each checkpoint of the training state, and at
         the beginning of a resumed run
 
