@@ -31,7 +31,7 @@ from command import warn
 from data import CACHE, COMPRESSED, is_held_out, rows_of_csv
 
 # What depends on the kind of a task is found by
-# grep -nE "(kind|task_name) (==|!=|in|not in) |is_qa|is_regression|task.labels" tasks.py finetune.py
+# grep -nE "(kind|task_name) (==|!=|in|not in) |is_(qa|regression)|task.labels" tasks.py finetune.py
 # A new kind also needs its METRICS, its label in Example, its fields in Feature, and the help of
 # --task and --train. Take care where the last branch is an `else`: it is for one of these kinds.
 KINDS = ("classification", "regression", "tagging", "qa")
