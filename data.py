@@ -204,15 +204,15 @@ LONGEST_WORD = 1000                 # characters
 class Tokenizer:
     """A BERT tokenizer, read from the tokenizer.json or the vocab.txt in a folder.
 
-    Its files say whether it is cased. If there is only a vocab.txt, and no tokenizer_config.json
-    says it (as for BioBERT), it is cased if its vocabulary has capital letters, A to Z. ValueError
-    names a file that is not a tokenizer.
+    Its tokenizer.json or its tokenizer_config.json says whether it is cased. If neither does, as in
+    BioBERT, it is cased if its vocabulary has capital letters, A to Z. ValueError names a file that
+    is not a tokenizer.
     """
 
     def __init__(self, path):
         self.path = path
         self.backend, file_path = read_backend(path)
-        self.contents = read_tokenizer_files(path)       # for save(): the folder may change by then
+        self.contents = read_tokenizer_files(path)       # for save(), because the folder may change
         id_of_token = self.backend.get_vocab()
         missing = [token for token in SPECIAL_TOKENS if token not in id_of_token]
         if missing:
@@ -227,7 +227,7 @@ class Tokenizer:
             raise ValueError(f"{file_path}: two of {' '.join(SPECIAL_TOKENS)} have the same number")
         self.ordinary_ids = np.setdiff1d(list(id_of_token.values()), self.special_ids)
         self.vocab_size = max(id_of_token.values()) + 1
-        # A vocabulary with holes up to a huge number would make to_str() use gigabytes.
+        # If a token had a huge number, to_str() below would use gigabytes, even for few tokens.
         if self.vocab_size > LARGEST_VOCAB_SIZE:
             raise ValueError(f"{file_path}: {self.vocab_size - 1} is too large for a token's "
                              "number")
@@ -253,16 +253,16 @@ class Tokenizer:
         return self.backend.decode(ids)
 
     def save(self, path):
-        """Write the tokenizer's files into the folder path, which is made if need be, and remove
-        the files of a tokenizer that was there before."""
+        """Write the tokenizer's files into the folder path, which is made if it does not exist. The
+        files of a tokenizer that was there before are removed."""
         os.makedirs(path, exist_ok=True)
         contents = dict(self.contents)
         config = WORDPIECE_CONFIG
         if "tokenizer_config.json" in contents:
             config = json.loads(contents["tokenizer_config.json"])
-        # None if the tokenizer does not normalise as BERT does.
+        # This is None if the tokenizer does not normalise as BERT does.
         lowercase = getattr(self.backend.normalizer, "lowercase", None)
-        # transformers lower-cases if do_lower_case is missing. So it is written here.
+        # If do_lower_case is missing, transformers lower-cases. So do_lower_case is written here.
         if config.get("do_lower_case") is None and lowercase is not None:
             config = config | {"do_lower_case": lowercase}
             contents["tokenizer_config.json"] = json.dumps(config, indent=1).encode()
@@ -286,8 +286,8 @@ def read_backend(path):
             check_backend(backend)
         check_added_tokens(path, backend.get_vocab(), "tokenizer.json")
         config = read_tokenizer_config(path)
-        # If tokenizer.json contradicts the config, the config counts, as in transformers. Only
-        # these two classes of transformers, which are for any kind of tokenizer, ignore the config.
+        # If tokenizer.json contradicts the config, the config counts, as in transformers. But two
+        # classes of transformers are for any kind of tokenizer, and they ignore the config.
         if config.get("tokenizer_class") not in ("PreTrainedTokenizerFast", "TokenizersBackend"):
             obey_config(backend, config)
         return backend, file_path
@@ -309,7 +309,7 @@ def check_backend(backend):
     unk_token = getattr(backend.model, "unk_token", None)
     if unk_token is not None and unk_token != "[UNK]":
         raise ValueError(f"its unk_token is {unk_token!r:.60}, not [UNK]")
-    # WordPiece takes time with the square of a word's length. A BERT allows 100 characters.
+    # WordPiece's time grows with the square of a word's length. A BERT allows 100 characters.
     longest_word = getattr(backend.model, "max_input_chars_per_word", 0)
     if longest_word > LONGEST_WORD:
         raise ValueError(f"max_input_chars_per_word is {longest_word}, over {LONGEST_WORD}")
@@ -317,7 +317,7 @@ def check_backend(backend):
 
 def check_added_tokens(path, known, source):
     """Raise ValueError if a folder's added_tokens.json has a token that is not in `known`.
-    transformers would use this token; this program does not read it.
+    transformers would use this token, but this program would not.
 
     source: the name of the file from which `known` was read
     """
@@ -344,7 +344,8 @@ def read_tokenizer_config(path):
 
 
 def obey_config(backend, config):
-    """Let a tokenizer normalise texts as its tokenizer_config.json says, as far as it says it."""
+    """Make a tokenizer normalise texts as its tokenizer_config.json says. An option that is missing
+    there changes nothing."""
     normalizer = backend.normalizer
     if not isinstance(normalizer, tokenizers.normalizers.BertNormalizer):
         return
@@ -383,9 +384,9 @@ def read_wordpiece(path):
 def make_wordpiece(words, do_lower_case=None):
     """Make a BERT tokenizer whose token number i is words[i].
 
-    do_lower_case=None: it is cased if a word, other than a special one such as [CLS], has a capital
-        letter, A to Z
-    Accents are removed if it lower-cases, as in BERT, and each Chinese character is a word.
+    do_lower_case: None: it is False if a word has a capital letter, A to Z. Special words such as
+        [CLS] do not count
+    As in BERT, a tokenizer that lower-cases also removes accents. Each Chinese character is a word.
     """
     if do_lower_case is None:
         ordinary_words = [word for word in words if not re.fullmatch(r"\[.*\]", word)]
@@ -402,10 +403,10 @@ def make_wordpiece(words, do_lower_case=None):
 def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     """Learn a vocabulary of `size` tokens and write it to `out`.
 
-    It is smaller if the corpus does not yield enough tokens. Every character becomes a token, and
-    a second one, with ##, where it continues a word; if these alone are more than `size`, the
-    vocabulary is larger. Returns the Tokenizer. ValueError if `size` is out of range, if the corpus
-    has no text, or for a reason of check_vocabulary_folder.
+    The vocabulary is smaller if the corpus does not yield enough tokens. Every character becomes a
+    token. A character that continues a word becomes a token with ##, too. If these tokens alone are
+    more than `size`, the vocabulary is larger. Returns the Tokenizer. ValueError if `size` is out
+    of range, if the corpus has no text, or if check_vocabulary_folder refuses `out`.
     """
     if not 100 <= size <= 2**20:
         raise ValueError(f"--train-tokenizer {size}: the size must be from 100 to {2**20} tokens")
@@ -413,7 +414,8 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     check_vocabulary_folder(out, config)
     corpus = list_of_paths(corpus)
     files = corpus_files(corpus)
-    # The learning may take hours. So the folder is made first: if that fails, it fails at once.
+    # Learning may take hours. So the folder is made first: if that is not possible, the user is
+    # told at once.
     is_new = not os.path.exists(out)
     os.makedirs(out, exist_ok=True)
     try:
@@ -435,20 +437,20 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
 def learn_words(files, size, lowercase, text_column):
     """Learn the tokens of a vocabulary from the files of a corpus -> a list, sorted, without the
     special tokens."""
-    # The training fills this empty vocabulary. It uses the way in which the tokenizer normalises a
-    # text and splits it into words.
+    # This tokenizer has an empty vocabulary, which the training fills. The training normalises
+    # texts and splits them into words as this tokenizer does.
     backend = make_wordpiece([], lowercase)
     trainer = tokenizers.trainers.WordPieceTrainer(
         vocab_size=size, special_tokens=SPECIAL_TOKENS, show_progress=False)
     lines = (line for line in read_corpus(files, text_column) if line)
     backend.train_from_iterator(lines, trainer)
-    # The order that the library gives varies from run to run.
+    # The library's order varies from run to run, so the tokens are sorted.
     return sorted(set(backend.get_vocab()) - set(SPECIAL_TOKENS))
 
 
 def check_vocabulary_folder(out, config):
-    """Raise ValueError if a vocabulary cannot be written into the folder `out`: its name is empty,
-    or it is a file, must not be written into, or has files of another tokenizer.
+    """Raise ValueError if a vocabulary cannot be written into the folder `out`, or if `out` has
+    files of another tokenizer.
 
     config: what its tokenizer_config.json will hold, a dict
     """
@@ -462,7 +464,7 @@ def check_vocabulary_folder(out, config):
         if os.path.exists(os.path.join(out, name)):
             raise ValueError(f"{out}: it has a {name} already; choose another --out")
     config_path = os.path.join(out, "tokenizer_config.json")
-    # A run that was stopped after it had written this file may be repeated.
+    # An equal file is allowed: a run that was stopped after it had written one may be repeated.
     if os.path.exists(config_path) and read_json(config_path) != config:
         raise ValueError(f"{out}: it has another tokenizer_config.json already; choose another "
                          "--out")
@@ -494,7 +496,7 @@ class TokenFile:
             num_valid = description["valid"]
             self.made_from = description["made_from"]
             self.digest = description.get("digest")
-            if self.digest is None:                      # files of earlier versions do not say it
+            if self.digest is None:                      # files of earlier versions have none
                 self.digest = hash_file(path)
             if not isinstance(self.made_from, dict):
                 raise ValueError("made_from in its .json is not a JSON object")
@@ -529,13 +531,13 @@ def list_of_paths(corpus):
 
 
 def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
-    """Return the TokenFile of a corpus.
+    """Return the TokenFile of a corpus. If the corpus is text, its token file is made in the folder
+    `cache`, unless it is there already.
 
-    corpus: a file or folder, or a list of them, whose token file is made in the folder `cache` if
-        it is not there yet; or one token file (.bin), which is opened; None stands for the
-        documentation on this machine
-    ValueError if a token file was made with another tokenizer or is damaged, if `corpus` names
-    other files as well, or if a text_column is given for it.
+    corpus: a file or folder of text, or a list of them; or one token file (.bin); None stands for
+        the documentation on this machine
+    ValueError if a token file was made with another tokenizer or is damaged. ValueError, too, if
+    `corpus` names other files beside a token file, or if a text_column is given for one.
     """
     if corpus is None:
         source = "the documentation on this machine"
@@ -550,7 +552,7 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
         key = repr([paths, text_column, tokenizer.digest])
         name = hashlib.sha256(key.encode()).hexdigest()[:12] + ".bin"
         token_file = tokenise(corpus, tokenizer, os.path.join(cache, name), text_column)
-        token_file.source = source                       # its own name says nothing to the user
+        token_file.source = source                       # the file's name says nothing to the user
     check_for_holes(token_file, tokenizer)
     return token_file
 
@@ -572,11 +574,11 @@ def open_token_file(corpus, tokenizer, text_column):
 
 
 def check_for_holes(token_file, tokenizer):
-    """Raise ValueError if a TokenFile has zeros in place of tokens: a disk that failed, or a copy,
-    may leave such a hole. To read all tokens would take long, so a hundred pieces are looked at.
+    """Raise ValueError if a TokenFile has a hole: zeros in place of tokens. A failed disk or copy
+    may leave one. To read all tokens would take long, so a hundred pieces are looked at.
 
-    Nothing is checked if the token 0 is an ordinary one, which a text may repeat. In most BERTs it
-    is [PAD], which no text has a thousand times in a row.
+    In most BERTs the token 0 is [PAD], which no text has a thousand times in a row. If the token 0
+    is an ordinary one, a text may repeat it, so nothing is checked.
     """
     size = 1024                                          # tokens in a piece
     tokens = token_file.train_tokens
@@ -592,7 +594,7 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
     """Tokenise a corpus into the files `out` and `out`.json -> TokenFile.
 
     If they are there already and were made in the same way, they are used as they are. If they were
-    made in another way, they are made anew, or, with overwrite=False, this is a ValueError.
+    made in another way, they are made anew. With overwrite=False this is a ValueError instead.
     """
     out = os.fspath(out)
     corpus = list_of_paths(corpus)
@@ -621,10 +623,10 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
         # The program may be killed after any of these lines. Tokens must never stand beside the
         # description of other tokens, because they would be used unnoticed. If there are no tokens,
         # the next call makes them again. So this is the order:
-        os.fsync(file.fileno())                          # the new tokens, under another name
+        os.fsync(file.fileno())                          # save the tokens, under another name
         remove_old_tokens(out, made_from)                # from here on there are no tokens
         write_json(f"{out}.json", description, shared=True)
-    # At the end of the with block replace_file has given the new tokens their name.
+    # The with block has ended, so replace_file has given the new tokens their name.
     token_file = TokenFile(out)
     # Two processes that write different tokens under one name may leave the tokens of one beside
     # the description of the other.
@@ -647,7 +649,7 @@ def facts_of_tokens(files, tokenizer, text_column):
 
 def tokens_made_before(out, made_from, overwrite):
     """Return the TokenFile `out` if it was made from the same facts (see facts_of_tokens), else
-    None; a warning says so if it will be replaced. ValueError if `out` must not be written."""
+    None. If `out` will be replaced, a warning says so. ValueError if it must not be written."""
     if os.path.isdir(out):
         raise ValueError(f"--out {out}: this is a folder; give the name of a file, ending in .bin")
     if not os.path.exists(out):
@@ -665,8 +667,8 @@ def tokens_made_before(out, made_from, overwrite):
 
 
 def check_counts(counts, corpus, tokenizer):
-    """Raise ValueError if a corpus has no text, or if most of it has become [UNK]. Print a warning
-    if over a tenth of it has."""
+    """Raise ValueError if a corpus has no text, or if most of its characters become [UNK]. Print a
+    warning if over a tenth of them do."""
     if not counts.has_text:
         raise ValueError(f"{first_few(corpus)}: there is no text in the corpus")
     message = (f"{first_few(corpus)}: {counts.unknown_share:.0%} of the characters become [UNK] "
@@ -680,7 +682,7 @@ def check_counts(counts, corpus, tokenizer):
 def sizes_of_parts(counts, corpus):
     """Return the number of tokens to train on and the number of tokens that are held out.
 
-    All documents may be on one side by chance if they are few, or if all begin alike. Then the last
+    If the documents are few, or if all begin alike, all of them may be in one part. Then the last
     tokens are held out.
     """
     if counts.num_train > 0 and counts.num_valid > 0:
@@ -696,8 +698,8 @@ def sizes_of_parts(counts, corpus):
 def remove_old_tokens(out, made_from):
     """Remove the token file `out`, if there is one, unless it was made from the same files.
 
-    Another process may have made the same tokens in the meantime. These are not removed, because
-    that process is about to open them. tokenise will replace them by its own, which are equal.
+    Another process may have made the same tokens in the meantime. They are not removed, because
+    that process is about to open them. tokenise will replace them by equal ones.
     """
     if os.path.exists(f"{out}.json"):
         old_description = read_json(f"{out}.json")
@@ -708,11 +710,11 @@ def remove_old_tokens(out, made_from):
 
 
 def check_token_file_name(out):
-    """Raise ValueError if `out` is no name of a token file, or `out`.json is somebody else's
-    file."""
+    """Raise ValueError if `out` cannot be the name of a token file, or if `out`.json is a file that
+    does not describe one."""
     if os.path.basename(out) == "":
         raise ValueError(f"--out {out!r} is not the name of a file")
-    if not out.endswith(".bin"):                         # by this open_corpus recognises it
+    if not out.endswith(".bin"):                         # open_corpus recognises it by this
         raise ValueError(f"--out {out}: the name of a token file must end in .bin")
     if os.path.exists(f"{out}.json") and "made_from" not in read_json(f"{out}.json"):
         raise ValueError(f"{out}.json exists and is not the description of a token file")
@@ -722,13 +724,13 @@ class TokenCounts(NamedTuple):
     """What write_tokens has counted."""
     num_train: int          # tokens to train on
     num_valid: int          # tokens that are held out
-    has_text: bool          # whether there is a token beside the [SEP] at the end of each document
-    unknown_share: float    # 0 to 1: which part of the characters became [UNK], by samples
+    has_text: bool          # whether a document has a token beside the [SEP] at its end
+    unknown_share: float    # 0 to 1: estimated share of the characters that became [UNK]
 
 
 def write_tokens(file, lines, tokenizer, dtype):
-    """Tokenise lines and write the token numbers, those to train on, then those held out
-    -> TokenCounts.
+    """Tokenise lines and write the token numbers -> TokenCounts. Those to train on are written
+    first, those that are held out after them.
 
     lines: as read_corpus yields them. An empty line ends a document and becomes [SEP].
     """
@@ -786,13 +788,13 @@ UNKNOWN_CHARACTERS_REMEDY = ("the tokenizer is of another language, or spaces mu
 def count_characters(texts, tokenizer, sample_size=SAMPLE):
     """Count the characters of texts, without white space -> (all, those that become [UNK]).
 
-    An [UNK] stands for a whole word, for example for one of over 100 characters. Thai has no spaces
-    between words, so there a few [UNK] may stand for most of a text. So characters are counted.
+    Characters are counted, not tokens, because an [UNK] stands for a whole word. Thai has no spaces
+    between words, so a long row of letters is one word. A few [UNK] may stand for most of a text.
 
-    To find out which characters a token stands for takes time. So if the texts have more than
-    `sample_size` characters, only about so many are counted, in pieces that are drawn at random.
+    To find out which characters a token stands for takes time. So only about `sample_size` of the
+    characters are counted, in pieces that are drawn at random. If there are fewer, all are counted.
     """
-    pieces = []                                          # of at most 1,000 characters
+    pieces = []                                          # each has at most 1,000 characters
     for text in texts:
         for begin in range(0, len(text), 1000):
             pieces.append(text[begin:begin + 1000])
@@ -823,8 +825,8 @@ def mark_held_out(lines):
     lines: an empty line ends each document, also the last one
     """
     held_out = None                                      # None: it is not decided yet
-    waiting = []                                         # the document's lines until it is
-    num_characters = 0                                   # in these
+    waiting = []                                         # the document's lines until then
+    num_characters = 0                                   # in the waiting lines
     for line in lines:
         ends_document = line == ""
         if held_out is not None:
@@ -872,18 +874,18 @@ def is_held_out(text, one_in):
 # Each reader yields lines. An empty line means that a document ends.
 
 CORPUS_FILE = re.compile(r"(?si).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
-# What a .gz, a .bz2 and an .xz begin with.
+# A .gz, a .bz2 and an .xz begin with these bytes.
 COMPRESSED = re.compile(rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ\0")
-# A surrogate is half a character. errors="surrogateescape" turns each byte that is not UTF-8 into
-# one. NULs and surrogates are replaced by U+FFFD.
+# NULs and surrogates are replaced by U+FFFD. A surrogate is half a character. Python makes one of
+# each byte that is not UTF-8, because the files are opened with errors="surrogateescape".
 NUL_OR_SURROGATE = re.compile("[\0\ud800-\udfff]")
 # parsing() puts this text into its message: "PATH: not a whole, undamaged file: ...".
 UNDAMAGED_FILE = "a whole, undamaged file"
 
 
 def corpus_files(corpus):
-    """List the files of a corpus, those of a folder sorted. ValueError for a path without any, or
-    for a path that is named twice. (A link to a file counts as another file.)"""
+    """List the files of a corpus; those of a folder are sorted. ValueError if a path has none, or
+    if a file is named twice. A link to a file counts as another file."""
     files = []
     for path in corpus:
         if not os.path.exists(path):
@@ -903,14 +905,14 @@ def corpus_files(corpus):
 
 
 def is_corpus_file(path):
-    """Return True for a regular file with an ending that is read. A pipe or a device, which is no
-    regular file, may never end."""
+    """Return True for a regular file with one of the endings of a corpus file. Other files are not
+    read: a pipe or a device may never end."""
     return CORPUS_FILE.fullmatch(path) is not None and os.path.isfile(path)
 
 
 def corpus_files_below(folder):
-    """List the files below a folder that are read, sorted. A warning says how many are left out.
-    ValueError if there is none."""
+    """List the corpus files below a folder, sorted. A warning says how many other files there are.
+    ValueError if there is no corpus file."""
     found = []
     num_skipped = 0
     for path in files_below(folder):
@@ -927,8 +929,8 @@ def corpus_files_below(folder):
 
 
 def is_hidden(file_path, folder):
-    """Return True if a file below a folder is hidden: its name begins with a dot, or that of a
-    folder between the two.
+    """Return True if a file below a folder is hidden: its name begins with a dot, or the name of a
+    folder between the two does.
 
     Jupyter keeps copies of files in the folder .ipynb_checkpoints, which would double the text.
     """
@@ -951,8 +953,8 @@ def files_below(path):
 
 
 def read_corpus(files, text_column="text"):
-    """Yield the lines of a corpus, without the white space around them, and at least one empty line
-    after each document; show a progress bar.
+    """Yield the lines of a corpus, without the white space around them. At least one empty line
+    follows each document. A progress bar is shown.
 
     files: the list that corpus_files returns
     text_column: the field or column of the text in a .jsonl or a .csv
@@ -972,26 +974,26 @@ def read_corpus(files, text_column="text"):
             yield from read_corpus_file(path, bar, text_column, counts)
             yield ""
             counts_of_corpus.add(counts)
-            # Of many small files each may have only a few bytes that are not UTF-8, which pass for
-            # damage. But all files together may have too many.
+            # A few bytes that are not UTF-8 are taken for damage. But if each of many small files
+            # has a few, all of them together may be too many.
             if counts_of_corpus.total > ENOUGH_TO_JUDGE:
                 check_encoding(f"{path} and the files before it", counts_of_corpus)
     check_encoding(f"{files[-1]} and the files before it", counts_of_corpus)
 
 
-# After so many characters check_encoding judges a text before its end. A shorter one is judged at
-# its end alone, because only its first part may be damaged.
+# From this number of characters on, check_encoding judges a text while it is read. A shorter text
+# is judged only at its end, because perhaps only its first part is damaged.
 ENOUGH_TO_JUDGE = 1_000_000
 
 
 @dataclass
 class CharacterCounts:
     """How many characters of a corpus, or of one of its files, were read, and how many of them were
-    replaced because they cannot be used. The last two are counted for each file alone."""
+    replaced because they cannot be used. escapes and empty are only counted for a file."""
     total: int = 0
     undecoded: int = 0      # bytes that are not UTF-8
     nuls: int = 0
-    escapes: int = 0        # of the .jsonl: NULs and half characters that are written as escapes
+    escapes: int = 0        # NULs and half characters that are written as escapes in a .jsonl
     empty: int = 0          # documents of a .jsonl or a .csv that have no text
 
     def add(self, other):
@@ -1011,7 +1013,7 @@ def read_corpus_file(path, bar, text_column, counts):
     bytes_before = bar.n
     newline = None                                       # every kind of line end becomes "\n"
     if kind == ".csv":
-        newline = ""                                     # csv must see those in quotes unchanged
+        newline = ""                                     # csv needs line ends in quotes unchanged
     with open(path, "rb") as raw:
         check_first_bytes(path, raw, compression)
         stream = io.TextIOWrapper(unpack(raw, compression), encoding="utf-8-sig",
@@ -1038,8 +1040,8 @@ def read_corpus_file(path, bar, text_column, counts):
 def check_first_bytes(path, raw, compression):
     """Raise ValueError if the first bytes of a file show that it cannot be read.
 
-    raw: the open file, which still stands at its beginning afterwards
-    compression: what its name says: ".gz", ".bz2", ".xz" or None
+    raw: the open file; it still stands at its beginning afterwards
+    compression: the end of its name: ".gz", ".bz2", ".xz" or None
     """
     with parsing(path, UNDAMAGED_FILE):
         first_bytes = raw.peek(10)
@@ -1067,8 +1069,9 @@ def report_changes(path, counts):
 
 
 def replace_unreadable(line, counts):
-    """Replace NULs and surrogates in a line by U+FFFD and add their numbers to counts, a
-    CharacterCounts. Surrogates are added to undecoded: nearly all were bytes that are not UTF-8."""
+    """Replace NULs and surrogates in a line by U+FFFD -> the new line. Their numbers are added to
+    counts, a CharacterCounts: surrogates to undecoded, because nearly all were bytes that are not
+    UTF-8."""
     # No surrogate is ASCII. So an ASCII line without a NUL, as most are, needs no search.
     if line.isascii() and "\0" not in line:
         return line
@@ -1080,10 +1083,10 @@ def replace_unreadable(line, counts):
 
 
 def check_encoding(what, counts):
-    """Raise ValueError if so much of a file, or of several, cannot be read that it must be in
-    another encoding. what: their name, for the message
+    """Raise ValueError if a file, or several together, must be in another encoding than UTF-8.
 
-    A few are taken for damage. The limit for bytes that are not UTF-8 is ten, or one in a thousand
+    what: the name of the file or files, for the message
+    A few bytes that are not UTF-8 are taken for damage. The limit is ten, or one in a thousand
     characters if that is more. A text in Latin-1 usually has more. The limit for NULs is ten, or
     one in four characters if that is more. In UTF-16 about every second character is a NUL.
     """
@@ -1096,7 +1099,7 @@ def check_encoding(what, counts):
 
 
 def lines_of_text(path, stream, longest):
-    """Yield the lines of an open file; a line over `longest` characters comes in pieces.
+    """Yield the lines of an open file. A line of over `longest` characters is yielded in pieces.
 
     A blank line is yielded, because it ends a document. A blank piece of a longer line is left out.
     ValueError if the file is damaged.
@@ -1110,7 +1113,6 @@ def lines_of_text(path, stream, longest):
             ends_line = piece.endswith("\n")
             is_whole_line = begins_line and ends_line
             is_blank = piece.strip() == ""
-            # Only a blank line that is whole ends a document; a blank piece of a line must not.
             if is_whole_line or not is_blank:
                 yield piece
             begins_line = ends_line
@@ -1126,14 +1128,14 @@ def lines_of_jsonl(path, stream, text_column, counts):
             continue
         kind = f"a JSON object with a text {text_column!r}"
         is_cut_off = len(row) == LONGEST_ROW and not row.endswith("\n")
-        if is_cut_off:                                   # so it is no JSON: the message says why
+        if is_cut_off:                                   # the row is no JSON; the message says why
             kind = f"a JSON object of at most {LONGEST_ROW} characters"
         with parsing(f"{path}:{number}", kind):
             document = document_of_row(row, text_column)
         # json.loads turns the escapes \u0000 and \ud800 into a NUL and half a character. These are
-        # replaced here: replace_unreadable would count them as signs of another encoding, which
-        # they are not. But if the row itself has such characters, too, the two cannot be told apart
-        # in the document, and replace_unreadable replaces them all.
+        # replaced here, because replace_unreadable would count them as signs of another encoding.
+        # But the row may also have a NUL or half a character that is not an escape. In the document
+        # the two kinds cannot be told apart, so replace_unreadable replaces them all.
         if "\\u" in row and not NUL_OR_SURROGATE.search(row):
             document, num_escapes = NUL_OR_SURROGATE.subn("\ufffd", document)
             counts.escapes += num_escapes
@@ -1143,13 +1145,13 @@ def lines_of_jsonl(path, stream, text_column, counts):
 
 
 def document_of_row(row, text_column):
-    """Return the text in a line of a .jsonl, "" if it is null. ValueError if it has no such field,
-    or if the field is no text."""
+    """Return the text in the field text_column of a line of a .jsonl, "" if it is null. ValueError
+    if there is no such field, or if it is no text."""
     # strict=False allows tabs and other control characters in a text. Half a character such as
     # \ud800 is no error: lines_of_jsonl replaces it.
     try:
         value = json.loads(row, strict=False)
-    except json.JSONDecodeError as error:                # its text would count lines in the row
+    except json.JSONDecodeError as error:                # its own text names a line of the row
         raise ValueError(f"{error.msg}, at character {error.pos + 1}") from error
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
@@ -1166,9 +1168,8 @@ def document_of_row(row, text_column):
 
 
 def lines_of_csv(path, stream, text_column, counts):
-    """Yield the lines of the documents in a .csv, a row each, and an empty one after each.
-
-    A document without text is added to the empty ones of counts, a CharacterCounts.
+    """Yield the lines of the documents in a .csv, and an empty one after each. A row has one
+    document. Documents without text are counted in counts, a CharacterCounts.
     """
     with parsing(path, "a readable .csv"):
         rows = rows_of_csv(lines_within_limit(stream), place="line ")
@@ -1193,7 +1194,9 @@ def rows_of_csv(lines, place):
     """Yield (number of the line, cells) for each row of a .csv that is not empty.
 
     A cell in quotes may have line breaks. Then the row has several lines, and the number is that of
-    its last line. place: what stands before the number of a line in an error, such as "FILE:"
+    its last line.
+
+    place: what stands before the number of a line in an error, such as "FILE:"
     """
     csv.field_size_limit(LONGEST_ROW)                    # its own limit is 131,072 characters
     rows = csv.reader(lines, strict=True)
@@ -1255,7 +1258,7 @@ BLOCK_SIZE = 2**16                  # bytes that ConcatenatedStreams reads from 
 
 
 class ConcatenatedStreams(io.RawIOBase):
-    """The unpacked bytes of a .bz2 or .xz of one or more compressed streams, one after another.
+    """The unpacked bytes of a .bz2 or .xz, which has one or more compressed streams.
 
     Wikipedia's dumps have many streams. If one of them is damaged, bz2.open and lzma.open may stop
     there without an error, and the rest of the text would be lost unnoticed. Here it is an error.
@@ -1273,7 +1276,7 @@ class ConcatenatedStreams(io.RawIOBase):
     def readinto(self, buffer):
         """Unpack some bytes into the buffer and return their number, 0 at the end of the file."""
         unpacked = b""
-        # Several blocks may go into a decompressor before the first byte comes out.
+        # A decompressor may take several blocks before it returns the first byte.
         while unpacked == b"":
             if self.decompressor.eof:                    # the stream has ended
                 has_next_stream = self.begin_next_stream()
@@ -1306,7 +1309,7 @@ class ConcatenatedStreams(io.RawIOBase):
 # ---- The documentation on this machine: the corpus that needs no download ---------------
 
 EXTRACTION_VERSION = 3  # the version of the rules below, part of the cached file's name
-# Marks of reStructuredText around words. A group has the name of the mark.
+# MARKUP finds marks of reStructuredText around words. Each group has the name of its mark.
 MARKUP = re.compile(r"""
     :(?:ref|doc|pep|rfc|math):`~?(?P<text_role>[^`<]*?)(?:\s*<[^`>]*>)?`   # :ref:`text <target>`
   | :[\w:+-]+:`~?(?P<code_role>[^`<]*?)(?:\s*<[^`>]*>)?`                  # :class:`~torch.Tensor`
@@ -1316,20 +1319,20 @@ MARKUP = re.compile(r"""
   | \*\*(?P<bold>[^*\s][^*]*)\*\*                                         # **bold**
   | \*(?P<slanted>[^*\s][^*]*)\*(?!\w)                                   # *slanted*
   """, re.VERBOSE)
-# These marks mean code. (So do a few rare roles that are none, such as :term:, in code_role.)
+# These marks mean code. code_role also finds a few rare roles that are no code, such as :term:.
 CODE_MARKS = ("code_role", "literal", "name")
 # Old texts quote a `word' like this. There MARKUP takes the text between two quotations for a name.
 OLD_QUOTATION = re.compile(r"`[\w.()]+'(?!\w)")
-# The beginning of a line that is not prose: a directive, a prompt, a rule, a definition, ...
+# A line that is not prose begins like this: with a directive, a prompt, a rule, a definition, ...
 NOT_PROSE = re.compile(r"\s*(\.\. |\$ |[-=+|~^#*]{3,}|:\w+|@|\w+ = |def |class |import )")
-# What may stand before the text of a list item or of an argument: "- ", "1. ", "name (int): ".
+# The text of a list item or of an argument may stand after this: "- ", "1. ", "name (int): ".
 ITEM = re.compile(r"\s*([-*+o] |\d+[.)] |\w+ ?\(.*?\): |[*`]*\w+[*`]*: (?=[A-Z]))")
-# A line above an indented text: "name : type", "name (type):", "Returns:".
+# A line like this stands above an indented text: "name : type", "name (type):", "Returns:".
 HEADING = re.compile(r"[\w*, ]+ : .*|\w+ ?\([^)]*\):|\w+:?")
 PLAIN_WORD = re.compile(r"[(\"']?[A-Za-z][a-z'-]*[.,;:!?)\"']*")
 COMMON_WORDS = frozenset("the a an of to in is are be and or for with that this it as if by on not "
                          "from which when can will".split())
-# Signs of code: braces, bars, backslashes, %s, or three or more of = < >.
+# These are signs of code: braces, bars, backslashes, %s, or three or more of = < >.
 CODE_SIGNS = re.compile(r"[{}\\|]|%[sdr]|[=<>].*[=<>].*[=<>]")
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__",
                    "_vendor", "lib2to3", "pydoc_data"}
@@ -1338,7 +1341,7 @@ DOCSTRING = re.compile(r'(?s)(?<![\w\'"])[rRuU]?("""|\'\'\')(.*?)\1')
 
 def docs_on_this_machine(cache=CACHE):
     """Return the path of a .jsonl file with the English prose in the documentation of Python, torch
-    and numpy, which is on every machine that can run this. It is made in `cache` on first use.
+    and numpy. Each machine that can run this has them. The file is made in `cache` on first use.
 
     Each line is a paragraph: {"part": its source, "text": the paragraph, "code": where in the text
     something was marked as code: [[first character, one past the last], ...]}. No text comes twice.
@@ -1360,8 +1363,8 @@ def docs_on_this_machine(cache=CACHE):
             if is_prose(lines, text) and text.lower() not in rows:
                 rows[text.lower()] = {"part": part, "text": text, "code": code_spans}
     os.makedirs(cache, exist_ok=True)
-    # Another process may have made the same file in the meantime. It stays. If it were written
-    # again, its time would change, and a token file that was made from it would be made again.
+    # Another process may have made the same file in the meantime. Then that file stays. If it were
+    # written again, its time would change, and token files made from it would be made again, too.
     if not os.path.isfile(path):
         with replace_file(path, shared=True) as file:
             for row in rows.values():
@@ -1394,9 +1397,9 @@ def docstrings(package, root):
 
 def paragraphs(docstring):
     """Yield the lines of each paragraph; a list item or an argument is a paragraph of its own."""
-    # In reStructuredText a block that ends in "::" announces code: the blocks after it that are
-    # indented more. indent_before_code is the indentation of the block that ends in "::", or None
-    # outside of code.
+    # In reStructuredText a block that ends in "::" announces code. The blocks after it are code if
+    # they are indented more. indent_before_code is the indentation of the block that ends in "::",
+    # or None outside of code.
     indent_before_code = None
     for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
         block_indent = indentation(block)
@@ -1443,8 +1446,8 @@ def remove_markup(lines):
     cannot be told apart.
     """
     marked = " ".join(" ".join(lines).split())
-    # A "::" before a block of code becomes ":". So does one inside a sentence, as in x[::2], which
-    # a few paragraphs in a thousand have.
+    # A "::" before a block of code becomes ":". So does a "::" inside a sentence, as in x[::2], but
+    # only a few paragraphs in a thousand have one.
     marked = marked.replace("::", ":")
     text = ""
     code_spans = []
