@@ -791,26 +791,26 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
 class RunState(NamedTuple):
     """The state of a run that is about to begin or to go on."""
     optimizer: torch.optim.Optimizer
-    tensors: dict           # {name: tensor}, all that training changes; checkpoints hold it
+    tensors: dict           # {name: tensor}, all that training changes; checkpoints hold them
     first_step: int         # the next step, counted from 0, which is also the number of steps done
-    log_size: int           # bytes of log.jsonl that were written by then
+    log_size: int           # bytes that log.jsonl had after the steps done
     settings: dict          # what must be the same when the run is resumed; checkpoints hold it
 
 
 def begin_or_resume(model, options, settings, processes):
-    """Prepare a run, or, if options.resume says so, restore what its last checkpoint holds.
+    """Prepare a run. If options.resume is True, restore what its last checkpoint holds.
 
     settings: a dict of what must be the same in a resumed run and in the run that it continues
     Returns a RunState. If the run goes on, the model then has the parameters of the checkpoint.
-    ValueError if there is a model, but no checkpoint of it.
+    ValueError if a run cannot be resumed, because its folder has a model, but no checkpoint.
     """
     optimizer = make_optimizer(model, options.weight_decay)
     tensors = training_state(model, optimizer)
     path = state_path(options)
     first_step = 0
     log_size = 0
-    # The first process restores, and gives the others what it has: on another machine they may
-    # have no access to the file.
+    # The first process reads the checkpoint, and broadcast() below sends it to the others. They may
+    # be on other machines and have no access to the file.
     if options.resume and processes.rank == 0:
         if os.path.exists(path):
             first_step, log_size = restore_training_state(path, tensors, settings)
@@ -838,8 +838,8 @@ def training_state(model, optimizer):
     """Collect all tensors that training changes: {key: tensor}.
 
     The keys are "model.NAME" for the parameter NAME, and "exp_avg.NAME", "exp_avg_sq.NAME" and
-    "step.NAME" for its state in AdamW. The tensors are those in use: copying into them restores a
-    run.
+    "step.NAME" for its state in AdamW. The tensors are those in use, not copies. So a run is
+    restored by copying into them.
     """
     state = {}
     for name, parameter in model.named_parameters():
@@ -851,7 +851,7 @@ def training_state(model, optimizer):
 
 
 def what_is_due(steps_done, options):
-    """Tell what comes after so many steps: (whether to evaluate, to log, to save a checkpoint).
+    """Tell what is due after steps_done steps: (whether to evaluate, to log, to save a checkpoint).
 
     An evaluation is always logged. All three come after the last step.
     """
@@ -865,7 +865,7 @@ def what_is_due(steps_done, options):
 
 
 def check_finite_step(steps_done, totals, gradient_norm, lr):
-    """Raise FloatingPointError, showing all losses, if the gradient's norm is inf or nan."""
+    """Raise FloatingPointError if the gradient's norm is inf or nan. The error shows all losses."""
     gradient_norm = float(gradient_norm)                 # this waits for a GPU
     if not math.isfinite(gradient_norm):
         losses = ", ".join(f"{name} {float(value):g}" for name, value in totals.items())
@@ -897,7 +897,7 @@ def stop_run(signals, steps_done, options, processes):
     if processes.world_size > 1:
         dist.barrier()
         leave_processes()
-    # If only another process has received a signal, this one does not know which.
+    # If only another process has received a signal, this one does not know which. It takes SIGTERM.
     signal_number = signal.SIGTERM
     if signals:
         signal_number = signals[0]
@@ -906,7 +906,7 @@ def stop_run(signals, steps_done, options, processes):
 
 
 def print_stopped(after_what):
-    """Say after what a signal has stopped the program, and how to go on."""
+    """Print where a signal has stopped the program, and how to go on."""
     with suppress(OSError):                              # the terminal may have been closed
         print(f"\nstopped after {after_what}: the same command, with --resume and without "
               "--overwrite, goes on from there", flush=True)
@@ -915,8 +915,8 @@ def print_stopped(after_what):
 # ---- Log, progress bar and signals ------------------------------------------------------
 
 def cut_log(path, size):
-    """Make the log if there is none. Cut off what comes after `size` bytes, its size at the last
-    checkpoint: a run that was killed may have written more lines."""
+    """Make the log if there is none. Cut off what comes after its first `size` bytes, which it had
+    at the last checkpoint: a run that was killed may have written more lines."""
     with open(path, "ab") as log:
         size_now = log.tell()                            # in the mode "a" it stands at its end
         log.truncate(min(size, size_now))                # truncate could also lengthen it
@@ -961,8 +961,8 @@ def show_progress(bar, line, steps, evaluate_now):
 
 @contextmanager
 def noted_signals():
-    """Collect the numbers of the signals SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was
-    closed) in a list while the with block runs; they do not end the program then."""
+    """Collect the numbers of signals in a list while the with block runs. The signals do not end
+    the program then. They are SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed)."""
     received = []
     if threading.current_thread() is not threading.main_thread():
         yield received                                   # only the main thread gets signals
@@ -976,8 +976,8 @@ def noted_signals():
         numbers.append(signal.SIGHUP)
     handlers = {}
     for number in numbers:
-        # A shell script lets a command in its background ignore Ctrl-C, and nohup lets one ignore
-        # SIGHUP. Then it stays ignored.
+        # A shell script makes the commands in its background ignore Ctrl-C, and nohup makes a
+        # command ignore SIGHUP. A signal that is ignored stays ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             handlers[number] = signal.signal(number, note)
     try:
@@ -1052,7 +1052,7 @@ def choose_device(name, local_rank=0):
     """Return the torch.device of --device: auto (cuda if there is a CUDA GPU, else cpu), cpu, cuda
     (the GPU number local_rank), cuda:N, or mps.
 
-    ValueError if it is not there.
+    ValueError if there is no such device.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -1073,8 +1073,8 @@ def choose_device(name, local_rank=0):
 
 @contextmanager
 def explaining_failures(batch_size, micro_batch_size, length):
-    """Turn an error for lack of memory, or for lack of a compiler, in the with block into one that
-    says what may help."""
+    """Explain an error in the with block: if there was not enough memory, or no compiler, raise a
+    ValueError that says what may help."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -1131,8 +1131,8 @@ def split_batch(batch_size, micro_batch_size, processes):
 
     For example, 10 rows among 4 processes are cut into pieces of 10 // 4 = 2 rows, which the
     processes take in turn: rank 0 has (0, 2) and (8, 10), rank 1 has (2, 4), and so on. If
-    micro_batch_size is not 0, no piece is larger. The last piece may end beyond the batch, which
-    slicing ignores.
+    micro_batch_size is not 0, no piece has more rows than that. The last piece may end beyond the
+    batch; slicing ignores the rows that are not there.
     """
     if processes is None:
         processes = Processes()
@@ -1148,7 +1148,7 @@ def split_batch(batch_size, micro_batch_size, processes):
 def sum_over_processes(model, totals, processes):
     """Replace the gradients and the losses {name: scalar} by their sums over all processes.
 
-    They travel in one message: a hundred small ones would take many times as long.
+    They are sent in one message, because a hundred small ones would take many times as long.
     """
     if processes.world_size == 1:
         return
@@ -1167,10 +1167,10 @@ def sum_over_processes(model, totals, processes):
 def must_stop(signals, look_now, processes):
     """Return True if this process must stop after this step, because a process got a signal.
 
-    If this is the only process, it looks at its own list of signals after each step. If there are
-    several, all must stop after the same step. So each has to know of the signals of the others:
-    they add up the lengths of their lists. This makes a GPU wait, so they do it only after the
-    steps for which look_now is True. These are the same in all processes.
+    A single process looks at its list of signals after each step. Several processes must all stop
+    after the same step. So each must know whether another one got a signal: they add up the lengths
+    of their lists. A GPU must wait for this sum. So they compute it only after the steps for which
+    look_now is True. These steps are the same in all processes.
     """
     if processes.world_size == 1:
         return len(signals) > 0
@@ -1196,7 +1196,7 @@ def autocast(device, bf16):
 
 def uses_bf16(flag, device):
     """Return whether to multiply in bfloat16: what the flag --bf16 says or, if it is None, whether
-    the device is a GPU. ValueError if the GPU cannot."""
+    the device is a GPU. ValueError if the GPU does not know bfloat16."""
     bf16 = flag
     if flag is None:
         bf16 = device.type == "cuda"
@@ -1210,8 +1210,10 @@ def uses_bf16(flag, device):
 
 def cast_linear_layers(model):
     """Cast a frozen model's linear layers, weights and biases, to bfloat16, once. Without this
-    autocast would do it in each step. (In a model with corrections that is not quite the same:
-    autocast would round the sum of a matrix and its correction, not the matrix alone.)
+    autocast would do it in each step.
+
+    In a model with corrections the results differ a little: autocast would round the sum of a
+    matrix and its correction, but here the matrix alone is rounded.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -1226,8 +1228,8 @@ def device_of(model):
 def to_device(device, *arrays):
     """Copy numpy arrays to a device -> a list of tensors.
 
-    To a CUDA GPU the copy from pinned memory runs in the background: the program need not wait for
-    it. On other devices the program waits, because the array may be freed before the copy ends.
+    A copy from pinned memory to a CUDA GPU runs in the background: the program does not wait for
+    it. For other devices the program waits: the array might be freed before the copy ends.
     """
     in_background = device.type == "cuda"
     tensors = []
@@ -1265,9 +1267,9 @@ FULL = {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup"
         "weight_decay": 0.01, "dropout": 0.0, "elastic": 2.5, "eval_every": 2000,
         "save_every": 2000}
 # "quick" takes minutes on a CPU; its learning rate is that of quick_learning_rate. "paper" has the
-# authors' values; MANUAL.md lists where this code departs from theirs. For example, a GPU computes
-# in bfloat16. The authors give the attention loss the weight 3, too, but divide it by the 256
-# tokens of a sequence, so that it counts for almost nothing.
+# authors' values. The authors, too, give the attention loss the weight 3. But they divide it by the
+# 256 tokens of a sequence, so that it counts for almost nothing: so it is 3 / 256 here. MANUAL.md
+# lists where this code departs from that of the authors: for example, a GPU computes in bfloat16.
 RECIPES = {
     "quick": FULL | {
         "steps": 1800, "batch_size": 16, "length": 64, "lr": None, "warmup": 100,
@@ -1278,7 +1280,7 @@ RECIPES = {
         "elastic": 0.0, "init": "random", "tie_decoder": False, "num_hidden_layers": 6,
         "embedding_size": 128},
 }
-# args.init if there is a --student: it keeps its weights. Checkpoints hold this text.
+# This is args.init if there is a --student, which keeps its weights. Checkpoints hold this text.
 KEEP_WEIGHTS = ""
 SHAPE_FIELDS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size",
                 "adapter_size", "correction_rank", "num_attention_heads", "intermediate_size",
@@ -1330,14 +1332,14 @@ def given_flags(argv):
     for word in argv:
         name = word.split("=")[0]                        # "--lr" of "--lr=0.1"
         # A value may begin with two dashes, too, such as the text "-- who is it?". But in a flag
-        # only letters, digits and dashes follow.
+        # only letters, digits and dashes follow after the two.
         if re.fullmatch("--[a-z0-9-]+", name):
             flags.append(name.replace("--no-", "--"))
     return flags
 
 
 def refuse_flags(given, refused, reason):
-    """Raise ValueError if a flag was given that would be ignored."""
+    """Raise ValueError if one of the refused flags was given; reason: why it would be ignored."""
     for flag in given:
         if flag in refused:
             raise ValueError(f"{flag}: {reason}")
@@ -1382,7 +1384,7 @@ def add_run_flags(parser, out_help, eval_every_default, save_every_default):
 
 
 def add_model_flags(parser):
-    """Add the flags of distill.py about the two models, and to measure them."""
+    """Add the flags of distill.py about the two models, and the flag that only measures them."""
     group = parser.add_argument_group(
         "models", "The student has the teacher's widths and heads, but narrower embeddings, one "
         "shared layer and corrections, unless a flag changes it.")
@@ -1452,8 +1454,8 @@ def add_loss_flags(parser):
                        "random for each masked word, so that the student can also predict after "
                        "fewer recursions; it needs two recursions (default: 2.5, but 0 without the "
                        "output loss or with one recursion; paper: 0)")
-    # The loss is multiplied by the square of this. At 10,000 the rounding of float32 is larger than
-    # the loss.
+    # The loss is multiplied by the square of the temperature. At 10,000 the rounding errors of
+    # float32 are larger than the loss.
     temperature = number(upper=1000.0, zero_is_allowed=False)
     group.add_argument("--temperature", type=temperature, default=1.0, metavar="X",
                        help="divides the logits of both models in the output loss and the elastic "
@@ -1551,7 +1553,7 @@ def arguments(argv):
 
 
 def fill_in_defaults(args):
-    """Fill in, for the flags that were not given, the values of the recipe."""
+    """Fill in the values of the recipe for the flags that were not given."""
     if args.recipe is None:
         args.recipe = default_recipe(args)
     if args.elastic is None and args.output_weight == 0:
@@ -1573,15 +1575,15 @@ def fill_in_defaults(args):
 
 
 def default_recipe(args):
-    """Return the name of the recipe if --recipe is not given: full to train with a teacher other
-    than the bundled one on a GPU, else quick."""
+    """Return the name of the recipe if --recipe is not given. It is full for training on a GPU with
+    a teacher other than the bundled one. Else it is quick."""
     if args.evaluate:
-        # A measurement takes only the length from the recipe. It is the same everywhere, because
-        # accuracies can be compared only if they are measured at the same length.
+        # A measurement takes only the length from the recipe. The length must not depend on teacher
+        # or device, because accuracies can be compared only at the same length.
         return "quick"
     if args.teacher is None:
         return "quick"
-    # --teacher may give the folder of the bundled teacher, too.
+    # --teacher may also name the folder of the bundled teacher.
     if os.path.realpath(args.teacher) == os.path.realpath(BUNDLED_TEACHER):
         return "quick"
     if args.device != "cpu" and torch.cuda.is_available():
@@ -1628,7 +1630,7 @@ def run(args, given):
         return
     student = make_student(args, teacher, start_model, tokenizer.vocab_size)
     lr = args.lr
-    if lr is None:                                       # the recipe is quick
+    if lr is None:                                       # the recipe quick has no fixed rate
         lr = quick_learning_rate(student.config.hidden_size)
     options = TrainingOptions(
         steps=args.steps, lr=lr, warmup=args.warmup, weight_decay=args.weight_decay,
@@ -1637,7 +1639,7 @@ def run(args, given):
     loss_weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
     trains_head = any(name in loss_weights for name in ("mlm", "output", "elastic"))
     if not trains_head:
-        # The head would no longer fit the layers, which are trained.
+        # Training changes the layers. A head that is not trained would no longer fit them.
         student.head = None
     if start_model is not None:
         had_head = start_model.head is not None
@@ -1700,8 +1702,8 @@ def lock_folder(args, script, settings, inputs, processes):
 
 
 def load_models(args):
-    """Load the teacher and the model of --student, each of which may be None, and the Tokenizer:
-    that of --tokenizer, else the teacher's, else that of --student."""
+    """Load the teacher, the model of --student and the Tokenizer. Each model may be None. The
+    Tokenizer is that of --tokenizer, else the teacher's, else that of --student."""
     teacher = None
     start_model = None                                   # the model of --student
     tokenizer_name = args.tokenizer
@@ -1751,7 +1753,7 @@ def run_evaluation(args, teacher, student, tokenizer, bf16, processes):
 
 
 def open_and_describe_corpus(args, tokenizer, processes):
-    """Open the corpus -> TokenFile; say which text it is, and how long."""
+    """Open the corpus -> TokenFile, and print which text it is and how long it is."""
     with first_process_first(processes):
         corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
     print(f"corpus   {corpus.source}: {len(corpus.train_tokens):,} tokens to train on, "
@@ -1766,7 +1768,7 @@ def make_valid_batches(corpus, tokenizer, length):
 
 
 def make_batches(what, tokens, tokenizer, length, batch_size, seed=0):
-    """Make masked batches of tokens. ValueError, which says what they are, if they are too few."""
+    """Make masked batches of tokens. If they are too few, a ValueError says `what` they are."""
     try:
         return MaskedBatches(tokens, tokenizer, length, batch_size, seed)
     except ValueError as error:
@@ -1774,11 +1776,11 @@ def make_batches(what, tokens, tokenizer, length, batch_size, seed=0):
 
 
 def choose_losses(args, teacher, num_recursions, given=()):
-    """Return {name: weight} of the losses that have a weight and are possible with this teacher
-    and so many recursions of the student.
+    """Choose the losses -> {name: weight}. A loss with the weight 0 is left out. So is one that is
+    not possible with this teacher, or with this number of recursions of the student.
 
-    given: the flags on the command line. A loss that is not possible is left out; ValueError if a
-    flag asks for it, or if no loss is left.
+    given: the flags on the command line
+    ValueError if a flag asks for a loss that is not possible, or if no loss is left.
     """
     possible = set(LOSS_WEIGHTS)
     if teacher is None:
@@ -1786,7 +1788,7 @@ def choose_losses(args, teacher, num_recursions, given=()):
     elif teacher.head is None:
         possible -= {"output"}
         if args.student is None:
-            # The head of a fresh student could not start from the teacher's, so it has none.
+            # A fresh student gets no head, because it could not start from a head of the teacher.
             possible -= {"mlm"}
     loss_weights = {}
     for name in LOSS_WEIGHTS:
@@ -1845,13 +1847,13 @@ def usual_number_of_heads(C):
 def student_config(args, teacher, vocab_size):
     """Choose a fresh student's Config: the teacher's, made recursive, then changed by the flags.
 
-    The student gets narrower embeddings and one layer, which it applies as often as the teacher has
-    layers, but six times for twelve.
+    The student gets narrower embeddings and a single layer. It applies this layer as often as the
+    teacher has layers, but six times if the teacher has twelve.
     """
     C = args.hidden_size
     if C is None:
         C = 128 if teacher is None else teacher.config.hidden_size
-    # First the shape of the teacher or, without one, that of a BERT.
+    # The shape is first that of the teacher or, without one, that of a BERT.
     if teacher is None:
         shape = {"vocab_size": vocab_size, "num_hidden_layers": 6,
                  "num_attention_heads": usual_number_of_heads(C), "intermediate_size": 4 * C,
@@ -1860,7 +1862,7 @@ def student_config(args, teacher, vocab_size):
     else:
         shape = dict(vars(teacher.config))
         largest_E = min(128, teacher.config.embedding_size)
-    # Then what makes it a student: few recursions of one layer, and narrow embeddings.
+    # Then it becomes that of a student: few recursions of one layer, and narrow embeddings.
     if shape["num_hidden_layers"] == 12:
         shape["num_hidden_layers"] = 6                   # the paper's student of a BERT-base
     shape |= {"hidden_size": C, "embedding_size": max(1, min(largest_E, C // 2)),
@@ -1882,7 +1884,7 @@ def default_own_parts(args, shape):
     - with --recipe paper: adapters, unless --adapter-size is given or --correction-rank is above 0
     - in the other recipes: corrections, unless --adapter-size or --correction-rank is given
 
-    A flag is given also if its value is 0.
+    A flag counts as given also if its value is 0.
     """
     C = shape["hidden_size"]
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
@@ -1901,8 +1903,8 @@ def check_models(args, teacher, student, tokenizer, loss_weights):
     if teacher is None:
         return
     # A size must be the same in both models if a loss compares tensors of this size, or if the
-    # student starts from the teacher's weights. The error names the flags that switch these off:
-    # first those of the losses, then, if it is needed, that of the start.
+    # student starts from the teacher's weights. The error names the flags that leave out these
+    # losses and, if the student starts from the teacher, the flag that changes this.
     starts_as_teacher = args.init == "teacher"
     init_remedy = ""
     if starts_as_teacher:
@@ -1944,8 +1946,8 @@ def check_start(teacher, student):
 
 
 def models_by_name(teacher, student):
-    """Return {"teacher": teacher, "student": student} without a model that is None. In this order
-    the tables show them."""
+    """Return {"teacher": teacher, "student": student} without a model that is None. The tables show
+    them in this order."""
     models = {}
     if teacher is not None:
         models["teacher"] = teacher
@@ -1955,7 +1957,7 @@ def models_by_name(teacher, student):
 
 
 def check_sizes(models, tokenizer, length):
-    """Raise ValueError if a model {name: model} has too few tokens or positions."""
+    """Raise ValueError if one of the models {name: model} has too few tokens or positions."""
     for name, model in models.items():
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(f"the tokenizer in {tokenizer.path} has {tokenizer.vocab_size} "
@@ -2011,7 +2013,7 @@ def train_student(args, options, settings, teacher, student, tokenizer, loss_wei
             print("compiling the step, which takes a minute or so", flush=True)
         estimate_time(distillation, num_steps, device)
         if processes.rank == 0:
-            # Only now are the files of an earlier run removed. If something above has failed,
+            # The files of an earlier run are removed only now. So if something above has failed,
             # --overwrite has lost nothing.
             claim_folder(args.out, "distill.py", settings, args.resume)
         # train() returns the signals that came too late to stop it before the last step. They are
@@ -2024,17 +2026,20 @@ def train_student(args, options, settings, teacher, student, tokenizer, loss_wei
 
 
 def choose_compilation(args, processes):
-    """Return whether to compile a step, and whether to run it as a CUDA graph: what --compile and
-    --cuda-graphs say or, where they are not given, a default.
+    """Return whether to compile a step, and whether to run it as a CUDA graph. The flags --compile
+    and --cuda-graphs decide, or else these defaults:
 
-    On a GPU a step is compiled, but not in the recipe quick, and a compiled step without
-    micro-batches runs as a CUDA graph. ValueError if graphs are asked for where they cannot be.
+    - a step is compiled on a GPU, but not in the recipe quick
+    - a compiled step on a GPU runs as a CUDA graph, but not if a process has several micro-batches
+
+    ValueError if --cuda-graphs is given, but CUDA graphs are not possible.
     """
     has_gpu = processes.device.type == "cuda"
     compile_losses = args.compile
     if compile_losses is None:
         compile_losses = has_gpu and args.recipe != "quick"
     sequences, rest = divmod(args.batch_size, processes.world_size)           # for each process
+    # If there is a rest, some processes have one micro-batch more than others: see split_batch.
     has_micro_batches = rest > 0 or 0 < args.micro_batch_size < sequences
     can_use_graphs = has_gpu and compile_losses and not has_micro_batches
     cuda_graphs = args.cuda_graphs
@@ -2079,7 +2084,7 @@ def print_accuracy_after(accuracy_after):
 
 
 def seconds_of_a_step(distillation, device):
-    """Time a few passes forward and backward, which change nothing -> seconds of the fastest.
+    """Time a few passes forward and backward -> seconds of the fastest. They change nothing.
     FloatingPointError if the losses of this process's micro-batches are not finite."""
     distillation.student.train()                         # as in the steps that follow
     fastest = math.inf
@@ -2110,7 +2115,7 @@ def describe_run(distillation, device):
 
 
 def estimate_time(distillation, num_steps, device):
-    """Run and time a few passes, and print how long so many steps will take."""
+    """Run and time a few passes, and print how long num_steps steps will take."""
     seconds = 0.0
     if num_steps > 0:                                    # it is 0 if a finished run is resumed
         seconds = seconds_of_a_step(distillation, device)
@@ -2150,8 +2155,8 @@ def print_samples(models, tokenizer, valid_batches, bf16):
 
 
 def place_to_mask(words):
-    """Return the place of the word to mask: of those with at least 4 characters the one nearest to
-    the middle. If there is no such word, it is the longest one.
+    """Return the place of the word to mask. It is the word nearest to the middle that has at least
+    4 characters. If there is no such word, it is the longest one.
 
     words: the decoded tokens of a text; the ## before a piece of a word does not count
     """
