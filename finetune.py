@@ -1038,8 +1038,8 @@ def load_head(head, path, saved_task, task):
 
 @torch.no_grad()
 def change_normalisation(head, saved_task, task):
-    """Change a head for regression in place: it predicts the same y as before, but with the mean
-    and sd of task instead of those of saved_task.
+    """Change a head for regression in place, from the mean and sd of saved_task to those of task.
+    It predicts the same y as before.
 
     The head computes z = (y - saved mean) / saved sd, so y = saved sd * z + saved mean. From now on
     it is to compute (y - mean) / sd = (saved sd / sd) * z + (saved mean - mean) / sd. Other kinds
@@ -1204,9 +1204,9 @@ def arguments(argv):
 
 
 def fill_in_defaults(args, given):
-    """Fill in what is trained and where: args.modes, and --task, --steps and --out if they were not
-    given. args.runs_are_short says that --task was not given: then the runs are three short ones.
-    """
+    """Set args.modes, the modes in which models are trained. Set args.runs_are_short, which is True
+    if --task was not given: then there are three short runs. Fill in --task, --steps and --out if
+    they were not given."""
     args.modes = [args.mode]
     args.runs_are_short = args.task is None
     if args.runs_are_short:
@@ -1227,8 +1227,8 @@ EVALUATE_FLAGS = ("--evaluate", "--model", "--recursions", "--task", "--data", "
 
 
 def check_flags(args, given):
-    """Raise ValueError for flags that would be ignored, and if --task needs --train, which was not
-    given."""
+    """Raise ValueError for flags that would be ignored, or if the --task needs --train, but it was
+    not given."""
     if args.predict is not None:
         allow_only(given, PREDICT_FLAGS, "--predict")
         return
@@ -1289,7 +1289,7 @@ def run(args):
     bf16 = uses_bf16(args.bf16, processes.device)
     model_path = fetch(args.model)
     tokenizer = Tokenizer(model_path)
-    # Only the Config is used here; --recursions changes it. Each run loads the model again.
+    # Only the model's Config is used here. --recursions changes it. Each run loads the model again.
     config = load(model_path, args.recursions).config
     check_vocabulary(tokenizer, config)
     kind = kind_of_task(args.task)
@@ -1355,10 +1355,10 @@ def tuning_settings(args, task, datasets, tokenizer, teacher, bf16):
 
 
 def fingerprints_of_saved(path, task, recursions):
-    """Load a model for a task and compute hashes of its encoder and its saved head, beside the
-    encoder's shape: {name: hash or shape}.
+    """Load a model for a task. Return the hash and the shape of its encoder and the hash of its
+    saved head: {name: hash or shape}.
 
-    By them --resume sees whether the model is still the same. New adapters and a new head are not
+    By these --resume sees whether the model is still the same. New adapters and a new head are not
     hashed: a resumed run makes them anew, and on another processor their last digits may differ.
     ValueError if the model cannot be loaded for this task.
     """
@@ -1371,7 +1371,7 @@ def fingerprints_of_saved(path, task, recursions):
 
 
 def hash_examples(examples):
-    """Compute a hash of the texts and labels of Examples; it is the same if their file is moved."""
+    """Compute a hash of the texts and labels of Examples. It does not change if a file is moved."""
     digest = 0
     for example in examples:
         content = (example.text, example.second_text, example.label)
@@ -1380,7 +1380,7 @@ def hash_examples(examples):
 
 
 def run_modes(tuning, datasets, config):
-    """Fine-tune in all modes, print the scores, write the files of the run.
+    """Fine-tune in all modes. Print the scores, and write the files of the run.
 
     datasets: {name of a split: examples}
     config: the Config of the model that is trained
@@ -1391,11 +1391,11 @@ def run_modes(tuning, datasets, config):
     tokenizer = tuning.tokenizer
     print_task(task, datasets)
     if args.lr is not None and len(args.lr) > 1:
-        # best_rate will train without a tenth. If that cannot be done, the ValueError comes now.
+        # best_rate will hold out a tenth. If this is not possible, the ValueError is raised now.
         held_out, rest = hold_out_a_tenth(datasets["train"], task.kind, remedy="give one --lr")
         warn_of_few(held_out, rest)
-        # What is left must have something to train on, too. encode yields one Feature after the
-        # other, so this ends at the first that has something.
+        # The rest must have tokens to train on, too. encode yields one Feature after the other, so
+        # the check ends at the first Feature that has them.
         check_positions(encode(task, rest, tokenizer))
     splits = encode_splits(task, datasets, tokenizer)
     check_texts(task, splits, tokenizer)
@@ -1405,7 +1405,7 @@ def run_modes(tuning, datasets, config):
         result = evaluate_split(tuning.teacher, task, dev_split, tuning.bf16)
         print(f"teacher {args.distill_from}: {describe_scores(result.scores)}")
     if tuning.processes.rank == 0:
-        # Only now are the files of an earlier run removed. If something above has failed,
+        # The files of an earlier run are removed only now. So if something above has failed,
         # --overwrite has lost nothing.
         claim_folder(args.out, "finetune.py", tuning.settings, args.resume)
     rows = majority_rows(task, datasets)
@@ -1426,11 +1426,11 @@ def default_rate(mode, config, is_short, learns_hidden=False):
     """Return the learning rate for a mode and a model with this Config.
 
     is_short: whether it is one of the short runs that are made without --task
-    learns_hidden: whether there is a hidden loss; a higher rate is better then for corrections and,
-        in runs that are not short, for whole models (EXPERIMENTS.md)
+    learns_hidden: whether there is a hidden loss. If so, corrections learn better with a higher
+        rate, and in runs that are not short whole models do, too (EXPERIMENTS.md)
 
-    Few parameters need a higher rate, and so do few steps. A correction is a product, and both of
-    its factors change, so it needs a lower rate than an adapter.
+    If few parameters are trained, or in few steps, the rate must be higher. A correction is a
+    product, and both of its factors change, so it needs a lower rate than an adapter.
     """
     has_corrections = config.correction_rank > 0
     if mode == "adapters" and has_corrections:
@@ -1447,12 +1447,12 @@ def default_rate(mode, config, is_short, learns_hidden=False):
         rate = 5e-5
         if learns_hidden:
             rate = 1.5e-4
-    # These rates are for the width of bert-base. A narrower model needs a higher one.
+    # These rates are for the width of bert-base, 768. A narrower model needs a higher rate.
     return rate * 768 / config.hidden_size
 
 
 def run_mode(tuning, splits, mode, rates, saves_model):
-    """Make the runs of all seeds in a mode -> a list of their {name of a split: Result}.
+    """Make the runs of all seeds in a mode -> a list: for each run {name of a split: Result}.
 
     splits: {name: Split}
     rates: learning rates; of several the best is chosen
@@ -1462,8 +1462,8 @@ def run_mode(tuning, splits, mode, rates, saves_model):
     lr = rates[0]
     if len(rates) > 1:
         lr = best_rate(tuning, splits["train"].examples, mode, args.seed, rates)
-        # All processes take the rate of the first one: others may have rounded their scores
-        # differently.
+        # All processes take the rate that the first one has chosen. Others may have rounded their
+        # scores differently and chosen another one.
         rate_index = torch.tensor(rates.index(lr), device=tuning.processes.device)
         broadcast([rate_index], tuning.processes)
         lr = rates[rate_index.item()]
@@ -1481,20 +1481,19 @@ def run_mode(tuning, splits, mode, rates, saves_model):
 
 
 def best_rate(tuning, examples, mode, seed, rates):
-    """Choose the learning rate with the best score on a tenth of the training set, which is held
-    out for this purpose; the dev set is not used. The models are dropped: run_mode() trains again,
-    on the whole training set."""
+    """Choose the learning rate with the best score on a held-out tenth of the training set. The dev
+    set is not used. The models are dropped: run_mode() trains again, on the whole training set."""
     held_out, rest = hold_out_a_tenth(examples, tuning.task.kind)
-    # It is called dev only because fine_tune() measures the split of this name.
+    # The tenth is called dev only because fine_tune() measures the split of this name.
     splits = encode_splits(tuning.task, {"dev": held_out, "train": rest}, tuning.tokenizer)
     score_of_rate = {}
     for lr in rates:
         try:
             _, results = fine_tune(tuning, splits, mode, seed, lr)
         except FloatingPointError as error:              # the rate is too high
-            # One process can drop this rate and try the next one. Several processes cannot: if an
-            # evaluation has failed, it has failed in the first process alone. The others are still
-            # training with this rate and would wait for the first one for ever.
+            # A single process can drop this rate and try the next one. Several processes cannot:
+            # perhaps an evaluation has failed, and only the first process evaluates. The others
+            # still train with this rate and would wait for the first one for ever.
             if tuning.processes.world_size > 1:
                 raise FloatingPointError(f"{error}; try without --lr {lr:g}, or with one "
                                          "process") from error
@@ -1512,9 +1511,9 @@ def best_rate(tuning, examples, mode, seed, rates):
 
 
 def remove_old_predictions(out, task, results):
-    """Remove the predictions of a test set for which there are no results {name of a split: ...}.
+    """Remove old predictions for a test set that is not in the results {name of a split: Result}.
 
-    They would stay if a run that was started with --test is resumed without it.
+    A run that was started with --test may be resumed without it. Then they would stay.
     """
     test_names = ["test"]
     if task.name == "mnli":
@@ -1530,15 +1529,16 @@ def remove_old_predictions(out, task, results):
 def load_teacher(path, task, tokenizer):
     """Load the fine-tuned teacher of --distill-from -> Classifier, or None if there is none.
 
-    In regression its head is changed to the mean and sd of the task, so that its outputs can be
-    compared with the model's. ValueError if it does not fit the task or the tokenizer.
+    In regression the teacher's head is changed to the mean and sd of the task, so that its outputs
+    can be compared with the model's. ValueError if the teacher does not fit the task or the
+    tokenizer.
     """
     if path is None:
         return None
     teacher, saved_task = load_classifier(path)
     remedy = "fine-tune a teacher for this task"
     check_same_task(f"--distill-from {path}", saved_task, task, remedy)
-    # Tasks of the user's own files have no names by which they could be told apart.
+    # Only tasks of GLUE are told apart by name: those of the user's own files have no such names.
     if saved_task.name in GLUE and task.name in GLUE and saved_task.name != task.name:
         raise ValueError(f"--distill-from {path} was fine-tuned for {saved_task.name}, not for "
                          f"{task.name}; {remedy}")
@@ -1564,8 +1564,8 @@ def choose_hidden_weight(flag, mode, teacher, config):
 
     teacher: a Classifier or None; config: the Config of the model that is trained
     The hidden states can be compared if both models have the same width and one of the two numbers
-    of layers divides the other. If they cannot, a flag above 0 is a ValueError. Without a flag the
-    weight is then 0, and the reason is printed.
+    of layers divides the other. If they cannot be compared, the default is 0, and the reason is
+    printed. A flag above 0 is a ValueError then.
     """
     if teacher is None or mode == "head" or flag == 0:
         return 0.0
@@ -1582,8 +1582,8 @@ def choose_hidden_weight(flag, mode, teacher, config):
 
 
 def why_not_comparable(config, teacher_config):
-    """Say why the hidden states of a model and its teacher cannot be compared -> a text. None if
-    they can."""
+    """Return a text that says why the hidden states of a model and its teacher cannot be compared,
+    or None if they can."""
     if teacher_config.hidden_size != config.hidden_size:
         return (f"hidden_size of the teacher is {teacher_config.hidden_size}, of the model "
                 f"{config.hidden_size}")
@@ -1628,8 +1628,8 @@ def read_files(args, kind):
 
 
 def check_texts(task, splits, tokenizer):
-    """Print what of the texts is unknown, cut or lost. ValueError if they are of another language
-    than the tokenizer, or if nothing can be learned.
+    """Print how much of the texts is unknown to the tokenizer, cut or lost. ValueError if most of
+    the training set is unknown, or if nothing can be learned.
 
     splits: {name: Split}
     """
@@ -1646,8 +1646,8 @@ def check_texts(task, splits, tokenizer):
 
 
 def check_trainable(features):
-    """Raise ValueError if nothing can be learned, because no Feature has a token for which
-    something is predicted, or if a label is not known."""
+    """Raise ValueError if nothing can be learned: no Feature has a token for which something is
+    predicted, or a label is not known, which is nan."""
     check_positions(features)
     for feature in features:
         if any(math.isnan(label) for label in feature.labels):
@@ -1668,8 +1668,8 @@ def check_vocabulary(tokenizer, config):
 
 
 def check_segments(path, config, task):
-    """Raise ValueError if a task has two texts, but the model with this Config knows one segment
-    only, so that it cannot tell them apart."""
+    """Raise ValueError if a task has two texts, but the model with this Config knows only one
+    segment. It could not tell the texts apart."""
     if task.pair and config.type_vocab_size < 2:
         raise ValueError(f"{path}: type_vocab_size is {config.type_vocab_size}, so the model "
                          "cannot tell two texts apart")
@@ -1688,7 +1688,7 @@ def check_characters(examples, tokenizer):
     Print a warning if over a tenth of them do."""
     texts = []
     for example in examples:
-        if isinstance(example.text, list):               # tagging
+        if isinstance(example.text, list):               # the words of a text to tag
             texts.append(" ".join(example.text))
         else:
             texts.append(example.text)
@@ -1705,7 +1705,7 @@ def check_characters(examples, tokenizer):
 
 
 def warn_of_unknown(split, tokenizer):
-    """Print a warning if there are texts in a Split of which most tokens are [UNK]."""
+    """Print a warning if a Split has texts whose tokens are mostly [UNK]."""
     num_unknown = [0] * len(split.examples)
     num_ordinary = [0] * len(split.examples)
     for feature in split.features:
@@ -1742,9 +1742,9 @@ def print_cut(task, splits):
 
 
 def describe_cut(task, split, of_what=""):
-    """Say how many texts of a Split, or pairs of texts, were cut: a sentence, or "" if none was.
-    Long contexts, and long texts to tag, are not cut but read in windows. In qa the questions that
-    were cut are counted.
+    """Return a sentence that says how many texts of a Split, or pairs of texts, were cut. It is ""
+    if none was. Texts to tag and contexts in qa are not cut, but read in windows. So in qa only
+    questions are counted.
 
     of_what: what the texts belong to, for the sentence
     """
@@ -1762,13 +1762,15 @@ def describe_cut(task, split, of_what=""):
 
 
 def print_lost_answers(split):
-    """Print how many answers of a Split of qa cannot be learned as they are. Either no window has
-    all of the answer, because it is longer than a window or no token lies in it. Or the answer
-    begins or ends inside a word, and a model predicts whole words."""
+    """Print how many answers of a Split of qa cannot be learned as they are. There are two kinds.
+
+    Some answers are in no window as a whole: they are longer than a window, or no token lies in
+    them. Other answers begin or end inside a word, but a model predicts whole words.
+    """
     learned = set()                                      # numbers of questions
     inside_a_word = set()
     for feature in split.features:
-        if feature.labels == [0, 0]:                     # this window does not have all of it
+        if feature.labels == [0, 0]:                     # the window does not have the whole answer
             continue
         learned.add(feature.example_number)
         example = split.examples[feature.example_number]
@@ -1791,7 +1793,7 @@ def print_lost_answers(split):
 # ---- The scores -------------------------------------------------------------------------
 
 def majority_rows(task, datasets):
-    """Score guesses made without a model -> rows for print_rows."""
+    """Score the guesses of majority(), which need no model -> rows for print_rows."""
     rows = []
     for split_name, examples in datasets.items():
         if split_name != "train":
@@ -1826,8 +1828,8 @@ def describe_scores(scores):
 
 
 def write_results(out, task, datasets, results_of_modes):
-    """Write out/results.json: the scores of all seeds for each mode and split; for the first seed
-    also those of each class or type of entity."""
+    """Write out/results.json. For each mode and split it has the scores of all seeds and, for the
+    first seed only, the scores of each class or type of entity."""
     written = {"task": task.name, "kind": task.kind, "modes": {}}
     for mode, results_of_seeds in results_of_modes.items():
         written["modes"][mode] = {}
@@ -1868,10 +1870,10 @@ def load_fine_tuned(args, device):
     check_vocabulary(tokenizer, model.encoder.config)
     check_segments(args.model, model.encoder.config, task)
     if model.encoder.config.correction_rank > 0 and not bf16:
-        # The corrections are added to the matrices once, here, instead of in each batch. With
-        # bfloat16 the model stays as it is. It rounds up @ down to bfloat16 and then adds it to the
-        # matrix, as in training. A merged model would add first and then round, so its predictions
-        # would differ.
+        # Without bfloat16 the corrections are added to the matrices once, here, instead of in each
+        # batch. With bfloat16 the model stays as it is: as in training, the product up @ down is
+        # rounded before it is added to the matrix. A merged model would add first and then round,
+        # so its predictions would differ.
         model.encoder = merge_corrections(model.encoder)
     return model.to(device), task, tokenizer, bf16
 
@@ -1912,7 +1914,7 @@ def read_datasets_to_measure(args, task):
             raise ValueError("--evaluate: give files to measure on with --dev FILE or --test FILE")
         return read_files(args, task.kind)
     datasets = read_datasets(args, task.name, task.kind, needs_train=False)
-    datasets.pop("train", None)                          # the built-in task has one all the same
+    datasets.pop("train", None)                          # the built-in task always has one
     return datasets
 
 
@@ -1955,19 +1957,19 @@ def predict_examples(examples, model, task, tokenizer, bf16):
 
 
 def lines_to_predict(text):
-    """Return the lines of the file that --predict names, or its text as the only line: a list of
-    (where the line stands, for messages; the line).
+    """Return the lines of the file that --predict names: a list of (where the line stands, for
+    messages; the line). If --predict gives a text, this text is the only line.
 
-    ValueError for what looks like the name of a file that is not there. If it may be a name with
-    spaces, there is a warning.
+    ValueError if the text looks like the name of a file that is not there. If it ends like one, but
+    has spaces, it is taken as a text, with a warning.
     """
     if os.path.isfile(text):
         if re.search(r"(?i)\.(csv|jsonl?)$", text):
             raise ValueError(f"--predict {text}: give a file with a text on each line, not a table "
                              "or a .json")
         lines = [(f"{text}:{number}", line) for number, line in lines_of(text)]
-        # A file of an old Mac has no line feeds, so all of it is one line. In a longer file a
-        # carriage return is a part of the text.
+        # A file of an old Mac has no line feeds, so all of it would be one line. In a file of
+        # several lines a carriage return is a part of the text.
         if len(lines) == 1:
             location, line = lines[0]
             check_line_end(line, location)
@@ -1989,7 +1991,7 @@ def lines_to_predict(text):
 
 
 def write_answers(args, model, task, tokenizer, bf16):
-    """Answer the questions of a SQuAD file; write {id: answer}, which SQuAD's script scores."""
+    """Answer the questions of a SQuAD file, and write {id: answer} for SQuAD's own script."""
     out = args.out
     if out is None:
         out = "predictions.json"
