@@ -724,7 +724,7 @@ class TokenCounts(NamedTuple):
     """What write_tokens has counted."""
     num_train: int          # tokens to train on
     num_valid: int          # tokens that are held out
-    has_text: bool          # whether a document has a token beside the [SEP] at its end
+    has_text: bool          # whether any document has a token beside the [SEP] at its end
     unknown_share: float    # 0 to 1: estimated share of the characters that became [UNK]
 
 
@@ -1538,7 +1538,7 @@ def run(args):
 
 
 def main(argv=None):
-    """Run the command line argv, or that of the program -> its exit status, see run_command."""
+    """Run the command line argv (None: that of the program) -> exit status: see run_command."""
     def action():
         run(arguments(argv))
     return run_command("data.py", action)
