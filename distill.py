@@ -897,7 +897,7 @@ def stop_run(signals, steps_done, options, processes):
     if processes.world_size > 1:
         dist.barrier()
         leave_processes()
-    # If only another process has received a signal, this one does not know which. It takes SIGTERM.
+    # If only another process has received a signal, this one does not know it. It takes SIGTERM.
     signal_number = signal.SIGTERM
     if signals:
         signal_number = signals[0]
@@ -1229,7 +1229,7 @@ def to_device(device, *arrays):
     """Copy numpy arrays to a device -> a list of tensors.
 
     A copy from pinned memory to a CUDA GPU runs in the background: the program does not wait for
-    it. For other devices the program waits: the array might be freed before the copy ends.
+    it. For other devices the program waits, so that the array is not freed before the copy ends.
     """
     in_background = device.type == "cuda"
     tensors = []
@@ -1268,8 +1268,8 @@ FULL = {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup"
         "save_every": 2000}
 # "quick" takes minutes on a CPU; its learning rate is that of quick_learning_rate. "paper" has the
 # authors' values. The authors, too, give the attention loss the weight 3. But they divide it by the
-# 256 tokens of a sequence, so that it counts for almost nothing: so it is 3 / 256 here. MANUAL.md
-# lists where this code departs from that of the authors: for example, a GPU computes in bfloat16.
+# 256 tokens of a sequence, so that it counts for almost nothing. Here the weight is 3 / 256.
+# MANUAL.md lists where this code departs from theirs: for example, a GPU computes in bfloat16.
 RECIPES = {
     "quick": FULL | {
         "steps": 1800, "batch_size": 16, "length": 64, "lr": None, "warmup": 100,
@@ -1788,7 +1788,7 @@ def choose_losses(args, teacher, num_recursions, given=()):
     elif teacher.head is None:
         possible -= {"output"}
         if args.student is None:
-            # A fresh student gets no head, because it could not start from a head of the teacher.
+            # A fresh student gets no head, because the teacher has none from which it could start.
             possible -= {"mlm"}
     loss_weights = {}
     for name in LOSS_WEIGHTS:
@@ -2084,7 +2084,7 @@ def print_accuracy_after(accuracy_after):
 
 
 def seconds_of_a_step(distillation, device):
-    """Time a few passes forward and backward -> seconds of the fastest. They change nothing.
+    """Time a few passes forward and backward -> seconds of the fastest. The passes change nothing.
     FloatingPointError if the losses of this process's micro-batches are not finite."""
     distillation.student.train()                         # as in the steps that follow
     fastest = math.inf
@@ -2172,7 +2172,7 @@ def place_to_mask(words):
 
 
 def main(argv=None):
-    """Run the command line argv, or that of the program -> its exit status, see run_command."""
+    """Run the command line argv (None: that of the program) -> exit status: see run_command."""
     def action():
         run(arguments(argv), given_flags(argv))
         leave_processes()
