@@ -1429,8 +1429,8 @@ def default_rate(mode, config, is_short, learns_hidden=False):
     learns_hidden: whether there is a hidden loss. If so, corrections learn better with a higher
         rate, and in runs that are not short whole models do, too (EXPERIMENTS.md)
 
-    If few parameters are trained, or in few steps, the rate must be higher. A correction is a
-    product, and both of its factors change, so it needs a lower rate than an adapter.
+    The rate must be higher if few parameters are trained, or if there are few steps. A correction
+    is a product, and both of its factors change, so it needs a lower rate than an adapter.
     """
     has_corrections = config.correction_rank > 0
     if mode == "adapters" and has_corrections:
@@ -1513,7 +1513,7 @@ def best_rate(tuning, examples, mode, seed, rates):
 def remove_old_predictions(out, task, results):
     """Remove old predictions for a test set that is not in the results {name of a split: Result}.
 
-    A run that was started with --test may be resumed without it. Then they would stay.
+    They would stay if a run that was started with --test is resumed without it.
     """
     test_names = ["test"]
     if task.name == "mnli":
@@ -2067,7 +2067,7 @@ def describe_prediction(task, example, prediction, probabilities):
 
 
 def main(argv=None):
-    """Run the command line argv, or that of the program -> its exit status, see run_command."""
+    """Run the command line argv (None: that of the program) -> exit status: see run_command."""
     def action():
         args = arguments(argv)
         if args.predict is None and not args.evaluate:
