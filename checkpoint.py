@@ -1,18 +1,19 @@
-"""Models on disk, in the safetensors format; the state and the folder of a training run.
+"""Load and save models in the safetensors format. Save and resume training runs.
 
     from checkpoint import load, save
     model = load("bert-base-uncased/")      # a BERT, a MiniALBERT of ours or of the paper's authors
     save(model, "out/student")              # config.json and model.safetensors
 
-A safetensors file is three things, one after the other:
+A safetensors file has three parts, one after the other:
 
     8 bytes     the size of the header, a little-endian integer
     header      JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
-    data        the bytes of all tensors, end to end; data_offsets count from where it begins
+    data        the bytes of all tensors, without gaps; data_offsets count from its first byte
 
-Files come from strangers. A faulty file, or a folder without weights, raises a ValueError whose one
-line names it. A single file that is missing, or that this user is not allowed to read, raises an
-OSError. A pickle that claims more memory than there is raises a MemoryError.
+Files may come from strangers, so they are checked. A faulty file, or a folder without weights,
+raises a ValueError. Its message is one line and names the file or the folder. A single file that is
+missing, or that this user is not allowed to read, raises an OSError. A pickle that claims more
+memory than the machine has raises a MemoryError.
 """
 import errno
 import glob
@@ -34,7 +35,7 @@ from minialbert import Config, MiniALBERT, check_field, keep_recursions, split_e
 
 try:
     import fcntl
-except ImportError:                 # Windows has none: there nothing is locked
+except ImportError:                 # Windows has no fcntl, so nothing is locked there
     fcntl = None
 
 DTYPES = {
@@ -45,7 +46,7 @@ DTYPES = {
 LARGEST_HEADER = 100_000_000        # bytes, as in the official package
 LARGEST_SIZE = 2**62                # elements or bytes; torch can count to 2**63 - 1
 MOST_DIMENSIONS = 64                # most of torch's operations allow no more
-# Git LFS puts a small text file that begins like this in the place of a large file.
+# Git LFS replaces a large file by a small text file, which begins like this.
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -54,8 +55,8 @@ LFS_POINTER = b"version https://git-lfs"
 def read_safetensors(path):
     """Map a safetensors file into memory -> the tensors {name: tensor}, the metadata {name: text}.
 
-    Only unaligned tensors are copied. The bytes of the others are read from the disk when they are
-    first used. Writing into a tensor does not change the file. ValueError if the file is not
+    The bytes of a tensor are read from the disk when they are first used. Only an unaligned tensor
+    is copied at once. Writing into a tensor does not change the file. ValueError if the file is not
     well-formed.
     """
     size = os.path.getsize(path)
@@ -86,8 +87,7 @@ def read_safetensors(path):
             dtype = DTYPES[entry["dtype"]]
             begin, end = entry["data_offsets"]
             tensor_bytes = data[begin:end]
-            # view(dtype) demands that a tensor begins in the file at a multiple of the size of its
-            # elements.
+            # view(dtype) demands that a tensor begins at a multiple of its element's size.
             if tensor_bytes.storage_offset() % dtype.itemsize != 0:
                 tensor_bytes = tensor_bytes.clone()      # a copy begins at 0 in its own memory
             tensors[name] = tensor_bytes.view(dtype).view(entry["shape"])
@@ -95,8 +95,8 @@ def read_safetensors(path):
 
 
 def check_header(header, metadata, data_size):
-    """Raise ValueError unless all entries are valid and the tensors lie end to end, from the
-    beginning of the data to its end, data_size bytes later."""
+    """Raise ValueError unless all entries are valid and the tensors fill the data_size bytes of the
+    data, without gaps and without overlaps."""
     if not isinstance(metadata, dict):
         raise ValueError("'__metadata__' is not a JSON object")
     for value in metadata.values():
@@ -117,7 +117,7 @@ def check_header(header, metadata, data_size):
 
 
 def check_entry(name, entry):
-    """Raise ValueError unless a tensor's entry in the header is valid, looked at alone."""
+    """Raise ValueError unless the header's entry of a single tensor is valid."""
     if not isinstance(entry, dict):
         raise ValueError(f"the entry of {name!r:.200} is not a JSON object")
     dtype = entry.get("dtype")
@@ -140,14 +140,14 @@ def check_entry(name, entry):
     needed = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != needed:
         raise ValueError(f"{name!r:.200} has {end - begin} bytes, but its shape needs {needed}")
-    # With a 0 in the shape no bytes are needed, but the other sizes may still overflow in torch.
+    # A shape with a 0 needs no bytes, but the product of its other sizes may overflow in torch.
     sizes_without_zeros = [max(size, 1) for size in shape]
     if math.prod(sizes_without_zeros) >= LARGEST_SIZE:
         raise ValueError(f"{name!r:.200} has a shape too large for any machine")
 
 
 def write_safetensors(tensors, path, metadata=None):
-    """Write tensors {name: tensor} and metadata {name: text}; an older file is replaced."""
+    """Write tensors {name: tensor} and metadata {name: text}. An older file is replaced."""
     code_of_dtype = {dtype: code for code, dtype in DTYPES.items()}
     # Larger elements come first, so that every tensor begins at a multiple of its element's size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
@@ -160,8 +160,8 @@ def write_safetensors(tensors, path, metadata=None):
         tensor = tensors[name].detach().cpu().contiguous()
         header[name] = {"dtype": code_of_dtype[tensor.dtype], "shape": list(tensor.shape),
                         "data_offsets": [position, position + tensor.nbytes]}
-        # A file takes the bytes of a numpy array, but numpy has no bfloat16. So the tensor is first
-        # made flat and then seen as single bytes.
+        # A numpy array can be written to a file, but numpy has no bfloat16. So the array holds
+        # single bytes. The tensor is made flat first, because a scalar has no view as bytes.
         flat = tensor.view(-1)
         contents.append(flat.view(torch.uint8).numpy())
         position += tensor.nbytes
@@ -177,9 +177,9 @@ def write_safetensors(tensors, path, metadata=None):
 
 # ---- Loading and saving a model ---------------------------------------------------------
 
-# Files name modules in one of two layouts, BERT's or ALBERT's. A layout is a table {our name: name
-# in a file}. The sign '#' stands for the number of a layer or a recursion. A module that is not in
-# the table, such as corrections.#.query, has our name in files, too.
+# The names of the modules in a file follow one of two layouts, BERT's or ALBERT's. A layout is a
+# table {our name: name in a file}. The sign '#' stands for the number of a layer or a recursion.
+# A module that is not in the table, such as corrections.#.query, has our name in files, too.
 
 # These names are the same in both layouts. The adapters are named as in the authors' files.
 IN_BOTH_LAYOUTS = {
@@ -224,23 +224,23 @@ ALBERT_LAYOUT = IN_BOTH_LAYOUTS | {
     "head.decoder": "vocab_projector",
     "head": "vocab_projector",                           # for the parameter head.bias
 }
-# Different spellings of the same name: (pattern, what it is replaced by before names are compared).
+# A name may have several spellings. Before names are compared, each pattern becomes its text.
 SPELLINGS = [
     (r"^((bert|albert|module)\.)+", ""),     # torch's DataParallel adds "module."
     (r"\.gamma$", ".weight"),
     (r"\.beta$", ".bias"),
     (r"^projector\.", "encoder.embedding_hidden_mapping_in."),      # in the authors' files
 ]
-# Tensors that are ignored: the pooler, BERT's next-sentence head, the buffer position_ids (only 0,
-# 1, 2, ...), and the task head of a BERT that was fine-tuned with transformers. Of such a BERT only
-# the encoder is loaded.
+# These tensors are ignored: the pooler, BERT's next-sentence head, and the buffer position_ids,
+# which holds 0, 1, 2, ... If a BERT was fine-tuned with transformers, its task head is ignored,
+# too: only the encoder is loaded.
 UNUSED = re.compile(r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$"
                     r"|classifier\.|qa_outputs\.")
 
 
 def name_in_file(layout, name):
-    """Translate our name of a parameter into a layout's: for BERT, "layers.3.output.bias" becomes
-    "encoder.layer.3.output.dense.bias"."""
+    """Translate our name of a parameter into its name in a layout. In BERT's layout
+    "layers.3.output.bias" becomes "encoder.layer.3.output.dense.bias"."""
     module, leaf = name.rsplit(".", 1)                   # "layers.3.output", "bias"
     numbers = re.findall("[0-9]+", module)               # ["3"]
     module = re.sub("[0-9]+", "#", module)               # "layers.#.output"
@@ -277,8 +277,8 @@ def load(path, recursions=None):
     if has_head and not config.tie_decoder and not has_own_decoder:
         raise ValueError(f"{path}: {decoder_name!r} is missing, and config.json says that "
                          "tie_decoder is false")
-    # Other programs do not write tie_decoder into config.json. So the tensors decide: without a
-    # decoder of its own the head uses the word table.
+    # Other programs do not write tie_decoder into config.json. So the tensors decide: if there is
+    # no decoder among them, the head uses the word table.
     config = replace(config, tie_decoder=not has_own_decoder)
     with torch.device("meta"):      # this takes no memory and draws no random numbers
         model = MiniALBERT(config, head=has_head)
@@ -286,11 +286,11 @@ def load(path, recursions=None):
     shapes = {}                     # {name in the file: shape}
     for name, parameter in model.state_dict().items():
         shapes[file_names[name]] = list(parameter.shape)
-    check_tensors(path, shapes, tensors)                 # none is missing and none is unknown
+    check_tensors(path, shapes, tensors)
     for file_name in shapes:
-        # A copy does not depend on the file, which may change while it is mapped into memory.
+        # The file may change while it is mapped into memory. A copy does not depend on it.
         tensors[file_name] = tensors[file_name].to(torch.float32, copy=True)
-    # This is checked after the conversion, because a huge float64 becomes inf in float32.
+    # The values are checked after the conversion, because a huge float64 becomes inf in float32.
     check_finite(path, tensors)
     weights = {name: tensors[file_name] for name, file_name in file_names.items()}
     # The model's own tensors hold no data. assign=True replaces them by the loaded weights.
@@ -301,8 +301,8 @@ def load(path, recursions=None):
 
 
 def with_usual_names(path, tensors):
-    """Return the tensors {name in the file: tensor} with the spelling of the layouts, without
-    those that are UNUSED. ValueError if a tensor is there twice, with two spellings of its name."""
+    """Return the tensors {name: tensor} under the names of the layouts, without the UNUSED ones.
+    ValueError if a file has one tensor twice, under two spellings of its name."""
     renamed = {}
     original_names = {}
     for original_name in sorted(tensors):
@@ -323,9 +323,9 @@ def with_usual_names(path, tensors):
 
 
 def without_tied_decoder(tensors, layout, config):
-    """Return the tensors without the decoder if it equals the word table, which our model then uses
-    in its place. But the decoder stays if the config's tie_decoder is False: then the two are
-    trained apart, and may be equal only because the training has not begun."""
+    """Return the tensors without the decoder if it equals the word table: our model then uses the
+    table in its place. If the config's tie_decoder is False, the decoder always stays. It is then
+    trained separately, and may equal the table only because the training has not begun."""
     kept = dict(tensors)
     decoder_name = name_in_file(layout, "head.decoder.weight")
     word_name = name_in_file(layout, "embeddings.word.weight")
@@ -336,15 +336,15 @@ def without_tied_decoder(tensors, layout, config):
 
 
 def without_identity_projection(tensors, layout, config):
-    """Return the tensors without the embeddings' projection if it changes nothing, as in an ALBERT
-    with E = C: there our model has none."""
+    """Return the tensors without the embeddings' projection if it is the identity. An ALBERT has a
+    projection even if E = C; our model then has none."""
     kept = dict(tensors)
     weight_name = name_in_file(layout, "embeddings.project.weight")
     bias_name = name_in_file(layout, "embeddings.project.bias")
     if weight_name in tensors and bias_name in tensors:
         C = config.hidden_size
         weight = tensors[weight_name]
-        # The shape is compared first: C comes from a file, and torch.eye(C) may need all memory.
+        # C comes from a file, and torch.eye(C) may need all memory. So the shape is compared first.
         if list(weight.shape) == [C, C]:
             is_identity = torch.equal(weight.float(), torch.eye(C))
             if is_identity and not tensors[bias_name].any():
@@ -354,10 +354,9 @@ def without_identity_projection(tensors, layout, config):
 
 
 def check_tensors(path, shapes, tensors):
-    """Raise ValueError unless the tensors have the wanted names and shapes {name: shape}, and are
-    floats."""
-    # The message shows only the first few problems. What is missing comes last, because names that
-    # are not known say better what kind of file this is.
+    """Raise ValueError unless the tensors are floats with these names and shapes {name: shape}."""
+    # The message shows only the first few problems. Missing tensors come last, because the unknown
+    # names tell more about what kind of file this is.
     problems = []
     missing = []
     for name in sorted(shapes.keys() | tensors.keys()):
@@ -383,33 +382,33 @@ def check_finite(path, tensors):
 
 
 def first_few(texts, limit=6):
-    """Join the first few of many texts and say how many more there are: messages stay short."""
+    """Join the first few texts and say how many more there are, so that messages stay short."""
     shown = "; ".join(text[:200] for text in texts[:limit])
     if len(texts) > limit:
         shown += f"; and {len(texts) - limit:,} more"
     return shown
 
 
-# What each config.json must have. For all other fields there are defaults.
+# Each config.json must have these fields. All other fields have defaults.
 REQUIRED_FIELDS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
                    "intermediate_size", "max_position_embeddings", "type_vocab_size")
 
 
 def read_config(path):
-    """Read the Config in a config.json of a BERT, of the authors' MiniALBERT or of one of ours."""
+    """Read the config.json of a BERT or of a MiniALBERT, the authors' or ours -> Config."""
     found = read_json(path)
     with parsing(path, "the config of a BERT or a MiniALBERT"):
         model_type = found.get("model_type")
         if model_type is None:                           # an old config of a BERT has none
             model_type = "bert"
         if model_type not in ("bert", "albert", "minialbert"):
-            # A RoBERTa, for one, has the same tensors, but counts its positions from 2.
+            # For example, a RoBERTa has the same tensors as a BERT, but its positions begin at 2.
             raise ValueError(f"model_type is {model_type!r:.40}, but only bert, albert and "
                              "minialbert are known here")
         if found.get("is_decoder"):
             raise ValueError(f"is_decoder is {found['is_decoder']!r:.40}: the tokens of a decoder "
                              "see only those before them")
-        # What transformers takes if the field is missing:
+        # If hidden_act is missing, transformers uses these activations.
         usual_activation = "gelu"
         if model_type == "albert":
             usual_activation = "gelu_new"
@@ -423,11 +422,11 @@ def read_config(path):
         for name in REQUIRED_FIELDS:
             if name not in found:
                 raise ValueError(f"it has no {name!r}")
-        # An ordinary BERT's config has neither of these two fields. Its embeddings are as wide as
-        # its hidden states (E = C), and no layer is applied twice (G = R).
+        # An ordinary BERT's config has no embedding_size and no num_hidden_groups. Its embeddings
+        # are as wide as its hidden states (E = C), and no layer is applied twice (G = R).
         found.setdefault("embedding_size", found["hidden_size"])
         found.setdefault("num_hidden_groups", found["num_hidden_layers"])
-        # The authors' config has no adapter_size, but reduction_factor, which is C / A.
+        # The authors' config does not have adapter_size A. It has reduction_factor, which is C / A.
         if found.get("use_adapter"):
             factor = found.get("reduction_factor")
             if type(factor) is not int or factor < 1:
@@ -437,11 +436,11 @@ def read_config(path):
             found["adapter_size"] = found["hidden_size"] // factor
         config_values = {}
         for field in fields(Config):
-            if field.name in found:                      # else Config has a default
+            if field.name in found:                      # otherwise Config has a default
                 config_values[field.name] = found[field.name]
         config = Config(**config_values)
-        # Our own files always have adapter_size. Without it the file may be from transformers, and
-        # there a recursion may apply another layer than here: see albert_can_compute.
+        # Our own files always have adapter_size. A file without it may be from transformers, where
+        # a recursion may apply another layer than here: see albert_can_compute.
         if model_type == "albert" and "adapter_size" not in found:
             if not albert_can_compute(config):
                 raise ValueError(f"an ALBERT of {config.num_hidden_layers} layers in "
@@ -492,8 +491,8 @@ def read_shards(path):
 
 
 def read_pickle(path):
-    """Read a pytorch_model.bin: {name: tensor}. A pickle can run any program; weights_only=True
-    prevents this."""
+    """Read a pytorch_model.bin -> {name: tensor}. Loading a pickle can run any program;
+    weights_only=True prevents this."""
     with parsing(path, "a file of PyTorch weights"), warnings.catch_warnings():
         warnings.simplefilter("ignore")                  # parsing says in one line what is wrong
         if not os.path.isfile(path):
@@ -519,7 +518,7 @@ def read_pickle(path):
                 raise ValueError(f"{name!r:.60} in it has no data")
             tensors[str(name)] = tensor.detach()
         # Compressed data, or tensors that repeat the same bytes, may need far more memory than the
-        # file has bytes. Twice as much is allowed: a tied decoder repeats the word table.
+        # file has bytes. Twice as many are allowed, because a tied decoder repeats the word table.
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
         if num_bytes > 2 * os.path.getsize(path):
             raise ValueError(f"its tensors have {num_bytes:,} bytes, over twice the file's size")
@@ -527,7 +526,7 @@ def read_pickle(path):
 
 
 def save(model, path):
-    """Write config.json and model.safetensors into the folder `path`, which is made if need be.
+    """Write config.json and model.safetensors into the folder `path`. A missing folder is made.
 
     What transformers can open depends on the model:
     - A BERT is written in BERT's layout, and transformers opens it with its head.
@@ -536,8 +535,8 @@ def save(model, path):
     - Any other student is written in ALBERT's layout, too, but with the model_type "minialbert",
       which transformers' AutoModel does not know and refuses.
 
-    ValueError if load() could not read it, because the model has other tensors than its config
-    says. A model that torch.compile has wrapped is written like the model itself.
+    ValueError if the model has other tensors than its config says: load() could not read its files.
+    If torch.compile has wrapped the model, the files are the same as without torch.compile.
     """
     model = getattr(model, "_orig_mod", model)           # torch.compile keeps the model there
     config = model.config
@@ -545,7 +544,7 @@ def save(model, path):
         expected = MiniALBERT(config, head=model.head is not None)
     shapes = {name: list(tensor.shape) for name, tensor in expected.state_dict().items()}
     check_tensors("the model", shapes, model.state_dict())
-    # class_prefix is how the name of the class in transformers begins.
+    # class_prefix is the first part of the class name in config.json: Bert in BertForMaskedLM.
     if config.is_bert:
         class_prefix = "Bert"
         tensors = tensors_of_bert(model)
@@ -594,9 +593,9 @@ def albert_can_compute(config):
     """Return True if transformers' AlbertModel computes the same as a model with this Config."""
     if config.adapter_size > 0 or config.correction_rank > 0:
         return False
-    # AlbertModel computes the layer of a recursion like this. In exact numbers it is r * G // R, as
-    # in split_evenly. But R / G is a float, and its error can change the result: with R = 18 and
-    # G = 14, recursion 9 applies layer 6 there, and layer 7 here.
+    # In AlbertModel, recursion r applies layer int(r / (R / G)). Without rounding errors this would
+    # be r * G // R, as in split_evenly. But R / G is a float, and its error can change the result:
+    # with R = 18 and G = 14, recursion 9 applies layer 6 in AlbertModel and layer 7 here.
     R = config.num_hidden_layers
     G = config.num_hidden_groups
     layers_in_albert = [int(r / (R / G)) for r in range(R)]
@@ -604,7 +603,7 @@ def albert_can_compute(config):
 
 
 def albert_only_layers(config):
-    """Make, as identities, the linear layers that an ALBERT has and our model lacks.
+    """Make the linear layers that an ALBERT has and our model lacks. They are identities.
 
     Without them transformers.AlbertModel would report missing weights.
     """
@@ -622,14 +621,14 @@ def albert_only_layers(config):
 # ---- Saving and resuming a training run -------------------------------------------------
 
 def save_training_state(path, state, step, log_size, settings):
-    """Write everything that a run needs to go on.
+    """Write everything that is needed to resume a run.
 
-    state: {name: tensor}, the model's and the optimiser's
+    state: the tensors {name: tensor} of the model and of the optimiser
     step: the number of steps done
     log_size: how many bytes of log.jsonl were written by then
     settings: a dict of what a resumed run must have in common with this one
     """
-    # Metadata are texts. These names are part of the format.
+    # All metadata must be texts. Their names are part of the format, so they must not change.
     metadata = {"step": str(step), "log": str(log_size), "run": json.dumps(settings)}
     write_safetensors(state, path, metadata)
 
@@ -637,12 +636,12 @@ def save_training_state(path, state, step, log_size, settings):
 def check_settings(path, saved, settings):
     """Raise ValueError if a run that is to be resumed had other settings than it has now.
 
-    saved: the settings that were read from `path`. A name that only one of the two dicts has is
-        ignored.
+    saved: the settings that were read from `path`
+    settings: those of now. A name that only one of the two dicts has is ignored.
     """
-    # A run of distill.py has the weights of its losses among its settings. Earlier versions divided
-    # the attention loss by the length of a sequence and had no setting that says so. It is added
-    # here, so that such a run is refused: today its attention loss would be far larger.
+    # Earlier versions of distill.py divided the attention loss by the length of a sequence, and no
+    # setting said so. Here the setting is added to those of an old run, so that it is refused: its
+    # attention loss would be far larger today. Only distill.py has the setting "weights".
     if "weights" in saved and "attention_loss" not in saved:
         saved = saved | {"attention_loss": "divided by the length"}
     settings = json.loads(json.dumps(settings))          # tuples become lists, as in the file
@@ -657,7 +656,7 @@ def check_settings(path, saved, settings):
                          "--student, finetune.py --model")
 
 
-# The settings that are hashes, and of what.
+# These settings are hashes. Each text says what was hashed.
 HASHED_SETTINGS = {
     "training_set": "the examples to train on", "dev_set": "the examples to measure on",
     "corpus": "its tokens",
@@ -668,7 +667,7 @@ HASHED_SETTINGS = {
 
 
 def describe_difference(name, was, now):
-    """Say how a setting differs -> a list of texts, which is empty if it is the same.
+    """Say how a setting differs -> a list of texts; the list is empty if the setting is the same.
 
     If both values are dicts, such as the weights of the losses, there is one text for each item
     that differs. An item that only one of the dicts has counts as None in the other.
@@ -690,9 +689,9 @@ def describe_difference(name, was, now):
 def restore_training_state(path, state, settings):
     """Copy a saved state into the tensors of `state` -> (number of steps done, size of the log).
 
-    settings: a dict of what the run must have in common with the saved one, "steps" among it
-    ValueError if the saved run had other settings, or a model of another shape, or if its state
-    has a value that is inf or nan. If it raises an error, it has copied nothing.
+    settings: a dict of what the run must have in common with the saved one; it includes "steps"
+    ValueError if the saved run had other settings or a model of another shape, or if its state
+    has a value that is inf or nan. After an error nothing has been copied.
     """
     tensors, metadata = read_safetensors(path)
     with parsing(path, "the state of a training run"):
@@ -704,7 +703,7 @@ def restore_training_state(path, state, settings):
     if not is_possible_step or log_size < 0:
         raise ValueError(f"{path}: not the state of a training run: it claims step {step} of "
                          f"{settings['steps']} and a log of {log_size} bytes")
-    # Earlier versions called the adapters before the feed-forward output_adapters.
+    # In earlier versions the feed_forward_adapters had the name output_adapters.
     tensors = {name.replace("output_adapters.", "feed_forward_adapters."): tensor
                for name, tensor in tensors.items()}
     if shapes_and_dtypes(tensors) != shapes_and_dtypes(state):
@@ -722,11 +721,11 @@ def shapes_and_dtypes(tensors):
 
 # ---- The folder of a run ----------------------------------------------------------------
 
-# finetune.py makes a subfolder with such a name for each mode, learning rate and seed.
+# finetune.py makes a subfolder with a name like this for each mode, learning rate and seed.
 TUNING_FOLDER = "*-lr*-seed*"
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json", "added_tokens.json"]
-RUN_FILE = "run.json"               # says which script's run a folder holds, with its settings
-# What else runs write into their folders: --overwrite removes these, and no other files.
+RUN_FILE = "run.json"               # names the script whose run is in a folder, and its settings
+# Runs also write these files into their folders. --overwrite removes them, and no other files.
 WRITTEN_BY_RUNS = [
     "config.json", "model.safetensors", "training.safetensors", "log.jsonl",
     *TOKENIZER_FILES,
@@ -740,38 +739,39 @@ WRITTEN_BY_RUNS = [
 
 @contextmanager
 def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
-    """Check and lock the folder `out`, so that one run of `script` alone uses it in the with block.
+    """Check and lock the folder `out`: in the with block only this run of `script` uses it.
 
     settings: a dict of what the run must have in common with one that it resumes
-    inputs: folders and files that are read, or None; `out` may be none of these folders, nor the
-        folder in which one of these files lies
+    inputs: the folders and files that the run reads; None is skipped. `out` must not be one of
+        these folders, and none of these files may lie directly in it.
 
     If the folder is not empty, resume or overwrite must be True:
     - To resume, the folder must hold a run of this script.
     - To overwrite, it must hold a run of any script, or none of the files in WRITTEN_BY_RUNS.
-    ValueError says what is wrong. No file that is there changes until the caller calls
+    ValueError says what is wrong. No file in the folder changes until the caller calls
     claim_folder.
 
-    The lock is on the folder's run.json. It ends with the process, even if that is killed. If the
-    run has written nothing when the with block ends, run.json is removed, and the folder, too, if
-    it is empty then. On Windows an empty run.json stays, because an open file cannot be removed.
+    The lock is on the folder's run.json. If the process ends or is killed, the lock ends, too. If
+    the run has written nothing by the end of the with block, run.json is removed. A folder that is
+    empty then is removed, too. On Windows an empty run.json stays, because an open file cannot be
+    removed there.
     """
     if out == "":
         raise ValueError("--out is empty; give the name of a folder")
     check_inputs(out, inputs)
     run_path = os.path.join(out, RUN_FILE)
-    run_before = read_run(out)                           # of the run whose files are there now
+    run_before = read_run(out)                           # the run whose files are there now
     check_owner(out, run_before, script, resume, overwrite)
     if resume:
         check_settings(run_path, run_before.get("settings", {}), settings)
     os.makedirs(out, exist_ok=True)
-    # The mode "a" makes the file if there is none, and leaves it as it is if there is one.
+    # The mode "a" makes the file if it is missing. If there is one, it stays as it is.
     with open(run_path, "a", encoding="utf-8") as run_file:
         if lock(run_file) == TAKEN:
             raise ValueError(f"--out {out}: another run is writing into it")
-        # Between check_owner and the lock another run may have ended here. If it has removed the
-        # run.json that was opened above, this lock protects nothing. If it has written run.json,
-        # the folder is no longer as check_owner has seen it.
+        # Another run may have ended in this folder between check_owner and the lock. If that run
+        # has removed the run.json that was opened above, this lock protects nothing. If that run
+        # has written run.json, the folder is no longer as check_owner has seen it.
         if not is_still_at(run_file, run_path) or read_run(out) != run_before:
             raise ValueError(f"--out {out}: another run has just ended there; start again")
         try:
@@ -785,7 +785,7 @@ def check_inputs(out, inputs):
     for path in inputs:
         if path is None:
             continue
-        path = os.path.realpath(path)                    # of a link: where the file is
+        path = os.path.realpath(path)                    # a link is replaced by its target
         if os.path.isfile(path):
             path = os.path.dirname(path)
         if path == os.path.realpath(out):
@@ -800,25 +800,25 @@ def is_still_at(file, path):
 
 
 def remove_unused(out):
-    """Remove run.json if it is of no use, and then the folder `out` if it is empty.
+    """Remove run.json if it is of no use. Then remove the folder `out` if it is empty.
 
-    It is of no use if it is empty, because claim_folder was not called, or if it is the only file
-    in the folder, because the run has written no other.
+    run.json is of no use in two cases. If claim_folder was not called, run.json is empty. If the
+    run has written no other file, run.json is the only file in the folder.
     """
     run_path = os.path.join(out, RUN_FILE)
-    # What cannot be removed stays, such as the folder ".", or on Windows an open file.
+    # Some things cannot be removed, such as the folder "." or, on Windows, an open file. They stay.
     with suppress(OSError):
-        is_unclaimed = os.path.getsize(run_path) == 0    # claim_folder has not written it
+        is_unclaimed = os.path.getsize(run_path) == 0
         has_only_run_file = os.listdir(out) == [RUN_FILE]
         if is_unclaimed or has_only_run_file:
             os.remove(run_path)
-        os.rmdir(out)                                    # only if it is empty
+        os.rmdir(out)                                    # this fails if the folder is not empty
 
 
 def check_owner(out, run, script, resume, overwrite):
-    """Raise ValueError if a run of `script` may not write into the folder `out`. run: what read_run
-    has read there
+    """Raise ValueError if a run of `script` may not write into the folder `out`.
 
+    run: what read_run(out) has returned
     If there is nothing to resume because `out` is empty, print a line: this is not an error.
     """
     if os.path.exists(out) and not os.path.isdir(out):
@@ -844,22 +844,22 @@ def check_owner(out, run, script, resume, overwrite):
     if resume and owner != script:
         raise ValueError(f"--resume: there is no run of {script} in {out}")
     if overwrite and owner is None:
-        # No run.json here names a script. So the files may be somebody else's.
+        # No run.json says that a script of ours wrote the files. They may be somebody else's.
         would_be_lost = [os.path.basename(path) for path in run_files]
         if run:
-            would_be_lost.append(RUN_FILE)               # it has settings, but no script
+            would_be_lost.append(RUN_FILE)               # run.json has settings, but no script
         if would_be_lost:
             raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
                              f"{first_few(would_be_lost)}")
 
 
 def check_regular_files(out, run_files):
-    """Raise ValueError if a run would write through a link, or into a pipe or the like.
+    """Raise ValueError if a run would write through a link or into something like a pipe.
 
     run_files: the paths that files_of_run has found in the folder `out`
     """
     for path in [os.path.join(out, RUN_FILE)] + run_files:
-        # Opening a pipe may take for ever, and through a link a file elsewhere would be changed.
+        # Opening a pipe may never end, and writing through a link would change a file elsewhere.
         is_regular_file = os.path.isfile(path) and not os.path.islink(path)
         if os.path.lexists(path) and not is_regular_file:
             raise ValueError(f"--out {out}: {path} is not a regular file")
@@ -870,14 +870,14 @@ def check_regular_files(out, run_files):
 
 
 def claim_folder(out, script, settings, resume):
-    """Prepare the folder `out` for a run; the caller has locked it with run_folder.
+    """Prepare the folder `out` for a run. The caller has locked it with run_folder.
 
-    If a run is resumed and has left files, nothing is changed. Otherwise what an earlier run wrote
-    is removed, and the settings of this one are written into run.json.
+    If a run is resumed and has left files, nothing changes. Otherwise the files of an earlier run
+    are removed, and the settings of the new run are written into run.json.
     """
     run_path = os.path.join(out, RUN_FILE)
     if resume:
-        # run_folder has compared the settings that were known by then.
+        # run_folder has compared the settings that were known then. Now all of them are known.
         check_settings(run_path, read_run(out).get("settings", {}), settings)
         if files_of_run(out):
             return
@@ -887,13 +887,13 @@ def claim_folder(out, script, settings, resume):
     with naming_file(run_path), open(run_path, "w", encoding="utf-8") as run_file:
         run_file.write(json.dumps({"script": script, "settings": settings}, indent=1))
         run_file.flush()
-        os.fsync(run_file.fileno())                      # a power cut cannot lose it now
+        os.fsync(run_file.fileno())                      # from now on a power cut cannot lose it
 
 
 def read_run(out):
-    """Read the run.json in the folder `out` -> dict; {} if there is none or an empty one.
+    """Read the run.json in the folder `out` -> dict; {} if the file is missing or empty.
 
-    It is empty if a run was killed, or the power failed, before claim_folder had written it.
+    run.json is empty if a run was killed, or the power failed, before claim_folder had written it.
     ValueError if it is no run.json of ours.
     """
     path = os.path.join(out, RUN_FILE)
@@ -906,8 +906,8 @@ def read_run(out):
 
 
 def files_of_run(out):
-    """List the files in the folder `out` that match WRITTEN_BY_RUNS, and the temporary files (.tmp)
-    that a killed run has left of them.
+    """List the files in the folder `out` that match WRITTEN_BY_RUNS. Their temporary files (.tmp),
+    which a killed run may have left, are listed, too.
 
     A subfolder with a run.json of its own belongs to another run, so its files are left out.
     """
@@ -930,11 +930,10 @@ def remove_run(out):
             os.rmdir(os.path.join(out, folder))
 
 
-# What lock() answers: the file has the lock; another open file has it; there are no locks, as on
-# Windows and on some network disks.
-LOCKED = "locked"
-TAKEN = "taken"
-NO_LOCKS = "no locks"
+# lock() returns one of these.
+LOCKED = "locked"                   # the file has the lock now
+TAKEN = "taken"                     # another open file has the lock
+NO_LOCKS = "no locks"               # there are no locks here, as on Windows and some network disks
 
 
 def lock(file):
@@ -957,7 +956,7 @@ def lock(file):
 
 @contextmanager
 def parsing(what, kind):
-    """Turn whatever goes wrong in the with block into a ValueError: "{what}: not {kind}: ...".
+    """Turn any error in the with block into a ValueError that says "{what}: not {kind}: ...".
 
     what: usually the path of a file
     kind: what the file should be
@@ -981,8 +980,8 @@ def parsing(what, kind):
 
 @contextmanager
 def naming_file(path):
-    """Add the file's name to an error of the operating system that lacks it, such as that of a full
-    disk. Every such error in the with block gets this name, even if it is about another file."""
+    """Add the file's name to an OSError that names no file, such as the error of a full disk. In
+    the with block every OSError without a name gets this one, even if it is about another file."""
     try:
         yield
     except OSError as error:
@@ -996,25 +995,26 @@ def naming_file(path):
 
 @contextmanager
 def replace_file(path, shared=False):
-    """Open a file for writing that takes the place of `path` when the with block ends.
+    """Open a new file for writing. When the with block ends, it takes the place of `path`.
 
-    Until then it has another name; then it is flushed to the disk and renamed. So whatever
-    happens, `path` is the old file or the new one, never half of one. shared=True: several
-    processes may write the same path at once, so each uses a name of its own.
+    Until then the new file has a temporary name. At the end it is flushed to the disk and renamed.
+    So `path` is always the whole old file or the whole new one, whatever happens.
+    shared: True if several processes may write the same path at once; then each uses a temporary
+        name of its own
     """
     temporary = f"{path}.tmp"
     if shared:
         remove_abandoned(path)
-        # In two containers that share a disk, two processes may have the same number.
+        # Two processes may have the same number if they run in two containers that share a disk.
         random_part = os.urandom(4).hex()
         temporary = f"{path}.{os.getpid()}-{random_part}.tmp"
     try:
         with naming_file(path):
-            # A killed process may have left the file. Or it is a link, which must not be followed.
+            # A killed process may have left this file. A link must be removed, not followed.
             with suppress(FileNotFoundError):
                 os.remove(temporary)
             with open(temporary, "xb") as file:
-                lock(file)                               # so remove_abandoned leaves it alone
+                lock(file)                               # so remove_abandoned does not remove it
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -1028,17 +1028,17 @@ def remove_abandoned(path):
     """Remove the temporary files of processes that were killed while they wrote `path`.
 
     A process that is still writing has locked its file. So a file that can be locked is abandoned.
-    A file of the last 5 seconds is left alone: its process may not have locked it yet.
+    A file that changed in the last 5 seconds stays, because its process may not have locked it yet.
     """
     # replace_file puts the number of the process and eight hexadecimal digits into the name.
     pattern = glob.escape(str(path)) + ".[0-9]*-" + "[0-9a-f]" * 8 + ".tmp"
     for temporary in glob.glob(pattern):
-        # The file may be gone, because its process has just finished, or be another user's.
+        # The file may be gone, because its process has just finished. Or it is another user's.
         with suppress(FileNotFoundError, PermissionError):
             age = time.time() - os.path.getmtime(temporary)                   # seconds
             if age < 5:
                 continue
-            # Network disks only lock a file that is opened for writing.
+            # Network disks can lock a file only if it is opened for writing.
             with open(temporary, "r+b") as file:
                 is_abandoned = lock(file) == LOCKED
             if is_abandoned:
@@ -1046,7 +1046,7 @@ def remove_abandoned(path):
 
 
 def write_json(path, value, shared=False):
-    """Write a value as JSON; an older file is replaced."""
+    """Write a value as JSON. An older file is replaced. shared: see replace_file"""
     with replace_file(path, shared) as file:
         file.write(json.dumps(value, indent=1).encode())
 
@@ -1080,19 +1080,19 @@ def check_readable(path):
 
 
 def parse_json_object(text):
-    """Parse a text that is one JSON object -> dict. ValueError if it is anything else, if a name
-    occurs twice in an object, or if there is half a character such as \\ud800."""
+    """Parse a text that is one JSON object -> dict. ValueError if it is anything else. A name that
+    occurs twice in an object is an error, too, and so is half a character such as \\ud800."""
     try:
         value = json.loads(text, object_pairs_hook=object_of_pairs, parse_int=parse_json_integer)
     except json.JSONDecodeError as error:
         if "\n" in text:
-            raise                                        # its text names the line and the column
-        # A text without line ends is often a line of a file, whose number the caller says.
+            raise                                        # this error names the line and the column
+        # A text without line ends is often one line of a file. The caller adds the line's number.
         raise ValueError(f"{error.msg}, at character {error.pos + 1}") from error
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
-    # Half a character, a surrogate, can only come from an escape such as \ud83d. json.loads joins
-    # two halves that belong together; one that is alone cannot be written as UTF-8.
+    # Half a character, called a surrogate, can only come from an escape such as \ud83d. json.loads
+    # joins two halves that belong together. A half that is alone cannot be written as UTF-8.
     if "\\ud" in text.lower():
         text_of_value = json.dumps(value, ensure_ascii=False)
         if re.search("[\ud800-\udfff]", text_of_value):
@@ -1111,27 +1111,27 @@ def object_of_pairs(pairs):
 
 
 def parse_json_integer(digits):
-    """Read an integer. The official safetensors reader takes -0 for a float and refuses it as a
-    size. So -0 becomes a float here, too, and the checks refuse it."""
+    """Read an integer. The official safetensors reader takes -0 for a float, which cannot be a
+    size. So -0 becomes a float here, too, and check_entry refuses it."""
     if digits == "-0":
         return -0.0
     return int(digits)
 
 
-# fetch() downloads all of these files that the hub has for a model.
+# fetch() downloads each of these files if the hub has it for the model.
 SMALL_FILES = ["config.json", *TOKENIZER_FILES]
-# Of these it downloads the first one that the hub has. An index means that the weights are in
-# several files, the SHARDS. Then these are downloaded, too.
+# fetch() downloads only the first of these files that the hub has. If it is an index, the weights
+# are in several other files. They match SHARDS and are downloaded, too.
 WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
 SHARDS = "model-*.safetensors"
 
 
 def fetch(name, weights=True):
-    """Return `name` if it is a folder, else download that model from the Hugging Face hub -> the
-    folder with its files.
+    """Return the folder with a model's files. If `name` is a folder, it is returned. Otherwise the
+    model of this name is downloaded from the Hugging Face hub.
 
-    weights: False fetches the config and the tokenizer alone
-    ValueError if there is no such model or no network.
+    weights: False fetches only the config and the tokenizer
+    ValueError if the model is not found. Without a network it must have been downloaded earlier.
     """
     if name == "":
         raise ValueError("a name is empty: give a folder or a Hugging Face name")
@@ -1139,7 +1139,7 @@ def fetch(name, weights=True):
         return name
     if os.path.isfile(name):
         raise ValueError(f"{name}: this is a file; give the folder that it is in")
-    # Imported here: it is slow to import, and most runs do not need it.
+    # This is imported here, because the import is slow and most runs do not need it.
     from huggingface_hub import snapshot_download
     try:
         folder = snapshot_download(name, allow_patterns=SMALL_FILES)
