@@ -1,9 +1,9 @@
 """Read task files into Examples, and measure how good predictions are.
 
-Each file format has a reader that returns Examples: GLUE in its official layout, tables with named
-columns, CoNLL files, SQuAD files, and one task made from the documentation on this machine. A
-fault in a file raises a ValueError that names the file and, where there is one, the line. The
-metrics are those with which the tasks were published.
+There are readers for GLUE in its official layout, tables with named columns, CoNLL files and SQuAD
+files. One more task, "code", is made from the documentation on this machine. A fault in a file
+raises a ValueError that names the file and, if possible, the line. The metrics are those with which
+the tasks were published.
 """
 import glob
 import io
@@ -30,30 +30,32 @@ from checkpoint import (LARGEST_TEXT, check_readable, first_few, parse_json_obje
 from command import warn
 from data import CACHE, COMPRESSED, is_held_out, rows_of_csv
 
-# What depends on the kind of a task is found by
+# This command finds the code that depends on the kind of a task:
 # grep -nE "(kind|task_name) (==|!=|in|not in) |is_(qa|regression)|task.labels" tasks.py finetune.py
 # A new kind also needs its METRICS, its label in Example, its fields in Feature, and the help of
-# --task and --train. Take care where the last branch is an `else`: it is for one of these kinds.
+# --task and --train. Take care: a last branch that is an `else` is meant for one of these kinds.
 KINDS = ("classification", "regression", "tagging", "qa")
-LARGEST_NUMBER = 1e30       # the labels in regression are nearer to 0, so their squares are finite
+LARGEST_NUMBER = 1e30       # labels in regression are smaller in size, so their squares are finite
 
 
 class Example(NamedTuple):
     """One row of a task."""
     text: object                # a text; in qa the question; in tagging a list of words
     second_text: object = None  # a second text; in qa the context; None if there is none
-    label: object = None        # classification: a name; regression: a number; tagging: a list with
-                                # a tag for each word; qa: a list of answers, each (index of its
-                                # first character in the context, text); None: it is not known
-    id: str = ""                # qa: the question's id; otherwise the number of the example in the
-                                # files from which its split was read, from 0; in the task "code"
-                                # the number of its line, from 0
+    # label is None if it is not known. Otherwise it depends on the kind of the task:
+    #   classification: a name     regression: a number     tagging: a list of the words' tags
+    #   qa: a list of answers, each (index of its first character in the context, text)
+    label: object = None
+    # id depends on the task, too. A number counts from 0.
+    #   qa: the id of the question     "code": the number of the example's line
+    #   others: the number of the example in the files from which its split was read
+    id: str = ""
     location: str = "an example"    # for messages: "file:line", in qa file and id of the question
 
 
 @dataclass
 class Task:
-    """What one must know to use a fine-tuned head; it is saved beside the head as task.json."""
+    """The facts that are needed to use a fine-tuned head. They are saved beside it as task.json."""
     name: str               # a key of GLUE, "code", or, for a user's own files, the kind
     kind: str               # one of KINDS
     labels: list            # all labels, sorted; in regression and qa empty
@@ -70,7 +72,7 @@ class Task:
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            # type(), because isinstance() would take True for an int.
+            # type() is used, because isinstance() would take True for an int.
             has_right_type = type(value) is field.type
             if field.type is float and type(value) is int:
                 has_right_type = True                    # JSON may have 0 instead of 0.0
@@ -81,7 +83,7 @@ class Task:
         for label in self.labels:
             if not isinstance(label, str):
                 raise ValueError(f"labels has {label!r:.60}, but a label must be a text")
-            # A tag is O, or B- or I- and a type, which may have any characters.
+            # A tag is O, or it is B- or I- with a type after it. A type may have any characters.
             if self.kind == "tagging" and not re.fullmatch("O|[BI]-.+", label, re.DOTALL):
                 raise ValueError(f"labels has {label!r:.60}, which cannot be a tag")
         if len(set(self.labels)) < len(self.labels):
@@ -93,7 +95,7 @@ class Task:
             raise ValueError(f"length {self.length} is below 8")
         if self.stride < 1:
             raise ValueError(f"stride {self.stride} is below 1")
-        # The comparisons are False for nan, too.
+        # A comparison with nan is False, so nan is refused, too.
         if not -LARGEST_NUMBER < self.mean < LARGEST_NUMBER:
             raise ValueError(f"mean is {self.mean}, which is not below {LARGEST_NUMBER:g} in size")
         if not 0 < self.sd < LARGEST_NUMBER:
@@ -149,9 +151,9 @@ METRICS = {                 # of tasks outside GLUE, by their kind
 def score(task, examples, guesses):
     """Score guesses by the task's metrics -> {metric: value}; {} if a label is unknown.
 
-    A value is a fraction from 0 to 1, a correlation from -1 to 1. FloatingPointError if a number
-    that was predicted is not finite. ValueError if the task, which may come from a file, has a
-    metric of another kind.
+    A correlation is from -1 to 1, every other value from 0 to 1. FloatingPointError if a predicted
+    number is not finite. ValueError if the task has a metric of another kind; a task may come from
+    a file.
     """
     gold = [example.label for example in examples]
     if len(gold) != len(guesses):
@@ -180,7 +182,7 @@ def score(task, examples, guesses):
 # A guessed item is correct if it is among the gold items. The "name" of an item is its last field.
 
 def detailed_scores(task, examples, guesses):
-    """Score each class, or each type of entity, by itself: {name: {metric: value}}.
+    """Score each class, or each type of entity, separately -> {name: {metric: value}}.
 
     The metrics are precision, recall, f1, and count: how many true labels, or true entities, have
     this name. The result is {} for regression and qa, and if the examples have no labels.
@@ -226,8 +228,8 @@ def scores_by_name(gold_items, guessed_items):
 
 
 def items_by_name(items):
-    """Group items by their last field, the class or the type: {name: set of items}. The set of a
-    name that no item has is empty."""
+    """Group items by their last field, the class or the type -> {name: set of items}. For a name
+    that no item has, the set is empty."""
     groups = defaultdict(set)
     for item in items:
         groups[item[-1]].add(item)
@@ -235,8 +237,8 @@ def items_by_name(items):
 
 
 def classification_scores(gold, guesses):
-    """Score classes: accuracy, F1 of the label "1" (GLUE's), the mean F1 of all labels that are
-    true or guessed somewhere, and Matthews' correlation."""
+    """Score classes: accuracy, f1, macro_f1 and Matthews' correlation. As in GLUE, f1 is that of
+    the label "1". macro_f1 is the mean F1 of all labels that are true or guessed somewhere."""
     gold_items = set(enumerate(gold))
     guessed_items = set(enumerate(guesses))
     num_correct = len(gold_items & guessed_items)
@@ -250,18 +252,19 @@ def classification_scores(gold, guesses):
 
 
 def matthews_correlation(gold, guesses):
-    """Compute Matthews' correlation for any number of classes (Gorodkin 2004); 0 if one side is
-    constant.
+    """Compute Matthews' correlation for any number of classes (Gorodkin 2004). It is 0 if all true
+    labels are equal or all guesses are equal.
 
         (correct N - sum_k gold_k guess_k) / sqrt((N^2 - sum_k gold_k^2) (N^2 - sum_k guess_k^2))
 
-    Of the N examples gold_k have the true label k, and for guess_k the label k was guessed.
+    Of the N examples, `correct` were guessed right. gold_k counts the examples whose true label is
+    k, and guess_k counts those for which k was guessed.
     """
     N = len(gold)
     num_correct = sum(1 for label, guess in zip(gold, guesses) if label == guess)
     gold_counts = Counter(gold)
     guess_counts = Counter(guesses)
-    # These are N^2 times the covariance and the two variances. The factor cancels below.
+    # These are the covariance and the two variances, each times N^2. In the result N^2 cancels.
     scaled_covariance = num_correct * N - sum(gold_counts[k] * guess_counts[k] for k in gold_counts)
     scaled_gold_variance = N**2 - sum(count**2 for count in gold_counts.values())
     scaled_guess_variance = N**2 - sum(count**2 for count in guess_counts.values())
@@ -284,7 +287,8 @@ def pearson_correlation(x, y):
         return 0.0
     x = x - x.mean()
     y = y - y.mean()
-    # The correlation does not depend on the scale. With this one no square underflows.
+    # The correlation does not depend on the scale. Here the largest size becomes 1, so that no sum
+    # of squares is rounded to 0.
     x = x / np.abs(x).max()
     y = y / np.abs(y).max()
     return float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
@@ -347,8 +351,8 @@ def answer_scores(gold, guesses):
     for answers, guess in zip(gold, guesses):
         guess_words = normal_words(guess)
         answer_words = [normal_words(text) for _, text in answers]
-        # That script ignores right answers without words, such as "the". If none is left, a
-        # guess without words is right.
+        # The script ignores right answers without words, such as "the". If no right answer is left,
+        # a guess without words is right.
         right_answers = [words for words in answer_words if words]
         if not right_answers:
             right_answers = [[]]
@@ -357,7 +361,7 @@ def answer_scores(gold, guesses):
     return {"f1": f1_total / len(gold), "exact_match": exact_total / len(gold)}
 
 
-PUNCTUATION = f"[{re.escape(string.punctuation)}]"       # a pattern: one of these characters
+PUNCTUATION = f"[{re.escape(string.punctuation)}]"       # this pattern matches one character
 
 
 def normal_words(answer):
@@ -367,8 +371,8 @@ def normal_words(answer):
 
 
 def word_f1(gold_words, guess_words):
-    """Compute the F1 of the words of a guessed answer against those of a right one; for the formula
-    see item_scores. A word that occurs twice in both counts twice."""
+    """Compute the F1 of a guessed answer's words against the words of a right answer. The formula
+    is that of item_scores. A word that occurs twice in both counts twice."""
     if not gold_words or not guess_words:
         return float(gold_words == guess_words)          # 1 if both have no words, else 0
     shared = Counter(gold_words) & Counter(guess_words)
@@ -376,8 +380,8 @@ def word_f1(gold_words, guess_words):
 
 
 def majority(task, train_examples, examples):
-    """Guess without a model: the most frequent label; in regression the mean; in tagging each
-    word's most frequent tag, O for a new word; in qa no answer."""
+    """Guess without a model: the most frequent label, in regression the mean, in qa no answer. In
+    tagging each word gets its most frequent tag, or O if the word is new."""
     if task.kind == "regression":
         return [task.mean] * len(examples)
     if task.kind == "qa":
@@ -419,17 +423,17 @@ def lines_of(path):
 def rows_of(path, header=None):
     """Yield (number of the line, {column: value}) of a table.
 
-    The file name's ending decides the format: .jsonl has one JSON object per line, .csv may have
-    quoted cells, .tsv and .txt are separated by tabs and their quotes are text. The first row names
-    the columns unless `header` does. If a row has line breaks in quotes, the number is that of its
-    last line.
+    The file name's ending decides the format. A .jsonl has one JSON object per line. A .csv may
+    have quoted cells. In a .tsv or .txt tabs separate the cells, and quotes are ordinary text.
+    In a .csv, .tsv or .txt the first row names the columns, unless `header` does. If a row has line
+    breaks in quotes, the number is that of its last line.
     """
     ending = os.path.splitext(path)[1].lower()
     if ending == ".jsonl":
         yield from rows_of_jsonl(path)
         return
     if ending == ".csv":
-        # lines_of removes the line ends, but a cell in quotes may have some.
+        # lines_of has removed the line ends. They are needed, because a quoted cell may have some.
         lines = (line + "\n" for _, line in lines_of(path))
         rows = rows_of_csv(lines, f"{path}:")
     elif ending in (".tsv", ".txt"):
@@ -442,8 +446,8 @@ def rows_of(path, header=None):
     for number, cells in rows:
         location = f"{path}:{number}"
         if header is None:                               # the first row names the columns
-            # A file of an old Mac has no line feeds, so all of it is this first row. (A .csv is not
-            # checked, because a cell in quotes may have a carriage return.)
+            # A file of an old Mac has no line feeds, so all of it is this first row. A .csv is not
+            # checked, because a quoted cell may have a carriage return.
             if ending != ".csv":
                 check_line_end("\t".join(cells), location)
             check_header(cells, ending, location)
@@ -456,15 +460,15 @@ def rows_of(path, header=None):
 
 
 def check_line_end(line, location):
-    """Raise ValueError if a line has a carriage return, with which old Macs ended lines."""
+    """Raise ValueError if a line has a carriage return. Old Macs used it as the end of a line."""
     if "\r" in line:
         raise ValueError(f"{location}: there is a carriage return in {line!r:.60}; a line must end "
                          "with a line feed")
 
 
 def check_header(header, ending, location):
-    """Raise ValueError if two columns of a table have the same name, or if its cells are separated
-    by something else than the ending of the file says."""
+    """Raise ValueError if two columns of a table have the same name, or if the separator of its
+    cells does not seem to fit the ending of the file."""
     for column, count in Counter(header).items():
         if count > 1:
             raise ValueError(f"{location}: {count} columns have the name {column!r:.60}")
@@ -482,7 +486,7 @@ def check_width(cells, header, ending, location):
         return
     message = f"{location}: {len(cells)} columns, not {len(header)}"
     if len(cells) > len(header):
-        # If the header has one column, it may be the header that is wrong.
+        # If the header has only one column, the header itself may be wrong.
         if ending == ".csv" and len(header) > 1:
             message += "; a cell with a comma in it needs quotes around it"
     else:
@@ -512,9 +516,10 @@ def cells_of_tsv(path):
 def read_table(path, text_columns, label_column, header=None, numeric=False):
     """Read Examples from the named columns of a table.
 
-    text_columns: one or two names; label_column: a name, or None if there are no labels;
-    numeric: the label is a number
-    A warning says how many texts are empty, if there are any.
+    text_columns: one or two names
+    label_column: a name, or None if there are no labels
+    numeric: whether the labels are numbers
+    If some examples have an empty text, a warning says how many.
     """
     examples = []
     num_empty = 0                                        # examples with an empty text
@@ -534,8 +539,8 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
 
 
 def read_label(row, column, location, numeric):
-    """Return the label in a row {column: value}: a text or, if numeric, a number. ValueError if it
-    is missing."""
+    """Return the label in a row {column: value}. It is a text or, if numeric, a number. ValueError
+    if it is missing."""
     label = str(cell(row, column, location, may_be_number=True)).strip()
     if label == "":
         raise ValueError(f"{location}: the label in column {column!r} is missing")
@@ -548,9 +553,9 @@ def read_label(row, column, location, numeric):
 
 
 def cell(row, column, location, may_be_number=False):
-    """Return a cell of a row {column: value}. ValueError if the column is missing, or if the value
-    is neither a text nor, where it may be one, a number. (In Python True and False are whole
-    numbers, too, so they may be labels.)"""
+    """Return a cell of a row {column: value}. ValueError if the column is missing or the value is
+    not a text. may_be_number: numbers are allowed, too. In Python True and False are whole numbers,
+    so they may be labels."""
     if column not in row:
         columns = ", ".join(repr(name) for name in row)
         raise ValueError(f"{location}: the column {column!r} is missing among {columns:.300}; the "
@@ -568,10 +573,10 @@ def cell(row, column, location, may_be_number=False):
 
 
 def read_number(text, column, location):
-    """Read a label that is a number, smaller than LARGEST_NUMBER in size. nan, inf and 1_000, which
-    Python would take, are not numbers here."""
-    # In this pattern a digit can belong to one part only. In [0-9]+\.?[0-9]* a row of digits could
-    # be split at any place, and the search would try all of them.
+    """Read a label that must be a number smaller than LARGEST_NUMBER in size. Python would accept
+    nan, inf and 1_000, but here they are not numbers."""
+    # In this pattern a digit can belong to one part only. With the shorter [0-9]+\.?[0-9]* a row of
+    # digits could be split at any place, and the search would try all places.
     pattern = r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,4})?"
     if not re.fullmatch(pattern, text.lower()) or abs(float(text)) >= LARGEST_NUMBER:
         raise ValueError(f"{location}: {column} {text!r:.60} is not a number, such as 3.29, "
@@ -591,13 +596,13 @@ def not_empty(examples, path):
 def read_tags(path):
     """Read Examples from a CoNLL file.
 
-    Each line has a word in its first column and the tag in its last, separated by tabs or spaces;
-    an empty line or -DOCSTART- ends a sentence. The tags become IOB2. Where they have no type, as
-    in BioBERT's files, the type is "entity".
+    Each line has a word in its first column and the tag in its last. Tabs or spaces separate the
+    columns. An empty line or -DOCSTART- ends a sentence. The tags become IOB2. If they have no
+    type, as in BioBERT's files, the type is "entity".
     """
     examples = []
-    num_columns = None                                   # all lines have as many as the first one
-    tags_have_type = None                                # the first tag that is not O decides it
+    num_columns = None                                   # all lines must have as many as the first
+    tags_have_type = None                                # the first tag that is not O decides this
     for sentence in sentences_of(path):
         words = []
         tags = []
@@ -668,9 +673,10 @@ def sentences_of(path):
 def iob2(tags):
     """Turn tags in IOB1, IOB2, BIOES or BILOU into IOB2, with the same entities.
 
-    The first letter of a tag means: B begins an entity, I is inside, E and L end one, S and U are
-    an entity of one word. In IOB1 an entity may begin with I. In IOB2 it begins with B, and I
-    follows. E, L, S and U end their entity, so no word can continue it.
+    The first letter of a tag says where a word is: B begins an entity, I is inside one, E and L end
+    one. S and U are for an entity of one word. In IOB1 an entity may begin with I. In IOB2 it
+    always begins with B, and its other words have I. After E, L, S or U the entity has ended, so
+    the next word cannot continue it.
     """
     converted = []
     previous = "O"
@@ -692,8 +698,8 @@ def iob2(tags):
 def read_squad(path, needs_answers=True):
     """Read Examples from a file of SQuAD v1.1 or v2.0.
 
-    needs_answers: False allows questions whose answers are not known, because there is no field
-        "answers", or because it is empty and is_impossible is false; their label is None
+    needs_answers: False allows questions whose answers are not known; their label is None. Such a
+        question has no field "answers", or the field is empty and is_impossible is false.
     """
     text = "\n".join(line for _, line in lines_of(path))
     examples = []
@@ -708,7 +714,7 @@ def read_squad(path, needs_answers=True):
 
 
 def check_ids(path, examples):
-    """Raise ValueError, which names the path, if two questions have the same id."""
+    """Raise ValueError if two questions have the same id. The message begins with the path."""
     count_of_id = Counter(example.id for example in examples)
     for question_id, count in count_of_id.items():
         if count > 1:
@@ -730,12 +736,12 @@ def label_of_question(question, question_id, context, needs_answers):
     # Only SQuAD v2.0 has the field is_impossible. In v1.1 an empty list means: no answer.
     is_v2 = question.get("is_impossible") is not None
     if is_v2 and field_of(question, "is_impossible", bool):
-        return []                                        # its answers, if it has some, do not count
+        return []                                        # the field "answers" does not count then
     if "answers" not in question and not needs_answers:
         return None
     answers = answers_of(question, question_id, context)
     if is_v2 and not answers:
-        # is_impossible is false, so there is an answer. But none is listed: it is kept secret.
+        # is_impossible is false, so there is an answer. But the file keeps it secret.
         if not needs_answers:
             return None
         raise ValueError(f"question {question_id!r:.60} has no answer, but is_impossible is false")
@@ -792,8 +798,8 @@ def read_glue(name, folder, needs_train=True):
 
 
 def read_glue_file(name, folder, split_name):
-    """Read the Examples of one split of a GLUE task. Those of a test set have no labels, which are
-    not published."""
+    """Read the Examples of one split of a GLUE task. The labels of a test set are not published, so
+    its Examples have none."""
     glue_task = GLUE[name]
     header = None
     # CoLA's train.tsv and dev.tsv have no line with the names of the columns; its test.tsv has one.
@@ -811,7 +817,7 @@ def read_glue_file(name, folder, split_name):
 
 
 GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/"
-ZIP_NAMES = {"qqp": "QQP-clean", "qnli": "QNLIv2"}       # zips not named like their folder
+ZIP_NAMES = {"qqp": "QQP-clean", "qnli": "QNLIv2"}       # these zips have other names
 
 
 def download_glue(name, cache=CACHE):
@@ -826,7 +832,7 @@ def download_glue(name, cache=CACHE):
                          "their folder with --data DIR")
     url = f"{GLUE_URL}{ZIP_NAMES.get(name, folder_name)}.zip"
     os.makedirs(os.path.dirname(folder), exist_ok=True)
-    temporary = tempfile.mkdtemp(dir=os.path.dirname(folder))                # of this process alone
+    temporary = tempfile.mkdtemp(dir=os.path.dirname(folder))                # only for this process
     try:
         extract_glue(zipfile.ZipFile(download(url)), temporary)
         os.replace(temporary, folder)
@@ -875,16 +881,15 @@ WORD_PATTERN = re.compile(r"\w+(?:\.\w+)*|[^\w\s]")
 
 
 def split_words(text):
-    """Split a text that is to be tagged into words and punctuation characters, as WORD_PATTERN
-    does, but keep accents and vowel signs in their words.
+    """Split a text that is to be tagged into words and punctuation characters.
 
-    Some of these are characters of their own, in Unicode's categories M (marks). WORD_PATTERN takes
-    each for punctuation, so it cuts a word there. Here the pieces are joined again, but a dot after
-    a mark ends the word.
+    WORD_PATTERN finds the pieces of the text. Some accents and vowel signs are characters of their
+    own, in Unicode's categories M (marks). WORD_PATTERN takes such a mark for punctuation and cuts
+    the word there. Here the pieces are joined again, but a dot after a mark ends the word.
     """
     words = []
-    end_before = None                                    # where the piece before ended
-    was_mark = False                                     # whether that piece was a mark
+    end_before = None                                    # where the previous piece ended
+    was_mark = False                                     # whether the previous piece was a mark
     for match in WORD_PATTERN.finditer(text):
         piece = match[0]
         is_mark = unicodedata.category(piece[0]).startswith("M")
@@ -900,14 +905,15 @@ def split_words(text):
 
 
 def read_code_task(path):
-    """Read the built-in task "code" -> {name of a split: examples}. Its question is which words
-    were marked as code.
+    """Read the built-in task "code" -> {name of a split: examples}. The task is to find the words
+    that were marked as code.
 
-    path: the file of data.docs_on_this_machine, with a paragraph per line: {"text": the paragraph
-    without its mark-up, "code": [[begin, end], ...], the characters that were marked as code}.
-    Words that begin in such a span get B-code or I-code, all others O; two spans with no word
-    between them become one entity. Paragraphs without code are skipped. A tenth of the paragraphs,
-    chosen by the hash of their text, is held out as dev.
+    path: the file of data.docs_on_this_machine. Each line is a paragraph: {"text": the paragraph
+        without its mark-up, "code": [[begin, end], ...], the characters that were marked as code}
+
+    A word that begins in a span of code gets the tag B-code or I-code, any other word O. Two spans
+    with no word between them become one entity. Paragraphs without code are skipped. A tenth of the
+    paragraphs, chosen by the hash of their text, is held out as dev.
     """
     datasets = {"train": [], "dev": []}
     for number, row in rows_of(path):
@@ -937,8 +943,7 @@ def read_code_task(path):
 # ---- Putting a task together ------------------------------------------------------------
 
 def kind_of_task(name):
-    """Return the kind of a task: name is a task of GLUE, "code", or itself a kind, that of a user's
-    own files."""
+    """Return the kind of a task. A task of a user's own files has its kind as its name."""
     if name in GLUE:
         return GLUE[name].kind
     if name == "code":
@@ -947,7 +952,7 @@ def kind_of_task(name):
 
 
 def read_own_files(kind, files, text_columns, label_column):
-    """Read a user's own files, {name of a split: list of paths} -> {name of a split: examples}."""
+    """Read a user's own files {name of a split: list of paths} -> {name of a split: examples}."""
     datasets = {}
     for split_name, paths in files.items():
         examples = []
@@ -961,12 +966,13 @@ def read_own_files(kind, files, text_columns, label_column):
                                        numeric=kind == "regression")
         if kind == "qa":
             # Predictions are written with the ids of the questions, so an id must not occur twice
-            # in a split. Without --dev some of the training questions become the dev set.
+            # in a split that gets predictions. Without --dev the training set is checked, too,
+            # because some of its questions become the dev set.
             if split_name != "train" or "dev" not in files:
                 check_ids(", ".join(paths), examples)
         else:
-            # Each file has numbered its examples from 0. Here those of all files of the split are
-            # numbered anew.
+            # In each file the examples are numbered from 0. Here the examples of all files of the
+            # split get new numbers.
             examples = [example._replace(id=str(number))
                         for number, example in enumerate(examples)]
         datasets[split_name] = examples
@@ -976,13 +982,13 @@ def read_own_files(kind, files, text_columns, label_column):
 def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
     """Split examples -> (a tenth of them, the rest).
 
-    They are ordered by a hash of their texts, so the split is the same on every machine and does
-    not depend on the order in the file. The rest keeps at least one example of every label, so
+    The examples are ordered by a hash of their texts, so the split is the same on every machine and
+    does not depend on the order in the file. The rest keeps at least one example of every label, so
     less than a tenth may be held out (see warn_of_few).
-    kind: in qa they are ordered by a hash of the context alone. So all questions about a context
-        are neighbours and come into the same part. Only the context at the border between the
-        parts may have questions in both.
-    remedy: what the user can do about the error; it ends the message
+    kind: in qa the hash is that of the context alone. So all questions about a context are
+        neighbours and come into the same part. Only the context at the border between the parts
+        may have questions in both.
+    remedy: what the user can do about the error; the message ends with it
     ValueError if no example can be held out.
     """
     if len(examples) < 2:
@@ -1018,8 +1024,8 @@ def sorting_key(example, kind):
     else:
         hashed = (example.text, example.second_text)
     text_hash = zlib.crc32(repr(hashed).encode())
-    # In qa all questions about a context have the same hash. The second part of the key, the
-    # question and its label, puts them in an order of their own.
+    # In qa all questions about a context have the same hash. The second part of the key orders them
+    # by the question and its label.
     return text_hash, repr((example.text, example.label))
 
 
@@ -1034,7 +1040,7 @@ def warn_of_few(held_out, rest):
 def labels_to_keep(example, kind):
     """Return the labels of an example that the training set must have: its class, or its tags.
 
-    Numbers and answers need not occur in it.
+    In regression and qa there are none: the training set need not have each number or answer.
     """
     if kind == "classification":
         return {example.label}
@@ -1069,8 +1075,8 @@ def make_task(name, kind, datasets, length, stride):
 
 
 def labels_to_learn(train, kind):
-    """List the labels of a training set, sorted. In tagging they are O, and B- and I- for each type
-    of entity; in regression and qa there are none.
+    """List the labels of a training set, sorted. In tagging they are O and, for each type of
+    entity, one with B- and one with I-. In regression and qa there are none.
 
     ValueError if there is only one class, or if all tags are O.
     """
@@ -1102,7 +1108,7 @@ def mean_and_sd(train):
         raise ValueError(f"{train[0].location}: this and all other examples to train on have the "
                          f"number {numbers[0]:g}")
     sd = float(np.std(numbers))
-    if sd == 0:                                          # by rounding: the numbers are tiny
+    if sd == 0:                                          # sd was rounded: the numbers are tiny
         sd = 1.0
     return float(np.mean(numbers)), sd
 
@@ -1127,8 +1133,8 @@ def check_labels(datasets, kind, labels):
 def location_of_label(example, kind, i):
     """Return where label number i of an example stands in its file, for messages.
 
-    In a CoNLL file each word of a sentence has a line with its tag. The example's location is that
-    of the first one.
+    In a CoNLL file each word of a sentence has a line with its tag. The example's location is the
+    line of the first word.
     """
     if kind == "tagging" and ":" in example.location:
         path, first_line = example.location.rsplit(":", 1)
@@ -1138,7 +1144,7 @@ def location_of_label(example, kind, i):
 
 def write_predictions(out, task, split_name, examples, predictions):
     """Write a split's predictions into the folder out, as {split_name}.jsonl with one JSON object
-    per line. For a test set of GLUE it is a .tsv that the leaderboard accepts.
+    per line. For a test set of GLUE the file is a .tsv that the leaderboard accepts.
 
     predictions: for each example (what is predicted, {label: probability})
     """
