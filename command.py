@@ -1,9 +1,10 @@
-"""How a command begins and ends: its flags, its errors, and Ctrl-C.
+"""Begin and end a command: handle its flags, its errors, and Ctrl-C.
 
-Python raises KeyboardInterrupt at Ctrl-C; run_command turns that into one line. But first a script
-imports torch and numpy, which takes seconds. During an import the exception would print a long
-traceback, or code in C would turn it into a misleading ImportError. So each script first calls
-end_at_interrupt. This file imports nothing large, so that almost no time passes before the call.
+At Ctrl-C Python raises KeyboardInterrupt, and run_command turns this exception into one line. But
+before run_command a script imports torch and numpy, which takes seconds. During an import the
+exception would print a long traceback, or code in C would turn it into a misleading ImportError. So
+each script first calls end_at_interrupt. This file imports nothing large, so that almost no time
+passes before that call.
 """
 import argparse
 import io
@@ -20,16 +21,16 @@ from contextlib import suppress
 def end_at_interrupt():
     """Let Ctrl-C print one line and end this program with status 130, as in a shell.
 
-    A program that a shell script has started with & ignores Ctrl-C: then the signal does not have
-    Python's default handler, and this function leaves it so.
+    A program that a shell script has started with & ignores Ctrl-C. The signal then does not have
+    Python's default handler, and this function changes nothing.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, handle_interrupt)
 
 
 def handle_interrupt(number, frame):
-    """Handle the signal SIGINT. os._exit ends the program without running anything more: an import
-    that was interrupted can be neither continued nor tidied up."""
+    """Handle the signal SIGINT. os._exit ends the program at once, because an import that was
+    interrupted can be neither continued nor tidied up."""
     script = os.path.basename(sys.argv[0])
     with suppress(OSError):                              # standard error may be closed
         os.write(2, f"\n{script}: interrupted\n".encode())
@@ -50,9 +51,9 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def printable(text):
-    """Replace each character of a text that cannot be printed by an escape such as \\x1b. A
-    terminal would obey some of them. All kinds of spaces stay, for most of which isprintable() is
-    False, and so do the two invisible joiners of some scripts and of emoji."""
+    """Replace the unprintable characters of a text by escapes such as \\x1b, because a terminal
+    would obey some of these characters. All kinds of spaces stay, and so do the two invisible
+    joiners of some scripts and of emoji. For most of them isprintable() is False."""
     joiners = "\u200c\u200d"
     shown = ""
     for character in text:
@@ -65,8 +66,8 @@ def printable(text):
 
 
 def print_error(name, message):
-    """Print an error in one line. The message may come from a file, so only 2,000 characters of it
-    are printed, and none that a terminal would obey."""
+    """Print an error in one line, without characters that a terminal would obey. The message may
+    come from a file, so only its first 2,000 characters are printed."""
     line = message.replace("\n", " ")
     print(f"{name}: error: {printable(line[:2000])}", file=sys.stderr)
 
@@ -79,7 +80,7 @@ def warn(message):
 
 
 def one_line(text):
-    """Replace all white space in a text, line ends among it, by single spaces."""
+    """Replace all white space in a text, also line ends, by single spaces."""
     return " ".join(str(text).split())
 
 
@@ -110,25 +111,24 @@ def run_command(name, action):
     """Call action() and return the exit status of the program.
 
     An error that can be expected, such as a bad flag or a full disk, is printed as one line. The
-    status is None if all went well, 2 after an error and 130 after Ctrl-C, as in a shell. With the
-    environment variable MINIALBERT_TRACEBACK=1 Python shows where the error was raised.
+    status is 2 after an error, and 130 after Ctrl-C, as in a shell. It is None if all went well.
+    With the environment variable MINIALBERT_TRACEBACK=1 Python shows where the error was raised.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # What the terminal or the file cannot show is printed as a question mark.
+        # A character that the terminal or the file cannot show is printed as a question mark.
         sys.stdout.reconfigure(errors="replace")
     if sys.stderr is None:
-        # The program began with standard error closed (2>&-). Its messages and the progress bars
-        # of tqdm have to go somewhere.
+        # The program was started with standard error closed (2>&-). Messages and the progress bars
+        # of tqdm still need a file to go to.
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
     has_our_handler = signal.getsignal(signal.SIGINT) is handle_interrupt
     try:
         if has_our_handler:
-            # The imports are done. In the action Ctrl-C raises, so that clauses with `finally` run.
+            # The imports are done. Now Ctrl-C raises an exception, so that `finally` clauses run.
             signal.signal(signal.SIGINT, signal.default_int_handler)
         action()
-        # What was printed is written out here. If the pipe is closed, this raises an OSError, which
-        # is printed below. Python itself would do it at its very end, where nothing can catch the
-        # error.
+        # Python would write out the last printed text at its very end, where nothing can catch an
+        # error. Here a closed pipe raises an OSError, which is printed below.
         if sys.stdout is not None:                       # None if the program began without it
             sys.stdout.flush()
     except (ValueError, OSError, FloatingPointError) as error:
@@ -156,5 +156,5 @@ def run_command(name, action):
         print_error(name, f"the tokenizers library gave up: {error}")
         return 2
     finally:
-        if has_our_handler:
+        if has_our_handler:                              # Ctrl-C after the action is one line, too
             signal.signal(signal.SIGINT, handle_interrupt)
