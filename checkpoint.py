@@ -224,7 +224,8 @@ ALBERT_LAYOUT = IN_BOTH_LAYOUTS | {
     "head.decoder": "vocab_projector",
     "head": "vocab_projector",                           # for the parameter head.bias
 }
-# A name may have several spellings. Before names are compared, each pattern becomes its text.
+# A name may have several spellings. Before names are compared, what matches the pattern on the left
+# is replaced by the text on the right.
 SPELLINGS = [
     (r"^((bert|albert|module)\.)+", ""),     # torch's DataParallel adds "module."
     (r"\.gamma$", ".weight"),
@@ -637,7 +638,7 @@ def check_settings(path, saved, settings):
     """Raise ValueError if a run that is to be resumed had other settings than it has now.
 
     saved: the settings that were read from `path`
-    settings: those of now. A name that only one of the two dicts has is ignored.
+    settings: those of the present run. A name that only one of the two dicts has is ignored.
     """
     # Earlier versions of distill.py divided the attention loss by the length of a sequence, and no
     # setting said so. Here the setting is added to those of an old run, so that it is refused: its

@@ -989,7 +989,7 @@ ENOUGH_TO_JUDGE = 1_000_000
 @dataclass
 class CharacterCounts:
     """How many characters of a corpus, or of one of its files, were read, and how many of them were
-    replaced because they cannot be used. escapes and empty are only counted for a file."""
+    replaced because they cannot be used. escapes and empty are counted for a file, not summed."""
     total: int = 0
     undecoded: int = 0      # bytes that are not UTF-8
     nuls: int = 0

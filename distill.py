@@ -749,7 +749,7 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
                 model, objective, run_state.optimizer, step, options, processes)
             stop = must_stop(signals, log_now or save_now, processes)
             if stop:
-                save_now = True
+                save_now = True                          # a run that stops writes a checkpoint
             # Reading a value from a GPU interrupts its work. So a step on a GPU is checked only if
             # it is logged or saved. A nan stays in the weights, so a later check finds it. If only
             # the norm has overflowed, clipping has made the gradients 0, which does no harm.
@@ -897,7 +897,7 @@ def stop_run(signals, steps_done, options, processes):
     if processes.world_size > 1:
         dist.barrier()
         leave_processes()
-    # If only another process has received a signal, this one does not know it. It takes SIGTERM.
+    # If only another process has received a signal, this one does not know which. It takes SIGTERM.
     signal_number = signal.SIGTERM
     if signals:
         signal_number = signals[0]
@@ -918,7 +918,7 @@ def cut_log(path, size):
     """Make the log if there is none. Cut off what comes after its first `size` bytes, which it had
     at the last checkpoint: a run that was killed may have written more lines."""
     with open(path, "ab") as log:
-        size_now = log.tell()                            # in the mode "a" it stands at its end
+        size_now = log.tell()                            # the mode "a" begins at the end
         log.truncate(min(size, size_now))                # truncate could also lengthen it
 
 
@@ -1268,7 +1268,7 @@ FULL = {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup"
         "save_every": 2000}
 # "quick" takes minutes on a CPU; its learning rate is that of quick_learning_rate. "paper" has the
 # authors' values. The authors, too, give the attention loss the weight 3. But they divide it by the
-# 256 tokens of a sequence, so that it counts for almost nothing. Here the weight is 3 / 256.
+# 256 tokens of a sequence, so that it counts for almost nothing. So in "paper" it is 3 / 256.
 # MANUAL.md lists where this code departs from theirs: for example, a GPU computes in bfloat16.
 RECIPES = {
     "quick": FULL | {

@@ -361,7 +361,7 @@ def answer_scores(gold, guesses):
     return {"f1": f1_total / len(gold), "exact_match": exact_total / len(gold)}
 
 
-PUNCTUATION = f"[{re.escape(string.punctuation)}]"       # this pattern matches one character
+PUNCTUATION = f"[{re.escape(string.punctuation)}]"       # this pattern matches one of them
 
 
 def normal_words(answer):
@@ -817,7 +817,7 @@ def read_glue_file(name, folder, split_name):
 
 
 GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/"
-ZIP_NAMES = {"qqp": "QQP-clean", "qnli": "QNLIv2"}       # these zips have other names
+ZIP_NAMES = {"qqp": "QQP-clean", "qnli": "QNLIv2"}       # zips not named like their folders
 
 
 def download_glue(name, cache=CACHE):
