@@ -112,7 +112,7 @@ def run_command(name, action):
 
     An error that can be expected, such as a bad flag or a full disk, is printed as one line. The
     status is 2 after an error, and 130 after Ctrl-C, as in a shell. It is None if all went well.
-    With the environment variable MINIALBERT_TRACEBACK=1 Python shows where the error was raised.
+    In Python's development mode (python -X dev) a traceback shows where the error was raised.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A character that the terminal or the file cannot show is printed as a question mark.
@@ -132,7 +132,7 @@ def run_command(name, action):
         if sys.stdout is not None:                       # None if the program began without it
             sys.stdout.flush()
     except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("MINIALBERT_TRACEBACK"):       # for whoever changes the program
+        if sys.flags.dev_mode:                           # for whoever changes the program
             raise
         print_error(name, describe_error(error))
         return 2

@@ -15,8 +15,7 @@ from multiprocessing import forkserver
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""                  # set before torch is imported
 os.environ["no_proxy"] = "127.0.0.1"                     # the tests' own servers need no proxy
-# A job on a cluster may have set the first three, whoever changes the program the last one.
-for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MINIALBERT_TRACEBACK"):
+for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):        # a job on a cluster may have set them
     os.environ.pop(name, None)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell lets a command in its background ignore Ctrl-C. The tests send it, so it must count.

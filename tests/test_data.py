@@ -2046,13 +2046,12 @@ def test_what_a_user_can_cause_is_printed_in_one_line(error, capsys):
     assert said.out == "" and said.err == "some.py: error: one two\n"
 
 
-def test_whoever_changes_the_program_can_see_where_an_error_was_raised(monkeypatch):
-    def action():
-        raise ValueError("one")
-
-    monkeypatch.setenv("MINIALBERT_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="one"):
-        run_command("some.py", action)
+def test_whoever_changes_the_program_can_see_where_an_error_was_raised():
+    script = "import command; command.run_command('some.py', lambda: int('one'))"
+    ended = subprocess.run([sys.executable, "-X", "dev", "-c", script], capture_output=True,
+                           text=True, cwd=ROOT)
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr and "in <lambda>" in ended.stderr
 
 
 def test_an_error_shows_what_a_terminal_would_obey_and_is_not_long(capsys):
