@@ -84,7 +84,10 @@ class Config:
 
     @property
     def is_bert(self):
-        """True if this is the shape of an ordinary BERT, which shares nothing."""
+        """True if this is the shape of an ordinary BERT, which shares nothing.
+
+        A BERT may have a tied decoder or a decoder of its own, so tie_decoder does not matter.
+        """
         shares_nothing = self.num_hidden_groups == self.num_hidden_layers
         factorised = self.embedding_size != self.hidden_size
         has_additions = self.adapter_size > 0 or self.correction_rank > 0
@@ -204,14 +207,15 @@ class LowRank(nn.Module):
 
 
 # The six matrices of a Layer that are corrected. The key is the name of the low-rank matrix in a
-# Correction; the value is the name of the Layer's parameter to which it is added.
+# Correction; the value is the name of the Layer's parameter to which it is added. Attention and
+# Layer both have an `output`: "attention_output" corrects the first, "output" the second.
 CORRECTED = {
     "query": "attention.query.weight",
     "key": "attention.key.weight",
     "value": "attention.value.weight",
     "attention_output": "attention.output.weight",
-    "intermediate": "intermediate.weight",
-    "output": "output.weight",
+    "intermediate": "intermediate.weight",               # the feed-forward's first matrix
+    "output": "output.weight",                           # the feed-forward's second matrix
 }
 
 
@@ -287,7 +291,8 @@ class Attention(nn.Module):
         log_map = None
         if want_map:
             D = query.shape[-1]
-            # The query is divided, because usually it has fewer numbers than the scores (D < T).
+            # This is query @ key / sqrt(D). The query is divided before the multiplication, because
+            # mostly it has fewer numbers than the scores: B * H * T * D, not B * H * T * T.
             scores = (query / D**0.5) @ key.transpose(2, 3)                   # (B, H, T, T)
             # Under autocast the scores are bfloat16. The softmax and the loss that compares the
             # maps are computed in float32. In bfloat16 each of them would round once more.
@@ -370,9 +375,8 @@ class Head(nn.Module):
 def split_evenly(num_items, num_groups):
     """Split items into groups of neighbours -> a list with the number of each item's group.
 
-    A MiniALBERT's recursions are split like this: the number of a recursion's group is the number
-    of the layer that it applies. split_evenly(6, 2) is [0, 0, 0, 1, 1, 1]. If the number of items
-    is not a multiple of the number of groups, some groups have one item more than others:
+    split_evenly(6, 2) is [0, 0, 0, 1, 1, 1]: the items 0, 1 and 2 are group 0. If the number of
+    items is not a multiple of the number of groups, some groups have one item more than others:
     split_evenly(7, 3) is [0, 0, 0, 1, 1, 2, 2].
     """
     return [(i * num_groups) // num_items for i in range(num_items)]
@@ -407,10 +411,14 @@ class MiniALBERT(nn.Module):
         initialise(self)
 
     def layer_of_recursion(self, r):
-        """Return the layer that recursion r applies."""
-        G = self.config.num_hidden_groups
+        """Return the layer that recursion r applies.
+
+        With R = 6 and G = 2 the recursions 0, 1 and 2 apply layer 0, and 3, 4 and 5 apply layer 1.
+        """
         R = self.config.num_hidden_layers
-        return self.layers[split_evenly(R, G)[r]]
+        G = self.config.num_hidden_groups
+        layer_numbers = split_evenly(R, G)               # a layer for each of the R recursions
+        return self.layers[layer_numbers[r]]
 
     def forward(self, ids, mask=None, segments=None, maps=()):
         """Run the encoder on the token numbers ids (B, T).
@@ -537,13 +545,15 @@ def merge_corrections(model):
                         head=model.head is not None)
     weights = {}
     for name, tensor in model.state_dict().items():
-        if not name.startswith(("layers.", "corrections.")):
+        part = name.split(".")[0]
+        if part not in ("layers", "corrections"):        # embeddings, adapters and head stay
             weights[name] = tensor
     for r in range(R):
         layer = model.layer_of_recursion(r)
         for name, tensor in layer.state_dict().items():
             weights[f"layers.{r}.{name}"] = tensor
         if model.config.correction_rank > 0:
+            # The six corrected matrices take the place of those just copied.
             for name, name_in_layer in CORRECTED.items():
                 shared = layer.get_parameter(name_in_layer)
                 added = model.corrections[r][name].matrix()
@@ -558,20 +568,8 @@ def initialise(model, sharp=True):
     of LayerNorms 1.
 
     With sharp=False this is all. Hugging Face's BERT starts like this, too, except that the row of
-    [PAD] in its word table is 0. With sharp=True five changes follow. Because of the first two, the
-    attention maps are sharp from the start: a token looks more at some tokens than at others.
-
-    - query and key weights are 4 times larger, so they have the standard deviation 0.08. Then for
-      inputs of variance 1 the attention scores have the standard deviation 0.08**2 * C, which is
-      0.8 for C = 128 and 4.9 for C = 768. Without the factor 4 it would be a sixteenth of that, and
-      the first maps of a narrow model would be almost uniform
-    - the weights of the projection from E to C have the standard deviation 1 / sqrt(E). So its
-      output is about as large as its input, which comes from a LayerNorm. With 0.02 the output
-      would be small, and the first recursion's map would be almost uniform
-    - an adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input
-    - a correction's `up` is 0, so that up @ down is 0 and the shared matrix is used unchanged
-    - the position table holds sinusoids of the same size (root mean square 0.02), so that the
-      order of words is visible from the first step
+    [PAD] in its word table is 0. With sharp=True five changes follow. The first two make the
+    attention maps sharp from the start: a token looks more at some tokens than at others.
     """
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
@@ -582,20 +580,31 @@ def initialise(model, sharp=True):
             nn.init.zeros_(parameter)
     if not sharp:
         return
+    # 1. The weights of query and key get the standard deviation 0.08. Then, for inputs of variance
+    # 1, a number of a query or a key has 0.08 * sqrt(C), and an attention score 0.08**2 * C. This
+    # is 0.8 for C = 128 and 4.9 for C = 768. With 0.02 it would be 0.05 for C = 128, and the first
+    # maps would be almost uniform.
     for layer in model.layers:
         layer.attention.query.weight.mul_(4)
         layer.attention.key.weight.mul_(4)
+    # 2. The weights of the projection from E to C get the standard deviation 1 / sqrt(E). So its
+    # output is about as large as its input, which comes from a LayerNorm. With 0.02 the output
+    # would be small, and the first recursion's map would be almost uniform.
     if model.embeddings.project is not None:
         E = model.config.embedding_size
         model.embeddings.project.weight.mul_(E**-0.5 / 0.02)
+    # 3. An adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input.
     for adapter in list(model.attention_adapters) + list(model.feed_forward_adapters):
         adapter.up.weight.zero_()
+    # 4. A correction's `up` is 0, so that up @ down is 0 and the shared matrix is used unchanged.
     for correction in model.corrections:
         for low_rank in correction.values():
             low_rank.up.zero_()
+    # 5. The position table holds sinusoids, so that the order of words is visible from the first
+    # step. Like the normal numbers before, they have the root mean square 0.02: in each pair of
+    # columns sin**2 + cos**2 is 1, so a row of sinusoids has 1 / sqrt(2) (if its width is even),
+    # and it is multiplied by 0.02 * sqrt(2).
     num_positions, width = model.embeddings.position.weight.shape
-    # In each pair of columns sin**2 + cos**2 is 1. So the root mean square of a row is 1 / sqrt(2)
-    # (if its width is even), and multiplying by 0.02 * sqrt(2) makes it 0.02.
     model.embeddings.position.weight.copy_(0.02 * 2**0.5 * sinusoids(num_positions, width))
 
 
