@@ -87,41 +87,42 @@ def mask_tokens(ids, tokenizer, rng):
     B, T = ids.shape
     flat_ids = ids.ravel()                               # (B * T,)
     is_special = np.isin(ids, tokenizer.special_ids)     # (B, T)
-    num_masked = num_to_mask(T)
-    # Each token draws a random number in [0, 1). In each row the num_masked tokens with the
-    # smallest numbers are chosen. Special tokens get 2.0, so that they come last.
+    n = num_to_mask(T)                                   # tokens to choose in each sequence
+    # Each token draws a random number in [0, 1). In each sequence the n tokens with the smallest
+    # numbers are chosen. Special tokens get 2.0, so that they come last.
     random_numbers = rng.random((B, T))
     random_numbers[is_special] = 2.0
-    columns = np.argsort(random_numbers, axis=1)[:, :num_masked]
-    columns = np.sort(columns, axis=1)
-    rows = np.arange(B)[:, None]
-    positions = (rows * T + columns).ravel()             # (B * num_masked,)
-    # If a row has fewer than num_masked ordinary tokens, special ones were chosen, too. They are
-    # taken out again here. Mostly there is no such row, and M is B * num_masked.
-    is_special_position = is_special.ravel()[positions]  # (B * num_masked,)
+    smallest_first = np.argsort(random_numbers, axis=1)  # (B, T)
+    columns = np.sort(smallest_first[:, :n], axis=1)     # (B, n): where they are in their sequence
+    rows = np.arange(B)[:, None]                         # (B, 1): the number of the sequence
+    positions = (rows * T + columns).ravel()             # (B * n,)
+    # If a sequence has fewer than n ordinary tokens, special ones were chosen, too. They are taken
+    # out again here. Mostly there is no such sequence, and M is B * n.
+    is_special_position = is_special.ravel()[positions]  # (B * n,)
     positions = positions[~is_special_position]          # (M,)
 
-    labels = flat_ids[positions]
+    labels = flat_ids[positions]                         # (M,)
     masked_ids = flat_ids.copy()
-    choices = rng.random(len(positions)).tolist()        # a number in [0, 1) for each position
+    draws = rng.random(len(positions)).tolist()          # a number in [0, 1) for each position
     random_tokens = rng.choice(tokenizer.ordinary_ids, len(positions)).tolist()
-    for position, choice, random_token in zip(positions.tolist(), choices, random_tokens):
-        if choice < 0.8:
+    for position, draw, random_token in zip(positions.tolist(), draws, random_tokens):
+        if draw < 0.8:
             masked_ids[position] = tokenizer.mask_id     # 80 %: the token is hidden
-        elif choice < 0.9:
+        elif draw < 0.9:
             masked_ids[position] = random_token          # 10 %: a random one takes its place
         else:
             pass                                         # 10 %: it stays, and must be predicted
     return masked_ids.reshape(B, T), positions, labels
 
 
-# These numbers stand for the purposes of random numbers. A generator is seeded with [seed, purpose,
-# step or epoch]. So each purpose has random numbers of its own, and a step does not depend on the
-# steps before it.
+# Each of these numbers stands for a purpose of random numbers. A generator is seeded with [seed,
+# purpose, step or epoch]. So each purpose of a program has random numbers of its own, and a step
+# does not depend on the steps before it. (RNG_TASK_ORDERS may be 3 again, because no program uses
+# it together with RNG_DEPTHS.)
 RNG_ORDERS = 1                      # the order of the sequences in an epoch
 RNG_MASKS = 2                       # the masks of a step
 RNG_DEPTHS = 3                      # the depths of the elastic loss in a step (see distill.py)
-RNG_TASK_ORDERS = 3                 # the order in fine-tuning, which draws no depths: so 3 is free
+RNG_TASK_ORDERS = 3                 # the order of the Features in an epoch (see finetune.py)
 
 
 class MaskedBatches:
@@ -158,14 +159,15 @@ class MaskedBatches:
         """Return masked ids (B, T), positions (M,) and labels (M,) of a step: see mask_tokens."""
         # Imagine the sequences of all epochs, one after another, as one long list. Each batch takes
         # the next batch_size of them.
-        first = step * self.batch_size
-        numbers = []                                     # which sequences this batch has
-        for index in range(first, first + self.batch_size):
-            epoch, index_in_epoch = divmod(index, self.count)
-            order = self.order_of_epoch(epoch)
-            numbers.append(order[index_in_epoch])
+        first = step * self.batch_size                   # a place in this list
+        numbers = []                                     # of the sequences in this batch
+        for place in range(first, first + self.batch_size):
+            epoch, place_in_epoch = divmod(place, self.count)
+            order = self.order_of_epoch(epoch)           # (count,): sequence numbers, shuffled
+            numbers.append(order[place_in_epoch])
+        ids = self.sequences(numbers)                    # (B, T), not masked yet
         rng = np.random.default_rng([self.seed, RNG_MASKS, step])
-        return mask_tokens(self.sequences(numbers), self.tokenizer, rng)
+        return mask_tokens(ids, self.tokenizer, rng)
 
     def order_of_epoch(self, epoch):
         """Return the order of the sequences in an epoch. The order last used is kept."""
@@ -177,9 +179,10 @@ class MaskedBatches:
 
     def sequences(self, numbers):
         """Return the unmasked ids (B, T) of the sequences with these B numbers."""
-        body = self.T - 2                                # tokens between [CLS] and [SEP]
-        begins = np.asarray(numbers)[:, None] * body     # (B, 1): where the sequences begin
-        indices = begins + np.arange(body)               # (B, T - 2): where their tokens are
+        num_inside = self.T - 2                          # tokens between [CLS] and [SEP]
+        # Sequence i has the tokens i * (T - 2) to (i + 1) * (T - 2) - 1 of self.tokens.
+        begins = np.asarray(numbers)[:, None] * num_inside                    # (B, 1)
+        indices = begins + np.arange(num_inside)         # (B, T - 2)
         ids = np.empty((len(numbers), self.T), np.int64)
         ids[:, 0] = self.tokenizer.cls_id
         ids[:, 1:-1] = self.tokens[indices]
