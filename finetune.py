@@ -130,6 +130,12 @@ class Feature(NamedTuple):
         labels          [position of the answer's first token, position of its last token], or
                         [0, 0] if this window does not have all of the answer
 
+    For example, "Johnny lives" with the tags B-PER and O, which have the numbers 0 and 2, may be
+    the tokens [CLS] john ##ny lives [SEP]. In tagging positions is [1, 3], stands_for [0, 1] and
+    labels [0, 2]. In qa the same text is a context. If the question is "who" and the answer is
+    "Johnny", the tokens are [CLS] who [SEP] john ##ny lives [SEP]. Then num_before is 3, positions
+    range(3, 6), stands_for [[0, 6], [0, 6], [7, 12]] and labels [3, 4].
+
     A label that is not known is nan. In training all of them are known (see check_trainable).
     """
     ids: np.ndarray         # (T,) token numbers
@@ -441,17 +447,15 @@ class TaskLoss:
         so that a batch has little padding. At the end the order of the batches is shuffled.
         """
         rng = np.random.default_rng([self.seed, RNG_TASK_ORDERS, epoch])
-        order = rng.permutation(len(self.features))
+        shuffled = rng.permutation(len(self.features))   # indices of all Features
         pool_size = 50 * self.batch_size
-        pools = []
-        for begin in range(0, len(order), pool_size):
-            pool = order[begin:begin + pool_size]
-            by_length = np.argsort(self.lengths[pool], kind="stable")         # places in the pool
-            pools.append(pool[by_length])
-        sorted_in_pools = np.concatenate(pools)
         batches = []
-        for begin in range(0, len(order), self.batch_size):
-            batches.append(sorted_in_pools[begin:begin + self.batch_size])
+        for pool_begin in range(0, len(shuffled), pool_size):
+            pool = shuffled[pool_begin:pool_begin + pool_size]
+            shortest_first = np.argsort(self.lengths[pool], kind="stable")
+            pool = pool[shortest_first]
+            for begin in range(0, len(pool), self.batch_size):
+                batches.append(pool[begin:begin + self.batch_size])
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def batch(self, step):
@@ -482,7 +486,17 @@ class TaskLoss:
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            rows, counted_tokens, counted_labels = rows_of_micro_batch(begin, end, mask, is_label)
+            rows = slice(begin, end)
+            counted_tokens = mask[rows]                  # these count in the hidden loss
+            counted_labels = is_label[rows]              # these count in the other losses
+            if begin >= len(ids):
+                # The batch is so short that this micro-batch has no rows. But the gradients of all
+                # processes are summed, so each process must compute one. This process takes row 0,
+                # but counts no token and no label, so its gradient is 0. (A single process need not
+                # do this.)
+                rows = slice(0, 1)
+                counted_tokens = np.zeros_like(mask[rows])
+                counted_labels = np.zeros_like(is_label[rows])
             # The places of the labels are found here, on the CPU. To index by a mask on a GPU, the
             # program would have to wait until the GPU has counted the True values.
             label_indices = np.flatnonzero(counted_labels)                    # (N,)
@@ -534,24 +548,6 @@ class TaskLoss:
         return losses
 
 
-def rows_of_micro_batch(begin, end, mask, is_label):
-    """Take the rows begin to end - 1 of a batch, which are a micro-batch -> (rows, counted_tokens,
-    counted_labels).
-
-    rows: a slice, for the arrays of the batch
-    counted_tokens: True at the tokens that count in the hidden loss
-    counted_labels: True at the places with a label, which count in the other losses
-    """
-    if begin >= len(mask):
-        # The batch is so short that this micro-batch has no rows. But the gradients of all
-        # processes are summed, so each process must compute one. This process takes row 0, but
-        # counts no token and no label, so its gradient is 0. (A single process need not do this.)
-        rows = slice(0, 1)
-        return rows, np.zeros_like(mask[rows]), np.zeros_like(is_label[rows])
-    rows = slice(begin, end)
-    return rows, mask[rows], is_label[rows]
-
-
 def logits_of_labels(logits, label_indices, is_qa):
     """Select the logits from which each of the N labels is predicted.
 
@@ -563,12 +559,13 @@ def logits_of_labels(logits, label_indices, is_qa):
     label_indices (N,): where the labels stand in the flattened labels (B, T), in qa (B, 2)
     """
     if is_qa:
-        # Each sequence has two rows of logits, as it has two labels: begin, end.
-        rows = logits.transpose(1, 2)                    # (B, 2, T)
-        rows = rows.flatten(0, 1)                        # (2 B, T): begin, end, begin, end, ...
+        # The logits are brought into the order of the labels (B, 2): begin and end of sequence 0,
+        # begin and end of sequence 1, and so on.
+        candidates = logits.transpose(1, 2)              # (B, 2, T)
     else:
-        rows = logits.flatten(0, 1)                      # (B * T, n)
-    return rows[label_indices]
+        candidates = logits                              # (B, T, n), like the labels (B, T)
+    candidates = candidates.flatten(0, 1)                # (2 * B, T) or (B * T, n)
+    return candidates[label_indices]
 
 
 # ---- What is trained --------------------------------------------------------------------
@@ -624,7 +621,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
         config = replace(config, adapter_size=max(1, config.hidden_size // 16))
     encoder = MiniALBERT(config, head=False)
     if mode != "random":
-        saved_model.head = None                          # the encoder has no MLM head
+        saved_model.head = None                          # so that weights has nothing of it
         weights = saved_model.state_dict()
         # New adapters are not in the saved model: they are fitted below.
         encoder.load_state_dict(weights, strict=not adds_adapters)
@@ -803,27 +800,37 @@ def decode_answers(task, examples, features, logits, longest=30):
         i = feature.example_number
         # predict_logits puts the logits of [CLS] first; those of feature.positions follow.
         cls_logits = feature_logits[0]                   # (2,): begin and end
+        context_logits = feature_logits[1:]              # (N, 2): row j is of feature.positions[j]
         no_answer_score[i] = min(no_answer_score[i], cls_logits.sum())
-        if not feature.positions:                        # the context has no tokens
+        if len(context_logits) == 0:                     # the context has no tokens
             continue
-        # Each of the N tokens may be the first of the answer, and each the last: N x N spans.
-        # Token j belongs to feature.stands_for[j].
-        begin_logits = feature_logits[1:, 0]             # (N,)
-        end_logits = feature_logits[1:, 1]               # (N,)
-        scores = begin_logits[:, None] + end_logits[None, :]                  # (N, N)
-        first_token = np.arange(len(begin_logits))[:, None]                   # (N, 1)
-        last_token = np.arange(len(begin_logits))[None, :]                    # (1, N)
-        is_span = (first_token <= last_token) & (last_token < first_token + longest)   # (N, N)
-        scores[~is_span] = -np.inf
-        first, last = np.unravel_index(scores.argmax(), scores.shape)
-        if scores[first, last] > best_score[i]:
-            best_score[i] = scores[first, last]
+        span_score, first, last = best_span(context_logits, longest)
+        if span_score > best_score[i]:
+            best_score[i] = span_score
             best_text[i] = text_between(examples[i].second_text, feature, first, last)
     if task.unanswerable:
         for i in range(len(examples)):
             if no_answer_score[i] > best_score[i]:
                 best_text[i] = ""
     return best_text
+
+
+def best_span(logits, longest):
+    """Find the best span of at most `longest` of the N tokens -> (score, first token, last token).
+
+    logits (N, 2): for each token, whether the answer begins there, and whether it ends there
+    """
+    N = len(logits)
+    begin_logits = logits[:, 0]                          # (N,)
+    end_logits = logits[:, 1]                            # (N,)
+    # The span from token i to token j has the score scores[i, j].
+    scores = begin_logits[:, None] + end_logits[None, :]                      # (N, N)
+    i = np.arange(N)[:, None]                            # (N, 1)
+    j = np.arange(N)[None, :]                            # (1, N)
+    is_span = (i <= j) & (j < i + longest)               # (N, N)
+    scores[~is_span] = -np.inf
+    first, last = np.unravel_index(scores.argmax(), scores.shape)
+    return scores[first, last], first, last
 
 
 def text_between(context, feature, first, last):
