@@ -147,16 +147,20 @@ def check_same_shape(first, second):
 
 
 def teacher_layer_number(r, num_recursions, num_layers):
-    """Return the number of the teacher's layer that is as deep as recursion r; both count from 0.
+    """Return the number of the teacher's layer in which recursion r ends; both count from 0.
 
-    Each recursion corresponds to num_layers / num_recursions layers, and the layer in which
-    recursion r ends is returned. With 6 recursions and 12 layers, a recursion corresponds to two
-    layers: recursion 0 ends in layer 1 and recursion 5 in layer 11. With 12 recursions and 6
-    layers, it corresponds to half a layer: recursions 0 and 1 both end in layer 0. (match_layers
-    asks only for recursions that end where a layer ends, start_corrections for all.)
+    Imagine student and teacher as two rulers of the same length, one cut into recursions, the other
+    into layers. For r = 0, 1, 2, ... the layers are
+
+        6 recursions, 12 layers:    1 3 5 7 9 11           (each recursion is as long as two layers)
+        12 recursions, 6 layers:    0 0 1 1 2 2 3 3 4 4 5 5
+        4 recursions, 6 layers:     1 2 4 5
+
+    The teacher's layers are counted as it applies them. So if the teacher shares layers, this
+    number is one for layer_of_recursion(), and not an index into its list `layers`.
     """
-    num_applied = math.ceil((r + 1) * num_layers / num_recursions)
-    return num_applied - 1                               # counted from 0
+    num_begun = math.ceil((r + 1) * num_layers / num_recursions)    # layers begun when r ends
+    return num_begun - 1                                 # the last of these, counted from 0
 
 
 def can_match_layers(num_recursions, num_layers):
@@ -179,31 +183,28 @@ def match_layers(num_recursions, num_layers):
                          f"teacher's {num_layers} layers. Give a fresh student {divisors} or a "
                          f"multiple of {num_layers} (--num-hidden-layers), or leave out the losses "
                          "that compare layers (--attention-weight 0 --hidden-weight 0)")
-    # With 6 recursions and 12 layers the spacing is 1, and each recursion learns. With 12
-    # recursions and 6 layers it is 2, and the recursions 1, 3, ..., 11 learn.
-    spacing = max(1, num_recursions // num_layers)
     pairs = []
-    for r in range(spacing - 1, num_recursions, spacing):
-        pairs.append((r, teacher_layer_number(r, num_recursions, num_layers)))
+    for r in range(num_recursions):
+        ends_with_a_layer = (r + 1) * num_layers % num_recursions == 0
+        if ends_with_a_layer:                            # otherwise recursion r learns from none
+            pairs.append((r, teacher_layer_number(r, num_recursions, num_layers)))
     return pairs
 
 
 def states_after(hidden, positions, depths):
-    """Take the hidden state of each masked place at its own depth -> (m, C).
+    """Take the hidden state of each masked place after its own number of recursions -> (m, C).
 
-    hidden: the list of states from MiniALBERT.forward: (B, T, C) after 0, 1, ..., R recursions
-    positions (m,): the m masked places, indices into the flattened ids
-    depths (m,): for each masked place the number of recursions after which its state is taken, from
-        1 to R - 1
+    hidden: the list of states from MiniALBERT.forward: (b, T, C) after 0, 1, ..., R recursions
+    positions (m,): the m masked places of b sequences, indices into the flattened ids
+    depths (m,): for each masked place the number of recursions, from 1 to R - 1
     """
-    gathered = []
-    for state in hidden[1:-1]:                           # after 1, 2, ..., R - 1 recursions
-        gathered.append(state.flatten(0, 1)[positions])  # (m, C)
-    states = torch.stack(gathered)                       # (R - 1, m, C)
-    # Place 0 gets states[depths[0] - 1, 0], place 1 gets states[depths[1] - 1, 1], and so on: torch
-    # takes two index tensors in pairs. (states[0] is after 1 recursion, so 1 is subtracted.)
-    places = torch.arange(len(positions), device=positions.device)            # 0, 1, ..., m - 1
-    return states[depths - 1, places]
+    states = []                                          # states[d - 1] is after d recursions
+    for state in hidden[1:-1]:
+        states.append(state.flatten(0, 1)[positions])    # (m, C)
+    states = torch.stack(states)                         # (R - 1, m, C)
+    # Torch takes two index tensors in pairs: row i of the result is states[depths[i] - 1, i].
+    i = torch.arange(len(positions), device=positions.device)                 # 0, 1, ..., m - 1
+    return states[depths - 1, i]
 
 
 class Distillation:
@@ -252,11 +253,11 @@ class Distillation:
         if "attention" in loss_weights:
             self.recursions_with_map = [r for r, _ in self.pairs]
             self.layers_with_map = [layer for _, layer in self.pairs]
-        # There are two ways to call compute_losses. choose_function takes one for each batch.
-        self.eager_or_compiled = self.compute_losses
-        self.as_cuda_graph = None                        # None: there are no CUDA graphs
+        # These two compute the same as compute_losses; choose_function takes one for each batch.
+        self.compute_any_batch = self.compute_losses     # perhaps compiled: see below
+        self.compute_usual_batch = None                  # a CUDA graph; None: there is none
         if compile_losses:
-            self.eager_or_compiled = torch.compile(self.compute_losses)
+            self.compute_any_batch = torch.compile(self.compute_losses)
         if cuda_graphs:
             if not compile_losses:
                 raise ValueError("CUDA graphs are only for compiled losses")
@@ -264,8 +265,8 @@ class Distillation:
                 # A CUDA graph writes its results, the gradients too, to the same memory each time.
                 # So the gradients of a micro-batch would be lost when the next one begins.
                 raise ValueError("CUDA graphs and micro-batches do not go together")
-            self.as_cuda_graph = torch.compile(self.compute_losses,
-                                               options={"triton.cudagraphs": True})
+            self.compute_usual_batch = torch.compile(self.compute_losses,
+                                                     options={"triton.cudagraphs": True})
 
     def check_losses(self):
         """Raise ValueError if a loss is not possible with these models."""
@@ -298,7 +299,7 @@ class Distillation:
         labels (m,): the true tokens there
         depths (m,): for each masked place the number of recursions after which the elastic loss
             takes its state
-        num_masked: M, the number of masked places in the whole batch
+        num_masked: M, the number of masked places in the whole batch, but at least 1
         """
         hidden, attention = self.student(ids, maps=self.recursions_with_map)
         if "mlm" in self.loss_weights or "output" in self.loss_weights:
@@ -350,22 +351,23 @@ class Distillation:
         if ids.shape != shape:                           # rows beyond batch_size would not be used
             raise ValueError(f"the batch of step {step} has the shape {ids.shape}, but batch_size "
                              f"and T of the batches say {shape}")
-        depths = self.draw_depths(step, len(positions))
-        num_masked = max(1, len(positions))              # it is a divisor, so it must not be 0
-        compute = self.choose_function(len(positions))   # compute_losses, perhaps compiled
+        num_masked = len(positions)                      # M
+        depths = self.draw_depths(step, num_masked)
+        compute = self.choose_function(num_masked)       # compute_losses, perhaps compiled
+        divisor = max(1, num_masked)                     # of the losses; it must not be 0
         T = self.batches.T
-        rows = positions // T                            # (M,): the row of each masked place
         device = device_of(self.student)
-        # Mostly there is one micro-batch, which has all rows. Then is_inside is True everywhere,
-        # and nothing is shifted.
-        for begin, end in self.micro_batch_bounds:       # the rows from begin to end - 1
-            is_inside = (begin <= rows) & (rows < end)   # (M,)
-            # The flattened ids of the micro-batch begin with row begin, not with row 0.
-            shifted_positions = positions[is_inside] - begin * T
+        # A micro-batch has the rows (sequences) from begin to end - 1. Mostly there is only one,
+        # which has all rows. Then is_inside is True everywhere, and nothing is shifted.
+        for begin, end in self.micro_batch_bounds:
+            # Row begin starts at begin * T in the flattened ids of the batch, but at 0 in those of
+            # the micro-batch.
+            is_inside = (begin * T <= positions) & (positions < end * T)      # (M,)
+            shifted_positions = positions[is_inside] - begin * T              # (m,)
             micro_batch = to_device(device, ids[begin:end], shifted_positions,
                                     labels[is_inside], depths[is_inside])
             with autocast(device, self.bf16):
-                losses = compute(*micro_batch, num_masked)
+                losses = compute(*micro_batch, divisor)
             yield losses
 
     def choose_function(self, num_masked):
@@ -377,9 +379,9 @@ class Distillation:
         processes compute a batch with a sequence of this kind without the graph.
         """
         usual_number = self.batches.batch_size * num_to_mask(self.batches.T)
-        if self.as_cuda_graph is not None and num_masked == usual_number:
-            return self.as_cuda_graph
-        return self.eager_or_compiled
+        if self.compute_usual_batch is not None and num_masked == usual_number:
+            return self.compute_usual_batch
+        return self.compute_any_batch
 
     def draw_depths(self, step, num_masked):
         """Draw a depth for each masked place -> (M,): the number of recursions after which the
@@ -449,7 +451,7 @@ def start_from_teacher(student, teacher, ids):
     for field in ("hidden_size", "num_attention_heads", "intermediate_size"):
         check_same(teacher, student, field, "the student cannot start from this teacher")
     if teacher.config.correction_rank > 0:
-        teacher = merge_corrections(teacher)
+        teacher = merge_corrections(teacher)             # each recursion gets a layer of its own
     start_embeddings(student.embeddings, teacher.embeddings, ids)
     start_layers(student, teacher)
     start_corrections(student, teacher)
@@ -468,11 +470,14 @@ def check_same(teacher, student, field, remark):
 def start_embeddings(student_embeddings, teacher_embeddings, ids):
     """Fill the student's Embeddings, whose tables have the width E, from the teacher's Embeddings.
 
-    First, the student's tables become the teacher's, projected onto E directions. These are the
-    directions in which the teacher's vectors for the sample ids (B, T) are longest: a principal
-    component analysis in which the mean is not subtracted. Then the projection from E to C is
-    fitted by least squares, so that the student's output for these ids is near to the teacher's. In
-    the shapes below, the teacher's tables have the width C, as a BERT's do.
+    1. The student's tables become the teacher's, projected onto E directions. They are chosen so
+       that they keep as much as possible of the sums word + position + segment, which the teacher
+       computes for the sample ids (B, T). This is a principal component analysis in which the mean
+       is not subtracted.
+    2. The projection from E to C is fitted by least squares, so that the student's output for these
+       ids is near to the teacher's.
+
+    In the shapes below, the teacher's tables have the width C, as a BERT's do.
     """
     for name in ("word", "position", "segment"):
         num_ours = student_embeddings.get_submodule(name).num_embeddings
@@ -488,6 +493,7 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     if ids.numel() < 4 * E:                              # EXPERIMENTS.md: the start from few tokens
         warn(f"the student's embeddings, {E} wide, are fitted to only {ids.numel()} tokens of "
              f"text, so they start badly; it takes {4 * E} or more")
+    # 1. The tables
     word = teacher_embeddings.word(ids)                  # (B, T, C)
     position = teacher_embeddings.position.weight[:T]    # (T, C)
     segment = teacher_embeddings.segment.weight[0]       # (C,)
@@ -503,15 +509,13 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     student_embeddings.position.weight.copy_(teacher_embeddings.position.weight @ basis)
     student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
 
-    # Each table of the student is now the teacher's table times basis. So in the student
-    # word + position + segment is vectors @ basis, and the LayerNorm of this is the input of the
-    # projection. What the projection makes of it should be near to the output of the teacher's
-    # Embeddings. (Because of the LayerNorm, basis.T alone would not lead back from E to C. The
-    # student's LayerNorm is E wide, so it cannot be the teacher's; it keeps its first values, 1
-    # and 0.)
-    narrow = student_embeddings.norm(vectors @ basis)    # (N, E), the input
-    wanted = teacher_embeddings(ids).flatten(0, 1)       # (N, C), the output
-    fit_linear(student_embeddings.project, narrow, wanted)
+    # 2. The projection. Without LayerNorms it would be basis.T. But both models have a LayerNorm
+    # after the sum. The student's is E wide, so it cannot be the teacher's; it keeps its first
+    # values, weights 1 and biases 0. So the projection is fitted.
+    student_sums = vectors @ basis                       # (N, E): its word + position + segment
+    inputs = student_embeddings.norm(student_sums)       # (N, E): what the projection is given
+    wanted = teacher_embeddings(ids).flatten(0, 1)       # (N, C): what it should make of this
+    fit_linear(student_embeddings.project, inputs, wanted)
 
 
 def fit_linear(linear, inputs, wanted):
@@ -545,7 +549,8 @@ def start_layers(student, teacher):
         replaced = [i for i in range(L) if student_layer_of[i] == g]
         quarter = len(replaced) // 4                     # rounded down
         middle = replaced[quarter:len(replaced) - quarter]
-        # A BERT applies each of its layers once, so its recursion i applies its layer i.
+        # In a BERT this is teacher.layers[i]. A teacher that shares layers has fewer than L in this
+        # list, and the same layer may be taken several times.
         states = [teacher.layer_of_recursion(i).state_dict() for i in middle]
         mean = {}
         for name in states[0]:
@@ -658,12 +663,11 @@ def training_step(model, objective, optimizer, step, options, processes):
         loss = 0.0
         for name, value in losses.items():
             loss = loss + objective.loss_weights[name] * value
-            # The sum is a new tensor, even if it is 0.0 + value. `value` itself must not be kept: a
-            # CUDA graph overwrites it in the next step.
-            totals[name] = totals[name] + value.detach()
-        totals["loss"] = totals["loss"] + loss.detach()
+            totals[name] += value.detach()               # for the log
+        totals["loss"] += loss.detach()
         loss.backward()                                  # adds to the gradients
-    sum_over_processes(model, totals, processes)         # does nothing if there is one process
+    # If there are several processes, the gradients and the losses of all of them are added up here.
+    sum_over_processes(model, totals, processes)
 
     gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
     lr = learning_rate(step, options)
@@ -747,7 +751,7 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
             evaluate_now, log_now, save_now = what_is_due(steps_done, options)
             totals, lr, gradient_norm = training_step(
                 model, objective, run_state.optimizer, step, options, processes)
-            stop = must_stop(signals, log_now or save_now, processes)
+            stop = must_stop(signals, look_now=log_now or save_now, processes=processes)
             if stop:
                 save_now = True                          # a run that stops writes a checkpoint
             # Reading a value from a GPU interrupts its work. So a step on a GPU is checked only if

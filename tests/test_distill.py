@@ -1743,8 +1743,8 @@ def test_two_processes_use_the_graph_for_the_same_batches(monkeypatch):
         distillation = distill.Distillation(
             MiniALBERT(STUDENT), None, batches, {"mlm": 1.0}, processes=Processes(rank, rank, 2),
             compile_losses=True, cuda_graphs=True)
-        distillation.eager_or_compiled = lambda *args, rank=rank: used.append((rank, "plain"))
-        distillation.as_cuda_graph = lambda *args, rank=rank: used.append((rank, "graph"))
+        distillation.compute_any_batch = lambda *args, rank=rank: used.append((rank, "plain"))
+        distillation.compute_usual_batch = lambda *args, rank=rank: used.append((rank, "graph"))
         for positions in (np.array([1, 10, 19, 28]), np.array([10, 19, 28])):
             batch = (ids, positions, ids.ravel()[positions])   # in the second one row 0 has none
             monkeypatch.setattr(batches, "batch", lambda step, batch=batch: batch, raising=False)
@@ -2083,7 +2083,7 @@ def test_a_step_that_was_not_checked_is_checked_before_a_signal_has_it_saved(
         tmp_path, monkeypatch):
     nan = torch.tensor(math.nan)
     monkeypatch.setattr(distill, "training_step", lambda *args: ({}, 0.1, nan))
-    monkeypatch.setattr(distill, "must_stop", lambda *args: True)
+    monkeypatch.setattr(distill, "must_stop", lambda *args, **kwargs: True)
     gpu = Processes(device=torch.device("cuda"))
     options = TrainingOptions(steps=20, lr=0.1, warmup=0, weight_decay=0.0, seed=0, log_every=9,
                               eval_every=0, save_every=20, out=str(tmp_path), resume=False)
