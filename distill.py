@@ -67,7 +67,7 @@ LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
 LAYER_LOSSES = ("attention", "hidden")      # those that compare layers in pairs, see match_layers
 # A new loss needs a weight in LOSS_WEIGHTS, its lines in Distillation.compute_losses and its help
 # in add_loss_flags. If it compares layers in pairs, it also belongs in LAYER_LOSSES. If it needs
-# models of equal size, check_models should check this. If it needs attention maps, Distillation
+# models of equal size, check_losses should check this. If it needs attention maps, Distillation
 # must ask for them (recursions_with_map).
 
 
@@ -225,8 +225,7 @@ class Distillation:
     cuda_graphs: let a GPU start all compiled operations of a pass at once, for batches in which
         each sequence has num_to_mask(T) masked places
     ValueError if a loss is not possible with these models, or if cuda_graphs is True without
-    compile_losses or with several micro-batches. (The widths and vocabularies of the two models are
-    compared only at the first batch.)
+    compile_losses or with several micro-batches.
     """
 
     def __init__(self, student, teacher, batches, loss_weights, temperature=1.0, micro_batch_size=0,
@@ -243,7 +242,7 @@ class Distillation:
             teacher.requires_grad_(False)
             teacher.eval()                               # its dropout stays off
         self.needs_teacher = any(name != "mlm" for name in loss_weights)
-        self.check_losses()
+        check_losses(student, teacher, loss_weights)
         self.pairs = []                                  # (student's recursion, teacher's layer)
         if any(name in LAYER_LOSSES for name in loss_weights):
             self.pairs = match_layers(student.config.num_hidden_layers,
@@ -267,27 +266,6 @@ class Distillation:
                 raise ValueError("CUDA graphs and micro-batches do not go together")
             self.compute_usual_batch = torch.compile(self.compute_losses,
                                                      options={"triton.cudagraphs": True})
-
-    def check_losses(self):
-        """Raise ValueError if a loss is not possible with these models."""
-        for name in self.loss_weights:
-            if name not in LOSS_NAMES:
-                raise ValueError(f"loss_weights has {name!r}, but the losses are "
-                                 f"{', '.join(LOSS_NAMES)}")
-        if not self.loss_weights:
-            raise ValueError("loss_weights is empty, so nothing could be learned")
-        if self.needs_teacher and self.teacher is None:
-            raise ValueError("without a teacher the only loss is mlm, but loss_weights has "
-                             f"{', '.join(self.loss_weights)}")
-        compares_predictions = "output" in self.loss_weights or "elastic" in self.loss_weights
-        if compares_predictions and self.teacher.head is None:
-            raise ValueError("the output and the elastic loss need a teacher with an MLM head")
-        makes_predictions = "mlm" in self.loss_weights or compares_predictions
-        if makes_predictions and self.student.head is None:
-            raise ValueError("the mlm, the output and the elastic loss need a student with an MLM "
-                             "head")
-        if "elastic" in self.loss_weights and self.student.config.num_hidden_layers == 1:
-            raise ValueError("the elastic loss needs a student of more than one recursion")
 
     def compute_losses(self, ids, positions, labels, depths, num_masked):
         """Compute a micro-batch's part of each loss: {name: scalar}.
@@ -395,6 +373,41 @@ class Distillation:
         return rng.integers(1, max(2, R), size=num_masked)
 
 
+def check_losses(student, teacher, loss_weights):
+    """Raise ValueError if a loss is not possible with these models. teacher may be None."""
+    for name in loss_weights:
+        if name not in LOSS_NAMES:
+            raise ValueError(f"loss_weights has {name!r}, but the losses are "
+                             f"{', '.join(LOSS_NAMES)}")
+    if not loss_weights:
+        raise ValueError("no loss is left: each has the weight 0 or is not possible with this "
+                         "teacher")
+    compares_predictions = "output" in loss_weights or "elastic" in loss_weights
+    if (compares_predictions or "mlm" in loss_weights) and student.head is None:
+        raise ValueError("the mlm, the output and the elastic loss need a student with an MLM head")
+    if teacher is None:
+        if set(loss_weights) != {"mlm"}:
+            raise ValueError("without a teacher the only loss is mlm, but loss_weights has "
+                             f"{', '.join(loss_weights)}")
+        return
+    if compares_predictions:
+        if teacher.head is None:
+            raise ValueError("the output and the elastic loss need a teacher with an MLM head")
+        check_same(teacher, student, "vocab_size",
+                   "to allow this, say --output-weight 0 --elastic 0")
+    if "elastic" in loss_weights and student.config.num_hidden_layers == 1:
+        raise ValueError("the elastic loss needs a student of more than one recursion")
+    if any(name in LAYER_LOSSES for name in loss_weights):
+        # This call only checks: it raises ValueError if the layers cannot be paired.
+        match_layers(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
+    if "hidden" in loss_weights or "embedding" in loss_weights:
+        check_same(teacher, student, "hidden_size",
+                   "to allow this, say --hidden-weight 0 --embedding-weight 0")
+    if "attention" in loss_weights:
+        check_same(teacher, student, "num_attention_heads",
+                   "to allow this, say --attention-weight 0")
+
+
 @torch.inference_mode()
 def evaluate(model, batches, each_recursion=False):
     """Measure MLM accuracy and loss (nats) -> {"accuracy": ..., "loss": ...}.
@@ -444,12 +457,9 @@ def start_from_teacher(student, teacher, ids):
     The functions below say how each part starts; the student's adapters keep their present values.
     If the teacher has corrections, they are first added to its matrices. Its adapters are not used.
     If ids has too few tokens to fit the embeddings, a warning says so.
-    ValueError if the hidden states, the heads or the feed-forward of the two models differ in size,
-    if a table has another number of rows, if the student has more different layers (G) than the
-    teacher applies (L), or if the teacher's weights are too large to compute with.
+    ValueError if check_start refuses the teacher, or if its weights are too large to compute with.
     """
-    for field in ("hidden_size", "num_attention_heads", "intermediate_size"):
-        check_same(teacher, student, field, "the student cannot start from this teacher")
+    check_start(student, teacher)
     if teacher.config.correction_rank > 0:
         teacher = merge_corrections(teacher)             # each recursion gets a layer of its own
     start_embeddings(student.embeddings, teacher.embeddings, ids)
@@ -457,6 +467,27 @@ def start_from_teacher(student, teacher, ids):
     start_corrections(student, teacher)
     if student.head is not None and teacher.head is not None:
         start_head(student, teacher)
+
+
+def check_start(student, teacher):
+    """Raise ValueError if the student cannot start from this teacher."""
+    for field in ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
+                  "max_position_embeddings", "type_vocab_size"):
+        check_same(teacher, student, field, "to allow this, say --init sharp")
+    G = student.config.num_hidden_groups
+    L = teacher.config.num_hidden_layers                 # layers of the teacher
+    if G > L:
+        raise ValueError(f"--num-hidden-groups {G}: the teacher has only {L} layers; use --init "
+                         "sharp")
+    E = student.config.embedding_size
+    teacher_E = teacher.config.embedding_size
+    if E > teacher_E:
+        raise ValueError(f"--embedding-size {E}: the teacher's is only {teacher_E}; use --init "
+                         "sharp")
+    if E < teacher_E and student.embeddings.project is None:
+        raise ValueError(f"--embedding-size {E}: this is the student's hidden_size, so it has no "
+                         "projection, and the teacher's embeddings cannot be factorised; use "
+                         "--init sharp")
 
 
 def check_same(teacher, student, field, remark):
@@ -479,12 +510,6 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
 
     In the shapes below, the teacher's tables have the width C, as a BERT's do.
     """
-    for name in ("word", "position", "segment"):
-        num_ours = student_embeddings.get_submodule(name).num_embeddings
-        num_theirs = teacher_embeddings.get_submodule(name).num_embeddings
-        if num_ours != num_theirs:
-            raise ValueError(f"the {name} table of the student has {num_ours} rows, that of the "
-                             f"teacher {num_theirs}")
     if student_embeddings.word.embedding_dim == teacher_embeddings.word.embedding_dim:
         student_embeddings.load_state_dict(teacher_embeddings.state_dict())
         return                                           # there is nothing to factorise
@@ -540,8 +565,6 @@ def start_layers(student, teacher):
     """
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     G = student.config.num_hidden_groups
-    if G > L:
-        raise ValueError(f"the student has {G} layers, but the teacher has only {L}")
     # For L = 4 and G = 2 this is [0, 0, 1, 1]: the student's layer 0 replaces the teacher's layers
     # 0 and 1, and its layer 1 replaces the teacher's layers 2 and 3.
     student_layer_of = split_evenly(L, G)
@@ -1653,7 +1676,10 @@ def run(args, given):
         if had_head and not trains_head:
             print(f"--student {args.student}: no loss trains its MLM head, so {args.out} gets none")
         del start_model                  # the student is a copy, so this need not stay in memory
-    check_models(args, teacher, student, tokenizer, loss_weights)
+    check_sizes(models_by_name(teacher, student), tokenizer, args.length)
+    check_losses(student, teacher, loss_weights)
+    if args.init == "teacher":
+        check_start(student, teacher)
     settings = distillation_settings(args, options, bf16, loss_weights, teacher, student)
     inputs = [args.teacher, args.student, args.tokenizer]
     if args.corpus is not None:
@@ -1784,7 +1810,7 @@ def choose_losses(args, teacher, num_recursions, given=()):
     not possible with this teacher, or with this number of recursions of the student.
 
     given: the flags on the command line
-    ValueError if a flag asks for a loss that is not possible, or if no loss is left.
+    ValueError if a flag asks for a loss that is not possible.
     """
     possible = set(LOSS_WEIGHTS)
     if teacher is None:
@@ -1810,9 +1836,6 @@ def choose_losses(args, teacher, num_recursions, given=()):
     compares_predictions = "output" in loss_weights or "elastic" in loss_weights
     if not compares_predictions and "--temperature" in given:
         raise ValueError("--temperature: there is neither an output nor an elastic loss")
-    if not loss_weights:
-        raise ValueError("no loss is left: each has the weight 0 or is not possible with this "
-                         "teacher")
     return loss_weights
 
 
@@ -1899,54 +1922,6 @@ def default_own_parts(args, shape):
     if args.recipe != "paper" and args.correction_rank is None:
         return {"correction_rank": max(1, min(C // 8, shape["intermediate_size"]))}
     return {}
-
-
-def check_models(args, teacher, student, tokenizer, loss_weights):
-    """Raise ValueError if the models, the tokenizer and the flags do not fit together."""
-    check_sizes(models_by_name(teacher, student), tokenizer, args.length)
-    if teacher is None:
-        return
-    # A size must be the same in both models if a loss compares tensors of this size, or if the
-    # student starts from the teacher's weights. The error names the flags that leave out these
-    # losses and, if the student starts from the teacher, the flag that changes this.
-    starts_as_teacher = args.init == "teacher"
-    init_remedy = ""
-    if starts_as_teacher:
-        init_remedy = " --init sharp"
-    if any(name in LAYER_LOSSES for name in loss_weights):
-        # This call only checks: it raises ValueError if the layers cannot be paired.
-        match_layers(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
-    if "hidden" in loss_weights or "embedding" in loss_weights or starts_as_teacher:
-        check_same(teacher, student, "hidden_size", "to allow this, say --hidden-weight 0 "
-                   f"--embedding-weight 0{init_remedy}")
-    if "output" in loss_weights or "elastic" in loss_weights:
-        check_same(teacher, student, "vocab_size",
-                   "to allow this, say --output-weight 0 --elastic 0")
-    if "attention" in loss_weights or starts_as_teacher:
-        check_same(teacher, student, "num_attention_heads",
-                   f"to allow this, say --attention-weight 0{init_remedy}")
-    if starts_as_teacher:
-        check_start(teacher, student)
-
-
-def check_start(teacher, student):
-    """Raise ValueError if a fresh student cannot start from this teacher, although both have the
-    same hidden_size and num_attention_heads."""
-    check_same(teacher, student, "intermediate_size", "to allow this, say --init sharp")
-    G = student.config.num_hidden_groups
-    L = teacher.config.num_hidden_layers                 # layers of the teacher
-    if G > L:
-        raise ValueError(f"--num-hidden-groups {G}: the teacher has only {L} layers; use --init "
-                         "sharp")
-    E = student.config.embedding_size
-    teacher_E = teacher.config.embedding_size
-    if E > teacher_E:
-        raise ValueError(f"--embedding-size {E}: the teacher's is only {teacher_E}; use --init "
-                         "sharp")
-    if E < teacher_E and student.embeddings.project is None:
-        raise ValueError(f"--embedding-size {E}: this is the student's hidden_size, so it has no "
-                         "projection, and the teacher's embeddings cannot be factorised; use "
-                         "--init sharp")
 
 
 def models_by_name(teacher, student):

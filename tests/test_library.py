@@ -162,7 +162,7 @@ def test_a_loss_that_is_not_known_is_not_left_out(teacher, tokenizer):
         Distillation(shallow, teacher, batches, {"output": 1.0, "elastic": 1.0})
     with pytest.raises(ValueError, match="without a teacher"):
         Distillation(student, None, batches, {"mlm": 1.0, "output": 1.0})
-    with pytest.raises(ValueError, match="loss_weights is empty"):
+    with pytest.raises(ValueError, match="no loss is left"):
         Distillation(student, teacher, batches, {})
     headless = MiniALBERT(teacher.config, head=False)
     with pytest.raises(ValueError, match="need a teacher with an MLM head"):
@@ -171,6 +171,9 @@ def test_a_loss_that_is_not_known_is_not_left_out(teacher, tokenizer):
         with pytest.raises(ValueError, match="need a student with an MLM head"):
             Distillation(headless, teacher, batches, weights)
     Distillation(headless, teacher, batches, {"hidden": 1.0})
+    narrow = MiniALBERT(replace(student.config, hidden_size=64, embedding_size=32))
+    with pytest.raises(ValueError, match="hidden_size of the teacher is 128, of the student 64"):
+        Distillation(narrow, teacher, batches, {"hidden": 1.0})
 
 
 @pytest.mark.parametrize("shape", [(8, 16), (2, 16), (4, 12), (4, 20)])
