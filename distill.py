@@ -847,10 +847,6 @@ def begin_or_resume(model, options, settings, processes):
             # somebody has removed the checkpoint.
             raise ValueError(f"--resume: {path} is missing, so the run in {options.out} cannot go "
                              "on; --overwrite starts anew and loses its model")
-        elif os.path.exists(os.path.join(options.out, "log.jsonl")):
-            # The run was killed before its first checkpoint.
-            print(f"--resume: the run in {options.out} has no checkpoint yet, so it starts at step "
-                  "1")
     step_tensor = torch.tensor(first_step, device=processes.device)
     broadcast([step_tensor, *tensors.values()], processes)
     return RunState(optimizer, tensors, step_tensor.item(), log_size, settings)
@@ -1065,14 +1061,10 @@ def leave_processes():
 
 
 def check_batch_size(batch_size, processes):
-    """Raise ValueError if a batch has fewer sequences than there are processes. If they cannot
-    share it evenly, there is a warning."""
+    """Raise ValueError if a batch has fewer sequences than there are processes."""
     if batch_size < processes.world_size:
         raise ValueError(f"--batch-size {batch_size} is less than one sequence for each of the "
                          f"{processes.world_size} processes")
-    if batch_size % processes.world_size != 0:
-        warn(f"--batch-size {batch_size} is not divisible by {processes.world_size} processes: in "
-             "each step some wait for others")
 
 
 def choose_device(name, local_rank=0):
@@ -1668,14 +1660,7 @@ def run(args, given):
     if not trains_head:
         # Training changes the layers. A head that is not trained would no longer fit them.
         student.head = None
-    if start_model is not None:
-        had_head = start_model.head is not None
-        if trains_head and not had_head:
-            print(f"--student {args.student}: it has no MLM head, so it gets one with random "
-                  "values")
-        if had_head and not trains_head:
-            print(f"--student {args.student}: no loss trains its MLM head, so {args.out} gets none")
-        del start_model                  # the student is a copy, so this need not stay in memory
+    del start_model                      # the student is a copy, so this need not stay in memory
     check_sizes(models_by_name(teacher, student), tokenizer, args.length)
     check_losses(student, teacher, loss_weights)
     if args.init == "teacher":
@@ -1958,8 +1943,6 @@ def train_student(args, options, settings, teacher, student, tokenizer, loss_wei
     valid_batches = make_valid_batches(corpus, tokenizer, args.length)
     settings = settings | {"corpus": corpus.digest}
     if args.init == "teacher":
-        if teacher.config.adapter_size > 0:
-            print("the teacher's adapters give the student no first values")
         sample = batches.sequences(range(min(256, batches.count)))
         start_from_teacher(student, teacher, torch.from_numpy(sample))
     models = models_by_name(teacher, student)
