@@ -1285,7 +1285,7 @@ BUNDLED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "asse
 FULL = {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
         "weight_decay": 0.01, "dropout": 0.0, "elastic": 2.5, "eval_every": 2000,
         "save_every": 2000}
-# "quick" takes minutes on a CPU; its learning rate is that of quick_learning_rate. "paper" has the
+# "quick" takes minutes on a CPU; its learning rate is chosen in run(). "paper" has the
 # authors' values. The authors, too, give the attention loss the weight 3. But they divide it by the
 # 256 tokens of a sequence, so that it counts for almost nothing. So in "paper" it is 3 / 256.
 # MANUAL.md lists where this code departs from theirs: for example, a GPU computes in bfloat16.
@@ -1596,16 +1596,13 @@ def fill_in_defaults(args):
 def default_recipe(args):
     """Return the name of the recipe if --recipe is not given. It is full for training on a GPU with
     a teacher other than the bundled one. Else it is quick."""
-    if args.evaluate:
-        # A measurement takes only the length from the recipe. The length must not depend on teacher
-        # or device, because accuracies can be compared only at the same length.
-        return "quick"
-    if args.teacher is None:
+    # A measurement takes only the length from the recipe. The length must not depend on teacher or
+    # device, because accuracies can be compared only at the same length.
+    if args.evaluate or args.teacher is None:
         return "quick"
     # --teacher may also name the folder of the bundled teacher.
-    if os.path.realpath(args.teacher) == os.path.realpath(BUNDLED_TEACHER):
-        return "quick"
-    if args.device != "cpu" and torch.cuda.is_available():
+    has_own_teacher = os.path.realpath(args.teacher) != os.path.realpath(BUNDLED_TEACHER)
+    if has_own_teacher and args.device != "cpu" and torch.cuda.is_available():
         return "full"
     return "quick"
 
@@ -1649,8 +1646,10 @@ def run(args, given):
         return
     student = make_student(args, teacher, start_model, tokenizer.vocab_size)
     lr = args.lr
-    if lr is None:                                       # the recipe quick has no fixed rate
-        lr = quick_learning_rate(student.config.hidden_size)
+    if lr is None:
+        # In the recipe quick the rate is 3e-3 up to the width 128 and falls in proportion to 1 / C
+        # beyond: 1e-3 for 384. EXPERIMENTS.md compares rates for the widths 128 and 384.
+        lr = min(3e-3, 0.384 / student.config.hidden_size)
     options = TrainingOptions(
         steps=args.steps, lr=lr, warmup=args.warmup, weight_decay=args.weight_decay,
         seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
@@ -1672,15 +1671,6 @@ def run(args, given):
     with lock_folder(args, "distill.py", settings, inputs, processes):
         train_student(args, options, settings, teacher, student, tokenizer, loss_weights, bf16,
                       processes)
-
-
-def quick_learning_rate(C):
-    """Return the learning rate of the recipe quick for a student whose hidden states are C wide.
-
-    It is 3e-3 up to the width 128 and falls in proportion to 1 / C beyond: 1e-3 for 384, 5e-4 for
-    768. EXPERIMENTS.md compares rates for the widths 128 and 384.
-    """
-    return min(3e-3, 0.384 / C)
 
 
 def distillation_settings(args, options, bf16, loss_weights, teacher, student):
@@ -1971,9 +1961,12 @@ def train_student(args, options, settings, teacher, student, tokenizer, loss_wei
         print(f"recipe   {args.recipe}, learning rate {options.lr:g}")
         describe_run(distillation, device)
         num_steps = options.steps - run_state.first_step
-        if compile_losses and num_steps > 0:
-            print("compiling the step, which takes a minute or so", flush=True)
-        estimate_time(distillation, num_steps, device)
+        if num_steps > 0:                                # it is 0 if a finished run is resumed
+            if compile_losses:
+                print("compiling the step, which takes a minute or so", flush=True)
+            minutes = seconds_of_a_step(distillation, device) * num_steps / 60
+            print(f"steps    {num_steps:,} of {distillation.tokens_per_step:,} tokens: "
+                  f"{minutes:.1f} min", flush=True)
         if processes.rank == 0:
             # The files of an earlier run are removed only now. So if something above has failed,
             # --overwrite has lost nothing.
@@ -2074,16 +2067,6 @@ def describe_run(distillation, device):
         print(f"layers   {pairs} (student-teacher)")
     terms = " + ".join(f"{weight:g} {name}" for name, weight in distillation.loss_weights.items())
     print(f"loss     {terms}")
-
-
-def estimate_time(distillation, num_steps, device):
-    """Run and time a few passes, and print how long num_steps steps will take."""
-    seconds = 0.0
-    if num_steps > 0:                                    # it is 0 if a finished run is resumed
-        seconds = seconds_of_a_step(distillation, device)
-    minutes = seconds * num_steps / 60
-    print(f"steps    {num_steps:,} of {distillation.tokens_per_step:,} tokens: {minutes:.1f} min",
-          flush=True)
 
 
 @torch.inference_mode()

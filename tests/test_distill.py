@@ -976,7 +976,7 @@ def test_gradients_that_the_caller_has_left_are_not_trained_on(toy, whole, tmp_p
         return state
 
     monkeypatch.setattr(distill, "begin_or_resume", leave_gradients)
-    monkeypatch.setattr(distill, "estimate_time", lambda *args: None)
+    monkeypatch.setattr(distill, "seconds_of_a_step", lambda *args: 1.0)
     assert distill.main(distill_flags(toy, tmp_path / "run")) is None
     assert_same_run(tmp_path / "run", whole)
 
@@ -1065,7 +1065,11 @@ def test_without_a_checkpoint_too_a_run_does_not_go_on_with_another_corpus(
         assert not os.path.exists(tmp_path / "run")      # run.json alone is of no use
 
 
-def test_a_finished_run_resumed_stays_as_it_is(toy, whole, tmp_path):
+def test_a_finished_run_resumed_stays_as_it_is(toy, whole, tmp_path, monkeypatch):
+    def refuse(distillation, device):
+        raise AssertionError("there is no step left to be timed")
+
+    monkeypatch.setattr(distill, "seconds_of_a_step", refuse)
     shutil.copytree(whole, tmp_path / "run")
     assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) is None
     assert_same_run(tmp_path / "run", whole)
@@ -2234,12 +2238,11 @@ def test_a_run_starts_from_the_teacher_also_where_there_is_little_text(toy, tmp_
     assert torch.equal(student.head.bias, teacher.head.bias)
 
 
-def test_the_time_that_is_printed_is_that_of_the_fastest_of_four_steps(monkeypatch, capsys):
+def test_the_time_of_a_step_is_that_of_the_fastest_of_four(monkeypatch):
     distillation = make_distillation(noisy_model(STUDENT), noisy_model(TOY_TEACHER, 2))
     clock = iter([0, 9, 10, 13, 20, 22, 30, 35])         # they take 9, 3, 2 and 5 seconds
     monkeypatch.setattr(distill.time, "perf_counter", lambda: next(clock))
-    distill.estimate_time(distillation, 6000, torch.device("cpu"))
-    assert "steps    6,000 of 28 tokens: 200.0 min" in capsys.readouterr().out
+    assert distill.seconds_of_a_step(distillation, torch.device("cpu")) == 2
     assert all(parameter.grad is None for parameter in distillation.student.parameters())
 
 
@@ -2401,16 +2404,6 @@ def test_a_student_from_a_checkpoint_keeps_its_head_if_a_loss_trains_it(toy, tmp
     more += ["--mlm-weight", 0, "--output-weight", 0]
     assert distill.main(distill_flags(toy, tmp_path / "other", *more)) is None
     assert load(tmp_path / "other").head is None
-
-
-def test_a_finished_run_is_not_timed_again(monkeypatch, capsys):
-    def refuse(distillation, device):
-        raise AssertionError("there is no step left to be timed")
-
-    monkeypatch.setattr(distill, "seconds_of_a_step", refuse)
-    distillation = types.SimpleNamespace(tokens_per_step=28)
-    distill.estimate_time(distillation, 0, torch.device("cpu"))
-    assert "steps    0 of 28 tokens: 0.0 min" in capsys.readouterr().out
 
 
 def test_without_attention_and_hidden_losses_the_numbers_of_layers_need_not_divide(
@@ -2895,7 +2888,7 @@ def test_help_names_the_defaults_of_the_recipe_full(capsys):
             assert "from the teacher's (default: 3; paper: 3 / 256)" in printed
         elif name == "lr":
             assert "0.384 divided by the hidden size, but at most 0.003 [0.0005])" in printed
-            assert value == 5e-4 and quick is None       # see quick_learning_rate
+            assert value == 5e-4 and quick is None       # run() chooses it
         elif value != quick:
             default = rf"{quick:,g} \[{value:,g}\](, but at most a tenth[^)]*)?\)"
             assert re.search(default, printed), name
