@@ -1091,16 +1091,15 @@ def choose_device(name, local_rank=0):
 
 
 @contextmanager
-def explaining_failures(batch_size, micro_batch_size, length):
+def explaining_failures():
     """Explain an error in the with block: if there was not enough memory, or no compiler, raise a
     ValueError that says what may help."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if is_about_memory(error):
-            raise ValueError(f"there is not enough memory for a batch of {batch_size} sequences of "
-                             f"{length} tokens with --micro-batch-size {micro_batch_size} (0: all "
-                             "at once); a smaller --micro-batch-size needs less") from error
+            raise ValueError("there is not enough memory for a step; a smaller --micro-batch-size "
+                             "needs less (0: the whole batch at once)") from error
         # If torch.compile fails, it raises a TorchDynamoException, which is a kind of RuntimeError.
         # The usual reason is that the machine has no C++ compiler.
         if isinstance(error, torch._dynamo.exc.TorchDynamoException):
@@ -1957,7 +1956,7 @@ def train_student(args, options, settings, teacher, student, tokenizer, loss_wei
 
     run_state = begin_or_resume(student, options, settings, processes)
     print_scores(models, valid_batches, bf16)
-    with explaining_failures(args.batch_size, args.micro_batch_size, args.length):
+    with explaining_failures():
         print(f"recipe   {args.recipe}, learning rate {options.lr:g}")
         describe_run(distillation, device)
         num_steps = options.steps - run_state.first_step

@@ -935,7 +935,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     print(f"{options.steps:,} steps; their log is {options.out}/log.jsonl", flush=True)
     begin_time = time.perf_counter()
     run_state = begin_or_resume(model, options, settings, tuning.processes)
-    with explaining_failures(args.batch_size, args.micro_batch_size, task.length):
+    with explaining_failures():
         signals = train(model, task_loss, run_state, options, measure_dev, save_nothing,
                         tuning.processes)
     # A signal, such as Ctrl-C, before the last step makes train() itself end the program. If one

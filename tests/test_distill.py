@@ -1480,7 +1480,7 @@ def test_the_default_rank_is_at_most_the_width_of_the_feed_forward():
 def test_a_missing_compiler_is_explained():
     error = torch._dynamo.exc.TorchDynamoException("no C++ compiler\n found")
     with pytest.raises(ValueError, match="torch.compile failed: no C.. compiler found; --no-comp"):
-        with distill.explaining_failures(1, 0, 9):
+        with distill.explaining_failures():
             raise error
 
 
@@ -1531,12 +1531,11 @@ def test_ctrl_c_in_an_evaluation_is_one_line_and_status_130(toy, tmp_path, monke
 ])
 def test_out_of_memory_is_explained_and_other_errors_are_left_alone(error, is_explained):
     with pytest.raises(Exception) as caught:
-        with distill.explaining_failures(100, 25, 512):
+        with distill.explaining_failures():
             raise error
     if is_explained:
         assert type(caught.value) is ValueError
-        for words in ("a batch of 100 sequences", "512 tokens", "--micro-batch-size 25"):
-            assert words in str(caught.value)
+        assert "not enough memory for a step; a smaller --micro-batch-size" in str(caught.value)
     else:
         assert caught.value is error
 
