@@ -2099,20 +2099,17 @@ def print_samples(models, tokenizer, valid_batches, bf16):
 
 
 def place_to_mask(words):
-    """Return the place of the word to mask. It is the word nearest to the middle that has at least
-    4 characters. If there is no such word, it is the longest one.
+    """Return the place of the word to mask: the word nearest to the middle that has at least 4
+    characters, or else the middle one.
 
     words: the decoded tokens of a text; the ## before a piece of a word does not count
     """
     middle = len(words) // 2
-
-    def preference(place):
-        num_characters = len(words[place].strip("#"))
-        # max compares the first numbers of these pairs. If they are equal, as for all words with at
-        # least 4 characters, it compares the second numbers: the nearest to the middle wins.
-        return min(num_characters, 4), -abs(place - middle)
-
-    return max(range(len(words)), key=preference)
+    nearest_first = sorted(range(len(words)), key=lambda place: abs(place - middle))
+    for place in nearest_first:
+        if len(words[place].strip("#")) >= 4:
+            return place
+    return middle
 
 
 def main(argv=None):
