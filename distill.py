@@ -1073,6 +1073,8 @@ def choose_device(name, local_rank=0):
 
     ValueError if there is no such device.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?|mps", name):
+        raise ValueError(f"--device: {name!r} is not auto, cpu, cuda, cuda:N or mps")
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if name == "mps":
@@ -1332,13 +1334,6 @@ def number(upper=2.0**31, zero_is_allowed=True):
     return parse
 
 
-def device_name(text):
-    """Check the flag --device, as an argparse type."""
-    if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?|mps", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda, cuda:N or mps")
-    return text
-
-
 def given_flags(argv):
     """List the names of the flags on the command line; --no-x is listed as --x.
 
@@ -1393,7 +1388,7 @@ def add_run_flags(parser, out_help, eval_every_default, save_every_default):
     group.add_argument("--save-every", type=integer_from(1), metavar="STEPS",
                        help="write a checkpoint after each STEPS steps (default: "
                        f"{save_every_default})")
-    group.add_argument("--device", type=device_name, default="auto", metavar="NAME",
+    group.add_argument("--device", default="auto", metavar="NAME",
                        help="cpu, cuda, cuda:N, mps or auto, which is cuda if there is a CUDA GPU, "
                        "else cpu (default: auto)")
     group.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=None,

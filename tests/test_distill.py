@@ -1930,8 +1930,8 @@ def test_mps_is_used_where_it_is(monkeypatch):
 @pytest.mark.parametrize("name", [
     "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:01", "cuda:999", "cpu:0", ""])
 def test_a_device_without_sense_is_refused(name):
-    with pytest.raises(ValueError, match="argument --device: .* is not auto, cpu, cuda, cuda:N"):
-        distill.arguments([f"--device={name}"])
+    with pytest.raises(ValueError, match="--device: .* is not auto, cpu, cuda, cuda:N"):
+        distill.choose_device(name)
 
 
 class Terminal(io.StringIO):
