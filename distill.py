@@ -1987,10 +1987,9 @@ def choose_compilation(args, processes):
     compile_losses = args.compile
     if compile_losses is None:
         compile_losses = has_gpu and args.recipe != "quick"
-    sequences, rest = divmod(args.batch_size, processes.world_size)           # for each process
-    # If there is a rest, some processes have one micro-batch more than others: see split_batch.
-    has_micro_batches = rest > 0 or 0 < args.micro_batch_size < sequences
-    can_use_graphs = has_gpu and compile_losses and not has_micro_batches
+    # All processes must choose the same. The first one has the most micro-batches.
+    micro_batches = split_batch(args.batch_size, args.micro_batch_size, processes._replace(rank=0))
+    can_use_graphs = has_gpu and compile_losses and len(micro_batches) == 1
     cuda_graphs = args.cuda_graphs
     if cuda_graphs is None:
         cuda_graphs = can_use_graphs
