@@ -1634,11 +1634,13 @@ def run(args, given):
     if not args.evaluate:
         check_batch_size(args.batch_size, processes)
     bf16 = uses_bf16(args.bf16, processes.device)
-    teacher, start_model, tokenizer = load_models(args)
+    models, tokenizer = load_models(args)
     if args.evaluate:
-        run_evaluation(args, teacher, start_model, tokenizer, bf16, processes)
+        run_evaluation(args, models, tokenizer, bf16, processes)
         return
-    student = make_student(args, teacher, start_model, tokenizer.vocab_size)
+    teacher = models.get("teacher")                      # None: there is no teacher
+    student = make_student(args, teacher, models.get("student"), tokenizer.vocab_size)
+    models["student"] = student                          # the model of --student is not kept
     lr = args.lr
     if lr is None:
         # In the recipe quick the rate is 3e-3 up to the width 128 and falls in proportion to 1 / C
@@ -1653,8 +1655,7 @@ def run(args, given):
     if not trains_head:
         # Training changes the layers. A head that is not trained would no longer fit them.
         student.head = None
-    del start_model                      # the student is a copy, so this need not stay in memory
-    check_sizes(models_by_name(teacher, student), tokenizer, args.length)
+    check_sizes(models, tokenizer, args.length)
     check_losses(student, teacher, loss_weights)
     if args.init == "teacher":
         check_start(student, teacher)
@@ -1663,8 +1664,7 @@ def run(args, given):
     if args.corpus is not None:
         inputs += args.corpus
     with lock_folder(args, "distill.py", settings, inputs, processes):
-        train_student(args, options, settings, teacher, student, tokenizer, loss_weights, bf16,
-                      processes)
+        train_student(args, options, settings, models, tokenizer, loss_weights, bf16, processes)
 
 
 def distillation_settings(args, options, bf16, loss_weights, teacher, student):
@@ -1701,26 +1701,23 @@ def lock_folder(args, script, settings, inputs, processes):
 
 
 def load_models(args):
-    """Load the teacher, the model of --student and the Tokenizer. Each model may be None. The
-    Tokenizer is that of --tokenizer, else the teacher's, else that of --student."""
-    teacher = None
-    start_model = None                                   # the model of --student
-    tokenizer_name = args.tokenizer
-    if args.teacher is not None:
-        teacher_path = fetch(args.teacher)
-        teacher = load(teacher_path)
-        if tokenizer_name is None:
-            tokenizer_name = teacher_path
-    if tokenizer_name is None:
-        tokenizer_name = args.student
-    tokenizer = Tokenizer(fetch(tokenizer_name, weights=False))
-    if teacher is not None:
-        check_same_tokens(tokenizer, teacher_path, "teacher")
-    if args.student is not None:
-        student_path = fetch(args.student)
-        check_same_tokens(tokenizer, student_path, "student")
-        start_model = load(student_path)
-    return teacher, start_model, tokenizer
+    """Load the models of --teacher and --student, and the tokenizer -> {"teacher": MiniALBERT,
+    "student": MiniALBERT}, Tokenizer. A model that was not given is not in the dict. The Tokenizer
+    is that of --tokenizer, else the teacher's, else that of --student."""
+    paths = {}
+    models = {}
+    for name, given in [("teacher", args.teacher), ("student", args.student)]:
+        if given is not None:
+            paths[name] = fetch(given)
+            models[name] = load(paths[name])
+    if args.tokenizer is not None:
+        tokenizer_path = fetch(args.tokenizer, weights=False)
+    else:
+        tokenizer_path = list(paths.values())[0]         # the teacher's, if there is a teacher
+    tokenizer = Tokenizer(tokenizer_path)
+    for name, path in paths.items():
+        check_same_tokens(tokenizer, path, name)
+    return models, tokenizer
 
 
 def check_same_tokens(tokenizer, path, name):
@@ -1739,9 +1736,8 @@ def check_same_tokens(tokenizer, path, name):
                          "same tokens")
 
 
-def run_evaluation(args, teacher, student, tokenizer, bf16, processes):
+def run_evaluation(args, models, tokenizer, bf16, processes):
     """Measure the models of --teacher and --student on the held-out part of the corpus."""
-    models = models_by_name(teacher, student)
     check_sizes(models, tokenizer, args.length)
     for model in models.values():
         model.to(processes.device)
@@ -1893,17 +1889,6 @@ def default_own_parts(args, shape):
     return {}
 
 
-def models_by_name(teacher, student):
-    """Return {"teacher": teacher, "student": student} without a model that is None. The tables show
-    them in this order."""
-    models = {}
-    if teacher is not None:
-        models["teacher"] = teacher
-    if student is not None:
-        models["student"] = student
-    return models
-
-
 def check_sizes(models, tokenizer, length):
     """Raise ValueError if one of the models {name: model} has too few tokens or positions."""
     for name, model in models.items():
@@ -1916,9 +1901,13 @@ def check_sizes(models, tokenizer, length):
                              f"{model.config.max_position_embeddings} or less")
 
 
-def train_student(args, options, settings, teacher, student, tokenizer, loss_weights, bf16,
-                  processes):
-    """Open the corpus, start the student from the teacher, train it, and print how good it is."""
+def train_student(args, options, settings, models, tokenizer, loss_weights, bf16, processes):
+    """Open the corpus, start the student from the teacher, train it, and print how good it is.
+
+    models: {"teacher": MiniALBERT, "student": MiniALBERT}, or the student alone
+    """
+    teacher = models.get("teacher")
+    student = models["student"]
     device = processes.device
     compile_losses, cuda_graphs = choose_compilation(args, processes)
     corpus = open_and_describe_corpus(args, tokenizer, processes)
@@ -1929,7 +1918,6 @@ def train_student(args, options, settings, teacher, student, tokenizer, loss_wei
     if args.init == "teacher":
         sample = batches.sequences(range(min(256, batches.count)))
         start_from_teacher(student, teacher, torch.from_numpy(sample))
-    models = models_by_name(teacher, student)
     for model in models.values():
         model.to(device)
     if teacher is not None and bf16:

@@ -2458,7 +2458,7 @@ def test_the_quick_recipe_takes_wide_students_slower(flags, C, expected, monkeyp
     def note_options(**options):
         chosen.append(options["lr"])
 
-    monkeypatch.setattr(distill, "load_models", lambda args: (teacher, None, tokenizer))
+    monkeypatch.setattr(distill, "load_models", lambda args: ({"teacher": teacher}, tokenizer))
     monkeypatch.setattr(distill, "TrainingOptions", note_options)
     monkeypatch.setattr(distill, "choose_losses", choose_losses)
     with pytest.raises(ValueError, match="far enough"):
@@ -2651,8 +2651,8 @@ def test_a_teacher_needs_no_tokenizer_if_one_is_given(toy, tmp_path):
                               "--tokenizer", str(toy / "teacher")])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distill, "fetch", record)
-        teacher, student, tokenizer = distill.load_models(args)
-    assert teacher.config == TOY_TEACHER and student is None
+        models, tokenizer = distill.load_models(args)
+    assert list(models) == ["teacher"] and models["teacher"].config == TOY_TEACHER
     assert tokenizer.path == str(toy / "teacher")
     assert wanted == [(str(tmp_path / "teacher"), True), (str(toy / "teacher"), False)]
 
