@@ -847,6 +847,10 @@ def begin_or_resume(model, options, settings, processes):
             # somebody has removed the checkpoint.
             raise ValueError(f"--resume: {path} is missing, so the run in {options.out} cannot go "
                              "on; --overwrite starts anew and loses its model")
+        elif os.path.exists(os.path.join(options.out, "log.jsonl")):
+            # The run was killed before its first checkpoint.
+            print(f"--resume: the run in {options.out} has no checkpoint yet, so it starts at step "
+                  "1")
     step_tensor = torch.tensor(first_step, device=processes.device)
     broadcast([step_tensor, *tensors.values()], processes)
     return RunState(optimizer, tensors, step_tensor.item(), log_size, settings)

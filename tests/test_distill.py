@@ -1038,11 +1038,12 @@ def test_a_log_is_cut_to_its_size_at_the_checkpoint_but_never_made_longer(
     assert (tmp_path / "log.jsonl").read_text() == expected
 
 
-def test_a_run_stopped_before_its_first_checkpoint_begins_anew(toy, whole, tmp_path):
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(toy, whole, tmp_path, capsys):
     os.makedirs(tmp_path / "run")
     shutil.copy(whole / "run.json", tmp_path / "run")
     (tmp_path / "run" / "log.jsonl").write_text('{"step": 1}\n{"st')
     assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) is None
+    assert "has no checkpoint yet, so it starts at step 1\n" in capsys.readouterr().out
     assert_same_run(tmp_path / "run", whole)
 
 
