@@ -753,9 +753,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     claim_folder.
 
     The lock is on the folder's run.json. If the process ends or is killed, the lock ends, too. If
-    the run has written nothing by the end of the with block, run.json is removed. A folder that is
-    empty then is removed, too. On Windows an empty run.json stays, because an open file cannot be
-    removed there.
+    run.json is the only file at the end of the with block, it is removed with the folder.
     """
     if out == "":
         raise ValueError("--out is empty; give the name of a folder")
@@ -770,15 +768,18 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     with open(run_path, "a", encoding="utf-8") as run_file:
         if lock(run_file) == TAKEN:
             raise ValueError(f"--out {out}: another run is writing into it")
-        # Another run may have ended in this folder between check_owner and the lock. If that run
-        # has removed the run.json that was opened above, this lock protects nothing. If that run
-        # has written run.json, the folder is no longer as check_owner has seen it.
-        if not is_still_at(run_file, run_path) or read_run(out) != run_before:
+        # Another run may have ended in this folder between check_owner and the lock. Then the
+        # folder is no longer as check_owner has seen it.
+        if read_run(out) != run_before:
             raise ValueError(f"--out {out}: another run has just ended there; start again")
         try:
             yield
         finally:
-            remove_unused(out)                           # while the folder is still locked
+            # Some things cannot be removed, such as the folder "." or, on Windows, an open file.
+            with suppress(OSError):
+                if os.listdir(out) == [RUN_FILE]:
+                    os.remove(run_path)
+                    os.rmdir(out)
 
 
 def check_inputs(out, inputs):
@@ -791,29 +792,6 @@ def check_inputs(out, inputs):
             path = os.path.dirname(path)
         if path == os.path.realpath(out):
             raise ValueError(f"--out {out}: this folder is read from; choose another one")
-
-
-def is_still_at(file, path):
-    """Tell whether an open file is still the one at this path."""
-    if not os.path.exists(path):
-        return False
-    return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-
-
-def remove_unused(out):
-    """Remove run.json if it is of no use. Then remove the folder `out` if it is empty.
-
-    run.json is of no use in two cases. If claim_folder was not called, run.json is empty. If the
-    run has written no other file, run.json is the only file in the folder.
-    """
-    run_path = os.path.join(out, RUN_FILE)
-    # Some things cannot be removed, such as the folder "." or, on Windows, an open file. They stay.
-    with suppress(OSError):
-        is_unclaimed = os.path.getsize(run_path) == 0
-        has_only_run_file = os.listdir(out) == [RUN_FILE]
-        if is_unclaimed or has_only_run_file:
-            os.remove(run_path)
-        os.rmdir(out)                                    # this fails if the folder is not empty
 
 
 def check_owner(out, run, script, resume, overwrite):
@@ -894,7 +872,7 @@ def claim_folder(out, script, settings, resume):
 def read_run(out):
     """Read the run.json in the folder `out` -> dict; {} if the file is missing or empty.
 
-    run.json is empty if a run was killed, or the power failed, before claim_folder had written it.
+    run.json is empty if a run ended, or the power failed, before claim_folder had written it.
     ValueError if it is no run.json of ours.
     """
     path = os.path.join(out, RUN_FILE)
