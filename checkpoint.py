@@ -766,7 +766,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     os.makedirs(out, exist_ok=True)
     # The mode "a" makes the file if it is missing. If there is one, it stays as it is.
     with open(run_path, "a", encoding="utf-8") as run_file:
-        if lock(run_file) == TAKEN:
+        if not lock(run_file):
             raise ValueError(f"--out {out}: another run is writing into it")
         # Another run may have ended in this folder between check_owner and the lock. Then the
         # folder is no longer as check_owner has seen it.
@@ -909,26 +909,22 @@ def remove_run(out):
             os.rmdir(os.path.join(out, folder))
 
 
-# lock() returns one of these.
-LOCKED = "locked"                   # the file has the lock now
-TAKEN = "taken"                     # another open file has the lock
-NO_LOCKS = "no locks"               # there are no locks here, as on Windows and some network disks
-
-
 def lock(file):
-    """Lock an open file -> LOCKED, TAKEN or NO_LOCKS. No other open file of the same path can be
-    locked until this one is closed or its process dies."""
+    """Lock an open file until it is closed or its process dies -> False if another open file of the
+    same path has the lock.
+
+    There are no locks on Windows and on some network disks. There this does nothing.
+    """
     if fcntl is None:
-        return NO_LOCKS
+        return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return TAKEN
+        return False
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        return NO_LOCKS
-    return LOCKED
+    return True
 
 
 # ---- From here on: files in general -----------------------------------------------------
@@ -993,7 +989,6 @@ def replace_file(path, shared=False):
             with suppress(FileNotFoundError):
                 os.remove(temporary)
             with open(temporary, "xb") as file:
-                lock(file)                               # so remove_abandoned does not remove it
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -1004,23 +999,15 @@ def replace_file(path, shared=False):
 
 
 def remove_abandoned(path):
-    """Remove the temporary files of processes that were killed while they wrote `path`.
-
-    A process that is still writing has locked its file. So a file that can be locked is abandoned.
-    A file that changed in the last 5 seconds stays, because its process may not have locked it yet.
-    """
+    """Remove the temporary files of processes that were killed while they wrote `path`: those that
+    have not changed for a day."""
     # replace_file puts the number of the process and eight hexadecimal digits into the name.
     pattern = glob.escape(str(path)) + ".[0-9]*-" + "[0-9a-f]" * 8 + ".tmp"
     for temporary in glob.glob(pattern):
         # The file may be gone, because its process has just finished. Or it is another user's.
         with suppress(FileNotFoundError, PermissionError):
             age = time.time() - os.path.getmtime(temporary)                   # seconds
-            if age < 5:
-                continue
-            # Network disks can lock a file only if it is opened for writing.
-            with open(temporary, "r+b") as file:
-                is_abandoned = lock(file) == LOCKED
-            if is_abandoned:
+            if age > 24 * 60 * 60:
                 os.remove(temporary)
 
 

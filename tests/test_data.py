@@ -1159,9 +1159,9 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(size, tmp_path, monkeypatch):
 
 def test_what_a_killed_run_left_in_the_cache_is_removed_by_the_next(tokenizer, tmp_path):
     corpus = [put(tmp_path / "a.txt", make_documents(200))]
-    two_minutes_ago = time.time() - 120
+    two_days_ago = time.time() - 2 * 24 * 60 * 60
     for name in ("a.bin.99999-0a1b2c3d.tmp", "a.bin.json.99999-0a1b2c3d.tmp"):
-        os.utime(raw(tmp_path / name, "half of it"), (two_minutes_ago, two_minutes_ago))
+        os.utime(raw(tmp_path / name, "half of it"), (two_days_ago, two_days_ago))
     tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.bin.json", "a.txt"]
 
