@@ -657,16 +657,6 @@ def check_settings(path, saved, settings):
                          "--student, finetune.py --model")
 
 
-# These settings are hashes. Each text says what was hashed.
-HASHED_SETTINGS = {
-    "training_set": "the examples to train on", "dev_set": "the examples to measure on",
-    "corpus": "its tokens",
-    "tokenizer": "its vocabulary and rules", "teacher": "its weights",
-    "student": "the weights of --student", "encoder": "the weights of --model",
-    "head": "the saved head of --model",
-}
-
-
 def describe_difference(name, was, now):
     """Say how a setting differs -> a list of texts; the list is empty if the setting is the same.
 
@@ -680,10 +670,7 @@ def describe_difference(name, was, now):
         for item in sorted(was.keys() | now.keys()):
             texts += describe_difference(f"{name}.{item}", was.get(item), now.get(item))
         return texts
-    text = f"{name} was {was!r:.60}, now it is {now!r:.60}"
-    if name in HASHED_SETTINGS:
-        text += f" (hashes of {HASHED_SETTINGS[name]})"
-    return [text]
+    return [f"{name} was {was!r:.60}, now it is {now!r:.60}"]
 
 
 @torch.no_grad()

@@ -1429,7 +1429,7 @@ def test_a_run_goes_on_only_with_the_same_model_teacher_data_and_flags(
     error = fail(capsys, *flags, "--resume", "--distill-from", teachers[1])
     assert re.search(r"settings: teacher was '\w+', now it is '\w+'", error)
     error = fail(capsys, *flags, "--resume", "--model", teachers[1])
-    assert re.search(r"encoder was '\w+', now it is '\w+' \(hashes of .*\); head was None,", error)
+    assert re.search(r"encoder was '\w+', now it is '\w+'; head was None,", error)
     text = (sentiment / "train.tsv").read_text()
     (sentiment / "train.tsv").write_text(text.replace("film", "name", 1))
     assert re.search(r"training_set was \d+, now it is \d+", fail(capsys, *flags, "--resume"))
@@ -1437,7 +1437,7 @@ def test_a_run_goes_on_only_with_the_same_model_teacher_data_and_flags(
     with open(sentiment / "dev.tsv", "a") as file:
         file.write("good film .\t1\n")
     error = fail(capsys, *flags, "--resume")
-    assert re.search(r"dev_set was \d+, now it is \d+ \(hashes of the examples to measure", error)
+    assert re.search(r"dev_set was \d+, now it is \d+\.", error)
 
 
 def test_a_run_goes_on_where_new_adapters_and_heads_are_rounded_differently(
@@ -1469,7 +1469,7 @@ def test_a_run_goes_on_only_with_the_same_head(tmp_path, sentiment, tokenizer, c
     classifier.output.weight.data[0, 0] += 1
     save_classifier(tmp_path / "m", classifier, task, tokenizer)
     error = fail(capsys, *flags, "--resume")
-    assert re.search(r"settings: head was '\w+', now it is '\w+' \(hashes of the saved head", error)
+    assert re.search(r"settings: head was '\w+', now it is '\w+'\.", error)
 
 
 def test_the_model_is_measured_every_so_many_steps(tmp_path, model, sentiment, capsys):
