@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from command import is_about_memory, one_line
-from minialbert import Config, MiniALBERT, check_field, keep_recursions, split_evenly
+from minialbert import Config, MiniALBERT, keep_recursions, split_evenly
 
 try:
     import fcntl
@@ -393,33 +393,27 @@ def first_few(texts, limit=6):
 # Each config.json must have these fields. All other fields have defaults.
 REQUIRED_FIELDS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
                    "intermediate_size", "max_position_embeddings", "type_vocab_size")
+# A model here computes only what these values say. A config that lacks one of them means the same,
+# except that an ALBERT without hidden_act has "gelu_new". In a decoder a token sees only those
+# before it.
+ONLY_VALUES = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
 
 
 def read_config(path):
     """Read the config.json of a BERT or of a MiniALBERT, the authors' or ours -> Config."""
     found = read_json(path)
     with parsing(path, "the config of a BERT or a MiniALBERT"):
-        model_type = found.get("model_type")
-        if model_type is None:                           # an old config of a BERT has none
-            model_type = "bert"
+        model_type = found.get("model_type", "bert")     # an old config of a BERT has none
         if model_type not in ("bert", "albert", "minialbert"):
             # For example, a RoBERTa has the same tensors as a BERT, but its positions begin at 2.
             raise ValueError(f"model_type is {model_type!r:.40}, but only bert, albert and "
                              "minialbert are known here")
-        if found.get("is_decoder"):
-            raise ValueError(f"is_decoder is {found['is_decoder']!r:.40}: the tokens of a decoder "
-                             "see only those before them")
-        # If hidden_act is missing, transformers uses these activations.
-        usual_activation = "gelu"
         if model_type == "albert":
-            usual_activation = "gelu_new"
-        activation = found.get("hidden_act", usual_activation)
-        if activation != "gelu":
-            raise ValueError(f"hidden_act is {activation!r:.40}, but only 'gelu' is known here")
-        positions = found.get("position_embedding_type", "absolute")
-        if positions != "absolute":
-            raise ValueError(f"position_embedding_type is {positions!r:.40}, but only 'absolute' "
-                             "is known here")
+            found.setdefault("hidden_act", "gelu_new")
+        for name, only_value in ONLY_VALUES.items():
+            value = found.get(name, only_value)
+            if value != only_value:
+                raise ValueError(f"{name} is {value!r:.40}, but only {only_value!r} is known here")
         for name in REQUIRED_FIELDS:
             if name not in found:
                 raise ValueError(f"it has no {name!r}")
@@ -427,14 +421,6 @@ def read_config(path):
         # are as wide as its hidden states (E = C), and no layer is applied twice (G = R).
         found.setdefault("embedding_size", found["hidden_size"])
         found.setdefault("num_hidden_groups", found["num_hidden_layers"])
-        # The authors' config does not have adapter_size A. It has reduction_factor, which is C / A.
-        if found.get("use_adapter"):
-            factor = found.get("reduction_factor")
-            if type(factor) is not int or factor < 1:
-                raise ValueError(f"reduction_factor is {factor!r:.40}, but must be an integer of "
-                                 "at least 1")
-            check_field("hidden_size", int, found["hidden_size"])
-            found["adapter_size"] = found["hidden_size"] // factor
         config_values = {}
         for field in fields(Config):
             if field.name in found:                      # otherwise Config has a default
@@ -447,6 +433,13 @@ def read_config(path):
                 raise ValueError(f"an ALBERT of {config.num_hidden_layers} layers in "
                                  f"{config.num_hidden_groups} groups shares them in another way "
                                  "than a model here")
+        # The authors' config does not have adapter_size A. It has reduction_factor, which is C / A.
+        if found.get("use_adapter"):
+            factor = found.get("reduction_factor")
+            if type(factor) is not int or factor < 1:
+                raise ValueError(f"reduction_factor is {factor!r:.40}, but must be an integer of "
+                                 "at least 1")
+            config = replace(config, adapter_size=config.hidden_size // factor)
         return config
 
 

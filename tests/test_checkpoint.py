@@ -826,7 +826,7 @@ def test_a_config_of_a_model_too_large_for_any_machine_is_refused(tmp_path):
     ("model_type", "roberta", "model_type is 'roberta', but only bert, albert and minialbert"),
     ("model_type", ["bert"], "model_type"),
     ("model_type", "", "model_type is ''"),
-    ("is_decoder", True, "is_decoder is True: the tokens of a decoder")])
+    ("is_decoder", True, "is_decoder is True, but only False is known")])
 def test_a_wrong_field_of_the_config_is_named(saved, name, value, pattern):
     change_config(saved, **{name: value})
     refusal(saved, pattern)
