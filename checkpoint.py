@@ -473,14 +473,12 @@ def read_shards(path):
     tensors = {}
     for file_name in sorted(set(file_of_tensor.values())):
         shard, _ = read_safetensors(os.path.join(path, file_name))
-        for name, tensor in shard.items():
-            if file_of_tensor.get(name) != file_name:
-                raise ValueError(f"{index_path}: {name!r:.200} is in {file_name}, "
-                                 f"but weight_map says {file_of_tensor.get(name)!r:.100}")
-            tensors[name] = tensor
-    missing = sorted(file_of_tensor.keys() - tensors.keys())
-    if missing:
-        raise ValueError(f"{index_path}: no file has the tensors {first_few(missing)}")
+        listed = {name for name in file_of_tensor if file_of_tensor[name] == file_name}
+        if shard.keys() != listed:
+            different = sorted(shard.keys() ^ listed)
+            raise ValueError(f"{index_path}: only one of {file_name} and weight_map has the "
+                             f"tensors {first_few(different)}")
+        tensors.update(shard)
     return tensors
 
 
@@ -504,12 +502,10 @@ def read_pickle(path):
         for name, tensor in found.items():
             if not isinstance(tensor, torch.Tensor):
                 raise ValueError(f"{name!r:.60} in it is a {type(tensor).__name__}, not a tensor")
-            if tensor.layout != torch.strided or tensor.is_nested:
-                raise ValueError(f"{name!r:.60} in it is sparse or nested")
-            if tensor.dtype not in DTYPES.values():
-                raise ValueError(f"{name!r:.60} in it has the dtype {tensor.dtype}")
-            if tensor.is_meta:
-                raise ValueError(f"{name!r:.60} in it has no data")
+            is_sparse = tensor.layout != torch.strided or tensor.is_nested
+            if is_sparse or tensor.is_meta or tensor.dtype not in DTYPES.values():
+                raise ValueError(f"{name!r:.60} in it is sparse, nested or without data, or has an "
+                                 f"unknown dtype: {tensor.dtype}")
             tensors[str(name)] = tensor.detach()
         # Compressed data, or tensors that repeat the same bytes, may need far more memory than the
         # file has bytes. Twice as many are allowed, because a tied decoder repeats the word table.

@@ -939,7 +939,7 @@ def test_parameters_in_a_pickle_are_read_as_tensors(saved):
 @pytest.mark.parametrize("tensor", [torch.ones(1).expand(2**40), torch.ones(2**40, device="meta")])
 def test_a_tensor_that_claims_more_memory_than_the_file_has_is_refused(saved, tensor):
     to_pickle(saved, {"bert.embeddings.LayerNorm.weight": tensor})
-    refusal(saved, "LayerNorm.weight' in it has no data|bytes, over twice the file's size")
+    refusal(saved, "LayerNorm.weight' in it is .*without data|bytes, over twice the file's size")
 
 
 def test_a_compressed_pickle_may_not_unpack_to_more_than_it_claims(saved):
@@ -960,13 +960,13 @@ def test_a_sparse_or_a_nested_tensor_is_refused(saved):
     to_pickle(saved, {})
     for tensor in (torch.eye(3).to_sparse(), nested):
         torch.save({"bert.embeddings.LayerNorm.weight": tensor}, saved / "pytorch_model.bin")
-        refusal(saved, "LayerNorm.weight' in it is sparse or nested")
+        refusal(saved, "LayerNorm.weight' in it is sparse, nested")
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e5m2])
 def test_a_tensor_that_is_not_of_usual_numbers_is_refused(saved, dtype):
     to_pickle(saved, {"bert.embeddings.LayerNorm.weight": torch.ones(24).to(dtype)})
-    refusal(saved, f"LayerNorm.weight' in it has the dtype {dtype}")
+    refusal(saved, f"LayerNorm.weight' in it .* unknown dtype: {dtype}")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="such names are those of Linux")

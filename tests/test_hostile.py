@@ -211,7 +211,7 @@ def test_a_pickle_is_no_larger_than_its_file(tensor, model, tmp_path):
     shutil.copytree(model, tmp_path / "m")
     (tmp_path / "m/model.safetensors").unlink()
     torch.save({"embeddings.word_embeddings.weight": tensor}, tmp_path / "m/pytorch_model.bin")
-    with pytest.raises(ValueError, match="has no data|over twice the file's size"):
+    with pytest.raises(ValueError, match="without data|over twice the file's size"):
         load(tmp_path / "m")
 
 
