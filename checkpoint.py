@@ -273,14 +273,9 @@ def load(path, recursions=None):
     has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
     tensors = without_tied_decoder(tensors, layout, config)
     tensors = without_identity_projection(tensors, layout, config)
-    decoder_name = name_in_file(layout, "head.decoder.weight")
-    has_own_decoder = decoder_name in tensors
-    if has_head and not config.tie_decoder and not has_own_decoder:
-        raise ValueError(f"{path}: {decoder_name!r} is missing, and config.json says that "
-                         "tie_decoder is false")
-    # Other programs do not write tie_decoder into config.json. So the tensors decide: if there is
-    # no decoder among them, the head uses the word table.
-    config = replace(config, tie_decoder=not has_own_decoder)
+    # Other programs do not write tie_decoder into config.json, but they may have a decoder.
+    if name_in_file(layout, "head.decoder.weight") in tensors:
+        config = replace(config, tie_decoder=False)
     with torch.device("meta"):      # this takes no memory and draws no random numbers
         model = MiniALBERT(config, head=has_head)
     file_names = {name: name_in_file(layout, name) for name in model.state_dict()}
