@@ -771,11 +771,9 @@ def check_owner(out, run, script, resume, overwrite):
     run: what read_run(out) has returned
     If there is nothing to resume because `out` is empty, print a line: this is not an error.
     """
-    if os.path.exists(out) and not os.path.isdir(out):
-        raise ValueError(f"--out {out} is a file, not a folder")
     names = []
-    if os.path.isdir(out):
-        names = os.listdir(out)
+    if os.path.exists(out):
+        names = os.listdir(out)                          # an OSError if `out` is a file
     run_files = files_of_run(out)
     check_regular_files(out, run_files)
     if run == {} and RUN_FILE in names:
@@ -796,8 +794,6 @@ def check_owner(out, run, script, resume, overwrite):
     if overwrite and owner is None:
         # No run.json says that a script of ours wrote the files. They may be somebody else's.
         would_be_lost = [os.path.basename(path) for path in run_files]
-        if run:
-            would_be_lost.append(RUN_FILE)               # run.json has settings, but no script
         if would_be_lost:
             raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
                              f"{first_few(would_be_lost)}")
@@ -844,14 +840,14 @@ def read_run(out):
     """Read the run.json in the folder `out` -> dict; {} if the file is missing or empty.
 
     run.json is empty if a run ended, or the power failed, before claim_folder had written it.
-    ValueError if it is no run.json of ours.
+    ValueError if it is no run.json of ours, which has a script and settings.
     """
     path = os.path.join(out, RUN_FILE)
     if not os.path.isfile(path) or os.path.getsize(path) == 0:
         return {}
     run = read_json(path)
-    if not isinstance(run.get("settings"), dict):
-        raise ValueError(f"{path}: it does not describe a run, for it has no settings")
+    if run.get("script") is None or not isinstance(run.get("settings"), dict):
+        raise ValueError(f"{path}: it does not describe a run, for it lacks script or settings")
     return run
 
 
