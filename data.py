@@ -41,7 +41,6 @@ import tempfile
 import zlib
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -969,19 +968,11 @@ def read_corpus(files, text_column="text"):
     if text_column != "text" and not has_columns:
         raise ValueError(f"--text {text_column}: {first_few(files)}: a .txt has no columns")
     num_bytes = sum(os.path.getsize(path) for path in files)
-    counts_of_corpus = CharacterCounts()
     with tqdm(desc="reading the corpus", total=num_bytes, unit="B", unit_scale=True,
               disable=None) as bar:
         for path in files:
-            counts = CharacterCounts()
-            yield from read_corpus_file(path, bar, text_column, counts)
+            yield from read_corpus_file(path, bar, text_column)
             yield ""
-            counts_of_corpus.add(counts)
-            # A few bytes that are not UTF-8 are taken for damage. But if each of many small files
-            # has a few, all of them together may be too many.
-            if counts_of_corpus.total > ENOUGH_TO_JUDGE:
-                check_encoding(f"{path} and the files before it", counts_of_corpus)
-    check_encoding(f"{files[-1]} and the files before it", counts_of_corpus)
 
 
 # From this number of characters on, check_encoding judges a text while it is read. A shorter text
@@ -989,31 +980,16 @@ def read_corpus(files, text_column="text"):
 ENOUGH_TO_JUDGE = 1_000_000
 
 
-@dataclass
-class CharacterCounts:
-    """How many characters of a corpus, or of one of its files, were read, and how many of them were
-    replaced because they cannot be used. escapes and empty are counted for a file, not summed."""
-    total: int = 0
-    undecoded: int = 0      # bytes that are not UTF-8
-    nuls: int = 0
-    escapes: int = 0        # NULs and half characters that are written as escapes in a .jsonl
-    empty: int = 0          # documents of a .jsonl or a .csv that have no text
-
-    def add(self, other):
-        """Add the counts of another text, as far as check_encoding uses them."""
-        self.total += other.total
-        self.undecoded += other.undecoded
-        self.nuls += other.nuls
-
-
-def read_corpus_file(path, bar, text_column, counts):
-    """Yield the lines of one file.
+def read_corpus_file(path, bar, text_column):
+    """Yield the lines of one file. Standard error says how many characters were replaced.
 
     bar: a progress bar, which is moved by the bytes that are read from the disk
-    counts: a CharacterCounts, to which the characters of the file are added
     """
     kind, compression = CORPUS_FILE.fullmatch(path.lower()).groups()          # ".txt", ".gz"
     bytes_before = bar.n
+    num_characters = 0
+    num_nuls = 0
+    num_undecoded = 0                                    # bytes that are not UTF-8
     newline = None                                       # every kind of line end becomes "\n"
     if kind == ".csv":
         newline = ""                                     # csv needs line ends in quotes unchanged
@@ -1024,20 +1000,27 @@ def read_corpus_file(path, bar, text_column, counts):
         if kind == ".txt":
             lines = lines_of_text(path, stream, CHUNK)
         elif kind == ".jsonl":
-            lines = lines_of_jsonl(path, stream, text_column, counts)
+            lines = lines_of_jsonl(path, stream, text_column)
         else:
-            lines = lines_of_csv(path, stream, text_column, counts)
+            lines = lines_of_csv(path, stream, text_column)
         for line in lines:
             bytes_read = bytes_before + raw.tell()
             bar.update(bytes_read - bar.n)               # update() wants the increase
-            counts.total += len(line)
-            line = replace_unreadable(line, counts)
+            num_characters += len(line)
+            # No surrogate is ASCII. So an ASCII line without a NUL, as most are, needs no search.
+            if not line.isascii() or "\0" in line:
+                nuls_here = line.count("\0")
+                line, num_replaced = NUL_OR_SURROGATE.subn("\ufffd", line)
+                num_nuls += nuls_here
+                num_undecoded += num_replaced - nuls_here
             # A large file in another encoding is refused here, before all of it is read.
-            if counts.total > ENOUGH_TO_JUDGE:
-                check_encoding(path, counts)
+            if num_characters > ENOUGH_TO_JUDGE:
+                check_encoding(path, num_characters, num_undecoded, num_nuls)
             yield line.strip()
-    check_encoding(path, counts)
-    report_changes(path, counts)
+    check_encoding(path, num_characters, num_undecoded, num_nuls)
+    if num_undecoded + num_nuls > 0:
+        tqdm.write(f"{printable(path)}: replaced {num_undecoded + num_nuls} NULs or bytes that "
+                   "are not UTF-8", sys.stderr)
 
 
 def check_first_bytes(path, raw, compression):
@@ -1057,48 +1040,19 @@ def check_first_bytes(path, raw, compression):
         raise ValueError(f"{path}: not UTF-8, but UTF-16 or UTF-32; iconv converts other encodings")
 
 
-def report_changes(path, counts):
-    """Print to standard error what was replaced in a file and what was left out, if anything.
+def check_encoding(path, num_characters, num_undecoded, num_nuls):
+    """Raise ValueError if a file must be in another encoding than UTF-8.
 
-    counts: the CharacterCounts of the file
-    """
-    num_replaced = counts.undecoded + counts.nuls + counts.escapes
-    if num_replaced > 0:
-        tqdm.write(f"{printable(path)}: replaced {num_replaced} NULs, half characters or bytes "
-                   "that are not UTF-8", sys.stderr)
-    if counts.empty > 0:
-        tqdm.write(f"{printable(path)}: documents without a text, which are left out: "
-                   f"{counts.empty:,}", sys.stderr)
-
-
-def replace_unreadable(line, counts):
-    """Replace NULs and surrogates in a line by U+FFFD -> the new line. Their numbers are added to
-    counts, a CharacterCounts: surrogates to undecoded, because nearly all were bytes that are not
-    UTF-8."""
-    # No surrogate is ASCII. So an ASCII line without a NUL, as most are, needs no search.
-    if line.isascii() and "\0" not in line:
-        return line
-    replaced, num_replaced = NUL_OR_SURROGATE.subn("\ufffd", line)
-    num_nuls = line.count("\0")
-    counts.nuls += num_nuls
-    counts.undecoded += num_replaced - num_nuls
-    return replaced
-
-
-def check_encoding(what, counts):
-    """Raise ValueError if a file, or several together, must be in another encoding than UTF-8.
-
-    what: the name of the file or files, for the message
     A few bytes that are not UTF-8 are taken for damage. The limit is ten, or one in a thousand
     characters if that is more. A text in Latin-1 usually has more. The limit for NULs is ten, or
     one in four characters if that is more. In UTF-16 about every second character is a NUL.
     """
-    has_many_undecoded = counts.undecoded > max(10, counts.total / 1000)
-    has_many_nuls = counts.nuls > max(10, counts.total / 4)
+    has_many_undecoded = num_undecoded > max(10, num_characters / 1000)
+    has_many_nuls = num_nuls > max(10, num_characters / 4)
     if has_many_undecoded or has_many_nuls:
-        raise ValueError(f"{what}: not UTF-8: of {counts.total:,} characters "
-                         f"{counts.undecoded:,} are bytes that are not UTF-8, and "
-                         f"{counts.nuls:,} are NULs; iconv converts other encodings")
+        raise ValueError(f"{path}: not UTF-8: of {num_characters:,} characters {num_undecoded:,} "
+                         f"are bytes that are not UTF-8, and {num_nuls:,} are NULs; iconv converts "
+                         "other encodings")
 
 
 def lines_of_text(path, stream, longest):
@@ -1121,11 +1075,8 @@ def lines_of_text(path, stream, longest):
             begins_line = ends_line
 
 
-def lines_of_jsonl(path, stream, text_column, counts):
-    """Yield the lines of the documents in a .jsonl, and an empty one after each.
-
-    Escapes that are replaced, and documents without text, are counted in counts, a CharacterCounts.
-    """
+def lines_of_jsonl(path, stream, text_column):
+    """Yield the lines of the documents in a .jsonl, and an empty one after each."""
     for number, row in enumerate(lines_of_text(path, stream, LONGEST_ROW), start=1):
         if row.strip() == "":
             continue
@@ -1136,14 +1087,10 @@ def lines_of_jsonl(path, stream, text_column, counts):
         with parsing(f"{path}:{number}", kind):
             document = document_of_row(row, text_column)
         # json.loads turns the escapes \u0000 and \ud800 into a NUL and half a character. These are
-        # replaced here, because replace_unreadable would count them as signs of another encoding.
-        # But the row may also have a NUL or half a character that is not an escape. In the document
-        # the two kinds cannot be told apart, so replace_unreadable replaces them all.
+        # replaced here, because read_corpus_file would count them as signs of another encoding. If
+        # the row itself has such characters, too, it is left to read_corpus_file to count them all.
         if "\\u" in row and not NUL_OR_SURROGATE.search(row):
-            document, num_escapes = NUL_OR_SURROGATE.subn("\ufffd", document)
-            counts.escapes += num_escapes
-        if document.strip() == "":
-            counts.empty += 1
+            document = NUL_OR_SURROGATE.sub("\ufffd", document)
         yield from lines_of_document(document)
 
 
@@ -1170,10 +1117,9 @@ def document_of_row(row, text_column):
     return document
 
 
-def lines_of_csv(path, stream, text_column, counts):
+def lines_of_csv(path, stream, text_column):
     """Yield the lines of the documents in a .csv, and an empty one after each. A row has one
-    document. Documents without text are counted in counts, a CharacterCounts.
-    """
+    document."""
     with parsing(path, "a readable .csv"):
         rows = rows_of_csv(lines_within_limit(stream), place="line ")
         first_row = next(rows, None)
@@ -1187,10 +1133,7 @@ def lines_of_csv(path, stream, text_column, counts):
                 raise ValueError(f"line {number} has too many columns")
             if len(cells) <= column:
                 raise ValueError(f"line {number} has too few columns")
-            document = cells[column]
-            if document.strip() == "":
-                counts.empty += 1
-            yield from lines_of_document(document)
+            yield from lines_of_document(cells[column])
 
 
 def rows_of_csv(lines, place):

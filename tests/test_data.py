@@ -206,32 +206,14 @@ def test_a_table_in_utf_16_is_refused_for_its_encoding(tmp_path, name, content):
         list(read_corpus([path]))
 
 
-def test_many_small_files_in_another_encoding_are_refused_together(tmp_path, capsys):
-    """Each has only three bytes that are not UTF-8, which alone would be taken for damage."""
+def test_each_small_file_with_a_few_bad_bytes_is_reported(tmp_path, capsys):
+    """Each has only three bytes that are not UTF-8, which are taken for damage."""
     for number in range(20):
         raw(tmp_path / f"{number:02}.txt", f"grüne Grüße {number}\n".encode("latin-1"))
-    message = f"^{tmp_path}/19.txt and the files before it: not UTF-8: of [0-9]+ characters 60 "
-    with pytest.raises(ValueError, match=message):
-        list(read_corpus(corpus_files([str(tmp_path)])))
-
-
-@pytest.mark.parametrize("name_of_clean_file", ["a.txt", "z.txt"])
-def test_a_large_clean_file_makes_up_for_small_damaged_ones_in_any_order(
-        name_of_clean_file, tmp_path, capsys):
-    for name in ("k.txt", "l.txt"):
-        raw(tmp_path / name, b"damaged \xff\xff\xff\xff\xff\xff\n")
-    raw(tmp_path / name_of_clean_file, "a clean line\n" * 2000)
-    assert len(list(read_corpus(corpus_files([str(tmp_path)])))) == 2 + 2000 + 3
-
-
-def test_a_large_corpus_in_another_encoding_is_refused_before_all_of_it_is_read(tmp_path, capsys):
-    """Ten bytes that are not UTF-8 are taken for damage in each file. Over 111 of these files have
-    a million characters."""
-    for number in range(120):
-        raw(tmp_path / f"{number:03}.txt", b"x" * 8999 + b"\n" + b"\xff" * 10 + b"\n")
-    message = f"^{tmp_path}/110.txt and the files before it: not UTF-8"
-    with pytest.raises(ValueError, match=message):
-        list(read_corpus(corpus_files([str(tmp_path)])))
+    list(read_corpus(corpus_files([str(tmp_path)])))
+    reports = capsys.readouterr().err.splitlines()
+    assert reports == [f"{tmp_path}/{number:02}.txt: replaced 3 NULs or bytes that are not UTF-8"
+                       for number in range(20)]
 
 
 @pytest.mark.parametrize("num_clean, is_refused", [(10_978, True), (10_989, False)])
@@ -252,8 +234,7 @@ def test_nuls_at_the_end_and_escapes_are_not_another_encoding(tmp_path, capsys):
     row = json.dumps({"text": "ab" * 40}).replace("ab", "a\\u0000", 9).replace("ab", "\\ud83d", 9)
     rows = raw(tmp_path / "b.jsonl", f"{row}\n" * 20)
     list(read_corpus([text, rows]))
-    told = capsys.readouterr().err
-    assert "a.txt: replaced 512 " in told and "b.jsonl: replaced 360 " in told
+    assert capsys.readouterr().err == f"{text}: replaced 512 NULs or bytes that are not UTF-8\n"
 
 
 def test_a_large_file_in_another_encoding_is_not_read_to_its_end(tmp_path):
@@ -505,7 +486,7 @@ def test_a_compressed_file_without_its_ending_is_told(packed, tmp_path):
         list(read_corpus([path]))
 
 
-def test_documents_without_a_text_are_skipped_and_counted(tmp_path, capsys):
+def test_documents_without_a_text_are_skipped(tmp_path):
     rows = ['{"text": "one"}', '{"text": null}', '{"text": " "}', "", '{"text": "two"}']
     paths = [raw(tmp_path / "a.jsonl", "\n".join(rows)),
              raw(tmp_path / "b.csv", "id,text\n1,three\n2,\n3,four\n"),
@@ -513,9 +494,6 @@ def test_documents_without_a_text_are_skipped_and_counted(tmp_path, capsys):
              raw(tmp_path / "d.jsonl", '{"text": "seven"}')]
     found = [line for line in read_corpus(paths) if line]
     assert found == ["one", "two", "three", "four", "five", "six", "seven"]
-    assert capsys.readouterr().err.splitlines() == [
-        f"{paths[0]}: documents without a text, which are left out: 2",
-        f"{paths[1]}: documents without a text, which are left out: 1"]
 
 
 def test_the_name_of_a_file_cannot_write_to_the_terminal(tmp_path, capsys):
@@ -944,13 +922,13 @@ def test_half_characters_in_escapes_do_not_count_as_another_encoding(tmp_path, c
     path = raw(tmp_path / "a.jsonl", "\n".join(rows))
     lines = [line for line in read_corpus([path]) if line]
     assert lines == ["cut \ufffd off \ufffd"] * 50
-    assert "replaced 100 NULs, half characters or bytes" in capsys.readouterr().err
+    assert capsys.readouterr().err == ""
 
 
 def test_bytes_and_escapes_of_one_row_are_all_counted(tmp_path, capsys):
     path = raw(tmp_path / "a.jsonl", b'{"text": "a \xff and \\ud800 and \\ud83d"}\n')
     assert list(read_corpus([path]))[0] == "a \ufffd and \ufffd and \ufffd"
-    assert "replaced 3 NULs, half characters or bytes" in capsys.readouterr().err
+    assert "replaced 3 NULs or bytes" in capsys.readouterr().err
 
 
 def test_bytes_of_another_encoding_beside_the_text_of_a_jsonl_do_no_harm(tmp_path):
