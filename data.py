@@ -914,44 +914,35 @@ def is_corpus_file(path):
 
 def corpus_files_below(folder):
     """List the corpus files below a folder, sorted. A warning says how many other files there are.
-    ValueError if there is no corpus file."""
-    found = []
-    num_skipped = 0
-    for path in files_below(folder):
-        if is_corpus_file(path) and not is_hidden(path, folder):
-            found.append(path)
-        else:
-            num_skipped += 1
-    if not found:
-        raise ValueError(f"{folder}: no .txt, .jsonl or .csv (or one as .gz, .bz2, .xz) there")
-    if num_skipped > 0:
-        warn(f"{folder}: skipped files: {num_skipped}; they are not .txt, .jsonl or .csv, or no "
-             "regular files, or a name begins with a dot")
-    return found
 
-
-def is_hidden(file_path, folder):
-    """Return True if a file below a folder is hidden: its name begins with a dot, or the name of a
-    folder between the two does.
-
-    Jupyter keeps copies of files in the folder .ipynb_checkpoints, which would double the text.
+    What begins with a dot is hidden. Hidden files and what is in hidden folders are left out. For
+    example, Jupyter keeps copies of files in .ipynb_checkpoints, which would double the text.
+    ValueError if there is no corpus file, OSError for a subfolder that cannot be read.
     """
-    names = os.path.relpath(file_path, folder).split(os.sep)
-    return any(name.startswith(".") for name in names)
-
-
-def files_below(path):
-    """List all files below a folder, sorted. OSError for a subfolder that cannot be read."""
     def stop(error):
         raise error
 
-    files = []
-    for folder, subfolders, names in os.walk(path, onerror=stop):
-        # Links to folders are not followed. They are in the list to be counted as skipped.
-        linked = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
-        for name in names + linked:
-            files.append(os.path.join(folder, name))
-    return sorted(files)
+    found = []
+    num_skipped = 0                                      # a hidden or linked folder counts as one
+    for parent, subfolders, names in os.walk(folder, onerror=stop):
+        for name in subfolders:
+            # os.walk does not follow links to folders.
+            if name.startswith(".") or os.path.islink(os.path.join(parent, name)):
+                num_skipped += 1
+        # The list is changed in place, because os.walk will enter only what is left in it.
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            path = os.path.join(parent, name)
+            if is_corpus_file(path) and not name.startswith("."):
+                found.append(path)
+            else:
+                num_skipped += 1
+    if not found:
+        raise ValueError(f"{folder}: no .txt, .jsonl or .csv (or one as .gz, .bz2, .xz) there")
+    if num_skipped > 0:
+        warn(f"{folder}: skipped files and folders: {num_skipped}; they are not .txt, .jsonl or "
+             ".csv, or no regular files, or a name begins with a dot")
+    return sorted(found)
 
 
 def read_corpus(files, text_column="text"):

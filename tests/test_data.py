@@ -457,10 +457,10 @@ def test_what_is_skipped_in_a_folder_is_counted_once(tokenizer, tmp_path, capsys
     os.symlink(tmp_path, tmp_path / "c" / "linked")      # a loop; it is not entered
     corpus = [str(tmp_path / "c")]
     assert corpus_files(corpus) == [str(tmp_path / "c" / "a.txt")]
-    message = f"{tmp_path}/c: skipped files: 4; they are not .txt, .jsonl or .csv, or "
+    message = f"{tmp_path}/c: skipped files and folders: 4; they are not .txt, .jsonl or "
     assert message in capsys.readouterr().err
     tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
-    assert capsys.readouterr().err.count("skipped files") == 1
+    assert capsys.readouterr().err.count("skipped files and") == 1
 
 
 def test_hidden_files_and_folders_in_a_folder_are_skipped(tmp_path, capsys):
@@ -468,7 +468,7 @@ def test_hidden_files_and_folders_in_a_folder_are_skipped(tmp_path, capsys):
     for name in ("a.txt", ".b.txt", ".ipynb_checkpoints/a-checkpoint.txt", "sub/.git/c.txt"):
         put(folder / name, make_documents(1))
     assert corpus_files([str(folder)]) == [str(folder / "a.txt")]
-    assert "skipped files: 3; " in capsys.readouterr().err
+    assert "skipped files and folders: 3; " in capsys.readouterr().err
     assert corpus_files([str(folder / ".b.txt")]) == [str(folder / ".b.txt")]
 
 
