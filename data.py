@@ -989,7 +989,7 @@ def read_corpus_file(path, bar, text_column):
         stream = io.TextIOWrapper(unpack(raw, compression), encoding="utf-8-sig",
                                   errors="surrogateescape", newline=newline)
         if kind == ".txt":
-            lines = lines_of_text(path, stream, CHUNK)
+            lines = lines_of_text(path, stream)
         elif kind == ".jsonl":
             lines = lines_of_jsonl(path, stream, text_column)
         else:
@@ -1046,8 +1046,8 @@ def check_encoding(path, num_characters, num_undecoded, num_nuls):
                          "other encodings")
 
 
-def lines_of_text(path, stream, longest):
-    """Yield the lines of an open file. A line of over `longest` characters is yielded in pieces.
+def lines_of_text(path, stream):
+    """Yield the lines of an open .txt. A line of over CHUNK characters is yielded in pieces.
 
     A blank line is yielded, because it ends a document. A blank piece of a longer line is left out.
     ValueError if the file is damaged.
@@ -1055,7 +1055,7 @@ def lines_of_text(path, stream, longest):
     begins_line = True                                   # whether the next piece begins a line
     with parsing(path, UNDAMAGED_FILE):
         while True:
-            piece = stream.readline(longest)
+            piece = stream.readline(CHUNK)
             if piece == "":                              # the end of the file
                 return
             ends_line = piece.endswith("\n")
@@ -1066,16 +1066,27 @@ def lines_of_text(path, stream, longest):
             begins_line = ends_line
 
 
+def whole_lines(path, stream):
+    """Yield the lines of an open .jsonl or .csv. ValueError if the file is damaged, or if a line
+    has more than LONGEST_ROW characters, which might not fit into memory."""
+    with parsing(path, UNDAMAGED_FILE):
+        number = 0
+        while True:
+            line = stream.readline(LONGEST_ROW + 1)
+            if line == "":                               # the end of the file
+                return
+            number += 1
+            if len(line) > LONGEST_ROW:
+                raise ValueError(f"line {number} has more than {LONGEST_ROW} characters")
+            yield line
+
+
 def lines_of_jsonl(path, stream, text_column):
     """Yield the lines of the documents in a .jsonl, and an empty one after each."""
-    for number, row in enumerate(lines_of_text(path, stream, LONGEST_ROW), start=1):
+    for number, row in enumerate(whole_lines(path, stream), start=1):
         if row.strip() == "":
             continue
-        kind = f"a JSON object with a text {text_column!r}"
-        is_cut_off = len(row) == LONGEST_ROW and not row.endswith("\n")
-        if is_cut_off:                                   # the row is no JSON; the message says why
-            kind = f"a JSON object of at most {LONGEST_ROW} characters"
-        with parsing(f"{path}:{number}", kind):
+        with parsing(f"{path}:{number}", f"a JSON object with a text {text_column!r}"):
             document = document_of_row(row, text_column)
         # json.loads turns the escapes \u0000 and \ud800 into a NUL and half a character. These are
         # replaced here, because read_corpus_file would count them as signs of another encoding. If
@@ -1111,29 +1122,26 @@ def document_of_row(row, text_column):
 def lines_of_csv(path, stream, text_column):
     """Yield the lines of the documents in a .csv, and an empty one after each. A row has one
     document."""
-    with parsing(path, "a readable .csv"):
-        rows = rows_of_csv(lines_within_limit(stream), place="line ")
-        first_row = next(rows, None)
-        if first_row is None:
-            raise ValueError(f"it has no column {text_column!r}, because it is empty")
-        _, header = first_row                            # the names of the columns
-        check_columns(header, text_column)
-        column = header.index(text_column)
-        for number, cells in rows:
-            if len(cells) > len(header):
-                raise ValueError(f"line {number} has too many columns")
-            if len(cells) <= column:
-                raise ValueError(f"line {number} has too few columns")
-            yield from lines_of_document(cells[column])
+    rows = rows_of_csv(path, whole_lines(path, stream))
+    first_row = next(rows, None)
+    if first_row is None:
+        raise ValueError(f"{path}: it has no column {text_column!r}, because it is empty")
+    _, header = first_row                                # the names of the columns
+    check_columns(path, header, text_column)
+    column = header.index(text_column)
+    for number, cells in rows:
+        if len(cells) > len(header):
+            raise ValueError(f"{path}:{number}: the row has too many columns")
+        if len(cells) <= column:
+            raise ValueError(f"{path}:{number}: the row has too few columns")
+        yield from lines_of_document(cells[column])
 
 
-def rows_of_csv(lines, place):
+def rows_of_csv(path, lines):
     """Yield (number of the line, cells) for each row of a .csv that is not empty.
 
     A cell in quotes may have line breaks. Then the row has several lines, and the number is that of
-    its last line.
-
-    place: what stands before the number of a line in an error, such as "FILE:"
+    its last line. The path is for messages.
     """
     csv.field_size_limit(LONGEST_ROW)                    # its own limit is 131,072 characters
     rows = csv.reader(lines, strict=True)
@@ -1144,30 +1152,20 @@ def rows_of_csv(lines, place):
                 yield rows.line_num, cells
             row_begins = rows.line_num + 1
     except csv.Error as error:                           # a quote at a wrong place
-        raise ValueError(f"{place}{rows.line_num}: {error}; the row begins in line "
+        raise ValueError(f"{path}:{rows.line_num}: {error}; the row begins in line "
                          f"{row_begins}") from error
 
 
-def check_columns(columns, text_column):
+def check_columns(path, columns, text_column):
     """Raise ValueError unless one of the columns of a .csv has the name text_column."""
     if text_column not in columns:
-        message = f"it has no column {text_column!r}, but {columns!r:.300}; --text names the column"
+        message = (f"{path}: it has no column {text_column!r}, but {columns!r:.300}; --text names "
+                   "the column")
         if len(columns) == 1 and re.search("[;\t]", columns[0]):
             message += ", and commas separate the columns"
         raise ValueError(message)
     if columns.count(text_column) > 1:
-        raise ValueError(f"two columns have the name {text_column!r}")
-
-
-def lines_within_limit(stream):
-    """Yield the lines of an open file. ValueError if one has more than LONGEST_ROW characters."""
-    while True:
-        line = stream.readline(LONGEST_ROW + 1)
-        if line == "":
-            return
-        if len(line) > LONGEST_ROW:
-            raise ValueError(f"a line has more than {LONGEST_ROW} characters")
-        yield line
+        raise ValueError(f"{path}: two columns have the name {text_column!r}")
 
 
 def lines_of_document(document):

@@ -435,7 +435,7 @@ def rows_of(path, header=None):
     if ending == ".csv":
         # lines_of has removed the line ends. They are needed, because a quoted cell may have some.
         lines = (line + "\n" for _, line in lines_of(path))
-        rows = rows_of_csv(lines, f"{path}:")
+        rows = rows_of_csv(path, lines)
     elif ending in (".tsv", ".txt"):
         rows = cells_of_tsv(path)
     else:

@@ -293,7 +293,7 @@ def test_a_line_of_jsonl_that_is_too_long_is_named(tmp_path, monkeypatch):
     fits = json.dumps({"text": "x" * 85})
     too_long = json.dumps({"text": "y" * 99})
     assert "x" * 85 in list(read_corpus([raw(tmp_path / "a.jsonl", fits)]))
-    with pytest.raises(ValueError, match=r"a\.jsonl:2: not a JSON object of at most 100 char"):
+    with pytest.raises(ValueError, match=r"a\.jsonl: .*: line 2 has more than 100 char"):
         list(read_corpus([raw(tmp_path / "a.jsonl", fits + "\n" + too_long)]))
 
 
@@ -365,10 +365,10 @@ def test_a_line_of_csv_that_is_too_long_is_an_error(tmp_path, monkeypatch):
     # csv would take what is over the limit for a row of its own.
     too_long = "a" * 997 + ",b" * 3 + "\n"
     for text in ("text,id\n" + too_long, "text\n" + "a" * 5000 + "\n"):
-        with pytest.raises(ValueError, match="a.csv: not a readable .csv: .*1000 characters"):
+        with pytest.raises(ValueError, match="a.csv: .*: line 2 has more than 1000 char"):
             list(read_corpus([raw(tmp_path / "a.csv", text)]))
     field_over_two_lines = 'text\n"' + "a" * 600 + "\n" + "a" * 600 + '"\n'
-    with pytest.raises(ValueError, match="a.csv: not a readable .csv: .*limit"):
+    with pytest.raises(ValueError, match="a.csv:3: .*limit"):
         list(read_corpus([raw(tmp_path / "a.csv", field_over_two_lines)]))
 
 
@@ -392,12 +392,12 @@ def test_the_column_of_the_text_can_be_chosen(name, text, tmp_path, tokenizer):
     ("id,body\n1,x\n", "no column 'text', but .'id', 'body'.; --text names the column$"),
     ("id;text\n1;x\n", "--text names the column, and commas separate the columns$"),
     ("", "no column 'text', because it is empty$"), ("\n\n", "because it is empty$"),
-    ("id,text\n1,x\n2,y,z\n", "line 3 has too many columns$"),
-    ("id,text\n1,x\n2\n", "line 3 has too few columns$"),
-    ('id,text\n1,a\n2,"x\ny\n', "line 4: unexpected end.*; the row begins in line 3$"),
-    ('id,text\n1,"x"y\n', "line 2: .* expected.*; the row begins in line 2$")])
+    ("id,text\n1,x\n2,y,z\n", ":3: the row has too many columns$"),
+    ("id,text\n1,x\n2\n", ":3: the row has too few columns$"),
+    ('id,text\n1,a\n2,"x\ny\n', ":4: unexpected end.*; the row begins in line 3$"),
+    ('id,text\n1,"x"y\n', ":2: .* expected.*; the row begins in line 2$")])
 def test_a_csv_that_will_not_do_is_named(text, message, tmp_path):
-    with pytest.raises(ValueError, match=rf"a\.csv: not a readable \.csv: .*{message}"):
+    with pytest.raises(ValueError, match=rf"a\.csv.*{message}"):
         list(read_corpus([raw(tmp_path / "a.csv", text)]))
 
 
@@ -563,9 +563,10 @@ def test_a_corpus_whose_name_is_not_utf8_is_refused_before_it_is_read(tokenizer,
     assert not (tmp_path / "a.bin").exists()
 
 
-def test_white_space_at_the_beginning_of_a_long_line_ends_no_document():
+def test_white_space_at_the_beginning_of_a_long_line_ends_no_document(monkeypatch):
+    monkeypatch.setattr(data, "CHUNK", 3)
     text = io.StringIO("a\n     b\n\n   \nc\n  \n")
-    assert list(data.lines_of_text("c.txt", text, 3)) == ["a\n", "  b", "\n", "c\n", "  \n"]
+    assert list(data.lines_of_text("c.txt", text)) == ["a\n", "  b", "\n", "c\n", "  \n"]
 
 
 def test_a_vocabulary_is_not_learned_for_a_name_of_a_file(tmp_path):
@@ -1035,7 +1036,7 @@ def test_the_same_name_in_two_folders_is_two_corpora_and_a_column_another_one(
 def test_a_damaged_table_is_named_once(tokenizer, tmp_path):
     packed = gzip.compress(b"text\n" + b"the cat sat on a mat\n" * 999)
     path = raw(tmp_path / "a.csv.gz", packed[:-9])
-    with pytest.raises(ValueError, match=r"a\.csv\.gz: not a readable .csv: ") as error:
+    with pytest.raises(ValueError, match=r"a\.csv\.gz: not a whole, undamaged file: ") as error:
         list(read_corpus([str(path)]))
     assert str(error.value).count("a.csv.gz") == 1
 
