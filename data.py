@@ -286,17 +286,14 @@ def read_backend(path):
             backend.no_padding()
             backend.no_truncation()
             check_backend(backend)
-        check_added_tokens(path, backend.get_vocab(), "tokenizer.json")
-        config = read_tokenizer_config(path)
-        # If tokenizer.json contradicts the config, the config counts, as in transformers. But two
-        # classes of transformers are for any kind of tokenizer, and they ignore the config.
-        if config.get("tokenizer_class") not in ("PreTrainedTokenizerFast", "TokenizersBackend"):
-            obey_config(backend, config)
-        return backend, file_path
-    file_path = os.path.join(path, "vocab.txt")
-    if not os.path.isfile(file_path):
-        raise ValueError(f"{path}: it has no tokenizer.json and no vocab.txt")
-    return read_wordpiece(path), file_path
+    else:
+        file_path = os.path.join(path, "vocab.txt")
+        if not os.path.isfile(file_path):
+            raise ValueError(f"{path}: it has no tokenizer.json and no vocab.txt")
+        backend = read_wordpiece(file_path)
+    check_added_tokens(path, backend.get_vocab(), os.path.basename(file_path))
+    obey_config(backend, path)
+    return backend, file_path
 
 
 def check_backend(backend):
@@ -331,32 +328,33 @@ def check_added_tokens(path, known, source):
                              "tokenizer.json with all tokens, as transformers writes it")
 
 
-def read_tokenizer_config(path):
-    """Read a folder's tokenizer_config.json -> dict; {} if there is none. ValueError if one of the
-    options that obey_config needs is neither true nor false nor null."""
+# Options of a tokenizer_config.json, and how the tokenizers library's BertNormalizer calls them.
+NORMALIZER_OPTIONS = {"do_lower_case": "lowercase", "strip_accents": "strip_accents",
+                      "tokenize_chinese_chars": "handle_chinese_chars"}
+
+
+def obey_config(backend, path):
+    """Make a tokenizer normalise texts as the tokenizer_config.json in the folder path says.
+
+    An option that is missing there changes nothing. If a tokenizer.json says something else, the
+    config counts, as in transformers. ValueError if an option is neither true nor false nor null.
+    """
     config_path = os.path.join(path, "tokenizer_config.json")
     if not os.path.isfile(config_path):
-        return {}
-    config = read_json(config_path)
-    for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
-        value = config.get(name)
-        if value is not None and not isinstance(value, bool):
-            raise ValueError(f"{config_path}: {name} is {value!r:.60}, not true or false")
-    return config
-
-
-def obey_config(backend, config):
-    """Make a tokenizer normalise texts as its tokenizer_config.json says. An option that is missing
-    there changes nothing."""
-    normalizer = backend.normalizer
-    if not isinstance(normalizer, tokenizers.normalizers.BertNormalizer):
         return
-    if config.get("do_lower_case") is not None:
-        normalizer.lowercase = config["do_lower_case"]
-    if config.get("strip_accents") is not None:
-        normalizer.strip_accents = config["strip_accents"]
-    if config.get("tokenize_chinese_chars") is not None:
-        normalizer.handle_chinese_chars = config["tokenize_chinese_chars"]
+    config = read_json(config_path)
+    # Two classes of transformers are for any kind of tokenizer, and they ignore the options.
+    if config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+        return
+    if not isinstance(backend.normalizer, tokenizers.normalizers.BertNormalizer):
+        return
+    for option, attribute in NORMALIZER_OPTIONS.items():
+        value = config.get(option)
+        if value is None:
+            continue
+        if not isinstance(value, bool):
+            raise ValueError(f"{config_path}: {option} is {value!r:.60}, not true or false")
+        setattr(backend.normalizer, attribute, value)
 
 
 def read_tokenizer_files(path):
@@ -371,16 +369,12 @@ def read_tokenizer_files(path):
 
 
 def read_wordpiece(path):
-    """Make the tokenizer of a folder's vocab.txt. It normalises as tokenizer_config.json says."""
-    vocab_path = os.path.join(path, "vocab.txt")
-    words = read_text(vocab_path).removesuffix("\n").split("\n")
+    """Make the tokenizer of a vocab.txt."""
+    words = read_text(path).removesuffix("\n").split("\n")
     if len(set(words)) < len(words):
-        raise ValueError(f"{vocab_path}: it has {len(words)} lines, but only {len(set(words))} "
-                         "different tokens")
-    check_added_tokens(path, words, "vocab.txt")
-    backend = make_wordpiece(words)
-    obey_config(backend, read_tokenizer_config(path))
-    return backend
+        raise ValueError(f"{path}: it has {len(words)} lines, but only {len(set(words))} different "
+                         "tokens")
+    return make_wordpiece(words)
 
 
 def make_wordpiece(words, do_lower_case=None):
