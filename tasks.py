@@ -1120,26 +1120,10 @@ def check_labels(datasets, kind, labels):
         for example in examples:
             if example.label is None:                    # a test set without labels
                 continue
-            own_labels = [example.label]
-            if kind == "tagging":
-                own_labels = example.label
-            for i, label in enumerate(own_labels):
-                if label not in known:
-                    location = location_of_label(example, kind, i)
-                    raise ValueError(f"{location}: label {label!r:.60} does not occur in the "
-                                     f"training set, whose labels are {first_few(labels)}")
-
-
-def location_of_label(example, kind, i):
-    """Return where label number i of an example stands in its file, for messages.
-
-    In a CoNLL file each word of a sentence has a line with its tag. The example's location is the
-    line of the first word.
-    """
-    if kind == "tagging" and ":" in example.location:
-        path, first_line = example.location.rsplit(":", 1)
-        return f"{path}:{int(first_line) + i}"
-    return example.location
+            unknown = labels_to_keep(example, kind) - known
+            if unknown:
+                raise ValueError(f"{example.location}: label {min(unknown)!r:.60} does not occur "
+                                 f"in the training set, whose labels are {first_few(labels)}")
 
 
 def write_predictions(out, task, split_name, examples, predictions):

@@ -1235,7 +1235,7 @@ def test_a_class_that_is_not_in_the_training_set_is_named():
 def test_a_tag_that_is_not_in_the_training_set_is_named():
     train = [text_example(["a"], ["B-x"])]
     dev = [text_example(["a", "b"], ["O", "B-z"], location="f:8")]
-    with pytest.raises(ValueError, match="f:9: label 'B-z' does not occur in the training"):
+    with pytest.raises(ValueError, match="f:8: label 'B-z' does not occur in the training"):
         make_task("tagging", "tagging", {"train": train, "dev": dev}, 16, 3)
 
 
