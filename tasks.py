@@ -453,7 +453,11 @@ def rows_of(path, header=None):
             check_header(cells, ending, location)
             header = cells
             continue
-        check_width(cells, header, ending, location)
+        if len(cells) != len(header):
+            hint = "quotes are text here, and a cell cannot hold a line break, as it can in a .csv"
+            if ending == ".csv":
+                hint = "a cell with a comma in it needs quotes around it"
+            raise ValueError(f"{location}: {len(cells)} columns, not {len(header)}; {hint}")
         if cells == header:                              # files were joined, each with its header
             raise ValueError(f"{location}: this row repeats the names of the columns")
         yield number, dict(zip(header, cells))
@@ -478,23 +482,6 @@ def check_header(header, ending, location):
             separator = "commas"
         raise ValueError(f"{location}: the cells of a {ending} are separated by {separator}, but "
                          f"here is only one: {header[0]!r:.60}")
-
-
-def check_width(cells, header, ending, location):
-    """Raise ValueError if a row of a table has more or fewer cells than the header."""
-    if len(cells) == len(header):
-        return
-    message = f"{location}: {len(cells)} columns, not {len(header)}"
-    if len(cells) > len(header):
-        # If the header has only one column, the header itself may be wrong.
-        if ending == ".csv" and len(header) > 1:
-            message += "; a cell with a comma in it needs quotes around it"
-    else:
-        has_open_quote = "".join(cells).count('"') % 2 == 1
-        if ending != ".csv" and has_open_quote:
-            message += (f"; in a {ending} quotes are text, and a cell cannot hold a line break, as "
-                        "it can in a .csv")
-    raise ValueError(message)
 
 
 def rows_of_jsonl(path):

@@ -521,9 +521,9 @@ def test_a_missing_column_is_named_with_those_that_there_are(tmp_path):
 
 @pytest.mark.parametrize("ending, text, error", [
     ("csv", "t,y\na,b,1\n", "3 columns, not 2; a cell with a comma in it needs quotes around it"),
-    ("csv", "t,y\na\n", "1 columns, not 2"), ("csv", "t y\na,1\n", "2 columns, not 1"),
-    ("tsv", "t\ty\na\tb\t1\n", "3 columns, not 2")])
-def test_the_hint_about_commas_is_for_a_csv_with_too_many_cells(ending, text, error, tmp_path):
+    ("tsv", "t\ty\na\tb\t1\n", "3 columns, not 2; quotes are text here, and a cell cannot hold .*"),
+    ("tsv", 't\ty\n"b\nc"\t1\n', "1 columns, not 2; quotes are text here, .* a line break, .*")])
+def test_a_row_of_another_width_has_a_hint_about_quotes(ending, text, error, tmp_path):
     path = write_file(tmp_path / f"a.{ending}", text)
     with pytest.raises(ValueError, match=f"^{path}:2: {error}$"):
         read_table(path, ["t"], "y")
@@ -606,15 +606,6 @@ def test_a_compressed_file_is_to_be_unpacked_first(module, name, tmp_path):
     path = write_file(tmp_path / name, module.compress(b"a\tO\n"))
     with pytest.raises(ValueError, match=f"^{path}: it is compressed; unpack it first$"):
         read_tags(path)
-
-
-@pytest.mark.parametrize("text, message", [
-    ('t\ty\n"b\nc"\t1\n', "; in a .tsv quotes are text, and a cell cannot hold a line break"),
-    ('t\ty\n"b"\nc\t1\n', "$")])
-def test_a_line_break_in_quotes_is_explained_in_a_tsv(text, message, tmp_path):
-    path = write_file(tmp_path / "a.tsv", text)
-    with pytest.raises(ValueError, match=f"^{path}:2: 1 columns, not 2{message}"):
-        read_table(path, ["t"], "y")
 
 
 @pytest.mark.parametrize("line", ["# document", "# sent_id = 1"])
