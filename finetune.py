@@ -1227,10 +1227,18 @@ def fill_in_defaults(args, given):
 
 PREDICT_FLAGS = ("--predict", "--model", "--recursions", "--device", "--bf16", "--out",
                  "--overwrite")
-FILE_FLAGS = ("--train", "--dev", "--test")
-COLUMN_FLAGS = ("--text", "--label")
 EVALUATE_FLAGS = ("--evaluate", "--model", "--recursions", "--task", "--data", "--dev", "--test",
                   "--text", "--label", "--device", "--bf16")
+# The flags about files, each with the tasks that use it.
+TASKS_OF_FLAG = {
+    "--data": GLUE,
+    "--train": KINDS,
+    "--dev": KINDS,
+    "--test": KINDS,
+    "--text": ("classification", "regression"),
+    "--label": ("classification", "regression"),
+    "--stride": ("qa",),
+}
 
 
 def check_flags(args, given):
@@ -1243,11 +1251,9 @@ def check_flags(args, given):
         allow_only(given, EVALUATE_FLAGS, "--evaluate")
         return
     if args.task is None:
-        reason = "without --task the built-in task is trained, and this would be ignored"
-        refuse_flags(given, ["--data", "--adapters-only", "--freeze", "--stride"], reason)
-        refuse_flags(given, FILE_FLAGS + COLUMN_FLAGS,
-                     f"{reason}; for files of yours give --task KIND, where KIND is one of "
-                     f"{', '.join(KINDS)}")
+        refuse_flags(given, ["--adapters-only", "--freeze"],
+                     "without --task the built-in task is trained, and this would be ignored")
+        check_file_flags("code", given)
     else:
         check_file_flags(args.task, given)
     if args.task in KINDS and args.train is None:
@@ -1262,26 +1268,11 @@ def check_flags(args, given):
 
 
 def check_file_flags(task_name, given):
-    """Raise ValueError for flags about files that a task would ignore."""
-    if "--evaluate" in given:
-        flag_of_files = "--dev"
-        explanation = "a model can only be measured on those of its task"
-    else:
-        flag_of_files = "--train"
-        explanation = "for files of yours give --task KIND"
-    if task_name in KINDS:
-        refuse_flags(given, ["--data"],
-                     f"it is for the tasks of GLUE; for yours say {flag_of_files} FILE")
-    else:
-        refuse_flags(given, FILE_FLAGS + COLUMN_FLAGS,
-                     f"the task {task_name} has its own files; {explanation}")
-    if task_name == "code":
-        refuse_flags(given, ["--data"], "the task code needs no files")
-    if task_name in ("tagging", "qa"):
-        refuse_flags(given, COLUMN_FLAGS,
-                     f"the files of the task {task_name} have no named columns")
-    if task_name != "qa":
-        refuse_flags(given, ["--stride"], "only the task qa has windows that overlap")
+    """Raise ValueError for a flag about files that a task would ignore."""
+    for flag in given:
+        if flag in TASKS_OF_FLAG and task_name not in TASKS_OF_FLAG[flag]:
+            raise ValueError(f"{flag}: the task {task_name} does not use it; it is for --task "
+                             f"{', '.join(TASKS_OF_FLAG[flag])}")
 
 
 # ---- All runs of a command --------------------------------------------------------------

@@ -2066,7 +2066,7 @@ def test_a_model_of_a_glue_task_is_only_measured_on_its_files(tmp_path, model, s
     run(capsys, "--model", model, "--task", "sst2", "--data", sentiment, "--steps", 1, "--out",
         tmp_path / "o")
     error = fail(capsys, "--evaluate", "--model", tmp_path / "o", "--dev", "x.tsv")
-    assert "a model can only be measured on those of its task" in error
+    assert "--dev: the task sst2 does not use it" in error
 
 
 def test_a_teacher_of_other_labels_or_of_another_tokenizer_is_refused(

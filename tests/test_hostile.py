@@ -858,7 +858,7 @@ measure   --evaluate --teacher none             give a --teacher or a --student 
 measure   --evaluate --teacher none --tokenizer m  give a --teacher or a --student to measure
 measure   --evaluate --device cuda              --device cuda: torch finds no GPU here
 score     --evaluate                            give files to measure on with --dev FILE or --test
-score     --evaluate --dev good.tsv --data glue  --data: *for yours say --dev FILE
+score     --evaluate --dev good.tsv --data glue  --data: the task classification does not use it
 score     --evaluate --dev z.tsv                z.tsv:2: label 'z' does not occur
 score     --evaluate --dev good.tsv --task qa   --task qa: tuned was fine-tuned for classification
 score     --evaluate --dev pairs.tsv --text text next  tuned was fine-tuned for one text
@@ -869,23 +869,23 @@ score     --evaluate --dev good.tsv --model bad-list  not a task: metrics has ['
 score     --evaluate --dev good.tsv --model bad-vocab  bad-vocab: its tokenizer has 103 tokens
 score     --evaluate --dev good.tsv --model m   m: not a fine-tuned model
 finetune  --device cuda                         --device cuda: torch finds no GPU here
-finetune  --task tagging --text text            --text: the files of the task tagging have no named
-finetune  --task qa --label label               --label: the files of the task qa have no named
-finetune  --stride 3                            --stride: only the task qa has windows that overlap
-finetune  --data glue                           --data: it is for the tasks of GLUE
+finetune  --task tagging --text text            --text: the task tagging does not use it; it is for
+finetune  --task qa --label label               --label: the task qa does not use it
+finetune  --stride 3                            --stride: the task classification does not use it
+finetune  --data glue                           --data: the task classification does not use it
 finetune  --epochs 2                            --epochs: --steps says already how long
 finetune  --hidden-weight 3                     --hidden-weight: there is no teacher
 finetune  --distill-from tuned --hidden-weight 1 --freeze  --hidden-weight: with --freeze
 finetune  --model one-segment --train pairs.tsv --text text next  one-segment: type_vocab_size is 1
 finetune  --distill-from pair-one-segment --train pairs.tsv --text text next  type_vocab_size is 1
 predict   --model pair-one-segment              pair-one-segment: type_vocab_size is 1
-glue      --train good.tsv                      --train: without --task the built-in task
+glue      --train good.tsv                      --train: the task code does not use it; it is for
 glue      --freeze                              --freeze: without --task the built-in task
-glue      --data glue                           --data: without --task the built-in task
-glue      --label label                         --label: without --task the built-in task
-glue      --task sst2 --dev good.tsv            --dev: the task sst2 has its own files
-glue      --task sst2 --text text               --text: the task sst2 has its own files
-glue      --task code --data glue               --data: the task code needs no files
+glue      --data glue                           --data: the task code does not use it
+glue      --label label                         --label: the task code does not use it
+glue      --task sst2 --dev good.tsv            --dev: the task sst2 does not use it; *regression
+glue      --task sst2 --text text               --text: the task sst2 does not use it
+glue      --task code --data glue               --data: the task code does not use it
 glue      --task regression --model nowhere     --task regression needs files of yours
 finetune  --out file/x                          file/x: Not a directory
 finetune  --lr 1e-3 nan                         --lr: nan
