@@ -58,8 +58,8 @@ from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Task, check_labels, check_line_end, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of, majority,
-                   make_task, predictions_path, read_code_task, read_glue, read_own_files,
-                   read_squad, score, split_words, warn_of_few, write_predictions)
+                   make_task, read_code_task, read_glue, read_own_files, read_squad, score,
+                   split_words, warn_of_few, write_predictions)
 
 
 # ---- The model --------------------------------------------------------------------------
@@ -1474,7 +1474,6 @@ def run_mode(tuning, splits, mode, rates, saves_model):
             for split_name, result in results.items():
                 write_predictions(args.out, tuning.task, split_name,
                                   splits[split_name].examples, result.predictions)
-            remove_old_predictions(args.out, tuning.task, results)
     return results_of_seeds
 
 
@@ -1506,20 +1505,6 @@ def best_rate(tuning, examples, mode, seed, rates):
     print(f"learning rates, best first ({tuning.task.metrics[0]} on a held-out tenth of the "
           f"training set): {listed}")
     return ordered[0]
-
-
-def remove_old_predictions(out, task, results):
-    """Remove old predictions for a test set that is not in the results {name of a split: Result}.
-
-    They would stay if a run that was started with --test is resumed without it.
-    """
-    test_names = ["test"]
-    if task.name == "mnli":
-        test_names = ["test_matched", "test_mismatched"]
-    for split_name in test_names:
-        path = predictions_path(out, task, split_name)
-        if split_name not in results and os.path.isfile(path):
-            os.remove(path)
 
 
 # ---- The teacher of --distill-from ------------------------------------------------------

@@ -2396,32 +2396,6 @@ def test_it_is_said_that_a_head_is_trained_on(tmp_path, tokenizer, model, capsys
         assert ("already" in out) is is_said
 
 
-def test_predictions_of_an_earlier_test_set_do_not_stay(tmp_path, model, capsys):
-    table = write_file(tmp_path / "t.tsv", "text\tlabel\ngood film\t1\nbad film\t0\n")
-    flags = ["--model", model, "--task", "classification", "--train", table, "--dev", table,
-             "--steps", 1, "--out", tmp_path / "o"]
-    run(capsys, *flags, "--test", table)
-    assert (tmp_path / "o" / "test.jsonl").exists()
-    run(capsys, *flags, "--resume")
-    assert not (tmp_path / "o" / "test.jsonl").exists()
-    assert (tmp_path / "o" / "dev.jsonl").exists()
-
-
-def test_predictions_for_a_leaderboard_do_not_stay_either(sentiment, model, tmp_path, capsys):
-    test = sentiment / "test.tsv"
-    write_file(test, "index\tsentence\n0\tgood film\n")
-    flags = ["--model", model, "--task", "sst2", "--data", sentiment, "--steps", 1, "--length", 24,
-             "--out", tmp_path / "o"]
-    run(capsys, *flags)
-    assert (tmp_path / "o" / "SST-2.tsv").exists()
-    write_file(tmp_path / "o" / "test_matched.jsonl", "a file of the user")
-    test.unlink()
-    run(capsys, *flags, "--resume")
-    assert not (tmp_path / "o" / "SST-2.tsv").exists()
-    assert (tmp_path / "o" / "test_matched.jsonl").exists()
-    assert (tmp_path / "o" / "dev.jsonl").exists()
-
-
 def test_it_is_said_how_many_questions_were_cut(tmp_path, model, capsys):
     """Of 8 tokens three are [CLS] and two [SEP], and a third of the others is for the question."""
     squad = make_squad([("who", ["john"]), ("where is", ["paris"])])
