@@ -953,7 +953,6 @@ def fine_tune(tuning, splits, mode, seed, lr):
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{options.out}: {num_trained:,} trained parameters, {options.steps:,} steps, "
           f"{seconds:.0f} s with evaluation", flush=True)
-    warn_of_equal_predictions(results)
     return model, results
 
 
@@ -1822,24 +1821,6 @@ def write_results(out, task, datasets, results_of_modes):
                 "scores": [results[split_name].scores for results in results_of_seeds],
                 "details": detailed_scores(task, datasets[split_name], guesses)}
     write_json(os.path.join(out, "results.json"), written)
-
-
-def warn_of_equal_predictions(results):
-    """Print a warning for each split for which all predictions are the same."""
-    for name, result in results.items():
-        if len(result.predictions) > 1 and len(distinct_predictions(result)) == 1:
-            warn(f"all predictions for {name} are the same")
-
-
-def distinct_predictions(result):
-    """Return the set of all predictions of a Result; in tagging the set of all tags."""
-    distinct = set()
-    for prediction, _ in result.predictions:
-        if isinstance(prediction, list):                 # the tags of a sentence
-            distinct.update(prediction)
-        else:
-            distinct.add(prediction)
-    return distinct
 
 
 # ---- The command line: --evaluate and --predict -----------------------------------------

@@ -690,15 +690,6 @@ def test_to_ask_for_a_comparison_of_hidden_states_that_differ_in_shape_is_an_err
         choose_hidden_weight(2.0, "all", teacher, config)
 
 
-def test_all_predictions_are_the_same_if_all_tags_of_all_sentences_are():
-    sentences = [(["O", "O"], {}), (["O"], {})]
-    assert finetune.distinct_predictions(finetune.Result({}, sentences)) == {"O"}
-    sentences.append((["O", "B-x"], {}))
-    assert finetune.distinct_predictions(finetune.Result({}, sentences)) == {"O", "B-x"}
-    labels = [("a", {}), ("b", {}), ("a", {})]
-    assert finetune.distinct_predictions(finetune.Result({}, labels)) == {"a", "b"}
-
-
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_micro_batches_and_processes_share_one_gradient(kind, tokenizer):
     """Of six examples: of 7 rows, the last micro-batch of four is short. The seventh of one row is
@@ -1935,15 +1926,6 @@ def test_ctrl_c_in_an_evaluation_is_one_line_and_status_130(
     error = run(capsys, "--model", model, "--task", "sst2", "--data", sentiment, "--steps", 1,
                 "--out", tmp_path / "o", code=130).err
     assert error.split("\n") == ["", "finetune.py: interrupted", ""]
-
-
-def test_it_is_said_if_all_predictions_are_the_same(tmp_path, model, sentiment, capsys):
-    flags = ["--task", "sst2", "--data", sentiment, "--model", model, "--freeze"]
-    told = run(capsys, *flags, "--steps", 1, "--lr", 0, "--out", tmp_path / "a").err
-    lines = read_json_lines(tmp_path / "a/dev.jsonl")
-    are_same = len({line["prediction"] for line in lines}) == 1
-    assert ("warning: all predictions for dev are the same" in told) == are_same
-    assert are_same
 
 
 def test_bfloat16_trains_and_predicts_near_float32_but_not_alike(
