@@ -1387,13 +1387,12 @@ def run_modes(tuning, datasets, config):
     task = tuning.task
     tokenizer = tuning.tokenizer
     print_task(task, datasets)
+    datasets_for_rates = None                            # there is nothing to choose
     if args.lr is not None and len(args.lr) > 1:
-        # best_rate will hold out a tenth. If this is not possible, the ValueError is raised now.
         held_out, rest = hold_out_a_tenth(datasets["train"], task.kind, remedy="give one --lr")
         warn_of_few(held_out, rest)
-        # The rest must have tokens to train on, too. encode yields one Feature after the other, so
-        # the check ends at the first Feature that has them.
-        check_positions(encode(task, rest, tokenizer))
+        # The tenth is called dev only because fine_tune() measures the split of this name.
+        datasets_for_rates = {"dev": held_out, "train": rest}
     splits = encode_splits(task, datasets, tokenizer)
     check_texts(task, splits, tokenizer)
     if tuning.teacher is not None:
@@ -1408,15 +1407,31 @@ def run_modes(tuning, datasets, config):
     rows = majority_rows(task, datasets)
     results_of_modes = {}
     for mode in args.modes:
-        rates = args.lr
-        if rates is None:
-            rates = [default_rate(mode, config, args.runs_are_short, tuning.hidden_weight > 0)]
+        lr = choose_rate(tuning, mode, config, datasets_for_rates)
         is_first_mode = mode == args.modes[0]
-        results_of_modes[mode] = run_mode(tuning, splits, mode, rates, saves_model=is_first_mode)
+        results_of_modes[mode] = run_mode(tuning, splits, mode, lr, saves_model=is_first_mode)
         rows += rows_of_mode(mode, results_of_modes[mode])
     if tuning.processes.rank == 0:
         write_results(args.out, task, datasets, results_of_modes)
     print_rows(rows)
+
+
+def choose_rate(tuning, mode, config, datasets_for_rates):
+    """Return the learning rate for a mode: the default, or the only --lr, or the best of several.
+
+    config: the Config of the model; datasets_for_rates: see best_rate
+    """
+    rates = tuning.args.lr
+    if rates is None:
+        return default_rate(mode, config, tuning.args.runs_are_short, tuning.hidden_weight > 0)
+    if len(rates) == 1:
+        return rates[0]
+    lr = best_rate(tuning, mode, datasets_for_rates)
+    # All processes take the rate that the first one has chosen. Others may have rounded their
+    # scores differently and chosen another one.
+    rate_index = torch.tensor(rates.index(lr), device=tuning.processes.device)
+    broadcast([rate_index], tuning.processes)
+    return rates[rate_index.item()]
 
 
 def default_rate(mode, config, is_short, learns_hidden=False):
@@ -1448,22 +1463,13 @@ def default_rate(mode, config, is_short, learns_hidden=False):
     return rate * 768 / config.hidden_size
 
 
-def run_mode(tuning, splits, mode, rates, saves_model):
+def run_mode(tuning, splits, mode, lr, saves_model):
     """Make the runs of all seeds in a mode -> a list: for each run {name of a split: Result}.
 
     splits: {name: Split}
-    rates: learning rates; of several the best is chosen
     saves_model: write the model of the first seed and its predictions into the folder --out
     """
     args = tuning.args
-    lr = rates[0]
-    if len(rates) > 1:
-        lr = best_rate(tuning, splits["train"].examples, mode, args.seed, rates)
-        # All processes take the rate that the first one has chosen. Others may have rounded their
-        # scores differently and chosen another one.
-        rate_index = torch.tensor(rates.index(lr), device=tuning.processes.device)
-        broadcast([rate_index], tuning.processes)
-        lr = rates[rate_index.item()]
     results_of_seeds = []
     for seed in range(args.seed, args.seed + args.seeds):
         model, results = fine_tune(tuning, splits, mode, seed, lr)
@@ -1476,16 +1482,19 @@ def run_mode(tuning, splits, mode, rates, saves_model):
     return results_of_seeds
 
 
-def best_rate(tuning, examples, mode, seed, rates):
-    """Choose the learning rate with the best score on a held-out tenth of the training set. The dev
-    set is not used. The models are dropped: run_mode() trains again, on the whole training set."""
-    held_out, rest = hold_out_a_tenth(examples, tuning.task.kind)
-    # The tenth is called dev only because fine_tune() measures the split of this name.
-    splits = encode_splits(tuning.task, {"dev": held_out, "train": rest}, tuning.tokenizer)
+def best_rate(tuning, mode, datasets):
+    """Choose the rate of --lr with the best score. The models are dropped: run_mode() trains again,
+    on the whole training set.
+
+    datasets: {"train": a part of the training set, "dev": its other examples}; the scores are those
+        on "dev", which is not the real dev set
+    """
+    splits = encode_splits(tuning.task, datasets, tuning.tokenizer)
+    rates = tuning.args.lr
     score_of_rate = {}
     for lr in rates:
         try:
-            _, results = fine_tune(tuning, splits, mode, seed, lr)
+            _, results = fine_tune(tuning, splits, mode, tuning.args.seed, lr)
         except FloatingPointError as error:              # the rate is too high
             # A single process can drop this rate and try the next one. Several processes cannot:
             # perhaps an evaluation has failed, and only the first process evaluates. The others
@@ -1611,7 +1620,7 @@ def read_files(args, kind):
 
 def check_texts(task, splits, tokenizer):
     """Print how much of the texts is unknown to the tokenizer, cut or lost. ValueError if most of
-    the training set is unknown, or if nothing can be learned.
+    the training set is unknown, or if it has no words.
 
     splits: {name: Split}
     """
@@ -1622,7 +1631,6 @@ def check_texts(task, splits, tokenizer):
         if name != "train":
             warn_of_unknown(split, tokenizer)
     print_cut(task, splits)
-    check_trainable(train_split.features)
     if task.kind == "qa":
         print_lost_answers(train_split)
 
@@ -1630,16 +1638,11 @@ def check_texts(task, splits, tokenizer):
 def check_trainable(features):
     """Raise ValueError if nothing can be learned: no Feature has a token for which something is
     predicted, or a label is not known, which is nan."""
-    check_positions(features)
+    if not any(feature.positions for feature in features):
+        raise ValueError("no example has a token that could be trained on")
     for feature in features:
         if any(math.isnan(label) for label in feature.labels):
             raise ValueError(f"example {feature.example_number} has no label to train on")
-
-
-def check_positions(features):
-    """Raise ValueError if no Feature has a token for which something is predicted."""
-    if not any(feature.positions for feature in features):
-        raise ValueError("no example has a token that could be trained on")
 
 
 def check_vocabulary(tokenizer, config):

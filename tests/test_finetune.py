@@ -1746,71 +1746,46 @@ def test_to_overwrite_removes_nothing_if_the_model_is_for_other_labels(
     assert files_below(tmp_path / "o") == before
 
 
-def test_a_training_set_without_places_to_predict_loses_no_run(tmp_path, model, capsys):
+def test_training_examples_without_a_place_to_predict_are_refused(tmp_path, model, capsys):
     questions = [{"id": "a", "question": "who", "answers": [], "is_impossible": True}]
     content = json.dumps({"data": [{"paragraphs": [{"context": "", "qas": questions}]}]})
     train = write_file(tmp_path / "train.json", content)
-    (tmp_path / "o").mkdir()
-    write_file(tmp_path / "o" / "run.json", '{"script": "finetune.py", "settings": {}}')
-    write_file(tmp_path / "o" / "model.safetensors", "a model")
-    before = files_below(tmp_path / "o")
     error = fail(capsys, "--task", "qa", "--train", train, "--dev", train, "--model", model,
-                 "--out", tmp_path / "o", "--overwrite")
+                 "--out", tmp_path / "o")
     assert "no example has a token that could be trained on" in error
-    assert files_below(tmp_path / "o") == before
 
 
-def test_what_is_left_without_the_held_out_tenth_is_checked_before_a_run_is_lost(
-        tmp_path, model, capsys, monkeypatch):
-    def hold_out_all_that_has_tokens(examples, kind, remedy=""):
-        return ([example for example in examples if example.second_text],
-                [example for example in examples if not example.second_text])
+def test_a_rate_is_chosen_by_contexts_on_which_it_was_not_trained(
+        tmp_path, model, monkeypatch, capsys):
+    """The real dev set has a context of its own. It is not looked at before the rate is chosen."""
+    texts_of_runs = []
 
-    monkeypatch.setattr(finetune, "hold_out_a_tenth", hold_out_all_that_has_tokens)
-    questions = [{"id": "a", "question": "who", "answers": [], "is_impossible": True}]
-    paragraphs = [{"context": "", "qas": questions},
-                  {"context": "the red city", "qas": [dict(questions[0], id="b")]}]
-    train = write_file(tmp_path / "train.json", json.dumps({"data": [{"paragraphs": paragraphs}]}))
-    (tmp_path / "o").mkdir()
-    write_file(tmp_path / "o" / "run.json", '{"script": "finetune.py", "settings": {}}')
-    write_file(tmp_path / "o" / "model.safetensors", "a model")
-    before = files_below(tmp_path / "o")
-    error = fail(capsys, "--task", "qa", "--train", train, "--dev", train, "--model", model,
-                 "--lr", "1e-3", "2e-3", "--out", tmp_path / "o", "--overwrite")
-    assert "no example has a token that could be trained on" in error
-    assert files_below(tmp_path / "o") == before
-
-
-def test_a_rate_is_chosen_by_examples_on_which_it_was_not_trained(tokenizer, monkeypatch):
     def fine_tune(tuning, splits, mode, seed, lr):
-        train_texts = {example.text for example in splits["train"].examples}
-        dev_texts = {example.text for example in splits["dev"].examples}
-        assert train_texts.isdisjoint(dev_texts)
-        assert len(train_texts) + len(dev_texts) == 30
-        return None, {"dev": finetune.Result({"accuracy": lr}, [])}
+        train_texts = {example.second_text for example in splits["train"].examples}
+        dev_texts = {example.second_text for example in splits["dev"].examples}
+        texts_of_runs.append((train_texts, dev_texts))
+        return None, {"dev": finetune.Result({"f1": lr, "exact_match": lr}, [])}
 
     monkeypatch.setattr(finetune, "fine_tune", fine_tune)
-    task = make_task_of_kind("classification", ["x", "y"])
-    examples = [make_text_example(f"{i}", "xy"[i % 2]) for i in range(30)]
-    tuning = SimpleNamespace(task=task, tokenizer=tokenizer, processes=Processes())
-    assert finetune.best_rate(tuning, examples, "all", 0, [0.1, 0.3, 0.2]) == 0.3
-
-
-def test_a_rate_is_chosen_by_contexts_on_which_it_was_not_trained(tokenizer, monkeypatch):
-    def fine_tune(tuning, splits, mode, seed, lr):
-        train_contexts = {example.second_text for example in splits["train"].examples}
-        dev_contexts = {example.second_text for example in splits["dev"].examples}
-        assert train_contexts.isdisjoint(dev_contexts)
-        return None, {"dev": finetune.Result({"f1": lr}, [])}
-
-    monkeypatch.setattr(finetune, "fine_tune", fine_tune)
-    examples = []
-    for number in range(10):
+    monkeypatch.setattr(finetune, "save_classifier", lambda *others: None)
+    paragraphs = []
+    for number in range(11):
+        questions = []
         for question in ("who", "what", "why"):
-            examples.append(make_text_example(question, [(0, "good")], f"good {number}"))
-    tuning = SimpleNamespace(task=make_task_of_kind("qa", []), tokenizer=tokenizer,
-                             processes=Processes())
-    assert finetune.best_rate(tuning, examples, "all", 0, [0.1, 0.3]) == 0.3
+            questions.append({"id": f"{number} {question}", "question": question,
+                              "answers": [{"text": "good", "answer_start": 0}]})
+        paragraphs.append({"context": f"good {number}", "qas": questions})
+    train = write_file(tmp_path / "train.json",
+                       json.dumps({"data": [{"paragraphs": paragraphs[:10]}]}))
+    dev = write_file(tmp_path / "dev.json", json.dumps({"data": [{"paragraphs": paragraphs[10:]}]}))
+    printed = run(capsys, "--task", "qa", "--train", train, "--dev", dev, "--model", model,
+                  "--lr", 0.1, 0.3, 0.2, "--out", tmp_path / "o").out
+    assert "held-out tenth of the training set): 0.3 30.00%, 0.2 20.00%, 0.1 10.00%" in printed
+    all_training_texts = {f"good {number}" for number in range(10)}
+    for train_texts, dev_texts in texts_of_runs[:3]:
+        assert train_texts.isdisjoint(dev_texts)
+        assert train_texts | dev_texts == all_training_texts
+    assert texts_of_runs[3:] == [(all_training_texts, {"good 10"})]
 
 
 def test_a_rate_that_diverges_is_not_chosen(tmp_path, model, sentiment, capsys):
@@ -1874,9 +1849,10 @@ def test_several_processes_stop_at_a_rate_that_diverges(tokenizer, monkeypatch):
     monkeypatch.setattr(finetune, "fine_tune", fine_tune)
     examples = [make_text_example("good film", "x")] * 20
     tuning = SimpleNamespace(task=make_task_of_kind("classification", ["x"]),
-                             tokenizer=tokenizer, processes=Processes(world_size=2))
+                             tokenizer=tokenizer, processes=Processes(world_size=2),
+                             args=SimpleNamespace(lr=[0.5, 0.1], seed=0))
     with pytest.raises(FloatingPointError, match="nan; try without --lr 0.5, or with one process"):
-        finetune.best_rate(tuning, examples, "all", seed=0, rates=[0.5, 0.1])
+        finetune.best_rate(tuning, "all", {"dev": examples, "train": examples})
 
 
 def test_to_overwrite_removes_nothing_if_no_rate_can_be_chosen(tmp_path, model, capsys):

@@ -293,9 +293,9 @@ def choose_another_rate():
     """Make it an error to write a file, and choose another rate than the best one."""
     original = finetune.best_rate
 
-    def best_rate(tuning, examples, mode, seed, rates):
-        best = original(tuning, examples, mode, seed, rates)
-        return [rate for rate in rates if rate != best][0]
+    def best_rate(tuning, mode, datasets):
+        best = original(tuning, mode, datasets)
+        return [rate for rate in tuning.args.lr if rate != best][0]
 
     finetune.best_rate = best_rate
     forbid_writing()
