@@ -185,8 +185,8 @@ def tokenise_examples(task, examples, tokenizer):
     for example in examples:
         has_two_texts = example.second_text is not None
         if has_two_texts != task.pair:
-            raise ValueError(f"{example.text!r:.60}: this task has {number_of_texts(task)}, but "
-                             "the example does not")
+            raise ValueError(f"{example.location}, {example.text!r:.60}: this task needs "
+                             f"{number_of_texts(task)}; --text names the columns")
     # Many texts are tokenised in one call, because one by one would be much slower.
     if task.pair:
         main_texts = [example.second_text for example in examples]
@@ -639,9 +639,11 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     If task is None, the saved task is used, and the folder must hold a fine-tuned model.
 
     If the folder holds a fine-tuned model and mode is not "random", the saved head is loaded. In
-    all other cases the head is new. ValueError if the saved head is for another kind of task, for
-    other labels or for another number of texts. In regression the tasks may differ in mean and sd:
-    the loaded head is changed so that it predicts the same numbers as before.
+    all other cases the head is new. In regression the tasks may differ in mean and sd: the loaded
+    head is changed so that it predicts the same numbers as before.
+
+    ValueError if the saved head is for another kind of task, for other labels or for another number
+    of texts, or if the task has two texts, but the model knows only one segment.
     """
     if os.path.isfile(path):
         raise ValueError(f"{path}: this is a file; give the folder that it is in")
@@ -652,6 +654,10 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
         check_fine_tuned(path)
         task = saved_task
     encoder = load_encoder(path, mode, dropout, sample, recursions)
+    num_segments = encoder.config.type_vocab_size
+    if task.pair and num_segments < 2:
+        raise ValueError(f"{path}: type_vocab_size is {num_segments}, so the model cannot tell two "
+                         "texts apart")
     model = Classifier(encoder, task, dropout)           # its head is new
     if saved_task is not None and mode != "random":
         load_head(model.output, path, saved_task, task)
@@ -1061,19 +1067,18 @@ def change_normalisation(head, saved_task, task):
 def check_same_task(path, saved_task, task, remedy):
     """Raise ValueError if a fine-tuned model is for another kind of task, or for other labels, or
     for another number of texts."""
-    if saved_task.kind != task.kind or saved_task.labels != task.labels:
-        raise ValueError(f"{path} was fine-tuned for {kind_and_labels(saved_task)}, not for "
-                         f"{kind_and_labels(task)}; {remedy}")
-    if saved_task.pair != task.pair:
-        raise ValueError(f"{path} was fine-tuned for {number_of_texts(saved_task)}, not for "
-                         f"{number_of_texts(task)}; {remedy}")
+    needed = (task.kind, task.labels, task.pair)
+    if (saved_task.kind, saved_task.labels, saved_task.pair) != needed:
+        raise ValueError(f"{path} was fine-tuned for {describe_task(saved_task)}, not for "
+                         f"{describe_task(task)}; {remedy}")
 
 
-def kind_and_labels(task):
-    """Say in a few words what a model for a task predicts."""
-    if not task.labels:
-        return task.kind
-    return f"{task.kind} ({first_few(task.labels)})"
+def describe_task(task):
+    """Say in a few words for what a model of a task is."""
+    description = f"{task.kind} of {number_of_texts(task)}"
+    if task.labels:
+        description += f" ({first_few(task.labels)})"
+    return description
 
 
 def number_of_texts(task):
@@ -1294,7 +1299,6 @@ def run(args):
     with first_process_first(processes):
         datasets = read_datasets(args, args.task, kind)
     task = make_task(args.task, kind, datasets, length, args.stride)
-    check_segments(model_path, config, task)
     teacher = load_teacher(args.distill_from, task, tokenizer)
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.mode, teacher, config)
     settings = tuning_settings(args, task, datasets, tokenizer, teacher, bf16)
@@ -1538,7 +1542,6 @@ def load_teacher(path, task, tokenizer):
     if teacher_tokenizer.digest != tokenizer.digest:
         raise ValueError(f"--distill-from {path}: its tokenizer differs from the model's")
     check_vocabulary(teacher_tokenizer, teacher.encoder.config)
-    check_segments(f"--distill-from {path}", teacher.encoder.config, task)
     num_positions = teacher.encoder.config.max_position_embeddings
     if num_positions < task.length:
         raise ValueError(f"--distill-from {path}: it has only {num_positions} positions; say "
@@ -1650,14 +1653,6 @@ def check_vocabulary(tokenizer, config):
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(f"{tokenizer.path}: its tokenizer has {tokenizer.vocab_size} tokens, the "
                          f"model only {config.vocab_size}")
-
-
-def check_segments(path, config, task):
-    """Raise ValueError if a task has two texts, but the model with this Config knows only one
-    segment. It could not tell the texts apart."""
-    if task.pair and config.type_vocab_size < 2:
-        raise ValueError(f"{path}: type_vocab_size is {config.type_vocab_size}, so the model "
-                         "cannot tell two texts apart")
 
 
 def check_words(features, tokenizer):
@@ -1835,7 +1830,6 @@ def load_fine_tuned(args, device):
     model, task = load_classifier(args.model, recursions=args.recursions)
     tokenizer = Tokenizer(args.model)
     check_vocabulary(tokenizer, model.encoder.config)
-    check_segments(args.model, model.encoder.config, task)
     if model.encoder.config.correction_rank > 0 and not bf16:
         # Without bfloat16 the corrections are added to the matrices once, here, instead of in each
         # batch. With bfloat16 the model stays as it is: as in training, the product up @ down is
@@ -1857,11 +1851,6 @@ def run_evaluation(args, given, device):
     datasets = read_datasets_to_measure(args, task)
     if task.labels:
         check_labels(datasets, task.kind, task.labels)
-    for examples in datasets.values():
-        has_two_texts = examples[0].second_text is not None
-        if has_two_texts != task.pair:
-            raise ValueError(f"{examples[0].location}: {args.model} was fine-tuned for "
-                             f"{number_of_texts(task)}; see --text")
     splits = encode_splits(task, datasets, tokenizer)
     for split in splits.values():
         warn_of_unknown(split, tokenizer)

@@ -913,7 +913,7 @@ def test_a_loaded_model_has_the_dropout_asked_for(is_fine_tuned, tokenizer, tmp_
 def test_a_model_for_another_kind_or_other_labels_is_refused(change, tokenizer, tmp_path):
     task = make_task_of_kind("classification", ["x", "y"])
     save_classifier(str(tmp_path), make_classifier(tokenizer, task), task, tokenizer)
-    told = f"{tmp_path} was fine-tuned for classification \\(x; y\\), not"
+    told = f"{tmp_path} was fine-tuned for classification of one text \\(x; y\\), not"
     with pytest.raises(ValueError, match=told):
         load_classifier(str(tmp_path), replace(task, **change))
 
@@ -1742,7 +1742,7 @@ def test_to_overwrite_removes_nothing_if_the_model_is_for_other_labels(
     run(capsys, *flags, "--model", tmp_path / "n", "--out", tmp_path / "o")
     before = files_below(tmp_path / "o")
     error = fail(capsys, *flags, "--model", tmp_path / "m", "--out", tmp_path / "o", "--overwrite")
-    assert "was fine-tuned for classification (x; y), not for classification (0; 1)" in error
+    assert "one text (x; y), not for classification of one text (0; 1)" in error
     assert files_below(tmp_path / "o") == before
 
 
@@ -2035,7 +2035,7 @@ def test_a_teacher_of_other_labels_or_of_another_tokenizer_is_refused(
     error = fail(capsys, "--model", model, "--task", "classification", "--train", table,
                  "--dev", table, "--distill-from", tmp_path / "teacher", "--out", tmp_path / "o")
     assert f"--distill-from {tmp_path / 'teacher'} was fine-tuned for" in error
-    assert "for classification (0; 1), not for classification (no; yes)" in error
+    assert "one text (0; 1), not for classification of one text (no; yes)" in error
     vocabulary = (tmp_path / "teacher/vocab.txt").read_text()
     (tmp_path / "teacher/vocab.txt").write_text(vocabulary.replace("\nfilm", "\nmovie"))
     error = fail(capsys, "--model", model, "--task", "sst2", "--data", sentiment,
@@ -2153,7 +2153,7 @@ def test_a_fine_tuned_model_goes_on_with_its_own_head_and_refuses_other_labels(
     table = write_file(tmp_path / "o.csv", "text,label\na,yes\nb,no\n")
     error = fail(capsys, "--model", tmp_path / "a", "--task", "classification",
                  "--train", table, "--dev", table, "--out", tmp_path / "b")
-    assert "fine-tuned for classification (0; 1), not for classification (no; yes)" in error
+    assert "one text (0; 1), not for classification of one text (no; yes)" in error
     printed = run(capsys, "--model", tmp_path / "a", "--task", "sst2", "--data", sentiment,
                   "--steps", 1, "--lr", "1e-9", "--freeze", "--out", tmp_path / "c").out
     assert percent(printed, "head", "dev", "accuracy") > 95

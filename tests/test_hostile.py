@@ -811,7 +811,7 @@ finetune  --text text text                      --text: give one column or two d
 finetune  --task tagging --train o.tsv          o.tsv:*: in this and all other sentences
 finetune  --task qa --train space.json          space.json:*the answer ' ' *has no words
 finetune  --task qa --train twice.json          twice.json: 2 questions have the id 'q0'
-finetune  --distill-from pair                   pair was fine-tuned for two texts
+finetune  --distill-from pair                   pair was fine-tuned for classification of two texts
 finetune  --train break.jsonl --dev z.tsv       z.tsv:2: label 'z' does not occur
 finetune  --train good.tsv --dev z.tsv          z.tsv:2: label 'z' does not occur
 finetune  --train good.tsv --test empty.tsv     empty.tsv: the file is empty
@@ -861,7 +861,7 @@ score     --evaluate                            give files to measure on with --
 score     --evaluate --dev good.tsv --data glue  --data: the task classification does not use it
 score     --evaluate --dev z.tsv                z.tsv:2: label 'z' does not occur
 score     --evaluate --dev good.tsv --task qa   --task qa: tuned was fine-tuned for classification
-score     --evaluate --dev pairs.tsv --text text next  tuned was fine-tuned for one text
+score     --evaluate --dev pairs.tsv --text text next  pairs.tsv:2, *: this task needs one text
 score     --evaluate --dev good.tsv --lr 1      --lr: --evaluate trains nothing
 score     --evaluate --dev good.tsv --out out   --out: --evaluate trains nothing
 score     --evaluate --dev good.tsv --model bad-metric  'nope' is no metric of classification
