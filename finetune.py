@@ -1629,10 +1629,8 @@ def check_texts(task, splits, tokenizer):
     """
     train_split = splits["train"]
     check_words(train_split.features, tokenizer)
-    check_characters(train_split.examples, tokenizer)
     for name, split in splits.items():
-        if name != "train":
-            warn_of_unknown(split, tokenizer)
+        check_characters(split.examples, tokenizer, is_training=name == "train")
     print_cut(task, splits)
     if task.kind == "qa":
         print_lost_answers(train_split)
@@ -1663,9 +1661,9 @@ def check_words(features, tokenizer):
         raise ValueError("the texts to train on have no words")
 
 
-def check_characters(examples, tokenizer):
-    """Raise ValueError if most characters of the texts become [UNK]: see data.count_characters.
-    Print a warning if over a tenth of them do."""
+def check_characters(examples, tokenizer, is_training=False):
+    """Print a warning if over a tenth of the characters of the texts become [UNK]: see
+    data.count_characters. ValueError if over half of those to train on do."""
     texts = []
     for example in examples:
         if isinstance(example.text, list):               # the words of a text to tag
@@ -1675,30 +1673,12 @@ def check_characters(examples, tokenizer):
         if example.second_text is not None:
             texts.append(example.second_text)
     num_characters, num_unknown = count_characters(texts, tokenizer)
-    if num_unknown > num_characters / 2:
-        raise ValueError(f"{examples[0].location}: of {num_characters:,} characters "
-                         f"{num_unknown:,} become [UNK] with the tokenizer in {tokenizer.path}: "
-                         f"{UNKNOWN_CHARACTERS_REMEDY}")
+    message = (f"{examples[0].location}: of {num_characters:,} characters {num_unknown:,} become "
+               f"[UNK] with the tokenizer in {tokenizer.path}")
+    if is_training and num_unknown > num_characters / 2:
+        raise ValueError(f"{message}: {UNKNOWN_CHARACTERS_REMEDY}")
     if num_unknown > num_characters / 10:
-        warn(f"of {num_characters:,} characters to train on {num_unknown:,} become [UNK] with the "
-             f"tokenizer in {tokenizer.path}")
-
-
-def warn_of_unknown(split, tokenizer):
-    """Print a warning if a Split has texts whose tokens are mostly [UNK]."""
-    num_unknown = [0] * len(split.examples)
-    num_ordinary = [0] * len(split.examples)
-    for feature in split.features:
-        i = feature.example_number
-        num_unknown[i] += np.count_nonzero(feature.ids == tokenizer.unk_id)
-        num_ordinary[i] += np.count_nonzero(~np.isin(feature.ids, tokenizer.special_ids))
-    unknown_locations = []
-    for i, example in enumerate(split.examples):
-        if num_unknown[i] > num_ordinary[i]:
-            unknown_locations.append(example.location)
-    if unknown_locations:
-        warn(f"{first_few(unknown_locations)}: most tokens are [UNK]: perhaps the tokenizer is of "
-             "another language")
+        warn(message)
 
 
 def print_task(task, datasets):
@@ -1853,7 +1833,7 @@ def run_evaluation(args, given, device):
         check_labels(datasets, task.kind, task.labels)
     splits = encode_splits(task, datasets, tokenizer)
     for split in splits.values():
-        warn_of_unknown(split, tokenizer)
+        check_characters(split.examples, tokenizer)
     print_cut(task, splits)
     results = {}
     for name, split in splits.items():
@@ -1905,7 +1885,7 @@ def predict(args, device):
 def predict_examples(examples, model, task, tokenizer, bf16):
     """Predict the labels of examples -> Result, with a warning if texts are unknown or cut."""
     split = make_split(task, examples, tokenizer)
-    warn_of_unknown(split, tokenizer)
+    check_characters(examples, tokenizer)
     message = describe_cut(task, split)
     if message != "":
         warn(f"{message} (--length is that of the training)")

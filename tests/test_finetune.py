@@ -1069,9 +1069,9 @@ def test_text_is_refused_if_most_characters_are_unknown(kind, tokenizer):
             example = make_text_example("good", [(0, "good")], text)
         if is_refused:
             with pytest.raises(ValueError, match=r"\d+ become \[UNK\] .* over 100 letters in"):
-                finetune.check_characters([example], tokenizer)
+                finetune.check_characters([example], tokenizer, is_training=True)
         else:
-            finetune.check_characters([example], tokenizer)
+            finetune.check_characters([example], tokenizer, is_training=True)
 
 
 @pytest.mark.parametrize("rank, is_printed", [(None, True), ("0", True), ("1", False)])
@@ -1087,11 +1087,11 @@ def test_a_warning_is_one_printable_line_of_the_first_process(rank, is_printed, 
 
 
 @pytest.mark.parametrize("num_known, is_warned", [(9, True), (20, False)])
-def test_it_is_said_if_a_tenth_of_the_characters_to_train_on_is_unknown(
+def test_it_is_said_if_a_tenth_of_the_characters_is_unknown(
         num_known, is_warned, tokenizer, capsys):
     example = make_text_example("good " * num_known + "привет", "x")
     finetune.check_characters([example], tokenizer)
-    warning = f"of {4 * num_known + 6} characters to train on 6 become [UNK]"
+    warning = f"of {4 * num_known + 6} characters 6 become [UNK]"
     assert (warning in capsys.readouterr().err) is is_warned
 
 
@@ -1103,7 +1103,7 @@ def test_a_measured_set_of_another_language_is_said_when_the_model_is_trained(
     told = run(capsys, "--model", model, "--task", "classification", "--train",
                sentiment / "train.tsv", flag, russian, "--text", "sentence", "--steps", 1, "--out",
                tmp_path / "o").err
-    assert f"warning: {russian}:2: most tokens are [UNK]" in told
+    assert f"warning: {russian}:2: of 16 characters 12 become [UNK]" in told
 
 
 @pytest.mark.parametrize("texts, is_cut", [
@@ -2406,12 +2406,12 @@ def test_a_text_of_unknown_tokens_is_predicted_with_a_warning(tokenizer, tmp_pat
     lines = ["good", "", "привет привет good", "привет good"]
     texts = write_file(tmp_path / "t.txt", "\n".join(lines) + "\n")
     printed = run(capsys, "--model", tmp_path / "m", "--predict", texts)
-    assert printed.err == (f"warning: {texts}:3: most tokens are [UNK]: perhaps the tokenizer "
-                           "is of another language\n")
+    assert printed.err == (f"warning: {texts}:1: of 30 characters 18 become [UNK] with the "
+                           f"tokenizer in {tmp_path}/m\n")
     assert printed.out.count("%") == 6
     table = write_file(tmp_path / "t.tsv", "text\tlabel\nпривет привет good\tx\n")
     told = run(capsys, "--model", tmp_path / "m", "--evaluate", "--test", table).err
-    assert f"warning: {table}:2: most tokens are [UNK]" in told
+    assert f"warning: {table}:2: of 16 characters 12 become [UNK]" in told
 
 
 def test_of_several_processes_the_first_one_predicts(tokenizer, tmp_path, capsys, monkeypatch):
