@@ -1693,31 +1693,25 @@ def print_task(task, datasets):
 def print_cut(task, splits):
     """Print for each Split how many of its texts were cut."""
     for name, split in splits.items():
-        set_name = f"{name} set"
-        if name == "train":
-            set_name = "training set"
-        message = describe_cut(task, split, f"of the {set_name} ")
+        message = describe_cut(task, split)
         if message != "":
-            print(message, flush=True)
+            print(f"{name}: {message}", flush=True)
 
 
-def describe_cut(task, split, of_what=""):
+def describe_cut(task, split):
     """Return a sentence that says how many texts of a Split, or pairs of texts, were cut. It is ""
     if none was. Texts to tag and contexts in qa are not cut, but read in windows. So in qa only
-    questions are counted.
-
-    of_what: what the texts belong to, for the sentence
-    """
+    questions are counted."""
     cut_examples = {feature.example_number for feature in split.features if feature.was_cut}
     num_cut = len(cut_examples)
     if num_cut == 0:
         return ""
     if task.kind == "qa":
-        return (f"{num_cut:,} of {len(split.examples):,} questions {of_what}have over "
+        return (f"{num_cut:,} of {len(split.examples):,} questions have over "
                 f"{most_question_tokens(task)} tokens, about a third of --length {task.length}, "
                 "and were cut")
     texts = "pairs of texts" if task.pair else "texts"
-    return (f"{num_cut:,} of {len(split.examples):,} {texts} {of_what}are longer than --length "
+    return (f"{num_cut:,} of {len(split.examples):,} {texts} are longer than --length "
             f"{task.length} and were cut")
 
 

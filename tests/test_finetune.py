@@ -2361,14 +2361,14 @@ def test_it_is_said_how_many_questions_were_cut(tmp_path, model, capsys):
     out = tmp_path / "o"
     printed = run(capsys, "--model", model, "--task", "qa", "--train", questions, "--dev",
                   questions, "--steps", 1, "--length", 8, "--out", out).out
-    message = "1 of 2 questions {}have over 1 tokens, about a third of --length 8, and were cut"
-    assert message.format("of the training set ") in printed
-    assert message.format("of the dev set ") in printed
+    message = "1 of 2 questions have over 1 tokens, about a third of --length 8, and were cut"
+    assert f"train: {message}" in printed
+    assert f"dev: {message}" in printed
     printed = run(capsys, "--model", out, "--evaluate", "--dev", questions).out
-    assert message.format("of the dev set ") in printed
+    assert f"dev: {message}" in printed
     answers = tmp_path / "answers.json"
     told = run(capsys, "--model", out, "--predict", questions, "--out", answers).err
-    assert f"warning: {message.format('')}" in told
+    assert f"warning: {message}" in told
     told = run(capsys, "--model", out, "--predict", "where is\tjohn lives in paris").err
     assert "warning: 1 of 1 questions have over 1 tokens" in told
     assert run(capsys, "--model", out, "--predict", "who\tjohn lives in paris").err == ""
@@ -2390,11 +2390,11 @@ def test_it_is_said_how_many_texts_were_cut(tmp_path, model, capsys):
     table = write_file(tmp_path / "t.tsv", "text\tlabel\n" + "".join(rows))
     printed = run(capsys, "--model", model, "--task", "classification", "--train", table,
                   "--dev", table, "--steps", 1, "--length", 8, "--out", tmp_path / "o").out
-    message = "2 of 4 texts of the {} set are longer than --length 8 and were cut\n"
-    assert message.format("training") in printed
-    assert message.format("dev") in printed
+    message = "2 of 4 texts are longer than --length 8 and were cut\n"
+    assert f"train: {message}" in printed
+    assert f"dev: {message}" in printed
     printed = run(capsys, "--model", tmp_path / "o", "--evaluate", "--test", table).out
-    assert message.format("test") in printed
+    assert f"test: {message}" in printed
     printed = run(capsys, "--model", tmp_path / "o", "--predict", "good " * 7)
     assert "warning: 1 of 1 texts are longer than --length 8 and were cut" in printed.err
     assert run(capsys, "--model", tmp_path / "o", "--predict", "good " * 6).err == ""
