@@ -1716,32 +1716,23 @@ def describe_cut(task, split):
 
 
 def print_lost_answers(split):
-    """Print how many answers of a Split of qa cannot be learned as they are. There are two kinds.
-
-    Some answers are in no window as a whole: they are longer than a window, or no token lies in
-    them. Other answers begin or end inside a word, but a model predicts whole words.
-    """
+    """Print how many answers of a Split of qa a model cannot predict: they begin or end inside a
+    word, but a model predicts whole words; or no window has all of the answer."""
     learned = set()                                      # numbers of questions
-    inside_a_word = set()
     for feature in split.features:
         if feature.labels == [0, 0]:                     # the window does not have the whole answer
             continue
-        learned.add(feature.example_number)
         example = split.examples[feature.example_number]
         first, last = [position - feature.positions[0] for position in feature.labels]
-        whole_words = text_between(example.second_text, feature, first, last)
         _, answer = example.label[0]
-        if whole_words != answer.strip():
-            inside_a_word.add(feature.example_number)
-    num_questions = len(split.examples)
+        if text_between(example.second_text, feature, first, last) == answer.strip():
+            learned.add(feature.example_number)
     num_with_answer = sum(1 for example in split.examples if example.label)
     num_lost = num_with_answer - len(learned)
     if num_lost > 0:
-        print(f"{num_lost:,} of {num_questions:,} questions to train on have an answer that no "
-              "window has whole: they are learned as questions without an answer", flush=True)
-    if inside_a_word:
-        print(f"{len(inside_a_word):,} of {num_questions:,} questions to train on have an answer "
-              "that begins or ends inside a word: the whole word is learned", flush=True)
+        print(f"{num_lost:,} of {len(split.examples):,} questions to train on have an answer that "
+              "begins or ends inside a word (the whole word is learned) or that no window has "
+              "whole (no answer is learned)", flush=True)
 
 
 # ---- The scores -------------------------------------------------------------------------

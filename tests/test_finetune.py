@@ -2321,25 +2321,19 @@ def test_half_a_character_on_the_command_line_is_no_error(tokenizer, tmp_path, c
 
 
 def test_it_is_said_how_many_answers_are_lost(tmp_path, model, capsys):
-    """At length 8 a window has at most 5 tokens of the context."""
-    squad = make_squad([("who", ["john lives in paris, not in"]), ("where", ["paris"]), ("-", [])])
-    questions = write_file(tmp_path / "a.json", squad)
-    flags = ["--model", model, "--task", "qa", "--train", questions, "--dev", questions, "--steps",
-             1, "--out", tmp_path / "o"]
-    message = "1 of 3 questions to train on have an answer that no window has whole"
-    assert message in run(capsys, *flags, "--length", 8).out
-    assert "no window has" not in run(capsys, *flags, "--overwrite").out
-
-
-def test_it_is_said_how_many_answers_end_inside_a_word(tmp_path, model, capsys):
+    """Lost are answers inside words and, at length 8, those with more than 5 tokens."""
     message = "1 of 3 questions to train on have an answer that begins or ends inside a word"
-    places = {"pari": True, "paris": False, "aris": True, "in paris,": False, " paris": False}
-    for place, is_said in places.items():
-        squad = make_squad([("who", ["john"]), ("where", [place]), ("-", [])])
+    lost_at_length = {"paris": [], "in paris,": [], " paris": [], "pari": [8, 48], "aris": [8, 48],
+                      "john lives in paris, not in": [8]}
+    for answer, lengths in lost_at_length.items():
+        squad = make_squad([("who", ["john"]), ("where", [answer]), ("-", [])])
         questions = write_file(tmp_path / "a.json", squad)
-        out = run(capsys, "--model", model, "--task", "qa", "--train", questions, "--dev",
-                  questions, "--steps", 1, "--out", tmp_path / "o", "--overwrite").out
-        assert (message in out) is is_said, place
+        for length in (8, 48):
+            out = run(capsys, "--model", model, "--task", "qa", "--train", questions, "--dev",
+                      questions, "--steps", 1, "--out", tmp_path / "o", "--overwrite", "--length",
+                      length).out
+            assert (message in out) is (length in lengths), (answer, length)
+            assert ("an answer that" in out) is (length in lengths)
 
 
 def test_it_is_said_that_a_head_is_trained_on(tmp_path, tokenizer, model, capsys):
