@@ -1884,7 +1884,7 @@ def lines_to_predict(text):
     ValueError if the text looks like the name of a file that is not there. If it ends like one, but
     has spaces, it is taken as a text, with a warning.
     """
-    if os.path.isfile(text):
+    if os.path.exists(text):
         if re.search(r"(?i)\.(csv|jsonl?)$", text):
             raise ValueError(f"--predict {text}: give a file with a text on each line, not a table "
                              "or a .json")
@@ -1895,9 +1895,6 @@ def lines_to_predict(text):
             location, line = lines[0]
             check_line_end(line, location)
         return lines
-    if os.path.exists(text):
-        raise ValueError(f"--predict {text}: this is not a regular file; if it is meant as a text, "
-                         "add a space to it")
     endings = r"(?i)\.(txt|text|md|tsv|csv|jsonl?|gz|bz2|xz)$"
     ends_as_file = re.search(endings, text) is not None
     has_space = re.search(r"\s", text) is not None
@@ -1950,14 +1947,13 @@ def example_of_line(line, task, location="the text"):
 
     location: where the line stands, for messages
     """
-    texts = line.split("\t", 1)
-    if task.kind != "qa" and line.count("\t") > 1:        # a context may have tabs
-        raise ValueError(f"{location} {line!r:.60}: give one text, or two with a tab between them, "
-                         "not the row of a table")
-    if task.pair and len(texts) == 1:
-        raise ValueError(f"{location} {line!r:.60}: this model needs two texts, separated by a tab")
-    if not task.pair and len(texts) == 2:
-        raise ValueError(f"{location} {line!r:.60}: this model needs one text, without a tab")
+    texts = line.split("\t")
+    if task.kind == "qa":
+        texts = line.split("\t", 1)                      # a context may have tabs
+    needed = 2 if task.pair else 1
+    if len(texts) != needed:
+        raise ValueError(f"{location} {line!r:.60}: this model needs {number_of_texts(task)}; a "
+                         "tab separates two texts")
     text = texts[0]
     if task.kind == "tagging":
         text = split_words(text)
