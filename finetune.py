@@ -238,17 +238,9 @@ def text_feature(task, example_number, example, tokenised, tokenizer, label_numb
     if label is None:
         label = math.nan                                 # it is not known
     elif task.kind == "classification":
-        label = number_of_label(label, label_numbers)
+        label = label_numbers[label]
     return Feature(ids, len(prefix), example_number, positions=[0], stands_for=[0],
                    labels=[label], was_cut=was_cut)
-
-
-def number_of_label(label, label_numbers):
-    """Look up the number of a class or a tag. ValueError if the task does not have it."""
-    if label not in label_numbers:
-        raise ValueError(f"label {label!r:.60} is not one of the task's: "
-                         f"{first_few(list(label_numbers))}")
-    return label_numbers[label]
 
 
 def windows(num_tokens, room, overlap=0):
@@ -291,8 +283,7 @@ def tagging_features(task, example_number, example, tokenised, tokenizer, label_
             if example.label is None:
                 labels.append(math.nan)                  # the tags are not known
             else:
-                tag = example.label[word]
-                labels.append(number_of_label(tag, label_numbers))
+                labels.append(label_numbers[example.label[word]])
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), example_number, positions, word_numbers, labels)
 

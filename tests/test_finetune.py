@@ -209,14 +209,6 @@ def test_a_batch_is_padded_and_labelled_where_the_head_is_read(tokenizer):
 
 # ---- Sentences to tag -------------------------------------------------------------------
 
-@pytest.mark.parametrize("kind, text, label", [
-    ("classification", "x", "B-c"), ("tagging", ["x"], ["B-c"])])
-def test_a_label_that_the_task_does_not_have_is_refused(kind, text, label, tokenizer):
-    task = make_task_of_kind(kind, ["B-a", "O"])
-    with pytest.raises(ValueError, match="label 'B-c' is not one of the task's: B-a; O"):
-        list(encode(task, [make_text_example(text, label)], tokenizer))
-
-
 def random_words(rng, num_words):
     """Draw words of one, several and no tokens."""
     return rng.choices(["good", "zq", "abcde", "the", "\u0007", "paris.", "very"], k=num_words)
