@@ -570,15 +570,8 @@ MODES = (
 )
 
 
-def check_mode(mode):
-    """Raise ValueError if there is no such mode."""
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r:.60}, not one of {', '.join(MODES)}")
-
-
 def choose_trained(encoder, mode):
     """Choose which parameters of the encoder the mode trains (see MODES), and freeze the others."""
-    check_mode(mode)
     for name, parameter in encoder.named_parameters():
         if mode == "adapters":
             # What each recursion has of its own.
@@ -593,7 +586,7 @@ def choose_trained(encoder, mode):
 def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     """Load the encoder in a folder, without its masked-language-model head.
 
-    mode: what will be trained, see MODES
+    mode: what will be trained, see MODES; the other parameters are frozen
         all, head: the encoder is loaded as it was saved
         adapters: the same, but if it has neither adapters nor corrections, adapters are added
         random: of the saved encoder only the shape is used; its weights are random
@@ -602,7 +595,8 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
         needed only where adapters are added
     recursions: the number of recursions to use, counted from the first; None: all
     """
-    check_mode(mode)
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r:.60}, not one of {', '.join(MODES)}")
     saved_model = load(path, recursions)
     config = replace(saved_model.config, hidden_dropout_prob=dropout,
                      attention_probs_dropout_prob=dropout)
@@ -621,6 +615,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
             raise ValueError(f"{path}: adapters are added, so they need a sample to be fitted to")
         ids, mask, segments = to_device(torch.device("cpu"), *sample)
         fit_adapters_to_identity(encoder, ids, mask, segments)
+    choose_trained(encoder, mode)
     return encoder
 
 
@@ -961,9 +956,7 @@ def load_model_of_run(tuning, features, mode, seed):
     ids, mask, segments, _ = collate(features[:64], tuning.task.kind == "qa")
     model, _ = load_classifier(tuning.model_path, tuning.task, mode, tuning.args.dropout,
                                sample=(ids, mask, segments), recursions=tuning.args.recursions)
-    model.to(tuning.processes.device)
-    choose_trained(model.encoder, mode)
-    return model
+    return model.to(tuning.processes.device)
 
 
 def options_of_run(tuning, task_loss, mode, seed, lr):

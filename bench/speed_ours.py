@@ -397,7 +397,6 @@ def our_tuning(mode, path, sentences, bf16=False):
     features = read_features(sentences)
     task = sst2_task()
     model, _ = finetune.load_classifier(path, task, mode, dropout=0.1)
-    finetune.choose_trained(model.encoder, mode)
     task_loss = finetune.TaskLoss(model, task, features, batch_size=32, seed=0, bf16=bf16)
     options = training_options()
     optimizer = distill.make_optimizer(model, options.weight_decay)

@@ -15,8 +15,7 @@ from checkpoint import load, save
 from conftest import B, R, T, V, make_task_of_kind, make_task_tokenizer, random_model
 from data import MaskedBatches, Tokenizer, mask_tokens, open_corpus
 from distill import BUNDLED_TEACHER, Distillation, attention_loss, hidden_loss, output_loss
-from finetune import (Classifier, TaskLoss, choose_trained, encode, load_classifier, load_encoder,
-                      save_classifier)
+from finetune import Classifier, TaskLoss, encode, load_classifier, load_encoder, save_classifier
 from minialbert import MiniALBERT
 from tasks import Example, score
 
@@ -269,8 +268,6 @@ def test_fine_tuning_refuses_what_it_would_leave_out(tmp_path):
     save(random_model(vocab_size=tokenizer.vocab_size, adapter_size=0), tmp_path / "plain")
     with pytest.raises(ValueError, match="adapters are added, so they need a sample"):
         load_encoder(str(tmp_path / "plain"), "adapters")
-    with pytest.raises(ValueError, match="mode is 'adaptors'"):
-        choose_trained(encoder, "adaptors")
     with pytest.raises(ValueError, match="mode is 'adaptors'"):
         load_encoder(tmp_path, "adaptors")
     with pytest.raises(ValueError, match="name is 'mine'"):
