@@ -1547,28 +1547,20 @@ def choose_hidden_weight(flag, mode, teacher, config):
     """
     if teacher is None or mode == "head" or flag == 0:
         return 0.0
-    obstacle = why_not_comparable(config, teacher.encoder.config)
-    if obstacle is not None:
-        if flag is not None:
-            raise ValueError(f"--hidden-weight {flag:g}: the hidden states cannot be compared: "
-                             f"{obstacle}")
-        print(f"the hidden states are not compared with the teacher's: {obstacle}")
-        return 0.0
-    if flag is None:
-        return DEFAULT_HIDDEN_WEIGHT
-    return flag
-
-
-def why_not_comparable(config, teacher_config):
-    """Return a text that says why the hidden states of a model and its teacher cannot be compared,
-    or None if they can."""
-    if teacher_config.hidden_size != config.hidden_size:
-        return (f"hidden_size of the teacher is {teacher_config.hidden_size}, of the model "
-                f"{config.hidden_size}")
-    if not can_match_layers(config.num_hidden_layers, teacher_config.num_hidden_layers):
-        return (f"the teacher has {teacher_config.num_hidden_layers} layers, the model "
-                f"{config.num_hidden_layers} recursions")
-    return None
+    teacher_config = teacher.encoder.config
+    layers_match = can_match_layers(config.num_hidden_layers, teacher_config.num_hidden_layers)
+    if layers_match and teacher_config.hidden_size == config.hidden_size:
+        if flag is None:
+            return DEFAULT_HIDDEN_WEIGHT
+        return flag
+    reason = (f"the teacher has {teacher_config.num_hidden_layers} layers of width "
+              f"{teacher_config.hidden_size}, the model {config.num_hidden_layers} recursions of "
+              f"width {config.hidden_size}")
+    if flag is not None:
+        raise ValueError(f"--hidden-weight {flag:g}: the hidden states cannot be compared: "
+                         f"{reason}")
+    print(f"the hidden states are not compared with the teacher's: {reason}")
+    return 0.0
 
 
 # ---- The data ---------------------------------------------------------------------------

@@ -648,8 +648,8 @@ def test_the_hidden_states_of_a_fine_tuned_teacher_are_followed_at_each_token(ki
 
 
 NOT_COMPARED = "the hidden states are not compared with the teacher's: "
-OTHER_WIDTH = "hidden_size of the teacher is 48, of the model 24"
-OTHER_DEPTH = "the teacher has 3 layers, the model 2 recursions"
+OTHER_WIDTH = "the teacher has 4 layers of width 48, the model 2 recursions of width 24"
+OTHER_DEPTH = "the teacher has 3 layers of width 24, the model 2 recursions of width 24"
 
 
 @pytest.mark.parametrize("flag, mode, teacher_shape, expected, printed", [
