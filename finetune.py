@@ -631,13 +631,13 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     ValueError if the saved head is for another kind of task, for other labels or for another number
     of texts, or if the task has two texts, but the model knows only one segment.
     """
-    if os.path.isfile(path):
-        raise ValueError(f"{path}: this is a file; give the folder that it is in")
     if not os.path.isdir(path):
         raise ValueError(f"{path}: there is no such folder")
     saved_task = load_task(path)                         # None: the folder has no task.json
     if task is None:
-        check_fine_tuned(path)
+        if saved_task is None:
+            raise ValueError(f"{path}: not a fine-tuned model: it has no task.json; fine-tune it "
+                             f"first: finetune.py --model {shlex.quote(str(path))} --task TASK")
         task = saved_task
     encoder = load_encoder(path, mode, dropout, sample, recursions)
     num_segments = encoder.config.type_vocab_size
@@ -1010,14 +1010,6 @@ def load_task(path):
         return Task(**facts)
 
 
-def check_fine_tuned(path):
-    """Raise ValueError if the folder path holds no fine-tuned model."""
-    for name in ("task.json", "head.safetensors"):
-        if not os.path.isfile(os.path.join(path, name)):
-            raise ValueError(f"{path}: not a fine-tuned model: it has no {name}; fine-tune it "
-                             f"first: finetune.py --model {shlex.quote(str(path))} --task TASK")
-
-
 def load_head(head, path, saved_task, task):
     """Load the saved head in the folder path into `head`, a linear layer for task. ValueError if it
     does not fit the task: see check_same_task."""
@@ -1289,11 +1281,7 @@ def run(args):
     settings |= fingerprints_of_saved(model_path, task, args.recursions)
     saved_task = load_task(model_path)
     if saved_task is not None:
-        exempt_mode = ""
-        if "random" in args.modes:
-            exempt_mode = " (not in the mode random)"
-        print(f"{model_path} was fine-tuned for {saved_task.name} already: its head is trained "
-              f"on{exempt_mode}")
+        print(f"{model_path} was fine-tuned for {saved_task.name} already: its head is trained on")
     tuning = Tuning(
         args=args, model_path=model_path, task=task, tokenizer=tokenizer, teacher=teacher,
         hidden_weight=hidden_weight, settings=settings, processes=processes, bf16=bf16)

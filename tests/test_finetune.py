@@ -2436,7 +2436,7 @@ def test_a_model_whose_head_was_removed_does_not_predict(tokenizer, tmp_path, ca
     save_classifier(str(tmp_path), make_classifier(tokenizer, task), task, tokenizer)
     os.remove(tmp_path / "head.safetensors")
     error = fail(capsys, "--model", tmp_path, "--predict", "good")
-    assert f"{tmp_path}: not a fine-tuned model: it has no head.safetensors" in error
+    assert f"{tmp_path}/head.safetensors: No such file or directory" in error
 
 
 # ---- Bad input --------------------------------------------------------------------------
