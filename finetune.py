@@ -291,18 +291,17 @@ def tagging_features(task, example_number, example, tokenised, tokenizer, label_
 def answer_features(task, example_number, example, tokenised, tokenizer):
     """Yield the Features of a question: windows of its context, which overlap."""
     prefix = tokenised.prefix
-    token_ids = tokenised.encoding.ids
-    word_of_token = tokenised.encoding.word_ids
-    span_of_word = spans_of_words(word_of_token, tokenised.encoding.offsets)
-    answer_tokens = tokens_of_answer(example, tokenised.encoding.offsets)
+    encoding = tokenised.encoding
+    token_ids = encoding.ids
+    # A predicted answer consists of whole words. So each token stands for all characters of its
+    # word: "play" and "##ing" both stand for "playing".
+    span_of_token = [encoding.word_to_chars(word) for word in encoding.word_ids]
+    answer_tokens = tokens_of_answer(example, encoding.offsets)
     room = task.length - len(prefix) - 1
     overlap = min(task.stride, room // 2)                # windows advance by at least half
     for begin, end in windows(len(token_ids), room, overlap):
-        # A predicted answer consists of whole words. So each token stands for all characters of its
-        # word: "play" and "##ing" both stand for "playing".
-        spans = [span_of_word[word_of_token[token]] for token in range(begin, end)]
         # An array and a range take little memory: SQuAD has 90,000 windows.
-        stands_for = np.array(spans, np.int32)                                # (tokens, 2)
+        stands_for = np.array(span_of_token[begin:end], np.int32)             # (tokens, 2)
         positions = range(len(prefix), len(prefix) + end - begin)
         labels = [0, 0]                                  # [CLS] stands for "no answer here"
         if example.label is None:
@@ -314,19 +313,6 @@ def answer_features(task, example_number, example, tokenised, tokenizer):
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), example_number, positions, stands_for, labels,
                       was_cut=tokenised.first_was_cut)
-
-
-def spans_of_words(word_of_token, offsets):
-    """Find where each word is: {number of the word: (first character, one past the last)}.
-
-    word_of_token: for each token the number of its word; offsets: for each token its characters
-    """
-    span_of_word = {}
-    for word, (begin, end) in zip(word_of_token, offsets):
-        if word in span_of_word:                         # an earlier token has begun this word
-            begin, _ = span_of_word[word]
-        span_of_word[word] = (begin, end)
-    return span_of_word
 
 
 def tokens_of_answer(example, offsets):
