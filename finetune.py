@@ -844,12 +844,10 @@ class Split(NamedTuple):
 
 def encode_splits(task, datasets, tokenizer):
     """Tokenise all datasets, {name of a split: examples} -> {name of a split: Split}."""
-    return {name: make_split(task, examples, tokenizer) for name, examples in datasets.items()}
-
-
-def make_split(task, examples, tokenizer):
-    """Tokenise examples -> Split."""
-    return Split(examples, list(encode(task, examples, tokenizer)))
+    splits = {}
+    for name, examples in datasets.items():
+        splits[name] = Split(examples, list(encode(task, examples, tokenizer)))
+    return splits
 
 
 class Result(NamedTuple):
@@ -1573,17 +1571,18 @@ def read_files(args, kind):
 
 def check_texts(task, splits, tokenizer):
     """Print how much of the texts is unknown to the tokenizer, cut or lost. ValueError if most of
-    the training set is unknown, or if it has no words.
+    the training set, if there is one, is unknown, or if it has no words.
 
     splits: {name: Split}
     """
-    train_split = splits["train"]
-    check_words(train_split.features, tokenizer)
     for name, split in splits.items():
-        check_characters(split.examples, tokenizer, is_training=name == "train")
-    print_cut(task, splits)
-    if task.kind == "qa":
-        print_lost_answers(train_split)
+        is_training = name == "train"
+        if is_training:
+            check_words(split.features, tokenizer)
+        check_characters(split.examples, tokenizer, is_training)
+    warn_of_cut(task, splits)
+    if task.kind == "qa" and "train" in splits:
+        print_lost_answers(splits["train"])
 
 
 def check_trainable(features):
@@ -1640,29 +1639,21 @@ def print_task(task, datasets):
     print(line, flush=True)
 
 
-def print_cut(task, splits):
-    """Print for each Split how many of its texts were cut."""
+def warn_of_cut(task, splits):
+    """Print a warning for each Split of whose texts, or pairs of texts, some were cut. Texts to tag
+    and contexts in qa are not cut, but read in windows. So in qa only questions are counted."""
     for name, split in splits.items():
-        message = describe_cut(task, split)
-        if message != "":
-            print(f"{name}: {message}", flush=True)
-
-
-def describe_cut(task, split):
-    """Return a sentence that says how many texts of a Split, or pairs of texts, were cut. It is ""
-    if none was. Texts to tag and contexts in qa are not cut, but read in windows. So in qa only
-    questions are counted."""
-    cut_examples = {feature.example_number for feature in split.features if feature.was_cut}
-    num_cut = len(cut_examples)
-    if num_cut == 0:
-        return ""
-    if task.kind == "qa":
-        return (f"{num_cut:,} of {len(split.examples):,} questions have over "
-                f"{most_question_tokens(task)} tokens, about a third of --length {task.length}, "
-                "and were cut")
-    texts = "pairs of texts" if task.pair else "texts"
-    return (f"{num_cut:,} of {len(split.examples):,} {texts} are longer than --length "
-            f"{task.length} and were cut")
+        cut_examples = {feature.example_number for feature in split.features if feature.was_cut}
+        if not cut_examples:
+            continue
+        how_many = f"{name}: {len(cut_examples):,} of {len(split.examples):,}"
+        if task.kind == "qa":
+            warn(f"{how_many} questions have over {most_question_tokens(task)} tokens, about a "
+                 f"third of --length {task.length} of the training, and were cut")
+        else:
+            texts = "pairs of texts" if task.pair else "texts"
+            warn(f"{how_many} {texts} are longer than --length {task.length} of the training and "
+                 "were cut")
 
 
 def print_lost_answers(split):
@@ -1767,9 +1758,7 @@ def run_evaluation(args, given, device):
     if task.labels:
         check_labels(datasets, task.kind, task.labels)
     splits = encode_splits(task, datasets, tokenizer)
-    for split in splits.values():
-        check_characters(split.examples, tokenizer)
-    print_cut(task, splits)
+    check_texts(task, splits, tokenizer)
     results = {}
     for name, split in splits.items():
         results[name] = evaluate_split(model, task, split, bf16)
@@ -1819,12 +1808,9 @@ def predict(args, device):
 
 def predict_examples(examples, model, task, tokenizer, bf16):
     """Predict the labels of examples -> Result, with a warning if texts are unknown or cut."""
-    split = make_split(task, examples, tokenizer)
-    check_characters(examples, tokenizer)
-    message = describe_cut(task, split)
-    if message != "":
-        warn(f"{message} (--length is that of the training)")
-    return evaluate_split(model, task, split, bf16)
+    splits = encode_splits(task, {"--predict": examples}, tokenizer)
+    check_texts(task, splits, tokenizer)
+    return evaluate_split(model, task, splits["--predict"], bf16)
 
 
 def lines_to_predict(text):

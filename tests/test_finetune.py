@@ -1102,16 +1102,17 @@ def test_a_measured_set_of_another_language_is_said_when_the_model_is_trained(
     (("good " * 6, None), False), (("good " * 7, None), True),
     (("good " * 2, "bad " * 3), False), (("good " * 2, "bad " * 4), True),
     (("good " * 4, "bad "), False), (("good " * 5, "bad "), True)])
-def test_texts_that_were_cut_are_counted(texts, is_cut, tokenizer):
+def test_texts_that_were_cut_are_counted(texts, is_cut, tokenizer, capsys):
     first, second = texts
     pair = second is not None
     task = make_task_of_kind("regression", pair=pair, length=8)
     short = make_text_example("good", 1.0, "bad" if pair else None)
     examples = [short, make_text_example(first, 1.0, second), short]
     split = finetune.Split(examples, list(encode(task, examples, tokenizer)))
-    said = finetune.describe_cut(task, split)
+    finetune.warn_of_cut(task, {"dev": split})
     what = "pairs of texts" if pair else "texts"
-    assert said.startswith(f"1 of 3 {what} are longer") if is_cut else said == ""
+    told = capsys.readouterr().err
+    assert told.startswith(f"warning: dev: 1 of 3 {what} are longer") if is_cut else told == ""
 
 
 @pytest.mark.parametrize("text, is_refused", [
@@ -2345,18 +2346,18 @@ def test_it_is_said_how_many_questions_were_cut(tmp_path, model, capsys):
     squad = make_squad([("who", ["john"]), ("where is", ["paris"])])
     questions = write_file(tmp_path / "a.json", squad)
     out = tmp_path / "o"
-    printed = run(capsys, "--model", model, "--task", "qa", "--train", questions, "--dev",
-                  questions, "--steps", 1, "--length", 8, "--out", out).out
-    message = "1 of 2 questions have over 1 tokens, about a third of --length 8, and were cut"
-    assert f"train: {message}" in printed
-    assert f"dev: {message}" in printed
-    printed = run(capsys, "--model", out, "--evaluate", "--dev", questions).out
-    assert f"dev: {message}" in printed
+    told = run(capsys, "--model", model, "--task", "qa", "--train", questions, "--dev", questions,
+               "--steps", 1, "--length", 8, "--out", out).err
+    message = "1 of 2 questions have over 1 tokens, about a third of --length 8 of the training"
+    assert f"warning: train: {message}" in told
+    assert f"warning: dev: {message}" in told
+    told = run(capsys, "--model", out, "--evaluate", "--dev", questions).err
+    assert f"warning: dev: {message}" in told
     answers = tmp_path / "answers.json"
     told = run(capsys, "--model", out, "--predict", questions, "--out", answers).err
-    assert f"warning: {message}" in told
+    assert f"warning: --predict: {message}" in told
     told = run(capsys, "--model", out, "--predict", "where is\tjohn lives in paris").err
-    assert "warning: 1 of 1 questions have over 1 tokens" in told
+    assert "warning: --predict: 1 of 1 questions have over 1 tokens" in told
     assert run(capsys, "--model", out, "--predict", "who\tjohn lives in paris").err == ""
 
 
@@ -2374,15 +2375,15 @@ def test_answers_are_not_written_into_the_folder_of_the_model(tmp_path, model, c
 def test_it_is_said_how_many_texts_were_cut(tmp_path, model, capsys):
     rows = [f"{'good ' * n}\t{n % 2}\n" for n in (3, 6, 7, 20)]
     table = write_file(tmp_path / "t.tsv", "text\tlabel\n" + "".join(rows))
-    printed = run(capsys, "--model", model, "--task", "classification", "--train", table,
-                  "--dev", table, "--steps", 1, "--length", 8, "--out", tmp_path / "o").out
-    message = "2 of 4 texts are longer than --length 8 and were cut\n"
-    assert f"train: {message}" in printed
-    assert f"dev: {message}" in printed
-    printed = run(capsys, "--model", tmp_path / "o", "--evaluate", "--test", table).out
-    assert f"test: {message}" in printed
-    printed = run(capsys, "--model", tmp_path / "o", "--predict", "good " * 7)
-    assert "warning: 1 of 1 texts are longer than --length 8 and were cut" in printed.err
+    told = run(capsys, "--model", model, "--task", "classification", "--train", table, "--dev",
+               table, "--steps", 1, "--length", 8, "--out", tmp_path / "o").err
+    message = "2 of 4 texts are longer than --length 8 of the training and were cut\n"
+    assert f"warning: train: {message}" in told
+    assert f"warning: dev: {message}" in told
+    told = run(capsys, "--model", tmp_path / "o", "--evaluate", "--test", table).err
+    assert f"warning: test: {message}" in told
+    told = run(capsys, "--model", tmp_path / "o", "--predict", "good " * 7).err
+    assert "warning: --predict: 1 of 1 texts are longer than --length 8 of the training" in told
     assert run(capsys, "--model", tmp_path / "o", "--predict", "good " * 6).err == ""
 
 
