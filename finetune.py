@@ -283,7 +283,8 @@ def tagging_features(task, example_number, example, tokenised, tokenizer, label_
             if example.label is None:
                 labels.append(math.nan)                  # the tags are not known
             else:
-                labels.append(label_numbers[example.label[word]])
+                tag = example.label[word]
+                labels.append(label_numbers[tag])
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), example_number, positions, word_numbers, labels)
 
@@ -846,7 +847,8 @@ def encode_splits(task, datasets, tokenizer):
     """Tokenise all datasets, {name of a split: examples} -> {name of a split: Split}."""
     splits = {}
     for name, examples in datasets.items():
-        splits[name] = Split(examples, list(encode(task, examples, tokenizer)))
+        features = list(encode(task, examples, tokenizer))
+        splits[name] = Split(examples, features)
     return splits
 
 
@@ -1234,9 +1236,13 @@ def check_flags(args, given):
 def check_file_flags(task_name, given):
     """Raise ValueError for a flag about files that a task would ignore."""
     for flag in given:
-        if flag in TASKS_OF_FLAG and task_name not in TASKS_OF_FLAG[flag]:
+        if flag not in TASKS_OF_FLAG:                    # it is not about files
+            continue
+        tasks = TASKS_OF_FLAG[flag]
+        if task_name not in tasks:
+            listed = ", ".join(tasks)
             raise ValueError(f"{flag}: the task {task_name} does not use it; it is for --task "
-                             f"{', '.join(TASKS_OF_FLAG[flag])}")
+                             f"{listed}")
 
 
 # ---- All runs of a command --------------------------------------------------------------
@@ -1381,9 +1387,11 @@ def choose_rate(tuning, mode, config, datasets_for_rates):
 
     config: the Config of the model; datasets_for_rates: see best_rate
     """
-    rates = tuning.args.lr
+    args = tuning.args
+    rates = args.lr
     if rates is None:
-        return default_rate(mode, config, tuning.args.runs_are_short, tuning.hidden_weight > 0)
+        learns_hidden = tuning.hidden_weight > 0
+        return default_rate(mode, config, args.runs_are_short, learns_hidden)
     if len(rates) == 1:
         return rates[0]
     lr = best_rate(tuning, mode, datasets_for_rates)
@@ -1449,12 +1457,14 @@ def best_rate(tuning, mode, datasets):
     datasets: {"train": a part of the training set, "dev": its other examples}; the scores are those
         on "dev", which is not the real dev set
     """
+    args = tuning.args
+    rates = args.lr
+    metric = tuning.task.metrics[0]
     splits = encode_splits(tuning.task, datasets, tuning.tokenizer)
-    rates = tuning.args.lr
     score_of_rate = {}
     for lr in rates:
         try:
-            _, results = fine_tune(tuning, splits, mode, tuning.args.seed, lr)
+            _, results = fine_tune(tuning, splits, mode, args.seed, lr)
         except FloatingPointError as error:              # the rate is too high
             # A single process can drop this rate and try the next one. Several processes cannot:
             # perhaps an evaluation has failed, and only the first process evaluates. The others
@@ -1464,14 +1474,14 @@ def best_rate(tuning, mode, datasets):
                                          "process") from error
             print(f"--lr {lr:g}: {error}", flush=True)
         else:
-            score_of_rate[lr] = results["dev"].scores[tuning.task.metrics[0]]
+            score_of_rate[lr] = results["dev"].scores[metric]
     if not score_of_rate:
         listed = ", ".join(f"{lr:g}" for lr in rates)
         raise FloatingPointError(f"--lr: the training diverges with each of {listed}")
     ordered = sorted(score_of_rate, key=score_of_rate.get, reverse=True)
     listed = ", ".join(f"{lr:g} {score_of_rate[lr]:.2%}" for lr in ordered)
-    print(f"learning rates, best first ({tuning.task.metrics[0]} on a held-out tenth of the "
-          f"training set): {listed}")
+    print(f"learning rates, best first ({metric} on a held-out tenth of the training set): "
+          f"{listed}")
     return ordered[0]
 
 
@@ -1519,15 +1529,16 @@ def choose_hidden_weight(flag, mode, teacher, config):
     """
     if teacher is None or mode == "head" or flag == 0:
         return 0.0
-    teacher_config = teacher.encoder.config
-    layers_match = can_match_layers(config.num_hidden_layers, teacher_config.num_hidden_layers)
-    if layers_match and teacher_config.hidden_size == config.hidden_size:
+    num_recursions = config.num_hidden_layers
+    num_layers = teacher.encoder.config.num_hidden_layers
+    width = config.hidden_size
+    teacher_width = teacher.encoder.config.hidden_size
+    if teacher_width == width and can_match_layers(num_recursions, num_layers):
         if flag is None:
             return DEFAULT_HIDDEN_WEIGHT
         return flag
-    reason = (f"the teacher has {teacher_config.num_hidden_layers} layers of width "
-              f"{teacher_config.hidden_size}, the model {config.num_hidden_layers} recursions of "
-              f"width {config.hidden_size}")
+    reason = (f"the teacher has {num_layers} layers of width {teacher_width}, the model "
+              f"{num_recursions} recursions of width {width}")
     if flag is not None:
         raise ValueError(f"--hidden-weight {flag:g}: the hidden states cannot be compared: "
                          f"{reason}")
@@ -1610,7 +1621,7 @@ def check_words(features, tokenizer):
         raise ValueError("the texts to train on have no words")
 
 
-def check_characters(examples, tokenizer, is_training=False):
+def check_characters(examples, tokenizer, is_training):
     """Print a warning if over a tenth of the characters of the texts become [UNK]: see
     data.count_characters. ValueError if over half of those to train on do."""
     texts = []
@@ -1644,14 +1655,19 @@ def warn_of_cut(task, splits):
     and contexts in qa are not cut, but read in windows. So in qa only questions are counted."""
     for name, split in splits.items():
         cut_examples = {feature.example_number for feature in split.features if feature.was_cut}
-        if not cut_examples:
+        num_cut = len(cut_examples)
+        if num_cut == 0:
             continue
-        how_many = f"{name}: {len(cut_examples):,} of {len(split.examples):,}"
+        num_examples = len(split.examples)
+        how_many = f"{name}: {num_cut:,} of {num_examples:,}"
         if task.kind == "qa":
-            warn(f"{how_many} questions have over {most_question_tokens(task)} tokens, about a "
-                 f"third of --length {task.length} of the training, and were cut")
+            most = most_question_tokens(task)
+            warn(f"{how_many} questions have over {most} tokens, about a third of --length "
+                 f"{task.length} of the training, and were cut")
         else:
-            texts = "pairs of texts" if task.pair else "texts"
+            texts = "texts"
+            if task.pair:
+                texts = "pairs of texts"
             warn(f"{how_many} {texts} are longer than --length {task.length} of the training and "
                  "were cut")
 
@@ -1886,10 +1902,11 @@ def example_of_line(line, task, location="the text"):
     texts = line.split("\t")
     if task.kind == "qa":
         texts = line.split("\t", 1)                      # a context may have tabs
-    needed = 2 if task.pair else 1
-    if len(texts) != needed:
-        raise ValueError(f"{location} {line!r:.60}: this model needs {number_of_texts(task)}; a "
-                         "tab separates two texts")
+    has_two_texts = len(texts) == 2
+    if len(texts) > 2 or has_two_texts != task.pair:
+        needed = number_of_texts(task)
+        raise ValueError(f"{location} {line!r:.60}: this model needs {needed}; a tab separates two "
+                         "texts")
     text = texts[0]
     if task.kind == "tagging":
         text = split_words(text)

@@ -1082,7 +1082,7 @@ def test_a_warning_is_one_printable_line_of_the_first_process(rank, is_printed, 
 def test_it_is_said_if_a_tenth_of_the_characters_is_unknown(
         num_known, is_warned, tokenizer, capsys):
     example = make_text_example("good " * num_known + "привет", "x")
-    finetune.check_characters([example], tokenizer)
+    finetune.check_characters([example], tokenizer, is_training=True)
     warning = f"of {4 * num_known + 6} characters 6 become [UNK]"
     assert (warning in capsys.readouterr().err) is is_warned
 
