@@ -746,9 +746,7 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
 
     At SIGINT, SIGTERM or SIGHUP the step is finished and a checkpoint is written. Then SystemExit
     ends the program. If there are several processes, they first go on to the next step that logs or
-    saves, so that all stop after the same step (see must_stop). If a signal comes so late that the
-    run makes its last step all the same, train() does not end the program. It returns the signals
-    that this process received, mostly an empty list, so that the caller can end the program.
+    saves, so that all stop after the same step (see must_stop).
     """
     first_step = run_state.first_step
     is_main = processes.rank == 0
@@ -806,9 +804,8 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
                 # the checkpoint of this step do not lower it.
                 last_logged = steps_done
                 last_log_time = time.perf_counter()
-            if stop and steps_done < options.steps:
+            if stop:
                 stop_run(signals, steps_done, options, processes)
-        return signals
 
 
 # ---- From here on: plumbing -------------------------------------------------------------
@@ -918,7 +915,9 @@ def held_out_scores(evaluate_model, steps_done):
 
 def stop_run(signals, steps_done, options, processes):
     """Raise SystemExit after a signal. The first process calls this after its checkpoint."""
-    print_stopped(f"step {steps_done} of {options.steps}")
+    with suppress(OSError):                              # the terminal may have been closed
+        print(f"\nstopped after step {steps_done} of {options.steps}: the same command, with "
+              "--resume and without --overwrite, goes on from there", flush=True)
     # When one process ends, torchrun soon ends the others. So all wait here until the first one has
     # written its checkpoint.
     if processes.world_size > 1:
@@ -930,13 +929,6 @@ def stop_run(signals, steps_done, options, processes):
         signal_number = signals[0]
     # Shells report 128 + n for a program that signal n has ended.
     raise SystemExit(128 + signal_number)
-
-
-def print_stopped(after_what):
-    """Print where a signal has stopped the program, and how to go on."""
-    with suppress(OSError):                              # the terminal may have been closed
-        print(f"\nstopped after {after_what}: the same command, with --resume and without "
-              "--overwrite, goes on from there", flush=True)
 
 
 # ---- Log, progress bar and signals ------------------------------------------------------
@@ -989,7 +981,11 @@ def show_progress(bar, line, steps, evaluate_now):
 @contextmanager
 def noted_signals():
     """Collect the numbers of signals in a list while the with block runs. The signals do not end
-    the program then. They are SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed)."""
+    the program then. They are SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed).
+
+    The block looks at the list and ends by an exception if it is not empty. If it ends without one,
+    a signal in the list came after the last look. It takes effect then.
+    """
     received = []
     if threading.current_thread() is not threading.main_thread():
         yield received                                   # only the main thread gets signals
@@ -1012,6 +1008,8 @@ def noted_signals():
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])
 
 
 # ---- Processes and devices --------------------------------------------------------------
@@ -1957,8 +1955,6 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
             # The files of an earlier run are removed only now. So if something above has failed,
             # --overwrite has lost nothing.
             claim_folder(args.out, "distill.py", settings, args.resume)
-        # train() returns the signals that came too late to stop it before the last step. They are
-        # ignored: the run is finished anyway.
         train(student, distillation, run_state, options, evaluate_student, save_student, processes)
     print_scores(models, valid_batches, bf16, each_recursion=True)
     print_samples(models, tokenizer, valid_batches, bf16)

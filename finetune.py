@@ -53,7 +53,7 @@ from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin
                      broadcast, can_match_layers, check_batch_size, device_of, explaining_failures,
                      fingerprint, first_process_first, given_flags, hidden_loss, integer_from,
                      leave_processes, lock_folder, match_layers, number, output_loss,
-                     print_stopped, refuse_flags, resume_settings, set_up_processes, shape_of,
+                     refuse_flags, resume_settings, set_up_processes, shape_of,
                      split_batch, to_device, train, uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Task, check_labels, check_line_end, detailed_scores,
@@ -914,14 +914,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     begin_time = time.perf_counter()
     run_state = begin_or_resume(model, options, settings, tuning.processes)
     with explaining_failures():
-        signals = train(model, task_loss, run_state, options, measure_dev, save_nothing,
-                        tuning.processes)
-    # A signal, such as Ctrl-C, before the last step makes train() itself end the program. If one
-    # came during the last step, this run is finished, and train() returns the signal. Then the
-    # program ends here, before another run begins.
-    if signals:
-        print_stopped("this run")
-        raise SystemExit(128 + signals[0])               # as stop_run does
+        train(model, task_loss, run_state, options, measure_dev, save_nothing, tuning.processes)
     # The other splits are measured here. The dev set is measured here, too, if train() has not
     # called measure_dev: only the first process calls it, and only if there were steps to make.
     for name, split in splits.items():

@@ -981,14 +981,31 @@ def test_gradients_that_the_caller_has_left_are_not_trained_on(toy, whole, tmp_p
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_a_signal_at_the_last_step_ends_the_run_as_usual(toy, whole, tmp_path, monkeypatch):
+def test_a_signal_at_the_last_step_stops_a_run_that_is_finished(
+        toy, whole, tmp_path, monkeypatch):
     def send(step):
         if step == 11:
             os.kill(os.getpid(), signal.SIGTERM)
 
     before_each_step(monkeypatch, send)
-    assert distill.main(distill_flags(toy, tmp_path / "run")) is None
+    with pytest.raises(SystemExit, match="^143$"):
+        distill.main(distill_flags(toy, tmp_path / "run"))
     assert_same_run(tmp_path / "run", whole)
+    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) is None
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_signal_after_the_last_look_at_the_list_takes_effect_at_the_end():
+    events = []
+    with pytest.raises(KeyboardInterrupt):
+        with distill.noted_signals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            events.append(list(signals))
+    assert events == [[signal.SIGINT]]
+    with pytest.raises(SystemExit):                      # the block has obeyed the signal itself
+        with distill.noted_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            raise SystemExit(130)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
