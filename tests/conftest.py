@@ -105,7 +105,7 @@ def assert_close(ours, theirs, limit=1e-5):
     theirs = torch.as_tensor(theirs).double()
     assert ours.shape == theirs.shape
     distance = (ours - theirs).abs().max()
-    assert distance <= limit, f"they differ by {distance:.1e}"
+    assert distance <= limit, f"their largest difference is {distance:.1e}, over {limit:.1e}"
 
 
 # ---- The oracle for a BERT: transformers ------------------------------------------------
