@@ -1263,13 +1263,6 @@ def to_device(device, *arrays):
     return tensors
 
 
-def shape_of(model):
-    """Return the fields of a model's Config {name: value}, or None if there is no model."""
-    if model is None:
-        return None
-    return vars(model.config)
-
-
 def fingerprint(model):
     """Compute a short hash of all parameters of a model -> text, or None if there is no model."""
     if model is None:
@@ -1677,9 +1670,10 @@ def distillation_settings(args, options, bf16, loss_weights, teacher, student):
         given_student = student
     settings = resume_settings(options, args.batch_size, args.dropout, bf16) | {
         "length": args.length, "warmup": args.warmup, "init": args.init,
-        "temperature": args.temperature, "weights": loss_weights, "shape": shape_of(student),
-        "teacher": fingerprint(teacher), "teacher_shape": shape_of(teacher),
-        "student": fingerprint(given_student)}
+        "temperature": args.temperature, "weights": loss_weights, "shape": vars(student.config),
+        "teacher": fingerprint(teacher), "student": fingerprint(given_student)}
+    if teacher is not None:
+        settings["teacher_shape"] = vars(teacher.config)
     if "attention" in loss_weights:
         # Earlier versions of this program divided the attention loss by the length. This entry
         # lets check_settings refuse to resume their runs.

@@ -53,8 +53,8 @@ from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin
                      broadcast, can_match_layers, check_batch_size, device_of, explaining_failures,
                      fingerprint, first_process_first, given_flags, hidden_loss, integer_from,
                      leave_processes, lock_folder, match_layers, number, output_loss,
-                     refuse_flags, resume_settings, set_up_processes, shape_of,
-                     split_batch, to_device, train, uses_bf16)
+                     refuse_flags, resume_settings, set_up_processes, split_batch,
+                     to_device, train, uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Task, check_labels, check_line_end, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of, majority,
@@ -1295,7 +1295,7 @@ def tuning_settings(args, task, datasets, tokenizer, teacher, bf16):
     those of the model."""
     teacher_shape = None
     if teacher is not None:
-        teacher_shape = shape_of(teacher.encoder)
+        teacher_shape = vars(teacher.encoder.config)
     return {
         # What is trained, and on what:
         "task": task.name, "modes": args.modes, "recursions": args.recursions,
@@ -1319,8 +1319,8 @@ def fingerprints_of_saved(path, task, recursions):
     ValueError if the model cannot be loaded for this task.
     """
     model, _ = load_classifier(path, task, recursions=recursions)
-    fingerprints = {"encoder": fingerprint(model.encoder), "shape": shape_of(model.encoder),
-                    "head": None}
+    fingerprints = {"encoder": fingerprint(model.encoder), "head": None,
+                    "shape": vars(model.encoder.config)}
     if load_task(path) is not None:                      # the folder holds a head, too
         fingerprints["head"] = hash_file(os.path.join(path, "head.safetensors"))
     return fingerprints
