@@ -1295,8 +1295,6 @@ RECIPES = {
         "elastic": 0.0, "init": "random", "tie_decoder": False, "num_hidden_layers": 6,
         "embedding_size": 128},
 }
-# This is args.init if there is a --student, which keeps its weights. Checkpoints hold this text.
-KEEP_WEIGHTS = ""
 SHAPE_FIELDS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size",
                 "adapter_size", "correction_rank", "num_attention_heads", "intermediate_size",
                 "tie_decoder")
@@ -1561,25 +1559,22 @@ def arguments(argv):
 
 
 def fill_in_defaults(args):
-    """Fill in the values of the recipe for the flags that were not given."""
+    """Fill in the defaults of the flags that were not given. Most of them are the recipe's."""
     if args.recipe is None:
         args.recipe = default_recipe(args)
-    if args.elastic is None and args.output_weight == 0:
-        # The elastic loss is the output loss at an earlier depth. So --output-weight 0 leaves out
-        # both, unless --elastic is given.
-        args.elastic = 0.0
-    warmup_is_given = args.warmup is not None
     defaults = {f"{name}_weight": weight for name, weight in LOSS_WEIGHTS.items()}
-    defaults |= RECIPES[args.recipe]                     # paper has other weights
+    defaults["init"] = "sharp" if args.teacher is None else "teacher"
+    defaults |= RECIPES[args.recipe]                     # paper has other weights and another init
+    if args.student is not None:
+        defaults["init"] = ""                            # it keeps its weights
+    if args.steps is not None:
+        defaults["warmup"] = min(defaults["warmup"], args.steps // 10)
+    if args.output_weight == 0:
+        # The elastic loss is the output loss at an earlier depth, so it is left out, too.
+        defaults["elastic"] = 0.0
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if not warmup_is_given:
-        args.warmup = min(args.warmup, args.steps // 10)
-    if args.student is not None:
-        args.init = KEEP_WEIGHTS
-    elif args.init is None:
-        args.init = "sharp" if args.teacher is None else "teacher"
 
 
 def default_recipe(args):
