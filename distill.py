@@ -1818,15 +1818,6 @@ def make_student(args, teacher, start_model, vocab_size):
     return student
 
 
-def usual_number_of_heads(C):
-    """Return the largest number of attention heads that divides C and gives each a width of at
-    least 32, or 1 if there is none. It is at most 1024, as in a Config."""
-    num_heads = max(1, min(C // 32, 1024))
-    while C % num_heads != 0:
-        num_heads -= 1
-    return num_heads
-
-
 def student_config(args, teacher, vocab_size):
     """Choose a fresh student's Config: the teacher's, made recursive, then changed by the flags.
 
@@ -1838,46 +1829,34 @@ def student_config(args, teacher, vocab_size):
         C = 128 if teacher is None else teacher.config.hidden_size
     # The shape is first that of the teacher or, without one, that of a BERT.
     if teacher is None:
-        shape = {"vocab_size": vocab_size, "num_hidden_layers": 6,
-                 "num_attention_heads": usual_number_of_heads(C), "intermediate_size": 4 * C,
+        num_heads = max(1, C // 32)
+        while C % num_heads != 0:
+            num_heads -= 1
+        shape = {"vocab_size": vocab_size, "embedding_size": C, "num_hidden_layers": 6,
+                 "num_attention_heads": num_heads, "intermediate_size": 4 * C,
                  "max_position_embeddings": max(128, args.length)}
-        largest_E = 128
     else:
         shape = dict(vars(teacher.config))
-        largest_E = min(128, teacher.config.embedding_size)
     # Then it becomes that of a student: few recursions of one layer, and narrow embeddings.
     if shape["num_hidden_layers"] == 12:
         shape["num_hidden_layers"] = 6                   # the paper's student of a BERT-base
-    shape |= {"hidden_size": C, "embedding_size": max(1, min(largest_E, C // 2)),
-              "num_hidden_groups": 1, "adapter_size": 0, "correction_rank": 0, "tie_decoder": True,
-              "hidden_dropout_prob": args.dropout, "attention_probs_dropout_prob": args.dropout}
+    E = max(1, min(128, shape["embedding_size"], C // 2))
+    shape |= {"hidden_size": C, "embedding_size": E, "num_hidden_groups": 1, "adapter_size": 0,
+              "correction_rank": 0, "tie_decoder": True, "hidden_dropout_prob": args.dropout,
+              "attention_probs_dropout_prob": args.dropout}
     # The flags have the last word.
     for name in SHAPE_FIELDS:
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
-    shape |= default_own_parts(args, shape)
-    return Config(**shape)
-
-
-def default_own_parts(args, shape):
-    """Choose what each recursion gets of its own by default: the entries of a Config.
-
-    Recursions that share a layer would otherwise all compute the same. So they get
-
-    - with --recipe paper: adapters, unless --adapter-size is given or --correction-rank is above 0
-    - in the other recipes: corrections, unless --adapter-size or --correction-rank is given
-
-    A flag counts as given also if its value is 0.
-    """
-    C = shape["hidden_size"]
+    # Recursions that share a layer would all compute the same. So by default each of them gets a
+    # correction of its own or, as in the paper, adapters. A flag counts also if its value is 0.
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
-    if not shares_layers or args.adapter_size is not None:
-        return {}
-    if args.recipe == "paper" and shape["correction_rank"] == 0:
-        return {"adapter_size": max(1, C // 16)}
-    if args.recipe != "paper" and args.correction_rank is None:
-        return {"correction_rank": max(1, min(C // 8, shape["intermediate_size"]))}
-    return {}
+    if shares_layers and args.adapter_size is None:
+        if args.recipe != "paper" and args.correction_rank is None:
+            shape["correction_rank"] = max(1, min(C // 8, shape["intermediate_size"]))
+        elif args.recipe == "paper" and shape["correction_rank"] == 0:
+            shape["adapter_size"] = max(1, C // 16)
+    return Config(**shape)
 
 
 def check_sizes(models, tokenizer, length):

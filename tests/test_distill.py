@@ -2349,9 +2349,11 @@ def test_a_student_from_a_checkpoint_can_be_stopped_and_resumed(toy, whole, tmp_
 
 
 @pytest.mark.parametrize("C, expected", [
-    (8, 1), (100, 2), (128, 4), (384, 12), (97, 1), (768, 24), (65536, 1024), (2**31 - 1, 1)])
+    (8, 1), (100, 2), (128, 4), (384, 12), (97, 1), (768, 24), (32768, 1024), (2**24 - 3, 1)])
 def test_without_a_teacher_the_number_of_heads_divides_the_width(C, expected):
-    assert distill.usual_number_of_heads(C) == expected
+    args = distill.arguments(["--teacher", "none", "--tokenizer", "mine", "--hidden-size", str(C),
+                              "--intermediate-size", "64"])
+    assert distill.student_config(args, None, V).num_attention_heads == expected
 
 
 def test_a_bert_without_a_head_is_given_one(toy, tmp_path):
