@@ -1749,16 +1749,9 @@ def open_and_describe_corpus(args, tokenizer, processes):
 
 def make_valid_batches(corpus, tokenizer, length):
     """Make the batches on which models are measured, always the same ones."""
-    what = f"{corpus.source}, its held-out part (a fiftieth of it)"
-    return make_batches(what, corpus.valid_tokens, tokenizer, length, batch_size=32)
-
-
-def make_batches(what, tokens, tokenizer, length, batch_size, seed=0):
-    """Make masked batches of tokens. If they are too few, a ValueError says `what` they are."""
-    try:
-        return MaskedBatches(tokens, tokenizer, length, batch_size, seed)
-    except ValueError as error:
-        raise ValueError(f"{what}: not long enough for --length {length}: {error}") from error
+    with parsing(f"{corpus.source}, its held-out part (a fiftieth of it)",
+                 f"long enough for --length {length}"):
+        return MaskedBatches(corpus.valid_tokens, tokenizer, length, batch_size=32)
 
 
 def choose_losses(args, teacher, num_recursions, given=()):
@@ -1881,8 +1874,10 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
     device = processes.device
     compile_losses, cuda_graphs = choose_compilation(args, processes)
     corpus = open_and_describe_corpus(args, tokenizer, processes)
-    batches = make_batches(f"{corpus.source}, its part to train on", corpus.train_tokens,
-                           tokenizer, args.length, args.batch_size, args.seed)
+    with parsing(f"{corpus.source}, its part to train on",
+                 f"long enough for --length {args.length}"):
+        batches = MaskedBatches(corpus.train_tokens, tokenizer, args.length, args.batch_size,
+                                args.seed)
     valid_batches = make_valid_batches(corpus, tokenizer, args.length)
     settings = settings | {"corpus": corpus.digest}
     if args.init == "teacher":
