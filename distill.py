@@ -644,8 +644,8 @@ MAX_GRADIENT_NORM = 1.0
 class TrainingOptions:
     """Options of train(); the help of the flags with the same names explains them.
 
-    A new option that changes what is trained also belongs in resume_settings. Otherwise --resume
-    does not notice that it differs.
+    A new option that changes what is trained also belongs in distillation_settings, and in
+    fine_tune of finetune.py. Otherwise --resume does not notice that it differs.
     """
     steps: int
     lr: float
@@ -1649,7 +1649,7 @@ def run(args, given):
     check_losses(student, teacher, loss_weights)
     if args.init == "teacher":
         check_start(student, teacher)
-    settings = distillation_settings(args, options, bf16, loss_weights, teacher, student)
+    settings = distillation_settings(args, lr, bf16, loss_weights, teacher, student)
     inputs = [args.teacher, args.student, args.tokenizer]
     if args.corpus is not None:
         inputs += args.corpus
@@ -1657,15 +1657,17 @@ def run(args, given):
         train_student(args, options, settings, models, tokenizer, loss_weights, bf16, processes)
 
 
-def distillation_settings(args, options, bf16, loss_weights, teacher, student):
+def distillation_settings(args, lr, bf16, loss_weights, teacher, student):
     """Collect the settings that must be the same to resume a run: {name: value}. train_student()
     adds the corpus, which has not been read yet."""
     given_student = None                                 # the model of --student
     if args.student is not None:
         given_student = student
-    settings = resume_settings(options, args.batch_size, args.dropout, bf16) | {
-        "length": args.length, "warmup": args.warmup, "init": args.init,
-        "temperature": args.temperature, "weights": loss_weights, "shape": vars(student.config),
+    settings = {
+        "steps": args.steps, "lr": lr, "warmup": args.warmup, "weight_decay": args.weight_decay,
+        "seed": args.seed, "batch_size": args.batch_size, "length": args.length,
+        "dropout": args.dropout, "bf16": bf16, "init": args.init, "weights": loss_weights,
+        "temperature": args.temperature, "shape": vars(student.config),
         "teacher": fingerprint(teacher), "student": fingerprint(given_student)}
     if teacher is not None:
         settings["teacher_shape"] = vars(teacher.config)
@@ -1674,13 +1676,6 @@ def distillation_settings(args, options, bf16, loss_weights, teacher, student):
         # lets check_settings refuse to resume their runs.
         settings["attention_loss"] = "mean over rows"
     return settings
-
-
-def resume_settings(options, batch_size, dropout, bf16):
-    """Collect the settings that must be equal to resume a run, as far as distill.py and finetune.py
-    share them; each adds its own."""
-    return {"steps": options.steps, "lr": options.lr, "weight_decay": options.weight_decay,
-            "seed": options.seed, "batch_size": batch_size, "dropout": dropout, "bf16": bf16}
 
 
 def lock_folder(args, script, settings, inputs, processes):

@@ -53,7 +53,7 @@ from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin
                      broadcast, can_match_layers, check_batch_size, device_of, explaining_failures,
                      fingerprint, first_process_first, given_flags, hidden_loss, integer_from,
                      leave_processes, lock_folder, match_layers, number, output_loss,
-                     refuse_flags, resume_settings, set_up_processes, split_batch,
+                     refuse_flags, set_up_processes, split_batch,
                      to_device, train, uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Task, check_labels, check_line_end, detailed_scores,
@@ -898,9 +898,8 @@ def fine_tune(tuning, splits, mode, seed, lr):
     options = options_of_run(tuning, task_loss, mode, seed, lr)
     # tuning.settings has the flags of the whole command: its "lr" may be several rates, and its
     # "steps" and "hidden_weight" may be None. Here the values of this run take their place.
-    settings_of_run = resume_settings(options, args.batch_size, args.dropout, tuning.bf16)
-    settings_of_run["hidden_weight"] = tuning.hidden_weight
-    settings = tuning.settings | settings_of_run
+    settings = tuning.settings | {"lr": lr, "steps": options.steps, "seed": seed,
+                                  "hidden_weight": tuning.hidden_weight}
     results = {}
     dev_name = first_dev_split(splits)
 
