@@ -1311,17 +1311,13 @@ def integer_from(smallest):
     return parse
 
 
-def number(upper=2.0**31, zero_is_allowed=True):
-    """Make an argparse type: a number below `upper` that is at least 0, or above 0 if zero is not
-    allowed."""
+def number(smallest=0.0, upper=2.0**31):
+    """Make an argparse type: a number that is at least `smallest` and below `upper`."""
     def parse(text):
         value = float(text)
-        is_allowed = 0 <= value < upper                  # False for nan, too
-        if value == 0 and not zero_is_allowed:
-            is_allowed = False
-        if not is_allowed:
-            least = "at least" if zero_is_allowed else "above"
-            raise argparse.ArgumentTypeError(f"{text} is not {least} 0 and below {upper:.0f}")
+        if not smallest <= value < upper:                # nan is refused here, too
+            raise argparse.ArgumentTypeError(f"{text} is not at least {smallest:g} and below "
+                                             f"{upper:.0f}")
         return value
     parse.__name__ = "number"
     return parse
@@ -1462,7 +1458,7 @@ def add_loss_flags(parser):
                        "output loss or with one recursion; paper: 0)")
     # The loss is multiplied by the square of the temperature. At 10,000 the rounding errors of
     # float32 are larger than the loss.
-    temperature = number(upper=1000.0, zero_is_allowed=False)
+    temperature = number(smallest=0.001, upper=1000.0)
     group.add_argument("--temperature", type=temperature, default=1.0, metavar="X",
                        help="divides the logits of both models in the output loss and the elastic "
                        "loss; above 1 it flattens the distributions, 1 changes nothing (default: "

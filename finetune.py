@@ -1124,7 +1124,7 @@ def add_training_flags(parser):
     group.add_argument("--seeds", type=integer_from(1), default=1, metavar="N",
                        help="number of runs, with the seeds --seed, --seed + 1, ...; the mean and "
                        "the standard deviation are printed (default: 1)")
-    group.add_argument("--epochs", type=number(zero_is_allowed=False), default=3.0, metavar="X",
+    group.add_argument("--epochs", type=number(smallest=0.001), default=3.0, metavar="X",
                        help="number of passes through the training set (default: 3)")
     group.add_argument("--steps", type=integer_from(1), metavar="N",
                        help="steps to train (default: from --epochs; 200 without --task)")

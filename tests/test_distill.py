@@ -2735,7 +2735,7 @@ def refused_values():
             cases.append((flag, value, f"{value} is not at least 0 and below 2147483648"))
         cases.append((flag, "much", "invalid number value: 'much'"))
     for value in (0, -1, "nan", "inf", 1000):
-        cases.append(("temperature", value, f"{value} is not above 0 and below 1000"))
+        cases.append(("temperature", value, f"{value} is not at least 0.001 and below 1000"))
     for value in (1, -0.1, "nan"):
         cases.append(("dropout", value, f"{value} is not at least 0 and below 1"))
     return cases
@@ -2753,7 +2753,7 @@ def test_the_ends_of_the_ranges_are_allowed():
     values |= {flag: [1, LARGEST_INTEGER] for flag in FROM_1}
     values |= {"length": [3, LARGEST_INTEGER], "warmup": [0, RECIPES["quick"]["steps"]]}
     values |= {flag: [0, 1e-9, 2e9] for flag in NUMBERS}
-    values |= {"temperature": [1e-9, 999], "dropout": [0, 0.999]}
+    values |= {"temperature": [0.001, 999], "dropout": [0, 0.999]}
     for flag, allowed in values.items():
         for value in allowed:
             args = distill.arguments([f"--{flag}={value}"])
