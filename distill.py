@@ -1135,17 +1135,14 @@ def keep_freed_memory():
 def first_process_first(processes):
     """Let the first process of each machine run the with block before the others. It does the work,
     such as tokenising; the others then find the result."""
-    if processes.world_size == 1:
-        yield
-        return
     # A barrier makes each process wait until all have called it. The first process of each machine
     # calls it after its work. The others call it before theirs, so they wait for that work.
-    if processes.local_rank == 0:
-        yield
-        dist.barrier()                                   # let the others begin
-    else:
+    is_first = processes.local_rank == 0
+    if not is_first:
         dist.barrier()                                   # wait until the first ones have finished
-        yield
+    yield
+    if is_first and processes.world_size > 1:
+        dist.barrier()                                   # let the others begin
 
 
 def split_batch(batch_size, micro_batch_size, processes):
