@@ -711,46 +711,38 @@ WRITTEN_BY_RUNS = [
 
 @contextmanager
 def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
-    """Check and lock the folder `out`: in the with block only this run of `script` uses it.
+    """Lock and check the folder `out`: in the with block only this run of `script` uses it.
 
     settings: a dict of what the run must have in common with one that it resumes
     inputs: the folders and files that the run reads; None is skipped. `out` must not be one of
         these folders, and none of these files may lie directly in it.
+    resume, overwrite: see check_owner. ValueError says what is wrong. No file of an earlier run
+        changes until the caller calls claim_folder.
 
-    If the folder is not empty, resume or overwrite must be True:
-    - To resume, the folder must hold a run of this script.
-    - To overwrite, it must hold a run of any script, or none of the files in WRITTEN_BY_RUNS.
-    ValueError says what is wrong. No file in the folder changes until the caller calls
-    claim_folder.
-
-    The lock is on the folder's run.json. If the process ends or is killed, the lock ends, too. If
-    run.json is the only file at the end of the with block, it is removed with the folder.
+    The lock is on the folder's run.json, which is made if it is missing. If the process ends or is
+    killed, the lock ends, too. At the end of the with block a run.json that is empty, or the only
+    file, is removed, and then the folder if nothing is left in it.
     """
     if out == "":
         raise ValueError("--out is empty; give the name of a folder")
     check_inputs(out, inputs)
-    run_path = os.path.join(out, RUN_FILE)
-    run_before = read_run(out)                           # the run whose files are there now
-    check_owner(out, run_before, script, resume, overwrite)
-    if resume:
-        check_settings(run_path, run_before.get("settings", {}), settings)
+    check_regular_files(out)
     os.makedirs(out, exist_ok=True)
+    run_path = os.path.join(out, RUN_FILE)
     # The mode "a" makes the file if it is missing. If there is one, it stays as it is.
     with open(run_path, "a", encoding="utf-8") as run_file:
-        if not lock(run_file):
-            raise ValueError(f"--out {out}: another run is writing into it")
-        # Another run may have ended in this folder between check_owner and the lock. Then the
-        # folder is no longer as check_owner has seen it.
-        if read_run(out) != run_before:
-            raise ValueError(f"--out {out}: another run has just ended there; start again")
+        lock(run_file)
+        # Somebody else's run.json is an error here, before the try, so that it is not removed.
+        run_before = read_run(out)
         try:
+            check_owner(out, run_before, script, settings, resume, overwrite)
             yield
         finally:
             # Some things cannot be removed, such as the folder "." or, on Windows, an open file.
             with suppress(OSError):
-                if os.listdir(out) == [RUN_FILE]:
+                if os.listdir(out) == [RUN_FILE] or os.path.getsize(run_path) == 0:
                     os.remove(run_path)
-                    os.rmdir(out)
+                os.rmdir(out)                            # an error if the folder is not empty
 
 
 def check_inputs(out, inputs):
@@ -765,46 +757,9 @@ def check_inputs(out, inputs):
             raise ValueError(f"--out {out}: this folder is read from; choose another one")
 
 
-def check_owner(out, run, script, resume, overwrite):
-    """Raise ValueError if a run of `script` may not write into the folder `out`.
-
-    run: what read_run(out) has returned
-    If there is nothing to resume because `out` is empty, print a line: this is not an error.
-    """
-    names = []
-    if os.path.exists(out):
-        names = os.listdir(out)                          # an OSError if `out` is a file
-    run_files = files_of_run(out)
-    check_regular_files(out, run_files)
-    if run == {} and RUN_FILE in names:
-        names.remove(RUN_FILE)                           # an empty run.json says nothing
-    if names == []:
-        if resume:
-            print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
-        return
-    owner = run.get("script")
-    if not resume and not overwrite:
-        if owner is None:
-            raise ValueError(f"--out {out} is not empty, and no run is in it; choose another "
-                             "folder, or say --overwrite to write into this one")
-        raise ValueError(f"--out {out} is not empty: --resume goes on with the run in it, "
-                         "--overwrite starts anew and loses it")
-    if resume and owner != script:
-        raise ValueError(f"--resume: there is no run of {script} in {out}")
-    if overwrite and owner is None:
-        # No run.json says that a script of ours wrote the files. They may be somebody else's.
-        would_be_lost = [os.path.basename(path) for path in run_files]
-        if would_be_lost:
-            raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
-                             f"{first_few(would_be_lost)}")
-
-
-def check_regular_files(out, run_files):
-    """Raise ValueError if a run would write through a link or into something like a pipe.
-
-    run_files: the paths that files_of_run has found in the folder `out`
-    """
-    for path in [os.path.join(out, RUN_FILE)] + run_files:
+def check_regular_files(out):
+    """Raise ValueError if a run would write through a link or into something like a pipe."""
+    for path in [os.path.join(out, RUN_FILE)] + files_of_run(out):
         # Opening a pipe may never end, and writing through a link would change a file elsewhere.
         is_regular_file = os.path.isfile(path) and not os.path.islink(path)
         if os.path.lexists(path) and not is_regular_file:
@@ -815,19 +770,50 @@ def check_regular_files(out, run_files):
             raise ValueError(f"--out {out}: {path} is a link")
 
 
+def check_owner(out, run, script, settings, resume, overwrite):
+    """Raise ValueError if a run of `script` may not write into the folder `out`.
+
+    run: what read_run(out) has returned
+
+    A folder that holds nothing but run.json is free for any run. Otherwise:
+    - To resume, the folder must hold a run of this script with the same settings.
+    - To overwrite, it must hold a run of any script, or none of the files in WRITTEN_BY_RUNS.
+    """
+    if os.listdir(out) == [RUN_FILE]:
+        if resume:
+            print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
+    elif resume:
+        if run.get("script") != script:
+            raise ValueError(f"--resume: there is no run of {script} in {out}")
+        check_settings(os.path.join(out, RUN_FILE), run["settings"], settings)
+    elif not overwrite:
+        raise ValueError(f"--out {out} is not empty: --resume goes on with the run in it, "
+                         "--overwrite starts anew and loses it; or choose another folder")
+    elif run == {}:
+        # No run.json says that a script of ours wrote the files. They may be somebody else's.
+        would_be_lost = [os.path.basename(path) for path in files_of_run(out)]
+        if would_be_lost:
+            raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
+                             f"{first_few(would_be_lost)}")
+
+
 def claim_folder(out, script, settings, resume):
     """Prepare the folder `out` for a run. The caller has locked it with run_folder.
 
     If a run is resumed and has left files, nothing changes. Otherwise the files of an earlier run
-    are removed, and the settings of the new run are written into run.json.
+    are removed, and the settings of the new run are written into run.json. All other files stay.
     """
     run_path = os.path.join(out, RUN_FILE)
-    if resume:
+    old_files = files_of_run(out)
+    if resume and old_files:
         # run_folder has compared the settings that were known then. Now all of them are known.
-        check_settings(run_path, read_run(out).get("settings", {}), settings)
-        if files_of_run(out):
-            return
-    remove_run(out)
+        check_settings(run_path, read_run(out)["settings"], settings)
+        return
+    for path in old_files:
+        os.remove(path)
+    for folder in glob.glob(TUNING_FOLDER, root_dir=out):
+        with suppress(OSError):                          # rmdir removes only an empty folder
+            os.rmdir(os.path.join(out, folder))
     # The lock belongs to the open file and not to its name. A new file of this name, as write_json
     # makes one, would not be locked. So the old file is kept, and the text is written into it.
     with naming_file(run_path), open(run_path, "w", encoding="utf-8") as run_file:
@@ -867,31 +853,22 @@ def files_of_run(out):
     return paths
 
 
-def remove_run(out):
-    """Remove what a run wrote into the folder `out`, except its run.json. All other files stay."""
-    for path in files_of_run(out):
-        os.remove(path)
-    for folder in glob.glob(TUNING_FOLDER, root_dir=out):
-        with suppress(OSError):                          # rmdir removes only an empty folder
-            os.rmdir(os.path.join(out, folder))
-
-
 def lock(file):
-    """Lock an open file until it is closed or its process dies -> False if another open file of the
-    same path has the lock.
+    """Lock an open file until it is closed or its process dies. ValueError if another open file of
+    the same path has the lock.
 
     There are no locks on Windows and on some network disks. There this does nothing.
     """
     if fcntl is None:
-        return True
+        return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+    except BlockingIOError as error:
+        folder = os.path.dirname(file.name)
+        raise ValueError(f"--out {folder}: another run is writing into it") from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-    return True
 
 
 # ---- From here on: files in general -----------------------------------------------------
