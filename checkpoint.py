@@ -530,15 +530,23 @@ def save(model, path):
     shapes = {name: list(tensor.shape) for name, tensor in expected.state_dict().items()}
     check_tensors("the model", shapes, model.state_dict())
     # class_prefix is the first part of the class name in config.json: Bert in BertForMaskedLM.
+    class_prefix = "MiniALBERT"
+    layout = ALBERT_LAYOUT
+    tensors = {}                                         # {name in a file: tensor}
     if config.is_bert:
         class_prefix = "Bert"
-        tensors = tensors_of_bert(model)
+        layout = BERT_LAYOUT
+        if model.head is not None and model.head.decoder is not None:
+            # transformers looks for the bias of an untied decoder under this second name.
+            tensors["cls.predictions.decoder.bias"] = model.head.bias
     elif albert_can_compute(config):
         class_prefix = "Albert"
-        tensors = albert_only_layers(config) | tensors_of_albert(model)
-    else:
-        class_prefix = "MiniALBERT"
-        tensors = tensors_of_albert(model)
+        tensors = albert_only_layers(config)
+    for name, tensor in model.state_dict().items():
+        file_name = name_in_file(layout, name)
+        if config.is_bert and not file_name.startswith("cls."):
+            file_name = "bert." + file_name              # as in transformers
+        tensors[file_name] = tensor
     architecture = class_prefix + "ForMaskedLM"
     # AlbertForMaskedLM has another head than our students.
     if model.head is None or class_prefix == "Albert":
@@ -550,28 +558,6 @@ def save(model, path):
     os.makedirs(path, exist_ok=True)
     write_safetensors(tensors, os.path.join(path, "model.safetensors"), {"format": "pt"})
     write_json(os.path.join(path, "config.json"), written)
-
-
-def tensors_of_bert(model):
-    """Collect the tensors of a BERT: {name in a file of transformers: tensor}."""
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        file_name = name_in_file(BERT_LAYOUT, name)
-        if not file_name.startswith("cls."):
-            file_name = "bert." + file_name
-        tensors[file_name] = tensor
-    if model.head is not None and model.head.decoder is not None:
-        # transformers looks for the bias of an untied decoder under this second name.
-        tensors["cls.predictions.decoder.bias"] = model.head.bias
-    return tensors
-
-
-def tensors_of_albert(model):
-    """Collect the tensors of a student: {name in ALBERT's layout: tensor}."""
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        tensors[name_in_file(ALBERT_LAYOUT, name)] = tensor
-    return tensors
 
 
 def albert_can_compute(config):
