@@ -271,11 +271,17 @@ def load(path, recursions=None):
     if any(name.startswith("encoder.layer.") for name in tensors):
         layout = BERT_LAYOUT
     has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
-    tensors = without_tied_decoder(tensors, layout, config)
     tensors = without_identity_projection(tensors, layout, config)
-    # Other programs do not write tie_decoder into config.json, but they may have a decoder.
-    if name_in_file(layout, "head.decoder.weight") in tensors:
-        config = replace(config, tie_decoder=False)
+    # A decoder that equals the word table is tied to it. But if config.json has tie_decoder false,
+    # which only we write, the decoder stays: it may equal the table only because the training has
+    # not begun.
+    decoder_name = name_in_file(layout, "head.decoder.weight")
+    word_name = name_in_file(layout, "embeddings.word.weight")
+    if config.tie_decoder and decoder_name in tensors and word_name in tensors:
+        if torch.equal(tensors[decoder_name].float(), tensors[word_name].float()):
+            del tensors[decoder_name]                    # our model uses the table in its place
+        else:
+            config = replace(config, tie_decoder=False)
     with torch.device("meta"):      # this takes no memory and draws no random numbers
         model = MiniALBERT(config, head=has_head)
     file_names = {name: name_in_file(layout, name) for name in model.state_dict()}
@@ -316,19 +322,6 @@ def with_usual_names(path, tensors):
         # A BERT may store the head's bias twice. As in transformers, the decoder's is used.
         renamed["cls.predictions.bias"] = renamed.pop("cls.predictions.decoder.bias")
     return renamed
-
-
-def without_tied_decoder(tensors, layout, config):
-    """Return the tensors without the decoder if it equals the word table: our model then uses the
-    table in its place. If the config's tie_decoder is False, the decoder always stays. It is then
-    trained separately, and may equal the table only because the training has not begun."""
-    kept = dict(tensors)
-    decoder_name = name_in_file(layout, "head.decoder.weight")
-    word_name = name_in_file(layout, "embeddings.word.weight")
-    if config.tie_decoder and decoder_name in tensors and word_name in tensors:
-        if torch.equal(tensors[decoder_name].float(), tensors[word_name].float()):
-            del kept[decoder_name]
-    return kept
 
 
 def without_identity_projection(tensors, layout, config):
