@@ -285,11 +285,9 @@ def load(path, recursions=None):
     with torch.device("meta"):      # this takes no memory and draws no random numbers
         model = MiniALBERT(config, head=has_head)
     file_names = {name: name_in_file(layout, name) for name in model.state_dict()}
-    shapes = {}                     # {name in the file: shape}
-    for name, parameter in model.state_dict().items():
-        shapes[file_names[name]] = list(parameter.shape)
-    check_tensors(path, shapes, tensors)
-    for file_name in shapes:
+    expected = {file_names[name]: tensor for name, tensor in model.state_dict().items()}
+    check_tensors(path, expected, tensors)
+    for file_name in expected:
         # The file may change while it is mapped into memory. A copy does not depend on it.
         tensors[file_name] = tensors[file_name].to(torch.float32, copy=True)
     # The values are checked after the conversion, because a huge float64 becomes inf in float32.
@@ -342,22 +340,24 @@ def without_identity_projection(tensors, layout, config):
     return kept
 
 
-def check_tensors(path, shapes, tensors):
-    """Raise ValueError unless the tensors are floats with these names and shapes {name: shape}."""
+def check_tensors(path, expected, tensors):
+    """Raise ValueError unless the tensors {name: tensor} are floats and have the names and the
+    shapes of the expected ones."""
     # The message shows only the first few problems. Missing tensors come last, because the unknown
     # names tell more about what kind of file this is.
     problems = []
     missing = []
-    for name in sorted(shapes.keys() | tensors.keys()):
+    for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
             missing.append(f"{name!r} is missing")
-        elif name not in shapes:
+        elif name not in expected:
             problems.append(f"{name!r} of shape {list(tensors[name].shape)} is not known")
         elif not tensors[name].is_floating_point():
             problems.append(f"{name!r} is of type {tensors[name].dtype}, not a float of 16, 32 or "
                             "64 bits")
-        elif list(tensors[name].shape) != shapes[name]:
-            problems.append(f"{name!r} is {list(tensors[name].shape)}, not {shapes[name]}")
+        elif tensors[name].shape != expected[name].shape:
+            problems.append(f"{name!r} is {list(tensors[name].shape)}, "
+                            f"not {list(expected[name].shape)}")
     problems += missing
     if problems:
         raise ValueError(f"{path}: {first_few(problems)}")
@@ -520,8 +520,7 @@ def save(model, path):
     config = model.config
     with torch.device("meta"):                           # tensors have shapes, but no memory
         expected = MiniALBERT(config, head=model.head is not None)
-    shapes = {name: list(tensor.shape) for name, tensor in expected.state_dict().items()}
-    check_tensors("the model", shapes, model.state_dict())
+    check_tensors("the model", expected.state_dict(), model.state_dict())
     # class_prefix is the first part of the class name in config.json: Bert in BertForMaskedLM.
     class_prefix = "MiniALBERT"
     layout = ALBERT_LAYOUT
@@ -657,17 +656,11 @@ def restore_training_state(path, state, settings):
     # In earlier versions the feed_forward_adapters had the name output_adapters.
     tensors = {name.replace("output_adapters.", "feed_forward_adapters."): tensor
                for name, tensor in tensors.items()}
-    if shapes_and_dtypes(tensors) != shapes_and_dtypes(state):
-        raise ValueError(f"{path}: its tensors have other names, shapes or types than this model's")
+    check_tensors(path, state, tensors)
     check_finite(path, tensors)
     for name, tensor in state.items():
         tensor.copy_(tensors[name])
     return step, log_size
-
-
-def shapes_and_dtypes(tensors):
-    """Return {name: (shape, dtype)} of tensors {name: tensor}."""
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 # ---- The folder of a run ----------------------------------------------------------------

@@ -995,8 +995,7 @@ def load_head(head, path, saved_task, task):
     check_same_task(path, saved_task, task, remedy)
     head_path = os.path.join(path, "head.safetensors")
     weights, _ = read_safetensors(head_path)             # {name: tensor}
-    shapes = {name: list(tensor.shape) for name, tensor in head.state_dict().items()}
-    check_tensors(head_path, shapes, weights)
+    check_tensors(head_path, head.state_dict(), weights)
     check_finite(head_path, weights)
     head.load_state_dict(weights)
     change_normalisation(head, saved_task, task)

@@ -742,7 +742,7 @@ def test_weights_of_whole_numbers_are_refused(saved):
 
 
 def test_tensors_that_are_as_wanted_are_no_error():
-    check_tensors("path", {"x": [2, 3]}, {"x": torch.ones(2, 3)})
+    check_tensors("path", {"x": torch.zeros(2, 3)}, {"x": torch.ones(2, 3)})
 
 
 @pytest.mark.parametrize("kind", ["BertForSequenceClassification", "BertForTokenClassification",
@@ -1129,12 +1129,13 @@ def test_a_setting_that_the_saved_run_does_not_know_is_no_difference(tmp_path):
     assert restore_training_state(tmp_path / "x", state, SETTINGS | {"new": 1}) == (7, 123)
 
 
-@pytest.mark.parametrize("changes", [
-    {"model.x": torch.zeros(3, 2)}, {"other": torch.zeros(1)}])
-def test_a_state_of_another_model_is_refused_and_changes_nothing(tmp_path, changes):
+@pytest.mark.parametrize("changes, message", [
+    ({"model.x": torch.zeros(3, 2)}, r"'model.x' is \[2, 3\], not \[3, 2\]$"),
+    ({"other": torch.zeros(1)}, "'other' is missing$")])
+def test_a_state_of_another_model_is_refused_and_changes_nothing(tmp_path, changes, message):
     save_training_state(tmp_path / "x", training_state(5.0), 7, 123, SETTINGS)
     state = training_state(0.0) | changes
-    with pytest.raises(ValueError, match="x: its tensors have other names, shapes"):
+    with pytest.raises(ValueError, match=f"x: {message}"):
         restore_training_state(tmp_path / "x", state, SETTINGS)
     assert (state["adam.x"] == 0).all()
 
