@@ -304,18 +304,16 @@ def with_usual_names(path, tensors):
     """Return the tensors {name: tensor} under the names of the layouts, without the UNUSED ones.
     ValueError if a file has one tensor twice, under two spellings of its name."""
     renamed = {}
-    original_names = {}
-    for original_name in sorted(tensors):
+    for original_name, tensor in tensors.items():
         name = original_name
         for pattern, usual in SPELLINGS:
             name = re.sub(pattern, usual, name)
         if UNUSED.match(name):
             continue
         if name in renamed:
-            raise ValueError(f"{path}: {original_names[name]!r:.200} and {original_name!r:.200} "
-                             "are two names of one tensor")
-        renamed[name] = tensors[original_name]
-        original_names[name] = original_name
+            raise ValueError(f"{path}: {original_name!r:.200} and another name both stand for "
+                             f"{name!r:.200}")
+        renamed[name] = tensor
     if "cls.predictions.decoder.bias" in renamed:
         # A BERT may store the head's bias twice. As in transformers, the decoder's is used.
         renamed["cls.predictions.bias"] = renamed.pop("cls.predictions.decoder.bias")
@@ -952,11 +950,9 @@ def read_json(path):
 
 def check_readable(path):
     """Raise ValueError if a path is a device, a pipe or a folder, or a file of over 1 GB."""
-    if not os.path.exists(path):
-        return                                           # the caller's open() raises an OSError
+    size = os.path.getsize(path)                         # an OSError if there is no such file
     if not os.path.isfile(path):
         raise ValueError(f"{path} is not a regular file")
-    size = os.path.getsize(path)
     if size > LARGEST_TEXT:
         raise ValueError(f"{path}: a file of {size:,} bytes is too large here")
 
