@@ -893,7 +893,6 @@ def replace_file(path, shared=False):
     """
     temporary = f"{path}.tmp"
     if shared:
-        remove_abandoned(path)
         # Two processes may have the same number if they run in two containers that share a disk.
         random_part = os.urandom(4).hex()
         temporary = f"{path}.{os.getpid()}-{random_part}.tmp"
@@ -910,18 +909,21 @@ def replace_file(path, shared=False):
     finally:
         if os.path.isfile(temporary):
             os.remove(temporary)
+    if shared:
+        remove_abandoned(path)
 
 
 def remove_abandoned(path):
     """Remove the temporary files of processes that were killed while they wrote `path`: those that
-    have not changed for a day."""
+    have not changed for ten minutes. A process that is writing changes its file every few seconds.
+    """
     # replace_file puts the number of the process and eight hexadecimal digits into the name.
     pattern = glob.escape(str(path)) + ".[0-9]*-" + "[0-9a-f]" * 8 + ".tmp"
     for temporary in glob.glob(pattern):
         # The file may be gone, because its process has just finished. Or it is another user's.
         with suppress(FileNotFoundError, PermissionError):
             age = time.time() - os.path.getmtime(temporary)                   # seconds
-            if age > 24 * 60 * 60:
+            if age > 600:
                 os.remove(temporary)
 
 
