@@ -1111,31 +1111,21 @@ def write_predictions(out, task, split_name, examples, predictions):
 
     predictions: for each example (what is predicted, {label: probability})
     """
-    if is_for_leaderboard(task, split_name):
-        lines = ["index\tprediction"]
+    lines = []
+    if task.name in GLUE and split_name.startswith("test"):
+        ending = {"test": "", "test_matched": "-m", "test_mismatched": "-mm"}[split_name]
+        file_name = f"{GLUE[task.name].folder}{ending}.tsv"
+        lines.append("index\tprediction")
         for i, (prediction, _) in enumerate(predictions):
             if task.kind == "regression":
                 # This is STS-B. The leaderboard refuses a file with a number outside 0 to 5.
                 prediction = min(max(prediction, 0.0), 5.0)
             lines.append(f"{i}\t{prediction}")
     else:
-        lines = []
+        file_name = f"{split_name}.jsonl"
         for example, (prediction, probabilities) in zip(examples, predictions):
             lines.append(json.dumps({"key": example.id, "gold": example.label,
                                      "prediction": prediction, "probabilities": probabilities}))
-    with replace_file(predictions_path(out, task, split_name)) as file:
+    with replace_file(os.path.join(out, file_name)) as file:
         for line in lines:
             file.write(f"{line}\n".encode())
-
-
-def is_for_leaderboard(task, split_name):
-    """Tell whether the predictions of a split are for the leaderboard of GLUE."""
-    return task.name in GLUE and split_name.startswith("test")
-
-
-def predictions_path(out, task, split_name):
-    """Return the path of the predictions of a split, in the folder out of a run."""
-    if is_for_leaderboard(task, split_name):
-        ending = {"test": "", "test_matched": "-m", "test_mismatched": "-mm"}[split_name]
-        return os.path.join(out, f"{GLUE[task.name].folder}{ending}.tsv")
-    return os.path.join(out, f"{split_name}.jsonl")
