@@ -59,7 +59,7 @@ from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Task, check_labels, check_line_end, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of, majority,
                    make_task, read_code_task, read_glue, read_own_files, read_squad, score,
-                   split_words, warn_of_few, write_predictions)
+                   split_words, write_predictions)
 
 
 # ---- The model --------------------------------------------------------------------------
@@ -1347,7 +1347,6 @@ def run_modes(tuning, datasets, config):
     datasets_for_rates = None                            # there is nothing to choose
     if args.lr is not None and len(args.lr) > 1:
         held_out, rest = hold_out_a_tenth(datasets["train"], task.kind, remedy="give one --lr")
-        warn_of_few(held_out, rest)
         # The tenth is called dev only because fine_tune() measures the split of this name.
         datasets_for_rates = {"dev": held_out, "train": rest}
     splits = encode_splits(task, datasets, tokenizer)
@@ -1556,7 +1555,6 @@ def read_datasets(args, name, kind, needs_train=True):
         datasets = read_files(args, kind)
     if not any(split_name.startswith("dev") for split_name in datasets):
         held_out, rest = hold_out_a_tenth(datasets["train"], kind)
-        warn_of_few(held_out, rest)
         datasets["dev"] = held_out
         datasets["train"] = rest
     return datasets

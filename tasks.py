@@ -963,19 +963,13 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
 
     The examples are ordered by a hash of their texts, so the split is the same on every machine and
     does not depend on the order in the file. The rest keeps at least one example of every label, so
-    less than a tenth may be held out (see warn_of_few).
+    less than a tenth may be held out. If it is less than half of a tenth, a warning says so.
     kind: in qa the hash is that of the context alone. So all questions about a context are
         neighbours and come into the same part. Only the context at the border between the parts
         may have questions in both.
     remedy: what the user can do about the error; the message ends with it
-    ValueError if no example can be held out.
+    ValueError if no example can be held out, or if none would be left.
     """
-    if len(examples) < 2:
-        message = (f"{examples[0].location}: this is the only example to train on, so none can be "
-                   f"held out; {remedy}")
-        if kind == "tagging":
-            message += "; in a file of tags an empty line ends each sentence"
-        raise ValueError(message)
     wanted = math.ceil(len(examples) / 10)
     remaining = Counter()                                # how often each label is in the rest
     for example in examples:
@@ -990,9 +984,15 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
             remaining.subtract(labels)
         else:
             rest.append(example)
-    if not held_out:
-        raise ValueError(f"{examples[0].location}: no example can be held out, because each has a "
-                         f"label that no other example has; {remedy}")
+    if not held_out or not rest:
+        message = (f"{examples[0].location}: no example can be held out, because this is the only "
+                   f"one to train on, or each has a label that no other example has; {remedy}")
+        if kind == "tagging":
+            message += "; in a file of tags an empty line ends each sentence"
+        raise ValueError(message)
+    if len(held_out) < wanted / 2:
+        warn(f"only {len(held_out)} of {len(examples)} examples are held out, because most have a "
+             "label that no other example has")
     return held_out, rest
 
 
@@ -1006,14 +1006,6 @@ def sorting_key(example, kind):
     # In qa all questions about a context have the same hash. The second part of the key orders them
     # by the question and its label.
     return text_hash, repr((example.text, example.label))
-
-
-def warn_of_few(held_out, rest):
-    """Print a warning if hold_out_a_tenth has held out less than half of a tenth."""
-    num_examples = len(held_out) + len(rest)
-    if len(held_out) < num_examples / 20:
-        warn(f"only {len(held_out)} of {num_examples} examples are held out, because most have a "
-             "label that no other example has")
 
 
 def labels_to_keep(example, kind):

@@ -795,7 +795,7 @@ finetune  --train nowhere.tsv                   nowhere.tsv: No such file or dir
 finetune  --train m                             error: m: the ending of a table must be
 finetune  --train empty.tsv                     empty.tsv: the file is empty
 finetune  --train header.tsv                    header.tsv: the file has no examples
-finetune  --train single.tsv                    single.tsv:2: this is the only example
+finetune  --train single.tsv                    single.tsv:2: *this is the only one
 finetune  --train same.tsv                      same.tsv:*: this and all other examples to
 finetune  --train headless.tsv                  headless.tsv:2: the column 'text' is missing
 finetune  --train comma.tsv                     comma.tsv:1: the cells of a .tsv are separated
