@@ -1855,7 +1855,7 @@ def write_answers(args, model, task, tokenizer, bf16):
     if out is None:
         out = "predictions.json"
     check_answers_path(out, args)
-    examples = read_squad(args.predict, needs_answers=False)
+    examples = read_squad(args.predict)
     result = predict_examples(examples, model, task, tokenizer, bf16)
     answers = {example.id: answer for example, (answer, _) in zip(examples, result.predictions)}
     with replace_file(out, shared=True) as file:

@@ -674,11 +674,11 @@ def iob2(tags):
     return converted
 
 
-def read_squad(path, needs_answers=True):
+def read_squad(path):
     """Read Examples from a file of SQuAD v1.1 or v2.0.
 
-    needs_answers: False allows questions whose answers are not known; their label is None. Such a
-        question has no field "answers", or the field is empty and is_impossible is false.
+    The label of a question is None if its answers are not known. Such a question has no field
+    "answers", or the field is empty and is_impossible is false.
     """
     text = "\n".join(line for _, line in lines_of(path))
     examples = []
@@ -687,7 +687,7 @@ def read_squad(path, needs_answers=True):
             for paragraph in field_of(article, "paragraphs", list):
                 context = field_of(paragraph, "context", str)
                 for question in field_of(paragraph, "qas", list):
-                    examples.append(squad_example(path, question, context, needs_answers))
+                    examples.append(squad_example(path, question, context))
     check_ids(path, examples)
     return not_empty(examples, path)
 
@@ -700,47 +700,36 @@ def check_ids(path, examples):
             raise ValueError(f"{path}: {count} questions have the id {question_id!r:.60}")
 
 
-def squad_example(path, question, context, needs_answers):
+def squad_example(path, question, context):
     """Make the Example of a question. ValueError if an answer has no words or is not at its offset,
     or if a field is missing or of a wrong type."""
     question_id = field_of(question, "id", str)
-    label = label_of_question(question, question_id, context, needs_answers)
+    text = field_of(question, "question", str)
     location = f"{path}, question {question_id!r:.60}"
-    return Example(field_of(question, "question", str), context, label, question_id, location)
+    return Example(text, context, right_answers(question, context), question_id, location)
 
 
-def label_of_question(question, question_id, context, needs_answers):
-    """Return the list of right answers to a question: [] if it has none, None if they are not
-    known. ValueError as in squad_example."""
+def right_answers(question, context):
+    """List the right answers to a question, each (index of its first character in the context,
+    text). The list is empty if there is no answer. The result is None if the answers are not known.
+    ValueError as in squad_example."""
     # Only SQuAD v2.0 has the field is_impossible. In v1.1 an empty list means: no answer.
     is_v2 = question.get("is_impossible") is not None
     if is_v2 and field_of(question, "is_impossible", bool):
         return []                                        # the field "answers" does not count then
-    if "answers" not in question and not needs_answers:
+    if "answers" not in question:
         return None
-    answers = answers_of(question, question_id, context)
-    if is_v2 and not answers:
-        # is_impossible is false, so there is an answer. But the file keeps it secret.
-        if not needs_answers:
-            return None
-        raise ValueError(f"question {question_id!r:.60} has no answer, but is_impossible is false")
-    return answers
-
-
-def answers_of(question, question_id, context):
-    """List the answers to a question, each (index of its first character in the context, text).
-    ValueError as in squad_example."""
     answers = []
     for answer in field_of(question, "answers", list):
         text = field_of(answer, "text", str)
         start = field_of(answer, "answer_start", int)
-        if not text.strip():
-            raise ValueError(f"the answer {text!r:.40} of question {question_id!r:.60} has no "
-                             "words")
-        if start < 0 or context[start:start + len(text)] != text:
-            raise ValueError(f"the answer {text!r:.40} of question {question_id!r:.60} is not at "
-                             f"its offset {start} in the context")
+        if not text.strip() or start < 0 or context[start:start + len(text)] != text:
+            raise ValueError(f"the answer {text!r:.40} of question {question['id']!r:.60} is not "
+                             f"at its offset {start} in the context, or has no words")
         answers.append((start, text))
+    if is_v2 and not answers:
+        # is_impossible is false, so there is an answer. But the file keeps it secret.
+        return None
     return answers
 
 
@@ -944,6 +933,9 @@ def read_own_files(kind, files, text_columns, label_column):
                 examples += read_table(path, text_columns, label_column,
                                        numeric=kind == "regression")
         if kind == "qa":
+            for example in examples:
+                if example.label is None:
+                    raise ValueError(f"{example.location}: its answers are missing")
             # Predictions are written with the ids of the questions, so an id must not occur twice
             # in a split that gets predictions. Without --dev the training set is checked, too,
             # because some of its questions become the dev set.

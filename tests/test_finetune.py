@@ -2486,7 +2486,7 @@ BAD = {
                             "train.json: not SQuAD: the answer 'paris' of question 'q0' is "
                             "not at its offset"),
     "a question without answers": ("qa", "train.json", SQUAD.replace('"answers"', '"x"'),
-                                   "train.json: not SQuAD: the field 'answers' is missing"),
+                                   "train.json, question 'q0': its answers are missing"),
     "half a file": ("qa", "train.json", '{"data": [', "train.json: not SQuAD"),
     "no training set": ("tagging", None, None, "give --train FILE"),
 }

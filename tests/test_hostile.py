@@ -317,7 +317,7 @@ def read_task_file(name, path):
     if name == "tags":
         return tasks.read_tags(path)
     if name == "squad":
-        return tasks.read_squad(path)
+        return tasks.read_own_files("qa", {"train": [path]}, None, None)["train"]
     return tasks.read_table(path, ["text"], "label")
 
 
