@@ -199,18 +199,18 @@ def detailed_scores(task, examples, guesses):
     return scores_by_name(gold_items, guessed_items)
 
 
-def item_scores(gold_items, guessed_items):
-    """Compute precision, recall and F1 of a set of guessed items.
+def item_scores(num_correct, num_gold, num_guessed):
+    """Compute precision, recall and F1 from numbers of items. All gold items and all guessed ones
+    are counted, and the guessed ones that are correct.
 
         precision = correct / guessed        recall = correct / gold
         F1 = 2 precision recall / (precision + recall) = 2 correct / (gold + guessed)
 
-    Here correct, guessed and gold are numbers of items. A fraction with the denominator 0 is 0.
+    A fraction with the denominator 0 is 0.
     """
-    num_correct = len(gold_items & guessed_items)
-    return {"precision": num_correct / max(1, len(guessed_items)),
-            "recall": num_correct / max(1, len(gold_items)),
-            "f1": 2 * num_correct / max(1, len(gold_items) + len(guessed_items))}
+    return {"precision": num_correct / max(1, num_guessed),
+            "recall": num_correct / max(1, num_gold),
+            "f1": 2 * num_correct / max(1, num_gold + num_guessed)}
 
 
 def scores_by_name(gold_items, guessed_items):
@@ -218,22 +218,15 @@ def scores_by_name(gold_items, guessed_items):
 
     The metrics are those of item_scores, and "count", the number of gold items of this name.
     """
-    gold_of_name = items_by_name(gold_items)
-    guessed_of_name = items_by_name(guessed_items)
+    num_correct = Counter(item[-1] for item in gold_items & guessed_items)
+    num_gold = Counter(item[-1] for item in gold_items)
+    num_guessed = Counter(item[-1] for item in guessed_items)
     scores = {}
-    for name in sorted(gold_of_name.keys() | guessed_of_name.keys()):
-        scores[name] = item_scores(gold_of_name[name], guessed_of_name[name])
-        scores[name]["count"] = len(gold_of_name[name])
+    for name in sorted(num_gold | num_guessed):
+        # A Counter has 0 for a name that it has not counted.
+        scores[name] = item_scores(num_correct[name], num_gold[name], num_guessed[name])
+        scores[name]["count"] = num_gold[name]
     return scores
-
-
-def items_by_name(items):
-    """Group items by their last field, the class or the type -> {name: set of items}. For a name
-    that no item has, the set is empty."""
-    groups = defaultdict(set)
-    for item in items:
-        groups[item[-1]].add(item)
-    return groups
 
 
 def classification_scores(gold, guesses):
@@ -300,7 +293,10 @@ def ranks(numbers):
 def entity_scores(gold, guesses):
     """Score tags: precision, recall and F1 of entities, counted over all sentences, as conlleval
     and seqeval do. Only an exact match is correct."""
-    return item_scores(entities_of_all(gold), entities_of_all(guesses))
+    gold_items = entities_of_all(gold)
+    guessed_items = entities_of_all(guesses)
+    num_correct = len(gold_items & guessed_items)
+    return item_scores(num_correct, len(gold_items), len(guessed_items))
 
 
 def entities_of_all(sentences):
