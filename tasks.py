@@ -743,41 +743,34 @@ def field_of(value, name, field_type):
 
 
 def read_glue(name, folder, needs_train=True):
-    """Read a GLUE task in its official layout -> {name of a split: examples}. MNLI has two dev
-    sets.
+    """Read a GLUE task in its official layout -> {name of a split: examples}. MNLI has two dev sets
+    and two test sets. A test set may be missing. Its labels are not published, so its Examples have
+    none.
 
     needs_train: False leaves the training set out
     """
-    endings = ("",)
-    if name == "mnli":
-        endings = ("_matched", "_mismatched")
-    split_names = []
-    if needs_train:
-        split_names.append("train")
-    split_names += [f"dev{ending}" for ending in endings]
-    for ending in endings:
-        if os.path.isfile(os.path.join(folder, f"test{ending}.tsv")):
-            split_names.append(f"test{ending}")
-    return {split_name: read_glue_file(name, folder, split_name) for split_name in split_names}
-
-
-def read_glue_file(name, folder, split_name):
-    """Read the Examples of one split of a GLUE task. The labels of a test set are not published, so
-    its Examples have none."""
     glue_task = GLUE[name]
-    header = None
-    # CoLA's train.tsv and dev.tsv have no line with the names of the columns; its test.tsv has one.
-    if name == "cola" and split_name != "test":
-        header = ["source", "label", "star", "sentence"]
-    path = os.path.join(folder, f"{split_name}.tsv")
-    if not os.path.isfile(path):
-        raise ValueError(f"{path}: there is no such file; --data needs the folder with the files "
-                         f"of {name} as GLUE has them")
-    label_column = glue_task.label
-    if split_name.startswith("test"):
-        label_column = None
-    return read_table(path, glue_task.texts, label_column, header,
-                      numeric=glue_task.kind == "regression")
+    split_names = ["train", "dev", "test"]
+    if name == "mnli":
+        split_names = ["train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched"]
+    if not needs_train:
+        split_names.remove("train")
+    datasets = {}
+    for split_name in split_names:
+        path = os.path.join(folder, f"{split_name}.tsv")
+        is_test = split_name.startswith("test")
+        if is_test and not os.path.isfile(path):
+            continue
+        label_column = glue_task.label
+        if is_test:
+            label_column = None
+        header = None                                    # the first line has it
+        # CoLA's train.tsv and dev.tsv have no line with the names of the columns.
+        if name == "cola" and not is_test:
+            header = ["source", "label", "star", "sentence"]
+        datasets[split_name] = read_table(path, glue_task.texts, label_column, header,
+                                          numeric=glue_task.kind == "regression")
+    return datasets
 
 
 GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/"
