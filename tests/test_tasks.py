@@ -937,18 +937,10 @@ def test_mrpc_has_no_official_zip(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("names", [["RTE/dev.tsv"], ["RTE/train.tsv"], ["RTE/train.txt"], []])
+@pytest.mark.parametrize("names", [["RTE/train.txt"], []])
 def test_a_zip_without_its_tables_leaves_nothing_in_the_cache(names, tmp_path, monkeypatch):
     download_instead(monkeypatch, make_zip({name: "text" for name in names}))
-    with pytest.raises(ValueError, match="RTE.zip: there is no (train|dev[*]).tsv in it"):
-        tasks.download_glue("rte", str(tmp_path))
-    assert list((tmp_path / "glue").iterdir()) == []
-
-
-def test_a_zip_that_is_too_large_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "LARGEST_TEXT", 1000)
-    download_instead(monkeypatch, make_zip({"RTE/train.tsv": "0" * 1001}))
-    with pytest.raises(ValueError, match="RTE.zip: RTE/train.tsv in it is larger than 1 GB"):
+    with pytest.raises(ValueError, match="RTE.zip: there are no tables of GLUE in it"):
         tasks.download_glue("rte", str(tmp_path))
     assert list((tmp_path / "glue").iterdir()) == []
 
