@@ -995,20 +995,24 @@ def make_task(name, kind, datasets, length, stride):
     """Make the Task for datasets, {name of a split: examples}. Its labels, mean and sd are those of
     the training set.
 
-    ValueError if nothing can be learned (see labels_to_learn and mean_and_sd), or if another split
-    has a label that the training set does not have.
+    ValueError if nothing can be learned, because all examples to train on have the same label or
+    number, or if another split has a label that the training set does not have.
     """
     train = datasets["train"]
     labels = labels_to_learn(train, kind)
-    if labels:
-        check_labels(datasets, kind, labels)
+    check_labels(datasets, kind, labels)
     metrics = METRICS[kind]
     if name in GLUE:
         metrics = GLUE[name].metrics
     mean = 0.0
     sd = 1.0
     if kind == "regression":
-        mean, sd = mean_and_sd(train)
+        numbers = [example.label for example in train]
+        if min(numbers) == max(numbers):
+            raise ValueError(f"{train[0].location}: this and all other examples to train on have "
+                             f"the number {numbers[0]:g}")
+        mean = float(np.mean(numbers))
+        sd = float(np.std(numbers))
     unanswerable = False
     if kind == "qa":
         unanswerable = any(not example.label for example in train)
@@ -1023,36 +1027,17 @@ def labels_to_learn(train, kind):
     ValueError if there is only one class, or if all tags are O.
     """
     labels = set()
-    if kind == "classification":
-        labels = {example.label for example in train}
-        if len(labels) < 2:
-            raise ValueError(f"{train[0].location}: this and all other examples to train on have "
-                             f"the label {train[0].label!r:.60}")
+    for example in train:
+        labels |= labels_to_keep(example, kind)
     if kind == "tagging":
+        types = {tag[2:] for tag in labels if tag != "O"}
         labels = {"O"}
-        for example in train:
-            for tag in example.label:
-                if tag != "O":
-                    labels |= {f"B-{tag[2:]}", f"I-{tag[2:]}"}
-        if len(labels) < 2:
-            raise ValueError(f"{train[0].location}: in this and all other sentences to train on "
-                             "each word has the tag O")
+        for entity_type in types:
+            labels |= {f"B-{entity_type}", f"I-{entity_type}"}
+    if kind in ("classification", "tagging") and len(labels) < 2:
+        raise ValueError(f"{train[0].location}: this and all other examples to train on have no "
+                         f"label but {min(labels)!r:.60}")
     return sorted(labels)
-
-
-def mean_and_sd(train):
-    """Return the mean and the standard deviation of the numbers in a training set.
-
-    ValueError if all numbers are the same.
-    """
-    numbers = [example.label for example in train]
-    if min(numbers) == max(numbers):
-        raise ValueError(f"{train[0].location}: this and all other examples to train on have the "
-                         f"number {numbers[0]:g}")
-    sd = float(np.std(numbers))
-    if sd == 0:                                          # sd was rounded: the numbers are tiny
-        sd = 1.0
-    return float(np.mean(numbers)), sd
 
 
 def check_labels(datasets, kind, labels):

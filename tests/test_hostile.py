@@ -808,7 +808,7 @@ finetune  --train null.jsonl                    null.jsonl:1: the column 'label'
 finetune  --train nan.tsv                       nan.tsv:2: the label in column 'label' is 'NaN'
 finetune  --train blank.tsv                     the texts to train on have no words
 finetune  --text text text                      --text: give one column or two different ones
-finetune  --task tagging --train o.tsv          o.tsv:*: in this and all other sentences
+finetune  --task tagging --train o.tsv          o.tsv:*: this and all other *no label but 'O'
 finetune  --task qa --train space.json          space.json:*the answer ' ' *has no words
 finetune  --task qa --train twice.json          twice.json: 2 questions have the id 'q0'
 finetune  --distill-from pair                   pair was fine-tuned for classification of two texts
