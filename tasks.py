@@ -425,10 +425,8 @@ def rows_of(path, header=None):
     elif ending in (".tsv", ".txt"):
         rows = cells_of_tsv(path)
     else:
-        message = f"{path}: the ending of a table must be .tsv, .txt, .csv or .jsonl"
-        if ending in (".gz", ".bz2", ".xz"):
-            message += "; unpack a compressed file first"
-        raise ValueError(message)
+        raise ValueError(f"{path}: the ending of a table must be .tsv, .txt, .csv or .jsonl; "
+                         "unpack a compressed file first")
     for number, cells in rows:
         location = f"{path}:{number}"
         if header is None:                               # the first row names the columns
@@ -436,14 +434,17 @@ def rows_of(path, header=None):
             # checked, because a quoted cell may have a carriage return.
             if ending != ".csv":
                 check_line_end("\t".join(cells), location)
-            check_header(cells, ending, location)
+            for column, count in Counter(cells).items():
+                if count > 1:
+                    raise ValueError(f"{location}: {count} columns have the name {column!r:.60}")
             header = cells
             continue
         if len(cells) != len(header):
-            hint = "quotes are text here, and a cell cannot hold a line break, as it can in a .csv"
+            rule = "tabs separate its cells, and quotes are text in it"
             if ending == ".csv":
-                hint = "a cell with a comma in it needs quotes around it"
-            raise ValueError(f"{location}: {len(cells)} columns, not {len(header)}; {hint}")
+                rule = "commas separate its cells, and a cell with a comma in it needs quotes"
+            raise ValueError(f"{location}: {len(cells)} columns, not {len(header)}; this is a "
+                             f"{ending}, so {rule}")
         if cells == header:                              # files were joined, each with its header
             raise ValueError(f"{location}: this row repeats the names of the columns")
         yield number, dict(zip(header, cells))
@@ -454,20 +455,6 @@ def check_line_end(line, location):
     if "\r" in line:
         raise ValueError(f"{location}: there is a carriage return in {line!r:.60}; a line must end "
                          "with a line feed")
-
-
-def check_header(header, ending, location):
-    """Raise ValueError if two columns of a table have the same name, or if the separator of its
-    cells does not seem to fit the ending of the file."""
-    for column, count in Counter(header).items():
-        if count > 1:
-            raise ValueError(f"{location}: {count} columns have the name {column!r:.60}")
-    if len(header) == 1 and re.search("[,;|\t]", header[0]):
-        separator = "tabs"
-        if ending == ".csv":
-            separator = "commas"
-        raise ValueError(f"{location}: the cells of a {ending} are separated by {separator}, but "
-                         f"here is only one: {header[0]!r:.60}")
 
 
 def rows_of_jsonl(path):
@@ -532,8 +519,8 @@ def cell(row, column, location, may_be_number=False):
     if column not in row:
         columns = ", ".join(repr(name) for name in row)
         raise ValueError(f"{location}: the column {column!r} is missing among {columns:.300}; the "
-                         "first row of a .tsv or .csv names the columns, and for files of your own "
-                         "--text and --label say which to read")
+                         "first row names the columns, separated by tabs in a .tsv or by commas in "
+                         "a .csv, and for your own files --text and --label say which to read")
     value = row[column]
     types = (str,)
     expected = "a text"

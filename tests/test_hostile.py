@@ -798,8 +798,8 @@ finetune  --train header.tsv                    header.tsv: the file has no exam
 finetune  --train single.tsv                    single.tsv:2: *this is the only one
 finetune  --train same.tsv                      same.tsv:*: this and all other examples to
 finetune  --train headless.tsv                  headless.tsv:2: the column 'text' is missing
-finetune  --train comma.tsv                     comma.tsv:1: the cells of a .tsv are separated
-finetune  --train semicolon.csv                 semicolon.csv:1: the cells of a .csv are sep
+finetune  --train comma.tsv                     comma.tsv:2: *missing among 'text,label'; *tabs
+finetune  --train semicolon.csv                 semicolon.csv:2: *among 'text;label'; *commas
 finetune  --train utf16.tsv                     utf16.tsv:1: not UTF-8
 finetune  --train x.xlsx                        x.xlsx: the ending of a table must be
 finetune  --train array.jsonl                   array.jsonl:1: not a JSON object

@@ -506,17 +506,19 @@ def test_a_text_must_be_text(value, tmp_path):
 
 def test_a_missing_column_is_named_with_those_that_there_are(tmp_path):
     path = write_file(tmp_path / "a.tsv", "t\ty\nb\t1\n")
-    error = (f"^{path}:2: the column 'text' is missing among 't', 'y'; the first row of a "
-             ".tsv or .csv names the columns, and for files of your own --text and --label say "
-             "which to read$")
+    error = (f"^{path}:2: the column 'text' is missing among 't', 'y'; the first row names the "
+             "columns, separated by tabs in a .tsv or by commas in a .csv, and for your own files "
+             "--text and --label say which to read$")
     with pytest.raises(ValueError, match=error):
         read_table(path, ["text"], "y")
 
 
 @pytest.mark.parametrize("ending, text, error", [
-    ("csv", "t,y\na,b,1\n", "3 columns, not 2; a cell with a comma in it needs quotes around it"),
-    ("tsv", "t\ty\na\tb\t1\n", "3 columns, not 2; quotes are text here, and a cell cannot hold .*"),
-    ("tsv", 't\ty\n"b\nc"\t1\n', "1 columns, not 2; quotes are text here, .* a line break, .*")])
+    ("csv", "t,y\na,b,1\n", "3 columns, not 2; .* a cell with a comma in it needs quotes"),
+    ("csv", "t;y\na,b;1\n", "2 columns, not 1; this is a .csv, so commas separate its cells, .*"),
+    ("tsv", "t,y\na\tb,1\n", "2 columns, not 1; this is a .tsv, so tabs separate its cells, .*"),
+    ("tsv", "t\ty\na\tb\t1\n", "3 columns, not 2; .* and quotes are text in it"),
+    ("tsv", 't\ty\n"b\nc"\t1\n', "1 columns, not 2; .* and quotes are text in it")])
 def test_a_row_of_another_width_has_a_hint_about_quotes(ending, text, error, tmp_path):
     path = write_file(tmp_path / f"a.{ending}", text)
     with pytest.raises(ValueError, match=f"^{path}:2: {error}$"):
@@ -534,8 +536,9 @@ def test_an_error_in_a_csv_names_the_line_in_which_its_row_begins(tmp_path):
     ("txt", ";", "tabs")])
 def test_a_table_with_another_separator_is_told_of(ending, separator, wanted, tmp_path):
     path = write_file(tmp_path / f"a.{ending}", f"t{separator}y\nb{separator}1\n")
-    error = f"^{path}:1: the cells of a .{ending} are separated by {wanted}, but here is only one: "
-    with pytest.raises(ValueError, match=error + re.escape(repr(f"t{separator}y"))):
+    columns = re.escape(repr(f"t{separator}y"))
+    error = f"^{path}:2: the column 't' is missing among {columns}; .* separated by .*{wanted} in a"
+    with pytest.raises(ValueError, match=error):
         read_table(path, ["t"], "y")
 
 
