@@ -485,7 +485,7 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
     num_empty = 0                                        # examples with an empty text
     for number, row in rows_of(path, header):
         location = f"{path}:{number}"
-        texts = [cell(row, column, location) for column in text_columns]
+        texts = [cell(row, column, location, (str,)) for column in text_columns]
         label = None
         if label_column is not None:
             label = read_label(row, label_column, location, numeric)
@@ -501,10 +501,9 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
 def read_label(row, column, location, numeric):
     """Return the label in a row {column: value}. It is a text or, if numeric, a number. ValueError
     if it is missing."""
-    label = str(cell(row, column, location, may_be_number=True)).strip()
-    if label == "":
-        raise ValueError(f"{location}: the label in column {column!r} is missing")
-    if label.lower() == "nan":                           # numpy writes nan for a missing number
+    # In Python True and False are whole numbers, so they may be labels, too.
+    label = str(cell(row, column, location, (str, int, float))).strip()
+    if label.lower() in ("", "nan"):                     # numpy writes nan for a missing number
         raise ValueError(f"{location}: the label in column {column!r} is {label!r}, which stands "
                          "for a missing one")
     if numeric:
@@ -512,22 +511,17 @@ def read_label(row, column, location, numeric):
     return label
 
 
-def cell(row, column, location, may_be_number=False):
-    """Return a cell of a row {column: value}. ValueError if the column is missing or the value is
-    not a text. may_be_number: numbers are allowed, too. In Python True and False are whole numbers,
-    so they may be labels."""
+def cell(row, column, location, types):
+    """Return a cell of a row {column: value}. ValueError if the column is missing, or if the value
+    has none of the types."""
     if column not in row:
         columns = ", ".join(repr(name) for name in row)
         raise ValueError(f"{location}: the column {column!r} is missing among {columns:.300}; the "
                          "first row names the columns, separated by tabs in a .tsv or by commas in "
                          "a .csv, and for your own files --text and --label say which to read")
     value = row[column]
-    types = (str,)
-    expected = "a text"
-    if may_be_number:
-        types = (str, int, float)
-        expected = "a text or a number"
     if not isinstance(value, types):
+        expected = " or ".join(allowed.__name__ for allowed in types)
         raise ValueError(f"{location}: the column {column!r} is {value!r:.60}, not {expected}")
     return value
 
@@ -716,14 +710,13 @@ def right_answers(question, context):
 
 def field_of(value, name, field_type):
     """Return value[name]. ValueError unless value is a dict and the field is of this type."""
-    type_names = {str: "text", int: "a whole number", list: "a list", bool: "true or false"}
     if not isinstance(value, dict):
         raise ValueError(f"{value!r:.60} is not a JSON object with the field {name!r}")
     if name not in value:
         raise ValueError(f"the field {name!r} is missing in {value!r:.100}")
     if type(value[name]) is not field_type:
-        raise ValueError(f"the field {name!r} is {value[name]!r:.60}, but must be "
-                         f"{type_names[field_type]}, in {value!r:.100}")
+        raise ValueError(f"the field {name!r} is {value[name]!r:.60}, not {field_type.__name__}, "
+                         f"in {value!r:.100}")
     return value[name]
 
 

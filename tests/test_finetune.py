@@ -2466,7 +2466,7 @@ BAD = {
     "no JSON": ("classification", "train.jsonl", '{"text": "a", "label": 1}\n{\n',
                 "train.jsonl:2: not a JSON object"),
     "a list as text": ("classification", "train.jsonl", '{"text": [1], "label": 1}\n',
-                       "train.jsonl:1: the column 'text' is [1], not a text"),
+                       "train.jsonl:1: the column 'text' is [1], not str"),
     "bad bytes": ("classification", "train.tsv", b"text\tlabel\na\xff\tx\n",
                   "train.tsv:2: not UTF-8"),
     "a word for a number": ("regression", "train.tsv", "text\tlabel\na\tmany\n",

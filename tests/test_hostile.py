@@ -804,7 +804,7 @@ finetune  --train utf16.tsv                     utf16.tsv:1: not UTF-8
 finetune  --train x.xlsx                        x.xlsx: the ending of a table must be
 finetune  --train array.jsonl                   array.jsonl:1: not a JSON object
 finetune  --train half.jsonl                    half.jsonl:1: *half a char
-finetune  --train null.jsonl                    null.jsonl:1: the column 'label' is None, not a
+finetune  --train null.jsonl                    null.jsonl:1: the column 'label' is None, not str
 finetune  --train nan.tsv                       nan.tsv:2: the label in column 'label' is 'NaN'
 finetune  --train blank.tsv                     the texts to train on have no words
 finetune  --text text text                      --text: give one column or two different ones

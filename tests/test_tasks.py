@@ -500,7 +500,7 @@ def test_a_quote_at_a_wrong_place_is_named(text, tmp_path):
 @pytest.mark.parametrize("value", [1, None, ["a"], {"a": 1}])
 def test_a_text_must_be_text(value, tmp_path):
     path = write_file(tmp_path / "a.jsonl", json.dumps({"t": value, "y": 1}))
-    with pytest.raises(ValueError, match=f"^{path}:1: the column 't' is .*, not a text"):
+    with pytest.raises(ValueError, match=f"^{path}:1: the column 't' is .*, not str$"):
         read_table(path, ["t"], "y")
 
 
@@ -582,7 +582,7 @@ def test_what_is_no_number_or_too_large_a_one_is_refused(label, tmp_path):
     ("jsonl", '{"t": "a", "y": 1}\n\n{"t": "b", "y": ""}\n')])
 def test_a_missing_label_is_named_with_its_line(kind, ending, text, tmp_path):
     path = write_file(tmp_path / f"a.{ending}", text)
-    with pytest.raises(ValueError, match=f"^{path}:3: the label in column 'y' is missing$"):
+    with pytest.raises(ValueError, match=f"^{path}:3: the label in column 'y' is '', which"):
         read_own_files(kind, {"train": [path]}, ["t"], "y")
 
 
@@ -614,7 +614,7 @@ def test_a_comment_in_a_conll_file_is_to_be_removed(line, tmp_path):
 @pytest.mark.parametrize("row", ['{"t": "b", "y": null}', '{"t": "b"}', '{"t": "b", "y": [1]}'])
 def test_a_label_that_is_null_or_not_there_is_named_with_its_line(row, tmp_path):
     path = write_file(tmp_path / "a.jsonl", '{"t": "a", "y": 1}\n' + row)
-    expected = f"^{path}:2: the column 'y' (is missing|is .*, not a text or a number)"
+    expected = f"^{path}:2: the column 'y' (is missing|is .*, not str or int or float$)"
     with pytest.raises(ValueError, match=expected):
         read_table(path, ["t"], "y")
 
@@ -757,7 +757,7 @@ def test_a_question_is_impossible_only_if_it_says_true(value, num_answers, tmp_p
 
 def test_a_question_that_says_impossible_in_another_way_is_refused(tmp_path):
     path = write_file(tmp_path / "a.json", with_is_impossible('"false"'))
-    with pytest.raises(ValueError, match="the field 'is_impossible' is 'false', but must be true"):
+    with pytest.raises(ValueError, match="the field 'is_impossible' is 'false', not bool"):
         read_squad(path)
 
 
@@ -827,8 +827,8 @@ def answer_start_of_second(text, start):
 @pytest.mark.parametrize("start, message", [
     (29, "the answer 'paris' of question 'q1' is not at its offset 29"),
     (-27, "offset -27"),
-    (True, "'answer_start' is True, but must be a whole number, in .*'paris'"),
-    ("28", "'answer_start' is '28', but must be a whole number, in .*'paris'"),
+    (True, "'answer_start' is True, not int, in .*'paris'"),
+    ("28", "'answer_start' is '28', not int, in .*'paris'"),
 ])
 def test_an_answer_elsewhere_is_named(start, message, tmp_path):
     text = make_squad([("who", ["john"]), ("where", ["paris"])])
