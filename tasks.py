@@ -391,7 +391,6 @@ def lines_of(path):
     """Yield (number, line) of a file in UTF-8. Lines end at line feeds only, not at the other line
     separators of Unicode."""
     check_readable(path)
-    number = 0
     with open(path, "rb") as file:
         for number, raw in enumerate(file, start=1):
             encoding = "utf-8"
@@ -402,8 +401,6 @@ def lines_of(path):
             with parsing(f"{path}:{number}", "UTF-8 (iconv converts other encodings)"):
                 line = raw.decode(encoding).rstrip("\r\n")
             yield number, line
-    if number == 0:
-        raise ValueError(f"{path}: the file is empty")
 
 
 def rows_of(path, header=None):
@@ -589,16 +586,13 @@ def tag_of_line(line, columns, num_columns, location):
     columns: what columns_of has made of the line
     """
     check_line_end(line, location)
-    hint = ""                                            # the end of both messages below
-    if line.startswith("#"):
-        hint = "; if this is a comment, remove the line"
     if len(columns) != num_columns or not columns[0].strip():
         raise ValueError(f"{location}: {line!r:.60} is not a word and a tag in {num_columns} "
-                         f"columns{hint}")
+                         "columns")
     tag = columns[-1].strip()
     if not re.fullmatch(r"O|[BIESLU](-.+)?", tag):
         raise ValueError(f"{location}: the tag {tag!r:.60} is neither O nor one of B, I, E, S, L, "
-                         f"U, alone or with - and a type{hint}")
+                         "U, alone or with - and a type")
     return tag
 
 

@@ -2456,7 +2456,7 @@ BAD = {
                                   "test.tsv:2: the column 'label' is missing"),
     "an unknown label": ("classification", "dev.tsv", "text\tlabel\na\tx\na\tz\n",
                          "dev.tsv:3: label 'z' does not occur in the training set"),
-    "an empty file": ("classification", "train.tsv", "", "train.tsv: the file is empty"),
+    "an empty file": ("classification", "train.tsv", "", "train.tsv: the file has no examples"),
     "a header alone": ("classification", "train.tsv", "text\tlabel\n",
                        "train.tsv: the file has no examples"),
     "a ragged row": ("classification", "train.tsv", TABLE + "c\n",

@@ -793,7 +793,7 @@ distill   --seed -1                             --seed: -1
 distill   --adapter-size 99999999               adapter_size is 99999999
 finetune  --train nowhere.tsv                   nowhere.tsv: No such file or directory
 finetune  --train m                             error: m: the ending of a table must be
-finetune  --train empty.tsv                     empty.tsv: the file is empty
+finetune  --train empty.tsv                     empty.tsv: the file has no examples
 finetune  --train header.tsv                    header.tsv: the file has no examples
 finetune  --train single.tsv                    single.tsv:2: *this is the only one
 finetune  --train same.tsv                      same.tsv:*: this and all other examples to
@@ -814,7 +814,7 @@ finetune  --task qa --train twice.json          twice.json: 2 questions have the
 finetune  --distill-from pair                   pair was fine-tuned for classification of two texts
 finetune  --train break.jsonl --dev z.tsv       z.tsv:2: label 'z' does not occur
 finetune  --train good.tsv --dev z.tsv          z.tsv:2: label 'z' does not occur
-finetune  --train good.tsv --test empty.tsv     empty.tsv: the file is empty
+finetune  --train good.tsv --test empty.tsv     empty.tsv: the file has no examples
 finetune  --task regression                     good.tsv:2: label 'a' is not a number
 finetune  --task regression --train huge.tsv    huge.tsv:2: label '999*is not a number
 finetune  --task tagging                        good.tsv:1: the tag 'label'
