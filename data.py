@@ -743,10 +743,10 @@ def write_tokens(file, lines, tokenizer, dtype):
             sample_size = SAMPLE
             if batch_number > 0:
                 sample_size = SAMPLE // 4
+            num_counted, unknown_counted = count_characters(texts, tokenizer, sample_size)
             characters_here = sum(len(text) for text in texts)
-            share = estimate_unknown_share(texts, tokenizer, sample_size)
             num_characters += characters_here
-            num_unknown += share * characters_here
+            num_unknown += characters_here * unknown_counted / max(1, num_counted)
             train_ids = []
             valid_ids = []
             for (line, held_out), ids in zip(batch, tokenizer.encode(texts)):
@@ -767,13 +767,6 @@ def write_tokens(file, lines, tokenizer, dtype):
         shutil.copyfileobj(valid_file, file)
     unknown_share = num_unknown / max(1, num_characters)
     return TokenCounts(num_train, num_valid, has_text, unknown_share)
-
-
-def estimate_unknown_share(texts, tokenizer, sample_size):
-    """Estimate which share of the characters of texts become [UNK] -> 0 to 1, from a sample of
-    about sample_size characters."""
-    num_counted, num_unknown = count_characters(texts, tokenizer, sample_size)
-    return num_unknown / max(1, num_counted)
 
 
 # The end of a message about a text that becomes [UNK].
