@@ -596,11 +596,9 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
     corpus = list_of_paths(corpus)
     files = corpus_files(corpus)
     absolute_paths = [os.path.abspath(path) for path in files]
-    for file_path in absolute_paths:
-        if NUL_OR_SURROGATE.search(file_path):           # it could not be written as UTF-8
-            raise ValueError(f"{ascii(file_path)}: not a name in UTF-8")
-    if NUL_OR_SURROGATE.search(text_column):
-        raise ValueError(f"--text {ascii(text_column)}: not a name in UTF-8")
+    for name in absolute_paths + [text_column]:
+        if NUL_OR_SURROGATE.search(name):                # it could not be written as UTF-8
+            raise ValueError(f"{ascii(name)}: not a name in UTF-8")
     made_from = facts_of_tokens(absolute_paths, tokenizer, text_column)
     token_file = tokens_made_before(out, made_from, overwrite)
     if token_file is not None:
@@ -646,10 +644,11 @@ def facts_of_tokens(files, tokenizer, text_column):
 def tokens_made_before(out, made_from, overwrite):
     """Return the TokenFile `out` if it was made from the same facts (see facts_of_tokens), else
     None. If `out` will be replaced, a warning says so. ValueError if it must not be written."""
-    if os.path.isdir(out):
-        raise ValueError(f"--out {out}: this is a folder; give the name of a file, ending in .bin")
+    if not out.endswith(".bin"):                         # open_corpus recognises it by this
+        raise ValueError(f"--out {out!r}: the name of a token file must end in .bin")
     if not os.path.exists(out):
-        check_token_file_name(out)
+        if os.path.exists(f"{out}.json") and "made_from" not in read_json(f"{out}.json"):
+            raise ValueError(f"{out}.json exists and is not the description of a token file")
         return None
     token_file = TokenFile(out)
     if token_file.made_from == made_from:
@@ -703,17 +702,6 @@ def remove_old_tokens(out, made_from):
             return
     with suppress(FileNotFoundError):                    # there may be no old tokens
         os.remove(out)
-
-
-def check_token_file_name(out):
-    """Raise ValueError if `out` cannot be the name of a token file, or if `out`.json is a file that
-    does not describe one."""
-    if os.path.basename(out) == "":
-        raise ValueError(f"--out {out!r} is not the name of a file")
-    if not out.endswith(".bin"):                         # open_corpus recognises it by this
-        raise ValueError(f"--out {out}: the name of a token file must end in .bin")
-    if os.path.exists(f"{out}.json") and "made_from" not in read_json(f"{out}.json"):
-        raise ValueError(f"{out}.json exists and is not the description of a token file")
 
 
 class TokenCounts(NamedTuple):

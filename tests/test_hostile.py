@@ -746,15 +746,15 @@ data      --tokenizer no-such/bert              no-such/bert: there is no such f
 data      --tokenizer http://a.b/c              http://a.b/c: there is no such folder
 data      --tokenizer=                          a name is empty: give a folder
 data      --out t.bin --corpus short.txt        t.bin was made from other files*--overwrite
-data      --out c.txt                           c.txt: not a token file
-data      --out m                               --out m: this is a folder
+data      --out c.txt                           --out 'c.txt': the name of a token file must end
+data      --out m                               --out 'm': the name of a token file must end in
 data      --out alone.bin                       alone.bin: not a token file
 data      --out x.bin                           x.bin.json exists and is not the description
 data      --out cut.bin                         cut.bin.json: not a JSON object
 data      --out x                               the name of a token file must end in .bin
 data      --out c.txt/x.bin                     c.txt: File exists
-data      --out=                                --out '' is not the name of a file
-data      --out new/                            --out 'new/' is not the name of a file
+data      --out=                                --out '': the name of a token file must end in
+data      --out new/                            --out 'new/': the name of a token file must end in
 data      --train-tokenizer 100                 --train-tokenizer: not allowed with argument --tok
 data      extra                                 unrecognized arguments: extra
 learn     --train-tokenizer 99                  --train-tokenizer 99: the size must be from 100
