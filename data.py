@@ -1098,17 +1098,17 @@ def lines_of_csv(path, stream, text_column):
     """Yield the lines of the documents in a .csv, and an empty one after each. A row has one
     document."""
     rows = rows_of_csv(path, whole_lines(path, stream))
-    first_row = next(rows, None)
-    if first_row is None:
-        raise ValueError(f"{path}: it has no column {text_column!r}, because it is empty")
-    _, header = first_row                                # the names of the columns
-    check_columns(path, header, text_column)
+    _, header = next(rows, (0, []))                      # the names of the columns; none if empty
+    if header.count(text_column) != 1:
+        raise ValueError(f"{path}: {header.count(text_column)} of its columns have the name "
+                         f"{text_column!r}, not one, in {header!r:.300}; --text names the column, "
+                         "and commas separate the columns")
     column = header.index(text_column)
     for number, cells in rows:
-        if len(cells) > len(header):
-            raise ValueError(f"{path}:{number}: the row has too many columns")
-        if len(cells) <= column:
-            raise ValueError(f"{path}:{number}: the row has too few columns")
+        # A row may lack columns behind that of the text.
+        if not column < len(cells) <= len(header):
+            raise ValueError(f"{path}:{number}: {len(cells)} columns, not {len(header)}; a text "
+                             "with a comma in it needs quotes")
         yield from lines_of_document(cells[column])
 
 
@@ -1129,18 +1129,6 @@ def rows_of_csv(path, lines):
     except csv.Error as error:                           # a quote at a wrong place
         raise ValueError(f"{path}:{rows.line_num}: {error}; the row begins in line "
                          f"{row_begins}") from error
-
-
-def check_columns(path, columns, text_column):
-    """Raise ValueError unless one of the columns of a .csv has the name text_column."""
-    if text_column not in columns:
-        message = (f"{path}: it has no column {text_column!r}, but {columns!r:.300}; --text names "
-                   "the column")
-        if len(columns) == 1 and re.search("[;\t]", columns[0]):
-            message += ", and commas separate the columns"
-        raise ValueError(message)
-    if columns.count(text_column) > 1:
-        raise ValueError(f"{path}: two columns have the name {text_column!r}")
 
 
 def lines_of_document(document):

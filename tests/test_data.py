@@ -389,11 +389,12 @@ def test_the_column_of_the_text_can_be_chosen(name, text, tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("id,body\n1,x\n", "no column 'text', but .'id', 'body'.; --text names the column$"),
+    ("id,body\n1,x\n", ": 0 of its columns have the name 'text', not one, in .'id', 'body'.; "),
     ("id;text\n1;x\n", "--text names the column, and commas separate the columns$"),
-    ("", "no column 'text', because it is empty$"), ("\n\n", "because it is empty$"),
-    ("id,text\n1,x\n2,y,z\n", ":3: the row has too many columns$"),
-    ("id,text\n1,x\n2\n", ":3: the row has too few columns$"),
+    ("", ": 0 of its columns have the name 'text'"), ("\n\n", ": 0 of its columns have the name"),
+    ("text,text\nx,y\n", ": 2 of its columns have the name 'text'"),
+    ("id,text\n1,x\n2,y,z\n", ":3: 3 columns, not 2; a text with a comma in it needs quotes$"),
+    ("id,text\n1,x\n2\n", ":3: 1 columns, not 2; "),
     ('id,text\n1,a\n2,"x\ny\n', ":4: unexpected end.*; the row begins in line 3$"),
     ('id,text\n1,"x"y\n', ":2: .* expected.*; the row begins in line 2$")])
 def test_a_csv_that_will_not_do_is_named(text, message, tmp_path):

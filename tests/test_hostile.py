@@ -733,8 +733,8 @@ data      --corpus pdf.txt                      pdf.txt: not UTF-8
 data      --corpus png.txt                      png.txt: not UTF-8
 data      --corpus zh.txt                       zh.txt: 100% of the characters become [UNK]
 data      --corpus t.bin                        t.bin: not a regular file whose name ends in
-data      --corpus twice.csv                    twice.csv: *two columns have the name 'text'
-data      --corpus comma.csv                    comma.csv:3: the row has too many columns
+data      --corpus twice.csv                    twice.csv: 2 of its columns have the name 'text'
+data      --corpus comma.csv                    comma.csv:3: 3 columns, not 2
 data      --text body                           --text body: *c.txt: a .txt has no columns
 data      --corpus m/model.safetensors          model.safetensors: not a regular file whose
 data      --tokenizer c.txt                     c.txt: this is a file; give the folder
