@@ -413,25 +413,27 @@ def rows_of(path, header=None):
     """
     ending = os.path.splitext(path)[1].lower()
     if ending == ".jsonl":
-        yield from rows_of_jsonl(path)
+        for number, line in lines_of(path):
+            if line.strip():
+                with parsing(f"{path}:{number}", "a JSON object"):
+                    row = parse_json_object(line)
+                yield number, row
         return
     if ending == ".csv":
         # lines_of has removed the line ends. They are needed, because a quoted cell may have some.
         lines = (line + "\n" for _, line in lines_of(path))
         rows = rows_of_csv(path, lines)
     elif ending in (".tsv", ".txt"):
-        rows = cells_of_tsv(path)
+        rows = ((number, line.split("\t")) for number, line in lines_of(path) if line)
     else:
         raise ValueError(f"{path}: the ending of a table must be .tsv, .txt, .csv or .jsonl; "
                          "unpack a compressed file first")
     for number, cells in rows:
         location = f"{path}:{number}"
         if header is None:                               # the first row names the columns
-            # A file of an old Mac has no line feeds, so all of it is this first row. A .csv is not
-            # checked, because a quoted cell may have a carriage return.
-            if ending != ".csv":
-                check_line_end("\t".join(cells), location)
             for column, count in Counter(cells).items():
+                # A file of an old Mac has no line feeds, so all of it is this first row.
+                check_line_end(column, location)
                 if count > 1:
                     raise ValueError(f"{location}: {count} columns have the name {column!r:.60}")
             header = cells
@@ -452,22 +454,6 @@ def check_line_end(line, location):
     if "\r" in line:
         raise ValueError(f"{location}: there is a carriage return in {line!r:.60}; a line must end "
                          "with a line feed")
-
-
-def rows_of_jsonl(path):
-    """Yield (number of the line, {name: value}) of a file with one JSON object per line."""
-    for number, line in lines_of(path):
-        if line.strip():
-            with parsing(f"{path}:{number}", "a JSON object"):
-                row = parse_json_object(line)
-            yield number, row
-
-
-def cells_of_tsv(path):
-    """Yield (number of the line, its cells) for each line that is not empty."""
-    for number, line in lines_of(path):
-        if line:
-            yield number, line.split("\t")
 
 
 def read_table(path, text_columns, label_column, header=None, numeric=False):
