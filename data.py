@@ -1309,27 +1309,18 @@ def paragraphs(docstring):
         lines = []
         first_indent = 0                     # the indentation of the paragraph's first line
         for line in block.splitlines():
-            if lines and begins_paragraph(line, lines, first_indent):
+            item = ITEM.match(line)
+            is_after_heading = HEADING.fullmatch(" ".join(lines).strip()) is not None
+            is_indented_less = indentation(line) < first_indent
+            if lines and (item or is_after_heading or is_indented_less):      # a new paragraph
                 yield lines
                 lines = []
             if not lines:
                 first_indent = indentation(line)
-            item = ITEM.match(line)
             if item:
                 line = line[item.end():]
             lines.append(line)
         yield lines
-
-
-def begins_paragraph(line, lines_before, first_indent):
-    """Tell whether a line begins a new paragraph: it is a list item, or the lines before it are a
-    heading such as "Returns:", or it is indented less than the first line of the paragraph.
-
-    lines_before: the lines of the paragraph so far; first_indent: the indentation of the first one
-    """
-    is_item = ITEM.match(line) is not None
-    is_after_heading = HEADING.fullmatch(" ".join(lines_before).strip()) is not None
-    return is_item or is_after_heading or indentation(line) < first_indent
 
 
 def indentation(text):
