@@ -464,34 +464,30 @@ class TaskLoss:
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
+            has_rows = begin < len(ids)
             rows = slice(begin, end)
-            counted_tokens = mask[rows]                  # these count in the hidden loss
-            counted_labels = is_label[rows]              # these count in the other losses
-            if begin >= len(ids):
+            if not has_rows:
                 # The batch is so short that this micro-batch has no rows. But the gradients of all
-                # processes are summed, so each process must compute one. This process takes row 0,
-                # but counts no token and no label, so its gradient is 0. (A single process need not
-                # do this.)
+                # processes are summed, so each process must compute one. This process takes row 0
+                # and multiplies its losses by 0, so its gradient is 0.
                 rows = slice(0, 1)
-                counted_tokens = np.zeros_like(mask[rows])
-                counted_labels = np.zeros_like(is_label[rows])
             # The places of the labels are found here, on the CPU. To index by a mask on a GPU, the
             # program would have to wait until the GPU has counted the True values.
-            label_indices = np.flatnonzero(counted_labels)                    # (N,)
+            label_indices = np.flatnonzero(is_label[rows])                    # (N,)
             targets = labels[rows].ravel()[label_indices].astype(np.float32)  # (N,)
             # The arrays stand in the order in which compute_losses takes them.
-            tensors = to_device(device, ids[rows], mask[rows], segments[rows], counted_tokens,
-                                label_indices, targets)
+            tensors = to_device(device, ids[rows], mask[rows], segments[rows], label_indices,
+                                targets)
             with autocast(device, self.bf16):
                 losses = self.compute_losses(*tensors, num_labels, num_tokens)
+            if not has_rows:
+                losses = {name: 0 * loss for name, loss in losses.items()}
             yield losses
 
-    def compute_losses(self, ids, mask, segments, counted_tokens, label_indices, targets,
-                       num_labels, num_tokens):
+    def compute_losses(self, ids, mask, segments, label_indices, targets, num_labels, num_tokens):
         """Compute a micro-batch's part of each loss: {name: scalar}.
 
         ids, mask, segments (B, T): see collate
-        counted_tokens (B, T): True at the tokens that the hidden loss counts
         label_indices (N,): where the labels stand in the flattened labels of this micro-batch
         targets (N,): the labels themselves, in regression normalised
         num_labels, num_tokens: the numbers of labels and of tokens in the whole batch
@@ -520,8 +516,7 @@ class TaskLoss:
                 total = 0.0
                 for r, layer in self.pairs:
                     # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
-                    total = total + hidden_loss(
-                        hidden[r + 1], teacher_hidden[layer + 1], counted_tokens)
+                    total = total + hidden_loss(hidden[r + 1], teacher_hidden[layer + 1], mask)
                 losses["hidden"] = total / num_tokens
         return losses
 
