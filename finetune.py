@@ -87,16 +87,13 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, ids, mask, segments):
-        """Compute logits (B, T, n) at all positions, of which only some are used.
+        """Compute the hidden states, as MiniALBERT does, and the logits (B, T, n) at all positions,
+        of which only some are used.
 
-        ids, mask, segments (B, T): see collate.
+        ids, mask, segments (B, T): see collate
         """
         hidden, _ = self.encoder(ids, mask, segments)
-        return self.classify(hidden[-1], segments)
-
-    def classify(self, states, segments):
-        """Compute logits (B, T, n) from the last hidden states (B, T, C)."""
-        logits = self.output(self.dropout(states)).float()                    # (B, T, n)
+        logits = self.output(self.dropout(hidden[-1])).float()                # (B, T, n)
         if self.is_qa:
             # An answer cannot be in the question or in the padding, so these get -1e4. (With -inf
             # the KL divergence from a teacher would be nan.) What remains is segment 1, the context
@@ -105,7 +102,7 @@ class Classifier(nn.Module):
             position = torch.arange(segments.shape[1], device=segments.device)
             is_forbidden = (segments == 0) & (position > 0)                   # (B, T)
             logits = logits.masked_fill(is_forbidden[:, :, None], -1e4)
-        return logits
+        return hidden, logits
 
 
 # ---- From examples to tokens ------------------------------------------------------------
@@ -494,8 +491,7 @@ class TaskLoss:
         """
         is_qa = self.task.kind == "qa"
         is_regression = self.task.kind == "regression"
-        hidden, _ = self.model.encoder(ids, mask, segments)
-        logits = self.model.classify(hidden[-1], segments)
+        hidden, logits = self.model(ids, mask, segments)
         outputs = logits_of_labels(logits, label_indices, is_qa)              # (N, n), qa: (N, T)
         if is_regression:
             error = F.mse_loss(outputs[:, 0], targets, reduction="sum")
@@ -504,8 +500,7 @@ class TaskLoss:
         losses = {"task": error / num_labels}
         if self.teacher is not None:
             with torch.no_grad():
-                teacher_hidden, _ = self.teacher.encoder(ids, mask, segments)
-                teacher_logits = self.teacher.classify(teacher_hidden[-1], segments)
+                teacher_hidden, teacher_logits = self.teacher(ids, mask, segments)
             teacher_outputs = logits_of_labels(teacher_logits, label_indices, is_qa)
             if is_regression:
                 distance = F.mse_loss(outputs, teacher_outputs, reduction="sum")
@@ -695,7 +690,7 @@ def predict_logits(model, features, batch_size=64):
         ids, mask, segments, _ = collate(batch, model.is_qa)
         ids, mask, segments = to_device(device_of(model), ids, mask, segments)
         try:
-            logits = model(ids, mask, segments).cpu().numpy()                 # (B, T, n)
+            logits = model(ids, mask, segments)[1].cpu().numpy()              # (B, T, n)
         except (MemoryError, RuntimeError) as error:
             if not is_about_memory(error):
                 raise
