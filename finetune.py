@@ -46,7 +46,7 @@ from torch import nn
 from checkpoint import (check_finite, check_tensors, claim_folder, fetch, first_few, load, parsing,
                         read_json, read_safetensors, replace_file, save, write_json,
                         write_safetensors)
-from command import CommandParser, is_about_memory, printable, run_command, warn
+from command import CommandParser, printable, run_command, warn
 from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, count_characters,
                   docs_on_this_machine, hash_file)
 from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin_or_resume,
@@ -677,8 +677,7 @@ def predict_logits(model, features, batch_size=64):
     """Compute the logits of each Feature at its positions -> a list of arrays (positions, n).
 
     In qa the first row is that of [CLS]. Sequences of similar length run together. The model is
-    left in eval mode. ValueError if there is not enough memory, FloatingPointError if a logit is
-    not finite.
+    left in eval mode. FloatingPointError if a logit is not finite.
     """
     model.eval()
     logits_of_feature = [None] * len(features)
@@ -689,13 +688,7 @@ def predict_logits(model, features, batch_size=64):
         batch = [features[i] for i in feature_numbers]
         ids, mask, segments, _ = collate(batch, model.is_qa)
         ids, mask, segments = to_device(device_of(model), ids, mask, segments)
-        try:
-            logits = model(ids, mask, segments)[1].cpu().numpy()              # (B, T, n)
-        except (MemoryError, RuntimeError) as error:
-            if not is_about_memory(error):
-                raise
-            raise ValueError("there is not enough memory to run the model on "
-                             f"{len(batch)} sequences of {ids.shape[1]} tokens") from error
+        logits = model(ids, mask, segments)[1].cpu().numpy()                  # (B, T, n)
         if not np.isfinite(logits).all():
             raise FloatingPointError("what the model computes is not finite")
         for row, i in enumerate(feature_numbers):

@@ -1796,23 +1796,6 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path, model, sentiment, capsys):
     assert "--lr: the training diverges with each of 2e+09, 1e+09" in error
 
 
-@pytest.mark.parametrize("message, expected", [
-    ("CUDA out of memory", "not enough memory to run the model on 2 sequences of 9 tokens"),
-    ("no such kernel", "no such kernel"),
-])
-def test_too_little_memory_to_predict_is_explained(tokenizer, monkeypatch, message, expected):
-    task = make_task_of_kind("classification", ["x", "y"])
-    model = make_classifier(tokenizer, task)
-
-    def fail_to_compute(*arguments):
-        raise RuntimeError(message)
-
-    monkeypatch.setattr(model, "forward", fail_to_compute)
-    features = [finetune.Feature([5] * length, length, 0, [0], [0], [0]) for length in (9, 4)]
-    with pytest.raises((ValueError, RuntimeError), match=expected):
-        predict_logits(model, features)
-
-
 def test_a_rate_whose_model_cannot_be_measured_is_not_chosen(
         tmp_path, model, sentiment, capsys, monkeypatch):
     usual_predict_logits = finetune.predict_logits
