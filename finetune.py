@@ -204,19 +204,13 @@ def tokenise_examples(task, examples, tokenizer):
 
 def room_of_first_text(task, num_second_tokens):
     """Return how many tokens the first of two texts may have; the second has num_second_tokens."""
-    if task.kind == "qa":
-        return most_question_tokens(task)
     room = task.length - 3                               # [CLS] and two [SEP] take three places
+    if task.kind == "qa":
+        return room // 3                                 # the rest is kept for the context
     # Half of the room is kept for the second text, or less if it is shorter. If the first text does
     # not need the rest, text_feature gives the second one all that is left.
     kept_for_second = min(num_second_tokens, room // 2)
     return room - kept_for_second
-
-
-def most_question_tokens(task):
-    """Return how many tokens of a question are used: a third of a sequence, without [CLS] and the
-    two [SEP]. The rest is kept for the context."""
-    return (task.length - 3) // 3
 
 
 def join_ids(prefix, window, tokenizer):
@@ -1623,25 +1617,16 @@ def print_task(task, datasets):
 
 
 def warn_of_cut(task, splits):
-    """Print a warning for each Split of whose texts, or pairs of texts, some were cut. Texts to tag
-    and contexts in qa are not cut, but read in windows. So in qa only questions are counted."""
+    """Print a warning for each Split in which texts were cut. Texts to tag and contexts in qa are
+    not cut, but read in windows. So in qa only questions are counted."""
+    what = "examples"
+    if task.kind == "qa":
+        what = "questions"
     for name, split in splits.items():
         cut_examples = {feature.example_number for feature in split.features if feature.was_cut}
-        num_cut = len(cut_examples)
-        if num_cut == 0:
-            continue
-        num_examples = len(split.examples)
-        how_many = f"{name}: {num_cut:,} of {num_examples:,}"
-        if task.kind == "qa":
-            most = most_question_tokens(task)
-            warn(f"{how_many} questions have over {most} tokens, about a third of --length "
-                 f"{task.length} of the training, and were cut")
-        else:
-            texts = "texts"
-            if task.pair:
-                texts = "pairs of texts"
-            warn(f"{how_many} {texts} are longer than --length {task.length} of the training and "
-                 "were cut")
+        if cut_examples:
+            warn(f"{name}: {len(cut_examples):,} of {len(split.examples):,} {what} are too long "
+                 f"for --length {task.length} of the training and were cut")
 
 
 def print_lost_answers(split):

@@ -1115,9 +1115,8 @@ def test_texts_that_were_cut_are_counted(texts, is_cut, tokenizer, capsys):
     examples = [short, make_text_example(first, 1.0, second), short]
     split = finetune.Split(examples, list(encode(task, examples, tokenizer)))
     finetune.warn_of_cut(task, {"dev": split})
-    what = "pairs of texts" if pair else "texts"
     told = capsys.readouterr().err
-    assert told.startswith(f"warning: dev: 1 of 3 {what} are longer") if is_cut else told == ""
+    assert told.startswith("warning: dev: 1 of 3 examples are too") if is_cut else told == ""
 
 
 @pytest.mark.parametrize("text, is_refused", [
@@ -2336,7 +2335,7 @@ def test_it_is_said_how_many_questions_were_cut(tmp_path, model, capsys):
     out = tmp_path / "o"
     told = run(capsys, "--model", model, "--task", "qa", "--train", questions, "--dev", questions,
                "--steps", 1, "--length", 8, "--out", out).err
-    message = "1 of 2 questions have over 1 tokens, about a third of --length 8 of the training"
+    message = "1 of 2 questions are too long for --length 8 of the training and were cut\n"
     assert f"warning: train: {message}" in told
     assert f"warning: dev: {message}" in told
     told = run(capsys, "--model", out, "--evaluate", "--dev", questions).err
@@ -2345,7 +2344,7 @@ def test_it_is_said_how_many_questions_were_cut(tmp_path, model, capsys):
     told = run(capsys, "--model", out, "--predict", questions, "--out", answers).err
     assert f"warning: --predict: {message}" in told
     told = run(capsys, "--model", out, "--predict", "where is\tjohn lives in paris").err
-    assert "warning: --predict: 1 of 1 questions have over 1 tokens" in told
+    assert "warning: --predict: 1 of 1 questions are too long" in told
     assert run(capsys, "--model", out, "--predict", "who\tjohn lives in paris").err == ""
 
 
@@ -2365,13 +2364,13 @@ def test_it_is_said_how_many_texts_were_cut(tmp_path, model, capsys):
     table = write_file(tmp_path / "t.tsv", "text\tlabel\n" + "".join(rows))
     told = run(capsys, "--model", model, "--task", "classification", "--train", table, "--dev",
                table, "--steps", 1, "--length", 8, "--out", tmp_path / "o").err
-    message = "2 of 4 texts are longer than --length 8 of the training and were cut\n"
+    message = "2 of 4 examples are too long for --length 8 of the training and were cut\n"
     assert f"warning: train: {message}" in told
     assert f"warning: dev: {message}" in told
     told = run(capsys, "--model", tmp_path / "o", "--evaluate", "--test", table).err
     assert f"warning: test: {message}" in told
     told = run(capsys, "--model", tmp_path / "o", "--predict", "good " * 7).err
-    assert "warning: --predict: 1 of 1 texts are longer than --length 8 of the training" in told
+    assert "warning: --predict: 1 of 1 examples are too long for --length 8 of" in told
     assert run(capsys, "--model", tmp_path / "o", "--predict", "good " * 6).err == ""
 
 
