@@ -148,10 +148,13 @@ class Feature(NamedTuple):
 
 class TokenisedExample(NamedTuple):
     """The tokens of an example, which has one text or two. The last one is called its main text."""
+    number: int             # index of the example
+    example: Example
     prefix: list            # the token numbers before the main text: if there is one text, [CLS]
                             # alone; if there are two, [CLS], the first text and [SEP]
     first_was_cut: bool     # whether the first of two texts was too long and was cut
     encoding: object        # the tokenizers library's Encoding of the main text, not yet cut
+    room: int               # how many tokens of the main text a sequence has room for
 
 
 def encode(task, examples, tokenizer):
@@ -161,45 +164,41 @@ def encode(task, examples, tokenizer):
     A sentence to tag and the context of a question are cut into windows; each one has a Feature.
     """
     label_numbers = {label: i for i, label in enumerate(task.labels)}
-    chunk_size = 1000                                    # examples that are tokenised together
-    for begin in range(0, len(examples), chunk_size):
-        chunk = examples[begin:begin + chunk_size]
-        for i, tokenised in enumerate(tokenise_examples(task, chunk, tokenizer)):
-            example = chunk[i]
-            example_number = begin + i
-            if task.kind == "tagging":
-                yield from tagging_features(task, example_number, example, tokenised, tokenizer,
-                                            label_numbers)
-            elif task.kind == "qa":
-                yield from answer_features(task, example_number, example, tokenised, tokenizer)
-            else:
-                yield text_feature(task, example_number, example, tokenised, tokenizer,
-                                   label_numbers)
+    for tokenised in tokenise_examples(task, examples, tokenizer):
+        if task.kind == "tagging":
+            yield from tagging_features(tokenised, tokenizer, label_numbers)
+        elif task.kind == "qa":
+            yield from answer_features(tokenised, tokenizer, task.stride)
+        else:
+            yield text_feature(task, tokenised, tokenizer, label_numbers)
 
 
 def tokenise_examples(task, examples, tokenizer):
-    """Tokenise examples -> a list of TokenisedExamples. The first of two texts is cut here."""
+    """Yield the TokenisedExamples of examples. The first of two texts is cut here."""
     for example in examples:
         has_two_texts = example.second_text is not None
         if has_two_texts != task.pair:
             raise ValueError(f"{example.location}, {example.text!r:.60}: this task needs "
                              f"{number_of_texts(task)}; --text names the columns")
     # Many texts are tokenised in one call, because one by one would be much slower.
-    if task.pair:
-        main_texts = [example.second_text for example in examples]
-    else:
-        main_texts = [example.text for example in examples]
-    encodings = tokenizer.backend.encode_batch(
-        main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
-    if not task.pair:
-        return [TokenisedExample([tokenizer.cls_id], False, encoding) for encoding in encodings]
-    first_texts = [example.text for example in examples]
-    tokenised = []
-    for first_ids, encoding in zip(tokenizer.encode(first_texts), encodings):
-        first_room = room_of_first_text(task, len(encoding.ids))
-        prefix = [tokenizer.cls_id] + first_ids[:first_room] + [tokenizer.sep_id]
-        tokenised.append(TokenisedExample(prefix, len(first_ids) > first_room, encoding))
-    return tokenised
+    chunk_size = 1000
+    for begin in range(0, len(examples), chunk_size):
+        chunk = examples[begin:begin + chunk_size]
+        main_texts = [example.text for example in chunk]
+        if task.pair:
+            first_texts = tokenizer.encode(main_texts)   # token numbers
+            main_texts = [example.second_text for example in chunk]
+        encodings = tokenizer.backend.encode_batch(
+            main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
+        for i, encoding in enumerate(encodings):
+            prefix = [tokenizer.cls_id]
+            first_was_cut = False
+            if task.pair:
+                first_room = room_of_first_text(task, len(encoding))
+                prefix += first_texts[i][:first_room] + [tokenizer.sep_id]
+                first_was_cut = len(first_texts[i]) > first_room
+            room = task.length - len(prefix) - 1         # the 1 is for the last [SEP]
+            yield TokenisedExample(begin + i, chunk[i], prefix, first_was_cut, encoding, room)
 
 
 def room_of_first_text(task, num_second_tokens):
@@ -218,20 +217,18 @@ def join_ids(prefix, window, tokenizer):
     return np.array(prefix + window + [tokenizer.sep_id], np.int32)
 
 
-def text_feature(task, example_number, example, tokenised, tokenizer, label_numbers):
+def text_feature(task, tokenised, tokenizer, label_numbers):
     """Make the Feature for classification or regression: the logits at [CLS] are used."""
-    prefix = tokenised.prefix
-    main_ids = tokenised.encoding.ids
-    room = task.length - len(prefix) - 1                 # the 1 is for [SEP]
-    ids = join_ids(prefix, main_ids[:room], tokenizer)
-    was_cut = tokenised.first_was_cut or len(main_ids) > room
+    number, example, prefix, first_was_cut, encoding, room = tokenised
+    ids = join_ids(prefix, encoding.ids[:room], tokenizer)
+    was_cut = first_was_cut or len(encoding) > room
     label = example.label
     if label is None:
         label = math.nan                                 # it is not known
     elif task.kind == "classification":
         label = label_numbers[label]
-    return Feature(ids, len(prefix), example_number, positions=[0], stands_for=[0],
-                   labels=[label], was_cut=was_cut)
+    return Feature(ids, len(prefix), number, positions=[0], stands_for=[0], labels=[label],
+                   was_cut=was_cut)
 
 
 def windows(num_tokens, room, overlap=0):
@@ -251,15 +248,14 @@ def windows(num_tokens, room, overlap=0):
     return found
 
 
-def tagging_features(task, example_number, example, tokenised, tokenizer, label_numbers):
+def tagging_features(tokenised, tokenizer, label_numbers):
     """Yield the Features of a sentence to tag: the logits at each word's first token are used.
 
     A word that the tokenizer removes completely has no position here; decode_tags gives it O.
     """
-    prefix = tokenised.prefix
-    token_ids = tokenised.encoding.ids
-    word_of_token = tokenised.encoding.word_ids          # for each token the number of its word
-    room = task.length - len(prefix) - 1                 # the 1 is for [SEP]
+    number, example, prefix, _, encoding, room = tokenised
+    token_ids = encoding.ids
+    word_of_token = encoding.word_ids                    # for each token the number of its word
     for begin, end in windows(len(token_ids), room):
         positions = []
         word_numbers = []                                # in the sentence
@@ -277,20 +273,18 @@ def tagging_features(task, example_number, example, tokenised, tokenizer, label_
                 tag = example.label[word]
                 labels.append(label_numbers[tag])
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
-        yield Feature(ids, len(prefix), example_number, positions, word_numbers, labels)
+        yield Feature(ids, len(prefix), number, positions, word_numbers, labels)
 
 
-def answer_features(task, example_number, example, tokenised, tokenizer):
-    """Yield the Features of a question: windows of its context, which overlap."""
-    prefix = tokenised.prefix
-    encoding = tokenised.encoding
+def answer_features(tokenised, tokenizer, stride):
+    """Yield the Features of a question: windows of its context, which overlap (see Task.stride)."""
+    number, example, prefix, first_was_cut, encoding, room = tokenised
     token_ids = encoding.ids
     # A predicted answer consists of whole words. So each token stands for all characters of its
     # word: "play" and "##ing" both stand for "playing".
     span_of_token = [encoding.word_to_chars(word) for word in encoding.word_ids]
     answer_tokens = tokens_of_answer(example, encoding.offsets)
-    room = task.length - len(prefix) - 1
-    overlap = min(task.stride, room // 2)                # windows advance by at least half
+    overlap = min(stride, room // 2)                     # windows advance by at least half
     for begin, end in windows(len(token_ids), room, overlap):
         # An array and a range take little memory: SQuAD has 90,000 windows.
         stands_for = np.array(span_of_token[begin:end], np.int32)             # (tokens, 2)
@@ -303,8 +297,7 @@ def answer_features(task, example_number, example, tokenised, tokenizer):
             if begin <= first and last < end:            # all of the answer is in this window
                 labels = [len(prefix) + first - begin, len(prefix) + last - begin]
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
-        yield Feature(ids, len(prefix), example_number, positions, stands_for, labels,
-                      was_cut=tokenised.first_was_cut)
+        yield Feature(ids, len(prefix), number, positions, stands_for, labels, first_was_cut)
 
 
 def tokens_of_answer(example, offsets):
