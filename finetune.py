@@ -528,32 +528,18 @@ def logits_of_labels(logits, label_indices, is_qa):
 # The mode of a fine-tuning says what is trained, and from which values.
 MODES = (
     "all",                  # everything
-    "adapters",             # each recursion's adapters or corrections, and the head
+    "adapters",             # each recursion's adapters or corrections, and the head; a model that
+                            # has neither adapters nor corrections gets adapters
     "head",                 # the head alone
-    "random",               # everything, and the encoder starts from random weights
+    "random",               # everything, and the encoder starts from random weights: of the saved
+                            # one only the shape is used
 )
-
-
-def choose_trained(encoder, mode):
-    """Choose which parameters of the encoder the mode trains (see MODES), and freeze the others."""
-    for name, parameter in encoder.named_parameters():
-        if mode == "adapters":
-            # What each recursion has of its own.
-            is_trained = "_adapters." in name or name.startswith("corrections.")
-        elif mode == "head":
-            is_trained = False                           # the head is not in the encoder
-        else:                                            # "all" and "random"
-            is_trained = True
-        parameter.requires_grad_(is_trained)
 
 
 def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     """Load the encoder in a folder, without its masked-language-model head.
 
     mode: what will be trained, see MODES; the other parameters are frozen
-        all, head: the encoder is loaded as it was saved
-        adapters: the same, but if it has neither adapters nor corrections, adapters are added
-        random: of the saved encoder only the shape is used; its weights are random
     dropout: the probability of dropout in the training
     sample: (ids, mask, segments), three arrays (B, T), to which new adapters are fitted; it is
         needed only where adapters are added
@@ -570,16 +556,17 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
         config = replace(config, adapter_size=max(1, config.hidden_size // 16))
     encoder = MiniALBERT(config, head=False)
     if mode != "random":
-        saved_model.head = None                          # so that weights has nothing of it
-        weights = saved_model.state_dict()
-        # New adapters are not in the saved model: they are fitted below.
-        encoder.load_state_dict(weights, strict=not adds_adapters)
+        # Not strict: the saved head is not needed, and new adapters are not in the saved model.
+        encoder.load_state_dict(saved_model.state_dict(), strict=False)
     if adds_adapters:
         if sample is None:
             raise ValueError(f"{path}: adapters are added, so they need a sample to be fitted to")
         ids, mask, segments = to_device(torch.device("cpu"), *sample)
         fit_adapters_to_identity(encoder, ids, mask, segments)
-    choose_trained(encoder, mode)
+    for name, parameter in encoder.named_parameters():
+        is_own_part = "_adapters." in name or name.startswith("corrections.")
+        if mode == "head" or (mode == "adapters" and not is_own_part):
+            parameter.requires_grad_(False)              # it is frozen
     return encoder
 
 
