@@ -847,7 +847,12 @@ def fine_tune(tuning, splits, mode, seed, lr):
     args = tuning.args
     task = tuning.task
     features = splits["train"].features
-    model = load_model_of_run(tuning, features, mode, seed)
+    torch.manual_seed(seed)                              # it decides what is random in the model
+    # New adapters are fitted to this sample of the data.
+    ids, mask, segments, _ = collate(features[:64], task.kind == "qa")
+    model, _ = load_classifier(tuning.model_path, task, mode, args.dropout,
+                               sample=(ids, mask, segments), recursions=args.recursions)
+    model.to(tuning.processes.device)
     task_loss = TaskLoss(
         model, task, features, args.batch_size, seed, teacher=tuning.teacher,
         hidden_weight=tuning.hidden_weight, micro_batch_size=args.micro_batch_size,
@@ -881,17 +886,6 @@ def fine_tune(tuning, splits, mode, seed, lr):
     print(f"{options.out}: {num_trained:,} trained parameters, {options.steps:,} steps, "
           f"{seconds:.0f} s with evaluation", flush=True)
     return model, results
-
-
-def load_model_of_run(tuning, features, mode, seed):
-    """Load the model of a run, with a head for its task and with what its mode trains -> Classifier
-    on the device. The seed decides what is random in it, such as a new head."""
-    torch.manual_seed(seed)
-    # New adapters are fitted to this sample of the data.
-    ids, mask, segments, _ = collate(features[:64], tuning.task.kind == "qa")
-    model, _ = load_classifier(tuning.model_path, tuning.task, mode, tuning.args.dropout,
-                               sample=(ids, mask, segments), recursions=tuning.args.recursions)
-    return model.to(tuning.processes.device)
 
 
 def options_of_run(tuning, task_loss, mode, seed, lr):
