@@ -1112,9 +1112,13 @@ def arguments(argv):
         if len(set(names)) < len(names):
             raise ValueError(f"--lr: two rates are the same, to six digits: {' '.join(names)}")
     given = given_flags(argv)
-    check_flags(args, given)
-    if args.predict is None and not args.evaluate:
+    if args.predict is not None:
+        allow_only(given, PREDICT_FLAGS, "--predict")
+    elif args.evaluate:
+        allow_only(given, EVALUATE_FLAGS, "--evaluate")
+    else:
         fill_in_defaults(args, given)
+        check_flags(args, given)
     return args
 
 
@@ -1150,20 +1154,12 @@ TASKS_OF_FLAG = {
 
 
 def check_flags(args, given):
-    """Raise ValueError for flags that would be ignored, or if the --task needs --train, but it was
-    not given."""
-    if args.predict is not None:
-        allow_only(given, PREDICT_FLAGS, "--predict")
-        return
-    if args.evaluate:
-        allow_only(given, EVALUATE_FLAGS, "--evaluate")
-        return
-    if args.task is None:
+    """Raise ValueError for flags that a training would ignore, or if the --task needs --train, but
+    it was not given. The defaults of args have been filled in."""
+    if args.runs_are_short:
         refuse_flags(given, ["--adapters-only", "--freeze"],
                      "without --task the built-in task is trained, and this would be ignored")
-        check_file_flags("code", given)
-    else:
-        check_file_flags(args.task, given)
+    check_file_flags(args.task, given)
     if args.task in KINDS and args.train is None:
         raise ValueError(f"--task {args.task} needs files of yours: give --train FILE and, if you "
                          "have them, --dev FILE and --test FILE")
@@ -1177,11 +1173,8 @@ def check_flags(args, given):
 
 def check_file_flags(task_name, given):
     """Raise ValueError for a flag about files that a task would ignore."""
-    for flag in given:
-        if flag not in TASKS_OF_FLAG:                    # it is not about files
-            continue
-        tasks = TASKS_OF_FLAG[flag]
-        if task_name not in tasks:
+    for flag, tasks in TASKS_OF_FLAG.items():
+        if flag in given and task_name not in tasks:
             listed = ", ".join(tasks)
             raise ValueError(f"{flag}: the task {task_name} does not use it; it is for --task "
                              f"{listed}")
