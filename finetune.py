@@ -1483,10 +1483,11 @@ def choose_hidden_weight(flag, mode, teacher, config):
 # ---- The data ---------------------------------------------------------------------------
 
 def read_datasets(args, name, kind, needs_train=True):
-    """Read the task's examples -> {name of a split: examples}. If there is no dev set, a tenth of
-    the training set is held out as one.
+    """Read the task's examples -> {name of a split: examples}. If there is a training set, but no
+    dev set, a tenth of the training set is held out as one.
 
-    needs_train: if False, the training set of a GLUE task is not read, so its file may be missing
+    needs_train: False for --evaluate. Then there is no training set, and of a GLUE task the file of
+        the training set may be missing
     """
     if name in GLUE:
         folder = args.data
@@ -1495,22 +1496,20 @@ def read_datasets(args, name, kind, needs_train=True):
         datasets = read_glue(name, folder, needs_train)
     elif name == "code":
         datasets = read_code_task(docs_on_this_machine())
+        if not needs_train:
+            del datasets["train"]
     else:
-        datasets = read_files(args, kind)
-    if not any(split_name.startswith("dev") for split_name in datasets):
+        files = {}
+        for split_name, paths in [("train", args.train), ("dev", args.dev), ("test", args.test)]:
+            if paths is not None:
+                files[split_name] = paths
+        datasets = read_own_files(kind, files, args.text, args.label)
+    has_dev = any(split_name.startswith("dev") for split_name in datasets)
+    if "train" in datasets and not has_dev:
         held_out, rest = hold_out_a_tenth(datasets["train"], kind)
         datasets["dev"] = held_out
         datasets["train"] = rest
     return datasets
-
-
-def read_files(args, kind):
-    """Read the user's files of --train, --dev and --test -> {name of a split: examples}."""
-    files = {}
-    for name, paths in [("train", args.train), ("dev", args.dev), ("test", args.test)]:
-        if paths is not None:
-            files[name] = paths
-    return read_own_files(kind, files, args.text, args.label)
 
 
 def check_texts(task, splits, tokenizer):
@@ -1694,7 +1693,9 @@ def run_evaluation(args, given, device):
     if args.task is not None and args.task not in (task.name, task.kind):
         raise ValueError(f"--task {args.task}: {args.model} was fine-tuned for {task.name}")
     check_file_flags(task.name, given)
-    datasets = read_datasets_to_measure(args, task)
+    if task.name in KINDS and args.dev is None and args.test is None:
+        raise ValueError("--evaluate: give files to measure on with --dev FILE or --test FILE")
+    datasets = read_datasets(args, task.name, task.kind, needs_train=False)
     if task.labels:
         check_labels(datasets, task.kind, task.labels)
     splits = encode_splits(task, datasets, tokenizer)
@@ -1705,17 +1706,6 @@ def run_evaluation(args, given, device):
         if not results[name].scores:
             print(f"{name}: its labels are not known, so it cannot be scored")
     print_rows(rows_of_mode("model", [results]))
-
-
-def read_datasets_to_measure(args, task):
-    """Read what --evaluate measures on -> {name of a split: examples}, without a training set."""
-    if task.name in KINDS:                               # the files are the user's own
-        if args.dev is None and args.test is None:
-            raise ValueError("--evaluate: give files to measure on with --dev FILE or --test FILE")
-        return read_files(args, task.kind)
-    datasets = read_datasets(args, task.name, task.kind, needs_train=False)
-    datasets.pop("train", None)                          # the built-in task always has one
-    return datasets
 
 
 def predict(args, device):

@@ -1499,13 +1499,9 @@ def test_to_evaluate_prints_the_scores_of_the_run_and_writes_nothing(
 
 
 def test_to_evaluate_leaves_the_training_set_out(monkeypatch):
-    def read_datasets(args, name, kind, needs_train):
-        assert not needs_train
-        return {"train": [], "dev": ["a"]}
-
-    monkeypatch.setattr(finetune, "read_datasets", read_datasets)
-    task = replace(make_task_of_kind("tagging", LABELS["tagging"]), name="code")
-    assert finetune.read_datasets_to_measure(None, task) == {"dev": ["a"]}
+    monkeypatch.setattr(finetune, "docs_on_this_machine", lambda: "docs.jsonl")
+    monkeypatch.setattr(finetune, "read_code_task", lambda path: {"train": ["a"], "dev": ["b"]})
+    assert finetune.read_datasets(None, "code", "tagging", needs_train=False) == {"dev": ["b"]}
 
 
 def test_to_evaluate_measures_on_files_of_yours(tmp_path, model, capsys):
