@@ -191,14 +191,17 @@ def tokenise_examples(task, examples, tokenizer):
         encodings = tokenizer.backend.encode_batch(
             main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
         for i, encoding in enumerate(encodings):
+            number = begin + i
             prefix = [tokenizer.cls_id]
             first_was_cut = False
             if task.pair:
+                first_ids = first_texts[i]
                 first_room = room_of_first_text(task, len(encoding))
-                prefix += first_texts[i][:first_room] + [tokenizer.sep_id]
-                first_was_cut = len(first_texts[i]) > first_room
+                first_was_cut = len(first_ids) > first_room
+                prefix += first_ids[:first_room]
+                prefix.append(tokenizer.sep_id)
             room = task.length - len(prefix) - 1         # the 1 is for the last [SEP]
-            yield TokenisedExample(begin + i, chunk[i], prefix, first_was_cut, encoding, room)
+            yield TokenisedExample(number, chunk[i], prefix, first_was_cut, encoding, room)
 
 
 def room_of_first_text(task, num_second_tokens):
@@ -257,6 +260,7 @@ def tagging_features(tokenised, tokenizer, label_numbers):
     token_ids = encoding.ids
     word_of_token = encoding.word_ids                    # for each token the number of its word
     for begin, end in windows(len(token_ids), room):
+        shift = len(prefix) - begin                      # token i of the sentence is at i + shift
         positions = []
         word_numbers = []                                # in the sentence
         labels = []
@@ -265,7 +269,7 @@ def tagging_features(tokenised, tokenizer, label_numbers):
             begins_word = token == 0 or word_of_token[token - 1] != word
             if not begins_word:                          # only a word's first token has a label
                 continue
-            positions.append(len(prefix) + token - begin)
+            positions.append(token + shift)
             word_numbers.append(word)
             if example.label is None:
                 labels.append(math.nan)                  # the tags are not known
@@ -288,14 +292,15 @@ def answer_features(tokenised, tokenizer, stride):
     for begin, end in windows(len(token_ids), room, overlap):
         # An array and a range take little memory: SQuAD has 90,000 windows.
         stands_for = np.array(span_of_token[begin:end], np.int32)             # (tokens, 2)
-        positions = range(len(prefix), len(prefix) + end - begin)
+        shift = len(prefix) - begin                      # token i of the context is at i + shift
+        positions = range(begin + shift, end + shift)
         labels = [0, 0]                                  # [CLS] stands for "no answer here"
         if example.label is None:
             labels = [math.nan, math.nan]                # the answer is not known
         elif answer_tokens is not None:
             first, last = answer_tokens
             if begin <= first and last < end:            # all of the answer is in this window
-                labels = [len(prefix) + first - begin, len(prefix) + last - begin]
+                labels = [first + shift, last + shift]
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), number, positions, stands_for, labels, first_was_cut)
 
@@ -565,8 +570,10 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
         fit_adapters_to_identity(encoder, ids, mask, segments)
     for name, parameter in encoder.named_parameters():
         is_own_part = "_adapters." in name or name.startswith("corrections.")
-        if mode == "head" or (mode == "adapters" and not is_own_part):
-            parameter.requires_grad_(False)              # it is frozen
+        is_trained = mode != "head"                      # the task's head is not in the encoder
+        if mode == "adapters":
+            is_trained = is_own_part
+        parameter.requires_grad_(is_trained)
     return encoder
 
 
@@ -1590,9 +1597,11 @@ def warn_of_cut(task, splits):
         what = "questions"
     for name, split in splits.items():
         cut_examples = {feature.example_number for feature in split.features if feature.was_cut}
-        if cut_examples:
-            warn(f"{name}: {len(cut_examples):,} of {len(split.examples):,} {what} are too long "
-                 f"for --length {task.length} of the training and were cut")
+        num_cut = len(cut_examples)
+        num_examples = len(split.examples)
+        if num_cut > 0:
+            warn(f"{name}: {num_cut:,} of {num_examples:,} {what} are too long for --length "
+                 f"{task.length} of the training and were cut")
 
 
 def print_lost_answers(split):
