@@ -1102,8 +1102,8 @@ def explaining_failures():
         yield
     except (MemoryError, RuntimeError) as error:
         if is_about_memory(error):
-            raise ValueError("there is not enough memory for a step; a smaller --micro-batch-size "
-                             "needs less (0: the whole batch at once)") from error
+            raise ValueError("there is not enough memory; a step needs less with a smaller "
+                             "--micro-batch-size (0: the whole batch at once)") from error
         # If torch.compile fails, it raises a TorchDynamoException, which is a kind of RuntimeError.
         # The usual reason is that the machine has no C++ compiler.
         if isinstance(error, torch._dynamo.exc.TorchDynamoException):

@@ -1548,7 +1548,7 @@ def test_out_of_memory_is_explained_and_other_errors_are_left_alone(error, is_ex
             raise error
     if is_explained:
         assert type(caught.value) is ValueError
-        assert "not enough memory for a step; a smaller --micro-batch-size" in str(caught.value)
+        assert "not enough memory; a step needs less with" in str(caught.value)
     else:
         assert caught.value is error
 
