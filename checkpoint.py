@@ -272,6 +272,8 @@ def load(path, recursions=None):
         layout = BERT_LAYOUT
     has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
     tensors = without_identity_projection(tensors, layout, config)
+    if not has_head:
+        config = replace(config, tie_decoder=True)       # False says nothing without a head
     # A decoder that equals the word table is tied to it. But if config.json has tie_decoder false,
     # which only we write, the decoder stays: it may equal the table only because the training has
     # not begun.

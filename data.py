@@ -936,9 +936,15 @@ def read_corpus(files, text_column="text"):
     num_bytes = sum(os.path.getsize(path) for path in files)
     with tqdm(desc="reading the corpus", total=num_bytes, unit="B", unit_scale=True,
               disable=None) as bar:
+        totals = np.zeros(3, np.int64)                   # characters, undecoded bytes, NULs
         for path in files:
-            yield from read_corpus_file(path, bar, text_column)
+            counts = yield from read_corpus_file(path, bar, text_column)
+            totals += counts
             yield ""
+            # A few bytes that are not UTF-8 are taken for damage. But if each of many small files
+            # has a few, they are in another encoding.
+            if totals[0] > ENOUGH_TO_JUDGE or path == files[-1]:
+                check_encoding(f"{path} and the files before it", *totals)
 
 
 # From this number of characters on, check_encoding judges a text while it is read. A shorter text
@@ -948,6 +954,9 @@ ENOUGH_TO_JUDGE = 1_000_000
 
 def read_corpus_file(path, bar, text_column):
     """Yield the lines of one file. Standard error says how many characters were replaced.
+
+    At its end the generator returns three numbers, which are then the value of `yield from`: how
+    many characters were read, and how many of them were bytes that are not UTF-8, and NULs.
 
     bar: a progress bar, which is moved by the bytes that are read from the disk
     """
@@ -987,6 +996,7 @@ def read_corpus_file(path, bar, text_column):
     if num_undecoded + num_nuls > 0:
         tqdm.write(f"{printable(path)}: replaced {num_undecoded + num_nuls} NULs or bytes that "
                    "are not UTF-8", sys.stderr)
+    return num_characters, num_undecoded, num_nuls
 
 
 def check_first_bytes(path, raw, compression):
@@ -1006,8 +1016,8 @@ def check_first_bytes(path, raw, compression):
         raise ValueError(f"{path}: not UTF-8, but UTF-16 or UTF-32; iconv converts other encodings")
 
 
-def check_encoding(path, num_characters, num_undecoded, num_nuls):
-    """Raise ValueError if a file must be in another encoding than UTF-8.
+def check_encoding(what, num_characters, num_undecoded, num_nuls):
+    """Raise ValueError if a file, or several together, must be in another encoding than UTF-8.
 
     A few bytes that are not UTF-8 are taken for damage. The limit is ten, or one in a thousand
     characters if that is more. A text in Latin-1 usually has more. The limit for NULs is ten, or
@@ -1016,7 +1026,7 @@ def check_encoding(path, num_characters, num_undecoded, num_nuls):
     has_many_undecoded = num_undecoded > max(10, num_characters / 1000)
     has_many_nuls = num_nuls > max(10, num_characters / 4)
     if has_many_undecoded or has_many_nuls:
-        raise ValueError(f"{path}: not UTF-8: of {num_characters:,} characters {num_undecoded:,} "
+        raise ValueError(f"{what}: not UTF-8: of {num_characters:,} characters {num_undecoded:,} "
                          f"are bytes that are not UTF-8, and {num_nuls:,} are NULs; iconv converts "
                          "other encodings")
 

@@ -984,7 +984,7 @@ def noted_signals():
     the program then. They are SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed).
 
     The block looks at the list and ends by an exception if it is not empty. If it ends without one,
-    a signal in the list came after the last look. It takes effect then.
+    a signal in the list came after the last look. Then SystemExit ends the program here.
     """
     received = []
     if threading.current_thread() is not threading.main_thread():
@@ -1009,7 +1009,7 @@ def noted_signals():
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if received:
-        signal.raise_signal(received[0])
+        raise SystemExit(128 + received[0])              # as in stop_run
 
 
 # ---- Processes and devices --------------------------------------------------------------

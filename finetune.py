@@ -285,8 +285,14 @@ def answer_features(tokenised, tokenizer, stride):
     number, example, prefix, first_was_cut, encoding, room = tokenised
     token_ids = encoding.ids
     # A predicted answer consists of whole words. So each token stands for all characters of its
-    # word: "play" and "##ing" both stand for "playing".
-    span_of_token = [encoding.word_to_chars(word) for word in encoding.word_ids]
+    # word: "play" and "##ing" both stand for "playing". (encoding.word_to_chars would search from
+    # the first token on each time.)
+    span_of_word = {}                                    # (first character, one past the last)
+    for word, (begin, end) in zip(encoding.word_ids, encoding.offsets):
+        if word in span_of_word:                         # an earlier token has begun this word
+            begin, _ = span_of_word[word]
+        span_of_word[word] = (begin, end)
+    span_of_token = [span_of_word[word] for word in encoding.word_ids]
     answer_tokens = tokens_of_answer(example, encoding.offsets)
     overlap = min(stride, room // 2)                     # windows advance by at least half
     for begin, end in windows(len(token_ids), room, overlap):
@@ -1302,6 +1308,7 @@ def run_modes(tuning, datasets, config):
         datasets_for_rates = {"dev": held_out, "train": rest}
     splits = encode_splits(task, datasets, tokenizer)
     check_texts(task, splits, tokenizer)
+    check_trainable(splits["train"].features)
     if tuning.teacher is not None:
         tuning.teacher.to(tuning.processes.device)
         dev_split = splits[first_dev_split(splits)]

@@ -429,9 +429,11 @@ def test_a_missing_decoder_of_an_untied_head_is_named(tmp_path):
     save(random_model(tie_decoder=False), tmp_path)
     change_tensors(tmp_path, {"vocab_projector.weight": None})
     refusal(tmp_path, "'vocab_projector.weight' is missing")
-    # Without a head there is no decoder that could be missing.
+    # Without a head there is no decoder that could be missing or untied.
     save(random_model(head=False, tie_decoder=False), tmp_path)
-    assert load(tmp_path).head is None
+    model = load(tmp_path)
+    assert model.head is None
+    assert model.config.tie_decoder
 
 
 def test_a_decoder_equal_to_the_word_table_is_tied(transformers, tmp_path):

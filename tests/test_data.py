@@ -206,14 +206,35 @@ def test_a_table_in_utf_16_is_refused_for_its_encoding(tmp_path, name, content):
         list(read_corpus([path]))
 
 
-def test_each_small_file_with_a_few_bad_bytes_is_reported(tmp_path, capsys):
-    """Each has only three bytes that are not UTF-8, which are taken for damage."""
+def test_many_small_files_in_another_encoding_are_refused_together(tmp_path, capsys):
+    """Each has only three bytes that are not UTF-8, which alone would be taken for damage."""
     for number in range(20):
         raw(tmp_path / f"{number:02}.txt", f"grüne Grüße {number}\n".encode("latin-1"))
-    list(read_corpus(corpus_files([str(tmp_path)])))
+    message = f"^{tmp_path}/19.txt and the files before it: not UTF-8: of [0-9]+ characters 60 "
+    with pytest.raises(ValueError, match=message):
+        list(read_corpus(corpus_files([str(tmp_path)])))
     reports = capsys.readouterr().err.splitlines()
     assert reports == [f"{tmp_path}/{number:02}.txt: replaced 3 NULs or bytes that are not UTF-8"
                        for number in range(20)]
+
+
+@pytest.mark.parametrize("name_of_clean_file", ["a.txt", "z.txt"])
+def test_a_large_clean_file_makes_up_for_small_damaged_ones_in_any_order(
+        name_of_clean_file, tmp_path, capsys):
+    for name in ("k.txt", "l.txt"):
+        raw(tmp_path / name, b"damaged \xff\xff\xff\xff\xff\xff\n")
+    raw(tmp_path / name_of_clean_file, "a clean line\n" * 2000)
+    assert len(list(read_corpus(corpus_files([str(tmp_path)])))) == 2 + 2000 + 3
+
+
+def test_a_large_corpus_in_another_encoding_is_refused_before_all_of_it_is_read(tmp_path, capsys):
+    """Ten bytes that are not UTF-8 are taken for damage in each file. Over 111 of these files have
+    a million characters."""
+    for number in range(120):
+        raw(tmp_path / f"{number:03}.txt", b"x" * 8999 + b"\n" + b"\xff" * 10 + b"\n")
+    message = f"^{tmp_path}/110.txt and the files before it: not UTF-8"
+    with pytest.raises(ValueError, match=message):
+        list(read_corpus(corpus_files([str(tmp_path)])))
 
 
 @pytest.mark.parametrize("num_clean, is_refused", [(10_978, True), (10_989, False)])

@@ -1831,6 +1831,18 @@ def test_several_processes_stop_at_a_rate_that_diverges(tokenizer, monkeypatch):
         finetune.best_rate(tuning, "all", {"dev": examples, "train": examples})
 
 
+def test_to_overwrite_removes_nothing_if_the_contexts_have_no_words(tmp_path, model, capsys):
+    train = write_file(tmp_path / "train.json", make_squad([("who", [])], context="  "))
+    flags = ["--task", "qa", "--dev", train, "--model", model, "--out", tmp_path / "o"]
+    table = write_file(tmp_path / "a.tsv", "text\tlabel\ngood film\tx\nbad film\ty\n")
+    run(capsys, "--task", "classification", "--train", table, "--dev", table, "--model", model,
+        "--out", tmp_path / "o", "--steps", 1)
+    before = files_below(tmp_path / "o")
+    error = fail(capsys, *flags, "--train", train, "--steps", 1, "--overwrite")
+    assert "no example has a token that could be trained on" in error
+    assert files_below(tmp_path / "o") == before
+
+
 def test_to_overwrite_removes_nothing_if_no_rate_can_be_chosen(tmp_path, model, capsys):
     table = write_file(tmp_path / "a.tsv", "text\tlabel\ngood film\tx\nbad film\ty\n")
     flags = ["--task", "classification", "--train", table, "--dev", table, "--model", model,
