@@ -51,16 +51,6 @@ from checkpoint import (TOKENIZER_FILES, fetch, first_few, parsing, read_json, r
                         replace_file, write_json)
 from command import CommandParser, printable, run_command, warn
 
-HOME = os.path.expanduser("~")
-if HOME == "~":                     # there is no home folder, as in some containers
-    HOME = tempfile.gettempdir()
-CACHE = os.path.join(HOME, ".cache", "minialbert")
-HOLD_OUT_ONE_IN = 50                # of this many documents, one is held out for validation
-DECIDING_CHARACTERS = 10_000        # this many at a document's beginning decide if it is held out
-CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
-SAMPLE = 20_000                     # characters that count_characters looks at
-LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
-
 
 # ---- Masking and batches ----------------------------------------------------------------
 
@@ -193,6 +183,17 @@ class MaskedBatches:
 
 
 # ---- From here on: plumbing -------------------------------------------------------------
+
+HOME = os.path.expanduser("~")
+if HOME == "~":                     # there is no home folder, as in some containers
+    HOME = tempfile.gettempdir()
+CACHE = os.path.join(HOME, ".cache", "minialbert")
+HOLD_OUT_ONE_IN = 50                # of this many documents, one is held out for validation
+DECIDING_CHARACTERS = 10_000        # this many at a document's beginning decide if it is held out
+CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
+SAMPLE = 20_000                     # characters that count_characters looks at
+LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
+
 
 # ---- Tokenizers -------------------------------------------------------------------------
 
