@@ -274,13 +274,15 @@ def load(path, recursions=None):
     tensors = without_identity_projection(tensors, layout, config)
     if not has_head:
         config = replace(config, tie_decoder=True)       # False says nothing without a head
-    # A decoder that equals the word table is tied to it. But if config.json has tie_decoder false,
-    # which only we write, the decoder stays: it may equal the table only because the training has
-    # not begun.
+    # Other programs do not write tie_decoder, so config has the default True, and the tensors
+    # decide: a decoder that equals the word table is tied to it, any other is not. If config.json
+    # has tie_decoder false, we have written it. Then a decoder that equals the table stays, too,
+    # because this may only mean that the training has not begun.
     decoder_name = name_in_file(layout, "head.decoder.weight")
     word_name = name_in_file(layout, "embeddings.word.weight")
     if config.tie_decoder and decoder_name in tensors and word_name in tensors:
-        if torch.equal(tensors[decoder_name].float(), tensors[word_name].float()):
+        is_tied = torch.equal(tensors[decoder_name].float(), tensors[word_name].float())
+        if is_tied:
             del tensors[decoder_name]                    # our model uses the table in its place
         else:
             config = replace(config, tie_decoder=False)
@@ -289,7 +291,7 @@ def load(path, recursions=None):
     file_names = {name: name_in_file(layout, name) for name in model.state_dict()}
     expected = {file_names[name]: tensor for name, tensor in model.state_dict().items()}
     check_tensors(path, expected, tensors)
-    for file_name in expected:
+    for file_name in tensors:
         # The file may change while it is mapped into memory. A copy does not depend on it.
         tensors[file_name] = tensors[file_name].to(torch.float32, copy=True)
     # The values are checked after the conversion, because a huge float64 becomes inf in float32.
