@@ -383,9 +383,8 @@ def first_few(texts, limit=6):
 # Each config.json must have these fields. All other fields have defaults.
 REQUIRED_FIELDS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
                    "intermediate_size", "max_position_embeddings", "type_vocab_size")
-# A model here computes only what these values say. A config that lacks one of them means the same,
-# except that an ALBERT without hidden_act has "gelu_new". In a decoder a token sees only those
-# before it.
+# These fields may be missing, but no other values are possible: a model here can compute nothing
+# else. is_decoder would mean that a token sees only the tokens before it.
 ONLY_VALUES = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
 
 
@@ -399,7 +398,7 @@ def read_config(path):
             raise ValueError(f"model_type is {model_type!r:.40}, but only bert, albert and "
                              "minialbert are known here")
         if model_type == "albert":
-            found.setdefault("hidden_act", "gelu_new")
+            found.setdefault("hidden_act", "gelu_new")   # transformers' default; refused below
         for name, only_value in ONLY_VALUES.items():
             value = found.get(name, only_value)
             if value != only_value:
