@@ -416,9 +416,9 @@ def read_config(path):
                 config_values[field.name] = found[field.name]
         config = Config(**config_values)
         # Our own files always have adapter_size. A file without it may be from transformers, where
-        # a recursion may apply another layer than here: see albert_can_compute.
+        # a recursion may apply another layer than here.
         if model_type == "albert" and "adapter_size" not in found:
-            if not albert_can_compute(config):
+            if not shares_layers_as_albert(config):
                 raise ValueError(f"an ALBERT of {config.num_hidden_layers} layers in "
                                  f"{config.num_hidden_groups} groups shares them in another way "
                                  "than a model here")
@@ -557,6 +557,11 @@ def albert_can_compute(config):
     """Return True if transformers' AlbertModel computes the same as a model with this Config."""
     if config.adapter_size > 0 or config.correction_rank > 0:
         return False
+    return shares_layers_as_albert(config)
+
+
+def shares_layers_as_albert(config):
+    """Return True if each recursion applies the same layer in transformers' AlbertModel as here."""
     # In AlbertModel, recursion r applies layer int(r / (R / G)). Without rounding errors this would
     # be r * G // R, as in split_evenly. But R / G is a float, and its error can change the result:
     # with R = 18 and G = 14, recursion 9 applies layer 6 in AlbertModel and layer 7 here.
