@@ -491,8 +491,9 @@ def read_pickle(path):
         for name, tensor in found.items():
             if not isinstance(tensor, torch.Tensor):
                 raise ValueError(f"{name!r:.60} in it is a {type(tensor).__name__}, not a tensor")
-            is_sparse = tensor.layout != torch.strided or tensor.is_nested
-            if is_sparse or tensor.is_meta or tensor.dtype not in DTYPES.values():
+            is_dense = tensor.layout == torch.strided and not tensor.is_nested
+            has_data = not tensor.is_meta
+            if not is_dense or not has_data or tensor.dtype not in DTYPES.values():
                 raise ValueError(f"{name!r:.60} in it is sparse, nested or without data, or has an "
                                  f"unknown dtype: {tensor.dtype}")
             tensors[str(name)] = tensor.detach()
