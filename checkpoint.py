@@ -342,9 +342,9 @@ def without_identity_projection(tensors, layout, config):
     return kept
 
 
-def check_tensors(path, expected, tensors):
+def check_tensors(what, expected, tensors):
     """Raise ValueError unless the tensors {name: tensor} are floats and have the names and the
-    shapes of the expected ones."""
+    shapes of the expected ones. what: whose tensors they are, usually the path of a file."""
     # The message shows only the first few problems. Missing tensors come last, because the unknown
     # names tell more about what kind of file this is.
     problems = []
@@ -362,7 +362,7 @@ def check_tensors(path, expected, tensors):
                             f"not {list(expected[name].shape)}")
     problems += missing
     if problems:
-        raise ValueError(f"{path}: {first_few(problems)}")
+        raise ValueError(f"{what}: {first_few(problems)}")
 
 
 def check_finite(path, tensors):
