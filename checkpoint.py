@@ -717,11 +717,14 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
             check_owner(out, run_before, script, settings, resume, overwrite)
             yield
         finally:
-            # Some things cannot be removed, such as the folder "." or, on Windows, an open file.
+            # What cannot be removed stays: a folder that is not empty, the folder ".", and an open
+            # file on Windows.
             with suppress(OSError):
-                if os.listdir(out) == [RUN_FILE] or os.path.getsize(run_path) == 0:
+                is_unclaimed = os.path.getsize(run_path) == 0
+                has_only_run_file = os.listdir(out) == [RUN_FILE]
+                if is_unclaimed or has_only_run_file:
                     os.remove(run_path)
-                os.rmdir(out)                            # an error if the folder is not empty
+                os.rmdir(out)
 
 
 def check_inputs(out, inputs):
