@@ -1829,14 +1829,16 @@ def student_config(args, teacher, vocab_size):
     for name in SHAPE_FIELDS:
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
-    # Recursions that share a layer would all compute the same. So by default each of them gets a
-    # correction of its own or, as in the paper, adapters. A flag counts also if its value is 0.
+    # Recursions that share a layer would all compute the same. So by default each of them gets
+    # corrections of its own or, as in the paper, adapters. A flag prevents this even if its value
+    # is 0. Only --correction-rank 0 does not prevent the adapters.
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
     if shares_layers and args.adapter_size is None:
-        if args.recipe != "paper" and args.correction_rank is None:
+        if args.recipe == "paper":
+            if shape["correction_rank"] == 0:
+                shape["adapter_size"] = max(1, C // 16)
+        elif args.correction_rank is None:
             shape["correction_rank"] = max(1, min(C // 8, shape["intermediate_size"]))
-        elif args.recipe == "paper" and shape["correction_rank"] == 0:
-            shape["adapter_size"] = max(1, C // 16)
     return Config(**shape)
 
 
