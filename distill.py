@@ -983,8 +983,8 @@ def noted_signals():
     """Collect the numbers of signals in a list while the with block runs. The signals do not end
     the program then. They are SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed).
 
-    The block looks at the list and ends by an exception if it is not empty. If it ends without one,
-    a signal in the list came after the last look. Then SystemExit ends the program here.
+    The block must look at the list now and then, and raise an exception if there is a signal in it.
+    If a signal has come after the last look, SystemExit is raised at the end of the block.
     """
     received = []
     if threading.current_thread() is not threading.main_thread():
@@ -1008,7 +1008,7 @@ def noted_signals():
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if received:
+    if received:                                         # not reached if the block has raised
         raise SystemExit(128 + received[0])              # as in stop_run
 
 
