@@ -1273,20 +1273,20 @@ def fingerprint(model):
 # ---- The command line: flags ------------------------------------------------------------
 
 BUNDLED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "teacher")
-# The recipe "full" is for a real BERT on a GPU. The weights of its losses are LOSS_WEIGHTS; only
-# the weight of the elastic loss is here.
+# A recipe is a set of defaults for flags. A weight of a loss that it lacks is in LOSS_WEIGHTS.
+# The recipe "full" is for a real BERT on a GPU.
 FULL = {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
         "weight_decay": 0.01, "dropout": 0.0, "elastic": 2.5, "eval_every": 2000,
         "save_every": 2000}
-# "quick" takes minutes on a CPU; its learning rate is chosen in run(). "paper" has the
-# authors' values. The authors, too, give the attention loss the weight 3. But they divide it by the
-# 256 tokens of a sequence, so that it counts for almost nothing. So in "paper" it is 3 / 256.
-# MANUAL.md lists where this code departs from theirs: for example, a GPU computes in bfloat16.
 RECIPES = {
+    # This takes minutes on a CPU. Its learning rate depends on the student, so run() chooses it.
     "quick": FULL | {
         "steps": 1800, "batch_size": 16, "length": 64, "lr": None, "warmup": 100,
         "eval_every": 200, "save_every": 200},
     "full": FULL,
+    # These are the authors' values. They give the attention loss the weight 3, too, but divide it
+    # by the 256 tokens of a sequence, so that it counts for almost nothing: here it has 3 / 256.
+    # MANUAL.md lists where this code departs from theirs: for example, a GPU computes in bfloat16.
     "paper": FULL | {
         "weight_decay": 1e-4, "dropout": 0.1, "attention_weight": 3 / 256, "hidden_weight": 3.0,
         "elastic": 0.0, "init": "random", "tie_decoder": False, "num_hidden_layers": 6,
