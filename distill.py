@@ -1559,10 +1559,11 @@ def fill_in_defaults(args):
     defaults["init"] = "sharp" if args.teacher is None else "teacher"
     defaults |= RECIPES[args.recipe]                     # paper has other weights and another init
     if args.student is not None:
-        defaults["init"] = ""                            # it keeps its weights
+        # The student keeps its weights. Checkpoints hold this text, so it must not change.
+        defaults["init"] = ""
     if args.steps is not None:
         defaults["warmup"] = min(defaults["warmup"], args.steps // 10)
-    if args.output_weight == 0:
+    if args.output_weight == 0:                          # only if the flag says so
         # The elastic loss is the output loss at an earlier depth, so it is left out, too.
         defaults["elastic"] = 0.0
     for name, value in defaults.items():
