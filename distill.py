@@ -1761,9 +1761,11 @@ def choose_losses(args, teacher, num_recursions, given=()):
     loss_weights = {}
     for name in LOSS_WEIGHTS:
         weight = getattr(args, f"{name}_weight")
-        if weight > 0 and name in possible:
+        if weight == 0:
+            continue
+        if name in possible:
             loss_weights[name] = weight
-        elif weight > 0 and f"--{name}-weight" in given:
+        elif f"--{name}-weight" in given:
             # With --teacher none check_flags has refused the flag. So there is a teacher.
             raise ValueError(f"--{name}-weight: the teacher has no MLM head")
     if args.elastic > 0 and "output" in possible and num_recursions > 1:
