@@ -1654,15 +1654,16 @@ def run(args, given):
 def distillation_settings(args, lr, bf16, loss_weights, teacher, student):
     """Collect the settings that must be the same to resume a run: {name: value}. train_student()
     adds the corpus, which has not been read yet."""
-    given_student = None                                 # the model of --student
+    # How a fresh student starts follows from the other settings. So only a given one has a hash.
+    student_hash = None
     if args.student is not None:
-        given_student = student
+        student_hash = fingerprint(student)              # still a copy of the model of --student
     settings = {
         "steps": args.steps, "lr": lr, "warmup": args.warmup, "weight_decay": args.weight_decay,
         "seed": args.seed, "batch_size": args.batch_size, "length": args.length,
         "dropout": args.dropout, "bf16": bf16, "init": args.init, "weights": loss_weights,
         "temperature": args.temperature, "shape": vars(student.config),
-        "teacher": fingerprint(teacher), "student": fingerprint(given_student)}
+        "teacher": fingerprint(teacher), "student": student_hash}
     if teacher is not None:
         settings["teacher_shape"] = vars(teacher.config)
     if "attention" in loss_weights:
