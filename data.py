@@ -723,7 +723,7 @@ def write_tokens(file, lines, tokenizer, dtype):
     num_valid = 0
     has_text = False
     num_characters = 0
-    num_unknown = 0.0                                    # an estimate: characters in an [UNK]
+    num_unknown = 0.0                                    # an estimate: those that become [UNK]
     # The held-out tokens wait in a file without a name until all others are written.
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
         for batch_number, batch in enumerate(batches_of_lines(mark_held_out(lines))):
@@ -732,10 +732,11 @@ def write_tokens(file, lines, tokenizer, dtype):
             sample_size = SAMPLE
             if batch_number > 0:
                 sample_size = SAMPLE // 4
-            num_counted, unknown_counted = count_characters(texts, tokenizer, sample_size)
-            characters_here = sum(len(text) for text in texts)
-            num_characters += characters_here
-            num_unknown += characters_here * unknown_counted / max(1, num_counted)
+            num_sampled, unknown_in_sample = count_characters(texts, tokenizer, sample_size)
+            size_of_batch = sum(len(text) for text in texts)                  # in characters
+            num_characters += size_of_batch
+            # The batch is taken to have the same share of unknown characters as its sample.
+            num_unknown += size_of_batch * unknown_in_sample / max(1, num_sampled)
             train_ids = []
             valid_ids = []
             for (line, held_out), ids in zip(batch, tokenizer.encode(texts)):
