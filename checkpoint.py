@@ -12,8 +12,8 @@ A safetensors file has three parts, one after the other:
 
 Files may come from strangers, so they are checked. A faulty file, or a folder without weights,
 raises a ValueError. Its message is one line and names the file or the folder. A single file that is
-missing, or that this user is not allowed to read, raises an OSError. A pickle that claims more
-memory than the machine has raises a MemoryError.
+missing, or that this user is not allowed to read, raises an OSError. A file that needs more memory
+than the machine has raises a MemoryError.
 """
 import errno
 import glob
@@ -87,7 +87,8 @@ def read_safetensors(path):
             dtype = DTYPES[entry["dtype"]]
             begin, end = entry["data_offsets"]
             tensor_bytes = data[begin:end]
-            # view(dtype) demands that a tensor begins at a multiple of its element's size.
+            # view(dtype) demands that a tensor begins at a multiple of its element's size. Here
+            # storage_offset() is the place of its first byte in the file.
             if tensor_bytes.storage_offset() % dtype.itemsize != 0:
                 tensor_bytes = tensor_bytes.clone()      # a copy begins at 0 in its own memory
             tensors[name] = tensor_bytes.view(dtype).view(entry["shape"])
@@ -523,30 +524,31 @@ def save(model, path):
     with torch.device("meta"):                           # tensors have shapes, but no memory
         expected = MiniALBERT(config, head=model.head is not None)
     check_tensors("the model", expected.state_dict(), model.state_dict())
-    # class_prefix is the first part of the class name in config.json: Bert in BertForMaskedLM.
-    class_prefix = "MiniALBERT"
+    # The name of a class in transformers begins with the family, such as Bert in BertForMaskedLM.
+    # In lower case it is the model_type.
+    family = "MiniALBERT"
     layout = ALBERT_LAYOUT
     tensors = {}                                         # {name in a file: tensor}
     if config.is_bert:
-        class_prefix = "Bert"
+        family = "Bert"
         layout = BERT_LAYOUT
         if model.head is not None and model.head.decoder is not None:
             # transformers looks for the bias of an untied decoder under this second name.
             tensors["cls.predictions.decoder.bias"] = model.head.bias
     elif albert_can_compute(config):
-        class_prefix = "Albert"
+        family = "Albert"
         tensors = albert_only_layers(config)
     for name, tensor in model.state_dict().items():
         file_name = name_in_file(layout, name)
         if config.is_bert and not file_name.startswith("cls."):
             file_name = "bert." + file_name              # as in transformers
         tensors[file_name] = tensor
-    architecture = class_prefix + "ForMaskedLM"
+    architecture = family + "ForMaskedLM"
     # AlbertForMaskedLM has another head than our students.
-    if model.head is None or class_prefix == "Albert":
-        architecture = class_prefix + "Model"
+    if model.head is None or family == "Albert":
+        architecture = family + "Model"
     # inner_group_num is ALBERT's number of layers in a group.
-    written = {"model_type": class_prefix.lower(), "hidden_act": "gelu", "inner_group_num": 1,
+    written = {"model_type": family.lower(), "hidden_act": "gelu", "inner_group_num": 1,
                "architectures": [architecture], "tie_word_embeddings": config.tie_decoder}
     written.update(asdict(config))
     os.makedirs(path, exist_ok=True)
@@ -573,7 +575,8 @@ def shares_layers_as_albert(config):
 
 
 def albert_only_layers(config):
-    """Make the linear layers that an ALBERT has and our model lacks. They are identities.
+    """Make the tensors {name: tensor} of the linear layers that an ALBERT has and our model lacks.
+    They are identities.
 
     Without them transformers.AlbertModel would report missing weights.
     """
@@ -901,7 +904,7 @@ def replace_file(path, shared=False):
     Until then the new file has a temporary name. At the end it is flushed to the disk and renamed.
     So `path` is always the whole old file or the whole new one, whatever happens.
     shared: True if several processes may write the same path at once; then each uses a temporary
-        name of its own
+        name of its own, and afterwards the files that killed processes have left are removed
     """
     temporary = f"{path}.tmp"
     if shared:
@@ -1048,6 +1051,6 @@ def fetch(name, weights=True):
                 return folder
         raise ValueError(f"no {' or '.join(WEIGHT_FILES)} was found; without a network only files "
                          "that were downloaded earlier can be found")
-    except Exception as error:      # of huggingface_hub, or of the HTTP library under it
+    except Exception as error:      # of huggingface_hub, of the HTTP library, or from above
         raise ValueError(f"{name}: there is no such folder, and it could not be downloaded from "
                          f"the Hugging Face hub: {one_line(error)}") from error

@@ -302,8 +302,8 @@ def check_backend(backend):
     [UNK], or if it would take too long for long words."""
     # Both calls raise an error if the vocabulary has no token for a very long or an unknown word.
     backend.encode("a" * 1000)
-    rare_letter = backend.encode("\ua66e", add_special_tokens=False)
-    if not rare_letter.ids:
+    tokens_of_rare_letter = backend.encode("\ua66e", add_special_tokens=False).ids
+    if not tokens_of_rare_letter:
         raise ValueError("words that it does not know vanish: its model has no unk_token")
     # Some kinds of models have no unk_token, because they know every word.
     unk_token = getattr(backend.model, "unk_token", None)
@@ -692,7 +692,7 @@ def sizes_of_parts(counts, corpus):
 
 
 def remove_old_tokens(out, made_from):
-    """Remove the token file `out`, if there is one, unless it was made from the same files.
+    """Remove the token file `out`, if there is one, unless it was made from the same facts.
 
     Another process may have made the same tokens in the meantime. They are not removed, because
     that process is about to open them. tokenise will replace them by equal ones.
@@ -1075,10 +1075,12 @@ def lines_of_jsonl(path, stream, text_column):
             continue
         with parsing(f"{path}:{number}", f"a JSON object with a text {text_column!r}"):
             document = document_of_row(row, text_column)
-        # json.loads turns the escapes \u0000 and \ud800 into a NUL and half a character. These are
-        # replaced here, because read_corpus_file would count them as signs of another encoding. If
-        # the row itself has such characters, too, it is left to read_corpus_file to count them all.
-        if "\\u" in row and not NUL_OR_SURROGATE.search(row):
+        # The escapes \u0000 and \ud800 of JSON stand for a NUL and half a character. They are no
+        # signs of another encoding, so they are replaced here, and read_corpus_file does not count
+        # them. If the row itself has such characters, too, the two kinds cannot be told apart
+        # any more. Then read_corpus_file replaces and counts them all.
+        has_only_escapes = "\\u" in row and not NUL_OR_SURROGATE.search(row)
+        if has_only_escapes:
             document = NUL_OR_SURROGATE.sub("\ufffd", document)
         yield from lines_of_document(document)
 
@@ -1110,15 +1112,19 @@ def lines_of_csv(path, stream, text_column):
     """Yield the lines of the documents in a .csv, and an empty one after each. A row has one
     document."""
     rows = rows_of_csv(path, whole_lines(path, stream))
-    _, header = next(rows, (0, []))                      # the names of the columns; none if empty
+    header = []                                          # the names of the columns
+    first_row = next(rows, None)
+    if first_row is not None:                            # the file is not empty
+        _, header = first_row
     if header.count(text_column) != 1:
         raise ValueError(f"{path}: {header.count(text_column)} of its columns have the name "
                          f"{text_column!r}, not one, in {header!r:.300}; --text names the column, "
                          "and commas separate the columns")
     column = header.index(text_column)
     for number, cells in rows:
-        # A row may lack columns behind that of the text.
-        if not column < len(cells) <= len(header):
+        lacks_text = len(cells) <= column                # columns behind the text may be missing
+        has_too_many = len(cells) > len(header)
+        if lacks_text or has_too_many:
             raise ValueError(f"{path}:{number}: {len(cells)} columns, not {len(header)}; a text "
                              "with a comma in it needs quotes")
         yield from lines_of_document(cells[column])
@@ -1322,9 +1328,9 @@ def paragraphs(docstring):
         first_indent = 0                     # the indentation of the paragraph's first line
         for line in block.splitlines():
             item = ITEM.match(line)
-            is_after_heading = HEADING.fullmatch(" ".join(lines).strip()) is not None
+            comes_after_heading = HEADING.fullmatch(" ".join(lines).strip()) is not None
             is_indented_less = indentation(line) < first_indent
-            if lines and (item or is_after_heading or is_indented_less):      # a new paragraph
+            if lines and (item or comes_after_heading or is_indented_less):   # a new paragraph
                 yield lines
                 lines = []
             if not lines:

@@ -737,7 +737,7 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
     objective: see training_step; it also has .tokens_per_step
     run_state: what begin_or_resume returned
     evaluate_model(): returns {name: value} for the log. It is called in the first process alone,
-        so it must not end the run: the others would wait for this process
+        so it must not wait for the others
     save_model(): writes the model; it is called after each checkpoint of the training state, and at
         the beginning of a resumed run
 
@@ -1137,7 +1137,7 @@ def first_process_first(processes):
     such as tokenising; the others then find the result."""
     # A barrier makes each process wait until all have called it. The first process of each machine
     # calls it after its work. The others call it before theirs, so they wait for that work.
-    is_first = processes.local_rank == 0
+    is_first = processes.local_rank == 0                 # also True if there is only one process
     if not is_first:
         dist.barrier()                                   # wait until the first ones have finished
     yield
@@ -1176,8 +1176,9 @@ def sum_over_processes(model, totals, processes):
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
     sums = flat.split([tensor.numel() for tensor in tensors])
+    sums_of_gradients = sums[:len(parameters)]
     sums_of_losses = sums[len(parameters):]
-    for parameter, summed in zip(parameters, sums):
+    for parameter, summed in zip(parameters, sums_of_gradients):
         parameter.grad = summed.view_as(parameter)       # a part of flat; nothing is copied
     for name, summed in zip(totals, sums_of_losses):
         totals[name] = summed[0]
@@ -1593,6 +1594,8 @@ def check_flags(args, given):
         refuse_flags(given, ["--init"] + shape_flags,
                      "the model in --student has its own shape and weights")
     if args.teacher is None:
+        # It is also None if --evaluate measures a --student alone. Then allow_only() has refused
+        # all the flags below.
         if args.init == "teacher":
             raise ValueError("--init teacher needs a teacher, but --teacher is none")
         if args.student is None and args.tokenizer is None:
@@ -1810,8 +1813,10 @@ def student_config(args, teacher, vocab_size):
     teacher has layers, but six times if the teacher has twelve.
     """
     C = args.hidden_size
-    if C is None:
-        C = 128 if teacher is None else teacher.config.hidden_size
+    if C is None and teacher is None:
+        C = 128
+    elif C is None:
+        C = teacher.config.hidden_size
     # The shape is first that of the teacher or, without one, that of a BERT.
     if teacher is None:
         num_heads = max(1, C // 32)
