@@ -184,10 +184,12 @@ def tokenise_examples(task, examples, tokenizer):
     chunk_size = 1000
     for begin in range(0, len(examples), chunk_size):
         chunk = examples[begin:begin + chunk_size]
-        main_texts = [example.text for example in chunk]
         if task.pair:
-            first_texts = tokenizer.encode(main_texts)   # token numbers
+            first_texts = [example.text for example in chunk]
+            ids_of_first_texts = tokenizer.encode(first_texts)
             main_texts = [example.second_text for example in chunk]
+        else:
+            main_texts = [example.text for example in chunk]
         encodings = tokenizer.backend.encode_batch(
             main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
         for i, encoding in enumerate(encodings):
@@ -195,8 +197,8 @@ def tokenise_examples(task, examples, tokenizer):
             prefix = [tokenizer.cls_id]
             first_was_cut = False
             if task.pair:
-                first_ids = first_texts[i]
-                first_room = room_of_first_text(task, len(encoding))
+                first_ids = ids_of_first_texts[i]
+                first_room = room_of_first_text(task, len(encoding.ids))
                 first_was_cut = len(first_ids) > first_room
                 prefix += first_ids[:first_room]
                 prefix.append(tokenizer.sep_id)
@@ -224,7 +226,7 @@ def text_feature(task, tokenised, tokenizer, label_numbers):
     """Make the Feature for classification or regression: the logits at [CLS] are used."""
     number, example, prefix, first_was_cut, encoding, room = tokenised
     ids = join_ids(prefix, encoding.ids[:room], tokenizer)
-    was_cut = first_was_cut or len(encoding) > room
+    was_cut = first_was_cut or len(encoding.ids) > room
     label = example.label
     if label is None:
         label = math.nan                                 # it is not known
