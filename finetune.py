@@ -148,7 +148,7 @@ class Feature(NamedTuple):
 
 class TokenisedExample(NamedTuple):
     """The tokens of an example, which has one text or two. The last one is called its main text."""
-    number: int             # index of the example
+    example_number: int     # index of the example
     example: Example
     prefix: list            # the token numbers before the main text: if there is one text, [CLS]
                             # alone; if there are two, [CLS], the first text and [SEP]
@@ -193,7 +193,7 @@ def tokenise_examples(task, examples, tokenizer):
         encodings = tokenizer.backend.encode_batch(
             main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
         for i, encoding in enumerate(encodings):
-            number = begin + i
+            example_number = begin + i
             prefix = [tokenizer.cls_id]
             first_was_cut = False
             if task.pair:
@@ -203,7 +203,7 @@ def tokenise_examples(task, examples, tokenizer):
                 prefix += first_ids[:first_room]
                 prefix.append(tokenizer.sep_id)
             room = task.length - len(prefix) - 1         # the 1 is for the last [SEP]
-            yield TokenisedExample(number, chunk[i], prefix, first_was_cut, encoding, room)
+            yield TokenisedExample(example_number, chunk[i], prefix, first_was_cut, encoding, room)
 
 
 def room_of_first_text(task, num_second_tokens):
@@ -224,16 +224,17 @@ def join_ids(prefix, window, tokenizer):
 
 def text_feature(task, tokenised, tokenizer, label_numbers):
     """Make the Feature for classification or regression: the logits at [CLS] are used."""
-    number, example, prefix, first_was_cut, encoding, room = tokenised
-    ids = join_ids(prefix, encoding.ids[:room], tokenizer)
-    was_cut = first_was_cut or len(encoding.ids) > room
-    label = example.label
+    prefix = tokenised.prefix
+    main_ids = tokenised.encoding.ids
+    ids = join_ids(prefix, main_ids[:tokenised.room], tokenizer)
+    was_cut = tokenised.first_was_cut or len(main_ids) > tokenised.room
+    label = tokenised.example.label
     if label is None:
         label = math.nan                                 # it is not known
     elif task.kind == "classification":
         label = label_numbers[label]
-    return Feature(ids, len(prefix), number, positions=[0], stands_for=[0], labels=[label],
-                   was_cut=was_cut)
+    return Feature(ids, len(prefix), tokenised.example_number, positions=[0], stands_for=[0],
+                   labels=[label], was_cut=was_cut)
 
 
 def windows(num_tokens, room, overlap=0):
@@ -258,10 +259,11 @@ def tagging_features(tokenised, tokenizer, label_numbers):
 
     A word that the tokenizer removes completely has no position here; decode_tags gives it O.
     """
-    number, example, prefix, _, encoding, room = tokenised
-    token_ids = encoding.ids
-    word_of_token = encoding.word_ids                    # for each token the number of its word
-    for begin, end in windows(len(token_ids), room):
+    example = tokenised.example
+    prefix = tokenised.prefix
+    token_ids = tokenised.encoding.ids
+    word_of_token = tokenised.encoding.word_ids          # for each token the number of its word
+    for begin, end in windows(len(token_ids), tokenised.room):
         shift = len(prefix) - begin                      # token i of the sentence is at i + shift
         positions = []
         word_numbers = []                                # in the sentence
@@ -279,12 +281,15 @@ def tagging_features(tokenised, tokenizer, label_numbers):
                 tag = example.label[word]
                 labels.append(label_numbers[tag])
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
-        yield Feature(ids, len(prefix), number, positions, word_numbers, labels)
+        yield Feature(ids, len(prefix), tokenised.example_number, positions, word_numbers, labels)
 
 
 def answer_features(tokenised, tokenizer, stride):
     """Yield the Features of a question: windows of its context, which overlap (see Task.stride)."""
-    number, example, prefix, first_was_cut, encoding, room = tokenised
+    example = tokenised.example
+    prefix = tokenised.prefix
+    was_cut = tokenised.first_was_cut                    # the question; the context is never cut
+    encoding = tokenised.encoding
     token_ids = encoding.ids
     # A predicted answer consists of whole words. So each token stands for all characters of its
     # word: "play" and "##ing" both stand for "playing". (encoding.word_to_chars would search from
@@ -296,8 +301,8 @@ def answer_features(tokenised, tokenizer, stride):
         span_of_word[word] = (begin, end)
     span_of_token = [span_of_word[word] for word in encoding.word_ids]
     answer_tokens = tokens_of_answer(example, encoding.offsets)
-    overlap = min(stride, room // 2)                     # windows advance by at least half
-    for begin, end in windows(len(token_ids), room, overlap):
+    overlap = min(stride, tokenised.room // 2)           # windows advance by at least half
+    for begin, end in windows(len(token_ids), tokenised.room, overlap):
         # An array and a range take little memory: SQuAD has 90,000 windows.
         stands_for = np.array(span_of_token[begin:end], np.int32)             # (tokens, 2)
         shift = len(prefix) - begin                      # token i of the context is at i + shift
@@ -310,7 +315,8 @@ def answer_features(tokenised, tokenizer, stride):
             if begin <= first and last < end:            # all of the answer is in this window
                 labels = [first + shift, last + shift]
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
-        yield Feature(ids, len(prefix), number, positions, stands_for, labels, first_was_cut)
+        yield Feature(ids, len(prefix), tokenised.example_number, positions, stands_for, labels,
+                      was_cut)
 
 
 def tokens_of_answer(example, offsets):
