@@ -1144,12 +1144,14 @@ def arguments(argv):
 
 
 def fill_in_defaults(args, given):
-    """Set args.modes, the modes in which models are trained. Set args.runs_are_short, which is True
-    if --task was not given: then there are three short runs. Fill in --task, --steps and --out if
-    they were not given."""
+    """Fill in --task, --steps and --out if they were not given, and set two more attributes.
+
+    args.is_default_run: whether --task was not given
+    args.modes: the modes in which models are trained; in a default run there are three
+    """
+    args.is_default_run = args.task is None
     args.modes = [args.mode]
-    args.runs_are_short = args.task is None
-    if args.runs_are_short:
+    if args.is_default_run:
         args.task = "code"
         args.modes = ["all", "adapters", "random"]
         if args.steps is None and "--epochs" not in given:
@@ -1177,7 +1179,7 @@ TASKS_OF_FLAG = {
 def check_flags(args, given):
     """Raise ValueError for flags that a training would ignore, or if the --task needs --train, but
     it was not given. The defaults of args have been filled in."""
-    if args.runs_are_short:
+    if args.is_default_run:
         refuse_flags(given, ["--adapters-only", "--freeze"],
                      "without --task the built-in task is trained, and this would be ignored")
     check_file_flags(args.task, given)
@@ -1205,7 +1207,7 @@ def check_file_flags(task_name, given):
 
 def run(args):
     """Prepare a fine-tuning as the command line says, and run it."""
-    if args.runs_are_short and not os.path.exists(args.model):
+    if args.is_default_run and not os.path.exists(args.model):
         raise ValueError(f"--model {args.model}: there is no such folder. Run python distill.py "
                          "first, or give the folder of another model")
     processes = set_up_processes(args.device)
@@ -1347,7 +1349,7 @@ def choose_rate(tuning, mode, config, datasets_for_rates):
     rates = args.lr
     if rates is None:
         learns_hidden = tuning.hidden_weight > 0
-        return default_rate(mode, config, args.runs_are_short, learns_hidden)
+        return default_rate(mode, config, args.is_default_run, learns_hidden)
     if len(rates) == 1:
         return rates[0]
     lr = best_rate(tuning, mode, datasets_for_rates)
@@ -1358,12 +1360,13 @@ def choose_rate(tuning, mode, config, datasets_for_rates):
     return rates[rate_index.item()]
 
 
-def default_rate(mode, config, is_short, learns_hidden=False):
+def default_rate(mode, config, is_default_run, learns_hidden=False):
     """Return the learning rate for a mode and a model with this Config.
 
-    is_short: whether it is one of the short runs that are made without --task
+    is_default_run: whether --task was not given, so that the run is short if --steps and --epochs
+        were not given either
     learns_hidden: whether there is a hidden loss. If so, corrections learn better with a higher
-        rate, and in runs that are not short whole models do, too (EXPERIMENTS.md)
+        rate, and whole models do, too, but not in a default run (EXPERIMENTS.md)
 
     The rate must be higher if few parameters are trained, or if there are few steps. A correction
     is a product, and both of its factors change, so it needs a lower rate than an adapter.
@@ -1375,7 +1378,7 @@ def default_rate(mode, config, is_short, learns_hidden=False):
             rate = 5e-4
     elif mode in ("adapters", "head"):
         rate = 1e-3
-    elif is_short:
+    elif is_default_run:
         rate = 4e-4
         if has_corrections:
             rate = 2e-4

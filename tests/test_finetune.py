@@ -985,7 +985,7 @@ def test_the_length_is_128_or_384_but_no_more_than_the_positions():
             choose_length(length, "tagging", num_positions)
 
 
-@pytest.mark.parametrize("mode, is_short, width, rate, rate_with_corrections", [
+@pytest.mark.parametrize("mode, is_default_run, width, rate, rate_with_corrections", [
     ("all", False, 768, 5e-5, 5e-5),
     ("all", False, 128, 3e-4, 3e-4),
     ("random", False, 768, 5e-5, 5e-5),
@@ -996,20 +996,20 @@ def test_the_length_is_128_or_384_but_no_more_than_the_positions():
     ("random", True, 768, 4e-4, 2e-4),
 ])
 def test_the_default_rate_depends_on_the_width_and_on_what_is_trained(
-        mode, is_short, width, rate, rate_with_corrections):
+        mode, is_default_run, width, rate, rate_with_corrections):
     config = Config(hidden_size=width, num_attention_heads=4)
-    assert default_rate(mode, config, is_short) == pytest.approx(rate)
+    assert default_rate(mode, config, is_default_run) == pytest.approx(rate)
     corrected = replace(config, correction_rank=8)
-    assert default_rate(mode, corrected, is_short) == pytest.approx(rate_with_corrections)
+    assert default_rate(mode, corrected, is_default_run) == pytest.approx(rate_with_corrections)
 
 
-@pytest.mark.parametrize("mode, is_short, rank, factor", [
+@pytest.mark.parametrize("mode, is_default_run, rank, factor", [
     ("all", False, 0, 3), ("all", False, 8, 3), ("adapters", False, 8, 2),
     ("adapters", False, 0, 1), ("head", False, 8, 1), ("all", True, 8, 1)])
-def test_with_a_hidden_loss_the_default_rate_is_higher(mode, is_short, rank, factor):
+def test_with_a_hidden_loss_the_default_rate_is_higher(mode, is_default_run, rank, factor):
     config = Config(hidden_size=384, num_attention_heads=4, correction_rank=rank)
-    rate = default_rate(mode, config, is_short)
-    assert default_rate(mode, config, is_short, True) == pytest.approx(factor * rate)
+    rate = default_rate(mode, config, is_default_run)
+    assert default_rate(mode, config, is_default_run, True) == pytest.approx(factor * rate)
 
 
 def test_every_task_has_its_kind():
