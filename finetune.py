@@ -1754,13 +1754,11 @@ def predict(args, device):
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     result = predict_examples(examples, model, task, tokenizer, bf16)
-    predicted = iter(zip(examples, result.predictions))
-    for _, line in lines:
-        if line.strip() == "":
-            print()                                      # an empty line stays empty
-            continue
-        example, (prediction, probabilities) = next(predicted)
-        print(describe_prediction(task, example, prediction, probabilities))
+    described = {}                                       # {where a line stands: its prediction}
+    for example, (prediction, probabilities) in zip(examples, result.predictions):
+        described[example.location] = describe_prediction(task, example, prediction, probabilities)
+    for location, _ in lines:
+        print(described.get(location, ""))               # an empty line stays empty
 
 
 def predict_examples(examples, model, task, tokenizer, bf16):
