@@ -467,23 +467,23 @@ class TaskLoss:
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            has_rows = begin < len(ids)
+            # A short batch may have no rows for this micro-batch. But the gradients of all
+            # processes are summed, so each process must compute one. Then this process takes row 0
+            # and multiplies its losses by 0, so its gradient is 0.
+            is_empty = begin >= len(ids)
             rows = slice(begin, end)
-            if not has_rows:
-                # The batch is so short that this micro-batch has no rows. But the gradients of all
-                # processes are summed, so each process must compute one. This process takes row 0
-                # and multiplies its losses by 0, so its gradient is 0.
+            if is_empty:
                 rows = slice(0, 1)
             # The places of the labels are found here, on the CPU. To index by a mask on a GPU, the
             # program would have to wait until the GPU has counted the True values.
             label_indices = np.flatnonzero(is_label[rows])                    # (N,)
-            targets = labels[rows].ravel()[label_indices].astype(np.float32)  # (N,)
+            targets = labels[rows][is_label[rows]].astype(np.float32)         # (N,), in this order
             # The arrays stand in the order in which compute_losses takes them.
             tensors = to_device(device, ids[rows], mask[rows], segments[rows], label_indices,
                                 targets)
             with autocast(device, self.bf16):
                 losses = self.compute_losses(*tensors, num_labels, num_tokens)
-            if not has_rows:
+            if is_empty:
                 losses = {name: 0 * loss for name, loss in losses.items()}
             yield losses
 
