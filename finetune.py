@@ -683,7 +683,8 @@ def predict_logits(model, features, batch_size=64):
         batch = [features[i] for i in feature_numbers]
         ids, mask, segments, _ = collate(batch, model.is_qa)
         ids, mask, segments = to_device(device_of(model), ids, mask, segments)
-        logits = model(ids, mask, segments)[1].cpu().numpy()                  # (B, T, n)
+        _, logits = model(ids, mask, segments)
+        logits = logits.cpu().numpy()                    # (B, T, n)
         if not np.isfinite(logits).all():
             raise FloatingPointError("what the model computes is not finite")
         for row, i in enumerate(feature_numbers):
