@@ -1624,19 +1624,21 @@ def warn_of_cut(task, splits):
 
 
 def print_lost_answers(split):
-    """Print how many answers of a Split of qa a model cannot predict: they begin or end inside a
-    word, but a model predicts whole words; or no window has all of the answer."""
-    learned = set()                                      # numbers of questions
+    """Print how many answers of a Split of qa cannot be learned as they are. Some begin or end
+    inside a word, but a model predicts whole words. Others are in no window as a whole."""
+    learned_exactly = set()                              # numbers of questions
     for feature in split.features:
         if feature.labels == [0, 0]:                     # the window does not have the whole answer
             continue
         example = split.examples[feature.example_number]
-        first, last = [position - feature.positions[0] for position in feature.labels]
+        first_position, last_position = feature.labels
+        first = first_position - feature.num_before      # tokens of the window, counted from 0
+        last = last_position - feature.num_before
         _, answer = example.label[0]
         if text_between(example.second_text, feature, first, last) == answer.strip():
-            learned.add(feature.example_number)
+            learned_exactly.add(feature.example_number)
     num_with_answer = sum(1 for example in split.examples if example.label)
-    num_lost = num_with_answer - len(learned)
+    num_lost = num_with_answer - len(learned_exactly)
     if num_lost > 0:
         print(f"{num_lost:,} of {len(split.examples):,} questions to train on have an answer that "
               "begins or ends inside a word (the whole word is learned) or that no window has "
