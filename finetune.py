@@ -1479,16 +1479,18 @@ DEFAULT_HIDDEN_WEIGHT = 3.0         # of the hidden loss in fine-tuning, with --
 
 
 def choose_hidden_weight(flag, mode, teacher, config):
-    """Return the weight of the hidden loss: the flag --hidden-weight, or its default if the flag is
-    None. It is 0 without a teacher and where only the head is trained.
+    """Return the weight of the hidden loss.
 
-    teacher: a Classifier or None; config: the Config of the model that is trained
+    flag: --hidden-weight, or None if it was not given
+    teacher: a Classifier or None
+    config: the Config of the model that is trained
+
     The hidden states can be compared if both models have the same width and one of the two numbers
-    of layers divides the other. If they cannot be compared, the default is 0, and the reason is
-    printed. A flag above 0 is a ValueError then.
+    of layers divides the other. If they cannot be compared, a flag above 0 is a ValueError. Without
+    a flag the weight is 0 then, and the reason is printed.
     """
     if teacher is None or mode == "head" or flag == 0:
-        return 0.0
+        return 0.0                                       # nothing is to be compared
     num_recursions = config.num_hidden_layers
     num_layers = teacher.encoder.config.num_hidden_layers
     width = config.hidden_size
