@@ -1700,6 +1700,20 @@ def write_results(out, task, datasets, results_of_modes):
 
 # ---- The command line: --evaluate and --predict -----------------------------------------
 
+def use_fine_tuned(args, given):
+    """Do what --predict or --evaluate says.
+
+    given: the flags on the command line
+    """
+    processes = set_up_processes(args.device)
+    if processes.rank > 0:
+        return                                           # one process is enough without training
+    if args.predict is not None:
+        predict(args, processes.device)
+    else:
+        run_evaluation(args, given, processes.device)
+
+
 def load_fine_tuned(args, device):
     """Load what --evaluate and --predict use -> the model on the device, its Task, its Tokenizer,
     and whether to use bfloat16."""
@@ -1887,13 +1901,7 @@ def main(argv=None):
         if args.predict is None and not args.evaluate:
             run(args)
         else:
-            processes = set_up_processes(args.device)
-            # Nothing is trained, so if torchrun has started several processes, one is enough.
-            if processes.rank == 0:
-                if args.predict is not None:
-                    predict(args, processes.device)
-                else:
-                    run_evaluation(args, given_flags(argv), processes.device)
+            use_fine_tuned(args, given_flags(argv))
         leave_processes()
     return run_command("finetune.py", action)
 
