@@ -52,9 +52,8 @@ from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, count_c
 from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin_or_resume,
                      broadcast, can_match_layers, check_batch_size, device_of, explaining_failures,
                      fingerprint, first_process_first, given_flags, hidden_loss, integer_from,
-                     leave_processes, lock_folder, match_layers, number, output_loss,
-                     refuse_flags, set_up_processes, split_batch,
-                     to_device, train, uses_bf16)
+                     leave_processes, lock_folder, match_layers, number, output_loss, refuse_flags,
+                     set_up_processes, split_batch, to_device, train, uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Task, check_labels, check_line_end, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of, majority,
@@ -928,9 +927,12 @@ def options_of_run(tuning, task_loss, mode, seed, lr):
         resume=args.resume)
 
 
-def first_dev_split(splits):
-    """Return the name of the first dev set; MNLI has two."""
-    return [name for name in splits if name.startswith("dev")][0]
+def first_dev_split(split_names):
+    """Return the name of the first dev set; MNLI has two.
+
+    split_names: names, or a dict whose keys they are
+    """
+    return [name for name in split_names if name.startswith("dev")][0]
 
 
 def save_nothing():
@@ -1000,7 +1002,7 @@ def check_same_task(path, saved_task, task, remedy):
 
 
 def describe_task(task):
-    """Say in a few words for what a model of a task is."""
+    """Describe a task in a few words, such as "tagging of one text (B-code; I-code; O)"."""
     description = f"{task.kind} of {number_of_texts(task)}"
     if task.labels:
         description += f" ({first_few(task.labels)})"
@@ -1306,13 +1308,13 @@ def run_modes(tuning, datasets, config):
 
     datasets: {name of a split: examples}
     config: the Config of the model that is trained
-    ValueError if check_texts or hold_out_a_tenth refuses the examples
+    ValueError if check_texts, hold_out_a_tenth or check_trainable refuses the examples
     """
     args = tuning.args
     task = tuning.task
     tokenizer = tuning.tokenizer
     print_task(task, datasets)
-    datasets_for_rates = None                            # there is nothing to choose
+    datasets_for_rates = None                            # with one rate there is nothing to choose
     if args.lr is not None and len(args.lr) > 1:
         held_out, rest = hold_out_a_tenth(datasets["train"], task.kind, remedy="give one --lr")
         # The tenth is called dev only because fine_tune() measures the split of this name.
@@ -1541,8 +1543,9 @@ def read_datasets(args, name, kind, needs_train=True):
 
 
 def check_texts(task, splits, tokenizer):
-    """Print how much of the texts is unknown to the tokenizer, cut or lost. ValueError if most of
-    the training set, if there is one, is unknown, or if it has no words.
+    """Print warnings if many characters are unknown to the tokenizer or texts were cut, and how
+    many answers to train on are lost. ValueError if the training set has no words, or if over half
+    of its characters are unknown. For --evaluate and --predict there is no training set.
 
     splits: {name: Split}
     """
@@ -1557,8 +1560,8 @@ def check_texts(task, splits, tokenizer):
 
 
 def check_trainable(features):
-    """Raise ValueError if nothing can be learned: no Feature has a token for which something is
-    predicted, or a label is not known, which is nan."""
+    """Raise ValueError if no Feature has a token for which something is predicted, so that nothing
+    can be learned, or if a label is nan, which means that it is not known."""
     if not any(feature.positions for feature in features):
         raise ValueError("no example has a token that could be trained on")
     for feature in features:
@@ -1661,7 +1664,10 @@ def majority_rows(task, datasets):
 
 
 def rows_of_mode(mode, results_of_seeds):
-    """Collect the scores of all seeds -> rows for print_rows."""
+    """Collect the scores of all seeds -> rows for print_rows.
+
+    results_of_seeds: for each seed {name of a split: Result}
+    """
     rows = []
     for split_name, first_result in results_of_seeds[0].items():
         for metric in first_result.scores:
@@ -1686,7 +1692,10 @@ def describe_scores(scores):
 
 def write_results(out, task, datasets, results_of_modes):
     """Write out/results.json. For each mode and split it has the scores of all seeds and, for the
-    first seed only, the scores of each class or type of entity."""
+    first seed only, the scores of each class or type of entity.
+
+    results_of_modes: {mode: for each seed {name of a split: Result}}
+    """
     written = {"task": task.name, "kind": task.kind, "modes": {}}
     for mode, results_of_seeds in results_of_modes.items():
         written["modes"][mode] = {}
@@ -1788,8 +1797,8 @@ def predict_examples(examples, model, task, tokenizer, bf16):
 
 
 def lines_to_predict(text):
-    """Return the lines of the file that --predict names: a list of (where the line stands, for
-    messages; the line). If --predict gives a text, this text is the only line.
+    """List the lines of the file that --predict names, each as (location, line). A location says
+    where the line stands. If --predict gives a text, this text is the only line.
 
     ValueError if the text looks like the name of a file that is not there. If it ends like one, but
     has spaces, it is taken as a text, with a warning.
