@@ -439,11 +439,7 @@ def rows_of(path, header=None):
     for number, cells in rows:
         location = f"{path}:{number}"
         if header is None:                               # the first row names the columns
-            for column, count in Counter(cells).items():
-                # A file of an old Mac has no line feeds, so all of it is this first row.
-                check_line_end(column, location)
-                if count > 1:
-                    raise ValueError(f"{location}: {count} columns have the name {column!r:.60}")
+            check_header(cells, location)
             header = cells
             continue
         if len(cells) != len(header):
@@ -455,6 +451,15 @@ def rows_of(path, header=None):
         if cells == header:                              # files were joined, each with its header
             raise ValueError(f"{location}: this row repeats the names of the columns")
         yield number, dict(zip(header, cells))
+
+
+def check_header(columns, location):
+    """Raise ValueError if two columns have the same name, or if one has a carriage return. A file
+    of an old Mac has no line feeds, so all of it is its first row."""
+    for column, count in Counter(columns).items():
+        check_line_end(column, location)
+        if count > 1:
+            raise ValueError(f"{location}: {count} columns have the name {column!r:.60}")
 
 
 def check_line_end(line, location):
