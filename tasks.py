@@ -198,8 +198,8 @@ def detailed_scores(task, examples, guesses):
 
 
 def item_scores(num_correct, num_gold, num_guessed):
-    """Compute precision, recall and F1 from numbers of items. All gold items and all guessed ones
-    are counted, and the guessed ones that are correct.
+    """Compute precision, recall and F1 from three numbers: of the gold items, of the guessed items
+    and of the correct ones, which are both.
 
         precision = correct / guessed        recall = correct / gold
         F1 = 2 precision recall / (precision + recall) = 2 correct / (gold + guessed)
