@@ -210,10 +210,11 @@ def room_of_first_text(task, num_second_tokens):
     room = task.length - 3                               # [CLS] and two [SEP] take three places
     if task.kind == "qa":
         return room // 3                                 # the rest is kept for the context
-    # Half of the room is kept for the second text, or less if it is shorter. If the first text does
-    # not need the rest, text_feature gives the second one all that is left.
-    kept_for_second = min(num_second_tokens, room // 2)
-    return room - kept_for_second
+    else:
+        # Half of the room is kept for the second text, or less if it is shorter. If the first text
+        # does not need the rest, text_feature gives the second one all that is left.
+        kept_for_second = min(num_second_tokens, room // 2)
+        return room - kept_for_second
 
 
 def join_ids(prefix, window, tokenizer):
@@ -847,8 +848,8 @@ def evaluate_split(model, task, split, bf16):
 
 class Tuning(NamedTuple):
     """What all runs of a command have in common. Each run has a mode, a rate and a seed."""
-    args: object            # the flags, with all modes, rates and seeds of the command. Those of a
-                            # run are arguments of fine_tune
+    args: object            # the flags. They may hold several modes, rates and seeds; fine_tune is
+                            # given the one mode, rate and seed of its run
     model_path: str
     task: Task
     tokenizer: Tokenizer
@@ -936,8 +937,8 @@ def first_dev_split(split_names):
 
 
 def save_nothing():
-    """Do nothing where train() would save the model: run_mode() saves it after the training, but
-    only the model of the first mode and seed."""
+    """train() calls this where it would save the model. Nothing is saved there: after the training
+    run_mode() saves the model of the first mode and seed."""
 
 
 # ---- From here on: plumbing -------------------------------------------------------------
@@ -1125,7 +1126,7 @@ def arguments(argv):
                   eval_every_default="0", save_every_default="200")
     parser.set_defaults(eval_every=0, save_every=200)
     args = parser.parse_args(argv)
-    if args.text is None:
+    if args.text is None:                                # action="extend" would add to a default
         args.text = ["text"]
     if len(args.text) > 2 or len(set(args.text)) < len(args.text):
         raise ValueError("--text: give one column or two different ones")
@@ -1189,7 +1190,7 @@ def check_flags(args, given):
     if args.task in KINDS and args.train is None:
         raise ValueError(f"--task {args.task} needs files of yours: give --train FILE and, if you "
                          "have them, --dev FILE and --test FILE")
-    if args.steps is not None:
+    if "--steps" in given:
         refuse_flags(given, ["--epochs"], "--steps says already how long to train")
     if args.distill_from is None:
         refuse_flags(given, ["--hidden-weight"], "there is no teacher without --distill-from")
@@ -1232,10 +1233,13 @@ def run(args):
     settings |= fingerprints_of_saved(model_path, task, args.recursions)
     saved_task = load_task(model_path)
     if saved_task is not None:
-        print(f"{model_path} was fine-tuned for {saved_task.name} already: its head is trained on")
+        exception = ", except in the mode random" if "random" in args.modes else ""
+        print(f"{model_path} was fine-tuned for {saved_task.name} already: training goes on with "
+              f"its head{exception}")
     tuning = Tuning(
         args=args, model_path=model_path, task=task, tokenizer=tokenizer, teacher=teacher,
         hidden_weight=hidden_weight, settings=settings, processes=processes, bf16=bf16)
+    # What is read, so that --out must not be one of these; None is skipped.
     inputs = [model_path, args.distill_from, args.data]
     for paths in (args.train, args.dev, args.test):
         if paths is not None:
@@ -1250,8 +1254,10 @@ def run(args):
 def choose_length(length, kind, num_positions):
     """Return --length, or its default. ValueError if the model has too few positions."""
     if length is None:
-        usual = 384 if kind == "qa" else 128
-        length = min(usual, num_positions)
+        length = 128
+        if kind == "qa":
+            length = 384
+        length = min(length, num_positions)
     if not 8 <= length <= num_positions:
         raise ValueError(f"--length: {length} is not from 8 to {num_positions}, the number of "
                          "positions that the model has")
@@ -1413,8 +1419,8 @@ def run_mode(tuning, splits, mode, lr, saves_model):
 
 
 def best_rate(tuning, mode, datasets):
-    """Choose the rate of --lr with the best score. The models are dropped: run_mode() trains again,
-    on the whole training set.
+    """Choose the best of the rates that --lr gives: that with the highest score. The models are
+    dropped: run_mode() trains again, on the whole training set.
 
     datasets: {"train": a part of the training set, "dev": its other examples}; the scores are those
         on "dev", which is not the real dev set
@@ -1838,9 +1844,9 @@ def write_answers(args, model, task, tokenizer, bf16):
     answers = {example.id: answer for example, (answer, _) in zip(examples, result.predictions)}
     with replace_file(out, shared=True) as file:
         file.write(json.dumps(answers).encode())
-    scores = describe_scores(result.scores)
-    if scores == "":
-        scores = "some answers are not known, so there is no score"
+    scores = "some answers are not known, so there is no score"
+    if result.scores:
+        scores = describe_scores(result.scores)
     print(f"{out}: {len(answers):,} answers; {scores}")
 
 
@@ -1898,7 +1904,8 @@ def describe_prediction(task, example, prediction, probabilities):
         return ", ".join(found)
     if task.kind == "regression":
         return f"{prediction:.6g}"
-    if prediction == "":                                 # the kind is qa
+    # The kind is qa.
+    if prediction == "":
         return "no answer"
     return printable(prediction)
 

@@ -30,8 +30,9 @@ from data import CACHE, COMPRESSED, is_held_out, rows_of_csv
 
 # This command finds the code that depends on the kind of a task:
 # grep -nE "(kind|task_name) (==|!=|in|not in) |is_(qa|regression)|task.labels" tasks.py finetune.py
-# A new kind also needs its METRICS, its label in Example, its fields in Feature, and the help of
-# --task and --train. Take care: a last branch that is an `else` is meant for one of these kinds.
+# A new kind also needs its METRICS, its label in Example, its fields in Feature, its place in
+# TASKS_OF_FLAG of finetune.py, and the help of --task and --train. Take care: a last branch that is
+# an `else` is meant for one of these kinds.
 KINDS = ("classification", "regression", "tagging", "qa")
 LARGEST_NUMBER = 1e30       # labels in regression are smaller in size, so their squares are finite
 
@@ -908,6 +909,7 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
     The examples are ordered by a hash of their texts, so the split is the same on every machine and
     does not depend on the order in the file. The rest keeps at least one example of every label, so
     less than a tenth may be held out. If it is less than half of a tenth, a warning says so.
+
     kind: in qa the hash is that of the context alone. So all questions about a context are
         neighbours and come into the same part. Only the context at the border between the parts
         may have questions in both.

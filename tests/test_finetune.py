@@ -2328,7 +2328,8 @@ def test_it_is_said_that_a_head_is_trained_on(tmp_path, tokenizer, model, capsys
     table = write_file(tmp_path / "t.tsv", "text\tlabel\ngood film\t1\nbad film\t0\n")
     task = make_task_of_kind("classification", ["0", "1"])
     save_classifier(str(tmp_path / "m"), make_classifier(tokenizer, task), task, tokenizer)
-    message = f"{tmp_path}/m was fine-tuned for classification already: its head is trained on\n"
+    message = (f"{tmp_path}/m was fine-tuned for classification already: training goes on with its "
+               "head\n")
     for model_path, is_said in ((tmp_path / "m", True), (model, False)):
         out = run(capsys, "--model", model_path, "--task", "classification", "--train", table,
                   "--dev", table, "--steps", 1, "--out", tmp_path / "o", "--overwrite").out
