@@ -771,6 +771,9 @@ def check_owner(out, run, script, settings, resume, overwrite):
         if run.get("script") != script:
             raise ValueError(f"--resume: there is no run of {script} in {out}")
         check_settings(os.path.join(out, RUN_FILE), run["settings"], settings)
+    elif not overwrite and run == {}:
+        raise ValueError(f"--out {out} is not empty, and no run is in it; choose another folder, "
+                         "or say --overwrite to write into this one")
     elif not overwrite:
         raise ValueError(f"--out {out} is not empty: --resume goes on with the run in it, "
                          "--overwrite starts anew and loses it; or choose another folder")

@@ -806,6 +806,8 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
                 last_log_time = time.perf_counter()
             if stop:
                 stop_run(signals, steps_done, options, processes)
+        if signals and processes.world_size == 1:        # they came after the last step
+            stop_run(signals, options.steps, options, processes)
 
 
 # ---- From here on: plumbing -------------------------------------------------------------

@@ -770,8 +770,9 @@ def download_glue(name, cache=CACHE):
             if re.fullmatch(pattern, member.filename):
                 member.filename = os.path.basename(member.filename)
                 archive.extract(member, temporary)
-        if not os.listdir(temporary):
-            raise ValueError("there are no tables of GLUE in it")
+        names = os.listdir(temporary)
+        if "train.tsv" not in names or not any(name.startswith("dev") for name in names):
+            raise ValueError("a training set or a dev set is missing in it")
         os.replace(temporary, folder)
     except Exception as error:      # of the network, the zip file or the disk
         if os.path.isdir(folder):                        # another process has made it meanwhile
@@ -983,11 +984,11 @@ def make_task(name, kind, datasets, length, stride):
     sd = 1.0
     if kind == "regression":
         numbers = [example.label for example in train]
-        if min(numbers) == max(numbers):
-            raise ValueError(f"{train[0].location}: this and all other examples to train on have "
-                             f"the number {numbers[0]:g}")
         mean = float(np.mean(numbers))
         sd = float(np.std(numbers))
+        if min(numbers) == max(numbers) or sd == 0:
+            raise ValueError(f"{train[0].location}: this and all other examples to train on have "
+                             f"the number {numbers[0]:g}, or hardly another one")
     unanswerable = False
     if kind == "qa":
         unanswerable = any(not example.label for example in train)

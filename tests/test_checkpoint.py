@@ -1221,7 +1221,7 @@ def test_a_run_does_not_write_into_a_folder_that_it_reads(tmp_path, name, flags)
 
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("files, flags, message", [
-    (["notes.txt"], {}, "is not empty: --resume goes on with the run in it, .* another folder"),
+    (["notes.txt"], {}, "is not empty, and no run is in it; choose another folder, or say"),
     (["pytorch_model.bin", "config.json"], {}, "is not empty"),
     ([".hidden"], {}, "is not empty"),
     (["notes.txt"], {"resume": True}, "there is no run of {script} in"),

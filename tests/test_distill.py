@@ -995,6 +995,22 @@ def test_a_signal_at_the_last_step_stops_a_run_that_is_finished(
     assert_same_run(tmp_path / "run", whole)
 
 
+def test_a_signal_in_the_last_evaluation_stops_a_run_that_is_finished(
+        toy, whole, tmp_path, monkeypatch, capsys):
+    original = distill.held_out_scores
+
+    def evaluate_and_send(evaluate_model, steps_done):
+        if steps_done == 12:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(evaluate_model, steps_done)
+
+    monkeypatch.setattr(distill, "held_out_scores", evaluate_and_send)
+    with pytest.raises(SystemExit, match="^130$"):
+        distill.main(distill_flags(toy, tmp_path / "run"))
+    assert "stopped after step 12 of 12: the same command" in capsys.readouterr().out
+    assert_same_run(tmp_path / "run", whole)
+
+
 def test_a_signal_after_the_last_look_at_the_list_takes_effect_at_the_end():
     events = []
     with pytest.raises(SystemExit, match="^143$"):

@@ -929,10 +929,10 @@ def test_mrpc_has_no_official_zip(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("names", [["RTE/train.txt"], []])
+@pytest.mark.parametrize("names", [["RTE/train.txt"], [], ["RTE/train.tsv"], ["RTE/dev.tsv"]])
 def test_a_zip_without_its_tables_leaves_nothing_in_the_cache(names, tmp_path, monkeypatch):
     download_instead(monkeypatch, make_zip({name: "text" for name in names}))
-    with pytest.raises(ValueError, match="RTE.zip: there are no tables of GLUE in it"):
+    with pytest.raises(ValueError, match="RTE.zip: a training set or a dev set is missing in it"):
         tasks.download_glue("rte", str(tmp_path))
     assert list((tmp_path / "glue").iterdir()) == []
 
@@ -1054,6 +1054,10 @@ def test_of_questions_that_are_predicted_no_two_have_the_same_id(split, who_and_
 def test_numbers_that_are_all_equal_are_refused():
     examples = [text_example(str(i), 0.1) for i in range(3)]
     with pytest.raises(ValueError, match="this and all other examples .* have the number 0.1"):
+        make_task("regression", "regression", {"train": examples}, 8, 1)
+    # The squares of these differences are rounded to 0.
+    examples = [text_example("a", 1e-200), text_example("b", 3e-200)]
+    with pytest.raises(ValueError, match="have the number 1e-200, or hardly another one"):
         make_task("regression", "regression", {"train": examples}, 8, 1)
 
 
