@@ -702,8 +702,11 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
         changes until the caller calls claim_folder.
 
     The lock is on the folder's run.json, which is made if it is missing. If the process ends or is
-    killed, the lock ends, too. At the end of the with block a run.json that is empty, or the only
-    file, is removed, and then the folder if nothing is left in it.
+    killed, the lock ends, too. (Another run that ends in the same millisecond may remove run.json
+    after this one has opened it. Then the lock protects nothing.)
+
+    At the end of the with block a run.json that is empty, or the only file, is removed, and then
+    the folder if nothing is left in it.
     """
     if out == "":
         raise ValueError("--out is empty; give the name of a folder")

@@ -329,7 +329,7 @@ def check_added_tokens(path, known, source):
                              "tokenizer.json with all tokens, as transformers writes it")
 
 
-# Options of a tokenizer_config.json, and how the tokenizers library's BertNormalizer calls them.
+# Options of a tokenizer_config.json, and their names in BertNormalizer of the tokenizers library.
 NORMALIZER_OPTIONS = {"do_lower_case": "lowercase", "strip_accents": "strip_accents",
                       "tokenize_chinese_chars": "handle_chinese_chars"}
 

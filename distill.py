@@ -156,8 +156,8 @@ def teacher_layer_number(r, num_recursions, num_layers):
         12 recursions, 6 layers:    0 0 1 1 2 2 3 3 4 4 5 5
         4 recursions, 6 layers:     1 2 4 5
 
-    The teacher's layers are counted as it applies them. So if the teacher shares layers, this
-    number is one for layer_of_recursion(), and not an index into its list `layers`.
+    The teacher's layers are counted as it applies them. A teacher that shares layers has fewer in
+    its list `layers`, so teacher.layer_of_recursion(number) returns the layer.
     """
     num_begun = math.ceil((r + 1) * num_layers / num_recursions)    # layers begun when r ends
     return num_begun - 1                                 # the last of these, counted from 0
@@ -806,7 +806,9 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
                 last_log_time = time.perf_counter()
             if stop:
                 stop_run(signals, steps_done, options, processes)
-        if signals and processes.world_size == 1:        # they came after the last step
+        # Signals may have come after the last step. In stop_run processes wait for one another, but
+        # only this one may know of its signals. So if there are several, noted_signals ends it.
+        if signals and processes.world_size == 1:
             stop_run(signals, options.steps, options, processes)
 
 
@@ -1276,7 +1278,7 @@ def fingerprint(model):
 # ---- The command line: flags ------------------------------------------------------------
 
 BUNDLED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "teacher")
-# A recipe is a set of defaults for flags. A weight of a loss that it lacks is in LOSS_WEIGHTS.
+# A recipe is a set of defaults for flags. If it has no weight for a loss, LOSS_WEIGHTS has one.
 # The recipe "full" is for a real BERT on a GPU.
 FULL = {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
         "weight_decay": 0.01, "dropout": 0.0, "elastic": 2.5, "eval_every": 2000,
@@ -1566,7 +1568,7 @@ def fill_in_defaults(args):
         defaults["init"] = ""
     if args.steps is not None:
         defaults["warmup"] = min(defaults["warmup"], args.steps // 10)
-    if args.output_weight == 0:                          # only if the flag says so
+    if args.output_weight == 0:                          # it is None if the flag was not given
         # The elastic loss is the output loss at an earlier depth, so it is left out, too.
         defaults["elastic"] = 0.0
     for name, value in defaults.items():
@@ -1629,7 +1631,7 @@ def run(args, given):
         return
     teacher = models.get("teacher")                      # None: there is no teacher
     student = make_student(args, teacher, models.get("student"), tokenizer.vocab_size)
-    models["student"] = student                          # the model of --student is not kept
+    models["student"] = student                          # it replaces the model of --student
     lr = args.lr
     if lr is None:
         # In the recipe quick the rate is 3e-3 up to the width 128 and falls in proportion to 1 / C

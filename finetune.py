@@ -307,13 +307,14 @@ def answer_features(tokenised, tokenizer, stride):
         stands_for = np.array(span_of_token[begin:end], np.int32)             # (tokens, 2)
         shift = len(prefix) - begin                      # token i of the context is at i + shift
         positions = range(begin + shift, end + shift)
-        labels = [0, 0]                                  # [CLS] stands for "no answer here"
         if example.label is None:
             labels = [math.nan, math.nan]                # the answer is not known
-        elif answer_tokens is not None:
-            first, last = answer_tokens
-            if begin <= first and last < end:            # all of the answer is in this window
-                labels = [first + shift, last + shift]
+        else:
+            labels = [0, 0]                              # [CLS] stands for "no answer here"
+            if answer_tokens is not None:
+                first, last = answer_tokens
+                if begin <= first and last < end:        # all of the answer is in this window
+                    labels = [first + shift, last + shift]
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), tokenised.example_number, positions, stands_for, labels,
                       was_cut)
