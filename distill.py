@@ -104,13 +104,13 @@ def attention_loss(student_map, teacher_map):
     return sum_over_rows / H                             # a mean over heads, a sum over tokens
 
 
-def hidden_loss(student_hidden, teacher_hidden, mask=None):
+def hidden_loss(student_states, teacher_states, mask=None):
     """Compare hidden states (B, T, C): 1 - cosine, summed over the B * T tokens.
 
     mask (B, T): True at the tokens that count; None: all count
     """
-    check_same_shape(student_hidden, teacher_hidden)
-    cosine = F.cosine_similarity(student_hidden.float(), teacher_hidden.float(), dim=-1)   # (B, T)
+    check_same_shape(student_states, teacher_states)
+    cosine = F.cosine_similarity(student_states.float(), teacher_states.float(), dim=-1)   # (B, T)
     distance = 1 - cosine
     if mask is not None:
         check_same_shape(distance, mask)
@@ -574,10 +574,10 @@ def start_layers(student, teacher):
         middle = replaced[quarter:len(replaced) - quarter]
         # In a BERT this is teacher.layers[i]. A teacher that shares layers has fewer than L in this
         # list, and the same layer may be taken several times.
-        states = [teacher.layer_of_recursion(i).state_dict() for i in middle]
+        state_dicts = [teacher.layer_of_recursion(i).state_dict() for i in middle]
         mean = {}
-        for name in states[0]:
-            tensors = [state[name] for state in states]
+        for name in state_dicts[0]:
+            tensors = [state_dict[name] for state_dict in state_dicts]
             mean[name] = sum(tensors) / len(tensors)
         layer.load_state_dict(mean)
 

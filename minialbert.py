@@ -482,7 +482,7 @@ class MiniALBERT(nn.Module):
             raise ValueError(f"segments is {list(segments.shape)}, ids is {list(ids.shape)}: they "
                              "must have the same shape")
 
-    def predict(self, hidden):
+    def predict(self, states):
         """Turn the last hidden states (M, C) of M places into logits over the vocabulary (M, V).
 
         A tied head has no (V, C) matrix of its own and uses the embeddings. If they are factorised,
@@ -493,7 +493,7 @@ class MiniALBERT(nn.Module):
         """
         if self.head is None:
             raise ValueError("the model has no MLM head, so it cannot predict words")
-        x = self.head.norm(F.gelu(self.head.dense(hidden)))                   # (M, C)
+        x = self.head.norm(F.gelu(self.head.dense(states)))                   # (M, C)
         # F.linear(x, weight, bias) is x @ weight.T + bias. Even a tied head has a bias of its own.
         if self.head.decoder is not None:
             return F.linear(x, self.head.decoder.weight, self.head.bias)
