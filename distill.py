@@ -329,10 +329,10 @@ class Distillation:
         if ids.shape != shape:                           # rows beyond batch_size would not be used
             raise ValueError(f"the batch of step {step} has the shape {ids.shape}, but batch_size "
                              f"and T of the batches say {shape}")
-        num_masked = len(positions)                      # M
-        depths = self.draw_depths(step, num_masked)
-        compute = self.choose_function(num_masked)       # compute_losses, perhaps compiled
-        divisor = max(1, num_masked)                     # of the losses; it must not be 0
+        M = len(positions)                               # masked places in the whole batch
+        depths = self.draw_depths(step, M)
+        compute = self.choose_function(M)                # compute_losses, perhaps compiled
+        num_masked = max(1, M)                           # losses are divided by it: never by 0
         T = self.batches.T
         device = device_of(self.student)
         # A micro-batch has the rows (sequences) from begin to end - 1. Mostly there is only one,
@@ -345,11 +345,11 @@ class Distillation:
             micro_batch = to_device(device, ids[begin:end], shifted_positions,
                                     labels[is_inside], depths[is_inside])
             with autocast(device, self.bf16):
-                losses = compute(*micro_batch, divisor)
+                losses = compute(*micro_batch, num_masked)
             yield losses
 
-    def choose_function(self, num_masked):
-        """Return the function that computes the losses of a batch with num_masked masked places.
+    def choose_function(self, M):
+        """Return the function that computes the losses of a batch with M masked places.
 
         A CUDA graph is made for one shape of each tensor and for one number of masked places in the
         whole batch. Usually each sequence has num_to_mask(T) of them, and the graph is for such
@@ -357,11 +357,11 @@ class Distillation:
         processes compute a batch with a sequence of this kind without the graph.
         """
         usual_number = self.batches.batch_size * num_to_mask(self.batches.T)
-        if self.compute_usual_batch is not None and num_masked == usual_number:
+        if self.compute_usual_batch is not None and M == usual_number:
             return self.compute_usual_batch
         return self.compute_any_batch
 
-    def draw_depths(self, step, num_masked):
+    def draw_depths(self, step, M):
         """Draw a depth for each masked place -> (M,): the number of recursions after which the
         elastic loss takes the place's hidden state.
 
@@ -370,7 +370,7 @@ class Distillation:
         """
         R = self.student.config.num_hidden_layers
         rng = np.random.default_rng([self.batches.seed, RNG_DEPTHS, step])
-        return rng.integers(1, max(2, R), size=num_masked)
+        return rng.integers(1, max(2, R), size=M)
 
 
 def check_losses(student, teacher, loss_weights):
