@@ -63,7 +63,8 @@ def num_to_mask(T):
 def mask_tokens(ids, tokenizer, rng):
     """Mask sequences as BERT does (Devlin et al. 2019): about 15 % of each sequence's tokens are
     chosen, never a special one. Of the chosen tokens 80 % become [MASK], 10 % a random token, 10 %
-    stay. The special tokens are [PAD], [UNK], [CLS], [SEP] and [MASK].
+    stay. All chosen tokens are called masked, also those that stay. The special tokens are [PAD],
+    [UNK], [CLS], [SEP] and [MASK].
 
     Held-out text is masked by this function, too. So accuracies can be compared only if they were
     measured with the same masking.
@@ -96,7 +97,7 @@ def mask_tokens(ids, tokenizer, rng):
     random_tokens = rng.choice(tokenizer.ordinary_ids, len(positions)).tolist()
     for position, draw, random_token in zip(positions.tolist(), draws, random_tokens):
         if draw < 0.8:
-            masked_ids[position] = tokenizer.mask_id     # 80 %: the token is hidden
+            masked_ids[position] = tokenizer.mask_id     # 80 %: [MASK] takes its place
         elif draw < 0.9:
             masked_ids[position] = random_token          # 10 %: a random one takes its place
         else:
@@ -109,7 +110,7 @@ def mask_tokens(ids, tokenizer, rng):
 # does not depend on the steps before it. (RNG_TASK_ORDERS may be 3 again, because no program uses
 # it together with RNG_DEPTHS.)
 RNG_ORDERS = 1                      # the order of the sequences in an epoch
-RNG_MASKS = 2                       # the masks of a step
+RNG_MASKING = 2                     # which tokens of a step are masked, and by what
 RNG_DEPTHS = 3                      # the depths of the elastic loss in a step (see distill.py)
 RNG_TASK_ORDERS = 3                 # the order of the Features in an epoch (see finetune.py)
 
@@ -155,7 +156,7 @@ class MaskedBatches:
             order = self.order_of_epoch(epoch)           # (count,): sequence numbers, shuffled
             numbers.append(order[place_in_epoch])
         ids = self.sequences(numbers)                    # (B, T), not masked yet
-        rng = np.random.default_rng([self.seed, RNG_MASKS, step])
+        rng = np.random.default_rng([self.seed, RNG_MASKING, step])
         return mask_tokens(ids, self.tokenizer, rng)
 
     def order_of_epoch(self, epoch):

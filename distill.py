@@ -92,7 +92,7 @@ def attention_loss(student_map, teacher_map):
         KL(teacher || student) = sum over the columns j of p_j (log p_j - log q_j)
 
     A token has a row in the map of each of the H heads. The result is the mean over the heads,
-    summed over the B * T tokens. There is no mask, because the text is packed without padding. With
+    summed over the B * T tokens. All rows count, because the text is packed without padding. With
     padding, the rows of the padding would count, too.
     """
     check_same_shape(student_map, teacher_map)
@@ -107,7 +107,7 @@ def attention_loss(student_map, teacher_map):
 def hidden_loss(student_states, teacher_states, mask=None):
     """Compare hidden states (B, T, C): 1 - cosine, summed over the B * T tokens.
 
-    mask (B, T): True at the tokens that count; None: all count
+    mask (B, T): True at real tokens, which count, False at padding; None: no padding
     """
     check_same_shape(student_states, teacher_states)
     cosine = F.cosine_similarity(student_states.float(), teacher_states.float(), dim=-1)   # (B, T)
@@ -210,7 +210,7 @@ def states_after(hidden, positions, depths):
 class Distillation:
     """The losses of a student on batches of masked text. The teacher, if any, is frozen.
 
-    batches: a MaskedBatches; the text is packed without padding, so the models need no mask
+    batches: a MaskedBatches; the text has no padding, so the models need no padding mask
     loss_weights: {name of a loss: its factor}; only these losses are computed. The names are those
         of LOSS_NAMES; "elastic" is the output loss after an earlier recursion, which is drawn at
         random for each masked place
@@ -416,7 +416,7 @@ def evaluate(model, batches, each_recursion=False):
         from the embeddings, from the states after one recursion, after two, and so on
 
     Up to 512 sequences of the held-out part are measured, in whole batches, but at least one batch.
-    The sequences are drawn at random, but they and their masks are the same in each call. If the
+    The sequences are drawn at random, but they and their masked places are always the same. If the
     held-out part has fewer sequences than a batch, they are used several times. The model is left
     in eval mode. ValueError if no token is masked.
     """

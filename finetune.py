@@ -475,8 +475,8 @@ class TaskLoss:
             rows = slice(begin, end)
             if is_empty:
                 rows = slice(0, 1)
-            # The places of the labels are found here, on the CPU. To index by a mask on a GPU, the
-            # program would have to wait until the GPU has counted the True values.
+            # The places of the labels are found here, on the CPU. To index by True and False on a
+            # GPU, the program would have to wait until the GPU has counted the True values.
             label_indices = np.flatnonzero(is_label[rows])                    # (N,)
             targets = labels[rows][is_label[rows]].astype(np.float32)         # (N,), in this order
             # The arrays stand in the order in which compute_losses takes them.
