@@ -326,7 +326,7 @@ class Distillation:
         # These are numpy arrays. Below, to_device makes tensors of each micro-batch's part of them.
         ids, positions, labels = self.batches.batch(step)     # (B, T), (M,), (M,): the whole batch
         shape = (self.batches.batch_size, self.batches.T)
-        if ids.shape != shape:                           # rows beyond batch_size would not be used
+        if ids.shape != shape:                           # sequences beyond B would not be used
             raise ValueError(f"the batch of step {step} has the shape {ids.shape}, but batch_size "
                              f"and T of the batches say {shape}")
         M = len(positions)                               # masked places in the whole batch
@@ -335,11 +335,11 @@ class Distillation:
         num_masked = max(1, M)                           # losses are divided by it: never by 0
         T = self.batches.T
         device = device_of(self.student)
-        # A micro-batch has the rows (sequences) from begin to end - 1. Mostly there is only one,
-        # which has all rows. Then is_inside is True everywhere, and nothing is shifted.
+        # A micro-batch has the sequences from begin to end - 1. Mostly there is only one, which has
+        # all sequences. Then is_inside is True everywhere, and nothing is shifted.
         for begin, end in self.micro_batch_bounds:
-            # Row begin starts at begin * T in the flattened ids of the batch, but at 0 in those of
-            # the micro-batch.
+            # The first of them starts at begin * T in the flattened ids of the batch, but at 0 in
+            # those of the micro-batch.
             is_inside = (begin * T <= positions) & (positions < end * T)      # (M,)
             shifted_positions = positions[is_inside] - begin * T              # (m,)
             micro_batch = to_device(device, ids[begin:end], shifted_positions,
@@ -1150,20 +1150,20 @@ def first_process_first(processes):
 
 
 def split_batch(batch_size, micro_batch_size, processes):
-    """List the micro-batches of this process: [(first row, one past the last), ...].
+    """List the micro-batches of this process: [(first sequence, one past the last), ...].
 
-    For example, 10 rows among 4 processes are cut into pieces of 10 // 4 = 2 rows, which the
+    For example, 10 sequences among 4 processes are cut into micro-batches of 10 // 4 = 2, which the
     processes take in turn: rank 0 has (0, 2) and (8, 10), rank 1 has (2, 4), and so on. If
-    micro_batch_size is not 0, no piece has more rows than that. The last piece may end beyond the
-    batch; slicing ignores the rows that are not there.
+    micro_batch_size is not 0, no micro-batch has more sequences than that. The last one may end
+    beyond the batch; slicing ignores the sequences that are not there.
     """
     if processes is None:
         processes = Processes()
     size = batch_size // processes.world_size
     if micro_batch_size > 0:
         size = min(size, micro_batch_size)
-    first = processes.rank * size                        # the first piece of this process
-    advance = processes.world_size * size                # from there to its next piece
+    first = processes.rank * size                        # where this process begins
+    advance = processes.world_size * size                # from there to its next micro-batch
     begins = range(first, batch_size, advance)
     return [(begin, begin + size) for begin in begins]
 

@@ -404,7 +404,7 @@ class TaskLoss:
         self.seed = seed
         self.teacher = teacher
         self.bf16 = bf16
-        # The rows of this process in each batch, in pieces: [(first row, one past the last), ...].
+        # The micro-batches of this process: [(first sequence, one past the last), ...].
         self.micro_batch_bounds = split_batch(batch_size, micro_batch_size, processes)
         check_trainable(features)
         self.loss_weights = {"task": 1.0}
@@ -453,26 +453,26 @@ class TaskLoss:
 
         Their sums over the micro-batches of all processes are the means over the whole batch.
 
-        One batch of an epoch may have fewer rows than the others. Then a micro-batch may have fewer
-        rows, or none.
+        One batch of an epoch may have fewer sequences than the others. Then a micro-batch may have
+        fewer sequences, or none.
         """
         ids, mask, segments, labels = collate(self.batch(step), self.task.kind == "qa")
         if self.task.kind == "regression":
             # This is done before the numbers become float32, which has seven digits only.
             labels = (labels - self.task.mean) / self.task.sd
-        # num_labels and num_tokens count the whole batch, also the rows of other processes. In
-        # tagging a batch has no label if no word begins in its windows. Then its loss is 0 / 1, not
-        # 0 / 0.
+        # num_labels and num_tokens count the whole batch, also what other processes have of
+        # it. In tagging a batch has no label if no word begins in its windows. Then its loss is
+        # 0 / 1, not 0 / 0.
         is_label = ~np.isnan(labels)
         num_labels = max(1, np.count_nonzero(is_label))
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            # A short batch may have no rows for this micro-batch. But the gradients of all
-            # processes are summed, so each process must compute one. Then this process takes row 0
-            # and multiplies its losses by 0, so its gradient is 0.
+            # A short batch may have no sequence for this micro-batch. But the gradients of all
+            # processes are summed, so each process must compute one. Then this process takes
+            # sequence 0 and multiplies its losses by 0, so its gradient is 0.
             is_empty = begin >= len(ids)
-            rows = slice(begin, end)
+            rows = slice(begin, end)                     # one for each sequence of the micro-batch
             if is_empty:
                 rows = slice(0, 1)
             # The places of the labels are found here, on the CPU. To index by True and False on a

@@ -424,7 +424,7 @@ class MiniALBERT(nn.Module):
         """Run the encoder on the token numbers ids (B, T).
 
         mask: (B, T), True or 1 at real tokens, False or 0 at padding; None: no padding. The
-            hidden states of a row without any real token mean nothing
+            hidden states of a sequence without any real token mean nothing
         segments: (B, T) of 0 and 1; None: all 0
         maps: the recursions whose attention maps to return, counted from 0
 
