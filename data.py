@@ -142,8 +142,8 @@ class MaskedBatches:
         if self.count == 0:
             raise ValueError(f"{len(tokens)} tokens are too few for one sequence of {T} "
                              "with its [CLS] and [SEP]; it takes more text or a smaller length")
-        self.last_order = None                           # a cache: the order of the epoch used last
-        self.last_epoch = None                           # the number of that epoch
+        self.cached_order = None                         # the order of the epoch used last
+        self.cached_epoch = None                         # the number of that epoch
 
     def batch(self, step):
         """Return masked ids (B, T), positions (M,) and labels (M,) of a step: see mask_tokens."""
@@ -161,11 +161,11 @@ class MaskedBatches:
 
     def order_of_epoch(self, epoch):
         """Return the order of the sequences in an epoch. The order last used is kept."""
-        if epoch != self.last_epoch:
+        if epoch != self.cached_epoch:
             rng = np.random.default_rng([self.seed, RNG_ORDERS, epoch])
-            self.last_order = rng.permutation(self.count)
-            self.last_epoch = epoch
-        return self.last_order
+            self.cached_order = rng.permutation(self.count)
+            self.cached_epoch = epoch
+        return self.cached_order
 
     def sequences(self, numbers):
         """Return the unmasked ids (B, T) of the sequences with these B numbers."""

@@ -419,8 +419,8 @@ class TaskLoss:
         self.lengths = np.array([len(feature.ids) for feature in features])
         self.tokens_per_step = int(self.lengths.mean() * batch_size)          # approximate
         self.steps_per_epoch = math.ceil(len(features) / batch_size)
-        self.last_plan = None                            # the batches of the epoch used last
-        self.last_epoch = None                           # the number of that epoch
+        self.cached_plan = None                          # the batches of the epoch used last
+        self.cached_epoch = None                         # the number of that epoch
 
     def plan(self, epoch):
         """List the batches of an epoch, each an array of indices of Features.
@@ -443,10 +443,10 @@ class TaskLoss:
     def batch(self, step):
         """Return the Features of a step."""
         epoch, batch_number = divmod(step, self.steps_per_epoch)
-        if epoch != self.last_epoch:
-            self.last_epoch = epoch
-            self.last_plan = self.plan(epoch)
-        return [self.features[i] for i in self.last_plan[batch_number]]
+        if epoch != self.cached_epoch:
+            self.cached_epoch = epoch
+            self.cached_plan = self.plan(epoch)
+        return [self.features[i] for i in self.cached_plan[batch_number]]
 
     def losses_of_micro_batches(self, step):
         """Yield the losses {name: scalar} of each micro-batch of this process in a step.
