@@ -1694,9 +1694,9 @@ def load_models(args):
     is that of --tokenizer, else the teacher's, else that of --student."""
     paths = {}
     models = {}
-    for name, given in [("teacher", args.teacher), ("student", args.student)]:
-        if given is not None:
-            paths[name] = fetch(given)
+    for name, source in [("teacher", args.teacher), ("student", args.student)]:
+        if source is not None:                           # a folder or a Hugging Face name
+            paths[name] = fetch(source)
             models[name] = load(paths[name])
     if args.tokenizer is not None:
         tokenizer_path = fetch(args.tokenizer, weights=False)
