@@ -1787,17 +1787,20 @@ def choose_losses(args, teacher, num_recursions, given=()):
     return loss_weights
 
 
-def make_student(args, teacher, start_model, vocab_size):
-    """Make a fresh student or, if there is a start_model, a copy of it with the dropout of this
-    run. A copy has a head even if the start_model has none."""
+def make_student(args, teacher, saved_student, vocab_size):
+    """Make a fresh student or, if there is a saved_student, a copy of it with the dropout of this
+    run. A copy has a head even if the saved_student has none.
+
+    saved_student: the model of --student, or None
+    """
     torch.manual_seed(args.seed)
-    if start_model is not None:
-        config = replace(start_model.config, hidden_dropout_prob=args.dropout,
+    if saved_student is not None:
+        config = replace(saved_student.config, hidden_dropout_prob=args.dropout,
                          attention_probs_dropout_prob=args.dropout)
         student = MiniALBERT(config)
-        # The values of the start_model take the place of the fresh ones. If it has no head, the
+        # The values of the saved_student take the place of the fresh ones. If it has no head, the
         # student's head keeps its fresh values.
-        student.load_state_dict(student.state_dict() | start_model.state_dict())
+        student.load_state_dict(student.state_dict() | saved_student.state_dict())
         return student
     config = student_config(args, teacher, vocab_size)
     # If the memory is too small, parsing raises MemoryError("the student"). run_command prints it
