@@ -548,16 +548,16 @@ def logits_of_labels(logits, label_indices, is_qa):
 # The mode of a fine-tuning says what is trained, and from which values.
 MODES = (
     "all",                  # everything
-    "adapters",             # each recursion's adapters or corrections, and the head; a model that
-                            # has neither adapters nor corrections gets adapters
-    "head",                 # the head alone
+    "adapters",             # each recursion's adapters or corrections, and the task head; a model
+                            # that has neither adapters nor corrections gets adapters
+    "head",                 # the task head alone
     "random",               # everything, and the encoder starts from random weights: of the saved
                             # one only the shape is used
 )
 
 
 def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
-    """Load the encoder in a folder, without its masked-language-model head.
+    """Load the encoder in a folder, without its MLM head.
 
     mode: what will be trained, see MODES; the other parameters are frozen
     dropout: the probability of dropout in the training
@@ -576,7 +576,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
         config = replace(config, adapter_size=max(1, config.hidden_size // 16))
     encoder = MiniALBERT(config, head=False)
     if mode != "random":
-        # Not strict: the saved head is not needed, and new adapters are not in the saved model.
+        # Not strict: the saved MLM head is left out, and new adapters are not in the saved model.
         encoder.load_state_dict(saved_model.state_dict(), strict=False)
     if adds_adapters:
         if sample is None:
@@ -597,7 +597,7 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
 
     If task is None, the saved task is used, and the folder must hold a fine-tuned model.
 
-    If the folder holds a fine-tuned model and mode is not "random", the saved head is loaded. In
+    If the folder holds a fine-tuned model and mode is not "random", its task head is loaded. In
     all other cases the head is new. In regression the tasks may differ in mean and sd: the loaded
     head is changed so that it predicts the same numbers as before.
 
@@ -966,7 +966,7 @@ def load_task(path):
 
 
 def load_head(head, path, saved_task, task):
-    """Load the saved head in the folder path into `head`, a linear layer for task. ValueError if it
+    """Load the task head in the folder path into `head`, a linear layer for task. ValueError if it
     does not fit the task: see check_same_task."""
     remedy = "to use only its encoder, remove task.json from a copy of the folder"
     check_same_task(path, saved_task, task, remedy)
@@ -1287,7 +1287,7 @@ def tuning_settings(args, task, datasets, tokenizer, teacher, bf16):
 
 def fingerprints_of_saved(path, task, recursions):
     """Load a model for a task. Return the hash and the shape of its encoder and the hash of its
-    saved head: {name: hash or shape}.
+    task head: {name: hash or shape}.
 
     By these --resume sees whether the model is still the same. New adapters and a new head are not
     hashed: a resumed run makes them anew, and on another processor their last digits may differ.
