@@ -382,8 +382,8 @@ class TaskLoss:
 
     task: cross-entropy (in regression squared error), averaged over the labels. In qa a sequence
         has two labels, the positions where the answer begins and ends
-    distill: KL divergence (in regression squared error) from a fine-tuned teacher's outputs,
-        averaged over the same labels
+    distill: the output loss of distill.py, here from a fine-tuned teacher: the KL divergence of the
+        outputs (in regression the squared error), averaged over the same labels
     hidden: 1 - cosine of the hidden states and the teacher's, averaged over the tokens and summed
         over the matched layers, as in distill.py. TinyBERT (arXiv 1909.10351) matches hidden states
         in tasks, too, but by a squared error
