@@ -460,11 +460,11 @@ class TaskLoss:
         if self.task.kind == "regression":
             # This is done before the numbers become float32, which has seven digits only.
             labels = (labels - self.task.mean) / self.task.sd
-        # num_labels and num_tokens count the whole batch, also what other processes have of
-        # it. In tagging a batch has no label if no word begins in its windows. Then its loss is
-        # 0 / 1, not 0 / 0.
-        is_label = ~np.isnan(labels)
-        num_labels = max(1, np.count_nonzero(is_label))
+        # The targets are the labels that are not nan. num_targets and num_tokens count the whole
+        # batch, also what other processes have of it. In tagging a batch has no target if no word
+        # begins in its windows. Then its loss is 0 / 1, not 0 / 0.
+        is_target = ~np.isnan(labels)
+        num_targets = max(1, np.count_nonzero(is_target))
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
@@ -475,45 +475,46 @@ class TaskLoss:
             rows = slice(begin, end)                     # one for each sequence of the micro-batch
             if is_empty:
                 rows = slice(0, 1)
-            # The places of the labels are found here, on the CPU. To index by True and False on a
+            # The places of the targets are found here, on the CPU. To index by True and False on a
             # GPU, the program would have to wait until the GPU has counted the True values.
-            label_indices = np.flatnonzero(is_label[rows])                    # (N,)
-            targets = labels[rows][is_label[rows]].astype(np.float32)         # (N,), in this order
+            target_indices = np.flatnonzero(is_target[rows])                  # (N,)
+            targets = labels[rows][is_target[rows]].astype(np.float32)        # (N,), in this order
             # The arrays stand in the order in which compute_losses takes them.
-            tensors = to_device(device, ids[rows], mask[rows], segments[rows], label_indices,
+            tensors = to_device(device, ids[rows], mask[rows], segments[rows], target_indices,
                                 targets)
             with autocast(device, self.bf16):
-                losses = self.compute_losses(*tensors, num_labels, num_tokens)
+                losses = self.compute_losses(*tensors, num_targets, num_tokens)
             if is_empty:
                 losses = {name: 0 * loss for name, loss in losses.items()}
             yield losses
 
-    def compute_losses(self, ids, mask, segments, label_indices, targets, num_labels, num_tokens):
+    def compute_losses(self, ids, mask, segments, target_indices, targets, num_targets,
+                       num_tokens):
         """Compute a micro-batch's part of each loss: {name: scalar}.
 
-        ids, mask, segments (B, T): see collate
-        label_indices (N,): where the labels stand in the flattened labels of this micro-batch
-        targets (N,): the labels themselves, in regression normalised
-        num_labels, num_tokens: the numbers of labels and of tokens in the whole batch
+        ids, mask, segments (b, T): see collate; b is the B of a micro-batch
+        target_indices (N,): where the targets stand in the flattened labels of this micro-batch
+        targets (N,): the labels that are not nan, in regression normalised
+        num_targets, num_tokens: how many targets (at least 1) and tokens the whole batch has
         """
         is_qa = self.task.kind == "qa"
         is_regression = self.task.kind == "regression"
         hidden, logits = self.model(ids, mask, segments)
-        outputs = logits_of_labels(logits, label_indices, is_qa)              # (N, n), qa: (N, T)
+        outputs = logits_of_targets(logits, target_indices, is_qa)            # (N, n), qa: (N, T)
         if is_regression:
             error = F.mse_loss(outputs[:, 0], targets, reduction="sum")
         else:
             error = F.cross_entropy(outputs, targets.long(), reduction="sum")
-        losses = {"task": error / num_labels}
+        losses = {"task": error / num_targets}
         if self.teacher is not None:
             with torch.no_grad():
                 teacher_hidden, teacher_logits = self.teacher(ids, mask, segments)
-            teacher_outputs = logits_of_labels(teacher_logits, label_indices, is_qa)
+            teacher_outputs = logits_of_targets(teacher_logits, target_indices, is_qa)
             if is_regression:
                 distance = F.mse_loss(outputs, teacher_outputs, reduction="sum")
             else:
                 distance = output_loss(outputs, teacher_outputs)
-            losses["distill"] = distance / num_labels
+            losses["distill"] = distance / num_targets
             if "hidden" in self.loss_weights:
                 total = 0.0
                 for r, layer in self.pairs:
@@ -523,15 +524,15 @@ class TaskLoss:
         return losses
 
 
-def logits_of_labels(logits, label_indices, is_qa):
-    """Select the logits from which each of the N labels is predicted.
+def logits_of_targets(logits, target_indices, is_qa):
+    """Select the logits from which each of the N targets is predicted.
 
-    classification, regression, tagging: the n outputs at the label's token -> (N, n)
-    qa: a label is one of the T positions of its sequence. So it is predicted from the begin logits
+    classification, regression, tagging: the n outputs at the target's token -> (N, n)
+    qa: a target is one of the T positions of its sequence. So it is predicted from the begin logits
         of all T positions, or from their end logits -> (N, T)
 
     logits (B, T, n)
-    label_indices (N,): where the labels stand in the flattened labels (B, T), in qa (B, 2)
+    target_indices (N,): where the targets stand in the flattened labels (B, T), in qa (B, 2)
     """
     if is_qa:
         # The logits are brought into the order of the labels (B, 2): begin and end of sequence 0,
@@ -540,7 +541,7 @@ def logits_of_labels(logits, label_indices, is_qa):
     else:
         candidates = logits                              # (B, T, n), like the labels (B, T)
     candidates = candidates.flatten(0, 1)                # (2 * B, T) or (B * T, n)
-    return candidates[label_indices]
+    return candidates[target_indices]
 
 
 # ---- What is trained --------------------------------------------------------------------
