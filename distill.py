@@ -64,9 +64,9 @@ from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initial
 # elastic loss depends on the recipe, and --recipe paper has the authors' weights: see RECIPES.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 10.0, "output": 5.0, "embedding": 0.0}
 LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
-LAYER_LOSSES = ("attention", "hidden")      # those that compare layers in pairs, see match_layers
+LAYER_LOSSES = ("attention", "hidden")      # those that compare the pairs of match_layers
 # A new loss needs a weight in LOSS_WEIGHTS, its lines in Distillation.compute_losses and its help
-# in add_loss_flags. If it compares layers in pairs, it also belongs in LAYER_LOSSES. If it needs
+# in add_loss_flags. If it compares these pairs, it also belongs in LAYER_LOSSES. If it needs
 # models of equal size, check_losses should check this. If it needs attention maps, Distillation
 # must ask for them (recursions_with_map).
 
@@ -84,7 +84,7 @@ def mlm_loss(logits, labels):
 
 
 def attention_loss(student_map, teacher_map):
-    """Compare the attention maps of two layers, log-probabilities (B, H, T, T).
+    """Compare the attention maps of a recursion and a layer, log-probabilities (B, H, T, T).
 
     Row i of a map says where token i looks. For the teacher's row p and the student's row q the
     divergence is
@@ -293,7 +293,7 @@ class Distillation:
         losses = {}
         if "mlm" in self.loss_weights:
             losses["mlm"] = mlm_loss(logits, labels) / num_masked
-        # The attention and the hidden losses of all pairs of layers are added up.
+        # The attention and the hidden losses of all pairs (recursion, layer) are added up.
         if "attention" in self.loss_weights:
             total = 0.0
             for r, layer in self.pairs:
@@ -321,7 +321,7 @@ class Distillation:
         """Yield the losses {name: scalar} of each micro-batch of this process in a step.
 
         Their sums over the micro-batches of all processes are the means over the whole batch.
-        (The means of the attention and the hidden losses are added up over the pairs of layers.)
+        (The means of the attention and the hidden losses are added up over the pairs.)
         """
         # These are numpy arrays. Below, to_device makes tensors of each micro-batch's part of them.
         ids, positions, labels = self.batches.batch(step)     # (B, T), (M,), (M,): the whole batch

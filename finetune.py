@@ -385,7 +385,7 @@ class TaskLoss:
     distill: the output loss of distill.py, here from a fine-tuned teacher: the KL divergence of the
         outputs (in regression the squared error), averaged over the same labels
     hidden: 1 - cosine of the hidden states and the teacher's, averaged over the tokens and summed
-        over the matched layers, as in distill.py. TinyBERT (arXiv 1909.10351) matches hidden states
+        over the pairs of match_layers, as in distill.py. TinyBERT (arXiv 1909.10351) compares them
         in tasks, too, but by a squared error
 
     A batch has sequences of similar length. It depends on the seed and the step alone. In an epoch
