@@ -220,9 +220,10 @@ CORRECTED = {
 
 
 class Correction(nn.ModuleDict):
-    """What one recursion adds to the six matrices of the layer that it shares with others.
+    """The six corrections of one recursion: what it adds to the matrices of the layer that it
+    shares with others.
 
-    It is a dict {name: LowRank}, whose names are those of CORRECTED.
+    It is a dict {name: LowRank}, whose names are those of CORRECTED. Each LowRank is a correction.
 
     Low-rank changes of a matrix come from LoRA (Hu et al. 2021). Bae et al. 2024 gave each
     recursion changes of its own (Relaxed Recursive Transformers, arXiv 2410.20672).
@@ -246,7 +247,7 @@ def apply_linear(linear, x, correction, name):
 
     If there is a Correction, its matrix of this name is added to the weight, but only for this
     call: linear.weight itself does not change, because other recursions use it, too. The gradient
-    reaches the weight and both factors of the correction. The module `linear` is not called then,
+    reaches the weight and both factors of this matrix. The module `linear` is not called then,
     so its forward hooks do not run.
     """
     if correction is None:
@@ -281,7 +282,7 @@ class Attention(nn.Module):
         log-probabilities (B, H, T, T), in which row i says where token i looks. The map is None
         unless want_map is True.
         """
-        # Without a correction, apply_linear(self.query, x, ...) is self.query(x).
+        # Without corrections, apply_linear(self.query, x, ...) is self.query(x).
         query = apply_linear(self.query, x, correction, "query")              # (B, T, C)
         key = apply_linear(self.key, x, correction, "key")
         value = apply_linear(self.value, x, correction, "value")
@@ -532,9 +533,9 @@ def keep_recursions(model, num_kept):
 
 @torch.no_grad()
 def merge_corrections(model):
-    """Return a copy of a model in which each recursion has a layer of its own and no correction.
+    """Return a copy of a model in which each recursion has a layer of its own and no corrections.
 
-    The layer of a recursion is the shared layer with the recursion's correction added. The copy
+    The layer of a recursion is the shared layer with the recursion's corrections added. The copy
     computes the same as the model and stores R layers. It is on the CPU and in float32.
 
     If the copy has no adapters, save() of checkpoint.py writes it so that transformers opens it: as
