@@ -621,17 +621,17 @@ def sinusoids(num_positions, width):
 def count_parameters(model):
     """Count a model's parameters: {part: number}.
 
-    embeddings, layers, adapters, head: the number of parameters in each part; corrections count as
-        adapters
+    embeddings, layers, own_parts, head: the number of parameters in each part; own_parts are the
+        adapters and corrections, which each recursion has of its own
     stored: the sum of the four parts
     body: stored without the head
     applied: stored, but a layer that is applied n times counts n times
     """
-    counts = {"embeddings": 0, "layers": 0, "adapters": 0, "head": 0}
+    counts = {"embeddings": 0, "layers": 0, "own_parts": 0, "head": 0}
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]
         if part in ("attention_adapters", "feed_forward_adapters", "corrections"):
-            part = "adapters"
+            part = "own_parts"
         counts[part] += parameter.numel()
     stored = sum(counts.values())
     one_layer = counts["layers"] // model.config.num_hidden_groups

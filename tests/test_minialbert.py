@@ -161,7 +161,7 @@ def test_the_body_has_the_papers_number_of_parameters(embedding_size, adapter_si
 
 
 def test_the_twelve_adapters_have_912960_parameters():
-    assert count(adapter_size=48)["adapters"] == 912_960
+    assert count(adapter_size=48)["own_parts"] == 912_960
 
 
 # The sizes are in millions: of the body without adapters, of the body, of both with the pooler,
@@ -175,7 +175,7 @@ def test_the_authors_files_have_the_size_they_have_on_the_hub(
     counts = count(vocab_size=vocab_size, embedding_size=embedding_size, adapter_size=48,
                    tie_decoder=False)
     pooler = 768 * 768 + 768                             # it is in their files and never used
-    found = [counts["body"] - counts["adapters"], counts["body"], counts["body"] + pooler,
+    found = [counts["body"] - counts["own_parts"], counts["body"], counts["body"] + pooler,
              counts["stored"] + pooler]
     assert [round(number / 1e6, 2) for number in found] == [bare, body, pooled, file]
 
@@ -200,14 +200,14 @@ def test_all_parameters_are_counted_in_exactly_one_part():
     model = random_model(adapter_size=A, correction_rank=K, num_hidden_groups=3)
     counts = count_parameters(model)
     assert counts["stored"] == sum(parameter.numel() for parameter in model.parameters())
-    parts = [counts[part] for part in ("embeddings", "layers", "adapters", "head")]
+    parts = [counts[part] for part in ("embeddings", "layers", "own_parts", "head")]
     assert min(parts) > 0 and sum(parts) == counts["stored"]
 
 
 def test_corrections_count_as_adapters():
     """A matrix (n, m) has K (n + m) parameters: four with n = m = C, two with C and F."""
     counts = count_parameters(random_model(correction_rank=K))
-    assert counts["adapters"] == R * (4 * K * 2 * C + 2 * K * (C + F))
+    assert counts["own_parts"] == R * (4 * K * 2 * C + 2 * K * (C + F))
 
 
 # ---- Sharing ----------------------------------------------------------------------------
