@@ -1313,7 +1313,7 @@ def integer_from(smallest):
     return parse
 
 
-def number(smallest=0.0, upper=2.0**31):
+def real_number(smallest=0.0, upper=2.0**31):
     """Make an argparse type: a number that is at least `smallest` and below `upper`."""
     def parse(text):
         value = float(text)
@@ -1451,16 +1451,16 @@ def add_loss_flags(parser):
         "output": "KL divergence of the predicted distributions from the teacher's (default: 5)",
         "embedding": "1 - cosine of the embeddings with the teacher's (default: 0)"}
     for name, help_text in help_texts.items():
-        group.add_argument(f"--{name}-weight", type=number(), metavar="W",
+        group.add_argument(f"--{name}-weight", type=real_number(), metavar="W",
                            help=f"weight of: {help_text}")
-    group.add_argument("--elastic", type=number(), metavar="W",
+    group.add_argument("--elastic", type=real_number(), metavar="W",
                        help="weight of: the output loss after an earlier recursion, drawn at "
                        "random for each masked word, so that the student can also predict after "
                        "fewer recursions; it needs two recursions (default: 2.5, but 0 without the "
                        "output loss or with one recursion; paper: 0)")
     # The loss is multiplied by the square of the temperature. At 10,000 the rounding errors of
     # float32 are larger than the loss.
-    temperature = number(smallest=0.001, upper=1000.0)
+    temperature = real_number(smallest=0.001, upper=1000.0)
     group.add_argument("--temperature", type=temperature, default=1.0, metavar="X",
                        help="divides the logits of both models in the output loss and the elastic "
                        "loss; above 1 it flattens the distributions, 1 changes nothing (default: "
@@ -1484,16 +1484,16 @@ def add_training_flags(parser):
                        "result is the same (default: 0, as many as each process has of a batch)")
     group.add_argument("--length", type=integer_from(3), metavar="T",
                        help="tokens in a sequence, with [CLS] and [SEP] (default: 64 [256])")
-    group.add_argument("--lr", type=number(), metavar="X",
+    group.add_argument("--lr", type=real_number(), metavar="X",
                        help="highest learning rate (default: 0.384 divided by the hidden size, "
                        "but at most 0.003 [0.0005])")
     group.add_argument("--warmup", type=integer_from(0), metavar="N",
                        help="steps during which the learning rate grows; then it falls towards 0 "
                        "(default: 100 [5,000], but at most a tenth of --steps)")
-    group.add_argument("--weight-decay", type=number(), metavar="X",
+    group.add_argument("--weight-decay", type=real_number(), metavar="X",
                        help="weight decay of AdamW; biases and LayerNorms have none (default: "
                        "0.01; paper: 0.0001)")
-    group.add_argument("--dropout", type=number(upper=1.0), metavar="P",
+    group.add_argument("--dropout", type=real_number(upper=1.0), metavar="P",
                        help="probability of dropout in the student (default: 0; in the recipe "
                        "paper 0.1)")
     group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,

@@ -52,8 +52,8 @@ from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, count_c
 from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin_or_resume,
                      broadcast, can_match_layers, check_batch_size, device_of, explaining_failures,
                      fingerprint, first_process_first, given_flags, hidden_loss, integer_from,
-                     leave_processes, lock_folder, match_layers, number, output_loss, refuse_flags,
-                     set_up_processes, split_batch, to_device, train, uses_bf16)
+                     leave_processes, lock_folder, match_layers, output_loss, real_number,
+                     refuse_flags, set_up_processes, split_batch, to_device, train, uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Task, check_labels, check_line_end, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of, majority,
@@ -1033,7 +1033,7 @@ def add_model_flags(parser):
     group.add_argument("--distill-from", metavar="DIR",
                        help="also learn from this model, which was fine-tuned for the same task "
                        "(for files of yours: of the same kind, with the same labels)")
-    group.add_argument("--hidden-weight", type=number(), metavar="W",
+    group.add_argument("--hidden-weight", type=real_number(), metavar="W",
                        help="with --distill-from: weight of 1 - cosine of the hidden states with "
                        "the teacher's (default: 3; 0 with --freeze, and where they cannot be "
                        "compared: the teacher has another width, or neither of the two numbers of "
@@ -1092,7 +1092,7 @@ def add_training_flags(parser):
     what.add_argument("--freeze", dest="mode", action="store_const", const="head",
                       help="train only the head")
     parser.set_defaults(mode="all")
-    group.add_argument("--lr", type=number(), nargs="+", action="extend", metavar="X",
+    group.add_argument("--lr", type=real_number(), nargs="+", action="extend", metavar="X",
                        help="highest learning rate; of several the best is chosen on a tenth of "
                        "the training set (default, each times 768 / C: for the whole model 5e-5, "
                        "with a hidden loss 1.5e-4, and without --task 4e-4, or 2e-4 if it has "
@@ -1101,7 +1101,7 @@ def add_training_flags(parser):
     group.add_argument("--seeds", type=integer_from(1), default=1, metavar="N",
                        help="number of runs, with the seeds --seed, --seed + 1, ...; the mean and "
                        "the standard deviation are printed (default: 1)")
-    group.add_argument("--epochs", type=number(smallest=0.001), default=3.0, metavar="X",
+    group.add_argument("--epochs", type=real_number(smallest=0.001), default=3.0, metavar="X",
                        help="number of passes through the training set (default: 3)")
     group.add_argument("--steps", type=integer_from(1), metavar="N",
                        help="steps to train (default: from --epochs; 200 without --task)")
@@ -1110,10 +1110,10 @@ def add_training_flags(parser):
     group.add_argument("--micro-batch-size", type=integer_from(0), default=0, metavar="B",
                        help="sequences in memory at once; apart from dropout and rounding the "
                        "result is the same (default: 0, a process's whole share at once)")
-    group.add_argument("--weight-decay", type=number(), default=0.01, metavar="X",
+    group.add_argument("--weight-decay", type=real_number(), default=0.01, metavar="X",
                        help="weight decay of AdamW; biases and LayerNorms have none (default: "
                        "0.01)")
-    group.add_argument("--dropout", type=number(upper=1.0), default=0.0, metavar="P",
+    group.add_argument("--dropout", type=real_number(upper=1.0), default=0.0, metavar="P",
                        help="probability of dropout (default: 0; 0.1 is usual for a BERT, but has "
                        "harmed students of this project)")
 
