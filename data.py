@@ -727,20 +727,20 @@ def write_tokens(file, lines, tokenizer, dtype):
     num_unknown = 0.0                                    # an estimate: those that become [UNK]
     # The held-out tokens wait in a file without a name until all others are written.
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
-        for batch_number, batch in enumerate(batches_of_lines(mark_held_out(lines))):
-            texts = [line for line, _ in batch]
-            # A short corpus is a single batch. So the first batch has a larger sample than others.
+        for chunk_number, chunk in enumerate(chunks_of_lines(mark_held_out(lines))):
+            texts = [line for line, _ in chunk]
+            # A short corpus is a single chunk. So the first one has a larger sample than others.
             sample_size = SAMPLE
-            if batch_number > 0:
+            if chunk_number > 0:
                 sample_size = SAMPLE // 4
             num_sampled, unknown_in_sample = count_characters(texts, tokenizer, sample_size)
-            size_of_batch = sum(len(text) for text in texts)                  # in characters
-            num_characters += size_of_batch
-            # The batch is taken to have the same share of unknown characters as its sample.
-            num_unknown += size_of_batch * unknown_in_sample / max(1, num_sampled)
+            size_of_chunk = sum(len(text) for text in texts)                  # in characters
+            num_characters += size_of_chunk
+            # The chunk is taken to have the same share of unknown characters as its sample.
+            num_unknown += size_of_chunk * unknown_in_sample / max(1, num_sampled)
             train_ids = []
             valid_ids = []
-            for (line, held_out), ids in zip(batch, tokenizer.encode(texts)):
+            for (line, held_out), ids in zip(chunk, tokenizer.encode(texts)):
                 is_end_of_document = line == ""
                 if is_end_of_document:
                     ids = [tokenizer.sep_id]
@@ -827,18 +827,18 @@ def mark_held_out(lines):
             held_out = None                              # the next document is not decided yet
 
 
-def batches_of_lines(marked_lines):
+def chunks_of_lines(marked_lines):
     """Collect the pairs of mark_held_out: yield lists of them, each of about CHUNK characters."""
-    batch = []
+    chunk = []
     num_characters = 0
     for line, held_out in marked_lines:
-        batch.append((line, held_out))
+        chunk.append((line, held_out))
         num_characters += len(line) + 1
         if num_characters > CHUNK:
-            yield batch
-            batch = []
+            yield chunk
+            chunk = []
             num_characters = 0
-    yield batch
+    yield chunk
 
 
 def is_held_out(text, one_in):

@@ -621,25 +621,25 @@ def test_the_token_file_is_what_a_naive_loop_makes(chunk, tokenizer, tmp_path, m
     documents = make_documents(400) + [["\x7f\x7f only what is dropped", "\x7f"]]
     put(tmp_path / "c" / "a.txt.gz", documents[:150])
     put(tmp_path / "c" / "b.jsonl", documents[150:])
-    batches_of_lines = data.batches_of_lines
-    batches = []
+    chunks_of_lines = data.chunks_of_lines
+    chunks = []
 
-    def batches_of_chunks(lines):
+    def smaller_chunks_of_lines(lines):
         lines = list(lines)     # They are read before CHUNK changes: it would cut them as well.
         with monkeypatch.context() as patch:
             patch.setattr(data, "CHUNK", chunk)
-            batches.extend(batches_of_lines(lines))
-        return batches
+            chunks.extend(chunks_of_lines(lines))
+        return chunks
 
-    monkeypatch.setattr(data, "batches_of_lines", batches_of_chunks)
+    monkeypatch.setattr(data, "chunks_of_lines", smaller_chunks_of_lines)
     made = tokenise([str(tmp_path / "c")], tokenizer, str(tmp_path / "a.bin"))
     train, valid = naive_tokens(documents, tokenizer)
     assert len(valid) > 20
     assert made.train_tokens.tolist() == train
     assert made.valid_tokens.tolist() == valid
     assert made.train_tokens.dtype == made.valid_tokens.dtype == np.uint16
-    assert (len(batches) > 100) == (chunk == 1)
-    assert (len(batches) == 1) == (chunk == 1 << 20)
+    assert (len(chunks) > 100) == (chunk == 1)
+    assert (len(chunks) == 1) == (chunk == 1 << 20)
     assert os.path.getsize(made.path) == 2 * (len(train) + len(valid))
 
 
@@ -794,8 +794,8 @@ def test_a_corpus_of_which_most_words_are_unknown_is_an_error(
 
 
 def test_unknown_text_in_any_part_of_a_corpus_counts(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "CHUNK", 100)              # a batch has about so many characters
-    monkeypatch.setattr(data, "SAMPLE", 40)              # of the first batch; 10 of each other one
+    monkeypatch.setattr(data, "CHUNK", 100)              # a chunk has about so many characters
+    monkeypatch.setattr(data, "SAMPLE", 40)              # of the first chunk; 10 of each other one
     corpus = [put(tmp_path / "a.txt", [["the"] * 30] + [["中"] * 100] * 2)]
     with pytest.raises(ValueError, match="become .UNK. with the tokenizer in"):
         tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
