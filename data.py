@@ -123,8 +123,8 @@ class MaskedBatches:
     do not fill a sequence are never used. ValueError if T is below 3, if the tokens are too few for
     one sequence, or if they are not one array of numbers.
 
-    tokens: an array, or a list, of the token numbers of all texts, one after the other, each with
-        a [SEP] at its end
+    tokens: an array, or a list, of the token numbers of all documents, one after the other, each
+        with a [SEP] at its end
     """
 
     def __init__(self, tokens, tokenizer, T, batch_size, seed=0):
