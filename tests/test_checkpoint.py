@@ -867,6 +867,8 @@ def test_a_config_of_a_bert_says_little_and_the_rest_follows(saved):
                                           "model_type")}
     change_config(saved, **changes, other_field=[1])
     config = read_config(saved / "config.json")
+    change_config(saved, **{name: None for name in changes}, is_decoder=None)
+    assert read_config(saved / "config.json") == config
     assert config.embedding_size == C
     assert config.num_hidden_groups == R
     assert config.is_bert
