@@ -704,8 +704,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
         changes until the caller calls claim_folder.
 
     The lock is on the folder's run.json, which is made if it is missing. If the process ends or is
-    killed, the lock ends, too. (Another run that ends in the same millisecond may remove run.json
-    after this one has opened it. Then the lock protects nothing.)
+    killed, the lock ends, too.
 
     At the end of the with block a run.json that is empty, or the only file, is removed, and then
     the folder if nothing is left in it.
@@ -719,6 +718,10 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     # The mode "a" makes the file if it is missing. If there is one, it stays as it is.
     with open(run_path, "a", encoding="utf-8") as run_file:
         lock(run_file)
+        # Another run may have ended and removed run.json after this one had opened it. Then the
+        # open file has no name left, and a lock on it protects nothing.
+        if os.fstat(run_file.fileno()).st_nlink == 0:
+            raise ValueError(f"--out {out}: another run has just ended there; start again")
         # Somebody else's run.json is an error here, before the try, so that it is not removed.
         run_before = read_run(out)
         try:

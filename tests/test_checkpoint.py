@@ -1398,6 +1398,25 @@ def test_a_run_that_writes_nothing_leaves_no_folder(tmp_path):
     assert sorted(os.listdir(tmp_path / "out")) == ["log.jsonl", "run.json"]
 
 
+@pytest.mark.parametrize("is_made_anew", [False, True])
+def test_a_run_file_that_was_removed_before_it_was_locked_is_noticed(
+        tmp_path, monkeypatch, is_made_anew):
+    """A run ends, and perhaps a third one begins, while this one is about to lock run.json."""
+    (tmp_path / "notes.txt").write_text("mine")
+
+    def late_lock(file):
+        os.remove(tmp_path / "run.json")
+        if is_made_anew:
+            (tmp_path / "run.json").write_text("")
+        lock(file)
+
+    monkeypatch.setattr(checkpoint, "lock", late_lock)
+    with pytest.raises(ValueError, match=f"^--out {tmp_path}: another run has just ended there"):
+        with run_folder(str(tmp_path), "distill.py", SETTINGS, [], overwrite=True):
+            pass
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_a_folder_that_cannot_be_removed_does_not_hide_the_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RuntimeError, match="odd"):
