@@ -711,6 +711,8 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     """
     if out == "":
         raise ValueError("--out is empty; give the name of a folder")
+    if os.path.isfile(out):
+        raise ValueError(f"--out {out}: this is a file; give the name of a folder")
     check_inputs(out, inputs)
     check_regular_files(out)
     os.makedirs(out, exist_ok=True)

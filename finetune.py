@@ -1808,13 +1808,13 @@ def lines_to_predict(text):
     """List the lines of the file that --predict names, each as (location, line). A location says
     where the line stands. If --predict gives a text, this text is the only line.
 
-    ValueError if the text looks like the name of a file that is not there. If it ends like one, but
-    has spaces, it is taken as a text, with a warning.
+    ValueError if the text names a folder or a table, or looks like the name of a file that is not
+    there. If it ends like one, but has spaces, it is taken as a text, with a warning.
     """
     if os.path.exists(text):
-        if re.search(r"(?i)\.(csv|jsonl?)$", text):
-            raise ValueError(f"--predict {text}: give a file with a text on each line, not a table "
-                             "or a .json")
+        if not os.path.isfile(text) or re.search(r"(?i)\.(csv|jsonl?)$", text):
+            raise ValueError(f"--predict {text}: give a file with a text on each line, not a "
+                             "folder, a table or a .json; if it is meant as a text, add a space")
         lines = [(f"{text}:{number}", line) for number, line in lines_of(text)]
         # A file of an old Mac has no line feeds, so all of it would be one line. In a file of
         # several lines a carriage return is a part of the text.

@@ -1678,7 +1678,7 @@ def test_a_line_to_predict_is_named_by_its_file_and_number(tmp_path, model, sent
     error = fail(capsys, "--model", tmp_path / "o", "--predict", "bad\tfilm")
     assert "error: --predict 'bad\\tfilm': this model needs one text" in error
     table = write_file(tmp_path / "x.CSV", "text,label\n")
-    assert "not a table" in fail(capsys, "--model", tmp_path / "o", "--predict", table)
+    assert "not a folder, a table" in fail(capsys, "--model", tmp_path / "o", "--predict", table)
 
 
 def test_a_predicted_number_has_six_digits():

@@ -788,6 +788,7 @@ distill   --corpus t.bin c.txt                  t.bin: a token file cannot be
 distill   --corpus c.txt t.bin                  t.bin: a token file cannot be
 distill   --cache file                          file: File exists
 distill   --out file/x                          file/x: Not a directory
+distill   --out file                            --out file: this is a file; give the name of a
 distill   --dropout nan                         --dropout: nan
 distill   --seed -1                             --seed: -1
 distill   --adapter-size 99999999               adapter_size is 99999999
@@ -888,6 +889,7 @@ glue      --task sst2 --text text               --text: the task sst2 does not u
 glue      --task code --data glue               --data: the task code does not use it
 glue      --task regression --model nowhere     --task regression needs files of yours
 finetune  --out file/x                          file/x: Not a directory
+finetune  --out file                            --out file: this is a file; give the name of a
 finetune  --lr 1e-3 nan                         --lr: nan
 finetune  --epochs inf                          --epochs: inf
 finetune  --stride 0                            --stride: 0
@@ -896,15 +898,15 @@ finetune  --distill-from nowhere                nowhere: there is no such folder
 predict   --predict nowhere.txt                 --predict nowhere.txt: there is no such file
 predict   --predict=                            --predict '': there is no text
 predict   --predict blank.txt                   --predict 'blank.txt': there is no text
-predict   --predict semicolon.csv               --predict semicolon.csv: *not a table
-predict   --predict null.jsonl                  --predict null.jsonl: *not a table
+predict   --predict semicolon.csv               --predict semicolon.csv: *not a folder, a table
+predict   --predict null.jsonl                  --predict null.jsonl: *not a folder, a table
 predict   --model bad-infinite                  what the model computes is not finite
 predict   --model bad-vocab                     bad-vocab: its tokenizer has 103 tokens
 predict   --model bad-twice                     bad-twice/task.json: *the same label twice
 predict   --model bad-tags                      bad-tags/task.json: *'a', which cannot be a tag
 predict   --model bad-sd                        bad-sd/task.json: *sd is 0.0, which is not above 0
 predict   --model qa --predict space.json --out space.json --overwrite  this file is read from
-predict   --predict md                          error: md is not a regular file
+predict   --predict md                          --predict md: give a file*not a folder
 predict   --device cuda                         --device cuda: torch finds no GPU here
 predict   --train good.tsv                      --train: --predict trains nothing
 predict   --lr 1                                --lr: --predict trains nothing
