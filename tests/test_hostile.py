@@ -824,7 +824,7 @@ finetune  --task qa                             good.tsv: not SQuAD
 finetune  --task qa --train squad.json          squad.json: the file has no examples
 glue      --task sst2 --data nowhere            nowhere/train.tsv
 glue      --task sst2 --data good.tsv           good.tsv/train.tsv
-glue      --task sst2 --data glue               glue/dev.tsv
+glue      --task sst2 --data glue               glue/dev.tsv: *from train.tsv, dev.tsv, test
 glue      --task mnli --data glue               glue/train.tsv:2: the column 'sentence1' is missing
 glue      --task cola --data glue               glue/train.tsv:1: 2 columns, not 4
 finetune  --task SST2                           --task: invalid choice: 'SST2'
