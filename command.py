@@ -153,7 +153,8 @@ def run_command(name, action):
         # tokenizer.json takes too long on some text. It is not a subclass of Exception.
         if type(error).__name__ != "PanicException":
             raise
-        print_error(name, f"the tokenizers library gave up: {error}")
+        print_error(name, "the tokenizers library gave up, perhaps because a rule in "
+                    f"tokenizer.json is too slow: {error}")
         return 2
     finally:
         if has_our_handler:                              # Ctrl-C after the action is one line, too
