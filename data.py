@@ -487,9 +487,9 @@ class TokenFile:
             if not os.path.isfile(file_path):
                 raise ValueError(f"{path}: not a token file: {file_path} is not there, or is not a "
                                  "regular file")
-        description = read_json(f"{path}.json")
         kind = "a whole token file (delete it and its .json, and tokenise the text again)"
         with parsing(path, kind):
+            description = read_json(f"{path}.json")
             dtype = {"uint16": np.uint16, "uint32": np.uint32}[description["dtype"]]
             num_train = description["train"]
             num_valid = description["valid"]
