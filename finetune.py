@@ -161,7 +161,9 @@ def encode(task, examples, tokenizer):
 
     In classification and regression an example has one Feature, and a text that is too long is cut.
     A sentence to tag and the context of a question are cut into windows; each one has a Feature.
+    ValueError if an example has a label that the task does not have.
     """
+    check_labels({"examples": examples}, task.kind, task.labels)
     label_numbers = {label: i for i, label in enumerate(task.labels)}
     for tokenised in tokenise_examples(task, examples, tokenizer):
         if task.kind == "tagging":
@@ -1759,8 +1761,6 @@ def run_evaluation(args, given, device):
     if task.name in KINDS and args.dev is None and args.test is None:
         raise ValueError("--evaluate: give files to measure on with --dev FILE or --test FILE")
     datasets = read_datasets(args, task.name, task.kind, needs_train=False)
-    if task.labels:
-        check_labels(datasets, task.kind, task.labels)
     splits = encode_splits(task, datasets, tokenizer)
     check_texts(task, splits, tokenizer)
     results = {}

@@ -192,6 +192,14 @@ def test_a_text_without_a_label_becomes_a_batch_too(tokenizer):
             check_trainable(features)
 
 
+@pytest.mark.parametrize("kind, text, label", [
+    ("classification", "good film", "z"), ("tagging", ["good", "film"], ["O", "B-z"])])
+def test_a_label_that_the_task_does_not_have_is_named(kind, text, label, tokenizer):
+    example = Example(text, None, label, "0", "a.tsv:7")
+    with pytest.raises(ValueError, match="^a.tsv:7: label '(B-)?z' does not occur"):
+        list(encode(make_task_of_kind(kind), [example], tokenizer))
+
+
 def test_a_batch_is_padded_and_labelled_where_the_head_is_read(tokenizer):
     task = make_task_of_kind("classification", ["0", "1"], pair=True)
     examples = [make_text_example("x", "1", "y y y"), make_text_example("x", "0", "y")]
