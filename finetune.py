@@ -1324,11 +1324,12 @@ def run_modes(tuning, datasets, config):
     task = tuning.task
     tokenizer = tuning.tokenizer
     print_task(task, datasets)
-    datasets_for_rates = None                            # with one rate there is nothing to choose
+    splits_for_rates = None                              # with one rate there is nothing to choose
     if args.lr is not None and len(args.lr) > 1:
         held_out, rest = hold_out_a_tenth(datasets["train"], task.kind, remedy="give one --lr")
         # The tenth is called dev only because fine_tune() measures the split of this name.
-        datasets_for_rates = {"dev": held_out, "train": rest}
+        splits_for_rates = encode_splits(task, {"dev": held_out, "train": rest}, tokenizer)
+        check_trainable(splits_for_rates["train"].features)
     splits = encode_splits(task, datasets, tokenizer)
     check_texts(task, splits, tokenizer)
     check_trainable(splits["train"].features)
@@ -1344,7 +1345,7 @@ def run_modes(tuning, datasets, config):
     rows = majority_rows(task, datasets)
     results_of_modes = {}
     for mode in args.modes:
-        lr = choose_rate(tuning, mode, config, datasets_for_rates)
+        lr = choose_rate(tuning, mode, config, splits_for_rates)
         is_first_mode = mode == args.modes[0]
         results_of_modes[mode] = run_mode(tuning, splits, mode, lr, saves_model=is_first_mode)
         rows += rows_of_mode(mode, results_of_modes[mode])
@@ -1353,10 +1354,10 @@ def run_modes(tuning, datasets, config):
     print_rows(rows)
 
 
-def choose_rate(tuning, mode, config, datasets_for_rates):
+def choose_rate(tuning, mode, config, splits_for_rates):
     """Return the learning rate for a mode: the default, or the only --lr, or the best of several.
 
-    config: the Config of the model; datasets_for_rates: see best_rate
+    config: the Config of the model; splits_for_rates: see best_rate
     """
     args = tuning.args
     rates = args.lr
@@ -1365,7 +1366,7 @@ def choose_rate(tuning, mode, config, datasets_for_rates):
         return default_rate(mode, config, args.is_default_run, learns_hidden)
     if len(rates) == 1:
         return rates[0]
-    lr = best_rate(tuning, mode, datasets_for_rates)
+    lr = best_rate(tuning, mode, splits_for_rates)
     # All processes take the rate that the first one has chosen. Others may have rounded their
     # scores differently and chosen another one.
     rate_index = torch.tensor(rates.index(lr), device=tuning.processes.device)
@@ -1422,17 +1423,16 @@ def run_mode(tuning, splits, mode, lr, saves_model):
     return results_of_seeds
 
 
-def best_rate(tuning, mode, datasets):
+def best_rate(tuning, mode, splits):
     """Choose the best of the rates that --lr gives: that with the highest score. The models are
     dropped: run_mode() trains again, on the whole training set.
 
-    datasets: {"train": a part of the training set, "dev": its other examples}; the scores are those
-        on "dev", which is not the real dev set
+    splits: {"train": a part of the training set, "dev": its other examples}, each a Split; the
+        scores are those on "dev", which is not the real dev set
     """
     args = tuning.args
     rates = args.lr
     metric = tuning.task.metrics[0]
-    splits = encode_splits(tuning.task, datasets, tuning.tokenizer)
     score_of_rate = {}
     for lr in rates:
         try:

@@ -1825,18 +1825,17 @@ def test_the_first_process_reads_the_task_first(tmp_path, model, sentiment, monk
     assert happened == ["the first process begins", "read_datasets", "it has ended"]
 
 
-def test_several_processes_stop_at_a_rate_that_diverges(tokenizer, monkeypatch):
+def test_several_processes_stop_at_a_rate_that_diverges(monkeypatch):
     """The first process may have found it alone; the others would train on and wait for it."""
     def fine_tune(tuning, splits, mode, seed, lr):
         raise FloatingPointError("step 2: the held-out loss is nan")
 
     monkeypatch.setattr(finetune, "fine_tune", fine_tune)
-    examples = [make_text_example("good film", "x")] * 20
     tuning = SimpleNamespace(task=make_task_of_kind("classification", ["x"]),
-                             tokenizer=tokenizer, processes=Processes(world_size=2),
+                             processes=Processes(world_size=2),
                              args=SimpleNamespace(lr=[0.5, 0.1], seed=0))
     with pytest.raises(FloatingPointError, match="nan; try without --lr 0.5, or with one process"):
-        finetune.best_rate(tuning, "all", {"dev": examples, "train": examples})
+        finetune.best_rate(tuning, "all", {})
 
 
 def test_to_overwrite_removes_nothing_if_the_contexts_have_no_words(tmp_path, model, capsys):
@@ -1858,6 +1857,22 @@ def test_to_overwrite_removes_nothing_if_no_rate_can_be_chosen(tmp_path, model, 
     run(capsys, *flags)
     before = files_below(tmp_path / "o")
     assert "give one --lr" in fail(capsys, *flags, "--lr", "1e-3", "1e-4", "--overwrite")
+    assert files_below(tmp_path / "o") == before
+
+
+def test_to_overwrite_removes_nothing_if_only_the_examples_held_out_for_a_rate_have_words(
+        tmp_path, model, capsys):
+    paragraphs = []
+    for context in ("paris", ""):                     # by its hash the first one is held out
+        questions = [{"id": context, "question": "who", "answers": []}]
+        paragraphs.append({"context": context, "qas": questions})
+    train = write_file(tmp_path / "t.json", json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    flags = ["--task", "qa", "--train", train, "--dev", train, "--model", model, "--out",
+             tmp_path / "o", "--steps", 1]
+    run(capsys, *flags)
+    before = files_below(tmp_path / "o")
+    error = fail(capsys, *flags, "--lr", "1e-3", "1e-4", "--overwrite")
+    assert "no example has a token that could be trained on" in error
     assert files_below(tmp_path / "o") == before
 
 

@@ -293,8 +293,8 @@ def choose_another_rate():
     """Make it an error to write a file, and choose another rate than the best one."""
     original = finetune.best_rate
 
-    def best_rate(tuning, mode, datasets):
-        best = original(tuning, mode, datasets)
+    def best_rate(tuning, mode, splits):
+        best = original(tuning, mode, splits)
         return [rate for rate in tuning.args.lr if rate != best][0]
 
     finetune.best_rate = best_rate
