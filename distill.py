@@ -1297,6 +1297,7 @@ RECIPES = {
         "elastic": 0.0, "init": "random", "tie_decoder": False, "num_hidden_layers": 6,
         "embedding_size": 128},
 }
+MOST_PARAMETERS = 2**30             # of a fresh student; training them takes 16 GB
 SHAPE_FIELDS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size",
                 "adapter_size", "correction_rank", "num_attention_heads", "intermediate_size",
                 "tie_decoder")
@@ -1803,10 +1804,14 @@ def make_student(args, teacher, saved_student, vocab_size):
         student.load_state_dict(student.state_dict() | saved_student.state_dict())
         return student
     config = student_config(args, teacher, vocab_size)
-    # If the memory is too small, parsing raises MemoryError("the student"). run_command prints it
-    # as "there is not enough memory: the student". Any other fault is a ValueError.
-    with parsing("the student", "small enough for the memory of this machine"):
-        student = MiniALBERT(config)                     # initialised as --init sharp says
+    # If the memory is too small, the system may end the program without a message. So the student
+    # is first made without memory, to count its parameters.
+    with torch.device("meta"):
+        num_parameters = count_parameters(MiniALBERT(config))["stored"]
+    if num_parameters > MOST_PARAMETERS:
+        raise ValueError(f"the student would have {num_parameters:,} parameters, but at most "
+                         f"{MOST_PARAMETERS:,} are allowed; make its sizes smaller")
+    student = MiniALBERT(config)                         # initialised as --init sharp says
     # With --init teacher, train_student() takes the values from the teacher later.
     if args.init == "random":
         initialise(student, sharp=False)
