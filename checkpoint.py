@@ -1047,6 +1047,8 @@ def fetch(name, weights=True):
         return name
     if os.path.isfile(name):
         raise ValueError(f"{name}: this is a file; give the folder that it is in")
+    if name.startswith(("/", ".")) or name.count("/") > 1:
+        raise ValueError(f"{name}: there is no such folder")        # no name on the hub looks so
     # This is imported here, because the import is slow and most runs do not need it.
     from huggingface_hub import snapshot_download
     try:

@@ -429,7 +429,7 @@ def evaluate(model, batches, each_recursion=False):
     total_loss = 0.0
     num_masked = 0
     num_batches = max(1, min(512, batches.count) // batches.batch_size)
-    for step in range(num_batches):
+    for step in measuring(range(num_batches)):
         ids, positions, labels = to_device(device_of(model), *batches.batch(step))
         hidden, _ = model(ids)
         for depth in depths:
@@ -958,6 +958,15 @@ def progress_bar(first_step, steps, processes):
     if processes.rank > 0:
         disable = True
     return tqdm(range(first_step, steps), disable=disable)
+
+
+def measuring(numbers):
+    """Return an iterator over numbers. If the loop takes more than 5 s, the first process shows a
+    progress bar, if there is a terminal."""
+    disable = None                                       # None: only shown in a terminal
+    if dist.is_initialized() and dist.get_rank() > 0:
+        disable = True
+    return tqdm(numbers, desc="measuring", delay=5, leave=False, disable=disable)
 
 
 def log_line(steps_done, totals, lr, gradient_norm, tokens_per_second):

@@ -52,8 +52,9 @@ from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, count_c
 from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin_or_resume,
                      broadcast, can_match_layers, check_batch_size, device_of, explaining_failures,
                      fingerprint, first_process_first, given_flags, hidden_loss, integer_from,
-                     leave_processes, lock_folder, match_layers, output_loss, real_number,
-                     refuse_flags, set_up_processes, split_batch, to_device, train, uses_bf16)
+                     leave_processes, lock_folder, match_layers, measuring, output_loss,
+                     real_number, refuse_flags, set_up_processes, split_batch, to_device, train,
+                     uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Task, check_labels, check_line_end, detailed_scores,
                    download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of, majority,
@@ -682,7 +683,7 @@ def predict_logits(model, features, batch_size=64):
     logits_of_feature = [None] * len(features)
     # The longest come first, so that a lack of memory shows at once.
     order = sorted(range(len(features)), key=lambda i: len(features[i].ids), reverse=True)
-    for begin in range(0, len(order), batch_size):
+    for begin in measuring(range(0, len(order), batch_size)):
         feature_numbers = order[begin:begin + batch_size]
         batch = [features[i] for i in feature_numbers]
         ids, mask, segments, _ = collate(batch, model.is_qa)
@@ -873,6 +874,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     args = tuning.args
     task = tuning.task
     features = splits["train"].features
+    check_unchanged(tuning)
     torch.manual_seed(seed)                              # it decides what is random in the model
     # New adapters are fitted to this sample of the data.
     ids, mask, segments, _ = collate(features[:64], task.kind == "qa")
@@ -912,6 +914,15 @@ def fine_tune(tuning, splits, mode, seed, lr):
     print(f"{options.out}: {num_trained:,} trained parameters, {options.steps:,} steps, "
           f"{seconds:.0f} s with evaluation", flush=True)
     return model, results
+
+
+def check_unchanged(tuning):
+    """Raise ValueError if the saved model is no longer the one with which the command began. The
+    mean of several seeds would mix both models."""
+    fingerprints = fingerprints_of_saved(tuning.model_path, tuning.task, tuning.args.recursions)
+    for name, value in fingerprints.items():
+        if tuning.settings[name] != value:
+            raise ValueError(f"{tuning.model_path} has changed since this command began")
 
 
 def options_of_run(tuning, task_loss, mode, seed, lr):
@@ -1324,6 +1335,8 @@ def run_modes(tuning, datasets, config):
     task = tuning.task
     tokenizer = tuning.tokenizer
     print_task(task, datasets)
+    if tuning.settings["training_set"] == tuning.settings["dev_set"]:
+        warn("the dev set is the training set, so its scores say nothing about other texts")
     splits_for_rates = None                              # with one rate there is nothing to choose
     if args.lr is not None and len(args.lr) > 1:
         held_out, rest = hold_out_a_tenth(datasets["train"], task.kind, remedy="give one --lr")

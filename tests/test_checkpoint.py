@@ -1884,6 +1884,15 @@ def test_a_folder_is_taken_as_it_is(monkeypatch, tmp_path):
     assert asked == []
 
 
+@pytest.mark.parametrize("name", ["/no/such", "./bert", "../bert", "out/my/bert"])
+def test_what_can_only_be_a_folder_is_not_asked_of_the_hub(monkeypatch, tmp_path, name):
+    asked = hub(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^{name}: there is no such folder$"):
+        fetch(name)
+    assert asked == []
+
+
 class HttpError(Exception):
     """An error of a class that nothing here knows."""
 

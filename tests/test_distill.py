@@ -5,6 +5,7 @@ import argparse
 import copy
 import ctypes
 import errno
+import functools
 import io
 import itertools
 import json
@@ -1975,6 +1976,17 @@ def test_the_progress_bar_is_shown_by_the_first_process_in_a_terminal(
     monkeypatch.setattr(sys, "stderr", file)
     assert list(distill.progress_bar(3, 5, Processes(rank))) == [3, 4]
     assert ("2/2" in file.getvalue()) is is_shown
+
+
+def test_a_long_measurement_shows_a_bar_in_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(distill, "tqdm", functools.partial(distill.tqdm, mininterval=0))
+    assert list(distill.measuring(range(3))) == [0, 1, 2]
+    assert sys.stderr.getvalue().strip() == ""           # it was over in 5 s
+    clock = itertools.count(step=10.0)                   # each look at it takes 10 s
+    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+    assert list(distill.measuring(range(3))) == [0, 1, 2]
+    assert "measuring: " in sys.stderr.getvalue()
 
 
 def test_scores_are_printed_in_lines_where_there_is_no_bar(monkeypatch, capsys):

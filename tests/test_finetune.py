@@ -1397,6 +1397,32 @@ def test_the_mean_and_the_deviation_are_of_all_seeds(
     assert re.search(r"^head +dev +accuracy +30\.00% \+- 10\.00% of 3 seeds$", printed, re.M)
 
 
+def test_a_model_that_changes_between_two_seeds_is_refused(
+        tmp_path, model, sentiment, tokenizer, capsys, monkeypatch):
+    usual_fine_tune = finetune.fine_tune
+
+    def fine_tune(*args):
+        results = usual_fine_tune(*args)
+        save(MiniALBERT(small_config(tokenizer)), model)
+        return results
+
+    monkeypatch.setattr(finetune, "fine_tune", fine_tune)
+    printed = run(capsys, "--task", "sst2", "--data", sentiment, "--out", tmp_path / "o",
+                  "--model", model, "--steps", 1, "--seeds", 2, code=2)
+    assert f"error: {model} has changed since this command began" in printed.err
+    assert (tmp_path / "o" / "model.safetensors").exists()        # of the first seed
+
+
+@pytest.mark.parametrize("dev_line, is_warned", [("bad film\ty\n", True), ("a film\ty\n", False)])
+def test_a_dev_set_that_is_the_training_set_is_warned_of(
+        tmp_path, model, capsys, dev_line, is_warned):
+    train = write_file(tmp_path / "a.tsv", "text\tlabel\ngood film\tx\nbad film\ty\n")
+    dev = write_file(tmp_path / "b.tsv", "text\tlabel\ngood film\tx\n" + dev_line)
+    printed = run(capsys, "--task", "classification", "--model", model, "--train", train, "--dev",
+                  dev, "--steps", 1, "--out", tmp_path / "o")
+    assert ("warning: the dev set is the training set" in printed.err) is is_warned
+
+
 def test_a_seed_decides_the_first_values_of_the_head(tmp_path, model, sentiment, capsys):
     run(capsys, "--task", "sst2", "--data", sentiment, "--out", tmp_path / "o", "--model", model,
         "--steps", 1, "--lr", 0, "--freeze", "--seeds", 2)
