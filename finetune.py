@@ -164,7 +164,7 @@ def encode(task, examples, tokenizer):
     A sentence to tag and the context of a question are cut into windows; each one has a Feature.
     ValueError if an example has a label that the task does not have.
     """
-    check_labels({"examples": examples}, task.kind, task.labels)
+    check_labels(examples, task.kind, task.labels)
     label_numbers = {label: i for i, label in enumerate(task.labels)}
     for tokenised in tokenise_examples(task, examples, tokenizer):
         if task.kind == "tagging":

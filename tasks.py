@@ -980,7 +980,8 @@ def make_task(name, kind, datasets, length, stride):
     """
     train = datasets["train"]
     labels = labels_to_learn(train, kind)
-    check_labels(datasets, kind, labels)
+    for examples in datasets.values():
+        check_labels(examples, kind, labels)
     metrics = METRICS[kind]
     if name in GLUE:
         metrics = GLUE[name].metrics
@@ -1020,17 +1021,16 @@ def labels_to_learn(train, kind):
     return sorted(labels)
 
 
-def check_labels(datasets, kind, labels):
+def check_labels(examples, kind, labels):
     """Raise ValueError if an example has a label that is not among the labels."""
     known = set(labels)
-    for examples in datasets.values():
-        for example in examples:
-            if example.label is None:                    # a test set without labels
-                continue
-            unknown = labels_to_keep(example, kind) - known
-            if unknown:
-                raise ValueError(f"{example.location}: label {min(unknown)!r:.60} does not occur "
-                                 f"in the training set, whose labels are {first_few(labels)}")
+    for example in examples:
+        if example.label is None:                        # a test set without labels
+            continue
+        unknown = labels_to_keep(example, kind) - known
+        if unknown:
+            raise ValueError(f"{example.location}: label {min(unknown)!r:.60} does not occur in "
+                             f"the training set, whose labels are {first_few(labels)}")
 
 
 def write_predictions(out, task, split_name, examples, predictions):
