@@ -924,11 +924,11 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
     wanted = math.ceil(len(examples) / 10)
     remaining = Counter()                                # how often each label is in the rest
     for example in examples:
-        remaining.update(labels_to_keep(example, kind))
+        remaining.update(labels_of_example(example, kind))
     held_out = []
     rest = []
     for example in sorted(examples, key=lambda example: sorting_key(example, kind)):
-        labels = labels_to_keep(example, kind)
+        labels = labels_of_example(example, kind)
         can_be_spared = all(remaining[label] > 1 for label in labels)
         if len(held_out) < wanted and can_be_spared:
             held_out.append(example)
@@ -959,10 +959,10 @@ def sorting_key(example, kind):
     return text_hash, repr((example.text, example.label))
 
 
-def labels_to_keep(example, kind):
-    """Return the labels of an example that the training set must have: its class, or its tags.
+def labels_of_example(example, kind):
+    """Return the set of an example's labels: its class, or its tags.
 
-    In regression and qa there are none: the training set need not have each number or answer.
+    In regression and qa it is empty: a number or an answer is not one of a task's labels.
     """
     if kind == "classification":
         return {example.label}
@@ -1009,7 +1009,7 @@ def labels_to_learn(train, kind):
     """
     labels = set()
     for example in train:
-        labels |= labels_to_keep(example, kind)
+        labels |= labels_of_example(example, kind)
     if kind == "tagging":
         types = {tag[2:] for tag in labels if tag != "O"}
         labels = {"O"}
@@ -1027,7 +1027,7 @@ def check_labels(examples, kind, labels):
     for example in examples:
         if example.label is None:                        # a test set without labels
             continue
-        unknown = labels_to_keep(example, kind) - known
+        unknown = labels_of_example(example, kind) - known
         if unknown:
             raise ValueError(f"{example.location}: label {min(unknown)!r:.60} does not occur in "
                              f"the training set, whose labels are {first_few(labels)}")
