@@ -801,13 +801,13 @@ def text_between(context, feature, first, last):
 
     first and last: the two tokens, as indices into feature.positions
     """
-    begin = feature.stands_for[first][0]
-    end = skip_accents(context, feature.stands_for[last][1])
-    return context[begin:end]
+    begin, _ = feature.stands_for[first]
+    _, end = feature.stands_for[last]
+    return context[begin:include_accents(context, end)]
 
 
-def skip_accents(text, end):
-    """Return `end`, an index into text, moved past the marks that stand there.
+def include_accents(text, end):
+    """Return `end`, one past a word's last character, or a later index if accents follow there.
 
     A tokenizer that strips accents removes all characters of Unicode's category Mn, nonspacing
     marks: accents, but also vowel signs of Hindi and Thai. So these marks are in no token, but they
@@ -1660,8 +1660,8 @@ def print_lost_answers(split):
             continue
         example = split.examples[feature.example_number]
         first_position, last_position = feature.labels
-        first = first_position - feature.num_before      # tokens of the window, counted from 0
-        last = last_position - feature.num_before
+        first = feature.positions.index(first_position)
+        last = feature.positions.index(last_position)
         _, answer = example.label[0]
         if text_between(example.second_text, feature, first, last) == answer.strip():
             learned_exactly.add(feature.example_number)
