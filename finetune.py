@@ -291,34 +291,34 @@ def answer_features(tokenised, tokenizer, stride):
     """Yield the Features of a question: windows of its context, which overlap (see Task.stride)."""
     example = tokenised.example
     prefix = tokenised.prefix
-    was_cut = tokenised.first_was_cut                    # the question; the context is never cut
     encoding = tokenised.encoding
     token_ids = encoding.ids
     # A predicted answer consists of whole words. So each token stands for all characters of its
     # word: "play" and "##ing" both stand for "playing". (encoding.word_to_chars would search from
     # the first token on each time.)
     span_of_word = {}                                    # (first character, one past the last)
-    for word, (begin, end) in zip(encoding.word_ids, encoding.offsets):
+    for word, (token_begin, token_end) in zip(encoding.word_ids, encoding.offsets):
+        word_begin = token_begin
         if word in span_of_word:                         # an earlier token has begun this word
-            begin, _ = span_of_word[word]
-        span_of_word[word] = (begin, end)
-    span_of_token = [span_of_word[word] for word in encoding.word_ids]
+            word_begin, _ = span_of_word[word]
+        span_of_word[word] = (word_begin, token_end)
+    word_spans = [span_of_word[word] for word in encoding.word_ids]           # one for each token
     answer_tokens = tokens_of_answer(example, encoding.offsets)
     overlap = min(stride, tokenised.room // 2)           # windows advance by at least half
     for begin, end in windows(len(token_ids), tokenised.room, overlap):
         # An array and a range take little memory: SQuAD has 90,000 windows.
-        stands_for = np.array(span_of_token[begin:end], np.int32)             # (tokens, 2)
+        stands_for = np.array(word_spans[begin:end], np.int32)             # (tokens, 2)
         shift = len(prefix) - begin                      # token i of the context is at i + shift
         positions = range(begin + shift, end + shift)
+        labels = [0, 0]                                  # [CLS] stands for "no answer here"
         if example.label is None:
             labels = [math.nan, math.nan]                # the answer is not known
-        else:
-            labels = [0, 0]                              # [CLS] stands for "no answer here"
-            if answer_tokens is not None:
-                first, last = answer_tokens
-                if begin <= first and last < end:        # all of the answer is in this window
-                    labels = [first + shift, last + shift]
+        elif answer_tokens is not None:
+            first, last = answer_tokens
+            if begin <= first and last < end:            # all of the answer is in this window
+                labels = [first + shift, last + shift]
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
+        was_cut = tokenised.first_was_cut                # the question; the context is never cut
         yield Feature(ids, len(prefix), tokenised.example_number, positions, stands_for, labels,
                       was_cut)
 
