@@ -162,9 +162,14 @@ def encode(task, examples, tokenizer):
 
     In classification and regression an example has one Feature, and a text that is too long is cut.
     A sentence to tag and the context of a question are cut into windows; each one has a Feature.
-    ValueError if an example has a label that the task does not have.
+    ValueError if an example has a label that the task does not have, or a wrong number of texts.
     """
     check_labels(examples, task.kind, task.labels)
+    for example in examples:
+        has_two_texts = example.second_text is not None
+        if has_two_texts != task.pair:
+            raise ValueError(f"{example.location}, {example.text!r:.60}: this task needs "
+                             f"{number_of_texts(task)}; --text names the columns")
     label_numbers = {label: i for i, label in enumerate(task.labels)}
     for tokenised in tokenise_examples(task, examples, tokenizer):
         if task.kind == "tagging":
@@ -177,11 +182,6 @@ def encode(task, examples, tokenizer):
 
 def tokenise_examples(task, examples, tokenizer):
     """Yield the TokenisedExamples of examples. The first of two texts is cut here."""
-    for example in examples:
-        has_two_texts = example.second_text is not None
-        if has_two_texts != task.pair:
-            raise ValueError(f"{example.location}, {example.text!r:.60}: this task needs "
-                             f"{number_of_texts(task)}; --text names the columns")
     # Many texts are tokenised in one call, because one by one would be much slower.
     chunk_size = 1000
     for begin in range(0, len(examples), chunk_size):
@@ -215,7 +215,7 @@ def room_of_first_text(task, num_second_tokens):
         return room // 3                                 # the rest is kept for the context
     else:
         # Half of the room is kept for the second text, or less if it is shorter. If the first text
-        # does not need the rest, text_feature gives the second one all that is left.
+        # does not need the rest, tokenise_examples gives the second one all that is left.
         kept_for_second = min(num_second_tokens, room // 2)
         return room - kept_for_second
 
