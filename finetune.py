@@ -1890,11 +1890,12 @@ def example_of_line(line, task, location="the text"):
     texts = line.split("\t")
     if task.kind == "qa":
         texts = line.split("\t", 1)                      # a context may have tabs
-    has_two_texts = len(texts) == 2
-    if len(texts) > 2 or has_two_texts != task.pair:
-        needed = number_of_texts(task)
-        raise ValueError(f"{location} {line!r:.60}: this model needs {needed}; a tab separates two "
-                         "texts")
+    num_texts = 1
+    if task.pair:
+        num_texts = 2
+    if len(texts) != num_texts:
+        raise ValueError(f"{location} {line!r:.60}: this model needs {number_of_texts(task)}; a "
+                         "tab separates two texts")
     text = texts[0]
     if task.kind == "tagging":
         text = split_words(text)
