@@ -875,7 +875,7 @@ def fine_tune(tuning, splits, mode, seed, lr):
     task = tuning.task
     features = splits["train"].features
     check_unchanged(tuning)
-    torch.manual_seed(seed)                              # it decides what is random in the model
+    torch.manual_seed(seed)                              # for the random values of new parameters
     # New adapters are fitted to this sample of the data.
     ids, mask, segments, _ = collate(features[:64], task.kind == "qa")
     model, _ = load_classifier(tuning.model_path, task, mode, args.dropout,
@@ -890,21 +890,23 @@ def fine_tune(tuning, splits, mode, seed, lr):
     # "steps" and "hidden_weight" may be None. Here the values of this run take their place.
     settings = tuning.settings | {"lr": lr, "steps": options.steps, "seed": seed,
                                   "hidden_weight": tuning.hidden_weight}
-    results = {}
     dev_name = first_dev_split(splits)
+    results = {}
 
     def measure_dev():
-        # train() calls this for its log, for the last time after the last step. This last Result is
-        # kept, so it need not be made again below.
+        """Measure the dev set -> its scores, for the log of train(). Its Result is kept: train()
+        calls this for the last time after the last step."""
         results[dev_name] = evaluate_split(model, task, splits[dev_name], tuning.bf16)
         return results[dev_name].scores
 
+    if tuning.processes.rank == 0:                       # only this process writes into --out
+        os.makedirs(options.out, exist_ok=True)
     print(f"{options.steps:,} steps; their log is {options.out}/log.jsonl", flush=True)
     begin_time = time.perf_counter()
     run_state = begin_or_resume(model, options, settings, tuning.processes)
     with explaining_failures():
         train(model, task_loss, run_state, options, measure_dev, save_nothing, tuning.processes)
-    # The other splits are measured here. The dev set is measured here, too, if train() has not
+    # The splits without a Result are measured here. The dev set is one of them if train() has not
     # called measure_dev: only the first process calls it, and only if there were steps to make.
     for name, split in splits.items():
         if name != "train" and name not in results:
@@ -926,7 +928,7 @@ def check_unchanged(tuning):
 
 
 def options_of_run(tuning, task_loss, mode, seed, lr):
-    """Return the TrainingOptions of a run, and make its folder."""
+    """Return the TrainingOptions of a run."""
     args = tuning.args
     steps = args.steps
     if steps is None:
@@ -935,8 +937,6 @@ def options_of_run(tuning, task_loss, mode, seed, lr):
     # Features gives its folder another name than that of the final run.
     num_features = len(task_loss.features)
     out = os.path.join(args.out, f"{mode}-{num_features}-lr{lr:g}-seed{seed}")
-    if tuning.processes.rank == 0:                       # only this process writes into --out
-        os.makedirs(out, exist_ok=True)
     return TrainingOptions(
         steps=steps, lr=lr, warmup=steps // 10, weight_decay=args.weight_decay, seed=seed,
         log_every=args.log_every, eval_every=args.eval_every, save_every=args.save_every, out=out,
