@@ -366,7 +366,7 @@ def collate(features, is_qa):
         length = len(feature.ids)
         ids[row, :length] = feature.ids
         mask[row, :length] = True
-        if feature.num_before > 1:                       # more than [CLS]: there is a first text
+        if feature.num_before > 1:                       # more than [CLS]: this text is the second
             segments[row, feature.num_before:length] = 1
         if is_qa:
             labels[row] = feature.labels
@@ -455,27 +455,25 @@ class TaskLoss:
         """Yield the losses {name: scalar} of each micro-batch of this process in a step.
 
         Their sums over the micro-batches of all processes are the means over the whole batch.
-
-        One batch of an epoch may have fewer sequences than the others. Then a micro-batch may have
-        fewer sequences, or none.
         """
         ids, mask, segments, labels = collate(self.batch(step), self.task.kind == "qa")
         if self.task.kind == "regression":
             # This is done before the numbers become float32, which has seven digits only.
             labels = (labels - self.task.mean) / self.task.sd
         # The targets are the labels that are not nan. num_targets and num_tokens count the whole
-        # batch, also what other processes have of it. In tagging a batch has no target if no word
-        # begins in its windows. Then its loss is 0 / 1, not 0 / 0.
+        # batch, of which this process has only a part.
         is_target = ~np.isnan(labels)
-        num_targets = max(1, np.count_nonzero(is_target))
+        num_targets = np.count_nonzero(is_target)
+        if num_targets == 0:                             # tagging: no word begins in these windows
+            num_targets = 1                              # so that the loss is 0 / 1, not 0 / 0
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            # A short batch may have no sequence for this micro-batch. But the gradients of all
-            # processes are summed, so each process must compute one. Then this process takes
-            # sequence 0 and multiplies its losses by 0, so its gradient is 0.
-            is_empty = begin >= len(ids)
             rows = slice(begin, end)                     # one for each sequence of the micro-batch
+            # One batch of an epoch may be shorter than the others and have no sequence for this
+            # micro-batch. But the gradients of all processes are summed, so each must compute one.
+            # Then this process takes sequence 0 and multiplies its losses by 0.
+            is_empty = begin >= len(ids)
             if is_empty:
                 rows = slice(0, 1)
             # The places of the targets are found here, on the CPU. To index by True and False on a
