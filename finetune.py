@@ -586,10 +586,9 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
         ids, mask, segments = to_device(torch.device("cpu"), *sample)
         fit_adapters_to_identity(encoder, ids, mask, segments)
     for name, parameter in encoder.named_parameters():
+        is_trained = mode in ("all", "random")           # with "head" nothing in the encoder is
         if mode == "adapters":
             is_trained = "_adapters." in name or name.startswith("corrections.")
-        else:
-            is_trained = mode != "head"                  # the task's head is not in the encoder
         parameter.requires_grad_(is_trained)
     return encoder
 
