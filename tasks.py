@@ -38,17 +38,19 @@ LARGEST_NUMBER = 1e30       # labels in regression are smaller in size, so their
 
 
 class Example(NamedTuple):
-    """One row of a task."""
+    """One row of a task. If its label is known, it is
+
+    classification      a name
+    regression          a number
+    tagging             a list of the words' tags
+    qa                  a list of right answers, each (index of its first character in the context,
+                        text); the list is empty if the context does not have the answer
+    """
     text: object                # a text; in qa the question; in tagging a list of words
     second_text: object = None  # a second text; in qa the context; None if there is none
-    # label is None if it is not known. Otherwise it depends on the kind of the task:
-    #   classification: a name     regression: a number     tagging: a list of the words' tags
-    #   qa: a list of answers, each (index of its first character in the context, text)
-    label: object = None
-    # id depends on the task, too. A number counts from 0.
-    #   qa: the id of the question     "code": the number of the example's line
-    #   others: the number of the example in the files from which its split was read
-    id: str = ""
+    label: object = None        # see above; None if it is not known
+    id: str = ""                # in qa the id of the question; in "code" the number of its line,
+                                # else its number in the files of its split, both counted from 0
     location: str = "an example"    # for messages: "file:line", in qa file and id of the question
 
 
