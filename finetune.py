@@ -1387,8 +1387,7 @@ def choose_rate(tuning, mode, config, splits_for_rates):
 def default_rate(mode, config, is_default_run, learns_hidden=False):
     """Return the learning rate for a mode and a model with this Config.
 
-    is_default_run: whether --task was not given, so that the run is short if --steps and --epochs
-        were not given either
+    is_default_run: whether --task was not given. Without more flags such a run has 200 steps
     learns_hidden: whether there is a hidden loss. If so, corrections learn better with a higher
         rate, and whole models do, too, but not in a default run (EXPERIMENTS.md)
 
@@ -1569,11 +1568,10 @@ def check_texts(task, splits, tokenizer):
 
     splits: {name: Split}
     """
+    if "train" in splits:
+        check_words(splits["train"].features, tokenizer)
     for name, split in splits.items():
-        is_training = name == "train"
-        if is_training:
-            check_words(split.features, tokenizer)
-        check_characters(split.examples, tokenizer, is_training)
+        check_characters(split.examples, tokenizer, is_training=name == "train")
     warn_of_cut(task, splits)
     if task.kind == "qa" and "train" in splits:
         print_lost_answers(splits["train"])

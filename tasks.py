@@ -896,9 +896,9 @@ def read_own_files(kind, files, text_columns, label_column):
             for example in examples:
                 if example.label is None:
                     raise ValueError(f"{example.location}: its answers are missing")
-            # Predictions are written with the ids of the questions, so an id must not occur twice
-            # in a split that gets predictions. Without --dev the training set is checked, too,
-            # because some of its questions become the dev set.
+            # read_squad has checked the ids in each file. Predictions are written with the ids, so
+            # in a split that gets predictions no two files may have the same id. Without --dev the
+            # training set is checked, too, because some of its questions become the dev set.
             if split_name != "train" or "dev" not in files:
                 check_ids(", ".join(paths), examples)
         else:
@@ -993,6 +993,7 @@ def make_task(name, kind, datasets, length, stride):
         numbers = [example.label for example in train]
         mean = float(np.mean(numbers))
         sd = float(np.std(numbers))
+        # Rounding can make the sd of equal numbers 1e-17, and that of 1e-200 and 2e-200 exactly 0.
         if min(numbers) == max(numbers) or sd == 0:
             raise ValueError(f"{train[0].location}: this and all other examples to train on have "
                              f"the number {numbers[0]:g}, or hardly another one")
