@@ -307,7 +307,7 @@ def answer_features(tokenised, tokenizer, stride):
     overlap = min(stride, tokenised.room // 2)           # windows advance by at least half
     for begin, end in windows(len(token_ids), tokenised.room, overlap):
         # An array and a range take little memory: SQuAD has 90,000 windows.
-        stands_for = np.array(word_spans[begin:end], np.int32)             # (tokens, 2)
+        stands_for = np.array(word_spans[begin:end], np.int32)                # (tokens, 2)
         shift = len(prefix) - begin                      # token i of the context is at i + shift
         positions = range(begin + shift, end + shift)
         labels = [0, 0]                                  # [CLS] stands for "no answer here"
@@ -1332,8 +1332,6 @@ def run_modes(tuning, datasets, config):
     task = tuning.task
     tokenizer = tuning.tokenizer
     print_task(task, datasets)
-    if tuning.settings["training_set"] == tuning.settings["dev_set"]:
-        warn("the dev set is the training set, so its scores say nothing about other texts")
     splits_for_rates = None                              # with one rate there is nothing to choose
     if args.lr is not None and len(args.lr) > 1:
         held_out, rest = hold_out_a_tenth(datasets["train"], task.kind, remedy="give one --lr")
@@ -1343,6 +1341,8 @@ def run_modes(tuning, datasets, config):
     splits = encode_splits(task, datasets, tokenizer)
     check_texts(task, splits, tokenizer)
     check_trainable(splits["train"].features)
+    if tuning.settings["training_set"] == tuning.settings["dev_set"]:
+        warn("the dev set is the training set, so its scores say nothing about other texts")
     if tuning.teacher is not None:
         tuning.teacher.to(tuning.processes.device)
         dev_split = splits[first_dev_split(splits)]
