@@ -169,7 +169,7 @@ def encode(task, examples, tokenizer):
         has_two_texts = example.second_text is not None
         if has_two_texts != task.pair:
             raise ValueError(f"{example.location}, {example.text!r:.60}: this task needs "
-                             f"{number_of_texts(task)}; --text names the columns")
+                             f"{describe_number_of_texts(task)}; --text names the columns")
     label_numbers = {label: i for i, label in enumerate(task.labels)}
     for tokenised in tokenise_examples(task, examples, tokenizer):
         if task.kind == "tagging":
@@ -642,7 +642,7 @@ def fit_adapters_to_identity(encoder, ids, mask, segments):
         states = x[mask]                                 # (N, C), the N real tokens
         # The adapter's LayerNorm, but with weight 1 and bias 0 -> (N, C).
         normalised = F.layer_norm(states, states.shape[1:], eps=adapter.norm.eps)
-        weight, bias = nearest_lines(normalised, states)
+        weight, bias = fit_lines(normalised, states)
         adapter.norm.weight.copy_(weight)
         adapter.norm.bias.copy_(bias)
 
@@ -655,7 +655,7 @@ def fit_adapters_to_identity(encoder, ids, mask, segments):
         hook.remove()
 
 
-def nearest_lines(x, y):
+def fit_lines(x, y):
     """Fit a straight line in each channel by least squares -> weight (C,), bias (C,), such that
     weight * x + bias is close to y. x and y: (N, C)
 
@@ -718,7 +718,9 @@ def decode(task, examples, features, logits):
     return [(prediction, {}) for prediction in predictions]
 
 
-MAX_PROBABILITIES = 100             # the most probabilities that decode_label returns
+# The most probabilities that decode_label returns. With thousands of classes and many texts, all
+# of them would fill the memory.
+MAX_PROBABILITIES = 100
 
 
 def decode_label(task, logits):
@@ -1016,13 +1018,13 @@ def check_same_task(path, saved_task, task, remedy):
 
 def describe_task(task):
     """Describe a task in a few words, such as "tagging of one text (B-code; I-code; O)"."""
-    description = f"{task.kind} of {number_of_texts(task)}"
+    description = f"{task.kind} of {describe_number_of_texts(task)}"
     if task.labels:
         description += f" ({first_few(task.labels)})"
     return description
 
 
-def number_of_texts(task):
+def describe_number_of_texts(task):
     """Say whether the examples of a task have two texts or one."""
     if task.pair:
         return "two texts"
@@ -1334,10 +1336,7 @@ def run_modes(tuning, datasets, config):
     print_task(task, datasets)
     splits_for_rates = None                              # with one rate there is nothing to choose
     if args.lr is not None and len(args.lr) > 1:
-        held_out, rest = hold_out_a_tenth(datasets["train"], task.kind, remedy="give one --lr")
-        # The tenth is called dev only because fine_tune() measures the split of this name.
-        splits_for_rates = encode_splits(task, {"dev": held_out, "train": rest}, tokenizer)
-        check_trainable(splits_for_rates["train"].features)
+        splits_for_rates = encode_for_rates(task, datasets["train"], tokenizer)
     splits = encode_splits(task, datasets, tokenizer)
     check_texts(task, splits, tokenizer)
     check_trainable(splits["train"].features)
@@ -1345,9 +1344,7 @@ def run_modes(tuning, datasets, config):
         warn("the dev set is the training set, so its scores say nothing about other texts")
     if tuning.teacher is not None:
         tuning.teacher.to(tuning.processes.device)
-        dev_split = splits[first_dev_split(splits)]
-        result = evaluate_split(tuning.teacher, task, dev_split, tuning.bf16)
-        print(f"teacher {args.distill_from}: {describe_scores(result.scores)}")
+        print_teacher(tuning, splits[first_dev_split(splits)])
     if tuning.processes.rank == 0:
         # The files of an earlier run are removed only now. So if something above has failed,
         # --overwrite has lost nothing.
@@ -1362,6 +1359,23 @@ def run_modes(tuning, datasets, config):
     if tuning.processes.rank == 0:
         write_results(args.out, task, datasets, results_of_modes)
     print_rows(rows)
+
+
+def encode_for_rates(task, examples, tokenizer):
+    """Split the training set for the choice of a rate: {"dev": a tenth of it, "train": the rest}.
+
+    The tenth is called dev only because fine_tune() measures the split of this name.
+    """
+    held_out, rest = hold_out_a_tenth(examples, task.kind, remedy="give one --lr")
+    splits = encode_splits(task, {"dev": held_out, "train": rest}, tokenizer)
+    check_trainable(splits["train"].features)
+    return splits
+
+
+def print_teacher(tuning, dev_split):
+    """Print the scores of the teacher of --distill-from."""
+    result = evaluate_split(tuning.teacher, tuning.task, dev_split, tuning.bf16)
+    print(f"teacher {tuning.args.distill_from}: {describe_scores(result.scores)}")
 
 
 def choose_rate(tuning, mode, config, splits_for_rates):
@@ -1889,8 +1903,9 @@ def example_of_line(line, task, location="the text"):
     if task.pair:
         num_texts = 2
     if len(texts) != num_texts:
-        raise ValueError(f"{location} {line!r:.60}: this model needs {number_of_texts(task)}; a "
-                         "tab separates two texts")
+        needed = describe_number_of_texts(task)
+        raise ValueError(f"{location} {line!r:.60}: this model needs {needed}; a tab separates two "
+                         "texts")
     text = texts[0]
     if task.kind == "tagging":
         text = split_words(text)
