@@ -273,15 +273,14 @@ def load(path, recursions=None):
         layout = BERT_LAYOUT
     has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
     tensors = without_identity_projection(tensors, layout, config)
-    if not has_head:
-        config = replace(config, tie_decoder=True)       # False says nothing without a head
-    # Other programs do not write tie_decoder, so config has the default True, and the tensors
-    # decide: a decoder that equals the word table is tied to it, any other is not. If config.json
-    # has tie_decoder false, we have written it. Then a decoder that equals the table stays, too,
-    # because this may only mean that the training has not begun.
+    # If config.json has tie_decoder false, we have written it. Then the decoder is kept, even if it
+    # equals the word table, as it may before the training has begun. Other programs do not write
+    # tie_decoder, so config has the default True. Then a decoder that equals the table is tied.
     decoder_name = name_in_file(layout, "head.decoder.weight")
     word_name = name_in_file(layout, "embeddings.word.weight")
-    if config.tie_decoder and decoder_name in tensors and word_name in tensors:
+    if not has_head:
+        config = replace(config, tie_decoder=True)       # there is no decoder that could be untied
+    elif config.tie_decoder and decoder_name in tensors and word_name in tensors:
         is_tied = torch.equal(tensors[decoder_name].float(), tensors[word_name].float())
         if is_tied:
             del tensors[decoder_name]                    # our model uses the table in its place
