@@ -780,18 +780,18 @@ def check_owner(out, run, script, settings, resume, overwrite):
         if run.get("script") != script:
             raise ValueError(f"--resume: there is no run of {script} in {out}")
         check_settings(os.path.join(out, RUN_FILE), run["settings"], settings)
-    elif not overwrite and run == {}:
-        raise ValueError(f"--out {out} is not empty, and no run is in it; choose another folder, "
-                         "or say --overwrite to write into this one")
-    elif not overwrite:
-        raise ValueError(f"--out {out} is not empty: --resume goes on with the run in it, "
-                         "--overwrite starts anew and loses it; or choose another folder")
-    elif run == {}:
-        # No run.json says that a script of ours wrote the files. They may be somebody else's.
+    elif overwrite:
         would_be_lost = [os.path.basename(path) for path in files_of_run(out)]
-        if would_be_lost:
+        # Without a run.json of ours the files may be somebody else's.
+        if run == {} and would_be_lost:
             raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
                              f"{first_few(would_be_lost)}")
+    elif run == {}:
+        raise ValueError(f"--out {out} is not empty, and no run is in it; choose another folder, "
+                         "or say --overwrite to write into this one")
+    else:
+        raise ValueError(f"--out {out} is not empty: --resume goes on with the run in it, "
+                         "--overwrite starts anew and loses it; or choose another folder")
 
 
 def claim_folder(out, script, settings, resume):
