@@ -525,11 +525,9 @@ def save(model, path):
     with torch.device("meta"):                           # tensors have shapes, but no memory
         expected = MiniALBERT(config, head=model.head is not None)
     check_tensors("the model", expected.state_dict(), model.state_dict())
+    tensors = {}                                         # {name in the file: tensor}
     # The name of a class in transformers begins with the family, such as Bert in BertForMaskedLM.
     # In lower case it is the model_type.
-    family = "MiniALBERT"
-    layout = ALBERT_LAYOUT
-    tensors = {}                                         # {name in a file: tensor}
     if config.is_bert:
         family = "Bert"
         layout = BERT_LAYOUT
@@ -538,16 +536,21 @@ def save(model, path):
             tensors["cls.predictions.decoder.bias"] = model.head.bias
     elif albert_can_compute(config):
         family = "Albert"
+        layout = ALBERT_LAYOUT
         tensors = albert_only_layers(config)
+    else:
+        family = "MiniALBERT"
+        layout = ALBERT_LAYOUT
     for name, tensor in model.state_dict().items():
         file_name = name_in_file(layout, name)
         if config.is_bert and not file_name.startswith("cls."):
             file_name = "bert." + file_name              # as in transformers
         tensors[file_name] = tensor
-    architecture = family + "ForMaskedLM"
     # AlbertForMaskedLM has another head than our students.
     if model.head is None or family == "Albert":
         architecture = family + "Model"
+    else:
+        architecture = family + "ForMaskedLM"
     # inner_group_num is ALBERT's number of layers in a group.
     written = {"model_type": family.lower(), "hidden_act": "gelu", "inner_group_num": 1,
                "architectures": [architecture], "tie_word_embeddings": config.tie_decoder}
