@@ -150,12 +150,12 @@ class MaskedBatches:
         # Imagine the sequences of all epochs, one after another, as one long list. Each batch takes
         # the next batch_size of them.
         first = step * self.batch_size                   # an index into this list
-        numbers = []                                     # of the sequences in this batch
+        sequence_numbers = []
         for index in range(first, first + self.batch_size):
             epoch, index_in_epoch = divmod(index, self.count)
             order = self.order_of_epoch(epoch)           # (count,): sequence numbers, shuffled
-            numbers.append(order[index_in_epoch])
-        ids = self.sequences(numbers)                    # (B, T), not masked yet
+            sequence_numbers.append(order[index_in_epoch])
+        ids = self.sequences(sequence_numbers)           # (B, T), not masked yet
         rng = np.random.default_rng([self.seed, RNG_MASKING, step])
         return mask_tokens(ids, self.tokenizer, rng)
 
