@@ -603,6 +603,8 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
         if NUL_OR_SURROGATE.search(name):                # it could not be written as UTF-8
             raise ValueError(f"{ascii(name)}: not a name in UTF-8")
     made_from = facts_of_tokens(absolute_paths, tokenizer, text_column)
+    if not out.endswith(".bin"):                         # open_corpus recognises it by this
+        raise ValueError(f"--out {out!r}: the name of a token file must end in .bin")
     token_file = tokens_made_before(out, made_from, overwrite)
     if token_file is not None:
         return token_file
@@ -647,8 +649,6 @@ def facts_of_tokens(files, tokenizer, text_column):
 def tokens_made_before(out, made_from, overwrite):
     """Return the TokenFile `out` if it was made from the same facts (see facts_of_tokens), else
     None. If `out` will be replaced, a warning says so. ValueError if it must not be written."""
-    if not out.endswith(".bin"):                         # open_corpus recognises it by this
-        raise ValueError(f"--out {out!r}: the name of a token file must end in .bin")
     if not os.path.exists(out):
         if os.path.exists(f"{out}.json") and "made_from" not in read_json(f"{out}.json"):
             raise ValueError(f"{out}.json exists and is not the description of a token file")
