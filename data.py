@@ -735,15 +735,16 @@ def write_tokens(file, lines, tokenizer, dtype):
             if chunk_number > 0:
                 sample_size = SAMPLE // 4
             num_sampled, unknown_in_sample = count_characters(texts, tokenizer, sample_size)
-            size_of_chunk = sum(len(text) for text in texts)                  # in characters
-            num_characters += size_of_chunk
+            characters_in_chunk = sum(len(text) for text in texts)
             # The chunk is taken to have the same share of unknown characters as its sample.
-            num_unknown += size_of_chunk * unknown_in_sample / max(1, num_sampled)
+            unknown_in_chunk = characters_in_chunk * unknown_in_sample / max(1, num_sampled)
+            num_characters += characters_in_chunk
+            num_unknown += unknown_in_chunk
             train_ids = []
             valid_ids = []
             for (line, held_out), ids in zip(chunk, tokenizer.encode(texts)):
-                is_end_of_document = line == ""
-                if is_end_of_document:
+                ends_document = line == ""
+                if ends_document:
                     ids = [tokenizer.sep_id]
                 elif ids:
                     has_text = True
