@@ -768,23 +768,23 @@ UNKNOWN_CHARACTERS_REMEDY = ("the tokenizer is of another language, or spaces mu
 
 
 def count_characters(texts, tokenizer, sample_size=SAMPLE):
-    """Count the characters of texts, without white space -> (all, those that become [UNK]).
+    """Count characters in a sample of texts, without white space -> (all, those that become [UNK]).
 
     Characters are counted, not tokens, because an [UNK] stands for a whole word. Thai has no spaces
     between words, so a long row of letters is one word. A few [UNK] may stand for most of a text.
 
-    To find out which characters a token stands for takes time. So only about `sample_size` of the
-    characters are counted, in pieces that are drawn at random. If there are fewer, all are counted.
+    To find out which characters a token stands for takes time. So the sample has only about
+    `sample_size` characters, in pieces that are drawn at random. If there are fewer, it has all.
     """
     pieces = []                                          # each has at most 1,000 characters
     for text in texts:
         for begin in range(0, len(text), 1000):
             pieces.append(text[begin:begin + 1000])
-    num_pieces = len(pieces)
-    total = sum(len(piece) for piece in pieces)
+    total = sum(len(piece) for piece in pieces)          # in characters
+    sample = pieces
     if total > sample_size:
-        num_pieces = math.ceil(num_pieces * sample_size / total)
-    sample = random.Random(0).sample(pieces, num_pieces)
+        num_to_draw = math.ceil(len(pieces) * sample_size / total)
+        sample = random.Random(0).sample(pieces, num_to_draw)
     encodings = tokenizer.backend.encode_batch(sample, add_special_tokens=False)
     num_characters = 0
     num_unknown = 0
