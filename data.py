@@ -948,8 +948,10 @@ def read_corpus(files, text_column="text"):
             yield ""
             # A few bytes that are not UTF-8 are taken for damage. But if each of many small files
             # has a few, they are in another encoding.
-            if totals[0] > ENOUGH_TO_JUDGE or path == files[-1]:
-                check_encoding(f"{path} and the files before it", *totals)
+            num_characters, num_undecoded, num_nuls = totals
+            if num_characters > ENOUGH_TO_JUDGE or path == files[-1]:
+                check_encoding(f"{path} and the files before it", num_characters, num_undecoded,
+                               num_nuls)
 
 
 # From this number of characters on, check_encoding judges a text while it is read. A shorter text
