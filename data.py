@@ -1081,11 +1081,10 @@ def lines_of_jsonl(path, stream, text_column):
         with parsing(f"{path}:{number}", f"a JSON object with a text {text_column!r}"):
             document = document_of_row(row, text_column)
         # The escapes \u0000 and \ud800 of JSON stand for a NUL and half a character. They are no
-        # signs of another encoding, so they are replaced here, and read_corpus_file does not count
-        # them. If the row itself has such characters, too, the two kinds cannot be told apart
-        # any more. Then read_corpus_file replaces and counts them all.
-        has_only_escapes = "\\u" in row and not NUL_OR_SURROGATE.search(row)
-        if has_only_escapes:
+        # signs of another encoding, so they are replaced here, before read_corpus_file counts. If
+        # the row itself has such characters, too, the document does not tell which of them were
+        # escapes. Then read_corpus_file replaces and counts them all.
+        if "\\u" in row and not NUL_OR_SURROGATE.search(row):
             document = NUL_OR_SURROGATE.sub("\ufffd", document)
         yield from lines_of_document(document)
 
