@@ -419,11 +419,11 @@ def read_config(path):
         config = Config(**config_values)
         # Our own files always have adapter_size. A file without it may be from transformers, where
         # a recursion may apply another layer than here.
-        if model_type == "albert" and "adapter_size" not in found:
-            if not shares_layers_as_albert(config):
-                raise ValueError(f"an ALBERT of {config.num_hidden_layers} layers in "
-                                 f"{config.num_hidden_groups} groups shares them in another way "
-                                 "than a model here")
+        may_be_of_transformers = model_type == "albert" and "adapter_size" not in found
+        if may_be_of_transformers and not shares_layers_as_albert(config):
+            raise ValueError(f"an ALBERT of {config.num_hidden_layers} layers in "
+                             f"{config.num_hidden_groups} groups shares them in another way "
+                             "than a model here")
         # The authors' config does not have adapter_size A. It has reduction_factor, which is C / A.
         if found.get("use_adapter"):
             factor = found.get("reduction_factor")
