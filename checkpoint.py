@@ -875,7 +875,7 @@ def lock(file):
 
 @contextmanager
 def parsing(what, kind):
-    """Turn any error in the with block into a ValueError that says "{what}: not {kind}: ...".
+    """Turn any Exception in the with block into a ValueError that says "{what}: not {kind}: ...".
 
     what: usually the path of a file
     kind: what the file should be
@@ -1068,6 +1068,6 @@ def fetch(name, weights=True):
                 return folder
         raise ValueError(f"no {' or '.join(WEIGHT_FILES)} was found; without a network only files "
                          "that were downloaded earlier can be found")
-    except Exception as error:      # of huggingface_hub, of the HTTP library, or from above
+    except Exception as error:      # huggingface_hub, its HTTP library or the lines above raise it
         raise ValueError(f"{name}: there is no such folder, and it could not be downloaded from "
                          f"the Hugging Face hub: {one_line(error)}") from error

@@ -107,8 +107,8 @@ def mask_tokens(ids, tokenizer, rng):
 
 # Each of these numbers stands for a purpose of random numbers. A generator is seeded with [seed,
 # purpose, step or epoch]. So each purpose of a program has random numbers of its own, and a step
-# does not depend on the steps before it. (RNG_TASK_ORDERS may be 3 again, because no program uses
-# it together with RNG_DEPTHS.)
+# does not depend on the steps before it. (RNG_TASK_ORDERS has the same number as RNG_DEPTHS,
+# because no program uses both.)
 RNG_ORDERS = 1                      # the order of the sequences in an epoch
 RNG_MASKING = 2                     # which tokens of a step are masked, and by what
 RNG_DEPTHS = 3                      # the depths of the elastic loss in a step (see distill.py)
@@ -199,7 +199,7 @@ LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv
 # ---- Tokenizers -------------------------------------------------------------------------
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# This goes into the tokenizer_config.json of a tokenizer that has none, for transformers.
+# What Tokenizer.save and train_tokenizer write into a tokenizer_config.json, for transformers.
 WORDPIECE_CONFIG = {"tokenizer_class": "BertTokenizer"}
 LARGEST_VOCAB_SIZE = 2**24
 LONGEST_WORD = 1000                 # characters
@@ -301,7 +301,7 @@ def read_backend(path):
 def check_backend(backend):
     """Raise ValueError if a tokenizer of the tokenizers library does not turn unknown words into
     [UNK], or if it would take too long for long words."""
-    # Both calls raise an error if the vocabulary has no token for a very long or an unknown word.
+    # If the vocabulary lacks the unk_token, a very long word or an unknown letter raises an error.
     backend.encode("a" * 1000)
     tokens_of_rare_letter = backend.encode("\ua66e", add_special_tokens=False).ids
     if not tokens_of_rare_letter:
@@ -866,8 +866,8 @@ UNDAMAGED_FILE = "a whole, undamaged file"
 
 
 def corpus_files(corpus):
-    """List the files of a corpus; those of a folder are sorted. ValueError if a path has none, or
-    if a file is named twice. A link to a file counts as another file."""
+    """List the files of a corpus; those of a folder are sorted. ValueError if a path has no file of
+    a corpus, or if a file is named twice. A link to a file counts as another file."""
     files = []
     for path in corpus:
         if not os.path.exists(path):
@@ -1041,8 +1041,8 @@ def check_encoding(what, num_characters, num_undecoded, num_nuls):
 def lines_of_text(path, stream):
     """Yield the lines of an open .txt. A line of over CHUNK characters is yielded in pieces.
 
-    A blank line is yielded, because it ends a document. A blank piece of a longer line is left out.
-    ValueError if the file is damaged.
+    A blank line is yielded, because it ends a document. (At the end of the file none is needed.) A
+    blank piece of a longer line is left out. ValueError if the file is damaged.
     """
     begins_line = True                                   # whether the next piece begins a line
     with parsing(path, UNDAMAGED_FILE):
@@ -1135,7 +1135,7 @@ def lines_of_csv(path, stream, text_column):
 
 
 def rows_of_csv(path, lines):
-    """Yield (number of the line, cells) for each row of a .csv that is not empty.
+    """Yield (number of the line, cells) for each row of a .csv, if the row is not empty.
 
     A cell in quotes may have line breaks. Then the row has several lines, and the number is that of
     its last line. The path is for messages.
