@@ -1859,9 +1859,10 @@ def student_config(args, teacher, vocab_size):
     for name in SHAPE_FIELDS:
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
-    # Recursions that share a layer would all compute the same. So by default each of them gets
-    # corrections of its own or, as in the paper, adapters. A flag prevents this even if its value
-    # is 0. Only --correction-rank 0 does not prevent the adapters.
+    # Recursions that share a layer would all compute the same. So each of them gets modules of its
+    # own, unless --adapter-size is given, even as 0. In the recipe paper these are adapters, unless
+    # there are corrections already. In the other recipes they are corrections, unless
+    # --correction-rank is given, even as 0.
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
     if shares_layers and args.adapter_size is None:
         if args.recipe == "paper":
