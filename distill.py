@@ -1768,14 +1768,16 @@ def choose_losses(args, teacher, num_recursions, given=()):
     given: the flags on the command line
     ValueError if a flag asks for a loss that is not possible.
     """
-    possible = set(LOSS_WEIGHTS)
+    possible = set(LOSS_NAMES)
     if teacher is None:
         possible = {"mlm"}
     elif teacher.head is None:
-        possible -= {"output"}
+        possible -= {"output", "elastic"}
         if args.student is None:
             # A fresh student gets no head, because the teacher has none from which it could start.
             possible -= {"mlm"}
+    if num_recursions == 1:
+        possible -= {"elastic"}                          # there is no earlier recursion
     loss_weights = {}
     for name in LOSS_WEIGHTS:
         weight = getattr(args, f"{name}_weight")
@@ -1786,7 +1788,7 @@ def choose_losses(args, teacher, num_recursions, given=()):
         elif f"--{name}-weight" in given:
             # With --teacher none check_flags has refused the flag. So there is a teacher.
             raise ValueError(f"--{name}-weight: the teacher has no MLM head")
-    if args.elastic > 0 and "output" in possible and num_recursions > 1:
+    if args.elastic > 0 and "elastic" in possible:
         loss_weights["elastic"] = args.elastic
     elif args.elastic > 0 and "--elastic" in given:
         raise ValueError("--elastic: it needs a teacher with an MLM head and more than one "
