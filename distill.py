@@ -762,7 +762,7 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
         if first_step > 0:
             # The run may have been killed after its checkpoint and before its model was saved.
             save_model()
-    model.zero_grad(set_to_none=True)                    # the caller may have timed a few passes
+    model.zero_grad(set_to_none=True)                    # each step adds to the gradients
     last_logged = first_step
     last_log_time = time.perf_counter()
     with noted_signals() as signals:
@@ -806,8 +806,9 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
                 last_log_time = time.perf_counter()
             if stop:
                 stop_run(signals, steps_done, options, processes)
-        # Signals may have come after the last step. In stop_run processes wait for one another, but
-        # only this one may know of its signals. So if there are several, noted_signals ends it.
+        # A signal may have come after the last look. A single process then stops here. One of
+        # several must not: in stop_run it would wait for the others, which may have got no signal.
+        # It goes on to the end of the with block, where noted_signals raises SystemExit.
         if signals and processes.world_size == 1:
             stop_run(signals, options.steps, options, processes)
 
