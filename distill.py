@@ -428,13 +428,17 @@ def evaluate(model, batches, each_recursion=False):
     correct_after = [0] * (R + 1)                        # right guesses after 0, 1, ..., R
     total_loss = 0.0
     num_masked = 0
-    num_batches = max(1, min(512, batches.count) // batches.batch_size)
+    num_sequences = min(512, batches.count)
+    num_batches = max(1, num_sequences // batches.batch_size)
     for step in measuring(range(num_batches)):
-        ids, positions, labels = to_device(device_of(model), *batches.batch(step))
+        batch = batches.batch(step)
+        ids, positions, labels = to_device(device_of(model), *batch)          # (B, T), (M,), (M,)
         hidden, _ = model(ids)
         for depth in depths:
-            logits = model.predict(hidden[depth].flatten(0, 1)[positions])    # (M, V)
-            correct_after[depth] += (logits.argmax(-1) == labels).sum().item()
+            masked_states = hidden[depth].flatten(0, 1)[positions]            # (M, C)
+            logits = model.predict(masked_states)                             # (M, V)
+            is_correct = logits.argmax(-1) == labels                          # (M,)
+            correct_after[depth] += is_correct.sum().item()
             if depth == R:                               # the logits are those of the whole model
                 total_loss += mlm_loss(logits, labels).item()
         num_masked += len(labels)
