@@ -230,6 +230,10 @@ class Distillation:
 
     def __init__(self, student, teacher, batches, loss_weights, temperature=1.0, micro_batch_size=0,
                  processes=None, bf16=False, compile_losses=False, cuda_graphs=False):
+        check_losses(student, teacher, loss_weights)
+        if teacher is not None:
+            teacher.requires_grad_(False)
+            teacher.eval()                               # its dropout stays off
         self.student = student
         self.teacher = teacher
         self.batches = batches
@@ -238,11 +242,7 @@ class Distillation:
         self.bf16 = bf16
         self.tokens_per_step = batches.batch_size * batches.T
         self.micro_batch_bounds = split_batch(batches.batch_size, micro_batch_size, processes)
-        if teacher is not None:
-            teacher.requires_grad_(False)
-            teacher.eval()                               # its dropout stays off
         self.needs_teacher = any(name != "mlm" for name in loss_weights)
-        check_losses(student, teacher, loss_weights)
         self.pairs = []                                  # (student's recursion, teacher's layer)
         if any(name in LAYER_LOSSES for name in loss_weights):
             self.pairs = match_layers(student.config.num_hidden_layers,
