@@ -2051,10 +2051,11 @@ def print_samples(models, tokenizer, valid_batches, bf16):
     if models["student"].head is None:
         return
     last = valid_batches.count - 1
-    # Choose four sequences, evenly spread. If there are fewer, each is shown once.
-    numbers = sorted({i * last // 3 for i in range(4)})
-    for ids in valid_batches.sequences(numbers):
-        ids = ids.tolist()
+    # These are four sequences, evenly spread. In a set each number is only once, so that no
+    # sequence is shown twice if there are fewer than four.
+    numbers = sorted({0, last // 3, 2 * last // 3, last})
+    for sequence in valid_batches.sequences(numbers):
+        ids = sequence.tolist()
         words = [tokenizer.decode([token]) for token in ids]
         place = place_to_mask(words)
         before = tokenizer.decode(ids[max(0, place - 8):place])
