@@ -1715,8 +1715,10 @@ def load_models(args):
             models[name] = load(paths[name])
     if args.tokenizer is not None:
         tokenizer_path = fetch(args.tokenizer, weights=False)
+    elif args.teacher is not None:
+        tokenizer_path = paths["teacher"]
     else:
-        tokenizer_path = list(paths.values())[0]         # the teacher's, if there is a teacher
+        tokenizer_path = paths["student"]
     tokenizer = Tokenizer(tokenizer_path)
     for name, path in paths.items():
         check_same_tokens(tokenizer, path, name)
