@@ -2039,8 +2039,10 @@ def seconds_of_a_step(distillation, device):
 
 def describe_run(distillation, device):
     """Print what will be trained."""
-    print(f"device   {device}, {'bfloat16' if distillation.bf16 else 'float32'}")
+    precision = "bfloat16" if distillation.bf16 else "float32"
+    print(f"device   {device}, {precision}")
     if distillation.pairs:
+        # The pairs are counted from 0, but users see them counted from 1.
         pairs = " ".join(f"{r + 1}-{layer + 1}" for r, layer in distillation.pairs)
         print(f"layers   {pairs} (student-teacher)")
     terms = " + ".join(f"{weight:g} {name}" for name, weight in distillation.loss_weights.items())
