@@ -1557,13 +1557,13 @@ def arguments(argv):
         allow_only(given, EVALUATE_FLAGS, "--evaluate")
         if args.teacher == "none" and args.student is None:
             raise ValueError("--evaluate: give a --teacher or a --student to measure")
-    # If no --teacher is given, the bundled one is used. There is one exception: --evaluate with a
-    # --student measures this student alone, so it has no teacher.
+    # From here on None as the teacher means: no teacher. If no --teacher is given, the bundled one
+    # is used, except that --evaluate with a --student measures this student alone.
     measures_student_alone = args.evaluate and args.student is not None
-    if args.teacher is None and not measures_student_alone:
+    if args.teacher == "none":
+        args.teacher = None
+    elif args.teacher is None and not measures_student_alone:
         args.teacher = BUNDLED_TEACHER
-    elif args.teacher == "none":
-        args.teacher = None                              # from here on None means: no teacher
     check_flags(args, given)
     fill_in_defaults(args)
     if args.warmup > args.steps:
