@@ -428,11 +428,9 @@ def evaluate(model, batches, each_recursion=False):
     correct_after = [0] * (R + 1)                        # right guesses after 0, 1, ..., R
     total_loss = 0.0
     num_masked = 0
-    num_sequences = min(512, batches.count)
-    num_batches = max(1, num_sequences // batches.batch_size)
+    num_batches = max(1, min(512, batches.count) // batches.batch_size)
     for step in measuring(range(num_batches)):
-        batch = batches.batch(step)
-        ids, positions, labels = to_device(device_of(model), *batch)          # (B, T), (M,), (M,)
+        ids, positions, labels = to_device(device_of(model), *batches.batch(step))
         hidden, _ = model(ids)
         for depth in depths:
             masked_states = hidden[depth].flatten(0, 1)[positions]            # (M, C)
@@ -2014,10 +2012,7 @@ def print_accuracy_after(accuracy_after):
 
 def seconds_of_a_step(distillation, device):
     """Time four passes, forward and backward, with the batch of step 0 -> seconds of the fastest.
-
-    The passes change nothing. FloatingPointError if the sum of the losses, without their weights
-    and over all micro-batches of this process, is not finite in the last pass.
-    """
+    They change nothing. FloatingPointError if the losses of this process are not finite."""
     distillation.student.train()                         # as in the steps that follow
     fastest = math.inf
     for _ in range(4):                                   # the first ones are slower
@@ -2031,9 +2026,9 @@ def seconds_of_a_step(distillation, device):
         if device.type == "cuda":
             torch.cuda.synchronize()
         fastest = min(fastest, time.perf_counter() - begin)
-    last_sum = sum_of_losses.item()
-    if not math.isfinite(last_sum):
-        raise FloatingPointError(f"before the first step the sum of the losses is {last_sum}")
+    if not math.isfinite(sum_of_losses.item()):
+        raise FloatingPointError("before the first step the sum of the losses is "
+                                 f"{sum_of_losses.item()}")
     return fastest
 
 
@@ -2055,8 +2050,7 @@ def print_samples(models, tokenizer, valid_batches, bf16):
     if models["student"].head is None:
         return
     last = valid_batches.count - 1
-    # These are four sequences, evenly spread. In a set each number is only once, so that no
-    # sequence is shown twice if there are fewer than four.
+    # Four numbers, evenly spread, are in the set, or fewer if some of them are equal.
     numbers = sorted({0, last // 3, 2 * last // 3, last})
     for sequence in valid_batches.sequences(numbers):
         ids = sequence.tolist()
