@@ -97,10 +97,8 @@ def attention_loss(student_map, teacher_map):
     """
     check_same_shape(student_map, teacher_map)
     H = student_map.shape[1]
-    log_p = teacher_map
-    log_q = student_map
     # F.kl_div takes its arguments the other way round: its KL(p || q) is kl_div(log q, log p).
-    sum_over_rows = F.kl_div(log_q, log_p, reduction="sum", log_target=True)  # B * H * T rows
+    sum_over_rows = F.kl_div(student_map, teacher_map, reduction="sum", log_target=True)
     return sum_over_rows / H                             # a mean over heads, a sum over tokens
 
 
