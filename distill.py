@@ -766,7 +766,7 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
     last_logged = first_step
     last_log_time = time.perf_counter()
     with noted_signals() as signals:
-        bar = progress_bar(first_step, options.steps, processes)
+        bar = progress_bar(range(first_step, options.steps))
         for step in bar:                                 # counted from 0
             steps_done = step + 1
             evaluate_now, log_now, save_now = what_is_due(steps_done, options)
@@ -952,22 +952,18 @@ def append_to_log(path, line):
         log.write(json.dumps(line) + "\n")
 
 
-def progress_bar(first_step, steps, processes):
-    """Return an iterator over the steps that are left. In the first process it shows a progress
-    bar, if there is a terminal."""
-    disable = None                                       # None: only shown in a terminal
-    if processes.rank > 0:
-        disable = True
-    return tqdm(range(first_step, steps), disable=disable)
-
-
-def measuring(numbers):
-    """Return an iterator over numbers. If the loop takes more than 5 s, the first process shows a
-    progress bar, if there is a terminal."""
+def progress_bar(numbers, **options):
+    """Return an iterator over numbers. The first process shows a progress bar with these options of
+    tqdm, if there is a terminal."""
     disable = None                                       # None: only shown in a terminal
     if dist.is_initialized() and dist.get_rank() > 0:
         disable = True
-    return tqdm(numbers, desc="measuring", delay=5, leave=False, disable=disable)
+    return tqdm(numbers, disable=disable, **options)
+
+
+def measuring(numbers):
+    """Return a progress_bar that appears if the loop takes more than 5 s, and goes at its end."""
+    return progress_bar(numbers, desc="measuring", delay=5, leave=False)
 
 
 def log_line(steps_done, totals, lr, gradient_norm, tokens_per_second):
