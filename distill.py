@@ -92,8 +92,7 @@ def attention_loss(student_map, teacher_map):
         KL(teacher || student) = sum over the columns j of p_j (log p_j - log q_j)
 
     A token has a row in the map of each of the H heads. The result is the mean over the heads,
-    summed over the B * T tokens. All rows count, because the text is packed without padding. With
-    padding, the rows of the padding would count, too.
+    summed over the B * T tokens. The rows of padding would count, too, but the text has none.
     """
     check_same_shape(student_map, teacher_map)
     H = student_map.shape[1]
@@ -363,8 +362,8 @@ class Distillation:
         """Draw a depth for each masked place -> (M,): the number of recursions after which the
         elastic loss takes the place's hidden state.
 
-        A depth is from 1 to R - 1. Like the batch, the depths depend on the seed and the step
-        alone. (If R is 1, all depths are 1, and there is no elastic loss that would use them.)
+        A depth is from 1 to R - 1. If R is 1, it is 1, and no loss uses it. Like the batch, the
+        depths depend on the seed and the step alone.
         """
         R = self.student.config.num_hidden_layers
         rng = np.random.default_rng([self.batches.seed, RNG_DEPTHS, step])
@@ -806,9 +805,8 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
                 last_log_time = time.perf_counter()
             if stop:
                 stop_run(signals, steps_done, options, processes)
-        # A signal may have come after the last look. A single process then stops here. One of
-        # several must not: in stop_run it would wait for the others, which may have got no signal.
-        # It goes on to the end of the with block, where noted_signals raises SystemExit.
+        # A signal may have come after the last look. Then a single process stops here. One of
+        # several would wait in stop_run for others that got none, so noted_signals ends it.
         if signals and processes.world_size == 1:
             stop_run(signals, options.steps, options, processes)
 
@@ -1697,8 +1695,7 @@ def lock_folder(args, script, settings, inputs, processes):
 
 def load_models(args):
     """Load the models of --teacher and --student, and the tokenizer -> {"teacher": MiniALBERT,
-    "student": MiniALBERT}, Tokenizer. A model that was not given is not in the dict. The Tokenizer
-    is that of --tokenizer, else the teacher's, else that of --student."""
+    "student": MiniALBERT}, Tokenizer. A model that was not given is not in the dict."""
     paths = {}
     models = {}
     for name, source in [("teacher", args.teacher), ("student", args.student)]:
@@ -2031,8 +2028,7 @@ def describe_run(distillation, device):
     precision = "bfloat16" if distillation.bf16 else "float32"
     print(f"device   {device}, {precision}")
     if distillation.pairs:
-        # The pairs are counted from 0, but users see them counted from 1.
-        pairs = " ".join(f"{r + 1}-{layer + 1}" for r, layer in distillation.pairs)
+        pairs = " ".join(f"{r + 1}-{layer + 1}" for r, layer in distillation.pairs)  # from 1
         print(f"layers   {pairs} (student-teacher)")
     terms = " + ".join(f"{weight:g} {name}" for name, weight in distillation.loss_weights.items())
     print(f"loss     {terms}")
