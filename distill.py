@@ -1857,10 +1857,9 @@ def student_config(args, teacher, vocab_size):
     for name in SHAPE_FIELDS:
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
-    # Recursions that share a layer would all compute the same. So each of them gets modules of its
-    # own, unless --adapter-size is given, even as 0. In the recipe paper these are adapters, unless
-    # there are corrections already. In the other recipes they are corrections, unless
-    # --correction-rank is given, even as 0.
+    # Recursions that share a layer would all compute the same. So each gets modules of its own,
+    # unless --adapter-size is given, even as 0. These are adapters in the recipe paper, if there
+    # are no corrections. In other recipes they are corrections, unless their rank is given.
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
     if shares_layers and args.adapter_size is None:
         if args.recipe == "paper":
