@@ -5,7 +5,7 @@ r"""Distil a BERT teacher into a recursive student, as in the MiniALBERT paper
         This takes minutes: it uses the small teacher in assets/ and, as text, the
         documentation that is on this machine.
     python distill.py --teacher bert-base-uncased --corpus wiki/ --out out/mini
-        This distils BERT-base on a GPU; a CPU takes the small recipe.
+        This distils BERT-base on a GPU; on a CPU the recipe is quick.
     torchrun --nproc_per_node 8 distill.py --teacher bert-base-uncased \
         --corpus wiki/ --out out/mini
         This does the same on eight GPUs.
@@ -65,10 +65,11 @@ from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initial
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 10.0, "output": 5.0, "embedding": 0.0}
 LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
 LAYER_LOSSES = ("attention", "hidden")      # those that compare the pairs of match_layers
+HEAD_LOSSES = ("mlm", "output", "elastic")  # those that need the MLM head of the student
 # A new loss needs a weight in LOSS_WEIGHTS, its lines in Distillation.compute_losses and its help
-# in add_loss_flags. If it compares these pairs, it also belongs in LAYER_LOSSES. If it needs
-# models of equal size, check_losses should check this. If it needs attention maps, Distillation
-# must ask for them (recursions_with_map).
+# in add_loss_flags. It may also belong in one of the groups above. If it needs models of equal
+# size, check_losses should check this. If it needs attention maps, Distillation must ask for them
+# (recursions_with_map).
 
 
 # ---- The losses -------------------------------------------------------------------------
@@ -96,8 +97,10 @@ def attention_loss(student_map, teacher_map):
     """
     check_same_shape(student_map, teacher_map)
     H = student_map.shape[1]
+    log_p = teacher_map
+    log_q = student_map
     # F.kl_div takes its arguments the other way round: its KL(p || q) is kl_div(log q, log p).
-    sum_over_rows = F.kl_div(student_map, teacher_map, reduction="sum", log_target=True)
+    sum_over_rows = F.kl_div(log_q, log_p, reduction="sum", log_target=True)  # B * H * T rows
     return sum_over_rows / H                             # a mean over heads, a sum over tokens
 
 
@@ -362,8 +365,8 @@ class Distillation:
         """Draw a depth for each masked place -> (M,): the number of recursions after which the
         elastic loss takes the place's hidden state.
 
-        A depth is from 1 to R - 1. If R is 1, it is 1, and no loss uses it. Like the batch, the
-        depths depend on the seed and the step alone.
+        A depth is from 1 to R - 1. (If R is 1, all depths are 1, and no loss uses them.) Like the
+        batch, the depths depend on the seed and the step alone.
         """
         R = self.student.config.num_hidden_layers
         rng = np.random.default_rng([self.batches.seed, RNG_DEPTHS, step])
@@ -379,14 +382,14 @@ def check_losses(student, teacher, loss_weights):
     if not loss_weights:
         raise ValueError("no loss is left: each has the weight 0 or is not possible with this "
                          "teacher")
-    compares_predictions = "output" in loss_weights or "elastic" in loss_weights
-    if (compares_predictions or "mlm" in loss_weights) and student.head is None:
+    if student.head is None and any(name in HEAD_LOSSES for name in loss_weights):
         raise ValueError("the mlm, the output and the elastic loss need a student with an MLM head")
     if teacher is None:
         if set(loss_weights) != {"mlm"}:
             raise ValueError("without a teacher the only loss is mlm, but loss_weights has "
                              f"{', '.join(loss_weights)}")
         return
+    compares_predictions = "output" in loss_weights or "elastic" in loss_weights
     if compares_predictions:
         if teacher.head is None:
             raise ValueError("the output and the elastic loss need a teacher with an MLM head")
@@ -1647,7 +1650,7 @@ def run(args, given):
         seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
         save_every=args.save_every, out=args.out, resume=args.resume)
     loss_weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
-    trains_head = any(name in loss_weights for name in ("mlm", "output", "elastic"))
+    trains_head = any(name in HEAD_LOSSES for name in loss_weights)
     if not trains_head:
         # Training changes the layers. A head that is not trained would no longer fit them.
         student.head = None
