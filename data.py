@@ -345,9 +345,8 @@ def obey_config(backend, path):
     if not os.path.isfile(config_path):
         return
     config = read_json(config_path)
-    # Two classes of transformers are for any kind of tokenizer.json, and they ignore the options.
-    is_any_kind = config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
-    if is_any_kind and os.path.isfile(os.path.join(path, "tokenizer.json")):
+    # Two classes of transformers are for any kind of tokenizer, and they ignore the options.
+    if config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend"):
         return
     if not isinstance(backend.normalizer, tokenizers.normalizers.BertNormalizer):
         return

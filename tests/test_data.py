@@ -1369,13 +1369,6 @@ def test_a_class_for_any_kind_of_tokenizer_does_not_obey_the_config(tmp_path):
         assert Tokenizer(str(tmp_path)).encode(["Paris"]) == [[expected]]
 
 
-@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "TokenizersBackend"])
-def test_a_vocabulary_obeys_the_config_whatever_its_class(kind, tmp_path):
-    vocab_folder(tmp_path, [*SPECIAL_TOKENS, "paris", "Paris"],
-                 {"tokenizer_class": kind, "do_lower_case": True})
-    assert Tokenizer(str(tmp_path)).encode(["Paris"]) == [[5]]
-
-
 @pytest.mark.parametrize("lowercase", [False, True])
 def test_a_saved_tokenizer_json_says_its_case_to_transformers(lowercase, tmp_path):
     words = [*SPECIAL_TOKENS, "paris", "Paris"]
