@@ -391,8 +391,10 @@ ONLY_VALUES = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_
 def read_config(path):
     """Read the config.json of a BERT or of a MiniALBERT, the authors' or ours -> Config."""
     found = read_json(path)
-    # A field that is null is not set.
-    found = {name: value for name, value in found.items() if value is not None}
+    # Where null means only that a field is not set, it counts as missing.
+    for name in ("model_type", "is_decoder"):
+        if name in found and found[name] is None:
+            del found[name]
     with parsing(path, "the config of a BERT or a MiniALBERT"):
         model_type = found.get("model_type", "bert")     # an old config of a BERT has none
         if model_type not in ("bert", "albert", "minialbert"):

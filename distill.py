@@ -1821,7 +1821,10 @@ def make_student(args, teacher, saved_student, vocab_size):
     if num_parameters > MOST_PARAMETERS:
         raise ValueError(f"the student would have {num_parameters:,} parameters, but at most "
                          f"{MOST_PARAMETERS:,} are allowed; make its sizes smaller")
-    student = MiniALBERT(config)                         # initialised as --init sharp says
+    # If the memory is too small, parsing raises MemoryError("the student"). run_command prints it
+    # as "there is not enough memory: the student".
+    with parsing("the student", "small enough for the memory of this machine"):
+        student = MiniALBERT(config)                     # initialised as --init sharp says
     # With --init teacher, train_student() takes the values from the teacher later.
     if args.init == "random":
         initialise(student, sharp=False)

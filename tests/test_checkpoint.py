@@ -867,12 +867,17 @@ def test_a_config_of_a_bert_says_little_and_the_rest_follows(saved):
                                           "model_type")}
     change_config(saved, **changes, other_field=[1])
     config = read_config(saved / "config.json")
-    change_config(saved, **{name: None for name in changes}, is_decoder=None)
+    change_config(saved, model_type=None, is_decoder=None)
     assert read_config(saved / "config.json") == config
     assert config.embedding_size == C
     assert config.num_hidden_groups == R
     assert config.is_bert
     load(saved)
+
+
+def test_null_does_not_hide_what_a_model_computes(saved):
+    change_config(saved, layer_norm_eps=None)
+    refusal(saved, "config.json: .*layer_norm_eps is None")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000, '{"a": 1, "a": 1}'])
