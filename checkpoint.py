@@ -1051,8 +1051,9 @@ def fetch(name, weights=True):
         return name
     if os.path.isfile(name):
         raise ValueError(f"{name}: this is a file; give the folder that it is in")
-    if name.startswith(("/", ".")) or name.count("/") > 1:
-        raise ValueError(f"{name}: there is no such folder")        # no name on the hub looks so
+    could_be_on_hub = not name.startswith(("/", ".")) and name.count("/") <= 1
+    if not could_be_on_hub:
+        raise ValueError(f"{name}: there is no such folder")
     # This is imported here, because the import is slow and most runs do not need it.
     from huggingface_hub import snapshot_download
     try:

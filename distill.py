@@ -332,7 +332,7 @@ class Distillation:
         M = len(positions)                               # masked places in the whole batch
         depths = self.draw_depths(step, M)
         compute = self.choose_function(M)                # compute_losses, perhaps compiled
-        num_masked = max(1, M)                           # losses are divided by it: never by 0
+        num_masked = max(1, M)                           # so that a loss is 0 / 1, not 0 / 0
         T = self.batches.T
         device = device_of(self.student)
         # A micro-batch has the sequences from begin to end - 1. Mostly there is only one, which has
@@ -963,7 +963,7 @@ def progress_bar(numbers, **options):
 
 
 def measuring(numbers):
-    """Return a progress_bar that appears if the loop takes more than 5 s, and goes at its end."""
+    """Return a progress_bar that appears after 5 s and is removed at the end of the loop."""
     return progress_bar(numbers, desc="measuring", delay=5, leave=False)
 
 
@@ -1814,15 +1814,15 @@ def make_student(args, teacher, saved_student, vocab_size):
         student.load_state_dict(student.state_dict() | saved_student.state_dict())
         return student
     config = student_config(args, teacher, vocab_size)
-    # If the memory is too small, the system may end the program without a message. So the student
-    # is first made without memory, to count its parameters.
+    # If a student needs far too much memory, the system may kill the program without a message. So
+    # its parameters are counted first. On the device meta tensors have shapes, but no memory.
     with torch.device("meta"):
         num_parameters = count_parameters(MiniALBERT(config))["stored"]
     if num_parameters > MOST_PARAMETERS:
         raise ValueError(f"the student would have {num_parameters:,} parameters, but at most "
                          f"{MOST_PARAMETERS:,} are allowed; make its sizes smaller")
-    # If the memory is too small, parsing raises MemoryError("the student"). run_command prints it
-    # as "there is not enough memory: the student".
+    # If there is still too little memory, parsing raises MemoryError("the student"). run_command
+    # prints it as "there is not enough memory: the student".
     with parsing("the student", "small enough for the memory of this machine"):
         student = MiniALBERT(config)                     # initialised as --init sharp says
     # With --init teacher, train_student() takes the values from the teacher later.
@@ -2045,7 +2045,7 @@ def print_samples(models, tokenizer, valid_batches, bf16):
     if models["student"].head is None:
         return
     last = valid_batches.count - 1
-    # Four numbers, evenly spread, are in the set, or fewer if some of them are equal.
+    # The set has four numbers, evenly spread; in a short text some are equal, so it has fewer.
     numbers = sorted({0, last // 3, 2 * last // 3, last})
     for sequence in valid_batches.sequences(numbers):
         ids = sequence.tolist()

@@ -366,7 +366,7 @@ def collate(features, is_qa):
         length = len(feature.ids)
         ids[row, :length] = feature.ids
         mask[row, :length] = True
-        if feature.num_before > 1:                       # more than [CLS]: this text is the second
+        if feature.num_before > 1:                       # [CLS] and a first text stand before it
             segments[row, feature.num_before:length] = 1
         if is_qa:
             labels[row] = feature.labels
@@ -479,7 +479,7 @@ class TaskLoss:
             # The places of the targets are found here, on the CPU. To index by True and False on a
             # GPU, the program would have to wait until the GPU has counted the True values.
             target_indices = np.flatnonzero(is_target[rows])                  # (N,)
-            targets = labels[rows][is_target[rows]].astype(np.float32)        # (N,), in this order
+            targets = labels[rows][is_target[rows]].astype(np.float32)        # (N,)
             # The arrays stand in the order in which compute_losses takes them.
             tensors = to_device(device, ids[rows], mask[rows], segments[rows], target_indices,
                                 targets)
@@ -586,7 +586,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
         ids, mask, segments = to_device(torch.device("cpu"), *sample)
         fit_adapters_to_identity(encoder, ids, mask, segments)
     for name, parameter in encoder.named_parameters():
-        is_trained = mode in ("all", "random")           # with "head" nothing in the encoder is
+        is_trained = mode in ("all", "random")           # "head": nothing in the encoder
         if mode == "adapters":
             is_trained = "_adapters." in name or name.startswith("corrections.")
         parameter.requires_grad_(is_trained)
