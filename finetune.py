@@ -1904,8 +1904,10 @@ def example_of_line(line, task, location="the text"):
         num_texts = 2
     if len(texts) != num_texts:
         needed = describe_number_of_texts(task)
-        raise ValueError(f"{location} {line!r:.60}: this model needs {needed}; a tab separates two "
-                         "texts")
+        message = f"{location} {line!r:.60}: this model needs {needed}; a tab separates two texts"
+        if task.kind == "tagging":
+            message += "; for a file of words and tags say --evaluate --test FILE"
+        raise ValueError(message)
     text = texts[0]
     if task.kind == "tagging":
         text = split_words(text)

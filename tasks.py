@@ -1055,8 +1055,11 @@ def write_predictions(out, task, split_name, examples, predictions):
     else:
         file_name = f"{split_name}.jsonl"
         for example, (prediction, probabilities) in zip(examples, predictions):
-            lines.append(json.dumps({"key": example.id, "gold": example.label,
-                                     "prediction": prediction, "probabilities": probabilities}))
+            row = {"key": example.id, "gold": example.label, "prediction": prediction,
+                   "probabilities": probabilities}
+            if task.kind == "tagging":
+                row["words"] = example.text              # each tag belongs to one of them
+            lines.append(json.dumps(row))
     with replace_file(os.path.join(out, file_name)) as file:
         for line in lines:
             file.write(f"{line}\n".encode())

@@ -1045,6 +1045,8 @@ def test_a_line_to_predict_becomes_an_example():
     line = "Gene\u0300ve, \u0939\u093f\u0928\u094d\u0926\u0940! a b"
     assert example_of_line(line, task).text == words
     assert example_of_line("\u0301 a\u0301 b", task).text == ["\u0301", "a\u0301", "b"]
+    with pytest.raises(ValueError, match="for a file of words and tags say --evaluate --test FILE"):
+        example_of_line("john\tB-x", task)
     task = make_task_of_kind("qa")
     with pytest.raises(ValueError, match="^a.txt:7 'who': this model needs two texts"):
         example_of_line("who", task, "a.txt:7")

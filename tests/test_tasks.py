@@ -1256,6 +1256,16 @@ def test_predictions_are_written_with_the_ids_and_the_true_labels(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["test.jsonl"]
 
 
+def test_predicted_tags_are_written_with_their_words(tmp_path):
+    task = make_task_of_kind("tagging", ["B-PER", "I-PER", "O"])
+    example = Example(["Ada", "sleeps"], None, ["B-PER", "O"], "0", "")
+    write_predictions(str(tmp_path), task, "dev", [example], [(["O", "O"], {})])
+    line = (tmp_path / "dev.jsonl").read_text()
+    assert json.loads(line) == {
+        "key": "0", "gold": ["B-PER", "O"], "prediction": ["O", "O"], "probabilities": {},
+        "words": ["Ada", "sleeps"]}
+
+
 @pytest.mark.parametrize("name, split, file", [
     ("sst2", "dev", "dev.jsonl"), ("sst2", "test", "SST-2.tsv"),
     ("mnli", "dev_matched", "dev_matched.jsonl"), ("mnli", "test_matched", "MNLI-m.tsv"),
