@@ -84,24 +84,26 @@ def mlm_loss(logits, labels):
     return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
+def kl_divergence(log_p, log_q):
+    """Compute KL(p || q) = sum of p (log p - log q) for each row, summed over all rows.
+
+    log_p and log_q have the same shape; their rows are the logarithms of the teacher's and the
+    student's probabilities.
+    """
+    # F.kl_div takes its arguments the other way round.
+    return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+
+
 def attention_loss(student_map, teacher_map):
     """Compare the attention maps of a recursion and a layer, log-probabilities (B, H, T, T).
 
-    Row i of a map says where token i looks. For the teacher's row p and the student's row q the
-    divergence is
-
-        KL(teacher || student) = sum over the columns j of p_j (log p_j - log q_j)
-
-    A token has a row in the map of each of the H heads. The result is the mean over the heads,
-    summed over the B * T tokens. The rows of padding would count, too, but the text has none.
+    Row i of a map says where token i looks. The loss of a row is KL(p || q). Each token has H rows,
+    one in the map of each head. The result is the mean over the heads, summed over the B * T
+    tokens. The rows of padding would count, too, but the text has none.
     """
     check_same_shape(student_map, teacher_map)
     H = student_map.shape[1]
-    log_p = teacher_map
-    log_q = student_map
-    # F.kl_div takes its arguments the other way round: its KL(p || q) is kl_div(log q, log p).
-    sum_over_rows = F.kl_div(log_q, log_p, reduction="sum", log_target=True)  # B * H * T rows
-    return sum_over_rows / H                             # a mean over heads, a sum over tokens
+    return kl_divergence(teacher_map, student_map) / H
 
 
 def hidden_loss(student_states, teacher_states, mask=None):
@@ -119,7 +121,7 @@ def hidden_loss(student_states, teacher_states, mask=None):
 
 
 def output_loss(student_logits, teacher_logits, temperature=1.0):
-    """Compare predictions, logits (M, V): temperature^2 * KL(teacher || student), summed over M.
+    """Compare predictions, logits (M, V): temperature^2 * KL(p || q), summed over the M places.
 
     A temperature above 1 flattens both distributions and makes the gradient smaller, by a factor of
     about temperature^2. So the divergence is multiplied by this factor (Hinton et al. 2015).
@@ -134,10 +136,9 @@ def output_loss(student_logits, teacher_logits, temperature=1.0):
         teacher_logits = teacher_logits / temperature
     # Dimension 1 is the vocabulary. With -1, the same dimension, torch.compile would not see that
     # mlm_loss computes the student's log_softmax, too, and would compute it twice.
-    log_student = student_logits.log_softmax(1)
-    log_teacher = teacher_logits.log_softmax(1)
-    divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
-    return temperature**2 * divergence
+    log_q = student_logits.log_softmax(1)
+    log_p = teacher_logits.log_softmax(1)
+    return temperature**2 * kl_divergence(log_p, log_q)
 
 
 def check_same_shape(first, second):
