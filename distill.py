@@ -192,16 +192,25 @@ def match_layers(num_recursions, num_layers):
     return pairs
 
 
+def take_masked(states, positions):
+    """Take the hidden states of the masked places -> (m, C).
+
+    states (b, T, C): the hidden states of all tokens
+    positions (m,): the m masked places of the b sequences, indices into the flattened ids
+    """
+    return states.flatten(0, 1)[positions]
+
+
 def states_after(hidden, positions, depths):
     """Take the hidden state of each masked place after its own number of recursions -> (m, C).
 
     hidden: the list of states from MiniALBERT.forward: (b, T, C) after 0, 1, ..., R recursions
-    positions (m,): the m masked places of b sequences, indices into the flattened ids
+    positions (m,): see take_masked
     depths (m,): for each masked place the number of recursions, from 1 to R - 1
     """
     states = []                                          # states[d - 1] is after d recursions
     for state in hidden[1:-1]:
-        states.append(state.flatten(0, 1)[positions])    # (m, C)
+        states.append(take_masked(state, positions))     # (m, C)
     states = torch.stack(states)                         # (R - 1, m, C)
     # Torch takes two index tensors in pairs: row i of the result is states[depths[i] - 1, i].
     i = torch.arange(len(positions), device=positions.device)                 # 0, 1, ..., m - 1
@@ -281,14 +290,15 @@ class Distillation:
         num_masked: M, the number of masked places in the whole batch, but at least 1
         """
         hidden, attention = self.student(ids, maps=self.recursions_with_map)
-        if "mlm" in self.loss_weights or "output" in self.loss_weights:
-            masked_states = hidden[-1].flatten(0, 1)[positions]               # (m, C)
-            logits = self.student.predict(masked_states)                      # (m, V)
         if self.needs_teacher:
             # The teacher's parameters are frozen, so no gradient is computed for it.
             teacher_hidden, teacher_attention = self.teacher(ids, maps=self.layers_with_map)
+
+        if "mlm" in self.loss_weights or "output" in self.loss_weights:
+            masked_states = take_masked(hidden[-1], positions)                # (m, C)
+            logits = self.student.predict(masked_states)                      # (m, V)
         if "output" in self.loss_weights or "elastic" in self.loss_weights:
-            teacher_states = teacher_hidden[-1].flatten(0, 1)[positions]      # (m, C)
+            teacher_states = take_masked(teacher_hidden[-1], positions)       # (m, C)
             teacher_logits = self.teacher.predict(teacher_states)             # (m, V)
 
         losses = {}
@@ -434,7 +444,7 @@ def evaluate(model, batches, each_recursion=False):
         ids, positions, labels = to_device(device_of(model), *batches.batch(step))
         hidden, _ = model(ids)
         for depth in depths:
-            masked_states = hidden[depth].flatten(0, 1)[positions]            # (M, C)
+            masked_states = take_masked(hidden[depth], positions)             # (M, C)
             logits = model.predict(masked_states)                             # (M, V)
             is_correct = logits.argmax(-1) == labels                          # (M,)
             correct_after[depth] += is_correct.sum().item()
