@@ -225,6 +225,8 @@ class Distillation:
         of LOSS_NAMES; "elastic" is the output loss after an earlier recursion, which is drawn at
         random for each masked place
     temperature: of the output loss and the elastic loss
+
+    The other arguments are for memory and speed:
     micro_batch_size: sequences that go through the models at once; 0: all that this process has of
         the batch. If the processes cannot share a batch evenly, some of them need one more pass:
         see split_batch
@@ -249,9 +251,7 @@ class Distillation:
         self.batches = batches
         self.loss_weights = loss_weights
         self.temperature = temperature
-        self.bf16 = bf16
         self.tokens_per_step = batches.batch_size * batches.T
-        self.micro_batch_bounds = split_batch(batches.batch_size, micro_batch_size, processes)
         self.needs_teacher = any(name != "mlm" for name in loss_weights)
         self.pairs = []                                  # (student's recursion, teacher's layer)
         if any(name in LAYER_LOSSES for name in loss_weights):
@@ -262,18 +262,16 @@ class Distillation:
         if "attention" in loss_weights:
             self.recursions_with_map = [r for r, _ in self.pairs]
             self.layers_with_map = [layer for _, layer in self.pairs]
+        # What follows is for memory and speed.
+        self.bf16 = bf16
+        self.micro_batch_bounds = split_batch(batches.batch_size, micro_batch_size, processes)
         # These two compute the same as compute_losses; choose_function takes one for each batch.
-        self.compute_any_batch = self.compute_losses     # perhaps compiled: see below
+        self.compute_any_batch = self.compute_losses
         self.compute_usual_batch = None                  # a CUDA graph; None: there is none
         if compile_losses:
             self.compute_any_batch = torch.compile(self.compute_losses)
         if cuda_graphs:
-            if not compile_losses:
-                raise ValueError("CUDA graphs are only for compiled losses")
-            if len(self.micro_batch_bounds) > 1:
-                # A CUDA graph writes its results, the gradients too, to the same memory each time.
-                # So the gradients of a micro-batch would be lost when the next one begins.
-                raise ValueError("CUDA graphs and micro-batches do not go together")
+            check_cuda_graphs(compile_losses, self.micro_batch_bounds)
             self.compute_usual_batch = torch.compile(self.compute_losses,
                                                      options={"triton.cudagraphs": True})
 
@@ -334,30 +332,31 @@ class Distillation:
         Their sums over the micro-batches of all processes are the means over the whole batch.
         (The means of the attention and the hidden losses are added up over the pairs.)
         """
-        # These are numpy arrays. Below, to_device makes tensors of each micro-batch's part of them.
-        ids, positions, labels = self.batches.batch(step)     # (B, T), (M,), (M,): the whole batch
-        shape = (self.batches.batch_size, self.batches.T)
-        if ids.shape != shape:                           # sequences beyond B would not be used
-            raise ValueError(f"the batch of step {step} has the shape {ids.shape}, but batch_size "
-                             f"and T of the batches say {shape}")
+        # These are numpy arrays of the whole batch. Below, to_device makes tensors of their parts.
+        ids, positions, labels = self.batches.batch(step)     # (B, T), (M,), (M,)
+        check_batch_shape(ids, self.batches, step)
         M = len(positions)                               # masked places in the whole batch
-        depths = self.draw_depths(step, M)
-        compute = self.choose_function(M)                # compute_losses, perhaps compiled
+        depths = self.draw_depths(step, M)               # (M,)
         num_masked = max(1, M)                           # so that a loss is 0 / 1, not 0 / 0
-        T = self.batches.T
+        compute = self.choose_function(M)                # compute_losses, perhaps compiled
         device = device_of(self.student)
-        # A micro-batch has the sequences from begin to end - 1. Mostly there is only one, which has
-        # all sequences. Then is_inside is True everywhere, and nothing is shifted.
-        for begin, end in self.micro_batch_bounds:
-            # The first of them starts at begin * T in the flattened ids of the batch, but at 0 in
-            # those of the micro-batch.
-            is_inside = (begin * T <= positions) & (positions < end * T)      # (M,)
-            shifted_positions = positions[is_inside] - begin * T              # (m,)
-            micro_batch = to_device(device, ids[begin:end], shifted_positions,
-                                    labels[is_inside], depths[is_inside])
+        for begin, end in self.micro_batch_bounds:       # mostly one micro-batch, the whole batch
+            parts = cut_micro_batch(begin, end, ids, positions, labels, depths)
+            micro_batch = to_device(device, *parts)      # (b, T), (m,), (m,), (m,)
             with autocast(device, self.bf16):
                 losses = compute(*micro_batch, num_masked)
             yield losses
+
+    def draw_depths(self, step, M):
+        """Draw a depth for each masked place -> (M,): the number of recursions after which the
+        elastic loss takes the place's hidden state.
+
+        A depth is from 1 to R - 1. (If R is 1, all depths are 1, and no loss uses them.) Like the
+        batch, the depths depend on the seed and the step alone.
+        """
+        R = self.student.config.num_hidden_layers
+        rng = np.random.default_rng([self.batches.seed, RNG_DEPTHS, step])
+        return rng.integers(1, max(2, R), size=M)
 
     def choose_function(self, M):
         """Return the function that computes the losses of a batch with M masked places.
@@ -371,17 +370,6 @@ class Distillation:
         if self.compute_usual_batch is not None and M == usual_number:
             return self.compute_usual_batch
         return self.compute_any_batch
-
-    def draw_depths(self, step, M):
-        """Draw a depth for each masked place -> (M,): the number of recursions after which the
-        elastic loss takes the place's hidden state.
-
-        A depth is from 1 to R - 1. (If R is 1, all depths are 1, and no loss uses them.) Like the
-        batch, the depths depend on the seed and the step alone.
-        """
-        R = self.student.config.num_hidden_layers
-        rng = np.random.default_rng([self.batches.seed, RNG_DEPTHS, step])
-        return rng.integers(1, max(2, R), size=M)
 
 
 def check_losses(student, teacher, loss_weights):
@@ -1186,6 +1174,28 @@ def split_batch(batch_size, micro_batch_size, processes):
     return [(begin, begin + size) for begin in begins]
 
 
+def check_batch_shape(ids, batches, step):
+    """Raise ValueError if ids is not (B, T). Sequences beyond B would not be used."""
+    shape = (batches.batch_size, batches.T)
+    if ids.shape != shape:
+        raise ValueError(f"the batch of step {step} has the shape {ids.shape}, but batch_size "
+                         f"and T of the batches say {shape}")
+
+
+def cut_micro_batch(begin, end, ids, positions, labels, depths):
+    """Take the sequences from begin to end - 1 of a batch, and what belongs to their masked places.
+
+    The four arrays are (B, T), (M,), (M,) and (M,) for the batch. Those that are returned are
+    (b, T), (m,), (m,) and (m,) for the micro-batch.
+    """
+    T = ids.shape[1]
+    is_inside = (begin * T <= positions) & (positions < end * T)              # (M,)
+    # The first of these sequences starts at begin * T in the flattened ids of the batch, but at 0
+    # in those of the micro-batch.
+    shifted_positions = positions[is_inside] - begin * T                      # (m,)
+    return ids[begin:end], shifted_positions, labels[is_inside], depths[is_inside]
+
+
 def sum_over_processes(model, totals, processes):
     """Replace the gradients and the losses {name: scalar} by their sums over all processes.
 
@@ -1248,6 +1258,16 @@ def uses_bf16(flag, device):
             raise ValueError("this GPU does not know bfloat16, which is the default on a GPU: say "
                              "--no-bf16")
     return bf16
+
+
+def check_cuda_graphs(compile_losses, micro_batch_bounds):
+    """Raise ValueError if the losses of a Distillation cannot be computed as a CUDA graph."""
+    if not compile_losses:
+        raise ValueError("CUDA graphs are only for compiled losses")
+    if len(micro_batch_bounds) > 1:
+        # A CUDA graph writes its results, the gradients too, to the same memory each time. So the
+        # gradients of a micro-batch would be lost when the next one begins.
+        raise ValueError("CUDA graphs and micro-batches do not go together")
 
 
 def cast_linear_layers(model):
