@@ -141,12 +141,6 @@ def output_loss(student_logits, teacher_logits, temperature=1.0):
     return temperature**2 * kl_divergence(log_p, log_q)
 
 
-def check_same_shape(first, second):
-    """Raise ValueError if two shapes differ. Without this torch might repeat the smaller tensor."""
-    if first.shape != second.shape:
-        raise ValueError(f"the shapes {list(first.shape)} and {list(second.shape)} must be equal")
-
-
 def teacher_layer_number(r, num_recursions, num_layers):
     """Return the number of the teacher's layer in which recursion r ends; both count from 0.
 
@@ -164,11 +158,6 @@ def teacher_layer_number(r, num_recursions, num_layers):
     return num_begun - 1                                 # the last of these, counted from 0
 
 
-def can_match_layers(num_recursions, num_layers):
-    """Return True if one of the two numbers divides the other."""
-    return num_layers % num_recursions == 0 or num_recursions % num_layers == 0
-
-
 def match_layers(num_recursions, num_layers):
     """Pair recursions of a student with layers of its teacher: [(recursion, layer)], from 0.
 
@@ -178,12 +167,7 @@ def match_layers(num_recursions, num_layers):
     recursions and 6 layers, every second recursion learns. ValueError if neither number divides the
     other.
     """
-    if not can_match_layers(num_recursions, num_layers):
-        divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
-        raise ValueError(f"{num_recursions} recursions cannot be spread evenly over the "
-                         f"teacher's {num_layers} layers. Give a fresh student {divisors} or a "
-                         f"multiple of {num_layers} (--num-hidden-layers), or leave out the losses "
-                         "that compare layers (--attention-weight 0 --hidden-weight 0)")
+    check_match(num_recursions, num_layers)
     pairs = []
     for r in range(num_recursions):
         ends_with_a_layer = (r + 1) * num_layers % num_recursions == 0
@@ -372,41 +356,6 @@ class Distillation:
         return self.compute_any_batch
 
 
-def check_losses(student, teacher, loss_weights):
-    """Raise ValueError if a loss is not possible with these models. teacher may be None."""
-    for name in loss_weights:
-        if name not in LOSS_NAMES:
-            raise ValueError(f"loss_weights has {name!r}, but the losses are "
-                             f"{', '.join(LOSS_NAMES)}")
-    if not loss_weights:
-        raise ValueError("no loss is left: each has the weight 0 or is not possible with this "
-                         "teacher")
-    if student.head is None and any(name in HEAD_LOSSES for name in loss_weights):
-        raise ValueError("the mlm, the output and the elastic loss need a student with an MLM head")
-    if teacher is None:
-        if set(loss_weights) != {"mlm"}:
-            raise ValueError("without a teacher the only loss is mlm, but loss_weights has "
-                             f"{', '.join(loss_weights)}")
-        return
-    compares_predictions = "output" in loss_weights or "elastic" in loss_weights
-    if compares_predictions:
-        if teacher.head is None:
-            raise ValueError("the output and the elastic loss need a teacher with an MLM head")
-        check_same(teacher, student, "vocab_size",
-                   "to allow this, say --output-weight 0 --elastic 0")
-    if "elastic" in loss_weights and student.config.num_hidden_layers == 1:
-        raise ValueError("the elastic loss needs a student of more than one recursion")
-    if any(name in LAYER_LOSSES for name in loss_weights):
-        # This call only checks: it raises ValueError if the layers cannot be paired.
-        match_layers(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
-    if "hidden" in loss_weights or "embedding" in loss_weights:
-        check_same(teacher, student, "hidden_size",
-                   "to allow this, say --hidden-weight 0 --embedding-weight 0")
-    if "attention" in loss_weights:
-        check_same(teacher, student, "num_attention_heads",
-                   "to allow this, say --attention-weight 0")
-
-
 @torch.inference_mode()
 def evaluate(model, batches, each_recursion=False):
     """Measure MLM accuracy and loss (nats) -> {"accuracy": ..., "loss": ...}.
@@ -468,35 +417,6 @@ def start_from_teacher(student, teacher, ids):
     start_corrections(student, teacher)
     if student.head is not None and teacher.head is not None:
         start_head(student, teacher)
-
-
-def check_start(student, teacher):
-    """Raise ValueError if the student cannot start from this teacher."""
-    for field in ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
-                  "max_position_embeddings", "type_vocab_size"):
-        check_same(teacher, student, field, "to allow this, say --init sharp")
-    G = student.config.num_hidden_groups
-    L = teacher.config.num_hidden_layers                 # layers of the teacher
-    if G > L:
-        raise ValueError(f"--num-hidden-groups {G}: the teacher has only {L} layers; use --init "
-                         "sharp")
-    E = student.config.embedding_size
-    teacher_E = teacher.config.embedding_size
-    if E > teacher_E:
-        raise ValueError(f"--embedding-size {E}: the teacher's is only {teacher_E}; use --init "
-                         "sharp")
-    if E < teacher_E and student.embeddings.project is None:
-        raise ValueError(f"--embedding-size {E}: this is the student's hidden_size, so it has no "
-                         "projection, and the teacher's embeddings cannot be factorised; use "
-                         "--init sharp")
-
-
-def check_same(teacher, student, field, remark):
-    """Raise ValueError if a field differs in the two Configs. Its message ends with the remark."""
-    theirs = getattr(teacher.config, field)
-    ours = getattr(student.config, field)
-    if theirs != ours:
-        raise ValueError(f"{field} of the teacher is {theirs}, of the student {ours}; {remark}")
 
 
 def start_embeddings(student_embeddings, teacher_embeddings, ids):
@@ -814,6 +734,92 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
 
 
 # ---- From here on: plumbing -------------------------------------------------------------
+
+# ---- Checks of models and tensors -------------------------------------------------------
+
+def check_same_shape(first, second):
+    """Raise ValueError if two shapes differ. Without this torch might repeat the smaller tensor."""
+    if first.shape != second.shape:
+        raise ValueError(f"the shapes {list(first.shape)} and {list(second.shape)} must be equal")
+
+
+def can_match_layers(num_recursions, num_layers):
+    """Return True if one of the two numbers divides the other."""
+    return num_layers % num_recursions == 0 or num_recursions % num_layers == 0
+
+
+def check_match(num_recursions, num_layers):
+    """Raise ValueError if neither of the two numbers divides the other."""
+    if not can_match_layers(num_recursions, num_layers):
+        divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
+        raise ValueError(f"{num_recursions} recursions cannot be spread evenly over the "
+                         f"teacher's {num_layers} layers. Give a fresh student {divisors} or a "
+                         f"multiple of {num_layers} (--num-hidden-layers), or leave out the losses "
+                         "that compare layers (--attention-weight 0 --hidden-weight 0)")
+
+
+def check_losses(student, teacher, loss_weights):
+    """Raise ValueError if a loss is not possible with these models. teacher may be None."""
+    for name in loss_weights:
+        if name not in LOSS_NAMES:
+            raise ValueError(f"loss_weights has {name!r}, but the losses are "
+                             f"{', '.join(LOSS_NAMES)}")
+    if not loss_weights:
+        raise ValueError("no loss is left: each has the weight 0 or is not possible with this "
+                         "teacher")
+    if student.head is None and any(name in HEAD_LOSSES for name in loss_weights):
+        raise ValueError("the mlm, the output and the elastic loss need a student with an MLM head")
+    if teacher is None:
+        if set(loss_weights) != {"mlm"}:
+            raise ValueError("without a teacher the only loss is mlm, but loss_weights has "
+                             f"{', '.join(loss_weights)}")
+        return
+    compares_predictions = "output" in loss_weights or "elastic" in loss_weights
+    if compares_predictions:
+        if teacher.head is None:
+            raise ValueError("the output and the elastic loss need a teacher with an MLM head")
+        check_same(teacher, student, "vocab_size",
+                   "to allow this, say --output-weight 0 --elastic 0")
+    if "elastic" in loss_weights and student.config.num_hidden_layers == 1:
+        raise ValueError("the elastic loss needs a student of more than one recursion")
+    if any(name in LAYER_LOSSES for name in loss_weights):
+        check_match(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
+    if "hidden" in loss_weights or "embedding" in loss_weights:
+        check_same(teacher, student, "hidden_size",
+                   "to allow this, say --hidden-weight 0 --embedding-weight 0")
+    if "attention" in loss_weights:
+        check_same(teacher, student, "num_attention_heads",
+                   "to allow this, say --attention-weight 0")
+
+
+def check_start(student, teacher):
+    """Raise ValueError if the student cannot start from this teacher."""
+    for field in ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
+                  "max_position_embeddings", "type_vocab_size"):
+        check_same(teacher, student, field, "to allow this, say --init sharp")
+    G = student.config.num_hidden_groups
+    L = teacher.config.num_hidden_layers                 # layers of the teacher
+    if G > L:
+        raise ValueError(f"--num-hidden-groups {G}: the teacher has only {L} layers; use --init "
+                         "sharp")
+    E = student.config.embedding_size
+    teacher_E = teacher.config.embedding_size
+    if E > teacher_E:
+        raise ValueError(f"--embedding-size {E}: the teacher's is only {teacher_E}; use --init "
+                         "sharp")
+    if E < teacher_E and student.embeddings.project is None:
+        raise ValueError(f"--embedding-size {E}: this is the student's hidden_size, so it has no "
+                         "projection, and the teacher's embeddings cannot be factorised; use "
+                         "--init sharp")
+
+
+def check_same(teacher, student, field, remark):
+    """Raise ValueError if a field differs in the two Configs. Its message ends with the remark."""
+    theirs = getattr(teacher.config, field)
+    ours = getattr(student.config, field)
+    if theirs != ours:
+        raise ValueError(f"{field} of the teacher is {theirs}, of the student {ours}; {remark}")
+
 
 # ---- The beginning and the end of a run -------------------------------------------------
 
