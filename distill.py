@@ -592,11 +592,7 @@ def training_step(model, objective, optimizer, step, options, processes):
     finite: train() calls check_finite_step for this. The gradients must be empty before the step,
     and they are empty after it.
     """
-    # What dropout draws depends on the flags, the step and the process alone, so a resumed run
-    # draws the same. Each step of each process gets a seed of its own if there are at most
-    # 1,000,003 steps and 1009 processes.
-    seed_of_step = options.seed * 1_000_003 + step
-    torch.manual_seed(seed_of_step * 1009 + processes.rank)
+    seed_dropout(options.seed, step, processes)
     model.train()
     totals = {"loss": 0.0}                               # sums over the micro-batches
     for name in objective.loss_weights:
@@ -633,22 +629,14 @@ def learning_rate(step, options):
 
 
 def make_optimizer(model, weight_decay):
-    """Make AdamW for all parameters that are trained; biases and LayerNorms do not decay.
-
-    Its state (two running means and a count for each parameter) is what torch itself would make
-    at the first step. It is made here, so that it can be restored before the first step.
-    """
+    """Make AdamW for all parameters that are trained; biases and LayerNorms do not decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay},
               {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, fused=True)
-    for parameter in trained:
-        optimizer.state[parameter] = {
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-            "step": torch.zeros((), device=parameter.device)}
+    make_optimizer_state(optimizer, trained)
     return optimizer
 
 
@@ -862,6 +850,28 @@ def begin_or_resume(model, options, settings, processes):
     step_tensor = torch.tensor(first_step, device=processes.device)
     broadcast([step_tensor, *tensors.values()], processes)
     return RunState(optimizer, tensors, step_tensor.item(), log_size, settings)
+
+
+def make_optimizer_state(optimizer, trained):
+    """Give AdamW its state for the trained parameters: two running means and a count for each.
+
+    It is what torch itself would make at the first step. It is made here, so that it can be
+    restored before the first step.
+    """
+    for parameter in trained:
+        optimizer.state[parameter] = {
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+            "step": torch.zeros((), device=parameter.device)}
+
+
+def seed_dropout(seed, step, processes):
+    """Seed what dropout draws in a step. It depends on the seed, the step and the process alone, so
+    a resumed run draws the same."""
+    # Each step of each process gets a seed of its own if there are at most 1,000,003 steps and 1009
+    # processes.
+    seed_of_step = seed * 1_000_003 + step
+    torch.manual_seed(seed_of_step * 1009 + processes.rank)
 
 
 def state_path(options):
