@@ -589,8 +589,8 @@ def training_step(model, objective, optimizer, step, options, processes):
     Returns three things: the losses {name: scalar}, with their weighted sum as "loss"; the learning
     rate; the norm of the gradient. The losses and the norm are tensors, because reading their
     values would make the program wait for the GPU. So it is not checked here that the norm is
-    finite: train() calls check_finite_step for this. The gradients must be empty before the step,
-    and they are empty after it.
+    finite: Recorder.after_step does this. The gradients must be empty before the step, and they are
+    empty after it.
     """
     seed_dropout(options.seed, step, processes)
     model.train()
@@ -657,68 +657,16 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
     ends the program. If there are several processes, they first go on to the next step that logs or
     saves, so that all stop after the same step (see must_stop).
     """
-    first_step = run_state.first_step
-    is_main = processes.rank == 0
-    log_path = os.path.join(options.out, "log.jsonl")
-
-    def save_checkpoint(steps_done):
-        save_training_state(state_path(options), run_state.tensors, steps_done,
-                            os.path.getsize(log_path), run_state.settings)
-        save_model()
-
-    if is_main:
-        cut_log(log_path, run_state.log_size)
-        if first_step > 0:
-            # The run may have been killed after its checkpoint and before its model was saved.
-            save_model()
+    recorder = Recorder(objective, run_state, options, evaluate_model, save_model, processes)
     model.zero_grad(set_to_none=True)                    # each step adds to the gradients
-    last_logged = first_step
-    last_log_time = time.perf_counter()
     with noted_signals() as signals:
-        bar = progress_bar(range(first_step, options.steps))
+        bar = progress_bar(range(run_state.first_step, options.steps))
         for step in bar:                                 # counted from 0
-            steps_done = step + 1
-            evaluate_now, log_now, save_now = what_is_due(steps_done, options)
             totals, lr, gradient_norm = training_step(
                 model, objective, run_state.optimizer, step, options, processes)
-            stop = must_stop(signals, look_now=log_now or save_now, processes=processes)
-            if stop:
-                save_now = True                          # a run that stops writes a checkpoint
-            # Reading a value from a GPU interrupts its work. So a step on a GPU is checked only if
-            # it is logged or saved. A nan stays in the weights, so a later check finds it. If only
-            # the norm has overflowed, clipping has made the gradients 0, which does no harm.
-            if log_now or save_now or processes.device.type == "cpu":
-                check_finite_step(steps_done, totals, gradient_norm, lr)
-
-            if is_main and log_now:
-                seconds = time.perf_counter() - last_log_time
-                num_tokens = objective.tokens_per_step * (steps_done - last_logged)
-                line = log_line(steps_done, totals, lr, gradient_norm, num_tokens / seconds)
-                if evaluate_now:
-                    line |= held_out_scores(evaluate_model, steps_done)
-                append_to_log(log_path, line)
-
-            if is_main and save_now:
-                save_checkpoint(steps_done)
-            if is_main and log_now:
-                try:
-                    show_progress(bar, line, options.steps, evaluate_now)
-                except OSError:
-                    # A pipe was closed, such as that to `head`. The run ends, but loses nothing.
-                    if not save_now:
-                        save_checkpoint(steps_done)
-                    raise
-            if log_now:
-                # The speed in the next line of the log is measured from here. So the evaluation and
-                # the checkpoint of this step do not lower it.
-                last_logged = steps_done
-                last_log_time = time.perf_counter()
-            if stop:
-                stop_run(signals, steps_done, options, processes)
-        # A signal may have come after the last look. Then a single process stops here. One of
-        # several would wait in stop_run for others that got none, so noted_signals ends it.
-        if signals and processes.world_size == 1:
-            stop_run(signals, options.steps, options, processes)
+            # This logs, evaluates and saves, each if it is due. After a signal it ends the program.
+            recorder.after_step(step + 1, totals, lr, gradient_norm, signals, bar)
+        recorder.after_last_step(signals)
 
 
 # ---- From here on: plumbing -------------------------------------------------------------
@@ -893,6 +841,102 @@ def training_state(model, optimizer):
             for key, tensor in optimizer.state[parameter].items():
                 state[f"{key}.{name}"] = tensor
     return state
+
+
+class Recorder:
+    """What train() does beside the steps: it writes the log and the checkpoints, and it ends the
+    program after a signal.
+
+    The arguments are those of train(). In a resumed run the lines that the log has after the
+    checkpoint are cut off, and the model is saved.
+    """
+
+    def __init__(self, objective, run_state, options, evaluate_model, save_model, processes):
+        self.objective = objective
+        self.run_state = run_state
+        self.options = options
+        self.evaluate_model = evaluate_model
+        self.save_model = save_model
+        self.processes = processes
+        self.is_main = processes.rank == 0
+        self.log_path = os.path.join(options.out, "log.jsonl")
+        if self.is_main:
+            cut_log(self.log_path, run_state.log_size)
+            if run_state.first_step > 0:
+                # The run may have been killed after its checkpoint and before its model was saved.
+                save_model()
+        self.start_clock(run_state.first_step)
+
+    def start_clock(self, steps_done):
+        """Measure the speed in the next line of the log from here."""
+        self.last_logged = steps_done
+        self.last_log_time = time.perf_counter()
+
+    def tokens_per_second(self, steps_done):
+        """Return the speed since start_clock was called."""
+        seconds = time.perf_counter() - self.last_log_time
+        num_steps = steps_done - self.last_logged
+        num_tokens = num_steps * self.objective.tokens_per_step
+        return num_tokens / seconds
+
+    def after_step(self, steps_done, totals, lr, gradient_norm, signals, bar):
+        """Do what is due after a step.
+
+        totals, lr, gradient_norm: what training_step returned
+        signals: the list of noted_signals
+        bar: the progress_bar
+        """
+        evaluate_now, log_now, save_now = what_is_due(steps_done, self.options)
+        look_now = log_now or save_now
+        stop = must_stop(signals, look_now, self.processes)
+        if stop:
+            save_now = True                              # a run that stops writes a checkpoint
+        # Reading a value from a GPU interrupts its work. So a step on a GPU is checked only if it
+        # is logged or saved. A nan stays in the weights, so a later check finds it. If only the
+        # norm has overflowed, clipping has made the gradients 0, which does no harm.
+        is_on_cpu = self.processes.device.type == "cpu"
+        if log_now or save_now or is_on_cpu:
+            check_finite_step(steps_done, totals, gradient_norm, lr)
+
+        if self.is_main and log_now:
+            speed = self.tokens_per_second(steps_done)
+            line = log_line(steps_done, totals, lr, gradient_norm, speed)
+            if evaluate_now:
+                line |= held_out_scores(self.evaluate_model, steps_done)
+            append_to_log(self.log_path, line)
+
+        if self.is_main and save_now:
+            self.save_checkpoint(steps_done)
+        if self.is_main and log_now:
+            try:
+                show_progress(bar, line, self.options.steps, evaluate_now)
+            except OSError:
+                # A pipe was closed, such as that to `head`. The run ends, but loses nothing.
+                if not save_now:
+                    self.save_checkpoint(steps_done)
+                raise
+        if log_now:
+            # So the evaluation and the checkpoint of this step do not lower the speed.
+            self.start_clock(steps_done)
+        if stop:
+            stop_run(signals, steps_done, self.options, self.processes)
+
+    def save_checkpoint(self, steps_done):
+        """Write the state of the training, and then the model."""
+        path = state_path(self.options)
+        log_size = os.path.getsize(self.log_path)
+        run_state = self.run_state
+        save_training_state(path, run_state.tensors, steps_done, log_size, run_state.settings)
+        self.save_model()
+
+    def after_last_step(self, signals):
+        """End the program if a signal has come after the last look.
+
+        A single process stops here. One of several would wait in stop_run for others that got none,
+        so noted_signals ends it.
+        """
+        if signals and self.processes.world_size == 1:
+            stop_run(signals, self.options.steps, self.options, self.processes)
 
 
 def what_is_due(steps_done, options):
