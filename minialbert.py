@@ -274,6 +274,23 @@ class Attention(nn.Module):
         B, T, C = x.shape
         return x.view(B, T, self.num_heads, C // self.num_heads).transpose(1, 2)
 
+    def log_attention_map(self, query, key, mask):
+        """Compute log softmax(query key^T / sqrt(D)) of each head -> (B, H, T, T).
+
+        query and key (B, H, T, D); mask (B, 1, 1, T) or None: see forward.
+        """
+        D = query.shape[-1]
+        # The query is divided before the multiplication, because mostly it has fewer numbers than
+        # the scores: B * H * T * D, not B * H * T * T.
+        scores = (query / D**0.5) @ key.transpose(2, 3)  # (B, H, T, T)
+        # Under autocast the scores are bfloat16. The softmax and the loss that compares the maps
+        # are computed in float32. In bfloat16 each of them would round once more.
+        scores = scores.float()
+        if mask is not None:
+            # With -inf the KL divergence would compute -inf - (-inf), which is nan.
+            scores = scores.masked_fill(~mask, -1e9)
+        return scores.log_softmax(-1)
+
     def forward(self, x, mask=None, want_map=False, correction=None):
         """Let each token look at all tokens that are not padding.
 
@@ -291,18 +308,8 @@ class Attention(nn.Module):
         value = self.split_heads(value)
         log_map = None
         if want_map:
-            D = query.shape[-1]
-            # This is query @ key / sqrt(D). The query is divided before the multiplication, because
-            # mostly it has fewer numbers than the scores: B * H * T * D, not B * H * T * T.
-            scores = (query / D**0.5) @ key.transpose(2, 3)                   # (B, H, T, T)
-            # Under autocast the scores are bfloat16. The softmax and the loss that compares the
-            # maps are computed in float32. In bfloat16 each of them would round once more.
-            scores = scores.float()
-            if mask is not None:
-                # With -inf the KL divergence would compute -inf - (-inf), which is nan.
-                scores = scores.masked_fill(~mask, -1e9)
             # The map is taken before dropout: what the student has to match must not be random.
-            log_map = scores.log_softmax(-1)
+            log_map = self.log_attention_map(query, key, mask)                    # (B, H, T, T)
             attention_probs = F.dropout(log_map.exp(), self.dropout_prob, self.training)
             # Under autocast the values are bfloat16, so the probabilities are cast to their dtype.
             context = attention_probs.to(value.dtype) @ value                 # (B, H, T, D)
