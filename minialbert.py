@@ -70,17 +70,7 @@ class Config:
     correction_rank: int = 0                    # K; 0: no corrections
 
     def __post_init__(self):
-        for field in fields(self):
-            check_field(field.name, field.type, getattr(self, field.name))
-        if self.hidden_size % self.num_attention_heads != 0:
-            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by "
-                             f"num_attention_heads {self.num_attention_heads}")
-        if self.num_hidden_groups > self.num_hidden_layers:
-            raise ValueError(f"num_hidden_groups {self.num_hidden_groups} is more than "
-                             f"num_hidden_layers {self.num_hidden_layers}")
-        if self.correction_rank > min(self.hidden_size, self.intermediate_size):
-            raise ValueError(f"correction_rank {self.correction_rank} is more than hidden_size "
-                             f"{self.hidden_size} or intermediate_size {self.intermediate_size}")
+        check_config(self)
 
     @property
     def is_bert(self):
@@ -92,31 +82,6 @@ class Config:
         factorised = self.embedding_size != self.hidden_size
         has_additions = self.adapter_size > 0 or self.correction_rank > 0
         return shares_nothing and not factorised and not has_additions
-
-
-def check_field(name, kind, value):
-    """Raise ValueError if a field of Config has a wrong type or is out of range.
-
-    A config.json may come from anywhere, so the limits refuse the most absurd sizes, and the
-    messages show at most 60 characters of a value (!r:.60).
-    """
-    if kind is bool:
-        if type(value) is not bool:
-            raise ValueError(f"{name} is {value!r:.60}, but must be true or false")
-        return
-    if kind is float:
-        if type(value) not in (int, float) or not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value!r:.60}, but must be a number from 0 to 1")
-        return
-    smallest = 1
-    if name in ("adapter_size", "correction_rank"):
-        smallest = 0                                     # 0 means: none
-    largest = 2**24                                      # the limit of widths and tables
-    if name in ("num_hidden_layers", "num_hidden_groups", "num_attention_heads"):
-        largest = 2**10
-    if type(value) is not int or not smallest <= value <= largest:
-        raise ValueError(f"{name} is {value!r:.60}, but must be an integer from {smallest} to "
-                         f"{largest}")
 
 
 class LayerNorm(nn.LayerNorm):
@@ -428,6 +393,17 @@ class MiniALBERT(nn.Module):
         layer_numbers = split_evenly(R, G)               # a layer for each of the R recursions
         return self.layers[layer_numbers[r]]
 
+    def own_parts(self, r):
+        """Return what recursion r has of its own: its two adapters, or None, and its Correction, or
+        None."""
+        adapters = None
+        if self.config.adapter_size > 0:
+            adapters = self.attention_adapters[r], self.feed_forward_adapters[r]
+        correction = None
+        if self.config.correction_rank > 0:
+            correction = self.corrections[r]
+        return adapters, correction
+
     def forward(self, ids, mask=None, segments=None, maps=()):
         """Run the encoder on the token numbers ids (B, T).
 
@@ -443,7 +419,7 @@ class MiniALBERT(nn.Module):
         max_position_embeddings.
         """
         maps = list(maps)                                # an iterator could be read only once
-        self.check_inputs(ids, mask, segments, maps)
+        check_inputs(self.config, ids, mask, segments, maps)
         if mask is not None:
             mask = mask.bool()[:, None, None, :]         # (B, 1, 1, T): no token looks at padding
         x = self.embeddings(ids, segments)               # (B, T, C)
@@ -451,44 +427,13 @@ class MiniALBERT(nn.Module):
         attention = {}
         for r in range(self.config.num_hidden_layers):
             layer = self.layer_of_recursion(r)           # with G = 1 it is always the same layer
-            adapters = None
-            if self.config.adapter_size > 0:
-                adapters = self.attention_adapters[r], self.feed_forward_adapters[r]
-            correction = None
-            if self.config.correction_rank > 0:
-                correction = self.corrections[r]
+            adapters, correction = self.own_parts(r)     # None for what it does not have
             want_map = r in maps
             x, log_map = layer(x, mask, want_map, adapters, correction)
             hidden.append(x)
             if want_map:
                 attention[r] = log_map
         return hidden, attention
-
-    def check_inputs(self, ids, mask, segments, maps):
-        """Raise ValueError if forward() cannot use its arguments.
-
-        It cannot if maps names a recursion that the model does not have, if ids is not (B, T), if
-        mask or segments has another shape than ids, or if mask has negative numbers. (In some
-        libraries a mask is added to the scores. Such a mask is negative at padding.)
-        """
-        R = self.config.num_hidden_layers
-        for r in maps:
-            if r not in range(R):
-                raise ValueError(f"maps: {r} is not a recursion; they are 0 to {R - 1}")
-        if ids.ndim != 2:
-            raise ValueError(f"ids is {list(ids.shape)}, not (B, T)")
-        if mask is not None:
-            if mask.shape != ids.shape:
-                raise ValueError(f"mask is {list(mask.shape)}, ids is {list(ids.shape)}: they must "
-                                 "have the same shape")
-            # Reading a value from a GPU makes the program wait. A boolean mask cannot be negative,
-            # so it is not read.
-            if mask.dtype != torch.bool and (mask < 0).any():
-                raise ValueError("mask has negative numbers, but it must be 1 at real tokens and 0 "
-                                 "at padding")
-        if segments is not None and segments.shape != ids.shape:
-            raise ValueError(f"segments is {list(segments.shape)}, ids is {list(ids.shape)}: they "
-                             "must have the same shape")
 
     def predict(self, states):
         """Turn the last hidden states (M, C) of M places into logits over the vocabulary (M, V).
@@ -511,6 +456,63 @@ class MiniALBERT(nn.Module):
             x = x @ self.embeddings.project.weight       # (M, C) @ (C, E) -> (M, E)
         return F.linear(x, self.embeddings.word.weight, self.head.bias)
 
+
+@torch.no_grad()
+def initialise(model, sharp=True):
+    """Set the initial values: weights normal with standard deviation 0.02, biases 0, the weights
+    of LayerNorms 1.
+
+    With sharp=False this is all. Hugging Face's BERT starts like this, too, except that the row of
+    [PAD] in its word table is 0. With sharp=True five changes follow. The first two make the
+    attention maps sharp from the start: a token looks more at some tokens than at others.
+    """
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            nn.init.ones_(parameter)
+        elif parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.02)
+        else:
+            nn.init.zeros_(parameter)
+    if not sharp:
+        return
+    # 1. The weights of query and key get the standard deviation 0.08. Then, for inputs of variance
+    # 1, a number of a query or a key has 0.08 * sqrt(C), and an attention score 0.08**2 * C. This
+    # is 0.8 for C = 128 and 4.9 for C = 768. With 0.02 it would be 0.05 for C = 128, and the first
+    # maps would be almost uniform.
+    for layer in model.layers:
+        layer.attention.query.weight.mul_(4)
+        layer.attention.key.weight.mul_(4)
+    # 2. The weights of the projection from E to C get the standard deviation 1 / sqrt(E). So its
+    # output is about as large as its input, which comes from a LayerNorm. With 0.02 the output
+    # would be small, and the first recursion's map would be almost uniform.
+    if model.embeddings.project is not None:
+        E = model.config.embedding_size
+        model.embeddings.project.weight.mul_(E**-0.5 / 0.02)
+    # 3. An adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input.
+    for adapter in list(model.attention_adapters) + list(model.feed_forward_adapters):
+        adapter.up.weight.zero_()
+    # 4. A correction's `up` is 0, so that up @ down is 0 and the shared matrix is used unchanged.
+    for correction in model.corrections:
+        for low_rank in correction.values():
+            low_rank.up.zero_()
+    # 5. The position table holds sinusoids, so that the order of words is visible from the first
+    # step. Like the normal numbers before, they have the root mean square 0.02: in each pair of
+    # columns sin**2 + cos**2 is 1, so a row of sinusoids has 1 / sqrt(2) (if its width is even),
+    # and it is multiplied by 0.02 * sqrt(2).
+    num_positions, width = model.embeddings.position.weight.shape
+    model.embeddings.position.weight.copy_(0.02 * 2**0.5 * sinusoids(num_positions, width))
+
+
+def sinusoids(num_positions, width):
+    """Compute the position encodings of Vaswani et al. 2017 -> (num_positions, width)."""
+    position = torch.arange(num_positions)[:, None]      # (num_positions, 1)
+    column = torch.arange(width)                         # (width,)
+    even_column = column - column % 2                    # columns 2i and 2i + 1 have the same angle
+    angle = position / 10000 ** (even_column / width)    # (num_positions, width)
+    return torch.where(column % 2 == 0, angle.sin(), angle.cos())
+
+
+# ---- From here on: plumbing -------------------------------------------------------------
 
 def keep_recursions(model, num_kept):
     """Keep only the first num_kept recursions of a model, and the layers that they apply, in place.
@@ -570,61 +572,6 @@ def merge_corrections(model):
     return merged.train(model.training)
 
 
-@torch.no_grad()
-def initialise(model, sharp=True):
-    """Set the initial values: weights normal with standard deviation 0.02, biases 0, the weights
-    of LayerNorms 1.
-
-    With sharp=False this is all. Hugging Face's BERT starts like this, too, except that the row of
-    [PAD] in its word table is 0. With sharp=True five changes follow. The first two make the
-    attention maps sharp from the start: a token looks more at some tokens than at others.
-    """
-    for name, parameter in model.named_parameters():
-        if name.endswith("norm.weight"):
-            nn.init.ones_(parameter)
-        elif parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.02)
-        else:
-            nn.init.zeros_(parameter)
-    if not sharp:
-        return
-    # 1. The weights of query and key get the standard deviation 0.08. Then, for inputs of variance
-    # 1, a number of a query or a key has 0.08 * sqrt(C), and an attention score 0.08**2 * C. This
-    # is 0.8 for C = 128 and 4.9 for C = 768. With 0.02 it would be 0.05 for C = 128, and the first
-    # maps would be almost uniform.
-    for layer in model.layers:
-        layer.attention.query.weight.mul_(4)
-        layer.attention.key.weight.mul_(4)
-    # 2. The weights of the projection from E to C get the standard deviation 1 / sqrt(E). So its
-    # output is about as large as its input, which comes from a LayerNorm. With 0.02 the output
-    # would be small, and the first recursion's map would be almost uniform.
-    if model.embeddings.project is not None:
-        E = model.config.embedding_size
-        model.embeddings.project.weight.mul_(E**-0.5 / 0.02)
-    # 3. An adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input.
-    for adapter in list(model.attention_adapters) + list(model.feed_forward_adapters):
-        adapter.up.weight.zero_()
-    # 4. A correction's `up` is 0, so that up @ down is 0 and the shared matrix is used unchanged.
-    for correction in model.corrections:
-        for low_rank in correction.values():
-            low_rank.up.zero_()
-    # 5. The position table holds sinusoids, so that the order of words is visible from the first
-    # step. Like the normal numbers before, they have the root mean square 0.02: in each pair of
-    # columns sin**2 + cos**2 is 1, so a row of sinusoids has 1 / sqrt(2) (if its width is even),
-    # and it is multiplied by 0.02 * sqrt(2).
-    num_positions, width = model.embeddings.position.weight.shape
-    model.embeddings.position.weight.copy_(0.02 * 2**0.5 * sinusoids(num_positions, width))
-
-
-def sinusoids(num_positions, width):
-    """Compute the position encodings of Vaswani et al. 2017 -> (num_positions, width)."""
-    position = torch.arange(num_positions)[:, None]      # (num_positions, 1)
-    column = torch.arange(width)                         # (width,)
-    even_column = column - column % 2                    # columns 2i and 2i + 1 have the same angle
-    angle = position / 10000 ** (even_column / width)    # (num_positions, width)
-    return torch.where(column % 2 == 0, angle.sin(), angle.cos())
-
-
 def count_parameters(model):
     """Count a model's parameters: {part: number}.
 
@@ -646,3 +593,70 @@ def count_parameters(model):
     counts["body"] = stored - counts["head"]
     counts["applied"] = stored - counts["layers"] + one_layer * model.config.num_hidden_layers
     return counts
+
+
+def check_config(config):
+    """Raise ValueError if a field of a Config is wrong or contradicts another one."""
+    for field in fields(config):
+        check_field(field.name, field.type, getattr(config, field.name))
+    if config.hidden_size % config.num_attention_heads != 0:
+        raise ValueError(f"hidden_size {config.hidden_size} is not divisible by "
+                         f"num_attention_heads {config.num_attention_heads}")
+    if config.num_hidden_groups > config.num_hidden_layers:
+        raise ValueError(f"num_hidden_groups {config.num_hidden_groups} is more than "
+                         f"num_hidden_layers {config.num_hidden_layers}")
+    if config.correction_rank > min(config.hidden_size, config.intermediate_size):
+        raise ValueError(f"correction_rank {config.correction_rank} is more than hidden_size "
+                         f"{config.hidden_size} or intermediate_size {config.intermediate_size}")
+
+
+def check_field(name, kind, value):
+    """Raise ValueError if a field of Config has a wrong type or is out of range.
+
+    A config.json may come from anywhere, so the limits refuse the most absurd sizes, and the
+    messages show at most 60 characters of a value (!r:.60).
+    """
+    if kind is bool:
+        if type(value) is not bool:
+            raise ValueError(f"{name} is {value!r:.60}, but must be true or false")
+        return
+    if kind is float:
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value!r:.60}, but must be a number from 0 to 1")
+        return
+    smallest = 1
+    if name in ("adapter_size", "correction_rank"):
+        smallest = 0                                     # 0 means: none
+    largest = 2**24                                      # the limit of widths and tables
+    if name in ("num_hidden_layers", "num_hidden_groups", "num_attention_heads"):
+        largest = 2**10
+    if type(value) is not int or not smallest <= value <= largest:
+        raise ValueError(f"{name} is {value!r:.60}, but must be an integer from {smallest} to "
+                         f"{largest}")
+
+
+def check_inputs(config, ids, mask, segments, maps):
+    """Raise ValueError if MiniALBERT.forward cannot use its arguments.
+
+    It cannot if maps names a recursion that the model does not have, if ids is not (B, T), if
+    mask or segments has another shape than ids, or if mask has negative numbers. (In some
+    libraries a mask is added to the scores. Such a mask is negative at padding.)
+    """
+    R = config.num_hidden_layers
+    for r in maps:
+        if r not in range(R):
+            raise ValueError(f"maps: {r} is not a recursion; they are 0 to {R - 1}")
+    if ids.ndim != 2:
+        raise ValueError(f"ids is {list(ids.shape)}, not (B, T)")
+    if mask is not None:
+        if mask.shape != ids.shape:
+            raise ValueError(f"mask is {list(mask.shape)}, ids is {list(ids.shape)}: they must "
+                             "have the same shape")
+        # Reading a value from a GPU makes the program wait. A boolean mask cannot be negative,
+        # so it is not read.
+        if mask.dtype != torch.bool and (mask < 0).any():
+            raise ValueError("mask has negative numbers, but it must be 1 at real tokens and 0 "
+                             "at padding")
+    if segments is not None and segments.shape != ids.shape:
+        raise ValueError(f"segments is {list(segments.shape)}, ids is {list(ids.shape)}: they "
+                         "must have the same shape")
