@@ -507,9 +507,6 @@ def start_corrections(student, teacher):
     """Start each correction from the difference between two matrices: the teacher's minus the
     shared one. The teacher's layer is the one that is as deep as the recursion (see
     teacher_layer_number).
-
-    The difference is cut down to rank K: its K largest singular values are kept, which gives the
-    nearest matrix of that rank. Each factor is scaled by the square roots of these values.
     """
     R = student.config.num_hidden_layers
     L = teacher.config.num_hidden_layers                 # layers of the teacher
@@ -520,20 +517,31 @@ def start_corrections(student, teacher):
         for name, name_in_layer in CORRECTED.items():
             shared = shared_layer.get_parameter(name_in_layer)
             difference = teacher_layer.get_parameter(name_in_layer) - shared
-            if not difference.isfinite().all():
-                raise ValueError("the teacher's layers are too large to compute with")
             low_rank = correction[name]
-            if not difference.any():
-                # The shared matrix is the teacher's already, so the correction has to be 0. The SVD
-                # would make up and down 0. Then both their gradients would be 0, too, and the
-                # correction could never change. So up alone is 0; down keeps its random values.
+            if difference.any():
+                up, down = nearest_of_rank(K, difference)
+                low_rank.up.copy_(up)
+                low_rank.down.copy_(down)
+            else:
+                # The shared matrix is the teacher's already, so the correction has to be 0. If up
+                # and down were both 0, so would be their gradients, and the correction could never
+                # change. So up alone is 0; down keeps its random values.
                 low_rank.up.zero_()
-                continue
-            # Now difference is left @ diag(singular_values) @ right; the largest value is first.
-            left, singular_values, right = torch.linalg.svd(difference, full_matrices=False)
-            root = singular_values[:K].sqrt()            # (K,)
-            low_rank.up.copy_(left[:, :K] * root)
-            low_rank.down.copy_(root[:, None] * right[:K])
+
+
+def nearest_of_rank(K, matrix):
+    """Factor the matrix of rank K that is nearest to a matrix (m, n) -> up (m, K), down (K, n).
+
+    It keeps the K largest singular values. Each factor is scaled by their square roots.
+    """
+    if not matrix.isfinite().all():
+        raise ValueError("the teacher's layers are too large to compute with")
+    # The matrix is left @ diag(singular_values) @ right; the largest value is first.
+    left, singular_values, right = torch.linalg.svd(matrix, full_matrices=False)
+    root = singular_values[:K].sqrt()                    # (K,)
+    up = left[:, :K] * root
+    down = root[:, None] * right[:K]
+    return up, down
 
 
 def start_head(student, teacher):
