@@ -129,16 +129,19 @@ def output_loss(student_logits, teacher_logits, temperature=1.0):
     check_same_shape(student_logits, teacher_logits)
     if student_logits.dim() != 2:
         raise ValueError(f"logits have the shape {list(student_logits.shape)}, not (M, V)")
-    student_logits = student_logits.float()
-    teacher_logits = teacher_logits.float()
+    log_q = log_probabilities(student_logits, temperature)
+    log_p = log_probabilities(teacher_logits, temperature)
+    return temperature**2 * kl_divergence(log_p, log_q)
+
+
+def log_probabilities(logits, temperature):
+    """Compute log softmax(logits / temperature) -> (M, V)."""
+    logits = logits.float()
     if temperature != 1:                                 # dividing by 1 would only take memory
-        student_logits = student_logits / temperature
-        teacher_logits = teacher_logits / temperature
+        logits = logits / temperature
     # Dimension 1 is the vocabulary. With -1, the same dimension, torch.compile would not see that
     # mlm_loss computes the student's log_softmax, too, and would compute it twice.
-    log_q = student_logits.log_softmax(1)
-    log_p = teacher_logits.log_softmax(1)
-    return temperature**2 * kl_divergence(log_p, log_q)
+    return logits.log_softmax(1)
 
 
 def teacher_layer_number(r, num_recursions, num_layers):
