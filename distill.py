@@ -63,13 +63,6 @@ from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initial
 # These are the weights of the losses; the embedding loss is only for ablations. The weight of the
 # elastic loss depends on the recipe, and --recipe paper has the authors' weights: see RECIPES.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 10.0, "output": 5.0, "embedding": 0.0}
-LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
-LAYER_LOSSES = ("attention", "hidden")      # those that compare the pairs of match_layers
-HEAD_LOSSES = ("mlm", "output", "elastic")  # those that need the MLM head of the student
-# A new loss needs a weight in LOSS_WEIGHTS, its lines in Distillation.compute_losses and its help
-# in add_loss_flags. It may also belong in one of the groups above. If it needs models of equal
-# size, check_losses should check this. If it needs attention maps, Distillation must ask for them
-# (recursions_with_map).
 
 
 # ---- The losses -------------------------------------------------------------------------
@@ -683,6 +676,15 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
 # ---- From here on: plumbing -------------------------------------------------------------
 
 # ---- Checks of models and tensors -------------------------------------------------------
+
+LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
+LAYER_LOSSES = ("attention", "hidden")      # those that compare the pairs of match_layers
+HEAD_LOSSES = ("mlm", "output", "elastic")  # those that need the MLM head of the student
+# A new loss needs a weight in LOSS_WEIGHTS, its lines in Distillation.compute_losses and its help
+# in add_loss_flags. It may also belong in one of the groups above. If it needs models of equal
+# size, check_losses should check this. If it needs attention maps, Distillation must ask for them
+# (recursions_with_map).
+
 
 def check_same_shape(first, second):
     """Raise ValueError if two shapes differ. Without this torch might repeat the smaller tensor."""
