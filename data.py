@@ -74,10 +74,26 @@ def mask_tokens(ids, tokenizer, rng):
     Returns the masked ids (B, T), the positions (M,) of the chosen tokens in the flattened ids, in
     increasing order, and the labels (M,), the true tokens at these positions.
     """
+    positions = choose_positions(ids, tokenizer, rng)    # (M,)
+    masked_ids = ids.flatten()                           # (B * T,), a copy
+    labels = masked_ids[positions]                       # (M,)
+    draws = rng.random(len(positions)).tolist()          # a number in [0, 1) for each position
+    random_tokens = rng.choice(tokenizer.ordinary_ids, len(positions)).tolist()
+    for position, draw, random_token in zip(positions.tolist(), draws, random_tokens):
+        if draw < 0.8:
+            masked_ids[position] = tokenizer.mask_id     # 80 %: [MASK] takes its place
+        elif draw < 0.9:
+            masked_ids[position] = random_token          # 10 %: a random one takes its place
+        else:
+            pass                                         # 10 %: it stays, and must be predicted
+    return masked_ids.reshape(ids.shape), positions, labels
+
+
+def choose_positions(ids, tokenizer, rng):
+    """Choose the tokens of ids (B, T) to mask -> (M,): see mask_tokens."""
     B, T = ids.shape
-    flat_ids = ids.ravel()                               # (B * T,)
-    is_special = np.isin(ids, tokenizer.special_ids)     # (B, T)
     n = num_to_mask(T)                                   # tokens to choose in each sequence
+    is_special = np.isin(ids, tokenizer.special_ids)     # (B, T)
     # Each token draws a random number in [0, 1). In each sequence the n tokens with the smallest
     # numbers are chosen. Special tokens get 2.0, so that they come last.
     random_numbers = rng.random((B, T))
@@ -89,20 +105,7 @@ def mask_tokens(ids, tokenizer, rng):
     # If a sequence has fewer than n ordinary tokens, special ones were chosen, too. They are taken
     # out again here. Mostly there is no such sequence, and M is B * n.
     is_special_position = is_special.ravel()[positions]  # (B * n,)
-    positions = positions[~is_special_position]          # (M,)
-
-    labels = flat_ids[positions]                         # (M,)
-    masked_ids = flat_ids.copy()
-    draws = rng.random(len(positions)).tolist()          # a number in [0, 1) for each position
-    random_tokens = rng.choice(tokenizer.ordinary_ids, len(positions)).tolist()
-    for position, draw, random_token in zip(positions.tolist(), draws, random_tokens):
-        if draw < 0.8:
-            masked_ids[position] = tokenizer.mask_id     # 80 %: [MASK] takes its place
-        elif draw < 0.9:
-            masked_ids[position] = random_token          # 10 %: a random one takes its place
-        else:
-            pass                                         # 10 %: it stays, and must be predicted
-    return masked_ids.reshape(B, T), positions, labels
+    return positions[~is_special_position]
 
 
 # Each of these numbers stands for a purpose of random numbers. A generator is seeded with [seed,
@@ -120,8 +123,7 @@ class MaskedBatches:
 
     So a resumed run needs to restore nothing here. A sequence is [CLS], T - 2 tokens, [SEP]; there
     is no padding. Each epoch has each sequence once, in an order of its own. Tokens at the end that
-    do not fill a sequence are never used. ValueError if T is below 3, if the tokens are too few for
-    one sequence, or if they are not one array of numbers.
+    do not fill a sequence are never used. ValueError if check_tokens refuses the tokens.
 
     tokens: an array, or a list, of the token numbers of all documents, one after the other, each
         with a [SEP] at its end
@@ -133,15 +135,8 @@ class MaskedBatches:
         self.T = T
         self.batch_size = batch_size
         self.seed = seed
-        if self.tokens.ndim != 1 or self.tokens.dtype.kind not in "iu":       # whole numbers
-            raise ValueError("tokens must be one array of token numbers, but its shape is "
-                             f"{self.tokens.shape} and its dtype {self.tokens.dtype}")
-        if T < 3:
-            raise ValueError(f"a sequence of {T} has no room for a token beside [CLS] and [SEP]")
-        self.count = len(tokens) // (T - 2)              # sequences in an epoch
-        if self.count == 0:
-            raise ValueError(f"{len(tokens)} tokens are too few for one sequence of {T} "
-                             "with its [CLS] and [SEP]; it takes more text or a smaller length")
+        check_tokens(self.tokens, T)
+        self.count = len(self.tokens) // (T - 2)         # sequences in an epoch
         self.cached_order = None                         # the order of the epoch used last
         self.cached_epoch = None                         # the number of that epoch
 
@@ -194,6 +189,19 @@ DECIDING_CHARACTERS = 10_000        # this many at a document's beginning decide
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
 SAMPLE = 20_000                     # characters that count_characters looks at
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
+
+
+def check_tokens(tokens, T):
+    """Raise ValueError if tokens are not one array of whole numbers, if they are too few for a
+    sequence of T, or if T is below 3."""
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":                     # whole numbers
+        raise ValueError("tokens must be one array of token numbers, but its shape is "
+                         f"{tokens.shape} and its dtype {tokens.dtype}")
+    if T < 3:
+        raise ValueError(f"a sequence of {T} has no room for a token beside [CLS] and [SEP]")
+    if len(tokens) < T - 2:
+        raise ValueError(f"{len(tokens)} tokens are too few for one sequence of {T} with its [CLS] "
+                         "and [SEP]; it takes more text or a smaller length")
 
 
 # ---- Tokenizers -------------------------------------------------------------------------

@@ -66,11 +66,11 @@ LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 10.0, "output": 5.0, "em
 
 
 # ---- The losses -------------------------------------------------------------------------
-# Each of these functions returns a sum over tokens or masked places. Distillation.compute_losses
-# divides it by their number in the whole batch: attention_loss and hidden_loss by the number of
-# tokens, mlm_loss and output_loss by the number of masked places. They return no means, because a
-# batch can be cut into micro-batches, to save memory or to share it among processes. The losses and
-# gradients of these must add up to those of the whole batch (gradient accumulation).
+# README's losses are means over the tokens or the masked places of a batch. Each function here
+# returns the sum, and Distillation.compute_losses divides it by the number of tokens or masked
+# places. A batch may be cut into micro-batches, to save memory or to share it among processes. Then
+# the sum of each part is divided by the number in the whole batch. So the losses and gradients of
+# the parts add up to those of the whole batch (gradient accumulation).
 
 def mlm_loss(logits, labels):
     """Compute the cross-entropy (nats) of logits (M, V) with true tokens (M,), summed over M."""
@@ -140,10 +140,10 @@ def log_probabilities(logits, temperature):
 def teacher_layer_number(r, num_recursions, num_layers):
     """Return the number of the teacher's layer in which recursion r ends; both count from 0.
 
-    Imagine student and teacher as two rulers of the same length, one cut into recursions, the other
-    into layers. For r = 0, 1, 2, ... the layers are
+    All recursions together do the work of all layers. So one recursion does that of num_layers /
+    num_recursions layers. For r = 0, 1, 2, ... the layers are
 
-        6 recursions, 12 layers:    1 3 5 7 9 11           (each recursion is as long as two layers)
+        6 recursions, 12 layers:    1 3 5 7 9 11           (each recursion stands for two layers)
         12 recursions, 6 layers:    0 0 1 1 2 2 3 3 4 4 5 5
         4 recursions, 6 layers:     1 2 4 5
 
@@ -157,19 +157,17 @@ def teacher_layer_number(r, num_recursions, num_layers):
 def match_layers(num_recursions, num_layers):
     """Pair recursions of a student with layers of its teacher: [(recursion, layer)], from 0.
 
-    Usually each recursion learns from a layer. The layers are evenly spread and the last one is
-    always used: with 6 recursions and 12 layers, as in the paper, the pairs are (0, 1), (1, 3),
-    ..., (5, 11). If there are more recursions than layers, some recursions learn from none: with 12
-    recursions and 6 layers, every second recursion learns. ValueError if neither number divides the
-    other.
+    Usually each recursion learns from the layer in which it ends: with 6 recursions and 12 layers,
+    as in the paper, the pairs are (0, 1), (1, 3), ..., (5, 11). If several recursions end in one
+    layer, only the last of them learns from it: with 12 recursions and 6 layers the pairs are
+    (1, 0), (3, 1), ..., (11, 5). ValueError if neither number divides the other.
     """
     check_match(num_recursions, num_layers)
-    pairs = []
+    recursion_of_layer = {}
     for r in range(num_recursions):
-        ends_with_a_layer = (r + 1) * num_layers % num_recursions == 0
-        if ends_with_a_layer:                            # otherwise recursion r learns from none
-            pairs.append((r, teacher_layer_number(r, num_recursions, num_layers)))
-    return pairs
+        layer = teacher_layer_number(r, num_recursions, num_layers)
+        recursion_of_layer[layer] = r                    # a later recursion replaces an earlier one
+    return [(r, layer) for layer, r in recursion_of_layer.items()]
 
 
 def take_masked(states, positions):
@@ -352,47 +350,6 @@ class Distillation:
         return self.compute_any_batch
 
 
-@torch.inference_mode()
-def evaluate(model, batches, each_recursion=False):
-    """Measure MLM accuracy and loss (nats) -> {"accuracy": ..., "loss": ...}.
-
-    each_recursion: also measure "accuracy_after", a list of R + 1 accuracies: of the predictions
-        from the embeddings, from the states after one recursion, after two, and so on
-
-    Up to 512 sequences of the held-out part are measured, in whole batches, but at least one batch.
-    The sequences are drawn at random, but they and their masked places are always the same. If the
-    held-out part has fewer sequences than a batch, they are used several times. The model is left
-    in eval mode. ValueError if no token is masked.
-    """
-    model.eval()
-    R = model.config.num_hidden_layers
-    depths = [R]                                         # only after all R recursions
-    if each_recursion:
-        depths = range(R + 1)                            # after 0, 1, ..., R recursions
-    correct_after = [0] * (R + 1)                        # right guesses after 0, 1, ..., R
-    total_loss = 0.0
-    num_masked = 0
-    num_batches = max(1, min(512, batches.count) // batches.batch_size)
-    for step in measuring(range(num_batches)):
-        ids, positions, labels = to_device(device_of(model), *batches.batch(step))
-        hidden, _ = model(ids)
-        for depth in depths:
-            masked_states = take_masked(hidden[depth], positions)             # (M, C)
-            logits = model.predict(masked_states)                             # (M, V)
-            is_correct = logits.argmax(-1) == labels                          # (M,)
-            correct_after[depth] += is_correct.sum().item()
-            if depth == R:                               # the logits are those of the whole model
-                total_loss += mlm_loss(logits, labels).item()
-        num_masked += len(labels)
-    if num_masked == 0:
-        raise ValueError("no token of the held-out text was masked: its sequences are too short, "
-                         "or they consist of special tokens such as [UNK]")
-    scores = {"accuracy": correct_after[R] / num_masked, "loss": total_loss / num_masked}
-    if each_recursion:
-        scores["accuracy_after"] = [correct / num_masked for correct in correct_after]
-    return scores
-
-
 # ---- Initialising the student from the teacher ------------------------------------------
 
 @torch.no_grad()
@@ -563,25 +520,6 @@ def start_head(student, teacher):
 # ---- The training loop; finetune.py uses it, too ----------------------------------------
 
 MAX_GRADIENT_NORM = 1.0
-
-
-@dataclass
-class TrainingOptions:
-    """Options of train(); the help of the flags with the same names explains them.
-
-    A new option that changes what is trained also belongs in distillation_settings, and in
-    tuning_settings of finetune.py. Otherwise --resume does not notice that it differs.
-    """
-    steps: int
-    lr: float
-    warmup: int
-    weight_decay: float
-    seed: int
-    log_every: int
-    eval_every: int         # 0: only after the last step
-    save_every: int
-    out: str
-    resume: bool
 
 
 def training_step(model, objective, optimizer, step, options, processes):
@@ -771,6 +709,25 @@ def check_same(teacher, student, field, remark):
 
 
 # ---- The beginning and the end of a run -------------------------------------------------
+
+@dataclass
+class TrainingOptions:
+    """Options of train(); the help of the flags with the same names explains them.
+
+    A new option that changes what is trained also belongs in distillation_settings, and in
+    tuning_settings of finetune.py. Otherwise --resume does not notice that it differs.
+    """
+    steps: int
+    lr: float
+    warmup: int
+    weight_decay: float
+    seed: int
+    log_every: int
+    eval_every: int         # 0: only after the last step
+    save_every: int
+    out: str
+    resume: bool
+
 
 class RunState(NamedTuple):
     """The state of a run that is about to begin or to go on."""
@@ -1007,6 +964,49 @@ def stop_run(signals, steps_done, options, processes):
         signal_number = signals[0]
     # Shells report 128 + n for a program that signal n has ended.
     raise SystemExit(128 + signal_number)
+
+
+# ---- Measuring a model -------------------------------------------------------------------
+
+@torch.inference_mode()
+def evaluate(model, batches, each_recursion=False):
+    """Measure MLM accuracy and loss (nats) -> {"accuracy": ..., "loss": ...}.
+
+    each_recursion: also measure "accuracy_after", a list of R + 1 accuracies: of the predictions
+        from the embeddings, from the states after one recursion, after two, and so on
+
+    Up to 512 sequences of the held-out part are measured, in whole batches, but at least one batch.
+    The sequences are drawn at random, but they and their masked places are always the same. If the
+    held-out part has fewer sequences than a batch, they are used several times. The model is left
+    in eval mode. ValueError if no token is masked.
+    """
+    model.eval()
+    R = model.config.num_hidden_layers
+    depths = [R]                                         # only after all R recursions
+    if each_recursion:
+        depths = range(R + 1)                            # after 0, 1, ..., R recursions
+    correct_after = [0] * (R + 1)                        # right guesses after 0, 1, ..., R
+    total_loss = 0.0
+    num_masked = 0
+    num_batches = max(1, min(512, batches.count) // batches.batch_size)
+    for step in measuring(range(num_batches)):
+        ids, positions, labels = to_device(device_of(model), *batches.batch(step))
+        hidden, _ = model(ids)
+        for depth in depths:
+            masked_states = take_masked(hidden[depth], positions)             # (M, C)
+            logits = model.predict(masked_states)                             # (M, V)
+            is_correct = logits.argmax(-1) == labels                          # (M,)
+            correct_after[depth] += is_correct.sum().item()
+            if depth == R:                               # the logits are those of the whole model
+                total_loss += mlm_loss(logits, labels).item()
+        num_masked += len(labels)
+    if num_masked == 0:
+        raise ValueError("no token of the held-out text was masked: its sequences are too short, "
+                         "or they consist of special tokens such as [UNK]")
+    scores = {"accuracy": correct_after[R] / num_masked, "loss": total_loss / num_masked}
+    if each_recursion:
+        scores["accuracy_after"] = [correct / num_masked for correct in correct_after]
+    return scores
 
 
 # ---- Log, progress bar and signals ------------------------------------------------------

@@ -48,10 +48,6 @@ class Config:
     The fields are named as in Hugging Face's ALBERT, except the last three. If a field has a wrong
     type, is out of range or contradicts another one, Config(...) raises a ValueError that names it.
     The activation is always the exact gelu, as in BERT.
-
-    A new field that changes what a model computes also belongs in is_bert, in albert_can_compute of
-    checkpoint.py, and in SHAPE_FIELDS, add_model_flags and student_config of distill.py. If it is
-    an integer that may be 0, it also belongs in check_field.
     """
     vocab_size: int = 30522                     # V
     embedding_size: int = 128                   # E: C in a BERT, smaller in most students
@@ -475,10 +471,10 @@ def initialise(model, sharp=True):
             nn.init.zeros_(parameter)
     if not sharp:
         return
-    # 1. The weights of query and key get the standard deviation 0.08. Then, for inputs of variance
-    # 1, a number of a query or a key has 0.08 * sqrt(C), and an attention score 0.08**2 * C. This
-    # is 0.8 for C = 128 and 4.9 for C = 768. With 0.02 it would be 0.05 for C = 128, and the first
-    # maps would be almost uniform.
+    # 1. The weights of query and key get the standard deviation s = 0.08, four times as much. A map
+    # is sharp if its scores differ much. If the inputs have the standard deviation 1, queries and
+    # keys have s * sqrt(C), and the scores s**2 * C. This is 0.8 for C = 128 and 4.9 for C = 768.
+    # With s = 0.02 it would be 0.05 for C = 128, and the first maps would be almost uniform.
     for layer in model.layers:
         layer.attention.query.weight.mul_(4)
         layer.attention.key.weight.mul_(4)
@@ -596,7 +592,12 @@ def count_parameters(model):
 
 
 def check_config(config):
-    """Raise ValueError if a field of a Config is wrong or contradicts another one."""
+    """Raise ValueError if a field of a Config is wrong or contradicts another one.
+
+    A new field that changes what a model computes also belongs in is_bert, in albert_can_compute of
+    checkpoint.py, and in SHAPE_FIELDS, add_model_flags and student_config of distill.py. If it is
+    an integer that may be 0, it also belongs in check_field.
+    """
     for field in fields(config):
         check_field(field.name, field.type, getattr(config, field.name))
     if config.hidden_size % config.num_attention_heads != 0:
