@@ -186,13 +186,14 @@ def states_after(hidden, positions, depths):
     positions (m,): see take_masked
     depths (m,): for each masked place the number of recursions, from 1 to R - 1
     """
-    states = []                                          # states[d - 1] is after d recursions
-    for state in hidden[1:-1]:
+    states = []
+    for state in hidden[1:-1]:                           # after 1, 2, ..., R - 1 recursions
         states.append(take_masked(state, positions))     # (m, C)
     states = torch.stack(states)                         # (R - 1, m, C)
-    # Torch takes two index tensors in pairs: row i of the result is states[depths[i] - 1, i].
-    i = torch.arange(len(positions), device=positions.device)                 # 0, 1, ..., m - 1
-    return states[depths - 1, i]
+    rows = depths - 1                                    # (m,): row 0 is after one recursion
+    columns = torch.arange(len(positions), device=positions.device)           # 0, 1, ..., m - 1
+    # Torch takes the two index tensors in pairs: state i is states[rows[i], columns[i]].
+    return states[rows, columns]
 
 
 class Distillation:
@@ -377,8 +378,7 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
 
     1. The student's tables become the teacher's, projected onto E directions. They are chosen so
        that they keep as much as possible of the sums word + position + segment, which the teacher
-       computes for the sample ids (B, T). This is a principal component analysis in which the mean
-       is not subtracted.
+       computes for the sample ids (B, T).
     2. The projection from E to C is fitted by least squares, so that the student's output for these
        ids is near to the teacher's.
 
@@ -389,21 +389,13 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
         return                                           # there is nothing to factorise
     T = ids.shape[1]
     E = student_embeddings.word.embedding_dim
-    if ids.numel() < 4 * E:                              # EXPERIMENTS.md: the start from few tokens
-        warn(f"the student's embeddings, {E} wide, are fitted to only {ids.numel()} tokens of "
-             f"text, so they start badly; it takes {4 * E} or more")
+    warn_of_few_tokens(ids, E)
     # 1. The tables
     word = teacher_embeddings.word(ids)                  # (B, T, C)
     position = teacher_embeddings.position.weight[:T]    # (T, C)
     segment = teacher_embeddings.segment.weight[0]       # (C,)
     vectors = (word + position + segment).flatten(0, 1)  # (N, C) for the N = B * T tokens
-    moments = vectors.T @ vectors                        # (C, C)
-    if not moments.isfinite().all():
-        raise ValueError("the teacher's embeddings are too large to compute with")
-    # The directions are the eigenvectors with the E largest eigenvalues. eigh sorts the eigenvalues
-    # upwards, so these are the last E columns.
-    _, eigenvectors = torch.linalg.eigh(moments)
-    basis = eigenvectors[:, -E:]                         # (C, E)
+    basis = principal_directions(vectors, E)             # (C, E)
     student_embeddings.word.weight.copy_(teacher_embeddings.word.weight @ basis)
     student_embeddings.position.weight.copy_(teacher_embeddings.position.weight @ basis)
     student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
@@ -415,6 +407,19 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     inputs = student_embeddings.norm(student_sums)       # (N, E): what the projection is given
     wanted = teacher_embeddings(ids).flatten(0, 1)       # (N, C): what it should make of this
     fit_linear(student_embeddings.project, inputs, wanted)
+
+
+def principal_directions(vectors, E):
+    """Find the E directions that keep as much as possible of vectors (N, C) -> (C, E).
+
+    This is a principal component analysis in which the mean is not subtracted. A direction is a
+    column of the result. They are the eigenvectors with the E largest eigenvalues.
+    """
+    moments = vectors.T @ vectors                        # (C, C)
+    if not moments.isfinite().all():
+        raise ValueError("the teacher's embeddings are too large to compute with")
+    _, eigenvectors = torch.linalg.eigh(moments)
+    return eigenvectors[:, -E:]                          # eigh puts the largest eigenvalues last
 
 
 def fit_linear(linear, inputs, wanted):
@@ -698,6 +703,13 @@ def check_start(student, teacher):
         raise ValueError(f"--embedding-size {E}: this is the student's hidden_size, so it has no "
                          "projection, and the teacher's embeddings cannot be factorised; use "
                          "--init sharp")
+
+
+def warn_of_few_tokens(ids, E):
+    """Print a warning if the ids (B, T) are too few to fit embeddings of the width E to them."""
+    if ids.numel() < 4 * E:                              # EXPERIMENTS.md: the start from few tokens
+        warn(f"the student's embeddings, {E} wide, are fitted to only {ids.numel()} tokens of "
+             f"text, so they start badly; it takes {4 * E} or more")
 
 
 def check_same(teacher, student, field, remark):
