@@ -87,6 +87,8 @@ def one_line(text):
 def describe_error(error):
     """Return the text of an exception. If it is an OSError about a file, the text is "FILE: what is
     wrong", without the number that Python puts before it."""
+    if isinstance(error, BrokenPipeError):
+        return "the program that reads the output has ended (broken pipe)"
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -1156,8 +1156,8 @@ def rows_of_csv(path, lines):
                 yield rows.line_num, cells
             row_begins = rows.line_num + 1
     except csv.Error as error:                           # a quote at a wrong place
-        raise ValueError(f"{path}:{rows.line_num}: {error}; the row begins in line "
-                         f"{row_begins}") from error
+        raise ValueError(f"{path}:{rows.line_num}: {error}; the row begins in line {row_begins}, "
+                         "and commas must separate its cells") from error
 
 
 def lines_of_document(document):

@@ -1657,7 +1657,8 @@ def arguments(argv):
     add_training_flags(parser)
     add_data_flags(parser)
     add_run_flags(parser, "the folder for the student (default: out/student)",
-                  eval_every_default="200 [2,000]", save_every_default="200 [2,000]")
+                  eval_every_default="200 [2,000]",
+                  save_every_default="200 [2,000], but at most a tenth of --steps")
     parser.set_defaults(out="out/student")
     args = parser.parse_args(argv)
 
@@ -1691,7 +1692,10 @@ def fill_in_defaults(args):
         # The student keeps its weights. Checkpoints hold this text, so it must not change.
         defaults["init"] = ""
     if args.steps is not None:
-        defaults["warmup"] = min(defaults["warmup"], args.steps // 10)
+        # A shorter run than the recipe's has a shorter warm-up, and saves more often.
+        a_tenth = args.steps // 10
+        defaults["warmup"] = min(defaults["warmup"], a_tenth)
+        defaults["save_every"] = min(defaults["save_every"], max(1, a_tenth))
     if args.output_weight == 0:                          # it is None if the flag was not given
         # The elastic loss is the output loss at an earlier depth, so it is left out, too.
         defaults["elastic"] = 0.0
@@ -2127,7 +2131,7 @@ def seconds_of_a_step(distillation, device):
     They change nothing. FloatingPointError if the losses of this process are not finite."""
     distillation.student.train()                         # as in the steps that follow
     fastest = math.inf
-    for _ in range(4):                                   # the first ones are slower
+    for _ in measuring(range(4)):                        # the first ones are slower
         begin = time.perf_counter()
         sum_of_losses = 0.0
         for losses in distillation.losses_of_micro_batches(0):

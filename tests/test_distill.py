@@ -960,7 +960,8 @@ def test_a_closed_pipe_ends_the_run_and_nothing_is_lost(toy, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(distill, "show_progress", show)
         assert distill.main(distill_flags(toy, tmp_path / "run", *flags)) == 2
-    assert capsys.readouterr().err == "distill.py: error: [Errno 32] Broken pipe\n"
+    assert capsys.readouterr().err == (
+        "distill.py: error: the program that reads the output has ended (broken pipe)\n")
     assert read_metadata(tmp_path / "run")["step"] == "4"
     load(tmp_path / "run")
     assert distill.main(distill_flags(toy, tmp_path / "run", *flags, "--resume")) is None
@@ -1326,7 +1327,7 @@ def test_a_line_that_cannot_be_printed_costs_no_checkpoint(toy, tmp_path, monkey
 
     monkeypatch.setattr(distill, "show_progress", broken_pipe)
     assert distill.main(distill_flags(toy, tmp_path / "run", "--log-every", 4)) == 2
-    assert "Broken pipe" in capsys.readouterr().err
+    assert "(broken pipe)" in capsys.readouterr().err
     _, metadata = read_safetensors(tmp_path / "run" / "training.safetensors")
     assert metadata["step"] == "4"
 
@@ -2708,6 +2709,16 @@ def test_a_teacher_needs_no_tokenizer_if_one_is_given(toy, tmp_path):
     (["--steps", "50", "--warmup=7"], 7)])
 def test_the_warm_up_is_at_most_a_tenth_of_the_steps_unless_it_is_given(flags, expected):
     assert distill.arguments(flags).warmup == expected
+
+
+@pytest.mark.parametrize("flags, expected", [
+    ([], 200), (["--steps", "2500"], 200), (["--steps", "90"], 9), (["--steps", "3"], 1),
+    (["--steps", "2000", "--recipe", "full"], 200), (["--recipe", "full"], 2000),
+    (["--steps", "90", "--save-every", "50"], 50)])
+def test_a_short_run_saves_at_least_ten_times(flags, expected):
+    """A run of half an hour that was killed had no checkpoint, because 2,000 steps are the recipe's
+    distance between two."""
+    assert distill.arguments(flags).save_every == expected
 
 
 def test_flags_of_several_paths_may_come_again_and_add_up():
