@@ -377,19 +377,57 @@ def collate(features, is_qa):
 
 # ---- The loss ---------------------------------------------------------------------------
 
+def outputs_at_targets(logits, target_indices, is_qa):
+    """Select the logits from which each of the N targets is predicted.
+
+    classification, regression, tagging: the n outputs at the target's token -> (N, n)
+    qa: a target is one of the T positions of its sequence. So it is predicted from the begin logits
+        of all T positions, or from their end logits -> (N, T)
+
+    logits (B, T, n)
+    target_indices (N,): where the targets stand in the flattened labels (B, T), in qa (B, 2)
+    """
+    if is_qa:
+        # The logits are brought into the order of the labels (B, 2): begin and end of sequence 0,
+        # begin and end of sequence 1, and so on.
+        candidates = logits.transpose(1, 2)              # (B, 2, T)
+    else:
+        candidates = logits                              # (B, T, n), like the labels (B, T)
+    candidates = candidates.flatten(0, 1)                # (2 * B, T) or (B * T, n)
+    return candidates[target_indices]
+
+
+def loss_from_labels(outputs, targets, is_regression):
+    """Sum the cross-entropy of outputs with their targets (N,), or, in regression, the squared
+    error. For outputs see outputs_at_targets."""
+    if is_regression:
+        return F.mse_loss(outputs[:, 0], targets, reduction="sum")
+    else:
+        return F.cross_entropy(outputs, targets.long(), reduction="sum")
+
+
+def loss_from_teacher(outputs, teacher_outputs, is_regression):
+    """Sum KL(teacher || model) of the outputs, or, in regression, the squared error."""
+    if is_regression:
+        return F.mse_loss(outputs, teacher_outputs, reduction="sum")
+    else:
+        return output_loss(outputs, teacher_outputs)
+
+
 class TaskLoss:
-    """The losses of a batch of a task.
+    """The losses of a batch of a task. For classes, their weighted sum is
+
+        cross-entropy + KL(p || q) of the outputs + W (1 - cosine) of the hidden states
+
+    p are the teacher's probabilities, q the model's, and W is hidden_weight. The losses are called
+
+    task, distill: loss_from_labels and loss_from_teacher, averaged over the labels. In qa a
+        sequence has two labels, the positions where the answer begins and ends
+    hidden: averaged over the tokens and summed over the pairs of match_layers, as in distill.py.
+        TinyBERT (arXiv 1909.10351) compares hidden states in tasks, too, but by a squared error
 
     A TaskLoss takes the place of a distill.Distillation: distill.training_step gets the losses from
     losses_of_micro_batches(step), weights them with loss_weights, and calls backward().
-
-    task: cross-entropy (in regression squared error), averaged over the labels. In qa a sequence
-        has two labels, the positions where the answer begins and ends
-    distill: the output loss of distill.py, here from a fine-tuned teacher: the KL divergence of the
-        outputs (in regression the squared error), averaged over the same labels
-    hidden: 1 - cosine of the hidden states and the teacher's, averaged over the tokens and summed
-        over the pairs of match_layers, as in distill.py. TinyBERT (arXiv 1909.10351) compares them
-        in tasks, too, but by a squared error
 
     A batch has sequences of similar length. It depends on the seed and the step alone. In an epoch
     each Feature is used once.
@@ -425,31 +463,35 @@ class TaskLoss:
         self.cached_plan = None                          # the batches of the epoch used last
         self.cached_epoch = None                         # the number of that epoch
 
-    def plan(self, epoch):
-        """List the batches of an epoch, each an array of indices of Features.
+    def compute_losses(self, ids, mask, segments, target_indices, targets, num_targets,
+                       num_tokens):
+        """Compute a micro-batch's part of each loss: {name: scalar}.
 
-        All Features are shuffled and cut into pools of 50 batches. Each pool is sorted by length,
-        so that a batch has little padding. At the end the order of the batches is shuffled.
+        ids, mask, segments (b, T): see collate; b is the B of a micro-batch
+        target_indices (N,): where the targets stand in the flattened labels of this micro-batch
+        targets (N,): the labels that are not nan, in regression normalised
+        num_targets, num_tokens: how many targets (at least 1) and tokens the whole batch has
         """
-        rng = np.random.default_rng([self.seed, RNG_TASK_ORDERS, epoch])
-        shuffled = rng.permutation(len(self.features))   # indices of all Features
-        pool_size = 50 * self.batch_size
-        batches = []
-        for pool_begin in range(0, len(shuffled), pool_size):
-            pool = shuffled[pool_begin:pool_begin + pool_size]
-            shortest_first = np.argsort(self.lengths[pool], kind="stable")
-            pool = pool[shortest_first]
-            for begin in range(0, len(pool), self.batch_size):
-                batches.append(pool[begin:begin + self.batch_size])
-        return [batches[i] for i in rng.permutation(len(batches))]
+        is_qa = self.task.kind == "qa"
+        is_regression = self.task.kind == "regression"
+        hidden, logits = self.model(ids, mask, segments)
+        outputs = outputs_at_targets(logits, target_indices, is_qa)           # (N, n), qa: (N, T)
+        if self.teacher is not None:
+            with torch.no_grad():
+                teacher_hidden, teacher_logits = self.teacher(ids, mask, segments)
+            teacher_outputs = outputs_at_targets(teacher_logits, target_indices, is_qa)
 
-    def batch(self, step):
-        """Return the Features of a step."""
-        epoch, batch_number = divmod(step, self.steps_per_epoch)
-        if epoch != self.cached_epoch:
-            self.cached_epoch = epoch
-            self.cached_plan = self.plan(epoch)
-        return [self.features[i] for i in self.cached_plan[batch_number]]
+        losses = {"task": loss_from_labels(outputs, targets, is_regression) / num_targets}
+        if "distill" in self.loss_weights:
+            distance = loss_from_teacher(outputs, teacher_outputs, is_regression)
+            losses["distill"] = distance / num_targets
+        if "hidden" in self.loss_weights:
+            # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
+            total = 0.0
+            for r, layer in self.pairs:
+                total = total + hidden_loss(hidden[r + 1], teacher_hidden[layer + 1], mask)
+            losses["hidden"] = total / num_tokens
+        return losses
 
     def losses_of_micro_batches(self, step):
         """Yield the losses {name: scalar} of each micro-batch of this process in a step.
@@ -489,60 +531,31 @@ class TaskLoss:
                 losses = {name: 0 * loss for name, loss in losses.items()}
             yield losses
 
-    def compute_losses(self, ids, mask, segments, target_indices, targets, num_targets,
-                       num_tokens):
-        """Compute a micro-batch's part of each loss: {name: scalar}.
+    def plan(self, epoch):
+        """List the batches of an epoch, each an array of indices of Features.
 
-        ids, mask, segments (b, T): see collate; b is the B of a micro-batch
-        target_indices (N,): where the targets stand in the flattened labels of this micro-batch
-        targets (N,): the labels that are not nan, in regression normalised
-        num_targets, num_tokens: how many targets (at least 1) and tokens the whole batch has
+        All Features are shuffled and cut into pools of 50 batches. Each pool is sorted by length,
+        so that a batch has little padding. At the end the order of the batches is shuffled.
         """
-        is_qa = self.task.kind == "qa"
-        is_regression = self.task.kind == "regression"
-        hidden, logits = self.model(ids, mask, segments)
-        outputs = logits_of_targets(logits, target_indices, is_qa)            # (N, n), qa: (N, T)
-        if is_regression:
-            error = F.mse_loss(outputs[:, 0], targets, reduction="sum")
-        else:
-            error = F.cross_entropy(outputs, targets.long(), reduction="sum")
-        losses = {"task": error / num_targets}
-        if self.teacher is not None:
-            with torch.no_grad():
-                teacher_hidden, teacher_logits = self.teacher(ids, mask, segments)
-            teacher_outputs = logits_of_targets(teacher_logits, target_indices, is_qa)
-            if is_regression:
-                distance = F.mse_loss(outputs, teacher_outputs, reduction="sum")
-            else:
-                distance = output_loss(outputs, teacher_outputs)
-            losses["distill"] = distance / num_targets
-            if "hidden" in self.loss_weights:
-                total = 0.0
-                for r, layer in self.pairs:
-                    # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
-                    total = total + hidden_loss(hidden[r + 1], teacher_hidden[layer + 1], mask)
-                losses["hidden"] = total / num_tokens
-        return losses
+        rng = np.random.default_rng([self.seed, RNG_TASK_ORDERS, epoch])
+        shuffled = rng.permutation(len(self.features))   # indices of all Features
+        pool_size = 50 * self.batch_size
+        batches = []
+        for pool_begin in range(0, len(shuffled), pool_size):
+            pool = shuffled[pool_begin:pool_begin + pool_size]
+            shortest_first = np.argsort(self.lengths[pool], kind="stable")
+            pool = pool[shortest_first]
+            for begin in range(0, len(pool), self.batch_size):
+                batches.append(pool[begin:begin + self.batch_size])
+        return [batches[i] for i in rng.permutation(len(batches))]
 
-
-def logits_of_targets(logits, target_indices, is_qa):
-    """Select the logits from which each of the N targets is predicted.
-
-    classification, regression, tagging: the n outputs at the target's token -> (N, n)
-    qa: a target is one of the T positions of its sequence. So it is predicted from the begin logits
-        of all T positions, or from their end logits -> (N, T)
-
-    logits (B, T, n)
-    target_indices (N,): where the targets stand in the flattened labels (B, T), in qa (B, 2)
-    """
-    if is_qa:
-        # The logits are brought into the order of the labels (B, 2): begin and end of sequence 0,
-        # begin and end of sequence 1, and so on.
-        candidates = logits.transpose(1, 2)              # (B, 2, T)
-    else:
-        candidates = logits                              # (B, T, n), like the labels (B, T)
-    candidates = candidates.flatten(0, 1)                # (2 * B, T) or (B * T, n)
-    return candidates[target_indices]
+    def batch(self, step):
+        """Return the Features of a step."""
+        epoch, batch_number = divmod(step, self.steps_per_epoch)
+        if epoch != self.cached_epoch:
+            self.cached_epoch = epoch
+            self.cached_plan = self.plan(epoch)
+        return [self.features[i] for i in self.cached_plan[batch_number]]
 
 
 # ---- What is trained --------------------------------------------------------------------
