@@ -502,22 +502,13 @@ class TaskLoss:
         if self.task.kind == "regression":
             # This is done before the numbers become float32, which has seven digits only.
             labels = (labels - self.task.mean) / self.task.sd
-        # The targets are the labels that are not nan. num_targets and num_tokens count the whole
-        # batch, of which this process has only a part.
+        # num_targets and num_tokens count the whole batch, of which a micro-batch is only a part.
         is_target = ~np.isnan(labels)
-        num_targets = np.count_nonzero(is_target)
-        if num_targets == 0:                             # tagging: no word begins in these windows
-            num_targets = 1                              # so that the loss is 0 / 1, not 0 / 0
+        # In tagging there may be no target. Then the loss is 0 / 1, not 0 / 0.
+        num_targets = max(1, np.count_nonzero(is_target))
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
-        for begin, end in self.micro_batch_bounds:
-            rows = slice(begin, end)                     # one for each sequence of the micro-batch
-            # One batch of an epoch may be shorter than the others and have no sequence for this
-            # micro-batch. But the gradients of all processes are summed, so each must compute one.
-            # Then this process takes sequence 0 and multiplies its losses by 0.
-            is_empty = begin >= len(ids)
-            if is_empty:
-                rows = slice(0, 1)
+        for rows, is_stand_in in rows_of_micro_batches(self.micro_batch_bounds, len(ids)):
             # The places of the targets are found here, on the CPU. To index by True and False on a
             # GPU, the program would have to wait until the GPU has counted the True values.
             target_indices = np.flatnonzero(is_target[rows])                  # (N,)
@@ -527,7 +518,7 @@ class TaskLoss:
                                 targets)
             with autocast(device, self.bf16):
                 losses = self.compute_losses(*tensors, num_targets, num_tokens)
-            if is_empty:
+            if is_stand_in:
                 losses = {name: 0 * loss for name, loss in losses.items()}
             yield losses
 
@@ -969,6 +960,24 @@ def save_nothing():
 
 
 # ---- From here on: plumbing -------------------------------------------------------------
+
+# ---- Micro-batches of a short batch -----------------------------------------------------
+
+def rows_of_micro_batches(bounds, num_sequences):
+    """Yield (a slice of the rows of a batch, whether it only stands in for an empty micro-batch).
+
+    bounds: see split_batch
+
+    One batch of an epoch may be shorter than the others and have no sequence for a micro-batch. But
+    the gradients of all processes are summed, so each must compute one. Then sequence 0 stands in,
+    and its losses are to be multiplied by 0.
+    """
+    for begin, end in bounds:
+        if begin < num_sequences:
+            yield slice(begin, end), False
+        else:
+            yield slice(0, 1), True
+
 
 # ---- Fine-tuned models on disk ----------------------------------------------------------
 # The encoder is saved in the usual format; head.safetensors and task.json are beside it.
