@@ -830,15 +830,6 @@ class Split(NamedTuple):
     features: list
 
 
-def encode_splits(task, datasets, tokenizer):
-    """Tokenise all datasets, {name of a split: examples} -> {name of a split: Split}."""
-    splits = {}
-    for name, examples in datasets.items():
-        features = list(encode(task, examples, tokenizer))
-        splits[name] = Split(examples, features)
-    return splits
-
-
 class Result(NamedTuple):
     """How a model did on a split."""
     scores: dict            # {metric: value}; {} if a label is not known
@@ -854,23 +845,10 @@ def evaluate_split(model, task, split, bf16):
     return Result(score(task, split.examples, guesses), predictions)
 
 
-class Tuning(NamedTuple):
-    """What all runs of a command have in common. Each run has a mode, a rate and a seed."""
-    args: object            # the flags. They may hold several modes, rates and seeds; fine_tune is
-                            # given the one mode, rate and seed of its run
-    model_path: str
-    task: Task
-    tokenizer: Tokenizer
-    teacher: object         # a Classifier for the same Task, or None
-    hidden_weight: float    # the factor of the hidden loss; 0 leaves it out
-    settings: dict          # {name: value}, what decides the results: a resumed run needs the same
-    processes: object       # a distill.Processes
-    bf16: bool
-
-
 def fine_tune(tuning, splits, mode, seed, lr):
     """Make one run, with one mode, seed and rate -> (the model, {name of a split: Result}).
 
+    tuning: a Tuning, which has what all runs of a command have in common
     splits: {name: Split}; "train" is trained on, the others are measured
     FloatingPointError if the training diverges; SystemExit after a signal, such as Ctrl-C
     """
@@ -889,36 +867,43 @@ def fine_tune(tuning, splits, mode, seed, lr):
         hidden_weight=tuning.hidden_weight, micro_batch_size=args.micro_batch_size,
         processes=tuning.processes, bf16=tuning.bf16)
     options = options_of_run(tuning, task_loss, mode, seed, lr)
-    # tuning.settings has the flags of the whole command: its "lr" may be several rates, and its
-    # "steps" and "hidden_weight" may be None. Here the values of this run take their place.
-    settings = tuning.settings | {"lr": lr, "steps": options.steps, "seed": seed,
-                                  "hidden_weight": tuning.hidden_weight}
-    dev_name = first_dev_split(splits)
-    results = {}
-
-    def measure_dev():
-        """Measure the dev set -> its scores, for the log of train(). Its Result is kept: train()
-        calls this for the last time after the last step."""
-        results[dev_name] = evaluate_split(model, task, splits[dev_name], tuning.bf16)
-        return results[dev_name].scores
-
-    if tuning.processes.rank == 0:                       # only this process writes into --out
-        os.makedirs(options.out, exist_ok=True)
-    print(f"{options.steps:,} steps; their log is {options.out}/log.jsonl", flush=True)
-    begin_time = time.perf_counter()
-    run_state = begin_or_resume(model, options, settings, tuning.processes)
-    with explaining_failures():
-        train(model, task_loss, run_state, options, measure_dev, save_nothing, tuning.processes)
-    # The splits without a Result are measured here. The dev set is one of them if train() has not
-    # called measure_dev: only the first process calls it, and only if there were steps to make.
-    for name, split in splits.items():
-        if name != "train" and name not in results:
-            results[name] = evaluate_split(model, task, split, tuning.bf16)
-    seconds = time.perf_counter() - begin_time
-    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{options.out}: {num_trained:,} trained parameters, {options.steps:,} steps, "
-          f"{seconds:.0f} s with evaluation", flush=True)
+    # The training loop is train() of distill.py. Each of its steps gets the losses from task_loss.
+    results = train_and_measure(model, task_loss, splits, options, tuning)
     return model, results
+
+
+# ---- From here on: plumbing -------------------------------------------------------------
+
+# ---- The training of a run --------------------------------------------------------------
+
+def rows_of_micro_batches(bounds, num_sequences):
+    """Yield (a slice of the rows of a batch, whether it only stands in for an empty micro-batch).
+
+    bounds: see split_batch
+
+    One batch of an epoch may be shorter than the others and have no sequence for a micro-batch. But
+    the gradients of all processes are summed, so each must compute one. Then sequence 0 stands in,
+    and its losses are to be multiplied by 0.
+    """
+    for begin, end in bounds:
+        if begin < num_sequences:
+            yield slice(begin, end), False
+        else:
+            yield slice(0, 1), True
+
+
+class Tuning(NamedTuple):
+    """What all runs of a command have in common. Each run has a mode, a rate and a seed."""
+    args: object            # the flags. They may hold several modes, rates and seeds; fine_tune is
+                            # given the one mode, rate and seed of its run
+    model_path: str
+    task: Task
+    tokenizer: Tokenizer
+    teacher: object         # a Classifier for the same Task, or None
+    hidden_weight: float    # the factor of the hidden loss; 0 leaves it out
+    settings: dict          # {name: value}, what decides the results: a resumed run needs the same
+    processes: object       # a distill.Processes
+    bf16: bool
 
 
 def check_unchanged(tuning):
@@ -946,37 +931,44 @@ def options_of_run(tuning, task_loss, mode, seed, lr):
         resume=args.resume)
 
 
-def first_dev_split(split_names):
-    """Return the name of the first dev set; MNLI has two.
+def train_and_measure(model, task_loss, splits, options, tuning):
+    """Train the model, or go on with its training, and measure it -> {name of a split: Result}.
 
-    split_names: names, or a dict whose keys they are
+    options: the TrainingOptions; for the other arguments see fine_tune
     """
-    return [name for name in split_names if name.startswith("dev")][0]
+    # tuning.settings has the flags of the whole command: its "lr" may be several rates, and its
+    # "steps" and "hidden_weight" may be None. Here the values of this run take their place.
+    settings = tuning.settings | {"lr": options.lr, "steps": options.steps, "seed": options.seed,
+                                  "hidden_weight": tuning.hidden_weight}
+    dev_name = first_dev_split(splits)
+    results = {}
 
+    def measure_dev():
+        """Measure the dev set -> its scores, for the log of train(). Its Result is kept: train()
+        calls this for the last time after the last step."""
+        results[dev_name] = evaluate_split(model, tuning.task, splits[dev_name], tuning.bf16)
+        return results[dev_name].scores
 
-def save_nothing():
-    """train() calls this where it would save the model. Nothing is saved there: after the training
-    run_mode() saves the model of the first mode and seed."""
+    def save_nothing():
+        """Save no model: after the training run_mode() saves that of the first mode and seed."""
 
-
-# ---- From here on: plumbing -------------------------------------------------------------
-
-# ---- Micro-batches of a short batch -----------------------------------------------------
-
-def rows_of_micro_batches(bounds, num_sequences):
-    """Yield (a slice of the rows of a batch, whether it only stands in for an empty micro-batch).
-
-    bounds: see split_batch
-
-    One batch of an epoch may be shorter than the others and have no sequence for a micro-batch. But
-    the gradients of all processes are summed, so each must compute one. Then sequence 0 stands in,
-    and its losses are to be multiplied by 0.
-    """
-    for begin, end in bounds:
-        if begin < num_sequences:
-            yield slice(begin, end), False
-        else:
-            yield slice(0, 1), True
+    if tuning.processes.rank == 0:                       # only this process writes into --out
+        os.makedirs(options.out, exist_ok=True)
+    print(f"{options.steps:,} steps; their log is {options.out}/log.jsonl", flush=True)
+    begin_time = time.perf_counter()
+    run_state = begin_or_resume(model, options, settings, tuning.processes)
+    with explaining_failures():
+        train(model, task_loss, run_state, options, measure_dev, save_nothing, tuning.processes)
+    # The splits without a Result are measured here. The dev set is one of them if train() has not
+    # called measure_dev: only the first process calls it, and only if there were steps to make.
+    for name, split in splits.items():
+        if name != "train" and name not in results:
+            results[name] = evaluate_split(model, tuning.task, split, tuning.bf16)
+    seconds = time.perf_counter() - begin_time
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"{options.out}: {num_trained:,} trained parameters, {options.steps:,} steps, "
+          f"{seconds:.0f} s with evaluation", flush=True)
+    return results
 
 
 # ---- Fine-tuned models on disk ----------------------------------------------------------
@@ -1595,6 +1587,23 @@ def read_datasets(args, name, kind, needs_train=True):
         datasets["dev"] = held_out
         datasets["train"] = rest
     return datasets
+
+
+def first_dev_split(split_names):
+    """Return the name of the first dev set; MNLI has two.
+
+    split_names: names, or a dict whose keys they are
+    """
+    return [name for name in split_names if name.startswith("dev")][0]
+
+
+def encode_splits(task, datasets, tokenizer):
+    """Tokenise all datasets, {name of a split: examples} -> {name of a split: Split}."""
+    splits = {}
+    for name, examples in datasets.items():
+        features = list(encode(task, examples, tokenizer))
+        splits[name] = Split(examples, features)
+    return splits
 
 
 def check_texts(task, splits, tokenizer):
