@@ -164,12 +164,7 @@ def encode(task, examples, tokenizer):
     A sentence to tag and the context of a question are cut into windows; each one has a Feature.
     ValueError if an example has a label that the task does not have, or a wrong number of texts.
     """
-    check_labels(examples, task.kind, task.labels)
-    for example in examples:
-        has_two_texts = example.second_text is not None
-        if has_two_texts != task.pair:
-            raise ValueError(f"{example.location}, {example.text!r:.60}: this task needs "
-                             f"{describe_number_of_texts(task)}; --text names the columns")
+    check_examples(task, examples)
     label_numbers = {label: i for i, label in enumerate(task.labels)}
     for tokenised in tokenise_examples(task, examples, tokenizer):
         if task.kind == "tagging":
@@ -182,30 +177,18 @@ def encode(task, examples, tokenizer):
 
 def tokenise_examples(task, examples, tokenizer):
     """Yield the TokenisedExamples of examples. The first of two texts is cut here."""
-    # Many texts are tokenised in one call, because one by one would be much slower.
-    chunk_size = 1000
-    for begin in range(0, len(examples), chunk_size):
-        chunk = examples[begin:begin + chunk_size]
+    texts = tokenise_texts(task, examples, tokenizer)
+    for example_number, (first_ids, encoding) in enumerate(texts):
+        prefix = [tokenizer.cls_id]
+        first_was_cut = False
         if task.pair:
-            first_texts = [example.text for example in chunk]
-            ids_of_first_texts = tokenizer.encode(first_texts)
-            main_texts = [example.second_text for example in chunk]
-        else:
-            main_texts = [example.text for example in chunk]
-        encodings = tokenizer.backend.encode_batch(
-            main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
-        for i, encoding in enumerate(encodings):
-            example_number = begin + i
-            prefix = [tokenizer.cls_id]
-            first_was_cut = False
-            if task.pair:
-                first_ids = ids_of_first_texts[i]
-                first_room = room_of_first_text(task, len(encoding.ids))
-                first_was_cut = len(first_ids) > first_room
-                prefix += first_ids[:first_room]
-                prefix.append(tokenizer.sep_id)
-            room = task.length - len(prefix) - 1         # the 1 is for the last [SEP]
-            yield TokenisedExample(example_number, chunk[i], prefix, first_was_cut, encoding, room)
+            first_room = room_of_first_text(task, len(encoding.ids))
+            first_was_cut = len(first_ids) > first_room
+            prefix += first_ids[:first_room]
+            prefix.append(tokenizer.sep_id)
+        room = task.length - len(prefix) - 1             # the 1 is for the last [SEP]
+        yield TokenisedExample(example_number, examples[example_number], prefix, first_was_cut,
+                               encoding, room)
 
 
 def room_of_first_text(task, num_second_tokens):
@@ -1604,6 +1587,33 @@ def encode_splits(task, datasets, tokenizer):
         features = list(encode(task, examples, tokenizer))
         splits[name] = Split(examples, features)
     return splits
+
+
+def check_examples(task, examples):
+    """Raise ValueError if an example does not fit the task."""
+    check_labels(examples, task.kind, task.labels)
+    for example in examples:
+        has_two_texts = example.second_text is not None
+        if has_two_texts != task.pair:
+            raise ValueError(f"{example.location}, {example.text!r:.60}: this task needs "
+                             f"{describe_number_of_texts(task)}; --text names the columns")
+
+
+def tokenise_texts(task, examples, tokenizer):
+    """Yield the tokens of each example: the token numbers of the first of two texts, or None if
+    there is one text, and the Encoding of the main text."""
+    # Many texts are tokenised in one call, because one by one would be much slower.
+    chunk_size = 1000
+    for begin in range(0, len(examples), chunk_size):
+        chunk = examples[begin:begin + chunk_size]
+        main_texts = [example.text for example in chunk]
+        ids_of_first_texts = [None] * len(chunk)
+        if task.pair:
+            ids_of_first_texts = tokenizer.encode([example.text for example in chunk])
+            main_texts = [example.second_text for example in chunk]
+        encodings = tokenizer.backend.encode_batch(
+            main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
+        yield from zip(ids_of_first_texts, encodings)
 
 
 def check_texts(task, splits, tokenizer):
