@@ -580,37 +580,6 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     return encoder
 
 
-def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recursions=None):
-    """Load a model for a task -> (Classifier, Task). For the other arguments see load_encoder.
-
-    If task is None, the saved task is used, and the folder must hold a fine-tuned model.
-
-    If the folder holds a fine-tuned model and mode is not "random", its task head is loaded. In
-    all other cases the head is new. In regression the tasks may differ in mean and sd: the loaded
-    head is changed so that it predicts the same numbers as before.
-
-    ValueError if the saved head is for another kind of task, for other labels or for another number
-    of texts, or if the task has two texts, but the model knows only one segment.
-    """
-    if not os.path.isdir(path):
-        raise ValueError(f"{path}: there is no such folder")
-    saved_task = load_task(path)                         # None: the folder has no task.json
-    if task is None:
-        if saved_task is None:
-            raise ValueError(f"{path}: not a fine-tuned model: it has no task.json; fine-tune it "
-                             f"first: finetune.py --model {shlex.quote(str(path))} --task TASK")
-        task = saved_task
-    encoder = load_encoder(path, mode, dropout, sample, recursions)
-    num_segments = encoder.config.type_vocab_size
-    if task.pair and num_segments < 2:
-        raise ValueError(f"{path}: type_vocab_size is {num_segments}, so the model cannot tell two "
-                         "texts apart")
-    model = Classifier(encoder, task, dropout)           # its head is new
-    if saved_task is not None and mode != "random":
-        load_head(model.output, path, saved_task, task)
-    return model, task
-
-
 @torch.no_grad()
 def fit_adapters_to_identity(encoder, ids, mask, segments):
     """Fit the LayerNorm of each new adapter so that the adapter changes little on ids (B, T).
@@ -963,6 +932,37 @@ def save_classifier(path, model, task, tokenizer):
     tokenizer.save(path)
     write_safetensors(model.output.state_dict(), os.path.join(path, "head.safetensors"))
     write_json(os.path.join(path, "task.json"), asdict(task))
+
+
+def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recursions=None):
+    """Load a model for a task -> (Classifier, Task). For the other arguments see load_encoder.
+
+    If task is None, the saved task is used, and the folder must hold a fine-tuned model.
+
+    If the folder holds a fine-tuned model and mode is not "random", its task head is loaded. In
+    all other cases the head is new. In regression the tasks may differ in mean and sd: the loaded
+    head is changed so that it predicts the same numbers as before.
+
+    ValueError if the saved head is for another kind of task, for other labels or for another number
+    of texts, or if the task has two texts, but the model knows only one segment.
+    """
+    if not os.path.isdir(path):
+        raise ValueError(f"{path}: there is no such folder")
+    saved_task = load_task(path)                         # None: the folder has no task.json
+    if task is None:
+        if saved_task is None:
+            raise ValueError(f"{path}: not a fine-tuned model: it has no task.json; fine-tune it "
+                             f"first: finetune.py --model {shlex.quote(str(path))} --task TASK")
+        task = saved_task
+    encoder = load_encoder(path, mode, dropout, sample, recursions)
+    num_segments = encoder.config.type_vocab_size
+    if task.pair and num_segments < 2:
+        raise ValueError(f"{path}: type_vocab_size is {num_segments}, so the model cannot tell two "
+                         "texts apart")
+    model = Classifier(encoder, task, dropout)           # its head is new
+    if saved_task is not None and mode != "random":
+        load_head(model.output, path, saved_task, task)
+    return model, task
 
 
 def load_task(path):
