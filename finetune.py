@@ -580,49 +580,6 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     return encoder
 
 
-@torch.no_grad()
-def fit_adapters_to_identity(encoder, ids, mask, segments):
-    """Fit the LayerNorm of each new adapter so that the adapter changes little on ids (B, T).
-
-    mask and segments: see collate
-
-    A new adapter's `up` is 0, so it would output LayerNorm(x) instead of x. So in each channel the
-    weight and the bias of its LayerNorm are set by least squares such that
-    weight * normalised + bias is close to x.
-    """
-    # PyTorch calls fit() just before each adapter runs. So one forward pass fits all adapters, and
-    # what an adapter is given has gone through the adapters before it, which are fitted already.
-    def fit(adapter, inputs):
-        """Set the weight and bias of one adapter's LayerNorm, from what the adapter is given."""
-        x = inputs[0]                                    # (B, T, C), its only input
-        states = x[mask]                                 # (N, C), the N real tokens
-        # The adapter's LayerNorm, but with weight 1 and bias 0 -> (N, C).
-        normalised = F.layer_norm(states, states.shape[1:], eps=adapter.norm.eps)
-        weight, bias = fit_lines(normalised, states)
-        adapter.norm.weight.copy_(weight)
-        adapter.norm.bias.copy_(bias)
-
-    hooks = []
-    for adapter in list(encoder.attention_adapters) + list(encoder.feed_forward_adapters):
-        hooks.append(adapter.register_forward_pre_hook(fit))
-    encoder.eval()
-    encoder(ids, mask, segments)
-    for hook in hooks:
-        hook.remove()
-
-
-def fit_lines(x, y):
-    """Fit a straight line in each channel by least squares -> weight (C,), bias (C,), such that
-    weight * x + bias is close to y. x and y: (N, C)
-
-    The weight is the covariance of x and y divided by the variance of x.
-    """
-    covariance = ((x - x.mean(0)) * (y - y.mean(0))).mean(0)                  # (C,)
-    weight = covariance / x.var(0, correction=0)
-    bias = y.mean(0) - weight * x.mean(0)
-    return weight, bias
-
-
 # ---- Predictions ------------------------------------------------------------------------
 
 @torch.inference_mode()
@@ -825,6 +782,51 @@ def fine_tune(tuning, splits, mode, seed, lr):
 
 
 # ---- From here on: plumbing -------------------------------------------------------------
+
+# ---- New adapters -----------------------------------------------------------------------
+
+@torch.no_grad()
+def fit_adapters_to_identity(encoder, ids, mask, segments):
+    """Fit the LayerNorm of each new adapter so that the adapter changes little on ids (B, T).
+
+    mask and segments: see collate
+
+    A new adapter's `up` is 0, so it would output LayerNorm(x) instead of x. So in each channel the
+    weight and the bias of its LayerNorm are set by least squares such that
+    weight * normalised + bias is close to x.
+    """
+    # PyTorch calls fit() just before each adapter runs. So one forward pass fits all adapters, and
+    # what an adapter is given has gone through the adapters before it, which are fitted already.
+    def fit(adapter, inputs):
+        """Set the weight and bias of one adapter's LayerNorm, from what the adapter is given."""
+        x = inputs[0]                                    # (B, T, C), its only input
+        states = x[mask]                                 # (N, C), the N real tokens
+        # The adapter's LayerNorm, but with weight 1 and bias 0 -> (N, C).
+        normalised = F.layer_norm(states, states.shape[1:], eps=adapter.norm.eps)
+        weight, bias = fit_lines(normalised, states)
+        adapter.norm.weight.copy_(weight)
+        adapter.norm.bias.copy_(bias)
+
+    hooks = []
+    for adapter in list(encoder.attention_adapters) + list(encoder.feed_forward_adapters):
+        hooks.append(adapter.register_forward_pre_hook(fit))
+    encoder.eval()
+    encoder(ids, mask, segments)
+    for hook in hooks:
+        hook.remove()
+
+
+def fit_lines(x, y):
+    """Fit a straight line in each channel by least squares -> weight (C,), bias (C,), such that
+    weight * x + bias is close to y. x and y: (N, C)
+
+    The weight is the covariance of x and y divided by the variance of x.
+    """
+    covariance = ((x - x.mean(0)) * (y - y.mean(0))).mean(0)                  # (C,)
+    weight = covariance / x.var(0, correction=0)
+    bias = y.mean(0) - weight * x.mean(0)
+    return weight, bias
+
 
 # ---- The training of a run --------------------------------------------------------------
 
