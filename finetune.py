@@ -631,21 +631,12 @@ def decode(task, examples, features, logits):
     return [(prediction, {}) for prediction in predictions]
 
 
-# The most probabilities that decode_label returns. With thousands of classes and many texts, all
-# of them would fill the memory.
-MAX_PROBABILITIES = 100
-
-
 def decode_label(task, logits):
-    """Turn the logits (n,) of one text into its label and {label: probability}. If there are more
-    than MAX_PROBABILITIES labels, only the most probable ones are in the dict."""
+    """Turn the logits (n,) of one text into its label and {label: probability}."""
     exponentials = np.exp(logits - logits.max())
-    probabilities = exponentials / exponentials.sum()
+    probabilities = exponentials / exponentials.sum()    # the softmax of the logits
     label = task.labels[probabilities.argmax()]
-    most_probable_first = np.argsort(-probabilities, kind="stable")           # label numbers
-    kept = most_probable_first[:MAX_PROBABILITIES]
-    kept = np.sort(kept)                 # so the dict has its labels in the order of task.labels
-    return label, {task.labels[i]: float(probabilities[i]) for i in kept}
+    return label, name_probabilities(task.labels, probabilities)
 
 
 def decode_tags(task, examples, features, logits):
@@ -716,19 +707,6 @@ def text_between(context, feature, first, last):
     begin, _ = feature.stands_for[first]
     _, end = feature.stands_for[last]
     return context[begin:include_accents(context, end)]
-
-
-def include_accents(text, end):
-    """Return `end`, one past a word's last character, or a later index if accents follow there.
-
-    A tokenizer that strips accents removes all characters of Unicode's category Mn, nonspacing
-    marks: accents, but also vowel signs of Hindi and Thai. So these marks are in no token, but they
-    belong to the letter before them. (A tokenizer that keeps marks may have a token for one. An
-    answer that ends before this token then gets the mark, too.)
-    """
-    while end < len(text) and unicodedata.category(text[end]) == "Mn":
-        end += 1
-    return end
 
 
 # ---- One run ----------------------------------------------------------------------------
@@ -826,6 +804,33 @@ def fit_lines(x, y):
     weight = covariance / x.var(0, correction=0)
     bias = y.mean(0) - weight * x.mean(0)
     return weight, bias
+
+
+# ---- Details of predictions -------------------------------------------------------------
+
+MAX_PROBABILITIES = 100             # that name_probabilities returns
+
+
+def name_probabilities(labels, probabilities):
+    """Make {label: probability}, in the order of the labels. If there are more than
+    MAX_PROBABILITIES, only the largest are kept: with thousands of classes and many texts, all of
+    them would fill the memory."""
+    most_probable_first = np.argsort(-probabilities, kind="stable")           # label numbers
+    kept = np.sort(most_probable_first[:MAX_PROBABILITIES])
+    return {labels[i]: float(probabilities[i]) for i in kept}
+
+
+def include_accents(text, end):
+    """Return `end`, one past a word's last character, or a later index if accents follow there.
+
+    A tokenizer that strips accents removes all characters of Unicode's category Mn, nonspacing
+    marks: accents, but also vowel signs of Hindi and Thai. So these marks are in no token, but they
+    belong to the letter before them. (A tokenizer that keeps marks may have a token for one. An
+    answer that ends before this token then gets the mark, too.)
+    """
+    while end < len(text) and unicodedata.category(text[end]) == "Mn":
+        end += 1
+    return end
 
 
 # ---- The training of a run --------------------------------------------------------------
