@@ -276,16 +276,7 @@ def answer_features(tokenised, tokenizer, stride):
     prefix = tokenised.prefix
     encoding = tokenised.encoding
     token_ids = encoding.ids
-    # A predicted answer consists of whole words. So each token stands for all characters of its
-    # word: "play" and "##ing" both stand for "playing". (encoding.word_to_chars would search from
-    # the first token on each time.)
-    span_of_word = {}                                    # (first character, one past the last)
-    for word, (token_begin, token_end) in zip(encoding.word_ids, encoding.offsets):
-        word_begin = token_begin
-        if word in span_of_word:                         # an earlier token has begun this word
-            word_begin, _ = span_of_word[word]
-        span_of_word[word] = (word_begin, token_end)
-    word_spans = [span_of_word[word] for word in encoding.word_ids]           # one for each token
+    word_spans = spans_of_words(encoding)
     answer_tokens = tokens_of_answer(example, encoding.offsets)
     overlap = min(stride, tokenised.room // 2)           # windows advance by at least half
     for begin, end in windows(len(token_ids), tokenised.room, overlap):
@@ -304,6 +295,20 @@ def answer_features(tokenised, tokenizer, stride):
         was_cut = tokenised.first_was_cut                # the question; the context is never cut
         yield Feature(ids, len(prefix), tokenised.example_number, positions, stands_for, labels,
                       was_cut)
+
+
+def spans_of_words(encoding):
+    """List for each token where its word stands in the text: (first character, one past the last).
+
+    A predicted answer has whole words. So "play" and "##ing" both stand for "playing".
+    """
+    # (encoding.word_to_chars would search from the first token on each time.)
+    span_of_word = {}
+    for word, (begin, end) in zip(encoding.word_ids, encoding.offsets):
+        if word in span_of_word:                         # an earlier token has begun this word
+            begin, _ = span_of_word[word]
+        span_of_word[word] = (begin, end)
+    return [span_of_word[word] for word in encoding.word_ids]
 
 
 def tokens_of_answer(example, offsets):
