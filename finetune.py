@@ -88,10 +88,7 @@ class Classifier(nn.Module):
 
     def forward(self, ids, mask, segments):
         """Compute the hidden states, as MiniALBERT does, and the logits (B, T, n) at all positions,
-        of which only some are used.
-
-        ids, mask, segments (B, T): see collate
-        """
+        of which only some are used. For ids, mask and segments (B, T) see collate."""
         hidden, _ = self.encoder(ids, mask, segments)
         logits = self.output(self.dropout(hidden[-1])).float()                # (B, T, n)
         if self.is_qa:
@@ -140,8 +137,7 @@ class Feature(NamedTuple):
     example_number: int     # index of the example from which it was made
     positions: object       # a list or range of indices into ids: at these tokens the logits are
                             # used. In qa [CLS] is not among them, but its logits are used, too
-    stands_for: object      # for each position what part of the example it stands for: a list, in
-                            # qa an array (positions, 2)
+    stands_for: object      # what part of the example each position stands for; in qa an array
     labels: list
     was_cut: bool = False   # whether the text, or one of the two, was too long and was cut
 
@@ -150,8 +146,7 @@ class TokenisedExample(NamedTuple):
     """The tokens of an example, which has one text or two. The last one is called its main text."""
     example_number: int     # index of the example
     example: Example
-    prefix: list            # the token numbers before the main text: if there is one text, [CLS]
-                            # alone; if there are two, [CLS], the first text and [SEP]
+    prefix: list            # token numbers before it: [CLS], or [CLS], the first text and [SEP]
     first_was_cut: bool     # whether the first of two texts was too long and was cut
     encoding: object        # the tokenizers library's Encoding of the main text, not yet cut
     room: int               # how many tokens of the main text a sequence has room for
@@ -313,10 +308,8 @@ def spans_of_words(encoding):
 
 def tokens_of_answer(example, offsets):
     """Find the tokens of the context that overlap the first right answer -> (number of the first,
-    number of the last). None if the question has no answer, or if no token is in the answer.
-
-    offsets: for each token (first character, one past the last)
-    """
+    number of the last). None if the question has no answer, or if no token is in the answer. The
+    offsets are, for each token, (first character, one past the last)."""
     if not example.label:
         return None
     answer_begin, answer = example.label[0]
@@ -376,13 +369,11 @@ def outputs_at_targets(logits, target_indices, is_qa):
     target_indices (N,): where the targets stand in the flattened labels (B, T), in qa (B, 2)
     """
     if is_qa:
-        # The logits are brought into the order of the labels (B, 2): begin and end of sequence 0,
-        # begin and end of sequence 1, and so on.
-        candidates = logits.transpose(1, 2)              # (B, 2, T)
-    else:
-        candidates = logits                              # (B, T, n), like the labels (B, T)
-    candidates = candidates.flatten(0, 1)                # (2 * B, T) or (B * T, n)
-    return candidates[target_indices]
+        # The order of the labels (B, 2) is begin and end of sequence 0, begin and end of sequence
+        # 1, and so on.
+        logits = logits.transpose(1, 2)                  # (B, 2, T)
+    rows = logits.flatten(0, 1)                          # a row for each of the flattened labels
+    return rows[target_indices]
 
 
 def loss_from_labels(outputs, targets, is_regression):
@@ -417,11 +408,10 @@ class TaskLoss:
     A TaskLoss takes the place of a distill.Distillation: distill.training_step gets the losses from
     losses_of_micro_batches(step), weights them with loss_weights, and calls backward().
 
+    The teacher is a Classifier for the same Task, or None. The hidden_weight 0 leaves its loss out.
+
     A batch has sequences of similar length. It depends on the seed and the step alone. In an epoch
     each Feature is used once.
-
-    teacher: a Classifier for the same Task, or None
-    hidden_weight: the factor of the hidden loss, 0 to leave it out
     """
 
     def __init__(self, model, task, features, batch_size, seed, teacher=None, hidden_weight=0.0,
@@ -555,8 +545,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
 
     mode: what will be trained, see MODES; the other parameters are frozen
     dropout: the probability of dropout in the training
-    sample: (ids, mask, segments), three arrays (B, T), to which new adapters are fitted; it is
-        needed only where adapters are added
+    sample: (ids, mask, segments), arrays (B, T), to which new adapters, if any, are fitted
     recursions: the number of recursions to use, counted from the first; None: all
     """
     if mode not in MODES:
@@ -706,9 +695,7 @@ def best_span(logits, longest):
 
 def text_between(context, feature, first, last):
     """Return the context's text from the word of one token to the word of another, with accents.
-
-    first and last: the two tokens, as indices into feature.positions
-    """
+    first and last are these tokens, as indices into feature.positions."""
     begin, _ = feature.stands_for[first]
     _, end = feature.stands_for[last]
     return context[begin:include_accents(context, end)]
@@ -766,13 +753,53 @@ def fine_tune(tuning, splits, mode, seed, lr):
 
 # ---- From here on: plumbing -------------------------------------------------------------
 
-# ---- New adapters -----------------------------------------------------------------------
+# ---- Details of the lesson --------------------------------------------------------------
+
+def check_examples(task, examples):
+    """Raise ValueError if an example does not fit the task."""
+    check_labels(examples, task.kind, task.labels)
+    for example in examples:
+        has_two_texts = example.second_text is not None
+        if has_two_texts != task.pair:
+            raise ValueError(f"{example.location}, {example.text!r:.60}: this task needs "
+                             f"{describe_number_of_texts(task)}; --text names the columns")
+
+
+def tokenise_texts(task, examples, tokenizer):
+    """Yield the tokens of each example: the token numbers of the first of two texts, or None if
+    there is one text, and the Encoding of the main text."""
+    # Many texts are tokenised in one call, because one by one would be much slower.
+    chunk_size = 1000
+    for begin in range(0, len(examples), chunk_size):
+        chunk = examples[begin:begin + chunk_size]
+        main_texts = [example.text for example in chunk]
+        ids_of_first_texts = [None] * len(chunk)
+        if task.pair:
+            ids_of_first_texts = tokenizer.encode([example.text for example in chunk])
+            main_texts = [example.second_text for example in chunk]
+        encodings = tokenizer.backend.encode_batch(
+            main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
+        yield from zip(ids_of_first_texts, encodings)
+
+
+def rows_of_micro_batches(bounds, num_sequences):
+    """Yield for each micro-batch (its rows of the batch, a slice; whether they only stand in).
+
+    One batch of an epoch may be shorter than the others and have no sequence for a micro-batch. But
+    the gradients of all processes are summed, so each must compute one. Then sequence 0 stands in,
+    and its losses are to be multiplied by 0. For bounds see split_batch.
+    """
+    for begin, end in bounds:
+        if begin < num_sequences:
+            yield slice(begin, end), False
+        else:
+            yield slice(0, 1), True
+
 
 @torch.no_grad()
 def fit_adapters_to_identity(encoder, ids, mask, segments):
-    """Fit the LayerNorm of each new adapter so that the adapter changes little on ids (B, T).
-
-    mask and segments: see collate
+    """Fit the LayerNorm of each new adapter so that the adapter changes little on ids (B, T). For
+    mask and segments see collate.
 
     A new adapter's `up` is 0, so it would output LayerNorm(x) instead of x. So in each channel the
     weight and the bias of its LayerNorm are set by least squares such that
@@ -811,8 +838,6 @@ def fit_lines(x, y):
     return weight, bias
 
 
-# ---- Details of predictions -------------------------------------------------------------
-
 MAX_PROBABILITIES = 100             # that name_probabilities returns
 
 
@@ -828,10 +853,9 @@ def name_probabilities(labels, probabilities):
 def include_accents(text, end):
     """Return `end`, one past a word's last character, or a later index if accents follow there.
 
-    A tokenizer that strips accents removes all characters of Unicode's category Mn, nonspacing
-    marks: accents, but also vowel signs of Hindi and Thai. So these marks are in no token, but they
-    belong to the letter before them. (A tokenizer that keeps marks may have a token for one. An
-    answer that ends before this token then gets the mark, too.)
+    A tokenizer that strips accents removes all nonspacing marks (Unicode's category Mn): accents,
+    but also vowel signs of Hindi and Thai. They are in no token, but belong to the letter before
+    them. (If a tokenizer has a token for a mark, an answer that ends before it gets the mark, too.)
     """
     while end < len(text) and unicodedata.category(text[end]) == "Mn":
         end += 1
@@ -840,26 +864,9 @@ def include_accents(text, end):
 
 # ---- The training of a run --------------------------------------------------------------
 
-def rows_of_micro_batches(bounds, num_sequences):
-    """Yield (a slice of the rows of a batch, whether it only stands in for an empty micro-batch).
-
-    bounds: see split_batch
-
-    One batch of an epoch may be shorter than the others and have no sequence for a micro-batch. But
-    the gradients of all processes are summed, so each must compute one. Then sequence 0 stands in,
-    and its losses are to be multiplied by 0.
-    """
-    for begin, end in bounds:
-        if begin < num_sequences:
-            yield slice(begin, end), False
-        else:
-            yield slice(0, 1), True
-
-
 class Tuning(NamedTuple):
     """What all runs of a command have in common. Each run has a mode, a rate and a seed."""
-    args: object            # the flags. They may hold several modes, rates and seeds; fine_tune is
-                            # given the one mode, rate and seed of its run
+    args: object            # the flags, which may hold several modes, rates and seeds
     model_path: str
     task: Task
     tokenizer: Tokenizer
@@ -896,14 +903,15 @@ def options_of_run(tuning, task_loss, mode, seed, lr):
 
 
 def train_and_measure(model, task_loss, splits, options, tuning):
-    """Train the model, or go on with its training, and measure it -> {name of a split: Result}.
-
-    options: the TrainingOptions; for the other arguments see fine_tune
-    """
+    """Train the model, or go on with its training, and measure it -> {name of a split: Result}. For
+    the splits see fine_tune."""
     # tuning.settings has the flags of the whole command: its "lr" may be several rates, and its
     # "steps" and "hidden_weight" may be None. Here the values of this run take their place.
-    settings = tuning.settings | {"lr": options.lr, "steps": options.steps, "seed": options.seed,
-                                  "hidden_weight": tuning.hidden_weight}
+    settings = dict(tuning.settings)
+    settings["lr"] = options.lr
+    settings["steps"] = options.steps
+    settings["seed"] = options.seed
+    settings["hidden_weight"] = tuning.hidden_weight
     dev_name = first_dev_split(splits)
     results = {}
 
@@ -949,10 +957,9 @@ def save_classifier(path, model, task, tokenizer):
 def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recursions=None):
     """Load a model for a task -> (Classifier, Task). For the other arguments see load_encoder.
 
-    If task is None, the saved task is used, and the folder must hold a fine-tuned model.
-
-    If the folder holds a fine-tuned model and mode is not "random", its task head is loaded. In
-    all other cases the head is new. In regression the tasks may differ in mean and sd: the loaded
+    If task is None, the saved task is used, and the folder must hold a fine-tuned model. If it
+    holds one and mode is not "random", its task head is loaded. In all other cases the head is new.
+    In regression the tasks may differ in mean and sd: the loaded
     head is changed so that it predicts the same numbers as before.
 
     ValueError if the saved head is for another kind of task, for other labels or for another number
@@ -1194,9 +1201,7 @@ EVALUATE_FLAGS = ("--evaluate", "--model", "--recursions", "--task", "--data", "
 # The flags about files, each with the tasks that use it.
 TASKS_OF_FLAG = {
     "--data": GLUE,
-    "--train": KINDS,
-    "--dev": KINDS,
-    "--test": KINDS,
+    "--train": KINDS, "--dev": KINDS, "--test": KINDS,
     "--text": ("classification", "regression"),
     "--label": ("classification", "regression"),
     "--stride": ("qa",),
@@ -1353,7 +1358,8 @@ def run_modes(tuning, datasets, config):
         warn("the dev set is the training set, so its scores say nothing about other texts")
     if tuning.teacher is not None:
         tuning.teacher.to(tuning.processes.device)
-        print_teacher(tuning, splits[first_dev_split(splits)])
+        result = evaluate_split(tuning.teacher, task, splits[first_dev_split(splits)], tuning.bf16)
+        print(f"teacher {args.distill_from}: {describe_scores(result.scores)}")
     if tuning.processes.rank == 0:
         # The files of an earlier run are removed only now. So if something above has failed,
         # --overwrite has lost nothing.
@@ -1372,26 +1378,16 @@ def run_modes(tuning, datasets, config):
 
 def encode_for_rates(task, examples, tokenizer):
     """Split the training set for the choice of a rate: {"dev": a tenth of it, "train": the rest}.
-
-    The tenth is called dev only because fine_tune() measures the split of this name.
-    """
+    The tenth is called dev only because fine_tune() measures the split of this name."""
     held_out, rest = hold_out_a_tenth(examples, task.kind, remedy="give one --lr")
     splits = encode_splits(task, {"dev": held_out, "train": rest}, tokenizer)
     check_trainable(splits["train"].features)
     return splits
 
 
-def print_teacher(tuning, dev_split):
-    """Print the scores of the teacher of --distill-from."""
-    result = evaluate_split(tuning.teacher, tuning.task, dev_split, tuning.bf16)
-    print(f"teacher {tuning.args.distill_from}: {describe_scores(result.scores)}")
-
-
 def choose_rate(tuning, mode, config, splits_for_rates):
-    """Return the learning rate for a mode: the default, or the only --lr, or the best of several.
-
-    config: the Config of the model; splits_for_rates: see best_rate
-    """
+    """Return the learning rate for a mode and a model with this Config: the default, or the only
+    --lr, or the best of several on the splits_for_rates (see best_rate)."""
     args = tuning.args
     rates = args.lr
     if rates is None:
@@ -1439,7 +1435,6 @@ def default_rate(mode, config, is_default_run, learns_hidden=False):
 def run_mode(tuning, splits, mode, lr, saves_model):
     """Make the runs of all seeds in a mode -> a list: for each run {name of a split: Result}.
 
-    splits: {name: Split}
     saves_model: write the model of the first seed and its predictions into the folder --out
     """
     args = tuning.args
@@ -1523,11 +1518,8 @@ DEFAULT_HIDDEN_WEIGHT = 3.0         # of the hidden loss in fine-tuning, with --
 
 
 def choose_hidden_weight(flag, mode, teacher, config):
-    """Return the weight of the hidden loss.
-
-    flag: --hidden-weight, or None if it was not given
-    teacher: a Classifier or None
-    config: the Config of the model that is trained
+    """Return the weight of the hidden loss for a teacher (a Classifier or None) and a model with
+    this Config. flag is --hidden-weight, or None if it was not given.
 
     The hidden states can be compared if both models have the same width and one of the two numbers
     of layers divides the other. If they cannot be compared, a flag above 0 is a ValueError. Without
@@ -1585,10 +1577,7 @@ def read_datasets(args, name, kind, needs_train=True):
 
 
 def first_dev_split(split_names):
-    """Return the name of the first dev set; MNLI has two.
-
-    split_names: names, or a dict whose keys they are
-    """
+    """Return the name of the first dev set; MNLI has two. split_names may be a dict of splits."""
     return [name for name in split_names if name.startswith("dev")][0]
 
 
@@ -1601,40 +1590,10 @@ def encode_splits(task, datasets, tokenizer):
     return splits
 
 
-def check_examples(task, examples):
-    """Raise ValueError if an example does not fit the task."""
-    check_labels(examples, task.kind, task.labels)
-    for example in examples:
-        has_two_texts = example.second_text is not None
-        if has_two_texts != task.pair:
-            raise ValueError(f"{example.location}, {example.text!r:.60}: this task needs "
-                             f"{describe_number_of_texts(task)}; --text names the columns")
-
-
-def tokenise_texts(task, examples, tokenizer):
-    """Yield the tokens of each example: the token numbers of the first of two texts, or None if
-    there is one text, and the Encoding of the main text."""
-    # Many texts are tokenised in one call, because one by one would be much slower.
-    chunk_size = 1000
-    for begin in range(0, len(examples), chunk_size):
-        chunk = examples[begin:begin + chunk_size]
-        main_texts = [example.text for example in chunk]
-        ids_of_first_texts = [None] * len(chunk)
-        if task.pair:
-            ids_of_first_texts = tokenizer.encode([example.text for example in chunk])
-            main_texts = [example.second_text for example in chunk]
-        encodings = tokenizer.backend.encode_batch(
-            main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
-        yield from zip(ids_of_first_texts, encodings)
-
-
 def check_texts(task, splits, tokenizer):
     """Print warnings if many characters are unknown to the tokenizer or texts were cut, and how
     many answers to train on are lost. ValueError if the training set has no words, or if over half
-    of its characters are unknown. For --evaluate and --predict there is no training set.
-
-    splits: {name: Split}
-    """
+    of its characters are unknown. For --evaluate and --predict there is no training set."""
     if "train" in splits:
         check_words(splits["train"].features, tokenizer)
     for name, split in splits.items():
@@ -1707,9 +1666,8 @@ def warn_of_cut(task, splits):
     for name, split in splits.items():
         cut_examples = {feature.example_number for feature in split.features if feature.was_cut}
         num_cut = len(cut_examples)
-        num_examples = len(split.examples)
         if num_cut > 0:
-            warn(f"{name}: {num_cut:,} of {num_examples:,} {what} are too long for --length "
+            warn(f"{name}: {num_cut:,} of {len(split.examples):,} {what} are too long for --length "
                  f"{task.length} of the training and were cut")
 
 
@@ -1749,10 +1707,7 @@ def majority_rows(task, datasets):
 
 
 def rows_of_mode(mode, results_of_seeds):
-    """Collect the scores of all seeds -> rows for print_rows.
-
-    results_of_seeds: for each seed {name of a split: Result}
-    """
+    """Collect the scores of all seeds, each {name of a split: Result} -> rows for print_rows."""
     rows = []
     for split_name, first_result in results_of_seeds[0].items():
         for metric in first_result.scores:
@@ -1795,10 +1750,7 @@ def write_results(out, task, datasets, results_of_modes):
 # ---- The command line: --evaluate and --predict -----------------------------------------
 
 def use_fine_tuned(args, given):
-    """Do what --predict or --evaluate says.
-
-    given: the flags on the command line
-    """
+    """Do what --predict or --evaluate says. given: the flags on the command line"""
     processes = set_up_processes(args.device)
     if processes.rank > 0:
         return                                           # one process is enough without training
@@ -1816,19 +1768,16 @@ def load_fine_tuned(args, device):
     tokenizer = Tokenizer(args.model)
     check_vocabulary(tokenizer, model.encoder.config)
     if model.encoder.config.correction_rank > 0 and not bf16:
-        # Without bfloat16 the corrections are added to the matrices once, here, instead of in each
-        # batch. With bfloat16 the model stays as it is: as in training, the product up @ down is
-        # rounded before it is added to the matrix. A merged model would add first and then round,
-        # so its predictions would differ.
+        # The corrections are added to the matrices once, here, instead of in each batch. But with
+        # bfloat16 the product up @ down is rounded before it is added, as in training. A merged
+        # model would add first and then round, so its predictions would differ.
         model.encoder = merge_corrections(model.encoder)
     return model.to(device), task, tokenizer, bf16
 
 
 def run_evaluation(args, given, device):
-    """Measure a fine-tuned model on files of its task and print the scores.
-
-    given: the flags on the command line
-    """
+    """Measure a fine-tuned model on files of its task and print the scores. For given see
+    use_fine_tuned."""
     model, task, tokenizer, bf16 = load_fine_tuned(args, device)
     if args.task is not None and args.task not in (task.name, task.kind):
         raise ValueError(f"--task {args.task}: {args.model} was fine-tuned for {task.name}")
@@ -1945,10 +1894,8 @@ def check_answers_path(out, args):
 
 
 def example_of_line(line, task, location="the text"):
-    """Make the Example of a line of text; a tab separates two texts.
-
-    location: where the line stands, for messages
-    """
+    """Make the Example of a line of text; a tab separates two texts. The location is where the line
+    stands, for messages."""
     texts = line.split("\t")
     if task.kind == "qa":
         texts = line.split("\t", 1)                      # a context may have tabs
