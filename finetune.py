@@ -146,7 +146,7 @@ class TokenisedExample(NamedTuple):
     """The tokens of an example, which has one text or two. The last one is called its main text."""
     example_number: int     # index of the example
     example: Example
-    prefix: list            # token numbers before it: [CLS], or [CLS], the first text and [SEP]
+    prefix: list            # tokens before the main text: [CLS], or [CLS], the first text, [SEP]
     first_was_cut: bool     # whether the first of two texts was too long and was cut
     encoding: object        # the tokenizers library's Encoding of the main text, not yet cut
     room: int               # how many tokens of the main text a sequence has room for
@@ -358,6 +358,9 @@ def collate(features, is_qa):
 
 # ---- The loss ---------------------------------------------------------------------------
 
+DEFAULT_HIDDEN_WEIGHT = 3.0         # of the hidden loss in fine-tuning, with --distill-from
+
+
 def outputs_at_targets(logits, target_indices, is_qa):
     """Select the logits from which each of the N targets is predicted.
 
@@ -369,8 +372,8 @@ def outputs_at_targets(logits, target_indices, is_qa):
     target_indices (N,): where the targets stand in the flattened labels (B, T), in qa (B, 2)
     """
     if is_qa:
-        # The order of the labels (B, 2) is begin and end of sequence 0, begin and end of sequence
-        # 1, and so on.
+        # So the rows below follow the labels (B, 2): begin and end of sequence 0, begin and end of
+        # sequence 1, and so on.
         logits = logits.transpose(1, 2)                  # (B, 2, T)
     rows = logits.flatten(0, 1)                          # a row for each of the flattened labels
     return rows[target_indices]
@@ -398,7 +401,8 @@ class TaskLoss:
 
         cross-entropy + KL(p || q) of the outputs + W (1 - cosine) of the hidden states
 
-    p are the teacher's probabilities, q the model's, and W is hidden_weight. The losses are called
+    p are the teacher's probabilities, q the model's. W is hidden_weight; the command has
+    DEFAULT_HIDDEN_WEIGHT. The losses are called
 
     task, distill: loss_from_labels and loss_from_teacher, averaged over the labels. In qa a
         sequence has two labels, the positions where the answer begins and ends
@@ -408,10 +412,8 @@ class TaskLoss:
     A TaskLoss takes the place of a distill.Distillation: distill.training_step gets the losses from
     losses_of_micro_batches(step), weights them with loss_weights, and calls backward().
 
-    The teacher is a Classifier for the same Task, or None. The hidden_weight 0 leaves its loss out.
-
-    A batch has sequences of similar length. It depends on the seed and the step alone. In an epoch
-    each Feature is used once.
+    The teacher is a Classifier for the same Task, or None. A batch has sequences of similar length.
+    It depends on the seed and the step alone. In an epoch each Feature is used once.
     """
 
     def __init__(self, model, task, features, batch_size, seed, teacher=None, hidden_weight=0.0,
@@ -959,8 +961,8 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
 
     If task is None, the saved task is used, and the folder must hold a fine-tuned model. If it
     holds one and mode is not "random", its task head is loaded. In all other cases the head is new.
-    In regression the tasks may differ in mean and sd: the loaded
-    head is changed so that it predicts the same numbers as before.
+    In regression the tasks may differ in mean and sd: the loaded head is changed so that it
+    predicts the same numbers as before.
 
     ValueError if the saved head is for another kind of task, for other labels or for another number
     of texts, or if the task has two texts, but the model knows only one segment.
@@ -1512,9 +1514,6 @@ def load_teacher(path, task, tokenizer):
         raise ValueError(f"--distill-from {path}: it has only {num_positions} positions; say "
                          f"--length {num_positions}")
     return teacher
-
-
-DEFAULT_HIDDEN_WEIGHT = 3.0         # of the hidden loss in fine-tuning, with --distill-from
 
 
 def choose_hidden_weight(flag, mode, teacher, config):
