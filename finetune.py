@@ -457,7 +457,7 @@ class TaskLoss:
         hidden, logits = self.model(ids, mask, segments)
         outputs = outputs_at_targets(logits, target_indices, is_qa)           # (N, n), qa: (N, T)
         if self.teacher is not None:
-            with torch.no_grad():
+            with torch.no_grad():                        # the teacher does not learn
                 teacher_hidden, teacher_logits = self.teacher(ids, mask, segments)
             teacher_outputs = outputs_at_targets(teacher_logits, target_indices, is_qa)
 
