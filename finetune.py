@@ -1233,8 +1233,10 @@ def check_file_flags(task_name, given):
     for flag, tasks in TASKS_OF_FLAG.items():
         if flag in given and task_name not in tasks:
             listed = ", ".join(tasks)
-            raise ValueError(f"{flag}: the task {task_name} does not use it; it is for --task "
-                             f"{listed}")
+            message = f"{flag}: the task {task_name} does not use it; it is for --task {listed}"
+            if task_name in GLUE:
+                message += f"; {task_name} reads the files in the folder --data"
+            raise ValueError(message)
 
 
 # ---- All runs of a command --------------------------------------------------------------
@@ -1649,8 +1651,13 @@ def check_characters(examples, tokenizer, is_training):
 
 def print_task(task, datasets):
     """Print in one line what is to be learned."""
-    sizes = ", ".join(f"{len(examples):,} {name}" for name, examples in datasets.items())
-    line = f"{task.name}: {task.kind}; {sizes}"
+    sizes = []
+    for name, examples in datasets.items():
+        size = f"{len(examples):,} {name}"
+        if examples[0].label is None:                    # GLUE keeps those of its test sets secret
+            size += " without labels, so without scores"
+        sizes.append(size)
+    line = f"{task.name}: {task.kind}; {', '.join(sizes)}"
     if task.labels:                                      # there are none in regression and qa
         line += f"; labels {first_few([printable(label) for label in task.labels], limit=30)}"
     print(line, flush=True)
@@ -1836,8 +1843,9 @@ def lines_to_predict(text):
     """
     if os.path.exists(text):
         if not os.path.isfile(text) or re.search(r"(?i)\.(csv|jsonl?)$", text):
-            raise ValueError(f"--predict {text}: give a file with a text on each line, not a "
-                             "folder, a table or a .json; if it is meant as a text, add a space")
+            raise ValueError(f"--predict {text}: give a regular file with a text on each line, "
+                             "not a folder, a table or a .json; if it is meant as a text, add a "
+                             "space")
         lines = [(f"{text}:{number}", line) for number, line in lines_of(text)]
         # A file of an old Mac has no line feeds, so all of it would be one line. In a file of
         # several lines a carriage return is a part of the text.

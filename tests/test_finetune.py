@@ -1524,6 +1524,7 @@ def test_to_evaluate_prints_the_scores_of_the_run_and_writes_nothing(
     flags = ["--task", "sst2", "--data", sentiment, *more]
     printed = run(capsys, *flags, "--model", model, "--steps", 12, "--lr", "1e-2",
                   "--out", tmp_path / "o").out
+    assert " dev, 1 test without labels, so without scores; labels 0; 1\n" in printed
     os.remove(sentiment / "train.tsv")                   # it is not needed
     before = files_below(tmp_path)
     found = run(capsys, *flags, "--model", tmp_path / "o", "--evaluate").out
@@ -2064,6 +2065,7 @@ def test_a_model_of_a_glue_task_is_only_measured_on_its_files(tmp_path, model, s
         tmp_path / "o")
     error = fail(capsys, "--evaluate", "--model", tmp_path / "o", "--dev", "x.tsv")
     assert "--dev: the task sst2 does not use it" in error
+    assert "; sst2 reads the files in the folder --data" in error
 
 
 def test_a_teacher_of_other_labels_or_of_another_tokenizer_is_refused(

@@ -906,7 +906,7 @@ predict   --model bad-twice                     bad-twice/task.json: *the same l
 predict   --model bad-tags                      bad-tags/task.json: *'a', which cannot be a tag
 predict   --model bad-sd                        bad-sd/task.json: *sd is 0.0, which is not above 0
 predict   --model qa --predict space.json --out space.json --overwrite  this file is read from
-predict   --predict md                          --predict md: give a file*not a folder
+predict   --predict md                          --predict md: give a regular file*not a folder
 predict   --device cuda                         --device cuda: torch finds no GPU here
 predict   --train good.tsv                      --train: --predict trains nothing
 predict   --lr 1                                --lr: --predict trains nothing

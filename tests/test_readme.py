@@ -17,6 +17,7 @@ import finetune
 from checkpoint import read_json, save
 from conftest import KINDS, random_model
 from minialbert import Config, MiniALBERT, count_parameters
+from tasks import Example, make_task
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = ["minialbert.py", "checkpoint.py", "data.py", "distill.py", "finetune.py", "tasks.py",
@@ -211,13 +212,34 @@ def test_the_fifth_block_in_python_prints_a_label_for_each_text(monkeypatch, tmp
                    "--dev", str(table), "--steps", "1", "--out", "out/sst2"])
     capsys.readouterr()
     exec(blocks_in_python()[4], {})
-    assert len(blocks_in_python()) == 5
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     for line in lines:
         label, probabilities = line.split(" ", 1)
         assert label in ("0", "1")
         assert sum(ast.literal_eval(probabilities).values()) == pytest.approx(1.0)
+
+
+def test_the_sixth_block_in_python_exchanges_the_parts_of_two_tasks(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    save(random_model(adapter_size=4, correction_rank=2), "out/student")
+    shutil.copy(os.path.join(ROOT, "assets", "teacher", "vocab.txt"), "out/student")
+    tokenizer = data.Tokenizer("out/student")
+    for name in ("cola", "rte"):
+        examples = [Example("a", label="0"), Example("b", label="1")]
+        task = make_task("classification", "classification", {"train": examples}, 12, 12)
+        model, _ = finetune.load_classifier("out/student", task, mode="adapters")
+        for parameter in model.parameters():
+            if parameter.requires_grad:                  # as a tuning may change it
+                torch.nn.init.normal_(parameter)
+        finetune.save_classifier(f"out/{name}", model, task, tokenizer)
+    cola, _ = finetune.load_classifier("out/cola")
+    rte, _ = finetune.load_classifier("out/rte")
+    assert finetune.fingerprint(cola.encoder) != finetune.fingerprint(rte.encoder)
+    names = {}
+    exec(blocks_in_python()[5], names)
+    assert finetune.fingerprint(names["cola"].encoder) == finetune.fingerprint(rte.encoder)
+    assert len(blocks_in_python()) == 6
 
 
 @pytest.mark.parametrize("count, shape", [
