@@ -192,8 +192,9 @@ def room_of_first_text(task, num_second_tokens):
     if task.kind == "qa":
         return room // 3                                 # the rest is kept for the context
     else:
-        # Half of the room is kept for the second text, or less if it is shorter. If the first text
-        # does not need the rest, tokenise_examples gives the second one all that is left.
+        # Half of the room is kept for the second text, or less if it is shorter: if there is room
+        # for 20 tokens and the second text has 4, the first may have 16. If it does not need them,
+        # tokenise_examples gives the second text all that is left.
         kept_for_second = min(num_second_tokens, room // 2)
         return room - kept_for_second
 
@@ -550,8 +551,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     sample: (ids, mask, segments), arrays (B, T), to which new adapters, if any, are fitted
     recursions: the number of recursions to use, counted from the first; None: all
     """
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r:.60}, not one of {', '.join(MODES)}")
+    check_mode(mode)
     saved_model = load(path, recursions)
     config = replace(saved_model.config, hidden_dropout_prob=dropout,
                      attention_probs_dropout_prob=dropout)
@@ -568,12 +568,47 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
             raise ValueError(f"{path}: adapters are added, so they need a sample to be fitted to")
         ids, mask, segments = to_device(torch.device("cpu"), *sample)
         fit_adapters_to_identity(encoder, ids, mask, segments)
+    freeze_parameters(encoder, mode)
+    return encoder
+
+
+def freeze_parameters(encoder, mode):
+    """Freeze the parameters of an encoder that are not trained in a mode."""
     for name, parameter in encoder.named_parameters():
-        is_trained = mode in ("all", "random")           # "head": nothing in the encoder
         if mode == "adapters":
             is_trained = "_adapters." in name or name.startswith("corrections.")
+        else:
+            is_trained = mode != "head"
         parameter.requires_grad_(is_trained)
-    return encoder
+
+
+def default_rate(mode, config, is_default_run, learns_hidden=False):
+    """Return the learning rate for a mode and a model with this Config.
+
+    is_default_run: whether --task was not given. Without more flags such a run has 200 steps
+    learns_hidden: whether there is a hidden loss. If so, corrections learn better with a higher
+        rate, and whole models do, too, but not in a default run (EXPERIMENTS.md)
+
+    The rate must be higher if few parameters are trained, or if there are few steps. A correction
+    is a product, and both of its factors change, so it needs a lower rate than an adapter.
+    """
+    has_corrections = config.correction_rank > 0
+    if mode == "adapters" and has_corrections:
+        rate = 2.5e-4
+        if learns_hidden:
+            rate = 5e-4
+    elif mode in ("adapters", "head"):
+        rate = 1e-3
+    elif is_default_run:
+        rate = 4e-4
+        if has_corrections:
+            rate = 2e-4
+    else:
+        rate = 5e-5
+        if learns_hidden:
+            rate = 1.5e-4
+    # These rates are for the width of bert-base, 768. A narrower model needs a higher rate.
+    return rate * 768 / config.hidden_size
 
 
 # ---- Predictions ------------------------------------------------------------------------
@@ -765,6 +800,12 @@ def check_examples(task, examples):
         if has_two_texts != task.pair:
             raise ValueError(f"{example.location}, {example.text!r:.60}: this task needs "
                              f"{describe_number_of_texts(task)}; --text names the columns")
+
+
+def check_mode(mode):
+    """Raise ValueError if there is no such mode."""
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r:.60}, not one of {', '.join(MODES)}")
 
 
 def tokenise_texts(task, examples, tokenizer):
@@ -1405,35 +1446,6 @@ def choose_rate(tuning, mode, config, splits_for_rates):
     rate_index = torch.tensor(rates.index(lr), device=tuning.processes.device)
     broadcast([rate_index], tuning.processes)
     return rates[rate_index.item()]
-
-
-def default_rate(mode, config, is_default_run, learns_hidden=False):
-    """Return the learning rate for a mode and a model with this Config.
-
-    is_default_run: whether --task was not given. Without more flags such a run has 200 steps
-    learns_hidden: whether there is a hidden loss. If so, corrections learn better with a higher
-        rate, and whole models do, too, but not in a default run (EXPERIMENTS.md)
-
-    The rate must be higher if few parameters are trained, or if there are few steps. A correction
-    is a product, and both of its factors change, so it needs a lower rate than an adapter.
-    """
-    has_corrections = config.correction_rank > 0
-    if mode == "adapters" and has_corrections:
-        rate = 2.5e-4
-        if learns_hidden:
-            rate = 5e-4
-    elif mode in ("adapters", "head"):
-        rate = 1e-3
-    elif is_default_run:
-        rate = 4e-4
-        if has_corrections:
-            rate = 2e-4
-    else:
-        rate = 5e-5
-        if learns_hidden:
-            rate = 1.5e-4
-    # These rates are for the width of bert-base, 768. A narrower model needs a higher rate.
-    return rate * 768 / config.hidden_size
 
 
 def run_mode(tuning, splits, mode, lr, saves_model):
