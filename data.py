@@ -75,47 +75,50 @@ def mask_tokens(ids, tokenizer, rng):
     increasing order, and the labels (M,), the true tokens at these positions.
     """
     positions = choose_positions(ids, tokenizer, rng)    # (M,)
-    masked_ids = ids.flatten()                           # (B * T,), a copy
-    labels = masked_ids[positions]                       # (M,)
+    flat_ids = ids.flatten()                             # (B * T,), a copy, not masked yet
+    labels = flat_ids[positions]                         # (M,), a copy, too
+    # These are lists, because Python loops over lists faster than over arrays.
     draws = rng.random(len(positions)).tolist()          # a number in [0, 1) for each position
     random_tokens = rng.choice(tokenizer.ordinary_ids, len(positions)).tolist()
     for position, draw, random_token in zip(positions.tolist(), draws, random_tokens):
         if draw < 0.8:
-            masked_ids[position] = tokenizer.mask_id     # 80 %: [MASK] takes its place
+            flat_ids[position] = tokenizer.mask_id       # 80 %: [MASK] takes its place
         elif draw < 0.9:
-            masked_ids[position] = random_token          # 10 %: a random one takes its place
+            flat_ids[position] = random_token            # 10 %: a random one takes its place
         else:
             pass                                         # 10 %: it stays, and must be predicted
-    return masked_ids.reshape(ids.shape), positions, labels
+    masked_ids = flat_ids.reshape(ids.shape)             # (B, T)
+    return masked_ids, positions, labels
 
 
 def choose_positions(ids, tokenizer, rng):
     """Choose the tokens of ids (B, T) to mask -> (M,): see mask_tokens."""
     B, T = ids.shape
-    n = num_to_mask(T)                                   # tokens to choose in each sequence
+    N = num_to_mask(T)                                   # tokens to choose in each sequence
     is_special = np.isin(ids, tokenizer.special_ids)     # (B, T)
-    # Each token draws a random number in [0, 1). In each sequence the n tokens with the smallest
+    # Each token draws a random number in [0, 1). In each sequence the N tokens with the smallest
     # numbers are chosen. Special tokens get 2.0, so that they come last.
     random_numbers = rng.random((B, T))
     random_numbers[is_special] = 2.0
     smallest_first = np.argsort(random_numbers, axis=1)  # (B, T)
-    columns = np.sort(smallest_first[:, :n], axis=1)     # (B, n): where they are in their sequence
+    columns = np.sort(smallest_first[:, :N], axis=1)     # (B, N): where they are in their sequence
     rows = np.arange(B)[:, None]                         # (B, 1): the number of the sequence
-    positions = (rows * T + columns).ravel()             # (B * n,)
-    # If a sequence has fewer than n ordinary tokens, special ones were chosen, too. They are taken
-    # out again here. Mostly there is no such sequence, and M is B * n.
-    is_special_position = is_special.ravel()[positions]  # (B * n,)
-    return positions[~is_special_position]
+    positions = (rows * T + columns).ravel()             # (B * N,): token (row, column) is at
+                                                         # row * T + column in the flattened ids
+    # If a sequence has fewer than N ordinary tokens, special ones were chosen, too. They are taken
+    # out again here. Mostly there is no such sequence, and M is B * N.
+    was_special = is_special.ravel()[positions]          # (B * N,), for each chosen token
+    return positions[~was_special]
 
 
-# Each of these numbers stands for a purpose of random numbers. A generator is seeded with [seed,
-# purpose, step or epoch]. So each purpose of a program has random numbers of its own, and a step
-# does not depend on the steps before it. (RNG_TASK_ORDERS has the same number as RNG_DEPTHS,
-# because no program uses both.)
+# A generator of random numbers is seeded with [seed, purpose, step or epoch]; the purpose is one of
+# these numbers. So masking, for example, draws other numbers than the order of the sequences does,
+# and what is drawn for a step does not depend on the steps before it.
 RNG_ORDERS = 1                      # the order of the sequences in an epoch
 RNG_MASKING = 2                     # which tokens of a step are masked, and by what
-RNG_DEPTHS = 3                      # the depths of the elastic loss in a step (see distill.py)
-RNG_TASK_ORDERS = 3                 # the order of the Features in an epoch (see finetune.py)
+RNG_DEPTHS = 3                      # the depths of the elastic loss in a step; distill.py alone
+RNG_TASK_ORDERS = 3                 # the order of the Features in an epoch; finetune.py alone, so
+                                    # it may be equal to RNG_DEPTHS
 
 
 class MaskedBatches:
@@ -143,7 +146,7 @@ class MaskedBatches:
     def batch(self, step):
         """Return masked ids (B, T), positions (M,) and labels (M,) of a step: see mask_tokens."""
         # Imagine the sequences of all epochs, one after another, as one long list. Each batch takes
-        # the next batch_size of them.
+        # the next batch_size of them. So it may begin in one epoch and end in the next.
         first = step * self.batch_size                   # an index into this list
         sequence_numbers = []
         for index in range(first, first + self.batch_size):
@@ -165,13 +168,12 @@ class MaskedBatches:
     def sequences(self, numbers):
         """Return the unmasked ids (B, T) of the sequences with these B numbers."""
         num_inside = self.T - 2                          # tokens between [CLS] and [SEP]
-        # Sequence i has the tokens i * (T - 2) to (i + 1) * (T - 2) - 1 of self.tokens.
-        begins = np.asarray(numbers)[:, None] * num_inside                    # (B, 1)
-        indices = begins + np.arange(num_inside)         # (B, T - 2)
         ids = np.empty((len(numbers), self.T), np.int64)
-        ids[:, 0] = self.tokenizer.cls_id
-        ids[:, 1:-1] = self.tokens[indices]
-        ids[:, -1] = self.tokenizer.sep_id
+        for row, number in enumerate(numbers):
+            begin = number * num_inside                  # sequences follow one another
+            ids[row, 0] = self.tokenizer.cls_id
+            ids[row, 1:-1] = self.tokens[begin:begin + num_inside]
+            ids[row, -1] = self.tokenizer.sep_id
         if ids.max() >= self.tokenizer.vocab_size:
             raise ValueError(f"token {ids.max()} is in the token file, but the tokenizer has only "
                              f"{self.tokenizer.vocab_size}: another tokenizer made the file")

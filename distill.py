@@ -5,7 +5,7 @@ r"""Distil a BERT teacher into a recursive student, as in the MiniALBERT paper
         This takes minutes: it uses the small teacher in assets/ and, as text, the
         documentation that is on this machine.
     python distill.py --teacher bert-base-uncased --corpus wiki/ --out out/mini
-        This distils BERT-base on a GPU; on a CPU the recipe is quick.
+        This distils BERT-base on a GPU; on a CPU the default is --recipe quick.
     torchrun --nproc_per_node 8 distill.py --teacher bert-base-uncased \
         --corpus wiki/ --out out/mini
         This does the same on eight GPUs.
@@ -66,7 +66,7 @@ LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 10.0, "output": 5.0, "em
 
 
 # ---- The losses -------------------------------------------------------------------------
-# README's losses are means over the tokens or the masked places of a batch. Each function here
+# README's losses are means over the tokens or the masked places of a batch. Each loss function here
 # returns the sum, and Distillation.compute_losses divides it by the number of tokens or masked
 # places. A batch may be cut into micro-batches, to save memory or to share it among processes. Then
 # the sum of each part is divided by the number in the whole batch. So the losses and gradients of
@@ -96,7 +96,7 @@ def attention_loss(student_map, teacher_map):
     """
     check_same_shape(student_map, teacher_map)
     H = student_map.shape[1]
-    return kl_divergence(teacher_map, student_map) / H
+    return kl_divergence(log_p=teacher_map, log_q=student_map) / H
 
 
 def hidden_loss(student_states, teacher_states, mask=None):
@@ -150,8 +150,10 @@ def teacher_layer_number(r, num_recursions, num_layers):
     The teacher's layers are counted as it applies them. A teacher that shares layers has fewer in
     its list `layers`, so teacher.layer_of_recursion(number) returns the layer.
     """
-    num_begun = math.ceil((r + 1) * num_layers / num_recursions)    # layers begun when r ends
-    return num_begun - 1                                 # the last of these, counted from 0
+    layers_done = (r + 1) * num_layers / num_recursions  # when recursion r ends; it may be 1.5
+    # After 1.5 layers the student is inside the second one, after 2.0 at its end. Both are rounded
+    # up to 2, and the second layer has the number 1.
+    return math.ceil(layers_done) - 1
 
 
 def match_layers(num_recursions, num_layers):
@@ -191,9 +193,10 @@ def states_after(hidden, positions, depths):
         states.append(take_masked(state, positions))     # (m, C)
     states = torch.stack(states)                         # (R - 1, m, C)
     rows = depths - 1                                    # (m,): row 0 is after one recursion
-    columns = torch.arange(len(positions), device=positions.device)           # 0, 1, ..., m - 1
-    # Torch takes the two index tensors in pairs: state i is states[rows[i], columns[i]].
-    return states[rows, columns]
+    places = torch.arange(len(positions), device=positions.device)            # 0, 1, ..., m - 1
+    # Torch takes two index tensors in pairs. So the result has the m states states[rows[i], i], not
+    # a table of all rows and all places.
+    return states[rows, places]                          # (m, C)
 
 
 class Distillation:
@@ -244,7 +247,7 @@ class Distillation:
         # What follows is for memory and speed.
         self.bf16 = bf16
         self.micro_batch_bounds = split_batch(batches.batch_size, micro_batch_size, processes)
-        # These two compute the same as compute_losses; choose_function takes one for each batch.
+        # choose_function takes one of these two for each batch. Both compute the losses.
         self.compute_any_batch = self.compute_losses
         self.compute_usual_batch = None                  # a CUDA graph; None: there is none
         if compile_losses:
@@ -400,13 +403,14 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     student_embeddings.position.weight.copy_(teacher_embeddings.position.weight @ basis)
     student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
 
-    # 2. The projection. Without LayerNorms it would be basis.T. But both models have a LayerNorm
-    # after the sum. The student's is E wide, so it cannot be the teacher's; it keeps its first
-    # values, weights 1 and biases 0. So the projection is fitted.
+    # 2. The projection. Without LayerNorms it would be basis.T, which leads from the E directions
+    # back to C. But each model applies a LayerNorm to its sums. The teacher's is C wide, so the
+    # student cannot have it. The student's is E wide and keeps its first values, weights 1 and
+    # biases 0. The projection is fitted, to make up for this difference.
     student_sums = vectors @ basis                       # (N, E): its word + position + segment
-    inputs = student_embeddings.norm(student_sums)       # (N, E): what the projection is given
-    wanted = teacher_embeddings(ids).flatten(0, 1)       # (N, C): what it should make of this
-    fit_linear(student_embeddings.project, inputs, wanted)
+    projection_inputs = student_embeddings.norm(student_sums)                 # (N, E)
+    teacher_outputs = teacher_embeddings(ids).flatten(0, 1)                   # (N, C)
+    fit_linear(student_embeddings.project, projection_inputs, wanted=teacher_outputs)
 
 
 def principal_directions(vectors, E):
@@ -488,7 +492,8 @@ def start_corrections(student, teacher):
 
 
 def nearest_of_rank(K, matrix):
-    """Factor the matrix of rank K that is nearest to a matrix (m, n) -> up (m, K), down (K, n).
+    """Factor the matrix of rank K that is nearest to a matrix (num_out, num_in) -> up (num_out, K),
+    down (K, num_in).
 
     It keeps the K largest singular values. Each factor is scaled by their square roots.
     """
@@ -534,10 +539,10 @@ def training_step(model, objective, optimizer, step, options, processes):
         the student and whatever else is to be trained with it
     objective: a Distillation, or anything with its .loss_weights and .losses_of_micro_batches(step)
     Returns three things: the losses {name: scalar}, with their weighted sum as "loss"; the learning
-    rate; the norm of the gradient. The losses and the norm are tensors, because reading their
-    values would make the program wait for the GPU. So it is not checked here that the norm is
-    finite: Recorder.after_step does this. The gradients must be empty before the step, and they are
-    empty after it.
+    rate; the norm of the gradient before it is clipped. The losses and the norm are tensors,
+    because reading their values would make the program wait for the GPU. So it is not checked here
+    that the norm is finite: Recorder.after_step does this. The gradients must be empty before the
+    step, and they are empty after it.
     """
     seed_dropout(options.seed, step, processes)
     model.train()
@@ -850,7 +855,7 @@ class Recorder:
         self.start_clock(run_state.first_step)
 
     def start_clock(self, steps_done):
-        """Measure the speed in the next line of the log from here."""
+        """Begin a new measurement of the speed."""
         self.last_logged = steps_done
         self.last_log_time = time.perf_counter()
 
@@ -898,7 +903,7 @@ class Recorder:
                     self.save_checkpoint(steps_done)
                 raise
         if log_now:
-            # So the evaluation and the checkpoint of this step do not lower the speed.
+            # So what was done after this step, such as an evaluation, does not lower the speed.
             self.start_clock(steps_done)
         if stop:
             stop_run(signals, steps_done, self.options, self.processes)
@@ -912,11 +917,9 @@ class Recorder:
         self.save_model()
 
     def after_last_step(self, signals):
-        """End the program if a signal has come after the last look.
-
-        A single process stops here. One of several would wait in stop_run for others that got none,
-        so noted_signals ends it.
-        """
+        """End the program if a signal has come after after_step looked for the last time."""
+        # One of several processes must not call stop_run here. It would wait there for the others,
+        # and perhaps these got no signal. At the end of train() noted_signals ends this process.
         if signals and self.processes.world_size == 1:
             stop_run(signals, self.options.steps, self.options, self.processes)
 

@@ -92,13 +92,14 @@ class Classifier(nn.Module):
         hidden, _ = self.encoder(ids, mask, segments)
         logits = self.output(self.dropout(hidden[-1])).float()                # (B, T, n)
         if self.is_qa:
-            # An answer cannot be in the question or in the padding, so these get -1e4. (With -inf
-            # the KL divergence from a teacher would be nan.) What remains is segment 1, the context
-            # with the last [SEP], and position 0, [CLS], which means "no answer". decode_answers
-            # does not read the logit of the last [SEP].
-            position = torch.arange(segments.shape[1], device=segments.device)
-            is_forbidden = (segments == 0) & (position > 0)                   # (B, T)
-            logits = logits.masked_fill(is_forbidden[:, :, None], -1e4)
+            # An answer is in segment 1: the context and the last [SEP], whose logits decode_answers
+            # does not read. [CLS] means "no answer". All else, the question and the padding, is in
+            # segment 0 and gets -1e4. (With -inf the KL divergence from a teacher would be nan.)
+            position = torch.arange(segments.shape[1], device=segments.device)    # (T,)
+            is_cls = position == 0                       # (T,)
+            is_context = segments == 1                   # (B, T)
+            is_allowed = is_context | is_cls             # (B, T)
+            logits = logits.masked_fill(~is_allowed[:, :, None], -1e4)
         return hidden, logits
 
 
@@ -288,7 +289,7 @@ def answer_features(tokenised, tokenizer, stride):
             if begin <= first and last < end:            # all of the answer is in this window
                 labels = [first + shift, last + shift]
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
-        was_cut = tokenised.first_was_cut                # the question; the context is never cut
+        was_cut = tokenised.first_was_cut                # that is, the question was
         yield Feature(ids, len(prefix), tokenised.example_number, positions, stands_for, labels,
                       was_cut)
 
@@ -298,19 +299,20 @@ def spans_of_words(encoding):
 
     A predicted answer has whole words. So "play" and "##ing" both stand for "playing".
     """
-    # (encoding.word_to_chars would search from the first token on each time.)
-    span_of_word = {}
-    for word, (begin, end) in zip(encoding.word_ids, encoding.offsets):
-        if word in span_of_word:                         # an earlier token has begun this word
-            begin, _ = span_of_word[word]
-        span_of_word[word] = (begin, end)
-    return [span_of_word[word] for word in encoding.word_ids]
+    # The library's word_to_chars does this for one word, but it searches all tokens each time.
+    begin_of_word = {}
+    end_of_word = {}
+    for word, (token_begin, token_end) in zip(encoding.word_ids, encoding.offsets):
+        if word not in begin_of_word:
+            begin_of_word[word] = token_begin            # that of the word's first token
+        end_of_word[word] = token_end                    # at last that of its last token
+    return [(begin_of_word[word], end_of_word[word]) for word in encoding.word_ids]
 
 
 def tokens_of_answer(example, offsets):
     """Find the tokens of the context that overlap the first right answer -> (number of the first,
-    number of the last). None if the question has no answer, or if no token is in the answer. The
-    offsets are, for each token, (first character, one past the last)."""
+    number of the last). None if there is no answer, if it is not known, or if no token is in it.
+    The offsets are, for each token, (first character, one past the last)."""
     if not example.label:
         return None
     answer_begin, answer = example.label[0]
@@ -372,11 +374,14 @@ def outputs_at_targets(logits, target_indices, is_qa):
     logits (B, T, n)
     target_indices (N,): where the targets stand in the flattened labels (B, T), in qa (B, 2)
     """
+    # There is a row of logits for each of the flattened labels.
     if is_qa:
-        # So the rows below follow the labels (B, 2): begin and end of sequence 0, begin and end of
-        # sequence 1, and so on.
-        logits = logits.transpose(1, 2)                  # (B, 2, T)
-    rows = logits.flatten(0, 1)                          # a row for each of the flattened labels
+        # The labels (B, 2) are begin and end of sequence 0, begin and end of sequence 1, ... Each
+        # is one of T positions. So its row has the T begin logits, or the T end logits.
+        rows = logits.transpose(1, 2).flatten(0, 1)      # (B * 2, T)
+    else:
+        # The labels (B, T) belong to the tokens. The row of a token has its n outputs.
+        rows = logits.flatten(0, 1)                      # (B * T, n)
     return rows[target_indices]
 
 
@@ -400,10 +405,10 @@ def loss_from_teacher(outputs, teacher_outputs, is_regression):
 class TaskLoss:
     """The losses of a batch of a task. For classes, their weighted sum is
 
-        cross-entropy + KL(p || q) of the outputs + W (1 - cosine) of the hidden states
+        cross-entropy + KL(p || q) of the outputs + weight * (1 - cosine) of the hidden states
 
-    p are the teacher's probabilities, q the model's. W is hidden_weight; the command has
-    DEFAULT_HIDDEN_WEIGHT. The losses are called
+    p are the teacher's probabilities, q the model's. The weight is hidden_weight; the command takes
+    DEFAULT_HIDDEN_WEIGHT, or 0 if the states cannot be compared. The losses are called
 
     task, distill: loss_from_labels and loss_from_teacher, averaged over the labels. In qa a
         sequence has two labels, the positions where the answer begins and ends
@@ -478,6 +483,7 @@ class TaskLoss:
         """Yield the losses {name: scalar} of each micro-batch of this process in a step.
 
         Their sums over the micro-batches of all processes are the means over the whole batch.
+        (The means of the hidden loss are added up over the pairs.)
         """
         ids, mask, segments, labels = collate(self.batch(step), self.task.kind == "qa")
         if self.task.kind == "regression":
@@ -490,16 +496,20 @@ class TaskLoss:
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for rows, is_stand_in in rows_of_micro_batches(self.micro_batch_bounds, len(ids)):
-            # The places of the targets are found here, on the CPU. To index by True and False on a
-            # GPU, the program would have to wait until the GPU has counted the True values.
-            target_indices = np.flatnonzero(is_target[rows])                  # (N,)
-            targets = labels[rows][is_target[rows]].astype(np.float32)        # (N,)
+            labels_here = labels[rows]                   # (b, T), in qa (b, 2)
+            is_target_here = is_target[rows]
+            # The places of the targets are found here, on the CPU. Indexing by True and False on a
+            # GPU would make the program wait until the GPU has counted the True values.
+            target_indices = np.flatnonzero(is_target_here)                   # (N,)
+            targets = labels_here[is_target_here].astype(np.float32)          # (N,)
             # The arrays stand in the order in which compute_losses takes them.
             tensors = to_device(device, ids[rows], mask[rows], segments[rows], target_indices,
                                 targets)
             with autocast(device, self.bf16):
                 losses = self.compute_losses(*tensors, num_targets, num_tokens)
             if is_stand_in:
+                # The batch is short and has no sequence left for this micro-batch. Each process
+                # must compute gradients, so it took sequence 0, whose losses must not count.
                 losses = {name: 0 * loss for name, loss in losses.items()}
             yield losses
 
@@ -577,8 +587,10 @@ def freeze_parameters(encoder, mode):
     for name, parameter in encoder.named_parameters():
         if mode == "adapters":
             is_trained = "_adapters." in name or name.startswith("corrections.")
+        elif mode == "head":
+            is_trained = False                           # the task head is not in the encoder
         else:
-            is_trained = mode != "head"
+            is_trained = True                            # the modes "all" and "random"
         parameter.requires_grad_(is_trained)
 
 
@@ -642,7 +654,8 @@ def predict_logits(model, features, batch_size=64):
 
 
 def decode(task, examples, features, logits):
-    """Turn logits into predictions: for each example (prediction, {label: probability}).
+    """Turn logits into predictions: for each example (prediction, {label: probability}). The dict
+    has at most MAX_PROBABILITIES labels.
 
     logits: what predict_logits returns. In classification and regression each example has one
         Feature, with one position, that of [CLS]

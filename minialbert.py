@@ -151,10 +151,10 @@ class Adapter(nn.Module):
 
 
 class LowRank(nn.Module):
-    """A matrix up @ down of shape (num_out, num_in), like nn.Linear's weight, and of rank K.
+    """A matrix up @ down of shape (num_out, num_in), like nn.Linear's weight.
 
-    It stores K * (num_out + num_in) numbers, which get their values in initialise(). It has no
-    forward(), because it is only added to another matrix.
+    Its rank is at most K. It stores K * (num_out + num_in) numbers, which get their values in
+    initialise(). It has no forward(), because it is only added to another matrix.
     """
 
     def __init__(self, num_in, num_out, rank):
@@ -204,15 +204,17 @@ class Correction(nn.ModuleDict):
 
 
 def apply_linear(linear, x, correction, name):
-    """Apply an nn.Linear of a Layer to x.
+    """Apply an nn.Linear of a Layer to x, with its weight corrected for this call.
 
-    If there is a Correction, its matrix of this name is added to the weight, but only for this
-    call: linear.weight itself does not change, because other recursions use it, too. The gradient
-    reaches the weight and both factors of this matrix. The module `linear` is not called then,
-    so its forward hooks do not run.
+    correction: the recursion's Correction, which holds six LowRanks, or None
+    name: which of the six belongs to this nn.Linear: a key of CORRECTED
+
+    The gradient reaches the shared weight and both factors of the LowRank. With a correction the
+    module `linear` is not called, so forward hooks that a user has put on it do not run.
     """
     if correction is None:
         return linear(x)
+    # The sum is a new tensor. linear.weight does not change, because other recursions use it, too.
     weight = linear.weight + correction[name].matrix()
     return F.linear(x, weight, linear.bias)
 
@@ -241,14 +243,16 @@ class Attention(nn.Module):
         query and key (B, H, T, D); mask (B, 1, 1, T) or None: see forward.
         """
         D = query.shape[-1]
-        # The query is divided before the multiplication, because mostly it has fewer numbers than
-        # the scores: B * H * T * D, not B * H * T * T.
-        scores = (query / D**0.5) @ key.transpose(2, 3)  # (B, H, T, T)
-        # Under autocast the scores are bfloat16. The softmax and the loss that compares the maps
-        # are computed in float32. In bfloat16 each of them would round once more.
+        # The query is divided, not the scores. The result is the same, but mostly the query has
+        # fewer numbers: B * H * T * D, not B * H * T * T.
+        query = query / D**0.5
+        scores = query @ key.transpose(2, 3)             # (B, H, T, T)
+        # Under autocast the scores are bfloat16. They are cast to float32, because a softmax in
+        # bfloat16 would round the map, and the loss that compares maps would round again.
         scores = scores.float()
         if mask is not None:
-            # With -inf the KL divergence would compute -inf - (-inf), which is nan.
+            # -1e9 makes the probability 0. With -inf the KL divergence of two maps would compute
+            # -inf - (-inf), which is nan.
             scores = scores.masked_fill(~mask, -1e9)
         return scores.log_softmax(-1)
 
@@ -348,6 +352,8 @@ def split_evenly(num_items, num_groups):
     items is not a multiple of the number of groups, some groups have one item more than others:
     split_evenly(7, 3) is [0, 0, 0, 1, 1, 2, 2].
     """
+    # Before item i stands the share i / num_items of all items. The same share of num_groups,
+    # rounded down, is the number of its group.
     return [(i * num_groups) // num_items for i in range(num_items)]
 
 
@@ -443,14 +449,16 @@ class MiniALBERT(nn.Module):
         if self.head is None:
             raise ValueError("the model has no MLM head, so it cannot predict words")
         x = self.head.norm(F.gelu(self.head.dense(states)))                   # (M, C)
-        # F.linear(x, weight, bias) is x @ weight.T + bias. Even a tied head has a bias of its own.
-        if self.head.decoder is not None:
-            return F.linear(x, self.head.decoder.weight, self.head.bias)
-        if self.embeddings.project is not None:
-            # The projection computes x @ weight.T, which leads from E to C. x @ weight leads back
-            # from C to E. The projection's bias is not used.
-            x = x @ self.embeddings.project.weight       # (M, C) @ (C, E) -> (M, E)
-        return F.linear(x, self.embeddings.word.weight, self.head.bias)
+        if self.head.decoder is not None:                # the head is not tied
+            output_matrix = self.head.decoder.weight     # (V, C)
+        else:
+            output_matrix = self.embeddings.word.weight  # (V, E)
+            if self.embeddings.project is not None:
+                # nn.Linear stores its matrix as (C, E) and computes x @ weight.T, from E to C.
+                # Without .T the same matrix leads back from C to E. Its bias is not used.
+                x = x @ self.embeddings.project.weight   # (M, C) @ (C, E) -> (M, E)
+        # This is x @ output_matrix.T + bias. Even a tied head has a bias of its own.
+        return F.linear(x, output_matrix, self.head.bias)
 
 
 @torch.no_grad()
@@ -471,10 +479,13 @@ def initialise(model, sharp=True):
             nn.init.zeros_(parameter)
     if not sharp:
         return
-    # 1. The weights of query and key get the standard deviation s = 0.08, four times as much. A map
-    # is sharp if its scores differ much. If the inputs have the standard deviation 1, queries and
-    # keys have s * sqrt(C), and the scores s**2 * C. This is 0.8 for C = 128 and 4.9 for C = 768.
-    # With s = 0.02 it would be 0.05 for C = 128, and the first maps would be almost uniform.
+    # 1. The weights of query and key get the standard deviation 0.08, four times as much, because a
+    # map is sharp if its scores differ much. If the weights have the standard deviation s and the
+    # inputs 1, then
+    #   - queries and keys have s * sqrt(C): each of their numbers is a sum of C products
+    #   - scores have s**2 * C: a score is a sum of D products, divided by sqrt(D)
+    # This is 0.8 for C = 128 and 4.9 for C = 768. With s = 0.02 it would be 0.05 for C = 128, and
+    # the first maps would be almost uniform.
     for layer in model.layers:
         layer.attention.query.weight.mul_(4)
         layer.attention.key.weight.mul_(4)
@@ -492,9 +503,9 @@ def initialise(model, sharp=True):
         for low_rank in correction.values():
             low_rank.up.zero_()
     # 5. The position table holds sinusoids, so that the order of words is visible from the first
-    # step. Like the normal numbers before, they have the root mean square 0.02: in each pair of
-    # columns sin**2 + cos**2 is 1, so a row of sinusoids has 1 / sqrt(2) (if its width is even),
-    # and it is multiplied by 0.02 * sqrt(2).
+    # step. Their root mean square is 0.02, as that of the normal numbers was. In each pair of
+    # columns sin**2 + cos**2 is 1, so the root mean square of a row is 1 / sqrt(2) (if its width is
+    # even). So it is multiplied by 0.02 * sqrt(2).
     num_positions, width = model.embeddings.position.weight.shape
     model.embeddings.position.weight.copy_(0.02 * 2**0.5 * sinusoids(num_positions, width))
 
