@@ -1158,8 +1158,10 @@ def rows_of_csv(path, lines):
                 yield rows.line_num, cells
             row_begins = rows.line_num + 1
     except csv.Error as error:                           # a quote at a wrong place
-        raise ValueError(f"{path}:{rows.line_num}: {error}; the row begins in line {row_begins}, "
-                         "and commas must separate its cells") from error
+        message = f"{path}:{rows.line_num}: {error}; the row begins in line {row_begins}"
+        if "expected after" in str(error):               # a character after a closing quote
+            message += ", and commas must separate its cells"
+        raise ValueError(message) from error
 
 
 def lines_of_document(document):
