@@ -1,5 +1,9 @@
 """Make masked batches from text. Further down: tokenizers, token files and corpora.
 
+MaskedBatches cuts the token numbers of a corpus into sequences, and mask_tokens
+masks 15 % of their tokens. What is below the banner "From here on: plumbing"
+makes token numbers of text. This file is a command, too:
+
     python data.py --corpus wiki/ --tokenizer bert-base-uncased --out wiki.bin
     python data.py --corpus wiki/ --train-tokenizer 8192 --out my-tokenizer
 

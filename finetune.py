@@ -1,25 +1,25 @@
 r"""Fine-tune a student, or any BERT, on a language task (arXiv 2210.06425).
 
     python finetune.py
-        the student in out/student, which distill.py makes, on the built-in
-        task "code", three times: a minute or two
+        This trains the student in out/student, which distill.py makes, on the
+        built-in task "code", three times. It takes a minute or two.
     python finetune.py --model out/student --task sst2 --data SST-2/
-        a task of GLUE, from a folder with its files
+        This trains it on a task of GLUE, from a folder with its files.
     python finetune.py --task tagging --train train.tsv --dev devel.tsv
-        your own files, here in CoNLL format
+        This reads your own files, here in CoNLL format.
     python finetune.py --task classification --train a.csv --dev b.csv \
             --text title --label topic --adapters-only
-        a table with named columns; only the head and each recursion's own corrections or adapters
-        are trained
+        This reads tables with named columns. Only the head and each recursion's
+        own corrections or adapters are trained.
     python finetune.py --task qa --train train-v2.0.json --distill-from out/bert
-        SQuAD; the model also learns from a fine-tuned teacher
+        This reads SQuAD. The model also learns from a fine-tuned teacher.
     python finetune.py --model out/sst2 --predict "a gripping, beautiful film"
-        what a fine-tuned model predicts for a text
+        This prints what a fine-tuned model predicts for a text.
 
 The task head is one linear layer on the last hidden states. Classification and
-regression apply it at [CLS], tagging at the first token of each word, question
-answering at [CLS] and at every token of the context, to score whether the
-answer begins or ends there.
+regression use its output at [CLS], tagging at the first token of each word,
+question answering at [CLS] and at the tokens of the context, to score whether
+the answer begins or ends there.
 """
 if __name__ == "__main__":
     # Ctrl-C is handled before the imports below, because they take seconds: see command.py.
