@@ -289,7 +289,7 @@ def answer_features(tokenised, tokenizer, stride):
             if begin <= first and last < end:            # all of the answer is in this window
                 labels = [first + shift, last + shift]
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
-        was_cut = tokenised.first_was_cut                # that is, the question was
+        was_cut = tokenised.first_was_cut                # the question is the first text
         yield Feature(ids, len(prefix), tokenised.example_number, positions, stands_for, labels,
                       was_cut)
 
@@ -304,8 +304,8 @@ def spans_of_words(encoding):
     end_of_word = {}
     for word, (token_begin, token_end) in zip(encoding.word_ids, encoding.offsets):
         if word not in begin_of_word:
-            begin_of_word[word] = token_begin            # that of the word's first token
-        end_of_word[word] = token_end                    # at last that of its last token
+            begin_of_word[word] = token_begin            # where the word's first token begins
+        end_of_word[word] = token_end                    # after the loop: where its last one ends
     return [(begin_of_word[word], end_of_word[word]) for word in encoding.word_ids]
 
 
@@ -395,7 +395,7 @@ def loss_from_labels(outputs, targets, is_regression):
 
 
 def loss_from_teacher(outputs, teacher_outputs, is_regression):
-    """Sum KL(teacher || model) of the outputs, or, in regression, the squared error."""
+    """Sum KL(p || q), where p is the teacher's, or, in regression, the squared error."""
     if is_regression:
         return F.mse_loss(outputs, teacher_outputs, reduction="sum")
     else:
