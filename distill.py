@@ -63,17 +63,25 @@ from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initial
 # These are the weights of the losses; the embedding loss is only for ablations. The weight of the
 # elastic loss depends on the recipe, and --recipe paper has the authors' weights: see RECIPES.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 10.0, "output": 5.0, "embedding": 0.0}
+LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
+LAYER_LOSSES = ("attention", "hidden")      # those that compare the pairs of match_layers
+HEAD_LOSSES = ("mlm", "output", "elastic")  # those that need the MLM head of the student
+# A new loss needs a weight in LOSS_WEIGHTS, its lines in Distillation.compute_losses and its help
+# in add_loss_flags. It may also belong in one of the groups above. If it needs models of equal
+# size, check_losses should check this. If it needs attention maps, Distillation must ask for them
+# (recursions_with_map).
 
 
 # ---- The losses -------------------------------------------------------------------------
-# README's losses are means over the tokens or the masked places of a batch. Each loss function here
-# returns the sum, and Distillation.compute_losses divides it by the number of tokens or masked
-# places. A batch may be cut into micro-batches, to save memory or to share it among processes. Then
-# the sum of each part is divided by the number in the whole batch. So the losses and gradients of
-# the parts add up to those of the whole batch (gradient accumulation).
+# README's losses are means over tokens or masked places. Here each loss function returns a sum, and
+# Distillation.compute_losses divides it. The reason is that a batch may be cut into micro-batches,
+# to save memory or to share it among processes. The sum of each micro-batch is divided by the
+# number of tokens or masked places in the whole batch. So the losses and the gradients of the
+# micro-batches add up to those of the whole batch (gradient accumulation). Small letters belong to
+# a micro-batch: it has b of the batch's B sequences and m of its M masked places.
 
 def mlm_loss(logits, labels):
-    """Compute the cross-entropy (nats) of logits (M, V) with true tokens (M,), summed over M."""
+    """Compute the cross-entropy (nats) of logits (m, V) with true tokens (m,), summed over m."""
     return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
@@ -138,31 +146,31 @@ def log_probabilities(logits, temperature):
 
 
 def teacher_layer_number(r, num_recursions, num_layers):
-    """Return the number of the teacher's layer in which recursion r ends; both count from 0.
+    """Return the number of the teacher's layer that recursion r corresponds to. Both count from 0.
 
-    All recursions together do the work of all layers. So one recursion does that of num_layers /
-    num_recursions layers. For r = 0, 1, 2, ... the layers are
+    All recursions together stand for all layers, so each stands for num_layers / num_recursions
+    layers. Recursion r corresponds to the last of its layers. For r = 0, 1, 2, ... these are
 
-        6 recursions, 12 layers:    1 3 5 7 9 11           (each recursion stands for two layers)
-        12 recursions, 6 layers:    0 0 1 1 2 2 3 3 4 4 5 5
-        4 recursions, 6 layers:     1 2 4 5
+        6 recursions, 12 layers:    1 3 5 7 9 11                (two layers each)
+        12 recursions, 6 layers:    0 0 1 1 2 2 3 3 4 4 5 5     (half a layer each)
+        4 recursions, 6 layers:     1 2 4 5                     (1.5 layers each)
 
     The teacher's layers are counted as it applies them. A teacher that shares layers has fewer in
     its list `layers`, so teacher.layer_of_recursion(number) returns the layer.
     """
-    layers_done = (r + 1) * num_layers / num_recursions  # when recursion r ends; it may be 1.5
-    # After 1.5 layers the student is inside the second one, after 2.0 at its end. Both are rounded
-    # up to 2, and the second layer has the number 1.
+    # This is how many layers the recursions 0 to r stand for. If it is 1.5, recursion r ends in the
+    # middle of the second layer, so it is rounded up to 2. The second layer has the number 1.
+    layers_done = (r + 1) * num_layers / num_recursions
     return math.ceil(layers_done) - 1
 
 
 def match_layers(num_recursions, num_layers):
     """Pair recursions of a student with layers of its teacher: [(recursion, layer)], from 0.
 
-    Usually each recursion learns from the layer in which it ends: with 6 recursions and 12 layers,
-    as in the paper, the pairs are (0, 1), (1, 3), ..., (5, 11). If several recursions end in one
-    layer, only the last of them learns from it: with 12 recursions and 6 layers the pairs are
-    (1, 0), (3, 1), ..., (11, 5). ValueError if neither number divides the other.
+    Usually each recursion learns from the layer that it corresponds to: with 6 recursions and 12
+    layers, as in the paper, the pairs are (0, 1), (1, 3), ..., (5, 11). If several recursions
+    correspond to one layer, only the last of them learns from it: with 12 recursions and 6 layers
+    the pairs are (1, 0), (3, 1), ..., (11, 5). ValueError if neither number divides the other.
     """
     check_match(num_recursions, num_layers)
     recursion_of_layer = {}
@@ -192,11 +200,10 @@ def states_after(hidden, positions, depths):
     for state in hidden[1:-1]:                           # after 1, 2, ..., R - 1 recursions
         states.append(take_masked(state, positions))     # (m, C)
     states = torch.stack(states)                         # (R - 1, m, C)
-    rows = depths - 1                                    # (m,): row 0 is after one recursion
-    places = torch.arange(len(positions), device=positions.device)            # 0, 1, ..., m - 1
-    # Torch takes two index tensors in pairs. So the result has the m states states[rows[i], i], not
-    # a table of all rows and all places.
-    return states[rows, places]                          # (m, C)
+    # Masked place i needs the state after depths[i] recursions, which is states[depths[i] - 1, i].
+    # Indexing with two tensors does this for all i at once.
+    i = torch.arange(len(positions), device=positions.device)                 # 0, 1, ..., m - 1
+    return states[depths - 1, i]                         # (m, C)
 
 
 class Distillation:
@@ -247,20 +254,17 @@ class Distillation:
         # What follows is for memory and speed.
         self.bf16 = bf16
         self.micro_batch_bounds = split_batch(batches.batch_size, micro_batch_size, processes)
-        # choose_function takes one of these two for each batch. Both compute the losses.
-        self.compute_any_batch = self.compute_losses
-        self.compute_usual_batch = None                  # a CUDA graph; None: there is none
+        self.losses_function = self.compute_losses
         if compile_losses:
-            self.compute_any_batch = torch.compile(self.compute_losses)
+            self.losses_function = torch.compile(self.compute_losses)
+        self.losses_graph = None                         # see choose_function
         if cuda_graphs:
             check_cuda_graphs(compile_losses, self.micro_batch_bounds)
-            self.compute_usual_batch = torch.compile(self.compute_losses,
-                                                     options={"triton.cudagraphs": True})
+            self.losses_graph = torch.compile(self.compute_losses,
+                                              options={"triton.cudagraphs": True})
 
     def compute_losses(self, ids, positions, labels, depths, num_masked):
         """Compute a micro-batch's part of each loss: {name: scalar}.
-
-        b and m are B and M of a micro-batch: it has b sequences and m masked places.
 
         ids (b, T): the masked text
         positions (m,): the masked places, indices into the flattened ids
@@ -320,7 +324,7 @@ class Distillation:
         M = len(positions)                               # masked places in the whole batch
         depths = self.draw_depths(step, M)               # (M,)
         num_masked = max(1, M)                           # so that a loss is 0 / 1, not 0 / 0
-        compute = self.choose_function(M)                # compute_losses, perhaps compiled
+        compute = choose_function(self, M)               # compute_losses, perhaps compiled
         device = device_of(self.student)
         for begin, end in self.micro_batch_bounds:       # mostly one micro-batch, the whole batch
             parts = cut_micro_batch(begin, end, ids, positions, labels, depths)
@@ -339,19 +343,6 @@ class Distillation:
         R = self.student.config.num_hidden_layers
         rng = np.random.default_rng([self.batches.seed, RNG_DEPTHS, step])
         return rng.integers(1, max(2, R), size=M)
-
-    def choose_function(self, M):
-        """Return the function that computes the losses of a batch with M masked places.
-
-        A CUDA graph is made for one shape of each tensor and for one number of masked places in the
-        whole batch. Usually each sequence has num_to_mask(T) of them, and the graph is for such
-        batches. A sequence in which most tokens are special, such as [UNK], may have fewer. All
-        processes compute a batch with a sequence of this kind without the graph.
-        """
-        usual_number = self.batches.batch_size * num_to_mask(self.batches.T)
-        if self.compute_usual_batch is not None and M == usual_number:
-            return self.compute_usual_batch
-        return self.compute_any_batch
 
 
 # ---- Initialising the student from the teacher ------------------------------------------
@@ -397,27 +388,28 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     word = teacher_embeddings.word(ids)                  # (B, T, C)
     position = teacher_embeddings.position.weight[:T]    # (T, C)
     segment = teacher_embeddings.segment.weight[0]       # (C,)
-    vectors = (word + position + segment).flatten(0, 1)  # (N, C) for the N = B * T tokens
-    basis = principal_directions(vectors, E)             # (C, E)
+    teacher_sums = (word + position + segment).flatten(0, 1)      # (N, C) for N = B * T tokens
+    basis = principal_directions(teacher_sums, E)        # (C, E)
     student_embeddings.word.weight.copy_(teacher_embeddings.word.weight @ basis)
     student_embeddings.position.weight.copy_(teacher_embeddings.position.weight @ basis)
     student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
 
-    # 2. The projection. Without LayerNorms it would be basis.T, which leads from the E directions
-    # back to C. But each model applies a LayerNorm to its sums. The teacher's is C wide, so the
-    # student cannot have it. The student's is E wide and keeps its first values, weights 1 and
-    # biases 0. The projection is fitted, to make up for this difference.
-    student_sums = vectors @ basis                       # (N, E): its word + position + segment
+    # 2. The projection. Each model applies a LayerNorm to its sums: the teacher to C numbers, the
+    # student to E. So the projection has to lead from the student's normalised sums to those of the
+    # teacher. (Without the LayerNorms it would be basis.T.) No matrix does this exactly, so it is
+    # fitted. The student's LayerNorm keeps its first values, weights 1 and biases 0.
+    student_sums = teacher_sums @ basis                  # (N, E): its word + position + segment
     projection_inputs = student_embeddings.norm(student_sums)                 # (N, E)
     teacher_outputs = teacher_embeddings(ids).flatten(0, 1)                   # (N, C)
-    fit_linear(student_embeddings.project, projection_inputs, wanted=teacher_outputs)
+    fit_linear(student_embeddings.project, projection_inputs, targets=teacher_outputs)
 
 
 def principal_directions(vectors, E):
     """Find the E directions that keep as much as possible of vectors (N, C) -> (C, E).
 
-    This is a principal component analysis in which the mean is not subtracted. A direction is a
-    column of the result. They are the eigenvectors with the E largest eigenvalues.
+    This is a principal component analysis in which the mean is not subtracted. The directions, the
+    columns of the result, are the eigenvectors of vectors.T @ vectors with the E largest
+    eigenvalues.
     """
     moments = vectors.T @ vectors                        # (C, C)
     if not moments.isfinite().all():
@@ -426,15 +418,15 @@ def principal_directions(vectors, E):
     return eigenvectors[:, -E:]                          # eigh puts the largest eigenvalues last
 
 
-def fit_linear(linear, inputs, wanted):
-    """Fit a linear layer by least squares, so that for inputs (N, E) its outputs are near to wanted
-    (N, C). All of these must be on the CPU, as both models are when a student starts."""
+def fit_linear(linear, inputs, targets):
+    """Fit a linear layer by least squares, so that for inputs (N, E) its outputs are near to the
+    targets (N, C). All of these must be on the CPU, as both models are when a student starts."""
     # lstsq fits a matrix but no bias. So the input gets one more column, in which each number is 1.
     # The row of the solution that belongs to this column is the bias.
     inputs_and_one = F.pad(inputs, (0, 1), value=1.0)    # (N, E + 1)
     # The driver gelsd, which exists on the CPU alone, also allows columns that depend on each other
     # linearly. The columns here do: they come from a fresh LayerNorm, so each row sums to 0.
-    solution = torch.linalg.lstsq(inputs_and_one, wanted, driver="gelsd").solution    # (E + 1, C)
+    solution = torch.linalg.lstsq(inputs_and_one, targets, driver="gelsd").solution    # (E + 1, C)
     linear.weight.copy_(solution[:-1].T)                 # nn.Linear has the shape (C, E)
     linear.bias.copy_(solution[-1])
 
@@ -450,36 +442,41 @@ def start_layers(student, teacher):
     G = student.config.num_hidden_groups
     # For L = 4 and G = 2 this is [0, 0, 1, 1]: the student's layer 0 replaces the teacher's layers
     # 0 and 1, and its layer 1 replaces the teacher's layers 2 and 3.
-    student_layer_of = split_evenly(L, G)
+    student_layer_numbers = split_evenly(L, G)
     for g, layer in enumerate(student.layers):
-        replaced = [i for i in range(L) if student_layer_of[i] == g]
+        replaced = [i for i in range(L) if student_layer_numbers[i] == g]
         quarter = len(replaced) // 4                     # rounded down
         middle = replaced[quarter:len(replaced) - quarter]
         # In a BERT this is teacher.layers[i]. A teacher that shares layers has fewer than L in this
         # list, and the same layer may be taken several times.
-        state_dicts = [teacher.layer_of_recursion(i).state_dict() for i in middle]
-        mean = {}
-        for name in state_dicts[0]:
-            tensors = [state_dict[name] for state_dict in state_dicts]
-            mean[name] = sum(tensors) / len(tensors)
-        layer.load_state_dict(mean)
+        teacher_layers = [teacher.layer_of_recursion(i) for i in middle]
+        layer.load_state_dict(mean_of_layers(teacher_layers))
+
+
+def mean_of_layers(layers):
+    """Compute the mean of each parameter over layers of the same shape: {name: tensor}."""
+    mean = {}
+    for name, _ in layers[0].named_parameters():
+        tensors = [layer.get_parameter(name) for layer in layers]
+        mean[name] = sum(tensors) / len(tensors)
+    return mean
 
 
 def start_corrections(student, teacher):
-    """Start each correction from the difference between two matrices: the teacher's minus the
-    shared one. The teacher's layer is the one that is as deep as the recursion (see
-    teacher_layer_number).
+    """Start each correction as the matrix of rank K that is nearest to a difference: the matrix of
+    the teacher's layer that the recursion corresponds to (see teacher_layer_number), minus the
+    student's shared matrix.
     """
     R = student.config.num_hidden_layers
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     K = student.config.correction_rank
-    for r, correction in enumerate(student.corrections):
+    for r, corrections in enumerate(student.corrections):
         shared_layer = student.layer_of_recursion(r)
         teacher_layer = teacher.layer_of_recursion(teacher_layer_number(r, R, L))
         for name, name_in_layer in CORRECTED.items():
             shared = shared_layer.get_parameter(name_in_layer)
             difference = teacher_layer.get_parameter(name_in_layer) - shared
-            low_rank = correction[name]
+            low_rank = corrections[name]
             if difference.any():
                 up, down = nearest_of_rank(K, difference)
                 low_rank.up.copy_(up)
@@ -538,11 +535,15 @@ def training_step(model, objective, optimizer, step, options, processes):
     model: a module with all that is trained: in distillation the student, or an nn.ModuleList of
         the student and whatever else is to be trained with it
     objective: a Distillation, or anything with its .loss_weights and .losses_of_micro_batches(step)
-    Returns three things: the losses {name: scalar}, with their weighted sum as "loss"; the learning
-    rate; the norm of the gradient before it is clipped. The losses and the norm are tensors,
-    because reading their values would make the program wait for the GPU. So it is not checked here
-    that the norm is finite: Recorder.after_step does this. The gradients must be empty before the
-    step, and they are empty after it.
+    step: its number, counted from 0
+    options: a TrainingOptions, which has the learning rate, the number of steps and the seed
+    processes: a Processes, which says how many processes share a batch and which of them this is
+
+    The gradients must be empty before the step, and they are empty after it. Returns
+    totals: the losses {name: tensor}, with their weighted sum as "loss"
+    lr: the learning rate
+    gradient_norm: the norm of the gradient before it is clipped, a tensor. Reading a tensor's value
+        would make the program wait for the GPU, so Recorder.after_step checks that it is finite
     """
     seed_dropout(options.seed, step, processes)
     model.train()
@@ -624,15 +625,6 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
 # ---- From here on: plumbing -------------------------------------------------------------
 
 # ---- Checks of models and tensors -------------------------------------------------------
-
-LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
-LAYER_LOSSES = ("attention", "hidden")      # those that compare the pairs of match_layers
-HEAD_LOSSES = ("mlm", "output", "elastic")  # those that need the MLM head of the student
-# A new loss needs a weight in LOSS_WEIGHTS, its lines in Distillation.compute_losses and its help
-# in add_loss_flags. It may also belong in one of the groups above. If it needs models of equal
-# size, check_losses should check this. If it needs attention maps, Distillation must ask for them
-# (recursions_with_map).
-
 
 def check_same_shape(first, second):
     """Raise ValueError if two shapes differ. Without this torch might repeat the smaller tensor."""
@@ -1346,6 +1338,21 @@ def uses_bf16(flag, device):
             raise ValueError("this GPU does not know bfloat16, which is the default on a GPU: say "
                              "--no-bf16")
     return bf16
+
+
+def choose_function(distillation, M):
+    """Return the function that computes a Distillation's losses of a batch with M masked places.
+
+    A CUDA graph is made for one shape of each tensor and for one number of masked places in the
+    whole batch. Usually each sequence has num_to_mask(T) of them, and the graph is for such
+    batches. A sequence in which most tokens are special, such as [UNK], may have fewer. All
+    processes compute a batch with a sequence of this kind without the graph.
+    """
+    batches = distillation.batches
+    usual_number = batches.batch_size * num_to_mask(batches.T)
+    if distillation.losses_graph is not None and M == usual_number:
+        return distillation.losses_graph
+    return distillation.losses_function
 
 
 def check_cuda_graphs(compile_losses, micro_batch_bounds):

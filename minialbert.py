@@ -167,24 +167,12 @@ class LowRank(nn.Module):
         return self.up @ self.down
 
 
-# The six matrices of a Layer that are corrected. The key is the name of the low-rank matrix in a
-# Correction; the value is the name of the Layer's parameter to which it is added. Attention and
-# Layer both have an `output`: "attention_output" corrects the first, "output" the second.
-CORRECTED = {
-    "query": "attention.query.weight",
-    "key": "attention.key.weight",
-    "value": "attention.value.weight",
-    "attention_output": "attention.output.weight",
-    "intermediate": "intermediate.weight",               # the feed-forward's first matrix
-    "output": "output.weight",                           # the feed-forward's second matrix
-}
-
-
-class Correction(nn.ModuleDict):
+class Corrections(nn.ModuleDict):
     """The six corrections of one recursion: what it adds to the matrices of the layer that it
     shares with others.
 
-    It is a dict {name: LowRank}, whose names are those of CORRECTED. Each LowRank is a correction.
+    It is a dict {name: LowRank}; each LowRank is one correction. CORRECTED, below Layer, says which
+    matrix each of them corrects.
 
     Low-rank changes of a matrix come from LoRA (Hu et al. 2021). Bae et al. 2024 gave each
     recursion changes of its own (Relaxed Recursive Transformers, arXiv 2410.20672).
@@ -203,19 +191,19 @@ class Correction(nn.ModuleDict):
             "output": LowRank(I, C, K)})
 
 
-def apply_linear(linear, x, correction, name):
+def apply_linear(linear, x, corrections, name):
     """Apply an nn.Linear of a Layer to x, with its weight corrected for this call.
 
-    correction: the recursion's Correction, which holds six LowRanks, or None
-    name: which of the six belongs to this nn.Linear: a key of CORRECTED
+    corrections: the recursion's six Corrections, or None
+    name: which of the six belongs to this nn.Linear, such as "query"
 
     The gradient reaches the shared weight and both factors of the LowRank. With a correction the
     module `linear` is not called, so forward hooks that a user has put on it do not run.
     """
-    if correction is None:
+    if corrections is None:
         return linear(x)
     # The sum is a new tensor. linear.weight does not change, because other recursions use it, too.
-    weight = linear.weight + correction[name].matrix()
+    weight = linear.weight + corrections[name].matrix()
     return F.linear(x, weight, linear.bias)
 
 
@@ -256,18 +244,18 @@ class Attention(nn.Module):
             scores = scores.masked_fill(~mask, -1e9)
         return scores.log_softmax(-1)
 
-    def forward(self, x, mask=None, want_map=False, correction=None):
+    def forward(self, x, mask=None, want_map=False, corrections=None):
         """Let each token look at all tokens that are not padding.
 
-        x (B, T, C); mask (B, 1, 1, T) is False at padding; correction: None, or what is added to
-        the four matrices (see Correction). Returns (B, T, C) and the attention map as
+        x (B, T, C); mask (B, 1, 1, T) is False at padding; corrections: None, or what is added
+        to the four matrices (see Corrections). Returns (B, T, C) and the attention map as
         log-probabilities (B, H, T, T), in which row i says where token i looks. The map is None
         unless want_map is True.
         """
         # Without corrections, apply_linear(self.query, x, ...) is self.query(x).
-        query = apply_linear(self.query, x, correction, "query")              # (B, T, C)
-        key = apply_linear(self.key, x, correction, "key")
-        value = apply_linear(self.value, x, correction, "value")
+        query = apply_linear(self.query, x, corrections, "query")             # (B, T, C)
+        key = apply_linear(self.key, x, corrections, "key")
+        value = apply_linear(self.value, x, corrections, "value")
         query = self.split_heads(query)                  # (B, H, T, D)
         key = self.split_heads(key)
         value = self.split_heads(value)
@@ -286,7 +274,7 @@ class Attention(nn.Module):
             context = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=dropout_prob)
         context = context.transpose(1, 2).reshape(x.shape)    # (B, H, T, D) -> (B, T, C)
-        attended = apply_linear(self.output, context, correction, "attention_output")
+        attended = apply_linear(self.output, context, corrections, "attention_output")
         return attended, log_map
 
 
@@ -303,27 +291,40 @@ class Layer(nn.Module):
         self.norm = LayerNorm(C, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x, mask=None, want_map=False, adapters=None, correction=None):
+    def forward(self, x, mask=None, want_map=False, adapters=None, corrections=None):
         """Apply the layer to x (B, T, C).
 
         adapters: None, or the recursion's two adapters. As in the authors' code the first changes x
             before attention, the second before the feed-forward
-        correction: None, or the recursion's Correction
+        corrections: None, or the recursion's Corrections
 
         Returns the new x (B, T, C) and the attention map, or None for it (see Attention.forward).
         """
         if adapters is not None:
             attention_adapter, feed_forward_adapter = adapters
             x = attention_adapter(x)
-        attended, log_map = self.attention(x, mask, want_map, correction)
+        attended, log_map = self.attention(x, mask, want_map, corrections)
         x = self.attention_norm(x + self.dropout(attended))
         if adapters is not None:
             x = feed_forward_adapter(x)
-        expanded = apply_linear(self.intermediate, x, correction, "intermediate")     # (B, T, I)
+        expanded = apply_linear(self.intermediate, x, corrections, "intermediate")    # (B, T, I)
         expanded = F.gelu(expanded)
-        contracted = apply_linear(self.output, expanded, correction, "output")        # (B, T, C)
+        contracted = apply_linear(self.output, expanded, corrections, "output")       # (B, T, C)
         x = self.norm(x + self.dropout(contracted))
         return x, log_map
+
+
+# Which correction is added to which matrix of a Layer: {name in Corrections: name in Layer}.
+# start_corrections of distill.py and merge_corrections need this table. Attention and Layer both
+# have an `output`: "attention_output" corrects the first, "output" the second.
+CORRECTED = {
+    "query": "attention.query.weight",
+    "key": "attention.key.weight",
+    "value": "attention.value.weight",
+    "attention_output": "attention.output.weight",
+    "intermediate": "intermediate.weight",               # the feed-forward's first matrix
+    "output": "output.weight",                           # the feed-forward's second matrix
+}
 
 
 class Head(nn.Module):
@@ -352,8 +353,8 @@ def split_evenly(num_items, num_groups):
     items is not a multiple of the number of groups, some groups have one item more than others:
     split_evenly(7, 3) is [0, 0, 0, 1, 1, 2, 2].
     """
-    # Before item i stands the share i / num_items of all items. The same share of num_groups,
-    # rounded down, is the number of its group.
+    # Item i stands after the fraction i / num_items of the items. The same fraction of num_groups,
+    # rounded down, is its group. For example, item 3 of 6 stands after one half: group 1 of 2.
     return [(i * num_groups) // num_items for i in range(num_items)]
 
 
@@ -379,7 +380,7 @@ class MiniALBERT(nn.Module):
                 self.attention_adapters.append(Adapter(config))
                 self.feed_forward_adapters.append(Adapter(config))
             if config.correction_rank > 0:
-                self.corrections.append(Correction(config))
+                self.corrections.append(Corrections(config))
         self.head = None
         if head:
             self.head = Head(config)
@@ -396,15 +397,15 @@ class MiniALBERT(nn.Module):
         return self.layers[layer_numbers[r]]
 
     def own_parts(self, r):
-        """Return what recursion r has of its own: its two adapters, or None, and its Correction, or
-        None."""
+        """Return what recursion r has of its own: its two adapters, or None, and its Corrections,
+        or None."""
         adapters = None
         if self.config.adapter_size > 0:
             adapters = self.attention_adapters[r], self.feed_forward_adapters[r]
-        correction = None
+        corrections = None
         if self.config.correction_rank > 0:
-            correction = self.corrections[r]
-        return adapters, correction
+            corrections = self.corrections[r]
+        return adapters, corrections
 
     def forward(self, ids, mask=None, segments=None, maps=()):
         """Run the encoder on the token numbers ids (B, T).
@@ -429,9 +430,9 @@ class MiniALBERT(nn.Module):
         attention = {}
         for r in range(self.config.num_hidden_layers):
             layer = self.layer_of_recursion(r)           # with G = 1 it is always the same layer
-            adapters, correction = self.own_parts(r)     # None for what it does not have
+            adapters, corrections = self.own_parts(r)    # None for what it does not have
             want_map = r in maps
-            x, log_map = layer(x, mask, want_map, adapters, correction)
+            x, log_map = layer(x, mask, want_map, adapters, corrections)
             hidden.append(x)
             if want_map:
                 attention[r] = log_map
@@ -466,9 +467,10 @@ def initialise(model, sharp=True):
     """Set the initial values: weights normal with standard deviation 0.02, biases 0, the weights
     of LayerNorms 1.
 
-    With sharp=False this is all. Hugging Face's BERT starts like this, too, except that the row of
-    [PAD] in its word table is 0. With sharp=True five changes follow. The first two make the
-    attention maps sharp from the start: a token looks more at some tokens than at others.
+    With sharp=False this is all, and adapters and corrections are random, too. Hugging Face's BERT
+    starts like this, except that the row of [PAD] in its word table is 0. With sharp=True five
+    changes follow. The first two make the attention maps sharp from the start: a token looks more
+    at some tokens than at others.
     """
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
@@ -479,13 +481,13 @@ def initialise(model, sharp=True):
             nn.init.zeros_(parameter)
     if not sharp:
         return
-    # 1. The weights of query and key get the standard deviation 0.08, four times as much, because a
-    # map is sharp if its scores differ much. If the weights have the standard deviation s and the
-    # inputs 1, then
-    #   - queries and keys have s * sqrt(C): each of their numbers is a sum of C products
-    #   - scores have s**2 * C: a score is a sum of D products, divided by sqrt(D)
-    # This is 0.8 for C = 128 and 4.9 for C = 768. With s = 0.02 it would be 0.05 for C = 128, and
-    # the first maps would be almost uniform.
+    # 1. The weights of query and key get the standard deviation s = 0.08 instead of 0.02. A map is
+    # sharp if its scores differ much. If the inputs have the standard deviation 1, then
+    #   - a number of a query or a key is a sum of C products: it has s * sqrt(C)
+    #   - a query's number times a key's has the product of the two, s**2 * C
+    #   - a score is a sum of D such products, divided by sqrt(D): it has s**2 * C, too
+    # With s = 0.02 this is 0.05 for C = 128 and 0.3 for C = 768, and the first maps would be almost
+    # uniform. With s = 0.08 it is 0.8 and 4.9.
     for layer in model.layers:
         layer.attention.query.weight.mul_(4)
         layer.attention.key.weight.mul_(4)
@@ -499,8 +501,8 @@ def initialise(model, sharp=True):
     for adapter in list(model.attention_adapters) + list(model.feed_forward_adapters):
         adapter.up.weight.zero_()
     # 4. A correction's `up` is 0, so that up @ down is 0 and the shared matrix is used unchanged.
-    for correction in model.corrections:
-        for low_rank in correction.values():
+    for corrections in model.corrections:
+        for low_rank in corrections.values():
             low_rank.up.zero_()
     # 5. The position table holds sinusoids, so that the order of words is visible from the first
     # step. Their root mean square is 0.02, as that of the normal numbers was. In each pair of

@@ -153,8 +153,8 @@ def make_distillation(setup, shape, bf16, compiled=False, micro_batch_size=0, dr
         processes=processes, bf16=bf16, compile_losses=compile_losses, cuda_graphs=cuda_graphs)
     if compiled and setup.toy:
         # The same graph as on a GPU, but without the minutes that a CPU takes to compile it.
-        distillation.compute_any_batch = torch.compile(distillation.compute_losses,
-                                                       backend="aot_eager")
+        distillation.losses_function = torch.compile(distillation.compute_losses,
+                                                     backend="aot_eager")
     return distillation
 
 

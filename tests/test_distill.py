@@ -1776,8 +1776,8 @@ def test_two_processes_use_the_graph_for_the_same_batches(monkeypatch):
         distillation = distill.Distillation(
             MiniALBERT(STUDENT), None, batches, {"mlm": 1.0}, processes=Processes(rank, rank, 2),
             compile_losses=True, cuda_graphs=True)
-        distillation.compute_any_batch = lambda *args, rank=rank: used.append((rank, "plain"))
-        distillation.compute_usual_batch = lambda *args, rank=rank: used.append((rank, "graph"))
+        distillation.losses_function = lambda *args, rank=rank: used.append((rank, "plain"))
+        distillation.losses_graph = lambda *args, rank=rank: used.append((rank, "graph"))
         for positions in (np.array([1, 10, 19, 28]), np.array([10, 19, 28])):
             batch = (ids, positions, ids.ravel()[positions])   # in the second one row 0 has none
             monkeypatch.setattr(batches, "batch", lambda step, batch=batch: batch, raising=False)

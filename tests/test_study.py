@@ -652,4 +652,4 @@ def test_the_toy_of_the_gpu_bench_makes_all_kinds_of_losses(tmp_path, compiled, 
                   authors=[], authors_python="", values={}, answers=None)
     distillation = make_distillation(setup, TOY, bf16=False, compiled=compiled, full_recipe=True,
                                      cuda_graphs=cuda_graphs)
-    assert (distillation.compute_usual_batch is not None) == cuda_graphs
+    assert (distillation.losses_graph is not None) == cuda_graphs
