@@ -65,7 +65,7 @@ def draw_architecture(theme):
 def draw_teacher(column):
     """Draw the teacher. Its layers are of different shades, because they have different weights."""
     column.title("BERT teacher", "$L$ different layers, frozen")
-    column.box(60, 100, "embeddings", "$V$ words, width $C$")
+    column.box(60, 100, "embeddings", "$V$ tokens, width $C$")
     column.down(100, 145)
     column.box(146, 172, "layer 1", strength=0.1)
     column.dots(184)
@@ -83,7 +83,7 @@ def draw_teacher(column):
     column.down(456, 473)
     column.box(474, 500, "MLM head")
     column.down(500, 523)
-    column.box(524, 564, "decoder", "tied to the embeddings")
+    column.box(524, 564, "output matrix", "tied to the embeddings")
     column.down(564, 583)
     column.bars(588, TEACHER_BARS)
 
@@ -114,7 +114,7 @@ def draw_student(column):
 
     column.box(474, 500, "MLM head")
     column.funnel(501, 523, HALF_C, HALF_E, "$C \\to E$")
-    column.box(524, 564, "decoder", "tied", half=HALF_E)
+    column.box(524, 564, "output matrix", "tied", half=HALF_E)
     column.down(564, 583)
     column.bars(588, STUDENT_BARS)
 
