@@ -56,10 +56,10 @@ from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin
                      real_number, refuse_flags, set_up_processes, split_batch, to_device, train,
                      uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
-from tasks import (GLUE, KINDS, Example, Task, check_labels, check_line_end, detailed_scores,
-                   download_glue, entities, hold_out_a_tenth, kind_of_task, lines_of, majority,
-                   make_task, read_code_task, read_glue, read_own_files, read_squad, score,
-                   split_words, write_predictions)
+from tasks import (GLUE, KINDS, Example, Prediction, Task, check_labels, check_line_end,
+                   detailed_scores, download_glue, entities, hold_out_a_tenth, kind_of_task,
+                   lines_of, majority, make_task, read_code_task, read_glue, read_own_files,
+                   read_squad, score, split_words, write_predictions)
 
 
 # ---- The model --------------------------------------------------------------------------
@@ -74,7 +74,7 @@ class Classifier(nn.Module):
     def __init__(self, encoder, task, dropout=0.0):
         super().__init__()
         self.encoder = encoder
-        self.is_qa = task.kind == "qa"
+        self.kind = task.kind
         self.dropout = nn.Dropout(dropout)
         if task.kind == "regression":
             num_outputs = 1
@@ -91,7 +91,7 @@ class Classifier(nn.Module):
         of which only some are used. For ids, mask and segments (B, T) see collate."""
         hidden, _ = self.encoder(ids, mask, segments)
         logits = self.output(self.dropout(hidden[-1])).float()                # (B, T, n)
-        if self.is_qa:
+        if self.kind == "qa":
             # An answer is in segment 1: the context and the last [SEP], whose logits decode_answers
             # does not read. [CLS] means "no answer". All else, the question and the padding, is in
             # segment 0 and gets -1e4. (With -inf the KL divergence from a teacher would be nan.)
@@ -108,7 +108,9 @@ class Classifier(nn.Module):
 class Feature(NamedTuple):
     """A sequence for the model, [CLS] text [SEP] or [CLS] first [SEP] second [SEP].
 
-    The fields positions, stands_for and labels depend on the kind of the task:
+    The model computes logits at all tokens, but only those at `positions` are used. `stands_for`
+    says which part of the example each position stands for, and `labels` is what is to be
+    predicted. What these three fields hold depends on the kind of the task:
 
     classification and regression
         positions       [0], where [CLS] stands
@@ -131,15 +133,17 @@ class Feature(NamedTuple):
     "Johnny", the tokens are [CLS] who [SEP] john ##ny lives [SEP]. Then num_before is 3, positions
     range(3, 6), stands_for [[0, 6], [0, 6], [7, 12]] and labels [3, 4].
 
-    A label that is not known is nan. In training all of them are known (see check_trainable).
+    labels is None if the label of the example is not known. In training all are known (see
+    check_trainable).
     """
     ids: np.ndarray         # (T,) token numbers
-    num_before: int         # tokens before the text, or before the second text if there are two
+    num_before: int         # tokens before the main text (see TokenisedExample): 1, that is [CLS],
+                            # if there is one text; more if there are two
     example_number: int     # index of the example from which it was made
     positions: object       # a list or range of indices into ids: at these tokens the logits are
                             # used. In qa [CLS] is not among them, but its logits are used, too
     stands_for: object      # what part of the example each position stands for; in qa an array
-    labels: list
+    labels: object          # a list, or None
     was_cut: bool = False   # whether the text, or one of the two, was too long and was cut
 
 
@@ -148,9 +152,9 @@ class TokenisedExample(NamedTuple):
     example_number: int     # index of the example
     example: Example
     prefix: list            # tokens before the main text: [CLS], or [CLS], the first text, [SEP]
-    first_was_cut: bool     # whether the first of two texts was too long and was cut
     encoding: object        # the tokenizers library's Encoding of the main text, not yet cut
     room: int               # how many tokens of the main text a sequence has room for
+    was_cut: bool           # whether the first of two texts was cut, or the main text will be cut
 
 
 def encode(task, examples, tokenizer):
@@ -173,18 +177,21 @@ def encode(task, examples, tokenizer):
 
 def tokenise_examples(task, examples, tokenizer):
     """Yield the TokenisedExamples of examples. The first of two texts is cut here."""
+    reads_windows = task.kind in ("tagging", "qa")       # so the main text is not cut
     texts = tokenise_texts(task, examples, tokenizer)
     for example_number, (first_ids, encoding) in enumerate(texts):
         prefix = [tokenizer.cls_id]
-        first_was_cut = False
+        was_cut = False
         if task.pair:
             first_room = room_of_first_text(task, len(encoding.ids))
-            first_was_cut = len(first_ids) > first_room
+            was_cut = len(first_ids) > first_room
             prefix += first_ids[:first_room]
             prefix.append(tokenizer.sep_id)
         room = task.length - len(prefix) - 1             # the 1 is for the last [SEP]
-        yield TokenisedExample(example_number, examples[example_number], prefix, first_was_cut,
-                               encoding, room)
+        if not reads_windows and len(encoding.ids) > room:
+            was_cut = True                               # text_feature will cut it
+        yield TokenisedExample(example_number, examples[example_number], prefix, encoding, room,
+                               was_cut)
 
 
 def room_of_first_text(task, num_second_tokens):
@@ -208,16 +215,17 @@ def join_ids(prefix, window, tokenizer):
 def text_feature(task, tokenised, tokenizer, label_numbers):
     """Make the Feature for classification or regression: the logits at [CLS] are used."""
     prefix = tokenised.prefix
-    main_ids = tokenised.encoding.ids
-    ids = join_ids(prefix, main_ids[:tokenised.room], tokenizer)
-    was_cut = tokenised.first_was_cut or len(main_ids) > tokenised.room
+    main_ids = tokenised.encoding.ids[:tokenised.room]
+    ids = join_ids(prefix, main_ids, tokenizer)
     label = tokenised.example.label
     if label is None:
-        label = math.nan                                 # it is not known
+        labels = None                                    # it is not known
     elif task.kind == "classification":
-        label = label_numbers[label]
+        labels = [label_numbers[label]]
+    else:
+        labels = [label]
     return Feature(ids, len(prefix), tokenised.example_number, positions=[0], stands_for=[0],
-                   labels=[label], was_cut=was_cut)
+                   labels=labels, was_cut=tokenised.was_cut)
 
 
 def windows(num_tokens, room, overlap=0):
@@ -250,19 +258,15 @@ def tagging_features(tokenised, tokenizer, label_numbers):
         shift = len(prefix) - begin                      # token i of the sentence is at i + shift
         positions = []
         word_numbers = []                                # in the sentence
-        labels = []
         for token in range(begin, end):
             word = word_of_token[token]
             begins_word = token == 0 or word_of_token[token - 1] != word
-            if not begins_word:                          # only a word's first token has a label
-                continue
-            positions.append(token + shift)
-            word_numbers.append(word)
-            if example.label is None:
-                labels.append(math.nan)                  # the tags are not known
-            else:
-                tag = example.label[word]
-                labels.append(label_numbers[tag])
+            if begins_word:                              # only a word's first token has a label
+                positions.append(token + shift)
+                word_numbers.append(word)
+        labels = None                                    # the tags are not known
+        if example.label is not None:
+            labels = [label_numbers[example.label[word]] for word in word_numbers]
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), tokenised.example_number, positions, word_numbers, labels)
 
@@ -283,15 +287,14 @@ def answer_features(tokenised, tokenizer, stride):
         positions = range(begin + shift, end + shift)
         labels = [0, 0]                                  # [CLS] stands for "no answer here"
         if example.label is None:
-            labels = [math.nan, math.nan]                # the answer is not known
+            labels = None                                # the answer is not known
         elif answer_tokens is not None:
             first, last = answer_tokens
             if begin <= first and last < end:            # all of the answer is in this window
                 labels = [first + shift, last + shift]
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
-        was_cut = tokenised.first_was_cut                # the question is the first text
         yield Feature(ids, len(prefix), tokenised.example_number, positions, stands_for, labels,
-                      was_cut)
+                      tokenised.was_cut)
 
 
 def spans_of_words(encoding):
@@ -326,37 +329,41 @@ def tokens_of_answer(example, offsets):
     return tokens[0], tokens[-1]
 
 
-def collate(features, is_qa):
-    """Put Features into one batch of numpy arrays.
+def collate(features):
+    """Pad Features to one length. Return three numpy arrays (B, T):
 
-    Returns
-        ids (B, T)
-        mask (B, T): True at real tokens
-        segments (B, T): 1 in the second text and at the [SEP] after it
-        labels (B, T): the labels at their positions, nan elsewhere; in qa (B, 2): the positions
-            where the answer begins and ends. In regression they are not normalised yet: TaskLoss
-            brings them to a mean of 0 and a sd of 1, and decode undoes this
+    ids
+    mask: True at real tokens
+    segments: 1 in the second text and at the [SEP] after it
     """
     B = len(features)
     T = max(len(feature.ids) for feature in features)
     ids = np.zeros((B, T), np.int64)     # padding may be any token: no real one looks at it
     mask = np.zeros((B, T), bool)
     segments = np.zeros((B, T), np.int64)
-    labels_per_row = T
-    if is_qa:
-        labels_per_row = 2                               # where the answer begins and where it ends
-    labels = np.full((B, labels_per_row), np.nan)
     for row, feature in enumerate(features):
         length = len(feature.ids)
         ids[row, :length] = feature.ids
         mask[row, :length] = True
         if feature.num_before > 1:                       # [CLS] and a first text stand before it
             segments[row, feature.num_before:length] = 1
-        if is_qa:
-            labels[row] = feature.labels
-        else:
-            labels[row, feature.positions] = feature.labels
-    return ids, mask, segments, labels
+    return ids, mask, segments
+
+
+def collate_labels(features, T, kind):
+    """Put the labels of Features, which must be known, into one array.
+
+    qa: (B, 2), the positions of the answer's first and last token
+    other kinds: (B, T), the label of each token, or nan if nothing is predicted at this token. In
+        regression they are not normalised yet: TaskLoss brings them to a mean of 0 and a sd of 1,
+        and decode undoes this
+    """
+    if kind == "qa":
+        return np.array([feature.labels for feature in features], np.float64)
+    labels = np.full((len(features), T), np.nan)
+    for row, feature in enumerate(features):
+        labels[row, feature.positions] = feature.labels
+    return labels
 
 
 # ---- The loss ---------------------------------------------------------------------------
@@ -364,39 +371,33 @@ def collate(features, is_qa):
 DEFAULT_HIDDEN_WEIGHT = 3.0         # of the hidden loss in fine-tuning, with --distill-from
 
 
-def outputs_at_targets(logits, target_indices, is_qa):
+def outputs_at_targets(logits, rows, columns, kind):
     """Select the logits from which each of the N targets is predicted.
 
-    classification, regression, tagging: the n outputs at the target's token -> (N, n)
-    qa: a target is one of the T positions of its sequence. So it is predicted from the begin logits
-        of all T positions, or from their end logits -> (N, T)
-
     logits (B, T, n)
-    target_indices (N,): where the targets stand in the flattened labels (B, T), in qa (B, 2)
+    rows, columns (N,): where the targets stand in the array that collate_labels returns
     """
-    # There is a row of logits for each of the flattened labels.
-    if is_qa:
-        # The labels (B, 2) are begin and end of sequence 0, begin and end of sequence 1, ... Each
-        # is one of T positions. So its row has the T begin logits, or the T end logits.
-        rows = logits.transpose(1, 2).flatten(0, 1)      # (B * 2, T)
-    else:
-        # The labels (B, T) belong to the tokens. The row of a token has its n outputs.
-        rows = logits.flatten(0, 1)                      # (B * T, n)
-    return rows[target_indices]
+    if kind == "qa":
+        # Column 0 of the labels is where the answer begins, and column 1 is where it ends. Each
+        # is predicted from all T positions: from their begin logits, or from their end logits.
+        return logits.transpose(1, 2)[rows, columns]     # of (B, 2, T) -> (N, T)
+    # Here a column of the labels is a token. Its label is predicted from its n logits.
+    return logits[rows, columns]                         # of (B, T, n) -> (N, n)
 
 
-def loss_from_labels(outputs, targets, is_regression):
-    """Sum the cross-entropy of outputs with their targets (N,), or, in regression, the squared
-    error. For outputs see outputs_at_targets."""
-    if is_regression:
+def loss_from_labels(outputs, targets, kind):
+    """Compare outputs (see outputs_at_targets) with their targets (N,) -> a sum over the targets:
+    of the squared errors in regression, of the cross-entropies in the other kinds."""
+    if kind == "regression":
         return F.mse_loss(outputs[:, 0], targets, reduction="sum")
     else:
         return F.cross_entropy(outputs, targets.long(), reduction="sum")
 
 
-def loss_from_teacher(outputs, teacher_outputs, is_regression):
-    """Sum KL(p || q), where p is the teacher's, or, in regression, the squared error."""
-    if is_regression:
+def loss_from_teacher(outputs, teacher_outputs, kind):
+    """Compare the outputs of the model and the teacher -> a sum over the targets: of the squared
+    errors in regression, of KL(teacher || model) in the other kinds."""
+    if kind == "regression":
         return F.mse_loss(outputs, teacher_outputs, reduction="sum")
     else:
         return output_loss(outputs, teacher_outputs)
@@ -446,30 +447,28 @@ class TaskLoss:
         self.lengths = np.array([len(feature.ids) for feature in features])
         self.tokens_per_step = int(self.lengths.mean() * batch_size)          # approximate
         self.steps_per_epoch = math.ceil(len(features) / batch_size)
-        self.cached_plan = None                          # the batches of the epoch used last
-        self.cached_epoch = None                         # the number of that epoch
+        self.epoch = None                                # the epoch of the step asked for last
+        self.batches = None                              # what batches_of_epoch(epoch) returned
 
-    def compute_losses(self, ids, mask, segments, target_indices, targets, num_targets,
-                       num_tokens):
+    def compute_losses(self, ids, mask, segments, rows, columns, targets, num_targets, num_tokens):
         """Compute a micro-batch's part of each loss: {name: scalar}.
 
         ids, mask, segments (b, T): see collate; b is the B of a micro-batch
-        target_indices (N,): where the targets stand in the flattened labels of this micro-batch
+        rows, columns (N,): where the targets stand in the labels of this micro-batch
         targets (N,): the labels that are not nan, in regression normalised
         num_targets, num_tokens: how many targets (at least 1) and tokens the whole batch has
         """
-        is_qa = self.task.kind == "qa"
-        is_regression = self.task.kind == "regression"
+        kind = self.task.kind
         hidden, logits = self.model(ids, mask, segments)
-        outputs = outputs_at_targets(logits, target_indices, is_qa)           # (N, n), qa: (N, T)
+        outputs = outputs_at_targets(logits, rows, columns, kind)  # (N, n), in qa (N, T)
         if self.teacher is not None:
             with torch.no_grad():                        # the teacher does not learn
                 teacher_hidden, teacher_logits = self.teacher(ids, mask, segments)
-            teacher_outputs = outputs_at_targets(teacher_logits, target_indices, is_qa)
+            teacher_outputs = outputs_at_targets(teacher_logits, rows, columns, kind)
 
-        losses = {"task": loss_from_labels(outputs, targets, is_regression) / num_targets}
+        losses = {"task": loss_from_labels(outputs, targets, kind) / num_targets}
         if "distill" in self.loss_weights:
-            distance = loss_from_teacher(outputs, teacher_outputs, is_regression)
+            distance = loss_from_teacher(outputs, teacher_outputs, kind)
             losses["distill"] = distance / num_targets
         if "hidden" in self.loss_weights:
             # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
@@ -485,7 +484,9 @@ class TaskLoss:
         Their sums over the micro-batches of all processes are the means over the whole batch.
         (The means of the hidden loss are added up over the pairs.)
         """
-        ids, mask, segments, labels = collate(self.batch(step), self.task.kind == "qa")
+        features = self.batch(step)
+        ids, mask, segments = collate(features)          # each (B, T)
+        labels = collate_labels(features, ids.shape[1], self.task.kind)       # (B, T), qa: (B, 2)
         if self.task.kind == "regression":
             # This is done before the numbers become float32, which has seven digits only.
             labels = (labels - self.task.mean) / self.task.sd
@@ -495,15 +496,15 @@ class TaskLoss:
         num_targets = max(1, np.count_nonzero(is_target))
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
-        for rows, is_stand_in in rows_of_micro_batches(self.micro_batch_bounds, len(ids)):
-            labels_here = labels[rows]                   # (b, T), in qa (b, 2)
-            is_target_here = is_target[rows]
+        for part, is_stand_in in rows_of_micro_batches(self.micro_batch_bounds, len(ids)):
+            labels_here = labels[part]                   # (b, T), in qa (b, 2)
+            is_target_here = is_target[part]
             # The places of the targets are found here, on the CPU. Indexing by True and False on a
             # GPU would make the program wait until the GPU has counted the True values.
-            target_indices = np.flatnonzero(is_target_here)                   # (N,)
-            targets = labels_here[is_target_here].astype(np.float32)          # (N,)
+            rows, columns = np.nonzero(is_target_here)   # (N,) each
+            targets = labels_here[rows, columns].astype(np.float32)           # (N,)
             # The arrays stand in the order in which compute_losses takes them.
-            tensors = to_device(device, ids[rows], mask[rows], segments[rows], target_indices,
+            tensors = to_device(device, ids[part], mask[part], segments[part], rows, columns,
                                 targets)
             with autocast(device, self.bf16):
                 losses = self.compute_losses(*tensors, num_targets, num_tokens)
@@ -513,7 +514,7 @@ class TaskLoss:
                 losses = {name: 0 * loss for name, loss in losses.items()}
             yield losses
 
-    def plan(self, epoch):
+    def batches_of_epoch(self, epoch):
         """List the batches of an epoch, each an array of indices of Features.
 
         All Features are shuffled and cut into pools of 50 batches. Each pool is sorted by length,
@@ -534,10 +535,10 @@ class TaskLoss:
     def batch(self, step):
         """Return the Features of a step."""
         epoch, batch_number = divmod(step, self.steps_per_epoch)
-        if epoch != self.cached_epoch:
-            self.cached_epoch = epoch
-            self.cached_plan = self.plan(epoch)
-        return [self.features[i] for i in self.cached_plan[batch_number]]
+        if epoch != self.epoch:                          # so an epoch is shuffled only once
+            self.epoch = epoch
+            self.batches = self.batches_of_epoch(epoch)
+        return [self.features[i] for i in self.batches[batch_number]]
 
 
 # ---- What is trained --------------------------------------------------------------------
@@ -627,10 +628,11 @@ def default_rate(mode, config, is_default_run, learns_hidden=False):
 
 @torch.inference_mode()
 def predict_logits(model, features, batch_size=64):
-    """Compute the logits of each Feature at its positions -> a list of arrays (positions, n).
+    """Compute the logits of each Feature -> a list of arrays: at its positions, (positions, n); in
+    qa at all its tokens, (T, 2).
 
-    In qa the first row is that of [CLS]. Sequences of similar length run together. The model is
-    left in eval mode. FloatingPointError if a logit is not finite.
+    Sequences of similar length run together. The model is left in eval mode. FloatingPointError if
+    a logit is not finite.
     """
     model.eval()
     logits_of_feature = [None] * len(features)
@@ -639,48 +641,45 @@ def predict_logits(model, features, batch_size=64):
     for begin in measuring(range(0, len(order), batch_size)):
         feature_numbers = order[begin:begin + batch_size]
         batch = [features[i] for i in feature_numbers]
-        ids, mask, segments, _ = collate(batch, model.is_qa)
-        ids, mask, segments = to_device(device_of(model), ids, mask, segments)
+        ids, mask, segments = to_device(device_of(model), *collate(batch))
         _, logits = model(ids, mask, segments)
         logits = logits.cpu().numpy()                    # (B, T, n)
         if not np.isfinite(logits).all():
             raise FloatingPointError("what the model computes is not finite")
         for row, i in enumerate(feature_numbers):
-            positions = list(features[i].positions)
-            if model.is_qa:
-                positions = [0] + positions              # [CLS], for the score of "no answer"
+            if model.kind == "qa":
+                # decode_answers also needs [CLS], which is not among the positions.
+                positions = range(len(features[i].ids))
+            else:
+                positions = features[i].positions
             logits_of_feature[i] = logits[row, positions]
     return logits_of_feature
 
 
 def decode(task, examples, features, logits):
-    """Turn logits into predictions: for each example (prediction, {label: probability}). The dict
-    has at most MAX_PROBABILITIES labels.
-
-    logits: what predict_logits returns. In classification and regression each example has one
-        Feature, with one position, that of [CLS]
-
-    A prediction is a class, a number, a list of tags, or the text of an answer. Only classes have
-    probabilities; for the others the dict is empty.
-    """
+    """Turn logits, which predict_logits returned, into a list: the Prediction for each example."""
     if task.kind == "classification":
-        return [decode_label(task, feature_logits[0]) for feature_logits in logits]
+        return [decode_class(task, feature_logits) for feature_logits in logits]
     if task.kind == "regression":
-        predictions = [float(feature_logits[0, 0]) * task.sd + task.mean
-                       for feature_logits in logits]
+        guesses = [decode_number(task, feature_logits) for feature_logits in logits]
     elif task.kind == "tagging":
-        predictions = decode_tags(task, examples, features, logits)
+        guesses = decode_tags(task, examples, features, logits)
     else:
-        predictions = decode_answers(task, examples, features, logits)
-    return [(prediction, {}) for prediction in predictions]
+        guesses = decode_answers(task, examples, features, logits)
+    return [Prediction(guess, {}) for guess in guesses]
 
 
-def decode_label(task, logits):
-    """Turn the logits (n,) of one text into its label and {label: probability}."""
-    exponentials = np.exp(logits - logits.max())
+def decode_class(task, logits):
+    """Turn the logits (1, n) of a text, those at [CLS], into a Prediction."""
+    exponentials = np.exp(logits[0] - logits[0].max())
     probabilities = exponentials / exponentials.sum()    # the softmax of the logits
     label = task.labels[probabilities.argmax()]
-    return label, name_probabilities(task.labels, probabilities)
+    return Prediction(label, name_probabilities(task.labels, probabilities))
+
+
+def decode_number(task, logits):
+    """Turn the logits (1, 1) of a text into a number, which is no longer normalised."""
+    return float(logits[0, 0]) * task.sd + task.mean
 
 
 def decode_tags(task, examples, features, logits):
@@ -708,9 +707,8 @@ def decode_answers(task, examples, features, logits, longest=30):
     no_answer_score = [np.inf] * len(examples)
     for feature, feature_logits in zip(features, logits):
         i = feature.example_number
-        # predict_logits puts the logits of [CLS] first; those of feature.positions follow.
         cls_logits = feature_logits[0]                   # (2,): begin and end
-        context_logits = feature_logits[1:]              # (N, 2): row j is of feature.positions[j]
+        context_logits = feature_logits[feature.positions]                    # (N, 2)
         no_answer_score[i] = min(no_answer_score[i], cls_logits.sum())
         if len(context_logits) == 0:                     # the context has no tokens
             continue
@@ -762,7 +760,7 @@ class Split(NamedTuple):
 class Result(NamedTuple):
     """How a model did on a split."""
     scores: dict            # {metric: value}; {} if a label is not known
-    predictions: list       # what decode() returned
+    predictions: list       # for each example a Prediction
 
 
 def evaluate_split(model, task, split, bf16):
@@ -770,7 +768,7 @@ def evaluate_split(model, task, split, bf16):
     with autocast(device_of(model), bf16):
         logits = predict_logits(model, split.features)
     predictions = decode(task, split.examples, split.features, logits)
-    guesses = [prediction for prediction, _ in predictions]
+    guesses = [prediction.guess for prediction in predictions]
     return Result(score(task, split.examples, guesses), predictions)
 
 
@@ -787,9 +785,9 @@ def fine_tune(tuning, splits, mode, seed, lr):
     check_unchanged(tuning)
     torch.manual_seed(seed)                              # for the random values of new parameters
     # New adapters are fitted to this sample of the data.
-    ids, mask, segments, _ = collate(features[:64], task.kind == "qa")
-    model, _ = load_classifier(tuning.model_path, task, mode, args.dropout,
-                               sample=(ids, mask, segments), recursions=args.recursions)
+    sample = collate(features[:64])
+    model, _ = load_classifier(tuning.model_path, task, mode, args.dropout, sample,
+                               args.recursions)
     model.to(tuning.processes.device)
     task_loss = TaskLoss(
         model, task, features, args.batch_size, seed, teacher=tuning.teacher,
@@ -958,22 +956,29 @@ def options_of_run(tuning, task_loss, mode, seed, lr):
         resume=args.resume)
 
 
-def train_and_measure(model, task_loss, splits, options, tuning):
-    """Train the model, or go on with its training, and measure it -> {name of a split: Result}. For
-    the splits see fine_tune."""
-    # tuning.settings has the flags of the whole command: its "lr" may be several rates, and its
-    # "steps" and "hidden_weight" may be None. Here the values of this run take their place.
+def settings_of_run(tuning, options):
+    """Return the settings that must be the same to resume a run: {name: value}.
+
+    tuning.settings are those of the whole command. There "lr" may be a list of rates, and "steps"
+    and "hidden_weight" may be None. A run has one value for each of them.
+    """
     settings = dict(tuning.settings)
     settings["lr"] = options.lr
     settings["steps"] = options.steps
     settings["seed"] = options.seed
     settings["hidden_weight"] = tuning.hidden_weight
+    return settings
+
+
+def train_and_measure(model, task_loss, splits, options, tuning):
+    """Train the model, or go on with its training, and measure it -> {name of a split: Result}. For
+    the splits see fine_tune."""
     dev_name = first_dev_split(splits)
-    results = {}
+    results = {}                                         # {name of a split: its latest Result}
 
     def measure_dev():
-        """Measure the dev set -> its scores, for the log of train(). Its Result is kept: train()
-        calls this for the last time after the last step."""
+        """Measure the dev set -> its scores, for the log of train(), which calls this now and then
+        and after the last step. So in the end `results` has the Result of the trained model."""
         results[dev_name] = evaluate_split(model, tuning.task, splits[dev_name], tuning.bf16)
         return results[dev_name].scores
 
@@ -984,11 +989,12 @@ def train_and_measure(model, task_loss, splits, options, tuning):
         os.makedirs(options.out, exist_ok=True)
     print(f"{options.steps:,} steps; their log is {options.out}/log.jsonl", flush=True)
     begin_time = time.perf_counter()
+    settings = settings_of_run(tuning, options)
     run_state = begin_or_resume(model, options, settings, tuning.processes)
     with explaining_failures():
         train(model, task_loss, run_state, options, measure_dev, save_nothing, tuning.processes)
-    # The splits without a Result are measured here. The dev set is one of them if train() has not
-    # called measure_dev: only the first process calls it, and only if there were steps to make.
+    # Here the other splits are measured. The dev set is, too, if train() has not called
+    # measure_dev: only the first process calls it, and only if there were steps to make.
     for name, split in splits.items():
         if name != "train" and name not in results:
             results[name] = evaluate_split(model, tuning.task, split, tuning.bf16)
@@ -1170,12 +1176,12 @@ def add_training_flags(parser):
     """Add the flags about training."""
     group = parser.add_argument_group("training")
     what = group.add_mutually_exclusive_group()
-    what.add_argument("--adapters-only", dest="mode", action="store_const", const="adapters",
+    what.add_argument("--adapters-only", dest="modes", action="store_const", const=["adapters"],
                       help="train only the head and what each recursion has "
                       "of its own, adapters or corrections; a model with neither gets adapters")
-    what.add_argument("--freeze", dest="mode", action="store_const", const="head",
+    what.add_argument("--freeze", dest="modes", action="store_const", const=["head"],
                       help="train only the head")
-    parser.set_defaults(mode="all")
+    parser.set_defaults(modes=["all"])
     group.add_argument("--lr", type=real_number(), nargs="+", action="extend", metavar="X",
                        help="highest learning rate; of several the best is chosen on a tenth of "
                        "the training set (default, each times 768 / C: for the whole model 5e-5, "
@@ -1234,13 +1240,9 @@ def arguments(argv):
 
 
 def fill_in_defaults(args, given):
-    """Fill in --task, --steps and --out if they were not given, and set two more attributes.
-
-    args.is_default_run: whether --task was not given
-    args.modes: the modes in which models are trained; in a default run there are three
-    """
+    """Fill in --task, --steps and --out if they were not given. Add args.is_default_run, whether
+    --task was not given. Such a run trains models in three modes (args.modes)."""
     args.is_default_run = args.task is None
-    args.modes = [args.mode]
     if args.is_default_run:
         args.task = "code"
         args.modes = ["all", "adapters", "random"]
@@ -1278,7 +1280,7 @@ def check_flags(args, given):
         refuse_flags(given, ["--epochs"], "--steps says already how long to train")
     if args.distill_from is None:
         refuse_flags(given, ["--hidden-weight"], "there is no teacher without --distill-from")
-    if args.mode == "head":
+    if args.modes == ["head"]:
         refuse_flags(given, ["--hidden-weight"], "with --freeze the hidden states do not change")
 
 
@@ -1314,7 +1316,7 @@ def run(args):
         datasets = read_datasets(args, args.task, kind)
     task = make_task(args.task, kind, datasets, length, args.stride)
     teacher = load_teacher(args.distill_from, task, tokenizer)
-    hidden_weight = choose_hidden_weight(args.hidden_weight, args.mode, teacher, config)
+    hidden_weight = choose_hidden_weight(args.hidden_weight, args.modes, teacher, config)
     settings = tuning_settings(args, task, datasets, tokenizer, teacher, bf16)
     settings |= fingerprints_of_saved(model_path, task, args.recursions)
     saved_task = load_task(model_path)
@@ -1543,7 +1545,7 @@ def load_teacher(path, task, tokenizer):
     return teacher
 
 
-def choose_hidden_weight(flag, mode, teacher, config):
+def choose_hidden_weight(flag, modes, teacher, config):
     """Return the weight of the hidden loss for a teacher (a Classifier or None) and a model with
     this Config. flag is --hidden-weight, or None if it was not given.
 
@@ -1551,7 +1553,7 @@ def choose_hidden_weight(flag, mode, teacher, config):
     of layers divides the other. If they cannot be compared, a flag above 0 is a ValueError. Without
     a flag the weight is 0 then, and the reason is printed.
     """
-    if teacher is None or mode == "head" or flag == 0:
+    if teacher is None or modes == ["head"] or flag == 0:
         return 0.0                                       # nothing is to be compared
     num_recursions = config.num_hidden_layers
     num_layers = teacher.encoder.config.num_hidden_layers
@@ -1631,11 +1633,11 @@ def check_texts(task, splits, tokenizer):
 
 def check_trainable(features):
     """Raise ValueError if no Feature has a token for which something is predicted, so that nothing
-    can be learned, or if a label is nan, which means that it is not known."""
+    can be learned, or if a label is not known."""
     if not any(feature.positions for feature in features):
         raise ValueError("no example has a token that could be trained on")
     for feature in features:
-        if any(math.isnan(label) for label in feature.labels):
+        if feature.labels is None:
             raise ValueError(f"example {feature.example_number} has no label to train on")
 
 
@@ -1771,7 +1773,7 @@ def write_results(out, task, datasets, results_of_modes):
     for mode, results_of_seeds in results_of_modes.items():
         written["modes"][mode] = {}
         for split_name, first_result in results_of_seeds[0].items():
-            guesses = [prediction for prediction, _ in first_result.predictions]
+            guesses = [prediction.guess for prediction in first_result.predictions]
             written["modes"][mode][split_name] = {
                 "scores": [results[split_name].scores for results in results_of_seeds],
                 "details": detailed_scores(task, datasets[split_name], guesses)}
@@ -1837,7 +1839,14 @@ def predict(args, device):
     if args.out is not None or args.overwrite:
         raise ValueError("--out and --overwrite: only the answers to a SQuAD file (.json) are "
                          "written")
-    lines = lines_to_predict(args.predict)
+    if os.path.exists(args.predict):
+        lines = lines_of_file(args.predict)
+    else:
+        check_not_file_name(args.predict)
+        # Bytes of the command line that are not UTF-8 are surrogates in Python's text, which cannot
+        # be printed. Here they become question marks.
+        text = args.predict.encode("utf-8", "replace").decode()
+        lines = [("--predict", text)]
     examples = []
     for location, line in lines:
         if line.strip():                                 # for an empty line nothing is predicted
@@ -1846,8 +1855,8 @@ def predict(args, device):
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     result = predict_examples(examples, model, task, tokenizer, bf16)
     described = {}                                       # {where a line stands: its prediction}
-    for example, (prediction, probabilities) in zip(examples, result.predictions):
-        described[example.location] = describe_prediction(task, example, prediction, probabilities)
+    for example, (guess, probabilities) in zip(examples, result.predictions):
+        described[example.location] = describe_prediction(task, example, guess, probabilities)
     for location, _ in lines:
         print(described.get(location, ""))               # an empty line stays empty
 
@@ -1859,25 +1868,24 @@ def predict_examples(examples, model, task, tokenizer, bf16):
     return evaluate_split(model, task, splits["--predict"], bf16)
 
 
-def lines_to_predict(text):
+def lines_of_file(path):
     """List the lines of the file that --predict names, each as (location, line). A location says
-    where the line stands. If --predict gives a text, this text is the only line.
+    where the line stands. ValueError if the path is a folder or a table."""
+    if not os.path.isfile(path) or re.search(r"(?i)\.(csv|jsonl?)$", path):
+        raise ValueError(f"--predict {path}: give a regular file with a text on each line, not a "
+                         "folder, a table or a .json; if it is meant as a text, add a space")
+    lines = [(f"{path}:{number}", line) for number, line in lines_of(path)]
+    # A file of an old Mac has no line feeds, so all of it would be one line. In a file of several
+    # lines a carriage return is a part of the text.
+    if len(lines) == 1:
+        location, line = lines[0]
+        check_line_end(line, location)
+    return lines
 
-    ValueError if the text names a folder or a table, or looks like the name of a file that is not
-    there. If it ends like one, but has spaces, it is taken as a text, with a warning.
-    """
-    if os.path.exists(text):
-        if not os.path.isfile(text) or re.search(r"(?i)\.(csv|jsonl?)$", text):
-            raise ValueError(f"--predict {text}: give a regular file with a text on each line, "
-                             "not a folder, a table or a .json; if it is meant as a text, add a "
-                             "space")
-        lines = [(f"{text}:{number}", line) for number, line in lines_of(text)]
-        # A file of an old Mac has no line feeds, so all of it would be one line. In a file of
-        # several lines a carriage return is a part of the text.
-        if len(lines) == 1:
-            location, line = lines[0]
-            check_line_end(line, location)
-        return lines
+
+def check_not_file_name(text):
+    """Raise ValueError if the text of --predict looks like the name of a file that is not there. If
+    it ends like one, but has spaces, it is a text, and a warning says so."""
     endings = r"(?i)\.(txt|text|md|tsv|csv|jsonl?|gz|bz2|xz)$"
     ends_as_file = re.search(endings, text) is not None
     has_space = re.search(r"\s", text) is not None
@@ -1886,9 +1894,6 @@ def lines_to_predict(text):
                          "a space to it")
     if ends_as_file:
         warn(f"there is no file {text!r:.60}, so this is taken as a text")
-    # Bytes of the command line that are not UTF-8 are surrogates in Python's text, which cannot be
-    # printed. Here they become question marks.
-    return [("--predict", text.encode("utf-8", "replace").decode())]
 
 
 def write_answers(args, model, task, tokenizer, bf16):
@@ -1899,7 +1904,9 @@ def write_answers(args, model, task, tokenizer, bf16):
     check_answers_path(out, args)
     examples = read_squad(args.predict)
     result = predict_examples(examples, model, task, tokenizer, bf16)
-    answers = {example.id: answer for example, (answer, _) in zip(examples, result.predictions)}
+    answers = {}
+    for example, prediction in zip(examples, result.predictions):
+        answers[example.id] = prediction.guess
     with replace_file(out, shared=True) as file:
         file.write(json.dumps(answers).encode())
     scores = "some answers are not known, so there is no score"
@@ -1949,25 +1956,35 @@ def example_of_line(line, task, location="the text"):
     return Example(text, second_text, None, "", location)
 
 
-def describe_prediction(task, example, prediction, probabilities):
-    """Put a prediction into one line of text."""
+def describe_prediction(task, example, guess, probabilities):
+    """Put a Prediction for an example into one line of text."""
     if task.kind == "classification":
-        ordered = sorted(probabilities, key=probabilities.get, reverse=True)
-        return ", ".join(f"{printable(label)} {probabilities[label]:.1%}" for label in ordered)
-    if task.kind == "tagging":
-        found = []
-        for first, end, entity_type in sorted(entities(prediction)):
-            words = printable(" ".join(example.text[first:end]))
-            found.append(f"{words} ({printable(entity_type)})")
-        if not found:
-            return "no entity"
-        return ", ".join(found)
+        return describe_probabilities(probabilities)
     if task.kind == "regression":
-        return f"{prediction:.6g}"
+        return f"{guess:.6g}"
+    if task.kind == "tagging":
+        return describe_entities(example.text, guess)
     # The kind is qa.
-    if prediction == "":
+    if guess == "":
         return "no answer"
-    return printable(prediction)
+    return printable(guess)
+
+
+def describe_probabilities(probabilities):
+    """Put {label: probability} into one line of text, the most probable label first."""
+    ordered = sorted(probabilities, key=probabilities.get, reverse=True)
+    return ", ".join(f"{printable(label)} {probabilities[label]:.1%}" for label in ordered)
+
+
+def describe_entities(words, tags):
+    """Put the entities that the tags of the words say into one line of text."""
+    found = []
+    for first, end, entity_type in sorted(entities(tags)):
+        entity = printable(" ".join(words[first:end]))
+        found.append(f"{entity} ({printable(entity_type)})")
+    if not found:
+        return "no entity"
+    return ", ".join(found)
 
 
 def main(argv=None):

@@ -29,10 +29,10 @@ from command import warn
 from data import CACHE, COMPRESSED, is_held_out, rows_of_csv
 
 # This command finds the code that depends on the kind of a task:
-# grep -nE "(kind|task_name) (==|!=|in|not in) |is_(qa|regression)|task.labels" tasks.py finetune.py
+# grep -nE "(kind|task_name) (==|!=|in|not in) |task.labels" tasks.py finetune.py
 # A new kind also needs its METRICS, its label in Example, its fields in Feature, its place in
-# TASKS_OF_FLAG of finetune.py, and the help of --task and --train. Take care: a last branch that is
-# an `else` is meant for one of these kinds.
+# TASKS_OF_FLAG of finetune.py, and the help of --task and --train. Take care: some of these ifs end
+# with an `else` for the one kind that is left, and a new kind would go there, too.
 KINDS = ("classification", "regression", "tagging", "qa")
 LARGEST_NUMBER = 1e30       # labels in regression are smaller in size, so their squares are finite
 
@@ -112,6 +112,12 @@ class Task:
             raise ValueError("labels is empty")
         if not self.metrics:
             raise ValueError("metrics is empty")
+
+
+class Prediction(NamedTuple):
+    """What a model predicts for an example."""
+    guess: object           # a class, a number, a list of tags, or the text of an answer
+    probabilities: dict     # of classes {label: probability}, in other kinds {}
 
 
 class GlueTask(NamedTuple):
@@ -1040,22 +1046,22 @@ def write_predictions(out, task, split_name, examples, predictions):
     """Write a split's predictions into the folder out, as {split_name}.jsonl with one JSON object
     per line. For a test set of GLUE the file is a .tsv that the leaderboard accepts.
 
-    predictions: for each example (what is predicted, {label: probability})
+    predictions: for each example a Prediction
     """
     lines = []
     if task.name in GLUE and split_name.startswith("test"):
         ending = {"test": "", "test_matched": "-m", "test_mismatched": "-mm"}[split_name]
         file_name = f"{GLUE[task.name].folder}{ending}.tsv"
         lines.append("index\tprediction")
-        for i, (prediction, _) in enumerate(predictions):
+        for i, (guess, _) in enumerate(predictions):
             if task.kind == "regression":
                 # This is STS-B. The leaderboard refuses a file with a number outside 0 to 5.
-                prediction = min(max(prediction, 0.0), 5.0)
-            lines.append(f"{i}\t{prediction}")
+                guess = min(max(guess, 0.0), 5.0)
+            lines.append(f"{i}\t{guess}")
     else:
         file_name = f"{split_name}.jsonl"
-        for example, (prediction, probabilities) in zip(examples, predictions):
-            row = {"key": example.id, "gold": example.label, "prediction": prediction,
+        for example, (guess, probabilities) in zip(examples, predictions):
+            row = {"key": example.id, "gold": example.label, "prediction": guess,
                    "probabilities": probabilities}
             if task.kind == "tagging":
                 row["words"] = example.text              # each tag belongs to one of them

@@ -322,7 +322,7 @@ def our_predictions(how, path, sentences):
     def predict_in_file_order():
         for begin in range(0, len(features), 64):
             batch = features[begin:begin + 64]
-            ids, mask, segments, _ = finetune.collate(batch, is_qa=False)
+            ids, mask, segments = finetune.collate(batch)
             ids = torch.from_numpy(ids)                  # (B, T)
             mask = torch.from_numpy(mask)
             segments = torch.from_numpy(segments)

@@ -22,12 +22,12 @@ from conftest import (LETTERS, files_below, make_squad, make_task_of_kind, make_
 from data import Tokenizer
 from distill import Processes, TrainingOptions, output_loss
 from finetune import (Classifier, TaskLoss, change_normalisation, check_trainable,
-                      choose_hidden_weight, choose_length, collate, decode, decode_answers,
-                      default_rate, encode, encode_splits, evaluate_split, first_dev_split,
-                      fit_adapters_to_identity, load_classifier, load_encoder, main,
-                      predict_logits, save_classifier)
+                      choose_hidden_weight, choose_length, collate, collate_labels, decode,
+                      decode_answers, default_rate, encode, encode_splits, evaluate_split,
+                      first_dev_split, fit_adapters_to_identity, load_classifier, load_encoder,
+                      main, predict_logits, save_classifier)
 from minialbert import Config, MiniALBERT
-from tasks import Example, read_glue
+from tasks import Example, Prediction, read_glue
 
 ALL_KINDS = ["classification", "regression", "tagging", "qa"]
 LABELS = {"classification": ["O", "B-x", "I-x"], "regression": [], "tagging": ["O", "B-x", "I-x"],
@@ -187,7 +187,8 @@ def test_a_text_without_a_label_becomes_a_batch_too(tokenizer):
         task = make_task_of_kind(kind, LABELS[kind])
         examples = [example._replace(label=None) for example in make_examples(kind)]
         features = list(encode(task, examples, tokenizer))
-        assert np.isnan(collate(features, kind == "qa")[3]).all(), kind
+        assert all(feature.labels is None for feature in features), kind
+        assert len(collate(features)[0]) == len(features), kind
         with pytest.raises(ValueError, match="example 0 has no label to train on"):
             check_trainable(features)
 
@@ -204,14 +205,15 @@ def test_a_batch_is_padded_and_labelled_where_the_head_is_read(tokenizer):
     task = make_task_of_kind("classification", ["0", "1"], pair=True)
     examples = [make_text_example("x", "1", "y y y"), make_text_example("x", "0", "y")]
     features = list(encode(task, examples, tokenizer))
-    ids, mask, segments, labels = collate(features, False)
+    ids, mask, segments = collate(features)
+    labels = collate_labels(features, ids.shape[1], "classification")
     assert ids[1].tolist() == features[1].ids.tolist() + [0, 0]
     assert mask.tolist() == [[True] * 7, [True] * 5 + [False] * 2]
     assert segments.tolist() == [[0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0]]
     assert labels[:, 0].tolist() == [1, 0]
     assert np.isnan(labels[:, 1:]).all()
     single, = encode(replace(task, pair=False), [make_text_example("x", "1")], tokenizer)
-    _, _, segments, _ = collate([single], False)
+    _, _, segments = collate([single])
     assert segments.sum() == 0
 
 
@@ -277,13 +279,12 @@ CONTEXT = "the red city, john lives in paris; not in the red city. who is the go
 
 
 def perfect_answer_logits(features):
-    """Make logits (1 + positions, 2) that put all on the labels of each Feature."""
+    """Make logits (T, 2) that put all on the labels of each Feature."""
     logits = []
     for feature in features:
-        rows = np.full((1 + len(feature.positions), 2), -9.0)
-        places = [0, *feature.positions]                 # the row of [CLS] comes first
+        rows = np.full((len(feature.ids), 2), -9.0)
         for column, label in enumerate(feature.labels):
-            rows[places.index(label), column] = 9.0
+            rows[label, column] = 9.0
         logits.append(rows)
     return logits
 
@@ -356,10 +357,10 @@ def test_an_answer_has_the_marks_that_the_tokenizer_removes(marks, tokenizer):
     task = make_task_of_kind("qa", length=24)
     (feature,) = encode(task, examples, tokenizer)
     for first_character, answer in [(2, f"cafe{marks}"), (9 + len(marks), "cafe")]:
-        logits = np.zeros((1 + len(feature.positions), 2))
+        logits = np.zeros((len(feature.ids), 2))
         for token, (begin, _) in enumerate(feature.stands_for):
             if begin == first_character:                 # a token of the answer
-                logits[1 + token] = 9.0
+                logits[feature.positions[token]] = 9.0
         assert decode_answers(task, examples, [feature], [logits]) == [answer]
 
 
@@ -373,7 +374,7 @@ def test_the_best_span_is_not_too_long_never_reversed_and_empty_only_where_allow
     features = list(encode(task, examples, tokenizer))
     num_empty = 0
     for _ in range(25):
-        logits = [rng.normal(size=(1 + len(feature.positions), 2)) for feature in features]
+        logits = [rng.normal(size=(len(feature.ids), 2)) for feature in features]
         for rows in logits:
             rows[0] += 2.0                               # [CLS] wins now and then
         best_score = -math.inf
@@ -383,7 +384,7 @@ def test_the_best_span_is_not_too_long_never_reversed_and_empty_only_where_allow
             num_tokens = len(feature.positions)
             for first in range(num_tokens):
                 for last in range(first, min(first + 5, num_tokens)):
-                    value = rows[1 + first, 0] + rows[1 + last, 1]
+                    value = rows[3 + first, 0] + rows[3 + last, 1]
                     if value > best_score:
                         best_score = value
                         begin = feature.stands_for[first][0]
@@ -402,10 +403,10 @@ def test_an_answer_has_at_most_30_tokens(tokenizer):
     context = " ".join("x" * 40)
     example = make_text_example("q", [], context)
     features = list(encode(task, [example], tokenizer))
-    rows = np.zeros((1 + len(features[0].positions), 2))
-    rows[1, 0] = 9.0
-    rows[1 + 30, 1] = 9.0                                # 31 tokens: too long
-    rows[1 + 29, 1] = 8.0                                # 30 tokens
+    rows = np.zeros((len(features[0].ids), 2))
+    rows[3, 0] = 9.0
+    rows[3 + 30, 1] = 9.0                                # 31 tokens: too long
+    rows[3 + 29, 1] = 8.0                                # 30 tokens
     (answer, _), = decode(task, [example], features, [rows])
     assert len(answer.split()) == 30
 
@@ -549,7 +550,7 @@ def logits_alone(model, feature):
 def rows_alone(model, feature):
     """List what a Feature's labels are compared with, and the labels: [(logits (n,), label)]."""
     logits = logits_alone(model, feature)
-    if model.is_qa:
+    if model.kind == "qa":
         return list(zip(logits.T, feature.labels))       # (T,) each for begin and end
     return list(zip(logits[feature.positions], feature.labels))
 
@@ -602,7 +603,7 @@ def test_neither_company_nor_padding_changes_a_prediction(kind, tokenizer):
         for feature, rows in zip(features, found, strict=True):
             positions = list(feature.positions)
             if kind == "qa":
-                positions = [0] + positions
+                positions = list(range(len(feature.ids)))
             expected = logits_alone(model, feature)[positions]
             np.testing.assert_allclose(rows, expected, atol=1e-4)
     assert not model.training
@@ -650,7 +651,7 @@ def test_the_hidden_states_of_a_fine_tuned_teacher_are_followed_at_each_token(ki
     total = 0.0
     num_tokens = 0
     for feature in features:                             # each alone: so there is no padding
-        ids, _, segments, _ = collate([feature], kind == "qa")
+        ids, _, segments = collate([feature])
         with torch.no_grad():
             ours, _ = model.encoder(torch.from_numpy(ids), None, torch.from_numpy(segments))
             theirs, _ = teacher.encoder(torch.from_numpy(ids), None, torch.from_numpy(segments))
@@ -680,7 +681,7 @@ def test_hidden_states_are_compared_if_they_can_be(
         task = make_task_of_kind("regression", [])
         shape = {"num_hidden_layers": 4} | teacher_shape
         teacher = make_classifier(tokenizer, task, **shape)
-    assert choose_hidden_weight(flag, mode, teacher, config) == expected
+    assert choose_hidden_weight(flag, [mode], teacher, config) == expected
     assert capsys.readouterr().out == printed
 
 
@@ -692,7 +693,7 @@ def test_to_ask_for_a_comparison_of_hidden_states_that_differ_in_shape_is_an_err
     teacher = make_classifier(tokenizer, make_task_of_kind("regression", []), **teacher_shape)
     config = small_config(tokenizer, num_hidden_layers=2)
     with pytest.raises(ValueError, match=f"^--hidden-weight 2: .* cannot be compared: {reason}$"):
-        choose_hidden_weight(2.0, "all", teacher, config)
+        choose_hidden_weight(2.0, ["all"], teacher, config)
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
@@ -1030,9 +1031,9 @@ def test_every_task_has_its_kind():
 def test_a_file_to_predict_with_the_line_ends_of_old_macs_is_refused(tmp_path):
     path = write_file(tmp_path / "a.txt", "one film\rtwo film\r")
     with pytest.raises(ValueError, match="a.txt:1: there is a carriage return in "):
-        finetune.lines_to_predict(path)
+        finetune.lines_of_file(path)
     path = write_file(tmp_path / "b.txt", "one\rfilm\ntwo\n")
-    assert finetune.lines_to_predict(path) == [(f"{path}:1", "one\rfilm"), (f"{path}:2", "two")]
+    assert finetune.lines_of_file(path) == [(f"{path}:1", "one\rfilm"), (f"{path}:2", "two")]
 
 
 def test_a_line_to_predict_becomes_an_example():
@@ -2032,7 +2033,7 @@ def test_what_a_terminal_would_obey_is_not_printed_in_a_prediction():
 def test_tags_that_are_not_known_are_no_labels(tokenizer):
     task = make_task_of_kind("tagging", LABELS["tagging"], length=20)
     feature, = encode(task, [Example(["good", "city"], None, None, "", "")], tokenizer)
-    assert len(feature.labels) == 2 and all(math.isnan(label) for label in feature.labels)
+    assert feature.labels is None
 
 
 def test_a_teacher_of_numbers_says_the_same_in_the_units_of_the_task(tmp_path, tokenizer):
@@ -2224,7 +2225,7 @@ def test_the_results_have_the_scores_of_all_seeds_and_the_details_of_the_first(t
     examples = [make_text_example("good", label) for label in "xxy"]
     results_of_seeds = []
     for guesses, accuracy in (("xyy", 2 / 3), ("yyy", 1 / 3)):
-        predictions = [(guess, {}) for guess in guesses]
+        predictions = [Prediction(guess, {}) for guess in guesses]
         results_of_seeds.append({"dev": finetune.Result({"accuracy": accuracy}, predictions)})
     finetune.write_results(str(tmp_path), task, {"dev": examples}, {"head": results_of_seeds})
     details = {"x": {"precision": 1.0, "recall": 1 / 2, "f1": 2 / 3, "count": 2},
@@ -2335,8 +2336,8 @@ def test_a_flag_of_several_values_may_be_given_again():
                                   "notes.md", "lines.txt.gz", "/nowhere/lines", "-"])
 def test_a_file_that_is_not_there_is_no_text(text, capsys):
     with pytest.raises(ValueError, match=f"--predict {text}: there is no such file"):
-        finetune.lines_to_predict(text)
-    assert finetune.lines_to_predict(f"see {text}") == [("--predict", f"see {text}")]
+        finetune.check_not_file_name(text)
+    finetune.check_not_file_name(f"see {text}")
     has_ending = "." in text
     warning = f"warning: there is no file 'see {text}', so this is taken as a text\n"
     assert capsys.readouterr().err == (warning if has_ending else "")

@@ -184,7 +184,7 @@ def test_adapters_alone_are_those_of_ours_at_several_rates():
     row = task_row("mrpc", "adapters-alone", 2, TASK_SIZES)
     assert row.needs == ["ours"]
     args = parsed(row)
-    assert (args.model, args.mode) == ("S/ours/model", "adapters")
+    assert (args.model, args.modes) == ("S/ours/model", ["adapters"])
     assert (args.lr, args.seed) == ([1e-3, 3e-3], 2)
 
 
@@ -205,7 +205,7 @@ def test_taught_is_ours_with_the_teacher_that_was_tuned_for_the_same_task_with_t
     row = task_row("rte", "taught", 2, TASK_SIZES)
     assert row.needs == ["ours", "tasks/rte/teacher/seed2"]
     args = parsed(row)
-    assert (args.model, args.mode, args.seed) == ("S/ours/model", "all", 2)
+    assert (args.model, args.modes, args.seed) == ("S/ours/model", ["all"], 2)
     assert args.distill_from == "S/tasks/rte/teacher/seed2/model"
 
 
@@ -226,7 +226,7 @@ def test_a_variant_differs_from_the_usual_fine_tuning_as_its_name_says(
         model, folder, lr, mode, is_taught):
     args = parsed(task_row("rte", model, 0, TASK_SIZES))
     assert args.model == f"S/{folder}/model"
-    assert (args.lr, args.mode) == (lr, mode)
+    assert (args.lr, args.modes) == (lr, [mode])
     assert (args.distill_from is not None) == is_taught
 
 
