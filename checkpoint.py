@@ -87,8 +87,8 @@ def read_safetensors(path):
             dtype = DTYPES[entry["dtype"]]
             begin, end = entry["data_offsets"]
             tensor_bytes = data[begin:end]
-            # view(dtype) demands that a tensor begins at a multiple of its element's size. Here
-            # storage_offset() is the place of its first byte in the file.
+            # view(dtype) demands that a tensor begins at a multiple of its element's size.
+            # storage_offset() counts from the first byte of file_bytes, that of the file.
             if tensor_bytes.storage_offset() % dtype.itemsize != 0:
                 tensor_bytes = tensor_bytes.clone()      # a copy begins at 0 in its own memory
             tensors[name] = tensor_bytes.view(dtype).view(entry["shape"])
@@ -109,8 +109,8 @@ def check_header(header, metadata, data_size):
     for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
         begin, end = header[name]["data_offsets"]
         if begin != position:
-            raise ValueError(f"{name!r:.200} begins at byte {begin}, "
-                             f"but the tensor before it ends at byte {position}")
+            raise ValueError(f"{name!r:.200} begins at byte {begin} of the data, not at byte "
+                             f"{position}")
         position = end
     if position != data_size:
         raise ValueError(f"the last tensor ends at byte {position} of the data, "
@@ -273,13 +273,13 @@ def load(path, recursions=None):
         layout = BERT_LAYOUT
     has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
     tensors = without_identity_projection(tensors, layout, config)
-    # If config.json has tie_decoder false, we have written it. Then the decoder is kept, even if it
-    # equals the word table, as it may before the training has begun. Other programs do not write
-    # tie_decoder, so config has the default True. Then a decoder that equals the table is tied.
     decoder_name = name_in_file(layout, "head.decoder.weight")
     word_name = name_in_file(layout, "embeddings.word.weight")
     if not has_head:
         config = replace(config, tie_decoder=True)       # there is no decoder that could be untied
+    # Other programs do not write tie_decoder, so config has the default True, and a decoder is tied
+    # if it equals the word table. False was written by this program: then the decoder is kept, even
+    # if it equals the table, as it may before the training has begun.
     elif config.tie_decoder and decoder_name in tensors and word_name in tensors:
         is_tied = torch.equal(tensors[decoder_name].float(), tensors[word_name].float())
         if is_tied:
@@ -618,9 +618,9 @@ def check_settings(path, saved, settings):
     saved: the settings that were read from `path`
     settings: those of the present run. A name that only one of the two dicts has is ignored.
     """
-    # Earlier versions of distill.py divided the attention loss by the length of a sequence, and no
-    # setting said so. Here the setting is added to those of an old run, so that it is refused: its
-    # attention loss would be far larger today. Only distill.py has the setting "weights".
+    # Runs of early versions of distill.py are refused: they divided the attention loss by the
+    # length of a sequence, so it would be far larger today. They have the setting "weights", but
+    # not yet "attention_loss". It is added here, so that the comparison below finds a difference.
     if "weights" in saved and "attention_loss" not in saved:
         saved = saved | {"attention_loss": "divided by the length"}
     settings = json.loads(json.dumps(settings))          # tuples become lists, as in the file

@@ -2,12 +2,14 @@
 
 MaskedBatches cuts the token numbers of a corpus into sequences, and mask_tokens
 masks 15 % of their tokens. What is below the banner "From here on: plumbing"
-makes token numbers of text. This file is a command, too:
+makes token numbers of text. This file is a command, too: see USAGE.
+"""
+USAGE = """Tokenise a corpus once, or learn a vocabulary.
 
     python data.py --corpus wiki/ --tokenizer bert-base-uncased --out wiki.bin
     python data.py --corpus wiki/ --train-tokenizer 8192 --out my-tokenizer
 
-The first command tokenises a corpus once; the second learns a vocabulary.
+The first command tokenises; the second learns a vocabulary.
 
 A corpus is any mix of files and folders of .txt (a blank line between
 documents), .jsonl (one JSON object a line) and .csv (the first row names the
@@ -104,15 +106,13 @@ def choose_positions(ids, tokenizer, rng):
     # numbers are chosen. Special tokens get 2.0, so that they come last.
     random_numbers = rng.random((B, T))
     random_numbers[is_special] = 2.0
-    smallest_first = np.argsort(random_numbers, axis=1)  # (B, T)
-    columns = np.sort(smallest_first[:, :N], axis=1)     # (B, N): where they are in their sequence
-    rows = np.arange(B)[:, None]                         # (B, 1): the number of the sequence
-    positions = (rows * T + columns).ravel()             # (B * N,): token (row, column) is at
-                                                         # row * T + column in the flattened ids
+    smallest_first = np.argsort(random_numbers, axis=1)  # (B, T): indices into the sequence
+    is_chosen = np.zeros((B, T), bool)
+    np.put_along_axis(is_chosen, smallest_first[:, :N], True, axis=1)
     # If a sequence has fewer than N ordinary tokens, special ones were chosen, too. They are taken
     # out again here. Mostly there is no such sequence, and M is B * N.
-    was_special = is_special.ravel()[positions]          # (B * N,), for each chosen token
-    return positions[~was_special]
+    is_chosen[is_special] = False
+    return np.flatnonzero(is_chosen)                     # (M,): indices into the flattened ids
 
 
 # A generator of random numbers is seeded with [seed, purpose, step or epoch]; the purpose is one of
@@ -121,8 +121,8 @@ def choose_positions(ids, tokenizer, rng):
 RNG_ORDERS = 1                      # the order of the sequences in an epoch
 RNG_MASKING = 2                     # which tokens of a step are masked, and by what
 RNG_DEPTHS = 3                      # the depths of the elastic loss in a step; distill.py alone
-RNG_TASK_ORDERS = 3                 # the order of the Features in an epoch; finetune.py alone, so
-                                    # it may be equal to RNG_DEPTHS
+RNG_TASK_ORDERS = 3                 # the order of the Features in an epoch; finetune.py alone. It
+                                    # may be equal to RNG_DEPTHS: no program draws both
 
 
 class MaskedBatches:
@@ -178,9 +178,11 @@ class MaskedBatches:
             ids[row, 0] = self.tokenizer.cls_id
             ids[row, 1:-1] = self.tokens[begin:begin + num_inside]
             ids[row, -1] = self.tokenizer.sep_id
-        if ids.max() >= self.tokenizer.vocab_size:
-            raise ValueError(f"token {ids.max()} is in the token file, but the tokenizer has only "
-                             f"{self.tokenizer.vocab_size}: another tokenizer made the file")
+        for token in (ids.min(), ids.max()):
+            if not 0 <= token < self.tokenizer.vocab_size:
+                raise ValueError(f"token {token} is in the corpus, but those of the tokenizer are "
+                                 f"0 to {self.tokenizer.vocab_size - 1}: another tokenizer made "
+                                 "the tokens")
         return ids
 
 
@@ -632,13 +634,12 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
         file.flush()                                     # hash_file reads it from the disk
         description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
-        # The program may be killed after any of these lines. Tokens must never stand beside the
-        # description of other tokens, because they would be used unnoticed. If there are no tokens,
-        # the next call makes them again. So this is the order:
-        os.fsync(file.fileno())                          # save the tokens, under another name
-        remove_old_tokens(out, made_from)                # from here on there are no tokens
-        write_json(f"{out}.json", description, shared=True)
-    # The with block has ended, so replace_file has given the new tokens their name.
+        # Tokens must never stand beside the description of other tokens, because they would be used
+        # unnoticed. The program may be killed between any two of these steps, so this is the order:
+        os.fsync(file.fileno())                          # 1. save the tokens, under another name
+        remove_old_tokens(out, made_from)                # 2. now the next call would make new ones
+        write_json(f"{out}.json", description, shared=True)                   # 3. their description
+    # 4. At the end of the with block replace_file has given the new tokens the name `out`.
     token_file = TokenFile(out)
     # Two processes that write different tokens under one name may leave the tokens of one beside
     # the description of the other.
@@ -694,7 +695,7 @@ def sizes_of_parts(counts, corpus):
     """Return the number of tokens to train on and the number of tokens that are held out.
 
     If the documents are few, or if all begin alike, all of them may be in one part. Then the last
-    tokens are held out.
+    tokens of the file are held out. They stand where the held-out tokens belong, so none moves.
     """
     if counts.num_train > 0 and counts.num_valid > 0:
         return counts.num_train, counts.num_valid
@@ -749,7 +750,8 @@ def write_tokens(file, lines, tokenizer, dtype):
                 sample_size = SAMPLE // 4
             num_sampled, unknown_in_sample = count_characters(texts, tokenizer, sample_size)
             characters_in_chunk = sum(len(text) for text in texts)
-            # The chunk is taken to have the same share of unknown characters as its sample.
+            # The chunk is taken to have the same share of unknown characters as its sample, in
+            # which white space was not counted.
             unknown_in_chunk = characters_in_chunk * unknown_in_sample / max(1, num_sampled)
             num_characters += characters_in_chunk
             num_unknown += unknown_in_chunk
@@ -824,16 +826,14 @@ def mark_held_out(lines):
     num_characters = 0                                   # in the waiting lines
     for line in lines:
         ends_document = line == ""
-        if held_out is not None:
+        if held_out is not None:                         # it was decided by an earlier line
             yield line, held_out
-        else:
-            if ends_document and not waiting:            # an empty line before a document
-                continue
+        elif waiting or not ends_document:               # no empty line before a document
             waiting.append(line)
             num_characters += len(line)
             if ends_document or num_characters >= DECIDING_CHARACTERS:
-                text = "".join(waiting)[:DECIDING_CHARACTERS]
-                held_out = is_held_out(text, HOLD_OUT_ONE_IN)
+                beginning = "".join(waiting)[:DECIDING_CHARACTERS]
+                held_out = is_held_out(beginning, HOLD_OUT_ONE_IN)
                 for waiting_line in waiting:
                     yield waiting_line, held_out
                 waiting = []
@@ -883,6 +883,8 @@ def corpus_files(corpus):
     a corpus, or if a file is named twice. A link to a file counts as another file."""
     files = []
     for path in corpus:
+        if path == "":                                   # as from an empty variable in a shell
+            raise ValueError("--corpus: a path is empty")
         if not os.path.exists(path):
             raise ValueError(f"{path} does not exist")
         if os.path.isdir(path):
@@ -912,12 +914,12 @@ def corpus_files_below(folder):
     example, Jupyter keeps copies of files in .ipynb_checkpoints, which would double the text.
     ValueError if there is no corpus file, OSError for a subfolder that cannot be read.
     """
-    def stop(error):
+    def raise_error(error):
         raise error
 
     found = []
     num_skipped = 0                                      # a hidden or linked folder counts as one
-    for parent, subfolders, names in os.walk(folder, onerror=stop):
+    for parent, subfolders, names in os.walk(folder, onerror=raise_error):
         for name in subfolders:
             # os.walk does not follow links to folders.
             if name.startswith(".") or os.path.islink(os.path.join(parent, name)):
@@ -1065,10 +1067,10 @@ def lines_of_text(path, stream):
                 return
             ends_line = piece.endswith("\n")
             is_whole_line = begins_line and ends_line
-            is_blank = piece.strip() == ""
-            if is_whole_line or not is_blank:
+            begins_line = ends_line                      # for the next piece
+            # A blank line ends a document. A blank piece of a longer line must not end one.
+            if is_whole_line or piece.strip() != "":
                 yield piece
-            begins_line = ends_line
 
 
 def whole_lines(path, stream):
@@ -1096,7 +1098,8 @@ def lines_of_jsonl(path, stream, text_column):
         # The escapes \u0000 and \ud800 of JSON stand for a NUL and half a character. They are no
         # signs of another encoding, so they are replaced here, before read_corpus_file counts. If
         # the row itself has such characters, too, the document does not tell which of them were
-        # escapes. Then read_corpus_file replaces and counts them all.
+        # escapes. Then read_corpus_file replaces and counts them all. (A row without any \u has
+        # nothing to replace. To ask for it first saves time.)
         if "\\u" in row and not NUL_OR_SURROGATE.search(row):
             document = NUL_OR_SURROGATE.sub("\ufffd", document)
         yield from lines_of_document(document)
@@ -1142,8 +1145,10 @@ def lines_of_csv(path, stream, text_column):
         lacks_text = len(cells) <= column                # columns behind the text may be missing
         has_too_many = len(cells) > len(header)
         if lacks_text or has_too_many:
-            raise ValueError(f"{path}:{number}: {len(cells)} columns, not {len(header)}; a text "
-                             "with a comma in it needs quotes")
+            message = f"{path}:{number}: {len(cells)} columns, not {len(header)}"
+            if has_too_many:
+                message += "; a text with a comma in it needs quotes"
+            raise ValueError(message)
         yield from lines_of_document(cells[column])
 
 
@@ -1412,7 +1417,7 @@ def is_prose(lines, text):
 
 def arguments(argv):
     """Parse the command line."""
-    parser = CommandParser("data.py", __doc__)
+    parser = CommandParser("data.py", USAGE)
     parser.add_argument(
         "--corpus", nargs="+", action="extend", metavar="PATH",
         help="files and folders of text (default: the documentation on this machine)")

@@ -415,7 +415,7 @@ def test_the_column_of_the_text_can_be_chosen(name, text, tmp_path, tokenizer):
     ("", ": 0 of its columns have the name 'text'"), ("\n\n", ": 0 of its columns have the name"),
     ("text,text\nx,y\n", ": 2 of its columns have the name 'text'"),
     ("id,text\n1,x\n2,y,z\n", ":3: 3 columns, not 2; a text with a comma in it needs quotes$"),
-    ("id,text\n1,x\n2\n", ":3: 1 columns, not 2; "),
+    ("id,text\n1,x\n2\n", ":3: 1 columns, not 2$"),
     ('id,text\n1,a\n2,"x\ny\n', ":4: unexpected end.*; the row begins in line 3$"),
     ('id,text\n1,"x"y\n', ":2: .* expected.*; the row begins in line 2, and commas must ")])
 def test_a_csv_that_will_not_do_is_named(text, message, tmp_path):
@@ -1709,6 +1709,18 @@ def test_masking_never_takes_a_special_token_and_changes_nothing_else(tokenizer)
     now = masked.ravel()[places]
     never = [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id]
     assert not np.isin(now, never).any()
+
+
+@pytest.mark.parametrize("token", [-5, 10**6])
+def test_a_token_that_the_tokenizer_does_not_have_is_refused(token, tokenizer):
+    batches = MaskedBatches([token] * 50, tokenizer, T=8, batch_size=2)
+    with pytest.raises(ValueError, match=f"^token {token} is in the corpus, but those of the "):
+        batches.batch(0)
+
+
+def test_an_empty_path_of_a_corpus_is_named(tokenizer):
+    with pytest.raises(ValueError, match="^--corpus: a path is empty$"):
+        open_corpus([""], tokenizer)
 
 
 def test_sequences_of_special_tokens_have_few_places_or_none(tokenizer):

@@ -2279,7 +2279,7 @@ def test_help_names_each_flag_with_its_default(capsys):
     assert caught.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
     args = vars(finetune.arguments(["--evaluate"]))     # with other flags it has more entries
-    flag_of_name = {"mode": "--adapters-only"}
+    flag_of_name = {"modes": "--adapters-only"}
     for name, value in args.items():
         flag = flag_of_name.get(name, "--" + name.replace("_", "-"))
         assert f"{flag} " in printed
@@ -2297,7 +2297,7 @@ def test_to_predict_or_evaluate_refuses_the_flags_of_a_training(mode):
               "distill_from": "x", "dropout": "0.5", "predict": "x", "model": "x"}
     flags = {"--adapters-only": [], "--freeze": []}
     for name, usual in vars(finetune.arguments(["--evaluate"])).items():
-        if name == "mode":                               # its two flags are in the dict already
+        if name == "modes":                              # its two flags are in the dict already
             continue
         words = []                                       # what stands after the flag
         if type(usual) is not bool and name != "bf16":

@@ -783,7 +783,7 @@ distill   --corpus pdf.txt                      pdf.txt: not UTF-8
 distill   --corpus x.pdf                        x.pdf: not a regular file whose name ends in
 distill   --corpus alone.bin                    alone.bin: not a token file
 distill   --corpus list.bin                     list.bin: not a whole token file
-distill   --corpus high.bin                     token 65535 is in the token file
+distill   --corpus high.bin                     token 65535 is in the corpus, but those of the
 distill   --corpus t.bin c.txt                  t.bin: a token file cannot be
 distill   --corpus c.txt t.bin                  t.bin: a token file cannot be
 distill   --cache file                          file: File exists
