@@ -54,7 +54,7 @@ from torch import nn
 from tqdm import tqdm
 
 from checkpoint import (claim_folder, fetch, load, naming_file, parsing, restore_training_state,
-                        run_folder, save, save_training_state)
+                        run_folder, save, save_training_state, write_json)
 from command import CommandParser, is_about_memory, one_line, printable, run_command, warn
 from data import CACHE, RNG_DEPTHS, MaskedBatches, Tokenizer, num_to_mask, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
@@ -764,7 +764,10 @@ def begin_or_resume(model, options, settings, processes):
     if options.resume and processes.rank == 0:
         if os.path.exists(path):
             first_step, log_size = restore_training_state(path, tensors, settings)
-            print(f"{options.out}: going on after step {first_step:,} of {options.steps:,}")
+            if first_step < options.steps:
+                print(f"{options.out}: going on after step {first_step:,} of {options.steps:,}")
+            else:
+                print(f"{options.out}: all {options.steps:,} steps were made before")
         elif os.path.exists(os.path.join(options.out, "model.safetensors")):
             # A run writes a checkpoint before its model. This folder has a model without one, so
             # somebody has removed the checkpoint.
@@ -1871,7 +1874,7 @@ def run_evaluation(args, models, tokenizer, bf16, processes):
     corpus = open_and_describe_corpus(args, tokenizer, processes)
     valid_batches = make_valid_batches(corpus, tokenizer, args.length)
     print(f"length   {args.length} tokens in a sequence")
-    print_scores(models, valid_batches, bf16, each_recursion=True)
+    print_scores(measure_models(models, valid_batches, bf16, each_recursion=True))
 
 
 def open_and_describe_corpus(args, tokenizer, processes):
@@ -2057,7 +2060,7 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
         tokenizer.save(args.out)
 
     run_state = begin_or_resume(student, options, settings, processes)
-    print_scores(models, valid_batches, bf16)
+    print_scores(measure_models(models, valid_batches, bf16))
     with explaining_failures():
         print(f"recipe   {args.recipe}, learning rate {options.lr:g}")
         describe_run(distillation, device)
@@ -2073,7 +2076,10 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
             # --overwrite has lost nothing.
             claim_folder(args.out, "distill.py", settings, args.resume)
         train(student, distillation, run_state, options, evaluate_student, save_student, processes)
-    print_scores(models, valid_batches, bf16, each_recursion=True)
+    results = measure_models(models, valid_batches, bf16, each_recursion=True)
+    if processes.rank == 0:
+        write_json(os.path.join(args.out, "results.json"), results)
+    print_scores(results)
     print_samples(models, tokenizer, valid_batches, bf16)
     print(f"\nThe student is in {args.out}. Next: python finetune.py --model "
           f"{shlex.quote(args.out)}")
@@ -2104,25 +2110,35 @@ def choose_compilation(args, processes):
     return compile_losses, cuda_graphs
 
 
-def print_scores(models, valid_batches, bf16, each_recursion=False):
-    """Print a table: parameters of each model, MLM accuracy and loss on the held-out text.
-
-    each_recursion: print a second table: the accuracy after each recursion
+def measure_models(models, valid_batches, bf16, each_recursion=False):
+    """Measure models on the held-out text -> {name of a model: its results}. These are the numbers
+    of its "parameters" and of those "applied", and, if it has an MLM head, what evaluate returns.
     """
-    accuracy_after = {}                                  # {name of a model: its list}
-    print(f"{'':9}{'parameters':>12}{'applied':>12}{'MLM accuracy':>14}{'MLM loss':>10}")
+    results = {}
     for name, model in models.items():
         counts = count_parameters(model)
-        row = f"{name:9}{counts['stored']:12,}{counts['applied']:12,}"
-        if model.head is None:
-            row += "   no MLM head"
-        else:
+        results[name] = {"parameters": counts["stored"], "applied": counts["applied"]}
+        if model.head is not None:
             with autocast(device_of(model), bf16):
-                scores = evaluate(model, valid_batches, each_recursion)
-            row += f"{scores['accuracy']:14.1%}{scores['loss']:10.3f}"
-            if each_recursion:
-                accuracy_after[name] = scores["accuracy_after"]
+                results[name] |= evaluate(model, valid_batches, each_recursion)
+    return results
+
+
+def print_scores(results):
+    """Print a table of what measure_models returned. If it has the accuracies after each recursion,
+    print a second table of these."""
+    print(f"{'':9}{'parameters':>12}{'applied':>12}{'MLM accuracy':>14}{'MLM loss':>10}")
+    for name, result in results.items():
+        row = f"{name:9}{result['parameters']:12,}{result['applied']:12,}"
+        if "accuracy" in result:
+            row += f"{result['accuracy']:14.1%}{result['loss']:10.3f}"
+        else:
+            row += "   no MLM head"
         print(row)
+    accuracy_after = {}
+    for name, result in results.items():
+        if "accuracy_after" in result:
+            accuracy_after[name] = result["accuracy_after"]
     if accuracy_after:
         print_accuracy_after(accuracy_after)
 

@@ -987,10 +987,12 @@ def train_and_measure(model, task_loss, splits, options, tuning):
 
     if tuning.processes.rank == 0:                       # only this process writes into --out
         os.makedirs(options.out, exist_ok=True)
-    print(f"{options.steps:,} steps; their log is {options.out}/log.jsonl", flush=True)
+    print(f"{options.steps:,} steps at the learning rate {options.lr:g}; their log is "
+          f"{options.out}/log.jsonl", flush=True)
     begin_time = time.perf_counter()
     settings = settings_of_run(tuning, options)
     run_state = begin_or_resume(model, options, settings, tuning.processes)
+    num_steps = options.steps - run_state.first_step     # it is smaller in a resumed run
     with explaining_failures():
         train(model, task_loss, run_state, options, measure_dev, save_nothing, tuning.processes)
     # Here the other splits are measured. The dev set is, too, if train() has not called
@@ -1000,7 +1002,7 @@ def train_and_measure(model, task_loss, splits, options, tuning):
             results[name] = evaluate_split(model, tuning.task, split, tuning.bf16)
     seconds = time.perf_counter() - begin_time
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{options.out}: {num_trained:,} trained parameters, {options.steps:,} steps, "
+    print(f"{options.out}: {num_trained:,} trained parameters, {num_steps:,} steps, "
           f"{seconds:.0f} s with evaluation", flush=True)
     return results
 
@@ -1424,15 +1426,18 @@ def run_modes(tuning, datasets, config):
         # The files of an earlier run are removed only now. So if something above has failed,
         # --overwrite has lost nothing.
         claim_folder(args.out, "finetune.py", tuning.settings, args.resume)
-    rows = majority_rows(task, datasets)
+    baseline = results_of_majority(task, datasets)
+    rows = rows_of_mode("majority", [baseline])
+    rate_of_mode = {}
     results_of_modes = {}
     for mode in args.modes:
         lr = choose_rate(tuning, mode, config, splits_for_rates)
         is_first_mode = mode == args.modes[0]
         results_of_modes[mode] = run_mode(tuning, splits, mode, lr, saves_model=is_first_mode)
+        rate_of_mode[mode] = lr
         rows += rows_of_mode(mode, results_of_modes[mode])
     if tuning.processes.rank == 0:
-        write_results(args.out, task, datasets, results_of_modes)
+        write_results(args, task, datasets, baseline, rate_of_mode, results_of_modes)
     print_rows(rows)
 
 
@@ -1684,7 +1689,9 @@ def print_task(task, datasets):
         if examples[0].label is None:                    # GLUE keeps those of its test sets secret
             size += " without labels, so without scores"
         sizes.append(size)
-    line = f"{task.name}: {task.kind}; {', '.join(sizes)}"
+    line = f"{task.name}: {', '.join(sizes)}"
+    if task.kind != task.name:
+        line = f"{task.name}: {task.kind}; {', '.join(sizes)}"
     if task.labels:                                      # there are none in regression and qa
         line += f"; labels {first_few([printable(label) for label in task.labels], limit=30)}"
     print(line, flush=True)
@@ -1701,7 +1708,7 @@ def warn_of_cut(task, splits):
         num_cut = len(cut_examples)
         if num_cut > 0:
             warn(f"{name}: {num_cut:,} of {len(split.examples):,} {what} are too long for --length "
-                 f"{task.length} of the training and were cut")
+                 f"{task.length} and were cut")
 
 
 def print_lost_answers(split):
@@ -1728,15 +1735,15 @@ def print_lost_answers(split):
 
 # ---- The scores -------------------------------------------------------------------------
 
-def majority_rows(task, datasets):
-    """Score the guesses of majority(), which need no model -> rows for print_rows."""
-    rows = []
+def results_of_majority(task, datasets):
+    """Score the guesses of majority(), which need no model -> {name of a split: Result}."""
+    results = {}
     for split_name, examples in datasets.items():
         if split_name != "train":
             guesses = majority(task, datasets["train"], examples)
-            for metric, value in score(task, examples, guesses).items():
-                rows.append(("majority", split_name, metric, [value]))
-    return rows
+            predictions = [Prediction(guess, {}) for guess in guesses]
+            results[split_name] = Result(score(task, examples, guesses), predictions)
+    return results
 
 
 def rows_of_mode(mode, results_of_seeds):
@@ -1763,13 +1770,19 @@ def describe_scores(scores):
     return ", ".join(f"{metric} {value:.2%}" for metric, value in scores.items())
 
 
-def write_results(out, task, datasets, results_of_modes):
-    """Write out/results.json. For each mode and split it has the scores of all seeds and, for the
-    first seed only, the scores of each class or type of entity.
+def write_results(args, task, datasets, baseline, rate_of_mode, results_of_modes):
+    """Write results.json into --out. For each mode and split it has the scores of all seeds and,
+    for the first seed only, the scores of each class or type of entity.
 
+    baseline: {name of a split: Result} of the guesses without a model
+    rate_of_mode: {mode: its learning rate}
     results_of_modes: {mode: for each seed {name of a split: Result}}
     """
-    written = {"task": task.name, "kind": task.kind, "modes": {}}
+    written = {
+        "task": task.name, "kind": task.kind, "model": args.model,
+        "seeds": list(range(args.seed, args.seed + args.seeds)), "lr": rate_of_mode,
+        "majority": {split_name: result.scores for split_name, result in baseline.items()},
+        "modes": {}}
     for mode, results_of_seeds in results_of_modes.items():
         written["modes"][mode] = {}
         for split_name, first_result in results_of_seeds[0].items():
@@ -1777,7 +1790,7 @@ def write_results(out, task, datasets, results_of_modes):
             written["modes"][mode][split_name] = {
                 "scores": [results[split_name].scores for results in results_of_seeds],
                 "details": detailed_scores(task, datasets[split_name], guesses)}
-    write_json(os.path.join(out, "results.json"), written)
+    write_json(os.path.join(args.out, "results.json"), written)
 
 
 # ---- The command line: --evaluate and --predict -----------------------------------------

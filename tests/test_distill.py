@@ -2024,7 +2024,11 @@ def test_what_a_run_prints_is_so(toy, tmp_path, capsys):
             assert row[1:3] == [f"{counts['stored']:,}", f"{counts['applied']:,}"]
             assert len(row) == 5
         assert len(table_rows(before, name)) == 1
+        result = read_json(tmp_path / "run" / "results.json")[name]
+        assert (result["parameters"], result["applied"]) == (counts["stored"], counts["applied"])
+        assert row[3:] == [f"{result['accuracy']:.1%}", f"{result['loss']:.3f}"]
         _, row_after_recursions = table_rows(after, name)
+        assert row_after_recursions[1:] == [f"{share:.1%}" for share in result["accuracy_after"]]
         assert len(row_after_recursions) == 2 + model.config.num_hidden_layers
         assert row_after_recursions[-1] == row[3]
     pattern = rf"corpus   {toy}/corpus.txt: ([\d,]+) tokens to train on, ([\d,]+) held out\n"
@@ -2228,7 +2232,7 @@ def test_to_evaluate_refuses_the_flags_of_a_training():
 
 def test_a_run_leaves_a_student_with_its_tokenizer_a_log_and_a_checkpoint(toy, whole):
     assert sorted(os.listdir(whole)) == ["config.json", "log.jsonl", "model.safetensors",
-                                         "run.json", "tokenizer_config.json",
+                                         "results.json", "run.json", "tokenizer_config.json",
                                          "training.safetensors", "vocab.txt"]
     assert Tokenizer(whole).digest == Tokenizer(toy / "teacher").digest
     assert load(whole).config == replace(STUDENT, adapter_size=0, correction_rank=C // 8,

@@ -862,10 +862,9 @@ def test_the_majority_is_that_of_the_training_set():
     datasets = {}
     for name, labels in (("train", "xxy"), ("dev", "yyyx"), ("test", "xy")):
         datasets[name] = [make_text_example("good", label) for label in labels]
-    rows = finetune.majority_rows(task, datasets)
-    rows = [row for row in rows if row[2] == "accuracy"]
-    assert rows == [("majority", "dev", "accuracy", [0.25]),
-                    ("majority", "test", "accuracy", [0.5])]
+    results = finetune.results_of_majority(task, datasets)
+    accuracies = {name: result.scores["accuracy"] for name, result in results.items()}
+    assert accuracies == {"dev": 0.25, "test": 0.5}
 
 
 # ---- Models on disk ---------------------------------------------------------------------
@@ -1238,7 +1237,7 @@ def test_a_number_is_learned_and_told(tmp_path, model, capsys):
                   "--out", tmp_path / "o").out
     assert percent(printed, "all", "dev", "pearson") > 95
     assert percent(printed, "majority", "dev", "pearson") == 0
-    assert re.search(r"^regression: regression; \d+ train, \d+ dev$", printed, re.M)
+    assert re.search(r"^regression: \d+ train, \d+ dev$", printed, re.M)
     told = run(capsys, "--model", tmp_path / "o", "--predict", "good film").out
     assert 12 < float(told) < 15
 
@@ -1374,6 +1373,10 @@ def test_seeds_differ_and_the_rate_is_chosen_without_the_dev_set(
     results = read_json(out / "results.json")
     assert (results["task"], results["kind"]) == ("sst2", "classification")
     assert len(results["modes"]["all"]["dev"]["scores"]) == 2
+    assert results["seeds"] == [5, 6]
+    assert set(results["majority"]["dev"]) == {"accuracy"}
+    rates = [float(name) for name in re.findall(r"the learning rate (\S+);", printed)]
+    assert results["lr"] == {"all": rates[-1]}
 
     def table(text):
         return [line for line in text.splitlines() if re.match("(all|majority) ", line)]
@@ -2227,12 +2230,18 @@ def test_the_results_have_the_scores_of_all_seeds_and_the_details_of_the_first(t
     for guesses, accuracy in (("xyy", 2 / 3), ("yyy", 1 / 3)):
         predictions = [Prediction(guess, {}) for guess in guesses]
         results_of_seeds.append({"dev": finetune.Result({"accuracy": accuracy}, predictions)})
-    finetune.write_results(str(tmp_path), task, {"dev": examples}, {"head": results_of_seeds})
+    args = finetune.arguments(["--task", "classification", "--train", "x", "--model", "m",
+                               "--seed", "3", "--seeds", "2", "--out", str(tmp_path)])
+    baseline = {"dev": finetune.Result({"accuracy": 0.5}, [])}
+    finetune.write_results(args, task, {"dev": examples}, baseline, {"head": 1e-3},
+                           {"head": results_of_seeds})
     details = {"x": {"precision": 1.0, "recall": 1 / 2, "f1": 2 / 3, "count": 2},
                "y": {"precision": 1 / 2, "recall": 1.0, "f1": 2 / 3, "count": 1}}
     dev = {"scores": [{"accuracy": 2 / 3}, {"accuracy": 1 / 3}], "details": details}
     assert read_json(tmp_path / "results.json") == {
-        "task": "classification", "kind": "classification", "modes": {"head": {"dev": dev}}}
+        "task": "classification", "kind": "classification", "model": "m", "seeds": [3, 4],
+        "lr": {"head": 1e-3}, "majority": {"dev": {"accuracy": 0.5}},
+        "modes": {"head": {"dev": dev}}}
 
 
 ALLOWED_FLAGS = {
@@ -2398,7 +2407,7 @@ def test_it_is_said_how_many_questions_were_cut(tmp_path, model, capsys):
     out = tmp_path / "o"
     told = run(capsys, "--model", model, "--task", "qa", "--train", questions, "--dev", questions,
                "--steps", 1, "--length", 8, "--out", out).err
-    message = "1 of 2 questions are too long for --length 8 of the training and were cut\n"
+    message = "1 of 2 questions are too long for --length 8 and were cut\n"
     assert f"warning: train: {message}" in told
     assert f"warning: dev: {message}" in told
     told = run(capsys, "--model", out, "--evaluate", "--dev", questions).err
@@ -2427,13 +2436,13 @@ def test_it_is_said_how_many_texts_were_cut(tmp_path, model, capsys):
     table = write_file(tmp_path / "t.tsv", "text\tlabel\n" + "".join(rows))
     told = run(capsys, "--model", model, "--task", "classification", "--train", table, "--dev",
                table, "--steps", 1, "--length", 8, "--out", tmp_path / "o").err
-    message = "2 of 4 examples are too long for --length 8 of the training and were cut\n"
+    message = "2 of 4 examples are too long for --length 8 and were cut\n"
     assert f"warning: train: {message}" in told
     assert f"warning: dev: {message}" in told
     told = run(capsys, "--model", tmp_path / "o", "--evaluate", "--test", table).err
     assert f"warning: test: {message}" in told
     told = run(capsys, "--model", tmp_path / "o", "--predict", "good " * 7).err
-    assert "warning: --predict: 1 of 1 examples are too long for --length 8 of" in told
+    assert "warning: --predict: 1 of 1 examples are too long for --length 8 and" in told
     assert run(capsys, "--model", tmp_path / "o", "--predict", "good " * 6).err == ""
 
 
