@@ -562,22 +562,19 @@ def merge_corrections(model):
     R = model.config.num_hidden_layers
     merged = MiniALBERT(replace(model.config, num_hidden_groups=R, correction_rank=0),
                         head=model.head is not None)
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        part = name.split(".")[0]
-        if part not in ("layers", "corrections"):        # embeddings, adapters and head stay
-            weights[name] = tensor
-    for r in range(R):
+    merged.embeddings.load_state_dict(model.embeddings.state_dict())
+    merged.attention_adapters.load_state_dict(model.attention_adapters.state_dict())
+    merged.feed_forward_adapters.load_state_dict(model.feed_forward_adapters.state_dict())
+    if model.head is not None:
+        merged.head.load_state_dict(model.head.state_dict())
+    for r, merged_layer in enumerate(merged.layers):
         layer = model.layer_of_recursion(r)
-        for name, tensor in layer.state_dict().items():
-            weights[f"layers.{r}.{name}"] = tensor
+        merged_layer.load_state_dict(layer.state_dict())
         if model.config.correction_rank > 0:
-            # The six corrected matrices take the place of those just copied.
             for name, name_in_layer in CORRECTED.items():
                 shared = layer.get_parameter(name_in_layer)
                 added = model.corrections[r][name].matrix()
-                weights[f"layers.{r}.{name_in_layer}"] = shared + added
-    merged.load_state_dict(weights)
+                merged_layer.get_parameter(name_in_layer).copy_(shared + added)
     return merged.train(model.training)
 
 
