@@ -659,15 +659,12 @@ def check_inputs(config, ids, mask, segments, maps):
             raise ValueError(f"maps: {r} is not a recursion; they are 0 to {R - 1}")
     if ids.ndim != 2:
         raise ValueError(f"ids is {list(ids.shape)}, not (B, T)")
-    if mask is not None:
-        if mask.shape != ids.shape:
-            raise ValueError(f"mask is {list(mask.shape)}, ids is {list(ids.shape)}: they must "
+    for name, tensor in [("mask", mask), ("segments", segments)]:
+        if tensor is not None and tensor.shape != ids.shape:
+            raise ValueError(f"{name} is {list(tensor.shape)}, ids is {list(ids.shape)}: they must "
                              "have the same shape")
-        # Reading a value from a GPU makes the program wait. A boolean mask cannot be negative,
-        # so it is not read.
-        if mask.dtype != torch.bool and (mask < 0).any():
-            raise ValueError("mask has negative numbers, but it must be 1 at real tokens and 0 "
-                             "at padding")
-    if segments is not None and segments.shape != ids.shape:
-        raise ValueError(f"segments is {list(segments.shape)}, ids is {list(ids.shape)}: they "
-                         "must have the same shape")
+    # Reading a value from a GPU makes the program wait. A boolean mask cannot be negative, so it is
+    # not read.
+    if mask is not None and mask.dtype != torch.bool and (mask < 0).any():
+        raise ValueError("mask has negative numbers, but it must be 1 at real tokens and 0 at "
+                         "padding")
