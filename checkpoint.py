@@ -246,9 +246,7 @@ def name_in_file(layout, name):
     module, leaf = name.rsplit(".", 1)                   # "layers.3.output", "bias"
     numbers = re.findall("[0-9]+", module)               # ["3"]
     module = re.sub("[0-9]+", "#", module)               # "layers.#.output"
-    file_module = module                                 # our name, if it is not in the table
-    if module in layout:
-        file_module = layout[module]
+    file_module = layout.get(module, module)             # our name, if it is not in the table
     if numbers:
         file_module = file_module.replace("#", numbers[0])
     return f"{file_module}.{leaf}"
