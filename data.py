@@ -1132,10 +1132,7 @@ def lines_of_csv(path, stream, text_column):
     """Yield the lines of the documents in a .csv, and an empty one after each. A row has one
     document."""
     rows = rows_of_csv(path, whole_lines(path, stream))
-    header = []                                          # the names of the columns
-    first_row = next(rows, None)
-    if first_row is not None:                            # the file is not empty
-        _, header = first_row
+    _, header = next(rows, (0, []))          # the names of the columns; an empty file has none
     if header.count(text_column) != 1:
         raise ValueError(f"{path}: {header.count(text_column)} of its columns have the name "
                          f"{text_column!r}, not one, in {header!r:.300}; --text names the column, "
