@@ -85,13 +85,26 @@ def one_line(text):
 
 
 def describe_error(error):
-    """Return the text of an exception. If it is an OSError about a file, the text is "FILE: what is
-    wrong", without the number that Python puts before it."""
+    """Return the text of an error that can be expected, such as a bad flag or a full disk, else
+    None. If it is an OSError about a file, the text is "FILE: what is wrong", without the number
+    that Python puts before it."""
     if isinstance(error, BrokenPipeError):
         return "the program that reads the output has ended (broken pipe)"
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
+    if isinstance(error, (ValueError, OSError, FloatingPointError)):
+        return str(error)
+    if is_about_memory(error):
+        reason = one_line(error)
+        if reason == "":                                 # Python's own MemoryError says nothing
+            return "there is not enough memory"
+        return f"there is not enough memory: {reason:.300}"
+    # The tokenizers library, which is written in Rust, raises PanicException if a rule of a
+    # tokenizer.json takes too long on some text. It is not a subclass of Exception.
+    if type(error).__name__ == "PanicException":
+        return ("the tokenizers library gave up, perhaps because a rule in tokenizer.json is too "
+                f"slow: {error}")
+    return None
 
 
 def is_about_memory(error):
@@ -112,8 +125,8 @@ def is_about_memory(error):
 def run_command(name, action):
     """Call action() and return the exit status of the program.
 
-    An error that can be expected, such as a bad flag or a full disk, is printed as one line. The
-    status is 2 after an error, and 130 after Ctrl-C, as in a shell. It is None if all went well.
+    An error that describe_error knows is printed as one line. The status is 2 after an error, and
+    130 after Ctrl-C, as in a shell. It is None if all went well.
     In Python's development mode (python -X dev) a traceback shows where the error was raised.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -133,30 +146,14 @@ def run_command(name, action):
         # error. Here a closed pipe raises an OSError, which is printed below.
         if sys.stdout is not None:                       # None if the program began without it
             sys.stdout.flush()
-    except (ValueError, OSError, FloatingPointError) as error:
-        if sys.flags.dev_mode:                           # for whoever changes the program
-            raise
-        print_error(name, describe_error(error))
-        return 2
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         return 130
-    except (MemoryError, RuntimeError) as error:
-        if not is_about_memory(error):
-            raise
-        message = "there is not enough memory"
-        reason = one_line(error)
-        if reason != "":                                 # Python's own MemoryError says nothing
-            message += f": {reason:.300}"
-        print_error(name, message)
-        return 2
     except BaseException as error:
-        # The tokenizers library, which is written in Rust, raises PanicException if a rule of a
-        # tokenizer.json takes too long on some text. It is not a subclass of Exception.
-        if type(error).__name__ != "PanicException":
+        message = describe_error(error)
+        if message is None or sys.flags.dev_mode:        # dev: for whoever changes the program
             raise
-        print_error(name, "the tokenizers library gave up, perhaps because a rule in "
-                    f"tokenizer.json is too slow: {error}")
+        print_error(name, message)
         return 2
     finally:
         if has_our_handler:                              # Ctrl-C after the action is one line, too
