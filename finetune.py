@@ -95,10 +95,8 @@ class Classifier(nn.Module):
             # An answer is in segment 1: the context and the last [SEP], whose logits decode_answers
             # does not read. [CLS] means "no answer". All else, the question and the padding, is in
             # segment 0 and gets -1e4. (With -inf the KL divergence from a teacher would be nan.)
-            position = torch.arange(segments.shape[1], device=segments.device)    # (T,)
-            is_cls = position == 0                       # (T,)
-            is_context = segments == 1                   # (B, T)
-            is_allowed = is_context | is_cls             # (B, T)
+            is_allowed = segments == 1                   # (B, T)
+            is_allowed[:, 0] = True                      # [CLS]
             logits = logits.masked_fill(~is_allowed[:, :, None], -1e4)
         return hidden, logits
 
