@@ -839,7 +839,8 @@ def rows_of_micro_batches(bounds, num_sequences):
 
     One batch of an epoch may be shorter than the others and have no sequence for a micro-batch. But
     the gradients of all processes are summed, so each must compute one. Then sequence 0 stands in,
-    and its losses are to be multiplied by 0. For bounds see split_batch.
+    and its losses are to be multiplied by 0. (One process alone would not need this.) For bounds
+    see split_batch.
     """
     for begin, end in bounds:
         if begin < num_sequences:
@@ -960,12 +961,8 @@ def settings_of_run(tuning, options):
     tuning.settings are those of the whole command. There "lr" may be a list of rates, and "steps"
     and "hidden_weight" may be None. A run has one value for each of them.
     """
-    settings = dict(tuning.settings)
-    settings["lr"] = options.lr
-    settings["steps"] = options.steps
-    settings["seed"] = options.seed
-    settings["hidden_weight"] = tuning.hidden_weight
-    return settings
+    return tuning.settings | {"lr": options.lr, "steps": options.steps, "seed": options.seed,
+                              "hidden_weight": tuning.hidden_weight}
 
 
 def train_and_measure(model, task_loss, splits, options, tuning):
