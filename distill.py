@@ -2222,11 +2222,8 @@ def place_to_mask(words):
     words: the decoded tokens of a text; the ## before a piece of a word does not count
     """
     middle = len(words) // 2
-    nearest_first = sorted(range(len(words)), key=lambda place: abs(place - middle))
-    for place in nearest_first:
-        if len(words[place].strip("#")) >= 4:
-            return place
-    return middle
+    long_words = [place for place, word in enumerate(words) if len(word.strip("#")) >= 4]
+    return min(long_words, key=lambda place: abs(place - middle), default=middle)
 
 
 def main(argv=None):
