@@ -1318,9 +1318,11 @@ def run(args):
     settings |= fingerprints_of_saved(model_path, task, args.recursions)
     saved_task = load_task(model_path)
     if saved_task is not None:
-        exception = ", except in the mode random" if "random" in args.modes else ""
-        print(f"{model_path} was fine-tuned for {saved_task.name} already: training goes on with "
-              f"its head{exception}")
+        message = (f"{model_path} was fine-tuned for {saved_task.name} already: training goes on "
+                   "with its head")
+        if "random" in args.modes:
+            message += ", except in the mode random"
+        print(message)
     tuning = Tuning(
         args=args, model_path=model_path, task=task, tokenizer=tokenizer, teacher=teacher,
         hidden_weight=hidden_weight, settings=settings, processes=processes, bf16=bf16)
