@@ -1713,14 +1713,8 @@ def print_lost_answers(split):
     inside a word, but a model predicts whole words. Others are in no window as a whole."""
     learned_exactly = set()                              # numbers of questions
     for feature in split.features:
-        if feature.labels == [0, 0]:                     # the window does not have the whole answer
-            continue
         example = split.examples[feature.example_number]
-        first_position, last_position = feature.labels
-        first = feature.positions.index(first_position)
-        last = feature.positions.index(last_position)
-        _, answer = example.label[0]
-        if text_between(example.second_text, feature, first, last) == answer.strip():
+        if has_exact_answer(feature, example):
             learned_exactly.add(feature.example_number)
     num_with_answer = sum(1 for example in split.examples if example.label)
     num_lost = num_with_answer - len(learned_exactly)
@@ -1728,6 +1722,19 @@ def print_lost_answers(split):
         print(f"{num_lost:,} of {len(split.examples):,} questions to train on have an answer that "
               "begins or ends inside a word (the whole word is learned) or that no window has "
               "whole (no answer is learned)", flush=True)
+
+
+def has_exact_answer(feature, example):
+    """Return True if the labels of a window of qa mark the first right answer, no more and no less.
+    """
+    if feature.labels == [0, 0]:                         # the window does not have the whole answer
+        return False
+    first_position, last_position = feature.labels
+    first = feature.positions.index(first_position)      # text_between takes these indices
+    last = feature.positions.index(last_position)
+    marked_text = text_between(example.second_text, feature, first, last)
+    _, answer = example.label[0]
+    return marked_text == answer.strip()
 
 
 # ---- The scores -------------------------------------------------------------------------
