@@ -972,8 +972,9 @@ def train_and_measure(model, task_loss, splits, options, tuning):
     results = {}                                         # {name of a split: its latest Result}
 
     def measure_dev():
-        """Measure the dev set -> its scores, for the log of train(), which calls this now and then
-        and after the last step. So in the end `results` has the Result of the trained model."""
+        """Measure the dev set, keep its Result in `results`, and return its scores for the log.
+        train() calls this now and then and after the last step, so the Result that stays is that of
+        the trained model."""
         results[dev_name] = evaluate_split(model, tuning.task, splits[dev_name], tuning.bf16)
         return results[dev_name].scores
 
@@ -990,10 +991,12 @@ def train_and_measure(model, task_loss, splits, options, tuning):
     num_steps = options.steps - run_state.first_step     # it is smaller in a resumed run
     with explaining_failures():
         train(model, task_loss, run_state, options, measure_dev, save_nothing, tuning.processes)
-    # Here the other splits are measured. The dev set is, too, if train() has not called
-    # measure_dev: only the first process calls it, and only if there were steps to make.
     for name, split in splits.items():
-        if name != "train" and name not in results:
+        if name == "train":
+            continue
+        # train() has called measure_dev only in the first process, and only if there were steps to
+        # make. Then `results` has the dev set already.
+        if name not in results:
             results[name] = evaluate_split(model, tuning.task, split, tuning.bf16)
     seconds = time.perf_counter() - begin_time
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
