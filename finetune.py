@@ -824,11 +824,13 @@ def tokenise_texts(task, examples, tokenizer):
     chunk_size = 1000
     for begin in range(0, len(examples), chunk_size):
         chunk = examples[begin:begin + chunk_size]
-        main_texts = [example.text for example in chunk]
-        ids_of_first_texts = [None] * len(chunk)
+        texts = [example.text for example in chunk]
         if task.pair:
-            ids_of_first_texts = tokenizer.encode([example.text for example in chunk])
+            ids_of_first_texts = tokenizer.encode(texts)
             main_texts = [example.second_text for example in chunk]
+        else:
+            ids_of_first_texts = [None] * len(chunk)     # there is only the main text
+            main_texts = texts
         encodings = tokenizer.backend.encode_batch(
             main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
         yield from zip(ids_of_first_texts, encodings)
