@@ -1691,9 +1691,10 @@ def print_task(task, datasets):
         if examples[0].label is None:                    # GLUE keeps those of its test sets secret
             size += " without labels, so without scores"
         sizes.append(size)
-    line = f"{task.name}: {', '.join(sizes)}"
+    line = f"{task.name}: "
     if task.kind != task.name:
-        line = f"{task.name}: {task.kind}; {', '.join(sizes)}"
+        line += f"{task.kind}; "
+    line += ", ".join(sizes)
     if task.labels:                                      # there are none in regression and qa
         line += f"; labels {first_few([printable(label) for label in task.labels], limit=30)}"
     print(line, flush=True)
