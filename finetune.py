@@ -2014,10 +2014,10 @@ def main(argv=None):
     """Run the command line argv (None: that of the program) -> exit status: see run_command."""
     def action():
         args = arguments(argv)
-        if args.predict is None and not args.evaluate:
-            run(args)
-        else:
+        if args.predict is not None or args.evaluate:
             use_fine_tuned(args, given_flags(argv))
+        else:
+            run(args)
         leave_processes()
     return run_command("finetune.py", action)
 
