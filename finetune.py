@@ -1862,14 +1862,7 @@ def predict(args, device):
     if args.out is not None or args.overwrite:
         raise ValueError("--out and --overwrite: only the answers to a SQuAD file (.json) are "
                          "written")
-    if os.path.exists(args.predict):
-        lines = lines_of_file(args.predict)
-    else:
-        check_not_file_name(args.predict)
-        # Bytes of the command line that are not UTF-8 are surrogates in Python's text, which cannot
-        # be printed. Here they become question marks.
-        text = args.predict.encode("utf-8", "replace").decode()
-        lines = [("--predict", text)]
+    lines = lines_to_predict(args.predict)
     examples = []
     for location, line in lines:
         if line.strip():                                 # for an empty line nothing is predicted
@@ -1889,6 +1882,18 @@ def predict_examples(examples, model, task, tokenizer, bf16):
     splits = encode_splits(task, {"--predict": examples}, tokenizer)
     check_texts(task, splits, tokenizer)
     return evaluate_split(model, task, splits["--predict"], bf16)
+
+
+def lines_to_predict(text_or_file):
+    """List the lines that --predict gives, each as (location, line): those of the file, or the text
+    as the only line. ValueError for a file that cannot be read like this, or that is not there."""
+    if os.path.exists(text_or_file):
+        return lines_of_file(text_or_file)
+    check_not_file_name(text_or_file)
+    # Bytes of the command line that are not UTF-8 are surrogates in Python's text, which cannot be
+    # printed. Here they become question marks.
+    text = text_or_file.encode("utf-8", "replace").decode()
+    return [("--predict", text)]
 
 
 def lines_of_file(path):
