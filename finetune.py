@@ -1810,16 +1810,16 @@ def use_fine_tuned(args, given):
     processes = set_up_processes(args.device)
     if processes.rank > 0:
         return                                           # one process is enough without training
+    bf16 = uses_bf16(args.bf16, processes.device)
     if args.predict is not None:
-        predict(args, processes.device)
+        predict(args, processes.device, bf16)
     else:
-        run_evaluation(args, given, processes.device)
+        run_evaluation(args, given, processes.device, bf16)
 
 
-def load_fine_tuned(args, device):
-    """Load what --evaluate and --predict use -> the model on the device, its Task, its Tokenizer,
-    and whether to use bfloat16."""
-    bf16 = uses_bf16(args.bf16, device)
+def load_fine_tuned(args, device, bf16):
+    """Load what --evaluate and --predict use -> the model on the device, its Task, its Tokenizer.
+    bf16: whether the model will compute in bfloat16"""
     model, task = load_classifier(args.model, recursions=args.recursions)
     tokenizer = Tokenizer(args.model)
     check_vocabulary(tokenizer, model.encoder.config)
@@ -1828,13 +1828,13 @@ def load_fine_tuned(args, device):
         # bfloat16 the product up @ down is rounded before it is added, as in training. A merged
         # model would add first and then round, so its predictions would differ.
         model.encoder = merge_corrections(model.encoder)
-    return model.to(device), task, tokenizer, bf16
+    return model.to(device), task, tokenizer
 
 
-def run_evaluation(args, given, device):
+def run_evaluation(args, given, device, bf16):
     """Measure a fine-tuned model on files of its task and print the scores. For given see
     use_fine_tuned."""
-    model, task, tokenizer, bf16 = load_fine_tuned(args, device)
+    model, task, tokenizer = load_fine_tuned(args, device, bf16)
     if args.task is not None and args.task not in (task.name, task.kind):
         raise ValueError(f"--task {args.task}: {args.model} was fine-tuned for {task.name}")
     check_file_flags(task.name, given)
@@ -1851,9 +1851,9 @@ def run_evaluation(args, given, device):
     print_rows(rows_of_mode("model", [results]))
 
 
-def predict(args, device):
+def predict(args, device, bf16):
     """Print what the fine-tuned model predicts for a text, or for each line of a file."""
-    model, task, tokenizer, bf16 = load_fine_tuned(args, device)
+    model, task, tokenizer = load_fine_tuned(args, device, bf16)
     # A question and its context have a tab between them; the name of a file has none.
     is_json_name = args.predict.lower().endswith(".json") and "\t" not in args.predict
     if task.kind == "qa" and is_json_name:
