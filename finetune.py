@@ -1871,8 +1871,8 @@ def predict(args, device, bf16):
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     result = predict_examples(examples, model, task, tokenizer, bf16)
     described = {}                                       # {where a line stands: its prediction}
-    for example, (guess, probabilities) in zip(examples, result.predictions):
-        described[example.location] = describe_prediction(task, example, guess, probabilities)
+    for example, prediction in zip(examples, result.predictions):
+        described[example.location] = describe_prediction(task, example, prediction)
     for location, _ in lines:
         print(described.get(location, ""))               # an empty line stays empty
 
@@ -1984,10 +1984,11 @@ def example_of_line(line, task, location="the text"):
     return Example(text, second_text, None, "", location)
 
 
-def describe_prediction(task, example, guess, probabilities):
+def describe_prediction(task, example, prediction):
     """Put a Prediction for an example into one line of text."""
+    guess = prediction.guess
     if task.kind == "classification":
-        return describe_probabilities(probabilities)
+        return describe_probabilities(prediction.probabilities)
     if task.kind == "regression":
         return f"{guess:.6g}"
     if task.kind == "tagging":

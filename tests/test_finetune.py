@@ -1724,7 +1724,7 @@ def test_a_line_to_predict_is_named_by_its_file_and_number(tmp_path, model, sent
 
 def test_a_predicted_number_has_six_digits():
     task = make_task_of_kind("regression", [])
-    assert finetune.describe_prediction(task, None, 2.0401134253, {}) == "2.04011"
+    assert finetune.describe_prediction(task, None, Prediction(2.0401134253, {})) == "2.04011"
 
 
 def test_the_hash_of_examples_is_of_texts_and_labels_alone():
@@ -2027,10 +2027,11 @@ def test_the_score_of_the_teacher_comes_first(tmp_path, model, sentiment, capsys
 def test_what_a_terminal_would_obey_is_not_printed_in_a_prediction():
     tagging = make_task_of_kind("tagging", ["O", "B-x", "I-x"])
     example = Example(["a\x1b[2Jb", "c"], None, None, "", "")
-    shown = finetune.describe_prediction(tagging, example, ["B-x", "I-x"], {})
+    shown = finetune.describe_prediction(tagging, example, Prediction(["B-x", "I-x"], {}))
     assert shown == r"a\x1b[2Jb c (x)"
     qa = make_task_of_kind("qa", [])
-    assert finetune.describe_prediction(qa, example, "10\u00a0km\n\x07", {}) == "10\u00a0km\\n\\x07"
+    shown = finetune.describe_prediction(qa, example, Prediction("10\u00a0km\n\x07", {}))
+    assert shown == "10\u00a0km\\n\\x07"
 
 
 def test_tags_that_are_not_known_are_no_labels(tokenizer):
