@@ -1746,13 +1746,13 @@ def has_exact_answer(feature, example):
 # ---- The scores -------------------------------------------------------------------------
 
 def results_of_majority(task, datasets):
-    """Score the guesses of majority(), which need no model -> {name of a split: Result}."""
+    """Score the guesses of majority(), which need no model -> {name of a split: Result}. These
+    Results have no predictions, because only the scores are used."""
     results = {}
     for split_name, examples in datasets.items():
         if split_name != "train":
             guesses = majority(task, datasets["train"], examples)
-            predictions = [Prediction(guess, {}) for guess in guesses]
-            results[split_name] = Result(score(task, examples, guesses), predictions)
+            results[split_name] = Result(score(task, examples, guesses), predictions=[])
     return results
 
 
