@@ -724,7 +724,7 @@ class TrainingOptions:
     """Options of train(); the help of the flags with the same names explains them.
 
     A new option that changes what is trained also belongs in distillation_settings, and in
-    tuning_settings of finetune.py. Otherwise --resume does not notice that it differs.
+    settings_of_command of finetune.py. Otherwise --resume does not notice that it differs.
     """
     steps: int
     lr: float

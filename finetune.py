@@ -1319,7 +1319,7 @@ def run(args):
     task = make_task(args.task, kind, datasets, length, args.stride)
     teacher = load_teacher(args.distill_from, task, tokenizer)
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.modes, teacher, config)
-    settings = tuning_settings(args, task, datasets, tokenizer, teacher, bf16)
+    settings = settings_of_command(args, task, datasets, tokenizer, teacher, bf16)
     settings |= fingerprints_of_saved(model_path, task, args.recursions)
     saved_task = load_task(model_path)
     if saved_task is not None:
@@ -1356,7 +1356,7 @@ def choose_length(length, kind, num_positions):
     return length
 
 
-def tuning_settings(args, task, datasets, tokenizer, teacher, bf16):
+def settings_of_command(args, task, datasets, tokenizer, teacher, bf16):
     """Collect the settings that must be the same to resume a command: {name: value}. run() adds
     those of the model."""
     teacher_shape = None
