@@ -935,7 +935,8 @@ class Tuning(NamedTuple):
 def check_unchanged(tuning):
     """Raise ValueError if the saved model is no longer the one with which the command began. The
     mean of several seeds would mix both models."""
-    fingerprints = fingerprints_of_saved(tuning.model_path, tuning.task, tuning.args.recursions)
+    fingerprints = fingerprints_of_saved_model(tuning.model_path, tuning.task,
+                                               tuning.args.recursions)
     for name, value in fingerprints.items():
         if tuning.settings[name] != value:
             raise ValueError(f"{tuning.model_path} has changed since this command began")
@@ -1320,7 +1321,7 @@ def run(args):
     teacher = load_teacher(args.distill_from, task, tokenizer)
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.modes, teacher, config)
     settings = settings_of_command(args, task, datasets, tokenizer, teacher, bf16)
-    settings |= fingerprints_of_saved(model_path, task, args.recursions)
+    settings |= fingerprints_of_saved_model(model_path, task, args.recursions)
     saved_task = load_task(model_path)
     if saved_task is not None:
         message = (f"{model_path} was fine-tuned for {saved_task.name} already: training goes on "
@@ -1376,7 +1377,7 @@ def settings_of_command(args, task, datasets, tokenizer, teacher, bf16):
         "length": task.length, "stride": args.stride, "bf16": bf16}
 
 
-def fingerprints_of_saved(path, task, recursions):
+def fingerprints_of_saved_model(path, task, recursions):
     """Load a model for a task. Return the hash and the shape of its encoder and the hash of its
     task head: {name: hash or shape}.
 

@@ -1619,14 +1619,14 @@ def test_the_fingerprints_are_of_what_is_used_of_the_folder(tmp_path, tokenizer)
     classifier = make_classifier(tokenizer, task, num_hidden_groups=2)
     path = str(tmp_path / "m")
     save_classifier(path, classifier, task, tokenizer)
-    of_one = finetune.fingerprints_of_saved(path, task, recursions=1)
-    of_two = finetune.fingerprints_of_saved(path, task, recursions=2)
+    of_one = finetune.fingerprints_of_saved_model(path, task, recursions=1)
+    of_two = finetune.fingerprints_of_saved_model(path, task, recursions=2)
     other_task = replace(task, mean=5.0, sd=3.0)         # of other data
-    assert finetune.fingerprints_of_saved(path, other_task, recursions=1) == of_one
+    assert finetune.fingerprints_of_saved_model(path, other_task, recursions=1) == of_one
     classifier.encoder.layers[1].norm.bias.data += 1
     save_classifier(path, classifier, task, tokenizer)
-    assert finetune.fingerprints_of_saved(path, task, recursions=1) == of_one
-    assert finetune.fingerprints_of_saved(path, task, recursions=2) != of_two
+    assert finetune.fingerprints_of_saved_model(path, task, recursions=1) == of_one
+    assert finetune.fingerprints_of_saved_model(path, task, recursions=2) != of_two
 
 
 @pytest.mark.parametrize("name, change", [
