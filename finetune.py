@@ -1789,18 +1789,19 @@ def write_results(args, task, datasets, baseline, rate_of_mode, results_of_modes
     rate_of_mode: {mode: its learning rate}
     results_of_modes: {mode: for each seed {name of a split: Result}}
     """
-    written = {
-        "task": task.name, "kind": task.kind, "model": args.model,
-        "seeds": list(range(args.seed, args.seed + args.seeds)), "lr": rate_of_mode,
-        "majority": {split_name: result.scores for split_name, result in baseline.items()},
-        "modes": {}}
+    baseline_scores = {split_name: result.scores for split_name, result in baseline.items()}
+    modes = {}
     for mode, results_of_seeds in results_of_modes.items():
-        written["modes"][mode] = {}
+        splits_of_mode = {}
         for split_name, first_result in results_of_seeds[0].items():
+            scores = [results[split_name].scores for results in results_of_seeds]
             guesses = [prediction.guess for prediction in first_result.predictions]
-            written["modes"][mode][split_name] = {
-                "scores": [results[split_name].scores for results in results_of_seeds],
-                "details": detailed_scores(task, datasets[split_name], guesses)}
+            details = detailed_scores(task, datasets[split_name], guesses)
+            splits_of_mode[split_name] = {"scores": scores, "details": details}
+        modes[mode] = splits_of_mode
+    seeds = list(range(args.seed, args.seed + args.seeds))
+    written = {"task": task.name, "kind": task.kind, "model": args.model, "seeds": seeds,
+               "lr": rate_of_mode, "majority": baseline_scores, "modes": modes}
     write_json(os.path.join(args.out, "results.json"), written)
 
 
