@@ -1088,12 +1088,13 @@ def change_normalisation(head, saved_task, task):
     head.bias.copy_((bias_of_y - task.mean) / task.sd)
 
 
-def check_same_task(path, saved_task, task, remedy):
+def check_same_task(what, saved_task, task, remedy):
     """Raise ValueError if a fine-tuned model is for another kind of task, or for other labels, or
-    for another number of texts."""
+    for another number of texts. The message begins with `what`, which names the model, and ends
+    with the remedy."""
     needed = (task.kind, task.labels, task.pair)
     if (saved_task.kind, saved_task.labels, saved_task.pair) != needed:
-        raise ValueError(f"{path} was fine-tuned for {describe_task(saved_task)}, not for "
+        raise ValueError(f"{what} was fine-tuned for {describe_task(saved_task)}, not for "
                          f"{describe_task(task)}; {remedy}")
 
 
