@@ -1554,28 +1554,28 @@ def load_teacher(path, task, tokenizer):
     return teacher
 
 
-def choose_hidden_weight(flag, modes, teacher, config):
+def choose_hidden_weight(given_weight, modes, teacher, config):
     """Return the weight of the hidden loss for a teacher (a Classifier or None) and a model with
-    this Config. flag is --hidden-weight, or None if it was not given.
+    this Config. given_weight is that of --hidden-weight, or None if it was not given.
 
     The hidden states can be compared if both models have the same width and one of the two numbers
-    of layers divides the other. If they cannot be compared, a flag above 0 is a ValueError. Without
-    a flag the weight is 0 then, and the reason is printed.
+    of layers divides the other. If they cannot be compared, a given weight above 0 is a ValueError.
+    If none was given, the weight is 0 then, and the reason is printed.
     """
-    if teacher is None or modes == ["head"] or flag == 0:
+    if teacher is None or modes == ["head"] or given_weight == 0:
         return 0.0                                       # nothing is to be compared
     num_recursions = config.num_hidden_layers
     num_layers = teacher.encoder.config.num_hidden_layers
     width = config.hidden_size
     teacher_width = teacher.encoder.config.hidden_size
     if teacher_width == width and can_match_layers(num_recursions, num_layers):
-        if flag is None:
+        if given_weight is None:
             return DEFAULT_HIDDEN_WEIGHT
-        return flag
+        return given_weight
     reason = (f"the teacher has {num_layers} layers of width {teacher_width}, the model "
               f"{num_recursions} recursions of width {width}")
-    if flag is not None:
-        raise ValueError(f"--hidden-weight {flag:g}: the hidden states cannot be compared: "
+    if given_weight is not None:
+        raise ValueError(f"--hidden-weight {given_weight:g}: the hidden states cannot be compared: "
                          f"{reason}")
     print(f"the hidden states are not compared with the teacher's: {reason}")
     return 0.0
