@@ -744,7 +744,7 @@ def text_between(context, feature, first, last):
     first and last are these tokens, as indices into feature.positions."""
     begin, _ = feature.stands_for[first]
     _, end = feature.stands_for[last]
-    return context[begin:include_accents(context, end)]
+    return context[begin:end_after_accents(context, end)]
 
 
 # ---- One run ----------------------------------------------------------------------------
@@ -905,8 +905,9 @@ def name_probabilities(labels, probabilities):
     return {labels[i]: float(probabilities[i]) for i in kept}
 
 
-def include_accents(text, end):
-    """Return `end`, one past a word's last character, or a later index if accents follow there.
+def end_after_accents(text, end):
+    """Return the index at which a word ends, with the accents after it. `end` is one past the
+    word's last character, without them.
 
     A tokenizer that strips accents removes all nonspacing marks (Unicode's category Mn): accents,
     but also vowel signs of Hindi and Thai. They are in no token, but belong to the letter before
