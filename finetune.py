@@ -1405,7 +1405,7 @@ def hash_examples(examples):
 
 
 def run_modes(tuning, datasets, config):
-    """Fine-tune in all modes. Print the scores, and write the files of the run.
+    """Fine-tune in all modes. Print the scores, and write the files of the command into --out.
 
     datasets: {name of a split: examples}
     config: the Config of the model that is trained
@@ -1421,12 +1421,12 @@ def run_modes(tuning, datasets, config):
     splits = encode_splits(task, datasets, tokenizer)
     check_texts(task, splits, tokenizer)
     check_trainable(splits["train"].features)
+    # The settings hold a hash of each of these two sets.
     if tuning.settings["training_set"] == tuning.settings["dev_set"]:
         warn("the dev set is the training set, so its scores say nothing about other texts")
     if tuning.teacher is not None:
-        tuning.teacher.to(tuning.processes.device)
-        result = evaluate_split(tuning.teacher, task, splits[first_dev_split(splits)], tuning.bf16)
-        print(f"teacher {args.distill_from}: {describe_scores(result.scores)}")
+        tuning.teacher.to(tuning.processes.device)       # it stays there for the training
+        print_teacher_scores(tuning, splits[first_dev_split(splits)])
     if tuning.processes.rank == 0:
         # The files of an earlier run are removed only now. So if something above has failed,
         # --overwrite has lost nothing.
@@ -1444,6 +1444,12 @@ def run_modes(tuning, datasets, config):
     if tuning.processes.rank == 0:
         write_results(args, task, datasets, baseline, rate_of_mode, results_of_modes)
     print_rows(rows)
+
+
+def print_teacher_scores(tuning, dev_split):
+    """Measure the teacher on the dev set and print its scores."""
+    result = evaluate_split(tuning.teacher, tuning.task, dev_split, tuning.bf16)
+    print(f"teacher {tuning.args.distill_from}: {describe_scores(result.scores)}")
 
 
 def encode_for_rates(task, examples, tokenizer):
