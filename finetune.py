@@ -949,8 +949,8 @@ def options_of_run(tuning, task_loss, mode, seed, lr):
     steps = args.steps
     if steps is None:
         steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
-    # best_rate trains on a part of the examples, with the same mode, rate and seed. The number of
-    # Features gives its folder another name than that of the final run.
+    # find_best_rate trains on a part of the examples, with the same mode, rate and seed. The number
+    # of Features gives its folder another name than that of the final run.
     num_features = len(task_loss.features)
     out = os.path.join(args.out, f"{mode}-{num_features}-lr{lr:g}-seed{seed}")
     return TrainingOptions(
@@ -1463,7 +1463,7 @@ def encode_for_rates(task, examples, tokenizer):
 
 def choose_rate(tuning, mode, config, splits_for_rates):
     """Return the learning rate for a mode and a model with this Config: the default, or the only
-    --lr, or the best of several on the splits_for_rates (see best_rate)."""
+    --lr, or the best of several on the splits_for_rates (see find_best_rate)."""
     args = tuning.args
     rates = args.lr
     if rates is None:
@@ -1471,7 +1471,7 @@ def choose_rate(tuning, mode, config, splits_for_rates):
         return default_rate(mode, config, args.is_default_run, learns_hidden)
     if len(rates) == 1:
         return rates[0]
-    lr = best_rate(tuning, mode, splits_for_rates)
+    lr = find_best_rate(tuning, mode, splits_for_rates)
     # All processes take the rate that the first one has chosen. Others may have rounded their
     # scores differently and chosen another one.
     rate_index = torch.tensor(rates.index(lr), device=tuning.processes.device)
@@ -1497,7 +1497,7 @@ def run_mode(tuning, splits, mode, lr, saves_model):
     return results_of_seeds
 
 
-def best_rate(tuning, mode, splits):
+def find_best_rate(tuning, mode, splits):
     """Choose the best of the rates that --lr gives: that with the highest score. The models are
     dropped: run_mode() trains again, on the whole training set.
 
@@ -1522,13 +1522,13 @@ def best_rate(tuning, mode, splits):
         else:
             score_of_rate[lr] = results["dev"].scores[metric]
     if not score_of_rate:
-        listed = ", ".join(f"{lr:g}" for lr in rates)
-        raise FloatingPointError(f"--lr: the training diverges with each of {listed}")
-    ordered = sorted(score_of_rate, key=score_of_rate.get, reverse=True)
-    listed = ", ".join(f"{lr:g} {score_of_rate[lr]:.2%}" for lr in ordered)
+        all_rates = ", ".join(f"{lr:g}" for lr in rates)
+        raise FloatingPointError(f"--lr: the training diverges with each of {all_rates}")
+    best_first = sorted(score_of_rate, key=score_of_rate.get, reverse=True)
+    rates_and_scores = ", ".join(f"{lr:g} {score_of_rate[lr]:.2%}" for lr in best_first)
     print(f"learning rates, best first ({metric} on a held-out tenth of the training set): "
-          f"{listed}")
-    return ordered[0]
+          f"{rates_and_scores}")
+    return best_first[0]
 
 
 # ---- The teacher of --distill-from ------------------------------------------------------

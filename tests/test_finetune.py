@@ -1868,7 +1868,7 @@ def test_several_processes_stop_at_a_rate_that_diverges(monkeypatch):
                              processes=Processes(world_size=2),
                              args=SimpleNamespace(lr=[0.5, 0.1], seed=0))
     with pytest.raises(FloatingPointError, match="nan; try without --lr 0.5, or with one process"):
-        finetune.best_rate(tuning, "all", {})
+        finetune.find_best_rate(tuning, "all", {})
 
 
 def test_to_overwrite_removes_nothing_if_the_contexts_have_no_words(tmp_path, model, capsys):

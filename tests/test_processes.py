@@ -291,13 +291,13 @@ def forbid_writing():
 
 def choose_another_rate():
     """Make it an error to write a file, and choose another rate than the best one."""
-    original = finetune.best_rate
+    original = finetune.find_best_rate
 
-    def best_rate(tuning, mode, splits):
+    def find_best_rate(tuning, mode, splits):
         best = original(tuning, mode, splits)
         return [rate for rate in tuning.args.lr if rate != best][0]
 
-    finetune.best_rate = best_rate
+    finetune.find_best_rate = find_best_rate
     forbid_writing()
 
 
