@@ -1590,21 +1590,20 @@ def choose_hidden_weight(given_weight, modes, teacher, config):
 
 # ---- The data ---------------------------------------------------------------------------
 
-def read_datasets(args, name, kind, needs_train=True):
+def read_datasets(args, name, kind, with_train=True):
     """Read the task's examples -> {name of a split: examples}. If there is a training set, but no
     dev set, a tenth of the training set is held out as one.
 
-    needs_train: False for --evaluate. Then there is no training set, and of a GLUE task the file of
-        the training set may be missing
+    with_train: False for --evaluate: the training set is left out, and its file may be missing
     """
     if name in GLUE:
         folder = args.data
         if folder is None:
             folder = download_glue(name)
-        datasets = read_glue(name, folder, needs_train)
+        datasets = read_glue(name, folder, with_train)
     elif name == "code":
         datasets = read_code_task(docs_on_this_machine())
-        if not needs_train:
+        if not with_train:
             del datasets["train"]
     else:
         files = {}
@@ -1850,7 +1849,7 @@ def run_evaluation(args, given, device, bf16):
     check_file_flags(task.name, given)
     if task.name in KINDS and args.dev is None and args.test is None:
         raise ValueError("--evaluate: give files to measure on with --dev FILE or --test FILE")
-    datasets = read_datasets(args, task.name, task.kind, needs_train=False)
+    datasets = read_datasets(args, task.name, task.kind, with_train=False)
     splits = encode_splits(task, datasets, tokenizer)
     check_texts(task, splits, tokenizer)
     results = {}

@@ -722,18 +722,18 @@ def field_of(value, name, field_type):
     return value[name]
 
 
-def read_glue(name, folder, needs_train=True):
+def read_glue(name, folder, with_train=True):
     """Read a GLUE task in its official layout -> {name of a split: examples}. MNLI has two dev sets
     and two test sets. A test set may be missing. Its labels are not published, so its Examples have
     none.
 
-    needs_train: False leaves the training set out
+    with_train: whether to read the training set
     """
     glue_task = GLUE[name]
     split_names = ["train", "dev", "test"]
     if name == "mnli":
         split_names = ["train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched"]
-    if not needs_train:
+    if not with_train:
         split_names.remove("train")
     datasets = {}
     for split_name in split_names:

@@ -1542,7 +1542,7 @@ def test_to_evaluate_prints_the_scores_of_the_run_and_writes_nothing(
 def test_to_evaluate_leaves_the_training_set_out(monkeypatch):
     monkeypatch.setattr(finetune, "docs_on_this_machine", lambda: "docs.jsonl")
     monkeypatch.setattr(finetune, "read_code_task", lambda path: {"train": ["a"], "dev": ["b"]})
-    assert finetune.read_datasets(None, "code", "tagging", needs_train=False) == {"dev": ["b"]}
+    assert finetune.read_datasets(None, "code", "tagging", with_train=False) == {"dev": ["b"]}
 
 
 def test_to_evaluate_measures_on_files_of_yours(tmp_path, model, capsys):
