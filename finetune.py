@@ -1717,11 +1717,14 @@ def warn_of_cut(task, splits):
     if task.kind == "qa":
         what = "questions"
     for name, split in splits.items():
-        cut_examples = {feature.example_number for feature in split.features if feature.was_cut}
-        num_cut = len(cut_examples)
-        if num_cut > 0:
-            warn(f"{name}: {num_cut:,} of {len(split.examples):,} {what} are too long for --length "
-                 f"{task.length} and were cut")
+        # A set counts a question once, although it was cut in each window of its context.
+        cut_examples = set()
+        for feature in split.features:
+            if feature.was_cut:
+                cut_examples.add(feature.example_number)
+        if cut_examples:
+            warn(f"{name}: {len(cut_examples):,} of {len(split.examples):,} {what} are too long "
+                 f"for --length {task.length} and were cut")
 
 
 def print_lost_answers(split):
