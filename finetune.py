@@ -1400,6 +1400,7 @@ def hash_examples(examples):
     digest = 0
     for example in examples:
         content = (example.text, example.second_text, example.label)
+        # crc32 goes on from the digest of the examples before.
         digest = zlib.crc32(ascii(content).encode(), digest)
     return digest
 
@@ -1951,10 +1952,11 @@ def write_answers(args, model, task, tokenizer, bf16):
         answers[example.id] = prediction.guess
     with replace_file(out, shared=True) as file:
         file.write(json.dumps(answers).encode())
-    scores = "some answers are not known, so there is no score"
     if result.scores:
-        scores = describe_scores(result.scores)
-    print(f"{out}: {len(answers):,} answers; {scores}")
+        remark = describe_scores(result.scores)
+    else:
+        remark = "some answers are not known, so there is no score"
+    print(f"{out}: {len(answers):,} answers; {remark}")
 
 
 def check_answers_path(out, args):
