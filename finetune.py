@@ -494,7 +494,7 @@ class TaskLoss:
         num_targets = max(1, np.count_nonzero(is_target))
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
-        for part, is_stand_in in rows_of_micro_batches(self.micro_batch_bounds, len(ids)):
+        for part, is_stand_in in slices_of_micro_batches(self.micro_batch_bounds, len(ids)):
             labels_here = labels[part]                   # (b, T), in qa (b, 2)
             is_target_here = is_target[part]
             # The places of the targets are found here, on the CPU. Indexing by True and False on a
@@ -836,13 +836,13 @@ def tokenise_texts(task, examples, tokenizer):
         yield from zip(ids_of_first_texts, encodings)
 
 
-def rows_of_micro_batches(bounds, num_sequences):
-    """Yield for each micro-batch (its rows of the batch, a slice; whether they only stand in).
+def slices_of_micro_batches(bounds, num_sequences):
+    """Yield for each micro-batch a slice, which takes its sequences from the batch, and whether
+    sequence 0 only stands in for it. For bounds see split_batch.
 
     One batch of an epoch may be shorter than the others and have no sequence for a micro-batch. But
-    the gradients of all processes are summed, so each must compute one. Then sequence 0 stands in,
-    and its losses are to be multiplied by 0. (One process alone would not need this.) For bounds
-    see split_batch.
+    the gradients of all processes are summed, so each process must compute them. Then sequence 0
+    stands in, and the caller multiplies its losses by 0. (One process alone would not need this.)
     """
     for begin, end in bounds:
         if begin < num_sequences:
