@@ -1324,26 +1324,37 @@ def run(args):
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.modes, teacher, config)
     settings = settings_of_command(args, task, datasets, tokenizer, teacher, bf16)
     settings |= fingerprints_of_saved_model(model_path, task, args.recursions)
-    saved_task = load_task(model_path)
-    if saved_task is not None:
-        message = (f"{model_path} was fine-tuned for {saved_task.name} already: training goes on "
-                   "with its head")
-        if "random" in args.modes:
-            message += ", except in the mode random"
-        print(message)
+    print_saved_task(model_path, args.modes)
     tuning = Tuning(
         args=args, model_path=model_path, task=task, tokenizer=tokenizer, teacher=teacher,
         hidden_weight=hidden_weight, settings=settings, processes=processes, bf16=bf16)
-    # What is read, so that --out must not be one of these; None is skipped.
-    inputs = [model_path, args.distill_from, args.data]
-    for paths in (args.train, args.dev, args.test):
-        if paths is not None:
-            inputs += paths
+    inputs = paths_to_read(args, model_path)
     with lock_folder(args, "finetune.py", settings, inputs, processes):
         run_modes(tuning, datasets, config)
     print(f"In {args.out} are the model of seed {args.seed} ({args.modes[0]}), its predictions and "
           "all scores. Next:\n"
           f"    python finetune.py --model {shlex.quote(args.out)} --predict TEXT")
+
+
+def print_saved_task(model_path, modes):
+    """If the model is a fine-tuned one, print that its task head is trained further."""
+    saved_task = load_task(model_path)
+    if saved_task is not None:
+        message = (f"{model_path} was fine-tuned for {saved_task.name} already: training goes on "
+                   "with its head")
+        if "random" in modes:
+            message += ", except in the mode random"
+        print(message)
+
+
+def paths_to_read(args, model_path):
+    """List the folders and files that the command reads: none of these folders may be --out. A path
+    is None if its flag was not given."""
+    paths = [model_path, args.distill_from, args.data]
+    for files in (args.train, args.dev, args.test):
+        if files is not None:
+            paths += files
+    return paths
 
 
 def choose_length(length, kind, num_positions):
