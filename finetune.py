@@ -1896,11 +1896,14 @@ def predict(args, device, bf16):
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     result = predict_examples(examples, model, task, tokenizer, bf16)
-    described = {}                                       # {where a line stands: its prediction}
+    described = {}                                       # {location of a line: its prediction}
     for example, prediction in zip(examples, result.predictions):
         described[example.location] = describe_prediction(task, example, prediction)
     for location, _ in lines:
-        print(described.get(location, ""))               # an empty line stays empty
+        if location in described:
+            print(described[location])
+        else:
+            print()                                      # for an empty line an empty line
 
 
 def predict_examples(examples, model, task, tokenizer, bf16):
@@ -1990,9 +1993,10 @@ def check_answers_path(out, args):
 def example_of_line(line, task, location="the text"):
     """Make the Example of a line of text; a tab separates two texts. The location is where the line
     stands, for messages."""
-    texts = line.split("\t")
     if task.kind == "qa":
         texts = line.split("\t", 1)                      # a context may have tabs
+    else:
+        texts = line.split("\t")
     num_texts = 1
     if task.pair:
         num_texts = 2
