@@ -893,7 +893,7 @@ def fit_lines(x, y):
     return weight, bias
 
 
-MAX_PROBABILITIES = 100             # that name_probabilities returns
+MAX_PROBABILITIES = 100             # the largest number that name_probabilities returns
 
 
 def name_probabilities(labels, probabilities):
@@ -1223,7 +1223,8 @@ def arguments(argv):
                   eval_every_default="0", save_every_default="200")
     parser.set_defaults(eval_every=0, save_every=200)
     args = parser.parse_args(argv)
-    if args.text is None:                                # action="extend" would add to a default
+    if args.text is None:
+        # This is not the flag's default, because action="extend" adds the given columns to it.
         args.text = ["text"]
     if len(args.text) > 2 or len(set(args.text)) < len(args.text):
         raise ValueError("--text: give one column or two different ones")
@@ -1646,9 +1647,12 @@ def encode_splits(task, datasets, tokenizer):
 
 
 def check_texts(task, splits, tokenizer):
-    """Print warnings if many characters are unknown to the tokenizer or texts were cut, and how
-    many answers to train on are lost. ValueError if the training set has no words, or if over half
-    of its characters are unknown. For --evaluate and --predict there is no training set."""
+    """Print what is wrong with the texts: a warning if the tokenizer does not know many characters,
+    or if texts were cut, and the number of answers that cannot be learned as they are.
+
+    ValueError if the training set has no words, or if over half of its characters are unknown. For
+    --evaluate and --predict there is no training set.
+    """
     if "train" in splits:
         check_words(splits["train"].features, tokenizer)
     for name, split in splits.items():
