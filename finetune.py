@@ -1180,12 +1180,13 @@ def add_data_flags(parser):
 def add_training_flags(parser):
     """Add the flags about training."""
     group = parser.add_argument_group("training")
-    what = group.add_mutually_exclusive_group()
-    what.add_argument("--adapters-only", dest="modes", action="store_const", const=["adapters"],
-                      help="train only the head and what each recursion has "
-                      "of its own, adapters or corrections; a model with neither gets adapters")
-    what.add_argument("--freeze", dest="modes", action="store_const", const=["head"],
-                      help="train only the head")
+    mode_flags = group.add_mutually_exclusive_group()
+    mode_flags.add_argument("--adapters-only", dest="modes", action="store_const",
+                            const=["adapters"],
+                            help="train only the head and what each recursion has of its own, "
+                            "adapters or corrections; a model with neither gets adapters")
+    mode_flags.add_argument("--freeze", dest="modes", action="store_const", const=["head"],
+                            help="train only the head")
     parser.set_defaults(modes=["all"])
     group.add_argument("--lr", type=real_number(), nargs="+", action="extend", metavar="X",
                        help="highest learning rate; of several the best is chosen on a tenth of "
