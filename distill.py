@@ -1680,18 +1680,23 @@ def arguments(argv):
         allow_only(given, EVALUATE_FLAGS, "--evaluate")
         if args.teacher == "none" and args.student is None:
             raise ValueError("--evaluate: give a --teacher or a --student to measure")
-    # From here on None as the teacher means: no teacher. If no --teacher is given, the bundled one
-    # is used, except that --evaluate with a --student measures this student alone.
-    measures_student_alone = args.evaluate and args.student is not None
-    if args.teacher == "none":
-        args.teacher = None
-    elif args.teacher is None and not measures_student_alone:
-        args.teacher = BUNDLED_TEACHER
+    args.teacher = choose_teacher(args)
     check_flags(args, given)
     fill_in_defaults(args)
     if args.warmup > args.steps:
         raise ValueError(f"--warmup {args.warmup} is more than --steps {args.steps}")
     return args
+
+
+def choose_teacher(args):
+    """Return the teacher, a folder or a Hugging Face name; None: there is no teacher."""
+    if args.teacher == "none":
+        return None
+    if args.teacher is not None:
+        return args.teacher
+    if args.evaluate and args.student is not None:
+        return None                                      # the student alone is measured
+    return BUNDLED_TEACHER
 
 
 def fill_in_defaults(args):
