@@ -851,13 +851,13 @@ class Recorder:
 
     def start_clock(self, steps_done):
         """Begin a new measurement of the speed."""
-        self.last_logged = steps_done
-        self.last_log_time = time.perf_counter()
+        self.steps_at_start = steps_done
+        self.time_at_start = time.perf_counter()
 
     def tokens_per_second(self, steps_done):
         """Return the speed since start_clock was called."""
-        seconds = time.perf_counter() - self.last_log_time
-        num_steps = steps_done - self.last_logged
+        seconds = time.perf_counter() - self.time_at_start
+        num_steps = steps_done - self.steps_at_start
         num_tokens = num_steps * self.objective.tokens_per_step
         return num_tokens / seconds
 
