@@ -886,17 +886,15 @@ class Recorder:
             if evaluate_now:
                 line |= held_out_scores(self.evaluate_model, steps_done)
             append_to_log(self.log_path, line)
-
-        if self.is_main and save_now:
-            self.save_checkpoint(steps_done)
-        if self.is_main and log_now:
             try:
                 show_progress(bar, line, self.options.steps, evaluate_now)
             except OSError:
                 # A pipe was closed, such as that to `head`. The run ends, but loses nothing.
-                if not save_now:
-                    self.save_checkpoint(steps_done)
+                self.save_checkpoint(steps_done)
                 raise
+
+        if self.is_main and save_now:
+            self.save_checkpoint(steps_done)
         if log_now:
             # So what was done after this step, such as an evaluation, does not lower the speed.
             self.start_clock(steps_done)
