@@ -1903,35 +1903,43 @@ def choose_losses(args, teacher, num_recursions, given=()):
     given: the flags on the command line
     ValueError if a flag asks for a loss that is not possible.
     """
-    possible = set(LOSS_NAMES)
-    if teacher is None:
-        possible = {"mlm"}
-    elif teacher.head is None:
-        possible -= {"output", "elastic"}
-        if args.student is None:
-            # A fresh student gets no head, because the teacher has none from which it could start.
-            possible -= {"mlm"}
-    if num_recursions == 1:
-        possible -= {"elastic"}                          # there is no earlier recursion
+    wanted = {name: getattr(args, f"{name}_weight") for name in LOSS_WEIGHTS}
+    wanted["elastic"] = args.elastic
+    possible = possible_losses(teacher, args.student is None, num_recursions)
     loss_weights = {}
-    for name in LOSS_WEIGHTS:
-        weight = getattr(args, f"{name}_weight")
+    for name, weight in wanted.items():
         if weight == 0:
             continue
         if name in possible:
             loss_weights[name] = weight
+        elif name == "elastic" and "--elastic" in given:
+            raise ValueError("--elastic: it needs a teacher with an MLM head and more than one "
+                             "recursion")
         elif f"--{name}-weight" in given:
             # With --teacher none check_flags has refused the flag. So there is a teacher.
             raise ValueError(f"--{name}-weight: the teacher has no MLM head")
-    if args.elastic > 0 and "elastic" in possible:
-        loss_weights["elastic"] = args.elastic
-    elif args.elastic > 0 and "--elastic" in given:
-        raise ValueError("--elastic: it needs a teacher with an MLM head and more than one "
-                         "recursion")
     compares_predictions = "output" in loss_weights or "elastic" in loss_weights
     if not compares_predictions and "--temperature" in given:
         raise ValueError("--temperature: there is neither an output nor an elastic loss")
     return loss_weights
+
+
+def possible_losses(teacher, is_fresh, num_recursions):
+    """Return the set of the losses that are possible with a teacher, or None, and a student.
+
+    is_fresh: True if the student starts from the teacher or at random, not from --student
+    """
+    if teacher is None:
+        return {"mlm"}
+    possible = set(LOSS_NAMES)
+    if num_recursions == 1:
+        possible -= {"elastic"}                          # there is no earlier recursion
+    if teacher.head is None:
+        possible -= {"output", "elastic"}
+        if is_fresh:
+            # A fresh student gets no head, because the teacher has none from which it could start.
+            possible -= {"mlm"}
+    return possible
 
 
 def make_student(args, teacher, saved_student, vocab_size):
