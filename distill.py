@@ -1981,21 +1981,17 @@ def student_config(args, teacher, vocab_size):
     The student gets narrower embeddings and a single layer. It applies this layer as often as the
     teacher has layers, but six times if the teacher has twelve.
     """
-    C = args.hidden_size
-    if C is None and teacher is None:
-        C = 128
-    elif C is None:
+    if args.hidden_size is not None:
+        C = args.hidden_size
+    elif teacher is not None:
         C = teacher.config.hidden_size
-    # The shape is first that of the teacher or, without one, that of a BERT.
-    if teacher is None:
-        num_heads = max(1, C // 32)
-        while C % num_heads != 0:
-            num_heads -= 1
-        shape = {"vocab_size": vocab_size, "embedding_size": C, "num_hidden_layers": 6,
-                 "num_attention_heads": num_heads, "intermediate_size": 4 * C,
-                 "max_position_embeddings": max(128, args.length)}
     else:
+        C = 128
+    # The shape is first that of the teacher or, without one, that of a BERT.
+    if teacher is not None:
         shape = dict(vars(teacher.config))
+    else:
+        shape = shape_of_bert(C, vocab_size, args.length)
     # Then it becomes that of a student: few recursions of one layer, and narrow embeddings.
     if shape["num_hidden_layers"] == 12:
         shape["num_hidden_layers"] = 6                   # the paper's student of a BERT-base
@@ -2007,17 +2003,37 @@ def student_config(args, teacher, vocab_size):
     for name in SHAPE_FIELDS:
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
-    # Recursions that share a layer would all compute the same. So each gets modules of its own,
-    # unless --adapter-size is given, even as 0. These are adapters in the recipe paper, if there
-    # are no corrections. In other recipes they are corrections, unless their rank is given.
-    shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
-    if shares_layers and args.adapter_size is None:
-        if args.recipe == "paper":
-            if shape["correction_rank"] == 0:
-                shape["adapter_size"] = max(1, C // 16)
-        elif args.correction_rank is None:
-            shape["correction_rank"] = max(1, min(C // 8, shape["intermediate_size"]))
+    shape |= default_modules(args, shape)
     return Config(**shape)
+
+
+def shape_of_bert(C, vocab_size, length):
+    """Choose the shape of a small BERT of the width C: {name of a field of Config: value}."""
+    num_heads = max(1, C // 32)
+    while C % num_heads != 0:
+        num_heads -= 1
+    return {"vocab_size": vocab_size, "embedding_size": C, "num_hidden_layers": 6,
+            "num_attention_heads": num_heads, "intermediate_size": 4 * C,
+            "max_position_embeddings": max(128, length)}
+
+
+def default_modules(args, shape):
+    """Choose the modules that each recursion has for itself, if the flags do not say it.
+
+    Recursions that share a layer would all compute the same without them. Returns
+    {"adapter_size": A}, {"correction_rank": K}, or {} if the shape stays as it is.
+    """
+    shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
+    if not shares_layers or args.adapter_size is not None:
+        return {}
+    C = shape["hidden_size"]
+    if args.recipe == "paper":
+        if shape["correction_rank"] > 0:
+            return {}
+        return {"adapter_size": max(1, C // 16)}
+    if args.correction_rank is not None:
+        return {}
+    return {"correction_rank": max(1, min(C // 8, shape["intermediate_size"]))}
 
 
 def check_sizes(models, tokenizer, length):
