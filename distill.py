@@ -756,30 +756,41 @@ def begin_or_resume(model, options, settings, processes):
     """
     optimizer = make_optimizer(model, options.weight_decay)
     tensors = training_state(model, optimizer)
-    path = state_path(options)
     first_step = 0
     log_size = 0
     # The first process reads the checkpoint, and broadcast() below sends it to the others. They may
     # be on other machines and have no access to the file.
     if options.resume and processes.rank == 0:
-        if os.path.exists(path):
-            first_step, log_size = restore_training_state(path, tensors, settings)
-            if first_step < options.steps:
-                print(f"{options.out}: going on after step {first_step:,} of {options.steps:,}")
-            else:
-                print(f"{options.out}: all {options.steps:,} steps were made before")
-        elif os.path.exists(os.path.join(options.out, "model.safetensors")):
-            # A run writes a checkpoint before its model. This folder has a model without one, so
-            # somebody has removed the checkpoint.
-            raise ValueError(f"--resume: {path} is missing, so the run in {options.out} cannot go "
-                             "on; --overwrite starts anew and loses its model")
-        elif os.path.exists(os.path.join(options.out, "log.jsonl")):
-            # The run was killed before its first checkpoint.
-            print(f"--resume: the run in {options.out} has no checkpoint yet, so it starts at step "
-                  "1")
+        first_step, log_size = restore_last_checkpoint(tensors, options, settings)
     step_tensor = torch.tensor(first_step, device=processes.device)
     broadcast([step_tensor, *tensors.values()], processes)
     return RunState(optimizer, tensors, step_tensor.item(), log_size, settings)
+
+
+def restore_last_checkpoint(tensors, options, settings):
+    """Copy the last checkpoint, if there is one, into the tensors of training_state, and print
+    where the run goes on -> the number of steps done and the size of the log in bytes then; both
+    are 0 if there is no checkpoint.
+
+    settings, and ValueError: see begin_or_resume
+    """
+    path = state_path(options)
+    if os.path.exists(path):
+        steps_done, log_size = restore_training_state(path, tensors, settings)
+        if steps_done < options.steps:
+            print(f"{options.out}: going on after step {steps_done:,} of {options.steps:,}")
+        else:
+            print(f"{options.out}: all {options.steps:,} steps were made before")
+        return steps_done, log_size
+    if os.path.exists(os.path.join(options.out, "model.safetensors")):
+        # A run writes a checkpoint before its model. This folder has a model without one, so
+        # somebody has removed the checkpoint.
+        raise ValueError(f"--resume: {path} is missing, so the run in {options.out} cannot go on; "
+                         "--overwrite starts anew and loses its model")
+    if os.path.exists(os.path.join(options.out, "log.jsonl")):
+        # The run was killed before its first checkpoint.
+        print(f"--resume: the run in {options.out} has no checkpoint yet, so it starts at step 1")
+    return 0, 0
 
 
 def make_optimizer_state(optimizer, trained):
