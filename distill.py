@@ -2225,7 +2225,7 @@ def describe_run(distillation, device):
 
 @torch.inference_mode()
 def print_samples(models, tokenizer, valid_batches, bf16):
-    """Print the words that each model predicts at a masked place in up to four held-out texts."""
+    """Print what each model predicts at a masked place in up to four held-out texts."""
     if models["student"].head is None:
         return
     last = valid_batches.count - 1
@@ -2241,16 +2241,21 @@ def print_samples(models, tokenizer, valid_batches, bf16):
         print(printable(f"{before} [MASK] {after}   ({words[place]})"))
         ids[place] = tokenizer.mask_id
         for name, model in models.items():
-            if model.head is None:                       # a teacher may have none
-                continue
-            model.eval()
-            device = device_of(model)
-            with autocast(device, bf16):
-                hidden, _ = model(torch.tensor([ids], device=device))
-                logits = model.predict(hidden[-1][0, place])                  # (V,)
-            best = logits.topk(4).indices.tolist()
-            best_words = " ".join(tokenizer.decode([token]) for token in best)
-            print(f"    {name}: {printable(best_words)}")
+            if model.head is not None:                   # a teacher may have none
+                best_words = predicted_words(model, tokenizer, ids, place, bf16)
+                print(f"    {name}: {printable(best_words)}")
+
+
+def predicted_words(model, tokenizer, ids, place, bf16):
+    """Return the four words, the most probable first, that a model predicts at a masked place of
+    the ids, a list of token numbers."""
+    model.eval()
+    device = device_of(model)
+    with autocast(device, bf16):
+        hidden, _ = model(torch.tensor([ids], device=device))
+        logits = model.predict(hidden[-1][0, place])                          # (V,)
+    best = logits.topk(4).indices.tolist()
+    return " ".join(tokenizer.decode([token]) for token in best)
 
 
 def place_to_mask(words):
