@@ -1764,12 +1764,17 @@ def check_flags(args, given):
         about_teacher += ["--elastic", "--temperature"]
         refuse_flags(given, about_teacher, "with --teacher none there is nothing to compare with")
     if args.corpus is not None and not args.evaluate:
-        folders_around_out = PurePath(os.path.realpath(args.out)).parents
-        for path in args.corpus:
-            # If --out is the corpus itself, run_folder refuses it.
-            if PurePath(os.path.realpath(path)) in folders_around_out:
-                raise ValueError(f"--out {args.out} is in the corpus {path}, so its files would be "
-                                 "taken for text; choose another one")
+        check_out_is_outside(args.out, args.corpus)
+
+
+def check_out_is_outside(out, corpus):
+    """Raise ValueError if the folder of --out lies in a folder of the corpus, a list of paths. If
+    it is itself one of these paths, run_folder refuses it."""
+    folders_around_out = PurePath(os.path.realpath(out)).parents
+    for path in corpus:
+        if PurePath(os.path.realpath(path)) in folders_around_out:
+            raise ValueError(f"--out {out} is in the corpus {path}, so its files would be taken "
+                             "for text; choose another one")
 
 
 # ---- The command line: running it -------------------------------------------------------
