@@ -667,25 +667,25 @@ def check_losses(student, teacher, loss_weights):
     if compares_predictions:
         if teacher.head is None:
             raise ValueError("the output and the elastic loss need a teacher with an MLM head")
-        check_same(teacher, student, "vocab_size",
-                   "to allow this, say --output-weight 0 --elastic 0")
+        check_same_field(student, teacher, "vocab_size",
+                         "to allow this, say --output-weight 0 --elastic 0")
     if "elastic" in loss_weights and student.config.num_hidden_layers == 1:
         raise ValueError("the elastic loss needs a student of more than one recursion")
     if any(name in LAYER_LOSSES for name in loss_weights):
         check_match(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     if "hidden" in loss_weights or "embedding" in loss_weights:
-        check_same(teacher, student, "hidden_size",
-                   "to allow this, say --hidden-weight 0 --embedding-weight 0")
+        check_same_field(student, teacher, "hidden_size",
+                         "to allow this, say --hidden-weight 0 --embedding-weight 0")
     if "attention" in loss_weights:
-        check_same(teacher, student, "num_attention_heads",
-                   "to allow this, say --attention-weight 0")
+        check_same_field(student, teacher, "num_attention_heads",
+                         "to allow this, say --attention-weight 0")
 
 
 def check_start(student, teacher):
     """Raise ValueError if the student cannot start from this teacher."""
     for field in ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
                   "max_position_embeddings", "type_vocab_size"):
-        check_same(teacher, student, field, "to allow this, say --init sharp")
+        check_same_field(student, teacher, field, "to allow this, say --init sharp")
     G = student.config.num_hidden_groups
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     if G > L:
@@ -709,12 +709,13 @@ def warn_of_few_tokens(ids, E):
              f"text, so they start badly; it takes {4 * E} or more")
 
 
-def check_same(teacher, student, field, remark):
-    """Raise ValueError if a field differs in the two Configs. Its message ends with the remark."""
-    theirs = getattr(teacher.config, field)
-    ours = getattr(student.config, field)
-    if theirs != ours:
-        raise ValueError(f"{field} of the teacher is {theirs}, of the student {ours}; {remark}")
+def check_same_field(student, teacher, field, remedy):
+    """Raise ValueError if a field differs in the two Configs. Its message ends with the remedy."""
+    in_teacher = getattr(teacher.config, field)
+    in_student = getattr(student.config, field)
+    if in_teacher != in_student:
+        raise ValueError(f"{field} of the teacher is {in_teacher}, of the student {in_student}; "
+                         f"{remedy}")
 
 
 # ---- The beginning and the end of a run -------------------------------------------------
