@@ -1130,16 +1130,9 @@ def set_up_processes(device_flag):
     to standard output. Memory is kept as keep_freed_memory says.
 
     device_flag: see choose_device
-    ValueError if the device is not available.
+    ValueError if the device is not available, or if the processes cannot meet.
     """
-    # If the variables are wrong, parsing makes the error "RANK, LOCAL_RANK, WORLD_SIZE: not the
-    # numbers that torchrun sets: ...".
-    with parsing("RANK, LOCAL_RANK, WORLD_SIZE", "the numbers that torchrun sets"):
-        rank = int(os.environ.get("RANK", 0))
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        world_size = int(os.environ.get("WORLD_SIZE", 1))
-        if not 0 <= local_rank <= rank < world_size:
-            raise ValueError(f"{rank}, {local_rank}, {world_size}")
+    rank, local_rank, world_size = read_torchrun_numbers()
     if world_size > 1 and (":" in device_flag or device_flag == "mps"):
         raise ValueError(f"--device {device_flag}: {world_size} processes cannot share a GPU; say "
                          "cuda or cpu")
@@ -1157,6 +1150,20 @@ def set_up_processes(device_flag):
         sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")
     keep_freed_memory()
     return Processes(rank, local_rank, world_size, device)
+
+
+def read_torchrun_numbers():
+    """Read the variables that torchrun sets for each process -> rank, local_rank, world_size. They
+    are 0, 0 and 1 if torchrun did not start this program. ValueError if they make no sense."""
+    # If something is wrong in the with block, parsing makes the error "RANK, LOCAL_RANK,
+    # WORLD_SIZE: not the numbers that torchrun sets: ...".
+    with parsing("RANK, LOCAL_RANK, WORLD_SIZE", "the numbers that torchrun sets"):
+        rank = int(os.environ.get("RANK", 0))
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        world_size = int(os.environ.get("WORLD_SIZE", 1))
+        if not 0 <= local_rank <= rank < world_size:
+            raise ValueError(f"{rank}, {local_rank}, {world_size}")
+    return rank, local_rank, world_size
 
 
 def leave_processes():
