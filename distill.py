@@ -1009,7 +1009,7 @@ def evaluate(model, batches, each_recursion=False):
     total_loss = 0.0
     num_masked = 0
     num_batches = max(1, min(512, batches.count) // batches.batch_size)
-    for step in measuring(range(num_batches)):
+    for step in measuring_bar(range(num_batches)):
         ids, positions, labels = to_device(device_of(model), *batches.batch(step))
         hidden, _ = model(ids)
         for depth in depths:
@@ -1054,8 +1054,9 @@ def progress_bar(numbers, **options):
     return tqdm(numbers, disable=disable, **options)
 
 
-def measuring(numbers):
-    """Return a progress_bar that appears after 5 s and is removed at the end of the loop."""
+def measuring_bar(numbers):
+    """Return a progress_bar for a loop that measures a model: it appears after 5 s and is removed
+    at the end of the loop."""
     return progress_bar(numbers, desc="measuring", delay=5, leave=False)
 
 
@@ -2208,7 +2209,7 @@ def seconds_of_a_step(distillation, device):
     They change nothing. FloatingPointError if the losses of this process are not finite."""
     distillation.student.train()                         # as in the steps that follow
     fastest = math.inf
-    for _ in measuring(range(4)):                        # the first ones are slower
+    for _ in measuring_bar(range(4)):                        # the first ones are slower
         begin = time.perf_counter()
         sum_of_losses = 0.0
         for losses in distillation.losses_of_micro_batches(0):

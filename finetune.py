@@ -52,7 +52,7 @@ from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, count_c
 from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin_or_resume,
                      broadcast, can_match_layers, check_batch_size, device_of, explaining_failures,
                      fingerprint, first_process_first, given_flags, hidden_loss, integer_from,
-                     leave_processes, lock_folder, match_layers, measuring, output_loss,
+                     leave_processes, lock_folder, match_layers, measuring_bar, output_loss,
                      real_number, refuse_flags, set_up_processes, split_batch, to_device, train,
                      uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
@@ -636,7 +636,7 @@ def predict_logits(model, features, batch_size=64):
     logits_of_feature = [None] * len(features)
     # The longest come first, so that a lack of memory shows at once.
     order = sorted(range(len(features)), key=lambda i: len(features[i].ids), reverse=True)
-    for begin in measuring(range(0, len(order), batch_size)):
+    for begin in measuring_bar(range(0, len(order), batch_size)):
         feature_numbers = order[begin:begin + batch_size]
         batch = [features[i] for i in feature_numbers]
         ids, mask, segments = to_device(device_of(model), *collate(batch))

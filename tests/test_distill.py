@@ -1984,11 +1984,11 @@ def test_the_progress_bar_is_shown_by_the_first_process_in_a_terminal(
 def test_a_long_measurement_shows_a_bar_in_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(distill, "tqdm", functools.partial(distill.tqdm, mininterval=0))
-    assert list(distill.measuring(range(3))) == [0, 1, 2]
+    assert list(distill.measuring_bar(range(3))) == [0, 1, 2]
     assert sys.stderr.getvalue().strip() == ""           # it was over in 5 s
     clock = itertools.count(step=10.0)                   # each look at it takes 10 s
     monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
-    assert list(distill.measuring(range(3))) == [0, 1, 2]
+    assert list(distill.measuring_bar(range(3))) == [0, 1, 2]
     assert "measuring: " in sys.stderr.getvalue()
 
 
