@@ -1002,9 +1002,9 @@ def evaluate(model, batches, each_recursion=False):
     """
     model.eval()
     R = model.config.num_hidden_layers
-    depths = [R]                                         # only after all R recursions
+    measured_depths = [R]                                # only after all R recursions
     if each_recursion:
-        depths = range(R + 1)                            # after 0, 1, ..., R recursions
+        measured_depths = range(R + 1)                   # after 0, 1, ..., R recursions
     correct_after = [0] * (R + 1)                        # right guesses after 0, 1, ..., R
     total_loss = 0.0
     num_masked = 0
@@ -1012,7 +1012,7 @@ def evaluate(model, batches, each_recursion=False):
     for step in measuring_bar(range(num_batches)):
         ids, positions, labels = to_device(device_of(model), *batches.batch(step))
         hidden, _ = model(ids)
-        for depth in depths:
+        for depth in measured_depths:
             masked_states = take_masked(hidden[depth], positions)             # (M, C)
             logits = model.predict(masked_states)                             # (M, V)
             is_correct = logits.argmax(-1) == labels                          # (M,)
