@@ -1725,7 +1725,8 @@ def fill_in_defaults(args):
     defaults["init"] = "sharp" if args.teacher is None else "teacher"
     defaults |= RECIPES[args.recipe]                     # paper has other weights and another init
     if args.student is not None:
-        # The student keeps its weights. Checkpoints hold this text, so it must not change.
+        # The student keeps its weights, so there is nothing to choose. A checkpoint holds this text
+        # among its settings. With another text --resume would refuse the runs made so far.
         defaults["init"] = ""
     if args.steps is not None:
         # A shorter run than the recipe's has a shorter warm-up, and saves more often.
@@ -1980,7 +1981,9 @@ def make_student(args, teacher, saved_student, vocab_size):
         student = MiniALBERT(config)
         # The values of the saved_student take the place of the fresh ones. If it has no head, the
         # student's head keeps its fresh values.
-        student.load_state_dict(student.state_dict() | saved_student.state_dict())
+        values = student.state_dict()
+        values.update(saved_student.state_dict())
+        student.load_state_dict(values)
         return student
     config = student_config(args, teacher, vocab_size)
     # If a student needs far too much memory, the system may kill the program without a message. So
