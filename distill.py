@@ -611,6 +611,7 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
     saves, so that all stop after the same step (see must_stop).
     """
     recorder = Recorder(objective, run_state, options, evaluate_model, save_model, processes)
+    recorder.before_first_step()
     model.zero_grad(set_to_none=True)                    # each step adds to the gradients
     with noted_signals() as signals:
         bar = progress_bar(range(run_state.first_step, options.steps))
@@ -841,8 +842,7 @@ class Recorder:
     """What train() does beside the steps: it writes the log and the checkpoints, and it ends the
     program after a signal.
 
-    The arguments are those of train(). In a resumed run the lines that the log has after the
-    checkpoint are cut off, and the model is saved.
+    The arguments are those of train().
     """
 
     def __init__(self, objective, run_state, options, evaluate_model, save_model, processes):
@@ -854,12 +854,16 @@ class Recorder:
         self.processes = processes
         self.is_main = processes.rank == 0
         self.log_path = os.path.join(options.out, "log.jsonl")
+
+    def before_first_step(self):
+        """Prepare the log. In a resumed run cut off the lines that it has after the checkpoint, and
+        save the model."""
         if self.is_main:
-            cut_log(self.log_path, run_state.log_size)
-            if run_state.first_step > 0:
+            cut_log(self.log_path, self.run_state.log_size)
+            if self.run_state.first_step > 0:
                 # The run may have been killed after its checkpoint and before its model was saved.
-                save_model()
-        self.start_clock(run_state.first_step)
+                self.save_model()
+        self.start_clock(self.run_state.first_step)
 
     def start_clock(self, steps_done):
         """Begin a new measurement of the speed."""
