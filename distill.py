@@ -257,7 +257,7 @@ class Distillation:
         self.losses_function = self.compute_losses
         if compile_losses:
             self.losses_function = torch.compile(self.compute_losses)
-        self.losses_graph = None                         # see choose_function
+        self.losses_graph = None                         # see choose_losses_function
         if cuda_graphs:
             check_cuda_graphs(compile_losses, self.micro_batch_bounds)
             self.losses_graph = torch.compile(self.compute_losses,
@@ -324,7 +324,7 @@ class Distillation:
         M = len(positions)                               # masked places in the whole batch
         depths = self.draw_depths(step, M)               # (M,)
         num_masked = max(1, M)                           # so that a loss is 0 / 1, not 0 / 0
-        compute = choose_function(self, M)               # compute_losses, perhaps compiled
+        compute = choose_losses_function(self, M)        # compute_losses, perhaps compiled
         device = device_of(self.student)
         for begin, end in self.micro_batch_bounds:       # mostly one micro-batch, the whole batch
             parts = cut_micro_batch(begin, end, ids, positions, labels, depths)
@@ -1365,7 +1365,7 @@ def uses_bf16(flag, device):
     return bf16
 
 
-def choose_function(distillation, M):
+def choose_losses_function(distillation, M):
     """Return the function that computes a Distillation's losses of a batch with M masked places.
 
     A CUDA graph is made for one shape of each tensor and for one number of masked places in the
