@@ -1919,8 +1919,17 @@ def open_and_describe_corpus(args, tokenizer, processes):
     return corpus
 
 
+def make_train_batches(corpus, tokenizer, length, batch_size, seed):
+    """Make the batches on which a student is trained. ValueError if the corpus is too short."""
+    # For a text that is too short, parsing makes the error "CORPUS, its part to train on: not long
+    # enough for --length 64: ...".
+    with parsing(f"{corpus.source}, its part to train on", f"long enough for --length {length}"):
+        return MaskedBatches(corpus.train_tokens, tokenizer, length, batch_size, seed)
+
+
 def make_valid_batches(corpus, tokenizer, length):
-    """Make the batches on which models are measured, always the same ones."""
+    """Make the batches on which models are measured, always the same ones. ValueError if the
+    held-out part of the corpus is too short."""
     with parsing(f"{corpus.source}, its held-out part (a fiftieth of it)",
                  f"long enough for --length {length}"):
         return MaskedBatches(corpus.valid_tokens, tokenizer, length, batch_size=32)
@@ -2090,10 +2099,7 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
     device = processes.device
     compile_losses, cuda_graphs = choose_compilation(args, processes)
     corpus = open_and_describe_corpus(args, tokenizer, processes)
-    with parsing(f"{corpus.source}, its part to train on",
-                 f"long enough for --length {args.length}"):
-        batches = MaskedBatches(corpus.train_tokens, tokenizer, args.length, args.batch_size,
-                                args.seed)
+    batches = make_train_batches(corpus, tokenizer, args.length, args.batch_size, args.seed)
     valid_batches = make_valid_batches(corpus, tokenizer, args.length)
     settings = settings | {"corpus": corpus.digest}
     if args.init == "teacher":
