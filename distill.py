@@ -2225,7 +2225,7 @@ def seconds_of_a_step(distillation, device):
     They change nothing. FloatingPointError if the losses of this process are not finite."""
     distillation.student.train()                         # as in the steps that follow
     fastest = math.inf
-    for _ in measuring_bar(range(4)):                        # the first ones are slower
+    for _ in measuring_bar(range(4)):                    # the first ones are slower
         begin = time.perf_counter()
         sum_of_losses = 0.0
         for losses in distillation.losses_of_micro_batches(0):
