@@ -1333,7 +1333,7 @@ def must_stop(signals, look_now, processes):
         return len(signals) > 0
     if not look_now:
         return False
-    num_signals = torch.tensor(float(len(signals)), device=processes.device)
+    num_signals = torch.tensor(len(signals), device=processes.device)
     dist.all_reduce(num_signals)
     return num_signals.item() > 0
 

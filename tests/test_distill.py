@@ -1853,7 +1853,7 @@ def test_the_first_process_of_a_machine_goes_first(monkeypatch):
 
 
 @pytest.mark.parametrize("signals, elsewhere, expected", [
-    ([], 0.0, False), ([], 1.0, True), ([2], 0.0, True), ([2, 2], 1.0, True)])
+    ([], 0, False), ([], 1, True), ([2], 0, True), ([2, 2], 1, True)])
 def test_several_processes_stop_for_a_signal_to_any_of_them_in_a_step_that_looks(
         monkeypatch, signals, elsewhere, expected):
     monkeypatch.setattr(distill.dist, "all_reduce", lambda tensor: tensor.add_(elsewhere))
