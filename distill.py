@@ -1339,11 +1339,13 @@ def must_stop(signals, look_now, processes):
 
 
 def broadcast(tensors, processes):
-    """Copy the tensors of rank 0 to all processes, so that all begin with equal numbers: other
-    machines may have rounded differently."""
+    """Copy the values of rank 0's tensors into those of all other processes. Each process has
+    computed these values itself, but another machine may have rounded them differently."""
     if processes.world_size > 1:
         for tensor in tensors:
-            dist.broadcast(tensor.detach(), 0)
+            # detach() shares the memory. Without it torch would warn in the backward pass that it
+            # cannot compute gradients through a broadcast.
+            dist.broadcast(tensor.detach(), src=0)
 
 
 def autocast(device, bf16):
