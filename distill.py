@@ -975,7 +975,7 @@ def held_out_scores(evaluate_model, steps_done):
 def stop_run(signals, steps_done, options, processes):
     """Raise SystemExit after a signal. The first process calls this after its checkpoint."""
     with suppress(OSError):                              # the terminal may have been closed
-        print(f"\nstopped after step {steps_done} of {options.steps}: the same command, with "
+        print(f"\nstopped after step {steps_done:,} of {options.steps:,}: the same command, with "
               "--resume and without --overwrite, goes on from there", flush=True)
     # When one process ends, torchrun soon ends the others. So all wait here until the first one has
     # written its checkpoint.
@@ -1650,7 +1650,7 @@ def add_training_flags(parser):
                        "but at most 0.003 [0.0005])")
     group.add_argument("--warmup", type=integer_from(0), metavar="N",
                        help="steps during which the learning rate grows; then it falls towards 0 "
-                       "(default: 100 [5,000], but at most a tenth of --steps)")
+                       "(default: 100 [5,000], but at most a tenth of --steps if these are given)")
     group.add_argument("--weight-decay", type=real_number(), metavar="X",
                        help="weight decay of AdamW; biases and LayerNorms have none (default: "
                        "0.01; paper: 0.0001)")
@@ -1695,7 +1695,8 @@ def arguments(argv):
     add_data_flags(parser)
     add_run_flags(parser, "the folder for the student (default: out/student)",
                   eval_every_default="200 [2,000]",
-                  save_every_default="200 [2,000], but at most a tenth of --steps")
+                  save_every_default="200 [2,000], but at most a tenth of --steps if these are "
+                  "given")
     parser.set_defaults(out="out/student")
     args = parser.parse_args(argv)
 
