@@ -1010,9 +1010,10 @@ def read_corpus_file(path, bar, text_column):
                 line, num_replaced = NUL_OR_SURROGATE.subn("\ufffd", line)
                 num_nuls += nuls_here
                 num_undecoded += num_replaced - nuls_here
-                # A large file in another encoding is refused here, before all of it is read.
-                if num_characters > ENOUGH_TO_JUDGE:
-                    check_encoding(path, num_characters, num_undecoded, num_nuls)
+            # A large file in another encoding is refused here, before all of it is read.
+            has_damage = num_undecoded + num_nuls > 0
+            if has_damage and num_characters > ENOUGH_TO_JUDGE:
+                check_encoding(path, num_characters, num_undecoded, num_nuls)
             yield line.strip()
     check_encoding(path, num_characters, num_undecoded, num_nuls)
     if num_undecoded + num_nuls > 0:

@@ -1004,8 +1004,8 @@ def train_and_measure(model, task_loss, splits, options, tuning):
             results[name] = evaluate_split(model, tuning.task, split, tuning.bf16)
     seconds = time.perf_counter() - begin_time
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{options.out}: {num_trained:,} trained parameters, {num_steps:,} steps, "
-          f"{seconds:.0f} s with evaluation", flush=True)
+    print(f"{options.out}: {num_trained:,} trained parameters, {num_steps:,} steps in "
+          f"{seconds:.0f} s, with evaluation", flush=True)
     return results
 
 

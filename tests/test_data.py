@@ -266,6 +266,14 @@ def test_a_large_file_in_another_encoding_is_not_read_to_its_end(tmp_path):
     assert "of 8," not in str(caught.value)
 
 
+def test_a_large_file_is_judged_where_a_million_characters_were_read(tmp_path):
+    """All of its bad bytes stand at the beginning. At the end their share would be small enough."""
+    bad = b"\xff" * 1500 + b"\n"
+    path = raw(tmp_path / "a.txt", bad + (b"x" * 9999 + b"\n") * 200)
+    with pytest.raises(ValueError, match="not UTF-8: of 1,00.,... characters 1,500 are bytes"):
+        list(read_corpus([path]))
+
+
 def test_a_clean_file_gives_no_message(tmp_path, capsys):
     list(read_corpus([raw(tmp_path / "a.txt", "naïve 中文 🙂 \ufffd\n")]))
     assert capsys.readouterr().err == ""

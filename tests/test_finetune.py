@@ -1211,7 +1211,7 @@ def test_a_class_is_learned_and_told(tmp_path, model, sentiment, capsys):
                   "--out", out).out
     assert percent(printed, "all", "dev", "accuracy") > 95
     assert re.search(r"^majority +dev", printed, re.M)
-    assert re.search(r"40 steps, \d+ s with evaluation$", printed, re.M)
+    assert re.search(r"40 steps in \d+ s, with evaluation$", printed, re.M)
     assert "warning" not in printed
     assert f"--model {out} --predict" in printed
     told = run(capsys, "--model", out, "--predict", "the film is good").out
