@@ -88,7 +88,7 @@ def read_safetensors(path):
             begin, end = entry["data_offsets"]
             tensor_bytes = data[begin:end]
             # view(dtype) demands that a tensor begins at a multiple of its element's size.
-            # storage_offset() counts from the first byte of file_bytes, that of the file.
+            # storage_offset() is counted from the beginning of file_bytes, that is, of the file.
             if tensor_bytes.storage_offset() % dtype.itemsize != 0:
                 tensor_bytes = tensor_bytes.clone()      # a copy begins at 0 in its own memory
             tensors[name] = tensor_bytes.view(dtype).view(entry["shape"])

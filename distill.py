@@ -66,10 +66,6 @@ LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 10.0, "output": 5.0, "em
 LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
 LAYER_LOSSES = ("attention", "hidden")      # those that compare the pairs of match_layers
 HEAD_LOSSES = ("mlm", "output", "elastic")  # those that need the MLM head of the student
-# A new loss needs a weight in LOSS_WEIGHTS, its lines in Distillation.compute_losses and its help
-# in add_loss_flags. It may also belong in one of the groups above. If it needs models of equal
-# size, check_losses should check this. If it needs attention maps, Distillation must ask for them
-# (recursions_with_map).
 
 
 # ---- The losses -------------------------------------------------------------------------
@@ -77,11 +73,10 @@ HEAD_LOSSES = ("mlm", "output", "elastic")  # those that need the MLM head of th
 # Distillation.compute_losses divides it. The reason is that a batch may be cut into micro-batches,
 # to save memory or to share it among processes. The sum of each micro-batch is divided by the
 # number of tokens or masked places in the whole batch. So the losses and the gradients of the
-# micro-batches add up to those of the whole batch (gradient accumulation). Small letters belong to
-# a micro-batch: it has b of the batch's B sequences and m of its M masked places.
+# micro-batches add up to those of the whole batch (gradient accumulation).
 
 def mlm_loss(logits, labels):
-    """Compute the cross-entropy (nats) of logits (m, V) with true tokens (m,), summed over m."""
+    """Compute the cross-entropy (nats) of logits (M, V) with true tokens (M,), summed over M."""
     return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
@@ -182,6 +177,8 @@ def match_layers(num_recursions, num_layers):
 
 def take_masked(states, positions):
     """Take the hidden states of the masked places -> (m, C).
+
+    Small letters belong to a micro-batch: it has b of the B sequences and m of the M masked places.
 
     states (b, T, C): the hidden states of all tokens
     positions (m,): the m masked places of the b sequences, indices into the flattened ids
@@ -463,9 +460,10 @@ def mean_of_layers(layers):
 
 
 def start_corrections(student, teacher):
-    """Start each correction as the matrix of rank K that is nearest to a difference: the matrix of
-    the teacher's layer that the recursion corresponds to (see teacher_layer_number), minus the
-    student's shared matrix.
+    """Start each correction so that shared matrix + correction is near to the teacher's matrix.
+
+    The teacher's layer is the one that the recursion corresponds to (see teacher_layer_number). The
+    correction is the matrix of rank K that is nearest to the difference of the two matrices.
     """
     R = student.config.num_hidden_layers
     L = teacher.config.num_hidden_layers                 # layers of the teacher
@@ -648,6 +646,11 @@ def check_match(num_recursions, num_layers):
                          "that compare layers (--attention-weight 0 --hidden-weight 0)")
 
 
+# A new loss needs a weight in LOSS_WEIGHTS, its lines in Distillation.compute_losses and its help
+# in add_loss_flags. It may also belong in LAYER_LOSSES or HEAD_LOSSES. If it needs models of equal
+# size, check_losses should check this. If it needs attention maps, Distillation must ask for them
+# (recursions_with_map).
+
 def check_losses(student, teacher, loss_weights):
     """Raise ValueError if a loss is not possible with these models. teacher may be None."""
     for name in loss_weights:
@@ -770,9 +773,9 @@ def begin_or_resume(model, options, settings, processes):
 
 
 def restore_last_checkpoint(tensors, options, settings):
-    """Copy the last checkpoint, if there is one, into the tensors of training_state, and print
-    where the run goes on -> the number of steps done and the size of the log in bytes then; both
-    are 0 if there is no checkpoint.
+    """Copy the last checkpoint, if there is one, into the tensors of training_state. Print where
+    the run goes on. Return the number of steps done and the bytes that the log had then; without a
+    checkpoint both are 0.
 
     settings, and ValueError: see begin_or_resume
     """
@@ -1339,8 +1342,8 @@ def must_stop(signals, look_now, processes):
 
 
 def broadcast(tensors, processes):
-    """Copy the values of rank 0's tensors into those of all other processes. Each process has
-    computed these values itself, but another machine may have rounded them differently."""
+    """Copy the values of rank 0's tensors into those of all other processes. Without this they
+    could differ: another machine may round differently, and only rank 0 reads a checkpoint."""
     if processes.world_size > 1:
         for tensor in tensors:
             # detach() shares the memory. Without it torch would warn in the backward pass that it
@@ -1650,7 +1653,8 @@ def add_training_flags(parser):
                        "but at most 0.003 [0.0005])")
     group.add_argument("--warmup", type=integer_from(0), metavar="N",
                        help="steps during which the learning rate grows; then it falls towards 0 "
-                       "(default: 100 [5,000], but at most a tenth of --steps if these are given)")
+                       "(default: 100 [5,000], but at most a tenth of --steps, if --steps is "
+                       "given)")
     group.add_argument("--weight-decay", type=real_number(), metavar="X",
                        help="weight decay of AdamW; biases and LayerNorms have none (default: "
                        "0.01; paper: 0.0001)")
@@ -1695,8 +1699,8 @@ def arguments(argv):
     add_data_flags(parser)
     add_run_flags(parser, "the folder for the student (default: out/student)",
                   eval_every_default="200 [2,000]",
-                  save_every_default="200 [2,000], but at most a tenth of --steps if these are "
-                  "given")
+                  save_every_default="200 [2,000], but at most a tenth of --steps, if --steps "
+                  "is given")
     parser.set_defaults(out="out/student")
     args = parser.parse_args(argv)
 
@@ -1967,8 +1971,9 @@ def choose_losses(args, teacher, num_recursions, given=()):
 
 
 def possible_losses(teacher, is_fresh, num_recursions):
-    """Return the set of the losses that are possible with a teacher, or None, and a student.
+    """Return the set of the losses that are possible.
 
+    teacher: a MiniALBERT, or None
     is_fresh: True if the student starts from the teacher or at random, not from --student
     """
     if teacher is None:
@@ -2071,6 +2076,7 @@ def default_modules(args, shape):
     {"adapter_size": A}, {"correction_rank": K}, or {} if the shape stays as it is.
     """
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
+    # With --adapter-size, even as 0, the user has chosen.
     if not shares_layers or args.adapter_size is not None:
         return {}
     C = shape["hidden_size"]

@@ -445,8 +445,8 @@ class TaskLoss:
         self.lengths = np.array([len(feature.ids) for feature in features])
         self.tokens_per_step = int(self.lengths.mean() * batch_size)          # approximate
         self.steps_per_epoch = math.ceil(len(features) / batch_size)
-        self.epoch = None                                # the epoch of the step asked for last
-        self.batches = None                              # what batches_of_epoch(epoch) returned
+        self.cached_epoch = None                         # the number of the epoch used last
+        self.cached_batches = None                       # what batches_of_epoch returned for it
 
     def compute_losses(self, ids, mask, segments, rows, columns, targets, num_targets, num_tokens):
         """Compute a micro-batch's part of each loss: {name: scalar}.
@@ -533,10 +533,10 @@ class TaskLoss:
     def batch(self, step):
         """Return the Features of a step."""
         epoch, batch_number = divmod(step, self.steps_per_epoch)
-        if epoch != self.epoch:                          # so an epoch is shuffled only once
-            self.epoch = epoch
-            self.batches = self.batches_of_epoch(epoch)
-        return [self.features[i] for i in self.batches[batch_number]]
+        if epoch != self.cached_epoch:                   # so an epoch is shuffled only once
+            self.cached_epoch = epoch
+            self.cached_batches = self.batches_of_epoch(epoch)
+        return [self.features[i] for i in self.cached_batches[batch_number]]
 
 
 # ---- What is trained --------------------------------------------------------------------
@@ -893,7 +893,7 @@ def fit_lines(x, y):
     return weight, bias
 
 
-MAX_PROBABILITIES = 100             # the largest number that name_probabilities returns
+MAX_PROBABILITIES = 100             # name_probabilities returns at most so many
 
 
 def name_probabilities(labels, probabilities):
@@ -998,8 +998,8 @@ def train_and_measure(model, task_loss, splits, options, tuning):
     for name, split in splits.items():
         if name == "train":
             continue
-        # train() has called measure_dev only in the first process, and only if there were steps to
-        # make. Then `results` has the dev set already.
+        # In the first process train() has called measure_dev, if there were steps to make. So there
+        # `results` has the dev set already. The other processes measure it here.
         if name not in results:
             results[name] = evaluate_split(model, tuning.task, split, tuning.bf16)
     seconds = time.perf_counter() - begin_time
@@ -1648,8 +1648,9 @@ def encode_splits(task, datasets, tokenizer):
 
 
 def check_texts(task, splits, tokenizer):
-    """Print what is wrong with the texts: a warning if the tokenizer does not know many characters,
-    or if texts were cut, and the number of answers that cannot be learned as they are.
+    """Print what is wrong with the texts. There is a warning if many characters are unknown to the
+    tokenizer, and one if texts were cut. In qa the number of answers that cannot be learned as they
+    are is printed, too.
 
     ValueError if the training set has no words, or if over half of its characters are unknown. For
     --evaluate and --predict there is no training set.

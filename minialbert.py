@@ -314,8 +314,8 @@ class Layer(nn.Module):
         return x, log_map
 
 
-# Which correction is added to which matrix of a Layer: {name in Corrections: name in Layer}.
-# start_corrections of distill.py and merge_corrections need this table. Attention and Layer both
+# This table says which correction is added to which matrix of a Layer: {name in Corrections: name
+# in Layer}. start_corrections of distill.py and merge_corrections use it. Attention and Layer both
 # have an `output`: "attention_output" corrects the first, "output" the second.
 CORRECTED = {
     "query": "attention.query.weight",
@@ -354,7 +354,8 @@ def split_evenly(num_items, num_groups):
     split_evenly(7, 3) is [0, 0, 0, 1, 1, 2, 2].
     """
     # Item i stands after the fraction i / num_items of the items. The same fraction of num_groups,
-    # rounded down, is its group. For example, item 3 of 6 stands after one half: group 1 of 2.
+    # rounded down, is its group. For example, of 6 items the fourth, item 3, stands after one half.
+    # One half of 2 groups is 1, so it belongs to group 1, the second.
     return [(i * num_groups) // num_items for i in range(num_items)]
 
 

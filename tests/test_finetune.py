@@ -524,7 +524,7 @@ def test_batches_have_like_lengths_and_come_in_any_order():
 
 def test_pools_are_of_50_batches_so_that_lengths_are_drawn_from_all():
     loss = loss_of_lengths(seed=3, num_features=4000)
-    order = np.random.default_rng([3, 3, 0]).permutation(4000)                # see TaskLoss.plan
+    order = np.random.default_rng([3, 3, 0]).permutation(4000)                # see batches_of_epoch
     expected = set()
     for pool in np.split(order, 10):                     # of 50 batches of 8
         by_length = sorted(pool, key=lambda number: loss.lengths[number])
