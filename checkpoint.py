@@ -275,9 +275,9 @@ def load(path, recursions=None):
     word_name = name_in_file(layout, "embeddings.word.weight")
     if not has_head:
         config = replace(config, tie_decoder=True)       # there is no decoder that could be untied
-    # Other programs do not write tie_decoder, so config has the default True, and a decoder is tied
-    # if it equals the word table. False was written by this program: then the decoder is kept, even
-    # if it equals the table, as it may before the training has begun.
+    # Other programs do not write tie_decoder, so config has the default True. Then a decoder is
+    # tied if it equals the word table. If tie_decoder is False, this program has written it. Then
+    # the decoder is kept, even if it equals the table, as it may before the training has begun.
     elif config.tie_decoder and decoder_name in tensors and word_name in tensors:
         is_tied = torch.equal(tensors[decoder_name].float(), tensors[word_name].float())
         if is_tied:

@@ -126,8 +126,8 @@ def run_command(name, action):
     """Call action() and return the exit status of the program.
 
     An error that describe_error knows is printed as one line. The status is 2 after an error, and
-    130 after Ctrl-C, as in a shell. It is None if all went well.
-    In Python's development mode (python -X dev) a traceback shows where the error was raised.
+    130 after Ctrl-C, as in a shell. It is None if all went well. In Python's development mode
+    (python -X dev) a traceback shows where the error was raised.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A character that the terminal or the file cannot show is printed as a question mark.

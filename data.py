@@ -4,12 +4,10 @@ MaskedBatches cuts the token numbers of a corpus into sequences, and mask_tokens
 masks 15 % of their tokens. What is below the banner "From here on: plumbing"
 makes token numbers of text. This file is a command, too: see USAGE.
 """
-USAGE = """Tokenise a corpus once, or learn a vocabulary.
+USAGE = """Tokenise a corpus once (the first command), or learn a vocabulary (the second).
 
     python data.py --corpus wiki/ --tokenizer bert-base-uncased --out wiki.bin
     python data.py --corpus wiki/ --train-tokenizer 8192 --out my-tokenizer
-
-The first command tokenises; the second learns a vocabulary.
 
 A corpus is any mix of files and folders of .txt (a blank line between
 documents), .jsonl (one JSON object a line) and .csv (the first row names the

@@ -178,7 +178,7 @@ def match_layers(num_recursions, num_layers):
 def take_masked(states, positions):
     """Take the hidden states of the masked places -> (m, C).
 
-    Small letters belong to a micro-batch: it has b of the B sequences and m of the M masked places.
+    b and m are B and M of a micro-batch, as in compute_losses.
 
     states (b, T, C): the hidden states of all tokens
     positions (m,): the m masked places of the b sequences, indices into the flattened ids
@@ -251,10 +251,11 @@ class Distillation:
         # What follows is for memory and speed.
         self.bf16 = bf16
         self.micro_batch_bounds = split_batch(batches.batch_size, micro_batch_size, processes)
+        # choose_losses_function takes one of these two functions for each batch.
         self.losses_function = self.compute_losses
         if compile_losses:
             self.losses_function = torch.compile(self.compute_losses)
-        self.losses_graph = None                         # see choose_losses_function
+        self.losses_graph = None                         # compute_losses as a CUDA graph, if any
         if cuda_graphs:
             check_cuda_graphs(compile_losses, self.micro_batch_bounds)
             self.losses_graph = torch.compile(self.compute_losses,
@@ -262,6 +263,8 @@ class Distillation:
 
     def compute_losses(self, ids, positions, labels, depths, num_masked):
         """Compute a micro-batch's part of each loss: {name: scalar}.
+
+        The micro-batch has b of the batch's B sequences and m of its M masked places.
 
         ids (b, T): the masked text
         positions (m,): the masked places, indices into the flattened ids

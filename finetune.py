@@ -626,8 +626,8 @@ def default_rate(mode, config, is_default_run, learns_hidden=False):
 
 @torch.inference_mode()
 def predict_logits(model, features, batch_size=64):
-    """Compute the logits of each Feature -> a list of arrays: at its positions, (positions, n); in
-    qa at all its tokens, (T, 2).
+    """Compute the logits of each Feature -> a list of arrays. An array has a row of n logits for
+    each of the Feature's positions; in qa it has one for each token, (T, 2).
 
     Sequences of similar length run together. The model is left in eval mode. FloatingPointError if
     a logit is not finite.
@@ -1762,8 +1762,7 @@ def print_lost_answers(split):
 
 
 def has_exact_answer(feature, example):
-    """Return True if the labels of a window of qa mark the first right answer, no more and no less.
-    """
+    """Return True if the labels of a window of qa mark exactly the first right answer."""
     if feature.labels == [0, 0]:                         # the window does not have the whole answer
         return False
     first_position, last_position = feature.labels
@@ -1851,7 +1850,9 @@ def use_fine_tuned(args, given):
 
 def load_fine_tuned(args, device, bf16):
     """Load what --evaluate and --predict use -> the model on the device, its Task, its Tokenizer.
-    bf16: whether the model will compute in bfloat16"""
+
+    bf16: whether the model will compute in bfloat16
+    """
     model, task = load_classifier(args.model, recursions=args.recursions)
     tokenizer = Tokenizer(args.model)
     check_vocabulary(tokenizer, model.encoder.config)

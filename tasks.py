@@ -920,8 +920,8 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
     """Split examples -> (a tenth of them, the rest).
 
     The examples are ordered by a hash of their texts, so the split is the same on every machine and
-    does not depend on the order in the file. (A character that an older Python does not know yet
-    has another hash there.) The rest keeps at least one example of every label, so
+    does not depend on the order in the file. (A text has another hash if this version of Python
+    does not know one of its characters yet.) The rest keeps at least one example of every label, so
     less than a tenth may be held out. If it is less than half of a tenth, a warning says so.
 
     kind: in qa the hash is that of the context alone. So all questions about a context are

@@ -1383,6 +1383,8 @@ def test_seeds_differ_and_the_rate_is_chosen_without_the_dev_set(
 
     again = run(capsys, *flags, *more, "--resume").out       # all runs are finished already
     assert table(again) == table(printed)
+    assert again.count(": all 30 steps were made before\n") == 4
+    assert again.count(" trained parameters, 0 steps in ") == 4
     error = fail(capsys, *flags, "--steps", 30, "--lr", "1e-2", "--seed", 5, "--dropout", 0.1,
                  "--resume")
     assert "dropout was 0.0, now it is 0.1" in error
