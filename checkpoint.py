@@ -30,6 +30,9 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import torch
 
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
 from command import is_about_memory, one_line
 from minialbert import Config, MiniALBERT, keep_recursions, split_evenly
 
@@ -284,8 +287,7 @@ def load(path, recursions=None):
             del tensors[decoder_name]                    # our model uses the table in its place
         else:
             config = replace(config, tie_decoder=False)
-    with torch.device("meta"):      # this takes no memory and draws no random numbers
-        model = MiniALBERT(config, head=has_head)
+    model = model_without_values(config, has_head)
     file_names = {name: name_in_file(layout, name) for name in model.state_dict()}
     expected = {file_names[name]: tensor for name, tensor in model.state_dict().items()}
     check_tensors(path, expected, tensors)
@@ -300,6 +302,29 @@ def load(path, recursions=None):
     if recursions is not None:
         keep_recursions(model, recursions)
     return model.eval()
+
+
+def model_without_values(config, has_head):
+    """Make a model whose tensors have names, shapes and dtypes, but no values. It takes no memory
+    and draws no random numbers."""
+    with torch.device("meta"), WithoutNormal():          # on this device tensors have no values
+        return MiniALBERT(config, has_head)
+
+
+class WithoutNormal(TorchFunctionMode):
+    """A context in which nn.init.normal_, with which torch's nn.Embedding begins, does nothing.
+
+    On the device "meta" it has nothing to fill, but torch would import its compiler to find this
+    out. That takes almost as long as `import torch`.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        # In this context torch calls this method in place of each of its functions.
+        if function is nn.init.normal_:
+            return None
+        if kwargs is None:
+            kwargs = {}
+        return function(*args, **kwargs)
 
 
 def with_usual_names(path, tensors):
@@ -522,8 +547,7 @@ def save(model, path):
     """
     model = getattr(model, "_orig_mod", model)           # torch.compile keeps the model there
     config = model.config
-    with torch.device("meta"):                           # tensors have shapes, but no memory
-        expected = MiniALBERT(config, head=model.head is not None)
+    expected = model_without_values(config, model.head is not None)
     check_tensors("the model", expected.state_dict(), model.state_dict())
     tensors = {}                                         # {name in the file: tensor}
     # The name of a class in transformers begins with the family, such as Bert in BertForMaskedLM.

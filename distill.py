@@ -53,8 +53,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from checkpoint import (claim_folder, fetch, load, naming_file, parsing, restore_training_state,
-                        run_folder, save, save_training_state, write_json)
+from checkpoint import (claim_folder, fetch, load, model_without_values, naming_file, parsing,
+                        restore_training_state, run_folder, save, save_training_state, write_json)
 from command import CommandParser, is_about_memory, one_line, printable, run_command, warn
 from data import CACHE, RNG_DEPTHS, MaskedBatches, Tokenizer, num_to_mask, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
@@ -2011,9 +2011,9 @@ def make_student(args, teacher, saved_student, vocab_size):
         return student
     config = student_config(args, teacher, vocab_size)
     # If a student needs far too much memory, the system may kill the program without a message. So
-    # its parameters are counted first. On the device meta tensors have shapes, but no memory.
-    with torch.device("meta"):
-        num_parameters = count_parameters(MiniALBERT(config))["stored"]
+    # its parameters are counted first.
+    empty_student = model_without_values(config, has_head=True)
+    num_parameters = count_parameters(empty_student)["stored"]
     if num_parameters > MOST_PARAMETERS:
         raise ValueError(f"the student would have {num_parameters:,} parameters, but at most "
                          f"{MOST_PARAMETERS:,} are allowed; make its sizes smaller")

@@ -473,6 +473,8 @@ def initialise(model, sharp=True):
     changes follow. The first two make the attention maps sharp from the start: a token looks more
     at some tokens than at others.
     """
+    if model.embeddings.word.weight.is_meta:
+        return                                           # tensors on this device have no values
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             nn.init.ones_(parameter)
