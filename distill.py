@@ -870,6 +870,7 @@ class Recorder:
                 # The run may have been killed after its checkpoint and before its model was saved.
                 self.save_model()
         self.start_clock(self.run_state.first_step)
+        self.time_of_print = time.perf_counter()
 
     def start_clock(self, steps_done):
         """Begin a new measurement of the speed."""
@@ -908,8 +909,13 @@ class Recorder:
             if evaluate_now:
                 line |= held_out_scores(self.evaluate_model, steps_done)
             append_to_log(self.log_path, line)
+            # Without a terminal each evaluation is printed, and a line at least once a minute.
+            seconds_since_print = time.perf_counter() - self.time_of_print
+            print_now = evaluate_now or seconds_since_print >= 60
+            if print_now:
+                self.time_of_print = time.perf_counter()
             try:
-                show_progress(bar, line, self.options.steps, evaluate_now)
+                show_progress(bar, line, self.options.steps, print_now)
             except OSError:
                 # A pipe was closed, such as that to `head`. The run ends, but loses nothing.
                 self.save_checkpoint(steps_done)
@@ -1078,16 +1084,16 @@ def log_line(steps_done, totals, lr, gradient_norm, tokens_per_second):
             "time": round(time.time())}                  # seconds since 1970
 
 
-def show_progress(bar, line, steps, evaluate_now):
+def show_progress(bar, line, steps, print_now):
     """Show a line of the log in the progress bar. Where there is no terminal, and so no bar, print
-    the lines that have an evaluation."""
+    it if print_now is True."""
     shown = {"loss": f"{line['loss']:.3f}"}
     for name, value in line.items():
         if name.startswith("valid_"):
             shown[name] = f"{value:.3f}"
     if not bar.disable:
         bar.set_postfix(shown)
-    elif evaluate_now:
+    elif print_now:
         scores = ", ".join(f"{name} {value}" for name, value in shown.items())
         print(f"step {line['step']:,} of {steps:,}: {scores}", flush=True)
 
