@@ -63,17 +63,51 @@ class RandomBatches:
 
 def make_options(out, **changes):
     """Make TrainingOptions of 4 steps, with these changes."""
-    options = TrainingOptions(steps=4, lr=0.01, warmup=2, weight_decay=0.1, seed=0, log_every=1,
-                              eval_every=0, save_every=100, out=str(out), resume=False)
-    return replace(options, **changes)
+    settings = {
+        "steps": 4, "lr": 0.01, "warmup": 2, "weight_decay": 0.1, "seed": 0, "log_every": 1,
+        "eval_every": 0, "save_every": 100, "out": str(out), "resume": False,
+    }
+    settings.update(changes)
+    return TrainingOptions(**settings)
+
+
+def batch_of_tensors(batches, step):
+    """Return the ids, the positions and the labels of a batch as tensors."""
+    ids, positions, labels = batches.batch(step)
+    return torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(labels)
+
+
+def random_ids(num_rows=32, length=T):
+    """Draw ids (num_rows, length) of tokens that are not special, always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(5, V, (num_rows, length), generator=generator)
 
 
 @pytest.fixture(scope="session")
 def whole(toy, tmp_path_factory):
     """Make a run that nothing interrupts and return its folder."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    assert distill.main(distill_flags(toy, out)) is None
-    return out
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run_distill(toy, folder)
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Name the folder of a run, which does not exist yet."""
+    return tmp_path / "run"
+
+
+def run_distill(toy, out, *more):
+    """Run distill.py with distill_flags() and assert that it succeeds."""
+    flags = distill_flags(toy, out, *more)
+    assert distill.main(flags) is None
+
+
+def error_of_run(capsys, toy, out, *more):
+    """Run distill.py with distill_flags(), assert that it fails and return its standard error."""
+    flags = distill_flags(toy, out, *more)
+    assert distill.main(flags) == 2
+    return capsys.readouterr().err
 
 
 def model_bytes(out):
@@ -100,6 +134,14 @@ def before_each_step(monkeypatch, action):
     monkeypatch.setattr(Distillation, "losses_of_micro_batches", losses_of_micro_batches)
 
 
+def always(result):
+    """Make a function that gives this result, whatever its arguments are."""
+    def function(*arguments, **options):
+        return result
+
+    return function
+
+
 # ---- The losses -------------------------------------------------------------------------
 
 def random_scores(shape, seed):
@@ -107,34 +149,54 @@ def random_scores(shape, seed):
     return torch.randn(shape, generator=generator) * 3
 
 
+def random_maps(seed):
+    """Draw the logarithms of attention maps (B, H, T, T)."""
+    return random_scores((B, H, T, T), seed).log_softmax(-1)
+
+
+def softmax_written_out(scores):
+    """Compute a softmax over the last axis in float64 -> an array."""
+    odds = np.exp(scores.double().numpy())
+    return odds / odds.sum(-1, keepdims=True)
+
+
 def test_attention_loss_is_the_sum_written_out():
-    student = random_scores((B, H, T, T), 1).log_softmax(-1)
-    teacher = random_scores((B, H, T, T), 2).log_softmax(-1)
+    """It is the divergence of the student's map from the teacher's, a mean over the heads and a sum
+    over all rows."""
+    student = random_maps(1)
+    teacher = random_maps(2)
     q = student.double().exp().numpy()
     p = teacher.double().exp().numpy()
     total = 0.0
-    for b, h, i, j in np.ndindex(B, H, T, T):
-        total += p[b, h, i, j] * math.log(p[b, h, i, j] / q[b, h, i, j])
-    assert attention_loss(student, teacher).item() == pytest.approx(total / H, rel=1e-5)
+    for place in np.ndindex(B, H, T, T):
+        total += p[place] * math.log(p[place] / q[place])
+    found = attention_loss(student, teacher).item()
+    assert found == pytest.approx(total / H, rel=1e-5)
 
 
 def test_hidden_loss_is_the_sum_written_out():
+    """It is 1 less the cosine of the two states of each token."""
     student = random_scores((B, T, C), 1)
     teacher = random_scores((B, T, C), 2)
     total = 0.0
-    for b, t in np.ndindex(B, T):
-        x = student[b, t].double().numpy()
-        y = teacher[b, t].double().numpy()
-        total += 1 - sum(x * y) / math.sqrt(sum(x * x) * sum(y * y))
-    assert hidden_loss(student, teacher).item() == pytest.approx(total, rel=1e-5)
+    for place in np.ndindex(B, T):
+        x = student[place].double().numpy()
+        y = teacher[place].double().numpy()
+        lengths = math.sqrt(sum(x * x)) * math.sqrt(sum(y * y))
+        total += 1 - sum(x * y) / lengths
+    found = hidden_loss(student, teacher).item()
+    assert found == pytest.approx(total, rel=1e-5)
 
 
 def test_hidden_loss_with_a_mask_is_the_sum_over_the_tokens_that_count():
     student = random_scores((B, T, C), 1)
     teacher = random_scores((B, T, C), 2)
-    mask = torch.arange(T) < torch.tensor([[T], [3], [0]])
-    total = hidden_loss(student[:1], teacher[:1]) + hidden_loss(student[1:2, :3], teacher[1:2, :3])
-    assert_close(hidden_loss(student, teacher, mask), total, 1e-4)
+    lengths = torch.tensor([[T], [3], [0]])
+    mask = torch.arange(T) < lengths
+    of_first_row = hidden_loss(student[:1], teacher[:1])
+    of_second_row = hidden_loss(student[1:2, :3], teacher[1:2, :3])
+    found = hidden_loss(student, teacher, mask)
+    assert_close(found, of_first_row + of_second_row, 1e-4)
 
 
 @pytest.mark.parametrize("num_recursions, num_layers, expected", [
@@ -146,32 +208,35 @@ def test_layers_can_be_matched_if_one_number_divides_the_other(
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_output_loss_is_the_sum_written_out(temperature):
+    """It is the divergence of the student's prediction from the teacher's, both softened by the
+    temperature, times the square of the temperature."""
     student = random_scores((T, V), 1)
     teacher = random_scores((T, V), 2)
+    q = softmax_written_out(student / temperature)
+    p = softmax_written_out(teacher / temperature)
     total = 0.0
-    for m in range(T):
-        q = np.exp(student[m].double().numpy() / temperature)
-        p = np.exp(teacher[m].double().numpy() / temperature)
-        q = q / q.sum()
-        p = p / p.sum()
-        total += temperature**2 * sum(p[v] * math.log(p[v] / q[v]) for v in range(V))
-    assert output_loss(student, teacher, temperature).item() == pytest.approx(total, rel=1e-5)
+    for place in np.ndindex(T, V):
+        total += p[place] * math.log(p[place] / q[place])
+    found = output_loss(student, teacher, temperature).item()
+    assert found == pytest.approx(temperature**2 * total, rel=1e-5)
 
 
 def test_mlm_loss_is_the_sum_written_out():
     logits = random_scores((T, V), 1)
     labels = torch.arange(T) * 11
-    odds = np.exp(logits.double().numpy())
+    probs = softmax_written_out(logits)
     total = 0.0
     for m in range(T):
-        total -= math.log(odds[m, labels[m]] / odds[m].sum())
-    assert mlm_loss(logits, labels).item() == pytest.approx(total, rel=1e-5)
+        total -= math.log(probs[m, labels[m]])
+    found = mlm_loss(logits, labels).item()
+    assert found == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:reduction")          # torch explains what "mean" means
 def test_attention_loss_over_all_tokens_is_the_length_times_the_authors_mean_of_all_elements():
-    student = random_scores((B, H, T, T), 1).log_softmax(-1)
-    teacher = random_scores((B, H, T, T), 2).log_softmax(-1)
+    """So a weight of 3 / 256 is the paper's 3: its texts have 256 tokens."""
+    student = random_maps(1)
+    teacher = random_maps(2)
     theirs = nn.KLDivLoss(reduction="mean")(student, teacher.exp())
     ours = attention_loss(student, teacher) / (B * T)
     assert ours.item() == pytest.approx(T * theirs.item(), rel=1e-5)
@@ -180,7 +245,9 @@ def test_attention_loss_over_all_tokens_is_the_length_times_the_authors_mean_of_
 def test_hidden_loss_over_all_tokens_is_the_authors_cosine_embedding_loss():
     student = random_scores((B, T, C), 1)
     teacher = random_scores((B, T, C), 2)
-    theirs = nn.CosineEmbeddingLoss()(student.view(-1, C), teacher.view(-1, C), torch.ones(B * T))
+    are_to_be_alike = torch.ones(B * T)
+    authors_loss = nn.CosineEmbeddingLoss()
+    theirs = authors_loss(student.view(-1, C), teacher.view(-1, C), are_to_be_alike)
     ours = hidden_loss(student, teacher) / (B * T)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
 
@@ -189,14 +256,16 @@ def test_hidden_loss_over_all_tokens_is_the_authors_cosine_embedding_loss():
 def test_output_loss_over_all_places_is_the_authors_mean_over_the_batch(temperature):
     student = random_scores((T, V), 1)
     teacher = random_scores((T, V), 2)
-    theirs = temperature**2 * nn.KLDivLoss(reduction="batchmean")(
-        (student / temperature).log_softmax(-1), (teacher / temperature).softmax(-1))
+    student_log_probs = (student / temperature).log_softmax(-1)
+    teacher_probs = (teacher / temperature).softmax(-1)
+    divergence = nn.KLDivLoss(reduction="batchmean")(student_log_probs, teacher_probs)
+    theirs = temperature**2 * divergence
     ours = output_loss(student, teacher, temperature) / T
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
 def test_a_loss_of_equals_is_zero():
-    maps = random_scores((B, H, T, T), 1).log_softmax(-1)
+    maps = random_maps(1)
     hidden = random_scores((B, T, C), 2)
     logits = random_scores((T, V), 3)
     assert abs(attention_loss(maps, maps)) < 1e-4
@@ -210,15 +279,17 @@ def test_the_divergences_and_their_gradients_are_finite_for_certainties(dtype):
     sure = torch.full((1, 1, 2, 2), -1e9, dtype=dtype)
     sure[..., 0] = 0.0
     opposite = sure.flip(-1)
-    maps = sure.clone().requires_grad_()
+    scores = sure.clone().requires_grad_()
     logits = sure[0, 0].clone().requires_grad_()
-    loss = attention_loss(maps.log_softmax(-1), opposite.log_softmax(-1))
-    loss = loss + output_loss(logits, opposite[0, 0])
+    of_maps = attention_loss(scores.log_softmax(-1), opposite.log_softmax(-1))
+    of_predictions = output_loss(logits, opposite[0, 0])
+    loss = of_maps + of_predictions
     loss.backward()
     assert loss.isfinite()
-    assert maps.grad.isfinite().all()
+    assert scores.grad.isfinite().all()
     assert logits.grad.isfinite().all()
-    assert attention_loss(sure.log_softmax(-1), sure.log_softmax(-1)) == 0
+    sure_map = sure.log_softmax(-1)
+    assert attention_loss(sure_map, sure_map) == 0
 
 
 def test_the_losses_of_bfloat16_are_computed_in_float32():
@@ -226,18 +297,22 @@ def test_the_losses_of_bfloat16_are_computed_in_float32():
     student = random_scores((T, V), 1).bfloat16()
     teacher = random_scores((T, V), 2).bfloat16()
     labels = torch.arange(T)
-    for loss in (hidden_loss, output_loss):
-        expected = loss(student.double(), teacher.double()).item()
-        assert loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
+    for loss_function in (hidden_loss, output_loss):
+        expected = loss_function(student.double(), teacher.double()).item()
+        found = loss_function(student, teacher).item()
+        assert found == pytest.approx(expected, rel=1e-5)
     expected = mlm_loss(student.double(), labels).item()
-    assert mlm_loss(student, labels).item() == pytest.approx(expected, rel=1e-5)
+    found = mlm_loss(student, labels).item()
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_square_of_the_temperature_keeps_the_size_of_the_gradient():
     sizes = []
+    teacher = random_scores((T, V), 2)
     for temperature in (50.0, 200.0):
         student = random_scores((T, V), 1).requires_grad_()
-        output_loss(student, random_scores((T, V), 2), temperature).backward()
+        loss = output_loss(student, teacher, temperature)
+        loss.backward()
         sizes.append(student.grad.norm().item())
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
 
@@ -250,9 +325,9 @@ def test_recursions_match_evenly_spread_layers_and_the_last():
     # With more recursions than layers, all layers are matched.
     assert match_layers(6, 2) == [(2, 0), (5, 1)]
     assert match_layers(4, 2) == [(1, 0), (3, 1)]
-    wanted = re.escape("5 recursions cannot be spread evenly over the teacher's 12 layers. Give a "
-                       "fresh student [1, 2, 3, 4, 6, 12] or a multiple of 12")
-    with pytest.raises(ValueError, match=wanted):
+    message = ("5 recursions cannot be spread evenly over the teacher's 12 layers. Give a "
+               "fresh student [1, 2, 3, 4, 6, 12] or a multiple of 12")
+    with pytest.raises(ValueError, match=re.escape(message)):
         match_layers(5, 12)
     with pytest.raises(ValueError, match="18 recursions"):
         match_layers(18, 12)
@@ -263,19 +338,37 @@ def test_recursions_match_evenly_spread_layers_and_the_last():
 def make_distillation(student, teacher, num_masked=3, weights=None, **more):
     """Make a Distillation on random batches; it has all losses if weights is None."""
     if weights is None:
-        weights = LOSS_WEIGHTS | {"embedding": 0.5}
+        weights = dict(LOSS_WEIGHTS, embedding=0.5)
     return Distillation(student, teacher, RandomBatches(num_masked), weights, **more)
+
+
+def weighted_sum(losses, loss_weights):
+    """Sum up losses {name: tensor}, each times its weight."""
+    total = 0
+    for name, loss in losses.items():
+        total = total + loss_weights[name] * loss
+    return total
+
+
+def masked_logits(model, states, positions):
+    """Predict the tokens at these positions of a batch from its hidden states (4, T, C)."""
+    states = states.reshape(4 * T, C)
+    return model.predict(states[positions])
 
 
 def gradients_and_losses(student, distillation):
     """Sum a step's micro-batches -> {name: gradient}, {name: loss}."""
     student.zero_grad()
-    totals = {}
+    totals = dict.fromkeys(distillation.loss_weights, 0.0)
     for losses in distillation.losses_of_micro_batches(0):
-        sum(distillation.loss_weights[name] * value for name, value in losses.items()).backward()
+        assert losses.keys() == totals.keys()
+        loss = weighted_sum(losses, distillation.loss_weights)
+        loss.backward()
         for name, value in losses.items():
-            totals[name] = totals.get(name, 0) + value.item()
-    gradients = {name: p.grad.clone() for name, p in student.named_parameters()}
+            totals[name] += value.item()
+    gradients = {}
+    for name, parameter in student.named_parameters():
+        gradients[name] = parameter.grad.clone()
     return gradients, totals
 
 
@@ -287,47 +380,56 @@ def assert_same_gradients(found, expected):
 
 
 def test_the_losses_are_those_of_matched_layers_and_masked_places():
+    """The two recursions are matched with the teacher's layers 1 and 3, counted from 0."""
     student = noisy_model(STUDENT).eval()
     teacher = noisy_model(TOY_TEACHER, 2).eval()
     distillation = make_distillation(student, teacher, temperature=2.0)
-    ids, positions, labels = (torch.from_numpy(x) for x in RandomBatches().batch(0))
+    ids, positions, labels = batch_of_tensors(RandomBatches(), 0)
     num_tokens = 4 * T
     with torch.no_grad():
-        ours, maps = student(ids, maps=[0, 1])
+        ours, our_maps = student(ids, maps=[0, 1])
         theirs, their_maps = teacher(ids, maps=[1, 3])
-        logits = student.predict(ours[-1].reshape(num_tokens, C)[positions])
-        their_logits = teacher.predict(theirs[-1].reshape(num_tokens, C)[positions])
-        attention = attention_loss(maps[0], their_maps[1]) + attention_loss(maps[1], their_maps[3])
-        hidden = hidden_loss(ours[1], theirs[2]) + hidden_loss(ours[2], theirs[4])
-        expected = {
-            "mlm": nn.functional.cross_entropy(logits, labels).item(),
-            "attention": attention.item() / num_tokens,
-            "hidden": hidden.item() / num_tokens,
-            "output": output_loss(logits, their_logits, 2.0).item() / 3,
-            "embedding": hidden_loss(ours[0], theirs[0]).item() / num_tokens,
-        }
+        our_logits = masked_logits(student, ours[-1], positions)
+        their_logits = masked_logits(teacher, theirs[-1], positions)
+        mlm = nn.functional.cross_entropy(our_logits, labels)
+        first_attention = attention_loss(our_maps[0], their_maps[1])
+        second_attention = attention_loss(our_maps[1], their_maps[3])
+        # A layer's number in a list of states is higher by 1, because the embeddings are in it.
+        first_hidden = hidden_loss(ours[1], theirs[2])
+        second_hidden = hidden_loss(ours[2], theirs[4])
+        embedding = hidden_loss(ours[0], theirs[0])
+        output = output_loss(our_logits, their_logits, 2.0)
+    expected = {
+        "mlm": mlm.item(),
+        "attention": (first_attention + second_attention).item() / num_tokens,
+        "hidden": (first_hidden + second_hidden).item() / num_tokens,
+        "output": output.item() / 3,
+        "embedding": embedding.item() / num_tokens,
+    }
     _, found = gradients_and_losses(student, distillation)
     assert found == pytest.approx(expected, rel=1e-5)
     assert distillation.tokens_per_step == num_tokens
 
 
 def test_the_elastic_loss_is_the_output_loss_after_the_drawn_recursions():
+    """For each masked place the student is cut after the number of recursions drawn for it."""
     student = noisy_model(replace(STUDENT, num_hidden_layers=4)).eval()
     teacher = noisy_model(TOY_TEACHER, 2).eval()
     distillation = make_distillation(student, teacher, 9, {"elastic": 2.5}, temperature=2.0)
     depths = distillation.draw_depths(0, 9)
     assert set(depths) == {1, 2, 3}
-    ids, positions, _ = (torch.from_numpy(x) for x in RandomBatches(9).batch(0))
+    ids, positions, _ = batch_of_tensors(RandomBatches(9), 0)
     expected = 0.0
     with torch.no_grad():
-        for depth, position in zip(depths, positions.tolist()):
+        theirs, _ = teacher(ids)
+        for m in range(9):
             cut_student = copy.deepcopy(student)
-            keep_recursions(cut_student, int(depth))
+            keep_recursions(cut_student, int(depths[m]))
             ours, _ = cut_student(ids)
-            theirs, _ = teacher(ids)
-            logits = cut_student.predict(ours[-1].reshape(4 * T, C)[position:position + 1])
-            their_logits = teacher.predict(theirs[-1].reshape(4 * T, C)[position:position + 1])
-            expected += output_loss(logits, their_logits, 2.0).item() / 9
+            position = positions[m:m + 1]
+            our_logits = masked_logits(cut_student, ours[-1], position)
+            their_logits = masked_logits(teacher, theirs[-1], position)
+            expected += output_loss(our_logits, their_logits, 2.0).item() / 9
     losses, = distillation.losses_of_micro_batches(0)
     assert losses.keys() == {"elastic"}
     assert losses["elastic"].item() == pytest.approx(expected, rel=1e-5)
@@ -337,70 +439,80 @@ def test_earlier_recursions_are_drawn_evenly_as_a_function_of_seed_and_step():
     student = noisy_model(replace(STUDENT, num_hidden_layers=4))
     distillation = make_distillation(student, noisy_model(TOY_TEACHER, 2))
     counts = np.bincount(distillation.draw_depths(5, 3000))
-    assert counts[0] == 0 and len(counts) == 4
-    assert all(900 < count < 1100 for count in counts[1:])
-    assert (distillation.draw_depths(5, 30) == distillation.draw_depths(5, 30)).all()
-    assert (distillation.draw_depths(5, 30) != distillation.draw_depths(6, 30)).any()
-    first = distillation.draw_depths(5, 30)
+    assert len(counts) == 4
+    assert counts[0] == 0
+    for count in counts[1:]:
+        assert 900 < count < 1100
+    depths = distillation.draw_depths(5, 30)
+    same_step = distillation.draw_depths(5, 30)
+    next_step = distillation.draw_depths(6, 30)
     distillation.batches.seed = 1
-    assert (distillation.draw_depths(5, 30) != first).any()
+    other_seed = distillation.draw_depths(5, 30)
+    assert (same_step == depths).all()
+    assert (next_step != depths).any()
+    assert (other_seed != depths).any()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 9])           # 3 does not divide the batch of 4
 def test_micro_batches_do_not_change_the_gradient(size):
     student = noisy_model(replace(STUDENT, num_hidden_layers=4))
     teacher = noisy_model(TOY_TEACHER, 2)
-    weights = LOSS_WEIGHTS | {"embedding": 0.5, "elastic": 2.5}
-    expected, expected_losses = gradients_and_losses(
-        student, make_distillation(student, teacher, 7, weights))
-    assert set(expected_losses) == set(weights)
-    gradients, losses = gradients_and_losses(
-        student, make_distillation(student, teacher, 7, weights, micro_batch_size=size))
+    weights = dict(LOSS_WEIGHTS, embedding=0.5, elastic=2.5)
+    at_once = make_distillation(student, teacher, 7, weights)
+    in_parts = make_distillation(student, teacher, 7, weights, micro_batch_size=size)
+    expected_gradients, expected_losses = gradients_and_losses(student, at_once)
+    gradients, losses = gradients_and_losses(student, in_parts)
     assert losses == pytest.approx(expected_losses, rel=1e-5)
-    assert_same_gradients(gradients, expected)
+    assert_same_gradients(gradients, expected_gradients)
 
 
-@pytest.mark.parametrize("world, size", [(3, 0), (2, 1), (4, 0)])
-def test_the_parts_of_all_processes_add_up_to_the_gradient_of_one(world, size):
+@pytest.mark.parametrize("world_size, micro_batch_size", [(3, 0), (2, 1), (4, 0)])
+def test_the_parts_of_all_processes_add_up_to_the_gradient_of_one(world_size, micro_batch_size):
     student = noisy_model(STUDENT)
     teacher = noisy_model(TOY_TEACHER, 2)
-    expected, expected_losses = gradients_and_losses(
-        student, make_distillation(student, teacher, 7))
-    total = {name: torch.zeros_like(gradient) for name, gradient in expected.items()}
+    alone = make_distillation(student, teacher, 7)
+    expected_gradients, expected_losses = gradients_and_losses(student, alone)
+    total_gradients = dict.fromkeys(expected_gradients, 0.0)
     total_losses = dict.fromkeys(expected_losses, 0.0)
-    for rank in range(world):
-        distillation = make_distillation(student, teacher, 7, micro_batch_size=size,
-                                         processes=Processes(rank, rank, world))
-        gradients, losses = gradients_and_losses(student, distillation)
-        for name in total:
-            total[name] += gradients[name]
+    for rank in range(world_size):
+        processes = Processes(rank, rank, world_size)
+        part = make_distillation(student, teacher, 7, micro_batch_size=micro_batch_size,
+                                 processes=processes)
+        gradients, losses = gradients_and_losses(student, part)
+        for name in total_gradients:
+            total_gradients[name] += gradients[name]
         for name in total_losses:
             total_losses[name] += losses[name]
     assert total_losses == pytest.approx(expected_losses, rel=1e-5)
-    assert_same_gradients(total, expected)
+    assert_same_gradients(total_gradients, expected_gradients)
 
 
-@pytest.mark.parametrize("batch_size, size, world, longest", [
+@pytest.mark.parametrize("batch_size, micro_batch_size, world_size, longest", [
     (16, 0, 1, 16), (16, 4, 1, 4), (16, 0, 4, 4), (16, 3, 4, 3), (16, 9, 4, 4), (7, 0, 2, 3)])
-def test_each_row_of_a_batch_is_in_one_micro_batch_of_one_process(batch_size, size, world, longest):
-    rows = []
-    for rank in range(world):
-        for begin, end in distill.split_batch(batch_size, size, Processes(rank, rank, world)):
-            part = list(range(batch_size))[begin:end]
+def test_each_row_of_a_batch_is_in_one_micro_batch_of_one_process(
+        batch_size, micro_batch_size, world_size, longest):
+    all_rows = list(range(batch_size))
+    found_rows = []
+    for rank in range(world_size):
+        processes = Processes(rank, rank, world_size)
+        for begin, end in distill.split_batch(batch_size, micro_batch_size, processes):
+            part = all_rows[begin:end]
             assert len(part) <= longest
-            rows += part
-    assert sorted(rows) == list(range(batch_size))
+            found_rows += part
+    assert sorted(found_rows) == all_rows
 
 
 def test_a_batch_without_masked_places_adds_nothing():
+    """The mean over no places must be 0, not nan, which would spoil the whole model."""
     student = noisy_model(STUDENT)
     teacher = noisy_model(TOY_TEACHER, 2)
-    gradients, losses = gradients_and_losses(
-        student, make_distillation(student, teacher, num_masked=0))
+    distillation = make_distillation(student, teacher, num_masked=0)
+    gradients, losses = gradients_and_losses(student, distillation)
     assert losses["mlm"] == 0
     assert losses["output"] == 0
     assert losses["hidden"] > 0
-    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        assert gradient.isfinite().all(), name
 
 
 def test_the_teacher_learns_nothing_and_never_drops_anything():
@@ -411,7 +523,12 @@ def test_the_teacher_learns_nothing_and_never_drops_anything():
     assert teacher.training
     distillation = make_distillation(student, teacher)
     answers = []
-    teacher.register_forward_hook(lambda module, _, output: answers.append(output[0][-1]))
+
+    def note_answer(module, inputs, output):
+        hidden, _ = output
+        answers.append(hidden[-1])
+
+    teacher.register_forward_hook(note_answer)
     for train in (True, False, True):
         student.train(train)
         gradients_and_losses(student, distillation)
@@ -448,23 +565,26 @@ class WatchedModel(MiniALBERT):
     ("embedding", [[]], [[]]),
 ])
 def test_no_more_of_the_models_is_run_than_a_loss_needs(name, of_teacher, of_student):
+    """A map or a prediction that no loss looks at would cost time and memory in each step."""
     teacher = WatchedModel(TOY_TEACHER)
     student = WatchedModel(STUDENT)
-    list(make_distillation(student, teacher, weights={name: 1.0}).losses_of_micro_batches(0))
+    distillation = make_distillation(student, teacher, weights={name: 1.0})
+    list(distillation.losses_of_micro_batches(0))        # the models run while it is looped over
     assert teacher.calls == of_teacher
     assert student.calls == of_student
 
 
 def test_a_shared_layer_overfits_one_batch():
+    """If a student cannot even learn one batch by heart, its gradients are wrong somewhere."""
     student = noisy_model(STUDENT)
     distillation = make_distillation(student, noisy_model(TOY_TEACHER, 2), num_masked=9)
     optimizer = torch.optim.AdamW(student.parameters(), 0.01)
     values = []
     for _ in range(40):
         optimizer.zero_grad()
-        for losses in distillation.losses_of_micro_batches(0):
-            loss = sum(distillation.loss_weights[name] * value for name, value in losses.items())
-            loss.backward()
+        losses, = distillation.losses_of_micro_batches(0)
+        loss = weighted_sum(losses, distillation.loss_weights)
+        loss.backward()
         optimizer.step()
         values.append(loss.item())
     assert values[-1] < 0.35 * values[0]
@@ -472,43 +592,47 @@ def test_a_shared_layer_overfits_one_batch():
 
 def test_evaluation_is_the_accuracy_and_the_loss_of_masked_tokens():
     student = noisy_model(replace(STUDENT, hidden_dropout_prob=0.5)).train()
-    found = evaluate(student, RandomBatches(5))
+    batches = RandomBatches(5)
+    found = evaluate(student, batches)
     assert not student.training
     num_correct = 0
     total_loss = 0.0
     for step in range(10):                               # 40 sequences
-        ids, positions, labels = (torch.from_numpy(x) for x in RandomBatches(5).batch(step))
+        ids, positions, labels = batch_of_tensors(batches, step)
         with torch.no_grad():
             hidden, _ = student(ids)
-            logits = student.predict(hidden[-1].reshape(4 * T, C)[positions])
-        num_correct += (logits.argmax(-1) == labels).sum().item()
+            logits = masked_logits(student, hidden[-1], positions)
+        is_correct = logits.argmax(-1) == labels
+        num_correct += is_correct.sum().item()
         total_loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
     expected = {"accuracy": num_correct / 50, "loss": total_loss / 50}
     assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_one_evaluation_gives_the_accuracy_after_each_recursion():
+    """It is that of the model cut there, but all recursions are measured in one pass."""
     batches = RandomBatches(9, 400)
     model = noisy_model(replace(STUDENT, num_hidden_layers=3), seed=2)
     found = evaluate(model, batches, each_recursion=True)
+    accuracy_after = found.pop("accuracy_after")
     expected = []
-    for recursions in (1, 2, 3):
+    for num_recursions in (1, 2, 3):
         cut_model = copy.deepcopy(model)
-        keep_recursions(cut_model, recursions)
+        keep_recursions(cut_model, num_recursions)
         scores = evaluate(cut_model, batches)
         expected.append(scores["accuracy"])
     assert len(set(expected)) == 3
-    assert found.pop("accuracy_after")[1:] == expected
+    assert accuracy_after[1:] == expected
     assert found == scores
 
     # Before the first recursion there are the embeddings.
     num_correct = 0
     for step in range(100):
-        ids, positions, labels = (torch.from_numpy(x) for x in batches.batch(step))
+        ids, positions, labels = batch_of_tensors(batches, step)
         with torch.no_grad():
-            logits = model.predict(model.embeddings(ids).reshape(4 * T, C)[positions])
-        num_correct += (logits.argmax(-1) == labels).sum().item()
-    accuracy_after = evaluate(model, batches, each_recursion=True)["accuracy_after"]
+            logits = masked_logits(model, model.embeddings(ids), positions)
+        is_correct = logits.argmax(-1) == labels
+        num_correct += is_correct.sum().item()
     assert accuracy_after[0] == num_correct / 900
 
 
@@ -521,13 +645,15 @@ def test_evaluation_without_masked_tokens_is_an_error():
 def test_evaluation_takes_at_most_512_sequences(count, expected):
     steps = []
 
-    class Batches(RandomBatches):
+    class NotedBatches(RandomBatches):
         def batch(self, step):
             steps.append(step)
             return super().batch(step)
 
-    evaluate(noisy_model(replace(STUDENT, num_hidden_layers=1)), Batches(1, count))
-    assert steps == list(range(expected))
+    model = noisy_model(replace(STUDENT, num_hidden_layers=1))
+    batches = NotedBatches(num_masked=1, count=count)
+    evaluate(model, batches)
+    assert steps == list(range(expected))              # each batch has 4 sequences
 
 
 # ---- The start from the teacher ---------------------------------------------------------
@@ -757,7 +883,7 @@ def test_a_start_does_without_a_head_where_one_is_missing(student_has_head, teac
 
 def test_the_random_start_is_plain_noise(toy, tmp_path):
     more = ["--init", "random", "--lr", 0, "--adapter-size", 8]
-    distill.main(distill_flags(toy, tmp_path / "plain", *more))
+    run_distill(toy, tmp_path / "plain", *more)
     plain = load(tmp_path / "plain")
     for tensor in (plain.attention_adapters[0].up.weight, plain.layers[0].attention.query.weight,
                    plain.embeddings.position.weight, plain.embeddings.word.weight):
@@ -930,47 +1056,47 @@ def run_until_signal(toy, out, monkeypatch, number, *more):
 @pytest.mark.parametrize("number, status", [
     (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_step_saves_and_the_resumed_run_ends_as_if_there_was_none(
-        toy, whole, tmp_path, monkeypatch, capsys, number, status):
+        toy, whole, out, monkeypatch, capsys, number, status):
     handler = signal.getsignal(number)
     if handler is signal.SIG_IGN:
         pytest.skip("the tests were started with this signal ignored, as by nohup, and a run obeys")
-    assert run_until_signal(toy, tmp_path / "run", monkeypatch, number) == status
+    assert run_until_signal(toy, out, monkeypatch, number) == status
     assert signal.getsignal(number) is handler
-    assert read_metadata(tmp_path / "run")["step"] == "5"
+    assert read_metadata(out)["step"] == "5"
     assert "stopped after step 5 of 12: the same command, with --resume" in capsys.readouterr().out
-    load(tmp_path / "run")
-    restored = read_log(tmp_path / "run")[-1]
-    with open(tmp_path / "run" / "log.jsonl", "a") as file:
+    load(out)
+    restored = read_log(out)[-1]
+    with open(out / "log.jsonl", "a") as file:
         file.write('{"step": 6, "lo')                    # a run that was killed could leave this
-    distill.main(distill_flags(toy, tmp_path / "run", "--resume"))
-    assert_same_run(tmp_path / "run", whole)
-    assert sorted(os.listdir(tmp_path / "run")) == sorted(os.listdir(whole))
+    run_distill(toy, out, "--resume")
+    assert_same_run(out, whole)
+    assert sorted(os.listdir(out)) == sorted(os.listdir(whole))
     before, _ = capsys.readouterr().out.split("\nsteps ")
-    assert f"{tmp_path}/run: going on after step 5 of 12\n" in before
+    assert f"{out}: going on after step 5 of 12\n" in before
     assert table_rows(before, "student")[0][3:] == [
         f"{restored['valid_accuracy']:.1%}", f"{restored['valid_loss']:.3f}"]
 
 
-def test_a_closed_pipe_ends_the_run_and_nothing_is_lost(toy, tmp_path, monkeypatch, capsys):
+def test_a_closed_pipe_ends_the_run_and_nothing_is_lost(toy, out, tmp_path, monkeypatch, capsys):
     """The pipe is closed at step 4, where nothing is saved."""
     def show(bar, line, steps, evaluate_now):
         if evaluate_now:
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     flags = ["--save-every", 9, "--eval-every", 4]
-    assert distill.main(distill_flags(toy, tmp_path / "whole", *flags)) is None
+    run_distill(toy, tmp_path / "whole", *flags)
     with monkeypatch.context() as patch:
         patch.setattr(distill, "show_progress", show)
-        assert distill.main(distill_flags(toy, tmp_path / "run", *flags)) == 2
+        assert distill.main(distill_flags(toy, out, *flags)) == 2
     assert capsys.readouterr().err == (
         "distill.py: error: the program that reads the output has ended (broken pipe)\n")
-    assert read_metadata(tmp_path / "run")["step"] == "4"
-    load(tmp_path / "run")
-    assert distill.main(distill_flags(toy, tmp_path / "run", *flags, "--resume")) is None
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert read_metadata(out)["step"] == "4"
+    load(out)
+    run_distill(toy, out, *flags, "--resume")
+    assert_same_run(out, tmp_path / "whole")
 
 
-def test_gradients_that_the_caller_has_left_are_not_trained_on(toy, whole, tmp_path, monkeypatch):
+def test_gradients_that_the_caller_has_left_are_not_trained_on(toy, whole, out, monkeypatch):
     begin_or_resume = distill.begin_or_resume
 
     def leave_gradients(model, *args):
@@ -981,26 +1107,25 @@ def test_gradients_that_the_caller_has_left_are_not_trained_on(toy, whole, tmp_p
 
     monkeypatch.setattr(distill, "begin_or_resume", leave_gradients)
     monkeypatch.setattr(distill, "seconds_of_a_step", lambda *args: 1.0)
-    assert distill.main(distill_flags(toy, tmp_path / "run")) is None
-    assert_same_run(tmp_path / "run", whole)
+    run_distill(toy, out)
+    assert_same_run(out, whole)
 
 
-def test_a_signal_at_the_last_step_stops_a_run_that_is_finished(
-        toy, whole, tmp_path, monkeypatch):
+def test_a_signal_at_the_last_step_stops_a_run_that_is_finished(toy, whole, out, monkeypatch):
     def send(step):
         if step == 11:
             os.kill(os.getpid(), signal.SIGTERM)
 
     before_each_step(monkeypatch, send)
     with pytest.raises(SystemExit, match="^143$"):
-        distill.main(distill_flags(toy, tmp_path / "run"))
-    assert_same_run(tmp_path / "run", whole)
-    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) is None
-    assert_same_run(tmp_path / "run", whole)
+        distill.main(distill_flags(toy, out))
+    assert_same_run(out, whole)
+    run_distill(toy, out, "--resume")
+    assert_same_run(out, whole)
 
 
 def test_a_signal_in_the_last_evaluation_stops_a_run_that_is_finished(
-        toy, whole, tmp_path, monkeypatch, capsys):
+        toy, whole, out, monkeypatch, capsys):
     original = distill.held_out_scores
 
     def evaluate_and_send(evaluate_model, steps_done):
@@ -1010,9 +1135,9 @@ def test_a_signal_in_the_last_evaluation_stops_a_run_that_is_finished(
 
     monkeypatch.setattr(distill, "held_out_scores", evaluate_and_send)
     with pytest.raises(SystemExit, match="^130$"):
-        distill.main(distill_flags(toy, tmp_path / "run"))
+        distill.main(distill_flags(toy, out))
     assert "stopped after step 12 of 12: the same command" in capsys.readouterr().out
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(out, whole)
 
 
 def test_a_signal_after_the_last_look_at_the_list_takes_effect_at_the_end():
@@ -1029,7 +1154,7 @@ def test_a_signal_after_the_last_look_at_the_list_takes_effect_at_the_end():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_signal_that_was_ignored_stays_ignored(toy, whole, tmp_path, monkeypatch, number):
+def test_a_signal_that_was_ignored_stays_ignored(toy, whole, out, monkeypatch, number):
     """A shell script lets a command in its background ignore Ctrl-C, and nohup lets one ignore
     that its terminal was closed."""
     def send(step):
@@ -1039,11 +1164,11 @@ def test_a_signal_that_was_ignored_stays_ignored(toy, whole, tmp_path, monkeypat
     before_each_step(monkeypatch, send)
     before = signal.signal(number, signal.SIG_IGN)
     try:
-        assert distill.main(distill_flags(toy, tmp_path / "run")) is None
+        run_distill(toy, out)
         assert signal.getsignal(number) is signal.SIG_IGN
     finally:
         signal.signal(number, before)
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(out, whole)
 
 
 def test_a_closed_terminal_does_not_change_the_status_of_a_run_that_was_stopped(monkeypatch):
@@ -1056,13 +1181,12 @@ def test_a_closed_terminal_does_not_change_the_status_of_a_run_that_was_stopped(
         distill.stop_run([signal.SIGHUP], 3, types.SimpleNamespace(steps=9), Processes())
 
 
-def test_a_process_without_a_signal_stops_with_another_that_received_one(
-        toy, tmp_path, monkeypatch):
+def test_a_process_without_a_signal_stops_with_another_that_received_one(toy, out, monkeypatch):
     monkeypatch.setattr(distill, "must_stop", lambda signals, look_now, processes: True)
     with pytest.raises(SystemExit) as caught:
-        distill.main(distill_flags(toy, tmp_path / "run"))
+        distill.main(distill_flags(toy, out))
     assert caught.value.code == 128 + signal.SIGTERM
-    assert read_metadata(tmp_path / "run")["step"] == "1"
+    assert read_metadata(out)["step"] == "1"
 
 
 @pytest.mark.parametrize("size, expected", [
@@ -1075,48 +1199,48 @@ def test_a_log_is_cut_to_its_size_at_the_checkpoint_but_never_made_longer(
     assert (tmp_path / "log.jsonl").read_text() == expected
 
 
-def test_a_run_stopped_before_its_first_checkpoint_begins_anew(toy, whole, tmp_path, capsys):
-    os.makedirs(tmp_path / "run")
-    shutil.copy(whole / "run.json", tmp_path / "run")
-    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1}\n{"st')
-    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) is None
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(toy, whole, out, capsys):
+    os.makedirs(out)
+    shutil.copy(whole / "run.json", out)
+    (out / "log.jsonl").write_text('{"step": 1}\n{"st')
+    run_distill(toy, out, "--resume")
     assert "has no checkpoint yet, so it starts at step 1\n" in capsys.readouterr().out
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(out, whole)
 
 
 def test_without_a_checkpoint_too_a_run_does_not_go_on_with_another_corpus(
-        toy, whole, tmp_path, capsys):
-    os.makedirs(tmp_path / "run")
-    shutil.copy(whole / "run.json", tmp_path / "run")
-    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1}\n')
-    before = files_below(tmp_path / "run")
+        toy, whole, out, tmp_path, capsys):
+    os.makedirs(out)
+    shutil.copy(whole / "run.json", out)
+    (out / "log.jsonl").write_text('{"step": 1}\n')
+    before = files_below(out)
     other = tmp_path / "other.txt"
     other.write_text((toy / "corpus.txt").read_text().replace("w1", "w2", 1))
     more = ["--resume", "--corpus", other]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) == 2
-    assert "run.json is of a run with other settings: corpus was" in capsys.readouterr().err
-    assert files_below(tmp_path / "run") == before
+    error = error_of_run(capsys, toy, out, *more)
+    assert "run.json is of a run with other settings: corpus was" in error
+    assert files_below(out) == before
 
 
-def test_a_finished_run_resumed_stays_as_it_is(toy, whole, tmp_path, monkeypatch):
+def test_a_finished_run_resumed_stays_as_it_is(toy, whole, out, monkeypatch):
     def refuse(distillation, device):
         raise AssertionError("there is no step left to be timed")
 
     monkeypatch.setattr(distill, "seconds_of_a_step", refuse)
-    shutil.copytree(whole, tmp_path / "run")
-    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) is None
-    assert_same_run(tmp_path / "run", whole)
+    shutil.copytree(whole, out)
+    run_distill(toy, out, "--resume")
+    assert_same_run(out, whole)
 
 
 def test_a_model_that_was_not_saved_with_the_last_checkpoint_is_saved_by_the_resumed_run(
-        toy, whole, tmp_path):
-    shutil.copytree(whole, tmp_path / "run")
-    os.remove(tmp_path / "run" / "model.safetensors")
-    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) is None
-    assert_same_run(tmp_path / "run", whole)
+        toy, whole, out):
+    shutil.copytree(whole, out)
+    os.remove(out / "model.safetensors")
+    run_distill(toy, out, "--resume")
+    assert_same_run(out, whole)
 
 
-def test_each_step_drops_other_units(toy, tmp_path, monkeypatch):
+def test_each_step_drops_other_units(toy, out, monkeypatch):
     original = Distillation.losses_of_micro_batches
     drawn = []
 
@@ -1125,21 +1249,21 @@ def test_each_step_drops_other_units(toy, tmp_path, monkeypatch):
         return original(self, step)
 
     monkeypatch.setattr(Distillation, "losses_of_micro_batches", losses_of_micro_batches)
-    assert distill.main(distill_flags(toy, tmp_path / "run")) is None
+    run_distill(toy, out)
     steps = drawn[4:]                                    # the first four are only timed
     assert len(steps) == 12
     assert len(set(steps)) == 12
     assert all(training for training, _ in steps)
 
 
-def test_evaluating_logging_and_saving_change_no_weight(toy, whole, tmp_path):
+def test_evaluating_logging_and_saving_change_no_weight(toy, whole, out):
     rare = ["--log-every", 50, "--eval-every", 0, "--save-every", 50]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *rare)) is None
-    assert model_bytes(tmp_path / "run") == model_bytes(whole)
-    assert read_log(tmp_path / "run") == read_log(whole)[-1:]
+    run_distill(toy, out, *rare)
+    assert model_bytes(out) == model_bytes(whole)
+    assert read_log(out) == read_log(whole)[-1:]
 
 
-def test_a_checkpoint_is_written_as_often_as_asked_and_at_the_end(toy, tmp_path, monkeypatch):
+def test_a_checkpoint_is_written_as_often_as_asked_and_at_the_end(toy, out, monkeypatch):
     original = distill.save_training_state
     saved = []
 
@@ -1148,7 +1272,7 @@ def test_a_checkpoint_is_written_as_often_as_asked_and_at_the_end(toy, tmp_path,
         original(path, state, step, log_size, settings)
 
     monkeypatch.setattr(distill, "save_training_state", save_training_state)
-    distill.main(distill_flags(toy, tmp_path / "run", "--save-every", 5))
+    run_distill(toy, out, "--save-every", 5)
     assert saved == [5, 10, 12]
 
 
@@ -1166,23 +1290,23 @@ def test_the_log_has_each_loss_by_itself(whole):
     assert rates == pytest.approx([0.01 * min(s / 3, (13 - s) / 9) for s in range(1, 13)])
 
 
-def test_each_line_of_the_log_can_be_read_at_once(toy, tmp_path, monkeypatch):
+def test_each_line_of_the_log_can_be_read_at_once(toy, out, monkeypatch):
     def look(step):
-        assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == step
+        assert (out / "log.jsonl").read_text().count("\n") == step
 
     before_each_step(monkeypatch, look)
-    assert distill.main(distill_flags(toy, tmp_path / "run", "--save-every", 50)) is None
+    run_distill(toy, out, "--save-every", 50)
 
 
 def test_the_log_has_the_speed_since_the_line_before_or_since_the_run_was_resumed(
-        toy, tmp_path, monkeypatch):
+        toy, out, monkeypatch):
     """Here each look at the clock is one second after the one before."""
     seconds = itertools.count()
     monkeypatch.setattr(distill.time, "perf_counter", lambda: float(next(seconds)))
-    run_until_signal(toy, tmp_path / "run", monkeypatch, signal.SIGTERM, "--log-every", 2)
-    distill.main(distill_flags(toy, tmp_path / "run", "--log-every", 2, "--resume"))
+    run_until_signal(toy, out, monkeypatch, signal.SIGTERM, "--log-every", 2)
+    run_distill(toy, out, "--log-every", 2, "--resume")
     speeds = {}
-    for text in (tmp_path / "run" / "log.jsonl").read_text().splitlines():
+    for text in (out / "log.jsonl").read_text().splitlines():
         line = json.loads(text)
         speeds[line["step"]] = line["tokens_per_second"]
     # 64 tokens a step. It was stopped after step 5, of which there is a line, for it is evaluated.
@@ -1205,23 +1329,22 @@ DIFFERENT_SETTINGS = [
 
 
 def test_a_run_of_the_version_that_divided_the_attention_loss_is_refused_and_left_alone(
-        toy, whole, tmp_path, capsys):
-    shutil.copytree(whole, tmp_path / "run")
-    content = json.loads((tmp_path / "run" / "run.json").read_text())
+        toy, whole, out, capsys):
+    shutil.copytree(whole, out)
+    content = json.loads((out / "run.json").read_text())
     assert content["settings"].pop("attention_loss") == "mean over rows"
-    (tmp_path / "run" / "run.json").write_text(json.dumps(content))
-    before = model_bytes(tmp_path / "run")
-    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) == 2
-    error = capsys.readouterr().err
+    (out / "run.json").write_text(json.dumps(content))
+    before = model_bytes(out)
+    error = error_of_run(capsys, toy, out, "--resume")
     assert "attention_loss was 'divided by the length', now it is 'mean over rows'" in error
     assert error.count("\n") == 1
-    assert model_bytes(tmp_path / "run") == before
+    assert model_bytes(out) == before
 
 
 @pytest.mark.parametrize("names, more", DIFFERENT_SETTINGS)
 def test_a_resume_with_other_settings_is_refused_and_says_which(
-        toy, whole, tmp_path, capsys, names, more):
-    shutil.copytree(whole, tmp_path / "run")
+        toy, whole, out, tmp_path, capsys, names, more):
+    shutil.copytree(whole, out)
     shutil.copytree(toy / "teacher", tmp_path / "teacher")
     save(noisy_model(TOY_TEACHER, seed=9), tmp_path / "teacher")
     shutil.copytree(toy / "teacher", tmp_path / "heads")     # the same weights, but fewer heads
@@ -1231,8 +1354,7 @@ def test_a_resume_with_other_settings_is_refused_and_says_which(
     shutil.copytree(whole, tmp_path / "student")
     (tmp_path / "other.txt").write_text((toy / "corpus.txt").read_text().replace("w1", "w2", 1))
     more = [str(word).format(tmp=tmp_path) for word in more]
-    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume", *more)) == 2
-    error = capsys.readouterr().err
+    error = error_of_run(capsys, toy, out, "--resume", *more)
     assert error.count("\n") == 1
     # "lr was 0.01, now it is 0.5; shape.adapter_size was 0, now it is 3" names lr and shape.
     differences = re.search(r"other settings: (.*)\. For other settings", error)[1]
@@ -1242,24 +1364,23 @@ def test_a_resume_with_other_settings_is_refused_and_says_which(
     assert found == names
     if "lr" in names:
         assert "lr was 0.01, now it is 0.5" in error
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(out, whole)
 
 
-def test_a_run_is_not_lost_unless_it_is_said(toy, whole, tmp_path, capsys):
-    shutil.copytree(whole, tmp_path / "run")
-    assert distill.main(distill_flags(toy, tmp_path / "run", "--seed", 1)) == 2
-    error = capsys.readouterr().err
+def test_a_run_is_not_lost_unless_it_is_said(toy, whole, out, capsys):
+    shutil.copytree(whole, out)
+    error = error_of_run(capsys, toy, out, "--seed", 1)
     assert "--overwrite" in error
     assert "--resume" in error
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(out, whole)
     more = ["--seed", 1, "--overwrite"]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
-    assert model_bytes(tmp_path / "run") != model_bytes(whole)
-    assert len(read_log(tmp_path / "run")) == 12
+    run_distill(toy, out, *more)
+    assert model_bytes(out) != model_bytes(whole)
+    assert len(read_log(out)) == 12
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_the_first_ends_well(
-        toy, whole, tmp_path, monkeypatch, capsys):
+        toy, whole, out, monkeypatch, capsys):
     statuses = []
     steps = []
 
@@ -1269,43 +1390,42 @@ def test_a_second_run_in_the_same_folder_is_refused_and_the_first_ends_well(
             return
         with torch.random.fork_rng():                    # the dropout of this step stays the same
             for flag in ("--resume", "--overwrite"):
-                statuses.append(distill.main(distill_flags(toy, tmp_path / "run", flag)))
+                statuses.append(distill.main(distill_flags(toy, out, flag)))
 
     before_each_step(monkeypatch, start_another)
-    assert distill.main(distill_flags(toy, tmp_path / "run")) is None
+    run_distill(toy, out)
     assert statuses == [2, 2]
     assert capsys.readouterr().err.count("another run is writing into it") == 2
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(out, whole)
 
 
-def test_to_overwrite_removes_what_runs_wrote_and_nothing_else(toy, whole, tmp_path):
+def test_to_overwrite_removes_what_runs_wrote_and_nothing_else(toy, whole, out):
     """With an old task.json and head beside it, the new student would be taken for a tuned one."""
-    out = tmp_path / "run"
     shutil.copytree(whole, out)
     for name in ("task.json", "head.safetensors", "notes.txt"):
         (out / name).write_text("{}")
     more = ["--overwrite", "--steps", 1, "--warmup", 0]
-    assert distill.main(distill_flags(toy, out, *more)) is None
+    run_distill(toy, out, *more)
     assert set(os.listdir(out)) == {*os.listdir(whole), "notes.txt"}
     assert (out / "notes.txt").read_text() == "{}"
     assert len(read_log(out)) == 1
 
 
 def test_a_student_that_is_nan_before_its_first_step_costs_no_old_run(
-        toy, whole, tmp_path, capsys):
-    shutil.copytree(whole, tmp_path / "run")
+        toy, whole, out, tmp_path, capsys):
+    shutil.copytree(whole, out)
     teacher = load(toy / "teacher")
     with torch.no_grad():
         teacher.embeddings.norm.weight.fill_(3e38)
     shutil.copytree(toy / "teacher", tmp_path / "teacher")
     save(teacher, tmp_path / "teacher")
     for micro_batch_size in (0, 1):
-        flags = distill_flags(toy, tmp_path / "run", "--overwrite", "--micro-batch-size",
+        flags = distill_flags(toy, out, "--overwrite", "--micro-batch-size",
                               micro_batch_size, "--teacher", tmp_path / "teacher")
         assert distill.main(flags) == 2
         error = capsys.readouterr().err
         assert "before the first step the sum of the losses is nan" in error
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(out, whole)
 
 
 def test_a_nan_in_any_micro_batch_is_found_before_the_first_step():
@@ -1323,37 +1443,35 @@ def test_a_nan_in_any_micro_batch_is_found_before_the_first_step():
             distill.seconds_of_a_step(distillation, torch.device("cpu"))
 
 
-def test_a_line_that_cannot_be_printed_costs_no_checkpoint(toy, tmp_path, monkeypatch, capsys):
+def test_a_line_that_cannot_be_printed_costs_no_checkpoint(toy, out, monkeypatch, capsys):
     def broken_pipe(*args):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     monkeypatch.setattr(distill, "show_progress", broken_pipe)
-    assert distill.main(distill_flags(toy, tmp_path / "run", "--log-every", 4)) == 2
-    assert "(broken pipe)" in capsys.readouterr().err
-    _, metadata = read_safetensors(tmp_path / "run" / "training.safetensors")
+    error = error_of_run(capsys, toy, out, "--log-every", 4)
+    assert "(broken pipe)" in error
+    _, metadata = read_safetensors(out / "training.safetensors")
     assert metadata["step"] == "4"
 
 
-def test_a_state_that_is_not_finite_is_found_before_the_model_is_written(
-        toy, whole, tmp_path, capsys):
-    shutil.copytree(whole, tmp_path / "run")
-    path = tmp_path / "run" / "training.safetensors"
+def test_a_state_that_is_not_finite_is_found_before_the_model_is_written(toy, whole, out, capsys):
+    shutil.copytree(whole, out)
+    path = out / "training.safetensors"
     tensors, metadata = read_safetensors(path)
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     tensors["model.head.bias"][3] = math.nan
     write_safetensors(tensors, path, metadata)
-    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) == 2
-    error = capsys.readouterr().err
+    error = error_of_run(capsys, toy, out, "--resume")
     assert "training.safetensors: there are values that are not finite in model.head.bias" in error
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(out, whole)
 
 
 @pytest.mark.parametrize("fate", ["touched", "copied", "moved"])
-def test_a_run_knows_its_corpus_by_what_is_in_it(toy, whole, tmp_path, monkeypatch, fate):
+def test_a_run_knows_its_corpus_by_what_is_in_it(toy, whole, out, tmp_path, monkeypatch, fate):
     old = tmp_path / "c.txt"
     new = old
     shutil.copy(toy / "corpus.txt", old)
-    assert run_until_signal(toy, tmp_path / "run", monkeypatch, signal.SIGTERM,
+    assert run_until_signal(toy, out, monkeypatch, signal.SIGTERM,
                             "--corpus", old) == 143
     if fate == "touched":
         os.utime(old, (1, 1))
@@ -1365,37 +1483,36 @@ def test_a_run_knows_its_corpus_by_what_is_in_it(toy, whole, tmp_path, monkeypat
         new.parent.mkdir()
         old.rename(new)
     more = ["--resume", "--corpus", new, "--cache", tmp_path / "another-machine"]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
-    assert_same_run(tmp_path / "run", whole)
+    run_distill(toy, out, *more)
+    assert_same_run(out, whole)
 
 
 def test_a_resume_with_more_steps_says_what_to_do_before_the_corpus_is_read(
-        toy, whole, tmp_path, monkeypatch, capsys):
-    shutil.copytree(whole, tmp_path / "run")
+        toy, whole, out, monkeypatch, capsys):
+    shutil.copytree(whole, out)
     monkeypatch.setattr(distill, "open_corpus", None)    # to call it would be a TypeError
     more = ["--resume", "--steps", 40]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) == 2
-    error = capsys.readouterr().err
+    error = error_of_run(capsys, toy, out, *more)
     assert "steps was 12, now it is 40" in error
     assert "distill.py --student" in error
 
 
-def test_a_resume_where_no_run_is_says_so_and_begins_one(toy, tmp_path, capsys):
+def test_a_resume_where_no_run_is_says_so_and_begins_one(toy, out, capsys):
     more = ["--resume", "--steps", 1, "--warmup", 0]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    run_distill(toy, out, *more)
     printed = capsys.readouterr().out
-    assert f"there is no run in {tmp_path}/run yet, so this one starts at step 1\n" in printed
+    assert f"there is no run in {out} yet, so this one starts at step 1\n" in printed
     assert "going on" not in printed
-    assert len(read_log(tmp_path / "run")) == 1
+    assert len(read_log(out)) == 1
 
 
-def test_a_resume_without_a_checkpoint_does_not_replace_the_model(toy, whole, tmp_path, capsys):
-    shutil.copytree(whole, tmp_path / "run")
-    os.remove(tmp_path / "run" / "training.safetensors")
-    before = files_below(tmp_path / "run")
-    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) == 2
-    assert "training.safetensors is missing, so the run in" in capsys.readouterr().err
-    assert files_below(tmp_path / "run") == before
+def test_a_resume_without_a_checkpoint_does_not_replace_the_model(toy, whole, out, capsys):
+    shutil.copytree(whole, out)
+    os.remove(out / "training.safetensors")
+    before = files_below(out)
+    error = error_of_run(capsys, toy, out, "--resume")
+    assert "training.safetensors is missing, so the run in" in error
+    assert files_below(out) == before
 
 
 def test_a_teacher_too_large_to_subtract_from_is_refused():
@@ -1422,19 +1539,19 @@ def test_the_corpus_may_not_hold_the_folder_of_the_run(tmp_path, monkeypatch):
         distill.arguments(["--corpus", "link", "--out", "c/run"])
 
 
-def test_a_folder_with_a_text_that_is_read_is_no_folder_for_a_run(toy, whole, tmp_path, capsys):
-    shutil.copytree(whole, tmp_path / "run")
-    text = tmp_path / "run" / "dev.jsonl"
+def test_a_folder_with_a_text_that_is_read_is_no_folder_for_a_run(toy, whole, out, capsys):
+    shutil.copytree(whole, out)
+    text = out / "dev.jsonl"
     text.write_text('{"text": "w1 w2"}\n')
-    for corpus in (text, tmp_path / "run"):
-        flags = distill_flags(toy, tmp_path / "run", "--overwrite", "--corpus", corpus)
+    for corpus in (text, out):
+        flags = distill_flags(toy, out, "--overwrite", "--corpus", corpus)
         assert distill.main(flags) == 2
         assert "run: this folder is read from" in capsys.readouterr().err
     assert text.exists()
 
 
 @pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json"])
-def test_a_tokenizer_with_the_tokens_in_another_order_is_refused(toy, tmp_path, capsys, file):
+def test_a_tokenizer_with_the_tokens_in_another_order_is_refused(toy, out, tmp_path, capsys, file):
     words = (toy / "teacher" / "vocab.txt").read_text().split()
     (tmp_path / "reversed").mkdir()
     (tmp_path / "reversed" / "vocab.txt").write_text("\n".join(words[::-1]))
@@ -1442,7 +1559,7 @@ def test_a_tokenizer_with_the_tokens_in_another_order_is_refused(toy, tmp_path, 
     if file == "tokenizer.json":
         Tokenizer(str(toy / "teacher")).backend.save(str(tmp_path / "teacher" / file))
         os.remove(tmp_path / "teacher" / "vocab.txt")
-    flags = distill_flags(toy, tmp_path / "run", "--tokenizer", tmp_path / "reversed",
+    flags = distill_flags(toy, out, "--tokenizer", tmp_path / "reversed",
                           "--teacher", tmp_path / "teacher")
     assert distill.main(flags) == 2
     assert "its tokens are not those of the teacher in" in capsys.readouterr().err
@@ -1453,12 +1570,12 @@ def test_a_tokenizer_with_the_tokens_in_another_order_is_refused(toy, tmp_path, 
         assert "its tokens are not those of the student in" in capsys.readouterr().err
     # If the teacher's own cannot be read, --tokenizer takes its place.
     (tmp_path / "teacher" / file).write_text("")
-    flags = distill_flags(toy, tmp_path / "run", "--tokenizer", toy / "teacher", "--teacher",
+    flags = distill_flags(toy, out, "--tokenizer", toy / "teacher", "--teacher",
                           tmp_path / "teacher", "--steps", 1, "--warmup", 0)
     assert distill.main(flags) is None
 
 
-def test_a_teacher_whose_folder_disappears_leaves_its_tokenizer(toy, tmp_path, monkeypatch):
+def test_a_teacher_whose_folder_disappears_leaves_its_tokenizer(toy, out, tmp_path, monkeypatch):
     shutil.copytree(toy / "teacher", tmp_path / "teacher")
 
     def remove_teacher(step):
@@ -1467,8 +1584,8 @@ def test_a_teacher_whose_folder_disappears_leaves_its_tokenizer(toy, tmp_path, m
 
     before_each_step(monkeypatch, remove_teacher)
     more = ["--teacher", tmp_path / "teacher"]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
-    found = Tokenizer(str(tmp_path / "run"))
+    run_distill(toy, out, *more)
+    found = Tokenizer(str(out))
     assert found.digest == Tokenizer(str(toy / "teacher")).digest
 
 
@@ -1517,7 +1634,7 @@ def test_a_missing_compiler_is_explained():
             raise error
 
 
-def test_a_full_disk_is_an_error_that_names_the_log(toy, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_an_error_that_names_the_log(toy, out, monkeypatch, capsys):
     class FullFile(io.StringIO):
         def write(self, text):
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -1528,28 +1645,28 @@ def test_a_full_disk_is_an_error_that_names_the_log(toy, tmp_path, monkeypatch, 
         return open(path, mode, encoding=encoding)
 
     monkeypatch.setattr(distill, "open", open_file, raising=False)
-    assert distill.main(distill_flags(toy, tmp_path / "run")) == 2
-    message = f"{tmp_path}/run/log.jsonl: No space left on device"
+    assert distill.main(distill_flags(toy, out)) == 2
+    message = f"{out}/log.jsonl: No space left on device"
     assert message in capsys.readouterr().err
 
 
-def test_a_run_in_a_thread_is_that_of_the_main_thread(toy, whole, tmp_path):
+def test_a_run_in_a_thread_is_that_of_the_main_thread(toy, whole, out):
     """Only the main thread may set the handlers of signals."""
-    flags = distill_flags(toy, tmp_path / "run")
+    flags = distill_flags(toy, out)
     thread = threading.Thread(target=distill.main, args=(flags,))
     thread.start()
     thread.join()
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(out, whole)
 
 
-def test_ctrl_c_in_an_evaluation_is_one_line_and_status_130(toy, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_in_an_evaluation_is_one_line_and_status_130(toy, out, monkeypatch, capsys):
     def evaluate(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(distill, "evaluate", evaluate)
-    assert distill.main(distill_flags(toy, tmp_path / "run")) == 130
+    assert distill.main(distill_flags(toy, out)) == 130
     assert capsys.readouterr().err.split("\n") == ["", "distill.py: interrupted", ""]
-    assert not (tmp_path / "run").exists()
+    assert not (out).exists()
 
 
 @pytest.mark.parametrize("error, is_explained", [
@@ -1573,17 +1690,16 @@ def test_out_of_memory_is_explained_and_other_errors_are_left_alone(error, is_ex
         assert caught.value is error
 
 
-def test_a_last_step_that_spoils_the_model_is_an_error_and_no_model_is_saved(
-        toy, tmp_path, capsys):
-    flags = distill_flags(toy, tmp_path / "run")
+def test_a_last_step_that_spoils_the_model_is_an_error_and_no_model_is_saved(toy, out, capsys):
+    flags = distill_flags(toy, out)
     assert distill.main(flags + ["--steps", "1", "--warmup", "0", "--lr", "2e9"]) == 2
     error = capsys.readouterr().err
     assert "error: step 1: the held-out loss is nan; no checkpoint of this step was" in error
-    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (out / "model.safetensors").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
-        toy, whole, tmp_path, monkeypatch, capsys):
+        toy, whole, out, monkeypatch, capsys):
     original = distill.attention_loss
     with monkeypatch.context() as patch:
         def spoil(step):
@@ -1591,18 +1707,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
             patch.setattr(distill, "attention_loss", lambda s, t: original(s, t) * factor)
 
         before_each_step(patch, spoil)
-        assert distill.main(distill_flags(toy, tmp_path / "run")) == 2
-    error = capsys.readouterr().err
+        error = error_of_run(capsys, toy, out)
     assert error.count("\n") == 1
     for words in ("step 7,", "attention nan", "learning rate 0.00666"):
         assert words in error
-    assert read_metadata(tmp_path / "run")["step"] == "4"
-    load(tmp_path / "run")
-    assert distill.main(distill_flags(toy, tmp_path / "run", "--resume")) is None
-    assert_same_run(tmp_path / "run", whole)
+    assert read_metadata(out)["step"] == "4"
+    load(out)
+    run_distill(toy, out, "--resume")
+    assert_same_run(out, whole)
 
 
-def test_the_handlers_of_signals_are_back_after_an_error(toy, tmp_path, monkeypatch):
+def test_the_handlers_of_signals_are_back_after_an_error(toy, out, monkeypatch):
     before = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
 
     def fail(step):
@@ -1612,7 +1727,7 @@ def test_the_handlers_of_signals_are_back_after_an_error(toy, tmp_path, monkeypa
 
     before_each_step(monkeypatch, fail)
     with pytest.raises(RuntimeError, match="no such kernel"):
-        distill.main(distill_flags(toy, tmp_path / "run"))
+        distill.main(distill_flags(toy, out))
     assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == before
 
 
@@ -1631,9 +1746,9 @@ def test_a_compiled_step_is_the_plain_one(toy, tmp_path, monkeypatch):
         return call
 
     monkeypatch.setattr(torch, "compile", compile_eagerly)
-    distill.main(distill_flags(toy, tmp_path / "plain", "--steps", 6))
+    run_distill(toy, tmp_path / "plain", "--steps", 6)
     assert not calls
-    distill.main(distill_flags(toy, tmp_path / "compiled", "--steps", 6, "--compile"))
+    run_distill(toy, tmp_path / "compiled", "--steps", 6, "--compile")
     assert len(calls) == 4 + 6                           # four are only timed
     for plain, line in zip(read_log(tmp_path / "plain"), read_log(tmp_path / "compiled"),
                            strict=True):
@@ -1816,10 +1931,10 @@ def test_bfloat16_is_near_float32_but_not_it(toy, tmp_path, monkeypatch, capsys)
         return original(*arguments)
 
     monkeypatch.setattr(distill, "evaluate", evaluate_and_note)
-    distill.main(distill_flags(toy, tmp_path / "float32", "--dropout", 0))
+    run_distill(toy, tmp_path / "float32", "--dropout", 0)
     assert dtypes == [torch.float32] * 7                 # two tables of two models, three lines
     dtypes.clear()
-    distill.main(distill_flags(toy, tmp_path / "half", "--dropout", 0, "--bf16"))
+    run_distill(toy, tmp_path / "half", "--dropout", 0, "--bf16")
     assert dtypes == [torch.bfloat16] * 7
     assert "device   cpu, bfloat16\n" in capsys.readouterr().out
     for full, half in zip(read_log(tmp_path / "float32"), read_log(tmp_path / "half"),
@@ -1830,12 +1945,12 @@ def test_bfloat16_is_near_float32_but_not_it(toy, tmp_path, monkeypatch, capsys)
         assert accuracies[0] == pytest.approx(accuracies[1], abs=0.05)       # of 64 places
 
 
-def test_a_run_in_bfloat16_is_resumed_bit_by_bit(toy, tmp_path, monkeypatch):
-    distill.main(distill_flags(toy, tmp_path / "whole", "--bf16"))
-    run_until_signal(toy, tmp_path / "run", monkeypatch, signal.SIGTERM, "--bf16")
-    distill.main(distill_flags(toy, tmp_path / "run", "--resume", "--bf16"))
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
-    tensors, _ = read_safetensors(tmp_path / "run" / "training.safetensors")
+def test_a_run_in_bfloat16_is_resumed_bit_by_bit(toy, out, tmp_path, monkeypatch):
+    run_distill(toy, tmp_path / "whole", "--bf16")
+    run_until_signal(toy, out, monkeypatch, signal.SIGTERM, "--bf16")
+    run_distill(toy, out, "--resume", "--bf16")
+    assert_same_run(out, tmp_path / "whole")
+    tensors, _ = read_safetensors(out / "training.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
@@ -2015,10 +2130,10 @@ def table_rows(text, name):
     return [line.split() for line in text.splitlines() if line.startswith(f"{name} ")]
 
 
-def test_what_a_run_prints_is_so(toy, tmp_path, capsys):
-    assert distill.main(distill_flags(toy, tmp_path / "run")) is None
+def test_what_a_run_prints_is_so(toy, out, capsys):
+    run_distill(toy, out)
     before, after = capsys.readouterr().out.split("\nsteps ")
-    models = {"teacher": load(toy / "teacher"), "student": load(tmp_path / "run")}
+    models = {"teacher": load(toy / "teacher"), "student": load(out)}
     for name, model in models.items():
         counts = distill.count_parameters(model)
         for part in (before, after):
@@ -2026,7 +2141,7 @@ def test_what_a_run_prints_is_so(toy, tmp_path, capsys):
             assert row[1:3] == [f"{counts['stored']:,}", f"{counts['applied']:,}"]
             assert len(row) == 5
         assert len(table_rows(before, name)) == 1
-        result = read_json(tmp_path / "run" / "results.json")[name]
+        result = read_json(out / "results.json")[name]
         assert (result["parameters"], result["applied"]) == (counts["stored"], counts["applied"])
         assert row[3:] == [f"{result['accuracy']:.1%}", f"{result['loss']:.3f}"]
         _, row_after_recursions = table_rows(after, name)
@@ -2041,12 +2156,12 @@ def test_what_a_run_prints_is_so(toy, tmp_path, capsys):
     assert "layers   1-2 2-4 (student-teacher)\n" in before
     assert "loss     1 mlm + 3 attention + 10 hidden + 5 output" in before
     assert "12 of 64 tokens: 0.0 min\n" in after
-    last = read_log(tmp_path / "run")[-1]
+    last = read_log(out)[-1]
     row = table_rows(after, "student")[0]
     assert row[3:] == [f"{last['valid_accuracy']:.1%}", f"{last['valid_loss']:.3f}"]
     for words in ("[MASK]", " teacher:", " student:"):
         assert after.count(words) == 4
-    assert f"python finetune.py --model {tmp_path}/run" in after
+    assert f"python finetune.py --model {out}" in after
 
 
 def test_the_accuracies_after_each_recursion_stand_below_their_numbers(capsys):
@@ -2064,14 +2179,14 @@ def test_the_elastic_loss_comes_with_the_output_loss_unless_it_is_said(flags, ex
     assert distill.arguments(flags).elastic == expected
 
 
-def test_the_samples_that_are_printed_are_held_out_text(toy, tmp_path, monkeypatch):
+def test_the_samples_that_are_printed_are_held_out_text(toy, out, tmp_path, monkeypatch):
     shown = []
 
     def note(models, tokenizer, batches, bf16):
         shown.append(batches.tokens)
 
     monkeypatch.setattr(distill, "print_samples", note)
-    assert distill.main(distill_flags(toy, tmp_path / "out")) is None
+    run_distill(toy, out)
     corpus = open_corpus([str(toy / "corpus.txt")], Tokenizer(toy / "teacher"), tmp_path / "cache")
     assert [tokens.tolist() for tokens in shown] == [corpus.valid_tokens.tolist()]
 
@@ -2084,17 +2199,17 @@ def test_an_evaluation_lets_the_first_process_tokenise_first(toy, tmp_path, monk
     assert happened == ["the first process begins", "open_corpus", "it has ended"]
 
 
-def test_the_elastic_loss_is_left_out_where_it_is_not_possible(toy, tmp_path, capsys):
+def test_the_elastic_loss_is_left_out_where_it_is_not_possible(toy, out, tmp_path, capsys):
     more = ["--elastic", 7, "--steps", 3]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    run_distill(toy, out, *more)
     assert "5 output + 7 elastic\n" in capsys.readouterr().out
     one = ["--num-hidden-layers", 1, "--steps", 3]       # one recursion has no earlier one
-    assert distill.main(distill_flags(toy, tmp_path / "other", *one)) is None
+    run_distill(toy, tmp_path / "other", *one)
     assert "5 output\n" in capsys.readouterr().out
     assert "elastic" not in read_log(tmp_path / "other")[-1]
     # Who asks for it is told.
-    assert distill.main(distill_flags(toy, tmp_path / "third", *one, "--elastic", 7)) == 2
-    assert "error: --elastic: it needs a teacher with an MLM head" in capsys.readouterr().err
+    error = error_of_run(capsys, toy, tmp_path / "third", *one, "--elastic", 7)
+    assert "error: --elastic: it needs a teacher with an MLM head" in error
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -2173,16 +2288,17 @@ def test_a_teacher_with_factorised_embeddings_of_the_same_width_gives_them_as_th
     assert torch.equal(student.eval().embeddings(ids), teacher.embeddings(ids))
 
 
-def test_a_head_is_kept_if_the_elastic_loss_alone_trains_it(toy, tmp_path):
+def test_a_head_is_kept_if_the_elastic_loss_alone_trains_it(toy, out):
     more = ["--mlm-weight", 0, "--output-weight", 0, "--elastic", 1, "--steps", 3]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
-    assert load(tmp_path / "run").head is not None
+    run_distill(toy, out, *more)
+    assert load(out).head is not None
 
 
-def test_the_lines_of_the_log_have_the_time_and_the_evaluations_are_printed(toy, tmp_path, capsys):
+def test_the_lines_of_the_log_have_the_time_and_the_evaluations_are_printed(
+        toy, out, tmp_path, capsys):
     begin = time.time()
     more = ["--steps", 6, "--eval-every", 3]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    run_distill(toy, out, *more)
     lines = [json.loads(text) for text in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     for line in lines:
         assert type(line["time"]) is int
@@ -2197,9 +2313,9 @@ def test_the_lines_of_the_log_have_the_time_and_the_evaluations_are_printed(toy,
 
 
 @pytest.mark.parametrize("more", [[], ["--bf16"]])
-def test_to_evaluate_prints_the_scores_of_the_run_and_writes_nothing(toy, tmp_path, capsys, more):
-    out = tmp_path / "run"
-    assert distill.main(distill_flags(toy, out, "--steps", 4, *more)) is None
+def test_to_evaluate_prints_the_scores_of_the_run_and_writes_nothing(
+        toy, out, tmp_path, capsys, more):
+    run_distill(toy, out, "--steps", 4, *more)
     _, after = capsys.readouterr().out.split("\nsteps ")
     before = files_below(tmp_path)
     flags = ["--evaluate", "--student", str(out), "--corpus", str(toy / "corpus.txt"), "--cache",
@@ -2242,7 +2358,7 @@ def test_a_run_leaves_a_student_with_its_tokenizer_a_log_and_a_checkpoint(toy, w
                                          attention_probs_dropout_prob=0.1)
 
 
-def test_a_run_trains_and_measures_as_the_flags_say(toy, tmp_path, monkeypatch):
+def test_a_run_trains_and_measures_as_the_flags_say(toy, out, monkeypatch):
     """It trains on one part of the corpus and is measured on the other, always with one seed."""
     trained = []
     measured = []
@@ -2260,9 +2376,9 @@ def test_a_run_trains_and_measures_as_the_flags_say(toy, tmp_path, monkeypatch):
              "log_every": 13, "eval_every": 17, "save_every": 19}
     more = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     more += ["--micro-batch-size", 1, "--temperature", 2, "--bf16"]
-    distill.main(distill_flags(toy, tmp_path / "run", *more))
+    run_distill(toy, out, *more)
     (objective, options), = trained
-    assert options == TrainingOptions(**flags, out=str(tmp_path / "run"), resume=False)
+    assert options == TrainingOptions(**flags, out=str(out), resume=False)
     assert objective.temperature == 2
     assert objective.bf16 is True
     assert objective.micro_batch_bounds == [(0, 1), (1, 2), (2, 3), (3, 4)]
@@ -2276,11 +2392,11 @@ def test_a_run_trains_and_measures_as_the_flags_say(toy, tmp_path, monkeypatch):
         assert (batches.T, batches.batch_size, batches.seed) == (16, 32, 0)
 
 
-def test_a_run_starts_from_the_teacher_also_where_there_is_little_text(toy, tmp_path):
+def test_a_run_starts_from_the_teacher_also_where_there_is_little_text(toy, out):
     """At this length there are fewer sequences than the 256 that the start is usually fitted to."""
     more = ["--length", 32, "--steps", 1, "--warmup", 0, "--lr", 0]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
-    student = load(tmp_path / "run")
+    run_distill(toy, out, *more)
+    student = load(out)
     teacher = load(toy / "teacher")
     mean = (teacher.layers[1].output.weight + teacher.layers[2].output.weight) / 2
     assert torch.allclose(student.layers[0].output.weight, mean, atol=1e-7)
@@ -2347,7 +2463,7 @@ NO_TEACHER = ["--teacher", "none", "--tokenizer", "{toy}/teacher", "--hidden-siz
 def test_without_a_teacher_a_bert_is_pretrained_that_others_can_open(toy, tmp_path, capsys):
     more = [word.format(toy=toy) for word in NO_TEACHER]
     more += ["--embedding-size", 24, "--num-hidden-groups", 2]
-    assert distill.main(distill_flags(toy, tmp_path / "bert", *more)) is None
+    run_distill(toy, tmp_path / "bert", *more)
     assert set(read_log(tmp_path / "bert")[0]) == {"step", "loss", "mlm", "lr", "gradient_norm"}
     printed = capsys.readouterr().out
     assert "teacher:" not in printed
@@ -2365,7 +2481,7 @@ def test_without_a_teacher_a_bert_is_pretrained_that_others_can_open(toy, tmp_pa
 
 def test_a_student_from_a_checkpoint_begins_with_its_weights(toy, whole, tmp_path):
     more = ["--student", whole, "--lr", 0]
-    assert distill.main(distill_flags(toy, tmp_path / "again", *more)) is None
+    run_distill(toy, tmp_path / "again", *more)
     assert model_bytes(tmp_path / "again") == model_bytes(whole)
     last = read_log(tmp_path / "again")[-1]
     assert last["valid_loss"] == read_log(whole)[-1]["valid_loss"]
@@ -2373,9 +2489,9 @@ def test_a_student_from_a_checkpoint_begins_with_its_weights(toy, whole, tmp_pat
 
 def test_a_student_from_a_checkpoint_can_be_stopped_and_resumed(toy, whole, tmp_path, monkeypatch):
     more = ["--student", whole]
-    assert distill.main(distill_flags(toy, tmp_path / "a", *more)) is None
+    run_distill(toy, tmp_path / "a", *more)
     assert run_until_signal(toy, tmp_path / "b", monkeypatch, signal.SIGTERM, *more) == 143
-    assert distill.main(distill_flags(toy, tmp_path / "b", "--resume", *more)) is None
+    run_distill(toy, tmp_path / "b", "--resume", *more)
     assert_same_run(tmp_path / "a", tmp_path / "b")
     assert model_bytes(tmp_path / "a") != model_bytes(whole)
 
@@ -2391,7 +2507,7 @@ def test_without_a_teacher_the_number_of_heads_divides_the_width(C, expected):
 def test_a_bert_without_a_head_is_given_one(toy, tmp_path):
     assert load(toy / "headless").head is None
     more = ["--teacher", "none", "--student", toy / "headless", "--lr", 0]
-    assert distill.main(distill_flags(toy, tmp_path / "headed", *more)) is None
+    run_distill(toy, tmp_path / "headed", *more)
     found = load(tmp_path / "headed")
     assert found.head is not None
     assert "valid_accuracy" in read_log(tmp_path / "headed")[-1]
@@ -2399,26 +2515,26 @@ def test_a_bert_without_a_head_is_given_one(toy, tmp_path):
         assert torch.equal(found.state_dict()[name], tensor), name
 
 
-def test_a_teacher_without_a_head_is_distilled_by_its_maps_and_states_alone(toy, tmp_path, capsys):
+def test_a_teacher_without_a_head_is_distilled_by_its_maps_and_states_alone(toy, out, capsys):
     more = ["--teacher", toy / "headless"]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    run_distill(toy, out, *more)
     printed = capsys.readouterr().out
     assert printed.count("no MLM head") == 4
     assert "loss     3 attention + 10 hidden\n" in printed
-    assert load(tmp_path / "run").head is None
-    lines = read_log(tmp_path / "run")
+    assert load(out).head is None
+    lines = read_log(out)
     assert set(lines[-1]) == {"step", "loss", "attention", "hidden", "lr", "gradient_norm"}
     assert lines[-1]["hidden"] < lines[0]["hidden"]
 
 
-def test_a_student_keeps_its_head_if_its_teacher_has_none(toy, tmp_path, capsys):
+def test_a_student_keeps_its_head_if_its_teacher_has_none(toy, out, capsys):
     more = ["--teacher", toy / "headless", "--student", toy / "teacher"]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
+    run_distill(toy, out, *more)
     printed = capsys.readouterr().out
     assert "loss     1 mlm + 3 attention + 10 hidden\n" in printed
     assert "    student: " in printed and "    teacher: " not in printed         # the guesses
-    assert load(tmp_path / "run").head is not None
-    assert "valid_accuracy" in read_log(tmp_path / "run")[-1]
+    assert load(out).head is not None
+    assert "valid_accuracy" in read_log(out)[-1]
 
 
 def test_a_bert_with_the_head_of_a_task_is_a_teacher(toy, tmp_path, capsys):
@@ -2432,47 +2548,46 @@ def test_a_bert_with_the_head_of_a_task_is_a_teacher(toy, tmp_path, capsys):
     more = ["--steps", 1, "--warmup", 0]
     for name in ("tuned", "headless"):
         teacher = ["--teacher", tmp_path / "tuned" if name == "tuned" else toy / "headless"]
-        assert distill.main(distill_flags(toy, tmp_path / f"{name}-out", *more, *teacher)) is None
+        run_distill(toy, tmp_path / f"{name}-out", *more, *teacher)
     printed = capsys.readouterr().out
     assert "[MASK]" not in printed                       # no model could predict a word there
     assert model_bytes(tmp_path / "tuned-out") == model_bytes(tmp_path / "headless-out")
 
 
-def test_without_a_loss_for_it_a_student_has_no_head(toy, tmp_path, capsys):
+def test_without_a_loss_for_it_a_student_has_no_head(toy, out, capsys):
     more = ["--mlm-weight", 0, "--output-weight", 0]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
-    assert load(tmp_path / "run").head is None
+    run_distill(toy, out, *more)
+    assert load(out).head is None
     printed = capsys.readouterr().out
     assert printed.count("no MLM head") == 2             # the teacher has one
     assert "[MASK]" not in printed
-    assert "valid_accuracy" not in read_log(tmp_path / "run")[-1]
+    assert "valid_accuracy" not in read_log(out)[-1]
 
 
-def test_a_student_from_a_checkpoint_keeps_its_head_if_a_loss_trains_it(toy, tmp_path):
+def test_a_student_from_a_checkpoint_keeps_its_head_if_a_loss_trains_it(toy, out, tmp_path):
     more = ["--student", toy / "teacher"]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
-    assert load(tmp_path / "run").head is not None
+    run_distill(toy, out, *more)
+    assert load(out).head is not None
     more += ["--mlm-weight", 0, "--output-weight", 0]
-    assert distill.main(distill_flags(toy, tmp_path / "other", *more)) is None
+    run_distill(toy, tmp_path / "other", *more)
     assert load(tmp_path / "other").head is None
 
 
 def test_without_attention_and_hidden_losses_the_numbers_of_layers_need_not_divide(
-        toy, tmp_path, capsys):
+        toy, out, capsys):
     more = ["--num-hidden-layers", 3, "--attention-weight", 0, "--hidden-weight", 0]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) is None
-    assert load(tmp_path / "run").config.num_hidden_layers == 3
+    run_distill(toy, out, *more)
+    assert load(out).config.num_hidden_layers == 3
     printed = capsys.readouterr().out
     assert "loss     1 mlm + 5 output + 2.5 elastic\n" in printed
     assert "\nlayers " not in printed
 
 
 @pytest.mark.parametrize("name", ["attention", "hidden"])
-def test_with_one_of_these_losses_the_numbers_of_layers_must_divide(toy, tmp_path, capsys, name):
+def test_with_one_of_these_losses_the_numbers_of_layers_must_divide(toy, out, capsys, name):
     other = {"attention": "hidden", "hidden": "attention"}[name]
     more = ["--num-hidden-layers", 3, f"--{other}-weight", 0]
-    assert distill.main(distill_flags(toy, tmp_path / "run", *more)) == 2
-    error = capsys.readouterr().err
+    error = error_of_run(capsys, toy, out, *more)
     assert "3 recursions cannot be spread evenly" in error
     assert "[1, 2, 4] or a multiple of 4 (--num-hidden-layers), or leave out the losses" in error
 
@@ -2732,13 +2847,13 @@ def test_flags_of_several_paths_may_come_again_and_add_up():
     assert args.corpus == ["a", "b", "c"]
 
 
-def test_both_of_two_corpora_are_read(toy, tmp_path):
+def test_both_of_two_corpora_are_read(toy, out, tmp_path):
     sizes = []
     (tmp_path / "more.txt").write_text("w1 w2 w3 .\n" * 50)
     for more in ([], ["--corpus", toy / "corpus.txt", "--corpus", tmp_path / "more.txt"]):
         out = tmp_path / f"run{len(sizes)}"
         more = [*more, "--steps", 1, "--warmup", 0, "--cache", tmp_path / f"cache{len(sizes)}"]
-        assert distill.main(distill_flags(toy, out, *more)) is None
+        run_distill(toy, out, *more)
         tokens, = (tmp_path / f"cache{len(sizes)}").glob("*.bin")
         sizes.append(tokens.stat().st_size // 2)         # two bytes a token
     assert sizes[1] == sizes[0] + 50 * 4 + 1             # and a [SEP]
@@ -2893,17 +3008,17 @@ def mistakes(toy):
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_an_error_of_the_user_is_one_line_and_nothing_is_written(mistakes, tmp_path, name, capsys):
+def test_an_error_of_the_user_is_one_line_and_nothing_is_written(mistakes, out, name, capsys):
     more, words = ERRORS[name]
     more = [word.format(toy=mistakes) for word in more]
     before = files_below(mistakes)
-    assert distill.main(distill_flags(mistakes, tmp_path / "out", *more)) == 2
+    assert distill.main(distill_flags(mistakes, out, *more)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("distill.py: error: ")
     assert words in lines[-1]
     if name not in ("too little text", "a part to hold out too short"):
         assert len(lines) == 1                           # for these two data.py has a warning
-    assert not (tmp_path / "out").exists()
+    assert not (out).exists()
     assert files_below(mistakes).items() >= before.items()
 
 
@@ -2911,12 +3026,12 @@ def test_an_error_of_the_user_is_one_line_and_nothing_is_written(mistakes, tmp_p
     "widths that differ", "heads that differ", "a start from other widths",
     "a start wider than the teacher", "a start without a projection",
     "a student with another vocabulary"])
-def test_the_remedies_that_the_errors_name_are_enough(mistakes, tmp_path, name, capsys):
+def test_the_remedies_that_the_errors_name_are_enough(mistakes, out, name, capsys):
     more, _ = ERRORS[name]
     more = [word.format(toy=mistakes) for word in more]
     more += ["--steps", "1", "--warmup", "0"]
     num_remedies = 0
-    while distill.main(distill_flags(mistakes, tmp_path / "out", *more)) == 2:
+    while distill.main(distill_flags(mistakes, out, *more)) == 2:
         error = capsys.readouterr().err
         more += re.search("(to allow this, say|; use) (--.*)", error)[2].split()
         num_remedies += 1
