@@ -177,6 +177,31 @@ def always(result):
     return function
 
 
+def pretend_gpus(monkeypatch, number):
+    """Let torch seem to find so many GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", always(number > 0))
+    monkeypatch.setattr(torch.cuda, "device_count", always(number))
+
+
+def parse(flags):
+    """Parse a command line that is one string."""
+    return distill.arguments(flags.split())
+
+
+def bert_config(hidden_size, num_layers, num_heads=4, **changes):
+    """Make the Config of a BERT: no layers are shared and its embeddings are as wide as it is."""
+    sizes = {
+        "vocab_size": V, "embedding_size": hidden_size, "hidden_size": hidden_size,
+        "num_hidden_layers": num_layers, "num_hidden_groups": num_layers,
+        "num_attention_heads": num_heads, "intermediate_size": F,
+    }
+    sizes.update(changes)
+    return Config(**sizes)
+
+
+BERT_BASE = bert_config(768, 12, 12, vocab_size=30522, intermediate_size=3072)
+
+
 # ---- The losses -------------------------------------------------------------------------
 
 def random_scores(shape, seed):
@@ -1736,24 +1761,24 @@ def test_to_train_needs_a_sequence_for_each_process_but_to_evaluate_does_not(
 
 def test_the_bundled_teacher_is_distilled_quickly_however_its_path_is_written(monkeypatch):
     """On a GPU the recipe for another teacher is "full", which takes hours."""
-    monkeypatch.setattr(torch.cuda, "is_available", always(True))
+    pretend_gpus(monkeypatch, 1)
     relative_path = os.path.relpath(distill.BUNDLED_TEACHER) + "/"
     for teacher in (distill.BUNDLED_TEACHER, relative_path):
         assert distill.arguments(["--teacher", teacher]).recipe == "quick"
-    assert distill.arguments(["--teacher", "elsewhere"]).recipe == "full"
+    assert parse("--teacher elsewhere").recipe == "full"
 
 
 def test_teacher_and_student_are_evaluated_at_the_same_length(monkeypatch):
-    """If the recipe chose it, it would be 128 for a teacher on a GPU."""
-    monkeypatch.setattr(torch.cuda, "is_available", always(True))
-    for flag in ("--teacher", "--student"):
-        args = distill.arguments(["--evaluate", flag, "elsewhere"])
-        assert args.length == 64
+    """The recipe for a teacher on a GPU has another length, but accuracies could not be compared
+    then."""
+    pretend_gpus(monkeypatch, 1)
+    assert parse("--evaluate --teacher elsewhere").length == 64
+    assert parse("--evaluate --student elsewhere").length == 64
 
 
 @pytest.mark.parametrize("width, expected_rank", [(3, 3), (64, 8)])
 def test_the_default_rank_is_at_most_the_width_of_the_feed_forward(width, expected_rank):
-    args = distill.arguments(["--hidden-size", "66", "--intermediate-size", str(width)])
+    args = parse(f"--hidden-size 66 --intermediate-size {width}")
     config = distill.student_config(args, noisy_model(TOY_TEACHER), V)
     assert config.correction_rank == expected_rank
 
@@ -1895,7 +1920,7 @@ TWO_GPUS = Processes(0, 0, 2, torch.device("cuda:0"))
 SECOND_OF_TWO = Processes(1, 1, 2, torch.device("cuda:1"))
 
 
-@pytest.mark.parametrize("words, processes, expected", [
+@pytest.mark.parametrize("flags, processes, expected", [
     ("--recipe full", GPU, (True, True)),
     ("--recipe paper", GPU, (True, True)),
     ("--recipe full", Processes(), (False, False)),      # on a CPU
@@ -1911,20 +1936,20 @@ SECOND_OF_TWO = Processes(1, 1, 2, torch.device("cuda:1"))
     ("--recipe full --batch-size 9", TWO_GPUS, (True, False)),            # 4, 4 and 1
     ("--recipe full --batch-size 9", SECOND_OF_TWO, (True, False)),       # it chooses the same
 ])
-def test_what_is_compiled_and_runs_as_cuda_graphs(words, processes, expected):
-    args = distill.arguments(words.split())
-    assert distill.choose_compilation(args, processes) == expected
+def test_what_is_compiled_and_runs_as_cuda_graphs(flags, processes, expected):
+    """expected: whether the losses are compiled, and whether they are CUDA graphs."""
+    assert distill.choose_compilation(parse(flags), processes) == expected
 
 
-@pytest.mark.parametrize("words, processes", [
+@pytest.mark.parametrize("flags, processes", [
     ("--recipe full --compile", Processes()),
     ("--recipe quick", GPU),
     ("--recipe full --no-compile", GPU),
     ("--recipe full --batch-size 8 --micro-batch-size 4", GPU),
     ("--recipe full --batch-size 9", SECOND_OF_TWO),
 ])
-def test_cuda_graphs_that_cannot_be_are_refused(words, processes):
-    args = distill.arguments([*words.split(), "--cuda-graphs"])
+def test_cuda_graphs_that_cannot_be_are_refused(flags, processes):
+    args = parse(f"{flags} --cuda-graphs")
     with pytest.raises(ValueError, match="--cuda-graphs: this needs a GPU, --compile, no micro-"):
         distill.choose_compilation(args, processes)
 
@@ -2144,90 +2169,119 @@ def test_a_run_in_bfloat16_is_resumed_bit_by_bit(toy, out, tmp_path, monkeypatch
 # ---- Processes and devices --------------------------------------------------------------
 # tests/test_processes.py has runs of several processes.
 
-def test_the_first_process_of_a_machine_goes_first(monkeypatch):
+@pytest.mark.parametrize("processes, expected", [
+    (Processes(rank=2, local_rank=0, world_size=4), ["work", "barrier"]),
+    (Processes(rank=3, local_rank=1, world_size=4), ["barrier", "work"]),
+    (Processes(), ["work"]),
+])
+def test_the_first_process_of_a_machine_goes_first(monkeypatch, processes, expected):
+    """The others wait at the barrier until it has worked; a single process waits for nobody."""
     events = []
-    monkeypatch.setattr(distill.dist, "barrier", lambda: events.append("barrier"))
-    for processes, expected in ((Processes(2, 0, 4), ["work", "barrier"]),
-                                (Processes(3, 1, 4), ["barrier", "work"]),
-                                (Processes(), ["work"])):
-        events.clear()
-        with distill.first_process_first(processes):
-            events.append("work")
-        assert events == expected
+
+    def barrier():
+        events.append("barrier")
+
+    monkeypatch.setattr(distill.dist, "barrier", barrier)
+    with distill.first_process_first(processes):
+        events.append("work")
+    assert events == expected
 
 
-@pytest.mark.parametrize("signals, elsewhere, expected", [
+@pytest.mark.parametrize("signals, num_elsewhere, expected", [
     ([], 0, False), ([], 1, True), ([2], 0, True), ([2, 2], 1, True)])
 def test_several_processes_stop_for_a_signal_to_any_of_them_in_a_step_that_looks(
-        monkeypatch, signals, elsewhere, expected):
-    monkeypatch.setattr(distill.dist, "all_reduce", lambda tensor: tensor.add_(elsewhere))
-    assert distill.must_stop(signals, True, Processes(1, 1, 2)) is expected
-    assert distill.must_stop(signals, False, Processes(1, 1, 2)) is False
-    for look_now in (True, False):
-        assert distill.must_stop(signals, look_now, Processes()) is (len(signals) > 0)
+        monkeypatch, signals, num_elsewhere, expected):
+    def all_reduce(num_signals):
+        num_signals.add_(num_elsewhere)
+
+    monkeypatch.setattr(distill.dist, "all_reduce", all_reduce)
+    one_of_two = Processes(1, 1, 2)
+    assert distill.must_stop(signals, True, one_of_two) is expected
+    assert distill.must_stop(signals, False, one_of_two) is False
 
 
-@pytest.fixture
-def no_variables(monkeypatch):
-    """Take away what torchrun would set."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.mark.parametrize("look_now", [True, False])
+def test_a_single_process_looks_for_signals_in_each_step(look_now):
+    assert distill.must_stop([], look_now, Processes()) is False
+    assert distill.must_stop([signal.SIGINT], look_now, Processes()) is True
 
 
-@pytest.mark.parametrize("flag, has_gpu, expected", [
-    ("auto", False, "cpu"), ("auto", True, "cuda:0"), ("cpu", True, "cpu"),
-    ("cuda", True, "cuda:0"), ("cuda:1", True, "cuda:1")])
+@pytest.mark.parametrize("flag, num_gpus, expected", [
+    ("auto", 0, "cpu"), ("auto", 2, "cuda:0"), ("cpu", 2, "cpu"), ("cuda", 2, "cuda:0"),
+    ("cuda:1", 2, "cuda:1")])
 def test_a_gpu_is_used_if_there_is_one_and_nothing_else_is_asked(
-        no_variables, monkeypatch, flag, has_gpu, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    devices = []
-    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+        monkeypatch, flag, num_gpus, expected):
+    devices_set = []
+    pretend_gpus(monkeypatch, num_gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", devices_set.append)
     device = torch.device(expected)
     assert distill.set_up_processes(flag) == (0, 0, 1, device)
-    assert devices == ([device] if device.type == "cuda" else [])
+    if device.type == "cuda":
+        assert devices_set == [device]
+    else:
+        assert devices_set == []
 
 
-def test_each_process_of_torchrun_has_its_own_gpu_and_only_the_first_prints(monkeypatch):
+@pytest.mark.parametrize("rank, local_rank", [
+    (0, 0), (5, 2), (3, 0)])                             # rank 3 is the first of a second machine
+def test_each_process_of_torchrun_has_its_own_gpu_and_only_the_first_prints(
+        monkeypatch, rank, local_rank):
     groups = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(distill.dist, "init_process_group",
-                        lambda backend, timeout, device_id: groups.append((backend, device_id)))
+
+    def init_process_group(backend, timeout, device_id):
+        groups.append((backend, device_id))
+
+    pretend_gpus(monkeypatch, 3)
+    monkeypatch.setattr(torch.cuda, "set_device", always(None))
+    monkeypatch.setattr(distill.dist, "init_process_group", init_process_group)
     monkeypatch.setattr(sys, "stdout", sys.stdout)       # it is put back after the test
     terminal = sys.stdout
     monkeypatch.setenv("WORLD_SIZE", "6")
-    for rank, local_rank in ((0, 0), (5, 2), (3, 0)):   # rank 3 is the first of a second machine
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
-        device = torch.device("cuda", local_rank)
-        assert distill.set_up_processes("auto") == (rank, local_rank, 6, device)
-        assert groups.pop() == ("nccl", device)
-        assert (sys.stdout is terminal) is (rank == 0)
-        if rank > 0:
-            sys.stdout.close()
-            sys.stdout = terminal
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    device = torch.device("cuda", local_rank)
+    assert distill.set_up_processes("auto") == (rank, local_rank, 6, device)
+    assert groups == [("nccl", device)]
+    if rank == 0:
+        assert sys.stdout is terminal
+    else:
+        assert sys.stdout.name == os.devnull
+        sys.stdout.close()
+
+
+def test_several_processes_cannot_share_a_gpu(monkeypatch):
+    pretend_gpus(monkeypatch, 3)
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ValueError, match="--device cuda:1: 6 processes cannot share a GPU"):
         distill.set_up_processes("cuda:1")
 
 
 def test_bfloat16_is_used_on_a_gpu_unless_it_is_said(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", always(True))
     cpu = torch.device("cpu")
     gpu = torch.device("cuda", 1)
-    not_given = distill.arguments([]).bf16
+    not_given = parse("").bf16
     assert distill.uses_bf16(not_given, gpu) is True
     assert distill.uses_bf16(not_given, cpu) is False
     for device in (cpu, gpu):
         assert distill.uses_bf16(True, device) is True
         assert distill.uses_bf16(False, device) is False
-    # A GPU that could only emulate bfloat16 is one that does not know it.
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported",
-                        lambda including_emulation: including_emulation)
+
+
+def test_a_gpu_that_could_only_emulate_bfloat16_does_not_know_it(monkeypatch):
+    """It would be slower than float32 there."""
+    def is_bf16_supported(including_emulation=True):
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    cpu = torch.device("cpu")
+    gpu = torch.device("cuda", 1)
     with pytest.raises(ValueError, match="does not know bfloat16.*say --no-bf16"):
         distill.uses_bf16(None, gpu)
-    assert distill.uses_bf16(False, gpu) is False and distill.uses_bf16(True, cpu) is True
+    assert distill.uses_bf16(False, gpu) is False
+    assert distill.uses_bf16(True, cpu) is True
 
 
 def test_a_fingerprint_changes_with_any_number_of_a_model():
@@ -2235,12 +2289,13 @@ def test_a_fingerprint_changes_with_any_number_of_a_model():
     usual = distill.fingerprint(noisy_model(STUDENT))
     assert usual == distill.fingerprint(noisy_model(STUDENT))
     assert re.fullmatch("[0-9a-f]{16}", usual)
-    changed = {usual}
+    fingerprints = {usual}
     for name in ("embeddings.word.weight", "layers.0.norm.bias", "head.bias"):
         model = noisy_model(STUDENT)
-        model.get_parameter(name).data.view(-1)[-1] += 1e-3
-        changed.add(distill.fingerprint(model))
-    assert len(changed) == 4
+        flat = model.get_parameter(name).data.view(-1)
+        flat[-1] += 1e-3
+        fingerprints.add(distill.fingerprint(model))
+    assert len(fingerprints) == 4
 
 
 @pytest.mark.parametrize("name, num_gpus, message", [
@@ -2250,15 +2305,14 @@ def test_a_fingerprint_changes_with_any_number_of_a_model():
     ("mps", 2, "--device mps: torch finds none here"),
 ])
 def test_a_device_that_is_not_there_is_refused(monkeypatch, name, num_gpus, message):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    pretend_gpus(monkeypatch, num_gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", always(False))
     with pytest.raises(ValueError, match=message):
         distill.choose_device(name)
 
 
 def test_mps_is_used_where_it_is(monkeypatch):
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", always(True))
     assert distill.choose_device("mps") == torch.device("mps")
 
 
@@ -2270,6 +2324,8 @@ def test_a_device_without_sense_is_refused(name):
 
 
 class Terminal(io.StringIO):
+    """Standard error, when it is shown in a terminal."""
+
     def isatty(self):
         return True
 
@@ -2279,21 +2335,55 @@ class Terminal(io.StringIO):
 def test_the_progress_bar_is_shown_by_the_first_process_in_a_terminal(
         monkeypatch, file, rank, is_shown):
     monkeypatch.setattr(sys, "stderr", file)
-    monkeypatch.setattr(distill.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(distill.dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(distill.dist, "is_initialized", always(True))
+    monkeypatch.setattr(distill.dist, "get_rank", always(rank))
     assert list(distill.progress_bar(range(3, 5))) == [3, 4]
     assert ("2/2" in file.getvalue()) is is_shown
 
 
 def test_a_long_measurement_shows_a_bar_in_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setattr(distill, "tqdm", functools.partial(distill.tqdm, mininterval=0))
+    tqdm_that_shows_all = functools.partial(distill.tqdm, mininterval=0)
+    monkeypatch.setattr(distill, "tqdm", tqdm_that_shows_all)
     assert list(distill.measuring_bar(range(3))) == [0, 1, 2]
     assert sys.stderr.getvalue().strip() == ""           # it was over in 5 s
-    clock = itertools.count(step=10.0)                   # each look at it takes 10 s
-    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+    clock = one_after_another(itertools.count(step=10.0))     # each look at it takes 10 s
+    monkeypatch.setattr("tqdm.std.time", clock)
     assert list(distill.measuring_bar(range(3))) == [0, 1, 2]
     assert "measuring: " in sys.stderr.getvalue()
+
+
+def written_scores(result):
+    """Write an accuracy and a loss as the printed tables have them."""
+    return [f"{result['accuracy']:.1%}", f"{result['loss']:.3f}"]
+
+
+def test_the_tables_that_a_run_prints_are_its_results(toy, out, capsys):
+    """A first table comes before the training, two come after it: results.json has the last two."""
+    run_distill(toy, out)
+    before, after = capsys.readouterr().out.split("\nsteps ")
+    models = {"teacher": load(toy / "teacher"), "student": load(out)}
+    results = read_json(out / "results.json")
+    for name, model in models.items():
+        result = results[name]
+        counts = distill.count_parameters(model)
+        assert result["parameters"] == counts["stored"]
+        assert result["applied"] == counts["applied"]
+        row_before, = table_rows(before, name)
+        row, row_of_accuracies = table_rows(after, name)
+        expected_counts = [f"{counts['stored']:,}", f"{counts['applied']:,}"]
+        assert row_before[1:3] == expected_counts
+        assert len(row_before) == 5
+        assert row[1:] == expected_counts + written_scores(result)
+        # The second table has the accuracy of the embeddings and that after each recursion.
+        expected_accuracies = [f"{share:.1%}" for share in result["accuracy_after"]]
+        assert row_of_accuracies[1:] == expected_accuracies
+        assert len(expected_accuracies) == 1 + model.config.num_hidden_layers
+        assert row_of_accuracies[-1] == row[3]
+    last_line = read_log(out)[-1]
+    student = results["student"]
+    assert student["accuracy"] == last_line["valid_accuracy"]
+    assert student["loss"] == last_line["valid_loss"]
 
 
 def test_scores_are_printed_in_lines_where_there_is_no_bar(monkeypatch, capsys):
@@ -2315,32 +2405,17 @@ def test_scores_are_printed_in_lines_where_there_is_no_bar(monkeypatch, capsys):
 def test_what_a_run_prints_is_so(toy, out, capsys):
     run_distill(toy, out)
     before, after = capsys.readouterr().out.split("\nsteps ")
-    models = {"teacher": load(toy / "teacher"), "student": load(out)}
-    for name, model in models.items():
-        counts = distill.count_parameters(model)
-        for part in (before, after):
-            row = table_rows(part, name)[0]
-            assert row[1:3] == [f"{counts['stored']:,}", f"{counts['applied']:,}"]
-            assert len(row) == 5
-        assert len(table_rows(before, name)) == 1
-        result = read_json(out / "results.json")[name]
-        assert (result["parameters"], result["applied"]) == (counts["stored"], counts["applied"])
-        assert row[3:] == [f"{result['accuracy']:.1%}", f"{result['loss']:.3f}"]
-        _, row_after_recursions = table_rows(after, name)
-        assert row_after_recursions[1:] == [f"{share:.1%}" for share in result["accuracy_after"]]
-        assert len(row_after_recursions) == 2 + model.config.num_hidden_layers
-        assert row_after_recursions[-1] == row[3]
     pattern = rf"corpus   {toy}/corpus.txt: ([\d,]+) tokens to train on, ([\d,]+) held out\n"
     sizes = re.match(pattern, before)
-    assert int(sizes[1].replace(",", "")) > 9 * int(sizes[2].replace(",", "")) > 0
+    num_train_tokens = int(sizes[1].replace(",", ""))
+    num_valid_tokens = int(sizes[2].replace(",", ""))
+    assert num_valid_tokens > 0
+    assert num_train_tokens > 9 * num_valid_tokens
     assert "recipe   quick, learning rate 0.01\n" in before
     assert "device   cpu, float32\n" in before
     assert "layers   1-2 2-4 (student-teacher)\n" in before
     assert "loss     1 mlm + 3 attention + 10 hidden + 5 output" in before
     assert "12 of 64 tokens: 0.0 min\n" in after
-    last = read_log(out)[-1]
-    row = table_rows(after, "student")[0]
-    assert row[3:] == [f"{last['valid_accuracy']:.1%}", f"{last['valid_loss']:.3f}"]
     for words in ("[MASK]", " teacher:", " student:"):
         assert after.count(words) == 4
     assert f"python finetune.py --model {out}" in after
@@ -2355,189 +2430,217 @@ def test_the_accuracies_after_each_recursion_stand_below_their_numbers(capsys):
 
 
 @pytest.mark.parametrize("flags, expected", [
-    ([], 2.5), (["--recipe", "full"], 2.5), (["--recipe", "paper"], 0.0), (["--elastic", "0"], 0.0),
-    (["--output-weight", "0"], 0.0), (["--output-weight", "0", "--elastic", "1"], 1.0)])
+    ("", 2.5), ("--recipe full", 2.5), ("--recipe paper", 0.0), ("--elastic 0", 0.0),
+    ("--output-weight 0", 0.0), ("--output-weight 0 --elastic 1", 1.0)])
 def test_the_elastic_loss_comes_with_the_output_loss_unless_it_is_said(flags, expected):
-    assert distill.arguments(flags).elastic == expected
+    assert parse(flags).elastic == expected
 
 
-def test_the_samples_that_are_printed_are_held_out_text(toy, out, tmp_path, monkeypatch):
+def test_the_samples_that_are_printed_are_held_out_text(toy, out, monkeypatch):
     shown = []
 
-    def note(models, tokenizer, batches, bf16):
+    def note_tokens(models, tokenizer, batches, bf16):
         shown.append(batches.tokens)
 
-    monkeypatch.setattr(distill, "print_samples", note)
-    run_distill(toy, out)
-    corpus = open_corpus([str(toy / "corpus.txt")], Tokenizer(toy / "teacher"), tmp_path / "cache")
-    assert [tokens.tolist() for tokens in shown] == [corpus.valid_tokens.tolist()]
+    monkeypatch.setattr(distill, "print_samples", note_tokens)
+    run_distill(toy, out, *ONE_STEP)
+    corpus = open_corpus([str(toy / "corpus.txt")], Tokenizer(toy / "teacher"), toy / "cache")
+    shown_tokens, = shown
+    assert np.array_equal(shown_tokens, corpus.valid_tokens)
+
+
+def flags_to_measure(toy, cache):
+    """List the flags of a measurement on the toy corpus, but for --teacher and --student."""
+    return ["--evaluate", f"--corpus={toy}/corpus.txt", f"--cache={cache}", "--length=16",
+            "--device=cpu"]
 
 
 def test_an_evaluation_lets_the_first_process_tokenise_first(toy, tmp_path, monkeypatch):
     happened = note_first_process(monkeypatch, distill, "open_corpus")
-    flags = ["--evaluate", "--teacher", str(toy / "teacher"), "--length", "16", "--device", "cpu"]
-    flags += ["--corpus", str(toy / "corpus.txt"), "--cache", str(tmp_path)]
+    flags = flags_to_measure(toy, tmp_path) + [f"--teacher={toy}/teacher"]
     assert distill.main(flags) is None
     assert happened == ["the first process begins", "open_corpus", "it has ended"]
 
 
 def test_the_elastic_loss_is_left_out_where_it_is_not_possible(toy, out, tmp_path, capsys):
-    more = ["--elastic", 7, "--steps", 3]
-    run_distill(toy, out, *more)
+    run_distill(toy, out, *ONE_STEP, "--elastic", 7)
     assert "5 output + 7 elastic\n" in capsys.readouterr().out
-    one = ["--num-hidden-layers", 1, "--steps", 3]       # one recursion has no earlier one
-    run_distill(toy, tmp_path / "other", *one)
+    one_recursion = ["--num-hidden-layers", 1, *ONE_STEP]     # it has no earlier one
+    run_distill(toy, tmp_path / "other", *one_recursion)
     assert "5 output\n" in capsys.readouterr().out
     assert "elastic" not in read_log(tmp_path / "other")[-1]
     # Who asks for it is told.
-    error = error_of_run(capsys, toy, tmp_path / "third", *one, "--elastic", 7)
+    error = error_of_run(capsys, toy, tmp_path / "third", *one_recursion, "--elastic", 7)
     assert "error: --elastic: it needs a teacher with an MLM head" in error
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--elastic", "3"], "--elastic: it needs a teacher with an MLM head"),
-    (["--temperature", "2"], "--temperature: there is neither an output nor an elastic loss")])
-def test_flags_for_losses_that_a_teacher_without_a_head_makes_impossible_are_refused(flags, words):
-    args = distill.arguments(flags)
+@pytest.mark.parametrize("flags, message", [
+    ("--elastic 3", "--elastic: it needs a teacher with an MLM head"),
+    ("--temperature 2", "--temperature: there is neither an output nor an elastic loss")])
+def test_flags_for_losses_that_a_teacher_without_a_head_makes_impossible_are_refused(
+        flags, message):
     teacher = types.SimpleNamespace(head=None)
-    with pytest.raises(ValueError, match=words):
-        distill.choose_losses(args, teacher, 4, distill.given_flags(flags))
-    assert "elastic" not in distill.choose_losses(distill.arguments([]), teacher, 4)
+    given = distill.given_flags(flags.split())
+    with pytest.raises(ValueError, match=message):
+        distill.choose_losses(parse(flags), teacher, 4, given)
+    assert "elastic" not in distill.choose_losses(parse(""), teacher, 4)
 
 
 @pytest.mark.parametrize("flags, adapter_size, correction_rank", [
-    ([], 0, 6), (["--correction-rank", "0"], 0, 0), (["--correction-rank", "2"], 0, 2),
-    (["--adapter-size", "5"], 5, 0), (["--adapter-size", "0"], 0, 0),
-    (["--recipe", "paper"], 3, 0), (["--recipe", "paper", "--correction-rank", "0"], 3, 0),
-    (["--recipe", "paper", "--correction-rank", "2"], 0, 2),
-    (["--recipe", "paper", "--adapter-size", "0"], 0, 0)])
+    ("", 0, 6),
+    ("--correction-rank 0", 0, 0),
+    ("--correction-rank 2", 0, 2),
+    ("--adapter-size 5", 5, 0),
+    ("--adapter-size 0", 0, 0),
+    ("--recipe paper", 3, 0),
+    ("--recipe paper --correction-rank 0", 3, 0),
+    ("--recipe paper --correction-rank 2", 0, 2),
+    ("--recipe paper --adapter-size 0", 0, 0),
+])
 def test_something_tells_the_recursions_apart_unless_the_flags_say_otherwise(
         flags, adapter_size, correction_rank):
-    args = distill.arguments(flags)
-    teacher = types.SimpleNamespace(config=Config(101, 48, 48, 4, 4, 3, 96))
-    config = distill.student_config(args, teacher, 101)
-    assert (config.adapter_size, config.correction_rank) == (adapter_size, correction_rank)
+    """With the same weights and nothing else, all recursions would do the same."""
+    teacher = types.SimpleNamespace(config=bert_config(48, 4))
+    config = distill.student_config(parse(flags), teacher, V)
+    assert config.adapter_size == adapter_size
+    assert config.correction_rank == correction_rank
 
 
-def test_a_temperature_has_a_use_if_there_is_an_output_or_an_elastic_loss():
-    teacher = types.SimpleNamespace(head=object())
-    for flags in (["--output-weight", "0", "--elastic", "1"], ["--elastic", "0"]):
-        flags = flags + ["--temperature", "2"]
-        args = distill.arguments(flags)
-        weights = distill.choose_losses(args, teacher, 4, distill.given_flags(flags))
-        assert ("elastic" in weights) != ("output" in weights)
+@pytest.mark.parametrize("flags, used, unused", [
+    ("--temperature 2 --output-weight 0 --elastic 1", "elastic", "output"),
+    ("--temperature 2 --elastic 0", "output", "elastic"),
+])
+def test_a_temperature_has_a_use_if_there_is_an_output_or_an_elastic_loss(flags, used, unused):
+    """With neither of them the flag is refused."""
+    teacher = types.SimpleNamespace(head="a head")
+    given = distill.given_flags(flags.split())
+    weights = distill.choose_losses(parse(flags), teacher, 4, given)
+    assert used in weights
+    assert unused not in weights
+
+
+@pytest.fixture
+def nan_norm(monkeypatch):
+    """Let each step have a gradient whose norm is nan."""
+    nan = torch.tensor(math.nan)
+    monkeypatch.setattr(distill, "training_step", always(({}, 0.1, nan)))
+
+
+def train_on_gpu(options):
+    """Run the loop with steps that do not compute anything, as if it were on a GPU."""
+    gpu = Processes(device=torch.device("cuda"))
+    state = distill.RunState(None, {}, 0, 0, {})
+    model = nn.Linear(1, 1)
+    distill.train(model, None, state, options, None, None, gpu)
 
 
 def test_a_step_that_was_not_checked_is_checked_before_a_signal_has_it_saved(
-        tmp_path, monkeypatch):
-    nan = torch.tensor(math.nan)
-    monkeypatch.setattr(distill, "training_step", lambda *args: ({}, 0.1, nan))
-    monkeypatch.setattr(distill, "must_stop", lambda *args, **kwargs: True)
-    gpu = Processes(device=torch.device("cuda"))
-    options = TrainingOptions(steps=20, lr=0.1, warmup=0, weight_decay=0.0, seed=0, log_every=9,
-                              eval_every=0, save_every=20, out=str(tmp_path), resume=False)
-    state = distill.RunState(None, {}, 0, 0, {})
+        tmp_path, monkeypatch, nan_norm):
+    """On a GPU most steps are not checked, because that would make the program wait for it."""
+    monkeypatch.setattr(distill, "must_stop", always(True))
+    options = make_options(tmp_path, steps=20, log_every=9, save_every=20)
     with pytest.raises(FloatingPointError, match="step 1,"):
-        distill.train(torch.nn.Linear(1, 1), None, state, options, None, None, gpu)
+        train_on_gpu(options)
 
 
-def test_on_a_gpu_a_step_is_checked_before_it_is_saved(tmp_path, monkeypatch):
-    nan = torch.tensor(math.nan)
-    monkeypatch.setattr(distill, "training_step", lambda *args: ({}, 0.1, nan))
-    gpu = Processes(device=torch.device("cuda"))
+def test_on_a_gpu_a_step_is_checked_before_it_is_saved(tmp_path, nan_norm):
     options = make_options(tmp_path, steps=20, log_every=9, save_every=2)
-    state = distill.RunState(None, {}, 0, 0, {})
     with pytest.raises(FloatingPointError, match="step 2,"):
-        distill.train(torch.nn.Linear(1, 1), None, state, options, None, None, gpu)
+        train_on_gpu(options)
 
 
 def test_narrow_students_have_corrections_too():
-    flags = ["--teacher", "none", "--tokenizer", "t", "--hidden-size", "4"]
-    assert distill.student_config(distill.arguments(flags), None, 101).correction_rank == 1
-    flags += ["--recipe", "paper"]
-    assert distill.student_config(distill.arguments(flags), None, 101).adapter_size == 1
+    """An eighth or a sixteenth of 4 would be 0."""
+    flags = "--teacher none --tokenizer t --hidden-size 4"
+    config = distill.student_config(parse(flags), None, V)
+    assert config.correction_rank == 1
+    config = distill.student_config(parse(f"{flags} --recipe paper"), None, V)
+    assert config.adapter_size == 1
 
 
 def test_a_teacher_with_factorised_embeddings_of_the_same_width_gives_them_as_they_are():
     torch.manual_seed(0)
-    teacher = MiniALBERT(Config(101, 8, 48, 4, 4, 3, 96)).eval()
+    teacher = MiniALBERT(bert_config(48, 4, embedding_size=8)).eval()
     # Without a flag the student's embeddings are not wider than the teacher's.
-    config = distill.student_config(distill.arguments([]), teacher, 101)
+    config = distill.student_config(parse(""), teacher, V)
     assert config.embedding_size == 8
-    student = MiniALBERT(config)
-    ids = torch.randint(0, 101, (3, 9))
-    distill.start_from_teacher(student, teacher, ids)
-    assert torch.equal(student.eval().embeddings(ids), teacher.embeddings(ids))
+    student = MiniALBERT(config).eval()
+    ids = random_ids(3, 9)
+    start_from_teacher(student, teacher, ids)
+    assert torch.equal(student.embeddings(ids), teacher.embeddings(ids))
 
 
 def test_a_head_is_kept_if_the_elastic_loss_alone_trains_it(toy, out):
-    more = ["--mlm-weight", 0, "--output-weight", 0, "--elastic", 1, "--steps", 3]
-    run_distill(toy, out, *more)
+    more = ["--mlm-weight", 0, "--output-weight", 0, "--elastic", 1]
+    run_distill(toy, out, *more, *ONE_STEP)
     assert load(out).head is not None
 
 
-def test_the_lines_of_the_log_have_the_time_and_the_evaluations_are_printed(
-        toy, out, tmp_path, capsys):
+def test_the_lines_of_the_log_have_the_time_and_the_evaluations_are_printed(toy, out, capsys):
     begin = time.time()
-    more = ["--steps", 6, "--eval-every", 3]
-    run_distill(toy, out, *more)
-    lines = [json.loads(text) for text in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    run_distill(toy, out, "--steps", 6, "--eval-every", 3)
+    end = time.time()
+    log = (out / "log.jsonl").read_text()
+    lines = [json.loads(text) for text in log.splitlines()]
     for line in lines:
         assert type(line["time"]) is int
-        assert begin - 1 <= line["time"] <= time.time() + 1
-    printed = re.findall(r"step (\d) of 6: loss (\S+), valid_accuracy (\S+), valid_loss (\S+)\n",
-                         capsys.readouterr().out)
+        assert begin - 1 <= line["time"] <= end + 1
+    printed = [text for text in capsys.readouterr().out.splitlines() if text.startswith("step ")]
     expected = []
     for line in (lines[2], lines[5]):
-        expected.append((str(line["step"]), f"{line['loss']:.3f}",
-                         f"{line['valid_accuracy']:.3f}", f"{line['valid_loss']:.3f}"))
+        scores = f"valid_accuracy {line['valid_accuracy']:.3f}, valid_loss {line['valid_loss']:.3f}"
+        expected.append(f"step {line['step']} of 6: loss {line['loss']:.3f}, {scores}")
     assert printed == expected
 
 
-@pytest.mark.parametrize("more", [[], ["--bf16"]])
+@pytest.mark.parametrize("precision", [[], ["--bf16"]])
 def test_to_evaluate_prints_the_scores_of_the_run_and_writes_nothing(
-        toy, out, tmp_path, capsys, more):
-    run_distill(toy, out, "--steps", 4, *more)
+        toy, out, tmp_path, capsys, precision):
+    run_distill(toy, out, "--steps", 4, *precision)
     _, after = capsys.readouterr().out.split("\nsteps ")
-    before = files_below(tmp_path)
-    flags = ["--evaluate", "--student", str(out), "--corpus", str(toy / "corpus.txt"), "--cache",
-             str(toy / "cache"), "--length", "16", "--device", "cpu", *more]
-    assert distill.main([*flags, "--teacher", str(toy / "teacher")]) is None
+    files_before = files_below(tmp_path)
+    flags = flags_to_measure(toy, toy / "cache") + [f"--student={out}"] + precision
+    assert distill.main(flags + [f"--teacher={toy}/teacher"]) is None
     printed = capsys.readouterr().out
     assert "\nlength   16 tokens in a sequence\n" in printed
     for name in ("teacher", "student"):
         assert table_rows(printed, name) == table_rows(after, name)
     assert distill.main(flags) is None
-    alone = capsys.readouterr().out
-    assert table_rows(alone, "student") == table_rows(after, "student")
-    assert "teacher" not in alone
-    assert files_below(tmp_path) == before
+    printed_alone = capsys.readouterr().out
+    assert table_rows(printed_alone, "student") == table_rows(after, "student")
+    assert "teacher" not in printed_alone
+    assert files_below(tmp_path) == files_before
 
 
 def test_to_evaluate_refuses_the_flags_of_a_training():
-    values = vars(distill.arguments([]))
-    flags = ["--" + name.replace("_", "-") for name in values]
-    refused = set(flags) - {"--evaluate", "--teacher", "--student", "--tokenizer", "--corpus",
-                            "--text", "--cache", "--length", "--device", "--bf16"}
-    assert len(refused) > 25
-    no_value = ("--tie-decoder", "--compile", "--cuda-graphs")
-    for flag in refused - {"--recipe", "--init"}:
-        usual = values[flag[2:].replace("-", "_")]
+    """They would be ignored."""
+    allowed = ["evaluate", "teacher", "student", "tokenizer", "corpus", "text", "cache", "length",
+               "device", "bf16"]
+    special_values = {"recipe": "full", "init": "sharp", "dropout": "0.5"}
+    num_refused = 0
+    for name, default in vars(parse("")).items():
+        if name in allowed:
+            continue
+        flag = "--" + name.replace("_", "-")
         words = [flag]
-        if type(usual) is not bool and flag not in no_value:
-            words.append("0.5" if flag == "--dropout" else "5")
+        takes_no_value = type(default) is bool or name in ("tie_decoder", "compile", "cuda_graphs")
+        if not takes_no_value:
+            value = special_values.get(name, "5")
+            words.append(value)
         with pytest.raises(ValueError, match=f"{flag}: --evaluate trains nothing"):
             distill.arguments(["--evaluate", *words])
+        num_refused += 1
+    assert num_refused > 25
 
 
 def test_a_run_leaves_a_student_with_its_tokenizer_a_log_and_a_checkpoint(toy, whole):
-    assert sorted(os.listdir(whole)) == ["config.json", "log.jsonl", "model.safetensors",
-                                         "results.json", "run.json", "tokenizer_config.json",
-                                         "training.safetensors", "vocab.txt"]
+    assert sorted(os.listdir(whole)) == [
+        "config.json", "log.jsonl", "model.safetensors", "results.json", "run.json",
+        "tokenizer_config.json", "training.safetensors", "vocab.txt"]
     assert Tokenizer(whole).digest == Tokenizer(toy / "teacher").digest
-    assert load(whole).config == replace(STUDENT, adapter_size=0, correction_rank=C // 8,
-                                         embedding_size=C // 2, hidden_dropout_prob=0.1,
-                                         attention_probs_dropout_prob=0.1)
+    expected = replace(STUDENT, adapter_size=0, correction_rank=C // 8, embedding_size=C // 2,
+                       hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    assert load(whole).config == expected
 
 
 def test_a_run_trains_and_measures_as_the_flags_say(toy, out, monkeypatch):
@@ -2545,41 +2648,46 @@ def test_a_run_trains_and_measures_as_the_flags_say(toy, out, monkeypatch):
     trained = []
     measured = []
 
-    def train(model, objective, run_state, options, *others):
+    def note_training(model, objective, run_state, options, *others):
         trained.append((objective, options))
 
-    def evaluate_and_note(model, batches, each_recursion=False):
+    def note_evaluation(model, batches, each_recursion=False):
         measured.append(batches)
         return {"accuracy": 0.0, "loss": 0.0, "accuracy_after": [0.0]}
 
-    monkeypatch.setattr(distill, "train", train)
-    monkeypatch.setattr(distill, "evaluate", evaluate_and_note)
-    flags = {"steps": 31, "lr": 0.5, "warmup": 7, "weight_decay": 0.25, "seed": 11,
-             "log_every": 13, "eval_every": 17, "save_every": 19}
-    more = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    monkeypatch.setattr(distill, "train", note_training)
+    monkeypatch.setattr(distill, "evaluate", note_evaluation)
+    settings = {"steps": 31, "lr": 0.5, "warmup": 7, "weight_decay": 0.25, "seed": 11,
+                "log_every": 13, "eval_every": 17, "save_every": 19}
+    more = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     more += ["--micro-batch-size", 1, "--temperature", 2, "--bf16"]
     run_distill(toy, out, *more)
     (objective, options), = trained
-    assert options == TrainingOptions(**flags, out=str(out), resume=False)
+    assert options == make_options(out, **settings)
     assert objective.temperature == 2
     assert objective.bf16 is True
     assert objective.micro_batch_bounds == [(0, 1), (1, 2), (2, 3), (3, 4)]
     tokenizer = Tokenizer(toy / "teacher")
     corpus = open_corpus([str(toy / "corpus.txt")], tokenizer, toy / "cache")
-    batches = objective.batches
-    assert np.array_equal(batches.tokens, corpus.train_tokens)
-    assert (batches.T, batches.batch_size, batches.seed) == (16, 4, 11)
-    for batches in measured:
-        assert np.array_equal(batches.tokens, corpus.valid_tokens)
-        assert (batches.T, batches.batch_size, batches.seed) == (16, 32, 0)
+    train_batches = objective.batches
+    assert np.array_equal(train_batches.tokens, corpus.train_tokens)
+    assert train_batches.T == 16
+    assert train_batches.batch_size == 4
+    assert train_batches.seed == 11
+    assert measured
+    for valid_batches in measured:
+        assert np.array_equal(valid_batches.tokens, corpus.valid_tokens)
+        assert valid_batches.T == 16
+        assert valid_batches.batch_size == 32
+        assert valid_batches.seed == 0
 
 
 def test_a_run_starts_from_the_teacher_also_where_there_is_little_text(toy, out):
     """At this length there are fewer sequences than the 256 that the start is usually fitted to."""
-    more = ["--length", 32, "--steps", 1, "--warmup", 0, "--lr", 0]
-    run_distill(toy, out, *more)
+    run_distill(toy, out, "--length", 32, *ONE_STEP, "--lr", 0)
     student = load(out)
     teacher = load(toy / "teacher")
+    # The student's only layer starts as the mean of the two in the middle.
     mean = (teacher.layers[1].output.weight + teacher.layers[2].output.weight) / 2
     assert torch.allclose(student.layers[0].output.weight, mean, atol=1e-7)
     assert torch.equal(student.head.bias, teacher.head.bias)
@@ -2587,13 +2695,23 @@ def test_a_run_starts_from_the_teacher_also_where_there_is_little_text(toy, out)
 
 def test_the_time_of_a_step_is_that_of_the_fastest_of_four(monkeypatch):
     distillation = make_distillation(noisy_model(STUDENT), noisy_model(TOY_TEACHER, 2))
-    clock = iter([0, 9, 10, 13, 20, 22, 30, 35])         # they take 9, 3, 2 and 5 seconds
-    monkeypatch.setattr(distill.time, "perf_counter", lambda: next(clock))
+    clock = one_after_another([0, 9, 10, 13, 20, 22, 30, 35])      # they take 9, 3, 2, 5 seconds
+    monkeypatch.setattr(distill.time, "perf_counter", clock)
     assert distill.seconds_of_a_step(distillation, torch.device("cpu")) == 2
-    assert all(parameter.grad is None for parameter in distillation.student.parameters())
+    for parameter in distillation.student.parameters():
+        assert parameter.grad is None
+
+
+def best_four_tokens(model, ids, place):
+    """Predict a place of the ids (1, T) -> the four tokens of the highest scores."""
+    with torch.no_grad():
+        hidden, _ = model.eval()(torch.from_numpy(ids))
+        logits = model.predict(hidden[-1])
+    return logits[0, place].topk(4).indices.tolist()
 
 
 def test_the_samples_are_what_the_models_predict_at_a_masked_place(toy, capsys):
+    """Four texts are shown, each with the words around a masked one and a line for each model."""
     tokenizer = Tokenizer(toy / "teacher")
     corpus = open_corpus([str(toy / "corpus.txt")], tokenizer, toy / "cache")
     batches = MaskedBatches(corpus.train_tokens, tokenizer, 16, 4)
@@ -2603,19 +2721,21 @@ def test_the_samples_are_what_the_models_predict_at_a_masked_place(toy, capsys):
     last = batches.count - 1
     numbers = [0, last // 3, 2 * last // 3, last]
     for paragraph, number in zip(paragraphs, numbers, strict=True):
+        lines = paragraph.splitlines()
         ids = batches.sequences([number])                                     # (1, 16)
         words = [tokenizer.decode([token]) for token in ids[0].tolist()]
-        text, *predictions = paragraph.splitlines()
         place = distill.place_to_mask(words)
-        near = words[max(0, place - 8):place] + ["[MASK]"] + words[place + 1:place + 9]
-        expected = "".join(near) + f"({words[place]})"
-        assert "".join(text.split()) == expected         # without spaces: "w29." is two tokens
+        words_before = words[max(0, place - 8):place]
+        words_after = words[place + 1:place + 9]
+        shown_words = words_before + ["[MASK]"] + words_after
+        expected = "".join(shown_words) + f"({words[place]})"
+        found = "".join(lines[0].split())                # without spaces: "w29." is two tokens
+        assert found == expected
         ids[0, place] = tokenizer.mask_id
-        for line, (name, model) in zip(predictions, models.items(), strict=True):
-            with torch.no_grad():
-                hidden, _ = model.eval()(torch.from_numpy(ids))
-                best = model.predict(hidden[-1])[0, place].topk(4).indices.tolist()
-            assert line.split() == [f"{name}:"] + [tokenizer.decode([token]) for token in best]
+        for line, name in zip(lines[1:], models, strict=True):
+            best = best_four_tokens(models[name], ids, place)
+            best_words = [tokenizer.decode([token]) for token in best]
+            assert line.split() == [f"{name}:"] + best_words
 
 
 def test_a_held_out_text_is_shown_only_once(toy, capsys):
@@ -2627,79 +2747,79 @@ def test_a_held_out_text_is_shown_only_once(toy, capsys):
     assert capsys.readouterr().out.count("[MASK]") == 2
 
 
-@pytest.mark.parametrize("words, expected", [
-    (["", "walks", "to", "walks", "the", "walks", ""], "walks at 3"),
-    (["", "talk", "of", "it", "a", "wonderful", ""], "talk at 1"),
-    (["", "talk", "of", "##ab", "a", "it", ""], "talk at 1"),
-    (["", "##ing", "##s", "a", "is", ".", ""], "a at 3"),
+@pytest.mark.parametrize("words, expected_word, expected_place", [
+    (["", "walks", "to", "walks", "the", "walks", ""], "walks", 3),
+    (["", "talk", "of", "it", "a", "wonderful", ""], "talk", 1),
+    (["", "talk", "of", "##ab", "a", "it", ""], "talk", 1),
+    (["", "##ing", "##s", "a", "is", ".", ""], "a", 3),
 ])
-def test_the_place_to_mask_is_a_long_word_near_the_middle(words, expected):
+def test_the_place_to_mask_is_a_long_word_near_the_middle(words, expected_word, expected_place):
     place = distill.place_to_mask(words)
-    assert f"{words[place]} at {place}" == expected
+    assert place == expected_place
+    assert words[place] == expected_word
 
 
-NO_TEACHER = ["--teacher", "none", "--tokenizer", "{toy}/teacher", "--hidden-size", "24",
-              "--num-attention-heads", "3"]
-
-
-def test_without_a_teacher_a_bert_is_pretrained_that_others_can_open(toy, tmp_path, capsys):
-    more = [word.format(toy=toy) for word in NO_TEACHER]
-    more += ["--embedding-size", 24, "--num-hidden-groups", 2]
-    run_distill(toy, tmp_path / "bert", *more)
-    assert set(read_log(tmp_path / "bert")[0]) == {"step", "loss", "mlm", "lr", "gradient_norm"}
+def test_without_a_teacher_a_bert_is_pretrained_that_others_can_open(
+        toy, tmp_path, capsys, transformers):
+    more = ["--teacher", "none", "--tokenizer", toy / "teacher", "--hidden-size", C,
+            "--num-attention-heads", H, "--embedding-size", C, "--num-hidden-groups", 2]
+    run_distill(toy, tmp_path / "bert", *more, *ONE_STEP)
+    assert set(read_log(tmp_path / "bert")[0]) == {"step", "loss", "mlm", "lr", "gradient_norm",
+                                                   "valid_accuracy", "valid_loss"}
     printed = capsys.readouterr().out
     assert "teacher:" not in printed
     assert "\nlayers " not in printed
     assert read_json(tmp_path / "bert" / "config.json")["model_type"] == "bert"
-    transformers = pytest.importorskip("transformers",
-                                       reason="the oracle is in requirements-dev.txt")
     theirs = transformers.BertForMaskedLM.from_pretrained(tmp_path / "bert").eval()
     ours = load(tmp_path / "bert")
-    ids = torch.randint(5, 96, (2, 9))
+    ids = random_ids(2, 9).clamp(max=95)                 # the toy vocabulary has 96 tokens
     with torch.no_grad():
         hidden, _ = ours(ids)
-        assert torch.allclose(ours.predict(hidden[-1]), theirs(ids).logits, atol=1e-5)
+        our_logits = ours.predict(hidden[-1])
+        their_logits = theirs(ids).logits
+    assert torch.allclose(our_logits, their_logits, atol=1e-5)
 
 
 def test_a_student_from_a_checkpoint_begins_with_its_weights(toy, whole, tmp_path):
-    more = ["--student", whole, "--lr", 0]
-    run_distill(toy, tmp_path / "again", *more)
+    run_distill(toy, tmp_path / "again", "--student", whole, *ONE_STEP, "--lr", 0)
     assert model_bytes(tmp_path / "again") == model_bytes(whole)
-    last = read_log(tmp_path / "again")[-1]
-    assert last["valid_loss"] == read_log(whole)[-1]["valid_loss"]
+    last_line = read_log(tmp_path / "again")[-1]
+    assert last_line["valid_loss"] == read_log(whole)[-1]["valid_loss"]
 
 
 def test_a_student_from_a_checkpoint_can_be_stopped_and_resumed(toy, whole, tmp_path, monkeypatch):
     more = ["--student", whole]
     run_distill(toy, tmp_path / "a", *more)
-    assert run_until_signal(toy, tmp_path / "b", monkeypatch, signal.SIGTERM, *more) == 143
+    status = run_until_signal(toy, tmp_path / "b", monkeypatch, signal.SIGTERM, *more)
+    assert status == 143
     run_distill(toy, tmp_path / "b", "--resume", *more)
     assert_same_run(tmp_path / "a", tmp_path / "b")
     assert model_bytes(tmp_path / "a") != model_bytes(whole)
 
 
-@pytest.mark.parametrize("C, expected", [
+@pytest.mark.parametrize("width, num_heads", [
     (8, 1), (100, 2), (128, 4), (384, 12), (97, 1), (768, 24), (32768, 1024), (2**24 - 3, 1)])
-def test_without_a_teacher_the_number_of_heads_divides_the_width(C, expected):
-    args = distill.arguments(["--teacher", "none", "--tokenizer", "mine", "--hidden-size", str(C),
-                              "--intermediate-size", "64"])
-    assert distill.student_config(args, None, V).num_attention_heads == expected
+def test_without_a_teacher_the_number_of_heads_divides_the_width(width, num_heads):
+    flags = f"--teacher none --tokenizer mine --hidden-size {width} --intermediate-size 64"
+    config = distill.student_config(parse(flags), None, V)
+    assert config.num_attention_heads == num_heads
 
 
-def test_a_bert_without_a_head_is_given_one(toy, tmp_path):
-    assert load(toy / "headless").head is None
+def test_a_bert_without_a_head_is_given_one(toy, out):
+    headless = load(toy / "headless")
+    assert headless.head is None
     more = ["--teacher", "none", "--student", toy / "headless", "--lr", 0]
-    run_distill(toy, tmp_path / "headed", *more)
-    found = load(tmp_path / "headed")
-    assert found.head is not None
-    assert "valid_accuracy" in read_log(tmp_path / "headed")[-1]
-    for name, tensor in load(toy / "headless").state_dict().items():
-        assert torch.equal(found.state_dict()[name], tensor), name
+    run_distill(toy, out, *more, *ONE_STEP)
+    student = load(out)
+    assert student.head is not None
+    assert "valid_accuracy" in read_log(out)[-1]
+    values = student.state_dict()
+    for name, tensor in headless.state_dict().items():
+        assert torch.equal(values[name], tensor), name
 
 
 def test_a_teacher_without_a_head_is_distilled_by_its_maps_and_states_alone(toy, out, capsys):
-    more = ["--teacher", toy / "headless"]
-    run_distill(toy, out, *more)
+    run_distill(toy, out, "--teacher", toy / "headless")
     printed = capsys.readouterr().out
     assert printed.count("no MLM head") == 4
     assert "loss     3 attention + 10 hidden\n" in printed
@@ -2711,10 +2831,12 @@ def test_a_teacher_without_a_head_is_distilled_by_its_maps_and_states_alone(toy,
 
 def test_a_student_keeps_its_head_if_its_teacher_has_none(toy, out, capsys):
     more = ["--teacher", toy / "headless", "--student", toy / "teacher"]
-    run_distill(toy, out, *more)
+    run_distill(toy, out, *more, *ONE_STEP)
     printed = capsys.readouterr().out
     assert "loss     1 mlm + 3 attention + 10 hidden\n" in printed
-    assert "    student: " in printed and "    teacher: " not in printed         # the guesses
+    # The student alone guesses the masked words.
+    assert "    student: " in printed
+    assert "    teacher: " not in printed
     assert load(out).head is not None
     assert "valid_accuracy" in read_log(out)[-1]
 
@@ -2724,21 +2846,19 @@ def test_a_bert_with_the_head_of_a_task_is_a_teacher(toy, tmp_path, capsys):
     shutil.copytree(toy / "headless", tmp_path / "tuned")
     tensors, metadata = read_safetensors(toy / "headless" / "model.safetensors")
     tensors = dict(tensors)
-    tensors |= {"classifier.weight": torch.ones(2, C), "classifier.bias": torch.ones(2),
-                "bert.pooler.dense.weight": torch.ones(C, C)}
+    tensors["classifier.weight"] = torch.ones(2, C)
+    tensors["classifier.bias"] = torch.ones(2)
+    tensors["bert.pooler.dense.weight"] = torch.ones(C, C)
     write_safetensors(tensors, tmp_path / "tuned" / "model.safetensors", metadata)
-    more = ["--steps", 1, "--warmup", 0]
-    for name in ("tuned", "headless"):
-        teacher = ["--teacher", tmp_path / "tuned" if name == "tuned" else toy / "headless"]
-        run_distill(toy, tmp_path / f"{name}-out", *more, *teacher)
+    run_distill(toy, tmp_path / "of-tuned", "--teacher", tmp_path / "tuned", *ONE_STEP)
+    run_distill(toy, tmp_path / "of-headless", "--teacher", toy / "headless", *ONE_STEP)
     printed = capsys.readouterr().out
     assert "[MASK]" not in printed                       # no model could predict a word there
-    assert model_bytes(tmp_path / "tuned-out") == model_bytes(tmp_path / "headless-out")
+    assert model_bytes(tmp_path / "of-tuned") == model_bytes(tmp_path / "of-headless")
 
 
 def test_without_a_loss_for_it_a_student_has_no_head(toy, out, capsys):
-    more = ["--mlm-weight", 0, "--output-weight", 0]
-    run_distill(toy, out, *more)
+    run_distill(toy, out, "--mlm-weight", 0, "--output-weight", 0, *ONE_STEP)
     assert load(out).head is None
     printed = capsys.readouterr().out
     assert printed.count("no MLM head") == 2             # the teacher has one
@@ -2747,29 +2867,27 @@ def test_without_a_loss_for_it_a_student_has_no_head(toy, out, capsys):
 
 
 def test_a_student_from_a_checkpoint_keeps_its_head_if_a_loss_trains_it(toy, out, tmp_path):
-    more = ["--student", toy / "teacher"]
+    more = ["--student", toy / "teacher", *ONE_STEP]
     run_distill(toy, out, *more)
     assert load(out).head is not None
-    more += ["--mlm-weight", 0, "--output-weight", 0]
-    run_distill(toy, tmp_path / "other", *more)
+    run_distill(toy, tmp_path / "other", *more, "--mlm-weight", 0, "--output-weight", 0)
     assert load(tmp_path / "other").head is None
 
 
 def test_without_attention_and_hidden_losses_the_numbers_of_layers_need_not_divide(
         toy, out, capsys):
     more = ["--num-hidden-layers", 3, "--attention-weight", 0, "--hidden-weight", 0]
-    run_distill(toy, out, *more)
+    run_distill(toy, out, *more, *ONE_STEP)
     assert load(out).config.num_hidden_layers == 3
     printed = capsys.readouterr().out
     assert "loss     1 mlm + 5 output + 2.5 elastic\n" in printed
     assert "\nlayers " not in printed
 
 
-@pytest.mark.parametrize("name", ["attention", "hidden"])
-def test_with_one_of_these_losses_the_numbers_of_layers_must_divide(toy, out, capsys, name):
-    other = {"attention": "hidden", "hidden": "attention"}[name]
-    more = ["--num-hidden-layers", 3, f"--{other}-weight", 0]
-    error = error_of_run(capsys, toy, out, *more)
+@pytest.mark.parametrize("other", ["attention", "hidden"])
+def test_with_one_of_these_losses_the_numbers_of_layers_must_divide(toy, out, capsys, other):
+    """other: the loss that there is not"""
+    error = error_of_run(capsys, toy, out, "--num-hidden-layers", 3, f"--{other}-weight", 0)
     assert "3 recursions cannot be spread evenly" in error
     assert "[1, 2, 4] or a multiple of 4 (--num-hidden-layers), or leave out the losses" in error
 
@@ -2778,135 +2896,155 @@ def test_with_one_of_these_losses_the_numbers_of_layers_must_divide(toy, out, ca
 
 def test_the_papers_recipe_has_the_choices_of_the_authors_scripts():
     """E is that of their published models."""
-    args = distill.arguments(["--teacher", "bert-base-uncased", "--recipe", "paper"])
-    assert vars(args).items() >= {
+    args = parse("--teacher bert-base-uncased --recipe paper")
+    expected = {
         "steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
         "weight_decay": 1e-4, "dropout": 0.1, "temperature": 1.0, "init": "random",
         "tie_decoder": False, "num_hidden_layers": 6, "embedding_size": 128,
         "mlm_weight": 1, "attention_weight": 3 / 256, "hidden_weight": 3, "output_weight": 5,
-        "embedding_weight": 0}.items()
-    teacher = noisy_model(Config(V, 160, 160, 12, 12, 4, F))
+        "embedding_weight": 0}
+    for name, value in expected.items():
+        assert getattr(args, name) == value, name
+
+
+def test_the_papers_recipe_makes_the_authors_student():
+    args = parse("--teacher bert-base-uncased --recipe paper")
+    teacher = noisy_model(bert_config(160, 12))
     student = distill.make_student(args, teacher, None, V)
-    assert vars(student.config).items() >= {
-        "num_hidden_layers": 6, "num_hidden_groups": 1, "adapter_size": 10, "embedding_size": 128,
-        "hidden_size": 160, "num_attention_heads": 4, "intermediate_size": F, "tie_decoder": False,
-        "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}.items()
+    assert student.config == replace(
+        teacher.config, num_hidden_layers=6, num_hidden_groups=1, adapter_size=10,
+        embedding_size=128, tie_decoder=False)
+    assert student.config.hidden_dropout_prob == 0.1
+    assert student.config.attention_probs_dropout_prob == 0.1
 
 
-@pytest.mark.parametrize("flags, C, expected", [
-    ([], 24, 3e-3), ([], 128, 3e-3), ([], 384, 1e-3), ([], 768, 5e-4), (["--lr", "0.1"], 384, 0.1),
-    (["--recipe", "full"], 384, 5e-4), (["--recipe", "paper"], 24, 5e-4)])
-def test_the_quick_recipe_takes_wide_students_slower(flags, C, expected, monkeypatch):
-    teacher = MiniALBERT(Config(V, C, C, 2, 2, 2, F))
+@pytest.mark.parametrize("flags, width, expected", [
+    ("", 24, 3e-3), ("", 128, 3e-3), ("", 384, 1e-3), ("", 768, 5e-4), ("--lr 0.1", 384, 0.1),
+    ("--recipe full", 384, 5e-4), ("--recipe paper", 24, 5e-4)])
+def test_the_quick_recipe_takes_wide_students_slower(flags, width, expected, monkeypatch):
+    """The rates of the run are looked at here, and then the run is ended."""
+    teacher = MiniALBERT(bert_config(width, num_layers=2, num_heads=2))
     tokenizer = types.SimpleNamespace(vocab_size=V)
     chosen = []
 
     def choose_losses(*args):
         raise ValueError("far enough")
 
-    def note_options(**options):
+    def note_rate(**options):
         chosen.append(options["lr"])
 
-    monkeypatch.setattr(distill, "load_models", lambda args: ({"teacher": teacher}, tokenizer))
-    monkeypatch.setattr(distill, "TrainingOptions", note_options)
+    monkeypatch.setattr(distill, "load_models", always(({"teacher": teacher}, tokenizer)))
+    monkeypatch.setattr(distill, "TrainingOptions", note_rate)
     monkeypatch.setattr(distill, "choose_losses", choose_losses)
     with pytest.raises(ValueError, match="far enough"):
-        distill.run(distill.arguments(flags), flags)
+        distill.run(parse(flags), flags.split())
     assert chosen == [expected]
 
 
-@pytest.mark.parametrize("recipe, weight", [("quick", 10), ("full", 10), ("paper", 3)])
-def test_the_weight_of_the_hidden_loss_is_the_recipes(recipe, weight):
-    assert distill.arguments(["--recipe", recipe]).hidden_weight == weight
-    assert distill.arguments(["--recipe", recipe, "--hidden-weight", "0"]).hidden_weight == 0
+@pytest.mark.parametrize("recipe, hidden_weight, attention_weight", [
+    ("quick", 10, 3), ("full", 10, 3), ("paper", 3, 3 / 256)])
+def test_the_weights_of_the_losses_are_the_recipes(recipe, hidden_weight, attention_weight):
+    args = parse(f"--recipe {recipe}")
+    assert args.hidden_weight == hidden_weight
+    assert args.attention_weight == attention_weight
 
 
-@pytest.mark.parametrize("recipe, weight", [("quick", 3), ("full", 3), ("paper", 3 / 256)])
-def test_the_weight_of_the_attention_loss_is_the_recipes(recipe, weight):
-    assert distill.arguments(["--recipe", recipe]).attention_weight == weight
-    assert distill.arguments(["--recipe", recipe, "--attention-weight", "0"]).attention_weight == 0
+@pytest.mark.parametrize("recipe", ["quick", "full", "paper"])
+def test_a_weight_of_0_wins_over_the_recipes(recipe):
+    args = parse(f"--recipe {recipe} --hidden-weight 0 --attention-weight 0")
+    assert args.hidden_weight == 0
+    assert args.attention_weight == 0
 
 
 def test_a_flag_wins_over_the_recipe():
-    args = distill.arguments(["--recipe", "paper", "--steps", "7", "--tie-decoder"])
+    args = parse("--recipe paper --steps 7 --tie-decoder")
     assert args.steps == 7
     assert args.tie_decoder is True
     assert args.batch_size == 192
 
 
-@pytest.mark.parametrize("has_gpu, flags, expected", [
-    (False, ["--teacher", "mine"], "quick"),
-    (True, ["--teacher", "mine"], "full"),
-    (True, [], "quick"),                                 # the bundled teacher is small
-    (True, ["--teacher", "none", "--tokenizer", "mine"], "quick"),
-    (True, ["--teacher", "mine", "--recipe", "quick"], "quick"),
-    (False, ["--recipe", "full"], "full"),
+@pytest.mark.parametrize("num_gpus, flags, expected", [
+    (0, "--teacher mine", "quick"),
+    (1, "--teacher mine", "full"),
+    (1, "", "quick"),                                    # the bundled teacher is small
+    (1, "--teacher none --tokenizer mine", "quick"),
+    (1, "--teacher mine --recipe quick", "quick"),
+    (0, "--recipe full", "full"),
 ])
-def test_the_recipe_is_full_for_a_teacher_of_yours_on_a_gpu(monkeypatch, has_gpu, flags, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    args = distill.arguments(flags)
+def test_the_recipe_is_full_for_a_teacher_of_yours_on_a_gpu(monkeypatch, num_gpus, flags, expected):
+    pretend_gpus(monkeypatch, num_gpus)
+    args = parse(flags)
     assert args.recipe == expected
     for name, value in RECIPES[expected].items():
         assert getattr(args, name) == value
 
 
 @pytest.mark.parametrize("flags, expected", [
-    ([], "teacher"),
-    (["--teacher", "none", "--tokenizer", "mine"], "sharp"),
-    (["--init", "sharp"], "sharp"),
-    (["--student", "mine"], ""),
+    ("", "teacher"),
+    ("--teacher none --tokenizer mine", "sharp"),
+    ("--init sharp", "sharp"),
+    ("--student mine", ""),
 ])
 def test_a_student_starts_from_the_teacher_unless_there_is_something_else(flags, expected):
-    assert distill.arguments(flags).init == expected
+    assert parse(flags).init == expected
 
 
-@pytest.mark.parametrize("num_layers, expected", [(12, 6), (4, 4), (24, 24)])
-def test_a_fresh_student_is_shaped_by_its_teacher(num_layers, expected):
-    teacher = noisy_model(Config(V, 32, 32, num_layers, num_layers, 4, F,
-                                 max_position_embeddings=65, type_vocab_size=3,
-                                 tie_decoder=False))
-    config = distill.make_student(distill.arguments([]), teacher, None, V).config
-    assert config == Config(V, 16, 32, expected, 1, 4, F, 0.0, 0.0, max_position_embeddings=65,
-                            type_vocab_size=3, correction_rank=4, tie_decoder=True)
+# A student has no dropout, unless a flag or the recipe says so.
+
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@pytest.mark.parametrize("num_layers, num_recursions", [(12, 6), (4, 4), (24, 24)])
+def test_a_fresh_student_is_shaped_by_its_teacher(num_layers, num_recursions):
+    teacher_config = bert_config(32, num_layers, max_position_embeddings=65, type_vocab_size=3,
+                                 tie_decoder=False)
+    student = distill.make_student(parse(""), noisy_model(teacher_config), None, V)
+    expected = replace(teacher_config, embedding_size=16, num_hidden_layers=num_recursions,
+                       num_hidden_groups=1, correction_rank=4, tie_decoder=True, **NO_DROPOUT)
+    assert student.config == expected
 
 
 def test_the_student_of_a_bert_base_has_the_papers_shape_and_in_its_recipe_the_papers_adapters():
-    teacher = types.SimpleNamespace(config=Config(30522, 768, 768, 12, 12, 12, 3072))
-    config = distill.student_config(distill.arguments([]), teacher, 30522)
-    assert config == Config(30522, 128, 768, 6, 1, 12, 3072, 0.0, 0.0, correction_rank=96)
-    args = distill.arguments(["--recipe", "paper"])
-    config = distill.student_config(args, teacher, 30522)
-    assert config == Config(30522, 128, 768, 6, 1, 12, 3072, 0.1, 0.1, adapter_size=48,
-                            tie_decoder=False)
+    teacher = types.SimpleNamespace(config=BERT_BASE)
+    config = distill.student_config(parse(""), teacher, BERT_BASE.vocab_size)
+    papers_shape = replace(BERT_BASE, embedding_size=128, num_hidden_layers=6, num_hidden_groups=1)
+    assert config == replace(papers_shape, correction_rank=96, **NO_DROPOUT)
+    config = distill.student_config(parse("--recipe paper"), teacher, BERT_BASE.vocab_size)
+    assert config == replace(papers_shape, adapter_size=48, tie_decoder=False)
 
 
-@pytest.mark.parametrize("flags, expected", [
-    ("", (0, 4)),
-    ("--adapter-size 0", (0, 0)),
-    ("--adapter-size 3", (3, 0)),
-    ("--correction-rank 0", (0, 0)),
-    ("--correction-rank 5", (0, 5)),
-    ("--correction-rank 5 --adapter-size 3", (3, 5)),
-    ("--num-hidden-groups 2", (0, 4)),
-    ("--num-hidden-groups 4", (0, 0)),                   # nothing is shared
+@pytest.mark.parametrize("flags, adapter_size, correction_rank", [
+    ("", 0, 4),
+    ("--adapter-size 0", 0, 0),
+    ("--adapter-size 3", 3, 0),
+    ("--correction-rank 0", 0, 0),
+    ("--correction-rank 5", 0, 5),
+    ("--correction-rank 5 --adapter-size 3", 3, 5),
+    ("--num-hidden-groups 2", 0, 4),
+    ("--num-hidden-groups 4", 0, 0),                     # nothing is shared
 ])
-def test_a_flag_about_adapters_or_corrections_leaves_out_what_it_does_not_name(flags, expected):
+def test_a_flag_about_adapters_or_corrections_leaves_out_what_it_does_not_name(
+        flags, adapter_size, correction_rank):
     # The teacher has adapters and corrections itself; its student does not take them over.
-    teacher = noisy_model(Config(V, 16, 32, 4, 1, 4, F, adapter_size=6, correction_rank=7))
-    config = distill.student_config(distill.arguments(flags.split()), teacher, V)
-    assert (config.adapter_size, config.correction_rank) == expected
+    teacher_config = bert_config(32, 4, num_hidden_groups=1, adapter_size=6, correction_rank=7)
+    config = distill.student_config(parse(flags), noisy_model(teacher_config), V)
+    assert config.adapter_size == adapter_size
+    assert config.correction_rank == correction_rank
 
 
 def test_the_widths_follow_the_hidden_size_of_the_flags():
-    teacher = noisy_model(Config(V, 32, 32, 4, 4, 4, F))
-    args = distill.arguments(["--hidden-size", "48"])
-    config = distill.student_config(args, teacher, V)
-    assert (config.hidden_size, config.embedding_size, config.correction_rank) == (48, 24, 6)
+    teacher = noisy_model(bert_config(32, 4))
+    config = distill.student_config(parse("--hidden-size 48"), teacher, V)
+    assert config.hidden_size == 48
+    assert config.embedding_size == 24
+    assert config.correction_rank == 6
 
 
 def test_a_tokenizer_a_text_and_the_embeddings_may_just_fit_into_the_models():
     teacher = MiniALBERT(TOY_TEACHER)
-    distill.check_start(MiniALBERT(replace(STUDENT, embedding_size=C)), teacher)
+    student = MiniALBERT(replace(STUDENT, embedding_size=C))
+    distill.check_start(student, teacher)
     tokenizer = types.SimpleNamespace(vocab_size=V, path="")
     distill.check_sizes({"teacher": teacher}, tokenizer, length=32)
     tokenizer.vocab_size = V + 1
@@ -2915,36 +3053,41 @@ def test_a_tokenizer_a_text_and_the_embeddings_may_just_fit_into_the_models():
 
 
 def test_flags_shape_a_fresh_student():
-    teacher = noisy_model(Config(V, 32, 32, 12, 12, 4, F))
-    flags = "--num-hidden-groups 3 --num-hidden-layers 3 --embedding-size 32"
-    config = distill.make_student(distill.arguments(flags.split()), teacher, None, V).config
+    teacher = noisy_model(bert_config(32, 12))
+    args = parse("--num-hidden-groups 3 --num-hidden-layers 3 --embedding-size 32")
+    config = distill.make_student(args, teacher, None, V).config
     assert config.is_bert
     assert config.num_hidden_layers == 3
-    flags = ("--num-hidden-layers 4 --num-hidden-groups 2 --hidden-size 48 --embedding-size 10 "
-             "--adapter-size 7 --num-attention-heads 6 --intermediate-size 50 --no-tie-decoder "
-             "--dropout 0.3")
-    config = distill.make_student(distill.arguments(flags.split()), teacher, None, V).config
-    assert config == Config(V, 10, 48, 4, 2, 6, 50, 0.3, 0.3, adapter_size=7, tie_decoder=False)
+    args = parse("--num-hidden-layers 4 --num-hidden-groups 2 --hidden-size 48 --embedding-size 10 "
+                 "--adapter-size 7 --num-attention-heads 6 --intermediate-size 50 --no-tie-decoder "
+                 "--dropout 0.3")
+    config = distill.make_student(args, teacher, None, V).config
+    assert config == Config(
+        vocab_size=V, embedding_size=10, hidden_size=48, num_hidden_layers=4, num_hidden_groups=2,
+        num_attention_heads=6, intermediate_size=50, hidden_dropout_prob=0.3,
+        attention_probs_dropout_prob=0.3, adapter_size=7, tie_decoder=False)
 
 
-def test_a_student_without_a_teacher_has_a_usual_shape():
-    args = distill.arguments(["--teacher", "none", "--tokenizer", "mine"])
+@pytest.mark.parametrize("flags, embedding_size, hidden_size, num_heads, positions, rank", [
+    ("", 64, 128, 4, 128, 16),
+    ("--length 300 --hidden-size 16", 8, 16, 1, 300, 2),
+])
+def test_a_student_without_a_teacher_has_a_usual_shape(
+        flags, embedding_size, hidden_size, num_heads, positions, rank):
+    args = parse(f"--teacher none --tokenizer mine {flags}")
     config = distill.student_config(args, None, V)
-    assert config == Config(V, 64, 128, 6, 1, 4, 512, 0.0, 0.0, max_position_embeddings=128,
-                            correction_rank=16)
-    more = ["--length", "300", "--hidden-size", "16"]
-    args = distill.arguments(["--teacher", "none", "--tokenizer", "mine", *more])
-    config = distill.student_config(args, None, V)
-    assert config == Config(V, 8, 16, 6, 1, 1, 64, 0.0, 0.0, max_position_embeddings=300,
-                            correction_rank=2)
+    assert config == Config(
+        vocab_size=V, embedding_size=embedding_size, hidden_size=hidden_size, num_hidden_layers=6,
+        num_hidden_groups=1, num_attention_heads=num_heads, intermediate_size=4 * hidden_size,
+        max_position_embeddings=positions, correction_rank=rank, **NO_DROPOUT)
 
 
 def test_the_seed_decides_a_fresh_students_values():
     teacher = noisy_model(TOY_TEACHER)
     first_values = []
-    for seed in ("1", "1", "2"):
+    for seed in (1, 1, 2):
         torch.manual_seed(0)
-        student = distill.make_student(distill.arguments(["--seed", seed]), teacher, None, V)
+        student = distill.make_student(parse(f"--seed {seed}"), teacher, None, V)
         first_values.append(student.layers[0].output.weight)
     assert torch.equal(first_values[0], first_values[1])
     assert not torch.equal(first_values[0], first_values[2])
@@ -2963,8 +3106,12 @@ def test_the_seed_decides_a_fresh_students_values():
 ])
 def test_the_losses_are_those_that_the_flags_want_and_the_teacher_allows(
         has_head, changes, expected):
-    args = argparse.Namespace(elastic=changes.get("elastic", 0.0), student=None)
-    for name, weight in (LOSS_WEIGHTS | changes).items():
+    """changes: the weights that are not the usual ones"""
+    weights = dict(LOSS_WEIGHTS)
+    weights.update(changes)
+    elastic = weights.pop("elastic", 0.0)                # its flag is not called --elastic-weight
+    args = argparse.Namespace(elastic=elastic, student=None)
+    for name, weight in weights.items():
         setattr(args, f"{name}_weight", weight)
     teacher = None
     if has_head is not None:
@@ -2976,69 +3123,76 @@ def test_the_losses_are_those_that_the_flags_want_and_the_teacher_allows(
 
 def test_a_weight_that_a_teacher_without_a_head_makes_useless_is_refused():
     teacher = MiniALBERT(TOY_TEACHER, head=False)
-    args = distill.arguments(["--mlm-weight", "7"])
+    args = parse("--mlm-weight 7")
     with pytest.raises(ValueError, match="--mlm-weight: the teacher has no MLM head"):
         distill.choose_losses(args, teacher, num_recursions=2, given=["--mlm-weight"])
-    args = distill.arguments(["--output-weight", "5"])   # the default, but said
+    args = parse("--output-weight 5")                    # the default, but said
     with pytest.raises(ValueError, match="--output-weight: the teacher has no MLM head"):
         distill.choose_losses(args, teacher, num_recursions=2, given=["--output-weight"])
-    args = distill.arguments(["--mlm-weight", "0"])
-    assert distill.choose_losses(args, teacher, num_recursions=2) == {"attention": 3, "hidden": 10}
+    args = parse("--mlm-weight 0")
+    weights = distill.choose_losses(args, teacher, num_recursions=2, given=["--mlm-weight"])
+    assert weights == {"attention": 3, "hidden": 10}
 
 
-def test_a_teacher_needs_no_tokenizer_if_one_is_given(toy, tmp_path):
-    os.makedirs(tmp_path / "teacher")
+def test_a_teacher_needs_no_tokenizer_if_one_is_given(toy, tmp_path, monkeypatch):
+    teacher = str(tmp_path / "teacher")
+    tokenizer_folder = str(toy / "teacher")
+    os.makedirs(teacher)
     for name in ("config.json", "model.safetensors"):
-        shutil.copy(toy / "teacher" / name, tmp_path / "teacher")
-    wanted = []
+        shutil.copy(toy / "teacher" / name, teacher)
+    fetched = []
 
-    def record(name, weights=True):
-        wanted.append((name, weights))
+    def note_fetch(name, weights=True):
+        fetched.append((name, weights))
         return name
 
-    args = distill.arguments(["--teacher", str(tmp_path / "teacher"),
-                              "--tokenizer", str(toy / "teacher")])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distill, "fetch", record)
-        models, tokenizer = distill.load_models(args)
-    assert list(models) == ["teacher"] and models["teacher"].config == TOY_TEACHER
-    assert tokenizer.path == str(toy / "teacher")
-    assert wanted == [(str(tmp_path / "teacher"), True), (str(toy / "teacher"), False)]
+    monkeypatch.setattr(distill, "fetch", note_fetch)
+    args = distill.arguments(["--teacher", teacher, "--tokenizer", tokenizer_folder])
+    models, tokenizer = distill.load_models(args)
+    assert list(models) == ["teacher"]
+    assert models["teacher"].config == TOY_TEACHER
+    assert tokenizer.path == tokenizer_folder
+    # The weights beside the tokenizer are not downloaded.
+    assert fetched == [(teacher, True), (tokenizer_folder, False)]
 
 
 @pytest.mark.parametrize("flags, expected", [
-    ([], 100), (["--steps", "50"], 5), (["--steps", "5"], 0), (["--steps", "9999"], 100),
-    (["--recipe", "full"], 5000), (["--steps", "50", "--warmup", "50"], 50),
-    (["--steps", "50", "--warmup=7"], 7)])
+    ("", 100), ("--steps 50", 5), ("--steps 5", 0), ("--steps 9999", 100),
+    ("--recipe full", 5000), ("--steps 50 --warmup 50", 50), ("--steps 50 --warmup=7", 7)])
 def test_the_warm_up_is_at_most_a_tenth_of_the_steps_unless_it_is_given(flags, expected):
-    assert distill.arguments(flags).warmup == expected
+    assert parse(flags).warmup == expected
 
 
 @pytest.mark.parametrize("flags, expected", [
-    ([], 200), (["--steps", "2500"], 200), (["--steps", "90"], 9), (["--steps", "3"], 1),
-    (["--steps", "2000", "--recipe", "full"], 200), (["--recipe", "full"], 2000),
-    (["--steps", "90", "--save-every", "50"], 50)])
+    ("", 200), ("--steps 2500", 200), ("--steps 90", 9), ("--steps 3", 1),
+    ("--steps 2000 --recipe full", 200), ("--recipe full", 2000),
+    ("--steps 90 --save-every 50", 50)])
 def test_a_short_run_saves_at_least_ten_times(flags, expected):
     """A run of half an hour that was killed had no checkpoint, because 2,000 steps are the recipe's
     distance between two."""
-    assert distill.arguments(flags).save_every == expected
+    assert parse(flags).save_every == expected
 
 
 def test_flags_of_several_paths_may_come_again_and_add_up():
-    args = distill.arguments("--corpus a --lr 1 --corpus b c".split())
+    args = parse("--corpus a --lr 1 --corpus b c")
     assert args.corpus == ["a", "b", "c"]
 
 
-def test_both_of_two_corpora_are_read(toy, out, tmp_path):
-    sizes = []
-    (tmp_path / "more.txt").write_text("w1 w2 w3 .\n" * 50)
-    for more in ([], ["--corpus", toy / "corpus.txt", "--corpus", tmp_path / "more.txt"]):
-        out = tmp_path / f"run{len(sizes)}"
-        more = [*more, "--steps", 1, "--warmup", 0, "--cache", tmp_path / f"cache{len(sizes)}"]
-        run_distill(toy, out, *more)
-        tokens, = (tmp_path / f"cache{len(sizes)}").glob("*.bin")
-        sizes.append(tokens.stat().st_size // 2)         # two bytes a token
-    assert sizes[1] == sizes[0] + 50 * 4 + 1             # and a [SEP]
+def count_cached_tokens(cache):
+    """Count the tokens in the only file of a cache, which has two bytes for each."""
+    path, = cache.glob("*.bin")
+    return path.stat().st_size // 2
+
+
+def test_both_of_two_corpora_are_read(toy, tmp_path):
+    second = tmp_path / "more.txt"
+    second.write_text("w1 w2 w3 .\n" * 50)
+    caches = [tmp_path / "cache of one", tmp_path / "cache of two"]
+    run_distill(toy, tmp_path / "one", *ONE_STEP, "--cache", caches[0])
+    both = ["--corpus", toy / "corpus.txt", "--corpus", second]
+    run_distill(toy, tmp_path / "two", *ONE_STEP, "--cache", caches[1], *both)
+    added = 50 * 4 + 1                                   # and a [SEP]
+    assert count_cached_tokens(caches[1]) == count_cached_tokens(caches[0]) + added
 
 
 def test_the_given_flags_are_those_on_the_command_line(monkeypatch):
@@ -3080,6 +3234,22 @@ def refused_values():
     return cases
 
 
+def allowed_values():
+    """List (flag, value that is just in the range, or far from its ends)."""
+    cases = [("length", 3), ("length", LARGEST_INTEGER)]
+    # More steps of warm-up than steps are refused.
+    cases += [("warmup", 0), ("warmup", RECIPES["quick"]["steps"])]
+    for flag in FROM_0:
+        if flag != "warmup":
+            cases += [(flag, 0), (flag, LARGEST_INTEGER)]
+    for flag in FROM_1:
+        cases += [(flag, 1), (flag, LARGEST_INTEGER)]
+    for flag in NUMBERS:
+        cases += [(flag, 0), (flag, 1e-9), (flag, 2e9)]
+    cases += [("temperature", 0.001), ("temperature", 999), ("dropout", 0), ("dropout", 0.999)]
+    return cases
+
+
 @pytest.mark.parametrize("flag, value, words", refused_values())
 def test_a_number_out_of_its_range_is_refused_by_flag_and_range(flag, value, words):
     with pytest.raises(ValueError) as caught:
@@ -3088,84 +3258,91 @@ def test_a_number_out_of_its_range_is_refused_by_flag_and_range(flag, value, wor
 
 
 def test_the_ends_of_the_ranges_are_allowed():
-    values = {flag: [0, LARGEST_INTEGER] for flag in FROM_0}
-    values |= {flag: [1, LARGEST_INTEGER] for flag in FROM_1}
-    values |= {"length": [3, LARGEST_INTEGER], "warmup": [0, RECIPES["quick"]["steps"]]}
-    values |= {flag: [0, 1e-9, 2e9] for flag in NUMBERS}
-    values |= {"temperature": [0.001, 999], "dropout": [0, 0.999]}
-    for flag, allowed in values.items():
-        for value in allowed:
-            args = distill.arguments([f"--{flag}={value}"])
-            assert getattr(args, flag.replace("-", "_")) == value
+    for flag, value in allowed_values():
+        args = distill.arguments([f"--{flag}={value}"])
+        assert getattr(args, flag.replace("-", "_")) == value, flag
 
 
 def test_every_flag_with_a_number_is_tested_above():
-    tested = set(FROM_0 + FROM_1 + FROM_3 + NUMBERS + ["temperature", "dropout"])
-    for name, value in vars(distill.arguments([])).items():
-        if type(value) in (int, float) or name in distill.SHAPE_FIELDS:
-            if name != "tie_decoder":
-                assert name.replace("_", "-") in tested
+    tested = FROM_0 + FROM_1 + FROM_3 + NUMBERS + ["temperature", "dropout"]
+    for name, default in vars(parse("")).items():
+        is_number = type(default) in (int, float)
+        is_size = name in distill.SHAPE_FIELDS and name != "tie_decoder"
+        if is_number or is_size:
+            assert name.replace("_", "-") in tested
 
 
+def flags_of_error(name, toy):
+    """List the flags of one of the ERRORS."""
+    flags, _ = ERRORS[name]
+    return [word.format(toy=toy) for word in flags.split()]
 ERRORS = {
-    "recursions that do not divide": (["--num-hidden-layers", "3"], "3 recursions"),
-    "more tokens than positions": (["--length", "33"], "--length 33"),
-    "another vocabulary": (["--tokenizer", "{toy}/large"], "its tokens are not those"),
-    "widths that differ": (["--hidden-size", "30", "--init", "random"], "hidden_size of"),
-    "heads that differ": (["--num-attention-heads", "4"], "num_attention_heads of"),
-    "a student with other heads": (["--student", "{toy}/heads"], "num_attention_heads of"),
-    "a start from other heads": (["--num-attention-heads", "4", "--attention-weight", "0"],
-                                 "num_attention_heads of"),
-    "a temperature of nothing": (["--temperature", "2", "--output-weight", "0"], "--temperature"),
-    "a start from another width": (["--hidden-size", "30", "--hidden-weight", "0"],
-                                   "hidden_size of"),
-    "embeddings of other widths": (["--hidden-size", "30", "--hidden-weight", "0",
-                                    "--init", "random", "--embedding-weight", "1"],
-                                   "hidden_size of"),
-    "a start from other widths": (["--intermediate-size", "39"], "intermediate_size of"),
-    "a start wider than the teacher": (["--embedding-size", "25"], "--embedding-size 25"),
-    "a start of more layers": (["--num-hidden-layers", "8", "--num-hidden-groups", "8"],
-                               "--num-hidden-groups 8: the teacher has only 4 layers"),
-    "a start without a projection": (["--teacher", "{toy}/wide", "--embedding-size", "24"],
-                                     "--embedding-size 24: this is the student's hidden_size"),
-    "a student with another vocabulary": (["--student", "{toy}/student"], "vocab_size of"),
-    "a teacher of fewer positions": (["--student", "{toy}/student", "--length", "33"],
-                                     "the teacher has only 32 positions"),
-    "a student of fewer words": (["--teacher", "none", "--student", "{toy}/teacher",
-                                  "--tokenizer", "{toy}/large"],
-                                 "its tokens are not those of the student"),
-    "an --out in the corpus": (["--corpus", "{toy}", "--out", "{toy}/new/run"],
-                               "new/run is in the corpus"),
-    "a student too large": (["--hidden-size", "1048576", "--num-attention-heads", "1",
-                             "--intermediate-size", "16777216", "--init", "random",
-                             "--hidden-weight", "0", "--attention-weight", "0"],
-                            "the student would have 52,"),
-    "adapters too large": (["--adapter-size", "16000000"],
-                           "the student would have 3,"),
-    "--student with a shape": (["--student", "{toy}/teacher", "--adapter-size", "2"],
-                               "--adapter-size: the model in --student"),
-    "--student with --init": (["--student", "{toy}/teacher", "--init", "sharp"],
-                              "--init: the model in --student"),
-    "no tokenizer": (["--teacher", "none"], "--tokenizer"),
-    "a start from no teacher": (["--teacher", "none", "--init", "teacher"], "--init"),
-    "all weights zero": ([f"--{name}-weight=0" for name in LOSS_WEIGHTS], "no loss"),
-    "no steps": (["--steps", "0"], "--steps"),
-    "too short": (["--length", "2"], "--length: 2"),
-    "heads that do not divide": (["--num-attention-heads", "5"], "num_attention_heads 5"),
-    "no such flag": (["--learning-rate", "1"], "--learning-rate"),
-    "an abbreviated flag": (["--step", "3"], "--step"),
-    "both again flags": (["--resume", "--overwrite"], "--overwrite"),
-    "no such teacher": (["--teacher", "{toy}/none/such"], "none/such"),
-    "no such corpus": (["--corpus", "{toy}/none.txt"], "none.txt"),
-    "too little text": (["--corpus", "{toy}/little.txt"],
-                        "little.txt, its part to train on: not long enough"),
-    "a part to hold out too short": (["--corpus", "{toy}/short.txt"],
-                                     "short.txt, its held-out part (a fiftieth of it): not long "
-                                     "enough for --length 16: 4 tok"),
-    "another tokenizer's tokens": (["--corpus", "{toy}/other.bin"], "other.bin"),
-    "an --out that is a file": (["--out", "{toy}/corpus.txt"], "corpus.txt"),
-    "an --out in use": (["--out", "{toy}/teacher"], "--out"),
-    "no GPU": (["--device", "cuda"], "--device cuda"),
+    "recursions that do not divide": ("--num-hidden-layers 3", "3 recursions"),
+    "more tokens than positions": ("--length 33", "--length 33"),
+    "another vocabulary": ("--tokenizer {toy}/large", "its tokens are not those"),
+    "widths that differ": ("--hidden-size 30 --init random", "hidden_size of"),
+    "heads that differ": ("--num-attention-heads 4", "num_attention_heads of"),
+    "a student with other heads": ("--student {toy}/heads", "num_attention_heads of"),
+    "a start from other heads": (
+        "--num-attention-heads 4 --attention-weight 0",
+        "num_attention_heads of"),
+    "a temperature of nothing": ("--temperature 2 --output-weight 0", "--temperature"),
+    "a start from another width": ("--hidden-size 30 --hidden-weight 0", "hidden_size of"),
+    "embeddings of other widths": (
+        "--hidden-size 30 --hidden-weight 0 --init random --embedding-weight 1",
+        "hidden_size of"),
+    "a start from other widths": ("--intermediate-size 39", "intermediate_size of"),
+    "a start wider than the teacher": ("--embedding-size 25", "--embedding-size 25"),
+    "a start of more layers": (
+        "--num-hidden-layers 8 --num-hidden-groups 8",
+        "--num-hidden-groups 8: the teacher has only 4 layers"),
+    "a start without a projection": (
+        "--teacher {toy}/wide --embedding-size 24",
+        "--embedding-size 24: this is the student's hidden_size"),
+    "a student with another vocabulary": ("--student {toy}/student", "vocab_size of"),
+    "a teacher of fewer positions": (
+        "--student {toy}/student --length 33",
+        "the teacher has only 32 positions"),
+    "a student of fewer words": (
+        "--teacher none --student {toy}/teacher --tokenizer {toy}/large",
+        "its tokens are not those of the student"),
+    "an --out in the corpus": ("--corpus {toy} --out {toy}/new/run", "new/run is in the corpus"),
+    "a student too large": (
+        "--hidden-size 1048576 --num-attention-heads 1 --intermediate-size 16777216 "
+        "--init random --hidden-weight 0 --attention-weight 0",
+        "the student would have 52,"),
+    "adapters too large": ("--adapter-size 16000000", "the student would have 3,"),
+    "--student with a shape": (
+        "--student {toy}/teacher --adapter-size 2",
+        "--adapter-size: the model in --student"),
+    "--student with --init": (
+        "--student {toy}/teacher --init sharp",
+        "--init: the model in --student"),
+    "no tokenizer": ("--teacher none", "--tokenizer"),
+    "a start from no teacher": ("--teacher none --init teacher", "--init"),
+    "all weights zero": (
+        "--mlm-weight 0 --attention-weight 0 --hidden-weight 0 --output-weight 0 "
+        "--embedding-weight 0",
+        "no loss"),
+    "no steps": ("--steps 0", "--steps"),
+    "too short": ("--length 2", "--length: 2"),
+    "heads that do not divide": ("--num-attention-heads 5", "num_attention_heads 5"),
+    "no such flag": ("--learning-rate 1", "--learning-rate"),
+    "an abbreviated flag": ("--step 3", "--step"),
+    "both again flags": ("--resume --overwrite", "--overwrite"),
+    "no such teacher": ("--teacher {toy}/none/such", "none/such"),
+    "no such corpus": ("--corpus {toy}/none.txt", "none.txt"),
+    "too little text": (
+        "--corpus {toy}/little.txt",
+        "little.txt, its part to train on: not long enough"),
+    "a part to hold out too short": (
+        "--corpus {toy}/short.txt",
+        "short.txt, its held-out part (a fiftieth of it): not long enough for --length "
+        "16: 4 tok"),
+    "another tokenizer's tokens": ("--corpus {toy}/other.bin", "other.bin"),
+    "an --out that is a file": ("--out {toy}/corpus.txt", "corpus.txt"),
+    "an --out in use": ("--out {toy}/teacher", "--out"),
+    "no GPU": ("--device cuda", "--device cuda"),
 }
 
 
@@ -3191,17 +3368,16 @@ def mistakes(toy):
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_an_error_of_the_user_is_one_line_and_nothing_is_written(mistakes, out, name, capsys):
-    more, words = ERRORS[name]
-    more = [word.format(toy=mistakes) for word in more]
-    before = files_below(mistakes)
-    assert distill.main(distill_flags(mistakes, out, *more)) == 2
-    lines = capsys.readouterr().err.splitlines()
+    files_before = files_below(mistakes)
+    error = error_of_run(capsys, mistakes, out, *flags_of_error(name, mistakes))
+    lines = error.splitlines()
+    _, words = ERRORS[name]
     assert lines[-1].startswith("distill.py: error: ")
     assert words in lines[-1]
     if name not in ("too little text", "a part to hold out too short"):
         assert len(lines) == 1                           # for these two data.py has a warning
-    assert not (out).exists()
-    assert files_below(mistakes).items() >= before.items()
+    assert not out.exists()
+    assert files_below(mistakes).items() >= files_before.items()
 
 
 @pytest.mark.parametrize("name", [
@@ -3209,46 +3385,47 @@ def test_an_error_of_the_user_is_one_line_and_nothing_is_written(mistakes, out, 
     "a start wider than the teacher", "a start without a projection",
     "a student with another vocabulary"])
 def test_the_remedies_that_the_errors_name_are_enough(mistakes, out, name, capsys):
-    more, _ = ERRORS[name]
-    more = [word.format(toy=mistakes) for word in more]
-    more += ["--steps", "1", "--warmup", "0"]
+    more = flags_of_error(name, mistakes) + ONE_STEP
     num_remedies = 0
     while distill.main(distill_flags(mistakes, out, *more)) == 2:
         error = capsys.readouterr().err
-        more += re.search("(to allow this, say|; use) (--.*)", error)[2].split()
+        remedy = re.search("(to allow this, say|; use) (--.*)", error)[2]
+        more += remedy.split()
         num_remedies += 1
     assert 1 <= num_remedies <= 2                        # one for the losses, one for the start
 
 
-def test_help_names_each_flag_with_its_default(capsys):
+def printed_help(capsys):
+    """Print the help and return it as one line."""
     with pytest.raises(SystemExit) as caught:
         distill.main(["--help"])
     assert caught.value.code == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    args = vars(distill.arguments([]))
-    for name, value in args.items():
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_names_each_flag_with_its_default(capsys):
+    printed = printed_help(capsys)
+    for name, value in vars(parse("")).items():
         flag = "--" + name.replace("_", "-")
         assert f"{flag} " in printed
         if type(value) in (int, float):
+            # The text of a flag does not begin with a bracket or with another flag, as in "usage".
             found = re.search(rf"{flag} [A-Z]+ (?!\[|--).*?\(default: ([0-9.,]*[0-9])", printed)
-            assert float(found[1].replace(",", "")) == value, flag
+            default = float(found[1].replace(",", ""))
+            assert default == value, flag
 
 
-def test_help_names_the_defaults_of_the_recipe_full(capsys):
-    with pytest.raises(SystemExit):
-        distill.main(["--help"])
-    printed = " ".join(capsys.readouterr().out.split())
+def test_help_names_the_defaults_of_the_other_recipes(capsys):
+    """Those of full stand in brackets behind those of quick, if they differ from them."""
+    printed = printed_help(capsys)
     for name, value in RECIPES["full"].items():
         quick = RECIPES["quick"][name]
-        if name == "hidden_weight":
-            assert value == quick == 10
-            assert "with the teacher's (default: 10; paper: 3)" in printed
-        elif name == "attention_weight":
-            assert value == quick == 3
-            assert "from the teacher's (default: 3; paper: 3 / 256)" in printed
-        elif name == "lr":
+        if name == "lr":
+            assert value == 5e-4
+            assert quick is None                         # run() chooses it
             assert "0.384 divided by the hidden size, but at most 0.003 [0.0005])" in printed
-            assert value == 5e-4 and quick is None       # run() chooses it
         elif value != quick:
             default = rf"{quick:,g} \[{value:,g}\](, but at most a tenth[^)]*)?\)"
             assert re.search(default, printed), name
+    assert "with the teacher's (default: 10; paper: 3)" in printed
+    assert "from the teacher's (default: 3; paper: 3 / 256)" in printed
