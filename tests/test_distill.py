@@ -62,6 +62,16 @@ class RandomBatches:
         return ids, positions, labels
 
 
+def noisy_teacher(head=True, **changes):
+    """Make a model like the toy teacher, but with these changes and other values."""
+    return noisy_model(replace(TOY_TEACHER, **changes), seed=2, head=head)
+
+
+def noisy_student(head=True, **changes):
+    """Make a model of the Config STUDENT with these changes."""
+    return noisy_model(replace(STUDENT, **changes), seed=1, head=head)
+
+
 def make_options(out, **changes):
     """Make TrainingOptions of 4 steps, with these changes."""
     settings = {
@@ -109,6 +119,19 @@ def error_of_run(capsys, toy, out, *more):
     flags = distill_flags(toy, out, *more)
     assert distill.main(flags) == 2
     return capsys.readouterr().err
+
+
+def exit_status_of_run(toy, out, *more):
+    """Run distill.py with distill_flags() until a signal ends it, and return the exit status."""
+    with pytest.raises(SystemExit) as caught:
+        distill.main(distill_flags(toy, out, *more))
+    return caught.value.code
+
+
+def open_toy_corpus(toy):
+    """Open the toy corpus as a run with distill_flags() does."""
+    tokenizer = Tokenizer(toy / "teacher")
+    return open_corpus([f"{toy}/corpus.txt"], tokenizer, toy / "cache")
 
 
 def model_bytes(out):
@@ -367,6 +390,7 @@ def test_the_losses_of_bfloat16_are_computed_in_float32():
 
 
 def test_the_square_of_the_temperature_keeps_the_size_of_the_gradient():
+    """Without it a higher temperature would make this loss weaker beside the others."""
     sizes = []
     teacher = random_scores((T, V), 2)
     for temperature in (50.0, 200.0):
@@ -441,8 +465,8 @@ def assert_same_gradients(found, expected):
 
 def test_the_losses_are_those_of_matched_layers_and_masked_places():
     """The two recursions are matched with the teacher's layers 1 and 3, counted from 0."""
-    student = noisy_model(STUDENT).eval()
-    teacher = noisy_model(TOY_TEACHER, 2).eval()
+    student = noisy_student().eval()
+    teacher = noisy_teacher().eval()
     distillation = make_distillation(student, teacher, temperature=2.0)
     ids, positions, labels = batch_of_tensors(RandomBatches(), 0)
     num_tokens = 4 * T
@@ -473,8 +497,8 @@ def test_the_losses_are_those_of_matched_layers_and_masked_places():
 
 def test_the_elastic_loss_is_the_output_loss_after_the_drawn_recursions():
     """For each masked place the student is cut after the number of recursions drawn for it."""
-    student = noisy_model(replace(STUDENT, num_hidden_layers=4)).eval()
-    teacher = noisy_model(TOY_TEACHER, 2).eval()
+    student = noisy_student(num_hidden_layers=4).eval()
+    teacher = noisy_teacher().eval()
     distillation = make_distillation(student, teacher, 9, {"elastic": 2.5}, temperature=2.0)
     depths = distillation.draw_depths(0, 9)
     assert set(depths) == {1, 2, 3}
@@ -496,8 +520,9 @@ def test_the_elastic_loss_is_the_output_loss_after_the_drawn_recursions():
 
 
 def test_earlier_recursions_are_drawn_evenly_as_a_function_of_seed_and_step():
-    student = noisy_model(replace(STUDENT, num_hidden_layers=4))
-    distillation = make_distillation(student, noisy_model(TOY_TEACHER, 2))
+    """A resumed run draws the same ones, whatever was drawn before."""
+    student = noisy_student(num_hidden_layers=4)
+    distillation = make_distillation(student, noisy_teacher())
     counts = np.bincount(distillation.draw_depths(5, 3000))
     assert len(counts) == 4
     assert counts[0] == 0
@@ -515,8 +540,9 @@ def test_earlier_recursions_are_drawn_evenly_as_a_function_of_seed_and_step():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 9])           # 3 does not divide the batch of 4
 def test_micro_batches_do_not_change_the_gradient(size):
-    student = noisy_model(replace(STUDENT, num_hidden_layers=4))
-    teacher = noisy_model(TOY_TEACHER, 2)
+    """They only save memory."""
+    student = noisy_student(num_hidden_layers=4)
+    teacher = noisy_teacher()
     weights = dict(LOSS_WEIGHTS, embedding=0.5, elastic=2.5)
     at_once = make_distillation(student, teacher, 7, weights)
     in_parts = make_distillation(student, teacher, 7, weights, micro_batch_size=size)
@@ -528,8 +554,9 @@ def test_micro_batches_do_not_change_the_gradient(size):
 
 @pytest.mark.parametrize("world_size, micro_batch_size", [(3, 0), (2, 1), (4, 0)])
 def test_the_parts_of_all_processes_add_up_to_the_gradient_of_one(world_size, micro_batch_size):
-    student = noisy_model(STUDENT)
-    teacher = noisy_model(TOY_TEACHER, 2)
+    """The number of processes must not change what is learned."""
+    student = noisy_student()
+    teacher = noisy_teacher()
     alone = make_distillation(student, teacher, 7)
     expected_gradients, expected_losses = gradients_and_losses(student, alone)
     total_gradients = dict.fromkeys(expected_gradients, 0.0)
@@ -551,6 +578,7 @@ def test_the_parts_of_all_processes_add_up_to_the_gradient_of_one(world_size, mi
     (16, 0, 1, 16), (16, 4, 1, 4), (16, 0, 4, 4), (16, 3, 4, 3), (16, 9, 4, 4), (7, 0, 2, 3)])
 def test_each_row_of_a_batch_is_in_one_micro_batch_of_one_process(
         batch_size, micro_batch_size, world_size, longest):
+    """A row in no part would not be learned from, a row in two parts would count twice."""
     all_rows = list(range(batch_size))
     found_rows = []
     for rank in range(world_size):
@@ -564,8 +592,8 @@ def test_each_row_of_a_batch_is_in_one_micro_batch_of_one_process(
 
 def test_a_batch_without_masked_places_adds_nothing():
     """The mean over no places must be 0, not nan, which would spoil the whole model."""
-    student = noisy_model(STUDENT)
-    teacher = noisy_model(TOY_TEACHER, 2)
+    student = noisy_student()
+    teacher = noisy_teacher()
     distillation = make_distillation(student, teacher, num_masked=0)
     gradients, losses = gradients_and_losses(student, distillation)
     assert losses["mlm"] == 0
@@ -578,8 +606,8 @@ def test_a_batch_without_masked_places_adds_nothing():
 def test_the_teacher_learns_nothing_and_never_drops_anything():
     """The authors' teacher was put into train mode with the student, so its answers were noisy."""
     dropout = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
-    teacher = noisy_model(replace(TOY_TEACHER, **dropout), 2)
-    student = noisy_model(replace(STUDENT, **dropout))
+    teacher = noisy_teacher(**dropout)
+    student = noisy_student(**dropout)
     assert teacher.training
     distillation = make_distillation(student, teacher)
     answers = []
@@ -636,8 +664,8 @@ def test_no_more_of_the_models_is_run_than_a_loss_needs(name, of_teacher, of_stu
 
 def test_a_shared_layer_overfits_one_batch():
     """If a student cannot even learn one batch by heart, its gradients are wrong somewhere."""
-    student = noisy_model(STUDENT)
-    distillation = make_distillation(student, noisy_model(TOY_TEACHER, 2), num_masked=9)
+    student = noisy_student()
+    distillation = make_distillation(student, noisy_teacher(), num_masked=9)
     optimizer = torch.optim.AdamW(student.parameters(), 0.01)
     values = []
     for _ in range(40):
@@ -651,7 +679,7 @@ def test_a_shared_layer_overfits_one_batch():
 
 
 def test_evaluation_is_the_accuracy_and_the_loss_of_masked_tokens():
-    student = noisy_model(replace(STUDENT, hidden_dropout_prob=0.5)).train()
+    student = noisy_student(hidden_dropout_prob=0.5).train()
     batches = RandomBatches(5)
     found = evaluate(student, batches)
     assert not student.training
@@ -672,6 +700,7 @@ def test_evaluation_is_the_accuracy_and_the_loss_of_masked_tokens():
 def test_one_evaluation_gives_the_accuracy_after_each_recursion():
     """It is that of the model cut there, but all recursions are measured in one pass."""
     batches = RandomBatches(9, 400)
+    # With this seed the three accuracies differ.
     model = noisy_model(replace(STUDENT, num_hidden_layers=3), seed=2)
     found = evaluate(model, batches, each_recursion=True)
     accuracy_after = found.pop("accuracy_after")
@@ -697,8 +726,9 @@ def test_one_evaluation_gives_the_accuracy_after_each_recursion():
 
 
 def test_evaluation_without_masked_tokens_is_an_error():
+    """The accuracy would be 0 divided by 0."""
     with pytest.raises(ValueError, match="no token of the held-out text was masked"):
-        evaluate(noisy_model(STUDENT), RandomBatches(0))
+        evaluate(noisy_student(), RandomBatches(0))
 
 
 @pytest.mark.parametrize("count, expected", [(3, 1), (11, 2), (512, 128), (9999, 128)])
@@ -710,7 +740,7 @@ def test_evaluation_takes_at_most_512_sequences(count, expected):
             steps.append(step)
             return super().batch(step)
 
-    model = noisy_model(replace(STUDENT, num_hidden_layers=1))
+    model = noisy_student(num_hidden_layers=1)
     batches = NotedBatches(num_masked=1, count=count)
     evaluate(model, batches)
     assert steps == list(range(expected))              # each batch has 4 sequences
@@ -720,7 +750,7 @@ def test_evaluation_takes_at_most_512_sequences(count, expected):
 
 def test_a_start_without_anything_to_lose_is_the_teacher_itself():
     """With E = C, nothing shared and no adapters the student is as large as the teacher."""
-    teacher = noisy_model(TOY_TEACHER).eval()
+    teacher = noisy_teacher().eval()
     student = noisy_model(TOY_TEACHER, seed=5).eval()
     ids = random_ids(B)
     start_from_teacher(student, teacher, ids)
@@ -741,7 +771,7 @@ def test_a_start_finds_the_teachers_embeddings_again_where_they_fit_into_E():
     ids = random_ids(64, 16)
     errors = {}
     for rank in (E - 1, C):
-        teacher = noisy_model(TOY_TEACHER).eval()
+        teacher = noisy_teacher().eval()
         directions = torch.randn(rank, C, generator=torch.Generator().manual_seed(1))
         tables = teacher.embeddings
         for table in (tables.word, tables.position, tables.segment):
@@ -757,13 +787,13 @@ def test_a_start_finds_the_teachers_embeddings_again_where_they_fit_into_E():
 
 def test_a_start_from_few_tokens_is_said(capsys):
     """From fewer tokens than four times E the tables could not be estimated well."""
-    teacher = noisy_model(TOY_TEACHER).eval()
+    teacher = noisy_teacher().eval()
     ids = random_ids(E, 4)
     start_from_teacher(MiniALBERT(STUDENT), teacher, ids)
     assert capsys.readouterr().err == ""
     start_from_teacher(MiniALBERT(STUDENT), teacher, ids[1:])
     assert f"{E} wide, are fitted to only {4 * E - 4} tokens of text" in capsys.readouterr().err
-    start_from_teacher(noisy_model(TOY_TEACHER), teacher, ids[:1])        # nothing is fitted here
+    start_from_teacher(noisy_teacher(), teacher, ids[:1])        # nothing is fitted here
     assert capsys.readouterr().err == ""
 
 
@@ -771,7 +801,7 @@ def test_a_start_from_few_tokens_is_said(capsys):
     ("hidden_size", 2 * C), ("num_attention_heads", 1), ("intermediate_size", 5)])
 def test_a_student_of_other_widths_cannot_start_from_the_teacher(field, value):
     student = MiniALBERT(replace(STUDENT, **{field: value}))
-    teacher = noisy_model(TOY_TEACHER)
+    teacher = noisy_teacher()
     with pytest.raises(ValueError, match=f"{field} of the teacher is .* --init sharp"):
         start_from_teacher(student, teacher, random_ids(B))
 
@@ -789,7 +819,7 @@ def sum_of_tables(model, ids):
 def test_the_first_projection_is_the_best_one_for_its_tables():
     """No change of it could be better: the errors are orthogonal to what it sees, and their mean,
     which the bias could change, is 0."""
-    teacher = noisy_model(TOY_TEACHER).eval()
+    teacher = noisy_teacher().eval()
     student = MiniALBERT(STUDENT).eval()
     ids = random_ids(16)
     start_from_teacher(student, teacher, ids)
@@ -805,7 +835,7 @@ def test_the_first_projection_is_the_best_one_for_its_tables():
 @torch.no_grad()
 def test_the_tables_start_in_the_directions_that_hold_most_of_the_teachers_vectors():
     """By the theorem of Eckart, Young and Mirsky no E directions hold more."""
-    teacher = noisy_model(TOY_TEACHER).eval()
+    teacher = noisy_teacher().eval()
     student = MiniALBERT(STUDENT).eval()
     ids = random_ids(16)
     start_from_teacher(student, teacher, ids)
@@ -824,9 +854,10 @@ def test_the_tables_start_in_the_directions_that_hold_most_of_the_teachers_vecto
 ])
 def test_a_layer_starts_as_the_mean_of_the_middle_ones_it_stands_for(
         num_layers, num_groups, stands_for):
-    teacher = noisy_model(replace(TOY_TEACHER, num_hidden_layers=num_layers,
-                                  num_hidden_groups=num_layers))
-    student = noisy_model(replace(STUDENT, num_hidden_layers=4, num_hidden_groups=num_groups))
+    """The first and the last quarter of those that it stands for, rounded down, are left out."""
+    teacher = noisy_teacher(num_hidden_layers=num_layers,
+                                  num_hidden_groups=num_layers)
+    student = noisy_student(num_hidden_layers=4, num_hidden_groups=num_groups)
     start_from_teacher(student, teacher, random_ids())
     for layer, numbers in zip(student.layers, stands_for, strict=True):
         for name, found in layer.named_parameters():
@@ -847,8 +878,8 @@ def corrected_matrices(student, r):
 @torch.no_grad()
 def test_the_corrections_of_a_teacher_are_part_of_its_matrices():
     """A student of a student starts from what each recursion of that one computes."""
-    teacher = noisy_model(replace(STUDENT, num_hidden_layers=4, correction_rank=5))
-    student = noisy_model(replace(STUDENT, correction_rank=C))
+    teacher = noisy_student(num_hidden_layers=4, correction_rank=5)
+    student = noisy_student(correction_rank=C)
     start_from_teacher(student, teacher, random_ids())
     for r, matched_recursion in enumerate([1, 3]):
         expected = corrected_matrices(teacher, matched_recursion)
@@ -863,8 +894,8 @@ def test_the_corrections_of_a_teacher_are_part_of_its_matrices():
     ({"num_hidden_layers": 1, "num_hidden_groups": 1}, "-groups 4: the teacher has only 1 layers"),
 ])
 def test_a_teacher_that_does_not_fit_gives_no_first_values(changes, message):
-    teacher = noisy_model(replace(TOY_TEACHER, **changes))
-    student = noisy_model(replace(STUDENT, num_hidden_layers=4, num_hidden_groups=4))
+    teacher = noisy_teacher(**changes)
+    student = noisy_student(num_hidden_layers=4, num_hidden_groups=4)
     with pytest.raises(ValueError, match=message):
         start_from_teacher(student, teacher, random_ids())
 
@@ -878,8 +909,8 @@ def test_a_teacher_that_does_not_fit_gives_no_first_values(changes, message):
 def test_a_start_with_corrections_of_full_rank_is_the_teachers_layers(
         num_recursions, layer_of_recursion):
     """Each recursion then applies the matrices of the layer that it is matched with."""
-    teacher = noisy_model(TOY_TEACHER)
-    student = noisy_model(replace(STUDENT, num_hidden_layers=num_recursions, correction_rank=C))
+    teacher = noisy_teacher()
+    student = noisy_student(num_hidden_layers=num_recursions, correction_rank=C)
     start_from_teacher(student, teacher, random_ids())
     for r in range(num_recursions):
         layer = teacher.layers[layer_of_recursion[r]]
@@ -891,10 +922,10 @@ def test_a_start_with_corrections_of_full_rank_is_the_teachers_layers(
 @torch.no_grad()
 def test_a_correction_starts_as_the_nearest_matrix_of_its_rank():
     """By the theorem of Eckart, Young and Mirsky what is left are the smaller singular values."""
-    teacher = noisy_model(TOY_TEACHER)
+    teacher = noisy_teacher()
     rank = 3
-    student = noisy_model(replace(STUDENT, num_hidden_layers=4, num_hidden_groups=2,
-                                  correction_rank=rank))
+    student = noisy_student(num_hidden_layers=4, num_hidden_groups=2,
+                                  correction_rank=rank)
     start_from_teacher(student, teacher, random_ids())
     for r in range(4):
         shared_layer = student.layer_of_recursion(r)
@@ -913,9 +944,9 @@ def test_corrections_that_start_at_zero_can_still_be_trained():
     The gradient of each factor of a correction is a product with the other factor, so it must not
     happen that both are 0.
     """
-    teacher = noisy_model(TOY_TEACHER)
-    student = noisy_model(replace(STUDENT, num_hidden_layers=8, num_hidden_groups=4,
-                                  correction_rank=3))
+    teacher = noisy_teacher()
+    student = noisy_student(num_hidden_layers=8, num_hidden_groups=4,
+                                  correction_rank=3)
     ids = random_ids()
     start_from_teacher(student, teacher, ids)
     for r in range(8):
@@ -936,11 +967,11 @@ def test_corrections_that_start_at_zero_can_still_be_trained():
 @pytest.mark.parametrize("teacher_is_factorised", [True, False])
 def test_a_head_starts_as_the_teachers(student_is_tied, teacher_is_tied, teacher_is_factorised):
     """A decoder of its own predicts as the teacher's does; a tied one is made of the tables."""
-    teacher_config = replace(TOY_TEACHER, tie_decoder=teacher_is_tied)
+    teacher_width = C
     if teacher_is_factorised:
-        teacher_config = replace(teacher_config, embedding_size=16)
-    teacher = noisy_model(teacher_config)
-    student = noisy_model(replace(STUDENT, tie_decoder=student_is_tied), seed=2)
+        teacher_width = 16
+    teacher = noisy_teacher(tie_decoder=teacher_is_tied, embedding_size=teacher_width)
+    student = noisy_student(tie_decoder=student_is_tied)
     start_from_teacher(student, teacher, random_ids())
     for name in ("dense.weight", "dense.bias", "norm.weight", "norm.bias", "bias"):
         found = student.head.get_parameter(name)
@@ -952,11 +983,11 @@ def test_a_head_starts_as_the_teachers(student_is_tied, teacher_is_tied, teacher
 
 @pytest.mark.parametrize("student_has_head, teacher_has_head", [(True, False), (False, True)])
 def test_a_start_does_without_a_head_where_one_is_missing(student_has_head, teacher_has_head):
-    teacher = noisy_model(TOY_TEACHER, head=teacher_has_head)
-    student = noisy_model(STUDENT, seed=2, head=student_has_head)
+    teacher = noisy_teacher(head=teacher_has_head)
+    student = noisy_student(head=student_has_head)
     start_from_teacher(student, teacher, random_ids())
     if student_has_head:
-        untouched_student = noisy_model(STUDENT, seed=2)
+        untouched_student = noisy_student()
         first_values = untouched_student.head.dense.weight
         assert torch.equal(student.head.dense.weight, first_values)
     else:
@@ -1013,9 +1044,9 @@ class StepWrittenOut:
 
 def test_a_step_is_the_textbooks_step(tmp_path):
     """The oracle has no micro-batches, and clipping and AdamW are written out."""
-    student = noisy_model(STUDENT)
-    twin = noisy_model(STUDENT)
-    teacher = noisy_model(TOY_TEACHER, 2)
+    student = noisy_student()
+    twin = noisy_student()
+    teacher = noisy_teacher()
     options = make_options(tmp_path, lr=0.003)
     optimizer = distill.make_optimizer(student, options.weight_decay)
     distillation = make_distillation(student, teacher, micro_batch_size=3)
@@ -1125,7 +1156,7 @@ def test_the_rate_grows_and_falls_linearly(tmp_path, steps, warmup, factors):
 
 
 def test_biases_and_norms_do_not_decay_and_what_is_frozen_is_left_alone():
-    student = noisy_model(STUDENT)
+    student = noisy_student()
     student.head.requires_grad_(False)
     optimizer = distill.make_optimizer(student, weight_decay=0.3)
     state = distill.training_state(student, optimizer)
@@ -1155,9 +1186,7 @@ def run_until_signal(toy, out, monkeypatch, number, *more):
     """Send a signal to a run before its fifth step -> the exit status."""
     with monkeypatch.context() as patch:
         send_signal_before(patch, 4, number)
-        with pytest.raises(SystemExit) as caught:
-            distill.main(distill_flags(toy, out, *more))
-    return caught.value.code
+        return exit_status_of_run(toy, out, *more)
 
 
 @pytest.mark.parametrize("number, status", [
@@ -1222,9 +1251,9 @@ def test_gradients_that_the_caller_has_left_are_not_trained_on(toy, whole, out, 
 
 
 def test_a_signal_at_the_last_step_stops_a_run_that_is_finished(toy, whole, out, monkeypatch):
+    """The exit status tells of the signal, but the resumed run has nothing left to do."""
     send_signal_before(monkeypatch, 11, signal.SIGTERM)
-    with pytest.raises(SystemExit, match="^143$"):
-        distill.main(distill_flags(toy, out))
+    assert exit_status_of_run(toy, out) == 143
     assert_same_run(out, whole)
     run_distill(toy, out, "--resume")
     assert_same_run(out, whole)
@@ -1241,8 +1270,7 @@ def test_a_signal_in_the_last_evaluation_stops_a_run_that_is_finished(
         return original(evaluate_model, steps_done)
 
     monkeypatch.setattr(distill, "held_out_scores", evaluate_and_send)
-    with pytest.raises(SystemExit, match="^130$"):
-        distill.main(distill_flags(toy, out))
+    assert exit_status_of_run(toy, out) == 130
     assert "stopped after step 12 of 12: the same command" in capsys.readouterr().out
     assert_same_run(out, whole)
 
@@ -1275,19 +1303,20 @@ def test_a_signal_that_was_ignored_stays_ignored(toy, whole, out, monkeypatch, n
 
 
 def test_a_closed_terminal_does_not_change_the_status_of_a_run_that_was_stopped(monkeypatch):
+    """The signal SIGHUP tells that it was closed, so nothing can be printed any more."""
     class ClosedTerminal(io.StringIO):
         def write(self, text):
             raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(sys, "stdout", ClosedTerminal())
+    options = types.SimpleNamespace(steps=9)
     with pytest.raises(SystemExit, match="^129$"):
-        distill.stop_run([signal.SIGHUP], 3, types.SimpleNamespace(steps=9), Processes())
+        distill.stop_run([signal.SIGHUP], 3, options, Processes())
 
 
 def test_a_process_without_a_signal_stops_with_another_that_received_one(toy, out, monkeypatch):
     monkeypatch.setattr(distill, "must_stop", always(True))
-    with pytest.raises(SystemExit, match="^143$"):
-        distill.main(distill_flags(toy, out))
+    assert exit_status_of_run(toy, out) == 143
     assert read_metadata(out)["step"] == "1"
 
 
@@ -1295,6 +1324,7 @@ def test_a_process_without_a_signal_stops_with_another_that_received_one(toy, ou
     (4, 'one\n"two"\n'), (99, 'one\nhalf"two"\n'), (0, '"two"\n')])
 def test_a_log_is_cut_to_its_size_at_the_checkpoint_but_never_made_longer(
         tmp_path, size, expected):
+    """A run that was killed may have logged steps after its checkpoint. They are made again."""
     log = tmp_path / "log.jsonl"
     log.write_text("one\nhalf")
     distill.cut_log(log, size)
@@ -1303,6 +1333,7 @@ def test_a_log_is_cut_to_its_size_at_the_checkpoint_but_never_made_longer(
 
 
 def test_a_run_stopped_before_its_first_checkpoint_begins_anew(toy, whole, out, capsys):
+    """Such a run leaves its settings and some lines of its log, the last one perhaps cut off."""
     os.makedirs(out)
     shutil.copy(whole / "run.json", out)
     (out / "log.jsonl").write_text('{"step": 1}\n{"st')
@@ -1313,6 +1344,7 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(toy, whole, out, 
 
 def test_without_a_checkpoint_too_a_run_does_not_go_on_with_another_corpus(
         toy, whole, out, tmp_path, capsys):
+    """Its first lines of the log are of the first corpus."""
     os.makedirs(out)
     shutil.copy(whole / "run.json", out)
     (out / "log.jsonl").write_text('{"step": 1}\n')
@@ -1361,6 +1393,7 @@ def test_each_step_drops_other_units(toy, out, monkeypatch):
 
 
 def test_evaluating_logging_and_saving_change_no_weight(toy, whole, out):
+    """How often a run is watched must not change what it learns."""
     rarely = ["--log-every", 50, "--eval-every", 0, "--save-every", 50]
     run_distill(toy, out, *rarely)
     assert model_bytes(out) == model_bytes(whole)
@@ -1403,6 +1436,7 @@ def test_the_log_has_the_learning_rate_of_each_step(whole):
 
 
 def test_each_line_of_the_log_can_be_read_at_once(toy, out, monkeypatch):
+    """A long run can be watched."""
     def look(step):
         log = (out / "log.jsonl").read_text()
         assert log.count("\n") == step
@@ -1536,6 +1570,7 @@ def test_to_overwrite_removes_what_runs_wrote_and_nothing_else(toy, whole, out):
 @pytest.mark.parametrize("micro_batch_size", [0, 1])
 def test_a_student_that_is_nan_before_its_first_step_costs_no_old_run(
         toy, whole, out, tmp_path, capsys, micro_batch_size):
+    """The new run is refused before it overwrites the old one."""
     shutil.copytree(whole, out)
     teacher = load(toy / "teacher")
     with torch.no_grad():
@@ -1550,6 +1585,7 @@ def test_a_student_that_is_nan_before_its_first_step_costs_no_old_run(
 
 @pytest.mark.parametrize("number_of_bad", [0, 1, 2])
 def test_a_nan_in_any_micro_batch_is_found_before_the_first_step(number_of_bad):
+    """It is looked for in the sum of all micro-batches, not in the last one."""
     student = OneParameter()
     factors = [1.0, 1.0, 1.0]
     factors[number_of_bad] = math.nan
@@ -1562,16 +1598,6 @@ def test_a_nan_in_any_micro_batch_is_found_before_the_first_step(number_of_bad):
         student=student, losses_of_micro_batches=losses_of_micro_batches)
     with pytest.raises(FloatingPointError, match="the sum of the losses is nan"):
         distill.seconds_of_a_step(distillation, torch.device("cpu"))
-
-
-def test_a_line_that_cannot_be_printed_costs_no_checkpoint(toy, out, monkeypatch, capsys):
-    def broken_pipe(bar, line, steps, evaluate_now):
-        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-
-    monkeypatch.setattr(distill, "show_progress", broken_pipe)
-    error = error_of_run(capsys, toy, out, "--log-every", 4)
-    assert "(broken pipe)" in error
-    assert read_metadata(out)["step"] == "4"
 
 
 def test_a_state_that_is_not_finite_is_found_before_the_model_is_written(toy, whole, out, capsys):
@@ -1634,8 +1660,8 @@ def test_a_resume_without_a_checkpoint_does_not_replace_the_model(toy, whole, ou
 
 
 def test_a_teacher_too_large_to_subtract_from_is_refused():
-    teacher = noisy_model(TOY_TEACHER)
-    student = noisy_model(replace(STUDENT, adapter_size=0, correction_rank=2))
+    teacher = noisy_teacher()
+    student = noisy_student(adapter_size=0, correction_rank=2)
     with torch.no_grad():
         for layer in teacher.layers:
             layer.output.weight.fill_(3e38)              # the sum of two is inf
@@ -1749,6 +1775,7 @@ def test_processes_that_cannot_meet_are_an_error_of_the_user(monkeypatch):
     (["--evaluate"], "^far enough$")])
 def test_to_train_needs_a_sequence_for_each_process_but_to_evaluate_does_not(
         flags, message, monkeypatch):
+    """A run that passes the check is ended when it loads its models."""
     def load_models(args):
         raise ValueError("far enough")
 
@@ -1779,7 +1806,7 @@ def test_teacher_and_student_are_evaluated_at_the_same_length(monkeypatch):
 @pytest.mark.parametrize("width, expected_rank", [(3, 3), (64, 8)])
 def test_the_default_rank_is_at_most_the_width_of_the_feed_forward(width, expected_rank):
     args = parse(f"--hidden-size 66 --intermediate-size {width}")
-    config = distill.student_config(args, noisy_model(TOY_TEACHER), V)
+    config = distill.student_config(args, noisy_teacher(), V)
     assert config.correction_rank == expected_rank
 
 
@@ -1853,6 +1880,7 @@ def test_a_last_step_that_spoils_the_model_is_an_error_and_no_model_is_saved(toy
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
         toy, whole, out, monkeypatch, capsys):
+    """It is the attention loss of step 7; the last checkpoint is of step 4."""
     original = distill.attention_loss
 
     def spoiled_loss(student_map, teacher_map):
@@ -1875,6 +1903,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
 
 
 def test_the_handlers_of_signals_are_back_after_an_error(toy, out, monkeypatch):
+    """Code that calls main() keeps its own handlers."""
     sigint_handler = signal.getsignal(signal.SIGINT)
     sigterm_handler = signal.getsignal(signal.SIGTERM)
 
@@ -1954,19 +1983,22 @@ def test_cuda_graphs_that_cannot_be_are_refused(flags, processes):
         distill.choose_compilation(args, processes)
 
 
+def compiled_distillation(student, batches, **more):
+    """Make a Distillation whose losses are compiled: the MLM loss alone, so there is no teacher."""
+    return Distillation(student, None, batches, {"mlm": 1.0}, compile_losses=True, **more)
+
+
 def test_cuda_graphs_refuse_micro_batches(monkeypatch):
+    """They would lose the gradients of all micro-batches but the last one."""
     monkeypatch.setattr(torch, "compile", always(None))
     student = MiniALBERT(STUDENT)
-    batches = RandomBatches()
-    make_compiled = functools.partial(Distillation, student, None, batches, {"mlm": 1.0},
-                                      micro_batch_size=2, compile_losses=True)
-    make_compiled()
+    compiled_distillation(student, RandomBatches(), micro_batch_size=2)
     with pytest.raises(ValueError, match="CUDA graphs and micro-batches do not go together"):
-        make_compiled(cuda_graphs=True)
+        compiled_distillation(student, RandomBatches(), micro_batch_size=2, cuda_graphs=True)
 
 
 def test_cuda_graphs_are_what_torch_compile_makes(monkeypatch):
-    """The losses are compiled without a graph, too, for batches of another size."""
+    """The losses are compiled without a graph, too, for batches with fewer masked places."""
     known_options = torch._inductor.list_options()
     calls = []
 
@@ -1975,15 +2007,14 @@ def test_cuda_graphs_are_what_torch_compile_makes(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", note_options)
     student = MiniALBERT(STUDENT)
-    batches = RandomBatches()
-    Distillation(student, None, batches, {"mlm": 1.0}, compile_losses=True)
+    compiled_distillation(student, RandomBatches())
     assert calls == [{}]
     calls.clear()
-    Distillation(student, None, batches, {"mlm": 1.0}, compile_losses=True, cuda_graphs=True)
+    compiled_distillation(student, RandomBatches(), cuda_graphs=True)
     assert calls == [{}, {"options": {"triton.cudagraphs": True}}]
     assert "triton.cudagraphs" in known_options
     with pytest.raises(ValueError, match="CUDA graphs are only for compiled losses"):
-        Distillation(student, None, batches, {"mlm": 1.0}, cuda_graphs=True)
+        Distillation(student, None, RandomBatches(), {"mlm": 1.0}, cuda_graphs=True)
 
 
 class OneBatch:
@@ -2030,15 +2061,14 @@ def test_a_batch_with_fewer_masked_places_leaves_the_graph_as_it_is(monkeypatch)
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
     torch.compiler.reset()                               # other tests have compiled, too
+    student = noisy_student(num_hidden_layers=1, adapter_size=0)
     batches = OneBatch()
     usual_positions = batches.positions
-    model = MiniALBERT(replace(STUDENT, num_hidden_layers=1, adapter_size=0))
-    distillation = Distillation(model, None, batches, {"mlm": 1.0}, compile_losses=True,
-                                cuda_graphs=True)
+    distillation = compiled_distillation(student, batches, cuda_graphs=True)
     for num_places in (3, 4, 4, 2, 4):                   # the first batch is an odd one
         batches.positions = usual_positions[:num_places]
-        for losses in distillation.losses_of_micro_batches(0):
-            losses["mlm"].backward()
+        losses, = distillation.losses_of_micro_batches(0)
+        losses["mlm"].backward()
     torch.compiler.reset()
     assert used == ["plain 1", "graph 2", "graph 2", "plain 3", "graph 2"]
 
@@ -2101,9 +2131,9 @@ def test_two_processes_use_the_graph_for_the_same_batches(monkeypatch, rank):
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
     batches = OneBatch()
-    distillation = Distillation(
-        MiniALBERT(STUDENT), None, batches, {"mlm": 1.0}, processes=Processes(rank, rank, 2),
-        compile_losses=True, cuda_graphs=True)
+    processes = Processes(rank, rank, world_size=2)
+    distillation = compiled_distillation(MiniALBERT(STUDENT), batches, processes=processes,
+                                         cuda_graphs=True)
     list(distillation.losses_of_micro_batches(0))
     batches.positions = np.array([10, 19, 28])           # row 0, which is of rank 0, has none
     list(distillation.losses_of_micro_batches(0))
@@ -2191,6 +2221,7 @@ def test_the_first_process_of_a_machine_goes_first(monkeypatch, processes, expec
     ([], 0, False), ([], 1, True), ([2], 0, True), ([2, 2], 1, True)])
 def test_several_processes_stop_for_a_signal_to_any_of_them_in_a_step_that_looks(
         monkeypatch, signals, num_elsewhere, expected):
+    """They must stop after the same step, or one would wait for the others for ever."""
     def all_reduce(num_signals):
         num_signals.add_(num_elsewhere)
 
@@ -2285,13 +2316,14 @@ def test_a_gpu_that_could_only_emulate_bfloat16_does_not_know_it(monkeypatch):
 
 
 def test_a_fingerprint_changes_with_any_number_of_a_model():
+    """By it --resume finds out that a teacher or a student is not the one of before."""
     assert distill.fingerprint(None) is None
-    usual = distill.fingerprint(noisy_model(STUDENT))
-    assert usual == distill.fingerprint(noisy_model(STUDENT))
+    usual = distill.fingerprint(noisy_student())
+    assert usual == distill.fingerprint(noisy_student())
     assert re.fullmatch("[0-9a-f]{16}", usual)
     fingerprints = {usual}
     for name in ("embeddings.word.weight", "layers.0.norm.bias", "head.bias"):
-        model = noisy_model(STUDENT)
+        model = noisy_student()
         flat = model.get_parameter(name).data.view(-1)
         flat[-1] += 1e-3
         fingerprints.add(distill.fingerprint(model))
@@ -2387,6 +2419,7 @@ def test_the_tables_that_a_run_prints_are_its_results(toy, out, capsys):
 
 
 def test_scores_are_printed_in_lines_where_there_is_no_bar(monkeypatch, capsys):
+    """A file gets a line for each evaluation; in a terminal the bar has the newest scores."""
     line = {"step": 1200, "loss": 2.0, "mlm": 1.0, "lr": 0.5, "valid_accuracy": 0.25}
     bar = distill.progress_bar(range(3, 5))
     distill.show_progress(bar, line, 5000, evaluate_now=False)
@@ -2444,9 +2477,8 @@ def test_the_samples_that_are_printed_are_held_out_text(toy, out, monkeypatch):
 
     monkeypatch.setattr(distill, "print_samples", note_tokens)
     run_distill(toy, out, *ONE_STEP)
-    corpus = open_corpus([str(toy / "corpus.txt")], Tokenizer(toy / "teacher"), toy / "cache")
     shown_tokens, = shown
-    assert np.array_equal(shown_tokens, corpus.valid_tokens)
+    assert np.array_equal(shown_tokens, open_toy_corpus(toy).valid_tokens)
 
 
 def flags_to_measure(toy, cache):
@@ -2667,8 +2699,7 @@ def test_a_run_trains_and_measures_as_the_flags_say(toy, out, monkeypatch):
     assert objective.temperature == 2
     assert objective.bf16 is True
     assert objective.micro_batch_bounds == [(0, 1), (1, 2), (2, 3), (3, 4)]
-    tokenizer = Tokenizer(toy / "teacher")
-    corpus = open_corpus([str(toy / "corpus.txt")], tokenizer, toy / "cache")
+    corpus = open_toy_corpus(toy)
     train_batches = objective.batches
     assert np.array_equal(train_batches.tokens, corpus.train_tokens)
     assert train_batches.T == 16
@@ -2694,7 +2725,7 @@ def test_a_run_starts_from_the_teacher_also_where_there_is_little_text(toy, out)
 
 
 def test_the_time_of_a_step_is_that_of_the_fastest_of_four(monkeypatch):
-    distillation = make_distillation(noisy_model(STUDENT), noisy_model(TOY_TEACHER, 2))
+    distillation = make_distillation(noisy_student(), noisy_teacher())
     clock = one_after_another([0, 9, 10, 13, 20, 22, 30, 35])      # they take 9, 3, 2, 5 seconds
     monkeypatch.setattr(distill.time, "perf_counter", clock)
     assert distill.seconds_of_a_step(distillation, torch.device("cpu")) == 2
@@ -2713,9 +2744,9 @@ def best_four_tokens(model, ids, place):
 def test_the_samples_are_what_the_models_predict_at_a_masked_place(toy, capsys):
     """Four texts are shown, each with the words around a masked one and a line for each model."""
     tokenizer = Tokenizer(toy / "teacher")
-    corpus = open_corpus([str(toy / "corpus.txt")], tokenizer, toy / "cache")
-    batches = MaskedBatches(corpus.train_tokens, tokenizer, 16, 4)
-    models = {"teacher": noisy_model(TOY_TEACHER), "student": noisy_model(STUDENT)}
+    corpus = open_toy_corpus(toy)
+    batches = MaskedBatches(corpus.train_tokens, tokenizer, T=16, batch_size=4)
+    models = {"teacher": noisy_teacher(), "student": noisy_student()}
     distill.print_samples(models, tokenizer, batches, bf16=False)
     paragraphs = capsys.readouterr().out.strip().split("\n\n")
     last = batches.count - 1
@@ -2743,7 +2774,7 @@ def test_a_held_out_text_is_shown_only_once(toy, capsys):
     two_sequences = np.full(2 * 14, 7, np.uint16)        # [CLS] and [SEP] make 16 of 14 tokens
     batches = MaskedBatches(two_sequences, tokenizer, 16, 2)
     assert batches.count == 2
-    distill.print_samples({"student": noisy_model(STUDENT)}, tokenizer, batches, bf16=False)
+    distill.print_samples({"student": noisy_student()}, tokenizer, batches, bf16=False)
     assert capsys.readouterr().out.count("[MASK]") == 2
 
 
@@ -2754,6 +2785,7 @@ def test_a_held_out_text_is_shown_only_once(toy, capsys):
     (["", "##ing", "##s", "a", "is", ".", ""], "a", 3),
 ])
 def test_the_place_to_mask_is_a_long_word_near_the_middle(words, expected_word, expected_place):
+    """Long words have at least four letters; without one it is the word in the middle."""
     place = distill.place_to_mask(words)
     assert place == expected_place
     assert words[place] == expected_word
@@ -2806,6 +2838,7 @@ def test_without_a_teacher_the_number_of_heads_divides_the_width(width, num_head
 
 
 def test_a_bert_without_a_head_is_given_one(toy, out):
+    """Its other weights stay as they are: the learning rate is 0."""
     headless = load(toy / "headless")
     assert headless.head is None
     more = ["--teacher", "none", "--student", toy / "headless", "--lr", 0]
@@ -3042,6 +3075,7 @@ def test_the_widths_follow_the_hidden_size_of_the_flags():
 
 
 def test_a_tokenizer_a_text_and_the_embeddings_may_just_fit_into_the_models():
+    """The checks of the sizes allow equality, and refuse one token more."""
     teacher = MiniALBERT(TOY_TEACHER)
     student = MiniALBERT(replace(STUDENT, embedding_size=C))
     distill.check_start(student, teacher)
@@ -3083,7 +3117,7 @@ def test_a_student_without_a_teacher_has_a_usual_shape(
 
 
 def test_the_seed_decides_a_fresh_students_values():
-    teacher = noisy_model(TOY_TEACHER)
+    teacher = noisy_teacher()
     first_values = []
     for seed in (1, 1, 2):
         torch.manual_seed(0)
@@ -3196,14 +3230,19 @@ def test_both_of_two_corpora_are_read(toy, tmp_path):
 
 
 def test_the_given_flags_are_those_on_the_command_line(monkeypatch):
+    """Only these may be refused: the others have their default."""
     words = ["--lr", "1", "--no-bf16", "--corpus=--x", "-1", "-- who?", "--text=a b", "--resume"]
     expected = ["--lr", "--bf16", "--corpus", "--text", "--resume"]
     assert distill.given_flags(words) == expected
     monkeypatch.setattr(sys, "argv", ["distill.py", *words])
     assert distill.given_flags(None) == expected
-    distill.refuse_flags(expected, ["--steps", "--corp"], "why")
+
+
+def test_a_refused_flag_is_named_with_the_reason():
+    given = ["--lr", "--bf16", "--corpus"]
+    distill.refuse_flags(given, ["--steps", "--corp"], "why")     # neither of them is given
     with pytest.raises(ValueError, match="^--bf16: why$"):
-        distill.refuse_flags(expected, ["--steps", "--bf16"], "why")
+        distill.refuse_flags(given, ["--steps", "--bf16"], "why")
 
 
 FROM_0 = ["seed", "eval-every", "adapter-size", "correction-rank", "micro-batch-size", "warmup"]
@@ -3264,6 +3303,7 @@ def test_the_ends_of_the_ranges_are_allowed():
 
 
 def test_every_flag_with_a_number_is_tested_above():
+    """A new flag must be added to one of the lists."""
     tested = FROM_0 + FROM_1 + FROM_3 + NUMBERS + ["temperature", "dropout"]
     for name, default in vars(parse("")).items():
         is_number = type(default) in (int, float)
@@ -3355,10 +3395,9 @@ def mistakes(toy):
     words = (toy / "teacher" / "vocab.txt").read_text().split()
     words += [f"x{i}" for i in range(9)]
     (toy / "large" / "vocab.txt").write_text("\n".join(words) + "\n")
-    student_config = replace(STUDENT, vocab_size=V + 4, max_position_embeddings=40)
-    save(noisy_model(student_config), toy / "student")
-    save(noisy_model(replace(STUDENT, num_attention_heads=4)), toy / "heads")
-    save(noisy_model(replace(TOY_TEACHER, embedding_size=30)), toy / "wide")
+    save(noisy_student(vocab_size=V + 4, max_position_embeddings=40), toy / "student")
+    save(noisy_student(num_attention_heads=4), toy / "heads")
+    save(noisy_teacher(embedding_size=30), toy / "wide")
     shutil.copy(toy / "teacher" / "vocab.txt", toy / "wide")
     (toy / "little.txt").write_text("w1 w2 w3 .\n")
     (toy / "short.txt").write_text("w1 w2 w3 . " * 60 + "\n")            # 240 tokens: 4 held out
