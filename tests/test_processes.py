@@ -81,6 +81,16 @@ def assert_nearly_same_model(out, expected):
         assert difference <= allowed * tensor.norm() + 1e-8, name
 
 
+def forked_process(forked, target, *arguments):
+    """Start target(*arguments) in a process that is forked from the server.
+
+    pytest ends a daemon at its own end, also if the test has failed before that.
+    """
+    process = forked.Process(target=target, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
 # ---- Killed -----------------------------------------------------------------------------
 
 def distil_until_killed(flags):
@@ -103,38 +113,45 @@ def distil_until_killed(flags):
 
 
 def test_a_run_killed_amid_a_checkpoint_ends_as_if_it_had_not_been(forked, toy, tmp_path):
-    flags = distill_flags(toy, tmp_path / "b")
-    process = forked.Process(target=distil_until_killed, args=(flags,), daemon=True)
-    process.start()
+    killed = tmp_path / "killed"
+    whole = tmp_path / "whole"
+    flags = distill_flags(toy, killed)
+    process = forked_process(forked, distil_until_killed, flags)
     assert exit_statuses([process]) == [-signal.SIGKILL]
-    assert (tmp_path / "b" / "training.safetensors.tmp").exists()
-    assert read_metadata(tmp_path / "b")["step"] == "4"
-    assert len(read_log(tmp_path / "b")) == 8
-    assert distill.main([*flags, "--resume"]) is None
-    assert distill.main(distill_flags(toy, tmp_path / "a")) is None
-    assert remains(tmp_path / "a") == remains(tmp_path / "b")
+    assert (killed / "training.safetensors.tmp").exists()
+    assert read_metadata(killed)["step"] == "4"
+    assert len(read_log(killed)) == 8
+    assert distill.main(flags + ["--resume"]) is None
+    assert distill.main(distill_flags(toy, whole)) is None
+    assert remains(whole) == remains(killed)
+
+
+def kill_at_random(script, flags, out, seed):
+    """Kill a run at random moments, until it has written a checkpoint before, and let it end."""
+    rng = random.Random(seed)
+    _, num_resumed, _ = kill_repeatedly(script, flags, out, wanted=1, longest=0.2, rng=rng)
+    assert num_resumed == 1, "the run ended before it was killed"
 
 
 def test_a_distillation_killed_at_random_ends_as_if_it_had_not_been(forked, toy, tmp_path):
+    killed = tmp_path / "killed"
+    whole = tmp_path / "whole"
     more = ["--steps", 50, "--save-every", 3]
-    finish("distill", distill_flags(toy, tmp_path / "a", *more))
-    flags = distill_flags(toy, tmp_path / "b", *more)
-    _, num_resumed, _ = kill_repeatedly("distill", flags, tmp_path / "b", wanted=1, longest=0.2,
-                                        rng=random.Random(0))
-    assert num_resumed == 1
-    assert remains(tmp_path / "a") == remains(tmp_path / "b")
+    finish("distill", distill_flags(toy, whole, *more))
+    kill_at_random("distill", distill_flags(toy, killed, *more), killed, seed=0)
+    assert remains(whole) == remains(killed)
 
 
 def test_a_tuning_killed_at_random_ends_as_if_it_had_not_been(forked, toy, table, tmp_path):
+    """One command makes several tunings, and the kill may hit any of them."""
+    killed = tmp_path / "killed"
+    whole = tmp_path / "whole"
     more = ["--steps", 12, "--save-every", 1, "--seeds", 2, "--lr", 0.001, 0.002, "--dropout", 0.1]
-    finish("finetune", finetune_flags(toy, table, tmp_path / "a", *more))
-    flags = finetune_flags(toy, table, tmp_path / "b", *more)
-    _, num_resumed, _ = kill_repeatedly("finetune", flags, tmp_path / "b", wanted=1, longest=0.2,
-                                        rng=random.Random(1))
-    assert num_resumed == 1
-    whole = remains(tmp_path / "a")
-    assert whole == remains(tmp_path / "b")
-    assert whole.keys() >= {"model.safetensors", "head.safetensors", "dev.jsonl"}
+    finish("finetune", finetune_flags(toy, table, whole, *more))
+    kill_at_random("finetune", finetune_flags(toy, table, killed, *more), killed, seed=1)
+    expected = remains(whole)
+    assert remains(killed) == expected
+    assert expected.keys() >= {"model.safetensors", "head.safetensors", "dev.jsonl"}
 
 
 def test_a_checkpoint_half_written_is_not_taken_for_one(toy, tmp_path, monkeypatch):
@@ -143,16 +160,18 @@ def test_a_checkpoint_half_written_is_not_taken_for_one(toy, tmp_path, monkeypat
         if step + 1 == 10:
             raise FloatingPointError("this ends the run after its second checkpoint")
 
-    assert distill.main(distill_flags(toy, tmp_path / "a")) is None
+    killed = tmp_path / "killed"
+    whole = tmp_path / "whole"
+    assert distill.main(distill_flags(toy, whole)) is None
     with monkeypatch.context() as patch:
         patch.setattr(distill, "check_finite_step", fail_at_step_10)
-        assert distill.main(distill_flags(toy, tmp_path / "b")) == 2
-    assert read_metadata(tmp_path / "b")["step"] == "8"
+        assert distill.main(distill_flags(toy, killed)) == 2
+    assert read_metadata(killed)["step"] == "8"
     for name in ("training.safetensors", "model.safetensors", "config.json"):
-        content = (tmp_path / "a" / name).read_bytes()
-        (tmp_path / "b" / f"{name}.tmp").write_bytes(content[:-9])
-    assert distill.main(distill_flags(toy, tmp_path / "b", "--resume")) is None
-    assert remains(tmp_path / "a") == remains(tmp_path / "b")
+        content = (whole / name).read_bytes()
+        (killed / f"{name}.tmp").write_bytes(content[:-9])
+    assert distill.main(distill_flags(toy, killed, "--resume")) is None
+    assert remains(whole) == remains(killed)
 
 
 # ---- Ctrl-C ------------------------------------------------------------------------------
@@ -217,7 +236,7 @@ def run_as_program(script, flags, folder, printed):
     os.chdir(folder)
     sys.stdout = open(printed.fileno(), "w", buffering=1)     # each line is written at once
     os.dup2(sys.stdout.fileno(), 2)
-    sys.argv = [script, *flags]
+    sys.argv = [script] + flags
     runpy.run_path(f"{ROOT}/{script}", run_name="__main__")
 
 
@@ -230,13 +249,12 @@ def test_ctrl_c_in_the_run_is_one_line_and_status_130(forked, script, toy, table
         flags = finetune_flags(toy, table, "out")
         first_words = "classification:"
     reader, writer = forked.Pipe(duplex=False)
-    process = forked.Process(target=run_as_program, args=(script, flags, tmp_path, writer),
-                             daemon=True)
-    process.start()
+    process = forked_process(forked, run_as_program, script, flags, tmp_path, writer)
     writer.close()                                       # the process has its own
     with open(os.dup(reader.fileno())) as lines:
         printed = interrupt_at(first_words, process.pid, lines)
-    assert_interrupted(script, *exit_statuses([process]), printed)
+    status, = exit_statuses([process])
+    assert_interrupted(script, status, printed)
     assert not (tmp_path / "out").exists()
 
 
@@ -265,11 +283,8 @@ def start_two_ranks(forked, script, flags, printed, change):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = []
-    for rank in range(2):
-        # pytest ends a daemon at its own end, also if the test has failed before that.
-        process = forked.Process(target=run_as_rank, daemon=True,
-                                 args=(script, flags, rank, port, printed, change))
-        process.start()
+    for rank in (0, 1):
+        process = forked_process(forked, run_as_rank, script, flags, rank, port, printed, change)
         processes.append(process)
     return processes
 
@@ -295,7 +310,8 @@ def choose_another_rate():
 
     def find_best_rate(tuning, mode, splits):
         best = original(tuning, mode, splits)
-        return [rate for rate in tuning.args.lr if rate != best][0]
+        others = [rate for rate in tuning.args.lr if rate != best]
+        return others[0]
 
     finetune.find_best_rate = find_best_rate
     forbid_writing()
@@ -359,68 +375,80 @@ def distil_under_torchrun(flags, printed):
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d",
                           rdzv_endpoint="localhost:0", run_id="test", max_restarts=0,
                           start_method="fork", logs_specs=DefaultLogsSpecs(printed.parent))
-    elastic_launch(config, distil_and_die)(flags)
+    launch = elastic_launch(config, distil_and_die)
+    launch(flags)
 
 
 def test_two_processes_tune_as_one_and_the_first_alone_writes(forked, toy, table, tmp_path):
-    more = [*COMPARABLE, 0.002, "--epochs", 1]           # the best of two rates
-    flags = finetune_flags(toy, table, tmp_path / "two", *more)
+    """Rank 1 is changed: it would choose the worse of the two rates, and to write is an error."""
+    one = tmp_path / "one"
+    two = tmp_path / "two"
+    more = COMPARABLE + [0.002, "--epochs", 1]           # a second rate
+    flags = finetune_flags(toy, table, two, *more)
     processes = start_two_ranks(forked, "finetune", flags, tmp_path / "printed",
                                 choose_another_rate)
-    assert finetune.main(finetune_flags(toy, table, tmp_path / "one", *more)) is None
+    assert finetune.main(finetune_flags(toy, table, one, *more)) is None
     statuses = exit_statuses(processes)
     printed = (tmp_path / "printed").read_text()
     assert statuses == [0, 0], printed
     assert printed.count("majority") == 2                # two metrics, printed by rank 0 alone
-    assert_nearly_same_model(tmp_path / "two", tmp_path / "one")
-    assert remains(tmp_path / "one").keys() == remains(tmp_path / "two").keys()
-    head, _ = read_safetensors(tmp_path / "two" / "head.safetensors")
-    expected, _ = read_safetensors(tmp_path / "one" / "head.safetensors")
-    for name, tensor in expected.items():
+    assert_nearly_same_model(two, one)
+    assert remains(one).keys() == remains(two).keys()
+    head, _ = read_safetensors(two / "head.safetensors")
+    expected_head, _ = read_safetensors(one / "head.safetensors")
+    for name, tensor in expected_head.items():
         assert torch.allclose(head[name], tensor, rtol=1e-5, atol=1e-7), name
 
 
 def test_a_signal_stops_all_processes_and_one_alone_goes_on(forked, toy, tmp_path):
     """The cache is empty, so that rank 0 fills it while rank 1 waits; rank 1 gets the signal."""
+    one = tmp_path / "one"
+    two = tmp_path / "two"
+    pair = tmp_path / "pair"
+    printed = tmp_path / "printed"
     # All stop after the next step that logs: the fifth, because it evaluates.
-    more = [*COMPARABLE, "--log-every", 3, "--save-every", 1000]
-    flags = distill_flags(toy, tmp_path / "two", *more, "--cache", tmp_path / "cache")
-    processes = start_two_ranks(forked, "distill", flags, tmp_path / "printed",
-                                start_elsewhere_and_stop)
+    more = COMPARABLE + ["--log-every", 3, "--save-every", 1000]
+    flags = distill_flags(toy, two, *more, "--cache", tmp_path / "cache")
+    processes = start_two_ranks(forked, "distill", flags, printed, start_elsewhere_and_stop)
     statuses = exit_statuses(processes)
-    printed = (tmp_path / "printed").read_text()
-    assert statuses == [143, 143], printed
-    assert printed.count("without --overwrite, goes on from there") == 1
-    assert read_metadata(tmp_path / "two")["step"] == "5"
-    shutil.copytree(tmp_path / "two", tmp_path / "pair")
-    assert distill.main(distill_flags(toy, tmp_path / "two", *more, "--resume")) is None
-    assert distill.main(distill_flags(toy, tmp_path / "one", *more)) is None
-    assert_nearly_same_model(tmp_path / "two", tmp_path / "one")
+    printed_text = printed.read_text()
+    assert statuses == [143, 143], printed_text
+    assert printed_text.count("without --overwrite, goes on from there") == 1
+    assert read_metadata(two)["step"] == "5"
+    shutil.copytree(two, pair)
+    assert distill.main(distill_flags(toy, two, *more, "--resume")) is None
+    assert distill.main(distill_flags(toy, one, *more)) is None
+    assert_nearly_same_model(two, one)
     # Two processes go on as well: rank 1 is given the step and AdamW's means by rank 0.
-    flags = distill_flags(toy, tmp_path / "pair", *more, "--resume")
-    processes = start_two_ranks(forked, "distill", flags, tmp_path / "printed", start_elsewhere)
+    flags = distill_flags(toy, pair, *more, "--resume")
+    processes = start_two_ranks(forked, "distill", flags, printed, start_elsewhere)
     assert exit_statuses(processes) == [0, 0]
-    assert_nearly_same_model(tmp_path / "pair", tmp_path / "one")
-    for line, expected in zip(read_log(tmp_path / "two"), read_log(tmp_path / "one"), strict=True):
+    assert_nearly_same_model(pair, one)
+    for line, expected in zip(read_log(two), read_log(one), strict=True):
         assert line == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_rank_that_dies_ends_all_of_them_with_its_error(forked, toy, tmp_path):
-    flags = distill_flags(toy, tmp_path / "two", *COMPARABLE)
-    run = forked.Process(target=distil_under_torchrun, args=(flags, tmp_path / "printed"))
+    one = tmp_path / "one"
+    two = tmp_path / "two"
+    printed = tmp_path / "printed"
+    flags = distill_flags(toy, two, *COMPARABLE)
+    # A daemon may not start processes of its own, so this one is none.
+    run = forked.Process(target=distil_under_torchrun, args=(flags, printed))
     run.start()
-    assert distill.main(distill_flags(toy, tmp_path / "one", *COMPARABLE)) is None
+    assert distill.main(distill_flags(toy, one, *COMPARABLE)) is None
     assert exit_statuses([run]) == [1]
-    assert "AssertionError: this is rank 1" in (tmp_path / "printed").read_text()
-    assert read_metadata(tmp_path / "two")["step"] == "4"     # the last checkpoint is whole
-    assert distill.main([*flags, "--resume"]) is None
-    assert_nearly_same_model(tmp_path / "two", tmp_path / "one")
+    assert "AssertionError: this is rank 1" in printed.read_text()
+    assert read_metadata(two)["step"] == "4"             # the last checkpoint is whole
+    assert distill.main(flags + ["--resume"]) is None
+    assert_nearly_same_model(two, one)
 
 
 @pytest.mark.parametrize("name, value", [("WORLD_SIZE", "0"), ("RANK", "abc"), ("RANK", "1"),
                                          ("LOCAL_RANK", "-1"), ("WORLD_SIZE", "")])
 def test_variables_that_torchrun_would_not_set_are_one_line(
         toy, tmp_path, monkeypatch, capsys, name, value):
+    """A cluster may set some of them for its own purposes."""
     monkeypatch.setenv(name, value)
     assert distill.main(distill_flags(toy, tmp_path / "out")) == 2
     error = capsys.readouterr().err
@@ -429,17 +457,21 @@ def test_variables_that_torchrun_would_not_set_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_fewer_sequences_than_processes_are_refused(toy, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("script", [distill, finetune], ids=["distill", "finetune"])
+def test_fewer_sequences_than_processes_are_refused(
+        toy, table, tmp_path, monkeypatch, capsys, script):
+    def init_process_group(backend, **options):
+        """Do not wait for the other seven processes, which are missing."""
+
     monkeypatch.setenv("WORLD_SIZE", "8")
-    # The other seven processes are missing, so this one must not wait for them.
-    monkeypatch.setattr(distill.dist, "init_process_group", lambda *args, **options: None)
+    monkeypatch.setattr(distill.dist, "init_process_group", init_process_group)
     out = tmp_path / "out"
-    tuning = ["--model", str(toy / "teacher"), "--task", "code", "--batch-size", "4",
-              "--out", str(out)]
-    for main, flags in ((distill.main, distill_flags(toy, out, "--batch-size", 4)),
-                        (finetune.main, tuning)):
-        assert main(flags) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        assert "--batch-size 4 is less than" in error
+    if script is distill:
+        flags = distill_flags(toy, out, "--batch-size", 4)
+    else:
+        flags = finetune_flags(toy, table, out, "--batch-size", 4)
+    assert script.main(flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--batch-size 4 is less than" in error
     assert not out.exists()
