@@ -44,6 +44,38 @@ LARGEST_INTEGER = 2**31 - 1
 ONE_STEP = ["--steps", 1, "--warmup", 0]              # the flags of the shortest run
 
 
+# ---- Small models and batches -----------------------------------------------------------
+
+def noisy_teacher(head=True, **changes):
+    """Make a model like the toy teacher, but with these changes and other values."""
+    return noisy_model(replace(TOY_TEACHER, **changes), seed=2, head=head)
+
+
+def noisy_student(head=True, **changes):
+    """Make a model of the Config STUDENT with these changes."""
+    return noisy_model(replace(STUDENT, **changes), seed=1, head=head)
+
+
+def bert_config(hidden_size, num_layers, num_heads=4, **changes):
+    """Make the Config of a BERT: no layers are shared and its embeddings are as wide as it is."""
+    sizes = {
+        "vocab_size": V, "embedding_size": hidden_size, "hidden_size": hidden_size,
+        "num_hidden_layers": num_layers, "num_hidden_groups": num_layers,
+        "num_attention_heads": num_heads, "intermediate_size": F,
+    }
+    sizes.update(changes)
+    return Config(**sizes)
+
+
+BERT_BASE = bert_config(768, 12, 12, vocab_size=30522, intermediate_size=3072)
+
+
+def random_ids(num_rows=32, length=T):
+    """Draw ids (num_rows, length) of tokens that are not special, always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(5, V, (num_rows, length), generator=generator)
+
+
 class RandomBatches:
     """Batches like those of data.MaskedBatches, but of random tokens."""
 
@@ -62,14 +94,17 @@ class RandomBatches:
         return ids, positions, labels
 
 
-def noisy_teacher(head=True, **changes):
-    """Make a model like the toy teacher, but with these changes and other values."""
-    return noisy_model(replace(TOY_TEACHER, **changes), seed=2, head=head)
+def batch_of_tensors(batches, step):
+    """Return the ids, the positions and the labels of a batch as tensors."""
+    ids, positions, labels = batches.batch(step)
+    return torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(labels)
 
 
-def noisy_student(head=True, **changes):
-    """Make a model of the Config STUDENT with these changes."""
-    return noisy_model(replace(STUDENT, **changes), seed=1, head=head)
+# ---- Runs and what they leave -----------------------------------------------------------
+
+def parse(flags):
+    """Parse a command line that is one string."""
+    return distill.arguments(flags.split())
 
 
 def make_options(out, **changes):
@@ -80,26 +115,6 @@ def make_options(out, **changes):
     }
     settings.update(changes)
     return TrainingOptions(**settings)
-
-
-def batch_of_tensors(batches, step):
-    """Return the ids, the positions and the labels of a batch as tensors."""
-    ids, positions, labels = batches.batch(step)
-    return torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(labels)
-
-
-def random_ids(num_rows=32, length=T):
-    """Draw ids (num_rows, length) of tokens that are not special, always the same ones."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(5, V, (num_rows, length), generator=generator)
-
-
-@pytest.fixture(scope="session")
-def whole(toy, tmp_path_factory):
-    """Make a run that nothing interrupts and return its folder."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    run_distill(toy, folder)
-    return folder
 
 
 @pytest.fixture
@@ -128,10 +143,12 @@ def exit_status_of_run(toy, out, *more):
     return caught.value.code
 
 
-def open_toy_corpus(toy):
-    """Open the toy corpus as a run with distill_flags() does."""
-    tokenizer = Tokenizer(toy / "teacher")
-    return open_corpus([f"{toy}/corpus.txt"], tokenizer, toy / "cache")
+@pytest.fixture(scope="session")
+def whole(toy, tmp_path_factory):
+    """Make a run that nothing interrupts and return its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run_distill(toy, folder)
+    return folder
 
 
 def model_bytes(out):
@@ -142,6 +159,53 @@ def assert_same_run(out, expected):
     """Assert that two runs have the same log and wrote the same bytes of their model."""
     assert read_log(out) == read_log(expected)
     assert model_bytes(out) == model_bytes(expected)
+
+
+def table_rows(text, name):
+    """Find the rows of a model in the printed tables -> the cells of each."""
+    rows = []
+    for line in text.splitlines():
+        if line.startswith(f"{name} "):
+            rows.append(line.split())
+    return rows
+
+
+def open_toy_corpus(toy):
+    """Open the toy corpus as a run with distill_flags() does."""
+    tokenizer = Tokenizer(toy / "teacher")
+    return open_corpus([f"{toy}/corpus.txt"], tokenizer, toy / "cache")
+
+
+def write_other_corpus(toy, path):
+    """Write a text that differs from the toy corpus in one word."""
+    text = (toy / "corpus.txt").read_text()
+    path.write_text(text.replace("w1", "w2", 1))
+
+
+# ---- What takes the place of something, or watches it -----------------------------------
+
+def always(result):
+    """Make a function that gives this result, whatever its arguments are."""
+    def function(*arguments, **options):
+        return result
+
+    return function
+
+
+def one_after_another(values):
+    """Make a function that gives the next of these values at each call, as a clock does."""
+    iterator = iter(values)
+
+    def function():
+        return next(iterator)
+
+    return function
+
+
+def pretend_gpus(monkeypatch, number):
+    """Let torch seem to find so many GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", always(number > 0))
+    monkeypatch.setattr(torch.cuda, "device_count", always(number))
 
 
 def before_each_step(monkeypatch, action):
@@ -165,64 +229,6 @@ def send_signal_before(monkeypatch, wanted_step, number):
             os.kill(os.getpid(), number)
 
     before_each_step(monkeypatch, send)
-
-
-def one_after_another(values):
-    """Make a function that gives the next of these values at each call, as a clock does."""
-    iterator = iter(values)
-
-    def function():
-        return next(iterator)
-
-    return function
-
-
-def table_rows(text, name):
-    """Find the rows of a model in the printed tables -> the cells of each."""
-    rows = []
-    for line in text.splitlines():
-        if line.startswith(f"{name} "):
-            rows.append(line.split())
-    return rows
-
-
-def write_other_corpus(toy, path):
-    """Write a text that differs from the toy corpus in one word."""
-    text = (toy / "corpus.txt").read_text()
-    path.write_text(text.replace("w1", "w2", 1))
-
-
-def always(result):
-    """Make a function that gives this result, whatever its arguments are."""
-    def function(*arguments, **options):
-        return result
-
-    return function
-
-
-def pretend_gpus(monkeypatch, number):
-    """Let torch seem to find so many GPUs."""
-    monkeypatch.setattr(torch.cuda, "is_available", always(number > 0))
-    monkeypatch.setattr(torch.cuda, "device_count", always(number))
-
-
-def parse(flags):
-    """Parse a command line that is one string."""
-    return distill.arguments(flags.split())
-
-
-def bert_config(hidden_size, num_layers, num_heads=4, **changes):
-    """Make the Config of a BERT: no layers are shared and its embeddings are as wide as it is."""
-    sizes = {
-        "vocab_size": V, "embedding_size": hidden_size, "hidden_size": hidden_size,
-        "num_hidden_layers": num_layers, "num_hidden_groups": num_layers,
-        "num_attention_heads": num_heads, "intermediate_size": F,
-    }
-    sizes.update(changes)
-    return Config(**sizes)
-
-
-BERT_BASE = bert_config(768, 12, 12, vocab_size=30522, intermediate_size=3072)
 
 
 # ---- The losses -------------------------------------------------------------------------
