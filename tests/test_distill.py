@@ -336,7 +336,9 @@ def test_hidden_loss_over_all_tokens_is_the_authors_cosine_embedding_loss():
     teacher = random_scores((B, T, C), 2)
     are_to_be_alike = torch.ones(B * T)
     authors_loss = nn.CosineEmbeddingLoss()
-    theirs = authors_loss(student.view(-1, C), teacher.view(-1, C), are_to_be_alike)
+    student_rows = student.view(-1, C)
+    teacher_rows = teacher.view(-1, C)
+    theirs = authors_loss(student_rows, teacher_rows, are_to_be_alike)
     ours = hidden_loss(student, teacher) / (B * T)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
 
@@ -1000,16 +1002,17 @@ def test_a_start_does_without_a_head_where_one_is_missing(student_has_head, teac
         assert student.head is None
 
 
-def test_the_random_start_is_plain_noise(toy, tmp_path):
-    more = ["--init", "random", "--lr", 0, "--adapter-size", 8, "--steps", 1, "--warmup", 0]
-    run_distill(toy, tmp_path / "plain", *more)
-    plain = load(tmp_path / "plain")
-    tables = plain.embeddings
-    for tensor in (plain.attention_adapters[0].up.weight, plain.layers[0].attention.query.weight,
-                   tables.position.weight, tables.word.weight):
+def test_the_random_start_is_plain_noise(toy, out):
+    run_distill(toy, out, *ONE_STEP, "--lr", 0, "--init", "random", "--adapter-size", 8)
+    student = load(out)
+    adapter = student.attention_adapters[0].up.weight
+    query = student.layers[0].attention.query.weight
+    word_table = student.embeddings.word.weight
+    position_table = student.embeddings.position.weight
+    for tensor in (adapter, query, word_table, position_table):
         assert tensor.std().item() == pytest.approx(0.02, rel=0.2)
     # Sinusoids have two values at position 0: the sine is 0 and the cosine is 1.
-    assert len(tables.position.weight[0].unique()) > 2
+    assert len(position_table[0].unique()) > 2
 
 
 class StepWrittenOut:
@@ -1069,10 +1072,14 @@ def test_a_step_is_the_textbooks_step(tmp_path):
         assert expected_norm > 2.0                       # otherwise clipping would not be tested
         assert norm == pytest.approx(expected_norm, rel=1e-4)
         assert totals["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
-        assert totals["attention"].item() == pytest.approx(losses["attention"].item(), rel=1e-5)
+        attention = losses["attention"].item()
+        assert totals["attention"].item() == pytest.approx(attention, rel=1e-5)
         assert lr == pytest.approx(expected_lr)
         oracle.update(lr, options.weight_decay)
     for name, parameter in student.named_parameters():
+        # AdamW divides a gradient by its size. So its mean shows to which norm it was clipped.
+        mean = optimizer.state[parameter]["exp_avg"]
+        assert torch.allclose(mean, oracle.mean[name], rtol=1e-3, atol=1e-6), name
         if name.endswith("attention.key.bias"):
             continue    # its gradient is 0, of which rounding makes something, which Adam enlarges
         assert torch.allclose(parameter, twin.get_parameter(name), atol=2e-5), name
@@ -1437,7 +1444,7 @@ def test_the_log_has_each_loss_by_itself(whole):
 def test_the_log_has_the_learning_rate_of_each_step(whole):
     rates = [line["lr"] for line in read_log(whole)]
     growing = [0.01 * step / 3 for step in (1, 2, 3)]    # 3 steps of warm-up
-    falling = [0.01 * steps_left / 9 for steps_left in (9, 8, 7, 6, 5, 4, 3, 2, 1)]
+    falling = [0.01 * steps_left / 9 for steps_left in range(9, 0, -1)]
     assert rates == pytest.approx(growing + falling)
 
 
@@ -1459,7 +1466,8 @@ def test_the_log_has_the_speed_since_the_line_before_or_since_the_run_was_resume
     run_until_signal(toy, out, monkeypatch, signal.SIGTERM, "--log-every", 2)
     run_distill(toy, out, "--log-every", 2, "--resume")
     speeds = {}
-    for text in (out / "log.jsonl").read_text().splitlines():
+    log = (out / "log.jsonl").read_text()
+    for text in log.splitlines():
         line = json.loads(text)
         speeds[line["step"]] = line["tokens_per_second"]
     # 64 tokens a step. It was stopped after step 5, of which there is a line, for it is evaluated.
@@ -2148,8 +2156,11 @@ def test_two_processes_use_the_graph_for_the_same_batches(monkeypatch, rank):
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc can do this")
 def test_memory_that_is_freed_is_not_asked_for_again():
-    # This needs a process of its own: if an allocation has failed before, as in the test of "a
-    # student too large", glibc asks the system for each large block again.
+    """Pages that the system gives anew must be filled with zeros each time.
+
+    This needs a process of its own: if an allocation has failed before, as in the test of "a
+    student too large", glibc asks the system for each large block again.
+    """
     code = """
 import resource, torch, distill
 distill.set_up_processes("cpu")
@@ -2623,7 +2634,8 @@ def test_the_lines_of_the_log_have_the_time_and_the_evaluations_are_printed(toy,
     for line in lines:
         assert type(line["time"]) is int
         assert begin - 1 <= line["time"] <= end + 1
-    printed = [text for text in capsys.readouterr().out.splitlines() if text.startswith("step ")]
+    printed_lines = capsys.readouterr().out.splitlines()
+    printed = [text for text in printed_lines if text.startswith("step ")]
     expected = []
     for line in (lines[2], lines[5]):
         scores = f"valid_accuracy {line['valid_accuracy']:.3f}, valid_loss {line['valid_loss']:.3f}"
@@ -2697,9 +2709,8 @@ def test_a_run_trains_and_measures_as_the_flags_say(toy, out, monkeypatch):
     monkeypatch.setattr(distill, "evaluate", note_evaluation)
     settings = {"steps": 31, "lr": 0.5, "warmup": 7, "weight_decay": 0.25, "seed": 11,
                 "log_every": 13, "eval_every": 17, "save_every": 19}
-    more = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    more += ["--micro-batch-size", 1, "--temperature", 2, "--bf16"]
-    run_distill(toy, out, *more)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    run_distill(toy, out, *flags, "--micro-batch-size", 1, "--temperature", 2, "--bf16")
     (objective, options), = trained
     assert options == make_options(out, **settings)
     assert objective.temperature == 2
@@ -2725,8 +2736,8 @@ def test_a_run_starts_from_the_teacher_also_where_there_is_little_text(toy, out)
     student = load(out)
     teacher = load(toy / "teacher")
     # The student's only layer starts as the mean of the two in the middle.
-    mean = (teacher.layers[1].output.weight + teacher.layers[2].output.weight) / 2
-    assert torch.allclose(student.layers[0].output.weight, mean, atol=1e-7)
+    total = teacher.layers[1].output.weight + teacher.layers[2].output.weight
+    assert torch.allclose(student.layers[0].output.weight, total / 2, atol=1e-7)
     assert torch.equal(student.head.bias, teacher.head.bias)
 
 
