@@ -1231,8 +1231,8 @@ def test_a_signal_ends_the_step_saves_and_the_resumed_run_ends_as_if_there_was_n
 
 def test_a_closed_pipe_ends_the_run_and_nothing_is_lost(toy, out, tmp_path, monkeypatch, capsys):
     """The pipe is closed at step 4, where nothing is saved."""
-    def show(bar, line, steps, evaluate_now):
-        if evaluate_now:
+    def show(bar, line, steps, print_now):
+        if print_now:
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     more = ["--save-every", 9, "--eval-every", 4]
@@ -1460,9 +1460,20 @@ def test_each_line_of_the_log_can_be_read_at_once(toy, out, monkeypatch):
 
 def test_the_log_has_the_speed_since_the_line_before_or_since_the_run_was_resumed(
         toy, out, monkeypatch):
-    """Here each look at the clock is one second after the one before."""
-    clock = one_after_another(itertools.count(0.0))
-    monkeypatch.setattr(distill.time, "perf_counter", clock)
+    """Here each step takes a second, but the fifth and the sixth take four."""
+    times = [0.0]                                        # the last one is now
+
+    def let_time_pass(step):
+        seconds = 1.0
+        if step in (4, 5):                               # counted from 0
+            seconds = 4.0
+        times.append(times[-1] + seconds)
+
+    def perf_counter():
+        return times[-1]
+
+    monkeypatch.setattr(distill.time, "perf_counter", perf_counter)
+    before_each_step(monkeypatch, let_time_pass)
     run_until_signal(toy, out, monkeypatch, signal.SIGTERM, "--log-every", 2)
     run_distill(toy, out, "--log-every", 2, "--resume")
     speeds = {}
@@ -1471,7 +1482,7 @@ def test_the_log_has_the_speed_since_the_line_before_or_since_the_run_was_resume
         line = json.loads(text)
         speeds[line["step"]] = line["tokens_per_second"]
     # 64 tokens a step. It was stopped after step 5, of which there is a line, for it is evaluated.
-    assert speeds == {2: 128, 4: 128, 5: 64, 6: 64, 8: 128, 10: 128, 12: 128}
+    assert speeds == {2: 64, 4: 64, 5: 16, 6: 16, 8: 64, 10: 64, 12: 64}
 
 
 DIFFERENT_SETTINGS = [
@@ -2436,16 +2447,16 @@ def test_the_tables_that_a_run_prints_are_its_results(toy, out, capsys):
 
 
 def test_scores_are_printed_in_lines_where_there_is_no_bar(monkeypatch, capsys):
-    """A file gets a line for each evaluation; in a terminal the bar has the newest scores."""
+    """A file gets the lines that are to be printed; in a terminal the bar has the newest scores."""
     line = {"step": 1200, "loss": 2.0, "mlm": 1.0, "lr": 0.5, "valid_accuracy": 0.25}
     bar = distill.progress_bar(range(3, 5))
-    distill.show_progress(bar, line, 5000, evaluate_now=False)
+    distill.show_progress(bar, line, 5000, print_now=False)
     assert capsys.readouterr().out == ""
-    distill.show_progress(bar, line, 5000, evaluate_now=True)
+    distill.show_progress(bar, line, 5000, print_now=True)
     assert capsys.readouterr().out == "step 1,200 of 5,000: loss 2.000, valid_accuracy 0.250\n"
     monkeypatch.setattr(sys, "stderr", Terminal())
     bar = distill.progress_bar(range(3, 5))
-    distill.show_progress(bar, line, 5000, evaluate_now=True)
+    distill.show_progress(bar, line, 5000, print_now=True)
     assert capsys.readouterr().out == ""
     assert "loss=2.000, valid_accuracy=0.250" in sys.stderr.getvalue()
 
