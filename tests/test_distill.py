@@ -863,8 +863,7 @@ def test_the_tables_start_in_the_directions_that_hold_most_of_the_teachers_vecto
 def test_a_layer_starts_as_the_mean_of_the_middle_ones_it_stands_for(
         num_layers, num_groups, stands_for):
     """The first and the last quarter of those that it stands for, rounded down, are left out."""
-    teacher = noisy_teacher(num_hidden_layers=num_layers,
-                                  num_hidden_groups=num_layers)
+    teacher = noisy_teacher(num_hidden_layers=num_layers, num_hidden_groups=num_layers)
     student = noisy_student(num_hidden_layers=4, num_hidden_groups=num_groups)
     start_from_teacher(student, teacher, random_ids())
     for layer, numbers in zip(student.layers, stands_for, strict=True):
@@ -932,8 +931,7 @@ def test_a_correction_starts_as_the_nearest_matrix_of_its_rank():
     """By the theorem of Eckart, Young and Mirsky what is left are the smaller singular values."""
     teacher = noisy_teacher()
     rank = 3
-    student = noisy_student(num_hidden_layers=4, num_hidden_groups=2,
-                                  correction_rank=rank)
+    student = noisy_student(num_hidden_layers=4, num_hidden_groups=2, correction_rank=rank)
     start_from_teacher(student, teacher, random_ids())
     for r in range(4):
         shared_layer = student.layer_of_recursion(r)
@@ -953,8 +951,7 @@ def test_corrections_that_start_at_zero_can_still_be_trained():
     happen that both are 0.
     """
     teacher = noisy_teacher()
-    student = noisy_student(num_hidden_layers=8, num_hidden_groups=4,
-                                  correction_rank=3)
+    student = noisy_student(num_hidden_layers=8, num_hidden_groups=4, correction_rank=3)
     ids = random_ids()
     start_from_teacher(student, teacher, ids)
     for r in range(8):
