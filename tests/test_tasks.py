@@ -62,13 +62,23 @@ def test_a_task_with_a_wrong_field_is_refused(kind, change, message):
 
 
 def test_a_task_may_have_a_whole_number_as_mean_and_an_empty_class():
-    assert make_task_of_kind("regression", mean=3, sd=2).mean == 3
-    assert make_task_of_kind("classification", ["", "x"]).labels == ["", "x"]
+    task = make_task_of_kind("regression", mean=3, sd=2)
+    assert task.mean == 3
+    task = make_task_of_kind("classification", ["", "x"])
+    assert task.labels == ["", "x"]
 
 
 # ---- Metrics ----------------------------------------------------------------------------
 
-def test_classification_scores_are_those_of_scikit_learn():
+@pytest.fixture
+def no_warnings():
+    """Silence the oracles, which warn of what they divide by zero."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def test_classification_scores_are_those_of_scikit_learn(no_warnings):
     metrics = pytest.importorskip("sklearn.metrics")
     rng = random.Random(0)
     for _ in range(30):
@@ -79,29 +89,32 @@ def test_classification_scores_are_those_of_scikit_learn():
         guesses = rng.choices(labels, k=size)
         gold_is_1 = [label == "1" for label in gold]
         guess_is_1 = [label == "1" for label in guesses]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            expected = {
-                "accuracy": metrics.accuracy_score(gold, guesses),
-                "f1": metrics.f1_score(gold_is_1, guess_is_1, zero_division=0),
-                "macro_f1": metrics.f1_score(gold, guesses, average="macro"),
-                "matthews": metrics.matthews_corrcoef(gold, guesses)}
+        expected = {
+            "accuracy": metrics.accuracy_score(gold, guesses),
+            "f1": metrics.f1_score(gold_is_1, guess_is_1, zero_division=0),
+            "macro_f1": metrics.f1_score(gold, guesses, average="macro"),
+            "matthews": metrics.matthews_corrcoef(gold, guesses),
+        }
         found = classification_scores(gold, guesses)
         assert found == pytest.approx(expected, abs=1e-9), (gold, guesses)
 
 
 def test_correlations_are_those_of_scipy_and_0_for_a_constant():
+    """The numbers are few and far from 0: so there are ties, and rounding could be seen."""
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
     for _ in range(600):
         size = rng.integers(2, 12)
         gold = rng.integers(0, 5, size) / 3 + 1000.0
         guesses = rng.integers(0, 5, size) / 3 + 1000.0
+        is_constant = len(set(gold)) == 1 or len(set(guesses)) == 1
+        if is_constant:
+            expected = {"pearson": 0.0, "spearman": 0.0}
+        else:
+            pearson, _ = stats.pearsonr(gold, guesses)
+            spearman, _ = stats.spearmanr(gold, guesses)
+            expected = {"pearson": pearson, "spearman": spearman}
         scores = regression_scores(gold.tolist(), guesses.tolist())
-        expected = {"pearson": 0.0, "spearman": 0.0}
-        if len(set(gold)) > 1 and len(set(guesses)) > 1:
-            expected = {"pearson": stats.pearsonr(gold, guesses)[0],
-                        "spearman": stats.spearmanr(gold, guesses)[0]}
         assert scores == pytest.approx(expected, abs=1e-9), (gold, guesses)
 
 
@@ -120,19 +133,27 @@ def test_a_correlation_does_not_depend_on_the_size_of_the_numbers(size):
     assert tasks.pearson_correlation(falling, growing) == pytest.approx(-1)
 
 
-def test_entity_scores_are_those_of_seqeval():
+def random_tags(rng, tags):
+    """Draw the right tags and the guessed tags of one to three sentences of up to 7 words."""
+    gold = []
+    guesses = []
+    for _ in range(rng.randint(1, 3)):
+        num_words = rng.randint(1, 7)
+        gold.append(rng.choices(tags, k=num_words))
+        guesses.append(rng.choices(tags, k=num_words))
+    return gold, guesses
+
+
+def test_entity_scores_are_those_of_seqeval(no_warnings):
     seqeval = pytest.importorskip("seqeval.metrics")
     rng = random.Random(0)
-    tags = ["O", "O", "B-x", "I-x", "B-y", "I-y"]
     for _ in range(300):
-        lengths = [rng.randint(1, 7) for _ in range(rng.randint(1, 3))]
-        gold = [rng.choices(tags, k=length) for length in lengths]
-        guesses = [rng.choices(tags, k=length) for length in lengths]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            expected = {"f1": seqeval.f1_score(gold, guesses),
-                        "precision": seqeval.precision_score(gold, guesses),
-                        "recall": seqeval.recall_score(gold, guesses)}
+        gold, guesses = random_tags(rng, ["O", "O", "B-x", "I-x", "B-y", "I-y"])
+        expected = {
+            "f1": seqeval.f1_score(gold, guesses),
+            "precision": seqeval.precision_score(gold, guesses),
+            "recall": seqeval.recall_score(gold, guesses),
+        }
         assert entity_scores(gold, guesses) == pytest.approx(expected), (gold, guesses)
 
 
@@ -168,24 +189,32 @@ def published_scores(right_answers, guess):
     right_answers = [text for text in right_answers if published_words(text)]
     if not right_answers:
         right_answers = [""]
-    pairs = [published_pair(right, guess) for right in right_answers]
-    return max(f1 for f1, _ in pairs), max(exact for _, exact in pairs)
+    best_f1 = 0
+    best_exact = 0
+    for right in right_answers:
+        f1, exact = published_pair(right, guess)
+        best_f1 = max(best_f1, f1)
+        best_exact = max(best_exact, exact)
+    return best_f1, best_exact
 
 
-def test_answer_scores_are_the_published_ones():
-    rng = random.Random(0)
+def random_answer(rng):
+    """Draw a text of up to four words, with articles, punctuation, capitals and numbers."""
     words = ["the", "a", "An", "cat", "Cat.", "sat", "sat,", "-", "", "1,000", "theory", "é",
              "the-cat"]
+    num_words = rng.randint(0, 4)
+    return " ".join(rng.choices(words, k=num_words))
 
-    def random_text():
-        return " ".join(rng.choices(words, k=rng.randint(0, 4)))
 
+def test_answer_scores_are_the_published_ones_for_each_question_and_their_mean_for_all():
+    rng = random.Random(0)
     all_gold = []
     all_guesses = []
     all_expected = []
     for _ in range(4000):
-        texts = [random_text() for _ in range(rng.randint(0, 3))]
-        guess = random_text()
+        num_right = rng.randint(0, 3)
+        texts = [random_answer(rng) for _ in range(num_right)]
+        guess = random_answer(rng)
         gold = [(0, text) for text in texts]
         f1, exact = published_scores(texts, guess)
         expected = {"f1": f1, "exact_match": exact}
@@ -194,7 +223,8 @@ def test_answer_scores_are_the_published_ones():
         all_guesses.append(guess)
         all_expected.append((f1, exact))
     f1, exact = np.mean(all_expected, axis=0)
-    assert answer_scores(all_gold, all_guesses) == pytest.approx({"f1": f1, "exact_match": exact})
+    expected = {"f1": f1, "exact_match": exact}
+    assert answer_scores(all_gold, all_guesses) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind, gold, guesses, expected", [
@@ -211,12 +241,14 @@ def test_a_task_is_scored_by_its_own_metrics_in_their_order(kind, gold, guesses,
     names = list(expected)
     assert list(scores) == names
     task.metrics = names[:1]
-    assert list(score(task, examples, guesses)) == names[:1]
+    scores = score(task, examples, guesses)
+    assert list(scores) == names[:1]
 
 
 def test_a_test_set_without_labels_has_no_scores():
     task = make_task_of_kind("classification", ["x", "y"])
-    assert score(task, [text_example("t", None)], ["x"]) == {}
+    example = text_example("t", None)
+    assert score(task, [example], ["x"]) == {}
 
 
 def test_the_scores_of_each_class_are_those_of_scikit_learn():
@@ -230,44 +262,50 @@ def test_the_scores_of_each_class_are_those_of_scikit_learn():
         names = sorted(set(gold) | set(guesses))
         precision, recall, f1, count = metrics.precision_recall_fscore_support(
             gold, guesses, labels=names, zero_division=0)
-        found = detailed_scores(task, [text_example("t", label) for label in gold], guesses)
+        examples = [text_example("t", label) for label in gold]
+        found = detailed_scores(task, examples, guesses)
         assert list(found) == names
         for i, name in enumerate(names):
-            expected = {"precision": precision[i], "recall": recall[i], "f1": f1[i],
-                        "count": count[i]}
-            assert found[name] == pytest.approx(expected), (gold, guesses)
+            scores = found[name]
+            assert scores.keys() == {"precision", "recall", "f1", "count"}
+            assert scores["precision"] == pytest.approx(precision[i]), (gold, guesses)
+            assert scores["recall"] == pytest.approx(recall[i]), (gold, guesses)
+            assert scores["f1"] == pytest.approx(f1[i]), (gold, guesses)
+            assert scores["count"] == count[i], (gold, guesses)
 
 
-def test_the_scores_of_each_type_of_entity_are_those_of_seqeval():
+def test_the_scores_of_each_type_of_entity_are_those_of_seqeval(no_warnings):
     seqeval = pytest.importorskip("seqeval.metrics")
     rng = random.Random(0)
     task = make_task_of_kind("tagging")
-    tags = ["O", "O", "B-x", "I-x", "B-y-z", "I-y-z"]
     for _ in range(100):
-        lengths = [rng.randint(1, 7) for _ in range(rng.randint(1, 3))]
-        gold = [rng.choices(tags, k=length) for length in lengths]
-        guesses = [rng.choices(tags, k=length) for length in lengths]
+        gold, guesses = random_tags(rng, ["O", "O", "B-x", "I-x", "B-y-z", "I-y-z"])
         if not tasks.entities_of_all(gold) and not tasks.entities_of_all(guesses):
             continue                                     # seqeval cannot report on nothing
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            report = seqeval.classification_report(gold, guesses, output_dict=True)
+        report = seqeval.classification_report(gold, guesses, output_dict=True)
         examples = [text_example("t", sentence_tags) for sentence_tags in gold]
         found = detailed_scores(task, examples, guesses)
         # The report also has the averages over all types, such as "micro avg".
         assert found.keys() == {name for name in report if not name.endswith("avg")}
         for name, scores in found.items():
-            of_type = report[name]
-            expected = {"precision": of_type["precision"], "recall": of_type["recall"],
-                        "f1": of_type["f1-score"], "count": of_type["support"]}
-            assert scores == pytest.approx(expected), (gold, guesses)
+            expected = report[name]
+            assert scores.keys() == {"precision", "recall", "f1", "count"}
+            assert scores["precision"] == pytest.approx(expected["precision"]), (gold, guesses)
+            assert scores["recall"] == pytest.approx(expected["recall"]), (gold, guesses)
+            assert scores["f1"] == pytest.approx(expected["f1-score"]), (gold, guesses)
+            assert scores["count"] == expected["support"], (gold, guesses)
 
 
 @pytest.mark.parametrize("kind, label, guess", [
-    ("classification", None, "x"), ("tagging", None, ["O"]), ("regression", 1.0, 2.0),
-    ("qa", [(0, "a")], "a")])
+    ("classification", None, "x"),
+    ("tagging", None, ["O"]),
+    ("regression", 1.0, 2.0),
+    ("qa", [(0, "a")], "a"),
+])
 def test_without_classes_or_labels_there_are_no_details(kind, label, guess):
-    assert detailed_scores(make_task_of_kind(kind), [text_example("t", label)], [guess]) == {}
+    task = make_task_of_kind(kind)
+    example = text_example("t", label)
+    assert detailed_scores(task, [example], [guess]) == {}
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
@@ -359,34 +397,45 @@ def test_a_tag_that_continues_no_open_entity_begins_a_new_one(tags, expected):
 
 
 def test_it_is_said_how_many_texts_are_empty(tmp_path, capsys):
+    """Of two texts of an example one empty text is enough. A space alone is empty, too."""
     path = write_file(tmp_path / "a.csv", 't,u,y\na,b,1\n"",b,1\n" ",b,1\na,"",0\n')
     assert len(read_table(path, ["t", "u"], "y")) == 4
-    assert capsys.readouterr().err == f"warning: {path}: the text of 3 of 4 examples is empty\n"
+    warned = capsys.readouterr().err
+    assert warned == f"warning: {path}: the text of 3 of 4 examples is empty\n"
     assert len(read_table(path, ["t"], "y")) == 4
-    assert capsys.readouterr().err == f"warning: {path}: the text of 2 of 4 examples is empty\n"
+    warned = capsys.readouterr().err
+    assert warned == f"warning: {path}: the text of 2 of 4 examples is empty\n"
 
 
 def test_a_type_may_be_called_none():
+    """None must not stand for "no entity is open"."""
     assert entities(["I-None", "I-None", "O"]) == {(0, 2, "None")}
 
 
 # ---- Tables -----------------------------------------------------------------------------
 
+def texts_and_label(example):
+    return (example.text, example.second_text, example.label)
+
+
 def test_lines_are_ended_by_line_feeds_alone_and_a_mark_is_taken_from_the_first(tmp_path):
+    """Python's splitlines would also split at U+2028 and \\x0b. The mark is the byte order mark."""
     path = write_file(tmp_path / "a", "\ufeffa\u2028b\r\n\ufeffc\x0bd\n\n e ")
-    assert list(lines_of(path)) == [(1, "a\u2028b"), (2, "\ufeffc\x0bd"), (3, ""), (4, " e ")]
+    lines = list(lines_of(path))
+    assert lines == [(1, "a\u2028b"), (2, "\ufeffc\x0bd"), (3, ""), (4, " e ")]
 
 
 def test_glue_files_are_read_in_their_official_layout_with_quotes_as_text(tmp_path):
-    write_file(tmp_path / "cola/train.tsv", 'gj04\t1\t\tHe said "yes.\ngj04\t0\t*\tThey "ran.\n')
-    write_file(tmp_path / "cola/dev.tsv", "gj04\t1\t\tHe ran.\r\n")
-    write_file(tmp_path / "cola/test.tsv", "index\tsentence\n0\tShe ran.\n")
-    splits = read_glue("cola", str(tmp_path / "cola"))
-    train = [(example.text, example.second_text, example.label) for example in splits["train"]]
-    assert train == [('He said "yes.', None, "1"), ('They "ran.', None, "0")]
+    folder = tmp_path / "cola"
+    write_file(folder / "train.tsv", 'gj04\t1\t\tHe said "yes.\ngj04\t0\t*\tThey "ran.\n')
+    write_file(folder / "dev.tsv", "gj04\t1\t\tHe ran.\r\n")
+    write_file(folder / "test.tsv", "index\tsentence\n0\tShe ran.\n")
+    splits = read_glue("cola", str(folder))
+    first, second = splits["train"]
+    assert texts_and_label(first) == ('He said "yes.', None, "1")
+    assert texts_and_label(second) == ('They "ran.', None, "0")
     assert splits["dev"][0].text == "He ran."
-    assert splits["test"][0].text == "She ran."
-    assert splits["test"][0].label is None
+    assert texts_and_label(splits["test"][0]) == ("She ran.", None, None)
 
 
 def test_mnli_has_two_dev_sets_and_two_test_sets(tmp_path):
@@ -400,8 +449,10 @@ def test_mnli_has_two_dev_sets_and_two_test_sets(tmp_path):
         write_file(tmp_path / f"{split}.tsv", header + row)
     found = read_glue("mnli", str(tmp_path))
     assert list(found) == splits
-    assert found["dev_mismatched"][0][:3] == ("a\u2028b", "dev_mismatched", "neutral")
-    assert found["test_matched"][0][:3] == ("a\u2028b", "test_matched", None)
+    dev_example, = found["dev_mismatched"]
+    assert texts_and_label(dev_example) == ("a\u2028b", "dev_mismatched", "neutral")
+    test_example, = found["test_matched"]
+    assert texts_and_label(test_example) == ("a\u2028b", "test_matched", None)
 
 
 # The first lines of the official files, with < for a tab, and which of the columns are read.
@@ -449,28 +500,32 @@ def test_a_csv_has_quoted_cells_with_commas_quotes_and_line_breaks(tmp_path):
     writer.writerow(["0", "d", "e"])
     path = write_file(tmp_path / "a.csv", table.getvalue())
     first, second = read_table(path, ["t", "u"], "y")
-    assert first[:3] == ('a "b", c', "two\nlines", "1")
+    assert texts_and_label(first) == ('a "b", c', "two\nlines", "1")
     assert second == ("d", "e", "0", "1", f"{path}:4")
 
 
 def test_a_cell_of_a_csv_may_be_longer_than_the_limit_of_the_csv_module(tmp_path):
     csv.field_size_limit(131072)
-    path = write_file(tmp_path / "a.csv", f"t,y\n{'word ' * 30000},1\n")
-    assert len(read_table(path, ["t"], "y")[0].text) == 150000
+    text = "word " * 30000
+    path = write_file(tmp_path / "a.csv", f"t,y\n{text},1\n")
+    example, = read_table(path, ["t"], "y")
+    assert len(example.text) == 150000
 
 
 def test_a_jsonl_has_an_object_a_line_and_other_fields_and_empty_lines(tmp_path):
-    path = write_file(tmp_path / "a.jsonl",
-                      '{"t": "d", "y": 1, "more": [1]}\n\n{"t": "e", "y": true}\n'
-                      '{"t": "f", "y": 2.5}')
-    assert read_table(path, ["t"], "y") == [("d", None, "1", "0", f"{path}:1"),
-                                            ("e", None, "True", "1", f"{path}:3"),
-                                            ("f", None, "2.5", "2", f"{path}:4")]
+    """A label that is no text becomes one, as it would be read from a .csv."""
+    rows = ['{"t": "d", "y": 1, "more": [1]}', '', '{"t": "e", "y": true}', '{"t": "f", "y": 2.5}']
+    path = write_file(tmp_path / "a.jsonl", "\n".join(rows))
+    first, second, third = read_table(path, ["t"], "y")
+    assert first == ("d", None, "1", "0", f"{path}:1")
+    assert second == ("e", None, "True", "1", f"{path}:3")
+    assert third == ("f", None, "2.5", "2", f"{path}:4")
 
 
 def test_a_tsv_has_no_quotes_and_empty_lines_are_left_out(tmp_path):
     path = write_file(tmp_path / "a.tsv", 't\ty\n\n"d\t1e-1\n')
-    assert read_table(path, ["t"], "y", numeric=True) == [('"d', None, 0.1, "0", f"{path}:3")]
+    example, = read_table(path, ["t"], "y", numeric=True)
+    assert example == ('"d', None, 0.1, "0", f"{path}:3")
 
 
 @pytest.mark.parametrize("row, num_columns", [("c", 1), ("c\tx\ty", 3)])
@@ -493,7 +548,8 @@ def test_a_quote_at_a_wrong_place_is_named(text, tmp_path):
 
 @pytest.mark.parametrize("value", [1, None, ["a"], {"a": 1}])
 def test_a_text_must_be_text(value, tmp_path):
-    path = write_file(tmp_path / "a.jsonl", json.dumps({"t": value, "y": 1}))
+    row = json.dumps({"t": value, "y": 1})
+    path = write_file(tmp_path / "a.jsonl", row)
     with pytest.raises(ValueError, match=f"^{path}:1: the column 't' is .*, not str$"):
         read_table(path, ["t"], "y")
 
@@ -526,11 +582,17 @@ def test_an_error_in_a_csv_names_the_line_in_which_its_row_begins(tmp_path):
 
 
 @pytest.mark.parametrize("ending, separator, wanted", [
-    ("csv", "|", "commas"), ("csv", ";", "commas"), ("csv", "\t", "commas"), ("tsv", ",", "tabs"),
-    ("txt", ";", "tabs")])
+    ("csv", "|", "commas"),
+    ("csv", ";", "commas"),
+    ("csv", "\t", "commas"),
+    ("tsv", ",", "tabs"),
+    ("txt", ";", "tabs"),
+])
 def test_a_table_with_another_separator_is_told_of(ending, separator, wanted, tmp_path):
-    path = write_file(tmp_path / f"a.{ending}", f"t{separator}y\nb{separator}1\n")
-    columns = re.escape(repr(f"t{separator}y"))
+    """Its first row is one cell, and so no column has the name that is looked for."""
+    header = f"t{separator}y"
+    path = write_file(tmp_path / f"a.{ending}", f"{header}\nb{separator}1\n")
+    columns = re.escape(repr(header))
     error = f"^{path}:2: the column 't' is missing among {columns}; .* separated by .*{wanted} in a"
     with pytest.raises(ValueError, match=error):
         read_table(path, ["t"], "y")
@@ -538,7 +600,8 @@ def test_a_table_with_another_separator_is_told_of(ending, separator, wanted, tm
 
 def test_a_column_may_have_the_separator_of_another_format_in_its_name(tmp_path):
     path = write_file(tmp_path / "a.csv", "t;y,z\nb,1\n")
-    assert read_table(path, ["t;y"], "z")[0].text == "b"
+    example, = read_table(path, ["t;y"], "z")
+    assert example.text == "b"
 
 
 @pytest.mark.parametrize("present, missing", [("dev", "train"), ("train", "dev")])
@@ -550,17 +613,32 @@ def test_a_file_of_glue_that_is_not_there_is_named(present, missing, tmp_path):
 
 
 @pytest.mark.parametrize("label, value", [
-    ("3", 3.0), ("-.5", -0.5), ("+2.", 2.0), ("1E3", 1000.0), ("1.5e-2", 0.015), ("9e29", 9e29),
-    ("5e-007", 5e-7), ("1e-100", 1e-100)])
+    ("3", 3.0),
+    ("-.5", -0.5),
+    ("+2.", 2.0),
+    ("1E3", 1000.0),
+    ("1.5e-2", 0.015),
+    ("9e29", 9e29),
+    ("5e-007", 5e-7),
+    ("1e-100", 1e-100),
+])
 def test_a_number_is_read(label, value, tmp_path):
     path = write_file(tmp_path / "a.tsv", f"t\ty\na\t{label}\n")
-    assert read_table(path, ["t"], "y", numeric=True)[0].label == value
+    example, = read_table(path, ["t"], "y", numeric=True)
+    assert example.label == value
+
+
+def labels_of(examples):
+    return [example.label for example in examples]
+
+
+def texts_of(examples):
+    return [example.text for example in examples]
 
 
 def test_spaces_around_a_label_are_no_part_of_it(tmp_path):
     path = write_file(tmp_path / "a.csv", "text,label\nx, a\ny,a \nz,b c\n")
-    examples = read_table(path, ["text"], "label")
-    assert [example.label for example in examples] == ["a", "a", "b c"]
+    assert labels_of(read_table(path, ["text"], "label")) == ["a", "a", "b c"]
 
 
 @pytest.mark.parametrize("label", ["x", "1,5", "-nan", "inf", "1e30", "-1e30", "1e999", "1_0"])
@@ -594,6 +672,7 @@ def test_a_label_nan_is_said_to_stand_for_a_missing_one(kind, ending, text, labe
 
 @pytest.mark.parametrize("module, name", [(gzip, "a.gz"), (bz2, "a.bz2"), (lzma, "a.txt")])
 def test_a_compressed_file_is_to_be_unpacked_first(module, name, tmp_path):
+    """It is known by its first bytes, whatever its name is."""
     path = write_file(tmp_path / name, module.compress(b"a\tO\n"))
     with pytest.raises(ValueError, match=f"^{path}: it is compressed; unpack it first$"):
         read_tags(path)
@@ -624,7 +703,8 @@ def test_two_columns_of_the_same_name_are_refused(ending, header, tmp_path):
 @pytest.mark.parametrize("name", ["a.tsv", "a.TSV", "a.txt"])
 def test_these_endings_stand_for_a_table_with_tabs(name, tmp_path):
     path = write_file(tmp_path / name, "t\ty\na\t1\n")
-    assert read_table(path, ["t"], "y")[0].text == "a"
+    example, = read_table(path, ["t"], "y")
+    assert example.text == "a"
 
 
 @pytest.mark.parametrize("name", ["a", "a.tsv.gz", "a.xlsx", "a.json"])
@@ -635,6 +715,7 @@ def test_a_table_with_another_ending_is_refused(name, tmp_path):
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    """To open a pipe waits until another program writes into it, which may be never."""
     path = tmp_path / "a.tsv"
     os.mkfifo(path)
     read_t_and_y = partial(read_table, text_columns=["t"], label_column="y")
@@ -647,26 +728,30 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
 
 def test_white_space_around_a_tag_is_no_part_of_it(tmp_path):
     path = write_file(tmp_path / "a.txt", "a\tB-x \nb\t I-x\nc\tO \n")
-    assert read_tags(path)[0].label == ["B-x", "I-x", "O"]
+    example, = read_tags(path)
+    assert example.label == ["B-x", "I-x", "O"]
 
 
-def test_line_ends_of_old_macs_are_no_part_of_a_word(tmp_path):
-    path = write_file(tmp_path / "a.tsv", "a\tO\rb\tB-X\r\r")
-    with pytest.raises(ValueError, match="a.tsv:1: there is a carriage return in "):
+@pytest.mark.parametrize("text, line", [("a\tO\rb\tB-X\r\r", 1), ("a\tO\nfoo\rbar\tO\n", 2)])
+def test_line_ends_of_old_macs_are_no_part_of_a_word(text, line, tmp_path):
+    path = write_file(tmp_path / "a.tsv", text)
+    with pytest.raises(ValueError, match=f"a.tsv:{line}: there is a carriage return in "):
         read_tags(path)
-    path = write_file(tmp_path / "a.tsv", "a\tO\nfoo\rbar\tO\n")
-    with pytest.raises(ValueError, match="a.tsv:2: there is a carriage return in "):
-        read_tags(path)
+
+
+def test_line_ends_of_old_macs_are_no_part_of_a_cell(tmp_path):
     path = write_file(tmp_path / "b.tsv", "text\tlabel\ra\tx\r")
     with pytest.raises(ValueError, match="b.tsv:1: there is a carriage return in "):
         read_table(path, ["text"], "label")
 
 
-@pytest.mark.parametrize("name, separator", [("a.tsv", "\t"), ("a.csv", ",")])
-def test_names_of_columns_amid_a_table_are_no_example(name, separator, tmp_path):
+@pytest.mark.parametrize("name, table", [
+    ("a.tsv", "text\tlabel\na\tx\n"),
+    ("a.csv", "text,label\na,x\n"),
+])
+def test_names_of_columns_amid_a_table_are_no_example(name, table, tmp_path):
     """They come there if files are joined, each with its first row."""
-    lines = [separator.join(cells) for cells in (("text", "label"), ("a", "x"))]
-    path = write_file(tmp_path / name, "\n".join(lines + lines) + "\n")
+    path = write_file(tmp_path / name, table + table)
     with pytest.raises(ValueError, match=f"{name}:3: this row repeats the names of the columns"):
         read_table(path, ["text"], "label")
 
