@@ -13,7 +13,6 @@ import threading
 import warnings
 import zipfile
 from dataclasses import replace
-from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
@@ -286,7 +285,8 @@ def test_the_scores_of_each_type_of_entity_are_those_of_seqeval(no_warnings):
         examples = [text_example("t", sentence_tags) for sentence_tags in gold]
         found = detailed_scores(task, examples, guesses)
         # The report also has the averages over all types, such as "micro avg".
-        assert found.keys() == {name for name in report if not name.endswith("avg")}
+        types = {name for name in report if not name.endswith("avg")}
+        assert found.keys() == types
         for name, scores in found.items():
             expected = report[name]
             assert scores.keys() == {"precision", "recall", "f1", "count"}
@@ -369,7 +369,8 @@ def random_spans(num_words, rng):
         end = min(num_words, begin + rng.randint(1, 3))
         is_entity = rng.random() < 0.6
         if is_entity:
-            spans.append((begin, end, rng.choice(["x", "y-z"])))
+            entity_type = rng.choice(["x", "y-z"])
+            spans.append((begin, end, entity_type))
         begin = end
     return spans
 
@@ -380,9 +381,10 @@ def test_every_tagging_scheme_becomes_iob2_with_the_same_entities(scheme):
     for _ in range(500):
         num_words = rng.randint(1, 9)
         spans = random_spans(num_words, rng)
-        tags = iob2(tags_of(spans, num_words, scheme))
-        assert entities(tags) == set(spans)
-        assert tags == tags_of(spans, num_words, "IOB2")
+        tags = tags_of(spans, num_words, scheme)
+        found = iob2(tags)
+        assert entities(found) == set(spans)
+        assert found == tags_of(spans, num_words, "IOB2")
 
 
 @pytest.mark.parametrize("tags, expected", [
@@ -409,10 +411,16 @@ def test_it_is_said_how_many_texts_are_empty(tmp_path, capsys):
 
 def test_a_type_may_be_called_none():
     """None must not stand for "no entity is open"."""
-    assert entities(["I-None", "I-None", "O"]) == {(0, 2, "None")}
+    found = entities(["I-None", "I-None", "O"])
+    assert found == {(0, 2, "None")}
 
 
 # ---- Tables -----------------------------------------------------------------------------
+
+def read_t_and_y(path, **more):
+    """Read a table with the column t of texts and the column y of labels."""
+    return read_table(path, ["t"], "y", **more)
+
 
 def texts_and_label(example):
     return (example.text, example.second_text, example.label)
@@ -422,7 +430,10 @@ def test_lines_are_ended_by_line_feeds_alone_and_a_mark_is_taken_from_the_first(
     """Python's splitlines would also split at U+2028 and \\x0b. The mark is the byte order mark."""
     path = write_file(tmp_path / "a", "\ufeffa\u2028b\r\n\ufeffc\x0bd\n\n e ")
     lines = list(lines_of(path))
-    assert lines == [(1, "a\u2028b"), (2, "\ufeffc\x0bd"), (3, ""), (4, " e ")]
+    numbers = [number for number, _ in lines]
+    texts = [text for _, text in lines]
+    assert numbers == [1, 2, 3, 4]
+    assert texts == ["a\u2028b", "\ufeffc\x0bd", "", " e "]
 
 
 def test_glue_files_are_read_in_their_official_layout_with_quotes_as_text(tmp_path):
@@ -476,7 +487,9 @@ def test_a_glue_task_is_read_by_its_columns_and_needs_no_test_set(
             cells.append("4.250")
         else:
             cells.append(f"in {column}")
-    table = "\t".join(columns) + "\n" + "\t".join(cells) + "\n"
+    first_row = "\t".join(columns)
+    second_row = "\t".join(cells)
+    table = f"{first_row}\n{second_row}\n"
     for split in ("train", "dev"):
         write_file(tmp_path / f"{split}.tsv", table)
     splits = read_glue(name, str(tmp_path))
@@ -508,7 +521,7 @@ def test_a_cell_of_a_csv_may_be_longer_than_the_limit_of_the_csv_module(tmp_path
     csv.field_size_limit(131072)
     text = "word " * 30000
     path = write_file(tmp_path / "a.csv", f"t,y\n{text},1\n")
-    example, = read_table(path, ["t"], "y")
+    example, = read_t_and_y(path)
     assert len(example.text) == 150000
 
 
@@ -516,7 +529,7 @@ def test_a_jsonl_has_an_object_a_line_and_other_fields_and_empty_lines(tmp_path)
     """A label that is no text becomes one, as it would be read from a .csv."""
     rows = ['{"t": "d", "y": 1, "more": [1]}', '', '{"t": "e", "y": true}', '{"t": "f", "y": 2.5}']
     path = write_file(tmp_path / "a.jsonl", "\n".join(rows))
-    first, second, third = read_table(path, ["t"], "y")
+    first, second, third = read_t_and_y(path)
     assert first == ("d", None, "1", "0", f"{path}:1")
     assert second == ("e", None, "True", "1", f"{path}:3")
     assert third == ("f", None, "2.5", "2", f"{path}:4")
@@ -524,7 +537,7 @@ def test_a_jsonl_has_an_object_a_line_and_other_fields_and_empty_lines(tmp_path)
 
 def test_a_tsv_has_no_quotes_and_empty_lines_are_left_out(tmp_path):
     path = write_file(tmp_path / "a.tsv", 't\ty\n\n"d\t1e-1\n')
-    example, = read_table(path, ["t"], "y", numeric=True)
+    example, = read_t_and_y(path, numeric=True)
     assert example == ('"d', None, 0.1, "0", f"{path}:3")
 
 
@@ -536,14 +549,14 @@ def test_a_row_with_too_few_or_too_many_columns_is_named(row, num_columns, endin
         text = text.replace("\t", ",")
     path = write_file(tmp_path / f"a.{ending}", text)
     with pytest.raises(ValueError, match=f"{path}:3: {num_columns} columns, not 2"):
-        read_table(path, ["t"], "y")
+        read_t_and_y(path)
 
 
 @pytest.mark.parametrize("text", ['t,y\n"a,x\n', 't,y\n"a"b,x\n'])
 def test_a_quote_at_a_wrong_place_is_named(text, tmp_path):
     path = write_file(tmp_path / "a.csv", text)
     with pytest.raises(ValueError, match=f"{path}:2: (unexpected end|',' expected)"):
-        read_table(path, ["t"], "y")
+        read_t_and_y(path)
 
 
 @pytest.mark.parametrize("value", [1, None, ["a"], {"a": 1}])
@@ -551,7 +564,7 @@ def test_a_text_must_be_text(value, tmp_path):
     row = json.dumps({"t": value, "y": 1})
     path = write_file(tmp_path / "a.jsonl", row)
     with pytest.raises(ValueError, match=f"^{path}:1: the column 't' is .*, not str$"):
-        read_table(path, ["t"], "y")
+        read_t_and_y(path)
 
 
 def test_a_missing_column_is_named_with_those_that_there_are(tmp_path):
@@ -572,13 +585,13 @@ def test_a_missing_column_is_named_with_those_that_there_are(tmp_path):
 def test_a_row_of_another_width_has_a_hint_about_quotes(ending, text, error, tmp_path):
     path = write_file(tmp_path / f"a.{ending}", text)
     with pytest.raises(ValueError, match=f"^{path}:2: {error}$"):
-        read_table(path, ["t"], "y")
+        read_t_and_y(path)
 
 
 def test_an_error_in_a_csv_names_the_line_in_which_its_row_begins(tmp_path):
     path = write_file(tmp_path / "a.csv", 't,y\n"a\nb",1\n"b\nc" x,1\n')
     with pytest.raises(ValueError, match=f"^{path}:5: .*; the row begins in line 4, and commas "):
-        read_table(path, ["t"], "y")
+        read_t_and_y(path)
 
 
 @pytest.mark.parametrize("ending, separator, wanted", [
@@ -591,11 +604,12 @@ def test_an_error_in_a_csv_names_the_line_in_which_its_row_begins(tmp_path):
 def test_a_table_with_another_separator_is_told_of(ending, separator, wanted, tmp_path):
     """Its first row is one cell, and so no column has the name that is looked for."""
     header = f"t{separator}y"
-    path = write_file(tmp_path / f"a.{ending}", f"{header}\nb{separator}1\n")
+    row = f"b{separator}1"
+    path = write_file(tmp_path / f"a.{ending}", f"{header}\n{row}\n")
     columns = re.escape(repr(header))
     error = f"^{path}:2: the column 't' is missing among {columns}; .* separated by .*{wanted} in a"
     with pytest.raises(ValueError, match=error):
-        read_table(path, ["t"], "y")
+        read_t_and_y(path)
 
 
 def test_a_column_may_have_the_separator_of_another_format_in_its_name(tmp_path):
@@ -624,7 +638,7 @@ def test_a_file_of_glue_that_is_not_there_is_named(present, missing, tmp_path):
 ])
 def test_a_number_is_read(label, value, tmp_path):
     path = write_file(tmp_path / "a.tsv", f"t\ty\na\t{label}\n")
-    example, = read_table(path, ["t"], "y", numeric=True)
+    example, = read_t_and_y(path, numeric=True)
     assert example.label == value
 
 
@@ -638,19 +652,21 @@ def texts_of(examples):
 
 def test_spaces_around_a_label_are_no_part_of_it(tmp_path):
     path = write_file(tmp_path / "a.csv", "text,label\nx, a\ny,a \nz,b c\n")
-    assert labels_of(read_table(path, ["text"], "label")) == ["a", "a", "b c"]
+    examples = read_table(path, ["text"], "label")
+    assert labels_of(examples) == ["a", "a", "b c"]
 
 
 @pytest.mark.parametrize("label", ["x", "1,5", "-nan", "inf", "1e30", "-1e30", "1e999", "1_0"])
 def test_what_is_no_number_or_too_large_a_one_is_refused(label, tmp_path):
     path = write_file(tmp_path / "a.tsv", f"t\ty\na\t1\nb\t{label}\n")
     with pytest.raises(ValueError, match=f"{path}:3: y '{label}' is not a number"):
-        read_table(path, ["t"], "y", numeric=True)
+        read_t_and_y(path, numeric=True)
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 @pytest.mark.parametrize("ending, text", [
-    ("tsv", "t\ty\na\t1\nb\t\n"), ("tsv", "t\ty\na\t1\nb\t  \n"),
+    ("tsv", "t\ty\na\t1\nb\t\n"),
+    ("tsv", "t\ty\na\t1\nb\t  \n"),
     ("csv", "t,y\na,1\nb,\n"),
     ("jsonl", '{"t": "a", "y": 1}\n\n{"t": "b", "y": ""}\n')])
 def test_a_missing_label_is_named_with_its_line(kind, ending, text, tmp_path):
@@ -690,20 +706,20 @@ def test_a_label_that_is_null_or_not_there_is_named_with_its_line(row, tmp_path)
     path = write_file(tmp_path / "a.jsonl", '{"t": "a", "y": 1}\n' + row)
     expected = f"^{path}:2: the column 'y' (is missing|is .*, not str or int or float$)"
     with pytest.raises(ValueError, match=expected):
-        read_table(path, ["t"], "y")
+        read_t_and_y(path)
 
 
 @pytest.mark.parametrize("ending, header", [("tsv", "t\ty\tt"), ("csv", 't,y,"t"')])
 def test_two_columns_of_the_same_name_are_refused(ending, header, tmp_path):
     path = write_file(tmp_path / f"a.{ending}", f"{header}\n")
     with pytest.raises(ValueError, match=f"^{path}:1: 2 columns have the name 't'$"):
-        read_table(path, ["t"], "y")
+        read_t_and_y(path)
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.TSV", "a.txt"])
 def test_these_endings_stand_for_a_table_with_tabs(name, tmp_path):
     path = write_file(tmp_path / name, "t\ty\na\t1\n")
-    example, = read_table(path, ["t"], "y")
+    example, = read_t_and_y(path)
     assert example.text == "a"
 
 
@@ -711,14 +727,13 @@ def test_these_endings_stand_for_a_table_with_tabs(name, tmp_path):
 def test_a_table_with_another_ending_is_refused(name, tmp_path):
     path = write_file(tmp_path / name, "t\ty\na\t1\n")
     with pytest.raises(ValueError, match=f"^{path}: the ending of a table must be .tsv, .txt"):
-        read_table(path, ["t"], "y")
+        read_t_and_y(path)
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     """To open a pipe waits until another program writes into it, which may be never."""
     path = tmp_path / "a.tsv"
     os.mkfifo(path)
-    read_t_and_y = partial(read_table, text_columns=["t"], label_column="y")
     for reader in (read_t_and_y, read_tags, read_squad):
         with pytest.raises(ValueError, match=f"{path} is not a regular file"):
             reader(str(path))
@@ -757,30 +772,36 @@ def test_names_of_columns_amid_a_table_are_no_example(name, table, tmp_path):
 
 
 def test_conll_files_are_read_with_tabs_or_spaces_and_any_columns(tmp_path):
-    spaces = write_file(tmp_path / "a.txt", "-DOCSTART- -X- O O\n\nEU NNP I-NP I-ORG\n"
-                        "says V I-VP O\n\n\nPeter NNP I-NP I-PER\n")
-    tabs = write_file(tmp_path / "b.tsv", "two words\tS-x\n\nb\tO")
-    assert read_tags(spaces) == [
-        (["EU", "says"], None, ["B-ORG", "O"], "0", f"{spaces}:3"),
-        (["Peter"], None, ["B-PER"], "1", f"{spaces}:7")]
-    assert read_tags(tabs) == [
-        (["two words"], None, ["B-x"], "0", f"{tabs}:1"), (["b"], None, ["O"], "1", f"{tabs}:3")]
+    """The word is in the first column and the tag in the last one."""
+    rows = "-DOCSTART- -X- O O\n\nEU NNP I-NP I-ORG\nsays V I-VP O\n\n\nPeter NNP I-NP I-PER\n"
+    path = write_file(tmp_path / "a.txt", rows)
+    first, second = read_tags(path)
+    assert first == (["EU", "says"], None, ["B-ORG", "O"], "0", f"{path}:3")
+    assert second == (["Peter"], None, ["B-PER"], "1", f"{path}:7")
+    path = write_file(tmp_path / "b.tsv", "two words\tS-x\n\nb\tO")
+    first, second = read_tags(path)
+    assert first == (["two words"], None, ["B-x"], "0", f"{path}:1")
+    assert second == (["b"], None, ["O"], "1", f"{path}:3")
 
 
 def test_a_word_of_conll_may_have_a_no_break_space(tmp_path):
     path = write_file(tmp_path / "a.txt", "10\u00a0000  NN O\n\u00a0dogs NN O \n")
-    assert read_tags(path)[0].text == ["10\u00a0000", "\u00a0dogs"]
+    example, = read_tags(path)
+    assert example.text == ["10\u00a0000", "\u00a0dogs"]
 
 
 def test_only_a_line_whose_first_word_is_docstart_ends_a_sentence(tmp_path):
     path = write_file(tmp_path / "a.txt", "a O\n  -DOCSTART- O\nb O\n-DOCSTART-X O\n-DOCS O\n")
-    assert [example.text for example in read_tags(path)] == [["a"], ["b", "-DOCSTART-X", "-DOCS"]]
+    first, second = read_tags(path)
+    assert first.text == ["a"]
+    assert second.text == ["b", "-DOCSTART-X", "-DOCS"]
 
 
 def test_tags_without_a_type_have_the_type_entity(tmp_path):
     path = write_file(tmp_path / "a.tsv", "a\tB\nb\tI\nc\tO\nd\tS\n\ne\tI\n")
-    assert [example.label for example in read_tags(path)] == [
-        ["B-entity", "I-entity", "O", "B-entity"], ["B-entity"]]
+    first, second = read_tags(path)
+    assert first.label == ["B-entity", "I-entity", "O", "B-entity"]
+    assert second.label == ["B-entity"]
 
 
 @pytest.mark.parametrize("first, second", [("B", "I-x"), ("B-x", "I"), ("S", "B-entity")])
@@ -798,8 +819,20 @@ def test_a_line_that_is_no_word_and_tag_is_named(line, tmp_path):
 
 
 def test_a_word_alone_is_no_line_even_if_it_comes_first(tmp_path):
+    """The first line decides how many columns the file has. Two is the least."""
+    path = write_file(tmp_path / "a.txt", "O\nb\tO\n")
     with pytest.raises(ValueError, match="a.txt:1: 'O' is not a word and a tag in 2 columns"):
-        read_tags(write_file(tmp_path / "a.txt", "O\nb\tO\n"))
+        read_tags(path)
+
+
+def make_squad_content(questions):
+    """Make what is in a SQuAD file of these questions -> all of it, the list of its questions."""
+    content = json.loads(make_squad(questions))
+    return content, content["data"][0]["paragraphs"][0]["qas"]
+
+
+def write_json(path, content):
+    return write_file(path, json.dumps(content))
 
 
 def test_squad_files_give_questions_with_all_their_answers(tmp_path):
@@ -807,56 +840,72 @@ def test_squad_files_give_questions_with_all_their_answers(tmp_path):
     questions = [("where is john", ["paris", "in paris"]), ("who is red", [])]
     path = write_file(tmp_path / "a.json", make_squad(questions, context))
     first, second = read_squad(path)
-    answers = [(context.index("paris"), "paris"), (context.index("in paris"), "in paris")]
+    answers = [(28, "paris"), (25, "in paris")]
     assert first == ("where is john", context, answers, "q0", f"{path}, question 'q0'")
     assert second == ("who is red", context, [], "q1", f"{path}, question 'q1'")
 
 
 def test_an_empty_list_of_answers_means_no_answer_in_squad_1(tmp_path):
-    path = write_file(tmp_path / "a.json", make_squad([("who", [])]))
-    assert read_squad(path)[0].label == []
+    """The field is_impossible came with SQuAD 2."""
+    content, questions = make_squad_content([("who", [])])
+    del questions[0]["is_impossible"]
+    path = write_json(tmp_path / "a.json", content)
+    question, = read_squad(path)
+    assert question.label == []
+
+
+def test_the_answers_of_an_impossible_question_may_be_missing(tmp_path):
+    content, questions = make_squad_content([("who", [])])
+    del questions[0]["answers"]
+    path = write_json(tmp_path / "a.json", content)
+    question, = read_squad(path)
+    assert question.label == []
 
 
 def test_the_answers_of_an_impossible_question_are_not_read(tmp_path):
-    text = make_squad([("who", [])]).replace('"answers": []', '"answers": "none"')
-    assert read_squad(write_file(tmp_path / "a.json", text))[0].label == []
+    content, questions = make_squad_content([("who", [])])
+    questions[0]["answers"] = "none"
+    path = write_json(tmp_path / "a.json", content)
+    question, = read_squad(path)
+    assert question.label == []
 
 
-def with_is_impossible(value):
-    """Make the text of a SQuAD file with one question, which has an answer and also the field
-    is_impossible with this value, written as JSON."""
-    text = make_squad([("where", ["paris"])])
-    return text.replace('"id"', f'"is_impossible": {value}, "id"')
+def write_with_is_impossible(path, value):
+    """Write a SQuAD file with one question, which has an answer and also the field is_impossible
+    with this value."""
+    content, questions = make_squad_content([("where", ["paris"])])
+    questions[0]["is_impossible"] = value
+    return write_json(path, content)
 
 
-@pytest.mark.parametrize("value, num_answers", [("false", 1), ("null", 1), ("true", 0)])
+@pytest.mark.parametrize("value, num_answers", [(False, 1), (None, 1), (True, 0)])
 def test_a_question_is_impossible_only_if_it_says_true(value, num_answers, tmp_path):
-    path = write_file(tmp_path / "a.json", with_is_impossible(value))
-    assert len(read_squad(path)[0].label) == num_answers
+    path = write_with_is_impossible(tmp_path / "a.json", value)
+    question, = read_squad(path)
+    assert len(question.label) == num_answers
 
 
 def test_a_question_that_says_impossible_in_another_way_is_refused(tmp_path):
-    path = write_file(tmp_path / "a.json", with_is_impossible('"false"'))
+    path = write_with_is_impossible(tmp_path / "a.json", "false")
     with pytest.raises(ValueError, match="the field 'is_impossible' is 'false', not bool"):
         read_squad(path)
 
 
 def test_a_question_that_is_not_impossible_needs_an_answer(tmp_path):
-    text = with_is_impossible("false")
-    content = json.loads(text)
-    content["data"][0]["paragraphs"][0]["qas"][0]["answers"] = []
-    path = write_file(tmp_path / "a.json", json.dumps(content))
+    content, questions = make_squad_content([("where", [])])
+    questions[0]["is_impossible"] = False
+    path = write_json(tmp_path / "a.json", content)
     with pytest.raises(ValueError, match=f"^{path}, question 'q0': its answers are missing$"):
         read_own_files("qa", {"train": [path]}, None, None)
     # Where no answers are needed, this is a question of a hidden test set.
-    assert read_squad(path)[0].label is None
+    question, = read_squad(path)
+    assert question.label is None
 
 
 def test_answers_may_be_missing_only_where_none_are_needed(tmp_path):
-    content = json.loads(make_squad([("where", ["paris"]), ("who", ["john"])]))
-    questions = content["data"][0]["paragraphs"][0]["qas"]
+    content, questions = make_squad_content([("where", ["paris"]), ("who", ["john"])])
     del questions[1]["answers"]
-    path = write_file(tmp_path / "a.json", json.dumps(content))
+    path = write_json(tmp_path / "a.json", content)
     for split in ("train", "dev", "test"):
         with pytest.raises(ValueError, match=f"^{path}, question 'q1': its answers are missing$"):
             read_own_files("qa", {split: [path]}, None, None)
@@ -864,29 +913,29 @@ def test_answers_may_be_missing_only_where_none_are_needed(tmp_path):
     assert first.label != []
     assert second.label is None
     # One question without a label is enough: there are no scores then.
-    assert score(make_task_of_kind("qa"), [first, second], ["paris", "john"]) == {}
-
-
-def test_an_impossible_question_without_answers_has_the_label_of_no_answer(tmp_path):
-    content = json.loads(make_squad([("who", [])]))
-    question = content["data"][0]["paragraphs"][0]["qas"][0]
-    del question["answers"]
-    path = write_file(tmp_path / "a.json", json.dumps(content))
-    assert read_squad(path)[0].label == []
+    task = make_task_of_kind("qa")
+    assert score(task, [first, second], ["paris", "john"]) == {}
 
 
 def test_two_questions_of_a_file_with_the_same_id_are_refused(tmp_path):
-    text = make_squad([("where", ["paris"]), ("who", ["john"])]).replace('"q1"', '"q0"')
-    path = write_file(tmp_path / "a.json", text)
+    content, questions = make_squad_content([("where", ["paris"]), ("who", ["john"])])
+    questions[1]["id"] = "q0"
+    path = write_json(tmp_path / "a.json", content)
     with pytest.raises(ValueError, match=f"^{path}: 2 questions have the id 'q0'$"):
         read_squad(path)
 
 
 @pytest.mark.parametrize("old, new", [
-    ('"answers": [', '"answers": [5, '), ('"text": "paris"', '"text": ""'),
-    ('"text": "paris"', '"text": 5'), ('"question": "where"', '"question": null'),
-    ('"qas": [', '"qas": [["id"], '), ('"paragraphs": [', '"paragraphs": [null, '),
-    ('"data": [', '"data": ["x", '), ('"context": "', '"contexts": "'), ('"id": "q0"', '"id": 0')])
+    ('"answers": [', '"answers": [5, '),
+    ('"text": "paris"', '"text": ""'),
+    ('"text": "paris"', '"text": 5'),
+    ('"question": "where"', '"question": null'),
+    ('"qas": [', '"qas": [["id"], '),
+    ('"paragraphs": [', '"paragraphs": [null, '),
+    ('"data": [', '"data": ["x", '),
+    ('"context": "', '"contexts": "'),
+    ('"id": "q0"', '"id": 0'),
+])
 def test_what_is_no_question_or_answer_is_one_line_with_the_file(old, new, tmp_path):
     text = make_squad([("where", ["paris"])])
     assert text.count(old) == 1
@@ -896,14 +945,6 @@ def test_what_is_no_question_or_answer_is_one_line_with_the_file(old, new, tmp_p
     assert "\n" not in str(error.value)
 
 
-def answer_start_of_second(text, start):
-    """Change the answer_start of the second question of a SQuAD file's text."""
-    content = json.loads(text)
-    question = content["data"][0]["paragraphs"][0]["qas"][1]
-    question["answers"][0]["answer_start"] = start
-    return json.dumps(content, indent=1)
-
-
 @pytest.mark.parametrize("start, message", [
     (29, "the answer 'paris' of question 'q1' is not at its offset 29"),
     (-27, "offset -27"),
@@ -911,16 +952,21 @@ def answer_start_of_second(text, start):
     ("28", "'answer_start' is '28', not int, in .*'paris'"),
 ])
 def test_an_answer_elsewhere_is_named(start, message, tmp_path):
-    text = make_squad([("who", ["john"]), ("where", ["paris"])])
-    path = write_file(tmp_path / "a.json", answer_start_of_second(text, start))
+    content, questions = make_squad_content([("who", ["john"]), ("where", ["paris"])])
+    answer, = questions[1]["answers"]
+    answer["answer_start"] = start
+    path = write_json(tmp_path / "a.json", content)
     with pytest.raises(ValueError, match=f"^{path}: not SQuAD: .*{message}"):
         read_squad(path)
 
 
 @pytest.mark.parametrize("reader, text", [
-    (read_tags, "-DOCSTART- O\n\n"), (read_tags, ""), (read_squad, '{"data": []}'),
-    (partial(read_table, text_columns=["t"], label_column="y"), "t\ty\n"),
-    (partial(read_table, text_columns=["t"], label_column="y"), "")])
+    (read_tags, "-DOCSTART- O\n\n"),
+    (read_tags, ""),
+    (read_squad, '{"data": []}'),
+    (read_t_and_y, "t\ty\n"),
+    (read_t_and_y, ""),
+])
 def test_a_file_without_an_example_is_named(reader, text, tmp_path):
     path = write_file(tmp_path / "a.tsv", text)
     with pytest.raises(ValueError, match=f"{path}: the file has no examples"):
@@ -929,29 +975,31 @@ def test_a_file_without_an_example_is_named(reader, text, tmp_path):
 
 # ---- Downloads --------------------------------------------------------------------------
 
-def start_server(content):
-    """Serve the same bytes for every path -> the server and the list of paths asked for."""
-    asked = []
+class Server:
+    """A server that sends the same bytes for every path and notes the paths asked for."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    def __init__(self, content):
+        self.asked = asked = []
 
-        def log_message(self, *args):
-            pass
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked.append(self.path)
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    return server, asked
+            def log_message(self, *args):
+                pass
 
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/"
+        thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
 
-def stop_server(server):
-    server.shutdown()
-    server.server_close()
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
 
 
 def make_zip(files):
@@ -971,41 +1019,47 @@ def download_instead(monkeypatch, content):
     monkeypatch.setattr(tasks, "download", download)
 
 
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_a_glue_task_is_downloaded_once_and_only_its_tables_are_unpacked(tmp_path, monkeypatch):
     table = "index\tquestion\tsentence\tlabel\n0\ta\tb\tentailment\n"
     files = {"QNLI/train.tsv": table, "QNLI/dev.tsv": table}
     for name in ("QNLI/original/dev.tsv", "../evil.tsv", "QNLI/notes.tsv"):
         files[name] = "this is not to be unpacked"
     files["QNLI/large.txt"] = random.Random(0).randbytes(200_000)
-    server, asked = start_server(make_zip(files))
-    monkeypatch.setattr(tasks, "GLUE_URL", f"http://127.0.0.1:{server.server_port}/")
+    server = Server(make_zip(files))
+    monkeypatch.setattr(tasks, "GLUE_URL", server.url)
+    cache = tmp_path / "cache"
     for _ in range(2):
-        folder = tasks.download_glue("qnli", str(tmp_path / "cache"))
-    stop_server(server)
-    assert asked == ["/QNLIv2.zip"]
-    names = sorted(path.name for path in (tmp_path / "cache/glue/QNLI").iterdir())
-    assert names == ["dev.tsv", "train.tsv"]
-    assert read_glue("qnli", folder)["dev"][0].label == "entailment"
-    assert [path.name for path in (tmp_path / "cache/glue").iterdir()] == ["QNLI"]
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+        folder = tasks.download_glue("qnli", str(cache))
+    server.stop()
+    assert server.asked == ["/QNLIv2.zip"]
+    assert names_in(cache / "glue/QNLI") == ["dev.tsv", "train.tsv"]
+    assert names_in(cache / "glue") == ["QNLI"]
+    assert names_in(tmp_path) == ["cache"]
+    splits = read_glue("qnli", folder)
+    assert splits["dev"][0].label == "entailment"
 
 
 def test_a_bad_answer_and_no_answer_are_one_line_and_leave_nothing(tmp_path, monkeypatch):
-    server, _ = start_server(b"not a zip file")
-    monkeypatch.setattr(tasks, "GLUE_URL", f"http://127.0.0.1:{server.server_port}/")
-    with pytest.raises(ValueError, match=r"^http://127.*/RTE.zip: .*--data DIR\Z"):
+    server = Server(b"not a zip file")
+    monkeypatch.setattr(tasks, "GLUE_URL", server.url)
+    message = r"^http://127.*/RTE.zip: .*--data DIR\Z"
+    with pytest.raises(ValueError, match=message):
         tasks.download_glue("rte", str(tmp_path))
-    stop_server(server)
-    with pytest.raises(ValueError, match=r"^http://127.*/RTE.zip: .*--data DIR\Z"):
+    server.stop()
+    with pytest.raises(ValueError, match=message):
         tasks.download_glue("rte", str(tmp_path))
-    assert list((tmp_path / "glue").iterdir()) == []
+    assert names_in(tmp_path / "glue") == []
 
 
 def test_a_download_is_a_file_from_its_beginning():
     content = random.Random(0).randbytes(200_000)        # more than what is read at once
-    server, _ = start_server(content)
-    found = tasks.download(f"http://127.0.0.1:{server.server_port}/x").read()
-    stop_server(server)
+    server = Server(content)
+    found = tasks.download(f"{server.url}x").read()
+    server.stop()
     assert found == content
 
 
@@ -1017,10 +1071,11 @@ def test_mrpc_has_no_official_zip(tmp_path):
 
 @pytest.mark.parametrize("names", [["RTE/train.txt"], [], ["RTE/train.tsv"], ["RTE/dev.tsv"]])
 def test_a_zip_without_its_tables_leaves_nothing_in_the_cache(names, tmp_path, monkeypatch):
-    download_instead(monkeypatch, make_zip({name: "text" for name in names}))
+    content = make_zip({name: "text" for name in names})
+    download_instead(monkeypatch, content)
     with pytest.raises(ValueError, match="RTE.zip: a training set or a dev set is missing in it"):
         tasks.download_glue("rte", str(tmp_path))
-    assert list((tmp_path / "glue").iterdir()) == []
+    assert names_in(tmp_path / "glue") == []
 
 
 def test_two_processes_may_download_the_same_task_at_once(tmp_path, monkeypatch):
@@ -1033,7 +1088,7 @@ def test_two_processes_may_download_the_same_task_at_once(tmp_path, monkeypatch)
 
     monkeypatch.setattr(tasks, "download", download_while_another_process_does)
     folder = tasks.download_glue("rte", str(tmp_path))
-    assert [path.name for path in (tmp_path / "glue").iterdir()] == ["RTE"]
+    assert names_in(tmp_path / "glue") == ["RTE"]
     for split in ("train", "dev"):
         with open(f"{folder}/{split}.tsv") as file:
             assert file.read() == "whole"
@@ -1051,11 +1106,13 @@ def test_the_code_task_tags_what_was_marked_as_code(tmp_path):
     assert len(examples) == len(rows_with_code)
     for example in examples:
         row_number = int(example.id)
+        text = rows[row_number]["text"]
         assert example.location == f"{path}:{row_number + 1}"
-        assert "".join(example.text) == rows[row_number]["text"].replace(" ", "")
+        assert "".join(example.text) == text.replace(" ", "")
         # The third word is a name with a dot, such as a.b, and the only code of the paragraph.
         assert "." in example.text[2]
-        assert example.label == ["O", "O", "B-code"] + ["O"] * (len(example.text) - 3)
+        num_after = len(example.text) - 3
+        assert example.label == ["O", "O", "B-code"] + ["O"] * num_after
 
 
 def test_of_the_code_task_a_tenth_is_held_out_and_none_of_its_texts_is_trained_on(tmp_path):
@@ -1083,8 +1140,9 @@ def test_words_that_begin_in_marked_text_are_code_and_neighbours_one_entity(
     for marked in code:
         begin = text.index(marked)
         spans.append([begin, begin + len(marked)])
-    row = {"part": "x", "text": text, "code": spans}
-    splits = read_code_task(write_file(tmp_path / "docs.jsonl", json.dumps(row)))
+    row = json.dumps({"part": "x", "text": text, "code": spans})
+    path = write_file(tmp_path / "docs.jsonl", row)
+    splits = read_code_task(path)
     example, = splits["train"] + splits["dev"]
     assert example.text == words
     assert example.label == tags
@@ -1098,52 +1156,69 @@ def test_the_files_of_a_split_are_read_one_after_the_other(tmp_path):
     files = {"train": [first, second], "test": [second]}
     splits = read_own_files("regression", files, ["t", "u"], "y")
     assert list(splits) == ["train", "test"]
-    found = [(example.text, example.second_text, example.label) for example in splits["train"]]
+    found = [texts_and_label(example) for example in splits["train"]]
     assert found == [("a", "b", 1.0), ("c", "d", 2.0)]
     splits = read_own_files("classification", files, ["u"], "y")
-    found = [(example.text, example.second_text, example.label) for example in splits["train"]]
+    found = [texts_and_label(example) for example in splits["train"]]
     assert found == [("b", None, "1"), ("d", None, "2")]
 
 
 def test_several_files_of_tags_are_one_split(tmp_path):
     first = write_file(tmp_path / "a.txt", "a\tO\n")
     second = write_file(tmp_path / "b.txt", "b\tO\n")
-    splits = read_own_files("tagging", {"train": [first, second]}, ["text"], "label")
-    assert [example.text for example in splits["train"]] == [["a"], ["b"]]
-    assert [example.id for example in splits["train"]] == ["0", "1"]
+    files = {"train": [first, second]}
+    splits = read_own_files("tagging", files, ["text"], "label")
+    examples = splits["train"]
+    assert texts_of(examples) == [["a"], ["b"]]
+    assert [example.id for example in examples] == ["0", "1"]
+
+
+def write_question(path, question):
+    """Write a SQuAD file of one question without an answer, whose id is q0; return its path."""
+    return write_file(path, make_squad([(question, [])]))
 
 
 @pytest.fixture
 def who_and_where(tmp_path):
     """Write two SQuAD files of one question each, which have the same id -> their paths."""
-    return [write_file(tmp_path / "who.json", make_squad([("who", [])])),
-            write_file(tmp_path / "where.json", make_squad([("where", [])]))]
+    who = write_question(tmp_path / "who.json", "who")
+    where = write_question(tmp_path / "where.json", "where")
+    return [who, where]
 
 
-def test_several_files_of_questions_are_one_split(who_and_where, tmp_path):
-    dev = [write_file(tmp_path / "dev.json", make_squad([("why", [])]))]
-    splits = read_own_files("qa", {"train": who_and_where, "dev": dev}, ["text"], "label")
-    assert [example.text for example in splits["train"]] == ["who", "where"]
+@pytest.fixture
+def why(tmp_path):
+    """Write a SQuAD file of one more question and return its path."""
+    return write_question(tmp_path / "why.json", "why")
+
+
+def test_several_files_of_questions_are_one_split(who_and_where, why):
+    """In a training set an id may be there twice if nothing of it is held out to be predicted."""
+    files = {"train": who_and_where, "dev": [why]}
+    splits = read_own_files("qa", files, ["text"], "label")
+    assert texts_of(splits["train"]) == ["who", "where"]
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])
-def test_of_questions_that_are_predicted_no_two_have_the_same_id(split, who_and_where, tmp_path):
+def test_of_questions_that_are_predicted_no_two_have_the_same_id(split, who_and_where, why):
     """Predictions are found by their ids. A tenth of train is predicted if there is no dev set."""
     files = {split: who_and_where}
     if split == "dev":
-        files["train"] = [write_file(tmp_path / "train.json", make_squad([("why", [])]))]
+        files["train"] = [why]
     message = "who.json, .*where.json: 2 questions have the id 'q0'"
     with pytest.raises(ValueError, match=message):
         read_own_files("qa", files, ["text"], "label")
 
 
-def test_numbers_that_are_all_equal_are_refused():
-    examples = [text_example(str(i), 0.1) for i in range(3)]
-    with pytest.raises(ValueError, match="this and all other examples .* have the number 0.1"):
-        make_task("regression", "regression", {"train": examples}, 8, 1)
+@pytest.mark.parametrize("numbers, message", [
+    ([0.1, 0.1, 0.1], "this and all other examples .* have the number 0.1"),
     # The squares of these differences are rounded to 0.
-    examples = [text_example("a", 1e-200), text_example("b", 3e-200)]
-    with pytest.raises(ValueError, match="have the number 1e-200, or hardly another one"):
+    ([1e-200, 3e-200], "have the number 1e-200, or hardly another one"),
+])
+def test_numbers_that_are_all_equal_are_refused(numbers, message):
+    """They are divided by their standard deviation, which would be 0."""
+    examples = [text_example("a", number) for number in numbers]
+    with pytest.raises(ValueError, match=message):
         make_task("regression", "regression", {"train": examples}, 8, 1)
 
 
@@ -1151,11 +1226,11 @@ def test_the_tenth_that_is_held_out_does_not_depend_on_the_order():
     examples = [text_example(str(i), "x", location=f"f:{i}") for i in range(95)]
     tenth, rest = hold_out_a_tenth(examples, "classification")
     tenth_again, rest_again = hold_out_a_tenth(examples[::-1], "classification")
-    assert len(tenth) == 10
-    assert (tenth, rest) == (tenth_again, rest_again)
+    assert tenth == tenth_again
+    assert rest == rest_again
     assert sorted(tenth + rest) == sorted(examples)
     assert tenth != examples[:10]
-    # 95 / 10 is rounded up, 90 / 10 is 9.
+    assert len(tenth) == 10                              # 95 / 10 is rounded up
     tenth_of_90, _ = hold_out_a_tenth(examples[:90], "classification")
     assert len(tenth_of_90) == 9
 
@@ -1170,8 +1245,11 @@ def test_for_equal_texts_the_label_decides_what_is_held_out():
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("kind", ["classification", "tagging"])
 def test_a_label_that_occurs_once_stays_in_the_rest(kind, seed):
+    """Otherwise it would be measured, but could not have been learned."""
     rng = random.Random(seed)
-    labels = ["common"] * 30 + [f"rare{i}" for i in range(60)] + ["twice", "twice"]
+    labels = ["common"] * 30 + ["twice", "twice"]
+    for i in range(60):
+        labels.append(f"rare{i}")
     rng.shuffle(labels)
     examples = []
     for label in labels:
@@ -1192,16 +1270,21 @@ def test_a_label_that_occurs_once_stays_in_the_rest(kind, seed):
 
 
 def test_where_each_label_occurs_once_nothing_can_be_held_out():
+    examples = [text_example("a", "x", location="f:1"), text_example("b", "y")]
     message = "^f:1: .* each has a label that no other example has; give --dev FILE$"
     with pytest.raises(ValueError, match=message):
-        hold_out_a_tenth([text_example("a", "x", location="f:1"), text_example("b", "y")],
-                         "classification")
+        hold_out_a_tenth(examples, "classification")
 
 
 @pytest.mark.parametrize("num_common, is_warned", [(5, True), (6, False)])
 def test_it_is_said_if_few_examples_can_be_held_out(num_common, is_warned, capsys):
-    labels = ["common"] * num_common + [f"rare {i}" for i in range(100 - num_common)]
-    examples = [text_example(str(i), label) for i, label in enumerate(labels)]
+    """Of 100 examples ten should be, but one of a label must stay. Five are enough."""
+    examples = []
+    for i in range(100):
+        label = f"rare {i}"
+        if i < num_common:
+            label = "common"
+        examples.append(text_example(str(i), label))
     tenth, _ = hold_out_a_tenth(examples, "classification")
     assert len(tenth) == num_common - 1
     warning = f"warning: only {num_common - 1} of 100 examples are held out"
@@ -1211,15 +1294,21 @@ def test_it_is_said_if_few_examples_can_be_held_out(num_common, is_warned, capsy
 @pytest.mark.parametrize("kind, labels", [
     ("regression", [1.0, 2.0, 3.0]), ("qa", [[(0, "a")], [(1, "b")], [(3, "c")]])])
 def test_numbers_and_answers_may_all_be_held_out(kind, labels):
+    """They need not occur a second time, as a class must."""
     examples = [text_example(str(i), label) for i, label in enumerate(labels)]
     tenth, rest = hold_out_a_tenth(examples, kind)
-    assert (len(tenth), len(rest)) == (1, 2)
+    assert len(tenth) == 1
+    assert len(rest) == 2
 
 
 def test_both_texts_decide_what_is_held_out():
     examples = [text_example("the same", "x", str(i), f"f:{i}") for i in range(40)]
     expected = hold_out_a_tenth(examples, "classification")
     assert hold_out_a_tenth(examples[::-1], "classification") == expected
+
+
+def second_texts_of(examples):
+    return {example.second_text for example in examples}
 
 
 def test_questions_about_one_context_are_held_out_together():
@@ -1230,12 +1319,13 @@ def test_questions_about_one_context_are_held_out_together():
             examples.append(text_example(question, [(0, "x")], f"context {number}"))
     tenth, rest = hold_out_a_tenth(examples, "qa")
     assert len(tenth) == 10
-    assert len({example.second_text for example in tenth}) == 2
-    assert {example.second_text for example in tenth}.isdisjoint(
-        {example.second_text for example in rest})
-    assert (tenth, rest) == hold_out_a_tenth(examples[::-1], "qa")
+    assert len(second_texts_of(tenth)) == 2
+    assert second_texts_of(tenth).isdisjoint(second_texts_of(rest))
+    tenth_again, rest_again = hold_out_a_tenth(examples[::-1], "qa")
+    assert tenth == tenth_again
+    assert rest == rest_again
     tenth, _ = hold_out_a_tenth(examples, "regression")
-    assert len({example.second_text for example in tenth}) > 5
+    assert len(second_texts_of(tenth)) > 5
 
 
 def test_one_example_alone_cannot_be_held_out():
@@ -1256,14 +1346,16 @@ def test_a_task_has_the_labels_of_its_training_set_sorted():
     train = [text_example("a", label) for label in ("no", "yes", "10", "9", "no")]
     dev = [text_example("a", "yes")]
     task = make_task("sst2", "classification", {"train": train, "dev": dev}, 16, 3)
-    assert task == Task("sst2", "classification", ["10", "9", "no", "yes"], ["accuracy"], 16, 3,
-                        pair=False, mean=0.0, sd=1.0, unanswerable=False)
+    labels = ["10", "9", "no", "yes"]
+    expected = Task("sst2", "classification", labels, ["accuracy"], length=16, stride=3,
+                    pair=False, mean=0.0, sd=1.0, unanswerable=False)
+    assert task == expected
 
 
 def test_a_task_of_tags_has_both_tags_of_each_type_and_o():
-    train = [Example(["a", "b"], None, ["O", "B-y"], "0", "a:1"),
-             Example(["a"], None, ["B-x"], "1", "a:2")]
-    task = make_task("tagging", "tagging", {"train": train}, 16, 3)
+    first = text_example(["a", "b"], ["O", "B-y"])
+    second = text_example(["a"], ["B-x"])
+    task = make_task("tagging", "tagging", {"train": [first, second]}, 16, 3)
     assert task.labels == ["B-x", "B-y", "I-x", "I-y", "O"]
     assert task.metrics == ["f1", "precision", "recall"]
 
@@ -1271,9 +1363,11 @@ def test_a_task_of_tags_has_both_tags_of_each_type_and_o():
 def test_a_task_of_numbers_knows_their_mean_and_deviation():
     train = [text_example("a", number, "b") for number in (1.0, 2.0, 6.0)]
     task = make_task("stsb", "regression", {"train": train}, 16, 3)
-    assert (task.labels, task.metrics, task.pair) == ([], ["pearson", "spearman"], True)
+    assert task.labels == []
+    assert task.metrics == ["pearson", "spearman"]
+    assert task.pair is True
     assert task.mean == pytest.approx(3.0)
-    assert task.sd == pytest.approx((14 / 3)**0.5)
+    assert task.sd == pytest.approx((14 / 3)**0.5)       # 14 is 2**2 + 1**2 + 3**2
 
 
 @pytest.mark.parametrize("answers, unanswerable", [
@@ -1282,7 +1376,10 @@ def test_a_task_of_questions_knows_whether_some_have_no_answer(answers, unanswer
     train = [text_example("who", label, "a b") for label in answers]
     task = make_task("qa", "qa", {"train": train}, 16, 3)
     assert task.unanswerable == unanswerable
-    assert (task.pair, task.labels, task.mean, task.sd) == (True, [], 0.0, 1.0)
+    assert task.pair is True
+    assert task.labels == []
+    assert task.mean == 0.0
+    assert task.sd == 1.0
 
 
 def test_a_class_that_is_not_in_the_training_set_is_named():
@@ -1303,7 +1400,8 @@ def test_a_tag_that_is_not_in_the_training_set_is_named():
 def test_a_test_set_without_labels_has_none_that_is_unknown():
     train = [text_example("a", "x"), text_example("b", "y")]
     test = [text_example("c", None)]
-    make_task("sst2", "classification", {"train": train, "test": test}, 16, 3)
+    task = make_task("sst2", "classification", {"train": train, "test": test}, 16, 3)
+    assert task.labels == ["x", "y"]
 
 
 def test_a_class_alone_is_no_task():
@@ -1313,38 +1411,51 @@ def test_a_class_alone_is_no_task():
 
 
 def test_the_majority_tag_of_a_word_is_its_most_frequent_one_and_o_for_a_new_word():
-    train = [text_example(["a", "b"], ["B-x", "O"]), text_example(["a", "b"], ["B-x", "B-x"]),
+    train = [text_example(["a", "b"], ["B-x", "O"]),
+             text_example(["a", "b"], ["B-x", "B-x"]),
              text_example(["b"], ["O"])]
-    asked = [text_example(["b", "a", "c"], [])]
-    assert majority(make_task_of_kind("tagging"), train, asked) == [["O", "B-x", "O"]]
+    asked = text_example(["b", "a", "c"], [])
+    task = make_task_of_kind("tagging")
+    tags, = majority(task, train, [asked])
+    assert tags == ["O", "B-x", "O"]
 
 
 def test_the_majority_is_the_most_frequent_class_the_mean_or_no_answer():
     train = [text_example("a", "x"), text_example("a", "y"), text_example("a", "y")]
     asked = train[:2]
-    assert majority(make_task_of_kind("classification", ["x", "y"]), train, asked) == ["y", "y"]
-    assert majority(make_task_of_kind("regression", mean=2.5), train, asked) == [2.5, 2.5]
-    assert majority(make_task_of_kind("qa"), train, asked) == ["", ""]
+    task = make_task_of_kind("classification", ["x", "y"])
+    assert majority(task, train, asked) == ["y", "y"]
+    task = make_task_of_kind("regression", mean=2.5)
+    assert majority(task, train, asked) == [2.5, 2.5]
+    task = make_task_of_kind("qa")
+    assert majority(task, train, asked) == ["", ""]
 
 
 # ---- Predictions on disk ----------------------------------------------------------------
 
 def test_predictions_are_written_with_the_ids_and_the_true_labels(tmp_path):
     task = make_task_of_kind("classification", ["x", "y"])
-    examples = [Example("a", None, "x", "17", ""), Example("b", None, None, "18", "")]
-    predictions = [("y", {"x": 0.25, "y": 0.75}), ("x", {"x": 1.0, "y": 0.0})]
+    first_example = Example("a", None, "x", "17", "")
+    second_example = Example("b", None, None, "18", "")
+    first_probabilities = {"x": 0.25, "y": 0.75}
+    second_probabilities = {"x": 1.0, "y": 0.0}
+    predictions = [("y", first_probabilities), ("x", second_probabilities)]
+    examples = [first_example, second_example]
     write_predictions(str(tmp_path), task, "test", examples, predictions)
+    assert names_in(tmp_path) == ["test.jsonl"]
     lines = (tmp_path / "test.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"key": "17", "gold": "x", "prediction": "y", "probabilities": {"x": 0.25, "y": 0.75}},
-        {"key": "18", "gold": None, "prediction": "x", "probabilities": {"x": 1.0, "y": 0.0}}]
-    assert [path.name for path in tmp_path.iterdir()] == ["test.jsonl"]
+    first, second = [json.loads(line) for line in lines]
+    assert first == {"key": "17", "gold": "x", "prediction": "y",
+                     "probabilities": first_probabilities}
+    assert second == {"key": "18", "gold": None, "prediction": "x",
+                      "probabilities": second_probabilities}
 
 
 def test_predicted_tags_are_written_with_their_words(tmp_path):
     task = make_task_of_kind("tagging", ["B-PER", "I-PER", "O"])
     example = Example(["Ada", "sleeps"], None, ["B-PER", "O"], "0", "")
-    write_predictions(str(tmp_path), task, "dev", [example], [(["O", "O"], {})])
+    prediction = (["O", "O"], {})
+    write_predictions(str(tmp_path), task, "dev", [example], [prediction])
     line = (tmp_path / "dev.jsonl").read_text()
     assert json.loads(line) == {
         "key": "0", "gold": ["B-PER", "O"], "prediction": ["O", "O"], "probabilities": {},
@@ -1352,24 +1463,31 @@ def test_predicted_tags_are_written_with_their_words(tmp_path):
 
 
 @pytest.mark.parametrize("name, split, file", [
-    ("sst2", "dev", "dev.jsonl"), ("sst2", "test", "SST-2.tsv"),
-    ("mnli", "dev_matched", "dev_matched.jsonl"), ("mnli", "test_matched", "MNLI-m.tsv"),
-    ("mnli", "test_mismatched", "MNLI-mm.tsv")])
+    ("sst2", "dev", "dev.jsonl"),
+    ("sst2", "test", "SST-2.tsv"),
+    ("mnli", "dev_matched", "dev_matched.jsonl"),
+    ("mnli", "test_matched", "MNLI-m.tsv"),
+    ("mnli", "test_mismatched", "MNLI-mm.tsv"),
+])
 def test_predictions_for_a_test_set_of_glue_are_as_its_leaderboard_wants(
         name, split, file, tmp_path):
     task = make_task_of_kind("classification", ["x", "y"], name=name)
     examples = [text_example("a", None), text_example("b", None)]
-    write_predictions(str(tmp_path), task, split, examples, [("y", {}), ("x", {})])
-    assert [path.name for path in tmp_path.iterdir()] == [file]
+    predictions = [("y", {}), ("x", {})]
+    write_predictions(str(tmp_path), task, split, examples, predictions)
+    assert names_in(tmp_path) == [file]
     if file.endswith(".tsv"):
-        assert (tmp_path / file).read_text() == "index\tprediction\n0\ty\n1\tx\n"
+        written = (tmp_path / file).read_text()
+        assert written == "index\tprediction\n0\ty\n1\tx\n"
 
 
 def test_numbers_for_the_leaderboard_are_from_0_to_5(tmp_path):
     task = make_task_of_kind("regression", name="stsb")
     examples = [text_example("a", None)] * 3
-    write_predictions(str(tmp_path), task, "test", examples, [(-0.2, {}), (2.5, {}), (5.31, {})])
-    assert (tmp_path / "STS-B.tsv").read_text() == "index\tprediction\n0\t0.0\n1\t2.5\n2\t5.0\n"
+    predictions = [(-0.2, {}), (2.5, {}), (5.31, {})]
+    write_predictions(str(tmp_path), task, "test", examples, predictions)
+    written = (tmp_path / "STS-B.tsv").read_text()
+    assert written == "index\tprediction\n0\t0.0\n1\t2.5\n2\t5.0\n"
 
 
 @pytest.mark.parametrize("name", ["classification", *GLUE])
@@ -1378,13 +1496,14 @@ def test_all_predictions_are_among_the_files_that_a_new_run_removes(name, tmp_pa
     if name == "mnli":
         splits = ["dev_matched", "dev_mismatched", "test_matched", "test_mismatched"]
     kind = "classification"
-    prediction = "y"
+    label = "y"
     if name == "stsb":
         kind = "regression"
-        prediction = 2.5
+        label = 2.5
     task = make_task_of_kind(kind, name=name)
+    example = text_example("a", "x")
     for split in splits:
-        write_predictions(str(tmp_path), task, split, [text_example("a", "x")], [(prediction, {})])
+        write_predictions(str(tmp_path), task, split, [example], [(label, {})])
     assert len(os.listdir(tmp_path)) == len(splits)
     found = {os.path.basename(path) for path in files_of_run(str(tmp_path))}
     assert found == set(os.listdir(tmp_path))
