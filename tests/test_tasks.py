@@ -31,6 +31,30 @@ def text_example(text, label, second_text=None, location="a:1"):
     return Example(text, second_text, label, "0", location)
 
 
+def texts_and_label(example):
+    return (example.text, example.second_text, example.label)
+
+
+def texts_of(examples):
+    return [example.text for example in examples]
+
+
+def second_texts_of(examples):
+    return {example.second_text for example in examples}
+
+
+def labels_of(examples):
+    return [example.label for example in examples]
+
+
+def write_json(path, content):
+    return write_file(path, json.dumps(content))
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 # ---- What is known about a task ---------------------------------------------------------
 
 @pytest.mark.parametrize("kind, change, message", [
@@ -115,13 +139,6 @@ def test_correlations_are_those_of_scipy_and_0_for_a_constant():
             expected = {"pearson": pearson, "spearman": spearman}
         scores = regression_scores(gold.tolist(), guesses.tolist())
         assert scores == pytest.approx(expected, abs=1e-9), (gold, guesses)
-
-
-@pytest.mark.parametrize("text", ["9" * 1_000_000 + "x", "\u0663.\u0665", "1_000", "0x1"])
-def test_a_label_that_is_no_number_is_refused_at_once(text):
-    """With a pattern that tries each way to cut the digits, a million of them would take hours."""
-    with pytest.raises(ValueError, match="a:1: y .* is not a number, such as 3.29"):
-        tasks.read_number(text, "y", "a:1")
 
 
 @pytest.mark.parametrize("size", [1e-170, 1e29])
@@ -422,10 +439,6 @@ def read_t_and_y(path, **more):
     return read_table(path, ["t"], "y", **more)
 
 
-def texts_and_label(example):
-    return (example.text, example.second_text, example.label)
-
-
 def test_lines_are_ended_by_line_feeds_alone_and_a_mark_is_taken_from_the_first(tmp_path):
     """Python's splitlines would also split at U+2028 and \\x0b. The mark is the byte order mark."""
     path = write_file(tmp_path / "a", "\ufeffa\u2028b\r\n\ufeffc\x0bd\n\n e ")
@@ -642,18 +655,17 @@ def test_a_number_is_read(label, value, tmp_path):
     assert example.label == value
 
 
-def labels_of(examples):
-    return [example.label for example in examples]
-
-
-def texts_of(examples):
-    return [example.text for example in examples]
-
-
 def test_spaces_around_a_label_are_no_part_of_it(tmp_path):
     path = write_file(tmp_path / "a.csv", "text,label\nx, a\ny,a \nz,b c\n")
     examples = read_table(path, ["text"], "label")
     assert labels_of(examples) == ["a", "a", "b c"]
+
+
+@pytest.mark.parametrize("text", ["9" * 1_000_000 + "x", "\u0663.\u0665", "1_000", "0x1"])
+def test_a_label_that_is_no_number_is_refused_at_once(text):
+    """With a pattern that tries each way to cut the digits, a million of them would take hours."""
+    with pytest.raises(ValueError, match="a:1: y .* is not a number, such as 3.29"):
+        tasks.read_number(text, "y", "a:1")
 
 
 @pytest.mark.parametrize("label", ["x", "1,5", "-nan", "inf", "1e30", "-1e30", "1e999", "1_0"])
@@ -831,10 +843,6 @@ def make_squad_content(questions):
     return content, content["data"][0]["paragraphs"][0]["qas"]
 
 
-def write_json(path, content):
-    return write_file(path, json.dumps(content))
-
-
 def test_squad_files_give_questions_with_all_their_answers(tmp_path):
     context = "the red city. john lives in paris, not in the red city."
     questions = [("where is john", ["paris", "in paris"]), ("who is red", [])]
@@ -979,7 +987,7 @@ class Server:
     """A server that sends the same bytes for every path and notes the paths asked for."""
 
     def __init__(self, content):
-        self.asked = asked = []
+        asked = []
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
@@ -996,6 +1004,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.server.server_port}/"
         thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
+        self.asked = asked
 
     def stop(self):
         self.server.shutdown()
@@ -1017,10 +1026,6 @@ def download_instead(monkeypatch, content):
         return io.BytesIO(content)
 
     monkeypatch.setattr(tasks, "download", download)
-
-
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_glue_task_is_downloaded_once_and_only_its_tables_are_unpacked(tmp_path, monkeypatch):
@@ -1305,10 +1310,6 @@ def test_both_texts_decide_what_is_held_out():
     examples = [text_example("the same", "x", str(i), f"f:{i}") for i in range(40)]
     expected = hold_out_a_tenth(examples, "classification")
     assert hold_out_a_tenth(examples[::-1], "classification") == expected
-
-
-def second_texts_of(examples):
-    return {example.second_text for example in examples}
 
 
 def test_questions_about_one_context_are_held_out_together():
