@@ -329,7 +329,7 @@ def random_sentences(rng, labels):
 
 
 def test_each_word_is_asked_about_once_at_its_first_token_in_all_windows(tokenizer):
-    """A word may be in two windows. Its tag must be learned and predicted in one of them."""
+    """The end of a window may cut a word. Its tag is learned and predicted once all the same."""
     task = make_task_of_kind("tagging", ["O", "B-x", "I-x"], length=11)
     examples = random_sentences(random.Random(0), task.labels)
     features = list(encode(task, examples, tokenizer))
@@ -1293,7 +1293,8 @@ def test_accents_and_vowel_signs_that_are_characters_of_their_own_stay_in_their_
     assert finetune.example_of_line(line, task).text == words
 
 
-def test_a_line_for_a_model_of_two_texts_is_split_at_the_first_tab():
+def test_a_line_to_answer_is_split_at_its_first_tab():
+    """The context after it may have tabs, too."""
     task = make_task_of_kind("qa")
     example = finetune.example_of_line("who\ta\tb", task)
     assert example == ("who", "a\tb", None, "", "the text")
@@ -1301,11 +1302,14 @@ def test_a_line_for_a_model_of_two_texts_is_split_at_the_first_tab():
         finetune.example_of_line("who", task, "a.txt:7")
     with pytest.raises(ValueError, match="'who': this model needs two texts"):
         finetune.example_of_line("who", task)
-    pair = make_task_of_kind("regression", pair=True)
-    example = finetune.example_of_line("a\tb", pair)
+
+
+def test_a_line_for_another_model_of_two_texts_has_one_tab():
+    task = make_task_of_kind("regression", pair=True)
+    example = finetune.example_of_line("a\tb", task)
     assert example == ("a", "b", None, "", "the text")
     with pytest.raises(ValueError, match="^x.tsv:1 'a.tb.tlabel': this model needs two"):
-        finetune.example_of_line("a\tb\tlabel", pair, "x.tsv:1")
+        finetune.example_of_line("a\tb\tlabel", task, "x.tsv:1")
 
 
 def test_a_line_for_a_model_of_one_text_is_kept_whole_and_has_no_tab():
