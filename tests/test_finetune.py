@@ -31,7 +31,6 @@ from tasks import Example, Prediction, read_glue
 
 ALL_KINDS = ["classification", "regression", "tagging", "qa"]
 TAGS = ["O", "B-x", "I-x"]
-
 LABELS = {"classification": TAGS, "regression": [], "tagging": TAGS, "qa": []}
 
 
@@ -485,7 +484,7 @@ def test_an_answer_has_the_marks_that_the_tokenizer_removes(marks, tokenizer):
         assert decode_answers(task, examples, [feature], [logits]) == [answer]
 
 
-def best_span(features, logits, longest):
+def naive_best_span(features, logits, longest):
     """Find the best span of all windows with two loops -> its score, its first character and one
     past its last one."""
     best_score = -math.inf
@@ -520,7 +519,7 @@ def test_the_best_span_is_not_too_long_never_reversed_and_empty_only_where_allow
             rows[0] += 2.0                               # [CLS] wins now and then
             no_answer_scores.append(rows[0].sum())
             logits.append(rows)
-        score, begin, end = best_span(features, logits, longest=5)
+        score, begin, end = naive_best_span(features, logits, longest=5)
         expected = context[begin:end]
         # There is no answer only if no window has one.
         if unanswerable and min(no_answer_scores) > score:
@@ -991,7 +990,7 @@ def test_a_fitted_adapter_has_the_line_of_least_squares_in_each_channel(tokenize
 
 # ---- Predictions ------------------------------------------------------------------------
 
-def test_the_probabilities_of_labels_are_a_softmax_of_any_logits(tokenizer):
+def test_the_probabilities_of_labels_are_a_softmax_of_any_logits():
     """Without care the exponential of 1000 would be infinite."""
     task = make_task_of_kind("classification", ["x", "y", "z"])
     logits = np.array([[1.0, 3.0, 2.0]], np.float32)
@@ -1022,7 +1021,7 @@ def test_of_many_labels_only_the_most_probable_ones_have_probabilities():
     assert found == pytest.approx(best_probabilities, abs=1e-6)
 
 
-def test_a_number_is_in_the_unit_of_the_training_labels(tokenizer):
+def test_a_number_is_in_the_unit_of_the_training_labels():
     task = make_task_of_kind("regression", mean=10.0, sd=4.0)
     logits = np.array([[0.5]])
     prediction, = decode(task, [None], [None], [logits])
@@ -1466,7 +1465,7 @@ def test_new_adapters_are_fitted_to_the_first_64_texts(
     assert last_ids.tolist() == features[63].ids.tolist()
 
 
-def test_a_run_trains_as_the_flags_say(tmp_path, out, sst2_flags, monkeypatch, capsys):
+def test_a_run_trains_as_the_flags_say(out, sst2_flags, monkeypatch, capsys):
     trained = []
 
     def train(model, objective, run_state, options, *others):
@@ -1494,6 +1493,7 @@ def test_a_run_trains_as_the_flags_say(tmp_path, out, sst2_flags, monkeypatch, c
 
 # Enough to learn a toy task within a second.
 FAST = ["--lr", "1e-2", "--batch-size", 16, "--length", 24]
+
 
 def test_a_class_is_learned_and_told(tmp_path, out, sst2_flags, capsys):
     printed = run(capsys, *sst2_flags, *FAST, "--steps", 40, "--out", out).out
@@ -2652,13 +2652,6 @@ def test_the_results_have_the_scores_of_all_seeds_and_the_details_of_the_first(t
         "modes": {"head": {"dev": dev}}}
 
 
-ALLOWED_FLAGS = {
-    "--predict": {"--predict", "--model", "--recursions", "--device", "--bf16", "--out",
-                  "--overwrite"},
-    "--evaluate": {"--evaluate", "--model", "--recursions", "--task", "--data", "--dev", "--test",
-                   "--text", "--label", "--device", "--bf16"}}
-
-
 def test_a_model_is_tuned_with_its_first_recursions_and_saved_so(
         tmp_path, out, model, sst2_flags, capsys):
     flags = sst2_flags + ["--lr", "1e-2", "--steps", 40]
@@ -2706,9 +2699,19 @@ def test_help_names_each_flag_with_its_default(capsys):
         flag = flag_of(name)
         assert f"{flag} " in printed
         if type(value) in (int, float):
+            # The flag, the name of its value, then its help, before which no other flag begins.
             found = re.search(rf"{flag} [A-Z]+ (?!\[|--).*?\(default: ([0-9.,]*[0-9])", printed)
             default = found[1].replace(",", "")
             assert float(default) == value, flag
+
+
+# What is for --predict or --evaluate. All other flags are for a training.
+ALLOWED_FLAGS = {
+    "--predict": {"--predict", "--model", "--recursions", "--device", "--bf16", "--out",
+                  "--overwrite"},
+    "--evaluate": {"--evaluate", "--model", "--recursions", "--task", "--data", "--dev", "--test",
+                   "--text", "--label", "--device", "--bf16"},
+}
 
 
 def all_flags_with_values():
