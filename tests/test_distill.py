@@ -1482,6 +1482,25 @@ def test_the_log_has_the_speed_since_the_line_before_or_since_the_run_was_resume
     assert speeds == {2: 64, 4: 64, 5: 16, 6: 16, 8: 64, 10: 64, 12: 64}
 
 
+def test_without_a_terminal_a_line_is_printed_at_least_once_a_minute(
+        toy, out, monkeypatch, capsys):
+    """Here each step takes 25 s, all are logged, and the fourth one and the last one are evaluated.
+    Each line that is printed begins a new minute."""
+    times = [0.0]                                        # the last one is now
+
+    def let_time_pass(step):
+        times.append(times[-1] + 25.0)
+
+    def perf_counter():
+        return times[-1]
+
+    monkeypatch.setattr(distill.time, "perf_counter", perf_counter)
+    before_each_step(monkeypatch, let_time_pass)
+    run_distill(toy, out, "--log-every", 1, "--eval-every", 4, "--steps", 8)
+    printed = capsys.readouterr().out
+    assert re.findall(r"^step (\d) of 8: loss", printed, re.M) == ["3", "4", "7", "8"]
+
+
 DIFFERENT_SETTINGS = [
     ({"lr", "seed", "weights", "teacher", "steps"},
      ["--lr", 0.5, "--seed", 3, "--hidden-weight", 1, "--teacher", "{tmp}/teacher", "--steps", 9]),
