@@ -821,6 +821,8 @@ def split_words(text):
     own, in Unicode's categories M (marks). WORD_PATTERN takes such a mark for punctuation and cuts
     the word there. Here the pieces are joined again, but a dot after a mark ends the word.
     """
+    if text.isascii():                                   # it has no marks
+        return WORD_PATTERN.findall(text)
     words = []
     end_before = None                                    # where the previous piece ended
     was_mark = False                                     # whether the previous piece was a mark
@@ -859,12 +861,15 @@ def read_code_task(path):
             continue
         words = []
         tags = []
-        for match in WORD_PATTERN.finditer(text):
-            is_code = any(begin <= match.start() < end for begin, end in code_spans)
+        word_end = 0
+        for word in split_words(text):
+            word_begin = text.index(word, word_end)      # it stands after the word before
+            word_end = word_begin + len(word)
+            is_code = any(begin <= word_begin < end for begin, end in code_spans)
             tag = "O"
             if is_code:
                 tag = "I-code"                           # iob2() below makes the first one B-code
-            words.append(match[0])
+            words.append(word)
             tags.append(tag)
         example = Example(words, None, iob2(tags), str(number - 1), location)
         if is_held_out(text, 10):

@@ -1136,6 +1136,8 @@ def test_of_the_code_task_a_tenth_is_held_out_and_none_of_its_texts_is_trained_o
 @pytest.mark.parametrize("text, code, words, tags", [
     ("say import os, or die", ["import os"], ["say", "import", "os", ",", "or", "die"],
      ["O", "B-code", "I-code", "O", "O", "O"]),
+    # An accent that is a character of its own does not cut a word.
+    ("see gene\u0300ve", ["gene\u0300ve"], ["see", "gene\u0300ve"], ["O", "B-code"]),
     # A word is code if its first letter is: of Tensors it is, of unset it is not.
     ("Tensors are unset", ["Tensor", "set"], ["Tensors", "are", "unset"], ["B-code", "O", "O"]),
 ])
