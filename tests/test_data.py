@@ -1,4 +1,5 @@
-"""data.py against naive loops, against transformers and tokenizers, and against hostile files."""
+"""data.py against naive loops, against transformers and tokenizers, and against hostile files; the
+errors of a command, as command.py prints them."""
 import bz2
 import csv
 import errno
@@ -6,12 +7,14 @@ import gzip
 import hashlib
 import importlib.metadata
 import io
+import itertools
 import json
 import lzma
 import math
 import os
 import random
 import shutil
+import string
 import subprocess
 import sys
 import sysconfig
@@ -29,12 +32,13 @@ from tqdm import tqdm
 import data
 from checkpoint import parsing, read_json
 from command import run_command
-from conftest import ROOT
+from conftest import LETTERS, ROOT, files_below, write_file
 from data import (MaskedBatches, SPECIAL_TOKENS, Tokenizer, TokenFile, corpus_files,
                   docs_on_this_machine, hash_file, is_prose, main, mask_tokens, open_corpus,
                   paragraphs, read_corpus, remove_markup, tokenise, train_tokenizer)
 
 OPEN = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 WORDS = "the cat sat on a mat and saw no dog near its house by the old river in spring".split()
 
 
@@ -51,20 +55,39 @@ def make_documents(count, seed=0):
     return documents
 
 
+def jsonl_of(documents):
+    """Write each document as a JSON object in a line of its own."""
+    text = ""
+    for lines in documents:
+        row = {"text": "\n".join(lines), "id": 1}
+        text += json.dumps(row) + "\n"
+    return text
+
+
+def csv_of(documents):
+    """Write each document as a row of a table with two columns."""
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["id", "text"])
+    for lines in documents:
+        writer.writerow([1, "\n".join(lines)])
+    return table.getvalue()
+
+
+def plain_text_of(documents):
+    """Write an empty line between two documents."""
+    texts = ["\n".join(lines) for lines in documents]
+    return "\n\n".join(texts) + "\n"
+
+
 def put(path, documents):
     """Write documents in the format that the file's name says; return the path as a string."""
     if ".jsonl" in path.name:
-        rows = [{"text": "\n".join(lines), "id": 1} for lines in documents]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+        text = jsonl_of(documents)
     elif ".csv" in path.name:
-        table = io.StringIO()
-        writer = csv.writer(table)
-        writer.writerow(["id", "text"])
-        for lines in documents:
-            writer.writerow([1, "\n".join(lines)])
-        text = table.getvalue()
+        text = csv_of(documents)
     else:
-        text = "\n\n".join("\n".join(lines) for lines in documents) + "\n"
+        text = plain_text_of(documents)
     path.parent.mkdir(parents=True, exist_ok=True)
     opener = OPEN.get(path.suffix, open)
     with opener(path, "wb") as file:
@@ -80,21 +103,41 @@ def raw(path, content):
     return str(path)
 
 
+def lines_with_text(files, text_column="text"):
+    """Read a corpus and list its lines that are not empty."""
+    return [line for line in read_corpus(files, text_column) if line]
+
+
+def is_held_out(lines):
+    """Tell whether a document is one of the fiftieth that is held out. Its beginning decides."""
+    beginning = "".join(lines)[:10_000]
+    return zlib.crc32(beginning.encode()) % 50 == 0
+
+
 def naive_tokens(documents, tokenizer):
     """Return the lists of token numbers (to train on, held out), made one line at a time."""
     train = []
     valid = []
     for lines in documents:
-        beginning = "".join(lines)[:10_000]
-        held_out = zlib.crc32(beginning.encode()) % 50 == 0
-        part = valid if held_out else train
+        part = train
+        if is_held_out(lines):
+            part = valid
         for line in lines:
-            part.extend(tokenizer.backend.encode(line, add_special_tokens=False).ids)
+            encoding = tokenizer.backend.encode(line, add_special_tokens=False)
+            part.extend(encoding.ids)
         part.append(tokenizer.sep_id)
     return train, valid
 
 
+def assert_tokens_of(token_file, documents, tokenizer):
+    """Assert that a token file holds what the naive loop makes of these documents."""
+    train, valid = naive_tokens(documents, tokenizer)
+    assert token_file.train_tokens.tolist() == train
+    assert token_file.valid_tokens.tolist() == valid
+
+
 def vocab_folder(path, words, config=None):
+    """Write a vocabulary, and a tokenizer_config.json if there is a config -> the folder."""
     path.mkdir(parents=True, exist_ok=True)
     raw(path / "vocab.txt", "\n".join(words) + "\n")
     if config is not None:
@@ -102,21 +145,28 @@ def vocab_folder(path, words, config=None):
     return str(path)
 
 
+def spelling_tokenizer(folder, characters):
+    """Make a Tokenizer that knows no word but can spell any that consists of these characters."""
+    first_pieces = list(characters)
+    later_pieces = [f"##{character}" for character in characters]
+    return Tokenizer(vocab_folder(folder, SPECIAL_TOKENS + first_pieces + later_pieces))
+
+
 def document_of(lines, held_out):
     """Return the lines of a document with one more line before them, by which the document is held
     out, or is not."""
-    i = 0
-    document = [f"start {i:03}"] + lines
-    while (zlib.crc32("".join(document).encode()) % 50 == 0) != held_out:
-        i += 1
+    for i in itertools.count():
         document = [f"start {i:03}"] + lines
-    return document
+        if is_held_out(document) == held_out:
+            return document
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
+    """Learn a small vocabulary from make_documents(99)."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    return train_tokenizer([put(folder / "a.txt", make_documents(99))], 120, str(folder / "tok"))
+    corpus = [put(folder / "a.txt", make_documents(99))]
+    return train_tokenizer(corpus, 120, str(folder / "tok"))
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +180,7 @@ def token_file_once(tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def token_file(token_file_once, tmp_path):
+    """Copy the token file and its corpus to a folder in which a test may change them."""
     shutil.copytree(token_file_once, tmp_path, dirs_exist_ok=True)
     return TokenFile(str(tmp_path / "a.bin"))
 
@@ -140,16 +191,24 @@ def test_any_mix_of_files_and_folders_is_read_in_a_fixed_order(tmp_path):
     names = ["x/c.txt.xz", "x/a.txt", "x/a\n.txt", "x/b/z.jsonl.gz", "x/b/y.txt.bz2", "x/b/x.jsonl",
              "one.txt.gz", "x/d.jsonl.bz2", "x/e.jsonl.xz", "x/notes.md", "x/f.csv.gz"]
     documents = make_documents(len(names) * 3)
-    parts = {name: documents[i * 3:i * 3 + 3] for i, name in enumerate(names)}
-    for name in names:
+    parts = {}
+    for i, name in enumerate(names):
+        parts[name] = documents[i * 3:i * 3 + 3]
         put(tmp_path / name, parts[name])
     order = ["one.txt.gz", "x/a\n.txt", "x/a.txt", "x/b/x.jsonl", "x/b/y.txt.bz2", "x/b/z.jsonl.gz",
              "x/c.txt.xz", "x/d.jsonl.bz2", "x/e.jsonl.xz", "x/f.csv.gz"]
-    corpus = [str(tmp_path / "one.txt.gz"), str(tmp_path / "x")]
-    assert corpus_files(corpus) == [str(tmp_path / name) for name in order]
-    found = "\n".join(read_corpus(corpus_files(corpus))).split("\n\n")
-    found = [lines.strip().split("\n") for lines in found if lines.strip()]
-    assert found == [lines for name in order for lines in parts[name]]
+    files = corpus_files([str(tmp_path / "one.txt.gz"), str(tmp_path / "x")])
+    assert files == [str(tmp_path / name) for name in order]
+    expected = []
+    for name in order:
+        expected.extend(parts[name])
+    found = []
+    text = "\n".join(read_corpus(files))
+    for document in text.split("\n\n"):
+        lines = document.strip().split("\n")
+        if lines != [""]:
+            found.append(lines)
+    assert found == expected
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty", "notes.md", "a.txt.zip"])
@@ -157,34 +216,52 @@ def test_a_path_with_nothing_to_read_is_named(name, tmp_path):
     (tmp_path / "empty").mkdir()
     raw(tmp_path / "notes.md", "text")
     raw(tmp_path / "a.txt.zip", "text")
+    good = put(tmp_path / "good.txt", make_documents(1))
     with pytest.raises(ValueError, match=name):
-        corpus_files([put(tmp_path / "good.txt", make_documents(1)), str(tmp_path / name)])
+        corpus_files([good, str(tmp_path / name)])
+
+
+def test_a_path_that_does_not_exist_is_said_to(tmp_path):
+    with pytest.raises(ValueError, match="^.*/none.txt does not exist$"):
+        corpus_files([str(tmp_path / "none.txt")])
+
+
+def test_an_empty_path_of_a_corpus_is_named(tokenizer):
+    with pytest.raises(ValueError, match="^--corpus: a path is empty$"):
+        open_corpus([""], tokenizer)
 
 
 def test_the_bar_counts_the_bytes_on_the_disk(tmp_path, monkeypatch):
+    """Of a packed file it counts the packed bytes, so that its total is known from the start."""
     bars = []
 
     class Bar(tqdm):
         def __init__(self, *args, **options):
-            super().__init__(*args, **options | {"disable": False, "file": io.StringIO()})
+            options["disable"] = False
+            options["file"] = io.StringIO()
+            super().__init__(*args, **options)
             bars.append(self)
 
     monkeypatch.setattr(data, "tqdm", Bar)
-    names = ["a.txt", "b.jsonl.gz", "c.txt.bz2", "d.txt.xz", "empty.txt"]
-    for i, name in enumerate(names):
-        put(tmp_path / name, make_documents(40, seed=i) if i < 4 else [[]])
-    list(read_corpus(corpus_files([str(tmp_path)])))
-    assert bars[0].n == bars[0].total == sum(os.path.getsize(tmp_path / name) for name in names)
+    for i, name in enumerate(["a.txt", "b.jsonl.gz", "c.txt.bz2", "d.txt.xz"]):
+        put(tmp_path / name, make_documents(40, seed=i))
+    raw(tmp_path / "empty.txt", "\n")
+    files = corpus_files([str(tmp_path)])
+    assert len(files) == 5
+    list(read_corpus(files))
+    num_bytes = sum(os.path.getsize(path) for path in files)
+    assert bars[0].total == num_bytes
+    assert bars[0].n == num_bytes
 
 
 def test_bad_bytes_are_replaced_and_counted_exactly(tmp_path, capsys):
-    bad = b"one \xff\xfe two\nthree \xc3( four \xed\xa0\x80 five\nsix\x00seven\n"
-    bad += "é 中 \ufffd 🙂\n".encode()
-    lines = list(read_corpus([raw(tmp_path / "a.txt", bad)]))
-    assert lines == ["one \ufffd\ufffd two", "three \ufffd( four \ufffd\ufffd\ufffd five",
-                     "six\ufffdseven", "é 中 \ufffd 🙂", ""]
-    message = capsys.readouterr().err.strip()
-    assert "\n" not in message and "a.txt" in message and " 7 " in message
+    content = b"one \xff\xfe two\nthree \xc3( four \xed\xa0\x80 five\nsix\x00seven\n"
+    content += "é 中 \ufffd 🙂\n".encode()                # these are good
+    path = raw(tmp_path / "a.txt", content)
+    assert list(read_corpus([path])) == [
+        "one \ufffd\ufffd two", "three \ufffd( four \ufffd\ufffd\ufffd five", "six\ufffdseven",
+        "é 中 \ufffd 🙂", ""]
+    assert capsys.readouterr().err == f"{path}: replaced 7 NULs or bytes that are not UTF-8\n"
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-32", "cp1252"])
@@ -208,14 +285,15 @@ def test_a_table_in_utf_16_is_refused_for_its_encoding(tmp_path, name, content):
 
 def test_many_small_files_in_another_encoding_are_refused_together(tmp_path, capsys):
     """Each has only three bytes that are not UTF-8, which alone would be taken for damage."""
+    expected_reports = []
     for number in range(20):
-        raw(tmp_path / f"{number:02}.txt", f"grüne Grüße {number}\n".encode("latin-1"))
+        path = raw(tmp_path / f"{number:02}.txt", f"grüne Grüße {number}\n".encode("latin-1"))
+        expected_reports.append(f"{path}: replaced 3 NULs or bytes that are not UTF-8")
+    files = corpus_files([str(tmp_path)])
     message = f"^{tmp_path}/19.txt and the files before it: not UTF-8: of [0-9]+ characters 60 "
     with pytest.raises(ValueError, match=message):
-        list(read_corpus(corpus_files([str(tmp_path)])))
-    reports = capsys.readouterr().err.splitlines()
-    assert reports == [f"{tmp_path}/{number:02}.txt: replaced 3 NULs or bytes that are not UTF-8"
-                       for number in range(20)]
+        list(read_corpus(files))
+    assert capsys.readouterr().err.splitlines() == expected_reports
 
 
 @pytest.mark.parametrize("name_of_clean_file", ["a.txt", "z.txt"])
@@ -224,26 +302,32 @@ def test_a_large_clean_file_makes_up_for_small_damaged_ones_in_any_order(
     for name in ("k.txt", "l.txt"):
         raw(tmp_path / name, b"damaged \xff\xff\xff\xff\xff\xff\n")
     raw(tmp_path / name_of_clean_file, "a clean line\n" * 2000)
-    assert len(list(read_corpus(corpus_files([str(tmp_path)])))) == 2 + 2000 + 3
+    files = corpus_files([str(tmp_path)])
+    lines = list(read_corpus(files))
+    assert len(lines) == 2 + 2000 + 3                    # an empty line follows each file
 
 
 def test_a_large_corpus_in_another_encoding_is_refused_before_all_of_it_is_read(tmp_path, capsys):
     """Ten bytes that are not UTF-8 are taken for damage in each file. Over 111 of these files have
     a million characters."""
+    content = b"x" * 8999 + b"\n" + b"\xff" * 10 + b"\n"
     for number in range(120):
-        raw(tmp_path / f"{number:03}.txt", b"x" * 8999 + b"\n" + b"\xff" * 10 + b"\n")
+        raw(tmp_path / f"{number:03}.txt", content)
+    files = corpus_files([str(tmp_path)])
     message = f"^{tmp_path}/110.txt and the files before it: not UTF-8"
     with pytest.raises(ValueError, match=message):
-        list(read_corpus(corpus_files([str(tmp_path)])))
+        list(read_corpus(files))
 
 
 @pytest.mark.parametrize("num_clean, is_refused", [(10_978, True), (10_989, False)])
 def test_one_bad_byte_in_a_thousand_is_damage_and_more_are_another_encoding(
         num_clean, is_refused, tmp_path, capsys):
-    bad = b"x" * (num_clean - 1) + b"\n" + b"\xff" * 11           # with its 11 bad bytes
-    path = raw(tmp_path / "a.txt", bad)
+    content = b"x" * (num_clean - 1) + b"\n" + b"\xff" * 11
+    path = raw(tmp_path / "a.txt", content)
     if is_refused:
-        with pytest.raises(ValueError, match=f"not UTF-8: of {num_clean + 11:,} characters 11 "):
+        num_characters = num_clean + 11
+        message = f"not UTF-8: of {num_characters:,} characters 11 "
+        with pytest.raises(ValueError, match=message):
             list(read_corpus([path]))
     else:
         list(read_corpus([path]))
@@ -251,47 +335,78 @@ def test_one_bad_byte_in_a_thousand_is_damage_and_more_are_another_encoding(
 
 
 def test_nuls_at_the_end_and_escapes_are_not_another_encoding(tmp_path, capsys):
-    text = raw(tmp_path / "a.txt", "plain text\n" * 200 + "\0" * 512)
-    row = json.dumps({"text": "ab" * 40}).replace("ab", "a\\u0000", 9).replace("ab", "\\ud83d", 9)
-    rows = raw(tmp_path / "b.jsonl", f"{row}\n" * 20)
-    list(read_corpus([text, rows]))
-    assert capsys.readouterr().err == f"{text}: replaced 512 NULs or bytes that are not UTF-8\n"
+    """NULs at the end may be left by a crash. An escape such as \\ud83d is half a character, but
+    the bytes in which it is written are good."""
+    padded = raw(tmp_path / "a.txt", "plain text\n" * 200 + "\0" * 512)
+    text = "a\\u0000" * 9 + "\\ud83d" * 9 + "ab" * 22
+    row = '{"text": "' + text + '"}\n'
+    escaped = raw(tmp_path / "b.jsonl", row * 20)
+    list(read_corpus([padded, escaped]))
+    assert capsys.readouterr().err == f"{padded}: replaced 512 NULs or bytes that are not UTF-8\n"
+
+
+def test_half_characters_in_escapes_do_not_count_as_another_encoding(tmp_path, capsys):
+    """The second half of an emoji that a program has cut off is such an escape."""
+    row = json.dumps({"text": "cut \udc80 off \0"})
+    path = raw(tmp_path / "a.jsonl", f"{row}\n" * 50)
+    assert lines_with_text([path]) == ["cut \ufffd off \ufffd"] * 50
+    assert capsys.readouterr().err == ""
+
+
+def test_bytes_and_escapes_of_one_row_are_all_counted(tmp_path, capsys):
+    path = raw(tmp_path / "a.jsonl", b'{"text": "a \xff and \\ud800 and \\ud83d"}\n')
+    assert lines_with_text([path]) == ["a \ufffd and \ufffd and \ufffd"]
+    assert "replaced 3 NULs or bytes" in capsys.readouterr().err
+
+
+def test_bytes_of_another_encoding_beside_the_text_of_a_jsonl_do_no_harm(tmp_path):
+    row = '{"text": "all of this can be read", "author": "Andr\xe9"}\n'
+    path = raw(tmp_path / "a.jsonl", (row * 50).encode("latin-1"))
+    assert lines_with_text([path]) == ["all of this can be read"] * 50
 
 
 def test_a_large_file_in_another_encoding_is_not_read_to_its_end(tmp_path):
+    """It has 8 million characters, and the message says how many were read."""
     line = ("x" * 99_999 + "\n").encode("utf-16-le")
     path = raw(tmp_path / "a.txt", line * 40)
-    with pytest.raises(ValueError, match="not UTF-8: of [1-3],") as caught:
+    with pytest.raises(ValueError, match="not UTF-8: of [1-3],[0-9]{3},[0-9]{3} characters"):
         list(read_corpus([path]))
-    assert "of 8," not in str(caught.value)
 
 
 def test_a_large_file_is_judged_where_a_million_characters_were_read(tmp_path):
     """All of its bad bytes stand at the beginning. At the end their share would be small enough."""
-    bad = b"\xff" * 1500 + b"\n"
-    path = raw(tmp_path / "a.txt", bad + (b"x" * 9999 + b"\n") * 200)
+    bad_line = b"\xff" * 1500 + b"\n"
+    good_line = b"x" * 9999 + b"\n"
+    path = raw(tmp_path / "a.txt", bad_line + good_line * 200)
     with pytest.raises(ValueError, match="not UTF-8: of 1,00.,... characters 1,500 are bytes"):
         list(read_corpus([path]))
 
 
 def test_a_clean_file_gives_no_message(tmp_path, capsys):
-    list(read_corpus([raw(tmp_path / "a.txt", "naïve 中文 🙂 \ufffd\n")]))
+    """Even U+FFFD is good text where the file itself holds it."""
+    path = raw(tmp_path / "a.txt", "naïve 中文 🙂 \ufffd\n")
+    list(read_corpus([path]))
     assert capsys.readouterr().err == ""
 
 
 def test_byte_order_marks_line_ends_and_blanks_do_not_matter(tmp_path):
-    plain = list(read_corpus([raw(tmp_path / "a.txt", "one\ntwo\n\nthree\n")]))
-    odd = list(read_corpus([raw(tmp_path / "b.txt", "\ufeffone  \r\n\t two\r\n \t \r\nthree")]))
-    assert plain == odd == ["one", "two", "", "three", ""]
-    assert list(read_corpus([raw(tmp_path / "c.txt", "")])) == [""]
+    plain = raw(tmp_path / "a.txt", "one\ntwo\n\nthree\n")
+    odd = raw(tmp_path / "b.txt", "\ufeffone  \r\n\t two\r\n \t \r\nthree")
+    for path in (plain, odd):
+        assert list(read_corpus([path])) == ["one", "two", "", "three", ""]
+    empty = raw(tmp_path / "c.txt", "")
+    assert list(read_corpus([empty])) == [""]
 
 
 def test_lines_of_jsonl_may_hold_what_json_may(tmp_path):
-    lines = [r'{"text": "a\u0000b \ud800 c \ud83d\ude42\r\n\n  d  "}', "", "  ", '{"text": ""}',
-             '{"other": {"text": 1}, "text": "e\tf"}', r'{"text": "g\rh"}']
-    found = list(read_corpus([raw(tmp_path / "a.jsonl", "\ufeff" + "\n".join(lines))]))
-    assert [line for line in found if line] == ["a\ufffdb \ufffd c 🙂", "d", "e\tf", "g", "h"]
-    assert found[2] == "" and found[-1] == ""
+    """There may be escapes, line ends in a text, other fields and empty lines."""
+    rows = [r'{"text": "a\u0000b \ud800 c \ud83d\ude42\r\n\n  d  "}', "", "  ", '{"text": ""}',
+            '{"other": {"text": 1}, "text": "e\tf"}', r'{"text": "g\rh"}']
+    path = raw(tmp_path / "a.jsonl", "\ufeff" + "\n".join(rows))
+    found = list(read_corpus([path]))
+    assert found[:3] == ["a\ufffdb \ufffd c 🙂", "d", ""]
+    assert [line for line in found[3:] if line] == ["e\tf", "g", "h"]
+    assert found[-1] == ""
 
 
 @pytest.mark.parametrize("line", [
@@ -299,9 +414,10 @@ def test_lines_of_jsonl_may_hold_what_json_may(tmp_path):
     '{"text": ["x"]}', '{"text": {}}', '{"text": "x"', "[" * 100_000,
     '{"text": "x"} {"text": "y"}'])
 def test_a_line_of_jsonl_that_is_no_document_is_named(line, tmp_path):
-    file = raw(tmp_path / "a.jsonl", '{"text": "good"}\n\n' + line + '\n{"text": "good"}\n')
+    good = '{"text": "good"}'
+    path = raw(tmp_path / "a.jsonl", f"{good}\n\n{line}\n{good}\n")
     with pytest.raises(ValueError, match=r"a\.jsonl:3: "):
-        list(read_corpus([file]))
+        list(read_corpus([path]))
 
 
 @pytest.mark.parametrize("line, message", [
@@ -312,31 +428,53 @@ def test_a_line_of_jsonl_that_is_no_document_is_named(line, tmp_path):
     ('{"text": x}', "Expecting value, at character 10"),
     ('  {"text": "x"', "Expecting ',' delimiter, at character 15")])
 def test_it_is_said_what_a_line_of_jsonl_is_instead_of_a_document(line, message, tmp_path):
+    path = raw(tmp_path / "a.jsonl", line)
     expected = rf"a\.jsonl:1: not a JSON object with a text 'text': {message}$"
     with pytest.raises(ValueError, match=expected):
-        list(read_corpus([raw(tmp_path / "a.jsonl", line)]))
+        list(read_corpus([path]))
 
 
 def test_a_line_of_jsonl_that_is_too_long_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "LONGEST_ROW", 100)
-    fits = json.dumps({"text": "x" * 85})
+    fitting_text = "x" * 85
+    fits = json.dumps({"text": fitting_text})
     too_long = json.dumps({"text": "y" * 99})
-    assert "x" * 85 in list(read_corpus([raw(tmp_path / "a.jsonl", fits)]))
+    path = raw(tmp_path / "a.jsonl", fits)
+    assert lines_with_text([path]) == [fitting_text]
+    path = raw(tmp_path / "a.jsonl", fits + "\n" + too_long)
     with pytest.raises(ValueError, match=r"a\.jsonl: .*: line 2 has more than 100 char"):
-        list(read_corpus([raw(tmp_path / "a.jsonl", fits + "\n" + too_long)]))
+        list(read_corpus([path]))
 
 
 @pytest.mark.parametrize("packed", ["", ".gz"])
 def test_a_line_of_any_length_is_read_in_constant_memory(packed, tmp_path):
     path = tmp_path / f"a.txt{packed}"
-    with OPEN.get(packed, open)(path, "wb") as file:
+    opener = OPEN.get(packed, open)
+    with opener(path, "wb") as file:
         for _ in range(30):
             file.write(b"word " * 200_000)                   # 30 MB without the end of a line
     tracemalloc.start()
-    count = sum(line.count("w") for line in read_corpus([str(path)]))
-    peak = tracemalloc.get_traced_memory()[1]
+    num_words = 0
+    for line in read_corpus([str(path)]):
+        num_words += line.count("w")
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert count == 6_000_000 and peak < 10e6
+    assert num_words == 6_000_000
+    assert peak < 10e6                                       # bytes
+
+
+def damaged_copy(content, damage):
+    """Return the bytes of an archive after a kind of damage."""
+    middle = len(content) // 2
+    before = content[:middle]
+    if damage == "cut":
+        return before
+    if damage == "flipped":
+        return before + bytes([content[middle] ^ 255]) + content[middle + 1:]
+    if damage == "overwritten":
+        return before + b"\xff" * 99 + content[middle + 99:]
+    assert damage == "other"
+    return b"no archive at all"
 
 
 @pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz"])
@@ -344,18 +482,7 @@ def test_a_line_of_any_length_is_read_in_constant_memory(packed, tmp_path):
 def test_a_damaged_archive_is_named_and_leaves_nothing(packed, damage, tokenizer, tmp_path):
     path = tmp_path / f"a.txt{packed}"
     put(path, make_documents(2000))
-    whole = path.read_bytes()
-    middle = len(whole) // 2
-    damaged = bytearray(whole)
-    if damage == "cut":
-        damaged = damaged[:middle]
-    elif damage == "other":
-        damaged = b"no archive at all"
-    elif damage == "flipped":
-        damaged[middle] ^= 255
-    else:
-        damaged[middle:middle + 99] = b"\xff" * 99
-    raw(path, damaged)
+    raw(path, damaged_copy(path.read_bytes(), damage))
     with pytest.raises(ValueError, match=path.name):
         tokenise([str(path)], tokenizer, str(tmp_path / "out.bin"))
     with pytest.raises(ValueError, match=path.name):
@@ -363,42 +490,63 @@ def test_a_damaged_archive_is_named_and_leaves_nothing(packed, damage, tokenizer
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_a_document_of_jsonl_or_csv_longer_than_a_chunk_comes_in_pieces(tmp_path, monkeypatch):
+def test_a_damaged_table_is_named_once(tokenizer, tmp_path):
+    packed = gzip.compress(b"text\n" + b"the cat sat on a mat\n" * 999)
+    path = raw(tmp_path / "a.csv.gz", packed[:-9])
+    with pytest.raises(ValueError, match=r"a\.csv\.gz: not a whole, undamaged file: ") as error:
+        list(read_corpus([path]))
+    message = str(error.value)
+    assert message.count("a.csv.gz") == 1
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_document_of_jsonl_or_csv_longer_than_a_chunk_comes_in_pieces(
+        name, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "CHUNK", 10)
-    documents = [["a" * 35, "b" * 10, "c" * 11], ["d"]]
-    for name in ("a.jsonl", "a.csv"):
-        assert list(read_corpus([put(tmp_path / name, documents)])) == [
-            "a" * 10, "a" * 10, "a" * 10, "a" * 5, "b" * 10, "c" * 10, "c", "", "d", "", ""], name
+    long_document = ["a" * 35, "b" * 10, "c" * 11]
+    path = put(tmp_path / name, [long_document, ["d"]])
+    assert list(read_corpus([path])) == [
+        "a" * 10, "a" * 10, "a" * 10, "a" * 5, "b" * 10, "c" * 10, "c", "", "d", "", ""]
 
 
 def test_a_line_of_exactly_a_chunk_does_not_end_its_document(tmp_path, monkeypatch):
+    """The end of such a line, read alone, looks like an empty line."""
     monkeypatch.setattr(data, "CHUNK", 10)
-    path = raw(tmp_path / "a.txt", "a" * 10 + "\n" + "b" * 20 + "\nc\n\n" + "d" * 10 + "\n\ne")
-    assert list(read_corpus([path])) == [
-        "a" * 10, "b" * 10, "b" * 10, "c", "", "d" * 10, "", "e", ""]
+    one_chunk = "a" * 10
+    two_chunks = "b" * 20
+    another_chunk = "d" * 10
+    path = raw(tmp_path / "a.txt", f"{one_chunk}\n{two_chunks}\nc\n\n{another_chunk}\n\ne")
+    found = list(read_corpus([path]))
+    assert found == [one_chunk, "b" * 10, "b" * 10, "c", "", another_chunk, "", "e", ""]
 
 
 def test_white_space_after_a_long_line_does_not_end_its_document(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "CHUNK", 10)
-    text = "a" * 10 + "  \nb"
-    assert list(read_corpus([raw(tmp_path / "a.txt", text + "\n \nc\n")])) == [
-        "a" * 10, "b", "", "c", ""]
-    path = raw(tmp_path / "a.jsonl", json.dumps({"text": text}))
-    assert list(read_corpus([path])) == ["a" * 10, "b", "", ""]
+    one_chunk = "a" * 10
+    text = f"{one_chunk}  \nb"
+    plain = raw(tmp_path / "a.txt", f"{text}\n \nc\n")
+    assert list(read_corpus([plain])) == [one_chunk, "b", "", "c", ""]
+    rows = raw(tmp_path / "a.jsonl", json.dumps({"text": text}))
+    assert list(read_corpus([rows])) == [one_chunk, "b", "", ""]
 
 
 def test_a_line_of_csv_that_is_too_long_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "LONGEST_ROW", 1000)
-    fits = "a" * 997 + ",b\n"
-    assert list(read_corpus([raw(tmp_path / "a.csv", "text,id\n" + fits)])) == ["a" * 997, "", ""]
+    longest_text = "a" * 997
+    path = raw(tmp_path / "a.csv", f"text,id\n{longest_text},b\n")
+    assert list(read_corpus([path])) == [longest_text, "", ""]
     # csv would take what is over the limit for a row of its own.
-    too_long = "a" * 997 + ",b" * 3 + "\n"
-    for text in ("text,id\n" + too_long, "text\n" + "a" * 5000 + "\n"):
+    three_columns_over = f"{longest_text},b,b,b\n"
+    one_column_over = "a" * 5000 + "\n"
+    for text in (f"text,id\n{three_columns_over}", f"text\n{one_column_over}"):
+        path = raw(tmp_path / "a.csv", text)
         with pytest.raises(ValueError, match="a.csv: .*: line 2 has more than 1000 char"):
-            list(read_corpus([raw(tmp_path / "a.csv", text)]))
-    field_over_two_lines = 'text\n"' + "a" * 600 + "\n" + "a" * 600 + '"\n'
+            list(read_corpus([path]))
+    # Each line is short enough, but the field that they hold together is not.
+    line = "a" * 600
+    path = raw(tmp_path / "a.csv", f'text\n"{line}\n{line}"\n')
     with pytest.raises(ValueError, match="a.csv:3: .*limit"):
-        list(read_corpus([raw(tmp_path / "a.csv", field_over_two_lines)]))
+        list(read_corpus([path]))
 
 
 @pytest.mark.parametrize("name, text", [
@@ -407,14 +555,15 @@ def test_a_line_of_csv_that_is_too_long_is_an_error(tmp_path, monkeypatch):
 def test_the_column_of_the_text_can_be_chosen(name, text, tmp_path, tokenizer):
     corpus = [raw(tmp_path / name, text)]
     lines = list(read_corpus(corpus_files(corpus), "body"))
-    assert [line for line in lines if line] == ["one", "two", "three, four"]
-    assert lines[2] == lines[4] == ""
-    folder = str(tmp_path / "tok")
-    assert "w" in train_tokenizer(corpus, 100, folder, text_column="body").backend.get_vocab()
+    assert lines[:5] == ["one", "two", "", "three, four", ""]
+    assert set(lines[5:]) <= {""}
+    learned = train_tokenizer(corpus, 100, str(tmp_path / "tok"), text_column="body")
+    assert "w" in learned.backend.get_vocab()            # it is in "two" and not in "no"
     made = open_corpus(corpus, tokenizer, str(tmp_path), text_column="body")
     assert made.made_from["text"] == "body"
     train, valid = naive_tokens([["one", "two"], ["three, four"]], tokenizer)
-    assert sorted(made.train_tokens.tolist() + made.valid_tokens.tolist()) == sorted(train + valid)
+    found = made.train_tokens.tolist() + made.valid_tokens.tolist()
+    assert sorted(found) == sorted(train + valid)
 
 
 @pytest.mark.parametrize("text, message", [
@@ -431,38 +580,44 @@ def test_a_csv_that_will_not_do_is_named(text, message, tmp_path):
         list(read_corpus([raw(tmp_path / "a.csv", text)]))
 
 
-PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
-
-
 @pytest.mark.parametrize("packed", PACK)
 @pytest.mark.parametrize("between", [b"", bytes(4), bytes(70_000)])
 def test_a_file_of_several_compressed_streams_is_read_to_its_end(packed, between, tmp_path):
+    """Wikipedia's dumps have many streams, and zeros may stand between those of an .xz."""
     texts = [b"one\ntw", b"", b"o\n" + b"three " * 30_000 + b"\n", b"\nfour"]
-    content = between.join(PACK[packed](text) for text in texts)
+    compress = PACK[packed]
+    streams = [compress(text) for text in texts]
+    content = between.join(streams)
     if packed == ".xz":
         content += between
-    lines = list(read_corpus([raw(tmp_path / f"a.txt{packed}", content)]))
-    assert lines == ["one", "two", ("three " * 30_000).strip(), "", "four", ""]
+    path = raw(tmp_path / f"a.txt{packed}", content)
+    long_line = ("three " * 30_000).strip()
+    assert list(read_corpus([path])) == ["one", "two", long_line, "", "four", ""]
 
 
 @pytest.mark.parametrize("packed", PACK)
 @pytest.mark.parametrize("damage", ["overwritten", "cut", "cut at once", "other"])
 def test_damage_after_the_first_stream_is_an_error(packed, damage, tmp_path):
-    first = PACK[packed](b"one\n" * 10)
-    second = PACK[packed](random.Random(0).randbytes(2000))
-    broken = {"overwritten": second[:1000] + b"x" * 99 + second[1099:], "cut": second[:-1],
-              "cut at once": second[:3], "other": b"this is no stream"}[damage]
-    corpus = [raw(tmp_path / f"a.txt{packed}", first + broken)]
+    compress = PACK[packed]
+    first = compress(b"one\n" * 10)
+    second = compress(random.Random(0).randbytes(2000))
+    broken = {"overwritten": second[:1000] + b"x" * 99 + second[1099:],
+              "cut": second[:-1],
+              "cut at once": second[:3],
+              "other": b"this is no stream"}
+    path = raw(tmp_path / f"a.txt{packed}", first + broken[damage])
     with pytest.raises(ValueError, match=f"a.txt{packed}: not a whole, undamaged file"):
-        list(read_corpus(corpus_files(corpus)))
+        list(read_corpus([path]))
 
 
-@pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize("packed", PACK)
 def test_an_empty_packed_file_is_damaged(packed, tmp_path):
+    """Even nothing, if it is packed, has a header."""
     raw(tmp_path / f"a.txt{packed}", b"")
     raw(tmp_path / "b.txt", b"text\n")
+    files = corpus_files([str(tmp_path)])
     with pytest.raises(ValueError, match=f"a.txt{packed}: not a whole, undamaged file"):
-        list(read_corpus(corpus_files([str(tmp_path)])))
+        list(read_corpus(files))
 
 
 def test_a_name_of_a_column_must_be_utf_8(tokenizer, tmp_path):
@@ -472,46 +627,43 @@ def test_a_name_of_a_column_must_be_utf_8(tokenizer, tmp_path):
     assert os.listdir(tmp_path) == ["a.csv"]
 
 
-def test_a_link_to_a_module_that_is_not_there_is_left_out(tmp_path):
-    raw(tmp_path / "a.py", b'"""Text."""\n')
-    os.symlink(tmp_path / "none.py", tmp_path / "b.py")
-    assert data.docstrings("p", str(tmp_path)) == [("p.a", "Text.")]
-
-
 def test_what_is_skipped_in_a_folder_is_counted_once(tokenizer, tmp_path, capsys):
-    put(tmp_path / "c" / "a.txt", make_documents(200))
-    raw(tmp_path / "c" / "notes.md", "text")
-    (tmp_path / "c" / "sub").mkdir()
-    os.mkfifo(tmp_path / "c" / "sub" / "pipe.txt")       # nobody writes into it
-    os.symlink("/dev/zero", tmp_path / "c" / "sub" / "zero.txt")
-    os.symlink(tmp_path, tmp_path / "c" / "linked")      # a loop; it is not entered
-    corpus = [str(tmp_path / "c")]
-    assert corpus_files(corpus) == [str(tmp_path / "c" / "a.txt")]
-    message = f"{tmp_path}/c: skipped files and folders: 4; they are not .txt, .jsonl or "
+    folder = tmp_path / "c"
+    path = put(folder / "a.txt", make_documents(200))
+    raw(folder / "notes.md", "text")
+    (folder / "sub").mkdir()
+    os.mkfifo(folder / "sub" / "pipe.txt")               # nobody writes into it
+    os.symlink("/dev/zero", folder / "sub" / "zero.txt")
+    os.symlink(tmp_path, folder / "linked")              # a loop; it is not entered
+    assert corpus_files([str(folder)]) == [path]
+    message = f"{folder}: skipped files and folders: 4; they are not .txt, .jsonl or "
     assert message in capsys.readouterr().err
-    tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
+    tokenise([str(folder)], tokenizer, str(tmp_path / "a.bin"))
     assert capsys.readouterr().err.count("skipped files and") == 1
 
 
 def test_hidden_files_and_folders_in_a_folder_are_skipped(tmp_path, capsys):
-    folder = tmp_path / ".corpus"                        # it is named by the user
+    folder = tmp_path / ".corpus"
     for name in ("a.txt", ".b.txt", ".ipynb_checkpoints/a-checkpoint.txt", "sub/.git/c.txt"):
         put(folder / name, make_documents(1))
     assert corpus_files([str(folder)]) == [str(folder / "a.txt")]
     assert "skipped files and folders: 3; " in capsys.readouterr().err
-    assert corpus_files([str(folder / ".b.txt")]) == [str(folder / ".b.txt")]
+    # What the user names is read: this hidden file, and the hidden folder above.
+    hidden_file = str(folder / ".b.txt")
+    assert corpus_files([hidden_file]) == [hidden_file]
 
 
 def test_the_case_of_an_ending_does_not_matter(tmp_path):
     raw(tmp_path / "A.TXT", "one\n")
     raw(tmp_path / "B.Csv.GZ", gzip.compress(b"body\ntwo\n"))
-    lines = list(read_corpus(corpus_files([str(tmp_path)]), "body"))
-    assert [line for line in lines if line] == ["one", "two"]
+    files = corpus_files([str(tmp_path)])
+    assert lines_with_text(files, "body") == ["one", "two"]
 
 
 @pytest.mark.parametrize("packed", PACK)
 def test_a_compressed_file_without_its_ending_is_told(packed, tmp_path):
-    path = raw(tmp_path / "a.txt", PACK[packed](b"one\n"))
+    compress = PACK[packed]
+    path = raw(tmp_path / "a.txt", compress(b"one\n"))
     with pytest.raises(ValueError, match=f"^{path}: it is compressed; its name must end in .gz, "):
         list(read_corpus([path]))
 
@@ -522,43 +674,29 @@ def test_documents_without_a_text_are_skipped(tmp_path):
              raw(tmp_path / "b.csv", "id,text\n1,three\n2,\n3,four\n"),
              raw(tmp_path / "c.txt", "five\n\n\n\nsix\n"),
              raw(tmp_path / "d.jsonl", '{"text": "seven"}')]
-    found = [line for line in read_corpus(paths) if line]
+    found = lines_with_text(paths)
     assert found == ["one", "two", "three", "four", "five", "six", "seven"]
 
 
 def test_the_name_of_a_file_cannot_write_to_the_terminal(tmp_path, capsys):
+    """A name may hold the codes by which a terminal changes its colours, or worse."""
     folder = tmp_path / "corpus"
     folder.mkdir()
     raw(folder / "\x1b[31mred\nname.txt", "one\0two\n")
     raw(folder / "x.pdf", "")
-    assert [line for line in read_corpus(corpus_files([str(folder)])) if line] == ["one\ufffdtwo"]
+    files = corpus_files([str(folder)])
+    assert lines_with_text(files) == ["one\ufffdtwo"]
     error = capsys.readouterr().err
-    assert "\x1b" not in error and error.count("\n") == 2
+    assert "\x1b" not in error
+    assert error.count("\n") == 2                        # a line about each of the two files
     assert r"\x1b[31mred\nname.txt: replaced 1 NULs" in error
 
 
-@pytest.mark.parametrize("begin, end, pad_id, is_refused", [
-    (0, 8000, 0, True), (0, 2048, 0, True), (5952, 8000, 0, True), (3000, 6000, 0, True),
-    (4000, 5000, 0, False), (0, 8000, 1, False)])
-def test_zeros_in_place_of_tokens_are_noticed(begin, end, pad_id, is_refused, tmp_path):
-    """A thousand are too few to be a hole. If 0 is not [PAD], they may be text."""
-    tokens = np.ones(9000, np.uint16)
-    tokens[begin:end] = 0
-    tokens.tofile(tmp_path / "t.bin")
-    facts = {"dtype": "uint16", "train": 8000, "valid": 1000, "digest": "0", "made_from": {}}
-    (tmp_path / "t.bin.json").write_text(json.dumps(facts))
-    made_with = types.SimpleNamespace(pad_id=pad_id, digest="", path="")
-    if is_refused:
-        with pytest.raises(ValueError, match="t.bin: from token .* there are zeros in place"):
-            open_corpus(str(tmp_path / "t.bin"), made_with)
-    else:
-        assert len(open_corpus(str(tmp_path / "t.bin"), made_with).train_tokens) == 8000
-
-
 def test_a_pipe_alone_is_refused(tmp_path):
-    os.mkfifo(tmp_path / "pipe.txt")
+    path = str(tmp_path / "pipe.txt")
+    os.mkfifo(path)
     with pytest.raises(ValueError, match="pipe.txt: not a regular file whose name ends in"):
-        corpus_files([str(tmp_path / "pipe.txt")])
+        corpus_files([path])
 
 
 def test_a_subfolder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
@@ -580,53 +718,46 @@ def test_a_file_that_is_named_twice_is_refused(tmp_path):
     path = put(tmp_path / "c" / "a.txt", make_documents(3))
     with pytest.raises(ValueError, match="a.txt is named 2 times"):
         corpus_files([str(tmp_path / "c"), path])
-    os.symlink(path, tmp_path / "b.txt")                 # another name is another file
-    assert corpus_files([str(tmp_path / "b.txt"), path]) == [str(tmp_path / "b.txt"), path]
+    other_name = str(tmp_path / "b.txt")                 # a link counts as another file
+    os.symlink(path, other_name)
+    assert corpus_files([other_name, path]) == [other_name, path]
 
 
 def test_a_corpus_whose_name_is_not_utf8_is_refused_before_it_is_read(tokenizer, tmp_path):
+    """The .json of a token file, which names its corpus, is in UTF-8."""
     folder = os.path.join(str(tmp_path), os.fsdecode(b"c\xff"))
     os.mkdir(folder)
-    shutil.copy(put(tmp_path / "a.txt", make_documents(200)), os.path.join(folder, "a.txt"))
+    path = put(tmp_path / "a.txt", make_documents(200))
+    shutil.copy(path, folder)
     with pytest.raises(ValueError, match="not a name in UTF-8"):
         tokenise([folder], tokenizer, str(tmp_path / "a.bin"))
     assert not (tmp_path / "a.bin").exists()
 
 
 def test_white_space_at_the_beginning_of_a_long_line_ends_no_document(monkeypatch):
+    """The first piece of the line with b is blank, but the line is not."""
     monkeypatch.setattr(data, "CHUNK", 3)
     text = io.StringIO("a\n     b\n\n   \nc\n  \n")
-    assert list(data.lines_of_text("c.txt", text)) == ["a\n", "  b", "\n", "c\n", "  \n"]
-
-
-def test_a_vocabulary_is_not_learned_for_a_name_of_a_file(tmp_path):
-    path = put(tmp_path / "a.txt", make_documents(3))
-    with pytest.raises(ValueError, match="a.txt: this is not a folder"):
-        train_tokenizer([path], 200, path)
-    with pytest.raises(ValueError, match="^--out is empty"):
-        train_tokenizer([path], 200, "")
+    lines = list(data.lines_of_text("c.txt", text))
+    assert lines == ["a\n", "  b", "\n", "c\n", "  \n"]
 
 
 def test_a_row_of_a_csv_may_end_after_its_text(tmp_path):
     path = raw(tmp_path / "a.csv", "text,id\nx,1\ny\n")
-    assert [line for line in read_corpus([path]) if line] == ["x", "y"]
+    assert lines_with_text([path]) == ["x", "y"]
 
 
 def test_a_csv_may_begin_with_empty_lines(tmp_path):
     path = raw(tmp_path / "a.csv", "\n\r\nid,text\n1,x\n\n2,y\n")
-    assert [line for line in read_corpus([path]) if line] == ["x", "y"]
-
-
-def test_a_path_that_does_not_exist_is_said_to(tmp_path):
-    with pytest.raises(ValueError, match="^.*/none.txt does not exist$"):
-        corpus_files([str(tmp_path / "none.txt")])
+    assert lines_with_text([path]) == ["x", "y"]
 
 
 # ---- Token files ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("chunk", [1, 300, 1 << 20])
 def test_the_token_file_is_what_a_naive_loop_makes(chunk, tokenizer, tmp_path, monkeypatch):
-    documents = make_documents(400) + [["\x7f\x7f only what is dropped", "\x7f"]]
+    dropped = ["\x7f\x7f only what is dropped", "\x7f"]
+    documents = make_documents(400) + [dropped]
     put(tmp_path / "c" / "a.txt.gz", documents[:150])
     put(tmp_path / "c" / "b.jsonl", documents[150:])
     chunks_of_lines = data.chunks_of_lines
@@ -641,36 +772,50 @@ def test_the_token_file_is_what_a_naive_loop_makes(chunk, tokenizer, tmp_path, m
 
     monkeypatch.setattr(data, "chunks_of_lines", smaller_chunks_of_lines)
     made = tokenise([str(tmp_path / "c")], tokenizer, str(tmp_path / "a.bin"))
-    train, valid = naive_tokens(documents, tokenizer)
-    assert len(valid) > 20
-    assert made.train_tokens.tolist() == train
-    assert made.valid_tokens.tolist() == valid
-    assert made.train_tokens.dtype == made.valid_tokens.dtype == np.uint16
-    assert (len(chunks) > 100) == (chunk == 1)
-    assert (len(chunks) == 1) == (chunk == 1 << 20)
-    assert os.path.getsize(made.path) == 2 * (len(train) + len(valid))
+    assert_tokens_of(made, documents, tokenizer)
+    assert len(made.valid_tokens) > 20
+    assert made.train_tokens.dtype == np.uint16
+    assert made.valid_tokens.dtype == np.uint16
+    num_tokens = len(made.train_tokens) + len(made.valid_tokens)
+    assert os.path.getsize(made.path) == 2 * num_tokens
+    if chunk == 1:
+        assert len(chunks) > 100
+    elif chunk == 300:
+        assert 1 < len(chunks) <= 100
+    else:
+        assert len(chunks) == 1
 
 
 @pytest.mark.parametrize("size, dtype", [(2**16, np.uint16), (2**16 + 1, np.uint32)])
 def test_large_vocabularies_get_wider_numbers(size, dtype, tmp_path):
-    words = SPECIAL_TOKENS + [f"w{i}" for i in range(size - len(SPECIAL_TOKENS))]
+    num_words = size - len(SPECIAL_TOKENS)
+    words = SPECIAL_TOKENS.copy()
+    for i in range(num_words):
+        words.append(f"w{i}")
     wide = Tokenizer(vocab_folder(tmp_path / "tok", words))
     assert wide.vocab_size == size
-    corpus = [raw(tmp_path / "a.txt", f"{words[-1]} w0 {words[-1]}\n" * 30)]
+    last_word = words[-1]
+    corpus = [raw(tmp_path / "a.txt", f"{last_word} w0 {last_word}\n" * 30)]
     made = tokenise(corpus, wide, str(tmp_path / "a.bin"))
-    assert made.train_tokens.dtype == made.valid_tokens.dtype == dtype
+    assert made.train_tokens.dtype == dtype
+    assert made.valid_tokens.dtype == dtype
     assert made.train_tokens[:3].tolist() == [size - 1, 5, size - 1]
-    assert TokenFile(made.path).valid_tokens.tolist() == made.valid_tokens.tolist()
+    read_again = TokenFile(made.path)
+    assert read_again.valid_tokens.tolist() == made.valid_tokens.tolist()
 
 
 def test_a_token_file_is_made_once_and_made_anew_when_it_is_stale(
         tokenizer, tmp_path, monkeypatch, capsys):
-    source, other = tmp_path / "c" / "a.txt", tmp_path / "c" / "b.txt"
+    """It is stale if a file of the corpus has another size or time, if there is one more, if the
+    tokenizer is another one, or if another share is held out."""
+    source = tmp_path / "c" / "a.txt"
+    other = tmp_path / "c" / "b.txt"
     documents = make_documents(60)
     put(source, documents)
     out = str(tmp_path / "sub" / "a.bin")
 
-    def made_anew(tokenizer=tokenizer):
+    def is_made_anew(tokenizer=tokenizer):
+        """Tokenise and tell whether a new file was written."""
         inode_before = None
         if os.path.exists(out):
             inode_before = os.stat(out).st_ino
@@ -678,45 +823,57 @@ def test_a_token_file_is_made_once_and_made_anew_when_it_is_stale(
         assert TokenFile(out).made_from == made.made_from
         is_new = os.stat(out).st_ino != inode_before
         is_replaced = is_new and inode_before is not None
-        assert ("it is made anew" in capsys.readouterr().err) == is_replaced
+        message = capsys.readouterr().err
+        assert ("it is made anew" in message) == is_replaced
         return is_new
 
-    assert made_anew() and not made_anew()
+    assert is_made_anew()
+    assert not is_made_anew()
     put(source, documents + [["more"]])
-    assert made_anew() and not made_anew()
+    assert is_made_anew()
+    assert not is_made_anew()
     put(other, make_documents(9, seed=1))
-    assert made_anew() and not made_anew()
-    was = os.stat(other)
-    raw(other, other.read_bytes().replace(b"cat", b"dog"))
-    os.utime(other, ns=(was.st_atime_ns, was.st_mtime_ns + 1000))    # as large as before, but newer
-    assert made_anew() and not made_anew()
-    was = os.stat(other)
-    put(other, make_documents(8, seed=1))
-    os.utime(other, ns=(was.st_atime_ns, was.st_mtime_ns))           # as old as before, but smaller
-    assert made_anew() and not made_anew()
-    letters = list("abcdefghijklmnopqrstuvwxyz")
-    words = SPECIAL_TOKENS + letters + ["##" + letter for letter in letters]
-    other_tokenizer = Tokenizer(vocab_folder(tmp_path / "tok", words))
-    assert made_anew(other_tokenizer) and not made_anew(other_tokenizer)
+    assert is_made_anew()
+    assert not is_made_anew()
+    before = os.stat(other)
+    raw(other, other.read_bytes().replace(b"cat", b"dog"))           # as large as before, but newer
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns + 1000))
+    assert is_made_anew()
+    assert not is_made_anew()
+    before = os.stat(other)
+    put(other, make_documents(8, seed=1))                            # as old as before, but smaller
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert is_made_anew()
+    assert not is_made_anew()
+    other_tokenizer = spelling_tokenizer(tmp_path / "tok", LETTERS)
+    assert is_made_anew(other_tokenizer)
+    assert not is_made_anew(other_tokenizer)
     monkeypatch.setattr(data, "HOLD_OUT_ONE_IN", 10)
-    assert made_anew(other_tokenizer) and not made_anew(other_tokenizer)
+    assert is_made_anew(other_tokenizer)
+    assert not is_made_anew(other_tokenizer)
     assert sorted(os.listdir(tmp_path / "sub")) == ["a.bin", "a.bin.json"]
+
+
+def held_out_documents(token_file, tokenizer):
+    """List the token numbers of each document that is held out; the last one of each is [SEP]."""
+    ends = np.flatnonzero(token_file.valid_tokens == tokenizer.sep_id) + 1
+    *documents, rest = np.split(token_file.valid_tokens, ends)
+    assert len(rest) == 0
+    return [document.tolist() for document in documents]
 
 
 def test_what_is_held_out_does_not_depend_on_the_order_of_the_documents(tokenizer, tmp_path):
     documents = make_documents(3000)
-
-    def held_out(name, documents):
+    held_out = []
+    for name in ("first", "second"):
         put(tmp_path / name / "1.txt", documents[:999])
         put(tmp_path / name / "2.jsonl", documents[999:])
         made = tokenise([str(tmp_path / name)], tokenizer, str(tmp_path / f"{name}.bin"))
-        ends = np.flatnonzero(made.valid_tokens == tokenizer.sep_id) + 1
-        parts = np.split(made.valid_tokens, ends)
-        assert len(parts[-1]) == 0
-        return sorted(part.tolist() for part in parts[:-1])
-
-    first = held_out("first", documents)
-    assert first == held_out("second", documents[::-1])
+        held_out.append(held_out_documents(made, tokenizer))
+        documents.reverse()
+    first, second = held_out
+    assert sorted(first) == sorted(second)
+    assert first != second
     assert 35 <= len(first) <= 90                            # 60 are expected
 
 
@@ -725,53 +882,67 @@ def test_documents_that_begin_with_the_same_line_are_not_all_on_one_side(
     documents = []
     for i in range(1000):
         documents.append(["the cat", f"the dog {i}", "the river"])
-    made = tokenise([put(tmp_path / "a.txt", documents)], tokenizer, str(tmp_path / "a.bin"))
+    corpus = [put(tmp_path / "a.txt", documents)]
+    made = tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     assert capsys.readouterr().err == ""                     # no "too few different documents"
-    num_held_out = (made.valid_tokens == tokenizer.sep_id).sum()
+    num_held_out = len(held_out_documents(made, tokenizer))
     assert 8 <= num_held_out <= 40                           # 20 are expected
 
 
 def test_of_a_long_document_only_the_beginning_decides(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "DECIDING_CHARACTERS", 200)
-    parts = []
+    beginnings = []
     for last_word in ("red", "blue"):
         documents = make_documents(200)
         for document in documents:
             document += ["a line of the document"] * 10 + [last_word]
-        made = tokenise([put(tmp_path / f"{last_word}.txt", documents)], tokenizer,
-                        str(tmp_path / f"{last_word}.bin"))
-        ends = np.flatnonzero(made.valid_tokens == tokenizer.sep_id) + 1
-        parts.append([part[:9].tolist() for part in np.split(made.valid_tokens, ends)])
-    assert parts[0] == parts[1]
-    assert len(parts[0]) > 1
+        corpus = [put(tmp_path / f"{last_word}.txt", documents)]
+        made = tokenise(corpus, tokenizer, str(tmp_path / f"{last_word}.bin"))
+        held_out = held_out_documents(made, tokenizer)
+        beginnings.append([document[:9] for document in held_out])
+    assert beginnings[0] == beginnings[1]
+    assert len(beginnings[0]) > 0
 
 
 def test_each_line_of_a_long_document_comes_once_and_with_one_mark(monkeypatch):
+    """A document is marked when enough of it was read to decide. No line may be lost there, and its
+    later lines must get the same mark."""
     monkeypatch.setattr(data, "DECIDING_CHARACTERS", 20)
     lines = []
     for number in range(300):
-        lines += [f"document {number}"] * (number % 5) + [""]
-    expected = [line for i, line in enumerate(lines) if line != "" or (i > 0 and lines[i - 1])]
+        num_lines = number % 5
+        lines += [f"document {number}"] * num_lines + [""]
+    # An empty line counts only where it ends a document.
+    expected = []
+    for i, line in enumerate(lines):
+        ends_document = i > 0 and lines[i - 1] != ""
+        if line != "" or ends_document:
+            expected.append(line)
     marked = list(data.mark_held_out(lines))
     assert [line for line, _ in marked] == expected
     marks_of_documents = []
     for i, (line, held_out) in enumerate(marked):
-        if line != "":
-            assert marked[i + 1][1] == held_out              # the same up to its empty line
-        else:
+        if line == "":
             marks_of_documents.append(held_out)
+        else:
+            _, next_mark = marked[i + 1]
+            assert next_mark == held_out                     # the same up to its empty line
     assert 0 < sum(marks_of_documents) < 60                  # of 240 documents; 5 are expected
 
 
 @pytest.mark.parametrize("drawn", [False, True])
 def test_tokens_are_held_out_where_documents_are_too_few(drawn, tokenizer, tmp_path, capsys):
+    """One document would be on one side as a whole, so its last fiftieth is held out instead."""
     documents = [document_of([" ".join(WORDS)] * 20, drawn)]
-    made = tokenise([put(tmp_path / "a.txt", documents)], tokenizer, str(tmp_path / "a.bin"))
+    corpus = [put(tmp_path / "a.txt", documents)]
+    made = tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     train, valid = naive_tokens(documents, tokenizer)
     all_tokens = train + valid                               # one of the two is empty
     assert made.train_tokens.tolist() + made.valid_tokens.tolist() == all_tokens
-    assert len(made.valid_tokens) == len(all_tokens) // 50 > 0
-    assert f"last {len(made.valid_tokens)} tokens" in capsys.readouterr().err
+    num_held_out = len(all_tokens) // 50
+    assert num_held_out > 0
+    assert len(made.valid_tokens) == num_held_out
+    assert f"last {num_held_out} tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "\n\n \n", "\ufeff", "\0" * 9, "\0\n\n\0\0\n"])
@@ -790,21 +961,21 @@ def test_a_corpus_of_which_most_words_are_unknown_is_an_error(
         held_out, chunk, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "CHUNK", chunk)
     # 158 characters are known: 50 words and the line before them.
-    for name, num_unknown in (("half.txt", 150), ("most.txt", 170)):
-        document = document_of(["the"] * 50 + ["中"] * num_unknown, held_out)
-        corpus = [put(tmp_path / name, [document])]
-        if num_unknown == 150:
-            tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
-        else:
-            with pytest.raises(ValueError, match=r"most\.txt: 52% of the characters become"):
-                tokenise(corpus, tokenizer, str(tmp_path / "b.bin"))
+    known = ["the"] * 50
+    half = [put(tmp_path / "half.txt", [document_of(known + ["中"] * 150, held_out)])]
+    most = [put(tmp_path / "most.txt", [document_of(known + ["中"] * 170, held_out)])]
+    tokenise(half, tokenizer, str(tmp_path / "a.bin"))
+    with pytest.raises(ValueError, match=r"most\.txt: 52% of the characters become"):
+        tokenise(most, tokenizer, str(tmp_path / "b.bin"))
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.bin.json", "half.txt", "most.txt"]
 
 
 def test_unknown_text_in_any_part_of_a_corpus_counts(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "CHUNK", 100)              # a chunk has about so many characters
     monkeypatch.setattr(data, "SAMPLE", 40)              # of the first chunk; 10 of each other one
-    corpus = [put(tmp_path / "a.txt", [["the"] * 30] + [["中"] * 100] * 2)]
+    known = ["the"] * 30
+    unknown = ["中"] * 100
+    corpus = [put(tmp_path / "a.txt", [known, unknown, unknown])]
     with pytest.raises(ValueError, match="become .UNK. with the tokenizer in"):
         tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
 
@@ -813,13 +984,15 @@ def test_unknown_text_in_any_part_of_a_corpus_counts(tokenizer, tmp_path, monkey
 def test_a_corpus_of_which_most_characters_are_unknown_is_an_error(
         num_long, is_refused, tokenizer, tmp_path):
     """A run of over 100 letters is one [UNK], so only a sixth of the tokens are [UNK]."""
-    corpus = [put(tmp_path / "a.txt", [["the the the the the " + "t" * num_long]] * 500)]
+    line = "the the the the the " + "t" * num_long
+    corpus = [put(tmp_path / "a.txt", [[line]] * 500)]
+    out = str(tmp_path / "a.bin")
     if is_refused:
         with pytest.raises(ValueError, match=r"a\.txt: 91% of the characters become \[UNK\]"):
-            tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
+            tokenise(corpus, tokenizer, out)
         assert os.listdir(tmp_path) == ["a.txt"]
     else:
-        tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
+        tokenise(corpus, tokenizer, out)
 
 
 @pytest.mark.parametrize("num_unknown, is_warned", [(9, False), (11, True)])
@@ -833,21 +1006,24 @@ def test_a_corpus_of_which_over_a_tenth_is_unknown_has_a_warning(
 
 
 def test_unknown_characters_are_counted_in_a_sample_of_the_lines(tokenizer):
+    """They are counted -> (characters, unknown ones), without the spaces."""
     texts = ["the 中 cat", "the cat", "t" * 2000, ""]
     assert data.count_characters(texts, tokenizer) == (7 + 6 + 2000, 1 + 2000)
     assert data.count_characters([], tokenizer) == (0, 0)
     # The sample of 70 characters is ten lines of seven.
     assert data.count_characters(["the cat"] * 500, tokenizer, 70) == (10 * 6, 0)
-    lines = ["the 中 cat", "the cat", ""] * 500           # not only those at certain places
+    # The sample does not stand at fixed places, so it has lines of all three kinds.
+    lines = ["the 中 cat", "the cat", ""] * 500
     num_characters, num_unknown = data.count_characters(lines, tokenizer, 1000)
     assert 500 < num_characters < 1000
     assert 20 < num_unknown < 80
 
 
 def test_a_token_file_may_be_named_by_a_path_of_pathlib(tmp_path, tokenizer):
-    put(tmp_path / "one.txt", make_documents(200))
-    token_file = tokenise(tmp_path / "one.txt", tokenizer, tmp_path / "a.bin")
-    assert token_file.path == str(tmp_path / "a.bin")
+    corpus = tmp_path / "one.txt"
+    put(corpus, make_documents(200))
+    made = tokenise(corpus, tokenizer, tmp_path / "a.bin")
+    assert made.path == str(tmp_path / "a.bin")
 
 
 def test_tokens_of_another_corpus_are_replaced_only_with_overwrite(tmp_path, tokenizer, capsys):
@@ -864,16 +1040,26 @@ def test_tokens_of_another_corpus_are_replaced_only_with_overwrite(tmp_path, tok
     assert "choose another --out, or say --overwrite" in error
     assert Path(out).read_bytes() == before
     assert main(flags + [two, "--overwrite"]) is None
-    assert TokenFile(out).made_from["corpus"][0][0] == two
-    assert main(["--corpus", one, "--train-tokenizer", "100", "--out", str(tmp_path / "v"),
-                 "--overwrite"]) == 2
+    first_file = TokenFile(out).made_from["corpus"][0]
+    path, _, _ = first_file                              # its size and its time
+    assert path == two
+
+
+def test_overwrite_is_refused_where_a_vocabulary_is_learned(tmp_path, capsys):
+    corpus = put(tmp_path / "a.txt", make_documents(200))
+    out = str(tmp_path / "vocabulary")
+    flags = ["--corpus", corpus, "--train-tokenizer", "100", "--out", out]
+    assert main(flags + ["--overwrite"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(flags) is None
 
 
 def test_of_a_few_words_at_least_one_token_is_held_out(tokenizer, tmp_path, capsys):
-    made = tokenise([put(tmp_path / "a.txt", [["the the"]])], tokenizer, str(tmp_path / "a.bin"))
+    corpus = [put(tmp_path / "a.txt", [["the the"]])]
+    made = tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     assert "the last 1 tokens are held out instead" in capsys.readouterr().err
     assert len(made.train_tokens) == 2
-    assert list(made.valid_tokens) == [tokenizer.sep_id]
+    assert made.valid_tokens.tolist() == [tokenizer.sep_id]
 
 
 def test_a_token_file_may_be_in_the_working_directory(tokenizer, tmp_path, monkeypatch):
@@ -895,21 +1081,25 @@ def test_reading_a_token_file_cannot_change_it(token_file):
 
 def test_old_tokens_never_stand_beside_a_new_description(
         token_file, tokenizer, tmp_path, monkeypatch):
+    """The disk is full when the new description is written, so the old tokens must be gone."""
     def full_disk(path, value, shared):
         raise OSError("the disk is full")
 
+    documents = make_documents(300)
+    corpus = [put(tmp_path / "b.txt", documents)]
     monkeypatch.setattr(data, "write_json", full_disk)
     with pytest.raises(OSError, match="full"):
-        tokenise([put(tmp_path / "b.txt", make_documents(300))], tokenizer, token_file.path)
+        tokenise(corpus, tokenizer, token_file.path)
     assert not os.path.exists(token_file.path)
     monkeypatch.undo()
-    made = tokenise([str(tmp_path / "b.txt")], tokenizer, token_file.path)
-    assert made.train_tokens.tolist() == naive_tokens(make_documents(300), tokenizer)[0]
+    made = tokenise(corpus, tokenizer, token_file.path)
+    assert_tokens_of(made, documents, tokenizer)
 
 
 def test_old_tokens_may_be_removed_by_another_process_first(
         token_file, tokenizer, tmp_path, monkeypatch):
     removed = []
+    remove = os.remove
 
     def remove_twice(path):
         remove(path)                                         # as the other process does
@@ -917,16 +1107,20 @@ def test_old_tokens_may_be_removed_by_another_process_first(
             removed.append(path)
             remove(path)                                     # there is no such file now
 
-    remove = os.remove
     monkeypatch.setattr(os, "remove", remove_twice)
-    made = tokenise([put(tmp_path / "b.txt", make_documents(300))], tokenizer, token_file.path)
+    documents = make_documents(300)
+    corpus = [put(tmp_path / "b.txt", documents)]
+    made = tokenise(corpus, tokenizer, token_file.path)
     assert removed == [token_file.path]
-    assert made.train_tokens.tolist() == naive_tokens(make_documents(300), tokenizer)[0]
+    assert_tokens_of(made, documents, tokenizer)
 
 
 def test_the_same_tokens_of_another_process_are_not_removed(tokenizer, tmp_path, monkeypatch):
-    corpus = [put(tmp_path / "a.txt", make_documents(300))]
+    documents = make_documents(300)
+    corpus = [put(tmp_path / "a.txt", documents)]
     out = str(tmp_path / "a.bin")
+    hash_file = data.hash_file
+    write_json = data.write_json
 
     def write_while_another_process_finishes(path, value, shared):
         # The other process has made its file while this one was tokenising. Now it opens it.
@@ -939,38 +1133,15 @@ def test_the_same_tokens_of_another_process_are_not_removed(tokenizer, tmp_path,
         monkeypatch.setattr(data, "write_json", write_while_another_process_finishes)
         return hash_file(path)
 
-    hash_file = data.hash_file
-    write_json = data.write_json
     monkeypatch.setattr(data, "hash_file", hash_while_another_process_finishes)
     made = tokenise(corpus, tokenizer, out)
     assert data.write_json is write_while_another_process_finishes
-    assert made.train_tokens.tolist() == naive_tokens(make_documents(300), tokenizer)[0]
-
-
-def test_half_characters_in_escapes_do_not_count_as_another_encoding(tmp_path, capsys):
-    """The second half of an emoji that a program has cut off is such an escape."""
-    rows = [json.dumps({"text": "cut \udc80 off \0"})] * 50
-    path = raw(tmp_path / "a.jsonl", "\n".join(rows))
-    lines = [line for line in read_corpus([path]) if line]
-    assert lines == ["cut \ufffd off \ufffd"] * 50
-    assert capsys.readouterr().err == ""
-
-
-def test_bytes_and_escapes_of_one_row_are_all_counted(tmp_path, capsys):
-    path = raw(tmp_path / "a.jsonl", b'{"text": "a \xff and \\ud800 and \\ud83d"}\n')
-    assert list(read_corpus([path]))[0] == "a \ufffd and \ufffd and \ufffd"
-    assert "replaced 3 NULs or bytes" in capsys.readouterr().err
-
-
-def test_bytes_of_another_encoding_beside_the_text_of_a_jsonl_do_no_harm(tmp_path):
-    row = '{"text": "all of this can be read", "author": "Andr\xe9"}\n'
-    path = raw(tmp_path / "a.jsonl", (row * 50).encode("latin-1"))
-    lines = [line for line in read_corpus([path]) if line]
-    assert lines == ["all of this can be read"] * 50
+    assert_tokens_of(made, documents, tokenizer)
 
 
 def test_two_processes_may_make_the_same_token_file_at_once(tokenizer, tmp_path, monkeypatch):
-    corpus = [put(tmp_path / "a.txt", make_documents(200))]
+    documents = make_documents(200)
+    corpus = [put(tmp_path / "a.txt", documents)]
     out = str(tmp_path / "a.bin")
     write_tokens = data.write_tokens
 
@@ -981,7 +1152,7 @@ def test_two_processes_may_make_the_same_token_file_at_once(tokenizer, tmp_path,
 
     monkeypatch.setattr(data, "write_tokens", write_tokens_while_another_process_does)
     made = tokenise(corpus, tokenizer, out)
-    assert made.train_tokens.tolist() == naive_tokens(make_documents(200), tokenizer)[0]
+    assert_tokens_of(made, documents, tokenizer)
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.bin.json", "a.txt"]
 
 
@@ -989,60 +1160,61 @@ def test_tokens_of_two_processes_with_different_corpora_are_not_mixed(
         tokenizer, tmp_path, monkeypatch):
     """Another process writes other tokens after this one has written its description."""
     path = tmp_path / "a.txt"
-    put(path, make_documents(200))
+    documents = make_documents(200)
+    other_documents = documents[::-1]                        # as many bytes
+    put(path, documents)
     out = str(tmp_path / "a.bin")
     write_json = data.write_json
 
     def pause_afterwards(*arguments, **options):
         write_json(*arguments, **options)
         monkeypatch.undo()
-        put(path, make_documents(200)[::-1])                 # as many bytes as before
+        put(path, other_documents)
         tokenise([str(path)], tokenizer, out)
 
     monkeypatch.setattr(data, "write_json", pause_afterwards)
     with pytest.raises(ValueError, match="a.bin: another process has written other tokens"):
         tokenise([str(path)], tokenizer, out)
     made = tokenise([str(path)], tokenizer, out)
-    assert made.train_tokens.tolist() == naive_tokens(make_documents(200)[::-1], tokenizer)[0]
+    assert_tokens_of(made, other_documents, tokenizer)
 
 
 def test_a_name_that_is_no_file_or_has_another_files_json_is_refused(tokenizer, tmp_path):
     corpus = [put(tmp_path / "a.txt", make_documents(200))]
     with pytest.raises(ValueError, match="/new/': the name of a token file must end in .bin"):
-        tokenise(corpus, tokenizer, str(tmp_path / "new") + "/")
+        tokenise(corpus, tokenizer, f"{tmp_path}/new/")
     with pytest.raises(ValueError, match="/new': the name of a token file must end in .bin"):
-        tokenise(corpus, tokenizer, str(tmp_path / "new"))
+        tokenise(corpus, tokenizer, f"{tmp_path}/new")
     out = str(tmp_path / "table.bin")
-    raw(tmp_path / "table.bin.json", '{"rows": []}')
+    description = tmp_path / "table.bin.json"
+    raw(description, '{"rows": []}')
     with pytest.raises(ValueError, match=r"table\.bin\.json exists and is not"):
         tokenise(corpus, tokenizer, out)
-    assert (tmp_path / "table.bin.json").read_text() == '{"rows": []}'
+    assert description.read_text() == '{"rows": []}'
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "table.bin.json"]
-    raw(tmp_path / "table.bin.json", '{"made_from": {}}')        # what a kill may leave behind
-    assert len(tokenise(corpus, tokenizer, out).train_tokens) > 0
+    raw(description, '{"made_from": {}}')                # what a kill may leave behind
+    made = tokenise(corpus, tokenizer, out)
+    assert len(made.train_tokens) > 0
 
 
 def test_a_corpus_is_tokenised_once_for_each_tokenizer(tokenizer, tmp_path):
     cache = str(tmp_path / "cache")
-    documents = make_documents(200)
-    corpus = [put(tmp_path / "a.txt", documents), put(tmp_path / "b.txt", documents[:9])]
-    letters = list("abcdefghijklmnopqrstuvwxyz0123456789")
-    words = SPECIAL_TOKENS + letters + ["##" + letter for letter in letters]
-    other = Tokenizer(vocab_folder(tmp_path / "tok", words))
+    one = make_documents(200)
+    two = one[:9]
+    corpus = [put(tmp_path / "a.txt", one), put(tmp_path / "b.txt", two)]
+    other_tokenizer = spelling_tokenizer(tmp_path / "tok", LETTERS + string.digits)
     first = open_corpus(corpus, tokenizer, cache)
     before = os.stat(first.path)
-    second = open_corpus(corpus, other, cache)
+    second = open_corpus(corpus, other_tokenizer, cache)
     part = open_corpus(corpus[:1], tokenizer, cache)
     assert len({first.path, second.path, part.path}) == 3
-    assert len(os.listdir(cache)) == 6
-    assert open_corpus(corpus, tokenizer, cache).path == first.path
+    assert len(os.listdir(cache)) == 6                   # a .bin and a .json of each
+    again = open_corpus(corpus, tokenizer, cache)
+    assert again.path == first.path
     assert os.stat(first.path) == before
-    for made, made_by, all_documents in ((first, tokenizer, documents + documents[:9]),
-                                         (second, other, documents + documents[:9]),
-                                         (part, tokenizer, documents)):
-        train, valid = naive_tokens(all_documents, made_by)
-        assert made.train_tokens.tolist() == train
-        assert made.valid_tokens.tolist() == valid
+    assert_tokens_of(first, one + two, tokenizer)
+    assert_tokens_of(second, one + two, other_tokenizer)
+    assert_tokens_of(part, one, tokenizer)
 
 
 def test_the_same_name_in_two_folders_is_two_corpora_and_a_column_another_one(
@@ -1050,61 +1222,53 @@ def test_the_same_name_in_two_folders_is_two_corpora_and_a_column_another_one(
     cache = str(tmp_path / "cache")
     paths = []
     for folder in ("one", "two"):
-        os.mkdir(tmp_path / folder)
-        put(tmp_path / folder / "a.txt", make_documents(200))
+        absolute = put(tmp_path / folder / "a.txt", make_documents(200))
         monkeypatch.chdir(tmp_path / folder)
-        paths.append(open_corpus(["a.txt"], tokenizer, cache).path)
-        assert open_corpus([str(tmp_path / folder / "a.txt")], tokenizer, cache).path == paths[-1]
-    row = {"text": "a cat sat", "body": "a dog sat"}
-    table = raw(tmp_path / "rows.jsonl", f"{json.dumps(row)}\n" * 200)
+        token_file = open_corpus(["a.txt"], tokenizer, cache)
+        assert open_corpus([absolute], tokenizer, cache).path == token_file.path
+        paths.append(token_file.path)
+    row = json.dumps({"text": "a cat sat", "body": "a dog sat"})
+    table = raw(tmp_path / "rows.jsonl", f"{row}\n" * 200)
     for column in ("text", "body"):
-        paths.append(open_corpus([str(table)], tokenizer, cache, column).path)
+        token_file = open_corpus([table], tokenizer, cache, column)
+        paths.append(token_file.path)
     assert len(set(paths)) == 4
     assert "made anew" not in capsys.readouterr().err
 
 
-def test_a_damaged_table_is_named_once(tokenizer, tmp_path):
-    packed = gzip.compress(b"text\n" + b"the cat sat on a mat\n" * 999)
-    path = raw(tmp_path / "a.csv.gz", packed[:-9])
-    with pytest.raises(ValueError, match=r"a\.csv\.gz: not a whole, undamaged file: ") as error:
-        list(read_corpus([str(path)]))
-    assert str(error.value).count("a.csv.gz") == 1
-
-
 def test_a_token_file_is_opened_as_it_is_if_its_tokenizer_is_the_same(
         token_file, tokenizer, tmp_path):
-    cache = tmp_path / "cache"
-    opened = open_corpus([token_file.path], tokenizer, str(cache))
-    assert opened.path == token_file.path and not cache.exists()
+    cache = str(tmp_path / "cache")
+    opened = open_corpus([token_file.path], tokenizer, cache)
+    assert opened.path == token_file.path
+    assert not os.path.exists(cache)
     other = Tokenizer(vocab_folder(tmp_path / "tok", SPECIAL_TOKENS + ["a"]))
     with pytest.raises(ValueError, match=r"a\.bin was made with another tokenizer than .*tok"):
-        open_corpus([token_file.path], other, str(cache))
+        open_corpus([token_file.path], other, cache)
     with pytest.raises(ValueError, match=r"a\.bin: a token file cannot be read together"):
-        open_corpus([token_file.path, str(tmp_path / "a.txt")], tokenizer, str(cache))
+        open_corpus([token_file.path, str(tmp_path / "a.txt")], tokenizer, cache)
     description = read_json(f"{token_file.path}.json")
     description["made_from"] = {}                            # it does not say which tokenizer
     raw(tmp_path / "a.bin.json", json.dumps(description))
-    assert open_corpus([token_file.path], other, str(cache)).path == token_file.path
+    opened = open_corpus([token_file.path], other, cache)
+    assert opened.path == token_file.path
 
 
 def test_a_failure_leaves_the_old_token_file_as_it_was(token_file, tokenizer, tmp_path):
-    before = Path(token_file.path).read_bytes()
-    names = sorted(os.listdir(tmp_path))
-    raw(tmp_path / "a.txt.gz", b"no archive")
+    bad = raw(tmp_path / "a.txt.gz", b"no archive")
+    before = files_below(tmp_path)
     with pytest.raises(ValueError, match="damaged"):
-        tokenise([str(tmp_path / "a.txt"), str(tmp_path / "a.txt.gz")], tokenizer, token_file.path)
-    assert Path(token_file.path).read_bytes() == before
-    assert sorted(os.listdir(tmp_path)) == sorted(names + ["a.txt.gz"])
-    assert len(TokenFile(token_file.path).train_tokens) == len(token_file.train_tokens)
+        tokenise([str(tmp_path / "a.txt"), bad], tokenizer, token_file.path)
+    assert files_below(tmp_path) == before
 
 
 def test_a_file_that_is_no_token_file_is_not_overwritten(tokenizer, tmp_path):
-    corpus = put(tmp_path / "a.txt", make_documents(9))
-    before = Path(corpus).read_bytes()
-    for out in (corpus, str(tmp_path)):
+    path = put(tmp_path / "a.txt", make_documents(9))
+    before = files_below(tmp_path)
+    for out in (path, str(tmp_path)):
         with pytest.raises((ValueError, OSError), match=str(tmp_path)):
-            tokenise([corpus], tokenizer, out)
-    assert Path(corpus).read_bytes() == before and os.listdir(tmp_path) == ["a.txt"]
+            tokenise([path], tokenizer, out)
+    assert files_below(tmp_path) == before
 
 
 REMOVED = object()                  # the field is to be left out
@@ -1116,12 +1280,15 @@ REMOVED = object()                  # the field is to be left out
     {"train": -1}, {"train": 1.0}, {"train": 10**30}, {"valid": 1}, {"valid": "x"},
     {"train": 10**6, "valid": 0}, {"made_from": REMOVED}, {"made_from": []}, {"made_from": None}])
 def test_a_damaged_description_of_a_token_file_is_an_error(damage, token_file):
-    facts = read_json(f"{token_file.path}.json")
     content = damage                                     # the whole text, or changes of its fields
     if isinstance(damage, dict):
-        facts.update(damage)
-        left = {name: value for name, value in facts.items() if value is not REMOVED}
-        content = json.dumps(left)
+        facts = read_json(f"{token_file.path}.json")
+        for name, value in damage.items():
+            if value is REMOVED:
+                del facts[name]
+            else:
+                facts[name] = value
+        content = json.dumps(facts)
     with open(f"{token_file.path}.json", "w", encoding="latin-1") as file:
         file.write(content)
     with pytest.raises(ValueError, match=f"^{token_file.path}: .*delete it and its .json, and"):
@@ -1142,17 +1309,40 @@ def test_a_token_file_that_is_gone_is_an_error(token_file):
         TokenFile(token_file.path)
 
 
+@pytest.mark.parametrize("begin, end, pad_id, is_refused", [
+    (0, 8000, 0, True), (0, 2048, 0, True), (5952, 8000, 0, True), (3000, 6000, 0, True),
+    (4000, 5000, 0, False), (0, 8000, 1, False)])
+def test_zeros_in_place_of_tokens_are_noticed(begin, end, pad_id, is_refused, tmp_path):
+    """A failed disk or copy may leave a hole of zeros in a file. A thousand are too few to be one.
+    If 0 is not [PAD], they may be text."""
+    path = str(tmp_path / "t.bin")
+    tokens = np.ones(9000, np.uint16)
+    tokens[begin:end] = 0
+    tokens.tofile(path)
+    facts = {"dtype": "uint16", "train": 8000, "valid": 1000, "digest": "0", "made_from": {}}
+    raw(tmp_path / "t.bin.json", json.dumps(facts))
+    made_with = types.SimpleNamespace(pad_id=pad_id, digest="", path="")
+    if is_refused:
+        with pytest.raises(ValueError, match="t.bin: from token .* there are zeros in place"):
+            open_corpus(path, made_with)
+    else:
+        opened = open_corpus(path, made_with)
+        assert len(opened.train_tokens) == 8000
+
+
 def test_a_token_file_is_recognised_by_what_is_in_it(token_file, tokenizer, tmp_path):
     content = Path(token_file.path).read_bytes()
     expected = hashlib.blake2b(content, digest_size=16).hexdigest()
-    assert token_file.digest == TokenFile(token_file.path).digest == expected
+    assert token_file.digest == expected
     description = read_json(f"{token_file.path}.json")
     assert description["digest"] == expected
     # A copy of the corpus that is elsewhere and newer gives the same digest, another text not.
     copy = [put(tmp_path / "elsewhere" / "copy.jsonl", make_documents(300))]
-    assert tokenise(copy, tokenizer, str(tmp_path / "b.bin")).digest == expected
+    of_copy = tokenise(copy, tokenizer, str(tmp_path / "b.bin"))
+    assert of_copy.digest == expected
     other = [put(tmp_path / "other.txt", make_documents(300, seed=1))]
-    assert tokenise(other, tokenizer, str(tmp_path / "c.bin")).digest != expected
+    of_other = tokenise(other, tokenizer, str(tmp_path / "c.bin"))
+    assert of_other.digest != expected
     del description["digest"]                            # as an earlier version wrote it
     raw(tmp_path / "a.bin.json", json.dumps(description))
     assert TokenFile(token_file.path).digest == expected
@@ -1160,17 +1350,19 @@ def test_a_token_file_is_recognised_by_what_is_in_it(token_file, tokenizer, tmp_
 
 @pytest.mark.parametrize("size", [0, 1, 10, 25])
 def test_the_hash_of_a_file_is_that_of_its_bytes(size, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "CHUNK", 10)
+    monkeypatch.setattr(data, "CHUNK", 10)               # it is read in pieces of so many bytes
     content = random.Random(0).randbytes(size)
+    path = raw(tmp_path / "x", content)
     expected = hashlib.blake2b(content, digest_size=16).hexdigest()
-    assert hash_file(raw(tmp_path / "x", content)) == expected
+    assert hash_file(path) == expected
 
 
 def test_what_a_killed_run_left_in_the_cache_is_removed_by_the_next(tokenizer, tmp_path):
     corpus = [put(tmp_path / "a.txt", make_documents(200))]
     two_days_ago = time.time() - 2 * 24 * 60 * 60
     for name in ("a.bin.99999-0a1b2c3d.tmp", "a.bin.json.99999-0a1b2c3d.tmp"):
-        os.utime(raw(tmp_path / name, "half of it"), (two_days_ago, two_days_ago))
+        path = raw(tmp_path / name, "half of it")
+        os.utime(path, (two_days_ago, two_days_ago))
     tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.bin.json", "a.txt"]
 
@@ -1196,40 +1388,59 @@ TRICKY = [
 
 
 def tricky_words(cased):
-    """Letters, with and without ##, as BERT's normaliser leaves them, and a few longer words."""
-    text = set("".join(TRICKY)) | set("".join(TRICKY).lower()) | set("aeiouncszglz\u0301")
-    letters = sorted(c for c in text if c.isprintable() and not c.isspace()
-                     and (cased or c == c.lower()) and c != "🙂")    # which is to be [UNK]
-    continued = ["##" + c for c in letters if c.isalnum() or c == "\u0301"]
-    longer = ["stop", "cafe", "real", "##ly", "lower", "[unused1]"]
-    return SPECIAL_TOKENS + letters + continued + longer
+    """List special tokens, all characters of TRICKY that BERT's normaliser may leave, with and
+    without ##, and a few longer words. The smile is left out, so that it is [UNK]."""
+    text = "".join(TRICKY)
+    characters = set(text + text.lower() + "aeiouncszglz\u0301")
+    words = SPECIAL_TOKENS.copy()
+    for character in sorted(characters):
+        is_visible = character.isprintable() and not character.isspace()
+        has_right_case = cased or character == character.lower()
+        if is_visible and has_right_case and character != "🙂":
+            words.append(character)
+            if character.isalnum() or character == "\u0301":
+                words.append(f"##{character}")
+    return words + ["stop", "cafe", "real", "##ly", "lower", "[unused1]"]
 
 
 @pytest.mark.parametrize("cased", [False, True])
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("config_says_it", [False, True])
 @pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json"])
-def test_the_ids_are_those_of_the_reference_tokenizers(cased, told, file, tmp_path):
-    reference = pytest.importorskip("transformers", reason="the oracle").BertTokenizerFast
-    words = tricky_words(cased)
-    folder = vocab_folder(tmp_path / "v", words, {"do_lower_case": not cased} if told else None)
+def test_the_ids_are_those_of_the_reference_tokenizers(cased, config_says_it, file, tmp_path):
+    """The references are BERT's tokenizers in the packages tokenizers and transformers."""
+    transformers = pytest.importorskip("transformers", reason="the oracle")
+    config = None
+    if config_says_it:
+        config = {"do_lower_case": not cased}
+    folder = vocab_folder(tmp_path / "v", tricky_words(cased), config)
     vocab = os.path.join(folder, "vocab.txt")
-    second = tokenizers.BertWordPieceTokenizer(vocab, lowercase=not cased)
+    reference = tokenizers.BertWordPieceTokenizer(vocab, lowercase=not cased)
     if file == "tokenizer.json":
         os.remove(vocab)
-        second.enable_padding(length=40)
-        second.enable_truncation(5)
-        second.save(os.path.join(folder, "tokenizer.json"))
-        second.no_padding()
-        second.no_truncation()
-    mine = Tokenizer(folder).encode(TRICKY)
-    assert mine == [second.encode(text, add_special_tokens=False).ids for text in TRICKY]
-    first = reference.from_pretrained(folder, do_lower_case=not cased)
-    assert mine == first(TRICKY, add_special_tokens=False)["input_ids"]
-    lower, mixed = Tokenizer(folder).encode(["upper lower mixed", "UPPER lower MiXeD"])
+        # Such a file may ask for padding and truncation, but ours must do neither.
+        reference.enable_padding(length=40)
+        reference.enable_truncation(5)
+        reference.save(os.path.join(folder, file))
+        reference.no_padding()
+        reference.no_truncation()
+    ours = Tokenizer(folder)
+    found = ours.encode(TRICKY)
+    for text, ids in zip(TRICKY, found, strict=True):
+        assert ids == reference.encode(text, add_special_tokens=False).ids, text
+    other_reference = transformers.BertTokenizerFast.from_pretrained(
+        folder, do_lower_case=not cased)
+    assert found == other_reference(TRICKY, add_special_tokens=False)["input_ids"]
+    lower, mixed = ours.encode(["upper lower mixed", "UPPER lower MiXeD"])
     assert (lower != mixed) == cased
-    smile = Tokenizer(folder).encode(["🙂"])[0]
-    assert smile == [SPECIAL_TOKENS.index("[UNK]")]          # the vocabulary does not have it
-    assert sum(len(ids) for ids in mine) > 180               # few other words are [UNK] as a whole
+    assert ours.encode(["🙂"]) == [[ours.unk_id]]
+    assert sum(len(ids) for ids in found) > 180              # few other words are [UNK] as a whole
+
+
+def lowercases(tokenizer):
+    """Tell whether a tokenizer makes small letters of capitals."""
+    normalised = tokenizer.backend.normalizer.normalize_str("AB")
+    assert normalised in ("ab", "AB")
+    return normalised == "ab"
 
 
 @pytest.mark.parametrize("words, config, lower", [
@@ -1239,35 +1450,39 @@ def test_the_ids_are_those_of_the_reference_tokenizers(cased, told, file, tmp_pa
     (["a", "B"], {"do_lower_case": True}, True), (["a", "b"], {"do_lower_case": False}, False),
     (["a", "B"], {"model_max_length": 512}, False), (["a", "B"], {"do_lower_case": None}, False)])
 def test_a_vocabulary_with_capitals_is_cased_unless_told_otherwise(words, config, lower, tmp_path):
-    core = Tokenizer(vocab_folder(tmp_path, SPECIAL_TOKENS + words, config)).backend
-    assert core.normalizer.normalize_str("AB") == ("ab" if lower else "AB")
+    """Only capitals from A to Z count, and none in brackets, as in [END]."""
+    folder = vocab_folder(tmp_path, SPECIAL_TOKENS + words, config)
+    assert lowercases(Tokenizer(folder)) == lower
 
 
 def test_accents_are_kept_where_the_files_say_so(tmp_path):
     config = {"do_lower_case": True, "strip_accents": False}
-    core = Tokenizer(vocab_folder(tmp_path, SPECIAL_TOKENS + ["a"], config)).backend
-    assert core.normalizer.normalize_str("É") == "é"
+    found = Tokenizer(vocab_folder(tmp_path, SPECIAL_TOKENS + ["a"], config))
+    assert found.backend.normalizer.normalize_str("É") == "é"
 
 
 def test_line_ends_and_odd_words_in_a_vocabulary_do_not_shift_the_numbers(tmp_path):
-    odd = SPECIAL_TOKENS + ["a\u2028b", "\x85", "\u00a0", "last"]
-    text = "\n".join(odd)
+    """Python's splitlines() would divide some of these words, and strip() would empty others."""
+    words = SPECIAL_TOKENS + ["a\u2028b", "\x85", "\u00a0", "last"]
+    text = "\n".join(words)
     with_line_end = text + "\n"
-    for variant in (text, with_line_end, with_line_end.replace("\n", "\r\n"), "\ufeff" + text):
+    of_windows = with_line_end.replace("\n", "\r\n")
+    with_byte_order_mark = "\ufeff" + text
+    for variant in (text, with_line_end, of_windows, with_byte_order_mark):
         raw(tmp_path / "vocab.txt", variant)
         found = Tokenizer(str(tmp_path))
-        assert found.vocab_size == len(odd) and found.backend.token_to_id("last") == len(odd) - 1
-        named = (found.pad_id, found.unk_id, found.cls_id, found.sep_id, found.mask_id)
-        assert named == (0, 1, 2, 3, 4)
+        assert found.vocab_size == len(words)
+        assert found.backend.token_to_id("last") == len(words) - 1
+        special_ids = [found.pad_id, found.unk_id, found.cls_id, found.sep_id, found.mask_id]
+        assert special_ids == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("words, lowercase", [(["a", "B"], False), (["a", "b"], True)])
 def test_a_saved_vocabulary_says_whether_it_is_cased(words, lowercase, tmp_path):
     """transformers would lower-case where nothing says so."""
-    os.mkdir(tmp_path / "out")
     tokenizer = Tokenizer(vocab_folder(tmp_path / "v", SPECIAL_TOKENS + words))
     tokenizer.save(tmp_path / "out")
-    config = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    config = read_json(tmp_path / "out" / "tokenizer_config.json")
     assert config == {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
     assert Tokenizer(tmp_path / "out").digest == tokenizer.digest
 
@@ -1276,14 +1491,14 @@ def test_a_saved_vocabulary_says_whether_it_is_cased(words, lowercase, tmp_path)
     ({"model_max_length": 9}, False), ({"do_lower_case": None}, False),
     ({"do_lower_case": True, "x": 1}, True)])
 def test_a_saved_config_says_whether_it_is_cased(config, lowercase, tmp_path):
-    os.mkdir(tmp_path / "out")
     tokenizer = Tokenizer(vocab_folder(tmp_path / "v", SPECIAL_TOKENS + ["a", "B"], config))
     tokenizer.save(tmp_path / "out")
-    saved = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
-    assert saved == config | {"do_lower_case": lowercase}
+    expected = config.copy()
+    expected["do_lower_case"] = lowercase
+    assert read_json(tmp_path / "out" / "tokenizer_config.json") == expected
     assert Tokenizer(tmp_path / "out").digest == tokenizer.digest
     # The folder that was read stays as it was.
-    assert json.loads((tmp_path / "v/tokenizer_config.json").read_text()) == config
+    assert read_json(tmp_path / "v" / "tokenizer_config.json") == config
 
 
 @pytest.mark.parametrize("text, message", [
@@ -1314,33 +1529,48 @@ def test_a_tokenizer_json_that_will_not_do_is_named(text, tmp_path):
         Tokenizer(str(tmp_path))
 
 
+def save_wordpiece(folder, ids, unk_token="[UNK]"):
+    """Write a tokenizer.json of these words {word: number}, without a normaliser."""
+    model = tokenizers.models.WordPiece(ids, unk_token=unk_token)
+    tokenizers.Tokenizer(model).save(str(folder / "tokenizer.json"))
+
+
+def numbered(words):
+    """Return {word: its place in the list}."""
+    return {word: i for i, word in enumerate(words)}
+
+
+def save_bpe(folder, special_tokens, **options):
+    """Write a tokenizer.json of another kind than BERT's, byte pair encoding -> its backend."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(**options))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=60, special_tokens=special_tokens,
+                                             show_progress=False)
+    backend.train_from_iterator([" ".join(WORDS)] * 9, trainer)
+    backend.save(str(folder / "tokenizer.json"))
+    return backend
+
+
 def test_a_tokenizer_without_a_token_for_an_unknown_word_is_named(tmp_path):
-    ids = {word: i for i, word in enumerate(SPECIAL_TOKENS + ["a"])}
-    model = tokenizers.models.WordPiece(ids, unk_token="<unk>")      # there is no <unk> in ids
-    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    save_wordpiece(tmp_path, numbered(SPECIAL_TOKENS + ["a"]), unk_token="<unk>")
     with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer: .*Missing"):
         Tokenizer(str(tmp_path))
 
 
 def test_a_tokenizer_in_which_unknown_words_vanish_is_refused(tmp_path):
-    core = tokenizers.Tokenizer(tokenizers.models.BPE())                      # without an unk_token
-    core.train_from_iterator(["the cat"], tokenizers.trainers.BpeTrainer(
-        vocab_size=60, special_tokens=SPECIAL_TOKENS, show_progress=False))
-    core.save(str(tmp_path / "tokenizer.json"))
+    save_bpe(tmp_path, SPECIAL_TOKENS)                   # it has no unk_token
     with pytest.raises(ValueError, match="tokenizer.json: .*words that it does not know vanish"):
         Tokenizer(str(tmp_path))
 
 
 def test_another_token_for_unknown_words_is_refused(tmp_path):
-    ids = {word: i for i, word in enumerate([*SPECIAL_TOKENS, "a", "<unk>"])}
-    model = tokenizers.models.WordPiece(ids, unk_token="<unk>")
-    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    save_wordpiece(tmp_path, numbered(SPECIAL_TOKENS + ["a", "<unk>"]), unk_token="<unk>")
     with pytest.raises(ValueError, match=r"its unk_token is '<unk>', not \[UNK\]"):
         Tokenizer(str(tmp_path))
 
 
 def test_a_tokenizer_that_pads_to_a_huge_length_does_no_harm(tmp_path):
-    backend = data.make_wordpiece([*SPECIAL_TOKENS, "a"])
+    backend = data.make_wordpiece(SPECIAL_TOKENS + ["a"])
     backend.enable_padding(length=2**40)
     backend.save(str(tmp_path / "tokenizer.json"))
     assert Tokenizer(str(tmp_path)).encode(["a"]) == [[5]]
@@ -1351,100 +1581,117 @@ def test_a_tokenizer_that_pads_to_a_huge_length_does_no_harm(tmp_path):
     {"do_lower_case": True, "strip_accents": False}, {"tokenize_chinese_chars": False}])
 @pytest.mark.parametrize("lowercase", [False, True])
 def test_the_config_counts_if_it_contradicts_the_tokenizer_json(config, lowercase, tmp_path):
-    words = [*SPECIAL_TOKENS, "e", "é", "E", "É", "中", "##文", "文"]
+    words = SPECIAL_TOKENS + ["e", "é", "E", "É", "中", "##文", "文"]
     backend = data.make_wordpiece(words, lowercase)
     backend.save(str(tmp_path / "tokenizer.json"))
     raw(tmp_path / "tokenizer_config.json", json.dumps(config))
     if config.get("do_lower_case") is not None:
         lowercase = config["do_lower_case"]
-    text = "É"
+    expected = ["É", "中", "文"]
     if lowercase:
-        text = "é" if config.get("strip_accents") is False else "e"
-    expected = [words.index(text)]
-    expected += [9, 11] if config.get("tokenize_chinese_chars", True) else [9, 10]
-    assert Tokenizer(str(tmp_path)).encode(["É 中文"]) == [expected]
-    Tokenizer(str(tmp_path)).save(str(tmp_path / "saved"))
-    assert Tokenizer(str(tmp_path / "saved")).digest == Tokenizer(str(tmp_path)).digest
+        expected[0] = "e"
+        if config.get("strip_accents") is False:
+            expected[0] = "é"
+    if config.get("tokenize_chinese_chars") is False:
+        expected[2] = "##文"                             # the two characters are one word
+    ids_of_words = numbered(words)
+    found = Tokenizer(str(tmp_path))
+    assert found.encode(["É 中文"]) == [[ids_of_words[word] for word in expected]]
+    found.save(str(tmp_path / "saved"))
+    assert Tokenizer(str(tmp_path / "saved")).digest == found.digest
 
 
-def test_a_class_for_any_kind_of_tokenizer_does_not_obey_the_config(tmp_path):
-    words = [*SPECIAL_TOKENS, "paris", "Paris"]
-    data.make_wordpiece(words, do_lower_case=False).save(str(tmp_path / "tokenizer.json"))
-    for kind, expected in (("PreTrainedTokenizerFast", 6), ("BertTokenizerFast", 5), (None, 5),
-                           ("DistilBertTokenizer", 5), ("TokenizersBackend", 6)):
-        config = {"tokenizer_class": kind, "do_lower_case": True}
-        raw(tmp_path / "tokenizer_config.json", json.dumps(config))
-        assert Tokenizer(str(tmp_path)).encode(["Paris"]) == [[expected]]
+@pytest.mark.parametrize("tokenizer_class, expected", [
+    ("PreTrainedTokenizerFast", "Paris"), ("BertTokenizerFast", "paris"), (None, "paris"),
+    ("DistilBertTokenizer", "paris"), ("TokenizersBackend", "Paris")])
+def test_a_class_for_any_kind_of_tokenizer_does_not_obey_the_config(
+        tokenizer_class, expected, tmp_path):
+    """In transformers only the tokenizers of a BERT look at do_lower_case."""
+    words = SPECIAL_TOKENS + ["paris", "Paris"]
+    backend = data.make_wordpiece(words, do_lower_case=False)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": tokenizer_class, "do_lower_case": True}
+    raw(tmp_path / "tokenizer_config.json", json.dumps(config))
+    assert Tokenizer(str(tmp_path)).encode(["Paris"]) == [[words.index(expected)]]
 
 
 @pytest.mark.parametrize("lowercase", [False, True])
 def test_a_saved_tokenizer_json_says_its_case_to_transformers(lowercase, tmp_path):
-    words = [*SPECIAL_TOKENS, "paris", "Paris"]
-    data.make_wordpiece(words, do_lower_case=lowercase).save(str(tmp_path / "tokenizer.json"))
-    Tokenizer(str(tmp_path)).save(str(tmp_path / "saved"))
-    config = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    words = SPECIAL_TOKENS + ["paris", "Paris"]
+    backend = data.make_wordpiece(words, do_lower_case=lowercase)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    found = Tokenizer(str(tmp_path))
+    found.save(str(tmp_path / "saved"))
+    config = read_json(tmp_path / "saved" / "tokenizer_config.json")
     assert config["do_lower_case"] is lowercase
-    assert Tokenizer(str(tmp_path / "saved")).digest == Tokenizer(str(tmp_path)).digest
+    assert Tokenizer(str(tmp_path / "saved")).digest == found.digest
 
 
 def test_added_tokens_that_the_vocabulary_does_not_have_are_refused(tmp_path):
-    vocab_folder(tmp_path, [*SPECIAL_TOKENS, "a"])
+    """transformers would use such a token, but this program would not."""
+    words = SPECIAL_TOKENS + ["a"]
+    vocab_folder(tmp_path, words)
     for harmless in ("{}", '{"[MASK]": 4}'):
         raw(tmp_path / "added_tokens.json", harmless)
         Tokenizer(str(tmp_path))
     raw(tmp_path / "added_tokens.json", '{"[MASK]": 4, "<drug>": 6}')
     with pytest.raises(ValueError, match="added_tokens.json: <drug>: not in vocab.txt"):
         Tokenizer(str(tmp_path))
-    data.make_wordpiece([*SPECIAL_TOKENS, "a"]).save(str(tmp_path / "tokenizer.json"))
+    data.make_wordpiece(words).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="added_tokens.json: <drug>: not in tokenizer.json"):
         Tokenizer(str(tmp_path))
-    data.make_wordpiece([*SPECIAL_TOKENS, "a", "<drug>"]).save(str(tmp_path / "tokenizer.json"))
+    data.make_wordpiece(words + ["<drug>"]).save(str(tmp_path / "tokenizer.json"))
     Tokenizer(str(tmp_path)).save(str(tmp_path / "saved"))
     assert (tmp_path / "saved" / "added_tokens.json").exists()
 
 
 def test_a_config_says_whether_chinese_characters_are_words(tmp_path):
-    words = [*SPECIAL_TOKENS, "中", "##文", "文"]
-    assert Tokenizer(vocab_folder(tmp_path / "a", words)).encode(["中文"]) == [[5, 7]]
-    whole = vocab_folder(tmp_path / "b", words, {"tokenize_chinese_chars": False})
-    assert Tokenizer(whole).encode(["中文"]) == [[5, 6]]
+    words = SPECIAL_TOKENS + ["中", "##文", "文"]
+    separate = Tokenizer(vocab_folder(tmp_path / "a", words))
+    assert separate.encode(["中文"]) == [[words.index("中"), words.index("文")]]
+    config = {"tokenize_chinese_chars": False}
+    together = Tokenizer(vocab_folder(tmp_path / "b", words, config))
+    assert together.encode(["中文"]) == [[words.index("中"), words.index("##文")]]
 
 
-@pytest.mark.parametrize("special", [SPECIAL_TOKENS, SPECIAL_TOKENS[:-1]])
-def test_any_kind_of_tokenizer_will_do_if_it_has_the_special_tokens(special, tmp_path):
-    core = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="[UNK]"))
-    core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    core.train_from_iterator([" ".join(WORDS)] * 9, tokenizers.trainers.BpeTrainer(
-        vocab_size=60, special_tokens=["<s>"] + special, show_progress=False))
-    core.save(str(tmp_path / "tokenizer.json"))
-    if special != SPECIAL_TOKENS:
-        with pytest.raises(ValueError, match=r"tokenizer\.json: it has no \[MASK\]"):
-            Tokenizer(str(tmp_path))
-        return
+def test_any_kind_of_tokenizer_will_do_if_it_has_the_special_tokens(tmp_path):
+    backend = save_bpe(tmp_path, ["<s>"] + SPECIAL_TOKENS, unk_token="[UNK]")
     found = Tokenizer(str(tmp_path))
-    assert found.special_ids.tolist() == [1, 2, 3, 4, 5] and found.mask_id == 5
-    assert found.encode(["the cat"]) == [core.encode("the cat").ids]
+    assert found.special_ids.tolist() == [1, 2, 3, 4, 5]
+    assert found.mask_id == 5
+    assert found.encode(["the cat"]) == [backend.encode("the cat").ids]
+
+
+def test_any_kind_of_tokenizer_without_a_special_token_is_refused(tmp_path):
+    without_mask = SPECIAL_TOKENS[:-1]
+    save_bpe(tmp_path, ["<s>"] + without_mask, unk_token="[UNK]")
+    with pytest.raises(ValueError, match=r"tokenizer\.json: it has no \[MASK\]"):
+        Tokenizer(str(tmp_path))
 
 
 def test_decoding_puts_words_together_and_leaves_special_tokens_out(tokenizer, tmp_path):
     bert = Tokenizer(vocab_folder(tmp_path, SPECIAL_TOKENS + ["the", "ca", "##t", "sat", "."]))
-    ids = bert.encode(["The cat sat."])[0]
-    assert ids == [5, 6, 7, 8, 9]
-    assert bert.decode([bert.cls_id] + ids + [bert.sep_id]) == "the cat sat."
+    ids = bert("The cat sat.")
+    assert ids == [bert.cls_id, 5, 6, 7, 8, 9, bert.sep_id]
+    assert bert.decode(ids) == "the cat sat."
     for text in ("the cat sat on a mat", "old river", ""):
-        assert tokenizer.decode(tokenizer.encode([text])[0]) == text
+        assert tokenizer.decode(tokenizer(text)) == text
 
 
 def test_a_text_becomes_token_numbers_between_cls_and_sep(tokenizer):
-    ids = tokenizer("the [MASK] sat")
-    assert ids == [tokenizer.cls_id, *tokenizer.encode(["the [MASK] sat"])[0], tokenizer.sep_id]
+    text = "the [MASK] sat"
+    ids = tokenizer(text)
+    assert ids[0] == tokenizer.cls_id
+    assert ids[1:-1] == tokenizer.encode([text])[0]
+    assert ids[-1] == tokenizer.sep_id
     assert ids.count(tokenizer.mask_id) == 1
     assert tokenizer("") == [tokenizer.cls_id, tokenizer.sep_id]
 
 
 def test_the_name_of_a_special_token_in_a_text_is_that_token(tokenizer):
     ids = tokenizer.encode(["[MASK] the [SEP]"])[0]
-    assert ids[0] == tokenizer.mask_id and ids[-1] == tokenizer.sep_id
+    assert ids[0] == tokenizer.mask_id
+    assert ids[-1] == tokenizer.sep_id
 
 
 def test_a_tokens_number_has_a_limit(tmp_path, monkeypatch):
@@ -1457,18 +1704,19 @@ def test_a_tokens_number_has_a_limit(tmp_path, monkeypatch):
 
 
 def test_numbers_that_no_token_has_are_never_drawn(tmp_path):
-    ids = {word: 3 * i for i, word in enumerate(SPECIAL_TOKENS + ["a", "b"])}
-    tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]")).save(
-        str(tmp_path / "tokenizer.json"))
+    """Masking draws random tokens from ordinary_ids. Here only each third number is a token's."""
+    words = SPECIAL_TOKENS + ["a", "b"]
+    save_wordpiece(tmp_path, {word: 3 * i for i, word in enumerate(words)})
     found = Tokenizer(str(tmp_path))
-    assert found.vocab_size == 19 and found.ordinary_ids.tolist() == [15, 18]
+    assert found.vocab_size == 19
     assert found.special_ids.tolist() == [0, 3, 6, 9, 12]
+    assert found.ordinary_ids.tolist() == [15, 18]
 
 
 def test_two_special_tokens_with_one_number_are_refused(tmp_path):
-    ids = {word: i for i, word in enumerate(SPECIAL_TOKENS + ["x"])}
+    ids = numbered(SPECIAL_TOKENS + ["x"])
+    save_wordpiece(tmp_path, ids)
     path = tmp_path / "tokenizer.json"
-    tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]")).save(str(path))
     content = json.loads(path.read_text())
     content["model"]["vocab"]["[MASK]"] = ids["[SEP]"]
     path.write_text(json.dumps(content))
@@ -1477,10 +1725,12 @@ def test_two_special_tokens_with_one_number_are_refused(tmp_path):
 
 
 def test_a_tokenizer_that_fails_at_a_very_long_word_is_refused(tmp_path):
-    words = SPECIAL_TOKENS + ["a"]
-    kind = tokenizers.models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    backend = tokenizers.Tokenizer(kind)
-    backend.normalizer = tokenizers.normalizers.Replace(tokenizers.Regex("[^a]"), "")
+    """It removes all letters but a, so a rare letter does not show that it has no <unk>, but a long
+    word does."""
+    model = tokenizers.models.WordPiece(numbered(SPECIAL_TOKENS + ["a"]), unk_token="<unk>")
+    backend = tokenizers.Tokenizer(model)
+    all_but_a = tokenizers.Regex("[^a]")
+    backend.normalizer = tokenizers.normalizers.Replace(all_but_a, "")
     backend.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="tokenizer.json: not a tokenizer"):
         Tokenizer(str(tmp_path))
@@ -1495,66 +1745,94 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
 def test_tokenizers_that_differ_have_different_digests(tmp_path):
     cased = {"do_lower_case": False}
     kinds = [(["a", "b"], None), (["b", "a"], None), (["a", "c"], None), (["a", "b"], cased)]
-    digests = [Tokenizer(vocab_folder(tmp_path / str(i), SPECIAL_TOKENS + words, config)).digest
-               for i, (words, config) in enumerate(kinds)]
-    assert len(set(digests)) == 4
+    digests = set()
+    for i, (words, config) in enumerate(kinds):
+        folder = vocab_folder(tmp_path / str(i), SPECIAL_TOKENS + words, config)
+        digests.add(Tokenizer(folder).digest)
+    assert len(digests) == 4
 
 
 def test_a_saved_tokenizer_is_the_same_and_replaces_another_one(tmp_path):
+    """One has a vocab.txt and the other one a tokenizer.json, which must not stay beside it."""
     words = SPECIAL_TOKENS + ["a", "B"]
-    small = Tokenizer(vocab_folder(tmp_path / "a", words, {"do_lower_case": True}))
-    ids = {word: i for i, word in enumerate(SPECIAL_TOKENS + ["x"])}
-    other = tokenizers.BertWordPieceTokenizer(ids)
+    first = Tokenizer(vocab_folder(tmp_path / "a", words, {"do_lower_case": True}))
     (tmp_path / "b").mkdir()
-    other.save(str(tmp_path / "b" / "tokenizer.json"))
-    target = tmp_path / "c"
-    target.mkdir()
-    for source in (Tokenizer(str(tmp_path / "b")), small):
-        source.save(str(target))
-        assert Tokenizer(str(target)).digest == source.digest != ""
-    small.save(small.path)
-    assert Tokenizer(small.path).digest == small.digest
-    assert sorted(os.listdir(target)) == sorted(os.listdir(small.path))
-    assert small.digest != Tokenizer(str(tmp_path / "b")).digest
+    backend = tokenizers.BertWordPieceTokenizer(numbered(SPECIAL_TOKENS + ["x"]))
+    backend.save(str(tmp_path / "b" / "tokenizer.json"))
+    second = Tokenizer(str(tmp_path / "b"))
+    assert first.digest != second.digest
+    target = str(tmp_path / "c")
+    for saved in (second, first):
+        saved.save(target)
+        assert Tokenizer(target).digest == saved.digest
+    assert sorted(os.listdir(target)) == sorted(os.listdir(first.path))
+    first.save(first.path)                               # onto itself
+    assert Tokenizer(first.path).digest == first.digest
+    assert sorted(os.listdir(target)) == sorted(os.listdir(first.path))
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_a_learned_vocabulary_has_the_size_asked_for(lowercase, tmp_path):
-    text = "\n".join(" ".join(words).title() for words in make_documents(50))
-    corpus = [raw(tmp_path / "a.txt", text)]
+    """It is sorted, so that it does not vary with the run, and it is as cased as asked for."""
+    lines = [" ".join(document).title() for document in make_documents(50)]
+    corpus = [raw(tmp_path / "a.txt", "\n".join(lines))]
     made = train_tokenizer(corpus, 100, str(tmp_path / "tok"), lowercase)
     words = (tmp_path / "tok" / "vocab.txt").read_text().splitlines()
-    assert made.vocab_size == len(words) == 100 and words[:5] == SPECIAL_TOKENS
-    assert words[5:] == sorted(words[5:])                    # so that it does not vary with the run
-    assert any("T" in word for word in words[5:]) == (not lowercase)
-    assert made.backend.normalizer.normalize_str("A") == ("a" if lowercase else "A")
-    config = json.loads((tmp_path / "tok" / "tokenizer_config.json").read_text())
+    assert made.vocab_size == 100
+    assert len(words) == 100
+    assert words[:5] == SPECIAL_TOKENS
+    learned = words[5:]
+    assert learned == sorted(learned)
+    has_capitals = any("T" in word for word in learned)
+    assert has_capitals == (not lowercase)
+    assert lowercases(made) == lowercase
+    config = read_json(tmp_path / "tok" / "tokenizer_config.json")
     assert config == {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
-    assert made.unk_id not in made.encode(["The Cat Sat On A Mat"])[0]
+    assert made.unk_id not in made("The Cat Sat On A Mat")
 
 
-def test_a_vocabulary_is_not_learned_where_it_could_not_be_read_again(tmp_path):
+@pytest.mark.parametrize("name", [
+    "tokenizer.json", "vocab.txt", "added_tokens.json", "tokenizer_config.json"])
+def test_a_vocabulary_is_not_learned_where_it_could_not_be_read_again(name, tmp_path):
+    """Another tokenizer's file beside it would contradict it."""
     corpus = [put(tmp_path / "a.txt", make_documents(9))]
-    (tmp_path / "tok").mkdir()
-    for name in ("tokenizer.json", "vocab.txt", "added_tokens.json", "tokenizer_config.json"):
-        raw(tmp_path / "tok" / name, "{}")
-        with pytest.raises(ValueError, match=f"it has (a|another) {name} already"):
-            train_tokenizer(corpus, 100, str(tmp_path / "tok"))
-        assert os.listdir(tmp_path / "tok") == [name]
-        os.remove(tmp_path / "tok" / name)
-    for size in (99, 2**20 + 1):
-        with pytest.raises(ValueError, match=str(size)):
-            train_tokenizer(corpus, size, str(tmp_path / "other"))
-    assert sorted(os.listdir(tmp_path)) == ["a.txt", "tok"]
+    folder = tmp_path / "tok"
+    folder.mkdir()
+    raw(folder / name, "{}")
+    with pytest.raises(ValueError, match=f"it has (a|another) {name} already"):
+        train_tokenizer(corpus, 100, str(folder))
+    assert os.listdir(folder) == [name]
+
+
+@pytest.mark.parametrize("size", [99, 2**20 + 1])
+def test_a_size_of_a_vocabulary_that_cannot_be_is_refused(size, tmp_path):
+    corpus = [put(tmp_path / "a.txt", make_documents(9))]
+    with pytest.raises(ValueError, match=str(size)):
+        train_tokenizer(corpus, size, str(tmp_path / "tok"))
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_vocabulary_is_not_learned_for_a_name_of_a_file(tmp_path):
+    path = put(tmp_path / "a.txt", make_documents(3))
+    with pytest.raises(ValueError, match="a.txt: this is not a folder"):
+        train_tokenizer([path], 200, path)
+    with pytest.raises(ValueError, match="^--out is empty"):
+        train_tokenizer([path], 200, "")
 
 
 def test_the_folder_of_a_vocabulary_is_tried_before_anything_is_learned(tmp_path, monkeypatch):
+    def fail(*arguments):
+        pytest.fail("too early")
+
+    def refuse_access(path, mode):                       # the tests may be run by root
+        return False
+
     corpus = [put(tmp_path / "a.txt", make_documents(9))]
-    monkeypatch.setattr(data, "learn_words", lambda *arguments: pytest.fail("too early"))
+    monkeypatch.setattr(data, "learn_words", fail)
     with pytest.raises(OSError, match="Not a directory"):
         train_tokenizer(corpus, 100, f"{corpus[0]}/words")
     (tmp_path / "tok").mkdir()
-    monkeypatch.setattr(os, "access", lambda path, mode: False)           # it may be run by root
+    monkeypatch.setattr(os, "access", refuse_access)
     with pytest.raises(ValueError, match="tok: this user may not write into this folder$"):
         train_tokenizer(corpus, 100, str(tmp_path / "tok"))
 
@@ -1578,7 +1856,7 @@ def test_ctrl_c_while_words_are_learned_leaves_no_empty_folder(tmp_path, monkeyp
 # ---- Masked batches ------------------------------------------------------------------------------
 
 def restored(batch):
-    """The ids of a batch with its labels put back."""
+    """Return the ids of a batch with its labels put back."""
     ids, places, labels = batch
     ids = ids.copy()
     ids.ravel()[places] = labels
@@ -1587,65 +1865,89 @@ def restored(batch):
 
 @pytest.mark.parametrize("T", [3, 7, 64])
 def test_sequences_are_packed_and_lose_no_token(T, token_file, tokenizer):
+    """Each is [CLS], T - 2 tokens of the corpus, [SEP]. Only a rest at the end is left out."""
     tokens = token_file.train_tokens
     batches = MaskedBatches(tokens, tokenizer, T, 4)
     ids = batches.sequences(np.arange(batches.count))
-    assert ids.shape == (len(tokens) // (T - 2), T) and ids.dtype == np.int64
-    assert (ids[:, 0] == tokenizer.cls_id).all() and (ids[:, -1] == tokenizer.sep_id).all()
-    assert not (ids == tokenizer.pad_id).any()
+    assert ids.shape == (len(tokens) // (T - 2), T)
+    assert ids.dtype == np.int64
+    assert (ids[:, 0] == tokenizer.cls_id).all()
+    assert (ids[:, -1] == tokenizer.sep_id).all()
+    assert (ids != tokenizer.pad_id).all()
     body = ids[:, 1:-1].ravel()
-    assert body.tolist() == tokens[:len(body)].tolist() and 0 <= len(tokens) - len(body) < T - 2
+    assert body.tolist() == tokens[:len(body)].tolist()
+    num_left_out = len(tokens) - len(body)
+    assert 0 <= num_left_out < T - 2
 
 
 @pytest.mark.parametrize("B", [1, 4, 200])
 def test_each_epoch_visits_each_sequence_once_in_another_order(B, token_file, tokenizer):
     T = 23
-    n = len(token_file.valid_tokens) // (T - 2)
-    tokens = np.arange(n * (T - 2) + 5) % 50 + 5             # no two sequences alike
+    num_sequences = len(token_file.valid_tokens) // (T - 2)
+    num_tokens = num_sequences * (T - 2) + 5                 # with a rest that is left out
+    tokens = np.arange(num_tokens) % 50 + 5                  # no two sequences alike
     batches = MaskedBatches(tokens, tokenizer, T, B, seed=3)
-    assert 4 < n == batches.count < 50
-    steps = range(math.ceil(3 * n / B))                      # of three epochs
+    assert batches.count == num_sequences
+    assert 4 < num_sequences < 50
     rows = []
-    for step in steps:
-        rows.extend(tuple(row) for row in restored(batches.batch(step)))
-    all_sequences = sorted(tuple(row) for row in batches.sequences(np.arange(n)))
-    assert len(set(all_sequences)) == n
-    orders = {tuple(all_sequences)}                          # sorted: no epoch's order
-    for first in (0, n, 2 * n):
-        epoch = rows[first:first + n]
-        assert sorted(epoch) == all_sequences
-        orders.add(tuple(epoch))
+    num_steps = math.ceil(3 * num_sequences / B)             # of three epochs
+    for step in range(num_steps):
+        ids = restored(batches.batch(step))
+        rows.extend(tuple(row) for row in ids)
+    in_order_of_corpus = [tuple(row) for row in batches.sequences(np.arange(num_sequences))]
+    all_sequences = set(in_order_of_corpus)
+    assert len(all_sequences) == num_sequences
+    orders = {tuple(in_order_of_corpus)}
+    for epoch in range(3):
+        first = epoch * num_sequences
+        visited = rows[first:first + num_sequences]
+        assert set(visited) == all_sequences
+        orders.add(tuple(visited))
     assert len(orders) == 1 + 3
 
 
+def as_bytes(batch):
+    """Return the bytes of the ids, the places and the labels of a batch."""
+    return [part.tobytes() for part in batch]
+
+
 def test_batches_are_a_function_of_seed_and_step_alone(token_file, tokenizer):
-    def make_batches(seed):
-        return MaskedBatches(token_file.train_tokens, tokenizer, 16, 5, seed)
-
-    def as_bytes(batch):
-        return [part.tobytes() for part in batch]
-
+    """So a run that goes on, or that asks for its steps in another order, has the same batches."""
+    tokens = token_file.train_tokens
     steps = [0, 1, 40, 41, 200, 1000]
-    forward = make_batches(1)
-    backward = make_batches(1)
-    first = {step: as_bytes(forward.batch(step)) for step in steps}
-    assert {step: as_bytes(backward.batch(step)) for step in reversed(steps)} == first
-    assert as_bytes(forward.batch(40)) == first[40]
-    other_seed = make_batches(2).batch(0)
-    assert as_bytes(other_seed)[0] != first[0][0]
-    assert not (restored(forward.batch(0)) == restored(other_seed)).all()
-    ordinary = np.full(500, tokenizer.ordinary_ids[0])       # all places are open to masking
-    positions = []
+    forward = MaskedBatches(tokens, tokenizer, 16, 5, seed=1)
+    backward = MaskedBatches(tokens, tokenizer, 16, 5, seed=1)
+    found = {}
+    for step in steps:
+        found[step] = as_bytes(forward.batch(step))
+    for step in reversed(steps):
+        assert as_bytes(backward.batch(step)) == found[step]
+    assert as_bytes(forward.batch(40)) == found[40]
+
+
+def test_another_seed_visits_the_sequences_in_another_order(token_file, tokenizer):
+    first_batches = []
     for seed in (1, 2):
+        batches = MaskedBatches(token_file.train_tokens, tokenizer, 16, 5, seed)
+        first_batches.append(restored(batches.batch(0)))
+    assert not np.array_equal(first_batches[0], first_batches[1])
+
+
+def test_another_seed_or_step_masks_other_places(tokenizer):
+    tokens = np.full(500, tokenizer.ordinary_ids[0])         # all places are open to masking
+    choices = set()
+    for seed in (1, 2):
+        batches = MaskedBatches(tokens, tokenizer, 102, 5, seed)
         for step in (0, 1, 2):
-            batch = MaskedBatches(ordinary, tokenizer, 102, 5, seed).batch(step)
-            positions.append(tuple(batch[1]))
-    assert len(set(positions)) == 6
-    assert {len(some) for some in positions} == {75}
+            _, places, _ = batches.batch(step)
+            assert len(places) == 75                         # 15 % of the 5 x 100 tokens
+            choices.add(tuple(places))
+    assert len(choices) == 6
 
 
 def test_too_few_tokens_for_a_sequence_are_an_error(tokenizer):
-    assert MaskedBatches(np.arange(5, 13), tokenizer, 10, 1).count == 1
+    batches = MaskedBatches(np.arange(5, 13), tokenizer, 10, 1)
+    assert batches.count == 1                                # 8 tokens, [CLS] and [SEP]
     for count in (7, 0):
         with pytest.raises(ValueError, match=f"^{count} tokens.* 10 "):
             MaskedBatches(np.arange(count), tokenizer, 10, 1)
@@ -1656,67 +1958,12 @@ def test_too_few_tokens_for_a_sequence_are_an_error(tokenizer):
 
 def test_a_token_beyond_the_vocabulary_is_an_error(tokenizer):
     tokens = np.full(50, tokenizer.vocab_size - 1, np.uint16)
-    assert MaskedBatches(tokens, tokenizer, 12, 5).batch(0)[0].shape == (5, 12)
+    ids, _, _ = MaskedBatches(tokens, tokenizer, 12, 5).batch(0)
+    assert ids.shape == (5, 12)
     tokens[7] += 1
+    batches = MaskedBatches(tokens, tokenizer, 12, 5)
     with pytest.raises(ValueError, match=f"token {tokenizer.vocab_size} "):
-        MaskedBatches(tokens, tokenizer, 12, 5).batch(0)
-
-
-# ---- Masking -------------------------------------------------------------------------------------
-
-def random_ids(tokenizer, B, T, specials=0.1):
-    rng = np.random.default_rng(5)
-    ids = rng.choice(tokenizer.ordinary_ids, (B, T))
-    ids[rng.random((B, T)) < specials] = tokenizer.sep_id
-    ids[:, 0] = tokenizer.cls_id
-    return ids
-
-
-def test_masking_has_berts_proportions(tokenizer):
-    B, T = 1000, 102
-    ids = random_ids(tokenizer, B, T)
-    masked, places, labels = mask_tokens(ids, tokenizer, np.random.default_rng(0))
-    M = len(places)
-    assert M == B * 15
-    assert (np.bincount(places // T) == 15).all()            # 15 in each row
-
-    def assert_share(is_so, expected):
-        """Assert that a share of the M places is as expected, within four standard deviations."""
-        deviation = math.sqrt(expected * (1 - expected) / M)
-        assert abs(is_so.mean() - expected) < 4 * deviation
-
-    def assert_even(counts):
-        """Assert that all counts are their mean, within five standard deviations of a Poisson."""
-        assert abs(counts - counts.mean()).max() < 5 * math.sqrt(counts.mean())
-
-    now = masked.ravel()[places]
-    is_mask = now == tokenizer.mask_id
-    is_kept = now == labels
-    assert_share(is_mask, 0.8)
-    same_by_chance = 1 / len(tokenizer.ordinary_ids)         # a random token may be the true one
-    assert_share(is_kept, 0.1 + 0.1 * same_by_chance)
-    random_tokens = now[~is_mask & ~is_kept]
-    assert np.isin(random_tokens, tokenizer.ordinary_ids).all()
-    counts = np.bincount(random_tokens, minlength=tokenizer.vocab_size)
-    assert_even(counts[tokenizer.ordinary_ids])
-    chosen_in_column = np.bincount(places % T, minlength=T)
-    assert chosen_in_column[0] == 0                          # [CLS]
-    assert_even(chosen_in_column[1:])
-
-
-def test_masking_never_takes_a_special_token_and_changes_nothing_else(tokenizer):
-    ids = random_ids(tokenizer, 30, 41, specials=0.4)
-    before = ids.copy()
-    masked, places, labels = mask_tokens(ids, tokenizer, np.random.default_rng(1))
-    assert (ids == before).all() and masked.shape == ids.shape
-    assert (labels == ids.ravel()[places]).all()
-    assert not np.isin(labels, tokenizer.special_ids).any()
-    assert len(set(places.tolist())) == len(places) and (np.diff(places) > 0).all()
-    others = np.setdiff1d(np.arange(ids.size), places)
-    assert (masked.ravel()[others] == ids.ravel()[others]).all()
-    now = masked.ravel()[places]
-    never = [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id]
-    assert not np.isin(now, never).any()
+        batches.batch(0)
 
 
 @pytest.mark.parametrize("token", [-5, 10**6])
@@ -1726,81 +1973,120 @@ def test_a_token_that_the_tokenizer_does_not_have_is_refused(token, tokenizer):
         batches.batch(0)
 
 
-def test_an_empty_path_of_a_corpus_is_named(tokenizer):
-    with pytest.raises(ValueError, match="^--corpus: a path is empty$"):
-        open_corpus([""], tokenizer)
+# ---- Masking -------------------------------------------------------------------------------------
+
+def random_ids(tokenizer, B, T, specials=0.1):
+    """Make ids (B, T) of ordinary tokens, of which this share is [SEP]; the first is [CLS]."""
+    rng = np.random.default_rng(5)
+    ids = rng.choice(tokenizer.ordinary_ids, (B, T))
+    is_special = rng.random((B, T)) < specials
+    ids[is_special] = tokenizer.sep_id
+    ids[:, 0] = tokenizer.cls_id
+    return ids
+
+
+def test_masking_has_berts_proportions(tokenizer):
+    """Of each row 15 % are predicted. Of these 80 % become [MASK], 10 % a random token, and 10 %
+    stay as they are."""
+    B = 1000
+    T = 102
+    ids = random_ids(tokenizer, B, T)
+    masked, places, labels = mask_tokens(ids, tokenizer, np.random.default_rng(0))
+    M = len(places)
+    assert M == B * 15
+    chosen_in_row = np.bincount(places // T)
+    assert (chosen_in_row == 15).all()
+
+    def assert_share(is_so, expected):
+        """Assert that a share of the M places is as expected, within four standard deviations."""
+        deviation = math.sqrt(expected * (1 - expected) / M)
+        assert abs(is_so.mean() - expected) < 4 * deviation
+
+    def assert_even(counts):
+        """Assert that all counts are their mean, within five standard deviations of a Poisson."""
+        deviation = math.sqrt(counts.mean())
+        largest_difference = abs(counts - counts.mean()).max()
+        assert largest_difference < 5 * deviation
+
+    now = masked.ravel()[places]
+    is_mask = now == tokenizer.mask_id
+    is_kept = now == labels
+    assert_share(is_mask, 0.8)
+    same_by_chance = 1 / len(tokenizer.ordinary_ids)         # a random token may be the true one
+    assert_share(is_kept, 0.1 + 0.1 * same_by_chance)
+    random_tokens = now[~is_mask & ~is_kept]
+    assert np.isin(random_tokens, tokenizer.ordinary_ids).all()
+    count_of_token = np.bincount(random_tokens, minlength=tokenizer.vocab_size)
+    assert_even(count_of_token[tokenizer.ordinary_ids])
+    chosen_in_column = np.bincount(places % T, minlength=T)
+    assert chosen_in_column[0] == 0                          # [CLS]
+    assert_even(chosen_in_column[1:])
+
+
+def test_masking_never_takes_a_special_token_and_changes_nothing_else(tokenizer):
+    ids = random_ids(tokenizer, 30, 41, specials=0.4)
+    before = ids.copy()
+    masked, places, labels = mask_tokens(ids, tokenizer, np.random.default_rng(1))
+    assert np.array_equal(ids, before)
+    assert masked.shape == ids.shape
+    assert np.array_equal(labels, ids.ravel()[places])
+    assert not np.isin(labels, tokenizer.special_ids).any()
+    assert (np.diff(places) > 0).all()                       # in order, and none twice
+    others = np.setdiff1d(np.arange(ids.size), places)
+    assert np.array_equal(masked.ravel()[others], ids.ravel()[others])
+    now = masked.ravel()[places]
+    never = [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id]
+    assert not np.isin(now, never).any()
 
 
 def test_sequences_of_special_tokens_have_few_places_or_none(tokenizer):
-    ids = np.full((3, 42), tokenizer.sep_id)
+    T = 42
+    ids = np.full((3, T), tokenizer.sep_id)
     masked, places, labels = mask_tokens(ids, tokenizer, np.random.default_rng(0))
-    assert len(places) == len(labels) == 0 and (masked == ids).all()
+    assert len(places) == 0
+    assert len(labels) == 0
+    assert np.array_equal(masked, ids)
+    # The second row has two ordinary tokens and the third row has no others.
     ids[1, 7:9] = tokenizer.ordinary_ids[:2]
     ids[2] = tokenizer.ordinary_ids[3]
-    places = mask_tokens(ids, tokenizer, np.random.default_rng(0))[1]
-    assert np.bincount(places // 42, minlength=3).tolist() == [0, 2, 6]
-    short = np.array([[tokenizer.cls_id, 9, tokenizer.sep_id]])
-    assert mask_tokens(short, tokenizer, np.random.default_rng(0))[1].tolist() == [1]
+    _, places, _ = mask_tokens(ids, tokenizer, np.random.default_rng(0))
+    places_in_row = np.bincount(places // T, minlength=3)
+    assert places_in_row.tolist() == [0, 2, 6]               # 15 % of T - 2 are six
+    shortest = np.array([[tokenizer.cls_id, 9, tokenizer.sep_id]])
+    _, places, _ = mask_tokens(shortest, tokenizer, np.random.default_rng(0))
+    assert places.tolist() == [1]
 
 
 def test_masking_is_what_a_plain_loop_does(tokenizer):
     T = 33
     num_masked = 5                                           # 15 % of T - 2, rounded
     ids = random_ids(tokenizer, 5, T)
-    found = mask_tokens(ids, tokenizer, np.random.default_rng([7, 2, 9]))
+    found_ids, found_places, found_labels = mask_tokens(
+        ids, tokenizer, np.random.default_rng([7, 2, 9]))
     rng = np.random.default_rng([7, 2, 9])
     draw = rng.random(ids.shape)
-    positions = []
+    places = []
     for b, row in enumerate(ids):
         ordinary = [t for t in range(T) if row[t] not in tokenizer.special_ids]
         ordinary.sort(key=lambda t: draw[b, t])
-        positions.extend(b * T + t for t in sorted(ordinary[:num_masked]))
-    fates = rng.random(len(positions))
-    random_tokens = rng.choice(tokenizer.ordinary_ids, len(positions))
+        for t in sorted(ordinary[:num_masked]):
+            places.append(b * T + t)
+    fates = rng.random(len(places))
+    random_tokens = rng.choice(tokenizer.ordinary_ids, len(places))
     masked_ids = ids.ravel().tolist()
-    for position, fate, random_token in zip(positions, fates, random_tokens):
+    for place, fate, random_token in zip(places, fates, random_tokens, strict=True):
         if fate < 0.8:
-            masked_ids[position] = tokenizer.mask_id
+            masked_ids[place] = tokenizer.mask_id
         elif fate < 0.9:
-            masked_ids[position] = random_token
-    assert found[0].ravel().tolist() == masked_ids
-    assert found[1].tolist() == positions
-    assert found[2].tolist() == ids.ravel()[positions].tolist()
+            masked_ids[place] = random_token
+    assert found_ids.ravel().tolist() == masked_ids
+    assert found_places.tolist() == places
+    assert found_labels.tolist() == ids.ravel()[places].tolist()
 
 
 # ---- The default corpus -------------------------------------------------------------------------
 
 PLAIN = "The function returns a copy of the array if that is what the caller wants."
-
-
-@pytest.mark.parametrize("text, want", [
-    (PLAIN, PLAIN), (PLAIN[:-1] + ":", PLAIN[:-1] + ":"), (PLAIN[:-1] + "::", PLAIN[:-1] + ":"),
-    ("The :func:`~numpy.copy` returns ``a copy`` of *the*\n  array if **that** is what "
-     "`the caller`_ wants.",
-     "The numpy.copy returns a copy of the array if that is what the caller wants."),
-    ("See :ref:`the manual <manual-2>` for all of the ways in which this can be done.",
-     "See the manual for all of the ways in which this can be done."),
-    ("See `the manual <https://example.com>`__ for all of the ways in which this can be done.",
-     "See the manual for all of the ways in which this can be done."),
-    ("Too short for the model.", None), (PLAIN[:-1], None), ("and " + PLAIN, "and " + PLAIN),
-    (">>> if the cat is on the mat: print(it)\n... and this is the same as that.", None),
-    ("x = the_function(of, the, array)\n" + PLAIN, None), ("def f(a):\n" + PLAIN, None),
-    ("import the module\n" + PLAIN, None), (".. note:: " + PLAIN, None),
-    (":param x: " + PLAIN, None), ("The cat     on\n--------    --\n" + PLAIN, None),
-    ("The | cat | is | on | the | mat | and | it | is.", None),
-    ("The result is {a, b} or the sum of these, which is what the caller wants.", None),
-    ("The value of x is such that a < b <= c and it is the least of all of them.", None),
-    ("Print %s if the value is not in the list of all that are known to it.", None),
-    ("Große Häuser are in the list of all that are known to it and the others.", None),
-    ("The 1234 of 5678 is 9012 and the 55 66 of the 77 88 is 99.", None),
-    ("(" + PLAIN + ")", None),
-    ("Tokenizer corpus vocabulary sequence document paragraph sentence word.", None)])
-def test_prose_is_told_from_code_tables_and_fragments(text, want):
-    lines = text.splitlines()
-    found, _ = remove_markup(lines)
-    assert is_prose(lines, found) == (want is not None)
-    if want is not None:
-        assert found == want
 
 
 @pytest.mark.parametrize("text, want", [
@@ -1829,6 +2115,42 @@ def test_it_is_known_where_the_code_in_a_paragraph_was(lines, want, code):
     text, code_spans = remove_markup(lines)
     assert text == want
     assert [text[begin:end] for begin, end in code_spans] == code
+
+
+@pytest.mark.parametrize("text, expected", [
+    (PLAIN, PLAIN), (PLAIN[:-1] + ":", PLAIN[:-1] + ":"), (PLAIN[:-1] + "::", PLAIN[:-1] + ":"),
+    ("and " + PLAIN, "and " + PLAIN),
+    ("The :func:`~numpy.copy` returns ``a copy`` of *the*\n  array if **that** is what "
+     "`the caller`_ wants.",
+     "The numpy.copy returns a copy of the array if that is what the caller wants."),
+    ("See :ref:`the manual <manual-2>` for all of the ways in which this can be done.",
+     "See the manual for all of the ways in which this can be done."),
+    ("See `the manual <https://example.com>`__ for all of the ways in which this can be done.",
+     "See the manual for all of the ways in which this can be done.")])
+def test_prose_is_found_and_its_markup_removed(text, expected):
+    lines = text.splitlines()
+    found, _ = remove_markup(lines)
+    assert found == expected
+    assert is_prose(lines, found)
+
+
+@pytest.mark.parametrize("text", [
+    "Too short for the model.", PLAIN[:-1], "(" + PLAIN + ")",
+    ">>> if the cat is on the mat: print(it)\n... and this is the same as that.",
+    "x = the_function(of, the, array)\n" + PLAIN, "def f(a):\n" + PLAIN,
+    "import the module\n" + PLAIN, ".. note:: " + PLAIN,
+    ":param x: " + PLAIN, "The cat     on\n--------    --\n" + PLAIN,
+    "The | cat | is | on | the | mat | and | it | is.",
+    "The result is {a, b} or the sum of these, which is what the caller wants.",
+    "The value of x is such that a < b <= c and it is the least of all of them.",
+    "Print %s if the value is not in the list of all that are known to it.",
+    "Große Häuser are in the list of all that are known to it and the others.",
+    "The 1234 of 5678 is 9012 and the 55 66 of the 77 88 is 99.",
+    "Tokenizer corpus vocabulary sequence document paragraph sentence word."])
+def test_code_tables_and_fragments_are_no_prose(text):
+    lines = text.splitlines()
+    found, _ = remove_markup(lines)
+    assert not is_prose(lines, found)
 
 
 def test_a_docstring_falls_into_paragraphs_items_and_arguments():
@@ -1863,13 +2185,15 @@ def test_a_docstring_falls_into_paragraphs_items_and_arguments():
     z : int
         The third argument.
     """
-    found = [" ".join(" ".join(lines).split()) for lines in paragraphs(docstring)]
+    found = []
+    for lines in paragraphs(docstring):
+        words = " ".join(lines).split()
+        found.append(" ".join(words))
     assert found == [
         "Summary of it, on two lines.", "Args:", "what goes in and its second line", "Another one.",
         "an item", "the next goes on", "An example::", "Not code.",
         "Quoted, not code.", "Of three lines which are uneven.", "Deep line.",
         "Another paragraph, less deep.", "z : int", "The third argument."]
-    assert [lines for lines in paragraphs("") if lines] == []
 
 
 def test_the_indentation_of_the_source_does_not_make_text_code():
@@ -1882,86 +2206,114 @@ def test_the_indentation_of_the_source_does_not_make_text_code():
     assert list(paragraphs(docstring)) == [["Do it like this::"], ["Text."]]
 
 
+def test_an_empty_docstring_has_no_paragraph_with_text():
+    for lines in paragraphs(""):
+        assert lines == []
+
+
+def write_module(path, *paragraphs):
+    """Write a module that cannot be imported; its function has a docstring of these paragraphs."""
+    text = "\n\n".join(paragraphs)
+    write_file(path, f'raise SystemExit("imported")\n\ndef f():\n    r"""{text}\n    """\n')
+
+
+def about(word):
+    """Make a paragraph of prose: PLAIN about something else."""
+    return PLAIN.replace("array", word)
+
+
 @pytest.fixture
 def fake_machine(tmp_path, monkeypatch):
-    """A Python, a torch and a numpy with a few modules that cannot be imported."""
-    def module(path, *paragraphs):
-        path = tmp_path / path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = "\n\n".join(paragraphs)
-        path.write_text(f'raise SystemExit("imported")\n\ndef f():\n    r"""{text}\n    """\n')
-
-    def about(word):
-        """Make a paragraph that is found: PLAIN about something else."""
-        return PLAIN.replace("array", word)
-
+    """Put a Python, a torch and a numpy with a few modules in the place of the true ones ->
+    {package: its version} and the paragraphs to be found [(part, text), ...]."""
+    python = tmp_path / "python"
+    site = tmp_path / "site"
     list_again = about("list").replace("function", "Function")       # differs in a capital alone
-    module("python/zlib.py", about("list"), "Short.", list_again)
-    module("python/abc/base.py", about("tree"), about("list"), about("pile"))
-    module("python/xyz/deep.py", about("pile"))
-    module("python/notes.txt", PLAIN)
-    module("python/test/test_abc.py", PLAIN)
-    module("python/site-packages/other.py", PLAIN)
-    module("site/torch/nn.py", about("heap"))
+    write_module(python / "zlib.py", about("list"), "Short.", list_again)
+    write_module(python / "abc" / "base.py", about("tree"), about("list"), about("pile"))
+    write_module(python / "xyz" / "deep.py", about("pile"))
+    write_module(python / "notes.txt", PLAIN)
+    write_module(python / "test" / "test_abc.py", PLAIN)
+    write_module(python / "site-packages" / "other.py", PLAIN)
+    write_module(site / "torch" / "nn.py", about("heap"))
     graph_with_code = about("graph").replace("copy", "``copy``")
-    module("site/numpy/core.py", graph_with_code, about("heap"))
+    write_module(site / "numpy" / "core.py", graph_with_code, about("heap"))
     not_ascii = b"'''\xff" + PLAIN.encode() + b"''' "
     queue = b"'''" + about("queue").encode() + b"'''"
-    raw(tmp_path / "python" / "odd.py", not_ascii + queue)
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "python"))
+    raw(python / "odd.py", not_ascii + queue)
+    topics = types.SimpleNamespace(topics={"b": about("stack"), "a": about("tree")})
     versions = {"torch": "2.1", "numpy": "3.2"}
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: types.SimpleNamespace(
-        version=versions[name], locate_file=lambda file: tmp_path / "site" / file))
-    monkeypatch.setitem(sys.modules, "pydoc_data.topics",
-                        types.SimpleNamespace(topics={"b": about("stack"), "a": about("tree")}))
-    want = [("python.reference", about("tree")), ("python.reference", about("stack")),
-            ("python.odd", about("queue")), ("python.zlib", about("list")),
-            ("python.abc.base", about("pile")), ("torch.nn", about("heap")),
-            ("numpy.core", about("graph"))]
-    return versions, want
+
+    def get_path(name):
+        return str(python)
+
+    def locate_file(name):
+        return site / name
+
+    def distribution(name):
+        return types.SimpleNamespace(version=versions[name], locate_file=locate_file)
+
+    monkeypatch.setattr(sysconfig, "get_path", get_path)
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", topics)
+    expected = [("python.reference", about("tree")), ("python.reference", about("stack")),
+                ("python.odd", about("queue")), ("python.zlib", about("list")),
+                ("python.abc.base", about("pile")), ("torch.nn", about("heap")),
+                ("numpy.core", about("graph"))]
+    return versions, expected
 
 
 def test_the_documentation_is_collected_once_without_duplicates(fake_machine, tmp_path):
-    versions, want = fake_machine
-    path = docs_on_this_machine(str(tmp_path / "cache"))
+    versions, expected = fake_machine
+    cache = str(tmp_path / "cache")
+    path = docs_on_this_machine(cache)
     found = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    assert [(paragraph["part"], paragraph["text"]) for paragraph in found] == want
-    begin = found[-1]["text"].index("copy")
-    assert found[-1]["code"] == [[begin, begin + len("copy")]]
-    assert all(paragraph["code"] == [] for paragraph in found[:-1])
+    assert [(paragraph["part"], paragraph["text"]) for paragraph in found] == expected
+    *others, last = found
+    begin = last["text"].index("copy")
+    assert last["code"] == [[begin, begin + len("copy")]]
+    for paragraph in others:
+        assert paragraph["code"] == []
+    assert lines_with_text([path]) == [text for _, text in expected]
+    # It is made again only for another version of a package.
     before = os.stat(path)
     (tmp_path / "python" / "zlib.py").unlink()
-    assert docs_on_this_machine(str(tmp_path / "cache")) == path and os.stat(path) == before
+    assert docs_on_this_machine(cache) == path
+    assert os.stat(path) == before
     versions["torch"] = "2.2"
-    assert docs_on_this_machine(str(tmp_path / "cache")) != path
-    assert len(os.listdir(tmp_path / "cache")) == 2
-    assert [line for line in read_corpus([path]) if line] == [text for _, text in want]
+    assert docs_on_this_machine(cache) != path
+    assert len(os.listdir(cache)) == 2
+
+
+def test_a_link_to_a_module_that_is_not_there_is_left_out(tmp_path):
+    raw(tmp_path / "a.py", b'"""Text."""\n')
+    os.symlink(tmp_path / "none.py", tmp_path / "b.py")
+    assert data.docstrings("p", str(tmp_path)) == [("p.a", "Text.")]
 
 
 def test_the_documentation_of_another_process_is_kept(fake_machine, tmp_path, monkeypatch):
     """A token file counts as made from another corpus if its corpus is written again."""
     cache = str(tmp_path / "cache")
     makedirs = os.makedirs
-    written = []
+    of_other_process = []
 
     def makedirs_late(path, exist_ok):
         makedirs(path, exist_ok=exist_ok)
-        if not written:
-            written.append("by another process")
-            written.append(os.stat(docs_on_this_machine(cache)))
+        if not of_other_process:
+            of_other_process.append("it begins")             # so that it does not come here again
+            path = docs_on_this_machine(cache)
+            of_other_process.append(os.stat(path))
 
     monkeypatch.setattr(os, "makedirs", makedirs_late)
     path = docs_on_this_machine(cache)
-    assert os.stat(path) == written[1]
+    assert of_other_process == ["it begins", os.stat(path)]
 
 
 def test_the_corpus_that_needs_no_download_is_the_documentation(fake_machine, tmp_path):
-    _, want = fake_machine
-    letters = list("abcdefghijklmnopqrstuvwxyz.")
-    words = SPECIAL_TOKENS + letters + ["##" + letter for letter in letters]
-    tokenizer = Tokenizer(vocab_folder(tmp_path / "tok", words))
+    _, expected = fake_machine
+    tokenizer = spelling_tokenizer(tmp_path / "tok", LETTERS + ".")
     made = open_corpus(None, tokenizer, str(tmp_path / "cache"))
-    train, valid = naive_tokens([[text] for _, text in want], tokenizer)
+    train, valid = naive_tokens([[text] for _, text in expected], tokenizer)
     assert made.train_tokens.tolist() + made.valid_tokens.tolist() == train + valid
     assert len(os.listdir(tmp_path / "cache")) == 3          # the documentation, .bin, .bin.json
 
@@ -1976,17 +2328,24 @@ def test_a_cache_that_cannot_be_written_is_an_error(fake_machine, tmp_path):
 # ---- The command ---------------------------------------------------------------------------------
 
 def test_the_command_tokenises(tokenizer, tmp_path, capsys):
-    corpus = [put(tmp_path / "a.txt", make_documents(200)),
-              put(tmp_path / "b.jsonl.gz", make_documents(9, 1))]
+    documents = make_documents(200)
+    more_documents = make_documents(9, seed=1)
+    corpus = [put(tmp_path / "a.txt", documents), put(tmp_path / "b.jsonl.gz", more_documents)]
     out = str(tmp_path / "new" / "a.bin")
-    assert not main(["--corpus", *corpus, "--tokenizer", tokenizer.path, "--out", out])
+    status = main(["--corpus"] + corpus + ["--tokenizer", tokenizer.path, "--out", out])
+    assert status is None
     made = TokenFile(out)
-    assert naive_tokens(make_documents(200) + make_documents(9, 1), tokenizer) == (
-        made.train_tokens.tolist(), made.valid_tokens.tolist())
-    said = capsys.readouterr()
-    assert f"{len(made.train_tokens):,} tokens to train on" in said.out
-    assert f"{len(made.valid_tokens):,} held out" in said.out
-    assert said.err == ""
+    assert_tokens_of(made, documents + more_documents, tokenizer)
+    printed = capsys.readouterr()
+    assert f"{len(made.train_tokens):,} tokens to train on" in printed.out
+    assert f"{len(made.valid_tokens):,} held out" in printed.out
+    assert printed.err == ""
+
+
+def replace_hub(monkeypatch, snapshot_download):
+    """Put this function in the place of the hub from which models are fetched by their names."""
+    stand_in = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
 
 
 def test_the_command_fetches_a_tokenizer_by_its_name(tokenizer, tmp_path, monkeypatch):
@@ -2001,11 +2360,11 @@ def test_the_command_fetches_a_tokenizer_by_its_name(tokenizer, tmp_path, monkey
                 shutil.copy(source, folder)
         return str(folder)
 
-    stand_in = types.SimpleNamespace(snapshot_download=snapshot_download)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
+    replace_hub(monkeypatch, snapshot_download)
     corpus = put(tmp_path / "a.txt", make_documents(200))
     out = str(tmp_path / "a.bin")
-    assert not main(["--corpus", corpus, "--tokenizer", "some/bert", "--out", out])
+    status = main(["--corpus", corpus, "--tokenizer", "some/bert", "--out", out])
+    assert status is None
     assert TokenFile(out).made_from["tokenizer"] == tokenizer.digest
     assert sorted(os.listdir(folder)) == ["tokenizer_config.json", "vocab.txt"]
 
@@ -2015,12 +2374,20 @@ def test_the_command_fetches_a_tokenizer_by_its_name(tokenizer, tmp_path, monkey
 def test_the_command_learns_a_vocabulary_from_the_default_corpus(
         options, lower, fake_machine, tmp_path, monkeypatch, capsys):
     docs = docs_on_this_machine(str(tmp_path / "cache"))
+    out = str(tmp_path / "tok")
     monkeypatch.setattr(data, "docs_on_this_machine", lambda: docs)
-    assert not main(["--train-tokenizer", "5000", "--out", str(tmp_path / "tok"), *options])
-    made = Tokenizer(str(tmp_path / "tok"))
+    assert main(["--train-tokenizer", "5000", "--out", out] + options) is None
+    made = Tokenizer(out)
     assert f"{made.vocab_size} tokens of the 5000 asked for" in capsys.readouterr().out
-    assert made.backend.normalizer.normalize_str("A") == ("a" if lower else "A")
-    assert made.encode(["the heap"]) == [[made.backend.token_to_id(w) for w in ("the", "heap")]]
+    assert lowercases(made) == lower
+    ids = [made.backend.token_to_id(word) for word in ("the", "heap")]
+    assert None not in ids
+    assert made.encode(["the heap"]) == [ids]
+
+
+def times_of_files(folder):
+    """Return {path: when it was last changed, in nanoseconds} of all that is in a folder."""
+    return {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("arguments", [
@@ -2036,24 +2403,25 @@ def test_the_command_learns_a_vocabulary_from_the_default_corpus(
     "--out x --tokenizer . --corpus GOOD", "--out GOOD --tokenizer TOK --corpus GOOD",
     "--out . --tokenizer TOK --corpus GOOD", "--out GOOD/x --tokenizer TOK --corpus GOOD"])
 def test_a_user_error_is_one_line_and_status_2(arguments, tokenizer, tmp_path, monkeypatch, capsys):
-    names = {"TOK": tokenizer.path, "GOOD": put(tmp_path / "good.txt", make_documents(60)),
-             "BAD": raw(tmp_path / "b.txt.gz", "no archive"), "EMPTY": raw(tmp_path / "e.txt", ""),
-             "JSONL": raw(tmp_path / "a.jsonl", "{}")}
-    for name, path in names.items():
-        arguments = arguments.replace(name, path)
-    monkeypatch.chdir(tmp_path)
-
+    """It also changes no file."""
     def snapshot_download(name, allow_patterns):
         raise OSError("no net")
 
-    hub_without_net = types.SimpleNamespace(snapshot_download=snapshot_download)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub_without_net)
-    monkeypatch.setattr(data, "docs_on_this_machine", lambda: names["GOOD"])
-    before = {name: os.stat(name).st_mtime_ns for name in os.listdir()}
+    good = put(tmp_path / "good.txt", make_documents(60))
+    paths = {"TOK": tokenizer.path, "GOOD": good, "BAD": raw(tmp_path / "b.txt.gz", "no archive"),
+             "EMPTY": raw(tmp_path / "e.txt", ""), "JSONL": raw(tmp_path / "a.jsonl", "{}")}
+    for name, path in paths.items():
+        arguments = arguments.replace(name, path)
+    monkeypatch.chdir(tmp_path)
+    replace_hub(monkeypatch, snapshot_download)
+    monkeypatch.setattr(data, "docs_on_this_machine", lambda: good)
+    before = times_of_files(tmp_path)
     assert main(arguments.split()) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith("data.py: error: ") and said.err.count("\n") == 1
-    assert {name: os.stat(name).st_mtime_ns for name in os.listdir()} == before
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("data.py: error: ")
+    assert printed.err.count("\n") == 1
+    assert times_of_files(tmp_path) == before
 
 
 @pytest.mark.parametrize("error", [
@@ -2063,16 +2431,32 @@ def test_what_a_user_can_cause_is_printed_in_one_line(error, capsys):
         raise error
 
     assert run_command("some.py", action) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err == "some.py: error: one two\n"
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "some.py: error: one two\n"
+
+
+def run_python(script, *options):
+    """Run a text as a Python program in a process of its own -> subprocess.CompletedProcess."""
+    return subprocess.run([sys.executable, *options, "-c", script], capture_output=True, text=True,
+                          cwd=ROOT)
+
+
+def run_python_in_shell(script, redirection):
+    """Run a text as a Python program from a shell, which closes one of its streams.
+
+    redirection: ">&-" closes standard output, "2>&-" standard error
+    """
+    command = f'"{sys.executable}" -c "{script}" {redirection}'
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=ROOT)
 
 
 def test_whoever_changes_the_program_can_see_where_an_error_was_raised():
     script = "import command; command.run_command('some.py', lambda: int('one'))"
-    ended = subprocess.run([sys.executable, "-X", "dev", "-c", script], capture_output=True,
-                           text=True, cwd=ROOT)
+    ended = run_python(script, "-X", "dev")
     assert ended.returncode == 1
-    assert "Traceback" in ended.stderr and "in <lambda>" in ended.stderr
+    assert "Traceback" in ended.stderr
+    assert "in <lambda>" in ended.stderr
 
 
 def test_an_error_shows_what_a_terminal_would_obey_and_is_not_long(capsys):
@@ -2080,9 +2464,9 @@ def test_an_error_shows_what_a_terminal_would_obey_and_is_not_long(capsys):
         raise ValueError("a\x1b]0;title\x07" + "b" * 10**6)
 
     assert run_command("some.py", action) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("some.py: error: a\\x1b]0;title\\x07bbb")
-    assert len(said) < 2100
+    printed = capsys.readouterr().err
+    assert printed.startswith("some.py: error: a\\x1b]0;title\\x07bbb")
+    assert len(printed) < 2100
 
 
 @pytest.mark.parametrize("error, reason", [
@@ -2097,8 +2481,8 @@ def test_a_lack_of_memory_is_printed_in_one_line(error, reason, capsys):
         raise error
 
     assert run_command("some.py", action) == 2
-    said = capsys.readouterr()
-    assert said.err == f"some.py: error: there is not enough memory{reason}\n"
+    printed = capsys.readouterr()
+    assert printed.err == f"some.py: error: there is not enough memory{reason}\n"
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "no memory")])
@@ -2116,30 +2500,32 @@ def test_an_interrupt_is_one_line_and_status_130(capsys):
         raise KeyboardInterrupt
 
     assert run_command("some.py", action) == 130
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.strip() == "some.py: interrupted"
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.strip() == "some.py: interrupted"
 
 
-def test_a_command_whose_output_is_closed_ends_well(tmp_path):
-    script = "from command import run_command; import sys; sys.exit(run_command('x', lambda: None))"
-    done = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "{script}" >&-'], cwd=ROOT,
-                          capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_a_command_whose_output_is_closed_ends_well():
+    script = "import sys; from command import run_command; sys.exit(run_command('x', lambda: None))"
+    ended = run_python_in_shell(script, ">&-")
+    assert ended.returncode == 0
+    assert ended.stderr == ""
 
 
-def test_an_error_has_its_status_where_standard_error_is_closed(tmp_path):
+def test_an_error_has_its_status_where_standard_error_is_closed():
+    """tqdm draws its bar there, which must not end the program in another way."""
     script = ("import sys; from command import run_command; from tqdm import tqdm; "
               "sys.exit(run_command('x', lambda: int(list(tqdm(['no']))[0])))")
-    done = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "{script}" 2>&-'], cwd=ROOT,
-                          capture_output=True)
-    assert (done.returncode, done.stdout) == (2, b"")
+    ended = run_python_in_shell(script, "2>&-")
+    assert ended.returncode == 2
+    assert ended.stdout == ""
 
 
 def test_ctrl_c_has_its_status_where_standard_error_is_closed():
     script = ("import os, signal; from command import end_at_interrupt; end_at_interrupt(); "
               "os.kill(os.getpid(), signal.SIGINT)")
-    done = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "{script}" 2>&-'], cwd=ROOT)
-    assert done.returncode == 130
+    ended = run_python_in_shell(script, "2>&-")
+    assert ended.returncode == 130
 
 
 @pytest.mark.parametrize("action", ["lambda: None", "lambda: int('no')"])
@@ -2147,20 +2533,26 @@ def test_ctrl_c_after_the_action_is_one_line_and_status_130(action):
     script = ("import os, signal; from command import end_at_interrupt, run_command; "
               f"end_at_interrupt(); run_command('x', {action}); "
               "os.kill(os.getpid(), signal.SIGINT)")
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 130
-    assert done.stderr.splitlines()[-1] == "-c: interrupted"
-    assert "Traceback" not in done.stderr
+    ended = run_python(script)
+    assert ended.returncode == 130
+    last_line = ended.stderr.splitlines()[-1]
+    assert last_line == "-c: interrupted"
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_tokenizer_whose_rule_takes_for_ever_is_an_error(tmp_path, capfd):
-    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(
-        {token: i for i, token in enumerate([*SPECIAL_TOKENS, "a"])}, unk_token="[UNK]"))
+    """The rule tries all ways to divide the run of a's before it finds that none will do."""
+    model = tokenizers.models.WordPiece(numbered(SPECIAL_TOKENS + ["a"]), unk_token="[UNK]")
+    backend = tokenizers.Tokenizer(model)
     rule = tokenizers.Regex("(a+)+$")
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(rule, "isolated")
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(str(tmp_path))
-    assert run_command("some.py", lambda: tokenizer.encode(["a" * 40 + "b"])) == 2
+
+    def action():
+        tokenizer.encode(["a" * 40 + "b"])
+
+    assert run_command("some.py", action) == 2
     last_line = capfd.readouterr().err.splitlines()[-1]  # the library prints lines of its own
     assert last_line.startswith("some.py: error: the tokenizers library gave up, ")
     assert "a rule in tokenizer.json is too slow: " in last_line
@@ -2176,19 +2568,22 @@ def test_a_defect_of_the_program_keeps_its_traceback(kind):
 
 
 def test_a_command_that_goes_well_has_no_exit_status():
-    assert run_command("some.py", list) is None
+    def action():
+        pass
+
+    assert run_command("some.py", action) is None
 
 
 def test_the_program_explains_itself(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     assert end.value.code == 0
-    said = capsys.readouterr()
-    assert said.err == ""
+    printed = capsys.readouterr()
+    assert printed.err == ""
     example = "\n    python data.py --corpus wiki/ --tokenizer bert-base-uncased --out wiki.bin\n"
-    assert example in said.out
+    assert example in printed.out
     for flag in ("--corpus", "--text", "--tokenizer", "--train-tokenizer", "--lowercase", "--out"):
-        assert flag in said.out
+        assert flag in printed.out
 
 
 def test_the_program_ends_with_the_status_and_has_not_imported_the_hub(tmp_path):
