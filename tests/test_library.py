@@ -15,13 +15,14 @@ from checkpoint import load, save
 from conftest import B, R, T, V, make_task_of_kind, make_task_tokenizer, random_model
 from data import MaskedBatches, Tokenizer, mask_tokens, open_corpus
 from distill import BUNDLED_TEACHER, Distillation, attention_loss, hidden_loss, output_loss
-from finetune import Classifier, TaskLoss, encode, load_classifier, load_encoder, save_classifier
+from finetune import Classifier, TaskLoss, encode, load_classifier, load_encoder
 from minialbert import MiniALBERT
 from tasks import Example, score
 
 
 @pytest.fixture(scope="module")
 def teacher():
+    """Load the teacher that comes with the program."""
     return load(BUNDLED_TEACHER)
 
 
@@ -31,56 +32,77 @@ def tokenizer():
 
 
 def corrected_student():
+    """Make a small student with corrections, in eval mode."""
     return random_model(correction_rank=2)
 
 
-def gradients(model, ids):
-    model.zero_grad()
+def random_ids():
+    """Make token numbers (B, T)."""
+    return torch.randint(0, V, (B, T))
+
+
+def last_hidden_state(model, ids):
+    """Compute the last hidden state (B, T, C)."""
     hidden, _ = model(ids)
-    hidden[-1].square().sum().backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return hidden[-1]
+
+
+def gradients(model, ids):
+    """Compute the gradients of the sum of squares of the last hidden state {name: tensor}."""
+    model.zero_grad()
+    last_hidden_state(model, ids).square().sum().backward()
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            found[name] = parameter.grad.clone()
+    return found
 
 
 def test_a_layer_may_be_computed_again_in_the_backward_pass():
-    model = corrected_student().eval()
-    ids = torch.randint(0, V, (B, T))
-    wanted = gradients(model, ids)
+    """torch.utils.checkpoint saves memory in this way. The gradients must stay as they were."""
+    model = corrected_student()
+    ids = random_ids()
+    expected = gradients(model, ids)
     for layer in model.layers:
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
     found = gradients(model, ids)
-    assert found.keys() == wanted.keys()
-    for name in wanted:
-        assert torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5), name
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.allclose(found[name], expected[name], rtol=1e-4, atol=1e-5), name
 
 
 def test_torch_func_computes_the_gradient_of_a_student():
-    model = corrected_student().eval()
-    ids = torch.randint(0, V, (B, T))
-    wanted = gradients(model, ids)
+    model = corrected_student()
+    ids = random_ids()
+    expected = gradients(model, ids)
 
     def loss(parameters):
-        return torch.func.functional_call(model, parameters, (ids,))[0][-1].square().sum()
+        hidden, _ = torch.func.functional_call(model, parameters, (ids,))
+        return hidden[-1].square().sum()
 
-    found = torch.func.grad(loss)({n: p.detach() for n, p in model.named_parameters()})
-    name = "layers.0.attention.query.weight"
-    assert torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    found = torch.func.grad(loss)(parameters)
+    for name in expected:
+        assert torch.allclose(found[name], expected[name], rtol=1e-4, atol=1e-5), name
 
 
 def test_threads_may_share_a_student():
-    model = corrected_student().eval()
+    """Each thread has texts of its own, so that one would notice those of another."""
+    model = corrected_student()
     results = []
 
-    def work(ids, wanted):
-        with torch.no_grad():
-            for _ in range(50):
-                results.append(torch.equal(model(ids)[0][-1], wanted))
+    @torch.no_grad()
+    def work(ids, expected):
+        for _ in range(50):
+            found = last_hidden_state(model, ids)
+            results.append(torch.equal(found, expected))
 
-    # Each thread has texts of its own, so that one would notice those of another.
     threads = []
     for _ in range(4):
-        ids = torch.randint(0, V, (B, T))
-        wanted = model(ids)[0][-1].detach()
-        threads.append(threading.Thread(target=work, args=(ids, wanted)))
+        ids = random_ids()
+        expected = last_hidden_state(model, ids).detach()
+        thread = threading.Thread(target=work, args=(ids, expected))
+        threads.append(thread)
     usual_interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)                          # seconds; else they seldom meet
     try:
@@ -95,28 +117,41 @@ def test_threads_may_share_a_student():
 
 def test_maps_may_be_an_iterator():
     model = random_model()
-    ids = torch.randint(0, V, (B, T))
-    assert list(model(ids, maps=iter([0, R - 1]))[1]) == [0, R - 1]
+    _, maps = model(random_ids(), maps=iter([0, R - 1]))
+    assert list(maps) == [0, R - 1]
+
+
+def test_a_number_of_a_map_that_is_no_integer_is_refused():
+    model = random_model()
     with pytest.raises(ValueError, match="maps: 0.5"):
-        model(ids, maps=[0.5])
+        model(random_ids(), maps=[0.5])
 
 
-@pytest.mark.parametrize("make_mask", [
-    lambda mask: mask[:, :1], lambda mask: mask[:, None, None, :], lambda mask: mask[0],
-    lambda mask: (1 - mask.float()) * -1e4, lambda mask: (1 - mask) * -10000])
-def test_a_mask_of_another_kind_is_refused(make_mask):
-    mask = torch.ones(B, T, dtype=torch.long)
-    mask[:, -1] = 0
+MASK = torch.ones(B, T, dtype=torch.long)
+MASK[:, -1] = 0
+WRONG_MASKS = {
+    "one column": MASK[:, :1],
+    "with room for heads": MASK[:, None, None, :],       # (B, 1, 1, T), as others have it
+    "one row": MASK[0],
+    "to be added to scores": (1 - MASK.float()) * -1e4,
+    "whole numbers to be added": (1 - MASK) * -10_000,
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_MASKS)
+def test_a_mask_of_another_kind_is_refused(kind):
+    model = random_model()
     with pytest.raises(ValueError, match="mask"):
-        random_model()(torch.zeros(B, T, dtype=torch.long), make_mask(mask))
+        model(random_ids(), WRONG_MASKS[kind])
 
 
 def test_segments_of_another_shape_are_refused():
+    model = random_model()
     ids = torch.zeros(B, T, dtype=torch.long)
     with pytest.raises(ValueError, match=r"segments is \[7\], ids is \[3, 7\]"):
-        random_model()(ids, segments=ids[0])
+        model(ids, segments=ids[0])
     with pytest.raises(ValueError, match=r"segments is \[2, 7\], ids is \[3, 7\]"):
-        random_model()(ids, segments=ids[:2])
+        model(ids, segments=ids[:2])
 
 
 def test_ids_without_a_batch_are_refused():
@@ -125,60 +160,91 @@ def test_ids_without_a_batch_are_refused():
 
 
 def test_losses_do_not_repeat_a_smaller_tensor():
+    """torch would, by broadcasting, and the loss would be of something else."""
     maps = torch.randn(2, 4, 5, 5).log_softmax(-1)
     states = torch.randn(2, 5, 8)
     mask = torch.ones(2, 5)
-    for compare in (lambda: attention_loss(maps[:, :1], maps),
-                    lambda: attention_loss(maps, maps[:1]),
-                    lambda: hidden_loss(states, states[:1]),
-                    lambda: hidden_loss(states, states, mask[:, None, None, :]),
-                    lambda: output_loss(states[0], states[0, :1])):
+    wrong_calls = [
+        (attention_loss, [maps[:, :1], maps]),
+        (attention_loss, [maps, maps[:1]]),
+        (hidden_loss, [states, states[:1]]),
+        (hidden_loss, [states, states, mask[:, None, None, :]]),
+        (output_loss, [states[0], states[0, :1]]),
+    ]
+    for loss, tensors in wrong_calls:
         with pytest.raises(ValueError, match="must be equal"):
-            compare()
+            loss(*tensors)
 
 
 class OwnBatches:
+    """Batches that a script makes itself: random tokens. Only these names are needed."""
     batch_size = 4
     T = 16
     seed = 0
 
     def __init__(self, tokenizer, num_rows, length):
         self.tokenizer = tokenizer
-        self.shape = num_rows, length
+        self.shape = (num_rows, length)
 
     def batch(self, step):
         rng = np.random.default_rng(step)
-        return mask_tokens(rng.integers(5, 1000, self.shape), self.tokenizer, rng)
+        ids = rng.integers(5, 1000, self.shape)
+        return mask_tokens(ids, self.tokenizer, rng)
 
 
-def test_a_loss_that_is_not_known_is_not_left_out(teacher, tokenizer):
-    student = MiniALBERT(replace(teacher.config, num_hidden_groups=1))
-    batches = OwnBatches(tokenizer, 4, 16)
+@pytest.fixture(scope="module")
+def student(teacher):
+    """Make a student with the shape of the teacher, but one layer for all recursions."""
+    config = replace(teacher.config, num_hidden_groups=1)
+    return MiniALBERT(config)
+
+
+@pytest.fixture
+def batches(tokenizer):
+    return OwnBatches(tokenizer, num_rows=4, length=16)
+
+
+def test_a_loss_that_is_not_known_is_not_left_out(student, teacher, batches):
     with pytest.raises(ValueError, match="loss_weights has 'attn', but the losses are mlm"):
         Distillation(student, teacher, batches, {"mlm": 1.0, "attn": 3.0})
+
+
+def test_no_loss_at_all_is_refused(student, teacher, batches):
+    with pytest.raises(ValueError, match="no loss is left"):
+        Distillation(student, teacher, batches, {})
+
+
+def test_the_elastic_loss_needs_more_than_one_recursion(student, teacher, batches):
     shallow = MiniALBERT(replace(student.config, num_hidden_layers=1))
     with pytest.raises(ValueError, match="more than one recursion"):
         Distillation(shallow, teacher, batches, {"output": 1.0, "elastic": 1.0})
+
+
+def test_without_a_teacher_only_the_mlm_loss_can_be_computed(student, batches):
     with pytest.raises(ValueError, match="without a teacher"):
         Distillation(student, None, batches, {"mlm": 1.0, "output": 1.0})
-    with pytest.raises(ValueError, match="no loss is left"):
-        Distillation(student, teacher, batches, {})
+
+
+def test_losses_of_the_logits_need_models_with_heads(student, teacher, batches):
     headless = MiniALBERT(teacher.config, head=False)
     with pytest.raises(ValueError, match="need a teacher with an MLM head"):
         Distillation(student, headless, batches, {"mlm": 1.0, "output": 1.0})
-    for weights in ({"mlm": 1.0}, {"output": 1.0}, {"elastic": 1.0}):
+    for name in ("mlm", "output", "elastic"):
         with pytest.raises(ValueError, match="need a student with an MLM head"):
-            Distillation(headless, teacher, batches, weights)
+            Distillation(headless, teacher, batches, {name: 1.0})
     Distillation(headless, teacher, batches, {"hidden": 1.0})
+
+
+def test_hidden_states_of_another_size_cannot_be_compared(student, teacher, batches):
     narrow = MiniALBERT(replace(student.config, hidden_size=64, embedding_size=32))
     with pytest.raises(ValueError, match="hidden_size of the teacher is 128, of the student 64"):
         Distillation(narrow, teacher, batches, {"hidden": 1.0})
 
 
-@pytest.mark.parametrize("shape", [(8, 16), (2, 16), (4, 12), (4, 20)])
-def test_a_batch_of_another_shape_is_refused(shape, teacher, tokenizer):
-    student = MiniALBERT(replace(teacher.config, num_hidden_groups=1))
-    distillation = Distillation(student, teacher, OwnBatches(tokenizer, *shape), {"mlm": 1.0})
+@pytest.mark.parametrize("num_rows, length", [(8, 16), (2, 16), (4, 12), (4, 20)])
+def test_a_batch_of_another_shape_is_refused(num_rows, length, student, teacher, tokenizer):
+    batches = OwnBatches(tokenizer, num_rows, length)
+    distillation = Distillation(student, teacher, batches, {"mlm": 1.0})
     with pytest.raises(ValueError, match="batch of step 0"):
         next(distillation.losses_of_micro_batches(0))
 
@@ -193,11 +259,13 @@ def test_a_list_of_texts_is_not_one_text(tokenizer):
 
 
 def test_a_corpus_may_be_one_path(tokenizer, tmp_path):
+    """It is a text or a Path, or any iterable of these."""
     path = tmp_path / "a.txt"
     path.write_text("one two three\n\n" * 20)
     for corpus in (str(path), path, [path], iter([str(path)])):
-        corpus = open_corpus(corpus, tokenizer, str(tmp_path / "cache"))
-        assert corpus.made_from["corpus"][0][0] == str(path)
+        token_file = open_corpus(corpus, tokenizer, str(tmp_path / "cache"))
+        first_file = token_file.made_from["corpus"][0]
+        assert first_file[0] == str(path)
 
 
 def test_a_tokenizer_makes_its_folder(tokenizer, tmp_path):
@@ -207,68 +275,111 @@ def test_a_tokenizer_makes_its_folder(tokenizer, tmp_path):
 
 def test_a_compiled_model_is_saved_like_the_model(tmp_path):
     model = random_model()
-    save(torch.compile(model, backend="eager"), tmp_path)
+    compiled = torch.compile(model, backend="eager")
+    save(compiled, tmp_path)
     loaded = load(tmp_path).state_dict()
-    assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded[name], tensor), name
 
 
 def test_what_load_would_refuse_is_not_saved(tmp_path):
-    model = random_model()
-    model.scale = nn.Parameter(torch.ones(1))
+    with_own_parameter = random_model()
+    with_own_parameter.scale = nn.Parameter(torch.ones(1))
     with pytest.raises(ValueError, match="'scale' of shape"):
-        save(model, tmp_path / "a")
-    model = random_model()
-    model.embeddings.word = nn.Embedding(V + 1, model.config.embedding_size)
+        save(with_own_parameter, tmp_path / "a")
+    with_larger_table = random_model()
+    embedding_size = with_larger_table.config.embedding_size
+    with_larger_table.embeddings.word = nn.Embedding(V + 1, embedding_size)
     with pytest.raises(ValueError, match="embeddings.word.weight"):
-        save(model, tmp_path / "b")
+        save(with_larger_table, tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_untied_decoder_that_equals_the_word_table_stays_untied(tmp_path):
+    """In files of a BERT two equal tables mean that it is tied, but ours say it."""
     model = random_model(embedding_size=24, hidden_size=24, tie_decoder=False)
-    model.head.decoder.weight.data.copy_(model.embeddings.word.weight.data)
+    word_table = model.embeddings.word.weight
+    model.head.decoder.weight.data.copy_(word_table.data)
     save(model, tmp_path)
     assert load(tmp_path).head.decoder is not None
 
 
-def test_tokens_may_be_a_list_of_numbers_but_nothing_else(tokenizer):
+def test_tokens_may_be_a_list_of_numbers(tokenizer):
     numbers = list(range(5, 205))
-    from_list = MaskedBatches(numbers, tokenizer, T=12, batch_size=2).batch(0)
-    from_array = MaskedBatches(np.array(numbers), tokenizer, T=12, batch_size=2).batch(0)
-    for found, wanted in zip(from_list, from_array):
-        assert np.array_equal(found, wanted)
-    for tokens in (["one text"] * 20, [[5, 6], [7, 8]], np.ones(200)):
-        with pytest.raises(ValueError, match="tokens must be one array of token numbers"):
-            MaskedBatches(tokens, tokenizer, T=3, batch_size=2)
+    of_list = MaskedBatches(numbers, tokenizer, T=12, batch_size=2)
+    of_array = MaskedBatches(np.array(numbers), tokenizer, T=12, batch_size=2)
+    for found, expected in zip(of_list.batch(0), of_array.batch(0), strict=True):
+        assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("tokens", [["one text"] * 20, [[5, 6], [7, 8]], np.ones(200)])
+def test_tokens_that_are_no_whole_numbers_in_a_row_are_refused(tokens, tokenizer):
+    with pytest.raises(ValueError, match="tokens must be one array of token numbers"):
+        MaskedBatches(tokens, tokenizer, T=3, batch_size=2)
 
 
 def test_a_name_that_is_no_folder_is_refused_with_a_remedy():
     with pytest.raises(ValueError, match="bert-base-uncased: this is not a folder; .*fetch"):
         load("bert-base-uncased")
+
+
+def test_a_model_that_was_not_fine_tuned_is_no_classifier():
     with pytest.raises(ValueError, match="teacher: not a fine-tuned model: it has no task.json"):
         load_classifier(Path(BUNDLED_TEACHER))
 
 
-def test_fine_tuning_refuses_what_it_would_leave_out(tmp_path):
-    tokenizer = make_task_tokenizer(tmp_path)
-    task = make_task_of_kind("classification", ["a", "b"])
-    encoder = random_model(head=False, vocab_size=tokenizer.vocab_size, max_position_embeddings=64)
-    model = Classifier(encoder, task)
-    examples = [Example("red", None, "a", "0", "x:1"), Example("city", None, None, "1", "x:2")]
-    features = list(encode(task, examples, tokenizer))
+@pytest.fixture
+def task_tokenizer(tmp_path):
+    return make_task_tokenizer(tmp_path)
+
+
+@pytest.fixture
+def task():
+    """Make a Task of classifying texts into a and b."""
+    return make_task_of_kind("classification", ["a", "b"])
+
+
+@pytest.fixture
+def task_model(task, task_tokenizer):
+    """Make a small Classifier for the task."""
+    encoder = random_model(head=False, vocab_size=task_tokenizer.vocab_size,
+                           max_position_embeddings=64)
+    return Classifier(encoder, task)
+
+
+# The second one has no label, and none has a second text.
+EXAMPLES = [Example("red", None, "a", "0", "x:1"), Example("city", None, None, "1", "x:2")]
+
+
+def test_examples_without_a_label_cannot_be_learned(task, task_model, task_tokenizer):
+    features = list(encode(task, EXAMPLES, task_tokenizer))
     with pytest.raises(ValueError, match="example 1 has no label"):
-        TaskLoss(model, task, features, 2, 0)
+        TaskLoss(task_model, task, features, 2, 0)
+
+
+def test_each_example_needs_a_guess(task):
     with pytest.raises(ValueError, match="1 guesses for 2 examples"):
-        score(task, examples, ["a"])
+        score(task, EXAMPLES, ["a"])
+
+
+def test_examples_need_as_many_texts_as_their_task(task, task_tokenizer):
+    task_of_pairs = replace(task, pair=True)
     with pytest.raises(ValueError, match="this task needs two texts"):
-        list(encode(replace(task, pair=True), examples, tokenizer))
-    two_texts = [examples[0]._replace(second_text="city")]
+        list(encode(task_of_pairs, EXAMPLES, task_tokenizer))
+    pair = EXAMPLES[0]._replace(second_text="city")
     with pytest.raises(ValueError, match="this task needs one text"):
-        list(encode(task, two_texts, tokenizer))
-    save(random_model(vocab_size=tokenizer.vocab_size, adapter_size=0), tmp_path / "plain")
+        list(encode(task, [pair], task_tokenizer))
+
+
+def test_an_encoder_is_not_loaded_in_a_mode_that_cannot_be(tmp_path):
+    save(random_model(adapter_size=0), tmp_path)
     with pytest.raises(ValueError, match="adapters are added, so they need a sample"):
-        load_encoder(str(tmp_path / "plain"), "adapters")
+        load_encoder(str(tmp_path), "adapters")
     with pytest.raises(ValueError, match="mode is 'adaptors'"):
         load_encoder(tmp_path, "adaptors")
+
+
+def test_a_task_of_ones_own_has_its_kind_as_its_name(task):
+    """The kind of a task follows from its name: mrpc, for example, is a classification."""
     with pytest.raises(ValueError, match="name is 'mine'"):
-        save_classifier(str(tmp_path / "out"), model, replace(task, name="mine"), tokenizer)
+        replace(task, name="mine")
