@@ -80,7 +80,7 @@ def plain_text_of(documents):
     return "\n\n".join(texts) + "\n"
 
 
-def put(path, documents):
+def write_documents(path, documents):
     """Write documents in the format that the file's name says; return the path as a string."""
     if ".jsonl" in path.name:
         text = jsonl_of(documents)
@@ -92,14 +92,6 @@ def put(path, documents):
     opener = OPEN.get(path.suffix, open)
     with opener(path, "wb") as file:
         file.write(text.encode())
-    return str(path)
-
-
-def raw(path, content):
-    """Write text or bytes as they are; return the path as a string."""
-    if isinstance(content, str):
-        content = content.encode()
-    path.write_bytes(content)
     return str(path)
 
 
@@ -138,10 +130,9 @@ def assert_tokens_of(token_file, documents, tokenizer):
 
 def vocab_folder(path, words, config=None):
     """Write a vocabulary, and a tokenizer_config.json if there is a config -> the folder."""
-    path.mkdir(parents=True, exist_ok=True)
-    raw(path / "vocab.txt", "\n".join(words) + "\n")
+    write_file(path / "vocab.txt", "\n".join(words) + "\n")
     if config is not None:
-        raw(path / "tokenizer_config.json", json.dumps(config))
+        write_file(path / "tokenizer_config.json", json.dumps(config))
     return str(path)
 
 
@@ -165,7 +156,7 @@ def document_of(lines, held_out):
 def tokenizer(tmp_path_factory):
     """Learn a small vocabulary from make_documents(99)."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    corpus = [put(folder / "a.txt", make_documents(99))]
+    corpus = [write_documents(folder / "a.txt", make_documents(99))]
     return train_tokenizer(corpus, 120, str(folder / "tok"))
 
 
@@ -173,7 +164,7 @@ def tokenizer(tmp_path_factory):
 def token_file_once(tokenizer, tmp_path_factory):
     """Make a folder with a token file and its corpus, which nobody changes."""
     folder = tmp_path_factory.mktemp("token_file")
-    corpus = [put(folder / "a.txt", make_documents(300))]
+    corpus = [write_documents(folder / "a.txt", make_documents(300))]
     tokenise(corpus, tokenizer, str(folder / "a.bin"))
     return folder
 
@@ -194,7 +185,7 @@ def test_any_mix_of_files_and_folders_is_read_in_a_fixed_order(tmp_path):
     parts = {}
     for i, name in enumerate(names):
         parts[name] = documents[i * 3:i * 3 + 3]
-        put(tmp_path / name, parts[name])
+        write_documents(tmp_path / name, parts[name])
     order = ["one.txt.gz", "x/a\n.txt", "x/a.txt", "x/b/x.jsonl", "x/b/y.txt.bz2", "x/b/z.jsonl.gz",
              "x/c.txt.xz", "x/d.jsonl.bz2", "x/e.jsonl.xz", "x/f.csv.gz"]
     files = corpus_files([str(tmp_path / "one.txt.gz"), str(tmp_path / "x")])
@@ -214,9 +205,9 @@ def test_any_mix_of_files_and_folders_is_read_in_a_fixed_order(tmp_path):
 @pytest.mark.parametrize("name", ["nowhere", "empty", "notes.md", "a.txt.zip"])
 def test_a_path_with_nothing_to_read_is_named(name, tmp_path):
     (tmp_path / "empty").mkdir()
-    raw(tmp_path / "notes.md", "text")
-    raw(tmp_path / "a.txt.zip", "text")
-    good = put(tmp_path / "good.txt", make_documents(1))
+    write_file(tmp_path / "notes.md", "text")
+    write_file(tmp_path / "a.txt.zip", "text")
+    good = write_documents(tmp_path / "good.txt", make_documents(1))
     with pytest.raises(ValueError, match=name):
         corpus_files([good, str(tmp_path / name)])
 
@@ -244,8 +235,8 @@ def test_the_bar_counts_the_bytes_on_the_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(data, "tqdm", Bar)
     for i, name in enumerate(["a.txt", "b.jsonl.gz", "c.txt.bz2", "d.txt.xz"]):
-        put(tmp_path / name, make_documents(40, seed=i))
-    raw(tmp_path / "empty.txt", "\n")
+        write_documents(tmp_path / name, make_documents(40, seed=i))
+    write_file(tmp_path / "empty.txt", "\n")
     files = corpus_files([str(tmp_path)])
     assert len(files) == 5
     list(read_corpus(files))
@@ -257,7 +248,7 @@ def test_the_bar_counts_the_bytes_on_the_disk(tmp_path, monkeypatch):
 def test_bad_bytes_are_replaced_and_counted_exactly(tmp_path, capsys):
     content = b"one \xff\xfe two\nthree \xc3( four \xed\xa0\x80 five\nsix\x00seven\n"
     content += "é 中 \ufffd 🙂\n".encode()                # these are good
-    path = raw(tmp_path / "a.txt", content)
+    path = write_file(tmp_path / "a.txt", content)
     assert list(read_corpus([path])) == [
         "one \ufffd\ufffd two", "three \ufffd( four \ufffd\ufffd\ufffd five", "six\ufffdseven",
         "é 中 \ufffd 🙂", ""]
@@ -267,7 +258,7 @@ def test_bad_bytes_are_replaced_and_counted_exactly(tmp_path, capsys):
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-32", "cp1252"])
 def test_a_corpus_in_another_encoding_is_refused(encoding, tmp_path):
     text = "schöne Grüße aus Köln\n" * 200
-    path = raw(tmp_path / "a.txt", text.encode(encoding))
+    path = write_file(tmp_path / "a.txt", text.encode(encoding))
     message = f"^{path}: not UTF-8: of [0-9,]+ characters [0-9,]+ are "
     if encoding in ("utf-16", "utf-32"):                 # these begin with a mark
         message = f"^{path}: not UTF-8, but UTF-16 or UTF-32; iconv "
@@ -278,7 +269,7 @@ def test_a_corpus_in_another_encoding_is_refused(encoding, tmp_path):
 @pytest.mark.parametrize("name, content", [("a.jsonl", '{"text": "one"}\n'),
                                            ("a.csv", "text\na\n")])
 def test_a_table_in_utf_16_is_refused_for_its_encoding(tmp_path, name, content):
-    path = raw(tmp_path / name, content.encode("utf-16"))
+    path = write_file(tmp_path / name, content.encode("utf-16"))
     with pytest.raises(ValueError, match=f"^{path}: not UTF-8, but UTF-16 or UTF-32; iconv "):
         list(read_corpus([path]))
 
@@ -287,7 +278,8 @@ def test_many_small_files_in_another_encoding_are_refused_together(tmp_path, cap
     """Each has only three bytes that are not UTF-8, which alone would be taken for damage."""
     expected_reports = []
     for number in range(20):
-        path = raw(tmp_path / f"{number:02}.txt", f"grüne Grüße {number}\n".encode("latin-1"))
+        content = f"grüne Grüße {number}\n".encode("latin-1")
+        path = write_file(tmp_path / f"{number:02}.txt", content)
         expected_reports.append(f"{path}: replaced 3 NULs or bytes that are not UTF-8")
     files = corpus_files([str(tmp_path)])
     message = f"^{tmp_path}/19.txt and the files before it: not UTF-8: of [0-9]+ characters 60 "
@@ -300,8 +292,8 @@ def test_many_small_files_in_another_encoding_are_refused_together(tmp_path, cap
 def test_a_large_clean_file_makes_up_for_small_damaged_ones_in_any_order(
         name_of_clean_file, tmp_path, capsys):
     for name in ("k.txt", "l.txt"):
-        raw(tmp_path / name, b"damaged \xff\xff\xff\xff\xff\xff\n")
-    raw(tmp_path / name_of_clean_file, "a clean line\n" * 2000)
+        write_file(tmp_path / name, b"damaged \xff\xff\xff\xff\xff\xff\n")
+    write_file(tmp_path / name_of_clean_file, "a clean line\n" * 2000)
     files = corpus_files([str(tmp_path)])
     lines = list(read_corpus(files))
     assert len(lines) == 2 + 2000 + 3                    # an empty line follows each file
@@ -312,7 +304,7 @@ def test_a_large_corpus_in_another_encoding_is_refused_before_all_of_it_is_read(
     a million characters."""
     content = b"x" * 8999 + b"\n" + b"\xff" * 10 + b"\n"
     for number in range(120):
-        raw(tmp_path / f"{number:03}.txt", content)
+        write_file(tmp_path / f"{number:03}.txt", content)
     files = corpus_files([str(tmp_path)])
     message = f"^{tmp_path}/110.txt and the files before it: not UTF-8"
     with pytest.raises(ValueError, match=message):
@@ -323,7 +315,7 @@ def test_a_large_corpus_in_another_encoding_is_refused_before_all_of_it_is_read(
 def test_one_bad_byte_in_a_thousand_is_damage_and_more_are_another_encoding(
         num_clean, is_refused, tmp_path, capsys):
     content = b"x" * (num_clean - 1) + b"\n" + b"\xff" * 11
-    path = raw(tmp_path / "a.txt", content)
+    path = write_file(tmp_path / "a.txt", content)
     if is_refused:
         num_characters = num_clean + 11
         message = f"not UTF-8: of {num_characters:,} characters 11 "
@@ -337,10 +329,10 @@ def test_one_bad_byte_in_a_thousand_is_damage_and_more_are_another_encoding(
 def test_nuls_at_the_end_and_escapes_are_not_another_encoding(tmp_path, capsys):
     """NULs at the end may be left by a crash. An escape such as \\ud83d is half a character, but
     the bytes in which it is written are good."""
-    padded = raw(tmp_path / "a.txt", "plain text\n" * 200 + "\0" * 512)
+    padded = write_file(tmp_path / "a.txt", "plain text\n" * 200 + "\0" * 512)
     text = "a\\u0000" * 9 + "\\ud83d" * 9 + "ab" * 22
     row = '{"text": "' + text + '"}\n'
-    escaped = raw(tmp_path / "b.jsonl", row * 20)
+    escaped = write_file(tmp_path / "b.jsonl", row * 20)
     list(read_corpus([padded, escaped]))
     assert capsys.readouterr().err == f"{padded}: replaced 512 NULs or bytes that are not UTF-8\n"
 
@@ -348,27 +340,27 @@ def test_nuls_at_the_end_and_escapes_are_not_another_encoding(tmp_path, capsys):
 def test_half_characters_in_escapes_do_not_count_as_another_encoding(tmp_path, capsys):
     """The second half of an emoji that a program has cut off is such an escape."""
     row = json.dumps({"text": "cut \udc80 off \0"})
-    path = raw(tmp_path / "a.jsonl", f"{row}\n" * 50)
+    path = write_file(tmp_path / "a.jsonl", f"{row}\n" * 50)
     assert lines_with_text([path]) == ["cut \ufffd off \ufffd"] * 50
     assert capsys.readouterr().err == ""
 
 
 def test_bytes_and_escapes_of_one_row_are_all_counted(tmp_path, capsys):
-    path = raw(tmp_path / "a.jsonl", b'{"text": "a \xff and \\ud800 and \\ud83d"}\n')
+    path = write_file(tmp_path / "a.jsonl", b'{"text": "a \xff and \\ud800 and \\ud83d"}\n')
     assert lines_with_text([path]) == ["a \ufffd and \ufffd and \ufffd"]
     assert "replaced 3 NULs or bytes" in capsys.readouterr().err
 
 
 def test_bytes_of_another_encoding_beside_the_text_of_a_jsonl_do_no_harm(tmp_path):
     row = '{"text": "all of this can be read", "author": "Andr\xe9"}\n'
-    path = raw(tmp_path / "a.jsonl", (row * 50).encode("latin-1"))
+    path = write_file(tmp_path / "a.jsonl", (row * 50).encode("latin-1"))
     assert lines_with_text([path]) == ["all of this can be read"] * 50
 
 
 def test_a_large_file_in_another_encoding_is_not_read_to_its_end(tmp_path):
     """It has 8 million characters, and the message says how many were read."""
     line = ("x" * 99_999 + "\n").encode("utf-16-le")
-    path = raw(tmp_path / "a.txt", line * 40)
+    path = write_file(tmp_path / "a.txt", line * 40)
     with pytest.raises(ValueError, match="not UTF-8: of [1-3],[0-9]{3},[0-9]{3} characters"):
         list(read_corpus([path]))
 
@@ -377,24 +369,24 @@ def test_a_large_file_is_judged_where_a_million_characters_were_read(tmp_path):
     """All of its bad bytes stand at the beginning. At the end their share would be small enough."""
     bad_line = b"\xff" * 1500 + b"\n"
     good_line = b"x" * 9999 + b"\n"
-    path = raw(tmp_path / "a.txt", bad_line + good_line * 200)
+    path = write_file(tmp_path / "a.txt", bad_line + good_line * 200)
     with pytest.raises(ValueError, match="not UTF-8: of 1,00.,... characters 1,500 are bytes"):
         list(read_corpus([path]))
 
 
 def test_a_clean_file_gives_no_message(tmp_path, capsys):
     """Even U+FFFD is good text where the file itself holds it."""
-    path = raw(tmp_path / "a.txt", "naïve 中文 🙂 \ufffd\n")
+    path = write_file(tmp_path / "a.txt", "naïve 中文 🙂 \ufffd\n")
     list(read_corpus([path]))
     assert capsys.readouterr().err == ""
 
 
 def test_byte_order_marks_line_ends_and_blanks_do_not_matter(tmp_path):
-    plain = raw(tmp_path / "a.txt", "one\ntwo\n\nthree\n")
-    odd = raw(tmp_path / "b.txt", "\ufeffone  \r\n\t two\r\n \t \r\nthree")
+    plain = write_file(tmp_path / "a.txt", "one\ntwo\n\nthree\n")
+    odd = write_file(tmp_path / "b.txt", "\ufeffone  \r\n\t two\r\n \t \r\nthree")
     for path in (plain, odd):
         assert list(read_corpus([path])) == ["one", "two", "", "three", ""]
-    empty = raw(tmp_path / "c.txt", "")
+    empty = write_file(tmp_path / "c.txt", "")
     assert list(read_corpus([empty])) == [""]
 
 
@@ -402,7 +394,7 @@ def test_lines_of_jsonl_may_hold_what_json_may(tmp_path):
     """There may be escapes, line ends in a text, other fields and empty lines."""
     rows = [r'{"text": "a\u0000b \ud800 c \ud83d\ude42\r\n\n  d  "}', "", "  ", '{"text": ""}',
             '{"other": {"text": 1}, "text": "e\tf"}', r'{"text": "g\rh"}']
-    path = raw(tmp_path / "a.jsonl", "\ufeff" + "\n".join(rows))
+    path = write_file(tmp_path / "a.jsonl", "\ufeff" + "\n".join(rows))
     found = list(read_corpus([path]))
     assert found[:3] == ["a\ufffdb \ufffd c 🙂", "d", ""]
     assert [line for line in found[3:] if line] == ["e\tf", "g", "h"]
@@ -415,7 +407,7 @@ def test_lines_of_jsonl_may_hold_what_json_may(tmp_path):
     '{"text": "x"} {"text": "y"}'])
 def test_a_line_of_jsonl_that_is_no_document_is_named(line, tmp_path):
     good = '{"text": "good"}'
-    path = raw(tmp_path / "a.jsonl", f"{good}\n\n{line}\n{good}\n")
+    path = write_file(tmp_path / "a.jsonl", f"{good}\n\n{line}\n{good}\n")
     with pytest.raises(ValueError, match=r"a\.jsonl:3: "):
         list(read_corpus([path]))
 
@@ -428,7 +420,7 @@ def test_a_line_of_jsonl_that_is_no_document_is_named(line, tmp_path):
     ('{"text": x}', "Expecting value, at character 10"),
     ('  {"text": "x"', "Expecting ',' delimiter, at character 15")])
 def test_it_is_said_what_a_line_of_jsonl_is_instead_of_a_document(line, message, tmp_path):
-    path = raw(tmp_path / "a.jsonl", line)
+    path = write_file(tmp_path / "a.jsonl", line)
     expected = rf"a\.jsonl:1: not a JSON object with a text 'text': {message}$"
     with pytest.raises(ValueError, match=expected):
         list(read_corpus([path]))
@@ -439,9 +431,9 @@ def test_a_line_of_jsonl_that_is_too_long_is_named(tmp_path, monkeypatch):
     fitting_text = "x" * 85
     fits = json.dumps({"text": fitting_text})
     too_long = json.dumps({"text": "y" * 99})
-    path = raw(tmp_path / "a.jsonl", fits)
+    path = write_file(tmp_path / "a.jsonl", fits)
     assert lines_with_text([path]) == [fitting_text]
-    path = raw(tmp_path / "a.jsonl", fits + "\n" + too_long)
+    path = write_file(tmp_path / "a.jsonl", fits + "\n" + too_long)
     with pytest.raises(ValueError, match=r"a\.jsonl: .*: line 2 has more than 100 char"):
         list(read_corpus([path]))
 
@@ -481,8 +473,8 @@ def damaged_copy(content, damage):
 @pytest.mark.parametrize("damage", ["cut", "other", "flipped", "overwritten"])
 def test_a_damaged_archive_is_named_and_leaves_nothing(packed, damage, tokenizer, tmp_path):
     path = tmp_path / f"a.txt{packed}"
-    put(path, make_documents(2000))
-    raw(path, damaged_copy(path.read_bytes(), damage))
+    write_documents(path, make_documents(2000))
+    write_file(path, damaged_copy(path.read_bytes(), damage))
     with pytest.raises(ValueError, match=path.name):
         tokenise([str(path)], tokenizer, str(tmp_path / "out.bin"))
     with pytest.raises(ValueError, match=path.name):
@@ -492,7 +484,7 @@ def test_a_damaged_archive_is_named_and_leaves_nothing(packed, damage, tokenizer
 
 def test_a_damaged_table_is_named_once(tokenizer, tmp_path):
     packed = gzip.compress(b"text\n" + b"the cat sat on a mat\n" * 999)
-    path = raw(tmp_path / "a.csv.gz", packed[:-9])
+    path = write_file(tmp_path / "a.csv.gz", packed[:-9])
     with pytest.raises(ValueError, match=r"a\.csv\.gz: not a whole, undamaged file: ") as error:
         list(read_corpus([path]))
     message = str(error.value)
@@ -504,7 +496,7 @@ def test_a_document_of_jsonl_or_csv_longer_than_a_chunk_comes_in_pieces(
         name, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "CHUNK", 10)
     long_document = ["a" * 35, "b" * 10, "c" * 11]
-    path = put(tmp_path / name, [long_document, ["d"]])
+    path = write_documents(tmp_path / name, [long_document, ["d"]])
     assert list(read_corpus([path])) == [
         "a" * 10, "a" * 10, "a" * 10, "a" * 5, "b" * 10, "c" * 10, "c", "", "d", "", ""]
 
@@ -515,7 +507,7 @@ def test_a_line_of_exactly_a_chunk_does_not_end_its_document(tmp_path, monkeypat
     one_chunk = "a" * 10
     two_chunks = "b" * 20
     another_chunk = "d" * 10
-    path = raw(tmp_path / "a.txt", f"{one_chunk}\n{two_chunks}\nc\n\n{another_chunk}\n\ne")
+    path = write_file(tmp_path / "a.txt", f"{one_chunk}\n{two_chunks}\nc\n\n{another_chunk}\n\ne")
     found = list(read_corpus([path]))
     assert found == [one_chunk, "b" * 10, "b" * 10, "c", "", another_chunk, "", "e", ""]
 
@@ -524,27 +516,27 @@ def test_white_space_after_a_long_line_does_not_end_its_document(tmp_path, monke
     monkeypatch.setattr(data, "CHUNK", 10)
     one_chunk = "a" * 10
     text = f"{one_chunk}  \nb"
-    plain = raw(tmp_path / "a.txt", f"{text}\n \nc\n")
+    plain = write_file(tmp_path / "a.txt", f"{text}\n \nc\n")
     assert list(read_corpus([plain])) == [one_chunk, "b", "", "c", ""]
-    rows = raw(tmp_path / "a.jsonl", json.dumps({"text": text}))
+    rows = write_file(tmp_path / "a.jsonl", json.dumps({"text": text}))
     assert list(read_corpus([rows])) == [one_chunk, "b", "", ""]
 
 
 def test_a_line_of_csv_that_is_too_long_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "LONGEST_ROW", 1000)
     longest_text = "a" * 997
-    path = raw(tmp_path / "a.csv", f"text,id\n{longest_text},b\n")
+    path = write_file(tmp_path / "a.csv", f"text,id\n{longest_text},b\n")
     assert list(read_corpus([path])) == [longest_text, "", ""]
     # csv would take what is over the limit for a row of its own.
     three_columns_over = f"{longest_text},b,b,b\n"
     one_column_over = "a" * 5000 + "\n"
     for text in (f"text,id\n{three_columns_over}", f"text\n{one_column_over}"):
-        path = raw(tmp_path / "a.csv", text)
+        path = write_file(tmp_path / "a.csv", text)
         with pytest.raises(ValueError, match="a.csv: .*: line 2 has more than 1000 char"):
             list(read_corpus([path]))
     # Each line is short enough, but the field that they hold together is not.
     line = "a" * 600
-    path = raw(tmp_path / "a.csv", f'text\n"{line}\n{line}"\n')
+    path = write_file(tmp_path / "a.csv", f'text\n"{line}\n{line}"\n')
     with pytest.raises(ValueError, match="a.csv:3: .*limit"):
         list(read_corpus([path]))
 
@@ -553,7 +545,7 @@ def test_a_line_of_csv_that_is_too_long_is_an_error(tmp_path, monkeypatch):
     ("a.jsonl", '{"text": "no", "body": "one\\ntwo"}\n\n{"body": "three, four"}\n'),
     ("a.csv", '\ufefftext,body\r\nno,"one\ntwo"\r\n\r\nno,"three, four"\r\n')])
 def test_the_column_of_the_text_can_be_chosen(name, text, tmp_path, tokenizer):
-    corpus = [raw(tmp_path / name, text)]
+    corpus = [write_file(tmp_path / name, text)]
     lines = list(read_corpus(corpus_files(corpus), "body"))
     assert lines[:5] == ["one", "two", "", "three, four", ""]
     assert set(lines[5:]) <= {""}
@@ -577,7 +569,7 @@ def test_the_column_of_the_text_can_be_chosen(name, text, tmp_path, tokenizer):
     ('id,text\n1,"x"y\n', ":2: .* expected.*; the row begins in line 2, and commas must ")])
 def test_a_csv_that_will_not_do_is_named(text, message, tmp_path):
     with pytest.raises(ValueError, match=rf"a\.csv.*{message}"):
-        list(read_corpus([raw(tmp_path / "a.csv", text)]))
+        list(read_corpus([write_file(tmp_path / "a.csv", text)]))
 
 
 @pytest.mark.parametrize("packed", PACK)
@@ -590,7 +582,7 @@ def test_a_file_of_several_compressed_streams_is_read_to_its_end(packed, between
     content = between.join(streams)
     if packed == ".xz":
         content += between
-    path = raw(tmp_path / f"a.txt{packed}", content)
+    path = write_file(tmp_path / f"a.txt{packed}", content)
     long_line = ("three " * 30_000).strip()
     assert list(read_corpus([path])) == ["one", "two", long_line, "", "four", ""]
 
@@ -605,7 +597,7 @@ def test_damage_after_the_first_stream_is_an_error(packed, damage, tmp_path):
               "cut": second[:-1],
               "cut at once": second[:3],
               "other": b"this is no stream"}
-    path = raw(tmp_path / f"a.txt{packed}", first + broken[damage])
+    path = write_file(tmp_path / f"a.txt{packed}", first + broken[damage])
     with pytest.raises(ValueError, match=f"a.txt{packed}: not a whole, undamaged file"):
         list(read_corpus([path]))
 
@@ -613,15 +605,15 @@ def test_damage_after_the_first_stream_is_an_error(packed, damage, tmp_path):
 @pytest.mark.parametrize("packed", PACK)
 def test_an_empty_packed_file_is_damaged(packed, tmp_path):
     """Even nothing, if it is packed, has a header."""
-    raw(tmp_path / f"a.txt{packed}", b"")
-    raw(tmp_path / "b.txt", b"text\n")
+    write_file(tmp_path / f"a.txt{packed}", b"")
+    write_file(tmp_path / "b.txt", b"text\n")
     files = corpus_files([str(tmp_path)])
     with pytest.raises(ValueError, match=f"a.txt{packed}: not a whole, undamaged file"):
         list(read_corpus(files))
 
 
 def test_a_name_of_a_column_must_be_utf_8(tokenizer, tmp_path):
-    corpus = [raw(tmp_path / "a.csv", b"caf\xe9\nb\n")]
+    corpus = [write_file(tmp_path / "a.csv", b"caf\xe9\nb\n")]
     with pytest.raises(ValueError, match=r"^'caf.udce9': not a name in UTF-8"):
         tokenise(corpus, tokenizer, str(tmp_path / "a.bin"), "caf\udce9")
     assert os.listdir(tmp_path) == ["a.csv"]
@@ -629,8 +621,8 @@ def test_a_name_of_a_column_must_be_utf_8(tokenizer, tmp_path):
 
 def test_what_is_skipped_in_a_folder_is_counted_once(tokenizer, tmp_path, capsys):
     folder = tmp_path / "c"
-    path = put(folder / "a.txt", make_documents(200))
-    raw(folder / "notes.md", "text")
+    path = write_documents(folder / "a.txt", make_documents(200))
+    write_file(folder / "notes.md", "text")
     (folder / "sub").mkdir()
     os.mkfifo(folder / "sub" / "pipe.txt")               # nobody writes into it
     os.symlink("/dev/zero", folder / "sub" / "zero.txt")
@@ -645,7 +637,7 @@ def test_what_is_skipped_in_a_folder_is_counted_once(tokenizer, tmp_path, capsys
 def test_hidden_files_and_folders_in_a_folder_are_skipped(tmp_path, capsys):
     folder = tmp_path / ".corpus"
     for name in ("a.txt", ".b.txt", ".ipynb_checkpoints/a-checkpoint.txt", "sub/.git/c.txt"):
-        put(folder / name, make_documents(1))
+        write_documents(folder / name, make_documents(1))
     assert corpus_files([str(folder)]) == [str(folder / "a.txt")]
     assert "skipped files and folders: 3; " in capsys.readouterr().err
     # What the user names is read: this hidden file, and the hidden folder above.
@@ -654,8 +646,8 @@ def test_hidden_files_and_folders_in_a_folder_are_skipped(tmp_path, capsys):
 
 
 def test_the_case_of_an_ending_does_not_matter(tmp_path):
-    raw(tmp_path / "A.TXT", "one\n")
-    raw(tmp_path / "B.Csv.GZ", gzip.compress(b"body\ntwo\n"))
+    write_file(tmp_path / "A.TXT", "one\n")
+    write_file(tmp_path / "B.Csv.GZ", gzip.compress(b"body\ntwo\n"))
     files = corpus_files([str(tmp_path)])
     assert lines_with_text(files, "body") == ["one", "two"]
 
@@ -663,17 +655,17 @@ def test_the_case_of_an_ending_does_not_matter(tmp_path):
 @pytest.mark.parametrize("packed", PACK)
 def test_a_compressed_file_without_its_ending_is_told(packed, tmp_path):
     compress = PACK[packed]
-    path = raw(tmp_path / "a.txt", compress(b"one\n"))
+    path = write_file(tmp_path / "a.txt", compress(b"one\n"))
     with pytest.raises(ValueError, match=f"^{path}: it is compressed; its name must end in .gz, "):
         list(read_corpus([path]))
 
 
 def test_documents_without_a_text_are_skipped(tmp_path):
     rows = ['{"text": "one"}', '{"text": null}', '{"text": " "}', "", '{"text": "two"}']
-    paths = [raw(tmp_path / "a.jsonl", "\n".join(rows)),
-             raw(tmp_path / "b.csv", "id,text\n1,three\n2,\n3,four\n"),
-             raw(tmp_path / "c.txt", "five\n\n\n\nsix\n"),
-             raw(tmp_path / "d.jsonl", '{"text": "seven"}')]
+    paths = [write_file(tmp_path / "a.jsonl", "\n".join(rows)),
+             write_file(tmp_path / "b.csv", "id,text\n1,three\n2,\n3,four\n"),
+             write_file(tmp_path / "c.txt", "five\n\n\n\nsix\n"),
+             write_file(tmp_path / "d.jsonl", '{"text": "seven"}')]
     found = lines_with_text(paths)
     assert found == ["one", "two", "three", "four", "five", "six", "seven"]
 
@@ -682,8 +674,8 @@ def test_the_name_of_a_file_cannot_write_to_the_terminal(tmp_path, capsys):
     """A name may hold the codes by which a terminal changes its colours, or worse."""
     folder = tmp_path / "corpus"
     folder.mkdir()
-    raw(folder / "\x1b[31mred\nname.txt", "one\0two\n")
-    raw(folder / "x.pdf", "")
+    write_file(folder / "\x1b[31mred\nname.txt", "one\0two\n")
+    write_file(folder / "x.pdf", "")
     files = corpus_files([str(folder)])
     assert lines_with_text(files) == ["one\ufffdtwo"]
     error = capsys.readouterr().err
@@ -700,8 +692,8 @@ def test_a_pipe_alone_is_refused(tmp_path):
 
 
 def test_a_subfolder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
-    put(tmp_path / "a.txt", make_documents(1))
-    put(tmp_path / "locked" / "b.txt", make_documents(1))
+    write_documents(tmp_path / "a.txt", make_documents(1))
+    write_documents(tmp_path / "locked" / "b.txt", make_documents(1))
     scandir = os.scandir
 
     def scandir_of_a_user(path):                         # root may read what has the mode 000
@@ -715,7 +707,7 @@ def test_a_subfolder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
 
 
 def test_a_file_that_is_named_twice_is_refused(tmp_path):
-    path = put(tmp_path / "c" / "a.txt", make_documents(3))
+    path = write_documents(tmp_path / "c" / "a.txt", make_documents(3))
     with pytest.raises(ValueError, match="a.txt is named 2 times"):
         corpus_files([str(tmp_path / "c"), path])
     other_name = str(tmp_path / "b.txt")                 # a link counts as another file
@@ -727,7 +719,7 @@ def test_a_corpus_whose_name_is_not_utf8_is_refused_before_it_is_read(tokenizer,
     """The .json of a token file, which names its corpus, is in UTF-8."""
     folder = os.path.join(str(tmp_path), os.fsdecode(b"c\xff"))
     os.mkdir(folder)
-    path = put(tmp_path / "a.txt", make_documents(200))
+    path = write_documents(tmp_path / "a.txt", make_documents(200))
     shutil.copy(path, folder)
     with pytest.raises(ValueError, match="not a name in UTF-8"):
         tokenise([folder], tokenizer, str(tmp_path / "a.bin"))
@@ -743,12 +735,12 @@ def test_white_space_at_the_beginning_of_a_long_line_ends_no_document(monkeypatc
 
 
 def test_a_row_of_a_csv_may_end_after_its_text(tmp_path):
-    path = raw(tmp_path / "a.csv", "text,id\nx,1\ny\n")
+    path = write_file(tmp_path / "a.csv", "text,id\nx,1\ny\n")
     assert lines_with_text([path]) == ["x", "y"]
 
 
 def test_a_csv_may_begin_with_empty_lines(tmp_path):
-    path = raw(tmp_path / "a.csv", "\n\r\nid,text\n1,x\n\n2,y\n")
+    path = write_file(tmp_path / "a.csv", "\n\r\nid,text\n1,x\n\n2,y\n")
     assert lines_with_text([path]) == ["x", "y"]
 
 
@@ -758,8 +750,8 @@ def test_a_csv_may_begin_with_empty_lines(tmp_path):
 def test_the_token_file_is_what_a_naive_loop_makes(chunk, tokenizer, tmp_path, monkeypatch):
     dropped = ["\x7f\x7f only what is dropped", "\x7f"]
     documents = make_documents(400) + [dropped]
-    put(tmp_path / "c" / "a.txt.gz", documents[:150])
-    put(tmp_path / "c" / "b.jsonl", documents[150:])
+    write_documents(tmp_path / "c" / "a.txt.gz", documents[:150])
+    write_documents(tmp_path / "c" / "b.jsonl", documents[150:])
     chunks_of_lines = data.chunks_of_lines
     chunks = []
 
@@ -795,7 +787,7 @@ def test_large_vocabularies_get_wider_numbers(size, dtype, tmp_path):
     wide = Tokenizer(vocab_folder(tmp_path / "tok", words))
     assert wide.vocab_size == size
     last_word = words[-1]
-    corpus = [raw(tmp_path / "a.txt", f"{last_word} w0 {last_word}\n" * 30)]
+    corpus = [write_file(tmp_path / "a.txt", f"{last_word} w0 {last_word}\n" * 30)]
     made = tokenise(corpus, wide, str(tmp_path / "a.bin"))
     assert made.train_tokens.dtype == dtype
     assert made.valid_tokens.dtype == dtype
@@ -811,7 +803,7 @@ def test_a_token_file_is_made_once_and_made_anew_when_it_is_stale(
     source = tmp_path / "c" / "a.txt"
     other = tmp_path / "c" / "b.txt"
     documents = make_documents(60)
-    put(source, documents)
+    write_documents(source, documents)
     out = str(tmp_path / "sub" / "a.bin")
 
     def is_made_anew(tokenizer=tokenizer):
@@ -829,19 +821,21 @@ def test_a_token_file_is_made_once_and_made_anew_when_it_is_stale(
 
     assert is_made_anew()
     assert not is_made_anew()
-    put(source, documents + [["more"]])
+    write_documents(source, documents + [["more"]])
     assert is_made_anew()
     assert not is_made_anew()
-    put(other, make_documents(9, seed=1))
+    write_documents(other, make_documents(9, seed=1))
     assert is_made_anew()
     assert not is_made_anew()
+    # A file that is as large as before, but newer.
     before = os.stat(other)
-    raw(other, other.read_bytes().replace(b"cat", b"dog"))           # as large as before, but newer
+    write_file(other, other.read_bytes().replace(b"cat", b"dog"))
     os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns + 1000))
     assert is_made_anew()
     assert not is_made_anew()
+    # A file that is as old as before, but smaller.
     before = os.stat(other)
-    put(other, make_documents(8, seed=1))                            # as old as before, but smaller
+    write_documents(other, make_documents(8, seed=1))
     os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert is_made_anew()
     assert not is_made_anew()
@@ -866,8 +860,8 @@ def test_what_is_held_out_does_not_depend_on_the_order_of_the_documents(tokenize
     documents = make_documents(3000)
     held_out = []
     for name in ("first", "second"):
-        put(tmp_path / name / "1.txt", documents[:999])
-        put(tmp_path / name / "2.jsonl", documents[999:])
+        write_documents(tmp_path / name / "1.txt", documents[:999])
+        write_documents(tmp_path / name / "2.jsonl", documents[999:])
         made = tokenise([str(tmp_path / name)], tokenizer, str(tmp_path / f"{name}.bin"))
         held_out.append(held_out_documents(made, tokenizer))
         documents.reverse()
@@ -882,7 +876,7 @@ def test_documents_that_begin_with_the_same_line_are_not_all_on_one_side(
     documents = []
     for i in range(1000):
         documents.append(["the cat", f"the dog {i}", "the river"])
-    corpus = [put(tmp_path / "a.txt", documents)]
+    corpus = [write_documents(tmp_path / "a.txt", documents)]
     made = tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     assert capsys.readouterr().err == ""                     # no "too few different documents"
     num_held_out = len(held_out_documents(made, tokenizer))
@@ -896,7 +890,7 @@ def test_of_a_long_document_only_the_beginning_decides(tokenizer, tmp_path, monk
         documents = make_documents(200)
         for document in documents:
             document += ["a line of the document"] * 10 + [last_word]
-        corpus = [put(tmp_path / f"{last_word}.txt", documents)]
+        corpus = [write_documents(tmp_path / f"{last_word}.txt", documents)]
         made = tokenise(corpus, tokenizer, str(tmp_path / f"{last_word}.bin"))
         held_out = held_out_documents(made, tokenizer)
         beginnings.append([document[:9] for document in held_out])
@@ -934,7 +928,7 @@ def test_each_line_of_a_long_document_comes_once_and_with_one_mark(monkeypatch):
 def test_tokens_are_held_out_where_documents_are_too_few(drawn, tokenizer, tmp_path, capsys):
     """One document would be on one side as a whole, so its last fiftieth is held out instead."""
     documents = [document_of([" ".join(WORDS)] * 20, drawn)]
-    corpus = [put(tmp_path / "a.txt", documents)]
+    corpus = [write_documents(tmp_path / "a.txt", documents)]
     made = tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     train, valid = naive_tokens(documents, tokenizer)
     all_tokens = train + valid                               # one of the two is empty
@@ -947,7 +941,7 @@ def test_tokens_are_held_out_where_documents_are_too_few(drawn, tokenizer, tmp_p
 
 @pytest.mark.parametrize("text", ["", "\n\n \n", "\ufeff", "\0" * 9, "\0\n\n\0\0\n"])
 def test_a_corpus_without_text_is_an_error_and_nothing_is_written(text, tokenizer, tmp_path):
-    corpus = [raw(tmp_path / "a.txt", text)]
+    corpus = [write_file(tmp_path / "a.txt", text)]
     with pytest.raises(ValueError, match="no text"):
         tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     with pytest.raises(ValueError, match="no text"):
@@ -962,8 +956,8 @@ def test_a_corpus_of_which_most_words_are_unknown_is_an_error(
     monkeypatch.setattr(data, "CHUNK", chunk)
     # 158 characters are known: 50 words and the line before them.
     known = ["the"] * 50
-    half = [put(tmp_path / "half.txt", [document_of(known + ["中"] * 150, held_out)])]
-    most = [put(tmp_path / "most.txt", [document_of(known + ["中"] * 170, held_out)])]
+    half = [write_documents(tmp_path / "half.txt", [document_of(known + ["中"] * 150, held_out)])]
+    most = [write_documents(tmp_path / "most.txt", [document_of(known + ["中"] * 170, held_out)])]
     tokenise(half, tokenizer, str(tmp_path / "a.bin"))
     with pytest.raises(ValueError, match=r"most\.txt: 52% of the characters become"):
         tokenise(most, tokenizer, str(tmp_path / "b.bin"))
@@ -975,7 +969,7 @@ def test_unknown_text_in_any_part_of_a_corpus_counts(tokenizer, tmp_path, monkey
     monkeypatch.setattr(data, "SAMPLE", 40)              # of the first chunk; 10 of each other one
     known = ["the"] * 30
     unknown = ["中"] * 100
-    corpus = [put(tmp_path / "a.txt", [known, unknown, unknown])]
+    corpus = [write_documents(tmp_path / "a.txt", [known, unknown, unknown])]
     with pytest.raises(ValueError, match="become .UNK. with the tokenizer in"):
         tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
 
@@ -985,7 +979,7 @@ def test_a_corpus_of_which_most_characters_are_unknown_is_an_error(
         num_long, is_refused, tokenizer, tmp_path):
     """A run of over 100 letters is one [UNK], so only a sixth of the tokens are [UNK]."""
     line = "the the the the the " + "t" * num_long
-    corpus = [put(tmp_path / "a.txt", [[line]] * 500)]
+    corpus = [write_documents(tmp_path / "a.txt", [[line]] * 500)]
     out = str(tmp_path / "a.bin")
     if is_refused:
         with pytest.raises(ValueError, match=r"a\.txt: 91% of the characters become \[UNK\]"):
@@ -999,7 +993,7 @@ def test_a_corpus_of_which_most_characters_are_unknown_is_an_error(
 def test_a_corpus_of_which_over_a_tenth_is_unknown_has_a_warning(
         num_unknown, is_warned, tokenizer, tmp_path, capsys):
     line = "cat " * 30 + "中" * num_unknown               # 90 characters that are known
-    corpus = [put(tmp_path / "a.txt", [[line]] * 50)]
+    corpus = [write_documents(tmp_path / "a.txt", [[line]] * 50)]
     tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     error = capsys.readouterr().err
     assert ("a.txt: 11% of the characters become [UNK]" in error) is is_warned
@@ -1021,14 +1015,14 @@ def test_unknown_characters_are_counted_in_a_sample_of_the_lines(tokenizer):
 
 def test_a_token_file_may_be_named_by_a_path_of_pathlib(tmp_path, tokenizer):
     corpus = tmp_path / "one.txt"
-    put(corpus, make_documents(200))
+    write_documents(corpus, make_documents(200))
     made = tokenise(corpus, tokenizer, tmp_path / "a.bin")
     assert made.path == str(tmp_path / "a.bin")
 
 
 def test_tokens_of_another_corpus_are_replaced_only_with_overwrite(tmp_path, tokenizer, capsys):
-    one = put(tmp_path / "one.txt", make_documents(200))
-    two = put(tmp_path / "two.txt", make_documents(200, seed=1))
+    one = write_documents(tmp_path / "one.txt", make_documents(200))
+    two = write_documents(tmp_path / "two.txt", make_documents(200, seed=1))
     out = str(tmp_path / "a.bin")
     flags = ["--tokenizer", tokenizer.path, "--out", out, "--corpus"]
     assert main(flags + [one]) is None
@@ -1046,7 +1040,7 @@ def test_tokens_of_another_corpus_are_replaced_only_with_overwrite(tmp_path, tok
 
 
 def test_overwrite_is_refused_where_a_vocabulary_is_learned(tmp_path, capsys):
-    corpus = put(tmp_path / "a.txt", make_documents(200))
+    corpus = write_documents(tmp_path / "a.txt", make_documents(200))
     out = str(tmp_path / "vocabulary")
     flags = ["--corpus", corpus, "--train-tokenizer", "100", "--out", out]
     assert main(flags + ["--overwrite"]) == 2
@@ -1055,7 +1049,7 @@ def test_overwrite_is_refused_where_a_vocabulary_is_learned(tmp_path, capsys):
 
 
 def test_of_a_few_words_at_least_one_token_is_held_out(tokenizer, tmp_path, capsys):
-    corpus = [put(tmp_path / "a.txt", [["the the"]])]
+    corpus = [write_documents(tmp_path / "a.txt", [["the the"]])]
     made = tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     assert "the last 1 tokens are held out instead" in capsys.readouterr().err
     assert len(made.train_tokens) == 2
@@ -1064,7 +1058,7 @@ def test_of_a_few_words_at_least_one_token_is_held_out(tokenizer, tmp_path, caps
 
 def test_a_token_file_may_be_in_the_working_directory(tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    put(tmp_path / "a.txt", make_documents(200))
+    write_documents(tmp_path / "a.txt", make_documents(200))
     made = tokenise(["a.txt"], tokenizer, "a.bin")
     assert sorted(os.listdir()) == ["a.bin", "a.bin.json", "a.txt"]
     before = os.stat("a.bin")
@@ -1086,7 +1080,7 @@ def test_old_tokens_never_stand_beside_a_new_description(
         raise OSError("the disk is full")
 
     documents = make_documents(300)
-    corpus = [put(tmp_path / "b.txt", documents)]
+    corpus = [write_documents(tmp_path / "b.txt", documents)]
     monkeypatch.setattr(data, "write_json", full_disk)
     with pytest.raises(OSError, match="full"):
         tokenise(corpus, tokenizer, token_file.path)
@@ -1109,7 +1103,7 @@ def test_old_tokens_may_be_removed_by_another_process_first(
 
     monkeypatch.setattr(os, "remove", remove_twice)
     documents = make_documents(300)
-    corpus = [put(tmp_path / "b.txt", documents)]
+    corpus = [write_documents(tmp_path / "b.txt", documents)]
     made = tokenise(corpus, tokenizer, token_file.path)
     assert removed == [token_file.path]
     assert_tokens_of(made, documents, tokenizer)
@@ -1117,7 +1111,7 @@ def test_old_tokens_may_be_removed_by_another_process_first(
 
 def test_the_same_tokens_of_another_process_are_not_removed(tokenizer, tmp_path, monkeypatch):
     documents = make_documents(300)
-    corpus = [put(tmp_path / "a.txt", documents)]
+    corpus = [write_documents(tmp_path / "a.txt", documents)]
     out = str(tmp_path / "a.bin")
     hash_file = data.hash_file
     write_json = data.write_json
@@ -1141,7 +1135,7 @@ def test_the_same_tokens_of_another_process_are_not_removed(tokenizer, tmp_path,
 
 def test_two_processes_may_make_the_same_token_file_at_once(tokenizer, tmp_path, monkeypatch):
     documents = make_documents(200)
-    corpus = [put(tmp_path / "a.txt", documents)]
+    corpus = [write_documents(tmp_path / "a.txt", documents)]
     out = str(tmp_path / "a.bin")
     write_tokens = data.write_tokens
 
@@ -1162,14 +1156,14 @@ def test_tokens_of_two_processes_with_different_corpora_are_not_mixed(
     path = tmp_path / "a.txt"
     documents = make_documents(200)
     other_documents = documents[::-1]                        # as many bytes
-    put(path, documents)
+    write_documents(path, documents)
     out = str(tmp_path / "a.bin")
     write_json = data.write_json
 
     def pause_afterwards(*arguments, **options):
         write_json(*arguments, **options)
         monkeypatch.undo()
-        put(path, other_documents)
+        write_documents(path, other_documents)
         tokenise([str(path)], tokenizer, out)
 
     monkeypatch.setattr(data, "write_json", pause_afterwards)
@@ -1180,19 +1174,19 @@ def test_tokens_of_two_processes_with_different_corpora_are_not_mixed(
 
 
 def test_a_name_that_is_no_file_or_has_another_files_json_is_refused(tokenizer, tmp_path):
-    corpus = [put(tmp_path / "a.txt", make_documents(200))]
+    corpus = [write_documents(tmp_path / "a.txt", make_documents(200))]
     with pytest.raises(ValueError, match="/new/': the name of a token file must end in .bin"):
         tokenise(corpus, tokenizer, f"{tmp_path}/new/")
     with pytest.raises(ValueError, match="/new': the name of a token file must end in .bin"):
         tokenise(corpus, tokenizer, f"{tmp_path}/new")
     out = str(tmp_path / "table.bin")
     description = tmp_path / "table.bin.json"
-    raw(description, '{"rows": []}')
+    write_file(description, '{"rows": []}')
     with pytest.raises(ValueError, match=r"table\.bin\.json exists and is not"):
         tokenise(corpus, tokenizer, out)
     assert description.read_text() == '{"rows": []}'
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "table.bin.json"]
-    raw(description, '{"made_from": {}}')                # what a kill may leave behind
+    write_file(description, '{"made_from": {}}')                # what a kill may leave behind
     made = tokenise(corpus, tokenizer, out)
     assert len(made.train_tokens) > 0
 
@@ -1201,7 +1195,7 @@ def test_a_corpus_is_tokenised_once_for_each_tokenizer(tokenizer, tmp_path):
     cache = str(tmp_path / "cache")
     one = make_documents(200)
     two = one[:9]
-    corpus = [put(tmp_path / "a.txt", one), put(tmp_path / "b.txt", two)]
+    corpus = [write_documents(tmp_path / "a.txt", one), write_documents(tmp_path / "b.txt", two)]
     other_tokenizer = spelling_tokenizer(tmp_path / "tok", LETTERS + string.digits)
     first = open_corpus(corpus, tokenizer, cache)
     before = os.stat(first.path)
@@ -1222,13 +1216,13 @@ def test_the_same_name_in_two_folders_is_two_corpora_and_a_column_another_one(
     cache = str(tmp_path / "cache")
     paths = []
     for folder in ("one", "two"):
-        absolute = put(tmp_path / folder / "a.txt", make_documents(200))
+        absolute = write_documents(tmp_path / folder / "a.txt", make_documents(200))
         monkeypatch.chdir(tmp_path / folder)
         token_file = open_corpus(["a.txt"], tokenizer, cache)
         assert open_corpus([absolute], tokenizer, cache).path == token_file.path
         paths.append(token_file.path)
     row = json.dumps({"text": "a cat sat", "body": "a dog sat"})
-    table = raw(tmp_path / "rows.jsonl", f"{row}\n" * 200)
+    table = write_file(tmp_path / "rows.jsonl", f"{row}\n" * 200)
     for column in ("text", "body"):
         token_file = open_corpus([table], tokenizer, cache, column)
         paths.append(token_file.path)
@@ -1249,13 +1243,13 @@ def test_a_token_file_is_opened_as_it_is_if_its_tokenizer_is_the_same(
         open_corpus([token_file.path, str(tmp_path / "a.txt")], tokenizer, cache)
     description = read_json(f"{token_file.path}.json")
     description["made_from"] = {}                            # it does not say which tokenizer
-    raw(tmp_path / "a.bin.json", json.dumps(description))
+    write_file(tmp_path / "a.bin.json", json.dumps(description))
     opened = open_corpus([token_file.path], other, cache)
     assert opened.path == token_file.path
 
 
 def test_a_failure_leaves_the_old_token_file_as_it_was(token_file, tokenizer, tmp_path):
-    bad = raw(tmp_path / "a.txt.gz", b"no archive")
+    bad = write_file(tmp_path / "a.txt.gz", b"no archive")
     before = files_below(tmp_path)
     with pytest.raises(ValueError, match="damaged"):
         tokenise([str(tmp_path / "a.txt"), bad], tokenizer, token_file.path)
@@ -1263,7 +1257,7 @@ def test_a_failure_leaves_the_old_token_file_as_it_was(token_file, tokenizer, tm
 
 
 def test_a_file_that_is_no_token_file_is_not_overwritten(tokenizer, tmp_path):
-    path = put(tmp_path / "a.txt", make_documents(9))
+    path = write_documents(tmp_path / "a.txt", make_documents(9))
     before = files_below(tmp_path)
     for out in (path, str(tmp_path)):
         with pytest.raises((ValueError, OSError), match=str(tmp_path)):
@@ -1320,7 +1314,7 @@ def test_zeros_in_place_of_tokens_are_noticed(begin, end, pad_id, is_refused, tm
     tokens[begin:end] = 0
     tokens.tofile(path)
     facts = {"dtype": "uint16", "train": 8000, "valid": 1000, "digest": "0", "made_from": {}}
-    raw(tmp_path / "t.bin.json", json.dumps(facts))
+    write_file(tmp_path / "t.bin.json", json.dumps(facts))
     made_with = types.SimpleNamespace(pad_id=pad_id, digest="", path="")
     if is_refused:
         with pytest.raises(ValueError, match="t.bin: from token .* there are zeros in place"):
@@ -1337,14 +1331,14 @@ def test_a_token_file_is_recognised_by_what_is_in_it(token_file, tokenizer, tmp_
     description = read_json(f"{token_file.path}.json")
     assert description["digest"] == expected
     # A copy of the corpus that is elsewhere and newer gives the same digest, another text not.
-    copy = [put(tmp_path / "elsewhere" / "copy.jsonl", make_documents(300))]
+    copy = [write_documents(tmp_path / "elsewhere" / "copy.jsonl", make_documents(300))]
     of_copy = tokenise(copy, tokenizer, str(tmp_path / "b.bin"))
     assert of_copy.digest == expected
-    other = [put(tmp_path / "other.txt", make_documents(300, seed=1))]
+    other = [write_documents(tmp_path / "other.txt", make_documents(300, seed=1))]
     of_other = tokenise(other, tokenizer, str(tmp_path / "c.bin"))
     assert of_other.digest != expected
     del description["digest"]                            # as an earlier version wrote it
-    raw(tmp_path / "a.bin.json", json.dumps(description))
+    write_file(tmp_path / "a.bin.json", json.dumps(description))
     assert TokenFile(token_file.path).digest == expected
 
 
@@ -1352,16 +1346,16 @@ def test_a_token_file_is_recognised_by_what_is_in_it(token_file, tokenizer, tmp_
 def test_the_hash_of_a_file_is_that_of_its_bytes(size, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "CHUNK", 10)               # it is read in pieces of so many bytes
     content = random.Random(0).randbytes(size)
-    path = raw(tmp_path / "x", content)
+    path = write_file(tmp_path / "x", content)
     expected = hashlib.blake2b(content, digest_size=16).hexdigest()
     assert hash_file(path) == expected
 
 
 def test_what_a_killed_run_left_in_the_cache_is_removed_by_the_next(tokenizer, tmp_path):
-    corpus = [put(tmp_path / "a.txt", make_documents(200))]
+    corpus = [write_documents(tmp_path / "a.txt", make_documents(200))]
     two_days_ago = time.time() - 2 * 24 * 60 * 60
     for name in ("a.bin.99999-0a1b2c3d.tmp", "a.bin.json.99999-0a1b2c3d.tmp"):
-        path = raw(tmp_path / name, "half of it")
+        path = write_file(tmp_path / name, "half of it")
         os.utime(path, (two_days_ago, two_days_ago))
     tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.bin.json", "a.txt"]
@@ -1372,7 +1366,7 @@ def test_what_a_killed_run_left_in_the_cache_is_removed_by_the_next(tokenizer, t
 def test_a_tokenizer_that_allows_endless_words_is_refused(tokenizer, tmp_path):
     facts = json.loads(tokenizer.backend.to_str())
     facts["model"]["max_input_chars_per_word"] = 10**12
-    raw(tmp_path / "tokenizer.json", json.dumps(facts))
+    write_file(tmp_path / "tokenizer.json", json.dumps(facts))
     with pytest.raises(ValueError, match="tokenizer.json: .*max_input_chars_per_word is 10{12}"):
         Tokenizer(str(tmp_path))
 
@@ -1469,7 +1463,7 @@ def test_line_ends_and_odd_words_in_a_vocabulary_do_not_shift_the_numbers(tmp_pa
     of_windows = with_line_end.replace("\n", "\r\n")
     with_byte_order_mark = "\ufeff" + text
     for variant in (text, with_line_end, of_windows, with_byte_order_mark):
-        raw(tmp_path / "vocab.txt", variant)
+        write_file(tmp_path / "vocab.txt", variant)
         found = Tokenizer(str(tmp_path))
         assert found.vocab_size == len(words)
         assert found.backend.token_to_id("last") == len(words) - 1
@@ -1506,7 +1500,7 @@ def test_a_saved_config_says_whether_it_is_cased(config, lowercase, tmp_path):
     (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\na\n", "8 lines, but only 7 "),
     (b"[PAD]\n\xff\n", "utf-8")])
 def test_a_vocabulary_that_will_not_do_is_named(text, message, tmp_path):
-    raw(tmp_path / "vocab.txt", text)
+    write_file(tmp_path / "vocab.txt", text)
     with pytest.raises(ValueError, match=r"vocab\.txt: .*" + message):
         Tokenizer(str(tmp_path))
 
@@ -1516,7 +1510,7 @@ def test_a_vocabulary_that_will_not_do_is_named(text, message, tmp_path):
     '{"strip_accents": 3}', '{"strip_accents": 1}', "[" * 100_000, b"\xff"])
 def test_a_tokenizer_config_that_will_not_do_is_named(text, tmp_path):
     vocab_folder(tmp_path, SPECIAL_TOKENS + ["a"])
-    raw(tmp_path / "tokenizer_config.json", text)
+    write_file(tmp_path / "tokenizer_config.json", text)
     with pytest.raises(ValueError, match=r"tokenizer_config\.json: "):
         Tokenizer(str(tmp_path))
 
@@ -1524,7 +1518,7 @@ def test_a_tokenizer_config_that_will_not_do_is_named(text, tmp_path):
 @pytest.mark.parametrize("text", [
     b"", b"no json", b"{}", b"\xff", b"[]", b'{"model": {"type": "Odd"}}'])
 def test_a_tokenizer_json_that_will_not_do_is_named(text, tmp_path):
-    raw(tmp_path / "tokenizer.json", text)
+    write_file(tmp_path / "tokenizer.json", text)
     with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer: [^\n]+$"):
         Tokenizer(str(tmp_path))
 
@@ -1584,7 +1578,7 @@ def test_the_config_counts_if_it_contradicts_the_tokenizer_json(config, lowercas
     words = SPECIAL_TOKENS + ["e", "é", "E", "É", "中", "##文", "文"]
     backend = data.make_wordpiece(words, lowercase)
     backend.save(str(tmp_path / "tokenizer.json"))
-    raw(tmp_path / "tokenizer_config.json", json.dumps(config))
+    write_file(tmp_path / "tokenizer_config.json", json.dumps(config))
     if config.get("do_lower_case") is not None:
         lowercase = config["do_lower_case"]
     expected = ["É", "中", "文"]
@@ -1611,7 +1605,7 @@ def test_a_class_for_any_kind_of_tokenizer_does_not_obey_the_config(
     backend = data.make_wordpiece(words, do_lower_case=False)
     backend.save(str(tmp_path / "tokenizer.json"))
     config = {"tokenizer_class": tokenizer_class, "do_lower_case": True}
-    raw(tmp_path / "tokenizer_config.json", json.dumps(config))
+    write_file(tmp_path / "tokenizer_config.json", json.dumps(config))
     assert Tokenizer(str(tmp_path)).encode(["Paris"]) == [[words.index(expected)]]
 
 
@@ -1632,9 +1626,9 @@ def test_added_tokens_that_the_vocabulary_does_not_have_are_refused(tmp_path):
     words = SPECIAL_TOKENS + ["a"]
     vocab_folder(tmp_path, words)
     for harmless in ("{}", '{"[MASK]": 4}'):
-        raw(tmp_path / "added_tokens.json", harmless)
+        write_file(tmp_path / "added_tokens.json", harmless)
         Tokenizer(str(tmp_path))
-    raw(tmp_path / "added_tokens.json", '{"[MASK]": 4, "<drug>": 6}')
+    write_file(tmp_path / "added_tokens.json", '{"[MASK]": 4, "<drug>": 6}')
     with pytest.raises(ValueError, match="added_tokens.json: <drug>: not in vocab.txt"):
         Tokenizer(str(tmp_path))
     data.make_wordpiece(words).save(str(tmp_path / "tokenizer.json"))
@@ -1725,14 +1719,14 @@ def test_two_special_tokens_with_one_number_are_refused(tmp_path):
 
 
 def test_a_tokenizer_that_fails_at_a_very_long_word_is_refused(tmp_path):
-    """It removes all letters but a, so a rare letter does not show that it has no <unk>, but a long
-    word does."""
-    model = tokenizers.models.WordPiece(numbered(SPECIAL_TOKENS + ["a"]), unk_token="<unk>")
-    backend = tokenizers.Tokenizer(model)
-    all_but_a = tokenizers.Regex("[^a]")
-    backend.normalizer = tokenizers.normalizers.Replace(all_but_a, "")
+    """It makes an a of every letter, so it knows all words. But one of over 100 letters becomes
+    <unk>, and there is no <unk>."""
+    ids = numbered(SPECIAL_TOKENS + ["a", "##a"])
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="<unk>"))
+    any_letter = tokenizers.Regex(".")
+    backend.normalizer = tokenizers.normalizers.Replace(any_letter, "a")
     backend.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match="tokenizer.json: not a tokenizer"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer: .*Missing"):
         Tokenizer(str(tmp_path))
 
 
@@ -1775,7 +1769,7 @@ def test_a_saved_tokenizer_is_the_same_and_replaces_another_one(tmp_path):
 def test_a_learned_vocabulary_has_the_size_asked_for(lowercase, tmp_path):
     """It is sorted, so that it does not vary with the run, and it is as cased as asked for."""
     lines = [" ".join(document).title() for document in make_documents(50)]
-    corpus = [raw(tmp_path / "a.txt", "\n".join(lines))]
+    corpus = [write_file(tmp_path / "a.txt", "\n".join(lines))]
     made = train_tokenizer(corpus, 100, str(tmp_path / "tok"), lowercase)
     words = (tmp_path / "tok" / "vocab.txt").read_text().splitlines()
     assert made.vocab_size == 100
@@ -1795,10 +1789,10 @@ def test_a_learned_vocabulary_has_the_size_asked_for(lowercase, tmp_path):
     "tokenizer.json", "vocab.txt", "added_tokens.json", "tokenizer_config.json"])
 def test_a_vocabulary_is_not_learned_where_it_could_not_be_read_again(name, tmp_path):
     """Another tokenizer's file beside it would contradict it."""
-    corpus = [put(tmp_path / "a.txt", make_documents(9))]
+    corpus = [write_documents(tmp_path / "a.txt", make_documents(9))]
     folder = tmp_path / "tok"
     folder.mkdir()
-    raw(folder / name, "{}")
+    write_file(folder / name, "{}")
     with pytest.raises(ValueError, match=f"it has (a|another) {name} already"):
         train_tokenizer(corpus, 100, str(folder))
     assert os.listdir(folder) == [name]
@@ -1806,14 +1800,14 @@ def test_a_vocabulary_is_not_learned_where_it_could_not_be_read_again(name, tmp_
 
 @pytest.mark.parametrize("size", [99, 2**20 + 1])
 def test_a_size_of_a_vocabulary_that_cannot_be_is_refused(size, tmp_path):
-    corpus = [put(tmp_path / "a.txt", make_documents(9))]
+    corpus = [write_documents(tmp_path / "a.txt", make_documents(9))]
     with pytest.raises(ValueError, match=str(size)):
         train_tokenizer(corpus, size, str(tmp_path / "tok"))
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_a_vocabulary_is_not_learned_for_a_name_of_a_file(tmp_path):
-    path = put(tmp_path / "a.txt", make_documents(3))
+    path = write_documents(tmp_path / "a.txt", make_documents(3))
     with pytest.raises(ValueError, match="a.txt: this is not a folder"):
         train_tokenizer([path], 200, path)
     with pytest.raises(ValueError, match="^--out is empty"):
@@ -1827,7 +1821,7 @@ def test_the_folder_of_a_vocabulary_is_tried_before_anything_is_learned(tmp_path
     def refuse_access(path, mode):                       # the tests may be run by root
         return False
 
-    corpus = [put(tmp_path / "a.txt", make_documents(9))]
+    corpus = [write_documents(tmp_path / "a.txt", make_documents(9))]
     monkeypatch.setattr(data, "learn_words", fail)
     with pytest.raises(OSError, match="Not a directory"):
         train_tokenizer(corpus, 100, f"{corpus[0]}/words")
@@ -1843,7 +1837,7 @@ def test_ctrl_c_while_words_are_learned_leaves_no_empty_folder(tmp_path, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(data, "learn_words", interrupt)
-    corpus = [put(tmp_path / "a.txt", make_documents(9))]
+    corpus = [write_documents(tmp_path / "a.txt", make_documents(9))]
     with pytest.raises(KeyboardInterrupt):
         train_tokenizer(corpus, 100, str(tmp_path / "tok"))
     assert os.listdir(tmp_path) == ["a.txt"]
@@ -2240,7 +2234,7 @@ def fake_machine(tmp_path, monkeypatch):
     write_module(site / "numpy" / "core.py", graph_with_code, about("heap"))
     not_ascii = b"'''\xff" + PLAIN.encode() + b"''' "
     queue = b"'''" + about("queue").encode() + b"'''"
-    raw(python / "odd.py", not_ascii + queue)
+    write_file(python / "odd.py", not_ascii + queue)
     topics = types.SimpleNamespace(topics={"b": about("stack"), "a": about("tree")})
     versions = {"torch": "2.1", "numpy": "3.2"}
 
@@ -2286,7 +2280,7 @@ def test_the_documentation_is_collected_once_without_duplicates(fake_machine, tm
 
 
 def test_a_link_to_a_module_that_is_not_there_is_left_out(tmp_path):
-    raw(tmp_path / "a.py", b'"""Text."""\n')
+    write_file(tmp_path / "a.py", b'"""Text."""\n')
     os.symlink(tmp_path / "none.py", tmp_path / "b.py")
     assert data.docstrings("p", str(tmp_path)) == [("p.a", "Text.")]
 
@@ -2319,7 +2313,7 @@ def test_the_corpus_that_needs_no_download_is_the_documentation(fake_machine, tm
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(fake_machine, tmp_path):
-    raw(tmp_path / "cache", "a file")
+    write_file(tmp_path / "cache", "a file")
     for cache in (tmp_path / "cache", tmp_path / "cache" / "below"):
         with pytest.raises(OSError, match="cache"):
             docs_on_this_machine(str(cache))
@@ -2330,9 +2324,10 @@ def test_a_cache_that_cannot_be_written_is_an_error(fake_machine, tmp_path):
 def test_the_command_tokenises(tokenizer, tmp_path, capsys):
     documents = make_documents(200)
     more_documents = make_documents(9, seed=1)
-    corpus = [put(tmp_path / "a.txt", documents), put(tmp_path / "b.jsonl.gz", more_documents)]
+    first = write_documents(tmp_path / "a.txt", documents)
+    second = write_documents(tmp_path / "b.jsonl.gz", more_documents)
     out = str(tmp_path / "new" / "a.bin")
-    status = main(["--corpus"] + corpus + ["--tokenizer", tokenizer.path, "--out", out])
+    status = main(["--corpus", first, second, "--tokenizer", tokenizer.path, "--out", out])
     assert status is None
     made = TokenFile(out)
     assert_tokens_of(made, documents + more_documents, tokenizer)
@@ -2361,7 +2356,7 @@ def test_the_command_fetches_a_tokenizer_by_its_name(tokenizer, tmp_path, monkey
         return str(folder)
 
     replace_hub(monkeypatch, snapshot_download)
-    corpus = put(tmp_path / "a.txt", make_documents(200))
+    corpus = write_documents(tmp_path / "a.txt", make_documents(200))
     out = str(tmp_path / "a.bin")
     status = main(["--corpus", corpus, "--tokenizer", "some/bert", "--out", out])
     assert status is None
@@ -2407,9 +2402,11 @@ def test_a_user_error_is_one_line_and_status_2(arguments, tokenizer, tmp_path, m
     def snapshot_download(name, allow_patterns):
         raise OSError("no net")
 
-    good = put(tmp_path / "good.txt", make_documents(60))
-    paths = {"TOK": tokenizer.path, "GOOD": good, "BAD": raw(tmp_path / "b.txt.gz", "no archive"),
-             "EMPTY": raw(tmp_path / "e.txt", ""), "JSONL": raw(tmp_path / "a.jsonl", "{}")}
+    good = write_documents(tmp_path / "good.txt", make_documents(60))
+    paths = {"TOK": tokenizer.path, "GOOD": good}
+    paths["BAD"] = write_file(tmp_path / "b.txt.gz", "no archive")
+    paths["EMPTY"] = write_file(tmp_path / "e.txt", "")
+    paths["JSONL"] = write_file(tmp_path / "a.jsonl", "{}")
     for name, path in paths.items():
         arguments = arguments.replace(name, path)
     monkeypatch.chdir(tmp_path)
