@@ -1889,7 +1889,8 @@ def test_processes_that_share_a_path_write_under_names_of_their_own(tmp_path):
 
 
 def test_only_abandoned_files_of_a_path_are_removed(tmp_path):
-    kept = ["x", "x.1-00000000.tmp.old", "x.2024.tmp", "x.own.tmp", "x.tmp", "y.1-00000000.tmp"]
+    kept = ["x", "x.1-00000000.tmp.old", "x.1-own.tmp", "x.2024.tmp", "x.own.tmp", "x.tmp",
+            "y.1-00000000.tmp"]
     for name in kept + ["x.1-00000000.tmp"]:
         abandoned_file(tmp_path / name)
     remove_abandoned(tmp_path / "x")

@@ -1257,11 +1257,14 @@ def test_a_failure_leaves_the_old_token_file_as_it_was(token_file, tokenizer, tm
 
 
 def test_a_file_that_is_no_token_file_is_not_overwritten(tokenizer, tmp_path):
-    path = write_documents(tmp_path / "a.txt", make_documents(9))
+    corpus = write_documents(tmp_path / "a.txt", make_documents(9))
+    other_file = write_file(tmp_path / "photo.bin", "mine")
+    folder = str(tmp_path / "folder.bin")
+    os.mkdir(folder)
     before = files_below(tmp_path)
-    for out in (path, str(tmp_path)):
-        with pytest.raises((ValueError, OSError), match=str(tmp_path)):
-            tokenise([path], tokenizer, out)
+    for out in (corpus, other_file, folder):
+        with pytest.raises(ValueError, match=out):
+            tokenise([corpus], tokenizer, out)
     assert files_below(tmp_path) == before
 
 

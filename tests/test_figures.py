@@ -392,7 +392,8 @@ def test_a_short_log_is_drawn_as_it_is():
 
 
 def test_what_no_line_of_a_log_has_is_an_empty_curve():
-    steps, values = figures.curve([log_line(7, mlm=1.0)], "valid_accuracy")
+    lines = [log_line(7, mlm=1.0), log_line(14, mlm=2.0)]
+    steps, values = figures.curve(lines, "valid_accuracy")
     assert steps == []
     assert values == []
 
