@@ -393,7 +393,7 @@ def forked():
     that has its Process.
 
     It has imported once what takes seconds. torch itself imports torch._dynamo only when the first
-    model or optimizer is made, so each process would do it again. (It finds our two modules only if
+    optimizer is made, so each process would do it again. (It finds our two modules only if
     pytest was started in the folder of the repository; otherwise each process imports them.)
     """
     context = multiprocessing.get_context("forkserver")

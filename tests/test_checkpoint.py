@@ -592,6 +592,16 @@ def test_loading_spends_no_random_numbers(tmp_path):
     assert torch.equal(torch.rand(3), after_loading)
 
 
+def test_loading_and_saving_do_not_import_torchs_compiler(tmp_path):
+    """To import it takes almost as long as to import torch."""
+    save(random_model(adapter_size=A, correction_rank=4), tmp_path)
+    program = (f"import sys; from checkpoint import load, save; save(load({str(tmp_path)!r}), "
+               f"{str(tmp_path / 'copy')!r}); print('torch._dynamo' in sys.modules)")
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True,
+                            text=True, timeout=60)
+    assert result.stdout == "False\n", result.stderr
+
+
 @pytest.mark.parametrize("kind", ["bert", "bert, untied"])
 def test_a_saved_bert_opens_in_transformers_with_nothing_missing(transformers, tmp_path, kind):
     model = random_model(**KINDS[kind])
