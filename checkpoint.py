@@ -29,7 +29,6 @@ from dataclasses import asdict, fields, replace
 
 import numpy as np
 import torch
-
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
