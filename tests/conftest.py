@@ -35,8 +35,17 @@ from tasks import METRICS, Task
 
 # The sizes are odd and all different, so that no test passes with two axes exchanged.
 # They are named as in minialbert.py, but for F, which is called I there.
-B, T, C, H, V, E, F, A, K, R = 3, 7, 24, 3, 101, 10, 40, 4, 6, 5
-D = C // H
+B = 3                                                    # sequences in a batch
+T = 7                                                    # tokens in a sequence
+C = 24                                                   # width of hidden states
+H = 3                                                    # attention heads
+D = C // H                                               # width of a head
+V = 101                                                  # tokens in the vocabulary
+E = 10                                                   # width of embeddings
+F = 40                                                   # width of the feed-forward
+A = 4                                                    # width of an adapter
+K = 6                                                    # rank of a correction
+R = 5                                                    # recursions
 MAX_POSITIONS = 16
 
 # What makes each kind of model out of small_config().
@@ -108,10 +117,31 @@ def assert_close(ours, theirs, limit=1e-5):
     assert distance <= limit, f"their largest difference is {distance:.1e}, over {limit:.1e}"
 
 
+def assert_close_states(found, expected, limit=1e-5):
+    """Assert that two lists of hidden states are of the same length and have nearly the same
+    values."""
+    for found_state, expected_state in zip(found, expected, strict=True):
+        assert_close(found_state, expected_state, limit)
+
+
+def assert_equal_states(found, expected):
+    """Assert that two lists of hidden states are of the same length and have the same values."""
+    for found_state, expected_state in zip(found, expected, strict=True):
+        assert torch.equal(found_state, expected_state)
+
+
+def assert_equal_tensors(found, expected):
+    """Assert that two state_dicts {name: tensor} have the same names and the same values."""
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
 # ---- The oracle for a BERT: transformers ------------------------------------------------
 
 @pytest.fixture
 def transformers():
+    """Import transformers, or skip the test."""
     return pytest.importorskip("transformers", reason="the oracle is in requirements-dev.txt")
 
 
@@ -123,9 +153,10 @@ def random_bert(transformers, kind="BertForMaskedLM", **changes):
         "attn_implementation": "eager",                  # the one that returns attention maps
     }
     settings.update(changes)
-    torch.manual_seed(0)
+    config = transformers.BertConfig(**settings)
     bert_class = getattr(transformers, kind)
-    return randomise(bert_class(transformers.BertConfig(**settings)))
+    torch.manual_seed(0)
+    return randomise(bert_class(config))
 
 
 @torch.no_grad()
@@ -133,11 +164,12 @@ def assert_same_as_bert(ours, bert, limit=1e-5):
     """Assert that our model computes what a BERT of transformers does, at every place of a batch:
     all hidden states, all attention maps and, where the BERT has a head, the logits."""
     ids, mask, segments = make_batch()
-    theirs = bert.float()(ids, attention_mask=mask.long(), token_type_ids=segments,
-                          output_hidden_states=True, output_attentions=True)
-    hidden, attention = ours(ids, mask, segments, maps=range(len(theirs.attentions)))
-    for our_state, their_state in zip(hidden, theirs.hidden_states, strict=True):
-        assert_close(our_state, their_state, limit)
+    bert.float()
+    theirs = bert(ids, attention_mask=mask.long(), token_type_ids=segments,
+                  output_hidden_states=True, output_attentions=True)
+    num_layers = len(theirs.attentions)
+    hidden, attention = ours(ids, mask, segments, maps=range(num_layers))
+    assert_close_states(hidden, theirs.hidden_states, limit)
     for r, their_map in enumerate(theirs.attentions):
         assert_close(attention[r].exp(), their_map, limit)
     if "logits" in theirs:
@@ -166,7 +198,8 @@ def authors_weights(embedding_size, adapters):
         weights[f"{name}.weight"] = rng.normal(1, 0.3, size)
         weights[f"{name}.bias"] = rng.normal(0, 0.3, size)
 
-    for name, rows in (("word", V), ("position", MAX_POSITIONS), ("token_type", 2)):
+    num_rows = {"word": V, "position": MAX_POSITIONS, "token_type": 2}
+    for name, rows in num_rows.items():
         table = rng.normal(0, 1, (rows, embedding_size))
         weights[f"embeddings.{name}_embeddings.weight"] = table
     add_norm("embeddings.LayerNorm", embedding_size)
@@ -198,16 +231,21 @@ class AuthorsModel:
         self.weights = weights
 
     def linear(self, x, name):
-        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+        weight = self.weights[f"{name}.weight"]
+        bias = self.weights[f"{name}.bias"]
+        return x @ weight.T + bias
 
     def norm(self, x, name):
+        weight = self.weights[f"{name}.weight"]
+        bias = self.weights[f"{name}.bias"]
         centred = x - x.mean(-1, keepdims=True)
         variance = (centred**2).mean(-1, keepdims=True)
         scaled = centred / np.sqrt(variance + 1e-12)
-        return scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+        return scaled * weight + bias
 
     def gelu(self, x):
-        return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+        erf = np.vectorize(math.erf)
+        return x * (1 + erf(x / math.sqrt(2))) / 2
 
     def embed(self, ids, segments):
         word = self.weights["embeddings.word_embeddings.weight"][ids]
@@ -222,7 +260,8 @@ class AuthorsModel:
         if f"{name}.norm.weight" not in self.weights:
             return x
         bottleneck = self.gelu(self.linear(x, f"{name}.block.0"))
-        return self.norm(x + self.linear(bottleneck, f"{name}.block.2"), f"{name}.norm")
+        widened = self.linear(bottleneck, f"{name}.block.2")
+        return self.norm(x + widened, f"{name}.norm")
 
     def attention(self, x, mask):
         """Return what each token has gathered (B, T, C) and the attention map (B, H, T, T)."""
@@ -255,8 +294,10 @@ class AuthorsModel:
             x = self.norm(x + contracted, f"{LAYER}.full_layer_layer_norm")
             hidden.append(x)
             maps.append(probs)
-        x = self.norm(self.gelu(self.linear(x, "vocab_transform")), "vocab_layer_norm")
-        return hidden, maps, self.linear(x, "vocab_projector")
+        x = self.gelu(self.linear(x, "vocab_transform"))
+        x = self.norm(x, "vocab_layer_norm")
+        logits = self.linear(x, "vocab_projector")
+        return hidden, maps, logits
 
 
 def authors_checkpoint(weights, folder):
@@ -294,10 +335,10 @@ def assert_same_as_authors(model, weights):
     """Assert that our model computes what the authors' does: hidden states, maps and logits."""
     ids, mask, segments = make_batch()
     hidden, attention = model(ids, mask, segments, maps=range(R))
-    expected_hidden, expected_maps, expected_logits = AuthorsModel(weights).forward(
+    authors_model = AuthorsModel(weights)
+    expected_hidden, expected_maps, expected_logits = authors_model.forward(
         ids.numpy(), mask.numpy(), segments.numpy())
-    for state, expected in zip(hidden, expected_hidden, strict=True):
-        assert_close(state, expected)
+    assert_close_states(hidden, expected_hidden)
     for r in range(R):
         assert_close(attention[r].exp(), expected_maps[r])
     # The logits are of size 10, and float32 has seven digits.
@@ -324,7 +365,11 @@ def noisy_model(config, seed=1, head=True):
 
 def sentence(first, num_words):
     """Make a text of the toy language, in which each word is 7 words after the one before."""
-    return " ".join(WORDS[(first + 7 * i) % 90] for i in range(num_words))
+    words = []
+    for i in range(num_words):
+        number = (first + 7 * i) % len(WORDS)
+        words.append(WORDS[number])
+    return " ".join(words)
 
 
 @pytest.fixture(scope="session")
@@ -334,11 +379,12 @@ def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
     rng = random.Random(0)
     with open(folder / "corpus.txt", "w") as corpus:
-        for _ in range(120):
+        for _ in range(120):                             # documents
             for _ in range(3):
-                corpus.write(f"{sentence(rng.randrange(90), 11)} .\n")
+                first = rng.randrange(len(WORDS))
+                corpus.write(f"{sentence(first, 11)} .\n")
             corpus.write("\n")
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS]
+    vocabulary = SPECIAL_TOKENS + ["."] + WORDS
     save(noisy_model(TOY_TEACHER), folder / "teacher")
     save(noisy_model(TOY_TEACHER, head=False), folder / "headless")
     for name in ("teacher", "headless"):
@@ -347,8 +393,9 @@ def toy(tmp_path_factory):
 
 
 def distill_flags(toy, out, *more):
-    """List the flags of a run of 12 steps that distills the toy teacher, and more; the last of
-    two equal flags counts, but all of --corpus do: it is the toy corpus if more has none."""
+    """List the flags of a run of 12 steps that distils the toy teacher, and then those in more. Of
+    two equal flags the last one counts. But all files of --corpus count, so the toy corpus is in
+    the list only if more has no --corpus."""
     flags = {
         "teacher": toy / "teacher", "cache": toy / "cache", "out": out, "length": 16,
         "batch-size": 4, "steps": 12, "warmup": 3, "lr": 0.01, "dropout": 0.1, "log-every": 1,
@@ -421,8 +468,9 @@ def write_file(path, content):
 def make_task_tokenizer(folder):
     """Write a vocabulary of TASK_WORDS, single characters and the pieces ##a to ##z into a folder;
     return its Tokenizer."""
-    tokens = SPECIAL_TOKENS + list(string.punctuation + string.digits) + TASK_WORDS
-    tokens += list(LETTERS) + [f"##{letter}" for letter in LETTERS]
+    signs = list(string.punctuation + string.digits)
+    later_pieces = [f"##{letter}" for letter in LETTERS]
+    tokens = SPECIAL_TOKENS + signs + TASK_WORDS + list(LETTERS) + later_pieces
     write_file(folder / "vocab.txt", "\n".join(tokens))
     return Tokenizer(str(folder))
 
@@ -430,7 +478,11 @@ def make_task_tokenizer(folder):
 def make_task_of_kind(kind, labels=None, **changes):
     """Make a small Task of a kind; changes are other values of its fields."""
     if labels is None:
-        labels = {"classification": ["x", "y"], "tagging": ["O"]}.get(kind, [])
+        labels = []
+        if kind == "classification":
+            labels = ["x", "y"]
+        elif kind == "tagging":
+            labels = ["O"]
     facts = {"name": kind, "kind": kind, "labels": list(labels), "metrics": METRICS[kind],
              "length": 24, "stride": 4, "pair": kind == "qa", "mean": 0.0, "sd": 1.0,
              "unanswerable": False}
@@ -442,13 +494,16 @@ def make_squad(questions, context="the red city. john lives in paris, not in the
     """Make the text of a SQuAD file of questions [(question, [answer, ...]), ...] on a context."""
     entries = []
     for i, (question, texts) in enumerate(questions):
-        answers = [{"text": text, "answer_start": context.index(text)} for text in texts]
+        answers = []
+        for text in texts:
+            answers.append({"text": text, "answer_start": context.index(text)})
         entry = {"id": f"q{i}", "question": question, "answers": answers}
         if not texts:
             entry["is_impossible"] = True
         entries.append(entry)
     paragraph = {"context": context, "qas": entries}
-    return json.dumps({"data": [{"title": "t", "paragraphs": [paragraph]}]}, indent=1)
+    article = {"title": "t", "paragraphs": [paragraph]}
+    return json.dumps({"data": [article]}, indent=1)
 
 
 def write_documentation(path):
@@ -456,11 +511,11 @@ def write_documentation(path):
     lines = []
     for i in range(120):
         name = f"{LETTERS[i % 26]}.{LETTERS[i % 7]}"
+        text = f"the good {name} is very {LETTERS[i % 11]} {i}"
         code = []
         if i % 3 > 0:
             code = [[9, 12]]                             # where the name is in the text
-        row = {"part": "other", "text": f"the good {name} is very {LETTERS[i % 11]} {i}",
-               "code": code}
+        row = {"part": "other", "text": text, "code": code}
         lines.append(json.dumps(row) + "\n")
     return write_file(path, "".join(lines))
 

@@ -9,8 +9,9 @@ from torch import nn
 from checkpoint import load
 from conftest import (
     A, B, C, D, E, F, H, K, KINDS, MAX_POSITIONS, R, T, V, assert_close, assert_same_as_authors,
-    assert_same_as_bert, authors_checkpoint, authors_weights, make_batch, random_bert,
-    random_model, randomise, small_config)
+    assert_close_states, assert_equal_states, assert_equal_tensors, assert_same_as_bert,
+    authors_checkpoint, authors_weights, make_batch, random_bert, random_model, randomise,
+    small_config)
 from minialbert import (
     Adapter, Attention, Config, Layer, MiniALBERT, count_parameters, initialise, keep_recursions,
     merge_corrections, sinusoids)
@@ -29,6 +30,11 @@ def test_there_may_not_be_more_layers_than_recursions():
         small_config(num_hidden_groups=R + 1)
 
 
+def test_a_correction_has_at_most_the_rank_of_its_smallest_matrix():
+    with pytest.raises(ValueError, match="correction_rank 9 .* intermediate_size 8"):
+        small_config(correction_rank=9, intermediate_size=8)
+
+
 @pytest.mark.parametrize("name, allowed, refused", [
     ("vocab_size", [1, 2**24], [0, -1, 2**24 + 1, 2.0, "2", None, True]),
     ("num_hidden_layers", [1, 2**10], [0, 2**10 + 1]),
@@ -38,47 +44,49 @@ def test_there_may_not_be_more_layers_than_recursions():
     ("tie_decoder", [True, False], [0, 1, "yes", None])])
 def test_a_field_has_a_type_and_a_range(name, allowed, refused):
     for value in allowed:
-        assert getattr(small_config(**{name: value}), name) == value
+        changes = {name: value}
+        config = small_config(**changes)
+        assert getattr(config, name) == value
     for value in refused:
+        changes = {name: value}
         with pytest.raises(ValueError, match=name):
-            small_config(**{name: value})
+            small_config(**changes)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bert_is_a_model_that_shares_nothing(kind):
-    assert small_config(**KINDS[kind]).is_bert == kind.startswith("bert")
+    config = small_config(**KINDS[kind])
+    assert config.is_bert == kind.startswith("bert")
 
 
-def test_a_correction_has_at_most_the_rank_of_its_smallest_matrix():
-    with pytest.raises(ValueError, match="correction_rank 9 .* intermediate_size 8"):
-        small_config(correction_rank=9, intermediate_size=8)
-
-
-def test_adapters_corrections_or_a_shared_layer_make_it_no_bert():
-    bert = KINDS["bert"]
-    assert not small_config(**bert | {"adapter_size": A}).is_bert
-    assert not small_config(**bert | {"correction_rank": K}).is_bert
-    assert not small_config(**bert | {"num_hidden_groups": R - 1}).is_bert
-    assert not small_config(**bert | {"embedding_size": E}).is_bert
+@pytest.mark.parametrize("name, value", [
+    ("adapter_size", A), ("correction_rank", K), ("num_hidden_groups", R - 1),
+    ("embedding_size", E)])
+def test_one_thing_that_a_bert_does_not_have_makes_it_no_bert(name, value):
+    sizes = dict(KINDS["bert"])
+    sizes[name] = value
+    assert not small_config(**sizes).is_bert
 
 
 # ---- A BERT is what transformers says it is ---------------------------------------------
 
 @pytest.mark.parametrize("layer_norm_eps", [1e-12, 0.1])
 def test_a_bert_computes_what_transformers_computes(transformers, tmp_path, layer_norm_eps):
+    """An epsilon of 0.1 is large enough to be seen in the result: it is read from the file."""
     bert = random_bert(transformers, layer_norm_eps=layer_norm_eps)
     bert.save_pretrained(tmp_path)
     assert_same_as_bert(load(tmp_path), bert)
 
 
 def test_a_bert_of_base_size_computes_what_transformers_computes(transformers, tmp_path):
-    # Of base size but for the vocabulary and the depth, which would only make the file larger.
+    # The vocabulary and the depth are smaller: they would only make the file larger.
     bert = random_bert(transformers, hidden_size=768, num_hidden_layers=3, num_attention_heads=12,
                        intermediate_size=3072)
+    # The matrices become about as small as those of a trained BERT: a standard deviation of 0.04.
     with torch.no_grad():
         for parameter in bert.parameters():
             if parameter.ndim == 2:
-                parameter.mul_(0.2)                      # about N(0, 0.04), as if trained
+                parameter.mul_(0.2)
     bert.save_pretrained(tmp_path)
     # A sum of 768 or 3072 products in float32 depends on the order in which they are added.
     assert_same_as_bert(load(tmp_path), bert, limit=1e-4)
@@ -100,16 +108,18 @@ def test_a_layer_is_torchs_encoder_layer():
                                         layer_norm_eps=1e-12, batch_first=True)
     parts = {"self_attn.out_proj": attention.output, "linear1": layer.intermediate,
              "linear2": layer.output, "norm1": layer.attention_norm, "norm2": layer.norm}
+    # torch has query, key and value in one matrix.
     projections = [attention.query, attention.key, attention.value]
-    weights = {"self_attn.in_proj_weight": torch.cat([part.weight for part in projections]),
-               "self_attn.in_proj_bias": torch.cat([part.bias for part in projections])}
+    in_proj_weight = torch.cat([projection.weight for projection in projections])
+    in_proj_bias = torch.cat([projection.bias for projection in projections])
+    weights = {"self_attn.in_proj_weight": in_proj_weight, "self_attn.in_proj_bias": in_proj_bias}
     for name, part in parts.items():
         weights[f"{name}.weight"] = part.weight
         weights[f"{name}.bias"] = part.bias
     theirs.load_state_dict(weights)
     ids, mask, segments = make_batch()
     hidden, _ = model(ids, mask, segments)
-    expected = theirs(hidden[0], src_key_padding_mask=~mask)
+    expected = theirs(hidden[0], src_key_padding_mask=~mask)      # theirs is True at padding
     assert_close(hidden[1][mask], expected[mask])
 
 
@@ -119,31 +129,36 @@ def test_a_layer_is_torchs_encoder_layer():
 @pytest.mark.parametrize("embedding_size", [E, C])
 def test_a_student_computes_what_the_authors_code_does(tmp_path, embedding_size, adapters):
     weights = authors_weights(embedding_size, adapters)
-    assert_same_as_authors(load(authors_checkpoint(weights, tmp_path)), weights)
+    folder = authors_checkpoint(weights, tmp_path)
+    assert_same_as_authors(load(folder), weights)
 
 
 def test_a_partly_shared_student_uses_its_layers_in_alberts_order(transformers, tmp_path):
     config = transformers.AlbertConfig(
-        vocab_size=V, embedding_size=E, hidden_size=C, num_hidden_layers=5, num_hidden_groups=2,
+        vocab_size=V, embedding_size=E, hidden_size=C, num_hidden_layers=R, num_hidden_groups=2,
         num_attention_heads=H, intermediate_size=F, max_position_embeddings=MAX_POSITIONS,
-        hidden_act="gelu")
+        hidden_act="gelu")                               # ALBERT's own is an approximation of it
     torch.manual_seed(0)
     albert = randomise(transformers.AlbertModel(config))
     albert.save_pretrained(tmp_path)
+    model = load(tmp_path)
     ids, mask, segments = make_batch()
     with torch.no_grad():
         theirs = albert(ids, attention_mask=mask.long(), token_type_ids=segments)
-        hidden, _ = load(tmp_path)(ids, mask, segments)
+        hidden, _ = model(ids, mask, segments)
     assert_close(hidden[-1], theirs.last_hidden_state)
 
 
 @torch.no_grad()
 def test_a_tied_head_decodes_with_the_embedding_backwards():
     model = random_model()
-    hidden = torch.randn(5, C)
-    x = model.head.norm(nn.functional.gelu(model.head.dense(hidden)))
+    states = torch.randn(5, C)
+    transformed = nn.functional.gelu(model.head.dense(states))
+    transformed = model.head.norm(transformed)
+    # The word table, as wide as the hidden states. The bias of the projection is not used.
     table = model.embeddings.word.weight @ model.embeddings.project.weight.T     # (V, C)
-    assert_close(model.predict(hidden), x @ table.T + model.head.bias)
+    expected = transformed @ table.T + model.head.bias
+    assert_close(model.predict(states), expected)
 
 
 # ---- The numbers of parameters are those of the paper -----------------------------------
@@ -151,41 +166,56 @@ def test_a_tied_head_decodes_with_the_embedding_backwards():
 def count(**changes):
     """Count the parameters of a model of the usual size, which takes no memory here."""
     with torch.device("meta"):
-        return count_parameters(MiniALBERT(Config(**changes)))
+        model = MiniALBERT(Config(**changes))
+    return count_parameters(model)
+
+
+def in_millions(number):
+    """Round a number of parameters to millions with two digits."""
+    return round(number / 1e6, 2)
 
 
 @pytest.mark.parametrize("embedding_size, adapter_size, body", [
     (128, 0, 11_159_808), (128, 48, 12_072_768), (312, 48, 17_925_072)])
 def test_the_body_has_the_papers_number_of_parameters(embedding_size, adapter_size, body):
-    assert count(embedding_size=embedding_size, adapter_size=adapter_size)["body"] == body
+    counts = count(embedding_size=embedding_size, adapter_size=adapter_size)
+    assert counts["body"] == body
 
 
 def test_the_twelve_adapters_have_912960_parameters():
-    assert count(adapter_size=48)["own_parts"] == 912_960
+    counts = count(adapter_size=48)
+    assert counts["own_parts"] == 912_960
 
 
-# The sizes are in millions: of the body without adapters, of the body, of both with the pooler,
-# and of everything in the file.
-@pytest.mark.parametrize("vocab_size, embedding_size, bare, body, pooled, file", [
-    (30522, 128, 11.16, 12.07, 12.66, 36.73), (30522, 312, 17.01, 17.93, 18.52, 42.58),
-    (30522, 768, 30.93, 31.84, 32.43, 56.49), (28996, 128, 10.96, 11.88, 12.47, 35.36),
+# The last four columns are millions of parameters: of the body without adapters, of the body, of
+# the body and the pooler, and of all that is in the file.
+@pytest.mark.parametrize("vocab_size, embedding_size, bare, body, pooled, whole_file", [
+    (30522, 128, 11.16, 12.07, 12.66, 36.73),
+    (30522, 312, 17.01, 17.93, 18.52, 42.58),
+    (30522, 768, 30.93, 31.84, 32.43, 56.49),
+    (28996, 128, 10.96, 11.88, 12.47, 35.36),
     (28996, 312, 16.54, 17.45, 18.04, 40.93)])
 def test_the_authors_files_have_the_size_they_have_on_the_hub(
-        vocab_size, embedding_size, bare, body, pooled, file):
+        vocab_size, embedding_size, bare, body, pooled, whole_file):
     counts = count(vocab_size=vocab_size, embedding_size=embedding_size, adapter_size=48,
                    tie_decoder=False)
     pooler = 768 * 768 + 768                             # it is in their files and never used
-    found = [counts["body"] - counts["own_parts"], counts["body"], counts["body"] + pooler,
-             counts["stored"] + pooler]
-    assert [round(number / 1e6, 2) for number in found] == [bare, body, pooled, file]
+    assert in_millions(counts["body"] - counts["own_parts"]) == bare
+    assert in_millions(counts["body"]) == body
+    assert in_millions(counts["body"] + pooler) == pooled
+    assert in_millions(counts["stored"] + pooler) == whole_file
 
 
 def test_a_tied_head_costs_its_transform_and_a_bias():
-    assert count()["head"] == 768 * 768 + 768 + 2 * 768 + 30522
+    dense = 768 * 768 + 768
+    norm = 768 + 768
+    bias = 30522
+    assert count()["head"] == dense + norm + bias
 
 
 def test_applied_counts_a_shared_layer_at_each_use():
-    one_layer = 7_087_872
+    """Here one layer is applied 6 times, so 5 more layers are counted than are stored."""
+    one_layer = 7_087_872                                # as in BERT
     counts = count(adapter_size=48)
     assert counts["layers"] == one_layer
     assert counts["applied"] == counts["stored"] + 5 * one_layer
@@ -199,26 +229,30 @@ def test_applied_counts_layers_that_are_not_shared_once():
 def test_all_parameters_are_counted_in_exactly_one_part():
     model = random_model(adapter_size=A, correction_rank=K, num_hidden_groups=3)
     counts = count_parameters(model)
-    assert counts["stored"] == sum(parameter.numel() for parameter in model.parameters())
     parts = [counts[part] for part in ("embeddings", "layers", "own_parts", "head")]
-    assert min(parts) > 0 and sum(parts) == counts["stored"]
+    assert min(parts) > 0
+    assert sum(parts) == counts["stored"]
+    assert counts["stored"] == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_corrections_count_as_adapters():
     """A matrix (n, m) has K (n + m) parameters: four with n = m = C, two with C and F."""
     counts = count_parameters(random_model(correction_rank=K))
-    assert counts["own_parts"] == R * (4 * K * 2 * C + 2 * K * (C + F))
+    of_attention = 4 * K * (C + C)
+    of_feed_forward = 2 * K * (C + F)
+    assert counts["own_parts"] == R * (of_attention + of_feed_forward)
 
 
 # ---- Sharing ----------------------------------------------------------------------------
 
 def test_a_recursive_student_has_as_many_tensors_however_often_its_layer_is_applied():
-    few = MiniALBERT(small_config(num_hidden_layers=2))
-    many = MiniALBERT(small_config(num_hidden_layers=9))
-    assert len(list(few.parameters())) == len(list(many.parameters()))
+    twice = MiniALBERT(small_config(num_hidden_layers=2))
+    nine_times = MiniALBERT(small_config(num_hidden_layers=9))
+    assert len(twice.state_dict()) == len(nine_times.state_dict())
 
 
 def test_the_gradient_of_a_shared_layer_is_the_sum_over_its_uses():
+    """The other model has the same layer as often as it is used, so each has its own gradient."""
     shared = random_model()
     apart = random_model(num_hidden_groups=R)
     apart.load_state_dict(shared.state_dict(), strict=False)
@@ -226,76 +260,98 @@ def test_the_gradient_of_a_shared_layer_is_the_sum_over_its_uses():
         layer.load_state_dict(shared.layers[0].state_dict())
     for model in (shared, apart):
         hidden, _ = model(*make_batch())
-        hidden[-1].square().sum().backward()
-    copies = [dict(layer.named_parameters()) for layer in apart.layers]
+        loss = hidden[-1].square().sum()
+        loss.backward()
     for name, parameter in shared.layers[0].named_parameters():
-        expected = sum(parameters[name].grad for parameters in copies)
-        assert_close(parameter.grad, expected, 1e-4 * parameter.grad.abs().max())
+        expected = sum(layer.get_parameter(name).grad for layer in apart.layers)
+        largest = parameter.grad.abs().max()
+        assert_close(parameter.grad, expected, 1e-4 * largest)
 
 
 # ---- Fewer recursions -------------------------------------------------------------------
 
+# The first recursions of a partly shared model cannot always be kept: see the next test.
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "partly" not in kind])
-@pytest.mark.parametrize("recursions", [1, 3, R])
-def test_the_first_recursions_do_what_they_did_before(kind, recursions):
+@pytest.mark.parametrize("num_kept", [1, 3, R])
+@torch.no_grad()
+def test_the_first_recursions_do_what_they_did_before(kind, num_kept):
     model = random_model(**KINDS[kind])
     ids, mask, segments = make_batch()
-    with torch.no_grad():
-        expected, expected_maps = model(ids, mask, segments, maps=range(R))
-        cut_model = copy.deepcopy(model)
-        keep_recursions(cut_model, recursions)
-        found, found_maps = cut_model(ids, mask, segments, maps=range(recursions))
-    assert len(found) == recursions + 1
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected))
-    assert list(found_maps) == list(range(recursions))
-    assert all(torch.equal(found_maps[r], expected_maps[r]) for r in found_maps)
+    expected, expected_maps = model(ids, mask, segments, maps=range(R))
+    keep_recursions(model, num_kept)
+    found, found_maps = model(ids, mask, segments, maps=range(num_kept))
+    assert_equal_states(found, expected[:num_kept + 1])      # the first are the embeddings
+    assert list(found_maps) == list(range(num_kept))
+    for r in found_maps:
+        assert torch.equal(found_maps[r], expected_maps[r])
     # What is left is all that a model of this shape has.
-    assert cut_model.state_dict().keys() == MiniALBERT(cut_model.config).state_dict().keys()
+    new_model = MiniALBERT(model.config)
+    assert model.state_dict().keys() == new_model.state_dict().keys()
+
+
+def layers_in_order(model):
+    """List the layer that each recursion of a model applies."""
+    return [model.layer_of_recursion(r) for r in range(model.config.num_hidden_layers)]
+
+
+@pytest.mark.parametrize("num_recursions, num_layers, possible", [
+    (6, 2, [1, 2, 3, 5, 6]), (6, 3, [1, 2, 3, 4, 5, 6]), (5, 2, [1, 2, 3, 5]),
+    (4, 4, [1, 2, 3, 4]), (4, 1, [1, 2, 3, 4])])
+def test_recursions_are_cut_off_only_if_the_others_keep_their_layers(
+        num_recursions, num_layers, possible):
+    """possible: the numbers of recursions that can be kept. Of the layers 0 0 0 1 1 1 the first
+    four are 0 0 0 1, but a model of four recursions with two layers applies 0 0 1 1."""
+    for num_kept in range(num_recursions + 2):
+        model = random_model(num_hidden_layers=num_recursions, num_hidden_groups=num_layers)
+        layers = layers_in_order(model)
+        if num_kept in possible:
+            keep_recursions(model, num_kept)
+            assert layers_in_order(model) == layers[:num_kept]
+        else:
+            with pytest.raises(ValueError, match=f"{num_recursions} recursions"):
+                keep_recursions(model, num_kept)
+            assert layers_in_order(model) == layers
+
+
+# ---- Corrections that are merged into the layers ----------------------------------------
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_model_with_merged_corrections_computes_the_same(kind):
+    model = random_model(**KINDS[kind])
+    merged = merge_corrections(model)
+    assert merged.config == replace(model.config, num_hidden_groups=R, correction_rank=0)
+    ids, mask, segments = make_batch()
+    expected, expected_maps = model(ids, mask, segments, maps=range(R))
+    found, found_maps = merged(ids, mask, segments, maps=range(R))
+    assert_close_states(found, expected)
+    for r in range(R):
+        assert_close(found_maps[r], expected_maps[r])
+    assert_close(merged.predict(found[-1]), model.predict(expected[-1]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_with_merged_corrections_computes_the_same(kind):
+def test_a_merged_model_shares_no_memory_with_the_model(kind):
     model = random_model(**KINDS[kind])
     before = copy.deepcopy(model.state_dict())
     merged = merge_corrections(model)
-    assert merged.config == replace(model.config, num_hidden_groups=R, correction_rank=0)
-    assert not merged.training and merge_corrections(model.train()).training
-    model.eval()
-    ids, mask, segments = make_batch()
-    with torch.no_grad():
-        expected, expected_maps = model(ids, mask, segments, maps=range(R))
-        found, found_maps = merged(ids, mask, segments, maps=range(R))
-        assert_close(merged.predict(found[-1][:, 0]), model.predict(expected[-1][:, 0]))
-    for r in range(R):
-        assert_close(found[r + 1], expected[r + 1])
-        assert_close(found_maps[r], expected_maps[r])
-    # The two share no memory, and the model is what it was.
     for parameter in merged.parameters():
-        parameter.data.zero_()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
+        nn.init.zeros_(parameter)
+    assert_equal_tensors(model.state_dict(), before)
 
 
-@pytest.mark.parametrize("R, G, possible", [
-    (6, 2, [1, 2, 3, 5, 6]), (6, 3, [1, 2, 3, 4, 5, 6]), (5, 2, [1, 2, 3, 5]),
-    (4, 4, [1, 2, 3, 4]), (4, 1, [1, 2, 3, 4])])
-def test_recursions_are_cut_off_only_if_the_others_keep_their_layers(R, G, possible):
-    for recursions in range(R + 2):
-        model = random_model(num_hidden_layers=R, num_hidden_groups=G)
-        layers = [model.layer_of_recursion(r) for r in range(R)]
-        if recursions in possible:
-            keep_recursions(model, recursions)
-            assert [model.layer_of_recursion(r) for r in range(recursions)] == layers[:recursions]
-        else:
-            with pytest.raises(ValueError, match=f"{R} recursions"):
-                keep_recursions(model, recursions)
-            assert model.config.num_hidden_layers == R
+def test_a_merged_model_is_in_the_mode_of_the_model():
+    model = random_model()
+    assert not merge_corrections(model).training
+    model.train()
+    assert merge_corrections(model).training
 
 
 # ---- The forward pass -------------------------------------------------------------------
 
 @pytest.fixture(params=["recursive", "adapters", "corrections", "bert"])
 def model(request):
+    """Make a small model of each kind in turn. Its parameters get no gradients."""
     return random_model(**KINDS[request.param]).requires_grad_(False)
 
 
@@ -304,8 +360,9 @@ def test_padding_cannot_be_seen(model):
     other_ids = torch.where(mask, ids, (ids + 1) % V)
     hidden, _ = model(ids, mask)
     other_hidden, _ = model(other_ids, mask)
-    for state, other_state in zip(hidden, other_hidden, strict=True):
-        assert torch.equal(state[mask], other_state[mask])
+    real = [state[mask] for state in hidden]
+    other_real = [state[mask] for state in other_hidden]
+    assert_equal_states(real, other_real)
 
 
 def test_more_padding_changes_nothing(model):
@@ -314,40 +371,40 @@ def test_more_padding_changes_nothing(model):
     longer_mask = nn.functional.pad(mask, (0, 5))
     hidden, _ = model(ids, mask)
     longer_hidden, _ = model(longer_ids, longer_mask)
-    for state, longer_state in zip(hidden, longer_hidden, strict=True):
-        assert_close(longer_state[:, :T][mask], state[mask])
+    real = [state[mask] for state in hidden]
+    longer_real = [state[longer_mask] for state in longer_hidden]
+    assert_close_states(longer_real, real)
 
 
 def test_a_batch_gives_what_its_rows_give_alone(model):
     ids, mask, _ = make_batch()
     together, _ = model(ids, mask)
-    for row, length in enumerate((7, 4, 1)):
-        alone, _ = model(ids[row:row + 1, :length])
-        assert_close(together[-1][row, :length], alone[-1][0])
+    for row, is_real in enumerate(mask):
+        real_ids = ids[row][is_real]
+        alone, _ = model(real_ids[None])
+        assert_close(together[-1][row][is_real], alone[-1][0])
 
 
-@pytest.mark.parametrize("want_map", [False, True])
+@pytest.mark.parametrize("maps", [(), range(R)], ids=["no maps", "all maps"])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.float32])
-def test_a_mask_of_0_and_1_of_any_type_masks_alike(model, dtype, want_map):
+def test_a_mask_of_0_and_1_of_any_type_masks_alike(model, dtype, maps):
     ids, mask, segments = make_batch()
-    maps = range(R) if want_map else ()
-    expected_hidden, expected_attention = model(ids, mask, segments, maps)
-    hidden, attention = model(ids, mask.to(dtype), segments, maps)
-    for state, expected in zip(hidden, expected_hidden, strict=True):
-        assert torch.equal(state, expected)
+    expected_hidden, expected_maps = model(ids, mask, segments, maps)
+    found_hidden, found_maps = model(ids, mask.to(dtype), segments, maps)
+    assert_equal_states(found_hidden, expected_hidden)
     for r in maps:
-        assert torch.equal(attention[r], expected_attention[r])
+        assert torch.equal(found_maps[r], expected_maps[r])
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_by_hand_is_the_fused_attention(model, masked):
+    """Where a map is wanted, attention is computed step by step, and elsewhere by torch."""
     ids, mask, _ = make_batch()
     if not masked:
         mask = None
     fused_hidden, _ = model(ids, mask)
     hidden, _ = model(ids, mask, maps=range(R))
-    for state, fused_state in zip(hidden, fused_hidden, strict=True):
-        assert_close(state, fused_state)
+    assert_close_states(hidden, fused_hidden)
 
 
 def test_only_the_maps_asked_for_are_returned(model):
@@ -371,17 +428,19 @@ def test_a_model_without_a_head_says_that_it_cannot_predict(model):
 
 
 def test_only_layers_whose_maps_are_wanted_store_one(model, monkeypatch):
+    """All others call torch's fused attention, which need not store the map."""
     fused_attention = nn.functional.scaled_dot_product_attention
-    shapes = []
+    query_shapes = []
 
-    def count_and_attend(query, key, value, **options):
-        shapes.append(query.shape)
+    def note_and_attend(query, key, value, **options):
+        query_shapes.append(query.shape)
         return fused_attention(query, key, value, **options)
 
-    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", count_and_attend)
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", note_and_attend)
     ids, mask, _ = make_batch()
     model(ids, mask, maps=[2, 0])
-    assert shapes == [(B, H, T, D)] * (R - 2)
+    num_without_map = R - 2
+    assert query_shapes == [(B, H, T, D)] * num_without_map
 
 
 def test_no_map_is_returned_unasked(model):
@@ -395,17 +454,20 @@ def test_the_rows_of_a_map_are_distributions_over_the_real_tokens(model):
     _, attention = model(ids, mask, maps=[1])
     probs = attention[1].exp()
     assert_close(probs.sum(-1), torch.ones(B, H, T))
-    assert (probs * ~mask[:, None, None]).sum() == 0
+    is_padding = ~mask[:, None, None]                    # (B, 1, 1, T), as a map is (B, H, T, T)
+    assert (probs * is_padding).sum() == 0
 
 
 @pytest.mark.parametrize("kind", ["bert", "recursive", "corrections"])
 def test_in_bfloat16_all_hidden_states_are_bfloat16(kind):
+    """As float32 they would take twice the memory. A map is float32, because it is compared."""
     model = random_model(**KINDS[kind])
     with torch.autocast("cpu", torch.bfloat16):
         hidden, attention = model(*make_batch(), maps=[1])
         logits = model.predict(hidden[-1][:, 0])
     assert {state.dtype for state in hidden} == {torch.bfloat16}
-    assert attention[1].dtype == torch.float32 and logits.dtype == torch.bfloat16
+    assert attention[1].dtype == torch.float32
+    assert logits.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -417,12 +479,14 @@ def test_in_bfloat16_a_map_stays_a_distribution_in_float32(model, masked):
     with torch.autocast("cpu", torch.bfloat16):
         _, rounded = model(ids, mask, maps=[1])
     assert rounded[1].dtype == torch.float32
-    assert not torch.equal(rounded[1], exact[1])
-    assert_close(rounded[1].exp(), exact[1].exp(), 0.1)
-    assert_close(rounded[1].exp().sum(-1), torch.ones(B, H, T))
+    assert not torch.equal(rounded[1], exact[1])         # autocast was on
+    probs = rounded[1].exp()
+    assert_close(probs, exact[1].exp(), 0.1)
+    assert_close(probs.sum(-1), torch.ones(B, H, T))
 
 
 def test_a_map_of_log_probabilities_is_finite_at_padding(model):
+    """With -inf there, the KL divergence of two maps would be nan."""
     ids, mask, _ = make_batch()
     _, attention = model(ids, mask, maps=[1])
     assert attention[1].isfinite().all()
@@ -430,15 +494,17 @@ def test_a_map_of_log_probabilities_is_finite_at_padding(model):
 
 def test_without_segments_all_tokens_are_of_segment_0(model):
     ids, mask, segments = make_batch()
-    unsaid, _ = model(ids, mask)
-    said, _ = model(ids, mask, torch.zeros_like(segments))
-    assert_close(unsaid[-1], said[-1], 1e-6)
+    without_segments, _ = model(ids, mask)
+    with_segments, _ = model(ids, mask, torch.zeros_like(segments))
+    assert_close(without_segments[-1], with_segments[-1], 1e-6)
 
 
 def test_a_sequence_longer_than_the_positions_is_refused(model):
-    model(torch.zeros(1, 16, dtype=torch.long))
+    longest = torch.zeros(1, 16, dtype=torch.long)
+    too_long = torch.zeros(1, 17, dtype=torch.long)
+    model(longest)
     with pytest.raises(ValueError, match="17 tokens.*16 positions"):
-        model(torch.zeros(1, 17, dtype=torch.long))
+        model(too_long)
 
 
 def test_the_same_input_gives_the_same_output(model):
@@ -450,9 +516,12 @@ def test_the_same_input_gives_the_same_output(model):
 def test_every_parameter_gets_a_gradient():
     model = random_model(adapter_size=A, correction_rank=K)
     hidden, _ = model(*make_batch())
-    model.predict(hidden[-1]).square().sum().backward()
+    logits = model.predict(hidden[-1])
+    loss = logits.square().sum()
+    loss.backward()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.any(), name
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
 
 
 # ---- The parts, each against its formula ------------------------------------------------
@@ -476,7 +545,8 @@ def test_each_head_has_columns_of_its_own():
     heads = attention.split_heads(x)
     assert heads.shape == (B, H, T, D)
     for h in range(H):
-        assert torch.equal(heads[:, h], x[:, :, h * D:(h + 1) * D])
+        columns = slice(h * D, (h + 1) * D)
+        assert torch.equal(heads[:, h], x[:, :, columns])
 
 
 @torch.no_grad()
@@ -488,8 +558,11 @@ def test_the_first_adapter_is_before_attention_the_second_before_the_feed_forwar
     x = torch.randn(B, T, C)
     adapted = first(x)
     attended, _ = layer.attention(adapted)
-    middle = second(layer.attention_norm(adapted + attended))
-    expected = layer.norm(middle + layer.output(nn.functional.gelu(layer.intermediate(middle))))
+    middle = layer.attention_norm(adapted + attended)
+    middle = second(middle)
+    expanded = nn.functional.gelu(layer.intermediate(middle))
+    contracted = layer.output(expanded)
+    expected = layer.norm(middle + contracted)
     found, log_map = layer(x, adapters=(first, second))
     assert_close(found, expected)
     assert log_map is None
@@ -500,33 +573,36 @@ def test_the_first_adapter_is_before_attention_the_second_before_the_feed_forwar
 def test_a_corrected_layer_is_a_layer_with_other_matrices(num_groups):
     """A model with corrections is one that shares nothing and has the sums as its matrices."""
     model = random_model(correction_rank=K, num_hidden_groups=num_groups)
+    before = copy.deepcopy(model.state_dict())
     apart = random_model(num_hidden_groups=R)
     apart.load_state_dict(model.state_dict(), strict=False)
-    parts = {"query": "attention.query", "key": "attention.key", "value": "attention.value",
-             "attention_output": "attention.output", "intermediate": "intermediate",
-             "output": "output"}
-    before = copy.deepcopy(model.state_dict())
+    linear_of_correction = {
+        "query": "attention.query", "key": "attention.key", "value": "attention.value",
+        "attention_output": "attention.output", "intermediate": "intermediate", "output": "output",
+    }
     for r, layer in enumerate(apart.layers):
         layer.load_state_dict(model.layer_of_recursion(r).state_dict())
-        for part, name in parts.items():
-            low_rank = model.corrections[r][part]
-            assert low_rank.down.shape[0] == low_rank.up.shape[1] == K
-            layer.get_submodule(name).weight += low_rank.up @ low_rank.down
+        for name, name_in_layer in linear_of_correction.items():
+            up = model.corrections[r][name].up
+            down = model.corrections[r][name].down
+            assert up.shape[1] == K
+            assert down.shape[0] == K
+            linear = layer.get_submodule(name_in_layer)
+            linear.weight += up @ down
     ids, mask, segments = make_batch()
     expected, expected_maps = apart(ids, mask, segments, maps=[0, 3])
     found, found_maps = model(ids, mask, segments, maps=[0, 3])
-    for state, other in zip(found, expected, strict=True):
-        assert_close(state, other)
+    assert_close_states(found, expected)
     for r in (0, 3):
         assert_close(found_maps[r], expected_maps[r])
     # The shared layer itself is not changed by the call.
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
+    assert_equal_tensors(model.state_dict(), before)
 
 
 # ---- Dropout ----------------------------------------------------------------------------
 
 def test_maps_are_taken_before_dropout():
+    """What a student has to match must not be random."""
     model = random_model(attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0)
     ids, mask, _ = make_batch()
     _, in_eval = model(ids, mask, maps=[0])
@@ -535,12 +611,12 @@ def test_maps_are_taken_before_dropout():
     assert torch.equal(in_training[0], in_eval[0])
 
 
-@pytest.mark.parametrize("maps", [(), range(R)])
-@pytest.mark.parametrize("which", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
-def test_dropout_acts_in_training_only(maps, which):
-    probs = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    probs[which] = 0.5
-    model = random_model(**probs)
+@pytest.mark.parametrize("maps", [(), range(R)], ids=["no maps", "all maps"])
+@pytest.mark.parametrize("name", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_dropout_acts_in_training_only(maps, name):
+    dropout_probs = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    dropout_probs[name] = 0.5
+    model = random_model(**dropout_probs)
     ids, _, _ = make_batch()
 
     def last_hidden():
@@ -554,16 +630,20 @@ def test_dropout_acts_in_training_only(maps, which):
 
 @torch.no_grad()
 def test_dropout_stands_after_attention_and_after_the_feed_forward():
-    layer = randomise(Layer(small_config(hidden_dropout_prob=0.6, attention_probs_dropout_prob=0)))
+    config = small_config(hidden_dropout_prob=0.6, attention_probs_dropout_prob=0)
+    layer = randomise(Layer(config))
     layer.train()
     x = torch.randn(B, T, C)
     torch.manual_seed(3)
     found, _ = layer(x)
     torch.manual_seed(3)                                 # the same places are dropped again
     attended, _ = layer.attention(x)
-    middle = layer.attention_norm(x + nn.functional.dropout(attended, 0.6))
-    contracted = layer.output(nn.functional.gelu(layer.intermediate(middle)))
-    expected = layer.norm(middle + nn.functional.dropout(contracted, 0.6))
+    attended = nn.functional.dropout(attended, 0.6)
+    middle = layer.attention_norm(x + attended)
+    expanded = nn.functional.gelu(layer.intermediate(middle))
+    contracted = layer.output(expanded)
+    contracted = nn.functional.dropout(contracted, 0.6)
+    expected = layer.norm(middle + contracted)
     assert_close(found, expected)
 
 
@@ -571,12 +651,15 @@ def test_dropout_stands_after_attention_and_after_the_feed_forward():
 def test_dropout_stands_between_the_norm_and_the_projection_of_the_embeddings():
     embeddings = random_model(hidden_dropout_prob=0.6).embeddings
     ids, _, segments = make_batch()
+    word = embeddings.word(ids)
+    position = embeddings.position.weight[:T]
+    segment = embeddings.segment(segments)
+    x = embeddings.norm(word + position + segment)
     torch.manual_seed(3)
-    in_eval = embeddings.norm(
-        embeddings.word(ids) + embeddings.position.weight[:T] + embeddings.segment(segments))
-    expected = embeddings.project(nn.functional.dropout(in_eval, 0.6))
+    dropped = nn.functional.dropout(x, 0.6)
+    expected = embeddings.project(dropped)
     embeddings.train()
-    torch.manual_seed(3)
+    torch.manual_seed(3)                                 # the same places are dropped again
     assert_close(embeddings(ids, segments), expected)
 
 
@@ -584,19 +667,22 @@ def test_dropout_stands_between_the_norm_and_the_projection_of_the_embeddings():
 @pytest.mark.parametrize("want_map", [False, True])
 def test_as_many_attention_probabilities_are_dropped_as_asked_for(want_map):
     """With value and output the identity and one-hot inputs, the output is the map itself."""
-    T = C
-    attention = Attention(small_config(num_attention_heads=1, attention_probs_dropout_prob=0.3))
+    config = small_config(num_attention_heads=1, attention_probs_dropout_prob=0.3)
+    attention = Attention(config)
     for part in (attention.query, attention.key, attention.value, attention.output):
         nn.init.zeros_(part.bias)
     nn.init.zeros_(attention.query.weight)               # each token looks at all of them alike
     nn.init.eye_(attention.value.weight)
     nn.init.eye_(attention.output.weight)
-    one_hot = torch.eye(C).expand(50, T, C)
+    attention.train()
+    one_hot = torch.eye(C).expand(50, C, C)              # 50 sequences of C tokens
     torch.manual_seed(0)
-    found, _ = attention.train()(one_hot, want_map=want_map)
-    dropped = found == 0
-    assert abs(dropped.float().mean() - 0.3) < 0.02
-    assert_close(found[~dropped], torch.full_like(found[~dropped], 1 / T / 0.7), 1e-6)
+    dropped_map, _ = attention(one_hot, want_map=want_map)
+    is_dropped = dropped_map == 0
+    assert abs(is_dropped.float().mean() - 0.3) < 0.02
+    # A probability was 1 / C. Those that are left are divided by 0.7, so that the mean stays.
+    left = dropped_map[~is_dropped]
+    assert_close(left, torch.full_like(left, 1 / C / 0.7), 1e-6)
 
 
 # ---- Initialisation ---------------------------------------------------------------------
@@ -607,19 +693,18 @@ def test_the_same_seed_gives_the_same_model():
     torch.manual_seed(7)
     second = MiniALBERT(small_config(adapter_size=A)).state_dict()
     third = MiniALBERT(small_config(adapter_size=A)).state_dict()
-    for name, tensor in first.items():
-        assert torch.equal(tensor, second[name]), name
+    assert_equal_tensors(first, second)
     assert not torch.equal(first["embeddings.word.weight"], third["embeddings.word.weight"])
 
 
 def test_fresh_adapters_change_nothing_after_a_norm():
+    """A fresh adapter is the LayerNorm of its input. A norm of what was normed changes nothing."""
     plain = MiniALBERT(small_config(embedding_size=C)).eval()
     adapted = MiniALBERT(small_config(embedding_size=C, adapter_size=A)).eval()
     adapted.load_state_dict(plain.state_dict(), strict=False)
     adapted_hidden, _ = adapted(*make_batch())
     plain_hidden, _ = plain(*make_batch())
-    for state, expected in zip(adapted_hidden, plain_hidden, strict=True):
-        assert_close(state, expected)
+    assert_close_states(adapted_hidden, plain_hidden)
 
 
 def test_fresh_corrections_change_nothing():
@@ -628,16 +713,14 @@ def test_fresh_corrections_change_nothing():
     corrected.load_state_dict(plain.state_dict(), strict=False)
     corrected_hidden, _ = corrected(*make_batch())
     plain_hidden, _ = plain(*make_batch())
-    for state, expected in zip(corrected_hidden, plain_hidden, strict=True):
-        assert torch.equal(state, expected)
+    assert_equal_states(corrected_hidden, plain_hidden)
 
 
 def initial_values(sharp):
     """Return {name: parameter} of a model large enough that a standard deviation is exact."""
-    model = MiniALBERT(Config(vocab_size=2000, embedding_size=96, hidden_size=192, adapter_size=48,
-                              num_hidden_layers=2, num_hidden_groups=2, intermediate_size=768,
-                              correction_rank=24))
-    randomise(model)
+    config = Config(vocab_size=2000, embedding_size=96, hidden_size=192, intermediate_size=768,
+                    num_hidden_layers=2, num_hidden_groups=2, adapter_size=48, correction_rank=24)
+    model = randomise(MiniALBERT(config))
     torch.manual_seed(0)
     initialise(model, sharp)
     return dict(model.named_parameters())
@@ -671,18 +754,29 @@ def test_query_and_key_of_every_layer_start_four_times_larger():
     assert num_matrices == 2 * 4                         # two layers have four matrices each
 
 
+def root_mean_square(x):
+    return x.square().mean().sqrt().item()
+
+
+def tokens_looked_at(log_map):
+    """Return at how many tokens a token looks in a map: the exponential of the mean entropy."""
+    probs = log_map.exp()
+    entropy = -(probs * log_map).sum(-1)
+    return entropy.mean().exp().item()
+
+
 def test_the_first_recursion_of_a_factorised_model_starts_as_sharp_as_the_second():
-    """A map's sharpness: the exponential of its entropy is how many tokens a token looks at."""
+    config = Config(vocab_size=500, embedding_size=64, hidden_size=384, num_hidden_layers=2,
+                    num_attention_heads=6, intermediate_size=96)
     torch.manual_seed(0)
-    model = MiniALBERT(Config(vocab_size=500, embedding_size=64, hidden_size=384,
-                              num_hidden_layers=2, num_attention_heads=6, intermediate_size=96))
+    model = MiniALBERT(config).eval()
     ids = torch.randint(500, (4, 32))
-    hidden, attention = model.eval()(ids, maps=[0, 1])
-    size = hidden[0].square().mean().sqrt().item()
-    assert abs(size - 1) < 0.1                           # as large as what a LayerNorm returns
-    entropies = [-(log_map.exp() * log_map).sum(-1).mean() for log_map in attention.values()]
-    first, second = torch.stack(entropies).exp().tolist()
-    assert second < 20
+    hidden, attention = model(ids, maps=[0, 1])
+    # The embeddings are as large as what a LayerNorm returns.
+    assert abs(root_mean_square(hidden[0]) - 1) < 0.1
+    first = tokens_looked_at(attention[0])
+    second = tokens_looked_at(attention[1])
+    assert second < 20                                   # of 32
     assert abs(first / second - 1) < 0.2
 
 
@@ -700,8 +794,9 @@ def test_adapters_and_corrections_start_with_up_at_0_and_down_random():
 
 def test_positions_start_as_sinusoids_of_rms_0_02():
     position = initial_values(sharp=True)["embeddings.position.weight"]
-    assert_close(position[:, 0] / 0.02 / 2**0.5, torch.arange(512.0).sin(), 1e-4)
-    assert abs(position.square().mean().sqrt().item() - 0.02) < 1e-3
+    first_column = 0.02 * 2**0.5 * torch.arange(512.0).sin()
+    assert_close(position[:, 0], first_column, 1e-6)
+    assert abs(root_mean_square(position) - 0.02) < 1e-3
 
 
 def test_sinusoids_are_the_formula_of_vaswani_et_al():
@@ -711,5 +806,5 @@ def test_sinusoids_are_the_formula_of_vaswani_et_al():
     for position in range(T):
         for i in range(E // 2):
             angle = torch.tensor(position / 10000 ** (2 * i / E))
-            assert_close(found[position, 2 * i], angle.sin(), 1e-5)
-            assert_close(found[position, 2 * i + 1], angle.cos(), 1e-5)
+            assert_close(found[position, 2 * i], angle.sin())
+            assert_close(found[position, 2 * i + 1], angle.cos())
