@@ -23,12 +23,13 @@ import data
 import distill
 import finetune
 import tasks
-from checkpoint import load, read_config, read_safetensors, save, write_safetensors
-from conftest import LETTERS, make_squad, write_file
+from checkpoint import load, read_config, read_json, read_safetensors, save, write_safetensors
+from conftest import LETTERS, assert_equal_tensors, make_squad, write_file
 from data import SPECIAL_TOKENS, Tokenizer, TokenFile
 from minialbert import Config, MiniALBERT
 
 VOCABULARY = [f"w{i}" for i in range(60)] + list(LETTERS)
+# Of the small student.
 SIZES = {"vocab_size": 101, "embedding_size": 12, "hidden_size": 24, "num_hidden_layers": 2,
          "adapter_size": 2, "num_attention_heads": 3, "intermediate_size": 40,
          "max_position_embeddings": 32}
@@ -39,7 +40,10 @@ def make_prose(num_documents, seed=0):
     rng = random.Random(seed)
     documents = []
     for _ in range(num_documents):
-        lines = [" ".join(rng.choices(VOCABULARY, k=12)) for _ in range(3)]
+        lines = []
+        for _ in range(3):
+            words = rng.choices(VOCABULARY, k=12)
+            lines.append(" ".join(words))
         documents.append("\n".join(lines))
     return "\n\n".join(documents) + "\n"
 
@@ -51,7 +55,8 @@ def snapshot(folder):
         content = None
         if path.is_file():
             content = path.read_bytes()
-        contents[str(path.relative_to(folder))] = content
+        name = str(path.relative_to(folder))
+        contents[name] = content
     return contents
 
 
@@ -73,14 +78,24 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     save(MiniALBERT(Config(**SIZES)), folder)
-    write_file(folder / "vocab.txt", "\n".join([*SPECIAL_TOKENS, ".", *VOCABULARY]) + "\n")
+    words = SPECIAL_TOKENS + ["."] + VOCABULARY
+    write_file(folder / "vocab.txt", "\n".join(words) + "\n")
     return folder
+
+
+def write_changed(path, facts, changes):
+    """Write a file of JSON with facts, a dict, of which some are changed."""
+    facts = dict(facts)
+    facts.update(changes)
+    write_file(path, json.dumps(facts))
 
 
 # ---- Mutated files: each is read, or is a ValueError of one line that names the file ----
 
+# What a value of JSON is exchanged for.
 HOSTILE_VALUES = [0, -1, 1.5, 2**24, 2**31, 2**63, 10**30, 1e999, float("nan"), True, None, "",
                   "x", "a\nb", "\ud800", "0" * 300, [], {}, [0], ["x"], [[]], {"a": 1}]
+# Bytes that are put into a file.
 NOISE = [b"\0", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b'"', b"'", b"\\", b"\\ud800",
          b"-", b"9", b"e99", b"9" * 5000, b"[" * 5000, b'{"a":' * 3000, b"\r", b"\n", b"\n\n",
          b"\t", b",", b" ", b"\x0b", "\u2028".encode(), "\u4e2d".encode()]
@@ -94,7 +109,7 @@ def with_a_value_exchanged(value, rng):
     owner = box
     key = "all"
     while isinstance(owner[key], (dict, list)) and owner[key] and rng.random() < 0.85:
-        owner = owner[key]
+        owner = owner[key]                               # one level down
         if isinstance(owner, dict):
             key = rng.choice(list(owner))
         else:
@@ -131,7 +146,9 @@ def mutate(content, rng, json_in):
         if json_in == "lines":
             rows = content.splitlines()
         i = rng.randrange(len(rows))
-        rows[i] = json.dumps(with_a_value_exchanged(json.loads(rows[i]), rng)).encode()
+        value = json.loads(rows[i])
+        exchanged = with_a_value_exchanged(value, rng)
+        rows[i] = json.dumps(exchanged).encode()
         return b"\n".join(rows)
     lines = content.splitlines(keepends=True)
     i = rng.randrange(len(lines))
@@ -166,8 +183,10 @@ def assert_survives(path, read, json_in=None, count=500):
                 num_read += 1
             except ValueError as error:
                 message = str(error)
-                is_good = named in message and "\n" not in message and len(message) < 2000
-                assert is_good, f"{message:.300} of {mutant[:300]}"
+                explanation = f"{message:.300} of {mutant[:300]}"
+                assert named in message, explanation
+                assert "\n" not in message, explanation
+                assert len(message) < 2000, explanation
             except BaseException as error:               # a panic in Rust is no Exception
                 raise AssertionError(f"{error!r:.300} of {mutant[:300]}") from error
     assert 20 < num_read < 0.96 * count                  # some are harmless, most are not
@@ -198,9 +217,10 @@ def test_mutated_configs(model, tmp_path):
     {"vocab_size": 2**24, "max_position_embeddings": 2**24, "type_vocab_size": 2**24},
     {"num_hidden_layers": 128, "adapter_size": 2**24}])
 def test_a_config_of_any_size_costs_no_memory(sizes, model, tmp_path):
+    """The sizes are compared with the file of weights before a model is made."""
     shutil.copytree(model, tmp_path / "m")
-    facts = json.loads((model / "config.json").read_text())
-    write_file(tmp_path / "m/config.json", json.dumps(facts | sizes))
+    facts = read_json(model / "config.json")
+    write_changed(tmp_path / "m/config.json", facts, sizes)
     with pytest.raises(ValueError, match="16777216"):
         load(tmp_path / "m")
 
@@ -208,6 +228,7 @@ def test_a_config_of_any_size_costs_no_memory(sizes, model, tmp_path):
 @pytest.mark.parametrize("tensor", [
     torch.ones(1).expand(2**20, 2**20), torch.ones(2**20, 2**20, device="meta")])
 def test_a_pickle_is_no_larger_than_its_file(tensor, model, tmp_path):
+    """A file of some bytes may say that it holds 4 TB: one number, repeated, or none at all."""
     shutil.copytree(model, tmp_path / "m")
     (tmp_path / "m/model.safetensors").unlink()
     torch.save({"embeddings.word_embeddings.weight": tensor}, tmp_path / "m/pytorch_model.bin")
@@ -235,11 +256,13 @@ def test_mutated_tokenizers(name, json_in, model, tmp_path):
 
     def read(mutant):
         tokenizer = Tokenizer(str(tmp_path))
-        ids, = tokenizer.encode(["w1 w2 q\u00e9\u4e2d A \ufffd zz"])
-        assert all(0 <= token < tokenizer.vocab_size for token in ids)
+        ids = tokenizer.encode(["w1 w2 q\u00e9\u4e2d A \ufffd zz"])[0]
+        assert min(ids) >= 0
+        assert max(ids) < tokenizer.vocab_size
         assert max(tokenizer.special_ids) < tokenizer.vocab_size
         if name == "vocab.txt":                          # a line is a token, in its order
-            text = mutant.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+            text = mutant.decode("utf-8-sig")            # a mark of UTF-8 may be before the text
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
             words = text.removesuffix("\n").split("\n")
             tokens = [tokenizer.backend.id_to_token(i) for i in range(len(words))]
             assert tokens == words
@@ -277,7 +300,8 @@ def table_texts():
         glue += f"{text}\t{label}\n"
         table += f'"{text}",{label}\n'
         numbers += f'"{text}",{number}\n'
-        lines += json.dumps({"text": text, "label": label, "x": [number]}) + "\n"
+        row = {"text": text, "label": label, "x": [number]}
+        lines += json.dumps(row) + "\n"
     return {"glue": glue, "table": table, "numbers": numbers, "lines": lines}
 
 
@@ -286,13 +310,15 @@ def squad_text():
     context = "Paris is the capital. It lies on the Seine, in the north."
     questions = []
     for i in range(4):
-        answers = [{"text": context[i:i + 5], "answer_start": i}]
-        questions.append({"id": f"q{i}", "question": f"what {i} ?", "is_impossible": False,
-                          "answers": answers})
+        answer = {"text": context[i:i + 5], "answer_start": i}
+        question = {"id": f"q{i}", "question": f"what {i} ?", "is_impossible": False,
+                    "answers": [answer]}
+        questions.append(question)
     questions[2]["is_impossible"] = True
     questions[2]["answers"] = []
     paragraph = {"context": context, "qas": questions}
-    content = {"version": "2.0", "data": [{"title": "x", "paragraphs": [paragraph]}]}
+    article = {"title": "x", "paragraphs": [paragraph]}
+    content = {"version": "2.0", "data": [article]}
     return json.dumps(content, indent=1)
 
 
@@ -310,6 +336,7 @@ TASK_FILES = {
 
 
 def read_task_file(name, path):
+    """Read one of TASK_FILES -> its examples."""
     if name == "glue":
         return tasks.read_glue("sst2", os.path.dirname(path))["train"]
     if name == "numbers":
@@ -339,7 +366,8 @@ def test_mutated_task_files(name, model, tmp_path):
             elif name == "squad":
                 texts.append(example.second_text)
                 for begin, answer in example.label:
-                    assert example.second_text[begin:begin + len(answer)] == answer
+                    end = begin + len(answer)
+                    assert example.second_text[begin:end] == answer
             else:
                 assert isinstance(example.label, str)
             assert texts
@@ -359,14 +387,17 @@ def answer_fetches(requests, environment):
     for name in list(os.environ):
         if name.startswith("HF_"):                       # a user may have set HF_HUB_OFFLINE
             del os.environ[name]
-    os.environ |= environment                            # before huggingface_hub is imported
+    os.environ.update(environment)                       # before huggingface_hub is imported
     time.sleep = do_nothing                              # between the client's six attempts
     while True:
-        arguments = requests.recv()
+        name, weights = requests.recv()
+        folder = ""
+        message = ""
         try:
-            requests.send((checkpoint.fetch(*arguments), ""))
+            folder = checkpoint.fetch(name, weights)
         except ValueError as error:
-            requests.send(("", str(error)))
+            message = str(error)
+        requests.send((folder, message))
 
 
 def do_nothing(seconds):
@@ -385,10 +416,12 @@ class HubHandler(BaseHTTPRequestHandler):
     def do_GET(self):
         file_request = re.fullmatch(r"/(.+)/resolve/[^/]+/(.+)", self.path)
         if file_request is not None:
-            self.answer_file(*file_request.groups())
+            repository, file = file_request.groups()
+            self.answer_file(repository, file)
         else:
-            name, kind = re.fullmatch(r"/api/models/(.+?)/(revision|tree)/.*", self.path).groups()
-            self.answer_listing(name, kind)
+            request = re.fullmatch(r"/api/models/(.+?)/(revision|tree)/.*", self.path)
+            repository, kind = request.groups()
+            self.answer_listing(repository, kind)
 
     def answer_file(self, repository, file):
         files = self.server.repositories.get(repository)
@@ -401,8 +434,9 @@ class HubHandler(BaseHTTPRequestHandler):
         num_sent = len(content)
         if file in self.server.cut:
             num_sent = len(content) // 2
-        etag = f"{list(files).index(file):040x}"
-        self.answer(200, {"ETag": etag, "X-Repo-Commit": COMMIT}, content, num_sent)
+        number = list(files).index(file)
+        headers = {"ETag": f"{number:040x}", "X-Repo-Commit": COMMIT}
+        self.answer(200, headers, content, num_sent)
 
     def answer_listing(self, repository, kind):
         files = self.server.repositories.get(repository)
@@ -412,8 +446,8 @@ class HubHandler(BaseHTTPRequestHandler):
         if kind == "tree":
             facts = []
             for i, (name, content) in enumerate(files.items()):
-                facts.append({"type": "file", "path": name, "oid": f"{i:040x}",
-                              "size": len(content)})
+                entry = {"type": "file", "path": name, "oid": f"{i:040x}", "size": len(content)}
+                facts.append(entry)
         else:
             siblings = [{"rfilename": name} for name in files]
             facts = {"id": repository, "sha": COMMIT, "siblings": siblings}
@@ -431,11 +465,15 @@ class HubHandler(BaseHTTPRequestHandler):
             self.wfile.write(content[:num_sent])
 
     def log_message(self, *args):
-        pass
+        """Print nothing."""
 
 
 class Hub:
-    """A server of HubHandler, and clients in processes of their own."""
+    """A server of HubHandler, and clients in processes of their own.
+
+    A client reads its environment when it is started, so there is one for each environment.
+    clients: {the environment as text: (the process, the connection to it)}
+    """
 
     def __init__(self, folder, forked):
         self.folder = folder
@@ -468,9 +506,9 @@ class Hub:
             "HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}", "HF_TOKEN": "",
             "HF_HOME": str(self.folder / "hub"), "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        settings.update(environment)
         connection, of_client = self.forked.Pipe()
-        process = self.forked.Process(target=answer_fetches,
-                                      args=(of_client, settings | environment))
+        process = self.forked.Process(target=answer_fetches, args=(of_client, settings))
         process.start()
         of_client.close()                                # the process has its own
         return process, connection
@@ -510,6 +548,7 @@ def hub(model, tmp_path, forked):
     """Start a Hub with three repositories; one of them has its weights in two files."""
     pytest.importorskip("huggingface_hub", reason="it comes with tokenizers")
     whole = {name: (model / name).read_bytes() for name in sorted(os.listdir(model))}
+    # Files that nobody needs: they are in many repositories.
     whole.update({"README.md": b"x", "tf_model.h5": b"x", "onnx/model.onnx": b"x"})
     large = dict(whole)
     del large["model.safetensors"]
@@ -521,47 +560,59 @@ def hub(model, tmp_path, forked):
 
 
 def assert_same_weights(folder, other_folder):
-    expected = load(other_folder).state_dict()
-    for name, parameter in load(folder).state_dict().items():
-        assert torch.equal(parameter, expected[name]), name
+    model = load(folder)
+    other_model = load(other_folder)
+    assert_equal_tensors(model.state_dict(), other_model.state_dict())
 
 
-def test_a_name_of_the_hub_is_fetched_kept_and_refused_in_one_line(hub, model):
-    log = hub.server.log
+def test_only_the_files_that_are_needed_are_fetched_from_the_hub_and_each_once(hub, model):
     folder, _ = hub.fetch("some/bert", weights=False)
-    assert sorted(log) == ["config.json", "vocab.txt"]
-    folder, _ = hub.fetch("some/bert")                   # only what is not there yet
-    assert log == ["model.safetensors"]
+    assert sorted(hub.server.log) == ["config.json", "vocab.txt"]
+    folder, _ = hub.fetch("some/bert")
+    assert hub.server.log == ["model.safetensors"]
     assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors", "vocab.txt"]
     assert_same_weights(folder, model)
     assert Tokenizer(folder).digest == Tokenizer(str(model)).digest
-    again, _ = hub.fetch("some/bert")
-    assert again == folder
-    assert log == []
-    folder, _ = hub.fetch("large/bert")                  # in two files and their index
-    assert len(log) == 5
-    assert log.count("model.safetensors.index.json") == 1
+    same_folder, _ = hub.fetch("some/bert")
+    assert same_folder == folder
+    assert hub.server.log == []
+
+
+def test_weights_in_two_files_are_fetched_from_the_hub(hub, model):
+    folder, _ = hub.fetch("large/bert")
+    assert len(hub.server.log) == 5                      # with config.json and vocab.txt
+    assert hub.server.log.count("model.safetensors.index.json") == 1
     assert_same_weights(folder, model)
+
+
+def test_a_name_that_the_hub_does_not_know_is_one_line(hub):
+    """Hub.fetch asserts that the error is one line with the name."""
     _, error = hub.fetch("no/such")
     assert "no such folder" in error
     assert "404" in error
-    hub.server.cut.append("model.safetensors")           # the connection breaks in the middle
+
+
+def test_a_fetch_that_breaks_off_is_one_line_and_the_next_one_goes_on(hub, model):
+    """Hub.fetch asserts that the error is one line with the name."""
+    hub.server.cut.append("model.safetensors")
     _, error = hub.fetch("cut/bert")
     # Versions of huggingface_hub say this in different words; all give the numbers of bytes.
     assert re.search(r"received|\d+ bytes read", error)
     hub.server.cut.clear()
     folder, _ = hub.fetch("cut/bert")
+    assert hub.server.log == ["model.safetensors"]
     assert_same_weights(folder, model)
-    assert log == ["model.safetensors"]
 
 
 def test_without_a_net_what_was_fetched_before_is_found(hub):
     folder, _ = hub.fetch("some/bert")
-    assert hub.fetch("some/bert", HF_HUB_OFFLINE="1")[0] == folder
+    found_offline, _ = hub.fetch("some/bert", HF_HUB_OFFLINE="1")
+    assert found_offline == folder
     _, error = hub.fetch("large/bert", HF_HUB_OFFLINE="1")
     assert "large/bert: there is no such folder" in error
     hub.stop_server()                                    # nothing answers any more
-    assert hub.fetch("some/bert")[0] == folder
+    found_alone, _ = hub.fetch("some/bert")
+    assert found_alone == folder
     _, error = hub.fetch("large/bert")
     assert "large/bert: there is no such folder" in error
 
@@ -571,110 +622,157 @@ def test_without_a_net_what_was_fetched_before_is_found(hub):
 def write_models(folder, model):
     """Write models: m, a good one; others of another shape, or with a file missing or broken."""
     shutil.copytree(model, folder / "m")
+    other_shapes = {
+        "six": {"num_hidden_layers": 6, "adapter_size": 0},
+        "one-segment": {"type_vocab_size": 1},
+        "wide": {"hidden_size": 48, "num_attention_heads": 6},
+    }
     torch.manual_seed(1)
-    for name, changes in (("six", {"num_hidden_layers": 6, "adapter_size": 0}),
-                          ("one-segment", {"type_vocab_size": 1}),
-                          ("wide", {"hidden_size": 48, "num_attention_heads": 6})):
-        save(MiniALBERT(Config(**(SIZES | changes))), folder / name)
+    for name, changes in other_shapes.items():
+        sizes = dict(SIZES)
+        sizes.update(changes)
+        save(MiniALBERT(Config(**sizes)), folder / name)
         shutil.copy(model / "vocab.txt", folder / name)
-    for name in ("cut", "novocab", "noconfig", "relu"):
+    for name in ("cut", "novocab", "noconfig", "relu", "pipe", "pickle"):
         shutil.copytree(model, folder / name)
     whole = (model / "model.safetensors").read_bytes()
     write_file(folder / "cut/model.safetensors", whole[:-9])
     (folder / "novocab/vocab.txt").unlink()
     (folder / "noconfig/config.json").unlink()
-    for name in ("pipe", "pickle"):
-        shutil.copytree(model, folder / name)
-        (folder / name / "model.safetensors").unlink()
-    os.mkfifo(folder / "pipe/pytorch_model.bin")
+    facts = read_json(model / "config.json")
+    write_changed(folder / "relu/config.json", facts, {"hidden_act": "relu"})
+    (folder / "pipe/model.safetensors").unlink()
+    os.mkfifo(folder / "pipe/pytorch_model.bin")         # a program that opens it waits for ever
+    (folder / "pickle/model.safetensors").unlink()
     write_file(folder / "pickle/pytorch_model.bin", pickle.dumps(os.system, protocol=4))
+    # A run of distill.py.
     write_file(folder / "run/run.json", json.dumps({"script": "distill.py", "settings": {}}))
     os.mkfifo(folder / "run/log.jsonl")
-    facts = json.loads((model / "config.json").read_text())
-    write_file(folder / "relu/config.json", json.dumps(facts | {"hidden_act": "relu"}))
 
 
 def write_corpora(folder, model, noise):
     """Write corpora and token files: c.txt and t.bin, which are good, and others."""
+    chinese = "\u6211\u7231\u5317\u4eac\u5929\u5b89\u95e8 " * 9
     files = {
-        "file": "x", "md/readme.md": make_prose(3), "c.txt": make_prose(60),
-        "short.txt": "w1 w2 w3.\n", "x.pdf": b"%PDF-1.4\n" + noise,
-        "zh.txt": "\n\n".join(["\u6211\u7231\u5317\u4eac\u5929\u5b89\u95e8 " * 9] * 80),
-        "pdf.txt": b"%PDF-1.4\n" + noise, "png.txt": b"\x89PNG\r\n\x1a\n" + noise,
-        "text.gz": make_prose(9), "text.txt.gz": make_prose(9), "prose.jsonl": make_prose(9),
-        "x.bin.json": json.dumps({"mine": 1}), "cut.bin.json": '{"made_from": ',
+        # Corpora; the good one is c.txt.
+        "file": "x",
+        "md/readme.md": make_prose(3),
+        "c.txt": make_prose(60),
+        "short.txt": "w1 w2 w3.\n",
+        "zh.txt": f"{chinese}\n\n" * 80,
+        "x.pdf": b"%PDF-1.4\n" + noise,
+        "pdf.txt": b"%PDF-1.4\n" + noise,
+        "png.txt": b"\x89PNG\r\n\x1a\n" + noise,
+        "text.gz": make_prose(9),
+        "text.txt.gz": make_prose(9),
+        "prose.jsonl": make_prose(9),
+        "twice.csv": "text,text\nw1,w2\n",
+        "comma.csv": "text,n\nw1,1\nw2, w3,2\n",
+        # Parts of token files.
+        "x.bin.json": json.dumps({"mine": 1}),
+        "cut.bin.json": '{"made_from": ',
         "alone.bin": b"\1\0" * 999,
-        "list.bin": b"\1\0" * 999, "high.bin": b"\xff\xff" * 999, "twice.csv": "text,text\nw1,w2\n",
-        "comma.csv": "text,n\nw1,1\nw2, w3,2\n"}
+        "list.bin": b"\1\0" * 999,
+        "high.bin": b"\xff\xff" * 999,                   # no vocabulary has the token 65535
+    }
     for name, content in files.items():
         write_file(folder / name, content)
     data.tokenise([str(folder / "c.txt")], Tokenizer(str(model)), str(folder / "t.bin"))
-    facts = {"dtype": "uint16", "train": 899, "valid": 100, "made_from": []}
-    write_file(folder / "list.bin.json", json.dumps(facts))
-    write_file(folder / "high.bin.json", json.dumps(facts | {"made_from": {}}))
+    facts = {"dtype": "uint16", "train": 899, "valid": 100}
+    write_changed(folder / "list.bin.json", facts, {"made_from": []})
+    write_changed(folder / "high.bin.json", facts, {"made_from": {}})
 
 
 def write_tables(folder, noise):
     """Write files of tasks: good.tsv, which is good, and others."""
-    rows = "".join(f"w{i} w2\t{'ab'[i % 2]}\n" for i in range(20))
-    table = "text\tlabel\n" + rows
+    header = "text\tlabel\n"
+    rows = ""
+    for i in range(10):
+        rows += f"w{i} w2\ta\n"
+        rows += f"w{i} w3\tb\n"
+    table = header + rows
     pairs = "text\tnext\tlabel\n" + rows.replace("\t", "\tw3\t")
+    huge_number = "9" * 400
+    two_questions = make_squad([("who", ["john"]), ("who", ["john"])])
     files = {
-        "good.tsv": table, "good.tsv.gz": table, "pairs.tsv": pairs,
-        "headless.tsv": rows, "empty.tsv": "",
-        "header.tsv": "text\tlabel\n",
-        "single.tsv": "text\tlabel\nw1\ta\n", "same.tsv": "text\tlabel\n" + "w1\ta\n" * 9,
-        "z.tsv": "text\tlabel\nw1\tz\n", "comma.tsv": table.replace("\t", ","),
-        "semicolon.csv": table.replace("\t", ";"), "x.xlsx": b"PK\3\4" + noise,
+        # Tables; the good ones are good.tsv and pairs.tsv.
+        "good.tsv": table,
+        "good.tsv.gz": table,
+        "pairs.tsv": pairs,
+        "headless.tsv": rows,
+        "empty.tsv": "",
+        "header.tsv": header,
+        "single.tsv": header + "w1\ta\n",
+        "same.tsv": header + "w1\ta\n" * 9,
+        "z.tsv": header + "w1\tz\n",
+        "comma.tsv": table.replace("\t", ","),
+        "semicolon.csv": table.replace("\t", ";"),
+        "x.xlsx": b"PK\3\4" + noise,
         "utf16.tsv": table.encode("utf-16"),
+        "huge.tsv": header + f"w1\t{huge_number}\n" * 9,
+        "nan.tsv": header + "w1\tNaN\n" + rows,
+        "blank.tsv": header + "\ta\n\tb\n" * 9,
         "array.jsonl": json.dumps([{"text": "w1", "label": "a"}] * 9),
         "half.jsonl": '{"text": "\\ud800", "label": "a"}\n' * 9,
         "null.jsonl": '{"text": "w1", "label": null}\n' * 9,
         "break.jsonl": '{"text": "w1", "label": "a\\nb"}\n{"text": "w2", "label": "c"}\n' * 9,
-        "huge.tsv": "text\tlabel\n" + f"w1\t{'9' * 400}\n" * 9, "pos.tsv": "w1\tNN\n" * 9,
-        "glue/train.tsv": "sentence\tlabel\n" + rows, "squad.json": '{"data": []}',
-        "nan.tsv": "text\tlabel\nw1\tNaN\n" + rows, "o.tsv": "w1\tO\n\nw2\tO\n",
-        "blank.tsv": "text\tlabel\n" + "\ta\n\tb\n" * 9, "blank.txt": " \n\n",
+        # Texts to predict, and files of the other kinds of tasks.
+        "blank.txt": " \n\n",
+        "pos.tsv": "w1\tNN\n" * 9,
+        "o.tsv": "w1\tO\n\nw2\tO\n",
+        "glue/train.tsv": "sentence\tlabel\n" + rows,
+        "squad.json": '{"data": []}',
         "space.json": make_squad([("who", [" "])]),
-        "twice.json": make_squad([("who", ["john"])] * 2).replace('"q1"', '"q0"')}
+        "twice.json": two_questions.replace('"q1"', '"q0"'),
+    }
     for name, content in files.items():
         write_file(folder / name, content)
 
 
 def write_fine_tuned_models(folder, model):
     """Write fine-tuned models: tuned, a good one, and others with a broken task.json or head."""
-    shutil.copytree(model, folder / "tuned")
-    write_safetensors({"weight": torch.zeros(2, 24), "bias": torch.zeros(2)},
-                      folder / "tuned/head.safetensors")
+    tuned = folder / "tuned"
+    shutil.copytree(model, tuned)
+    head = {"weight": torch.zeros(2, 24), "bias": torch.zeros(2)}
+    write_safetensors(head, tuned / "head.safetensors")
     facts = {"name": "classification", "kind": "classification", "labels": ["a", "b"],
              "metrics": ["accuracy"], "length": 16, "stride": 8, "pair": False, "mean": 0.0,
              "sd": 1.0, "unanswerable": False}
-    write_file(folder / "tuned/task.json", json.dumps(facts))
-    changes = {
-        "text": {"length": "x"}, "none": {"length": 0}, "labels": {"labels": 5},
-        "three": {"labels": ["a", "b", "c"]}, "kind": {"kind": "x"}, "qa": {"kind": "qa"},
-        "mean": {"mean": "x"}, "more": {"more": 1}, "metric": {"metrics": ["nope"]},
-        "list": {"metrics": [["accuracy"]]}, "unmeasured": {"metrics": []},
-        "unlabelled": {"labels": []}, "other": {"name": "stsb"},
-        "twice": {"labels": ["a", "a"]}, "tags": {"kind": "tagging"}, "sd": {"sd": 0.0}}
-    for name, change in changes.items():
-        shutil.copytree(folder / "tuned", folder / f"bad-{name}")
-        write_file(folder / f"bad-{name}/task.json", json.dumps(facts | change))
-    shutil.copytree(folder / "tuned", folder / "headless")
+    write_file(tuned / "task.json", json.dumps(facts))
+    changes_of_task = {
+        # Two other tasks with which nothing is wrong.
+        "pair": {"pair": True},
+        "qa": {"name": "qa", "kind": "qa", "pair": True, "labels": [], "length": 32},
+        # Facts that are wrong or contradict others.
+        "bad-text": {"length": "x"},
+        "bad-none": {"length": 0},
+        "bad-labels": {"labels": 5},
+        "bad-three": {"labels": ["a", "b", "c"]},        # the head has two
+        "bad-twice": {"labels": ["a", "a"]},
+        "bad-unlabelled": {"labels": []},
+        "bad-kind": {"kind": "x"},
+        "bad-qa": {"kind": "qa"},
+        "bad-tags": {"kind": "tagging"},
+        "bad-mean": {"mean": "x"},
+        "bad-sd": {"sd": 0.0},
+        "bad-more": {"more": 1},
+        "bad-metric": {"metrics": ["nope"]},
+        "bad-list": {"metrics": [["accuracy"]]},
+        "bad-unmeasured": {"metrics": []},
+        "bad-other": {"name": "stsb"},
+    }
+    for name, changes in changes_of_task.items():
+        shutil.copytree(tuned, folder / name)
+        write_changed(folder / name / "task.json", facts, changes)
+    for name in ("headless", "bad-head", "bad-infinite", "bad-vocab"):
+        shutil.copytree(tuned, folder / name)
     (folder / "headless/head.safetensors").unlink()
-    shutil.copytree(folder / "tuned", folder / "bad-head")
     write_file(folder / "bad-head/head.safetensors", "x")
-    shutil.copytree(folder / "tuned", folder / "bad-infinite")
-    write_safetensors({"weight": torch.full((2, 24), 3e38), "bias": torch.zeros(2)},
-                      folder / "bad-infinite/head.safetensors")
-    shutil.copytree(folder / "tuned", folder / "bad-vocab")
+    head["weight"] = torch.full((2, 24), 3e38)           # a sum of two is infinite
+    write_safetensors(head, folder / "bad-infinite/head.safetensors")
     words = (model / "vocab.txt").read_text()
-    write_file(folder / "bad-vocab/vocab.txt", words + "".join(f"more{i}\n" for i in range(11)))
-    for name, change in (("pair", {"pair": True}),
-                         ("qa", {"name": "qa", "kind": "qa", "pair": True, "labels": [],
-                                 "length": 32})):
-        shutil.copytree(folder / "tuned", folder / name)
-        write_file(folder / name / "task.json", json.dumps(facts | change))
+    more_words = "\n".join(f"more{i}" for i in range(11))
+    write_file(folder / "bad-vocab/vocab.txt", words + more_words)
     shutil.copytree(folder / "pair", folder / "pair-one-segment")
     for file in ("config.json", "model.safetensors"):
         shutil.copy(folder / "one-segment" / file, folder / "pair-one-segment" / file)
@@ -682,7 +780,7 @@ def write_fine_tuned_models(folder, model):
 
 @pytest.fixture(scope="module")
 def desk(model, tmp_path_factory):
-    """Make a folder with all that the mistakes below are made with."""
+    """Make a folder with all that the mistakes below are made with: good files and bad ones."""
     folder = tmp_path_factory.mktemp("desk")
     noise = random.Random(0).randbytes(4000)
     write_models(folder, model)
@@ -693,6 +791,7 @@ def desk(model, tmp_path_factory):
 
 
 MAIN = {"data": data.main, "distill": distill.main, "finetune": finetune.main}
+# The script of each command.
 SCRIPT = {"data": "data", "learn": "data", "distill": "distill", "finetune": "finetune",
           "glue": "finetune", "predict": "finetune", "measure": "distill", "score": "finetune"}
 # The flags of each command with which nothing is wrong.
@@ -719,7 +818,8 @@ def exchange_flags(command, flags):
     return kept + flags
 
 
-# A command, the flags that are wrong, what the error says; * stands for anything.
+# A command, the flags that are exchanged, what the error says; * stands for anything. Two spaces
+# or more are between the flags and the error.
 MISTAKES = """
 data      --corpus x.pdf                        x.pdf: not a regular file whose name ends in .txt
 data      --corpus text.gz                      text.gz: not a regular file whose name ends
@@ -934,20 +1034,34 @@ predict   --model bad-head                      bad-head/head.safetensors: not a
 """
 
 
+def read_error(capsys, script):
+    """Assert that what was printed to standard error since the last look ends with one line that is
+    the script's error -> (the lines before it, the error)."""
+    lines = capsys.readouterr().err.splitlines()
+    error = lines[-1]
+    assert error.startswith(f"{script}.py: error: ")
+    return lines[:-1], error
+
+
+def return_false():
+    """Stand in for torch.backends.mps.is_available."""
+    return False
+
+
 @pytest.mark.parametrize("line", MISTAKES.strip().splitlines())
 def test_a_mistake_is_one_line_and_nothing_is_written(line, desk, monkeypatch, capsys):
     command, flags, message = re.fullmatch(r"(\w+) +(.+?)  +(.+)", line).groups()
     script = SCRIPT[command]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", return_false)
     monkeypatch.chdir(desk)
     before = stamps(desk)
     capsys.readouterr()
-    assert MAIN[script](exchange_flags(command, flags.split())) == 2
-    *notices, error = capsys.readouterr().err.splitlines()
-    assert error.startswith(f"{script}.py: error: ")
+    status = MAIN[script](exchange_flags(command, flags.split()))
+    assert status == 2
+    notices, error = read_error(capsys, script)
     assert len(error) < 700
-    pattern = ".*".join(re.escape(part) for part in message.split("*"))
+    pattern = re.escape(message).replace(r"\*", ".*")
     assert re.search(pattern, error), error
     for notice in notices:                               # of bytes that are no text
         assert "replaced" in notice or "is empty" in notice
@@ -961,56 +1075,60 @@ UNNAMED = "a file without a name"
 
 
 class Disk:
-    """Counts what is done to files that are written: steps. The step numbered `full` finds no
-    space; if it is a write, half of its bytes are written.
+    """A disk that is full in one step of a program.
 
-    The first write into a file is a step; so are flushing and renaming it.
-    names: for each step the name of the file
+    A step is the first write into a file, its fsync, which brings it to the disk for good, or its
+    renaming. The steps are counted from 1. In the step full_at there is no space; None: never.
+    names: the name of the file in each step so far
     """
 
     def __init__(self, monkeypatch):
-        self.full = None
+        self.full_at = None
         self.names = []
-        self.name_of_number = {}                         # of each file that was opened to write
+        self.name_of_descriptor = {}                     # of each file that was opened to write
+        self.usual_temporary_file = tempfile.TemporaryFile
+        self.usual_fsync = os.fsync
+        self.usual_replace = os.replace
         for module in (checkpoint, data, distill):
             monkeypatch.setattr(module, "open", self.open, raising=False)
-        usual_temporary_file = tempfile.TemporaryFile
-        usual_fsync = os.fsync
-        usual_replace = os.replace
-
-        def temporary_file(dir):
-            return self.wrap(usual_temporary_file(dir=dir), UNNAMED)
-
-        def fsync(number):
-            self.step(self.name_of_number[number])
-            usual_fsync(number)
-
-        def replace(source, target):
-            self.step(target)
-            usual_replace(source, target)
-
-        monkeypatch.setattr(tempfile, "TemporaryFile", temporary_file)
-        monkeypatch.setattr(os, "fsync", fsync)
-        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(tempfile, "TemporaryFile", self.temporary_file)
+        monkeypatch.setattr(os, "fsync", self.fsync)
+        monkeypatch.setattr(os, "replace", self.replace)
 
     def step(self, name):
+        """Count a step with a file. OSError if there is no space."""
         self.names.append(str(name))
-        if len(self.names) == self.full:
+        if len(self.names) == self.full_at:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    # The other methods stand in for the functions of Python by which the program writes.
 
     def open(self, path, mode="r", **options):
         file = builtins.open(path, mode, **options)
         if mode in ("r", "rb"):
             return file
-        return self.wrap(file, path)
+        return self.written_file(file, path)
 
-    def wrap(self, file, name):
-        self.name_of_number[file.fileno()] = name
-        return FileOnDisk(file, self, name)
+    def temporary_file(self, dir):
+        file = self.usual_temporary_file(dir=dir)
+        return self.written_file(file, UNNAMED)
+
+    def written_file(self, file, name):
+        self.name_of_descriptor[file.fileno()] = name
+        return WrittenFile(file, self, name)
+
+    def fsync(self, descriptor):
+        self.step(self.name_of_descriptor[descriptor])
+        self.usual_fsync(descriptor)
+
+    def replace(self, source, target):
+        self.step(target)
+        self.usual_replace(source, target)
 
 
-class FileOnDisk:
-    """A file that is written on such a Disk."""
+class WrittenFile:
+    """A file on a Disk. Its first write is a step. If there is no space, half of what should be
+    written is in the file, as on a real disk."""
 
     def __init__(self, file, disk, name):
         self.file = file
@@ -1033,9 +1151,56 @@ class FileOnDisk:
             try:
                 self.disk.step(self.name)
             except OSError:
-                self.file.write(content[:len(content) // 2])
+                half = len(content) // 2
+                self.file.write(content[:half])
                 raise
         return self.file.write(content)
+
+
+class Command:
+    """A command that is run again and again on a Disk. It writes into the folder out."""
+
+    def __init__(self, name, flags, disk, capsys):
+        self.script = SCRIPT[name]
+        self.flags = exchange_flags(name, flags)
+        self.disk = disk
+        self.capsys = capsys
+
+    def run(self, full_at):
+        """Run the command -> what its main() returns."""
+        self.disk.full_at = full_at
+        self.disk.names.clear()
+        main = MAIN[self.script]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return main(self.flags)
+
+    def succeed(self):
+        """Run the command on a disk with enough space -> the name of the file in each step."""
+        assert self.run(full_at=None) is None
+        return list(self.disk.names)
+
+    def fail(self, full_at):
+        """Run the command on a disk that is full in a step. One line must say so."""
+        self.capsys.readouterr()
+        assert self.run(full_at) == 2
+        notices, error = read_error(self.capsys, self.script)
+        assert "No space left" in error
+        assert_names_file(error, self.disk.names[full_at - 1])
+        for notice in notices:
+            assert notice.startswith("warning: ")
+            assert "documents" in notice
+
+
+def assert_names_file(error, name):
+    """Assert that an error names a file that is written on a Disk; for a temporary file it must
+    name the file whose place that was to take."""
+    name = os.path.basename(name)
+    if name == UNNAMED:
+        assert "t.bin" in error                          # part of the token file is there meanwhile
+    elif name != "log.jsonl":                            # the program does not name it
+        name = re.sub(r"(\.\d+-[0-9a-f]{8})?\.tmp$", "", name)
+        assert name in error
 
 
 def bytes_of_run(folder):
@@ -1054,83 +1219,74 @@ def bytes_of_run(folder):
     return contents
 
 
-def named_in_error(name):
-    """Return what the error about a file on the Disk must contain; "" if it names no file."""
-    if name == UNNAMED:
-        return "t.bin"                                   # the token file that it is for
-    name = os.path.basename(name)
-    if name == "log.jsonl":
-        return ""
-    return re.sub(r"(\.\d+-[0-9a-f]{8})?\.tmp$", "", name)
+def assert_no_half_files(folder, before, whole):
+    """Assert that each file in a folder is as it was before a run or as a whole run leaves it, and
+    that no file is missing and none is left over. Only the log may be between the two."""
+    found = bytes_of_run(folder)
+    assert before.keys() <= found.keys()
+    assert found.keys() <= whole.keys()
+    for name, content in found.items():
+        if not name.endswith("log.jsonl"):
+            assert content in (before.get(name), whole[name]), name
 
 
-@pytest.mark.parametrize("command, flags", [
-    ("data", "--out out/t.bin"), ("learn", ""), ("distill", "--save-every 1 --log-every 2"),
-    ("finetune", "--save-every 1 --log-every 2 --steps 2")])
-def test_a_full_disk_is_one_line_and_nothing_is_lost(command, flags, desk, tmp_path, monkeypatch,
-                                                     capsys):
-    """The disk is full at every step of a run; of a training run, which goes on from its first
-    checkpoint, after which comes the line of the log about step 2."""
-    script = SCRIPT[command]
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture
+def workplace(desk, tmp_path, monkeypatch):
+    """Make a working directory with a model, a corpus and a table."""
     for name in ("c.txt", "good.tsv"):
-        shutil.copy(desk / name, name)
-    shutil.copytree(desk / "m", "m")
-    os.mkdir("before")
-    flags = exchange_flags(command, flags.split())
-    is_training = command in ("distill", "finetune")
-    if is_training:
-        flags.append("--resume")
-    out = tmp_path / "out"
-    disk = Disk(monkeypatch)
+        shutil.copy(desk / name, tmp_path)
+    shutil.copytree(desk / "m", tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
-    def run(full=None):
-        disk.full = full
-        disk.names.clear()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return MAIN[script](flags)
 
-    assert run() is None                                 # from here on the tokens are in the cache
+@pytest.mark.parametrize("name, flags", [("data", ["--out", "out/t.bin"]), ("learn", [])])
+def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(name, flags, workplace, monkeypatch,
+                                                              capsys):
+    """The disk is full in each step in turn."""
+    out = workplace / "out"
+    command = Command(name, flags, Disk(monkeypatch), capsys)
+    num_steps = len(command.succeed())
     whole = bytes_of_run(out)
-    if is_training:
+    for full_at in range(1, num_steps + 1):
         shutil.rmtree(out)
-        assert run() is None
-        first_line = disk.names.index(os.path.join(log_folder(out), "log.jsonl"))
-        shutil.rmtree("before")
-        shutil.rmtree(out)
-        assert run(full=first_line + 1) == 2
-        assert list(out.rglob("training.safetensors"))
-        out.rename("before")
-        shutil.copytree("before", out)
-        assert run() is None
+        command.fail(full_at)
+        assert_no_half_files(out, {}, whole)
+        command.succeed()                                # there is space again
         assert bytes_of_run(out) == whole
-    num_steps = len(disk.names)
-    before = bytes_of_run(tmp_path / "before")
-    for full in range(1, num_steps + 1):
+
+
+@pytest.mark.parametrize("name", ["distill", "finetune"])
+def test_a_full_disk_ends_a_training_run_with_one_line_and_it_can_go_on(name, workplace,
+                                                                        monkeypatch, capsys):
+    """The disk is full in each step in turn of a run of two steps of training that goes on from the
+    checkpoint after the first one."""
+    out = workplace / "out"
+    first_half = workplace / "first_half"
+    flags = ["--steps", "2", "--save-every", "1", "--log-every", "2", "--resume"]
+    command = Command(name, flags, Disk(monkeypatch), capsys)
+    command.succeed()                                    # from here on the tokens are in the cache
+    whole = bytes_of_run(out)
+    shutil.rmtree(out)
+    file_names = [os.path.basename(path) for path in command.succeed()]
+    # The first line of the log comes after the first checkpoint.
+    first_line = file_names.index("log.jsonl") + 1
+    shutil.rmtree(out)
+    command.fail(first_line)
+    assert list(out.rglob("training.safetensors"))
+    out.rename(first_half)
+    before = bytes_of_run(first_half)
+    shutil.copytree(first_half, out)
+    num_steps = len(command.succeed())
+    assert bytes_of_run(out) == whole
+    for full_at in range(1, num_steps + 1):
         shutil.rmtree(out)
-        shutil.copytree("before", out)
-        capsys.readouterr()
-        assert run(full) == 2
-        *notices, error = capsys.readouterr().err.splitlines()
-        assert error.startswith(f"{script}.py: error: ")
-        assert "No space left" in error
-        assert named_in_error(disk.names[full - 1]) in error
-        for notice in notices:
-            assert notice.startswith("warning: ")
-            assert "documents" in notice
-        for name, content in bytes_of_run(out).items():      # no other file, and no half of one
-            is_log = name.endswith("log.jsonl")
-            assert is_log or content in (before.get(name), whole[name]), name
-        if full % 4 == 0 or not is_training:
-            assert run() is None                         # there is space again
+        shutil.copytree(first_half, out)
+        command.fail(full_at)
+        assert_no_half_files(out, before, whole)
+        if full_at % 4 == 0:                             # to go on each time would take long
+            command.succeed()                            # there is space again
             assert bytes_of_run(out) == whole
-
-
-def log_folder(out):
-    """Return the folder of the one log.jsonl below out, relative to the working directory."""
-    path, = out.rglob("log.jsonl")
-    return os.path.relpath(path.parent)
 
 
 @pytest.mark.parametrize("command", ["data", "learn", "distill", "finetune"])
@@ -1138,7 +1294,7 @@ def test_a_folder_that_is_locked_is_named(command, desk, tmp_path, monkeypatch, 
     script = SCRIPT[command]
     monkeypatch.chdir(desk)
     locked = tmp_path / "locked"
-    locked.mkdir(mode=0o500)
+    locked.mkdir(mode=0o500)                             # nothing can be written into it
     usual_mkdir = os.mkdir
 
     def mkdir(path, *mode):
@@ -1149,10 +1305,11 @@ def test_a_folder_that_is_locked_is_named(command, desk, tmp_path, monkeypatch, 
     if os.geteuid() == 0:                                # root is kept out by no mode
         monkeypatch.setattr(os, "mkdir", mkdir)
     flags = USUAL[command].replace("--cache cache", f"--cache {tmp_path}/cache").split()
+    flags += ["--out", str(locked / "a" / "b.bin")]
     capsys.readouterr()
-    assert MAIN[script]([*flags, "--out", str(locked / "a" / "b.bin")]) == 2
-    *_, error = capsys.readouterr().err.splitlines()
-    assert error.startswith(f"{script}.py: error: ")
+    status = MAIN[script](flags)
+    assert status == 2
+    _, error = read_error(capsys, script)
     assert "Permission denied" in error
     assert str(locked) in error
     assert list(locked.iterdir()) == []
@@ -1172,50 +1329,54 @@ class KillAtStep:
         self.number = number
         self.num_steps = 0
         for name in ("fsync", "remove", "replace"):
-            usual = getattr(os, name)
-            monkeypatch.setattr(os, name, partial(self.step, usual))
+            usual_function = getattr(os, name)
+            monkeypatch.setattr(os, name, partial(self.step, usual_function))
 
-    def step(self, usual, *arguments):
+    def step(self, usual_function, *arguments):
         self.num_steps += 1
         if self.num_steps >= self.number:                # a killed process makes no later one, too
             raise Kill
-        usual(*arguments)
+        usual_function(*arguments)
 
 
-@pytest.mark.parametrize("stale", [False, True])
-def test_tokens_that_a_kill_left_half_written_are_made_anew(stale, model, tmp_path, monkeypatch):
-    """stale: tokens of another corpus are there before."""
+@pytest.mark.parametrize("others", [False, True])
+def test_tokens_that_a_kill_left_half_written_are_made_anew(others, model, tmp_path, monkeypatch):
+    """The process is killed at each step in turn. others: tokens of another corpus are there
+    before. Those of one corpus must never stand beside the description of the other."""
     tokenizer = Tokenizer(str(model))
     token_path = tmp_path / "t.bin"
     description_path = tmp_path / "t.bin.json"
-    out = str(token_path)
     corpus = write_file(tmp_path / "1.txt", make_prose(60, 1))
-    other = write_file(tmp_path / "2.txt", make_prose(60, 2))
+    other_corpus = write_file(tmp_path / "2.txt", make_prose(60, 2))
+
+    def tokenise(path):
+        data.tokenise([path], tokenizer, str(token_path))
+
     tokens_of = {}
-    for path in (corpus, other):
-        data.tokenise([path], tokenizer, out)
+    for path in (corpus, other_corpus):
+        tokenise(path)
         tokens_of[path] = token_path.read_bytes()
-    for killed_at in range(1, 13):
+    was_killed = True
+    number = 0
+    while was_killed:
+        number += 1
         token_path.unlink(missing_ok=True)
         description_path.unlink(missing_ok=True)
-        if stale:
-            data.tokenise([other], tokenizer, out)
+        if others:
+            tokenise(other_corpus)
         with monkeypatch.context() as patch:
-            kill = KillAtStep(killed_at, patch)
+            KillAtStep(number, patch)
             try:
-                data.tokenise([corpus], tokenizer, out)
+                tokenise(corpus)
                 was_killed = False
             except Kill:
                 was_killed = True
-        if token_path.exists():                          # never beside a description of others
-            made_from = TokenFile(out).made_from["corpus"][0][0]
+        if token_path.exists():
+            made_from = TokenFile(str(token_path)).made_from["corpus"][0][0]
             assert token_path.read_bytes() == tokens_of[made_from]
         else:
             with pytest.raises(ValueError, match="t.bin: not a token file"):
-                TokenFile(out)
-        data.tokenise([corpus], tokenizer, out)
+                TokenFile(str(token_path))
+        tokenise(corpus)
         assert token_path.read_bytes() == tokens_of[corpus]
-        if not was_killed:
-            break
-    assert not was_killed                                # at last nothing was left to kill
-    assert kill.num_steps >= 4
+    assert number > 4                                    # at least four steps could be killed
