@@ -15,16 +15,17 @@ import data
 import distill
 import finetune
 from checkpoint import read_json, save
-from conftest import KINDS, random_model
+from conftest import KINDS, ROOT, random_model
 from minialbert import Config, MiniALBERT, count_parameters
 from tasks import Example, make_task
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TEACHER = os.path.join(ROOT, "assets", "teacher")
 PROGRAM = ["minialbert.py", "checkpoint.py", "data.py", "distill.py", "finetune.py", "tasks.py",
            "command.py"]
 
 
 def read(name):
+    """Read a file of the repository."""
     with open(os.path.join(ROOT, name), encoding="utf-8") as file:
         return file.read()
 
@@ -45,9 +46,11 @@ def commands():
 
 def arguments_of(command):
     """Parse a command of these files with the script that it runs."""
-    words = shlex.split(command.split("#")[0])
-    script = [word for word in words if word.endswith(".py")][0]
-    flags = words[words.index(script) + 1:]
+    without_comment = command.split("#")[0]
+    words = shlex.split(without_comment)
+    scripts = [word for word in words if word.endswith(".py")]
+    script = scripts[0]
+    flags = words[words.index(script) + 1:]              # before it may be flags of torchrun
     if script == "data.py":
         return data.arguments(flags)
     if script == "distill.py":
@@ -67,6 +70,7 @@ def test_each_command_of_the_readme_is_understood(command):
 
 @pytest.mark.parametrize("script", ["data.py", "distill.py", "finetune.py"])
 def test_an_unknown_flag_would_be_noticed(script):
+    """So the test before this one can fail."""
     with pytest.raises(ValueError):
         arguments_of(f"python {script} --no-such-flag")
 
@@ -111,8 +115,10 @@ def test_every_section_the_readme_links_to_is_there():
 def test_every_name_in_the_table_from_paper_to_code_exists():
     table = read("MANUAL.md").split("| the paper and its authors' code |")[1].split("\n\n")[0]
     names = set()
-    for pair in re.findall(r"`(\w+)(?:\.(\w+))?`", table):     # such as MiniALBERT, forward
-        names.update(name for name in pair if name)
+    for name, name_in_class in re.findall(r"`(\w+)(?:\.(\w+))?`", table):
+        names.add(name)
+        if name_in_class != "":                          # such as forward of MiniALBERT
+            names.add(name_in_class)
     code = "".join(read(file) for file in PROGRAM)
     missing = []
     for name in sorted(names):
@@ -140,6 +146,7 @@ def test_no_line_of_code_is_too_long_to_be_read():
 
 
 def blocks_in_python():
+    """List the blocks of code in Python of both files."""
     return re.findall(r"```python\n(.*?)```", text_of_both(), re.DOTALL)
 
 
@@ -158,31 +165,38 @@ def test_the_first_block_in_python_prints_the_words_predicted(monkeypatch, capsy
 
 def test_the_second_block_in_python_distils(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)                          # the block writes into out/mine
-    teacher = os.path.join(ROOT, "assets", "teacher")
-    text = tmp_path / "a.txt"
-    text.write_text("The function returns a new tensor with the same shape.\n\n" * 500)
+    corpus = str(tmp_path / "a.txt")
+    with open(corpus, "w", encoding="utf-8") as file:
+        file.write("The function returns a new tensor with the same shape.\n\n" * 500)
+    # Here it learns from a small corpus and for four steps only.
+    exchanged = {
+        '"assets/teacher"': repr(TEACHER),
+        "open_corpus(None, tokenizer)": f"open_corpus({corpus!r}, tokenizer, {str(tmp_path)!r})",
+        "range(200)": "range(4)",
+    }
     block = blocks_in_python()[1]
-    for old, new in [
-            ('"assets/teacher"', repr(teacher)),
-            ("open_corpus(None, tokenizer)",
-             f"open_corpus({str(text)!r}, tokenizer, {str(tmp_path)!r})"),
-            ("range(200)", "range(4)")]:
+    for old, new in exchanged.items():
         assert old in block
         block = block.replace(old, new)
     exec(block, {})
     assert os.path.isfile(tmp_path / "out" / "mine" / "model.safetensors")
-    *lines, scores = capsys.readouterr().out.splitlines()
-    assert ast.literal_eval(scores).keys() == {"accuracy", "loss"}
-    steps = [line.split() for line in lines]
-    assert [step for step, _ in steps] == ["0", "1", "2", "3"]
-    losses = [float(loss) for _, loss in steps]
+    lines = capsys.readouterr().out.splitlines()
+    scores = ast.literal_eval(lines.pop())
+    assert scores.keys() == {"accuracy", "loss"}
+    steps = []
+    losses = []
+    for line in lines:
+        step, loss = line.split()
+        steps.append(int(step))
+        losses.append(float(loss))
+    assert steps == [0, 1, 2, 3]
     assert losses[3] < losses[0]
 
 
 def test_the_third_block_in_python_writes_a_model_for_transformers(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(os.path.join(ROOT, "assets", "teacher"), tmp_path / "out" / "student")
-    save(random_model(**KINDS["corrections"]), tmp_path / "out" / "student")
+    shutil.copytree(TEACHER, "out/student")              # for its tokenizer
+    save(random_model(**KINDS["corrections"]), "out/student")
     exec(blocks_in_python()[2], {})
     assert sorted(os.listdir("out/albert")) == sorted(os.listdir("out/student"))
     config = read_json("out/albert/config.json")
@@ -191,7 +205,7 @@ def test_the_third_block_in_python_writes_a_model_for_transformers(monkeypatch, 
 
 def test_the_fourth_block_in_python_tunes(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(os.path.join(ROOT, "assets", "teacher"), tmp_path / "out" / "student")
+    shutil.copytree(TEACHER, "out/student")
     names = {}
     torch.manual_seed(0)                                 # the head is new
     exec(blocks_in_python()[3], names)
@@ -205,25 +219,25 @@ def test_the_fourth_block_in_python_tunes(monkeypatch, tmp_path):
 
 def test_the_fifth_block_in_python_prints_a_label_for_each_text(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    table = tmp_path / "train.csv"
-    table.write_text("text,label\nfine,1\ndull,0\nlovely,1\ndreary,0\n", encoding="utf-8")
-    teacher = os.path.join(ROOT, "assets", "teacher")
-    finetune.main(["--model", teacher, "--task", "classification", "--train", str(table),
-                   "--dev", str(table), "--steps", "1", "--out", "out/sst2"])
+    with open("train.csv", "w", encoding="utf-8") as table:
+        table.write("text,label\nfine,1\ndull,0\nlovely,1\ndreary,0\n")
+    finetune.main(["--model", TEACHER, "--task", "classification", "--train", "train.csv",
+                   "--dev", "train.csv", "--steps", "1", "--out", "out/sst2"])
     capsys.readouterr()
     exec(blocks_in_python()[4], {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     for line in lines:
-        label, probabilities = line.split(" ", 1)
+        label, text = line.split(" ", 1)
         assert label in ("0", "1")
-        assert sum(ast.literal_eval(probabilities).values()) == pytest.approx(1.0)
+        probabilities = ast.literal_eval(text)           # {label: its probability}
+        assert sum(probabilities.values()) == pytest.approx(1.0)
 
 
 def test_the_sixth_block_in_python_exchanges_the_parts_of_two_tasks(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     save(random_model(adapter_size=4, correction_rank=2), "out/student")
-    shutil.copy(os.path.join(ROOT, "assets", "teacher", "vocab.txt"), "out/student")
+    shutil.copy(os.path.join(TEACHER, "vocab.txt"), "out/student")
     tokenizer = data.Tokenizer("out/student")
     for name in ("cola", "rte"):
         examples = [Example("a", label="0"), Example("b", label="1")]
@@ -242,21 +256,29 @@ def test_the_sixth_block_in_python_exchanges_the_parts_of_two_tasks(monkeypatch,
     assert len(blocks_in_python()) == 6
 
 
-@pytest.mark.parametrize("count, shape", [
-    ("1,355,136", {"vocab_size": 4096, "embedding_size": 128, "num_hidden_layers": 4,
-                   "num_hidden_groups": 4, "hidden_size": 128, "intermediate_size": 512,
-                   "num_attention_heads": 4, "max_position_embeddings": 128}),
-    ("645,504", {"vocab_size": 4096, "embedding_size": 64, "num_hidden_layers": 4,
-                 "hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4,
-                 "max_position_embeddings": 128, "correction_rank": 16}),
-    ("109.5 M", {"embedding_size": 768, "num_hidden_layers": 12, "num_hidden_groups": 12}),
-    ("19.7 M", {"correction_rank": 96}), ("12.7 M", {"adapter_size": 48})])
-def test_the_numbers_of_parameters_are_true(count, shape):
+# A number in README.md -> the shape of the model that has so many parameters.
+SHAPES = {
+    # The teacher in assets/teacher, and a student of it.
+    "1,355,136": {"vocab_size": 4096, "embedding_size": 128, "num_hidden_layers": 4,
+                  "num_hidden_groups": 4, "hidden_size": 128, "intermediate_size": 512,
+                  "num_attention_heads": 4, "max_position_embeddings": 128},
+    "645,504": {"vocab_size": 4096, "embedding_size": 64, "num_hidden_layers": 4,
+                "hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4,
+                "max_position_embeddings": 128, "correction_rank": 16},
+    # BERT, and students of it.
+    "109.5 M": {"embedding_size": 768, "num_hidden_layers": 12, "num_hidden_groups": 12},
+    "19.7 M": {"correction_rank": 96},
+    "12.7 M": {"adapter_size": 48},
+}
+
+
+@pytest.mark.parametrize("number", SHAPES)
+def test_the_numbers_of_parameters_are_true(number):
     with torch.device("meta"):                           # this takes no memory
-        model = MiniALBERT(Config(**shape))
+        model = MiniALBERT(Config(**SHAPES[number]))
     stored = count_parameters(model)["stored"]
-    assert count in (f"{stored:,}", f"{stored / 1e6:.1f} M")
-    assert count in read("README.md")
+    assert number in (f"{stored:,}", f"{stored / 1e6:.1f} M")
+    assert number in read("README.md")
 
 
 def test_what_is_installed_are_the_seven_modules():
