@@ -48,30 +48,6 @@ def make_prose(num_documents, seed=0):
     return "\n\n".join(documents) + "\n"
 
 
-def snapshot(folder):
-    """Read all files below a folder: {name: bytes}; for a folder in it None."""
-    contents = {}
-    for path in folder.rglob("*"):
-        content = None
-        if path.is_file():
-            content = path.read_bytes()
-        name = str(path.relative_to(folder))
-        contents[name] = content
-    return contents
-
-
-def stamps(folder):
-    """List all files and folders below a folder: {path: (size, time of the last write)}; for a
-    folder None. This takes a quarter of the time of a snapshot."""
-    found = {}
-    for path in folder.rglob("*"):
-        found[path] = None
-        if not path.is_dir():
-            about = path.stat()
-            found[path] = (about.st_size, about.st_mtime_ns)
-    return found
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Make a folder with a small student and its tokenizer."""
@@ -1034,6 +1010,18 @@ predict   --model bad-head                      bad-head/head.safetensors: not a
 """
 
 
+def stamps(folder):
+    """List all files and folders below a folder: {path: (size, time of the last write)}; for a
+    folder None. To read them all, as snapshot below does, would take four times as long."""
+    found = {}
+    for path in folder.rglob("*"):
+        found[path] = None
+        if not path.is_dir():
+            about = path.stat()
+            found[path] = (about.st_size, about.st_mtime_ns)
+    return found
+
+
 def read_error(capsys, script):
     """Assert that what was printed to standard error since the last look ends with one line that is
     the script's error -> (the lines before it, the error)."""
@@ -1201,6 +1189,18 @@ def assert_names_file(error, name):
     else:
         name = re.sub(r"(\.\d+-[0-9a-f]{8})?\.tmp$", "", name)
         assert name in error
+
+
+def snapshot(folder):
+    """Read all files below a folder: {name: bytes}; for a folder in it None."""
+    contents = {}
+    for path in folder.rglob("*"):
+        content = None
+        if path.is_file():
+            content = path.read_bytes()
+        name = str(path.relative_to(folder))
+        contents[name] = content
+    return contents
 
 
 def bytes_of_run(folder):
