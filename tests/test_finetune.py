@@ -1602,6 +1602,7 @@ def write_two_questions(path, with_answers=True):
 def test_answers_are_learned_and_told(tmp_path, out, model, capsys, monkeypatch):
     printed = tune_to_answer(capsys, model, tmp_path, out)
     assert percent(printed, "all", "dev", "f1") > 95
+    assert printed.endswith("--predict $'TEXT\\tTEXT'\n")       # a question and its context
     assert read_json(out / "task.json")["stride"] == 9
     predict = ["--model", out, "--predict"]
     predicted = run(capsys, *predict, "where\ta name lives in city b .").out
