@@ -306,15 +306,16 @@ def load(path, recursions=None):
 def model_without_values(config, has_head):
     """Make a model whose tensors have names, shapes and dtypes, but no values. It takes no memory
     and draws no random numbers."""
-    with torch.device("meta"), WithoutNormal():          # on this device tensors have no values
+    with torch.device("meta"), SkipNormal():             # on this device tensors have no values
         return MiniALBERT(config, has_head)
 
 
-class WithoutNormal(TorchFunctionMode):
-    """A context in which nn.init.normal_, with which torch's nn.Embedding begins, does nothing.
+class SkipNormal(TorchFunctionMode):
+    """A context in which nn.init.normal_ does nothing.
 
-    On the device "meta" it has nothing to fill, but torch would import its compiler to find this
-    out. That takes almost as long as `import torch`.
+    nn.Embedding calls it to draw its first values. On the device "meta" there is nothing to draw,
+    but torch would import its compiler for this call, and that takes almost as long as `import
+    torch`.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):

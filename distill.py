@@ -870,7 +870,7 @@ class Recorder:
                 # The run may have been killed after its checkpoint and before its model was saved.
                 self.save_model()
         self.start_clock(self.run_state.first_step)
-        self.time_of_print = time.perf_counter()
+        self.last_print_time = time.perf_counter()       # none yet: the first minute begins here
 
     def start_clock(self, steps_done):
         """Begin a new measurement of the speed."""
@@ -909,11 +909,12 @@ class Recorder:
             if evaluate_now:
                 line |= held_out_scores(self.evaluate_model, steps_done)
             append_to_log(self.log_path, line)
-            # Without a terminal each evaluation is printed, and a line at least once a minute.
-            seconds_since_print = time.perf_counter() - self.time_of_print
-            print_now = evaluate_now or seconds_since_print >= 60
+            # Without a terminal a line is printed if it has an evaluation, or if none was printed
+            # for a minute.
+            now = time.perf_counter()
+            print_now = evaluate_now or now - self.last_print_time >= 60
             if print_now:
-                self.time_of_print = time.perf_counter()
+                self.last_print_time = now
             try:
                 show_progress(bar, line, self.options.steps, print_now)
             except OSError:

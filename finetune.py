@@ -1333,12 +1333,12 @@ def run(args):
     inputs = paths_to_read(args, model_path)
     with lock_folder(args, "finetune.py", settings, inputs, processes):
         run_modes(tuning, datasets, config)
-    text = "TEXT"
+    placeholder = "TEXT"
     if task.pair:
-        text = "$'TEXT\\tTEXT'"                          # in a shell, two texts and a tab
+        placeholder = "$'TEXT\\tTEXT'"                   # a shell turns \t into a tab
     print(f"In {args.out} are the model of seed {args.seed} ({args.modes[0]}), its predictions and "
           "all scores. Next:\n"
-          f"    python finetune.py --model {shlex.quote(args.out)} --predict {text}")
+          f"    python finetune.py --model {shlex.quote(args.out)} --predict {placeholder}")
 
 
 def print_saved_task(model_path, modes):

@@ -474,7 +474,7 @@ def initialise(model, sharp=True):
     at some tokens than at others.
     """
     if model.embeddings.word.weight.is_meta:
-        return      # its tensors have no values: see checkpoint.model_without_values
+        return      # such tensors have no values (see checkpoint.model_without_values)
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             nn.init.ones_(parameter)

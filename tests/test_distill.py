@@ -3356,10 +3356,7 @@ def test_every_flag_with_a_number_is_tested_above():
             assert name.replace("_", "-") in tested
 
 
-def flags_of_error(name, toy):
-    """List the flags of one of the ERRORS."""
-    flags, _ = ERRORS[name]
-    return [word.format(toy=toy) for word in flags.split()]
+# {name of an error: (the flags, words of its message)}
 ERRORS = {
     "recursions that do not divide": ("--num-hidden-layers 3", "3 recursions"),
     "more tokens than positions": ("--length 33", "--length 33"),
@@ -3428,6 +3425,12 @@ ERRORS = {
     "an --out in use": ("--out {toy}/teacher", "--out"),
     "no GPU": ("--device cuda", "--device cuda"),
 }
+
+
+def flags_of_error(name, toy):
+    """List the flags of one of the ERRORS."""
+    flags, _ = ERRORS[name]
+    return [word.format(toy=toy) for word in flags.split()]
 
 
 @pytest.fixture(scope="session")

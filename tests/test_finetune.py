@@ -2893,7 +2893,8 @@ def test_it_is_said_how_many_texts_were_cut(tmp_path, out, model, capsys):
 def test_a_text_of_unknown_tokens_is_predicted_with_a_warning(tokenizer, tmp_path, out, capsys):
     task = make_task_of_kind("classification", ["x", "y"])
     save_random_classifier(out, task, tokenizer)
-    texts = write_file(tmp_path / "t.txt", "good\n\nпривет привет good\nпривет good\n")
+    lines = ["good", "", "привет привет good", "привет good"]
+    texts = write_file(tmp_path / "t.txt", "\n".join(lines) + "\n")
     printed = run(capsys, "--model", out, "--predict", texts)
     assert printed.err == (f"warning: {texts}:1: of 30 characters 18 become [UNK] with the "
                            f"tokenizer in {out}\n")
