@@ -40,7 +40,7 @@ def safetensors():
 
 
 def bytes_of(tensor):
-    """List the bytes of a tensor, of which even two nan may differ."""
+    """List the bytes of a tensor: they can be compared where its numbers are nan, too."""
     return tensor.contiguous().view(-1).view(torch.uint8).tolist()
 
 
@@ -408,7 +408,7 @@ def test_a_bert_is_read_from_every_kind_of_file(transformers, tmp_path, kind):
     assert_same_as_bert(load(tmp_path), bert)
 
 
-def test_shards_are_shards(transformers, tmp_path):
+def test_a_bert_in_shards_has_several_files(transformers, tmp_path):
     save_bert(random_bert(transformers), tmp_path, "shards")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
 
@@ -446,17 +446,6 @@ def test_a_bert_whose_names_all_have_one_more_prefix_is_read_with_its_head(
         wrapped[f"bert.{name}"] = tensor.clone()         # the file may not hold one tensor twice
     write_safetensors(wrapped, tmp_path / "model.safetensors")
     assert_same_as_bert(load(str(tmp_path)), bert)
-
-
-def test_a_missing_decoder_of_an_untied_head_is_named(tmp_path):
-    save(random_model(tie_decoder=False), tmp_path)
-    change_tensors(tmp_path, {"vocab_projector.weight": None})
-    refusal(tmp_path, "'vocab_projector.weight' is missing")
-    # Without a head there is no decoder that could be missing or untied.
-    save(random_model(head=False, tie_decoder=False), tmp_path)
-    model = load(tmp_path)
-    assert model.head is None
-    assert model.config.tie_decoder
 
 
 def test_a_decoder_equal_to_the_word_table_is_tied(transformers, tmp_path):
@@ -555,7 +544,7 @@ def test_a_model_is_saved_into_a_new_folder(tmp_path):
     assert sorted(names) == ["config.json", "model.safetensors"]
 
 
-def test_a_loaded_model_does_not_hang_on_its_file(tmp_path):
+def test_a_loaded_model_does_not_depend_on_its_file(tmp_path):
     """A file that is overwritten later, by zeros here, must not change it."""
     model = random_model()
     save(model, tmp_path)
@@ -628,7 +617,7 @@ def test_the_config_says_what_the_model_is(tmp_path, kind):
         family = "MiniALBERT"
     assert config["model_type"] == family.lower()
     with_head = family + "ForMaskedLM"
-    if family == "Albert":           # transformers has another head for an ALBERT than ours
+    if family == "Albert":                               # its head in transformers is not ours
         with_head = "AlbertModel"
     assert config["architectures"] == [with_head]
     assert headless["architectures"] == [family + "Model"]
@@ -697,7 +686,7 @@ def refusal(folder, pattern=None):
     return message
 
 
-REMOVED = object()                  # for change_config and sharded: the name is to be left out
+REMOVED = object()                                       # this entry is to be left out
 
 
 def change_config(folder, **changes):
@@ -751,6 +740,17 @@ def test_every_missing_and_every_unknown_tensor_is_named(saved):
     assert "more" not in message
     # What is not known comes first, because it tells more if all names are strange.
     assert message.index("is not known") < message.index("is missing")
+
+
+def test_a_missing_decoder_of_an_untied_head_is_named(tmp_path):
+    save(random_model(tie_decoder=False), tmp_path)
+    change_tensors(tmp_path, {"vocab_projector.weight": None})
+    refusal(tmp_path, "'vocab_projector.weight' is missing")
+    # Without a head there is no decoder that could be missing or untied.
+    save(random_model(head=False, tie_decoder=False), tmp_path)
+    model = load(tmp_path)
+    assert model.head is None
+    assert model.config.tie_decoder
 
 
 def test_the_prefix_of_data_parallel_is_left_out(saved):
@@ -876,22 +876,34 @@ def test_a_field_that_the_config_must_have_is_named_if_it_is_missing(saved, name
 
 
 @pytest.mark.parametrize("name, value, pattern", [
-    ("hidden_act", "gelu_new", "gelu_new"), ("hidden_act", [1], "hidden_act"),
+    ("hidden_act", "gelu_new", "gelu_new"),
+    ("hidden_act", [1], "hidden_act"),
     ("position_embedding_type", "relative_key", "position_embedding_type is 'relative_key'"),
-    ("hidden_size", "24", "hidden_size.*'24'"), ("hidden_size", True, "hidden_size"),
-    ("hidden_size", 24.0, "hidden_size"), ("hidden_size", None, "hidden_size"),
-    ("hidden_size", 0, "hidden_size"), ("hidden_size", -24, "hidden_size"),
-    ("hidden_size", 25, "num_attention_heads"), ("hidden_size", 2**40, "hidden_size"),
-    ("num_hidden_layers", 2000, "num_hidden_layers"), ("num_hidden_layers", 3, "groups"),
-    ("num_hidden_layers", [4], "num_hidden_layers"), ("num_attention_heads", 0, "heads"),
-    ("hidden_dropout_prob", "0.1", "hidden_dropout"), ("hidden_dropout_prob", -1, "hidden_dropout"),
-    ("hidden_dropout_prob", True, "hidden_dropout"), ("layer_norm_eps", float("nan"), "eps"),
-    ("layer_norm_eps", float("inf"), "eps"), ("tie_decoder", "yes", "tie_decoder"),
-    ("vocab_size", V + 1, "word_embeddings"), ("adapter_size", -1, "adapter_size"),
+    ("hidden_size", "24", "hidden_size.*'24'"),
+    ("hidden_size", True, "hidden_size"),
+    ("hidden_size", 24.0, "hidden_size"),
+    ("hidden_size", None, "hidden_size"),
+    ("hidden_size", 0, "hidden_size"),
+    ("hidden_size", -24, "hidden_size"),
+    ("hidden_size", 25, "num_attention_heads"),
+    ("hidden_size", 2**40, "hidden_size"),
+    ("num_hidden_layers", 2000, "num_hidden_layers"),
+    ("num_hidden_layers", 3, "groups"),
+    ("num_hidden_layers", [4], "num_hidden_layers"),
+    ("num_attention_heads", 0, "heads"),
+    ("hidden_dropout_prob", "0.1", "hidden_dropout"),
+    ("hidden_dropout_prob", -1, "hidden_dropout"),
+    ("hidden_dropout_prob", True, "hidden_dropout"),
+    ("layer_norm_eps", float("nan"), "eps"),
+    ("layer_norm_eps", float("inf"), "eps"),
+    ("tie_decoder", "yes", "tie_decoder"),
+    ("vocab_size", V + 1, "word_embeddings"),
+    ("adapter_size", -1, "adapter_size"),
     ("model_type", "roberta", "model_type is 'roberta', but only bert, albert and minialbert"),
     ("model_type", ["bert"], "model_type"),
     ("model_type", "", "model_type is ''"),
-    ("is_decoder", True, "is_decoder is True, but only False is known")])
+    ("is_decoder", True, "is_decoder is True, but only False is known"),
+])
 def test_a_wrong_field_of_the_config_is_named(saved, name, value, pattern):
     change_config(saved, **{name: value})
     refusal(saved, pattern)
@@ -924,8 +936,7 @@ def test_a_reduction_factor_counts_only_where_adapters_are_used(tmp_path):
 
 
 def test_a_config_of_a_bert_says_little_and_the_rest_follows(saved):
-    """An old BERT has few fields, and null in some of them says no more than if they were missing.
-    """
+    """An old BERT has few fields. A null in some of them says no more than a missing field."""
     change_config(saved, hidden_act=REMOVED, embedding_size=REMOVED, num_hidden_groups=REMOVED,
                   adapter_size=REMOVED, tie_decoder=REMOVED, hidden_dropout_prob=REMOVED,
                   model_type=REMOVED, other_field=[1])
@@ -988,9 +999,12 @@ def test_a_pickle_that_runs_a_program_is_refused_and_has_not_run(saved):
 
 
 @pytest.mark.parametrize("content, pattern", [
-    (None, "it holds a NoneType"), ("text", "it holds a str"),
-    ([torch.ones(2)], "it holds a list"), ({1: 2}, "1 in it is a int"),
-    ({"state_dict": {"x": torch.ones(2)}}, "'state_dict' in it is a dict")])
+    (None, "it holds a NoneType"),
+    ("text", "it holds a str"),
+    ([torch.ones(2)], "it holds a list"),
+    ({1: 2}, "1 in it is a int"),
+    ({"state_dict": {"x": torch.ones(2)}}, "'state_dict' in it is a dict"),
+])
 def test_a_pickle_that_is_no_dict_of_tensors_is_refused(saved, content, pattern):
     to_pickle(saved, content)
     refusal(saved, f"pytorch_model.bin.*{pattern}")
@@ -1029,7 +1043,7 @@ def test_a_compressed_pickle_may_not_unpack_to_more_than_it_claims(saved):
 
 def test_a_sparse_or_a_nested_tensor_is_refused(saved):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                  # that of nested tensors is in beta
+        warnings.simplefilter("ignore")                  # torch warns: they are in beta
         nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
     to_pickle(saved, {})
     for tensor in (torch.eye(3).to_sparse(), nested):
@@ -1076,7 +1090,7 @@ def write_index(folder, weight_map):
     write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
 
 
-def sharded(folder, lies=None):
+def divide_into_shards(folder, lies=None):
     """Divide the folder's weights into two shards, the head in the second, with an index.
 
     lies: {name: file}, wrong entries of the index; REMOVED leaves one out
@@ -1099,15 +1113,18 @@ def sharded(folder, lies=None):
 
 def test_our_shards_are_read(saved):
     expected = load(saved).state_dict()
-    sharded(saved)
+    divide_into_shards(saved)
     assert_same_bytes(load(saved).state_dict(), expected)
 
 
 @pytest.mark.parametrize("name, file", [
-    ("other", "1.safetensors"), ("bert.embeddings.LayerNorm.bias", REMOVED),
-    ("cls.predictions.bias", REMOVED), ("cls.predictions.bias", "1.safetensors")])
+    ("other", "1.safetensors"),
+    ("bert.embeddings.LayerNorm.bias", REMOVED),
+    ("cls.predictions.bias", REMOVED),
+    ("cls.predictions.bias", "1.safetensors"),
+])
 def test_an_index_that_disagrees_with_its_shards_is_refused(saved, name, file):
-    sharded(saved, {name: file})
+    divide_into_shards(saved, {name: file})
     refusal(saved, f"index.json: .*{name}")
 
 
@@ -1115,13 +1132,13 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(saved, name, file):
                                   "sub/1.safetensors", "\0", 7, None, ["1.safetensors"], {}, True])
 def test_an_index_names_files_beside_it_and_no_others(saved, file):
     write_safetensors({"x": torch.ones(1)}, saved.parent / "secret.safetensors")
-    sharded(saved, {"x": file})
+    divide_into_shards(saved, {"x": file})
     refusal(saved, "weight_map names .*, but there is no such file in the same folder")
 
 
 @pytest.mark.parametrize("weight_map", [None, [], "x", 1])
 def test_an_index_without_a_map_is_refused(saved, weight_map):
-    sharded(saved)
+    divide_into_shards(saved)
     write_index(saved, weight_map)
     refusal(saved, "weight_map is not a JSON object")
 
@@ -1619,8 +1636,8 @@ def test_a_lock_is_of_one_open_file_and_ends_with_it(tmp_path):
         lock(second)
 
 
-def check_that_nothing_is_locked(tmp_path):
-    """Lock a file twice, which would be an error if a lock were a lock."""
+def assert_nothing_is_locked(tmp_path):
+    """Lock a file twice. Where locks work, the second time would be an error."""
     path = tmp_path / "x"
     path.touch()
     with open(path) as first, open(path) as second:
@@ -1630,7 +1647,7 @@ def check_that_nothing_is_locked(tmp_path):
 
 def test_without_fcntl_nothing_is_locked(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "fcntl", None)       # as on Windows
-    check_that_nothing_is_locked(tmp_path)
+    assert_nothing_is_locked(tmp_path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
@@ -1639,7 +1656,7 @@ def test_on_a_disk_without_locks_files_are_written_and_runs_begin(tmp_path, monk
         raise OSError(number, "no locks here")
 
     monkeypatch.setattr(checkpoint.fcntl, "flock", refuse)
-    check_that_nothing_is_locked(tmp_path)
+    assert_nothing_is_locked(tmp_path)
     with replace_file(tmp_path / "y", shared=True) as file:
         file.write(b"whole")
     assert (tmp_path / "y").read_bytes() == b"whole"
@@ -1748,11 +1765,19 @@ def test_a_json_object_is_a_dict(text, value):
 
 
 @pytest.mark.parametrize("text, pattern", [
-    ("", "Expecting value"), ("[1]", "it is a list"), ("3", "it is a int"),
-    ("null", "it is a NoneType"), ('"text"', "it is a str"), ("{} {}", "Extra data"),
-    ('{"a": 1, "a": 1}', "the name 'a' twice"), ('{"b": [{"a": 1, "a": 2}]}', "the name 'a' twice"),
-    ('{"a": "\\ud800"}', "half a character"), ('{"\\uDfFf": 1}', "half a character"),
-    ('{"a": 1' + "0" * 5000 + "}", "digits"), ('{"a": "x\ny"}', "control character")])
+    ("", "Expecting value"),
+    ("[1]", "it is a list"),
+    ("3", "it is a int"),
+    ("null", "it is a NoneType"),
+    ('"text"', "it is a str"),
+    ("{} {}", "Extra data"),
+    ('{"a": 1, "a": 1}', "the name 'a' twice"),
+    ('{"b": [{"a": 1, "a": 2}]}', "the name 'a' twice"),
+    ('{"a": "\\ud800"}', "half a character"),
+    ('{"\\uDfFf": 1}', "half a character"),
+    ('{"a": 1' + "0" * 5000 + "}", "digits"),
+    ('{"a": "x\ny"}', "control character"),
+])
 def test_a_text_that_is_no_json_object_is_refused(text, pattern):
     with pytest.raises(ValueError, match=pattern):
         parse_json_object(text)
@@ -1809,7 +1834,6 @@ def test_a_text_too_large_for_the_memory_is_refused(tmp_path, monkeypatch, read)
 
 # ---- Writing ----------------------------------------------------------------------------
 
-
 def write(path, *parts):
     """Write a file in several parts with replace_file."""
     with replace_file(path) as file:
@@ -1845,23 +1869,22 @@ def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path, rais
     assert contents(tmp_path) == {"x": b"old"}
 
 
-def full_disk(file=None):
-    raise OSError("no space left")
-
-
 def test_a_write_that_fails_leaves_the_old_file_and_names_it(tmp_path):
     write(tmp_path / "x", b"old")
     with pytest.raises(OSError, match="no space left") as error:
         with replace_file(tmp_path / "x") as file:
             file.write(b"new")
-            full_disk()
+            raise OSError("no space left")
     assert error.value.filename == str(tmp_path / "x")
     assert contents(tmp_path) == {"x": b"old"}
 
 
 def test_a_flush_that_fails_leaves_the_old_file_and_names_it(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError("no space left")
+
     write(tmp_path / "x", b"old")
-    monkeypatch.setattr(os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="no space left") as error:
         write(tmp_path / "x", b"new")
     assert error.value.filename == str(tmp_path / "x")
@@ -1975,7 +1998,7 @@ def test_json_has_another_name_until_it_is_written(tmp_path, monkeypatch, shared
 
 # ---- Models by name ---------------------------------------------------------------------
 
-def hub(monkeypatch, folder, files=(), error=None):
+def replace_hub(monkeypatch, folder, files=(), error=None):
     """Put a hub with these files, or one that raises this error, in the place of the true one.
 
     What is fetched is written into the folder. Returns the list of the patterns that the hub is
@@ -2006,38 +2029,38 @@ def test_of_the_weights_only_the_first_kind_is_fetched(
         monkeypatch, tmp_path, files, weight_files_asked_for):
     """Many models are on the hub in several kinds of files, and each may have gigabytes."""
     (tmp_path / "config.json").write_text("x")
-    asked = hub(monkeypatch, tmp_path, files)
+    asked = replace_hub(monkeypatch, tmp_path, files)
     assert fetch("someone/bert") == str(tmp_path)
     assert asked == [SMALL_FILES] + weight_files_asked_for
 
 
 def test_what_the_hub_does_not_have_is_named(monkeypatch, tmp_path):
-    asked = hub(monkeypatch, tmp_path, ["model.safetensors"])
+    asked = replace_hub(monkeypatch, tmp_path, ["model.safetensors"])
     with pytest.raises(ValueError, match="^someone/bert: .*no config.json was found; without a"):
         fetch("someone/bert")
     assert asked == [SMALL_FILES]                        # no gigabytes were fetched
     (tmp_path / "config.json").write_text("x")
-    hub(monkeypatch, tmp_path, [])
+    replace_hub(monkeypatch, tmp_path, [])
     with pytest.raises(ValueError, match="^someone/bert: .*no model.safetensors or mod"):
         fetch("someone/bert")
 
 
 def test_for_a_tokenizer_no_weights_are_fetched(monkeypatch, tmp_path):
-    asked = hub(monkeypatch, tmp_path, ["model.safetensors"])
+    asked = replace_hub(monkeypatch, tmp_path, ["model.safetensors"])
     assert fetch("someone/bert", weights=False) == str(tmp_path)
     assert asked == [SMALL_FILES]
 
 
 def test_a_folder_is_taken_as_it_is(monkeypatch, tmp_path):
     """Nothing is asked of the hub."""
-    asked = hub(monkeypatch, tmp_path)
+    asked = replace_hub(monkeypatch, tmp_path)
     assert fetch(str(tmp_path)) == str(tmp_path)
     assert asked == []
 
 
 @pytest.mark.parametrize("name", ["/no/such", "./bert", "../bert", "out/my/bert"])
 def test_what_can_only_be_a_folder_is_not_asked_of_the_hub(monkeypatch, tmp_path, name):
-    asked = hub(monkeypatch, tmp_path)
+    asked = replace_hub(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"^{name}: there is no such folder$"):
         fetch(name)
@@ -2051,7 +2074,7 @@ class HttpError(Exception):
 @pytest.mark.parametrize("error", [
     OSError("no net\nread the manual"), ValueError("bad name\n\n"), OSError(), HttpError("404\n")])
 def test_what_the_hub_refuses_is_one_line(error, monkeypatch, tmp_path):
-    hub(monkeypatch, tmp_path, error=error)
+    replace_hub(monkeypatch, tmp_path, error=error)
     with pytest.raises(ValueError, match="^some/bert: there is no such folder, [^\n]+$"):
         fetch("some/bert")
 
@@ -2064,6 +2087,6 @@ def test_the_hubs_own_errors_are_one_line(name, monkeypatch, tmp_path):
     error_class = getattr(errors, name)
     # Some of them cannot be called without an answer of a server.
     error = error_class.__new__(error_class)
-    hub(monkeypatch, tmp_path, error=error)
+    replace_hub(monkeypatch, tmp_path, error=error)
     with pytest.raises(ValueError, match="^some/bert: there is no such folder, [^\n]+$"):
         fetch("some/bert")

@@ -176,7 +176,7 @@ def token_file(token_file_once, tmp_path):
     return TokenFile(str(tmp_path / "a.bin"))
 
 
-# ---- Reading a corpus ----------------------------------------------------------------------------
+# ---- Reading a corpus -------------------------------------------------------------------
 
 def test_any_mix_of_files_and_folders_is_read_in_a_fixed_order(tmp_path):
     names = ["x/c.txt.xz", "x/a.txt", "x/a\n.txt", "x/b/z.jsonl.gz", "x/b/y.txt.bz2", "x/b/x.jsonl",
@@ -444,7 +444,7 @@ def test_a_line_of_any_length_is_read_in_constant_memory(packed, tmp_path):
     opener = OPEN.get(packed, open)
     with opener(path, "wb") as file:
         for _ in range(30):
-            file.write(b"word " * 200_000)                   # 30 MB without the end of a line
+            file.write(b"word " * 200_000)               # 30 MB without the end of a line
     tracemalloc.start()
     num_words = 0
     for line in read_corpus([str(path)]):
@@ -452,7 +452,7 @@ def test_a_line_of_any_length_is_read_in_constant_memory(packed, tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert num_words == 6_000_000
-    assert peak < 10e6                                       # bytes
+    assert peak < 10e6                                   # bytes
 
 
 def damaged_copy(content, damage):
@@ -561,7 +561,8 @@ def test_the_column_of_the_text_can_be_chosen(name, text, tmp_path, tokenizer):
 @pytest.mark.parametrize("text, message", [
     ("id,body\n1,x\n", ": 0 of its columns have the name 'text', not one, in .'id', 'body'.; "),
     ("id;text\n1;x\n", "--text names the column, and commas separate the columns$"),
-    ("", ": 0 of its columns have the name 'text'"), ("\n\n", ": 0 of its columns have the name"),
+    ("", ": 0 of its columns have the name 'text'"),
+    ("\n\n", ": 0 of its columns have the name 'text'"),
     ("text,text\nx,y\n", ": 2 of its columns have the name 'text'"),
     ("id,text\n1,x\n2,y,z\n", ":3: 3 columns, not 2; a text with a comma in it needs quotes$"),
     ("id,text\n1,x\n2\n", ":3: 1 columns, not 2$"),
@@ -694,12 +695,12 @@ def test_a_pipe_alone_is_refused(tmp_path):
 def test_a_subfolder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
     write_documents(tmp_path / "a.txt", make_documents(1))
     write_documents(tmp_path / "locked" / "b.txt", make_documents(1))
-    scandir = os.scandir
+    usual_scandir = os.scandir
 
     def scandir_of_a_user(path):                         # root may read what has the mode 000
         if os.path.basename(path) == "locked":
             raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
+        return usual_scandir(path)
 
     monkeypatch.setattr(os, "scandir", scandir_of_a_user)
     with pytest.raises(PermissionError, match="locked"):
@@ -744,7 +745,7 @@ def test_a_csv_may_begin_with_empty_lines(tmp_path):
     assert lines_with_text([path]) == ["x", "y"]
 
 
-# ---- Token files ---------------------------------------------------------------------------------
+# ---- Token files ------------------------------------------------------------------------
 
 @pytest.mark.parametrize("chunk", [1, 300, 1 << 20])
 def test_the_token_file_is_what_a_naive_loop_makes(chunk, tokenizer, tmp_path, monkeypatch):
@@ -752,14 +753,15 @@ def test_the_token_file_is_what_a_naive_loop_makes(chunk, tokenizer, tmp_path, m
     documents = make_documents(400) + [dropped]
     write_documents(tmp_path / "c" / "a.txt.gz", documents[:150])
     write_documents(tmp_path / "c" / "b.jsonl", documents[150:])
-    chunks_of_lines = data.chunks_of_lines
+    usual_chunks_of_lines = data.chunks_of_lines
     chunks = []
 
     def smaller_chunks_of_lines(lines):
-        lines = list(lines)     # They are read before CHUNK changes: it would cut them as well.
+        # All lines are read before CHUNK changes, because it would cut them, too.
+        lines = list(lines)
         with monkeypatch.context() as patch:
             patch.setattr(data, "CHUNK", chunk)
-            chunks.extend(chunks_of_lines(lines))
+            chunks.extend(usual_chunks_of_lines(lines))
         return chunks
 
     monkeypatch.setattr(data, "chunks_of_lines", smaller_chunks_of_lines)
@@ -868,7 +870,7 @@ def test_what_is_held_out_does_not_depend_on_the_order_of_the_documents(tokenize
     first, second = held_out
     assert sorted(first) == sorted(second)
     assert first != second
-    assert 35 <= len(first) <= 90                            # 60 are expected
+    assert 35 <= len(first) <= 90                        # 60 are expected
 
 
 def test_documents_that_begin_with_the_same_line_are_not_all_on_one_side(
@@ -878,9 +880,9 @@ def test_documents_that_begin_with_the_same_line_are_not_all_on_one_side(
         documents.append(["the cat", f"the dog {i}", "the river"])
     corpus = [write_documents(tmp_path / "a.txt", documents)]
     made = tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
-    assert capsys.readouterr().err == ""                     # no "too few different documents"
+    assert capsys.readouterr().err == ""                 # no "too few different documents"
     num_held_out = len(held_out_documents(made, tokenizer))
-    assert 8 <= num_held_out <= 40                           # 20 are expected
+    assert 8 <= num_held_out <= 40                       # 20 are expected
 
 
 def test_of_a_long_document_only_the_beginning_decides(tokenizer, tmp_path, monkeypatch):
@@ -920,8 +922,8 @@ def test_each_line_of_a_long_document_comes_once_and_with_one_mark(monkeypatch):
             marks_of_documents.append(held_out)
         else:
             _, next_mark = marked[i + 1]
-            assert next_mark == held_out                     # the same up to its empty line
-    assert 0 < sum(marks_of_documents) < 60                  # of 240 documents; 5 are expected
+            assert next_mark == held_out                 # the same up to its empty line
+    assert 0 < sum(marks_of_documents) < 60              # of 240 documents; 5 are expected
 
 
 @pytest.mark.parametrize("drawn", [False, True])
@@ -931,7 +933,7 @@ def test_tokens_are_held_out_where_documents_are_too_few(drawn, tokenizer, tmp_p
     corpus = [write_documents(tmp_path / "a.txt", documents)]
     made = tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     train, valid = naive_tokens(documents, tokenizer)
-    all_tokens = train + valid                               # one of the two is empty
+    all_tokens = train + valid                           # one of the two is empty
     assert made.train_tokens.tolist() + made.valid_tokens.tolist() == all_tokens
     num_held_out = len(all_tokens) // 50
     assert num_held_out > 0
@@ -1093,13 +1095,13 @@ def test_old_tokens_never_stand_beside_a_new_description(
 def test_old_tokens_may_be_removed_by_another_process_first(
         token_file, tokenizer, tmp_path, monkeypatch):
     removed = []
-    remove = os.remove
+    usual_remove = os.remove
 
     def remove_twice(path):
-        remove(path)                                         # as the other process does
+        usual_remove(path)                               # as the other process does
         if path == token_file.path:
             removed.append(path)
-            remove(path)                                     # there is no such file now
+            usual_remove(path)                           # there is no such file now
 
     monkeypatch.setattr(os, "remove", remove_twice)
     documents = make_documents(300)
@@ -1113,16 +1115,15 @@ def test_the_same_tokens_of_another_process_are_not_removed(tokenizer, tmp_path,
     documents = make_documents(300)
     corpus = [write_documents(tmp_path / "a.txt", documents)]
     out = str(tmp_path / "a.bin")
-    hash_file = data.hash_file
-    write_json = data.write_json
+    usual_write_json = data.write_json
 
     def write_while_another_process_finishes(path, value, shared):
         # The other process has made its file while this one was tokenising. Now it opens it.
         assert len(TokenFile(out).train_tokens) > 0
-        write_json(path, value, shared=shared)
+        usual_write_json(path, value, shared=shared)
 
     def hash_while_another_process_finishes(path):
-        monkeypatch.setattr(data, "hash_file", hash_file)
+        monkeypatch.setattr(data, "hash_file", hash_file)    # the usual one from here on
         tokenise(corpus, tokenizer, out)
         monkeypatch.setattr(data, "write_json", write_while_another_process_finishes)
         return hash_file(path)
@@ -1137,12 +1138,12 @@ def test_two_processes_may_make_the_same_token_file_at_once(tokenizer, tmp_path,
     documents = make_documents(200)
     corpus = [write_documents(tmp_path / "a.txt", documents)]
     out = str(tmp_path / "a.bin")
-    write_tokens = data.write_tokens
+    usual_write_tokens = data.write_tokens
 
     def write_tokens_while_another_process_does(*arguments):
-        monkeypatch.setattr(data, "write_tokens", write_tokens)
+        monkeypatch.setattr(data, "write_tokens", usual_write_tokens)
         tokenise(corpus, tokenizer, out)
-        return write_tokens(*arguments)
+        return usual_write_tokens(*arguments)
 
     monkeypatch.setattr(data, "write_tokens", write_tokens_while_another_process_does)
     made = tokenise(corpus, tokenizer, out)
@@ -1155,13 +1156,13 @@ def test_tokens_of_two_processes_with_different_corpora_are_not_mixed(
     """Another process writes other tokens after this one has written its description."""
     path = tmp_path / "a.txt"
     documents = make_documents(200)
-    other_documents = documents[::-1]                        # as many bytes
+    other_documents = documents[::-1]                    # as many bytes
     write_documents(path, documents)
     out = str(tmp_path / "a.bin")
-    write_json = data.write_json
+    usual_write_json = data.write_json
 
     def pause_afterwards(*arguments, **options):
-        write_json(*arguments, **options)
+        usual_write_json(*arguments, **options)
         monkeypatch.undo()
         write_documents(path, other_documents)
         tokenise([str(path)], tokenizer, out)
@@ -1242,7 +1243,7 @@ def test_a_token_file_is_opened_as_it_is_if_its_tokenizer_is_the_same(
     with pytest.raises(ValueError, match=r"a\.bin: a token file cannot be read together"):
         open_corpus([token_file.path, str(tmp_path / "a.txt")], tokenizer, cache)
     description = read_json(f"{token_file.path}.json")
-    description["made_from"] = {}                            # it does not say which tokenizer
+    description["made_from"] = {}                        # it does not say which tokenizer
     write_file(tmp_path / "a.bin.json", json.dumps(description))
     opened = open_corpus([token_file.path], other, cache)
     assert opened.path == token_file.path
@@ -1268,7 +1269,7 @@ def test_a_file_that_is_no_token_file_is_not_overwritten(tokenizer, tmp_path):
     assert files_below(tmp_path) == before
 
 
-REMOVED = object()                  # the field is to be left out
+REMOVED = object()                                       # the field is to be left out
 
 
 @pytest.mark.parametrize("damage", [
@@ -1307,8 +1308,13 @@ def test_a_token_file_that_is_gone_is_an_error(token_file):
 
 
 @pytest.mark.parametrize("begin, end, pad_id, is_refused", [
-    (0, 8000, 0, True), (0, 2048, 0, True), (5952, 8000, 0, True), (3000, 6000, 0, True),
-    (4000, 5000, 0, False), (0, 8000, 1, False)])
+    (0, 8000, 0, True),
+    (0, 2048, 0, True),
+    (5952, 8000, 0, True),
+    (3000, 6000, 0, True),
+    (4000, 5000, 0, False),
+    (0, 8000, 1, False),
+])
 def test_zeros_in_place_of_tokens_are_noticed(begin, end, pad_id, is_refused, tmp_path):
     """A failed disk or copy may leave a hole of zeros in a file. A thousand are too few to be one.
     If 0 is not [PAD], they may be text."""
@@ -1318,12 +1324,12 @@ def test_zeros_in_place_of_tokens_are_noticed(begin, end, pad_id, is_refused, tm
     tokens.tofile(path)
     facts = {"dtype": "uint16", "train": 8000, "valid": 1000, "digest": "0", "made_from": {}}
     write_file(tmp_path / "t.bin.json", json.dumps(facts))
-    made_with = types.SimpleNamespace(pad_id=pad_id, digest="", path="")
+    tokenizer = types.SimpleNamespace(pad_id=pad_id, digest="", path="")
     if is_refused:
         with pytest.raises(ValueError, match="t.bin: from token .* there are zeros in place"):
-            open_corpus(path, made_with)
+            open_corpus(path, tokenizer)
     else:
-        opened = open_corpus(path, made_with)
+        opened = open_corpus(path, tokenizer)
         assert len(opened.train_tokens) == 8000
 
 
@@ -1364,7 +1370,7 @@ def test_what_a_killed_run_left_in_the_cache_is_removed_by_the_next(tokenizer, t
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.bin.json", "a.txt"]
 
 
-# ---- Tokenizers ----------------------------------------------------------------------------------
+# ---- Tokenizers -------------------------------------------------------------------------
 
 def test_a_tokenizer_that_allows_endless_words_is_refused(tokenizer, tmp_path):
     facts = json.loads(tokenizer.backend.to_str())
@@ -1430,7 +1436,7 @@ def test_the_ids_are_those_of_the_reference_tokenizers(cased, config_says_it, fi
     lower, mixed = ours.encode(["upper lower mixed", "UPPER lower MiXeD"])
     assert (lower != mixed) == cased
     assert ours.encode(["🙂"]) == [[ours.unk_id]]
-    assert sum(len(ids) for ids in found) > 180              # few other words are [UNK] as a whole
+    assert sum(len(ids) for ids in found) > 180          # few other words are [UNK] as a whole
 
 
 def lowercases(tokenizer):
@@ -1441,11 +1447,17 @@ def lowercases(tokenizer):
 
 
 @pytest.mark.parametrize("words, config, lower", [
-    (["a", "b"], None, True), (["a", "B"], None, False), (["a", "##Bc"], None, False),
-    (["a", "[unused1]", "[END]"], None, True), (["a", "[B", "c"], None, False),
+    (["a", "b"], None, True),
+    (["a", "B"], None, False),
+    (["a", "##Bc"], None, False),
+    (["a", "[unused1]", "[END]"], None, True),
+    (["a", "[B", "c"], None, False),
     (["a", "É"], None, True),
-    (["a", "B"], {"do_lower_case": True}, True), (["a", "b"], {"do_lower_case": False}, False),
-    (["a", "B"], {"model_max_length": 512}, False), (["a", "B"], {"do_lower_case": None}, False)])
+    (["a", "B"], {"do_lower_case": True}, True),
+    (["a", "b"], {"do_lower_case": False}, False),
+    (["a", "B"], {"model_max_length": 512}, False),
+    (["a", "B"], {"do_lower_case": None}, False),
+])
 def test_a_vocabulary_with_capitals_is_cased_unless_told_otherwise(words, config, lower, tmp_path):
     """Only capitals from A to Z count, and none in brackets, as in [END]."""
     folder = vocab_folder(tmp_path, SPECIAL_TOKENS + words, config)
@@ -1499,9 +1511,12 @@ def test_a_saved_config_says_whether_it_is_cased(config, lowercase, tmp_path):
 
 
 @pytest.mark.parametrize("text, message", [
-    (b"", "PAD"), (b"\n", "PAD"), (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", r"no \[MASK\]$"),
+    (b"", "PAD"),
+    (b"\n", "PAD"),
+    (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", r"no \[MASK\]$"),
     (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\na\n", "8 lines, but only 7 "),
-    (b"[PAD]\n\xff\n", "utf-8")])
+    (b"[PAD]\n\xff\n", "utf-8"),
+])
 def test_a_vocabulary_that_will_not_do_is_named(text, message, tmp_path):
     write_file(tmp_path / "vocab.txt", text)
     with pytest.raises(ValueError, match=r"vocab\.txt: .*" + message):
@@ -1599,8 +1614,12 @@ def test_the_config_counts_if_it_contradicts_the_tokenizer_json(config, lowercas
 
 
 @pytest.mark.parametrize("tokenizer_class, expected", [
-    ("PreTrainedTokenizerFast", "Paris"), ("BertTokenizerFast", "paris"), (None, "paris"),
-    ("DistilBertTokenizer", "paris"), ("TokenizersBackend", "Paris")])
+    ("PreTrainedTokenizerFast", "Paris"),
+    ("BertTokenizerFast", "paris"),
+    (None, "paris"),
+    ("DistilBertTokenizer", "paris"),
+    ("TokenizersBackend", "Paris"),
+])
 def test_a_class_for_any_kind_of_tokenizer_does_not_obey_the_config(
         tokenizer_class, expected, tmp_path):
     """In transformers only the tokenizers of a BERT look at do_lower_case."""
@@ -1850,7 +1869,7 @@ def test_ctrl_c_while_words_are_learned_leaves_no_empty_folder(tmp_path, monkeyp
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "tok"]
 
 
-# ---- Masked batches ------------------------------------------------------------------------------
+# ---- Masked batches ---------------------------------------------------------------------
 
 def restored(batch):
     """Return the ids of a batch with its labels put back."""
@@ -1881,13 +1900,13 @@ def test_sequences_are_packed_and_lose_no_token(T, token_file, tokenizer):
 def test_each_epoch_visits_each_sequence_once_in_another_order(B, token_file, tokenizer):
     T = 23
     num_sequences = len(token_file.valid_tokens) // (T - 2)
-    num_tokens = num_sequences * (T - 2) + 5                 # with a rest that is left out
-    tokens = np.arange(num_tokens) % 50 + 5                  # no two sequences alike
+    num_tokens = num_sequences * (T - 2) + 5             # with a rest that is left out
+    tokens = np.arange(num_tokens) % 50 + 5              # no two sequences alike
     batches = MaskedBatches(tokens, tokenizer, T, B, seed=3)
     assert batches.count == num_sequences
     assert 4 < num_sequences < 50
     rows = []
-    num_steps = math.ceil(3 * num_sequences / B)             # of three epochs
+    num_steps = math.ceil(3 * num_sequences / B)         # of three epochs
     for step in range(num_steps):
         ids = restored(batches.batch(step))
         rows.extend(tuple(row) for row in ids)
@@ -1931,20 +1950,20 @@ def test_another_seed_visits_the_sequences_in_another_order(token_file, tokenize
 
 
 def test_another_seed_or_step_masks_other_places(tokenizer):
-    tokens = np.full(500, tokenizer.ordinary_ids[0])         # all places are open to masking
+    tokens = np.full(500, tokenizer.ordinary_ids[0])     # all places are open to masking
     choices = set()
     for seed in (1, 2):
         batches = MaskedBatches(tokens, tokenizer, 102, 5, seed)
         for step in (0, 1, 2):
             _, places, _ = batches.batch(step)
-            assert len(places) == 75                         # 15 % of the 5 x 100 tokens
+            assert len(places) == 75                     # 15 % of the 5 x 100 tokens
             choices.add(tuple(places))
     assert len(choices) == 6
 
 
 def test_too_few_tokens_for_a_sequence_are_an_error(tokenizer):
     batches = MaskedBatches(np.arange(5, 13), tokenizer, 10, 1)
-    assert batches.count == 1                                # 8 tokens, [CLS] and [SEP]
+    assert batches.count == 1                            # 8 tokens, [CLS] and [SEP]
     for count in (7, 0):
         with pytest.raises(ValueError, match=f"^{count} tokens.* 10 "):
             MaskedBatches(np.arange(count), tokenizer, 10, 1)
@@ -1970,7 +1989,7 @@ def test_a_token_that_the_tokenizer_does_not_have_is_refused(token, tokenizer):
         batches.batch(0)
 
 
-# ---- Masking -------------------------------------------------------------------------------------
+# ---- Masking ----------------------------------------------------------------------------
 
 def random_ids(tokenizer, B, T, specials=0.1):
     """Make ids (B, T) of ordinary tokens, of which this share is [SEP]; the first is [CLS]."""
@@ -2009,14 +2028,14 @@ def test_masking_has_berts_proportions(tokenizer):
     is_mask = now == tokenizer.mask_id
     is_kept = now == labels
     assert_share(is_mask, 0.8)
-    same_by_chance = 1 / len(tokenizer.ordinary_ids)         # a random token may be the true one
+    same_by_chance = 1 / len(tokenizer.ordinary_ids)     # a random token may be the true one
     assert_share(is_kept, 0.1 + 0.1 * same_by_chance)
     random_tokens = now[~is_mask & ~is_kept]
     assert np.isin(random_tokens, tokenizer.ordinary_ids).all()
     count_of_token = np.bincount(random_tokens, minlength=tokenizer.vocab_size)
     assert_even(count_of_token[tokenizer.ordinary_ids])
     chosen_in_column = np.bincount(places % T, minlength=T)
-    assert chosen_in_column[0] == 0                          # [CLS]
+    assert chosen_in_column[0] == 0                      # [CLS]
     assert_even(chosen_in_column[1:])
 
 
@@ -2028,7 +2047,7 @@ def test_masking_never_takes_a_special_token_and_changes_nothing_else(tokenizer)
     assert masked.shape == ids.shape
     assert np.array_equal(labels, ids.ravel()[places])
     assert not np.isin(labels, tokenizer.special_ids).any()
-    assert (np.diff(places) > 0).all()                       # in order, and none twice
+    assert (np.diff(places) > 0).all()                   # in order, and none twice
     others = np.setdiff1d(np.arange(ids.size), places)
     assert np.array_equal(masked.ravel()[others], ids.ravel()[others])
     now = masked.ravel()[places]
@@ -2048,7 +2067,7 @@ def test_sequences_of_special_tokens_have_few_places_or_none(tokenizer):
     ids[2] = tokenizer.ordinary_ids[3]
     _, places, _ = mask_tokens(ids, tokenizer, np.random.default_rng(0))
     places_in_row = np.bincount(places // T, minlength=3)
-    assert places_in_row.tolist() == [0, 2, 6]               # 15 % of T - 2 are six
+    assert places_in_row.tolist() == [0, 2, 6]           # 15 % of T - 2 are six
     shortest = np.array([[tokenizer.cls_id, 9, tokenizer.sep_id]])
     _, places, _ = mask_tokens(shortest, tokenizer, np.random.default_rng(0))
     assert places.tolist() == [1]
@@ -2056,7 +2075,7 @@ def test_sequences_of_special_tokens_have_few_places_or_none(tokenizer):
 
 def test_masking_is_what_a_plain_loop_does(tokenizer):
     T = 33
-    num_masked = 5                                           # 15 % of T - 2, rounded
+    num_masked = 5                                       # 15 % of T - 2, rounded
     ids = random_ids(tokenizer, 5, T)
     found_ids, found_places, found_labels = mask_tokens(
         ids, tokenizer, np.random.default_rng([7, 2, 9]))
@@ -2081,15 +2100,15 @@ def test_masking_is_what_a_plain_loop_does(tokenizer):
     assert found_labels.tolist() == ids.ravel()[places].tolist()
 
 
-# ---- The default corpus -------------------------------------------------------------------------
+# ---- The default corpus -----------------------------------------------------------------
 
 PLAIN = "The function returns a copy of the array if that is what the caller wants."
 
 
 @pytest.mark.parametrize("text, want", [
-    ("The cat is on the mat and sits.", True),               # 8 words, the fewest
+    ("The cat is on the mat and sits.", True),           # 8 words, the fewest
     ("The cat is on the mat now.", False),
-    ("The 12 of 34 is in the list.", True),                  # 6 of 8 words are plain, the fewest
+    ("The 12 of 34 is in the list.", True),              # 6 of 8 words are plain, the fewest
     ("The 12 of 34 is 56 the list.", False),
     ("The cats like all of these small animals.", True),     # 2 of 8 words are common, the fewest
     ("The cats like many other kinds, small ones.", False)])
@@ -2098,10 +2117,12 @@ def test_prose_has_eight_words_of_which_enough_are_plain_and_common(text, want):
 
 
 @pytest.mark.parametrize("lines, want, code", [
-    (["plain  words", "  on two lines"], "plain words on two lines", []), ([""], "", []),
+    (["plain  words", "  on two lines"], "plain words on two lines", []),
+    ([""], "", []),
     (["The :func:`~numpy.copy` of ``a b``", "  and `c`."], "The numpy.copy of a b and c.",
      ["numpy.copy", "a b", "c"]),
-    (["``all of it``"], "all of it", ["all of it"]), (["a *b* **c**"], "a b c", []),
+    (["``all of it``"], "all of it", ["all of it"]),
+    (["a *b* **c**"], "a b c", []),
     (["See :ref:`the manual <manual-2>` and :pep:`8`::"], "See the manual and 8:", []),
     (["`The docs <https://x.y>`_, `more`__ and `it`_ of :py:class:`A <b>`, :math:`n`."],
      "The docs, more and it of A, n.", ["A"]),
@@ -2115,7 +2136,9 @@ def test_it_is_known_where_the_code_in_a_paragraph_was(lines, want, code):
 
 
 @pytest.mark.parametrize("text, expected", [
-    (PLAIN, PLAIN), (PLAIN[:-1] + ":", PLAIN[:-1] + ":"), (PLAIN[:-1] + "::", PLAIN[:-1] + ":"),
+    (PLAIN, PLAIN),
+    (PLAIN[:-1] + ":", PLAIN[:-1] + ":"),
+    (PLAIN[:-1] + "::", PLAIN[:-1] + ":"),
     ("and " + PLAIN, "and " + PLAIN),
     ("The :func:`~numpy.copy` returns ``a copy`` of *the*\n  array if **that** is what "
      "`the caller`_ wants.",
@@ -2291,19 +2314,18 @@ def test_a_link_to_a_module_that_is_not_there_is_left_out(tmp_path):
 def test_the_documentation_of_another_process_is_kept(fake_machine, tmp_path, monkeypatch):
     """A token file counts as made from another corpus if its corpus is written again."""
     cache = str(tmp_path / "cache")
-    makedirs = os.makedirs
-    of_other_process = []
+    usual_makedirs = os.makedirs
+    stats_of_other_process = []
 
-    def makedirs_late(path, exist_ok):
-        makedirs(path, exist_ok=exist_ok)
-        if not of_other_process:
-            of_other_process.append("it begins")             # so that it does not come here again
-            path = docs_on_this_machine(cache)
-            of_other_process.append(os.stat(path))
+    def makedirs_while_another_process_finishes(path, exist_ok):
+        usual_makedirs(path, exist_ok=exist_ok)
+        monkeypatch.setattr(os, "makedirs", usual_makedirs)  # for the other process
+        written = docs_on_this_machine(cache)
+        stats_of_other_process.append(os.stat(written))
 
-    monkeypatch.setattr(os, "makedirs", makedirs_late)
+    monkeypatch.setattr(os, "makedirs", makedirs_while_another_process_finishes)
     path = docs_on_this_machine(cache)
-    assert of_other_process == ["it begins", os.stat(path)]
+    assert stats_of_other_process == [os.stat(path)]
 
 
 def test_the_corpus_that_needs_no_download_is_the_documentation(fake_machine, tmp_path):
@@ -2312,7 +2334,7 @@ def test_the_corpus_that_needs_no_download_is_the_documentation(fake_machine, tm
     made = open_corpus(None, tokenizer, str(tmp_path / "cache"))
     train, valid = naive_tokens([[text] for _, text in expected], tokenizer)
     assert made.train_tokens.tolist() + made.valid_tokens.tolist() == train + valid
-    assert len(os.listdir(tmp_path / "cache")) == 3          # the documentation, .bin, .bin.json
+    assert len(os.listdir(tmp_path / "cache")) == 3      # the documentation, .bin, .bin.json
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(fake_machine, tmp_path):
@@ -2322,7 +2344,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(fake_machine, tmp_path):
             docs_on_this_machine(str(cache))
 
 
-# ---- The command ---------------------------------------------------------------------------------
+# ---- The command ------------------------------------------------------------------------
 
 def test_the_command_tokenises(tokenizer, tmp_path, capsys):
     documents = make_documents(200)
@@ -2384,7 +2406,7 @@ def test_the_command_learns_a_vocabulary_from_the_default_corpus(
 
 
 def times_of_files(folder):
-    """Return {path: when it was last changed, in nanoseconds} of all that is in a folder."""
+    """Note when all that is in a folder was last changed: {path: nanoseconds}."""
     return {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 

@@ -113,7 +113,10 @@ def load_material(toy, path):
 
 def write_study(folder, names, state="done", **changes):
     """Write a study.json with a teacher and students: the one with the number i has (6 + i) million
-    parameters and ends with an accuracy of 0.4 + 0.001 i. changes are made to each student."""
+    parameters and ends with an accuracy of 0.4 + 0.001 i.
+
+    state: of each student's row; changes: other values of its fields
+    """
     teacher_curve = [[0, 0.0, 11.0], [9_000_000, 0.45, 3.1]]
     teacher = {"name": "teacher", "part": "teacher", "state": "done", "parameters": 22_744_506,
                "curve": teacher_curve}
@@ -570,14 +573,14 @@ def test_the_legend_of_the_tasks_fits_into_the_picture(tmp_path):
     assert title.y1 <= figure.bbox.y1
 
 
-def test_a_study_without_a_teacher(tmp_path):
+def test_a_study_without_a_teacher_has_the_curves_of_its_students(tmp_path):
     write_study(tmp_path, ["ours"])
     path = tmp_path / "study.json"
     content = read_json(path)
     del content["rows"][0]
     write_json(path, content)
     axes = plot_study(tmp_path)
-    assert len(axes.get_lines()) == 1
+    assert len(axes.get_lines()) == 1                    # that of the teacher is missing
 
 
 # ---- What is left out, and what is refused -----------------------------------------------
@@ -590,7 +593,8 @@ def assert_one_line(capsys, words):
     assert words in error
 
 
-def test_a_run_without_a_teacher_and_without_a_log(toy, copied, tmp_path, quick, capsys):
+def test_without_a_teacher_and_a_log_architecture_and_depth_are_drawn(
+        toy, copied, tmp_path, quick, capsys):
     """Pictures that cannot be drawn are left out, each with a line that says why."""
     change_settings(copied, teacher=None)
     (copied / "log.jsonl").unlink()
@@ -602,7 +606,8 @@ def test_a_run_without_a_teacher_and_without_a_log(toy, copied, tmp_path, quick,
     assert "parameters is left out: there are no two models to compare" in output
 
 
-def test_a_run_without_a_head_and_with_another_teacher(toy, copied, tmp_path, quick, capsys):
+def test_without_a_head_or_a_bundled_teacher_some_pictures_are_left_out(
+        toy, copied, tmp_path, quick, capsys):
     model = load(copied)
     model.head = None
     save(model, copied)
@@ -619,13 +624,14 @@ def test_a_run_without_a_head_and_with_another_teacher(toy, copied, tmp_path, qu
     ("this is another language", None, "does not know the words"),
     (SENTENCE, H + 1, "there is no head 4"),
 ])
-def test_a_sentence_that_cannot_be_shown(toy, finished, sentence, head, words):
+def test_a_sentence_that_cannot_be_shown_leaves_the_attention_out(
+        toy, finished, sentence, head, words):
     material = load_material(toy, finished)
     with pytest.raises(figures.LeftOut, match=words):
         figures.prepare_attention(material, sentence, head)
 
 
-def test_layers_that_cannot_be_matched(toy, finished):
+def test_layers_that_cannot_be_matched_leave_the_attention_out(toy, finished):
     material = load_material(toy, finished)
     material.student.config.num_hidden_layers = 3
     with pytest.raises(figures.LeftOut, match="3 recursions cannot be spread evenly"):

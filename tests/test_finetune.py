@@ -323,7 +323,8 @@ def random_sentences(rng, labels):
         tags = rng.choices(labels, k=num_words)
         examples.append(make_text_example(words, tags))
     examples.append(make_text_example([LETTERS * 2, "good"], ["B-x", "O"]))
-    examples.append(make_text_example(["\u0007"], ["O"]))    # no token at all
+    no_token_at_all = ["\u0007"]
+    examples.append(make_text_example(no_token_at_all, ["O"]))
     return examples
 
 
@@ -368,7 +369,8 @@ def test_perfect_logits_give_the_gold_tags_back(tokenizer):
         words = ["ab"] * num_words
         tags = rng.choices(task.labels, k=num_words)
         examples.append(make_text_example(words, tags))
-    examples.append(make_text_example(["\u0007", "ab"], ["O", "I-x"]))    # one has no token
+    words = ["\u0007", "ab"]                             # the first one has no token
+    examples.append(make_text_example(words, ["O", "I-x"]))
     features = list(encode(task, examples, tokenizer))
     logits = []
     for feature in features:
@@ -442,9 +444,9 @@ def test_windows_have_all_tokens_and_neighbours_share_the_stride_or_half_the_roo
 
 def test_an_answer_across_the_edge_of_a_window_is_whole_in_the_next(tokenizer):
     context = " ".join(LETTERS)
-    task = make_task_of_kind("qa", length=14, stride=5)      # a window has 10 letters
+    task = make_task_of_kind("qa", length=14, stride=5)  # a window has 10 letters
     for begin in range(0, len(context) - 5, 2):
-        answer = context[begin:begin + 5]                    # three letters
+        answer = context[begin:begin + 5]                # three letters
         example = make_text_example("who", [(begin, answer)], context)
         features = list(encode(task, [example], tokenizer))
         # A window without the answer has the label 0, which is [CLS].
@@ -494,7 +496,8 @@ def naive_best_span(features, logits, longest):
         num_tokens = len(feature.positions)
         for first in range(num_tokens):
             for last in range(first, min(first + longest, num_tokens)):
-                score = rows[3 + first, 0] + rows[3 + last, 1]      # after [CLS] q [SEP]
+                # The context stands after [CLS] q [SEP].
+                score = rows[3 + first, 0] + rows[3 + last, 1]
                 if score > best_score:
                     best_score = score
                     best_begin, _ = feature.stands_for[first]
@@ -611,7 +614,7 @@ def test_no_answer_lies_in_the_question_but_cls_and_the_context_keep_their_score
 # ---- Batches ----------------------------------------------------------------------------
 
 def loss_of_lengths(seed, num_features=1003, batch_size=8):
-    """Make a TaskLoss of Features of random lengths, as far as its batches need it."""
+    """Make a TaskLoss of Features of random lengths. It has no model: it only makes batches."""
     rng = np.random.default_rng(0)
     features = []
     for i in range(num_features):
@@ -622,6 +625,7 @@ def loss_of_lengths(seed, num_features=1003, batch_size=8):
 
 
 def numbers_of_batch(loss, step):
+    """List the numbers of the examples in the batch of a step."""
     return [feature.example_number for feature in loss.batch(step)]
 
 
@@ -751,7 +755,7 @@ def test_large_numbers_keep_their_differences_until_they_are_normalised(tokenize
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
-def test_neither_company_nor_padding_changes_a_prediction(kind, tokenizer):
+def test_neither_the_rest_of_a_batch_nor_its_padding_changes_a_prediction(kind, tokenizer):
     task = make_task_of_kind(kind, LABELS[kind], length=20)
     model = make_classifier(tokenizer, task)
     model.train()                                        # predict_logits turns dropout off
@@ -877,13 +881,13 @@ def test_to_ask_for_a_comparison_of_hidden_states_that_differ_in_shape_is_an_err
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_micro_batches_and_processes_share_one_gradient(kind, tokenizer):
-    """Of six examples: of 7 rows, the last micro-batch of four is short. The seventh of one row is
-    empty, but the model gets a row all the same."""
+    """A batch may have seven rows, but there are only six examples. So the second micro-batch of
+    four has two rows. The seventh micro-batch of one has none, but the model gets a row all the
+    same."""
     task = make_task_of_kind(kind, LABELS[kind], length=20)
     model = make_classifier(tokenizer, task, seed=0)
     teacher = make_classifier(tokenizer, task, seed=1)
     features = list(encode(task, make_examples(kind) * 2, tokenizer))
-
     num_rows = []
 
     def note_rows(encoder, inputs):
@@ -942,7 +946,7 @@ def test_new_adapters_hardly_change_a_trained_encoder(tokenizer):
                 parameter.mul_(8)
     ids, mask, segments = make_padded_batch(tokenizer, 16)
     new = MiniALBERT(small_config(tokenizer, adapter_size=4), head=False).eval()
-    new.load_state_dict(old.state_dict(), strict=False)      # the adapters keep their values
+    new.load_state_dict(old.state_dict(), strict=False)  # the adapters keep their values
 
     @torch.no_grad()
     def relative_change():
@@ -1187,9 +1191,9 @@ def test_adapters_are_added_only_where_there_are_none_and_nothing_else_changes(
             assert (adapter.norm.weight != 1).any()      # it was fitted
 
 
-def test_what_a_corrected_model_has_of_its_own_is_tuned_and_no_adapters_are_added(
+def test_adapters_only_tunes_the_corrections_of_a_model_that_has_them_and_adds_no_adapters(
         tmp_path, out, tokenizer, sentiment, capsys):
-    """The low-rank corrections of each recursion are to it what adapters are to others."""
+    """They belong to one recursion each, as the adapters of another model do."""
     folder = tmp_path / "corrected"
     save(noisy_model(small_config(tokenizer, correction_rank=3)), folder)
     tokenizer.save(str(folder))
@@ -1365,7 +1369,7 @@ def test_it_is_said_if_a_tenth_of_the_characters_is_unknown(
 
 
 @pytest.mark.parametrize("flag", ["--dev", "--test"])
-def test_a_measured_set_of_another_language_is_said_when_the_model_is_trained(
+def test_a_measured_set_in_another_language_is_warned_of_in_the_training(
         flag, tmp_path, out, model, sentiment, capsys):
     rows = "привет привет\t1\ngood\t0\n"
     russian = write_file(tmp_path / "ru.tsv", "sentence\tlabel\n" + rows)
@@ -1602,7 +1606,8 @@ def write_two_questions(path, with_answers=True):
 def test_answers_are_learned_and_told(tmp_path, out, model, capsys, monkeypatch):
     printed = tune_to_answer(capsys, model, tmp_path, out)
     assert percent(printed, "all", "dev", "f1") > 95
-    assert printed.endswith("--predict $'TEXT\\tTEXT'\n")       # a question and its context
+    # The two texts are a question and its context.
+    assert printed.endswith("--predict $'TEXT\\tTEXT'\n")
     assert read_json(out / "task.json")["stride"] == 9
     predict = ["--model", out, "--predict"]
     predicted = run(capsys, *predict, "where\ta name lives in city b .").out
@@ -2276,7 +2281,7 @@ def test_to_overwrite_removes_nothing_if_no_rate_can_be_chosen(out, model, two_t
 def test_to_overwrite_removes_nothing_if_only_the_examples_held_out_for_a_rate_have_words(
         tmp_path, out, model, capsys):
     paragraphs = []
-    for context in ("paris", ""):                     # by its hash the first one is held out
+    for context in ("paris", ""):                        # by its hash the first one is held out
         questions = [{"id": context, "question": "who", "answers": []}]
         paragraphs.append({"context": context, "qas": questions})
     train = write_file(tmp_path / "t.json", squad_content(paragraphs))
@@ -2429,10 +2434,11 @@ def test_a_teacher_of_numbers_says_the_same_in_the_units_of_the_task(tmp_path, t
     task = replace(saved_task, mean=2.0, sd=4.0)
     path = str(tmp_path / "teacher")
     save_random_classifier(path, saved_task, tokenizer)
-    features = list(encode(task, make_examples("regression"), tokenizer))
+    examples = make_examples("regression")
+    features = list(encode(task, examples, tokenizer))
 
     def numbers(task, classifier):
-        predictions = decode(task, features, features, predict_logits(classifier, features))
+        predictions = decode(task, examples, features, predict_logits(classifier, features))
         return [number for number, _ in predictions]
 
     saved, _ = load_classifier(path)
@@ -2541,7 +2547,7 @@ def rows_of_table(printed):
     return [row.split()[0] for row in rows]
 
 
-def test_the_default_run_tunes_whole_through_adapters_and_from_noise(
+def test_the_default_run_tunes_all_parameters_then_adapters_alone_then_a_random_model(
         tmp_path, model, documentation, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     printed = run(capsys, "--model", model, "--steps", 2).out
@@ -2558,7 +2564,8 @@ def test_the_default_run_tunes_whole_through_adapters_and_from_noise(
         states[mode], _ = read_safetensors(path)
     # The model is 24 wide, so the rates are 32 times those of a model of 768.
     assert rates == {"adapters": "0.032", "all": "0.0128", "random": "0.0128"}
-    assert states["random"].keys() == states["all"].keys()      # all parameters are trained, too
+    # Of a random model all parameters are trained, too.
+    assert states["random"].keys() == states["all"].keys()
     saved, _ = load_classifier(str(folder))              # it is the first one, "all"
     assert torch.equal(saved.output.weight, states["all"]["model.output.weight"])
 
@@ -2684,8 +2691,8 @@ def test_a_fine_tuned_model_predicts_with_fewer_recursions(out, sst2_flags, sent
 
 
 def flag_of(name):
-    """Return the flag whose value is in args.name; of --adapters-only and --freeze the first."""
-    if name == "modes":
+    """Return the flag whose value is in args.name."""
+    if name == "modes":                                  # --freeze sets it, too
         return "--adapters-only"
     return "--" + name.replace("_", "-")
 
@@ -2706,7 +2713,7 @@ def test_help_names_each_flag_with_its_default(capsys):
             assert float(default) == value, flag
 
 
-# What is for --predict or --evaluate. All other flags are for a training.
+# The flags that may stand beside --predict or --evaluate. All others are for a training.
 ALLOWED_FLAGS = {
     "--predict": {"--predict", "--model", "--recursions", "--device", "--bf16", "--out",
                   "--overwrite"},
@@ -2757,7 +2764,7 @@ def test_a_question_without_an_answer_is_told(tokenizer, tmp_path, capsys):
     save_classifier(str(tmp_path / "m"), classifier, task, tokenizer)
     texts = write_file(tmp_path / "texts.txt", "who\tgood city\n \nwho\t\n")
     printed = run(capsys, "--model", tmp_path / "m", "--predict", texts).out
-    assert printed == "good\n\nno answer\n"            # the second context has no tokens
+    assert printed == "good\n\nno answer\n"              # the second context has no tokens
 
 
 def test_a_flag_of_several_values_may_be_given_again():
@@ -2952,6 +2959,7 @@ def test_a_model_whose_head_was_removed_does_not_predict(tokenizer, tmp_path, ca
 # ---- Bad input --------------------------------------------------------------------------
 
 TABLE = "text\tlabel\na\tx\nb\ty\n"
+# A good file of each kind of task: the ending of its name, its content.
 GOOD = {"classification": ("tsv", TABLE),
         "regression": ("tsv", "text\tlabel\na\t1\nb\t2\n"),
         "tagging": ("tsv", "a\tB-x\nb\tO\n\nc\tO\n"),
@@ -2971,7 +2979,7 @@ BAD = {
     "a ragged row": ("classification", "train.tsv", TABLE + "c\n",
                      "train.tsv:4: 1 columns, not 2"),
     "an unclosed quote": ("classification", "train.csv", 'text,label\n"a,x\n',
-                         "train.csv:2: unexpected end of data"),
+                          "train.csv:2: unexpected end of data"),
     "no JSON": ("classification", "train.jsonl", '{"text": "a", "label": 1}\n{\n',
                 "train.jsonl:2: not a JSON object"),
     "a list as text": ("classification", "train.jsonl", '{"text": [1], "label": 1}\n',

@@ -29,7 +29,7 @@ from data import SPECIAL_TOKENS, Tokenizer, TokenFile
 from minialbert import Config, MiniALBERT
 
 VOCABULARY = [f"w{i}" for i in range(60)] + list(LETTERS)
-# Of the small student.
+# The sizes of the small student.
 SIZES = {"vocab_size": 101, "embedding_size": 12, "hidden_size": 24, "num_hidden_layers": 2,
          "adapter_size": 2, "num_attention_heads": 3, "intermediate_size": 40,
          "max_position_embeddings": 32}
@@ -79,8 +79,8 @@ NOISE = [b"\0", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b'"', b"'", b"\\", b"
 
 def with_a_value_exchanged(value, rng):
     """Copy a value of JSON with one value in it exchanged, lost or put in twice."""
-    # The copy is put into a box, so that it can be exchanged as a whole, too. owner[key] is the
-    # value that will be changed: the way goes down from the box to a random depth.
+    # owner[key] is the value that will be changed. It is looked for from the box downwards, to a
+    # random depth. The box is there so that the copy can be exchanged as a whole, too.
     box = {"all": json.loads(json.dumps(value))}
     owner = box
     key = "all"
@@ -101,8 +101,11 @@ def with_a_value_exchanged(value, rng):
 
 
 def mutate(content, rng, json_in):
-    """Change bytes in one way: a bit, a cut, noise, a line lost or doubled, lines in another
-    order, a value of JSON exchanged. json_in: None, "whole" (one value) or "lines" (one a line).
+    """Change the bytes of a file in one way: a bit is flipped, the end is cut off, noise is
+    inserted, a line is lost or doubled (lines may then change their order), a value of JSON is
+    exchanged.
+
+    json_in: None; "whole" if the file is one value of JSON; "lines" if each line is one
     """
     kinds = ["flip", "cut", "insert", "double a line", "lose a line"]
     if json_in is not None:
@@ -138,8 +141,8 @@ def mutate(content, rng, json_in):
 
 
 def assert_survives(path, read, json_in=None, count=500):
-    """Feed read(mutant) with many mutants of the file at path: each is read, or is a ValueError of
-    one line that names the file."""
+    """Write many mutants to the path of a file and call read(mutant) for each. Assert that it is
+    read, or is a ValueError of one line that names the file. json_in: as in mutate."""
     path = str(path)
     rng = random.Random(0)
     with open(path, "rb") as file:
@@ -168,7 +171,7 @@ def assert_survives(path, read, json_in=None, count=500):
     assert 20 < num_read < 0.96 * count                  # some are harmless, most are not
 
 
-def test_mutated_configs(model, tmp_path):
+def test_a_mutated_config_is_read_or_refused(model, tmp_path):
     folder = tmp_path / "m"
     shutil.copytree(model, folder)
     usual = read_config(folder / "config.json")
@@ -222,7 +225,7 @@ def test_a_token_of_a_huge_number_is_refused_before_it_costs_memory(model, tmp_p
 
 @pytest.mark.parametrize("name, json_in", [
     ("vocab.txt", None), ("tokenizer_config.json", "whole"), ("tokenizer.json", "whole")])
-def test_mutated_tokenizers(name, json_in, model, tmp_path):
+def test_a_mutated_tokenizer_is_read_or_refused(name, json_in, model, tmp_path):
     shutil.copy(model / "vocab.txt", tmp_path / "vocab.txt")
     if name == "tokenizer_config.json":
         config = {"do_lower_case": True, "strip_accents": None, "a": [1]}
@@ -248,7 +251,7 @@ def test_mutated_tokenizers(name, json_in, model, tmp_path):
 
 
 @pytest.mark.parametrize("name, json_in", [("t.bin", None), ("t.bin.json", "whole")])
-def test_mutated_token_files(name, json_in, model, tmp_path):
+def test_a_mutated_token_file_is_read_or_refused(name, json_in, model, tmp_path):
     corpus = write_file(tmp_path / "c.txt", make_prose(60))
     path = str(tmp_path / "t.bin")
     data.tokenise([corpus], Tokenizer(str(model)), path)
@@ -325,7 +328,7 @@ def read_task_file(name, path):
 
 
 @pytest.mark.parametrize("name", TASK_FILES)
-def test_mutated_task_files(name, model, tmp_path):
+def test_a_mutated_file_of_a_task_is_read_or_refused(name, model, tmp_path):
     file_name, text, json_in = TASK_FILES[name]
     path = write_file(tmp_path / file_name, text)
     write_file(tmp_path / "dev.tsv", TABLES["glue"])     # GLUE needs it; it is not mutated
@@ -383,7 +386,7 @@ def do_nothing(seconds):
 class HubHandler(BaseHTTPRequestHandler):
     """Answers as the hub does for the repositories {name: {file: content}} of its server.
 
-    A file in server.cut ends in the middle. server.log lists the files asked for.
+    server.cut lists the files of which only the first half is sent, server.log those asked for.
     """
 
     def do_HEAD(self):
@@ -723,7 +726,7 @@ def write_fine_tuned_models(folder, model):
         "bad-text": {"length": "x"},
         "bad-none": {"length": 0},
         "bad-labels": {"labels": 5},
-        "bad-three": {"labels": ["a", "b", "c"]},        # the head has two
+        "bad-three": {"labels": ["a", "b", "c"]},        # the head is for two labels
         "bad-twice": {"labels": ["a", "a"]},
         "bad-unlabelled": {"labels": []},
         "bad-kind": {"kind": "x"},
@@ -1012,7 +1015,7 @@ predict   --model bad-head                      bad-head/head.safetensors: not a
 
 def stamps(folder):
     """List all files and folders below a folder: {path: (size, time of the last write)}; for a
-    folder None. To read them all, as snapshot below does, would take four times as long."""
+    folder None. snapshot, below, reads the files instead, which takes four times as long."""
     found = {}
     for path in folder.rglob("*"):
         found[path] = None
@@ -1023,8 +1026,8 @@ def stamps(folder):
 
 
 def read_error(capsys, script):
-    """Assert that what was printed to standard error since the last look ends with one line that is
-    the script's error -> (the lines before it, the error)."""
+    """Read standard error and assert that its last line is an error of the script -> (the lines
+    before it, the error)."""
     lines = capsys.readouterr().err.splitlines()
     error = lines[-1]
     assert error.startswith(f"{script}.py: error: ")
@@ -1051,7 +1054,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(line, desk, monkeypatch, c
     assert len(error) < 700
     pattern = re.escape(message).replace(r"\*", ".*")
     assert re.search(pattern, error), error
-    for notice in notices:                               # of bytes that are no text
+    for notice in notices:                               # warnings about what is in a file
         assert "replaced" in notice or "is empty" in notice
     shutil.rmtree("cache", ignore_errors=True)           # tokens are made before training
     assert stamps(desk) == before
@@ -1241,8 +1244,8 @@ def workplace(desk, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name, flags", [("data", ["--out", "out/t.bin"]), ("learn", [])])
-def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(name, flags, workplace, monkeypatch,
-                                                              capsys):
+def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(
+        name, flags, workplace, monkeypatch, capsys):
     """The disk is full in each step in turn."""
     out = workplace / "out"
     command = Command(name, flags, Disk(monkeypatch), capsys)
@@ -1257,22 +1260,22 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(name, flags, workp
 
 
 @pytest.mark.parametrize("name", ["distill", "finetune"])
-def test_a_full_disk_ends_a_training_run_with_one_line_and_it_can_go_on(name, workplace,
-                                                                        monkeypatch, capsys):
-    """The disk is full in each step in turn of a run of two steps of training that goes on from the
-    checkpoint after the first one."""
+def test_a_full_disk_ends_a_training_run_with_one_line_and_it_can_go_on(
+        name, workplace, monkeypatch, capsys):
+    """A run of two training steps goes on from the checkpoint of the first one. In it the disk is
+    full in each step of the Disk in turn."""
     out = workplace / "out"
-    first_half = workplace / "first_half"
+    first_half = workplace / "first_half"                # what the first training step leaves
     flags = ["--steps", "2", "--save-every", "1", "--log-every", "2", "--resume"]
     command = Command(name, flags, Disk(monkeypatch), capsys)
     command.succeed()                                    # from here on the tokens are in the cache
     whole = bytes_of_run(out)
     shutil.rmtree(out)
     file_names = [os.path.basename(path) for path in command.succeed()]
-    # The first line of the log comes after the first checkpoint.
-    first_line = file_names.index("log.jsonl") + 1
+    # The log is first written after the first checkpoint.
+    step_of_log = file_names.index("log.jsonl") + 1
     shutil.rmtree(out)
-    command.fail(first_line)
+    command.fail(step_of_log)
     assert list(out.rglob("training.safetensors"))
     out.rename(first_half)
     before = bytes_of_run(first_half)
@@ -1322,8 +1325,11 @@ class Kill(BaseException):
 
 
 class KillAtStep:
-    """Kills the process before the step with this number, counted from 1. A step is a call of one
-    of three functions of os, by which a file comes, goes or changes its name."""
+    """Kills the process before the step with this number, counted from 1.
+
+    A step is a call of os.fsync, os.remove or os.replace, by which a file comes, goes or changes
+    its name.
+    """
 
     def __init__(self, number, monkeypatch):
         self.number = number
@@ -1334,15 +1340,16 @@ class KillAtStep:
 
     def step(self, usual_function, *arguments):
         self.num_steps += 1
-        if self.num_steps >= self.number:                # a killed process makes no later one, too
+        if self.num_steps >= self.number:                # no later step is made, either
             raise Kill
         usual_function(*arguments)
 
 
-@pytest.mark.parametrize("others", [False, True])
-def test_tokens_that_a_kill_left_half_written_are_made_anew(others, model, tmp_path, monkeypatch):
-    """The process is killed at each step in turn. others: tokens of another corpus are there
-    before. Those of one corpus must never stand beside the description of the other."""
+@pytest.mark.parametrize("has_other_tokens", [False, True])
+def test_tokens_that_a_kill_left_half_written_are_made_anew(
+        has_other_tokens, model, tmp_path, monkeypatch):
+    """The process is killed at each step in turn. Tokens of another corpus may be there before.
+    Those of one corpus must never stand beside the description of the other."""
     tokenizer = Tokenizer(str(model))
     token_path = tmp_path / "t.bin"
     description_path = tmp_path / "t.bin.json"
@@ -1362,7 +1369,7 @@ def test_tokens_that_a_kill_left_half_written_are_made_anew(others, model, tmp_p
         number += 1
         token_path.unlink(missing_ok=True)
         description_path.unlink(missing_ok=True)
-        if others:
+        if has_other_tokens:
             tokenise(other_corpus)
         with monkeypatch.context() as patch:
             KillAtStep(number, patch)

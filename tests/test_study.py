@@ -1,6 +1,6 @@
 """bench/study.py: steps, logs, time to quality and kept shares are right; a row that is done is not
 run again, and one that fails does not stop the others. bench/dropout.py: what it measures.
-bench/gpu.py: its toy. No test trains a model."""
+bench/gpu.py: its toy is made. No test trains a model."""
 import json
 import os
 import shutil
@@ -34,7 +34,7 @@ from study_rows import (MODELS, MORE_MODELS, OURS, STUDENTS, TASKS, VARIANTS, Ro
 SIZES = Sizes(tokens=21_000, teacher_tokens=42_000, batch_size=3, length=7, lr=1e-3,
               teacher_lr=5e-4, evaluations=20, bf16=False)
 ADAPTER_RATES = [1e-3, 3e-3]
-HIGH_RATES = [3e-4]                 # of the variants high-rate
+HIGH_RATES = [3e-4]                                      # of high-rate and high-rate-longer
 TASK_SIZES = TaskSizes(task_steps=250, rates=None, adapter_rates=ADAPTER_RATES, bf16=True)
 PLACES = {"study": "S", "data": "D", "minilm": "M"}
 PRINTED = """           parameters     applied  MLM accuracy  MLM loss
@@ -43,7 +43,8 @@ student       517,568   1,112,384         10.0%     6.634
 step 40 of 40: loss 3.0, valid_accuracy 0.3, valid_loss 4.0
 student       517,568   1,112,384         30.0%     4.000
 """
-# The second line about the rates is of a second attempt: it was killed after the first.
+# finetune.py was killed after it had printed the first line about the rates, and then ran again.
+# The second line counts. It has the form that it had in an earlier version.
 PRINTED_BY_FINETUNE = """majority  dev             f1            81.22%
 majority  dev             accuracy      68.38%
 learning rates, best first (f1 on a held-out tenth of the training set): 1e-05 81.20%, 0.003 7.00%
@@ -208,6 +209,12 @@ def test_the_authors_row_is_their_recipe_with_our_steps_and_rate():
     assert args.steps == 1000
 
 
+def test_the_row_full_weights_has_the_weights_of_the_recipe():
+    flags = student_row("full-weights", SIZES).flags
+    assert value_after("--attention-weight", flags) == "3"
+    assert value_after("--hidden-weight", flags) == "10"
+
+
 def test_adapters_alone_are_those_of_ours_at_several_rates():
     row = task_row("mrpc", "adapters-alone", 2, TASK_SIZES)
     assert row.needs == ["ours"]
@@ -241,8 +248,10 @@ def test_taught_is_ours_with_the_teacher_that_was_tuned_for_the_same_task_with_t
 
 
 @pytest.mark.parametrize("model, folder, lr, mode, is_taught", [
-    ("ours", "ours", None, "all", False), ("taught", "ours", None, "all", True),
-    ("taught-longer", "ours", None, "all", True), ("high-rate", "ours", HIGH_RATES, "all", False),
+    ("ours", "ours", None, "all", False),
+    ("taught", "ours", None, "all", True),
+    ("taught-longer", "ours", None, "all", True),
+    ("high-rate", "ours", HIGH_RATES, "all", False),
     ("high-rate-longer", "ours", HIGH_RATES, "all", False),
     ("adapters-alone", "ours", ADAPTER_RATES, "adapters", False),
     ("adapters-alone-taught", "ours", ADAPTER_RATES, "adapters", True),
@@ -250,9 +259,11 @@ def test_taught_is_ours_with_the_teacher_that_was_tuned_for_the_same_task_with_t
     ("adapters-taught", "adapters", None, "all", True),
     ("no-adapters-taught", "no-adapters", None, "all", True),
     ("unshared-taught", "unshared", None, "all", True),
-    ("long-taught", "long", None, "all", True), ("long-taught-longer", "long", None, "all", True),
+    ("long-taught", "long", None, "all", True),
+    ("long-taught-longer", "long", None, "all", True),
     ("long-adapters-alone-taught", "long", ADAPTER_RATES, "adapters", True),
-    ("teacher-longer", "teacher", None, "all", False)])
+    ("teacher-longer", "teacher", None, "all", False),
+])
 def test_a_variant_differs_from_the_usual_fine_tuning_as_its_name_says(
         model, folder, lr, mode, is_taught):
     args = parsed(task_row("rte", model, 0, TASK_SIZES))
@@ -266,6 +277,31 @@ def test_the_rate_without_a_teacher_is_the_default_of_finetune_with_one():
     config = SimpleNamespace(hidden_size=384, correction_rank=30)
     rate = finetune.default_rate("all", config, is_default_run=False, learns_hidden=True)
     assert VARIANTS["high-rate"].lr == rate
+
+
+def names_of_tunings(models):
+    """List the names of the fine-tunings in a study that is asked for these models."""
+    rows = rows_of(["tasks"], models=models)
+    return [row.name for row in rows if row.part == "task"]
+
+
+def test_taught_brings_the_tuned_teacher_with_it():
+    teacher = "tasks/rte/teacher/seed0"
+    assert names_of_tunings(["taught"]) == [teacher, "tasks/rte/taught/seed0"]
+    assert teacher in names_of_tunings(["taught-longer"])
+
+
+@pytest.mark.parametrize("models", [["teacher", "ours"], ["ours", "teacher"]])
+def test_the_teacher_is_tuned_first_in_whatever_order_models_are_named(models):
+    assert names_of_tunings(models) == ["tasks/rte/teacher/seed0", "tasks/rte/ours/seed0"]
+
+
+def test_a_model_whose_student_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="--models long-taught: its student long is not among"):
+        rows_of(["tasks"], models=["long-taught"])
+    # The part depth has the student elastic.
+    rows = rows_of(["students", "tasks", "depth"], models=["elastic"])
+    assert "tasks/rte/elastic/seed0" in [row.name for row in rows]
 
 
 # ---- What is read -----------------------------------------------------------------------
@@ -309,9 +345,15 @@ SECONDS = [0.0, 20.0, 30.0]
 
 
 @pytest.mark.parametrize("column, target, expected", [
-    (LOSS, 8.0, (50, 10.0)), (LOSS, 6.0, (100, 20.0)), (LOSS, 4.5, (175, 27.5)),
-    (LOSS, 11.0, (0, 0.0)), (LOSS, 3.9, None),
-    (ACCURACY, 0.05, (25, 5.0)), (ACCURACY, 0.3, (200, 30.0)), (ACCURACY, 0.31, None)])
+    (LOSS, 8.0, (50, 10.0)),
+    (LOSS, 6.0, (100, 20.0)),
+    (LOSS, 4.5, (175, 27.5)),
+    (LOSS, 11.0, (0, 0.0)),
+    (LOSS, 3.9, None),
+    (ACCURACY, 0.05, (25, 5.0)),
+    (ACCURACY, 0.3, (200, 30.0)),
+    (ACCURACY, 0.31, None),
+])
 def test_time_to_a_quality_lies_on_the_line_between_two_evaluations(column, target, expected):
     """It is (tokens, seconds), or None if the curve never comes so far."""
     found = time_to(CURVE, SECONDS, column, target)
@@ -382,7 +424,7 @@ class FakeRunner:
         return None
 
 
-def tuning(model, needs=()):
+def tuning_row(model, needs=()):
     """Make the Row of a fine-tuning for RTE that needs only these rows."""
     row = task_row("rte", model, 0, TASK_SIZES)
     return row._replace(needs=list(needs))
@@ -404,7 +446,7 @@ def run(rows, folder, runner):
 def test_of_the_fine_tuned_models_only_those_of_the_teacher_are_kept(
         tmp_path, monkeypatch, model, is_kept):
     """The teacher's are needed to teach others. All together would fill the disk."""
-    row = tuning(model)
+    row = tuning_row(model)
     folder = tmp_path / row.name / "model"
     os.makedirs(folder)
     monkeypatch.setattr(study, "read_outcome", read_nothing)
@@ -416,10 +458,10 @@ def test_of_the_fine_tuned_models_only_those_of_the_teacher_are_kept(
 def test_a_tuned_teacher_that_was_deleted_is_made_again_if_a_row_needs_it(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "read_outcome", read_nothing)
     folder = str(tmp_path)
-    teacher = tuning("teacher")
+    teacher = tuning_row("teacher")
     run([teacher], tmp_path, FakeRunner())
     assert study.rows_to_run([teacher], folder) == []
-    taught = tuning("taught", needs=[teacher.name])
+    taught = tuning_row("taught", needs=[teacher.name])
     model = tmp_path / teacher.name / "model"
     assert study.rows_to_run([teacher, taught], folder) == [taught, teacher]
     os.makedirs(model)                                   # as an interrupted run leaves it
@@ -430,31 +472,6 @@ def test_a_tuned_teacher_that_was_deleted_is_made_again_if_a_row_needs_it(tmp_pa
     run([teacher, taught], tmp_path, FakeRunner())
     shutil.rmtree(model)
     assert study.rows_to_run([teacher, taught], folder) == []
-
-
-def names_of_tunings(models):
-    """List the names of the fine-tunings in a study that is asked for these models."""
-    rows = rows_of(["tasks"], models=models)
-    return [row.name for row in rows if row.part == "task"]
-
-
-def test_taught_brings_the_tuned_teacher_with_it():
-    teacher = "tasks/rte/teacher/seed0"
-    assert names_of_tunings(["taught"]) == [teacher, "tasks/rte/taught/seed0"]
-    assert teacher in names_of_tunings(["taught-longer"])
-
-
-@pytest.mark.parametrize("models", [["teacher", "ours"], ["ours", "teacher"]])
-def test_the_teacher_is_tuned_first_in_whatever_order_models_are_named(models):
-    assert names_of_tunings(models) == ["tasks/rte/teacher/seed0", "tasks/rte/ours/seed0"]
-
-
-def test_a_model_whose_student_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="--models long-taught: its student long is not among"):
-        rows_of(["tasks"], models=["long-taught"])
-    # The part depth has the student elastic.
-    rows = rows_of(["students", "tasks", "depth"], models=["elastic"])
-    assert "tasks/rte/elastic/seed0" in [row.name for row in rows]
 
 
 def test_a_folder_without_texts_is_refused_unless_the_corpus_is_there(tmp_path, monkeypatch):
@@ -524,12 +541,6 @@ def test_a_row_that_was_interrupted_is_run_again(tmp_path):
     again = FakeRunner()
     run(rows, tmp_path, again)
     assert again.ran == ["b"]
-
-
-def test_the_row_full_weights_has_the_weights_of_the_recipe():
-    flags = student_row("full-weights", SIZES).flags
-    assert value_after("--attention-weight", flags) == "3"
-    assert value_after("--hidden-weight", flags) == "10"
 
 
 def test_ctrl_c_asks_the_rows_that_are_running_to_stop(tmp_path):
@@ -699,7 +710,7 @@ def tuned_at_depth(seed, score):
             "score": score}
 
 
-def test_the_tables_about_depth_and_of_what_failed():
+def test_there_are_tables_about_depth_and_of_what_failed():
     accuracy = {"part": "accuracy", "state": "done", "name": "depth/accuracy/ours",
                 "about": {"model": "ours"}, "accuracy_after": [0.1, 0.25]}
     failed = {"part": "student", "state": "failed", "name": "noise", "error": "no space left",
@@ -750,7 +761,8 @@ def test_dropout_disturbs_a_model_where_it_is_switched_on(toy):
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method")            # torch itself uses it
 @pytest.mark.parametrize("compiled, cuda_graphs", [(False, False), (True, False), (True, True)])
-def test_the_toy_of_the_gpu_bench_makes_all_kinds_of_losses(tmp_path, compiled, cuda_graphs):
+def test_the_toy_of_the_gpu_bench_has_cuda_graphs_only_if_they_are_asked_for(
+        tmp_path, compiled, cuda_graphs):
     setup = Setup(toy=True, device="cpu", folder=str(tmp_path), tokenizer="", corpus=None,
                   authors=[], authors_python="", values={}, answers=None)
     distillation = make_distillation(setup, TOY, bf16=False, compiled=compiled, full_recipe=True,

@@ -415,17 +415,6 @@ def test_a_tag_that_continues_no_open_entity_begins_a_new_one(tags, expected):
     assert iob2(tags) == expected
 
 
-def test_it_is_said_how_many_texts_are_empty(tmp_path, capsys):
-    """Of two texts of an example one empty text is enough. A space alone is empty, too."""
-    path = write_file(tmp_path / "a.csv", 't,u,y\na,b,1\n"",b,1\n" ",b,1\na,"",0\n')
-    assert len(read_table(path, ["t", "u"], "y")) == 4
-    warned = capsys.readouterr().err
-    assert warned == f"warning: {path}: the text of 3 of 4 examples is empty\n"
-    assert len(read_table(path, ["t"], "y")) == 4
-    warned = capsys.readouterr().err
-    assert warned == f"warning: {path}: the text of 2 of 4 examples is empty\n"
-
-
 def test_a_type_may_be_called_none():
     """None must not stand for "no entity is open"."""
     found = entities(["I-None", "I-None", "O"])
@@ -437,6 +426,17 @@ def test_a_type_may_be_called_none():
 def read_t_and_y(path, **more):
     """Read a table with the column t of texts and the column y of labels."""
     return read_table(path, ["t"], "y", **more)
+
+
+def test_it_is_said_how_many_texts_are_empty(tmp_path, capsys):
+    """Of two texts of an example one empty text is enough. A space alone is empty, too."""
+    path = write_file(tmp_path / "a.csv", 't,u,y\na,b,1\n"",b,1\n" ",b,1\na,"",0\n')
+    assert len(read_table(path, ["t", "u"], "y")) == 4
+    warned = capsys.readouterr().err
+    assert warned == f"warning: {path}: the text of 3 of 4 examples is empty\n"
+    assert len(read_table(path, ["t"], "y")) == 4
+    warned = capsys.readouterr().err
+    assert warned == f"warning: {path}: the text of 2 of 4 examples is empty\n"
 
 
 def test_lines_are_ended_by_line_feeds_alone_and_a_mark_is_taken_from_the_first(tmp_path):
@@ -751,21 +751,6 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
             reader(str(path))
 
 
-# ---- CoNLL and SQuAD --------------------------------------------------------------------
-
-def test_white_space_around_a_tag_is_no_part_of_it(tmp_path):
-    path = write_file(tmp_path / "a.txt", "a\tB-x \nb\t I-x\nc\tO \n")
-    example, = read_tags(path)
-    assert example.label == ["B-x", "I-x", "O"]
-
-
-@pytest.mark.parametrize("text, line", [("a\tO\rb\tB-X\r\r", 1), ("a\tO\nfoo\rbar\tO\n", 2)])
-def test_line_ends_of_old_macs_are_no_part_of_a_word(text, line, tmp_path):
-    path = write_file(tmp_path / "a.tsv", text)
-    with pytest.raises(ValueError, match=f"a.tsv:{line}: there is a carriage return in "):
-        read_tags(path)
-
-
 def test_line_ends_of_old_macs_are_no_part_of_a_cell(tmp_path):
     path = write_file(tmp_path / "b.tsv", "text\tlabel\ra\tx\r")
     with pytest.raises(ValueError, match="b.tsv:1: there is a carriage return in "):
@@ -781,6 +766,21 @@ def test_names_of_columns_amid_a_table_are_no_example(name, table, tmp_path):
     path = write_file(tmp_path / name, table + table)
     with pytest.raises(ValueError, match=f"{name}:3: this row repeats the names of the columns"):
         read_table(path, ["text"], "label")
+
+
+# ---- CoNLL and SQuAD --------------------------------------------------------------------
+
+def test_white_space_around_a_tag_is_no_part_of_it(tmp_path):
+    path = write_file(tmp_path / "a.txt", "a\tB-x \nb\t I-x\nc\tO \n")
+    example, = read_tags(path)
+    assert example.label == ["B-x", "I-x", "O"]
+
+
+@pytest.mark.parametrize("text, line", [("a\tO\rb\tB-X\r\r", 1), ("a\tO\nfoo\rbar\tO\n", 2)])
+def test_line_ends_of_old_macs_are_no_part_of_a_word(text, line, tmp_path):
+    path = write_file(tmp_path / "a.tsv", text)
+    with pytest.raises(ValueError, match=f"a.tsv:{line}: there is a carriage return in "):
+        read_tags(path)
 
 
 def test_conll_files_are_read_with_tabs_or_spaces_and_any_columns(tmp_path):
@@ -1294,9 +1294,11 @@ def test_it_is_said_if_few_examples_can_be_held_out(num_common, is_warned, capsy
 
 
 @pytest.mark.parametrize("kind, labels", [
-    ("regression", [1.0, 2.0, 3.0]), ("qa", [[(0, "a")], [(1, "b")], [(3, "c")]])])
-def test_numbers_and_answers_may_all_be_held_out(kind, labels):
-    """They need not occur a second time, as a class must."""
+    ("regression", [1.0, 2.0, 3.0]),
+    ("qa", [[(0, "a")], [(1, "b")], [(3, "c")]]),
+])
+def test_any_number_or_answer_may_be_held_out(kind, labels):
+    """It need not occur a second time, as a class must."""
     examples = [text_example(str(i), label) for i, label in enumerate(labels)]
     tenth, rest = hold_out_a_tenth(examples, kind)
     assert len(tenth) == 1
@@ -1322,6 +1324,7 @@ def test_questions_about_one_context_are_held_out_together():
     tenth_again, rest_again = hold_out_a_tenth(examples[::-1], "qa")
     assert tenth == tenth_again
     assert rest == rest_again
+    # For regression, pairs with the same second text are not held out together.
     tenth, _ = hold_out_a_tenth(examples, "regression")
     assert len(second_texts_of(tenth)) > 5
 
