@@ -18,7 +18,8 @@ os.environ["no_proxy"] = "127.0.0.1"                     # the tests' own server
 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):        # a job on a cluster may have set them
     os.environ.pop(name, None)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell lets a command in its background ignore Ctrl-C. The tests send it, so it must count.
+    # A shell starts a command in the background with Ctrl-C (SIGINT) ignored, and the processes
+    # that the tests start would ignore it, too. Some tests send it, so it must end a process.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
@@ -48,7 +49,7 @@ K = 6                                                    # rank of a correction
 R = 5                                                    # recursions
 MAX_POSITIONS = 16
 
-# What makes each kind of model out of small_config().
+# The kinds of models, and the changes of small_config() that make each of them.
 KINDS = {
     "bert": {"embedding_size": C, "num_hidden_groups": R},
     "bert, untied": {"embedding_size": C, "num_hidden_groups": R, "tie_decoder": False},
@@ -118,14 +119,13 @@ def assert_close(ours, theirs, limit=1e-5):
 
 
 def assert_close_states(found, expected, limit=1e-5):
-    """Assert that two lists of hidden states are of the same length and have nearly the same
-    values."""
+    """Assert that two lists of hidden states have the same length and nearly the same values."""
     for found_state, expected_state in zip(found, expected, strict=True):
         assert_close(found_state, expected_state, limit)
 
 
 def assert_equal_states(found, expected):
-    """Assert that two lists of hidden states are of the same length and have the same values."""
+    """Assert that two lists of hidden states have the same length and the same values."""
     for found_state, expected_state in zip(found, expected, strict=True):
         assert torch.equal(found_state, expected_state)
 
@@ -303,8 +303,9 @@ class AuthorsModel:
 def authors_checkpoint(weights, folder):
     """Write a checkpoint as the authors' code saves it and return its folder.
 
-    Before what is ALBERT's stands albert.albert., before what they added stands albert., before
-    the head nothing. There are a pooler and position_ids, which nothing uses.
+    The names of ALBERT's own tensors begin with albert.albert., those of the projector and the
+    adapters, which the authors added, with albert., and those of the head have no prefix. There
+    are a pooler and position_ids, too, but nothing uses them.
     """
     config = {
         "model_type": "albert", "architectures": ["MiniAlbertForMaskedLM"],
@@ -341,7 +342,7 @@ def assert_same_as_authors(model, weights):
     assert_close_states(hidden, expected_hidden)
     for r in range(R):
         assert_close(attention[r].exp(), expected_maps[r])
-    # The logits are of size 10, and float32 has seven digits.
+    # The logits are as large as 10 or so, and float32 has only seven digits.
     assert_close(model.predict(hidden[-1]), expected_logits, 1e-4)
 
 
@@ -393,9 +394,11 @@ def toy(tmp_path_factory):
 
 
 def distill_flags(toy, out, *more):
-    """List the flags of a run of 12 steps that distils the toy teacher, and then those in more. Of
-    two equal flags the last one counts. But all files of --corpus count, so the toy corpus is in
-    the list only if more has no --corpus."""
+    """List the flags of a run of 12 steps that distils the toy teacher, and then those in more.
+
+    If a flag is given twice, the last value counts. But the files of each --corpus are added up,
+    so the toy corpus is in the list only if more has no --corpus.
+    """
     flags = {
         "teacher": toy / "teacher", "cache": toy / "cache", "out": out, "length": 16,
         "batch-size": 4, "steps": 12, "warmup": 3, "lr": 0.01, "dropout": 0.1, "log-every": 1,
@@ -436,12 +439,13 @@ def files_below(folder):
 
 @pytest.fixture(scope="session")
 def forked():
-    """Start a server from which processes are forked in milliseconds -> the multiprocessing context
-    that has its Process.
+    """Start a server that forks processes in milliseconds -> the multiprocessing context whose
+    Process is forked by it.
 
-    It has imported once what takes seconds. torch itself imports torch._dynamo only when the first
-    optimizer is made, so each process would do it again. (It finds our two modules only if
-    pytest was started in the folder of the repository; otherwise each process imports them.)
+    The server imports once what would take each process seconds. torch._dynamo is in its list
+    because torch imports it only when an optimizer is made, which the server never does. Our two
+    modules are found only if pytest was started in the folder of the repository; otherwise each
+    process imports them itself.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["distill", "finetune", "torch._dynamo", "pytest"])
@@ -507,7 +511,7 @@ def make_squad(questions, context="the red city. john lives in paris, not in the
 
 
 def write_documentation(path):
-    """Write a file as of docs_on_this_machine, of 120 paragraphs; of each three two have code."""
+    """Write a file like docs_on_this_machine's of 120 paragraphs; two of three have code."""
     lines = []
     for i in range(120):
         name = f"{LETTERS[i % 26]}.{LETTERS[i % 7]}"
@@ -521,10 +525,10 @@ def write_documentation(path):
 
 
 def note_first_process(monkeypatch, script, name):
-    """Note when a script calls its function `name`, and when it lets the first process of a machine
-    go first -> the list of what has happened, which grows."""
+    """Watch when a script calls its function `name`, and when it enters and leaves the block of
+    first_process_first() -> a list, to which each of these events is added as it happens."""
     happened = []
-    usual_function = getattr(script, name)
+    original = getattr(script, name)
 
     @contextmanager
     def first_process_first(processes):
@@ -534,7 +538,7 @@ def note_first_process(monkeypatch, script, name):
 
     def function(*arguments):
         happened.append(name)
-        return usual_function(*arguments)
+        return original(*arguments)
 
     monkeypatch.setattr(script, "first_process_first", first_process_first)
     monkeypatch.setattr(script, name, function)

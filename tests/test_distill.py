@@ -40,8 +40,8 @@ from minialbert import CORRECTED, Config, MiniALBERT, keep_recursions
 
 STUDENT = replace(TOY_TEACHER, embedding_size=E, num_hidden_layers=2, num_hidden_groups=1,
                   adapter_size=A, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-LARGEST_INTEGER = 2**31 - 1
-ONE_STEP = ["--steps", 1, "--warmup", 0]              # the flags of the shortest run
+LARGEST_INTEGER = 2**31 - 1                              # that a flag takes
+ONE_STEP = ["--steps", 1, "--warmup", 0]                 # the flags of the shortest run
 
 
 # ---- Small models and batches -----------------------------------------------------------
@@ -80,8 +80,8 @@ class RandomBatches:
     """Batches like those of data.MaskedBatches, but of random tokens."""
 
     def __init__(self, num_masked=3, count=40):
-        self.num_masked = num_masked                     # in the whole batch
-        self.count = count
+        self.num_masked = num_masked                     # in a whole batch
+        self.count = count                               # sequences in all batches
         self.batch_size = 4
         self.T = T
         self.seed = 0
@@ -366,7 +366,7 @@ def test_a_loss_of_equals_is_zero():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_divergences_and_their_gradients_are_finite_for_certainties(dtype):
-    """A mask leaves such scores, in float32 and in autocast."""
+    """The score of a masked token is -1e9, in float32 and in autocast."""
     sure = torch.full((1, 1, 2, 2), -1e9, dtype=dtype)
     sure[..., 0] = 0.0
     opposite = sure.flip(-1)
@@ -598,8 +598,8 @@ def test_each_row_of_a_batch_is_in_one_micro_batch_of_one_process(
     assert sorted(found_rows) == all_rows
 
 
-def test_a_batch_without_masked_places_adds_nothing():
-    """The mean over no places must be 0, not nan, which would spoil the whole model."""
+def test_the_losses_of_the_logits_are_0_in_a_batch_without_masked_places():
+    """Their mean over no places would be nan and spoil the whole model."""
     student = noisy_student()
     teacher = noisy_teacher()
     distillation = make_distillation(student, teacher, num_masked=0)
@@ -720,7 +720,7 @@ def test_one_evaluation_gives_the_accuracy_after_each_recursion():
         expected.append(scores["accuracy"])
     assert len(set(expected)) == 3
     assert accuracy_after[1:] == expected
-    assert found == scores
+    assert found == scores                               # of the last model, which was not cut
 
     # Before the first recursion there are the embeddings.
     num_correct = 0
@@ -751,7 +751,7 @@ def test_evaluation_takes_at_most_512_sequences(count, expected):
     model = noisy_student(num_hidden_layers=1)
     batches = NotedBatches(num_masked=1, count=count)
     evaluate(model, batches)
-    assert steps == list(range(expected))              # each batch has 4 sequences
+    assert steps == list(range(expected))                # each batch has 4 sequences
 
 
 # ---- The start from the teacher ---------------------------------------------------------
@@ -793,7 +793,7 @@ def test_a_start_finds_the_teachers_embeddings_again_where_they_fit_into_E():
     assert 0.01 < errors[C] < 0.5
 
 
-def test_a_start_from_few_tokens_is_said(capsys):
+def test_a_start_from_few_tokens_gives_a_warning(capsys):
     """From fewer tokens than four times E the tables could not be estimated well."""
     teacher = noisy_teacher().eval()
     ids = random_ids(E, 4)
@@ -884,7 +884,7 @@ def corrected_matrices(student, r):
 
 @torch.no_grad()
 def test_the_corrections_of_a_teacher_are_part_of_its_matrices():
-    """A student of a student starts from what each recursion of that one computes."""
+    """The student of a student starts from what each recursion of its teacher computes."""
     teacher = noisy_student(num_hidden_layers=4, correction_rank=5)
     student = noisy_student(correction_rank=C)
     start_from_teacher(student, teacher, random_ids())
@@ -910,7 +910,7 @@ def test_a_teacher_that_does_not_fit_gives_no_first_values(changes, message):
 @pytest.mark.parametrize("num_recursions, layer_of_recursion", [
     (2, [1, 3]),
     (4, [0, 1, 2, 3]),
-    (6, [0, 1, 1, 2, 3, 3]),     # they do not match: they are spread as evenly as can be
+    (6, [0, 1, 1, 2, 3, 3]),                             # 6 and 4: as evenly as possible
 ])
 @torch.no_grad()
 def test_a_start_with_corrections_of_full_rank_is_the_teachers_layers(
@@ -962,7 +962,7 @@ def test_corrections_that_start_at_zero_can_still_be_trained():
     any_loss = hidden[-1].square().sum()
     any_loss.backward()
     for name, parameter in student.corrections.named_parameters():
-        # At the first step only up has a gradient, since up is 0; after it down has one, too.
+        # up is 0 at first, so down has no gradient yet. After the first step both have one.
         if name.endswith("up"):
             assert parameter.grad.abs().max() > 0, name
 
@@ -1012,6 +1012,8 @@ def test_the_random_start_is_plain_noise(toy, out):
     assert len(position_table[0].unique()) > 2
 
 
+# ---- One training step ------------------------------------------------------------------
+
 class StepWrittenOut:
     """The gradient clipping and the AdamW of a model, written out; they are kept between steps."""
 
@@ -1046,8 +1048,6 @@ class StepWrittenOut:
             parameter.sub_(lr * mean_hat / (square_hat.sqrt() + 1e-8))
 
 
-# ---- One training step ------------------------------------------------------------------
-
 def test_a_step_is_the_textbooks_step(tmp_path):
     """The oracle has no micro-batches, and clipping and AdamW are written out."""
     student = noisy_student()
@@ -1074,16 +1074,19 @@ def test_a_step_is_the_textbooks_step(tmp_path):
         assert lr == pytest.approx(expected_lr)
         oracle.update(lr, options.weight_decay)
     for name, parameter in student.named_parameters():
-        # AdamW divides a gradient by its size. So its mean shows to which norm it was clipped.
+        # AdamW divides each gradient by its size, so the parameters hardly show to which norm the
+        # gradients were clipped. The mean of the gradients shows it.
         mean = optimizer.state[parameter]["exp_avg"]
         assert torch.allclose(mean, oracle.mean[name], rtol=1e-3, atol=1e-6), name
         if name.endswith("attention.key.bias"):
-            continue    # its gradient is 0, of which rounding makes something, which Adam enlarges
+            # Its gradient is 0 but for rounding errors, which AdamW enlarges.
+            continue
         assert torch.allclose(parameter, twin.get_parameter(name), atol=2e-5), name
 
 
 class OneParameter(nn.Module):
-    """A model of one parameter and dropout. As an objective, it is its own loss."""
+    """A model of one parameter and dropout. It computes its loss itself, so it takes the place of
+    the Distillation, too."""
 
     def __init__(self):
         super().__init__()
@@ -1205,7 +1208,7 @@ def test_a_signal_ends_the_step_saves_and_the_resumed_run_ends_as_if_there_was_n
         toy, whole, out, monkeypatch, capsys, number, status):
     handler = signal.getsignal(number)
     if handler is signal.SIG_IGN:
-        pytest.skip("the tests were started with this signal ignored, as by nohup, and a run obeys")
+        pytest.skip("the tests were started with this signal ignored, as by nohup; so is the run")
     assert run_until_signal(toy, out, monkeypatch, number) == status
     assert signal.getsignal(number) is handler
     assert read_metadata(out)["step"] == "5"
@@ -1245,10 +1248,10 @@ def test_a_closed_pipe_ends_the_run_and_nothing_is_lost(toy, out, tmp_path, monk
 
 
 def test_gradients_that_the_caller_has_left_are_not_trained_on(toy, whole, out, monkeypatch):
-    begin_or_resume = distill.begin_or_resume
+    original = distill.begin_or_resume
 
     def leave_gradients(model, *args):
-        state = begin_or_resume(model, *args)
+        state = original(model, *args)
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
         return state
@@ -1271,7 +1274,7 @@ def test_a_signal_at_the_last_step_stops_a_run_that_is_finished(toy, whole, out,
 
 def test_a_signal_in_the_last_evaluation_stops_a_run_that_is_finished(
         toy, whole, out, monkeypatch, capsys):
-    """The run has looked for signals before that evaluation and does not do so in a step again."""
+    """The run has looked for signals before that evaluation, and no step follows to do so."""
     original = distill.held_out_scores
 
     def evaluate_and_send(evaluate_model, steps_done):
@@ -1501,6 +1504,22 @@ def test_without_a_terminal_a_line_is_printed_at_least_once_a_minute(
     assert re.findall(r"^step (\d) of 8: loss", printed, re.M) == ["3", "4", "7", "8"]
 
 
+def test_a_run_of_the_version_that_divided_the_attention_loss_is_refused_and_left_alone(
+        toy, whole, out, capsys):
+    """The run.json of that version does not have this setting."""
+    shutil.copytree(whole, out)
+    content = read_json(out / "run.json")
+    assert content["settings"]["attention_loss"] == "mean over rows"
+    del content["settings"]["attention_loss"]
+    (out / "run.json").write_text(json.dumps(content))
+    before = model_bytes(out)
+    error = error_of_run(capsys, toy, out, "--resume")
+    assert "attention_loss was 'divided by the length', now it is 'mean over rows'" in error
+    assert error.count("\n") == 1
+    assert model_bytes(out) == before
+
+
+# Settings that differ from those of the run `whole`, and flags that make them differ.
 DIFFERENT_SETTINGS = [
     ({"lr", "seed", "weights", "teacher", "steps"},
      ["--lr", 0.5, "--seed", 3, "--hidden-weight", 1, "--teacher", "{tmp}/teacher", "--steps", 9]),
@@ -1531,20 +1550,6 @@ def other_inputs(toy, whole, tmp_path):
     return tmp_path
 
 
-def test_a_run_of_the_version_that_divided_the_attention_loss_is_refused_and_left_alone(
-        toy, whole, out, capsys):
-    """The run.json of that version does not have this setting."""
-    shutil.copytree(whole, out)
-    content = read_json(out / "run.json")
-    assert content["settings"].pop("attention_loss") == "mean over rows"
-    (out / "run.json").write_text(json.dumps(content))
-    before = model_bytes(out)
-    error = error_of_run(capsys, toy, out, "--resume")
-    assert "attention_loss was 'divided by the length', now it is 'mean over rows'" in error
-    assert error.count("\n") == 1
-    assert model_bytes(out) == before
-
-
 @pytest.mark.parametrize("names, more", DIFFERENT_SETTINGS)
 def test_a_resume_with_other_settings_is_refused_and_says_which(
         toy, whole, out, other_inputs, capsys, names, more):
@@ -1563,14 +1568,13 @@ def test_a_resume_with_other_settings_is_refused_and_says_which(
     assert_same_run(out, whole)
 
 
-def test_a_run_is_not_lost_unless_it_is_said(toy, whole, out, capsys):
+def test_a_run_is_replaced_only_with_overwrite(toy, whole, out, capsys):
     shutil.copytree(whole, out)
     error = error_of_run(capsys, toy, out, "--seed", 1)
     assert "--overwrite" in error
     assert "--resume" in error
     assert_same_run(out, whole)
-    more = ["--seed", 1, "--overwrite"]
-    run_distill(toy, out, *more)
+    run_distill(toy, out, "--seed", 1, "--overwrite")
     assert model_bytes(out) != model_bytes(whole)
     assert len(read_log(out)) == 12
 
@@ -1578,11 +1582,13 @@ def test_a_run_is_not_lost_unless_it_is_said(toy, whole, out, capsys):
 def test_a_second_run_in_the_same_folder_is_refused_and_the_first_ends_well(
         toy, whole, out, monkeypatch, capsys):
     statuses = []
-    steps = []                                           # of the first run, and then of others
+    steps = []                                           # of the first run, then of others
 
     def start_others(step):
         steps.append(step)
-        if steps != list(range(7)):                      # only once, and before step 6
+        # They are started once, before step 6. If another run were not refused, its steps would
+        # come here, too.
+        if steps != list(range(7)):
             return
         with torch.random.fork_rng():                    # the dropout of this step stays the same
             for flag in ("--resume", "--overwrite"):
@@ -1624,12 +1630,12 @@ def test_a_student_that_is_nan_before_its_first_step_costs_no_old_run(
     assert_same_run(out, whole)
 
 
-@pytest.mark.parametrize("number_of_bad", [0, 1, 2])
-def test_a_nan_in_any_micro_batch_is_found_before_the_first_step(number_of_bad):
+@pytest.mark.parametrize("bad_micro_batch", [0, 1, 2])
+def test_a_nan_in_any_micro_batch_is_found_before_the_first_step(bad_micro_batch):
     """It is looked for in the sum of all micro-batches, not in the last one."""
     student = OneParameter()
     factors = [1.0, 1.0, 1.0]
-    factors[number_of_bad] = math.nan
+    factors[bad_micro_batch] = math.nan
 
     def losses_of_micro_batches(step):
         for factor in factors:
@@ -1712,9 +1718,9 @@ def test_a_teacher_too_large_to_subtract_from_is_refused():
 
 def test_the_corpus_may_not_hold_the_folder_of_the_run(tmp_path):
     """Otherwise the next run would read the files that this one has written as its text."""
-    corpus = tmp_path / "c"
     with pytest.raises(ValueError, match="is in the corpus /, so its files"):
         distill.arguments(["--corpus", "/", "--out", f"{tmp_path}/out"])
+    corpus = tmp_path / "c"
     corpus.mkdir()
     (tmp_path / "link").symlink_to(corpus)
     for out in ("c/run", "link/run", "c/run/deeper"):
@@ -1755,7 +1761,7 @@ def reversed_tokenizer(toy, tmp_path):
 
 @pytest.fixture(params=["vocab.txt", "tokenizer.json"])
 def teacher_and_file(toy, tmp_path, request):
-    """Copy the toy teacher -> its folder, and the file that has its tokens: one kind or another."""
+    """Copy the toy teacher -> its folder, and the file in it that has its tokens."""
     folder = tmp_path / "teacher"
     shutil.copytree(toy / "teacher", folder)
     file = folder / request.param
@@ -1837,8 +1843,8 @@ def test_the_bundled_teacher_is_distilled_quickly_however_its_path_is_written(mo
 
 
 def test_teacher_and_student_are_evaluated_at_the_same_length(monkeypatch):
-    """The recipe for a teacher on a GPU has another length, but accuracies could not be compared
-    then."""
+    """On a GPU the recipe for this teacher has a length of its own. With two lengths the
+    accuracies of teacher and student could not be compared."""
     pretend_gpus(monkeypatch, 1)
     assert parse("--evaluate --teacher elsewhere").length == 64
     assert parse("--evaluate --student elsewhere").length == 64
@@ -1985,7 +1991,8 @@ def test_a_compiled_step_is_the_plain_one(toy, tmp_path, monkeypatch):
         assert line == pytest.approx(expected, rel=1e-5)
 
 
-GPU = Processes(device=torch.device("cuda:0"))         # none is needed to choose for it
+# What is compiled for a GPU can be chosen on a machine without one.
+GPU = Processes(device=torch.device("cuda:0"))
 TWO_GPUS = Processes(0, 0, 2, torch.device("cuda:0"))
 SECOND_OF_TWO = Processes(1, 1, 2, torch.device("cuda:1"))
 
@@ -2077,8 +2084,8 @@ class OneBatch:
 
 
 def test_a_batch_with_fewer_masked_places_leaves_the_graph_as_it_is(monkeypatch):
-    """If one compiled function got both numbers of places, torch would compile it for any number,
-    and the usual batches would have no graph any more."""
+    """A function that has got two numbers of places is compiled for any number by torch, and then
+    has no graph. So batches with fewer places than usual need a function of their own."""
     original = torch.compile
     compilations = []                                    # "graph" or "plain"
     used = []                                            # which compilation computed each batch
@@ -2117,8 +2124,8 @@ def test_a_batch_with_fewer_masked_places_leaves_the_graph_as_it_is(monkeypatch)
 @pytest.mark.parametrize("name, expected", [
     ("cuda", ["pin", "copy in the background"]), ("mps", ["copy"]), ("cpu", ["copy"])])
 def test_only_copies_to_cuda_run_in_the_background(monkeypatch, name, expected):
-    """The array may be gone before a copy in the background has read it, unless it was pinned:
-    then torch keeps the pinned copy for so long."""
+    """The array may be gone before a copy in the background has read it. So the array is copied
+    to pinned memory first, which torch keeps until then."""
     calls = []
 
     def pin_memory(tensor):
@@ -2192,7 +2199,7 @@ def test_memory_that_is_freed_is_not_asked_for_again():
 import resource, torch, distill
 distill.set_up_processes("cpu")
 num_faults = []
-for _ in range(30):                                      # after some times a free block is found
+for _ in range(30):                                      # at first no free block is found
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)                                    # 64 MB, 16,384 pages; freed at once
     num_faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -2216,17 +2223,18 @@ def test_bfloat16_is_near_float32_but_not_it(toy, tmp_path, monkeypatch, capsys)
     run_distill(toy, tmp_path / "float32", "--dropout", 0)
     assert dtypes == [torch.float32] * 7                 # two tables of two models, three lines
     dtypes.clear()
-    run_distill(toy, tmp_path / "half", "--dropout", 0, "--bf16")
+    run_distill(toy, tmp_path / "bfloat16", "--dropout", 0, "--bf16")
     assert dtypes == [torch.bfloat16] * 7
     assert "device   cpu, bfloat16\n" in capsys.readouterr().out
-    full_log = read_log(tmp_path / "float32")
-    half_log = read_log(tmp_path / "half")
-    for full, half in zip(full_log, half_log, strict=True):
-        full_accuracy = full.pop("valid_accuracy", 0)
-        half_accuracy = half.pop("valid_accuracy", 0)
-        assert half != full
-        assert half == pytest.approx(full, rel=0.02)
-        assert half_accuracy == pytest.approx(full_accuracy, abs=0.05)       # of 64 places
+    exact_log = read_log(tmp_path / "float32")
+    rounded_log = read_log(tmp_path / "bfloat16")
+    for exact, rounded in zip(exact_log, rounded_log, strict=True):
+        # The accuracy is that of 64 places, so each place counts 0.016.
+        exact_accuracy = exact.pop("valid_accuracy", 0)
+        rounded_accuracy = rounded.pop("valid_accuracy", 0)
+        assert rounded != exact
+        assert rounded == pytest.approx(exact, rel=0.02)
+        assert rounded_accuracy == pytest.approx(exact_accuracy, abs=0.05)
 
 
 def test_a_run_in_bfloat16_is_resumed_bit_by_bit(toy, out, tmp_path, monkeypatch):
@@ -2284,7 +2292,7 @@ def test_a_single_process_looks_for_signals_in_each_step(look_now):
 @pytest.mark.parametrize("flag, num_gpus, expected", [
     ("auto", 0, "cpu"), ("auto", 2, "cuda:0"), ("cpu", 2, "cpu"), ("cuda", 2, "cuda:0"),
     ("cuda:1", 2, "cuda:1")])
-def test_a_gpu_is_used_if_there_is_one_and_nothing_else_is_asked(
+def test_a_gpu_is_used_if_there_is_one_unless_a_flag_says_otherwise(
         monkeypatch, flag, num_gpus, expected):
     devices_set = []
     pretend_gpus(monkeypatch, num_gpus)
@@ -2333,7 +2341,7 @@ def test_several_processes_cannot_share_a_gpu(monkeypatch):
         distill.set_up_processes("cuda:1")
 
 
-def test_bfloat16_is_used_on_a_gpu_unless_it_is_said(monkeypatch):
+def test_bfloat16_is_used_on_a_gpu_unless_a_flag_says_otherwise(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", always(True))
     cpu = torch.device("cpu")
     gpu = torch.device("cuda", 1)
@@ -2360,7 +2368,7 @@ def test_a_gpu_that_could_only_emulate_bfloat16_does_not_know_it(monkeypatch):
 
 
 def test_a_fingerprint_changes_with_any_number_of_a_model():
-    """By it --resume finds out that a teacher or a student is not the one of before."""
+    """By it --resume notices that the teacher or the student is not the one it was before."""
     assert distill.fingerprint(None) is None
     usual = distill.fingerprint(noisy_student())
     assert usual == distill.fingerprint(noisy_student())
@@ -2387,14 +2395,14 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, name, num_gpus, mess
         distill.choose_device(name)
 
 
-def test_mps_is_used_where_it_is(monkeypatch):
+def test_mps_is_used_where_torch_finds_it(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", always(True))
     assert distill.choose_device("mps") == torch.device("mps")
 
 
 @pytest.mark.parametrize("name", [
     "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:01", "cuda:999", "cpu:0", ""])
-def test_a_device_without_sense_is_refused(name):
+def test_a_name_that_is_no_device_is_refused(name):
     with pytest.raises(ValueError, match="--device: .* is not auto, cpu, cuda, cuda:N"):
         distill.choose_device(name)
 
@@ -2429,11 +2437,6 @@ def test_a_long_measurement_shows_a_bar_in_a_terminal(monkeypatch):
     assert "measuring: " in sys.stderr.getvalue()
 
 
-def written_scores(result):
-    """Write an accuracy and a loss as the printed tables have them."""
-    return [f"{result['accuracy']:.1%}", f"{result['loss']:.3f}"]
-
-
 def test_the_tables_that_a_run_prints_are_its_results(toy, out, capsys):
     """A first table comes before the training, two come after it: results.json has the last two."""
     run_distill(toy, out)
@@ -2450,7 +2453,8 @@ def test_the_tables_that_a_run_prints_are_its_results(toy, out, capsys):
         expected_counts = [f"{counts['stored']:,}", f"{counts['applied']:,}"]
         assert row_before[1:3] == expected_counts
         assert len(row_before) == 5
-        assert row[1:] == expected_counts + written_scores(result)
+        expected_scores = [f"{result['accuracy']:.1%}", f"{result['loss']:.3f}"]
+        assert row[1:] == expected_counts + expected_scores
         # The second table has the accuracy of the embeddings and that after each recursion.
         expected_accuracies = [f"{share:.1%}" for share in result["accuracy_after"]]
         assert row_of_accuracies[1:] == expected_accuracies
@@ -2479,7 +2483,7 @@ def test_scores_are_printed_in_lines_where_there_is_no_bar(monkeypatch, capsys):
 
 # ---- The command ------------------------------------------------------------------------
 
-def test_what_a_run_prints_is_so(toy, out, capsys):
+def test_a_run_prints_its_corpus_its_settings_and_its_samples(toy, out, capsys):
     run_distill(toy, out)
     before, after = capsys.readouterr().out.split("\nsteps ")
     pattern = rf"corpus   {toy}/corpus.txt: ([\d,]+) tokens to train on, ([\d,]+) held out\n"
@@ -2509,7 +2513,8 @@ def test_the_accuracies_after_each_recursion_stand_below_their_numbers(capsys):
 @pytest.mark.parametrize("flags, expected", [
     ("", 2.5), ("--recipe full", 2.5), ("--recipe paper", 0.0), ("--elastic 0", 0.0),
     ("--output-weight 0", 0.0), ("--output-weight 0 --elastic 1", 1.0)])
-def test_the_elastic_loss_comes_with_the_output_loss_unless_it_is_said(flags, expected):
+def test_the_elastic_loss_comes_with_the_output_loss_unless_a_flag_says_otherwise(
+        flags, expected):
     assert parse(flags).elastic == expected
 
 
@@ -2545,7 +2550,7 @@ def test_the_elastic_loss_is_left_out_where_it_is_not_possible(toy, out, tmp_pat
     run_distill(toy, tmp_path / "other", *one_recursion)
     assert "5 output\n" in capsys.readouterr().out
     assert "elastic" not in read_log(tmp_path / "other")[-1]
-    # Who asks for it is told.
+    # If a flag asks for it, that is an error.
     error = error_of_run(capsys, toy, tmp_path / "third", *one_recursion, "--elastic", 7)
     assert "error: --elastic: it needs a teacher with an MLM head" in error
 
@@ -3067,8 +3072,6 @@ def test_a_student_starts_from_the_teacher_unless_there_is_something_else(flags,
 
 
 # A student has no dropout, unless a flag or the recipe says so.
-
-
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -3246,8 +3249,8 @@ def test_the_warm_up_is_at_most_a_tenth_of_the_steps_unless_it_is_given(flags, e
     ("--steps 2000 --recipe full", 200), ("--recipe full", 2000),
     ("--steps 90 --save-every 50", 50)])
 def test_a_short_run_saves_at_least_ten_times(flags, expected):
-    """A run of half an hour that was killed had no checkpoint, because 2,000 steps are the recipe's
-    distance between two."""
+    """The recipe saves every 2,000 steps. A run of half an hour was killed before that, and there
+    was no checkpoint."""
     assert parse(flags).save_every == expected
 
 
@@ -3289,16 +3292,18 @@ def test_a_refused_flag_is_named_with_the_reason():
         distill.refuse_flags(given, ["--steps", "--bf16"], "why")
 
 
+# The flags with a whole number, by the smallest one that is allowed.
 FROM_0 = ["seed", "eval-every", "adapter-size", "correction-rank", "micro-batch-size", "warmup"]
 FROM_1 = ["log-every", "save-every", "num-hidden-layers", "num-hidden-groups", "hidden-size",
           "embedding-size", "num-attention-heads", "intermediate-size", "steps", "batch-size"]
 FROM_3 = ["length"]
+# The flags with a number that is at least 0 and need not be whole.
 NUMBERS = ["mlm-weight", "attention-weight", "hidden-weight", "output-weight", "embedding-weight",
            "elastic", "lr", "weight-decay"]
 
 
 def refused_values():
-    """List (flag, value that is out of range, the range as the error gives it)."""
+    """List (flag, value that is refused, what the error says about it)."""
     cases = []
     for smallest, flags in ((0, FROM_0), (1, FROM_1), (3, FROM_3)):
         for flag in flags:
@@ -3318,7 +3323,7 @@ def refused_values():
 
 
 def allowed_values():
-    """List (flag, value that is just in the range, or far from its ends)."""
+    """List (flag, allowed value): the ends of each range, and some values between them."""
     cases = [("length", 3), ("length", LARGEST_INTEGER)]
     # More steps of warm-up than steps are refused.
     cases += [("warmup", 0), ("warmup", RECIPES["quick"]["steps"])]

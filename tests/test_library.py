@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from checkpoint import load, save
-from conftest import B, R, T, V, make_task_of_kind, make_task_tokenizer, random_model
+from conftest import B, C, R, T, V, make_task_of_kind, make_task_tokenizer, random_model
 from data import MaskedBatches, Tokenizer, mask_tokens, open_corpus
 from distill import BUNDLED_TEACHER, Distillation, attention_loss, hidden_loss, output_loss
 from finetune import Classifier, TaskLoss, encode, load_classifier, load_encoder
@@ -28,6 +28,7 @@ def teacher():
 
 @pytest.fixture(scope="module")
 def tokenizer():
+    """Load the tokenizer of the teacher that comes with the program."""
     return Tokenizer(BUNDLED_TEACHER)
 
 
@@ -87,7 +88,7 @@ def test_torch_func_computes_the_gradient_of_a_student():
 
 
 def test_threads_may_share_a_student():
-    """Each thread has texts of its own, so that one would notice those of another."""
+    """Each thread has ids of its own: if two threads got mixed up, the results would differ."""
     model = corrected_student()
     results = []
 
@@ -104,7 +105,8 @@ def test_threads_may_share_a_student():
         thread = threading.Thread(target=work, args=(ids, expected))
         threads.append(thread)
     usual_interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)                          # seconds; else they seldom meet
+    # The threads take turns every 10 microseconds instead of every 5 ms, so that calls overlap.
+    sys.setswitchinterval(1e-5)
     try:
         for thread in threads:
             thread.start()
@@ -160,7 +162,7 @@ def test_ids_without_a_batch_are_refused():
 
 
 def test_losses_do_not_repeat_a_smaller_tensor():
-    """torch would, by broadcasting, and the loss would be of something else."""
+    """torch would repeat it without an error (broadcasting), and the loss would be wrong."""
     maps = torch.randn(2, 4, 5, 5).log_softmax(-1)
     states = torch.randn(2, 5, 8)
     mask = torch.ones(2, 5)
@@ -177,7 +179,7 @@ def test_losses_do_not_repeat_a_smaller_tensor():
 
 
 class OwnBatches:
-    """Batches that a script makes itself: random tokens. Only these names are needed."""
+    """Batches of random tokens, made by a script itself. A Distillation uses no other names."""
     batch_size = 4
     T = 16
     seed = 0
@@ -201,6 +203,7 @@ def student(teacher):
 
 @pytest.fixture
 def batches(tokenizer):
+    """Make batches of the shape that their batch_size and T say."""
     return OwnBatches(tokenizer, num_rows=4, length=16)
 
 
@@ -259,7 +262,7 @@ def test_a_list_of_texts_is_not_one_text(tokenizer):
 
 
 def test_a_corpus_may_be_one_path(tokenizer, tmp_path):
-    """It is a text or a Path, or any iterable of these."""
+    """It is a string or a Path, or any iterable of these."""
     path = tmp_path / "a.txt"
     path.write_text("one two three\n\n" * 20)
     for corpus in (str(path), path, [path], iter([str(path)])):
@@ -296,8 +299,9 @@ def test_what_load_would_refuse_is_not_saved(tmp_path):
 
 
 def test_an_untied_decoder_that_equals_the_word_table_stays_untied(tmp_path):
-    """In files of a BERT two equal tables mean that it is tied, but ours say it."""
-    model = random_model(embedding_size=24, hidden_size=24, tie_decoder=False)
+    """In a BERT of another program, two equal tables mean a tied decoder. But a model that this
+    program has saved has tie_decoder in its config.json, and that counts."""
+    model = random_model(embedding_size=C, tie_decoder=False)
     word_table = model.embeddings.word.weight
     model.head.decoder.weight.data.copy_(word_table.data)
     save(model, tmp_path)
@@ -348,13 +352,16 @@ def task_model(task, task_tokenizer):
 
 
 # The second one has no label, and none has a second text.
-EXAMPLES = [Example("red", None, "a", "0", "x:1"), Example("city", None, None, "1", "x:2")]
+EXAMPLES = [
+    Example("red", label="a", id="0", location="x:1"),
+    Example("city", id="1", location="x:2"),
+]
 
 
 def test_examples_without_a_label_cannot_be_learned(task, task_model, task_tokenizer):
     features = list(encode(task, EXAMPLES, task_tokenizer))
     with pytest.raises(ValueError, match="example 1 has no label"):
-        TaskLoss(task_model, task, features, 2, 0)
+        TaskLoss(task_model, task, features, batch_size=2, seed=0)
 
 
 def test_each_example_needs_a_guess(task):

@@ -8,8 +8,8 @@ from torch import nn
 
 from checkpoint import load
 from conftest import (
-    A, B, C, D, E, F, H, K, KINDS, MAX_POSITIONS, R, T, V, assert_close, assert_same_as_authors,
-    assert_close_states, assert_equal_states, assert_equal_tensors, assert_same_as_bert,
+    A, B, C, D, E, F, H, K, KINDS, MAX_POSITIONS, R, T, V, assert_close, assert_close_states,
+    assert_equal_states, assert_equal_tensors, assert_same_as_authors, assert_same_as_bert,
     authors_checkpoint, authors_weights, make_batch, random_bert, random_model, randomise,
     small_config)
 from minialbert import (
@@ -19,7 +19,7 @@ from minialbert import (
 
 # ---- The shape of a model ---------------------------------------------------------------
 
-def test_a_size_may_not_be_divided_unevenly_among_the_heads():
+def test_the_hidden_size_must_be_divisible_by_the_number_of_heads():
     with pytest.raises(ValueError, match="hidden_size 24 .* num_attention_heads 5"):
         small_config(num_attention_heads=5)
 
@@ -79,7 +79,7 @@ def test_a_bert_computes_what_transformers_computes(transformers, tmp_path, laye
 
 
 def test_a_bert_of_base_size_computes_what_transformers_computes(transformers, tmp_path):
-    # The vocabulary and the depth are smaller: they would only make the file larger.
+    # The vocabulary and the depth are smaller than BERT's, which only makes the file smaller.
     bert = random_bert(transformers, hidden_size=768, num_hidden_layers=3, num_attention_heads=12,
                        intermediate_size=3072)
     # The matrices become about as small as those of a trained BERT: a standard deviation of 0.04.
@@ -236,7 +236,8 @@ def test_all_parameters_are_counted_in_exactly_one_part():
 
 
 def test_corrections_count_as_adapters():
-    """A matrix (n, m) has K (n + m) parameters: four with n = m = C, two with C and F."""
+    """The correction of a matrix (n, m) has K (n + m) parameters. A layer has six matrices: four
+    of the attention, C by C, and two of the feed-forward, C by F."""
     counts = count_parameters(random_model(correction_rank=K))
     of_attention = 4 * K * (C + C)
     of_feed_forward = 2 * K * (C + F)
@@ -252,7 +253,7 @@ def test_a_recursive_student_has_as_many_tensors_however_often_its_layer_is_appl
 
 
 def test_the_gradient_of_a_shared_layer_is_the_sum_over_its_uses():
-    """The other model has the same layer as often as it is used, so each has its own gradient."""
+    """The model `apart` has a copy of the layer for each use, and each has its own gradient."""
     shared = random_model()
     apart = random_model(num_hidden_groups=R)
     apart.load_state_dict(shared.state_dict(), strict=False)
@@ -663,8 +664,8 @@ def test_dropout_stands_between_the_norm_and_the_projection_of_the_embeddings():
     assert_close(embeddings(ids, segments), expected)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("want_map", [False, True])
+@torch.no_grad()
 def test_as_many_attention_probabilities_are_dropped_as_asked_for(want_map):
     """With value and output the identity and one-hot inputs, the output is the map itself."""
     config = small_config(num_attention_heads=1, attention_probs_dropout_prob=0.3)
@@ -717,10 +718,11 @@ def test_fresh_corrections_change_nothing():
 
 
 def initial_values(sharp):
-    """Return {name: parameter} of a model large enough that a standard deviation is exact."""
+    """Initialise a model -> {name: parameter}. It is so large that chance hardly changes the
+    standard deviation of a matrix."""
     config = Config(vocab_size=2000, embedding_size=96, hidden_size=192, intermediate_size=768,
                     num_hidden_layers=2, num_hidden_groups=2, adapter_size=48, correction_rank=24)
-    model = randomise(MiniALBERT(config))
+    model = randomise(MiniALBERT(config))                # no parameter has its value yet
     torch.manual_seed(0)
     initialise(model, sharp)
     return dict(model.named_parameters())
@@ -794,6 +796,7 @@ def test_adapters_and_corrections_start_with_up_at_0_and_down_random():
 
 def test_positions_start_as_sinusoids_of_rms_0_02():
     position = initial_values(sharp=True)["embeddings.position.weight"]
+    # A sine and its cosine have an rms of the root of 1/2, so they are scaled by 0.02 * 2**0.5.
     first_column = 0.02 * 2**0.5 * torch.arange(512.0).sin()
     assert_close(position[:, 0], first_column, 1e-6)
     assert abs(root_mean_square(position) - 0.02) < 1e-3
