@@ -695,12 +695,12 @@ def test_a_pipe_alone_is_refused(tmp_path):
 def test_a_subfolder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
     write_documents(tmp_path / "a.txt", make_documents(1))
     write_documents(tmp_path / "locked" / "b.txt", make_documents(1))
-    usual_scandir = os.scandir
+    original_scandir = os.scandir
 
     def scandir_of_a_user(path):                         # root may read what has the mode 000
         if os.path.basename(path) == "locked":
             raise PermissionError(13, "Permission denied", path)
-        return usual_scandir(path)
+        return original_scandir(path)
 
     monkeypatch.setattr(os, "scandir", scandir_of_a_user)
     with pytest.raises(PermissionError, match="locked"):
@@ -753,7 +753,7 @@ def test_the_token_file_is_what_a_naive_loop_makes(chunk, tokenizer, tmp_path, m
     documents = make_documents(400) + [dropped]
     write_documents(tmp_path / "c" / "a.txt.gz", documents[:150])
     write_documents(tmp_path / "c" / "b.jsonl", documents[150:])
-    usual_chunks_of_lines = data.chunks_of_lines
+    original_chunks_of_lines = data.chunks_of_lines
     chunks = []
 
     def smaller_chunks_of_lines(lines):
@@ -761,7 +761,7 @@ def test_the_token_file_is_what_a_naive_loop_makes(chunk, tokenizer, tmp_path, m
         lines = list(lines)
         with monkeypatch.context() as patch:
             patch.setattr(data, "CHUNK", chunk)
-            chunks.extend(usual_chunks_of_lines(lines))
+            chunks.extend(original_chunks_of_lines(lines))
         return chunks
 
     monkeypatch.setattr(data, "chunks_of_lines", smaller_chunks_of_lines)
@@ -1095,13 +1095,13 @@ def test_old_tokens_never_stand_beside_a_new_description(
 def test_old_tokens_may_be_removed_by_another_process_first(
         token_file, tokenizer, tmp_path, monkeypatch):
     removed = []
-    usual_remove = os.remove
+    original_remove = os.remove
 
     def remove_twice(path):
-        usual_remove(path)                               # as the other process does
+        original_remove(path)                            # as the other process does
         if path == token_file.path:
             removed.append(path)
-            usual_remove(path)                           # there is no such file now
+            original_remove(path)                        # there is no such file now
 
     monkeypatch.setattr(os, "remove", remove_twice)
     documents = make_documents(300)
@@ -1115,12 +1115,12 @@ def test_the_same_tokens_of_another_process_are_not_removed(tokenizer, tmp_path,
     documents = make_documents(300)
     corpus = [write_documents(tmp_path / "a.txt", documents)]
     out = str(tmp_path / "a.bin")
-    usual_write_json = data.write_json
+    original_write_json = data.write_json
 
     def write_while_another_process_finishes(path, value, shared):
         # The other process has made its file while this one was tokenising. Now it opens it.
         assert len(TokenFile(out).train_tokens) > 0
-        usual_write_json(path, value, shared=shared)
+        original_write_json(path, value, shared=shared)
 
     def hash_while_another_process_finishes(path):
         monkeypatch.setattr(data, "hash_file", hash_file)    # the usual one from here on
@@ -1138,12 +1138,12 @@ def test_two_processes_may_make_the_same_token_file_at_once(tokenizer, tmp_path,
     documents = make_documents(200)
     corpus = [write_documents(tmp_path / "a.txt", documents)]
     out = str(tmp_path / "a.bin")
-    usual_write_tokens = data.write_tokens
+    original_write_tokens = data.write_tokens
 
     def write_tokens_while_another_process_does(*arguments):
-        monkeypatch.setattr(data, "write_tokens", usual_write_tokens)
+        monkeypatch.setattr(data, "write_tokens", original_write_tokens)
         tokenise(corpus, tokenizer, out)
-        return usual_write_tokens(*arguments)
+        return original_write_tokens(*arguments)
 
     monkeypatch.setattr(data, "write_tokens", write_tokens_while_another_process_does)
     made = tokenise(corpus, tokenizer, out)
@@ -1159,10 +1159,10 @@ def test_tokens_of_two_processes_with_different_corpora_are_not_mixed(
     other_documents = documents[::-1]                    # as many bytes
     write_documents(path, documents)
     out = str(tmp_path / "a.bin")
-    usual_write_json = data.write_json
+    original_write_json = data.write_json
 
     def pause_afterwards(*arguments, **options):
-        usual_write_json(*arguments, **options)
+        original_write_json(*arguments, **options)
         monkeypatch.undo()
         write_documents(path, other_documents)
         tokenise([str(path)], tokenizer, out)
@@ -2314,12 +2314,12 @@ def test_a_link_to_a_module_that_is_not_there_is_left_out(tmp_path):
 def test_the_documentation_of_another_process_is_kept(fake_machine, tmp_path, monkeypatch):
     """A token file counts as made from another corpus if its corpus is written again."""
     cache = str(tmp_path / "cache")
-    usual_makedirs = os.makedirs
+    original_makedirs = os.makedirs
     stats_of_other_process = []
 
     def makedirs_while_another_process_finishes(path, exist_ok):
-        usual_makedirs(path, exist_ok=exist_ok)
-        monkeypatch.setattr(os, "makedirs", usual_makedirs)  # for the other process
+        original_makedirs(path, exist_ok=exist_ok)
+        monkeypatch.setattr(os, "makedirs", original_makedirs)      # for the other process
         written = docs_on_this_machine(cache)
         stats_of_other_process.append(os.stat(written))
 

@@ -1062,11 +1062,11 @@ def test_the_test_set_is_predicted_once_and_the_dev_set_at_each_evaluation(
     rows = [f"{i}\tthe film is good\n" for i in range(30)]
     write_file(sentiment / "test.tsv", "index\tsentence\n" + "".join(rows))
     sizes = []
-    usual_evaluate_split = finetune.evaluate_split
+    original_evaluate_split = finetune.evaluate_split
 
     def evaluate_and_note(model, task, split, bf16):
         sizes.append(len(split.examples))
-        return usual_evaluate_split(model, task, split, bf16)
+        return original_evaluate_split(model, task, split, bf16)
 
     monkeypatch.setattr(finetune, "evaluate_split", evaluate_and_note)
     run(capsys, *sst2_flags, "--steps", 3, "--eval-every", 1, "--out", out)
@@ -1734,10 +1734,10 @@ def test_a_folder_with_a_run_is_used_again_only_if_it_is_said(out, sst2_flags, c
 
 
 def test_the_mean_and_the_deviation_are_of_all_seeds(out, sst2_flags, capsys, monkeypatch):
-    usual_fine_tune = finetune.fine_tune
+    original_fine_tune = finetune.fine_tune
 
     def fine_tune(tuning, splits, mode, seed, lr):
-        tuned, results = usual_fine_tune(tuning, splits, mode, seed, lr)
+        tuned, results = original_fine_tune(tuning, splits, mode, seed, lr)
         result = results["dev"]._replace(scores={"accuracy": seed / 10})
         return tuned, {"dev": result}
 
@@ -1751,10 +1751,10 @@ def test_the_mean_and_the_deviation_are_of_all_seeds(out, sst2_flags, capsys, mo
 def test_a_model_that_changes_between_two_seeds_is_refused(
         out, model, sst2_flags, tokenizer, capsys, monkeypatch):
     """Each seed loads the model anew. Scores of different models must not become one mean."""
-    usual_fine_tune = finetune.fine_tune
+    original_fine_tune = finetune.fine_tune
 
     def fine_tune(*args):
-        results = usual_fine_tune(*args)
+        results = original_fine_tune(*args)
         save(MiniALBERT(small_config(tokenizer)), model)
         return results
 
@@ -1819,10 +1819,10 @@ def test_a_run_goes_on_where_new_adapters_and_heads_are_rounded_differently(
     """Another machine may round the fit of new adapters in another way. That is no other model."""
     flags = sst2_flags + ["--out", out, "--adapters-only", "--steps", 2]
     run(capsys, *flags)
-    usual_load_classifier = finetune.load_classifier
+    original_load_classifier = finetune.load_classifier
 
     def load_classifier(*arguments, **more):
-        classifier, task = usual_load_classifier(*arguments, **more)
+        classifier, task = original_load_classifier(*arguments, **more)
         for name, parameter in classifier.named_parameters():
             if name.startswith("output.") or "_adapters." in name:
                 parameter.data.mul_(1 + 1e-6)
@@ -1921,7 +1921,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_the_first_ends_well(
         tmp_path, out, sst2_flags, capsys, monkeypatch):
     flags = sst2_flags + ["--steps", 4]
     run(capsys, *flags, "--out", tmp_path / "whole")
-    usual_batch = TaskLoss.batch
+    original_batch = TaskLoss.batch
     errors = []
     steps = []
 
@@ -1931,7 +1931,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_the_first_ends_well(
             with torch.random.fork_rng():                # the dropout of this step stays the same
                 error = fail(capsys, *flags, "--out", out, "--resume")
             errors.append(error)
-        return usual_batch(self, step)
+        return original_batch(self, step)
 
     monkeypatch.setattr(TaskLoss, "batch", start_another)
     run(capsys, *flags, "--out", out)
@@ -2050,11 +2050,11 @@ def test_a_checkpoint_has_the_settings_of_its_own_run(tmp_path, out, sst2_flags,
 
 
 def test_of_several_evaluations_the_last_one_counts(out, sst2_flags, capsys, monkeypatch):
-    usual_evaluate_split = finetune.evaluate_split
+    original_evaluate_split = finetune.evaluate_split
     accuracies = iter([0.1, 0.2, 0.3])
 
     def evaluate_split(*arguments):
-        result = usual_evaluate_split(*arguments)
+        result = original_evaluate_split(*arguments)
         return result._replace(scores={"accuracy": next(accuracies)})
 
     monkeypatch.setattr(finetune, "evaluate_split", evaluate_split)
@@ -2123,11 +2123,11 @@ def test_corrections_are_merged_to_predict(
     printed = run(capsys, *flags, "--model", tmp_path / "m", "--out", out, "--steps", 9).out
     expected = percent(printed, "all", "dev", "accuracy")
     ranks = []
-    usual_evaluate_split = finetune.evaluate_split
+    original_evaluate_split = finetune.evaluate_split
 
     def evaluate_split(model, *arguments):
         ranks.append(model.encoder.config.correction_rank)
-        return usual_evaluate_split(model, *arguments)
+        return original_evaluate_split(model, *arguments)
 
     monkeypatch.setattr(finetune, "evaluate_split", evaluate_split)
     found = run(capsys, *flags, "--model", out, "--evaluate").out
@@ -2221,14 +2221,14 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path, out, sst2_flags, capsys):
 
 def test_a_rate_whose_model_cannot_be_measured_is_not_chosen(
         out, sst2_flags, capsys, monkeypatch):
-    usual_predict_logits = finetune.predict_logits
+    original_predict_logits = finetune.predict_logits
     calls = []
 
     def predict_logits(*arguments):
         calls.append(1)
         if len(calls) == 1:
             raise FloatingPointError("what the model computes is not finite")
-        return usual_predict_logits(*arguments)
+        return original_predict_logits(*arguments)
 
     monkeypatch.setattr(finetune, "predict_logits", predict_logits)
     printed = run(capsys, *sst2_flags, "--steps", 1, "--out", out, "--lr", "1e-2", "1e-3").out
@@ -2370,7 +2370,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_bit_for_bit_as_one_that_was_not
     parts = tmp_path / "parts"
     flags = sst2_flags + ["--steps", 9, "--lr", "1e-2", "--seeds", 2, "--dropout", 0.1] + more
     run(capsys, *flags, "--out", whole)
-    usual_batch = TaskLoss.batch
+    original_batch = TaskLoss.batch
     stops = [(0, 3), (0, 8), (1, 4)]                     # (seed, step)
     asked = []
 
@@ -2378,7 +2378,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_bit_for_bit_as_one_that_was_not
         asked.append((self.seed, step))
         if (self.seed, step) in stops:
             os.kill(os.getpid(), signal.SIGTERM)
-        return usual_batch(self, step)
+        return original_batch(self, step)
 
     monkeypatch.setattr(TaskLoss, "batch", batch_and_stop)
     for how in ([], ["--resume"], ["--resume"]):
@@ -2619,13 +2619,13 @@ def test_a_fine_tuned_model_is_measured_and_predicts_in_bfloat16_if_it_is_said(
         tokenizer, tmp_path, two_texts, capsys, monkeypatch):
     task = make_task_of_kind("classification", ["x", "y"])
     save_random_classifier(tmp_path / "m", task, tokenizer)
-    usual_predict = finetune.predict_logits
+    original_predict = finetune.predict_logits
     dtypes = []
 
     def predict_and_note(*others):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
         dtypes.append(product.dtype)
-        return usual_predict(*others)
+        return original_predict(*others)
 
     monkeypatch.setattr(finetune, "predict_logits", predict_and_note)
     for what in (["--predict", "good"], ["--evaluate", "--dev", two_texts]):

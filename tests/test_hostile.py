@@ -1077,9 +1077,9 @@ class Disk:
         self.full_at = None
         self.names = []
         self.name_of_descriptor = {}                     # of each file that was opened to write
-        self.usual_temporary_file = tempfile.TemporaryFile
-        self.usual_fsync = os.fsync
-        self.usual_replace = os.replace
+        self.original_temporary_file = tempfile.TemporaryFile
+        self.original_fsync = os.fsync
+        self.original_replace = os.replace
         for module in (checkpoint, data, distill):
             monkeypatch.setattr(module, "open", self.open, raising=False)
         monkeypatch.setattr(tempfile, "TemporaryFile", self.temporary_file)
@@ -1101,7 +1101,7 @@ class Disk:
         return self.written_file(file, path)
 
     def temporary_file(self, dir):
-        file = self.usual_temporary_file(dir=dir)
+        file = self.original_temporary_file(dir=dir)
         return self.written_file(file, UNNAMED)
 
     def written_file(self, file, name):
@@ -1110,11 +1110,11 @@ class Disk:
 
     def fsync(self, descriptor):
         self.step(self.name_of_descriptor[descriptor])
-        self.usual_fsync(descriptor)
+        self.original_fsync(descriptor)
 
     def replace(self, source, target):
         self.step(target)
-        self.usual_replace(source, target)
+        self.original_replace(source, target)
 
 
 class WrittenFile:
@@ -1298,12 +1298,12 @@ def test_a_folder_that_is_locked_is_named(command, desk, tmp_path, monkeypatch, 
     monkeypatch.chdir(desk)
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)                             # nothing can be written into it
-    usual_mkdir = os.mkdir
+    original_mkdir = os.mkdir
 
     def mkdir(path, *mode):
         if str(locked) in str(path):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        usual_mkdir(path, *mode)
+        original_mkdir(path, *mode)
 
     if os.geteuid() == 0:                                # root is kept out by no mode
         monkeypatch.setattr(os, "mkdir", mkdir)
@@ -1335,14 +1335,14 @@ class KillAtStep:
         self.number = number
         self.num_steps = 0
         for name in ("fsync", "remove", "replace"):
-            usual_function = getattr(os, name)
-            monkeypatch.setattr(os, name, partial(self.step, usual_function))
+            original_function = getattr(os, name)
+            monkeypatch.setattr(os, name, partial(self.step, original_function))
 
-    def step(self, usual_function, *arguments):
+    def step(self, original_function, *arguments):
         self.num_steps += 1
         if self.num_steps >= self.number:                # no later step is made, either
             raise Kill
-        usual_function(*arguments)
+        original_function(*arguments)
 
 
 @pytest.mark.parametrize("has_other_tokens", [False, True])
