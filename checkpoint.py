@@ -306,21 +306,21 @@ def load(path, recursions=None):
 def model_without_values(config, has_head):
     """Make a model whose tensors have names, shapes and dtypes, but no values. It takes no memory
     and draws no random numbers."""
-    with torch.device("meta"), SkipNormal():             # on this device tensors have no values
+    with torch.device("meta"), SkipFirstValues():        # on this device tensors have no values
         return MiniALBERT(config, has_head)
 
 
-class SkipNormal(TorchFunctionMode):
-    """A context in which nn.init.normal_ does nothing.
+class SkipFirstValues(TorchFunctionMode):
+    """A context in which the functions of torch.nn.init that draw random numbers do nothing.
 
-    nn.Embedding calls it to draw its first values. On the device "meta" there is nothing to draw,
-    but torch would import its compiler for this call, and that takes almost as long as `import
-    torch`.
+    nn.Linear and nn.Embedding call them for their first values. On the device "meta" there is
+    nothing to draw, but nn.init.normal_ would make torch import its compiler, and that takes almost
+    as long as `import torch`.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         # In this context torch calls this method in place of each of its functions.
-        if function is nn.init.normal_:
+        if function in (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_):
             return None
         if kwargs is None:
             kwargs = {}
