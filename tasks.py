@@ -415,6 +415,9 @@ def lines_of(path):
                 encoding = "utf-8-sig"                   # a byte order mark may come first
                 if COMPRESSED.match(raw):
                     raise ValueError(f"{path}: it is compressed; unpack it first")
+                if b"\0" in raw:
+                    raise ValueError(f"{path}: its first line has NUL bytes, as text in UTF-16 and "
+                                     "UTF-32 has; iconv converts it to UTF-8")
             with parsing(f"{path}:{number}", "UTF-8 (iconv converts other encodings)"):
                 line = raw.decode(encoding).rstrip("\r\n")
             yield number, line

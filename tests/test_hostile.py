@@ -880,7 +880,7 @@ finetune  --train same.tsv                      same.tsv:*: this and all other e
 finetune  --train headless.tsv                  headless.tsv:2: the column 'text' is missing
 finetune  --train comma.tsv                     comma.tsv:2: *missing among 'text,label'; *tabs
 finetune  --train semicolon.csv                 semicolon.csv:2: *among 'text;label'; *commas
-finetune  --train utf16.tsv                     utf16.tsv:1: not UTF-8
+finetune  --train utf16.tsv                     utf16.tsv: its first line has NUL bytes, as text in
 finetune  --train x.xlsx                        x.xlsx: the ending of a table must be
 finetune  --train array.jsonl                   array.jsonl:1: not a JSON object
 finetune  --train half.jsonl                    half.jsonl:1: *half a char

@@ -428,6 +428,14 @@ def read_t_and_y(path, **more):
     return read_table(path, ["t"], "y", **more)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_a_table_in_utf_16_or_utf_32_is_refused(tmp_path, encoding):
+    """Some begin with a byte order mark, others are known by their NULs alone."""
+    path = write_file(tmp_path / "a.tsv", "t\ty\nword\t1\n".encode(encoding))
+    with pytest.raises(ValueError, match=f"^{path}: its first line has NUL bytes"):
+        read_t_and_y(path)
+
+
 def test_it_is_said_how_many_texts_are_empty(tmp_path, capsys):
     """Of two texts of an example one empty text is enough. A space alone is empty, too."""
     path = write_file(tmp_path / "a.csv", 't,u,y\na,b,1\n"",b,1\n" ",b,1\na,"",0\n')
