@@ -813,34 +813,24 @@ def download(url):
 
 # ---- The built-in task "code" -----------------------------------------------------------
 
-# This matches a word, a name with dots such as torch.nn, or one punctuation character.
-WORD_PATTERN = re.compile(r"\w+(?:\.\w+)*|[^\w\s]")
+# This matches a word, a name with dots such as torch.nn, or one punctuation character. MARK stands
+# for all marks (see split_words).
+MARK = "\u0300"
+WORD_PATTERN = re.compile(rf"[\w{MARK}]+(?:\.[\w{MARK}]+)*|[^\w\s]{MARK}*")
 
 
 def split_words(text):
     """Split a text that is to be tagged into words and punctuation characters.
 
-    WORD_PATTERN finds the pieces of the text. Some accents and vowel signs are characters of their
-    own, in Unicode's categories M (marks). WORD_PATTERN takes such a mark for punctuation and cuts
-    the word there. Here the pieces are joined again, but a dot after a mark ends the word.
+    Some accents and vowel signs are characters of their own, in Unicode's categories M (marks). A
+    mark belongs to the character before it. No class of characters in a pattern has exactly the
+    marks, so each of them is replaced by MARK, which WORD_PATTERN has.
     """
-    if text.isascii():                                   # it has no marks
-        return WORD_PATTERN.findall(text)
-    words = []
-    end_before = None                                    # where the previous piece ended
-    was_mark = False                                     # whether the previous piece was a mark
-    for match in WORD_PATTERN.finditer(text):
-        piece = match[0]
-        is_mark = unicodedata.category(piece[0]).startswith("M")
-        is_word = re.match(r"\w", piece) is not None
-        belongs_to_word = is_mark or (was_mark and is_word)
-        if belongs_to_word and match.start() == end_before:
-            words[-1] += piece
-        else:
-            words.append(piece)
-        end_before = match.end()
-        was_mark = is_mark
-    return words
+    text_to_match = text                                 # always as long as text
+    for character in set(text):
+        if unicodedata.category(character).startswith("M"):
+            text_to_match = text_to_match.replace(character, MARK)
+    return [text[match.start():match.end()] for match in WORD_PATTERN.finditer(text_to_match)]
 
 
 def read_code_task(path):
