@@ -374,12 +374,12 @@ def normal_words(answer):
 
 
 def word_f1(gold_words, guess_words):
-    """Compute the F1 of a guessed answer's words against the words of a right answer. The formula
-    is that of item_scores. A word that occurs twice in both counts twice."""
-    if not gold_words or not guess_words:
-        return float(gold_words == guess_words)          # 1 if both have no words, else 0
+    """Compute the F1 of a guessed answer's words against the words of a right answer. A word that
+    occurs twice in both counts twice."""
+    if not gold_words and not guess_words:
+        return 1.0                                       # rightly, there is no answer
     shared = Counter(gold_words) & Counter(guess_words)
-    return 2 * sum(shared.values()) / (len(gold_words) + len(guess_words))
+    return item_scores(shared.total(), len(gold_words), len(guess_words))["f1"]
 
 
 def majority(task, train_examples, examples):
