@@ -152,7 +152,7 @@ class TokenisedExample(NamedTuple):
     prefix: list            # tokens before the main text: [CLS], or [CLS], the first text, [SEP]
     encoding: object        # the tokenizers library's Encoding of the main text, not yet cut
     room: int               # how many tokens of the main text a sequence has room for
-    was_cut: bool           # whether the first of two texts was cut, or the main text will be cut
+    first_was_cut: bool     # whether the first of two texts was too long and was cut
 
 
 def encode(task, examples, tokenizer):
@@ -175,21 +175,18 @@ def encode(task, examples, tokenizer):
 
 def tokenise_examples(task, examples, tokenizer):
     """Yield the TokenisedExamples of examples. The first of two texts is cut here."""
-    reads_windows = task.kind in ("tagging", "qa")       # so the main text is not cut
     texts = tokenise_texts(task, examples, tokenizer)
     for example_number, (first_ids, encoding) in enumerate(texts):
         prefix = [tokenizer.cls_id]
-        was_cut = False
+        first_was_cut = False
         if task.pair:
             first_room = room_of_first_text(task, len(encoding.ids))
-            was_cut = len(first_ids) > first_room
+            first_was_cut = len(first_ids) > first_room
             prefix += first_ids[:first_room]
             prefix.append(tokenizer.sep_id)
         room = task.length - len(prefix) - 1             # the 1 is for the last [SEP]
-        if not reads_windows and len(encoding.ids) > room:
-            was_cut = True                               # text_feature will cut it
         yield TokenisedExample(example_number, examples[example_number], prefix, encoding, room,
-                               was_cut)
+                               first_was_cut)
 
 
 def room_of_first_text(task, num_second_tokens):
@@ -213,8 +210,9 @@ def join_ids(prefix, window, tokenizer):
 def text_feature(task, tokenised, tokenizer, label_numbers):
     """Make the Feature for classification or regression: the logits at [CLS] are used."""
     prefix = tokenised.prefix
-    main_ids = tokenised.encoding.ids[:tokenised.room]
-    ids = join_ids(prefix, main_ids, tokenizer)
+    main_ids = tokenised.encoding.ids
+    was_cut = tokenised.first_was_cut or len(main_ids) > tokenised.room
+    ids = join_ids(prefix, main_ids[:tokenised.room], tokenizer)
     label = tokenised.example.label
     if label is None:
         labels = None                                    # it is not known
@@ -223,7 +221,7 @@ def text_feature(task, tokenised, tokenizer, label_numbers):
     else:
         labels = [label]
     return Feature(ids, len(prefix), tokenised.example_number, positions=[0], stands_for=[0],
-                   labels=labels, was_cut=tokenised.was_cut)
+                   labels=labels, was_cut=was_cut)
 
 
 def windows(num_tokens, room, overlap=0):
@@ -292,7 +290,7 @@ def answer_features(tokenised, tokenizer, stride):
                 labels = [first + shift, last + shift]
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), tokenised.example_number, positions, stands_for, labels,
-                      tokenised.was_cut)
+                      tokenised.first_was_cut)
 
 
 def spans_of_words(encoding):
