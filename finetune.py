@@ -1447,7 +1447,6 @@ def run_modes(tuning, datasets, config):
         # --overwrite has lost nothing.
         claim_folder(args.out, "finetune.py", tuning.settings, args.resume)
     baseline = results_of_majority(task, datasets)
-    rows = rows_of_mode("majority", [baseline])
     rate_of_mode = {}
     results_of_modes = {}
     for mode in args.modes:
@@ -1455,10 +1454,11 @@ def run_modes(tuning, datasets, config):
         is_first_mode = mode == args.modes[0]
         results_of_modes[mode] = run_mode(tuning, splits, mode, lr, saves_model=is_first_mode)
         rate_of_mode[mode] = lr
-        rows += rows_of_mode(mode, results_of_modes[mode])
     if tuning.processes.rank == 0:
         write_results(args, task, datasets, baseline, rate_of_mode, results_of_modes)
-    print_rows(rows)
+    print_scores("majority", [baseline])
+    for mode in args.modes:
+        print_scores(mode, results_of_modes[mode])
 
 
 def print_teacher_scores(tuning, dev_split):
@@ -1787,23 +1787,18 @@ def results_of_majority(task, datasets):
     return results
 
 
-def rows_of_mode(mode, results_of_seeds):
-    """Collect the scores of all seeds, each {name of a split: Result} -> rows for print_rows."""
-    rows = []
+def print_scores(name, results_of_seeds):
+    """Print the rows of a table that begin with a name, which is a mode, "majority" or "model".
+
+    results_of_seeds: for each run {name of a split: Result}
+    """
     for split_name, first_result in results_of_seeds[0].items():
         for metric in first_result.scores:
             values = [results[split_name].scores[metric] for results in results_of_seeds]
-            rows.append((mode, split_name, metric, values))
-    return rows
-
-
-def print_rows(rows):
-    """Print a table: rows are (mode or "majority", split, metric, a value for each seed)."""
-    for mode, split_name, metric, values in rows:
-        deviation = ""
-        if len(values) > 1:
-            deviation = f" +- {np.std(values, ddof=1):.2%} of {len(values)} seeds"
-        print(f"{mode:10}{split_name:16}{metric:12}{np.mean(values):8.2%}{deviation}")
+            deviation = ""
+            if len(values) > 1:
+                deviation = f" +- {np.std(values, ddof=1):.2%} of {len(values)} seeds"
+            print(f"{name:10}{split_name:16}{metric:12}{np.mean(values):8.2%}{deviation}")
 
 
 def describe_scores(scores):
@@ -1882,7 +1877,7 @@ def run_evaluation(args, given, device, bf16):
         results[name] = evaluate_split(model, task, split, bf16)
         if not results[name].scores:
             print(f"{name}: its labels are not known, so it cannot be scored")
-    print_rows(rows_of_mode("model", [results]))
+    print_scores("model", [results])
 
 
 def predict(args, device, bf16):

@@ -2933,12 +2933,12 @@ def test_results_are_written_before_the_table_is_printed(
     monkeypatch.chdir(tmp_path)
     written = []
 
-    def print_rows(rows):
+    def print_scores(name, results_of_seeds):
         written.append(os.path.isfile("two words/results.json"))
 
-    monkeypatch.setattr(finetune, "print_rows", print_rows)
+    monkeypatch.setattr(finetune, "print_scores", print_scores)
     printed = run(capsys, *sst2_flags, "--steps", 1, "--out", "two words").out
-    assert written == [True]
+    assert written == [True, True]                       # for "majority" and for the mode "all"
     assert "python finetune.py --model 'two words' --predict TEXT" in printed
 
 
