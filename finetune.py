@@ -957,16 +957,6 @@ def options_of_run(tuning, task_loss, mode, seed, lr):
         resume=args.resume)
 
 
-def settings_of_run(tuning, options):
-    """Return the settings that must be the same to resume a run: {name: value}.
-
-    tuning.settings are those of the whole command. There "lr" may be a list of rates, and "steps"
-    and "hidden_weight" may be None. A run has one value for each of them.
-    """
-    return tuning.settings | {"lr": options.lr, "steps": options.steps, "seed": options.seed,
-                              "hidden_weight": tuning.hidden_weight}
-
-
 def train_and_measure(model, task_loss, splits, options, tuning):
     """Train the model, or go on with its training, and measure it -> {name of a split: Result}. For
     the splits see fine_tune."""
@@ -988,7 +978,10 @@ def train_and_measure(model, task_loss, splits, options, tuning):
     print(f"{options.steps:,} steps at the learning rate {options.lr:g}; their log is "
           f"{options.out}/log.jsonl", flush=True)
     begin_time = time.perf_counter()
-    settings = settings_of_run(tuning, options)
+    # Of the whole command "lr" may be a list of rates, and "steps" and "hidden_weight" may be None.
+    # A run has one value for each of them.
+    settings = tuning.settings | {"lr": options.lr, "steps": options.steps, "seed": options.seed,
+                                  "hidden_weight": tuning.hidden_weight}
     run_state = begin_or_resume(model, options, settings, tuning.processes)
     num_steps = options.steps - run_state.first_step     # it is smaller in a resumed run
     with explaining_failures():
