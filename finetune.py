@@ -1444,8 +1444,7 @@ def run_modes(tuning, datasets, config):
     results_of_modes = {}
     for mode in args.modes:
         lr = choose_rate(tuning, mode, config, splits_for_rates)
-        is_first_mode = mode == args.modes[0]
-        results_of_modes[mode] = run_mode(tuning, splits, mode, lr, saves_model=is_first_mode)
+        results_of_modes[mode] = run_mode(tuning, splits, mode, lr)
         rate_of_mode[mode] = lr
     if tuning.processes.rank == 0:
         write_results(args, task, datasets, baseline, rate_of_mode, results_of_modes)
@@ -1487,17 +1486,16 @@ def choose_rate(tuning, mode, config, splits_for_rates):
     return rates[rate_index.item()]
 
 
-def run_mode(tuning, splits, mode, lr, saves_model):
-    """Make the runs of all seeds in a mode -> a list: for each run {name of a split: Result}.
-
-    saves_model: write the model of the first seed and its predictions into the folder --out
-    """
+def run_mode(tuning, splits, mode, lr):
+    """Make the runs of all seeds in a mode -> a list: for each run {name of a split: Result}. The
+    model of the first mode and seed, and its predictions, are written into the folder --out."""
     args = tuning.args
     results_of_seeds = []
     for seed in range(args.seed, args.seed + args.seeds):
         model, results = fine_tune(tuning, splits, mode, seed, lr)
         results_of_seeds.append(results)
-        if saves_model and seed == args.seed and tuning.processes.rank == 0:
+        is_first_run = mode == args.modes[0] and seed == args.seed
+        if is_first_run and tuning.processes.rank == 0:
             save_classifier(args.out, model, tuning.task, tuning.tokenizer)
             for split_name, result in results.items():
                 write_predictions(args.out, tuning.task, split_name,
