@@ -558,7 +558,8 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     sample: (ids, mask, segments), arrays (B, T), to which new adapters, if any, are fitted
     recursions: the number of recursions to use, counted from the first; None: all
     """
-    check_mode(mode)
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r:.60}, not one of {', '.join(MODES)}")
     saved_model = load(path, recursions)
     config = replace(saved_model.config, hidden_dropout_prob=dropout,
                      attention_probs_dropout_prob=dropout)
@@ -807,12 +808,6 @@ def check_examples(task, examples):
         if has_two_texts != task.pair:
             raise ValueError(f"{example.location}, {example.text!r:.60}: this task needs "
                              f"{describe_number_of_texts(task)}; --text names the columns")
-
-
-def check_mode(mode):
-    """Raise ValueError if there is no such mode."""
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r:.60}, not one of {', '.join(MODES)}")
 
 
 def tokenise_texts(task, examples, tokenizer):
