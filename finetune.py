@@ -457,15 +457,14 @@ class TaskLoss:
         kind = self.task.kind
         hidden, logits = self.model(ids, mask, segments)
         outputs = outputs_at_targets(logits, rows, columns, kind)  # (N, n), in qa (N, T)
-        if self.teacher is not None:
-            with torch.no_grad():                        # the teacher does not learn
-                teacher_hidden, teacher_logits = self.teacher(ids, mask, segments)
-            teacher_outputs = outputs_at_targets(teacher_logits, rows, columns, kind)
-
         losses = {"task": loss_from_labels(outputs, targets, kind) / num_targets}
-        if "distill" in self.loss_weights:
-            distance = loss_from_teacher(outputs, teacher_outputs, kind)
-            losses["distill"] = distance / num_targets
+        if self.teacher is None:
+            return losses
+
+        with torch.no_grad():                            # the teacher does not learn
+            teacher_hidden, teacher_logits = self.teacher(ids, mask, segments)
+        teacher_outputs = outputs_at_targets(teacher_logits, rows, columns, kind)
+        losses["distill"] = loss_from_teacher(outputs, teacher_outputs, kind) / num_targets
         if "hidden" in self.loss_weights:
             # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
             total = 0.0
