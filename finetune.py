@@ -1428,7 +1428,9 @@ def run_modes(tuning, datasets, config):
         warn("the dev set is the training set, so its scores say nothing about other texts")
     if tuning.teacher is not None:
         tuning.teacher.to(tuning.processes.device)       # it stays there for the training
-        print_teacher_scores(tuning, splits[first_dev_split(splits)])
+        dev_split = splits[first_dev_split(splits)]
+        result = evaluate_split(tuning.teacher, task, dev_split, tuning.bf16)
+        print(f"teacher {args.distill_from}: {describe_scores(result.scores)}")
     if tuning.processes.rank == 0:
         # The files of an earlier run are removed only now. So if something above has failed,
         # --overwrite has lost nothing.
@@ -1445,12 +1447,6 @@ def run_modes(tuning, datasets, config):
     print_scores("majority", [baseline])
     for mode in args.modes:
         print_scores(mode, results_of_modes[mode])
-
-
-def print_teacher_scores(tuning, dev_split):
-    """Measure the teacher on the dev set and print its scores."""
-    result = evaluate_split(tuning.teacher, tuning.task, dev_split, tuning.bf16)
-    print(f"teacher {tuning.args.distill_from}: {describe_scores(result.scores)}")
 
 
 def encode_for_rates(task, examples, tokenizer):
