@@ -1666,10 +1666,8 @@ def check_vocabulary(tokenizer, config):
 def check_words(features, tokenizer):
     """Raise ValueError if no text has a word. An [UNK] is a word; other special tokens are none."""
     ids = np.concatenate([feature.ids for feature in features])
-    is_unknown = ids == tokenizer.unk_id
-    is_ordinary = ~np.isin(ids, tokenizer.special_ids)
-    has_words = is_unknown.any() or is_ordinary.any()
-    if not has_words:
+    is_word = ~np.isin(ids, tokenizer.special_ids) | (ids == tokenizer.unk_id)
+    if not is_word.any():
         raise ValueError("the texts to train on have no words")
 
 
