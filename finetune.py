@@ -1817,10 +1817,16 @@ def use_fine_tuned(args, given):
     if processes.rank > 0:
         return                                           # one process is enough without training
     bf16 = uses_bf16(args.bf16, processes.device)
-    if args.predict is not None:
-        predict(args, processes.device, bf16)
+    model, task, tokenizer = load_fine_tuned(args, processes.device, bf16)
+    if args.evaluate:
+        run_evaluation(args, given, model, task, tokenizer, bf16)
+        return
+    # A question and its context have a tab between them; the name of a file has none.
+    is_json_name = args.predict.lower().endswith(".json") and "\t" not in args.predict
+    if task.kind == "qa" and is_json_name:
+        write_answers(args, model, task, tokenizer, bf16)
     else:
-        run_evaluation(args, given, processes.device, bf16)
+        print_predictions(args, model, task, tokenizer, bf16)
 
 
 def load_fine_tuned(args, device, bf16):
@@ -1839,10 +1845,9 @@ def load_fine_tuned(args, device, bf16):
     return model.to(device), task, tokenizer
 
 
-def run_evaluation(args, given, device, bf16):
+def run_evaluation(args, given, model, task, tokenizer, bf16):
     """Measure a fine-tuned model on files of its task and print the scores. For given see
     use_fine_tuned."""
-    model, task, tokenizer = load_fine_tuned(args, device, bf16)
     if args.task is not None and args.task not in (task.name, task.kind):
         raise ValueError(f"--task {args.task}: {args.model} was fine-tuned for {task.name}")
     check_file_flags(task.name, given)
@@ -1859,14 +1864,8 @@ def run_evaluation(args, given, device, bf16):
     print_scores("model", [results])
 
 
-def predict(args, device, bf16):
+def print_predictions(args, model, task, tokenizer, bf16):
     """Print what the fine-tuned model predicts for a text, or for each line of a file."""
-    model, task, tokenizer = load_fine_tuned(args, device, bf16)
-    # A question and its context have a tab between them; the name of a file has none.
-    is_json_name = args.predict.lower().endswith(".json") and "\t" not in args.predict
-    if task.kind == "qa" and is_json_name:
-        write_answers(args, model, task, tokenizer, bf16)
-        return
     if args.out is not None or args.overwrite:
         raise ValueError("--out and --overwrite: only the answers to a SQuAD file (.json) are "
                          "written")
