@@ -1870,10 +1870,8 @@ def print_predictions(args, model, task, tokenizer, bf16):
         raise ValueError("--out and --overwrite: only the answers to a SQuAD file (.json) are "
                          "written")
     lines = lines_to_predict(args.predict)
-    examples = []
-    for location, line in lines:
-        if line.strip():                                 # for an empty line nothing is predicted
-            examples.append(example_of_line(line, task, location))
+    examples = [example_of_line(line, task, location)
+                for location, line in lines if line.strip()]
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     result = predict_examples(examples, model, task, tokenizer, bf16)
@@ -1881,10 +1879,7 @@ def print_predictions(args, model, task, tokenizer, bf16):
     for example, prediction in zip(examples, result.predictions):
         described[example.location] = describe_prediction(task, example, prediction)
     for location, _ in lines:
-        if location in described:
-            print(described[location])
-        else:
-            print()                                      # for an empty line an empty line
+        print(described.get(location, ""))               # an empty line has no prediction
 
 
 def predict_examples(examples, model, task, tokenizer, bf16):
