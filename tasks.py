@@ -568,25 +568,24 @@ def read_tags(path):
     for sentence in sentences_of(path):
         words = []
         tags = []
-        for number, line in sentence:
+        for location, line in sentence:
             columns = columns_of(line)
             if num_columns is None:
                 num_columns = max(2, len(columns))       # at least a word and a tag
-            tag = tag_of_line(line, columns, num_columns, f"{path}:{number}")
+            tag = tag_of_line(line, columns, num_columns, location)
             if tag != "O":
                 has_type = "-" in tag
                 if tags_have_type is None:
                     tags_have_type = has_type
                 if has_type != tags_have_type:
-                    raise ValueError(f"{path}:{number}: of the tags up to {tag!r:.60} some have a "
-                                     "type and some have none")
+                    raise ValueError(f"{location}: of the tags up to {tag!r:.60} some have a type "
+                                     "and some have none")
                 if not has_type:
                     tag += "-entity"
             words.append(columns[0])
             tags.append(tag)
-        first_line, _ = sentence[0]
-        location = f"{path}:{first_line}"
-        examples.append(Example(words, None, iob2(tags), str(len(examples)), location))
+        first_location, _ = sentence[0]
+        examples.append(Example(words, None, iob2(tags), str(len(examples)), first_location))
     return not_empty(examples, path)
 
 
@@ -616,12 +615,12 @@ def columns_of(line):
 
 
 def sentences_of(path):
-    """Yield the sentences of a CoNLL file, each a list of (number of the line, line)."""
+    """Yield the sentences of a CoNLL file, each a list of (location of the line, line)."""
     sentence = []
     for number, line in lines_of(path):
         is_boundary = not line.strip() or line.split()[0] == "-DOCSTART-"
         if not is_boundary:
-            sentence.append((number, line))
+            sentence.append((f"{path}:{number}", line))
         elif sentence:
             yield sentence
             sentence = []
