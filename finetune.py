@@ -657,7 +657,8 @@ def decode(task, examples, features, logits):
     if task.kind == "classification":
         return [decode_class(task, feature_logits) for feature_logits in logits]
     if task.kind == "regression":
-        guesses = [decode_number(task, feature_logits) for feature_logits in logits]
+        # The head predicts (y - mean) / sd, and here this becomes the number y.
+        guesses = [float(feature_logits[0, 0]) * task.sd + task.mean for feature_logits in logits]
     elif task.kind == "tagging":
         guesses = decode_tags(task, examples, features, logits)
     else:
@@ -671,11 +672,6 @@ def decode_class(task, logits):
     probabilities = exponentials / exponentials.sum()    # the softmax of the logits
     label = task.labels[probabilities.argmax()]
     return Prediction(label, name_probabilities(task.labels, probabilities))
-
-
-def decode_number(task, logits):
-    """Turn the logits (1, 1) of a text into a number, which is no longer normalised."""
-    return float(logits[0, 0]) * task.sd + task.mean
 
 
 def decode_tags(task, examples, features, logits):
