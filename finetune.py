@@ -491,7 +491,14 @@ class TaskLoss:
         num_targets = max(1, np.count_nonzero(is_target))
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
-        for part, is_stand_in in slices_of_micro_batches(self.micro_batch_bounds, len(ids)):
+        for begin, end in self.micro_batch_bounds:
+            # One batch of an epoch may be shorter than the others and have no sequence for this
+            # micro-batch. But the gradients of all processes are summed, so each process must
+            # compute them. Then sequence 0 stands in, and its losses do not count.
+            is_stand_in = begin >= len(ids)
+            part = slice(begin, end)
+            if is_stand_in:
+                part = slice(0, 1)
             labels_here = labels[part]                   # (b, T), in qa (b, 2)
             is_target_here = is_target[part]
             # The places of the targets are found here, on the CPU. Indexing by True and False on a
@@ -504,8 +511,6 @@ class TaskLoss:
             with autocast(device, self.bf16):
                 losses = self.compute_losses(*tensors, num_targets, num_tokens)
             if is_stand_in:
-                # The batch is short and has no sequence left for this micro-batch. Each process
-                # must compute gradients, so it took sequence 0, whose losses must not count.
                 losses = {name: 0 * loss for name, loss in losses.items()}
             yield losses
 
@@ -822,21 +827,6 @@ def tokenise_texts(task, examples, tokenizer):
         encodings = tokenizer.backend.encode_batch(
             main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
         yield from zip(ids_of_first_texts, encodings)
-
-
-def slices_of_micro_batches(bounds, num_sequences):
-    """Yield for each micro-batch a slice, which takes its sequences from the batch, and whether
-    sequence 0 only stands in for it. For bounds see split_batch.
-
-    One batch of an epoch may be shorter than the others and have no sequence for a micro-batch. But
-    the gradients of all processes are summed, so each process must compute them. Then sequence 0
-    stands in, and the caller multiplies its losses by 0. (One process alone would not need this.)
-    """
-    for begin, end in bounds:
-        if begin < num_sequences:
-            yield slice(begin, end), False
-        else:
-            yield slice(0, 1), True
 
 
 @torch.no_grad()
