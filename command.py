@@ -65,13 +65,6 @@ def printable(text):
     return shown
 
 
-def print_error(name, message):
-    """Print an error in one line, without characters that a terminal would obey. The message may
-    come from a file, so only its first 2,000 characters are printed."""
-    line = message.replace("\n", " ")
-    print(f"{name}: error: {printable(line[:2000])}", file=sys.stderr)
-
-
 def warn(message):
     """Print a warning in one line, without characters that a terminal would obey. If torchrun has
     started several processes, only the first one prints it."""
@@ -153,7 +146,9 @@ def run_command(name, action):
         message = describe_error(error)
         if message is None or sys.flags.dev_mode:        # dev: for whoever changes the program
             raise
-        print_error(name, message)
+        # The message may quote a file, so only its first 2,000 characters are printed.
+        line = message.replace("\n", " ")[:2000]
+        print(f"{name}: error: {printable(line)}", file=sys.stderr)
         return 2
     finally:
         if has_our_handler:                              # Ctrl-C after the action is one line, too
