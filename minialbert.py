@@ -34,6 +34,7 @@ Dimensions, here and in the other files:
     G  groups: how many different layers there are; mostly 1 in a MiniALBERT, R in a BERT
 Layers and recursions are counted from 0.
 """
+import copy
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -563,22 +564,18 @@ def merge_corrections(model):
     an AlbertModel if E differs from C, as a BertModel if not.
     """
     R = model.config.num_hidden_layers
-    merged = MiniALBERT(replace(model.config, num_hidden_groups=R, correction_rank=0),
-                        head=model.head is not None)
-    merged.embeddings.load_state_dict(model.embeddings.state_dict())
-    merged.attention_adapters.load_state_dict(model.attention_adapters.state_dict())
-    merged.feed_forward_adapters.load_state_dict(model.feed_forward_adapters.state_dict())
-    if model.head is not None:
-        merged.head.load_state_dict(model.head.state_dict())
-    for r, merged_layer in enumerate(merged.layers):
-        layer = model.layer_of_recursion(r)
-        merged_layer.load_state_dict(layer.state_dict())
+    merged = copy.deepcopy(model).cpu().float()
+    layers = nn.ModuleList()
+    for r in range(R):
+        layer = copy.deepcopy(merged.layer_of_recursion(r))
         if model.config.correction_rank > 0:
             for name, name_in_layer in CORRECTED.items():
-                shared = layer.get_parameter(name_in_layer)
-                added = model.corrections[r][name].matrix()
-                merged_layer.get_parameter(name_in_layer).copy_(shared + added)
-    return merged.train(model.training)
+                layer.get_parameter(name_in_layer).add_(merged.corrections[r][name].matrix())
+        layers.append(layer)
+    merged.layers = layers
+    merged.corrections = nn.ModuleList()
+    merged.config = replace(model.config, num_hidden_groups=R, correction_rank=0)
+    return merged
 
 
 def count_parameters(model):
