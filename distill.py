@@ -2010,11 +2010,8 @@ def make_student(args, teacher, saved_student, vocab_size):
         config = replace(saved_student.config, hidden_dropout_prob=args.dropout,
                          attention_probs_dropout_prob=args.dropout)
         student = MiniALBERT(config)
-        # The values of the saved_student take the place of the fresh ones. If it has no head, the
-        # student's head keeps its fresh values.
-        values = student.state_dict()
-        values.update(saved_student.state_dict())
-        student.load_state_dict(values)
+        # strict=False: if the saved_student has no head, the student's head keeps its fresh values.
+        student.load_state_dict(saved_student.state_dict(), strict=False)
         return student
     config = student_config(args, teacher, vocab_size)
     # If a student needs far too much memory, the system may kill the program without a message. So
