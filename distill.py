@@ -1714,13 +1714,8 @@ def arguments(argv):
     parser.set_defaults(out="out/student")
     args = parser.parse_args(argv)
 
-    given = given_flags(argv)
-    if args.evaluate:
-        allow_only(given, EVALUATE_FLAGS, "--evaluate")
-        if args.teacher == "none" and args.student is None:
-            raise ValueError("--evaluate: give a --teacher or a --student to measure")
     args.teacher = choose_teacher(args)
-    check_flags(args, given)
+    check_flags(args, given_flags(argv))
     fill_in_defaults(args)
     if args.warmup > args.steps:
         raise ValueError(f"--warmup {args.warmup} is more than --steps {args.steps}")
@@ -1779,13 +1774,16 @@ def default_recipe(args):
 def check_flags(args, given):
     """Raise ValueError for flags that contradict each other, or that would be ignored with any
     model."""
+    if args.evaluate:
+        allow_only(given, EVALUATE_FLAGS, "--evaluate")
+        if args.teacher is None and args.student is None:
+            raise ValueError("--evaluate: give a --teacher or a --student to measure")
+        return                                           # what follows is about training
     if args.student is not None:
         shape_flags = ["--" + name.replace("_", "-") for name in SHAPE_FIELDS]
         refuse_flags(given, ["--init"] + shape_flags,
                      "the model in --student has its own shape and weights")
     if args.teacher is None:
-        # It is also None if --evaluate measures a --student alone. Then allow_only() has refused
-        # all the flags below.
         if args.init == "teacher":
             raise ValueError("--init teacher needs a teacher, but --teacher is none")
         if args.student is None and args.tokenizer is None:
@@ -1794,7 +1792,7 @@ def check_flags(args, given):
         about_teacher = [f"--{name}-weight" for name in LOSS_WEIGHTS if name != "mlm"]
         about_teacher += ["--elastic", "--temperature"]
         refuse_flags(given, about_teacher, "with --teacher none there is nothing to compare with")
-    if args.corpus is not None and not args.evaluate:
+    if args.corpus is not None:
         check_out_is_outside(args.out, args.corpus)
 
 
