@@ -1141,6 +1141,9 @@ def test_of_the_code_task_a_tenth_is_held_out_and_none_of_its_texts_is_trained_o
      ["O", "B-code", "I-code", "O", "O", "O"]),
     # An accent that is a character of its own does not cut a word.
     ("see gene\u0300ve", ["gene\u0300ve"], ["see", "gene\u0300ve"], ["O", "B-code"]),
+    # A dot joins two names, also after such an accent. An accent belongs to a sign before it.
+    ("see a\u0301.b!\u0301c", ["a\u0301"], ["see", "a\u0301.b", "!\u0301", "c"],
+     ["O", "B-code", "O", "O"]),
     # A word is code if its first letter is: of Tensors it is, of unset it is not.
     ("Tensors are unset", ["Tensor", "set"], ["Tensors", "are", "unset"], ["B-code", "O", "O"]),
 ])
