@@ -1087,12 +1087,15 @@ def describe_number_of_texts(task):
 
 # ---- The command line: flags ------------------------------------------------------------
 
+STUDENT_OF_DISTILL = "out/student"                       # where distill.py writes it by default
+
+
 def add_model_flags(parser):
     """Add the flags about the model, and about what is done with it besides training."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="out/student", metavar="DIR",
+    group.add_argument("--model", default=STUDENT_OF_DISTILL, metavar="DIR",
                        help="the model, a student or a BERT: its folder or, to fine-tune it with "
-                       "--task, its Hugging Face name (default: out/student)")
+                       f"--task, its Hugging Face name (default: {STUDENT_OF_DISTILL})")
     group.add_argument("--recursions", type=integer_from(1), metavar="R",
                        help="use only the first R recursions of the --model, or layers of a BERT, "
                        "to train or to predict: it is faster then (default: all)")
@@ -1277,9 +1280,9 @@ def check_file_flags(task_name, given):
 
 def run(args):
     """Prepare a fine-tuning as the command line says, and run it."""
-    if args.is_default_run and not os.path.exists(args.model):
+    if args.model == STUDENT_OF_DISTILL and not os.path.exists(args.model):
         raise ValueError(f"--model {args.model}: there is no such folder. Run python distill.py "
-                         "first, or give the folder of another model")
+                         "first, or give another model with --model")
     processes = set_up_processes(args.device)
     check_batch_size(args.batch_size, processes)
     bf16 = uses_bf16(args.bf16, processes.device)

@@ -2782,6 +2782,14 @@ def test_the_time_of_a_step_is_that_of_the_fastest_of_four(monkeypatch):
         assert parameter.grad is None
 
 
+def test_if_a_step_takes_long_it_is_timed_only_twice(monkeypatch):
+    """The first pass may take long because torch compiles it, so the second one decides."""
+    distillation = make_distillation(noisy_student(), noisy_teacher())
+    clock = one_after_another([0, 80, 100, 111])         # there is no third time
+    monkeypatch.setattr(distill.time, "perf_counter", clock)
+    assert distill.seconds_of_a_step(distillation, torch.device("cpu")) == 11
+
+
 def best_four_tokens(model, ids, place):
     """Predict a place of the ids (1, T) -> the four tokens of the highest scores."""
     with torch.no_grad():

@@ -2541,6 +2541,15 @@ def test_both_dev_sets_of_mnli_are_reported_and_its_test_sets_written(
         assert re.fullmatch(r"index\tprediction\n0\t\w+\n1\t\w+\n2\t\w+\n", written)
 
 
+@pytest.mark.parametrize("flags", [[], ["--task", "classification", "--train", "a.tsv"]])
+def test_if_distill_py_has_not_been_run_it_is_named(flags, tmp_path, monkeypatch, capsys):
+    """Without --model its student is tuned. No model of this name is looked for on the hub."""
+    monkeypatch.chdir(tmp_path)
+    error = fail(capsys, *flags)
+    assert "--model out/student: there is no such folder. Run python distill.py first" in error
+    assert list(tmp_path.iterdir()) == []
+
+
 def rows_of_table(printed):
     """List the first words of the rows with f1 in the table that a run prints."""
     rows = [line for line in printed.splitlines() if " f1 " in line]
