@@ -1204,7 +1204,6 @@ class ConcatenatedStreams(io.RawIOBase):
         self.raw = raw
         self.make_decompressor = make_decompressor
         self.decompressor = make_decompressor()
-        self.packed = b""                                # bytes for the decompressor's next call
 
     def readable(self):
         return True
@@ -1214,32 +1213,30 @@ class ConcatenatedStreams(io.RawIOBase):
         unpacked = b""
         # A decompressor may take several blocks before it returns the first byte.
         while unpacked == b"":
+            packed = b""                     # the decompressor may hold bytes of an earlier call
             if self.decompressor.eof:                    # the stream has ended
-                has_next_stream = self.begin_next_stream()
-                if not has_next_stream:
+                packed = self.begin_of_next_stream()
+                if packed == b"":
                     return 0
-            # needs_input is False while the decompressor holds bytes that it has not unpacked.
-            if self.decompressor.needs_input and self.packed == b"":
-                self.packed = self.raw.read(BLOCK_SIZE)
-                if self.packed == b"":
+                self.decompressor = self.make_decompressor()
+            elif self.decompressor.needs_input:          # it has unpacked all that it was given
+                packed = self.raw.read(BLOCK_SIZE)
+                if packed == b"":
                     raise EOFError("the file ends inside a compressed stream")
-            unpacked = self.decompressor.decompress(self.packed, len(buffer))
-            self.packed = b""                # the decompressor keeps what it has not unpacked
+            unpacked = self.decompressor.decompress(packed, len(buffer))
         buffer[:len(unpacked)] = unpacked
         return len(unpacked)
 
-    def begin_next_stream(self):
-        """Begin with the next compressed stream -> False if the file ends here."""
+    def begin_of_next_stream(self):
+        """Return the first bytes of the next compressed stream, b"" at the end of the file."""
         # Zeros may stand between the streams of an .xz.
-        rest = self.decompressor.unused_data.lstrip(b"\0")
-        while rest == b"":
+        packed = self.decompressor.unused_data.lstrip(b"\0")
+        while packed == b"":
             block = self.raw.read(BLOCK_SIZE)
             if block == b"":
-                return False
-            rest = block.lstrip(b"\0")
-        self.packed = rest                               # the next stream begins with these
-        self.decompressor = self.make_decompressor()
-        return True
+                return b""
+            packed = block.lstrip(b"\0")
+        return packed
 
 
 # ---- The documentation on this machine: the corpus that needs no download ---------------
