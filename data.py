@@ -385,27 +385,23 @@ def read_tokenizer_files(path):
 
 
 def read_wordpiece(path):
-    """Make the tokenizer of a vocab.txt."""
+    """Make the tokenizer of a vocab.txt. It lower-cases if no word has a capital letter, A to Z.
+    Special words such as [CLS] do not count."""
     words = read_text(path).removesuffix("\n").split("\n")
     if len(set(words)) < len(words):
         raise ValueError(f"{path}: it has {len(words)} lines, but only {len(set(words))} different "
                          "tokens")
-    return make_wordpiece(words)
+    ordinary_words = [word for word in words if not re.fullmatch(r"\[.*\]", word)]
+    lowercase = re.search("[A-Z]", " ".join(ordinary_words)) is None
+    return make_wordpiece(words, lowercase)
 
 
-def make_wordpiece(words, do_lower_case=None):
-    """Make a BERT tokenizer whose token number i is words[i].
-
-    do_lower_case: None: it is False if a word has a capital letter, A to Z. Special words such as
-        [CLS] do not count
-    As in BERT, a tokenizer that lower-cases also removes accents. Each Chinese character is a word.
-    """
-    if do_lower_case is None:
-        ordinary_words = [word for word in words if not re.fullmatch(r"\[.*\]", word)]
-        do_lower_case = re.search("[A-Z]", " ".join(ordinary_words)) is None
+def make_wordpiece(words, lowercase):
+    """Make a BERT tokenizer whose token number i is words[i]. As in BERT, a tokenizer that
+    lower-cases also removes accents. Each Chinese character is a word."""
     id_of_token = {word: i for i, word in enumerate(words)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(id_of_token, unk_token="[UNK]"))
-    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=do_lower_case)
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     backend.decoder = tokenizers.decoders.WordPiece()
     backend.add_special_tokens([token for token in SPECIAL_TOKENS if token in id_of_token])

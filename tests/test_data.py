@@ -1582,7 +1582,7 @@ def test_another_token_for_unknown_words_is_refused(tmp_path):
 
 
 def test_a_tokenizer_that_pads_to_a_huge_length_does_no_harm(tmp_path):
-    backend = data.make_wordpiece(SPECIAL_TOKENS + ["a"])
+    backend = data.make_wordpiece(SPECIAL_TOKENS + ["a"], lowercase=True)
     backend.enable_padding(length=2**40)
     backend.save(str(tmp_path / "tokenizer.json"))
     assert Tokenizer(str(tmp_path)).encode(["a"]) == [[5]]
@@ -1624,7 +1624,7 @@ def test_a_class_for_any_kind_of_tokenizer_does_not_obey_the_config(
         tokenizer_class, expected, tmp_path):
     """In transformers only the tokenizers of a BERT look at do_lower_case."""
     words = SPECIAL_TOKENS + ["paris", "Paris"]
-    backend = data.make_wordpiece(words, do_lower_case=False)
+    backend = data.make_wordpiece(words, lowercase=False)
     backend.save(str(tmp_path / "tokenizer.json"))
     config = {"tokenizer_class": tokenizer_class, "do_lower_case": True}
     write_file(tmp_path / "tokenizer_config.json", json.dumps(config))
@@ -1634,7 +1634,7 @@ def test_a_class_for_any_kind_of_tokenizer_does_not_obey_the_config(
 @pytest.mark.parametrize("lowercase", [False, True])
 def test_a_saved_tokenizer_json_says_its_case_to_transformers(lowercase, tmp_path):
     words = SPECIAL_TOKENS + ["paris", "Paris"]
-    backend = data.make_wordpiece(words, do_lower_case=lowercase)
+    backend = data.make_wordpiece(words, lowercase=lowercase)
     backend.save(str(tmp_path / "tokenizer.json"))
     found = Tokenizer(str(tmp_path))
     found.save(str(tmp_path / "saved"))
@@ -1653,10 +1653,11 @@ def test_added_tokens_that_the_vocabulary_does_not_have_are_refused(tmp_path):
     write_file(tmp_path / "added_tokens.json", '{"[MASK]": 4, "<drug>": 6}')
     with pytest.raises(ValueError, match="added_tokens.json: <drug>: not in vocab.txt"):
         Tokenizer(str(tmp_path))
-    data.make_wordpiece(words).save(str(tmp_path / "tokenizer.json"))
+    data.make_wordpiece(words, lowercase=True).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="added_tokens.json: <drug>: not in tokenizer.json"):
         Tokenizer(str(tmp_path))
-    data.make_wordpiece(words + ["<drug>"]).save(str(tmp_path / "tokenizer.json"))
+    backend = data.make_wordpiece(words + ["<drug>"], lowercase=True)
+    backend.save(str(tmp_path / "tokenizer.json"))
     Tokenizer(str(tmp_path)).save(str(tmp_path / "saved"))
     assert (tmp_path / "saved" / "added_tokens.json").exists()
 
