@@ -817,21 +817,20 @@ def mark_held_out(lines):
     """
     held_out = None                                      # None: it is not decided yet
     waiting = []                                         # the document's lines until then
-    num_characters = 0                                   # in the waiting lines
+    beginning = ""                                       # the text of the waiting lines
     for line in lines:
         ends_document = line == ""
         if held_out is not None:                         # it was decided by an earlier line
             yield line, held_out
         elif waiting or not ends_document:               # no empty line before a document
             waiting.append(line)
-            num_characters += len(line)
-            if ends_document or num_characters >= DECIDING_CHARACTERS:
-                beginning = "".join(waiting)[:DECIDING_CHARACTERS]
-                held_out = is_held_out(beginning, HOLD_OUT_ONE_IN)
+            beginning += line
+            if ends_document or len(beginning) >= DECIDING_CHARACTERS:
+                held_out = is_held_out(beginning[:DECIDING_CHARACTERS], HOLD_OUT_ONE_IN)
                 for waiting_line in waiting:
                     yield waiting_line, held_out
                 waiting = []
-                num_characters = 0
+                beginning = ""
         if ends_document:
             held_out = None                              # the next document is not decided yet
 
@@ -1063,7 +1062,6 @@ def lines_of_text(path, stream):
             ends_line = piece.endswith("\n")
             is_whole_line = begins_line and ends_line
             begins_line = ends_line                      # for the next piece
-            # A blank line ends a document. A blank piece of a longer line must not end one.
             if is_whole_line or piece.strip() != "":
                 yield piece
 
