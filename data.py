@@ -186,17 +186,6 @@ class MaskedBatches:
 
 # ---- From here on: plumbing -------------------------------------------------------------
 
-HOME = os.path.expanduser("~")
-if HOME == "~":                     # there is no home folder, as in some containers
-    HOME = tempfile.gettempdir()
-CACHE = os.path.join(HOME, ".cache", "minialbert")
-HOLD_OUT_ONE_IN = 50                # of this many documents, one is held out for validation
-DECIDING_CHARACTERS = 10_000        # this many at a document's beginning decide if it is held out
-CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
-SAMPLE = 20_000                     # characters that count_characters looks at
-LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
-
-
 def check_tokens(tokens, T):
     """Raise ValueError if tokens are not one array of whole numbers, if they are too few for a
     sequence of T, or if T is below 3."""
@@ -479,6 +468,16 @@ def check_vocabulary_folder(out, config):
 
 
 # ---- Token files ------------------------------------------------------------------------
+
+HOME = os.path.expanduser("~")
+if HOME == "~":                     # there is no home folder, as in some containers
+    HOME = tempfile.gettempdir()
+CACHE = os.path.join(HOME, ".cache", "minialbert")
+HOLD_OUT_ONE_IN = 50                # of this many documents, one is held out for validation
+DECIDING_CHARACTERS = 10_000        # this many at a document's beginning decide if it is held out
+CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
+SAMPLE = 20_000                     # characters that count_characters looks at
+
 
 class TokenFile:
     """A token file, mapped into memory.
@@ -869,6 +868,7 @@ COMPRESSED = re.compile(rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ\0")
 NUL_OR_SURROGATE = re.compile("[\0\ud800-\udfff]")
 # parsing() puts this text into its message: "PATH: not a whole, undamaged file: ...".
 UNDAMAGED_FILE = "a whole, undamaged file"
+LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
 
 
 def corpus_files(corpus):
