@@ -1309,10 +1309,9 @@ def docstrings(package, root):
         # The list is changed in place, because os.walk will enter only what is left in it.
         subfolders[:] = sorted(set(subfolders) - SKIPPED_FOLDERS)
         for name in sorted(names):
-            if not name.endswith(".py"):
-                continue
             path = os.path.join(folder, name)
-            if not os.path.isfile(path):                 # a link to a file that is not there
+            # A link may lead to a file that is not there.
+            if not name.endswith(".py") or not os.path.isfile(path):
                 continue
             with open(path, encoding="utf-8", errors="replace") as file:
                 source = file.read()
