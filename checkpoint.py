@@ -271,21 +271,13 @@ def load(path, recursions=None):
     # Only BERT's layout numbers its layers like this.
     if any(name.startswith("encoder.layer.") for name in tensors):
         layout = BERT_LAYOUT
-    has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
     tensors = without_identity_projection(tensors, layout, config)
-    decoder_name = name_in_file(layout, "head.decoder.weight")
-    word_name = name_in_file(layout, "embeddings.word.weight")
-    if not has_head:
-        config = replace(config, tie_decoder=True)       # there is no decoder that could be untied
-    # Other programs do not write tie_decoder, so config has the default True. Then a decoder is
-    # tied if it equals the word table. If tie_decoder is False, this program has written it. Then
-    # the decoder is kept, even if it equals the table, as it may before the training has begun.
-    elif config.tie_decoder and decoder_name in tensors and word_name in tensors:
-        is_tied = torch.equal(tensors[decoder_name].float(), tensors[word_name].float())
-        if is_tied:
-            del tensors[decoder_name]                    # our model uses the table in its place
-        else:
-            config = replace(config, tie_decoder=False)
+    has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
+    # Without a head there is no decoder that could be untied.
+    is_tied = not has_head or decoder_is_tied(tensors, layout, config)
+    config = replace(config, tie_decoder=is_tied)
+    if is_tied:                                          # our model uses the word table instead
+        tensors.pop(name_in_file(layout, "head.decoder.weight"), None)
     model = model_without_values(config, has_head)
     file_names = {name: name_in_file(layout, name) for name in model.state_dict()}
     expected = {file_names[name]: tensor for name, tensor in model.state_dict().items()}
@@ -363,6 +355,19 @@ def without_identity_projection(tensors, layout, config):
                 del kept[weight_name]
                 del kept[bias_name]
     return kept
+
+
+def decoder_is_tied(tensors, layout, config):
+    """Return True if the head's decoder is the word table. Only this program writes tie_decoder. If
+    it is False, the decoder is kept, even if it equals the table, as it may before the training has
+    begun. Otherwise the decoder is tied if it equals the table, or if there is none."""
+    decoder = tensors.get(name_in_file(layout, "head.decoder.weight"))
+    word_table = tensors.get(name_in_file(layout, "embeddings.word.weight"))
+    if not config.tie_decoder:
+        return False
+    if decoder is None or word_table is None:
+        return True
+    return torch.equal(decoder.float(), word_table.float())
 
 
 def check_tensors(what, expected, tensors):
