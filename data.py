@@ -733,15 +733,14 @@ def write_tokens(file, lines, tokenizer, dtype):
     has_text = False
     num_characters = 0
     num_unknown = 0.0                                    # an estimate: those that become [UNK]
+    sample_size = SAMPLE                                 # for the first chunk
     # The held-out tokens wait in a file without a name until all others are written.
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
-        for chunk_number, chunk in enumerate(chunks_of_lines(mark_held_out(lines))):
+        for chunk in chunks_of_lines(mark_held_out(lines)):
             texts = [line for line, _ in chunk]
-            # A short corpus is a single chunk. So the first one has a larger sample than others.
-            sample_size = SAMPLE
-            if chunk_number > 0:
-                sample_size = SAMPLE // 4
             num_sampled, unknown_in_sample = count_characters(texts, tokenizer, sample_size)
+            # A short corpus is a single chunk. So only the first one has the large sample.
+            sample_size = SAMPLE // 4
             characters_in_chunk = sum(len(text) for text in texts)
             # The chunk is taken to have the same share of unknown characters as its sample, in
             # which white space was not counted.
