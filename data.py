@@ -1131,13 +1131,11 @@ def lines_of_csv(path, stream, text_column):
                          "and commas separate the columns")
     column = header.index(text_column)
     for number, cells in rows:
-        lacks_text = len(cells) <= column                # columns behind the text may be missing
-        has_too_many = len(cells) > len(header)
-        if lacks_text or has_too_many:
-            message = f"{path}:{number}: {len(cells)} columns, not {len(header)}"
-            if has_too_many:
-                message += "; a text with a comma in it needs quotes"
-            raise ValueError(message)
+        if len(cells) > len(header):
+            raise ValueError(f"{path}:{number}: {len(cells)} columns, not {len(header)}; a text "
+                             "with a comma in it needs quotes")
+        if len(cells) <= column:                         # columns behind the text may be missing
+            raise ValueError(f"{path}:{number}: {len(cells)} columns, not {len(header)}")
         yield from lines_of_document(cells[column])
 
 
