@@ -974,25 +974,12 @@ def read_corpus_file(path, bar, text_column):
 
     bar: a progress bar, which is moved by the bytes that are read from the disk
     """
-    kind, compression = CORPUS_FILE.fullmatch(path.lower()).groups()          # ".txt", ".gz"
     bytes_before = bar.n
     num_characters = 0
     num_nuls = 0
     num_undecoded = 0                                    # bytes that are not UTF-8
-    newline = None                                       # every kind of line end becomes "\n"
-    if kind == ".csv":
-        newline = ""                                     # csv needs line ends in quotes unchanged
     with open(path, "rb") as raw:
-        check_first_bytes(path, raw, compression)
-        stream = io.TextIOWrapper(unpack(raw, compression), encoding="utf-8-sig",
-                                  errors="surrogateescape", newline=newline)
-        if kind == ".txt":
-            lines = lines_of_text(path, stream)
-        elif kind == ".jsonl":
-            lines = lines_of_jsonl(path, stream, text_column)
-        else:
-            lines = lines_of_csv(path, stream, text_column)
-        for line in lines:
+        for line in lines_of_file(path, raw, text_column):
             bytes_read = bytes_before + raw.tell()
             bar.update(bytes_read - bar.n)               # update() wants the increase
             num_characters += len(line)
@@ -1012,6 +999,23 @@ def read_corpus_file(path, bar, text_column):
         tqdm.write(f"{printable(path)}: replaced {num_undecoded + num_nuls} NULs or bytes that "
                    "are not UTF-8", sys.stderr)
     return num_characters, num_undecoded, num_nuls
+
+
+def lines_of_file(path, raw, text_column):
+    """Return a generator of the lines of an open file, whose name says how it must be read. A byte
+    that is not UTF-8 becomes a surrogate: see NUL_OR_SURROGATE."""
+    kind, compression = CORPUS_FILE.fullmatch(path.lower()).groups()          # ".txt", ".gz"
+    check_first_bytes(path, raw, compression)
+    newline = None                                       # every kind of line end becomes "\n"
+    if kind == ".csv":
+        newline = ""                                     # csv needs line ends in quotes unchanged
+    stream = io.TextIOWrapper(unpack(raw, compression), encoding="utf-8-sig",
+                              errors="surrogateescape", newline=newline)
+    if kind == ".txt":
+        return lines_of_text(path, stream)
+    if kind == ".jsonl":
+        return lines_of_jsonl(path, stream, text_column)
+    return lines_of_csv(path, stream, text_column)
 
 
 def check_first_bytes(path, raw, compression):
