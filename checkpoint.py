@@ -1057,6 +1057,8 @@ def parse_json_integer(digits):
     return int(digits)
 
 
+# ---- The Hugging Face hub ---------------------------------------------------------------
+
 # fetch() downloads each of these files if the hub has it for the model.
 SMALL_FILES = ["config.json", *TOKENIZER_FILES]
 # fetch() downloads only the first of these files that the hub has. If it is an index, the weights
