@@ -662,6 +662,10 @@ def check_settings(path, saved, settings):
                          "--student, finetune.py --model")
 
 
+# The values of these settings are hashes. A user could do nothing with them.
+HASHES = ("corpus", "tokenizer", "teacher", "student", "encoder", "head", "training_set", "dev_set")
+
+
 def describe_difference(name, was, now):
     """Say how a setting differs -> a list of texts; the list is empty if the setting is the same.
 
@@ -675,6 +679,8 @@ def describe_difference(name, was, now):
         for item in sorted(was.keys() | now.keys()):
             texts += describe_difference(f"{name}.{item}", was.get(item), now.get(item))
         return texts
+    if name in HASHES and was is not None and now is not None:
+        return [f"{name} has other contents now"]
     return [f"{name} was {was!r:.60}, now it is {now!r:.60}"]
 
 

@@ -1267,7 +1267,10 @@ def first_process_first(processes):
     # calls it after its work. The others call it before theirs, so they wait for that work.
     is_first = processes.local_rank == 0                 # also True if there is only one process
     if not is_first:
-        dist.barrier()                                   # wait until the first ones have finished
+        try:
+            dist.barrier()                               # wait until the first ones have finished
+        except RuntimeError as error:
+            raise ValueError("another process has ended, and its message says why") from error
     yield
     if is_first and processes.world_size > 1:
         dist.barrier()                                   # let the others begin
@@ -2296,25 +2299,30 @@ def print_samples(models, tokenizer, valid_batches, bf16):
 
 def predicted_words(model, tokenizer, ids, place, bf16):
     """Return the four words, the most probable first, that a model predicts at a masked place of
-    the ids, a list of token numbers."""
+    the ids, a list of token numbers. Special tokens are no words."""
     model.eval()
     device = device_of(model)
     with autocast(device, bf16):
         hidden, _ = model(torch.tensor([ids], device=device))
         logits = model.predict(hidden[-1][0, place])                          # (V,)
+    logits[tokenizer.special_ids.tolist()] = -math.inf
     best = logits.topk(4).indices.tolist()
     return " ".join(tokenizer.decode([token]) for token in best)
 
 
 def place_to_mask(words):
     """Return the place of the word to mask: the word nearest to the middle that has at least 4
-    characters, or else the middle one.
+    characters. If there is none, a shorter word is taken.
 
-    words: the decoded tokens of a text; the ## before a piece of a word does not count
+    words: the decoded tokens of a text; special tokens are "", and the ## before a piece of a word
+        does not count
     """
     middle = len(words) // 2
-    long_words = [place for place, word in enumerate(words) if len(word.strip("#")) >= 4]
-    return min(long_words, key=lambda place: abs(place - middle), default=middle)
+    for least in (4, 1):                                 # characters
+        places = [place for place, word in enumerate(words) if len(word.strip("#")) >= least]
+        if places:
+            return min(places, key=lambda place: abs(place - middle))
+    return middle                                        # all tokens are special
 
 
 def main(argv=None):

@@ -35,6 +35,7 @@ import sys
 import time
 import unicodedata
 import zlib
+from collections import Counter
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
@@ -57,9 +58,9 @@ from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin
                      uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Prediction, Task, check_labels, check_line_end,
-                   detailed_scores, download_glue, entities, hold_out_a_tenth, kind_of_task,
-                   lines_of, majority, make_task, read_code_task, read_glue, read_own_files,
-                   read_squad, score, split_words, write_predictions)
+                   detailed_scores, download_glue, entities, find_words, hold_out_a_tenth,
+                   kind_of_task, lines_of, majority, make_task, read_code_task, read_glue,
+                   read_own_files, read_squad, score, split_words, write_predictions)
 
 
 # ---- The model --------------------------------------------------------------------------
@@ -819,14 +820,32 @@ def tokenise_texts(task, examples, tokenizer):
         chunk = examples[begin:begin + chunk_size]
         texts = [example.text for example in chunk]
         if task.pair:
-            ids_of_first_texts = tokenizer.encode(texts)
+            first_encodings = tokenise_beginnings(texts, task.length, tokenizer)
+            ids_of_first_texts = [encoding.ids for encoding in first_encodings]
             main_texts = [example.second_text for example in chunk]
         else:
             ids_of_first_texts = [None] * len(chunk)     # there is only the main text
             main_texts = texts
-        encodings = tokenizer.backend.encode_batch(
-            main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
+        if task.kind in ("classification", "regression"):
+            encodings = tokenise_beginnings(main_texts, task.length, tokenizer)
+        else:
+            encodings = tokenizer.backend.encode_batch(
+                main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
         yield from zip(ids_of_first_texts, encodings)
+
+
+def tokenise_beginnings(texts, length, tokenizer):
+    """Tokenise texts that will be cut to `length` tokens -> their Encodings. Of a long text only
+    the beginning is tokenised, which gives more tokens than that."""
+    most_characters = 20 * (length + 100)
+    beginnings = [text[:most_characters] for text in texts]
+    encodings = tokenizer.backend.encode_batch(beginnings, add_special_tokens=False)
+    for i, text in enumerate(texts):
+        # The beginning may end inside a word, which has up to 100 tokens. These may be wrong.
+        is_enough = len(encodings[i].ids) > length + 100
+        if len(text) > most_characters and not is_enough:      # it may have a thousand spaces
+            encodings[i] = tokenizer.backend.encode(text, add_special_tokens=False)
+    return encodings
 
 
 @torch.no_grad()
@@ -1412,9 +1431,9 @@ def run_modes(tuning, datasets, config):
     splits = encode_splits(task, datasets, tokenizer)
     check_texts(task, splits, tokenizer)
     check_trainable(splits["train"].features)
-    # The settings hold a hash of each of these two sets.
-    if tuning.settings["training_set"] == tuning.settings["dev_set"]:
-        warn("the dev set is the training set, so its scores say nothing about other texts")
+    warn_of_known_texts(datasets)
+    if task.kind == "tagging":
+        warn_of_split_words(datasets["train"])
     if tuning.teacher is not None:
         tuning.teacher.to(tuning.processes.device)       # it stays there for the training
         dev_split = splits[first_dev_split(splits)]
@@ -1436,6 +1455,34 @@ def run_modes(tuning, datasets, config):
     print_scores("majority", [baseline])
     for mode in args.modes:
         print_scores(mode, results_of_modes[mode])
+
+
+def warn_of_known_texts(datasets):
+    """Warn if examples of another split are in the training set, too."""
+    known_texts = {hash_of_text(example) for example in datasets["train"]}
+    for split_name, examples in datasets.items():
+        num_known = sum(hash_of_text(example) in known_texts for example in examples)
+        if split_name != "train" and num_known > 0:
+            warn(f"{split_name}: {num_known:,} of {len(examples):,} examples are in the training "
+                 "set, too, so they say little about the scores of other texts")
+
+
+def hash_of_text(example):
+    """Return a number for the one or two texts of an Example: equal texts have the same."""
+    return hash(f"{example.text}\t{example.second_text}")
+
+
+def warn_of_split_words(examples):
+    """Warn if --predict would split many words of these sentences. For example, "IL-2" has three
+    words there, but it may be one in a file."""
+    counts = Counter()
+    for example in examples:
+        counts.update(example.text)
+    split = [word for word in counts if split_words(word) != [word]]
+    num_split = sum(counts[word] for word in split)
+    if num_split > counts.total() / 100:
+        warn(f"of {counts.total():,} words to train on --predict would split {num_split:,}, such "
+             f"as {split[0]!r:.60}, so its predictions may be worse than the scores")
 
 
 def encode_for_rates(task, examples, tokenizer):
@@ -1864,9 +1911,11 @@ def print_predictions(args, model, task, tokenizer, bf16):
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     result = predict_examples(examples, model, task, tokenizer, bf16)
+    line_at = dict(lines)                                # {location: line}
     described = {}                                       # {location of a line: its prediction}
     for example, prediction in zip(examples, result.predictions):
-        described[example.location] = describe_prediction(task, example, prediction)
+        line = line_at[example.location]
+        described[example.location] = describe_prediction(task, line, prediction)
     for location, _ in lines:
         print(described.get(location, ""))               # an empty line has no prediction
 
@@ -1980,15 +2029,15 @@ def example_of_line(line, task, location="the text"):
     return Example(text, second_text, None, "", location)
 
 
-def describe_prediction(task, example, prediction):
-    """Put a Prediction for an example into one line of text."""
+def describe_prediction(task, line, prediction):
+    """Put a Prediction for a line of text into one line."""
     guess = prediction.guess
     if task.kind == "classification":
         return describe_probabilities(prediction.probabilities)
     if task.kind == "regression":
         return f"{guess:.6g}"
     if task.kind == "tagging":
-        return describe_entities(example.text, guess)
+        return describe_entities(line, guess)
     # The kind is qa.
     if guess == "":
         return "no answer"
@@ -2001,11 +2050,14 @@ def describe_probabilities(probabilities):
     return ", ".join(f"{printable(label)} {probabilities[label]:.1%}" for label in ordered)
 
 
-def describe_entities(words, tags):
-    """Put the entities that the tags of the words say into one line of text."""
+def describe_entities(text, tags):
+    """Put the entities that the tags of a text's words say into one line, as they stand in it."""
+    spans = find_words(text)
     found = []
     for first, end, entity_type in sorted(entities(tags)):
-        entity = printable(" ".join(words[first:end]))
+        begin_of_entity, _ = spans[first]
+        _, end_of_entity = spans[end - 1]
+        entity = printable(text[begin_of_entity:end_of_entity])
         found.append(f"{entity} ({printable(entity_type)})")
     if not found:
         return "no entity"

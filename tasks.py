@@ -454,6 +454,8 @@ def rows_of(path, header=None):
             check_header(cells, location)
             header = cells
             continue
+        if not any(cells):                               # a spreadsheet may end with empty rows
+            continue
         if len(cells) != len(header):
             rule = "tabs separate its cells, and quotes are text in it"
             if ending == ".csv":
@@ -526,7 +528,8 @@ def cell(row, column, location, types):
         columns = ", ".join(repr(name) for name in row)
         raise ValueError(f"{location}: the column {column!r} is missing among {columns:.300}; the "
                          "first row names the columns, separated by tabs in a .tsv or by commas in "
-                         "a .csv, and for your own files --text and --label say which to read")
+                         "a .csv (in a .jsonl each row names its own), and for your own files "
+                         "--text and --label say which to read")
     value = row[column]
     if not isinstance(value, types):
         expected = " or ".join(allowed.__name__ for allowed in types)
@@ -586,7 +589,19 @@ def read_tags(path):
             tags.append(tag)
         first_location, _ = sentence[0]
         examples.append(Example(words, None, iob2(tags), str(len(examples)), first_location))
+    check_first_column(examples, path)
     return not_empty(examples, path)
+
+
+def check_first_column(examples, path):
+    """Raise ValueError if the words of all sentences are 1, 2, 3, ... In some formats, such as
+    CoNLL-U, the first column numbers the words."""
+    for example in examples:
+        numbers = [str(number) for number in range(1, len(example.text) + 1)]
+        if example.text != numbers:
+            return
+    if any(len(example.text) > 1 for example in examples):
+        raise ValueError(f"{path}: the first column numbers the words, but it must have the words")
 
 
 def tag_of_line(line, columns, num_columns, location):
@@ -812,14 +827,22 @@ def download(url):
 
 # ---- The built-in task "code" -----------------------------------------------------------
 
-# This matches a word, a name with dots such as torch.nn, or one punctuation character. MARK stands
-# for all marks (see split_words).
-MARK = "\u0300"
-WORD_PATTERN = re.compile(rf"[\w{MARK}]+(?:\.[\w{MARK}]+)*|[^\w\s]{MARK}*")
+MARK = "\u0300"                                          # stands for all marks: see find_words
+CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+LETTER = rf"(?:[^\W{CHINESE}]|{MARK})"                    # or a digit or an underscore
+# This matches one Chinese character, a word, a name with dots such as torch.nn, or one punctuation
+# character.
+WORD_PATTERN = re.compile(rf"[{CHINESE}]{MARK}*|{LETTER}+(?:\.{LETTER}+)*|[^\w\s]{MARK}*")
 
 
 def split_words(text):
-    """Split a text that is to be tagged into words and punctuation characters.
+    """Split a text that is to be tagged into words and punctuation characters. As in BERT, each
+    Chinese character is a word."""
+    return [text[begin:end] for begin, end in find_words(text)]
+
+
+def find_words(text):
+    """Find the words of split_words: [(first character, one past the last), ...].
 
     Some accents and vowel signs are characters of their own, in Unicode's categories M (marks). A
     mark belongs to the character before it. No class of characters in a pattern has exactly the
@@ -829,7 +852,7 @@ def split_words(text):
     for character in set(text):
         if unicodedata.category(character).startswith("M"):
             text_to_match = text_to_match.replace(character, MARK)
-    return [text[match.start():match.end()] for match in WORD_PATTERN.finditer(text_to_match)]
+    return [match.span() for match in WORD_PATTERN.finditer(text_to_match)]
 
 
 def read_code_task(path):
@@ -851,19 +874,14 @@ def read_code_task(path):
             code_spans = [(int(begin), int(end)) for begin, end in field_of(row, "code", list)]
         if not code_spans:
             continue
-        words = []
         tags = []
-        word_end = 0
-        for word in split_words(text):
-            word_begin = text.index(word, word_end)      # it stands after the word before
-            word_end = word_begin + len(word)
+        for word_begin, _ in find_words(text):
             is_code = any(begin <= word_begin < end for begin, end in code_spans)
             tag = "O"
             if is_code:
                 tag = "I-code"                           # iob2() below makes the first one B-code
-            words.append(word)
             tags.append(tag)
-        example = Example(words, None, iob2(tags), str(number - 1), location)
+        example = Example(split_words(text), None, iob2(tags), str(number - 1), location)
         if is_held_out(text, 10):
             datasets["dev"].append(example)
         else:

@@ -1364,7 +1364,7 @@ def test_without_a_checkpoint_too_a_run_does_not_go_on_with_another_corpus(
     before = files_below(out)
     write_other_corpus(toy, tmp_path / "other.txt")
     error = error_of_run(capsys, toy, out, "--resume", "--corpus", tmp_path / "other.txt")
-    assert "run.json is of a run with other settings: corpus was" in error
+    assert "run.json is of a run with other settings: corpus has other contents now. For" in error
     assert files_below(out) == before
 
 
@@ -2269,6 +2269,16 @@ def test_the_first_process_of_a_machine_goes_first(monkeypatch, processes, expec
     assert events == expected
 
 
+def test_if_the_first_process_ends_the_others_say_that_it_was_another(monkeypatch):
+    def barrier():
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(distill.dist, "barrier", barrier)
+    with pytest.raises(ValueError, match="^another process has ended, and its message says why$"):
+        with distill.first_process_first(Processes(rank=1, local_rank=1, world_size=2)):
+            raise AssertionError("the work of the first process was not waited for")
+
+
 @pytest.mark.parametrize("signals, num_elsewhere, expected", [
     ([], 0, False), ([], 1, True), ([2], 0, True), ([2, 2], 1, True)])
 def test_several_processes_stop_for_a_signal_to_any_of_them_in_a_step_that_looks(
@@ -2790,12 +2800,14 @@ def test_if_a_step_takes_long_it_is_timed_only_twice(monkeypatch):
     assert distill.seconds_of_a_step(distillation, torch.device("cpu")) == 11
 
 
-def best_four_tokens(model, ids, place):
-    """Predict a place of the ids (1, T) -> the four tokens of the highest scores."""
+def best_four_tokens(model, tokenizer, ids, place):
+    """Predict a place of the ids (1, T) -> the four tokens, not special ones, of the highest
+    scores."""
     with torch.no_grad():
         hidden, _ = model.eval()(torch.from_numpy(ids))
-        logits = model.predict(hidden[-1])
-    return logits[0, place].topk(4).indices.tolist()
+        scores = model.predict(hidden[-1])[0, place].numpy()
+    ordered = np.argsort(-scores).tolist()
+    return [token for token in ordered if token not in tokenizer.special_ids][:4]
 
 
 def test_the_samples_are_what_the_models_predict_at_a_masked_place(toy, capsys):
@@ -2821,9 +2833,18 @@ def test_the_samples_are_what_the_models_predict_at_a_masked_place(toy, capsys):
         assert found == expected
         ids[0, place] = tokenizer.mask_id
         for line, name in zip(lines[1:], models, strict=True):
-            best = best_four_tokens(models[name], ids, place)
+            best = best_four_tokens(models[name], tokenizer, ids, place)
             best_words = [tokenizer.decode([token]) for token in best]
             assert line.split() == [f"{name}:"] + best_words
+
+
+def test_special_tokens_are_no_words_that_a_model_predicts(toy):
+    """This model finds them all more probable than any word."""
+    tokenizer = Tokenizer(toy / "teacher")
+    model = noisy_student()
+    model.head.bias.data[tokenizer.special_ids.tolist()] = 1000.0
+    predicted = distill.predicted_words(model, tokenizer, [2, 6, 7, 3], 1, bf16=False)
+    assert len(predicted.split()) == 4
 
 
 def test_a_held_out_text_is_shown_only_once(toy, capsys):
@@ -2840,9 +2861,12 @@ def test_a_held_out_text_is_shown_only_once(toy, capsys):
     (["", "talk", "of", "it", "a", "wonderful", ""], "talk", 1),
     (["", "talk", "of", "##ab", "a", "it", ""], "talk", 1),
     (["", "##ing", "##s", "a", "is", ".", ""], "a", 3),
+    (["", "\u80ba", "", "\u708e", "", "", "", ""], "\u708e", 3),
+    (["", "", ""], "", 1),
 ])
 def test_the_place_to_mask_is_a_long_word_near_the_middle(words, expected_word, expected_place):
-    """Long words have at least four letters; without one it is the word in the middle."""
+    """Long words have at least four letters; without one it is the word in the middle. The special
+    tokens, which are empty, are taken only if there are no words."""
     place = distill.place_to_mask(words)
     assert place == expected_place
     assert words[place] == expected_word

@@ -104,7 +104,7 @@ def make_examples(kind):
     return examples
 
 
-def write_sentiment(path, num_rows, seed):
+def write_sentiment(path, num_rows, seed, last_word="."):
     """Write a file of the task sst2: texts with "good" are 1, those with "bad" 0."""
     rng = random.Random(seed)
     lines = ["sentence\tlabel\n"]
@@ -117,7 +117,7 @@ def write_sentiment(path, num_rows, seed):
         else:
             words.append("bad")
         text = " ".join(words)
-        lines.append(f"{text} .\t{label}\n")
+        lines.append(f"{text} {last_word}\t{label}\n")
     write_file(path, "".join(lines))
 
 
@@ -125,7 +125,8 @@ def write_sentiment(path, num_rows, seed):
 def sentiment(tmp_path):
     """Make a folder with the files of a small task sst2."""
     write_sentiment(tmp_path / "sst2/train.tsv", 64, seed=0)
-    write_sentiment(tmp_path / "sst2/dev.tsv", 24, seed=1)
+    # Its texts end otherwise, so none of them is in the training set, too.
+    write_sentiment(tmp_path / "sst2/dev.tsv", 24, seed=1, last_word="!")
     return tmp_path / "sst2"
 
 
@@ -1764,13 +1765,34 @@ def test_a_model_that_changes_between_two_seeds_is_refused(
     assert (out / "model.safetensors").exists()          # of the first seed
 
 
-@pytest.mark.parametrize("dev_line, is_warned", [("bad film\ty\n", True), ("a film\ty\n", False)])
-def test_a_dev_set_that_is_the_training_set_is_warned_of(
-        tmp_path, out, model, two_texts, capsys, dev_line, is_warned):
-    dev = write_file(tmp_path / "b.tsv", "text\tlabel\ngood film\tx\n" + dev_line)
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_it_is_said_how_many_examples_are_in_the_training_set_too(
+        tmp_path, out, model, two_texts, capsys, split):
+    """Their labels may differ."""
+    other = write_file(tmp_path / "b.tsv", "text\tlabel\nbad film\tx\na film\ty\nfilm\ty\n")
+    flags = ["--task", "classification", "--model", model, "--train", two_texts]
+    if split == "test":
+        flags += ["--dev", write_file(tmp_path / "c.tsv", "text\tlabel\na city\tx\n")]
+    warned = run(capsys, *flags, f"--{split}", other, "--steps", 1, "--out", out).err
+    assert warned == (f"warning: {split}: 1 of 3 examples are in the training set, too, so they "
+                      "say little about the scores of other texts\n")
+
+
+def test_texts_that_are_not_in_the_training_set_are_not_warned_of(
+        tmp_path, out, model, two_texts, capsys):
+    dev = write_file(tmp_path / "b.tsv", "text\tlabel\nfilm\tx\ngood good film\ty\n")
     flags = ["--task", "classification", "--model", model, "--train", two_texts, "--dev", dev]
     warned = run(capsys, *flags, "--steps", 1, "--out", out).err
-    assert ("warning: the dev set is the training set" in warned) is is_warned
+    assert "are in the training set" not in warned
+
+
+@pytest.mark.parametrize("word, is_warned", [("IL-2", True), ("city", False)])
+def test_words_that_predict_would_split_are_warned_of(
+        tmp_path, out, model, capsys, word, is_warned):
+    table = write_file(tmp_path / "a.txt", f"the\tO\n{word}\tB-x\n\nparis\tB-x\nis\tO\n")
+    printed = run(capsys, *file_flags(model, "tagging", table), "--steps", 1, "--out", out).err
+    message = "of 4 words to train on --predict would split 1, such as 'IL-2', so its predictions"
+    assert (message in printed) is is_warned
 
 
 def test_a_seed_decides_the_first_values_of_the_head(out, sst2_flags, capsys):
@@ -1800,18 +1822,18 @@ def test_a_run_goes_on_only_with_the_same_model_teacher_data_and_flags(
     error = fail(capsys, *flags, "--hidden-weight", 0.5)
     assert "hidden_weight was None, now it is 0.5" in error
     error = fail(capsys, *flags, "--distill-from", other_teacher)
-    assert re.search(r"settings: teacher was '\w+', now it is '\w+'", error)
+    assert "settings: teacher has other contents now. For" in error
     error = fail(capsys, *flags, "--model", other_teacher)
-    assert re.search(r"encoder was '\w+', now it is '\w+'; head was None,", error)
+    assert "settings: encoder has other contents now; head was None, now it is '" in error
     train = sentiment / "train.tsv"
     text = train.read_text()
     train.write_text(text.replace("film", "name", 1))
     error = fail(capsys, *flags)
-    assert re.search(r"training_set was \d+, now it is \d+", error)
+    assert "settings: training_set has other contents now. For" in error
     train.write_text(text)
     add_line(sentiment / "dev.tsv")
     error = fail(capsys, *flags)
-    assert re.search(r"dev_set was \d+, now it is \d+\.", error)
+    assert "settings: dev_set has other contents now. For" in error
 
 
 def test_a_run_goes_on_where_new_adapters_and_heads_are_rounded_differently(
@@ -1843,7 +1865,7 @@ def test_a_run_goes_on_only_with_the_same_head(tmp_path, out, sentiment, tokeniz
     classifier.output.weight.data[0, 0] += 1
     save_classifier(folder, classifier, task, tokenizer)
     error = fail(capsys, *flags, "--resume")
-    assert re.search(r"settings: head was '\w+', now it is '\w+'\.", error)
+    assert "settings: head has other contents now. For" in error
 
 
 def test_the_model_is_measured_every_so_many_steps(out, sst2_flags, capsys):
@@ -2003,7 +2025,7 @@ def test_a_resume_that_would_train_anew_in_another_subfolder_is_refused(
     else:
         save(MiniALBERT(small_config(tokenizer, adapter_size=3)), model)
     error = fail(capsys, *flags, *more, "--resume")
-    assert re.search(rf"run.json is of a run with other settings: {name} was '?\w+'?, now", error)
+    assert re.search(rf"run.json is of a run with other settings: {name} (was|has)", error)
     assert files_below(out) == before
 
 
@@ -2029,7 +2051,7 @@ def test_a_resume_with_other_windows_or_another_tokenizer_is_refused(
         assert re.search(rf"of a run with other settings: {name} was \d+, now it is 9", error)
     rename_token(model, "film", "movi")
     error = fail(capsys, *flags, "--resume")
-    assert "run.json is of a run with other settings: tokenizer was" in error
+    assert "run.json is of a run with other settings: tokenizer has other contents now" in error
     assert files_below(out) == before
 
 
@@ -2421,12 +2443,49 @@ def test_a_teacher_is_measured_and_its_hidden_states_make_the_default_rate_three
 
 def test_what_a_terminal_would_obey_is_not_printed_in_a_prediction():
     tagging = make_task_of_kind("tagging", ["O", "B-x", "I-x"])
-    example = Example(["a\x1b[2Jb", "c"], None, None, "", "")
-    tags = Prediction(["B-x", "I-x"], {})
-    assert finetune.describe_prediction(tagging, example, tags) == r"a\x1b[2Jb c (x)"
+    tags = Prediction(["B-x", "I-x", "I-x"], {})         # of a, the unprintable character, b
+    assert finetune.describe_prediction(tagging, "a\x1bb c", tags) == r"a\x1bb (x)"
     qa = make_task_of_kind("qa", [])
     answer = Prediction("10\u00a0km\n\x07", {})
-    assert finetune.describe_prediction(qa, example, answer) == "10\u00a0km\\n\\x07"
+    assert finetune.describe_prediction(qa, "", answer) == "10\u00a0km\\n\\x07"
+
+
+@pytest.mark.parametrize("text, tags, expected", [
+    ("see the  big  city .", ["O", "B-x", "I-x", "I-x", "O"], "the  big  city (x)"),
+    ("IL-2 (low) and non-Hodgkin's", ["B-x", "I-x", "I-x", "O", "B-y", "O", "O"] + ["B-x"] * 5,
+     "IL-2 (x), low (y), non (x), - (x), Hodgkin (x), ' (x), s (x)"),
+    ("\u8bca\u65ad\u4e3a\u80ba\u708e\u3002", ["O", "O", "O", "B-x", "I-x", "O"],
+     "\u80ba\u708e (x)"),
+    ("no thing", ["O", "O"], "no entity"),
+])
+def test_an_entity_is_printed_as_it_stands_in_the_text(text, tags, expected):
+    task = make_task_of_kind("tagging", ["O", "B-x", "I-x", "B-y"])
+    assert finetune.describe_prediction(task, text, Prediction(tags, {})) == expected
+
+
+LONG_TEXTS = {
+    "short": "the good city",
+    "long": "the good city is not very bad . " * 100,
+    "spaces": "the" + " " * 5000 + "city " * 300,
+    "a word of 5,000 letters": "a" * 5000 + " city" * 300,
+    "a word at the end of the beginning": "q " * 1239 + "z" * 90 + " city" * 300,
+}
+
+
+@pytest.mark.parametrize("text", LONG_TEXTS.values(), ids=LONG_TEXTS)
+def test_of_a_long_text_only_the_beginning_is_tokenised(text, tokenizer):
+    """The tokens that a sequence has room for are the same as those of the whole text."""
+    length = 24
+    encoding, = finetune.tokenise_beginnings([text], length, tokenizer)
+    whole, = tokenizer.encode([text])
+    assert encoding.ids[:length] == whole[:length]
+    assert (len(encoding.ids) > length) == (len(whole) > length)
+
+
+def test_the_rest_of_a_long_text_is_not_tokenised(tokenizer):
+    """A sequence of 24 tokens needs 2,480 characters, which are 620 tokens here."""
+    encoding, = finetune.tokenise_beginnings(["the " * 10_000], 24, tokenizer)
+    assert len(encoding.ids) == 620
 
 
 def test_a_teacher_of_numbers_says_the_same_in_the_units_of_the_task(tmp_path, tokenizer):

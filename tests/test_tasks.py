@@ -436,6 +436,13 @@ def test_a_table_in_utf_16_or_utf_32_is_refused(tmp_path, encoding):
         read_t_and_y(path)
 
 
+@pytest.mark.parametrize("name, rows", [("a.csv", "t,y\nword,1\n,\n\n,\n"),
+                                        ("a.tsv", "t\ty\nword\t1\n\t\n\n\t\n")])
+def test_empty_rows_of_a_spreadsheet_are_skipped(tmp_path, name, rows):
+    example, = read_t_and_y(write_file(tmp_path / name, rows))
+    assert texts_and_label(example) == ("word", None, "1")
+
+
 def test_it_is_said_how_many_texts_are_empty(tmp_path, capsys):
     """Of two texts of an example one empty text is enough. A space alone is empty, too."""
     path = write_file(tmp_path / "a.csv", 't,u,y\na,b,1\n"",b,1\n" ",b,1\na,"",0\n')
@@ -591,8 +598,8 @@ def test_a_text_must_be_text(value, tmp_path):
 def test_a_missing_column_is_named_with_those_that_there_are(tmp_path):
     path = write_file(tmp_path / "a.tsv", "t\ty\nb\t1\n")
     error = (f"^{path}:2: the column 'text' is missing among 't', 'y'; the first row names the "
-             "columns, separated by tabs in a .tsv or by commas in a .csv, and for your own files "
-             "--text and --label say which to read$")
+             r"columns, separated by tabs in a .tsv or by commas in a .csv \(in a .jsonl each row "
+             r"names its own\), and for your own files --text and --label say which to read$")
     with pytest.raises(ValueError, match=error):
         read_table(path, ["text"], "y")
 
@@ -836,6 +843,18 @@ def test_a_line_that_is_no_word_and_tag_is_named(line, tmp_path):
     path = write_file(tmp_path / "a.txt", f"a\tO\n{line}\n")
     with pytest.raises(ValueError, match=f"^{path}:2: "):
         read_tags(path)
+
+
+def test_a_first_column_of_numbers_is_refused_if_they_count_the_words(tmp_path):
+    path = write_file(tmp_path / "a.txt", "1 the O\n2 city B-x\n\n1 paris B-x\n")
+    with pytest.raises(ValueError, match=f"^{path}: the first column numbers the words, but it "):
+        read_tags(path)
+
+
+@pytest.mark.parametrize("lines", ["1 O\n\n1 O\n", "1 O\n2 O\n\n2 O\n3 O\n"])
+def test_numbers_may_be_words(lines, tmp_path):
+    first, _ = read_tags(write_file(tmp_path / "a.txt", lines))
+    assert first.text[0] == "1"
 
 
 def test_a_word_alone_is_no_line_even_if_it_comes_first(tmp_path):
@@ -1144,6 +1163,8 @@ def test_of_the_code_task_a_tenth_is_held_out_and_none_of_its_texts_is_trained_o
     # A dot joins two names, also after such an accent. An accent belongs to a sign before it.
     ("see a\u0301.b!\u0301c", ["a\u0301"], ["see", "a\u0301.b", "!\u0301", "c"],
      ["O", "B-code", "O", "O"]),
+    # A Chinese character is a word, also next to others and to letters.
+    ("a\u8bca\u65adb", ["\u65ad"], ["a", "\u8bca", "\u65ad", "b"], ["O", "O", "B-code", "O"]),
     # A word is code if its first letter is: of Tensors it is, of unset it is not.
     ("Tensors are unset", ["Tensor", "set"], ["Tensors", "are", "unset"], ["B-code", "O", "O"]),
 ])
