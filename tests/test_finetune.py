@@ -2468,7 +2468,8 @@ LONG_TEXTS = {
     "long": "the good city is not very bad . " * 100,
     "spaces": "the" + " " * 5000 + "city " * 300,
     "a word of 5,000 letters": "a" * 5000 + " city" * 300,
-    "a word at the end of the beginning": "q " * 1239 + "z" * 90 + " city" * 300,
+    # The beginning ends inside this word. Its 50 letters there are 50 tokens, all 150 are [UNK].
+    "a word that is cut": "the" + " " * 2427 + "z" * 150 + " city" * 300,
 }
 
 
@@ -2482,10 +2483,19 @@ def test_of_a_long_text_only_the_beginning_is_tokenised(text, tokenizer):
     assert (len(encoding.ids) > length) == (len(whole) > length)
 
 
-def test_the_rest_of_a_long_text_is_not_tokenised(tokenizer):
-    """A sequence of 24 tokens needs 2,480 characters, which are 620 tokens here."""
-    encoding, = finetune.tokenise_beginnings(["the " * 10_000], 24, tokenizer)
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.parametrize("pair", [False, True])
+def test_the_rest_of_a_long_text_is_not_tokenised(kind, pair, tokenizer):
+    """For a sequence of 24 tokens 2,480 characters are tokenised, which are 620 tokens here."""
+    task = make_task_of_kind(kind, pair=pair)
+    text = "the " * 10_000
+    example = Example(text)
+    if pair:
+        example = Example(text, text)
+    (first_ids, encoding), = finetune.tokenise_texts(task, [example], tokenizer)
     assert len(encoding.ids) == 620
+    if pair:
+        assert len(first_ids) == 620
 
 
 def test_a_teacher_of_numbers_says_the_same_in_the_units_of_the_task(tmp_path, tokenizer):
