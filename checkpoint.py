@@ -748,7 +748,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     """
     if out == "":
         raise ValueError("--out is empty; give the name of a folder")
-    if os.path.isfile(out):
+    if os.path.lexists(out) and not os.path.isdir(out):      # also a link that leads to nothing
         raise ValueError(f"--out {out}: this is a file; give the name of a folder")
     check_inputs(out, inputs)
     check_regular_files(out)

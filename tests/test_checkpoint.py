@@ -1387,6 +1387,13 @@ def test_an_out_that_is_a_file_is_refused(tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
+def test_an_out_that_is_a_link_to_nothing_is_refused(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="^--out .*/out: this is a file; give the name of a f"):
+        do_run(tmp_path / "out")
+    assert not (tmp_path / "nowhere").exists()
+
+
 @pytest.mark.parametrize("script, other", [SCRIPTS, SCRIPTS[::-1]])
 def test_a_run_goes_on_only_where_it_is_of_the_same_script(tmp_path, script, other):
     do_run(tmp_path / "out", script)
