@@ -1911,13 +1911,12 @@ def print_predictions(args, model, task, tokenizer, bf16):
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     result = predict_examples(examples, model, task, tokenizer, bf16)
-    line_at = dict(lines)                                # {location: line}
-    described = {}                                       # {location of a line: its prediction}
-    for example, prediction in zip(examples, result.predictions):
-        line = line_at[example.location]
-        described[example.location] = describe_prediction(task, line, prediction)
-    for location, _ in lines:
-        print(described.get(location, ""))               # an empty line has no prediction
+    predictions = iter(result.predictions)
+    for _, line in lines:
+        if line.strip():
+            print(describe_prediction(task, line, next(predictions)))
+        else:
+            print()                                      # for an empty line an empty line
 
 
 def predict_examples(examples, model, task, tokenizer, bf16):
