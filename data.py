@@ -979,7 +979,7 @@ def read_corpus_file(path, bar, text_column):
     num_nuls = 0
     num_undecoded = 0                                    # bytes that are not UTF-8
     with open(path, "rb") as raw:
-        for line in lines_of_file(path, raw, text_column):
+        for line in lines_of_corpus_file(path, raw, text_column):
             bytes_read = bytes_before + raw.tell()
             bar.update(bytes_read - bar.n)               # update() wants the increase
             num_characters += len(line)
@@ -1001,7 +1001,7 @@ def read_corpus_file(path, bar, text_column):
     return num_characters, num_undecoded, num_nuls
 
 
-def lines_of_file(path, raw, text_column):
+def lines_of_corpus_file(path, raw, text_column):
     """Return a generator of the lines of an open file, whose name says how it must be read. A byte
     that is not UTF-8 becomes a surrogate: see NUL_OR_SURROGATE."""
     kind, compression = CORPUS_FILE.fullmatch(path.lower()).groups()          # ".txt", ".gz"
