@@ -1458,13 +1458,14 @@ def run_modes(tuning, datasets, config):
 
 
 def warn_of_known_texts(datasets):
-    """Warn if examples of another split are in the training set, too."""
+    """Warn if over 2 % of another split's examples are in the training set, too. (In the official
+    files of CoLA it is 1.8 % of the test set.)"""
     known_texts = {hash_of_text(example) for example in datasets["train"]}
     for split_name, examples in datasets.items():
         num_known = sum(hash_of_text(example) in known_texts for example in examples)
-        if split_name != "train" and num_known > 0:
+        if split_name != "train" and num_known > len(examples) / 50:
             warn(f"{split_name}: {num_known:,} of {len(examples):,} examples are in the training "
-                 "set, too, so they say little about the scores of other texts")
+                 "set, too, so the scores may be too high")
 
 
 def hash_of_text(example):
@@ -1473,8 +1474,8 @@ def hash_of_text(example):
 
 
 def warn_of_split_words(examples):
-    """Warn if --predict would split many words of these sentences. For example, "IL-2" has three
-    words there, but it may be one in a file."""
+    """Warn if --predict would split over 1 % of the words of these sentences. For example, "IL-2"
+    has three words there, but it may be one in a file."""
     counts = Counter()
     for example in examples:
         counts.update(example.text)

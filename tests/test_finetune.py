@@ -1774,16 +1774,24 @@ def test_it_is_said_how_many_examples_are_in_the_training_set_too(
     if split == "test":
         flags += ["--dev", write_file(tmp_path / "c.tsv", "text\tlabel\na city\tx\n")]
     warned = run(capsys, *flags, f"--{split}", other, "--steps", 1, "--out", out).err
-    assert warned == (f"warning: {split}: 1 of 3 examples are in the training set, too, so they "
-                      "say little about the scores of other texts\n")
+    assert warned == (f"warning: {split}: 1 of 3 examples are in the training set, too, so the "
+                      "scores may be too high\n")
 
 
-def test_texts_that_are_not_in_the_training_set_are_not_warned_of(
-        tmp_path, out, model, two_texts, capsys):
-    dev = write_file(tmp_path / "b.tsv", "text\tlabel\nfilm\tx\ngood good film\ty\n")
-    flags = ["--task", "classification", "--model", model, "--train", two_texts, "--dev", dev]
-    warned = run(capsys, *flags, "--steps", 1, "--out", out).err
-    assert "are in the training set" not in warned
+@pytest.mark.parametrize("num_known, is_warned", [(0, False), (2, False), (3, True)])
+def test_over_2_percent_of_known_texts_are_warned_of(num_known, is_warned, capsys):
+    texts = [f"text {i}" for i in range(100)]
+    known_texts = texts[:num_known] + ["another text"]
+    datasets = {"train": [make_text_example(text, "x") for text in known_texts],
+                "dev": [make_text_example(text, "y") for text in texts]}
+    finetune.warn_of_known_texts(datasets)
+    assert ("of 100 examples are in the training set" in capsys.readouterr().err) is is_warned
+
+
+def test_a_pair_is_known_only_if_both_of_its_texts_are(capsys):
+    datasets = {"train": [Example("a", "b")], "dev": [Example("a", "c"), Example("b", "b")]}
+    finetune.warn_of_known_texts(datasets)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("word, is_warned", [("IL-2", True), ("city", False)])
