@@ -827,12 +827,14 @@ def download(url):
 
 # ---- The built-in task "code" -----------------------------------------------------------
 
-MARK = "\u0300"                                          # stands for all marks: see find_words
-CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-LETTER = rf"(?:[^\W{CHINESE}]|{MARK})"                    # or a digit or an underscore
-# This matches one Chinese character, a word, a name with dots such as torch.nn, or one punctuation
-# character.
-WORD_PATTERN = re.compile(rf"[{CHINESE}]{MARK}*|{LETTER}+(?:\.{LETTER}+)*|[^\w\s]{MARK}*")
+MARK = "\u0300"                     # it stands for all marks: see find_words
+CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"     # ranges of characters
+LETTER = rf"(?:[^\W{CHINESE}]|{MARK})"          # a letter, a digit, an underscore or a mark
+WORD_PATTERN = re.compile(rf"""
+    [{CHINESE}] {MARK}*                         # a Chinese character
+    | {LETTER}+ (?: \. {LETTER}+ )*             # a word, or a name with dots such as torch.nn
+    | [^\w\s] {MARK}*                           # a punctuation character
+    """, re.VERBOSE)
 
 
 def split_words(text):
