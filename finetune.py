@@ -836,7 +836,10 @@ def tokenise_texts(task, examples, tokenizer):
 
 def tokenise_beginnings(texts, length, tokenizer):
     """Tokenise texts that will be cut to `length` tokens -> their Encodings. Of a long text only
-    the beginning is tokenised, which gives more tokens than that."""
+    the beginning is tokenised, which gives more tokens than that. ValueError if one is no text."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"{text!r:.60} is not a text")
     most_characters = 20 * (length + 100)
     beginnings = [text[:most_characters] for text in texts]
     encodings = tokenizer.backend.encode_batch(beginnings, add_special_tokens=False)
@@ -1299,7 +1302,8 @@ def check_file_flags(task_name, given):
 
 def run(args):
     """Prepare a fine-tuning as the command line says, and run it."""
-    if args.model == STUDENT_OF_DISTILL and not os.path.exists(args.model):
+    is_local = args.is_default_run or args.model == STUDENT_OF_DISTILL
+    if is_local and not os.path.exists(args.model):      # nothing is looked for on the hub
         raise ValueError(f"--model {args.model}: there is no such folder. Run python distill.py "
                          "first, or give another model with --model")
     processes = set_up_processes(args.device)

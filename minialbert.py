@@ -575,7 +575,7 @@ def merge_corrections(model):
     merged.layers = layers
     merged.corrections = nn.ModuleList()
     merged.config = replace(model.config, num_hidden_groups=R, correction_rank=0)
-    return merged
+    return merged.train(model.training)                  # so that the new ModuleLists have it, too
 
 
 def count_parameters(model):

@@ -851,9 +851,10 @@ def find_words(text):
     marks, so each of them is replaced by MARK, which WORD_PATTERN has.
     """
     text_to_match = text                                 # always as long as text
-    for character in set(text):
-        if unicodedata.category(character).startswith("M"):
-            text_to_match = text_to_match.replace(character, MARK)
+    if not text.isascii():                               # no ASCII character is a mark
+        for character in set(text):
+            if unicodedata.category(character).startswith("M"):
+                text_to_match = text_to_match.replace(character, MARK)
     return [match.span() for match in WORD_PATTERN.finditer(text_to_match)]
 
 
@@ -876,14 +877,16 @@ def read_code_task(path):
             code_spans = [(int(begin), int(end)) for begin, end in field_of(row, "code", list)]
         if not code_spans:
             continue
+        words = []
         tags = []
-        for word_begin, _ in find_words(text):
+        for word_begin, word_end in find_words(text):
+            words.append(text[word_begin:word_end])
             is_code = any(begin <= word_begin < end for begin, end in code_spans)
             tag = "O"
             if is_code:
                 tag = "I-code"                           # iob2() below makes the first one B-code
             tags.append(tag)
-        example = Example(split_words(text), None, iob2(tags), str(number - 1), location)
+        example = Example(words, None, iob2(tags), str(number - 1), location)
         if is_held_out(text, 10):
             datasets["dev"].append(example)
         else:

@@ -2471,6 +2471,15 @@ def test_an_entity_is_printed_as_it_stands_in_the_text(text, tags, expected):
     assert finetune.describe_prediction(task, text, Prediction(tags, {})) == expected
 
 
+@pytest.mark.parametrize("not_a_text", [("a", "b"), ["a", "b"], 3])
+def test_only_texts_can_be_classified(not_a_text, tokenizer):
+    """The library would take a tuple or a list of two texts for a pair, and join them."""
+    task = make_task_of_kind("classification", pair=True)
+    for example in (Example(not_a_text, "c", "x"), Example("c", not_a_text, "x")):
+        with pytest.raises(ValueError, match=" is not a text$"):
+            list(finetune.encode(task, [example], tokenizer))
+
+
 LONG_TEXTS = {
     "short": "the good city",
     "long": "the good city is not very bad . " * 100,
@@ -2618,12 +2627,13 @@ def test_both_dev_sets_of_mnli_are_reported_and_its_test_sets_written(
         assert re.fullmatch(r"index\tprediction\n0\t\w+\n1\t\w+\n2\t\w+\n", written)
 
 
-@pytest.mark.parametrize("flags", [[], ["--task", "classification", "--train", "a.tsv"]])
+@pytest.mark.parametrize("flags", [
+    [], ["--task", "classification", "--train", "a.tsv"], ["--model", "nowhere"]])
 def test_if_distill_py_has_not_been_run_it_is_named(flags, tmp_path, monkeypatch, capsys):
-    """Without --model its student is tuned. No model of this name is looked for on the hub."""
+    """Without --model or --task its student is tuned. Nothing is looked for on the hub."""
     monkeypatch.chdir(tmp_path)
     error = fail(capsys, *flags)
-    assert "--model out/student: there is no such folder. Run python distill.py first" in error
+    assert ": there is no such folder. Run python distill.py first" in error
     assert list(tmp_path.iterdir()) == []
 
 

@@ -341,11 +341,11 @@ def test_a_merged_model_shares_no_memory_with_the_model(kind):
     assert_equal_tensors(model.state_dict(), before)
 
 
-def test_a_merged_model_is_in_the_mode_of_the_model():
-    model = random_model()
-    assert not merge_corrections(model).training
-    model.train()
-    assert merge_corrections(model).training
+@pytest.mark.parametrize("training", [False, True])
+def test_a_merged_model_is_in_the_mode_of_the_model(training):
+    model = random_model(correction_rank=K).train(training)
+    merged = merge_corrections(model)
+    assert {module.training for module in merged.modules()} == {training}
 
 
 # ---- The forward pass -------------------------------------------------------------------
