@@ -142,8 +142,9 @@ class MaskedBatches:
         self.seed = seed
         check_tokens(self.tokens, T)
         self.count = len(self.tokens) // (T - 2)         # sequences in an epoch
-        self.cached_order = None                         # the order of the epoch used last
-        self.cached_epoch = None                         # the number of that epoch
+        # The number of the epoch used last, and its order. Both are set at once, so an interrupted
+        # call or another thread finds no wrong pair.
+        self.last_epoch = None, None
 
     def batch(self, step):
         """Return masked ids (B, T), positions (M,) and labels (M,) of a step: see mask_tokens."""
@@ -161,11 +162,12 @@ class MaskedBatches:
 
     def order_of_epoch(self, epoch):
         """Return the order of the sequences in an epoch. The order last used is kept."""
-        if epoch != self.cached_epoch:
+        last_epoch, order = self.last_epoch
+        if epoch != last_epoch:
             rng = np.random.default_rng([self.seed, RNG_ORDERS, epoch])
-            self.cached_order = rng.permutation(self.count)
-            self.cached_epoch = epoch
-        return self.cached_order
+            order = rng.permutation(self.count)
+            self.last_epoch = epoch, order
+        return order
 
     def sequences(self, numbers):
         """Return the unmasked ids (B, T) of the sequences with these B numbers."""
@@ -1057,7 +1059,7 @@ def lines_of_text(path, stream):
     blank piece of a longer line is left out. ValueError if the file is damaged.
     """
     begins_line = True                                   # whether the next piece begins a line
-    with parsing(path, UNDAMAGED_FILE):
+    with stream, parsing(path, UNDAMAGED_FILE):
         while True:
             piece = stream.readline(CHUNK)
             if piece == "":                              # the end of the file
@@ -1072,7 +1074,7 @@ def lines_of_text(path, stream):
 def whole_lines(path, stream):
     """Yield the lines of an open .jsonl or .csv. ValueError if the file is damaged, or if a line
     has more than LONGEST_ROW characters, which might not fit into memory."""
-    with parsing(path, UNDAMAGED_FILE):
+    with stream, parsing(path, UNDAMAGED_FILE):
         number = 0
         while True:
             line = stream.readline(LONGEST_ROW + 1)

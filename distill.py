@@ -222,13 +222,15 @@ class Distillation:
     compile_losses: let torch.compile fuse the operations
     cuda_graphs: let a GPU start all compiled operations of a pass at once, for batches in which
         each sequence has num_to_mask(T) masked places
-    ValueError if a loss is not possible with these models, or if cuda_graphs is True without
-    compile_losses or with several micro-batches.
+    ValueError if a loss is not possible with these models, if the temperature is not above 0, or if
+    cuda_graphs is True without compile_losses or with several micro-batches.
     """
 
     def __init__(self, student, teacher, batches, loss_weights, temperature=1.0, micro_batch_size=0,
                  processes=None, bf16=False, compile_losses=False, cuda_graphs=False):
         check_losses(student, teacher, loss_weights)
+        if temperature <= 0:
+            raise ValueError(f"the temperature is {temperature}, but it must be above 0")
         if teacher is not None:
             teacher.requires_grad_(False)
             teacher.eval()                               # its dropout stays off
@@ -758,7 +760,8 @@ class RunState(NamedTuple):
 def begin_or_resume(model, options, settings, processes):
     """Prepare a run. If options.resume is True, restore what its last checkpoint holds.
 
-    settings: a dict of what must be the same in a resumed run and in the run that it continues
+    settings: a dict of what must be the same in a resumed run and in the run that it continues; it
+        includes "steps"
     Returns a RunState. If the run goes on, the model then has the parameters of the checkpoint.
     ValueError if a run cannot be resumed, because its folder has a model, but no checkpoint.
     """

@@ -422,6 +422,7 @@ class TaskLoss:
 
     def __init__(self, model, task, features, batch_size, seed, teacher=None, hidden_weight=0.0,
                  micro_batch_size=0, processes=None, bf16=False):
+        features = list(features)                        # encode() yields them one by one
         self.model = model
         self.task = task
         self.features = features
@@ -444,8 +445,9 @@ class TaskLoss:
         self.lengths = np.array([len(feature.ids) for feature in features])
         self.tokens_per_step = int(self.lengths.mean() * batch_size)          # approximate
         self.steps_per_epoch = math.ceil(len(features) / batch_size)
-        self.cached_epoch = None                         # the number of the epoch used last
-        self.cached_batches = None                       # what batches_of_epoch returned for it
+        # The number of the epoch used last, and what batches_of_epoch returned for it. Both are
+        # set at once, so an interrupted call or another thread finds no wrong pair.
+        self.last_epoch = None, None
 
     def compute_losses(self, ids, mask, segments, rows, columns, targets, num_targets, num_tokens):
         """Compute a micro-batch's part of each loss: {name: scalar}.
@@ -536,10 +538,11 @@ class TaskLoss:
     def batch(self, step):
         """Return the Features of a step."""
         epoch, batch_number = divmod(step, self.steps_per_epoch)
-        if epoch != self.cached_epoch:                   # so an epoch is shuffled only once
-            self.cached_epoch = epoch
-            self.cached_batches = self.batches_of_epoch(epoch)
-        return [self.features[i] for i in self.cached_batches[batch_number]]
+        last_epoch, batches = self.last_epoch
+        if epoch != last_epoch:                          # so an epoch is shuffled only once
+            batches = self.batches_of_epoch(epoch)
+            self.last_epoch = epoch, batches
+        return [self.features[i] for i in batches[batch_number]]
 
 
 # ---- What is trained --------------------------------------------------------------------
@@ -809,6 +812,14 @@ def check_examples(task, examples):
         if has_two_texts != task.pair:
             raise ValueError(f"{example.location}, {example.text!r:.60}: this task needs "
                              f"{describe_number_of_texts(task)}; --text names the columns")
+        if example.label is None:                        # a test set without labels
+            continue
+        if task.kind == "tagging" and len(example.text) != len(example.label):
+            raise ValueError(f"{example.location}, {example.text!r:.60}: {len(example.text)} "
+                             f"words have {len(example.label)} tags")
+        if task.kind == "regression" and not math.isfinite(example.label):
+            raise ValueError(f"{example.location}, {example.text!r:.60}: the number is "
+                             f"{example.label}")
 
 
 def tokenise_texts(task, examples, tokenizer):
@@ -1022,7 +1033,8 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     predicts the same numbers as before.
 
     ValueError if the saved head is for another kind of task, for other labels or for another number
-    of texts, or if the task has two texts, but the model knows only one segment.
+    of texts, if the task has two texts, but the model knows only one segment, or if the task's
+    sequences are longer than the model allows.
     """
     if not os.path.isdir(path):
         raise ValueError(f"{path}: there is no such folder")
@@ -1037,6 +1049,10 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     if task.pair and num_segments < 2:
         raise ValueError(f"{path}: type_vocab_size is {num_segments}, so the model cannot tell two "
                          "texts apart")
+    num_positions = encoder.config.max_position_embeddings
+    if task.length > num_positions:
+        raise ValueError(f"{path}: the model has {num_positions} positions, but the task's length "
+                         f"is {task.length}")
     model = Classifier(encoder, task, dropout)           # its head is new
     if saved_task is not None and mode != "random":
         load_head(model.output, path, saved_task, task)

@@ -587,6 +587,7 @@ def count_parameters(model):
     body: stored without the head
     applied: stored, but a layer that is applied n times counts n times
     """
+    model = getattr(model, "_orig_mod", model)           # torch.compile keeps the model there
     counts = {"embeddings": 0, "layers": 0, "own_parts": 0, "head": 0}
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]

@@ -1004,10 +1004,15 @@ def make_task(name, kind, datasets, length, stride):
     """Make the Task for datasets, {name of a split: examples}. Its labels, mean and sd are those of
     the training set.
 
-    ValueError if nothing can be learned, because all examples to train on have the same label or
-    number, or if another split has a label that the training set does not have.
+    ValueError if there is no such kind, if nothing can be learned, because there are no examples to
+    train on, or all of them have the same label or number, or if another split has a label that the
+    training set does not have.
     """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r:.60}, not one of {', '.join(KINDS)}")
     train = datasets["train"]
+    if not train:
+        raise ValueError("there are no examples to train on")
     labels = labels_to_learn(train, kind)
     for examples in datasets.values():
         check_labels(examples, kind, labels)

@@ -3,6 +3,7 @@ errors of a command, as command.py prints them."""
 import bz2
 import csv
 import errno
+import gc
 import gzip
 import hashlib
 import importlib.metadata
@@ -21,6 +22,7 @@ import sysconfig
 import time
 import tracemalloc
 import types
+import warnings
 import zlib
 from pathlib import Path
 
@@ -1895,6 +1897,18 @@ def test_sequences_are_packed_and_lose_no_token(T, token_file, tokenizer):
     assert body.tolist() == tokens[:len(body)].tolist()
     num_left_out = len(tokens) - len(body)
     assert 0 <= num_left_out < T - 2
+
+
+@pytest.mark.parametrize("name, content", [("a.txt", "a b\n"), ("a.jsonl", '{"text": "a b"}\n'),
+                                           ("a.csv", "text\na b\n")])
+def test_each_file_of_a_corpus_is_closed(tmp_path, name, content):
+    """python -X dev shows a warning for each that is not."""
+    path = write_file(tmp_path / name, content)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert "a b" in " ".join(read_corpus([path]))
+        gc.collect()
+    assert [str(warning.message) for warning in warned] == []
 
 
 @pytest.mark.parametrize("B", [1, 4, 200])

@@ -2565,6 +2565,12 @@ def test_the_elastic_loss_is_left_out_where_it_is_not_possible(toy, out, tmp_pat
     assert "error: --elastic: it needs a teacher with an MLM head" in error
 
 
+@pytest.mark.parametrize("temperature", [0, -1.0])
+def test_the_temperature_must_be_above_0(temperature):
+    with pytest.raises(ValueError, match=f"^the temperature is {temperature}, but it must be "):
+        make_distillation(noisy_student(), noisy_teacher(), temperature=temperature)
+
+
 @pytest.mark.parametrize("flags, message", [
     ("--elastic 3", "--elastic: it needs a teacher with an MLM head"),
     ("--temperature 2", "--temperature: there is neither an output nor an elastic loss")])

@@ -644,6 +644,20 @@ def test_a_batch_is_a_function_of_seed_and_step():
     assert first_batch != batches_in_order[126]          # the first batch of the second epoch
 
 
+def test_an_interrupted_epoch_is_shuffled_anew(monkeypatch):
+    """In a notebook Ctrl-C may come at any time. The batches of the epoch before must not stay."""
+    def interrupt(epoch):
+        raise KeyboardInterrupt
+
+    loss = loss_of_lengths(seed=3)
+    loss.batch(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(loss, "batches_of_epoch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            loss.batch(126)                              # the first batch of the second epoch
+    assert numbers_of_batch(loss, 126) == numbers_of_batch(loss_of_lengths(seed=3), 126)
+
+
 def test_an_epoch_has_each_feature_once():
     loss = loss_of_lengths(seed=3)
     assert loss.steps_per_epoch == 126                   # 1003 features in batches of 8
@@ -2471,6 +2485,18 @@ def test_an_entity_is_printed_as_it_stands_in_the_text(text, tags, expected):
     assert finetune.describe_prediction(task, text, Prediction(tags, {})) == expected
 
 
+@pytest.mark.parametrize("kind, text, label, message", [
+    ("tagging", ["a", "b"], ["O"], "2 words have 1 tags"),
+    ("tagging", ["a"], ["O", "O"], "1 words have 2 tags"),
+    ("regression", "a", math.nan, "the number is nan"),
+    ("regression", "a", math.inf, "the number is inf"),
+])
+def test_a_label_that_does_not_fit_its_text_is_refused(kind, text, label, message, tokenizer):
+    task = make_task_of_kind(kind)
+    with pytest.raises(ValueError, match=f"^here, .*: {message}$"):
+        list(finetune.encode(task, [Example(text, None, label, "", "here")], tokenizer))
+
+
 @pytest.mark.parametrize("not_a_text", [("a", "b"), ["a", "b"], 3])
 def test_only_texts_can_be_classified(not_a_text, tokenizer):
     """The library would take a tuple or a list of two texts for a pair, and join them."""
@@ -2598,11 +2624,20 @@ def test_a_teacher_of_another_task_of_glue_is_refused(
 
 def test_a_teacher_with_fewer_positions_is_refused_before_the_training(
         tmp_path, out, sst2_flags, tokenizer, capsys):
-    task = make_task_of_kind("classification", ["0", "1"], name="sst2")
+    task = make_task_of_kind("classification", ["0", "1"], name="sst2", length=9)
     teacher = tmp_path / "teacher"
-    save_random_classifier(teacher, task, tokenizer, max_position_embeddings=3)
+    save_random_classifier(teacher, task, tokenizer, max_position_embeddings=9)
     error = fail(capsys, *sst2_flags, "--length", 16, "--distill-from", teacher, "--out", out)
-    assert error.endswith("teacher: it has only 3 positions; say --length 3\n")
+    assert error.endswith("teacher: it has only 9 positions; say --length 9\n")
+
+
+def test_a_task_with_longer_sequences_than_the_model_allows_is_refused(tmp_path, tokenizer):
+    task = make_task_of_kind("classification", length=24)
+    save_random_classifier(tmp_path / "long", task, tokenizer, max_position_embeddings=24)
+    load_classifier(tmp_path / "long")
+    save_random_classifier(tmp_path / "short", task, tokenizer, max_position_embeddings=23)
+    with pytest.raises(ValueError, match="short: the model has 23 positions, but the task's leng"):
+        load_classifier(tmp_path / "short")
 
 
 def test_both_dev_sets_of_mnli_are_reported_and_its_test_sets_written(

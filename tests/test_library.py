@@ -16,7 +16,7 @@ from conftest import B, C, R, T, V, make_task_of_kind, make_task_tokenizer, rand
 from data import MaskedBatches, Tokenizer, mask_tokens, open_corpus
 from distill import BUNDLED_TEACHER, Distillation, attention_loss, hidden_loss, output_loss
 from finetune import Classifier, TaskLoss, encode, load_classifier, load_encoder
-from minialbert import MiniALBERT
+from minialbert import MiniALBERT, count_parameters
 from tasks import Example, score
 
 
@@ -283,6 +283,7 @@ def test_a_compiled_model_is_saved_like_the_model(tmp_path):
     loaded = load(tmp_path).state_dict()
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded[name], tensor), name
+    assert count_parameters(compiled) == count_parameters(model)
 
 
 def test_what_load_would_refuse_is_not_saved(tmp_path):

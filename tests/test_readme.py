@@ -210,7 +210,7 @@ def test_the_fourth_block_in_python_tunes(monkeypatch, tmp_path):
     torch.manual_seed(0)                                 # the head is new
     exec(blocks_in_python()[3], names)
     assert names["step"] == 2
-    model, task = finetune.load_classifier("out/mine")
+    model, task = finetune.load_classifier("out/films")
     examples = names["examples"]
     logits = finetune.predict_logits(model, names["features"])
     predictions = finetune.decode(task, examples, names["features"], logits)

@@ -1437,6 +1437,14 @@ def test_a_test_set_without_labels_has_none_that_is_unknown():
     assert task.labels == ["x", "y"]
 
 
+def test_a_task_has_a_known_kind_and_examples():
+    train = [text_example("a", "x"), text_example("b", "y")]
+    with pytest.raises(ValueError, match="^kind is 'ranking', not one of classification, regress"):
+        make_task("ranking", "ranking", {"train": train}, 16, 3)
+    with pytest.raises(ValueError, match="^there are no examples to train on$"):
+        make_task("classification", "classification", {"train": []}, 16, 3)
+
+
 def test_a_class_alone_is_no_task():
     train = [text_example("a", "x", location="f:2")] * 3
     with pytest.raises(ValueError, match="f:2: this and all other .* have no label but 'x'"):
