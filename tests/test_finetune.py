@@ -644,6 +644,13 @@ def test_a_batch_is_a_function_of_seed_and_step():
     assert first_batch != batches_in_order[126]          # the first batch of the second epoch
 
 
+def test_features_may_come_one_by_one():
+    """encode() yields them, and each is needed in each epoch."""
+    loss = loss_of_lengths(seed=3)
+    same_loss = TaskLoss(None, None, iter(loss.features), batch_size=8, seed=3)
+    assert numbers_of_batch(same_loss, 130) == numbers_of_batch(loss, 130)
+
+
 def test_an_interrupted_epoch_is_shuffled_anew(monkeypatch):
     """In a notebook Ctrl-C may come at any time. The batches of the epoch before must not stay."""
     def interrupt(epoch):
