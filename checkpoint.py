@@ -361,10 +361,10 @@ def decoder_is_tied(tensors, layout, config):
     """Return True if the head's decoder is the word table. Only this program writes tie_decoder. If
     it is False, the decoder is kept, even if it equals the table, as it may before the training has
     begun. Otherwise the decoder is tied if it equals the table, or if there is none."""
-    decoder = tensors.get(name_in_file(layout, "head.decoder.weight"))
-    word_table = tensors.get(name_in_file(layout, "embeddings.word.weight"))
     if not config.tie_decoder:
         return False
+    decoder = tensors.get(name_in_file(layout, "head.decoder.weight"))
+    word_table = tensors.get(name_in_file(layout, "embeddings.word.weight"))
     if decoder is None or word_table is None:
         return True
     return torch.equal(decoder.float(), word_table.float())
@@ -662,7 +662,7 @@ def check_settings(path, saved, settings):
                          "--student, finetune.py --model")
 
 
-# The values of these settings are hashes. A user could do nothing with them.
+# The values of these settings are hashes, which would tell a user nothing.
 HASHES = ("corpus", "tokenizer", "teacher", "student", "encoder", "head", "training_set", "dev_set")
 
 

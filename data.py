@@ -142,9 +142,9 @@ class MaskedBatches:
         self.seed = seed
         check_tokens(self.tokens, T)
         self.count = len(self.tokens) // (T - 2)         # sequences in an epoch
-        # The number of the epoch used last, and its order. Both are set at once, so an interrupted
-        # call or another thread finds no wrong pair.
-        self.last_epoch = None, None
+        # The epoch used last and its order. Both are set at once, so that an interrupted call or
+        # another thread never finds the order of another epoch.
+        self.kept_order = (None, None)
 
     def batch(self, step):
         """Return masked ids (B, T), positions (M,) and labels (M,) of a step: see mask_tokens."""
@@ -162,11 +162,11 @@ class MaskedBatches:
 
     def order_of_epoch(self, epoch):
         """Return the order of the sequences in an epoch. The order last used is kept."""
-        last_epoch, order = self.last_epoch
-        if epoch != last_epoch:
+        kept_epoch, order = self.kept_order
+        if epoch != kept_epoch:
             rng = np.random.default_rng([self.seed, RNG_ORDERS, epoch])
             order = rng.permutation(self.count)
-            self.last_epoch = epoch, order
+            self.kept_order = (epoch, order)
         return order
 
     def sequences(self, numbers):
@@ -246,10 +246,7 @@ class Tokenizer:
         """Turn a list of texts into a list of lists of token numbers, without special tokens."""
         if isinstance(texts, str):
             raise ValueError(f"{texts!r:.60} is one text, but encode() takes a list of texts")
-        for text in texts:
-            # The library would take a tuple of two texts for a pair, and join them.
-            if not isinstance(text, str):
-                raise ValueError(f"{text!r:.60} is not a text")
+        check_are_texts(texts)
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
@@ -282,6 +279,14 @@ class Tokenizer:
                     file.write(contents[name])
             elif os.path.isfile(target):
                 os.remove(target)
+
+
+def check_are_texts(texts):
+    """Raise ValueError if one of these is not a text. The tokenizers library would take a tuple of
+    two texts for a pair, and join them."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"{text!r:.60} is not a text")
 
 
 def read_backend(path):
@@ -1210,13 +1215,13 @@ class ConcatenatedStreams(io.RawIOBase):
         unpacked = b""
         # A decompressor may take several blocks before it returns the first byte.
         while unpacked == b"":
-            packed = b""                     # the decompressor may hold bytes of an earlier call
+            packed = b""                     # what the decompressor is given in this turn
             if self.decompressor.eof:                    # the stream has ended
                 packed = self.begin_of_next_stream()
                 if packed == b"":
                     return 0
                 self.decompressor = self.make_decompressor()
-            elif self.decompressor.needs_input:          # it has unpacked all that it was given
+            elif self.decompressor.needs_input:          # it holds no bytes of earlier turns
                 packed = self.raw.read(BLOCK_SIZE)
                 if packed == b"":
                     raise EOFError("the file ends inside a compressed stream")

@@ -1272,7 +1272,7 @@ def first_process_first(processes):
     if not is_first:
         try:
             dist.barrier()                               # wait until the first ones have finished
-        except RuntimeError as error:
+        except RuntimeError as error:                    # the connection to a process is lost
             raise ValueError("another process has ended, and its message says why") from error
     yield
     if is_first and processes.world_size > 1:
@@ -1457,6 +1457,7 @@ def fingerprint(model):
 # ---- The command line: flags ------------------------------------------------------------
 
 BUNDLED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "teacher")
+DEFAULT_OUT = "out/student"         # finetune.py tunes this student by default
 # A recipe is a set of defaults for flags. If it has no weight for a loss, LOSS_WEIGHTS has one.
 # The recipe "full" is for a real BERT on a GPU.
 FULL = {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup": 5000,
@@ -1713,11 +1714,11 @@ def arguments(argv):
     add_loss_flags(parser)
     add_training_flags(parser)
     add_data_flags(parser)
-    add_run_flags(parser, "the folder for the student (default: out/student)",
+    add_run_flags(parser, f"the folder for the student (default: {DEFAULT_OUT})",
                   eval_every_default="200 [2,000]",
                   save_every_default="200 [2,000], but at most a tenth of --steps, if --steps "
                   "is given")
-    parser.set_defaults(out="out/student")
+    parser.set_defaults(out=DEFAULT_OUT)
     args = parser.parse_args(argv)
 
     args.teacher = choose_teacher(args)
@@ -2258,7 +2259,7 @@ def seconds_of_a_step(distillation, device):
             torch.cuda.synchronize()
         seconds = time.perf_counter() - begin
         fastest = min(fastest, seconds)
-        if i > 0 and seconds > 10:
+        if i > 0 and seconds > 10:                       # in pass 0 torch may have compiled
             break
     if not math.isfinite(sum_of_losses.item()):
         raise FloatingPointError("before the first step the sum of the losses is "
@@ -2321,8 +2322,8 @@ def place_to_mask(words):
         does not count
     """
     middle = len(words) // 2
-    for least in (4, 1):                                 # characters
-        places = [place for place, word in enumerate(words) if len(word.strip("#")) >= least]
+    for min_length in (4, 1):
+        places = [place for place, word in enumerate(words) if len(word.strip("#")) >= min_length]
         if places:
             return min(places, key=lambda place: abs(place - middle))
     return middle                                        # all tokens are special

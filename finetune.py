@@ -48,14 +48,14 @@ from checkpoint import (check_finite, check_tensors, claim_folder, fetch, first_
                         read_json, read_safetensors, replace_file, save, write_json,
                         write_safetensors)
 from command import CommandParser, printable, run_command, warn
-from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, count_characters,
-                  docs_on_this_machine, hash_file)
-from distill import (TrainingOptions, add_run_flags, allow_only, autocast, begin_or_resume,
-                     broadcast, can_match_layers, check_batch_size, device_of, explaining_failures,
-                     fingerprint, first_process_first, given_flags, hidden_loss, integer_from,
-                     leave_processes, lock_folder, match_layers, measuring_bar, output_loss,
-                     real_number, refuse_flags, set_up_processes, split_batch, to_device, train,
-                     uses_bf16)
+from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, check_are_texts,
+                  count_characters, docs_on_this_machine, hash_file)
+from distill import (DEFAULT_OUT, TrainingOptions, add_run_flags, allow_only, autocast,
+                     begin_or_resume, broadcast, can_match_layers, check_batch_size, device_of,
+                     explaining_failures, fingerprint, first_process_first, given_flags,
+                     hidden_loss, integer_from, leave_processes, lock_folder, match_layers,
+                     measuring_bar, output_loss, real_number, refuse_flags, set_up_processes,
+                     split_batch, to_device, train, uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Prediction, Task, check_labels, check_line_end,
                    detailed_scores, download_glue, entities, find_words, hold_out_a_tenth,
@@ -445,9 +445,9 @@ class TaskLoss:
         self.lengths = np.array([len(feature.ids) for feature in features])
         self.tokens_per_step = int(self.lengths.mean() * batch_size)          # approximate
         self.steps_per_epoch = math.ceil(len(features) / batch_size)
-        # The number of the epoch used last, and what batches_of_epoch returned for it. Both are
-        # set at once, so an interrupted call or another thread finds no wrong pair.
-        self.last_epoch = None, None
+        # The epoch used last and its batches. Both are set at once, so that an interrupted call or
+        # another thread never finds the batches of another epoch.
+        self.kept_batches = (None, None)
 
     def compute_losses(self, ids, mask, segments, rows, columns, targets, num_targets, num_tokens):
         """Compute a micro-batch's part of each loss: {name: scalar}.
@@ -538,10 +538,10 @@ class TaskLoss:
     def batch(self, step):
         """Return the Features of a step."""
         epoch, batch_number = divmod(step, self.steps_per_epoch)
-        last_epoch, batches = self.last_epoch
-        if epoch != last_epoch:                          # so an epoch is shuffled only once
+        kept_epoch, batches = self.kept_batches
+        if epoch != kept_epoch:                          # so an epoch is shuffled only once
             batches = self.batches_of_epoch(epoch)
-            self.last_epoch = epoch, batches
+            self.kept_batches = (epoch, batches)
         return [self.features[i] for i in batches[batch_number]]
 
 
@@ -815,8 +815,8 @@ def check_examples(task, examples):
         if example.label is None:                        # a test set without labels
             continue
         if task.kind == "tagging" and len(example.text) != len(example.label):
-            raise ValueError(f"{example.location}, {example.text!r:.60}: {len(example.text)} "
-                             f"words have {len(example.label)} tags")
+            raise ValueError(f"{example.location}, {example.text!r:.60}: words and tags are not "
+                             f"equally many: {len(example.text)} and {len(example.label)}")
         if task.kind == "regression" and not math.isfinite(example.label):
             raise ValueError(f"{example.location}, {example.text!r:.60}: the number is "
                              f"{example.label}")
@@ -848,16 +848,14 @@ def tokenise_texts(task, examples, tokenizer):
 def tokenise_beginnings(texts, length, tokenizer):
     """Tokenise texts that will be cut to `length` tokens -> their Encodings. Of a long text only
     the beginning is tokenised, which gives more tokens than that. ValueError if one is no text."""
-    for text in texts:
-        if not isinstance(text, str):
-            raise ValueError(f"{text!r:.60} is not a text")
-    most_characters = 20 * (length + 100)
+    check_are_texts(texts)
+    most_characters = 20 * (length + 100)                # a token has four or so in most texts
     beginnings = [text[:most_characters] for text in texts]
     encodings = tokenizer.backend.encode_batch(beginnings, add_special_tokens=False)
     for i, text in enumerate(texts):
-        # The beginning may end inside a word, which has up to 100 tokens. These may be wrong.
+        # The beginning may end inside a word. That word's tokens, 100 at most, may be wrong.
         is_enough = len(encodings[i].ids) > length + 100
-        if len(text) > most_characters and not is_enough:      # it may have a thousand spaces
+        if len(text) > most_characters and not is_enough:      # for example, it has many spaces
             encodings[i] = tokenizer.backend.encode(text, add_special_tokens=False)
     return encodings
 
@@ -1125,15 +1123,12 @@ def describe_number_of_texts(task):
 
 # ---- The command line: flags ------------------------------------------------------------
 
-STUDENT_OF_DISTILL = "out/student"                       # where distill.py writes it by default
-
-
 def add_model_flags(parser):
     """Add the flags about the model, and about what is done with it besides training."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default=STUDENT_OF_DISTILL, metavar="DIR",
+    group.add_argument("--model", default=DEFAULT_OUT, metavar="DIR",
                        help="the model, a student or a BERT: its folder or, to fine-tune it with "
-                       f"--task, its Hugging Face name (default: {STUDENT_OF_DISTILL})")
+                       f"--task, its Hugging Face name (default: {DEFAULT_OUT})")
     group.add_argument("--recursions", type=integer_from(1), metavar="R",
                        help="use only the first R recursions of the --model, or layers of a BERT, "
                        "to train or to predict: it is faster then (default: all)")
@@ -1318,10 +1313,11 @@ def check_file_flags(task_name, given):
 
 def run(args):
     """Prepare a fine-tuning as the command line says, and run it."""
-    is_local = args.is_default_run or args.model == STUDENT_OF_DISTILL
-    if is_local and not os.path.exists(args.model):      # nothing is looked for on the hub
+    # A student of distill.py is not looked for on the hub.
+    is_student = args.is_default_run or args.model == DEFAULT_OUT
+    if is_student and not os.path.exists(args.model):
         raise ValueError(f"--model {args.model}: there is no such folder. Run python distill.py "
-                         "first, or give another model with --model")
+                         "first, or give another model")
     processes = set_up_processes(args.device)
     check_batch_size(args.batch_size, processes)
     bf16 = uses_bf16(args.bf16, processes.device)

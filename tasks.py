@@ -377,7 +377,7 @@ def word_f1(gold_words, guess_words):
     """Compute the F1 of a guessed answer's words against the words of a right answer. A word that
     occurs twice in both counts twice."""
     if not gold_words and not guess_words:
-        return 1.0                                       # rightly, there is no answer
+        return 1.0                                       # both say that there is no answer
     shared = Counter(gold_words) & Counter(guess_words)
     return item_scores(shared.total(), len(gold_words), len(guess_words))["f1"]
 

@@ -2493,8 +2493,8 @@ def test_an_entity_is_printed_as_it_stands_in_the_text(text, tags, expected):
 
 
 @pytest.mark.parametrize("kind, text, label, message", [
-    ("tagging", ["a", "b"], ["O"], "2 words have 1 tags"),
-    ("tagging", ["a"], ["O", "O"], "1 words have 2 tags"),
+    ("tagging", ["a", "b"], ["O"], "words and tags are not equally many: 2 and 1"),
+    ("tagging", ["a"], ["O", "O"], "words and tags are not equally many: 1 and 2"),
     ("regression", "a", math.nan, "the number is nan"),
     ("regression", "a", math.inf, "the number is inf"),
 ])
