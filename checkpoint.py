@@ -681,7 +681,16 @@ def describe_difference(name, was, now):
         return texts
     if name in HASHES and was is not None and now is not None:
         return [f"{name} has other contents now"]
-    return [f"{name} was {was!r:.60}, now it is {now!r:.60}"]
+    return [f"{name} was {describe_value(name, was)}, now it is {describe_value(name, now)}"]
+
+
+def describe_value(name, value):
+    """Return the value of a setting as a text for a user."""
+    if value is None:
+        return "missing"
+    if name in HASHES or isinstance(value, dict):
+        return "given"
+    return f"{value!r:.60}"
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Begin and end a command: handle its flags, its errors, and Ctrl-C.
+"""Begin and end a command: handle its flags, its errors, Ctrl-C and other signals.
 
 At Ctrl-C Python raises KeyboardInterrupt, and run_command turns this exception into one line. But
 before run_command a script imports torch and numpy, which takes seconds. During an import the
@@ -7,16 +7,18 @@ each script first calls end_at_interrupt. This file imports nothing large, so th
 passes before that call.
 """
 import argparse
+import errno
 import io
 import os
 import re
 import signal
 import sys
+import threading
 import unicodedata
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 
-# ---- Ctrl-C -----------------------------------------------------------------------------
+# ---- Signals ----------------------------------------------------------------------------
 
 def end_at_interrupt():
     """Let Ctrl-C print one line and end this program with status 130, as in a shell.
@@ -35,6 +37,35 @@ def handle_interrupt(number, frame):
     with suppress(OSError):                              # standard error may be closed
         os.write(2, f"\n{script}: interrupted\n".encode())
     os._exit(130)
+
+
+def end_by_exception(number, frame):
+    """Handle a signal: raise SystemExit, so that `finally` clauses run."""
+    script = os.path.basename(sys.argv[0])
+    with suppress(OSError):                              # standard error may be closed
+        os.write(2, f"\n{script}: ended by {signal.Signals(number).name}\n".encode())
+    raise SystemExit(128 + number)                       # as shells report it
+
+
+@contextmanager
+def tidy_end():
+    """In the with block, let SIGTERM and SIGHUP (the terminal was closed) end the program by an
+    exception, as Ctrl-C does. Otherwise files that are half written would stay.
+
+    A signal that is ignored, or that has a handler already, stays as it is.
+    """
+    changed = []
+    if threading.current_thread() is threading.main_thread():     # others may not set handlers
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)         # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, end_by_exception)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 # ---- Flags and errors -------------------------------------------------------------------
@@ -85,6 +116,9 @@ def describe_error(error):
         return "the program that reads the output has ended (broken pipe)"
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        # Errors about files have a file's name, so this one is about what is printed.
+        return "there is no space left for what is printed (to standard output)"
     if isinstance(error, (ValueError, OSError, FloatingPointError)):
         return str(error)
     if is_about_memory(error):
@@ -134,7 +168,8 @@ def run_command(name, action):
         if has_our_handler:
             # The imports are done. Now Ctrl-C raises an exception, so that `finally` clauses run.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        action()
+        with tidy_end():
+            action()
         # Python would write out the last printed text at its very end, where nothing can catch an
         # error. Here a closed pipe raises an OSError, which is printed below.
         if sys.stdout is not None:                       # None if the program began without it

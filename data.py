@@ -478,7 +478,8 @@ def check_vocabulary_folder(out, config):
 
 HOME = os.path.expanduser("~")
 if HOME == "~":                     # there is no home folder, as in some containers
-    HOME = tempfile.gettempdir()
+    user_number = os.getuid() if hasattr(os, "getuid") else 0       # Windows has no getuid
+    HOME = os.path.join(tempfile.gettempdir(), f"minialbert-{user_number}")
 CACHE = os.path.join(HOME, ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # of this many documents, one is held out for validation
 DECIDING_CHARACTERS = 10_000        # this many at a document's beginning decide if it is held out
@@ -565,10 +566,21 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
         paths = [os.path.abspath(path) for path in corpus]
         key = repr([paths, text_column, tokenizer.digest])
         name = hashlib.sha256(key.encode()).hexdigest()[:12] + ".bin"
+        make_cache_folder(cache)
         token_file = tokenise(corpus, tokenizer, os.path.join(cache, name), text_column)
         token_file.source = source                       # the file's name says nothing to the user
     check_for_holes(token_file, tokenizer)
     return token_file
+
+
+def make_cache_folder(folder):
+    """Make a folder for what is kept between runs, if it is missing. ValueError if that fails."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: {error.strerror}; this folder keeps corpora between runs. Set "
+                         "HOME to a folder in which you may write, or give distill.py another "
+                         "--cache") from error
 
 
 def open_token_file(corpus, tokenizer, text_column):
@@ -1297,7 +1309,7 @@ def docs_on_this_machine(cache=CACHE):
             text, code_spans = remove_markup(lines)
             if is_prose(lines, text) and text.lower() not in rows:
                 rows[text.lower()] = {"part": part, "text": text, "code": code_spans}
-    os.makedirs(cache, exist_ok=True)
+    make_cache_folder(cache)
     # Another process may have made the same file in the meantime. Then that file stays. If it were
     # written again, its time would change, and token files made from it would be made again, too.
     if not os.path.isfile(path):

@@ -61,7 +61,8 @@ from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initial
                         merge_corrections, split_evenly)
 
 # These are the weights of the losses; the embedding loss is only for ablations. The weight of the
-# elastic loss depends on the recipe, and --recipe paper has the authors' weights: see RECIPES.
+# elastic loss depends on the recipe, and --recipe paper has the authors' weights: see RECIPES. If a
+# weight changes, so must the text above and README. For a new loss see the comment at check_losses.
 LOSS_WEIGHTS = {"mlm": 1.0, "attention": 3.0, "hidden": 10.0, "output": 5.0, "embedding": 0.0}
 LOSS_NAMES = (*LOSS_WEIGHTS, "elastic")
 LAYER_LOSSES = ("attention", "hidden")      # those that compare the pairs of match_layers
@@ -734,7 +735,9 @@ class TrainingOptions:
     """Options of train(); the help of the flags with the same names explains them.
 
     A new option that changes what is trained also belongs in distillation_settings, and in
-    settings_of_command of finetune.py. Otherwise --resume does not notice that it differs.
+    settings_of_command of finetune.py. Otherwise --resume does not notice that it differs. Runs
+    that began before lack it, and check_settings ignores what one of two runs lacks, unless
+    it is told which value they had, as for attention_loss.
     """
     steps: int
     lr: float
@@ -1631,9 +1634,9 @@ def add_loss_flags(parser):
         "hidden": "1 - cosine of the hidden states with the teacher's (default: 10; paper: 3)",
         "output": "KL divergence of the predicted distributions from the teacher's (default: 5)",
         "embedding": "1 - cosine of the embeddings with the teacher's (default: 0)"}
-    for name, help_text in help_texts.items():
+    for name in LOSS_WEIGHTS:
         group.add_argument(f"--{name}-weight", type=real_number(), metavar="W",
-                           help=f"weight of: {help_text}")
+                           help=f"weight of: {help_texts[name]}")
     group.add_argument("--elastic", type=real_number(), metavar="W",
                        help="weight of: the output loss after an earlier recursion, drawn at "
                        "random for each masked word, so that the student can also predict after "

@@ -1196,7 +1196,8 @@ def add_training_flags(parser):
                             help="train only the head")
     parser.set_defaults(modes=["all"])
     group.add_argument("--lr", type=real_number(), nargs="+", action="extend", metavar="X",
-                       help="highest learning rate; of several the best is chosen on a tenth of "
+                       help="highest learning rate; it grows in the first tenth of the steps and "
+                       "then falls towards 0; of several rates the best is chosen on a tenth of "
                        "the training set (default, each times 768 / C: for the whole model 5e-5, "
                        "with a hidden loss 1.5e-4, and without --task 4e-4, or 2e-4 if it has "
                        "corrections; for adapters or the head alone 1e-3; for corrections alone "

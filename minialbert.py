@@ -605,9 +605,11 @@ def count_parameters(model):
 def check_config(config):
     """Raise ValueError if a field of a Config is wrong or contradicts another one.
 
-    A new field that changes what a model computes also belongs in is_bert, in albert_can_compute of
-    checkpoint.py, and in SHAPE_FIELDS, add_model_flags and student_config of distill.py. If it is
-    an integer that may be 0, it also belongs in check_field.
+    A new field that changes what a model computes also belongs in is_bert; in albert_can_compute,
+    read_config and save of checkpoint.py; and in SHAPE_FIELDS, add_model_flags, student_config and
+    check_start of distill.py. If it is an integer that may be 0, or neither a number nor True or
+    False, it also belongs in check_field. A run that began before the field existed cannot be
+    resumed.
     """
     for field in fields(config):
         check_field(field.name, field.type, getattr(config, field.name))

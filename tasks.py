@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from checkpoint import check_readable, first_few, parse_json_object, parsing, replace_file
 from command import warn
-from data import CACHE, COMPRESSED, is_held_out, rows_of_csv
+from data import CACHE, COMPRESSED, is_held_out, make_cache_folder, rows_of_csv
 
 # This command finds the code that depends on the kind of a task:
 # grep -nE "(kind|task_name) (==|!=|in|not in) |task.labels" tasks.py finetune.py
@@ -129,6 +129,8 @@ class GlueTask(NamedTuple):
     metrics: list
 
 
+# A new task also needs the name of its .tsv, which write_predictions writes, in WRITTEN_BY_RUNS of
+# checkpoint.py. The metric f1 is that of the label "1".
 GLUE = {
     "cola": GlueTask("CoLA", ["sentence"], "label", "classification", ["matthews"]),
     "sst2": GlueTask("SST-2", ["sentence"], "label", "classification", ["accuracy"]),
@@ -144,6 +146,8 @@ GLUE = {
     "rte": GlueTask("RTE", ["sentence1", "sentence2"], "label", "classification", ["accuracy"]),
     "wnli": GlueTask("WNLI", ["sentence1", "sentence2"], "label", "classification", ["accuracy"]),
 }
+# In each metric more must be better, because find_best_rate of finetune.py takes the rate with the
+# highest score. print_scores shows 1 as 100 %.
 METRICS = {                 # of tasks outside GLUE, by their kind
     "classification": ["accuracy", "macro_f1"],
     "regression": ["pearson", "spearman"],
@@ -789,7 +793,7 @@ def download_glue(name, cache=CACHE):
                          "gluebenchmark.com/tasks), name them train.tsv and dev.tsv, and give "
                          "their folder with --data DIR")
     url = f"{GLUE_URL}{ZIP_NAMES.get(name, folder_name)}.zip"
-    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    make_cache_folder(os.path.dirname(folder))
     temporary = tempfile.mkdtemp(dir=os.path.dirname(folder))                # only for this process
     # MNLI has two dev sets and two test sets, with these endings.
     pattern = r"[^/]+/(train|dev|test)(_matched|_mismatched)?\.tsv"
@@ -1080,8 +1084,8 @@ def write_predictions(out, task, split_name, examples, predictions):
         file_name = f"{GLUE[task.name].folder}{ending}.tsv"
         lines.append("index\tprediction")
         for i, (guess, _) in enumerate(predictions):
-            if task.kind == "regression":
-                # This is STS-B. The leaderboard refuses a file with a number outside 0 to 5.
+            if task.name == "stsb":
+                # The leaderboard refuses a file with a number outside 0 to 5.
                 guess = min(max(guess, 0.0), 5.0)
             lines.append(f"{i}\t{guess}")
     else:

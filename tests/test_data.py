@@ -15,6 +15,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import string
 import subprocess
 import sys
@@ -2540,6 +2541,43 @@ def test_an_interrupt_is_one_line_and_status_130(capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.strip() == "some.py: interrupted"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_amid_the_tokens_leaves_no_file_half_written(
+        name, tokenizer, tmp_path, monkeypatch, capfd):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+
+    def write_some_tokens(file, *others):
+        file.write(b"some tokens")
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(data, "write_tokens", write_some_tokens)
+    corpus = write_documents(tmp_path / "a.txt", make_documents(9))
+    flags = ["--corpus", corpus, "--tokenizer", tokenizer.path, "--out", str(tmp_path / "a.bin")]
+    with pytest.raises(SystemExit) as ended:
+        main(flags)
+    assert ended.value.code == 128 + number
+    assert capfd.readouterr().err.endswith(f": ended by {name}\n")
+    assert os.listdir(tmp_path) == ["a.txt"]
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """nohup makes a command ignore SIGHUP."""
+    script = ("import os, signal; from command import run_command; "
+              "signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+              "run_command('x', lambda: os.kill(os.getpid(), signal.SIGHUP))")
+    assert run_python(script).returncode == 0
+
+
+def test_a_full_disk_behind_the_output_is_called_so(capsys):
+    def action():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert run_command("some.py", action) == 2
+    assert "no space left for what is printed" in capsys.readouterr().err
 
 
 def test_a_command_whose_output_is_closed_ends_well():

@@ -2714,6 +2714,7 @@ def test_to_evaluate_refuses_the_flags_of_a_training():
     """They would be ignored."""
     allowed = ["evaluate", "teacher", "student", "tokenizer", "corpus", "text", "cache", "length",
                "device", "bf16"]
+    # All other flags may have the value 5.
     special_values = {"recipe": "full", "init": "sharp", "dropout": "0.5"}
     num_refused = 0
     for name, default in vars(parse("")).items():

@@ -1849,11 +1849,11 @@ def test_a_run_goes_on_only_with_the_same_model_teacher_data_and_flags(
     error = fail(capsys, *flags, "--weight-decay", 0.5)
     assert "weight_decay was 0.01, now it is 0.5" in error
     error = fail(capsys, *flags, "--hidden-weight", 0.5)
-    assert "hidden_weight was None, now it is 0.5" in error
+    assert "hidden_weight was missing, now it is 0.5" in error
     error = fail(capsys, *flags, "--distill-from", other_teacher)
     assert "settings: teacher has other contents now. For" in error
     error = fail(capsys, *flags, "--model", other_teacher)
-    assert "settings: encoder has other contents now; head was None, now it is '" in error
+    assert "settings: encoder has other contents now; head was missing, now it is given" in error
     train = sentiment / "train.tsv"
     text = train.read_text()
     train.write_text(text.replace("film", "name", 1))
@@ -2849,6 +2849,24 @@ def test_help_names_each_flag_with_its_default(capsys):
             found = re.search(rf"{flag} [A-Z]+ (?!\[|--).*?\(default: ([0-9.,]*[0-9])", printed)
             default = found[1].replace(",", "")
             assert float(default) == value, flag
+
+
+def test_help_names_each_default_rate_and_weight(capsys):
+    with pytest.raises(SystemExit):
+        finetune.main(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    help_of_lr = re.search(r"--lr X.*?\((default, each .*?)\)", printed)[1]
+    named_rates = {float(number) for number in re.findall(r"[0-9.]+e-[0-9]", help_of_lr)}
+    rates = set()
+    for mode in finetune.MODES:
+        for correction_rank in (0, 8):
+            config = Config(hidden_size=768, correction_rank=correction_rank)
+            for is_default_run in (False, True):
+                for learns_hidden in (False, True):
+                    rates.add(default_rate(mode, config, is_default_run, learns_hidden))
+    assert rates == named_rates
+    help_of_weight = re.search(r"--hidden-weight W.*?\(default: ([0-9.]+)", printed)
+    assert float(help_of_weight[1]) == finetune.DEFAULT_HIDDEN_WEIGHT
 
 
 # The flags that may stand beside --predict or --evaluate. All others are for a training.

@@ -281,6 +281,19 @@ def test_the_numbers_of_parameters_are_true(number):
     assert number in read("README.md")
 
 
+def test_the_weights_of_the_losses_are_those_of_the_default_run():
+    expected = distill.LOSS_WEIGHTS | {"elastic": distill.RECIPES["quick"]["elastic"]}
+    del expected["embedding"]                            # its weight is 0
+    rows = re.findall(r"^\| `(\w+)` \| ([0-9.]+) \|", read("README.md"), re.MULTILINE)
+    assert {name: float(weight) for name, weight in rows} == expected
+    line = re.search("loss = (.*)", distill.__doc__)[1]
+    in_docstring = {}
+    for term in line.split(" + "):
+        weight, name = term.split(" * ")
+        in_docstring[name.lower()] = float(weight)
+    assert in_docstring == expected
+
+
 def test_what_is_installed_are_the_seven_modules():
     tomllib = pytest.importorskip("tomllib", reason="it comes with Python 3.11")
     with open(os.path.join(ROOT, "pyproject.toml"), "rb") as file:

@@ -1547,4 +1547,4 @@ def test_all_predictions_are_among_the_files_that_a_new_run_removes(name, tmp_pa
         write_predictions(str(tmp_path), task, split, [example], [(label, {})])
     assert len(os.listdir(tmp_path)) == len(splits)
     found = {os.path.basename(path) for path in files_of_run(str(tmp_path))}
-    assert found == set(os.listdir(tmp_path))
+    assert found == set(os.listdir(tmp_path)), "a file is missing in WRITTEN_BY_RUNS"
