@@ -56,13 +56,15 @@ extern "C" void lend_hooks() {
 def lend_cuda():
     """Compile ANSWERS and load them into this process, for good; call it once."""
     torch_path = os.path.dirname(torch.__file__)
+    # The library finds torch's functions without being linked to it, which would take a second.
+    ctypes.CDLL(f"{torch_path}/lib/libtorch_cpu.so", ctypes.RTLD_GLOBAL)
     with tempfile.TemporaryDirectory() as folder:
         source = os.path.join(folder, "answers.cpp")
         library = os.path.join(folder, "answers.so")
         with open(source, "w") as file:
             file.write(ANSWERS)
         subprocess.run(["g++", "-std=c++20", "-shared", "-fPIC", f"-I{torch_path}/include", source,
-                        "-o", library, f"-L{torch_path}/lib", "-ltorch_cpu", "-lc10"], check=True)
+                        "-o", library], check=True)
         ctypes.CDLL(library).lend_hooks()
 
 
