@@ -1596,13 +1596,11 @@ def test_a_link_in_the_folder_of_a_run_is_not_followed(tmp_path, name, flags):
     assert contents(mine) == {"log.jsonl": b"mine"}
 
 
-HOLD_A_FOLDER = """
-import sys, time
-from checkpoint import run_folder
-with run_folder(sys.argv[1], "distill.py", {}, [], resume=True):
-    print("ready", flush=True)
-    time.sleep(60)
-"""
+def hold_folder(out, ready):
+    """Hold the folder of a run until this process is killed; it is told through a connection."""
+    with run_folder(out, "distill.py", {}, [], resume=True):
+        ready.send("ready")
+        time.sleep(60)
 
 
 def test_a_folder_whose_run_json_is_locked_is_refused(tmp_path):
@@ -1615,20 +1613,21 @@ def test_a_folder_whose_run_json_is_locked_is_refused(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_one_run_at_a_time_is_in_a_folder_and_a_killed_one_is_gone(tmp_path):
+def test_one_run_at_a_time_is_in_a_folder_and_a_killed_one_is_gone(forked, tmp_path):
     """The other run is another process. Its lock ends with it, however it ends."""
     out = tmp_path / "out"
     do_run(out)
-    process = subprocess.Popen([sys.executable, "-c", HOLD_A_FOLDER, str(out)], cwd=ROOT,
-                               stdout=subprocess.PIPE)
-    with process.stdout:
-        assert process.stdout.readline() == b"ready\n"
-        for flags in ({"resume": True}, {"overwrite": True}):
-            with pytest.raises(ValueError, match="out: another run is writing into it$"):
-                do_run(out, settings={}, **flags)
-        assert (out / "model.safetensors").exists()
-        process.kill()
-        process.wait()
+    receiver, sender = forked.Pipe(duplex=False)
+    process = forked.Process(target=hold_folder, args=(str(out), sender), daemon=True)
+    process.start()
+    sender.close()                                       # the process has its own
+    assert receiver.recv() == "ready"
+    for flags in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(ValueError, match="out: another run is writing into it$"):
+            do_run(out, settings={}, **flags)
+    assert (out / "model.safetensors").exists()
+    process.kill()
+    process.join()
     do_run(out, resume=True, settings={})
 
 
