@@ -14,6 +14,7 @@ import lzma
 import math
 import os
 import random
+import runpy
 import shutil
 import signal
 import string
@@ -25,6 +26,7 @@ import tracemalloc
 import types
 import warnings
 import zlib
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -2661,20 +2663,26 @@ def test_the_program_explains_itself(capsys):
         assert flag in printed.out
 
 
-def test_the_program_ends_with_the_status_and_has_not_imported_the_hub(tmp_path):
-    """huggingface_hub is slow to import, and most runs do not need it."""
-    # With importtime Python prints a line about each module that it has imported.
-    command = [sys.executable, "-X", "importtime", data.__file__, "--odd"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    modules = []
-    errors = []
-    for line in run.stderr.splitlines():
-        if line.startswith("import time:"):
-            modules.append(line.split("|")[-1].strip())  # import time: 123 | 456 |   module
-        else:
-            errors.append(line)
-    assert run.returncode == 2
-    assert run.stdout == ""
-    assert len(errors) == 1
+def run_as_program(flags, connection):
+    """Run data.py in this process as Python runs a program. Send its exit status, what it prints to
+    standard output and standard error, and the names of all modules that have been imported."""
+    sys.argv = ["data.py"] + flags
+    with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(data.__file__, run_name="__main__")
+    connection.send((end.value.code, output.getvalue(), errors.getvalue(), list(sys.modules)))
+
+
+def test_the_program_ends_with_the_status_and_has_not_imported_the_hub(forked):
+    """huggingface_hub is slow to import, and most runs do not need it. This process may have it."""
+    receiver, sender = forked.Pipe(duplex=False)
+    process = forked.Process(target=run_as_program, args=(["--odd"], sender), daemon=True)
+    process.start()
+    sender.close()                                       # the process has its own
+    status, output, errors, modules = receiver.recv()
+    process.join()
+    assert status == 2
+    assert output == ""
+    assert errors.count("\n") == 1
     assert "tokenizers" in modules
     assert "huggingface_hub" not in modules
