@@ -1234,7 +1234,7 @@ def test_a_closed_pipe_ends_the_run_and_nothing_is_lost(toy, out, tmp_path, monk
         if print_now:
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    more = ["--save-every", 9, "--eval-every", 4]
+    more = ["--steps", 6, "--save-every", 9, "--eval-every", 4]
     run_distill(toy, tmp_path / "whole", *more)
     with monkeypatch.context() as patch:
         patch.setattr(distill, "show_progress", show)
@@ -2245,9 +2245,10 @@ def test_bfloat16_is_near_float32_but_not_it(toy, tmp_path, monkeypatch, capsys)
 
 def test_a_run_in_bfloat16_is_resumed_bit_by_bit(toy, out, tmp_path, monkeypatch):
     """The weights and AdamW's means are in float32: only products of matrices are rounded."""
-    run_distill(toy, tmp_path / "whole", "--bf16")
-    run_until_signal(toy, out, monkeypatch, signal.SIGTERM, "--bf16")
-    run_distill(toy, out, "--resume", "--bf16")
+    more = ["--bf16", "--steps", 7]
+    run_distill(toy, tmp_path / "whole", *more)
+    run_until_signal(toy, out, monkeypatch, signal.SIGTERM, *more)
+    run_distill(toy, out, *more, "--resume")
     assert_same_run(out, tmp_path / "whole")
     tensors, _ = read_safetensors(out / "training.safetensors")
     for name, tensor in tensors.items():
