@@ -453,6 +453,24 @@ def forked():
     return context
 
 
+def call_forked(forked, function, *arguments):
+    """Call function(*arguments) in a process that is forked from the server -> what it returns.
+    EOFError if the process ends before."""
+    receiver, sender = forked.Pipe(duplex=False)
+    process = forked.Process(target=send_result, args=(sender, function, arguments), daemon=True)
+    process.start()
+    sender.close()                                       # the process has its own
+    assert receiver.poll(300), "it takes more than 300 seconds"
+    result = receiver.recv()
+    process.join()
+    return result
+
+
+def send_result(connection, function, arguments):
+    """Call function(*arguments) and send what it returns."""
+    connection.send(function(*arguments))
+
+
 # ---- Tasks to fine-tune on --------------------------------------------------------------
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -1,7 +1,7 @@
 """The code for GPUs, on a machine without one: tests/fake_cuda.py lends a device to a process.
 
-It cannot be taken back, so all checks run in another process, which sends their errors to the test
-at the end of this file.
+It cannot be taken back, so all checks run in another process, which returns their errors to the
+test at the end of this file.
 """
 import functools
 import io
@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException
 import distill
 import finetune
 from checkpoint import save
-from conftest import C, T, V, make_task_of_kind, random_model
+from conftest import C, T, V, call_forked, make_task_of_kind, random_model
 from data import MaskedBatches
 from distill import Processes, TrainingOptions
 from fake_cuda import fake_cuda, lend_cuda
@@ -305,8 +305,8 @@ CHECKS = {
 }
 
 
-def run_checks(connection):
-    """Run all checks in this process and send {name: its error as text, or None}."""
+def run_checks():
+    """Run all checks in this process -> {name: its error as text, or None}."""
     lend_cuda()
     errors = {}
     for name, entry in CHECKS.items():
@@ -317,7 +317,7 @@ def run_checks(connection):
             check(*arguments)
         except (Exception, pytest.fail.Exception):
             errors[name] = traceback.format_exc()
-    connection.send(errors)
+    return errors
 
 
 def test_the_checks_on_a_fake_gpu_hold(forked):
@@ -326,13 +326,7 @@ def test_the_checks_on_a_fake_gpu_hold(forked):
         pytest.skip("to lend a fake GPU to torch needs Linux and g++")
     if torch.version.cuda is not None:
         pytest.skip("a torch that was built for CUDA looks for the real library")
-    receiver, sender = forked.Pipe(duplex=False)
-    process = forked.Process(target=run_checks, args=(sender,), daemon=True)
-    process.start()
-    sender.close()                                       # the process has its own
-    assert receiver.poll(300), "the checks take too long"
-    errors = receiver.recv()                             # EOFError if the process has died
-    process.join()
+    errors = call_forked(forked, run_checks)
     assert errors.keys() == CHECKS.keys()
     for name, error in errors.items():
         assert error is None, f"{name}: {error}"

@@ -37,7 +37,7 @@ from tqdm import tqdm
 import data
 from checkpoint import parsing, read_json
 from command import run_command
-from conftest import LETTERS, ROOT, files_below, write_file
+from conftest import LETTERS, ROOT, call_forked, files_below, write_file
 from data import (MaskedBatches, SPECIAL_TOKENS, Tokenizer, TokenFile, corpus_files,
                   docs_on_this_machine, hash_file, is_prose, main, mask_tokens, open_corpus,
                   paragraphs, read_corpus, remove_markup, tokenise, train_tokenizer)
@@ -2663,24 +2663,19 @@ def test_the_program_explains_itself(capsys):
         assert flag in printed.out
 
 
-def run_as_program(flags, connection):
-    """Run data.py in this process as Python runs a program. Send its exit status, what it prints to
+def run_as_program(flags):
+    """Run data.py in this process as Python runs a program -> its exit status, what it prints to
     standard output and standard error, and the names of all modules that have been imported."""
     sys.argv = ["data.py"] + flags
     with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
         with pytest.raises(SystemExit) as end:
             runpy.run_path(data.__file__, run_name="__main__")
-    connection.send((end.value.code, output.getvalue(), errors.getvalue(), list(sys.modules)))
+    return end.value.code, output.getvalue(), errors.getvalue(), list(sys.modules)
 
 
 def test_the_program_ends_with_the_status_and_has_not_imported_the_hub(forked):
     """huggingface_hub is slow to import, and most runs do not need it. This process may have it."""
-    receiver, sender = forked.Pipe(duplex=False)
-    process = forked.Process(target=run_as_program, args=(["--odd"], sender), daemon=True)
-    process.start()
-    sender.close()                                       # the process has its own
-    status, output, errors, modules = receiver.recv()
-    process.join()
+    status, output, errors, modules = call_forked(forked, run_as_program, ["--odd"])
     assert status == 2
     assert output == ""
     assert errors.count("\n") == 1

@@ -28,7 +28,7 @@ from torch import nn
 import distill
 from checkpoint import load, read_json, read_safetensors, save, write_safetensors
 from conftest import (
-    A, B, C, E, F, H, T, TOY_TEACHER, V, assert_close, distill_flags, files_below,
+    A, B, C, E, F, H, T, TOY_TEACHER, V, assert_close, call_forked, distill_flags, files_below,
     noisy_model, note_first_process, read_log, read_metadata)
 from data import MaskedBatches, Tokenizer, open_corpus, tokenise
 from distill import (
@@ -2187,8 +2187,8 @@ def test_two_processes_use_the_graph_for_the_same_batches(monkeypatch, rank):
     assert used == ["graph", "plain"]
 
 
-def count_page_faults(connection):
-    """Take and free a block of memory 30 times in this process; send how many pages the system gave
+def count_page_faults():
+    """Take and free a block of memory 30 times in this process -> how many pages the system gave
     each time."""
     import resource                                      # not every system has it
     distill.set_up_processes("cpu")
@@ -2197,7 +2197,7 @@ def count_page_faults(connection):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(2**24)                                # 64 MB, 16,384 pages; freed at once
         num_faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    connection.send(num_faults)
+    return num_faults
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc can do this")
@@ -2207,12 +2207,7 @@ def test_memory_that_is_freed_is_not_asked_for_again(forked):
     This needs a process of its own: if an allocation has failed before, as in the test of "a
     student too large", glibc asks the system for each large block again.
     """
-    receiver, sender = forked.Pipe(duplex=False)
-    process = forked.Process(target=count_page_faults, args=(sender,), daemon=True)
-    process.start()
-    sender.close()                                       # the process has its own
-    num_faults = receiver.recv()
-    process.join()
+    num_faults = call_forked(forked, count_page_faults)
     assert max(num_faults[-10:]) < 1000                  # without mallopt it is 16,384
 
 
