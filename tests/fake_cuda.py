@@ -73,7 +73,7 @@ class FakeCuda(FakeTensorMode):
     {step: {"file:line", ...}}. Tests set .step.
 
     It would wait for a number that it reads, and for a copy to or from the GPU, unless that is a
-    non-blocking one from pinned memory. It would also wait where a shape depends on numbers, as in
+    non-blocking one from pinned memory. An index that is on the CPU is copied, too. It would also wait where a shape depends on numbers, as in
     a selection by a boolean mask; this FakeTensorMode refuses by itself.
     """
 
@@ -103,6 +103,10 @@ class FakeCuda(FakeTensorMode):
             dtypes = {argument.dtype for argument in args if isinstance(argument, torch.Tensor)}
             if len(dtypes) > 1:
                 raise RuntimeError(f"{operation} of tensors of the dtypes {dtypes}")
+        if operation is aten.index.Tensor and args[0].is_cuda:
+            indices = [index for index in args[1] if index is not None]
+            if not all(index.is_cuda for index in indices):
+                self.note_wait()
         result = super().dispatch(operation, types, args, kwargs)
         if operation is aten._to_copy.default and result.is_cuda != args[0].is_cuda:
             is_pinned = hasattr(args[0], "is_in_pinned_memory")

@@ -224,6 +224,21 @@ def check_tensor_on_cpu_is_refused():
             run_distill(has_teacher=False)
 
 
+def check_index_on_cpu_is_found():
+    """A GPU accepts the depths of the elastic loss from the CPU, but must wait for their copy."""
+    to_device = distill.to_device
+
+    def copy_all_but_depths(device, ids, positions, labels, depths=None):
+        tensors = to_device(device, ids, positions, labels)
+        if depths is not None:
+            tensors.append(torch.from_numpy(depths))
+        return tensors
+
+    with mock.patch("distill.to_device", copy_all_but_depths):
+        waits = run_distill()
+    assert set(waits) == {1, 2}, waits
+
+
 def check_product_of_two_dtypes_is_refused():
     """The fake device notices weights in bfloat16 and states in float32 without autocast."""
     model = random_model(**BERT)
@@ -290,6 +305,7 @@ CHECKS = {
     "a signal stops a run": (check_stop,),
     "a wait is found": (check_wait_is_found,),
     "a tensor on the CPU is refused": (check_tensor_on_cpu_is_refused,),
+    "an index on the CPU is found": (check_index_on_cpu_is_found,),
     "a product of two dtypes is refused": (check_product_of_two_dtypes_is_refused,),
     "a boolean mask is refused": (check_boolean_mask_is_refused,),
     "dtypes in a student": (check_dtypes, STUDENT, False),
