@@ -47,7 +47,7 @@ DTYPES = {
 }
 LARGEST_HEADER = 100_000_000        # bytes, as in the official package
 LARGEST_SIZE = 2**62                # elements or bytes; torch can count to 2**63 - 1
-MOST_DIMENSIONS = 64                # most of torch's operations allow no more
+MOST_DIMENSIONS = 64                # some of torch's operations, such as isfinite, allow no more
 # Git LFS replaces a large file by a small text file, which begins like this.
 LFS_POINTER = b"version https://git-lfs"
 
@@ -144,8 +144,8 @@ def check_entry(name, entry):
     if end - begin != needed:
         raise ValueError(f"{name!r:.200} has {end - begin} bytes, but its shape needs {needed}")
     # A shape with a 0 needs no bytes, but the product of its other sizes may overflow in torch.
-    sizes_without_zeros = [max(size, 1) for size in shape]
-    if math.prod(sizes_without_zeros) >= LARGEST_SIZE:
+    other_sizes = [size for size in shape if size > 0]
+    if math.prod(other_sizes) >= LARGEST_SIZE:
         raise ValueError(f"{name!r:.200} has a shape too large for any machine")
 
 
@@ -273,21 +273,26 @@ def load(path, recursions=None):
         layout = BERT_LAYOUT
     tensors = without_identity_projection(tensors, layout, config)
     has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
-    # Without a head there is no decoder that could be untied.
-    is_tied = not has_head or decoder_is_tied(tensors, layout, config)
+    is_tied = True                                       # also without a head
+    if has_head:
+        is_tied = decoder_is_tied(tensors, layout, config)
     config = replace(config, tie_decoder=is_tied)
     if is_tied:                                          # our model uses the word table instead
         tensors.pop(name_in_file(layout, "head.decoder.weight"), None)
     model = model_without_values(config, has_head)
-    file_names = {name: name_in_file(layout, name) for name in model.state_dict()}
-    expected = {file_names[name]: tensor for name, tensor in model.state_dict().items()}
-    check_tensors(path, expected, tensors)
+    our_names = {}                                       # {name in the file: our name}
+    expected = {}                                        # {name in the file: tensor}
+    for name, tensor in model.state_dict().items():
+        file_name = name_in_file(layout, name)
+        our_names[file_name] = name
+        expected[file_name] = tensor
+    check_tensors(path, expected, tensors)               # so both have the same names
     for file_name in tensors:
         # The file may change while it is mapped into memory. A copy does not depend on it.
         tensors[file_name] = tensors[file_name].to(torch.float32, copy=True)
     # The values are checked after the conversion, because a huge float64 becomes inf in float32.
     check_finite(path, tensors)
-    weights = {name: tensors[file_name] for name, file_name in file_names.items()}
+    weights = {our_names[file_name]: tensor for file_name, tensor in tensors.items()}
     # The model's own tensors hold no data. assign=True replaces them by the loaded weights.
     model.load_state_dict(weights, assign=True)
     if recursions is not None:
@@ -298,21 +303,20 @@ def load(path, recursions=None):
 def model_without_values(config, has_head):
     """Make a model whose tensors have names, shapes and dtypes, but no values. It takes no memory
     and draws no random numbers."""
-    with torch.device("meta"), SkipFirstValues():        # on this device tensors have no values
+    with torch.device("meta"), SkipNormal():             # on this device tensors have no values
         return MiniALBERT(config, has_head)
 
 
-class SkipFirstValues(TorchFunctionMode):
-    """A context in which the functions of torch.nn.init that draw random numbers do nothing.
+class SkipNormal(TorchFunctionMode):
+    """A context in which nn.init.normal_ does nothing. nn.Embedding calls it for its first values.
 
-    nn.Linear and nn.Embedding call them for their first values. On the device "meta" there is
-    nothing to draw, but nn.init.normal_ would make torch import its compiler, and that takes almost
-    as long as `import torch`.
+    On the device "meta" it would draw nothing, but it would make torch import its compiler, and
+    that takes almost as long as `import torch`.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        # In this context torch calls this method in place of each of its functions.
-        if function in (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_):
+        # In this context torch calls this method in place of its functions, such as normal_.
+        if function is nn.init.normal_:
             return None
         if kwargs is None:
             kwargs = {}
@@ -358,9 +362,12 @@ def without_identity_projection(tensors, layout, config):
 
 
 def decoder_is_tied(tensors, layout, config):
-    """Return True if the head's decoder is the word table. Only this program writes tie_decoder. If
-    it is False, the decoder is kept, even if it equals the table, as it may before the training has
-    begun. Otherwise the decoder is tied if it equals the table, or if there is none."""
+    """Return True if the head's decoder is tied, that is, if it is the word table.
+
+    Only this program writes tie_decoder; elsewhere it has its default, True. If it is False, the
+    decoder is not tied, even if its values are those of the table, as before the training. If it is
+    True, the values decide: the decoder is tied if they are equal, or if there is no decoder.
+    """
     if not config.tie_decoder:
         return False
     decoder = tensors.get(name_in_file(layout, "head.decoder.weight"))
@@ -447,8 +454,8 @@ def read_config(path):
             if field.name in found:                      # otherwise Config has a default
                 config_values[field.name] = found[field.name]
         config = Config(**config_values)
-        # Our own files always have adapter_size. A file without it may be from transformers, where
-        # a recursion may apply another layer than here.
+        # Our own files always have adapter_size. One without it may be from transformers, where a
+        # recursion may apply another layer than here: see shares_layers_as_albert.
         may_be_of_transformers = model_type == "albert" and "adapter_size" not in found
         if may_be_of_transformers and not shares_layers_as_albert(config):
             raise ValueError(f"an ALBERT of {config.num_hidden_layers} layers in "
@@ -554,7 +561,7 @@ def save(model, path):
     config = model.config
     expected = model_without_values(config, model.head is not None)
     check_tensors("the model", expected.state_dict(), model.state_dict())
-    tensors = {}                                         # {name in the file: tensor}
+    extra_tensors = {}                                   # {name in the file: tensor}
     # The name of a class in transformers begins with the family, such as Bert in BertForMaskedLM.
     # In lower case it is the model_type.
     if config.is_bert:
@@ -562,14 +569,15 @@ def save(model, path):
         layout = BERT_LAYOUT
         if model.head is not None and model.head.decoder is not None:
             # transformers looks for the bias of an untied decoder under this second name.
-            tensors["cls.predictions.decoder.bias"] = model.head.bias
+            extra_tensors["cls.predictions.decoder.bias"] = model.head.bias
     elif albert_can_compute(config):
         family = "Albert"
         layout = ALBERT_LAYOUT
-        tensors = albert_only_layers(config)
+        extra_tensors = albert_only_layers(config)
     else:
         family = "MiniALBERT"
         layout = ALBERT_LAYOUT
+    tensors = dict(extra_tensors)                        # {name in the file: tensor}
     for name, tensor in model.state_dict().items():
         file_name = name_in_file(layout, name)
         if config.is_bert and not file_name.startswith("cls."):
@@ -645,9 +653,9 @@ def check_settings(path, saved, settings):
     saved: the settings that were read from `path`
     settings: those of the present run. A name that only one of the two dicts has is ignored.
     """
-    # Runs of early versions of distill.py are refused: they divided the attention loss by the
-    # length of a sequence, so it would be far larger today. They have the setting "weights", but
-    # not yet "attention_loss". It is added here, so that the comparison below finds a difference.
+    # Early versions of distill.py divided the attention loss by the length of a sequence, so it
+    # would be far larger today. Their settings have "weights", but no "attention_loss", and a
+    # setting that is missing is not compared. So it is added, and a run with this loss is refused.
     if "weights" in saved and "attention_loss" not in saved:
         saved = saved | {"attention_loss": "divided by the length"}
     settings = json.loads(json.dumps(settings))          # tuples become lists, as in the file
@@ -663,7 +671,8 @@ def check_settings(path, saved, settings):
 
 
 # The values of these settings are hashes, which would tell a user nothing.
-HASHES = ("corpus", "tokenizer", "teacher", "student", "encoder", "head", "training_set", "dev_set")
+HASHED_SETTINGS = ("corpus", "tokenizer", "teacher", "student", "encoder", "head", "training_set",
+                   "dev_set")
 
 
 def describe_difference(name, was, now):
@@ -679,7 +688,7 @@ def describe_difference(name, was, now):
         for item in sorted(was.keys() | now.keys()):
             texts += describe_difference(f"{name}.{item}", was.get(item), now.get(item))
         return texts
-    if name in HASHES and was is not None and now is not None:
+    if name in HASHED_SETTINGS and was is not None and now is not None:
         return [f"{name} has other contents now"]
     return [f"{name} was {describe_value(name, was)}, now it is {describe_value(name, now)}"]
 
@@ -688,7 +697,7 @@ def describe_value(name, value):
     """Return the value of a setting as a text for a user."""
     if value is None:
         return "missing"
-    if name in HASHES or isinstance(value, dict):
+    if name in HASHED_SETTINGS or isinstance(value, dict):
         return "given"
     return f"{value!r:.60}"
 
@@ -727,7 +736,8 @@ def restore_training_state(path, state, settings):
 TUNING_FOLDER = "*-lr*-seed*"
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json", "added_tokens.json"]
 RUN_FILE = "run.json"               # names the script whose run is in a folder, and its settings
-# Runs also write these files into their folders. --overwrite removes them, and no other files.
+# Runs also write these files into their folders. --overwrite removes them, their temporary files,
+# and no others.
 WRITTEN_BY_RUNS = [
     "config.json", "model.safetensors", "training.safetensors", "log.jsonl",
     *TOKENIZER_FILES,
@@ -770,14 +780,14 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
         # open file has no name left, and a lock on it protects nothing.
         if os.fstat(run_file.fileno()).st_nlink == 0:
             raise ValueError(f"--out {out}: another run has just ended there; start again")
-        # Somebody else's run.json is an error here, before the try, so that it is not removed.
-        run_before = read_run(out)
+        # read_run raises a ValueError if run.json is not ours. It is called before the try, because
+        # the finally clause would remove a run.json that is the only file.
+        earlier_run = read_run(out)
         try:
-            check_owner(out, run_before, script, settings, resume, overwrite)
+            check_owner(out, earlier_run, script, settings, resume, overwrite)
             yield
         finally:
-            # What cannot be removed stays: a folder that is not empty, the folder ".", and an open
-            # file on Windows.
+            # rmdir refuses "." and a folder with files. On Windows an open file cannot be removed.
             with suppress(OSError):
                 is_unclaimed = os.path.getsize(run_path) == 0
                 has_only_run_file = os.listdir(out) == [RUN_FILE]
@@ -811,29 +821,32 @@ def check_regular_files(out):
             raise ValueError(f"--out {out}: {path} is a link")
 
 
-def check_owner(out, run, script, settings, resume, overwrite):
+def check_owner(out, earlier_run, script, settings, resume, overwrite):
     """Raise ValueError if a run of `script` may not write into the folder `out`.
 
-    run: what read_run(out) has returned
+    earlier_run: what read_run(out) has returned
 
-    A folder that holds nothing but run.json is free for any run. Otherwise:
-    - To resume, the folder must hold a run of this script with the same settings.
-    - To overwrite, it must hold a run of any script, or none of the files in WRITTEN_BY_RUNS.
+    A folder that holds nothing but run.json is free for any run. In any other folder
+    - --resume needs a run of this script with the same settings
+    - --overwrite needs a run of any script, or none of the files in WRITTEN_BY_RUNS
+    - without these flags no run may write
     """
     if os.listdir(out) == [RUN_FILE]:
         if resume:
             print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
-    elif resume:
-        if run.get("script") != script:
+        return
+    has_run = earlier_run != {}
+    if resume:
+        if earlier_run.get("script") != script:
             raise ValueError(f"--resume: there is no run of {script} in {out}")
-        check_settings(os.path.join(out, RUN_FILE), run["settings"], settings)
+        check_settings(os.path.join(out, RUN_FILE), earlier_run["settings"], settings)
     elif overwrite:
         would_be_lost = [os.path.basename(path) for path in files_of_run(out)]
         # Without a run.json of ours the files may be somebody else's.
-        if run == {} and would_be_lost:
+        if would_be_lost and not has_run:
             raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
                              f"{first_few(would_be_lost)}")
-    elif run == {}:
+    elif not has_run:
         raise ValueError(f"--out {out} is not empty, and no run is in it; choose another folder, "
                          "or say --overwrite to write into this one")
     else:
@@ -930,10 +943,12 @@ def parsing(what, kind):
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
-        lacks_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
-        if is_about_memory(error) or lacks_memory:
+        lacks_memory = is_about_memory(error)
+        if isinstance(error, OSError):
+            if error.filename is not None:
+                raise
+            lacks_memory = error.errno == errno.ENOMEM
+        if lacks_memory:
             raise MemoryError(what) from error
         reason = str(error)
         if not isinstance(error, ValueError):
@@ -1034,8 +1049,8 @@ def check_readable(path):
 
 
 def parse_json_object(text):
-    """Parse a text that is one JSON object -> dict. ValueError if it is anything else. A name that
-    occurs twice in an object is an error, too, and so is half a character such as \\ud800."""
+    """Parse a text that is one JSON object -> dict. ValueError if it is anything else, if an object
+    has a name twice, or if there is half a character (see below)."""
     try:
         value = json.loads(text, object_pairs_hook=object_of_pairs, parse_int=parse_json_integer)
     except json.JSONDecodeError as error:
@@ -1045,8 +1060,8 @@ def parse_json_object(text):
         raise ValueError(f"{error.msg}, at character {error.pos + 1}") from error
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
-    # Half a character, called a surrogate, can only come from an escape such as \ud83d. json.loads
-    # joins two halves that belong together. A half that is alone cannot be written as UTF-8.
+    # JSON may have a character as two escapes, such as \ud83d\ude00, and json.loads joins them. One
+    # of the two alone is half a character, called a surrogate. It cannot be written as UTF-8.
     if "\\ud" in text.lower():
         text_of_value = json.dumps(value, ensure_ascii=False)
         if re.search("[\ud800-\udfff]", text_of_value):

@@ -48,7 +48,7 @@ def end_by_exception(number, frame):
 
 
 @contextmanager
-def tidy_end():
+def signals_as_exceptions():
     """In the with block, let SIGTERM and SIGHUP (the terminal was closed) end the program by an
     exception, as Ctrl-C does. Otherwise files that are half written would stay.
 
@@ -83,8 +83,8 @@ class CommandParser(argparse.ArgumentParser):
 
 def printable(text):
     """Replace the unprintable characters of a text by escapes such as \\x1b, because a terminal
-    would obey some of these characters. All kinds of spaces stay, and so do the two invisible
-    joiners of some scripts and of emoji. For most of them isprintable() is False."""
+    would obey some of these characters. Two kinds stay, although isprintable() is False for them:
+    unusual spaces, and the two invisible joiners of some scripts and of emoji."""
     joiners = "\u200c\u200d"
     shown = ""
     for character in text:
@@ -168,7 +168,7 @@ def run_command(name, action):
         if has_our_handler:
             # The imports are done. Now Ctrl-C raises an exception, so that `finally` clauses run.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        with tidy_end():
+        with signals_as_exceptions():
             action()
         # Python would write out the last printed text at its very end, where nothing can catch an
         # error. Here a closed pipe raises an OSError, which is printed below.
@@ -177,7 +177,7 @@ def run_command(name, action):
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         return 130
-    except BaseException as error:
+    except BaseException as error:                       # PanicException is no Exception
         message = describe_error(error)
         if message is None or sys.flags.dev_mode:        # dev: for whoever changes the program
             raise

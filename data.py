@@ -70,7 +70,7 @@ def mask_tokens(ids, tokenizer, rng):
     stay. All chosen tokens are called masked, also those that stay. The special tokens are [PAD],
     [UNK], [CLS], [SEP] and [MASK].
 
-    Held-out text is masked by this function, too. So accuracies can be compared only if they were
+    Held-out text is masked by this function, too. Accuracies can be compared only if they were
     measured with the same masking.
 
     ids (B, T): must be without padding, because the number of chosen tokens depends on T
@@ -243,7 +243,7 @@ class Tokenizer:
         self.digest = hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
 
     def encode(self, texts):
-        """Turn a list of texts into a list of lists of token numbers, without special tokens."""
+        """Turn a list of texts into a list of lists of token numbers. No special token is added."""
         if isinstance(texts, str):
             raise ValueError(f"{texts!r:.60} is one text, but encode() takes a list of texts")
         check_are_texts(texts)
@@ -268,7 +268,7 @@ class Tokenizer:
             config = json.loads(contents["tokenizer_config.json"])
         # This is None if the tokenizer does not normalise as BERT does.
         lowercase = getattr(self.backend.normalizer, "lowercase", None)
-        # If do_lower_case is missing, transformers lower-cases. So do_lower_case is written here.
+        # If do_lower_case is missing, transformers lower-cases. So it is written here.
         if config.get("do_lower_case") is None and lowercase is not None:
             config = config | {"do_lower_case": lowercase}
             contents["tokenizer_config.json"] = json.dumps(config, indent=1).encode()
@@ -311,12 +311,13 @@ def read_backend(path):
 def check_backend(backend):
     """Raise ValueError if a tokenizer of the tokenizers library does not turn unknown words into
     [UNK], or if it would take too long for long words."""
-    # If the vocabulary lacks the unk_token, a very long word or an unknown letter raises an error.
+    # If the vocabulary lacks the unk_token, a word that it does not know raises an error, which
+    # read_backend explains. This long word and this rare Cyrillic letter are mostly unknown.
     backend.encode("a" * 1000)
     tokens_of_rare_letter = backend.encode("\ua66e", add_special_tokens=False).ids
     if not tokens_of_rare_letter:
         raise ValueError("words that it does not know vanish: its model has no unk_token")
-    # Some kinds of models have no unk_token, because they know every word.
+    # Some kinds of models have no unk_token, because they know every letter, or no name for it.
     unk_token = getattr(backend.model, "unk_token", None)
     if unk_token is not None and unk_token != "[UNK]":
         raise ValueError(f"its unk_token is {unk_token!r:.60}, not [UNK]")
@@ -381,21 +382,21 @@ def read_tokenizer_files(path):
 
 
 def read_wordpiece(path):
-    """Make the tokenizer of a vocab.txt. It lower-cases if no word has a capital letter, A to Z.
-    Special words such as [CLS] do not count."""
-    words = read_text(path).removesuffix("\n").split("\n")
-    if len(set(words)) < len(words):
-        raise ValueError(f"{path}: it has {len(words)} lines, but only {len(set(words))} different "
-                         "tokens")
-    ordinary_words = [word for word in words if not re.fullmatch(r"\[.*\]", word)]
-    lowercase = re.search("[A-Z]", " ".join(ordinary_words)) is None
-    return make_wordpiece(words, lowercase)
+    """Make the tokenizer of a vocab.txt. It lower-cases if no token has a capital letter, A to Z.
+    Tokens in brackets, such as [CLS], do not count."""
+    tokens = read_text(path).removesuffix("\n").split("\n")
+    if len(set(tokens)) < len(tokens):
+        raise ValueError(f"{path}: it has {len(tokens)} lines, but only {len(set(tokens))} "
+                         "different tokens")
+    ordinary_tokens = [token for token in tokens if not re.fullmatch(r"\[.*\]", token)]
+    lowercase = re.search("[A-Z]", " ".join(ordinary_tokens)) is None
+    return make_wordpiece(tokens, lowercase)
 
 
-def make_wordpiece(words, lowercase):
-    """Make a BERT tokenizer whose token number i is words[i]. As in BERT, a tokenizer that
-    lower-cases also removes accents. Each Chinese character is a word."""
-    id_of_token = {word: i for i, word in enumerate(words)}
+def make_wordpiece(tokens, lowercase):
+    """Make a BERT tokenizer whose token number i is tokens[i]. As in BERT, a tokenizer that
+    lower-cases also removes accents, and each Chinese character in a text is a word."""
+    id_of_token = {token: i for i, token in enumerate(tokens)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(id_of_token, unk_token="[UNK]"))
     backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -423,8 +424,8 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     is_new = not os.path.exists(out)
     os.makedirs(out, exist_ok=True)
     try:
-        words = learn_words(files, size, lowercase, text_column)
-        if not words:
+        tokens = learn_tokens(files, size, lowercase, text_column)
+        if not tokens:
             raise ValueError(f"{first_few(corpus)}: there is no text in the corpus")
     except BaseException:
         if is_new:
@@ -433,12 +434,12 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
         raise
     write_json(os.path.join(out, "tokenizer_config.json"), config)
     with replace_file(os.path.join(out, "vocab.txt")) as file:
-        for word in SPECIAL_TOKENS + words:
-            file.write(f"{word}\n".encode())
+        for token in SPECIAL_TOKENS + tokens:
+            file.write(f"{token}\n".encode())
     return Tokenizer(out)
 
 
-def learn_words(files, size, lowercase, text_column):
+def learn_tokens(files, size, lowercase, text_column):
     """Learn the tokens of a vocabulary from the files of a corpus -> a list, sorted, without the
     special tokens."""
     # This tokenizer has an empty vocabulary, which the training fills. The training normalises
@@ -600,8 +601,9 @@ def open_token_file(corpus, tokenizer, text_column):
 
 
 def check_for_holes(token_file, tokenizer):
-    """Raise ValueError if a TokenFile has a hole: zeros in place of tokens. A failed disk or copy
-    may leave one. To read all tokens would take long, so a hundred pieces are looked at.
+    """Raise ValueError if a TokenFile has a large hole: zeros in place of tokens. A failed disk or
+    copy may leave one. To read all tokens would take long, so a hundred pieces of those to train on
+    are looked at.
 
     In most BERTs the token 0 is [PAD], which no text has a thousand times in a row. If the token 0
     is an ordinary one, a text may repeat it, so nothing is checked.
@@ -646,10 +648,10 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
         file.flush()                                     # hash_file reads it from the disk
         description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
-        # Tokens must never stand beside the description of other tokens, because they would be used
-        # unnoticed. The program may be killed between any two of these steps, so this is the order:
-        os.fsync(file.fileno())                          # 1. save the tokens, under another name
-        remove_old_tokens(out, made_from)                # 2. now the next call would make new ones
+        # Whenever the program is killed, no tokens may be left beside the description of other
+        # tokens, because they would be used unnoticed. So these steps have this order:
+        os.fsync(file.fileno())                          # 1. the new tokens, under another name
+        remove_old_tokens(out, made_from)                # 2. now no other tokens have the name out
         write_json(f"{out}.json", description, shared=True)                   # 3. their description
     # 4. At the end of the with block replace_file has given the new tokens the name `out`.
     token_file = TokenFile(out)
@@ -757,15 +759,9 @@ def write_tokens(file, lines, tokenizer, dtype):
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
         for chunk in chunks_of_lines(mark_held_out(lines)):
             texts = [line for line, _ in chunk]
-            num_sampled, unknown_in_sample = count_characters(texts, tokenizer, sample_size)
-            # A short corpus is a single chunk. So only the first one has the large sample.
-            sample_size = SAMPLE // 4
-            characters_in_chunk = sum(len(text) for text in texts)
-            # The chunk is taken to have the same share of unknown characters as its sample, in
-            # which white space was not counted.
-            unknown_in_chunk = characters_in_chunk * unknown_in_sample / max(1, num_sampled)
-            num_characters += characters_in_chunk
-            num_unknown += unknown_in_chunk
+            num_characters += sum(len(text) for text in texts)
+            num_unknown += estimate_unknown(texts, tokenizer, sample_size)
+            sample_size = SAMPLE // 4                    # a short corpus has only the first chunk
             train_ids = []
             valid_ids = []
             for (line, held_out), ids in zip(chunk, tokenizer.encode(texts)):
@@ -786,6 +782,13 @@ def write_tokens(file, lines, tokenizer, dtype):
         shutil.copyfileobj(valid_file, file)
     unknown_share = num_unknown / max(1, num_characters)
     return TokenCounts(num_train, num_valid, has_text, unknown_share)
+
+
+def estimate_unknown(texts, tokenizer, sample_size):
+    """Estimate how many characters of texts become [UNK], from a sample of them."""
+    num_sampled, unknown_in_sample = count_characters(texts, tokenizer, sample_size)
+    num_characters = sum(len(text) for text in texts)    # with white space, unlike num_sampled
+    return num_characters * unknown_in_sample / max(1, num_sampled)
 
 
 # The end of a message about a text that becomes [UNK].
@@ -837,9 +840,9 @@ def mark_held_out(lines):
     beginning = ""                                       # the text of the waiting lines
     for line in lines:
         ends_document = line == ""
-        if held_out is not None:                         # it was decided by an earlier line
-            yield line, held_out
-        elif waiting or not ends_document:               # no empty line before a document
+        if ends_document and held_out is None and not waiting:
+            continue                                     # an empty line before a document
+        if held_out is None:
             waiting.append(line)
             beginning += line
             if ends_document or len(beginning) >= DECIDING_CHARACTERS:
@@ -848,6 +851,8 @@ def mark_held_out(lines):
                     yield waiting_line, held_out
                 waiting = []
                 beginning = ""
+        else:
+            yield line, held_out
         if ends_document:
             held_out = None                              # the next document is not decided yet
 
@@ -876,7 +881,7 @@ def is_held_out(text, one_in):
 
 
 # ---- Reading a corpus -------------------------------------------------------------------
-# Each reader yields lines. An empty line means that a document ends.
+# Each reader yields lines. A blank line means that a document ends.
 
 CORPUS_FILE = re.compile(r"(?si).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
 # A .gz, a .bz2 and an .xz begin with these bytes.
@@ -887,6 +892,9 @@ NUL_OR_SURROGATE = re.compile("[\0\ud800-\udfff]")
 # parsing() puts this text into its message: "PATH: not a whole, undamaged file: ...".
 UNDAMAGED_FILE = "a whole, undamaged file"
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
+# From this number of characters on, check_encoding judges a text while it is read. A shorter text
+# is judged only at its end, because perhaps only its first part is damaged.
+ENOUGH_TO_JUDGE = 1_000_000
 
 
 def corpus_files(corpus):
@@ -969,6 +977,7 @@ def read_corpus(files, text_column="text"):
               disable=None) as bar:
         totals = np.zeros(3, np.int64)                   # characters, undecoded bytes, NULs
         for path in files:
+            # `yield from` yields all lines of the file. Its value is what the generator returns.
             counts = yield from read_corpus_file(path, bar, text_column)
             totals += counts
             yield ""
@@ -980,16 +989,11 @@ def read_corpus(files, text_column="text"):
                                num_nuls)
 
 
-# From this number of characters on, check_encoding judges a text while it is read. A shorter text
-# is judged only at its end, because perhaps only its first part is damaged.
-ENOUGH_TO_JUDGE = 1_000_000
-
-
 def read_corpus_file(path, bar, text_column):
     """Yield the lines of one file. Standard error says how many characters were replaced.
 
-    At its end the generator returns three numbers, which are then the value of `yield from`: how
-    many characters were read, and how many of them were bytes that are not UTF-8, and NULs.
+    After the last line the generator returns three numbers: of all characters, of the bytes among
+    them that are not UTF-8, and of the NULs.
 
     bar: a progress bar, which is moved by the bytes that are read from the disk
     """
@@ -1009,8 +1013,7 @@ def read_corpus_file(path, bar, text_column):
                 num_nuls += nuls_here
                 num_undecoded += num_replaced - nuls_here
             # A large file in another encoding is refused here, before all of it is read.
-            has_damage = num_undecoded + num_nuls > 0
-            if has_damage and num_characters > ENOUGH_TO_JUDGE:
+            if num_characters > ENOUGH_TO_JUDGE:
                 check_encoding(path, num_characters, num_undecoded, num_nuls)
             yield line.strip()
     check_encoding(path, num_characters, num_undecoded, num_nuls)
@@ -1072,8 +1075,8 @@ def check_encoding(what, num_characters, num_undecoded, num_nuls):
 def lines_of_text(path, stream):
     """Yield the lines of an open .txt. A line of over CHUNK characters is yielded in pieces.
 
-    A blank line is yielded, because it ends a document. (At the end of the file none is needed.) A
-    blank piece of a longer line is left out. ValueError if the file is damaged.
+    A blank line is yielded, because it ends a document. A blank piece of a longer line is left out.
+    ValueError if the file is damaged.
     """
     begins_line = True                                   # whether the next piece begins a line
     with stream, parsing(path, UNDAMAGED_FILE):
@@ -1082,10 +1085,11 @@ def lines_of_text(path, stream):
             if piece == "":                              # the end of the file
                 return
             ends_line = piece.endswith("\n")
-            is_whole_line = begins_line and ends_line
+            is_part_of_line = not (begins_line and ends_line)
             begins_line = ends_line                      # for the next piece
-            if is_whole_line or piece.strip() != "":
-                yield piece
+            if is_part_of_line and piece.strip() == "":
+                continue                                 # it must not end the document
+            yield piece
 
 
 def whole_lines(path, stream):
@@ -1110,12 +1114,12 @@ def lines_of_jsonl(path, stream, text_column):
             continue
         with parsing(f"{path}:{number}", f"a JSON object with a text {text_column!r}"):
             document = document_of_row(row, text_column)
-        # The escapes \u0000 and \ud800 of JSON stand for a NUL and half a character. They are no
-        # signs of another encoding, so they are replaced here, before read_corpus_file counts. If
-        # the row itself has such characters, too, the document does not tell which of them were
-        # escapes. Then read_corpus_file replaces and counts them all. (A row without any \u has
-        # nothing to replace. To ask for it first saves time.)
-        if "\\u" in row and not NUL_OR_SURROGATE.search(row):
+        # The escapes \u0000 and \ud800 of JSON stand for a NUL and half a character. They do not
+        # mean another encoding, so they are replaced here, before read_corpus_file counts. If the
+        # row has such characters itself, nobody knows which of the document's were escapes. Then
+        # read_corpus_file replaces and counts them all.
+        may_have_escapes = "\\u" in row                  # False for most rows, which saves time
+        if may_have_escapes and not NUL_OR_SURROGATE.search(row):
             document = NUL_OR_SURROGATE.sub("\ufffd", document)
         yield from lines_of_document(document)
 
@@ -1227,16 +1231,17 @@ class ConcatenatedStreams(io.RawIOBase):
         unpacked = b""
         # A decompressor may take several blocks before it returns the first byte.
         while unpacked == b"":
-            packed = b""                     # what the decompressor is given in this turn
-            if self.decompressor.eof:                    # the stream has ended
+            if self.decompressor.eof:                    # its stream has ended
                 packed = self.begin_of_next_stream()
                 if packed == b"":
                     return 0
                 self.decompressor = self.make_decompressor()
-            elif self.decompressor.needs_input:          # it holds no bytes of earlier turns
+            elif self.decompressor.needs_input:
                 packed = self.raw.read(BLOCK_SIZE)
                 if packed == b"":
                     raise EOFError("the file ends inside a compressed stream")
+            else:                                        # it still holds bytes of an earlier block
+                packed = b""
             unpacked = self.decompressor.decompress(packed, len(buffer))
         buffer[:len(unpacked)] = unpacked
         return len(unpacked)
@@ -1354,19 +1359,20 @@ def paragraphs(docstring):
         indent_before_code = None
         if block.rstrip().endswith("::"):
             indent_before_code = block_indent
-        lines = []
-        first_indent = 0                     # the indentation of the paragraph's first line
+        lines = []                           # of the present paragraph
+        first_indent = 0                     # the indentation of its first line
         for line in block.splitlines():
-            item = ITEM.match(line)
-            comes_after_heading = HEADING.fullmatch(" ".join(lines).strip()) is not None
-            is_indented_less = indentation(line) < first_indent
-            if lines and (item or comes_after_heading or is_indented_less):   # a new paragraph
-                yield lines
-                lines = []
-            if not lines:
+            item = ITEM.match(line)                      # None if the line begins no item
+            if lines:
+                is_after_heading = HEADING.fullmatch(" ".join(lines).strip()) is not None
+                is_indented_less = indentation(line) < first_indent
+                if item is not None or is_after_heading or is_indented_less:
+                    yield lines
+                    lines = []
+            if not lines:                                # this line begins a paragraph
                 first_indent = indentation(line)
-            if item:
-                line = line[item.end():]
+            if item is not None:
+                line = line[item.end():]                 # without its "- " or "name (int): "
             lines.append(line)
         yield lines
 

@@ -773,30 +773,30 @@ def evaluate_split(model, task, split, bf16):
     return Result(score(task, split.examples, guesses), predictions)
 
 
-def fine_tune(tuning, splits, mode, seed, lr):
+def fine_tune(setup, splits, mode, seed, lr):
     """Make one run, with one mode, seed and rate -> (the model, {name of a split: Result}).
 
-    tuning: a Tuning, which has what all runs of a command have in common
+    setup: a Setup, which has what all runs of a command have in common
     splits: {name: Split}; "train" is trained on, the others are measured
     FloatingPointError if the training diverges; SystemExit after a signal, such as Ctrl-C
     """
-    args = tuning.args
-    task = tuning.task
+    args = setup.args
+    task = setup.task
     features = splits["train"].features
-    check_unchanged(tuning)
+    check_unchanged(setup)
     torch.manual_seed(seed)                              # for the random values of new parameters
     # New adapters are fitted to this sample of the data.
     sample = collate(features[:64])
-    model, _ = load_classifier(tuning.model_path, task, mode, args.dropout, sample,
+    model, _ = load_classifier(setup.model_path, task, mode, args.dropout, sample,
                                args.recursions)
-    model.to(tuning.processes.device)
+    model.to(setup.processes.device)
     task_loss = TaskLoss(
-        model, task, features, args.batch_size, seed, teacher=tuning.teacher,
-        hidden_weight=tuning.hidden_weight, micro_batch_size=args.micro_batch_size,
-        processes=tuning.processes, bf16=tuning.bf16)
-    options = options_of_run(tuning, task_loss, mode, seed, lr)
+        model, task, features, args.batch_size, seed, teacher=setup.teacher,
+        hidden_weight=setup.hidden_weight, micro_batch_size=args.micro_batch_size,
+        processes=setup.processes, bf16=setup.bf16)
+    options = options_of_run(setup, task_loss, mode, seed, lr)
     # The training loop is train() of distill.py. Each of its steps gets the losses from task_loss.
-    results = train_and_measure(model, task_loss, splits, options, tuning)
+    results = train_and_measure(model, task_loss, splits, options, setup)
     return model, results
 
 
@@ -840,22 +840,30 @@ def tokenise_texts(task, examples, tokenizer):
         if task.kind in ("classification", "regression"):
             encodings = tokenise_beginnings(main_texts, task.length, tokenizer)
         else:
+            is_pretokenized = task.kind == "tagging"     # then a text is a list of words
             encodings = tokenizer.backend.encode_batch(
-                main_texts, is_pretokenized=task.kind == "tagging", add_special_tokens=False)
+                main_texts, is_pretokenized=is_pretokenized, add_special_tokens=False)
         yield from zip(ids_of_first_texts, encodings)
 
 
 def tokenise_beginnings(texts, length, tokenizer):
-    """Tokenise texts that will be cut to `length` tokens -> their Encodings. Of a long text only
-    the beginning is tokenised, which gives more tokens than that. ValueError if one is no text."""
+    """Tokenise texts of which only the first `length` tokens are needed -> their Encodings. Of a
+    long text only the beginning is tokenised, if it has enough tokens. ValueError if one of the
+    texts is not a text."""
     check_are_texts(texts)
-    most_characters = 20 * (length + 100)                # a token has four or so in most texts
+    # A beginning may end inside a word, and this word's tokens may then be wrong. In WordPiece they
+    # are not more than its characters, and there is a limit of these, 100 in a BERT: a longer word
+    # is one [UNK]. Other kinds of tokenizers have no limit.
+    longest_word = getattr(tokenizer.backend.model, "max_input_chars_per_word", None)
+    if longest_word is None:
+        return tokenizer.backend.encode_batch(texts, add_special_tokens=False)
+    num_needed = length + longest_word
+    most_characters = 20 * num_needed                    # most texts have about four in a token
     beginnings = [text[:most_characters] for text in texts]
     encodings = tokenizer.backend.encode_batch(beginnings, add_special_tokens=False)
     for i, text in enumerate(texts):
-        # The beginning may end inside a word. That word's tokens, 100 at most, may be wrong.
-        is_enough = len(encodings[i].ids) > length + 100
-        if len(text) > most_characters and not is_enough:      # for example, it has many spaces
+        was_cut = len(text) > most_characters
+        if was_cut and len(encodings[i].ids) <= num_needed:      # for example, it has many spaces
             encodings[i] = tokenizer.backend.encode(text, add_special_tokens=False)
     return encodings
 
@@ -869,10 +877,8 @@ def fit_adapters_to_identity(encoder, ids, mask, segments):
     weight and the bias of its LayerNorm are set by least squares such that
     weight * normalised + bias is close to x.
     """
-    # PyTorch calls fit() just before each adapter runs. So one forward pass fits all adapters, and
-    # what an adapter is given has gone through the adapters before it, which are fitted already.
     def fit(adapter, inputs):
-        """Set the weight and bias of one adapter's LayerNorm, from what the adapter is given."""
+        """Fit the LayerNorm of an adapter. PyTorch calls this just before the adapter runs."""
         x = inputs[0]                                    # (B, T, C), its only input
         states = x[mask]                                 # (N, C), the N real tokens
         # The adapter's LayerNorm, but with weight 1 and bias 0 -> (N, C).
@@ -885,6 +891,7 @@ def fit_adapters_to_identity(encoder, ids, mask, segments):
     for adapter in list(encoder.attention_adapters) + list(encoder.feed_forward_adapters):
         hooks.append(adapter.register_forward_pre_hook(fit))
     encoder.eval()
+    # One pass is enough: when an adapter is fitted, those before it are fitted already.
     encoder(ids, mask, segments)
     for hook in hooks:
         hook.remove()
@@ -929,7 +936,7 @@ def end_after_accents(text, end):
 
 # ---- The training of a run --------------------------------------------------------------
 
-class Tuning(NamedTuple):
+class Setup(NamedTuple):
     """What all runs of a command have in common. Each run has a mode, a rate and a seed."""
     args: object            # the flags, which may hold several modes, rates and seeds
     model_path: str
@@ -942,19 +949,18 @@ class Tuning(NamedTuple):
     bf16: bool
 
 
-def check_unchanged(tuning):
+def check_unchanged(setup):
     """Raise ValueError if the saved model is no longer the one with which the command began. The
     mean of several seeds would mix both models."""
-    fingerprints = fingerprints_of_saved_model(tuning.model_path, tuning.task,
-                                               tuning.args.recursions)
+    fingerprints = fingerprints_of_saved_model(setup.model_path, setup.task, setup.args.recursions)
     for name, value in fingerprints.items():
-        if tuning.settings[name] != value:
-            raise ValueError(f"{tuning.model_path} has changed since this command began")
+        if setup.settings[name] != value:
+            raise ValueError(f"{setup.model_path} has changed since this command began")
 
 
-def options_of_run(tuning, task_loss, mode, seed, lr):
+def options_of_run(setup, task_loss, mode, seed, lr):
     """Return the TrainingOptions of a run."""
-    args = tuning.args
+    args = setup.args
     steps = args.steps
     if steps is None:
         steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
@@ -968,42 +974,42 @@ def options_of_run(tuning, task_loss, mode, seed, lr):
         resume=args.resume)
 
 
-def train_and_measure(model, task_loss, splits, options, tuning):
+def train_and_measure(model, task_loss, splits, options, setup):
     """Train the model, or go on with its training, and measure it -> {name of a split: Result}. For
     the splits see fine_tune."""
     dev_name = first_dev_split(splits)
-    results = {}                                         # {name of a split: its latest Result}
+    results = {}             # {name of a split: Result}; measure_dev puts that of the dev set here
 
     def measure_dev():
         """Measure the dev set, keep its Result in `results`, and return its scores for the log.
-        train() calls this now and then and after the last step, so the Result that stays is that of
-        the trained model."""
-        results[dev_name] = evaluate_split(model, tuning.task, splits[dev_name], tuning.bf16)
+        train() calls this now and then, the last time after the last step. So the last Result,
+        which replaces the earlier ones, is that of the trained model."""
+        results[dev_name] = evaluate_split(model, setup.task, splits[dev_name], setup.bf16)
         return results[dev_name].scores
 
     def save_nothing():
         """Save no model: after the training run_mode() saves that of the first mode and seed."""
 
-    if tuning.processes.rank == 0:                       # only this process writes into --out
+    if setup.processes.rank == 0:                        # only this process writes into --out
         os.makedirs(options.out, exist_ok=True)
     print(f"{options.steps:,} steps at the learning rate {options.lr:g}; their log is "
           f"{options.out}/log.jsonl", flush=True)
     begin_time = time.perf_counter()
     # Of the whole command "lr" may be a list of rates, and "steps" and "hidden_weight" may be None.
     # A run has one value for each of them.
-    settings = tuning.settings | {"lr": options.lr, "steps": options.steps, "seed": options.seed,
-                                  "hidden_weight": tuning.hidden_weight}
-    run_state = begin_or_resume(model, options, settings, tuning.processes)
+    settings = setup.settings | {"lr": options.lr, "steps": options.steps, "seed": options.seed,
+                                  "hidden_weight": setup.hidden_weight}
+    run_state = begin_or_resume(model, options, settings, setup.processes)
     num_steps = options.steps - run_state.first_step     # it is smaller in a resumed run
     with explaining_failures():
-        train(model, task_loss, run_state, options, measure_dev, save_nothing, tuning.processes)
+        train(model, task_loss, run_state, options, measure_dev, save_nothing, setup.processes)
     for name, split in splits.items():
         if name == "train":
             continue
-        # In the first process train() has called measure_dev, if there were steps to make. So there
-        # `results` has the dev set already. The other processes measure it here.
+        # In the first process train() has called measure_dev, unless no step was left. Everywhere
+        # else the dev set is measured here.
         if name not in results:
-            results[name] = evaluate_split(model, tuning.task, split, tuning.bf16)
+            results[name] = evaluate_split(model, setup.task, split, setup.bf16)
     seconds = time.perf_counter() - begin_time
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{options.out}: {num_trained:,} trained parameters, {num_steps:,} steps in "
@@ -1086,14 +1092,14 @@ def change_normalisation(head, saved_task, task):
     It predicts the same y as before.
 
     The head computes z = (y - saved mean) / saved sd, so y = saved sd * z + saved mean. From now on
-    it is to compute (y - mean) / sd = (saved sd / sd) * z + (saved mean - mean) / sd. Other kinds
-    of tasks have the mean 0 and the sd 1, so nothing changes.
+    it is to compute (y - mean) / sd. Other kinds of tasks have the mean 0 and the sd 1, so nothing
+    changes.
     """
     if (saved_task.mean, saved_task.sd) == (task.mean, task.sd):
         return
     head.weight.mul_(saved_task.sd / task.sd)
-    bias_of_y = head.bias * saved_task.sd + saved_task.mean
-    head.bias.copy_((bias_of_y - task.mean) / task.sd)
+    y_of_bias = saved_task.sd * head.bias + saved_task.mean      # the y of z = bias
+    head.bias.copy_((y_of_bias - task.mean) / task.sd)
 
 
 def check_same_task(what, saved_task, task, remedy):
@@ -1314,9 +1320,10 @@ def check_file_flags(task_name, given):
 
 def run(args):
     """Prepare a fine-tuning as the command line says, and run it."""
-    # A student of distill.py is not looked for on the hub.
-    is_student = args.is_default_run or args.model == DEFAULT_OUT
-    if is_student and not os.path.exists(args.model):
+    # Without --task, and for the default --model, a student of distill.py is expected, not the name
+    # of a model on the hub.
+    must_exist = args.is_default_run or args.model == DEFAULT_OUT
+    if must_exist and not os.path.exists(args.model):
         raise ValueError(f"--model {args.model}: there is no such folder. Run python distill.py "
                          "first, or give another model")
     processes = set_up_processes(args.device)
@@ -1337,12 +1344,12 @@ def run(args):
     settings = settings_of_command(args, task, datasets, tokenizer, teacher, bf16)
     settings |= fingerprints_of_saved_model(model_path, task, args.recursions)
     print_saved_task(model_path, args.modes)
-    tuning = Tuning(
+    setup = Setup(
         args=args, model_path=model_path, task=task, tokenizer=tokenizer, teacher=teacher,
         hidden_weight=hidden_weight, settings=settings, processes=processes, bf16=bf16)
     inputs = paths_to_read(args, model_path)
     with lock_folder(args, "finetune.py", settings, inputs, processes):
-        run_modes(tuning, datasets, config)
+        run_modes(setup, datasets, config)
     placeholder = "TEXT"
     if task.pair:
         placeholder = "$'TEXT\\tTEXT'"                   # a shell turns \t into a tab
@@ -1431,16 +1438,16 @@ def hash_examples(examples):
     return digest
 
 
-def run_modes(tuning, datasets, config):
+def run_modes(setup, datasets, config):
     """Fine-tune in all modes. Print the scores, and write the files of the command into --out.
 
     datasets: {name of a split: examples}
     config: the Config of the model that is trained
     ValueError if check_texts, hold_out_a_tenth or check_trainable refuses the examples
     """
-    args = tuning.args
-    task = tuning.task
-    tokenizer = tuning.tokenizer
+    args = setup.args
+    task = setup.task
+    tokenizer = setup.tokenizer
     print_task(task, datasets)
     splits_for_rates = None                              # with one rate there is nothing to choose
     if args.lr is not None and len(args.lr) > 1:
@@ -1451,23 +1458,23 @@ def run_modes(tuning, datasets, config):
     warn_of_known_texts(datasets)
     if task.kind == "tagging":
         warn_of_split_words(datasets["train"])
-    if tuning.teacher is not None:
-        tuning.teacher.to(tuning.processes.device)       # it stays there for the training
+    if setup.teacher is not None:
+        setup.teacher.to(setup.processes.device)         # it stays there for the training
         dev_split = splits[first_dev_split(splits)]
-        result = evaluate_split(tuning.teacher, task, dev_split, tuning.bf16)
+        result = evaluate_split(setup.teacher, task, dev_split, setup.bf16)
         print(f"teacher {args.distill_from}: {describe_scores(result.scores)}")
-    if tuning.processes.rank == 0:
-        # The files of an earlier run are removed only now. So if something above has failed,
-        # --overwrite has lost nothing.
-        claim_folder(args.out, "finetune.py", tuning.settings, args.resume)
+    if setup.processes.rank == 0:
+        # The files of an earlier run are removed only now. So if something above fails, --overwrite
+        # loses nothing.
+        claim_folder(args.out, "finetune.py", setup.settings, args.resume)
     baseline = results_of_majority(task, datasets)
     rate_of_mode = {}
     results_of_modes = {}
     for mode in args.modes:
-        lr = choose_rate(tuning, mode, config, splits_for_rates)
-        results_of_modes[mode] = run_mode(tuning, splits, mode, lr)
+        lr = choose_rate(setup, mode, config, splits_for_rates)
+        results_of_modes[mode] = run_mode(setup, splits, mode, lr)
         rate_of_mode[mode] = lr
-    if tuning.processes.rank == 0:
+    if setup.processes.rank == 0:
         write_results(args, task, datasets, baseline, rate_of_mode, results_of_modes)
     print_scores("majority", [baseline])
     for mode in args.modes:
@@ -1475,13 +1482,15 @@ def run_modes(tuning, datasets, config):
 
 
 def warn_of_known_texts(datasets):
-    """Warn if over 2 % of another split's examples are in the training set, too. (In the official
-    files of CoLA it is 1.8 % of the test set.)"""
+    """Warn if over 2 % of another split's examples are in the training set, too. (The limit is just
+    above CoLA: in its official files it is 1.8 % of the test set.)"""
     known_texts = {hash_of_text(example) for example in datasets["train"]}
     for split_name, examples in datasets.items():
-        num_known = sum(hash_of_text(example) in known_texts for example in examples)
-        if split_name != "train" and num_known > len(examples) / 50:
-            warn(f"{split_name}: {num_known:,} of {len(examples):,} examples are in the training "
+        if split_name == "train":
+            continue
+        known = [example for example in examples if hash_of_text(example) in known_texts]
+        if len(known) > len(examples) / 50:
+            warn(f"{split_name}: {len(known):,} of {len(examples):,} examples are in the training "
                  "set, too, so the scores may be too high")
 
 
@@ -1496,76 +1505,76 @@ def warn_of_split_words(examples):
     counts = Counter()
     for example in examples:
         counts.update(example.text)
-    split = [word for word in counts if split_words(word) != [word]]
-    num_split = sum(counts[word] for word in split)
+    words_split = [word for word in counts if split_words(word) != [word]]
+    num_split = sum(counts[word] for word in words_split)
     if num_split > counts.total() / 100:
         warn(f"of {counts.total():,} words to train on --predict would split {num_split:,}, such "
-             f"as {split[0]!r:.60}, so its predictions may be worse than the scores")
+             f"as {words_split[0]!r:.60}, so its predictions may be worse than the scores")
 
 
 def encode_for_rates(task, examples, tokenizer):
     """Split the training set for the choice of a rate: {"dev": a tenth of it, "train": the rest}.
-    The tenth is called dev only because fine_tune() measures the split of this name."""
+    This is not the real dev set, but train_and_measure() needs a split with such a name."""
     held_out, rest = hold_out_a_tenth(examples, task.kind, remedy="give one --lr")
     splits = encode_splits(task, {"dev": held_out, "train": rest}, tokenizer)
     check_trainable(splits["train"].features)
     return splits
 
 
-def choose_rate(tuning, mode, config, splits_for_rates):
+def choose_rate(setup, mode, config, splits_for_rates):
     """Return the learning rate for a mode and a model with this Config: the default, or the only
     --lr, or the best of several on the splits_for_rates (see find_best_rate)."""
-    args = tuning.args
+    args = setup.args
     rates = args.lr
     if rates is None:
-        learns_hidden = tuning.hidden_weight > 0
+        learns_hidden = setup.hidden_weight > 0
         return default_rate(mode, config, args.is_default_run, learns_hidden)
     if len(rates) == 1:
         return rates[0]
-    lr = find_best_rate(tuning, mode, splits_for_rates)
+    lr = find_best_rate(setup, mode, splits_for_rates)
     # All processes take the rate that the first one has chosen. Others may have rounded their
     # scores differently and chosen another one.
-    rate_index = torch.tensor(rates.index(lr), device=tuning.processes.device)
-    broadcast([rate_index], tuning.processes)
+    rate_index = torch.tensor(rates.index(lr), device=setup.processes.device)
+    broadcast([rate_index], setup.processes)
     return rates[rate_index.item()]
 
 
-def run_mode(tuning, splits, mode, lr):
+def run_mode(setup, splits, mode, lr):
     """Make the runs of all seeds in a mode -> a list: for each run {name of a split: Result}. The
     model of the first mode and seed, and its predictions, are written into the folder --out."""
-    args = tuning.args
+    args = setup.args
     results_of_seeds = []
     for seed in range(args.seed, args.seed + args.seeds):
-        model, results = fine_tune(tuning, splits, mode, seed, lr)
+        model, results = fine_tune(setup, splits, mode, seed, lr)
         results_of_seeds.append(results)
         is_first_run = mode == args.modes[0] and seed == args.seed
-        if is_first_run and tuning.processes.rank == 0:
-            save_classifier(args.out, model, tuning.task, tuning.tokenizer)
+        if is_first_run and setup.processes.rank == 0:
+            save_classifier(args.out, model, setup.task, setup.tokenizer)
             for split_name, result in results.items():
-                write_predictions(args.out, tuning.task, split_name,
+                write_predictions(args.out, setup.task, split_name,
                                   splits[split_name].examples, result.predictions)
     return results_of_seeds
 
 
-def find_best_rate(tuning, mode, splits):
+def find_best_rate(setup, mode, splits):
     """Choose the best of the rates that --lr gives: that with the highest score. The models are
     dropped: run_mode() trains again, on the whole training set.
 
     splits: {"train": a part of the training set, "dev": its other examples}, each a Split; the
         scores are those on "dev", which is not the real dev set
     """
-    args = tuning.args
+    args = setup.args
     rates = args.lr
-    metric = tuning.task.metrics[0]
+    metric = setup.task.metrics[0]
     score_of_rate = {}
     for lr in rates:
         try:
-            _, results = fine_tune(tuning, splits, mode, args.seed, lr)
+            _, results = fine_tune(setup, splits, mode, args.seed, lr)
         except FloatingPointError as error:              # the rate is too high
             # A single process can drop this rate and try the next one. Several processes cannot:
-            # perhaps an evaluation has failed, and only the first process evaluates. The others
-            # still train with this rate and would wait for the first one for ever.
-            if tuning.processes.world_size > 1:
+            # during the training only the first one evaluates. If that has failed, the others still
+            # train with this rate and would wait for the first one for ever.
+            if setup.processes.world_size > 1:
                 raise FloatingPointError(f"{error}; try without --lr {lr:g}, or with one "
                                          "process") from error
             print(f"--lr {lr:g}: {error}", flush=True)
@@ -1684,9 +1693,9 @@ def encode_splits(task, datasets, tokenizer):
 
 
 def check_texts(task, splits, tokenizer):
-    """Print what is wrong with the texts. There is a warning if many characters are unknown to the
-    tokenizer, and one if texts were cut. In qa the number of answers that cannot be learned as they
-    are is printed, too.
+    """Print what may be wrong with the texts: a warning if many characters are unknown to the
+    tokenizer, and one if texts were cut. In qa also print the number of answers that cannot be
+    learned as they are.
 
     ValueError if the training set has no words, or if over half of its characters are unknown. For
     --evaluate and --predict there is no training set.
@@ -1694,7 +1703,8 @@ def check_texts(task, splits, tokenizer):
     if "train" in splits:
         check_words(splits["train"].features, tokenizer)
     for name, split in splits.items():
-        check_characters(split.examples, tokenizer, is_training=name == "train")
+        is_training = name == "train"
+        check_characters(split.examples, tokenizer, is_training)
     warn_of_cut(task, splits)
     if task.kind == "qa" and "train" in splits:
         print_lost_answers(splits["train"])
@@ -1781,7 +1791,7 @@ def warn_of_cut(task, splits):
 
 def print_lost_answers(split):
     """Print how many answers of a Split of qa cannot be learned as they are. Some begin or end
-    inside a word, but a model predicts whole words. Others are in no window as a whole."""
+    inside a word, but a model predicts whole words. Of others no window has all tokens."""
     learned_exactly = set()                              # numbers of questions
     for feature in split.features:
         example = split.examples[feature.example_number]
@@ -1866,7 +1876,7 @@ def write_results(args, task, datasets, baseline, rate_of_mode, results_of_modes
 # ---- The command line: --evaluate and --predict -----------------------------------------
 
 def use_fine_tuned(args, given):
-    """Do what --predict or --evaluate says. given: the flags on the command line"""
+    """Do what --predict or --evaluate says. given: the list of the flags on the command line"""
     processes = set_up_processes(args.device)
     if processes.rank > 0:
         return                                           # one process is enough without training
@@ -1892,9 +1902,9 @@ def load_fine_tuned(args, device, bf16):
     tokenizer = Tokenizer(args.model)
     check_vocabulary(tokenizer, model.encoder.config)
     if model.encoder.config.correction_rank > 0 and not bf16:
-        # The corrections are added to the matrices once, here, instead of in each batch. But with
-        # bfloat16 the product up @ down is rounded before it is added, as in training. A merged
-        # model would add first and then round, so its predictions would differ.
+        # The corrections are added to the matrices once, here, instead of in each batch. Not in
+        # bfloat16, because there a merged model predicts differently: its sums are rounded, but in
+        # training each correction was rounded before it was added.
         model.encoder = merge_corrections(model.encoder)
     return model.to(device), task, tokenizer
 
@@ -1972,15 +1982,17 @@ def lines_of_file(path):
 
 
 def check_not_file_name(text):
-    """Raise ValueError if the text of --predict looks like the name of a file that is not there. If
-    it ends like one, but has spaces, it is a text, and a warning says so."""
+    """Raise ValueError if the text of --predict looks like the name of a file that is not there: it
+    has no space, and it has a slash, or ends like a file, or is "-". If it ends like a file, but
+    has a space, it is a text, and a warning says so."""
     endings = r"(?i)\.(txt|text|md|tsv|csv|jsonl?|gz|bz2|xz)$"
-    ends_as_file = re.search(endings, text) is not None
+    ends_like_file = re.search(endings, text) is not None
+    looks_like_path = ends_like_file or "/" in text or text == "-"
     has_space = re.search(r"\s", text) is not None
-    if not has_space and (ends_as_file or "/" in text or text == "-"):
+    if looks_like_path and not has_space:
         raise ValueError(f"--predict {text}: there is no such file; if it is meant as a text, add "
                          "a space to it")
-    if ends_as_file:
+    if ends_like_file:
         warn(f"there is no file {text!r:.60}, so this is taken as a text")
 
 
@@ -2043,7 +2055,7 @@ def example_of_line(line, task, location="the text"):
     second_text = None
     if task.pair:
         second_text = texts[1]
-    return Example(text, second_text, None, "", location)
+    return Example(text, second_text, location=location)
 
 
 def describe_prediction(task, line, prediction):
@@ -2068,7 +2080,10 @@ def describe_probabilities(probabilities):
 
 
 def describe_entities(text, tags):
-    """Put the entities that the tags of a text's words say into one line, as they stand in it."""
+    """List in one line the entities of a text, as they stand in it, with their types.
+
+    tags: one for each of its words
+    """
     spans = find_words(text)
     found = []
     for first, end, entity_type in sorted(entities(tags)):

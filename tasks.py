@@ -2,8 +2,8 @@
 
 There are readers for GLUE in its official layout, tables with named columns, CoNLL files and SQuAD
 files. One more task, "code", is made from the documentation on this machine. A fault in a file
-raises a ValueError that names the file and, if possible, the line. The metrics are those with which
-the tasks were published.
+raises a ValueError that names the file and, if possible, the line. The metrics of published tasks
+are those with which they were published.
 """
 import io
 import json
@@ -31,14 +31,14 @@ from data import CACHE, COMPRESSED, is_held_out, make_cache_folder, rows_of_csv
 # This command finds the code that depends on the kind of a task:
 # grep -nE "(kind|task_name) (==|!=|in|not in) |task.labels" tasks.py finetune.py
 # A new kind also needs its METRICS, its label in Example, its fields in Feature, its place in
-# TASKS_OF_FLAG of finetune.py, and the help of --task and --train. Take care: some of these ifs end
-# with an `else` for the one kind that is left, and a new kind would go there, too.
+# TASKS_OF_FLAG of finetune.py, and the help of --task and --train. An `else` after these ifs treats
+# all other kinds alike, so take care there.
 KINDS = ("classification", "regression", "tagging", "qa")
 LARGEST_NUMBER = 1e30       # labels in regression are smaller in size, so their squares are finite
 
 
 class Example(NamedTuple):
-    """One row of a task. If its label is known, it is
+    """One row of a task. Its label, if it is known, is
 
     classification      a name
     regression          a number
@@ -62,8 +62,8 @@ class Task:
     labels: list            # all labels, sorted; in regression and qa empty
     metrics: list           # names of metrics; the first one decides between learning rates
     length: int             # the largest number of tokens in a sequence, T
-    stride: int             # qa: how many tokens neighbouring windows of a context share;
-                            # answer_features uses at most half a window
+    stride: int             # qa: how many tokens neighbouring windows of a context share, not how
+                            # far a window advances; answer_features uses at most half a window
     pair: bool              # whether each example has two texts
     mean: float             # regression: the mean of the training labels y, else 0
     sd: float               # regression: their standard deviation; the head predicts
@@ -187,7 +187,7 @@ def score(task, examples, guesses):
     return {metric: scores[metric] for metric in task.metrics}
 
 
-# The next functions compare two sets of items: those of the true labels and the guessed ones.
+# Some of these functions compare two sets of items: those of the true labels and the guessed ones.
 #   classification: an item is (number of the example, class)
 #   tagging: an item is an entity, (number of the sentence, first word, one past the last, type)
 # A guessed item is correct if it is among the gold items. The "name" of an item is its last field.
@@ -211,8 +211,8 @@ def detailed_scores(task, examples, guesses):
 
 
 def item_scores(num_correct, num_gold, num_guessed):
-    """Compute precision, recall and F1 from three numbers: of the gold items, of the guessed items
-    and of the correct ones, which are both.
+    """Compute precision, recall and F1 from the numbers of correct items, of gold items and of
+    guessed items. A correct item is both gold and guessed.
 
         precision = correct / guessed        recall = correct / gold
         F1 = 2 precision recall / (precision + recall) = 2 correct / (gold + guessed)
@@ -269,7 +269,8 @@ def matthews_correlation(gold, guesses):
     gold_counts = Counter(gold)
     guess_counts = Counter(guesses)
     # These are the covariance and the two variances, each times N^2. In the result N^2 cancels.
-    scaled_covariance = num_correct * N - sum(gold_counts[k] * guess_counts[k] for k in gold_counts)
+    products = [count * guess_counts[label] for label, count in gold_counts.items()]
+    scaled_covariance = num_correct * N - sum(products)
     scaled_gold_variance = N**2 - sum(count**2 for count in gold_counts.values())
     scaled_guess_variance = N**2 - sum(count**2 for count in guess_counts.values())
     if scaled_gold_variance == 0 or scaled_guess_variance == 0:
@@ -333,12 +334,12 @@ def entities(tags):
     An I- tag that does not continue an entity begins a new one, as in conlleval.
     """
     found = set()
-    first = None                                         # first word of the open entity, if any
-    open_type = None                                     # and its type
+    first = None                                         # first word of the open entity
+    open_type = None                                     # its type; None: no entity is open
     for i, tag in enumerate(list(tags) + ["O"]):         # the added O closes an entity at the end
-        if open_type is not None and tag == f"I-{open_type}":
-            continue                                     # the open entity goes on
         if open_type is not None:
+            if tag == f"I-{open_type}":
+                continue                                 # the open entity goes on
             found.add((first, i, open_type))
         open_type = None
         if tag != "O":
@@ -354,18 +355,20 @@ def answer_scores(gold, guesses):
     empty, the question has no answer, and "" is the right guess.
     """
     f1_total = 0.0
-    exact_total = 0.0
+    num_exact = 0
     for answers, guess in zip(gold, guesses):
         guess_words = normal_words(guess)
-        answer_words = [normal_words(text) for _, text in answers]
-        # The script ignores right answers without words, such as "the". If no right answer is left,
-        # a guess without words is right.
-        right_answers = [words for words in answer_words if words]
-        if not right_answers:
-            right_answers = [[]]
-        f1_total += max(word_f1(words, guess_words) for words in right_answers)
-        exact_total += float(guess_words in right_answers)
-    return {"f1": f1_total / len(gold), "exact_match": exact_total / len(gold)}
+        words_of_answers = []
+        for _, text in answers:
+            words = normal_words(text)
+            if words:                                    # the script ignores answers such as "the"
+                words_of_answers.append(words)
+        if not words_of_answers:                         # then a guess without words is right
+            words_of_answers = [[]]
+        f1_total += max(word_f1(words, guess_words) for words in words_of_answers)
+        if guess_words in words_of_answers:
+            num_exact += 1
+    return {"f1": f1_total / len(gold), "exact_match": num_exact / len(gold)}
 
 
 PUNCTUATION = f"[{re.escape(string.punctuation)}]"       # this pattern matches one of them
@@ -455,7 +458,7 @@ def rows_of(path, header=None):
     for number, cells in rows:
         location = f"{path}:{number}"
         if header is None:                               # the first row names the columns
-            check_header(cells, location)
+            check_column_names(cells, location)
             header = cells
             continue
         if not any(cells):                               # a spreadsheet may end with empty rows
@@ -471,7 +474,7 @@ def rows_of(path, header=None):
         yield number, dict(zip(header, cells))
 
 
-def check_header(columns, location):
+def check_column_names(columns, location):
     """Raise ValueError if two columns have the same name, or if one has a carriage return. A file
     of an old Mac has no line feeds, so all of it is its first row."""
     for column, count in Counter(columns).items():
@@ -515,7 +518,8 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
 def read_label(row, column, location, numeric):
     """Return the label in a row {column: value}. It is a text or, if numeric, a number. ValueError
     if it is missing."""
-    # In Python True and False are whole numbers, so they may be labels, too.
+    # A .jsonl may also have true or false, which become "True" and "False": in Python a bool is an
+    # int.
     label = str(cell(row, column, location, (str, int, float))).strip()
     if label.lower() in ("", "nan"):                     # numpy writes nan for a missing number
         raise ValueError(f"{location}: the label in column {column!r} is {label!r}, which stands "
@@ -658,13 +662,12 @@ def iob2(tags):
     converted = []
     previous = "O"
     for tag in tags:
-        same_type = tag[2:] == previous[2:]
-        can_follow = tag[0] in ("I", "E", "L")
         is_open = previous[0] in ("B", "I")              # an entity has begun and has not ended
-        continues = can_follow and is_open and same_type
+        may_continue = tag[0] in ("I", "E", "L")
+        has_same_type = tag[1:] == previous[1:]          # such as "-PER"
         if tag == "O":
             converted.append("O")
-        elif continues:
+        elif is_open and may_continue and has_same_type:
             converted.append("I" + tag[1:])
         else:
             converted.append("B" + tag[1:])
@@ -678,6 +681,7 @@ def read_squad(path):
     The label of a question is None if its answers are not known. Such a question has no field
     "answers", or the field is empty and is_impossible is false.
     """
+    # The messages of lines_of name compressed files and UTF-16.
     text = "\n".join(line for _, line in lines_of(path))
     examples = []
     with parsing(path, "SQuAD"):
@@ -711,9 +715,10 @@ def right_answers(question, context):
     """List the right answers to a question, each (index of its first character in the context,
     text). The list is empty if there is no answer. The result is None if the answers are not known.
     ValueError as in squad_example."""
-    # Only SQuAD v2.0 has the field is_impossible. In v1.1 an empty list means: no answer.
-    is_v2 = question.get("is_impossible") is not None
-    if is_v2 and field_of(question, "is_impossible", bool):
+    is_impossible = None                                 # SQuAD v1.1 does not have this field
+    if question.get("is_impossible") is not None:
+        is_impossible = field_of(question, "is_impossible", bool)
+    if is_impossible:
         return []                                        # the field "answers" does not count then
     if "answers" not in question:
         return None
@@ -725,10 +730,9 @@ def right_answers(question, context):
             raise ValueError(f"the answer {text!r:.40} of question {question['id']!r:.60} is not "
                              f"at its offset {start} in the context, or has no words")
         answers.append((start, text))
-    if is_v2 and not answers:
-        # is_impossible is false, so there is an answer. But the file keeps it secret.
-        return None
-    return answers
+    if is_impossible is False and not answers:
+        return None                                      # v2.0: the file keeps the answer secret
+    return answers                                       # v1.1: an empty list means "no answer"
 
 
 def field_of(value, name, field_type):
@@ -831,9 +835,12 @@ def download(url):
 
 # ---- The built-in task "code" -----------------------------------------------------------
 
-MARK = "\u0300"                     # it stands for all marks: see find_words
+# Some accents and vowel signs are characters of their own, in Unicode's category M (marks). A
+# pattern has no class for them, so find_words first replaces each mark by this one.
+MARK = "\u0300"
 CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"     # ranges of characters
-LETTER = rf"(?:[^\W{CHINESE}]|{MARK})"          # a letter, a digit, an underscore or a mark
+# [^\W...] is what \w matches, without the Chinese characters: letters, digits and underscores.
+LETTER = rf"(?:[^\W{CHINESE}]|{MARK})"
 WORD_PATTERN = re.compile(rf"""
     [{CHINESE}] {MARK}*                         # a Chinese character
     | {LETTER}+ (?: \. {LETTER}+ )*             # a word, or a name with dots such as torch.nn
@@ -842,7 +849,7 @@ WORD_PATTERN = re.compile(rf"""
 
 
 def split_words(text):
-    """Split a text that is to be tagged into words and punctuation characters. As in BERT, each
+    """Split a text into words and punctuation characters, which are then tagged. As in BERT, each
     Chinese character is a word."""
     return [text[begin:end] for begin, end in find_words(text)]
 
@@ -850,11 +857,9 @@ def split_words(text):
 def find_words(text):
     """Find the words of split_words: [(first character, one past the last), ...].
 
-    Some accents and vowel signs are characters of their own, in Unicode's categories M (marks). A
-    mark belongs to the character before it. No class of characters in a pattern has exactly the
-    marks, so each of them is replaced by MARK, which WORD_PATTERN has.
+    A mark (see MARK) belongs to the letter or sign before it.
     """
-    text_to_match = text                                 # always as long as text
+    text_to_match = text                                 # as long as text, so all positions stay
     if not text.isascii():                               # no ASCII character is a mark
         for character in set(text):
             if unicodedata.category(character).startswith("M"):
@@ -941,12 +946,13 @@ def read_own_files(kind, files, text_columns, label_column):
 
 
 def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
-    """Split examples -> (a tenth of them, the rest).
+    """Split examples -> (a tenth of them, rounded up, the rest).
 
-    The examples are ordered by a hash of their texts, so the split is the same on every machine and
-    does not depend on the order in the file. (A text has another hash if this version of Python
-    does not know one of its characters yet.) The rest keeps at least one example of every label, so
-    less than a tenth may be held out. If it is less than half of a tenth, a warning says so.
+    An example is held out only if the rest keeps another one with each of its labels. So fewer may
+    be held out. If they are less than half of a tenth, a warning says so.
+
+    A hash of the texts orders the examples. So the split is the same on every machine, and the
+    order in the file does not matter. (sorting_key says when a hash may differ.)
 
     kind: in qa the hash is that of the context alone. So all questions about a context are
         neighbours and come into the same part. Only the context at the border between the parts
@@ -955,19 +961,19 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
     ValueError if no example can be held out, or if none would be left.
     """
     wanted = math.ceil(len(examples) / 10)
-    remaining = Counter()                                # how often each label is in the rest
+    num_left = Counter()                 # {label: the number of examples with it, not held out}
     for example in examples:
-        remaining.update(labels_of_example(example, kind))
+        num_left.update(labels_of_example(example, kind))
     held_out = []
     rest = []
     for example in sorted(examples, key=lambda example: sorting_key(example, kind)):
         labels = labels_of_example(example, kind)
-        can_be_spared = all(remaining[label] > 1 for label in labels)
-        if len(held_out) < wanted and can_be_spared:
-            held_out.append(example)
-            remaining.subtract(labels)
-        else:
+        is_last_with_a_label = any(num_left[label] == 1 for label in labels)
+        if len(held_out) == wanted or is_last_with_a_label:
             rest.append(example)
+        else:
+            held_out.append(example)
+            num_left.subtract(labels)
     if not held_out or not rest:
         message = (f"{examples[0].location}: no example can be held out, because this is the only "
                    f"one to train on, or each has a label that no other example has; {remedy}")
@@ -976,7 +982,7 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
         raise ValueError(message)
     if len(held_out) < wanted / 2:
         warn(f"only {len(held_out)} of {len(examples)} examples are held out, because most have a "
-             "label that no other example has")
+             "label that few others have")
     return held_out, rest
 
 
@@ -986,6 +992,8 @@ def sorting_key(example, kind):
         hashed = example.second_text
     else:
         hashed = (example.text, example.second_text)
+    # repr() shows a character as an escape if this version of Python does not know it yet. Then the
+    # hash is another one than in a later version.
     text_hash = zlib.crc32(repr(hashed).encode())
     # In qa all questions about a context have the same hash. The second part of the key orders them
     # by the question and its label.
@@ -1008,9 +1016,8 @@ def make_task(name, kind, datasets, length, stride):
     """Make the Task for datasets, {name of a split: examples}. Its labels, mean and sd are those of
     the training set.
 
-    ValueError if there is no such kind, if nothing can be learned, because there are no examples to
-    train on, or all of them have the same label or number, or if another split has a label that the
-    training set does not have.
+    ValueError in four cases: there is no such kind; there are no examples to train on; all of them
+    have the same label or number; another split has a label that the training set does not have.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r:.60}, not one of {', '.join(KINDS)}")

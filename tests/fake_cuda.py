@@ -73,8 +73,9 @@ class FakeCuda(FakeTensorMode):
     {step: {"file:line", ...}}. Tests set .step.
 
     It would wait for a number that it reads, and for a copy to or from the GPU, unless that is a
-    non-blocking one from pinned memory. An index that is on the CPU is copied, too. It would also wait where a shape depends on numbers, as in
-    a selection by a boolean mask; this FakeTensorMode refuses by itself.
+    non-blocking one from pinned memory. (An index on the CPU is copied, too.) It would also wait
+    where a shape depends on numbers, as in a selection by a boolean mask; this FakeTensorMode
+    refuses by itself.
     """
 
     def __init__(self):

@@ -1850,7 +1850,7 @@ def test_the_folder_of_a_vocabulary_is_tried_before_anything_is_learned(tmp_path
         return False
 
     corpus = [write_documents(tmp_path / "a.txt", make_documents(9))]
-    monkeypatch.setattr(data, "learn_words", fail)
+    monkeypatch.setattr(data, "learn_tokens", fail)
     with pytest.raises(OSError, match="Not a directory"):
         train_tokenizer(corpus, 100, f"{corpus[0]}/words")
     (tmp_path / "tok").mkdir()
@@ -1864,7 +1864,7 @@ def test_ctrl_c_while_words_are_learned_leaves_no_empty_folder(tmp_path, monkeyp
         assert os.path.isdir(tmp_path / "tok")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data, "learn_words", interrupt)
+    monkeypatch.setattr(data, "learn_tokens", interrupt)
     corpus = [write_documents(tmp_path / "a.txt", make_documents(9))]
     with pytest.raises(KeyboardInterrupt):
         train_tokenizer(corpus, 100, str(tmp_path / "tok"))
@@ -2355,11 +2355,15 @@ def test_the_corpus_that_needs_no_download_is_the_documentation(fake_machine, tm
     assert len(os.listdir(tmp_path / "cache")) == 3      # the documentation, .bin, .bin.json
 
 
-def test_a_cache_that_cannot_be_written_is_an_error(fake_machine, tmp_path):
+def test_a_cache_that_cannot_be_written_is_an_error(fake_machine, tokenizer, tmp_path):
     write_file(tmp_path / "cache", "a file")
+    corpus = write_documents(tmp_path / "a.txt", make_documents(9))
     for cache in (tmp_path / "cache", tmp_path / "cache" / "below"):
-        with pytest.raises(OSError, match="cache"):
+        message = "cache.*; this folder keeps corpora between runs. Set HOME"
+        with pytest.raises(ValueError, match=message):
             docs_on_this_machine(str(cache))
+        with pytest.raises(ValueError, match=message):
+            open_corpus(corpus, tokenizer, str(cache))
 
 
 # ---- The command ------------------------------------------------------------------------

@@ -1758,8 +1758,8 @@ def test_a_folder_with_a_run_is_used_again_only_if_it_is_said(out, sst2_flags, c
 def test_the_mean_and_the_deviation_are_of_all_seeds(out, sst2_flags, capsys, monkeypatch):
     original_fine_tune = finetune.fine_tune
 
-    def fine_tune(tuning, splits, mode, seed, lr):
-        tuned, results = original_fine_tune(tuning, splits, mode, seed, lr)
+    def fine_tune(setup, splits, mode, seed, lr):
+        tuned, results = original_fine_tune(setup, splits, mode, seed, lr)
         result = results["dev"]._replace(scores={"accuracy": seed / 10})
         return tuned, {"dev": result}
 
@@ -2230,7 +2230,7 @@ def test_a_rate_is_chosen_by_contexts_on_which_it_was_not_trained(
     """The real dev set has a context of its own. It is not looked at before the rate is chosen."""
     texts_of_runs = []
 
-    def fine_tune(tuning, splits, mode, seed, lr):
+    def fine_tune(setup, splits, mode, seed, lr):
         train_texts = {example.second_text for example in splits["train"].examples}
         dev_texts = {example.second_text for example in splits["dev"].examples}
         texts_of_runs.append((train_texts, dev_texts))
@@ -2296,15 +2296,15 @@ def test_the_first_process_reads_the_task_first(out, sst2_flags, monkeypatch, ca
 
 def test_several_processes_stop_at_a_rate_that_diverges(monkeypatch):
     """The first process may have found it alone; the others would train on and wait for it."""
-    def fine_tune(tuning, splits, mode, seed, lr):
+    def fine_tune(setup, splits, mode, seed, lr):
         raise FloatingPointError("step 2: the held-out loss is nan")
 
     monkeypatch.setattr(finetune, "fine_tune", fine_tune)
     task = make_task_of_kind("classification", ["x"])
     args = SimpleNamespace(lr=[0.5, 0.1], seed=0)
-    tuning = SimpleNamespace(task=task, processes=Processes(world_size=2), args=args)
+    setup = SimpleNamespace(task=task, processes=Processes(world_size=2), args=args)
     with pytest.raises(FloatingPointError, match="nan; try without --lr 0.5, or with one process"):
-        finetune.find_best_rate(tuning, "all", {})
+        finetune.find_best_rate(setup, "all", {})
 
 
 def test_to_overwrite_removes_nothing_if_the_contexts_have_no_words(

@@ -307,9 +307,9 @@ def choose_another_rate():
     """Let find_best_rate() choose another rate than the best, and make it an error to write."""
     original = finetune.find_best_rate
 
-    def find_best_rate(tuning, mode, splits):
-        best = original(tuning, mode, splits)
-        others = [rate for rate in tuning.args.lr if rate != best]
+    def find_best_rate(setup, mode, splits):
+        best = original(setup, mode, splits)
+        others = [rate for rate in setup.args.lr if rate != best]
         return others[0]
 
     finetune.find_best_rate = find_best_rate
