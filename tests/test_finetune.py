@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 import finetune
@@ -2531,6 +2532,22 @@ def test_of_a_long_text_only_the_beginning_is_tokenised(text, tokenizer):
     whole, = tokenizer.encode([text])
     assert encoding.ids[:length] == whole[:length]
     assert (len(encoding.ids) > length) == (len(whole) > length)
+
+
+def test_how_much_of_a_long_text_is_tokenised_depends_on_the_longest_word(tokenizer):
+    """A word of 450 letters is one [UNK] here, but its first 400 letters would be 400 tokens."""
+    other = Tokenizer(tokenizer.path)
+    vocabulary = other.backend.get_vocab()
+    other.backend.model = tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]",
+                                                      max_input_chars_per_word=400)
+    text = "the" + " " * 2077 + "z" * 450 + " city" * 300
+    encoding, = finetune.tokenise_beginnings([text], 24, other)
+    assert encoding.ids == other.encode([text])[0]
+    assert other.unk_id in encoding.ids
+    # BPE has no longest word. Its merges join the letters of a word from its beginning to its end.
+    other.backend.model = tokenizers.models.BPE(vocabulary, [], unk_token="[UNK]")
+    encoding, = finetune.tokenise_beginnings([text], 24, other)
+    assert encoding.ids == other.encode([text])[0]
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
