@@ -84,12 +84,13 @@ class CommandParser(argparse.ArgumentParser):
 def printable(text):
     """Replace the unprintable characters of a text by escapes such as \\x1b, because a terminal
     would obey some of these characters. Two kinds stay, although isprintable() is False for them:
-    unusual spaces, and the two invisible joiners of some scripts and of emoji."""
-    joiners = "\u200c\u200d"
+    unusual spaces, and invisible characters of some scripts and of emoji that do no harm: joiners,
+    the soft hyphen, and the marks of the direction of writing."""
+    harmless = "\u200c\u200d\u00ad\u200e\u200f"
     shown = ""
     for character in text:
         is_space = unicodedata.category(character) == "Zs"
-        if character.isprintable() or is_space or character in joiners:
+        if character.isprintable() or is_space or character in harmless:
             shown += character
         else:
             shown += character.encode("unicode_escape").decode()
@@ -126,6 +127,11 @@ def describe_error(error):
         if reason == "":                                 # Python's own MemoryError says nothing
             return "there is not enough memory"
         return f"there is not enough memory: {reason:.300}"
+    # If torchrun's processes wait for each other and one ends, the others get an error like these
+    # from gloo or NCCL.
+    lost = "Connection closed by peer|Connection reset by peer|remote process exited"
+    if isinstance(error, RuntimeError) and re.search(lost, str(error)):
+        return "another process has ended, and its message says why"
     # The tokenizers library, which is written in Rust, raises PanicException if a rule of a
     # tokenizer.json takes too long on some text. It is not a subclass of Exception.
     if type(error).__name__ == "PanicException":

@@ -42,6 +42,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
+import time
 import zlib
 from collections import Counter
 from contextlib import suppress
@@ -755,6 +756,7 @@ def write_tokens(file, lines, tokenizer, dtype):
     num_characters = 0
     num_unknown = 0.0                                    # an estimate: those that become [UNK]
     sample_size = SAMPLE                                 # for the first chunk
+    last_print_time = time.monotonic()
     # The held-out tokens wait in a file without a name until all others are written.
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
         for chunk in chunks_of_lines(mark_held_out(lines)):
@@ -778,6 +780,10 @@ def write_tokens(file, lines, tokenizer, dtype):
             valid_file.write(np.array(valid_ids, dtype))
             num_train += len(train_ids)
             num_valid += len(valid_ids)
+            # Without a terminal no progress bar is shown. Then a line a minute says how far it is.
+            if not sys.stderr.isatty() and time.monotonic() - last_print_time >= 60:
+                last_print_time = time.monotonic()
+                print(f"{num_train + num_valid:,} tokens so far", file=sys.stderr, flush=True)
         valid_file.seek(0)
         shutil.copyfileobj(valid_file, file)
     unknown_share = num_unknown / max(1, num_characters)

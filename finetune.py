@@ -692,7 +692,10 @@ def decode_tags(task, examples, features, logits):
     return tags
 
 
-def decode_answers(task, examples, features, logits, longest=30):
+LONGEST_ANSWER = 30                 # tokens in a predicted answer, at most
+
+
+def decode_answers(task, examples, features, logits, longest=LONGEST_ANSWER):
     """Return the text of the best answer to each question.
 
     The score of a span is the begin logit of its first token plus the end logit of its last. Spans
@@ -840,10 +843,21 @@ def tokenise_texts(task, examples, tokenizer):
         if task.kind in ("classification", "regression"):
             encodings = tokenise_beginnings(main_texts, task.length, tokenizer)
         else:
-            is_pretokenized = task.kind == "tagging"     # then a text is a list of words
-            encodings = tokenizer.backend.encode_batch(
-                main_texts, is_pretokenized=is_pretokenized, add_special_tokens=False)
+            encodings = tokenise_whole_texts(main_texts, task.kind, tokenizer)
         yield from zip(ids_of_first_texts, encodings)
+
+
+def tokenise_whole_texts(texts, kind, tokenizer):
+    """Tokenise sentences to tag, which are lists of words, or contexts of questions -> their
+    Encodings."""
+    if kind == "tagging":
+        return tokenizer.backend.encode_batch(texts, is_pretokenized=True,
+                                              add_special_tokens=False)
+    check_are_texts(texts)
+    contexts = sorted(set(texts))                        # several questions may have the same one
+    encodings = tokenizer.backend.encode_batch(contexts, add_special_tokens=False)
+    encoding_of_context = dict(zip(contexts, encodings))
+    return [encoding_of_context[text] for text in texts]
 
 
 def tokenise_beginnings(texts, length, tokenizer):
@@ -1746,8 +1760,11 @@ def check_characters(examples, tokenizer, is_training):
             texts.append(example.text)
         if example.second_text is not None:
             texts.append(example.second_text)
-    num_characters, num_unknown = count_characters(texts, tokenizer)
-    message = (f"{examples[0].location}: of {num_characters:,} characters {num_unknown:,} become "
+    num_characters, num_unknown = count_characters(texts, tokenizer)         # in a sample
+    where = examples[0].location
+    if len(examples) > 1:
+        where += " and on"
+    message = (f"{where}: {num_unknown / max(1, num_characters):.0%} of the characters become "
                f"[UNK] with the tokenizer in {tokenizer.path}")
     if is_training and num_unknown > num_characters / 2:
         raise ValueError(f"{message}: {UNKNOWN_CHARACTERS_REMEDY}")
@@ -1790,8 +1807,9 @@ def warn_of_cut(task, splits):
 
 
 def print_lost_answers(split):
-    """Print how many answers of a Split of qa cannot be learned as they are. Some begin or end
-    inside a word, but a model predicts whole words. Of others no window has all tokens."""
+    """Print how many answers of a Split of qa cannot be predicted as they are. Some begin or end
+    inside a word, but a model predicts whole words. Some have too many tokens. Of others no window
+    has all tokens."""
     learned_exactly = set()                              # numbers of questions
     for feature in split.features:
         example = split.examples[feature.example_number]
@@ -1801,15 +1819,19 @@ def print_lost_answers(split):
     num_lost = num_with_answer - len(learned_exactly)
     if num_lost > 0:
         print(f"{num_lost:,} of {len(split.examples):,} questions to train on have an answer that "
-              "begins or ends inside a word (the whole word is learned) or that no window has "
-              "whole (no answer is learned)", flush=True)
+              "begins or ends inside a word (the whole word is learned), that has over "
+              f"{LONGEST_ANSWER} tokens (it is never predicted) or that no window has whole (no "
+              "answer is learned)", flush=True)
 
 
 def has_exact_answer(feature, example):
-    """Return True if the labels of a window of qa mark exactly the first right answer."""
+    """Return True if the labels of a window of qa mark exactly the first right answer, and if it
+    can be predicted."""
     if feature.labels == [0, 0]:                         # the window does not have the whole answer
         return False
     first_position, last_position = feature.labels
+    if last_position - first_position >= LONGEST_ANSWER:
+        return False
     first = feature.positions.index(first_position)      # text_between takes these indices
     last = feature.positions.index(last_position)
     marked_text = text_between(example.second_text, feature, first, last)

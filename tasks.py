@@ -835,8 +835,10 @@ def download(url):
 
 # ---- The built-in task "code" -----------------------------------------------------------
 
-# Some accents and vowel signs are characters of their own, in Unicode's category M (marks). A
-# pattern has no class for them, so find_words first replaces each mark by this one.
+# Some accents and vowel signs are characters of their own, in Unicode's categories M (marks). Other
+# characters are invisible, such as the joiners of Persian and the soft hyphen (category Cf). All of
+# them belong to the word in which they stand. A pattern has no class for them, so find_words first
+# replaces each of them by this mark.
 MARK = "\u0300"
 CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"     # ranges of characters
 # [^\W...] is what \w matches, without the Chinese characters: letters, digits and underscores.
@@ -860,9 +862,10 @@ def find_words(text):
     A mark (see MARK) belongs to the letter or sign before it.
     """
     text_to_match = text                                 # as long as text, so all positions stay
-    if not text.isascii():                               # no ASCII character is a mark
+    if not text.isascii():                               # no ASCII character is one of them
         for character in set(text):
-            if unicodedata.category(character).startswith("M"):
+            category = unicodedata.category(character)
+            if category.startswith("M") or category == "Cf":
                 text_to_match = text_to_match.replace(character, MARK)
     return [match.span() for match in WORD_PATTERN.finditer(text_to_match)]
 
@@ -1075,8 +1078,13 @@ def check_labels(examples, kind, labels):
             continue
         unknown = labels_of_example(example, kind) - known
         if unknown:
-            raise ValueError(f"{example.location}: label {min(unknown)!r:.60} does not occur in "
-                             f"the training set, whose labels are {first_few(labels)}")
+            label = min(unknown)
+            message = (f"{example.location}: label {label!r:.60} does not occur in the training "
+                       f"set, whose labels are {first_few(labels)}")
+            composed = unicodedata.normalize("NFC", label)
+            if composed in {unicodedata.normalize("NFC", other) for other in labels}:
+                message += "; accents are coded in two ways (Unicode's NFC and NFD)"
+            raise ValueError(message)
 
 
 def write_predictions(out, task, split_name, examples, predictions):

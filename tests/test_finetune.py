@@ -1360,7 +1360,8 @@ def test_text_is_refused_if_most_characters_are_unknown(kind, num_known, is_refu
     else:
         example = make_text_example("good", [(0, "good")], text)
     if is_refused:
-        with pytest.raises(ValueError, match=r"\d+ become \[UNK\] .* over 100 letters in"):
+        message = r"% of the characters become \[UNK\] .* over 100 letters in"
+        with pytest.raises(ValueError, match=message):
             finetune.check_characters([example], tokenizer, is_training=True)
     else:
         finetune.check_characters([example], tokenizer, is_training=True)
@@ -1387,7 +1388,8 @@ def test_it_is_said_if_a_tenth_of_the_characters_is_unknown(
         num_known, is_warned, tokenizer, capsys):
     example = make_text_example("good " * num_known + "привет", "x")
     finetune.check_characters([example], tokenizer, is_training=True)
-    warning = f"of {4 * num_known + 6} characters 6 become [UNK]"
+    share = 6 / (4 * num_known + 6)
+    warning = f": {share:.0%} of the characters become [UNK]"
     assert (warning in capsys.readouterr().err) is is_warned
 
 
@@ -1399,7 +1401,7 @@ def test_a_measured_set_in_another_language_is_warned_of_in_the_training(
     flags = ["--model", model, "--task", "classification", "--train", sentiment / "train.tsv"]
     warned = run(capsys, *flags, flag, russian, "--text", "sentence", "--steps", 1,
                  "--out", out).err
-    assert f"warning: {russian}:2: of 16 characters 12 become [UNK]" in warned
+    assert f"warning: {russian}:2 and on: 75% of the characters become [UNK]" in warned
 
 
 @pytest.mark.parametrize("first, second, is_cut", [
@@ -2534,6 +2536,15 @@ def test_of_a_long_text_only_the_beginning_is_tokenised(text, tokenizer):
     assert (len(encoding.ids) > length) == (len(whole) > length)
 
 
+def test_a_context_of_several_questions_is_tokenised_once(tokenizer, monkeypatch):
+    task = make_task_of_kind("qa", length=24, stride=128)
+    contexts = ["the red city.", "john lives in paris.", "the red city."]
+    examples = [make_text_example("who", [], context) for context in contexts]
+    (_, first), (_, second), (_, third) = finetune.tokenise_texts(task, examples, tokenizer)
+    assert first is third
+    assert [first.ids, second.ids] == tokenizer.encode(contexts[:2])
+
+
 def test_how_much_of_a_long_text_is_tokenised_depends_on_the_longest_word(tokenizer):
     """A word of 450 letters is one [UNK] here, but its first 400 letters would be 400 tokens."""
     other = Tokenizer(tokenizer.path)
@@ -2965,8 +2976,10 @@ def test_a_file_that_is_not_there_is_no_text(text, capsys):
 def test_a_label_is_shown_without_what_a_terminal_would_obey():
     assert finetune.printable("C:\\x é 中") == "C:\\x é 中"
     assert finetune.printable("a\x1b[2J\nb\u202e'\"") == "a\\x1b[2J\\nb\\u202e'\""
-    for text in ("\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f4bb"):
-        assert finetune.printable(text) == text          # Persian and an emoji have joiners
+    # Persian and an emoji have joiners, German a soft hyphen, Hebrew a mark of its direction.
+    for text in ("\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f4bb", "Donau\u00adschiff",
+                 "\u05d0\u05dc\u200f"):
+        assert finetune.printable(text) == text
 
 
 def test_half_a_character_on_the_command_line_is_no_error(tokenizer, tmp_path, capsys):
@@ -3001,6 +3014,17 @@ def test_it_is_said_how_many_answers_are_lost(answer, lengths_that_lose_it, toke
             assert printed.startswith(message)
         else:
             assert printed == ""
+
+
+@pytest.mark.parametrize("num_words, is_lost", [(30, False), (31, True)])
+def test_an_answer_of_over_30_tokens_is_lost(num_words, is_lost, tokenizer, capsys):
+    examples = [make_text_example("who", [(0, " ".join(["good"] * num_words))], "good " * 40)]
+    task = make_task_of_kind("qa", length=128, stride=128)
+    features = list(encode(task, examples, tokenizer))
+    assert features[0].labels[1] - features[0].labels[0] == num_words - 1     # a token a word
+    finetune.print_lost_answers(finetune.Split(examples, features))
+    printed = capsys.readouterr().out
+    assert printed.startswith("1 of 1 questions") is is_lost
 
 
 def test_a_run_says_how_many_answers_are_lost(tmp_path, out, model, capsys):
@@ -3076,12 +3100,12 @@ def test_a_text_of_unknown_tokens_is_predicted_with_a_warning(tokenizer, tmp_pat
     lines = ["good", "", "привет привет good", "привет good"]
     texts = write_file(tmp_path / "t.txt", "\n".join(lines) + "\n")
     printed = run(capsys, "--model", out, "--predict", texts)
-    assert printed.err == (f"warning: {texts}:1: of 30 characters 18 become [UNK] with the "
-                           f"tokenizer in {out}\n")
+    assert printed.err == (f"warning: {texts}:1 and on: 60% of the characters become [UNK] with "
+                           f"the tokenizer in {out}\n")
     assert printed.out.count("%") == 6                   # two labels of each of three texts
     table = write_file(tmp_path / "t.tsv", "text\tlabel\nпривет привет good\tx\n")
     warned = run(capsys, "--model", out, "--evaluate", "--test", table).err
-    assert f"warning: {table}:2: of 16 characters 12 become [UNK]" in warned
+    assert f"warning: {table}:2: 75% of the characters become [UNK]" in warned
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -3236,4 +3260,4 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(out, model, sst2
 def test_text_of_another_language_is_refused(tmp_path, out, model, capsys):
     table = write_file(tmp_path / "t.tsv", "text\tlabel\nпривет\tx\nпривет\ty\n")
     error = fail(capsys, *file_flags(model, "classification", table), "--steps", 1, "--out", out)
-    assert f"{table}:2: of 12 characters 12 become [UNK] with the tokenizer in {model}" in error
+    assert f"100% of the characters become [UNK] with the tokenizer in {model}" in error

@@ -1163,6 +1163,10 @@ def test_of_the_code_task_a_tenth_is_held_out_and_none_of_its_texts_is_trained_o
     # A dot joins two names, also after such an accent. An accent belongs to a sign before it.
     ("see a\u0301.b!\u0301c", ["a\u0301"], ["see", "a\u0301.b", "!\u0301", "c"],
      ["O", "B-code", "O", "O"]),
+    # Invisible characters belong to their word: a joiner of Persian, a soft hyphen, and a mark of
+    # the direction of writing, even before the first letter.
+    ("\u0639\u200c\u067e is Donau\u00adschiff \u200f\u05d0", ["Donau"],
+     ["\u0639\u200c\u067e", "is", "Donau\u00adschiff", "\u200f\u05d0"], ["O", "O", "B-code", "O"]),
     # A Chinese character is a word, also next to others and to letters.
     ("a\u8bca\u65adb", ["\u65ad"], ["a", "\u8bca", "\u65ad", "b"], ["O", "O", "B-code", "O"]),
     # A word is code if its first letter is: of Tensors it is, of unset it is not.
@@ -1420,6 +1424,14 @@ def test_a_class_that_is_not_in_the_training_set_is_named():
     dev = [text_example("a", "x"), text_example("c", "z", location="f:9")]
     message = "f:9: label 'z' does not occur in the training set, whose labels are x; y$"
     with pytest.raises(ValueError, match=message):
+        make_task("sst2", "classification", {"train": train, "dev": dev}, 16, 3)
+
+
+def test_a_label_that_only_looks_the_same_is_explained():
+    """The same accent may be a character of its own or a part of the letter."""
+    train = [text_example("a", "g\u00fct"), text_example("b", "y")]
+    dev = [text_example("a", "gu\u0308t", location="f:9")]
+    with pytest.raises(ValueError, match=r"; accents are coded in two ways \(Unicode's NFC and"):
         make_task("sst2", "classification", {"train": train, "dev": dev}, 16, 3)
 
 
