@@ -859,7 +859,7 @@ def split_words(text):
 def find_words(text):
     """Find the words of split_words: [(first character, one past the last), ...].
 
-    A mark (see MARK) belongs to the letter or sign before it.
+    A mark (see MARK) belongs to the word or sign before it or, after a space, to the word after it.
     """
     text_to_match = text                                 # as long as text, so all positions stay
     if not text.isascii():                               # no ASCII character is one of them
