@@ -50,9 +50,11 @@ def end_by_exception(number, frame):
 @contextmanager
 def signals_as_exceptions():
     """In the with block, let SIGTERM and SIGHUP (the terminal was closed) end the program by an
-    exception, as Ctrl-C does. Otherwise files that are half written would stay.
+    exception, as Ctrl-C does. Otherwise a file that is half written would stay.
 
-    A signal that is ignored, or that has a handler already, stays as it is.
+    A signal that is ignored, or that has a handler already, stays as it is. Python calls a handler
+    only between two of its own instructions. So in this block no call into other code, such as
+    the tokenizers library, may take long.
     """
     changed = []
     if threading.current_thread() is threading.main_thread():     # others may not set handlers
@@ -174,8 +176,7 @@ def run_command(name, action):
         if has_our_handler:
             # The imports are done. Now Ctrl-C raises an exception, so that `finally` clauses run.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        with signals_as_exceptions():
-            action()
+        action()
         # Python would write out the last printed text at its very end, where nothing can catch an
         # error. Here a closed pipe raises an OSError, which is printed below.
         if sys.stdout is not None:                       # None if the program began without it

@@ -54,7 +54,7 @@ from tqdm import tqdm
 
 from checkpoint import (TOKENIZER_FILES, fetch, first_few, parsing, read_json, read_text,
                         replace_file, write_json)
-from command import CommandParser, printable, run_command, warn
+from command import CommandParser, printable, run_command, signals_as_exceptions, warn
 
 
 # ---- Masking and batches ----------------------------------------------------------------
@@ -568,21 +568,10 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
         paths = [os.path.abspath(path) for path in corpus]
         key = repr([paths, text_column, tokenizer.digest])
         name = hashlib.sha256(key.encode()).hexdigest()[:12] + ".bin"
-        make_cache_folder(cache)
         token_file = tokenise(corpus, tokenizer, os.path.join(cache, name), text_column)
         token_file.source = source                       # the file's name says nothing to the user
     check_for_holes(token_file, tokenizer)
     return token_file
-
-
-def make_cache_folder(folder):
-    """Make a folder for what is kept between runs, if it is missing. ValueError if that fails."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{folder}: {error.strerror}; this folder keeps corpora between runs. Set "
-                         "HOME to a folder in which you may write, or give distill.py another "
-                         "--cache") from error
 
 
 def open_token_file(corpus, tokenizer, text_column):
@@ -638,11 +627,11 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
     token_file = tokens_made_before(out, made_from, overwrite)
     if token_file is not None:
         return token_file
-    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+    make_folder(os.path.dirname(os.path.abspath(out)))
     dtype = np.dtype(np.uint32)
     if tokenizer.vocab_size <= 2**16:
         dtype = np.dtype(np.uint16)
-    with replace_file(out, shared=True) as file:
+    with signals_as_exceptions(), replace_file(out, shared=True) as file:
         counts = write_tokens(file, read_corpus(files, text_column), tokenizer, dtype)
         check_counts(counts, corpus, tokenizer)
         num_train, num_valid = sizes_of_parts(counts, corpus)
@@ -663,6 +652,15 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
         raise ValueError(f"{out}: another process has written other tokens there at the same time; "
                          "start again")
     return token_file
+
+
+def make_folder(folder):
+    """Make a folder for what is kept between runs, if it is missing. ValueError if that fails."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: {error.strerror}; this folder cannot be made. Give another "
+                         "--cache or --out, or set HOME to one in which you may write") from error
 
 
 def facts_of_tokens(files, tokenizer, text_column):
@@ -1320,7 +1318,7 @@ def docs_on_this_machine(cache=CACHE):
             text, code_spans = remove_markup(lines)
             if is_prose(lines, text) and text.lower() not in rows:
                 rows[text.lower()] = {"part": part, "text": text, "code": code_spans}
-    make_cache_folder(cache)
+    make_folder(os.path.abspath(cache))
     # Another process may have made the same file in the meantime. Then that file stays. If it were
     # written again, its time would change, and token files made from it would be made again, too.
     if not os.path.isfile(path):

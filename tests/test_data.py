@@ -2359,7 +2359,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(fake_machine, tokenizer, tmp
     write_file(tmp_path / "cache", "a file")
     corpus = write_documents(tmp_path / "a.txt", make_documents(9))
     for cache in (tmp_path / "cache", tmp_path / "cache" / "below"):
-        message = "cache.*; this folder keeps corpora between runs. Set HOME"
+        message = "cache.*; this folder cannot be made. Give another --cache or --out, or set HOME"
         with pytest.raises(ValueError, match=message):
             docs_on_this_machine(str(cache))
         with pytest.raises(ValueError, match=message):
@@ -2572,9 +2572,9 @@ def test_a_signal_amid_the_tokens_leaves_no_file_half_written(
 
 def test_a_signal_that_is_ignored_stays_ignored():
     """nohup makes a command ignore SIGHUP."""
-    script = ("import os, signal; from command import run_command; "
-              "signal.signal(signal.SIGHUP, signal.SIG_IGN); "
-              "run_command('x', lambda: os.kill(os.getpid(), signal.SIGHUP))")
+    script = ("import os, signal; from command import signals_as_exceptions as block\n"
+              "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+              "with block(): os.kill(os.getpid(), signal.SIGHUP)")
     assert run_python(script).returncode == 0
 
 
