@@ -318,7 +318,7 @@ def check_backend(backend):
     tokens_of_rare_letter = backend.encode("\ua66e", add_special_tokens=False).ids
     if not tokens_of_rare_letter:
         raise ValueError("words that it does not know vanish: its model has no unk_token")
-    # Some kinds of models have no unk_token, because they know every letter, or no name for it.
+    # Some kinds of models have no unk_token: they know every letter, or store only its number.
     unk_token = getattr(backend.model, "unk_token", None)
     if unk_token is not None and unk_token != "[UNK]":
         raise ValueError(f"its unk_token is {unk_token!r:.60}, not [UNK]")
@@ -659,8 +659,9 @@ def make_folder(folder):
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{folder}: {error.strerror}; this folder cannot be made. Give another "
-                         "--cache or --out, or set HOME to one in which you may write") from error
+        raise ValueError(f"{folder}: {error.strerror}; this folder cannot be made. Set HOME to a "
+                         "folder in which you may write, or give another one: --cache of "
+                         "distill.py, --out of data.py") from error
 
 
 def facts_of_tokens(files, tokenizer, text_column):
@@ -996,8 +997,8 @@ def read_corpus(files, text_column="text"):
 def read_corpus_file(path, bar, text_column):
     """Yield the lines of one file. Standard error says how many characters were replaced.
 
-    After the last line the generator returns three numbers: of all characters, of the bytes among
-    them that are not UTF-8, and of the NULs.
+    After the last line the generator returns how many characters it has read, how many of them were
+    bytes that are not UTF-8, and how many were NULs.
 
     bar: a progress bar, which is moved by the bytes that are read from the disk
     """

@@ -735,9 +735,9 @@ class TrainingOptions:
     """Options of train(); the help of the flags with the same names explains them.
 
     A new option that changes what is trained also belongs in distillation_settings, and in
-    settings_of_command of finetune.py. Otherwise --resume does not notice that it differs. Runs
-    that began before lack it, and check_settings ignores what one of two runs lacks, unless
-    it is told which value they had, as for attention_loss.
+    settings_of_command of finetune.py. Otherwise --resume does not notice that it differs. The
+    settings of older runs do not have it, and check_settings compares only what both runs have. So
+    it must be told which value the older runs had, as for attention_loss.
     """
     steps: int
     lr: float

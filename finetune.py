@@ -692,7 +692,7 @@ def decode_tags(task, examples, features, logits):
     return tags
 
 
-LONGEST_ANSWER = 30                 # tokens in a predicted answer, at most
+LONGEST_ANSWER = 30                 # most tokens of a predicted span; its last word may have more
 
 
 def decode_answers(task, examples, features, logits, longest=LONGEST_ANSWER):
@@ -847,19 +847,6 @@ def tokenise_texts(task, examples, tokenizer):
         yield from zip(ids_of_first_texts, encodings)
 
 
-def tokenise_whole_texts(texts, kind, tokenizer):
-    """Tokenise sentences to tag, which are lists of words, or contexts of questions -> their
-    Encodings."""
-    if kind == "tagging":
-        return tokenizer.backend.encode_batch(texts, is_pretokenized=True,
-                                              add_special_tokens=False)
-    check_are_texts(texts)
-    contexts = sorted(set(texts))                        # several questions may have the same one
-    encodings = tokenizer.backend.encode_batch(contexts, add_special_tokens=False)
-    encoding_of_context = dict(zip(contexts, encodings))
-    return [encoding_of_context[text] for text in texts]
-
-
 def tokenise_beginnings(texts, length, tokenizer):
     """Tokenise texts of which only the first `length` tokens are needed -> their Encodings. Of a
     long text only the beginning is tokenised, if it has enough tokens. ValueError if one of the
@@ -880,6 +867,19 @@ def tokenise_beginnings(texts, length, tokenizer):
         if was_cut and len(encodings[i].ids) <= num_needed:      # for example, it has many spaces
             encodings[i] = tokenizer.backend.encode(text, add_special_tokens=False)
     return encodings
+
+
+def tokenise_whole_texts(texts, kind, tokenizer):
+    """Tokenise sentences to tag, which are lists of words, or contexts of questions -> their
+    Encodings."""
+    if kind == "tagging":
+        return tokenizer.backend.encode_batch(texts, is_pretokenized=True,
+                                              add_special_tokens=False)
+    check_are_texts(texts)
+    contexts = sorted(set(texts))                        # several questions may have the same one
+    encodings = tokenizer.backend.encode_batch(contexts, add_special_tokens=False)
+    encoding_of_context = dict(zip(contexts, encodings))
+    return [encoding_of_context[text] for text in texts]
 
 
 @torch.no_grad()
@@ -1216,12 +1216,12 @@ def add_training_flags(parser):
                             help="train only the head")
     parser.set_defaults(modes=["all"])
     group.add_argument("--lr", type=real_number(), nargs="+", action="extend", metavar="X",
-                       help="highest learning rate; it grows in the first tenth of the steps and "
-                       "then falls towards 0; of several rates the best is chosen on a tenth of "
-                       "the training set (default, each times 768 / C: for the whole model 5e-5, "
-                       "with a hidden loss 1.5e-4, and without --task 4e-4, or 2e-4 if it has "
-                       "corrections; for adapters or the head alone 1e-3; for corrections alone "
-                       "2.5e-4, with a hidden loss 5e-4)")
+                       help="highest learning rate: the rate grows to it in the first tenth of the "
+                       "steps and then falls towards 0; of several the best is chosen on a tenth "
+                       "of the training set (default, each times 768 / C: for the whole model "
+                       "5e-5, with a hidden loss 1.5e-4, and without --task 4e-4, or 2e-4 if it "
+                       "has corrections; for adapters or the head alone 1e-3; for corrections "
+                       "alone 2.5e-4, with a hidden loss 5e-4)")
     group.add_argument("--seeds", type=integer_from(1), default=1, metavar="N",
                        help="number of runs, with the seeds --seed, --seed + 1, ...; the mean and "
                        "the standard deviation are printed (default: 1)")
@@ -1763,7 +1763,7 @@ def check_characters(examples, tokenizer, is_training):
     num_characters, num_unknown = count_characters(texts, tokenizer)         # in a sample
     where = examples[0].location
     if len(examples) > 1:
-        where += " and on"
+        where += " and others"
     message = (f"{where}: {num_unknown / max(1, num_characters):.0%} of the characters become "
                f"[UNK] with the tokenizer in {tokenizer.path}")
     if is_training and num_unknown > num_characters / 2:
@@ -1820,8 +1820,8 @@ def print_lost_answers(split):
     if num_lost > 0:
         print(f"{num_lost:,} of {len(split.examples):,} questions to train on have an answer that "
               "begins or ends inside a word (the whole word is learned), that has over "
-              f"{LONGEST_ANSWER} tokens (it is never predicted) or that no window has whole (no "
-              "answer is learned)", flush=True)
+              f"{LONGEST_ANSWER} tokens (it is hardly ever predicted) or that no window has whole "
+              "(no answer is learned)", flush=True)
 
 
 def has_exact_answer(feature, example):

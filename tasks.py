@@ -187,7 +187,7 @@ def score(task, examples, guesses):
     return {metric: scores[metric] for metric in task.metrics}
 
 
-# Some of these functions compare two sets of items: those of the true labels and the guessed ones.
+# Some of the next functions compare two sets of items, those of the true labels and the guessed.
 #   classification: an item is (number of the example, class)
 #   tagging: an item is an entity, (number of the sentence, first word, one past the last, type)
 # A guessed item is correct if it is among the gold items. The "name" of an item is its last field.
@@ -838,8 +838,9 @@ def download(url):
 # Some accents and vowel signs are characters of their own, in Unicode's categories M (marks). Other
 # characters are invisible, such as the joiners of Persian and the soft hyphen (category Cf). All of
 # them belong to the word in which they stand. A pattern has no class for them, so find_words first
-# replaces each of them by this mark.
+# replaces each of them by this mark. The zero-width space, also in Cf, separates words instead.
 MARK = "\u0300"
+ZERO_WIDTH_SPACE = "\u200b"
 CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"     # ranges of characters
 # [^\W...] is what \w matches, without the Chinese characters: letters, digits and underscores.
 LETTER = rf"(?:[^\W{CHINESE}]|{MARK})"
@@ -859,11 +860,13 @@ def split_words(text):
 def find_words(text):
     """Find the words of split_words: [(first character, one past the last), ...].
 
-    A mark (see MARK) belongs to the word or sign before it or, after a space, to the word after it.
+    A mark (see MARK) belongs to the word or sign before it or, after a space or at the beginning,
+    to the word after it.
     """
-    text_to_match = text                                 # as long as text, so all positions stay
+    # Each replacement is as long as what it replaces, so all positions stay.
+    text_to_match = text.replace(ZERO_WIDTH_SPACE, " ")
     if not text.isascii():                               # no ASCII character is one of them
-        for character in set(text):
+        for character in set(text_to_match):
             category = unicodedata.category(character)
             if category.startswith("M") or category == "Cf":
                 text_to_match = text_to_match.replace(character, MARK)
@@ -949,7 +952,7 @@ def read_own_files(kind, files, text_columns, label_column):
 
 
 def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
-    """Split examples -> (a tenth of them, rounded up, the rest).
+    """Split examples -> (a tenth of them, the rest). The size of the tenth is rounded up.
 
     An example is held out only if the rest keeps another one with each of its labels. So fewer may
     be held out. If they are less than half of a tenth, a warning says so.

@@ -1401,7 +1401,7 @@ def test_a_measured_set_in_another_language_is_warned_of_in_the_training(
     flags = ["--model", model, "--task", "classification", "--train", sentiment / "train.tsv"]
     warned = run(capsys, *flags, flag, russian, "--text", "sentence", "--steps", 1,
                  "--out", out).err
-    assert f"warning: {russian}:2 and on: 75% of the characters become [UNK]" in warned
+    assert f"warning: {russian}:2 and others: 75% of the characters become [UNK]" in warned
 
 
 @pytest.mark.parametrize("first, second, is_cut", [
@@ -3100,8 +3100,8 @@ def test_a_text_of_unknown_tokens_is_predicted_with_a_warning(tokenizer, tmp_pat
     lines = ["good", "", "привет привет good", "привет good"]
     texts = write_file(tmp_path / "t.txt", "\n".join(lines) + "\n")
     printed = run(capsys, "--model", out, "--predict", texts)
-    assert printed.err == (f"warning: {texts}:1 and on: 60% of the characters become [UNK] with "
-                           f"the tokenizer in {out}\n")
+    assert printed.err == (f"warning: {texts}:1 and others: 60% of the characters become [UNK] "
+                           f"with the tokenizer in {out}\n")
     assert printed.out.count("%") == 6                   # two labels of each of three texts
     table = write_file(tmp_path / "t.tsv", "text\tlabel\nпривет привет good\tx\n")
     warned = run(capsys, "--model", out, "--evaluate", "--test", table).err

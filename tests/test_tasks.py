@@ -1164,8 +1164,8 @@ def test_of_the_code_task_a_tenth_is_held_out_and_none_of_its_texts_is_trained_o
     ("see a\u0301.b!\u0301c", ["a\u0301"], ["see", "a\u0301.b", "!\u0301", "c"],
      ["O", "B-code", "O", "O"]),
     # Invisible characters belong to their word: a joiner of Persian, a soft hyphen, and a mark of
-    # the direction of writing, even before the first letter.
-    ("\u0639\u200c\u067e is Donau\u00adschiff \u200f\u05d0", ["Donau"],
+    # the direction of writing, even before the first letter. A zero-width space separates words.
+    ("\u0639\u200c\u067e\u200bis Donau\u00adschiff\u200b \u200f\u05d0", ["Donau"],
      ["\u0639\u200c\u067e", "is", "Donau\u00adschiff", "\u200f\u05d0"], ["O", "O", "B-code", "O"]),
     # A Chinese character is a word, also next to others and to letters.
     ("a\u8bca\u65adb", ["\u65ad"], ["a", "\u8bca", "\u65ad", "b"], ["O", "O", "B-code", "O"]),
