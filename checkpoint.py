@@ -561,7 +561,7 @@ def save(model, path):
     config = model.config
     expected = model_without_values(config, model.head is not None)
     check_tensors("the model", expected.state_dict(), model.state_dict())
-    extra_tensors = {}                                   # {name in the file: tensor}
+    extra_tensors = {}       # {name in the file: tensor}, what transformers wants beside ours
     # The name of a class in transformers begins with the family, such as Bert in BertForMaskedLM.
     # In lower case it is the model_type.
     if config.is_bert:

@@ -40,7 +40,7 @@ def handle_interrupt(number, frame):
 
 
 def end_by_exception(number, frame):
-    """Handle a signal: raise SystemExit, so that `finally` clauses run."""
+    """Handle a signal: print a line and raise SystemExit, so that `finally` clauses run."""
     script = os.path.basename(sys.argv[0])
     with suppress(OSError):                              # standard error may be closed
         os.write(2, f"\n{script}: ended by {signal.Signals(number).name}\n".encode())
@@ -85,9 +85,8 @@ class CommandParser(argparse.ArgumentParser):
 
 def printable(text):
     """Replace the unprintable characters of a text by escapes such as \\x1b, because a terminal
-    would obey some of these characters. Two kinds stay, although isprintable() is False for them:
-    unusual spaces, and invisible characters of some scripts and of emoji that do no harm: joiners,
-    the soft hyphen, and the marks of the direction of writing."""
+    would obey some of these characters. All kinds of spaces stay. So do some invisible characters
+    that do no harm: joiners, the soft hyphen, and marks of the direction of writing."""
     harmless = "\u200c\u200d\u00ad\u200e\u200f"
     shown = ""
     for character in text:
@@ -184,7 +183,7 @@ def run_command(name, action):
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         return 130
-    except BaseException as error:                       # PanicException is no Exception
+    except BaseException as error:                       # also PanicException: see describe_error
         message = describe_error(error)
         if message is None or sys.flags.dev_mode:        # dev: for whoever changes the program
             raise

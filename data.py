@@ -478,11 +478,17 @@ def check_vocabulary_folder(out, config):
 
 # ---- Token files ------------------------------------------------------------------------
 
-HOME = os.path.expanduser("~")
-if HOME == "~":                     # there is no home folder, as in some containers
+def home_folder():
+    """Return the home folder. If there is none, as in some containers, return a folder of this user
+    among the temporary files."""
+    home = os.path.expanduser("~")
+    if home != "~":
+        return home
     user_number = os.getuid() if hasattr(os, "getuid") else 0       # Windows has no getuid
-    HOME = os.path.join(tempfile.gettempdir(), f"minialbert-{user_number}")
-CACHE = os.path.join(HOME, ".cache", "minialbert")
+    return os.path.join(tempfile.gettempdir(), f"minialbert-{user_number}")
+
+
+CACHE = os.path.join(home_folder(), ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # of this many documents, one is held out for validation
 DECIDING_CHARACTERS = 10_000        # this many at a document's beginning decide if it is held out
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
@@ -762,7 +768,7 @@ def write_tokens(file, lines, tokenizer, dtype):
             texts = [line for line, _ in chunk]
             num_characters += sum(len(text) for text in texts)
             num_unknown += estimate_unknown(texts, tokenizer, sample_size)
-            sample_size = SAMPLE // 4                    # a short corpus has only the first chunk
+            sample_size = SAMPLE // 4                    # SAMPLE is for short texts: one chunk
             train_ids = []
             valid_ids = []
             for (line, held_out), ids in zip(chunk, tokenizer.encode(texts)):

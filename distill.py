@@ -1186,8 +1186,8 @@ def read_torchrun_numbers():
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         if not 0 <= local_rank <= rank < world_size:
-            raise ValueError(f"they are {rank}, {local_rank}, {world_size} (without a value: 0, 0, "
-                             "1)")
+            raise ValueError(f"they are {rank}, {local_rank} and {world_size}; those that are not "
+                             "set count as 0, 0 and 1")
     return rank, local_rank, world_size
 
 

@@ -692,7 +692,7 @@ def decode_tags(task, examples, features, logits):
     return tags
 
 
-LONGEST_ANSWER = 30                 # most tokens of a predicted span; its last word may have more
+LONGEST_ANSWER = 30                 # tokens of a predicted span; its last word is then completed
 
 
 def decode_answers(task, examples, features, logits, longest=LONGEST_ANSWER):
@@ -1112,7 +1112,7 @@ def change_normalisation(head, saved_task, task):
     if (saved_task.mean, saved_task.sd) == (task.mean, task.sd):
         return
     head.weight.mul_(saved_task.sd / task.sd)
-    y_of_bias = saved_task.sd * head.bias + saved_task.mean      # the y of z = bias
+    y_of_bias = saved_task.sd * head.bias + saved_task.mean      # the y that belongs to z = bias
     head.bias.copy_((y_of_bias - task.mean) / task.sd)
 
 

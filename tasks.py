@@ -146,8 +146,8 @@ GLUE = {
     "rte": GlueTask("RTE", ["sentence1", "sentence2"], "label", "classification", ["accuracy"]),
     "wnli": GlueTask("WNLI", ["sentence1", "sentence2"], "label", "classification", ["accuracy"]),
 }
-# In each metric more must be better, because find_best_rate of finetune.py takes the rate with the
-# highest score. print_scores shows 1 as 100 %.
+# Of each metric a larger value must be better, because find_best_rate of finetune.py takes the rate
+# with the highest score. print_scores shows 1 as 100 %.
 METRICS = {                 # of tasks outside GLUE, by their kind
     "classification": ["accuracy", "macro_f1"],
     "regression": ["pearson", "spearman"],
@@ -518,8 +518,8 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
 def read_label(row, column, location, numeric):
     """Return the label in a row {column: value}. It is a text or, if numeric, a number. ValueError
     if it is missing."""
-    # A .jsonl may also have true or false, which become "True" and "False": in Python a bool is an
-    # int.
+    # cell() also accepts the true and false of a .jsonl, because in Python a bool is an int. They
+    # become "True" and "False".
     label = str(cell(row, column, location, (str, int, float))).strip()
     if label.lower() in ("", "nan"):                     # numpy writes nan for a missing number
         raise ValueError(f"{location}: the label in column {column!r} is {label!r}, which stands "
@@ -681,7 +681,7 @@ def read_squad(path):
     The label of a question is None if its answers are not known. Such a question has no field
     "answers", or the field is empty and is_impossible is false.
     """
-    # The messages of lines_of name compressed files and UTF-16.
+    # Unlike read_text, lines_of says so if a file is compressed or in UTF-16.
     text = "\n".join(line for _, line in lines_of(path))
     examples = []
     with parsing(path, "SQuAD"):

@@ -1597,7 +1597,8 @@ def test_a_link_in_the_folder_of_a_run_is_not_followed(tmp_path, name, flags):
 
 
 def hold_folder(out, ready):
-    """Hold the folder of a run until this process is killed; it is told through a connection."""
+    """Hold the folder of a run until this process is killed. A message through the connection
+    `ready` says that it is held."""
     with run_folder(out, "distill.py", {}, [], resume=True):
         ready.send("ready")
         time.sleep(60)

@@ -2355,6 +2355,31 @@ def test_the_corpus_that_needs_no_download_is_the_documentation(fake_machine, tm
     assert len(os.listdir(tmp_path / "cache")) == 3      # the documentation, .bin, .bin.json
 
 
+def test_without_a_home_each_user_has_a_folder_of_his_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert data.home_folder() == str(tmp_path)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert data.home_folder() == str(tmp_path / "minialbert-54321")
+
+
+def test_a_line_a_minute_says_how_far_tokenising_is(tokenizer, tmp_path, monkeypatch, capsys):
+    """There is no terminal here, so there is no progress bar."""
+    monkeypatch.setattr(data, "CHUNK", 200)              # characters in a chunk
+    corpus = write_documents(tmp_path / "a.txt", make_documents(30))
+    tokenise([corpus], tokenizer, str(tmp_path / "fast.bin"))
+    assert "so far" not in capsys.readouterr().err
+    half_minutes = itertools.count(0, 30)
+    monkeypatch.setattr(time, "monotonic", half_minutes.__next__)
+    made = tokenise([corpus], tokenizer, str(tmp_path / "slow.bin"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.endswith("so far")]
+    numbers = [int(line.split()[0].replace(",", "")) for line in lines]
+    assert len(numbers) > 2
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] <= len(made.train_tokens) + len(made.valid_tokens)
+
+
 def test_a_cache_that_cannot_be_written_is_an_error(fake_machine, tokenizer, tmp_path):
     write_file(tmp_path / "cache", "a file")
     corpus = write_documents(tmp_path / "a.txt", make_documents(9))

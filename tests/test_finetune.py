@@ -2536,7 +2536,7 @@ def test_of_a_long_text_only_the_beginning_is_tokenised(text, tokenizer):
     assert (len(encoding.ids) > length) == (len(whole) > length)
 
 
-def test_a_context_of_several_questions_is_tokenised_once(tokenizer, monkeypatch):
+def test_a_context_of_several_questions_is_tokenised_once(tokenizer):
     task = make_task_of_kind("qa", length=24, stride=128)
     contexts = ["the red city.", "john lives in paris.", "the red city."]
     examples = [make_text_example("who", [], context) for context in contexts]
