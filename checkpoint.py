@@ -62,7 +62,7 @@ def read_safetensors(path):
     well-formed.
     """
     size = os.path.getsize(path)
-    with parsing(path, "a safetensors file"):
+    with expecting(path, "a safetensors file"):
         if not os.path.isfile(path):
             raise ValueError("it is not a regular file")
         if size < 8:
@@ -78,7 +78,7 @@ def read_safetensors(path):
         if header_size > LARGEST_HEADER:
             raise ValueError(f"its header claims {header_size} bytes, but at most {LARGEST_HEADER} "
                              "are allowed")
-        with parsing("its header", "a JSON object"):
+        with expecting("its header", "a JSON object"):
             header_text = file_bytes[8:data_begin].tobytes().decode()
             header = parse_json_object(header_text)
         metadata = header.pop("__metadata__", {})
@@ -430,7 +430,7 @@ def read_config(path):
     for name in ("model_type", "is_decoder"):
         if name in found and found[name] is None:
             del found[name]
-    with parsing(path, "the config of a BERT or a MiniALBERT"):
+    with expecting(path, "the config of a BERT or a MiniALBERT"):
         model_type = found.get("model_type", "bert")     # an old config of a BERT has none
         if model_type not in ("bert", "albert", "minialbert"):
             # For example, a RoBERTa has the same tensors as a BERT, but its positions begin at 2.
@@ -513,8 +513,8 @@ def read_shards(path):
 def read_pickle(path):
     """Read a pytorch_model.bin -> {name: tensor}. Loading a pickle can run any program;
     weights_only=True prevents this."""
-    with parsing(path, "a file of PyTorch weights"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")                  # parsing says in one line what is wrong
+    with expecting(path, "a file of PyTorch weights"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")                  # expecting says in one line what is wrong
         if not os.path.isfile(path):
             raise ValueError("it is not a regular file")
         try:
@@ -711,7 +711,7 @@ def restore_training_state(path, state, settings):
     has a value that is inf or nan. After an error nothing has been copied.
     """
     tensors, metadata = read_safetensors(path)
-    with parsing(path, "the state of a training run"):
+    with expecting(path, "the state of a training run"):
         saved_settings = parse_json_object(metadata["run"])
         step = int(metadata["step"])
         log_size = int(metadata["log"])
@@ -931,7 +931,7 @@ def lock(file):
 # ---- From here on: files in general -----------------------------------------------------
 
 @contextmanager
-def parsing(what, kind):
+def expecting(what, kind):
     """Turn any Exception in the with block into a ValueError that says "{what}: not {kind}: ...".
 
     what: usually the path of a file
@@ -1028,14 +1028,14 @@ LARGEST_TEXT = 1_000_000_000        # bytes; vocabularies and configs are far sm
 def read_text(path):
     """Read a text file in UTF-8, with or without a byte order mark."""
     check_readable(path)
-    with parsing(path, "text in UTF-8"), open(path, encoding="utf-8-sig") as file:
+    with expecting(path, "text in UTF-8"), open(path, encoding="utf-8-sig") as file:
         return file.read()
 
 
 def read_json(path):
     """Read a file that is one JSON object -> dict. ValueError and OSError name the file."""
     text = read_text(path)
-    with parsing(path, "a JSON object"):
+    with expecting(path, "a JSON object"):
         return parse_json_object(text)
 
 

@@ -23,23 +23,24 @@ from contextlib import contextmanager, suppress
 def end_at_interrupt():
     """Let Ctrl-C print one line and end this program with status 130, as in a shell.
 
-    A program that a shell script has started with & ignores Ctrl-C. The signal then does not have
-    Python's default handler, and this function changes nothing.
+    A program that a shell script has started with & ignores Ctrl-C, and goes on to do so: this
+    function replaces only Python's default handler.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, handle_interrupt)
+        signal.signal(signal.SIGINT, exit_at_once)
 
 
-def handle_interrupt(number, frame):
+def exit_at_once(number, frame):
     """Handle the signal SIGINT. os._exit ends the program at once, because an import that was
     interrupted can be neither continued nor tidied up."""
     script = os.path.basename(sys.argv[0])
+    # print() can fail in a handler, if the signal has come in the middle of another print().
     with suppress(OSError):                              # standard error may be closed
         os.write(2, f"\n{script}: interrupted\n".encode())
     os._exit(130)
 
 
-def end_by_exception(number, frame):
+def raise_exit(number, frame):
     """Handle a signal: print a line and raise SystemExit, so that `finally` clauses run."""
     script = os.path.basename(sys.argv[0])
     with suppress(OSError):                              # standard error may be closed
@@ -52,16 +53,16 @@ def signals_as_exceptions():
     """In the with block, let SIGTERM and SIGHUP (the terminal was closed) end the program by an
     exception, as Ctrl-C does. Otherwise a file that is half written would stay.
 
-    A signal that is ignored, or that has a handler already, stays as it is. Python calls a handler
-    only between two of its own instructions. So in this block no call into other code, such as
-    the tokenizers library, may take long.
+    A signal that is ignored, or that has a handler already, stays as it is. While code in another
+    language runs, such as the tokenizers library, Python calls no handler. So no single call into
+    such code may take long in this block.
     """
     changed = []
     if threading.current_thread() is threading.main_thread():     # others may not set handlers
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)         # Windows has no SIGHUP
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, end_by_exception)
+                signal.signal(number, raise_exit)
                 changed.append(number)
     try:
         yield
@@ -84,9 +85,10 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def printable(text):
-    """Replace the unprintable characters of a text by escapes such as \\x1b, because a terminal
-    would obey some of these characters. All kinds of spaces stay. So do some invisible characters
-    that do no harm: joiners, the soft hyphen, and marks of the direction of writing."""
+    """Replace the unprintable characters of a text, also tabs and line ends, by escapes such as
+    \\x1b, because a terminal would obey some of them. Spaces of all widths and some invisible
+    characters stay."""
+    # They join letters or separate them, allow a hyphen, or set the direction of writing.
     harmless = "\u200c\u200d\u00ad\u200e\u200f"
     shown = ""
     for character in text:
@@ -119,7 +121,7 @@ def describe_error(error):
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        # Errors about files have a file's name, so this one is about what is printed.
+        # Each file is written within naming_file, which adds its name. So this is about print().
         return "there is no space left for what is printed (to standard output)"
     if isinstance(error, (ValueError, OSError, FloatingPointError)):
         return str(error)
@@ -128,10 +130,9 @@ def describe_error(error):
         if reason == "":                                 # Python's own MemoryError says nothing
             return "there is not enough memory"
         return f"there is not enough memory: {reason:.300}"
-    # If torchrun's processes wait for each other and one ends, the others get an error like these
-    # from gloo or NCCL.
-    lost = "Connection closed by peer|Connection reset by peer|remote process exited"
-    if isinstance(error, RuntimeError) and re.search(lost, str(error)):
+    # gloo and NCCL say this in the other processes of torchrun if one ends while they wait for it.
+    connection_lost = "Connection closed by peer|Connection reset by peer|remote process exited"
+    if isinstance(error, RuntimeError) and re.search(connection_lost, str(error)):
         return "another process has ended, and its message says why"
     # The tokenizers library, which is written in Rust, raises PanicException if a rule of a
     # tokenizer.json takes too long on some text. It is not a subclass of Exception.
@@ -159,10 +160,11 @@ def is_about_memory(error):
 def run_command(name, action):
     """Call action() and return the exit status of the program.
 
-    An error that describe_error knows is printed as one line. The status is 2 after an error, and
-    130 after Ctrl-C, as in a shell. It is None if all went well. In Python's development mode
-    (python -X dev) a traceback shows where the error was raised.
+    An error that describe_error knows is printed as one line; any other one is raised again. The
+    status is 2 after an error, and 130 after Ctrl-C, as in a shell. It is None if all went well. In
+    Python's development mode (python -X dev) a traceback shows where the error was raised.
     """
+    # sys.stdout is None if the program was started without it, and another class in some tests.
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A character that the terminal or the file cannot show is printed as a question mark.
         sys.stdout.reconfigure(errors="replace")
@@ -170,27 +172,30 @@ def run_command(name, action):
         # The program was started with standard error closed (2>&-). Messages and the progress bars
         # of tqdm still need a file to go to.
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
-    has_our_handler = signal.getsignal(signal.SIGINT) is handle_interrupt
+    # True if end_at_interrupt has set the handler for the time of the imports, which are done now.
+    exits_at_once = signal.getsignal(signal.SIGINT) is exit_at_once
     try:
-        if has_our_handler:
-            # The imports are done. Now Ctrl-C raises an exception, so that `finally` clauses run.
+        if exits_at_once:
+            # During action() Ctrl-C raises KeyboardInterrupt, so that `finally` clauses run.
             signal.signal(signal.SIGINT, signal.default_int_handler)
         action()
         # Python would write out the last printed text at its very end, where nothing can catch an
         # error. Here a closed pipe raises an OSError, which is printed below.
-        if sys.stdout is not None:                       # None if the program began without it
+        if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         return 130
-    except BaseException as error:                       # also PanicException: see describe_error
+    # PanicException (see describe_error) is no Exception. SystemExit, of --help or after a signal,
+    # also comes here, but describe_error does not know it, so it is raised again.
+    except BaseException as error:
         message = describe_error(error)
         if message is None or sys.flags.dev_mode:        # dev: for whoever changes the program
             raise
-        # The message may quote a file, so only its first 2,000 characters are printed.
+        # A message may quote a long file. Its first 2,000 characters are printed, as one line.
         line = message.replace("\n", " ")[:2000]
         print(f"{name}: error: {printable(line)}", file=sys.stderr)
         return 2
     finally:
-        if has_our_handler:                              # Ctrl-C after the action is one line, too
-            signal.signal(signal.SIGINT, handle_interrupt)
+        if exits_at_once:                                # again, because nothing catches it now
+            signal.signal(signal.SIGINT, exit_at_once)

@@ -52,7 +52,7 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
-from checkpoint import (TOKENIZER_FILES, fetch, first_few, parsing, read_json, read_text,
+from checkpoint import (TOKENIZER_FILES, expecting, fetch, first_few, read_json, read_text,
                         replace_file, write_json)
 from command import CommandParser, printable, run_command, signals_as_exceptions, warn
 
@@ -109,7 +109,7 @@ def choose_positions(ids, tokenizer, rng):
     is_chosen = np.zeros((B, T), bool)
     np.put_along_axis(is_chosen, smallest_first[:, :N], True, axis=1)
     # If a sequence has fewer than N ordinary tokens, special ones were chosen, too. They are taken
-    # out again here. Mostly there is no such sequence, and M is B * N.
+    # out again here. Usually there is no such sequence, and M is B * N.
     is_chosen[is_special] = False
     return np.flatnonzero(is_chosen)                     # (M,): indices into the flattened ids
 
@@ -294,7 +294,7 @@ def read_backend(path):
     """Read a folder's tokenizer -> the tokenizers library's Tokenizer and the path of its file."""
     file_path = os.path.join(path, "tokenizer.json")
     if os.path.isfile(file_path):
-        with parsing(file_path, "a tokenizer"):
+        with expecting(file_path, "a tokenizer"):
             backend = tokenizers.Tokenizer.from_file(file_path)
             backend.no_padding()
             backend.no_truncation()
@@ -313,7 +313,7 @@ def check_backend(backend):
     """Raise ValueError if a tokenizer of the tokenizers library does not turn unknown words into
     [UNK], or if it would take too long for long words."""
     # If the vocabulary lacks the unk_token, a word that it does not know raises an error, which
-    # read_backend explains. This long word and this rare Cyrillic letter are mostly unknown.
+    # read_backend explains. This long word and this rare Cyrillic letter are usually unknown.
     backend.encode("a" * 1000)
     tokens_of_rare_letter = backend.encode("\ua66e", add_special_tokens=False).ids
     if not tokens_of_rare_letter:
@@ -512,7 +512,7 @@ class TokenFile:
                 raise ValueError(f"{path}: not a token file: {file_path} is not there, or is not a "
                                  "regular file")
         kind = "a whole token file (delete it and its .json, and tokenise the text again)"
-        with parsing(path, kind):
+        with expecting(path, kind):
             description = read_json(f"{path}.json")
             dtype = {"uint16": np.uint16, "uint32": np.uint32}[description["dtype"]]
             num_train = description["train"]
@@ -900,7 +900,7 @@ COMPRESSED = re.compile(rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ\0")
 # NULs and surrogates are replaced by U+FFFD. A surrogate is half a character. Python makes one of
 # each byte that is not UTF-8, because the files are opened with errors="surrogateescape".
 NUL_OR_SURROGATE = re.compile("[\0\ud800-\udfff]")
-# parsing() puts this text into its message: "PATH: not a whole, undamaged file: ...".
+# expecting() puts this text into its message: "PATH: not a whole, undamaged file: ...".
 UNDAMAGED_FILE = "a whole, undamaged file"
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
 # From this number of characters on, check_encoding judges a text while it is read. A shorter text
@@ -1057,7 +1057,7 @@ def check_first_bytes(path, raw, compression):
     raw: the open file; it still stands at its beginning afterwards
     compression: the end of its name: ".gz", ".bz2", ".xz" or None
     """
-    with parsing(path, UNDAMAGED_FILE):
+    with expecting(path, UNDAMAGED_FILE):
         first_bytes = raw.peek(10)
     if compression is not None and first_bytes == b"":
         raise ValueError(f"{path}: not {UNDAMAGED_FILE}: it is empty")
@@ -1090,7 +1090,7 @@ def lines_of_text(path, stream):
     ValueError if the file is damaged.
     """
     begins_line = True                                   # whether the next piece begins a line
-    with stream, parsing(path, UNDAMAGED_FILE):
+    with stream, expecting(path, UNDAMAGED_FILE):
         while True:
             piece = stream.readline(CHUNK)
             if piece == "":                              # the end of the file
@@ -1106,7 +1106,7 @@ def lines_of_text(path, stream):
 def whole_lines(path, stream):
     """Yield the lines of an open .jsonl or .csv. ValueError if the file is damaged, or if a line
     has more than LONGEST_ROW characters, which might not fit into memory."""
-    with stream, parsing(path, UNDAMAGED_FILE):
+    with stream, expecting(path, UNDAMAGED_FILE):
         number = 0
         while True:
             line = stream.readline(LONGEST_ROW + 1)
@@ -1123,7 +1123,7 @@ def lines_of_jsonl(path, stream, text_column):
     for number, row in enumerate(whole_lines(path, stream), start=1):
         if row.strip() == "":
             continue
-        with parsing(f"{path}:{number}", f"a JSON object with a text {text_column!r}"):
+        with expecting(f"{path}:{number}", f"a JSON object with a text {text_column!r}"):
             document = document_of_row(row, text_column)
         # The escapes \u0000 and \ud800 of JSON stand for a NUL and half a character. They do not
         # mean another encoding, so they are replaced here, before read_corpus_file counts. If the

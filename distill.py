@@ -53,7 +53,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from checkpoint import (claim_folder, fetch, load, model_without_values, naming_file, parsing,
+from checkpoint import (claim_folder, expecting, fetch, load, model_without_values, naming_file,
                         restore_training_state, run_folder, save, save_training_state, write_json)
 from command import CommandParser, is_about_memory, one_line, printable, run_command, warn
 from data import CACHE, RNG_DEPTHS, MaskedBatches, Tokenizer, num_to_mask, open_corpus
@@ -81,14 +81,12 @@ def mlm_loss(logits, labels):
     return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
-def kl_divergence(log_p, log_q):
+def kl_divergence(student_log_probs, teacher_log_probs):
     """Compute KL(p || q) = sum of p (log p - log q) for each row, summed over all rows.
 
-    log_p and log_q have the same shape; their rows are the logarithms of the teacher's and the
-    student's probabilities.
+    p and q are the teacher's and the student's probabilities. Both arguments have the same shape.
     """
-    # F.kl_div takes its arguments the other way round.
-    return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    return F.kl_div(student_log_probs, teacher_log_probs, reduction="sum", log_target=True)
 
 
 def attention_loss(student_map, teacher_map):
@@ -96,11 +94,11 @@ def attention_loss(student_map, teacher_map):
 
     Row i of a map says where token i looks. The loss of a row is KL(p || q). Each token has H rows,
     one in the map of each head. The result is the mean over the heads, summed over the B * T
-    tokens. The rows of padding would count, too, but the text has none.
+    tokens. Rows of padding would count, too; the batches of distill.py have no padding.
     """
     check_same_shape(student_map, teacher_map)
     H = student_map.shape[1]
-    return kl_divergence(log_p=teacher_map, log_q=student_map) / H
+    return kl_divergence(student_map, teacher_map) / H
 
 
 def hidden_loss(student_states, teacher_states, mask=None):
@@ -126,9 +124,9 @@ def output_loss(student_logits, teacher_logits, temperature=1.0):
     check_same_shape(student_logits, teacher_logits)
     if student_logits.dim() != 2:
         raise ValueError(f"logits have the shape {list(student_logits.shape)}, not (M, V)")
-    log_q = log_probabilities(student_logits, temperature)
-    log_p = log_probabilities(teacher_logits, temperature)
-    return temperature**2 * kl_divergence(log_p, log_q)
+    student_log_probs = log_probabilities(student_logits, temperature)
+    teacher_log_probs = log_probabilities(teacher_logits, temperature)
+    return temperature**2 * kl_divergence(student_log_probs, teacher_log_probs)
 
 
 def log_probabilities(logits, temperature):
@@ -154,8 +152,8 @@ def teacher_layer_number(r, num_recursions, num_layers):
     The teacher's layers are counted as it applies them. A teacher that shares layers has fewer in
     its list `layers`, so teacher.layer_of_recursion(number) returns the layer.
     """
-    # This is how many layers the recursions 0 to r stand for. If it is 1.5, recursion r ends in the
-    # middle of the second layer, so it is rounded up to 2. The second layer has the number 1.
+    # The recursions 0 to r stand for so many layers. If this is not a whole number, r ends inside a
+    # layer, which counts, too: 1.5 becomes 2. The second layer has the number 1.
     layers_done = (r + 1) * num_layers / num_recursions
     return math.ceil(layers_done) - 1
 
@@ -168,12 +166,12 @@ def match_layers(num_recursions, num_layers):
     correspond to one layer, only the last of them learns from it: with 12 recursions and 6 layers
     the pairs are (1, 0), (3, 1), ..., (11, 5). ValueError if neither number divides the other.
     """
-    check_match(num_recursions, num_layers)
+    check_can_match_layers(num_recursions, num_layers)
     recursion_of_layer = {}
     for r in range(num_recursions):
-        layer = teacher_layer_number(r, num_recursions, num_layers)
-        recursion_of_layer[layer] = r                    # a later recursion replaces an earlier one
-    return [(r, layer) for layer, r in recursion_of_layer.items()]
+        layer_number = teacher_layer_number(r, num_recursions, num_layers)
+        recursion_of_layer[layer_number] = r             # a later recursion replaces an earlier one
+    return [(r, layer_number) for layer_number, r in recursion_of_layer.items()]
 
 
 def take_masked(states, positions):
@@ -194,14 +192,14 @@ def states_after(hidden, positions, depths):
     positions (m,): see take_masked
     depths (m,): for each masked place the number of recursions, from 1 to R - 1
     """
-    states = []
-    for state in hidden[1:-1]:                           # after 1, 2, ..., R - 1 recursions
-        states.append(take_masked(state, positions))     # (m, C)
-    states = torch.stack(states)                         # (R - 1, m, C)
-    # Masked place i needs the state after depths[i] recursions, which is states[depths[i] - 1, i].
-    # Indexing with two tensors does this for all i at once.
-    i = torch.arange(len(positions), device=positions.device)                 # 0, 1, ..., m - 1
-    return states[depths - 1, i]                         # (m, C)
+    states_by_depth = []
+    for states in hidden[1:-1]:                          # after 1, 2, ..., R - 1 recursions
+        states_by_depth.append(take_masked(states, positions))                # (m, C)
+    stacked = torch.stack(states_by_depth)               # (R - 1, m, C)
+    # Place i needs stacked[depths[i] - 1, i], because stacked[0] is after one recursion. Indexing
+    # with two tensors does this for all places at once.
+    places = torch.arange(len(positions), device=positions.device)            # 0, 1, ..., m - 1
+    return stacked[depths - 1, places]                   # (m, C)
 
 
 class Distillation:
@@ -250,19 +248,20 @@ class Distillation:
         self.layers_with_map = []                        # those whose maps the teacher returns
         if "attention" in loss_weights:
             self.recursions_with_map = [r for r, _ in self.pairs]
-            self.layers_with_map = [layer for _, layer in self.pairs]
+            self.layers_with_map = [layer_number for _, layer_number in self.pairs]
         # What follows is for memory and speed.
         self.bf16 = bf16
         self.micro_batch_bounds = split_batch(batches.batch_size, micro_batch_size, processes)
-        # choose_losses_function takes one of these two functions for each batch.
+        # losses_function is compute_losses, as it is or compiled. If graph_function is not None,
+        # choose_losses_function takes one of the two for each batch.
         self.losses_function = self.compute_losses
         if compile_losses:
             self.losses_function = torch.compile(self.compute_losses)
-        self.losses_graph = None                         # compute_losses as a CUDA graph, if any
+        self.graph_function = None                       # compute_losses, compiled for CUDA graphs
         if cuda_graphs:
             check_cuda_graphs(compile_losses, self.micro_batch_bounds)
-            self.losses_graph = torch.compile(self.compute_losses,
-                                              options={"triton.cudagraphs": True})
+            self.graph_function = torch.compile(self.compute_losses,
+                                                options={"triton.cudagraphs": True})
 
     def compute_losses(self, ids, positions, labels, depths, num_masked):
         """Compute a micro-batch's part of each loss: {name: scalar}.
@@ -294,14 +293,14 @@ class Distillation:
         # The attention and the hidden losses of all pairs (recursion, layer) are added up.
         if "attention" in self.loss_weights:
             total = 0.0
-            for r, layer in self.pairs:
-                total = total + attention_loss(attention[r], teacher_attention[layer])
+            for r, layer_number in self.pairs:
+                total = total + attention_loss(attention[r], teacher_attention[layer_number])
             losses["attention"] = total / self.tokens_per_step
         if "hidden" in self.loss_weights:
             # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
             total = 0.0
-            for r, layer in self.pairs:
-                total = total + hidden_loss(hidden[r + 1], teacher_hidden[layer + 1])
+            for r, layer_number in self.pairs:
+                total = total + hidden_loss(hidden[r + 1], teacher_hidden[layer_number + 1])
             losses["hidden"] = total / self.tokens_per_step
         if "output" in self.loss_weights:
             divergence = output_loss(logits, teacher_logits, self.temperature)
@@ -329,7 +328,7 @@ class Distillation:
         num_masked = max(1, M)                           # so that a loss is 0 / 1, not 0 / 0
         compute = choose_losses_function(self, M)        # compute_losses, perhaps compiled
         device = device_of(self.student)
-        for begin, end in self.micro_batch_bounds:       # mostly one micro-batch, the whole batch
+        for begin, end in self.micro_batch_bounds:       # usually one, the whole batch
             parts = cut_micro_batch(begin, end, ids, positions, labels, depths)
             micro_batch = to_device(device, *parts)      # (b, T), (m,), (m,), (m,)
             with autocast(device, self.bf16):
@@ -358,7 +357,8 @@ def start_from_teacher(student, teacher, ids):
     The functions below say how each part starts; the student's adapters keep their present values.
     If the teacher has corrections, they are first added to its matrices. Its adapters are not used.
     If ids has too few tokens to fit the embeddings, a warning says so.
-    ValueError if check_start refuses the teacher, or if its weights are too large to compute with.
+    ValueError if check_start refuses the teacher, or if its weights are so large that the
+    embeddings or the corrections cannot be computed.
     """
     check_start(student, teacher)
     if teacher.config.correction_rank > 0:
@@ -377,7 +377,7 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
        that they keep as much as possible of the sums word + position + segment, which the teacher
        computes for the sample ids (B, T).
     2. The projection from E to C is fitted by least squares, so that the student's output for these
-       ids is near to the teacher's.
+       ids is close to the teacher's.
 
     In the shapes below, the teacher's tables have the width C, as a BERT's do.
     """
@@ -397,10 +397,10 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     student_embeddings.position.weight.copy_(teacher_embeddings.position.weight @ basis)
     student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
 
-    # 2. The projection. Each model applies a LayerNorm to its sums: the teacher to C numbers, the
-    # student to E. So the projection has to lead from the student's normalised sums to those of the
-    # teacher. (Without the LayerNorms it would be basis.T.) No matrix does this exactly, so it is
-    # fitted. The student's LayerNorm keeps its first values, weights 1 and biases 0.
+    # 2. The projection. The student computes project(LayerNorm(student_sums)), a BERT
+    # LayerNorm(teacher_sums). Without the LayerNorms the projection would be basis.T. With them no
+    # matrix makes the two equal, so the best one is fitted. The student's LayerNorm keeps its first
+    # values, weights 1 and biases 0.
     student_sums = teacher_sums @ basis                  # (N, E): its word + position + segment
     projection_inputs = student_embeddings.norm(student_sums)                 # (N, E)
     teacher_outputs = teacher_embeddings(ids).flatten(0, 1)                   # (N, C)
@@ -422,13 +422,14 @@ def principal_directions(vectors, E):
 
 
 def fit_linear(linear, inputs, targets):
-    """Fit a linear layer by least squares, so that for inputs (N, E) its outputs are near to the
+    """Fit a linear layer by least squares, so that for inputs (N, E) its outputs are close to the
     targets (N, C). All of these must be on the CPU, as both models are when a student starts."""
-    # lstsq fits a matrix but no bias. So the input gets one more column, in which each number is 1.
-    # The row of the solution that belongs to this column is the bias.
-    inputs_and_one = F.pad(inputs, (0, 1), value=1.0)    # (N, E + 1)
-    # The driver gelsd, which exists on the CPU alone, also allows columns that depend on each other
-    # linearly. The columns here do: they come from a fresh LayerNorm, so each row sums to 0.
+    # lstsq fits a matrix but no bias. So each row of the inputs gets a 1 at its end. The row of the
+    # solution that is multiplied by this 1 is the bias.
+    ones = inputs.new_ones(len(inputs), 1)
+    inputs_and_one = torch.cat([inputs, ones], dim=1)    # (N, E + 1)
+    # The inputs come from a fresh LayerNorm, so each row of them sums to 0, and their columns are
+    # linearly dependent. The driver gelsd allows this; it exists only on the CPU.
     solution = torch.linalg.lstsq(inputs_and_one, targets, driver="gelsd").solution    # (E + 1, C)
     linear.weight.copy_(solution[:-1].T)                 # nn.Linear has the shape (C, E)
     linear.bias.copy_(solution[-1])
@@ -443,11 +444,11 @@ def start_layers(student, teacher):
     """
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     G = student.config.num_hidden_groups
-    # For L = 4 and G = 2 this is [0, 0, 1, 1]: the student's layer 0 replaces the teacher's layers
-    # 0 and 1, and its layer 1 replaces the teacher's layers 2 and 3.
-    student_layer_numbers = split_evenly(L, G)
+    # For each of the teacher's layers this is the student's layer that replaces it. For L = 4 and
+    # G = 2 it is [0, 0, 1, 1].
+    replaced_by = split_evenly(L, G)
     for g, layer in enumerate(student.layers):
-        replaced = [i for i in range(L) if student_layer_numbers[i] == g]
+        replaced = [i for i in range(L) if replaced_by[i] == g]
         quarter = len(replaced) // 4                     # rounded down
         middle = replaced[quarter:len(replaced) - quarter]
         # In a BERT this is teacher.layers[i]. A teacher that shares layers has fewer than L in this
@@ -466,7 +467,7 @@ def mean_of_layers(layers):
 
 
 def start_corrections(student, teacher):
-    """Start each correction so that shared matrix + correction is near to the teacher's matrix.
+    """Start each correction so that shared matrix + correction is close to the teacher's matrix.
 
     The teacher's layer is the one that the recursion corresponds to (see teacher_layer_number). The
     correction is the matrix of rank K that is nearest to the difference of the two matrices.
@@ -486,9 +487,9 @@ def start_corrections(student, teacher):
                 low_rank.up.copy_(up)
                 low_rank.down.copy_(down)
             else:
-                # The shared matrix is the teacher's already, so the correction has to be 0. If up
-                # and down were both 0, so would be their gradients, and the correction could never
-                # change. So up alone is 0; down keeps its random values.
+                # The shared matrix is the teacher's already, so the correction has to be 0. If down
+                # were 0, too, the gradients of both would be 0, and the correction could never
+                # change. So down keeps its random values.
                 low_rank.up.zero_()
 
 
@@ -554,8 +555,8 @@ def training_step(model, objective, optimizer, step, options, processes):
     totals = {"loss": 0.0}                               # sums over the micro-batches
     for name in objective.loss_weights:
         totals[name] = 0.0
-    # Each turn of this loop makes one forward pass: losses_of_micro_batches is a generator, which
-    # computes the losses of a micro-batch when the loop asks for them. Mostly there is one turn.
+    # Each iteration makes one forward pass: losses_of_micro_batches is a generator, which computes
+    # the losses of a micro-batch when the loop asks for them. Usually there is one micro-batch.
     for losses in objective.losses_of_micro_batches(step):
         loss = 0.0
         for name, value in losses.items():
@@ -642,7 +643,7 @@ def can_match_layers(num_recursions, num_layers):
     return num_layers % num_recursions == 0 or num_recursions % num_layers == 0
 
 
-def check_match(num_recursions, num_layers):
+def check_can_match_layers(num_recursions, num_layers):
     """Raise ValueError if neither of the two numbers divides the other."""
     if not can_match_layers(num_recursions, num_layers):
         divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
@@ -682,7 +683,8 @@ def check_losses(student, teacher, loss_weights):
     if "elastic" in loss_weights and student.config.num_hidden_layers == 1:
         raise ValueError("the elastic loss needs a student of more than one recursion")
     if any(name in LAYER_LOSSES for name in loss_weights):
-        check_match(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
+        check_can_match_layers(student.config.num_hidden_layers,
+                               teacher.config.num_hidden_layers)
     if "hidden" in loss_weights or "embedding" in loss_weights:
         check_same_field(student, teacher, "hidden_size",
                          "to allow this, say --hidden-weight 0 --embedding-weight 0")
@@ -772,8 +774,9 @@ def begin_or_resume(model, options, settings, processes):
     tensors = training_state(model, optimizer)
     first_step = 0
     log_size = 0
-    # The first process reads the checkpoint, and broadcast() below sends it to the others. They may
-    # be on other machines and have no access to the file.
+    # Only the first process reads the checkpoint: the others may be on machines without the file.
+    # broadcast() sends them first_step and the tensors. They need no log_size, because only the
+    # first process writes the log.
     if options.resume and processes.rank == 0:
         first_step, log_size = restore_last_checkpoint(tensors, options, settings)
     step_tensor = torch.tensor(first_step, device=processes.device)
@@ -788,7 +791,7 @@ def restore_last_checkpoint(tensors, options, settings):
 
     settings, and ValueError: see begin_or_resume
     """
-    path = state_path(options)
+    path = checkpoint_path(options)
     if os.path.exists(path):
         steps_done, log_size = restore_training_state(path, tensors, settings)
         if steps_done < options.steps:
@@ -829,7 +832,7 @@ def seed_dropout(seed, step, processes):
     torch.manual_seed(seed_of_step * 1009 + processes.rank)
 
 
-def state_path(options):
+def checkpoint_path(options):
     """Return the path of the checkpoint from which a run goes on."""
     return os.path.join(options.out, "training.safetensors")
 
@@ -868,8 +871,8 @@ class Recorder:
         self.log_path = os.path.join(options.out, "log.jsonl")
 
     def before_first_step(self):
-        """Prepare the log. In a resumed run cut off the lines that it has after the checkpoint, and
-        save the model."""
+        """Prepare the log. In a resumed run, cut off the log's lines that the last checkpoint does
+        not know, and save the model."""
         if self.is_main:
             cut_log(self.log_path, self.run_state.log_size)
             if self.run_state.first_step > 0:
@@ -898,13 +901,12 @@ class Recorder:
         bar: the progress_bar
         """
         evaluate_now, log_now, save_now = what_is_due(steps_done, self.options)
-        look_now = log_now or save_now
-        stop = must_stop(signals, look_now, self.processes)
+        stop = must_stop(signals, log_now or save_now, self.processes)
         if stop:
             save_now = True                              # a run that stops writes a checkpoint
-        # Reading a value from a GPU interrupts its work. So a step on a GPU is checked only if it
-        # is logged or saved. A nan stays in the weights, so a later check finds it. If only the
-        # norm has overflowed, clipping has made the gradients 0, which does no harm.
+        # Reading the norm makes the program wait for a GPU. So on a GPU only a step that is logged
+        # or saved is checked. If the step before had a nan, it is in the weights, and is found now.
+        # (If the gradients are finite and only their norm is inf, clipping has made them 0.)
         is_on_cpu = self.processes.device.type == "cpu"
         if log_now or save_now or is_on_cpu:
             check_finite_step(steps_done, totals, gradient_norm, lr)
@@ -938,7 +940,7 @@ class Recorder:
 
     def save_checkpoint(self, steps_done):
         """Write the state of the training, and then the model."""
-        path = state_path(self.options)
+        path = checkpoint_path(self.options)
         log_size = os.path.getsize(self.log_path)
         run_state = self.run_state
         save_training_state(path, run_state.tensors, steps_done, log_size, run_state.settings)
@@ -953,9 +955,9 @@ class Recorder:
 
 
 def what_is_due(steps_done, options):
-    """Tell what is due after steps_done steps: (whether to evaluate, to log, to save a checkpoint).
+    """Decide what is due after steps_done steps -> evaluate_now, log_now, save_now.
 
-    An evaluation is always logged. All three come after the last step.
+    If the model is evaluated, a line is logged, too. After the last step all three are due.
     """
     is_last = steps_done == options.steps
     evaluate_now = is_last
@@ -979,8 +981,8 @@ def check_finite_step(steps_done, totals, gradient_norm, lr):
 def held_out_scores(evaluate_model, steps_done):
     """Measure the model -> its scores as items of a line of the log: {"valid_NAME": value}.
 
-    FloatingPointError if a score is not finite: the last update can spoil the model, although its
-    gradient was finite.
+    FloatingPointError if a score is not finite: even if the last gradient was finite, the update
+    can have spoilt the model.
     """
     items = {}
     for name, value in evaluate_model().items():
@@ -1032,8 +1034,8 @@ def evaluate(model, batches, each_recursion=False):
     total_loss = 0.0
     num_masked = 0
     num_batches = max(1, min(512, batches.count) // batches.batch_size)
-    for step in measuring_bar(range(num_batches)):
-        ids, positions, labels = to_device(device_of(model), *batches.batch(step))
+    for batch_number in measuring_bar(range(num_batches)):
+        ids, positions, labels = to_device(device_of(model), *batches.batch(batch_number))
         hidden, _ = model(ids)
         for depth in measured_depths:
             masked_states = take_masked(hidden[depth], positions)             # (M, C)
@@ -1071,7 +1073,8 @@ def append_to_log(path, line):
 def progress_bar(numbers, **options):
     """Return an iterator over numbers. The first process shows a progress bar with these options of
     tqdm, if there is a terminal."""
-    disable = None                                       # None: only shown in a terminal
+    # tqdm(disable=None) shows a bar only in a terminal, tqdm(disable=True) never shows one.
+    disable = None
     if dist.is_initialized() and dist.get_rank() > 0:
         disable = True
     return tqdm(numbers, disable=disable, **options)
@@ -1115,7 +1118,7 @@ def noted_signals():
     """
     received = []
     if threading.current_thread() is not threading.main_thread():
-        yield received                                   # only the main thread gets signals
+        yield received                                   # stays empty: this thread gets no signals
         return
 
     def note(number, frame):
@@ -1124,18 +1127,19 @@ def noted_signals():
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP"):                        # Windows does not have it
         numbers.append(signal.SIGHUP)
-    handlers = {}
+    old_handlers = {}
     for number in numbers:
         # A shell script makes the commands in its background ignore Ctrl-C, and nohup makes a
         # command ignore SIGHUP. A signal that is ignored stays ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
-            handlers[number] = signal.signal(number, note)
+            old_handlers[number] = signal.signal(number, note)    # returns the handler until now
     try:
         yield received
     finally:
-        for number, handler in handlers.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)
-    if received:                                         # not reached if the block has raised
+    # If the block has raised an exception, that exception has ended this function already.
+    if received:
         raise SystemExit(128 + received[0])              # as in stop_run
 
 
@@ -1165,7 +1169,7 @@ def set_up_processes(device_flag):
         torch.cuda.set_device(device)                    # from here on "cuda" means this GPU
     if world_size > 1:
         timeout = timedelta(hours=12)                    # the first process may tokenise for hours
-        with parsing("torchrun's processes", "able to meet (MASTER_ADDR, MASTER_PORT or NCCL)"):
+        with expecting("torchrun's processes", "able to meet (MASTER_ADDR, MASTER_PORT or NCCL)"):
             if device.type == "cuda":
                 dist.init_process_group("nccl", timeout=timeout, device_id=device)
             else:
@@ -1179,9 +1183,9 @@ def set_up_processes(device_flag):
 def read_torchrun_numbers():
     """Read the variables that torchrun sets for each process -> rank, local_rank, world_size. They
     are 0, 0 and 1 if torchrun did not start this program. ValueError if they make no sense."""
-    # If something is wrong in the with block, parsing makes the error "RANK, LOCAL_RANK,
-    # WORLD_SIZE: not the numbers that torchrun sets: ...".
-    with parsing("RANK, LOCAL_RANK, WORLD_SIZE", "the numbers that torchrun sets"):
+    # An error in the with block becomes "RANK, LOCAL_RANK, WORLD_SIZE: not the numbers that
+    # torchrun sets: ...".
+    with expecting("RANK, LOCAL_RANK, WORLD_SIZE", "the numbers that torchrun sets"):
         rank = int(os.environ.get("RANK", 0))
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -1231,8 +1235,8 @@ def choose_device(name, local_rank=0):
 
 @contextmanager
 def explaining_failures():
-    """Explain an error in the with block: if there was not enough memory, or no compiler, raise a
-    ValueError that says what may help."""
+    """Explain an error in the with block: if there was not enough memory, or if torch.compile has
+    failed, raise a ValueError that says what may help."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -1345,9 +1349,8 @@ def must_stop(signals, look_now, processes):
     """Return True if this process must stop after this step, because a process got a signal.
 
     A single process looks at its list of signals after each step. Several processes must all stop
-    after the same step. So each must know whether another one got a signal: they add up the lengths
-    of their lists. A GPU must wait for this sum. So they compute it only after the steps for which
-    look_now is True. These steps are the same in all processes.
+    after the same step, so they add up the lengths of their lists. A GPU is idle while the program
+    waits for this sum. So look_now is True only after some steps, the same in all processes.
     """
     if processes.world_size == 1:
         return len(signals) > 0
@@ -1391,14 +1394,13 @@ def choose_losses_function(distillation, M):
     """Return the function that computes a Distillation's losses of a batch with M masked places.
 
     A CUDA graph is made for one shape of each tensor and for one number of masked places in the
-    whole batch. Usually each sequence has num_to_mask(T) of them, and the graph is for such
-    batches. A sequence in which most tokens are special, such as [UNK], may have fewer. All
-    processes compute a batch with a sequence of this kind without the graph.
+    whole batch. This is the usual number: num_to_mask(T) in each sequence. A sequence in which most
+    tokens are special, such as [UNK], may have fewer. Then no process uses the graph for the batch.
     """
     batches = distillation.batches
     usual_number = batches.batch_size * num_to_mask(batches.T)
-    if distillation.losses_graph is not None and M == usual_number:
-        return distillation.losses_graph
+    if distillation.graph_function is not None and M == usual_number:
+        return distillation.graph_function
     return distillation.losses_function
 
 
@@ -1416,8 +1418,8 @@ def cast_linear_layers(model):
     """Cast a frozen model's linear layers, weights and biases, to bfloat16, once. Without this
     autocast would do it in each step.
 
-    In a model with corrections the results differ a little: autocast would round the sum of a
-    matrix and its correction, but here the matrix alone is rounded.
+    In a model with corrections the results differ a little: autocast rounds the correction and its
+    sum with the matrix, but here the matrix is rounded, too, before they are added.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -1430,7 +1432,7 @@ def device_of(model):
 
 
 def to_device(device, *arrays):
-    """Copy numpy arrays to a device -> a list of tensors.
+    """Turn numpy arrays into tensors on a device -> a list. On a CPU they share the arrays' memory.
 
     A copy from pinned memory to a CUDA GPU runs in the background: the program does not wait for
     it. For other devices the program waits, so that the array is not freed before the copy ends.
@@ -1471,7 +1473,7 @@ RECIPES = {
         "eval_every": 200, "save_every": 200},
     "full": FULL,
     # These are the authors' values. They give the attention loss the weight 3, too, but divide it
-    # by the 256 tokens of a sequence, so that it counts for almost nothing: here it has 3 / 256.
+    # by the 256 tokens of a sequence, so that it counts for almost nothing. So it has 3 / 256 here.
     # MANUAL.md lists where this code departs from theirs: for example, a GPU computes in bfloat16.
     "paper": FULL | {
         "weight_decay": 1e-4, "dropout": 0.1, "attention_weight": 3 / 256, "hidden_weight": 3.0,
@@ -1491,7 +1493,7 @@ def integer_from(smallest):
         if not smallest <= value < 2**31:
             raise argparse.ArgumentTypeError(f"{text} is not from {smallest} to {2**31 - 1}")
         return value
-    parse.__name__ = "whole number"                      # argparse shows this name in its errors
+    parse.__name__ = "whole number"                      # for "invalid whole number value: 'x'"
     return parse
 
 
@@ -1572,7 +1574,7 @@ def add_run_flags(parser, out_help, eval_every_default, save_every_default):
 def add_model_flags(parser):
     """Add the flags of distill.py about the two models, and the flag that only measures them."""
     group = parser.add_argument_group(
-        "models", "The student has the teacher's widths and heads, but narrower embeddings, one "
+        "models", "The student has the teacher's widths and heads, but narrower embeddings, one\n"
         "shared layer and corrections, unless a flag changes it.")
     group.add_argument("--teacher", metavar="DIR",
                        help="the teacher: a folder, a Hugging Face name, or the word none, to "
@@ -1585,17 +1587,16 @@ def add_model_flags(parser):
                        "sharp: random, so that all attention maps are sharp enough to learn from; "
                        "random: as in BERT (default: teacher; without a teacher: sharp; with "
                        "--recipe paper: random)")
-    size = integer_from(1)
-    group.add_argument("--num-hidden-layers", type=size, metavar="R",
+    group.add_argument("--num-hidden-layers", type=integer_from(1), metavar="R",
                        help="recursions: how many layers are applied, one after the other "
                        "(default: as many as the teacher has, but 6 if it has 12; 6 without a "
-                       "teacher and with --recipe paper)")
-    group.add_argument("--num-hidden-groups", type=size, metavar="G",
+                       "teacher or with --recipe paper)")
+    group.add_argument("--num-hidden-groups", type=integer_from(1), metavar="G",
                        help="number of different layers; 1: all recursions share one; R: nothing "
                        "is shared (default: 1)")
-    group.add_argument("--hidden-size", type=size, metavar="C",
+    group.add_argument("--hidden-size", type=integer_from(1), metavar="C",
                        help="width of the hidden states (default: the teacher's; 128 without one)")
-    group.add_argument("--embedding-size", type=size, metavar="E",
+    group.add_argument("--embedding-size", type=integer_from(1), metavar="E",
                        help="width of the embeddings (default: 128, but at most C / 2 and the "
                        "teacher's; with --recipe paper always 128)")
     group.add_argument("--adapter-size", type=integer_from(0), metavar="A",
@@ -1606,17 +1607,17 @@ def add_model_flags(parser):
                        help="rank of each recursion's own corrections of the shared matrices, 0 "
                        "for none (default: C / 8, but at most I; 0 with --recipe paper, with "
                        "--adapter-size, or if nothing is shared)")
-    group.add_argument("--num-attention-heads", type=size, metavar="H",
+    group.add_argument("--num-attention-heads", type=integer_from(1), metavar="H",
                        help="attention heads, which must divide C (default: the teacher's; "
                        "without one the largest number up to C / 32 that divides C)")
-    group.add_argument("--intermediate-size", type=size, metavar="I",
+    group.add_argument("--intermediate-size", type=integer_from(1), metavar="I",
                        help="width of the feed-forward (default: the teacher's; 4 C without one)")
     group.add_argument("--tie-decoder", action=argparse.BooleanOptionalAction, default=None,
                        help="use the word embeddings as the output matrix, too (default: yes; "
                        "with --recipe paper: no)")
     group.add_argument("--evaluate", action="store_true",
                        help="only measure: the accuracy of the --student, of the --teacher or of "
-                       "both on the held-out part of the corpus; nothing is written")
+                       "both on the held-out part of the corpus; nothing is written to --out")
 
 
 def add_loss_flags(parser):
@@ -1650,13 +1651,14 @@ def add_loss_flags(parser):
 
 
 def add_training_flags(parser):
-    """Add the flags of distill.py about training. Those not given take the recipe's values."""
+    """Add the flags of distill.py about training. If they are not given, most of them take the
+    recipe's values."""
     group = parser.add_argument_group(
         "training", "Defaults are those of the recipe quick, in brackets those of full and paper.")
     group.add_argument("--recipe", choices=sorted(RECIPES),
                        help="a set of defaults. quick: takes minutes; full: for a real BERT; "
-                       "paper: the authors' values (default: full for a teacher given with "
-                       "--teacher on a GPU, else quick)")
+                       "paper: the authors' values (default: full on a GPU with another "
+                       "teacher than the bundled one, else quick)")
     group.add_argument("--steps", type=integer_from(1), metavar="N",
                        help="steps to train (default: 1,800 [100,000])")
     group.add_argument("--batch-size", type=integer_from(1), metavar="B",
@@ -1684,7 +1686,7 @@ def add_training_flags(parser):
                        "but not in the recipe quick)")
     group.add_argument("--cuda-graphs", action=argparse.BooleanOptionalAction, default=None,
                        help="start the operations of a step all at once, so that the GPU waits "
-                       "less for the CPU; it takes --compile, and a batch that the processes share "
+                       "less for the CPU; it needs --compile, and a batch that the processes share "
                        "evenly, without micro-batches (default: on a GPU, where that is so)")
 
 
@@ -1722,6 +1724,7 @@ def arguments(argv):
     parser.set_defaults(out=DEFAULT_OUT)
     args = parser.parse_args(argv)
 
+    # Before this line None means that --teacher was not given, after it that there is no teacher.
     args.teacher = choose_teacher(args)
     check_flags(args, given_flags(argv))
     fill_in_defaults(args)
@@ -1749,8 +1752,8 @@ def fill_in_defaults(args):
     defaults["init"] = "sharp" if args.teacher is None else "teacher"
     defaults |= RECIPES[args.recipe]                     # paper has other weights and another init
     if args.student is not None:
-        # The student keeps its weights, so there is nothing to choose. A checkpoint holds this text
-        # among its settings. With another text --resume would refuse the runs made so far.
+        # Nothing is initialised: the student has its weights. The text must stay "", because it is
+        # among the settings in a checkpoint, and --resume refuses a run with other settings.
         defaults["init"] = ""
     if args.steps is not None:
         # A shorter run than the recipe's has a shorter warm-up, and saves more often.
@@ -1767,7 +1770,7 @@ def fill_in_defaults(args):
 
 def default_recipe(args):
     """Return the name of the recipe if --recipe is not given. It is full for training on a GPU with
-    a teacher other than the bundled one. Else it is quick."""
+    a teacher other than the bundled one. Else, also without a teacher, it is quick."""
     # A measurement takes only the length from the recipe. The length must not depend on teacher or
     # device, because accuracies can be compared only at the same length.
     if args.evaluate or args.teacher is None:
@@ -1858,7 +1861,8 @@ def run(args, given):
 def distillation_settings(args, lr, bf16, loss_weights, teacher, student):
     """Collect the settings that must be the same to resume a run: {name: value}. train_student()
     adds the corpus, which has not been read yet."""
-    # How a fresh student starts follows from the other settings. So only a given one has a hash.
+    # How a fresh student starts follows from the other settings. So a hash is only needed for a
+    # student that --student has named.
     student_hash = None
     if args.student is not None:
         student_hash = fingerprint(student)              # still a copy of the model of --student
@@ -1944,23 +1948,23 @@ def open_and_describe_corpus(args, tokenizer, processes):
 
 def make_train_batches(corpus, tokenizer, length, batch_size, seed):
     """Make the batches on which a student is trained. ValueError if the corpus is too short."""
-    # For a text that is too short, parsing makes the error "CORPUS, its part to train on: not long
-    # enough for --length 64: ...".
-    with parsing(f"{corpus.source}, its part to train on", f"long enough for --length {length}"):
+    # An error in the with block becomes "CORPUS, its part to train on: not long enough for --length
+    # 64: ...".
+    with expecting(f"{corpus.source}, its part to train on", f"long enough for --length {length}"):
         return MaskedBatches(corpus.train_tokens, tokenizer, length, batch_size, seed)
 
 
 def make_valid_batches(corpus, tokenizer, length):
     """Make the batches on which models are measured, always the same ones. ValueError if the
     held-out part of the corpus is too short."""
-    with parsing(f"{corpus.source}, its held-out part (a fiftieth of it)",
-                 f"long enough for --length {length}"):
+    with expecting(f"{corpus.source}, its held-out part (a fiftieth of it)",
+                   f"long enough for --length {length}"):
         return MaskedBatches(corpus.valid_tokens, tokenizer, length, batch_size=32)
 
 
 def choose_losses(args, teacher, num_recursions, given=()):
-    """Choose the losses -> {name: weight}. A loss with the weight 0 is left out. So is one that is
-    not possible with this teacher, or with this number of recursions of the student.
+    """Choose the losses -> {name: weight}. Two kinds are left out: those with the weight 0, and
+    those that are not possible with this teacher or this number of recursions of the student.
 
     given: the flags on the command line
     ValueError if a flag asks for a loss that is not possible.
@@ -1974,11 +1978,14 @@ def choose_losses(args, teacher, num_recursions, given=()):
             continue
         if name in possible:
             loss_weights[name] = weight
-        elif name == "elastic" and "--elastic" in given:
+            continue
+        # A default that is not possible is left out. A flag that asks for it is an error.
+        if name == "elastic" and "--elastic" in given:
             raise ValueError("--elastic: it needs a teacher with an MLM head and more than one "
                              "recursion")
-        elif f"--{name}-weight" in given:
-            # With --teacher none check_flags has refused the flag. So there is a teacher.
+        if f"--{name}-weight" in given:
+            # This is mlm or output, and there is a teacher: without one, mlm is possible, and
+            # check_flags has refused the other flags.
             raise ValueError(f"--{name}-weight: the teacher has no MLM head")
     compares_predictions = "output" in loss_weights or "elastic" in loss_weights
     if not compares_predictions and "--temperature" in given:
@@ -2085,21 +2092,21 @@ def shape_of_bert(C, vocab_size, length):
 def default_modules(args, shape):
     """Choose the modules that each recursion has for itself, if the flags do not say it.
 
-    Recursions that share a layer would all compute the same without them. Returns
+    Without such modules all recursions that share a layer would apply the same function. Returns
     {"adapter_size": A}, {"correction_rank": K}, or {} if the shape stays as it is.
     """
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
-    # With --adapter-size, even as 0, the user has chosen.
-    if not shares_layers or args.adapter_size is not None:
+    if not shares_layers:
+        return {}
+    if args.adapter_size is not None:                    # even --adapter-size 0 is a choice
         return {}
     C = shape["hidden_size"]
-    if args.recipe == "paper":
-        if shape["correction_rank"] > 0:
-            return {}
+    # In the recipe paper the corrections are 0 wide anyway, and there are adapters.
+    if args.recipe == "paper" and shape["correction_rank"] == 0:
         return {"adapter_size": max(1, C // 16)}
-    if args.correction_rank is not None:
-        return {}
-    return {"correction_rank": max(1, min(C // 8, shape["intermediate_size"]))}
+    if args.recipe != "paper" and args.correction_rank is None:
+        return {"correction_rank": max(1, min(C // 8, shape["intermediate_size"]))}
+    return {}                                            # --correction-rank is a choice, too
 
 
 def check_sizes(models, tokenizer, length):
@@ -2188,8 +2195,10 @@ def choose_compilation(args, processes):
     compile_losses = args.compile
     if compile_losses is None:
         compile_losses = has_gpu and args.recipe != "quick"
-    # All processes must choose the same. The first one has the most micro-batches.
-    micro_batches = split_batch(args.batch_size, args.micro_batch_size, processes._replace(rank=0))
+    # All processes must choose the same. So each looks at the first one, because no other has more
+    # micro-batches.
+    first_process = processes._replace(rank=0)           # a copy with another rank
+    micro_batches = split_batch(args.batch_size, args.micro_batch_size, first_process)
     can_use_graphs = has_gpu and compile_losses and len(micro_batches) == 1
     cuda_graphs = args.cuda_graphs
     if cuda_graphs is None:
@@ -2201,8 +2210,10 @@ def choose_compilation(args, processes):
 
 
 def measure_models(models, valid_batches, bf16, each_recursion=False):
-    """Measure models on the held-out text -> {name of a model: its results}. These are the numbers
-    of its "parameters" and of those "applied", and, if it has an MLM head, what evaluate returns.
+    """Measure models on the held-out text -> {name of a model: its results}.
+
+    The results of a model are its number of "parameters", how many it has "applied" (see
+    count_parameters) and, if it has an MLM head, what evaluate returns.
     """
     results = {}
     for name, model in models.items():
@@ -2243,9 +2254,9 @@ def print_accuracy_after(accuracy_after):
 
 
 def seconds_of_a_step(distillation, device):
-    """Time four passes, forward and backward, with the batch of step 0 -> seconds of the fastest.
-    They change nothing. If a pass takes over ten seconds, two are enough. FloatingPointError if the
-    losses of this process are not finite."""
+    """Compute the batch of step 0 four times, forward and backward -> seconds of the fastest time.
+    If it takes over ten seconds, two times are enough. The parameters do not change.
+    FloatingPointError if the losses of this process are not finite."""
     distillation.student.train()                         # as in the steps that follow
     fastest = math.inf
     for i in measuring_bar(range(4)):                    # the first ones are slower
@@ -2273,7 +2284,8 @@ def describe_run(distillation, device):
     precision = "bfloat16" if distillation.bf16 else "float32"
     print(f"device   {device}, {precision}")
     if distillation.pairs:
-        pairs = " ".join(f"{r + 1}-{layer + 1}" for r, layer in distillation.pairs)  # from 1
+        # Here both are counted from 1.
+        pairs = " ".join(f"{r + 1}-{number + 1}" for r, number in distillation.pairs)
         print(f"layers   {pairs} (student-teacher)")
     terms = " + ".join(f"{weight:g} {name}" for name, weight in distillation.loss_weights.items())
     print(f"loss     {terms}")

@@ -44,8 +44,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from checkpoint import (check_finite, check_tensors, claim_folder, fetch, first_few, load, parsing,
-                        read_json, read_safetensors, replace_file, save, write_json,
+from checkpoint import (check_finite, check_tensors, claim_folder, expecting, fetch, first_few,
+                        load, read_json, read_safetensors, replace_file, save, write_json,
                         write_safetensors)
 from command import CommandParser, printable, run_command, warn
 from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, check_are_texts,
@@ -1083,7 +1083,7 @@ def load_task(path):
     if not os.path.isfile(task_path):
         return None
     facts = read_json(task_path)
-    with parsing(task_path, "a task"):
+    with expecting(task_path, "a task"):
         return Task(**facts)
 
 

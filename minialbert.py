@@ -31,7 +31,7 @@ Dimensions, here and in the other files:
     K  rank of a correction
     R  recursions: how many times a layer is applied in all; BERT's num_hidden_layers
     L  layers of the teacher, the R of its own Config
-    G  groups: how many different layers there are; mostly 1 in a MiniALBERT, R in a BERT
+    G  groups: how many different layers there are; usually 1 in a MiniALBERT, R in a BERT
 Layers and recursions are counted from 0.
 """
 import copy
@@ -127,8 +127,8 @@ class Embeddings(nn.Module):
         if self.project is not None:
             x = self.project(x)                          # (B, T, E) -> (B, T, C)
         elif torch.is_autocast_enabled(x.device.type):
-            # Under autocast a projection returns bfloat16. There is no projection here, so the
-            # hidden states are cast to bfloat16, to save memory in all layers (see LayerNorm).
+            # Like a projection, return bfloat16 under autocast. All hidden states of the layers
+            # then have this dtype (see LayerNorm), which takes half the memory.
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return x
 
@@ -169,11 +169,11 @@ class LowRank(nn.Module):
 
 
 class Corrections(nn.ModuleDict):
-    """The six corrections of one recursion: what it adds to the matrices of the layer that it
-    shares with others.
+    """The low-rank matrices that one recursion adds to the six matrices of the layer that it shares
+    with others.
 
-    It is a dict {name: LowRank}; each LowRank is one correction. CORRECTED, below Layer, says which
-    matrix each of them corrects.
+    It is a dict {name: LowRank}; each LowRank is one correction. CORRECTED, below Layer, says to
+    which matrix each of them is added.
 
     Low-rank changes of a matrix come from LoRA (Hu et al. 2021). Bae et al. 2024 gave each
     recursion changes of its own (Relaxed Recursive Transformers, arXiv 2410.20672).
@@ -232,7 +232,7 @@ class Attention(nn.Module):
         query and key (B, H, T, D); mask (B, 1, 1, T) or None: see forward.
         """
         D = query.shape[-1]
-        # The query is divided, not the scores. The result is the same, but mostly the query has
+        # The query is divided, not the scores. The result is the same, but usually the query has
         # fewer numbers: B * H * T * D, not B * H * T * T.
         query = query / D**0.5
         scores = query @ key.transpose(2, 3)             # (B, H, T, T)
@@ -240,8 +240,8 @@ class Attention(nn.Module):
         # bfloat16 would round the map, and the loss that compares maps would round again.
         scores = scores.float()
         if mask is not None:
-            # -1e9 makes the probability 0. With -inf the KL divergence of two maps would compute
-            # -inf - (-inf), which is nan.
+            # Padding gets the score -1e9, so that its probability is 0. With -inf the KL divergence
+            # of two maps would compute -inf - (-inf), which is nan.
             scores = scores.masked_fill(~mask, -1e9)
         return scores.log_softmax(-1)
 
@@ -269,8 +269,7 @@ class Attention(nn.Module):
             context = attention_probs.to(value.dtype) @ value                 # (B, H, T, D)
         else:
             # PyTorch's function computes the same attention, but it need not store the map. Its
-            # attn_mask, like `mask`, is True where a token may look. (The masks of
-            # nn.MultiheadAttention are True where a token may not look.)
+            # attn_mask, like `mask`, is True where a token may look.
             dropout_prob = self.dropout_prob if self.training else 0.0
             context = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=dropout_prob)
@@ -315,9 +314,8 @@ class Layer(nn.Module):
         return x, log_map
 
 
-# This table says which correction is added to which matrix of a Layer: {name in Corrections: name
-# in Layer}. start_corrections of distill.py and merge_corrections use it. Attention and Layer both
-# have an `output`: "attention_output" corrects the first, "output" the second.
+# {name of a correction: name of the matrix in a Layer to which it is added}. Attention and Layer
+# both have an `output`, so the correction of Attention's is called "attention_output".
 CORRECTED = {
     "query": "attention.query.weight",
     "key": "attention.key.weight",
@@ -354,10 +352,9 @@ def split_evenly(num_items, num_groups):
     items is not a multiple of the number of groups, some groups have one item more than others:
     split_evenly(7, 3) is [0, 0, 0, 1, 1, 2, 2].
     """
-    # Item i stands after the fraction i / num_items of the items. The same fraction of num_groups,
-    # rounded down, is its group. For example, of 6 items the fourth, item 3, stands after one half.
-    # One half of 2 groups is 1, so it belongs to group 1, the second.
-    return [(i * num_groups) // num_items for i in range(num_items)]
+    # The share i / num_items of the items stands before item i. Its group is the same share of
+    # num_groups, rounded down. In split_evenly(6, 2) item 3 is in group 3 * 2 // 6 = 1.
+    return [i * num_groups // num_items for i in range(num_items)]
 
 
 class MiniALBERT(nn.Module):
@@ -443,9 +440,10 @@ class MiniALBERT(nn.Module):
     def predict(self, states):
         """Turn the last hidden states (M, C) of M places into logits over the vocabulary (M, V).
 
-        A tied head has no (V, C) matrix of its own and uses the embeddings. If they are factorised,
-        the projection's matrix first leads back from C to E. Then the logit of a word is the dot
-        product of the result and the word's row of the word table, plus the word's bias.
+        The logit of a word is the dot product of the state and the word's row of an output matrix,
+        plus the word's bias. An untied head has an output matrix of its own, (V, C). A tied head
+        uses the word table. If this is factorised, it is (V, E), so the state is first multiplied
+        by the projection's matrix, which makes it (M, E).
         Other leading dimensions work, too: (B, T, C) gives (B, T, V). ValueError if there is no
         head.
         """
@@ -457,8 +455,8 @@ class MiniALBERT(nn.Module):
         else:
             output_matrix = self.embeddings.word.weight  # (V, E)
             if self.embeddings.project is not None:
-                # nn.Linear stores its matrix as (C, E) and computes x @ weight.T, from E to C.
-                # Without .T the same matrix leads back from C to E. Its bias is not used.
+                # nn.Linear(E, C) stores its matrix as (C, E) and computes x @ weight.T. So
+                # x @ weight goes from C to E. The bias of the projection is not used.
                 x = x @ self.embeddings.project.weight   # (M, C) @ (C, E) -> (M, E)
         # This is x @ output_matrix.T + bias. Even a tied head has a bias of its own.
         return F.linear(x, output_matrix, self.head.bias)
@@ -466,13 +464,14 @@ class MiniALBERT(nn.Module):
 
 @torch.no_grad()
 def initialise(model, sharp=True):
-    """Set the initial values: weights normal with standard deviation 0.02, biases 0, the weights
-    of LayerNorms 1.
+    """Set the initial values.
 
-    With sharp=False this is all, and adapters and corrections are random, too. Hugging Face's BERT
-    starts like this, except that the row of [PAD] in its word table is 0. With sharp=True five
-    changes follow. The first two make the attention maps sharp from the start: a token looks more
-    at some tokens than at others.
+    Weights are normal with standard deviation 0.02, biases are 0, the weights of LayerNorms are 1.
+    Hugging Face's BERT starts like this, except that the row of [PAD] in its word table is 0.
+
+    sharp: if True, five changes follow, which are numbered below. The first two make the attention
+        maps sharp from the start: a token looks more at some tokens than at others. If False,
+        adapters and corrections are as random as all other weights
     """
     if model.embeddings.word.weight.is_meta:
         return      # such tensors have no values (see checkpoint.model_without_values)
@@ -485,11 +484,11 @@ def initialise(model, sharp=True):
             nn.init.zeros_(parameter)
     if not sharp:
         return
-    # 1. The weights of query and key get the standard deviation s = 0.08 instead of 0.02. A map is
-    # sharp if its scores differ much. If the inputs have the standard deviation 1, then
-    #   - a number of a query or a key is a sum of C products: it has s * sqrt(C)
-    #   - a query's number times a key's has the product of the two, s**2 * C
-    #   - a score is a sum of D such products, divided by sqrt(D): it has s**2 * C, too
+    # 1. The weights of query and key become 4 times as large: their standard deviation s is 0.08. A
+    # map is sharp if its scores differ much. If the inputs have the standard deviation 1, that of
+    #   - a number in a query or a key, which is a sum of C products, is s * sqrt(C)
+    #   - a query's number times a key's is the product of the two, s**2 * C
+    #   - a score, which is a sum of D of these divided by sqrt(D), is s**2 * C, too
     # With s = 0.02 this is 0.05 for C = 128 and 0.3 for C = 768, and the first maps would be almost
     # uniform. With s = 0.08 it is 0.8 and 4.9.
     for layer in model.layers:
@@ -509,9 +508,9 @@ def initialise(model, sharp=True):
         for low_rank in corrections.values():
             low_rank.up.zero_()
     # 5. The position table holds sinusoids, so that the order of words is visible from the first
-    # step. Their root mean square is 0.02, as that of the normal numbers was. In each pair of
-    # columns sin**2 + cos**2 is 1, so the root mean square of a row is 1 / sqrt(2) (if its width is
-    # even). So it is multiplied by 0.02 * sqrt(2).
+    # step. Their root mean square is 0.02, like that of the numbers that they replace. In each pair
+    # of columns sin**2 + cos**2 is 1, so the root mean square of a row is 1 / sqrt(2) (if its width
+    # is even). So it is multiplied by 0.02 * sqrt(2).
     num_positions, width = model.embeddings.position.weight.shape
     model.embeddings.position.weight.copy_(0.02 * 2**0.5 * sinusoids(num_positions, width))
 
@@ -528,7 +527,7 @@ def sinusoids(num_positions, width):
 # ---- From here on: plumbing -------------------------------------------------------------
 
 def keep_recursions(model, num_kept):
-    """Keep only the first num_kept recursions of a model, and the layers that they apply, in place.
+    """Cut a model, in place, to its first num_kept recursions and the layers that these apply.
 
     ValueError if the model has fewer recursions, or if no Config describes the shorter model. For
     example, 6 recursions with 2 layers apply the layers 0 0 0 1 1 1. The first 4 of them apply
@@ -538,13 +537,13 @@ def keep_recursions(model, num_kept):
     R = model.config.num_hidden_layers
     if not 1 <= num_kept <= R:
         raise ValueError(f"the model has {R} recursions, so {num_kept} of them cannot be kept")
-    applied = split_evenly(R, G)[:num_kept]              # the layers that the kept ones apply
-    num_groups = applied[-1] + 1                         # how many different layers these are
-    applied_if_shorter = split_evenly(num_kept, num_groups)
-    if applied_if_shorter != applied:
+    layer_numbers = split_evenly(R, G)[:num_kept]        # a layer for each recursion that is kept
+    num_groups = layer_numbers[-1] + 1                   # the last number is the largest
+    numbers_if_shorter = split_evenly(num_kept, num_groups)
+    if numbers_if_shorter != layer_numbers:
         raise ValueError(f"the first {num_kept} of the model's {R} recursions apply the layers "
-                         f"{applied}, but a model of {num_kept} recursions would apply "
-                         f"{applied_if_shorter}")
+                         f"{layer_numbers}, but a model of {num_kept} recursions would apply "
+                         f"{numbers_if_shorter}")
     model.config = replace(model.config, num_hidden_layers=num_kept,
                            num_hidden_groups=num_groups)
     model.layers = model.layers[:num_groups]
@@ -575,7 +574,7 @@ def merge_corrections(model):
     merged.layers = layers
     merged.corrections = nn.ModuleList()
     merged.config = replace(model.config, num_hidden_groups=R, correction_rank=0)
-    return merged.train(model.training)                  # so that the new ModuleLists have it, too
+    return merged.train(model.training)                  # a new ModuleList begins in training mode
 
 
 def count_parameters(model):
@@ -666,8 +665,8 @@ def check_inputs(config, ids, mask, segments, maps):
         if tensor is not None and tensor.shape != ids.shape:
             raise ValueError(f"{name} is {list(tensor.shape)}, ids is {list(ids.shape)}: they must "
                              "have the same shape")
-    # Reading a value from a GPU makes the program wait. A boolean mask cannot be negative, so it is
-    # not read.
-    if mask is not None and mask.dtype != torch.bool and (mask < 0).any():
-        raise ValueError("mask has negative numbers, but it must be 1 at real tokens and 0 at "
-                         "padding")
+    # A boolean mask cannot be negative. Looking at its values would mean to wait for a GPU.
+    if mask is not None and mask.dtype != torch.bool:
+        if (mask < 0).any():
+            raise ValueError("mask has negative numbers, but it must be 1 at real tokens and 0 at "
+                             "padding")

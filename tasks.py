@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from checkpoint import check_readable, first_few, parse_json_object, parsing, replace_file
+from checkpoint import check_readable, expecting, first_few, parse_json_object, replace_file
 from command import warn
 from data import CACHE, COMPRESSED, is_held_out, make_folder, rows_of_csv
 
@@ -425,7 +425,7 @@ def lines_of(path):
                 if b"\0" in raw:
                     raise ValueError(f"{path}: its first line has NUL bytes, as text in UTF-16 and "
                                      "UTF-32 has; iconv converts it to UTF-8")
-            with parsing(f"{path}:{number}", "UTF-8 (iconv converts other encodings)"):
+            with expecting(f"{path}:{number}", "UTF-8 (iconv converts other encodings)"):
                 line = raw.decode(encoding).rstrip("\r\n")
             yield number, line
 
@@ -442,7 +442,7 @@ def rows_of(path, header=None):
     if ending == ".jsonl":
         for number, line in lines_of(path):
             if line.strip():
-                with parsing(f"{path}:{number}", "a JSON object"):
+                with expecting(f"{path}:{number}", "a JSON object"):
                     row = parse_json_object(line)
                 yield number, row
         return
@@ -684,7 +684,7 @@ def read_squad(path):
     # Unlike read_text, lines_of says so if a file is compressed or in UTF-16.
     text = "\n".join(line for _, line in lines_of(path))
     examples = []
-    with parsing(path, "SQuAD"):
+    with expecting(path, "SQuAD"):
         for article in field_of(parse_json_object(text), "data", list):
             for paragraph in field_of(article, "paragraphs", list):
                 context = field_of(paragraph, "context", str)
@@ -887,7 +887,7 @@ def read_code_task(path):
     datasets = {"train": [], "dev": []}
     for number, row in rows_of(path):
         location = f"{path}:{number}"
-        with parsing(location, "a paragraph of the documentation"):
+        with expecting(location, "a paragraph of the documentation"):
             text = field_of(row, "text", str)
             code_spans = [(int(begin), int(end)) for begin, end in field_of(row, "code", list)]
         if not code_spans:

@@ -42,7 +42,7 @@ import torch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)            # our modules, from any folder
 
-from checkpoint import (fetch, load, parse_json_object, parsing, read_json, read_run, read_text,
+from checkpoint import (expecting, fetch, load, parse_json_object, read_json, read_run, read_text,
                         replace_file)
 from command import CommandParser, run_command
 from data import CACHE, Tokenizer, open_corpus
@@ -633,7 +633,7 @@ def prepare_losses(material):
     lines = read_log(path)
     if len(lines) < 2:
         raise LeftOut(f"{path} has fewer than two lines")
-    with parsing(os.path.join(material.path, "run.json"), "of a run of distill.py"):
+    with expecting(os.path.join(material.path, "run.json"), "of a run of distill.py"):
         names = [name for name in material.settings["weights"] if name in lines[0]]
     return partial(draw_losses, lines, names)
 
@@ -642,7 +642,7 @@ def read_log(path):
     """Read a log.jsonl -> a list of dicts {name: number}, one for each line."""
     lines = []
     for text in read_text(path).splitlines():
-        with parsing(path, "the log of a run"):
+        with expecting(path, "the log of a run"):
             line = parse_json_object(text)
             for name in ("step", "loss", "lr"):
                 if name not in line:
@@ -752,7 +752,7 @@ def count_millions(model):
 
 def open_batches(args, material):
     """Make the batches of the held-out text; the models move to a GPU if there is one."""
-    with parsing(os.path.join(material.path, "run.json"), "of a run of distill.py"):
+    with expecting(os.path.join(material.path, "run.json"), "of a run of distill.py"):
         length = int(material.settings["length"])
     models = {"student": material.student, **material.compared}
     if material.teacher is not None:
@@ -786,7 +786,7 @@ def read_study_rows(folder):
         raise ValueError(f"--study {folder}: there is no study.json in it, which bench/study.py "
                          "writes at its end")
     content = read_json(path)
-    with parsing(path, "of a study of bench/study.py"):
+    with expecting(path, "of a study of bench/study.py"):
         return content["rows"]
 
 
@@ -798,7 +798,7 @@ def read_study(folder):
     """
     rows = read_study_rows(folder)
     curves = {}
-    with parsing(os.path.join(folder, "study.json"), "of a study of bench/study.py"):
+    with expecting(os.path.join(folder, "study.json"), "of a study of bench/study.py"):
         for name, result in done_distillations(rows).items():
             curves[name] = study_curve(name, result)
     teacher = None
@@ -822,7 +822,7 @@ def read_task_scores(folder):
     empty if no model was fine-tuned."""
     rows = read_study_rows(folder)
     means = {}
-    with parsing(os.path.join(folder, "study.json"), "of a study of bench/study.py"):
+    with expecting(os.path.join(folder, "study.json"), "of a study of bench/study.py"):
         scores, majorities = scores_of_seeds(rows)
         for key, score_of_seed in scores.items():
             means[key] = statistics.mean(score_of_seed.values())

@@ -20,8 +20,8 @@ import torch
 
 import checkpoint
 from checkpoint import (
-    SMALL_FILES, check_tensors, fetch, first_few, load, lock,
-    name_in_file, parse_json_object, parsing, read_config, read_json, read_safetensors,
+    SMALL_FILES, check_tensors, expecting, fetch, first_few, load, lock,
+    name_in_file, parse_json_object, read_config, read_json, read_safetensors,
     read_text, read_weights, remove_abandoned, claim_folder, replace_file, restore_training_state,
     run_folder, save, save_training_state, with_usual_names, write_json, write_safetensors)
 from conftest import (
@@ -1704,8 +1704,8 @@ def test_a_file_that_has_changed_in_the_last_minutes_is_not_abandoned(tmp_path):
 
 # ---- Errors that name the file ----------------------------------------------------------
 
-def test_parsing_lets_what_is_right_pass():
-    with parsing("the path", "a thing"):
+def test_expecting_lets_what_is_right_pass():
+    with expecting("the path", "a thing"):
         value = 1
     assert value == 1
 
@@ -1715,9 +1715,9 @@ def test_parsing_lets_what_is_right_pass():
     (KeyError("x"), "the path: not a thing: KeyError: 'x'"),
     (RecursionError("deep"), "the path: not a thing: RecursionError: deep"),
     (OSError("no space"), "the path: not a thing: OSError: no space")])
-def test_parsing_puts_the_path_in_front_of_an_error(raised, message):
+def test_expecting_puts_the_path_in_front_of_an_error(raised, message):
     with pytest.raises(ValueError) as error:
-        with parsing("the path", "a thing"):
+        with expecting("the path", "a thing"):
             raise raised
     assert str(error.value) == message
     assert error.value.__cause__ is raised
@@ -1726,9 +1726,9 @@ def test_parsing_puts_the_path_in_front_of_an_error(raised, message):
 @pytest.mark.parametrize("raised", [
     MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"),
     OSError(errno.ENOMEM, "Cannot allocate memory")])
-def test_parsing_says_which_file_there_is_no_memory_for(raised):
+def test_expecting_says_which_file_there_is_no_memory_for(raised):
     with pytest.raises(MemoryError, match="^the path$"):
-        with parsing("the path", "a thing"):
+        with expecting("the path", "a thing"):
             raise raised
 
 
@@ -1742,18 +1742,18 @@ def test_a_lack_of_memory_is_not_taken_for_a_damaged_pickle(tmp_path, monkeypatc
         checkpoint.read_pickle(tmp_path / "x.bin")
 
 
-def test_parsing_cuts_a_long_error():
+def test_expecting_cuts_a_long_error():
     with pytest.raises(ValueError) as error:
-        with parsing("the path", "a thing"):
+        with expecting("the path", "a thing"):
             raise ValueError("x" * 10_000)
     assert len(str(error.value)) < 600
 
 
 @pytest.mark.parametrize("raised", [
     FileNotFoundError(errno.ENOENT, "no such file", "other"), KeyboardInterrupt()])
-def test_parsing_does_not_touch_a_missing_file_or_an_interrupt(raised):
+def test_expecting_does_not_touch_a_missing_file_or_an_interrupt(raised):
     with pytest.raises(type(raised)) as error:
-        with parsing("the path", "a thing"):
+        with expecting("the path", "a thing"):
             raise raised
     assert error.value is raised
 

@@ -35,7 +35,7 @@ import tokenizers
 from tqdm import tqdm
 
 import data
-from checkpoint import parsing, read_json
+from checkpoint import expecting, read_json
 from command import run_command
 from conftest import LETTERS, ROOT, call_forked, files_below, write_file
 from data import (MaskedBatches, SPECIAL_TOKENS, Tokenizer, TokenFile, corpus_files,
@@ -2557,7 +2557,7 @@ def test_a_lack_of_memory_is_printed_in_one_line(error, reason, capsys):
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "no memory")])
 def test_a_lack_of_memory_while_a_file_is_read_names_the_file(error, capsys):
     def action():
-        with parsing("a.txt", "a text"):
+        with expecting("a.txt", "a text"):
             raise error
 
     assert run_command("some.py", action) == 2

@@ -767,4 +767,4 @@ def test_the_toy_of_the_gpu_bench_has_cuda_graphs_only_if_they_are_asked_for(
                   authors=[], authors_python="", values={}, answers=None)
     distillation = make_distillation(setup, TOY, bf16=False, compiled=compiled, full_recipe=True,
                                      cuda_graphs=cuda_graphs)
-    assert (distillation.losses_graph is not None) == cuda_graphs
+    assert (distillation.graph_function is not None) == cuda_graphs
