@@ -267,6 +267,9 @@ def load(path, recursions=None):
                          "the Hugging Face hub and returns its folder")
     config = read_config(os.path.join(path, "config.json"))
     tensors = with_usual_names(path, read_weights(path))
+    if any(name.startswith("predictions.") for name in tensors):
+        raise ValueError(f"{path}: the MLM head of an ALBERT is not known here; open the model in "
+                         "transformers as an AlbertModel, which has no head, and save that")
     layout = ALBERT_LAYOUT
     # Only BERT's layout numbers its layers like this.
     if any(name.startswith("encoder.layer.") for name in tensors):
@@ -419,8 +422,10 @@ def first_few(texts, limit=6):
 REQUIRED_FIELDS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
                    "intermediate_size", "max_position_embeddings", "type_vocab_size")
 # These fields may be missing, but no other values are possible: a model here can compute nothing
-# else. is_decoder would mean that a token sees only the tokens before it.
-ONLY_VALUES = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+# else. is_decoder would mean that a token sees only the tokens before it. inner_group_num is the
+# number of layers in a group of an ALBERT.
+ONLY_VALUES = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False,
+               "inner_group_num": 1}
 
 
 def read_config(path):
@@ -430,12 +435,15 @@ def read_config(path):
     for name in ("model_type", "is_decoder"):
         if name in found and found[name] is None:
             del found[name]
-    with expecting(path, "the config of a BERT or a MiniALBERT"):
+    with expecting(path, "a config that can be used here"):
         model_type = found.get("model_type", "bert")     # an old config of a BERT has none
         if model_type not in ("bert", "albert", "minialbert"):
             # For example, a RoBERTa has the same tensors as a BERT, but its positions begin at 2.
             raise ValueError(f"model_type is {model_type!r:.40}, but only bert, albert and "
                              "minialbert are known here")
+        if found.get("quantization_config"):
+            raise ValueError("its weights are quantised (quantization_config); dequantise them in "
+                             "transformers and save the model again")
         if model_type == "albert":
             found.setdefault("hidden_act", "gelu_new")   # transformers' default; refused below
         for name, only_value in ONLY_VALUES.items():
@@ -664,10 +672,10 @@ def check_settings(path, saved, settings):
         if name in saved:
             different += describe_difference(name, saved[name], value)
     if different:
-        raise ValueError(f"{path} is of a run with other settings: {first_few(different)}. For "
-                         "other settings start a run with another --out; it can begin with the "
-                         "model that this run has saved, if there is one yet: distill.py "
-                         "--student, finetune.py --model")
+        raise ValueError(f"{path} is of a run with other settings: {first_few(different)}. To go "
+                         "on with it, give the flags that it had. For other settings start a run "
+                         "with another --out; it can begin with the model that this run has "
+                         "saved, if there is one yet: distill.py --student, finetune.py --model")
 
 
 # The values of these settings are hashes, which would tell a user nothing.
@@ -696,7 +704,7 @@ def describe_difference(name, was, now):
 def describe_value(name, value):
     """Return the value of a setting as a text for a user."""
     if value is None:
-        return "missing"
+        return "not given"
     if name in HASHED_SETTINGS or isinstance(value, dict):
         return "given"
     return f"{value!r:.60}"

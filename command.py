@@ -7,6 +7,7 @@ each script first calls end_at_interrupt. This file imports nothing large, so th
 passes before that call.
 """
 import argparse
+import difflib
 import errno
 import io
 import os
@@ -26,7 +27,10 @@ def end_at_interrupt():
     A program that a shell script has started with & ignores Ctrl-C, and goes on to do so: this
     function replaces only Python's default handler.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # An interactive session goes on after the script, and Ctrl-C must not end it. In python -i the
+    # flag says so; IPython's %run runs a script in a session that has a prompt, sys.ps1.
+    is_session = sys.flags.interactive or hasattr(sys, "ps1")
+    if not is_session and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, exit_at_once)
 
 
@@ -79,6 +83,20 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, prog, description):
         super().__init__(prog, description=description, allow_abbrev=False,
                          formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def parse_args(self, argv=None):
+        """Parse the words of a command line. ValueError if one is unknown; it may name a flag that
+        is spelled alike."""
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            flag = unknown[0].split("=")[0].replace("_", "-")
+            similar = difflib.get_close_matches(flag, self._option_string_actions, 1, 0.75)
+            hint = ""
+            if similar:
+                hint = f"did you mean {similar[0]}? "
+            raise ValueError(f"unrecognized arguments: {' '.join(unknown)}; {hint}--help lists "
+                             "the flags")
+        return args
 
     def error(self, message):
         raise ValueError(message)
@@ -161,8 +179,9 @@ def run_command(name, action):
     """Call action() and return the exit status of the program.
 
     An error that describe_error knows is printed as one line; any other one is raised again. The
-    status is 2 after an error, and 130 after Ctrl-C, as in a shell. It is None if all went well. In
-    Python's development mode (python -X dev) a traceback shows where the error was raised.
+    status is 2 after an error, and 130 after Ctrl-C, as in a shell. It is None if all went well.
+    --help and a signal during the training raise SystemExit. In Python's development mode
+    (python -X dev) a traceback shows where the error was raised.
     """
     # sys.stdout is None if the program was started without it, and another class in some tests.
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -186,8 +205,8 @@ def run_command(name, action):
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         return 130
-    # PanicException (see describe_error) is no Exception. SystemExit, of --help or after a signal,
-    # also comes here, but describe_error does not know it, so it is raised again.
+    # PanicException (see describe_error) is no Exception. SystemExit also comes here, but
+    # describe_error does not know it, so it is raised again.
     except BaseException as error:
         message = describe_error(error)
         if message is None or sys.flags.dev_mode:        # dev: for whoever changes the program

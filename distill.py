@@ -544,7 +544,8 @@ def training_step(model, objective, optimizer, step, options, processes):
     options: a TrainingOptions, which has the learning rate, the number of steps and the seed
     processes: a Processes, which says how many processes share a batch and which of them this is
 
-    The gradients must be empty before the step, and they are empty after it. Returns
+    The gradients must be empty before the step, and they are empty after it. The step seeds torch's
+    random numbers. Returns
     totals: the losses {name: tensor}, with their weighted sum as "loss"
     lr: the learning rate
     gradient_norm: the norm of the gradient before it is clipped, a tensor. Reading a tensor's value
@@ -803,7 +804,9 @@ def restore_last_checkpoint(tensors, options, settings):
         # A run writes a checkpoint before its model. This folder has a model without one, so
         # somebody has removed the checkpoint.
         raise ValueError(f"--resume: {path} is missing, so the run in {options.out} cannot go on; "
-                         "--overwrite starts anew and loses its model")
+                         "--overwrite starts anew and loses its model. A new run with another "
+                         "--out can begin with this model: distill.py --student, finetune.py "
+                         "--model")
     if os.path.exists(os.path.join(options.out, "log.jsonl")):
         # The run was killed before its first checkpoint.
         print(f"--resume: the run in {options.out} has no checkpoint yet, so it starts at step 1")
@@ -1058,10 +1061,12 @@ def evaluate(model, batches, each_recursion=False):
 
 def cut_log(path, size):
     """Make the log if there is none. Cut off what comes after its first `size` bytes, which it had
-    at the last checkpoint: a run that was killed may have written more lines."""
-    with open(path, "ab") as log:
-        size_now = log.tell()                            # the mode "a" begins at the end
-        log.truncate(min(size, size_now))                # truncate could also lengthen it
+    at the last checkpoint: a run that was killed may have written more lines. If the log is shorter
+    and its last line is not whole, this line is cut off, too."""
+    with open(path, "ab+") as log:
+        log.seek(0)
+        kept = log.read(size)
+        log.truncate(kept.rfind(b"\n") + 1)             # 0 if there is no whole line
 
 
 def append_to_log(path, line):
@@ -1130,8 +1135,9 @@ def noted_signals():
     old_handlers = {}
     for number in numbers:
         # A shell script makes the commands in its background ignore Ctrl-C, and nohup makes a
-        # command ignore SIGHUP. A signal that is ignored stays ignored.
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        # command ignore SIGHUP. A signal that is ignored stays ignored. The handler is None if it
+        # is not Python's, such as that of a program in which Python is embedded; it stays, too.
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
             old_handlers[number] = signal.signal(number, note)    # returns the handler until now
     try:
         yield received
@@ -1253,6 +1259,7 @@ def explaining_failures():
 
 def keep_freed_memory():
     """Tell the C library to keep the memory that the program frees: the next step needs it again.
+    It does so until the process ends.
 
     Otherwise each step on a CPU gives up to hundreds of megabytes back to the system and requests
     them again, which costs 5 to 25 % of its time.
@@ -1509,6 +1516,14 @@ def real_number(smallest=0.0, upper=2.0**31):
     return parse
 
 
+def folder_name(text):
+    """Return the name of a folder; an argparse type. An empty name would mean the present folder,
+    but usually it comes from a variable of a shell script that is not set."""
+    if text == "":
+        raise argparse.ArgumentTypeError("the name of the folder is empty")
+    return text
+
+
 def given_flags(argv):
     """List the names of the flags on the command line; --no-x is listed as --x.
 
@@ -1701,7 +1716,7 @@ def add_data_flags(parser):
                        "text)")
     group.add_argument("--tokenizer", metavar="DIR",
                        help="folder or Hugging Face name (default: the teacher's, or --student's)")
-    group.add_argument("--cache", default=CACHE, metavar="DIR",
+    group.add_argument("--cache", type=folder_name, default=CACHE, metavar="DIR",
                        help="where tokenised corpora are kept (default: ~/.cache/minialbert)")
 
 
@@ -1812,6 +1827,8 @@ def check_out_is_outside(out, corpus):
     it is itself one of these paths, run_folder refuses it."""
     folders_around_out = PurePath(os.path.realpath(out)).parents
     for path in corpus:
+        if path == "":
+            raise ValueError("--corpus: a path is empty")
         if PurePath(os.path.realpath(path)) in folders_around_out:
             raise ValueError(f"--out {out} is in the corpus {path}, so its files would be taken "
                              "for text; choose another one")

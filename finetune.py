@@ -52,10 +52,10 @@ from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, check_a
                   count_characters, docs_on_this_machine, hash_file)
 from distill import (DEFAULT_OUT, TrainingOptions, add_run_flags, allow_only, autocast,
                      begin_or_resume, broadcast, can_match_layers, check_batch_size, device_of,
-                     explaining_failures, fingerprint, first_process_first, given_flags,
-                     hidden_loss, integer_from, leave_processes, lock_folder, match_layers,
-                     measuring_bar, output_loss, real_number, refuse_flags, set_up_processes,
-                     split_batch, to_device, train, uses_bf16)
+                     explaining_failures, fingerprint, first_process_first, folder_name,
+                     given_flags, hidden_loss, integer_from, leave_processes, lock_folder,
+                     match_layers, measuring_bar, output_loss, real_number, refuse_flags,
+                     set_up_processes, split_batch, to_device, train, uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Prediction, Task, check_labels, check_line_end,
                    detailed_scores, download_glue, entities, find_words, hold_out_a_tenth,
@@ -93,9 +93,9 @@ class Classifier(nn.Module):
         hidden, _ = self.encoder(ids, mask, segments)
         logits = self.output(self.dropout(hidden[-1])).float()                # (B, T, n)
         if self.kind == "qa":
-            # An answer is in segment 1: the context and the last [SEP], whose logits decode_answers
-            # does not read. [CLS] means "no answer". All else, the question and the padding, is in
-            # segment 0 and gets -1e4. (With -inf the KL divergence from a teacher would be nan.)
+            # An answer is in segment 1, which holds the context and the last [SEP]. [CLS] means "no
+            # answer". All other logits, of the question and the padding, become -1e4. (With -inf
+            # the KL divergence from a teacher would be nan.) decode_answers ignores the last [SEP].
             is_allowed = segments == 1                   # (B, T)
             is_allowed[:, 0] = True                      # [CLS]
             logits = logits.masked_fill(~is_allowed[:, :, None], -1e4)
@@ -107,9 +107,9 @@ class Classifier(nn.Module):
 class Feature(NamedTuple):
     """A sequence for the model, [CLS] text [SEP] or [CLS] first [SEP] second [SEP].
 
-    The model computes logits at all tokens, but only those at `positions` are used. `stands_for`
-    says which part of the example each position stands for, and `labels` is what is to be
-    predicted. What these three fields hold depends on the kind of the task:
+    `positions` are the tokens at which the model's logits are used, `stands_for` says which part of
+    the example each of them stands for, and `labels` is what is to be predicted. What these three
+    fields hold depends on the kind of the task:
 
     classification and regression
         positions       [0], where [CLS] stands
@@ -120,28 +120,28 @@ class Feature(NamedTuple):
         stands_for      for each position the number of its word in the sentence
         labels          for each position the number of its word's tag
     qa
-        positions       all tokens of the context in this window
-        stands_for      for each position where its word is in the context: (first character, one
-                        past the last)
+        positions       all tokens of the context in this window. Besides these, [CLS] is used: it
+                        means "no answer in this window"
+        stands_for      for each position the characters of its word, (first, one past the last),
+                        counted in the context
         labels          [position of the answer's first token, position of its last token], or
-                        [0, 0] if this window does not have all of the answer
+                        [0, 0], where [CLS] stands, if this window lacks a part of the answer
 
     For example, "Johnny lives" with the tags B-PER and O, which have the numbers 0 and 2, may be
     the tokens [CLS] john ##ny lives [SEP]. In tagging positions is [1, 3], stands_for [0, 1] and
     labels [0, 2]. In qa the same text is a context. If the question is "who" and the answer is
-    "Johnny", the tokens are [CLS] who [SEP] john ##ny lives [SEP]. Then num_before is 3, positions
+    "Johnny", the tokens are [CLS] who [SEP] john ##ny lives [SEP]. prefix_length is 3, positions
     range(3, 6), stands_for [[0, 6], [0, 6], [7, 12]] and labels [3, 4].
 
     labels is None if the label of the example is not known. In training all are known (see
     check_trainable).
     """
     ids: np.ndarray         # (T,) token numbers
-    num_before: int         # tokens before the main text (see TokenisedExample): 1, that is [CLS],
+    prefix_length: int      # tokens before the main text (see TokenisedExample): 1, that is [CLS],
                             # if there is one text; more if there are two
     example_number: int     # index of the example from which it was made
-    positions: object       # a list or range of indices into ids: at these tokens the logits are
-                            # used. In qa [CLS] is not among them, but its logits are used, too
-    stands_for: object      # what part of the example each position stands for; in qa an array
+    positions: object       # a list, in qa a range: indices into ids
+    stands_for: object      # a list, in qa an array (tokens, 2)
     labels: object          # a list, or None
     was_cut: bool = False   # whether the text, or one of the two, was too long and was cut
 
@@ -257,13 +257,15 @@ def tagging_features(tokenised, tokenizer, label_numbers):
         word_numbers = []                                # in the sentence
         for token in range(begin, end):
             word = word_of_token[token]
+            # Only the first token of a word has a label. A word may begin in an earlier window.
             begins_word = token == 0 or word_of_token[token - 1] != word
-            if begins_word:                              # only a word's first token has a label
+            if begins_word:
                 positions.append(token + shift)
                 word_numbers.append(word)
         labels = None                                    # the tags are not known
         if example.label is not None:
-            labels = [label_numbers[example.label[word]] for word in word_numbers]
+            tags = [example.label[word] for word in word_numbers]
+            labels = [label_numbers[tag] for tag in tags]
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), tokenised.example_number, positions, word_numbers, labels)
 
@@ -276,9 +278,9 @@ def answer_features(tokenised, tokenizer, stride):
     token_ids = encoding.ids
     word_spans = spans_of_words(encoding)
     answer_tokens = tokens_of_answer(example, encoding.offsets)
-    overlap = min(stride, tokenised.room // 2)           # windows advance by at least half
+    overlap = min(stride, tokenised.room // 2)           # a step is at least half the room
     for begin, end in windows(len(token_ids), tokenised.room, overlap):
-        # An array and a range take little memory: SQuAD has 90,000 windows.
+        # An array and a range take little memory: SQuAD has 90,000 windows and more.
         stands_for = np.array(word_spans[begin:end], np.int32)                # (tokens, 2)
         shift = len(prefix) - begin                      # token i of the context is at i + shift
         positions = range(begin + shift, end + shift)
@@ -310,16 +312,19 @@ def spans_of_words(encoding):
 
 
 def tokens_of_answer(example, offsets):
-    """Find the tokens of the context that overlap the first right answer -> (number of the first,
-    number of the last). None if there is no answer, if it is not known, or if no token is in it.
-    The offsets are, for each token, (first character, one past the last)."""
-    if not example.label:
+    """Find the tokens of the context that overlap the answer -> (number of the first such token,
+    number of the last). Of several right answers the first one is taken. None if the answer is not
+    known, if there is none, or if no token overlaps it.
+
+    offsets: for each token (first character, one past the last)
+    """
+    if not example.label:                                # None: not known; []: no answer
         return None
     answer_begin, answer = example.label[0]
     answer_end = answer_begin + len(answer)
     tokens = []
-    for token, (begin, end) in enumerate(offsets):
-        if begin < answer_end and end > answer_begin:    # the token and the answer overlap
+    for token, (token_begin, token_end) in enumerate(offsets):
+        if token_begin < answer_end and answer_begin < token_end:             # they overlap
             tokens.append(token)
     if not tokens:
         return None
@@ -342,18 +347,17 @@ def collate(features):
         length = len(feature.ids)
         ids[row, :length] = feature.ids
         mask[row, :length] = True
-        if feature.num_before > 1:                       # [CLS] and a first text stand before it
-            segments[row, feature.num_before:length] = 1
+        if feature.prefix_length > 1:                    # [CLS] and a first text stand before it
+            segments[row, feature.prefix_length:length] = 1
     return ids, mask, segments
 
 
 def collate_labels(features, T, kind):
-    """Put the labels of Features, which must be known, into one array.
+    """Put the labels of Features, which must be known, into one array of floats.
 
     qa: (B, 2), the positions of the answer's first and last token
-    other kinds: (B, T), the label of each token, or nan if nothing is predicted at this token. In
-        regression they are not normalised yet: TaskLoss brings them to a mean of 0 and a sd of 1,
-        and decode undoes this
+    other kinds: (B, T), the label of each token; nan if it has none. A label is the number of a
+        class or a tag; in regression it is the number to be predicted, not yet normalised
     """
     if kind == "qa":
         return np.array([feature.labels for feature in features], np.float64)
@@ -373,13 +377,16 @@ def outputs_at_targets(logits, rows, columns, kind):
 
     logits (B, T, n)
     rows, columns (N,): where the targets stand in the array that collate_labels returns
+
+    In qa a target is the position of a token. It is predicted from one logit of each token
+    -> (N, T): a target in column 0 from the begin logits, in column 1 from the end logits. In other
+    kinds a column is a token, and the target is predicted from its n logits -> (N, n).
     """
     if kind == "qa":
-        # Column 0 of the labels is where the answer begins, and column 1 is where it ends. Each
-        # is predicted from all T positions: from their begin logits, or from their end logits.
-        return logits.transpose(1, 2)[rows, columns]     # of (B, 2, T) -> (N, T)
-    # Here a column of the labels is a token. Its label is predicted from its n logits.
-    return logits[rows, columns]                         # of (B, T, n) -> (N, n)
+        begin_and_end_logits = logits.transpose(1, 2)    # (B, 2, T)
+        return begin_and_end_logits[rows, columns]       # (N, T)
+    else:
+        return logits[rows, columns]                     # (N, n)
 
 
 def loss_from_labels(outputs, targets, kind):
@@ -401,17 +408,19 @@ def loss_from_teacher(outputs, teacher_outputs, kind):
 
 
 class TaskLoss:
-    """The losses of a batch of a task. For classes, their weighted sum is
+    """The losses of a batch of a task. Their weighted sum is trained. They are called
 
-        cross-entropy + KL(p || q) of the outputs + weight * (1 - cosine) of the hidden states
-
-    p are the teacher's probabilities, q the model's. The weight is hidden_weight; the command takes
-    DEFAULT_HIDDEN_WEIGHT, or 0 if the states cannot be compared. The losses are called
-
-    task, distill: loss_from_labels and loss_from_teacher, averaged over the labels. In qa a
-        sequence has two labels, the positions where the answer begins and ends
-    hidden: averaged over the tokens and summed over the pairs of match_layers, as in distill.py.
+    task: loss_from_labels, averaged over the labels; its weight is 1. In qa a sequence has two
+        labels, the positions where the answer begins and ends
+    distill: loss_from_teacher, averaged over the labels; its weight is 1
+    hidden: 1 - cosine of the hidden states of model and teacher, averaged over the tokens and
+        summed over the pairs of match_layers, as in distill.py; its weight is hidden_weight.
         TinyBERT (arXiv 1909.10351) compares hidden states in tasks, too, but by a squared error
+
+    Without a teacher there is only the first one, and if hidden_weight is 0, there is no third one.
+    In classification the sum is, with the teacher's probabilities p and the model's q,
+
+        cross-entropy + KL(p || q) + hidden_weight * hidden
 
     A TaskLoss takes the place of a distill.Distillation: distill.training_step gets the losses from
     losses_of_micro_batches(step), weights them with loss_weights, and calls backward().
@@ -471,8 +480,10 @@ class TaskLoss:
         if "hidden" in self.loss_weights:
             # hidden[0] holds the embeddings, so hidden[r + 1] is the output of recursion r.
             total = 0.0
-            for r, layer in self.pairs:
-                total = total + hidden_loss(hidden[r + 1], teacher_hidden[layer + 1], mask)
+            for r, layer_number in self.pairs:
+                states = hidden[r + 1]
+                teacher_states = teacher_hidden[layer_number + 1]
+                total = total + hidden_loss(states, teacher_states, mask)
             losses["hidden"] = total / num_tokens
         return losses
 
@@ -495,25 +506,24 @@ class TaskLoss:
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            # One batch of an epoch may be shorter than the others and have no sequence for this
-            # micro-batch. But the gradients of all processes are summed, so each process must
-            # compute them. Then sequence 0 stands in, and its losses do not count.
-            is_stand_in = begin >= len(ids)
-            part = slice(begin, end)
-            if is_stand_in:
+            # One batch of an epoch may have fewer sequences than the others, and none for this
+            # micro-batch. But every process must have gradients, because all processes add theirs
+            # up. So here they are computed from sequence 0, and its losses are multiplied by 0.
+            is_empty = begin >= len(ids)
+            if is_empty:
                 part = slice(0, 1)
-            labels_here = labels[part]                   # (b, T), in qa (b, 2)
-            is_target_here = is_target[part]
+            else:
+                part = slice(begin, end)
             # The places of the targets are found here, on the CPU. Indexing by True and False on a
             # GPU would make the program wait until the GPU has counted the True values.
-            rows, columns = np.nonzero(is_target_here)   # (N,) each
-            targets = labels_here[rows, columns].astype(np.float32)           # (N,)
+            rows, columns = np.nonzero(is_target[part])  # (N,) each
+            targets = labels[part][rows, columns].astype(np.float32)          # (N,)
             # The arrays stand in the order in which compute_losses takes them.
-            tensors = to_device(device, ids[part], mask[part], segments[part], rows, columns,
-                                targets)
+            micro_batch = to_device(device, ids[part], mask[part], segments[part], rows, columns,
+                                    targets)
             with autocast(device, self.bf16):
-                losses = self.compute_losses(*tensors, num_targets, num_tokens)
-            if is_stand_in:
+                losses = self.compute_losses(*micro_batch, num_targets, num_tokens)
+            if is_empty:
                 losses = {name: 0 * loss for name, loss in losses.items()}
             yield losses
 
@@ -607,8 +617,8 @@ def default_rate(mode, config, is_default_run, learns_hidden=False):
     learns_hidden: whether there is a hidden loss. If so, corrections learn better with a higher
         rate, and whole models do, too, but not in a default run (EXPERIMENTS.md)
 
-    The rate must be higher if few parameters are trained, or if there are few steps. A correction
-    is a product, and both of its factors change, so it needs a lower rate than an adapter.
+    The rate must be higher if few parameters are trained, or if there are few steps. Corrections
+    need a lower rate than adapters (EXPERIMENTS.md).
     """
     has_corrections = config.correction_rank > 0
     if mode == "adapters" and has_corrections:
@@ -692,7 +702,7 @@ def decode_tags(task, examples, features, logits):
     return tags
 
 
-LONGEST_ANSWER = 30                 # tokens of a predicted span; its last word is then completed
+LONGEST_ANSWER = 30                 # tokens of a predicted span; its words are then completed
 
 
 def decode_answers(task, examples, features, logits, longest=LONGEST_ANSWER):
@@ -701,10 +711,10 @@ def decode_answers(task, examples, features, logits, longest=LONGEST_ANSWER):
     The score of a span is the begin logit of its first token plus the end logit of its last. Spans
     have at most `longest` tokens, and the best over all windows is taken.
 
-    If task.unanswerable, each window has a no-answer score: the sum of the two logits at [CLS]. A
-    window without the answer should have a high one, even if another window has the answer. So the
-    lowest no-answer score of all windows counts. If it is above the best span's score, the answer
-    is "".
+    If task.unanswerable, the answer may also be "". The no-answer score of a window is the sum of
+    the two logits at [CLS]. It should be low in a window with the answer and high in all others. So
+    a low score in one window is enough to answer: the answer is "" only if the lowest score of all
+    windows is above the best span's score.
     """
     best_score = [-np.inf] * len(examples)
     best_text = [""] * len(examples)
@@ -848,23 +858,24 @@ def tokenise_texts(task, examples, tokenizer):
 
 
 def tokenise_beginnings(texts, length, tokenizer):
-    """Tokenise texts of which only the first `length` tokens are needed -> their Encodings. Of a
-    long text only the beginning is tokenised, if it has enough tokens. ValueError if one of the
-    texts is not a text."""
+    """Tokenise texts of which only the first `length` tokens are needed -> their Encodings. To save
+    time only the beginning of a long text is tokenised, if it has enough tokens. ValueError if one
+    of the texts is not a text."""
     check_are_texts(texts)
-    # A beginning may end inside a word, and this word's tokens may then be wrong. In WordPiece they
-    # are not more than its characters, and there is a limit of these, 100 in a BERT: a longer word
-    # is one [UNK]. Other kinds of tokenizers have no limit.
-    longest_word = getattr(tokenizer.backend.model, "max_input_chars_per_word", None)
-    if longest_word is None:
+    # A beginning may end inside a word, and the tokens of this part of the word may be wrong. In
+    # WordPiece they are at most max_input_chars_per_word, 100 in a BERT: a word has no more tokens
+    # than characters, and a word with more characters than that is one [UNK].
+    max_wrong = getattr(tokenizer.backend.model, "max_input_chars_per_word", None)
+    if max_wrong is None:                                # it is no WordPiece and has no limit
         return tokenizer.backend.encode_batch(texts, add_special_tokens=False)
-    num_needed = length + longest_word
+    num_needed = length + max_wrong
     most_characters = 20 * num_needed                    # most texts have about four in a token
     beginnings = [text[:most_characters] for text in texts]
     encodings = tokenizer.backend.encode_batch(beginnings, add_special_tokens=False)
     for i, text in enumerate(texts):
-        was_cut = len(text) > most_characters
-        if was_cut and len(encodings[i].ids) <= num_needed:      # for example, it has many spaces
+        has_more_text = len(text) > most_characters
+        has_few_tokens = len(encodings[i].ids) <= num_needed     # for example, it has many spaces
+        if has_more_text and has_few_tokens:
             encodings[i] = tokenizer.backend.encode(text, add_special_tokens=False)
     return encodings
 
@@ -923,7 +934,7 @@ def fit_lines(x, y):
     return weight, bias
 
 
-MAX_PROBABILITIES = 100             # name_probabilities returns at most so many
+MAX_PROBABILITIES = 100             # name_probabilities returns at most this many
 
 
 def name_probabilities(labels, probabilities):
@@ -940,8 +951,9 @@ def end_after_accents(text, end):
     word's last character, without them.
 
     A tokenizer that strips accents removes all nonspacing marks (Unicode's category Mn): accents,
-    but also vowel signs of Hindi and Thai. They are in no token, but belong to the letter before
-    them. (If a tokenizer has a token for a mark, an answer that ends before it gets the mark, too.)
+    but also some vowel signs of Hindi and Thai. They are in no token, but belong to the letter
+    before them. (If a tokenizer has a token for a mark, an answer that ends before it gets the
+    mark, too.)
     """
     while end < len(text) and unicodedata.category(text[end]) == "Mn":
         end += 1
@@ -964,8 +976,8 @@ class Setup(NamedTuple):
 
 
 def check_unchanged(setup):
-    """Raise ValueError if the saved model is no longer the one with which the command began. The
-    mean of several seeds would mix both models."""
+    """Raise ValueError if the saved model has changed since the command began. Then the mean over
+    the seeds would be a mean over two different models."""
     fingerprints = fingerprints_of_saved_model(setup.model_path, setup.task, setup.args.recursions)
     for name, value in fingerprints.items():
         if setup.settings[name] != value:
@@ -992,17 +1004,16 @@ def train_and_measure(model, task_loss, splits, options, setup):
     """Train the model, or go on with its training, and measure it -> {name of a split: Result}. For
     the splits see fine_tune."""
     dev_name = first_dev_split(splits)
-    results = {}             # {name of a split: Result}; measure_dev puts that of the dev set here
+    results = {}                                         # {name of a split: Result}
 
     def measure_dev():
-        """Measure the dev set, keep its Result in `results`, and return its scores for the log.
-        train() calls this now and then, the last time after the last step. So the last Result,
-        which replaces the earlier ones, is that of the trained model."""
+        """Measure the dev set and return its scores for the log. train() calls this now and then
+        and after the last step, so `results` keeps the Result of the trained model."""
         results[dev_name] = evaluate_split(model, setup.task, splits[dev_name], setup.bf16)
         return results[dev_name].scores
 
     def save_nothing():
-        """Save no model: after the training run_mode() saves that of the first mode and seed."""
+        """Save no model. After the training run_mode() saves the model, if it is the first one."""
 
     if setup.processes.rank == 0:                        # only this process writes into --out
         os.makedirs(options.out, exist_ok=True)
@@ -1017,12 +1028,10 @@ def train_and_measure(model, task_loss, splits, options, setup):
     num_steps = options.steps - run_state.first_step     # it is smaller in a resumed run
     with explaining_failures():
         train(model, task_loss, run_state, options, measure_dev, save_nothing, setup.processes)
+    # train() measures the dev set in the first process only, and not if a resumed run has no step
+    # left. What it has not measured is measured here.
     for name, split in splits.items():
-        if name == "train":
-            continue
-        # In the first process train() has called measure_dev, unless no step was left. Everywhere
-        # else the dev set is measured here.
-        if name not in results:
+        if name != "train" and name not in results:
             results[name] = evaluate_split(model, setup.task, split, setup.bf16)
     seconds = time.perf_counter() - begin_time
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -1032,7 +1041,7 @@ def train_and_measure(model, task_loss, splits, options, setup):
 
 
 # ---- Fine-tuned models on disk ----------------------------------------------------------
-# The encoder is saved in the usual format; head.safetensors and task.json are beside it.
+# The encoder is saved as by checkpoint.save; head.safetensors and task.json are beside it.
 
 def save_classifier(path, model, task, tokenizer):
     """Write a fine-tuned model, its Task and its tokenizer into the folder path."""
@@ -1054,10 +1063,17 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     of texts, if the task has two texts, but the model knows only one segment, or if the task's
     sequences are longer than the model allows.
     """
+    if os.path.isfile(path):
+        raise ValueError(f"{path}: this is a file; give the folder that it is in")
     if not os.path.isdir(path):
         raise ValueError(f"{path}: there is no such folder")
     saved_task = load_task(path)                         # None: the folder has no task.json
     if task is None:
+        has_log = os.path.exists(os.path.join(path, "log.jsonl"))
+        has_model = os.path.exists(os.path.join(path, "config.json"))
+        if has_log and not has_model:
+            raise ValueError(f"{path}: this is the folder of a single run; the fine-tuned model is "
+                             "in the folder around it")
         if saved_task is None:
             raise ValueError(f"{path}: not a fine-tuned model: it has no task.json; fine-tune it "
                              f"first: finetune.py --model {shlex.quote(str(path))} --task TASK")
@@ -1105,9 +1121,9 @@ def change_normalisation(head, saved_task, task):
     """Change a head for regression in place, from the mean and sd of saved_task to those of task.
     It predicts the same y as before.
 
-    The head computes z = (y - saved mean) / saved sd, so y = saved sd * z + saved mean. From now on
-    it is to compute (y - mean) / sd. Other kinds of tasks have the mean 0 and the sd 1, so nothing
-    changes.
+    The head computes z = (y - saved mean) / saved sd, so y = saved sd * z + saved mean. After the
+    change it computes (y - mean) / sd. Other kinds of tasks have the mean 0 and the sd 1, so
+    nothing changes.
     """
     if (saved_task.mean, saved_task.sd) == (task.mean, task.sd):
         return
@@ -1181,7 +1197,7 @@ def add_data_flags(parser):
                        "documentation were marked as code (default: code, trained three times: the "
                        "whole model, as with --adapters-only, and the whole model from random "
                        "weights)")
-    group.add_argument("--data", metavar="DIR",
+    group.add_argument("--data", type=folder_name, metavar="DIR",
                        help="folder with the files of the GLUE task (default: download them)")
     group.add_argument("--train", nargs="+", action="extend", metavar="FILE",
                        help="your own training files: .tsv, .txt, .csv or .jsonl with named "
@@ -1310,7 +1326,8 @@ def check_flags(args, given):
     check_file_flags(args.task, given)
     if args.task in KINDS and args.train is None:
         raise ValueError(f"--task {args.task} needs files of yours: give --train FILE and, if you "
-                         "have them, --dev FILE and --test FILE")
+                         "have them, --dev FILE and --test FILE (to measure a fine-tuned model "
+                         "add --evaluate)")
     if "--steps" in given:
         refuse_flags(given, ["--epochs"], "--steps says already how long to train")
     if args.distill_from is None:
@@ -1960,6 +1977,8 @@ def print_predictions(args, model, task, tokenizer, bf16):
                 for location, line in lines if line.strip()]
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
+    if task.kind == "tagging":
+        check_has_no_tags(args.predict, [line for _, line in lines if line.strip()])
     result = predict_examples(examples, model, task, tokenizer, bf16)
     predictions = iter(result.predictions)
     for _, line in lines:
@@ -2003,11 +2022,21 @@ def lines_of_file(path):
     return lines
 
 
+def check_has_no_tags(path, lines):
+    """Raise ValueError if the lines are words, each with its tag after a space. A tagger would take
+    each of them for a sentence."""
+    pattern = r"\S+ (.* )?(O|[BIESLU](-\S+)?)"           # such as "Rome NNP B-LOC"
+    if len(lines) > 1 and all(re.fullmatch(pattern, line) for line in lines):
+        raise ValueError(f"--predict {path}: each line has a word and a tag, but here a line is a "
+                         "sentence without tags; --evaluate --test FILE reads words and tags")
+
+
 def check_not_file_name(text):
     """Raise ValueError if the text of --predict looks like the name of a file that is not there: it
     has no space, and it has a slash, or ends like a file, or is "-". If it ends like a file, but
     has a space, it is a text, and a warning says so."""
-    endings = r"(?i)\.(txt|text|md|tsv|csv|jsonl?|gz|bz2|xz)$"
+    endings = (r"(?i)\.(txt|text|md|tsv|csv|jsonl?|gz|bz2|xz|zip|conll|bio|iob2?|tags|xlsx?|docx?|"
+               r"odt|pdf|html?|parquet|arrow)$")
     ends_like_file = re.search(endings, text) is not None
     looks_like_path = ends_like_file or "/" in text or text == "-"
     has_space = re.search(r"\s", text) is not None

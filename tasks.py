@@ -423,8 +423,8 @@ def lines_of(path):
                 if COMPRESSED.match(raw):
                     raise ValueError(f"{path}: it is compressed; unpack it first")
                 if b"\0" in raw:
-                    raise ValueError(f"{path}: its first line has NUL bytes, as text in UTF-16 and "
-                                     "UTF-32 has; iconv converts it to UTF-8")
+                    raise ValueError(f"{path}: its first line has NUL bytes. If it is a text, it "
+                                     "is in UTF-16 or UTF-32, which iconv converts to UTF-8")
             with expecting(f"{path}:{number}", "UTF-8 (iconv converts other encodings)"):
                 line = raw.decode(encoding).rstrip("\r\n")
             yield number, line
@@ -438,6 +438,7 @@ def rows_of(path, header=None):
     In a .csv, .tsv or .txt the first row names the columns, unless `header` does. If a row has line
     breaks in quotes, the number is that of its last line.
     """
+    check_readable(path)
     ending = os.path.splitext(path)[1].lower()
     if ending == ".jsonl":
         for number, line in lines_of(path):
@@ -454,7 +455,7 @@ def rows_of(path, header=None):
         rows = ((number, line.split("\t")) for number, line in lines_of(path) if line)
     else:
         raise ValueError(f"{path}: the ending of a table must be .tsv, .txt, .csv or .jsonl; "
-                         "unpack a compressed file first")
+                         "other files, also compressed ones, must be converted first")
     for number, cells in rows:
         location = f"{path}:{number}"
         if header is None:                               # the first row names the columns
@@ -597,19 +598,29 @@ def read_tags(path):
             tags.append(tag)
         first_location, _ = sentence[0]
         examples.append(Example(words, None, iob2(tags), str(len(examples)), first_location))
-    check_first_column(examples, path)
+    check_first_column(examples, num_columns, path)
     return not_empty(examples, path)
 
 
-def check_first_column(examples, path):
-    """Raise ValueError if the words of all sentences are 1, 2, 3, ... In some formats, such as
-    CoNLL-U, the first column numbers the words."""
-    for example in examples:
-        numbers = [str(number) for number in range(1, len(example.text) + 1)]
-        if example.text != numbers:
-            return
-    if any(len(example.text) > 1 for example in examples):
+def check_first_column(examples, num_columns, path):
+    """Raise ValueError if the first column cannot be the words. In some formats it numbers them, as
+    in CoNLL-U, or it has the name of the document or of the sentence on each line."""
+    sentences = [example.text for example in examples if len(example.text) > 1]
+    if not sentences:
+        return
+    is_numbered = all(words in (numbers_from(0, words), numbers_from(1, words))
+                      for words in sentences)
+    if is_numbered:
         raise ValueError(f"{path}: the first column numbers the words, but it must have the words")
+    repeats_one_word = all(len(set(words)) == 1 for words in sentences)
+    if repeats_one_word and num_columns > 2:
+        raise ValueError(f"{path}: the first column must have the words, but it is "
+                         f"{sentences[0][0]!r:.60} on all lines of a sentence")
+
+
+def numbers_from(first, words):
+    """List as many numbers as there are words, as texts: first, first + 1, ..."""
+    return [str(number) for number in range(first, first + len(words))]
 
 
 def tag_of_line(line, columns, num_columns, location):
@@ -621,7 +632,7 @@ def tag_of_line(line, columns, num_columns, location):
     check_line_end(line, location)
     if len(columns) != num_columns or not columns[0].strip():
         raise ValueError(f"{location}: {line!r:.60} is not a word and a tag in {num_columns} "
-                         "columns")
+                         "columns; tabs or spaces separate them")
     tag = columns[-1].strip()
     if not re.fullmatch(r"O|[BIESLU](-.+)?", tag):
         raise ValueError(f"{location}: the tag {tag!r:.60} is neither O nor one of B, I, E, S, L, "

@@ -258,16 +258,16 @@ def random_features(kind):
         length = int(rng.integers(9, TOY.T))
         positions = [0]
         labels = [1]
-        num_before = 1
+        prefix_length = 1
         if kind == "tagging":
             positions = list(range(1, length - 1))
             labels = [1] * len(positions)
         elif kind == "qa":
-            num_before = 4                               # [CLS], two tokens, [SEP]
-            positions = list(range(num_before, length - 1))
+            prefix_length = 4                            # [CLS], two tokens, [SEP]
+            positions = list(range(prefix_length, length - 1))
             labels = [5, 6]                              # the answer's first and last token
         ids = rng.integers(5, TOY.V, length).astype(np.int32)
-        features.append(finetune.Feature(ids, num_before, number, positions, positions, labels))
+        features.append(finetune.Feature(ids, prefix_length, number, positions, positions, labels))
     return features
 
 

@@ -374,7 +374,7 @@ def read_features(sentences):
     features = []
     for number, (ids, label) in enumerate(rows):
         features.append(finetune.Feature(
-            np.array(ids, np.int32), num_before=1, example_number=number, positions=[0],
+            np.array(ids, np.int32), prefix_length=1, example_number=number, positions=[0],
             stands_for=[0], labels=[label]))
     return features
 

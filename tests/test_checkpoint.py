@@ -903,10 +903,18 @@ def test_a_field_that_the_config_must_have_is_named_if_it_is_missing(saved, name
     ("model_type", ["bert"], "model_type"),
     ("model_type", "", "model_type is ''"),
     ("is_decoder", True, "is_decoder is True, but only False is known"),
+    ("inner_group_num", 2, "inner_group_num is 2, but only 1 is known"),
+    ("quantization_config", {"load_in_8bit": True}, "its weights are quantised"),
 ])
 def test_a_wrong_field_of_the_config_is_named(saved, name, value, pattern):
     change_config(saved, **{name: value})
     refusal(saved, pattern)
+
+
+def test_an_albert_with_its_own_mlm_head_is_refused(tmp_path):
+    save(random_model(), tmp_path)
+    change_tensors(tmp_path, {"predictions.bias": torch.ones(V)})
+    refusal(tmp_path, "the MLM head of an ALBERT is not known here; open the model in transformers")
 
 
 def test_an_albert_that_names_no_activation_has_that_of_transformers(saved):
@@ -1199,7 +1207,7 @@ def test_a_state_of_a_run_with_other_settings_is_refused_and_changes_nothing(sta
     state = training_state(0.0)
     settings = settings_with(seed=4, layers=(0, 1))
     message = (r"x is of a run with other settings: seed was 3, now it is 4; "
-               r"layers was \[0, 2\], now it is \[0, 1\]\. For other .*--student")
+               r"layers was \[0, 2\], now it is \[0, 1\]\. To go on .*--student")
     with pytest.raises(ValueError, match=message):
         restore_training_state(state_path, state, settings)
     assert_same_bytes(state, training_state(0.0))
@@ -1223,11 +1231,11 @@ def test_of_weights_and_shapes_only_what_differs_is_named():
     saved = {"weights": weights, "shape": {"rank": 3}}
     checkpoint.check_settings("x", saved, copy.deepcopy(saved))
     other_weights = {"mlm": 1.0, "attention": 3.0, "hidden": 4.0, "output": 5.0}
-    message = (r"settings: weights\.elastic was 2\.5, now it is missing; "
+    message = (r"settings: weights\.elastic was 2\.5, now it is not given; "
                r"weights\.hidden was 3\.0, now it is 4\.0; shape\.rank was 3, now it")
     with pytest.raises(ValueError, match=message):
         checkpoint.check_settings("x", saved, {"weights": other_weights, "shape": {"rank": 5}})
-    with pytest.raises(ValueError, match="settings: weights was given, now it is missing"):
+    with pytest.raises(ValueError, match="settings: weights was given, now it is not given"):
         checkpoint.check_settings("x", saved, {"weights": None})
 
 
@@ -1409,7 +1417,7 @@ def test_a_run_goes_on_only_with_the_same_settings_and_is_told_what_to_do(tmp_pa
     do_run(tmp_path / "out")
     before = contents(tmp_path / "out")
     message = (r"run\.json is of a run with other settings: steps was 9, now it is 20\. "
-               r"For other .* another --out; .* distill.py --student")
+               r"To go on .* For other .* another --out; .* distill.py --student")
     with pytest.raises(ValueError, match=message):
         do_run(tmp_path / "out", settings=settings_with(steps=20), resume=True)
     assert contents(tmp_path / "out") == before

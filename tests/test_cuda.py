@@ -137,18 +137,18 @@ def make_features(kind):
     rng = np.random.default_rng(0)
     features = []
     for i in range(2 * BATCH_SIZE):
-        num_before = 1
+        prefix_length = 1
         positions = [0]
         labels = [1]
         if kind == "tagging":
             positions = [1, 3]
             labels = [0, 1]
         elif kind == "qa":
-            num_before = 3
+            prefix_length = 3
             positions = [3, 4, 5]
             labels = [3, 4]
         ids = rng.integers(5, V, T)
-        features.append(finetune.Feature(ids, num_before, i, positions, positions, labels))
+        features.append(finetune.Feature(ids, prefix_length, i, positions, positions, labels))
     return features
 
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import data
 from checkpoint import expecting, read_json
-from command import run_command
+from command import end_at_interrupt, run_command
 from conftest import LETTERS, ROOT, call_forked, files_below, write_file
 from data import (MaskedBatches, SPECIAL_TOKENS, Tokenizer, TokenFile, corpus_files,
                   docs_on_this_machine, hash_file, is_prose, main, mask_tokens, open_corpus,
@@ -2632,6 +2632,15 @@ def test_ctrl_c_has_its_status_where_standard_error_is_closed():
               "os.kill(os.getpid(), signal.SIGINT)")
     ended = run_python_in_shell(script, "2>&-")
     assert ended.returncode == 130
+
+
+def test_an_interactive_session_keeps_its_handler_of_ctrl_c(monkeypatch):
+    """In IPython's %run a session goes on after the script. It has a prompt."""
+    handler = signal.getsignal(signal.SIGINT)
+    assert handler is signal.default_int_handler
+    monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
+    end_at_interrupt()
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 @pytest.mark.parametrize("action", ["lambda: None", "lambda: int('no')"])

@@ -1301,6 +1301,19 @@ def test_a_signal_after_the_last_look_at_the_list_takes_effect_at_the_end():
             raise SystemExit(130)
 
 
+def test_a_handler_that_is_not_pythons_stays(monkeypatch):
+    """signal.getsignal returns None for it, and signal.signal could not set it again."""
+    handler_before = signal.getsignal(signal.SIGTERM)
+    original = signal.getsignal
+
+    def getsignal(number):
+        return None if number == signal.SIGTERM else original(number)
+
+    monkeypatch.setattr(signal, "getsignal", getsignal)
+    with distill.noted_signals():
+        assert original(signal.SIGTERM) is handler_before
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_that_was_ignored_stays_ignored(toy, whole, out, monkeypatch, number):
     """A shell script lets a command in its background ignore Ctrl-C, and nohup lets one ignore
@@ -1333,13 +1346,14 @@ def test_a_process_without_a_signal_stops_with_another_that_received_one(toy, ou
     assert read_metadata(out)["step"] == "1"
 
 
-@pytest.mark.parametrize("size, expected", [
-    (4, 'one\n"two"\n'), (99, 'one\nhalf"two"\n'), (0, '"two"\n')])
-def test_a_log_is_cut_to_its_size_at_the_checkpoint_but_never_made_longer(
-        tmp_path, size, expected):
-    """A run that was killed may have logged steps after its checkpoint. They are made again."""
+@pytest.mark.parametrize("text, size, expected", [
+    ("one\nmore\n", 4, 'one\n"two"\n'), ("one\nmore\n", 0, '"two"\n'),
+    ("one\n", 99, 'one\n"two"\n'), ("one\nhal", 99, 'one\n"two"\n'), ("hal", 99, '"two"\n')])
+def test_a_log_is_cut_to_its_whole_lines_at_the_checkpoint(tmp_path, text, size, expected):
+    """A run that was killed may have logged steps after its checkpoint. They are made again. If
+    the machine lost its power, a part of the log may be lost."""
     log = tmp_path / "log.jsonl"
-    log.write_text("one\nhalf")
+    log.write_text(text)
     distill.cut_log(log, size)
     distill.append_to_log(log, "two")
     assert log.read_text() == expected
@@ -1364,7 +1378,7 @@ def test_without_a_checkpoint_too_a_run_does_not_go_on_with_another_corpus(
     before = files_below(out)
     write_other_corpus(toy, tmp_path / "other.txt")
     error = error_of_run(capsys, toy, out, "--resume", "--corpus", tmp_path / "other.txt")
-    assert "run.json is of a run with other settings: corpus has other contents now. For" in error
+    assert "run.json is of a run with other settings: corpus has other contents now. To" in error
     assert files_below(out) == before
 
 
@@ -1558,7 +1572,7 @@ def test_a_resume_with_other_settings_is_refused_and_says_which(
     error = error_of_run(capsys, toy, out, "--resume", *more)
     assert error.count("\n") == 1
     # "lr was 0.01, now it is 0.5; shape.adapter_size was 0, now it is 3" names lr and shape.
-    differences = re.search(r"other settings: (.*)\. For other settings", error)[1]
+    differences = re.search(r"other settings: (.*)\. To go on with it", error)[1]
     found = set()
     for difference in differences.split("; "):
         found.add(re.match(r"\w+", difference)[0])

@@ -220,7 +220,7 @@ def test_two_texts_share_the_room_and_the_longer_gives_way(
     feature, = encode(task, [example], tokenizer)
     x, y = tokenizer.encode(["x y"])[0]
     expected = [tokenizer.cls_id] + [x] * kept_first + [tokenizer.sep_id]
-    assert feature.num_before == len(expected)
+    assert feature.prefix_length == len(expected)
     expected += [y] * kept_second + [tokenizer.sep_id]
     assert feature.ids.tolist() == expected
     assert feature.labels == [1]
@@ -234,7 +234,7 @@ def test_one_text_is_truncated_to_the_length(tokenizer):
     x = tokenizer.encode(["x"])[0][0]
     expected = [tokenizer.cls_id] + [x] * 11 + [tokenizer.sep_id]
     assert feature.ids.tolist() == expected
-    assert feature.num_before == 1
+    assert feature.prefix_length == 1
     assert feature.labels == [2.5]
     assert feature.positions == [0]
 
@@ -245,7 +245,7 @@ def test_a_question_gets_a_third_of_the_room(tokenizer):
     context = " ".join("y" * 40)
     example = make_text_example(question, [], context)
     for feature in encode(task, [example], tokenizer):
-        assert feature.num_before == 1 + 7 + 1           # (24 - 3) // 3 of the question
+        assert feature.prefix_length == 1 + 7 + 1        # (24 - 3) // 3 of the question
 
 
 def test_features_have_the_number_of_their_example_in_any_chunk(tokenizer):
@@ -718,8 +718,8 @@ def logits_alone(model, feature):
     ids = torch.tensor(feature.ids, dtype=torch.int64)[None]
     mask = torch.ones_like(ids, dtype=torch.bool)
     segments = torch.zeros_like(ids)
-    if feature.num_before > 1:
-        segments[0, feature.num_before:] = 1
+    if feature.prefix_length > 1:
+        segments[0, feature.prefix_length:] = 1
     with torch.no_grad():
         _, logits = model(ids, mask, segments)
     return logits[0]
@@ -1852,20 +1852,20 @@ def test_a_run_goes_on_only_with_the_same_model_teacher_data_and_flags(
     error = fail(capsys, *flags, "--weight-decay", 0.5)
     assert "weight_decay was 0.01, now it is 0.5" in error
     error = fail(capsys, *flags, "--hidden-weight", 0.5)
-    assert "hidden_weight was missing, now it is 0.5" in error
+    assert "hidden_weight was not given, now it is 0.5" in error
     error = fail(capsys, *flags, "--distill-from", other_teacher)
-    assert "settings: teacher has other contents now. For" in error
+    assert "settings: teacher has other contents now. To" in error
     error = fail(capsys, *flags, "--model", other_teacher)
-    assert "settings: encoder has other contents now; head was missing, now it is given" in error
+    assert "settings: encoder has other contents now; head was not given, now it is given" in error
     train = sentiment / "train.tsv"
     text = train.read_text()
     train.write_text(text.replace("film", "name", 1))
     error = fail(capsys, *flags)
-    assert "settings: training_set has other contents now. For" in error
+    assert "settings: training_set has other contents now. To" in error
     train.write_text(text)
     add_line(sentiment / "dev.tsv")
     error = fail(capsys, *flags)
-    assert "settings: dev_set has other contents now. For" in error
+    assert "settings: dev_set has other contents now. To" in error
 
 
 def test_a_run_goes_on_where_new_adapters_and_heads_are_rounded_differently(
@@ -1897,7 +1897,7 @@ def test_a_run_goes_on_only_with_the_same_head(tmp_path, out, sentiment, tokeniz
     classifier.output.weight.data[0, 0] += 1
     save_classifier(folder, classifier, task, tokenizer)
     error = fail(capsys, *flags, "--resume")
-    assert "settings: head has other contents now. For" in error
+    assert "settings: head has other contents now. To" in error
 
 
 def test_the_model_is_measured_every_so_many_steps(out, sst2_flags, capsys):
@@ -2959,8 +2959,26 @@ def test_a_flag_of_several_values_may_be_given_again():
     assert finetune.arguments([]).text == ["text"]
 
 
+def test_a_file_of_words_and_tags_is_not_taken_for_sentences():
+    finetune.check_has_no_tags("a.txt", ["EU B-ORG"])    # one line may be a sentence
+    finetune.check_has_no_tags("a.txt", ["EU rejects", "the blood type O"])
+    for tags in (["O", "B-ORG"], ["NN O", "NNP B-ORG"], ["O", "I"]):
+        lines = [f"word {tag}" for tag in tags]
+        with pytest.raises(ValueError, match="a.txt: each line has a word and a tag, but here"):
+            finetune.check_has_no_tags("a.txt", lines)
+
+
+def test_a_tagger_does_not_predict_for_a_file_of_words_and_tags(tokenizer, tmp_path, capsys):
+    task = make_task_of_kind("tagging", LABELS["tagging"])
+    save_random_classifier(tmp_path / "m", task, tokenizer)
+    texts = write_file(tmp_path / "a.txt", "good B-x\n\nfilm O\n")
+    error = fail(capsys, "--model", tmp_path / "m", "--predict", texts)
+    assert f"--predict {texts}: each line has a word and a tag" in error
+
+
 @pytest.mark.parametrize("text", ["good.txt", "a/b.tsv", "x.csv", "x.json", "x.jsonl", "x.CSV",
-                                  "notes.md", "lines.txt.gz", "/nowhere/lines", "-"])
+                                  "notes.md", "lines.txt.gz", "/nowhere/lines", "-", "a.xlsx",
+                                  "a.parquet", "a.conll"])
 def test_a_file_that_is_not_there_is_no_text(text, capsys):
     """A mistyped name must not be classified as if it were a text. Amid other words it may be."""
     with pytest.raises(ValueError, match=f"--predict {text}: there is no such file"):
@@ -3143,6 +3161,12 @@ def test_only_a_fine_tuned_model_predicts(model, capsys):
     remedy = f"fine-tune it first: finetune.py --model {model} --task TASK"
     error = fail(capsys, "--model", model, "--predict", "good")
     assert f"{model}: not a fine-tuned model: it has no task.json; {remedy}" in error
+
+
+def test_the_folder_of_a_single_run_is_no_model(tmp_path, capsys):
+    write_file(tmp_path / "log.jsonl", "")
+    error = fail(capsys, "--model", tmp_path, "--predict", "good")
+    assert f"{tmp_path}: this is the folder of a single run; the fine-tuned model is in" in error
 
 
 def test_a_model_whose_head_was_removed_does_not_predict(tokenizer, tmp_path, capsys):

@@ -827,7 +827,7 @@ data      --tokenizer=                          a name is empty: give a folder
 data      --out t.bin --corpus short.txt        t.bin was made from other files*--overwrite
 data      --out c.txt                           --out 'c.txt': the name of a token file must end
 data      --out m                               --out 'm': the name of a token file must end in
-data      --out alone.bin                       alone.bin: not a token file
+data      --out alone.bin                       alone.bin: not a whole token file
 data      --out x.bin                           x.bin.json exists and is not the description
 data      --out cut.bin                         cut.bin.json: not a JSON object
 data      --out x                               the name of a token file must end in .bin
@@ -835,7 +835,9 @@ data      --out c.txt/x.bin                     c.txt: File exists
 data      --out=                                --out '': the name of a token file must end in
 data      --out new/                            --out 'new/': the name of a token file must end in
 data      --train-tokenizer 100                 --train-tokenizer: not allowed with argument --tok
-data      extra                                 unrecognized arguments: extra
+data      extra                                 unrecognized arguments: extra; --help lists the
+distill   --batch_size 16                       --batch_size 16; did you mean --batch-size?
+finetune  --data=                               --data: the name of the folder is empty
 learn     --train-tokenizer 99                  --train-tokenizer 99: the size must be from 100
 learn     --train-tokenizer 1e3                 --train-tokenizer: invalid int
 learn     --corpus zh.txt --out m               m: it has a vocab.txt
@@ -860,7 +862,7 @@ distill   --teacher relu                        relu/config.json: *hidden_act is
 distill   --corpus zh.txt                       zh.txt: 100% of the characters become [UNK]
 distill   --corpus pdf.txt                      pdf.txt: not UTF-8
 distill   --corpus x.pdf                        x.pdf: not a regular file whose name ends in
-distill   --corpus alone.bin                    alone.bin: not a token file
+distill   --corpus alone.bin                    alone.bin: not a whole token file
 distill   --corpus list.bin                     list.bin: not a whole token file
 distill   --corpus high.bin                     token 65535 is in the corpus, but those of the
 distill   --corpus t.bin c.txt                  t.bin: a token file cannot be
@@ -872,7 +874,7 @@ distill   --dropout nan                         --dropout: nan
 distill   --seed -1                             --seed: -1
 distill   --adapter-size 99999999               adapter_size is 99999999
 finetune  --train nowhere.tsv                   nowhere.tsv: No such file or directory
-finetune  --train m                             error: m: the ending of a table must be
+finetune  --train m                             error: m is not a regular file
 finetune  --train empty.tsv                     empty.tsv: the file has no examples
 finetune  --train header.tsv                    header.tsv: the file has no examples
 finetune  --train single.tsv                    single.tsv:2: *this is the only one
@@ -880,7 +882,7 @@ finetune  --train same.tsv                      same.tsv:*: this and all other e
 finetune  --train headless.tsv                  headless.tsv:2: the column 'text' is missing
 finetune  --train comma.tsv                     comma.tsv:2: *missing among 'text,label'; *tabs
 finetune  --train semicolon.csv                 semicolon.csv:2: *among 'text;label'; *commas
-finetune  --train utf16.tsv                     utf16.tsv: its first line has NUL bytes, as text in
+finetune  --train utf16.tsv                     utf16.tsv: its first line has NUL bytes. If it is a
 finetune  --train x.xlsx                        x.xlsx: the ending of a table must be
 finetune  --train array.jsonl                   array.jsonl:1: not a JSON object
 finetune  --train half.jsonl                    half.jsonl:1: *half a char
@@ -992,11 +994,11 @@ predict   --lr 1                                --lr: --predict trains nothing
 predict   --out file                            --out and --overwrite: only the answers to a SQuAD
 predict   --overwrite                           --out and --overwrite: only the answers to a SQuAD
 predict   --model m                             m: not a fine-tuned model: it has no task.json*first
-predict   --model m/vocab.txt                   m/vocab.txt: there is no such folder
+predict   --model m/vocab.txt                   m/vocab.txt: this is a file; give the folder
 predict   --model headless                      headless/head.safetensors: No such file
 glue      --model m/vocab.txt                   m/vocab.txt: this is a file; give the folder that
 finetune  --model m/vocab.txt                   m/vocab.txt: this is a file; give the folder that
-finetune  --train good.tsv.gz                   good.tsv.gz: *; unpack a compressed file first
+finetune  --train good.tsv.gz                   good.tsv.gz: *; other files, also compressed ones,
 predict   --model nowhere                       nowhere: there is no such folder
 predict   --model bad-text                      bad-text/task.json: not a task: length is 'x'
 predict   --model bad-none                      bad-none/task.json: not a task: length 0 is below 8
@@ -1385,7 +1387,7 @@ def test_tokens_that_a_kill_left_half_written_are_made_anew(
             made_from = TokenFile(str(token_path)).made_from["corpus"][0][0]
             assert token_path.read_bytes() == tokens_of[made_from]
         else:
-            with pytest.raises(ValueError, match="t.bin: not a token file"):
+            with pytest.raises(ValueError, match="t.bin: not a whole token file"):
                 TokenFile(str(token_path))
         tokenise(corpus)
         assert token_path.read_bytes() == tokens_of[corpus]
