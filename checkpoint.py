@@ -932,7 +932,8 @@ def lock(file):
         folder = os.path.dirname(file.name)
         raise ValueError(f"--out {folder}: another run is writing into it") from error
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        # The name ENOTSUP is for macOS, where it is another number than EOPNOTSUPP.
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP):
             raise
 
 
@@ -1118,8 +1119,8 @@ def fetch(name, weights=True):
         return name
     if os.path.isfile(name):
         raise ValueError(f"{name}: this is a file; give the folder that it is in")
-    could_be_on_hub = not name.startswith(("/", ".")) and name.count("/") <= 1
-    if not could_be_on_hub:
+    looks_like_path = name.startswith(("/", ".")) or name.count("/") > 1 or "\\" in name
+    if looks_like_path:
         raise ValueError(f"{name}: there is no such folder")
     # This is imported here, because the import is slow and most runs do not need it.
     from huggingface_hub import snapshot_download

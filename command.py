@@ -185,8 +185,8 @@ def run_command(name, action):
     """
     # sys.stdout is None if the program was started without it, and another class in some tests.
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A character that the terminal or the file cannot show is printed as a question mark.
-        sys.stdout.reconfigure(errors="replace")
+        # A character that the terminal or the file cannot show is printed as an escape.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if sys.stderr is None:
         # The program was started with standard error closed (2>&-). Messages and the progress bars
         # of tqdm still need a file to go to.

@@ -175,7 +175,7 @@ class MaskedBatches:
         num_inside = self.T - 2                          # tokens between [CLS] and [SEP]
         ids = np.empty((len(numbers), self.T), np.int64)
         for row, number in enumerate(numbers):
-            begin = number * num_inside                  # sequences follow one another
+            begin = int(number) * num_inside             # sequences follow one another
             ids[row, 0] = self.tokenizer.cls_id
             ids[row, 1:-1] = self.tokens[begin:begin + num_inside]
             ids[row, -1] = self.tokenizer.sep_id

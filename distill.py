@@ -1080,7 +1080,7 @@ def progress_bar(numbers, **options):
     tqdm, if there is a terminal."""
     # tqdm(disable=None) shows a bar only in a terminal, tqdm(disable=True) never shows one.
     disable = None
-    if dist.is_initialized() and dist.get_rank() > 0:
+    if in_group() and dist.get_rank() > 0:
         disable = True
     return tqdm(numbers, disable=disable, **options)
 
@@ -1203,8 +1203,14 @@ def read_torchrun_numbers():
 
 def leave_processes():
     """Leave the group of processes that set_up_processes has joined."""
-    if dist.is_initialized():
+    if in_group():
         dist.destroy_process_group()
+
+
+def in_group():
+    """Return True if this process is in a group of processes. Some builds of torch, such as that
+    for AMD on Windows, have no groups."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def check_batch_size(batch_size, processes):
@@ -2286,6 +2292,8 @@ def seconds_of_a_step(distillation, device):
         distillation.student.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize()
+        elif device.type == "mps":
+            torch.mps.synchronize()
         seconds = time.perf_counter() - begin
         fastest = min(fastest, seconds)
         if i > 0 and seconds > 10:                       # in pass 0 torch may have compiled

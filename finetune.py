@@ -2038,7 +2038,7 @@ def check_not_file_name(text):
     endings = (r"(?i)\.(txt|text|md|tsv|csv|jsonl?|gz|bz2|xz|zip|conll|bio|iob2?|tags|xlsx?|docx?|"
                r"odt|pdf|html?|parquet|arrow)$")
     ends_like_file = re.search(endings, text) is not None
-    looks_like_path = ends_like_file or "/" in text or text == "-"
+    looks_like_path = ends_like_file or "/" in text or os.sep in text or text == "-"
     has_space = re.search(r"\s", text) is not None
     if looks_like_path and not has_space:
         raise ValueError(f"--predict {text}: there is no such file; if it is meant as a text, add "

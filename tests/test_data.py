@@ -2634,6 +2634,15 @@ def test_ctrl_c_has_its_status_where_standard_error_is_closed():
     assert ended.returncode == 130
 
 
+def test_what_standard_output_cannot_show_is_an_escape():
+    script = ("import sys; from command import run_command; "
+              "sys.stdout.reconfigure(encoding='ascii'); "
+              "sys.exit(run_command('x', lambda: print('gut \\u03a9')))")
+    ended = run_python(script)
+    assert ended.returncode == 0
+    assert ended.stdout == "gut \\u03a9\n"
+
+
 def test_an_interactive_session_keeps_its_handler_of_ctrl_c(monkeypatch):
     """In IPython's %run a session goes on after the script. It has a prompt."""
     handler = signal.getsignal(signal.SIGINT)

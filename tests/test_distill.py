@@ -2456,6 +2456,15 @@ def test_the_progress_bar_is_shown_by_the_first_process_in_a_terminal(
     assert ("2/2" in file.getvalue()) is is_shown
 
 
+def test_a_torch_without_groups_of_processes_is_enough_for_one(monkeypatch):
+    """Some builds of torch have neither is_initialized nor get_rank."""
+    monkeypatch.setattr(distill.dist, "is_available", always(False))
+    monkeypatch.delattr(distill.dist, "is_initialized")
+    monkeypatch.delattr(distill.dist, "get_rank")
+    assert list(distill.progress_bar(range(3, 5))) == [3, 4]
+    distill.leave_processes()
+
+
 def test_a_long_measurement_shows_a_bar_in_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     tqdm_that_shows_all = functools.partial(distill.tqdm, mininterval=0)
