@@ -766,6 +766,13 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
             reader(str(path))
 
 
+def test_a_folder_or_a_missing_table_is_called_that_whatever_its_ending(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} is not a regular file"):
+        read_t_and_y(str(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        read_t_and_y(str(tmp_path / "a.xlsx"))
+
+
 def test_line_ends_of_old_macs_are_no_part_of_a_cell(tmp_path):
     path = write_file(tmp_path / "b.tsv", "text\tlabel\ra\tx\r")
     with pytest.raises(ValueError, match="b.tsv:1: there is a carriage return in "):
@@ -863,6 +870,11 @@ def test_a_first_column_that_names_the_document_or_the_sentence_is_refused(tmp_p
     message = f"^{path}: the first column must have the words, but it is 'a1' on all lines of a"
     with pytest.raises(ValueError, match=message):
         read_tags(path)
+
+
+def test_one_sentence_may_repeat_a_word_if_others_do_not(tmp_path):
+    path = write_file(tmp_path / "a.txt", "no\tUH\tO\nno\tUH\tO\n\nthe\tDT\tO\ncity\tNN\tB-x\n")
+    assert texts_of(read_tags(path)) == [["no", "no"], ["the", "city"]]
 
 
 def test_a_word_may_be_repeated(tmp_path):
@@ -1110,6 +1122,12 @@ def test_a_download_is_a_file_from_its_beginning():
     assert found == content
 
 
+def test_a_cache_that_cannot_be_made_is_an_error_that_says_what_to_do(tmp_path):
+    cache = write_file(tmp_path / "cache", "this is no folder")
+    with pytest.raises(ValueError, match="glue: .*; this folder cannot be made. Set HOME to "):
+        tasks.download_glue("rte", cache)
+
+
 def test_mrpc_has_no_official_zip(tmp_path):
     with pytest.raises(ValueError, match="mrpc.*--data"):
         tasks.download_glue("mrpc", str(tmp_path))
@@ -1189,6 +1207,10 @@ def test_of_the_code_task_a_tenth_is_held_out_and_none_of_its_texts_is_trained_o
      ["\u0639\u200c\u067e", "is", "Donau\u00adschiff", "\u200f\u05d0"], ["O", "O", "B-code", "O"]),
     # A Chinese character is a word, also next to others and to letters.
     ("a\u8bca\u65adb", ["\u65ad"], ["a", "\u8bca", "\u65ad", "b"], ["O", "O", "B-code", "O"]),
+    # So is a rare one, of each range, with the mark that chooses a variant of it.
+    ("\u845b\U000e0100\u3400b\uf900c\U00030000d", ["\u3400"],
+     ["\u845b\U000e0100", "\u3400", "b", "\uf900", "c", "\U00030000", "d"],
+     ["O", "B-code", "O", "O", "O", "O", "O"]),
     # A word is code if its first letter is: of Tensors it is, of unset it is not.
     ("Tensors are unset", ["Tensor", "set"], ["Tensors", "are", "unset"], ["B-code", "O", "O"]),
 ])
@@ -1447,10 +1469,11 @@ def test_a_class_that_is_not_in_the_training_set_is_named():
         make_task("sst2", "classification", {"train": train, "dev": dev}, 16, 3)
 
 
-def test_a_label_that_only_looks_the_same_is_explained():
+@pytest.mark.parametrize("known, other", [("\u00fc", "u\u0308"), ("u\u0308", "\u00fc")])
+def test_a_label_that_only_looks_the_same_is_explained(known, other):
     """The same accent may be a character of its own or a part of the letter."""
-    train = [text_example("a", "g\u00fct"), text_example("b", "y")]
-    dev = [text_example("a", "gu\u0308t", location="f:9")]
+    train = [text_example("a", known), text_example("b", "y")]
+    dev = [text_example("a", other, location="f:9")]
     with pytest.raises(ValueError, match=r"; accents are coded in two ways \(Unicode's NFC and"):
         make_task("sst2", "classification", {"train": train, "dev": dev}, 16, 3)
 
