@@ -652,6 +652,22 @@ def test_features_may_come_one_by_one():
     assert numbers_of_batch(same_loss, 130) == numbers_of_batch(loss, 130)
 
 
+def test_an_epoch_is_shuffled_only_once(monkeypatch):
+    """In a large training set this takes longer than a small step."""
+    loss = loss_of_lengths(seed=3)
+    shuffle = loss.batches_of_epoch
+    shuffled = []
+
+    def shuffle_and_note(epoch):
+        shuffled.append(epoch)
+        return shuffle(epoch)
+
+    monkeypatch.setattr(loss, "batches_of_epoch", shuffle_and_note)
+    for step in range(130):                              # an epoch has 126
+        loss.batch(step)
+    assert shuffled == [0, 1]
+
+
 def test_an_interrupted_epoch_is_shuffled_anew(monkeypatch):
     """In a notebook Ctrl-C may come at any time. The batches of the epoch before must not stay."""
     def interrupt(epoch):
@@ -757,6 +773,21 @@ def test_the_loss_is_the_mean_over_all_labels_whatever_the_padding(kind, tokeniz
     assert set(losses) == {"task"}
     expected = naive_task_loss(model, task, features)
     assert losses["task"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_batch_of_words_without_a_token_has_the_loss_0(tokenizer):
+    task = make_task_of_kind("tagging", LABELS["tagging"], length=20)
+    model = make_classifier(tokenizer, task)
+    examples = [make_text_example([word], ["O"]) for word in ("\u0007", "good")]
+    features = list(encode(task, examples, tokenizer))
+    task_loss = TaskLoss(model, task, features, 1, 0)
+    for step in range(2):
+        feature, = task_loss.batch(step)
+        losses, = task_loss.losses_of_micro_batches(step)
+        if feature.positions:
+            assert losses["task"] > 0
+        else:
+            assert losses["task"] == 0
 
 
 def test_large_numbers_keep_their_differences_until_they_are_normalised(tokenizer):
@@ -1664,7 +1695,7 @@ def qa_model(out, tokenizer):
 def test_questions_without_known_answers_are_answered_but_not_scored(tmp_path, qa_model, capsys):
     answers = tmp_path / "answers.json"
     predict = ["--model", qa_model, "--out", answers, "--overwrite", "--predict"]
-    run(capsys, *predict, write_two_questions(tmp_path / "a.json"))
+    run(capsys, *predict, write_two_questions(tmp_path / "a.JSON"))
     expected = read_json(answers)
     assert expected.keys() == {"a", "b"}
     hidden = write_two_questions(tmp_path / "hidden.json", with_answers=False)
@@ -1825,6 +1856,14 @@ def test_words_that_predict_would_split_are_warned_of(
     printed = run(capsys, *file_flags(model, "tagging", table), "--steps", 1, "--out", out).err
     message = "of 4 words to train on --predict would split 1, such as 'IL-2', so its predictions"
     assert (message in printed) is is_warned
+
+
+@pytest.mark.parametrize("num_split, is_warned", [(1, False), (2, True)])
+def test_over_1_percent_of_split_words_are_warned_of(num_split, is_warned, capsys):
+    words = ["city"] * (100 - num_split) + ["IL-2"] * num_split
+    finetune.warn_of_split_words([make_text_example(words, ["O"] * 100)])
+    message = f"of 100 words to train on --predict would split {num_split}, such as 'IL-2'"
+    assert (message in capsys.readouterr().err) is is_warned
 
 
 def test_a_seed_decides_the_first_values_of_the_head(out, sst2_flags, capsys):
@@ -2477,6 +2516,11 @@ def test_what_a_terminal_would_obey_is_not_printed_in_a_prediction():
     tagging = make_task_of_kind("tagging", ["O", "B-x", "I-x"])
     tags = Prediction(["B-x", "I-x", "I-x"], {})         # of a, the unprintable character, b
     assert finetune.describe_prediction(tagging, "a\x1bb c", tags) == r"a\x1bb (x)"
+    tags = Prediction(["B-\x1b"], {})
+    assert finetune.describe_prediction(tagging, "a", tags) == r"a (\x1b)"
+    classification = make_task_of_kind("classification", ["\x1b", "x"])
+    label = Prediction("\x1b", {"\x1b": 1.0})
+    assert finetune.describe_prediction(classification, "a", label) == r"\x1b 100.0%"
     qa = make_task_of_kind("qa", [])
     answer = Prediction("10\u00a0km\n\x07", {})
     assert finetune.describe_prediction(qa, "", answer) == "10\u00a0km\\n\\x07"
@@ -2514,6 +2558,13 @@ def test_only_texts_can_be_classified(not_a_text, tokenizer):
     for example in (Example(not_a_text, "c", "x"), Example("c", not_a_text, "x")):
         with pytest.raises(ValueError, match=" is not a text$"):
             list(finetune.encode(task, [example], tokenizer))
+
+
+@pytest.mark.parametrize("not_a_text", [("a", "b"), ["a", "b"], 3])
+def test_only_a_text_can_be_a_context(not_a_text, tokenizer):
+    task = make_task_of_kind("qa")
+    with pytest.raises(ValueError, match=" is not a text$"):
+        list(finetune.encode(task, [Example("who", not_a_text, [])], tokenizer))
 
 
 LONG_TEXTS = {
@@ -2851,7 +2902,7 @@ def test_a_fine_tuned_model_predicts_with_fewer_recursions(out, sst2_flags, sent
     classifier, _ = load_classifier(str(out), recursions=1)
     assert classifier.encoder.config.num_hidden_layers == 1
     evaluate = ["--model", out, "--evaluate", "--task", "sst2", "--data", sentiment]
-    for more in ([], ["--recursions", 1]):
+    for more in ([], ["--recursions", 1], ["--task", "classification"]):
         printed = run(capsys, *evaluate, *more).out
         assert re.match(r"model +dev +accuracy ", printed)
 
@@ -3061,6 +3112,8 @@ def test_it_is_said_that_a_head_is_trained_on(tmp_path, out, tokenizer, model, c
     printed = run(capsys, *file_flags(fine_tuned, "classification", table), *more).out
     message = "was fine-tuned for classification already: training goes on with its head\n"
     assert f"{fine_tuned} {message}" in printed
+    finetune.print_saved_task(str(fine_tuned), ["all", "random"])
+    assert capsys.readouterr().out.endswith("with its head, except in the mode random\n")
     printed = run(capsys, *file_flags(model, "classification", table), *more).out
     assert "already" not in printed
 
@@ -3157,7 +3210,8 @@ def test_results_are_written_before_the_table_is_printed(
     assert "python finetune.py --model 'two words' --predict TEXT" in printed
 
 
-def test_only_a_fine_tuned_model_predicts(model, capsys):
+def test_only_a_fine_tuned_model_predicts(model, tmp_path, capsys):
+    write_file(tmp_path / "model/log.jsonl", "")         # as in the folder of distill.py
     remedy = f"fine-tune it first: finetune.py --model {model} --task TASK"
     error = fail(capsys, "--model", model, "--predict", "good")
     assert f"{model}: not a fine-tuned model: it has no task.json; {remedy}" in error
@@ -3279,6 +3333,10 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(out, model, sst2
         file.write("\nmovie")
     error = fail(capsys, *sst2_flags, "--out", out)
     assert re.search(r"its tokenizer has (\d+) tokens, the model only (\d+)", error)
+    save_random_classifier(out, make_task_of_kind("classification"), Tokenizer(model),
+                           vocab_size=9)
+    error = fail(capsys, "--model", out, "--predict", "good")
+    assert re.search(r"its tokenizer has (\d+) tokens, the model only 9$", error)
 
 
 def test_text_of_another_language_is_refused(tmp_path, out, model, capsys):
