@@ -863,6 +863,33 @@ def held_out_documents(token_file, tokenizer):
     return [document.tolist() for document in documents]
 
 
+@pytest.mark.parametrize("has_terminal", [False, True])
+def test_without_a_terminal_a_line_a_minute_says_how_far_it_is(
+        has_terminal, tokenizer, tmp_path, monkeypatch, capsys):
+    """Here the clock goes on by half a minute whenever it is looked at."""
+    clock = itertools.count(0, 30)
+    monkeypatch.setattr(data, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(data, "CHUNK", 0)                # so each line is a chunk
+    monkeypatch.setattr(data, "is_held_out", lambda text, one_in: text == "city")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: has_terminal)
+    with open(tmp_path / "tokens", "wb") as file:
+        counts = data.write_tokens(file, ["good", "", "city", ""], tokenizer, np.uint16)
+    num_tokens = counts.num_train + counts.num_valid
+    expected = f"{counts.num_train} tokens so far\n{num_tokens} tokens so far\n"
+    if has_terminal:
+        expected = ""
+    assert counts.num_valid > 0
+    assert capsys.readouterr().err == expected
+
+
+def test_only_the_beginning_of_a_document_decides_if_it_is_held_out(monkeypatch):
+    """Even if its last character is in the middle of a line."""
+    deciding = []
+    monkeypatch.setattr(data, "is_held_out", lambda text, one_in: deciding.append(text))
+    list(data.mark_held_out(["x" * 9_999, "yz", ""]))
+    assert deciding == ["x" * 9_999 + "y"]
+
+
 def test_what_is_held_out_does_not_depend_on_the_order_of_the_documents(tokenizer, tmp_path):
     documents = make_documents(3000)
     held_out = []
@@ -1940,6 +1967,14 @@ def test_each_epoch_visits_each_sequence_once_in_another_order(B, token_file, to
     assert len(orders) == 1 + 3
 
 
+def test_an_epoch_is_shuffled_only_once(token_file, tokenizer):
+    """In a large corpus this takes longer than a step."""
+    batches = MaskedBatches(token_file.valid_tokens, tokenizer, 23, 4)
+    order = batches.order_of_epoch(1)
+    assert batches.order_of_epoch(1) is order
+    assert batches.order_of_epoch(0) is not order
+
+
 def as_bytes(batch):
     """Return the bytes of the ids, the places and the labels of a batch."""
     return [part.tobytes() for part in batch]
@@ -2362,22 +2397,6 @@ def test_without_a_home_each_user_has_a_folder_of_his_own(monkeypatch, tmp_path)
     monkeypatch.setattr(os, "getuid", lambda: 54321)
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     assert data.home_folder() == str(tmp_path / "minialbert-54321")
-
-
-def test_a_line_a_minute_says_how_far_tokenising_is(tokenizer, tmp_path, monkeypatch, capsys):
-    """There is no terminal here, so there is no progress bar."""
-    monkeypatch.setattr(data, "CHUNK", 200)              # characters in a chunk
-    corpus = write_documents(tmp_path / "a.txt", make_documents(30))
-    tokenise([corpus], tokenizer, str(tmp_path / "fast.bin"))
-    assert "so far" not in capsys.readouterr().err
-    half_minutes = itertools.count(0, 30)
-    monkeypatch.setattr(time, "monotonic", half_minutes.__next__)
-    made = tokenise([corpus], tokenizer, str(tmp_path / "slow.bin"))
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.endswith("so far")]
-    numbers = [int(line.split()[0].replace(",", "")) for line in lines]
-    assert len(numbers) > 2
-    assert numbers == sorted(set(numbers))
-    assert numbers[-1] <= len(made.train_tokens) + len(made.valid_tokens)
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(fake_machine, tokenizer, tmp_path):
