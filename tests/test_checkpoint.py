@@ -1783,6 +1783,7 @@ def test_a_json_object_is_a_dict(text, value):
 
 @pytest.mark.parametrize("text, pattern", [
     ("", "Expecting value"),
+    ('{"a": 1,\n"b": x}', "line 2 column 6"),
     ("[1]", "it is a list"),
     ("3", "it is a int"),
     ("null", "it is a NoneType"),
