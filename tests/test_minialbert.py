@@ -348,6 +348,12 @@ def test_a_merged_model_is_in_the_mode_of_the_model(training):
     assert {module.training for module in merged.modules()} == {training}
 
 
+def test_a_merged_model_of_bfloat16_has_sums_in_float32():
+    model = random_model(correction_rank=K).bfloat16()
+    expected = merge_corrections(copy.deepcopy(model).float())
+    assert_equal_tensors(merge_corrections(model).state_dict(), expected.state_dict())
+
+
 # ---- The forward pass -------------------------------------------------------------------
 
 @pytest.fixture(params=["recursive", "adapters", "corrections", "bert"])
