@@ -1740,6 +1740,9 @@ def test_the_corpus_may_not_hold_the_folder_of_the_run(tmp_path):
     for out in ("c/run", "link/run", "c/run/deeper"):
         with pytest.raises(ValueError, match="is in the corpus .*/c/, so its files"):
             distill.arguments(["--corpus", "x", f"{corpus}/", "--out", f"{tmp_path}/{out}"])
+    with pytest.raises(ValueError, match="^--corpus: a path is empty$"):
+        distill.arguments(["--corpus", "", "--out", "run"])     # "" is not the present folder
+    distill.arguments(["--corpus", "/", "--evaluate"])   # which writes nothing
     # The name of c2 begins like that of c, but c2 is beside it.
     distill.arguments(["--corpus", f"{corpus}", "--out", f"{tmp_path}/c2"])
 
