@@ -2124,10 +2124,9 @@ def default_modules(args, shape):
     if args.adapter_size is not None:                    # even --adapter-size 0 is a choice
         return {}
     C = shape["hidden_size"]
-    # In the recipe paper the corrections are 0 wide anyway, and there are adapters.
     if args.recipe == "paper" and shape["correction_rank"] == 0:
         return {"adapter_size": max(1, C // 16)}
-    if args.recipe != "paper" and args.correction_rank is None:
+    if args.correction_rank is None:
         return {"correction_rank": max(1, min(C // 8, shape["intermediate_size"]))}
     return {}                                            # --correction-rank is a choice, too
 
