@@ -1480,6 +1480,7 @@ def run_modes(setup, datasets, config):
     task = setup.task
     tokenizer = setup.tokenizer
     print_task(task, datasets)
+    warn_of_equal_labels(task, datasets)
     splits_for_rates = None                              # with one rate there is nothing to choose
     if args.lr is not None and len(args.lr) > 1:
         splits_for_rates = encode_for_rates(task, datasets["train"], tokenizer)
@@ -1547,6 +1548,7 @@ def encode_for_rates(task, examples, tokenizer):
     """Split the training set for the choice of a rate: {"dev": a tenth of it, "train": the rest}.
     This is not the real dev set, but train_and_measure() needs a split with such a name."""
     held_out, rest = hold_out_a_tenth(examples, task.kind, remedy="give one --lr")
+    warn_of_equal_labels(task, {"the tenth to choose a rate": held_out})
     splits = encode_splits(task, {"dev": held_out, "train": rest}, tokenizer)
     check_trainable(splits["train"].features)
     return splits
@@ -1639,6 +1641,10 @@ def load_teacher(path, task, tokenizer):
     if saved_task.name in GLUE and task.name in GLUE and saved_task.name != task.name:
         raise ValueError(f"--distill-from {path} was fine-tuned for {saved_task.name}, not for "
                          f"{task.name}; {remedy}")
+    if not task.sd / 2 <= saved_task.sd <= task.sd * 2:
+        warn(f"--distill-from {path} learned numbers with the standard deviation "
+             f"{saved_task.sd:.3g}, but that of these is {task.sd:.3g}; if their scale differs, "
+             "the model learns wrong numbers")
     change_normalisation(teacher.output, saved_task, task)
     teacher_tokenizer = Tokenizer(path)
     if teacher_tokenizer.digest != tokenizer.digest:
@@ -1804,6 +1810,18 @@ def print_task(task, datasets):
     if task.labels:                                      # there are none in regression and qa
         line += f"; labels {first_few([printable(label) for label in task.labels], limit=30)}"
     print(line, flush=True)
+
+
+def warn_of_equal_labels(task, datasets):
+    """Print a warning for each set to measure on in which all examples have the same label. Then a
+    guess has an accuracy of 100 %, and a correlation is not defined."""
+    if task.kind not in ("classification", "regression"):
+        return
+    for name, examples in datasets.items():
+        labels = {example.label for example in examples}
+        if name != "train" and len(labels) == 1 and None not in labels:
+            warn(f"{name}: each of the {len(examples):,} examples has the label "
+                 f"{examples[0].label!r:.60}, so the scores say nothing")
 
 
 def warn_of_cut(task, splits):

@@ -1827,7 +1827,7 @@ def test_it_is_said_how_many_examples_are_in_the_training_set_too(
     other = write_file(tmp_path / "b.tsv", "text\tlabel\nbad film\tx\na film\ty\nfilm\ty\n")
     flags = ["--task", "classification", "--model", model, "--train", two_texts]
     if split == "test":
-        flags += ["--dev", write_file(tmp_path / "c.tsv", "text\tlabel\na city\tx\n")]
+        flags += ["--dev", write_file(tmp_path / "c.tsv", "text\tlabel\na city\tx\ncity\ty\n")]
     warned = run(capsys, *flags, f"--{split}", other, "--steps", 1, "--out", out).err
     assert warned == (f"warning: {split}: 1 of 3 examples are in the training set, too, so the "
                       "scores may be too high\n")
@@ -1841,6 +1841,34 @@ def test_over_2_percent_of_known_texts_are_warned_of(num_known, is_warned, capsy
                 "dev": [make_text_example(text, "y") for text in texts]}
     finetune.warn_of_known_texts(datasets)
     assert ("of 100 examples are in the training set" in capsys.readouterr().err) is is_warned
+
+
+@pytest.mark.parametrize("kind, labels, is_warned", [
+    ("classification", ["x", "x"], True), ("classification", ["x", "y"], False),
+    ("classification", [None, None], False), ("regression", [3.0], True), ("qa", [[], []], False)])
+def test_a_set_in_which_all_labels_are_equal_is_warned_of(kind, labels, is_warned, capsys):
+    """A guess would have 100 %. GLUE's test sets have no labels."""
+    examples = [make_text_example("text", label) for label in labels]
+    task = make_task_of_kind(kind, LABELS[kind])
+    finetune.warn_of_equal_labels(task, {"train": examples, "dev": examples})
+    warned = capsys.readouterr().err
+    expected = ""
+    if is_warned:
+        expected = (f"warning: dev: each of the {len(labels):,} examples has the label "
+                    f"{labels[0]!r}, so the scores say nothing\n")
+    assert warned == expected
+
+
+def test_a_tenth_in_which_all_labels_are_equal_is_warned_of(
+        out, model, two_texts, tmp_path, monkeypatch, capsys):
+    """By such a tenth no rate can be chosen, by such a dev set no model."""
+    monkeypatch.setattr(finetune, "hold_out_a_tenth", lambda examples, kind, remedy: (
+        examples[:1], examples[1:]))
+    dev = write_file(tmp_path / "dev.tsv", "text\tlabel\nfilm\tx\n")
+    flags = ["--model", model, "--task", "classification", "--train", two_texts, "--dev", dev]
+    warned = run(capsys, *flags, "--out", out, "--steps", 1, "--lr", 1e-3, 1e-4).err
+    assert "the tenth to choose a rate: each of the 1 examples has the label 'x'" in warned
+    assert "warning: dev: each of the 1 examples has the label 'x'" in warned
 
 
 def test_a_pair_is_known_only_if_both_of_its_texts_are(capsys):
@@ -2643,6 +2671,16 @@ def test_a_teacher_of_numbers_says_the_same_in_the_units_of_the_task(tmp_path, t
     teacher = finetune.load_teacher(path, task, tokenizer)
     expected = numbers(saved_task, saved)
     assert numbers(task, teacher) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("sd, is_warned", [(2.1, True), (1.9, False), (0.51, False), (0.49, True)])
+def test_a_teacher_of_numbers_on_another_scale_is_warned_of(
+        sd, is_warned, tmp_path, tokenizer, capsys):
+    task = make_task_of_kind("regression", length=20, mean=2.0, sd=1.0)
+    save_random_classifier(tmp_path, replace(task, sd=sd), tokenizer)
+    finetune.load_teacher(str(tmp_path), task, tokenizer)
+    message = f"learned numbers with the standard deviation {sd}, but that of these is 1; if"
+    assert (message in capsys.readouterr().err) is is_warned
 
 
 def test_a_teacher_is_measured_on_the_dev_set(tmp_path, out, sst2_flags, sentiment, capsys):

@@ -448,7 +448,7 @@ def test_it_is_said_how_many_texts_are_empty(tmp_path, capsys):
     path = write_file(tmp_path / "a.csv", 't,u,y\na,b,1\n"",b,1\n" ",b,1\na,"",0\n')
     assert len(read_table(path, ["t", "u"], "y")) == 4
     warned = capsys.readouterr().err
-    assert warned == f"warning: {path}: the text of 3 of 4 examples is empty\n"
+    assert warned == f"warning: {path}: one of the texts of 3 of 4 examples is empty\n"
     assert len(read_table(path, ["t"], "y")) == 4
     warned = capsys.readouterr().err
     assert warned == f"warning: {path}: the text of 2 of 4 examples is empty\n"
