@@ -331,6 +331,16 @@ def test_one_bad_byte_in_a_thousand_is_damage_and_more_are_another_encoding(
         assert "replaced 11 NULs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("num_nuls, is_refused", [(10, False), (11, True)])
+def test_more_than_ten_nuls_in_a_short_text_are_another_encoding(num_nuls, is_refused, tmp_path):
+    path = write_file(tmp_path / "a.txt", "\0" * num_nuls + "plain text\n")
+    if is_refused:
+        with pytest.raises(ValueError, match="not UTF-8: .* and 11 are NULs"):
+            list(read_corpus([path]))
+    else:
+        assert list(read_corpus([path])) == ["\ufffd" * 10 + "plain text", ""]
+
+
 def test_nuls_at_the_end_and_escapes_are_not_another_encoding(tmp_path, capsys):
     """NULs at the end may be left by a crash. An escape such as \\ud83d is half a character, but
     the bytes in which it is written are good."""
@@ -527,6 +537,14 @@ def test_white_space_after_a_long_line_does_not_end_its_document(tmp_path, monke
     assert list(read_corpus([rows])) == [one_chunk, "b", "", ""]
 
 
+@pytest.mark.parametrize("name, content", [
+    ("a.jsonl", '{"text": "%s"}\n'), ("a.csv", 'text\n%s\n'), ("b.csv", 'text\n"%s"\n')])
+def test_a_row_may_have_two_million_characters(name, content, tmp_path):
+    """This is the length of a thick book."""
+    path = write_file(tmp_path / name, content % ("a" * 2 * 10**6))
+    assert sum(len(line) for line in read_corpus([path])) == 2 * 10**6
+
+
 def test_a_line_of_csv_that_is_too_long_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "LONGEST_ROW", 1000)
     longest_text = "a" * 997
@@ -656,6 +674,9 @@ def test_the_case_of_an_ending_does_not_matter(tmp_path):
     write_file(tmp_path / "B.Csv.GZ", gzip.compress(b"body\ntwo\n"))
     files = corpus_files([str(tmp_path)])
     assert lines_with_text(files, "body") == ["one", "two"]
+    path = write_file(tmp_path / "C.Txt", "three\n")
+    with pytest.raises(ValueError, match="^--text body: .*C.Txt: a .txt has no columns"):
+        list(read_corpus([path], "body"))
 
 
 @pytest.mark.parametrize("packed", PACK)
@@ -663,6 +684,13 @@ def test_a_compressed_file_without_its_ending_is_told(packed, tmp_path):
     compress = PACK[packed]
     path = write_file(tmp_path / "a.txt", compress(b"one\n"))
     with pytest.raises(ValueError, match=f"^{path}: it is compressed; its name must end in .gz, "):
+        list(read_corpus([path]))
+
+
+@pytest.mark.parametrize("level", [1, 9])
+def test_a_bz2_of_any_level_without_its_ending_is_told(level, tmp_path):
+    path = write_file(tmp_path / "a.txt", bz2.compress(b"one\n", level))
+    with pytest.raises(ValueError, match=f"^{path}: it is compressed"):
         list(read_corpus([path]))
 
 
@@ -1038,13 +1066,23 @@ def test_unknown_characters_are_counted_in_a_sample_of_the_lines(tokenizer):
     texts = ["the 中 cat", "the cat", "t" * 2000, ""]
     assert data.count_characters(texts, tokenizer) == (7 + 6 + 2000, 1 + 2000)
     assert data.count_characters([], tokenizer) == (0, 0)
-    # The sample of 70 characters is ten lines of seven.
-    assert data.count_characters(["the cat"] * 500, tokenizer, 70) == (10 * 6, 0)
+    # The sample of 68 characters is ten lines of seven, because no line is cut.
+    assert data.count_characters(["the cat"] * 500, tokenizer, 68) == (10 * 6, 0)
     # The sample does not stand at fixed places, so it has lines of all three kinds.
     lines = ["the 中 cat", "the cat", ""] * 500
     num_characters, num_unknown = data.count_characters(lines, tokenizer, 1000)
     assert 500 < num_characters < 1000
     assert 20 < num_unknown < 80
+    # Nor is it the beginning of the text.
+    _, num_unknown = data.count_characters(["the cat"] * 100 + ["中"] * 100, tokenizer, 200)
+    assert num_unknown > 0
+
+
+def test_no_other_disk_has_to_hold_the_tokens(tokenizer, tmp_path, monkeypatch):
+    """The folder of temporary files may lie in memory."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    corpus = [write_documents(tmp_path / "a.txt", make_documents(20))]
+    assert len(tokenise(corpus, tokenizer, str(tmp_path / "a.bin")).train_tokens) > 0
 
 
 def test_a_token_file_may_be_named_by_a_path_of_pathlib(tmp_path, tokenizer):
@@ -1343,6 +1381,7 @@ def test_a_token_file_that_is_gone_is_an_error(token_file):
     (0, 8000, 0, True),
     (0, 2048, 0, True),
     (5952, 8000, 0, True),
+    (6976, 8000, 0, True),
     (3000, 6000, 0, True),
     (4000, 5000, 0, False),
     (0, 8000, 1, False),
@@ -1404,12 +1443,14 @@ def test_what_a_killed_run_left_in_the_cache_is_removed_by_the_next(tokenizer, t
 
 # ---- Tokenizers -------------------------------------------------------------------------
 
-def test_a_tokenizer_that_allows_endless_words_is_refused(tokenizer, tmp_path):
+def test_a_tokenizer_that_allows_words_of_over_1000_characters_is_refused(tokenizer, tmp_path):
     facts = json.loads(tokenizer.backend.to_str())
-    facts["model"]["max_input_chars_per_word"] = 10**12
-    write_file(tmp_path / "tokenizer.json", json.dumps(facts))
-    with pytest.raises(ValueError, match="tokenizer.json: .*max_input_chars_per_word is 10{12}"):
-        Tokenizer(str(tmp_path))
+    for limit in (1000, 1001):
+        facts["model"]["max_input_chars_per_word"] = limit
+        write_file(tmp_path / f"{limit}" / "tokenizer.json", json.dumps(facts))
+    assert Tokenizer(str(tmp_path / "1000")).vocab_size == tokenizer.vocab_size
+    with pytest.raises(ValueError, match="tokenizer.json: .*max_input_chars_per_word is 1001"):
+        Tokenizer(str(tmp_path / "1001"))
 
 
 TRICKY = [
@@ -1861,6 +1902,22 @@ def test_a_size_of_a_vocabulary_that_cannot_be_is_refused(size, tmp_path):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+@pytest.mark.parametrize("size", [100, 2**20])
+def test_the_ends_of_the_range_of_sizes_are_allowed(size, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "learn_tokens", lambda *arguments: ["a"])
+    corpus = [write_documents(tmp_path / "a.txt", make_documents(3))]
+    assert train_tokenizer(corpus, size, str(tmp_path / "tok")).vocab_size == 6
+
+
+def test_a_run_that_was_stopped_before_it_wrote_its_vocabulary_may_be_repeated(
+        tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "learn_tokens", lambda *arguments: ["a"])
+    corpus = [write_documents(tmp_path / "a.txt", make_documents(3))]
+    train_tokenizer(corpus, 100, str(tmp_path / "tok"))
+    os.remove(tmp_path / "tok" / "vocab.txt")
+    assert train_tokenizer(corpus, 100, str(tmp_path / "tok")).vocab_size == 6
+
+
 def test_a_vocabulary_is_not_learned_for_a_name_of_a_file(tmp_path):
     path = write_documents(tmp_path / "a.txt", make_documents(3))
     with pytest.raises(ValueError, match="a.txt: this is not a folder"):
@@ -1900,6 +1957,18 @@ def test_ctrl_c_while_words_are_learned_leaves_no_empty_folder(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         train_tokenizer(corpus, 100, str(tmp_path / "tok"))
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "tok"]
+
+
+def test_a_file_of_another_program_in_the_folder_does_not_hide_the_error(tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        write_file(tmp_path / "tok" / "notes", "")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "learn_tokens", interrupt)
+    corpus = [write_documents(tmp_path / "a.txt", make_documents(9))]
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(corpus, 100, str(tmp_path / "tok"))
+    assert os.listdir(tmp_path / "tok") == ["notes"]
 
 
 # ---- Masked batches ---------------------------------------------------------------------
@@ -2038,7 +2107,8 @@ def test_a_token_beyond_the_vocabulary_is_an_error(tokenizer):
 @pytest.mark.parametrize("token", [-5, 10**6])
 def test_a_token_that_the_tokenizer_does_not_have_is_refused(token, tokenizer):
     batches = MaskedBatches([token] * 50, tokenizer, T=8, batch_size=2)
-    with pytest.raises(ValueError, match=f"^token {token} is in the corpus, but those of the "):
+    with pytest.raises(ValueError, match=f"^token {token} is in the corpus, but those of the "
+                       f"tokenizer are 0 to {tokenizer.vocab_size - 1}: "):
         batches.batch(0)
 
 
@@ -2109,7 +2179,7 @@ def test_masking_never_takes_a_special_token_and_changes_nothing_else(tokenizer)
 
 
 def test_sequences_of_special_tokens_have_few_places_or_none(tokenizer):
-    T = 42
+    T = 44
     ids = np.full((3, T), tokenizer.sep_id)
     masked, places, labels = mask_tokens(ids, tokenizer, np.random.default_rng(0))
     assert len(places) == 0
@@ -2120,7 +2190,7 @@ def test_sequences_of_special_tokens_have_few_places_or_none(tokenizer):
     ids[2] = tokenizer.ordinary_ids[3]
     _, places, _ = mask_tokens(ids, tokenizer, np.random.default_rng(0))
     places_in_row = np.bincount(places // T, minlength=3)
-    assert places_in_row.tolist() == [0, 2, 6]           # 15 % of T - 2 are six
+    assert places_in_row.tolist() == [0, 2, 6]           # 15 % of T - 2; of T it would be seven
     shortest = np.array([[tokenizer.cls_id, 9, tokenizer.sep_id]])
     _, places, _ = mask_tokens(shortest, tokenizer, np.random.default_rng(0))
     assert places.tolist() == [1]
@@ -2163,8 +2233,13 @@ PLAIN = "The function returns a copy of the array if that is what the caller wan
     ("The cat is on the mat now.", False),
     ("The 12 of 34 is in the list.", True),              # 6 of 8 words are plain, the fewest
     ("The 12 of 34 is 56 the list.", False),
-    ("The cats like all of these small animals.", True),     # 2 of 8 words are common, the fewest
-    ("The cats like many other kinds, small ones.", False)])
+    ("The cats like all of these small animals.", True),     # 2 of 8 words are common
+    ("The cats like many other kinds, small ones.", False),
+    # 3 of 20 words are common, and then 2 of 20.
+    ("Most old cats like many small kinds of food, raw fish, sweet milk, and they never ever "
+     "share the bowl.", True),
+    ("Most old cats like many small kinds of food, raw fish, sweet milk, and they never ever "
+     "share their bowl.", False)])
 def test_prose_has_eight_words_of_which_enough_are_plain_and_common(text, want):
     assert is_prose([text], text) == want
 
@@ -2180,6 +2255,7 @@ def test_prose_has_eight_words_of_which_enough_are_plain_and_common(text, want):
     (["`The docs <https://x.y>`_, `more`__ and `it`_ of :py:class:`A <b>`, :math:`n`."],
      "The docs, more and it of A, n.", ["A"]),
     (["If `mode' is given, use `name' and ``a``."], "If mode' is given, use name' and a.", []),
+    (["If `a.b()' is in `c.d' or ``e``."], "If a.b()' is in c.d' or e.", []),
     (["The ``mode'' of ``it``."], "The mode'' of it``.", []),
     (["Not `f'x` is one."], "Not f'x is one.", ["f'x"])])
 def test_it_is_known_where_the_code_in_a_paragraph_was(lines, want, code):
@@ -2191,6 +2267,7 @@ def test_it_is_known_where_the_code_in_a_paragraph_was(lines, want, code):
 @pytest.mark.parametrize("text, expected", [
     (PLAIN, PLAIN),
     (PLAIN[:-1] + ":", PLAIN[:-1] + ":"),
+    (PLAIN[:-1] + " (or so)", PLAIN[:-1] + " (or so)"),
     (PLAIN[:-1] + "::", PLAIN[:-1] + ":"),
     ("and " + PLAIN, "and " + PLAIN),
     ("The :func:`~numpy.copy` returns ``a copy`` of *the*\n  array if **that** is what "
@@ -2307,6 +2384,7 @@ def fake_machine(tmp_path, monkeypatch):
     write_module(python / "xyz" / "deep.py", about("pile"))
     write_module(python / "notes.txt", PLAIN)
     write_module(python / "test" / "test_abc.py", PLAIN)
+    write_module(python / "pydoc_data" / "topics.py", PLAIN)
     write_module(python / "site-packages" / "other.py", PLAIN)
     write_module(site / "torch" / "nn.py", about("heap"))
     graph_with_code = about("graph").replace("copy", "``copy``")
