@@ -611,6 +611,15 @@ def test_the_losses_of_the_logits_are_0_in_a_batch_without_masked_places():
         assert gradient.isfinite().all(), name
 
 
+@pytest.mark.parametrize("name", ["batch_size", "T"])
+def test_a_batch_of_another_shape_than_its_source_says_is_refused(name):
+    batches = RandomBatches()
+    setattr(batches, name, getattr(batches, name) + 1)   # batch() does not look at it
+    distillation = Distillation(noisy_student(), None, batches, {"mlm": 1.0})
+    with pytest.raises(ValueError, match=rf"the batch of step 2 has the shape .*\b4, {T}\b"):
+        list(distillation.losses_of_micro_batches(2))
+
+
 def test_the_teacher_learns_nothing_and_never_drops_anything():
     """The authors' teacher was put into train mode with the student, so its answers were noisy."""
     dropout = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
@@ -800,14 +809,17 @@ def test_a_start_from_few_tokens_gives_a_warning(capsys):
     start_from_teacher(MiniALBERT(STUDENT), teacher, ids)
     assert capsys.readouterr().err == ""
     start_from_teacher(MiniALBERT(STUDENT), teacher, ids[1:])
-    assert f"{E} wide, are fitted to only {4 * E - 4} tokens of text" in capsys.readouterr().err
+    warning = capsys.readouterr().err
+    assert f"{E} wide, are fitted to only {4 * E - 4} tokens of text" in warning
+    assert f"it takes {4 * E} or more" in warning
     start_from_teacher(noisy_teacher(), teacher, ids[:1])        # nothing is fitted here
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("field, value", [
-    ("hidden_size", 2 * C), ("num_attention_heads", 1), ("intermediate_size", 5)])
-def test_a_student_of_other_widths_cannot_start_from_the_teacher(field, value):
+    ("hidden_size", 2 * C), ("num_attention_heads", 1), ("intermediate_size", 5),
+    ("vocab_size", V + 1), ("max_position_embeddings", 2 * T), ("type_vocab_size", 3)])
+def test_a_student_of_other_sizes_cannot_start_from_the_teacher(field, value):
     student = MiniALBERT(replace(STUDENT, **{field: value}))
     teacher = noisy_teacher()
     with pytest.raises(ValueError, match=f"{field} of the teacher is .* --init sharp"):
@@ -1338,6 +1350,12 @@ def test_a_closed_terminal_does_not_change_the_status_of_a_run_that_was_stopped(
     options = types.SimpleNamespace(steps=9)
     with pytest.raises(SystemExit, match="^129$"):
         distill.stop_run([signal.SIGHUP], 3, options, Processes())
+
+
+def test_of_several_signals_the_first_decides_the_status():
+    options = types.SimpleNamespace(steps=9)
+    with pytest.raises(SystemExit, match="^143$"):
+        distill.stop_run([signal.SIGTERM, signal.SIGINT], 3, options, Processes())
 
 
 def test_a_process_without_a_signal_stops_with_another_that_received_one(toy, out, monkeypatch):
@@ -3307,6 +3325,14 @@ def test_a_teacher_needs_no_tokenizer_if_one_is_given(toy, tmp_path, monkeypatch
     assert tokenizer.path == tokenizer_folder
     # The weights beside the tokenizer are not downloaded.
     assert fetched == [(teacher, True), (tokenizer_folder, False)]
+
+
+def test_without_a_teacher_a_student_brings_its_own_tokenizer(toy):
+    student = str(toy / "teacher")
+    args = distill.arguments(["--teacher", "none", "--student", student])
+    models, tokenizer = distill.load_models(args)
+    assert list(models) == ["student"]
+    assert tokenizer.path == student
 
 
 @pytest.mark.parametrize("flags, expected", [
