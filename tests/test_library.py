@@ -232,6 +232,8 @@ def test_losses_of_the_logits_need_models_with_heads(student, teacher, batches):
     headless = MiniALBERT(teacher.config, head=False)
     with pytest.raises(ValueError, match="need a teacher with an MLM head"):
         Distillation(student, headless, batches, {"mlm": 1.0, "output": 1.0})
+    with pytest.raises(ValueError, match="need a teacher with an MLM head"):
+        Distillation(student, headless, batches, {"elastic": 1.0})
     for name in ("mlm", "output", "elastic"):
         with pytest.raises(ValueError, match="need a student with an MLM head"):
             Distillation(headless, teacher, batches, {name: 1.0})
