@@ -450,7 +450,8 @@ def learn_tokens(files, size, lowercase, text_column):
         vocab_size=size, special_tokens=SPECIAL_TOKENS, show_progress=False)
     lines = (line for line in read_corpus(files, text_column) if line)
     backend.train_from_iterator(lines, trainer)
-    # The library's order varies from run to run, so the tokens are sorted.
+    # The library's order varies from run to run, so the tokens are sorted. (At a tie it may also
+    # choose another token.)
     return sorted(set(backend.get_vocab()) - set(SPECIAL_TOKENS))
 
 

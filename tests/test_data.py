@@ -1863,7 +1863,7 @@ def test_a_saved_tokenizer_is_the_same_and_replaces_another_one(tmp_path):
 
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_a_learned_vocabulary_has_the_size_asked_for(lowercase, tmp_path):
-    """It is sorted, so that it does not vary with the run, and it is as cased as asked for."""
+    """It is sorted, because the library's order varies, and it is as cased as asked for."""
     lines = [" ".join(document).title() for document in make_documents(50)]
     corpus = [write_file(tmp_path / "a.txt", "\n".join(lines))]
     made = train_tokenizer(corpus, 100, str(tmp_path / "tok"), lowercase)
