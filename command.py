@@ -24,8 +24,8 @@ from contextlib import contextmanager, suppress
 def end_at_interrupt():
     """Let Ctrl-C print one line and end this program with status 130, as in a shell.
 
-    A program that a shell script has started with & ignores Ctrl-C, and goes on to do so: this
-    function replaces only Python's default handler.
+    A program that a shell script has started with & ignores Ctrl-C. It goes on ignoring it, because
+    this function replaces only Python's default handler.
     """
     # An interactive session goes on after the script, and Ctrl-C must not end it. In python -i the
     # flag says so; IPython's %run runs a script in a session that has a prompt, sys.ps1.
@@ -85,8 +85,8 @@ class CommandParser(argparse.ArgumentParser):
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def parse_args(self, argv=None):
-        """Parse the words of a command line. ValueError if one is unknown; it may name a flag that
-        is spelled alike."""
+        """Parse the words of a command line. ValueError if one is unknown; the message may propose
+        a flag whose name is similar."""
         args, unknown = self.parse_known_args(argv)
         if unknown:
             flag = unknown[0].split("=")[0].replace("_", "-")
@@ -216,5 +216,5 @@ def run_command(name, action):
         print(f"{name}: error: {printable(line)}", file=sys.stderr)
         return 2
     finally:
-        if exits_at_once:                                # again, because nothing catches it now
+        if exits_at_once:                                # nothing would catch an exception now
             signal.signal(signal.SIGINT, exit_at_once)

@@ -508,11 +508,12 @@ class TokenFile:
     def __init__(self, path):
         self.path = path
         self.source = path
+        for file_path in (path, f"{path}.json"):
+            if not os.path.isfile(file_path):
+                raise ValueError(f"{path}: not a token file: {file_path} is not there, or is not a "
+                                 "regular file")
         kind = "a whole token file (delete it and its .json, and tokenise the text again)"
         with expecting(path, kind):
-            for file_path in (path, f"{path}.json"):
-                if not os.path.isfile(file_path):
-                    raise ValueError(f"{file_path} is not there, or is not a regular file")
             description = read_json(f"{path}.json")
             dtype = {"uint16": np.uint16, "uint32": np.uint32}[description["dtype"]]
             num_train = description["train"]

@@ -152,8 +152,8 @@ def teacher_layer_number(r, num_recursions, num_layers):
     The teacher's layers are counted as it applies them. A teacher that shares layers has fewer in
     its list `layers`, so teacher.layer_of_recursion(number) returns the layer.
     """
-    # The recursions 0 to r stand for so many layers. If this is not a whole number, r ends inside a
-    # layer, which counts, too: 1.5 becomes 2. The second layer has the number 1.
+    # layers_done says how many layers the recursions 0 to r stand for. If it is not a whole number,
+    # r ends inside a layer, which counts, too: 1.5 becomes 2. The second layer has the number 1.
     layers_done = (r + 1) * num_layers / num_recursions
     return math.ceil(layers_done) - 1
 
@@ -908,8 +908,9 @@ class Recorder:
         if stop:
             save_now = True                              # a run that stops writes a checkpoint
         # Reading the norm makes the program wait for a GPU. So on a GPU only a step that is logged
-        # or saved is checked. If the step before had a nan, it is in the weights, and is found now.
-        # (If the gradients are finite and only their norm is inf, clipping has made them 0.)
+        # or saved is checked. If a step since the last check had a nan, it is in the weights, and
+        # is found now. (If the gradients are finite and only their norm is inf, clipping has made
+        # them 0.)
         is_on_cpu = self.processes.device.type == "cpu"
         if log_now or save_now or is_on_cpu:
             check_finite_step(steps_done, totals, gradient_norm, lr)
@@ -1066,7 +1067,7 @@ def cut_log(path, size):
     with open(path, "ab+") as log:
         log.seek(0)
         kept = log.read(size)
-        log.truncate(kept.rfind(b"\n") + 1)             # 0 if there is no whole line
+        log.truncate(kept.rfind(b"\n") + 1)              # 0 if there is no whole line
 
 
 def append_to_log(path, line):
@@ -1829,12 +1830,12 @@ def check_flags(args, given):
 
 
 def check_out_is_outside(out, corpus):
-    """Raise ValueError if the folder of --out lies in a folder of the corpus, a list of paths. If
-    it is itself one of these paths, run_folder refuses it."""
+    """Raise ValueError if a path of the corpus, a list of paths, is empty, or if the folder of
+    --out lies in one of them. If it is itself one of them, run_folder refuses it."""
     folders_around_out = PurePath(os.path.realpath(out)).parents
     for path in corpus:
         if path == "":
-            raise ValueError("--corpus: a path is empty")
+            raise ValueError("--corpus: a path is empty")    # its realpath is the present folder
         if PurePath(os.path.realpath(path)) in folders_around_out:
             raise ValueError(f"--out {out} is in the corpus {path}, so its files would be taken "
                              "for text; choose another one")

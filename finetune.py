@@ -408,7 +408,7 @@ def loss_from_teacher(outputs, teacher_outputs, kind):
 
 
 class TaskLoss:
-    """The losses of a batch of a task. Their weighted sum is trained. They are called
+    """The losses of a batch of a task. The training makes their weighted sum small. They are called
 
     task: loss_from_labels, averaged over the labels; its weight is 1. In qa a sequence has two
         labels, the positions where the answer begins and ends
@@ -1643,8 +1643,8 @@ def load_teacher(path, task, tokenizer):
                          f"{task.name}; {remedy}")
     if not task.sd / 2 <= saved_task.sd <= task.sd * 2:
         warn(f"--distill-from {path} learned numbers with the standard deviation "
-             f"{saved_task.sd:.3g}, but that of these is {task.sd:.3g}; if their scale differs, "
-             "the model learns wrong numbers")
+             f"{saved_task.sd:.3g}, but that of the training set is {task.sd:.3g}; if the scales "
+             "differ, the model learns wrong numbers")
     change_normalisation(teacher.output, saved_task, task)
     teacher_tokenizer = Tokenizer(path)
     if teacher_tokenizer.digest != tokenizer.digest:
@@ -1975,6 +1975,7 @@ def run_evaluation(args, given, model, task, tokenizer, bf16):
     if task.name in KINDS and args.dev is None and args.test is None:
         raise ValueError("--evaluate: give files to measure on with --dev FILE or --test FILE")
     datasets = read_datasets(args, task.name, task.kind, with_train=False)
+    warn_of_equal_labels(task, datasets)
     splits = encode_splits(task, datasets, tokenizer)
     check_texts(task, splits, tokenizer)
     results = {}
@@ -2043,10 +2044,11 @@ def lines_of_file(path):
 def check_has_no_tags(path, lines):
     """Raise ValueError if the lines are words, each with its tag after a space. A tagger would take
     each of them for a sentence."""
-    pattern = r"\S+ (.* )?(O|[BIESLU](-\S+)?)"           # such as "Rome NNP B-LOC"
+    pattern = r"\S+ (.* )?(O|B|I|[BIESLU]-\S+)"          # such as "Rome NNP B-LOC"
     if len(lines) > 1 and all(re.fullmatch(pattern, line) for line in lines):
         raise ValueError(f"--predict {path}: each line has a word and a tag, but here a line is a "
-                         "sentence without tags; --evaluate --test FILE reads words and tags")
+                         "sentence without tags; --evaluate --test FILE reads words and tags. (If "
+                         "the lines are sentences, end one with a full stop)")
 
 
 def check_not_file_name(text):

@@ -440,10 +440,11 @@ class MiniALBERT(nn.Module):
     def predict(self, states):
         """Turn the last hidden states (M, C) of M places into logits over the vocabulary (M, V).
 
-        The logit of a word is the dot product of the state and the word's row of an output matrix,
-        plus the word's bias. An untied head has an output matrix of its own, (V, C). A tied head
-        uses the word table. If this is factorised, it is (V, E), so the state is first multiplied
-        by the projection's matrix, which makes it (M, E).
+        The head turns each state into another vector of C numbers. The logit of a word is the dot
+        product of this vector and the word's row of an output matrix, plus the word's bias. An
+        untied head has an output matrix of its own, (V, C). A tied head uses the word table. If
+        this is factorised, it is (V, E), so the vector is first multiplied by the projection's
+        matrix, which leads from C numbers to E.
         Other leading dimensions work, too: (B, T, C) gives (B, T, V). ValueError if there is no
         head.
         """

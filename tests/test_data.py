@@ -892,7 +892,7 @@ def held_out_documents(token_file, tokenizer):
 
 
 @pytest.mark.parametrize("has_terminal", [False, True])
-def test_without_a_terminal_a_line_a_minute_says_how_far_it_is(
+def test_only_without_a_terminal_tokenising_prints_a_line_a_minute(
         has_terminal, tokenizer, tmp_path, monkeypatch, capsys):
     """Here the clock goes on by half a minute whenever it is looked at."""
     clock = itertools.count(0, 30)

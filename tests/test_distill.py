@@ -1748,6 +1748,11 @@ def test_a_teacher_too_large_to_subtract_from_is_refused():
         start_from_teacher(student, teacher, random_ids(B))
 
 
+def test_an_empty_path_of_a_corpus_is_not_the_present_folder():
+    with pytest.raises(ValueError, match="^--corpus: a path is empty$"):
+        distill.arguments(["--corpus", "", "--out", "run"])
+
+
 def test_the_corpus_may_not_hold_the_folder_of_the_run(tmp_path):
     """Otherwise the next run would read the files that this one has written as its text."""
     with pytest.raises(ValueError, match="is in the corpus /, so its files"):
@@ -1758,8 +1763,6 @@ def test_the_corpus_may_not_hold_the_folder_of_the_run(tmp_path):
     for out in ("c/run", "link/run", "c/run/deeper"):
         with pytest.raises(ValueError, match="is in the corpus .*/c/, so its files"):
             distill.arguments(["--corpus", "x", f"{corpus}/", "--out", f"{tmp_path}/{out}"])
-    with pytest.raises(ValueError, match="^--corpus: a path is empty$"):
-        distill.arguments(["--corpus", "", "--out", "run"])     # "" is not the present folder
     distill.arguments(["--corpus", "/", "--evaluate"])   # which writes nothing
     # The name of c2 begins like that of c, but c2 is beside it.
     distill.arguments(["--corpus", f"{corpus}", "--out", f"{tmp_path}/c2"])

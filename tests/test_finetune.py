@@ -1695,7 +1695,7 @@ def qa_model(out, tokenizer):
 def test_questions_without_known_answers_are_answered_but_not_scored(tmp_path, qa_model, capsys):
     answers = tmp_path / "answers.json"
     predict = ["--model", qa_model, "--out", answers, "--overwrite", "--predict"]
-    run(capsys, *predict, write_two_questions(tmp_path / "a.JSON"))
+    run(capsys, *predict, write_two_questions(tmp_path / "a.JSON"))           # or .json
     expected = read_json(answers)
     assert expected.keys() == {"a", "b"}
     hidden = write_two_questions(tmp_path / "hidden.json", with_answers=False)
@@ -2679,7 +2679,7 @@ def test_a_teacher_of_numbers_on_another_scale_is_warned_of(
     task = make_task_of_kind("regression", length=20, mean=2.0, sd=1.0)
     save_random_classifier(tmp_path, replace(task, sd=sd), tokenizer)
     finetune.load_teacher(str(tmp_path), task, tokenizer)
-    message = f"learned numbers with the standard deviation {sd}, but that of these is 1; if"
+    message = f"the standard deviation {sd}, but that of the training set is 1; if the scales"
     assert (message in capsys.readouterr().err) is is_warned
 
 
@@ -2940,6 +2940,7 @@ def test_a_fine_tuned_model_predicts_with_fewer_recursions(out, sst2_flags, sent
     classifier, _ = load_classifier(str(out), recursions=1)
     assert classifier.encoder.config.num_hidden_layers == 1
     evaluate = ["--model", out, "--evaluate", "--task", "sst2", "--data", sentiment]
+    # The last one names the kind of the task instead of the task.
     for more in ([], ["--recursions", 1], ["--task", "classification"]):
         printed = run(capsys, *evaluate, *more).out
         assert re.match(r"model +dev +accuracy ", printed)
@@ -3215,6 +3216,7 @@ def test_a_text_of_unknown_tokens_is_predicted_with_a_warning(tokenizer, tmp_pat
     table = write_file(tmp_path / "t.tsv", "text\tlabel\nпривет привет good\tx\n")
     warned = run(capsys, "--model", out, "--evaluate", "--test", table).err
     assert f"warning: {table}:2: 75% of the characters become [UNK]" in warned
+    assert "warning: test: each of the 1 examples has the label 'x'" in warned
 
 
 @pytest.mark.parametrize("rank", [0, 1])

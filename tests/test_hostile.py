@@ -827,7 +827,7 @@ data      --tokenizer=                          a name is empty: give a folder
 data      --out t.bin --corpus short.txt        t.bin was made from other files*--overwrite
 data      --out c.txt                           --out 'c.txt': the name of a token file must end
 data      --out m                               --out 'm': the name of a token file must end in
-data      --out alone.bin                       alone.bin: not a whole token file
+data      --out alone.bin                       alone.bin: not a token file
 data      --out x.bin                           x.bin.json exists and is not the description
 data      --out cut.bin                         cut.bin.json: not a JSON object
 data      --out x                               the name of a token file must end in .bin
@@ -862,7 +862,7 @@ distill   --teacher relu                        relu/config.json: *hidden_act is
 distill   --corpus zh.txt                       zh.txt: 100% of the characters become [UNK]
 distill   --corpus pdf.txt                      pdf.txt: not UTF-8
 distill   --corpus x.pdf                        x.pdf: not a regular file whose name ends in
-distill   --corpus alone.bin                    alone.bin: not a whole token file
+distill   --corpus alone.bin                    alone.bin: not a token file
 distill   --corpus list.bin                     list.bin: not a whole token file
 distill   --corpus high.bin                     token 65535 is in the corpus, but those of the
 distill   --corpus t.bin c.txt                  t.bin: a token file cannot be
@@ -1387,7 +1387,7 @@ def test_tokens_that_a_kill_left_half_written_are_made_anew(
             made_from = TokenFile(str(token_path)).made_from["corpus"][0][0]
             assert token_path.read_bytes() == tokens_of[made_from]
         else:
-            with pytest.raises(ValueError, match="t.bin: not a whole token file"):
+            with pytest.raises(ValueError, match="t.bin: not a token file"):
                 TokenFile(str(token_path))
         tokenise(corpus)
         assert token_path.read_bytes() == tokens_of[corpus]

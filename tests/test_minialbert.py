@@ -403,7 +403,7 @@ def test_a_mask_of_0_and_1_of_any_type_masks_alike(model, dtype, maps):
         assert torch.equal(found_maps[r], expected_maps[r])
 
 
-def test_torch_export_allows_a_mask_of_integers(model, monkeypatch):
+def test_while_a_model_is_traced_a_mask_of_integers_is_not_compared(model, monkeypatch):
     """While it traces the model, a mask has no values that could be compared with 0."""
     def refuse(first, second):
         raise AssertionError("the mask was compared")
