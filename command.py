@@ -102,11 +102,20 @@ class CommandParser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
+def path_name(text):
+    """Return the name of a file or a folder; an argparse type. An empty name would often mean the
+    present folder, but usually it comes from a variable of a shell script that is not set."""
+    if text == "":
+        raise argparse.ArgumentTypeError("a path is empty")
+    return text
+
+
 def printable(text):
     """Replace the unprintable characters of a text, also tabs and line ends, by escapes such as
     \\x1b, because a terminal would obey some of them. Spaces of all widths and some invisible
     characters stay."""
-    # They join letters or separate them, allow a hyphen, or set the direction of writing.
+    # These invisible characters join letters or separate them, allow a hyphen, or set the direction
+    # of writing.
     harmless = "\u200c\u200d\u00ad\u200e\u200f"
     shown = ""
     for character in text:
@@ -183,7 +192,7 @@ def run_command(name, action):
     --help and a signal during the training raise SystemExit. In Python's development mode
     (python -X dev) a traceback shows where the error was raised.
     """
-    # sys.stdout is None if the program was started without it, and another class in some tests.
+    # sys.stdout is None if the program was started without it. In a notebook it has another class.
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A character that the terminal or the file cannot show is printed as an escape.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -54,7 +54,8 @@ from tqdm import tqdm
 
 from checkpoint import (TOKENIZER_FILES, expecting, fetch, first_few, read_json, read_text,
                         replace_file, write_json)
-from command import CommandParser, printable, run_command, signals_as_exceptions, warn
+from command import (CommandParser, path_name, printable, run_command, signals_as_exceptions,
+                     warn)
 
 
 # ---- Masking and batches ----------------------------------------------------------------
@@ -175,7 +176,8 @@ class MaskedBatches:
         num_inside = self.T - 2                          # tokens between [CLS] and [SEP]
         ids = np.empty((len(numbers), self.T), np.int64)
         for row, number in enumerate(numbers):
-            begin = int(number) * num_inside             # sequences follow one another
+            # Sequences follow one another. On some systems numpy's integers have only 32 bits.
+            begin = int(number) * num_inside
             ids[row, 0] = self.tokenizer.cls_id
             ids[row, 1:-1] = self.tokens[begin:begin + num_inside]
             ids[row, -1] = self.tokenizer.sep_id
@@ -761,7 +763,7 @@ def write_tokens(file, lines, tokenizer, dtype):
     has_text = False
     num_characters = 0
     num_unknown = 0.0                                    # an estimate: those that become [UNK]
-    sample_size = SAMPLE                                 # for the first chunk
+    sample_size = SAMPLE                                 # for a short text, which is one chunk
     last_print_time = time.monotonic()
     # The held-out tokens wait in a file without a name until all others are written.
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
@@ -769,7 +771,7 @@ def write_tokens(file, lines, tokenizer, dtype):
             texts = [line for line, _ in chunk]
             num_characters += sum(len(text) for text in texts)
             num_unknown += estimate_unknown(texts, tokenizer, sample_size)
-            sample_size = SAMPLE // 4                    # SAMPLE is for short texts: one chunk
+            sample_size = SAMPLE // 4                    # for each further chunk
             train_ids = []
             valid_ids = []
             for (line, held_out), ids in zip(chunk, tokenizer.encode(texts)):
@@ -914,8 +916,6 @@ def corpus_files(corpus):
     a corpus, or if a file is named twice. A link to a file counts as another file."""
     files = []
     for path in corpus:
-        if path == "":                                   # as from an empty variable in a shell
-            raise ValueError("--corpus: a path is empty")
         if not os.path.exists(path):
             raise ValueError(f"{path} does not exist")
         if os.path.isdir(path):
@@ -1443,7 +1443,7 @@ def arguments(argv):
     """Parse the command line."""
     parser = CommandParser("data.py", USAGE)
     parser.add_argument(
-        "--corpus", nargs="+", action="extend", metavar="PATH",
+        "--corpus", type=path_name, nargs="+", action="extend", metavar="PATH",
         help="files and folders of text (default: the documentation on this machine)")
     parser.add_argument(
         "--text", default="text", metavar="COLUMN",

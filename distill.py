@@ -55,7 +55,8 @@ from tqdm import tqdm
 
 from checkpoint import (claim_folder, expecting, fetch, load, model_without_values, naming_file,
                         restore_training_state, run_folder, save, save_training_state, write_json)
-from command import CommandParser, is_about_memory, one_line, printable, run_command, warn
+from command import (CommandParser, is_about_memory, one_line, path_name, printable, run_command,
+                     warn)
 from data import CACHE, RNG_DEPTHS, MaskedBatches, Tokenizer, num_to_mask, open_corpus
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         merge_corrections, split_evenly)
@@ -1487,7 +1488,7 @@ RECIPES = {
         "eval_every": 200, "save_every": 200},
     "full": FULL,
     # These are the authors' values. They give the attention loss the weight 3, too, but divide it
-    # by the 256 tokens of a sequence, so that it counts for almost nothing. So it has 3 / 256 here.
+    # by the 256 tokens of a sequence, so that it counts for almost nothing: its weight is 3 / 256.
     # MANUAL.md lists where this code departs from theirs: for example, a GPU computes in bfloat16.
     "paper": FULL | {
         "weight_decay": 1e-4, "dropout": 0.1, "attention_weight": 3 / 256, "hidden_weight": 3.0,
@@ -1521,14 +1522,6 @@ def real_number(smallest=0.0, upper=2.0**31):
         return value
     parse.__name__ = "number"
     return parse
-
-
-def folder_name(text):
-    """Return the name of a folder; an argparse type. An empty name would mean the present folder,
-    but usually it comes from a variable of a shell script that is not set."""
-    if text == "":
-        raise argparse.ArgumentTypeError("the name of the folder is empty")
-    return text
 
 
 def given_flags(argv):
@@ -1715,7 +1708,7 @@ def add_training_flags(parser):
 def add_data_flags(parser):
     """Add the flags of distill.py about the corpus and the tokenizer."""
     group = parser.add_argument_group("data")
-    group.add_argument("--corpus", nargs="+", action="extend", metavar="PATH",
+    group.add_argument("--corpus", type=path_name, nargs="+", action="extend", metavar="PATH",
                        help="files and folders of .txt, .jsonl and .csv, or a token file of "
                        "data.py (default: the documentation on this machine)")
     group.add_argument("--text", default="text", metavar="COLUMN",
@@ -1723,7 +1716,7 @@ def add_data_flags(parser):
                        "text)")
     group.add_argument("--tokenizer", metavar="DIR",
                        help="folder or Hugging Face name (default: the teacher's, or --student's)")
-    group.add_argument("--cache", type=folder_name, default=CACHE, metavar="DIR",
+    group.add_argument("--cache", type=path_name, default=CACHE, metavar="DIR",
                        help="where tokenised corpora are kept (default: ~/.cache/minialbert)")
 
 
@@ -1830,12 +1823,10 @@ def check_flags(args, given):
 
 
 def check_out_is_outside(out, corpus):
-    """Raise ValueError if a path of the corpus, a list of paths, is empty, or if the folder of
-    --out lies in one of them. If it is itself one of them, run_folder refuses it."""
+    """Raise ValueError if the folder of --out lies in a folder of the corpus, a list of paths. If
+    it is itself one of these paths, run_folder refuses it."""
     folders_around_out = PurePath(os.path.realpath(out)).parents
     for path in corpus:
-        if path == "":
-            raise ValueError("--corpus: a path is empty")    # its realpath is the present folder
         if PurePath(os.path.realpath(path)) in folders_around_out:
             raise ValueError(f"--out {out} is in the corpus {path}, so its files would be taken "
                              "for text; choose another one")
@@ -2008,8 +1999,8 @@ def choose_losses(args, teacher, num_recursions, given=()):
             raise ValueError("--elastic: it needs a teacher with an MLM head and more than one "
                              "recursion")
         if f"--{name}-weight" in given:
-            # This is mlm or output, and there is a teacher: without one, mlm is possible, and
-            # check_flags has refused the other flags.
+            # Only mlm and output can come here, and only if there is a teacher: without one mlm is
+            # possible, and check_flags has refused the other flags.
             raise ValueError(f"--{name}-weight: the teacher has no MLM head")
     compares_predictions = "output" in loss_weights or "elastic" in loss_weights
     if not compares_predictions and "--temperature" in given:
@@ -2125,6 +2116,7 @@ def default_modules(args, shape):
     if args.adapter_size is not None:                    # even --adapter-size 0 is a choice
         return {}
     C = shape["hidden_size"]
+    # The recipe paper has adapters, unless --correction-rank asks for corrections.
     if args.recipe == "paper" and shape["correction_rank"] == 0:
         return {"adapter_size": max(1, C // 16)}
     if args.correction_rank is None:
@@ -2309,7 +2301,7 @@ def describe_run(distillation, device):
     precision = "bfloat16" if distillation.bf16 else "float32"
     print(f"device   {device}, {precision}")
     if distillation.pairs:
-        # Here both are counted from 1.
+        # What is printed counts from 1.
         pairs = " ".join(f"{r + 1}-{number + 1}" for r, number in distillation.pairs)
         print(f"layers   {pairs} (student-teacher)")
     terms = " + ".join(f"{weight:g} {name}" for name, weight in distillation.loss_weights.items())

@@ -47,15 +47,15 @@ from torch import nn
 from checkpoint import (check_finite, check_tensors, claim_folder, expecting, fetch, first_few,
                         load, read_json, read_safetensors, replace_file, save, write_json,
                         write_safetensors)
-from command import CommandParser, printable, run_command, warn
+from command import CommandParser, path_name, printable, run_command, warn
 from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, check_are_texts,
                   count_characters, docs_on_this_machine, hash_file)
 from distill import (DEFAULT_OUT, TrainingOptions, add_run_flags, allow_only, autocast,
                      begin_or_resume, broadcast, can_match_layers, check_batch_size, device_of,
-                     explaining_failures, fingerprint, first_process_first, folder_name,
-                     given_flags, hidden_loss, integer_from, leave_processes, lock_folder,
-                     match_layers, measuring_bar, output_loss, real_number, refuse_flags,
-                     set_up_processes, split_batch, to_device, train, uses_bf16)
+                     explaining_failures, fingerprint, first_process_first, given_flags,
+                     hidden_loss, integer_from, leave_processes, lock_folder, match_layers,
+                     measuring_bar, output_loss, real_number, refuse_flags, set_up_processes,
+                     split_batch, to_device, train, uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Prediction, Task, check_labels, check_line_end,
                    detailed_scores, download_glue, entities, find_words, hold_out_a_tenth,
@@ -278,7 +278,7 @@ def answer_features(tokenised, tokenizer, stride):
     token_ids = encoding.ids
     word_spans = spans_of_words(encoding)
     answer_tokens = tokens_of_answer(example, encoding.offsets)
-    overlap = min(stride, tokenised.room // 2)           # a step is at least half the room
+    overlap = min(stride, tokenised.room // 2)           # a window advances by half the room
     for begin, end in windows(len(token_ids), tokenised.room, overlap):
         # An array and a range take little memory: SQuAD has 90,000 windows and more.
         stands_for = np.array(word_spans[begin:end], np.int32)                # (tokens, 2)
@@ -1013,7 +1013,7 @@ def train_and_measure(model, task_loss, splits, options, setup):
         return results[dev_name].scores
 
     def save_nothing():
-        """Save no model. After the training run_mode() saves the model, if it is the first one."""
+        """Save no model. Only that of the first run is saved, by run_mode(), after its training."""
 
     if setup.processes.rank == 0:                        # only this process writes into --out
         os.makedirs(options.out, exist_ok=True)
@@ -1069,14 +1069,13 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
         raise ValueError(f"{path}: there is no such folder")
     saved_task = load_task(path)                         # None: the folder has no task.json
     if task is None:
-        has_log = os.path.exists(os.path.join(path, "log.jsonl"))
-        has_model = os.path.exists(os.path.join(path, "config.json"))
-        if has_log and not has_model:
-            raise ValueError(f"{path}: this is the folder of a single run; the fine-tuned model is "
-                             "in the folder around it")
         if saved_task is None:
-            raise ValueError(f"{path}: not a fine-tuned model: it has no task.json; fine-tune it "
-                             f"first: finetune.py --model {shlex.quote(str(path))} --task TASK")
+            remedy = (f"fine-tune it first: finetune.py --model {shlex.quote(str(path))} --task "
+                      "TASK")
+            if not os.path.exists(os.path.join(path, "config.json")):
+                remedy = ("it has no model at all; if it is the folder of a single run, the model "
+                          "is in the folder around it")
+            raise ValueError(f"{path}: not a fine-tuned model: it has no task.json; {remedy}")
         task = saved_task
     encoder = load_encoder(path, mode, dropout, sample, recursions)
     num_segments = encoder.config.type_vocab_size
@@ -1197,14 +1196,14 @@ def add_data_flags(parser):
                        "documentation were marked as code (default: code, trained three times: the "
                        "whole model, as with --adapters-only, and the whole model from random "
                        "weights)")
-    group.add_argument("--data", type=folder_name, metavar="DIR",
+    group.add_argument("--data", type=path_name, metavar="DIR",
                        help="folder with the files of the GLUE task (default: download them)")
-    group.add_argument("--train", nargs="+", action="extend", metavar="FILE",
+    group.add_argument("--train", type=path_name, nargs="+", action="extend", metavar="FILE",
                        help="your own training files: .tsv, .txt, .csv or .jsonl with named "
                        "columns; for tagging CoNLL; for qa SQuAD")
-    group.add_argument("--dev", nargs="+", action="extend", metavar="FILE",
+    group.add_argument("--dev", type=path_name, nargs="+", action="extend", metavar="FILE",
                        help="files to measure on (default: a tenth of --train is held out)")
-    group.add_argument("--test", nargs="+", action="extend", metavar="FILE",
+    group.add_argument("--test", type=path_name, nargs="+", action="extend", metavar="FILE",
                        help="more files to measure on")
     group.add_argument("--text", nargs="+", action="extend", metavar="COLUMN",
                        help="the column with the text, or the two columns of two texts (default: "
@@ -1641,7 +1640,9 @@ def load_teacher(path, task, tokenizer):
     if saved_task.name in GLUE and task.name in GLUE and saved_task.name != task.name:
         raise ValueError(f"--distill-from {path} was fine-tuned for {saved_task.name}, not for "
                          f"{task.name}; {remedy}")
-    if not task.sd / 2 <= saved_task.sd <= task.sd * 2:
+    # If it is no regression, both are 1.
+    has_same_scale = task.sd / 2 <= saved_task.sd <= task.sd * 2
+    if not has_same_scale:
         warn(f"--distill-from {path} learned numbers with the standard deviation "
              f"{saved_task.sd:.3g}, but that of the training set is {task.sd:.3g}; if the scales "
              "differ, the model learns wrong numbers")

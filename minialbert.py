@@ -666,8 +666,8 @@ def check_inputs(config, ids, mask, segments, maps):
         if tensor is not None and tensor.shape != ids.shape:
             raise ValueError(f"{name} is {list(tensor.shape)}, ids is {list(ids.shape)}: they must "
                              "have the same shape")
-    # A boolean mask cannot be negative. Looking at its values would mean to wait for a GPU. When
-    # torch.compile and torch.export trace the model, there are no values to look at.
+    # A boolean mask cannot be negative. To look at its values would make the program wait for a
+    # GPU. While torch.compile and torch.export trace the model, there are no values to look at.
     if mask is not None and mask.dtype != torch.bool and not torch.compiler.is_compiling():
         if (mask < 0).any():
             raise ValueError("mask has negative numbers, but it must be 1 at real tokens and 0 at "

@@ -438,7 +438,7 @@ def rows_of(path, header=None):
     In a .csv, .tsv or .txt the first row names the columns, unless `header` does. If a row has line
     breaks in quotes, the number is that of its last line.
     """
-    check_readable(path)
+    check_readable(path)                                 # before the ending is judged
     ending = os.path.splitext(path)[1].lower()
     if ending == ".jsonl":
         for number, line in lines_of(path):

@@ -1748,11 +1748,6 @@ def test_a_teacher_too_large_to_subtract_from_is_refused():
         start_from_teacher(student, teacher, random_ids(B))
 
 
-def test_an_empty_path_of_a_corpus_is_not_the_present_folder():
-    with pytest.raises(ValueError, match="^--corpus: a path is empty$"):
-        distill.arguments(["--corpus", "", "--out", "run"])
-
-
 def test_the_corpus_may_not_hold_the_folder_of_the_run(tmp_path):
     """Otherwise the next run would read the files that this one has written as its text."""
     with pytest.raises(ValueError, match="is in the corpus /, so its files"):

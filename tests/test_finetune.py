@@ -1695,7 +1695,7 @@ def qa_model(out, tokenizer):
 def test_questions_without_known_answers_are_answered_but_not_scored(tmp_path, qa_model, capsys):
     answers = tmp_path / "answers.json"
     predict = ["--model", qa_model, "--out", answers, "--overwrite", "--predict"]
-    run(capsys, *predict, write_two_questions(tmp_path / "a.JSON"))           # or .json
+    run(capsys, *predict, write_two_questions(tmp_path / "a.JSON"))   # the case does not matter
     expected = read_json(answers)
     assert expected.keys() == {"a", "b"}
     hidden = write_two_questions(tmp_path / "hidden.json", with_answers=False)
@@ -3250,17 +3250,15 @@ def test_results_are_written_before_the_table_is_printed(
     assert "python finetune.py --model 'two words' --predict TEXT" in printed
 
 
-def test_only_a_fine_tuned_model_predicts(model, tmp_path, capsys):
-    write_file(tmp_path / "model/log.jsonl", "")         # as in the folder of distill.py
+def test_only_a_fine_tuned_model_predicts(model, capsys):
     remedy = f"fine-tune it first: finetune.py --model {model} --task TASK"
     error = fail(capsys, "--model", model, "--predict", "good")
     assert f"{model}: not a fine-tuned model: it has no task.json; {remedy}" in error
 
 
 def test_the_folder_of_a_single_run_is_no_model(tmp_path, capsys):
-    write_file(tmp_path / "log.jsonl", "")
     error = fail(capsys, "--model", tmp_path, "--predict", "good")
-    assert f"{tmp_path}: this is the folder of a single run; the fine-tuned model is in" in error
+    assert "it has no task.json; it has no model at all; if it is the folder of a single" in error
 
 
 def test_a_model_whose_head_was_removed_does_not_predict(tokenizer, tmp_path, capsys):

@@ -837,7 +837,11 @@ data      --out new/                            --out 'new/': the name of a toke
 data      --train-tokenizer 100                 --train-tokenizer: not allowed with argument --tok
 data      extra                                 unrecognized arguments: extra; --help lists the
 distill   --batch_size 16                       --batch_size 16; did you mean --batch-size?
-finetune  --data=                               --data: the name of the folder is empty
+finetune  --data=                               --data: a path is empty
+distill   --cache=                              --cache: a path is empty
+distill   --corpus=                             --corpus: a path is empty
+data      --corpus=                             --corpus: a path is empty
+finetune  --train=                              --train: a path is empty
 learn     --train-tokenizer 99                  --train-tokenizer 99: the size must be from 100
 learn     --train-tokenizer 1e3                 --train-tokenizer: invalid int
 learn     --corpus zh.txt --out m               m: it has a vocab.txt
