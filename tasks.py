@@ -727,10 +727,8 @@ def right_answers(question, context):
     """List the right answers to a question, each (index of its first character in the context,
     text). The list is empty if there is no answer. The result is None if the answers are not known.
     ValueError as in squad_example."""
-    is_impossible = None                                 # SQuAD v1.1 does not have this field
-    if question.get("is_impossible") is not None:
-        is_impossible = field_of(question, "is_impossible", bool)
-    if is_impossible:
+    is_version_2 = question.get("is_impossible") is not None         # v1.1 does not have this field
+    if is_version_2 and field_of(question, "is_impossible", bool):
         return []                                        # the field "answers" does not count then
     if "answers" not in question:
         return None
@@ -742,9 +740,9 @@ def right_answers(question, context):
             raise ValueError(f"the answer {text!r:.40} of question {question['id']!r:.60} is not "
                              f"at its offset {start} in the context, or has no words")
         answers.append((start, text))
-    if is_impossible is False and not answers:
-        return None                                      # v2.0: the file keeps the answer secret
-    return answers                                       # v1.1: an empty list means "no answer"
+    if is_version_2 and not answers:
+        return None                                      # the file keeps the answer secret
+    return answers                                       # in v1.1 an empty list means "no answer"
 
 
 def field_of(value, name, field_type):
