@@ -1087,8 +1087,8 @@ def check_encoding(what, num_characters, num_undecoded, num_nuls):
 def lines_of_text(path, stream):
     """Yield the lines of an open .txt. A line of over CHUNK characters is yielded in pieces.
 
-    A blank line is yielded, because it ends a document. A blank piece of a longer line is left out.
-    ValueError if the file is damaged.
+    A blank line is yielded, because it ends a document. A blank piece of a longer line is left out,
+    because it does not. ValueError if the file is damaged.
     """
     begins_line = True                                   # whether the next piece begins a line
     with stream, expecting(path, UNDAMAGED_FILE):
@@ -1097,11 +1097,10 @@ def lines_of_text(path, stream):
             if piece == "":                              # the end of the file
                 return
             ends_line = piece.endswith("\n")
-            is_part_of_line = not (begins_line and ends_line)
+            is_whole_line = begins_line and ends_line
+            if is_whole_line or piece.strip() != "":
+                yield piece
             begins_line = ends_line                      # for the next piece
-            if is_part_of_line and piece.strip() == "":
-                continue                                 # it must not end the document
-            yield piece
 
 
 def whole_lines(path, stream):
