@@ -854,9 +854,9 @@ def mark_held_out(lines):
     beginning = ""                                       # the text of the waiting lines
     for line in lines:
         ends_document = line == ""
-        if ends_document and held_out is None and not waiting:
-            continue                                     # an empty line before a document
         if held_out is None:
+            if line == "" and not waiting:
+                continue                                 # an empty line before a document
             waiting.append(line)
             beginning += line
             if ends_document or len(beginning) >= DECIDING_CHARACTERS:
