@@ -73,11 +73,11 @@ class Task:
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
+            allowed_types = [field.type]
+            if field.type is float:
+                allowed_types.append(int)                # JSON may have 0 instead of 0.0
             # type() is used, because isinstance() would take True for an int.
-            has_right_type = type(value) is field.type
-            if field.type is float and type(value) is int:
-                has_right_type = True                    # JSON may have 0 instead of 0.0
-            if not has_right_type:
+            if type(value) not in allowed_types:
                 raise ValueError(f"{field.name} is {value!r:.60}, not {field.type.__name__}")
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r:.60}, not one of {', '.join(KINDS)}")
