@@ -948,9 +948,11 @@ def read_own_files(kind, files, text_columns, label_column):
                 if example.label is None:
                     raise ValueError(f"{example.location}: its answers are missing")
             # read_squad has checked the ids in each file. Predictions are written with the ids, so
-            # in a split that gets predictions no two files may have the same id. Without --dev the
-            # training set is checked, too, because some of its questions become the dev set.
-            if split_name != "train" or "dev" not in files:
+            # in a split that gets some no two files may have the same id.
+            will_be_predicted = split_name != "train"
+            if "dev" not in files:                       # a part of "train" becomes the dev set
+                will_be_predicted = True
+            if will_be_predicted:
                 check_ids(", ".join(paths), examples)
         else:
             # In each file the examples are numbered from 0. Here the examples of all files of the
