@@ -187,7 +187,7 @@ def score(task, examples, guesses):
     return {metric: scores[metric] for metric in task.metrics}
 
 
-# Some of the next functions compare two sets of items, those of the true labels and the guessed.
+# Precision, recall and F1 compare two sets of items: the gold ones and the guessed ones.
 #   classification: an item is (number of the example, class)
 #   tagging: an item is an entity, (number of the sentence, first word, one past the last, type)
 # A guessed item is correct if it is among the gold items. The "name" of an item is its last field.
@@ -268,8 +268,8 @@ def matthews_correlation(gold, guesses):
     num_correct = sum(1 for label, guess in zip(gold, guesses) if label == guess)
     gold_counts = Counter(gold)
     guess_counts = Counter(guesses)
-    # These are the covariance and the two variances, each times N^2. In the result N^2 cancels.
     products = [count * guess_counts[label] for label, count in gold_counts.items()]
+    # These are the covariance and the two variances, each times N^2. In the result N^2 cancels.
     scaled_covariance = num_correct * N - sum(products)
     scaled_gold_variance = N**2 - sum(count**2 for count in gold_counts.values())
     scaled_guess_variance = N**2 - sum(count**2 for count in guess_counts.values())
