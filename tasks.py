@@ -966,8 +966,8 @@ def read_own_files(kind, files, text_columns, label_column):
 def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
     """Split examples -> (a tenth of them, the rest). The size of the tenth is rounded up.
 
-    An example is held out only if the rest keeps another one with each of its labels. So fewer may
-    be held out. If they are less than half of a tenth, a warning says so.
+    Each label of a held-out example also stays in the rest. So fewer than a tenth may be held out.
+    If they are less than half of a tenth, a warning says so.
 
     A hash of the texts orders the examples. So the split is the same on every machine, and the
     order in the file does not matter. (sorting_key says when a hash may differ.)
@@ -979,7 +979,7 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
     ValueError if no example can be held out, or if none would be left.
     """
     wanted = math.ceil(len(examples) / 10)
-    num_left = Counter()                 # {label: the number of examples with it, not held out}
+    num_left = Counter()                 # {label: how many examples outside held_out have it}
     for example in examples:
         num_left.update(labels_of_example(example, kind))
     held_out = []
