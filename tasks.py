@@ -870,8 +870,8 @@ def split_words(text):
 def find_words(text):
     """Find the words of split_words: [(first character, one past the last), ...].
 
-    A mark (see MARK) belongs to the word or sign before it or, after a space or at the beginning,
-    to the word after it.
+    A mark (see MARK) belongs to the word or sign before it. After a space or at the beginning it
+    begins a word.
     """
     # Each replacement is as long as what it replaces, so all positions stay.
     text_to_match = text.replace(ZERO_WIDTH_SPACE, " ")
