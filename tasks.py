@@ -62,8 +62,8 @@ class Task:
     labels: list            # all labels, sorted; in regression and qa empty
     metrics: list           # names of metrics; the first one decides between learning rates
     length: int             # the largest number of tokens in a sequence, T
-    stride: int             # qa: how many tokens neighbouring windows of a context share, not how
-                            # far a window advances; answer_features uses at most half a window
+    stride: int             # qa: how many tokens neighbouring windows of a context share; if this
+                            # is over half a window, they share half (answer_features)
     pair: bool              # whether each example has two texts
     mean: float             # regression: the mean of the training labels y, else 0
     sd: float               # regression: their standard deviation; the head predicts
