@@ -1243,7 +1243,7 @@ class ConcatenatedStreams(io.RawIOBase):
         # A decompressor may take several blocks before it returns the first byte.
         while unpacked == b"":
             if self.decompressor.eof:                    # its stream has ended
-                packed = self.begin_of_next_stream()
+                packed = self.beginning_of_next_stream()
                 if packed == b"":
                     return 0
                 self.decompressor = self.make_decompressor()
@@ -1257,7 +1257,7 @@ class ConcatenatedStreams(io.RawIOBase):
         buffer[:len(unpacked)] = unpacked
         return len(unpacked)
 
-    def begin_of_next_stream(self):
+    def beginning_of_next_stream(self):
         """Return the first bytes of the next compressed stream, b"" at the end of the file."""
         # Zeros may stand between the streams of an .xz.
         packed = self.decompressor.unused_data.lstrip(b"\0")
