@@ -314,8 +314,8 @@ def read_backend(path):
 def check_backend(backend):
     """Raise ValueError if a tokenizer of the tokenizers library does not turn unknown words into
     [UNK], or if it would take too long for long words."""
-    # If the vocabulary lacks the unk_token, a word that it does not know raises an error, which
-    # read_backend explains. This long word and this rare Cyrillic letter are usually unknown.
+    # Few tokenizers know this long word and this rare Cyrillic letter. If the unk_token itself is
+    # not in the vocabulary, a word that is unknown raises an error.
     backend.encode("a" * 1000)
     tokens_of_rare_letter = backend.encode("\ua66e", add_special_tokens=False).ids
     if not tokens_of_rare_letter:
