@@ -718,7 +718,7 @@ def sizes_of_parts(counts, corpus):
     """Return the number of tokens to train on and the number of tokens that are held out.
 
     If the documents are few, or if all begin alike, all of them may be in one part. Then the last
-    tokens of the file are held out. They stand where the held-out tokens belong, so none moves.
+    tokens of the file are held out. The file stays as it is, for held-out tokens stand at its end.
     """
     if counts.num_train > 0 and counts.num_valid > 0:
         return counts.num_train, counts.num_valid
