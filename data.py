@@ -628,7 +628,7 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
     files = corpus_files(corpus)
     absolute_paths = [os.path.abspath(path) for path in files]
     for name in absolute_paths + [text_column]:
-        if NUL_OR_SURROGATE.search(name):                # it could not be written as UTF-8
+        if NUL_OR_SURROGATE.search(name):                # read_json would refuse a half character
             raise ValueError(f"{ascii(name)}: not a name in UTF-8")
     made_from = facts_of_tokens(absolute_paths, tokenizer, text_column)
     if not out.endswith(".bin"):                         # open_corpus recognises it by this
