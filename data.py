@@ -1126,8 +1126,8 @@ def lines_of_jsonl(path, stream, text_column):
         with expecting(f"{path}:{number}", f"a JSON object with a text {text_column!r}"):
             document = document_of_row(row, text_column)
         # The escapes \u0000 and \ud800 of JSON stand for a NUL and half a character. They do not
-        # mean another encoding, so they are replaced here, before read_corpus_file counts. If the
-        # row has such characters itself, nobody knows which of the document's were escapes. Then
+        # mean another encoding, so they are replaced here, before read_corpus_file counts. But if
+        # the row also has such characters without an escape, the document mixes both. Then
         # read_corpus_file replaces and counts them all.
         may_have_escapes = "\\u" in row                  # False for most rows, which saves time
         if may_have_escapes and not NUL_OR_SURROGATE.search(row):
