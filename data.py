@@ -701,6 +701,11 @@ def tokens_made_before(out, made_from, overwrite):
     return None
 
 
+# The end of a message about a text that becomes [UNK].
+UNKNOWN_CHARACTERS_REMEDY = ("the tokenizer is of another language, or spaces must be put between "
+                             "the words, because over 100 letters in a row are one [UNK]")
+
+
 def check_counts(counts, corpus, tokenizer):
     """Raise ValueError if a corpus has no text, or if most of its characters become [UNK]. Print a
     warning if over a tenth of them do."""
@@ -803,11 +808,6 @@ def estimate_unknown(texts, tokenizer, sample_size):
     num_sampled, unknown_in_sample = count_characters(texts, tokenizer, sample_size)
     num_characters = sum(len(text) for text in texts)    # with white space, unlike num_sampled
     return num_characters * unknown_in_sample / max(1, num_sampled)
-
-
-# The end of a message about a text that becomes [UNK].
-UNKNOWN_CHARACTERS_REMEDY = ("the tokenizer is of another language, or spaces must be put between "
-                             "the words, because over 100 letters in a row are one [UNK]")
 
 
 def count_characters(texts, tokenizer, sample_size=SAMPLE):
