@@ -768,7 +768,7 @@ def write_tokens(file, lines, tokenizer, dtype):
     has_text = False
     num_characters = 0
     num_unknown = 0.0                                    # an estimate: those that become [UNK]
-    sample_size = SAMPLE                                 # for a short text, which is one chunk
+    sample_size = SAMPLE                                 # the first chunk may be the only one
     last_print_time = time.monotonic()
     # The held-out tokens wait in a file without a name until all others are written.
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
@@ -776,7 +776,7 @@ def write_tokens(file, lines, tokenizer, dtype):
             texts = [line for line, _ in chunk]
             num_characters += sum(len(text) for text in texts)
             num_unknown += estimate_unknown(texts, tokenizer, sample_size)
-            sample_size = SAMPLE // 4                    # for each further chunk
+            sample_size = SAMPLE // 4                    # of each later chunk
             train_ids = []
             valid_ids = []
             for (line, held_out), ids in zip(chunk, tokenizer.encode(texts)):
