@@ -1359,17 +1359,16 @@ def docstrings(package, root):
 
 def paragraphs(docstring):
     """Yield the lines of each paragraph; a list item or an argument is a paragraph of its own."""
-    # In reStructuredText a block that ends in "::" announces code. The blocks after it are code if
-    # they are indented more. indent_before_code is the indentation of the block that ends in "::",
-    # or None outside of code.
-    indent_before_code = None
+    # In reStructuredText a block that ends in "::" announces code. The blocks after it are code as
+    # long as they are indented more.
+    largest_indent = math.inf                # a block that is indented more than this is code
     for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
         block_indent = indentation(block)
-        if indent_before_code is not None and block_indent > indent_before_code:
+        if block_indent > largest_indent:
             continue
-        indent_before_code = None
+        largest_indent = math.inf
         if block.rstrip().endswith("::"):
-            indent_before_code = block_indent
+            largest_indent = block_indent
         lines = []                           # of the present paragraph
         first_indent = 0                     # the indentation of its first line
         for line in block.splitlines():
