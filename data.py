@@ -877,7 +877,7 @@ def chunks_of_lines(marked_lines):
     num_characters = 0
     for line, held_out in marked_lines:
         chunk.append((line, held_out))
-        num_characters += len(line) + 1
+        num_characters += len(line) + 1                  # so that empty lines count, too
         if num_characters > CHUNK:
             yield chunk
             chunk = []
