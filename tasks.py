@@ -1007,12 +1007,12 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
 def sorting_key(example, kind):
     """Return the key by which hold_out_a_tenth sorts the examples: (a hash, a text)."""
     if kind == "qa":
-        hashed = example.second_text
+        to_hash = example.second_text
     else:
-        hashed = (example.text, example.second_text)
+        to_hash = (example.text, example.second_text)
     # repr() shows a character as an escape if this version of Python does not know it yet. Then the
     # hash is another one than in a later version.
-    text_hash = zlib.crc32(repr(hashed).encode())
+    text_hash = zlib.crc32(repr(to_hash).encode())
     # In qa all questions about a context have the same hash. The second part of the key orders them
     # by the question and its label.
     return text_hash, repr((example.text, example.label))
