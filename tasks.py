@@ -2,8 +2,8 @@
 
 There are readers for GLUE in its official layout, tables with named columns, CoNLL files and SQuAD
 files. One more task, "code", is made from the documentation on this machine. A fault in a file
-raises a ValueError that names the file and, if possible, the line. The metrics of published tasks
-are those with which they were published.
+raises a ValueError that names the file and, if possible, the line. Published tasks are scored with
+the metrics of their authors.
 """
 import io
 import json
