@@ -856,7 +856,7 @@ CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"     # r
 LETTER = rf"(?:[^\W{CHINESE}]|{MARK})"
 WORD_PATTERN = re.compile(rf"""
     [{CHINESE}] {MARK}*                         # a Chinese character
-    | {LETTER}+ (?: \. {LETTER}+ )*             # a word, or a name with dots such as torch.nn
+    | {LETTER}+ (?: \. (?!{MARK}) {LETTER}+ )*  # a word, or a name with dots: torch.nn
     | [^\w\s] {MARK}*                           # a punctuation character
     """, re.VERBOSE)
 

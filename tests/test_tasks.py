@@ -1205,6 +1205,8 @@ def test_of_the_code_task_a_tenth_is_held_out_and_none_of_its_texts_is_trained_o
     # the direction of writing, even before the first letter. A zero-width space separates words.
     ("\u0639\u200c\u067e\u200bis Donau\u00adschiff\u200b \u200f\u05d0", ["Donau"],
      ["\u0639\u200c\u067e", "is", "Donau\u00adschiff", "\u200f\u05d0"], ["O", "O", "B-code", "O"]),
+    # A mark after a full stop does not join the stop to the word before it.
+    ("to IBM.\u200e go", ["IBM"], ["to", "IBM", ".\u200e", "go"], ["O", "B-code", "O", "O"]),
     # A Chinese character is a word, also next to others and to letters.
     ("a\u8bca\u65adb", ["\u65ad"], ["a", "\u8bca", "\u65ad", "b"], ["O", "O", "B-code", "O"]),
     # So is a rare one, of each range, with the mark that chooses a variant of it.
