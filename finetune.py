@@ -1993,17 +1993,17 @@ def print_predictions(args, model, task, tokenizer, bf16):
         raise ValueError("--out and --overwrite: only the answers to a SQuAD file (.json) are "
                          "written")
     lines = lines_to_predict(args.predict)
-    examples = [example_of_line(line, task, location)
-                for location, line in lines if line.strip()]
+    text_at = {location: line for location, line in lines if line.strip()}
+    examples = [example_of_line(line, task, location) for location, line in text_at.items()]
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     if task.kind == "tagging":
-        check_has_no_tags(args.predict, [line for _, line in lines if line.strip()])
+        check_has_no_tags(args.predict, text_at.values())
     result = predict_examples(examples, model, task, tokenizer, bf16)
-    predictions = iter(result.predictions)
-    for _, line in lines:
-        if line.strip():
-            print(describe_prediction(task, line, next(predictions)))
+    prediction_at = dict(zip(text_at, result.predictions))
+    for location, line in lines:
+        if location in prediction_at:
+            print(describe_prediction(task, line, prediction_at[location]))
         else:
             print()                                      # for an empty line an empty line
 
