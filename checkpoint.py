@@ -952,13 +952,13 @@ def expecting(what, kind):
     try:
         yield
     except Exception as error:
-        lacks_memory = is_about_memory(error)
+        if is_about_memory(error):
+            raise MemoryError(what) from error
         if isinstance(error, OSError):
             if error.filename is not None:
                 raise
-            lacks_memory = error.errno == errno.ENOMEM
-        if lacks_memory:
-            raise MemoryError(what) from error
+            if error.errno == errno.ENOMEM:
+                raise MemoryError(what) from error
         reason = str(error)
         if not isinstance(error, ValueError):
             reason = f"{type(error).__name__}: {error}"
