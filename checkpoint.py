@@ -569,7 +569,7 @@ def save(model, path):
     config = model.config
     expected = model_without_values(config, model.head is not None)
     check_tensors("the model", expected.state_dict(), model.state_dict())
-    extra_tensors = {}       # {name in the file: tensor}, what transformers wants beside ours
+    tensors = {}     # {name in the file: tensor}; those that only transformers needs come first
     # The name of a class in transformers begins with the family, such as Bert in BertForMaskedLM.
     # In lower case it is the model_type.
     if config.is_bert:
@@ -577,15 +577,14 @@ def save(model, path):
         layout = BERT_LAYOUT
         if model.head is not None and model.head.decoder is not None:
             # transformers looks for the bias of an untied decoder under this second name.
-            extra_tensors["cls.predictions.decoder.bias"] = model.head.bias
+            tensors["cls.predictions.decoder.bias"] = model.head.bias
     elif albert_can_compute(config):
         family = "Albert"
         layout = ALBERT_LAYOUT
-        extra_tensors = albert_only_layers(config)
+        tensors = albert_only_layers(config)
     else:
         family = "MiniALBERT"
         layout = ALBERT_LAYOUT
-    tensors = dict(extra_tensors)                        # {name in the file: tensor}
     for name, tensor in model.state_dict().items():
         file_name = name_in_file(layout, name)
         if config.is_bert and not file_name.startswith("cls."):
