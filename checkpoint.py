@@ -758,19 +758,18 @@ WRITTEN_BY_RUNS = [
 
 @contextmanager
 def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
-    """Lock and check the folder `out`: in the with block only this run of `script` uses it.
+    """Lock and check the folder `out`: in the with block only this run of `script` uses it. The
+    caller then calls claim_folder. Before that no file of an earlier run changes.
 
     settings: a dict of what the run must have in common with one that it resumes
     inputs: the folders and files that the run reads; None is skipped. `out` must not be one of
         these folders, and none of these files may lie directly in it.
-    resume, overwrite: see check_owner. ValueError says what is wrong. No file of an earlier run
-        changes until the caller calls claim_folder.
+    resume, overwrite: see check_owner
+    ValueError says what is wrong
 
     The lock is on the folder's run.json, which is made if it is missing. If the process ends or is
-    killed, the lock ends, too.
-
-    At the end of the with block a run.json that is empty, or the only file, is removed, and then
-    the folder if nothing is left in it.
+    killed, the lock ends, too. A run that ends early leaves nothing behind: at the end of the
+    with block a run.json that is empty, or the only file, is removed, and then an empty folder.
     """
     if out == "":
         raise ValueError("--out is empty; give the name of a folder")
@@ -794,7 +793,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
             check_owner(out, earlier_run, script, settings, resume, overwrite)
             yield
         finally:
-            # rmdir refuses "." and a folder with files. On Windows an open file cannot be removed.
+            # What cannot be removed stays: ".", a folder with files, on Windows an open file.
             with suppress(OSError):
                 is_unclaimed = os.path.getsize(run_path) == 0
                 has_only_run_file = os.listdir(out) == [RUN_FILE]
