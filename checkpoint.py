@@ -367,9 +367,9 @@ def without_identity_projection(tensors, layout, config):
 def decoder_is_tied(tensors, layout, config):
     """Return True if the head's decoder is tied, that is, if it is the word table.
 
-    Only this program writes tie_decoder; elsewhere it has its default, True. If it is False, the
-    decoder is not tied, even if its values are those of the table, as before the training. If it is
-    True, the values decide: the decoder is tied if they are equal, or if there is no decoder.
+    If tie_decoder is False, this program has written it, and the decoder is a matrix of its own.
+    Its values may be those of the table, as before the training. True is the default. Then the
+    decoder is tied if it has the values of the table, or if one of the two is missing.
     """
     if not config.tie_decoder:
         return False
