@@ -660,9 +660,9 @@ def check_settings(path, saved, settings):
     saved: the settings that were read from `path`
     settings: those of the present run. A name that only one of the two dicts has is ignored.
     """
-    # Early versions of distill.py divided the attention loss by the length of a sequence, so it
-    # would be far larger today. Their settings have "weights", but no "attention_loss", and a
-    # setting that is missing is not compared. So it is added, and a run with this loss is refused.
+    # Early versions of distill.py divided the attention loss by the length of a sequence. Their
+    # runs must be refused, because this loss is far larger today. Their settings have "weights",
+    # but no "attention_loss". It is added, because a setting that is missing is not compared.
     if "weights" in saved and "attention_loss" not in saved:
         saved = saved | {"attention_loss": "divided by the length"}
     settings = json.loads(json.dumps(settings))          # tuples become lists, as in the file
