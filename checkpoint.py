@@ -539,8 +539,8 @@ def read_pickle(path):
             if not isinstance(tensor, torch.Tensor):
                 raise ValueError(f"{name!r:.60} in it is a {type(tensor).__name__}, not a tensor")
             is_dense = tensor.layout == torch.strided and not tensor.is_nested
-            has_data = not tensor.is_meta
-            if not is_dense or not has_data or tensor.dtype not in DTYPES.values():
+            is_known = tensor.dtype in DTYPES.values()
+            if tensor.is_meta or not is_dense or not is_known:
                 raise ValueError(f"{name!r:.60} in it is sparse, nested or without data, or has an "
                                  f"unknown dtype: {tensor.dtype}")
             tensors[str(name)] = tensor.detach()
