@@ -1057,18 +1057,18 @@ def check_readable(path):
 
 def parse_json_object(text):
     """Parse a text that is one JSON object -> dict. ValueError if it is anything else, if an object
-    has a name twice, or if there is half a character (see below)."""
+    has a name twice, or if a text in it has a surrogate, which is half a character."""
     try:
         value = json.loads(text, object_pairs_hook=object_of_pairs, parse_int=parse_json_integer)
     except json.JSONDecodeError as error:
         if "\n" in text:
             raise                                        # this error names the line and the column
-        # A text without line ends is often one line of a file. The caller adds the line's number.
+        # A text without line ends is often one line of a file, so its "line 1" would mislead.
         raise ValueError(f"{error.msg}, at character {error.pos + 1}") from error
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
-    # JSON may have a character as two escapes, such as \ud83d\ude00, and json.loads joins them. One
-    # of the two alone is half a character, called a surrogate. It cannot be written as UTF-8.
+    # Two escapes, such as \ud83d\ude00, may stand for one character, and json.loads joins these
+    # two surrogates. It leaves one that is alone as it is, but UTF-8 cannot express it.
     if "\\ud" in text.lower():
         text_of_value = json.dumps(value, ensure_ascii=False)
         if re.search("[\ud800-\udfff]", text_of_value):
