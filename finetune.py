@@ -862,11 +862,11 @@ def tokenise_beginnings(texts, length, tokenizer):
     time only the beginning of a long text is tokenised, if it has enough tokens. ValueError if one
     of the texts is not a text."""
     check_are_texts(texts)
-    # A beginning may end inside a word, and the tokens of this part of the word may be wrong. In
-    # WordPiece they are at most max_input_chars_per_word, 100 in a BERT: a word has no more tokens
-    # than characters, and a word with more characters than that is one [UNK].
+    # A beginning may end inside a word. Then the tokens of this last word may be wrong. In
+    # WordPiece a word has no more tokens than characters, and it is one [UNK] if it has more than
+    # max_input_chars_per_word characters (100 in a BERT). So no more tokens than that are wrong.
     max_wrong = getattr(tokenizer.backend.model, "max_input_chars_per_word", None)
-    if max_wrong is None:                                # it is no WordPiece and has no limit
+    if max_wrong is None:                                # not WordPiece: there is no such limit
         return tokenizer.backend.encode_batch(texts, add_special_tokens=False)
     num_needed = length + max_wrong
     most_characters = 20 * num_needed                    # most texts have about four in a token
