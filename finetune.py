@@ -1961,8 +1961,7 @@ def load_fine_tuned(args, device, bf16):
     check_vocabulary(tokenizer, model.encoder.config)
     if model.encoder.config.correction_rank > 0 and not bf16:
         # The corrections are added to the matrices once, here, instead of in each batch. Not in
-        # bfloat16, because there a merged model predicts differently: its sums are rounded, but in
-        # training each correction was rounded before it was added.
+        # bfloat16: the training rounded each of them first, so the predictions would change.
         model.encoder = merge_corrections(model.encoder)
     return model.to(device), task, tokenizer
 
