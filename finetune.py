@@ -1020,8 +1020,8 @@ def train_and_measure(model, task_loss, splits, options, setup):
     print(f"{options.steps:,} steps at the learning rate {options.lr:g}; their log is "
           f"{options.out}/log.jsonl", flush=True)
     begin_time = time.perf_counter()
-    # Of the whole command "lr" may be a list of rates, and "steps" and "hidden_weight" may be None.
-    # A run has one value for each of them.
+    # In the settings of the command "lr" may be a list, "steps" and "hidden_weight" may be None,
+    # and "seed" is the first seed. Here they get the values of this run.
     settings = setup.settings | {"lr": options.lr, "steps": options.steps, "seed": options.seed,
                                   "hidden_weight": setup.hidden_weight}
     run_state = begin_or_resume(model, options, settings, setup.processes)
