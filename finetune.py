@@ -1640,7 +1640,7 @@ def load_teacher(path, task, tokenizer):
     if saved_task.name in GLUE and task.name in GLUE and saved_task.name != task.name:
         raise ValueError(f"--distill-from {path} was fine-tuned for {saved_task.name}, not for "
                          f"{task.name}; {remedy}")
-    # If it is no regression, both are 1.
+    # In the other kinds of tasks both standard deviations are 1.
     has_same_scale = task.sd / 2 <= saved_task.sd <= task.sd * 2
     if not has_same_scale:
         warn(f"--distill-from {path} learned numbers with the standard deviation "
@@ -2052,9 +2052,9 @@ def check_has_no_tags(path, lines):
 
 
 def check_not_file_name(text):
-    """Raise ValueError if the text of --predict looks like the name of a file that is not there: it
-    has no space, and it has a slash, or ends like a file, or is "-". If it ends like a file, but
-    has a space, it is a text, and a warning says so."""
+    """Raise ValueError if the text of --predict has no space and looks like the name of a file: it
+    has a slash, ends like a file, or is "-". If a text with a space ends like a file, it is
+    accepted with a warning."""
     endings = (r"(?i)\.(txt|text|md|tsv|csv|jsonl?|gz|bz2|xz|zip|conll|bio|iob2?|tags|xlsx?|docx?|"
                r"odt|pdf|html?|parquet|arrow)$")
     ends_like_file = re.search(endings, text) is not None
