@@ -1531,8 +1531,8 @@ def hash_of_text(example):
 
 
 def warn_of_split_words(examples):
-    """Warn if --predict would split over 1 % of the words of these sentences. For example, "IL-2"
-    has three words there, but it may be one in a file."""
+    """Warn if --predict would split over 1 % of the words of these sentences. For example, it makes
+    three words of "IL-2", which may be one word in a file."""
     counts = Counter()
     for example in examples:
         counts.update(example.text)
@@ -1640,7 +1640,7 @@ def load_teacher(path, task, tokenizer):
     if saved_task.name in GLUE and task.name in GLUE and saved_task.name != task.name:
         raise ValueError(f"--distill-from {path} was fine-tuned for {saved_task.name}, not for "
                          f"{task.name}; {remedy}")
-    # In the other kinds of tasks both standard deviations are 1.
+    # Without regression both standard deviations are 1.
     has_same_scale = task.sd / 2 <= saved_task.sd <= task.sd * 2
     if not has_same_scale:
         warn(f"--distill-from {path} learned numbers with the standard deviation "
@@ -1774,8 +1774,8 @@ def check_words(features, tokenizer):
 
 
 def check_characters(examples, tokenizer, is_training):
-    """Print a warning if over a tenth of the characters of the texts become [UNK]: see
-    data.count_characters. ValueError if over half of those to train on do."""
+    """Print a warning if over a tenth of the characters of the examples become [UNK]: see
+    data.count_characters. ValueError if over half of them do in a training set."""
     texts = []
     for example in examples:
         if isinstance(example.text, list):               # the words of a text to tag
