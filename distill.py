@@ -909,9 +909,9 @@ class Recorder:
         if stop:
             save_now = True                              # a run that stops writes a checkpoint
         # Reading the norm makes the program wait for a GPU. So on a GPU only a step that is logged
-        # or saved is checked. If a step since the last check had a nan, it is in the weights, and
-        # is found now. (If the gradients are finite and only their norm is inf, clipping has made
-        # them 0.)
+        # or saved is checked. If an earlier step had a nan or an inf in its gradients, this is
+        # found now, because it has made weights nan. (Finite gradients whose norm is inf do no
+        # harm: clipping makes them 0.)
         is_on_cpu = self.processes.device.type == "cpu"
         if log_now or save_now or is_on_cpu:
             check_finite_step(steps_done, totals, gradient_norm, lr)
