@@ -953,8 +953,8 @@ class Recorder:
 
     def after_last_step(self, signals):
         """End the program if a signal has come after after_step looked for the last time."""
-        # One of several processes must not call stop_run here. It would wait there for the others,
-        # and perhaps these got no signal. At the end of train() noted_signals ends this process.
+        # stop_run waits until all processes have called it, but perhaps only this one has got a
+        # signal. So one of several processes is ended by noted_signals, at the end of train().
         if signals and self.processes.world_size == 1:
             stop_run(signals, self.options.steps, self.options, self.processes)
 
