@@ -739,9 +739,9 @@ class TrainingOptions:
     """Options of train(); the help of the flags with the same names explains them.
 
     A new option that changes what is trained also belongs in distillation_settings, and in
-    settings_of_command of finetune.py. Otherwise --resume does not notice that it differs. The
-    settings of older runs do not have it, and check_settings compares only what both runs have. So
-    it must be told which value the older runs had, as for attention_loss.
+    settings_of_command of finetune.py. Otherwise --resume does not notice that it differs. Runs of
+    earlier versions have no such setting, and check_settings compares only what both runs have. So
+    check_settings must add the value that those runs had, as it does for attention_loss.
     """
     steps: int
     lr: float
