@@ -2002,8 +2002,8 @@ def choose_losses(args, teacher, num_recursions, given=()):
             raise ValueError("--elastic: it needs a teacher with an MLM head and more than one "
                              "recursion")
         if f"--{name}-weight" in given:
-            # Only mlm and output can come here, and only if there is a teacher: without one mlm is
-            # possible, and check_flags has refused the other flags.
+            # There is a teacher: without one check_flags allows only --mlm-weight, and mlm is
+            # possible. With a teacher only losses that need its head can be impossible.
             raise ValueError(f"--{name}-weight: the teacher has no MLM head")
     compares_predictions = "output" in loss_weights or "elastic" in loss_weights
     if not compares_predictions and "--temperature" in given:
