@@ -1883,7 +1883,7 @@ def distillation_settings(args, lr, bf16, loss_weights, teacher, student):
     # student that --student has named.
     student_hash = None
     if args.student is not None:
-        student_hash = fingerprint(student)              # still a copy of the model of --student
+        student_hash = fingerprint(student)              # this run has not trained it yet
     settings = {
         "steps": args.steps, "lr": lr, "warmup": args.warmup, "weight_decay": args.weight_decay,
         "seed": args.seed, "batch_size": args.batch_size, "length": args.length,
