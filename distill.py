@@ -2272,12 +2272,12 @@ def print_accuracy_after(accuracy_after):
 
 
 def seconds_of_a_step(distillation, device):
-    """Compute the batch of step 0 four times, forward and backward -> seconds of the fastest time.
-    If it takes over ten seconds, two times are enough. The parameters do not change.
+    """Make four passes, forward and backward, over the batch of step 0 -> seconds of the fastest.
+    If the second takes over ten seconds, it is the last. The parameters do not change.
     FloatingPointError if the losses of this process are not finite."""
     distillation.student.train()                         # as in the steps that follow
     fastest = math.inf
-    for i in measuring_bar(range(4)):                    # the first ones are slower
+    for pass_number in measuring_bar(range(4)):          # the first passes are slower
         begin = time.perf_counter()
         sum_of_losses = 0.0
         for losses in distillation.losses_of_micro_batches(0):
@@ -2291,7 +2291,7 @@ def seconds_of_a_step(distillation, device):
             torch.mps.synchronize()
         seconds = time.perf_counter() - begin
         fastest = min(fastest, seconds)
-        if i > 0 and seconds > 10:                       # in pass 0 torch may have compiled
+        if pass_number > 0 and seconds > 10:             # in pass 0 torch may have compiled
             break
     if not math.isfinite(sum_of_losses.item()):
         raise FloatingPointError("before the first step the sum of the losses is "
