@@ -938,7 +938,7 @@ class Recorder:
         if self.is_main and save_now:
             self.save_checkpoint(steps_done)
         if log_now:
-            # So what was done after this step, such as an evaluation, does not lower the speed.
+            # The clock starts only now, so that an evaluation does not lower the measured speed.
             self.start_clock(steps_done)
         if stop:
             stop_run(signals, steps_done, self.options, self.processes)
