@@ -1801,8 +1801,8 @@ def default_recipe(args):
 
 
 def check_flags(args, given):
-    """Raise ValueError for flags that contradict each other, or that would be ignored with any
-    model."""
+    """Raise ValueError for flags that contradict each other, or that would be ignored whatever the
+    models are."""
     if args.evaluate:
         allow_only(given, EVALUATE_FLAGS, "--evaluate")
         if args.teacher is None and args.student is None:
