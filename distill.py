@@ -1436,8 +1436,8 @@ def cast_linear_layers(model):
     """Cast a frozen model's linear layers, weights and biases, to bfloat16, once. Without this
     autocast would do it in each step.
 
-    In a model with corrections the results differ a little: autocast rounds the correction and its
-    sum with the matrix, but here the matrix is rounded, too, before they are added.
+    In a model with corrections the results differ a little, because a matrix is also rounded before
+    its correction is added. Autocast rounds only the correction, and then the sum of the two.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
