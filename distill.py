@@ -1565,11 +1565,11 @@ def add_run_flags(parser, out_help, eval_every_default, save_every_default):
     """
     group = parser.add_argument_group("run")
     group.add_argument("--out", metavar="DIR", help=out_help)
-    again = group.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true",
-                       help="go on with the run in --out after its last checkpoint")
-    again.add_argument("--overwrite", action="store_true",
-                       help="start anew in --out; the files of the run that is there are removed")
+    choice = group.add_mutually_exclusive_group()
+    choice.add_argument("--resume", action="store_true",
+                        help="go on with the run in --out after its last checkpoint")
+    choice.add_argument("--overwrite", action="store_true",
+                        help="start anew in --out; the files of the run that is there are removed")
     group.add_argument("--seed", type=integer_from(0), default=0, metavar="N",
                        help="seed of all random numbers of the training (default: 0)")
     group.add_argument("--log-every", type=integer_from(1), default=50, metavar="STEPS",
