@@ -90,12 +90,12 @@ class CommandParser(argparse.ArgumentParser):
         args, unknown = self.parse_known_args(argv)
         if unknown:
             flag = unknown[0].split("=")[0].replace("_", "-")
-            similar = difflib.get_close_matches(flag, self._option_string_actions, 1, 0.75)
-            hint = ""
+            all_flags = list(self._option_string_actions)
+            similar = difflib.get_close_matches(flag, all_flags, n=1, cutoff=0.75)
+            message = f"unrecognized arguments: {' '.join(unknown)}; "
             if similar:
-                hint = f"did you mean {similar[0]}? "
-            raise ValueError(f"unrecognized arguments: {' '.join(unknown)}; {hint}--help lists "
-                             "the flags")
+                message += f"did you mean {similar[0]}? "
+            raise ValueError(message + "--help lists the flags")
         return args
 
     def error(self, message):
