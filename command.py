@@ -148,7 +148,7 @@ def describe_error(error):
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        # Each file is written within naming_file, which adds its name. So this is about print().
+        # naming_file adds the name of each file that is written. So this is about print().
         return "there is no space left for what is printed (to standard output)"
     if isinstance(error, (ValueError, OSError, FloatingPointError)):
         return str(error)
@@ -218,7 +218,7 @@ def run_command(name, action):
     # describe_error does not know it, so it is raised again.
     except BaseException as error:
         message = describe_error(error)
-        if message is None or sys.flags.dev_mode:        # dev: for whoever changes the program
+        if message is None or sys.flags.dev_mode:
             raise
         # A message may quote a long file. Its first 2,000 characters are printed, as one line.
         line = message.replace("\n", " ")[:2000]
