@@ -718,7 +718,7 @@ def check_start(student, teacher):
 
 def warn_of_few_tokens(ids, E):
     """Print a warning if the ids (B, T) are too few to fit embeddings of the width E to them."""
-    if ids.numel() < 4 * E:                              # EXPERIMENTS.md: the start from few tokens
+    if ids.numel() < 4 * E:                              # EXPERIMENTS.md: "With too few tokens"
         warn(f"the student's embeddings, {E} wide, are fitted to only {ids.numel()} tokens of "
              f"text, so they start badly; it takes {4 * E} or more")
 
