@@ -1163,7 +1163,7 @@ class Processes(NamedTuple):
 
 def set_up_processes(device_flag):
     """Join the processes that torchrun started, if any -> Processes. Afterwards only rank 0 writes
-    to standard output. Memory is kept as keep_freed_memory says.
+    to standard output, and memory that is freed is kept: see keep_freed_memory.
 
     device_flag: see choose_device
     ValueError if the device is not available, or if the processes cannot meet.
