@@ -62,7 +62,7 @@ def signals_as_exceptions():
     such code may take long in this block.
     """
     changed = []
-    if threading.current_thread() is threading.main_thread():     # others may not set handlers
+    if threading.current_thread() is threading.main_thread():     # only it may set handlers
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)         # Windows has no SIGHUP
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:
