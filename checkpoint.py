@@ -503,7 +503,7 @@ def read_shards(path):
     present = os.listdir(path)
     for file_name in file_of_tensor.values():
         # A name with a folder in it, such as ../secret.safetensors, is never in os.listdir.
-        if not isinstance(file_name, str) or file_name not in present:
+        if file_name not in present:
             raise ValueError(f"{index_path}: weight_map names {file_name!r:.100}, "
                              "but there is no such file in the same folder")
     tensors = {}
@@ -731,6 +731,8 @@ def restore_training_state(path, state, settings):
     tensors = {name.replace("output_adapters.", "feed_forward_adapters."): tensor
                for name, tensor in tensors.items()}
     check_tensors(path, state, tensors)
+    # As in load(), the values are checked after the conversion.
+    tensors = {name: tensor.to(state[name].dtype) for name, tensor in tensors.items()}
     check_finite(path, tensors)
     for name, tensor in state.items():
         tensor.copy_(tensors[name])

@@ -46,6 +46,7 @@ import time
 import zlib
 from collections import Counter
 from contextlib import suppress
+from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
@@ -414,13 +415,14 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     The vocabulary is smaller if the corpus does not yield enough tokens. Every character becomes a
     token. A character that continues a word becomes a token with ##, too. If these tokens alone are
     more than `size`, the vocabulary is larger. Returns the Tokenizer. ValueError if `size` is out
-    of range, if the corpus has no text, or if check_vocabulary_folder refuses `out`.
+    of range, if the corpus has no text, or if `out` has another tokenizer or is in the corpus.
     """
     if not 100 <= size <= 2**20:
         raise ValueError(f"--train-tokenizer {size}: the size must be from 100 to {2**20} tokens")
     config = WORDPIECE_CONFIG | {"do_lower_case": lowercase}
     check_vocabulary_folder(out, config)
     corpus = list_of_paths(corpus)
+    check_out_is_outside(out, corpus)
     files = corpus_files(corpus)
     # Learning may take hours. So the folder is made first: if that is not possible, the user is
     # told at once.
@@ -477,6 +479,16 @@ def check_vocabulary_folder(out, config):
     if os.path.exists(config_path) and read_json(config_path) != config:
         raise ValueError(f"{out}: it has another tokenizer_config.json already; choose another "
                          "--out")
+
+
+def check_out_is_outside(out, corpus):
+    """Raise ValueError if the folder of --out is, or lies in, a folder of the corpus, a list of
+    paths."""
+    real_out = PurePath(os.path.realpath(out))
+    for path in corpus:
+        if real_out.is_relative_to(os.path.realpath(path)):
+            raise ValueError(f"--out {out} is in the corpus {path}, so its files would be taken "
+                             "for text; choose another one")
 
 
 # ---- Token files ------------------------------------------------------------------------

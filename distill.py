@@ -43,7 +43,6 @@ import time
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
@@ -57,7 +56,8 @@ from checkpoint import (claim_folder, expecting, fetch, load, model_without_valu
                         restore_training_state, run_folder, save, save_training_state, write_json)
 from command import (CommandParser, is_about_memory, one_line, path_name, printable, run_command,
                      warn)
-from data import CACHE, RNG_DEPTHS, MaskedBatches, Tokenizer, num_to_mask, open_corpus
+from data import (CACHE, RNG_DEPTHS, MaskedBatches, Tokenizer, check_out_is_outside, num_to_mask,
+                  open_corpus)
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
                         merge_corrections, split_evenly)
 
@@ -1823,16 +1823,6 @@ def check_flags(args, given):
         refuse_flags(given, about_teacher, "with --teacher none there is nothing to compare with")
     if args.corpus is not None:
         check_out_is_outside(args.out, args.corpus)
-
-
-def check_out_is_outside(out, corpus):
-    """Raise ValueError if the folder of --out lies in a folder of the corpus, a list of paths. If
-    it is itself one of these paths, run_folder refuses it."""
-    folders_around_out = PurePath(os.path.realpath(out)).parents
-    for path in corpus:
-        if PurePath(os.path.realpath(path)) in folders_around_out:
-            raise ValueError(f"--out {out} is in the corpus {path}, so its files would be taken "
-                             "for text; choose another one")
 
 
 # ---- The command line: running it -------------------------------------------------------

@@ -839,6 +839,9 @@ def download(url):
         # disable=None: there is no bar if the output is not a terminal.
         with tqdm.wrapattr(response, "read", total=size, desc=url, disable=None) as stream:
             shutil.copyfileobj(stream, content)
+    # Of a connection that breaks off, read() with a size, as above, says nothing.
+    if 0 < size != content.tell():
+        raise ValueError(f"the download broke off: {content.tell():,} of {size:,} bytes came")
     content.seek(0)
     return content
 

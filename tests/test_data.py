@@ -1921,6 +1921,16 @@ def test_a_vocabulary_is_not_learned_for_a_name_of_a_file(tmp_path):
         train_tokenizer([path], 200, "")
 
 
+@pytest.mark.parametrize("out", ["c", "c/tok"])
+def test_a_vocabulary_is_not_learned_into_its_corpus(out, tmp_path):
+    """Its vocab.txt would be read as text by the next command."""
+    (tmp_path / "c").mkdir()
+    write_documents(tmp_path / "c/a.txt", make_documents(9))
+    with pytest.raises(ValueError, match=f"--out .*{out} is in the corpus .*c, so its files"):
+        train_tokenizer(str(tmp_path / "c"), 100, str(tmp_path / out))
+    assert os.listdir(tmp_path / "c") == ["a.txt"]
+
+
 def test_the_folder_of_a_vocabulary_is_tried_before_anything_is_learned(tmp_path, monkeypatch):
     def fail(*arguments):
         pytest.fail("too early")
@@ -1931,7 +1941,7 @@ def test_the_folder_of_a_vocabulary_is_tried_before_anything_is_learned(tmp_path
     corpus = [write_documents(tmp_path / "a.txt", make_documents(9))]
     monkeypatch.setattr(data, "learn_tokens", fail)
     with pytest.raises(OSError, match="Not a directory"):
-        train_tokenizer(corpus, 100, f"{corpus[0]}/words")
+        train_tokenizer(corpus, 100, f"{__file__}/words")
     (tmp_path / "tok").mkdir()
     monkeypatch.setattr(os, "access", refuse_access)
     with pytest.raises(ValueError, match="tok: this user may not write into this folder$"):

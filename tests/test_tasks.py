@@ -1038,16 +1038,17 @@ def test_a_file_without_an_example_is_named(reader, text, tmp_path):
 # ---- Downloads --------------------------------------------------------------------------
 
 class Server:
-    """A server that sends the same bytes for every path and notes the paths asked for."""
+    """A server that sends the same bytes for every path and notes the paths asked for. It announces
+    num_missing bytes more than it sends."""
 
-    def __init__(self, content):
+    def __init__(self, content, num_missing=0):
         asked = []
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 asked.append(self.path)
                 self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
+                self.send_header("Content-Length", str(len(content) + num_missing))
                 self.end_headers()
                 self.wfile.write(content)
 
@@ -1120,6 +1121,13 @@ def test_a_download_is_a_file_from_its_beginning():
     found = tasks.download(f"{server.url}x").read()
     server.stop()
     assert found == content
+
+
+def test_a_download_that_breaks_off_is_an_error():
+    server = Server(b"ab", num_missing=1)
+    with pytest.raises(ValueError, match="^the download broke off: 2 of 3 bytes came$"):
+        tasks.download(server.url)
+    server.stop()
 
 
 def test_a_cache_that_cannot_be_made_is_an_error_that_says_what_to_do(tmp_path):
