@@ -20,6 +20,7 @@ import glob
 import json
 import math
 import os
+import platform
 import pickle
 import re
 import time
@@ -489,6 +490,9 @@ def read_weights(path):
         return read_shards(path)
     if "pytorch_model.bin" in present:
         return read_pickle(os.path.join(path, "pytorch_model.bin"))
+    if "pytorch_model.bin.index.json" in present:
+        raise ValueError(f"{path}: its weights are split over several .bin files, which are not "
+                         "read here; open it in transformers and save it again, as safetensors")
     raise ValueError(f"{path}: it has no model.safetensors, no model.safetensors.index.json "
                      "and no pytorch_model.bin")
 
@@ -835,16 +839,18 @@ def check_owner(out, earlier_run, script, settings, resume, overwrite):
     earlier_run: what read_run(out) has returned
 
     A folder that holds nothing but run.json is free for any run. In any other folder
-    - --resume needs a run of this script with the same settings
+    - --resume needs a run of this script with the same settings, or no run at all
     - --overwrite needs a run of any script, or none of the files in WRITTEN_BY_RUNS
     - without these flags no run may write
     """
-    if os.listdir(out) == [RUN_FILE]:
-        if resume:
-            print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
-        return
     has_run = earlier_run != {}
-    if resume:
+    has_only_run_file = os.listdir(out) == [RUN_FILE]
+    nothing_to_resume = not has_run and not files_of_run(out)
+    if resume and (has_only_run_file or nothing_to_resume):
+        print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
+    elif has_only_run_file:
+        return
+    elif resume:
         if earlier_run.get("script") != script:
             raise ValueError(f"--resume: there is no run of {script} in {out}")
         check_settings(os.path.join(out, RUN_FILE), earlier_run["settings"], settings)
@@ -862,11 +868,13 @@ def check_owner(out, earlier_run, script, settings, resume, overwrite):
                          "--overwrite starts anew and loses it; or choose another folder")
 
 
-def claim_folder(out, script, settings, resume):
+def claim_folder(out, script, settings, resume, flags):
     """Prepare the folder `out` for a run. The caller has locked it with run_folder.
 
     If a run is resumed and has left files, nothing changes. Otherwise the files of an earlier run
     are removed, and the settings of the new run are written into run.json. All other files stay.
+
+    flags: all flags of the command with their values, which run.json shows to its readers
     """
     run_path = os.path.join(out, RUN_FILE)
     old_files = files_of_run(out)
@@ -881,8 +889,12 @@ def claim_folder(out, script, settings, resume):
             os.rmdir(os.path.join(out, folder))
     # The lock belongs to the open file and not to its name. A new file of this name, as write_json
     # makes one, would not be locked. So the old file is kept, and the text is written into it.
-    with naming_file(run_path), open(run_path, "w", encoding="utf-8") as run_file:
-        run_file.write(json.dumps({"script": script, "settings": settings}, indent=1))
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    run = {"script": script, "settings": settings, "flags": flags, "versions": versions}
+    # In a flag the name of a file may be no UTF-8. Its odd bytes are replaced by question marks.
+    with (naming_file(run_path),
+          open(run_path, "w", encoding="utf-8", errors="replace") as run_file):
+        run_file.write(json.dumps(run, indent=1, ensure_ascii=False))
         run_file.flush()
         os.fsync(run_file.fileno())                      # from now on a power cut cannot lose it
 
@@ -1102,7 +1114,9 @@ def parse_json_integer(digits):
 SMALL_FILES = ["config.json", *TOKENIZER_FILES]
 # fetch() downloads only the first of these files that the hub has. If it is an index, the weights
 # are in several other files. They match SHARDS and are downloaded, too.
-WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
+# (read_weights refuses the last one, but says why.)
+WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                "pytorch_model.bin.index.json"]
 SHARDS = "model-*.safetensors"
 
 

@@ -809,8 +809,8 @@ def restore_last_checkpoint(tensors, options, settings):
                          "--out can begin with this model: distill.py --student, finetune.py "
                          "--model")
     if os.path.exists(os.path.join(options.out, "log.jsonl")):
-        # The run was killed before its first checkpoint.
-        print(f"--resume: the run in {options.out} has no checkpoint yet, so it starts at step 1")
+        # The run was killed before its first checkpoint, or somebody has removed the checkpoint.
+        print(f"--resume: the run in {options.out} has no checkpoint, so it starts at step 1")
     return 0, 0
 
 
@@ -2179,7 +2179,7 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
         if processes.rank == 0:
             # The files of an earlier run are removed only now. So if something above has failed,
             # --overwrite has lost nothing.
-            claim_folder(args.out, "distill.py", settings, args.resume)
+            claim_folder(args.out, "distill.py", settings, args.resume, vars(args))
         train(student, distillation, run_state, options, evaluate_student, save_student, processes)
     results = measure_models(models, valid_batches, bf16, each_recursion=True)
     if processes.rank == 0:

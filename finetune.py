@@ -1498,7 +1498,7 @@ def run_modes(setup, datasets, config):
     if setup.processes.rank == 0:
         # The files of an earlier run are removed only now. So if something above fails, --overwrite
         # loses nothing.
-        claim_folder(args.out, "finetune.py", setup.settings, args.resume)
+        claim_folder(args.out, "finetune.py", setup.settings, args.resume, vars(args))
     baseline = results_of_majority(task, datasets)
     rate_of_mode = {}
     results_of_modes = {}
@@ -1998,7 +1998,7 @@ def print_predictions(args, model, task, tokenizer, bf16):
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     if task.kind == "tagging":
-        check_has_no_tags(args.predict, text_at.values())
+        check_are_sentences(args.predict, text_at.values())
     result = predict_examples(examples, model, task, tokenizer, bf16)
     prediction_at = dict(zip(text_at, result.predictions))
     for location, line in lines:
@@ -2042,14 +2042,17 @@ def lines_of_file(path):
     return lines
 
 
-def check_has_no_tags(path, lines):
-    """Raise ValueError if the lines are words, each with its tag after a space. A tagger would take
-    each of them for a sentence."""
+def check_are_sentences(path, lines):
+    """Check that the lines are not words, each of which a tagger would take for a sentence: raise
+    ValueError if each has its tag after a space, and print a warning if they have no tags."""
     pattern = r"\S+ (.* )?(O|B|I|[BIESLU]-\S+)"          # such as "Rome NNP B-LOC"
     if len(lines) > 1 and all(re.fullmatch(pattern, line) for line in lines):
         raise ValueError(f"--predict {path}: each line has a word and a tag, but here a line is a "
                          "sentence without tags; --evaluate --test FILE reads words and tags. (If "
                          "the lines are sentences, end one with a full stop)")
+    if len(lines) > 1 and all(len(line.split()) == 1 for line in lines):
+        warn(f"--predict {path}: each line is one word, but here a line is a sentence; MANUAL.md "
+             "(\"A tagger\") shows how to read a file with a word on each line")
 
 
 def check_not_file_name(text):

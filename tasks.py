@@ -631,9 +631,11 @@ def tag_of_line(line, columns, num_columns, location):
     columns: what columns_of has made of the line
     """
     check_line_end(line, location)
-    if len(columns) != num_columns or not columns[0].strip():
+    if len(columns) != num_columns:
         raise ValueError(f"{location}: {line!r:.60} is not a word and a tag in {num_columns} "
                          "columns; tabs or spaces separate them")
+    if not columns[0].strip():
+        raise ValueError(f"{location}: {line!r:.60} has no word in its first column")
     tag = columns[-1].strip()
     if not re.fullmatch(r"O|[BIESLU](-.+)?", tag):
         raise ValueError(f"{location}: the tag {tag!r:.60} is neither O nor one of B, I, E, S, L, "

@@ -2,8 +2,9 @@
 
     python bench/figures.py
         draws the architecture, which needs no run
-    python bench/figures.py out/student
+    python bench/figures.py out/student --out out/pictures
         draws all that can be drawn from this run, the --out folder of distill.py
+        (without --out the pictures replace those of README.md, in assets/)
     python bench/figures.py out/student --plain out/plain \\
         --compare unshared=out/unshared authors=out/authors
         draws other runs of the same tokenizer beside it

@@ -1,6 +1,6 @@
 """Pre-train the bundled teacher, assets/teacher, by the project's own loop.
 
-    python bench/teacher.py --out out/teacher
+    python bench/teacher.py --out out/bundled
         makes three runs of distill.py, one after the other. With one thread of a busy machine this
         took an hour
 

@@ -1312,8 +1312,9 @@ SCRIPTS = ["distill.py", "finetune.py"]
 def do_run(out, script="distill.py", files=("model.safetensors",), settings=SETTINGS, inputs=(),
            **flags):
     """Do a run that writes these files into its folder, after it has removed an older run."""
-    with run_folder(str(out), script, settings, inputs, **flags):
-        claim_folder(str(out), script, settings, flags.get("resume", False))
+    known = {name: flags[name] for name in ("resume", "overwrite") if name in flags}
+    with run_folder(str(out), script, settings, inputs, **known):
+        claim_folder(str(out), script, settings, flags.get("resume", False), flags)
         for name in files:
             (out / name).parent.mkdir(exist_ok=True)
             (out / name).write_text(script)
@@ -1363,7 +1364,7 @@ def test_a_run_does_not_write_into_a_folder_that_it_reads(tmp_path, name, flags)
     (["notes.txt"], {}, "is not empty, and no run is in it; choose another folder, or say"),
     (["pytorch_model.bin", "config.json"], {}, "is not empty"),
     ([".hidden"], {}, "is not empty"),
-    (["notes.txt"], {"resume": True}, "there is no run of {script} in"),
+    (["log.jsonl"], {"resume": True}, "there is no run of {script} in"),
     (["pytorch_model.bin", "config.json", "vocab.txt"], {"overwrite": True},
      "is not the folder of a run, but it holds config.json; vocab.txt$"),
     (["log.jsonl"], {"overwrite": True}, "is not the folder of a run, but it holds log.jsonl$"),
@@ -1388,6 +1389,25 @@ def test_a_run_that_was_killed_before_it_wrote_anything_leaves_a_folder_for_any_
     do_run(tmp_path, script, **flags)
     assert read_json(tmp_path / "run.json")["script"] == script
     assert read_json(tmp_path / "run.json")["settings"]["seed"] == 3
+
+
+def test_a_run_begins_beside_a_file_of_somebody_else_if_it_would_have_been_resumed(
+        tmp_path, capsys):
+    """A scheduler writes its log there, and gives --resume each time."""
+    (tmp_path / "slurm-1.out").write_text("mine")
+    do_run(tmp_path, resume=True)
+    assert "there is no run in" in capsys.readouterr().out
+    assert (tmp_path / "slurm-1.out").read_text() == "mine"
+    do_run(tmp_path, resume=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_flags_of_a_run_and_the_versions_are_written_for_its_readers(tmp_path):
+    """The name of a file may have bytes that are not UTF-8. They are surrogates in Python."""
+    do_run(tmp_path, more=["b\udcff", "\u00e9"])
+    run = read_json(tmp_path / "run.json")
+    assert run["flags"] == {"more": ["b?", "\u00e9"]}
+    assert run["versions"]["torch"] == torch.__version__
 
 
 def test_an_out_that_is_a_file_is_refused(tmp_path):
@@ -1535,7 +1555,7 @@ def test_a_run_that_writes_nothing_leaves_no_folder(tmp_path, is_claimed):
     with pytest.raises(RuntimeError, match="odd"):
         with run_folder(str(out), "distill.py", SETTINGS, []):
             if is_claimed:
-                claim_folder(str(out), "distill.py", SETTINGS, resume=False)
+                claim_folder(str(out), "distill.py", SETTINGS, resume=False, flags={})
             raise RuntimeError("odd")
     assert not out.exists()
 
@@ -1563,7 +1583,7 @@ def test_a_run_that_is_interrupted_after_it_wrote_something_leaves_it(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         with run_folder(str(out), "distill.py", SETTINGS, []):
-            claim_folder(str(out), "distill.py", SETTINGS, resume=False)
+            claim_folder(str(out), "distill.py", SETTINGS, resume=False, flags={})
             (out / "log.jsonl").write_text("a step")
             raise KeyboardInterrupt
     assert sorted(os.listdir(out)) == ["log.jsonl", "run.json"]
@@ -2044,7 +2064,7 @@ def replace_hub(monkeypatch, folder, files=(), error=None):
     (["model.safetensors", "pytorch_model.bin"], ["model.safetensors"]),
     (["model.safetensors.index.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"],
      ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]),
-    (["model.fp16.safetensors", "pytorch_model.bin"], checkpoint.WEIGHT_FILES)])
+    (["model.fp16.safetensors", "pytorch_model.bin"], checkpoint.WEIGHT_FILES[:3])])
 def test_of_the_weights_only_the_first_kind_is_fetched(
         monkeypatch, tmp_path, files, weight_files_asked_for):
     """Many models are on the hub in several kinds of files, and each may have gigabytes."""
@@ -2063,6 +2083,12 @@ def test_what_the_hub_does_not_have_is_named(monkeypatch, tmp_path):
     replace_hub(monkeypatch, tmp_path, [])
     with pytest.raises(ValueError, match="^someone/bert: .*no model.safetensors or mod"):
         fetch("someone/bert")
+
+
+def test_weights_in_several_bin_files_are_refused(saved):
+    """The hub gives their index, so that this message can be printed."""
+    os.rename(saved / "model.safetensors", saved / "pytorch_model.bin.index.json")
+    refusal(saved, "its weights are split over several .bin files, which are not read here; ")
 
 
 def test_for_a_tokenizer_no_weights_are_fetched(monkeypatch, tmp_path):

@@ -1383,7 +1383,7 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(toy, whole, out, 
     shutil.copy(whole / "run.json", out)
     (out / "log.jsonl").write_text('{"step": 1}\n{"st')
     run_distill(toy, out, "--resume")
-    assert "has no checkpoint yet, so it starts at step 1\n" in capsys.readouterr().out
+    assert "has no checkpoint, so it starts at step 1\n" in capsys.readouterr().out
     assert_same_run(out, whole)
 
 

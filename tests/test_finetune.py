@@ -3050,12 +3050,19 @@ def test_a_flag_of_several_values_may_be_given_again():
 
 
 def test_a_file_of_words_and_tags_is_not_taken_for_sentences():
-    finetune.check_has_no_tags("a.txt", ["EU B-ORG"])    # one line may be a sentence
-    finetune.check_has_no_tags("a.txt", ["EU rejects", "the blood type O"])
+    finetune.check_are_sentences("a.txt", ["EU B-ORG"])    # one line may be a sentence
+    finetune.check_are_sentences("a.txt", ["EU rejects", "the blood type O"])
     for tags in (["O", "B-ORG"], ["NN O", "NNP B-ORG"], ["O", "I"]):
         lines = [f"word {tag}" for tag in tags]
         with pytest.raises(ValueError, match="a.txt: each line has a word and a tag, but here"):
-            finetune.check_has_no_tags("a.txt", lines)
+            finetune.check_are_sentences("a.txt", lines)
+
+
+@pytest.mark.parametrize("lines, is_warned", [
+    (["The", "heart"], True), (["The"], False), (["The", "the heart"], False)])
+def test_a_file_with_a_word_on_each_line_is_warned_of(lines, is_warned, capsys):
+    finetune.check_are_sentences("a.txt", lines)
+    assert ("a.txt: each line is one word, but here" in capsys.readouterr().err) == is_warned
 
 
 def test_a_tagger_does_not_predict_for_a_file_of_words_and_tags(tokenizer, tmp_path, capsys):
@@ -3304,7 +3311,7 @@ BAD = {
     "a label that is missing": ("regression", "train.tsv", "text\tlabel\na\tnan\n",
                                 "train.tsv:2: the label in column 'label' is 'nan'"),
     "a tag without a word": ("tagging", "train.tsv", "a\tO\n\tB-x\n",
-                             "train.tsv:2: '\\tB-x' is not a word and a tag"),
+                             "train.tsv:2: '\\tB-x' has no word in its first column"),
     "a word without a tag": ("tagging", "train.tsv", "a\tO\nb\n",
                              "train.tsv:2: 'b' is not a word and a tag"),
     "a tag of no scheme": ("tagging", "train.tsv", "a\tO\nb\tNOUN\n",

@@ -923,14 +923,14 @@ finetune  --out m                               --out m: this folder is read fro
 finetune  --out m --resume                      --out m: this folder is read from
 finetune  --out tuned --distill-from tuned      --out tuned: this folder is read from
 finetune  --out md                              --out md is not empty
-finetune  --out md --resume                     there is no run of finetune.py in md
+finetune  --out bad-head --resume               there is no run of finetune.py in bad-head
 finetune  --out bad-head --overwrite            bad-head is not the folder of a run, but it holds
 distill   --out m --overwrite                   --out m: this folder is read from
 distill   --out m --student m --resume          --out m: this folder is read from
 distill   --out tuned --student tuned           --out tuned: this folder is read from
 distill   --out wide --tokenizer wide           --out wide: this folder is read from
 distill   --out md                              --out md is not empty
-distill   --out md --resume                     there is no run of distill.py in md
+distill   --out six --resume                    there is no run of distill.py in six
 distill   --out six --overwrite                 six is not the folder of a run, but it holds
 distill   --device cuda:1                       --device cuda:1: torch finds no GPU here
 distill   --device mps                          --device mps: torch finds none here

@@ -234,7 +234,25 @@ def test_the_fifth_block_in_python_prints_a_label_for_each_text(monkeypatch, tmp
         assert sum(probabilities.values()) == pytest.approx(1.0)
 
 
-def test_the_sixth_block_in_python_exchanges_the_parts_of_two_tasks(monkeypatch, tmp_path):
+def test_the_sixth_block_in_python_prints_where_the_entities_stand(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    examples = [Example(["a", "b"], label=["O", "B-drug"])]
+    task = make_task("tagging", "tagging", {"train": examples}, length=32, stride=8)
+    model, _ = finetune.load_classifier(TEACHER, task)
+    with torch.no_grad():
+        model.output.weight.zero_()
+        model.output.bias.zero_()
+        model.output.bias[task.labels.index("B-drug")] = 1.0
+    finetune.save_classifier("out/ner", model, task, data.Tokenizer(TEACHER))
+    names = {}
+    exec(blocks_in_python()[5], names)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["0 8 drug", "9 17 drug"]
+    assert lines[-1] == "41 42 drug"                     # the full stop
+    assert len(lines) == len(names["words"]) == 7
+
+
+def test_the_seventh_block_in_python_exchanges_the_parts_of_two_tasks(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     save(random_model(adapter_size=4, correction_rank=2), "out/student")
     shutil.copy(os.path.join(TEACHER, "vocab.txt"), "out/student")
@@ -251,9 +269,9 @@ def test_the_sixth_block_in_python_exchanges_the_parts_of_two_tasks(monkeypatch,
     rte, _ = finetune.load_classifier("out/rte")
     assert finetune.fingerprint(cola.encoder) != finetune.fingerprint(rte.encoder)
     names = {}
-    exec(blocks_in_python()[5], names)
+    exec(blocks_in_python()[6], names)
     assert finetune.fingerprint(names["cola"].encoder) == finetune.fingerprint(rte.encoder)
-    assert len(blocks_in_python()) == 6
+    assert len(blocks_in_python()) == 7
 
 
 # A number in README.md -> the shape of the model that has so many parameters.

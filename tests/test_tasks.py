@@ -896,6 +896,12 @@ def test_a_word_alone_is_no_line_even_if_it_comes_first(tmp_path):
         read_tags(path)
 
 
+def test_a_word_of_white_space_is_no_word(tmp_path):
+    path = write_file(tmp_path / "a.txt", "b\tO\n\u00a0\tO\n")
+    with pytest.raises(ValueError, match=r"a.txt:2: '.xa0.tO' has no word in its first column$"):
+        read_tags(path)
+
+
 def make_squad_content(questions):
     """Make what is in a SQuAD file of these questions -> all of it, the list of its questions."""
     content = json.loads(make_squad(questions))
