@@ -485,13 +485,13 @@ def initialise(model, sharp=True):
             nn.init.zeros_(parameter)
     if not sharp:
         return
-    # 1. The weights of query and key become 4 times as large: their standard deviation s is 0.08. A
-    # map is sharp if its scores differ much. If the inputs have the standard deviation 1, that of
-    #   - a number in a query or a key, which is a sum of C products, is s * sqrt(C)
-    #   - a query's number times a key's is the product of the two, s**2 * C
-    #   - a score, which is a sum of D of these divided by sqrt(D), is s**2 * C, too
-    # With s = 0.02 this is 0.05 for C = 128 and 0.3 for C = 768, and the first maps would be almost
-    # uniform. With s = 0.08 it is 0.8 and 4.9.
+    # 1. The weights of query and key become 4 times as large. A map is sharp if its scores differ
+    # much. If these weights have the standard deviation s, and the inputs have 1, then
+    #   - a number in a query or a key has s * sqrt(C), because it is a sum of C products
+    #   - a query's number times a key's has the product of the two, s**2 * C
+    #   - a score has s**2 * C, too, because it is a sum of D of these, divided by sqrt(D)
+    # With s = 0.02 a score has 0.05 for C = 128 and 0.3 for C = 768, and the first maps would be
+    # almost uniform. With s = 0.08, as here, it has 0.8 and 4.9.
     for layer in model.layers:
         layer.attention.query.weight.mul_(4)
         layer.attention.key.weight.mul_(4)
