@@ -352,7 +352,7 @@ def split_evenly(num_items, num_groups):
     items is not a multiple of the number of groups, some groups have one item more than others:
     split_evenly(7, 3) is [0, 0, 0, 1, 1, 2, 2].
     """
-    # The share i / num_items of the items stands before item i. Its group is the same share of
+    # The i items before item i are the share i / num_items of all. Item i's group is this share of
     # num_groups, rounded down. In split_evenly(6, 2) item 3 is in group 3 * 2 // 6 = 1.
     return [i * num_groups // num_items for i in range(num_items)]
 
