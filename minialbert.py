@@ -442,9 +442,9 @@ class MiniALBERT(nn.Module):
 
         The head turns each state into another vector of C numbers. The logit of a word is the dot
         product of this vector and the word's row of an output matrix, plus the word's bias. An
-        untied head has an output matrix of its own, (V, C). A tied head uses the word table. If
-        this is factorised, it is (V, E), so the vector is first multiplied by the projection's
-        matrix, which leads from C numbers to E.
+        untied head has an output matrix of its own, (V, C). A tied head uses the word table, which
+        is (V, E). If E differs from C, the vector is first multiplied by the projection's matrix
+        (C, E), so that it has E numbers.
         Other leading dimensions work, too: (B, T, C) gives (B, T, V). ValueError if there is no
         head.
         """
