@@ -607,8 +607,8 @@ def check_config(config):
 
     A new field that changes what a model computes also belongs in is_bert; in albert_can_compute,
     read_config and save of checkpoint.py; and in SHAPE_FIELDS, add_model_flags, student_config and
-    check_start of distill.py. If it is an integer that may be 0, or neither a number nor True or
-    False, it also belongs in check_field. A run that began before the field existed cannot be
+    check_start of distill.py. It also belongs in check_field if it is an integer that may be 0, or
+    if its type is not int, float or bool. A run that began before the field existed cannot be
     resumed.
     """
     for field in fields(config):
