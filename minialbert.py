@@ -509,9 +509,9 @@ def initialise(model, sharp=True):
         for low_rank in corrections.values():
             low_rank.up.zero_()
     # 5. The position table holds sinusoids, so that the order of words is visible from the first
-    # step. Their root mean square is 0.02, like that of the numbers that they replace. In each pair
-    # of columns sin**2 + cos**2 is 1, so the root mean square of a row is 1 / sqrt(2) (if its width
-    # is even). So it is multiplied by 0.02 * sqrt(2).
+    # step. In each pair of columns sin**2 + cos**2 is 1, so the root mean square of a row is
+    # 1 / sqrt(2) (if the width is even). It has to be 0.02, like that of the numbers that are
+    # replaced, so the sinusoids are multiplied by 0.02 * sqrt(2).
     num_positions, width = model.embeddings.position.weight.shape
     model.embeddings.position.weight.copy_(0.02 * 2**0.5 * sinusoids(num_positions, width))
 
