@@ -169,8 +169,7 @@ class LowRank(nn.Module):
 
 
 class Corrections(nn.ModuleDict):
-    """The low-rank matrices that one recursion adds to the six matrices of the layer that it shares
-    with others.
+    """The low-rank matrices that one recursion adds to the six matrices of the shared layer.
 
     It is a dict {name: LowRank}; each LowRank is one correction. CORRECTED, below Layer, says to
     which matrix each of them is added.
