@@ -178,10 +178,9 @@ def match_layers(num_recursions, num_layers):
 def take_masked(states, positions):
     """Take the hidden states of the masked places -> (m, C).
 
-    b and m are B and M of a micro-batch, as in compute_losses.
-
-    states (b, T, C): the hidden states of all tokens
-    positions (m,): the m masked places of the b sequences, indices into the flattened ids
+    A micro-batch has b sequences and m masked places.
+    states (b, T, C): the hidden states of all its tokens
+    positions (m,): its masked places, indices into the flattened ids
     """
     return states.flatten(0, 1)[positions]
 
