@@ -397,10 +397,10 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     student_embeddings.position.weight.copy_(teacher_embeddings.position.weight @ basis)
     student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
 
-    # 2. The projection. The student computes project(LayerNorm(student_sums)), a BERT
-    # LayerNorm(teacher_sums). Without the LayerNorms the projection would be basis.T. With them no
-    # matrix makes the two equal, so the best one is fitted. The student's LayerNorm keeps its first
-    # values, weights 1 and biases 0.
+    # 2. The projection. The student computes project(LayerNorm(student_sums)), and a BERT computes
+    # LayerNorm(teacher_sums). Without the LayerNorms the best matrix to multiply student_sums by
+    # would be basis.T. With them it is not, so the projection is fitted. The student's LayerNorm
+    # keeps its first values, weights 1 and biases 0.
     student_sums = teacher_sums @ basis                  # (N, E): its word + position + segment
     projection_inputs = student_embeddings.norm(student_sums)                 # (N, E)
     teacher_outputs = teacher_embeddings(ids).flatten(0, 1)                   # (N, C)
