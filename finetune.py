@@ -378,9 +378,9 @@ def outputs_at_targets(logits, rows, columns, kind):
     logits (B, T, n)
     rows, columns (N,): where the targets stand in the array that collate_labels returns
 
-    In qa a target is the position of a token. It is predicted from one logit of each token
-    -> (N, T): a target in column 0 from the begin logits, in column 1 from the end logits. In other
-    kinds a column is a token, and the target is predicted from its n logits -> (N, n).
+    In qa a target is the position at which an answer begins (column 0) or ends (column 1). It is
+    predicted from the begin logits or the end logits of all tokens -> (N, T). In other kinds a
+    column is a token, and its target is predicted from its n logits -> (N, n).
     """
     if kind == "qa":
         begin_and_end_logits = logits.transpose(1, 2)    # (B, 2, T)
