@@ -506,9 +506,9 @@ class TaskLoss:
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            # One batch of an epoch may have fewer sequences than the others, and none for this
-            # micro-batch. But every process must have gradients, because all processes add theirs
-            # up. So here they are computed from sequence 0, and its losses are multiplied by 0.
+            # The smallest batch of an epoch may have no sequence for this micro-batch. But every
+            # process must have gradients, because all processes add theirs up. So an empty
+            # micro-batch is computed from sequence 0, and its losses are multiplied by 0.
             is_empty = begin >= len(ids)
             if is_empty:
                 part = slice(0, 1)
