@@ -408,7 +408,7 @@ def loss_from_teacher(outputs, teacher_outputs, kind):
 
 
 class TaskLoss:
-    """The losses of a batch of a task. The training makes their weighted sum small. They are called
+    """The losses of a batch of a task. The training makes their weighted sum small.
 
     task: loss_from_labels, averaged over the labels; its weight is 1. In qa a sequence has two
         labels, the positions where the answer begins and ends
@@ -417,7 +417,7 @@ class TaskLoss:
         summed over the pairs of match_layers, as in distill.py; its weight is hidden_weight.
         TinyBERT (arXiv 1909.10351) compares hidden states in tasks, too, but by a squared error
 
-    Without a teacher there is only the first one, and if hidden_weight is 0, there is no third one.
+    Without a teacher there is only the task loss. If hidden_weight is 0, there is no hidden loss.
     In classification the sum is, with the teacher's probabilities p and the model's q,
 
         cross-entropy + KL(p || q) + hidden_weight * hidden
