@@ -756,8 +756,8 @@ def best_span(logits, longest):
 
 
 def text_between(context, feature, first, last):
-    """Return the context's text from the word of one token to the word of another, with accents.
-    first and last are these tokens, as indices into feature.positions."""
+    """Return the context's text from the word of token `first` to that of token `last`, with the
+    accents after it. Both tokens are indices into feature.positions."""
     begin, _ = feature.stands_for[first]
     _, end = feature.stands_for[last]
     return context[begin:end_after_accents(context, end)]
