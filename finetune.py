@@ -573,7 +573,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
 
     mode: what will be trained, see MODES; the other parameters are frozen
     dropout: the probability of dropout in the training
-    sample: (ids, mask, segments), arrays (B, T), to which new adapters, if any, are fitted
+    sample: (ids, mask, segments), arrays (B, T); new adapters, if any, change little on it at first
     recursions: the number of recursions to use, counted from the first; None: all
     """
     if mode not in MODES:
