@@ -278,7 +278,7 @@ def answer_features(tokenised, tokenizer, stride):
     token_ids = encoding.ids
     word_spans = spans_of_words(encoding)
     answer_tokens = tokens_of_answer(example, encoding.offsets)
-    overlap = min(stride, tokenised.room // 2)           # a window advances by half the room
+    overlap = min(stride, tokenised.room // 2)           # windows advance by half the room or more
     for begin, end in windows(len(token_ids), tokenised.room, overlap):
         # An array and a range take little memory: SQuAD has 90,000 windows and more.
         stands_for = np.array(word_spans[begin:end], np.int32)                # (tokens, 2)
