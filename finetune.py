@@ -2051,8 +2051,8 @@ def check_are_sentences(path, lines):
                          "sentence without tags; --evaluate --test FILE reads words and tags. (If "
                          "the lines are sentences, end one with a full stop)")
     if len(lines) > 1 and all(len(line.split()) == 1 for line in lines):
-        warn(f"--predict {path}: each line is one word, but here a line is a sentence; MANUAL.md "
-             "(\"A tagger\") shows how to read a file with a word on each line")
+        warn(f"--predict {path}: each line is one word, but here a line is a sentence; \"A tagger "
+             "in Python\" in MANUAL.md predicts for lists of words")
 
 
 def check_not_file_name(text):
