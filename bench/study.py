@@ -207,8 +207,7 @@ def describe_machine():
     """Say in a few words what computes."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} threads"
+    return f"CPU, {torch.get_num_threads()} threads"
 
 
 # ---- What is there already --------------------------------------------------------------
@@ -416,21 +415,22 @@ def choose_sizes(args):
 def run_study(args):
     """Run what the command line asks for and print the tables -> how many rows failed."""
     study = os.path.abspath(args.out)
-    num_failed = 0
     for name in ("rows", "tasks", "models", "seeds"):
         values = getattr(args, name)
         if values is not None and len(set(values)) < len(values):
             # Two equal rows would write into the same folder.
             raise ValueError(f"--{name} has a value twice: {values}")
-    if args.show and not os.path.isdir(study):
-        raise ValueError(f"--show: there is no folder {study}")
-    if not args.show:
+    if args.show:
+        if not os.path.isdir(study):
+            raise ValueError(f"--show: there is no folder {study}")
+        num_failed = 0
+    else:
         sizes, task_sizes = choose_sizes(args)
         minilm = find_minilm(args.minilm)
         data = os.path.abspath(args.data)
-        has_corpus = is_done(read_result(study, "corpus"))
+        needs_texts = not is_done(read_result(study, "corpus")) and not args.toy
         texts = os.path.join(data, "text")
-        if not args.toy and not has_corpus and not os.path.isdir(texts):
+        if needs_texts and not os.path.isdir(texts):
             raise ValueError(f"--data {args.data}: there is no folder {texts}")
         # Nothing is run if the folder holds a study of other sizes.
         check_sizes(study, sizes)
