@@ -171,8 +171,7 @@ def run_row(row, study, places, run, stopping):
         result["state"] = "failed"
         result["error"] = error
     write_json(result_path(study, row.name), result)
-    is_tuning = row.part in ("task", "depth")
-    if is_tuning and row.about["model"] != "teacher" and is_done(result):
+    if row.script == "finetune.py" and row.about["model"] != "teacher" and is_done(result):
         # Hundreds of fine-tuned models would fill the disk. Those of the teacher are kept, because
         # rows such as "taught" learn from them.
         shutil.rmtree(os.path.join(folder, "model"))
@@ -270,7 +269,7 @@ def all_results(study):
 def write_study(study, authors_seconds):
     """Write study.json with all results, and print the tables.
 
-    authors_seconds: None: as in the study.json that is there
+    authors_seconds: None stands for those in the study.json that is there
     """
     path = os.path.join(study, "study.json")
     if authors_seconds is None and os.path.exists(path):
@@ -278,8 +277,9 @@ def write_study(study, authors_seconds):
     results = all_results(study)
     sizes = {}                              # of the distillations and of the fine-tunings
     for folder in (study, os.path.join(study, "tasks")):
-        if os.path.exists(os.path.join(folder, "sizes.json")):
-            sizes.update(read_json(os.path.join(folder, "sizes.json")))
+        sizes_path = os.path.join(folder, "sizes.json")
+        if os.path.exists(sizes_path):
+            sizes.update(read_json(sizes_path))
     content = {"sizes": sizes, "rows": results, "authors_seconds": authors_seconds}
     content["time_to_quality"] = study_tables.compare_with_authors(results, authors_seconds)
     content["kept"] = study_tables.kept_of_models(results)
