@@ -55,13 +55,13 @@ STUDENTS = {
     "authors": {"recipe": "paper", "dropout": 0.1},
     # The same with the rate that they used for 100,000 steps of 192 x 256 tokens.
     "authors-own-rate": {"recipe": "paper", "dropout": 0.1, "lr": 5e-4},
-    # The paper's adapters of C / 16 in place of the corrections, and neither.
+    # The paper's adapters of C / 16 in place of the corrections.
     "adapters": {"adapter-size": 24},
-    "no-adapters": {"adapter-size": 0},
+    "no-adapters": {"adapter-size": 0},                  # and no corrections
     "three-recursions": ours_with({"num-hidden-layers": 3}),
     "two-groups": ours_with({"num-hidden-groups": 2}),
     "three-groups": ours_with({"num-hidden-groups": 3}),
-    # Nothing is shared, so nothing is needed to tell the layers apart.
+    # No layer is shared, so distill.py gives it neither corrections nor adapters.
     "unshared": {"num-hidden-groups": 6},
     "no-attention-loss": ours_with({"attention-weight": 0}),
     "no-hidden-loss": ours_with({"hidden-weight": 0}),
