@@ -373,10 +373,9 @@ def accuracy_row(model, sizes):
 def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
     """List the Rows of the parts students, tasks and depth, each after those that it needs.
 
-    students: names in STUDENTS; the part depth has its own
-    models: what is to be fine-tuned, names in MODELS and MORE_MODELS; None stands for those of
-        MODELS whose students are among these
-    ValueError if the student of a model is not.
+    students: names in STUDENTS; the part depth adds its own
+    models: what is fine-tuned, names in MODELS and MORE_MODELS. None stands for those of MODELS
+        whose students are among `students`. ValueError if a model has another student
     """
     rows = [corpus_row(), teacher_row(sizes)]
     distilled = []                                       # the students that get a row here
@@ -388,6 +387,7 @@ def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
                 distilled.append(name)
     rows += [student_row(name, sizes) for name in distilled]
     if "tasks" in parts:
+        # If "students" is not in parts, an earlier command has distilled them.
         tuned_models = chosen_models(models, students + distilled)
         # All models come with the first seed before any comes with the second.
         for seed in seeds:
@@ -402,8 +402,8 @@ def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
 def chosen_models(models, students):
     """List the models to be fine-tuned: see list_rows.
 
-    The teacher comes first, because models that are taught need the tuned teacher. If there are
-    such models, it is in the list even if it is not among the models.
+    Models that are taught need the tuned teacher. So it comes first, and if there are such models
+    it is in the list even if `models` lacks it.
     """
     available = ["teacher", "minilm"] + students
     if models is None:
