@@ -229,8 +229,7 @@ def training_flags(steps, lr, sizes):
 
 
 def teacher_row(sizes):
-    """Make the Row that gives all-MiniLM an MLM head. The whole model learns to predict masked
-    words, not the head alone."""
+    """Make the Row that trains all-MiniLM and its new MLM head, as a student without a teacher."""
     values = {"teacher": "none", "student": "{minilm}"}
     steps = steps_of_tokens(sizes.teacher_tokens, sizes)
     values.update(training_flags(steps, sizes.teacher_lr, sizes))
