@@ -11,11 +11,9 @@ from study_rows import MODELS, MORE_MODELS, STUDENTS, TASKS
 
 def all_tables(results, authors_seconds):
     """Make all tables that the results allow -> a text in markdown."""
-    tables = [teacher_table(results), student_table(results)]
-    tables.append(time_table(results, authors_seconds))
-    tables += [task_table(results), kept_table(results)]
-    tables += [accuracy_table(results), depth_table(results)]
-    tables.append(failure_table(results))
+    tables = [teacher_table(results), student_table(results), time_table(results, authors_seconds)]
+    tables += [task_table(results), kept_table(results), accuracy_table(results)]
+    tables += [depth_table(results), failure_table(results)]
     return "\n\n".join(table for table in tables if table != "")
 
 
@@ -97,9 +95,11 @@ def teacher_table(results):
 def student_table(results):
     """List the students with what they cost and how good they are.
 
-    Seconds are those of the training steps, without the evaluations.
-    """
+    Seconds are those of the training steps, without the evaluations."""
     done = done_distillations(results)
+    teacher_accuracy = 0.0                               # if it is not known
+    if "teacher" in done:
+        teacher_accuracy = done["teacher"]["curve"][-1][ACCURACY]
     rows = []
     for name in STUDENTS:
         if name not in done:
@@ -107,8 +107,8 @@ def student_table(results):
         student = done[name]
         tokens, accuracy, loss = student["curve"][-1]
         kept = None
-        if "teacher" in done and done["teacher"]["curve"][-1][ACCURACY] > 0:
-            kept = accuracy / done["teacher"]["curve"][-1][ACCURACY]
+        if teacher_accuracy > 0:
+            kept = accuracy / teacher_accuracy
         row = [name, f"{student['parameters']:,}", f"{tokens:,}"]
         row += [percent(accuracy), percent(kept), f"{loss:.3f}"]
         row += [f"{student['seconds']:.0f}", f"`{student['command']}`"]
