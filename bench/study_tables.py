@@ -1,7 +1,7 @@
-"""The tables of bench/study.py, as markdown. Each function makes one of results.
+"""The tables of bench/study.py, as markdown. all_tables makes all of them.
 
-A result is a dict, what a row's result.json holds: what study_rows.Row says of the row, its state
-("done" or "failed"), its command, and what study_results.read_outcome has read.
+A result is what the result.json of a row holds, a dict: the fields of study_rows.Row, the state
+("done" or "failed"), the command, and what study_results.read_outcome has read.
 """
 import statistics
 
