@@ -49,8 +49,8 @@ def percent(value):
     return f"{value:.1%}"
 
 
-def of_seeds(values):
-    """Write the mean of the scores of all seeds, and their standard deviation, in percent."""
+def mean_in_percent(values):
+    """Write the mean of scores; if there are several, with their standard deviation."""
     text = f"{statistics.mean(values) * 100:.1f}"
     if len(values) > 1:
         text += f" ± {statistics.stdev(values) * 100:.1f}"
@@ -193,13 +193,13 @@ def task_table(results):
         row = [model]
         for task in tasks:
             if (model, task) in scores:
-                row.append(of_seeds(list(scores[model, task].values())))
+                row.append(mean_in_percent(list(scores[model, task].values())))
             else:
                 row.append("-")
         row.append(f"{seconds_of_tuning(results, model):.0f}")
         rows.append(row)
     if rows:
-        guesses = [of_seeds([majorities[task]]) for task in tasks]
+        guesses = [mean_in_percent([majorities[task]]) for task in tasks]
         rows.append(["majority"] + guesses + ["-"])
     columns = ["model"]
     for task in tasks:
@@ -264,7 +264,7 @@ def depth_table(results):
     columns = ["task", "student", "recursions", "score"]
     rows = []
     for (task, model, recursions), scores in sorted(values.items()):
-        rows.append([task, model, str(recursions), of_seeds(scores)])
+        rows.append([task, model, str(recursions), mean_in_percent(scores)])
     return make_table("Tasks with fewer recursions", columns, rows)
 
 
