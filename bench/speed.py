@@ -234,15 +234,15 @@ def judgement(values, target):
     return f"{target}, missed"
 
 
-def ratio_cells(over, under, what, target=""):
+def ratio_cells(answers, divisors, what, target=""):
     """Write two cells: the ratios within each turn of two variants' answers, and the judgement.
 
-    under: None if the variant was not measured
+    divisors: the answers to divide by, None if their variant was not measured
     """
     ratios = []
-    if under is not None:
-        for answer_over, answer_under in zip(over, under):
-            ratios.append(answer_over[what] / answer_under[what])
+    if divisors is not None:
+        for answer, divisor in zip(answers, divisors):
+            ratios.append(answer[what] / divisor[what])
     return [summary(ratios), judgement(ratios, target)]
 
 
