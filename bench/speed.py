@@ -518,7 +518,7 @@ def tuning_section(args, folder):
     for name, found in answers.items():
         theirs = None
         if name.startswith("ours"):
-            mode = name.split(", ")[1]
+            mode = name.split(", ")[1]                   # of "ours, all, --bf16" it is "all"
             theirs = answers.get(f"authors', {mode}")
         speed_target = ""
         adapters_target = ""
@@ -742,10 +742,10 @@ def print_processes(args):
         f"7. gloo processes, a thread each, {os.cpu_count()} cores: {describe(shape)}",
         ["processes", "s/step", "in all_reduce and clipping, its waiting too", "share"])
     for world in worlds:
-        variants = {}
         environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
                        "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1",
                        "GLOO_SOCKET_IFNAME": "lo"}
+        variants = {}
         for rank in range(world):
             own_environment = dict(environment)
             own_environment["RANK"] = str(rank)
