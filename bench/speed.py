@@ -284,8 +284,8 @@ def print_steps(title, answers):
     The last three columns say how near our variants come to what this machine can do:
 
     - GFLOP/s of matrices: the rate of the machine, measured with single products of matrices
-    - of which useful: the rate of the step, divided by that of the machine. The operations of a
-      step that count are those of the products that no step can do without (useful_operations)
+    - of which useful: the rate of the step, divided by that of the machine. Of a step we count only
+      the operations of products that no step can do without (useful_operations)
     - target: what this quotient should be
     """
     print_heading(title, [
@@ -435,7 +435,7 @@ def print_corrections(args, bert, folder, shape, lengths):
     """
     from speed_ours import save_student_with_corrections
     paths = {"bert": bert}
-    paths |= save_student_with_corrections(shape, folder)
+    paths |= save_student_with_corrections(shape, folder)    # "corrections" and "merged"
     variants = {}
     for kind, path in paths.items():
         variants[kind] = ours("our_inference", path=path, shape=shape)
