@@ -138,13 +138,13 @@ def draw_losses(column, teacher, student):
     column.text(216, "attention maps", "muted")
     draw_loss(column, 248, "attention", "attention loss", "KL(teacher || student)", teacher_edge,
               student_edge)
-    teacher.cells(148, 248, TEACHER_MAP, 11)
-    student.cells(-148, 248, STUDENT_MAP, 11)
+    teacher.cells(248, TEACHER_MAP, 11, right=148)
+    student.cells(248, STUDENT_MAP, 11, right=-148)
 
     column.text(367, "hidden states", "muted")
     draw_loss(column, 398, "hidden", "hidden loss", "1 − cosine", TEACHER, STUDENT)
-    teacher.cells(148, 398, TEACHER_VECTOR, 9)
-    student.cells(-148, 398, STUDENT_VECTOR, 9)
+    teacher.cells(398, TEACHER_VECTOR, 9, right=148)
+    student.cells(398, STUDENT_VECTOR, 9, right=-148)
 
     column.text(580, "distributions at [MASK]", "muted")
     # The dotted line begins right of the teacher's bars and ends left of the student's words.
@@ -211,8 +211,7 @@ class Column:
         if colour is None:
             colour = self.colour
         corner = (self.x + right - half, top)
-        round_corners = "round,pad=0,rounding_size=5"
-        shape = FancyBboxPatch(corner, 2 * half, bottom - top, boxstyle=round_corners)
+        shape = FancyBboxPatch(corner, 2 * half, bottom - top, "round,pad=0,rounding_size=5")
         shape.set_linestyle(style)
         self.fill(shape, colour, strength)
         middle = (top + bottom) / 2
@@ -277,11 +276,11 @@ class Column:
 
     def dots(self, y):
         """Draw three dots, one above the other: here layers are left out."""
-        places = [self.x, self.x, self.x]
+        places = [self.x] * 3
         heights = [y - 7, y, y + 7]
         self.axes.plot(places, heights, "o", color=self.theme["muted"], markersize=2.5)
 
-    def cells(self, right, y, rows, size):
+    def cells(self, y, rows, size, right):
         """Draw a small map or vector with its middle at the height y: a square for each digit."""
         width = size * len(rows[0])
         height = size * len(rows)
@@ -300,7 +299,8 @@ class Column:
         for i, word in enumerate(WORDS):
             y = top + 17 * i
             self.text(y + 6, word, size=SMALL, right=-46, ha="right")
-            self.fill(Rectangle((left, y), lengths[i], 12), self.colour, 1.0, line_width=0.0)
+            bar = Rectangle((left, y), lengths[i], 12)
+            self.fill(bar, self.colour, 1.0, line_width=0.0)
 
 
 def direction(begin, end):
