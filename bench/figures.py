@@ -447,8 +447,8 @@ def label_points(axes, points):
 
 
 def is_free(area, axes, occupied):
-    """Tell whether an area, a rectangle in pixels, is not beyond the left, the right or the upper
-    edge of the axes, and is not too near to one of the occupied areas."""
+    """Tell whether an area, a rectangle in pixels, lies between the left and the right edge of the
+    axes and below the upper one, and whether it keeps away from the occupied areas."""
     if not axes.bbox.containsx(area.x0) or not axes.bbox.containsx(area.x1):
         return False
     if not axes.bbox.containsy(area.y1):
