@@ -668,19 +668,19 @@ def prepare_attention(material, sentence, head):
     ids = material.tokenizer(sentence)
     check_sentence(ids, material)
     try:
-        layers = match_layers(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
+        matches = match_layers(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     except ValueError as error:
         raise LeftOut(str(error)) from error
     ids_tensor = torch.tensor([ids])                     # (1, T)
-    _, student_maps = student(ids_tensor, maps=[r for r, _ in layers])
-    _, teacher_maps = teacher(ids_tensor, maps=[layer for _, layer in layers])
+    _, student_maps = student(ids_tensor, maps=[r for r, _ in matches])
+    _, teacher_maps = teacher(ids_tensor, maps=[layer for _, layer in matches])
     num_heads = min(student.config.num_attention_heads, teacher.config.num_attention_heads)
     if head is None:
         head = 1 + sharpest_head(teacher_maps, num_heads)
     if head > num_heads:
         raise LeftOut(f"there is no head {head}: the models have {num_heads}")
     pairs = []
-    for r, layer in layers:
+    for r, layer in matches:
         teacher_map = teacher_maps[layer][0, head - 1].exp().numpy()          # (T, T)
         student_map = student_maps[r][0, head - 1].exp().numpy()
         pairs.append(Pair(layer + 1, teacher_map, r + 1, student_map))
