@@ -591,6 +591,8 @@ def load_material(args):
         name, equals, path = pair.partition("=")
         if not name or not equals or not path:
             raise ValueError(f"--compare {pair}: it must be NAME=DIR")
+        if name in ("teacher", "student", "without elastic loss"):
+            raise ValueError(f"--compare {pair}: the name {name} is that of a model of the run")
         if name in compared:
             raise ValueError(f"--compare {pair}: the name {name} stands for another folder already")
         compared[name] = load_beside("--compare", path, tokenizer)

@@ -641,6 +641,7 @@ def test_layers_that_cannot_be_matched_leave_the_attention_out(toy, finished):
 @pytest.mark.parametrize("more, words", [
     (["--teacher", "headless"], "had another teacher"),
     (["--compare", "nothing"], "--compare nothing: it must be NAME=DIR"),
+    (["--compare", "student=teacher"], "the name student is that of a model of the run"),
     (["--compare", "a=teacher", "a=headless"], "the name a stands for another folder already"),
     (["--compare", "bundled=" + distill.BUNDLED_TEACHER], "its tokenizer is not that of"),
     (["--plain", "nowhere"], "nowhere: this is not a folder"),
