@@ -20,9 +20,10 @@ import glob
 import json
 import math
 import os
-import platform
 import pickle
+import platform
 import re
+import sys
 import time
 import warnings
 from contextlib import contextmanager, suppress
@@ -33,7 +34,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from command import is_about_memory, one_line
+from command import is_about_memory, one_line, warn
 from minialbert import Config, MiniALBERT, keep_recursions, split_evenly
 
 try:
@@ -839,17 +840,20 @@ def check_owner(out, earlier_run, script, settings, resume, overwrite):
     earlier_run: what read_run(out) has returned
 
     A folder that holds nothing but run.json is free for any run. In any other folder
-    - --resume needs a run of this script with the same settings, or no run at all
+    - --resume needs a run of this script with the same settings, or no run and no subfolder. So a
+      scheduler that always gives it may have written its log there before the first start
     - --overwrite needs a run of any script, or none of the files in WRITTEN_BY_RUNS
     - without these flags no run may write
     """
     has_run = earlier_run != {}
-    has_only_run_file = os.listdir(out) == [RUN_FILE]
-    nothing_to_resume = not has_run and not files_of_run(out)
-    if resume and (has_only_run_file or nothing_to_resume):
-        print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
-    elif has_only_run_file:
-        return
+    names = os.listdir(out)
+    has_folders = any(os.path.isdir(os.path.join(out, name)) for name in names)
+    if names == [RUN_FILE]:
+        if resume:
+            print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
+    elif resume and not has_run and not has_folders and not files_of_run(out):
+        warn(f"--resume: there is no run in {out}, so this one starts at step 1, beside the files "
+             "that are there")
     elif resume:
         if earlier_run.get("script") != script:
             raise ValueError(f"--resume: there is no run of {script} in {out}")
@@ -868,13 +872,12 @@ def check_owner(out, earlier_run, script, settings, resume, overwrite):
                          "--overwrite starts anew and loses it; or choose another folder")
 
 
-def claim_folder(out, script, settings, resume, flags):
+def claim_folder(out, script, settings, resume):
     """Prepare the folder `out` for a run. The caller has locked it with run_folder.
 
     If a run is resumed and has left files, nothing changes. Otherwise the files of an earlier run
     are removed, and the settings of the new run are written into run.json. All other files stay.
-
-    flags: all flags of the command with their values, which run.json shows to its readers
+    run.json also has the command and the versions, for its readers.
     """
     run_path = os.path.join(out, RUN_FILE)
     old_files = files_of_run(out)
@@ -890,8 +893,8 @@ def claim_folder(out, script, settings, resume, flags):
     # The lock belongs to the open file and not to its name. A new file of this name, as write_json
     # makes one, would not be locked. So the old file is kept, and the text is written into it.
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    run = {"script": script, "settings": settings, "flags": flags, "versions": versions}
-    # In a flag the name of a file may be no UTF-8. Its odd bytes are replaced by question marks.
+    run = {"script": script, "settings": settings, "command": sys.argv, "versions": versions}
+    # A name in the command may be no UTF-8. Its odd bytes are replaced by question marks.
     with (naming_file(run_path),
           open(run_path, "w", encoding="utf-8", errors="replace") as run_file):
         run_file.write(json.dumps(run, indent=1, ensure_ascii=False))

@@ -500,7 +500,7 @@ def home_folder():
     if home != "~":
         return home
     user_number = os.getuid() if hasattr(os, "getuid") else 0       # Windows has no getuid
-    return f"/tmp/minialbert-{user_number}"
+    return os.path.join(tempfile.gettempdir(), f"minialbert-{user_number}")
 
 
 CACHE = os.path.join(home_folder(), ".cache", "minialbert")

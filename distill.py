@@ -475,7 +475,8 @@ def start_corrections(student, teacher):
     R = student.config.num_hidden_layers
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     K = student.config.correction_rank
-    for r, corrections in enumerate(student.corrections):
+    bar = progress_bar(student.corrections, desc="starting the student", delay=5, leave=False)
+    for r, corrections in enumerate(bar):
         shared_layer = student.layer_of_recursion(r)
         teacher_layer = teacher.layer_of_recursion(teacher_layer_number(r, R, L))
         for name, name_in_layer in CORRECTED.items():
@@ -1076,14 +1077,14 @@ def append_to_log(path, line):
         log.write(json.dumps(line) + "\n")
 
 
-def progress_bar(numbers, **options):
-    """Return an iterator over numbers. The first process shows a progress bar with these options of
+def progress_bar(items, **options):
+    """Return an iterator over items. The first process shows a progress bar with these options of
     tqdm, if there is a terminal."""
     # tqdm(disable=None) shows a bar only in a terminal, tqdm(disable=True) never shows one.
     disable = None
     if in_group() and dist.get_rank() > 0:
         disable = True
-    return tqdm(numbers, disable=disable, **options)
+    return tqdm(items, disable=disable, **options)
 
 
 def measuring_bar(numbers):
@@ -2178,7 +2179,7 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
         if processes.rank == 0:
             # The files of an earlier run are removed only now. So if something above has failed,
             # --overwrite has lost nothing.
-            claim_folder(args.out, "distill.py", settings, args.resume, vars(args))
+            claim_folder(args.out, "distill.py", settings, args.resume)
         train(student, distillation, run_state, options, evaluate_student, save_student, processes)
     results = measure_models(models, valid_batches, bf16, each_recursion=True)
     if processes.rank == 0:

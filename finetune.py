@@ -1498,7 +1498,7 @@ def run_modes(setup, datasets, config):
     if setup.processes.rank == 0:
         # The files of an earlier run are removed only now. So if something above fails, --overwrite
         # loses nothing.
-        claim_folder(args.out, "finetune.py", setup.settings, args.resume, vars(args))
+        claim_folder(args.out, "finetune.py", setup.settings, args.resume)
     baseline = results_of_majority(task, datasets)
     rate_of_mode = {}
     results_of_modes = {}

@@ -1312,9 +1312,8 @@ SCRIPTS = ["distill.py", "finetune.py"]
 def do_run(out, script="distill.py", files=("model.safetensors",), settings=SETTINGS, inputs=(),
            **flags):
     """Do a run that writes these files into its folder, after it has removed an older run."""
-    known = {name: flags[name] for name in ("resume", "overwrite") if name in flags}
-    with run_folder(str(out), script, settings, inputs, **known):
-        claim_folder(str(out), script, settings, flags.get("resume", False), flags)
+    with run_folder(str(out), script, settings, inputs, **flags):
+        claim_folder(str(out), script, settings, flags.get("resume", False))
         for name in files:
             (out / name).parent.mkdir(exist_ok=True)
             (out / name).write_text(script)
@@ -1322,7 +1321,7 @@ def do_run(out, script="distill.py", files=("model.safetensors",), settings=SETT
 
 def contents(folder):
     """Read the files of a folder: {name: bytes}."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -1365,6 +1364,7 @@ def test_a_run_does_not_write_into_a_folder_that_it_reads(tmp_path, name, flags)
     (["pytorch_model.bin", "config.json"], {}, "is not empty"),
     ([".hidden"], {}, "is not empty"),
     (["log.jsonl"], {"resume": True}, "there is no run of {script} in"),
+    (["folder/notes.txt"], {"resume": True}, "there is no run of {script} in"),
     (["pytorch_model.bin", "config.json", "vocab.txt"], {"overwrite": True},
      "is not the folder of a run, but it holds config.json; vocab.txt$"),
     (["log.jsonl"], {"overwrite": True}, "is not the folder of a run, but it holds log.jsonl$"),
@@ -1373,6 +1373,7 @@ def test_a_run_does_not_write_into_a_folder_that_it_reads(tmp_path, name, flags)
 def test_a_folder_of_somebody_else_is_refused_and_not_touched(
         tmp_path, script, files, flags, message):
     for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"steps": "mine"}')
     before = contents(tmp_path)
     with pytest.raises(ValueError, match=message.format(script=script)):
@@ -1396,17 +1397,18 @@ def test_a_run_begins_beside_a_file_of_somebody_else_if_it_would_have_been_resum
     """A scheduler writes its log there, and gives --resume each time."""
     (tmp_path / "slurm-1.out").write_text("mine")
     do_run(tmp_path, resume=True)
-    assert "there is no run in" in capsys.readouterr().out
+    assert "there is no run in" in capsys.readouterr().err
     assert (tmp_path / "slurm-1.out").read_text() == "mine"
     do_run(tmp_path, resume=True)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
-def test_the_flags_of_a_run_and_the_versions_are_written_for_its_readers(tmp_path):
+def test_the_command_of_a_run_and_the_versions_are_written_for_its_readers(tmp_path, monkeypatch):
     """The name of a file may have bytes that are not UTF-8. They are surrogates in Python."""
-    do_run(tmp_path, more=["b\udcff", "\u00e9"])
+    monkeypatch.setattr("sys.argv", ["distill.py", "b\udcff", "\u00e9"])
+    do_run(tmp_path)
     run = read_json(tmp_path / "run.json")
-    assert run["flags"] == {"more": ["b?", "\u00e9"]}
+    assert run["command"] == ["distill.py", "b?", "\u00e9"]
     assert run["versions"]["torch"] == torch.__version__
 
 
@@ -1555,7 +1557,7 @@ def test_a_run_that_writes_nothing_leaves_no_folder(tmp_path, is_claimed):
     with pytest.raises(RuntimeError, match="odd"):
         with run_folder(str(out), "distill.py", SETTINGS, []):
             if is_claimed:
-                claim_folder(str(out), "distill.py", SETTINGS, resume=False, flags={})
+                claim_folder(str(out), "distill.py", SETTINGS, resume=False)
             raise RuntimeError("odd")
     assert not out.exists()
 
@@ -1583,7 +1585,7 @@ def test_a_run_that_is_interrupted_after_it_wrote_something_leaves_it(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         with run_folder(str(out), "distill.py", SETTINGS, []):
-            claim_folder(str(out), "distill.py", SETTINGS, resume=False, flags={})
+            claim_folder(str(out), "distill.py", SETTINGS, resume=False)
             (out / "log.jsonl").write_text("a step")
             raise KeyboardInterrupt
     assert sorted(os.listdir(out)) == ["log.jsonl", "run.json"]

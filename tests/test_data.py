@@ -2478,7 +2478,8 @@ def test_without_a_home_each_user_has_a_folder_of_his_own(monkeypatch, tmp_path)
     assert data.home_folder() == str(tmp_path)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     monkeypatch.setattr(os, "getuid", lambda: 54321)
-    assert data.home_folder() == "/tmp/minialbert-54321"
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert data.home_folder() == str(tmp_path / "minialbert-54321")
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(fake_machine, tokenizer, tmp_path):
