@@ -45,8 +45,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from checkpoint import (check_finite, check_tensors, claim_folder, expecting, fetch, first_few,
-                        load, read_json, read_safetensors, replace_file, save, write_json,
-                        write_safetensors)
+                        load, model_without_values, read_json, read_safetensors, replace_file,
+                        save, write_json, write_safetensors)
 from command import CommandParser, path_name, printable, run_command, warn
 from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, check_are_texts,
                   count_characters, docs_on_this_machine, hash_file)
@@ -585,10 +585,14 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     adds_adapters = mode == "adapters" and not has_own_parts
     if adds_adapters:
         config = replace(config, adapter_size=max(1, config.hidden_size // 16))
-    encoder = MiniALBERT(config, head=False)
+    if mode == "random" or adds_adapters:
+        encoder = MiniALBERT(config, head=False)
+    else:
+        encoder = model_without_values(config, has_head=False)     # it gets all values below
     if mode != "random":
         # Not strict: the saved MLM head is left out, and new adapters are not in the saved model.
-        encoder.load_state_dict(saved_model.state_dict(), strict=False)
+        # assign=True takes the saved tensors themselves, so that nothing is copied.
+        encoder.load_state_dict(saved_model.state_dict(), strict=False, assign=True)
     if adds_adapters:
         if sample is None:
             raise ValueError(f"{path}: adapters are added, so they need a sample to be fitted to")
