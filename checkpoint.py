@@ -407,7 +407,12 @@ def check_tensors(what, expected, tensors):
 
 def check_finite(path, tensors):
     """Raise ValueError if a tensor {name: tensor} has a value that is inf or nan."""
-    names = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    names = []
+    for name, tensor in tensors.items():
+        # If a value is nan, both are nan. tensor.isfinite().all() would take six times as long.
+        smallest, largest = tensor.aminmax()
+        if not (smallest.isfinite() and largest.isfinite()):
+            names.append(name)
     if names:
         raise ValueError(f"{path}: there are values that are not finite in {first_few(names)}")
 
