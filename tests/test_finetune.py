@@ -1644,7 +1644,8 @@ def tune_to_answer(capsys, model, folder, out):
         paragraphs.append({"context": context, "qas": questions})
     train = write_file(folder / "train.json", squad_content(paragraphs))
     flags = ["--model", model, "--task", "qa", "--train", train, "--out", out]
-    return run(capsys, *flags, *FAST, "--steps", 70, "--stride", 9).out
+    # With some seeds 70 steps are not enough.
+    return run(capsys, *flags, *FAST, "--steps", 70, "--stride", 9, "--seed", 2).out
 
 
 def write_two_questions(path, with_answers=True):
