@@ -742,7 +742,8 @@ def restore_training_state(path, state, settings):
                for name, tensor in tensors.items()}
     check_tensors(path, state, tensors)
     # As in load(), the values are checked after the conversion.
-    tensors = {name: tensor.to(state[name].dtype) for name, tensor in tensors.items()}
+    for name in state:
+        tensors[name] = tensors[name].to(state[name].dtype)
     check_finite(path, tensors)
     for name, tensor in state.items():
         tensor.copy_(tensors[name])
@@ -851,12 +852,13 @@ def check_owner(out, earlier_run, script, settings, resume, overwrite):
     - without these flags no run may write
     """
     has_run = earlier_run != {}
-    names = os.listdir(out)
-    has_folders = any(os.path.isdir(os.path.join(out, name)) for name in names)
-    if names == [RUN_FILE]:
+    paths = [os.path.join(out, name) for name in os.listdir(out)]
+    has_folders = any(os.path.isdir(path) for path in paths)
+    is_without_run = not has_run and not files_of_run(out)
+    if paths == [os.path.join(out, RUN_FILE)]:
         if resume:
             print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
-    elif resume and not has_run and not has_folders and not files_of_run(out):
+    elif resume and is_without_run and not has_folders:
         warn(f"--resume: there is no run in {out}, so this one starts at step 1, beside the files "
              "that are there")
     elif resume:

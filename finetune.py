@@ -2054,7 +2054,8 @@ def check_are_sentences(path, lines):
         raise ValueError(f"--predict {path}: each line has a word and a tag, but here a line is a "
                          "sentence without tags; --evaluate --test FILE reads words and tags. (If "
                          "the lines are sentences, end one with a full stop)")
-    if len(lines) > 1 and all(len(line.split()) == 1 for line in lines):
+    num_words = [len(line.split()) for line in lines]
+    if len(lines) > 1 and max(num_words) == 1:
         warn(f"--predict {path}: each line is one word, but here a line is a sentence; \"A tagger "
              "in Python\" in MANUAL.md predicts for lists of words")
 
