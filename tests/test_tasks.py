@@ -76,6 +76,7 @@ def names_in(folder):
     ("regression", {"sd": float("nan")}, "sd is nan"),
     ("classification", {"labels": [3]}, "labels has 3, but a label must be a text"),
     ("tagging", {"labels": ["O", ""]}, "labels has '', which cannot be a tag"),
+    ("tagging", {"labels": []}, "^labels is empty$"),
     ("tagging", {"kind": "tags"}, "kind is 'tags', not one of classification, regression"),
 ])
 def test_a_task_with_a_wrong_field_is_refused(kind, change, message):
@@ -89,6 +90,10 @@ def test_a_task_may_have_a_whole_number_as_mean_and_an_empty_class():
     assert task.mean == 3
     task = make_task_of_kind("classification", ["", "x"])
     assert task.labels == ["", "x"]
+
+
+def test_a_task_may_have_sequences_of_8_tokens():
+    assert make_task_of_kind("classification", ["x", "y"], length=8).length == 8
 
 
 # ---- Metrics ----------------------------------------------------------------------------
@@ -564,9 +569,10 @@ def test_a_jsonl_has_an_object_a_line_and_other_fields_and_empty_lines(tmp_path)
 
 
 def test_a_tsv_has_no_quotes_and_empty_lines_are_left_out(tmp_path):
-    path = write_file(tmp_path / "a.tsv", 't\ty\n\n"d\t1e-1\n')
+    """An empty line may also come before the names of the columns."""
+    path = write_file(tmp_path / "a.tsv", '\nt\ty\n\n"d\t1e-1\n')
     example, = read_t_and_y(path, numeric=True)
-    assert example == ('"d', None, 0.1, "0", f"{path}:3")
+    assert example == ('"d', None, 0.1, "0", f"{path}:4")
 
 
 @pytest.mark.parametrize("row, num_columns", [("c", 1), ("c\tx\ty", 3)])
