@@ -186,6 +186,14 @@ def test_the_data_may_begin_anywhere(tmp_path, shift):
     assert tensors["x"].data_ptr() % 4 == 0
 
 
+def test_the_header_may_name_the_tensors_in_any_order(tmp_path):
+    header = {"x": entry(4, 12), "y": entry(0, 4, (1,))}
+    (tmp_path / "x").write_bytes(file_bytes(header, np.float32([1, 2, 3]).tobytes()))
+    tensors, _ = read_safetensors(tmp_path / "x")
+    assert tensors["x"].tolist() == [2, 3]
+    assert tensors["y"].tolist() == [1]
+
+
 GOOD = json.dumps(entry())
 DEEP_LIST = json.loads("[" * 500 + "]" * 500)
 # {what is wrong: (the content of the file, a pattern in the message)}
@@ -743,6 +751,12 @@ def test_every_missing_and_every_unknown_tensor_is_named(saved):
     assert message.index("is not known") < message.index("is missing")
 
 
+def test_a_missing_word_table_is_named_though_there_is_a_decoder(saved):
+    change_tensors(saved, {"bert.embeddings.word_embeddings.weight": None,
+                           "cls.predictions.decoder.weight": torch.ones(V, C)})
+    refusal(saved, "'embeddings.word_embeddings.weight' is missing")
+
+
 def test_a_missing_decoder_of_an_untied_head_is_named(tmp_path):
     save(random_model(tie_decoder=False), tmp_path)
     change_tensors(tmp_path, {"vocab_projector.weight": None})
@@ -942,6 +956,8 @@ def test_a_reduction_factor_counts_only_where_adapters_are_used(tmp_path):
     assert read_config(tmp_path / "config.json").adapter_size == 0
     change_config(tmp_path, use_adapter=True)
     assert read_config(tmp_path / "config.json").adapter_size == A
+    change_config(tmp_path, reduction_factor=1)
+    assert read_config(tmp_path / "config.json").adapter_size == C
 
 
 def test_a_config_of_a_bert_says_little_and_the_rest_follows(saved):
@@ -954,7 +970,7 @@ def test_a_config_of_a_bert_says_little_and_the_rest_follows(saved):
     assert config.num_hidden_groups == R
     assert config.is_bert
     load(saved)
-    change_config(saved, model_type=None, is_decoder=None)
+    change_config(saved, model_type=None, is_decoder=None, quantization_config=None)
     assert read_config(saved / "config.json") == config
 
 
