@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import data
 from checkpoint import expecting, read_json
-from command import end_at_interrupt, run_command
+from command import end_at_interrupt, run_command, signals_as_exceptions
 from conftest import LETTERS, ROOT, call_forked, files_below, write_file
 from data import (MaskedBatches, SPECIAL_TOKENS, Tokenizer, TokenFile, corpus_files,
                   docs_on_this_machine, hash_file, is_prose, main, mask_tokens, open_corpus,
@@ -2703,6 +2703,19 @@ def test_a_signal_that_is_ignored_stays_ignored():
               "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
               "with block(): os.kill(os.getpid(), signal.SIGHUP)")
     assert run_python(script).returncode == 0
+
+
+def test_a_signal_that_has_a_handler_keeps_it():
+    def handler(number, frame):
+        pass
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with signals_as_exceptions():
+            assert signal.getsignal(signal.SIGTERM) is handler
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_full_disk_behind_the_output_is_called_so(capsys):
