@@ -836,6 +836,7 @@ data      --out=                                --out '': the name of a token fi
 data      --out new/                            --out 'new/': the name of a token file must end in
 data      --train-tokenizer 100                 --train-tokenizer: not allowed with argument --tok
 data      extra                                 unrecognized arguments: extra; --help lists the
+data      --input c.txt                         unrecognized arguments: --input c.txt; --help l
 distill   --batch_size 16                       --batch_size 16; did you mean --batch-size?
 finetune  --data=                               --data: a path is empty
 distill   --cache=                              --cache: a path is empty
