@@ -202,6 +202,8 @@ BROKEN = {
     "seven bytes": (b"\0" * 7, "shorter than 8 bytes, so it has no header"),
     "a header of no bytes": (b"\0" * 8, "header"),
     "a header past the end": (file_bytes({"x": entry()}, b"\0" * 8, 500), "500 bytes"),
+    "a header of nine bytes": ((9).to_bytes(8, "little"), "9 bytes, but only 0 follow"),
+    "four bytes too many": (one_tensor(entry(), 12), "at byte 8 of the .* is at byte 12"),
     "a header of 2^63 bytes": (file_bytes({"x": entry()}, b"\0" * 8, 2**63), "header"),
     "a header of 2^64 - 1 bytes": (file_bytes({"x": entry()}, b"\0" * 8, 2**64 - 1), "header"),
     "not JSON": (file_bytes("{'x': 1}"), "JSON"),
