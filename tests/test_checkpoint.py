@@ -753,6 +753,11 @@ def test_every_missing_and_every_unknown_tensor_is_named(saved):
     assert message.index("is not known") < message.index("is missing")
 
 
+def test_a_model_of_no_recursions_is_refused(saved):
+    with pytest.raises(ValueError, match="so 0 of them cannot be kept"):
+        load(saved, recursions=0)
+
+
 def test_a_missing_word_table_is_named_though_there_is_a_decoder(saved):
     change_tensors(saved, {"bert.embeddings.word_embeddings.weight": None,
                            "cls.predictions.decoder.weight": torch.ones(V, C)})
