@@ -755,7 +755,8 @@ def restore_training_state(path, state, settings):
 # finetune.py makes a subfolder with a name like this for each mode, learning rate and seed.
 TUNING_FOLDER = "*-lr*-seed*"
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json", "added_tokens.json"]
-RUN_FILE = "run.json"               # names the script whose run is in a folder, and its settings
+# It names the script whose run is in a folder, its settings, the command and the versions.
+RUN_FILE = "run.json"
 # Runs also write these files into their folders. --overwrite removes them, their temporary files,
 # and no others.
 WRITTEN_BY_RUNS = [
@@ -854,7 +855,7 @@ def check_owner(out, earlier_run, script, settings, resume, overwrite):
     has_run = earlier_run != {}
     paths = [os.path.join(out, name) for name in os.listdir(out)]
     has_folders = any(os.path.isdir(path) for path in paths)
-    is_without_run = not has_run and not files_of_run(out)
+    is_without_run = not files_of_run(out)               # a run.json is written before all others
     if paths == [os.path.join(out, RUN_FILE)]:
         if resume:
             print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
@@ -1124,9 +1125,7 @@ def parse_json_integer(digits):
 SMALL_FILES = ["config.json", *TOKENIZER_FILES]
 # fetch() downloads only the first of these files that the hub has. If it is an index, the weights
 # are in several other files. They match SHARDS and are downloaded, too.
-# (read_weights refuses the last one, but says why.)
-WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                "pytorch_model.bin.index.json"]
+WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
 SHARDS = "model-*.safetensors"
 
 

@@ -486,7 +486,7 @@ def check_out_is_outside(out, corpus):
     paths."""
     real_out = PurePath(os.path.realpath(out))
     for path in corpus:
-        if real_out.is_relative_to(os.path.realpath(path)):
+        if os.path.isdir(path) and real_out.is_relative_to(os.path.realpath(path)):
             raise ValueError(f"--out {out} is in the corpus {path}, so its files would be taken "
                              "for text; choose another one")
 

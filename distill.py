@@ -2263,7 +2263,7 @@ def print_accuracy_after(accuracy_after):
 
 def seconds_of_a_step(distillation, device):
     """Make four passes, forward and backward, over the batch of step 0 -> seconds of the fastest.
-    If the second takes over ten seconds, it is the last. The parameters do not change.
+    One that takes over ten seconds is the last, but for the first. The parameters do not change.
     FloatingPointError if the losses of this process are not finite."""
     distillation.student.train()                         # as in the steps that follow
     fastest = math.inf

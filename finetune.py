@@ -57,7 +57,7 @@ from distill import (DEFAULT_OUT, TrainingOptions, add_run_flags, allow_only, au
                      measuring_bar, output_loss, real_number, refuse_flags, set_up_processes,
                      split_batch, to_device, train, uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
-from tasks import (GLUE, KINDS, Example, Prediction, Task, check_labels, check_line_end,
+from tasks import (CHINESE, GLUE, KINDS, Example, Prediction, Task, check_labels, check_line_end,
                    detailed_scores, download_glue, entities, find_words, hold_out_a_tenth,
                    kind_of_task, lines_of, majority, make_task, read_code_task, read_glue,
                    read_own_files, read_squad, score, split_words, write_predictions)
@@ -2055,7 +2055,8 @@ def check_are_sentences(path, lines):
                          "sentence without tags; --evaluate --test FILE reads words and tags. (If "
                          "the lines are sentences, end one with a full stop)")
     num_words = [len(line.split()) for line in lines]
-    if len(lines) > 1 and max(num_words) == 1:
+    has_spaces_between_words = not re.search(f"[{CHINESE}]", " ".join(lines))
+    if len(lines) > 1 and max(num_words) == 1 and has_spaces_between_words:
         warn(f"--predict {path}: each line is one word, but here a line is a sentence; \"A tagger "
              "in Python\" in MANUAL.md predicts for lists of words")
 

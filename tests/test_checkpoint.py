@@ -2089,7 +2089,7 @@ def replace_hub(monkeypatch, folder, files=(), error=None):
     (["model.safetensors", "pytorch_model.bin"], ["model.safetensors"]),
     (["model.safetensors.index.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"],
      ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]),
-    (["model.fp16.safetensors", "pytorch_model.bin"], checkpoint.WEIGHT_FILES[:3])])
+    (["model.fp16.safetensors", "pytorch_model.bin"], checkpoint.WEIGHT_FILES)])
 def test_of_the_weights_only_the_first_kind_is_fetched(
         monkeypatch, tmp_path, files, weight_files_asked_for):
     """Many models are on the hub in several kinds of files, and each may have gigabytes."""
@@ -2111,7 +2111,6 @@ def test_what_the_hub_does_not_have_is_named(monkeypatch, tmp_path):
 
 
 def test_weights_in_several_bin_files_are_refused(saved):
-    """The hub gives their index, so that this message can be printed."""
     os.rename(saved / "model.safetensors", saved / "pytorch_model.bin.index.json")
     refusal(saved, "its weights are split over several .bin files, which are not read here; ")
 

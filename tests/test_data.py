@@ -1941,7 +1941,7 @@ def test_the_folder_of_a_vocabulary_is_tried_before_anything_is_learned(tmp_path
     corpus = [write_documents(tmp_path / "a.txt", make_documents(9))]
     monkeypatch.setattr(data, "learn_tokens", fail)
     with pytest.raises(OSError, match="Not a directory"):
-        train_tokenizer(corpus, 100, f"{__file__}/words")
+        train_tokenizer(corpus, 100, f"{corpus[0]}/words")
     (tmp_path / "tok").mkdir()
     monkeypatch.setattr(os, "access", refuse_access)
     with pytest.raises(ValueError, match="tok: this user may not write into this folder$"):

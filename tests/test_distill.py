@@ -1776,9 +1776,9 @@ def test_a_folder_with_a_text_that_is_read_is_no_folder_for_a_run(toy, whole, ou
     shutil.copytree(whole, out)
     text = out / "dev.jsonl"
     text.write_text('{"text": "w1 w2"}\n')
-    for corpus in (text, out):
+    for corpus, message in ((text, "run: this folder is read from"), (out, "is in the corpus")):
         error = error_of_run(capsys, toy, out, "--overwrite", "--corpus", corpus)
-        assert "run: this folder is read from" in error
+        assert message in error
     assert text.exists()
 
 

@@ -3060,7 +3060,8 @@ def test_a_file_of_words_and_tags_is_not_taken_for_sentences():
 
 
 @pytest.mark.parametrize("lines, is_warned", [
-    (["The", "heart"], True), (["The"], False), (["The", "the heart"], False)])
+    (["The", "heart"], True), (["The"], False), (["The", "the heart"], False),
+    (["\u5fc3\u810f\u3002", "\u75c5\u3002"], False)])
 def test_a_file_with_a_word_on_each_line_is_warned_of(lines, is_warned, capsys):
     finetune.check_are_sentences("a.txt", lines)
     assert ("a.txt: each line is one word, but here" in capsys.readouterr().err) == is_warned
