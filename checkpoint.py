@@ -409,7 +409,7 @@ def check_finite(path, tensors):
     """Raise ValueError if a tensor {name: tensor} has a value that is inf or nan."""
     names = []
     for name, tensor in tensors.items():
-        # If a value is nan, both are nan. tensor.isfinite().all() would take six times as long.
+        # Both are nan if a value is nan. tensor.isfinite().all() would take six times as long.
         smallest, largest = tensor.aminmax()
         if not (smallest.isfinite() and largest.isfinite()):
             names.append(name)
@@ -549,8 +549,8 @@ def read_pickle(path):
             if not isinstance(tensor, torch.Tensor):
                 raise ValueError(f"{name!r:.60} in it is a {type(tensor).__name__}, not a tensor")
             is_dense = tensor.layout == torch.strided and not tensor.is_nested
-            is_known = tensor.dtype in DTYPES.values()
-            if tensor.is_meta or not is_dense or not is_known:
+            has_known_dtype = tensor.dtype in DTYPES.values()
+            if tensor.is_meta or not is_dense or not has_known_dtype:
                 raise ValueError(f"{name!r:.60} in it is sparse, nested or without data, or has an "
                                  f"unknown dtype: {tensor.dtype}")
             tensors[str(name)] = tensor.detach()
@@ -741,7 +741,7 @@ def restore_training_state(path, state, settings):
     tensors = {name.replace("output_adapters.", "feed_forward_adapters."): tensor
                for name, tensor in tensors.items()}
     check_tensors(path, state, tensors)
-    # As in load(), the values are checked after the conversion.
+    # The values are checked after the conversion, because a huge float64 becomes inf in float32.
     for name in state:
         tensors[name] = tensors[name].to(state[name].dtype)
     check_finite(path, tensors)
@@ -782,8 +782,9 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     ValueError says what is wrong
 
     The lock is on the folder's run.json, which is made if it is missing. If the process ends or is
-    killed, the lock ends, too. A run that ends early leaves nothing behind: at the end of the
-    with block a run.json that is empty, or the only file, is removed, and then an empty folder.
+    killed, the lock ends, too. So that a run that ends early leaves no folder behind, a run.json
+    that is empty, or the only file, is removed at the end of the with block, and then an empty
+    folder.
     """
     if out == "":
         raise ValueError("--out is empty; give the name of a folder")
@@ -847,19 +848,19 @@ def check_owner(out, earlier_run, script, settings, resume, overwrite):
     earlier_run: what read_run(out) has returned
 
     A folder that holds nothing but run.json is free for any run. In any other folder
-    - --resume needs a run of this script with the same settings, or no run and no subfolder. So a
-      scheduler that always gives it may have written its log there before the first start
+    - --resume needs a run of this script with the same settings, or neither files of a run nor
+      subfolders. So a scheduler may write its log there and give --resume at the first start, too
     - --overwrite needs a run of any script, or none of the files in WRITTEN_BY_RUNS
     - without these flags no run may write
     """
     has_run = earlier_run != {}
-    paths = [os.path.join(out, name) for name in os.listdir(out)]
-    has_folders = any(os.path.isdir(path) for path in paths)
-    is_without_run = not files_of_run(out)               # a run.json is written before all others
-    if paths == [os.path.join(out, RUN_FILE)]:
+    run_files = files_of_run(out)                        # run.json is not among them
+    folders = [entry.name for entry in os.scandir(out) if entry.is_dir()]
+    nothing_to_resume = not run_files and not folders
+    if os.listdir(out) == [RUN_FILE]:
         if resume:
             print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
-    elif resume and is_without_run and not has_folders:
+    elif resume and nothing_to_resume:
         warn(f"--resume: there is no run in {out}, so this one starts at step 1, beside the files "
              "that are there")
     elif resume:
@@ -867,7 +868,7 @@ def check_owner(out, earlier_run, script, settings, resume, overwrite):
             raise ValueError(f"--resume: there is no run of {script} in {out}")
         check_settings(os.path.join(out, RUN_FILE), earlier_run["settings"], settings)
     elif overwrite:
-        would_be_lost = [os.path.basename(path) for path in files_of_run(out)]
+        would_be_lost = [os.path.basename(path) for path in run_files]
         # Without a run.json of ours the files may be somebody else's.
         if would_be_lost and not has_run:
             raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "

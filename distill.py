@@ -1206,8 +1206,9 @@ def read_torchrun_numbers():
 def leave_processes():
     """Leave the group of processes that set_up_processes has joined."""
     if in_group():
-        # In torch before 2.8, gloo's threads end here, while this thread holds Python's lock. If
-        # one of them had not freed its last tensor yet, it would wait for the lock for ever.
+        # Before torch 2.8, destroy_process_group() holds Python's lock until gloo's threads have
+        # ended. A thread that still has to free a tensor needs this lock, so both would wait for
+        # ever. In this pause the threads free their tensors.
         time.sleep(0.1)
         dist.destroy_process_group()
 

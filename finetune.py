@@ -2055,8 +2055,9 @@ def check_are_sentences(path, lines):
                          "sentence without tags; --evaluate --test FILE reads words and tags. (If "
                          "the lines are sentences, end one with a full stop)")
     num_words = [len(line.split()) for line in lines]
-    has_spaces_between_words = not re.search(f"[{CHINESE}]", " ".join(lines))
-    if len(lines) > 1 and max(num_words) == 1 and has_spaces_between_words:
+    # In Chinese and Japanese a sentence has no spaces.
+    has_chinese = re.search(f"[{CHINESE}]", " ".join(lines)) is not None
+    if len(lines) > 1 and max(num_words) == 1 and not has_chinese:
         warn(f"--predict {path}: each line is one word, but here a line is a sentence; \"A tagger "
              "in Python\" in MANUAL.md predicts for lists of words")
 

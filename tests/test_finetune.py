@@ -3051,7 +3051,7 @@ def test_a_flag_of_several_values_may_be_given_again():
 
 
 def test_a_file_of_words_and_tags_is_not_taken_for_sentences():
-    finetune.check_are_sentences("a.txt", ["EU B-ORG"])    # one line may be a sentence
+    finetune.check_are_sentences("a.txt", ["EU B-ORG"])  # one line may be a sentence
     finetune.check_are_sentences("a.txt", ["EU rejects", "the blood type O"])
     for tags in (["O", "B-ORG"], ["NN O", "NNP B-ORG"], ["O", "I"]):
         lines = [f"word {tag}" for tag in tags]
