@@ -89,7 +89,8 @@ class Classifier(nn.Module):
 
     def forward(self, ids, mask, segments):
         """Compute the hidden states, as MiniALBERT does, and the logits (B, T, n) at all positions,
-        of which only some are used. For ids, mask and segments (B, T) see collate."""
+        of which only some are used. In qa those of the question and the padding are -1e4; that of
+        the last [SEP] is not, so the loss counts it, too. For the arguments see collate."""
         hidden, _ = self.encoder(ids, mask, segments)
         logits = self.output(self.dropout(hidden[-1])).float()                # (B, T, n)
         if self.kind == "qa":
