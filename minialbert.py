@@ -294,7 +294,7 @@ class Layer(nn.Module):
         """Apply the layer to x (B, T, C).
 
         adapters: None, or the recursion's two adapters. As in the authors' code the first changes x
-            before attention, the second before the feed-forward
+            before attention, the second before the feed-forward, also for the residuals
         corrections: None, or the recursion's Corrections
 
         Returns the new x (B, T, C) and the attention map, or None for it (see Attention.forward).
