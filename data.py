@@ -69,9 +69,9 @@ def num_to_mask(T):
 
 def mask_tokens(ids, tokenizer, rng):
     """Mask sequences as BERT does (Devlin et al. 2019): about 15 % of each sequence's tokens are
-    chosen, never a special one. Of the chosen tokens 80 % become [MASK], 10 % a random token, 10 %
-    stay. All chosen tokens are called masked, also those that stay. The special tokens are [PAD],
-    [UNK], [CLS], [SEP] and [MASK].
+    chosen, never a special one. Of the chosen tokens 80 % become [MASK], 10 % a random one that
+    is not special, 10 % stay. All chosen tokens are called masked, also those that stay. The
+    special tokens are [PAD], [UNK], [CLS], [SEP] and [MASK].
 
     Held-out text is masked by this function, too. Accuracies can be compared only if they were
     measured with the same masking.
