@@ -63,7 +63,7 @@ from command import (CommandParser, path_name, printable, run_command, signals_a
 
 def num_to_mask(T):
     """Return how many tokens of a sequence of T are masked: 15 % of the T - 2 tokens between [CLS]
-    and [SEP], rounded, but at least one."""
+    and [SEP], rounded (4.5 to the even number, 4), but at least one."""
     return max(1, round(0.15 * (T - 2)))
 
 
