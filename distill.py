@@ -379,6 +379,7 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     2. The projection from E to C is fitted by least squares, so that the student's output for these
        ids is close to the teacher's.
 
+    But if the teacher's tables have the width E, too, all of its Embeddings is copied.
     In the shapes below, the teacher's tables have the width C, as a BERT's do.
     """
     if student_embeddings.word.embedding_dim == teacher_embeddings.word.embedding_dim:
