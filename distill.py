@@ -413,7 +413,7 @@ def principal_directions(vectors, E):
 
     This is a principal component analysis in which the mean is not subtracted. The directions, the
     columns of the result, are the eigenvectors of vectors.T @ vectors with the E largest
-    eigenvalues.
+    eigenvalues. Their signs are arbitrary, but change the start a little: a LayerNorm follows.
     """
     moments = vectors.T @ vectors                        # (C, C)
     if not moments.isfinite().all():
