@@ -580,8 +580,8 @@ def training_step(model, objective, optimizer, step, options, processes):
 
 
 def learning_rate(step, options):
-    """Return the learning rate of a step, counted from 0: it grows linearly during the warm-up and
-    falls linearly towards 0 afterwards."""
+    """Return the learning rate of a step, counted from 0. During the warm-up it grows linearly from
+    lr / warmup to lr. Then it falls linearly from lr to lr / (steps - warmup), in the last step."""
     if step < options.warmup:
         share = (step + 1) / options.warmup              # the last step of the warm-up has 1
     else:
