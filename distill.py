@@ -590,7 +590,8 @@ def learning_rate(step, options):
 
 
 def make_optimizer(model, weight_decay):
-    """Make AdamW for all parameters that are trained; biases and LayerNorms do not decay."""
+    """Make AdamW for all parameters that are trained; biases and LayerNorms do not decay. The betas
+    are 0.9 and 0.999, and eps is 1e-8, as is usual in torch."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
