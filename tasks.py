@@ -1037,7 +1037,7 @@ def labels_of_example(example, kind):
 
 def make_task(name, kind, datasets, length, stride):
     """Make the Task for datasets, {name of a split: examples}. Its labels, mean and sd are those of
-    the training set.
+    the training set; of N numbers the sd has N in its denominator, not N - 1.
 
     ValueError in four cases: there is no such kind; there are no examples to train on; all of them
     have the same label or number; another split has a label that the training set does not have.
