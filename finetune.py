@@ -427,7 +427,8 @@ class TaskLoss:
     losses_of_micro_batches(step), weights them with loss_weights, and calls backward().
 
     The teacher is a Classifier for the same Task, or None. A batch has sequences of similar length.
-    It depends on the seed and the step alone. In an epoch each Feature is used once.
+    It depends on the seed and the step alone. In an epoch each Feature is used once; one
+    batch may be smaller than the others.
     """
 
     def __init__(self, model, task, features, batch_size, seed, teacher=None, hidden_weight=0.0,
