@@ -1223,63 +1223,13 @@ def lines_of_document(document):
 
 def unpack(raw, compression):
     """Return a stream of the unpacked bytes of an open file. compression: its ending or None."""
-    if compression is None:
-        return raw
     if compression == ".gz":
         return gzip.open(raw)
     if compression == ".bz2":
-        return io.BufferedReader(ConcatenatedStreams(raw, bz2.BZ2Decompressor))
-    return io.BufferedReader(ConcatenatedStreams(raw, lzma.LZMADecompressor))
-
-
-BLOCK_SIZE = 2**16                  # bytes that ConcatenatedStreams reads from the disk at once
-
-
-class ConcatenatedStreams(io.RawIOBase):
-    """The unpacked bytes of a .bz2 or .xz, which has one or more compressed streams.
-
-    Wikipedia's dumps have many streams. If one of them is damaged, bz2.open and lzma.open may stop
-    there without an error, and the rest of the text would be lost unnoticed. Here it is an error.
-    """
-
-    def __init__(self, raw, make_decompressor):
-        self.raw = raw
-        self.make_decompressor = make_decompressor
-        self.decompressor = make_decompressor()
-
-    def readable(self):
-        return True
-
-    def readinto(self, buffer):
-        """Unpack some bytes into the buffer and return their number, 0 at the end of the file."""
-        unpacked = b""
-        # A decompressor may take several blocks before it returns the first byte.
-        while unpacked == b"":
-            if self.decompressor.eof:                    # its stream has ended
-                packed = self.beginning_of_next_stream()
-                if packed == b"":
-                    return 0
-                self.decompressor = self.make_decompressor()
-            elif self.decompressor.needs_input:
-                packed = self.raw.read(BLOCK_SIZE)
-                if packed == b"":
-                    raise EOFError("the file ends inside a compressed stream")
-            else:                                        # it still holds bytes of an earlier block
-                packed = b""
-            unpacked = self.decompressor.decompress(packed, len(buffer))
-        buffer[:len(unpacked)] = unpacked
-        return len(unpacked)
-
-    def beginning_of_next_stream(self):
-        """Return the first bytes of the next compressed stream, b"" at the end of the file."""
-        # Zeros may stand between the streams of an .xz.
-        packed = self.decompressor.unused_data.lstrip(b"\0")
-        while packed == b"":
-            block = self.raw.read(BLOCK_SIZE)
-            if block == b"":
-                return b""
-            packed = block.lstrip(b"\0")
-        return packed
+        return bz2.open(raw)
+    if compression == ".xz":
+        return lzma.open(raw)
+    return raw
 
 
 # ---- The documentation on this machine: the corpus that needs no download ---------------
