@@ -911,8 +911,6 @@ def is_held_out(text, one_in):
 # Each reader yields lines. A blank line means that a document ends.
 
 CORPUS_FILE = re.compile(r"(?si).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
-# A .gz, a .bz2 and an .xz begin with these bytes.
-COMPRESSED = re.compile(rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ\0")
 # NULs and surrogates are replaced by U+FFFD. A surrogate is half a character. Python makes one of
 # each byte that is not UTF-8, because the files are opened with errors="surrogateescape".
 NUL_OR_SURROGATE = re.compile("[\0\ud800-\udfff]")
@@ -1052,7 +1050,9 @@ def lines_of_corpus_file(path, raw, text_column):
     """Return a generator of the lines of an open file, whose name says how it must be read. A byte
     that is not UTF-8 becomes a surrogate: see NUL_OR_SURROGATE."""
     kind, compression = CORPUS_FILE.fullmatch(path.lower()).groups()          # ".txt", ".gz"
-    check_first_bytes(path, raw, compression)
+    if raw.peek(2).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        # UTF-32 may begin with the same two bytes.
+        raise ValueError(f"{path}: not UTF-8, but UTF-16 or UTF-32; iconv converts other encodings")
     newline = None                                       # every kind of line end becomes "\n"
     if kind == ".csv":
         newline = ""                                     # csv needs line ends in quotes unchanged
@@ -1063,23 +1063,6 @@ def lines_of_corpus_file(path, raw, text_column):
     if kind == ".jsonl":
         return lines_of_jsonl(path, stream, text_column)
     return lines_of_csv(path, stream, text_column)
-
-
-def check_first_bytes(path, raw, compression):
-    """Raise ValueError if the first bytes of a file show that it cannot be read.
-
-    raw: the open file; it still stands at its beginning afterwards
-    compression: the end of its name: ".gz", ".bz2", ".xz" or None
-    """
-    with expecting(path, UNDAMAGED_FILE):
-        first_bytes = raw.peek(10)
-    if compression is not None and first_bytes == b"":
-        raise ValueError(f"{path}: not {UNDAMAGED_FILE}: it is empty")
-    if compression is None and COMPRESSED.match(first_bytes):
-        raise ValueError(f"{path}: it is compressed; its name must end in .gz, .bz2 or .xz")
-    if first_bytes.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        # UTF-32 may begin with the same two bytes.
-        raise ValueError(f"{path}: not UTF-8, but UTF-16 or UTF-32; iconv converts other encodings")
 
 
 def check_encoding(what, num_characters, num_undecoded, num_nuls):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from checkpoint import check_readable, expecting, first_few, parse_json_object, replace_file
 from command import warn
-from data import CACHE, COMPRESSED, is_held_out, make_folder, rows_of_csv
+from data import CACHE, is_held_out, make_folder, rows_of_csv
 
 # This command finds the code that depends on the kind of a task:
 # grep -nE "(kind|task_name) (==|!=|in|not in) |task.labels" tasks.py finetune.py
@@ -35,6 +35,8 @@ from data import CACHE, COMPRESSED, is_held_out, make_folder, rows_of_csv
 # all other kinds alike, so take care there.
 KINDS = ("classification", "regression", "tagging", "qa")
 LARGEST_NUMBER = 1e30       # labels in regression are smaller in size, so their squares are finite
+# A .gz, a .bz2 and an .xz begin with these bytes.
+COMPRESSED = re.compile(rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ\0")
 
 
 class Example(NamedTuple):

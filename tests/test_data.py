@@ -602,16 +602,6 @@ def test_a_file_of_several_compressed_streams_is_read_to_its_end(packed, tmp_pat
     assert list(read_corpus([path])) == ["one", "two", long_line, "", "four", ""]
 
 
-@pytest.mark.parametrize("packed", PACK)
-def test_an_empty_packed_file_is_damaged(packed, tmp_path):
-    """Even nothing, if it is packed, has a header."""
-    write_file(tmp_path / f"a.txt{packed}", b"")
-    write_file(tmp_path / "b.txt", b"text\n")
-    files = corpus_files([str(tmp_path)])
-    with pytest.raises(ValueError, match=f"a.txt{packed}: not a whole, undamaged file"):
-        list(read_corpus(files))
-
-
 def test_a_name_of_a_column_must_be_utf_8(tokenizer, tmp_path):
     corpus = [write_file(tmp_path / "a.csv", b"caf\xe9\nb\n")]
     with pytest.raises(ValueError, match=r"^'caf.udce9': not a name in UTF-8"):
@@ -653,21 +643,6 @@ def test_the_case_of_an_ending_does_not_matter(tmp_path):
     path = write_file(tmp_path / "C.Txt", "three\n")
     with pytest.raises(ValueError, match="^--text body: .*C.Txt: a .txt has no columns"):
         list(read_corpus([path], "body"))
-
-
-@pytest.mark.parametrize("packed", PACK)
-def test_a_compressed_file_without_its_ending_is_told(packed, tmp_path):
-    compress = PACK[packed]
-    path = write_file(tmp_path / "a.txt", compress(b"one\n"))
-    with pytest.raises(ValueError, match=f"^{path}: it is compressed; its name must end in .gz, "):
-        list(read_corpus([path]))
-
-
-@pytest.mark.parametrize("level", [1, 9])
-def test_a_bz2_of_any_level_without_its_ending_is_told(level, tmp_path):
-    path = write_file(tmp_path / "a.txt", bz2.compress(b"one\n", level))
-    with pytest.raises(ValueError, match=f"^{path}: it is compressed"):
-        list(read_corpus([path]))
 
 
 def test_documents_without_a_text_are_skipped(tmp_path):
