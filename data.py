@@ -998,32 +998,19 @@ def read_corpus(files, text_column="text"):
     num_bytes = sum(os.path.getsize(path) for path in files)
     with tqdm(desc="reading the corpus", total=num_bytes, unit="B", unit_scale=True,
               disable=None) as bar:
-        totals = np.zeros(3, np.int64)                   # characters, undecoded bytes, NULs
         for path in files:
-            # `yield from` yields all lines of the file. Its value is what the generator returns.
-            counts = yield from read_corpus_file(path, bar, text_column)
-            totals += counts
+            yield from read_corpus_file(path, bar, text_column)
             yield ""
-            # A few bytes that are not UTF-8 are taken for damage. But if each of many small files
-            # has a few, they are in another encoding.
-            num_characters, num_undecoded, num_nuls = totals
-            if num_characters > ENOUGH_TO_JUDGE or path == files[-1]:
-                check_encoding(f"{path} and the files before it", num_characters, num_undecoded,
-                               num_nuls)
 
 
 def read_corpus_file(path, bar, text_column):
     """Yield the lines of one file. Standard error says how many characters were replaced.
 
-    After the last line the generator returns how many characters it has read, how many of them were
-    bytes that are not UTF-8, and how many were NULs.
-
     bar: a progress bar, which is moved by the bytes that are read from the disk
     """
     bytes_before = bar.n
     num_characters = 0
-    num_nuls = 0
-    num_undecoded = 0                                    # bytes that are not UTF-8
+    num_replaced = 0                                     # NULs and bytes that are not UTF-8
     with open(path, "rb") as raw:
         for line in lines_of_corpus_file(path, raw, text_column):
             bytes_read = bytes_before + raw.tell()
@@ -1031,19 +1018,16 @@ def read_corpus_file(path, bar, text_column):
             num_characters += len(line)
             # No surrogate is ASCII. So an ASCII line without a NUL, as most are, needs no search.
             if not line.isascii() or "\0" in line:
-                nuls_here = line.count("\0")
-                line, num_replaced = NUL_OR_SURROGATE.subn("\ufffd", line)
-                num_nuls += nuls_here
-                num_undecoded += num_replaced - nuls_here
+                line, replaced_here = NUL_OR_SURROGATE.subn("\ufffd", line)
+                num_replaced += replaced_here
             # A large file in another encoding is refused here, before all of it is read.
             if num_characters > ENOUGH_TO_JUDGE:
-                check_encoding(path, num_characters, num_undecoded, num_nuls)
+                check_encoding(path, num_characters, num_replaced)
             yield line.strip()
-    check_encoding(path, num_characters, num_undecoded, num_nuls)
-    if num_undecoded + num_nuls > 0:
-        tqdm.write(f"{printable(path)}: replaced {num_undecoded + num_nuls} NULs or bytes that "
-                   "are not UTF-8", sys.stderr)
-    return num_characters, num_undecoded, num_nuls
+    check_encoding(path, num_characters, num_replaced)
+    if num_replaced > 0:
+        tqdm.write(f"{printable(path)}: replaced {num_replaced} NULs or bytes that are not UTF-8",
+                   sys.stderr)
 
 
 def lines_of_corpus_file(path, raw, text_column):
@@ -1065,19 +1049,16 @@ def lines_of_corpus_file(path, raw, text_column):
     return lines_of_csv(path, stream, text_column)
 
 
-def check_encoding(what, num_characters, num_undecoded, num_nuls):
-    """Raise ValueError if a file, or several together, must be in another encoding than UTF-8.
+def check_encoding(path, num_characters, num_replaced):
+    """Raise ValueError if a file must be in another encoding than UTF-8.
 
-    A few bytes that are not UTF-8 are taken for damage. The limit is ten, or one in a thousand
-    characters if that is more. A text in Latin-1 usually has more. The limit for NULs is ten, or
-    one in four characters if that is more. In UTF-16 about every second character is a NUL.
+    A few NULs or bytes that are not UTF-8 are taken for damage. The limit is ten, or one in a
+    thousand characters if that is more. A text in Latin-1 usually has more, and in UTF-16 about
+    every second character is a NUL.
     """
-    has_many_undecoded = num_undecoded > max(10, num_characters / 1000)
-    has_many_nuls = num_nuls > max(10, num_characters / 4)
-    if has_many_undecoded or has_many_nuls:
-        raise ValueError(f"{what}: not UTF-8: of {num_characters:,} characters {num_undecoded:,} "
-                         f"are bytes that are not UTF-8, and {num_nuls:,} are NULs; iconv converts "
-                         "other encodings")
+    if num_replaced > max(10, num_characters / 1000):
+        raise ValueError(f"{path}: not UTF-8: of {num_characters:,} characters {num_replaced:,} "
+                         "are NULs or bytes that are not UTF-8; iconv converts other encodings")
 
 
 def lines_of_text(path, stream):
@@ -1122,11 +1103,8 @@ def lines_of_jsonl(path, stream, text_column):
         with expecting(f"{path}:{number}", f"a JSON object with a text {text_column!r}"):
             document = document_of_row(row, text_column)
         # The escapes \u0000 and \ud800 of JSON stand for a NUL and half a character. They do not
-        # mean another encoding, so they are replaced here, before read_corpus_file counts. But if
-        # the row also has such characters without an escape, the document mixes both. Then
-        # read_corpus_file replaces and counts them all.
-        may_have_escapes = "\\u" in row                  # False for most rows, which saves time
-        if may_have_escapes and not NUL_OR_SURROGATE.search(row):
+        # mean another encoding, so they are replaced here, before read_corpus_file counts.
+        if "\\u" in row:                                 # not in most rows, which saves time
             document = NUL_OR_SURROGATE.sub("\ufffd", document)
         yield from lines_of_document(document)
 

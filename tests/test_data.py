@@ -274,43 +274,6 @@ def test_a_table_in_utf_16_is_refused_for_its_encoding(tmp_path, name, content):
         list(read_corpus([path]))
 
 
-def test_many_small_files_in_another_encoding_are_refused_together(tmp_path, capsys):
-    """Each has only three bytes that are not UTF-8, which alone would be taken for damage."""
-    expected_reports = []
-    for number in range(20):
-        content = f"grüne Grüße {number}\n".encode("latin-1")
-        path = write_file(tmp_path / f"{number:02}.txt", content)
-        expected_reports.append(f"{path}: replaced 3 NULs or bytes that are not UTF-8")
-    files = corpus_files([str(tmp_path)])
-    message = f"^{tmp_path}/19.txt and the files before it: not UTF-8: of [0-9]+ characters 60 "
-    with pytest.raises(ValueError, match=message):
-        list(read_corpus(files))
-    assert capsys.readouterr().err.splitlines() == expected_reports
-
-
-@pytest.mark.parametrize("name_of_clean_file", ["a.txt", "z.txt"])
-def test_a_large_clean_file_makes_up_for_small_damaged_ones_in_any_order(
-        name_of_clean_file, tmp_path, capsys):
-    for name in ("k.txt", "l.txt"):
-        write_file(tmp_path / name, b"damaged \xff\xff\xff\xff\xff\xff\n")
-    write_file(tmp_path / name_of_clean_file, "a clean line\n" * 2000)
-    files = corpus_files([str(tmp_path)])
-    lines = list(read_corpus(files))
-    assert len(lines) == 2 + 2000 + 3                    # an empty line follows each file
-
-
-def test_a_large_corpus_in_another_encoding_is_refused_before_all_of_it_is_read(tmp_path, capsys):
-    """Ten bytes that are not UTF-8 are taken for damage in each file. Over 111 of these files have
-    a million characters."""
-    content = b"x" * 8999 + b"\n" + b"\xff" * 10 + b"\n"
-    for number in range(120):
-        write_file(tmp_path / f"{number:03}.txt", content)
-    files = corpus_files([str(tmp_path)])
-    message = f"^{tmp_path}/110.txt and the files before it: not UTF-8"
-    with pytest.raises(ValueError, match=message):
-        list(read_corpus(files))
-
-
 @pytest.mark.parametrize("num_clean, is_refused", [(10_978, True), (10_989, False)])
 def test_one_bad_byte_in_a_thousand_is_damage_and_more_are_another_encoding(
         num_clean, is_refused, tmp_path, capsys):
@@ -330,21 +293,20 @@ def test_one_bad_byte_in_a_thousand_is_damage_and_more_are_another_encoding(
 def test_more_than_ten_nuls_in_a_short_text_are_another_encoding(num_nuls, is_refused, tmp_path):
     path = write_file(tmp_path / "a.txt", "\0" * num_nuls + "plain text\n")
     if is_refused:
-        with pytest.raises(ValueError, match="not UTF-8: .* and 11 are NULs"):
+        with pytest.raises(ValueError, match="not UTF-8: of 22 characters 11 are NULs"):
             list(read_corpus([path]))
     else:
         assert list(read_corpus([path])) == ["\ufffd" * 10 + "plain text", ""]
 
 
-def test_nuls_at_the_end_and_escapes_are_not_another_encoding(tmp_path, capsys):
-    """NULs at the end may be left by a crash. An escape such as \\ud83d is half a character, but
-    the bytes in which it is written are good."""
-    padded = write_file(tmp_path / "a.txt", "plain text\n" * 200 + "\0" * 512)
+def test_escapes_are_not_another_encoding(tmp_path, capsys):
+    """An escape such as \\ud83d is half a character, but the bytes in which it is written are
+    good."""
     text = "a\\u0000" * 9 + "\\ud83d" * 9 + "ab" * 22
     row = '{"text": "' + text + '"}\n'
     escaped = write_file(tmp_path / "b.jsonl", row * 20)
-    list(read_corpus([padded, escaped]))
-    assert capsys.readouterr().err == f"{padded}: replaced 512 NULs or bytes that are not UTF-8\n"
+    list(read_corpus([escaped]))
+    assert capsys.readouterr().err == ""
 
 
 def test_half_characters_in_escapes_do_not_count_as_another_encoding(tmp_path, capsys):
@@ -353,12 +315,6 @@ def test_half_characters_in_escapes_do_not_count_as_another_encoding(tmp_path, c
     path = write_file(tmp_path / "a.jsonl", f"{row}\n" * 50)
     assert lines_with_text([path]) == ["cut \ufffd off \ufffd"] * 50
     assert capsys.readouterr().err == ""
-
-
-def test_bytes_and_escapes_of_one_row_are_all_counted(tmp_path, capsys):
-    path = write_file(tmp_path / "a.jsonl", b'{"text": "a \xff and \\ud800 and \\ud83d"}\n')
-    assert lines_with_text([path]) == ["a \ufffd and \ufffd and \ufffd"]
-    assert "replaced 3 NULs or bytes" in capsys.readouterr().err
 
 
 def test_bytes_of_another_encoding_beside_the_text_of_a_jsonl_do_no_harm(tmp_path):
@@ -380,7 +336,7 @@ def test_a_large_file_is_judged_where_a_million_characters_were_read(tmp_path):
     bad_line = b"\xff" * 1500 + b"\n"
     good_line = b"x" * 9999 + b"\n"
     path = write_file(tmp_path / "a.txt", bad_line + good_line * 200)
-    with pytest.raises(ValueError, match="not UTF-8: of 1,00.,... characters 1,500 are bytes"):
+    with pytest.raises(ValueError, match="not UTF-8: of 1,00.,... characters 1,500 are NULs or"):
         list(read_corpus([path]))
 
 
