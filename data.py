@@ -585,14 +585,12 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
         corpus = list_of_paths(corpus)
         source = first_few(corpus)
     if any(path.endswith(".bin") for path in corpus):
-        token_file = open_token_file(corpus, tokenizer, text_column)
-    else:
-        paths = [os.path.abspath(path) for path in corpus]
-        key = repr([paths, text_column, tokenizer.digest])
-        name = hashlib.sha256(key.encode()).hexdigest()[:12] + ".bin"
-        token_file = tokenise(corpus, tokenizer, os.path.join(cache, name), text_column)
-        token_file.source = source                       # the file's name says nothing to the user
-    check_for_holes(token_file, tokenizer)
+        return open_token_file(corpus, tokenizer, text_column)
+    paths = [os.path.abspath(path) for path in corpus]
+    key = repr([paths, text_column, tokenizer.digest])
+    name = hashlib.sha256(key.encode()).hexdigest()[:12] + ".bin"
+    token_file = tokenise(corpus, tokenizer, os.path.join(cache, name), text_column)
+    token_file.source = source                           # the file's name says nothing to the user
     return token_file
 
 
@@ -610,24 +608,6 @@ def open_token_file(corpus, tokenizer, text_column):
         raise ValueError(f"{token_file.path} was made with another tokenizer than "
                          f"{tokenizer.path}")
     return token_file
-
-
-def check_for_holes(token_file, tokenizer):
-    """Raise ValueError if a TokenFile has a large hole: zeros in place of tokens. A failed disk or
-    copy may leave one. To read all tokens would take long, so a hundred pieces of those to train on
-    are looked at.
-
-    In most BERTs the token 0 is [PAD], which no text has a thousand times in a row. If the token 0
-    is an ordinary one, a text may repeat it, so nothing is checked.
-    """
-    size = 1024                                          # tokens in a piece
-    tokens = token_file.train_tokens
-    if tokenizer.pad_id != 0 or len(tokens) < size:
-        return
-    for begin in np.linspace(0, len(tokens) - size, 100, dtype=np.int64):
-        if not tokens[begin:begin + size].any():
-            raise ValueError(f"{token_file.path}: from token {begin} on there are zeros in place "
-                             "of tokens; delete it and its .json, and tokenise the text again")
 
 
 def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):

@@ -1284,33 +1284,6 @@ def test_a_token_file_that_is_gone_is_an_error(token_file):
         TokenFile(token_file.path)
 
 
-@pytest.mark.parametrize("begin, end, pad_id, is_refused", [
-    (0, 8000, 0, True),
-    (0, 2048, 0, True),
-    (5952, 8000, 0, True),
-    (6976, 8000, 0, True),
-    (3000, 6000, 0, True),
-    (4000, 5000, 0, False),
-    (0, 8000, 1, False),
-])
-def test_zeros_in_place_of_tokens_are_noticed(begin, end, pad_id, is_refused, tmp_path):
-    """A failed disk or copy may leave a hole of zeros in a file. A thousand are too few to be one.
-    If 0 is not [PAD], they may be text."""
-    path = str(tmp_path / "t.bin")
-    tokens = np.ones(9000, np.uint16)
-    tokens[begin:end] = 0
-    tokens.tofile(path)
-    facts = {"dtype": "uint16", "train": 8000, "valid": 1000, "digest": "0", "made_from": {}}
-    write_file(tmp_path / "t.bin.json", json.dumps(facts))
-    tokenizer = types.SimpleNamespace(pad_id=pad_id, digest="", path="")
-    if is_refused:
-        with pytest.raises(ValueError, match="t.bin: from token .* there are zeros in place"):
-            open_corpus(path, tokenizer)
-    else:
-        opened = open_corpus(path, tokenizer)
-        assert len(opened.train_tokens) == 8000
-
-
 def test_a_token_file_is_recognised_by_what_is_in_it(token_file, tokenizer, tmp_path):
     content = Path(token_file.path).read_bytes()
     expected = hashlib.blake2b(content, digest_size=16).hexdigest()
