@@ -629,7 +629,7 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
     token_file = tokens_made_before(out, made_from, overwrite)
     if token_file is not None:
         return token_file
-    make_folder(os.path.dirname(os.path.abspath(out)))
+    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     dtype = np.dtype(np.uint32)
     if tokenizer.vocab_size <= 2**16:
         dtype = np.dtype(np.uint16)
@@ -654,16 +654,6 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
         raise ValueError(f"{out}: another process has written other tokens there at the same time; "
                          "start again")
     return token_file
-
-
-def make_folder(folder):
-    """Make a folder for what is kept between runs, if it is missing. ValueError if that fails."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{folder}: {error.strerror}; this folder cannot be made. Set HOME to a "
-                         "folder in which you may write, or give another one: --cache of "
-                         "distill.py, --out of data.py") from error
 
 
 def facts_of_tokens(files, tokenizer, text_column):
@@ -1229,7 +1219,7 @@ def docs_on_this_machine(cache=CACHE):
             text, code_spans = remove_markup(lines)
             if is_prose(lines, text) and text.lower() not in rows:
                 rows[text.lower()] = {"part": part, "text": text, "code": code_spans}
-    make_folder(os.path.abspath(cache))
+    os.makedirs(cache, exist_ok=True)
     # Another process may have made the same file in the meantime. Then that file stays. If it were
     # written again, its time would change, and token files made from it would be made again, too.
     if not os.path.isfile(path):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from checkpoint import check_readable, expecting, first_few, parse_json_object, replace_file
 from command import warn
-from data import CACHE, is_held_out, make_folder, rows_of_csv
+from data import CACHE, is_held_out, rows_of_csv
 
 # This command finds the code that depends on the kind of a task:
 # grep -nE "(kind|task_name) (==|!=|in|not in) |task.labels" tasks.py finetune.py
@@ -811,7 +811,7 @@ def download_glue(name, cache=CACHE):
                          "gluebenchmark.com/tasks), name them train.tsv and dev.tsv, and give "
                          "their folder with --data DIR")
     url = f"{GLUE_URL}{ZIP_NAMES.get(name, folder_name)}.zip"
-    make_folder(os.path.dirname(folder))
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
     temporary = tempfile.mkdtemp(dir=os.path.dirname(folder))                # only for this process
     # MNLI has two dev sets and two test sets, with these endings.
     pattern = r"[^/]+/(train|dev|test)(_matched|_mismatched)?\.tsv"

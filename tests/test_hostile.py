@@ -872,7 +872,7 @@ distill   --corpus list.bin                     list.bin: not a whole token file
 distill   --corpus high.bin                     token 65535 is in the corpus, but those of the
 distill   --corpus t.bin c.txt                  t.bin: a token file cannot be
 distill   --corpus c.txt t.bin                  t.bin: a token file cannot be
-distill   --cache file                          file: File exists; this folder cannot be made
+distill   --cache file                          file: File exists
 distill   --out file/x                          file/x: Not a directory
 distill   --out file                            --out file: this is a file; give the name of a
 distill   --dropout nan                         --dropout: nan
