@@ -1128,29 +1128,6 @@ def test_two_processes_may_make_the_same_token_file_at_once(tokenizer, tmp_path,
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.bin.json", "a.txt"]
 
 
-def test_tokens_of_two_processes_with_different_corpora_are_not_mixed(
-        tokenizer, tmp_path, monkeypatch):
-    """Another process writes other tokens after this one has written its description."""
-    path = tmp_path / "a.txt"
-    documents = make_documents(200)
-    other_documents = documents[::-1]                    # as many bytes
-    write_documents(path, documents)
-    out = str(tmp_path / "a.bin")
-    original_write_json = data.write_json
-
-    def pause_afterwards(*arguments, **options):
-        original_write_json(*arguments, **options)
-        monkeypatch.undo()
-        write_documents(path, other_documents)
-        tokenise([str(path)], tokenizer, out)
-
-    monkeypatch.setattr(data, "write_json", pause_afterwards)
-    with pytest.raises(ValueError, match="a.bin: another process has written other tokens"):
-        tokenise([str(path)], tokenizer, out)
-    made = tokenise([str(path)], tokenizer, out)
-    assert_tokens_of(made, other_documents, tokenizer)
-
-
 def test_a_name_that_is_no_file_or_has_another_files_json_is_refused(tokenizer, tmp_path):
     corpus = [write_documents(tmp_path / "a.txt", make_documents(200))]
     with pytest.raises(ValueError, match="/new/': the name of a token file must end in .bin"):
