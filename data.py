@@ -425,20 +425,13 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     corpus = list_of_paths(corpus)
     check_out_is_outside(out, corpus)
     files = corpus_files(corpus)
-    # Learning may take hours. So the folder is made first: if that is not possible, the user is
-    # told at once.
-    is_new = not os.path.exists(out)
+    # Learning may take hours. So the folder is made and a file written into it before: if that is
+    # not possible, the user is told at once.
     os.makedirs(out, exist_ok=True)
-    try:
-        tokens = learn_tokens(files, size, lowercase, text_column)
-        if not tokens:
-            raise ValueError(f"{first_few(corpus)}: there is no text in the corpus")
-    except BaseException:
-        if is_new:
-            with suppress(OSError):                      # another program may have used it since
-                os.rmdir(out)
-        raise
     write_json(os.path.join(out, "tokenizer_config.json"), config)
+    tokens = learn_tokens(files, size, lowercase, text_column)
+    if not tokens:
+        raise ValueError(f"{first_few(corpus)}: there is no text in the corpus")
     with replace_file(os.path.join(out, "vocab.txt")) as file:
         for token in SPECIAL_TOKENS + tokens:
             file.write(f"{token}\n".encode())
@@ -461,17 +454,10 @@ def learn_tokens(files, size, lowercase, text_column):
 
 
 def check_vocabulary_folder(out, config):
-    """Raise ValueError if a vocabulary cannot be written into the folder `out`, or if `out` has
-    files of another tokenizer.
+    """Raise ValueError if the folder `out` has files of another tokenizer.
 
     config: what its tokenizer_config.json will hold, a dict
     """
-    if out == "":
-        raise ValueError("--out is empty; give the name of a folder")
-    if os.path.exists(out) and not os.path.isdir(out):
-        raise ValueError(f"{out}: this is not a folder")
-    if os.path.exists(out) and not os.access(out, os.W_OK):
-        raise ValueError(f"{out}: this user may not write into this folder")
     for name in ("tokenizer.json", "vocab.txt", "added_tokens.json"):
         if os.path.exists(os.path.join(out, name)):
             raise ValueError(f"{out}: it has a {name} already; choose another --out")

@@ -846,9 +846,8 @@ finetune  --train=                              --train: a path is empty
 learn     --train-tokenizer 99                  --train-tokenizer 99: the size must be from 100
 learn     --train-tokenizer 1e3                 --train-tokenizer: invalid int
 learn     --corpus zh.txt --out m               m: it has a vocab.txt
-learn     --out file                            file: this is not a folder
+learn     --out file                            file: File exists
 learn     --corpus x.pdf                        x.pdf: not a regular file whose name ends in
-learn     --text body                           --text body: c.txt: a .txt has no columns
 distill   --teacher six --num-hidden-layers 4   4 recursions cannot be spread
 distill   --student wide                        hidden_size of the teacher is 24, of the student 48
 distill   --teacher no-such/bert                no-such/bert: there is no such folder
