@@ -1055,10 +1055,7 @@ def document_of_row(row, text_column):
     if there is no such field, or if it is no text."""
     # strict=False allows tabs and other control characters in a text. Half a character such as
     # \ud800 is no error: lines_of_jsonl replaces it.
-    try:
-        value = json.loads(row, strict=False)
-    except json.JSONDecodeError as error:                # its own text names a line of the row
-        raise ValueError(f"{error.msg}, at character {error.pos + 1}") from error
+    value = json.loads(row, strict=False)
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
     if text_column not in value:
@@ -1084,11 +1081,10 @@ def lines_of_csv(path, stream, text_column):
                          "and commas separate the columns")
     column = header.index(text_column)
     for number, cells in rows:
-        if len(cells) > len(header):
+        # Columns behind the text may be missing.
+        if not column < len(cells) <= len(header):
             raise ValueError(f"{path}:{number}: {len(cells)} columns, not {len(header)}; a text "
                              "with a comma in it needs quotes")
-        if len(cells) <= column:                         # columns behind the text may be missing
-            raise ValueError(f"{path}:{number}: {len(cells)} columns, not {len(header)}")
         yield from lines_of_document(cells[column])
 
 

@@ -383,8 +383,8 @@ def test_a_line_of_jsonl_that_is_no_document_is_named(line, tmp_path):
     ('{"title": "x", "id": 1}',
      "it has no 'text' among its fields 'title', 'id'; --text names the field"),
     ('{"text": 3}', "'text' is 3, which is no text"),
-    ('{"text": x}', "Expecting value, at character 10"),
-    ('  {"text": "x"', "Expecting ',' delimiter, at character 15")])
+    ('{"text": x}', "Expecting value: line 1 column 10 .char 9."),
+    ('  {"text": "x"', "Expecting ',' delimiter: line 1 column 15 .char 14.")])
 def test_it_is_said_what_a_line_of_jsonl_is_instead_of_a_document(line, message, tmp_path):
     path = write_file(tmp_path / "a.jsonl", line)
     expected = rf"a\.jsonl:1: not a JSON object with a text 'text': {message}$"
@@ -539,7 +539,7 @@ def test_the_column_of_the_text_can_be_chosen(name, text, tmp_path, tokenizer):
     ("\n\n", ": 0 of its columns have the name 'text'"),
     ("text,text\nx,y\n", ": 2 of its columns have the name 'text'"),
     ("id,text\n1,x\n2,y,z\n", ":3: 3 columns, not 2; a text with a comma in it needs quotes$"),
-    ("id,text\n1,x\n2\n", ":3: 1 columns, not 2$"),
+    ("id,text\n1,x\n2\n", ":3: 1 columns, not 2; "),
     ('id,text\n1,a\n2,"x\ny\n', ":4: unexpected end.*; the row begins in line 3$"),
     ('id,text\n1,"x"y\n', ":2: .* expected.*; the row begins in line 2, and commas must ")])
 def test_a_csv_that_will_not_do_is_named(text, message, tmp_path):
