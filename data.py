@@ -44,7 +44,6 @@ import sysconfig
 import tempfile
 import time
 import zlib
-from collections import Counter
 from contextlib import suppress
 from pathlib import PurePath
 from typing import NamedTuple
@@ -855,7 +854,7 @@ ENOUGH_TO_JUDGE = 1_000_000
 
 def corpus_files(corpus):
     """List the files of a corpus; those of a folder are sorted. ValueError if a path has no file of
-    a corpus, or if a file is named twice. A link to a file counts as another file."""
+    a corpus."""
     files = []
     for path in corpus:
         if not os.path.exists(path):
@@ -867,10 +866,6 @@ def corpus_files(corpus):
         else:
             raise ValueError(f"{path}: not a regular file whose name ends in .txt, .jsonl or .csv, "
                              "or in one of these and .gz, .bz2 or .xz")
-    counts = Counter(os.path.abspath(file_path) for file_path in files)
-    for file_path, count in counts.items():
-        if count > 1:
-            raise ValueError(f"{file_path} is named {count} times")
     return files
 
 

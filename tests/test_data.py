@@ -647,15 +647,6 @@ def test_a_subfolder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
         corpus_files([str(tmp_path)])
 
 
-def test_a_file_that_is_named_twice_is_refused(tmp_path):
-    path = write_documents(tmp_path / "c" / "a.txt", make_documents(3))
-    with pytest.raises(ValueError, match="a.txt is named 2 times"):
-        corpus_files([str(tmp_path / "c"), path])
-    other_name = str(tmp_path / "b.txt")                 # a link counts as another file
-    os.symlink(path, other_name)
-    assert corpus_files([other_name, path]) == [other_name, path]
-
-
 def test_a_corpus_whose_name_is_not_utf8_is_refused_before_it_is_read(tokenizer, tmp_path):
     """The .json of a token file, which names its corpus, is in UTF-8."""
     folder = os.path.join(str(tmp_path), os.fsdecode(b"c\xff"))
