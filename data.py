@@ -235,8 +235,6 @@ class Tokenizer:
         self.sep_id = id_of_token["[SEP]"]
         self.mask_id = id_of_token["[MASK]"]
         self.special_ids = np.array([id_of_token[token] for token in SPECIAL_TOKENS])
-        if len(set(self.special_ids.tolist())) < len(SPECIAL_TOKENS):
-            raise ValueError(f"{file_path}: two of {' '.join(SPECIAL_TOKENS)} have the same number")
         self.ordinary_ids = np.setdiff1d(list(id_of_token.values()), self.special_ids)
         self.vocab_size = max(id_of_token.values()) + 1
         # If a token had a huge number, to_str() below would use gigabytes, even for few tokens.

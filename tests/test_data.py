@@ -1639,17 +1639,6 @@ def test_numbers_that_no_token_has_are_never_drawn(tmp_path):
     assert found.ordinary_ids.tolist() == [15, 18]
 
 
-def test_two_special_tokens_with_one_number_are_refused(tmp_path):
-    ids = numbered(SPECIAL_TOKENS + ["x"])
-    save_wordpiece(tmp_path, ids)
-    path = tmp_path / "tokenizer.json"
-    content = json.loads(path.read_text())
-    content["model"]["vocab"]["[MASK]"] = ids["[SEP]"]
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="tokenizer.json: two of .* have the same number"):
-        Tokenizer(str(tmp_path))
-
-
 def test_a_tokenizer_that_fails_at_a_very_long_word_is_refused(tmp_path):
     """It makes an a of every letter, so it knows all words. But one of over 100 letters becomes
     <unk>, and there is no <unk>."""
