@@ -929,15 +929,12 @@ class Recorder:
             print_now = evaluate_now or now - self.last_print_time >= 60
             if print_now:
                 self.last_print_time = now
-            try:
-                show_progress(bar, line, self.options.steps, print_now)
-            except OSError:
-                # A pipe was closed, such as that to `head`. The run ends, but loses nothing.
-                self.save_checkpoint(steps_done)
-                raise
 
         if self.is_main and save_now:
             self.save_checkpoint(steps_done)
+        if self.is_main and log_now:
+            # This comes after the checkpoint, because it fails if the terminal has been closed.
+            show_progress(bar, line, self.options.steps, print_now)
         if log_now:
             # The clock starts only now, so that an evaluation does not lower the measured speed.
             self.start_clock(steps_done)

@@ -1232,24 +1232,6 @@ def test_a_signal_ends_the_step_saves_and_the_resumed_run_ends_as_if_there_was_n
     assert student_row[3:] == [accuracy, loss]
 
 
-def test_a_closed_pipe_ends_the_run_and_nothing_is_lost(toy, out, tmp_path, monkeypatch, capsys):
-    """The pipe is closed at step 4, where nothing is saved."""
-    def show(bar, line, steps, print_now):
-        if print_now:
-            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-
-    more = ["--steps", 6, "--save-every", 9, "--eval-every", 4]
-    run_distill(toy, tmp_path / "whole", *more)
-    with monkeypatch.context() as patch:
-        patch.setattr(distill, "show_progress", show)
-        error = error_of_run(capsys, toy, out, *more)
-    assert error == "distill.py: error: the program that reads the output has ended (broken pipe)\n"
-    assert read_metadata(out)["step"] == "4"
-    load(out)
-    run_distill(toy, out, *more, "--resume")
-    assert_same_run(out, tmp_path / "whole")
-
-
 def test_gradients_that_the_caller_has_left_are_not_trained_on(toy, whole, out, monkeypatch):
     original = distill.begin_or_resume
 
