@@ -884,7 +884,6 @@ class Recorder:
                 # The run may have been killed after its checkpoint and before its model was saved.
                 self.save_model()
         self.start_clock(self.run_state.first_step)
-        self.last_print_time = time.perf_counter()       # none yet: the first minute begins here
 
     def start_clock(self, steps_done):
         """Begin a new measurement of the speed."""
@@ -923,18 +922,11 @@ class Recorder:
             if evaluate_now:
                 line |= held_out_scores(self.evaluate_model, steps_done)
             append_to_log(self.log_path, line)
-            # Without a terminal a line is printed if it has an evaluation, or if none was printed
-            # for a minute.
-            now = time.perf_counter()
-            print_now = evaluate_now or now - self.last_print_time >= 60
-            if print_now:
-                self.last_print_time = now
-
         if self.is_main and save_now:
             self.save_checkpoint(steps_done)
         if self.is_main and log_now:
             # This comes after the checkpoint, because it fails if the terminal has been closed.
-            show_progress(bar, line, self.options.steps, print_now)
+            show_progress(bar, line, self.options.steps)
         if log_now:
             # The clock starts only now, so that an evaluation does not lower the measured speed.
             self.start_clock(steps_done)
@@ -1099,16 +1091,16 @@ def log_line(steps_done, totals, lr, gradient_norm, tokens_per_second):
             "time": round(time.time())}                  # seconds since 1970
 
 
-def show_progress(bar, line, steps, print_now):
-    """Show a line of the log in the progress bar. Where there is no terminal, and so no bar, print
-    it if print_now is True."""
+def show_progress(bar, line, steps):
+    """Show a line of the log in the progress bar, or print it where there is no terminal, and so no
+    bar."""
     shown = {"loss": f"{line['loss']:.3f}"}
     for name, value in line.items():
         if name.startswith("valid_"):
             shown[name] = f"{value:.3f}"
     if not bar.disable:
         bar.set_postfix(shown)
-    elif print_now:
+    else:
         scores = ", ".join(f"{name} {value}" for name, value in shown.items())
         print(f"step {line['step']:,} of {steps:,}: {scores}", flush=True)
 
