@@ -628,7 +628,6 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
                 model, objective, run_state.optimizer, step, options, processes)
             # This logs, evaluates and saves, each if it is due. After a signal it ends the program.
             recorder.after_step(step + 1, totals, lr, gradient_norm, signals, bar)
-        recorder.after_last_step(signals)
 
 
 # ---- From here on: plumbing -------------------------------------------------------------
@@ -940,13 +939,6 @@ class Recorder:
         run_state = self.run_state
         save_training_state(path, run_state.tensors, steps_done, log_size, run_state.settings)
         self.save_model()
-
-    def after_last_step(self, signals):
-        """End the program if a signal has come after after_step looked for the last time."""
-        # stop_run waits until all processes have called it, but perhaps only this one has got a
-        # signal. So one of several processes is ended by noted_signals, at the end of train().
-        if signals and self.processes.world_size == 1:
-            stop_run(signals, self.options.steps, self.options, self.processes)
 
 
 def what_is_due(steps_done, options):
