@@ -1618,7 +1618,7 @@ def add_loss_flags(parser):
     group = parser.add_argument_group(
         "losses", "The loss is the sum of these, each times its weight; 0 leaves one out.\n"
         "Without a teacher only mlm is possible. If the teacher has no MLM head, output and\n"
-        "elastic are left out, and mlm, too, unless --student names the student.")
+        "elastic are left out, and mlm, too, unless you give --mlm-weight or --student.")
     help_texts = {
         "mlm": "cross-entropy with the masked words (default: 1)",
         "attention": "KL divergence of the rows of the attention maps from the teacher's "
@@ -1946,30 +1946,22 @@ def make_valid_batches(corpus, tokenizer, length):
 
 
 def choose_losses(args, teacher, num_recursions, given=()):
-    """Choose the losses -> {name: weight}. Two kinds are left out: those with the weight 0, and
-    those that are not possible with this teacher or this number of recursions of the student.
+    """Choose the losses -> {name: weight}. Two kinds are left out: those with the weight 0, and,
+    unless a flag asks for them, those that are not possible with this teacher or this number of
+    recursions of the student.
 
     given: the flags on the command line
-    ValueError if a flag asks for a loss that is not possible.
+    ValueError if --temperature was given, but no loss uses it.
     """
     wanted = {name: getattr(args, f"{name}_weight") for name in LOSS_WEIGHTS}
     wanted["elastic"] = args.elastic
     possible = possible_losses(teacher, args.student is None, num_recursions)
+    flags = {name: f"--{name}-weight" for name in LOSS_WEIGHTS} | {"elastic": "--elastic"}
     loss_weights = {}
     for name, weight in wanted.items():
-        if weight == 0:
-            continue
-        if name in possible:
+        # A default that is not possible is left out. If a flag asks for it, check_losses decides.
+        if weight > 0 and (name in possible or flags[name] in given):
             loss_weights[name] = weight
-            continue
-        # A default that is not possible is left out. A flag that asks for it is an error.
-        if name == "elastic" and "--elastic" in given:
-            raise ValueError("--elastic: it needs a teacher with an MLM head and more than one "
-                             "recursion")
-        if f"--{name}-weight" in given:
-            # There is a teacher: without one check_flags allows only --mlm-weight, and mlm is
-            # possible. With a teacher only losses that need its head can be impossible.
-            raise ValueError(f"--{name}-weight: the teacher has no MLM head")
     compares_predictions = "output" in loss_weights or "elastic" in loss_weights
     if not compares_predictions and "--temperature" in given:
         raise ValueError("--temperature: there is neither an output nor an elastic loss")
@@ -1990,7 +1982,7 @@ def possible_losses(teacher, is_fresh, num_recursions):
     if teacher.head is None:
         possible -= {"output", "elastic"}
         if is_fresh:
-            # A fresh student gets no head, because the teacher has none from which it could start.
+            # By default such a student gets no head, for the teacher has none to start it from.
             possible -= {"mlm"}
     return possible
 

@@ -2562,7 +2562,7 @@ def test_the_elastic_loss_is_left_out_where_it_is_not_possible(toy, out, tmp_pat
     assert "elastic" not in read_log(tmp_path / "other")[-1]
     # If a flag asks for it, that is an error.
     error = error_of_run(capsys, toy, tmp_path / "third", *one_recursion, "--elastic", 7)
-    assert "error: --elastic: it needs a teacher with an MLM head" in error
+    assert "error: the elastic loss needs a student of more than one recursion" in error
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0])
@@ -2571,16 +2571,11 @@ def test_the_temperature_must_be_above_0(temperature):
         make_distillation(noisy_student(), noisy_teacher(), temperature=temperature)
 
 
-@pytest.mark.parametrize("flags, message", [
-    ("--elastic 3", "--elastic: it needs a teacher with an MLM head"),
-    ("--temperature 2", "--temperature: there is neither an output nor an elastic loss")])
-def test_flags_for_losses_that_a_teacher_without_a_head_makes_impossible_are_refused(
-        flags, message):
+def test_a_temperature_that_no_loss_uses_is_refused():
     teacher = types.SimpleNamespace(head=None)
-    given = distill.given_flags(flags.split())
+    message = "--temperature: there is neither an output nor an elastic loss"
     with pytest.raises(ValueError, match=message):
-        distill.choose_losses(parse(flags), teacher, 4, given)
-    assert "elastic" not in distill.choose_losses(parse(""), teacher, 4)
+        distill.choose_losses(parse("--temperature 2"), teacher, 4, ["--temperature"])
 
 
 @pytest.mark.parametrize("flags, adapter_size, correction_rank", [
@@ -3241,16 +3236,17 @@ def test_the_losses_are_those_that_the_flags_want_and_the_teacher_allows(
     assert distill.choose_losses(args, teacher, num_recursions=1) == expected
 
 
-def test_a_weight_that_a_teacher_without_a_head_makes_useless_is_refused():
+def test_a_loss_that_a_flag_asks_for_is_not_left_out():
     teacher = MiniALBERT(TOY_TEACHER, head=False)
-    args = parse("--mlm-weight 7")
-    with pytest.raises(ValueError, match="--mlm-weight: the teacher has no MLM head"):
-        distill.choose_losses(args, teacher, num_recursions=2, given=["--mlm-weight"])
-    args = parse("--output-weight 5")                    # the default, but said
-    with pytest.raises(ValueError, match="--output-weight: the teacher has no MLM head"):
-        distill.choose_losses(args, teacher, num_recursions=2, given=["--output-weight"])
-    args = parse("--mlm-weight 0")
-    weights = distill.choose_losses(args, teacher, num_recursions=2, given=["--mlm-weight"])
+    student = MiniALBERT(TOY_TEACHER)
+    weights = distill.choose_losses(parse("--mlm-weight 7"), teacher, 4, ["--mlm-weight"])
+    assert weights == {"mlm": 7, "attention": 3, "hidden": 10}
+    distill.check_losses(student, teacher, weights)
+    for flag in ("--output-weight", "--elastic"):
+        weights = distill.choose_losses(parse(f"{flag} 3"), teacher, 4, [flag])
+        with pytest.raises(ValueError, match="need a teacher with an MLM head"):
+            distill.check_losses(student, teacher, weights)
+    weights = distill.choose_losses(parse("--mlm-weight 0"), teacher, 4, ["--mlm-weight"])
     assert weights == {"attention": 3, "hidden": 10}
 
 
