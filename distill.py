@@ -2140,7 +2140,7 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
         if num_steps > 0:                                # it is 0 if a finished run is resumed
             if compile_losses:
                 print("compiling the step, which takes a minute or so", flush=True)
-            minutes = seconds_of_a_step(distillation, device) * num_steps / 60
+            minutes = seconds_of_a_step(distillation) * num_steps / 60
             print(f"steps    {num_steps:,} of {distillation.tokens_per_step:,} tokens: "
                   f"{minutes:.1f} min", flush=True)
         if processes.rank == 0:
@@ -2228,7 +2228,7 @@ def print_accuracy_after(accuracy_after):
         print(f"{name:9}" + "".join(f"{accuracy:7.1%}" for accuracy in accuracies))
 
 
-def seconds_of_a_step(distillation, device):
+def seconds_of_a_step(distillation):
     """Make four passes, forward and backward, over the batch of step 0 -> seconds of the fastest.
     One that takes over ten seconds is the last, but for the first. The parameters do not change.
     FloatingPointError if the losses of this process are not finite."""
@@ -2242,17 +2242,13 @@ def seconds_of_a_step(distillation, device):
             loss.backward()
             sum_of_losses += loss.detach()
         distillation.student.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        elif device.type == "mps":
-            torch.mps.synchronize()
+        sum_of_losses = float(sum_of_losses)             # this waits for a GPU
         seconds = time.perf_counter() - begin
         fastest = min(fastest, seconds)
         if pass_number > 0 and seconds > 10:             # in pass 0 torch may have compiled
             break
-    if not math.isfinite(sum_of_losses.item()):
-        raise FloatingPointError("before the first step the sum of the losses is "
-                                 f"{sum_of_losses.item()}")
+    if not math.isfinite(sum_of_losses):
+        raise FloatingPointError(f"before the first step the sum of the losses is {sum_of_losses}")
     return fastest
 
 

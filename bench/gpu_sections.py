@@ -407,7 +407,7 @@ def graphs(setup):
     from torch._dynamo.utils import counters             # imported here: it is large
     distillation = make_distillation(setup, TOY, bf16=True, compiled=True)
     counters.clear()
-    distill.seconds_of_a_step(distillation, torch.device(setup.device))
+    distill.seconds_of_a_step(distillation)
     after_timing = counters["stats"]["unique_graphs"]
     train_and_read_log(setup, distillation, steps=3, log_every=3)
     after_train = counters["stats"]["unique_graphs"]
@@ -504,7 +504,7 @@ def our_speed(setup, name, table, compiled, batch_size=192, length=256, micro_ba
                                          micro_batch_size=micro_batch_size, dropout=dropout,
                                          full_recipe=full_recipe, cuda_graphs=cuda_graphs)
         begin = time.perf_counter()
-        distill.seconds_of_a_step(distillation, torch.device(setup.device))
+        distill.seconds_of_a_step(distillation)
         first_seconds = time.perf_counter() - begin
         lines = train_and_read_log(setup, distillation, steps, log_every=steps // 4)
     except torch.OutOfMemoryError:

@@ -142,10 +142,6 @@ def answer_no():
     return False
 
 
-def wait_for_nothing():
-    """Stand in for torch.cuda.synchronize."""
-
-
 @contextmanager
 def fake_cuda():
     """Make a context in which .to("cuda:0") gives fake tensors -> the FakeCuda. See lend_cuda.
@@ -155,7 +151,6 @@ def fake_cuda():
     stand_ins = {
         "torch.cuda.amp.common.amp_definitely_not_available": answer_no,
         "torch.cuda.is_bf16_supported": answer_yes,
-        "torch.cuda.synchronize": wait_for_nothing,
         "torch.Tensor.pin_memory": pin_memory,
         "torch.Tensor.numpy": numpy_of,
     }

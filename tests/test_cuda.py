@@ -119,7 +119,7 @@ def run_distill(has_teacher=True, bf16=True, micro_batch_size=0, stop_in=None,
             distillation.teacher.to(DEVICE)
         if compile_losses:
             with mock.patch("distill.measuring_bar", two_passes):
-                distill.seconds_of_a_step(distillation, DEVICE)
+                distill.seconds_of_a_step(distillation)
 
         def evaluate_student():
             with distill.autocast(DEVICE, bf16):

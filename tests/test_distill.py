@@ -1629,7 +1629,7 @@ def test_a_nan_in_any_micro_batch_is_found_before_the_first_step(bad_micro_batch
     distillation = types.SimpleNamespace(
         student=student, losses_of_micro_batches=losses_of_micro_batches)
     with pytest.raises(FloatingPointError, match="the sum of the losses is nan"):
-        distill.seconds_of_a_step(distillation, torch.device("cpu"))
+        distill.seconds_of_a_step(distillation)
 
 
 def test_a_state_that_is_not_finite_is_found_before_the_model_is_written(toy, whole, out, capsys):
@@ -2789,7 +2789,7 @@ def test_the_time_of_a_step_is_that_of_the_fastest_of_four(monkeypatch):
     distillation = make_distillation(noisy_student(), noisy_teacher())
     clock = one_after_another([0, 9, 10, 13, 20, 22, 30, 35])      # they take 9, 3, 2, 5 seconds
     monkeypatch.setattr(distill.time, "perf_counter", clock)
-    assert distill.seconds_of_a_step(distillation, torch.device("cpu")) == 2
+    assert distill.seconds_of_a_step(distillation) == 2
     for parameter in distillation.student.parameters():
         assert parameter.grad is None
 
@@ -2799,7 +2799,7 @@ def test_if_a_step_takes_long_it_is_timed_only_twice(monkeypatch):
     distillation = make_distillation(noisy_student(), noisy_teacher())
     clock = one_after_another([0, 80, 100, 111])         # there is no third time
     monkeypatch.setattr(distill.time, "perf_counter", clock)
-    assert distill.seconds_of_a_step(distillation, torch.device("cpu")) == 11
+    assert distill.seconds_of_a_step(distillation) == 11
 
 
 def best_four_tokens(model, tokenizer, ids, place):
