@@ -2009,13 +2009,7 @@ def make_student(args, teacher, saved_student, vocab_size):
     if num_parameters > MOST_PARAMETERS:
         raise ValueError(f"the student would have {num_parameters:,} parameters, but at most "
                          f"{MOST_PARAMETERS:,} are allowed; make its sizes smaller")
-    try:
-        student = MiniALBERT(config)                     # initialised as --init sharp says
-    except (MemoryError, RuntimeError) as error:
-        if is_about_memory(error):
-            # run_command prints "there is not enough memory: the student".
-            raise MemoryError("the student") from error
-        raise
+    student = MiniALBERT(config)                         # initialised as --init sharp says
     # With --init teacher, train_student() takes the values from the teacher later.
     if args.init == "random":
         initialise(student, sharp=False)
