@@ -54,8 +54,7 @@ from tqdm import tqdm
 
 from checkpoint import (claim_folder, expecting, fetch, load, model_without_values, naming_file,
                         restore_training_state, run_folder, save, save_training_state, write_json)
-from command import (CommandParser, is_about_memory, one_line, path_name, printable, run_command,
-                     warn)
+from command import CommandParser, is_about_memory, one_line, path_name, printable, run_command
 from data import (CACHE, RNG_DEPTHS, MaskedBatches, Tokenizer, check_out_is_outside, num_to_mask,
                   open_corpus)
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
@@ -355,7 +354,6 @@ def start_from_teacher(student, teacher, ids):
 
     The functions below say how each part starts; the student's adapters keep their present values.
     If the teacher has corrections, they are first added to its matrices. Its adapters are not used.
-    If ids has too few tokens to fit the embeddings, a warning says so.
     ValueError if check_start refuses the teacher, or if its weights are so large that the
     embeddings or the corrections cannot be computed.
     """
@@ -386,7 +384,6 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
         return                                           # there is nothing to factorise
     T = ids.shape[1]
     E = student_embeddings.word.embedding_dim
-    warn_of_few_tokens(ids, E)
     # 1. The tables
     word = teacher_embeddings.word(ids)                  # (B, T, C)
     position = teacher_embeddings.position.weight[:T]    # (T, C)
@@ -714,13 +711,6 @@ def check_start(student, teacher):
         raise ValueError(f"--embedding-size {E}: this is the student's hidden_size, so it has no "
                          "projection, and the teacher's embeddings cannot be factorised; use "
                          "--init sharp")
-
-
-def warn_of_few_tokens(ids, E):
-    """Print a warning if the ids (B, T) are too few to fit embeddings of the width E to them."""
-    if ids.numel() < 4 * E:                              # EXPERIMENTS.md: "With too few tokens"
-        warn(f"the student's embeddings, {E} wide, are fitted to only {ids.numel()} tokens of "
-             f"text, so they start badly; it takes {4 * E} or more")
 
 
 def check_same_field(student, teacher, field, remedy):

@@ -793,20 +793,6 @@ def test_a_start_finds_the_teachers_embeddings_again_where_they_fit_into_E():
     assert 0.01 < errors[C] < 0.5
 
 
-def test_a_start_from_few_tokens_gives_a_warning(capsys):
-    """From fewer tokens than four times E the tables could not be estimated well."""
-    teacher = noisy_teacher().eval()
-    ids = random_ids(E, 4)
-    start_from_teacher(MiniALBERT(STUDENT), teacher, ids)
-    assert capsys.readouterr().err == ""
-    start_from_teacher(MiniALBERT(STUDENT), teacher, ids[1:])
-    warning = capsys.readouterr().err
-    assert f"{E} wide, are fitted to only {4 * E - 4} tokens of text" in warning
-    assert f"it takes {4 * E} or more" in warning
-    start_from_teacher(noisy_teacher(), teacher, ids[:1])        # nothing is fitted here
-    assert capsys.readouterr().err == ""
-
-
 @pytest.mark.parametrize("field, value", [
     ("hidden_size", 2 * C), ("num_attention_heads", 1), ("intermediate_size", 5),
     ("vocab_size", V + 1), ("max_position_embeddings", 2 * T), ("type_vocab_size", 3)])
