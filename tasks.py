@@ -243,41 +243,21 @@ def scores_by_name(gold_items, guessed_items):
 
 
 def classification_scores(gold, guesses):
-    """Score classes: accuracy, f1, macro_f1 and Matthews' correlation. As in GLUE, f1 is that of
-    the label "1". macro_f1 is the mean F1 of all labels that are true or guessed somewhere."""
+    """Score classes: accuracy, f1, macro_f1 and Matthews' correlation. As in GLUE, f1 and matthews
+    are those of the label "1". macro_f1 is the mean F1 of all labels that are true or guessed."""
     gold_items = set(enumerate(gold))
     guessed_items = set(enumerate(guesses))
     num_correct = len(gold_items & guessed_items)
     f1_of_label = {}
     for label, scores in scores_by_name(gold_items, guessed_items).items():
         f1_of_label[label] = scores["f1"]
+    # Of two classes Matthews' correlation is Pearson's of 0 and 1.
+    gold_is_1 = [label == "1" for label in gold]
+    guess_is_1 = [label == "1" for label in guesses]
     return {"accuracy": num_correct / len(gold),
             "f1": f1_of_label.get("1", 0.0),
             "macro_f1": sum(f1_of_label.values()) / len(f1_of_label),
-            "matthews": matthews_correlation(gold, guesses)}
-
-
-def matthews_correlation(gold, guesses):
-    """Compute Matthews' correlation for any number of classes (Gorodkin 2004). It is 0 if all true
-    labels are equal or all guesses are equal.
-
-        (correct N - sum_k gold_k guess_k) / sqrt((N^2 - sum_k gold_k^2) (N^2 - sum_k guess_k^2))
-
-    Of the N examples, `correct` were guessed right. gold_k counts the examples whose true label is
-    k, and guess_k counts those for which k was guessed.
-    """
-    N = len(gold)
-    num_correct = sum(1 for label, guess in zip(gold, guesses) if label == guess)
-    gold_counts = Counter(gold)
-    guess_counts = Counter(guesses)
-    products = [count * guess_counts[label] for label, count in gold_counts.items()]
-    # These are the covariance and the two variances, each times N^2. In the result N^2 cancels.
-    scaled_covariance = num_correct * N - sum(products)
-    scaled_gold_variance = N**2 - sum(count**2 for count in gold_counts.values())
-    scaled_guess_variance = N**2 - sum(count**2 for count in guess_counts.values())
-    if scaled_gold_variance == 0 or scaled_guess_variance == 0:
-        return 0.0
-    return scaled_covariance / (scaled_gold_variance * scaled_guess_variance)**0.5
+            "matthews": pearson_correlation(gold_is_1, guess_is_1)}
 
 
 def regression_scores(gold, guesses):
