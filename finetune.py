@@ -802,7 +802,6 @@ def fine_tune(setup, splits, mode, seed, lr):
     args = setup.args
     task = setup.task
     features = splits["train"].features
-    check_unchanged(setup)
     torch.manual_seed(seed)                              # for the random values of new parameters
     # New adapters are fitted to this sample of the data.
     sample = collate(features[:64])
@@ -979,15 +978,6 @@ class Setup(NamedTuple):
     settings: dict          # {name: value}, what decides the results: a resumed run needs the same
     processes: object       # a distill.Processes
     bf16: bool
-
-
-def check_unchanged(setup):
-    """Raise ValueError if the saved model has changed since the command began. Then the mean over
-    the seeds would be a mean over two different models."""
-    fingerprints = fingerprints_of_saved_model(setup.model_path, setup.task, setup.args.recursions)
-    for name, value in fingerprints.items():
-        if setup.settings[name] != value:
-            raise ValueError(f"{setup.model_path} has changed since this command began")
 
 
 def options_of_run(setup, task_loss, mode, seed, lr):

@@ -1805,22 +1805,6 @@ def test_the_mean_and_the_deviation_are_of_all_seeds(out, sst2_flags, capsys, mo
     assert re.search(r"^head +dev +accuracy +30\.00% \+- 10\.00% of 3 seeds$", printed, re.M)
 
 
-def test_a_model_that_changes_between_two_seeds_is_refused(
-        out, model, sst2_flags, tokenizer, capsys, monkeypatch):
-    """Each seed loads the model anew. Scores of different models must not become one mean."""
-    original_fine_tune = finetune.fine_tune
-
-    def fine_tune(*args):
-        results = original_fine_tune(*args)
-        save(MiniALBERT(small_config(tokenizer)), model)
-        return results
-
-    monkeypatch.setattr(finetune, "fine_tune", fine_tune)
-    error = run(capsys, *sst2_flags, "--out", out, "--steps", 1, "--seeds", 2, code=2).err
-    assert f"error: {model} has changed since this command began" in error
-    assert (out / "model.safetensors").exists()          # of the first seed
-
-
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_it_is_said_how_many_examples_are_in_the_training_set_too(
         tmp_path, out, model, two_texts, capsys, split):
