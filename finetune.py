@@ -708,14 +708,12 @@ def decode_tags(task, examples, features, logits):
     return tags
 
 
-LONGEST_ANSWER = 30                 # tokens of a predicted span; its words are then completed
-
-
-def decode_answers(task, examples, features, logits, longest=LONGEST_ANSWER):
+def decode_answers(task, examples, features, logits, longest=30):
     """Return the text of the best answer to each question.
 
     The score of a span is the begin logit of its first token plus the end logit of its last. Spans
-    have at most `longest` tokens, and the best over all windows is taken.
+    have at most `longest` tokens, and the best over all windows is taken. Then its words are
+    completed.
 
     If task.unanswerable, the answer may also be "". The no-answer score of a window is the sum of
     the two logits at [CLS]. It should be low in a window with the answer and high in all others. So
@@ -1728,9 +1726,7 @@ def encode_splits(task, datasets, tokenizer):
 
 
 def check_texts(task, splits, tokenizer):
-    """Print what may be wrong with the texts: a warning if many characters are unknown to the
-    tokenizer, and one if texts were cut. In qa also print the number of answers that cannot be
-    learned as they are.
+    """Print a warning if many characters are unknown to the tokenizer, and one if texts were cut.
 
     ValueError if the training set has no words, or if over half of its characters are unknown. For
     --evaluate and --predict there is no training set.
@@ -1741,8 +1737,6 @@ def check_texts(task, splits, tokenizer):
         is_training = name == "train"
         check_characters(split.examples, tokenizer, is_training)
     warn_of_cut(task, splits)
-    if task.kind == "qa" and "train" in splits:
-        print_lost_answers(splits["train"])
 
 
 def check_trainable(features):
@@ -1837,39 +1831,6 @@ def warn_of_cut(task, splits):
         if cut_examples:
             warn(f"{name}: {len(cut_examples):,} of {len(split.examples):,} {what} are too long "
                  f"for --length {task.length} and were cut")
-
-
-def print_lost_answers(split):
-    """Print how many answers of a Split of qa cannot be predicted as they are. Some begin or end
-    inside a word, but a model predicts whole words. Some have too many tokens. Of others no window
-    has all tokens."""
-    learned_exactly = set()                              # numbers of questions
-    for feature in split.features:
-        example = split.examples[feature.example_number]
-        if has_exact_answer(feature, example):
-            learned_exactly.add(feature.example_number)
-    num_with_answer = sum(1 for example in split.examples if example.label)
-    num_lost = num_with_answer - len(learned_exactly)
-    if num_lost > 0:
-        print(f"{num_lost:,} of {len(split.examples):,} questions to train on have an answer that "
-              "begins or ends inside a word (the whole word is learned), that has over "
-              f"{LONGEST_ANSWER} tokens (it is hardly ever predicted) or that no window has whole "
-              "(no answer is learned)", flush=True)
-
-
-def has_exact_answer(feature, example):
-    """Return True if the labels of a window of qa mark exactly the first right answer, and if it
-    can be predicted."""
-    if feature.labels == [0, 0]:                         # the window does not have the whole answer
-        return False
-    first_position, last_position = feature.labels
-    if last_position - first_position >= LONGEST_ANSWER:
-        return False
-    first = feature.positions.index(first_position)      # text_between takes these indices
-    last = feature.positions.index(last_position)
-    marked_text = text_between(example.second_text, feature, first, last)
-    _, answer = example.label[0]
-    return marked_text == answer.strip()
 
 
 # ---- The scores -------------------------------------------------------------------------

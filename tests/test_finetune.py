@@ -3090,51 +3090,6 @@ def test_half_a_character_on_the_command_line_is_no_error(tokenizer, tmp_path, c
     assert "%" in printed
 
 
-@pytest.mark.parametrize("answer, lengths_that_lose_it", [
-    ("paris", []),
-    ("in paris,", []),
-    (" paris", []),
-    ("pari", [8, 48]),
-    ("aris", [8, 48]),
-    ("john lives in paris, not in", [8]),
-])
-def test_it_is_said_how_many_answers_are_lost(answer, lengths_that_lose_it, tokenizer, capsys):
-    """Lost are answers inside words and, at length 8, those with more than 5 tokens."""
-    context = "the red city. john lives in paris, not in the red city."
-    begin = context.index(answer)
-    examples = [make_text_example("who", [(context.index("john"), "john")], context),
-                make_text_example("where", [(begin, answer)], context),
-                make_text_example("-", [], context)]
-    message = "1 of 3 questions to train on have an answer that begins or ends inside a word"
-    for length in (8, 48):
-        task = make_task_of_kind("qa", length=length, stride=128)
-        features = list(encode(task, examples, tokenizer))
-        finetune.print_lost_answers(finetune.Split(examples, features))
-        printed = capsys.readouterr().out
-        if length in lengths_that_lose_it:
-            assert printed.startswith(message)
-        else:
-            assert printed == ""
-
-
-@pytest.mark.parametrize("num_words, is_lost", [(30, False), (31, True)])
-def test_an_answer_of_over_30_tokens_is_lost(num_words, is_lost, tokenizer, capsys):
-    examples = [make_text_example("who", [(0, " ".join(["good"] * num_words))], "good " * 40)]
-    task = make_task_of_kind("qa", length=128, stride=128)
-    features = list(encode(task, examples, tokenizer))
-    assert features[0].labels[1] - features[0].labels[0] == num_words - 1     # a token a word
-    finetune.print_lost_answers(finetune.Split(examples, features))
-    printed = capsys.readouterr().out
-    assert printed.startswith("1 of 1 questions") is is_lost
-
-
-def test_a_run_says_how_many_answers_are_lost(tmp_path, out, model, capsys):
-    squad = make_squad([("who", ["john"]), ("where", ["pari"])])
-    questions = write_file(tmp_path / "a.json", squad)
-    printed = run(capsys, *file_flags(model, "qa", questions), "--steps", 1, "--out", out).out
-    assert "1 of 2 questions to train on have an answer that begins or ends inside" in printed
-
-
 def test_it_is_said_that_a_head_is_trained_on(tmp_path, out, tokenizer, model, capsys):
     table = write_file(tmp_path / "t.tsv", "text\tlabel\ngood film\t1\nbad film\t0\n")
     task = make_task_of_kind("classification", ["0", "1"])
