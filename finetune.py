@@ -57,10 +57,10 @@ from distill import (DEFAULT_OUT, TrainingOptions, add_run_flags, allow_only, au
                      measuring_bar, output_loss, real_number, refuse_flags, set_up_processes,
                      split_batch, to_device, train, uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
-from tasks import (CHINESE, GLUE, KINDS, Example, Prediction, Task, check_labels, check_line_end,
-                   detailed_scores, download_glue, entities, find_words, hold_out_a_tenth,
-                   kind_of_task, lines_of, majority, make_task, read_code_task, read_glue,
-                   read_own_files, read_squad, score, split_words, write_predictions)
+from tasks import (CHINESE, GLUE, KINDS, Example, Prediction, Task, check_labels, detailed_scores,
+                   download_glue, entities, find_words, hold_out_a_tenth, kind_of_task, lines_of,
+                   majority, make_task, read_code_task, read_glue, read_own_files, read_squad,
+                   score, split_words, write_predictions)
 
 
 # ---- The model --------------------------------------------------------------------------
@@ -1990,13 +1990,7 @@ def lines_of_file(path):
     if not os.path.isfile(path) or re.search(r"(?i)\.(csv|jsonl?)$", path):
         raise ValueError(f"--predict {path}: give a regular file with a text on each line, not a "
                          "folder, a table or a .json; if it is meant as a text, add a space")
-    lines = [(f"{path}:{number}", line) for number, line in lines_of(path)]
-    # A file of an old Mac has no line feeds, so all of it would be one line. In a file of several
-    # lines a carriage return is a part of the text.
-    if len(lines) == 1:
-        location, line = lines[0]
-        check_line_end(line, location)
-    return lines
+    return [(f"{path}:{number}", line) for number, line in lines_of(path)]
 
 
 def check_are_sentences(path, lines):

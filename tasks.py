@@ -441,7 +441,9 @@ def rows_of(path, header=None):
     for number, cells in rows:
         location = f"{path}:{number}"
         if header is None:                               # the first row names the columns
-            check_column_names(cells, location)
+            for column, count in Counter(cells).items():
+                if count > 1:
+                    raise ValueError(f"{location}: {count} columns have the name {column!r:.60}")
             header = cells
             continue
         if not any(cells):                               # a spreadsheet may end with empty rows
@@ -455,22 +457,6 @@ def rows_of(path, header=None):
         if cells == header:                              # files were joined, each with its header
             raise ValueError(f"{location}: this row repeats the names of the columns")
         yield number, dict(zip(header, cells))
-
-
-def check_column_names(columns, location):
-    """Raise ValueError if two columns have the same name, or if one has a carriage return. A file
-    of an old Mac has no line feeds, so all of it is its first row."""
-    for column, count in Counter(columns).items():
-        check_line_end(column, location)
-        if count > 1:
-            raise ValueError(f"{location}: {count} columns have the name {column!r:.60}")
-
-
-def check_line_end(line, location):
-    """Raise ValueError if a line has a carriage return. Old Macs used it as the end of a line."""
-    if "\r" in line:
-        raise ValueError(f"{location}: there is a carriage return in {line!r:.60}; a line must end "
-                         "with a line feed")
 
 
 def read_table(path, text_columns, label_column, header=None, numeric=False):
@@ -612,7 +598,6 @@ def tag_of_line(line, columns, num_columns, location):
 
     columns: what columns_of has made of the line
     """
-    check_line_end(line, location)
     if len(columns) != num_columns:
         raise ValueError(f"{location}: {line!r:.60} is not a word and a tag in {num_columns} "
                          "columns; tabs or spaces separate them")

@@ -1321,16 +1321,6 @@ def test_every_task_has_its_kind():
     assert finetune.kind_of_task("qa") == "qa"
 
 
-def test_a_file_to_predict_with_the_line_ends_of_old_macs_is_refused(tmp_path):
-    """The whole file would be one line. A carriage return amid a line is kept."""
-    path = write_file(tmp_path / "a.txt", "one film\rtwo film\r")
-    with pytest.raises(ValueError, match="a.txt:1: there is a carriage return in "):
-        finetune.lines_of_file(path)
-    path = write_file(tmp_path / "b.txt", "one\rfilm\ntwo\n")
-    lines = finetune.lines_of_file(path)
-    assert lines == [(f"{path}:1", "one\rfilm"), (f"{path}:2", "two")]
-
-
 def test_a_line_to_tag_is_split_into_words_and_punctuation():
     task = make_task_of_kind("tagging", LABELS["tagging"])
     words = ["see", "os.path", ",", "john", "'", "s", "!"]

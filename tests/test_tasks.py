@@ -779,12 +779,6 @@ def test_a_folder_or_a_missing_table_is_called_that_whatever_its_ending(tmp_path
         read_t_and_y(str(tmp_path / "a.xlsx"))
 
 
-def test_line_ends_of_old_macs_are_no_part_of_a_cell(tmp_path):
-    path = write_file(tmp_path / "b.tsv", "text\tlabel\ra\tx\r")
-    with pytest.raises(ValueError, match="b.tsv:1: there is a carriage return in "):
-        read_table(path, ["text"], "label")
-
-
 @pytest.mark.parametrize("name, table", [
     ("a.tsv", "text\tlabel\na\tx\n"),
     ("a.csv", "text,label\na,x\n"),
@@ -802,13 +796,6 @@ def test_white_space_around_a_tag_is_no_part_of_it(tmp_path):
     path = write_file(tmp_path / "a.txt", "a\tB-x \nb\t I-x\nc\tO \n")
     example, = read_tags(path)
     assert example.label == ["B-x", "I-x", "O"]
-
-
-@pytest.mark.parametrize("text, line", [("a\tO\rb\tB-X\r\r", 1), ("a\tO\nfoo\rbar\tO\n", 2)])
-def test_line_ends_of_old_macs_are_no_part_of_a_word(text, line, tmp_path):
-    path = write_file(tmp_path / "a.tsv", text)
-    with pytest.raises(ValueError, match=f"a.tsv:{line}: there is a carriage return in "):
-        read_tags(path)
 
 
 def test_conll_files_are_read_with_tabs_or_spaces_and_any_columns(tmp_path):
