@@ -567,29 +567,15 @@ def read_tags(path):
             tags.append(tag)
         first_location, _ = sentence[0]
         examples.append(Example(words, None, iob2(tags), str(len(examples)), first_location))
-    check_first_column(examples, num_columns, path)
+    check_first_column(examples, path)
     return not_empty(examples, path)
 
 
-def check_first_column(examples, num_columns, path):
-    """Raise ValueError if the first column cannot be the words. In some formats it numbers them, as
-    in CoNLL-U, or it has the name of the document or of the sentence on each line."""
+def check_first_column(examples, path):
+    """Raise ValueError if the first column numbers the words from 1, as in CoNLL-U."""
     sentences = [example.text for example in examples if len(example.text) > 1]
-    if not sentences:
-        return
-    is_numbered = all(words in (numbers_from(0, words), numbers_from(1, words))
-                      for words in sentences)
-    if is_numbered:
+    if sentences and all(words[:2] == ["1", "2"] for words in sentences):
         raise ValueError(f"{path}: the first column numbers the words, but it must have the words")
-    repeats_one_word = all(len(set(words)) == 1 for words in sentences)
-    if repeats_one_word and num_columns > 2:
-        raise ValueError(f"{path}: the first column must have the words, but it is "
-                         f"{sentences[0][0]!r:.60} on all lines of a sentence")
-
-
-def numbers_from(first, words):
-    """List as many numbers as there are words, as texts: first, first + 1, ..."""
-    return [str(number) for number in range(first, first + len(words))]
 
 
 def tag_of_line(line, columns, num_columns, location):
