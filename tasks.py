@@ -268,17 +268,9 @@ def regression_scores(gold, guesses):
 
 def pearson_correlation(x, y):
     """Compute Pearson's correlation of two lists of numbers; 0 if one of them is constant."""
-    x = np.array(x, np.float64)
-    y = np.array(y, np.float64)
-    if (x == x[0]).all() or (y == y[0]).all():
+    if len(set(x)) == 1 or len(set(y)) == 1:
         return 0.0
-    x = x - x.mean()
-    y = y - y.mean()
-    # The correlation does not depend on the scale. Here the largest size becomes 1, so that no sum
-    # of squares is rounded to 0.
-    x = x / np.abs(x).max()
-    y = y / np.abs(y).max()
-    return float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def ranks(numbers):

@@ -146,14 +146,6 @@ def test_correlations_are_those_of_scipy_and_0_for_a_constant():
         assert scores == pytest.approx(expected, abs=1e-9), (gold, guesses)
 
 
-@pytest.mark.parametrize("size", [1e-170, 1e29])
-def test_a_correlation_does_not_depend_on_the_size_of_the_numbers(size):
-    growing = [1 * size, 2 * size, 4 * size]
-    falling = [7, 5, 1]                                  # 9 - 2 * (1, 2, 4)
-    assert tasks.pearson_correlation(growing, falling) == pytest.approx(-1)
-    assert tasks.pearson_correlation(falling, growing) == pytest.approx(-1)
-
-
 def random_tags(rng, tags):
     """Draw the right tags and the guessed tags of one to three sentences of up to 7 words."""
     gold = []
