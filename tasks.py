@@ -86,34 +86,10 @@ class Task:
         for label in self.labels:
             if not isinstance(label, str):
                 raise ValueError(f"labels has {label!r:.60}, but a label must be a text")
-            # A tag is O, or it is B- or I- with a type after it. A type may have any characters.
-            if self.kind == "tagging" and not re.fullmatch("O|[BI]-.+", label, re.DOTALL):
-                raise ValueError(f"labels has {label!r:.60}, which cannot be a tag")
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("labels has the same label twice")
-        for metric in self.metrics:
-            if not isinstance(metric, str):
-                raise ValueError(f"metrics has {metric!r:.60}, which cannot be a metric")
         if self.length < 8:
             raise ValueError(f"length {self.length} is below 8")
-        if self.stride < 1:
-            raise ValueError(f"stride {self.stride} is below 1")
-        # A comparison with nan is False, so nan is refused, too.
-        if not -LARGEST_NUMBER < self.mean < LARGEST_NUMBER:
-            raise ValueError(f"mean is {self.mean}, which is not below {LARGEST_NUMBER:g} in size")
-        if not 0 < self.sd < LARGEST_NUMBER:
-            raise ValueError(f"sd is {self.sd}, which is not above 0 and below {LARGEST_NUMBER:g}")
-        if self.kind == "qa" and not self.pair:
-            raise ValueError("pair must be true for qa: each example has a question and a context")
-        if self.kind == "tagging" and self.pair:
-            raise ValueError("pair must be false for tagging: each example has one text")
-        if self.kind != kind_of_task(self.name):
-            raise ValueError(f"name is {self.name!r:.60}, which is no task of kind {self.kind}; a "
-                             "task of your own has its kind as its name")
-        if self.kind in ("classification", "tagging") and not self.labels:
-            raise ValueError("labels is empty")
-        if not self.metrics:
-            raise ValueError("metrics is empty")
 
 
 class Prediction(NamedTuple):
@@ -165,8 +141,7 @@ def score(task, examples, guesses):
     """Score guesses by the task's metrics -> {metric: value}; {} if a label is unknown.
 
     A correlation is from -1 to 1, every other value from 0 to 1. FloatingPointError if a predicted
-    number is not finite. ValueError if the task has a metric of another kind; a task may come from
-    a file.
+    number is not finite.
     """
     gold = [example.label for example in examples]
     if len(gold) != len(guesses):
@@ -183,9 +158,6 @@ def score(task, examples, guesses):
         scores = entity_scores(gold, guesses)
     else:
         scores = answer_scores(gold, guesses)
-    for metric in task.metrics:
-        if metric not in scores:
-            raise ValueError(f"{task.name}: {metric!r:.60} is no metric of {task.kind}")
     return {metric: scores[metric] for metric in task.metrics}
 
 

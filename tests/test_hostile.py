@@ -722,23 +722,15 @@ def write_fine_tuned_models(folder, model):
         # Two other tasks with which nothing is wrong.
         "pair": {"pair": True},
         "qa": {"name": "qa", "kind": "qa", "pair": True, "labels": [], "length": 32},
-        # Facts that are wrong or contradict others.
+        # Facts that are wrong.
         "bad-text": {"length": "x"},
         "bad-none": {"length": 0},
         "bad-labels": {"labels": 5},
         "bad-three": {"labels": ["a", "b", "c"]},        # the head is for two labels
         "bad-twice": {"labels": ["a", "a"]},
-        "bad-unlabelled": {"labels": []},
         "bad-kind": {"kind": "x"},
-        "bad-qa": {"kind": "qa"},
-        "bad-tags": {"kind": "tagging"},
         "bad-mean": {"mean": "x"},
-        "bad-sd": {"sd": 0.0},
         "bad-more": {"more": 1},
-        "bad-metric": {"metrics": ["nope"]},
-        "bad-list": {"metrics": [["accuracy"]]},
-        "bad-unmeasured": {"metrics": []},
-        "bad-other": {"name": "stsb"},
     }
     for name, changes in changes_of_task.items():
         shutil.copytree(tuned, folder / name)
@@ -950,8 +942,6 @@ score     --evaluate --dev good.tsv --task qa   --task qa: tuned was fine-tuned 
 score     --evaluate --dev pairs.tsv --text text next  pairs.tsv:2, *: this task needs one text
 score     --evaluate --dev good.tsv --lr 1      --lr: --evaluate trains nothing
 score     --evaluate --dev good.tsv --out out   --out: --evaluate trains nothing
-score     --evaluate --dev good.tsv --model bad-metric  'nope' is no metric of classification
-score     --evaluate --dev good.tsv --model bad-list  not a task: metrics has ['accuracy'], which
 score     --evaluate --dev good.tsv --model bad-vocab  bad-vocab: its tokenizer has 103 tokens
 score     --evaluate --dev good.tsv --model m   m: not a fine-tuned model
 finetune  --device cuda                         --device cuda: torch finds no GPU here
@@ -988,8 +978,6 @@ predict   --predict null.jsonl                  --predict null.jsonl: *not a fol
 predict   --model bad-infinite                  what the model computes is not finite
 predict   --model bad-vocab                     bad-vocab: its tokenizer has 103 tokens
 predict   --model bad-twice                     bad-twice/task.json: *the same label twice
-predict   --model bad-tags                      bad-tags/task.json: *'a', which cannot be a tag
-predict   --model bad-sd                        bad-sd/task.json: *sd is 0.0, which is not above 0
 predict   --model qa --predict space.json --out space.json --overwrite  this file is read from
 predict   --predict md                          --predict md: give a regular file*not a folder
 predict   --device cuda                         --device cuda: torch finds no GPU here
@@ -1007,12 +995,8 @@ predict   --model nowhere                       nowhere: there is no such folder
 predict   --model bad-text                      bad-text/task.json: not a task: length is 'x'
 predict   --model bad-none                      bad-none/task.json: not a task: length 0 is below 8
 predict   --model bad-labels                    bad-labels/task.json: not a task: labels is 5
-predict   --model bad-unmeasured                unmeasured/task.json: not a task: metrics is empty
-predict   --model bad-unlabelled                unlabelled/task.json: not a task: labels is empty
-predict   --model bad-other                     bad-other/task.json: not a task: name is 'stsb'
 predict   --model bad-three                     bad-three/head.safetensors: 'bias' is [2], not [3]
 predict   --model bad-kind                      bad-kind/task.json: not a task: kind is 'x'
-predict   --model bad-qa                        bad-qa/task.json: not a task: pair must be true
 predict   --model bad-mean                      bad-mean/task.json: not a task: mean is 'x'
 predict   --model bad-more                      bad-more/task.json: not a task: *'more'
 predict   --model bad-head                      bad-head/head.safetensors: not a safetensors file
