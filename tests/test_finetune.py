@@ -3238,7 +3238,7 @@ BAD = {
     "bad bytes": ("classification", "train.tsv", b"text\tlabel\na\xff\tx\n",
                   "train.tsv:2: not UTF-8"),
     "a word for a number": ("regression", "train.tsv", "text\tlabel\na\tmany\n",
-                            "train.tsv:2: label 'many' is not a number"),
+                            "train.tsv:2: label 'many': not a number"),
     "a label that is missing": ("regression", "train.tsv", "text\tlabel\na\tnan\n",
                                 "train.tsv:2: the label in column 'label' is 'nan'"),
     "a tag without a word": ("tagging", "train.tsv", "a\tO\n\tB-x\n",
