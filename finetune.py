@@ -57,7 +57,7 @@ from distill import (DEFAULT_OUT, TrainingOptions, add_run_flags, allow_only, au
                      measuring_bar, output_loss, real_number, refuse_flags, set_up_processes,
                      split_batch, to_device, train, uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
-from tasks import (CHINESE, GLUE, KINDS, Example, Prediction, Task, check_labels, detailed_scores,
+from tasks import (GLUE, KINDS, Example, Prediction, Task, check_labels, detailed_scores,
                    download_glue, entities, find_words, hold_out_a_tenth, kind_of_task, lines_of,
                    majority, make_task, read_code_task, read_glue, read_own_files, read_squad,
                    score, split_words, write_predictions)
@@ -1994,35 +1994,21 @@ def lines_of_file(path):
 
 
 def check_are_sentences(path, lines):
-    """Check that the lines are not words, each of which a tagger would take for a sentence: raise
-    ValueError if each has its tag after a space, and print a warning if they have no tags."""
+    """Raise ValueError if each of these lines is a word and its tag: a tagger would take it for a
+    sentence."""
     pattern = r"\S+ (.* )?(O|B|I|[BIESLU]-\S+)"          # such as "Rome NNP B-LOC"
     if len(lines) > 1 and all(re.fullmatch(pattern, line) for line in lines):
         raise ValueError(f"--predict {path}: each line has a word and a tag, but here a line is a "
                          "sentence without tags; --evaluate --test FILE reads words and tags. (If "
                          "the lines are sentences, end one with a full stop)")
-    num_words = [len(line.split()) for line in lines]
-    # In Chinese and Japanese a sentence has no spaces.
-    has_chinese = re.search(f"[{CHINESE}]", " ".join(lines)) is not None
-    if len(lines) > 1 and max(num_words) == 1 and not has_chinese:
-        warn(f"--predict {path}: each line is one word, but here a line is a sentence; \"A tagger "
-             "in Python\" in MANUAL.md predicts for lists of words")
 
 
 def check_not_file_name(text):
-    """Raise ValueError if the text of --predict has no space and looks like the name of a file: it
-    has a slash, ends like a file, or is "-". If a text with a space ends like a file, it is
-    accepted with a warning."""
-    endings = (r"(?i)\.(txt|text|md|tsv|csv|jsonl?|gz|bz2|xz|zip|conll|bio|iob2?|tags|xlsx?|docx?|"
-               r"odt|pdf|html?|parquet|arrow)$")
-    ends_like_file = re.search(endings, text) is not None
-    looks_like_path = ends_like_file or "/" in text or os.sep in text or text == "-"
-    has_space = re.search(r"\s", text) is not None
-    if looks_like_path and not has_space:
+    """Raise ValueError if the text of --predict looks like the name of a file: it has no space, but
+    a slash or an ending, or it is "-"."""
+    if re.fullmatch(r"\S*[/\\]\S*|\S+\.[A-Za-z0-9]{1,7}|-", text):
         raise ValueError(f"--predict {text}: there is no such file; if it is meant as a text, add "
                          "a space to it")
-    if ends_like_file:
-        warn(f"there is no file {text!r:.60}, so this is taken as a text")
 
 
 def write_answers(args, model, task, tokenizer, bf16):

@@ -3033,14 +3033,6 @@ def test_a_file_of_words_and_tags_is_not_taken_for_sentences():
             finetune.check_are_sentences("a.txt", lines)
 
 
-@pytest.mark.parametrize("lines, is_warned", [
-    (["The", "heart"], True), (["The"], False), (["The", "the heart"], False),
-    (["\u5fc3\u810f\u3002", "\u75c5\u3002"], False)])
-def test_a_file_with_a_word_on_each_line_is_warned_of(lines, is_warned, capsys):
-    finetune.check_are_sentences("a.txt", lines)
-    assert ("a.txt: each line is one word, but here" in capsys.readouterr().err) == is_warned
-
-
 def test_a_tagger_does_not_predict_for_a_file_of_words_and_tags(tokenizer, tmp_path, capsys):
     task = make_task_of_kind("tagging", LABELS["tagging"])
     save_random_classifier(tmp_path / "m", task, tokenizer)
@@ -3052,16 +3044,11 @@ def test_a_tagger_does_not_predict_for_a_file_of_words_and_tags(tokenizer, tmp_p
 @pytest.mark.parametrize("text", ["good.txt", "a/b.tsv", "x.csv", "x.json", "x.jsonl", "x.CSV",
                                   "notes.md", "lines.txt.gz", "/nowhere/lines", "-", "a.xlsx",
                                   "a.parquet", "a.conll"])
-def test_a_file_that_is_not_there_is_no_text(text, capsys):
+def test_a_file_that_is_not_there_is_no_text(text):
     """A mistyped name must not be classified as if it were a text. Amid other words it may be."""
     with pytest.raises(ValueError, match=f"--predict {text}: there is no such file"):
         finetune.check_not_file_name(text)
     finetune.check_not_file_name(f"see {text}")
-    warned = capsys.readouterr().err
-    if "." in text:                                      # it has an ending
-        assert warned == f"warning: there is no file 'see {text}', so this is taken as a text\n"
-    else:
-        assert warned == ""
 
 
 def test_a_label_is_shown_without_what_a_terminal_would_obey():
