@@ -1057,20 +1057,14 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     of texts, if the task has two texts, but the model knows only one segment, or if the task's
     sequences are longer than the model allows.
     """
-    if os.path.isfile(path):
-        raise ValueError(f"{path}: this is a file; give the folder that it is in")
     if not os.path.isdir(path):
         raise ValueError(f"{path}: there is no such folder")
     saved_task = load_task(path)                         # None: the folder has no task.json
     if task is None:
-        if saved_task is None:
-            remedy = (f"fine-tune it first: finetune.py --model {shlex.quote(str(path))} --task "
-                      "TASK")
-            if not os.path.exists(os.path.join(path, "config.json")):
-                remedy = ("it has no model at all; if it is the folder of a single run, the model "
-                          "is in the folder around it")
-            raise ValueError(f"{path}: not a fine-tuned model: it has no task.json; {remedy}")
         task = saved_task
+    if task is None:
+        raise ValueError(f"{path}: not a fine-tuned model: it has no task.json; first train it "
+                         "with finetune.py --task TASK")
     encoder = load_encoder(path, mode, dropout, sample, recursions)
     num_segments = encoder.config.type_vocab_size
     if task.pair and num_segments < 2:

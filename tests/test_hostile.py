@@ -987,7 +987,7 @@ predict   --lr 1                                --lr: --predict trains nothing
 predict   --out file                            --out and --overwrite: only the answers to a SQuAD
 predict   --overwrite                           --out and --overwrite: only the answers to a SQuAD
 predict   --model m                             m: not a fine-tuned model: it has no task.json*first
-predict   --model m/vocab.txt                   m/vocab.txt: this is a file; give the folder
+predict   --model m/vocab.txt                   m/vocab.txt: there is no such folder
 predict   --model headless                      headless/head.safetensors: No such file
 glue      --model m/vocab.txt                   m/vocab.txt: this is a file; give the folder that
 finetune  --model m/vocab.txt                   m/vocab.txt: this is a file; give the folder that
