@@ -1629,12 +1629,6 @@ def load_teacher(path, task, tokenizer):
     if saved_task.name in GLUE and task.name in GLUE and saved_task.name != task.name:
         raise ValueError(f"--distill-from {path} was fine-tuned for {saved_task.name}, not for "
                          f"{task.name}; {remedy}")
-    # Without regression both standard deviations are 1.
-    has_same_scale = task.sd / 2 <= saved_task.sd <= task.sd * 2
-    if not has_same_scale:
-        warn(f"--distill-from {path} learned numbers with the standard deviation "
-             f"{saved_task.sd:.3g}, but that of the training set is {task.sd:.3g}; if the scales "
-             "differ, the model learns wrong numbers")
     change_normalisation(teacher.output, saved_task, task)
     teacher_tokenizer = Tokenizer(path)
     if teacher_tokenizer.digest != tokenizer.digest:

@@ -2648,16 +2648,6 @@ def test_a_teacher_of_numbers_says_the_same_in_the_units_of_the_task(tmp_path, t
     assert numbers(task, teacher) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("sd, is_warned", [(2.1, True), (1.9, False), (0.51, False), (0.49, True)])
-def test_a_teacher_of_numbers_on_another_scale_is_warned_of(
-        sd, is_warned, tmp_path, tokenizer, capsys):
-    task = make_task_of_kind("regression", length=20, mean=2.0, sd=1.0)
-    save_random_classifier(tmp_path, replace(task, sd=sd), tokenizer)
-    finetune.load_teacher(str(tmp_path), task, tokenizer)
-    message = f"the standard deviation {sd}, but that of the training set is 1; if the scales"
-    assert (message in capsys.readouterr().err) is is_warned
-
-
 def test_a_teacher_is_measured_on_the_dev_set(tmp_path, out, sst2_flags, sentiment, capsys):
     """It is right about the training set. In the dev set all labels are turned round."""
     teacher = tmp_path / "teacher"
