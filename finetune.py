@@ -1073,7 +1073,7 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     num_positions = encoder.config.max_position_embeddings
     if task.length > num_positions:
         raise ValueError(f"{path}: the model has {num_positions} positions, but the task's length "
-                         f"is {task.length}")
+                         f"is {task.length}; say --length {num_positions}")
     model = Classifier(encoder, task, dropout)           # its head is new
     if saved_task is not None and mode != "random":
         load_head(model.output, path, saved_task, task)
@@ -1092,9 +1092,12 @@ def load_task(path):
 
 def load_head(head, path, saved_task, task):
     """Load the task head in the folder path into `head`, a linear layer for task. ValueError if it
-    does not fit the task: see check_same_task."""
-    remedy = "to use only its encoder, remove task.json from a copy of the folder"
-    check_same_task(path, saved_task, task, remedy)
+    is for another kind of task, for other labels or for another number of texts."""
+    needed = (task.kind, task.labels, task.pair)
+    if (saved_task.kind, saved_task.labels, saved_task.pair) != needed:
+        raise ValueError(f"{path} was fine-tuned for {describe_task(saved_task)}, not for "
+                         f"{describe_task(task)}; to use only the encoder of a --model, remove "
+                         "task.json from a copy of its folder")
     head_path = os.path.join(path, "head.safetensors")
     weights, _ = read_safetensors(head_path)             # {name: tensor}
     check_tensors(head_path, head.state_dict(), weights)
@@ -1118,16 +1121,6 @@ def change_normalisation(head, saved_task, task):
     head.weight.mul_(saved_task.sd / task.sd)
     y_of_bias = saved_task.sd * head.bias + saved_task.mean      # the y that belongs to z = bias
     head.bias.copy_((y_of_bias - task.mean) / task.sd)
-
-
-def check_same_task(what, saved_task, task, remedy):
-    """Raise ValueError if a fine-tuned model is for another kind of task, or for other labels, or
-    for another number of texts. The message begins with `what`, which names the model, and ends
-    with the remedy."""
-    needed = (task.kind, task.labels, task.pair)
-    if (saved_task.kind, saved_task.labels, saved_task.pair) != needed:
-        raise ValueError(f"{what} was fine-tuned for {describe_task(saved_task)}, not for "
-                         f"{describe_task(task)}; {remedy}")
 
 
 def describe_task(task):
@@ -1616,28 +1609,22 @@ def find_best_rate(setup, mode, splits):
 def load_teacher(path, task, tokenizer):
     """Load the fine-tuned teacher of --distill-from -> Classifier, or None if there is none.
 
-    In regression the teacher's head is changed to the mean and sd of the task, so that its outputs
-    can be compared with the model's. ValueError if the teacher does not fit the task or the
-    tokenizer.
+    ValueError if the teacher does not fit the task or the tokenizer.
     """
     if path is None:
         return None
-    teacher, saved_task = load_classifier(path)
-    remedy = "fine-tune a teacher for this task"
-    check_same_task(f"--distill-from {path}", saved_task, task, remedy)
+    teacher, _ = load_classifier(path, task)
+    saved_task = load_task(path)
+    if saved_task is None:
+        raise ValueError(f"--distill-from {path}: not a fine-tuned model: it has no task.json")
     # Only tasks of GLUE are told apart by name: those of the user's own files have no such names.
     if saved_task.name in GLUE and task.name in GLUE and saved_task.name != task.name:
         raise ValueError(f"--distill-from {path} was fine-tuned for {saved_task.name}, not for "
-                         f"{task.name}; {remedy}")
-    change_normalisation(teacher.output, saved_task, task)
+                         f"{task.name}; fine-tune a teacher for this task")
     teacher_tokenizer = Tokenizer(path)
     if teacher_tokenizer.digest != tokenizer.digest:
         raise ValueError(f"--distill-from {path}: its tokenizer differs from the model's")
     check_vocabulary(teacher_tokenizer, teacher.encoder.config)
-    num_positions = teacher.encoder.config.max_position_embeddings
-    if num_positions < task.length:
-        raise ValueError(f"--distill-from {path}: it has only {num_positions} positions; say "
-                         f"--length {num_positions}")
     return teacher
 
 

@@ -2677,7 +2677,7 @@ def test_a_teacher_of_other_labels_is_refused(tmp_path, out, model, tokenizer, c
     table = write_file(tmp_path / "o.csv", "text,label\na,yes\nb,no\n")
     flags = file_flags(model, "classification", table) + ["--out", out]
     error = fail(capsys, *flags, "--distill-from", teacher)
-    assert f"--distill-from {teacher} was fine-tuned for" in error
+    assert f"{teacher} was fine-tuned for" in error
     assert "one text (0; 1), not for classification of one text (no; yes)" in error
 
 
@@ -2717,7 +2717,7 @@ def test_a_teacher_with_fewer_positions_is_refused_before_the_training(
     teacher = tmp_path / "teacher"
     save_random_classifier(teacher, task, tokenizer, max_position_embeddings=9)
     error = fail(capsys, *sst2_flags, "--length", 16, "--distill-from", teacher, "--out", out)
-    assert error.endswith("teacher: it has only 9 positions; say --length 9\n")
+    assert error.endswith("positions, but the task's length is 16; say --length 9\n")
 
 
 def test_a_task_with_longer_sequences_than_the_model_allows_is_refused(tmp_path, tokenizer):
