@@ -1461,7 +1461,6 @@ def run_modes(setup, datasets, config):
     task = setup.task
     tokenizer = setup.tokenizer
     print_task(task, datasets)
-    warn_of_equal_labels(task, datasets)
     splits_for_rates = None                              # with one rate there is nothing to choose
     if args.lr is not None and len(args.lr) > 1:
         splits_for_rates = encode_for_rates(task, datasets["train"], tokenizer)
@@ -1529,7 +1528,6 @@ def encode_for_rates(task, examples, tokenizer):
     """Split the training set for the choice of a rate: {"dev": a tenth of it, "train": the rest}.
     This is not the real dev set, but train_and_measure() needs a split with such a name."""
     held_out, rest = hold_out_a_tenth(examples, task.kind, remedy="give one --lr")
-    warn_of_equal_labels(task, {"the tenth to choose a rate": held_out})
     splits = encode_splits(task, {"dev": held_out, "train": rest}, tokenizer)
     check_trainable(splits["train"].features)
     return splits
@@ -1779,18 +1777,6 @@ def print_task(task, datasets):
     print(line, flush=True)
 
 
-def warn_of_equal_labels(task, datasets):
-    """Print a warning for each set to measure on in which all examples have the same label. Then a
-    guess has an accuracy of 100 %, and a correlation is not defined."""
-    if task.kind not in ("classification", "regression"):
-        return
-    for name, examples in datasets.items():
-        labels = {example.label for example in examples}
-        if name != "train" and len(labels) == 1 and None not in labels:
-            warn(f"{name}: each of the {len(examples):,} examples has the label "
-                 f"{examples[0].label!r:.60}, so the scores say nothing")
-
-
 def warn_of_cut(task, splits):
     """Print a warning for each Split in which texts were cut. Texts to tag and contexts in qa are
     not cut, but read in windows. So in qa only questions are counted."""
@@ -1908,7 +1894,6 @@ def run_evaluation(args, given, model, task, tokenizer, bf16):
     if task.name in KINDS and args.dev is None and args.test is None:
         raise ValueError("--evaluate: give files to measure on with --dev FILE or --test FILE")
     datasets = read_datasets(args, task.name, task.kind, with_train=False)
-    warn_of_equal_labels(task, datasets)
     splits = encode_splits(task, datasets, tokenizer)
     check_texts(task, splits, tokenizer)
     results = {}

@@ -1818,34 +1818,6 @@ def test_over_2_percent_of_known_texts_are_warned_of(num_known, is_warned, capsy
     assert ("of 100 examples are in the training set" in capsys.readouterr().err) is is_warned
 
 
-@pytest.mark.parametrize("kind, labels, is_warned", [
-    ("classification", ["x", "x"], True), ("classification", ["x", "y"], False),
-    ("classification", [None, None], False), ("regression", [3.0], True), ("qa", [[], []], False)])
-def test_a_set_in_which_all_labels_are_equal_is_warned_of(kind, labels, is_warned, capsys):
-    """A guess would have 100 %. GLUE's test sets have no labels."""
-    examples = [make_text_example("text", label) for label in labels]
-    task = make_task_of_kind(kind, LABELS[kind])
-    finetune.warn_of_equal_labels(task, {"train": examples, "dev": examples})
-    warned = capsys.readouterr().err
-    expected = ""
-    if is_warned:
-        expected = (f"warning: dev: each of the {len(labels):,} examples has the label "
-                    f"{labels[0]!r}, so the scores say nothing\n")
-    assert warned == expected
-
-
-def test_a_tenth_in_which_all_labels_are_equal_is_warned_of(
-        out, model, two_texts, tmp_path, monkeypatch, capsys):
-    """By such a tenth no rate can be chosen, by such a dev set no model."""
-    monkeypatch.setattr(finetune, "hold_out_a_tenth", lambda examples, kind, remedy: (
-        examples[:1], examples[1:]))
-    dev = write_file(tmp_path / "dev.tsv", "text\tlabel\nfilm\tx\n")
-    flags = ["--model", model, "--task", "classification", "--train", two_texts, "--dev", dev]
-    warned = run(capsys, *flags, "--out", out, "--steps", 1, "--lr", 1e-3, 1e-4).err
-    assert "the tenth to choose a rate: each of the 1 examples has the label 'x'" in warned
-    assert "warning: dev: each of the 1 examples has the label 'x'" in warned
-
-
 def test_a_pair_is_known_only_if_both_of_its_texts_are(capsys):
     datasets = {"train": [Example("a", "b")], "dev": [Example("a", "c"), Example("b", "b")]}
     finetune.warn_of_known_texts(datasets)
@@ -3131,7 +3103,6 @@ def test_a_text_of_unknown_tokens_is_predicted_with_a_warning(tokenizer, tmp_pat
     table = write_file(tmp_path / "t.tsv", "text\tlabel\nпривет привет good\tx\n")
     warned = run(capsys, "--model", out, "--evaluate", "--test", table).err
     assert f"warning: {table}:2: 75% of the characters become [UNK]" in warned
-    assert "warning: test: each of the 1 examples has the label 'x'" in warned
 
 
 @pytest.mark.parametrize("rank", [0, 1])
