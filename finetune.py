@@ -1701,11 +1701,9 @@ def encode_splits(task, datasets, tokenizer):
 def check_texts(task, splits, tokenizer):
     """Print a warning if many characters are unknown to the tokenizer, and one if texts were cut.
 
-    ValueError if the training set has no words, or if over half of its characters are unknown. For
-    --evaluate and --predict there is no training set.
+    ValueError if over half of the characters of the training set are unknown. For --evaluate and
+    --predict there is no training set.
     """
-    if "train" in splits:
-        check_words(splits["train"].features, tokenizer)
     for name, split in splits.items():
         is_training = name == "train"
         check_characters(split.examples, tokenizer, is_training)
@@ -1727,14 +1725,6 @@ def check_vocabulary(tokenizer, config):
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(f"{tokenizer.path}: its tokenizer has {tokenizer.vocab_size} tokens, the "
                          f"model only {config.vocab_size}")
-
-
-def check_words(features, tokenizer):
-    """Raise ValueError if no text has a word. An [UNK] is a word; other special tokens are none."""
-    ids = np.concatenate([feature.ids for feature in features])
-    is_word = ~np.isin(ids, tokenizer.special_ids) | (ids == tokenizer.unk_id)
-    if not is_word.any():
-        raise ValueError("the texts to train on have no words")
 
 
 def check_characters(examples, tokenizer, is_training):

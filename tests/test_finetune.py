@@ -1452,19 +1452,6 @@ def test_texts_that_were_cut_are_counted(first, second, is_cut, tokenizer, capsy
         assert warned == ""
 
 
-@pytest.mark.parametrize("text, is_refused", [
-    ("", True), ("\u200b", True), ("[SEP] [MASK]", True), ("good", False), ("привет", False)])
-def test_texts_without_any_word_are_refused(text, is_refused, tokenizer):
-    task = make_task_of_kind("classification", ["x", "y"])
-    example = make_text_example(text, "x")
-    features = list(encode(task, [example, example], tokenizer))
-    if is_refused:
-        with pytest.raises(ValueError, match="the texts to train on have no words"):
-            finetune.check_words(features, tokenizer)
-    else:
-        finetune.check_words(features, tokenizer)
-
-
 # ---- Whole runs -------------------------------------------------------------------------
 
 @pytest.mark.parametrize("flags, trained", [

@@ -691,7 +691,6 @@ def write_tables(folder, noise):
         "utf16.tsv": table.encode("utf-16"),
         "huge.tsv": header + f"w1\t{huge_number}\n" * 9,
         "nan.tsv": header + "w1\tNaN\n" + rows,
-        "blank.tsv": header + "\ta\n\tb\n" * 9,
         "array.jsonl": json.dumps([{"text": "w1", "label": "a"}] * 9),
         "half.jsonl": '{"text": "\\ud800", "label": "a"}\n' * 9,
         "null.jsonl": '{"text": "w1", "label": null}\n' * 9,
@@ -885,7 +884,6 @@ finetune  --train array.jsonl                   array.jsonl:1: not a JSON object
 finetune  --train half.jsonl                    half.jsonl:1: *half a char
 finetune  --train null.jsonl                    null.jsonl:1: the column 'label' is None, not str
 finetune  --train nan.tsv                       nan.tsv:2: the label in column 'label' is 'NaN'
-finetune  --train blank.tsv                     the texts to train on have no words
 finetune  --text text text                      --text: give one column or two different ones
 finetune  --task tagging --train o.tsv          o.tsv:*: this and all other *no label but 'O'
 finetune  --task qa --train space.json          space.json:*the answer ' ' *has no words
