@@ -833,9 +833,6 @@ def check_examples(task, examples):
         if task.kind == "tagging" and len(example.text) != len(example.label):
             raise ValueError(f"{example.location}, {example.text!r:.60}: words and tags are not "
                              f"equally many: {len(example.text)} and {len(example.label)}")
-        if task.kind == "regression" and not math.isfinite(example.label):
-            raise ValueError(f"{example.location}, {example.text!r:.60}: the number is "
-                             f"{example.label}")
 
 
 def tokenise_texts(task, examples, tokenizer):
