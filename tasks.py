@@ -872,10 +872,8 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
     """Split examples -> (a tenth of them, the rest). The size of the tenth is rounded up.
 
     Each label of a held-out example also stays in the rest. So fewer than a tenth may be held out.
-    If they are less than half of a tenth, a warning says so.
-
     A hash of the texts orders the examples. So the split is the same on every machine, and the
-    order in the file does not matter. (sorting_key says when a hash may differ.)
+    order in the file does not matter.
 
     kind: in qa the hash is that of the context alone. So all questions about a context are
         neighbours and come into the same part. Only the context at the border between the parts
@@ -903,9 +901,6 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
         if kind == "tagging":
             message += "; in a file of tags an empty line ends each sentence"
         raise ValueError(message)
-    if len(held_out) < wanted / 2:
-        warn(f"only {len(held_out)} of {len(examples)} examples are held out, because most have a "
-             "label that few others have")
     return held_out, rest
 
 
@@ -915,8 +910,6 @@ def sorting_key(example, kind):
         to_hash = example.second_text
     else:
         to_hash = (example.text, example.second_text)
-    # repr() shows a character as an escape if this version of Python does not know it yet. Then the
-    # hash is another one than in a later version.
     text_hash = zlib.crc32(repr(to_hash).encode())
     # In qa all questions about a context have the same hash. The second part of the key orders them
     # by the question and its label.

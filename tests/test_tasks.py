@@ -1267,21 +1267,6 @@ def test_where_each_label_occurs_once_nothing_can_be_held_out():
         hold_out_a_tenth(examples, "classification")
 
 
-@pytest.mark.parametrize("num_common, is_warned", [(5, True), (6, False)])
-def test_it_is_said_if_few_examples_can_be_held_out(num_common, is_warned, capsys):
-    """Of 100 examples ten should be, but one of a label must stay. Five are enough."""
-    examples = []
-    for i in range(100):
-        label = f"rare {i}"
-        if i < num_common:
-            label = "common"
-        examples.append(text_example(str(i), label))
-    tenth, _ = hold_out_a_tenth(examples, "classification")
-    assert len(tenth) == num_common - 1
-    warning = f"warning: only {num_common - 1} of 100 examples are held out"
-    assert (warning in capsys.readouterr().err) is is_warned
-
-
 @pytest.mark.parametrize("kind, labels", [
     ("regression", [1.0, 2.0, 3.0]),
     ("qa", [[(0, "a")], [(1, "b")], [(3, "c")]]),
