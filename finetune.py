@@ -1318,7 +1318,7 @@ def run(args):
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.modes, teacher, config)
     settings = settings_of_command(args, task, datasets, tokenizer, teacher, bf16)
     settings |= fingerprints_of_saved_model(model_path, task, args.recursions)
-    print_saved_task(model_path, args.modes)
+    print_saved_task(model_path)
     setup = Setup(
         args=args, model_path=model_path, task=task, tokenizer=tokenizer, teacher=teacher,
         hidden_weight=hidden_weight, settings=settings, processes=processes, bf16=bf16)
@@ -1333,15 +1333,12 @@ def run(args):
           f"    python finetune.py --model {shlex.quote(args.out)} --predict {placeholder}")
 
 
-def print_saved_task(model_path, modes):
+def print_saved_task(model_path):
     """If the model is a fine-tuned one, print that its task head is trained further."""
     saved_task = load_task(model_path)
     if saved_task is not None:
-        message = (f"{model_path} was fine-tuned for {saved_task.name} already: training goes on "
-                   "with its head")
-        if "random" in modes:
-            message += ", except in the mode random"
-        print(message)
+        print(f"{model_path} was fine-tuned for {saved_task.name} already: training goes on with "
+              "its head")
 
 
 def paths_to_read(args, model_path):
@@ -1887,23 +1884,17 @@ def predict_examples(examples, model, task, tokenizer, bf16):
 
 def lines_to_predict(text_or_file):
     """List the lines that --predict gives, each as (location, line): those of the file, or the text
-    as the only line. ValueError for a file that cannot be read like this, or that is not there."""
-    if os.path.exists(text_or_file):
-        return lines_of_file(text_or_file)
-    check_not_file_name(text_or_file)
-    # Bytes of the command line that are not UTF-8 are surrogates in Python's text, which cannot be
-    # printed. Here they become question marks.
-    text = text_or_file.encode("utf-8", "replace").decode()
-    return [("--predict", text)]
-
-
-def lines_of_file(path):
-    """List the lines of the file that --predict names, each as (location, line). A location says
-    where the line stands. ValueError if the path is a folder or a table."""
-    if not os.path.isfile(path) or re.search(r"(?i)\.(csv|jsonl?)$", path):
-        raise ValueError(f"--predict {path}: give a regular file with a text on each line, not a "
-                         "folder, a table or a .json; if it is meant as a text, add a space")
-    return [(f"{path}:{number}", line) for number, line in lines_of(path)]
+    as the only line. ValueError for a folder or a table, or if there is no such file."""
+    if not os.path.exists(text_or_file):
+        check_not_file_name(text_or_file)
+        # Bytes of the command line that are not UTF-8 are surrogates in Python's text, which cannot
+        # be printed. Here they become question marks.
+        text = text_or_file.encode("utf-8", "replace").decode()
+        return [("--predict", text)]
+    if not os.path.isfile(text_or_file) or re.search(r"(?i)\.(csv|jsonl?)$", text_or_file):
+        raise ValueError(f"--predict {text_or_file}: give a regular file with a text on each line, "
+                         "not a folder, a table or a .json; if it is meant as a text, add a space")
+    return [(f"{text_or_file}:{number}", line) for number, line in lines_of(text_or_file)]
 
 
 def check_are_sentences(path, lines):
