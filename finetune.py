@@ -1844,12 +1844,9 @@ def run_evaluation(args, given, model, task, tokenizer, bf16):
     if task.name in KINDS and args.dev is None and args.test is None:
         raise ValueError("--evaluate: give files to measure on with --dev FILE or --test FILE")
     datasets = read_datasets(args, task.name, task.kind, with_train=False)
-    splits = encode_splits(task, datasets, tokenizer)
-    check_texts(task, splits, tokenizer)
-    results = {}
-    for name, split in splits.items():
-        results[name] = evaluate_split(model, task, split, bf16)
-        if not results[name].scores:
+    results = predict_datasets(datasets, model, task, tokenizer, bf16)
+    for name, result in results.items():
+        if not result.scores:
             print(f"{name}: its labels are not known, so it cannot be scored")
     print_scores("model", [results])
 
@@ -1866,8 +1863,8 @@ def print_predictions(args, model, task, tokenizer, bf16):
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     if task.kind == "tagging":
         check_are_sentences(args.predict, text_at.values())
-    result = predict_examples(examples, model, task, tokenizer, bf16)
-    prediction_at = dict(zip(text_at, result.predictions))
+    results = predict_datasets({"--predict": examples}, model, task, tokenizer, bf16)
+    prediction_at = dict(zip(text_at, results["--predict"].predictions))
     for location, line in lines:
         if location in prediction_at:
             print(describe_prediction(task, line, prediction_at[location]))
@@ -1875,11 +1872,12 @@ def print_predictions(args, model, task, tokenizer, bf16):
             print()                                      # for an empty line an empty line
 
 
-def predict_examples(examples, model, task, tokenizer, bf16):
-    """Predict the labels of examples -> Result, with a warning if texts are unknown or cut."""
-    splits = encode_splits(task, {"--predict": examples}, tokenizer)
+def predict_datasets(datasets, model, task, tokenizer, bf16):
+    """Predict the labels of datasets, {name: examples} -> {name: Result}, with warnings if texts
+    are unknown or cut."""
+    splits = encode_splits(task, datasets, tokenizer)
     check_texts(task, splits, tokenizer)
-    return evaluate_split(model, task, splits["--predict"], bf16)
+    return {name: evaluate_split(model, task, split, bf16) for name, split in splits.items()}
 
 
 def lines_to_predict(text_or_file):
@@ -1922,7 +1920,8 @@ def write_answers(args, model, task, tokenizer, bf16):
         out = "predictions.json"
     check_answers_path(out, args)
     examples = read_squad(args.predict)
-    result = predict_examples(examples, model, task, tokenizer, bf16)
+    results = predict_datasets({"--predict": examples}, model, task, tokenizer, bf16)
+    result = results["--predict"]
     answers = {}
     for example, prediction in zip(examples, result.predictions):
         answers[example.id] = prediction.guess
