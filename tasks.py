@@ -412,11 +412,9 @@ def rows_of(path, header=None):
         if not any(cells):                               # a spreadsheet may end with empty rows
             continue
         if len(cells) != len(header):
-            rule = "tabs separate its cells, and quotes are text in it"
-            if ending == ".csv":
-                rule = "commas separate its cells, and a cell with a comma in it needs quotes"
-            raise ValueError(f"{location}: {len(cells)} columns, not {len(header)}; this is a "
-                             f"{ending}, so {rule}")
+            raise ValueError(f"{location}: {len(cells)} columns, not {len(header)}; commas "
+                             "separate the cells of a .csv (a cell with a comma needs quotes), "
+                             "tabs those of a .tsv (quotes are text)")
         if cells == header:                              # files were joined, each with its header
             raise ValueError(f"{location}: this row repeats the names of the columns")
         yield number, dict(zip(header, cells))
@@ -467,10 +465,9 @@ def cell(row, column, location, types):
     has none of the types."""
     if column not in row:
         columns = ", ".join(repr(name) for name in row)
-        raise ValueError(f"{location}: the column {column!r} is missing among {columns:.300}; the "
-                         "first row names the columns, separated by tabs in a .tsv or by commas in "
-                         "a .csv (in a .jsonl each row names its own), and for your own files "
-                         "--text and --label say which to read")
+        raise ValueError(f"{location}: the column {column!r} is missing among {columns:.300}; tabs "
+                         "separate columns in a .tsv, commas in a .csv, the first row names them, "
+                         "and --text and --label say which to read")
     value = row[column]
     if not isinstance(value, types):
         expected = " or ".join(allowed.__name__ for allowed in types)

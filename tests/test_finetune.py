@@ -3126,7 +3126,7 @@ SQUAD = make_squad([("q", ["paris"])])
 # What is wrong -> the kind of task, the file, its content, what the error says.
 BAD = {
     "a missing column": ("classification", "train.tsv", "txt\tlabel\na\tx\n",
-                         "train.tsv:2: the column 'text' is missing among 'txt', 'label'; the"),
+                         "train.tsv:2: the column 'text' is missing among 'txt', 'label'; tabs"),
     "a test set without labels": ("classification", "test.tsv", "text\na\n",
                                   "test.tsv:2: the column 'label' is missing"),
     "an unknown label": ("classification", "dev.tsv", "text\tlabel\na\tx\na\tz\n",

@@ -585,46 +585,26 @@ def test_a_text_must_be_text(value, tmp_path):
 
 def test_a_missing_column_is_named_with_those_that_there_are(tmp_path):
     path = write_file(tmp_path / "a.tsv", "t\ty\nb\t1\n")
-    error = (f"^{path}:2: the column 'text' is missing among 't', 'y'; the first row names the "
-             r"columns, separated by tabs in a .tsv or by commas in a .csv \(in a .jsonl each row "
-             r"names its own\), and for your own files --text and --label say which to read$")
+    error = (f"^{path}:2: the column 'text' is missing among 't', 'y'; tabs separate columns in a "
+             ".tsv, commas in a .csv, the first row names them, and --text and --label say which")
     with pytest.raises(ValueError, match=error):
         read_table(path, ["text"], "y")
 
 
 @pytest.mark.parametrize("ending, text, error", [
-    ("csv", "t,y\na,b,1\n", "3 columns, not 2; .* a cell with a comma in it needs quotes"),
-    ("csv", "t;y\na,b;1\n", "2 columns, not 1; this is a .csv, so commas separate its cells, .*"),
-    ("tsv", "t,y\na\tb,1\n", "2 columns, not 1; this is a .tsv, so tabs separate its cells, .*"),
-    ("tsv", "t\ty\na\tb\t1\n", "3 columns, not 2; .* and quotes are text in it"),
-    ("tsv", 't\ty\n"b\nc"\t1\n', "1 columns, not 2; .* and quotes are text in it")])
+    ("csv", "t,y\na,b,1\n", "3 columns, not 2"),
+    ("csv", "t;y\na,b;1\n", "2 columns, not 1"),
+    ("tsv", "t,y\na\tb,1\n", "2 columns, not 1"),
+    ("tsv", 't\ty\n"b\nc"\t1\n', "1 columns, not 2")])
 def test_a_row_of_another_width_has_a_hint_about_quotes(ending, text, error, tmp_path):
     path = write_file(tmp_path / f"a.{ending}", text)
-    with pytest.raises(ValueError, match=f"^{path}:2: {error}$"):
+    with pytest.raises(ValueError, match=f"^{path}:2: {error}; commas separate the cells"):
         read_t_and_y(path)
 
 
 def test_an_error_in_a_csv_names_the_line_in_which_its_row_begins(tmp_path):
     path = write_file(tmp_path / "a.csv", 't,y\n"a\nb",1\n"b\nc" x,1\n')
     with pytest.raises(ValueError, match=f"^{path}:5: .*; the row begins in line 4, and commas "):
-        read_t_and_y(path)
-
-
-@pytest.mark.parametrize("ending, separator, wanted", [
-    ("csv", "|", "commas"),
-    ("csv", ";", "commas"),
-    ("csv", "\t", "commas"),
-    ("tsv", ",", "tabs"),
-    ("txt", ";", "tabs"),
-])
-def test_a_table_with_another_separator_is_told_of(ending, separator, wanted, tmp_path):
-    """Its first row is one cell, and so no column has the name that is looked for."""
-    header = f"t{separator}y"
-    row = f"b{separator}1"
-    path = write_file(tmp_path / f"a.{ending}", f"{header}\n{row}\n")
-    columns = re.escape(repr(header))
-    error = f"^{path}:2: the column 't' is missing among {columns}; .* separated by .*{wanted} in a"
-    with pytest.raises(ValueError, match=error):
         read_t_and_y(path)
 
 
