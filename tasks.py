@@ -89,6 +89,9 @@ class Task:
             raise ValueError("labels has the same label twice")
         if self.length < 8:
             raise ValueError(f"length {self.length} is below 8")
+        if self.kind != kind_of_task(self.name):
+            raise ValueError(f"name is {self.name!r:.60}, which is no task of kind {self.kind}; a "
+                             "task of your own has its kind as its name")
 
 
 class Prediction(NamedTuple):
