@@ -207,12 +207,12 @@ def test_a_config_of_any_size_costs_no_memory(sizes, model, tmp_path):
 
 @pytest.mark.parametrize("tensor", [
     torch.ones(1).expand(2**20, 2**20), torch.ones(2**20, 2**20, device="meta")])
-def test_a_pickle_is_no_larger_than_its_file(tensor, model, tmp_path):
+def test_a_pickle_of_any_size_costs_no_memory(tensor, model, tmp_path):
     """A file of some bytes may say that it holds 4 TB: one number, repeated, or none at all."""
     shutil.copytree(model, tmp_path / "m")
     (tmp_path / "m/model.safetensors").unlink()
     torch.save({"embeddings.word_embeddings.weight": tensor}, tmp_path / "m/pytorch_model.bin")
-    with pytest.raises(ValueError, match="without data|over twice the file's size"):
+    with pytest.raises(ValueError, match="word_embeddings.weight' is .1048576"):
         load(tmp_path / "m")
 
 
