@@ -35,7 +35,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from command import is_about_memory, one_line, warn
-from minialbert import Config, MiniALBERT, keep_recursions, split_evenly
+from minialbert import Config, MiniALBERT, keep_recursions
 
 try:
     import fcntl
@@ -457,13 +457,6 @@ def read_config(path):
             if field.name in found:                      # otherwise Config has a default
                 config_values[field.name] = found[field.name]
         config = Config(**config_values)
-        # Our own files always have adapter_size. One without it may be from transformers, where a
-        # recursion may apply another layer than here: see shares_layers_as_albert.
-        may_be_of_transformers = model_type == "albert" and "adapter_size" not in found
-        if may_be_of_transformers and not shares_layers_as_albert(config):
-            raise ValueError(f"an ALBERT of {config.num_hidden_layers} layers in "
-                             f"{config.num_hidden_groups} groups shares them in another way "
-                             "than a model here")
         # The authors' config does not have adapter_size A. It has reduction_factor, which is C / A.
         if found.get("use_adapter"):
             factor = found.get("reduction_factor")
@@ -535,8 +528,8 @@ def save(model, path):
 
     What transformers can open depends on the model:
     - A BERT is written in BERT's layout, and transformers opens it with its head.
-    - A student that AlbertModel can compute is written in ALBERT's layout, and transformers opens
-      it as an AlbertModel, without its head.
+    - A student without adapters and corrections is written in ALBERT's layout, and transformers
+      opens it as an AlbertModel, without its head.
     - Any other student is written in ALBERT's layout, too, but with the model_type "minialbert",
       which transformers' AutoModel does not know and refuses.
 
@@ -556,7 +549,7 @@ def save(model, path):
         if model.head is not None and model.head.decoder is not None:
             # transformers looks for the bias of an untied decoder under this second name.
             tensors["cls.predictions.decoder.bias"] = model.head.bias
-    elif albert_can_compute(config):
+    elif config.adapter_size == 0 and config.correction_rank == 0:
         family = "Albert"
         layout = ALBERT_LAYOUT
         tensors = albert_only_layers(config)
@@ -580,24 +573,6 @@ def save(model, path):
     os.makedirs(path, exist_ok=True)
     write_safetensors(tensors, os.path.join(path, "model.safetensors"), {"format": "pt"})
     write_json(os.path.join(path, "config.json"), written)
-
-
-def albert_can_compute(config):
-    """Return True if transformers' AlbertModel computes the same as a model with this Config."""
-    if config.adapter_size > 0 or config.correction_rank > 0:
-        return False
-    return shares_layers_as_albert(config)
-
-
-def shares_layers_as_albert(config):
-    """Return True if each recursion applies the same layer in transformers' AlbertModel as here."""
-    # In AlbertModel, recursion r applies layer int(r / (R / G)). Without rounding errors this would
-    # be r * G // R, as in split_evenly. But R / G is a float, and its error can change the result:
-    # with R = 18 and G = 14, recursion 9 applies layer 6 in AlbertModel and layer 7 here.
-    R = config.num_hidden_layers
-    G = config.num_hidden_groups
-    layers_in_albert = [int(r / (R / G)) for r in range(R)]
-    return layers_in_albert == split_evenly(R, G)
 
 
 def albert_only_layers(config):

@@ -652,25 +652,6 @@ def test_a_student_that_is_no_albert_is_refused_by_transformers(transformers, tm
         transformers.AutoModel.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("num_layers, num_groups, model_type", [
-    (18, 14, "minialbert"), (6, 4, "albert")])
-def test_a_student_whose_layers_an_albert_would_mix_up_is_no_albert(
-        transformers, tmp_path, num_layers, num_groups, model_type):
-    """transformers divides by a float, so with 18 layers in 14 groups its recursion 9 applies
-    another layer than ours."""
-    model = random_model(num_hidden_layers=num_layers, num_hidden_groups=num_groups,
-                         embedding_size=C // 2)
-    save(model, tmp_path)
-    assert read_json(tmp_path / "config.json")["model_type"] == model_type
-    batch = make_batch()
-    expected, _ = model(*batch)
-    found, _ = load(tmp_path)(*batch)
-    assert torch.equal(found[-1], expected[-1])
-    if model_type == "albert":
-        albert = transformers.AlbertModel.from_pretrained(tmp_path)
-        assert_same_as_albert(model, albert)
-
-
 # ---- Checkpoints that are refused -------------------------------------------------------
 
 def refusal(folder, pattern=None):
@@ -826,15 +807,6 @@ def test_of_the_two_biases_of_a_head_that_of_the_decoder_is_used_in_any_order():
         found = with_usual_names("path", tensors)
         assert list(found) == ["cls.predictions.bias"]
         assert torch.equal(found["cls.predictions.bias"], torch.ones(2))
-
-
-def test_an_albert_of_transformers_that_shares_its_layers_in_another_way_is_refused(tmp_path):
-    """Without the fields that only our files have, it may be from transformers."""
-    save(random_model(num_hidden_layers=18, num_hidden_groups=14, embedding_size=C // 2), tmp_path)
-    assert load(tmp_path).config.num_hidden_groups == 14
-    change_config(tmp_path, model_type="albert", adapter_size=REMOVED, correction_rank=REMOVED,
-                  tie_decoder=REMOVED)
-    refusal(tmp_path, "an ALBERT of 18 layers in 14 groups shares them in another way")
 
 
 def test_a_tensor_that_is_there_under_two_names_is_refused(saved):
