@@ -256,10 +256,7 @@ def load(path, recursions=None):
         raise ValueError(f"{path}: this is not a folder; checkpoint.fetch() downloads a model of "
                          "the Hugging Face hub and returns its folder")
     config = read_config(os.path.join(path, "config.json"))
-    tensors = with_usual_names(path, read_weights(path))
-    if any(name.startswith("predictions.") for name in tensors):
-        raise ValueError(f"{path}: the MLM head of an ALBERT is not known here; open the model in "
-                         "transformers as an AlbertModel, which has no head, and save that")
+    tensors = with_usual_names(read_weights(path))
     layout = ALBERT_LAYOUT
     # Only BERT's layout numbers its layers like this.
     if any(name.startswith("encoder.layer.") for name in tensors):
@@ -316,20 +313,14 @@ class SkipNormal(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def with_usual_names(path, tensors):
-    """Return the tensors {name: tensor} under the names of the layouts, without the UNUSED ones.
-    ValueError if a file has one tensor twice, under two spellings of its name."""
+def with_usual_names(tensors):
+    """Return the tensors {name: tensor} under the names of the layouts, without the UNUSED ones."""
     renamed = {}
-    for original_name, tensor in tensors.items():
-        name = original_name
+    for name, tensor in tensors.items():
         for pattern, usual in SPELLINGS:
             name = re.sub(pattern, usual, name)
-        if UNUSED.match(name):
-            continue
-        if name in renamed:
-            raise ValueError(f"{path}: {original_name!r:.200} and another name both stand for "
-                             f"{name!r:.200}")
-        renamed[name] = tensor
+        if not UNUSED.match(name):
+            renamed[name] = tensor
     if "cls.predictions.decoder.bias" in renamed:
         # A BERT may store the head's bias twice. As in transformers, the decoder's is used.
         renamed["cls.predictions.bias"] = renamed.pop("cls.predictions.decoder.bias")
