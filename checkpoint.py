@@ -604,11 +604,6 @@ def check_settings(path, saved, settings):
     saved: the settings that were read from `path`
     settings: those of the present run. A name that only one of the two dicts has is ignored.
     """
-    # Early versions of distill.py divided the attention loss by the length of a sequence. Their
-    # runs must be refused, because this loss is far larger today. Their settings have "weights",
-    # but no "attention_loss". It is added, because a setting that is missing is not compared.
-    if "weights" in saved and "attention_loss" not in saved:
-        saved = saved | {"attention_loss": "divided by the length"}
     settings = json.loads(json.dumps(settings))          # tuples become lists, as in the file
     different = []
     for name, value in settings.items():
@@ -671,9 +666,6 @@ def restore_training_state(path, state, settings):
     if not is_possible_step or log_size < 0:
         raise ValueError(f"{path}: not the state of a training run: it claims step {step} of "
                          f"{settings['steps']} and a log of {log_size} bytes")
-    # In earlier versions the feed_forward_adapters had the name output_adapters.
-    tensors = {name.replace("output_adapters.", "feed_forward_adapters."): tensor
-               for name, tensor in tensors.items()}
     check_tensors(path, state, tensors)
     # The values are checked after the conversion, because a huge float64 becomes inf in float32.
     for name in state:

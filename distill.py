@@ -730,8 +730,7 @@ class TrainingOptions:
 
     A new option that changes what is trained also belongs in distillation_settings, and in
     settings_of_command of finetune.py. Otherwise --resume does not notice that it differs. Runs of
-    earlier versions have no such setting, and check_settings compares only what both runs have. So
-    check_settings must add the value that those runs had, as it does for attention_loss.
+    earlier versions have no such setting, and check_settings compares only what both runs have.
     """
     steps: int
     lr: float
@@ -1847,10 +1846,6 @@ def distillation_settings(args, lr, bf16, loss_weights, teacher, student):
         "teacher": fingerprint(teacher), "student": student_hash}
     if teacher is not None:
         settings["teacher_shape"] = vars(teacher.config)
-    if "attention" in loss_weights:
-        # Earlier versions of this program divided the attention loss by the length. This entry
-        # lets check_settings refuse to resume their runs.
-        settings["attention_loss"] = "mean over rows"
     return settings
 
 

@@ -1104,15 +1104,6 @@ def test_a_training_state_is_restored_in_place(state_path):
         assert tensor is same_tensor
 
 
-def test_a_state_with_the_old_name_of_the_adapters_is_restored(tmp_path):
-    weight = torch.full([2, 3], 5.0)
-    old = {"model.output_adapters.0.up.weight": weight}
-    save_training_state(tmp_path / "x", old, 7, 123, SETTINGS)
-    state = {"model.feed_forward_adapters.0.up.weight": torch.zeros(2, 3)}
-    restore_training_state(tmp_path / "x", state, SETTINGS)
-    assert torch.equal(state["model.feed_forward_adapters.0.up.weight"], weight)
-
-
 def test_parameters_are_restored_too(state_path):
     state = training_state(0.0)
     parameter = torch.nn.Parameter(state["model.x"])
@@ -1156,19 +1147,6 @@ def test_of_weights_and_shapes_only_what_differs_is_named():
         checkpoint.check_settings("x", saved, {"weights": other_weights, "shape": {"rank": 5}})
     with pytest.raises(ValueError, match="settings: weights was given, now it is not given"):
         checkpoint.check_settings("x", saved, {"weights": None})
-
-
-def test_a_run_whose_attention_loss_was_divided_by_the_length_cannot_go_on():
-    """An early version did so, and its runs do not say which attention loss they have."""
-    weights = {"attention": 3.0}
-    old = {"weights": weights}
-    new = {"weights": weights, "attention_loss": "mean over rows"}
-    checkpoint.check_settings("x", new, new)
-    without_attention = {"weights": {"mlm": 1.0}}
-    checkpoint.check_settings("x", without_attention, without_attention)
-    checkpoint.check_settings("x", {}, new)              # nothing is known of the saved run
-    with pytest.raises(ValueError, match="attention_loss was 'divided by the length', now it is"):
-        checkpoint.check_settings("x", old, new)
 
 
 def test_a_setting_that_the_saved_run_does_not_know_is_no_difference(tmp_path):

@@ -1475,19 +1475,6 @@ def test_the_log_has_the_speed_since_the_line_before_or_since_the_run_was_resume
     assert speeds == {2: 64, 4: 64, 5: 16, 6: 16, 8: 64, 10: 64, 12: 64}
 
 
-def test_a_run_of_the_version_that_divided_the_attention_loss_is_refused_and_left_alone(
-        toy, whole, out, capsys):
-    """The run.json of that version does not have this setting."""
-    shutil.copytree(whole, out)
-    content = read_json(out / "run.json")
-    assert content["settings"]["attention_loss"] == "mean over rows"
-    del content["settings"]["attention_loss"]
-    (out / "run.json").write_text(json.dumps(content))
-    before = model_bytes(out)
-    error = error_of_run(capsys, toy, out, "--resume")
-    assert "attention_loss was 'divided by the length', now it is 'mean over rows'" in error
-    assert error.count("\n") == 1
-    assert model_bytes(out) == before
 
 
 # Settings that differ from those of the run `whole`, and flags that make them differ.
