@@ -1835,11 +1835,11 @@ def test_a_run_goes_on_only_with_the_same_model_teacher_data_and_flags(
     error = fail(capsys, *flags, "--weight-decay", 0.5)
     assert "weight_decay was 0.01, now it is 0.5" in error
     error = fail(capsys, *flags, "--hidden-weight", 0.5)
-    assert "hidden_weight was not given, now it is 0.5" in error
+    assert "hidden_weight was None, now it is 0.5" in error
     error = fail(capsys, *flags, "--distill-from", other_teacher)
     assert "settings: teacher has other contents now. To" in error
     error = fail(capsys, *flags, "--model", other_teacher)
-    assert "settings: encoder has other contents now; head was not given, now it is given" in error
+    assert "settings: encoder has other contents now; head has other contents now" in error
     train = sentiment / "train.tsv"
     text = train.read_text()
     train.write_text(text.replace("film", "name", 1))
