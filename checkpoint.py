@@ -704,16 +704,11 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     if os.path.lexists(out) and not os.path.isdir(out):      # also a link that leads to nothing
         raise ValueError(f"--out {out}: this is a file; give the name of a folder")
     check_inputs(out, inputs)
-    check_regular_files(out)
     os.makedirs(out, exist_ok=True)
     run_path = os.path.join(out, RUN_FILE)
     # The mode "a" makes the file if it is missing. If there is one, it stays as it is.
     with open(run_path, "a", encoding="utf-8") as run_file:
         lock(run_file)
-        # Another run may have ended and removed run.json after this one had opened it. Then the
-        # open file has no name left, and a lock on it protects nothing.
-        if os.fstat(run_file.fileno()).st_nlink == 0:
-            raise ValueError(f"--out {out}: another run has just ended there; start again")
         # read_run raises a ValueError if run.json is not ours. It is called before the try, because
         # the finally clause would remove a run.json that is the only file.
         earlier_run = read_run(out)
@@ -740,19 +735,6 @@ def check_inputs(out, inputs):
             path = os.path.dirname(path)
         if path == os.path.realpath(out):
             raise ValueError(f"--out {out}: this folder is read from; choose another one")
-
-
-def check_regular_files(out):
-    """Raise ValueError if a run would write through a link or into something like a pipe."""
-    for path in [os.path.join(out, RUN_FILE)] + files_of_run(out):
-        # Opening a pipe may never end, and writing through a link would change a file elsewhere.
-        is_regular_file = os.path.isfile(path) and not os.path.islink(path)
-        if os.path.lexists(path) and not is_regular_file:
-            raise ValueError(f"--out {out}: {path} is not a regular file")
-    for folder in glob.glob(TUNING_FOLDER, root_dir=out):
-        path = os.path.join(out, folder)
-        if os.path.islink(path):
-            raise ValueError(f"--out {out}: {path} is a link")
 
 
 def check_owner(out, earlier_run, script, settings, resume, overwrite):

@@ -625,9 +625,6 @@ def write_models(folder, model):
     os.mkfifo(folder / "pipe/pytorch_model.bin")         # a program that opens it waits for ever
     (folder / "pickle/model.safetensors").unlink()
     write_file(folder / "pickle/pytorch_model.bin", pickle.dumps(os.system, protocol=4))
-    # A run of distill.py.
-    write_file(folder / "run/run.json", json.dumps({"script": "distill.py", "settings": {}}))
-    os.mkfifo(folder / "run/log.jsonl")
 
 
 def write_corpora(folder, model, noise):
@@ -851,7 +848,6 @@ distill   --teacher cut                         cut/model.safetensors: not a saf
 distill   --teacher pipe                        pipe/pytorch_model.bin: *not a regular file
 distill   --teacher pickle                      pickle/pytorch_model.bin: *no pickle, or holds more
 distill   --corpus t.bin --text body            --text body: a token file has no columns
-distill   --out run --resume                    run/log.jsonl is not a regular file
 distill   --teacher noconfig                    noconfig/config.json: No such file or directory
 distill   --teacher novocab                     novocab: it has no tokenizer.json and no vocab.txt
 distill   --teacher relu                        relu/config.json: *hidden_act is 'relu'
