@@ -34,7 +34,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from command import is_about_memory, one_line, warn
+from command import is_about_memory, one_line
 from minialbert import Config, MiniALBERT, keep_recursions
 
 try:
@@ -699,8 +699,6 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     that is empty, or the only file, is removed at the end of the with block, and then an empty
     folder.
     """
-    if out == "":
-        raise ValueError("--out is empty; give the name of a folder")
     if os.path.lexists(out) and not os.path.isdir(out):      # also a link that leads to nothing
         raise ValueError(f"--out {out}: this is a file; give the name of a folder")
     check_inputs(out, inputs)
@@ -742,36 +740,27 @@ def check_owner(out, earlier_run, script, settings, resume, overwrite):
 
     earlier_run: what read_run(out) has returned
 
-    A folder that holds nothing but run.json is free for any run. In any other folder
     - --resume needs a run of this script with the same settings, or neither files of a run nor
       subfolders. So a scheduler may write its log there and give --resume at the first start, too
     - --overwrite needs a run of any script, or none of the files in WRITTEN_BY_RUNS
-    - without these flags no run may write
+    - without these flags the folder may hold nothing but run.json
     """
-    has_run = earlier_run != {}
     run_files = files_of_run(out)                        # run.json is not among them
-    folders = [entry.name for entry in os.scandir(out) if entry.is_dir()]
-    nothing_to_resume = not run_files and not folders
-    if os.listdir(out) == [RUN_FILE]:
-        if resume:
+    if resume:
+        folders = [entry.name for entry in os.scandir(out) if entry.is_dir()]
+        if not run_files and not folders:
             print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
-    elif resume and nothing_to_resume:
-        warn(f"--resume: there is no run in {out}, so this one starts at step 1, beside the files "
-             "that are there")
-    elif resume:
+            return
         if earlier_run.get("script") != script:
             raise ValueError(f"--resume: there is no run of {script} in {out}")
         check_settings(os.path.join(out, RUN_FILE), earlier_run["settings"], settings)
     elif overwrite:
-        would_be_lost = [os.path.basename(path) for path in run_files]
         # Without a run.json of ours the files may be somebody else's.
-        if would_be_lost and not has_run:
+        if run_files and earlier_run == {}:
+            names = [os.path.basename(path) for path in run_files]
             raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
-                             f"{first_few(would_be_lost)}")
-    elif not has_run:
-        raise ValueError(f"--out {out} is not empty, and no run is in it; choose another folder, "
-                         "or say --overwrite to write into this one")
-    else:
+                             f"{first_few(names)}")
+    elif os.listdir(out) != [RUN_FILE]:
         raise ValueError(f"--out {out} is not empty: --resume goes on with the run in it, "
                          "--overwrite starts anew and loses it; or choose another folder")
 
@@ -850,10 +839,8 @@ def lock(file):
     except BlockingIOError as error:
         folder = os.path.dirname(file.name)
         raise ValueError(f"--out {folder}: another run is writing into it") from error
-    except OSError as error:
-        # The name ENOTSUP is for macOS, where it is another number than EOPNOTSUPP.
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP):
-            raise
+    except OSError:
+        pass                                             # this disk has no locks
 
 
 # ---- From here on: files in general -----------------------------------------------------

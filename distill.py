@@ -1528,7 +1528,7 @@ def add_run_flags(parser, out_help, eval_every_default, save_every_default):
     The two defaults differ between the scripts. They are only shown by --help, not set here.
     """
     group = parser.add_argument_group("run")
-    group.add_argument("--out", metavar="DIR", help=out_help)
+    group.add_argument("--out", type=path_name, metavar="DIR", help=out_help)
     choice = group.add_mutually_exclusive_group()
     choice.add_argument("--resume", action="store_true",
                         help="go on with the run in --out after its last checkpoint")
