@@ -15,7 +15,6 @@ raises a ValueError. Its message is one line and names the file or the folder. A
 missing, or that this user is not allowed to read, raises an OSError. A file that needs more memory
 than the machine has raises a MemoryError.
 """
-import errno
 import glob
 import json
 import math
@@ -858,13 +857,10 @@ def expecting(what, kind):
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         if is_about_memory(error):
             raise MemoryError(what) from error
-        if isinstance(error, OSError):
-            if error.filename is not None:
-                raise
-            if error.errno == errno.ENOMEM:
-                raise MemoryError(what) from error
         reason = str(error)
         if not isinstance(error, ValueError):
             reason = f"{type(error).__name__}: {error}"
@@ -897,9 +893,7 @@ def replace_file(path, shared=False):
     """
     temporary = f"{path}.tmp"
     if shared:
-        # Two processes may have the same number if they run in two containers that share a disk.
-        random_part = os.urandom(4).hex()
-        temporary = f"{path}.{os.getpid()}-{random_part}.tmp"
+        temporary = f"{path}.{os.urandom(8).hex()}.tmp"
     try:
         with naming_file(path):
             # A killed process may have left this file. A link must be removed, not followed.
@@ -921,8 +915,8 @@ def remove_abandoned(path):
     """Remove the temporary files of processes that were killed while they wrote `path`: those that
     have not changed for ten minutes. A process that is writing changes its file every few seconds.
     """
-    # replace_file puts the number of the process and eight hexadecimal digits into the name.
-    pattern = glob.escape(str(path)) + ".[0-9]*-" + "[0-9a-f]" * 8 + ".tmp"
+    # replace_file puts 16 hexadecimal digits into the name.
+    pattern = glob.escape(str(path)) + "." + "[0-9a-f]" * 16 + ".tmp"
     for temporary in glob.glob(pattern):
         # The file may be gone, because its process has just finished. Or it is another user's.
         with suppress(FileNotFoundError, PermissionError):

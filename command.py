@@ -172,12 +172,12 @@ def describe_error(error):
 def is_about_memory(error):
     """Return True if an exception says that there is not enough memory.
 
-    Python and numpy raise a MemoryError. PyTorch raises a RuntimeError, but it does so for many
-    other faults, too. So the text of a RuntimeError decides.
+    Python and numpy raise a MemoryError. PyTorch raises a RuntimeError and the system an OSError,
+    but they do so for many other faults, too. So the text of these two decides.
     """
     if isinstance(error, MemoryError):
         return True
-    if not isinstance(error, RuntimeError):
+    if not isinstance(error, (RuntimeError, OSError)):
         return False
     # torch on Windows says "not enough memory", NVIDIA's libraries say "..._ALLOC_FAILED".
     pattern = "out of memory|allocate memory|not enough memory|ALLOC_FAILED|ALLOCATION_FAILED"

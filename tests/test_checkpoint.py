@@ -1552,7 +1552,7 @@ def test_the_temporary_file_of_another_user_is_left_alone(tmp_path, monkeypatch)
         refused.append(path)
         raise PermissionError(errno.EACCES, "not yours", path)
 
-    path = abandoned_file(tmp_path / "x.1-00000000.tmp")
+    path = abandoned_file(tmp_path / "x.0123456789abcdef.tmp")
     with monkeypatch.context() as patch:
         patch.setattr(os, "remove", refuse)
         remove_abandoned(tmp_path / "x")
@@ -1561,7 +1561,7 @@ def test_the_temporary_file_of_another_user_is_left_alone(tmp_path, monkeypatch)
 
 
 def test_a_file_that_has_changed_in_the_last_minutes_is_not_abandoned(tmp_path):
-    path = abandoned_file(tmp_path / "x.1-00000000.tmp")
+    path = abandoned_file(tmp_path / "x.0123456789abcdef.tmp")
     before = time.time() - 540
     os.utime(path, (before, before))
     remove_abandoned(tmp_path / "x")
@@ -1796,9 +1796,9 @@ def test_processes_that_share_a_path_write_under_names_of_their_own(tmp_path):
 
 
 def test_only_abandoned_files_of_a_path_are_removed(tmp_path):
-    kept = ["x", "x.1-00000000.tmp.old", "x.1-own.tmp", "x.2024.tmp", "x.own.tmp", "x.tmp",
-            "y.1-00000000.tmp"]
-    for name in kept + ["x.1-00000000.tmp"]:
+    kept = ["x", "x.0123456789abcdef.tmp.old", "x.2024.tmp", "x.own.tmp", "x.tmp",
+            "y.0123456789abcdef.tmp"]
+    for name in kept + ["x.0123456789abcdef.tmp"]:
         abandoned_file(tmp_path / name)
     remove_abandoned(tmp_path / "x")
     assert sorted(os.listdir(tmp_path)) == kept
@@ -1813,7 +1813,7 @@ def test_a_link_with_the_name_of_the_temporary_file_is_not_followed(tmp_path):
 
 
 def test_the_next_write_removes_what_a_killed_one_left(tmp_path):
-    abandoned_file(tmp_path / "[x].99999-0a1b2c3d.tmp")
+    abandoned_file(tmp_path / "[x].0a1b2c3d4e5f6071.tmp")
     write_json(tmp_path / "[x]", {}, shared=True)
     assert os.listdir(tmp_path) == ["[x]"]
 
@@ -1849,20 +1849,16 @@ def test_json_that_is_written_is_read(tmp_path, shared):
     assert os.listdir(tmp_path) == ["x"]
 
 
-@pytest.mark.parametrize("shared, temporary", [(False, "x.tmp"), (True, "x.12345-0a0b.tmp")])
+@pytest.mark.parametrize("shared, temporary", [(False, "x.tmp"), (True, "x.0a0b.tmp")])
 def test_json_has_another_name_until_it_is_written(tmp_path, monkeypatch, shared, temporary):
     renamed = []
 
     def note_renaming(source, target):
         renamed.append((source, target))
 
-    def getpid():
-        return 12345
-
     def urandom(size):
         return b"\x0a\x0b"
 
-    monkeypatch.setattr(os, "getpid", getpid)
     monkeypatch.setattr(os, "urandom", urandom)
     monkeypatch.setattr(os, "replace", note_renaming)
     write_json(tmp_path / "x", {"new": 1}, shared)

@@ -1286,7 +1286,7 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(size, tmp_path, monkeypatch):
 def test_what_a_killed_run_left_in_the_cache_is_removed_by_the_next(tokenizer, tmp_path):
     corpus = [write_documents(tmp_path / "a.txt", make_documents(200))]
     two_days_ago = time.time() - 2 * 24 * 60 * 60
-    for name in ("a.bin.99999-0a1b2c3d.tmp", "a.bin.json.99999-0a1b2c3d.tmp"):
+    for name in ("a.bin.0a1b2c3d4e5f6071.tmp", "a.bin.json.0a1b2c3d4e5f6071.tmp"):
         path = write_file(tmp_path / name, "half of it")
         os.utime(path, (two_days_ago, two_days_ago))
     tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))

@@ -1175,7 +1175,7 @@ def assert_names_file(error, name):
     if name == UNNAMED:
         assert "t.bin" in error                          # part of the token file is there meanwhile
     else:
-        name = re.sub(r"(\.\d+-[0-9a-f]{8})?\.tmp$", "", name)
+        name = re.sub(r"(\.[0-9a-f]{16})?\.tmp$", "", name)
         assert name in error
 
 
