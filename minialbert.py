@@ -651,9 +651,8 @@ def check_field(name, kind, value):
 def check_inputs(config, ids, mask, segments, maps):
     """Raise ValueError if MiniALBERT.forward cannot use its arguments.
 
-    It cannot if maps names a recursion that the model does not have, if ids is not (B, T), if
-    mask or segments has another shape than ids, or if mask has negative numbers. (In some
-    libraries a mask is added to the scores. Such a mask is negative at padding.)
+    It cannot if maps names a recursion that the model does not have, if ids is not (B, T), or if
+    mask or segments has another shape than ids.
     """
     R = config.num_hidden_layers
     for r in maps:
@@ -665,9 +664,3 @@ def check_inputs(config, ids, mask, segments, maps):
         if tensor is not None and tensor.shape != ids.shape:
             raise ValueError(f"{name} is {list(tensor.shape)}, ids is {list(ids.shape)}: they must "
                              "have the same shape")
-    # A boolean mask cannot be negative. To look at its values would make the program wait for a
-    # GPU. While torch.compile and torch.export trace the model, there are no values to look at.
-    if mask is not None and mask.dtype != torch.bool and not torch.compiler.is_compiling():
-        if (mask < 0).any():
-            raise ValueError("mask has negative numbers, but it must be 1 at real tokens and 0 at "
-                             "padding")

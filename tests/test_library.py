@@ -135,8 +135,6 @@ WRONG_MASKS = {
     "one column": MASK[:, :1],
     "with room for heads": MASK[:, None, None, :],       # (B, 1, 1, T), as others have it
     "one row": MASK[0],
-    "to be added to scores": (1 - MASK.float()) * -1e4,
-    "whole numbers to be added": (1 - MASK) * -10_000,
 }
 
 
