@@ -8,7 +8,6 @@ passes before that call.
 """
 import argparse
 import difflib
-import errno
 import io
 import os
 import re
@@ -147,9 +146,6 @@ def describe_error(error):
         return "the program that reads the output has ended (broken pipe)"
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        # naming_file adds the name of each file that is written. So this is about print().
-        return "there is no space left for what is printed (to standard output)"
     if isinstance(error, (ValueError, OSError, FloatingPointError)):
         return str(error)
     if is_about_memory(error):
@@ -161,11 +157,6 @@ def describe_error(error):
     connection_lost = "Connection closed by peer|Connection reset by peer|remote process exited"
     if isinstance(error, RuntimeError) and re.search(connection_lost, str(error)):
         return "another process has ended, and its message says why"
-    # The tokenizers library, which is written in Rust, raises PanicException if a rule of a
-    # tokenizer.json takes too long on some text. It is not a subclass of Exception.
-    if type(error).__name__ == "PanicException":
-        return ("the tokenizers library gave up, perhaps because a rule in tokenizer.json is too "
-                f"slow: {error}")
     return None
 
 
@@ -196,10 +187,6 @@ def run_command(name, action):
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A character that the terminal or the file cannot show is printed as an escape.
         sys.stdout.reconfigure(errors="backslashreplace")
-    if sys.stderr is None:
-        # The program was started with standard error closed (2>&-). Messages and the progress bars
-        # of tqdm still need a file to go to.
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")
     # True if end_at_interrupt has set the handler for the time of the imports, which are done now.
     exits_at_once = signal.getsignal(signal.SIGINT) is exit_at_once
     try:
@@ -214,9 +201,7 @@ def run_command(name, action):
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         return 130
-    # PanicException (see describe_error) is no Exception. SystemExit also comes here, but
-    # describe_error does not know it, so it is raised again.
-    except BaseException as error:
+    except Exception as error:
         message = describe_error(error)
         if message is None or sys.flags.dev_mode:
             raise

@@ -2453,7 +2453,8 @@ def test_a_lack_of_memory_is_printed_in_one_line(error, reason, capsys):
     assert printed.err == f"some.py: error: there is not enough memory{reason}\n"
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "no memory")])
+@pytest.mark.parametrize("error", [
+    MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
 def test_a_lack_of_memory_while_a_file_is_read_names_the_file(error, capsys):
     def action():
         with expecting("a.txt", "a text"):
@@ -2515,28 +2516,11 @@ def test_a_signal_that_has_a_handler_keeps_it():
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_full_disk_behind_the_output_is_called_so(capsys):
-    def action():
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    assert run_command("some.py", action) == 2
-    assert "no space left for what is printed" in capsys.readouterr().err
-
-
 def test_a_command_whose_output_is_closed_ends_well():
     script = "import sys; from command import run_command; sys.exit(run_command('x', lambda: None))"
     ended = run_python_in_shell(script, ">&-")
     assert ended.returncode == 0
     assert ended.stderr == ""
-
-
-def test_an_error_has_its_status_where_standard_error_is_closed():
-    """tqdm draws its bar there, which must not end the program in another way."""
-    script = ("import sys; from command import run_command; from tqdm import tqdm; "
-              "sys.exit(run_command('x', lambda: int(list(tqdm(['no']))[0])))")
-    ended = run_python_in_shell(script, "2>&-")
-    assert ended.returncode == 2
-    assert ended.stdout == ""
 
 
 def test_ctrl_c_has_its_status_where_standard_error_is_closed():
@@ -2574,24 +2558,6 @@ def test_ctrl_c_after_the_action_is_one_line_and_status_130(action):
     last_line = ended.stderr.splitlines()[-1]
     assert last_line == "-c: interrupted"
     assert "Traceback" not in ended.stderr
-
-
-def test_a_tokenizer_whose_rule_takes_for_ever_is_an_error(tmp_path, capfd):
-    """The rule tries all ways to divide the run of a's before it finds that none will do."""
-    model = tokenizers.models.WordPiece(numbered(SPECIAL_TOKENS + ["a"]), unk_token="[UNK]")
-    backend = tokenizers.Tokenizer(model)
-    rule = tokenizers.Regex("(a+)+$")
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(rule, "isolated")
-    backend.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = Tokenizer(str(tmp_path))
-
-    def action():
-        tokenizer.encode(["a" * 40 + "b"])
-
-    assert run_command("some.py", action) == 2
-    last_line = capfd.readouterr().err.splitlines()[-1]  # the library prints lines of its own
-    assert last_line.startswith("some.py: error: the tokenizers library gave up, ")
-    assert "a rule in tokenizer.json is too slow: " in last_line
 
 
 @pytest.mark.parametrize("kind", [TypeError, RuntimeError])
