@@ -7,7 +7,6 @@ each script first calls end_at_interrupt. This file imports nothing large, so th
 passes before that call.
 """
 import argparse
-import difflib
 import io
 import os
 import re
@@ -82,20 +81,6 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, prog, description):
         super().__init__(prog, description=description, allow_abbrev=False,
                          formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def parse_args(self, argv=None):
-        """Parse the words of a command line. ValueError if one is unknown; the message may propose
-        a flag whose name is similar."""
-        args, unknown = self.parse_known_args(argv)
-        if unknown:
-            flag = unknown[0].split("=")[0].replace("_", "-")
-            all_flags = list(self._option_string_actions)
-            similar = difflib.get_close_matches(flag, all_flags, n=1, cutoff=0.75)
-            message = f"unrecognized arguments: {' '.join(unknown)}; "
-            if similar:
-                message += f"did you mean {similar[0]}? "
-            raise ValueError(message + "--help lists the flags")
-        return args
 
     def error(self, message):
         raise ValueError(message)

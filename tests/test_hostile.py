@@ -824,9 +824,9 @@ data      --out c.txt/x.bin                     c.txt: File exists
 data      --out=                                --out '': the name of a token file must end in
 data      --out new/                            --out 'new/': the name of a token file must end in
 data      --train-tokenizer 100                 --train-tokenizer: not allowed with argument --tok
-data      extra                                 unrecognized arguments: extra; --help lists the
-data      --input c.txt                         unrecognized arguments: --input c.txt; --help l
-distill   --batch_size 16                       --batch_size 16; did you mean --batch-size?
+data      extra                                 unrecognized arguments: extra
+data      --input c.txt                         unrecognized arguments: --input c.txt
+distill   --batch_size 16                       unrecognized arguments: --batch_size 16
 finetune  --data=                               --data: a path is empty
 distill   --cache=                              --cache: a path is empty
 distill   --corpus=                             --corpus: a path is empty
