@@ -95,19 +95,13 @@ def path_name(text):
 
 
 def printable(text):
-    """Replace the unprintable characters of a text, also tabs and line ends, by escapes such as
-    \\x1b, because a terminal would obey some of them. Spaces of all widths and some invisible
-    characters stay."""
-    # These invisible characters join letters or separate them, allow a hyphen, or set the direction
-    # of writing.
-    harmless = "\u200c\u200d\u00ad\u200e\u200f"
+    """Replace control characters, also tabs and line ends, by escapes such as \\x1b, because a
+    terminal would obey some of them."""
     shown = ""
     for character in text:
-        is_space = unicodedata.category(character) == "Zs"
-        if character.isprintable() or is_space or character in harmless:
-            shown += character
-        else:
-            shown += character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Zl", "Zp"):    # Zl and Zp end lines, too
+            character = character.encode("unicode_escape").decode()
+        shown += character
     return shown
 
 

@@ -2982,7 +2982,7 @@ def test_a_file_that_is_not_there_is_no_text(text):
 
 def test_a_label_is_shown_without_what_a_terminal_would_obey():
     assert finetune.printable("C:\\x é 中") == "C:\\x é 中"
-    assert finetune.printable("a\x1b[2J\nb\u202e'\"") == "a\\x1b[2J\\nb\\u202e'\""
+    assert finetune.printable("a\x1b[2J\nb\u2028'\"") == "a\\x1b[2J\\nb\\u2028'\""
     # Persian and an emoji have joiners, German a soft hyphen, Hebrew a mark of its direction.
     for text in ("\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f4bb", "Donau\u00adschiff",
                  "\u05d0\u05dc\u200f"):
