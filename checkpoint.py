@@ -961,7 +961,7 @@ def parse_json_object(text):
     """Parse a text that is one JSON object -> dict. ValueError if it is anything else, if an object
     has a name twice, or if a text in it has a surrogate, which is half a character."""
     try:
-        value = json.loads(text, object_pairs_hook=object_of_pairs, parse_int=parse_json_integer)
+        value = json.loads(text, object_pairs_hook=object_of_pairs)
     except json.JSONDecodeError as error:
         if "\n" in text:
             raise                                        # this error names the line and the column
@@ -986,14 +986,6 @@ def object_of_pairs(pairs):
             raise ValueError(f"an object has the name {name!r:.200} twice")
         found[name] = value
     return found
-
-
-def parse_json_integer(digits):
-    """Read an integer. The official safetensors reader takes -0 for a float, which cannot be a
-    size. So -0 becomes a float here, too, and check_entry refuses it."""
-    if digits == "-0":
-        return -0.0
-    return int(digits)
 
 
 # ---- The Hugging Face hub ---------------------------------------------------------------
