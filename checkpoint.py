@@ -958,10 +958,10 @@ def check_readable(path):
 
 
 def parse_json_object(text):
-    """Parse a text that is one JSON object -> dict. ValueError if it is anything else, if an object
-    has a name twice, or if a text in it has a surrogate, which is half a character."""
+    """Parse a text that is one JSON object -> dict. ValueError if it is anything else, or if a text
+    in it has a surrogate, which is half a character."""
     try:
-        value = json.loads(text, object_pairs_hook=object_of_pairs)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         if "\n" in text:
             raise                                        # this error names the line and the column
@@ -976,16 +976,6 @@ def parse_json_object(text):
         if re.search("[\ud800-\udfff]", text_of_value):
             raise ValueError("half a character, such as \\ud800, which UTF-8 does not have")
     return value
-
-
-def object_of_pairs(pairs):
-    """Make a dict of the pairs (name, value) of a JSON object."""
-    found = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"an object has the name {name!r:.200} twice")
-        found[name] = value
-    return found
 
 
 # ---- The Hugging Face hub ---------------------------------------------------------------

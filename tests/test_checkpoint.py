@@ -211,8 +211,6 @@ BROKEN = {
     "a deep object": (file_bytes('{"x":' * 100_000), "JSON"),
     "a huge number": (file_bytes('{"x": 1' + "0" * 5000 + "}"), "JSON"),
     "half a character": (file_bytes('{"\\ud800": ' + GOOD + "}", b"\0" * 8), "half a character"),
-    "a name that stands twice":
-        (file_bytes('{"x": ' + GOOD + ', "x": ' + GOOD + "}", b"\0" * 8), "'x' twice"),
     "metadata that are a list": (file_bytes({"__metadata__": []}), "__metadata__"),
     "metadata that are numbers": (file_bytes({"__metadata__": {"a": 1}}), "__metadata__"),
     "an entry that is a list": (file_bytes({"x": []}), "'x'"),
@@ -931,7 +929,7 @@ def test_null_does_not_hide_what_a_model_computes(saved):
     refusal(saved, "config.json: .*layer_norm_eps is None")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000, '{"a": 1, "a": 1}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000])
 def test_a_config_that_is_no_json_object_is_refused(saved, text):
     (saved / "config.json").write_text(text)
     refusal(saved, "config.json: not a JSON object")
@@ -1643,8 +1641,6 @@ def test_a_json_object_is_a_dict(text, value):
     ("null", "it is a NoneType"),
     ('"text"', "it is a str"),
     ("{} {}", "Extra data"),
-    ('{"a": 1, "a": 1}', "the name 'a' twice"),
-    ('{"b": [{"a": 1, "a": 2}]}', "the name 'a' twice"),
     ('{"a": "\\ud800"}', "half a character"),
     ('{"\\uDfFf": 1}', "half a character"),
     ('{"a": 1' + "0" * 5000 + "}", "digits"),
