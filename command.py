@@ -1,4 +1,4 @@
-"""Begin and end a command: handle its flags, its errors, Ctrl-C and other signals.
+"""Begin and end a command: handle its flags, its errors and Ctrl-C.
 
 At Ctrl-C Python raises KeyboardInterrupt, and run_command turns this exception into one line. But
 before run_command a script imports torch and numpy, which takes seconds. During an import the
@@ -12,12 +12,11 @@ import os
 import re
 import signal
 import sys
-import threading
 import unicodedata
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 
-# ---- Signals ----------------------------------------------------------------------------
+# ---- Ctrl-C -----------------------------------------------------------------------------
 
 def end_at_interrupt():
     """Let Ctrl-C print one line and end this program with status 130, as in a shell.
@@ -40,37 +39,6 @@ def exit_at_once(number, frame):
     with suppress(OSError):                              # standard error may be closed
         os.write(2, f"\n{script}: interrupted\n".encode())
     os._exit(130)
-
-
-def raise_exit(number, frame):
-    """Handle a signal: print a line and raise SystemExit, so that `finally` clauses run."""
-    script = os.path.basename(sys.argv[0])
-    with suppress(OSError):                              # standard error may be closed
-        os.write(2, f"\n{script}: ended by {signal.Signals(number).name}\n".encode())
-    raise SystemExit(128 + number)                       # as shells report it
-
-
-@contextmanager
-def signals_as_exceptions():
-    """In the with block, let SIGTERM and SIGHUP (the terminal was closed) end the program by an
-    exception, as Ctrl-C does. Otherwise a file that is half written would stay.
-
-    A signal that is ignored, or that has a handler already, stays as it is. While code in another
-    language runs, such as the tokenizers library, Python calls no handler. So no single call into
-    such code may take long in this block.
-    """
-    changed = []
-    if threading.current_thread() is threading.main_thread():     # only it may set handlers
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)         # Windows has no SIGHUP
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, raise_exit)
-                changed.append(number)
-    try:
-        yield
-    finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
 
 
 # ---- Flags and errors -------------------------------------------------------------------

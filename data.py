@@ -54,8 +54,7 @@ from tqdm import tqdm
 
 from checkpoint import (TOKENIZER_FILES, expecting, fetch, first_few, read_json, read_text,
                         replace_file, write_json)
-from command import (CommandParser, path_name, printable, run_command, signals_as_exceptions,
-                     warn)
+from command import CommandParser, path_name, printable, run_command, warn
 
 
 # ---- Masking and batches ----------------------------------------------------------------
@@ -606,7 +605,7 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
     dtype = np.dtype(np.uint32)
     if tokenizer.vocab_size <= 2**16:
         dtype = np.dtype(np.uint16)
-    with signals_as_exceptions(), replace_file(out, shared=True) as file:
+    with replace_file(out, shared=True) as file:
         counts = write_tokens(file, read_corpus(files, text_column), tokenizer, dtype)
         check_counts(counts, corpus, tokenizer)
         num_train, num_valid = sizes_of_parts(counts, corpus)

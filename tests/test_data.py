@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import data
 from checkpoint import expecting, read_json
-from command import end_at_interrupt, run_command, signals_as_exceptions
+from command import end_at_interrupt, run_command
 from conftest import LETTERS, ROOT, call_forked, files_below, write_file
 from data import (MaskedBatches, SPECIAL_TOKENS, Tokenizer, TokenFile, corpus_files,
                   docs_on_this_machine, hash_file, is_prose, main, mask_tokens, open_corpus,
@@ -2472,48 +2472,6 @@ def test_an_interrupt_is_one_line_and_status_130(capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.strip() == "some.py: interrupted"
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_signal_amid_the_tokens_leaves_no_file_half_written(
-        name, tokenizer, tmp_path, monkeypatch, capfd):
-    number = getattr(signal, name)
-    before = signal.getsignal(number)
-
-    def write_some_tokens(file, *others):
-        file.write(b"some tokens")
-        os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(data, "write_tokens", write_some_tokens)
-    corpus = write_documents(tmp_path / "a.txt", make_documents(9))
-    flags = ["--corpus", corpus, "--tokenizer", tokenizer.path, "--out", str(tmp_path / "a.bin")]
-    with pytest.raises(SystemExit) as ended:
-        main(flags)
-    assert ended.value.code == 128 + number
-    assert capfd.readouterr().err.endswith(f": ended by {name}\n")
-    assert os.listdir(tmp_path) == ["a.txt"]
-    assert signal.getsignal(number) == before
-
-
-def test_a_signal_that_is_ignored_stays_ignored():
-    """nohup makes a command ignore SIGHUP."""
-    script = ("import os, signal; from command import signals_as_exceptions as block\n"
-              "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-              "with block(): os.kill(os.getpid(), signal.SIGHUP)")
-    assert run_python(script).returncode == 0
-
-
-def test_a_signal_that_has_a_handler_keeps_it():
-    def handler(number, frame):
-        pass
-
-    before = signal.signal(signal.SIGTERM, handler)
-    try:
-        with signals_as_exceptions():
-            assert signal.getsignal(signal.SIGTERM) is handler
-        assert signal.getsignal(signal.SIGTERM) is handler
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_command_whose_output_is_closed_ends_well():
