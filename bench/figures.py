@@ -162,7 +162,7 @@ def begin_at_zero(axes, values):
 
 def draw_losses(lines, names, theme):
     """Draw how far each loss has fallen, over the steps of a run. A second panel has the held-out
-    accuracy, or the learning rate if there is none.
+    accuracy; it is empty if the student has no head.
 
     lines: the lines of the log; names: the losses to draw
     """
@@ -200,23 +200,17 @@ def draw_falling(axes, lines, names, theme):
 
 
 def draw_progress(axes, lines, theme):
-    """Draw the held-out accuracy over the steps, or the learning rate if there is none."""
+    """Draw the held-out accuracy over the steps."""
     axes.set_xlabel("step")
+    axes.set_title("MLM accuracy on held-out text")
     steps, accuracies = curve(lines, "valid_accuracy")
     if steps:
-        axes.set_title("MLM accuracy on held-out text")
         axes.plot(steps, accuracies, color=theme["orange"], marker="o", markersize=3)
         begin_at_zero(axes, accuracies)
         write_in_percent(axes.yaxis)
         # The last point of the curve may be a mean of neighbours. The words are to be exact.
         last_accuracy = [line["valid_accuracy"] for line in lines if "valid_accuracy" in line][-1]
         label_curves(axes, [(accuracies[-1], f"{last_accuracy:.1%}", theme["orange"])])
-    else:
-        steps, rates = curve(lines, "lr")
-        axes.set_title("Learning rate")
-        axes.plot(steps, rates, color=theme["orange"])
-        begin_at_zero(axes, rates)
-        axes.yaxis.set_major_formatter("{x:g}")
 
 
 def curve(lines, name):

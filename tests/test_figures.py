@@ -302,20 +302,17 @@ def texts_of(axes):
     return [text.get_text() for text in axes.texts]
 
 
-def log_line(step, lr=0.0, **losses):
+def log_line(step, **losses):
     """Make a line of a run's log."""
-    line = {"step": step, "loss": 9.0, "lr": lr}
+    line = {"step": step, "loss": 9.0}
     line.update(losses)
     return line
 
 
-@pytest.mark.parametrize("accuracy, drawn_below", [
-    ({"valid_accuracy": 0.3}, [0.3]), ({}, [0.5, 0.25])])
-def test_the_curves_of_the_losses_are_shares_and_below_is_the_accuracy_or_the_rate(
-        accuracy, drawn_below):
+def test_the_curves_of_the_losses_are_shares_and_below_is_the_accuracy():
     """A loss that begins with 0 has no share, so it is left out."""
-    first = log_line(5, lr=0.5, a=4.0, b=2.0, zero=0.0)
-    last = log_line(6, lr=0.25, a=1.0, b=3.0, zero=1.0, **accuracy)
+    first = log_line(5, a=4.0, b=2.0, zero=0.0)
+    last = log_line(6, a=1.0, b=3.0, zero=1.0, valid_accuracy=0.3)
     figure = figures.draw_losses([first, last], ["a", "zero", "b"], LIGHT)
     upper, lower = figure.axes
     curve_of_a, curve_of_b = upper.get_lines()
@@ -324,7 +321,7 @@ def test_the_curves_of_the_losses_are_shares_and_below_is_the_accuracy_or_the_ra
     assert texts_of(upper) == ["a: 25%", "b: 150%"]
     assert upper.get_title() == "Each loss as a share of what it was at step 5"
     curve_below, = lower.get_lines()
-    assert heights_of(curve_below) == drawn_below
+    assert heights_of(curve_below) == [0.3]
 
 
 def test_the_losses_of_a_long_log_are_shares_of_its_first_line():
