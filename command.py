@@ -13,7 +13,6 @@ import re
 import signal
 import sys
 import unicodedata
-from contextlib import suppress
 
 
 # ---- Ctrl-C -----------------------------------------------------------------------------
@@ -26,8 +25,9 @@ def end_at_interrupt():
     """
     # An interactive session goes on after the script, and Ctrl-C must not end it. In python -i the
     # flag says so; IPython's %run runs a script in a session that has a prompt, sys.ps1.
-    is_session = sys.flags.interactive or hasattr(sys, "ps1")
-    if not is_session and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if sys.flags.interactive or hasattr(sys, "ps1"):
+        return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, exit_at_once)
 
 
@@ -36,8 +36,7 @@ def exit_at_once(number, frame):
     interrupted can be neither continued nor tidied up."""
     script = os.path.basename(sys.argv[0])
     # print() can fail in a handler, if the signal has come in the middle of another print().
-    with suppress(OSError):                              # standard error may be closed
-        os.write(2, f"\n{script}: interrupted\n".encode())
+    os.write(2, f"\n{script}: interrupted\n".encode())
     os._exit(130)
 
 
