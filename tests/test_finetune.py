@@ -1191,6 +1191,16 @@ def test_a_head_for_another_number_of_labels_is_refused(tokenizer, tmp_path):
         load_classifier(str(tmp_path))
 
 
+@pytest.mark.parametrize("value", [math.nan, 1e300])     # a float64; as a float32 it is inf
+def test_a_head_that_is_not_finite_is_refused(value, tokenizer, tmp_path):
+    task = make_task_of_kind("classification", ["x", "y"])
+    save_random_classifier(tmp_path, task, tokenizer)
+    head = {"weight": torch.zeros(2, 24), "bias": torch.full((2,), value, dtype=torch.float64)}
+    write_safetensors(head, tmp_path / "head.safetensors")
+    with pytest.raises(ValueError, match="head.safetensors: there are values that are not finite"):
+        load_classifier(str(tmp_path))
+
+
 def test_random_knows_nothing_of_the_saved_model_but_its_shape(tokenizer, tmp_path):
     task = make_task_of_kind("classification", ["x", "y"])
     model = save_random_classifier(tmp_path, task, tokenizer)
@@ -1202,10 +1212,11 @@ def test_random_knows_nothing_of_the_saved_model_but_its_shape(tokenizer, tmp_pa
         assert not torch.equal(parameter, old[name]), name
 
 
-@pytest.mark.parametrize("adapter_size, expected_size", [(0, 24 // 16), (3, 3)])
+@pytest.mark.parametrize("width, adapter_size, expected_size", [
+    (24, 0, 24 // 16), (12, 0, 1), (24, 3, 3)])
 def test_adapters_are_added_only_where_there_are_none_and_nothing_else_changes(
-        adapter_size, expected_size, tokenizer, tmp_path):
-    config = small_config(tokenizer, adapter_size=adapter_size)
+        width, adapter_size, expected_size, tokenizer, tmp_path):
+    config = small_config(tokenizer, hidden_size=width, adapter_size=adapter_size)
     old = noisy_model(config)
     save(old, tmp_path)
     rng = np.random.default_rng(0)
@@ -1804,9 +1815,9 @@ def test_words_that_predict_would_split_are_warned_of(
 
 @pytest.mark.parametrize("num_split, is_warned", [(1, False), (2, True)])
 def test_over_1_percent_of_split_words_are_warned_of(num_split, is_warned, capsys):
-    words = ["city"] * (100 - num_split) + ["IL-2"] * num_split
+    words = ["city"] * (100 - num_split) + ["5%"] * num_split
     finetune.warn_of_split_words([make_text_example(words, ["O"] * 100)])
-    message = f"of 100 words to train on --predict would split {num_split}, such as 'IL-2'"
+    message = f"of 100 words to train on --predict would split {num_split}, such as '5%'"
     assert (message in capsys.readouterr().err) is is_warned
 
 
@@ -1902,6 +1913,13 @@ def test_steps_follow_from_epochs_and_the_rate_grows_over_a_tenth_of_them(
     assert rates == pytest.approx(expected)
     assert "valid_accuracy" in lines[-1]
     assert "valid_accuracy" not in lines[0]
+
+
+def test_a_run_has_at_least_one_step():
+    args = finetune.arguments(["--task", "code", "--epochs", "0.001"])
+    task_loss = SimpleNamespace(steps_per_epoch=2, features=[])
+    options = finetune.options_of_run(SimpleNamespace(args=args), task_loss, "all", 0, 0.1)
+    assert options.steps == 1
 
 
 @pytest.mark.parametrize("more", [[], ["--bf16"]])
@@ -2137,9 +2155,9 @@ def test_the_hash_of_examples_is_of_texts_and_labels_alone():
     moved = [example._replace(location="elsewhere:1", id="other") for example in examples]
     assert finetune.hash_examples(moved) == hash_before
     changes = [{"text": "\ud800"}, {"second_text": "x"}, {"label": []}]
-    for change in changes:
-        last_example = examples[2]._replace(**change)
-        changed = [examples[0], examples[1], last_example]
+    for i, change in enumerate(changes):                 # of another example each time
+        changed = list(examples)
+        changed[i] = examples[i]._replace(**change)
         assert finetune.hash_examples(changed) != hash_before
 
 
@@ -2405,7 +2423,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_bit_for_bit_as_one_that_was_not
     second."""
     whole = tmp_path / "whole"
     parts = tmp_path / "parts"
-    flags = sst2_flags + ["--steps", 9, "--lr", "1e-2", "--seeds", 2, "--dropout", 0.1] + more
+    flags = sst2_flags + ["--epochs", 4.5, "--lr", "1e-2", "--seeds", 2, "--dropout", 0.1] + more
     run(capsys, *flags, "--out", whole)
     original_batch = TaskLoss.batch
     stops = [(0, 3), (0, 8), (1, 4)]                     # (seed, step)
@@ -2940,9 +2958,9 @@ def test_a_question_without_an_answer_is_told(tokenizer, tmp_path, capsys):
         classifier.output.weight.zero_()
         classifier.output.bias.zero_()
     save_classifier(str(tmp_path / "m"), classifier, task, tokenizer)
-    texts = write_file(tmp_path / "texts.txt", "who\tgood city\n \nwho\t\n")
+    texts = write_file(tmp_path / "texts.txt", "who\t\n \nwho\tgood city\n")
     printed = run(capsys, "--model", tmp_path / "m", "--predict", texts).out
-    assert printed == "good\n\nno answer\n"              # the second context has no tokens
+    assert printed == "no answer\n\ngood\n"              # the first context has no tokens
 
 
 def test_a_flag_of_several_values_may_be_given_again():
