@@ -174,6 +174,8 @@ def test_losses_do_not_repeat_a_smaller_tensor():
     for loss, tensors in wrong_calls:
         with pytest.raises(ValueError, match="must be equal"):
             loss(*tensors)
+    with pytest.raises(ValueError, match=r"logits have the shape \[2, 5, 8\], not \(M, V\)"):
+        output_loss(states, states)
 
 
 class OwnBatches:
