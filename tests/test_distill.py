@@ -1475,8 +1475,6 @@ def test_the_log_has_the_speed_since_the_line_before_or_since_the_run_was_resume
     assert speeds == {2: 64, 4: 64, 5: 16, 6: 16, 8: 64, 10: 64, 12: 64}
 
 
-
-
 # Settings that differ from those of the run `whole`, and flags that make them differ.
 DIFFERENT_SETTINGS = [
     ({"lr", "seed", "weights", "teacher", "steps"},
