@@ -887,7 +887,7 @@ def test_the_corrections_of_a_teacher_are_part_of_its_matrices():
     ({"max_position_embeddings": T + 1}, "max_position_embeddings of the teacher is "),
     ({"type_vocab_size": 1}, "type_vocab_size of the teacher is 1, of the student 2"),
     ({"vocab_size": V + 1}, f"vocab_size of the teacher is {V + 1}, of the student {V}"),
-    ({"num_hidden_layers": 1, "num_hidden_groups": 1}, "-groups 4: the teacher has only 1 layers"),
+    ({"num_hidden_layers": 3, "num_hidden_groups": 3}, "-groups 4: the teacher has only 3 layers"),
 ])
 def test_a_teacher_that_does_not_fit_gives_no_first_values(changes, message):
     teacher = noisy_teacher(**changes)
@@ -1650,6 +1650,7 @@ def test_a_resume_where_no_run_is_says_so_and_begins_one(toy, out, capsys):
     printed = capsys.readouterr().out
     assert f"there is no run in {out} yet, so this one starts at step 1\n" in printed
     assert "going on" not in printed
+    assert "has no checkpoint" not in printed
     assert len(read_log(out)) == 1
 
 
@@ -1670,6 +1671,14 @@ def test_a_teacher_too_large_to_subtract_from_is_refused():
             layer.output.weight.fill_(3e38)              # the sum of two is inf
     with pytest.raises(ValueError, match="the teacher's layers are too large to compute with"):
         start_from_teacher(student, teacher, random_ids(B))
+
+
+def test_a_teacher_with_embeddings_too_large_to_multiply_is_refused():
+    teacher = noisy_teacher()
+    with torch.no_grad():
+        teacher.embeddings.word.weight.fill_(1e30)       # its square is inf
+    with pytest.raises(ValueError, match="the teacher's embeddings are too large to compute with"):
+        start_from_teacher(noisy_student(adapter_size=0), teacher, random_ids(B))
 
 
 def test_the_corpus_may_not_hold_the_folder_of_the_run(tmp_path):
@@ -2311,8 +2320,9 @@ def test_several_processes_cannot_share_a_gpu(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "6")
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(ValueError, match="--device cuda:1: 6 processes cannot share a GPU"):
-        distill.set_up_processes("cuda:1")
+    for device in ("cuda:1", "mps"):
+        with pytest.raises(ValueError, match=f"--device {device}: 6 processes cannot share a GPU"):
+            distill.set_up_processes(device)
 
 
 def test_bfloat16_is_used_on_a_gpu_unless_a_flag_says_otherwise(monkeypatch):
@@ -2322,6 +2332,7 @@ def test_bfloat16_is_used_on_a_gpu_unless_a_flag_says_otherwise(monkeypatch):
     not_given = parse("").bf16
     assert distill.uses_bf16(not_given, gpu) is True
     assert distill.uses_bf16(not_given, cpu) is False
+    assert distill.uses_bf16(not_given, torch.device("mps")) is False
     for device in (cpu, gpu):
         assert distill.uses_bf16(True, device) is True
         assert distill.uses_bf16(False, device) is False
