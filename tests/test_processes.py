@@ -444,7 +444,8 @@ def test_a_rank_that_dies_ends_all_of_them_with_its_error(forked, toy, tmp_path)
 
 
 @pytest.mark.parametrize("name, value", [("WORLD_SIZE", "0"), ("RANK", "abc"), ("RANK", "1"),
-                                         ("LOCAL_RANK", "-1"), ("WORLD_SIZE", "")])
+                                         ("LOCAL_RANK", "-1"), ("LOCAL_RANK", "1"),
+                                         ("WORLD_SIZE", "")])
 def test_variables_that_torchrun_would_not_set_are_an_error_of_one_line(
         toy, tmp_path, monkeypatch, capsys, name, value):
     """A cluster may set some of them for its own purposes."""
