@@ -1785,6 +1785,7 @@ def test_processes_that_cannot_meet_are_an_error_of_the_user(monkeypatch):
 
 @pytest.mark.parametrize("flags, message", [
     (["--batch-size", "4"], "^--batch-size 4 is less than one sequence for each of the 5 proc"),
+    (["--batch-size", "5"], "^far enough$"),
     (["--evaluate"], "^far enough$")])
 def test_to_train_needs_a_sequence_for_each_process_but_to_evaluate_does_not(
         flags, message, monkeypatch):
