@@ -321,6 +321,7 @@ class Distillation:
         """
         # These are numpy arrays of the whole batch. Below, to_device makes tensors of their parts.
         ids, positions, labels = self.batches.batch(step)     # (B, T), (M,), (M,)
+        check_batch_shape(ids, self.batches, step)
         M = len(positions)                               # masked places in the whole batch
         depths = self.draw_depths(step, M)               # (M,)
         num_masked = max(1, M)                           # so that a loss is 0 / 1, not 0 / 0
@@ -1291,6 +1292,14 @@ def split_batch(batch_size, micro_batch_size, processes):
     advance = processes.world_size * size                # from there to its next micro-batch
     begins = range(first, batch_size, advance)
     return [(begin, begin + size) for begin in begins]
+
+
+def check_batch_shape(ids, batches, step):
+    """Raise ValueError if ids is not (B, T). Sequences beyond B would not be used."""
+    shape = (batches.batch_size, batches.T)
+    if ids.shape != shape:
+        raise ValueError(f"the batch of step {step} has the shape {ids.shape}, but batch_size "
+                         f"and T of the batches say {shape}")
 
 
 def cut_micro_batch(begin, end, ids, positions, labels, depths):

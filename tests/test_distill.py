@@ -611,6 +611,15 @@ def test_the_losses_of_the_logits_are_0_in_a_batch_without_masked_places():
         assert gradient.isfinite().all(), name
 
 
+@pytest.mark.parametrize("name", ["batch_size", "T"])
+def test_a_batch_of_another_shape_than_its_source_says_is_refused(name):
+    batches = RandomBatches()
+    setattr(batches, name, getattr(batches, name) + 1)   # batch() does not look at it
+    distillation = Distillation(noisy_student(), None, batches, {"mlm": 1.0})
+    with pytest.raises(ValueError, match=rf"the batch of step 2 has the shape .*\b4, {T}\b"):
+        list(distillation.losses_of_micro_batches(2))
+
+
 def test_the_teacher_learns_nothing_and_never_drops_anything():
     """The authors' teacher was put into train mode with the student, so its answers were noisy."""
     dropout = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
