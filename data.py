@@ -480,7 +480,7 @@ CACHE = os.path.join(home_folder(), ".cache", "minialbert")
 HOLD_OUT_ONE_IN = 50                # of this many documents, one is held out for validation
 DECIDING_CHARACTERS = 10_000        # this many at a document's beginning decide if it is held out
 CHUNK = 2**20                       # characters or bytes that are read or tokenised at once
-SAMPLE = 10_000                     # characters that count_characters looks at
+SAMPLE = 20_000                     # characters that count_characters looks at
 
 
 class TokenFile:
@@ -702,7 +702,7 @@ class TokenCounts(NamedTuple):
     num_train: int          # tokens to train on
     num_valid: int          # tokens that are held out
     has_text: bool          # whether any document has a token beside the [SEP] at its end
-    unknown_share: float    # 0 to 1: share of the sampled characters that became [UNK]
+    unknown_share: float    # 0 to 1: estimated share of the characters that became [UNK]
 
 
 def write_tokens(file, lines, tokenizer, dtype):
@@ -714,16 +714,17 @@ def write_tokens(file, lines, tokenizer, dtype):
     num_train = 0
     num_valid = 0
     has_text = False
-    num_sampled = 0                                      # characters in the samples of all chunks
-    num_unknown = 0                                      # those of them that become [UNK]
+    num_characters = 0
+    num_unknown = 0.0                                    # an estimate: those that become [UNK]
+    sample_size = SAMPLE                                 # the first chunk may be the only one
     last_print_time = time.monotonic()
     # The held-out tokens wait in a file without a name until all others are written.
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
         for chunk in chunks_of_lines(mark_held_out(lines)):
             texts = [line for line, _ in chunk]
-            sampled_here, unknown_here = count_characters(texts, tokenizer)
-            num_sampled += sampled_here
-            num_unknown += unknown_here
+            num_characters += sum(len(text) for text in texts)
+            num_unknown += estimate_unknown(texts, tokenizer, sample_size)
+            sample_size = SAMPLE // 4                    # of each later chunk
             train_ids = []
             valid_ids = []
             for (line, held_out), ids in zip(chunk, tokenizer.encode(texts)):
@@ -746,18 +747,25 @@ def write_tokens(file, lines, tokenizer, dtype):
                 print(f"{num_train + num_valid:,} tokens so far", file=sys.stderr, flush=True)
         valid_file.seek(0)
         shutil.copyfileobj(valid_file, file)
-    unknown_share = num_unknown / max(1, num_sampled)
+    unknown_share = num_unknown / max(1, num_characters)
     return TokenCounts(num_train, num_valid, has_text, unknown_share)
 
 
-def count_characters(texts, tokenizer):
+def estimate_unknown(texts, tokenizer, sample_size):
+    """Estimate how many characters of texts become [UNK], from a sample of them."""
+    num_sampled, unknown_in_sample = count_characters(texts, tokenizer, sample_size)
+    num_characters = sum(len(text) for text in texts)    # with white space, unlike num_sampled
+    return num_characters * unknown_in_sample / max(1, num_sampled)
+
+
+def count_characters(texts, tokenizer, sample_size=SAMPLE):
     """Count characters in a sample of texts, without white space -> (all, those that become [UNK]).
 
     Characters are counted, not tokens, because an [UNK] stands for a whole word. Thai has no spaces
     between words, so a long row of letters is one word. A few [UNK] may stand for most of a text.
 
-    To find out which characters a token stands for takes time. So the sample has only about SAMPLE
-    characters, in pieces that are drawn at random. If there are fewer, it has all.
+    To find out which characters a token stands for takes time. So the sample has only about
+    `sample_size` characters, in pieces that are drawn at random. If there are fewer, it has all.
     """
     pieces = []                                          # each has at most 1,000 characters
     for text in texts:
@@ -765,8 +773,8 @@ def count_characters(texts, tokenizer):
             pieces.append(text[begin:begin + 1000])
     total = sum(len(piece) for piece in pieces)          # in characters
     sample = pieces
-    if total > SAMPLE:
-        num_to_draw = math.ceil(len(pieces) * SAMPLE / total)
+    if total > sample_size:
+        num_to_draw = math.ceil(len(pieces) * sample_size / total)
         sample = random.Random(0).sample(pieces, num_to_draw)
     encodings = tokenizer.backend.encode_batch(sample, add_special_tokens=False)
     num_characters = 0

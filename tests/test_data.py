@@ -927,7 +927,7 @@ def test_a_corpus_of_which_most_words_are_unknown_is_an_error(
 
 def test_unknown_text_in_any_part_of_a_corpus_counts(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "CHUNK", 100)              # a chunk has about so many characters
-    monkeypatch.setattr(data, "SAMPLE", 10)              # of each chunk
+    monkeypatch.setattr(data, "SAMPLE", 40)              # of the first chunk; 10 of each other one
     known = ["the"] * 30
     unknown = ["中"] * 100
     corpus = [write_documents(tmp_path / "a.txt", [known, unknown, unknown])]
@@ -960,23 +960,20 @@ def test_a_corpus_of_which_over_a_tenth_is_unknown_has_a_warning(
     assert ("a.txt: 11% of the characters become [UNK]" in error) is is_warned
 
 
-def test_unknown_characters_are_counted_in_a_sample_of_the_lines(tokenizer, monkeypatch):
+def test_unknown_characters_are_counted_in_a_sample_of_the_lines(tokenizer):
     """They are counted -> (characters, unknown ones), without the spaces."""
     texts = ["the 中 cat", "the cat", "t" * 2000, ""]
     assert data.count_characters(texts, tokenizer) == (7 + 6 + 2000, 1 + 2000)
     assert data.count_characters([], tokenizer) == (0, 0)
     # The sample of 68 characters is ten lines of seven, because no line is cut.
-    monkeypatch.setattr(data, "SAMPLE", 68)
-    assert data.count_characters(["the cat"] * 500, tokenizer) == (10 * 6, 0)
+    assert data.count_characters(["the cat"] * 500, tokenizer, 68) == (10 * 6, 0)
     # The sample does not stand at fixed places, so it has lines of all three kinds.
     lines = ["the 中 cat", "the cat", ""] * 500
-    monkeypatch.setattr(data, "SAMPLE", 1000)
-    num_characters, num_unknown = data.count_characters(lines, tokenizer)
+    num_characters, num_unknown = data.count_characters(lines, tokenizer, 1000)
     assert 500 < num_characters < 1000
     assert 20 < num_unknown < 80
     # Nor is it the beginning of the text.
-    monkeypatch.setattr(data, "SAMPLE", 200)
-    _, num_unknown = data.count_characters(["the cat"] * 100 + ["中"] * 100, tokenizer)
+    _, num_unknown = data.count_characters(["the cat"] * 100 + ["中"] * 100, tokenizer, 200)
     assert num_unknown > 0
 
 
