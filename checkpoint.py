@@ -694,9 +694,8 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     ValueError says what is wrong
 
     The lock is on the folder's run.json, which is made if it is missing. If the process ends or is
-    killed, the lock ends, too. So that a run that ends early leaves no folder behind, a run.json
-    that is empty, or the only file, is removed at the end of the with block, and then an empty
-    folder.
+    killed, the lock ends, too. At the end of the with block run.json is removed if it is empty or
+    the only file, and then the folder if it is empty. So a run that ends early leaves none behind.
     """
     if os.path.lexists(out) and not os.path.isdir(out):      # also a link that leads to nothing
         raise ValueError(f"--out {out}: this is a file; give the name of a folder")
