@@ -738,8 +738,9 @@ def check_owner(out, earlier_run, script, settings, resume, overwrite):
 
     earlier_run: what read_run(out) has returned
 
-    - --resume needs a run of this script with the same settings, or neither files of a run nor
-      subfolders. So a scheduler may write its log there and give --resume at the first start, too
+    - --resume needs a run of this script with the same settings. But if there are neither files of
+      a run nor subfolders, a new run starts. So a scheduler may give --resume at the first start,
+      too, and write its log into the folder
     - --overwrite needs a run of any script, or none of the files in WRITTEN_BY_RUNS
     - without these flags the folder may hold nothing but run.json
     """
