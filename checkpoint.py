@@ -664,11 +664,11 @@ def restore_training_state(path, state, settings):
 
 # ---- The folder of a run ----------------------------------------------------------------
 
+# This file names the script whose run is in a folder, its settings, the command and the versions.
+RUN_FILE = "run.json"
 # finetune.py makes a subfolder with a name like this for each mode, learning rate and seed.
 TUNING_FOLDER = "*-lr*-seed*"
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json", "added_tokens.json"]
-# It names the script whose run is in a folder, its settings, the command and the versions.
-RUN_FILE = "run.json"
 # Runs also write these files into their folders. --overwrite removes them, their temporary files,
 # and no others.
 WRITTEN_BY_RUNS = [
