@@ -699,7 +699,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     """
     if os.path.lexists(out) and not os.path.isdir(out):      # also a link that leads to nothing
         raise ValueError(f"--out {out}: this is a file; give the name of a folder")
-    check_inputs(out, inputs)
+    check_not_read_from(out, inputs)
     os.makedirs(out, exist_ok=True)
     run_path = os.path.join(out, RUN_FILE)
     # The mode "a" makes the file if it is missing. If there is one, it stays as it is.
@@ -721,7 +721,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
                 os.rmdir(out)
 
 
-def check_inputs(out, inputs):
+def check_not_read_from(out, inputs):
     """Raise ValueError if the folder `out` is one that is read from. inputs: see run_folder"""
     for path in inputs:
         if path is None:
