@@ -782,10 +782,10 @@ def claim_folder(out, script, settings, resume):
     for folder in glob.glob(TUNING_FOLDER, root_dir=out):
         with suppress(OSError):                          # rmdir removes only an empty folder
             os.rmdir(os.path.join(out, folder))
-    # The lock belongs to the open file and not to its name. A new file of this name, as write_json
-    # makes one, would not be locked. So the old file is kept, and the text is written into it.
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     run = {"script": script, "settings": settings, "command": sys.argv, "versions": versions}
+    # The lock belongs to the open file and not to its name. A new file of this name, as write_json
+    # makes one, would not be locked. So the old file is kept, and the text is written into it.
     # A name in the command may be no UTF-8. Its odd bytes are replaced by question marks.
     with (naming_file(run_path),
           open(run_path, "w", encoding="utf-8", errors="replace") as run_file):
