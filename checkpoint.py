@@ -530,7 +530,7 @@ def save(model, path):
     config = model.config
     expected = model_without_values(config, model.head is not None)
     check_tensors("the model", expected.state_dict(), model.state_dict())
-    tensors = {}     # {name in the file: tensor}; those that only transformers needs come first
+    tensors = {}     # {name in the file: tensor}; some of them are only for transformers
     # The name of a class in transformers begins with the family, such as Bert in BertForMaskedLM.
     # In lower case it is the model_type.
     if config.is_bert:
@@ -556,7 +556,6 @@ def save(model, path):
         architecture = family + "Model"
     else:
         architecture = family + "ForMaskedLM"
-    # inner_group_num is ALBERT's number of layers in a group.
     written = {"model_type": family.lower(), "hidden_act": "gelu", "inner_group_num": 1,
                "architectures": [architecture], "tie_word_embeddings": config.tie_decoder}
     written.update(asdict(config))
