@@ -347,9 +347,9 @@ def without_identity_projection(tensors, layout, config):
 def decoder_is_tied(tensors, layout, config):
     """Return True if the head's decoder is tied, that is, if it is the word table.
 
-    If tie_decoder is False, this program has written it, and the decoder is a matrix of its own.
-    Its values may be those of the table, as before the training. True is the default. Then the
-    decoder is tied if it has the values of the table, or if one of the two is missing.
+    If tie_decoder is False, this program has written it, and the decoder is a matrix of its own,
+    even if no training has made it differ from the table yet. True may be only the default. Then
+    the decoder is tied if it has the values of the table, or if one of the two is missing.
     """
     if not config.tie_decoder:
         return False
