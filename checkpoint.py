@@ -475,8 +475,8 @@ def read_weights(path):
 
 
 def read_shards(path):
-    """Read a checkpoint that is split over several files: model.safetensors.index.json says which
-    tensor is in which file."""
+    """Read a checkpoint that is split over several files. The "weight_map" of its index is a dict
+    {name of a tensor: name of its file}, but only the names of the files are used here."""
     index_path = os.path.join(path, "model.safetensors.index.json")
     index = read_json(index_path)
     with expecting(index_path, "an index of weights"):
