@@ -46,7 +46,7 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool,
 }
-MOST_DIMENSIONS = 64                # some of torch's operations, such as isfinite, allow no more
+MOST_DIMENSIONS = 64                # some of torch's operations, such as any(), allow no more
 # Git LFS replaces a large file by a small text file, which begins like this.
 LFS_POINTER = b"version https://git-lfs"
 
