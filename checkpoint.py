@@ -275,7 +275,7 @@ def load(path, recursions=None):
         file_name = name_in_file(layout, name)
         our_names[file_name] = name
         expected[file_name] = tensor
-    check_tensors(path, expected, tensors)               # so both have the same names
+    check_tensors(path, expected, tensors)               # from here on both have the same names
     for file_name in tensors:
         # The file may change while it is mapped into memory. A copy does not depend on it.
         tensors[file_name] = tensors[file_name].to(torch.float32, copy=True)
