@@ -845,7 +845,7 @@ def lock(file):
 
 @contextmanager
 def expecting(what, kind):
-    """Turn any Exception in the with block into a ValueError that says "{what}: not {kind}: ...".
+    """Turn an Exception in the with block into a ValueError that says "{what}: not {kind}: ...".
 
     what: usually the path of a file
     kind: what the file should be
