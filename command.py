@@ -124,10 +124,10 @@ def is_about_memory(error):
 def run_command(name, action):
     """Call action() and return the exit status of the program.
 
-    An error that describe_error knows is printed as one line; any other one is raised again. The
-    status is 2 after an error, and 130 after Ctrl-C, as in a shell. It is None if all went well.
-    --help and a signal during the training raise SystemExit. In Python's development mode
-    (python -X dev) a traceback shows where the error was raised.
+    An error that describe_error knows is printed as one line, and the status is 2. Any other error
+    is raised again; in Python's development mode (python -X dev) every error is, so that a
+    traceback shows where it was raised. The status is 130 after Ctrl-C, as in a shell, and None if
+    all went well. SystemExit, which --help and a signal during the training raise, is not caught.
     """
     # sys.stdout is None if the program was started without it. In a notebook it has another class.
     if isinstance(sys.stdout, io.TextIOWrapper):
