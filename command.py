@@ -54,8 +54,8 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def path_name(text):
-    """Return the name of a file or a folder; an argparse type. An empty name would often mean the
-    present folder, but usually it comes from a variable of a shell script that is not set."""
+    """Return the name of a file or a folder; an argparse type that refuses an empty name. It would
+    often mean the present folder, but it usually comes from a shell variable that is not set."""
     if text == "":
         raise argparse.ArgumentTypeError("a path is empty")
     return text
