@@ -604,11 +604,11 @@ def count_parameters(model):
 def check_config(config):
     """Raise ValueError if a field of a Config is wrong or contradicts another one.
 
-    A new field that changes what a model computes also belongs in is_bert; in read_config and save
-    of checkpoint.py; and in SHAPE_FIELDS, add_model_flags, student_config and check_start of
-    distill.py. It also belongs in check_field if it is an integer that may be 0, or
-    if its type is not int, float or bool. A run that began before the field existed cannot be
-    resumed.
+    A run that began before a field existed cannot be resumed. A new field that changes what a model
+    computes also belongs in
+    - is_bert; and check_field if it is an integer that may be 0, or not an int, a float or a bool
+    - read_config and save of checkpoint.py
+    - SHAPE_FIELDS, add_model_flags, student_config and check_start of distill.py
     """
     for field in fields(config):
         check_field(field.name, field.type, getattr(config, field.name))
