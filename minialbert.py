@@ -127,8 +127,8 @@ class Embeddings(nn.Module):
         if self.project is not None:
             x = self.project(x)                          # (B, T, E) -> (B, T, C)
         elif torch.is_autocast_enabled(x.device.type):
-            # Like a projection, return bfloat16 under autocast. All hidden states of the layers
-            # then have this dtype (see LayerNorm), which takes half the memory.
+            # Under autocast a projection returns bfloat16. Without one x is cast to it here. So all
+            # hidden states have this dtype (see LayerNorm), which takes half the memory.
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return x
 
