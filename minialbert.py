@@ -637,7 +637,7 @@ def check_field(name, kind, value):
         if type(value) not in (int, float) or not 0 <= value <= 1:
             raise ValueError(f"{name} is {value!r:.60}, but must be a number from 0 to 1")
         return
-    smallest = 1
+    smallest = 1                                         # from here on the type is int
     if name in ("adapter_size", "correction_rank"):
         smallest = 0                                     # 0 means: none
     largest = 2**24                                      # the limit of widths and tables
