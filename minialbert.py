@@ -349,7 +349,7 @@ def split_evenly(num_items, num_groups):
 
     split_evenly(6, 2) is [0, 0, 0, 1, 1, 1]: the items 0, 1 and 2 are group 0. If the number of
     items is not a multiple of the number of groups, some groups have one item more than others:
-    split_evenly(8, 5) is [0, 0, 1, 1, 2, 3, 3, 4]. Item i is in group i * num_groups // num_items.
+    split_evenly(8, 5) is [0, 0, 1, 1, 2, 3, 3, 4].
     """
     # The i items before item i are the share i / num_items of all. Item i's group is this share of
     # num_groups, rounded down. In split_evenly(6, 2) item 3 is in group 3 * 2 // 6 = 1.
