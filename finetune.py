@@ -69,12 +69,13 @@ class Classifier(nn.Module):
 
     The layer has n outputs: one for each class or tag; one in regression; two in qa, the scores of
     "the answer begins here" and "the answer ends here". As in the authors' code there is no pooler.
+    The Task is kept as `task`.
     """
 
     def __init__(self, encoder, task, dropout=0.0):
         super().__init__()
         self.encoder = encoder
-        self.kind = task.kind
+        self.task = task
         self.dropout = nn.Dropout(dropout)
         if task.kind == "regression":
             num_outputs = 1
@@ -92,7 +93,7 @@ class Classifier(nn.Module):
         the last [SEP] is not, so the loss counts it, too. For the arguments see collate."""
         hidden, _ = self.encoder(ids, mask, segments)
         logits = self.output(self.dropout(hidden[-1])).float()                # (B, T, n)
-        if self.kind == "qa":
+        if self.task.kind == "qa":
             # An answer is in segment 1, which holds the context and the last [SEP]. [CLS] means "no
             # answer". All other logits, of the question and the padding, become -1e4. (With -inf
             # the KL divergence from a teacher would be nan.) decode_answers ignores the last [SEP].
@@ -417,11 +418,10 @@ class TaskLoss:
     batch may be smaller than the others.
     """
 
-    def __init__(self, model, task, features, batch_size, seed, teacher=None, hidden_weight=0.0,
+    def __init__(self, model, features, batch_size, seed, teacher=None, hidden_weight=0.0,
                  micro_batch_size=0, processes=None, bf16=False):
         features = list(features)                        # encode() yields them one by one
         self.model = model
-        self.task = task
         self.features = features
         self.batch_size = batch_size
         self.seed = seed
@@ -454,7 +454,7 @@ class TaskLoss:
         targets (N,): the labels that are not nan, in regression normalised
         num_targets, num_tokens: how many targets (at least 1) and tokens the whole batch has
         """
-        kind = self.task.kind
+        kind = self.model.task.kind
         hidden, logits = self.model(ids, mask, segments)
         outputs = outputs_at_targets(logits, rows, columns, kind)  # (N, n), in qa (N, T)
         losses = {"task": loss_from_labels(outputs, targets, kind) / num_targets}
@@ -481,12 +481,13 @@ class TaskLoss:
         Their sums over the micro-batches of all processes are the means over the whole batch.
         (The means of the hidden loss are added up over the pairs.)
         """
+        task = self.model.task
         features = self.batch(step)
         ids, mask, segments = collate(features)          # each (B, T)
-        labels = collate_labels(features, ids.shape[1], self.task.kind)       # (B, T), qa: (B, 2)
-        if self.task.kind == "regression":
+        labels = collate_labels(features, ids.shape[1], task.kind)            # (B, T), qa: (B, 2)
+        if task.kind == "regression":
             # This is done before the numbers become float32, which has seven digits only.
-            labels = (labels - self.task.mean) / self.task.sd
+            labels = (labels - task.mean) / task.sd
         # num_targets and num_tokens count the whole batch, of which a micro-batch is only a part.
         is_target = ~np.isnan(labels)
         # In tagging there may be no target. Then the loss is 0 / 1, not 0 / 0.
@@ -654,7 +655,7 @@ def predict_logits(model, features, batch_size=64):
         if not np.isfinite(logits).all():
             raise FloatingPointError("what the model computes is not finite")
         for row, i in enumerate(feature_numbers):
-            if model.kind == "qa":
+            if model.task.kind == "qa":
                 # decode_answers also needs [CLS], which is not among the positions.
                 positions = range(len(features[i].ids))
             else:
@@ -761,8 +762,9 @@ class Result(NamedTuple):
     predictions: list       # for each example a Prediction
 
 
-def evaluate_split(model, task, split, bf16):
+def evaluate_split(model, split, bf16):
     """Predict the labels of a Split and score them -> Result."""
+    task = model.task
     with autocast(device_of(model), bf16):
         logits = predict_logits(model, split.features)
     predictions = decode(task, split.examples, split.features, logits)
@@ -778,16 +780,15 @@ def fine_tune(setup, splits, mode, seed, lr):
     FloatingPointError if the training diverges; SystemExit after a signal, such as Ctrl-C
     """
     args = setup.args
-    task = setup.task
     features = splits["train"].features
     torch.manual_seed(seed)                              # for the random values of new parameters
     # New adapters are fitted to this sample of the data.
     sample = collate(features[:64])
-    model, _ = load_classifier(setup.model_path, task, mode, args.dropout, sample,
-                               args.recursions)
+    model = load_classifier(setup.model_path, setup.task, mode, args.dropout, sample,
+                            args.recursions)
     model.to(setup.processes.device)
     task_loss = TaskLoss(
-        model, task, features, args.batch_size, seed, teacher=setup.teacher,
+        model, features, args.batch_size, seed, teacher=setup.teacher,
         hidden_weight=setup.hidden_weight, micro_batch_size=args.micro_batch_size,
         processes=setup.processes, bf16=setup.bf16)
     options = options_of_run(setup, task_loss, mode, seed, lr)
@@ -966,7 +967,7 @@ def train_and_measure(model, task_loss, splits, options, setup):
     def measure_dev():
         """Measure the dev set and return its scores for the log. train() calls this now and then
         and after the last step, so `results` keeps the Result of the trained model."""
-        results[dev_name] = evaluate_split(model, setup.task, splits[dev_name], setup.bf16)
+        results[dev_name] = evaluate_split(model, splits[dev_name], setup.bf16)
         return results[dev_name].scores
 
     def save_nothing():
@@ -989,7 +990,7 @@ def train_and_measure(model, task_loss, splits, options, setup):
     # left. What it has not measured is measured here.
     for name, split in splits.items():
         if name != "train" and name not in results:
-            results[name] = evaluate_split(model, setup.task, split, setup.bf16)
+            results[name] = evaluate_split(model, split, setup.bf16)
     seconds = time.perf_counter() - begin_time
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{options.out}: {num_trained:,} trained parameters, {num_steps:,} steps in "
@@ -1000,16 +1001,16 @@ def train_and_measure(model, task_loss, splits, options, setup):
 # ---- Fine-tuned models on disk ----------------------------------------------------------
 # The encoder is saved as by checkpoint.save; head.safetensors and task.json are beside it.
 
-def save_classifier(path, model, task, tokenizer):
+def save_classifier(path, model, tokenizer):
     """Write a fine-tuned model, its Task and its tokenizer into the folder path."""
     save(model.encoder, path)
     tokenizer.save(path)
     write_safetensors(model.output.state_dict(), os.path.join(path, "head.safetensors"))
-    write_json(os.path.join(path, "task.json"), asdict(task))
+    write_json(os.path.join(path, "task.json"), asdict(model.task))
 
 
 def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recursions=None):
-    """Load a model for a task -> (Classifier, Task). For the other arguments see load_encoder.
+    """Load a model for a task -> Classifier. For the other arguments see load_encoder.
 
     If task is None, the saved task is used, and the folder must hold a fine-tuned model. If it
     holds one and mode is not "random", its task head is loaded. In all other cases the head is new.
@@ -1040,7 +1041,7 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     model = Classifier(encoder, task, dropout)           # its head is new
     if saved_task is not None and mode != "random":
         load_head(model.output, path, saved_task, task)
-    return model, task
+    return model
 
 
 def load_task(path):
@@ -1392,7 +1393,7 @@ def fingerprints_of_saved_model(path, task, recursions):
     hashed: a resumed run makes them anew, and on another processor their last digits may differ.
     ValueError if the model cannot be loaded for this task.
     """
-    model, _ = load_classifier(path, task, recursions=recursions)
+    model = load_classifier(path, task, recursions=recursions)
     fingerprints = {"encoder": fingerprint(model.encoder), "head": None,
                     "shape": vars(model.encoder.config)}
     if load_task(path) is not None:                      # the folder holds a head, too
@@ -1433,7 +1434,7 @@ def run_modes(setup, datasets, config):
     if setup.teacher is not None:
         setup.teacher.to(setup.processes.device)         # it stays there for the training
         dev_split = splits[first_dev_split(splits)]
-        result = evaluate_split(setup.teacher, task, dev_split, setup.bf16)
+        result = evaluate_split(setup.teacher, dev_split, setup.bf16)
         print(f"teacher {args.distill_from}: {describe_scores(result.scores)}")
     if setup.processes.rank == 0:
         # The files of an earlier run are removed only now. So if something above fails, --overwrite
@@ -1521,7 +1522,7 @@ def run_mode(setup, splits, mode, lr):
         results_of_seeds.append(results)
         is_first_run = mode == args.modes[0] and seed == args.seed
         if is_first_run and setup.processes.rank == 0:
-            save_classifier(args.out, model, setup.task, setup.tokenizer)
+            save_classifier(args.out, model, setup.tokenizer)
             for split_name, result in results.items():
                 write_predictions(args.out, setup.task, split_name,
                                   splits[split_name].examples, result.predictions)
@@ -1571,7 +1572,7 @@ def load_teacher(path, task, tokenizer):
     """
     if path is None:
         return None
-    teacher, _ = load_classifier(path, task)
+    teacher = load_classifier(path, task)
     saved_task = load_task(path)
     if saved_task is None:
         raise ValueError(f"--distill-from {path}: not a fine-tuned model: it has no task.json")
@@ -1808,51 +1809,53 @@ def use_fine_tuned(args, given):
     if processes.rank > 0:
         return                                           # one process is enough without training
     bf16 = uses_bf16(args.bf16, processes.device)
-    model, task, tokenizer = load_fine_tuned(args, processes.device, bf16)
+    model, tokenizer = load_fine_tuned(args, processes.device, bf16)
     if args.evaluate:
-        run_evaluation(args, given, model, task, tokenizer, bf16)
+        run_evaluation(args, given, model, tokenizer, bf16)
         return
     # A question and its context have a tab between them; the name of a file has none.
     is_json_name = args.predict.lower().endswith(".json") and "\t" not in args.predict
-    if task.kind == "qa" and is_json_name:
-        write_answers(args, model, task, tokenizer, bf16)
+    if model.task.kind == "qa" and is_json_name:
+        write_answers(args, model, tokenizer, bf16)
     else:
-        print_predictions(args, model, task, tokenizer, bf16)
+        print_predictions(args, model, tokenizer, bf16)
 
 
 def load_fine_tuned(args, device, bf16):
-    """Load what --evaluate and --predict use -> the model on the device, its Task, its Tokenizer.
+    """Load what --evaluate and --predict use -> the model on the device, its Tokenizer.
 
     bf16: whether the model will compute in bfloat16
     """
-    model, task = load_classifier(args.model, recursions=args.recursions)
+    model = load_classifier(args.model, recursions=args.recursions)
     tokenizer = Tokenizer(args.model)
     check_vocabulary(tokenizer, model.encoder.config)
     if model.encoder.config.correction_rank > 0 and not bf16:
         # The corrections are added to the matrices once, here, instead of in each batch. Not in
         # bfloat16: the training rounded each of them first, so the predictions would change.
         model.encoder = merge_corrections(model.encoder)
-    return model.to(device), task, tokenizer
+    return model.to(device), tokenizer
 
 
-def run_evaluation(args, given, model, task, tokenizer, bf16):
+def run_evaluation(args, given, model, tokenizer, bf16):
     """Measure a fine-tuned model on files of its task and print the scores. For given see
     use_fine_tuned."""
+    task = model.task
     if args.task is not None and args.task not in (task.name, task.kind):
         raise ValueError(f"--task {args.task}: {args.model} was fine-tuned for {task.name}")
     check_file_flags(task.name, given)
     if task.name in KINDS and args.dev is None and args.test is None:
         raise ValueError("--evaluate: give files to measure on with --dev FILE or --test FILE")
     datasets = read_datasets(args, task.name, task.kind, with_train=False)
-    results = predict_datasets(datasets, model, task, tokenizer, bf16)
+    results = predict_datasets(datasets, model, tokenizer, bf16)
     for name, result in results.items():
         if not result.scores:
             print(f"{name}: its labels are not known, so it cannot be scored")
     print_scores("model", [results])
 
 
-def print_predictions(args, model, task, tokenizer, bf16):
+def print_predictions(args, model, tokenizer, bf16):
     """Print what the fine-tuned model predicts for a text, or for each line of a file."""
+    task = model.task
     if args.out is not None or args.overwrite:
         raise ValueError("--out and --overwrite: only the answers to a SQuAD file (.json) are "
                          "written")
@@ -1863,7 +1866,7 @@ def print_predictions(args, model, task, tokenizer, bf16):
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     if task.kind == "tagging":
         check_are_sentences(args.predict, text_at.values())
-    results = predict_datasets({"--predict": examples}, model, task, tokenizer, bf16)
+    results = predict_datasets({"--predict": examples}, model, tokenizer, bf16)
     prediction_at = dict(zip(text_at, results["--predict"].predictions))
     for location, line in lines:
         if location in prediction_at:
@@ -1872,12 +1875,12 @@ def print_predictions(args, model, task, tokenizer, bf16):
             print()                                      # for an empty line an empty line
 
 
-def predict_datasets(datasets, model, task, tokenizer, bf16):
+def predict_datasets(datasets, model, tokenizer, bf16):
     """Predict the labels of datasets, {name: examples} -> {name: Result}, with warnings if texts
     are unknown or cut."""
-    splits = encode_splits(task, datasets, tokenizer)
-    check_texts(task, splits, tokenizer)
-    return {name: evaluate_split(model, task, split, bf16) for name, split in splits.items()}
+    splits = encode_splits(model.task, datasets, tokenizer)
+    check_texts(model.task, splits, tokenizer)
+    return {name: evaluate_split(model, split, bf16) for name, split in splits.items()}
 
 
 def lines_to_predict(text_or_file):
@@ -1913,14 +1916,14 @@ def check_not_file_name(text):
                          "a space to it")
 
 
-def write_answers(args, model, task, tokenizer, bf16):
+def write_answers(args, model, tokenizer, bf16):
     """Answer the questions of a SQuAD file, and write {id: answer} for SQuAD's own script."""
     out = args.out
     if out is None:
         out = "predictions.json"
     check_answers_path(out, args)
     examples = read_squad(args.predict)
-    results = predict_datasets({"--predict": examples}, model, task, tokenizer, bf16)
+    results = predict_datasets({"--predict": examples}, model, tokenizer, bf16)
     result = results["--predict"]
     answers = {}
     for example, prediction in zip(examples, result.predictions):

@@ -243,7 +243,7 @@ def pass_of_tuning(task, device, bf16):
     add_noise(model)
     model.to(device)
     features = random_features(task.kind)
-    loss = finetune.TaskLoss(model, task, features, batch_size=8, seed=0, micro_batch_size=3,
+    loss = finetune.TaskLoss(model, features, batch_size=8, seed=0, micro_batch_size=3,
                              bf16=bf16)
     # The batches of an epoch have 8 and 2 sequences, in an order of their own.
     sizes = [len(loss.batch(step)) for step in range(loss.steps_per_epoch)]

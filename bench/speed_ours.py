@@ -315,7 +315,7 @@ def our_predictions(how, path, sentences):
     """
     distill.keep_freed_memory()
     features = read_features(sentences)
-    model, _ = finetune.load_classifier(path, sst2_task())
+    model = finetune.load_classifier(path, sst2_task())
     model.eval()
 
     @torch.inference_mode()
@@ -395,9 +395,8 @@ def our_tuning(mode, path, sentences, bf16=False):
     """
     processes = distill.set_up_processes("cpu")
     features = read_features(sentences)
-    task = sst2_task()
-    model, _ = finetune.load_classifier(path, task, mode, dropout=0.1)
-    task_loss = finetune.TaskLoss(model, task, features, batch_size=32, seed=0, bf16=bf16)
+    model = finetune.load_classifier(path, sst2_task(), mode, dropout=0.1)
+    task_loss = finetune.TaskLoss(model, features, batch_size=32, seed=0, bf16=bf16)
     options = training_options()
     optimizer = distill.make_optimizer(model, options.weight_decay)
 

@@ -164,7 +164,7 @@ def run_finetune(kind, has_teacher, bf16, micro_batch_size=0):
         model.to(DEVICE)
         if has_teacher:
             teacher.to(DEVICE)
-        task_loss = finetune.TaskLoss(model, task, features, BATCH_SIZE, 0, teacher,
+        task_loss = finetune.TaskLoss(model, features, BATCH_SIZE, 0, teacher,
                                       hidden_weight=3.0, micro_batch_size=micro_batch_size,
                                       bf16=bf16)
         learns_hidden = "hidden" in task_loss.loss_weights

@@ -76,7 +76,7 @@ def make_classifier(tokenizer, task, seed=0, **shape):
 def save_random_classifier(folder, task, tokenizer, seed=0, **shape):
     """Save a small Classifier with random parameters into a folder, and return it."""
     classifier = make_classifier(tokenizer, task, seed, **shape)
-    save_classifier(str(folder), classifier, task, tokenizer)
+    save_classifier(str(folder), classifier, tokenizer)
     return classifier
 
 
@@ -605,7 +605,7 @@ def loss_of_lengths(seed, num_features=1003, batch_size=8):
         length = rng.integers(3, 41)
         ids = np.zeros(length, np.int32)
         features.append(finetune.Feature(ids, 1, i, [0], [0], [0]))
-    return TaskLoss(None, None, features, batch_size, seed)
+    return TaskLoss(None, features, batch_size, seed)
 
 
 def numbers_of_batch(loss, step):
@@ -630,7 +630,7 @@ def test_a_batch_is_a_function_of_seed_and_step():
 def test_features_may_come_one_by_one():
     """encode() yields them, and each is needed in each epoch."""
     loss = loss_of_lengths(seed=3)
-    same_loss = TaskLoss(None, None, iter(loss.features), batch_size=8, seed=3)
+    same_loss = TaskLoss(None, iter(loss.features), batch_size=8, seed=3)
     assert numbers_of_batch(same_loss, 130) == numbers_of_batch(loss, 130)
 
 
@@ -726,7 +726,7 @@ def logits_alone(model, feature):
 def rows_alone(model, feature):
     """List what a Feature's labels are compared with, and the labels: [(logits (n,), label)]."""
     logits = logits_alone(model, feature)
-    if model.kind == "qa":
+    if model.task.kind == "qa":
         return list(zip(logits.T, feature.labels))       # (T,) each for begin and end
     return list(zip(logits[feature.positions], feature.labels))
 
@@ -750,7 +750,7 @@ def test_the_loss_is_the_mean_over_all_labels_whatever_the_padding(kind, tokeniz
     task = make_task_of_kind(kind, LABELS[kind], length=20, mean=2.0, sd=4.0)
     model = make_classifier(tokenizer, task)
     features = list(encode(task, make_examples(kind), tokenizer))
-    task_loss = TaskLoss(model, task, features, 3, 0)
+    task_loss = TaskLoss(model, features, 3, 0)
     losses, = task_loss.losses_of_micro_batches(0)
     assert set(losses) == {"task"}
     expected = naive_task_loss(model, task, features)
@@ -762,7 +762,7 @@ def test_a_batch_of_words_without_a_token_has_the_loss_0(tokenizer):
     model = make_classifier(tokenizer, task)
     examples = [make_text_example([word], ["O"]) for word in ("\u0007", "good")]
     features = list(encode(task, examples, tokenizer))
-    task_loss = TaskLoss(model, task, features, 1, 0)
+    task_loss = TaskLoss(model, features, 1, 0)
     for step in range(2):
         feature, = task_loss.batch(step)
         losses, = task_loss.losses_of_micro_batches(step)
@@ -780,7 +780,7 @@ def test_large_numbers_keep_their_differences_until_they_are_normalised(tokenize
     for label in (1e9 - 1, 1e9 + 1):
         example = make_text_example("good", label)
         features = list(encode(task, [example], tokenizer))
-        task_loss = TaskLoss(model, task, features, 1, 0)
+        task_loss = TaskLoss(model, features, 1, 0)
         losses, = task_loss.losses_of_micro_batches(0)
         value = losses["task"].item()
         assert value == pytest.approx(naive_task_loss(model, task, features))
@@ -820,7 +820,7 @@ def test_a_fine_tuned_teacher_is_followed_where_the_head_is_read(kind, tokenizer
     all_teacher_rows = [rows_alone(teacher, feature) for feature in features]
     if kind == "regression":                             # only there mean and sd are used
         change_normalisation(teacher.output, teacher_task, task)
-    task_loss = TaskLoss(model, task, features, 3, 0, teacher=teacher)
+    task_loss = TaskLoss(model, features, 3, 0, teacher=teacher)
     losses, = task_loss.losses_of_micro_batches(0)
     assert task_loss.loss_weights == {"task": 1.0, "distill": 1.0}
     expected = naive_task_loss(model, task, features)
@@ -851,7 +851,7 @@ def test_the_hidden_states_of_a_fine_tuned_teacher_are_followed_at_each_token(ki
     model = make_classifier(tokenizer, task, seed=0, num_hidden_layers=2)
     teacher = make_classifier(tokenizer, task, seed=1, num_hidden_layers=4).train()
     features = list(encode(task, make_examples(kind), tokenizer))
-    task_loss = TaskLoss(model, task, features, 5, 0, teacher=teacher, hidden_weight=0.7)
+    task_loss = TaskLoss(model, features, 5, 0, teacher=teacher, hidden_weight=0.7)
     losses, = task_loss.losses_of_micro_batches(0)
     assert task_loss.loss_weights == {"task": 1.0, "distill": 1.0, "hidden": 0.7}
     assert not teacher.training
@@ -935,7 +935,7 @@ def test_micro_batches_and_processes_share_one_gradient(kind, tokenizer):
         model.zero_grad()
         for rank in range(num_processes):
             processes = Processes(rank=rank, world_size=num_processes)
-            task_loss = TaskLoss(model, task, features, 7, 0, teacher=teacher, hidden_weight=2.0,
+            task_loss = TaskLoss(model, features, 7, 0, teacher=teacher, hidden_weight=2.0,
                                  micro_batch_size=micro_batch_size, processes=processes)
             for losses in task_loss.losses_of_micro_batches(0):
                 sum(losses.values()).backward()
@@ -1087,7 +1087,7 @@ def test_a_split_is_scored_by_its_own_labels_and_mnli_by_its_first_dev_set(token
     assert first_dev_split(splits) == "dev_matched"
     results = {}
     for name, split in splits.items():
-        results[name] = evaluate_split(model, task, split, False)
+        results[name] = evaluate_split(model, split, False)
     assert accuracies_of(results) == {"test": 0.5, "dev_matched": 0.75, "dev_mismatched": 0.0}
     labels = [label for label, _ in results["test"].predictions]
     assert labels == ["x", "x"]
@@ -1100,9 +1100,9 @@ def test_the_test_set_is_predicted_once_and_the_dev_set_at_each_evaluation(
     sizes = []
     original_evaluate_split = finetune.evaluate_split
 
-    def evaluate_and_note(model, task, split, bf16):
+    def evaluate_and_note(model, split, bf16):
         sizes.append(len(split.examples))
-        return original_evaluate_split(model, task, split, bf16)
+        return original_evaluate_split(model, split, bf16)
 
     monkeypatch.setattr(finetune, "evaluate_split", evaluate_and_note)
     run(capsys, *sst2_flags, "--steps", 3, "--eval-every", 1, "--out", out)
@@ -1125,16 +1125,15 @@ def test_the_majority_is_that_of_the_training_set():
 def test_a_saved_classifier_is_the_one_that_is_loaded(kind, tokenizer, tmp_path):
     task = make_task_of_kind(kind, LABELS[kind], length=20, mean=2.0)
     model = save_random_classifier(tmp_path, task, tokenizer)
-    loaded, loaded_task = load_classifier(str(tmp_path))
-    assert loaded_task == task
+    loaded = load_classifier(str(tmp_path))
+    assert loaded.task == task
     assert Tokenizer(str(tmp_path)).digest == tokenizer.digest
     found = loaded.state_dict()
     for name, parameter in model.state_dict().items():
         assert torch.equal(found[name], parameter), name
     # A new Task for the same labels is kept; its mean may be another.
     new_task = make_task_of_kind(kind, LABELS[kind], length=24, mean=5.0)
-    _, loaded_task = load_classifier(str(tmp_path), new_task)
-    assert loaded_task == new_task
+    assert load_classifier(str(tmp_path), new_task).task == new_task
 
 
 def test_a_head_for_regression_predicts_the_same_numbers_in_a_task_with_another_mean(
@@ -1147,7 +1146,7 @@ def test_a_head_for_regression_predicts_the_same_numbers_in_a_task_with_another_
     segments = torch.zeros(1, 3, dtype=torch.int64)
     numbers = []
     for given_task in (task, new_task):
-        model, _ = load_classifier(str(tmp_path), given_task)
+        model = load_classifier(str(tmp_path), given_task)
         _, logits = model(ids, mask, segments)
         numbers.append(logits * given_task.sd + given_task.mean)
     assert (numbers[0] - 3.0).abs().max() > 0.01
@@ -1160,8 +1159,8 @@ def test_a_loaded_model_has_the_dropout_asked_for(is_fine_tuned, tokenizer, tmp_
     model = make_classifier(tokenizer, task)
     save(model.encoder, tmp_path)
     if is_fine_tuned:
-        save_classifier(str(tmp_path), model, task, tokenizer)
-    loaded, _ = load_classifier(str(tmp_path), task, dropout=0.25)
+        save_classifier(str(tmp_path), model, tokenizer)
+    loaded = load_classifier(str(tmp_path), task, dropout=0.25)
     assert loaded.dropout.p == 0.25
     assert loaded.encoder.config.hidden_dropout_prob == 0.25
 
@@ -1205,7 +1204,7 @@ def test_random_knows_nothing_of_the_saved_model_but_its_shape(tokenizer, tmp_pa
     task = make_task_of_kind("classification", ["x", "y"])
     model = save_random_classifier(tmp_path, task, tokenizer)
     torch.manual_seed(7)
-    loaded, _ = load_classifier(str(tmp_path), task, mode="random")
+    loaded = load_classifier(str(tmp_path), task, mode="random")
     assert loaded.encoder.config == model.encoder.config
     old = model.state_dict()
     for name, parameter in loaded.state_dict().items():
@@ -1721,11 +1720,11 @@ def test_seeds_differ_and_the_rate_is_chosen_without_the_dev_set(
     assert not torch.equal(first_weight, second_state["model.output.weight"])
 
     # The model on disk is the one of the first seed, and the one that was measured.
-    saved, task = load_classifier(str(out))
+    saved = load_classifier(str(out))
     assert torch.equal(saved.output.weight, first_weight)
     examples = read_glue("sst2", str(sentiment))["dev"]
-    features = list(encode(task, examples, Tokenizer(str(out))))
-    predictions = decode(task, examples, features, predict_logits(saved, features))
+    features = list(encode(saved.task, examples, Tokenizer(str(out))))
+    predictions = decode(saved.task, examples, features, predict_logits(saved, features))
     labels = [label for label, _ in predictions]
     written_labels = [line["prediction"] for line in read_json_lines(out / "dev.jsonl")]
     assert labels == written_labels
@@ -1869,11 +1868,11 @@ def test_a_run_goes_on_where_new_adapters_and_heads_are_rounded_differently(
     original_load_classifier = finetune.load_classifier
 
     def load_classifier(*arguments, **more):
-        classifier, task = original_load_classifier(*arguments, **more)
+        classifier = original_load_classifier(*arguments, **more)
         for name, parameter in classifier.named_parameters():
             if name.startswith("output.") or "_adapters." in name:
                 parameter.data.mul_(1 + 1e-6)
-        return classifier, task
+        return classifier
 
     monkeypatch.setattr(finetune, "load_classifier", load_classifier)
     run(capsys, *flags, "--resume")
@@ -1888,7 +1887,7 @@ def test_a_run_goes_on_only_with_the_same_head(tmp_path, out, sentiment, tokeniz
     run(capsys, *flags)
     run(capsys, *flags, "--resume")
     classifier.output.weight.data[0, 0] += 1
-    save_classifier(folder, classifier, task, tokenizer)
+    save_classifier(folder, classifier, tokenizer)
     error = fail(capsys, *flags, "--resume")
     assert "settings: head has other contents now. To" in error
 
@@ -2032,7 +2031,7 @@ def test_the_fingerprints_are_of_what_is_used_of_the_folder(tmp_path, tokenizer)
     other_task = replace(task, mean=5.0, sd=3.0)         # of other data
     assert fingerprints(path, other_task, recursions=1) == of_one
     classifier.encoder.layers[1].norm.bias.data += 1
-    save_classifier(path, classifier, task, tokenizer)
+    save_classifier(path, classifier, tokenizer)
     assert fingerprints(path, task, recursions=1) == of_one
     assert fingerprints(path, task, recursions=2) != of_two
 
@@ -2199,7 +2198,7 @@ def test_a_model_without_corrections_keeps_its_one_group_to_predict(
     flags = ["--model", tmp_path / "m", "--task", "sst2", "--data", sentiment]
     run(capsys, *flags, "--out", out, "--steps", 1)
     args = finetune.arguments(["--model", str(out), "--evaluate"])
-    classifier, _, _ = finetune.load_fine_tuned(args, torch.device("cpu"), bf16=False)
+    classifier, _ = finetune.load_fine_tuned(args, torch.device("cpu"), bf16=False)
     assert classifier.encoder.config.num_hidden_groups == 1
 
 
@@ -2388,10 +2387,10 @@ def test_ctrl_c_in_an_evaluation_is_one_line_and_status_130(
 
 def positive_probabilities_in_float32(folder, sentiment):
     """Predict the dev set with a saved model in float32, and list the probabilities of label 1."""
-    tuned, task = load_classifier(str(folder))
+    tuned = load_classifier(str(folder))
     examples = read_glue("sst2", str(sentiment))["dev"]
-    features = list(encode(task, examples, Tokenizer(str(folder))))
-    predictions = decode(task, examples, features, predict_logits(tuned, features))
+    features = list(encode(tuned.task, examples, Tokenizer(str(folder))))
+    predictions = decode(tuned.task, examples, features, predict_logits(tuned, features))
     return [probabilities["1"] for _, probabilities in predictions]
 
 
@@ -2594,14 +2593,14 @@ def test_a_teacher_of_numbers_says_the_same_in_the_units_of_the_task(tmp_path, t
     examples = make_examples("regression")
     features = list(encode(task, examples, tokenizer))
 
-    def numbers(task, classifier):
-        predictions = decode(task, examples, features, predict_logits(classifier, features))
+    def numbers(classifier):
+        logits = predict_logits(classifier, features)
+        predictions = decode(classifier.task, examples, features, logits)
         return [number for number, _ in predictions]
 
-    saved, _ = load_classifier(path)
     teacher = finetune.load_teacher(path, task, tokenizer)
-    expected = numbers(saved_task, saved)
-    assert numbers(task, teacher) == pytest.approx(expected, rel=1e-4)
+    expected = numbers(load_classifier(path))
+    assert numbers(teacher) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_teacher_is_measured_on_the_dev_set(tmp_path, out, sst2_flags, sentiment, capsys):
@@ -2742,7 +2741,7 @@ def test_the_default_run_tunes_all_parameters_then_adapters_alone_then_a_random_
     assert rates == {"adapters": "0.032", "all": "0.0128", "random": "0.0128"}
     # Of a random model all parameters are trained, too.
     assert states["random"].keys() == states["all"].keys()
-    saved, _ = load_classifier(str(folder))              # it is the first one, "all"
+    saved = load_classifier(str(folder))                 # it is the first one, "all"
     assert torch.equal(saved.output.weight, states["all"]["model.output.weight"])
 
 
@@ -2858,7 +2857,7 @@ def test_a_fine_tuned_model_predicts_with_fewer_recursions(out, sst2_flags, sent
     with_one = run(capsys, *predict, "--recursions", 1).out
     assert with_two == with_all
     assert with_one != with_all
-    classifier, _ = load_classifier(str(out), recursions=1)
+    classifier = load_classifier(str(out), recursions=1)
     assert classifier.encoder.config.num_hidden_layers == 1
     evaluate = ["--model", out, "--evaluate", "--task", "sst2", "--data", sentiment]
     # The last one names the kind of the task instead of the task.
@@ -2956,7 +2955,7 @@ def test_a_question_without_an_answer_is_told(tokenizer, tmp_path, capsys):
     with torch.no_grad():                                # all places are alike, and [CLS] is best
         classifier.output.weight.zero_()
         classifier.output.bias.zero_()
-    save_classifier(str(tmp_path / "m"), classifier, task, tokenizer)
+    save_classifier(str(tmp_path / "m"), classifier, tokenizer)
     texts = write_file(tmp_path / "texts.txt", "who\t\n \nwho\tgood city\n")
     printed = run(capsys, "--model", tmp_path / "m", "--predict", texts).out
     assert printed == "no answer\n\ngood\n"              # the first context has no tokens

@@ -364,7 +364,7 @@ EXAMPLES = [
 def test_examples_without_a_label_cannot_be_learned(task, task_model, task_tokenizer):
     features = list(encode(task, EXAMPLES, task_tokenizer))
     with pytest.raises(ValueError, match="example 1 has no label"):
-        TaskLoss(task_model, task, features, batch_size=2, seed=0)
+        TaskLoss(task_model, features, batch_size=2, seed=0)
 
 
 def test_each_example_needs_a_guess(task):

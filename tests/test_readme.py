@@ -210,10 +210,10 @@ def test_the_fourth_block_in_python_tunes(monkeypatch, tmp_path):
     torch.manual_seed(0)                                 # the head is new
     exec(blocks_in_python()[3], names)
     assert names["step"] == 2
-    model, task = finetune.load_classifier("out/films")
+    model = finetune.load_classifier("out/films")
     examples = names["examples"]
     logits = finetune.predict_logits(model, names["features"])
-    predictions = finetune.decode(task, examples, names["features"], logits)
+    predictions = finetune.decode(model.task, examples, names["features"], logits)
     assert {label for label, _ in predictions} <= {"good", "bad"}
 
 
@@ -238,12 +238,12 @@ def test_the_sixth_block_in_python_prints_where_the_entities_stand(monkeypatch, 
     monkeypatch.chdir(tmp_path)
     examples = [Example(["a", "b"], label=["O", "B-drug"])]
     task = make_task("tagging", "tagging", {"train": examples}, length=32, stride=8)
-    model, _ = finetune.load_classifier(TEACHER, task)
+    model = finetune.load_classifier(TEACHER, task)
     with torch.no_grad():
         model.output.weight.zero_()
         model.output.bias.zero_()
         model.output.bias[task.labels.index("B-drug")] = 1.0
-    finetune.save_classifier("out/ner", model, task, data.Tokenizer(TEACHER))
+    finetune.save_classifier("out/ner", model, data.Tokenizer(TEACHER))
     names = {}
     exec(blocks_in_python()[5], names)
     lines = capsys.readouterr().out.splitlines()
@@ -260,13 +260,13 @@ def test_the_seventh_block_in_python_exchanges_the_parts_of_two_tasks(monkeypatc
     for name in ("cola", "rte"):
         examples = [Example("a", label="0"), Example("b", label="1")]
         task = make_task("classification", "classification", {"train": examples}, 12, 12)
-        model, _ = finetune.load_classifier("out/student", task, mode="adapters")
+        model = finetune.load_classifier("out/student", task, mode="adapters")
         for parameter in model.parameters():
             if parameter.requires_grad:                  # as a tuning may change it
                 torch.nn.init.normal_(parameter)
-        finetune.save_classifier(f"out/{name}", model, task, tokenizer)
-    cola, _ = finetune.load_classifier("out/cola")
-    rte, _ = finetune.load_classifier("out/rte")
+        finetune.save_classifier(f"out/{name}", model, tokenizer)
+    cola = finetune.load_classifier("out/cola")
+    rte = finetune.load_classifier("out/rte")
     assert finetune.fingerprint(cola.encoder) != finetune.fingerprint(rte.encoder)
     names = {}
     exec(blocks_in_python()[6], names)
