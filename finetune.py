@@ -158,7 +158,7 @@ class TokenisedExample(NamedTuple):
 
 
 def encode(task, examples, tokenizer):
-    """Yield the Features of examples, in their order.
+    """List the Features of examples, in their order.
 
     In classification and regression an example has one Feature, and a text that is too long is cut.
     A sentence to tag and the context of a question are cut into windows; each one has a Feature.
@@ -166,13 +166,15 @@ def encode(task, examples, tokenizer):
     """
     check_examples(task, examples)
     label_numbers = {label: i for i, label in enumerate(task.labels)}
+    features = []
     for tokenised in tokenise_examples(task, examples, tokenizer):
         if task.kind == "tagging":
-            yield from tagging_features(tokenised, tokenizer, label_numbers)
+            features += tagging_features(tokenised, tokenizer, label_numbers)
         elif task.kind == "qa":
-            yield from answer_features(tokenised, tokenizer, task.stride)
+            features += answer_features(tokenised, tokenizer, task.stride)
         else:
-            yield text_feature(task, tokenised, tokenizer, label_numbers)
+            features.append(text_feature(task, tokenised, tokenizer, label_numbers))
+    return features
 
 
 def tokenise_examples(task, examples, tokenizer):
@@ -420,7 +422,6 @@ class TaskLoss:
 
     def __init__(self, model, features, batch_size, seed, teacher=None, hidden_weight=0.0,
                  micro_batch_size=0, processes=None, bf16=False):
-        features = list(features)                        # encode() yields them one by one
         self.model = model
         self.features = features
         self.batch_size = batch_size
@@ -1654,8 +1655,7 @@ def encode_splits(task, datasets, tokenizer):
     """Tokenise all datasets, {name of a split: examples} -> {name of a split: Split}."""
     splits = {}
     for name, examples in datasets.items():
-        features = list(encode(task, examples, tokenizer))
-        splits[name] = Split(examples, features)
+        splits[name] = Split(examples, encode(task, examples, tokenizer))
     return splits
 
 

@@ -254,7 +254,7 @@ def test_features_have_the_number_of_their_example_in_any_chunk(tokenizer):
     examples = []
     for number in range(2003):
         examples.append(make_text_example(str(number), float(number)))
-    features = list(encode(task, examples, tokenizer))
+    features = encode(task, examples, tokenizer)
     assert len(features) == 2003
     for number, feature in enumerate(features):
         assert feature.example_number == number
@@ -266,7 +266,7 @@ def test_a_text_without_a_label_becomes_a_batch_too(kind, tokenizer):
     """A test set may have no labels, but a training set needs them."""
     task = make_task_of_kind(kind, LABELS[kind])
     examples = [example._replace(label=None) for example in make_examples(kind)]
-    features = list(encode(task, examples, tokenizer))
+    features = encode(task, examples, tokenizer)
     for feature in features:
         assert feature.labels is None
     ids, _, _ = collate(features)
@@ -281,13 +281,13 @@ def test_a_label_that_the_task_does_not_have_is_named(kind, text, label, tokeniz
     task = make_task_of_kind(kind)
     example = Example(text, None, label, "0", "a.tsv:7")
     with pytest.raises(ValueError, match="^a.tsv:7: label '(B-)?z' does not occur"):
-        list(encode(task, [example], tokenizer))
+        encode(task, [example], tokenizer)
 
 
 def test_a_batch_is_padded_and_labelled_where_the_head_is_read(tokenizer):
     task = make_task_of_kind("classification", ["0", "1"], pair=True)
     examples = [make_text_example("x", "1", "y y y"), make_text_example("x", "0", "y")]
-    features = list(encode(task, examples, tokenizer))
+    features = encode(task, examples, tokenizer)
     ids, mask, segments = collate(features)
     labels = collate_labels(features, ids.shape[1], "classification")
     unpadded = features[1].ids.tolist()
@@ -334,7 +334,7 @@ def test_each_word_is_asked_about_once_at_its_first_token_in_all_windows(tokeniz
     """The end of a window may cut a word. Its tag is learned and predicted once all the same."""
     task = make_task_of_kind("tagging", ["O", "B-x", "I-x"], length=11)
     examples = random_sentences(random.Random(0), task.labels)
-    features = list(encode(task, examples, tokenizer))
+    features = encode(task, examples, tokenizer)
     numbers = {feature.example_number for feature in features}
     assert numbers == set(range(len(examples)))
     for i, example in enumerate(examples):
@@ -373,7 +373,7 @@ def test_perfect_logits_give_the_gold_tags_back(tokenizer):
         examples.append(make_text_example(words, tags))
     words = ["\u0007", "ab"]                             # the first one has no token
     examples.append(make_text_example(words, ["O", "I-x"]))
-    features = list(encode(task, examples, tokenizer))
+    features = encode(task, examples, tokenizer)
     logits = []
     for feature in features:
         rows = np.full((len(feature.positions), 3), -9.0)
@@ -413,7 +413,7 @@ def test_perfect_logits_give_the_answers_back(length, stride, tokenizer):
     examples.append(make_text_example("who", [], "zq"))
     examples.append(make_text_example("who", [], ""))
     task = make_task_of_kind("qa", length=length, stride=stride, unanswerable=True)
-    features = list(encode(task, examples, tokenizer))
+    features = encode(task, examples, tokenizer)
     for feature in features:
         assert len(feature.ids) <= length
     predictions = decode(task, examples, features, perfect_answer_logits(features))
@@ -426,7 +426,7 @@ def test_windows_have_all_tokens_and_neighbours_share_the_stride_or_half_the_roo
         length, stride, tokenizer):
     task = make_task_of_kind("qa", length=length, stride=stride)
     example = make_text_example("where", [], CONTEXT)
-    features = list(encode(task, [example], tokenizer))
+    features = encode(task, [example], tokenizer)
     whole = tokenizer.backend.encode(CONTEXT, add_special_tokens=False)
     room = length - 4                                    # without [CLS] where [SEP] and [SEP]
     shared = min(stride, room // 2)
@@ -450,7 +450,7 @@ def test_an_answer_across_the_edge_of_a_window_is_whole_in_the_next(tokenizer):
     for begin in range(0, len(context) - 5, 2):
         answer = context[begin:begin + 5]                # three letters
         example = make_text_example("who", [(begin, answer)], context)
-        features = list(encode(task, [example], tokenizer))
+        features = encode(task, [example], tokenizer)
         # A window without the answer has the label 0, which is [CLS].
         is_whole = [feature.labels != [0, 0] for feature in features]
         assert any(is_whole), answer
@@ -464,7 +464,7 @@ def test_an_answer_inside_a_word_of_several_tokens_is_that_word(tokenizer):
     task = make_task_of_kind("qa")
     answer = (context.index("bc"), "bc")
     example = make_text_example("who", [answer], context)
-    features = list(encode(task, [example], tokenizer))
+    features = encode(task, [example], tokenizer)
     assert features[0].labels == [3 + 2, 3 + 3]          # [CLS] who [SEP] the a ##b ##c ##d
     predictions = decode(task, [example], features, perfect_answer_logits(features))
     assert predictions == [("abcd", {})]
@@ -496,7 +496,7 @@ def test_the_best_span_is_not_too_long_never_reversed_and_empty_only_where_allow
     rng = np.random.default_rng(0)
     examples = [make_text_example("q", [], context)]
     task = make_task_of_kind("qa", length=24, unanswerable=unanswerable)
-    features = list(encode(task, examples, tokenizer))
+    features = encode(task, examples, tokenizer)
     num_empty = 0
     for _ in range(25):
         logits = []
@@ -627,13 +627,6 @@ def test_a_batch_is_a_function_of_seed_and_step():
     assert first_batch != batches_in_order[126]          # the first batch of the second epoch
 
 
-def test_features_may_come_one_by_one():
-    """encode() yields them, and each is needed in each epoch."""
-    loss = loss_of_lengths(seed=3)
-    same_loss = TaskLoss(None, iter(loss.features), batch_size=8, seed=3)
-    assert numbers_of_batch(same_loss, 130) == numbers_of_batch(loss, 130)
-
-
 def test_an_epoch_is_shuffled_only_once(monkeypatch):
     """In a large training set this takes longer than a small step."""
     loss = loss_of_lengths(seed=3)
@@ -749,7 +742,7 @@ def naive_task_loss(model, task, features):
 def test_the_loss_is_the_mean_over_all_labels_whatever_the_padding(kind, tokenizer):
     task = make_task_of_kind(kind, LABELS[kind], length=20, mean=2.0, sd=4.0)
     model = make_classifier(tokenizer, task)
-    features = list(encode(task, make_examples(kind), tokenizer))
+    features = encode(task, make_examples(kind), tokenizer)
     task_loss = TaskLoss(model, features, 3, 0)
     losses, = task_loss.losses_of_micro_batches(0)
     assert set(losses) == {"task"}
@@ -761,7 +754,7 @@ def test_a_batch_of_words_without_a_token_has_the_loss_0(tokenizer):
     task = make_task_of_kind("tagging", LABELS["tagging"], length=20)
     model = make_classifier(tokenizer, task)
     examples = [make_text_example([word], ["O"]) for word in ("\u0007", "good")]
-    features = list(encode(task, examples, tokenizer))
+    features = encode(task, examples, tokenizer)
     task_loss = TaskLoss(model, features, 1, 0)
     for step in range(2):
         feature, = task_loss.batch(step)
@@ -779,7 +772,7 @@ def test_large_numbers_keep_their_differences_until_they_are_normalised(tokenize
     losses_of_label = []
     for label in (1e9 - 1, 1e9 + 1):
         example = make_text_example("good", label)
-        features = list(encode(task, [example], tokenizer))
+        features = encode(task, [example], tokenizer)
         task_loss = TaskLoss(model, features, 1, 0)
         losses, = task_loss.losses_of_micro_batches(0)
         value = losses["task"].item()
@@ -795,7 +788,7 @@ def test_neither_the_rest_of_a_batch_nor_its_padding_changes_a_prediction(kind, 
     task = make_task_of_kind(kind, LABELS[kind], length=20)
     model = make_classifier(tokenizer, task)
     model.train()                                        # predict_logits turns dropout off
-    features = list(encode(task, make_examples(kind) * 3, tokenizer))
+    features = encode(task, make_examples(kind) * 3, tokenizer)
     for batch_size in (64, 2):
         found = predict_logits(model, features, batch_size)
         for feature, rows in zip(features, found, strict=True):
@@ -816,7 +809,7 @@ def test_a_fine_tuned_teacher_is_followed_where_the_head_is_read(kind, tokenizer
     teacher_task = make_task_of_kind(kind, LABELS[kind], length=20, mean=-1.0, sd=0.5)
     model = make_classifier(tokenizer, task, seed=0)
     teacher = make_classifier(tokenizer, task, seed=1)
-    features = list(encode(task, make_examples(kind), tokenizer))
+    features = encode(task, make_examples(kind), tokenizer)
     all_teacher_rows = [rows_alone(teacher, feature) for feature in features]
     if kind == "regression":                             # only there mean and sd are used
         change_normalisation(teacher.output, teacher_task, task)
@@ -850,7 +843,7 @@ def test_the_hidden_states_of_a_fine_tuned_teacher_are_followed_at_each_token(ki
     task = make_task_of_kind(kind, LABELS[kind], length=20)
     model = make_classifier(tokenizer, task, seed=0, num_hidden_layers=2)
     teacher = make_classifier(tokenizer, task, seed=1, num_hidden_layers=4).train()
-    features = list(encode(task, make_examples(kind), tokenizer))
+    features = encode(task, make_examples(kind), tokenizer)
     task_loss = TaskLoss(model, features, 5, 0, teacher=teacher, hidden_weight=0.7)
     losses, = task_loss.losses_of_micro_batches(0)
     assert task_loss.loss_weights == {"task": 1.0, "distill": 1.0, "hidden": 0.7}
@@ -923,7 +916,7 @@ def test_micro_batches_and_processes_share_one_gradient(kind, tokenizer):
     task = make_task_of_kind(kind, LABELS[kind], length=20)
     model = make_classifier(tokenizer, task, seed=0)
     teacher = make_classifier(tokenizer, task, seed=1)
-    features = list(encode(task, make_examples(kind) * 2, tokenizer))
+    features = encode(task, make_examples(kind) * 2, tokenizer)
     num_rows = []
 
     def note_rows(encoder, inputs):
@@ -1434,7 +1427,7 @@ def test_texts_that_were_cut_are_counted(first, second, is_cut, tokenizer, capsy
     task = make_task_of_kind("regression", pair=pair, length=8)
     short = make_text_example("good", 1.0, short_second)
     examples = [short, make_text_example(first, 1.0, second), short]
-    features = list(encode(task, examples, tokenizer))
+    features = encode(task, examples, tokenizer)
     split = finetune.Split(examples, features)
     finetune.warn_of_cut(task, {"dev": split})
     warned = capsys.readouterr().err
@@ -1487,7 +1480,7 @@ def test_new_adapters_are_fitted_to_the_first_64_texts(
     (ids, mask), = samples
     task = make_task_of_kind("classification", ["0", "1"])
     examples = read_glue("sst2", str(sentiment))["train"][:64]
-    features = list(encode(task, examples, Tokenizer(model)))
+    features = encode(task, examples, Tokenizer(model))
     lengths = [len(feature.ids) for feature in features]
     assert mask.sum(1).tolist() == lengths
     last_ids = ids[63][mask[63]]
@@ -1723,7 +1716,7 @@ def test_seeds_differ_and_the_rate_is_chosen_without_the_dev_set(
     saved = load_classifier(str(out))
     assert torch.equal(saved.output.weight, first_weight)
     examples = read_glue("sst2", str(sentiment))["dev"]
-    features = list(encode(saved.task, examples, Tokenizer(str(out))))
+    features = encode(saved.task, examples, Tokenizer(str(out)))
     predictions = decode(saved.task, examples, features, predict_logits(saved, features))
     labels = [label for label, _ in predictions]
     written_labels = [line["prediction"] for line in read_json_lines(out / "dev.jsonl")]
@@ -2389,7 +2382,7 @@ def positive_probabilities_in_float32(folder, sentiment):
     """Predict the dev set with a saved model in float32, and list the probabilities of label 1."""
     tuned = load_classifier(str(folder))
     examples = read_glue("sst2", str(sentiment))["dev"]
-    features = list(encode(tuned.task, examples, Tokenizer(str(folder))))
+    features = encode(tuned.task, examples, Tokenizer(str(folder)))
     predictions = decode(tuned.task, examples, features, predict_logits(tuned, features))
     return [probabilities["1"] for _, probabilities in predictions]
 
@@ -2591,7 +2584,7 @@ def test_a_teacher_of_numbers_says_the_same_in_the_units_of_the_task(tmp_path, t
     path = str(tmp_path / "teacher")
     save_random_classifier(path, saved_task, tokenizer)
     examples = make_examples("regression")
-    features = list(encode(task, examples, tokenizer))
+    features = encode(task, examples, tokenizer)
 
     def numbers(classifier):
         logits = predict_logits(classifier, features)

@@ -362,7 +362,7 @@ EXAMPLES = [
 
 
 def test_examples_without_a_label_cannot_be_learned(task, task_model, task_tokenizer):
-    features = list(encode(task, EXAMPLES, task_tokenizer))
+    features = encode(task, EXAMPLES, task_tokenizer)
     with pytest.raises(ValueError, match="example 1 has no label"):
         TaskLoss(task_model, features, batch_size=2, seed=0)
 
@@ -375,10 +375,10 @@ def test_each_example_needs_a_guess(task):
 def test_examples_need_as_many_texts_as_their_task(task, task_tokenizer):
     task_of_pairs = replace(task, pair=True)
     with pytest.raises(ValueError, match="this task needs two texts"):
-        list(encode(task_of_pairs, EXAMPLES, task_tokenizer))
+        encode(task_of_pairs, EXAMPLES, task_tokenizer)
     pair = EXAMPLES[0]._replace(second_text="city")
     with pytest.raises(ValueError, match="this task needs one text"):
-        list(encode(task, [pair], task_tokenizer))
+        encode(task, [pair], task_tokenizer)
 
 
 def test_an_encoder_is_not_loaded_in_a_mode_that_cannot_be(tmp_path):
