@@ -832,10 +832,13 @@ def tokenise_texts(task, examples, tokenizer):
         else:
             ids_of_first_texts = [None] * len(chunk)     # there is only the main text
             main_texts = texts
-        if task.kind in ("classification", "regression"):
-            encodings = tokenise_beginnings(main_texts, task.length, tokenizer)
+        if task.kind == "tagging":                       # each text is a list of words
+            encodings = tokenizer.backend.encode_batch(main_texts, is_pretokenized=True,
+                                                       add_special_tokens=False)
+        elif task.kind == "qa":
+            encodings = tokenise_contexts(main_texts, tokenizer)
         else:
-            encodings = tokenise_whole_texts(main_texts, task.kind, tokenizer)
+            encodings = tokenise_beginnings(main_texts, task.length, tokenizer)
         yield from zip(ids_of_first_texts, encodings)
 
 
@@ -862,12 +865,8 @@ def tokenise_beginnings(texts, length, tokenizer):
     return encodings
 
 
-def tokenise_whole_texts(texts, kind, tokenizer):
-    """Tokenise sentences to tag, which are lists of words, or contexts of questions -> their
-    Encodings."""
-    if kind == "tagging":
-        return tokenizer.backend.encode_batch(texts, is_pretokenized=True,
-                                              add_special_tokens=False)
+def tokenise_contexts(texts, tokenizer):
+    """Tokenise the contexts of questions -> their Encodings. ValueError if one is not a text."""
     check_are_texts(texts)
     contexts = sorted(set(texts))                        # several questions may have the same one
     encodings = tokenizer.backend.encode_batch(contexts, add_special_tokens=False)
