@@ -449,17 +449,21 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
 
 
 def read_label(row, column, location, numeric):
-    """Return the label in a row {column: value}. It is a text or, if numeric, a number. ValueError
-    if it is missing."""
+    """Return the label in a row {column: value}. It is a text or, if numeric, a finite number.
+    ValueError if it is missing."""
     # cell() also accepts the true and false of a .jsonl, because in Python a bool is an int. They
     # become "True" and "False".
     label = str(cell(row, column, location, (str, int, float))).strip()
     if label.lower() in ("", "nan"):                     # numpy writes nan for a missing number
         raise ValueError(f"{location}: the label in column {column!r} is {label!r}, which stands "
                          "for a missing one")
-    if numeric:
-        return read_number(label, column, location)
-    return label
+    if not numeric:
+        return label
+    with expecting(f"{location}: {column} {label!r:.60}", "a number, such as 3.29"):
+        number = float(label)
+        if not math.isfinite(number):
+            raise ValueError("it is not finite")
+    return number
 
 
 def cell(row, column, location, types):
@@ -475,15 +479,6 @@ def cell(row, column, location, types):
         expected = " or ".join(allowed.__name__ for allowed in types)
         raise ValueError(f"{location}: the column {column!r} is {value!r:.60}, not {expected}")
     return value
-
-
-def read_number(text, column, location):
-    """Read a label that must be a finite number."""
-    with expecting(f"{location}: {column} {text!r:.60}", "a number, such as 3.29"):
-        number = float(text)
-        if not math.isfinite(number):
-            raise ValueError("it is not finite")
-    return number
 
 
 def not_empty(examples, path):
