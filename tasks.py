@@ -175,15 +175,13 @@ def detailed_scores(task, examples, guesses):
     this name. The result is {} for regression and qa, and if the examples have no labels.
     """
     gold = [example.label for example in examples]
-    if gold[0] is None or task.kind not in ("classification", "tagging"):
+    if gold[0] is None:
         return {}
     if task.kind == "classification":
-        gold_items = set(enumerate(gold))
-        guessed_items = set(enumerate(guesses))
-    else:
-        gold_items = entities_of_all(gold)
-        guessed_items = entities_of_all(guesses)
-    return scores_by_name(gold_items, guessed_items)
+        return scores_by_name(set(enumerate(gold)), set(enumerate(guesses)))
+    if task.kind == "tagging":
+        return scores_by_name(entities_of_all(gold), entities_of_all(guesses))
+    return {}
 
 
 def item_scores(num_correct, num_gold, num_guessed):
