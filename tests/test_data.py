@@ -437,7 +437,7 @@ def damaged_copy(content, damage):
 
 @pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz"])
 @pytest.mark.parametrize("damage", ["cut", "other", "flipped", "overwritten"])
-def test_a_damaged_archive_is_named_and_leaves_nothing(packed, damage, tokenizer, tmp_path):
+def test_a_damaged_archive_is_named_and_leaves_no_tokens(packed, damage, tokenizer, tmp_path):
     path = tmp_path / f"a.txt{packed}"
     write_documents(path, make_documents(2000))
     write_file(path, damaged_copy(path.read_bytes(), damage))
@@ -448,7 +448,7 @@ def test_a_damaged_archive_is_named_and_leaves_nothing(packed, damage, tokenizer
     assert sorted(os.listdir(tmp_path)) == [path.name, "tok"]
 
 
-def test_a_damaged_table_is_named_once(tokenizer, tmp_path):
+def test_a_damaged_table_is_named_once(tmp_path):
     packed = gzip.compress(b"text\n" + b"the cat sat on a mat\n" * 999)
     path = write_file(tmp_path / "a.csv.gz", packed[:-9])
     with pytest.raises(ValueError, match=r"a\.csv\.gz: not a whole, undamaged file: ") as error:
@@ -900,7 +900,7 @@ def test_tokens_are_held_out_where_documents_are_too_few(drawn, tokenizer, tmp_p
 
 
 @pytest.mark.parametrize("text", ["", "\n\n \n", "\ufeff", "\0" * 9, "\0\n\n\0\0\n"])
-def test_a_corpus_without_text_is_an_error_and_nothing_is_written(text, tokenizer, tmp_path):
+def test_a_corpus_without_text_is_an_error_and_leaves_no_tokens(text, tokenizer, tmp_path):
     corpus = [write_file(tmp_path / "a.txt", text)]
     with pytest.raises(ValueError, match="no text"):
         tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))

@@ -139,7 +139,7 @@ WRONG_MASKS = {
 
 
 @pytest.mark.parametrize("kind", WRONG_MASKS)
-def test_a_mask_of_another_kind_is_refused(kind):
+def test_a_mask_of_another_shape_is_refused(kind):
     model = random_model()
     with pytest.raises(ValueError, match="mask"):
         model(random_ids(), WRONG_MASKS[kind])
