@@ -1368,7 +1368,7 @@ def test_without_a_checkpoint_too_a_run_does_not_go_on_with_another_corpus(
 
 
 def test_a_finished_run_resumed_stays_as_it_is(toy, whole, out, monkeypatch):
-    def refuse_to_measure(distillation, device):
+    def refuse_to_measure(distillation):
         raise AssertionError("there is no step left to be timed")
 
     monkeypatch.setattr(distill, "seconds_of_a_step", refuse_to_measure)

@@ -111,11 +111,11 @@ def load_material(toy, path):
     return figures.load_material(args)
 
 
-def write_study(folder, names, state="done", **changes):
+def write_study(folder, names, state="done"):
     """Write a study.json with a teacher and students: the one with the number i has (6 + i) million
     parameters and ends with an accuracy of 0.4 + 0.001 i.
 
-    state: of each student's row; changes: other values of its fields
+    state: of each student's row
     """
     teacher_curve = [[0, 0.0, 11.0], [9_000_000, 0.45, 3.1]]
     teacher = {"name": "teacher", "part": "teacher", "state": "done", "parameters": 22_744_506,
@@ -126,10 +126,8 @@ def write_study(folder, names, state="done", **changes):
         num_parameters = (6 + i) * 1_000_000
         last_accuracy = 0.4 + 0.001 * i
         curve = [[0, 0.1, 7.5], [700_000, 0.3, 4.5], [2_100_000, last_accuracy, 3.5]]
-        row = {"name": name, "part": "student", "state": state, "parameters": num_parameters,
-               "curve": curve}
-        row.update(changes)
-        rows.append(row)
+        rows.append({"name": name, "part": "student", "state": state,
+                     "parameters": num_parameters, "curve": curve})
     write_json(folder / "study.json", {"rows": rows})
 
 
