@@ -1770,7 +1770,6 @@ def test_an_error_that_names_its_file_keeps_the_name(tmp_path):
 
 
 def test_processes_that_share_a_path_write_under_names_of_their_own(tmp_path):
-    """They may even have the same number, in two containers."""
     path = tmp_path / "x"
     with replace_file(path, shared=True) as first:
         with replace_file(path, shared=True) as second:
