@@ -1110,7 +1110,8 @@ def lines_of_document(document):
 
 
 def unpack(raw, compression):
-    """Return a stream of the unpacked bytes of an open file. compression: its ending or None."""
+    """Return a stream of the unpacked bytes of an open file. compression: its ending or None. If a
+    later stream of a .bz2 or an .xz is damaged, the text may end before it without an error."""
     if compression == ".gz":
         return gzip.open(raw)
     if compression == ".bz2":

@@ -416,8 +416,8 @@ class TaskLoss:
     losses_of_micro_batches(step), weights them with loss_weights, and calls backward().
 
     The teacher is a Classifier for the same Task, or None. A batch has sequences of similar length.
-    It depends on the seed and the step alone. In an epoch each Feature is used once; one
-    batch may be smaller than the others.
+    It depends on the seed and the step alone. In an epoch each Feature is used once; one batch may
+    be smaller than the others.
     """
 
     def __init__(self, model, features, batch_size, seed, teacher=None, hidden_weight=0.0,
@@ -1416,7 +1416,7 @@ def run_modes(setup, datasets, config):
 
     datasets: {name of a split: examples}
     config: the Config of the model that is trained
-    ValueError if check_texts, hold_out_a_tenth or check_trainable refuses the examples
+    ValueError if encode, check_texts, hold_out_a_tenth or check_trainable refuses the examples
     """
     args = setup.args
     task = setup.task

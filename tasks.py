@@ -110,7 +110,7 @@ class GlueTask(NamedTuple):
 
 
 # A new task also needs the name of its .tsv, which write_predictions writes, in WRITTEN_BY_RUNS of
-# checkpoint.py. The metric f1 is that of the label "1".
+# checkpoint.py. The metrics f1 and matthews are those of the label "1".
 GLUE = {
     "cola": GlueTask("CoLA", ["sentence"], "label", "classification", ["matthews"]),
     "sst2": GlueTask("SST-2", ["sentence"], "label", "classification", ["accuracy"]),
