@@ -914,7 +914,7 @@ class Recorder:
         if self.is_main and save_now:
             self.save_checkpoint(steps_done)
         if self.is_main and log_now:
-            # This comes after the checkpoint, because it fails if the terminal has been closed.
+            # This comes after the checkpoint: it fails if the terminal or a pipe has been closed.
             show_progress(bar, line, self.options.steps)
         if log_now:
             # The clock starts only now, so that an evaluation does not lower the measured speed.
