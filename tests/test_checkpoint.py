@@ -1060,7 +1060,7 @@ def test_a_shard_that_is_missing_is_named(saved):
 
 
 @pytest.mark.parametrize("weight_map", [None, [], "x", 1, {"x": 7}, {"x": []}])
-def test_an_index_without_a_map_is_refused(saved, weight_map):
+def test_an_index_without_a_map_of_files_is_refused(saved, weight_map):
     divide_into_shards(saved)
     write_index(saved, weight_map)
     refusal(saved, "model.safetensors.index.json: not an index of weights")
