@@ -846,6 +846,8 @@ def is_held_out(text, one_in):
 # Each reader yields lines. A blank line means that a document ends.
 
 CORPUS_FILE = re.compile(r"(?si).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
+# If a later stream of a .bz2 or .xz is damaged, the text may end before it without an error.
+OPEN_COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # NULs and surrogates are replaced by U+FFFD. A surrogate is half a character. Python makes one of
 # each byte that is not UTF-8, because the files are opened with errors="surrogateescape".
 NUL_OR_SURROGATE = re.compile("[\0\ud800-\udfff]")
@@ -971,8 +973,11 @@ def lines_of_corpus_file(path, raw, text_column):
     newline = None                                       # every kind of line end becomes "\n"
     if kind == ".csv":
         newline = ""                                     # csv needs line ends in quotes unchanged
-    stream = io.TextIOWrapper(unpack(raw, compression), encoding="utf-8-sig",
-                              errors="surrogateescape", newline=newline)
+    unpacked = raw
+    if compression is not None:
+        unpacked = OPEN_COMPRESSED[compression](raw)
+    stream = io.TextIOWrapper(unpacked, encoding="utf-8-sig", errors="surrogateescape",
+                              newline=newline)
     if kind == ".txt":
         return lines_of_text(path, stream)
     if kind == ".jsonl":
@@ -1107,18 +1112,6 @@ def lines_of_document(document):
             if piece.strip():                            # an empty one would end the document
                 yield piece
     yield ""
-
-
-def unpack(raw, compression):
-    """Return a stream of the unpacked bytes of an open file. compression: its ending or None. If a
-    later stream of a .bz2 or an .xz is damaged, the text may end before it without an error."""
-    if compression == ".gz":
-        return gzip.open(raw)
-    if compression == ".bz2":
-        return bz2.open(raw)
-    if compression == ".xz":
-        return lzma.open(raw)
-    return raw
 
 
 # ---- The documentation on this machine: the corpus that needs no download ---------------
