@@ -591,11 +591,7 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
     out = os.fspath(out)
     corpus = list_of_paths(corpus)
     files = corpus_files(corpus)
-    absolute_paths = [os.path.abspath(path) for path in files]
-    for name in absolute_paths + [text_column]:
-        if NUL_OR_SURROGATE.search(name):                # read_json would refuse a half character
-            raise ValueError(f"{ascii(name)}: not a name in UTF-8")
-    made_from = facts_of_tokens(absolute_paths, tokenizer, text_column)
+    made_from = facts_of_tokens(files, tokenizer, text_column)
     if not out.endswith(".bin"):                         # open_corpus recognises it by this
         raise ValueError(f"--out {out!r}: the name of a token file must end in .bin")
     token_file = tokens_made_before(out, made_from, overwrite)
@@ -622,8 +618,13 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
 
 
 def facts_of_tokens(files, tokenizer, text_column):
-    """Collect what decides the tokens of a corpus -> {name: value}, for its token file's .json."""
-    file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in files]
+    """Collect what decides the tokens of a corpus -> {name: value}, for its token file's .json.
+    ValueError if a path or the text_column is not UTF-8."""
+    paths = [os.path.abspath(path) for path in files]
+    for name in paths + [text_column]:
+        if NUL_OR_SURROGATE.search(name):                # read_json would refuse a half character
+            raise ValueError(f"{ascii(name)}: not a name in UTF-8")
+    file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in paths]
     made_from = {"corpus": file_facts, "tokenizer": tokenizer.digest, "held_out": HOLD_OUT_ONE_IN,
                  "deciding": DECIDING_CHARACTERS}
     if text_column != "text":
