@@ -598,15 +598,15 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
     if token_file is not None:
         return token_file
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
-    dtype = np.dtype(np.uint32)
+    dtype = "uint32"
     if tokenizer.vocab_size <= 2**16:
-        dtype = np.dtype(np.uint16)
+        dtype = "uint16"
     with replace_file(out, shared=True) as file:
         counts = write_tokens(file, read_corpus(files, text_column), tokenizer, dtype)
         check_counts(counts, corpus, tokenizer)
         num_train, num_valid = sizes_of_parts(counts, corpus)
         file.flush()                                     # hash_file reads it from the disk
-        description = {"dtype": dtype.name, "train": num_train, "valid": num_valid,
+        description = {"dtype": dtype, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
         # Whenever the program is killed, no tokens may be left beside the description of other
         # tokens, because they would be used unnoticed. So these steps have this order:
