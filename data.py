@@ -650,54 +650,6 @@ def tokens_made_before(out, made_from, overwrite):
     return None
 
 
-# The end of a message about a text that becomes [UNK].
-UNKNOWN_CHARACTERS_REMEDY = ("the tokenizer is of another language, or spaces must be put between "
-                             "the words, because over 100 letters in a row are one [UNK]")
-
-
-def check_counts(counts, corpus, tokenizer):
-    """Raise ValueError if a corpus has no text, or if most of its characters become [UNK]. Print a
-    warning if over a tenth of them do."""
-    if not counts.has_text:
-        raise ValueError(f"{first_few(corpus)}: there is no text in the corpus")
-    message = (f"{first_few(corpus)}: {counts.unknown_share:.0%} of the characters become [UNK] "
-               f"with the tokenizer in {tokenizer.path}")
-    if counts.unknown_share > 0.5:
-        raise ValueError(f"{message}: {UNKNOWN_CHARACTERS_REMEDY}")
-    if counts.unknown_share > 0.1:
-        warn(message)
-
-
-def sizes_of_parts(counts, corpus):
-    """Return the number of tokens to train on and the number of tokens that are held out.
-
-    If the documents are few, or if all begin alike, all of them may be in one part. Then the last
-    tokens of the file are held out. The file stays as it is, for held-out tokens stand at its end.
-    """
-    if counts.num_train > 0 and counts.num_valid > 0:
-        return counts.num_train, counts.num_valid
-    num_tokens = counts.num_train + counts.num_valid
-    num_valid = max(1, num_tokens // HOLD_OUT_ONE_IN)
-    warn(f"{first_few(corpus)}: there are too few different documents to hold out one in "
-         f"{HOLD_OUT_ONE_IN}: the last {num_valid} tokens are held out instead (in a .txt a blank "
-         "line ends a document)")
-    return num_tokens - num_valid, num_valid
-
-
-def remove_old_tokens(out, made_from):
-    """Remove the token file `out`, if there is one, unless it was made from the same facts.
-
-    Another process may have made the same tokens in the meantime. They are not removed, because
-    that process is about to open them. tokenise will replace them by equal ones.
-    """
-    if os.path.exists(f"{out}.json"):
-        old_description = read_json(f"{out}.json")
-        if old_description.get("made_from") == made_from:
-            return
-    with suppress(FileNotFoundError):                    # there may be no old tokens
-        os.remove(out)
-
-
 class TokenCounts(NamedTuple):
     """What write_tokens has counted."""
     num_train: int          # tokens to train on
@@ -841,6 +793,54 @@ def is_held_out(text, one_in):
     other texts.
     """
     return zlib.crc32(text.encode()) % one_in == 0
+
+
+# The end of a message about a text that becomes [UNK].
+UNKNOWN_CHARACTERS_REMEDY = ("the tokenizer is of another language, or spaces must be put between "
+                             "the words, because over 100 letters in a row are one [UNK]")
+
+
+def check_counts(counts, corpus, tokenizer):
+    """Raise ValueError if a corpus has no text, or if most of its characters become [UNK]. Print a
+    warning if over a tenth of them do."""
+    if not counts.has_text:
+        raise ValueError(f"{first_few(corpus)}: there is no text in the corpus")
+    message = (f"{first_few(corpus)}: {counts.unknown_share:.0%} of the characters become [UNK] "
+               f"with the tokenizer in {tokenizer.path}")
+    if counts.unknown_share > 0.5:
+        raise ValueError(f"{message}: {UNKNOWN_CHARACTERS_REMEDY}")
+    if counts.unknown_share > 0.1:
+        warn(message)
+
+
+def sizes_of_parts(counts, corpus):
+    """Return the number of tokens to train on and the number of tokens that are held out.
+
+    If the documents are few, or if all begin alike, all of them may be in one part. Then the last
+    tokens of the file are held out. The file stays as it is, for held-out tokens stand at its end.
+    """
+    if counts.num_train > 0 and counts.num_valid > 0:
+        return counts.num_train, counts.num_valid
+    num_tokens = counts.num_train + counts.num_valid
+    num_valid = max(1, num_tokens // HOLD_OUT_ONE_IN)
+    warn(f"{first_few(corpus)}: there are too few different documents to hold out one in "
+         f"{HOLD_OUT_ONE_IN}: the last {num_valid} tokens are held out instead (in a .txt a blank "
+         "line ends a document)")
+    return num_tokens - num_valid, num_valid
+
+
+def remove_old_tokens(out, made_from):
+    """Remove the token file `out`, if there is one, unless it was made from the same facts.
+
+    Another process may have made the same tokens in the meantime. They are not removed, because
+    that process is about to open them. tokenise will replace them by equal ones.
+    """
+    if os.path.exists(f"{out}.json"):
+        old_description = read_json(f"{out}.json")
+        if old_description.get("made_from") == made_from:
+            return
+    with suppress(FileNotFoundError):                    # there may be no old tokens
+        os.remove(out)
 
 
 # ---- Reading a corpus -------------------------------------------------------------------
