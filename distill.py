@@ -1458,7 +1458,7 @@ FULL = {"steps": 100_000, "batch_size": 192, "length": 256, "lr": 5e-4, "warmup"
         "weight_decay": 0.01, "dropout": 0.0, "elastic": 2.5, "eval_every": 2000,
         "save_every": 2000}
 RECIPES = {
-    # This takes minutes on a CPU. Its learning rate depends on the student, so run() chooses it.
+    # This takes minutes on a CPU. Its learning rate depends on the student: see options_of_run.
     "quick": FULL | {
         "steps": 1800, "batch_size": 16, "length": 64, "lr": None, "warmup": 100,
         "eval_every": 200, "save_every": 200},
@@ -1813,15 +1813,7 @@ def run(args, given):
     teacher = models.get("teacher")                      # None: there is no teacher
     student = make_student(args, teacher, models.get("student"), tokenizer.vocab_size)
     models["student"] = student                          # it replaces the model of --student
-    lr = args.lr
-    if lr is None:
-        # In the recipe quick the rate is 3e-3 up to the width 128 and falls in proportion to 1 / C
-        # beyond: 1e-3 for 384. EXPERIMENTS.md compares rates for the widths 128 and 384.
-        lr = min(3e-3, 0.384 / student.config.hidden_size)
-    options = TrainingOptions(
-        steps=args.steps, lr=lr, warmup=args.warmup, weight_decay=args.weight_decay,
-        seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
-        save_every=args.save_every, out=args.out, resume=args.resume)
+    options = options_of_run(args, student.config.hidden_size)
     loss_weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
     trains_head = any(name in HEAD_LOSSES for name in loss_weights)
     if not trains_head:
@@ -1831,12 +1823,25 @@ def run(args, given):
     check_losses(student, teacher, loss_weights)
     if args.init == "teacher":
         check_start(student, teacher)
-    settings = distillation_settings(args, lr, bf16, loss_weights, teacher, student)
+    settings = distillation_settings(args, options.lr, bf16, loss_weights, teacher, student)
     inputs = [args.teacher, args.student, args.tokenizer]
     if args.corpus is not None:
         inputs += args.corpus
     with lock_folder(args, "distill.py", settings, inputs, processes):
         train_student(args, options, settings, models, tokenizer, loss_weights, bf16, processes)
+
+
+def options_of_run(args, C):
+    """Return the TrainingOptions for a student of the width C."""
+    lr = args.lr
+    if lr is None:
+        # In the recipe quick the rate is 3e-3 up to the width 128 and falls in proportion to 1 / C
+        # beyond: 1e-3 for 384. EXPERIMENTS.md compares rates for the widths 128 and 384.
+        lr = min(3e-3, 0.384 / C)
+    return TrainingOptions(
+        steps=args.steps, lr=lr, warmup=args.warmup, weight_decay=args.weight_decay,
+        seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
+        save_every=args.save_every, out=args.out, resume=args.resume)
 
 
 def distillation_settings(args, lr, bf16, loss_weights, teacher, student):
