@@ -2127,8 +2127,7 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
     run_state = begin_or_resume(student, options, settings, processes)
     print_scores(measure_models(models, valid_batches, bf16))
     with explaining_failures():
-        print(f"recipe   {args.recipe}, learning rate {options.lr:g}")
-        describe_run(distillation, device)
+        describe_run(args.recipe, options.lr, distillation, device)
         num_steps = options.steps - run_state.first_step
         if num_steps > 0:                                # it is 0 if a finished run is resumed
             if compile_losses:
@@ -2245,8 +2244,9 @@ def seconds_of_a_step(distillation):
     return fastest
 
 
-def describe_run(distillation, device):
-    """Print what will be trained."""
+def describe_run(recipe, lr, distillation, device):
+    """Print what will be trained, and how."""
+    print(f"recipe   {recipe}, learning rate {lr:g}")
     precision = "bfloat16" if distillation.bf16 else "float32"
     print(f"device   {device}, {precision}")
     if distillation.pairs:
