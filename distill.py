@@ -1811,7 +1811,10 @@ def run(args, given):
         run_evaluation(args, models, tokenizer, bf16, processes)
         return
     teacher = models.get("teacher")                      # None: there is no teacher
-    student = make_student(args, teacher, models.get("student"), tokenizer.vocab_size)
+    if args.student is None:
+        student = make_student(args, teacher, tokenizer.vocab_size)
+    else:
+        student = copy_student(args, models["student"])
     models["student"] = student                          # it replaces the model of --student
     options = options_of_run(args, student.config.hidden_size)
     loss_weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
@@ -1986,20 +1989,20 @@ def possible_losses(teacher, is_fresh, num_recursions):
     return possible
 
 
-def make_student(args, teacher, saved_student, vocab_size):
-    """Make a fresh student or, if there is a saved_student, a copy of it with the dropout of this
-    run. A copy has a head even if the saved_student has none.
-
-    saved_student: the model of --student, or None
-    """
+def copy_student(args, saved_student):
+    """Copy the model of --student, with the dropout of this run and always with a head."""
     torch.manual_seed(args.seed)
-    if saved_student is not None:
-        config = replace(saved_student.config, hidden_dropout_prob=args.dropout,
-                         attention_probs_dropout_prob=args.dropout)
-        student = MiniALBERT(config)
-        # strict=False: if the saved_student has no head, the student's head keeps its fresh values.
-        student.load_state_dict(saved_student.state_dict(), strict=False)
-        return student
+    config = replace(saved_student.config, hidden_dropout_prob=args.dropout,
+                     attention_probs_dropout_prob=args.dropout)
+    student = MiniALBERT(config)
+    # strict=False: if the saved_student has no head, the student's head keeps its fresh values.
+    student.load_state_dict(saved_student.state_dict(), strict=False)
+    return student
+
+
+def make_student(args, teacher, vocab_size):
+    """Make a fresh student. ValueError if it would be too large."""
+    torch.manual_seed(args.seed)
     config = student_config(args, teacher, vocab_size)
     # If a student needs far too much memory, the system may kill the program without a message. So
     # its parameters are counted first.

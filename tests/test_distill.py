@@ -3018,7 +3018,7 @@ def test_the_papers_recipe_has_the_choices_of_the_authors_scripts():
 def test_the_papers_recipe_makes_the_authors_student():
     args = parse("--teacher bert-base-uncased --recipe paper")
     teacher = noisy_model(bert_config(160, 12))
-    student = distill.make_student(args, teacher, None, V)
+    student = distill.make_student(args, teacher, V)
     assert student.config == replace(
         teacher.config, num_hidden_layers=6, num_hidden_groups=1, adapter_size=10,
         embedding_size=128, tie_decoder=False)
@@ -3105,7 +3105,7 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 def test_a_fresh_student_is_shaped_by_its_teacher(num_layers, num_recursions):
     teacher_config = bert_config(32, num_layers, max_position_embeddings=65, type_vocab_size=3,
                                  tie_decoder=False)
-    student = distill.make_student(parse(""), noisy_model(teacher_config), None, V)
+    student = distill.make_student(parse(""), noisy_model(teacher_config), V)
     expected = replace(teacher_config, embedding_size=16, num_hidden_layers=num_recursions,
                        num_hidden_groups=1, correction_rank=4, tie_decoder=True, **NO_DROPOUT)
     assert student.config == expected
@@ -3162,13 +3162,13 @@ def test_a_tokenizer_a_text_and_the_embeddings_may_just_fit_into_the_models():
 def test_flags_shape_a_fresh_student():
     teacher = noisy_model(bert_config(32, 12))
     args = parse("--num-hidden-groups 3 --num-hidden-layers 3 --embedding-size 32")
-    config = distill.make_student(args, teacher, None, V).config
+    config = distill.make_student(args, teacher, V).config
     assert config.is_bert
     assert config.num_hidden_layers == 3
     args = parse("--num-hidden-layers 4 --num-hidden-groups 2 --hidden-size 48 --embedding-size 10 "
                  "--adapter-size 7 --num-attention-heads 6 --intermediate-size 50 --no-tie-decoder "
                  "--dropout 0.3")
-    config = distill.make_student(args, teacher, None, V).config
+    config = distill.make_student(args, teacher, V).config
     assert config == Config(
         vocab_size=V, embedding_size=10, hidden_size=48, num_hidden_layers=4, num_hidden_groups=2,
         num_attention_heads=6, intermediate_size=50, hidden_dropout_prob=0.3,
@@ -3194,7 +3194,7 @@ def test_the_seed_decides_a_fresh_students_values():
     first_values = []
     for seed in (1, 1, 2):
         torch.manual_seed(0)
-        student = distill.make_student(parse(f"--seed {seed}"), teacher, None, V)
+        student = distill.make_student(parse(f"--seed {seed}"), teacher, V)
         first_values.append(student.layers[0].output.weight)
     assert torch.equal(first_values[0], first_values[1])
     assert not torch.equal(first_values[0], first_values[2])
