@@ -723,6 +723,111 @@ def check_same_field(student, teacher, field, remedy):
                          f"{remedy}")
 
 
+# ---- Micro-batches, bfloat16 and CUDA graphs --------------------------------------------
+
+def split_batch(batch_size, micro_batch_size, processes):
+    """List the micro-batches of this process: [(first sequence, one past the last), ...].
+
+    For example, 10 sequences among 4 processes are cut into micro-batches of 10 // 4 = 2, which the
+    processes take in turn: rank 0 has (0, 2) and (8, 10), rank 1 has (2, 4), and so on. If
+    micro_batch_size is not 0, no micro-batch has more sequences than that. The last one may end
+    beyond the batch; slicing ignores the sequences that are not there.
+    """
+    if processes is None:
+        processes = Processes()
+    size = batch_size // processes.world_size
+    if micro_batch_size > 0:
+        size = min(size, micro_batch_size)
+    first = processes.rank * size                        # where this process begins
+    advance = processes.world_size * size                # from there to its next micro-batch
+    begins = range(first, batch_size, advance)
+    return [(begin, begin + size) for begin in begins]
+
+
+def check_cuda_graphs(compile_losses, micro_batch_bounds):
+    """Raise ValueError if the losses of a Distillation cannot be computed as a CUDA graph."""
+    if not compile_losses:
+        raise ValueError("CUDA graphs are only for compiled losses")
+    if len(micro_batch_bounds) > 1:
+        # A CUDA graph writes its results, the gradients too, to the same memory each time. So the
+        # gradients of a micro-batch would be lost when the next one begins.
+        raise ValueError("CUDA graphs and micro-batches do not go together")
+
+
+def check_batch_shape(ids, batches, step):
+    """Raise ValueError if ids is not (B, T). Sequences beyond B would not be used."""
+    shape = (batches.batch_size, batches.T)
+    if ids.shape != shape:
+        raise ValueError(f"the batch of step {step} has the shape {ids.shape}, but batch_size "
+                         f"and T of the batches say {shape}")
+
+
+def choose_losses_function(distillation, M):
+    """Return the function that computes a Distillation's losses of a batch with M masked places.
+
+    A CUDA graph is made for one shape of each tensor and for one number of masked places in the
+    whole batch. This is the usual number: num_to_mask(T) in each sequence. A sequence in which most
+    tokens are special, such as [UNK], may have fewer. Then no process uses the graph for the batch.
+    """
+    batches = distillation.batches
+    usual_number = batches.batch_size * num_to_mask(batches.T)
+    if distillation.graph_function is not None and M == usual_number:
+        return distillation.graph_function
+    return distillation.losses_function
+
+
+def cut_micro_batch(begin, end, ids, positions, labels, depths):
+    """Take the sequences from begin to end - 1 of a batch, and what belongs to their masked places.
+
+    The four arrays are (B, T), (M,), (M,) and (M,) for the batch. Those that are returned are
+    (b, T), (m,), (m,) and (m,) for the micro-batch.
+    """
+    T = ids.shape[1]
+    is_inside = (begin * T <= positions) & (positions < end * T)              # (M,)
+    # The first of these sequences starts at begin * T in the flattened ids of the batch, but at 0
+    # in those of the micro-batch.
+    shifted_positions = positions[is_inside] - begin * T                      # (m,)
+    return ids[begin:end], shifted_positions, labels[is_inside], depths[is_inside]
+
+
+def device_of(model):
+    """Return the device on which a model's parameters are."""
+    return next(model.parameters()).device
+
+
+def to_device(device, *arrays):
+    """Turn numpy arrays into tensors on a device -> a list. On a CPU they share the arrays' memory.
+
+    A copy from pinned memory to a CUDA GPU runs in the background: the program does not wait for
+    it. For other devices the program waits, so that the array is not freed before the copy ends.
+    """
+    in_background = device.type == "cuda"
+    tensors = []
+    for array in arrays:
+        tensor = torch.from_numpy(array)
+        if in_background:
+            tensor = tensor.pin_memory()
+        tensors.append(tensor.to(device, non_blocking=in_background))
+    return tensors
+
+
+def autocast(device, bf16):
+    """Return a context manager in which matrices are multiplied in bfloat16, if bf16 is True."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def cast_linear_layers(model):
+    """Cast a frozen model's linear layers, weights and biases, to bfloat16, once. Without this
+    autocast would do it in each step.
+
+    In a model with corrections the results differ a little, because a matrix is also rounded before
+    its correction is added. Autocast rounds only the correction, and then the sum of the two.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
+
+
 # ---- The beginning and the end of a run -------------------------------------------------
 
 @dataclass
@@ -988,7 +1093,7 @@ def stop_run(signals, steps_done, options, processes):
     raise SystemExit(128 + signal_number)
 
 
-# ---- Measuring a model -------------------------------------------------------------------
+# ---- Measuring a model ------------------------------------------------------------------
 
 @torch.inference_mode()
 def evaluate(model, batches, each_recursion=False):
@@ -1175,29 +1280,6 @@ def read_torchrun_numbers():
     return rank, local_rank, world_size
 
 
-def leave_processes():
-    """Leave the group of processes that set_up_processes has joined."""
-    if in_group():
-        # Before torch 2.8, destroy_process_group() holds Python's lock until gloo's threads have
-        # ended. A thread that still has to free a tensor needs this lock, so both would wait for
-        # ever. In this pause the threads free their tensors.
-        time.sleep(0.1)
-        dist.destroy_process_group()
-
-
-def in_group():
-    """Return True if this process is in a group of processes. Some builds of torch, such as that
-    for AMD on Windows, have no groups."""
-    return dist.is_available() and dist.is_initialized()
-
-
-def check_batch_size(batch_size, processes):
-    """Raise ValueError if a batch has fewer sequences than there are processes."""
-    if batch_size < processes.world_size:
-        raise ValueError(f"--batch-size {batch_size} is less than one sequence for each of the "
-                         f"{processes.world_size} processes")
-
-
 def choose_device(name, local_rank=0):
     """Return the torch.device of --device: auto (cuda if there is a CUDA GPU, else cpu), cpu, cuda
     (the GPU number local_rank), cuda:N, or mps.
@@ -1223,22 +1305,18 @@ def choose_device(name, local_rank=0):
     return device
 
 
-@contextmanager
-def explaining_failures():
-    """Explain an error in the with block: if there was not enough memory, or if torch.compile has
-    failed, raise a ValueError that says what may help."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if is_about_memory(error):
-            raise ValueError("there is not enough memory; a step needs less with a smaller "
-                             "--micro-batch-size (0: the whole batch at once)") from error
-        # If torch.compile fails, it raises a TorchDynamoException, which is a kind of RuntimeError.
-        # The usual reason is that the machine has no C++ compiler.
-        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
-            raise ValueError(f"torch.compile failed: {one_line(error):.300}; --no-compile does "
-                             "without it") from error
-        raise
+def uses_bf16(flag, device):
+    """Return whether to multiply in bfloat16: what the flag --bf16 says or, if it is None, whether
+    the device is a GPU. ValueError if the GPU does not know bfloat16."""
+    bf16 = flag
+    if flag is None:
+        bf16 = device.type == "cuda"
+    if bf16 and device.type == "cuda":
+        # An older GPU can emulate bfloat16, but that would be slower than float32.
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ValueError("this GPU does not know bfloat16, which is the default on a GPU: say "
+                             "--no-bf16")
+    return bf16
 
 
 def keep_freed_memory():
@@ -1261,6 +1339,13 @@ def keep_freed_memory():
             libc.mallopt(M_MMAP_MAX, 0)
 
 
+def check_batch_size(batch_size, processes):
+    """Raise ValueError if a batch has fewer sequences than there are processes."""
+    if batch_size < processes.world_size:
+        raise ValueError(f"--batch-size {batch_size} is less than one sequence for each of the "
+                         f"{processes.world_size} processes")
+
+
 @contextmanager
 def first_process_first(processes):
     """Let the first process of each machine run the with block before the others. It does the work,
@@ -1275,45 +1360,14 @@ def first_process_first(processes):
         dist.barrier()                                   # let the others begin
 
 
-def split_batch(batch_size, micro_batch_size, processes):
-    """List the micro-batches of this process: [(first sequence, one past the last), ...].
-
-    For example, 10 sequences among 4 processes are cut into micro-batches of 10 // 4 = 2, which the
-    processes take in turn: rank 0 has (0, 2) and (8, 10), rank 1 has (2, 4), and so on. If
-    micro_batch_size is not 0, no micro-batch has more sequences than that. The last one may end
-    beyond the batch; slicing ignores the sequences that are not there.
-    """
-    if processes is None:
-        processes = Processes()
-    size = batch_size // processes.world_size
-    if micro_batch_size > 0:
-        size = min(size, micro_batch_size)
-    first = processes.rank * size                        # where this process begins
-    advance = processes.world_size * size                # from there to its next micro-batch
-    begins = range(first, batch_size, advance)
-    return [(begin, begin + size) for begin in begins]
-
-
-def check_batch_shape(ids, batches, step):
-    """Raise ValueError if ids is not (B, T). Sequences beyond B would not be used."""
-    shape = (batches.batch_size, batches.T)
-    if ids.shape != shape:
-        raise ValueError(f"the batch of step {step} has the shape {ids.shape}, but batch_size "
-                         f"and T of the batches say {shape}")
-
-
-def cut_micro_batch(begin, end, ids, positions, labels, depths):
-    """Take the sequences from begin to end - 1 of a batch, and what belongs to their masked places.
-
-    The four arrays are (B, T), (M,), (M,) and (M,) for the batch. Those that are returned are
-    (b, T), (m,), (m,) and (m,) for the micro-batch.
-    """
-    T = ids.shape[1]
-    is_inside = (begin * T <= positions) & (positions < end * T)              # (M,)
-    # The first of these sequences starts at begin * T in the flattened ids of the batch, but at 0
-    # in those of the micro-batch.
-    shifted_positions = positions[is_inside] - begin * T                      # (m,)
-    return ids[begin:end], shifted_positions, labels[is_inside], depths[is_inside]
+def broadcast(tensors, processes):
+    """Copy the values of rank 0's tensors into those of all other processes. Without this they
+    could differ: another machine may round differently, and only rank 0 reads a checkpoint."""
+    if processes.world_size > 1:
+        for tensor in tensors:
+            # detach() shares the memory. Without it torch would warn in the backward pass that it
+            # cannot compute gradients through a broadcast.
+            dist.broadcast(tensor.detach(), src=0)
 
 
 def sum_over_processes(model, totals, processes):
@@ -1352,90 +1406,38 @@ def must_stop(signals, look_now, processes):
     return num_signals.item() > 0
 
 
-def broadcast(tensors, processes):
-    """Copy the values of rank 0's tensors into those of all other processes. Without this they
-    could differ: another machine may round differently, and only rank 0 reads a checkpoint."""
-    if processes.world_size > 1:
-        for tensor in tensors:
-            # detach() shares the memory. Without it torch would warn in the backward pass that it
-            # cannot compute gradients through a broadcast.
-            dist.broadcast(tensor.detach(), src=0)
+def leave_processes():
+    """Leave the group of processes that set_up_processes has joined."""
+    if in_group():
+        # Before torch 2.8, destroy_process_group() holds Python's lock until gloo's threads have
+        # ended. A thread that still has to free a tensor needs this lock, so both would wait for
+        # ever. In this pause the threads free their tensors.
+        time.sleep(0.1)
+        dist.destroy_process_group()
 
 
-def autocast(device, bf16):
-    """Return a context manager in which matrices are multiplied in bfloat16, if bf16 is True."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+def in_group():
+    """Return True if this process is in a group of processes. Some builds of torch, such as that
+    for AMD on Windows, have no groups."""
+    return dist.is_available() and dist.is_initialized()
 
 
-def uses_bf16(flag, device):
-    """Return whether to multiply in bfloat16: what the flag --bf16 says or, if it is None, whether
-    the device is a GPU. ValueError if the GPU does not know bfloat16."""
-    bf16 = flag
-    if flag is None:
-        bf16 = device.type == "cuda"
-    if bf16 and device.type == "cuda":
-        # An older GPU can emulate bfloat16, but that would be slower than float32.
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise ValueError("this GPU does not know bfloat16, which is the default on a GPU: say "
-                             "--no-bf16")
-    return bf16
-
-
-def choose_losses_function(distillation, M):
-    """Return the function that computes a Distillation's losses of a batch with M masked places.
-
-    A CUDA graph is made for one shape of each tensor and for one number of masked places in the
-    whole batch. This is the usual number: num_to_mask(T) in each sequence. A sequence in which most
-    tokens are special, such as [UNK], may have fewer. Then no process uses the graph for the batch.
-    """
-    batches = distillation.batches
-    usual_number = batches.batch_size * num_to_mask(batches.T)
-    if distillation.graph_function is not None and M == usual_number:
-        return distillation.graph_function
-    return distillation.losses_function
-
-
-def check_cuda_graphs(compile_losses, micro_batch_bounds):
-    """Raise ValueError if the losses of a Distillation cannot be computed as a CUDA graph."""
-    if not compile_losses:
-        raise ValueError("CUDA graphs are only for compiled losses")
-    if len(micro_batch_bounds) > 1:
-        # A CUDA graph writes its results, the gradients too, to the same memory each time. So the
-        # gradients of a micro-batch would be lost when the next one begins.
-        raise ValueError("CUDA graphs and micro-batches do not go together")
-
-
-def cast_linear_layers(model):
-    """Cast a frozen model's linear layers, weights and biases, to bfloat16, once. Without this
-    autocast would do it in each step.
-
-    In a model with corrections the results differ a little, because a matrix is also rounded before
-    its correction is added. Autocast rounds only the correction, and then the sum of the two.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.to(torch.bfloat16)
-
-
-def device_of(model):
-    """Return the device on which a model's parameters are."""
-    return next(model.parameters()).device
-
-
-def to_device(device, *arrays):
-    """Turn numpy arrays into tensors on a device -> a list. On a CPU they share the arrays' memory.
-
-    A copy from pinned memory to a CUDA GPU runs in the background: the program does not wait for
-    it. For other devices the program waits, so that the array is not freed before the copy ends.
-    """
-    in_background = device.type == "cuda"
-    tensors = []
-    for array in arrays:
-        tensor = torch.from_numpy(array)
-        if in_background:
-            tensor = tensor.pin_memory()
-        tensors.append(tensor.to(device, non_blocking=in_background))
-    return tensors
+@contextmanager
+def explaining_failures():
+    """Explain an error in the with block: if there was not enough memory, or if torch.compile has
+    failed, raise a ValueError that says what may help."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if is_about_memory(error):
+            raise ValueError("there is not enough memory; a step needs less with a smaller "
+                             "--micro-batch-size (0: the whole batch at once)") from error
+        # If torch.compile fails, it raises a TorchDynamoException, which is a kind of RuntimeError.
+        # The usual reason is that the machine has no C++ compiler.
+        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            raise ValueError(f"torch.compile failed: {one_line(error):.300}; --no-compile does "
+                             "without it") from error
+        raise
 
 
 def fingerprint(model):
