@@ -850,6 +850,28 @@ class TrainingOptions:
     resume: bool
 
 
+def seed_dropout(seed, step, processes):
+    """Seed what dropout draws in a step. It depends on the seed, the step and the process alone, so
+    a resumed run draws the same."""
+    # Each step of each process gets a seed of its own if there are at most 1,000,003 steps and 1009
+    # processes.
+    seed_of_step = seed * 1_000_003 + step
+    torch.manual_seed(seed_of_step * 1009 + processes.rank)
+
+
+def make_optimizer_state(optimizer, trained):
+    """Give AdamW its state for the trained parameters: two running means and a count for each.
+
+    It is what torch itself would make at the first step. It is made here, so that it can be
+    restored before the first step.
+    """
+    for parameter in trained:
+        optimizer.state[parameter] = {
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+            "step": torch.zeros((), device=parameter.device)}
+
+
 class RunState(NamedTuple):
     """The state of a run that is about to begin or to go on."""
     optimizer: torch.optim.Optimizer
@@ -881,6 +903,22 @@ def begin_or_resume(model, options, settings, processes):
     return RunState(optimizer, tensors, step_tensor.item(), log_size, settings)
 
 
+def training_state(model, optimizer):
+    """Collect all tensors that training changes: {key: tensor}.
+
+    The keys are "model.NAME" for the parameter NAME, and "exp_avg.NAME", "exp_avg_sq.NAME" and
+    "step.NAME" for its state in AdamW. The tensors are those in use, not copies. So a run is
+    restored by copying into them.
+    """
+    state = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            state[f"model.{name}"] = parameter
+            for key, tensor in optimizer.state[parameter].items():
+                state[f"{key}.{name}"] = tensor
+    return state
+
+
 def restore_last_checkpoint(tensors, options, settings):
     """Copy the last checkpoint, if there is one, into the tensors of training_state. Print where
     the run goes on. Return the number of steps done and the bytes that the log had then; without a
@@ -909,47 +947,9 @@ def restore_last_checkpoint(tensors, options, settings):
     return 0, 0
 
 
-def make_optimizer_state(optimizer, trained):
-    """Give AdamW its state for the trained parameters: two running means and a count for each.
-
-    It is what torch itself would make at the first step. It is made here, so that it can be
-    restored before the first step.
-    """
-    for parameter in trained:
-        optimizer.state[parameter] = {
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-            "step": torch.zeros((), device=parameter.device)}
-
-
-def seed_dropout(seed, step, processes):
-    """Seed what dropout draws in a step. It depends on the seed, the step and the process alone, so
-    a resumed run draws the same."""
-    # Each step of each process gets a seed of its own if there are at most 1,000,003 steps and 1009
-    # processes.
-    seed_of_step = seed * 1_000_003 + step
-    torch.manual_seed(seed_of_step * 1009 + processes.rank)
-
-
 def checkpoint_path(options):
     """Return the path of the checkpoint from which a run goes on."""
     return os.path.join(options.out, "training.safetensors")
-
-
-def training_state(model, optimizer):
-    """Collect all tensors that training changes: {key: tensor}.
-
-    The keys are "model.NAME" for the parameter NAME, and "exp_avg.NAME", "exp_avg_sq.NAME" and
-    "step.NAME" for its state in AdamW. The tensors are those in use, not copies. So a run is
-    restored by copying into them.
-    """
-    state = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            state[f"model.{name}"] = parameter
-            for key, tensor in optimizer.state[parameter].items():
-                state[f"{key}.{name}"] = tensor
-    return state
 
 
 class Recorder:
@@ -1093,49 +1093,6 @@ def stop_run(signals, steps_done, options, processes):
     raise SystemExit(128 + signal_number)
 
 
-# ---- Measuring a model ------------------------------------------------------------------
-
-@torch.inference_mode()
-def evaluate(model, batches, each_recursion=False):
-    """Measure MLM accuracy and loss (nats) -> {"accuracy": ..., "loss": ...}.
-
-    each_recursion: also measure "accuracy_after", a list of R + 1 accuracies: of the predictions
-        from the embeddings, from the states after one recursion, after two, and so on
-
-    Up to 512 sequences of the held-out part are measured, in whole batches, but at least one batch.
-    The sequences are drawn at random, but they and their masked places are always the same. If the
-    held-out part has fewer sequences than a batch, they are used several times. The model is left
-    in eval mode. ValueError if no token is masked.
-    """
-    model.eval()
-    R = model.config.num_hidden_layers
-    measured_depths = [R]                                # only after all R recursions
-    if each_recursion:
-        measured_depths = range(R + 1)                   # after 0, 1, ..., R recursions
-    correct_after = [0] * (R + 1)                        # right guesses after 0, 1, ..., R
-    total_loss = 0.0
-    num_masked = 0
-    num_batches = max(1, min(512, batches.count) // batches.batch_size)
-    for batch_number in measuring_bar(range(num_batches)):
-        ids, positions, labels = to_device(device_of(model), *batches.batch(batch_number))
-        hidden, _ = model(ids)
-        for depth in measured_depths:
-            masked_states = take_masked(hidden[depth], positions)             # (M, C)
-            logits = model.predict(masked_states)                             # (M, V)
-            is_correct = logits.argmax(-1) == labels                          # (M,)
-            correct_after[depth] += is_correct.sum().item()
-            if depth == R:                               # the logits are those of the whole model
-                total_loss += mlm_loss(logits, labels).item()
-        num_masked += len(labels)
-    if num_masked == 0:
-        raise ValueError("no token of the held-out text was masked: its sequences are too short, "
-                         "or they consist of special tokens such as [UNK]")
-    scores = {"accuracy": correct_after[R] / num_masked, "loss": total_loss / num_masked}
-    if each_recursion:
-        scores["accuracy_after"] = [correct / num_masked for correct in correct_after]
-    return scores
-
-
 # ---- Log, progress bar and signals ------------------------------------------------------
 
 def cut_log(path, size):
@@ -1146,6 +1103,14 @@ def cut_log(path, size):
         log.seek(0)
         kept = log.read(size)
         log.truncate(kept.rfind(b"\n") + 1)              # 0 if there is no whole line
+
+
+def log_line(steps_done, totals, lr, gradient_norm, tokens_per_second):
+    """Make a line of log.jsonl, a dict. Reading the values makes the program wait for a GPU."""
+    losses = {name: value.item() for name, value in totals.items()}
+    return {"step": steps_done, **losses, "lr": lr, "gradient_norm": gradient_norm.item(),
+            "tokens_per_second": round(tokens_per_second),
+            "time": round(time.time())}                  # seconds since 1970
 
 
 def append_to_log(path, line):
@@ -1168,14 +1133,6 @@ def measuring_bar(numbers):
     """Return a progress_bar for a loop that measures a model: it appears after 5 s and is removed
     at the end of the loop."""
     return progress_bar(numbers, desc="measuring", delay=5, leave=False)
-
-
-def log_line(steps_done, totals, lr, gradient_norm, tokens_per_second):
-    """Make a line of log.jsonl, a dict. Reading the values makes the program wait for a GPU."""
-    losses = {name: value.item() for name, value in totals.items()}
-    return {"step": steps_done, **losses, "lr": lr, "gradient_norm": gradient_norm.item(),
-            "tokens_per_second": round(tokens_per_second),
-            "time": round(time.time())}                  # seconds since 1970
 
 
 def show_progress(bar, line, steps):
@@ -1226,6 +1183,49 @@ def noted_signals():
     # If the block has raised an exception, that exception has ended this function already.
     if received:
         raise SystemExit(128 + received[0])              # as in stop_run
+
+
+# ---- Measuring a model ------------------------------------------------------------------
+
+@torch.inference_mode()
+def evaluate(model, batches, each_recursion=False):
+    """Measure MLM accuracy and loss (nats) -> {"accuracy": ..., "loss": ...}.
+
+    each_recursion: also measure "accuracy_after", a list of R + 1 accuracies: of the predictions
+        from the embeddings, from the states after one recursion, after two, and so on
+
+    Up to 512 sequences of the held-out part are measured, in whole batches, but at least one batch.
+    The sequences are drawn at random, but they and their masked places are always the same. If the
+    held-out part has fewer sequences than a batch, they are used several times. The model is left
+    in eval mode. ValueError if no token is masked.
+    """
+    model.eval()
+    R = model.config.num_hidden_layers
+    measured_depths = [R]                                # only after all R recursions
+    if each_recursion:
+        measured_depths = range(R + 1)                   # after 0, 1, ..., R recursions
+    correct_after = [0] * (R + 1)                        # right guesses after 0, 1, ..., R
+    total_loss = 0.0
+    num_masked = 0
+    num_batches = max(1, min(512, batches.count) // batches.batch_size)
+    for batch_number in measuring_bar(range(num_batches)):
+        ids, positions, labels = to_device(device_of(model), *batches.batch(batch_number))
+        hidden, _ = model(ids)
+        for depth in measured_depths:
+            masked_states = take_masked(hidden[depth], positions)             # (M, C)
+            logits = model.predict(masked_states)                             # (M, V)
+            is_correct = logits.argmax(-1) == labels                          # (M,)
+            correct_after[depth] += is_correct.sum().item()
+            if depth == R:                               # the logits are those of the whole model
+                total_loss += mlm_loss(logits, labels).item()
+        num_masked += len(labels)
+    if num_masked == 0:
+        raise ValueError("no token of the held-out text was masked: its sequences are too short, "
+                         "or they consist of special tokens such as [UNK]")
+    scores = {"accuracy": correct_after[R] / num_masked, "loss": total_loss / num_masked}
+    if each_recursion:
+        scores["accuracy_after"] = [correct / num_masked for correct in correct_after]
+    return scores
 
 
 # ---- Processes and devices --------------------------------------------------------------
