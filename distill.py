@@ -1422,34 +1422,6 @@ def in_group():
     return dist.is_available() and dist.is_initialized()
 
 
-@contextmanager
-def explaining_failures():
-    """Explain an error in the with block: if there was not enough memory, or if torch.compile has
-    failed, raise a ValueError that says what may help."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if is_about_memory(error):
-            raise ValueError("there is not enough memory; a step needs less with a smaller "
-                             "--micro-batch-size (0: the whole batch at once)") from error
-        # If torch.compile fails, it raises a TorchDynamoException, which is a kind of RuntimeError.
-        # The usual reason is that the machine has no C++ compiler.
-        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
-            raise ValueError(f"torch.compile failed: {one_line(error):.300}; --no-compile does "
-                             "without it") from error
-        raise
-
-
-def fingerprint(model):
-    """Compute a short hash of all parameters of a model -> text, or None if there is no model."""
-    if model is None:
-        return None
-    digest = hashlib.sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 # ---- The command line: flags ------------------------------------------------------------
 
 BUNDLED_TEACHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "teacher")
@@ -1836,46 +1808,6 @@ def run(args, given):
         train_student(args, options, settings, models, tokenizer, loss_weights, bf16, processes)
 
 
-def options_of_run(args, C):
-    """Return the TrainingOptions for a student of the width C."""
-    lr = args.lr
-    if lr is None:
-        # In the recipe quick the rate is 3e-3 up to the width 128 and falls in proportion to 1 / C
-        # beyond: 1e-3 for 384. EXPERIMENTS.md compares rates for the widths 128 and 384.
-        lr = min(3e-3, 0.384 / C)
-    return TrainingOptions(
-        steps=args.steps, lr=lr, warmup=args.warmup, weight_decay=args.weight_decay,
-        seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
-        save_every=args.save_every, out=args.out, resume=args.resume)
-
-
-def distillation_settings(args, lr, bf16, loss_weights, teacher, student):
-    """Collect the settings that must be the same to resume a run: {name: value}. train_student()
-    adds the corpus, which has not been read yet."""
-    # How a fresh student starts follows from the other settings. So a hash is only needed for a
-    # student that --student has named.
-    student_hash = None
-    if args.student is not None:
-        student_hash = fingerprint(student)              # this run has not trained it yet
-    settings = {
-        "steps": args.steps, "lr": lr, "warmup": args.warmup, "weight_decay": args.weight_decay,
-        "seed": args.seed, "batch_size": args.batch_size, "length": args.length,
-        "dropout": args.dropout, "bf16": bf16, "init": args.init, "weights": loss_weights,
-        "temperature": args.temperature, "shape": vars(student.config),
-        "teacher": fingerprint(teacher), "student": student_hash}
-    if teacher is not None:
-        settings["teacher_shape"] = vars(teacher.config)
-    return settings
-
-
-def lock_folder(args, script, settings, inputs, processes):
-    """Return a context manager. In the first process it locks the folder --out for this run (see
-    run_folder); in the others it does nothing."""
-    if processes.rank > 0:
-        return nullcontext()
-    return run_folder(args.out, script, settings, inputs, args.resume, args.overwrite)
-
-
 def load_models(args):
     """Load the models of --teacher and --student, and the tokenizer -> {"teacher": MiniALBERT,
     "student": MiniALBERT}, Tokenizer. A model that was not given is not in the dict."""
@@ -1924,6 +1856,18 @@ def run_evaluation(args, models, tokenizer, bf16, processes):
     print_scores(measure_models(models, valid_batches, bf16, each_recursion=True))
 
 
+def check_sizes(models, tokenizer, length):
+    """Raise ValueError if one of the models {name: model} has too few tokens or positions."""
+    for name, model in models.items():
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(f"the tokenizer in {tokenizer.path} has {tokenizer.vocab_size} "
+                             f"tokens, the {name} only {model.config.vocab_size} (vocab_size)")
+        if length > model.config.max_position_embeddings:
+            raise ValueError(f"--length {length}: the {name} has only "
+                             f"{model.config.max_position_embeddings} positions; say --length "
+                             f"{model.config.max_position_embeddings} or less")
+
+
 def open_and_describe_corpus(args, tokenizer, processes):
     """Open the corpus -> TokenFile, and print which text it is and how long it is."""
     with first_process_first(processes):
@@ -1949,57 +1893,48 @@ def make_valid_batches(corpus, tokenizer, length):
         return MaskedBatches(corpus.valid_tokens, tokenizer, length, batch_size=32)
 
 
-def choose_losses(args, teacher, num_recursions, given=()):
-    """Choose the losses -> {name: weight}. Two kinds are left out: those with the weight 0, and,
-    unless a flag asks for them, those that are not possible with this teacher or this number of
-    recursions of the student.
+def measure_models(models, valid_batches, bf16, each_recursion=False):
+    """Measure models on the held-out text -> {name of a model: its results}.
 
-    given: the flags on the command line
-    ValueError if --temperature was given, but no loss uses it.
+    The results of a model are its number of "parameters", how many it has "applied" (see
+    count_parameters) and, if it has an MLM head, what evaluate returns.
     """
-    wanted = {name: getattr(args, f"{name}_weight") for name in LOSS_WEIGHTS}
-    wanted["elastic"] = args.elastic
-    possible = possible_losses(teacher, args.student is None, num_recursions)
-    flags = {name: f"--{name}-weight" for name in LOSS_WEIGHTS} | {"elastic": "--elastic"}
-    loss_weights = {}
-    for name, weight in wanted.items():
-        # A default that is not possible is left out. If a flag asks for it, check_losses decides.
-        if weight > 0 and (name in possible or flags[name] in given):
-            loss_weights[name] = weight
-    compares_predictions = "output" in loss_weights or "elastic" in loss_weights
-    if not compares_predictions and "--temperature" in given:
-        raise ValueError("--temperature: there is neither an output nor an elastic loss")
-    return loss_weights
+    results = {}
+    for name, model in models.items():
+        counts = count_parameters(model)
+        results[name] = {"parameters": counts["stored"], "applied": counts["applied"]}
+        if model.head is not None:
+            with autocast(device_of(model), bf16):
+                results[name] |= evaluate(model, valid_batches, each_recursion)
+    return results
 
 
-def possible_losses(teacher, is_fresh, num_recursions):
-    """Return the set of the losses that are possible.
+def print_scores(results):
+    """Print a table of what measure_models returned. If it has the accuracies after each recursion,
+    print a second table of these."""
+    print(f"{'':9}{'parameters':>12}{'applied':>12}{'MLM accuracy':>14}{'MLM loss':>10}")
+    for name, result in results.items():
+        row = f"{name:9}{result['parameters']:12,}{result['applied']:12,}"
+        if "accuracy" in result:
+            row += f"{result['accuracy']:14.1%}{result['loss']:10.3f}"
+        else:
+            row += "   no MLM head"
+        print(row)
+    accuracy_after = {}
+    for name, result in results.items():
+        if "accuracy_after" in result:
+            accuracy_after[name] = result["accuracy_after"]
+    if accuracy_after:
+        print_accuracy_after(accuracy_after)
 
-    teacher: a MiniALBERT, or None
-    is_fresh: True if the student starts from the teacher or at random, not from --student
-    """
-    if teacher is None:
-        return {"mlm"}
-    possible = set(LOSS_NAMES)
-    if num_recursions == 1:
-        possible -= {"elastic"}                          # there is no earlier recursion
-    if teacher.head is None:
-        possible -= {"output", "elastic"}
-        if is_fresh:
-            # By default such a student gets no head, for the teacher has none to start it from.
-            possible -= {"mlm"}
-    return possible
 
-
-def copy_student(args, saved_student):
-    """Copy the model of --student, with the dropout of this run and always with a head."""
-    torch.manual_seed(args.seed)
-    config = replace(saved_student.config, hidden_dropout_prob=args.dropout,
-                     attention_probs_dropout_prob=args.dropout)
-    student = MiniALBERT(config)
-    # strict=False: if the saved_student has no head, the student's head keeps its fresh values.
-    student.load_state_dict(saved_student.state_dict(), strict=False)
-    return student
+def print_accuracy_after(accuracy_after):
+    """Print a table of what evaluate calls accuracy_after: {name of a model: list}."""
+    num_columns = max(len(accuracies) for accuracies in accuracy_after.values())
+    print("\nMLM accuracy after so many recursions, or layers if nothing is shared")
+    print(f"{'':9}" + "".join(f"{depth:7}" for depth in range(num_columns)))
+    for name, accuracies in accuracy_after.items():
+        print(f"{name:9}" + "".join(f"{accuracy:7.1%}" for accuracy in accuracies))
 
 
 def make_student(args, teacher, vocab_size):
@@ -2082,16 +2017,107 @@ def default_modules(args, shape):
     return {}                                            # --correction-rank is a choice, too
 
 
-def check_sizes(models, tokenizer, length):
-    """Raise ValueError if one of the models {name: model} has too few tokens or positions."""
-    for name, model in models.items():
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise ValueError(f"the tokenizer in {tokenizer.path} has {tokenizer.vocab_size} "
-                             f"tokens, the {name} only {model.config.vocab_size} (vocab_size)")
-        if length > model.config.max_position_embeddings:
-            raise ValueError(f"--length {length}: the {name} has only "
-                             f"{model.config.max_position_embeddings} positions; say --length "
-                             f"{model.config.max_position_embeddings} or less")
+def copy_student(args, saved_student):
+    """Copy the model of --student, with the dropout of this run and always with a head."""
+    torch.manual_seed(args.seed)
+    config = replace(saved_student.config, hidden_dropout_prob=args.dropout,
+                     attention_probs_dropout_prob=args.dropout)
+    student = MiniALBERT(config)
+    # strict=False: if the saved_student has no head, the student's head keeps its fresh values.
+    student.load_state_dict(saved_student.state_dict(), strict=False)
+    return student
+
+
+def options_of_run(args, C):
+    """Return the TrainingOptions for a student of the width C."""
+    lr = args.lr
+    if lr is None:
+        # In the recipe quick the rate is 3e-3 up to the width 128 and falls in proportion to 1 / C
+        # beyond: 1e-3 for 384. EXPERIMENTS.md compares rates for the widths 128 and 384.
+        lr = min(3e-3, 0.384 / C)
+    return TrainingOptions(
+        steps=args.steps, lr=lr, warmup=args.warmup, weight_decay=args.weight_decay,
+        seed=args.seed, log_every=args.log_every, eval_every=args.eval_every,
+        save_every=args.save_every, out=args.out, resume=args.resume)
+
+
+def choose_losses(args, teacher, num_recursions, given=()):
+    """Choose the losses -> {name: weight}. Two kinds are left out: those with the weight 0, and,
+    unless a flag asks for them, those that are not possible with this teacher or this number of
+    recursions of the student.
+
+    given: the flags on the command line
+    ValueError if --temperature was given, but no loss uses it.
+    """
+    wanted = {name: getattr(args, f"{name}_weight") for name in LOSS_WEIGHTS}
+    wanted["elastic"] = args.elastic
+    possible = possible_losses(teacher, args.student is None, num_recursions)
+    flags = {name: f"--{name}-weight" for name in LOSS_WEIGHTS} | {"elastic": "--elastic"}
+    loss_weights = {}
+    for name, weight in wanted.items():
+        # A default that is not possible is left out. If a flag asks for it, check_losses decides.
+        if weight > 0 and (name in possible or flags[name] in given):
+            loss_weights[name] = weight
+    compares_predictions = "output" in loss_weights or "elastic" in loss_weights
+    if not compares_predictions and "--temperature" in given:
+        raise ValueError("--temperature: there is neither an output nor an elastic loss")
+    return loss_weights
+
+
+def possible_losses(teacher, is_fresh, num_recursions):
+    """Return the set of the losses that are possible.
+
+    teacher: a MiniALBERT, or None
+    is_fresh: True if the student starts from the teacher or at random, not from --student
+    """
+    if teacher is None:
+        return {"mlm"}
+    possible = set(LOSS_NAMES)
+    if num_recursions == 1:
+        possible -= {"elastic"}                          # there is no earlier recursion
+    if teacher.head is None:
+        possible -= {"output", "elastic"}
+        if is_fresh:
+            # By default such a student gets no head, for the teacher has none to start it from.
+            possible -= {"mlm"}
+    return possible
+
+
+def distillation_settings(args, lr, bf16, loss_weights, teacher, student):
+    """Collect the settings that must be the same to resume a run: {name: value}. train_student()
+    adds the corpus, which has not been read yet."""
+    # How a fresh student starts follows from the other settings. So a hash is only needed for a
+    # student that --student has named.
+    student_hash = None
+    if args.student is not None:
+        student_hash = fingerprint(student)              # this run has not trained it yet
+    settings = {
+        "steps": args.steps, "lr": lr, "warmup": args.warmup, "weight_decay": args.weight_decay,
+        "seed": args.seed, "batch_size": args.batch_size, "length": args.length,
+        "dropout": args.dropout, "bf16": bf16, "init": args.init, "weights": loss_weights,
+        "temperature": args.temperature, "shape": vars(student.config),
+        "teacher": fingerprint(teacher), "student": student_hash}
+    if teacher is not None:
+        settings["teacher_shape"] = vars(teacher.config)
+    return settings
+
+
+def fingerprint(model):
+    """Compute a short hash of all parameters of a model -> text, or None if there is no model."""
+    if model is None:
+        return None
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def lock_folder(args, script, settings, inputs, processes):
+    """Return a context manager. In the first process it locks the folder --out for this run (see
+    run_folder); in the others it does nothing."""
+    if processes.rank > 0:
+        return nullcontext()
+    return run_folder(args.out, script, settings, inputs, args.resume, args.overwrite)
 
 
 def train_student(args, options, settings, models, tokenizer, loss_weights, bf16, processes):
@@ -2181,48 +2207,35 @@ def choose_compilation(args, processes):
     return compile_losses, cuda_graphs
 
 
-def measure_models(models, valid_batches, bf16, each_recursion=False):
-    """Measure models on the held-out text -> {name of a model: its results}.
-
-    The results of a model are its number of "parameters", how many it has "applied" (see
-    count_parameters) and, if it has an MLM head, what evaluate returns.
-    """
-    results = {}
-    for name, model in models.items():
-        counts = count_parameters(model)
-        results[name] = {"parameters": counts["stored"], "applied": counts["applied"]}
-        if model.head is not None:
-            with autocast(device_of(model), bf16):
-                results[name] |= evaluate(model, valid_batches, each_recursion)
-    return results
-
-
-def print_scores(results):
-    """Print a table of what measure_models returned. If it has the accuracies after each recursion,
-    print a second table of these."""
-    print(f"{'':9}{'parameters':>12}{'applied':>12}{'MLM accuracy':>14}{'MLM loss':>10}")
-    for name, result in results.items():
-        row = f"{name:9}{result['parameters']:12,}{result['applied']:12,}"
-        if "accuracy" in result:
-            row += f"{result['accuracy']:14.1%}{result['loss']:10.3f}"
-        else:
-            row += "   no MLM head"
-        print(row)
-    accuracy_after = {}
-    for name, result in results.items():
-        if "accuracy_after" in result:
-            accuracy_after[name] = result["accuracy_after"]
-    if accuracy_after:
-        print_accuracy_after(accuracy_after)
+@contextmanager
+def explaining_failures():
+    """Explain an error in the with block: if there was not enough memory, or if torch.compile has
+    failed, raise a ValueError that says what may help."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if is_about_memory(error):
+            raise ValueError("there is not enough memory; a step needs less with a smaller "
+                             "--micro-batch-size (0: the whole batch at once)") from error
+        # If torch.compile fails, it raises a TorchDynamoException, which is a kind of RuntimeError.
+        # The usual reason is that the machine has no C++ compiler.
+        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            raise ValueError(f"torch.compile failed: {one_line(error):.300}; --no-compile does "
+                             "without it") from error
+        raise
 
 
-def print_accuracy_after(accuracy_after):
-    """Print a table of what evaluate calls accuracy_after: {name of a model: list}."""
-    num_columns = max(len(accuracies) for accuracies in accuracy_after.values())
-    print("\nMLM accuracy after so many recursions, or layers if nothing is shared")
-    print(f"{'':9}" + "".join(f"{depth:7}" for depth in range(num_columns)))
-    for name, accuracies in accuracy_after.items():
-        print(f"{name:9}" + "".join(f"{accuracy:7.1%}" for accuracy in accuracies))
+def describe_run(recipe, lr, distillation, device):
+    """Print what will be trained, and how."""
+    print(f"recipe   {recipe}, learning rate {lr:g}")
+    precision = "bfloat16" if distillation.bf16 else "float32"
+    print(f"device   {device}, {precision}")
+    if distillation.pairs:
+        # What is printed counts from 1.
+        pairs = " ".join(f"{r + 1}-{number + 1}" for r, number in distillation.pairs)
+        print(f"layers   {pairs} (student-teacher)")
+    terms = " + ".join(f"{weight:g} {name}" for name, weight in distillation.loss_weights.items())
+    print(f"loss     {terms}")
 
 
 def seconds_of_a_step(distillation):
@@ -2247,19 +2260,6 @@ def seconds_of_a_step(distillation):
     if not math.isfinite(sum_of_losses):
         raise FloatingPointError(f"before the first step the sum of the losses is {sum_of_losses}")
     return fastest
-
-
-def describe_run(recipe, lr, distillation, device):
-    """Print what will be trained, and how."""
-    print(f"recipe   {recipe}, learning rate {lr:g}")
-    precision = "bfloat16" if distillation.bf16 else "float32"
-    print(f"device   {device}, {precision}")
-    if distillation.pairs:
-        # What is printed counts from 1.
-        pairs = " ".join(f"{r + 1}-{number + 1}" for r, number in distillation.pairs)
-        print(f"layers   {pairs} (student-teacher)")
-    terms = " + ".join(f"{weight:g} {name}" for name, weight in distillation.loss_weights.items())
-    print(f"loss     {terms}")
 
 
 @torch.inference_mode()
