@@ -678,8 +678,7 @@ def check_losses(student, teacher, loss_weights):
     if compares_predictions:
         if teacher.head is None:
             raise ValueError("the output and the elastic loss need a teacher with an MLM head")
-        check_same_field(student, teacher, "vocab_size",
-                         "to allow this, say --output-weight 0 --elastic 0")
+        check_same_field(student, teacher, "vocab_size", "--output-weight 0 --elastic 0")
     if "elastic" in loss_weights and student.config.num_hidden_layers == 1:
         raise ValueError("the elastic loss needs a student of more than one recursion")
     if any(name in LAYER_LOSSES for name in loss_weights):
@@ -687,17 +686,16 @@ def check_losses(student, teacher, loss_weights):
                                teacher.config.num_hidden_layers)
     if "hidden" in loss_weights or "embedding" in loss_weights:
         check_same_field(student, teacher, "hidden_size",
-                         "to allow this, say --hidden-weight 0 --embedding-weight 0")
+                         "--hidden-weight 0 --embedding-weight 0")
     if "attention" in loss_weights:
-        check_same_field(student, teacher, "num_attention_heads",
-                         "to allow this, say --attention-weight 0")
+        check_same_field(student, teacher, "num_attention_heads", "--attention-weight 0")
 
 
 def check_start(student, teacher):
     """Raise ValueError if the student cannot start from this teacher."""
     for field in ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
                   "max_position_embeddings", "type_vocab_size"):
-        check_same_field(student, teacher, field, "to allow this, say --init sharp")
+        check_same_field(student, teacher, field, "--init sharp")
     G = student.config.num_hidden_groups
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     if G > L:
@@ -714,13 +712,13 @@ def check_start(student, teacher):
                          "--init sharp")
 
 
-def check_same_field(student, teacher, field, remedy):
-    """Raise ValueError if a field differs in the two Configs. Its message ends with the remedy."""
+def check_same_field(student, teacher, field, flags):
+    """Raise ValueError if a field differs in the two Configs; flags: those that allow this."""
     in_teacher = getattr(teacher.config, field)
     in_student = getattr(student.config, field)
     if in_teacher != in_student:
         raise ValueError(f"{field} of the teacher is {in_teacher}, of the student {in_student}; "
-                         f"{remedy}")
+                         f"to allow this, say {flags}")
 
 
 # ---- Micro-batches, bfloat16 and CUDA graphs --------------------------------------------
