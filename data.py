@@ -755,9 +755,11 @@ def mark_held_out(lines):
     beginning = ""                                       # the text of the waiting lines
     for line in lines:
         ends_document = line == ""
-        if held_out is None:
-            if line == "" and not waiting:
-                continue                                 # an empty line before a document
+        if held_out is not None:
+            yield line, held_out
+        elif ends_document and not waiting:
+            pass                                         # an empty line before a document
+        else:
             waiting.append(line)
             beginning += line
             if ends_document or len(beginning) >= DECIDING_CHARACTERS:
@@ -766,8 +768,6 @@ def mark_held_out(lines):
                     yield waiting_line, held_out
                 waiting = []
                 beginning = ""
-        else:
-            yield line, held_out
         if ends_document:
             held_out = None                              # the next document is not decided yet
 
