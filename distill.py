@@ -1443,6 +1443,7 @@ RECIPES = {
         "elastic": 0.0, "init": "random", "tie_decoder": False, "num_hidden_layers": 6,
         "embedding_size": 128},
 }
+LOSS_FLAGS = {name: f"--{name}-weight" for name in LOSS_WEIGHTS} | {"elastic": "--elastic"}
 MOST_PARAMETERS = 2**30             # of a fresh student; training them takes 16 GB
 SHAPE_FIELDS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size",
                 "adapter_size", "correction_rank", "num_attention_heads", "intermediate_size",
@@ -1595,15 +1596,13 @@ def add_loss_flags(parser):
         "(default: 3; paper: 3 / 256)",
         "hidden": "1 - cosine of the hidden states with the teacher's (default: 10; paper: 3)",
         "output": "KL divergence of the predicted distributions from the teacher's (default: 5)",
-        "embedding": "1 - cosine of the embeddings with the teacher's (default: 0)"}
-    for name in LOSS_WEIGHTS:
-        group.add_argument(f"--{name}-weight", type=real_number(), metavar="W",
+        "embedding": "1 - cosine of the embeddings with the teacher's (default: 0)",
+        "elastic": "the output loss after an earlier recursion, drawn at random for each masked "
+        "word, so that the student can also predict after fewer recursions; it needs two "
+        "recursions (default: 2.5, but 0 without the output loss or with one recursion; paper: 0)"}
+    for name, flag in LOSS_FLAGS.items():
+        group.add_argument(flag, type=real_number(), metavar="W",
                            help=f"weight of: {help_texts[name]}")
-    group.add_argument("--elastic", type=real_number(), metavar="W",
-                       help="weight of: the output loss after an earlier recursion, drawn at "
-                       "random for each masked word, so that the student can also predict after "
-                       "fewer recursions; it needs two recursions (default: 2.5, but 0 without the "
-                       "output loss or with one recursion; paper: 0)")
     # The loss is multiplied by the square of the temperature. At 10,000 the rounding errors of
     # float32 are larger than the loss.
     temperature = real_number(smallest=0.001, upper=1000.0)
@@ -1763,9 +1762,9 @@ def check_flags(args, given):
         if args.student is None and args.tokenizer is None:
             raise ValueError("--teacher none: give a --tokenizer, because there is no teacher to "
                              "take it from")
-        about_teacher = [f"--{name}-weight" for name in LOSS_WEIGHTS if name != "mlm"]
-        about_teacher += ["--elastic", "--temperature"]
-        refuse_flags(given, about_teacher, "with --teacher none there is nothing to compare with")
+        about_teacher = [flag for flag in LOSS_FLAGS.values() if flag != "--mlm-weight"]
+        refuse_flags(given, about_teacher + ["--temperature"],
+                     "with --teacher none there is nothing to compare with")
     if args.corpus is not None:
         check_out_is_outside(args.out, args.corpus)
 
@@ -2050,11 +2049,10 @@ def choose_losses(args, teacher, num_recursions, given=()):
     wanted = {name: getattr(args, f"{name}_weight") for name in LOSS_WEIGHTS}
     wanted["elastic"] = args.elastic
     possible = possible_losses(teacher, args.student is None, num_recursions)
-    flags = {name: f"--{name}-weight" for name in LOSS_WEIGHTS} | {"elastic": "--elastic"}
     loss_weights = {}
     for name, weight in wanted.items():
         # A default that is not possible is left out. If a flag asks for it, check_losses decides.
-        if weight > 0 and (name in possible or flags[name] in given):
+        if weight > 0 and (name in possible or LOSS_FLAGS[name] in given):
             loss_weights[name] = weight
     compares_predictions = "output" in loss_weights or "elastic" in loss_weights
     if not compares_predictions and "--temperature" in given:
