@@ -975,7 +975,7 @@ class Recorder:
             if self.run_state.first_step > 0:
                 # The run may have been killed after its checkpoint and before its model was saved.
                 self.save_model()
-        self.start_clock(self.run_state.first_step)
+            self.start_clock(self.run_state.first_step)
 
     def start_clock(self, steps_done):
         """Begin a new measurement of the speed."""
@@ -1019,7 +1019,6 @@ class Recorder:
         if self.is_main and log_now:
             # This comes after the checkpoint: it fails if the terminal or a pipe has been closed.
             show_progress(bar, line, self.options.steps)
-        if log_now:
             # The clock starts only now, so that an evaluation does not lower the measured speed.
             self.start_clock(steps_done)
         if stop:
