@@ -1006,7 +1006,7 @@ class Recorder:
         # harm: clipping makes them 0.)
         is_on_cpu = self.processes.device.type == "cpu"
         if log_now or save_now or is_on_cpu:
-            check_finite_step(steps_done, totals, gradient_norm, lr)
+            check_finite_step(steps_done, totals, lr, gradient_norm)
 
         if self.is_main and log_now:
             speed = self.tokens_per_second(steps_done)
@@ -1047,7 +1047,7 @@ def what_is_due(steps_done, options):
     return evaluate_now, log_now, save_now
 
 
-def check_finite_step(steps_done, totals, gradient_norm, lr):
+def check_finite_step(steps_done, totals, lr, gradient_norm):
     """Raise FloatingPointError if the gradient's norm is inf or nan. The error shows all losses."""
     gradient_norm = float(gradient_norm)                 # this waits for a GPU
     if not math.isfinite(gradient_norm):

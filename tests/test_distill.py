@@ -1139,8 +1139,8 @@ def test_a_norm_that_is_not_finite_is_an_error_that_names_all_losses(norm):
     totals = {"loss": torch.tensor(3.5), "mlm": torch.tensor(math.nan)}
     message = f"^step 7, learning rate 0.25: loss 3.5, mlm nan, gradient norm {norm}"
     with pytest.raises(FloatingPointError, match=message):
-        distill.check_finite_step(7, totals, norm, 0.25)
-    distill.check_finite_step(7, totals, 1e30, 0.25)          # large is not infinite
+        distill.check_finite_step(7, totals, 0.25, norm)
+    distill.check_finite_step(7, totals, 0.25, 1e30)          # large is not infinite
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
