@@ -1526,6 +1526,7 @@ def run_mode(setup, splits, mode, lr):
             for split_name, result in results.items():
                 write_predictions(args.out, setup.task, split_name,
                                   splits[split_name].examples, result.predictions)
+        del model                                        # before the next run loads its own
     return results_of_seeds
 
 
