@@ -279,9 +279,7 @@ def answer_features(tokenised, tokenizer, stride):
     prefix = tokenised.prefix
     encoding = tokenised.encoding
     token_ids = encoding.ids
-    # Where the word of each token stands in the context: (first character, one past the last). A
-    # predicted answer has whole words, so "play" and "##ing" both stand for "playing".
-    word_spans = [encoding.word_to_chars(word) for word in encoding.word_ids]
+    word_spans = spans_of_words(encoding)
     answer_tokens = tokens_of_answer(example, encoding.offsets)
     overlap = min(stride, tokenised.room // 2)           # windows advance by half the room or more
     for begin, end in windows(len(token_ids), tokenised.room, overlap):
@@ -299,6 +297,21 @@ def answer_features(tokenised, tokenizer, stride):
         ids = join_ids(prefix, token_ids[begin:end], tokenizer)
         yield Feature(ids, len(prefix), tokenised.example_number, positions, stands_for, labels,
                       tokenised.first_was_cut)
+
+
+def spans_of_words(encoding):
+    """List for each token where its word stands in the text: (first character, one past the last).
+
+    A predicted answer has whole words. So "play" and "##ing" both stand for "playing".
+    """
+    # The library's word_to_chars does this for one word, but it searches all tokens each time.
+    begin_of_word = {}
+    end_of_word = {}
+    for word, (token_begin, token_end) in zip(encoding.word_ids, encoding.offsets):
+        if word not in begin_of_word:
+            begin_of_word[word] = token_begin            # where the word's first token begins
+        end_of_word[word] = token_end                    # after the loop: where its last one ends
+    return [(begin_of_word[word], end_of_word[word]) for word in encoding.word_ids]
 
 
 def tokens_of_answer(example, offsets):
