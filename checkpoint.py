@@ -759,8 +759,8 @@ def check_owner(out, earlier_run, script, settings, resume, overwrite):
             raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
                              f"{first_few(names)}")
     elif os.listdir(out) != [RUN_FILE]:
-        raise ValueError(f"--out {out} is not empty: --resume goes on with the run in it, "
-                         "--overwrite starts anew and loses it; or choose another folder")
+        raise ValueError(f"--out {out} is not empty: --resume goes on with a run that is in it, "
+                         "--overwrite starts anew and loses that; or choose another folder")
 
 
 def claim_folder(out, script, settings, resume):

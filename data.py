@@ -53,7 +53,7 @@ import tokenizers
 from tqdm import tqdm
 
 from checkpoint import (TOKENIZER_FILES, expecting, fetch, first_few, read_json, read_text,
-                        replace_file, write_json)
+                        remove_abandoned, replace_file, write_json)
 from command import CommandParser, path_name, printable, run_command, warn
 
 
@@ -410,16 +410,16 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     corpus = list_of_paths(corpus)
     check_out_is_outside(out, corpus)
     files = corpus_files(corpus)
-    # Learning may take hours. So the folder is made and a file written into it before: if that is
-    # not possible, the user is told at once.
     os.makedirs(out, exist_ok=True)
-    write_json(os.path.join(out, "tokenizer_config.json"), config)
-    tokens = learn_tokens(files, size, lowercase, text_column)
-    if not tokens:
-        raise ValueError(f"{first_few(corpus)}: there is no text in the corpus")
+    # Learning may take hours. So the file is opened before it: if that is not possible, the user is
+    # told at once.
     with replace_file(os.path.join(out, "vocab.txt")) as file:
+        tokens = learn_tokens(files, size, lowercase, text_column)
+        if not tokens:
+            raise ValueError(f"{first_few(corpus)}: there is no text in the corpus")
         for token in SPECIAL_TOKENS + tokens:
             file.write(f"{token}\n".encode())
+        write_json(os.path.join(out, "tokenizer_config.json"), config)
     return Tokenizer(out)
 
 
@@ -593,6 +593,7 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
     made_from = facts_of_tokens(files, tokenizer, text_column)
     if not out.endswith(".bin"):                         # open_corpus recognises it by this
         raise ValueError(f"--out {out!r}: the name of a token file must end in .bin")
+    remove_abandoned(out)                                # unfinished files of runs that were killed
     token_file = tokens_made_before(out, made_from, overwrite)
     if token_file is not None:
         return token_file
@@ -931,14 +932,23 @@ def read_corpus(files, text_column="text"):
     num_bytes = sum(os.path.getsize(path) for path in files)
     with tqdm(desc="reading the corpus", total=num_bytes, unit="B", unit_scale=True,
               disable=None) as bar:
+        num_characters = 0
+        num_replaced = 0
         for path in files:
-            yield from read_corpus_file(path, bar, text_column)
+            # `yield from` yields all lines of the file. Its value is what the generator returns.
+            counts = yield from read_corpus_file(path, bar, text_column)
+            num_characters += counts[0]
+            num_replaced += counts[1]
             yield ""
+    # A few replaced characters are taken for damage. But if each of many small files has a few, the
+    # files are in another encoding.
+    check_encoding(f"{path} and the files before it", num_characters, num_replaced)
 
 
 def read_corpus_file(path, bar, text_column):
     """Yield the lines of one file. Standard error says how many characters were replaced.
 
+    After the last line the generator returns how many characters it has read and replaced.
     bar: a progress bar, which is moved by the bytes that are read from the disk
     """
     bytes_before = bar.n
@@ -961,6 +971,7 @@ def read_corpus_file(path, bar, text_column):
     if num_replaced > 0:
         tqdm.write(f"{printable(path)}: replaced {num_replaced} NULs or bytes that are not UTF-8",
                    sys.stderr)
+    return num_characters, num_replaced
 
 
 def lines_of_corpus_file(path, raw, text_column):
@@ -970,6 +981,8 @@ def lines_of_corpus_file(path, raw, text_column):
     if raw.peek(2).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         # UTF-32 may begin with the same two bytes.
         raise ValueError(f"{path}: not UTF-8, but UTF-16 or UTF-32; iconv converts other encodings")
+    if compression is not None and not raw.peek(1):
+        raise ValueError(f"{path}: not {UNDAMAGED_FILE}: it is empty")
     newline = None                                       # every kind of line end becomes "\n"
     if kind == ".csv":
         newline = ""                                     # csv needs line ends in quotes unchanged
@@ -985,16 +998,17 @@ def lines_of_corpus_file(path, raw, text_column):
     return lines_of_csv(path, stream, text_column)
 
 
-def check_encoding(path, num_characters, num_replaced):
-    """Raise ValueError if a file must be in another encoding than UTF-8.
+def check_encoding(what, num_characters, num_replaced):
+    """Raise ValueError if a file, or several together, must be in another encoding than UTF-8.
 
     A few NULs or bytes that are not UTF-8 are taken for damage. The limit is ten, or one in a
     thousand characters if that is more. A text in Latin-1 usually has more, and in UTF-16 about
     every second character is a NUL.
     """
     if num_replaced > max(10, num_characters / 1000):
-        raise ValueError(f"{path}: not UTF-8: of {num_characters:,} characters {num_replaced:,} "
-                         "are NULs or bytes that are not UTF-8; iconv converts other encodings")
+        raise ValueError(f"{what}: not UTF-8: of {num_characters:,} characters {num_replaced:,} "
+                         "are NULs or bytes that are not UTF-8; iconv converts other encodings, "
+                         "and the name of a compressed file must end in .gz, .bz2 or .xz")
 
 
 def lines_of_text(path, stream):
@@ -1050,7 +1064,10 @@ def document_of_row(row, text_column):
     if there is no such field, or if it is no text."""
     # strict=False allows tabs and other control characters in a text. Half a character such as
     # \ud800 is no error: lines_of_jsonl replaces it.
-    value = json.loads(row, strict=False)
+    try:
+        value = json.loads(row, strict=False)
+    except json.JSONDecodeError as error:                # its own text names a line of the row
+        raise ValueError(f"{error.msg}, at character {error.pos + 1}") from error
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
     if text_column not in value:
@@ -1303,7 +1320,7 @@ def arguments(argv):
         help="whether the learned vocabulary ignores case, accents and all other combining marks, "
         "as that of BERT uncased does; many languages need these marks (default: it does)")
     parser.add_argument(
-        "--out", required=True, metavar="PATH",
+        "--out", type=path_name, required=True, metavar="PATH",
         help="the token file to write, NAME.bin, or the folder for the learned vocabulary")
     parser.add_argument(
         "--overwrite", action="store_true",

@@ -828,6 +828,9 @@ def check_examples(task, examples):
         if task.kind == "tagging" and len(example.text) != len(example.label):
             raise ValueError(f"{example.location}, {example.text!r:.60}: words and tags are not "
                              f"equally many: {len(example.text)} and {len(example.label)}")
+        if task.kind == "regression" and not math.isfinite(example.label):
+            raise ValueError(f"{example.location}, {example.text!r:.60}: the number is "
+                             f"{example.label}")
 
 
 def tokenise_texts(task, examples, tokenizer):
@@ -1040,8 +1043,8 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     if task is None:
         task = saved_task
     if task is None:
-        raise ValueError(f"{path}: not a fine-tuned model: it has no task.json; first train it "
-                         "with finetune.py --task TASK")
+        raise ValueError(f"{path}: not a fine-tuned model: it has no task.json; give the --out "
+                         "of finetune.py, or first train it with --task TASK")
     encoder = load_encoder(path, mode, dropout, sample, recursions)
     num_segments = encoder.config.type_vocab_size
     if task.pair and num_segments < 2:
@@ -1073,8 +1076,8 @@ def load_head(head, path, saved_task, task):
     needed = (task.kind, task.labels, task.pair)
     if (saved_task.kind, saved_task.labels, saved_task.pair) != needed:
         raise ValueError(f"{path} was fine-tuned for {describe_task(saved_task)}, not for "
-                         f"{describe_task(task)}; to use only the encoder of a --model, remove "
-                         "task.json from a copy of its folder")
+                         f"{describe_task(task)}; a copy of its folder without task.json can be "
+                         "a --model for any task")
     head_path = os.path.join(path, "head.safetensors")
     weights, _ = read_safetensors(head_path)             # {name: tensor}
     check_tensors(head_path, head.state_dict(), weights)

@@ -519,15 +519,21 @@ def read_tags(path):
             tags.append(tag)
         first_location, _ = sentence[0]
         examples.append(Example(words, None, iob2(tags), str(len(examples)), first_location))
-    check_first_column(examples, path)
+    check_first_column(examples, num_columns, path)
     return not_empty(examples, path)
 
 
-def check_first_column(examples, path):
-    """Raise ValueError if the first column numbers the words from 1, as in CoNLL-U."""
+def check_first_column(examples, num_columns, path):
+    """Raise ValueError if the first column cannot be the words. In some formats it numbers them, as
+    in CoNLL-U, or it has the name of the document or of the sentence on each line."""
     sentences = [example.text for example in examples if len(example.text) > 1]
-    if sentences and all(words[:2] == ["1", "2"] for words in sentences):
-        raise ValueError(f"{path}: the first column numbers the words, but it must have the words")
+    if not sentences:
+        return
+    is_numbered = all(words[:2] in (["0", "1"], ["1", "2"]) for words in sentences)
+    repeats_one_word = all(len(set(words)) == 1 for words in sentences)
+    if is_numbered or (repeats_one_word and num_columns > 2):
+        raise ValueError(f"{path}: the first column must have the words, but in the first sentence "
+                         f"it has {' '.join(sentences[0])!r:.60}")
 
 
 def tag_of_line(line, columns, num_columns, location):

@@ -274,6 +274,41 @@ def test_a_table_in_utf_16_is_refused_for_its_encoding(tmp_path, name, content):
         list(read_corpus([path]))
 
 
+def test_many_small_files_in_another_encoding_are_refused_together(tmp_path, capsys):
+    """Each has only three bytes that are not UTF-8, which alone would be taken for damage."""
+    expected_reports = []
+    for number in range(20):
+        content = f"grüne Grüße {number}\n".encode("latin-1")
+        path = write_file(tmp_path / f"{number:02}.txt", content)
+        expected_reports.append(f"{path}: replaced 3 NULs or bytes that are not UTF-8")
+    files = corpus_files([str(tmp_path)])
+    message = f"^{tmp_path}/19.txt and the files before it: not UTF-8: of [0-9]+ characters 60 "
+    with pytest.raises(ValueError, match=message):
+        list(read_corpus(files))
+    assert capsys.readouterr().err.splitlines() == expected_reports
+
+
+@pytest.mark.parametrize("name_of_clean_file", ["a.txt", "z.txt"])
+def test_a_large_clean_file_makes_up_for_small_damaged_ones_in_any_order(
+        name_of_clean_file, tmp_path, capsys):
+    for name in ("k.txt", "l.txt"):
+        write_file(tmp_path / name, b"damaged \xff\xff\xff\xff\xff\xff\n")
+    write_file(tmp_path / name_of_clean_file, "a clean line\n" * 2000)
+    files = corpus_files([str(tmp_path)])
+    lines = list(read_corpus(files))
+    assert len(lines) == 2 + 2000 + 3                    # an empty line follows each file
+
+
+@pytest.mark.parametrize("packed", PACK)
+def test_an_empty_packed_file_is_damaged(packed, tmp_path):
+    """Even nothing, if it is packed, has a header."""
+    write_file(tmp_path / f"a.txt{packed}", b"")
+    write_file(tmp_path / "b.txt", b"text\n")
+    files = corpus_files([str(tmp_path)])
+    with pytest.raises(ValueError, match=f"a.txt{packed}: not a whole, undamaged file"):
+        list(read_corpus(files))
+
+
 @pytest.mark.parametrize("num_clean, is_refused", [(10_978, True), (10_989, False)])
 def test_one_bad_byte_in_a_thousand_is_damage_and_more_are_another_encoding(
         num_clean, is_refused, tmp_path, capsys):
@@ -383,8 +418,8 @@ def test_a_line_of_jsonl_that_is_no_document_is_named(line, tmp_path):
     ('{"title": "x", "id": 1}',
      "it has no 'text' among its fields 'title', 'id'; --text names the field"),
     ('{"text": 3}', "'text' is 3, which is no text"),
-    ('{"text": x}', "Expecting value: line 1 column 10 .char 9."),
-    ('  {"text": "x"', "Expecting ',' delimiter: line 1 column 15 .char 14.")])
+    ('{"text": x}', "Expecting value, at character 10"),
+    ('  {"text": "x"', "Expecting ',' delimiter, at character 15")])
 def test_it_is_said_what_a_line_of_jsonl_is_instead_of_a_document(line, message, tmp_path):
     path = write_file(tmp_path / "a.jsonl", line)
     expected = rf"a\.jsonl:1: not a JSON object with a text 'text': {message}$"
@@ -907,7 +942,7 @@ def test_a_corpus_without_text_is_an_error_and_leaves_no_tokens(text, tokenizer,
     with pytest.raises(ValueError, match="no text"):
         train_tokenizer(corpus, 100, str(tmp_path / "tok"))
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "tok"]
-    assert os.listdir(tmp_path / "tok") == ["tokenizer_config.json"]
+    assert os.listdir(tmp_path / "tok") == []
 
 
 @pytest.mark.parametrize("chunk", [5, 1 << 20])
@@ -1774,7 +1809,7 @@ def test_the_folder_of_a_vocabulary_is_tried_before_anything_is_learned(tmp_path
     monkeypatch.setattr(data, "learn_tokens", fail)
     with pytest.raises(OSError, match="Not a directory"):
         train_tokenizer(corpus, 100, f"{corpus[0]}/words")
-    monkeypatch.setattr(data, "write_json", refuse)
+    monkeypatch.setattr(data, "replace_file", refuse)
     with pytest.raises(PermissionError):
         train_tokenizer(corpus, 100, str(tmp_path / "tok"))
 
@@ -2467,6 +2502,16 @@ def test_an_interrupt_is_one_line_and_status_130(capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.strip() == "some.py: interrupted"
+
+
+def test_an_error_has_its_status_where_standard_error_is_closed():
+    """tqdm draws its bar there, which must not end the program in another way."""
+    script = ("import sys; from command import run_command; from tqdm import tqdm; "
+              "sys.exit(run_command('x', lambda: int(list(tqdm(['no']))[0])))")
+    command = f'"{sys.executable}" -c "{script}" 2>&-'
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
 
 
 def test_a_command_whose_output_is_closed_ends_well():

@@ -821,7 +821,7 @@ data      --out x.bin                           x.bin.json exists and is not the
 data      --out cut.bin                         cut.bin.json: not a JSON object
 data      --out x                               the name of a token file must end in .bin
 data      --out c.txt/x.bin                     c.txt: File exists
-data      --out=                                --out '': the name of a token file must end in
+data      --out=                                argument --out: a path is empty
 data      --out new/                            --out 'new/': the name of a token file must end in
 data      --train-tokenizer 100                 --train-tokenizer: not allowed with argument --tok
 data      extra                                 unrecognized arguments: extra

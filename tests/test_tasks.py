@@ -802,8 +802,33 @@ def test_a_line_that_is_no_word_and_tag_is_named(line, tmp_path):
 
 def test_a_first_column_of_numbers_is_refused_if_they_count_the_words(tmp_path):
     path = write_file(tmp_path / "a.txt", "1 the O\n2 city B-x\n\n1 paris B-x\n")
-    with pytest.raises(ValueError, match=f"^{path}: the first column numbers the words, but it "):
+    with pytest.raises(ValueError, match=f"^{path}: the first column must have the words, but in "):
         read_tags(path)
+
+
+def test_a_first_column_that_counts_from_0_is_refused(tmp_path):
+    path = write_file(tmp_path / "a.txt", "0 the O\n1 city B-x\n\n0 in O\n1 paris B-x\n")
+    with pytest.raises(ValueError, match=f"^{path}: the first column must have the words, but in "):
+        read_tags(path)
+
+
+def test_a_first_column_that_names_the_document_or_the_sentence_is_refused(tmp_path):
+    text = "a1\tthe\tO\na1\tcity\tB-x\n\na2\tin\tO\na2\tparis\tB-x\n\na3\tdull\tO\n"
+    path = write_file(tmp_path / "a.txt", text)
+    message = f"^{path}: the first column must have the words, but .* it has 'a1 a1'"
+    with pytest.raises(ValueError, match=message):
+        read_tags(path)
+
+
+def test_one_sentence_may_repeat_a_word_if_others_do_not(tmp_path):
+    path = write_file(tmp_path / "a.txt", "no\tUH\tO\nno\tUH\tO\n\nthe\tDT\tO\ncity\tNN\tB-x\n")
+    assert texts_of(read_tags(path)) == [["no", "no"], ["the", "city"]]
+
+
+def test_a_word_may_be_repeated(tmp_path):
+    """With two columns the first one can only be the words."""
+    example, = read_tags(write_file(tmp_path / "a.txt", "no O\nno O\n"))
+    assert example.text == ["no", "no"]
 
 
 @pytest.mark.parametrize("lines", ["1 O\n\n1 O\n", "1 O\n2 O\n\n2 O\n3 O\n"])
