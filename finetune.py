@@ -33,6 +33,7 @@ import re
 import shlex
 import sys
 import time
+import unicodedata
 import zlib
 from collections import Counter
 from dataclasses import asdict, replace
@@ -734,9 +735,7 @@ def decode_answers(task, examples, features, logits, longest=30):
         span_score, first, last = best_span(context_logits, longest)
         if span_score > best_score[i]:
             best_score[i] = span_score
-            begin, _ = feature.stands_for[first]         # of the word of the first token
-            _, end = feature.stands_for[last]
-            best_text[i] = examples[i].second_text[begin:end]
+            best_text[i] = text_between(examples[i].second_text, feature, first, last)
     if task.unanswerable:
         for i in range(len(examples)):
             if no_answer_score[i] > best_score[i]:
@@ -760,6 +759,14 @@ def best_span(logits, longest):
     scores[~is_span] = -np.inf
     first, last = np.unravel_index(scores.argmax(), scores.shape)
     return scores[first, last], first, last
+
+
+def text_between(context, feature, first, last):
+    """Return the context's text from the word of token `first` to that of token `last`, with the
+    accents after it. Both tokens are indices into feature.positions."""
+    begin, _ = feature.stands_for[first]
+    _, end = feature.stands_for[last]
+    return context[begin:end_after_accents(context, end)]
 
 
 # ---- One run ----------------------------------------------------------------------------
@@ -941,6 +948,20 @@ def name_probabilities(labels, probabilities):
     most_probable_first = np.argsort(-probabilities, kind="stable")           # label numbers
     kept = np.sort(most_probable_first[:MAX_PROBABILITIES])
     return {labels[i]: float(probabilities[i]) for i in kept}
+
+
+def end_after_accents(text, end):
+    """Return the index at which a word ends, with the accents after it. `end` is one past the
+    word's last character, without them.
+
+    A tokenizer that strips accents removes all nonspacing marks (Unicode's category Mn): accents,
+    but also some vowel signs of Hindi and Thai. They are in no token, but belong to the letter
+    before them. (If a tokenizer has a token for a mark, an answer that ends before it gets the
+    mark, too.)
+    """
+    while end < len(text) and unicodedata.category(text[end]) == "Mn":
+        end += 1
+    return end
 
 
 # ---- The training of a run --------------------------------------------------------------

@@ -470,6 +470,24 @@ def test_an_answer_inside_a_word_of_several_tokens_is_that_word(tokenizer):
     assert predictions == [("abcd", {})]
 
 
+# Two accents, and a vowel sign of Hindi, whose combining class is 0.
+@pytest.mark.parametrize("marks", ["\u0301\u0302", "\u0941"])
+def test_an_answer_has_the_marks_that_the_tokenizer_removes(marks, tokenizer):
+    """The tokenizer knows "cafe" alone, but an answer is a piece of the text as it was written."""
+    context = f"a cafe{marks} b cafe"
+    examples = [make_text_example("q", [], context)]
+    task = make_task_of_kind("qa", length=24)
+    feature, = encode(task, examples, tokenizer)
+    begin_of_second = 9 + len(marks)
+    for begin_of_answer, answer in [(2, f"cafe{marks}"), (begin_of_second, "cafe")]:
+        logits = np.zeros((len(feature.ids), 2))
+        for token, (begin, _) in enumerate(feature.stands_for):
+            if begin == begin_of_answer:
+                position = feature.positions[token]
+                logits[position] = 9.0
+        assert decode_answers(task, examples, [feature], [logits]) == [answer]
+
+
 def naive_best_span(features, logits, longest):
     """Find the best span of all windows with two loops -> its score, its first character and one
     past its last one."""
