@@ -1315,12 +1315,16 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(size, tmp_path, monkeypatch):
     assert hash_file(path) == expected
 
 
-def test_what_a_killed_run_left_in_the_cache_is_removed_by_the_next(tokenizer, tmp_path):
+@pytest.mark.parametrize("are_tokenised", [False, True])
+def test_what_a_killed_run_left_in_the_cache_is_removed_by_the_next(
+        are_tokenised, tokenizer, tmp_path):
+    """It is also removed if another run has made the tokens in the meantime."""
     corpus = [write_documents(tmp_path / "a.txt", make_documents(200))]
+    if are_tokenised:
+        tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     two_days_ago = time.time() - 2 * 24 * 60 * 60
-    for name in ("a.bin.0a1b2c3d4e5f6071.tmp", "a.bin.json.0a1b2c3d4e5f6071.tmp"):
-        path = write_file(tmp_path / name, "half of it")
-        os.utime(path, (two_days_ago, two_days_ago))
+    path = write_file(tmp_path / "a.bin.0a1b2c3d4e5f6071.tmp", "half of it")
+    os.utime(path, (two_days_ago, two_days_ago))
     tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.bin.json", "a.txt"]
 

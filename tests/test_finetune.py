@@ -2519,6 +2519,14 @@ def test_each_word_must_have_a_tag(words, tags, numbers, tokenizer):
         list(finetune.encode(task, [example], tokenizer))
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_label_of_a_regression_must_be_a_number(number, tokenizer):
+    """In a batch nan stands for no label, so this one would be left out without a word."""
+    task = make_task_of_kind("regression")
+    with pytest.raises(ValueError, match=f"^here, 'a': the number is {number}$"):
+        finetune.encode(task, [Example("a", None, number, "", "here")], tokenizer)
+
+
 @pytest.mark.parametrize("not_a_text", [("a", "b"), ["a", "b"], 3])
 def test_only_texts_can_be_classified(not_a_text, tokenizer):
     """The library would take a tuple or a list of two texts for a pair, and join them."""
@@ -3129,7 +3137,7 @@ def test_results_are_written_before_the_table_is_printed(
 
 def test_only_a_fine_tuned_model_predicts(model, capsys):
     error = fail(capsys, "--model", model, "--predict", "good")
-    assert f"{model}: not a fine-tuned model: it has no task.json; first train it" in error
+    assert f"{model}: not a fine-tuned model: it has no task.json; give the --out" in error
 
 
 def test_a_model_whose_head_was_removed_does_not_predict(tokenizer, tmp_path, capsys):
