@@ -632,7 +632,7 @@ def describe_difference(name, was, now):
         for item in sorted(was.keys() | now.keys()):
             texts += describe_difference(f"{name}.{item}", was.get(item), now.get(item))
         return texts
-    if name in HASHED_SETTINGS:
+    if name in HASHED_SETTINGS and was is not None and now is not None:
         return [f"{name} has other contents now"]
     return [f"{name} was {was!r:.60}, now it is {now!r:.60}"]
 

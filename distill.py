@@ -351,7 +351,8 @@ class Distillation:
 @torch.no_grad()
 def start_from_teacher(student, teacher, ids):
     """Initialise the student from the teacher, which is in eval mode. ids (B, T) are token numbers
-    of sample text.
+    of sample text: at least four times as many as the student's embeddings are wide, or else these
+    start badly.
 
     The functions below say how each part starts; the student's adapters keep their present values.
     If the teacher has corrections, they are first added to its matrices. Its adapters are not used.
@@ -410,7 +411,8 @@ def principal_directions(vectors, E):
 
     This is a principal component analysis in which the mean is not subtracted. The directions, the
     columns of the result, are the eigenvectors of vectors.T @ vectors with the E largest
-    eigenvalues. Their signs are arbitrary, but change the start a little: a LayerNorm follows.
+    eigenvalues. The sign of each is arbitrary. It changes the start a little, because the LayerNorm
+    that follows subtracts a mean over all E directions.
     """
     moments = vectors.T @ vectors                        # (C, C)
     if not moments.isfinite().all():
@@ -833,8 +835,8 @@ class TrainingOptions:
     """Options of train(); the help of the flags with the same names explains them.
 
     A new option that changes what is trained also belongs in distillation_settings, and in
-    settings_of_command of finetune.py. Otherwise --resume does not notice that it differs. Runs of
-    earlier versions have no such setting, and check_settings compares only what both runs have.
+    settings_of_command of finetune.py. Otherwise --resume does not notice that it differs. A run of
+    an earlier version does not have the setting, so it is resumed with any value of it.
     """
     steps: int
     lr: float
@@ -882,8 +884,7 @@ class RunState(NamedTuple):
 def begin_or_resume(model, options, settings, processes):
     """Prepare a run. If options.resume is True, restore what its last checkpoint holds.
 
-    settings: a dict of what must be the same in a resumed run and in the run that it continues; it
-        includes "steps"
+    settings: a dict of what must be the same in a resumed run and in the run that it continues
     Returns a RunState. If the run goes on, the model then has the parameters of the checkpoint.
     ValueError if a run cannot be resumed, because its folder has a model, but no checkpoint.
     """
@@ -1518,8 +1519,8 @@ def add_run_flags(parser, out_help, eval_every_default, save_every_default):
     group.add_argument("--seed", type=integer_from(0), default=0, metavar="N",
                        help="seed of all random numbers of the training (default: 0)")
     group.add_argument("--log-every", type=integer_from(1), default=50, metavar="STEPS",
-                       help="write a line to log.jsonl after each STEPS steps, and after each "
-                       "evaluation (default: 50)")
+                       help="write a line to log.jsonl, and print it where there is no terminal, "
+                       "after each STEPS steps and after each evaluation (default: 50)")
     group.add_argument("--eval-every", type=integer_from(0), metavar="STEPS",
                        help="measure the model after each STEPS steps; 0: only at the end "
                        f"(default: {eval_every_default})")

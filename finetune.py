@@ -90,8 +90,8 @@ class Classifier(nn.Module):
 
     def forward(self, ids, mask, segments):
         """Compute the hidden states, as MiniALBERT does, and the logits (B, T, n) at all positions,
-        of which only some are used. In qa those of the question and the padding are -1e4; that of
-        the last [SEP] is not, so the loss counts it, too. For the arguments see collate."""
+        of which only some are used. In qa the logits of the question and of the padding are -1e4.
+        Those of the last [SEP] are not, so the loss counts them. For the arguments see collate."""
         hidden, _ = self.encoder(ids, mask, segments)
         logits = self.output(self.dropout(hidden[-1])).float()                # (B, T, n)
         if self.task.kind == "qa":
@@ -1097,8 +1097,8 @@ def load_head(head, path, saved_task, task):
     needed = (task.kind, task.labels, task.pair)
     if (saved_task.kind, saved_task.labels, saved_task.pair) != needed:
         raise ValueError(f"{path} was fine-tuned for {describe_task(saved_task)}, not for "
-                         f"{describe_task(task)}; a copy of its folder without task.json can be "
-                         "a --model for any task")
+                         f"{describe_task(task)}; a teacher must be for the same task, and a "
+                         "--model that is to get a new head must have no task.json: copy it")
     head_path = os.path.join(path, "head.safetensors")
     weights, _ = read_safetensors(head_path)             # {name: tensor}
     check_tensors(head_path, head.state_dict(), weights)
@@ -1580,7 +1580,8 @@ def find_best_rate(setup, mode, splits):
     score_of_rate = {}
     for lr in rates:
         try:
-            _, results = fine_tune(setup, splits, mode, args.seed, lr)
+            model, results = fine_tune(setup, splits, mode, args.seed, lr)
+            del model                                    # before the next run loads its own
         except FloatingPointError as error:              # the rate is too high
             # A single process can drop this rate and try the next one. Several processes cannot:
             # during the training only the first one evaluates. If that has failed, the others still

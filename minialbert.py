@@ -294,7 +294,8 @@ class Layer(nn.Module):
         """Apply the layer to x (B, T, C).
 
         adapters: None, or the recursion's two adapters. As in the authors' code the first changes x
-            before attention, the second before the feed-forward, also for the residuals
+            before attention, the second before the feed-forward. The changed x is also what is
+            added to the result of each
         corrections: None, or the recursion's Corrections
 
         Returns the new x (B, T, C) and the attention map, or None for it (see Attention.forward).
@@ -606,7 +607,8 @@ def check_config(config):
 
     A run that began before a field existed cannot be resumed. A new field that changes what a model
     computes also belongs in
-    - is_bert; and check_field if it is an integer that may be 0, or not an int, a float or a bool
+    - is_bert
+    - check_field, if it is an integer that may be 0, or if its type is not int, float or bool
     - read_config and save of checkpoint.py
     - SHAPE_FIELDS, add_model_flags, student_config and check_start of distill.py
     """

@@ -1859,7 +1859,9 @@ def test_a_run_goes_on_only_with_the_same_model_teacher_data_and_flags(
     error = fail(capsys, *flags, "--distill-from", other_teacher)
     assert "settings: teacher has other contents now. To" in error
     error = fail(capsys, *flags, "--model", other_teacher)
-    assert "settings: encoder has other contents now; head has other contents now" in error
+    assert "settings: encoder has other contents now; head was None, now it is '" in error
+    error = fail(capsys, *sst2_flags, "--out", out, "--steps", 2, "--resume")
+    assert re.search("teacher was '[0-9a-f]+', now it is None", error)
     train = sentiment / "train.tsv"
     text = train.read_text()
     train.write_text(text.replace("film", "name", 1))
