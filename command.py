@@ -133,7 +133,8 @@ def run_command(name, action):
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A character that the terminal or the file cannot show is printed as an escape.
         sys.stdout.reconfigure(errors="backslashreplace")
-    if sys.stderr is None:                               # closed by 2>&-; but tqdm needs a file
+    # sys.stderr is None if it was closed (2>&-), but tqdm needs a file for its progress bars.
+    if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
     # True if end_at_interrupt has set the handler for the time of the imports, which are done now.
     exits_at_once = signal.getsignal(signal.SIGINT) is exit_at_once

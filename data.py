@@ -61,15 +61,15 @@ from command import CommandParser, path_name, printable, run_command, warn
 
 def num_to_mask(T):
     """Return how many tokens of a sequence of T are masked: 15 % of the T - 2 tokens between [CLS]
-    and [SEP], rounded (4.5 to the even number, 4), but at least one."""
+    and [SEP], rounded (a half to the even number: 4.5 to 4), but at least one."""
     return max(1, round(0.15 * (T - 2)))
 
 
 def mask_tokens(ids, tokenizer, rng):
     """Mask sequences as BERT does (Devlin et al. 2019): about 15 % of each sequence's tokens are
-    chosen, never a special one. Of the chosen tokens 80 % become [MASK], 10 % a random one that
-    is not special, 10 % stay. All chosen tokens are called masked, also those that stay. The
-    special tokens are [PAD], [UNK], [CLS], [SEP] and [MASK].
+    chosen, never a special one. Of the chosen tokens 80 % become [MASK], 10 % become a random
+    token that is not special, and 10 % stay. All chosen tokens are called masked, also those that
+    stay. The special tokens are [PAD], [UNK], [CLS], [SEP] and [MASK].
 
     Held-out text is masked by this function, too. Accuracies can be compared only if they were
     measured with the same masking.
@@ -936,9 +936,9 @@ def read_corpus(files, text_column="text"):
         num_replaced = 0
         for path in files:
             # `yield from` yields all lines of the file. Its value is what the generator returns.
-            counts = yield from read_corpus_file(path, bar, text_column)
-            num_characters += counts[0]
-            num_replaced += counts[1]
+            characters_here, replaced_here = yield from read_corpus_file(path, bar, text_column)
+            num_characters += characters_here
+            num_replaced += replaced_here
             yield ""
     # A few replaced characters are taken for damage. But if each of many small files has a few, the
     # files are in another encoding.
@@ -1093,8 +1093,8 @@ def lines_of_csv(path, stream, text_column):
                          "and commas separate the columns")
     column = header.index(text_column)
     for number, cells in rows:
-        # Columns behind the text may be missing.
-        if not column < len(cells) <= len(header):
+        # The text must be there, but columns behind it may be missing.
+        if len(cells) <= column or len(cells) > len(header):
             raise ValueError(f"{path}:{number}: {len(cells)} columns, not {len(header)}; a text "
                              "with a comma in it needs quotes")
         yield from lines_of_document(cells[column])

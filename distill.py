@@ -378,7 +378,7 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     2. The projection from E to C is fitted by least squares, so that the student's output for these
        ids is close to the teacher's.
 
-    But if the teacher's tables have the width E, too, all of its Embeddings is copied.
+    If the teacher's tables have the width E already, its embeddings are copied as they are instead.
     In the shapes below, the teacher's tables have the width C, as a BERT's do.
     """
     if student_embeddings.word.embedding_dim == teacher_embeddings.word.embedding_dim:
@@ -715,7 +715,8 @@ def check_start(student, teacher):
 
 
 def check_same_field(student, teacher, field, flags):
-    """Raise ValueError if a field differs in the two Configs; flags: those that allow this."""
+    """Raise ValueError if a field differs in the two Configs. Its message says that `flags` allow
+    this."""
     in_teacher = getattr(teacher.config, field)
     in_student = getattr(student.config, field)
     if in_teacher != in_student:
@@ -2236,7 +2237,7 @@ def describe_run(recipe, lr, distillation, device):
 
 def seconds_of_a_step(distillation):
     """Make four passes, forward and backward, over the batch of step 0 -> seconds of the fastest.
-    One that takes over ten seconds is the last, but for the first. The parameters do not change.
+    If a pass after the first takes over ten seconds, it is the last. The parameters do not change.
     FloatingPointError if the losses of this process are not finite."""
     distillation.student.train()                         # as in the steps that follow
     fastest = math.inf

@@ -1097,8 +1097,8 @@ def load_head(head, path, saved_task, task):
     needed = (task.kind, task.labels, task.pair)
     if (saved_task.kind, saved_task.labels, saved_task.pair) != needed:
         raise ValueError(f"{path} was fine-tuned for {describe_task(saved_task)}, not for "
-                         f"{describe_task(task)}; a teacher must be for the same task, and a "
-                         "--model that is to get a new head must have no task.json: copy it")
+                         f"{describe_task(task)}; fine-tune a teacher for this task; or, to "
+                         "use only the encoder of a --model, remove task.json from a copy of it")
     head_path = os.path.join(path, "head.safetensors")
     weights, _ = read_safetensors(head_path)             # {name: tensor}
     check_tensors(head_path, head.state_dict(), weights)

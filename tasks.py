@@ -442,7 +442,7 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
         if any(text.strip() == "" for text in texts):
             num_empty += 1
     if num_empty > 0:
-        warn(f"{path}: a text of {num_empty:,} of {len(examples):,} examples is empty")
+        warn(f"{path}: in {num_empty:,} of {len(examples):,} examples a text is empty")
     return not_empty(examples, path)
 
 

@@ -435,10 +435,10 @@ def test_it_is_said_how_many_texts_are_empty(tmp_path, capsys):
     path = write_file(tmp_path / "a.csv", 't,u,y\na,b,1\n"",b,1\n" ",b,1\na,"",0\n')
     assert len(read_table(path, ["t", "u"], "y")) == 4
     warned = capsys.readouterr().err
-    assert warned == f"warning: {path}: a text of 3 of 4 examples is empty\n"
+    assert warned == f"warning: {path}: in 3 of 4 examples a text is empty\n"
     assert len(read_table(path, ["t"], "y")) == 4
     warned = capsys.readouterr().err
-    assert warned == f"warning: {path}: a text of 2 of 4 examples is empty\n"
+    assert warned == f"warning: {path}: in 2 of 4 examples a text is empty\n"
 
 
 def test_lines_are_ended_by_line_feeds_alone_and_a_mark_is_taken_from_the_first(tmp_path):
