@@ -216,17 +216,17 @@ ALBERT_LAYOUT = IN_BOTH_LAYOUTS | {
     "head.decoder": "vocab_projector",
     "head": "vocab_projector",                           # for the parameter head.bias
 }
-# A name may have several spellings. Before names are compared, what matches the pattern on the left
-# is replaced by the text on the right.
+# A name in a file may have several spellings. Before it is compared, what matches the pattern on
+# the left is replaced by the text on the right.
 SPELLINGS = [
     (r"^((bert|albert|module)\.)+", ""),     # torch's DataParallel adds "module."
     (r"\.gamma$", ".weight"),
     (r"\.beta$", ".bias"),
     (r"^projector\.", "encoder.embedding_hidden_mapping_in."),      # in the authors' files
 ]
-# These tensors are ignored: the pooler, BERT's next-sentence head, and the buffer position_ids,
-# which holds 0, 1, 2, ... If a BERT was fine-tuned with transformers, its task head is ignored,
-# too: only the encoder is loaded.
+# Tensors whose names begin like this are ignored: the pooler, BERT's next-sentence head, the buffer
+# position_ids, which holds 0, 1, 2, ..., and the task head of a BERT that was fine-tuned with
+# transformers.
 UNUSED = re.compile(r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$"
                     r"|classifier\.|qa_outputs\.")
 
@@ -347,9 +347,10 @@ def without_identity_projection(tensors, layout, config):
 def decoder_is_tied(tensors, layout, config):
     """Return True if the head's decoder is tied, that is, if it is the word table.
 
-    If tie_decoder is False, this program has written it, and the decoder is a matrix of its own,
-    even if no training has made it differ from the table yet. True may be only the default. Then
-    the decoder is tied if it has the values of the table, or if one of the two is missing.
+    If config.tie_decoder is False, this program has written it, and the decoder is a matrix of its
+    own, even if no training has made it differ from the word table yet. If it is True, this may be
+    only the default. Then the decoder is tied if it has the values of the word table, or if the
+    decoder or the word table is missing.
     """
     if not config.tie_decoder:
         return False
@@ -387,7 +388,8 @@ def check_finite(path, tensors):
     """Raise ValueError if a tensor {name: tensor} has a value that is inf or nan."""
     names = []
     for name, tensor in tensors.items():
-        # Both are nan if a value is nan. tensor.isfinite().all() would take six times as long.
+        # If a value is nan, smallest and largest are nan. This takes a sixth of the time of
+        # tensor.isfinite().all().
         smallest, largest = tensor.aminmax()
         if not (smallest.isfinite() and largest.isfinite()):
             names.append(name)
@@ -416,7 +418,7 @@ ONLY_VALUES = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_
 def read_config(path):
     """Read the config.json of a BERT or of a MiniALBERT, the authors' or ours -> Config."""
     found = read_json(path)
-    # Where null means only that a field is not set, it counts as missing.
+    # In these two fields null means only that the field is not set.
     for name in ("model_type", "is_decoder"):
         if name in found and found[name] is None:
             del found[name]
@@ -430,7 +432,8 @@ def read_config(path):
             raise ValueError("its weights are quantised (quantization_config); dequantise them in "
                              "transformers and save the model again")
         if model_type == "albert":
-            found.setdefault("hidden_act", "gelu_new")   # transformers' default; refused below
+            # transformers' default for an ALBERT, which the loop below refuses.
+            found.setdefault("hidden_act", "gelu_new")
         for name, only_value in ONLY_VALUES.items():
             value = found.get(name, only_value)
             if value != only_value:
@@ -447,7 +450,8 @@ def read_config(path):
             if field.name in found:                      # otherwise Config has a default
                 config_values[field.name] = found[field.name]
         config = Config(**config_values)
-        # The authors' config does not have adapter_size A. It has reduction_factor, which is C / A.
+        # The authors' config does not have adapter_size A. It has reduction_factor, and A is
+        # C // reduction_factor.
         if found.get("use_adapter"):
             factor = found.get("reduction_factor")
             if type(factor) is not int or factor < 1:
@@ -551,7 +555,8 @@ def save(model, path):
         if config.is_bert and not file_name.startswith("cls."):
             file_name = "bert." + file_name              # as in transformers
         tensors[file_name] = tensor
-    # AlbertForMaskedLM has another head than our students.
+    # transformers could not read the head of our students, because AlbertForMaskedLM has another
+    # one. The head is written, but the config names AlbertModel.
     if model.head is None or family == "Albert":
         architecture = family + "Model"
     else:
@@ -600,7 +605,7 @@ def check_settings(path, saved, settings):
     """Raise ValueError if a run that is to be resumed had other settings than it has now.
 
     saved: the settings that were read from `path`
-    settings: those of the present run. A name that only one of the two dicts has is ignored.
+    settings: those of the present run. A setting that only one of the two dicts has is ignored
     """
     settings = json.loads(json.dumps(settings))          # tuples become lists, as in the file
     different = []
@@ -623,7 +628,8 @@ def describe_difference(name, was, now):
     """Say how a setting differs -> a list of texts; the list is empty if the setting is the same.
 
     If both values are dicts, such as the weights of the losses, there is one text for each item
-    that differs. An item that only one of the dicts has counts as None in the other.
+    that differs. An item that only one of these dicts has is a difference, too: it counts as None
+    in the other.
     """
     if was == now:
         return []
@@ -668,8 +674,8 @@ RUN_FILE = "run.json"
 # finetune.py makes a subfolder with a name like this for each mode, learning rate and seed.
 TUNING_FOLDER = "*-lr*-seed*"
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json", "added_tokens.json"]
-# Runs also write these files into their folders. --overwrite removes them, their temporary files,
-# and no others.
+# Besides run.json, runs write these files into their folders. --overwrite removes them, their
+# temporary files, and no others.
 WRITTEN_BY_RUNS = [
     "config.json", "model.safetensors", "training.safetensors", "log.jsonl",
     *TOKENIZER_FILES,
@@ -694,7 +700,8 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
 
     The lock is on the folder's run.json, which is made if it is missing. If the process ends or is
     killed, the lock ends, too. At the end of the with block run.json is removed if it is empty or
-    the only file, and then the folder if it is empty. So a run that ends early leaves none behind.
+    the only file, and then the folder if it is empty. So a run that ends before it has written a
+    file leaves no folder, not even one that was there and empty.
     """
     if os.path.lexists(out) and not os.path.isdir(out):      # also a link that leads to nothing
         raise ValueError(f"--out {out}: this is a file; give the name of a folder")
@@ -711,13 +718,13 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
             check_owner(out, earlier_run, script, settings, resume, overwrite)
             yield
         finally:
-            # What cannot be removed stays: ".", a folder with files, on Windows an open file.
+            # What cannot be removed stays. On Windows this is an open file.
             with suppress(OSError):
                 is_unclaimed = os.path.getsize(run_path) == 0
                 has_only_run_file = os.listdir(out) == [RUN_FILE]
                 if is_unclaimed or has_only_run_file:
                     os.remove(run_path)
-                os.rmdir(out)
+                os.rmdir(out)                            # fails if the folder is not empty
 
 
 def check_not_read_from(out, inputs):
@@ -739,7 +746,7 @@ def check_owner(out, earlier_run, script, settings, resume, overwrite):
 
     - --resume needs a run of this script with the same settings. But if there are neither files of
       a run nor subfolders, a new run starts. So a scheduler may give --resume at the first start,
-      too, and write its log into the folder
+      too. Other files, such as the scheduler's log, may be in the folder
     - --overwrite needs a run of any script, or none of the files in WRITTEN_BY_RUNS
     - without these flags the folder may hold nothing but run.json
     """
@@ -773,7 +780,8 @@ def claim_folder(out, script, settings, resume):
     run_path = os.path.join(out, RUN_FILE)
     old_files = files_of_run(out)
     if resume and old_files:
-        # run_folder has compared the settings that were known then. Now all of them are known.
+        # run_folder has checked some of the settings. Since then the caller has read the data and
+        # knows all of them.
         check_settings(run_path, read_run(out)["settings"], settings)
         return
     for path in old_files:
@@ -825,8 +833,8 @@ def files_of_run(out):
 
 
 def lock(file):
-    """Lock an open file until it is closed or its process dies. ValueError if another open file of
-    the same path has the lock.
+    """Lock an open file until it is closed or its process dies. ValueError if the file was opened
+    and locked before, usually by another process.
 
     There are no locks on Windows and on some network disks. There this does nothing.
     """

@@ -1,10 +1,10 @@
 """Begin and end a command: handle its flags, its errors and Ctrl-C.
 
-At Ctrl-C Python raises KeyboardInterrupt, and run_command turns this exception into one line. But
-before run_command a script imports torch and numpy, which takes seconds. During an import the
-exception would print a long traceback, or code in C would turn it into a misleading ImportError. So
-each script first calls end_at_interrupt. This file imports nothing large, so that almost no time
-passes before that call.
+A script does three things: it calls end_at_interrupt, imports torch and numpy, and calls
+run_command. At Ctrl-C Python raises KeyboardInterrupt, which run_command turns into one line. But
+the imports take seconds. During an import the exception would print a long traceback, or code in C
+would turn it into a misleading ImportError. end_at_interrupt is for this time. This file imports
+nothing large, so that almost no time passes before end_at_interrupt is called.
 """
 import argparse
 import io
@@ -20,11 +20,11 @@ import unicodedata
 def end_at_interrupt():
     """Let Ctrl-C print one line and end this program with status 130, as in a shell.
 
-    A program that a shell script has started with & ignores Ctrl-C. It goes on ignoring it, because
-    this function replaces only Python's default handler.
+    Only Python's default handler is replaced. So a program that ignores Ctrl-C, because a shell
+    script has started it with &, goes on ignoring it.
     """
-    # An interactive session goes on after the script, and Ctrl-C must not end it. In python -i the
-    # flag says so; IPython's %run runs a script in a session that has a prompt, sys.ps1.
+    # An interactive session goes on after the script, and Ctrl-C must not end it. python -i sets
+    # the flag `interactive`. The session in which IPython's %run runs a script has a prompt, ps1.
     if sys.flags.interactive or hasattr(sys, "ps1"):
         return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -54,8 +54,9 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def path_name(text):
-    """Return the name of a file or a folder; an argparse type that refuses an empty name. It would
-    often mean the present folder, but it usually comes from a shell variable that is not set."""
+    """Return the name of a file or a folder; an argparse type that refuses an empty name. An empty
+    name usually comes from a shell variable that is not set. It would often mean the present
+    folder."""
     if text == "":
         raise argparse.ArgumentTypeError("a path is empty")
     return text
@@ -92,14 +93,15 @@ def describe_error(error):
         return "the program that reads the output has ended (broken pipe)"
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, (ValueError, OSError, FloatingPointError)):
-        return str(error)
     if is_about_memory(error):
         reason = one_line(error)
         if reason == "":                                 # Python's own MemoryError says nothing
             return "there is not enough memory"
         return f"there is not enough memory: {reason:.300}"
-    # gloo and NCCL say this in the other processes of torchrun if one ends while they wait for it.
+    if isinstance(error, (ValueError, OSError, FloatingPointError)):
+        return str(error)
+    # If a process of torchrun ends while the others wait for it, gloo or NCCL raises an error with
+    # one of these texts in the others.
     connection_lost = "Connection closed by peer|Connection reset by peer|remote process exited"
     if isinstance(error, RuntimeError) and re.search(connection_lost, str(error)):
         return "another process has ended, and its message says why"
@@ -125,9 +127,10 @@ def run_command(name, action):
     """Call action() and return the exit status of the program.
 
     An error that describe_error knows is printed as one line, and the status is 2. Any other error
-    is raised again; in Python's development mode (python -X dev) every error is, so that a
-    traceback shows where it was raised. The status is 130 after Ctrl-C, as in a shell, and None if
-    all went well. SystemExit, which --help and a signal during the training raise, is not caught.
+    is raised again. In Python's development mode (python -X dev) these errors are raised again,
+    too, so that a traceback shows where. After Ctrl-C the status is 130, as in a shell. It is None,
+    which means 0, if all went well. SystemExit is not caught: --help raises it, and so does the
+    training after a signal such as SIGTERM.
     """
     # sys.stdout is None if the program was started without it. In a notebook it has another class.
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -136,7 +139,7 @@ def run_command(name, action):
     # sys.stderr is None if it was closed (2>&-), but tqdm needs a file for its progress bars.
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
-    # True if end_at_interrupt has set the handler for the time of the imports, which are done now.
+    # True if end_at_interrupt has set its handler. The imports, for which it was set, are done now.
     exits_at_once = signal.getsignal(signal.SIGINT) is exit_at_once
     try:
         if exits_at_once:
@@ -154,10 +157,10 @@ def run_command(name, action):
         message = describe_error(error)
         if message is None or sys.flags.dev_mode:
             raise
-        # A message may quote a long file. Its first 2,000 characters are printed, as one line.
+        # A message may quote a long file. So only its first 2,000 characters are printed.
         line = message.replace("\n", " ")[:2000]
         print(f"{name}: error: {printable(line)}", file=sys.stderr)
         return 2
     finally:
-        if exits_at_once:                                # nothing would catch an exception now
+        if exits_at_once:                                # nothing would catch KeyboardInterrupt now
             signal.signal(signal.SIGINT, exit_at_once)

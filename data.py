@@ -175,8 +175,8 @@ class MaskedBatches:
         num_inside = self.T - 2                          # tokens between [CLS] and [SEP]
         ids = np.empty((len(numbers), self.T), np.int64)
         for row, number in enumerate(numbers):
-            # Sequences follow one another. On some systems numpy's integers have only 32 bits.
-            begin = int(number) * num_inside
+            # int() is needed because on some systems numpy's integers have only 32 bits.
+            begin = int(number) * num_inside             # sequences follow one another
             ids[row, 0] = self.tokenizer.cls_id
             ids[row, 1:-1] = self.tokens[begin:begin + num_inside]
             ids[row, -1] = self.tokenizer.sep_id
@@ -265,7 +265,7 @@ class Tokenizer:
         config = WORDPIECE_CONFIG
         if "tokenizer_config.json" in contents:
             config = json.loads(contents["tokenizer_config.json"])
-        # This is None if the tokenizer does not normalise as BERT does.
+        # lowercase is None if the tokenizer does not normalise as BERT does.
         lowercase = getattr(self.backend.normalizer, "lowercase", None)
         # If do_lower_case is missing, transformers lower-cases. So it is written here.
         if config.get("do_lower_case") is None and lowercase is not None:
@@ -309,11 +309,11 @@ def read_backend(path):
 
 def check_backend(backend):
     """Raise an error if a tokenizer of the tokenizers library has no token for unknown words."""
-    # Few tokenizers know this long word and this rare Cyrillic letter. If the unk_token itself is
-    # not in the vocabulary, a word that is unknown raises an error.
+    # Few tokenizers know this long word and this rare Cyrillic letter. Either of the two raises an
+    # error if the unk_token is not in the vocabulary.
     backend.encode("a" * 1000)
     tokens_of_rare_letter = backend.encode("\ua66e", add_special_tokens=False).ids
-    if not tokens_of_rare_letter:
+    if not tokens_of_rare_letter:                        # there is no unk_token at all
         raise ValueError("words that it does not know vanish: its model has no unk_token")
 
 
@@ -396,12 +396,13 @@ def make_wordpiece(tokens, lowercase):
 
 
 def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
-    """Learn a vocabulary of `size` tokens and write it to `out`.
+    """Learn a vocabulary of `size` tokens, among them the special ones, and write it to `out`.
 
     The vocabulary is smaller if the corpus does not yield enough tokens. Every character becomes a
-    token. A character that continues a word becomes a token with ##, too. If these tokens alone are
-    more than `size`, the vocabulary is larger. Returns the Tokenizer. ValueError if `size` is out
-    of range, if the corpus has no text, or if `out` has another tokenizer or is in the corpus.
+    token. A character that continues a word becomes a token with ##, too. If these and the special
+    tokens are more than `size`, the vocabulary is larger. Returns the Tokenizer. ValueError if
+    `size` is out of range, if the corpus has no text, or if `out` has another tokenizer or is in
+    the corpus.
     """
     if not 100 <= size <= 2**20:
         raise ValueError(f"--train-tokenizer {size}: the size must be from 100 to {2**20} tokens")
@@ -542,7 +543,7 @@ def list_of_paths(corpus):
 
 def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
     """Return the TokenFile of a corpus. If the corpus is text, its token file is made in the folder
-    `cache`, unless it is there already.
+    `cache`, unless it is there already and the text has not changed.
 
     corpus: a file or folder of text, or a list of them; or one token file (.bin); None stands for
         the documentation on this machine
@@ -558,6 +559,8 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
     if any(path.endswith(".bin") for path in corpus):
         return open_token_file(corpus, tokenizer, text_column)
     paths = [os.path.abspath(path) for path in corpus]
+    # The name does not depend on the contents: if a file has changed, tokenise() replaces its
+    # tokens.
     key = repr([paths, text_column, tokenizer.digest])
     name = hashlib.sha256(key.encode()).hexdigest()[:12] + ".bin"
     token_file = tokenise(corpus, tokenizer, os.path.join(cache, name), text_column)
@@ -668,8 +671,9 @@ def write_tokens(file, lines, tokenizer, dtype):
     num_valid = 0
     has_text = False
     num_characters = 0
-    num_unknown = 0.0                                    # an estimate: those that become [UNK]
-    sample_size = SAMPLE                                 # the first chunk may be the only one
+    num_unknown = 0.0                                    # an estimate: characters that are [UNK]
+    # The first chunk, which may be the only one, has a larger sample than those after it.
+    sample_size = SAMPLE
     last_print_time = time.monotonic()
     # The held-out tokens wait in a file without a name until all others are written.
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
@@ -677,7 +681,7 @@ def write_tokens(file, lines, tokenizer, dtype):
             texts = [line for line, _ in chunk]
             num_characters += sum(len(text) for text in texts)
             num_unknown += estimate_unknown(texts, tokenizer, sample_size)
-            sample_size = SAMPLE // 4                    # of each later chunk
+            sample_size = SAMPLE // 4
             train_ids = []
             valid_ids = []
             for (line, held_out), ids in zip(chunk, tokenizer.encode(texts)):
@@ -744,11 +748,11 @@ def mark_held_out(lines):
     """Yield (line, whether its document is held out) for the lines of read_corpus. Empty lines
     before a document are left out.
 
-    Whether a document is held out depends on a hash of its first DECIDING_CHARACTERS characters
-    without line ends. A hash of its first line would not be enough, because all documents of a
-    corpus may begin with the same line.
+    Whether a document is held out depends on a hash of its first DECIDING_CHARACTERS characters. A
+    hash of its first line would not be enough, because all documents of a corpus may begin with the
+    same line.
 
-    lines: an empty line ends each document, also the last one
+    lines: they have no line ends; an empty line ends each document, also the last one
     """
     held_out = None                                      # None: it is not decided yet
     waiting = []                                         # the document's lines until then
@@ -816,8 +820,9 @@ def check_counts(counts, corpus, tokenizer):
 def sizes_of_parts(counts, corpus):
     """Return the number of tokens to train on and the number of tokens that are held out.
 
-    If the documents are few, or if all begin alike, all of them may be in one part. Then the last
-    tokens of the file are held out. The file stays as it is, for held-out tokens stand at its end.
+    If the documents are few, or if all have the same first DECIDING_CHARACTERS characters, they may
+    all be in one part. Then the last tokens of the file are held out. The file stays as it is, for
+    held-out tokens stand at its end.
     """
     if counts.num_train > 0 and counts.num_valid > 0:
         return counts.num_train, counts.num_valid
@@ -847,7 +852,8 @@ def remove_old_tokens(out, made_from):
 # Each reader yields lines. A blank line means that a document ends.
 
 CORPUS_FILE = re.compile(r"(?si).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
-# If a later stream of a .bz2 or .xz is damaged, the text may end before it without an error.
+# A .bz2 or .xz may consist of several compressed streams. If a later one is damaged, the text may
+# end before it without an error.
 OPEN_COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # NULs and surrogates are replaced by U+FFFD. A surrogate is half a character. Python makes one of
 # each byte that is not UTF-8, because the files are opened with errors="surrogateescape".
@@ -940,8 +946,8 @@ def read_corpus(files, text_column="text"):
             num_characters += characters_here
             num_replaced += replaced_here
             yield ""
-    # A few replaced characters are taken for damage. But if each of many small files has a few, the
-    # files are in another encoding.
+    # A few replaced characters in a file are taken for damage. But if many small files have a few
+    # each, they are in another encoding. So all files are also judged together.
     check_encoding(f"{path} and the files before it", num_characters, num_replaced)
 
 
@@ -1018,6 +1024,7 @@ def lines_of_text(path, stream):
     because it does not. ValueError if the file is damaged.
     """
     begins_line = True                                   # whether the next piece begins a line
+    # readline returns a line, or the next CHUNK characters of a line that has more.
     with stream, expecting(path, UNDAMAGED_FILE):
         while True:
             piece = stream.readline(CHUNK)
@@ -1221,8 +1228,8 @@ def docstrings(package, root):
 
 def paragraphs(docstring):
     """Yield the lines of each paragraph; a list item or an argument is a paragraph of its own."""
-    # In reStructuredText a block that ends in "::" announces code. The blocks after it are code as
-    # long as they are indented more.
+    # In reStructuredText a block that ends in "::" announces code. The blocks after it are code,
+    # until one is not indented more than it.
     largest_indent = math.inf                # a block that is indented more than this is code
     for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
         block_indent = indentation(block)

@@ -152,8 +152,8 @@ def teacher_layer_number(r, num_recursions, num_layers):
     The teacher's layers are counted as it applies them. A teacher that shares layers has fewer in
     its list `layers`, so teacher.layer_of_recursion(number) returns the layer.
     """
-    # layers_done says how many layers the recursions 0 to r stand for. If it is not a whole number,
-    # r ends inside a layer, which counts, too: 1.5 becomes 2. The second layer has the number 1.
+    # layers_done says how many layers the recursions 0 to r stand for. If it is 1.5, recursion r
+    # ends inside the second layer. So it is rounded up, to 2. The second layer has the number 1.
     layers_done = (r + 1) * num_layers / num_recursions
     return math.ceil(layers_done) - 1
 
@@ -251,8 +251,8 @@ class Distillation:
         # What follows is for memory and speed.
         self.bf16 = bf16
         self.micro_batch_bounds = split_batch(batches.batch_size, micro_batch_size, processes)
-        # losses_function is compute_losses, as it is or compiled. If graph_function is not None,
-        # choose_losses_function takes one of the two for each batch.
+        # losses_function is compute_losses, as it is or compiled. If there is a graph_function,
+        # too, choose_losses_function takes one of these two for each batch.
         self.losses_function = self.compute_losses
         if compile_losses:
             self.losses_function = torch.compile(self.compute_losses)
@@ -274,6 +274,7 @@ class Distillation:
             takes its state
         num_masked: M, the number of masked places in the whole batch, but at least 1
         """
+        # attention is a dict {recursion: map (b, H, T, T)}; it has only the maps asked for.
         hidden, attention = self.student(ids, maps=self.recursions_with_map)
         if self.needs_teacher:
             # The teacher's parameters are frozen, so no gradient is computed for it.
@@ -289,7 +290,8 @@ class Distillation:
         losses = {}
         if "mlm" in self.loss_weights:
             losses["mlm"] = mlm_loss(logits, labels) / num_masked
-        # The attention and the hidden losses of all pairs (recursion, layer) are added up.
+        # The attention and the hidden loss are sums over the pairs (recursion, layer). Each pair's
+        # part is a mean over the tokens.
         if "attention" in self.loss_weights:
             total = 0.0
             for r, layer_number in self.pairs:
@@ -350,9 +352,10 @@ class Distillation:
 
 @torch.no_grad()
 def start_from_teacher(student, teacher, ids):
-    """Initialise the student from the teacher, which is in eval mode. ids (B, T) are token numbers
-    of sample text: at least four times as many as the student's embeddings are wide, or else these
-    start badly.
+    """Initialise the student from the teacher, which is in eval mode.
+
+    ids (B, T): the token numbers of sample text. If there are fewer than four times the width of
+        the student's embeddings, these embeddings start badly
 
     The functions below say how each part starts; the student's adapters keep their present values.
     If the teacher has corrections, they are first added to its matrices. Its adapters are not used.
@@ -361,7 +364,7 @@ def start_from_teacher(student, teacher, ids):
     """
     check_start(student, teacher)
     if teacher.config.correction_rank > 0:
-        teacher = merge_corrections(teacher)             # each recursion gets a layer of its own
+        teacher = merge_corrections(teacher)             # now it has a layer for each recursion
     start_embeddings(student.embeddings, teacher.embeddings, ids)
     start_layers(student, teacher)
     start_corrections(student, teacher)
@@ -397,9 +400,9 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
 
     # 2. The projection. The student computes project(LayerNorm(student_sums)), and a BERT computes
-    # LayerNorm(teacher_sums). Without the LayerNorms the best matrix to multiply student_sums by
-    # would be basis.T. With them it is not, so the projection is fitted. The student's LayerNorm
-    # keeps its first values, weights 1 and biases 0.
+    # LayerNorm(teacher_sums). If there were no LayerNorms, the best matrix to multiply
+    # student_sums by would be basis.T. Because there are, the projection is fitted. The student's
+    # LayerNorm keeps its first values, weights 1 and biases 0.
     student_sums = teacher_sums @ basis                  # (N, E): its word + position + segment
     projection_inputs = student_embeddings.norm(student_sums)                 # (N, E)
     teacher_outputs = teacher_embeddings(ids).flatten(0, 1)                   # (N, C)
@@ -440,16 +443,16 @@ def start_layers(student, teacher):
 
     Each layer of the student replaces some neighbouring layers of the teacher. It starts as the
     mean of the middle ones: the first and the last quarter, rounded down, are left out. Of 4 layers
-    only the second and the third are used. EXPERIMENTS.md compares this start with others.
+    only the second and the third are used, of 3 all. EXPERIMENTS.md has other starts, too.
     """
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     G = student.config.num_hidden_groups
-    # For each of the teacher's layers this is the student's layer that replaces it. For L = 4 and
-    # G = 2 it is [0, 0, 1, 1].
+    # For each of the teacher's layers this is the student's layer that replaces it. For L = 7 and
+    # G = 2 it is [0, 0, 0, 0, 1, 1, 1].
     replaced_by = split_evenly(L, G)
     for g, layer in enumerate(student.layers):
         replaced = [i for i in range(L) if replaced_by[i] == g]
-        quarter = len(replaced) // 4                     # rounded down
+        quarter = len(replaced) // 4
         middle = replaced[quarter:len(replaced) - quarter]
         # In a BERT this is teacher.layers[i]. A teacher that shares layers has fewer than L in this
         # list, and the same layer may be taken several times.
@@ -623,7 +626,7 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
     model.zero_grad(set_to_none=True)                    # each step adds to the gradients
     with noted_signals() as signals:
         bar = progress_bar(range(run_state.first_step, options.steps))
-        for step in bar:                                 # counted from 0
+        for step in bar:                                 # from 0; the log and messages count from 1
             totals, lr, gradient_norm = training_step(
                 model, objective, run_state.optimizer, step, options, processes)
             # This logs, evaluates and saves, each if it is due. After a signal it ends the program.
@@ -715,8 +718,8 @@ def check_start(student, teacher):
 
 
 def check_same_field(student, teacher, field, flags):
-    """Raise ValueError if a field differs in the two Configs. Its message says that `flags` allow
-    this."""
+    """Raise ValueError if a field differs in the two Configs. flags: those that allow this, for the
+    message"""
     in_teacher = getattr(teacher.config, field)
     in_student = getattr(student.config, field)
     if in_teacher != in_student:
@@ -729,10 +732,11 @@ def check_same_field(student, teacher, field, flags):
 def split_batch(batch_size, micro_batch_size, processes):
     """List the micro-batches of this process: [(first sequence, one past the last), ...].
 
-    For example, 10 sequences among 4 processes are cut into micro-batches of 10 // 4 = 2, which the
-    processes take in turn: rank 0 has (0, 2) and (8, 10), rank 1 has (2, 4), and so on. If
-    micro_batch_size is not 0, no micro-batch has more sequences than that. The last one may end
-    beyond the batch; slicing ignores the sequences that are not there.
+    For example, 11 sequences among 4 processes are cut into micro-batches of 11 // 4 = 2, which the
+    processes take in turn: process 0 has (0, 2) and (8, 10), process 1 has (2, 4) and (10, 12),
+    process 2 has (4, 6), and process 3 has (6, 8). (10, 12) ends beyond the batch. Slicing ignores
+    the sequence that is not there. If micro_batch_size is not 0, no micro-batch has more sequences
+    than that.
     """
     if processes is None:
         processes = Processes()
@@ -740,8 +744,8 @@ def split_batch(batch_size, micro_batch_size, processes):
     if micro_batch_size > 0:
         size = min(size, micro_batch_size)
     first = processes.rank * size                        # where this process begins
-    advance = processes.world_size * size                # from there to its next micro-batch
-    begins = range(first, batch_size, advance)
+    stride = processes.world_size * size                 # from there to its next micro-batch
+    begins = range(first, batch_size, stride)
     return [(begin, begin + size) for begin in begins]
 
 
@@ -1003,9 +1007,10 @@ class Recorder:
         if stop:
             save_now = True                              # a run that stops writes a checkpoint
         # Reading the norm makes the program wait for a GPU. So on a GPU only a step that is logged
-        # or saved is checked. If an earlier step had a nan or an inf in its gradients, this is
-        # found now, because it has made weights nan. (Finite gradients whose norm is inf do no
-        # harm: clipping makes them 0.)
+        # or saved is checked. A nan or an inf in the gradients of an earlier step is still found
+        # in this step: it made weights nan, and with them the norm of each later step. (Gradients
+        # that are finite, but so large that their norm is inf, are not found later. They did no
+        # harm, because clipping made them 0.)
         is_on_cpu = self.processes.device.type == "cpu"
         if log_now or save_now or is_on_cpu:
             check_finite_step(steps_done, totals, lr, gradient_norm)
@@ -1095,13 +1100,17 @@ def stop_run(signals, steps_done, options, processes):
 # ---- Log, progress bar and signals ------------------------------------------------------
 
 def cut_log(path, size):
-    """Make the log if there is none. Cut off what comes after its first `size` bytes, which it had
-    at the last checkpoint: a run that was killed may have written more lines. If the log is shorter
-    and its last line is not whole, this line is cut off, too."""
+    """Make the log if there is none. Of an older log only the whole lines in its first `size` bytes
+    are kept.
+
+    size: the bytes that the log had at the last checkpoint. A run that was killed may have written
+        more lines, or a part of one
+    """
     with open(path, "ab+") as log:
         log.seek(0)
         kept = log.read(size)
-        log.truncate(kept.rfind(b"\n") + 1)              # 0 if there is no whole line
+        end_of_last_line = kept.rfind(b"\n") + 1         # rfind returns -1 if there is no line
+        log.truncate(end_of_last_line)
 
 
 def log_line(steps_done, totals, lr, gradient_norm, tokens_per_second):
@@ -1436,8 +1445,8 @@ RECIPES = {
         "steps": 1800, "batch_size": 16, "length": 64, "lr": None, "warmup": 100,
         "eval_every": 200, "save_every": 200},
     "full": FULL,
-    # These are the authors' values. They give the attention loss the weight 3, too, but divide it
-    # by the 256 tokens of a sequence, so that it counts for almost nothing: its weight is 3 / 256.
+    # These are the authors' values. The authors give the attention loss the weight 3, too, but
+    # their code divides this loss by the 256 tokens of a sequence. So its weight is 3 / 256.
     # MANUAL.md lists where this code departs from theirs: for example, a GPU computes in bfloat16.
     "paper": FULL | {
         "weight_decay": 1e-4, "dropout": 0.1, "attention_weight": 3 / 256, "hidden_weight": 3.0,
@@ -2016,7 +2025,8 @@ def default_modules(args, shape):
 
 
 def copy_student(args, saved_student):
-    """Copy the model of --student, with the dropout of this run and always with a head."""
+    """Copy the model of --student, with the dropout of this run, and with a head. (If no loss
+    trains the head, run() removes it.)"""
     torch.manual_seed(args.seed)
     config = replace(saved_student.config, hidden_dropout_prob=args.dropout,
                      attention_probs_dropout_prob=args.dropout)
@@ -2084,10 +2094,11 @@ def distillation_settings(args, lr, bf16, loss_weights, teacher, student):
     """Collect the settings that must be the same to resume a run: {name: value}. train_student()
     adds the corpus, which has not been read yet."""
     # How a fresh student starts follows from the other settings. So a hash is only needed for a
-    # student that --student has named.
+    # student that --student has named. It is not trained yet: a resumed run restores its checkpoint
+    # later.
     student_hash = None
     if args.student is not None:
-        student_hash = fingerprint(student)              # this run has not trained it yet
+        student_hash = fingerprint(student)
     settings = {
         "steps": args.steps, "lr": lr, "warmup": args.warmup, "weight_decay": args.weight_decay,
         "seed": args.seed, "batch_size": args.batch_size, "length": args.length,
@@ -2182,7 +2193,8 @@ def choose_compilation(args, processes):
     and --cuda-graphs decide, or else these defaults:
 
     - a step is compiled on a GPU, but not in the recipe quick
-    - a compiled step on a GPU runs as a CUDA graph, but not if a process has several micro-batches
+    - a compiled step on a GPU runs as a CUDA graph in all processes, or in none, if one of them has
+      several micro-batches
 
     ValueError if --cuda-graphs is given, but CUDA graphs are not possible.
     """
@@ -2190,8 +2202,7 @@ def choose_compilation(args, processes):
     compile_losses = args.compile
     if compile_losses is None:
         compile_losses = has_gpu and args.recipe != "quick"
-    # All processes must choose the same. So each looks at the first one, because no other has more
-    # micro-batches.
+    # Each process looks at the first one: if that has a single micro-batch, so have all others.
     first_process = processes._replace(rank=0)           # a copy with another rank
     micro_batches = split_batch(args.batch_size, args.micro_batch_size, first_process)
     can_use_graphs = has_gpu and compile_losses and len(micro_batches) == 1

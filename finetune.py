@@ -90,14 +90,15 @@ class Classifier(nn.Module):
 
     def forward(self, ids, mask, segments):
         """Compute the hidden states, as MiniALBERT does, and the logits (B, T, n) at all positions,
-        of which only some are used. In qa the logits of the question and of the padding are -1e4.
-        Those of the last [SEP] are not, so the loss counts them. For the arguments see collate."""
+        of which only some are used. In qa the logits of the question and of the padding are -1e4,
+        because no answer begins or ends there. For the arguments see collate."""
         hidden, _ = self.encoder(ids, mask, segments)
         logits = self.output(self.dropout(hidden[-1])).float()                # (B, T, n)
         if self.task.kind == "qa":
             # An answer is in segment 1, which holds the context and the last [SEP]. [CLS] means "no
             # answer". All other logits, of the question and the padding, become -1e4. (With -inf
-            # the KL divergence from a teacher would be nan.) decode_answers ignores the last [SEP].
+            # the KL divergence from a teacher would be nan.) No answer is at the last [SEP]. Its
+            # logits stay, but the loss makes them small, and decode_answers ignores them.
             is_allowed = segments == 1                   # (B, T)
             is_allowed[:, 0] = True                      # [CLS]
             logits = logits.masked_fill(~is_allowed[:, :, None], -1e4)
@@ -129,10 +130,12 @@ class Feature(NamedTuple):
         labels          [position of the answer's first token, position of its last token], or
                         [0, 0], where [CLS] stands, if this window lacks a part of the answer
 
-    For example, "Johnny lives" with the tags B-PER and O, which have the numbers 0 and 2, may be
-    the tokens [CLS] john ##ny lives [SEP]. In tagging positions is [1, 3], stands_for [0, 1] and
-    labels [0, 2]. In qa the same text is a context. If the question is "who" and the answer is
-    "Johnny", the tokens are [CLS] who [SEP] john ##ny lives [SEP]. prefix_length is 3, positions
+    An example in tagging: the labels of the task are B-PER, I-PER and O, the words are "Johnny" and
+    "lives" with the tags B-PER and O, and the tokens are [CLS] john ##ny lives [SEP]. Then
+    positions is [1, 3], stands_for [0, 1] and labels [0, 2].
+
+    In qa the same text may be the context. If the question is "who" and the answer is "Johnny", the
+    tokens are [CLS] who [SEP] john ##ny lives [SEP]. Then prefix_length is 3, positions
     range(3, 6), stands_for [[0, 6], [0, 6], [7, 12]] and labels [3, 4].
 
     labels is None if the label of the example is not known. In training all are known (see
@@ -200,9 +203,9 @@ def room_of_first_text(task, num_second_tokens):
     if task.kind == "qa":
         return room // 3                                 # the rest is kept for the context
     else:
-        # Half of the room is kept for the second text, or less if it is shorter: if there is room
-        # for 20 tokens and the second text has 4, the first may have 16. If it does not need them,
-        # tokenise_examples gives the second text all that is left.
+        # Half of the room is kept for the second text, or less if that text is shorter: if there is
+        # room for 20 tokens and the second text has 4, the first may have 16. What the first text
+        # does not need, tokenise_examples gives to the second.
         kept_for_second = min(num_second_tokens, room // 2)
         return room - kept_for_second
 
@@ -284,7 +287,8 @@ def answer_features(tokenised, tokenizer, stride):
     answer_tokens = tokens_of_answer(example, encoding.offsets)
     overlap = min(stride, tokenised.room // 2)           # windows advance by half the room or more
     for begin, end in windows(len(token_ids), tokenised.room, overlap):
-        # An array and a range take little memory: SQuAD has 90,000 windows and more.
+        # stands_for is an array, and positions is a range, because these take little memory: SQuAD
+        # has 90,000 windows and more.
         stands_for = np.array(word_spans[begin:end], np.int32)                # (tokens, 2)
         shift = len(prefix) - begin                      # token i of the context is at i + shift
         positions = range(begin + shift, end + shift)
@@ -344,20 +348,20 @@ def collate(features):
     """
     B = len(features)
     T = max(len(feature.ids) for feature in features)
-    ids = np.zeros((B, T), np.int64)     # padding may be any token: no real one looks at it
+    ids = np.zeros((B, T), np.int64)     # padding may be any token, because the mask hides it
     mask = np.zeros((B, T), bool)
     segments = np.zeros((B, T), np.int64)
     for row, feature in enumerate(features):
         length = len(feature.ids)
         ids[row, :length] = feature.ids
         mask[row, :length] = True
-        if feature.prefix_length > 1:                    # [CLS] and a first text stand before it
+        if feature.prefix_length > 1:                    # there is a first text before the main one
             segments[row, feature.prefix_length:length] = 1
     return ids, mask, segments
 
 
 def collate_labels(features, T, kind):
-    """Put the labels of Features, which must be known, into one array of floats.
+    """Put the labels of Features, which must be known, into one array of floats, because of nan.
 
     qa: (B, 2), the positions of the answer's first and last token
     other kinds: (B, T), the label of each token; nan if it has none. A label is the number of a
@@ -382,9 +386,10 @@ def outputs_at_targets(logits, rows, columns, kind):
     logits (B, T, n)
     rows, columns (N,): where the targets stand in the array that collate_labels returns
 
-    In qa a target is the position at which an answer begins (column 0) or ends (column 1). It is
-    predicted from the begin logits or the end logits of all tokens -> (N, T). In other kinds a
-    column is a token, and its target is predicted from its n logits -> (N, n).
+    In qa a column is 0 or 1, and a target is the position at which an answer begins (column 0) or
+    ends (column 1). It is predicted from the begin logits or the end logits of all tokens ->
+    (N, T). In other kinds a column is the position of a token, and its target is predicted from the
+    token's n logits -> (N, n).
     """
     if kind == "qa":
         begin_and_end_logits = logits.transpose(1, 2)    # (B, 2, T)
@@ -430,8 +435,8 @@ class TaskLoss:
     losses_of_micro_batches(step), weights them with loss_weights, and calls backward().
 
     The teacher is a Classifier for the same Task, or None. A batch has sequences of similar length.
-    It depends on the seed and the step alone. In an epoch each Feature is used once; one batch may
-    be smaller than the others.
+    It depends on the seed and the step alone. In an epoch each Feature is used once; one batch, not
+    always the last, may be smaller than the others.
     """
 
     def __init__(self, model, features, batch_size, seed, teacher=None, hidden_weight=0.0,
@@ -487,7 +492,7 @@ class TaskLoss:
                 states = hidden[r + 1]
                 teacher_states = teacher_hidden[layer_number + 1]
                 total = total + hidden_loss(states, teacher_states, mask)
-            losses["hidden"] = total / num_tokens
+            losses["hidden"] = total / num_tokens        # hidden_loss is a sum over the tokens
         return losses
 
     def losses_of_micro_batches(self, step):
@@ -510,7 +515,7 @@ class TaskLoss:
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
-            # The smallest batch of an epoch may have no sequence for this micro-batch. But every
+            # One batch of an epoch may be smaller, with no sequence for this micro-batch. But every
             # process must have gradients, because all processes add theirs up. So an empty
             # micro-batch is computed from sequence 0, and its losses are multiplied by 0.
             is_empty = begin >= len(ids)
@@ -592,7 +597,8 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     if mode == "random" or adds_adapters:
         encoder = MiniALBERT(config, head=False)
     else:
-        encoder = model_without_values(config, has_head=False)     # it gets all values below
+        # All values will come from the saved model.
+        encoder = model_without_values(config, has_head=False)
     if mode != "random":
         # Not strict: the saved MLM head is left out, and new adapters are not in the saved model.
         # assign=True takes the saved tensors themselves, so that nothing is copied.
@@ -622,11 +628,11 @@ def default_rate(mode, config, is_default_run, learns_hidden=False):
     """Return the learning rate for a mode and a model with this Config.
 
     is_default_run: whether --task was not given. Without more flags such a run has 200 steps
-    learns_hidden: whether there is a hidden loss. If so, corrections learn better with a higher
-        rate, and whole models do, too, but not in a default run (EXPERIMENTS.md)
+    learns_hidden: whether there is a hidden loss. If so, whole models and corrections learn better
+        with a higher rate, but whole models not in a default run
 
     The rate must be higher if few parameters are trained, or if there are few steps. Corrections
-    need a lower rate than adapters (EXPERIMENTS.md).
+    need a lower rate than adapters. EXPERIMENTS.md compares rates.
     """
     has_corrections = config.correction_rank > 0
     if mode == "adapters" and has_corrections:
@@ -714,13 +720,13 @@ def decode_answers(task, examples, features, logits, longest=30):
     """Return the text of the best answer to each question.
 
     The score of a span is the begin logit of its first token plus the end logit of its last. Spans
-    have at most `longest` tokens, and the best over all windows is taken. Then its words are
-    completed.
+    have at most `longest` tokens, and the best over all windows is taken. Then it is widened to
+    whole words.
 
     If task.unanswerable, the answer may also be "". The no-answer score of a window is the sum of
     the two logits at [CLS]. It should be low in a window with the answer and high in all others. So
-    a low score in one window is enough to answer: the answer is "" only if the lowest score of all
-    windows is above the best span's score.
+    a low score in one window is enough to answer. The answer is "" only if the lowest no-answer
+    score of all windows is above the score of the best span, which may be in another window.
     """
     best_score = [-np.inf] * len(examples)
     best_text = [""] * len(examples)
@@ -867,12 +873,13 @@ def tokenise_texts(task, examples, tokenizer):
 
 def tokenise_beginnings(texts, length, tokenizer):
     """Tokenise texts of which only the first `length` tokens are needed -> their Encodings. To save
-    time only the beginning of a long text is tokenised, if it has enough tokens. ValueError if one
-    of the texts is not a text."""
+    time only the beginning of a long text is tokenised, if the beginning has enough tokens.
+    ValueError if one of the texts is not a text."""
     check_are_texts(texts)
     # A beginning may end inside a word. Then the tokens of this last word may be wrong. In
     # WordPiece a word has no more tokens than characters, and it is one [UNK] if it has more than
-    # max_input_chars_per_word characters (100 in a BERT). So no more tokens than that are wrong.
+    # max_input_chars_per_word characters (100 in a BERT). So at most this many tokens, the last
+    # ones, are wrong.
     max_wrong = getattr(tokenizer.backend.model, "max_input_chars_per_word", None)
     if max_wrong is None:                                # not WordPiece: there is no such limit
         return tokenizer.backend.encode_batch(texts, add_special_tokens=False)
@@ -882,7 +889,7 @@ def tokenise_beginnings(texts, length, tokenizer):
     encodings = tokenizer.backend.encode_batch(beginnings, add_special_tokens=False)
     for i, text in enumerate(texts):
         has_more_text = len(text) > most_characters
-        has_few_tokens = len(encodings[i].ids) <= num_needed     # for example, it has many spaces
+        has_few_tokens = len(encodings[i].ids) <= num_needed     # for example, it is mostly spaces
         if has_more_text and has_few_tokens:
             encodings[i] = tokenizer.backend.encode(text, add_special_tokens=False)
     return encodings
@@ -920,7 +927,7 @@ def fit_adapters_to_identity(encoder, ids, mask, segments):
     for adapter in list(encoder.attention_adapters) + list(encoder.feed_forward_adapters):
         hooks.append(adapter.register_forward_pre_hook(fit))
     encoder.eval()
-    # One pass is enough: when an adapter is fitted, those before it are fitted already.
+    # One pass is enough: each adapter is fitted just before it runs, and so after those before it.
     encoder(ids, mask, segments)
     for hook in hooks:
         hook.remove()
@@ -956,8 +963,8 @@ def end_after_accents(text, end):
 
     A tokenizer that strips accents removes all nonspacing marks (Unicode's category Mn): accents,
     but also some vowel signs of Hindi and Thai. They are in no token, but belong to the letter
-    before them. (If a tokenizer has a token for a mark, an answer that ends before it gets the
-    mark, too.)
+    before them. (If a tokenizer has a token for a mark, an answer that ends before the mark gets
+    it, too.)
     """
     while end < len(text) and unicodedata.category(text[end]) == "Mn":
         end += 1
@@ -985,8 +992,8 @@ def options_of_run(setup, task_loss, mode, seed, lr):
     steps = args.steps
     if steps is None:
         steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
-    # find_best_rate trains on a part of the examples, with the same mode, rate and seed. The number
-    # of Features gives its folder another name than that of the final run.
+    # find_best_rate makes runs with the same mode, rate and seed, but on fewer Features. So their
+    # number is a part of the folder's name: the two kinds of runs get different folders.
     num_features = len(task_loss.features)
     out = os.path.join(args.out, f"{mode}-{num_features}-lr{lr:g}-seed{seed}")
     return TrainingOptions(
@@ -1008,7 +1015,8 @@ def train_and_measure(model, task_loss, splits, options, setup):
         return results[dev_name].scores
 
     def save_nothing():
-        """Save no model. Only that of the first run is saved, by run_mode(), after its training."""
+        """Save no model beside a checkpoint. Only that of the first run is saved, by run_mode(),
+        after its training."""
 
     if setup.processes.rank == 0:                        # only this process writes into --out
         os.makedirs(options.out, exist_ok=True)
@@ -1016,15 +1024,15 @@ def train_and_measure(model, task_loss, splits, options, setup):
           f"{options.out}/log.jsonl", flush=True)
     begin_time = time.perf_counter()
     # In the settings of the command "lr" may be a list, "steps" and "hidden_weight" may be None,
-    # and "seed" is the first seed. Here they get the values of this run.
+    # and "seed" is the first seed. Here these four get the values of this run.
     settings = setup.settings | {"lr": options.lr, "steps": options.steps, "seed": options.seed,
                                   "hidden_weight": setup.hidden_weight}
     run_state = begin_or_resume(model, options, settings, setup.processes)
     num_steps = options.steps - run_state.first_step     # it is smaller in a resumed run
     with explaining_failures():
         train(model, task_loss, run_state, options, measure_dev, save_nothing, setup.processes)
-    # train() measures the dev set in the first process only, and not if a resumed run has no step
-    # left. What it has not measured is measured here.
+    # What train() has not measured is measured here: all but the dev set; the dev set, too, if this
+    # is not the first process, or if a resumed run had no step left.
     for name, split in splits.items():
         if name != "train" and name not in results:
             results[name] = evaluate_split(model, split, setup.bf16)
@@ -1049,8 +1057,9 @@ def save_classifier(path, model, tokenizer):
 def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recursions=None):
     """Load a model for a task -> Classifier. For the other arguments see load_encoder.
 
-    If task is None, the saved task is used, and the folder must hold a fine-tuned model. If it
-    holds one and mode is not "random", its task head is loaded. In all other cases the head is new.
+    If task is None, the saved task is used, and the folder must hold a fine-tuned model. If the
+    folder holds one and mode is not "random", its task head is loaded. In all other cases the head
+    is new.
     In regression the tasks may differ in mean and sd: the loaded head is changed so that it
     predicts the same numbers as before.
 
@@ -1432,7 +1441,8 @@ def fingerprints_of_saved_model(path, task, recursions):
     task head: {name: hash or shape}.
 
     By these --resume sees whether the model is still the same. New adapters and a new head are not
-    hashed: a resumed run makes them anew, and on another processor their last digits may differ.
+    hashed: a resumed run makes them anew, before it restores their trained values, and on another
+    processor their last digits may differ.
     ValueError if the model cannot be loaded for this task.
     """
     model = load_classifier(path, task, recursions=recursions)
@@ -1873,8 +1883,9 @@ def load_fine_tuned(args, device, bf16):
     tokenizer = Tokenizer(args.model)
     check_vocabulary(tokenizer, model.encoder.config)
     if model.encoder.config.correction_rank > 0 and not bf16:
-        # The corrections are added to the matrices once, here, instead of in each batch. Not in
-        # bfloat16: the training rounded each of them first, so the predictions would change.
+        # The corrections are added to the matrices once, here, instead of in each batch. This is
+        # not done in bfloat16, where it would change the predictions a little: the training rounds
+        # a correction to bfloat16 before it is added.
         model.encoder = merge_corrections(model.encoder)
     return model.to(device), tokenizer
 
@@ -1903,14 +1914,14 @@ def print_predictions(args, model, tokenizer, bf16):
         raise ValueError("--out and --overwrite: only the answers to a SQuAD file (.json) are "
                          "written")
     lines = lines_to_predict(args.predict)
-    text_at = {location: line for location, line in lines if line.strip()}
-    examples = [example_of_line(line, task, location) for location, line in text_at.items()]
+    line_at = {location: line for location, line in lines if line.strip()}
+    examples = [example_of_line(line, task, location) for location, line in line_at.items()]
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     if task.kind == "tagging":
-        check_are_sentences(args.predict, text_at.values())
+        check_are_sentences(args.predict, line_at.values())
     results = predict_datasets({"--predict": examples}, model, tokenizer, bf16)
-    prediction_at = dict(zip(text_at, results["--predict"].predictions))
+    prediction_at = dict(zip(line_at, results["--predict"].predictions))
     for location, line in lines:
         if location in prediction_at:
             print(describe_prediction(task, line, prediction_at[location]))
@@ -1919,8 +1930,8 @@ def print_predictions(args, model, tokenizer, bf16):
 
 
 def predict_datasets(datasets, model, tokenizer, bf16):
-    """Predict the labels of datasets, {name: examples} -> {name: Result}, with warnings if texts
-    are unknown or cut."""
+    """Predict the labels of datasets, {name: examples} -> {name: Result}. Warnings say whether
+    characters are unknown and whether texts are cut."""
     splits = encode_splits(model.task, datasets, tokenizer)
     check_texts(model.task, splits, tokenizer)
     return {name: evaluate_split(model, split, bf16) for name, split in splits.items()}
@@ -1944,7 +1955,8 @@ def lines_to_predict(text_or_file):
 def check_are_sentences(path, lines):
     """Raise ValueError if each of these lines is a word and its tag: a tagger would take it for a
     sentence."""
-    pattern = r"\S+ (.* )?(O|B|I|[BIESLU]-\S+)"          # such as "Rome NNP B-LOC"
+    # Such as "Rome NNP B-LOC" or "lives O". In some files a tag has no type: B or I alone.
+    pattern = r"\S+ (.* )?(O|B|I|[BIESLU]-\S+)"
     if len(lines) > 1 and all(re.fullmatch(pattern, line) for line in lines):
         raise ValueError(f"--predict {path}: each line has a word and a tag, but here a line is a "
                          "sentence without tags; --evaluate --test FILE reads words and tags. (If "

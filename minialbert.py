@@ -6,10 +6,10 @@ The paper: MiniALBERT: Model Distillation via Parameter-Efficient Recursive Tran
 - recursion: one layer is applied num_hidden_layers times with the same weights; or there are a few
   layers, and each is applied several times in a row
 - factorised embeddings: the tables have a small width E; a linear layer widens them to C
-- each recursion has small modules of its own. In the paper these are two bottleneck adapters, one
-  before attention and one before the feed-forward; they change the hidden states. Here they can
-  also be corrections: low-rank matrices that are added to the layer's six matrices. All other
-  parameters are shared, also the layer's biases and LayerNorms
+- each recursion has small modules of its own. The paper's are two bottleneck adapters, one before
+  attention and one before the feed-forward; they change the hidden states. Here a model can have
+  these, or corrections, low-rank matrices that are added to the layer's six matrices, or both. All
+  other parameters are shared, also the layer's biases and LayerNorms
 
 distill.py starts a student from its teacher (start_from_teacher) and has the losses that compare
 the two (Distillation). One of them, the elastic loss, trains a student to predict after fewer
@@ -127,8 +127,8 @@ class Embeddings(nn.Module):
         if self.project is not None:
             x = self.project(x)                          # (B, T, E) -> (B, T, C)
         elif torch.is_autocast_enabled(x.device.type):
-            # Under autocast a projection returns bfloat16. Without one x is cast to it here. So all
-            # hidden states have this dtype (see LayerNorm), which takes half the memory.
+            # Under autocast the projection above returns bfloat16. If there is none, x is cast. So
+            # all hidden states have this dtype (see LayerNorm), which takes half the memory.
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return x
 
@@ -195,7 +195,7 @@ def apply_linear(linear, x, corrections, name):
     """Apply an nn.Linear of a Layer to x, with its weight corrected for this call.
 
     corrections: the recursion's six Corrections, or None
-    name: which of the six belongs to this nn.Linear, such as "query"
+    name: the key of this nn.Linear's correction among the six, such as "query"
 
     The gradient reaches the shared weight and both factors of the LowRank. With a correction the
     module `linear` is not called, so forward hooks that a user has put on it do not run.
@@ -235,8 +235,8 @@ class Attention(nn.Module):
         # fewer numbers: B * H * T * D, not B * H * T * T.
         query = query / D**0.5
         scores = query @ key.transpose(2, 3)             # (B, H, T, T)
-        # Under autocast the scores are bfloat16. They are cast to float32, because a softmax in
-        # bfloat16 would round the map, and the loss that compares maps would round again.
+        # Under autocast the scores are bfloat16. They are cast to float32, because a map in
+        # bfloat16 would be too coarse for the loss that compares maps.
         scores = scores.float()
         if mask is not None:
             # Padding gets the score -1e9, so that its probability is 0. With -inf the KL divergence
@@ -247,8 +247,8 @@ class Attention(nn.Module):
     def forward(self, x, mask=None, want_map=False, corrections=None):
         """Let each token look at all tokens that are not padding.
 
-        x (B, T, C); mask (B, 1, 1, T) is False at padding; corrections: None, or what is added
-        to the four matrices (see Corrections). Returns (B, T, C) and the attention map as
+        x (B, T, C); mask (B, 1, 1, T) is False at padding; corrections: None, or the recursion's
+        six Corrections, of which four are used here. Returns (B, T, C) and the attention map as
         log-probabilities (B, H, T, T), in which row i says where token i looks. The map is None
         unless want_map is True.
         """
@@ -294,8 +294,8 @@ class Layer(nn.Module):
         """Apply the layer to x (B, T, C).
 
         adapters: None, or the recursion's two adapters. As in the authors' code the first changes x
-            before attention, the second before the feed-forward. The changed x is also what is
-            added to the result of each
+            before attention, the second before the feed-forward. The residual connections, too, use
+            the x that an adapter has changed
         corrections: None, or the recursion's Corrections
 
         Returns the new x (B, T, C) and the attention map, or None for it (see Attention.forward).
@@ -470,9 +470,9 @@ def initialise(model, sharp=True):
     Weights are normal with standard deviation 0.02, biases are 0, the weights of LayerNorms are 1.
     Hugging Face's BERT starts like this, except that the row of [PAD] in its word table is 0.
 
-    sharp: if True, five changes follow, which are numbered below. The first two make the attention
-        maps sharp from the start: a token looks more at some tokens than at others. If False,
-        adapters and corrections are as random as all other weights
+    sharp: True makes the five changes that are numbered below. The first two make the attention
+        maps sharp from the start: a token looks more at some tokens than at others. False makes
+        none of the five, so adapters and corrections, too, are random
     """
     if model.embeddings.word.weight.is_meta:
         return      # such tensors have no values (see checkpoint.model_without_values)
@@ -486,12 +486,12 @@ def initialise(model, sharp=True):
     if not sharp:
         return
     # 1. The weights of query and key become 4 times as large. A map is sharp if its scores differ
-    # much. If these weights have the standard deviation s, and the inputs have 1, then
-    #   - a number in a query or a key has s * sqrt(C), because it is a sum of C products
-    #   - a query's number times a key's has the product of the two, s**2 * C
-    #   - a score has s**2 * C, too, because it is a sum of D of these, divided by sqrt(D)
-    # With s = 0.02 a score has 0.05 for C = 128 and 0.3 for C = 768, and the first maps would be
-    # almost uniform. With s = 0.08, as here, it has 0.8 and 4.9.
+    # much. Let the standard deviation of these weights be s, and that of the inputs 1. Then it is
+    #   s * sqrt(C)  for a number in a query or a key, because it is a sum of C products
+    #   s**2 * C     for the product of a query's number and a key's
+    #   s**2 * C     for a score, too, because it is a sum of D such products, divided by sqrt(D)
+    # For s = 0.02 that of a score is 0.05 if C is 128, and 0.3 if C is 768. The first maps would be
+    # almost uniform. For s = 0.08, as here, it is 0.8 and 4.9.
     for layer in model.layers:
         layer.attention.query.weight.mul_(4)
         layer.attention.key.weight.mul_(4)
@@ -501,7 +501,8 @@ def initialise(model, sharp=True):
     if model.embeddings.project is not None:
         E = model.config.embedding_size
         model.embeddings.project.weight.mul_(E**-0.5 / 0.02)
-    # 3. An adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input.
+    # 3. An adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input. If the
+    # input already comes from a LayerNorm, this hardly changes it.
     for adapter in list(model.attention_adapters) + list(model.feed_forward_adapters):
         adapter.up.weight.zero_()
     # 4. A correction's `up` is 0, so that up @ down is 0 and the shared matrix is used unchanged.
@@ -533,6 +534,7 @@ def keep_recursions(model, num_kept):
     ValueError if the model has fewer recursions, or if no Config describes the shorter model. For
     example, 6 recursions with 2 layers apply the layers 0 0 0 1 1 1. The first 4 of them apply
     0 0 0 1, but a model of 4 recursions with 2 layers always applies 0 0 1 1 (see split_evenly).
+    The first 5 can be kept: 0 0 0 1 1.
     """
     G = model.config.num_hidden_groups
     R = model.config.num_hidden_layers
@@ -561,7 +563,7 @@ def merge_corrections(model):
     computes the same as the model and stores R layers. It is on the CPU and in float32.
 
     If the copy has no adapters, save() of checkpoint.py writes it so that transformers opens it: as
-    an AlbertModel if E differs from C, as a BertModel if not.
+    an AlbertModel if E differs from C, as a BertModel, which has no projection, if not.
     """
     R = model.config.num_hidden_layers
     merged = copy.deepcopy(model).cpu().float()
@@ -605,8 +607,8 @@ def count_parameters(model):
 def check_config(config):
     """Raise ValueError if a field of a Config is wrong or contradicts another one.
 
-    A run that began before a field existed cannot be resumed. A new field that changes what a model
-    computes also belongs in
+    To add a field: if it changes what a model computes, it also belongs in the places below. A run
+    that began before the field existed cannot be resumed.
     - is_bert
     - check_field, if it is an integer that may be 0, or if its type is not int, float or bool
     - read_config and save of checkpoint.py
@@ -639,7 +641,8 @@ def check_field(name, kind, value):
         if type(value) not in (int, float) or not 0 <= value <= 1:
             raise ValueError(f"{name} is {value!r:.60}, but must be a number from 0 to 1")
         return
-    smallest = 1                                         # from here on the type is int
+    # All other fields are integers.
+    smallest = 1
     if name in ("adapter_size", "correction_rank"):
         smallest = 0                                     # 0 means: none
     largest = 2**24                                      # the limit of widths and tables

@@ -31,8 +31,8 @@ from data import CACHE, is_held_out, rows_of_csv
 # This command finds the code that depends on the kind of a task:
 # grep -nE "(kind|task_name) (==|!=|in|not in) |task.labels" tasks.py finetune.py
 # A new kind also needs its METRICS, its label in Example, its fields in Feature, its place in
-# TASKS_OF_FLAG of finetune.py, and the help of --task and --train. An `else` after these ifs treats
-# all other kinds alike, so take care there.
+# TASKS_OF_FLAG of finetune.py, and the help of --task and --train. An `else` that belongs to one of
+# these ifs is about all other kinds, so look at it, too.
 KINDS = ("classification", "regression", "tagging", "qa")
 # A .gz, a .bz2 and an .xz begin with these bytes.
 COMPRESSED = re.compile(rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ\0")
@@ -51,7 +51,8 @@ class Example(NamedTuple):
     second_text: object = None  # a second text; in qa the context; None if there is none
     label: object = None        # see above; None if it is not known
     id: str = ""                # in qa the id of the question; in "code" the number of its line,
-                                # else its number in the files of its split, both counted from 0
+                                # else its number in the files of its split; both count from 0,
+                                # unlike the lines in `location`
     location: str = "an example"    # for messages: "file:line", in qa file and id of the question
 
 
@@ -63,8 +64,8 @@ class Task:
     labels: list            # all labels, sorted; in regression and qa empty
     metrics: list           # names of metrics; the first one decides between learning rates
     length: int             # the largest number of tokens in a sequence, T
-    stride: int             # qa: how many tokens neighbouring windows of a context share; if this
-                            # is over half a window, they share half (answer_features)
+    stride: int             # qa: how many tokens neighbouring windows of a context share, but not
+                            # more than half a window (see answer_features of finetune.py)
     pair: bool              # whether each example has two texts
     mean: float             # regression: the mean of the training labels y, else 0
     sd: float               # regression: their standard deviation; the head predicts
@@ -164,8 +165,8 @@ def score(task, examples, guesses):
 
 
 # Precision, recall and F1 compare two sets of items: the gold ones and the guessed ones.
-#   classification: an item is (number of the example, class)
-#   tagging: an item is an entity, (number of the sentence, first word, one past the last, type)
+#   classification: an item is (index of the example, class)
+#   tagging: an item is an entity, (index of the sentence, first word, one past the last, type)
 # A guessed item is correct if it is among the gold items. The "name" of an item is its last field.
 
 def detailed_scores(task, examples, guesses):
@@ -175,7 +176,7 @@ def detailed_scores(task, examples, guesses):
     this name. The result is {} for regression and qa, and if the examples have no labels.
     """
     gold = [example.label for example in examples]
-    if gold[0] is None:
+    if any(label is None for label in gold):
         return {}
     if task.kind == "classification":
         return scores_by_name(set(enumerate(gold)), set(enumerate(guesses)))
@@ -203,6 +204,7 @@ def scores_by_name(gold_items, guessed_items):
 
     The metrics are those of item_scores, and "count", the number of gold items of this name.
     """
+    # The last field of an item is its name.
     num_correct = Counter(item[-1] for item in gold_items & guessed_items)
     num_gold = Counter(item[-1] for item in gold_items)
     num_guessed = Counter(item[-1] for item in guessed_items)
@@ -223,7 +225,8 @@ def classification_scores(gold, guesses):
     f1_of_label = {}
     for label, scores in scores_by_name(gold_items, guessed_items).items():
         f1_of_label[label] = scores["f1"]
-    # Of two classes Matthews' correlation is Pearson's of 0 and 1.
+    # Matthews' correlation is Pearson's correlation of numbers that are 1 for the label "1" and 0
+    # for any other.
     gold_is_1 = [label == "1" for label in gold]
     guess_is_1 = [label == "1" for label in guesses]
     return {"accuracy": num_correct / len(gold),
@@ -327,10 +330,10 @@ def normal_words(answer):
 
 
 def word_f1(gold_words, guess_words):
-    """Compute the F1 of a guessed answer's words against the words of a right answer. A word that
-    occurs twice in both counts twice."""
+    """Compute the F1 of a guessed answer's words against the words of a right answer."""
     if not gold_words and not guess_words:
         return 1.0                                       # both say that there is no answer
+    # A word that occurs twice in both counts twice: & takes the smaller count of each word.
     shared = Counter(gold_words) & Counter(guess_words)
     return item_scores(shared.total(), len(gold_words), len(guess_words))["f1"]
 
@@ -449,8 +452,8 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
 def read_label(row, column, location, numeric):
     """Return the label in a row {column: value}. It is a text or, if numeric, a finite number.
     ValueError if it is missing."""
-    # cell() also accepts the true and false of a .jsonl, because in Python a bool is an int. They
-    # become "True" and "False".
+    # In Python a bool is an int. So the true and false of a .jsonl are accepted, too, and become
+    # "True" and "False".
     label = str(cell(row, column, location, (str, int, float))).strip()
     if label.lower() in ("", "nan"):                     # numpy writes nan for a missing number
         raise ValueError(f"{location}: the label in column {column!r} is {label!r}, which stands "
@@ -633,10 +636,17 @@ def squad_example(path, question, context):
 def right_answers(question, context):
     """List the right answers to a question, each (index of its first character in the context,
     text). The list is empty if there is no answer. The result is None if the answers are not known.
-    ValueError as in squad_example."""
+    ValueError as in squad_example.
+
+        is_impossible   answers         result
+        true            anything        []
+        false           empty           None, because the file keeps the answers secret
+        missing         empty           []
+        not true        missing         None
+    """
     is_version_2 = question.get("is_impossible") is not None         # v1.1 does not have this field
     if is_version_2 and field_of(question, "is_impossible", bool):
-        return []                                        # the field "answers" does not count then
+        return []
     if "answers" not in question:
         return None
     answers = []
@@ -648,8 +658,8 @@ def right_answers(question, context):
                              f"at its offset {start} in the context, or has no words")
         answers.append((start, text))
     if is_version_2 and not answers:
-        return None                                      # the file keeps the answer secret
-    return answers                                       # in v1.1 an empty list means "no answer"
+        return None
+    return answers
 
 
 def field_of(value, name, field_type):
@@ -746,7 +756,7 @@ def download(url):
         # disable=None: there is no bar if the output is not a terminal.
         with tqdm.wrapattr(response, "read", total=size, desc=url, disable=None) as stream:
             shutil.copyfileobj(stream, content)
-    # Of a connection that breaks off, read() with a size, as above, says nothing.
+    # If the connection breaks off, copyfileobj just ends, without an error.
     if 0 < size != content.tell():
         raise ValueError(f"the download broke off: {content.tell():,} of {size:,} bytes came")
     content.seek(0)
@@ -757,8 +767,9 @@ def download(url):
 
 # Some accents and vowel signs are characters of their own, in Unicode's categories M (marks). Other
 # characters are invisible, such as the joiners of Persian and the soft hyphen (category Cf). All of
-# them belong to the word in which they stand. A pattern has no class for them, so find_words first
-# replaces each of them by this mark. The zero-width space, also in Cf, separates words instead.
+# them belong to the word in which they stand. A pattern cannot name these two categories. So
+# find_words first replaces each such character by one of them, MARK, which a pattern can name. The
+# zero-width space, also in Cf, separates words instead.
 MARK = "\u0300"
 ZERO_WIDTH_SPACE = "\u200b"
 CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"     # ranges of characters
@@ -766,7 +777,8 @@ CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"     # r
 LETTER = rf"(?:[^\W{CHINESE}]|{MARK})"
 WORD_PATTERN = re.compile(rf"""
     [{CHINESE}] {MARK}*                         # a Chinese character
-    | {LETTER}+ (?: \. (?!{MARK}) {LETTER}+ )*  # a word, or a name with dots: torch.nn
+    # A word, or a name with dots: torch.nn. A dot with a MARK is a punctuation character instead.
+    | {LETTER}+ (?: \. (?!{MARK}) {LETTER}+ )*
     | [^\w\s] {MARK}*                           # a punctuation character
     """, re.VERBOSE)
 
@@ -785,7 +797,7 @@ def find_words(text):
     """
     # Each replacement is as long as what it replaces, so all positions stay.
     text_to_match = text.replace(ZERO_WIDTH_SPACE, " ")
-    if not text.isascii():                               # no ASCII character is one of them
+    if not text.isascii():                               # no ASCII character is in M or Cf
         for character in set(text_to_match):
             category = unicodedata.category(character)
             if category.startswith("M") or category == "Cf":
@@ -869,7 +881,9 @@ def read_own_files(kind, files, text_columns, label_column):
 def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
     """Split examples -> (a tenth of them, the rest). The size of the tenth is rounded up.
 
-    Each label of a held-out example also stays in the rest. So fewer than a tenth may be held out.
+    An example is held out only if other examples in the rest have its labels. So fewer than a tenth
+    may be held out.
+
     A hash of the texts orders the examples. So the split is the same on every machine, and the
     order in the file does not matter.
 

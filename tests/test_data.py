@@ -2477,6 +2477,7 @@ def test_an_error_shows_what_a_terminal_would_obey_and_is_not_long(capsys):
      ": DefaultCPUAllocator: can't allocate memory: you tried"),
     (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"),       # on Windows
      ": DefaultCPUAllocator: not enough memory: you tried"),
+    (OSError(12, "Cannot allocate memory"), ": [Errno 12] Cannot allocate memory"),
 ])
 def test_a_lack_of_memory_is_printed_in_one_line(error, reason, capsys):
     def action():
