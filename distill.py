@@ -85,7 +85,10 @@ def kl_divergence(student_log_probs, teacher_log_probs):
     """Compute KL(p || q) = sum of p (log p - log q) for each row, summed over all rows.
 
     p and q are the teacher's and the student's probabilities. Both arguments have the same shape.
+    Because p does not change, the gradient is that of the cross-entropy, sum of -p log q. If p is 1
+    for the true word and 0 for the others, this is mlm_loss.
     """
+    # torch expects log q first: F.kl_div(log q, log p) is KL(p || q).
     return F.kl_div(student_log_probs, teacher_log_probs, reduction="sum", log_target=True)
 
 
