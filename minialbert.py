@@ -228,6 +228,9 @@ class Attention(nn.Module):
     def log_attention_map(self, query, key, mask):
         """Compute log softmax(query key^T / sqrt(D)) of each head -> (B, H, T, T).
 
+        The loss that compares maps needs logarithms. log_softmax computes them directly; the
+        logarithm of a softmax would be -inf where the softmax rounds to 0.
+
         query and key (B, H, T, D); mask (B, 1, 1, T) or None: see forward.
         """
         D = query.shape[-1]
