@@ -283,6 +283,7 @@ class Distillation:
             # The teacher's parameters are frozen, so no gradient is computed for it.
             teacher_hidden, teacher_attention = self.teacher(ids, maps=self.layers_with_map)
 
+        # Words are predicted at the masked places alone, because at the others the models see them.
         if "mlm" in self.loss_weights or "output" in self.loss_weights:
             masked_states = take_masked(hidden[-1], positions)                # (m, C)
             logits = self.student.predict(masked_states)                      # (m, V)
