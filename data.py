@@ -148,7 +148,8 @@ class MaskedBatches:
         self.kept_order = (None, None)
 
     def batch(self, step):
-        """Return masked ids (B, T), positions (M,) and labels (M,) of a step: see mask_tokens."""
+        """Return the numpy arrays of a step: masked ids (B, T), positions (M,) and labels (M,). See
+        mask_tokens."""
         # Imagine the sequences of all epochs, one after another, as one long list. Each batch takes
         # the next batch_size of them. So it may begin in one epoch and end in the next.
         first = step * self.batch_size                   # an index into this list
