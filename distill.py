@@ -1394,17 +1394,15 @@ def sum_over_processes(model, totals, processes):
     """
     if processes.world_size == 1:
         return
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    tensors = [parameter.grad for parameter in parameters] + list(totals.values())
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    tensors = gradients + list(totals.values())
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
     sums = flat.split([tensor.numel() for tensor in tensors])
-    sums_of_gradients = sums[:len(parameters)]
-    sums_of_losses = sums[len(parameters):]
-    for parameter, summed in zip(parameters, sums_of_gradients):
-        parameter.grad = summed.view_as(parameter)       # a part of flat; nothing is copied
-    for name, summed in zip(totals, sums_of_losses):
-        totals[name] = summed[0]
+    # The sums are copied back, so that the memory of flat is free again. A gradient also keeps its
+    # order in memory, which must be that of its parameter: AdamW relies on it.
+    for tensor, summed in zip(tensors, sums):
+        tensor.copy_(summed.view_as(tensor))
 
 
 def must_stop(signals, look_now, processes):

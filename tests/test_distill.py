@@ -2164,6 +2164,31 @@ def test_two_processes_use_the_graph_for_the_same_batches(monkeypatch, rank):
     assert used == ["graph", "plain"]
 
 
+def test_summed_gradients_keep_their_order_in_memory_and_not_the_message(monkeypatch):
+    """A matrix that was transposed, as in some files of BERTs, is stored column by column. AdamW
+    takes the numbers of a gradient as they stand in memory, without looking at their order."""
+    messages = []
+
+    def all_reduce(flat):
+        """Sum over three processes that have the same gradients."""
+        messages.append(flat)
+        flat.mul_(3)
+
+    monkeypatch.setattr(distill.dist, "all_reduce", all_reduce)
+    model = torch.nn.Linear(5, 3)
+    model.weight = torch.nn.Parameter(torch.randn(5, 3).T)
+    model(torch.randn(2, 5)).square().sum().backward()
+    gradient = model.weight.grad.clone()
+    totals = {"loss": torch.tensor(7.0), "mlm": torch.tensor(2.0)}
+    distill.sum_over_processes(model, totals, Processes(world_size=3))
+    assert torch.equal(model.weight.grad, 3 * gradient)
+    assert model.weight.grad.stride() == model.weight.stride() == (1, 3)
+    assert totals == {"loss": 21.0, "mlm": 6.0}
+    message, = messages                                  # it takes as much memory as the gradients
+    for tensor in (model.weight.grad, model.bias.grad, totals["loss"], totals["mlm"]):
+        assert tensor.untyped_storage().data_ptr() != message.untyped_storage().data_ptr()
+
+
 def count_page_faults():
     """Take and free a block of memory 30 times in this process -> how many pages the system gave
     each time."""
