@@ -277,8 +277,11 @@ def load(path, recursions=None):
         expected[file_name] = tensor
     check_tensors(path, expected, tensors)               # from here on both have the same names
     for file_name in tensors:
-        # The file may change while it is mapped into memory. A copy does not depend on it.
-        tensors[file_name] = tensors[file_name].to(torch.float32, copy=True)
+        # The file may change while it is mapped into memory. A copy does not depend on it. A file
+        # that was converted from TensorFlow may hold matrices column by column. The copy is row by
+        # row, because NCCL sends only tensors in this order from GPU to GPU.
+        tensors[file_name] = tensors[file_name].to(
+            torch.float32, copy=True, memory_format=torch.contiguous_format)
     # The values are checked after the conversion, because a huge float64 becomes inf in float32.
     check_finite(path, tensors)
     weights = {our_names[file_name]: tensor for file_name, tensor in tensors.items()}

@@ -449,6 +449,21 @@ def test_a_decoder_equal_to_the_word_table_is_tied(transformers, tmp_path):
     assert model.head.decoder is None
 
 
+def test_a_matrix_that_is_stored_column_by_column_is_loaded_row_by_row(saved):
+    """A pytorch_model.bin that was converted from TensorFlow may have such matrices."""
+    expected = load(saved).state_dict()
+    tensors, _ = read_safetensors(saved / "model.safetensors")
+    stored = {}
+    for name, tensor in tensors.items():
+        stored[name] = tensor.clone()
+        if tensor.ndim == 2:
+            stored[name] = tensor.T.contiguous().T
+    to_pickle(saved, stored)
+    for name, tensor in load(saved).state_dict().items():
+        assert tensor.is_contiguous(), name
+        assert torch.equal(tensor, expected[name]), name
+
+
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("embedding_size", [E, C])
 def test_a_checkpoint_of_the_authors_is_read_from_safetensors_too(
