@@ -59,12 +59,12 @@ class Observed:
         return self.objective.losses_of_micro_batches(step)
 
 
-def train(model, objective, evaluate_model, save_model):
+def train(model, objective, evaluate_model, save_model, world_size=1):
     """Train a model as SCHEDULE says. All its parameters stay on the device."""
     with tempfile.TemporaryDirectory() as out:
         options = TrainingOptions(lr=0.001, warmup=1, weight_decay=0.1, seed=0, out=out,
                                   resume=False, **SCHEDULE)
-        processes = Processes(device=DEVICE)
+        processes = Processes(world_size=world_size, device=DEVICE)
         run_state = distill.begin_or_resume(model, options, {}, processes)
 
         def save_into_out():
@@ -152,7 +152,7 @@ def make_features(kind):
     return features
 
 
-def run_finetune(kind, has_teacher, bf16, micro_batch_size=0):
+def run_finetune(kind, has_teacher, bf16, micro_batch_size=0, world_size=1):
     """Fine-tune on the fake device -> {step in which the program waited for it: the lines}."""
     task = make_task_of_kind(kind, LABELS_OF_KIND[kind])
     features = make_features(kind)
@@ -175,7 +175,7 @@ def run_finetune(kind, has_teacher, bf16, micro_batch_size=0):
                 logits = finetune.predict_logits(model, features)
             return {"count": len(logits)}
 
-        train(model, Observed(task_loss, cuda), evaluate_model, save_nothing)
+        train(model, Observed(task_loss, cuda), evaluate_model, save_nothing, world_size)
     return cuda.waits
 
 
@@ -191,6 +191,25 @@ def check_finetune(kind, has_teacher, bf16, micro_batch_size):
     """Only the step that logs, evaluates and saves waits."""
     waits = run_finetune(kind, has_teacher, bf16, micro_batch_size)
     assert set(waits) == {2}, waits
+
+
+def check_two_processes():
+    """The first of two processes waits only in the step that logs, evaluates and saves."""
+    summed = []                                          # the dtypes of the tensors
+
+    def broadcast(tensor, src):
+        assert tensor.device == DEVICE
+
+    def all_reduce(tensor):
+        assert tensor.device == DEVICE
+        summed.append(tensor.dtype)
+
+    with mock.patch("distill.dist.broadcast", broadcast), \
+            mock.patch("distill.dist.all_reduce", all_reduce):
+        waits = run_finetune("classification", has_teacher=False, bf16=True, world_size=2)
+    assert set(waits) == {2}, waits
+    # In each step the gradients are summed, and in the second one also the number of signals.
+    assert summed == [torch.float32, torch.float32, torch.int64]
 
 
 def check_stop():
@@ -302,6 +321,7 @@ CHECKS = {
     "regression": (check_finetune, "regression", True, True, 0),
     "tagging": (check_finetune, "tagging", True, True, 0),
     "qa, with micro-batches": (check_finetune, "qa", True, True, 2),
+    "two processes": (check_two_processes,),
     "a signal stops a run": (check_stop,),
     "a wait is found": (check_wait_is_found,),
     "a tensor on the CPU is refused": (check_tensor_on_cpu_is_refused,),
