@@ -158,6 +158,15 @@ def make_distillation(setup, shape, bf16, compiled=False, micro_batch_size=0, dr
     return distillation
 
 
+def make_batch_odd(batches, step):
+    """Fill the first sequence of a step's batch with special tokens, so that none is masked."""
+    index = step * batches.batch_size                    # among the sequences of the first epoch
+    sequence = batches.order_of_epoch(0)[index]
+    num_inside = batches.T - 2                           # all tokens but [CLS] and [SEP]
+    begin = sequence * num_inside
+    batches.tokens[begin:begin + num_inside] = 0         # the number of a special token
+
+
 def train_and_read_log(setup, objective, steps, log_every, device=None):
     """Run distill.train with an objective and return the lines of its log.jsonl as dicts."""
     if device is None:
