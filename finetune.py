@@ -95,10 +95,10 @@ class Classifier(nn.Module):
         hidden, _ = self.encoder(ids, mask, segments)
         logits = self.output(self.dropout(hidden[-1])).float()                # (B, T, n)
         if self.task.kind == "qa":
-            # An answer is in segment 1, which holds the context and the last [SEP]. [CLS] means "no
-            # answer". All other logits, of the question and the padding, become -1e4. (With -inf
-            # the KL divergence from a teacher would be nan.) No answer is at the last [SEP]. Its
-            # logits stay, but the loss makes them small, and decode_answers ignores them.
+            # An answer is in the context. Segment 1 holds the context and the last [SEP], and [CLS]
+            # means "no answer". (With -inf instead of -1e4 the KL divergence from a teacher would
+            # be nan.) The logits at the last [SEP] stay, but the loss makes them small, and
+            # decode_answers ignores them.
             is_allowed = segments == 1                   # (B, T)
             is_allowed[:, 0] = True                      # [CLS]
             logits = logits.masked_fill(~is_allowed[:, :, None], -1e4)
@@ -361,7 +361,7 @@ def collate(features):
 
 
 def collate_labels(features, T, kind):
-    """Put the labels of Features, which must be known, into one array of floats, because of nan.
+    """Put the labels of Features into one array of floats, as it may have nan. All must be known.
 
     qa: (B, 2), the positions of the answer's first and last token
     other kinds: (B, T), the label of each token; nan if it has none. A label is the number of a
@@ -384,7 +384,8 @@ def outputs_at_targets(logits, rows, columns, kind):
     """Select the logits from which each of the N targets is predicted.
 
     logits (B, T, n)
-    rows, columns (N,): where the targets stand in the array that collate_labels returns
+    rows, columns (N,): where the targets stand in the array of collate_labels. They are its
+        numbers that are not nan
 
     In qa a column is 0 or 1, and a target is the position at which an answer begins (column 0) or
     ends (column 1). It is predicted from the begin logits or the end logits of all tokens ->
@@ -419,9 +420,9 @@ def loss_from_teacher(outputs, teacher_outputs, kind):
 class TaskLoss:
     """The losses of a batch of a task. The training makes their weighted sum small.
 
-    task: loss_from_labels, averaged over the labels; its weight is 1. In qa a sequence has two
-        labels, the positions where the answer begins and ends
-    distill: loss_from_teacher, averaged over the labels; its weight is 1
+    task: loss_from_labels, averaged over the targets; its weight is 1. In qa a sequence has two
+        targets, the positions where the answer begins and ends
+    distill: loss_from_teacher, averaged over the targets; its weight is 1
     hidden: 1 - cosine of the hidden states of model and teacher, averaged over the tokens and
         summed over the pairs of match_layers, as in distill.py; its weight is hidden_weight.
         TinyBERT (arXiv 1909.10351) compares hidden states in tasks, too, but by a squared error
@@ -498,8 +499,8 @@ class TaskLoss:
     def losses_of_micro_batches(self, step):
         """Yield the losses {name: scalar} of each micro-batch of this process in a step.
 
-        Their sums over the micro-batches of all processes are the means over the whole batch.
-        (The means of the hidden loss are added up over the pairs.)
+        Summed over the micro-batches of all processes, these are the losses of the whole batch: see
+        TaskLoss.
         """
         task = self.model.task
         features = self.batch(step)
@@ -582,7 +583,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
 
     mode: what will be trained, see MODES; the other parameters are frozen
     dropout: the probability of dropout in the training
-    sample: (ids, mask, segments), arrays (B, T); new adapters, if any, change little on it at first
+    sample: (ids, mask, segments), arrays (B, T); new adapters, if any, are fitted to it
     recursions: the number of recursions to use, counted from the first; None: all
     """
     if mode not in MODES:
@@ -628,8 +629,8 @@ def default_rate(mode, config, is_default_run, learns_hidden=False):
     """Return the learning rate for a mode and a model with this Config.
 
     is_default_run: whether --task was not given. Without more flags such a run has 200 steps
-    learns_hidden: whether there is a hidden loss. If so, whole models and corrections learn better
-        with a higher rate, but whole models not in a default run
+    learns_hidden: whether there is a hidden loss. Then corrections alone need a higher rate, and
+        so does a whole model, except in a default run
 
     The rate must be higher if few parameters are trained, or if there are few steps. Corrections
     need a lower rate than adapters. EXPERIMENTS.md compares rates.
@@ -826,7 +827,7 @@ def fine_tune(setup, splits, mode, seed, lr):
 
 # ---- From here on: plumbing -------------------------------------------------------------
 
-# ---- Details of the lesson --------------------------------------------------------------
+# ---- Helpers of the functions above -----------------------------------------------------
 
 def check_examples(task, examples):
     """Raise ValueError if an example does not fit the task."""
@@ -876,10 +877,9 @@ def tokenise_beginnings(texts, length, tokenizer):
     time only the beginning of a long text is tokenised, if the beginning has enough tokens.
     ValueError if one of the texts is not a text."""
     check_are_texts(texts)
-    # A beginning may end inside a word. Then the tokens of this last word may be wrong. In
-    # WordPiece a word has no more tokens than characters, and it is one [UNK] if it has more than
-    # max_input_chars_per_word characters (100 in a BERT). So at most this many tokens, the last
-    # ones, are wrong.
+    # A beginning may end inside a word. Then the tokens of this last word may be wrong. With
+    # WordPiece these are at most max_input_chars_per_word tokens (100 in a BERT): a word has no
+    # more tokens than characters, and a word with more characters than that is one [UNK].
     max_wrong = getattr(tokenizer.backend.model, "max_input_chars_per_word", None)
     if max_wrong is None:                                # not WordPiece: there is no such limit
         return tokenizer.backend.encode_batch(texts, add_special_tokens=False)
@@ -992,8 +992,8 @@ def options_of_run(setup, task_loss, mode, seed, lr):
     steps = args.steps
     if steps is None:
         steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
-    # find_best_rate makes runs with the same mode, rate and seed, but on fewer Features. So their
-    # number is a part of the folder's name: the two kinds of runs get different folders.
+    # find_best_rate makes runs with the same mode, rate and seed, but on fewer Features. The number
+    # of Features is in the folder's name, so that the two kinds of runs get different folders.
     num_features = len(task_loss.features)
     out = os.path.join(args.out, f"{mode}-{num_features}-lr{lr:g}-seed{seed}")
     return TrainingOptions(
@@ -1031,8 +1031,8 @@ def train_and_measure(model, task_loss, splits, options, setup):
     num_steps = options.steps - run_state.first_step     # it is smaller in a resumed run
     with explaining_failures():
         train(model, task_loss, run_state, options, measure_dev, save_nothing, setup.processes)
-    # What train() has not measured is measured here: all but the dev set; the dev set, too, if this
-    # is not the first process, or if a resumed run had no step left.
+    # train() has measured only the dev set, and not even that in a process that is not the first,
+    # or if a resumed run had no step left. The rest is measured here.
     for name, split in splits.items():
         if name != "train" and name not in results:
             results[name] = evaluate_split(model, split, setup.bf16)
@@ -1225,7 +1225,7 @@ def add_training_flags(parser):
     group.add_argument("--lr", type=real_number(), nargs="+", action="extend", metavar="X",
                        help="highest learning rate: the rate grows to it in the first tenth of the "
                        "steps and then falls towards 0; of several the best is chosen on a tenth "
-                       "of the training set (default, each times 768 / C: for the whole model "
+                       "of the training set (default, each times 768 / width: for the whole model "
                        "5e-5, with a hidden loss 1.5e-4, and without --task 4e-4, or 2e-4 if it "
                        "has corrections; for adapters or the head alone 1e-3; for corrections "
                        "alone 2.5e-4, with a hidden loss 5e-4)")
@@ -1342,8 +1342,8 @@ def check_file_flags(task_name, given):
 
 def run(args):
     """Prepare a fine-tuning as the command line says, and run it."""
-    # Without --task, and for the default --model, a student of distill.py is expected, not the name
-    # of a model on the hub.
+    # Without --task, or with the default --model, --model must be a folder, such as a student of
+    # distill.py. It cannot be the name of a model on the hub.
     must_exist = args.is_default_run or args.model == DEFAULT_OUT
     if must_exist and not os.path.exists(args.model):
         raise ValueError(f"--model {args.model}: there is no such folder. Run python distill.py "
@@ -1507,8 +1507,8 @@ def run_modes(setup, datasets, config):
 
 
 def warn_of_known_texts(datasets):
-    """Warn if over 2 % of another split's examples are in the training set, too. (The limit is just
-    above CoLA: in its official files it is 1.8 % of the test set.)"""
+    """Warn if over 2 % of another split's examples are in the training set, too. (In the official
+    files of CoLA 1.8 % of the test set are. The limit is just above that.)"""
     known_texts = {hash_of_text(example) for example in datasets["train"]}
     for split_name, examples in datasets.items():
         if split_name == "train":
@@ -1599,8 +1599,8 @@ def find_best_rate(setup, mode, splits):
             del model                                    # before the next run loads its own
         except FloatingPointError as error:              # the rate is too high
             # A single process can drop this rate and try the next one. Several processes cannot:
-            # during the training only the first one evaluates. If that has failed, the others still
-            # train with this rate and would wait for the first one for ever.
+            # during the training only the first one evaluates. If its evaluation fails, the others
+            # train on with this rate and would wait for that process for ever.
             if setup.processes.world_size > 1:
                 raise FloatingPointError(f"{error}; try without --lr {lr:g}, or with one "
                                          "process") from error
@@ -1788,7 +1788,7 @@ def warn_of_cut(task, splits):
     if task.kind == "qa":
         what = "questions"
     for name, split in splits.items():
-        # A set counts a question once, although it was cut in each window of its context.
+        # A question that was cut may have many windows with was_cut, but is counted once.
         cut_examples = set()
         for feature in split.features:
             if feature.was_cut:
