@@ -11,9 +11,9 @@ A safetensors file has three parts, one after the other:
     data        the bytes of all tensors, without gaps; data_offsets count from its first byte
 
 Files may come from strangers, so they are checked. A faulty file, or a folder without weights,
-raises a ValueError. Its message is one line and names the file or the folder. A single file that is
-missing, or that this user is not allowed to read, raises an OSError. A file that needs more memory
-than the machine has raises a MemoryError.
+raises a ValueError (see expecting). Its message is one line and names the file or the folder. A
+single file that is missing, or that this user is not allowed to read, raises an OSError. A file
+that needs more memory than the machine has raises a MemoryError.
 """
 import glob
 import json
@@ -56,9 +56,9 @@ LFS_POINTER = b"version https://git-lfs"
 def read_safetensors(path):
     """Map a safetensors file into memory -> the tensors {name: tensor}, the metadata {name: text}.
 
-    The bytes of a tensor are read from the disk when they are first used. Only an unaligned tensor
-    is copied at once. Writing into a tensor does not change the file. ValueError if the file is not
-    well-formed.
+    The bytes of a tensor are read from the disk when they are first used. A tensor is copied at
+    once only if it does not begin at a multiple of its element's size. Writing into a tensor does
+    not change the file. ValueError if the file is not well-formed.
     """
     size = os.path.getsize(path)
     with expecting(path, "a safetensors file"):
@@ -83,8 +83,8 @@ def read_safetensors(path):
             dtype = DTYPES[entry["dtype"]]
             begin, end = entry["data_offsets"]
             tensor_bytes = data[begin:end]
-            # view(dtype) demands that a tensor begins at a multiple of its element's size.
-            # storage_offset() is counted from the beginning of file_bytes, that is, of the file.
+            # view(dtype) demands that tensor_bytes begin at a multiple of the size of a dtype
+            # element. storage_offset() is counted from the beginning of the file.
             if tensor_bytes.storage_offset() % dtype.itemsize != 0:
                 tensor_bytes = tensor_bytes.clone()      # a copy begins at 0 in its own memory
             tensors[name] = tensor_bytes.view(dtype).view(entry["shape"])
@@ -92,8 +92,8 @@ def read_safetensors(path):
 
 
 def check_header(header, metadata, data_size):
-    """Raise ValueError unless all entries are valid and the tensors fill the data_size bytes of the
-    data, without gaps and without overlaps."""
+    """Raise ValueError unless all entries are valid and the tensors fill the data, which has
+    data_size bytes, without gaps and without overlaps."""
     if not isinstance(metadata, dict):
         raise ValueError("'__metadata__' is not a JSON object")
     for value in metadata.values():
@@ -110,7 +110,7 @@ def check_header(header, metadata, data_size):
         position = end
     if position != data_size:
         raise ValueError(f"the last tensor ends at byte {position} of the data, "
-                         f"the end of the file is at byte {data_size}")
+                         f"but the end of the data is at byte {data_size}")
 
 
 def check_entry(name, entry):
@@ -128,9 +128,9 @@ def check_entry(name, entry):
     if len(shape) > MOST_DIMENSIONS:
         raise ValueError(f"{name!r:.200} has {len(shape)} dimensions, but at most "
                          f"{MOST_DIMENSIONS} are allowed")
-    for number in shape + offsets:
-        if type(number) is not int or number < 0:
-            raise ValueError(f"{name!r:.200} has {number!r:.40} in its shape or data_offsets, "
+    for value in shape + offsets:
+        if type(value) is not int or value < 0:          # isinstance would accept True
+            raise ValueError(f"{name!r:.200} has {value!r:.40} in its shape or data_offsets, "
                              "which is not a whole number from 0")
     begin, end = offsets
     needed = math.prod(shape) * DTYPES[dtype].itemsize
@@ -216,8 +216,8 @@ ALBERT_LAYOUT = IN_BOTH_LAYOUTS | {
     "head.decoder": "vocab_projector",
     "head": "vocab_projector",                           # for the parameter head.bias
 }
-# A name in a file may have several spellings. Before it is compared, what matches the pattern on
-# the left is replaced by the text on the right.
+# A name in a file may have several spellings. with_usual_names makes them one: it replaces what
+# matches the pattern on the left by the text on the right.
 SPELLINGS = [
     (r"^((bert|albert|module)\.)+", ""),     # torch's DataParallel adds "module."
     (r"\.gamma$", ".weight"),
@@ -257,7 +257,7 @@ def load(path, recursions=None):
     config = read_config(os.path.join(path, "config.json"))
     tensors = with_usual_names(read_weights(path))
     layout = ALBERT_LAYOUT
-    # Only BERT's layout numbers its layers like this.
+    # Only in BERT's layout names begin like this.
     if any(name.startswith("encoder.layer.") for name in tensors):
         layout = BERT_LAYOUT
     tensors = without_identity_projection(tensors, layout, config)
@@ -272,19 +272,19 @@ def load(path, recursions=None):
     our_names = {}                                       # {name in the file: our name}
     expected = {}                                        # {name in the file: tensor}
     for name, tensor in model.state_dict().items():
-        file_name = name_in_file(layout, name)
-        our_names[file_name] = name
-        expected[file_name] = tensor
+        stored_name = name_in_file(layout, name)
+        our_names[stored_name] = name
+        expected[stored_name] = tensor
     check_tensors(path, expected, tensors)               # from here on both have the same names
-    for file_name in tensors:
+    for stored_name in tensors:
         # The file may change while it is mapped into memory. A copy does not depend on it. A file
         # that was converted from TensorFlow may hold matrices column by column. The copy is row by
         # row, because NCCL sends only tensors in this order from GPU to GPU.
-        tensors[file_name] = tensors[file_name].to(
+        tensors[stored_name] = tensors[stored_name].to(
             torch.float32, copy=True, memory_format=torch.contiguous_format)
     # The values are checked after the conversion, because a huge float64 becomes inf in float32.
     check_finite(path, tensors)
-    weights = {our_names[file_name]: tensor for file_name, tensor in tensors.items()}
+    weights = {our_names[stored_name]: tensor for stored_name, tensor in tensors.items()}
     # The model's own tensors hold no data. assign=True replaces them by the loaded weights.
     model.load_state_dict(weights, assign=True)
     if recursions is not None:
@@ -350,10 +350,10 @@ def without_identity_projection(tensors, layout, config):
 def decoder_is_tied(tensors, layout, config):
     """Return True if the head's decoder is tied, that is, if it is the word table.
 
-    If config.tie_decoder is False, this program has written it, and the decoder is a matrix of its
-    own, even if no training has made it differ from the word table yet. If it is True, this may be
-    only the default. Then the decoder is tied if it has the values of the word table, or if the
-    decoder or the word table is missing.
+    config.tie_decoder is False only if save() has written the config. Then the decoder is a matrix
+    of its own, even if its values do not differ from the word table yet. True may be only the
+    default. Then the decoder is tied if it has the values of the word table, or if the decoder or
+    the word table is missing.
     """
     if not config.tie_decoder:
         return False
@@ -388,10 +388,10 @@ def check_tensors(what, expected, tensors):
 
 
 def check_finite(path, tensors):
-    """Raise ValueError if a tensor {name: tensor} has a value that is inf or nan."""
+    """Raise ValueError if one of the tensors {name: tensor} has a value that is inf or nan."""
     names = []
     for name, tensor in tensors.items():
-        # If a value is nan, smallest and largest are nan. This takes a sixth of the time of
+        # If a value is nan, smallest and largest are nan. aminmax takes a sixth of the time of
         # tensor.isfinite().all().
         smallest, largest = tensor.aminmax()
         if not (smallest.isfinite() and largest.isfinite()):
@@ -411,9 +411,9 @@ def first_few(texts, limit=6):
 # Each config.json must have these fields. All other fields have defaults.
 REQUIRED_FIELDS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
                    "intermediate_size", "max_position_embeddings", "type_vocab_size")
-# These fields may be missing, but no other values are possible: a model here can compute nothing
-# else. is_decoder would mean that a token sees only the tokens before it. inner_group_num is the
-# number of layers in a group of an ALBERT.
+# A config may lack these fields. If it has one, the value must be the one given here, because a
+# model here computes nothing else. is_decoder would mean that a token sees only the tokens before
+# it. inner_group_num is the number of layers in a group of an ALBERT.
 ONLY_VALUES = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False,
                "inner_group_num": 1}
 
@@ -435,7 +435,7 @@ def read_config(path):
             raise ValueError("its weights are quantised (quantization_config); dequantise them in "
                              "transformers and save the model again")
         if model_type == "albert":
-            # transformers' default for an ALBERT, which the loop below refuses.
+            # transformers' default for an ALBERT is gelu_new. The loop below refuses it.
             found.setdefault("hidden_act", "gelu_new")
         for name, only_value in ONLY_VALUES.items():
             value = found.get(name, only_value)
@@ -453,8 +453,8 @@ def read_config(path):
             if field.name in found:                      # otherwise Config has a default
                 config_values[field.name] = found[field.name]
         config = Config(**config_values)
-        # The authors' config does not have adapter_size A. It has reduction_factor, and A is
-        # C // reduction_factor.
+        # The authors' config has reduction_factor in place of adapter_size A: A is
+        # C // reduction_factor. This comes after Config(...), because Config has checked C.
         if found.get("use_adapter"):
             factor = found.get("reduction_factor")
             if type(factor) is not int or factor < 1:
@@ -538,8 +538,8 @@ def save(model, path):
     expected = model_without_values(config, model.head is not None)
     check_tensors("the model", expected.state_dict(), model.state_dict())
     tensors = {}     # {name in the file: tensor}; some of them are only for transformers
-    # The name of a class in transformers begins with the family, such as Bert in BertForMaskedLM.
-    # In lower case it is the model_type.
+    # `family` is the beginning of a class name, such as Bert in transformers' BertForMaskedLM. In
+    # lower case, `family` is the model_type.
     if config.is_bert:
         family = "Bert"
         layout = BERT_LAYOUT
@@ -554,12 +554,12 @@ def save(model, path):
         family = "MiniALBERT"
         layout = ALBERT_LAYOUT
     for name, tensor in model.state_dict().items():
-        file_name = name_in_file(layout, name)
-        if config.is_bert and not file_name.startswith("cls."):
-            file_name = "bert." + file_name              # as in transformers
-        tensors[file_name] = tensor
-    # transformers could not read the head of our students, because AlbertForMaskedLM has another
-    # one. The head is written, but the config names AlbertModel.
+        stored_name = name_in_file(layout, name)
+        if config.is_bert and not stored_name.startswith("cls."):
+            stored_name = "bert." + stored_name          # as in transformers
+        tensors[stored_name] = tensor
+    # AlbertForMaskedLM has another head than our models. So the head of an "Albert" is written, but
+    # the config names AlbertModel, which has none.
     if model.head is None or family == "Albert":
         architecture = family + "Model"
     else:
@@ -599,7 +599,8 @@ def save_training_state(path, state, step, log_size, settings):
     log_size: how many bytes of log.jsonl were written by then
     settings: a dict of what a resumed run must have in common with this one
     """
-    # All metadata must be texts. Their names are part of the format, so they must not change.
+    # All metadata must be texts. The names "step", "log" and "run" are part of the format, so they
+    # must not change.
     metadata = {"step": str(step), "log": str(log_size), "run": json.dumps(settings)}
     write_safetensors(state, path, metadata)
 
@@ -672,7 +673,8 @@ def restore_training_state(path, state, settings):
 
 # ---- The folder of a run ----------------------------------------------------------------
 
-# This file names the script whose run is in a folder, its settings, the command and the versions.
+# Each run writes this file: its script, its settings, its command, and the versions of Python and
+# torch.
 RUN_FILE = "run.json"
 # finetune.py makes a subfolder with a name like this for each mode, learning rate and seed.
 TUNING_FOLDER = "*-lr*-seed*"
@@ -692,19 +694,19 @@ WRITTEN_BY_RUNS = [
 
 @contextmanager
 def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
-    """Lock and check the folder `out`: in the with block only this run of `script` uses it. The
-    caller then calls claim_folder. Before that no file of an earlier run changes.
+    """Lock and check the folder `out`. In the with block only this run of `script` uses it. The
+    caller calls claim_folder in this block. Until then no file of an earlier run changes.
 
     settings: a dict of what the run must have in common with one that it resumes
     inputs: the folders and files that the run reads; None is skipped. `out` must not be one of
         these folders, and none of these files may lie directly in it.
-    resume, overwrite: see check_owner
+    resume, overwrite: see check_may_write
     ValueError says what is wrong
 
     The lock is on the folder's run.json, which is made if it is missing. If the process ends or is
     killed, the lock ends, too. At the end of the with block run.json is removed if it is empty or
-    the only file, and then the folder if it is empty. So a run that ends before it has written a
-    file leaves no folder, not even one that was there and empty.
+    the only file. Then the folder is removed if it is empty, even if it was there before. So a run
+    that ends before it has written a file leaves no folder.
     """
     if os.path.lexists(out) and not os.path.isdir(out):      # also a link that leads to nothing
         raise ValueError(f"--out {out}: this is a file; give the name of a folder")
@@ -718,16 +720,16 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
         # the finally clause would remove a run.json that is the only file.
         earlier_run = read_run(out)
         try:
-            check_owner(out, earlier_run, script, settings, resume, overwrite)
+            check_may_write(out, earlier_run, script, settings, resume, overwrite)
             yield
         finally:
-            # What cannot be removed stays. On Windows this is an open file.
+            # What cannot be removed stays: a folder with files, or, on Windows, an open file.
             with suppress(OSError):
                 is_unclaimed = os.path.getsize(run_path) == 0
                 has_only_run_file = os.listdir(out) == [RUN_FILE]
                 if is_unclaimed or has_only_run_file:
                     os.remove(run_path)
-                os.rmdir(out)                            # fails if the folder is not empty
+                os.rmdir(out)
 
 
 def check_not_read_from(out, inputs):
@@ -742,7 +744,7 @@ def check_not_read_from(out, inputs):
             raise ValueError(f"--out {out}: this folder is read from; choose another one")
 
 
-def check_owner(out, earlier_run, script, settings, resume, overwrite):
+def check_may_write(out, earlier_run, script, settings, resume, overwrite):
     """Raise ValueError if a run of `script` may not write into the folder `out`.
 
     earlier_run: what read_run(out) has returned
@@ -753,10 +755,10 @@ def check_owner(out, earlier_run, script, settings, resume, overwrite):
     - --overwrite needs a run of any script, or none of the files in WRITTEN_BY_RUNS
     - without these flags the folder may hold nothing but run.json
     """
-    run_files = files_of_run(out)                        # run.json is not among them
+    old_files = files_of_run(out)                        # run.json is not among them
     if resume:
         folders = [entry.name for entry in os.scandir(out) if entry.is_dir()]
-        if not run_files and not folders:
+        if not old_files and not folders:
             print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
             return
         if earlier_run.get("script") != script:
@@ -764,8 +766,8 @@ def check_owner(out, earlier_run, script, settings, resume, overwrite):
         check_settings(os.path.join(out, RUN_FILE), earlier_run["settings"], settings)
     elif overwrite:
         # Without a run.json of ours the files may be somebody else's.
-        if run_files and earlier_run == {}:
-            names = [os.path.basename(path) for path in run_files]
+        if old_files and earlier_run == {}:
+            names = [os.path.basename(path) for path in old_files]
             raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
                              f"{first_few(names)}")
     elif os.listdir(out) != [RUN_FILE]:
@@ -839,7 +841,7 @@ def lock(file):
     """Lock an open file until it is closed or its process dies. ValueError if the file was opened
     and locked before, usually by another process.
 
-    There are no locks on Windows and on some network disks. There this does nothing.
+    Windows and some network disks have no locks. There this function does nothing.
     """
     if fcntl is None:
         return
@@ -852,7 +854,7 @@ def lock(file):
         pass                                             # this disk has no locks
 
 
-# ---- From here on: files in general -----------------------------------------------------
+# ---- Files in general -------------------------------------------------------------------
 
 @contextmanager
 def expecting(what, kind):
@@ -906,7 +908,7 @@ def replace_file(path, shared=False):
         temporary = f"{path}.{os.urandom(8).hex()}.tmp"
     try:
         with naming_file(path):
-            # A killed process may have left this file. A link must be removed, not followed.
+            # A killed process may have left this file. If it is a link, its target stays.
             with suppress(FileNotFoundError):
                 os.remove(temporary)
             with open(temporary, "xb") as file:
@@ -915,7 +917,7 @@ def replace_file(path, shared=False):
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     finally:
-        if os.path.isfile(temporary):
+        if os.path.isfile(temporary):                    # an error came before os.replace
             os.remove(temporary)
     if shared:
         remove_abandoned(path)
@@ -968,8 +970,8 @@ def check_readable(path):
 
 
 def parse_json_object(text):
-    """Parse a text that is one JSON object -> dict. ValueError if it is anything else, or if a text
-    in it has a surrogate, which is half a character."""
+    """Parse a text that is one JSON object -> dict. ValueError if it is anything else, or if a
+    string in it has a surrogate, which is half a character."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -979,8 +981,8 @@ def parse_json_object(text):
         raise ValueError(f"{error.msg}, at character {error.pos + 1}") from error
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
-    # Two escapes, such as \ud83d\ude00, may stand for one character, and json.loads joins these
-    # two surrogates. It leaves one that is alone as it is, but UTF-8 cannot express it.
+    # json.loads joins two escapes that stand for one character, such as \ud83d\ude00. An escape
+    # without its partner becomes half a character, a surrogate, which UTF-8 cannot express.
     if "\\ud" in text.lower():
         text_of_value = json.dumps(value, ensure_ascii=False)
         if re.search("[\ud800-\udfff]", text_of_value):

@@ -2,9 +2,10 @@
 
 A script does three things: it calls end_at_interrupt, imports torch and numpy, and calls
 run_command. At Ctrl-C Python raises KeyboardInterrupt, which run_command turns into one line. But
-the imports take seconds. During an import the exception would print a long traceback, or code in C
-would turn it into a misleading ImportError. end_at_interrupt is for this time. This file imports
-nothing large, so that almost no time passes before end_at_interrupt is called.
+the imports take seconds. During them KeyboardInterrupt would print a long traceback, or code in C
+would turn it into a misleading ImportError. So end_at_interrupt handles Ctrl-C until run_command
+takes over. This file imports nothing large, so that almost no time passes before end_at_interrupt
+is called.
 """
 import argparse
 import io
@@ -23,8 +24,8 @@ def end_at_interrupt():
     Only Python's default handler is replaced. So a program that ignores Ctrl-C, because a shell
     script has started it with &, goes on ignoring it.
     """
-    # An interactive session goes on after the script, and Ctrl-C must not end it. python -i sets
-    # the flag `interactive`. The session in which IPython's %run runs a script has a prompt, ps1.
+    # Ctrl-C must not end an interactive session, which goes on after the script. python -i sets
+    # the flag `interactive`. IPython, which can run a script with %run, sets the prompt sys.ps1.
     if sys.flags.interactive or hasattr(sys, "ps1"):
         return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -54,9 +55,9 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def path_name(text):
-    """Return the name of a file or a folder; an argparse type that refuses an empty name. An empty
-    name usually comes from a shell variable that is not set. It would often mean the present
-    folder."""
+    """Return `text` as the path of a file or a folder. This argparse type refuses an empty path. An
+    empty path usually comes from a shell variable that is not set, and it would often mean the
+    present folder."""
     if text == "":
         raise argparse.ArgumentTypeError("a path is empty")
     return text
@@ -67,7 +68,7 @@ def printable(text):
     terminal would obey some of them."""
     shown = ""
     for character in text:
-        if unicodedata.category(character) in ("Cc", "Zl", "Zp"):    # Zl and Zp end lines, too
+        if unicodedata.category(character) in ("Cc", "Zl", "Zp"):    # Zl, Zp: U+2028, U+2029
             character = character.encode("unicode_escape").decode()
         shown += character
     return shown
@@ -81,14 +82,14 @@ def warn(message):
 
 
 def one_line(text):
-    """Replace all white space in a text, also line ends, by single spaces."""
+    """Replace each run of white space in a text or an error, also of line ends, by one space."""
     return " ".join(str(text).split())
 
 
 def describe_error(error):
-    """Return the text of an error that can be expected, such as a bad flag or a full disk, else
-    None. If it is an OSError about a file, the text is "FILE: what is wrong", without the number
-    that Python puts before it."""
+    """Return the text of an error that can be expected, such as a bad flag or a full disk, and None
+    for any other error. The text of an OSError about a file is "FILE: what is wrong", without the
+    number of the error, which Python puts first."""
     if isinstance(error, BrokenPipeError):
         return "the program that reads the output has ended (broken pipe)"
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
@@ -100,8 +101,8 @@ def describe_error(error):
         return f"there is not enough memory: {reason:.300}"
     if isinstance(error, (ValueError, OSError, FloatingPointError)):
         return str(error)
-    # If a process of torchrun ends while the others wait for it, gloo or NCCL raises an error with
-    # one of these texts in the others.
+    # If a process of torchrun ends while the others wait for it, gloo or NCCL raises an error in
+    # these others. One of these phrases is in its text.
     connection_lost = "Connection closed by peer|Connection reset by peer|remote process exited"
     if isinstance(error, RuntimeError) and re.search(connection_lost, str(error)):
         return "another process has ended, and its message says why"
@@ -111,8 +112,8 @@ def describe_error(error):
 def is_about_memory(error):
     """Return True if an exception says that there is not enough memory.
 
-    Python and numpy raise a MemoryError. PyTorch raises a RuntimeError and the system an OSError,
-    but they do so for many other faults, too. So the text of these two decides.
+    Python and numpy raise a MemoryError, PyTorch raises a RuntimeError, and the system an OSError.
+    A RuntimeError or an OSError may have many other causes, too. So its text decides.
     """
     if isinstance(error, MemoryError):
         return True
@@ -127,10 +128,10 @@ def run_command(name, action):
     """Call action() and return the exit status of the program.
 
     An error that describe_error knows is printed as one line, and the status is 2. Any other error
-    is raised again. In Python's development mode (python -X dev) these errors are raised again,
-    too, so that a traceback shows where. After Ctrl-C the status is 130, as in a shell. It is None,
-    which means 0, if all went well. SystemExit is not caught: --help raises it, and so does the
-    training after a signal such as SIGTERM.
+    is raised again. In Python's development mode (python -X dev) every error is raised again, so
+    that a traceback shows where it arose. After Ctrl-C the status is 130, as in a shell. If all
+    went well, the status is None, which means 0. SystemExit is not caught: --help raises it, and so
+    does the training after a signal such as SIGTERM.
     """
     # sys.stdout is None if the program was started without it. In a notebook it has another class.
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -139,15 +140,15 @@ def run_command(name, action):
     # sys.stderr is None if it was closed (2>&-), but tqdm needs a file for its progress bars.
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
-    # True if end_at_interrupt has set its handler. The imports, for which it was set, are done now.
-    exits_at_once = signal.getsignal(signal.SIGINT) is exit_at_once
+    # end_at_interrupt may have set this handler for the time of the imports, which are done now.
+    had_exit_handler = signal.getsignal(signal.SIGINT) is exit_at_once
     try:
-        if exits_at_once:
+        if had_exit_handler:
             # During action() Ctrl-C raises KeyboardInterrupt, so that `finally` clauses run.
             signal.signal(signal.SIGINT, signal.default_int_handler)
         action()
-        # Python would write out the last printed text at its very end, where nothing can catch an
-        # error. Here a closed pipe raises an OSError, which is printed below.
+        # Without flush() Python would write the last printed text when it exits, where nothing can
+        # catch an error. Here the OSError of a closed pipe is caught and printed below.
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -157,10 +158,11 @@ def run_command(name, action):
         message = describe_error(error)
         if message is None or sys.flags.dev_mode:
             raise
-        # A message may quote a long file. So only its first 2,000 characters are printed.
+        # A message may quote a long file. So only its first 2,000 characters are printed. A line
+        # end becomes a space, because printable() would show it as \n.
         line = message.replace("\n", " ")[:2000]
         print(f"{name}: error: {printable(line)}", file=sys.stderr)
         return 2
     finally:
-        if exits_at_once:                                # nothing would catch KeyboardInterrupt now
+        if had_exit_handler:                             # nothing would catch KeyboardInterrupt now
             signal.signal(signal.SIGINT, exit_at_once)

@@ -143,8 +143,8 @@ class MaskedBatches:
         self.seed = seed
         check_tokens(self.tokens, T)
         self.count = len(self.tokens) // (T - 2)         # sequences in an epoch
-        # The epoch used last and its order. Both are set at once, so that an interrupted call or
-        # another thread never finds the order of another epoch.
+        # The epoch used last and its order. Both are set in one assignment, so that they always
+        # match, even after an interrupted call or in another thread.
         self.kept_order = (None, None)
 
     def batch(self, step):
@@ -297,7 +297,7 @@ def read_backend(path):
             backend = tokenizers.Tokenizer.from_file(file_path)
             backend.no_padding()
             backend.no_truncation()
-            check_backend(backend)
+            check_unknown_token(backend)
     else:
         file_path = os.path.join(path, "vocab.txt")
         if not os.path.isfile(file_path):
@@ -308,10 +308,10 @@ def read_backend(path):
     return backend, file_path
 
 
-def check_backend(backend):
+def check_unknown_token(backend):
     """Raise an error if a tokenizer of the tokenizers library has no token for unknown words."""
-    # Few tokenizers know this long word and this rare Cyrillic letter. Either of the two raises an
-    # error if the unk_token is not in the vocabulary.
+    # Few tokenizers know this long word and this rare Cyrillic letter. To encode either of them is
+    # an error if the unk_token is not in the vocabulary.
     backend.encode("a" * 1000)
     tokens_of_rare_letter = backend.encode("\ua66e", add_special_tokens=False).ids
     if not tokens_of_rare_letter:                        # there is no unk_token at all
@@ -385,8 +385,8 @@ def read_wordpiece(path):
 
 
 def make_wordpiece(tokens, lowercase):
-    """Make a BERT tokenizer whose token number i is tokens[i]. As in BERT, a tokenizer that
-    lower-cases also removes accents, and each Chinese character in a text is a word."""
+    """Make a BERT tokenizer whose token number i is tokens[i]. As in BERT, each Chinese character
+    in a text is a word, and a tokenizer that lower-cases also removes accents."""
     id_of_token = {token: i for i, token in enumerate(tokens)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(id_of_token, unk_token="[UNK]"))
     backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
@@ -456,8 +456,8 @@ def check_vocabulary_folder(out, config):
 
 
 def check_out_is_outside(out, corpus):
-    """Raise ValueError if the folder of --out is, or lies in, a folder of the corpus, a list of
-    paths."""
+    """Raise ValueError if the folder `out` is one of the folders in the list `corpus`, or lies in
+    one of them."""
     real_out = PurePath(os.path.realpath(out))
     for path in corpus:
         if os.path.isdir(path) and real_out.is_relative_to(os.path.realpath(path)):
@@ -548,8 +548,8 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
 
     corpus: a file or folder of text, or a list of them; or one token file (.bin); None stands for
         the documentation on this machine
-    ValueError if a token file was made with another tokenizer or is damaged. ValueError, too, if
-    `corpus` names other files beside a token file, or if a text_column is given for one.
+    ValueError if a token file was made with another tokenizer or is damaged, if other files are
+    named beside it, or if a text_column is given with it.
     """
     if corpus is None:
         source = "the documentation on this machine"
@@ -612,8 +612,8 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
         file.flush()                                     # hash_file reads it from the disk
         description = {"dtype": dtype, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
-        # Whenever the program is killed, no tokens may be left beside the description of other
-        # tokens, because they would be used unnoticed. So these steps have this order:
+        # A kill at any time must not leave tokens beside the description of other tokens, because
+        # they would be used unnoticed. So these steps have this order:
         os.fsync(file.fileno())                          # 1. the new tokens, under another name
         remove_old_tokens(out, made_from)                # 2. now no other tokens have the name out
         write_json(f"{out}.json", description, shared=True)                   # 3. their description
@@ -626,7 +626,7 @@ def facts_of_tokens(files, tokenizer, text_column):
     ValueError if a path or the text_column is not UTF-8."""
     paths = [os.path.abspath(path) for path in files]
     for name in paths + [text_column]:
-        if NUL_OR_SURROGATE.search(name):                # read_json would refuse a half character
+        if NUL_OR_SURROGATE.search(name):                # read_json would refuse a surrogate
             raise ValueError(f"{ascii(name)}: not a name in UTF-8")
     file_facts = [[path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in paths]
     made_from = {"corpus": file_facts, "tokenizer": tokenizer.digest, "held_out": HOLD_OUT_ONE_IN,
@@ -862,8 +862,8 @@ NUL_OR_SURROGATE = re.compile("[\0\ud800-\udfff]")
 # expecting() puts this text into its message: "PATH: not a whole, undamaged file: ...".
 UNDAMAGED_FILE = "a whole, undamaged file"
 LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
-# From this number of characters on, check_encoding judges a text while it is read. A shorter text
-# is judged only at its end, because perhaps only its first part is damaged.
+# From this number of characters on, read_corpus_file judges a text while it reads it. A shorter
+# text is judged only at its end, because perhaps only its first part is damaged.
 ENOUGH_TO_JUDGE = 1_000_000
 
 
@@ -1006,7 +1006,7 @@ def lines_of_corpus_file(path, raw, text_column):
 
 
 def check_encoding(what, num_characters, num_replaced):
-    """Raise ValueError if a file, or several together, must be in another encoding than UTF-8.
+    """Raise ValueError if too much of a file, or of several together, is not UTF-8.
 
     A few NULs or bytes that are not UTF-8 are taken for damage. The limit is ten, or one in a
     thousand characters if that is more. A text in Latin-1 usually has more, and in UTF-16 about
@@ -1022,7 +1022,7 @@ def lines_of_text(path, stream):
     """Yield the lines of an open .txt. A line of over CHUNK characters is yielded in pieces.
 
     A blank line is yielded, because it ends a document. A blank piece of a longer line is left out,
-    because it does not. ValueError if the file is damaged.
+    because it ends none. ValueError if the file is damaged.
     """
     begins_line = True                                   # whether the next piece begins a line
     # readline returns a line, or the next CHUNK characters of a line that has more.
@@ -1054,7 +1054,7 @@ def whole_lines(path, stream):
 
 
 def lines_of_jsonl(path, stream, text_column):
-    """Yield the lines of the documents in a .jsonl, and an empty one after each."""
+    """Yield the lines of the documents in a .jsonl, and an empty line after each document."""
     for number, row in enumerate(whole_lines(path, stream), start=1):
         if row.strip() == "":
             continue
@@ -1062,7 +1062,7 @@ def lines_of_jsonl(path, stream, text_column):
             document = document_of_row(row, text_column)
         # The escapes \u0000 and \ud800 of JSON stand for a NUL and half a character. They do not
         # mean another encoding, so they are replaced here, before read_corpus_file counts.
-        if "\\u" in row:                                 # not in most rows, which saves time
+        if "\\u" in row:                                 # most rows have none, so this saves time
             document = NUL_OR_SURROGATE.sub("\ufffd", document)
         yield from lines_of_document(document)
 
@@ -1074,7 +1074,7 @@ def document_of_row(row, text_column):
     # \ud800 is no error: lines_of_jsonl replaces it.
     try:
         value = json.loads(row, strict=False)
-    except json.JSONDecodeError as error:                # its own text names a line of the row
+    except json.JSONDecodeError as error:                # str(error) would say "line 1", too
         raise ValueError(f"{error.msg}, at character {error.pos + 1}") from error
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}")
@@ -1091,8 +1091,8 @@ def document_of_row(row, text_column):
 
 
 def lines_of_csv(path, stream, text_column):
-    """Yield the lines of the documents in a .csv, and an empty one after each. A row has one
-    document."""
+    """Yield the lines of the documents in a .csv, and an empty line after each document. A row has
+    one document."""
     rows = rows_of_csv(path, whole_lines(path, stream))
     _, header = next(rows, (0, []))          # the names of the columns; an empty file has none
     if header.count(text_column) != 1:
@@ -1130,7 +1130,7 @@ def rows_of_csv(path, lines):
 
 
 def lines_of_document(document):
-    """Yield the lines of a document, in pieces of CHUNK characters at most, then an empty one."""
+    """Yield the lines of a document, in pieces of CHUNK characters at most, then an empty line."""
     for line in document.splitlines():
         for begin in range(0, len(line), CHUNK):
             piece = line[begin:begin + CHUNK]
@@ -1154,7 +1154,8 @@ MARKUP = re.compile(r"""
   """, re.VERBOSE)
 # These marks mean code. code_role also finds a few rare roles that are no code, such as :term:.
 CODE_MARKS = ("code_role", "literal", "name")
-# Old texts quote a `word' like this. There MARKUP takes the text between two quotations for a name.
+# Old texts quote a `word' like this. Where there are two, MARKUP takes what is from one backtick to
+# the other for a name.
 OLD_QUOTATION = re.compile(r"`[\w.()]+'(?!\w)")
 # A line that is not prose begins like this: with a directive, a prompt, a rule, a definition, ...
 NOT_PROSE = re.compile(r"\s*(\.\. |\$ |[-=+|~^#*]{3,}|:\w+|@|\w+ = |def |class |import )")
@@ -1229,16 +1230,16 @@ def docstrings(package, root):
 
 def paragraphs(docstring):
     """Yield the lines of each paragraph; a list item or an argument is a paragraph of its own."""
-    # In reStructuredText a block that ends in "::" announces code. The blocks after it are code,
-    # until one is not indented more than it.
-    largest_indent = math.inf                # a block that is indented more than this is code
+    # In reStructuredText a block that ends in "::" announces code. The blocks after it are code, up
+    # to the first one that is not indented more than the announcing block.
+    largest_prose_indent = math.inf          # a block that is indented more than this is code
     for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
         block_indent = indentation(block)
-        if block_indent > largest_indent:
+        if block_indent > largest_prose_indent:
             continue
-        largest_indent = math.inf
+        largest_prose_indent = math.inf
         if block.rstrip().endswith("::"):
-            largest_indent = block_indent
+            largest_prose_indent = block_indent
         lines = []                           # of the present paragraph
         first_indent = 0                     # the indentation of its first line
         for line in block.splitlines():

@@ -254,18 +254,19 @@ class Distillation:
         # What follows is for memory and speed.
         self.bf16 = bf16
         self.micro_batch_bounds = split_batch(batches.batch_size, micro_batch_size, processes)
-        # losses_function is compute_losses, as it is or compiled. If there is a graph_function,
-        # too, choose_losses_function takes one of these two for each batch.
+        # losses_function is compute_losses, as it is or compiled. graph_function is None, or
+        # compute_losses compiled for CUDA graphs. If there is a graph_function, then
+        # choose_losses_function takes one of the two functions for each batch.
         self.losses_function = self.compute_losses
         if compile_losses:
             self.losses_function = torch.compile(self.compute_losses)
-        self.graph_function = None                       # compute_losses, compiled for CUDA graphs
+        self.graph_function = None
         if cuda_graphs:
             check_cuda_graphs(compile_losses, self.micro_batch_bounds)
             self.graph_function = torch.compile(self.compute_losses,
                                                 options={"triton.cudagraphs": True})
 
-    def compute_losses(self, ids, positions, labels, depths, num_masked):
+    def compute_losses(self, ids, positions, labels, depths, divisor):
         """Compute a micro-batch's part of each loss: {name: scalar}.
 
         The micro-batch has b of the batch's B sequences and m of its M masked places.
@@ -275,7 +276,7 @@ class Distillation:
         labels (m,): the true tokens there
         depths (m,): for each masked place the number of recursions after which the elastic loss
             takes its state
-        num_masked: M, the number of masked places in the whole batch, but at least 1
+        divisor: M, the number of masked places in the whole batch, but at least 1
         """
         # attention is a dict {recursion: map (b, H, T, T)}; it has only the maps asked for.
         hidden, attention = self.student(ids, maps=self.recursions_with_map)
@@ -294,7 +295,7 @@ class Distillation:
 
         losses = {}
         if "mlm" in self.loss_weights:
-            losses["mlm"] = mlm_loss(logits, labels) / num_masked
+            losses["mlm"] = mlm_loss(logits, labels) / divisor
         # The attention and the hidden loss are sums over the pairs (recursion, layer). Each pair's
         # part is a mean over the tokens.
         if "attention" in self.loss_weights:
@@ -310,12 +311,12 @@ class Distillation:
             losses["hidden"] = total / self.tokens_per_step
         if "output" in self.loss_weights:
             divergence = output_loss(logits, teacher_logits, self.temperature)
-            losses["output"] = divergence / num_masked
+            losses["output"] = divergence / divisor
         if "elastic" in self.loss_weights:
             earlier_states = states_after(hidden, positions, depths)          # (m, C)
             earlier_logits = self.student.predict(earlier_states)             # (m, V)
             divergence = output_loss(earlier_logits, teacher_logits, self.temperature)
-            losses["elastic"] = divergence / num_masked
+            losses["elastic"] = divergence / divisor
         if "embedding" in self.loss_weights:
             losses["embedding"] = hidden_loss(hidden[0], teacher_hidden[0]) / self.tokens_per_step
         return losses
@@ -323,22 +324,22 @@ class Distillation:
     def losses_of_micro_batches(self, step):
         """Yield the losses {name: scalar} of each micro-batch of this process in a step.
 
-        Their sums over the micro-batches of all processes are the means over the whole batch.
-        (The means of the attention and the hidden losses are added up over the pairs.)
+        Each loss, added up over the micro-batches of all processes, is its mean over the whole
+        batch. (The attention and the hidden loss are sums of such means, one for each pair.)
         """
         # These are numpy arrays of the whole batch. Below, to_device makes tensors of their parts.
         ids, positions, labels = self.batches.batch(step)     # (B, T), (M,), (M,)
         check_batch_shape(ids, self.batches, step)
         M = len(positions)                               # masked places in the whole batch
         depths = self.draw_depths(step, M)               # (M,)
-        num_masked = max(1, M)                           # so that a loss is 0 / 1, not 0 / 0
+        divisor = max(1, M)                              # so that a loss is 0 / 1, not 0 / 0
         compute = choose_losses_function(self, M)        # compute_losses, perhaps compiled
         device = device_of(self.student)
         for begin, end in self.micro_batch_bounds:       # usually one, the whole batch
             parts = cut_micro_batch(begin, end, ids, positions, labels, depths)
             micro_batch = to_device(device, *parts)      # (b, T), (m,), (m,), (m,)
             with autocast(device, self.bf16):
-                losses = compute(*micro_batch, num_masked)
+                losses = compute(*micro_batch, divisor)
             yield losses
 
     def draw_depths(self, step, M):
@@ -360,8 +361,8 @@ class Distillation:
 def start_from_teacher(student, teacher, ids):
     """Initialise the student from the teacher, which is in eval mode.
 
-    ids (B, T): the token numbers of sample text. If there are fewer than four times the width of
-        the student's embeddings, these embeddings start badly
+    ids (B, T): sample text. If it has fewer than 4 * E tokens, where E is the width of the
+        student's embeddings, these embeddings start badly
 
     The functions below say how each part starts; the student's adapters keep their present values.
     If the teacher has corrections, they are first added to its matrices. Its adapters are not used.
@@ -381,9 +382,9 @@ def start_from_teacher(student, teacher, ids):
 def start_embeddings(student_embeddings, teacher_embeddings, ids):
     """Fill the student's Embeddings, whose tables have the width E, from the teacher's Embeddings.
 
-    1. The student's tables become the teacher's, projected onto E directions. They are chosen so
-       that they keep as much as possible of the sums word + position + segment, which the teacher
-       computes for the sample ids (B, T).
+    1. The student's tables become the teacher's, projected onto E directions. These directions keep
+       as much as possible of the sums word + position + segment, which the teacher computes for the
+       sample ids (B, T).
     2. The projection from E to C is fitted by least squares, so that the student's output for these
        ids is close to the teacher's.
 
@@ -522,8 +523,9 @@ def nearest_of_rank(K, matrix):
 def start_head(student, teacher):
     """Copy the teacher's MLM head to the student.
 
-    Only an untied head has a decoder, the output matrix (V, C). A tied head uses its embeddings
-    instead. If only the student's head is untied, its decoder is made of the teacher's embeddings.
+    Only an untied head has a decoder, the output matrix (V, C). With a tied head the model uses its
+    embeddings. If only the student's head is untied, its decoder is made of the teacher's
+    embeddings.
     """
     student.head.dense.load_state_dict(teacher.head.dense.state_dict())
     student.head.norm.load_state_dict(teacher.head.norm.state_dict())
@@ -541,9 +543,9 @@ def start_head(student, teacher):
 
 # ---- The training loop; finetune.py uses it, too ----------------------------------------
 
-# In the run that README shows, each gradient in the log is longer than this: its norm is from 15 to
-# 39. All are scaled down to this norm, so each counts as much as the others in AdamW's running
-# means.
+# A gradient whose norm is above this is scaled down to this norm. In the run that README shows, the
+# norms in the log are from 15 to 39. So all gradients are scaled down, and each counts as much as
+# the others in AdamW's running means.
 MAX_GRADIENT_NORM = 1.0
 
 
@@ -1015,11 +1017,11 @@ class Recorder:
         stop = must_stop(signals, log_now or save_now, self.processes)
         if stop:
             save_now = True                              # a run that stops writes a checkpoint
-        # Reading the norm makes the program wait for a GPU. So on a GPU only a step that is logged
-        # or saved is checked. A nan or an inf in the gradients of an earlier step is still found
-        # in this step: it made weights nan, and with them the norm of each later step. (Gradients
-        # that are finite, but so large that their norm is inf, are not found later. They did no
-        # harm, because clipping made them 0.)
+        # To read the norm, the program waits until a GPU has computed it. So on a GPU only the
+        # steps that are logged or saved are checked. If a step between them had a nan or an inf in
+        # its gradients, the weights became nan, and so did the norm of each later step, also this
+        # one. (If its gradients were finite, but so large that their norm was inf, clipping made
+        # them 0. This is not found later, but it did no harm.)
         is_on_cpu = self.processes.device.type == "cpu"
         if log_now or save_now or is_on_cpu:
             check_finite_step(steps_done, totals, lr, gradient_norm)
@@ -1337,10 +1339,10 @@ def uses_bf16(flag, device):
 
 
 def keep_freed_memory():
-    """Tell the C library to keep the memory that the program frees: the next step needs it again.
-    It does so until the process ends.
+    """Tell the C library to keep, until the process ends, the memory that the program frees: the
+    next step needs it again.
 
-    Otherwise each step on a CPU gives up to hundreds of megabytes back to the system and requests
+    Otherwise each step on a CPU returns as much as hundreds of megabytes to the system and requests
     them again, which costs 5 to 25 % of its time.
     """
     # These are the numbers of two options of mallopt, from the file malloc.h of glibc.
@@ -1364,16 +1366,16 @@ def check_batch_size(batch_size, processes):
 
 
 @contextmanager
-def first_process_first(processes):
-    """Let the first process of each machine run the with block before the others. It does the work,
-    such as tokenising; the others then find the result."""
-    # A barrier makes each process wait until all have called it. The first process of each machine
+def one_per_machine_first(processes):
+    """Let one process of each machine run the with block before the others. It does the work, such
+    as tokenising; the others then find the result."""
+    # A barrier makes each process wait until all have called it. The process with local_rank 0
     # calls it after its work. The others call it before theirs, so they wait for that work.
-    is_first = processes.local_rank == 0                 # also True if there is only one process
-    if not is_first:
-        dist.barrier()                                   # wait until the first ones have finished
+    is_early = processes.local_rank == 0                 # also True if there is only one process
+    if not is_early:
+        dist.barrier()                                   # wait until the early ones have finished
     yield
-    if is_first and processes.world_size > 1:
+    if is_early and processes.world_size > 1:
         dist.barrier()                                   # let the others begin
 
 
@@ -1731,8 +1733,8 @@ def fill_in_defaults(args):
     defaults["init"] = "sharp" if args.teacher is None else "teacher"
     defaults |= RECIPES[args.recipe]                     # paper has other weights and another init
     if args.student is not None:
-        # Nothing is initialised: the student has its weights. The text must stay "", because it is
-        # among the settings in a checkpoint, and --resume refuses a run with other settings.
+        # Nothing is initialised: the model in --student has its weights. Do not replace this "" by
+        # another value: checkpoints hold it, and --resume refuses a run with other settings.
         defaults["init"] = ""
     if args.steps is not None:
         # A shorter run than the recipe's has a shorter warm-up, and saves more often.
@@ -1884,7 +1886,7 @@ def check_sizes(models, tokenizer, length):
 
 def open_and_describe_corpus(args, tokenizer, processes):
     """Open the corpus -> TokenFile, and print which text it is and how long it is."""
-    with first_process_first(processes):
+    with one_per_machine_first(processes):
         corpus = open_corpus(args.corpus, tokenizer, args.cache, args.text)
     print(f"corpus   {corpus.source}: {len(corpus.train_tokens):,} tokens to train on, "
           f"{len(corpus.valid_tokens):,} held out")
@@ -1997,7 +1999,7 @@ def student_config(args, teacher, vocab_size):
     for name in SHAPE_FIELDS:
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
-    shape |= default_modules(args, shape)
+    shape |= default_own_parts(args, shape)
     return Config(**shape)
 
 
@@ -2011,10 +2013,10 @@ def shape_of_bert(C, vocab_size, length):
             "max_position_embeddings": max(128, length)}
 
 
-def default_modules(args, shape):
-    """Choose the modules that each recursion has for itself, if the flags do not say it.
+def default_own_parts(args, shape):
+    """Choose the size of each recursion's adapters or corrections, if no flag chooses it.
 
-    Without such modules all recursions that share a layer would apply the same function. Returns
+    Without such parts all recursions that share a layer would apply the same function. Returns
     {"adapter_size": A}, {"correction_rank": K}, or {} if the shape stays as it is.
     """
     shares_layers = shape["num_hidden_groups"] < shape["num_hidden_layers"]
@@ -2101,8 +2103,8 @@ def distillation_settings(args, lr, bf16, loss_weights, teacher, student):
     """Collect the settings that must be the same to resume a run: {name: value}. train_student()
     adds the corpus, which has not been read yet."""
     # How a fresh student starts follows from the other settings. So a hash is only needed for a
-    # student that --student has named. It is not trained yet: a resumed run restores its checkpoint
-    # later.
+    # student from --student. In a resumed run, too, it still has its first weights here, because
+    # the checkpoint is restored later.
     student_hash = None
     if args.student is not None:
         student_hash = fingerprint(student)
@@ -2176,11 +2178,7 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
         describe_run(args.recipe, options.lr, distillation, device)
         num_steps = options.steps - run_state.first_step
         if num_steps > 0:                                # it is 0 if a finished run is resumed
-            if compile_losses:
-                print("compiling the step, which takes a minute or so", flush=True)
-            minutes = seconds_of_a_step(distillation) * num_steps / 60
-            print(f"steps    {num_steps:,} of {distillation.tokens_per_step:,} tokens: "
-                  f"{minutes:.1f} min", flush=True)
+            print_duration(distillation, num_steps, compile_losses)
         if processes.rank == 0:
             # The files of an earlier run are removed only now. So if something above has failed,
             # --overwrite has lost nothing.
@@ -2200,8 +2198,8 @@ def choose_compilation(args, processes):
     and --cuda-graphs decide, or else these defaults:
 
     - a step is compiled on a GPU, but not in the recipe quick
-    - a compiled step on a GPU runs as a CUDA graph in all processes, or in none, if one of them has
-      several micro-batches
+    - a compiled step on a GPU runs as a CUDA graph, unless a process has several micro-batches:
+      then it does so in no process
 
     ValueError if --cuda-graphs is given, but CUDA graphs are not possible.
     """
@@ -2251,6 +2249,15 @@ def describe_run(recipe, lr, distillation, device):
         print(f"layers   {pairs} (student-teacher)")
     terms = " + ".join(f"{weight:g} {name}" for name, weight in distillation.loss_weights.items())
     print(f"loss     {terms}")
+
+
+def print_duration(distillation, num_steps, is_compiled):
+    """Measure a step, and print how long num_steps of them will take."""
+    if is_compiled:
+        print("compiling the step, which takes a minute or so", flush=True)
+    minutes = seconds_of_a_step(distillation) * num_steps / 60
+    print(f"steps    {num_steps:,} of {distillation.tokens_per_step:,} tokens: "
+          f"{minutes:.1f} min", flush=True)
 
 
 def seconds_of_a_step(distillation):

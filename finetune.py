@@ -52,7 +52,7 @@ from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, check_a
                   count_characters, docs_on_this_machine, hash_file)
 from distill import (DEFAULT_OUT, TrainingOptions, add_run_flags, allow_only, autocast,
                      begin_or_resume, broadcast, can_match_layers, check_batch_size, device_of,
-                     explaining_failures, fingerprint, first_process_first, given_flags,
+                     explaining_failures, fingerprint, one_per_machine_first, given_flags,
                      hidden_loss, integer_from, leave_processes, lock_folder, match_layers,
                      measuring_bar, output_loss, real_number, refuse_flags, set_up_processes,
                      split_batch, to_device, train, uses_bf16)
@@ -463,8 +463,8 @@ class TaskLoss:
         self.lengths = np.array([len(feature.ids) for feature in features])
         self.tokens_per_step = int(self.lengths.mean() * batch_size)          # approximate
         self.steps_per_epoch = math.ceil(len(features) / batch_size)
-        # The epoch used last and its batches. Both are set at once, so that an interrupted call or
-        # another thread never finds the batches of another epoch.
+        # The epoch used last and its batches. Both are set in one assignment, so that they always
+        # match, even after an interrupted call or in another thread.
         self.kept_batches = (None, None)
 
     def compute_losses(self, ids, mask, segments, rows, columns, targets, num_targets, num_tokens):
@@ -1358,7 +1358,7 @@ def run(args):
     check_vocabulary(tokenizer, config)
     kind = kind_of_task(args.task)
     length = choose_length(args.length, kind, config.max_position_embeddings)
-    with first_process_first(processes):
+    with one_per_machine_first(processes):
         datasets = read_datasets(args, args.task, kind)
     task = make_task(args.task, kind, datasets, length, args.stride)
     teacher = load_teacher(args.distill_from, task, tokenizer)

@@ -30,7 +30,7 @@ Dimensions, here and in the other files:
     I  width of the feed-forward    A  width of an adapter
     K  rank of a correction
     R  recursions: how many times a layer is applied in all; BERT's num_hidden_layers
-    L  layers of the teacher, the R of its own Config
+    L  layers that the teacher applies, the R of the teacher's Config
     G  groups: how many different layers there are; usually 1 in a MiniALBERT, R in a BERT
 Layers and recursions are counted from 0.
 """
@@ -127,8 +127,8 @@ class Embeddings(nn.Module):
         if self.project is not None:
             x = self.project(x)                          # (B, T, E) -> (B, T, C)
         elif torch.is_autocast_enabled(x.device.type):
-            # Under autocast the projection above returns bfloat16. If there is none, x is cast. So
-            # all hidden states have this dtype (see LayerNorm), which takes half the memory.
+            # Under autocast a projection would return bfloat16. This model has none, so x is cast.
+            # Then all hidden states have this dtype (see LayerNorm), which takes half the memory.
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return x
 
@@ -136,8 +136,8 @@ class Embeddings(nn.Module):
 class Adapter(nn.Module):
     """A bottleneck adapter, C -> A -> C: LayerNorm(x + up(gelu(down(x)))).
 
-    It is the adapter of Houlsby et al. 2019 plus a LayerNorm, as in the authors' code. If a model
-    has adapters, each recursion has two of its own.
+    It is the adapter of Houlsby et al. 2019 plus a LayerNorm, as in the code of the MiniALBERT
+    paper. If a model has adapters, each recursion has two of its own.
     """
 
     def __init__(self, config):
@@ -194,8 +194,8 @@ class Corrections(nn.ModuleDict):
 def apply_linear(linear, x, corrections, name):
     """Apply an nn.Linear of a Layer to x, with its weight corrected for this call.
 
-    corrections: the recursion's six Corrections, or None
-    name: the key of this nn.Linear's correction among the six, such as "query"
+    corrections: the recursion's Corrections, or None
+    name: the key of this nn.Linear's correction among the six in it, such as "query"
 
     The gradient reaches the shared weight and both factors of the LowRank. With a correction the
     module `linear` is not called, so forward hooks that a user has put on it do not run.
@@ -251,8 +251,8 @@ class Attention(nn.Module):
         """Let each token look at all tokens that are not padding.
 
         x (B, T, C); mask (B, 1, 1, T) is False at padding; corrections: None, or the recursion's
-        six Corrections, of which four are used here. Returns (B, T, C) and the attention map as
-        log-probabilities (B, H, T, T), in which row i says where token i looks. The map is None
+        Corrections; four of the six in it are used here. Returns (B, T, C) and the attention map
+        as log-probabilities (B, H, T, T), in which row i says where token i looks. The map is None
         unless want_map is True.
         """
         # Without corrections, apply_linear(self.query, x, ...) is self.query(x).
@@ -317,8 +317,8 @@ class Layer(nn.Module):
         return x, log_map
 
 
-# {name of a correction: name of the matrix in a Layer to which it is added}. Attention and Layer
-# both have an `output`, so the correction of Attention's is called "attention_output".
+# {name of a correction: name of the matrix in a Layer to which it is added}. The correction of
+# Attention's `output` is called "attention_output", because Layer has an `output`, too.
 CORRECTED = {
     "query": "attention.query.weight",
     "key": "attention.key.weight",
@@ -332,8 +332,9 @@ CORRECTED = {
 class Head(nn.Module):
     """The parameters of BERT's masked-language-model head.
 
-    A tied head has no decoder of its own: the transposed embeddings take its place. So this class
-    has no forward(). MiniALBERT.predict uses these parameters and the embeddings.
+    A tied head has no decoder, which would be an output matrix of its own: the word table takes its
+    place. So this class has no forward(). MiniALBERT.predict uses these parameters and the
+    embeddings.
     """
 
     def __init__(self, config):
@@ -355,8 +356,8 @@ def split_evenly(num_items, num_groups):
     items is not a multiple of the number of groups, some groups have one item more than others:
     split_evenly(8, 5) is [0, 0, 1, 1, 2, 3, 3, 4].
     """
-    # The i items before item i are the share i / num_items of all. Item i's group is this share of
-    # num_groups, rounded down. In split_evenly(6, 2) item 3 is in group 3 * 2 // 6 = 1.
+    # i of the num_items items come before item i. The same share of the num_groups groups, rounded
+    # down, comes before its group. In split_evenly(6, 2) item 3 is in group 3 * 2 // 6 = 1.
     return [i * num_groups // num_items for i in range(num_items)]
 
 
@@ -395,7 +396,7 @@ class MiniALBERT(nn.Module):
         """
         R = self.config.num_hidden_layers
         G = self.config.num_hidden_groups
-        layer_numbers = split_evenly(R, G)               # a layer for each of the R recursions
+        layer_numbers = split_evenly(R, G)               # one for each of the R recursions
         return self.layers[layer_numbers[r]]
 
     def own_parts(self, r):
@@ -417,11 +418,10 @@ class MiniALBERT(nn.Module):
         segments: (B, T) of 0 and 1; None: all 0
         maps: the recursions whose attention maps to return, counted from 0
 
-        Returns
+        ValueError if the arguments do not fit together (see check_inputs), or if T is larger than
+        max_position_embeddings. Returns
         hidden: a list of R + 1 tensors (B, T, C), the embeddings and the output of each recursion
         attention: {r: log-probabilities (B, H, T, T)} for each r in maps
-        ValueError if the arguments do not fit together (see check_inputs), or if T is larger than
-        max_position_embeddings.
         """
         maps = list(maps)                                # an iterator could be read only once
         check_inputs(self.config, ids, mask, segments, maps)
@@ -473,8 +473,8 @@ def initialise(model, sharp=True):
     Weights are normal with standard deviation 0.02, biases are 0, the weights of LayerNorms are 1.
     Hugging Face's BERT starts like this, except that the row of [PAD] in its word table is 0.
 
-    sharp: True makes the five changes that are numbered below. The first two make the attention
-        maps sharp from the start: a token looks more at some tokens than at others. False makes
+    sharp: True makes the five changes that are numbered below. Only the first two are for sharp
+        attention maps, in which a token looks more at some tokens than at others. False makes
         none of the five, so adapters and corrections, too, are random
     """
     if model.embeddings.word.weight.is_meta:
@@ -489,12 +489,12 @@ def initialise(model, sharp=True):
     if not sharp:
         return
     # 1. The weights of query and key become 4 times as large. A map is sharp if its scores differ
-    # much. Let the standard deviation of these weights be s, and that of the inputs 1. Then it is
-    #   s * sqrt(C)  for a number in a query or a key, because it is a sum of C products
-    #   s**2 * C     for the product of a query's number and a key's
-    #   s**2 * C     for a score, too, because it is a sum of D such products, divided by sqrt(D)
-    # For s = 0.02 that of a score is 0.05 if C is 128, and 0.3 if C is 768. The first maps would be
-    # almost uniform. For s = 0.08, as here, it is 0.8 and 4.9.
+    # much. If the weights have the standard deviation s and the inputs have 1, then
+    #   s * sqrt(C)  is the standard deviation of a number in a query or a key, a sum of C products
+    #   s**2 * C     is that of the product of a query's number and a key's
+    #   s**2 * C     is that of a score, too, a sum of D such products, divided by sqrt(D)
+    # With s = 0.02 the scores have 0.05 if C is 128, and 0.3 if C is 768. The first maps would be
+    # almost uniform. With s = 0.08, as here, they have 0.8 and 4.9.
     for layer in model.layers:
         layer.attention.query.weight.mul_(4)
         layer.attention.key.weight.mul_(4)
@@ -504,8 +504,8 @@ def initialise(model, sharp=True):
     if model.embeddings.project is not None:
         E = model.config.embedding_size
         model.embeddings.project.weight.mul_(E**-0.5 / 0.02)
-    # 3. An adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input. If the
-    # input already comes from a LayerNorm, this hardly changes it.
+    # 3. An adapter's `up` is 0, so that the adapter starts as the LayerNorm of its input. An input
+    # that already comes from a LayerNorm is hardly changed by another one.
     for adapter in list(model.attention_adapters) + list(model.feed_forward_adapters):
         adapter.up.weight.zero_()
     # 4. A correction's `up` is 0, so that up @ down is 0 and the shared matrix is used unchanged.
@@ -513,9 +513,9 @@ def initialise(model, sharp=True):
         for low_rank in corrections.values():
             low_rank.up.zero_()
     # 5. The position table holds sinusoids, so that the order of words is visible from the first
-    # step. In each pair of columns sin**2 + cos**2 is 1, so the root mean square of a row is
-    # 1 / sqrt(2) (if the width is even). It has to be 0.02, like that of the numbers that are
-    # replaced, so the sinusoids are multiplied by 0.02 * sqrt(2).
+    # step. A row should have the root mean square 0.02, like the random numbers that it replaces.
+    # Without a factor it would have 1 / sqrt(2), because sin**2 + cos**2 is 1 in each pair of
+    # columns (if the width is even). So the sinusoids are multiplied by 0.02 * sqrt(2).
     num_positions, width = model.embeddings.position.weight.shape
     model.embeddings.position.weight.copy_(0.02 * 2**0.5 * sinusoids(num_positions, width))
 
@@ -543,7 +543,7 @@ def keep_recursions(model, num_kept):
     R = model.config.num_hidden_layers
     if not 1 <= num_kept <= R:
         raise ValueError(f"the model has {R} recursions, so {num_kept} of them cannot be kept")
-    layer_numbers = split_evenly(R, G)[:num_kept]        # a layer for each recursion that is kept
+    layer_numbers = split_evenly(R, G)[:num_kept]        # one for each recursion that is kept
     num_groups = layer_numbers[-1] + 1                   # the last number is the largest
     numbers_if_shorter = split_evenly(num_kept, num_groups)
     if numbers_if_shorter != layer_numbers:
@@ -565,8 +565,8 @@ def merge_corrections(model):
     The layer of a recursion is the shared layer with the recursion's corrections added. The copy
     computes the same as the model and stores R layers. It is on the CPU and in float32.
 
-    If the copy has no adapters, save() of checkpoint.py writes it so that transformers opens it: as
-    an AlbertModel if E differs from C, as a BertModel, which has no projection, if not.
+    If the copy has no adapters, transformers can open what save() of checkpoint.py writes of it: as
+    an AlbertModel if E differs from C, otherwise as a BertModel, which has no projection.
     """
     R = model.config.num_hidden_layers
     merged = copy.deepcopy(model).cpu().float()
@@ -610,8 +610,8 @@ def count_parameters(model):
 def check_config(config):
     """Raise ValueError if a field of a Config is wrong or contradicts another one.
 
-    To add a field: if it changes what a model computes, it also belongs in the places below. A run
-    that began before the field existed cannot be resumed.
+    If a new field changes what a model computes, a run that began before the field existed cannot
+    be resumed, and the field also belongs in
     - is_bert
     - check_field, if it is an integer that may be 0, or if its type is not int, float or bool
     - read_config and save of checkpoint.py

@@ -41,7 +41,7 @@ COMPRESSED = re.compile(rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ\0")
 class Example(NamedTuple):
     """One row of a task. Its label, if it is known, is
 
-    classification      a name
+    classification      a class, which is a text
     regression          a number
     tagging             a list of the words' tags
     qa                  a list of right answers, each (index of its first character in the context,
@@ -50,9 +50,9 @@ class Example(NamedTuple):
     text: object                # a text; in qa the question; in tagging a list of words
     second_text: object = None  # a second text; in qa the context; None if there is none
     label: object = None        # see above; None if it is not known
-    id: str = ""                # in qa the id of the question; in "code" the number of its line,
-                                # else its number in the files of its split; both count from 0,
-                                # unlike the lines in `location`
+    id: str = ""                # qa: the id of the question; "code": the index of its line in the
+                                # file; else its index in its split, over all files. An index
+                                # counts from 0, the line number in `location` from 1
     location: str = "an example"    # for messages: "file:line", in qa file and id of the question
 
 
@@ -110,8 +110,8 @@ class GlueTask(NamedTuple):
     metrics: list
 
 
-# A new task also needs the name of its .tsv, which write_predictions writes, in WRITTEN_BY_RUNS of
-# checkpoint.py. The metrics f1 and matthews are those of the label "1".
+# A new task also needs an entry in WRITTEN_BY_RUNS of checkpoint.py: the name of the .tsv that
+# write_predictions writes for it. The metrics f1 and matthews are those of the label "1".
 GLUE = {
     "cola": GlueTask("CoLA", ["sentence"], "label", "classification", ["matthews"]),
     "sst2": GlueTask("SST-2", ["sentence"], "label", "classification", ["accuracy"]),
@@ -167,7 +167,8 @@ def score(task, examples, guesses):
 # Precision, recall and F1 compare two sets of items: the gold ones and the guessed ones.
 #   classification: an item is (index of the example, class)
 #   tagging: an item is an entity, (index of the sentence, first word, one past the last, type)
-# A guessed item is correct if it is among the gold items. The "name" of an item is its last field.
+# A guessed item is correct if it is among the gold items. The "name" of an item is its last field:
+# its class or type.
 
 def detailed_scores(task, examples, guesses):
     """Score each class, or each type of entity, separately -> {name: {metric: value}}.
@@ -204,7 +205,6 @@ def scores_by_name(gold_items, guessed_items):
 
     The metrics are those of item_scores, and "count", the number of gold items of this name.
     """
-    # The last field of an item is its name.
     num_correct = Counter(item[-1] for item in gold_items & guessed_items)
     num_gold = Counter(item[-1] for item in gold_items)
     num_guessed = Counter(item[-1] for item in guessed_items)
@@ -320,7 +320,7 @@ def answer_scores(gold, guesses):
     return {"f1": f1_total / len(gold), "exact_match": num_exact / len(gold)}
 
 
-PUNCTUATION = f"[{re.escape(string.punctuation)}]"       # this pattern matches one of them
+PUNCTUATION = f"[{re.escape(string.punctuation)}]"       # the pattern of one punctuation character
 
 
 def normal_words(answer):
@@ -387,7 +387,7 @@ def rows_of(path, header=None):
     In a .csv, .tsv or .txt the first row names the columns, unless `header` does. If a row has line
     breaks in quotes, the number is that of its last line.
     """
-    check_readable(path)                                 # before the ending is judged
+    check_readable(path)             # first, so that a missing file is not refused for its ending
     ending = os.path.splitext(path)[1].lower()
     if ending == ".jsonl":
         for number, line in lines_of(path):
@@ -446,7 +446,8 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
             num_empty += 1
     if num_empty > 0:
         warn(f"{path}: in {num_empty:,} of {len(examples):,} examples a text is empty")
-    return not_empty(examples, path)
+    check_not_empty(examples, path)
+    return examples
 
 
 def read_label(row, column, location, numeric):
@@ -482,11 +483,10 @@ def cell(row, column, location, types):
     return value
 
 
-def not_empty(examples, path):
-    """Return the examples. ValueError if there are none."""
+def check_not_empty(examples, path):
+    """Raise ValueError if there are no examples."""
     if not examples:
         raise ValueError(f"{path}: the file has no examples")
-    return examples
 
 
 # ---- Reading tags, questions, GLUE ------------------------------------------------------
@@ -523,7 +523,8 @@ def read_tags(path):
         first_location, _ = sentence[0]
         examples.append(Example(words, None, iob2(tags), str(len(examples)), first_location))
     check_first_column(examples, num_columns, path)
-    return not_empty(examples, path)
+    check_not_empty(examples, path)
+    return examples
 
 
 def check_first_column(examples, num_columns, path):
@@ -621,7 +622,8 @@ def read_squad(path):
     for question_id, count in Counter(example.id for example in examples).items():
         if count > 1:
             raise ValueError(f"{path}: {count} questions have the id {question_id!r:.60}")
-    return not_empty(examples, path)
+    check_not_empty(examples, path)
+    return examples
 
 
 def squad_example(path, question, context):
@@ -732,10 +734,11 @@ def download_glue(name, cache=CACHE):
         archive = zipfile.ZipFile(download(url))
         for member in archive.infolist():
             if re.fullmatch(pattern, member.filename):
-                member.filename = os.path.basename(member.filename)
+                member.filename = os.path.basename(member.filename)      # extracted to this name
                 archive.extract(member, temporary)
         names = os.listdir(temporary)
-        if "train.tsv" not in names or not any(name.startswith("dev") for name in names):
+        has_dev = any(file_name.startswith("dev") for file_name in names)
+        if "train.tsv" not in names or not has_dev:
             raise ValueError("a training set or a dev set is missing in it")
         os.replace(temporary, folder)
     except Exception as error:      # of the network, the zip file or the disk
@@ -757,7 +760,7 @@ def download(url):
         with tqdm.wrapattr(response, "read", total=size, desc=url, disable=None) as stream:
             shutil.copyfileobj(stream, content)
     # If the connection breaks off, copyfileobj just ends, without an error.
-    if 0 < size != content.tell():
+    if size > 0 and content.tell() != size:
         raise ValueError(f"the download broke off: {content.tell():,} of {size:,} bytes came")
     content.seek(0)
     return content
@@ -767,9 +770,9 @@ def download(url):
 
 # Some accents and vowel signs are characters of their own, in Unicode's categories M (marks). Other
 # characters are invisible, such as the joiners of Persian and the soft hyphen (category Cf). All of
-# them belong to the word in which they stand. A pattern cannot name these two categories. So
-# find_words first replaces each such character by one of them, MARK, which a pattern can name. The
-# zero-width space, also in Cf, separates words instead.
+# them belong to the word in which they stand. A pattern cannot name the categories M and Cf. So
+# find_words first replaces each of these characters by MARK, which a pattern can name. Only the
+# zero-width space, also in Cf, is not one of them: it separates words.
 MARK = "\u0300"
 ZERO_WIDTH_SPACE = "\u200b"
 CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"     # ranges of characters
@@ -792,8 +795,8 @@ def split_words(text):
 def find_words(text):
     """Find the words of split_words: [(first character, one past the last), ...].
 
-    A mark (see MARK) belongs to the word or sign before it. After a space or at the beginning it
-    begins a word.
+    A mark (see MARK) belongs to the word or punctuation character before it. After a space or at
+    the beginning it begins a word.
     """
     # Each replacement is as long as what it replaces, so all positions stay.
     text_to_match = text.replace(ZERO_WIDTH_SPACE, " ")
@@ -890,7 +893,7 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
     kind: in qa the hash is that of the context alone. So all questions about a context are
         neighbours and come into the same part. Only the context at the border between the parts
         may have questions in both.
-    remedy: what the user can do about the error; the message ends with it
+    remedy: what the user can do about the error, for its message
     ValueError if no example can be held out, or if none would be left.
     """
     wanted = math.ceil(len(examples) / 10)
@@ -942,7 +945,7 @@ def labels_of_example(example, kind):
 
 def make_task(name, kind, datasets, length, stride):
     """Make the Task for datasets, {name of a split: examples}. Its labels, mean and sd are those of
-    the training set; of N numbers the sd has N in its denominator, not N - 1.
+    the training set. The sd of N numbers is computed with the denominator N, not N - 1.
 
     ValueError in three cases: there is no such kind; there are no examples to train on; all of them
     have the same label or number.
@@ -962,12 +965,12 @@ def make_task(name, kind, datasets, length, stride):
         numbers = [example.label for example in train]
         mean = float(np.mean(numbers))
         sd = float(np.std(numbers))
-        if min(numbers) == max(numbers):                 # rounding can make their sd 1e-17
+        if min(numbers) == max(numbers):                 # after rounding sd may be 1e-17, not 0
             raise ValueError(f"{train[0].location}: this and all other examples to train on have "
                              f"the number {numbers[0]:g}")
     unanswerable = False
     if kind == "qa":
-        unanswerable = any(not example.label for example in train)
+        unanswerable = any(not example.label for example in train)           # [] means no answer
     return Task(name=name, kind=kind, labels=labels, metrics=metrics, length=length, stride=stride,
                 pair=train[0].second_text is not None, mean=mean, sd=sd, unanswerable=unanswerable)
 
@@ -987,8 +990,8 @@ def labels_to_learn(train, kind):
         for entity_type in types:
             labels |= {f"B-{entity_type}", f"I-{entity_type}"}
     if kind in ("classification", "tagging") and len(labels) < 2:
-        raise ValueError(f"{train[0].location}: this and all other examples to train on have no "
-                         f"label but {min(labels)!r:.60}")
+        raise ValueError(f"{train[0].location}: this and all other examples to train on have "
+                         f"only the label {min(labels)!r:.60}")
     return sorted(labels)
 
 

@@ -544,12 +544,12 @@ def write_documentation(path):
 
 def note_first_process(monkeypatch, script, name):
     """Watch when a script calls its function `name`, and when it enters and leaves the block of
-    first_process_first() -> a list, to which each of these events is added as it happens."""
+    one_per_machine_first() -> a list, to which each of these events is added as it happens."""
     happened = []
     original = getattr(script, name)
 
     @contextmanager
-    def first_process_first(processes):
+    def one_per_machine_first(processes):
         happened.append("the first process begins")
         yield
         happened.append("it has ended")
@@ -558,6 +558,6 @@ def note_first_process(monkeypatch, script, name):
         happened.append(name)
         return original(*arguments)
 
-    monkeypatch.setattr(script, "first_process_first", first_process_first)
+    monkeypatch.setattr(script, "one_per_machine_first", one_per_machine_first)
     monkeypatch.setattr(script, name, function)
     return happened

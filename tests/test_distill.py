@@ -2268,7 +2268,7 @@ def test_the_first_process_of_a_machine_goes_first(monkeypatch, processes, expec
         events.append("barrier")
 
     monkeypatch.setattr(distill.dist, "barrier", barrier)
-    with distill.first_process_first(processes):
+    with distill.one_per_machine_first(processes):
         events.append("work")
     assert events == expected
 
@@ -2278,7 +2278,7 @@ def test_if_the_first_process_ends_the_others_say_that_it_was_another(monkeypatc
         raise RuntimeError("Connection closed by peer")
 
     def action():
-        with distill.first_process_first(Processes(rank=1, local_rank=1, world_size=2)):
+        with distill.one_per_machine_first(Processes(rank=1, local_rank=1, world_size=2)):
             raise AssertionError("the work of the first process was not waited for")
 
     monkeypatch.setattr(distill.dist, "barrier", barrier)

@@ -881,7 +881,7 @@ finetune  --train half.jsonl                    half.jsonl:1: *half a char
 finetune  --train null.jsonl                    null.jsonl:1: the column 'label' is None, not str
 finetune  --train nan.tsv                       nan.tsv:2: the label in column 'label' is 'NaN'
 finetune  --text text text                      --text: give one column or two different ones
-finetune  --task tagging --train o.tsv          o.tsv:*: this and all other *no label but 'O'
+finetune  --task tagging --train o.tsv          o.tsv:*: this and all other *only the label 'O'
 finetune  --task qa --train space.json          space.json:*the answer ' ' *has no words
 finetune  --task qa --train twice.json          twice.json: 2 questions have the id 'q0'
 finetune  --distill-from pair                   pair was fine-tuned for classification of two texts

@@ -1389,7 +1389,7 @@ def test_a_task_has_a_known_kind_and_examples():
 
 def test_a_class_alone_is_no_task():
     train = [text_example("a", "x", location="f:2")] * 3
-    with pytest.raises(ValueError, match="f:2: this and all other .* have no label but 'x'"):
+    with pytest.raises(ValueError, match="f:2: this and all other .* have only the label 'x'"):
         make_task("sst2", "classification", {"train": train}, 16, 3)
 
 
