@@ -431,8 +431,13 @@ def read_metadata(out):
 
 
 def files_below(folder):
-    """Read all files below a folder: {path: bytes}."""
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Read all files below a folder: {name: bytes}. A name begins in the folder: "sub/a.txt"."""
+    contents = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            name = str(path.relative_to(folder))
+            contents[name] = path.read_bytes()
+    return contents
 
 
 # ---- Processes --------------------------------------------------------------------------

@@ -1219,11 +1219,6 @@ def do_run(out, script="distill.py", files=("model.safetensors",), settings=SETT
             (out / name).write_text(script)
 
 
-def contents(folder):
-    """Read the files of a folder: {name: bytes}."""
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("is_empty_folder", [False, True])
 def test_a_run_owns_its_folder(tmp_path, script, is_empty_folder):
@@ -1246,7 +1241,7 @@ def test_a_run_does_not_write_into_a_folder_that_it_reads(tmp_path, name, flags)
     (tmp_path / "link").symlink_to(out)
     (out / "test.jsonl").write_text("{}")
     (tmp_path / "link.jsonl").symlink_to(out / "test.jsonl")
-    before = contents(out)
+    before = files_below(out)
     other_name = f"{tmp_path}/{name}"
     for written, read in ((out, other_name),
                           (other_name, out),
@@ -1255,7 +1250,7 @@ def test_a_run_does_not_write_into_a_folder_that_it_reads(tmp_path, name, flags)
         with pytest.raises(ValueError, match="^--out .*: this folder is read from"):
             with run_folder(written, "distill.py", SETTINGS, [None, read], **flags):
                 pass
-    assert contents(out) == before
+    assert files_below(out) == before
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -1275,10 +1270,10 @@ def test_a_folder_of_somebody_else_is_refused_and_not_touched(
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"steps": "mine"}')
-    before = contents(tmp_path)
+    before = files_below(tmp_path)
     with pytest.raises(ValueError, match=message.format(script=script)):
         do_run(tmp_path, script, **flags)
-    assert contents(tmp_path) == before
+    assert files_below(tmp_path) == before
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -1330,22 +1325,22 @@ def test_an_out_that_is_a_link_to_nothing_is_refused(tmp_path):
 @pytest.mark.parametrize("script, other", [SCRIPTS, SCRIPTS[::-1]])
 def test_a_run_goes_on_only_where_it_is_of_the_same_script(tmp_path, script, other):
     do_run(tmp_path / "out", script)
-    before = contents(tmp_path / "out")
+    before = files_below(tmp_path / "out")
     with pytest.raises(ValueError, match=f"--resume: there is no run of {other} in"):
         do_run(tmp_path / "out", other, resume=True)
-    assert contents(tmp_path / "out") == before
+    assert files_below(tmp_path / "out") == before
     do_run(tmp_path / "out", script, resume=True)
     assert read_json(tmp_path / "out" / "run.json")["script"] == script
 
 
 def test_a_run_goes_on_only_with_the_same_settings_and_is_told_what_to_do(tmp_path):
     do_run(tmp_path / "out")
-    before = contents(tmp_path / "out")
+    before = files_below(tmp_path / "out")
     message = (r"run\.json is of a run with other settings: steps was 9, now it is 20\. "
                r"To go on .* For other .* another --out; .* distill.py --student")
     with pytest.raises(ValueError, match=message):
         do_run(tmp_path / "out", settings=settings_with(steps=20), resume=True)
-    assert contents(tmp_path / "out") == before
+    assert files_below(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("is_empty_folder", [False, True])
@@ -1375,7 +1370,7 @@ def test_a_folder_without_run_json_is_nobodys_run(tmp_path, content, flag):
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(ValueError, match=f"--{flag}: .*{tmp_path}"):
         do_run(tmp_path, **{flag: True})
-    assert contents(tmp_path) == {"training.safetensors": b"x"}
+    assert files_below(tmp_path) == {"training.safetensors": b"x"}
 
 
 def test_a_run_that_goes_on_keeps_its_run_json(tmp_path):
@@ -1390,12 +1385,12 @@ def test_a_run_that_goes_on_keeps_its_run_json(tmp_path):
 @pytest.mark.parametrize("flags", [{"resume": True}, {"overwrite": True}])
 def test_a_run_that_fails_before_it_begins_leaves_the_one_before_as_it_was(tmp_path, flags):
     do_run(tmp_path, files=["training.safetensors", "log.jsonl"])
-    before = contents(tmp_path)
+    before = files_below(tmp_path)
     settings = settings_with(new=1)
     with pytest.raises(RuntimeError, match="odd"):
         with run_folder(str(tmp_path), "distill.py", settings, [], **flags):
             raise RuntimeError("odd")
-    assert contents(tmp_path) == before
+    assert files_below(tmp_path) == before
 
 
 def test_to_overwrite_removes_all_that_runs_write_and_nothing_else(tmp_path):
@@ -1410,8 +1405,7 @@ def test_to_overwrite_removes_all_that_runs_write_and_nothing_else(tmp_path):
     out = tmp_path / "out"
     do_run(out, "finetune.py", written + mine)
     do_run(out, "distill.py", overwrite=True)
-    left = {str(path.relative_to(out)) for path in files_below(out)}
-    assert left == set(["run.json", "model.safetensors"] + mine)
+    assert sorted(files_below(out)) == sorted(["run.json", "model.safetensors"] + mine)
     assert not (out / "all-lr0.1-seed0").exists()
     assert read_json(out / "run.json")["script"] == "distill.py"
 
@@ -1420,7 +1414,7 @@ def test_a_temporary_file_of_no_run_is_not_removed(tmp_path):
     (tmp_path / "config.json.tmp").write_text("mine")
     with pytest.raises(ValueError, match="it holds config.json.tmp"):
         do_run(tmp_path, overwrite=True)
-    assert contents(tmp_path) == {"config.json.tmp": b"mine"}
+    assert files_below(tmp_path) == {"config.json.tmp": b"mine"}
 
 
 def test_a_run_may_overwrite_into_a_folder_of_notes(tmp_path):
@@ -1482,12 +1476,12 @@ def hold_folder(out, ready):
 
 def test_a_folder_whose_run_json_is_locked_is_refused(tmp_path):
     do_run(tmp_path)
-    before = contents(tmp_path)
+    before = files_below(tmp_path)
     with open(tmp_path / "run.json", "rb") as file:
         lock(file)
         with pytest.raises(ValueError, match=f"{tmp_path}: another run is writing into it$"):
             do_run(tmp_path, resume=True, settings={})
-    assert contents(tmp_path) == before
+    assert files_below(tmp_path) == before
 
 
 def test_one_run_at_a_time_is_in_a_folder_and_a_killed_one_is_gone(forked, tmp_path):
@@ -1719,7 +1713,7 @@ def write(path, *parts):
 def test_a_write_that_succeeds_leaves_one_new_file(tmp_path):
     write(tmp_path / "x", b"old")
     write(tmp_path / "x", b"ne", b"w")
-    assert contents(tmp_path) == {"x": b"new"}
+    assert files_below(tmp_path) == {"x": b"new"}
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -1729,7 +1723,7 @@ def test_the_old_file_stays_until_the_block_ends(tmp_path, shared):
         file.write(b"new")
         file.flush()
         assert (tmp_path / "x").read_bytes() == b"old"
-    assert contents(tmp_path) == {"x": b"new"}
+    assert files_below(tmp_path) == {"x": b"new"}
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -1741,7 +1735,7 @@ def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path, rais
         with replace_file(tmp_path / "x", shared) as file:
             file.write(b"half of the ne")
             raise raised
-    assert contents(tmp_path) == {"x": b"old"}
+    assert files_below(tmp_path) == {"x": b"old"}
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_names_it(tmp_path):
@@ -1751,7 +1745,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_names_it(tmp_path):
             file.write(b"new")
             raise OSError("no space left")
     assert error.value.filename == str(tmp_path / "x")
-    assert contents(tmp_path) == {"x": b"old"}
+    assert files_below(tmp_path) == {"x": b"old"}
 
 
 def test_a_flush_that_fails_leaves_the_old_file_and_names_it(tmp_path, monkeypatch):
@@ -1763,7 +1757,7 @@ def test_a_flush_that_fails_leaves_the_old_file_and_names_it(tmp_path, monkeypat
     with pytest.raises(OSError, match="no space left") as error:
         write(tmp_path / "x", b"new")
     assert error.value.filename == str(tmp_path / "x")
-    assert contents(tmp_path) == {"x": b"old"}
+    assert files_below(tmp_path) == {"x": b"old"}
 
 
 def test_the_error_of_a_full_disk_keeps_its_number_and_gets_a_name(tmp_path):
@@ -1791,8 +1785,8 @@ def test_processes_that_share_a_path_write_under_names_of_their_own(tmp_path):
             assert first.name != second.name
             first.write(b"first")
             second.write(b"second")
-        assert contents(tmp_path)["x"] == b"second"
-    assert contents(tmp_path) == {"x": b"first"}
+        assert files_below(tmp_path)["x"] == b"second"
+    assert files_below(tmp_path) == {"x": b"first"}
 
 
 def test_only_abandoned_files_of_a_path_are_removed(tmp_path):

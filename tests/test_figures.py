@@ -189,9 +189,8 @@ def test_the_same_command_writes_the_same_bytes(
     assert draw_all(toy, finished, tmp_path) is None
     found = files_below(tmp_path)
     assert len(found) == len(PICTURES)
-    for path, content in found.items():
-        expected = (drawn / path.name).read_bytes()
-        assert content == expected, path.name
+    for name, content in found.items():
+        assert content == (drawn / name).read_bytes(), name
 
 
 def test_no_other_pictures_are_drawn(drawn):
