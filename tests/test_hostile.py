@@ -70,8 +70,9 @@ def write_changed(path, facts, changes):
 # ---- Mutated files: each is read, or is a ValueError of one line that names the file ----
 
 # What a value of JSON is exchanged for.
-HOSTILE_VALUES = [0, -1, 1.5, 2**24, 2**31, 2**63, 10**30, 1e999, float("nan"), True, None, "",
-                  "x", "a\nb", "\ud800", "0" * 300, [], {}, [0], ["x"], [[]], {"a": 1}]
+HOSTILE_VALUES = [0, -1, 4, 8, 1.0, 1.5, 2**24, 2**31, 2**63, 10**30, 1e999, float("nan"), True,
+                  None, "", "x", "a\nb", "\ud800", "0" * 300, "F16", [], {}, [0], [-0.0], ["x"],
+                  [[]], [2, 3], {"a": 1}]
 # Bytes that are put into a file.
 NOISE = [b"\0", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b'"', b"'", b"\\", b"\\ud800",
          b"-", b"9", b"e99", b"9" * 5000, b"[" * 5000, b'{"a":' * 3000, b"\r", b"\n", b"\n\n",
@@ -101,12 +102,21 @@ def with_a_value_exchanged(value, rng):
     return box["all"]
 
 
+def with_header_exchanged(content, rng):
+    """Change a value in the header of a safetensors file. For its parts see checkpoint.py."""
+    data_begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:data_begin])
+    exchanged = json.dumps(with_a_value_exchanged(header, rng)).encode()
+    return len(exchanged).to_bytes(8, "little") + exchanged + content[data_begin:]
+
+
 def mutate(content, rng, json_in):
     """Change the bytes of a file in one way: a bit is flipped, the end is cut off, noise is
     inserted, a line is lost or doubled (lines may then change their order), a value of JSON is
     exchanged.
 
-    json_in: None; "whole" if the file is one value of JSON; "lines" if each line is one
+    json_in: where there is JSON in the file. None: nowhere; "whole": the file is one value;
+        "lines": each line is one; "header": the file is one of safetensors
     """
     kinds = ["flip", "cut", "insert", "double a line", "lose a line"]
     if json_in is not None:
@@ -121,6 +131,8 @@ def mutate(content, rng, json_in):
         return before
     if kind == "insert":
         return before + rng.choice(NOISE) + content[position:]
+    if kind == "exchange" and json_in == "header":
+        return with_header_exchanged(content, rng)
     if kind == "exchange":
         rows = [content]
         if json_in == "lines":
@@ -152,7 +164,7 @@ def assert_survives(path, read, json_in=None, count=500):
     mutants += [b"", b"[" * 100_000]
     named = path.removesuffix(".json")       # the .json beside a token file is named as its .bin
     num_read = 0
-    with open(path, "wb") as file:                       # one file, because 500 would be slow
+    with open(path, "wb") as file:                       # one file, because many would be slow
         for mutant in mutants:
             file.seek(0)
             file.write(mutant)
@@ -170,6 +182,20 @@ def assert_survives(path, read, json_in=None, count=500):
             except BaseException as error:               # a panic in Rust is no Exception
                 raise AssertionError(f"{error!r:.300} of {mutant[:300]}") from error
     assert 20 < num_read < 0.96 * count                  # some are harmless, most are not
+
+
+def test_a_mutated_safetensors_file_is_read_as_by_the_official_package_or_refused(tmp_path):
+    official = pytest.importorskip("safetensors.torch", reason="it is in requirements-dev.txt")
+    tensors = {"a": torch.randn(2, 3), "b.weight": torch.arange(4), "c": torch.ones(3).half(),
+               "none": torch.zeros(0, 2), "one": torch.tensor(2.0), "t": torch.tensor([True])}
+    path = tmp_path / "x.safetensors"
+    write_safetensors(tensors, path, {"format": "pt"})
+
+    def read(mutant):
+        found, _ = read_safetensors(path)
+        assert_equal_tensors(found, official.load(mutant))
+
+    assert_survives(path, read, "header", count=2000)
 
 
 def test_a_mutated_config_is_read_or_refused(model, tmp_path):
@@ -285,24 +311,8 @@ def table_texts():
     return {"glue": glue, "table": table, "numbers": numbers, "lines": lines}
 
 
-def squad_text():
-    """Make the text of a SQuAD file of four questions; one has no answer."""
-    context = "Paris is the capital. It lies on the Seine, in the north."
-    questions = []
-    for i in range(4):
-        answer = {"text": context[i:i + 5], "answer_start": i}
-        question = {"id": f"q{i}", "question": f"what {i} ?", "is_impossible": False,
-                    "answers": [answer]}
-        questions.append(question)
-    questions[2]["is_impossible"] = True
-    questions[2]["answers"] = []
-    paragraph = {"context": context, "qas": questions}
-    article = {"title": "x", "paragraphs": [paragraph]}
-    content = {"version": "2.0", "data": [article]}
-    return json.dumps(content, indent=1)
-
-
 TABLES = table_texts()
+SQUAD = make_squad([("who", ["john"]), ("where", ["paris"]), ("why", []), ("what", ["red"])])
 TAGS = "-DOCSTART-\tO\n\nMr\tO\nX\tB-per\nY\tI-per\n\nof\tO\nZ\tS-loc\n"
 # What it is -> the name of the file, its text, where there is JSON in it.
 TASK_FILES = {
@@ -311,7 +321,7 @@ TASK_FILES = {
     "table": ("t.csv", TABLES["table"], None),
     "lines": ("t.jsonl", TABLES["lines"], "lines"),
     "tags": ("t.tsv", TAGS, None),
-    "squad": ("t.json", squad_text(), "whole"),
+    "squad": ("t.json", SQUAD, "whole"),
 }
 
 
