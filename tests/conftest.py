@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import signal
 import string
 import sys
@@ -445,6 +446,27 @@ def files_below(folder):
             name = str(path.relative_to(folder))
             contents[name] = path.read_bytes()
     return contents
+
+
+# ---- The help of a program --------------------------------------------------------------
+
+def printed_help(capsys, main):
+    """Let a program print its help, and return it as one line."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def assert_help_names_flags(printed, defaults):
+    """Assert that a help names all these flags {flag: default}, with each default that is a number.
+    """
+    for flag, default in defaults.items():
+        assert f"{flag} " in printed
+        if type(default) in (int, float):
+            # The flag, the name of its value, then its help, before which no other flag begins.
+            found = re.search(rf"{flag} [A-Z]+ (?!\[|--).*?\(default: ([0-9.,]*[0-9])", printed)
+            assert float(found[1].replace(",", "")) == default, flag
 
 
 # ---- Processes --------------------------------------------------------------------------

@@ -29,8 +29,9 @@ import distill
 from checkpoint import load, read_json, read_safetensors, save, write_safetensors
 from command import run_command
 from conftest import (
-    A, B, C, E, F, H, T, TOY_TEACHER, V, assert_close, call_forked, distill_flags, files_below,
-    noisy_model, note_first_process, read_log, read_metadata)
+    A, B, C, E, F, H, T, TOY_TEACHER, V, assert_close, assert_help_names_flags, call_forked,
+    distill_flags, files_below, noisy_model, note_first_process, printed_help, read_log,
+    read_metadata)
 from data import MaskedBatches, Tokenizer, open_corpus, tokenise
 from distill import (
     LOSS_WEIGHTS, RECIPES, Distillation, Processes, TrainingOptions, attention_loss,
@@ -3546,29 +3547,16 @@ def test_the_remedies_that_the_errors_name_are_enough(mistakes, out, name, capsy
     assert 1 <= num_remedies <= 2                        # one for the losses, one for the start
 
 
-def printed_help(capsys):
-    """Print the help and return it as one line."""
-    with pytest.raises(SystemExit) as caught:
-        distill.main(["--help"])
-    assert caught.value.code == 0
-    return " ".join(capsys.readouterr().out.split())
-
-
 def test_help_names_each_flag_with_its_default(capsys):
-    printed = printed_help(capsys)
+    defaults = {}
     for name, value in vars(parse("")).items():
-        flag = "--" + name.replace("_", "-")
-        assert f"{flag} " in printed
-        if type(value) in (int, float):
-            # The text of a flag does not begin with a bracket or with another flag, as in "usage".
-            found = re.search(rf"{flag} [A-Z]+ (?!\[|--).*?\(default: ([0-9.,]*[0-9])", printed)
-            default = float(found[1].replace(",", ""))
-            assert default == value, flag
+        defaults["--" + name.replace("_", "-")] = value
+    assert_help_names_flags(printed_help(capsys, distill.main), defaults)
 
 
 def test_help_names_the_defaults_of_the_other_recipes(capsys):
     """Those of full stand in brackets behind those of quick, if they differ from them."""
-    printed = printed_help(capsys)
+    printed = printed_help(capsys, distill.main)
     for name, value in RECIPES["full"].items():
         quick = RECIPES["quick"][name]
         if name == "lr":

@@ -18,8 +18,9 @@ import torch
 
 import finetune
 from checkpoint import load, read_json, read_safetensors, save, write_safetensors
-from conftest import (LETTERS, files_below, make_squad, make_task_of_kind, make_task_tokenizer,
-                      noisy_model, note_first_process, randomise, write_documentation, write_file)
+from conftest import (LETTERS, assert_help_names_flags, files_below, make_squad, make_task_of_kind,
+                      make_task_tokenizer, noisy_model, note_first_process, printed_help, randomise,
+                      write_documentation, write_file)
 from data import Tokenizer
 from distill import Processes, TrainingOptions, output_loss
 from finetune import (Classifier, TaskLoss, change_normalisation, check_trainable,
@@ -2894,25 +2895,13 @@ def flag_of(name):
 
 
 def test_help_names_each_flag_with_its_default(capsys):
-    with pytest.raises(SystemExit) as caught:
-        finetune.main(["--help"])
-    assert caught.value.code == 0
-    printed = " ".join(capsys.readouterr().out.split())
     args = finetune.arguments(["--evaluate"])            # with other flags it has more entries
-    for name, value in vars(args).items():
-        flag = flag_of(name)
-        assert f"{flag} " in printed
-        if type(value) in (int, float):
-            # The flag, the name of its value, then its help, before which no other flag begins.
-            found = re.search(rf"{flag} [A-Z]+ (?!\[|--).*?\(default: ([0-9.,]*[0-9])", printed)
-            default = found[1].replace(",", "")
-            assert float(default) == value, flag
+    defaults = {flag_of(name): value for name, value in vars(args).items()}
+    assert_help_names_flags(printed_help(capsys, finetune.main), defaults)
 
 
 def test_help_names_each_default_rate_and_weight(capsys):
-    with pytest.raises(SystemExit):
-        finetune.main(["--help"])
-    printed = " ".join(capsys.readouterr().out.split())
+    printed = printed_help(capsys, finetune.main)
     help_of_lr = re.search(r"--lr X.*?\((default, each .*?)\)", printed)[1]
     named_rates = {float(number) for number in re.findall(r"[0-9.]+e-[0-9]", help_of_lr)}
     rates = set()
