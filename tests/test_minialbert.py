@@ -13,7 +13,7 @@ from conftest import (
     authors_checkpoint, authors_weights, make_batch, random_bert, random_model, randomise,
     small_config)
 from minialbert import (
-    Adapter, Attention, Config, Layer, MiniALBERT, count_parameters, initialise, keep_recursions,
+    Attention, Config, Layer, MiniALBERT, count_parameters, initialise, keep_recursions,
     merge_corrections, sinusoids)
 
 
@@ -53,12 +53,6 @@ def test_a_field_has_a_type_and_a_range(name, allowed, refused):
             small_config(**changes)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_bert_is_a_model_that_shares_nothing(kind):
-    config = small_config(**KINDS[kind])
-    assert config.is_bert == kind.startswith("bert")
-
-
 @pytest.mark.parametrize("name, value", [
     ("adapter_size", A), ("correction_rank", K), ("num_hidden_groups", R - 1),
     ("embedding_size", E)])
@@ -90,37 +84,6 @@ def test_a_bert_of_base_size_computes_what_transformers_computes(transformers, t
     bert.save_pretrained(tmp_path)
     # A sum of 768 or 3072 products in float32 depends on the order in which they are added.
     assert_same_as_bert(load(tmp_path), bert, limit=1e-4)
-
-
-def test_a_bert_with_an_untied_decoder_computes_what_transformers_computes(transformers, tmp_path):
-    bert = random_bert(transformers, tie_word_embeddings=False)
-    bert.save_pretrained(tmp_path)
-    model = load(tmp_path)
-    assert not model.config.tie_decoder
-    assert_same_as_bert(model, bert)
-
-
-def test_a_layer_is_torchs_encoder_layer():
-    model = random_model(num_hidden_layers=1, embedding_size=C)
-    layer = model.layer_of_recursion(0)
-    attention = layer.attention
-    theirs = nn.TransformerEncoderLayer(C, H, F, dropout=0.0, activation="gelu",
-                                        layer_norm_eps=1e-12, batch_first=True)
-    parts = {"self_attn.out_proj": attention.output, "linear1": layer.intermediate,
-             "linear2": layer.output, "norm1": layer.attention_norm, "norm2": layer.norm}
-    # torch has query, key and value in one matrix.
-    projections = [attention.query, attention.key, attention.value]
-    in_proj_weight = torch.cat([projection.weight for projection in projections])
-    in_proj_bias = torch.cat([projection.bias for projection in projections])
-    weights = {"self_attn.in_proj_weight": in_proj_weight, "self_attn.in_proj_bias": in_proj_bias}
-    for name, part in parts.items():
-        weights[f"{name}.weight"] = part.weight
-        weights[f"{name}.bias"] = part.bias
-    theirs.load_state_dict(weights)
-    ids, mask, segments = make_batch()
-    hidden, _ = model(ids, mask, segments)
-    expected = theirs(hidden[0], src_key_padding_mask=~mask)      # theirs is True at padding
-    assert_close(hidden[1][mask], expected[mask])
 
 
 # ---- A student is what the authors' code says it is -------------------------------------
@@ -182,11 +145,6 @@ def test_the_body_has_the_papers_number_of_parameters(embedding_size, adapter_si
     assert counts["body"] == body
 
 
-def test_the_twelve_adapters_have_912960_parameters():
-    counts = count(adapter_size=48)
-    assert counts["own_parts"] == 912_960
-
-
 # The last four columns are millions of parameters: of the body without adapters, of the body, of
 # the body and the pooler, and of all that is in the file.
 @pytest.mark.parametrize("vocab_size, embedding_size, bare, body, pooled, whole_file", [
@@ -245,12 +203,6 @@ def test_corrections_count_as_adapters():
 
 
 # ---- Sharing ----------------------------------------------------------------------------
-
-def test_a_recursive_student_has_as_many_tensors_however_often_its_layer_is_applied():
-    twice = MiniALBERT(small_config(num_hidden_layers=2))
-    nine_times = MiniALBERT(small_config(num_hidden_layers=9))
-    assert len(twice.state_dict()) == len(nine_times.state_dict())
-
 
 def test_the_gradient_of_a_shared_layer_is_the_sum_over_its_uses():
     """The model `apart` has a copy of the layer for each use, and each has its own gradient."""
@@ -372,26 +324,6 @@ def test_padding_cannot_be_seen(model):
     assert_equal_states(real, other_real)
 
 
-def test_more_padding_changes_nothing(model):
-    ids, mask, _ = make_batch()
-    longer_ids = nn.functional.pad(ids, (0, 5))
-    longer_mask = nn.functional.pad(mask, (0, 5))
-    hidden, _ = model(ids, mask)
-    longer_hidden, _ = model(longer_ids, longer_mask)
-    real = [state[mask] for state in hidden]
-    longer_real = [state[longer_mask] for state in longer_hidden]
-    assert_close_states(longer_real, real)
-
-
-def test_a_batch_gives_what_its_rows_give_alone(model):
-    ids, mask, _ = make_batch()
-    together, _ = model(ids, mask)
-    for row, is_real in enumerate(mask):
-        real_ids = ids[row][is_real]
-        alone, _ = model(real_ids[None])
-        assert_close(together[-1][row][is_real], alone[-1][0])
-
-
 @pytest.mark.parametrize("maps", [(), range(R)], ids=["no maps", "all maps"])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.float32])
 def test_a_mask_of_0_and_1_of_any_type_masks_alike(model, dtype, maps):
@@ -412,13 +344,6 @@ def test_attention_by_hand_is_the_fused_attention(model, masked):
     fused_hidden, _ = model(ids, mask)
     hidden, _ = model(ids, mask, maps=range(R))
     assert_close_states(hidden, fused_hidden)
-
-
-def test_only_the_maps_asked_for_are_returned(model):
-    ids, mask, _ = make_batch()
-    _, attention = model(ids, mask, maps=[2, 0])
-    assert set(attention) == {0, 2}
-    assert attention[0].shape == (B, H, T, T)
 
 
 @pytest.mark.parametrize("r", [-1, R])
@@ -448,12 +373,6 @@ def test_only_layers_whose_maps_are_wanted_store_one(model, monkeypatch):
     model(ids, mask, maps=[2, 0])
     num_without_map = R - 2
     assert query_shapes == [(B, H, T, D)] * num_without_map
-
-
-def test_no_map_is_returned_unasked(model):
-    ids, _, _ = make_batch()
-    _, attention = model(ids)
-    assert attention == {}
 
 
 def test_the_rows_of_a_map_are_distributions_over_the_real_tokens(model):
@@ -514,12 +433,6 @@ def test_a_sequence_longer_than_the_positions_is_refused(model):
         model(too_long)
 
 
-def test_the_same_input_gives_the_same_output(model):
-    first, _ = model(*make_batch())
-    second, _ = model(*make_batch())
-    assert torch.equal(first[-1], second[-1])
-
-
 def test_every_parameter_gets_a_gradient():
     model = random_model(adapter_size=A, correction_rank=K)
     hidden, _ = model(*make_batch())
@@ -531,49 +444,7 @@ def test_every_parameter_gets_a_gradient():
         assert parameter.grad.any(), name
 
 
-# ---- The parts, each against its formula ------------------------------------------------
-
-@torch.no_grad()
-def test_an_adapter_is_its_formula():
-    adapter = randomise(Adapter(small_config(adapter_size=A)))
-    x = torch.randn(B, T, C)
-    bottleneck = nn.functional.gelu(x @ adapter.down.weight.T + adapter.down.bias)
-    assert bottleneck.shape == (B, T, A)
-    widened = bottleneck @ adapter.up.weight.T + adapter.up.bias
-    norm = adapter.norm
-    expected = nn.functional.layer_norm(x + widened, [C], norm.weight, norm.bias, eps=1e-12)
-    assert_close(adapter(x), expected)
-
-
-@torch.no_grad()
-def test_each_head_has_columns_of_its_own():
-    attention = randomise(Attention(small_config()))
-    x = torch.randn(B, T, C)
-    heads = attention.split_heads(x)
-    assert heads.shape == (B, H, T, D)
-    for h in range(H):
-        columns = slice(h * D, (h + 1) * D)
-        assert torch.equal(heads[:, h], x[:, :, columns])
-
-
-@torch.no_grad()
-def test_the_first_adapter_is_before_attention_the_second_before_the_feed_forward():
-    config = small_config(adapter_size=A)
-    layer = randomise(Layer(config))
-    first = randomise(Adapter(config))
-    second = randomise(Adapter(config))
-    x = torch.randn(B, T, C)
-    adapted = first(x)
-    attended, _ = layer.attention(adapted)
-    middle = layer.attention_norm(adapted + attended)
-    middle = second(middle)
-    expanded = nn.functional.gelu(layer.intermediate(middle))
-    contracted = layer.output(expanded)
-    expected = layer.norm(middle + contracted)
-    found, log_map = layer(x, adapters=(first, second))
-    assert_close(found, expected)
-    assert log_map is None
-
+# ---- Corrections ------------------------------------------------------------------------
 
 @pytest.mark.parametrize("num_groups", [1, 2])
 @torch.no_grad()
