@@ -619,6 +619,22 @@ def test_no_more_of_the_models_is_run_than_a_loss_needs(name, of_teacher, of_stu
     assert student.calls == of_student
 
 
+def test_a_shared_layer_overfits_one_batch():
+    """If a student cannot even learn one batch by heart, its gradients are wrong somewhere."""
+    student = noisy_student()
+    distillation = make_distillation(student, noisy_teacher(), num_masked=9)
+    optimizer = torch.optim.AdamW(student.parameters(), 0.01)
+    values = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        losses, = distillation.losses_of_micro_batches(0)
+        loss = weighted_sum(losses, distillation.loss_weights)
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert values[-1] < 0.35 * values[0]
+
+
 def test_evaluation_is_the_accuracy_and_the_loss_of_masked_tokens():
     student = noisy_student(hidden_dropout_prob=0.5).train()
     batches = RandomBatches(5)
