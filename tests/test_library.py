@@ -3,7 +3,6 @@ import functools
 import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from checkpoint import load, save
 from conftest import B, C, R, T, V, make_task_of_kind, make_task_tokenizer, random_model
 from data import MaskedBatches, Tokenizer, mask_tokens, open_corpus
 from distill import BUNDLED_TEACHER, Distillation, attention_loss, hidden_loss, output_loss
-from finetune import Classifier, TaskLoss, encode, load_classifier, load_encoder
+from finetune import Classifier, TaskLoss, encode, load_encoder
 from minialbert import MiniALBERT, count_parameters
 from tasks import Example, score
 
@@ -212,17 +211,6 @@ def test_a_loss_that_is_not_known_is_not_left_out(student, teacher, batches):
         Distillation(student, teacher, batches, {"mlm": 1.0, "attn": 3.0})
 
 
-def test_no_loss_at_all_is_refused(student, teacher, batches):
-    with pytest.raises(ValueError, match="no loss is left"):
-        Distillation(student, teacher, batches, {})
-
-
-def test_the_elastic_loss_needs_more_than_one_recursion(student, teacher, batches):
-    shallow = MiniALBERT(replace(student.config, num_hidden_layers=1))
-    with pytest.raises(ValueError, match="more than one recursion"):
-        Distillation(shallow, teacher, batches, {"output": 1.0, "elastic": 1.0})
-
-
 def test_without_a_teacher_only_the_mlm_loss_can_be_computed(student, batches):
     with pytest.raises(ValueError, match="without a teacher"):
         Distillation(student, None, batches, {"mlm": 1.0, "output": 1.0})
@@ -238,12 +226,6 @@ def test_losses_of_the_logits_need_models_with_heads(student, teacher, batches):
         with pytest.raises(ValueError, match="need a student with an MLM head"):
             Distillation(headless, teacher, batches, {name: 1.0})
     Distillation(headless, teacher, batches, {"hidden": 1.0})
-
-
-def test_hidden_states_of_another_size_cannot_be_compared(student, teacher, batches):
-    narrow = MiniALBERT(replace(student.config, hidden_size=64, embedding_size=32))
-    with pytest.raises(ValueError, match="hidden_size of the teacher is 128, of the student 64"):
-        Distillation(narrow, teacher, batches, {"hidden": 1.0})
 
 
 @pytest.mark.parametrize("num_rows, length", [(8, 16), (2, 16), (4, 12), (4, 20)])
@@ -271,11 +253,6 @@ def test_a_corpus_may_be_one_path(tokenizer, tmp_path):
         token_file = open_corpus(corpus, tokenizer, str(tmp_path / "cache"))
         first_file = token_file.made_from["corpus"][0]
         assert first_file[0] == str(path)
-
-
-def test_a_tokenizer_makes_its_folder(tokenizer, tmp_path):
-    tokenizer.save(tmp_path / "new")
-    assert Tokenizer(tmp_path / "new").digest == tokenizer.digest
 
 
 def test_a_compiled_model_is_saved_like_the_model(tmp_path):
@@ -311,14 +288,6 @@ def test_an_untied_decoder_that_equals_the_word_table_stays_untied(tmp_path):
     assert load(tmp_path).head.decoder is not None
 
 
-def test_tokens_may_be_a_list_of_numbers(tokenizer):
-    numbers = list(range(5, 205))
-    of_list = MaskedBatches(numbers, tokenizer, T=12, batch_size=2)
-    of_array = MaskedBatches(np.array(numbers), tokenizer, T=12, batch_size=2)
-    for found, expected in zip(of_list.batch(0), of_array.batch(0), strict=True):
-        assert np.array_equal(found, expected)
-
-
 @pytest.mark.parametrize("tokens", [["one text"] * 20, [[5, 6], [7, 8]], np.ones(200)])
 def test_tokens_that_are_no_whole_numbers_in_a_row_are_refused(tokens, tokenizer):
     with pytest.raises(ValueError, match="tokens must be one array of token numbers"):
@@ -328,11 +297,6 @@ def test_tokens_that_are_no_whole_numbers_in_a_row_are_refused(tokens, tokenizer
 def test_a_name_that_is_no_folder_is_refused_with_a_remedy():
     with pytest.raises(ValueError, match="bert-base-uncased: this is not a folder; .*fetch"):
         load("bert-base-uncased")
-
-
-def test_a_model_that_was_not_fine_tuned_is_no_classifier():
-    with pytest.raises(ValueError, match="teacher: not a fine-tuned model: it has no task.json"):
-        load_classifier(Path(BUNDLED_TEACHER))
 
 
 @pytest.fixture

@@ -158,26 +158,6 @@ def test_a_tuning_killed_at_random_ends_as_if_it_had_not_been(forked, toy, table
     assert expected.keys() >= {"model.safetensors", "head.safetensors", "dev.jsonl"}
 
 
-def test_a_checkpoint_half_written_is_not_taken_for_one(toy, tmp_path, monkeypatch):
-    """A kill amid a write leaves the old file, and half of the new one under another name."""
-    def fail_at_step_10(step, *others):
-        if step + 1 == 10:
-            raise FloatingPointError("this ends the run after its second checkpoint")
-
-    killed = tmp_path / "killed"
-    whole = tmp_path / "whole"
-    assert distill.main(distill_flags(toy, whole)) is None
-    with monkeypatch.context() as patch:
-        patch.setattr(distill, "check_finite_step", fail_at_step_10)
-        assert distill.main(distill_flags(toy, killed)) == 2
-    assert read_metadata(killed)["step"] == "8"
-    for name in ("training.safetensors", "model.safetensors", "config.json"):
-        content = (whole / name).read_bytes()
-        (killed / f"{name}.tmp").write_bytes(content[:-9])
-    assert distill.main(distill_flags(toy, killed, "--resume")) is None
-    assert remains(whole) == remains(killed)
-
-
 # ---- Ctrl-C ------------------------------------------------------------------------------
 
 def interrupt_at(moment, process_number, lines):
