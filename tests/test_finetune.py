@@ -1,5 +1,5 @@
 """finetune.py: features, losses, predictions and frozen parts against plain loops, whole runs of
-the command, its bad input."""
+the command. Its bad input is in tests/test_hostile.py and tests/test_tasks.py."""
 import json
 import math
 import os
@@ -301,13 +301,6 @@ def test_a_batch_is_padded_and_labelled_where_the_head_is_read(tokenizer):
     # The head of a classifier is read at [CLS]; elsewhere there is no label.
     assert labels[:, 0].tolist() == [1, 0]
     assert np.isnan(labels[:, 1:]).all()
-
-
-def test_a_text_alone_is_all_in_the_first_segment(tokenizer):
-    task = make_task_of_kind("classification", ["0", "1"])
-    feature, = encode(task, [make_text_example("x", "1")], tokenizer)
-    _, _, segments = collate([feature])
-    assert segments.tolist() == [[0, 0, 0]]
 
 
 # ---- Sentences to tag -------------------------------------------------------------------
@@ -1191,17 +1184,6 @@ def test_a_model_for_another_kind_or_other_labels_is_refused(change, tokenizer, 
         load_classifier(str(tmp_path), other_task)
 
 
-def test_a_head_for_another_number_of_labels_is_refused(tokenizer, tmp_path):
-    task = make_task_of_kind("classification", ["x", "y", "z"])
-    save_random_classifier(tmp_path, task, tokenizer)
-    path = tmp_path / "task.json"
-    facts = read_json(path)
-    facts["labels"] = ["x", "y"]
-    path.write_text(json.dumps(facts))
-    with pytest.raises(ValueError, match=r"head.safetensors: 'bias' is \[3\], not \[2\]"):
-        load_classifier(str(tmp_path))
-
-
 @pytest.mark.parametrize("value", [math.nan, 1e300])     # a float64; as a float32 it is inf
 def test_a_head_that_is_not_finite_is_refused(value, tokenizer, tmp_path):
     task = make_task_of_kind("classification", ["x", "y"])
@@ -1275,9 +1257,9 @@ def test_the_length_is_128_or_384_but_no_more_than_the_positions():
     assert choose_length(64, "tagging", 64) == 64
 
 
-@pytest.mark.parametrize("length, num_positions", [(65, 64), (7, 64), (None, 7)])
-def test_a_length_below_8_or_above_the_positions_is_refused(length, num_positions):
-    message = f"not from 8 to {num_positions}, the number of pos"
+@pytest.mark.parametrize("length, num_positions, named", [(65, 64, 65), (7, 64, 7), (None, 7, 7)])
+def test_a_length_below_8_or_above_the_positions_is_refused(length, num_positions, named):
+    message = f"^--length: {named} is not from 8 to {num_positions}, the number of pos"
     with pytest.raises(ValueError, match=message):
         choose_length(length, "tagging", num_positions)
 
@@ -1316,13 +1298,6 @@ def test_with_a_hidden_loss_the_default_rate_is_higher(
     rate = default_rate(mode, config, is_default_run)
     rate_with_hidden_loss = default_rate(mode, config, is_default_run, True)
     assert rate_with_hidden_loss == pytest.approx(factor * rate)
-
-
-def test_every_task_has_its_kind():
-    assert finetune.kind_of_task("stsb") == "regression"
-    assert finetune.kind_of_task("rte") == "classification"
-    assert finetune.kind_of_task("code") == "tagging"
-    assert finetune.kind_of_task("qa") == "qa"
 
 
 def test_a_line_to_tag_is_split_into_words_and_punctuation():
@@ -1984,30 +1959,6 @@ def assert_same_files(names, folder, other_folder):
         assert content == other_content, name
 
 
-def test_a_second_run_in_the_same_folder_is_refused_and_the_first_ends_well(
-        tmp_path, out, sst2_flags, capsys, monkeypatch):
-    flags = sst2_flags + ["--steps", 4]
-    run(capsys, *flags, "--out", tmp_path / "whole")
-    original_batch = TaskLoss.batch
-    errors = []
-    steps = []
-
-    def start_another(self, step):
-        steps.append(step)
-        if steps == [0, 1, 2]:                           # only once
-            with torch.random.fork_rng():                # the dropout of this step stays the same
-                error = fail(capsys, *flags, "--out", out, "--resume")
-            errors.append(error)
-        return original_batch(self, step)
-
-    monkeypatch.setattr(TaskLoss, "batch", start_another)
-    run(capsys, *flags, "--out", out)
-    assert len(errors) == 1
-    assert "another run is writing into it" in errors[0]
-    names = ("model.safetensors", "head.safetensors", "dev.jsonl", "results.json")
-    assert_same_files(names, out, tmp_path / "whole")
-
-
 def test_to_overwrite_removes_what_runs_wrote_and_nothing_else(out, sst2_flags, sentiment, capsys):
     write_file(sentiment / "test.tsv", "index\tsentence\n0\tgood film\n")
     run(capsys, *sst2_flags, "--out", out, "--steps", 1)
@@ -2366,39 +2317,6 @@ def test_two_rates_with_one_folder_are_refused():
         finetune.arguments(["--lr", "1e-2", "1.0000001e-2"])
 
 
-def test_to_choose_a_rate_there_must_be_an_example_to_hold_out(out, model, two_texts, capsys):
-    flags = file_flags(model, "classification", two_texts) + ["--out", out]
-    error = fail(capsys, *flags, "--lr", "1e-3", "1e-4")
-    assert error.endswith("each has a label that no other example has; give one --lr\n")
-
-
-def test_a_state_that_is_not_finite_is_found_before_the_model_is_written(
-        tmp_path, out, sst2_flags, capsys):
-    flags = sst2_flags + ["--out", out, "--steps", 1]
-    run(capsys, *flags)
-    path, = out.glob("*/training.safetensors")
-    tensors, metadata = read_safetensors(path)
-    bias = tensors["model.output.bias"].clone()
-    bias[0] = math.nan
-    tensors["model.output.bias"] = bias
-    write_safetensors(tensors, path, metadata)
-    before = files_below(tmp_path)
-    error = fail(capsys, *flags, "--resume")
-    assert "training.safetensors: there are values that are not finite in model.output.b" in error
-    assert files_below(tmp_path) == before
-
-
-def test_ctrl_c_in_an_evaluation_is_one_line_and_status_130(
-        out, sst2_flags, capsys, monkeypatch):
-    def stop(*others):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(finetune, "predict_logits", stop)
-    error = run(capsys, *sst2_flags, "--steps", 1, "--out", out, code=130).err
-    # The first line is the one in which the terminal shows ^C.
-    assert error == "\nfinetune.py: interrupted\n"
-
-
 def positive_probabilities_in_float32(folder, sentiment):
     """Predict the dev set with a saved model in float32, and list the probabilities of label 1."""
     tuned = load_classifier(str(folder))
@@ -2606,24 +2524,6 @@ def test_the_rest_of_a_long_text_is_not_tokenised(kind, pair, tokenizer):
         assert len(first_ids) == 620
 
 
-def test_a_teacher_of_numbers_says_the_same_in_the_units_of_the_task(tmp_path, tokenizer):
-    saved_task = make_task_of_kind("regression", length=20, mean=-1.0, sd=0.5)
-    task = replace(saved_task, mean=2.0, sd=4.0)
-    path = str(tmp_path / "teacher")
-    save_random_classifier(path, saved_task, tokenizer)
-    examples = make_examples("regression")
-    features = encode(task, examples, tokenizer)
-
-    def numbers(classifier):
-        logits = predict_logits(classifier, features)
-        predictions = decode(classifier.task, examples, features, logits)
-        return [number for number, _ in predictions]
-
-    teacher = finetune.load_teacher(path, task, tokenizer)
-    expected = numbers(load_classifier(path))
-    assert numbers(teacher) == pytest.approx(expected, rel=1e-4)
-
-
 def test_a_teacher_is_measured_on_the_dev_set(tmp_path, out, sst2_flags, sentiment, capsys):
     """It is right about the training set. In the dev set all labels are turned round."""
     teacher = tmp_path / "teacher"
@@ -2644,17 +2544,6 @@ def test_a_model_of_a_glue_task_is_only_measured_on_its_files(out, sst2_flags, c
     error = fail(capsys, "--evaluate", "--model", out, "--dev", "x.tsv")
     assert "--dev: the task sst2 does not use it" in error
     assert "; sst2 reads the files in the folder --data" in error
-
-
-def test_a_teacher_of_other_labels_is_refused(tmp_path, out, model, tokenizer, capsys):
-    task = make_task_of_kind("classification", ["0", "1"])
-    teacher = tmp_path / "teacher"
-    save_random_classifier(teacher, task, tokenizer)
-    table = write_file(tmp_path / "o.csv", "text,label\na,yes\nb,no\n")
-    flags = file_flags(model, "classification", table) + ["--out", out]
-    error = fail(capsys, *flags, "--distill-from", teacher)
-    assert f"{teacher} was fine-tuned for" in error
-    assert "one text (0; 1), not for classification of one text (no; yes)" in error
 
 
 def test_a_teacher_of_another_tokenizer_is_refused(
@@ -2772,19 +2661,6 @@ def test_only_a_run_without_a_task_has_a_default_number_of_steps():
     assert finetune.arguments(["--steps", "9"]).steps == 9
     assert finetune.arguments(["--epochs", "2"]).steps is None
     assert finetune.arguments(["--task", "code"]).steps is None
-
-
-def test_the_built_in_task_can_be_asked_for_by_its_name(out, model, documentation, capsys):
-    printed = run(capsys, "--model", model, "--task", "code", "--steps", 1, "--freeze",
-                  "--out", out).out
-    assert rows_of_table(printed) == ["majority", "head"]
-
-
-def test_the_default_run_says_to_distil_first(tmp_path, capsys, monkeypatch):
-    """Without distill.py there is no model at the default path."""
-    monkeypatch.chdir(tmp_path)
-    error = fail(capsys)
-    assert "python distill.py" in error
 
 
 def test_a_glue_task_without_a_folder_is_downloaded(out, model, sentiment, capsys, monkeypatch):
@@ -3136,125 +3012,11 @@ def test_results_are_written_before_the_table_is_printed(
     assert "python finetune.py --model 'two words' --predict TEXT" in printed
 
 
-def test_only_a_fine_tuned_model_predicts(model, capsys):
-    error = fail(capsys, "--model", model, "--predict", "good")
-    assert f"{model}: not a fine-tuned model: it has no task.json; give the --out" in error
-
-
-def test_a_model_whose_head_was_removed_does_not_predict(tokenizer, tmp_path, capsys):
-    task = make_task_of_kind("classification", ["x", "y"])
-    save_random_classifier(tmp_path, task, tokenizer)
-    os.remove(tmp_path / "head.safetensors")
-    error = fail(capsys, "--model", tmp_path, "--predict", "good")
-    assert f"{tmp_path}/head.safetensors: No such file or directory" in error
-
-
-# ---- Bad input --------------------------------------------------------------------------
-
-TABLE = "text\tlabel\na\tx\nb\ty\n"
-# A good file of each kind of task: the ending of its name, its content.
-GOOD = {"classification": ("tsv", TABLE),
-        "regression": ("tsv", "text\tlabel\na\t1\nb\t2\n"),
-        "tagging": ("tsv", "a\tB-x\nb\tO\n\nc\tO\n"),
-        "qa": ("json", make_squad([("q", ["paris"]), ("r", ["red"])]))}
-SQUAD = make_squad([("q", ["paris"])])
-# What is wrong -> the kind of task, the file, its content, what the error says.
-BAD = {
-    "a missing column": ("classification", "train.tsv", "txt\tlabel\na\tx\n",
-                         "train.tsv:2: the column 'text' is missing among 'txt', 'label'; tabs"),
-    "a test set without labels": ("classification", "test.tsv", "text\na\n",
-                                  "test.tsv:2: the column 'label' is missing"),
-    "an unknown label": ("classification", "dev.tsv", "text\tlabel\na\tx\na\tz\n",
-                         "dev.tsv:3: label 'z' does not occur in the training set"),
-    "an empty file": ("classification", "train.tsv", "", "train.tsv: the file has no examples"),
-    "a header alone": ("classification", "train.tsv", "text\tlabel\n",
-                       "train.tsv: the file has no examples"),
-    "a ragged row": ("classification", "train.tsv", TABLE + "c\n",
-                     "train.tsv:4: 1 columns, not 2"),
-    "an unclosed quote": ("classification", "train.csv", 'text,label\n"a,x\n',
-                          "train.csv:2: unexpected end of data"),
-    "no JSON": ("classification", "train.jsonl", '{"text": "a", "label": 1}\n{\n',
-                "train.jsonl:2: not a JSON object"),
-    "a list as text": ("classification", "train.jsonl", '{"text": [1], "label": 1}\n',
-                       "train.jsonl:1: the column 'text' is [1], not str"),
-    "bad bytes": ("classification", "train.tsv", b"text\tlabel\na\xff\tx\n",
-                  "train.tsv:2: not UTF-8"),
-    "a word for a number": ("regression", "train.tsv", "text\tlabel\na\tmany\n",
-                            "train.tsv:2: label 'many': not a number"),
-    "a label that is missing": ("regression", "train.tsv", "text\tlabel\na\tnan\n",
-                                "train.tsv:2: the label in column 'label' is 'nan'"),
-    "a tag without a word": ("tagging", "train.tsv", "a\tO\n\tB-x\n",
-                             "train.tsv:2: '\\tB-x' has no word in its first column"),
-    "a word without a tag": ("tagging", "train.tsv", "a\tO\nb\n",
-                             "train.tsv:2: 'b' is not a word and a tag"),
-    "a tag of no scheme": ("tagging", "train.tsv", "a\tO\nb\tNOUN\n",
-                           "train.tsv:2: the tag 'NOUN' is neither"),
-    "a type unknown": ("tagging", "dev.tsv", "a\tO\n\nb\tB-z\n",
-                       "dev.tsv:3: label 'B-z' does not occur in the training"),
-    "an answer elsewhere": ("qa", "train.json",
-                            SQUAD.replace('"answer_start": ', '"answer_start": 1'),
-                            "train.json: not SQuAD: the answer 'paris' of question 'q0' is "
-                            "not at its offset"),
-    "a question without answers": ("qa", "train.json", SQUAD.replace('"answers"', '"x"'),
-                                   "train.json, question 'q0': its answers are missing"),
-    "half a file": ("qa", "train.json", '{"data": [', "train.json: not SQuAD"),
-    "no training set": ("tagging", None, None, "give --train FILE"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_with_file_and_line(name, tmp_path, out, model, capsys):
-    """The other files of the run are good ones."""
-    kind, file, content, message = BAD[name]
-    flags = []
-    if file is not None:
-        bad_split = file.split(".")[0]
-        flags += [f"--{bad_split}", write_file(tmp_path / file, content)]
-        ending, good_content = GOOD[kind]
-        for split in ("train", "dev"):
-            if split != bad_split:
-                good = write_file(tmp_path / f"good-{split}.{ending}", good_content)
-                flags += [f"--{split}", good]
-    error = fail(capsys, "--model", model, "--task", kind, *flags, "--steps", 1, "--out", out)
-    assert message in error
-    assert not out.exists()
-
-
-@pytest.mark.parametrize("flags, message", [
-    (["--task", "nosuch"], "invalid choice: 'nosuch'"),
-    (["--adapters"], "unrecognized"),
-    (["--seeds", "0"], "--seeds: 0"),
-    (["--adapters-only", "--freeze"], "not allowed with"),
-    (["--text", "a", "b", "c"], "--text: give one column or two different ones"),
-    (["--text", "a", "a"], "--text: give one column or two different ones"),
-    (["--text", "a", "label"], "--text and --label: 'label' cannot be both"),
-    (["--lr", "x"], "--lr"),
-    (["--length", "49"], "--length: 49 is not from 8 to 48"),
-    (["--model", "no/such/model"], "no/such/model"),
-    (["--distill-from", "MODEL"], "it has no task.json"),
-])
-def test_wrong_flags_are_refused_in_one_line(flags, message, out, model, sst2_flags, capsys):
-    flags = [model if flag == "MODEL" else flag for flag in flags]
-    error = fail(capsys, *sst2_flags, "--out", out, *flags)
-    assert message in error
-    assert not out.exists()
-
-
-def test_a_folder_without_weights_is_one_clear_line(out, model, sst2_flags, capsys):
-    os.remove(os.path.join(model, "model.safetensors"))
-    error = fail(capsys, *sst2_flags, "--adapters-only", "--out", out)
-    assert "no model.safetensors" in error
-
-
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(out, model, sst2_flags, capsys):
     with open(os.path.join(model, "vocab.txt"), "a") as file:
         file.write("\nmovie")
     error = fail(capsys, *sst2_flags, "--out", out)
     assert re.search(r"its tokenizer has (\d+) tokens, the model only (\d+)", error)
-    save_random_classifier(out, make_task_of_kind("classification"), Tokenizer(model),
-                           vocab_size=9)
-    error = fail(capsys, "--model", out, "--predict", "good")
-    assert re.search(r"its tokenizer has (\d+) tokens, the model only 9$", error)
 
 
 def test_text_of_another_language_is_refused(tmp_path, out, model, capsys):

@@ -972,6 +972,8 @@ finetune  --out file/x                          file/x: Not a directory
 finetune  --out file                            --out file: this is a file; give the name of a
 finetune  --lr 1e-3 nan                         --lr: nan
 finetune  --epochs inf                          --epochs: inf
+finetune  --seeds 0                             --seeds: 0 is not from 1
+finetune  --adapters-only --freeze              --freeze: not allowed with argument --adapters-only
 finetune  --stride 0                            --stride: 0
 finetune  --distill-from m                      m: not a fine-tuned model: it has no task.json
 finetune  --distill-from nowhere                nowhere: there is no such folder
