@@ -19,7 +19,7 @@ import torch
 
 import checkpoint
 from checkpoint import (
-    SMALL_FILES, check_tensors, expecting, fetch, first_few, load, lock,
+    SMALL_FILES, expecting, fetch, first_few, load, lock,
     name_in_file, parse_json_object, read_config, read_json, read_safetensors,
     read_text, read_weights, remove_abandoned, claim_folder, replace_file, restore_training_state,
     run_folder, save, save_training_state, with_usual_names, write_json, write_safetensors)
@@ -79,13 +79,6 @@ def test_a_transposed_view_is_written_as_it_looks(tmp_path):
     assert torch.equal(tensors["x"], table.T)
 
 
-def test_a_parameter_is_written_as_a_tensor(tmp_path):
-    write_safetensors({"x": torch.nn.Parameter(torch.ones(3))}, tmp_path / "x")
-    tensors, _ = read_safetensors(tmp_path / "x")
-    assert torch.equal(tensors["x"], torch.ones(3))
-    assert not tensors["x"].requires_grad
-
-
 def test_every_tensor_is_written_at_a_multiple_of_its_element(tmp_path):
     """Only then can a file that is mapped into memory be used without a copy."""
     tensors = tensors_of_every_dtype()
@@ -97,11 +90,6 @@ def test_every_tensor_is_written_at_a_multiple_of_its_element(tmp_path):
     for name, tensor in tensors.items():
         begin, _ = header[name]["data_offsets"]
         assert begin % tensor.element_size() == 0, name
-
-
-def test_no_tensors_at_all_are_a_file_too(tmp_path):
-    write_safetensors({}, tmp_path / "x")
-    assert read_safetensors(tmp_path / "x") == ({}, {})
 
 
 def test_a_tensor_is_mapped_not_copied(tmp_path):
@@ -119,13 +107,6 @@ def test_writing_to_a_tensor_leaves_its_file_alone(tmp_path):
     tensors, _ = read_safetensors(tmp_path / "x")
     tensors["x"].fill_(1)
     assert (tmp_path / "x").read_bytes() == before
-
-
-def test_a_read_only_file_can_be_read(tmp_path):
-    write_safetensors({"x": torch.ones(3)}, tmp_path / "x")
-    (tmp_path / "x").chmod(0o400)
-    tensors, _ = read_safetensors(tmp_path / "x")
-    assert torch.equal(tensors["x"], torch.ones(3))
 
 
 # ---- Safetensors: damaged files ---------------------------------------------------------
@@ -291,6 +272,7 @@ def save_bert(bert, folder, kind):
         bert.save_pretrained(folder)
     elif kind == "shards":
         bert.save_pretrained(folder, max_shard_size="20KB")
+        assert len(list(folder.glob("*.safetensors"))) > 2
     elif kind == "pickled, decoder twice":
         save_pickled(bert, folder)
     elif kind == "gamma and beta":
@@ -313,11 +295,6 @@ def test_a_bert_is_read_from_every_kind_of_file(transformers, tmp_path, kind):
     bert = random_bert(transformers)
     save_bert(bert, tmp_path, kind)
     assert_same_as_bert(load(tmp_path), bert)
-
-
-def test_a_bert_in_shards_has_several_files(transformers, tmp_path):
-    save_bert(random_bert(transformers), tmp_path, "shards")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 2
 
 
 def test_the_pooler_and_the_next_sentence_head_are_left_out(transformers, tmp_path):
@@ -375,18 +352,6 @@ def test_a_matrix_that_is_stored_column_by_column_is_loaded_row_by_row(saved):
     for name, tensor in load(saved).state_dict().items():
         assert tensor.is_contiguous(), name
         assert torch.equal(tensor, expected[name]), name
-
-
-@pytest.mark.parametrize("adapters", [False, True])
-@pytest.mark.parametrize("embedding_size", [E, C])
-def test_a_checkpoint_of_the_authors_is_read_from_safetensors_too(
-        tmp_path, embedding_size, adapters):
-    weights = authors_weights(embedding_size, adapters)
-    authors_checkpoint(weights, tmp_path)
-    tensors = torch.load(tmp_path / "pytorch_model.bin")
-    (tmp_path / "pytorch_model.bin").unlink()
-    write_safetensors(tensors, tmp_path / "model.safetensors")
-    assert_same_as_authors(load(tmp_path), weights)
 
 
 def test_a_student_is_saved_under_the_authors_names(tmp_path):
@@ -460,12 +425,6 @@ def test_the_file_says_that_its_tensors_are_of_pytorch(tmp_path):
     assert metadata == {"format": "pt"}
 
 
-def test_a_model_is_saved_into_a_new_folder(tmp_path):
-    save(random_model(), tmp_path / "new" / "student")
-    names = os.listdir(tmp_path / "new" / "student")
-    assert sorted(names) == ["config.json", "model.safetensors"]
-
-
 def test_a_loaded_model_does_not_depend_on_its_file(tmp_path):
     """A file that is overwritten later, by zeros here, must not change it."""
     model = random_model()
@@ -485,12 +444,6 @@ def test_a_loaded_model_is_in_eval_mode(tmp_path, kind):
     first, _ = model(*make_batch())
     second, _ = model(*make_batch())
     assert torch.equal(first[-1], second[-1])            # no dropout
-
-
-def test_a_loaded_model_can_be_trained(tmp_path):
-    save(random_model(), tmp_path)
-    for name, parameter in load(tmp_path).named_parameters():
-        assert parameter.requires_grad, name
 
 
 def test_loading_spends_no_random_numbers(tmp_path):
@@ -567,13 +520,6 @@ def test_a_saved_student_opens_as_an_albert_with_nothing_missing(transformers, t
     assert not report["missing_keys"]
     assert not report["mismatched_keys"]
     assert_same_as_albert(model, albert)
-
-
-@pytest.mark.parametrize("kind", ["adapters", "corrections"])
-def test_a_student_that_is_no_albert_is_refused_by_transformers(transformers, tmp_path, kind):
-    save(random_model(**KINDS[kind]), tmp_path)
-    with pytest.raises(ValueError, match="minialbert"):
-        transformers.AutoModel.from_pretrained(tmp_path)
 
 
 # ---- Checkpoints that are refused -------------------------------------------------------
@@ -712,10 +658,6 @@ def test_weights_of_whole_numbers_are_refused(saved):
     refusal(saved, "'embeddings.LayerNorm.weight' is of type torch.int8")
 
 
-def test_tensors_that_are_as_wanted_are_no_error():
-    check_tensors("path", {"x": torch.zeros(2, 3)}, {"x": torch.ones(2, 3)})
-
-
 @pytest.mark.parametrize("kind", ["BertForSequenceClassification", "BertForTokenClassification",
                                   "BertForQuestionAnswering"])
 def test_a_bert_with_the_head_of_a_task_is_read_as_an_encoder(transformers, tmp_path, kind):
@@ -758,12 +700,6 @@ def test_a_projection_that_is_no_identity_is_not_left_out(tmp_path):
         save(random_model(embedding_size=C), tmp_path)
         change_tensors(tmp_path, tensors)
         refusal(tmp_path, f"'{name}.weight' of shape .* is not known")
-
-
-def test_a_config_of_a_model_too_large_for_any_machine_is_refused(tmp_path):
-    save(random_model(embedding_size=C), tmp_path)
-    change_config(tmp_path, hidden_size=2**24, intermediate_size=2**24, num_attention_heads=1)
-    refusal(tmp_path, "attention.dense.weight' is .24, 24., not .16777216, 16777216.")
 
 
 @pytest.mark.parametrize("name", [
@@ -857,26 +793,9 @@ def test_null_does_not_hide_what_a_model_computes(saved):
     refusal(saved, "config.json: .*layer_norm_eps is None")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000])
-def test_a_config_that_is_no_json_object_is_refused(saved, text):
-    (saved / "config.json").write_text(text)
-    refusal(saved, "config.json: not a JSON object")
-
-
 def test_a_folder_without_weights_says_what_was_looked_for(saved):
     (saved / "model.safetensors").unlink()
     refusal(saved, "model.safetensors.*pytorch_model.bin")
-
-
-def test_an_empty_folder_is_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="config.json"):
-        load(tmp_path)
-
-
-def test_a_cut_file_of_weights_is_refused(saved):
-    path = saved / "model.safetensors"
-    os.truncate(path, os.path.getsize(path) - 4)
-    refusal(saved, "model.safetensors")
 
 
 class Intruder:
@@ -954,43 +873,10 @@ def test_a_damaged_pickle_is_refused(saved, old_format):
         refusal(saved)
 
 
-def write_index(folder, weight_map):
-    """Write the index of a folder's shards: {name of a tensor: its file}."""
-    write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
-
-
-def divide_into_shards(folder):
-    """Divide the folder's weights into two shards, the head in the second, with an index."""
-    tensors, _ = read_safetensors(folder / "model.safetensors")
-    file_of_tensor = {}
-    for name in tensors:
-        file_of_tensor[name] = "1.safetensors"
-        if name.startswith("cls."):
-            file_of_tensor[name] = "2.safetensors"
-    for file in ("1.safetensors", "2.safetensors"):
-        shard = {name: tensors[name] for name in tensors if file_of_tensor[name] == file}
-        write_safetensors(shard, folder / file)
-    (folder / "model.safetensors").unlink()
-    write_index(folder, file_of_tensor)
-
-
-def test_our_shards_are_read(saved):
-    expected = load(saved).state_dict()
-    divide_into_shards(saved)
-    assert_equal_tensors(load(saved).state_dict(), expected)
-
-
-def test_a_shard_that_is_missing_is_named(saved):
-    divide_into_shards(saved)
-    (saved / "2.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="2.safetensors"):
-        load(saved)
-
-
 @pytest.mark.parametrize("weight_map", [None, [], "x", 1, {"x": 7}, {"x": []}])
 def test_an_index_without_a_map_of_files_is_refused(saved, weight_map):
-    divide_into_shards(saved)
-    write_index(saved, weight_map)
+    (saved / "model.safetensors").unlink()
+    write_json(saved / "model.safetensors.index.json", {"weight_map": weight_map})
     refusal(saved, "model.safetensors.index.json: not an index of weights")
 
 
@@ -1026,15 +912,6 @@ def test_a_training_state_is_restored_in_place(state_path):
     assert_equal_tensors(state, training_state(5.0))
     for tensor, same_tensor in zip(tensors, state.values(), strict=True):
         assert tensor is same_tensor
-
-
-def test_parameters_are_restored_too(state_path):
-    state = training_state(0.0)
-    parameter = torch.nn.Parameter(state["model.x"])
-    state["model.x"] = parameter
-    restore_training_state(state_path, state, SETTINGS)
-    assert parameter.requires_grad
-    assert (parameter == 5).all()
 
 
 def test_a_state_of_a_run_with_other_settings_is_refused_and_changes_nothing(state_path):
@@ -1174,17 +1051,17 @@ def test_a_run_does_not_write_into_a_folder_that_it_reads(tmp_path, name, flags)
     (["log.jsonl"], {"resume": True}, "there is no run of {script} in"),
     (["folder/notes.txt"], {"resume": True}, "there is no run of {script} in"),
     (["pytorch_model.bin", "config.json", "vocab.txt"], {"overwrite": True},
-     "is not the folder of a run, but it holds config.json; vocab.txt$"),
-    (["log.jsonl"], {"overwrite": True}, "is not the folder of a run, but it holds log.jsonl$"),
+     "^--overwrite: {out} is not the folder of a run, but it holds config.json; vocab.txt$"),
+    (["log.jsonl.tmp"], {"overwrite": True}, "is not the folder of a run, but it holds log.jsonl"),
     (["run.json"], {"overwrite": True}, "run.json: it does not describe a run"),
     (["run.json"], {"resume": True}, "run.json: it does not describe a run")])
 def test_a_folder_of_somebody_else_is_refused_and_not_touched(
         tmp_path, script, files, flags, message):
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text('{"steps": "mine"}')
+        (tmp_path / name).write_text('{"settings": {}}')
     before = files_below(tmp_path)
-    with pytest.raises(ValueError, match=message.format(script=script)):
+    with pytest.raises(ValueError, match=message.format(script=script, out=tmp_path)):
         do_run(tmp_path, script, **flags)
     assert files_below(tmp_path) == before
 
@@ -1268,24 +1145,6 @@ def test_to_resume_where_no_run_is_prints_a_line_and_starts(tmp_path, capsys, is
     assert capsys.readouterr().out == ""
 
 
-def test_somebody_elses_run_json_is_not_overwritten(tmp_path):
-    (tmp_path / "run.json").write_text('{"settings": {}}')
-    with pytest.raises(ValueError, match="run.json: it does not describe a run"):
-        do_run(tmp_path, overwrite=True)
-    assert (tmp_path / "run.json").read_text() == '{"settings": {}}'
-
-
-@pytest.mark.parametrize("content", [None, ""])         # a power cut may leave an empty one
-@pytest.mark.parametrize("flag", ["resume", "overwrite"])
-def test_a_folder_without_run_json_is_nobodys_run(tmp_path, content, flag):
-    (tmp_path / "training.safetensors").write_text("x")
-    if content is not None:
-        (tmp_path / "run.json").write_text(content)
-    with pytest.raises(ValueError, match=f"--{flag}: .*{tmp_path}"):
-        do_run(tmp_path, **{flag: True})
-    assert files_below(tmp_path) == {"training.safetensors": b"x"}
-
-
 def test_a_run_that_goes_on_keeps_its_run_json(tmp_path):
     do_run(tmp_path)
     written = (tmp_path / "run.json").read_bytes()
@@ -1321,20 +1180,6 @@ def test_to_overwrite_removes_all_that_runs_write_and_nothing_else(tmp_path):
     assert sorted(files_below(out)) == sorted(["run.json", "model.safetensors"] + mine)
     assert not (out / "all-lr0.1-seed0").exists()
     assert read_json(out / "run.json")["script"] == "distill.py"
-
-
-def test_a_temporary_file_of_no_run_is_not_removed(tmp_path):
-    (tmp_path / "config.json.tmp").write_text("mine")
-    with pytest.raises(ValueError, match="it holds config.json.tmp"):
-        do_run(tmp_path, overwrite=True)
-    assert files_below(tmp_path) == {"config.json.tmp": b"mine"}
-
-
-def test_a_run_may_overwrite_into_a_folder_of_notes(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    do_run(tmp_path, overwrite=True)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert read_json(tmp_path / "run.json")["script"] == "distill.py"
 
 
 @pytest.mark.parametrize("is_claimed", [False, True])
@@ -1385,16 +1230,6 @@ def hold_folder(out, ready):
     with run_folder(out, "distill.py", {}, [], resume=True):
         ready.send("ready")
         time.sleep(60)
-
-
-def test_a_folder_whose_run_json_is_locked_is_refused(tmp_path):
-    do_run(tmp_path)
-    before = files_below(tmp_path)
-    with open(tmp_path / "run.json", "rb") as file:
-        lock(file)
-        with pytest.raises(ValueError, match=f"{tmp_path}: another run is writing into it$"):
-            do_run(tmp_path, resume=True, settings={})
-    assert files_below(tmp_path) == before
 
 
 def test_one_run_at_a_time_is_in_a_folder_and_a_killed_one_is_gone(forked, tmp_path):
@@ -1487,12 +1322,6 @@ def test_a_file_that_has_changed_in_the_last_minutes_is_not_abandoned(tmp_path):
 
 
 # ---- Errors that name the file ----------------------------------------------------------
-
-def test_expecting_lets_what_is_right_pass():
-    with expecting("the path", "a thing"):
-        value = 1
-    assert value == 1
-
 
 @pytest.mark.parametrize("raised, message", [
     (ValueError("it is\n  odd"), "the path: not a thing: it is odd"),
@@ -1623,12 +1452,6 @@ def write(path, *parts):
             file.write(part)
 
 
-def test_a_write_that_succeeds_leaves_one_new_file(tmp_path):
-    write(tmp_path / "x", b"old")
-    write(tmp_path / "x", b"ne", b"w")
-    assert files_below(tmp_path) == {"x": b"new"}
-
-
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_old_file_stays_until_the_block_ends(tmp_path, shared):
     write(tmp_path / "x", b"old")
@@ -1657,18 +1480,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_names_it(tmp_path):
         with replace_file(tmp_path / "x") as file:
             file.write(b"new")
             raise OSError("no space left")
-    assert error.value.filename == str(tmp_path / "x")
-    assert files_below(tmp_path) == {"x": b"old"}
-
-
-def test_a_flush_that_fails_leaves_the_old_file_and_names_it(tmp_path, monkeypatch):
-    def fail(descriptor):
-        raise OSError("no space left")
-
-    write(tmp_path / "x", b"old")
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="no space left") as error:
-        write(tmp_path / "x", b"new")
     assert error.value.filename == str(tmp_path / "x")
     assert files_below(tmp_path) == {"x": b"old"}
 
@@ -1827,19 +1638,6 @@ def test_weights_in_several_bin_files_are_refused(saved):
     refusal(saved, "its weights are split over several .bin files, which are not read here; ")
 
 
-def test_for_a_tokenizer_no_weights_are_fetched(monkeypatch, tmp_path):
-    asked = replace_hub(monkeypatch, tmp_path, ["model.safetensors"])
-    assert fetch("someone/bert", weights=False) == str(tmp_path)
-    assert asked == [SMALL_FILES]
-
-
-def test_a_folder_is_taken_as_it_is(monkeypatch, tmp_path):
-    """Nothing is asked of the hub."""
-    asked = replace_hub(monkeypatch, tmp_path)
-    assert fetch(str(tmp_path)) == str(tmp_path)
-    assert asked == []
-
-
 @pytest.mark.parametrize("name", ["/no/such", "./bert", "../bert", "out/my/bert", "C:\\bert"])
 def test_what_can_only_be_a_folder_is_not_asked_of_the_hub(monkeypatch, tmp_path, name):
     asked = replace_hub(monkeypatch, tmp_path)
@@ -1856,19 +1654,6 @@ class HttpError(Exception):
 @pytest.mark.parametrize("error", [
     OSError("no net\nread the manual"), ValueError("bad name\n\n"), OSError(), HttpError("404\n")])
 def test_what_the_hub_refuses_is_one_line(error, monkeypatch, tmp_path):
-    replace_hub(monkeypatch, tmp_path, error=error)
-    with pytest.raises(ValueError, match="^some/bert: there is no such folder, [^\n]+$"):
-        fetch("some/bert")
-
-
-@pytest.mark.parametrize("name", [
-    "LocalEntryNotFoundError", "RepositoryNotFoundError", "HfHubHTTPError", "OfflineModeIsEnabled",
-    "HFValidationError"])
-def test_the_hubs_own_errors_are_one_line(name, monkeypatch, tmp_path):
-    errors = pytest.importorskip("huggingface_hub.errors", reason="it is where tokenizers is")
-    error_class = getattr(errors, name)
-    # Some of them cannot be called without an answer of a server.
-    error = error_class.__new__(error_class)
     replace_hub(monkeypatch, tmp_path, error=error)
     with pytest.raises(ValueError, match="^some/bert: there is no such folder, [^\n]+$"):
         fetch("some/bert")
