@@ -82,10 +82,6 @@ def test_a_task_may_have_a_whole_number_as_mean_and_an_empty_class():
     assert task.labels == ["", "x"]
 
 
-def test_a_task_may_have_sequences_of_8_tokens():
-    assert make_task_of_kind("classification", ["x", "y"], length=8).length == 8
-
-
 # ---- Metrics ----------------------------------------------------------------------------
 
 @pytest.fixture
@@ -121,7 +117,7 @@ def test_correlations_are_those_of_scipy_and_0_for_a_constant():
     """The numbers are few and far from 0: so there are ties, and rounding could be seen."""
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
-    for _ in range(600):
+    for _ in range(200):
         size = rng.integers(2, 12)
         gold = rng.integers(0, 5, size) / 3 + 1000.0
         guesses = rng.integers(0, 5, size) / 3 + 1000.0
@@ -214,7 +210,7 @@ def test_answer_scores_are_the_published_ones_for_each_question_and_their_mean_f
     all_gold = []
     all_guesses = []
     all_expected = []
-    for _ in range(4000):
+    for _ in range(1000):
         num_right = rng.randint(0, 3)
         texts = [random_answer(rng) for _ in range(num_right)]
         guess = random_answer(rng)
@@ -568,18 +564,12 @@ def test_a_row_with_too_few_or_too_many_columns_is_named(row, num_columns, endin
         read_t_and_y(path)
 
 
-@pytest.mark.parametrize("text", ['t,y\n"a,x\n', 't,y\n"a"b,x\n'])
-def test_a_quote_at_a_wrong_place_is_named(text, tmp_path):
-    path = write_file(tmp_path / "a.csv", text)
-    with pytest.raises(ValueError, match=f"{path}:2: (unexpected end|',' expected)"):
-        read_t_and_y(path)
-
-
 @pytest.mark.parametrize("value", [1, None, ["a"], {"a": 1}])
 def test_a_text_must_be_text(value, tmp_path):
     row = json.dumps({"t": value, "y": 1})
     path = write_file(tmp_path / "a.jsonl", row)
-    with pytest.raises(ValueError, match=f"^{path}:1: the column 't' is .*, not str$"):
+    shown = re.escape(repr(value))
+    with pytest.raises(ValueError, match=f"^{path}:1: the column 't' is {shown}, not str$"):
         read_t_and_y(path)
 
 
@@ -727,13 +717,6 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
             reader(str(path))
 
 
-def test_a_folder_or_a_missing_table_is_called_that_whatever_its_ending(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path} is not a regular file"):
-        read_t_and_y(str(tmp_path))
-    with pytest.raises(FileNotFoundError):
-        read_t_and_y(str(tmp_path / "a.xlsx"))
-
-
 @pytest.mark.parametrize("name, table", [
     ("a.tsv", "text\tlabel\na\tx\n"),
     ("a.csv", "text,label\na,x\n"),
@@ -800,14 +783,10 @@ def test_a_line_that_is_no_word_and_tag_is_named(line, tmp_path):
         read_tags(path)
 
 
-def test_a_first_column_of_numbers_is_refused_if_they_count_the_words(tmp_path):
-    path = write_file(tmp_path / "a.txt", "1 the O\n2 city B-x\n\n1 paris B-x\n")
-    with pytest.raises(ValueError, match=f"^{path}: the first column must have the words, but in "):
-        read_tags(path)
-
-
-def test_a_first_column_that_counts_from_0_is_refused(tmp_path):
-    path = write_file(tmp_path / "a.txt", "0 the O\n1 city B-x\n\n0 in O\n1 paris B-x\n")
+@pytest.mark.parametrize("lines", ["1 the O\n2 city B-x\n\n1 paris B-x\n",
+                                   "0 the O\n1 city B-x\n\n0 in O\n1 paris B-x\n"])
+def test_a_first_column_of_numbers_is_refused_if_they_count_the_words(lines, tmp_path):
+    path = write_file(tmp_path / "a.txt", lines)
     with pytest.raises(ValueError, match=f"^{path}: the first column must have the words, but in "):
         read_tags(path)
 
@@ -1201,16 +1180,6 @@ def test_the_files_of_a_split_are_read_one_after_the_other(tmp_path):
     assert found == [("b", None, "1"), ("d", None, "2")]
 
 
-def test_several_files_of_tags_are_one_split(tmp_path):
-    first = write_file(tmp_path / "a.txt", "a\tO\n")
-    second = write_file(tmp_path / "b.txt", "b\tO\n")
-    files = {"train": [first, second]}
-    splits = read_own_files("tagging", files, ["text"], "label")
-    examples = splits["train"]
-    assert texts_of(examples) == [["a"], ["b"]]
-    assert [example.id for example in examples] == ["0", "1"]
-
-
 def test_numbers_that_are_all_equal_are_refused():
     """They are divided by their standard deviation, which would be 0."""
     examples = [text_example("a", 0.1)] * 3
@@ -1375,22 +1344,12 @@ def test_a_tag_that_is_not_in_the_training_set_is_named():
         tasks.check_labels(dev, "tagging", ["B-x", "I-x", "O"])
 
 
-def test_a_test_set_without_labels_has_none_that_is_unknown():
-    tasks.check_labels([text_example("c", None)], "classification", ["x", "y"])
-
-
 def test_a_task_has_a_known_kind_and_examples():
     train = [text_example("a", "x"), text_example("b", "y")]
     with pytest.raises(ValueError, match="^kind is 'ranking', not one of classification, regress"):
         make_task("ranking", "ranking", {"train": train}, 16, 3)
     with pytest.raises(ValueError, match="^there are no examples to train on$"):
         make_task("classification", "classification", {"train": []}, 16, 3)
-
-
-def test_a_class_alone_is_no_task():
-    train = [text_example("a", "x", location="f:2")] * 3
-    with pytest.raises(ValueError, match="f:2: this and all other .* have only the label 'x'"):
-        make_task("sst2", "classification", {"train": train}, 16, 3)
 
 
 def test_the_majority_tag_of_a_word_is_its_most_frequent_one_and_o_for_a_new_word():
