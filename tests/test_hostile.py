@@ -825,7 +825,7 @@ finetune  --task qa --train space.json          space.json:*the answer ' ' *has 
 finetune  --distill-from pair                   pair was fine-tuned for classification of two texts
 finetune  --train good.tsv --dev z.tsv          z.tsv:2: label 'z' does not occur
 finetune  --task regression                     good.tsv:2: label 'a': not a number
-finetune  --task tagging                        good.tsv:1: the tag 'label'
+finetune  --task tagging                        good.tsv:1: the tag 'label' is neither O nor one of
 finetune  --task qa                             good.tsv: not SQuAD
 glue      --task sst2 --data nowhere            nowhere/train.tsv
 finetune  --task SST2                           --task: invalid choice: 'SST2'
