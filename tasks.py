@@ -925,10 +925,12 @@ def sorting_key(example, kind):
         to_hash = example.second_text
     else:
         to_hash = (example.text, example.second_text)
-    text_hash = zlib.crc32(repr(to_hash).encode())
+    # repr() would not do here. It escapes a character that Python does not know yet, such as a new
+    # emoji, so it depends on the version of Python. ascii() escapes all that are not ASCII.
+    text_hash = zlib.crc32(ascii(to_hash).encode())
     # In qa all questions about a context have the same hash. The second part of the key orders them
     # by the question and its label.
-    return text_hash, repr((example.text, example.label))
+    return text_hash, ascii((example.text, example.label))
 
 
 def labels_of_example(example, kind):

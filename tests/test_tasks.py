@@ -1200,6 +1200,15 @@ def test_the_tenth_that_is_held_out_does_not_depend_on_the_order():
     assert len(tenth_of_90) == 9
 
 
+def test_the_tenth_that_is_held_out_does_not_depend_on_the_version_of_python():
+    """The shaking face is an emoji of 2022, which Python knows since version 3.12. The acute e is
+    known to all. The expected numbers are those of each version."""
+    texts = [f"{i} \u00e9 \U0001fae8" for i in range(40)]
+    examples = [text_example(text, "x") for text in texts]
+    tenth, _ = hold_out_a_tenth(examples, "classification")
+    assert [texts.index(example.text) for example in tenth] == [29, 5, 36, 22]
+
+
 def test_for_equal_texts_the_label_decides_what_is_held_out():
     examples = [text_example("the same", label) for label in "xyzxyzxyzxyz"]
     tenth, _ = hold_out_a_tenth(examples, "classification")
