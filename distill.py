@@ -880,11 +880,18 @@ def make_optimizer_state(optimizer, trained):
     """Give AdamW its state for the trained parameters: two running means and a count for each.
 
     It is what torch itself would make at the first step. It is made here, so that it can be
-    restored before the first step.
+    restored before the first step. ValueError if a parameter has gaps in memory.
     """
     for parameter in trained:
+        exp_avg = torch.zeros_like(parameter)            # it has no gaps
+        # A part of a larger matrix, such as matrix[:, :3], has gaps between its rows. On a CPU
+        # AdamW (fused) takes the numbers as they stand in memory, so it would also change what is
+        # in the gaps. It does so without an error.
+        if exp_avg.stride() != parameter.stride():
+            raise ValueError(f"a parameter of shape {list(parameter.shape)} is a part of a larger "
+                             "tensor; make it of a copy, nn.Parameter(part.clone())")
         optimizer.state[parameter] = {
-            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg": exp_avg,
             "exp_avg_sq": torch.zeros_like(parameter),
             "step": torch.zeros((), device=parameter.device)}
 

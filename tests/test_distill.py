@@ -1131,6 +1131,22 @@ def test_biases_and_norms_do_not_decay_and_what_is_frozen_is_left_alone():
     assert state.keys() == expected_keys
 
 
+@pytest.mark.parametrize("columns", [slice(0, 3), slice(0, 6, 2)])
+def test_a_parameter_with_gaps_in_memory_is_refused(columns):
+    """AdamW would change the numbers in the gaps, too. The factors of an SVD, cut to a rank, are
+    such parts of matrices."""
+    matrix = torch.randn(5, 6)
+    model = torch.nn.Linear(3, 5)
+    model.weight = torch.nn.Parameter(matrix[:, columns])
+    with pytest.raises(ValueError, match=r"a parameter of shape \[5, 3\] is a part of a larger"):
+        distill.make_optimizer(model, weight_decay=0.0)
+    model.weight = torch.nn.Parameter(matrix[:, columns].clone())
+    distill.make_optimizer(model, weight_decay=0.0)
+    # This matrix is stored column by column, but it has no gaps. AdamW can train it.
+    model.weight = torch.nn.Parameter(torch.randn(3, 5).T)
+    distill.make_optimizer(model, weight_decay=0.0)
+
+
 # ---- The loop: stopped, killed, resumed -------------------------------------------------
 
 def run_until_signal(toy, out, monkeypatch, number, *more):
