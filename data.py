@@ -992,7 +992,9 @@ def lines_of_corpus_file(path, raw, text_column):
         raise ValueError(f"{path}: not {UNDAMAGED_FILE}: it is empty")
     newline = None                                       # every kind of line end becomes "\n"
     if kind == ".csv":
-        newline = ""                                     # csv needs line ends in quotes unchanged
+        # csv needs line ends in quotes unchanged. A carriage return alone ends no line. In a cell
+        # without quotes, where pandas can write it, csv refuses it.
+        newline = "\n"
     unpacked = raw
     if compression is not None:
         unpacked = OPEN_COMPRESSED[compression](raw)
@@ -1126,6 +1128,8 @@ def rows_of_csv(path, lines):
         message = f"{path}:{rows.line_num}: {error}; the row begins in line {row_begins}"
         if "expected after" in str(error):               # a character after a closing quote
             message += ", and commas must separate its cells"
+        if "new-line" in str(error):
+            message += ", and a cell with a carriage return needs quotes"
         raise ValueError(message) from error
 
 
