@@ -303,7 +303,7 @@ def read_backend(path):
         if not os.path.isfile(file_path):
             raise ValueError(f"{path}: it has no tokenizer.json and no vocab.txt")
         backend = read_wordpiece(file_path)
-    check_added_tokens(path, backend.get_vocab(), os.path.basename(file_path))
+    check_added_tokens(path, backend, os.path.basename(file_path))
     obey_config(backend, path)
     return backend, file_path
 
@@ -318,18 +318,40 @@ def check_unknown_token(backend):
         raise ValueError("words that it does not know vanish: its model has no unk_token")
 
 
-def check_added_tokens(path, known, source):
-    """Raise ValueError if a folder's added_tokens.json has a token that is not in `known`.
-    transformers would use this token, but this program would not.
+def check_added_tokens(path, backend, source):
+    """Raise ValueError if a folder names added tokens that the backend does not know as such.
 
-    source: the name of the file from which `known` was read
+    transformers finds an added token in a text before it splits the text into words. For example,
+    [unused1] may mark the beginning of a name. This program would split it at its brackets, even if
+    it is in the vocabulary.
+
+    source: the name of the file from which the backend was read
     """
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    unknown = sorted(added_tokens_of_files(path) - known - set(SPECIAL_TOKENS))
+    if unknown:
+        raise ValueError(f"{path}: {first_few(unknown)}: transformers keeps these tokens whole, "
+                         f"but {source} does not say so; give a tokenizer.json with all added "
+                         "tokens, as transformers writes it")
+
+
+def added_tokens_of_files(path):
+    """Collect the tokens that the files in a folder call added -> a set."""
+    tokens = set()
     added_path = os.path.join(path, "added_tokens.json")
     if os.path.isfile(added_path):
-        missing = sorted(set(read_json(added_path)) - set(known))
-        if missing:
-            raise ValueError(f"{added_path}: {first_few(missing)}: not in {source}; give a "
-                             "tokenizer.json with all tokens, as transformers writes it")
+        tokens.update(read_json(added_path))             # {token: its number}
+    config_path = os.path.join(path, "tokenizer_config.json")
+    if os.path.isfile(config_path):
+        config = read_json(config_path)
+        with expecting(config_path, "the config of a tokenizer"):
+            entries = config.get("added_tokens_decoder")         # {"7": {"content": token, ...}}
+            if entries is not None:
+                tokens.update(entry["content"] for entry in entries.values())
+            special_tokens = config.get("additional_special_tokens")
+            if special_tokens is not None:
+                tokens.update(special_tokens)
+    return tokens
 
 
 # Options of a tokenizer_config.json, and their names in BertNormalizer of the tokenizers library.

@@ -1406,15 +1406,44 @@ def test_added_tokens_that_the_vocabulary_does_not_have_are_refused(tmp_path):
         write_file(tmp_path / "added_tokens.json", harmless)
         Tokenizer(str(tmp_path))
     write_file(tmp_path / "added_tokens.json", '{"[MASK]": 4, "<drug>": 6}')
-    with pytest.raises(ValueError, match="added_tokens.json: <drug>: not in vocab.txt"):
+    with pytest.raises(ValueError, match="<drug>: .* but vocab.txt does not say so"):
         Tokenizer(str(tmp_path))
     data.make_wordpiece(words, lowercase=True).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match="added_tokens.json: <drug>: not in tokenizer.json"):
+    with pytest.raises(ValueError, match="<drug>: .* but tokenizer.json does not say so"):
         Tokenizer(str(tmp_path))
-    backend = data.make_wordpiece(words + ["<drug>"], lowercase=True)
+    backend = data.make_wordpiece(words, lowercase=True)
+    backend.add_tokens(["<drug>"])
     backend.save(str(tmp_path / "tokenizer.json"))
     Tokenizer(str(tmp_path)).save(str(tmp_path / "saved"))
     assert (tmp_path / "saved" / "added_tokens.json").exists()
+
+
+@pytest.mark.parametrize("file_name", ["vocab.txt", "tokenizer.json"])
+@pytest.mark.parametrize("name, content", [
+    ("added_tokens.json", {"[e1]": 6}),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"6": {
+        "content": "[e1]", "lstrip": False, "rstrip": False, "normalized": False,
+        "single_word": False, "special": True}}}),
+    ("tokenizer_config.json", {"additional_special_tokens": ["[e1]"]}),
+])
+def test_a_token_that_transformers_keeps_whole_is_not_split(file_name, name, content, tmp_path):
+    """In the text "[e1] a" transformers finds the token [e1], because it is an added token. If it
+    were only in the vocabulary, it would be split into [, e1 and ]."""
+    transformers = pytest.importorskip("transformers", reason="the oracle")
+    words = SPECIAL_TOKENS + ["a", "[e1]"]
+    vocab_folder(tmp_path, words)
+    backend = data.make_wordpiece(words, lowercase=True)
+    if file_name == "tokenizer.json":
+        backend.save(str(tmp_path / "tokenizer.json"))
+    write_file(tmp_path / name, json.dumps(content))
+    theirs = transformers.BertTokenizerFast.from_pretrained(tmp_path)
+    assert theirs("[e1] a", add_special_tokens=False)["input_ids"] == [6, 5]
+    message = rf": \[e1\]: transformers keeps these tokens whole, but {file_name} does not say so"
+    with pytest.raises(ValueError, match=message):
+        Tokenizer(str(tmp_path))
+    backend.add_special_tokens(["[e1]"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer(str(tmp_path)).encode(["[e1] a"]) == [[6, 5]]
 
 
 def test_any_kind_of_tokenizer_will_do_if_it_has_the_special_tokens(tmp_path):
