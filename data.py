@@ -363,12 +363,19 @@ def obey_config(backend, path):
     """Make a tokenizer normalise texts as the tokenizer_config.json in the folder path says.
 
     An option that is missing there changes nothing. If a tokenizer.json says something else, the
-    config counts, as in transformers. ValueError if an option is neither true nor false nor null.
+    config counts, as in transformers. ValueError if an option is neither true nor false nor null,
+    or if the tokenizer is for Japanese.
     """
     config_path = os.path.join(path, "tokenizer_config.json")
     if not os.path.isfile(config_path):
         return
     config = read_json(config_path)
+    # The tokenizer of a Japanese BERT, BertJapaneseTokenizer, has this option.
+    if "word_tokenizer_type" in config:
+        raise ValueError(f"{config_path}: word_tokenizer_type is "
+                         f"{config['word_tokenizer_type']!r:.60}: transformers splits a Japanese "
+                         "text into words with a program such as MeCab, but words are split only "
+                         "at spaces and punctuation here")
     # Two classes of transformers are for any kind of tokenizer, and they ignore the options.
     if config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend"):
         return

@@ -1446,6 +1446,17 @@ def test_a_token_that_transformers_keeps_whole_is_not_split(file_name, name, con
     assert Tokenizer(str(tmp_path)).encode(["[e1] a"]) == [[6, 5]]
 
 
+@pytest.mark.parametrize("kind", ["mecab", "basic"])
+def test_the_tokenizer_of_a_japanese_bert_is_refused(kind, tmp_path):
+    """Its words come from a dictionary. Here each Chinese character would be a word, and hiragana
+    without a space between them another one. The config is like those of the Tohoku BERTs."""
+    config = {"do_lower_case": False, "word_tokenizer_type": kind,
+              "subword_tokenizer_type": "wordpiece", "model_max_length": 512}
+    vocab_folder(tmp_path, SPECIAL_TOKENS + ["東京", "は", "雨"], config)
+    with pytest.raises(ValueError, match=f"config.json: word_tokenizer_type is '{kind}': .*MeCab"):
+        Tokenizer(str(tmp_path))
+
+
 def test_any_kind_of_tokenizer_will_do_if_it_has_the_special_tokens(tmp_path):
     backend = save_bpe(tmp_path, ["<s>"] + SPECIAL_TOKENS, unk_token="[UNK]")
     found = Tokenizer(str(tmp_path))
