@@ -345,12 +345,19 @@ def added_tokens_of_files(path):
     if os.path.isfile(config_path):
         config = read_json(config_path)
         with expecting(config_path, "the config of a tokenizer"):
+            added = []
             entries = config.get("added_tokens_decoder")         # {"7": {"content": token, ...}}
             if entries is not None:
-                tokens.update(entry["content"] for entry in entries.values())
+                added += entries.values()
             special_tokens = config.get("additional_special_tokens")
             if special_tokens is not None:
-                tokens.update(special_tokens)
+                added += special_tokens
+            for token in added:
+                if isinstance(token, dict):              # in an old file a special token is one, too
+                    token = token["content"]
+                if not isinstance(token, str):
+                    raise ValueError(f"the added token {token!r:.60} is not a text")
+                tokens.add(token)
     return tokens
 
 

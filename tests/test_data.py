@@ -1425,6 +1425,8 @@ def test_added_tokens_that_the_vocabulary_does_not_have_are_refused(tmp_path):
         "content": "[e1]", "lstrip": False, "rstrip": False, "normalized": False,
         "single_word": False, "special": True}}}),
     ("tokenizer_config.json", {"additional_special_tokens": ["[e1]"]}),
+    ("tokenizer_config.json", {"additional_special_tokens": [
+        {"content": "[e1]", "__type": "AddedToken"}]}),
 ])
 def test_a_token_that_transformers_keeps_whole_is_not_split(file_name, name, content, tmp_path):
     """In the text "[e1] a" transformers finds the token [e1], because it is an added token. If it
@@ -1444,6 +1446,16 @@ def test_a_token_that_transformers_keeps_whole_is_not_split(file_name, name, con
     backend.add_special_tokens(["[e1]"])
     backend.save(str(tmp_path / "tokenizer.json"))
     assert Tokenizer(str(tmp_path)).encode(["[e1] a"]) == [[6, 5]]
+
+
+@pytest.mark.parametrize("config", [
+    {"additional_special_tokens": ["a", 5]},
+    {"added_tokens_decoder": {"6": {"content": None}}},
+])
+def test_an_added_token_that_is_no_text_is_refused(config, tmp_path):
+    vocab_folder(tmp_path, SPECIAL_TOKENS + ["a"], config)
+    with pytest.raises(ValueError, match="_config.json: .*the added token (5|None) is not a text"):
+        Tokenizer(str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["mecab", "basic"])
