@@ -724,9 +724,6 @@ def write_fine_tuned_models(folder, model):
     words = (model / "vocab.txt").read_text()
     more_words = "\n".join(f"more{i}" for i in range(11))
     write_file(folder / "bad-vocab/vocab.txt", words + more_words)
-    shutil.copytree(folder / "pair", folder / "pair-one-segment")
-    for file in ("config.json", "model.safetensors"):
-        shutil.copy(folder / "one-segment" / file, folder / "pair-one-segment" / file)
 
 
 @pytest.fixture(scope="module")
