@@ -174,7 +174,7 @@ def detailed_scores(task, examples, guesses):
     """Score each class, or each type of entity, separately -> {name: {metric: value}}.
 
     The metrics are precision, recall, f1, and count: how many true labels, or true entities, have
-    this name. The result is {} for regression and qa, and if the examples have no labels.
+    this name. The result is {} for regression and qa, and if a label is not known.
     """
     gold = [example.label for example in examples]
     if any(label is None for label in gold):
