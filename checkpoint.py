@@ -838,8 +838,8 @@ def files_of_run(out):
 
 
 def lock(file):
-    """Lock an open file until it is closed or its process dies. ValueError if the file was opened
-    and locked before, usually by another process.
+    """Lock an open file until it is closed or its process dies. ValueError if the file is locked
+    already, usually by another process.
 
     Windows and some network disks have no locks. There this function does nothing.
     """
