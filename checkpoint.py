@@ -257,7 +257,7 @@ def load(path, recursions=None):
     config = read_config(os.path.join(path, "config.json"))
     tensors = with_usual_names(read_weights(path))
     layout = ALBERT_LAYOUT
-    # Only in BERT's layout names begin like this.
+    # Names begin like this only in BERT's layout.
     if any(name.startswith("encoder.layer.") for name in tensors):
         layout = BERT_LAYOUT
     tensors = without_identity_projection(tensors, layout, config)
