@@ -83,8 +83,8 @@ def read_safetensors(path):
             dtype = DTYPES[entry["dtype"]]
             begin, end = entry["data_offsets"]
             tensor_bytes = data[begin:end]
-            # view(dtype) demands that tensor_bytes begin at a multiple of the size of a dtype
-            # element. storage_offset() is counted from the beginning of the file.
+            # view(dtype) demands that tensor_bytes begin at a multiple of dtype.itemsize.
+            # storage_offset() is counted from the beginning of the file.
             if tensor_bytes.storage_offset() % dtype.itemsize != 0:
                 tensor_bytes = tensor_bytes.clone()      # a copy begins at 0 in its own memory
             tensors[name] = tensor_bytes.view(dtype).view(entry["shape"])
