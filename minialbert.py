@@ -610,8 +610,8 @@ def count_parameters(model):
 def check_config(config):
     """Raise ValueError if a field of a Config is wrong or contradicts another one.
 
-    If a new field changes what a model computes, a run that began before the field existed cannot
-    be resumed, and the field also belongs in
+    A run that began before a new field existed cannot be resumed. A new field that changes what a
+    model computes also belongs in
     - is_bert
     - check_field, if it is an integer that may be 0, or if its type is not int, float or bool
     - read_config and save of checkpoint.py
