@@ -451,7 +451,7 @@ def start_layers(student, teacher):
 
     Each layer of the student replaces some neighbouring layers of the teacher. It starts as the
     mean of the middle ones: the first and the last quarter, rounded down, are left out. Of 4 layers
-    only the second and the third are used, of 3 all. EXPERIMENTS.md has other starts, too.
+    only the second and the third are used, of 3 all. EXPERIMENTS.md compares other starts.
     """
     L = teacher.config.num_hidden_layers                 # layers of the teacher
     G = student.config.num_hidden_groups
