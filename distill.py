@@ -2206,8 +2206,7 @@ def choose_compilation(args, processes):
     and --cuda-graphs decide, or else these defaults:
 
     - a step is compiled on a GPU, but not in the recipe quick
-    - a compiled step on a GPU runs as a CUDA graph, unless a process has several micro-batches:
-      then it does so in no process
+    - a compiled step on a GPU runs as a CUDA graph, unless any process has several micro-batches
 
     ValueError if --cuda-graphs is given, but CUDA graphs are not possible.
     """
