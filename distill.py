@@ -756,8 +756,8 @@ def split_batch(batch_size, micro_batch_size, processes):
     if micro_batch_size > 0:
         size = min(size, micro_batch_size)
     first = processes.rank * size                        # where this process begins
-    stride = processes.world_size * size                 # from there to its next micro-batch
-    begins = range(first, batch_size, stride)
+    distance = processes.world_size * size               # from there to its next micro-batch
+    begins = range(first, batch_size, distance)
     return [(begin, begin + size) for begin in begins]
 
 
