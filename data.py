@@ -353,7 +353,7 @@ def added_tokens_of_files(path):
             if special_tokens is not None:
                 added += special_tokens
             for token in added:
-                if isinstance(token, dict):              # in an old file a special token is one, too
+                if isinstance(token, dict):              # old files have this form here, too
                     token = token["content"]
                 if not isinstance(token, str):
                     raise ValueError(f"the added token {token!r:.60} is not a text")
