@@ -708,7 +708,7 @@ def write_tokens(file, lines, tokenizer, dtype):
     num_valid = 0
     has_text = False
     num_characters = 0
-    num_unknown = 0.0                                    # an estimate: characters that are [UNK]
+    num_unknown = 0.0                                    # an estimate: how many become [UNK]
     # The first chunk, which may be the only one, has a larger sample than those after it.
     sample_size = SAMPLE
     last_print_time = time.monotonic()
