@@ -345,8 +345,8 @@ class Distillation:
 
     def draw_depths(self, step, M):
         """Draw a depth for each masked place -> (M,): the number of recursions after which the
-        elastic loss takes the place's hidden state. One depth is drawn, because to predict after
-        all R - 1 of them would be R - 1 times the work.
+        elastic loss takes the place's hidden state. To predict after each of the R - 1 earlier
+        recursions would be R - 1 times the work.
 
         A depth is from 1 to R - 1. (If R is 1, all depths are 1, and no loss uses them.) Like the
         batch, the depths depend on the seed and the step alone.
