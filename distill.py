@@ -409,7 +409,7 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
 
     # 2. The projection. The student computes project(LayerNorm(student_sums)), and a BERT computes
     # LayerNorm(teacher_sums). If there were no LayerNorms, the best matrix to multiply
-    # student_sums by would be basis.T. Because there are, the projection is fitted. The student's
+    # student_sums by would be basis.T. Because of them the projection is fitted. The student's
     # LayerNorm keeps its first values, weights 1 and biases 0.
     student_sums = teacher_sums @ basis                  # (N, E): its word + position + segment
     projection_inputs = student_embeddings.norm(student_sums)                 # (N, E)
