@@ -282,7 +282,7 @@ class Distillation:
         # attention is a dict {recursion: map (b, H, T, T)}; it has only the maps asked for.
         hidden, attention = self.student(ids, maps=self.recursions_with_map)
         if self.needs_teacher:
-            # The teacher's parameters are frozen, so no gradient is computed for it, also without
+            # The teacher's parameters are frozen, so no gradient is computed for it, even without
             # torch.no_grad().
             teacher_hidden, teacher_attention = self.teacher(ids, maps=self.layers_with_map)
 
