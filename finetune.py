@@ -1031,8 +1031,8 @@ def train_and_measure(model, task_loss, splits, options, setup):
     num_steps = options.steps - run_state.first_step     # it is smaller in a resumed run
     with explaining_failures():
         train(model, task_loss, run_state, options, measure_dev, save_nothing, setup.processes)
-    # train() has measured only the dev set, and not even that in a process that is not the first,
-    # or if a resumed run had no step left. The rest is measured here.
+    # train() measures only the dev set, only in the first process, and only if a step is left to
+    # make. The rest is measured here.
     for name, split in splits.items():
         if name != "train" and name not in results:
             results[name] = evaluate_split(model, split, setup.bf16)
