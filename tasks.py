@@ -771,8 +771,8 @@ def download(url):
 # Some accents and vowel signs are characters of their own, in Unicode's categories M (marks). Other
 # characters are invisible, such as the joiners of Persian and the soft hyphen (category Cf). All of
 # them belong to the word in which they stand. A pattern cannot name the categories M and Cf. So
-# find_words first replaces each of these characters by MARK, which a pattern can name. Only the
-# zero-width space, also in Cf, is not one of them: it separates words.
+# find_words first replaces each of these characters by MARK, which a pattern can name. The
+# zero-width space, also in Cf, separates words instead, so it is replaced by a space.
 MARK = "\u0300"
 ZERO_WIDTH_SPACE = "\u200b"
 CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"     # ranges of characters
