@@ -1301,9 +1301,9 @@ def test_a_tokenizer_json_that_will_not_do_is_named(text, tmp_path):
         Tokenizer(str(tmp_path))
 
 
-def save_wordpiece(folder, ids, unk_token="[UNK]"):
+def save_wordpiece(folder, ids):
     """Write a tokenizer.json of these words {word: number}, without a normaliser."""
-    model = tokenizers.models.WordPiece(ids, unk_token=unk_token)
+    model = tokenizers.models.WordPiece(ids, unk_token="[UNK]")
     tokenizers.Tokenizer(model).save(str(folder / "tokenizer.json"))
 
 
@@ -1761,11 +1761,11 @@ def test_a_token_that_the_tokenizer_does_not_have_is_refused(tokenizer):
 
 # ---- Masking ----------------------------------------------------------------------------
 
-def random_ids(tokenizer, B, T, specials=0.1):
-    """Make ids (B, T) of ordinary tokens, of which this share is [SEP]; the first is [CLS]."""
+def random_ids(tokenizer, B, T):
+    """Make ids (B, T) of ordinary tokens, but a tenth is [SEP], and each row begins with [CLS]."""
     rng = np.random.default_rng(5)
     ids = rng.choice(tokenizer.ordinary_ids, (B, T))
-    is_special = rng.random((B, T)) < specials
+    is_special = rng.random((B, T)) < 0.1
     ids[is_special] = tokenizer.sep_id
     ids[:, 0] = tokenizer.cls_id
     return ids
