@@ -609,7 +609,7 @@ def test_no_answer_lies_in_the_question_but_cls_and_the_context_keep_their_score
 
 # ---- Batches ----------------------------------------------------------------------------
 
-def loss_of_lengths(seed, num_features=1003, batch_size=8):
+def loss_of_lengths(seed, num_features=1003):
     """Make a TaskLoss of Features of random lengths. It has no model: it only makes batches."""
     rng = np.random.default_rng(0)
     features = []
@@ -617,7 +617,7 @@ def loss_of_lengths(seed, num_features=1003, batch_size=8):
         length = rng.integers(3, 41)
         ids = np.zeros(length, np.int32)
         features.append(finetune.Feature(ids, 1, i, [0], [0], [0]))
-    return TaskLoss(None, features, batch_size, seed)
+    return TaskLoss(None, features, batch_size=8, seed=seed)
 
 
 def numbers_of_batch(loss, step):
