@@ -443,10 +443,11 @@ def compare_cuda_graphs(setup, bf16, compiled, dropout, micro_batch_size=0, has_
     """
     from torch._dynamo.utils import counters             # imported here: it is large
     settings = {"bf16": bf16, "dropout": dropout, "micro_batch_size": micro_batch_size}
-    expected = losses_of_steps(setup, settings, compiled, False, has_odd_batch)
+    expected = losses_of_steps(setup, settings, has_odd_batch, compiled, as_cuda_graphs=False)
     counters.clear()
     try:
-        found = losses_of_steps(setup, settings, True, True, has_odd_batch)
+        found = losses_of_steps(setup, settings, has_odd_batch, compiled=True,
+                                as_cuda_graphs=True)
     except RuntimeError:                                 # often: torch has noticed that one is lost
         traceback.print_exc()
         found = [math.inf] * len(expected)
@@ -467,7 +468,7 @@ def compare_cuda_graphs(setup, bf16, compiled, dropout, micro_batch_size=0, has_
     setup.report("Training as CUDA graphs", row, passed)
 
 
-def losses_of_steps(setup, settings, compiled, as_cuda_graphs, has_odd_batch):
+def losses_of_steps(setup, settings, has_odd_batch, compiled, as_cuda_graphs):
     """Train a toy for 12 steps -> the loss of each.
 
     settings: of make_distillation
