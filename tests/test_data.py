@@ -1301,12 +1301,6 @@ def test_a_tokenizer_json_that_will_not_do_is_named(text, tmp_path):
         Tokenizer(str(tmp_path))
 
 
-def save_wordpiece(folder, ids):
-    """Write a tokenizer.json of these words {word: number}, without a normaliser."""
-    model = tokenizers.models.WordPiece(ids, unk_token="[UNK]")
-    tokenizers.Tokenizer(model).save(str(folder / "tokenizer.json"))
-
-
 def numbered(words):
     """Return {word: its place in the list}."""
     return {word: i for i, word in enumerate(words)}
@@ -1515,7 +1509,9 @@ def test_a_tokens_number_has_a_limit(tmp_path, monkeypatch):
 def test_numbers_that_no_token_has_are_never_drawn(tmp_path):
     """Masking draws random tokens from ordinary_ids. Here only each third number is a token's."""
     words = SPECIAL_TOKENS + ["a", "b"]
-    save_wordpiece(tmp_path, {word: 3 * i for i, word in enumerate(words)})
+    number_of_word = {word: 3 * i for i, word in enumerate(words)}
+    model = tokenizers.models.WordPiece(number_of_word, unk_token="[UNK]")
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
     found = Tokenizer(str(tmp_path))
     assert found.vocab_size == 19
     assert found.special_ids.tolist() == [0, 3, 6, 9, 12]
