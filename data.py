@@ -1160,7 +1160,7 @@ def rows_of_csv(path, lines):
             if cells:                                    # an empty line has none
                 yield rows.line_num, cells
             row_begins = rows.line_num + 1
-    except csv.Error as error:                           # a quote at a wrong place
+    except csv.Error as error:                           # such as a quote at a wrong place
         message = f"{path}:{rows.line_num}: {error}; the row begins in line {row_begins}"
         if "expected after" in str(error):               # a character after a closing quote
             message += ", and commas must separate its cells"
