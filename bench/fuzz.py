@@ -3,10 +3,10 @@
     python bench/fuzz.py                              # 100,000 files, one process
     python bench/fuzz.py --files 1000000 --processes 8
 
-Each file is a small checkpoint that was damaged: a bit is flipped, the end is cut off, a byte is
-inserted, or a value of the header is exchanged for a hostile one (tests/test_checkpoint.py has the
-mutations). Our reader must read it as the official package does, or refuse it with a ValueError; if
-it does something else, the exit status is 1.
+Each file is a small checkpoint that was damaged: a bit is flipped, the end is cut off, bytes are
+inserted, or a value of the header is exchanged for a hostile one (mutate of tests/test_hostile.py
+has these and other ways). Our reader must read it as the official package does, or refuse it with a
+ValueError; if it does something else, the exit status is 1.
 
 No header may make our reader take much memory. The script does not check this, but its last line
 says by how many MB (2**20 bytes) a process grew, so that you can judge it.
@@ -14,6 +14,7 @@ says by how many MB (2**20 bytes) a process grew, so that you can judge it.
 import argparse
 import math
 import os
+import random
 import re
 import resource
 import sys
@@ -31,7 +32,7 @@ sys.path.insert(0, os.path.join(ROOT, "tests"))
 
 # These are found by the lines above.
 from checkpoint import DTYPES, read_safetensors, write_safetensors
-from test_checkpoint import mutations
+from test_hostile import mutate
 
 # The outcomes for which the exit status is 1.
 READ_DIFFERENTLY = "READ DIFFERENTLY"
@@ -123,11 +124,13 @@ def fuzz(content, num_files):
     which the most memory of this process grew meanwhile.
     """
     torch.set_num_threads(1)
+    rng = random.Random(0)
     outcomes = Counter()
     slowest = 0.0
     megabytes_before = memory_megabytes()
     with tempfile.NamedTemporaryFile() as file:          # one file, written again and again
-        for mutant in mutations(content, num_files):
+        for _ in range(num_files):
+            mutant = mutate(content, rng, "header")
             file.seek(0)
             file.write(mutant)
             file.truncate()

@@ -1,6 +1,6 @@
 """bench/study.py: steps, logs, time to quality and kept shares are right; a row that is done is not
 run again, and one that fails does not stop the others. bench/dropout.py: what it measures.
-bench/gpu.py: its toy is made. No test trains a model."""
+bench/gpu.py: its toy is made. bench/fuzz.py: it damages and reads files. No test trains a model."""
 import json
 import os
 import shutil
@@ -776,3 +776,14 @@ def test_one_batch_of_the_gpu_bench_is_odd():
     batches = random_batches(TOY, Clock())
     make_batch_odd(batches, step=5)
     assert [len(batches.batch(step)[1]) for step in range(12)] == [12] * 5 + [10] + [12] * 6
+
+
+def test_damaged_files_are_read_as_by_the_official_package_or_refused():
+    """bench/fuzz.py damages the files in the ways of tests/test_hostile.py."""
+    pytest.importorskip("safetensors", reason="it is in requirements-dev.txt")
+    import fuzz
+    outcomes, _, _ = fuzz.fuzz(fuzz.original_files()[0], 200)
+    assert outcomes.total() == 200
+    assert outcomes["read alike"] > 0
+    for outcome in outcomes:
+        assert outcome.startswith(("read alike", "refused"))
