@@ -781,7 +781,7 @@ def test_one_batch_of_the_gpu_bench_is_odd():
 def test_damaged_files_are_read_as_by_the_official_package_or_refused():
     """bench/fuzz.py damages the files in the ways of tests/test_hostile.py."""
     pytest.importorskip("safetensors", reason="it is in requirements-dev.txt")
-    import fuzz
+    import fuzz                                          # it imports safetensors
     outcomes, _, _ = fuzz.fuzz(fuzz.original_files()[0], 200)
     assert outcomes.total() == 200
     assert outcomes["read alike"] > 0
