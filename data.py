@@ -1164,8 +1164,9 @@ def rows_of_csv(path, lines):
         message = f"{path}:{rows.line_num}: {error}; the row begins in line {row_begins}"
         if "expected after" in str(error):               # a character after a closing quote
             message += ", and commas must separate its cells"
-        if "new-line" in str(error):
-            message += ", and a cell with a carriage return needs quotes"
+        if "new-line" in str(error):                     # Python's text is about open()
+            message = (f"{path}:{rows.line_num}: a carriage return is outside of quotes; a cell "
+                       "with one needs quotes, and a line must end in a line feed")
         raise ValueError(message) from error
 
 
