@@ -411,9 +411,9 @@ def first_few(texts, limit=6):
 # Each config.json must have these fields. All other fields have defaults.
 REQUIRED_FIELDS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
                    "intermediate_size", "max_position_embeddings", "type_vocab_size")
-# A config may lack these fields. If it has one of them, it must have this value, because a model
-# here computes nothing else. is_decoder would mean that a token sees only the tokens before
-# it. inner_group_num is the number of layers in a group of an ALBERT.
+# A config may lack these fields. A field that it has must have this value, because a model here
+# computes nothing else. is_decoder would mean that a token sees only the tokens before it.
+# inner_group_num is the number of layers in a group of an ALBERT.
 ONLY_VALUES = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False,
                "inner_group_num": 1}
 

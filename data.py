@@ -336,7 +336,7 @@ def check_added_tokens(path, backend, source):
 
 
 def added_tokens_of_files(path):
-    """Collect the tokens that the files in a folder call added -> a set."""
+    """Collect the added tokens that are named in the files of a folder -> a set."""
     tokens = set()
     added_path = os.path.join(path, "added_tokens.json")
     if os.path.isfile(added_path):
@@ -345,19 +345,27 @@ def added_tokens_of_files(path):
     if os.path.isfile(config_path):
         config = read_json(config_path)
         with expecting(config_path, "the config of a tokenizer"):
-            added = []
-            entries = config.get("added_tokens_decoder")         # {"7": {"content": token, ...}}
-            if entries is not None:
-                added += entries.values()
-            special_tokens = config.get("additional_special_tokens")
-            if special_tokens is not None:
-                added += special_tokens
-            for token in added:
-                if isinstance(token, dict):              # old files have this form here, too
-                    token = token["content"]
-                if not isinstance(token, str):
-                    raise ValueError(f"the added token {token!r:.60} is not a text")
-                tokens.add(token)
+            tokens.update(added_tokens_of_config(config))
+    return tokens
+
+
+def added_tokens_of_config(config):
+    """List the added tokens that a tokenizer_config.json names."""
+    entries = []                                         # each is a token or {"content": token}
+    entry_of_number = config.get("added_tokens_decoder")
+    if entry_of_number is not None:
+        entries += entry_of_number.values()
+    special_tokens = config.get("additional_special_tokens")
+    if special_tokens is not None:
+        entries += special_tokens
+    tokens = []
+    for entry in entries:
+        token = entry
+        if isinstance(entry, dict):
+            token = entry["content"]
+        if not isinstance(token, str):
+            raise ValueError(f"the added token {token!r:.60} is not a text")
+        tokens.append(token)
     return tokens
 
 
@@ -1161,12 +1169,12 @@ def rows_of_csv(path, lines):
                 yield rows.line_num, cells
             row_begins = rows.line_num + 1
     except csv.Error as error:                           # such as a quote at a wrong place
-        message = f"{path}:{rows.line_num}: {error}; the row begins in line {row_begins}"
-        if "expected after" in str(error):               # a character after a closing quote
+        reason = str(error)
+        if "new-line" in reason:                         # Python's text is about open()
+            reason = "a carriage return has neither quotes around it nor a line feed after it"
+        message = f"{path}:{rows.line_num}: {reason}; the row begins in line {row_begins}"
+        if "expected after" in reason:                   # a character after a closing quote
             message += ", and commas must separate its cells"
-        if "new-line" in str(error):                     # Python's text is about open()
-            message = (f"{path}:{rows.line_num}: a carriage return is outside of quotes; a cell "
-                       "with one needs quotes, and a line must end in a line feed")
         raise ValueError(message) from error
 
 

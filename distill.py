@@ -108,6 +108,7 @@ def hidden_loss(student_states, teacher_states, mask=None):
     """Compare hidden states (B, T, C): 1 - cosine, summed over the B * T tokens.
 
     As in the authors' code only the directions are compared. EXPERIMENTS.md tries a squared error.
+
     mask (B, T): True at real tokens, which count, False at padding; None: no padding
     """
     check_same_shape(student_states, teacher_states)

@@ -52,10 +52,10 @@ from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, check_a
                   count_characters, docs_on_this_machine, hash_file)
 from distill import (DEFAULT_OUT, TrainingOptions, add_run_flags, allow_only, autocast,
                      begin_or_resume, broadcast, can_match_layers, check_batch_size, device_of,
-                     explaining_failures, fingerprint, one_per_machine_first, given_flags,
-                     hidden_loss, integer_from, leave_processes, lock_folder, match_layers,
-                     measuring_bar, output_loss, real_number, refuse_flags, set_up_processes,
-                     split_batch, to_device, train, uses_bf16)
+                     explaining_failures, fingerprint, given_flags, hidden_loss, integer_from,
+                     leave_processes, lock_folder, match_layers, measuring_bar,
+                     one_per_machine_first, output_loss, real_number, refuse_flags,
+                     set_up_processes, split_batch, to_device, train, uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Prediction, Task, check_labels, detailed_scores,
                    download_glue, entities, find_words, hold_out_a_tenth, kind_of_task, lines_of,
@@ -1059,8 +1059,7 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
 
     If task is None, the saved task is used, and the folder must hold a fine-tuned model. If the
     folder holds one and mode is not "random", its task head is loaded. In all other cases the head
-    is new.
-    In regression the tasks may differ in mean and sd: the loaded head is changed so that it
+    is new. In regression the tasks may differ in mean and sd: the loaded head is changed so that it
     predicts the same numbers as before.
 
     ValueError if the saved head is for another kind of task, for other labels or for another number

@@ -419,7 +419,9 @@ class MiniALBERT(nn.Module):
         maps: the recursions whose attention maps to return, counted from 0
 
         ValueError if the arguments do not fit together (see check_inputs), or if T is larger than
-        max_position_embeddings. Returns
+        max_position_embeddings.
+
+        Returns
         hidden: a list of R + 1 tensors (B, T, C), the embeddings and the output of each recursion
         attention: {r: log-probabilities (B, H, T, T)} for each r in maps
         """

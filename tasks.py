@@ -640,6 +640,8 @@ def right_answers(question, context):
     text). The list is empty if there is no answer. The result is None if the answers are not known.
     ValueError as in squad_example.
 
+    If the question has no right answer, its fields decide about the result:
+
         is_impossible   answers         result
         true            anything        []
         false           empty           None, because the file keeps the answers secret

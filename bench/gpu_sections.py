@@ -23,7 +23,7 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
-from gpu_worker import (BASE, SMALL, TOY, add_noise, gpu_gigabytes, make_batch_odd,
+from gpu_worker import (BASE, SMALL, TOY, add_noise, gpu_gigabytes, make_batch_unusual,
                         make_distillation, median_seconds, median_tokens_per_second, pass_of,
                         report_difference, serve, synchronise, train_and_read_log)
 
@@ -426,7 +426,7 @@ def cuda_graphs(setup):
     still needed then, it is lost. This threatens micro-batches, whose gradients are summed.
     """
     # A batch with fewer masked places has no graph, but the batches after it have theirs again.
-    compare_cuda_graphs(setup, bf16=False, compiled=False, dropout=0.0, has_odd_batch=True)
+    compare_cuda_graphs(setup, bf16=False, compiled=False, dropout=0.0, has_unusual_batch=True)
     compare_cuda_graphs(setup, bf16=False, compiled=True, dropout=0.0)
     # Compiled, dropout draws other numbers than eager; as a graph it must draw the same.
     compare_cuda_graphs(setup, bf16=False, compiled=True, dropout=0.1)
@@ -436,17 +436,18 @@ def cuda_graphs(setup):
                         micro_batch_size=math.ceil(TOY.B / 3))
 
 
-def compare_cuda_graphs(setup, bf16, compiled, dropout, micro_batch_size=0, has_odd_batch=False):
+def compare_cuda_graphs(setup, bf16, compiled, dropout, micro_batch_size=0,
+                        has_unusual_batch=False):
     """Report how far the losses of eager or compiled training are from those with CUDA graphs.
 
-    has_odd_batch: see losses_of_steps
+    has_unusual_batch: see losses_of_steps
     """
     from torch._dynamo.utils import counters             # imported here: it is large
     settings = {"bf16": bf16, "dropout": dropout, "micro_batch_size": micro_batch_size}
-    expected = losses_of_steps(setup, settings, has_odd_batch, compiled, as_cuda_graphs=False)
+    expected = losses_of_steps(setup, settings, has_unusual_batch, compiled, as_cuda_graphs=False)
     counters.clear()
     try:
-        found = losses_of_steps(setup, settings, has_odd_batch, compiled=True,
+        found = losses_of_steps(setup, settings, has_unusual_batch, compiled=True,
                                 as_cuda_graphs=True)
     except RuntimeError:                                 # often: torch has noticed that one is lost
         traceback.print_exc()
@@ -458,7 +459,7 @@ def compare_cuda_graphs(setup, bf16, compiled, dropout, micro_batch_size=0, has_
         what = "compiled, CUDA graphs"
     row = {"what": f"{what}; {precision(bf16)}", "dropout": dropout}
     row["micro-batch size"] = micro_batch_size
-    row["odd batch"] = has_odd_batch
+    row["unusual batch"] = has_unusual_batch
     row["losses of 12 steps differ by"] = f"{max(differences):.1e}"
     row["graphs that torch left out"] = num_skips
     passed = None
@@ -468,11 +469,11 @@ def compare_cuda_graphs(setup, bf16, compiled, dropout, micro_batch_size=0, has_
     setup.report("Training as CUDA graphs", row, passed)
 
 
-def losses_of_steps(setup, settings, has_odd_batch, compiled, as_cuda_graphs):
+def losses_of_steps(setup, settings, has_unusual_batch, compiled, as_cuda_graphs):
     """Train a toy for 12 steps -> the loss of each.
 
     settings: of make_distillation
-    has_odd_batch: the sixth batch has fewer masked places than usual
+    has_unusual_batch: the sixth batch has fewer masked places than usual
     """
     # If torch.compile meets a second size of batches, it compiles again, now for batches of any
     # size. That would be another program than in a training, so what it has compiled is forgotten.
@@ -485,8 +486,8 @@ def losses_of_steps(setup, settings, has_odd_batch, compiled, as_cuda_graphs):
         torch._inductor.config.triton.cudagraphs = True
     distillation = make_distillation(setup, TOY, compiled=compiled, full_recipe=True,
                                      cuda_graphs=distillation_makes_graphs, **settings)
-    if has_odd_batch:
-        make_batch_odd(distillation.batches, step=5)
+    if has_unusual_batch:
+        make_batch_unusual(distillation.batches, step=5)
     lines = train_and_read_log(setup, distillation, steps=12, log_every=1)
     return [line["loss"] for line in lines]
 

@@ -158,7 +158,7 @@ def make_distillation(setup, shape, bf16, compiled=False, micro_batch_size=0, dr
     return distillation
 
 
-def make_batch_odd(batches, step):
+def make_batch_unusual(batches, step):
     """Fill the first sequence of a step's batch with special tokens, so that none is masked."""
     index = step * batches.batch_size                    # among the sequences of the first epoch
     sequence = batches.order_of_epoch(0)[index]

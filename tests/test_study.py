@@ -24,7 +24,7 @@ sys.path.insert(0, os.path.join(ROOT, "bench"))
 import dropout
 import study
 import study_tables
-from gpu_worker import TOY, Setup, make_batch_odd, make_distillation
+from gpu_worker import TOY, Setup, make_batch_unusual, make_distillation
 from speed_ours import Clock, random_batches
 from study_results import (ACCURACY, LOSS, distillation_outcome, kept_shares, time_to,
                            time_to_quality, tuning_outcome)
@@ -771,10 +771,10 @@ def test_the_toy_of_the_gpu_bench_has_cuda_graphs_only_if_they_are_asked_for(
     assert (distillation.graph_function is not None) == cuda_graphs
 
 
-def test_one_batch_of_the_gpu_bench_is_odd():
+def test_one_batch_of_the_gpu_bench_is_unusual():
     """A CUDA graph is for the usual number of masked places: 2 in each of 6 sequences of 17."""
     batches = random_batches(TOY, Clock())
-    make_batch_odd(batches, step=5)
+    make_batch_unusual(batches, step=5)
     assert [len(batches.batch(step)[1]) for step in range(12)] == [12] * 5 + [10] + [12] * 6
 
 
