@@ -223,10 +223,10 @@ class Distillation:
         None: this is the only process
     bf16: multiply matrices in bfloat16
     compile_losses: let torch.compile fuse the operations
-    cuda_graphs: let a GPU start all compiled operations of a pass at once, for batches in which
-        each sequence has num_to_mask(T) masked places
-    ValueError if a loss is not possible with these models, if the temperature is not above 0, or if
-    cuda_graphs is True without compile_losses or with several micro-batches.
+    cuda_graphs: compile the losses so that a GPU starts all operations of a pass at once. This is
+        only for batches that are a single micro-batch in this process, and in which each sequence
+        has num_to_mask(T) masked places
+    ValueError if a loss is not possible with these models, or if the temperature is not above 0.
     """
 
     def __init__(self, student, teacher, batches, loss_weights, temperature=1.0, micro_batch_size=0,
@@ -263,8 +263,9 @@ class Distillation:
         if compile_losses:
             self.losses_function = torch.compile(self.compute_losses)
         self.graph_function = None
-        if cuda_graphs:
-            check_cuda_graphs(compile_losses, self.micro_batch_bounds)
+        # A CUDA graph writes its results, the gradients too, to the same memory each time. So the
+        # gradients of a micro-batch would be lost when the next one begins.
+        if cuda_graphs and len(self.micro_batch_bounds) == 1:
             self.graph_function = torch.compile(self.compute_losses,
                                                 options={"triton.cudagraphs": True})
 
@@ -760,16 +761,6 @@ def split_batch(batch_size, micro_batch_size, processes):
     distance = processes.world_size * size               # from there to its next micro-batch
     begins = range(first, batch_size, distance)
     return [(begin, begin + size) for begin in begins]
-
-
-def check_cuda_graphs(compile_losses, micro_batch_bounds):
-    """Raise ValueError if the losses of a Distillation cannot be computed as a CUDA graph."""
-    if not compile_losses:
-        raise ValueError("CUDA graphs are only for compiled losses")
-    if len(micro_batch_bounds) > 1:
-        # A CUDA graph writes its results, the gradients too, to the same memory each time. So the
-        # gradients of a micro-batch would be lost when the next one begins.
-        raise ValueError("CUDA graphs and micro-batches do not go together")
 
 
 def check_batch_shape(ids, batches, step):
