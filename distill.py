@@ -1143,7 +1143,7 @@ def progress_bar(items, **options):
     tqdm, if there is a terminal."""
     # tqdm(disable=None) shows a bar only in a terminal, tqdm(disable=True) never shows one.
     disable = None
-    if in_group() and dist.get_rank() > 0:
+    if os.environ.get("RANK", "0") != "0":
         disable = True
     return tqdm(items, disable=disable, **options)
 
@@ -1424,19 +1424,14 @@ def must_stop(signals, look_now, processes):
 
 
 def leave_processes():
-    """Leave the group of processes that set_up_processes has joined."""
-    if in_group():
+    """Leave the group of processes that set_up_processes has joined, if any."""
+    # Some builds of torch, such as that for AMD on Windows, have no groups.
+    if dist.is_available() and dist.is_initialized():
         # Before torch 2.8, destroy_process_group() holds Python's lock until gloo's threads have
         # ended. A thread that still has to free a tensor needs this lock, so both would wait for
         # ever. In this pause the threads free their tensors.
         time.sleep(0.1)
         dist.destroy_process_group()
-
-
-def in_group():
-    """Return True if this process is in a group of processes. Some builds of torch, such as that
-    for AMD on Windows, have no groups."""
-    return dist.is_available() and dist.is_initialized()
 
 
 # ---- The command line: flags ------------------------------------------------------------
