@@ -686,8 +686,6 @@ def check_losses(student, teacher, loss_weights):
     if not loss_weights:
         raise ValueError("no loss is left: each has the weight 0 or is not possible with this "
                          "teacher")
-    if student.head is None and any(name in HEAD_LOSSES for name in loss_weights):
-        raise ValueError("the mlm, the output and the elastic loss need a student with an MLM head")
     if teacher is None:
         if set(loss_weights) != {"mlm"}:
             raise ValueError("without a teacher the only loss is mlm, but loss_weights has "
