@@ -1930,12 +1930,8 @@ def print_scores(results):
     for name, result in results.items():
         if "accuracy_after" in result:
             accuracy_after[name] = result["accuracy_after"]
-    if accuracy_after:
-        print_accuracy_after(accuracy_after)
-
-
-def print_accuracy_after(accuracy_after):
-    """Print a table of what evaluate calls accuracy_after: {name of a model: list}."""
+    if not accuracy_after:
+        return
     num_columns = max(len(accuracies) for accuracies in accuracy_after.values())
     print("\nMLM accuracy after so many recursions, or layers if nothing is shared")
     print(f"{'':9}" + "".join(f"{depth:7}" for depth in range(num_columns)))

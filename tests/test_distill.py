@@ -2406,8 +2406,10 @@ def test_a_run_prints_its_corpus_its_settings_and_its_samples(toy, out, capsys):
 
 
 def test_the_accuracies_after_each_recursion_stand_below_their_numbers(capsys):
-    distill.print_accuracy_after({"teacher": [0.0, 0.5, 0.256], "student": [0.125, 1.0]})
-    assert capsys.readouterr().out.splitlines()[2:] == [
+    scores = {"parameters": 7, "applied": 9, "accuracy": 0.25, "loss": 2.0}
+    distill.print_scores({"teacher": scores | {"accuracy_after": [0.0, 0.5, 0.256]},
+                          "student": scores | {"accuracy_after": [0.125, 1.0]}})
+    assert capsys.readouterr().out.splitlines()[5:] == [
         "               0      1      2",
         "teacher     0.0%  50.0%  25.6%",
         "student    12.5% 100.0%"]
