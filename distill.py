@@ -467,16 +467,9 @@ def start_layers(student, teacher):
         # In a BERT this is teacher.layers[i]. A teacher that shares layers has fewer than L in this
         # list, and the same layer may be taken several times.
         teacher_layers = [teacher.layer_of_recursion(i) for i in middle]
-        layer.load_state_dict(mean_of_layers(teacher_layers))
-
-
-def mean_of_layers(layers):
-    """Compute the mean of each parameter over layers of the same shape: {name: tensor}."""
-    mean = {}
-    for name, _ in layers[0].named_parameters():
-        tensors = [layer.get_parameter(name) for layer in layers]
-        mean[name] = sum(tensors) / len(tensors)
-    return mean
+        for name, parameter in layer.named_parameters():
+            tensors = [teacher_layer.get_parameter(name) for teacher_layer in teacher_layers]
+            parameter.copy_(sum(tensors) / len(tensors))
 
 
 def start_corrections(student, teacher):
