@@ -1605,10 +1605,8 @@ def add_loss_flags(parser):
     for name, flag in LOSS_FLAGS.items():
         group.add_argument(flag, type=real_number(), metavar="W",
                            help=f"weight of: {help_texts[name]}")
-    # The loss is multiplied by the square of the temperature. At 10,000 the rounding errors of
-    # float32 are larger than the loss.
-    temperature = real_number(smallest=0.001, upper=1000.0)
-    group.add_argument("--temperature", type=temperature, default=1.0, metavar="X",
+    group.add_argument("--temperature", type=real_number(smallest=0.001, upper=1000.0),
+                       default=1.0, metavar="X",
                        help="divides the logits of both models in the output loss and the elastic "
                        "loss; above 1 it flattens the distributions, 1 changes nothing (default: "
                        "1)")
