@@ -1454,25 +1454,23 @@ SHAPE_FIELDS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedd
 
 def integer_from(smallest):
     """Make an argparse type: an integer of at least `smallest`."""
-    def parse(text):
+    def whole_number(text):                              # an error has this name
         value = int(text)
         if not smallest <= value < 2**31:
             raise argparse.ArgumentTypeError(f"{text} is not from {smallest} to {2**31 - 1}")
         return value
-    parse.__name__ = "whole number"                      # for "invalid whole number value: 'x'"
-    return parse
+    return whole_number
 
 
 def real_number(smallest=0.0, upper=2.0**31):
     """Make an argparse type: a number that is at least `smallest` and below `upper`."""
-    def parse(text):
+    def number(text):
         value = float(text)
         if not smallest <= value < upper:                # nan is refused here, too
             raise argparse.ArgumentTypeError(f"{text} is not at least {smallest:g} and below "
                                              f"{upper:.0f}")
         return value
-    parse.__name__ = "number"
-    return parse
+    return number
 
 
 def given_flags(argv):

@@ -3163,7 +3163,7 @@ def refused_values():
             for value in (smallest - 1, LARGEST_INTEGER + 1):
                 cases.append((flag, value, f"{value} is not from {smallest} to {LARGEST_INTEGER}"))
             for value in ("1.5", "many", ""):
-                cases.append((flag, value, f"invalid whole number value: '{value}'"))
+                cases.append((flag, value, f"invalid whole_number value: '{value}'"))
     for flag in NUMBERS:
         for value in (-0.1, "nan", "inf", 2**31):
             cases.append((flag, value, f"{value} is not at least 0 and below 2147483648"))
