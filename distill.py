@@ -1008,8 +1008,7 @@ class Recorder:
         # To read the norm, the program waits until a GPU has computed it. So on a GPU only the
         # steps that are logged or saved are checked. If a step between them had a nan or an inf in
         # its gradients, the weights became nan, and so did the norm of each later step, also this
-        # one. (If its gradients were finite, but so large that their norm was inf, clipping made
-        # them 0. This is not found later, but it did no harm.)
+        # one.
         is_on_cpu = self.processes.device.type == "cpu"
         if log_now or save_now or is_on_cpu:
             check_finite_step(steps_done, totals, lr, gradient_norm)
