@@ -464,8 +464,6 @@ def start_layers(student, teacher):
         replaced = [i for i in range(L) if replaced_by[i] == g]
         quarter = len(replaced) // 4
         middle = replaced[quarter:len(replaced) - quarter]
-        # In a BERT this is teacher.layers[i]. A teacher that shares layers has fewer than L in this
-        # list, and the same layer may be taken several times.
         teacher_layers = [teacher.layer_of_recursion(i) for i in middle]
         for name, parameter in layer.named_parameters():
             tensors = [teacher_layer.get_parameter(name) for teacher_layer in teacher_layers]
