@@ -1944,11 +1944,7 @@ def make_student(args, teacher, vocab_size):
 
 
 def student_config(args, teacher, vocab_size):
-    """Choose a fresh student's Config: the teacher's, made recursive, then changed by the flags.
-
-    The student gets narrower embeddings and a single layer. It applies this layer as often as the
-    teacher has layers, but six times if the teacher has twelve.
-    """
+    """Choose a fresh student's Config: the teacher's, made recursive, then changed by the flags."""
     if args.hidden_size is not None:
         C = args.hidden_size
     elif teacher is not None:
