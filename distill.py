@@ -180,11 +180,10 @@ def match_layers(num_recursions, num_layers):
 
 
 def take_masked(states, positions):
-    """Take the hidden states of the masked places -> (m, C).
+    """Take the hidden states (b, T, C) of the masked places -> (m, C).
 
-    A micro-batch has b sequences and m masked places.
-    states (b, T, C): the hidden states of all its tokens
-    positions (m,): its masked places, indices into the flattened ids
+    positions (m,): the masked places in the b sequences of a micro-batch, as indices into the
+        flattened ids
     """
     return states.flatten(0, 1)[positions]
 
