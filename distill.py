@@ -326,8 +326,7 @@ class Distillation:
     def losses_of_micro_batches(self, step):
         """Yield the losses {name: scalar} of each micro-batch of this process in a step.
 
-        Each loss, added up over the micro-batches of all processes, is its mean over the whole
-        batch. (The attention and the hidden loss are sums of such means, one for each pair.)
+        Each loss, added up over the micro-batches of all processes, is that of the whole batch.
         """
         # These are numpy arrays of the whole batch. Below, to_device makes tensors of their parts.
         ids, positions, labels = self.batches.batch(step)     # (B, T), (M,), (M,)
