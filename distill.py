@@ -1352,8 +1352,7 @@ def check_batch_size(batch_size, processes):
 def one_per_machine_first(processes):
     """Let one process of each machine run the with block before the others. It does the work, such
     as tokenising; the others then find the result."""
-    # A barrier makes each process wait until all have called it. The process with local_rank 0
-    # calls it after its work. The others call it before theirs, so they wait for that work.
+    # A barrier makes each process wait until all have called it.
     is_early = processes.local_rank == 0                 # also True if there is only one process
     if not is_early:
         dist.barrier()                                   # wait until the early ones have finished
