@@ -555,8 +555,8 @@ def training_step(model, objective, optimizer, step, options, processes):
     random numbers. Returns
     totals: the losses {name: tensor}, with their weighted sum as "loss"
     lr: the learning rate
-    gradient_norm: a tensor, the norm of the gradient before it is clipped. Recorder.after_step
-        checks that it is finite, but on a GPU not in each step, because a check waits for the GPU
+    gradient_norm: a tensor, the norm of the gradient before it is clipped; Recorder.after_step
+        checks that it is finite
     """
     seed_dropout(options.seed, step, processes)
     model.train()
