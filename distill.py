@@ -621,8 +621,7 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
     two are bit for bit equal.
 
     At SIGINT, SIGTERM or SIGHUP the step is finished and a checkpoint is written. Then SystemExit
-    ends the program. If there are several processes, they first go on to the next step that logs or
-    saves, so that all stop after the same step (see must_stop).
+    ends the program. Several processes all stop after the same step: see must_stop.
     """
     recorder = Recorder(objective, run_state, options, evaluate_model, save_model, processes)
     recorder.before_first_step()
