@@ -218,8 +218,7 @@ class Distillation:
     micro_batch_size: sequences that go through the models at once; 0: all that this process has of
         the batch. If the processes cannot share a batch evenly, some of them need one more pass:
         see split_batch
-    processes: a Processes, which says how many processes share a batch and which of them this is;
-        None: this is the only process
+    processes: a Processes, the number of this process among others; None: it is the only one
     bf16: multiply matrices in bfloat16
     compile_losses: let torch.compile fuse the operations
     cuda_graphs: compile the losses so that a GPU starts all operations of a pass at once. This is
@@ -549,7 +548,7 @@ def training_step(model, objective, optimizer, step, options, processes):
     objective: a Distillation, or anything with its .loss_weights and .losses_of_micro_batches(step)
     step: its number, counted from 0
     options: a TrainingOptions, which has the learning rate, the number of steps and the seed
-    processes: a Processes, which says how many processes share a batch and which of them this is
+    processes: a Processes, the number of this process among others
 
     The gradients must be empty before the step, and they are empty after it. The step seeds torch's
     random numbers. Returns
