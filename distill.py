@@ -812,11 +812,7 @@ def autocast(device, bf16):
 
 def cast_linear_layers(model):
     """Cast a frozen model's linear layers, weights and biases, to bfloat16, once. Without this
-    autocast would do it in each step.
-
-    In a model with corrections the results differ a little, because a matrix is also rounded before
-    its correction is added. Autocast rounds only the correction, and then the sum of the two.
-    """
+    autocast would do it in each step."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.to(torch.bfloat16)
