@@ -512,12 +512,8 @@ def nearest_of_rank(K, matrix):
 
 
 def start_head(student, teacher):
-    """Copy the teacher's MLM head to the student.
-
-    Only an untied head has a decoder, the output matrix (V, C). With a tied head the model uses its
-    embeddings. If only the student's head is untied, its decoder is made of the teacher's
-    embeddings.
-    """
+    """Copy the teacher's MLM head to the student. If only the student's head is untied, its decoder
+    is made of the teacher's embeddings."""
     student.head.dense.load_state_dict(teacher.head.dense.state_dict())
     student.head.norm.load_state_dict(teacher.head.norm.state_dict())
     student.head.bias.copy_(teacher.head.bias)
