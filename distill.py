@@ -421,8 +421,7 @@ def principal_directions(vectors, E):
 
     This is a principal component analysis in which the mean is not subtracted. The directions, the
     columns of the result, are the eigenvectors of vectors.T @ vectors with the E largest
-    eigenvalues. The sign of each is arbitrary. It changes the start a little, because the LayerNorm
-    that follows subtracts a mean over all E directions.
+    eigenvalues.
     """
     moments = vectors.T @ vectors                        # (C, C)
     if not moments.isfinite().all():
