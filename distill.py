@@ -2149,13 +2149,8 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
 
 def choose_compilation(args, processes):
     """Return whether to compile a step, and whether to run it as a CUDA graph. The flags --compile
-    and --cuda-graphs decide, or else these defaults:
-
-    - a step is compiled on a GPU, but not in the recipe quick
-    - a compiled step on a GPU runs as a CUDA graph, unless any process has several micro-batches
-
-    ValueError if --cuda-graphs is given, but CUDA graphs are not possible.
-    """
+    and --cuda-graphs decide, or else their defaults, which their help explains. ValueError if
+    --cuda-graphs is given, but CUDA graphs are not possible."""
     has_gpu = processes.device.type == "cuda"
     compile_losses = args.compile
     if compile_losses is None:
