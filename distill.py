@@ -566,7 +566,6 @@ def training_step(model, objective, optimizer, step, options, processes):
             totals[name] += value.detach()               # for the log
         totals["loss"] += loss.detach()
         loss.backward()                                  # adds to the gradients
-    # If there are several processes, the gradients and the losses of all of them are added up here.
     sum_over_processes(model, totals, processes)
 
     gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
@@ -930,7 +929,6 @@ def restore_last_checkpoint(tensors, options, settings):
                          "--out can begin with this model: distill.py --student, finetune.py "
                          "--model")
     if os.path.exists(os.path.join(options.out, "log.jsonl")):
-        # The run was killed before its first checkpoint, or somebody has removed the checkpoint.
         print(f"--resume: the run in {options.out} has no checkpoint, so it starts at step 1")
     return 0, 0
 
