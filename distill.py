@@ -1,4 +1,4 @@
-r"""Distil a BERT teacher into a recursive student, as in the MiniALBERT paper
+"""Distil a BERT teacher into a recursive student, as in the MiniALBERT paper
 (arXiv 2210.06425).
 
     python distill.py
@@ -6,13 +6,8 @@ r"""Distil a BERT teacher into a recursive student, as in the MiniALBERT paper
         documentation that is on this machine.
     python distill.py --teacher bert-base-uncased --corpus wiki/ --out out/mini
         This distils BERT-base on a GPU; on a CPU the default is --recipe quick.
-    torchrun --nproc_per_node 8 distill.py --teacher bert-base-uncased \
-        --corpus wiki/ --out out/mini
-        This does the same on eight GPUs.
-    python distill.py --teacher none --tokenizer DIR --num-hidden-layers 6 \
-        --num-hidden-groups 6 --hidden-size 384 --embedding-size 384 \
-        --recipe full --lr 1e-3
-        This pre-trains a BERT: it learns from masked words alone and shares nothing.
+
+MANUAL.md has the commands for several GPUs and for training a BERT from nothing.
 
 The student learns to predict masked words and to imitate the teacher: its
 attention maps, its hidden states and its output distributions.
