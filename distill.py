@@ -249,9 +249,7 @@ class Distillation:
         # What follows is for memory and speed.
         self.bf16 = bf16
         self.micro_batch_bounds = split_batch(batches.batch_size, micro_batch_size, processes)
-        # losses_function is compute_losses, as it is or compiled. graph_function is None, or
-        # compute_losses compiled for CUDA graphs. If there is a graph_function, then
-        # choose_losses_function takes one of the two functions for each batch.
+        # choose_losses_function takes losses_function or graph_function for each batch.
         self.losses_function = self.compute_losses
         if compile_losses:
             self.losses_function = torch.compile(self.compute_losses)
