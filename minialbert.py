@@ -446,10 +446,8 @@ class MiniALBERT(nn.Module):
         """Turn the last hidden states (M, C) of M places into logits over the vocabulary (M, V).
 
         The head turns each state into another vector of C numbers. The logit of a word is the dot
-        product of this vector and the word's row of an output matrix, plus the word's bias. An
-        untied head has an output matrix of its own, (V, C). A tied head uses the word table, which
-        is (V, E). If E differs from C, the vector is first multiplied by the projection's matrix
-        (C, E), so that it has E numbers.
+        product of this vector and the word's row of an output matrix, plus the word's bias. A tied
+        head uses the word table as this matrix.
         Other leading dimensions work, too: (B, T, C) gives (B, T, V). ValueError if there is no
         head.
         """
