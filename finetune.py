@@ -210,17 +210,12 @@ def room_of_first_text(task, num_second_tokens):
         return room - kept_for_second
 
 
-def join_ids(prefix, window, tokenizer):
-    """Join a Feature's tokens: the prefix, a window of the main text, [SEP]."""
-    return np.array(prefix + window + [tokenizer.sep_id], np.int32)
-
-
 def text_feature(task, tokenised, tokenizer, label_numbers):
     """Make the Feature for classification or regression: the logits at [CLS] are used."""
     prefix = tokenised.prefix
     main_ids = tokenised.encoding.ids
     was_cut = tokenised.first_was_cut or len(main_ids) > tokenised.room
-    ids = join_ids(prefix, main_ids[:tokenised.room], tokenizer)
+    ids = np.array(prefix + main_ids[:tokenised.room] + [tokenizer.sep_id], np.int32)
     label = tokenised.example.label
     if label is None:
         labels = None                                    # it is not known
@@ -273,7 +268,7 @@ def tagging_features(tokenised, tokenizer, label_numbers):
         if example.label is not None:
             tags = [example.label[word] for word in word_numbers]
             labels = [label_numbers[tag] for tag in tags]
-        ids = join_ids(prefix, token_ids[begin:end], tokenizer)
+        ids = np.array(prefix + token_ids[begin:end] + [tokenizer.sep_id], np.int32)
         yield Feature(ids, len(prefix), tokenised.example_number, positions, word_numbers, labels)
 
 
@@ -299,7 +294,7 @@ def answer_features(tokenised, tokenizer, stride):
             first, last = answer_tokens
             if begin <= first and last < end:            # all of the answer is in this window
                 labels = [first + shift, last + shift]
-        ids = join_ids(prefix, token_ids[begin:end], tokenizer)
+        ids = np.array(prefix + token_ids[begin:end] + [tokenizer.sep_id], np.int32)
         yield Feature(ids, len(prefix), tokenised.example_number, positions, stands_for, labels,
                       tokenised.first_was_cut)
 
