@@ -768,7 +768,12 @@ def text_between(context, feature, first, last):
     accents after it. Both tokens are indices into feature.positions."""
     begin, _ = feature.stands_for[first]
     _, end = feature.stands_for[last]
-    return context[begin:end_after_accents(context, end)]
+    # A tokenizer that strips accents removes all nonspacing marks (Unicode's category Mn): accents,
+    # but also some vowel signs of Hindi and Thai. They are in no token, but belong to the letter
+    # before them.
+    while end < len(context) and unicodedata.category(context[end]) == "Mn":
+        end += 1
+    return context[begin:end]
 
 
 # ---- One run ----------------------------------------------------------------------------
@@ -950,20 +955,6 @@ def name_probabilities(labels, probabilities):
     most_probable_first = np.argsort(-probabilities, kind="stable")           # label numbers
     kept = np.sort(most_probable_first[:MAX_PROBABILITIES])
     return {labels[i]: float(probabilities[i]) for i in kept}
-
-
-def end_after_accents(text, end):
-    """Return the index at which a word ends, with the accents after it. `end` is one past the
-    word's last character, without them.
-
-    A tokenizer that strips accents removes all nonspacing marks (Unicode's category Mn): accents,
-    but also some vowel signs of Hindi and Thai. They are in no token, but belong to the letter
-    before them. (If a tokenizer has a token for a mark, an answer that ends before the mark gets
-    it, too.)
-    """
-    while end < len(text) and unicodedata.category(text[end]) == "Mn":
-        end += 1
-    return end
 
 
 # ---- The training of a run --------------------------------------------------------------
