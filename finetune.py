@@ -1350,7 +1350,7 @@ def run(args):
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.modes, teacher, config)
     settings = settings_of_command(args, task, datasets, tokenizer, teacher, bf16)
     settings |= fingerprints_of_saved_model(model_path, task, args.recursions)
-    print_saved_task(model_path, args.modes)
+    print_saved_task(model_path)
     setup = Setup(
         args=args, model_path=model_path, task=task, tokenizer=tokenizer, teacher=teacher,
         hidden_weight=hidden_weight, settings=settings, processes=processes, bf16=bf16)
@@ -1365,17 +1365,13 @@ def run(args):
           f"    python finetune.py --model {shlex.quote(args.out)} --predict {placeholder}")
 
 
-def print_saved_task(model_path, modes):
+def print_saved_task(model_path):
     """If the model is a fine-tuned one, print that its task head is trained further. In the mode
     random it is not: see load_classifier."""
     saved_task = load_task(model_path)
-    if saved_task is None:
-        return
-    line = (f"{model_path} was fine-tuned for {saved_task.name} already: training goes on with its "
-            "head")
-    if "random" in modes:
-        line += "; only the mode random begins with a new one"
-    print(line)
+    if saved_task is not None:
+        print(f"{model_path} was fine-tuned for {saved_task.name} already: training goes on with "
+              "its head, except in the mode random")
 
 
 def paths_to_read(args, model_path):
