@@ -1385,15 +1385,12 @@ def paths_to_read(args, model_path):
 
 
 def choose_length(length, kind, num_positions):
-    """Return --length, or its default. ValueError if the model has too few positions."""
+    """Return --length, or its default. load_classifier checks whether it is too large."""
     if length is None:
         length = 128
         if kind == "qa":
             length = 384
         length = min(length, num_positions)
-    if not 8 <= length <= num_positions:
-        raise ValueError(f"--length: {length} is not from 8 to {num_positions}, the number of "
-                         "positions that the model has")
     return length
 
 

@@ -1257,13 +1257,6 @@ def test_the_length_is_128_or_384_but_no_more_than_the_positions():
     assert choose_length(64, "tagging", 64) == 64
 
 
-@pytest.mark.parametrize("length, num_positions, named", [(65, 64, 65), (7, 64, 7), (None, 7, 7)])
-def test_a_length_below_8_or_above_the_positions_is_refused(length, num_positions, named):
-    message = f"^--length: {named} is not from 8 to {num_positions}, the number of pos"
-    with pytest.raises(ValueError, match=message):
-        choose_length(length, "tagging", num_positions)
-
-
 @pytest.mark.parametrize("mode, is_default_run, width, rate, rate_with_corrections", [
     ("all", False, 768, 5e-5, 5e-5),
     ("all", False, 128, 3e-4, 3e-4),
