@@ -2549,16 +2549,6 @@ def test_a_teacher_of_another_tokenizer_is_refused(
     assert f"--distill-from {teacher}: its tokenizer differs" in error
 
 
-def test_a_teacher_with_fewer_tokens_than_its_tokenizer_is_refused(
-        tmp_path, out, sst2_flags, tokenizer, capsys):
-    task = make_task_of_kind("classification", ["0", "1"])
-    teacher = tmp_path / "teacher"
-    num_tokens = tokenizer.vocab_size
-    save_random_classifier(teacher, task, tokenizer, vocab_size=num_tokens - 1)
-    error = fail(capsys, *sst2_flags, "--distill-from", teacher, "--out", out)
-    assert f"{teacher}: its tokenizer has {num_tokens} tokens" in error
-
-
 def test_a_teacher_of_another_task_of_glue_is_refused(
         tmp_path, out, sst2_flags, tokenizer, capsys):
     """Its labels have the same names, but another meaning."""
