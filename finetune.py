@@ -1317,10 +1317,8 @@ def check_file_flags(task_name, given):
     for flag, tasks in TASKS_OF_FLAG.items():
         if flag in given and task_name not in tasks:
             listed = ", ".join(tasks)
-            message = f"{flag}: the task {task_name} does not use it; it is for --task {listed}"
-            if task_name in GLUE:
-                message += f"; {task_name} reads the files in the folder --data"
-            raise ValueError(message)
+            raise ValueError(f"{flag}: the task {task_name} does not use it; it is for --task "
+                             f"{listed}")
 
 
 # ---- All runs of a command --------------------------------------------------------------

@@ -2536,7 +2536,6 @@ def test_a_model_of_a_glue_task_is_only_measured_on_its_files(out, sst2_flags, c
     run(capsys, *sst2_flags, "--steps", 1, "--out", out)
     error = fail(capsys, "--evaluate", "--model", out, "--dev", "x.tsv")
     assert "--dev: the task sst2 does not use it" in error
-    assert "; sst2 reads the files in the folder --data" in error
 
 
 def test_a_teacher_of_another_tokenizer_is_refused(
