@@ -1516,7 +1516,7 @@ def warn_of_split_words(examples):
 def encode_for_rates(task, examples, tokenizer):
     """Split the training set for the choice of a rate: {"dev": a tenth of it, "train": the rest}.
     This is not the real dev set, but train_and_measure() needs a split with such a name."""
-    held_out, rest = hold_out_a_tenth(examples, task.kind, remedy="give one --lr")
+    held_out, rest = hold_out_a_tenth(examples, task.kind)
     splits = encode_splits(task, {"dev": held_out, "train": rest}, tokenizer)
     check_trainable(splits["train"].features)
     return splits

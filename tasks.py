@@ -883,7 +883,7 @@ def read_own_files(kind, files, text_columns, label_column):
     return datasets
 
 
-def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
+def hold_out_a_tenth(examples, kind):
     """Split examples -> (a tenth of them, the rest). The size of the tenth is rounded up.
 
     An example is held out only if other examples in the rest have its labels. So fewer than a tenth
@@ -895,7 +895,6 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
     kind: in qa the hash is that of the context alone. So all questions about a context are
         neighbours and come into the same part. Only the context at the border between the parts
         may have questions in both.
-    remedy: what the user can do about the error, for its message
     ValueError if no example can be held out, or if none would be left.
     """
     wanted = math.ceil(len(examples) / 10)
@@ -913,11 +912,10 @@ def hold_out_a_tenth(examples, kind, remedy="give --dev FILE"):
             held_out.append(example)
             num_left.subtract(labels)
     if not held_out or not rest:
-        message = (f"{examples[0].location}: no example can be held out, because this is the only "
-                   f"one to train on, or each has a label that no other example has; {remedy}")
-        if kind == "tagging":
-            message += "; in a file of tags an empty line ends each sentence"
-        raise ValueError(message)
+        raise ValueError(f"{examples[0].location}: no example can be held out, because this is the "
+                         "only one to train on (in a file of tags an empty line ends each "
+                         "sentence), or each has a label that no other example has; give --dev "
+                         "FILE, and no more than one --lr")
     return held_out, rest
 
 

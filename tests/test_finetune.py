@@ -2285,7 +2285,7 @@ def test_to_overwrite_removes_nothing_if_no_rate_can_be_chosen(out, model, two_t
     run(capsys, *flags)
     before = files_below(out)
     error = fail(capsys, *flags, "--lr", "1e-3", "1e-4", "--overwrite")
-    assert "give one --lr" in error
+    assert "no more than one --lr" in error
     assert files_below(out) == before
 
 

@@ -1245,7 +1245,7 @@ def test_a_label_that_occurs_once_stays_in_the_rest(kind, seed):
 
 def test_where_each_label_occurs_once_nothing_can_be_held_out():
     examples = [text_example("a", "x", location="f:1"), text_example("b", "y")]
-    message = "^f:1: .* each has a label that no other example has; give --dev FILE$"
+    message = "^f:1: .* each has a label that no other example has; give --dev FILE, "
     with pytest.raises(ValueError, match=message):
         hold_out_a_tenth(examples, "classification")
 
@@ -1288,15 +1288,13 @@ def test_questions_about_one_context_are_held_out_together():
 
 def test_one_example_alone_cannot_be_held_out():
     example = text_example("a", "x", location="f:7")
-    with pytest.raises(ValueError, match="^f:7: .* this is the only one .*; give --dev FILE$"):
+    with pytest.raises(ValueError, match="^f:7: .* this is the only one .*; give --dev FILE,"):
         hold_out_a_tenth([example], "classification")
     number = text_example("a", 1.5, location="f:7")
-    with pytest.raises(ValueError, match="^f:7: .* this is the only one .*; give --dev FILE$"):
+    with pytest.raises(ValueError, match="^f:7: .* this is the only one .*; give --dev FILE,"):
         hold_out_a_tenth([number], "regression")
-    with pytest.raises(ValueError, match="^f:7: .* this is the only one .*; give one --lr$"):
-        hold_out_a_tenth([example], "classification", remedy="give one --lr")
     sentence = text_example(["a"], ["O"], location="f:7")
-    with pytest.raises(ValueError, match="an empty line ends each sentence$"):
+    with pytest.raises(ValueError, match="an empty line ends each sentence"):
         hold_out_a_tenth([sentence], "tagging")
 
 
