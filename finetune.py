@@ -1452,7 +1452,10 @@ def run_modes(setup, datasets, config):
     print_task(task, datasets)
     splits_for_rates = None                              # with one rate there is nothing to choose
     if args.lr is not None and len(args.lr) > 1:
-        splits_for_rates = encode_for_rates(task, datasets["train"], tokenizer)
+        held_out, rest = hold_out_a_tenth(datasets["train"], task.kind)
+        # This is not the real dev set, but train_and_measure() needs a split with such a name.
+        splits_for_rates = encode_splits(task, {"dev": held_out, "train": rest}, tokenizer)
+        check_trainable(splits_for_rates["train"].features)
     splits = encode_splits(task, datasets, tokenizer)
     check_texts(task, splits, tokenizer)
     check_trainable(splits["train"].features)
@@ -1511,15 +1514,6 @@ def warn_of_split_words(examples):
     if num_split > counts.total() / 100:
         warn(f"of {counts.total():,} words to train on --predict would split {num_split:,}, such "
              f"as {words_split[0]!r:.60}, so its predictions may be worse than the scores")
-
-
-def encode_for_rates(task, examples, tokenizer):
-    """Split the training set for the choice of a rate: {"dev": a tenth of it, "train": the rest}.
-    This is not the real dev set, but train_and_measure() needs a split with such a name."""
-    held_out, rest = hold_out_a_tenth(examples, task.kind)
-    splits = encode_splits(task, {"dev": held_out, "train": rest}, tokenizer)
-    check_trainable(splits["train"].features)
-    return splits
 
 
 def choose_rate(setup, mode, config, splits_for_rates):
