@@ -57,10 +57,10 @@ from distill import (DEFAULT_OUT, TrainingOptions, add_run_flags, allow_only, au
                      one_per_machine_first, output_loss, real_number, refuse_flags,
                      set_up_processes, split_batch, to_device, train, uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
-from tasks import (GLUE, KINDS, Example, Prediction, Task, check_labels, detailed_scores,
-                   download_glue, entities, find_words, hold_out_a_tenth, kind_of_task, lines_of,
-                   majority, make_task, read_code_task, read_glue, read_own_files, read_squad,
-                   score, split_words, write_predictions)
+from tasks import (GLUE, KINDS, Example, Prediction, Task, detailed_scores, download_glue,
+                   entities, find_words, hold_out_a_tenth, kind_of_task, labels_of_example,
+                   lines_of, majority, make_task, read_code_task, read_glue, read_own_files,
+                   read_squad, score, split_words, write_predictions)
 
 
 # ---- The model --------------------------------------------------------------------------
@@ -831,7 +831,7 @@ def fine_tune(setup, splits, mode, seed, lr):
 
 def check_examples(task, examples):
     """Raise ValueError if an example does not fit the task."""
-    check_labels(examples, task.kind, task.labels)
+    known_labels = set(task.labels)
     for example in examples:
         has_two_texts = example.second_text is not None
         if has_two_texts != task.pair:
@@ -839,6 +839,10 @@ def check_examples(task, examples):
                              f"{describe_number_of_texts(task)}; --text names the columns")
         if example.label is None:                        # a test set without labels
             continue
+        unknown = labels_of_example(example, task.kind) - known_labels
+        if unknown:
+            raise ValueError(f"{example.location}: label {min(unknown)!r:.60} does not occur in "
+                             f"the training set, whose labels are {first_few(task.labels)}")
         if task.kind == "tagging" and len(example.text) != len(example.label):
             raise ValueError(f"{example.location}, {example.text!r:.60}: words and tags are not "
                              f"equally many: {len(example.text)} and {len(example.label)}")

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from checkpoint import check_readable, expecting, first_few, parse_json_object, replace_file
+from checkpoint import check_readable, expecting, parse_json_object, replace_file
 from command import warn
 from data import CACHE, is_held_out, rows_of_csv
 
@@ -995,19 +995,6 @@ def labels_to_learn(train, kind):
         raise ValueError(f"{train[0].location}: this and all other examples to train on have "
                          f"only the label {min(labels)!r:.60}")
     return sorted(labels)
-
-
-def check_labels(examples, kind, labels):
-    """Raise ValueError if an example has a label that is not among the labels."""
-    known = set(labels)
-    for example in examples:
-        if example.label is None:                        # a test set without labels
-            continue
-        unknown = labels_of_example(example, kind) - known
-        if unknown:
-            label = min(unknown)
-            raise ValueError(f"{example.location}: label {label!r:.60} does not occur in the "
-                             f"training set, whose labels are {first_few(labels)}")
 
 
 def write_predictions(out, task, split_name, examples, predictions):

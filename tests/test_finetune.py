@@ -281,7 +281,8 @@ def test_a_text_without_a_label_becomes_a_batch_too(kind, tokenizer):
 def test_a_label_that_the_task_does_not_have_is_named(kind, text, label, tokenizer):
     task = make_task_of_kind(kind)
     example = Example(text, None, label, "0", "a.tsv:7")
-    with pytest.raises(ValueError, match="^a.tsv:7: label '(B-)?z' does not occur"):
+    message = f"^a.tsv:7: label '(B-)?z' does not .* whose labels are {'; '.join(task.labels)}$"
+    with pytest.raises(ValueError, match=message):
         encode(task, [example], tokenizer)
 
 

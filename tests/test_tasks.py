@@ -1338,19 +1338,6 @@ def test_a_task_of_questions_knows_whether_some_have_no_answer(answers, unanswer
     assert task.sd == 1.0
 
 
-def test_a_class_that_is_not_in_the_training_set_is_named():
-    dev = [text_example("a", "x"), text_example("c", "z", location="f:9")]
-    message = "f:9: label 'z' does not occur in the training set, whose labels are x; y$"
-    with pytest.raises(ValueError, match=message):
-        tasks.check_labels(dev, "classification", ["x", "y"])
-
-
-def test_a_tag_that_is_not_in_the_training_set_is_named():
-    dev = [text_example(["a", "b"], ["O", "B-z"], location="f:8")]
-    with pytest.raises(ValueError, match="f:8: label 'B-z' does not occur in the training"):
-        tasks.check_labels(dev, "tagging", ["B-x", "I-x", "O"])
-
-
 def test_a_task_has_a_known_kind_and_examples():
     train = [text_example("a", "x"), text_example("b", "y")]
     with pytest.raises(ValueError, match="^kind is 'ranking', not one of classification, regress"):
