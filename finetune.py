@@ -1691,8 +1691,7 @@ def check_texts(task, splits, tokenizer):
     --predict there is no training set.
     """
     for name, split in splits.items():
-        is_training = name == "train"
-        check_characters(split.examples, tokenizer, is_training)
+        check_characters(name, split.examples, tokenizer)
     warn_of_cut(task, splits)
 
 
@@ -1713,7 +1712,7 @@ def check_vocabulary(tokenizer, config):
                          f"model only {config.vocab_size}")
 
 
-def check_characters(examples, tokenizer, is_training):
+def check_characters(split_name, examples, tokenizer):
     """Print a warning if over a tenth of the characters of the examples become [UNK]: see
     data.count_characters. ValueError if over half of them do in a training set."""
     texts = []
@@ -1725,12 +1724,9 @@ def check_characters(examples, tokenizer, is_training):
         if example.second_text is not None:
             texts.append(example.second_text)
     num_characters, num_unknown = count_characters(texts, tokenizer)         # in a sample
-    where = examples[0].location
-    if len(examples) > 1:
-        where += " and others"
-    message = (f"{where}: {num_unknown / max(1, num_characters):.0%} of the characters become "
+    message = (f"{split_name}: {num_unknown / max(1, num_characters):.0%} of the characters become "
                f"[UNK] with the tokenizer in {tokenizer.path}")
-    if is_training and num_unknown > num_characters / 2:
+    if split_name == "train" and num_unknown > num_characters / 2:
         raise ValueError(f"{message}: {UNKNOWN_CHARACTERS_REMEDY}")
     if num_unknown > num_characters / 10:
         warn(message)

@@ -1356,9 +1356,9 @@ def test_text_is_refused_if_most_characters_are_unknown(kind, num_known, is_refu
     if is_refused:
         message = r"% of the characters become \[UNK\] .* over 100 letters in"
         with pytest.raises(ValueError, match=message):
-            finetune.check_characters([example], tokenizer, is_training=True)
+            finetune.check_characters("train", [example], tokenizer)
     else:
-        finetune.check_characters([example], tokenizer, is_training=True)
+        finetune.check_characters("train", [example], tokenizer)
 
 
 @pytest.mark.parametrize("rank, is_printed", [(None, True), ("0", True), ("1", False)])
@@ -1381,7 +1381,7 @@ def test_a_warning_is_one_printable_line_of_the_first_process(
 def test_it_is_said_if_a_tenth_of_the_characters_is_unknown(
         num_known, is_warned, tokenizer, capsys):
     example = make_text_example("good " * num_known + "привет", "x")
-    finetune.check_characters([example], tokenizer, is_training=True)
+    finetune.check_characters("train", [example], tokenizer)
     share = 6 / (4 * num_known + 6)
     warning = f": {share:.0%} of the characters become [UNK]"
     assert (warning in capsys.readouterr().err) is is_warned
@@ -1395,7 +1395,7 @@ def test_a_measured_set_in_another_language_is_warned_of_in_the_training(
     flags = ["--model", model, "--task", "classification", "--train", sentiment / "train.tsv"]
     warned = run(capsys, *flags, flag, russian, "--text", "sentence", "--steps", 1,
                  "--out", out).err
-    assert f"warning: {russian}:2 and others: 75% of the characters become [UNK]" in warned
+    assert f"warning: {flag[2:]}: 75% of the characters become [UNK]" in warned
 
 
 @pytest.mark.parametrize("first, second, is_cut", [
@@ -2946,12 +2946,12 @@ def test_a_text_of_unknown_tokens_is_predicted_with_a_warning(tokenizer, tmp_pat
     lines = ["good", "", "привет привет good", "привет good"]
     texts = write_file(tmp_path / "t.txt", "\n".join(lines) + "\n")
     printed = run(capsys, "--model", out, "--predict", texts)
-    assert printed.err == (f"warning: {texts}:1 and others: 60% of the characters become [UNK] "
-                           f"with the tokenizer in {out}\n")
+    assert printed.err == ("warning: --predict: 60% of the characters become [UNK] with the "
+                           f"tokenizer in {out}\n")
     assert printed.out.count("%") == 6                   # two labels of each of three texts
     table = write_file(tmp_path / "t.tsv", "text\tlabel\nпривет привет good\tx\n")
     warned = run(capsys, "--model", out, "--evaluate", "--test", table).err
-    assert f"warning: {table}:2: 75% of the characters become [UNK]" in warned
+    assert "warning: test: 75% of the characters become [UNK]" in warned
 
 
 @pytest.mark.parametrize("rank", [0, 1])
