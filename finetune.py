@@ -1692,7 +1692,7 @@ def check_texts(task, splits, tokenizer):
     """
     for name, split in splits.items():
         check_characters(name, split.examples, tokenizer)
-    warn_of_cut(task, splits)
+        warn_of_cut(name, split, task.length)
 
 
 def check_trainable(features):
@@ -1749,21 +1749,17 @@ def print_task(task, datasets):
     print(line, flush=True)
 
 
-def warn_of_cut(task, splits):
-    """Print a warning for each Split in which texts were cut. Texts to tag and contexts in qa are
-    not cut, but read in windows. So in qa only questions are counted."""
-    what = "examples"
-    if task.kind == "qa":
-        what = "questions"
-    for name, split in splits.items():
-        # A question that was cut may have many windows with was_cut, but is counted once.
-        cut_examples = set()
-        for feature in split.features:
-            if feature.was_cut:
-                cut_examples.add(feature.example_number)
-        if cut_examples:
-            warn(f"{name}: {len(cut_examples):,} of {len(split.examples):,} {what} are too long "
-                 f"for --length {task.length} and were cut")
+def warn_of_cut(split_name, split, length):
+    """Print a warning if texts of a Split were cut. Texts to tag and contexts in qa are not cut,
+    but read in windows. So in qa only questions are counted."""
+    # A question that was cut may have many windows with was_cut, but is counted once.
+    cut_examples = set()
+    for feature in split.features:
+        if feature.was_cut:
+            cut_examples.add(feature.example_number)
+    if cut_examples:
+        warn(f"{split_name}: in {len(cut_examples):,} of {len(split.examples):,} examples a text "
+             f"is too long for --length {length} and was cut")
 
 
 # ---- The scores -------------------------------------------------------------------------

@@ -1417,10 +1417,10 @@ def test_texts_that_were_cut_are_counted(first, second, is_cut, tokenizer, capsy
     examples = [short, make_text_example(first, 1.0, second), short]
     features = encode(task, examples, tokenizer)
     split = finetune.Split(examples, features)
-    finetune.warn_of_cut(task, {"dev": split})
+    finetune.warn_of_cut("dev", split, length=8)
     warned = capsys.readouterr().err
     if is_cut:
-        assert warned.startswith("warning: dev: 1 of 3 examples are too")
+        assert warned.startswith("warning: dev: in 1 of 3 examples a text is too")
     else:
         assert warned == ""
 
@@ -2899,7 +2899,7 @@ def test_it_is_said_how_many_questions_were_cut(tmp_path, out, model, capsys):
     questions = write_file(tmp_path / "a.json", squad)
     flags = file_flags(model, "qa", questions) + ["--steps", 1, "--length", 8, "--out", out]
     warned = run(capsys, *flags).err
-    message = "1 of 2 questions are too long for --length 8 and were cut\n"
+    message = "in 1 of 2 examples a text is too long for --length 8 and was cut\n"
     assert f"warning: train: {message}" in warned
     assert f"warning: dev: {message}" in warned
     warned = run(capsys, "--model", out, "--evaluate", "--dev", questions).err
@@ -2908,7 +2908,7 @@ def test_it_is_said_how_many_questions_were_cut(tmp_path, out, model, capsys):
     warned = run(capsys, *predict, questions, "--out", tmp_path / "answers.json").err
     assert f"warning: --predict: {message}" in warned
     warned = run(capsys, *predict, "where is\tjohn lives in paris").err
-    assert "warning: --predict: 1 of 1 questions are too long" in warned
+    assert "warning: --predict: in 1 of 1 examples a text is too long" in warned
     warned = run(capsys, *predict, "who\tjohn lives in paris").err
     assert warned == ""
 
@@ -2929,13 +2929,13 @@ def test_it_is_said_how_many_texts_were_cut(tmp_path, out, model, capsys):
     table = write_file(tmp_path / "t.tsv", "text\tlabel\n" + rows)
     flags = file_flags(model, "classification", table) + ["--steps", 1, "--length", 8]
     warned = run(capsys, *flags, "--out", out).err
-    message = "2 of 4 examples are too long for --length 8 and were cut\n"
+    message = "in 2 of 4 examples a text is too long for --length 8 and was cut\n"
     assert f"warning: train: {message}" in warned
     assert f"warning: dev: {message}" in warned
     warned = run(capsys, "--model", out, "--evaluate", "--test", table).err
     assert f"warning: test: {message}" in warned
     warned = run(capsys, "--model", out, "--predict", "good " * 7).err
-    assert "warning: --predict: 1 of 1 examples are too long for --length 8 and" in warned
+    assert "warning: --predict: in 1 of 1 examples a text is too long for --length 8" in warned
     warned = run(capsys, "--model", out, "--predict", "good " * 6).err
     assert warned == ""
 
