@@ -1255,10 +1255,6 @@ def arguments(argv):
         raise ValueError("--text: give one column or two different ones")
     if args.label in args.text:
         raise ValueError(f"--text and --label: {args.label!r} cannot be both")
-    if args.lr is not None:
-        names = [f"{lr:g}" for lr in args.lr]            # as in the names of the runs' folders
-        if len(set(names)) < len(names):
-            raise ValueError(f"--lr: two rates are the same, to six digits: {' '.join(names)}")
     given = given_flags(argv)
     if args.predict is not None:
         allow_only(given, PREDICT_FLAGS, "--predict")

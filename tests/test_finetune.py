@@ -2305,12 +2305,6 @@ def test_to_overwrite_removes_nothing_if_only_the_examples_held_out_for_a_rate_h
     assert files_below(out) == before
 
 
-def test_two_rates_with_one_folder_are_refused():
-    """The name of a run's folder has six digits of its rate."""
-    with pytest.raises(ValueError, match="--lr: two rates are the same, to six digits: 0.01 0.01"):
-        finetune.arguments(["--lr", "1e-2", "1.0000001e-2"])
-
-
 def positive_probabilities_in_float32(folder, sentiment):
     """Predict the dev set with a saved model in float32, and list the probabilities of label 1."""
     tuned = load_classifier(str(folder))
