@@ -1056,14 +1056,12 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
     of texts, if the task has two texts, but the model knows only one segment, or if the task's
     sequences are longer than the model allows.
     """
-    if not os.path.isdir(path):
-        raise ValueError(f"{path}: there is no such folder")
     saved_task = load_task(path)                         # None: the folder has no task.json
     if task is None:
         task = saved_task
     if task is None:
-        raise ValueError(f"{path}: not a fine-tuned model: it has no task.json; give the --out "
-                         "of finetune.py, or first train it with --task TASK")
+        raise ValueError(f"{path}: not the folder of a fine-tuned model: it has no task.json; give "
+                         "the --out of finetune.py, or first train it with --task TASK")
     encoder = load_encoder(path, mode, dropout, sample, recursions)
     num_segments = encoder.config.type_vocab_size
     if task.pair and num_segments < 2:

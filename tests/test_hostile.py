@@ -848,7 +848,7 @@ score     --evaluate --dev z.tsv                z.tsv:2: label 'z' does not occu
 score     --evaluate --dev good.tsv --task qa   --task qa: tuned was fine-tuned for classification
 score     --evaluate --dev pairs.tsv --text text next  pairs.tsv:2, *: this task needs one text
 score     --evaluate --dev good.tsv --model bad-vocab  bad-vocab: its tokenizer has 103 tokens
-score     --evaluate --dev good.tsv --model m   m: not a fine-tuned model
+score     --evaluate --dev good.tsv --model m   m: not the folder of a fine-tuned model
 finetune  --device cuda                         --device cuda: torch finds no GPU here
 finetune  --task tagging --text text            --text: the task tagging does not use it; it is for
 finetune  --task qa --label label               --label: the task qa does not use it
@@ -881,8 +881,8 @@ predict   --predict md                          --predict md: give a regular fil
 predict   --device cuda                         --device cuda: torch finds no GPU here
 predict   --out file                            --out and --overwrite: only the answers to a SQuAD
 predict   --overwrite                           --out and --overwrite: only the answers to a SQuAD
-predict   --model m                             m: not a fine-tuned model: it has no task.json*first
-predict   --model m/vocab.txt                   m/vocab.txt: there is no such folder
+predict   --model m                             m: not the folder of a fine-tuned model: *first
+predict   --model m/vocab.txt                   m/vocab.txt: not the folder of a fine-tuned model: it
 predict   --model headless                      headless/head.safetensors: No such file
 predict   --model bad-text                      bad-text/task.json: not a task: length is 'x'
 predict   --model bad-three                     bad-three/head.safetensors: 'bias' is [2], not [3]
