@@ -1098,8 +1098,7 @@ def load_head(head, path, saved_task, task):
     head_path = os.path.join(path, "head.safetensors")
     weights, _ = read_safetensors(head_path)             # {name: tensor}
     check_tensors(head_path, head.state_dict(), weights)
-    weights = {name: tensor.float() for name, tensor in weights.items()}
-    check_finite(head_path, weights)                     # a huge float64 is inf as a float32
+    check_finite(head_path, weights)
     head.load_state_dict(weights)
     change_normalisation(head, saved_task, task)
 
