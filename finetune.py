@@ -1951,11 +1951,9 @@ def write_answers(args, model, tokenizer, bf16):
 
 def check_answers_path(out, args):
     """Raise ValueError if write_answers cannot or must not write the file out."""
-    if os.path.basename(out) == "":
-        raise ValueError(f"--out {out!r}: give the name of a file, not of a folder")
     if os.path.realpath(out) == os.path.realpath(args.predict):
         raise ValueError(f"--out {out}: this file is read from; choose another one")
-    folder = os.path.dirname(os.path.abspath(out))
+    folder = os.path.dirname(os.path.join(".", out))     # "." if out is a name alone
     if not os.path.isdir(folder):
         raise ValueError(f"--out {out}: there is no folder {folder}")
     if os.path.realpath(folder) == os.path.realpath(args.model):

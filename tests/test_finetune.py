@@ -1664,7 +1664,7 @@ def test_what_cannot_be_a_file_of_answers_is_refused(tmp_path, qa_model, capsys)
     error = fail(capsys, *predict, tmp_path)
     assert "this is not a regular file" in error
     error = fail(capsys, *predict, f"{tmp_path}/new/")
-    assert f"--out '{tmp_path}/new/': give the name of a file, not of a folder" in error
+    assert f"--out {tmp_path}/new/: there is no folder {tmp_path}/new\n" in error
     os.mkfifo(tmp_path / "pipe")
     error = fail(capsys, *predict, tmp_path / "pipe")
     assert "pipe: this is not a regular file" in error
