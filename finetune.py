@@ -1565,13 +1565,12 @@ def find_best_rate(setup, mode, splits):
             model, results = fine_tune(setup, splits, mode, args.seed, lr)
             del model                                    # before the next run loads its own
         except FloatingPointError as error:              # the rate is too high
+            print(f"--lr {lr:g}: {error}", flush=True)
             # A single process can drop this rate and try the next one. Several processes cannot:
             # during the training only the first one evaluates. If its evaluation fails, the others
             # train on with this rate and would wait for that process for ever.
             if setup.processes.world_size > 1:
-                raise FloatingPointError(f"{error}; try without --lr {lr:g}, or with one "
-                                         "process") from error
-            print(f"--lr {lr:g}: {error}", flush=True)
+                raise
         else:
             score_of_rate[lr] = results["dev"].scores[metric]
     if not score_of_rate:

@@ -2264,7 +2264,7 @@ def test_several_processes_stop_at_a_rate_that_diverges(monkeypatch):
     task = make_task_of_kind("classification", ["x"])
     args = SimpleNamespace(lr=[0.5, 0.1], seed=0)
     setup = SimpleNamespace(task=task, processes=Processes(world_size=2), args=args)
-    with pytest.raises(FloatingPointError, match="nan; try without --lr 0.5, or with one process"):
+    with pytest.raises(FloatingPointError, match="nan$"):
         finetune.find_best_rate(setup, "all", {})
 
 
