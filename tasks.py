@@ -744,8 +744,6 @@ def download_glue(name, cache=CACHE):
             raise ValueError("a training set or a dev set is missing in it")
         os.replace(temporary, folder)
     except Exception as error:      # of the network, the zip file or the disk
-        if os.path.isdir(folder):                        # another process has made it meanwhile
-            return folder
         raise ValueError(f"{url}: {error}; if you have the files, give their folder with "
                          "--data DIR") from error
     finally:

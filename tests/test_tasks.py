@@ -1078,22 +1078,6 @@ def test_a_zip_without_its_tables_leaves_nothing_in_the_cache(names, tmp_path, m
     assert names_in(tmp_path / "glue") == []
 
 
-def test_two_processes_may_download_the_same_task_at_once(tmp_path, monkeypatch):
-    content = make_zip({"RTE/train.tsv": "whole", "RTE/dev.tsv": "whole"})
-
-    def download_while_another_process_does(url):
-        download_instead(monkeypatch, content)
-        tasks.download_glue("rte", str(tmp_path))
-        return io.BytesIO(content)
-
-    monkeypatch.setattr(tasks, "download", download_while_another_process_does)
-    folder = tasks.download_glue("rte", str(tmp_path))
-    assert names_in(tmp_path / "glue") == ["RTE"]
-    for split in ("train", "dev"):
-        with open(f"{folder}/{split}.tsv") as file:
-            assert file.read() == "whole"
-
-
 # ---- The task without files -------------------------------------------------------------
 
 def test_the_code_task_tags_what_was_marked_as_code(tmp_path):
