@@ -729,21 +729,20 @@ def download_glue(name, cache=CACHE):
                          "their folder with --data DIR")
     url = f"{GLUE_URL}{ZIP_NAMES.get(name, folder_name)}.zip"
     os.makedirs(os.path.dirname(folder), exist_ok=True)
-    temporary = tempfile.mkdtemp(dir=os.path.dirname(folder))                # only for this process
     # MNLI has two dev sets and two test sets, with these endings.
     pattern = r"[^/]+/(train|dev|test)(_matched|_mismatched)?\.tsv"
     try:
         archive = zipfile.ZipFile(download(url))
-        for member in archive.infolist():
-            if re.fullmatch(pattern, member.filename):
-                member.filename = os.path.basename(member.filename)      # extracted to this name
-                archive.extract(member, temporary)
-        os.replace(temporary, folder)
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(folder)) as temporary:
+            unpacked = os.path.join(temporary, folder_name)
+            for member in archive.infolist():
+                if re.fullmatch(pattern, member.filename):
+                    member.filename = os.path.basename(member.filename)  # extracted to this name
+                    archive.extract(member, unpacked)
+            os.replace(unpacked, folder)                 # only now, when all files are there
     except Exception as error:      # of the network, the zip file or the disk
         raise ValueError(f"{url}: {error}; if you have the files, give their folder with "
                          "--data DIR") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
