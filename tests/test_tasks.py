@@ -1304,14 +1304,6 @@ def test_a_task_of_questions_knows_whether_some_have_no_answer(answers, unanswer
     assert task.sd == 1.0
 
 
-def test_a_task_has_a_known_kind_and_examples():
-    train = [text_example("a", "x"), text_example("b", "y")]
-    with pytest.raises(ValueError, match="^kind is 'ranking', not one of classification, regress"):
-        make_task("ranking", "ranking", {"train": train}, 16, 3)
-    with pytest.raises(ValueError, match="^there are no examples to train on$"):
-        make_task("classification", "classification", {"train": []}, 16, 3)
-
-
 def test_the_majority_tag_of_a_word_is_its_most_frequent_one_and_o_for_a_new_word():
     train = [text_example(["a", "b"], ["B-x", "O"]),
              text_example(["a", "b"], ["B-x", "B-x"]),
