@@ -709,7 +709,6 @@ def write_fine_tuned_models(folder, model):
         # Facts that are wrong.
         "bad-text": {"length": "x"},
         "bad-three": {"labels": ["a", "b", "c"]},        # the head is for two labels
-        "bad-twice": {"labels": ["a", "a"]},
         "bad-more": {"more": 1},
     }
     for name, changes in changes_of_task.items():
@@ -875,7 +874,6 @@ predict   --predict blank.txt                   --predict 'blank.txt': there is 
 predict   --predict semicolon.csv               --predict semicolon.csv: *not a folder, a table
 predict   --model bad-infinite                  what the model computes is not finite
 predict   --model bad-vocab                     bad-vocab: its tokenizer has 103 tokens
-predict   --model bad-twice                     bad-twice/task.json: *the same label twice
 predict   --model qa --predict space.json --out space.json --overwrite  this file is read from
 predict   --predict md                          --predict md: give a regular file*not a folder
 predict   --device cuda                         --device cuda: torch finds no GPU here
