@@ -810,22 +810,19 @@ def read_code_task(path):
     """
     datasets = {"train": [], "dev": []}
     for number, row in rows_of(path):
-        location = f"{path}:{number}"
-        with expecting(location, "a paragraph of the documentation"):
-            text = field_of(row, "text", str)
-            code_spans = [(int(begin), int(end)) for begin, end in field_of(row, "code", list)]
-        if not code_spans:
+        if not row["code"]:
             continue
+        text = row["text"]
         words = []
         tags = []
         for word_begin, word_end in find_words(text):
             words.append(text[word_begin:word_end])
-            is_code = any(begin <= word_begin < end for begin, end in code_spans)
+            is_code = any(begin <= word_begin < end for begin, end in row["code"])
             tag = "O"
             if is_code:
                 tag = "I-code"                           # iob2() below makes the first one B-code
             tags.append(tag)
-        example = Example(words, None, iob2(tags), str(number - 1), location)
+        example = Example(words, None, iob2(tags), str(number - 1), f"{path}:{number}")
         if is_held_out(text, 10):
             datasets["dev"].append(example)
         else:
