@@ -34,8 +34,6 @@ from data import CACHE, is_held_out, rows_of_csv
 # TASKS_OF_FLAG of finetune.py, and the help of --task and --train. An `else` that belongs to one of
 # these ifs is about all other kinds, so look at it, too.
 KINDS = ("classification", "regression", "tagging", "qa")
-# A .gz, a .bz2 and an .xz begin with these bytes.
-COMPRESSED = re.compile(rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ\0")
 
 
 class Example(NamedTuple):
@@ -367,12 +365,10 @@ def lines_of(path):
             encoding = "utf-8"
             if number == 1:
                 encoding = "utf-8-sig"                   # a byte order mark may come first
-                if COMPRESSED.match(raw):
-                    raise ValueError(f"{path}: it is compressed; unpack it first")
                 if b"\0" in raw:
-                    raise ValueError(f"{path}: its first line has NUL bytes. If it is a text, it "
-                                     "is in UTF-16 or UTF-32, which iconv converts to UTF-8")
-            with expecting(f"{path}:{number}", "UTF-8 (iconv converts other encodings)"):
+                    raise ValueError(f"{path}: its first line has NUL bytes. If it is in UTF-16 or "
+                                     "UTF-32, iconv converts it; if it is compressed, unpack it")
+            with expecting(f"{path}:{number}", "UTF-8 (unpack it, or convert it with iconv)"):
                 line = raw.decode(encoding).rstrip("\r\n")
             yield number, line
 

@@ -811,7 +811,7 @@ finetune  --train empty.tsv                     empty.tsv: the file has no examp
 finetune  --train single.tsv                    single.tsv:2: *this is the only one
 finetune  --train same.tsv                      same.tsv:*: this and all other examples to
 finetune  --train headless.tsv                  headless.tsv:2: the column 'text' is missing
-finetune  --train utf16.tsv                     utf16.tsv: its first line has NUL bytes. If it is a
+finetune  --train utf16.tsv                     utf16.tsv: its first line has NUL bytes. If it is in
 finetune  --train x.xlsx                        x.xlsx: the ending of a table must be
 finetune  --train array.jsonl                   array.jsonl:1: not a JSON object
 finetune  --text text text                      --text: give one column or two different ones
@@ -880,7 +880,7 @@ predict   --device cuda                         --device cuda: torch finds no GP
 predict   --out file                            --out and --overwrite: only the answers to a SQuAD
 predict   --overwrite                           --out and --overwrite: only the answers to a SQuAD
 predict   --model m                             m: not the folder of a fine-tuned model: *first
-predict   --model m/vocab.txt                   m/vocab.txt: not the folder of a fine-tuned model: it
+predict   --model m/vocab.txt                   m/vocab.txt: not the folder of a fine-tuned
 predict   --model headless                      headless/head.safetensors: No such file
 predict   --model bad-text                      bad-text/task.json: not a task: length is 'x'
 predict   --model bad-three                     bad-three/head.safetensors: 'bias' is [2], not [3]

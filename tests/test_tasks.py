@@ -665,9 +665,8 @@ def test_a_label_nan_is_said_to_stand_for_a_missing_one(kind, ending, text, labe
 
 @pytest.mark.parametrize("module, name", [(gzip, "a.gz"), (bz2, "a.bz2"), (lzma, "a.txt")])
 def test_a_compressed_file_is_to_be_unpacked_first(module, name, tmp_path):
-    """It is known by its first bytes, whatever its name is."""
     path = write_file(tmp_path / name, module.compress(b"a\tO\n"))
-    with pytest.raises(ValueError, match=f"^{path}: it is compressed; unpack it first$"):
+    with pytest.raises(ValueError, match=f"^{path}:.* unpack it"):
         read_tags(path)
 
 
