@@ -1970,15 +1970,11 @@ def example_of_line(line, task, location="the text"):
         texts = line.split("\t", 1)                      # a context may have tabs
     else:
         texts = line.split("\t")
-    num_texts = 1
-    if task.pair:
-        num_texts = 2
-    if len(texts) != num_texts:
+    has_two_texts = len(texts) == 2
+    if has_two_texts != task.pair or len(texts) > 2:
         needed = describe_number_of_texts(task)
-        message = f"{location} {line!r:.60}: this model needs {needed}; a tab separates two texts"
-        if task.kind == "tagging":
-            message += "; for a file of words and tags say --evaluate --test FILE"
-        raise ValueError(message)
+        raise ValueError(f"{location} {line!r:.60}: this model needs {needed}; a tab separates two "
+                         "texts; for a file with labels or tags say --evaluate --test FILE")
     text = texts[0]
     if task.kind == "tagging":
         text = split_words(text)

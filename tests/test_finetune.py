@@ -1299,7 +1299,7 @@ def test_a_line_to_tag_is_split_into_words_and_punctuation():
     words = ["see", "os.path", ",", "john", "'", "s", "!"]
     example = finetune.example_of_line("see os.path, john's!", task)
     assert example == (words, None, None, "", "the text")
-    with pytest.raises(ValueError, match="for a file of words and tags say --evaluate --test FILE"):
+    with pytest.raises(ValueError, match="for a file with labels or tags say --evaluate"):
         finetune.example_of_line("john\tB-x", task)
 
 
