@@ -1818,7 +1818,15 @@ def use_fine_tuned(args, given):
     if processes.rank > 0:
         return                                           # one process is enough without training
     bf16 = uses_bf16(args.bf16, processes.device)
-    model, tokenizer = load_fine_tuned(args, processes.device, bf16)
+    model = load_classifier(args.model, recursions=args.recursions)
+    tokenizer = Tokenizer(args.model)
+    check_vocabulary(tokenizer, model.encoder.config)
+    if model.encoder.config.correction_rank > 0 and not bf16:
+        # The corrections are added to the matrices once, here, instead of in each batch. This is
+        # not done in bfloat16, where it would change the predictions a little: the training rounds
+        # a correction to bfloat16 before it is added.
+        model.encoder = merge_corrections(model.encoder)
+    model.to(processes.device)
     if args.evaluate:
         run_evaluation(args, given, model, tokenizer, bf16)
         return
@@ -1828,22 +1836,6 @@ def use_fine_tuned(args, given):
         write_answers(args, model, tokenizer, bf16)
     else:
         print_predictions(args, model, tokenizer, bf16)
-
-
-def load_fine_tuned(args, device, bf16):
-    """Load what --evaluate and --predict use -> the model on the device, its Tokenizer.
-
-    bf16: whether the model will compute in bfloat16
-    """
-    model = load_classifier(args.model, recursions=args.recursions)
-    tokenizer = Tokenizer(args.model)
-    check_vocabulary(tokenizer, model.encoder.config)
-    if model.encoder.config.correction_rank > 0 and not bf16:
-        # The corrections are added to the matrices once, here, instead of in each batch. This is
-        # not done in bfloat16, where it would change the predictions a little: the training rounds
-        # a correction to bfloat16 before it is added.
-        model.encoder = merge_corrections(model.encoder)
-    return model.to(device), tokenizer
 
 
 def run_evaluation(args, given, model, tokenizer, bf16):

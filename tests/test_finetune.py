@@ -2151,14 +2151,15 @@ def test_corrections_are_merged_to_predict(
 
 
 def test_a_model_without_corrections_keeps_its_one_group_to_predict(
-        tmp_path, out, sentiment, tokenizer, capsys):
+        tmp_path, out, sentiment, tokenizer, capsys, monkeypatch):
     """To merge corrections makes a group of parameters for each recursion."""
     save_with_corrections(tmp_path / "m", tokenizer, rank=0)
     flags = ["--model", tmp_path / "m", "--task", "sst2", "--data", sentiment]
     run(capsys, *flags, "--out", out, "--steps", 1)
-    args = finetune.arguments(["--model", str(out), "--evaluate"])
-    classifier, _ = finetune.load_fine_tuned(args, torch.device("cpu"), bf16=False)
-    assert classifier.encoder.config.num_hidden_groups == 1
+    merged = []
+    monkeypatch.setattr(finetune, "merge_corrections", merged.append)
+    run(capsys, "--model", out, "--predict", "good film")
+    assert merged == []
 
 
 def test_to_overwrite_removes_nothing_if_the_model_is_for_other_labels(
