@@ -1889,7 +1889,10 @@ def lines_to_predict(text_or_file):
     """List the lines that --predict gives, each as (location, line): those of the file, or the text
     as the only line. ValueError for a folder or a table, or if there is no such file."""
     if not os.path.exists(text_or_file):
-        check_not_file_name(text_or_file)
+        # It looks like the name of a file if it has no space, but a slash or an ending, or is "-".
+        if re.fullmatch(r"\S*[/\\]\S*|\S+\.[A-Za-z0-9]{1,7}|-", text_or_file):
+            raise ValueError(f"--predict {text_or_file}: there is no such file; if it is meant as "
+                             "a text, add a space to it")
         # Bytes of the command line that are not UTF-8 are surrogates in Python's text, which cannot
         # be printed. Here they become question marks.
         text = text_or_file.encode("utf-8", "replace").decode()
@@ -1909,14 +1912,6 @@ def check_are_sentences(path, lines):
         raise ValueError(f"--predict {path}: each line has a word and a tag, but here a line is a "
                          "sentence without tags; --evaluate --test FILE reads words and tags. (If "
                          "the lines are sentences, end one with a full stop)")
-
-
-def check_not_file_name(text):
-    """Raise ValueError if the text of --predict looks like the name of a file: it has no space, but
-    a slash or an ending, or it is "-"."""
-    if re.fullmatch(r"\S*[/\\]\S*|\S+\.[A-Za-z0-9]{1,7}|-", text):
-        raise ValueError(f"--predict {text}: there is no such file; if it is meant as a text, add "
-                         "a space to it")
 
 
 def write_answers(args, model, tokenizer, bf16):

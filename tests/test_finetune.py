@@ -2855,8 +2855,8 @@ def test_a_tagger_does_not_predict_for_a_file_of_words_and_tags(tokenizer, tmp_p
 def test_a_file_that_is_not_there_is_no_text(text):
     """A mistyped name must not be classified as if it were a text. Amid other words it may be."""
     with pytest.raises(ValueError, match=f"--predict {text}: there is no such file"):
-        finetune.check_not_file_name(text)
-    finetune.check_not_file_name(f"see {text}")
+        finetune.lines_to_predict(text)
+    assert finetune.lines_to_predict(f"see {text}") == [("--predict", f"see {text}")]
 
 
 def test_a_label_is_shown_without_what_a_terminal_would_obey():
