@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from checkpoint import check_readable, expecting, parse_json_object, replace_file
+from checkpoint import check_readable, expecting, parse_json_object, read_json, replace_file
 from command import warn
 from data import CACHE, is_held_out, rows_of_csv
 
@@ -604,11 +604,10 @@ def read_squad(path):
     The label of a question is None if its answers are not known. Such a question has no field
     "answers", or the field is empty and is_impossible is false.
     """
-    # Unlike read_text, lines_of says so if a file is compressed or in UTF-16.
-    text = "\n".join(line for _, line in lines_of(path))
+    content = read_json(path)
     examples = []
     with expecting(path, "SQuAD"):
-        for article in field_of(parse_json_object(text), "data", list):
+        for article in field_of(content, "data", list):
             for paragraph in field_of(article, "paragraphs", list):
                 context = field_of(paragraph, "context", str)
                 for question in field_of(paragraph, "qas", list):
