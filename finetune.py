@@ -949,15 +949,11 @@ def fit_lines(x, y):
     return weight, bias
 
 
-MAX_PROBABILITIES = 100             # name_probabilities returns at most this many
-
-
 def name_probabilities(labels, probabilities):
-    """Make {label: probability}, in the order of the labels. If there are more than
-    MAX_PROBABILITIES, only the largest are kept: with thousands of classes and many texts, all of
-    them would fill the memory."""
+    """Make {label: probability}, in the order of the labels. Only the 100 largest are kept: with
+    thousands of classes and many texts, all of them would fill the memory."""
     most_probable_first = np.argsort(-probabilities, kind="stable")           # label numbers
-    kept = np.sort(most_probable_first[:MAX_PROBABILITIES])
+    kept = np.sort(most_probable_first[:100])
     return {labels[i]: float(probabilities[i]) for i in kept}
 
 
