@@ -316,12 +316,10 @@ def answer_scores(gold, guesses):
     return {"f1": f1_total / len(gold), "exact_match": num_exact / len(gold)}
 
 
-PUNCTUATION = f"[{re.escape(string.punctuation)}]"       # the pattern of one punctuation character
-
-
 def normal_words(answer):
     """List the words of an answer in lower case, without punctuation and articles."""
-    text = re.sub(PUNCTUATION, "", answer.lower())
+    without_punctuation = str.maketrans("", "", string.punctuation)
+    text = answer.lower().translate(without_punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
