@@ -1968,10 +1968,12 @@ def example_of_line(line, task, location="the text"):
 
 
 def describe_prediction(task, line, prediction):
-    """Put a Prediction for a line of text into one line."""
+    """Put a Prediction for a line of text into one line; of classes the most probable is first."""
     guess = prediction.guess
     if task.kind == "classification":
-        return describe_probabilities(prediction.probabilities)
+        probabilities = prediction.probabilities
+        ordered = sorted(probabilities, key=probabilities.get, reverse=True)
+        return ", ".join(f"{printable(label)} {probabilities[label]:.1%}" for label in ordered)
     if task.kind == "regression":
         return f"{guess:.6g}"
     if task.kind == "tagging":
@@ -1980,12 +1982,6 @@ def describe_prediction(task, line, prediction):
     if guess == "":
         return "no answer"
     return printable(guess)
-
-
-def describe_probabilities(probabilities):
-    """Put {label: probability} into one line of text, the most probable label first."""
-    ordered = sorted(probabilities, key=probabilities.get, reverse=True)
-    return ", ".join(f"{printable(label)} {probabilities[label]:.1%}" for label in ordered)
 
 
 def describe_entities(text, tags):
