@@ -1779,6 +1779,8 @@ def print_scores(name, results_of_seeds):
 
 def describe_scores(scores):
     """Put scores {metric: value} into one line of text."""
+    if not scores:
+        return "no score, because some labels are not known"
     return ", ".join(f"{metric} {value:.2%}" for metric, value in scores.items())
 
 
@@ -1924,11 +1926,7 @@ def write_answers(args, model, tokenizer, bf16):
         answers[example.id] = prediction.guess
     with replace_file(out, shared=True) as file:
         file.write(json.dumps(answers).encode())
-    if result.scores:
-        remark = describe_scores(result.scores)
-    else:
-        remark = "some answers are not known, so there is no score"
-    print(f"{out}: {len(answers):,} answers; {remark}")
+    print(f"{out}: {len(answers):,} answers; {describe_scores(result.scores)}")
 
 
 def check_answers_path(out, args):

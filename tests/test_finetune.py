@@ -1651,7 +1651,7 @@ def test_questions_without_known_answers_are_answered_but_not_scored(tmp_path, q
     assert expected.keys() == {"a", "b"}
     hidden = write_two_questions(tmp_path / "hidden.json", with_answers=False)
     printed = run(capsys, *predict, hidden).out
-    words = "answers.json: 2 answers; some answers are not known, so there is no score"
+    words = "answers.json: 2 answers; no score, because some labels are not known"
     assert words in printed
     assert read_json(answers) == expected
 
