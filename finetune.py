@@ -458,8 +458,7 @@ class TaskLoss:
         self.lengths = np.array([len(feature.ids) for feature in features])
         self.tokens_per_step = int(self.lengths.mean() * batch_size)          # approximate
         self.steps_per_epoch = math.ceil(len(features) / batch_size)
-        # The epoch used last and its batches. Both are set in one assignment, so that they always
-        # match, even after an interrupted call or in another thread.
+        # The epoch used last and its batches.
         self.kept_batches = (None, None)
 
     def compute_losses(self, ids, mask, segments, rows, columns, targets, num_targets, num_tokens):
@@ -523,7 +522,6 @@ class TaskLoss:
             # GPU would make the program wait until the GPU has counted the True values.
             rows, columns = np.nonzero(is_target[part])  # (N,) each
             targets = labels[part][rows, columns].astype(np.float32)          # (N,)
-            # The arrays stand in the order in which compute_losses takes them.
             micro_batch = to_device(device, ids[part], mask[part], segments[part], rows, columns,
                                     targets)
             with autocast(device, self.bf16):
@@ -1357,8 +1355,7 @@ def run(args):
 
 
 def print_saved_task(model_path):
-    """If the model is a fine-tuned one, print that its task head is trained further. In the mode
-    random it is not: see load_classifier."""
+    """If the model is a fine-tuned one, print that its task head is trained further."""
     saved_task = load_task(model_path)
     if saved_task is not None:
         print(f"{model_path} was fine-tuned for {saved_task.name} already: training goes on with "
@@ -1412,7 +1409,6 @@ def fingerprints_of_saved_model(path, task, recursions):
     By these --resume sees whether the model is still the same. New adapters and a new head are not
     hashed: a resumed run makes them anew, before it restores their trained values, and on another
     processor their last digits may differ.
-    ValueError if the model cannot be loaded for this task.
     """
     model = load_classifier(path, task, recursions=recursions)
     fingerprints = {"encoder": fingerprint(model.encoder), "head": None,
@@ -1437,7 +1433,6 @@ def run_modes(setup, datasets, config):
 
     datasets: {name of a split: examples}
     config: the Config of the model that is trained
-    ValueError if encode, check_texts, hold_out_a_tenth or check_trainable refuses the examples
     """
     args = setup.args
     task = setup.task
@@ -1753,8 +1748,7 @@ def warn_of_cut(split_name, split, length):
 # ---- The scores -------------------------------------------------------------------------
 
 def results_of_majority(task, datasets):
-    """Score the guesses of majority(), which need no model -> {name of a split: Result}. These
-    Results have no predictions, because only the scores are used."""
+    """Score the guesses of majority(), which need no model -> {name of a split: Result}."""
     results = {}
     for split_name, examples in datasets.items():
         if split_name != "train":

@@ -422,7 +422,6 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
     text_columns: one or two names
     label_column: a name, or None if there are no labels
     numeric: whether the labels are numbers
-    If some examples have an empty text, a warning says how many.
     """
     examples = []
     num_empty = 0                                        # examples with an empty text
