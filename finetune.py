@@ -458,8 +458,7 @@ class TaskLoss:
         self.lengths = np.array([len(feature.ids) for feature in features])
         self.tokens_per_step = int(self.lengths.mean() * batch_size)          # approximate
         self.steps_per_epoch = math.ceil(len(features) / batch_size)
-        # The epoch used last and its batches.
-        self.kept_batches = (None, None)
+        self.kept_batches = (None, None)                 # the epoch used last and its batches
 
     def compute_losses(self, ids, mask, segments, rows, columns, targets, num_targets, num_tokens):
         """Compute a micro-batch's part of each loss: {name: scalar}.

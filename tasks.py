@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import shutil
 import string
 import tempfile
 import unicodedata
@@ -22,7 +21,6 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from checkpoint import check_readable, expecting, parse_json_object, read_json, replace_file
 from command import warn
@@ -717,8 +715,10 @@ def download_glue(name, cache=CACHE):
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     # MNLI has two dev sets and two test sets, with these endings.
     pattern = r"[^/]+/(train|dev|test)(_matched|_mismatched)?\.tsv"
+    print(f"downloading {url}", flush=True)
     try:
-        archive = zipfile.ZipFile(download(url))
+        with urllib.request.urlopen(url, timeout=30) as response:
+            archive = zipfile.ZipFile(io.BytesIO(response.read()))
         with tempfile.TemporaryDirectory(dir=os.path.dirname(folder)) as temporary:
             unpacked = os.path.join(temporary, folder_name)
             for member in archive.infolist():
@@ -730,21 +730,6 @@ def download_glue(name, cache=CACHE):
         raise ValueError(f"{url}: {error}; if you have the files, give their folder with "
                          "--data DIR") from error
     return folder
-
-
-def download(url):
-    """Download a file into memory, with a progress bar -> a file object."""
-    content = io.BytesIO()
-    with urllib.request.urlopen(url, timeout=30) as response:
-        size = int(response.headers.get("Content-Length", 0))
-        # disable=None: there is no bar if the output is not a terminal.
-        with tqdm.wrapattr(response, "read", total=size, desc=url, disable=None) as stream:
-            shutil.copyfileobj(stream, content)
-    # If the connection breaks off, copyfileobj just ends, without an error.
-    if size > 0 and content.tell() != size:
-        raise ValueError(f"the download broke off: {content.tell():,} of {size:,} bytes came")
-    content.seek(0)
-    return content
 
 
 # ---- The built-in task "code" -----------------------------------------------------------

@@ -1038,18 +1038,11 @@ def test_a_bad_answer_and_no_answer_are_one_line_and_leave_nothing(tmp_path, mon
     assert names_in(tmp_path / "glue") == []
 
 
-def test_a_download_is_a_file_from_its_beginning():
-    content = random.Random(0).randbytes(200_000)        # more than what is read at once
-    server = Server(content)
-    found = tasks.download(f"{server.url}x").read()
-    server.stop()
-    assert found == content
-
-
-def test_a_download_that_breaks_off_is_an_error():
+def test_a_download_that_breaks_off_is_an_error(tmp_path, monkeypatch):
     server = Server(b"ab", num_missing=1)
-    with pytest.raises(ValueError, match="^the download broke off: 2 of 3 bytes came$"):
-        tasks.download(server.url)
+    monkeypatch.setattr(tasks, "GLUE_URL", server.url)
+    with pytest.raises(ValueError, match=r"RTE.zip: IncompleteRead\(2 bytes read, 1 more expected"):
+        tasks.download_glue("rte", str(tmp_path))
     server.stop()
 
 
