@@ -216,8 +216,8 @@ class Tokenizer:
     """A BERT tokenizer, read from the tokenizer.json or the vocab.txt in a folder.
 
     Its tokenizer.json or its tokenizer_config.json says whether it is cased. If neither does, as in
-    BioBERT, it is cased if its vocabulary has capital letters, A to Z. ValueError names a file that
-    is not a tokenizer.
+    BioBERT and SciBERT, the vocabulary decides: see is_uncased. ValueError names a file that is
+    not a tokenizer.
     """
 
     def __init__(self, path):
@@ -417,15 +417,29 @@ def read_tokenizer_files(path):
 
 
 def read_wordpiece(path):
-    """Make the tokenizer of a vocab.txt. It lower-cases if no token has a capital letter, A to Z.
-    Tokens in brackets, such as [CLS], do not count."""
+    """Make the tokenizer of a vocab.txt. It lower-cases if the vocabulary is_uncased."""
     tokens = read_text(path).removesuffix("\n").split("\n")
     if len(set(tokens)) < len(tokens):
         raise ValueError(f"{path}: it has {len(tokens)} lines, but only {len(set(tokens))} "
                          "different tokens")
+    return make_wordpiece(tokens, is_uncased(tokens))
+
+
+def is_uncased(tokens):
+    """Guess whether a vocabulary is uncased, that is, whether its tokenizer lower-cases and removes
+    accents.
+
+    It is uncased if no token has a capital. It is also uncased if at most one token in 20 would be
+    changed, because some such vocabularies have a few capitals: Google's Chinese one has <S> and
+    <T>, and in SciBERT's uncased one a token in 50 would be changed. In BERT's cased one it would
+    be nearly a token in three. Tokens in brackets, such as [CLS], do not count.
+    """
     ordinary_tokens = [token for token in tokens if not re.fullmatch(r"\[.*\]", token)]
-    lowercase = re.search("[A-Z]", " ".join(ordinary_tokens)) is None
-    return make_wordpiece(tokens, lowercase)
+    has_capitals = any(token != token.lower() for token in ordinary_tokens)
+    # With handle_chinese_chars=True there would be spaces around each Chinese character.
+    normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True, handle_chinese_chars=False)
+    changed = [token for token in ordinary_tokens if normalizer.normalize_str(token) != token]
+    return not has_capitals or len(changed) <= len(ordinary_tokens) / 20
 
 
 def make_wordpiece(tokens, lowercase):

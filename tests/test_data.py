@@ -1218,14 +1218,18 @@ def lowercases(tokenizer):
     (["a", "##Bc"], None, False),
     (["a", "[unused1]", "[END]"], None, True),
     (["a", "[B", "c"], None, False),
-    (["a", "É"], None, True),
+    (["a", "É"], None, False),
+    (["мир", "Мир"], None, False),
+    ([*"abcdefghijklmnopqr", "é"], None, True),
+    ([*"abcdefghijklmnopqr", "<T>", "中"], None, True),
+    ([*"abcdefghijklmnopqr", "<T>", "<S>"], None, False),
     (["a", "B"], {"do_lower_case": True}, True),
     (["a", "b"], {"do_lower_case": False}, False),
     (["a", "B"], {"model_max_length": 512}, False),
     (["a", "B"], {"do_lower_case": None}, False),
 ])
 def test_a_vocabulary_with_capitals_is_cased_unless_told_otherwise(words, config, lower, tmp_path):
-    """Only capitals from A to Z count, and none in brackets, as in [END]."""
+    """A single one of 20 tokens does not count, and none in brackets, as in [END]."""
     folder = vocab_folder(tmp_path, SPECIAL_TOKENS + words, config)
     assert lowercases(Tokenizer(folder)) == lower
 
