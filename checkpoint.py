@@ -678,7 +678,8 @@ def restore_training_state(path, state, settings):
 RUN_FILE = "run.json"
 # finetune.py makes a subfolder with a name like this for each mode, learning rate and seed.
 TUNING_FOLDER = "*-lr*-seed*"
-TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json", "added_tokens.json"]
+TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json", "added_tokens.json",
+                   "special_tokens_map.json"]
 # Besides run.json, runs write these files into their folders. --overwrite removes them, their
 # temporary files, and no others.
 WRITTEN_BY_RUNS = [

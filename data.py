@@ -341,16 +341,18 @@ def added_tokens_of_files(path):
     added_path = os.path.join(path, "added_tokens.json")
     if os.path.isfile(added_path):
         tokens.update(read_json(added_path))             # {token: its number}
-    config_path = os.path.join(path, "tokenizer_config.json")
-    if os.path.isfile(config_path):
-        config = read_json(config_path)
-        with expecting(config_path, "the config of a tokenizer"):
-            tokens.update(added_tokens_of_config(config))
+    # Older versions of transformers name some tokens only in special_tokens_map.json.
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        config_path = os.path.join(path, name)
+        if os.path.isfile(config_path):
+            config = read_json(config_path)
+            with expecting(config_path, "the config of a tokenizer"):
+                tokens.update(added_tokens_of_config(config))
     return tokens
 
 
 def added_tokens_of_config(config):
-    """List the added tokens that a tokenizer_config.json names."""
+    """List the added tokens that a tokenizer_config.json or a special_tokens_map.json names."""
     entries = []                                         # each is a token or {"content": token}
     entry_of_number = config.get("added_tokens_decoder")
     if entry_of_number is not None:
@@ -503,7 +505,7 @@ def check_vocabulary_folder(out, config):
 
     config: what its tokenizer_config.json will hold, a dict
     """
-    for name in ("tokenizer.json", "vocab.txt", "added_tokens.json"):
+    for name in ("tokenizer.json", "vocab.txt", "added_tokens.json", "special_tokens_map.json"):
         if os.path.exists(os.path.join(out, name)):
             raise ValueError(f"{out}: it has a {name} already; choose another --out")
     config_path = os.path.join(out, "tokenizer_config.json")

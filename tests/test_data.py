@@ -1425,6 +1425,7 @@ def test_added_tokens_that_the_vocabulary_does_not_have_are_refused(tmp_path):
     ("tokenizer_config.json", {"additional_special_tokens": ["[e1]"]}),
     ("tokenizer_config.json", {"additional_special_tokens": [
         {"content": "[e1]", "__type": "AddedToken"}]}),
+    ("special_tokens_map.json", {"mask_token": "[MASK]", "additional_special_tokens": ["[e1]"]}),
 ])
 def test_a_token_that_transformers_keeps_whole_is_not_split(file_name, name, content, tmp_path):
     """In the text "[e1] a" transformers finds the token [e1], because it is an added token. If it
@@ -1574,7 +1575,8 @@ def test_a_learned_vocabulary_has_the_size_asked_for(lowercase, tmp_path):
 
 
 @pytest.mark.parametrize("name", [
-    "tokenizer.json", "vocab.txt", "added_tokens.json", "tokenizer_config.json"])
+    "tokenizer.json", "vocab.txt", "added_tokens.json", "special_tokens_map.json",
+    "tokenizer_config.json"])
 def test_a_vocabulary_is_not_learned_where_it_could_not_be_read_again(name, tmp_path):
     """Another tokenizer's file beside it would contradict it."""
     corpus = [write_documents(tmp_path / "a.txt", make_documents(9))]
