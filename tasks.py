@@ -131,6 +131,15 @@ METRICS = {                 # of tasks outside GLUE, by their kind
 }
 
 
+def kind_of_task(name):
+    """Return the kind of a task. A task of a user's own files has its kind as its name."""
+    if name in GLUE:
+        return GLUE[name].kind
+    if name == "code":
+        return "tagging"
+    return name
+
+
 # ---- Metrics ----------------------------------------------------------------------------
 # gold is the list of the true labels, guesses the list of the predicted ones.
 
@@ -808,15 +817,6 @@ def read_code_task(path):
 
 
 # ---- Putting a task together ------------------------------------------------------------
-
-def kind_of_task(name):
-    """Return the kind of a task. A task of a user's own files has its kind as its name."""
-    if name in GLUE:
-        return GLUE[name].kind
-    if name == "code":
-        return "tagging"
-    return name
-
 
 def read_own_files(kind, files, text_columns, label_column):
     """Read a user's own files {name of a split: list of paths} -> {name of a split: examples}."""
