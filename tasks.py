@@ -173,22 +173,6 @@ def score(task, examples, guesses):
 # A guessed item is correct if it is among the gold items. The "name" of an item is its last field:
 # its class or type.
 
-def detailed_scores(task, examples, guesses):
-    """Score each class, or each type of entity, separately -> {name: {metric: value}}.
-
-    The metrics are precision, recall, f1, and count: how many true labels, or true entities, have
-    this name. The result is {} for regression and qa, and if a label is not known.
-    """
-    gold = [example.label for example in examples]
-    if any(label is None for label in gold):
-        return {}
-    if task.kind == "classification":
-        return scores_by_name(set(enumerate(gold)), set(enumerate(guesses)))
-    if task.kind == "tagging":
-        return scores_by_name(entities_of_all(gold), entities_of_all(guesses))
-    return {}
-
-
 def item_scores(num_correct, num_gold, num_guessed):
     """Compute precision, recall and F1 from the numbers of correct items, of gold items and of
     guessed items. A correct item is both gold and guessed.
@@ -337,6 +321,22 @@ def word_f1(gold_words, guess_words):
     # A word that occurs twice in both counts twice: & takes the smaller count of each word.
     shared = Counter(gold_words) & Counter(guess_words)
     return item_scores(shared.total(), len(gold_words), len(guess_words))["f1"]
+
+
+def detailed_scores(task, examples, guesses):
+    """Score each class, or each type of entity, separately -> {name: {metric: value}}.
+
+    The metrics are precision, recall, f1, and count: how many true labels, or true entities, have
+    this name. The result is {} for regression and qa, and if a label is not known.
+    """
+    gold = [example.label for example in examples]
+    if any(label is None for label in gold):
+        return {}
+    if task.kind == "classification":
+        return scores_by_name(set(enumerate(gold)), set(enumerate(guesses)))
+    if task.kind == "tagging":
+        return scores_by_name(entities_of_all(gold), entities_of_all(guesses))
+    return {}
 
 
 def majority(task, train_examples, examples):
