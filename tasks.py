@@ -525,17 +525,26 @@ def read_tags(path):
     return examples
 
 
-def check_first_column(examples, num_columns, path):
-    """Raise ValueError if the first column cannot be the words. In some formats it numbers them, as
-    in CoNLL-U, or it has the name of the document or of the sentence on each line."""
-    sentences = [example.text for example in examples if len(example.text) > 1]
-    if not sentences:
-        return
-    is_numbered = all(words[:2] in (["0", "1"], ["1", "2"]) for words in sentences)
-    repeats_one_word = all(len(set(words)) == 1 for words in sentences)
-    if is_numbered or (repeats_one_word and num_columns > 2):
-        raise ValueError(f"{path}: the first column must have the words, but in the first sentence "
-                         f"it has {' '.join(sentences[0])!r:.60}")
+def sentences_of(path):
+    """Yield the sentences of a CoNLL file, each a list of (location of the line, line)."""
+    sentence = []
+    for number, line in lines_of(path):
+        is_boundary = not line.strip() or line.split()[0] == "-DOCSTART-"
+        if not is_boundary:
+            sentence.append((f"{path}:{number}", line))
+        elif sentence:
+            yield sentence
+            sentence = []
+    if sentence:
+        yield sentence
+
+
+def columns_of(line):
+    """Split a line of a CoNLL file at its tabs, or at its spaces if it has no tab. Other white
+    space, such as a no-break space, belongs to the words."""
+    if "\t" in line:
+        return line.split("\t")
+    return re.split(" +", line.strip(" "))
 
 
 def tag_of_line(line, columns, num_columns, location):
@@ -554,28 +563,6 @@ def tag_of_line(line, columns, num_columns, location):
         raise ValueError(f"{location}: the tag {tag!r:.60} is neither O nor one of B, I, E, S, L, "
                          "U, alone or with - and a type")
     return tag
-
-
-def columns_of(line):
-    """Split a line of a CoNLL file at its tabs, or at its spaces if it has no tab. Other white
-    space, such as a no-break space, belongs to the words."""
-    if "\t" in line:
-        return line.split("\t")
-    return re.split(" +", line.strip(" "))
-
-
-def sentences_of(path):
-    """Yield the sentences of a CoNLL file, each a list of (location of the line, line)."""
-    sentence = []
-    for number, line in lines_of(path):
-        is_boundary = not line.strip() or line.split()[0] == "-DOCSTART-"
-        if not is_boundary:
-            sentence.append((f"{path}:{number}", line))
-        elif sentence:
-            yield sentence
-            sentence = []
-    if sentence:
-        yield sentence
 
 
 def iob2(tags):
@@ -600,6 +587,19 @@ def iob2(tags):
             converted.append("B" + tag[1:])
         previous = tag
     return converted
+
+
+def check_first_column(examples, num_columns, path):
+    """Raise ValueError if the first column cannot be the words. In some formats it numbers them, as
+    in CoNLL-U, or it has the name of the document or of the sentence on each line."""
+    sentences = [example.text for example in examples if len(example.text) > 1]
+    if not sentences:
+        return
+    is_numbered = all(words[:2] in (["0", "1"], ["1", "2"]) for words in sentences)
+    repeats_one_word = all(len(set(words)) == 1 for words in sentences)
+    if is_numbered or (repeats_one_word and num_columns > 2):
+        raise ValueError(f"{path}: the first column must have the words, but in the first sentence "
+                         f"it has {' '.join(sentences[0])!r:.60}")
 
 
 def read_squad(path):
