@@ -404,6 +404,12 @@ def rows_of(path, header=None):
     else:
         raise ValueError(f"{path}: the ending of a table must be .tsv, .txt, .csv or .jsonl; "
                          "other files, also compressed ones, must be converted first")
+    yield from name_cells(path, rows, header)
+
+
+def name_cells(path, rows, header):
+    """Yield (number, {column: cell}) for the rows of a table, each (number, list of cells). Empty
+    rows are left out. header: the names of the columns; None: they are in the first row"""
     for number, cells in rows:
         location = f"{path}:{number}"
         if header is None:                               # the first row names the columns
