@@ -493,7 +493,7 @@ def check_not_empty(examples, path):
         raise ValueError(f"{path}: the file has no examples")
 
 
-# ---- Reading tags, questions, GLUE ------------------------------------------------------
+# ---- Reading tags, questions, own files, GLUE -------------------------------------------
 
 def read_tags(path):
     """Read Examples from a CoNLL file.
@@ -681,6 +681,32 @@ def field_of(value, name, field_type):
     return value[name]
 
 
+def read_own_files(kind, files, text_columns, label_column):
+    """Read a user's own files {name of a split: list of paths} -> {name of a split: examples}."""
+    datasets = {}
+    for split_name, paths in files.items():
+        examples = []
+        for path in paths:
+            if kind == "tagging":
+                examples += read_tags(path)
+            elif kind == "qa":
+                examples += read_squad(path)
+            else:
+                examples += read_table(path, text_columns, label_column,
+                                       numeric=kind == "regression")
+        if kind == "qa":
+            for example in examples:
+                if example.label is None:
+                    raise ValueError(f"{example.location}: its answers are missing")
+        else:
+            # In each file the examples are numbered from 0. Here the examples of all files of the
+            # split get new numbers.
+            examples = [example._replace(id=str(number))
+                        for number, example in enumerate(examples)]
+        datasets[split_name] = examples
+    return datasets
+
+
 def read_glue(name, folder, with_train=True):
     """Read a GLUE task in its official layout -> {name of a split: examples}. MNLI has two dev sets
     and two test sets. A test set may be missing. Its labels are not published, so its Examples have
@@ -747,7 +773,7 @@ def download_glue(name, cache=CACHE):
     return folder
 
 
-# ---- The built-in task "code" -----------------------------------------------------------
+# ---- Splitting a text into words, and the built-in task "code" --------------------------
 
 # Some accents and vowel signs are characters of their own, in Unicode's categories M (marks). Other
 # characters are invisible, such as the joiners of Persian and the soft hyphen (category Cf). All of
@@ -822,33 +848,7 @@ def read_code_task(path):
     return datasets
 
 
-# ---- Putting a task together ------------------------------------------------------------
-
-def read_own_files(kind, files, text_columns, label_column):
-    """Read a user's own files {name of a split: list of paths} -> {name of a split: examples}."""
-    datasets = {}
-    for split_name, paths in files.items():
-        examples = []
-        for path in paths:
-            if kind == "tagging":
-                examples += read_tags(path)
-            elif kind == "qa":
-                examples += read_squad(path)
-            else:
-                examples += read_table(path, text_columns, label_column,
-                                       numeric=kind == "regression")
-        if kind == "qa":
-            for example in examples:
-                if example.label is None:
-                    raise ValueError(f"{example.location}: its answers are missing")
-        else:
-            # In each file the examples are numbered from 0. Here the examples of all files of the
-            # split get new numbers.
-            examples = [example._replace(id=str(number))
-                        for number, example in enumerate(examples)]
-        datasets[split_name] = examples
-    return datasets
-
+# ---- Making a task, and writing its predictions -----------------------------------------
 
 def hold_out_a_tenth(examples, kind):
     """Split examples -> (a tenth of them, the rest). The size of the tenth is rounded up.
