@@ -693,11 +693,17 @@ def decode(task, examples, features, logits):
 
 
 def decode_class(task, logits):
-    """Turn the logits (1, n) of a text, those at [CLS], into a Prediction."""
+    """Turn the logits (1, n) of a text, those at [CLS], into a Prediction.
+
+    Its probabilities are in the order of the labels. Only the 100 largest are kept: with thousands
+    of classes and many texts, all of them would fill the memory.
+    """
     exponentials = np.exp(logits[0] - logits[0].max())
     probabilities = exponentials / exponentials.sum()    # the softmax of the logits
-    label = task.labels[probabilities.argmax()]
-    return Prediction(label, name_probabilities(task.labels, probabilities))
+    most_probable_first = np.argsort(-probabilities, kind="stable")           # label numbers
+    kept = np.sort(most_probable_first[:100])
+    probability_of_label = {task.labels[i]: float(probabilities[i]) for i in kept}
+    return Prediction(task.labels[most_probable_first[0]], probability_of_label)
 
 
 def decode_tags(task, examples, features, logits):
@@ -944,14 +950,6 @@ def fit_lines(x, y):
     weight = covariance / x.var(0, correction=0)
     bias = y.mean(0) - weight * x.mean(0)
     return weight, bias
-
-
-def name_probabilities(labels, probabilities):
-    """Make {label: probability}, in the order of the labels. Only the 100 largest are kept: with
-    thousands of classes and many texts, all of them would fill the memory."""
-    most_probable_first = np.argsort(-probabilities, kind="stable")           # label numbers
-    kept = np.sort(most_probable_first[:100])
-    return {labels[i]: float(probabilities[i]) for i in kept}
 
 
 # ---- The training of a run --------------------------------------------------------------
