@@ -793,6 +793,19 @@ class Result(NamedTuple):
     predictions: list       # for each example a Prediction
 
 
+class Setup(NamedTuple):
+    """What all runs of a command have in common. Each run has a mode, a rate and a seed."""
+    args: object            # the flags, which may hold several modes, rates and seeds
+    model_path: str
+    task: Task
+    tokenizer: Tokenizer
+    teacher: object         # a Classifier for the same Task, or None
+    hidden_weight: float    # the factor of the hidden loss; 0 leaves it out
+    settings: dict          # {name: value}, what decides the results: a resumed run needs the same
+    processes: object       # a distill.Processes
+    bf16: bool
+
+
 def evaluate_split(model, split, bf16):
     """Predict the labels of a Split and score them -> Result."""
     task = model.task
@@ -953,19 +966,6 @@ def fit_lines(x, y):
 
 
 # ---- The training of a run --------------------------------------------------------------
-
-class Setup(NamedTuple):
-    """What all runs of a command have in common. Each run has a mode, a rate and a seed."""
-    args: object            # the flags, which may hold several modes, rates and seeds
-    model_path: str
-    task: Task
-    tokenizer: Tokenizer
-    teacher: object         # a Classifier for the same Task, or None
-    hidden_weight: float    # the factor of the hidden loss; 0 leaves it out
-    settings: dict          # {name: value}, what decides the results: a resumed run needs the same
-    processes: object       # a distill.Processes
-    bf16: bool
-
 
 def options_of_run(setup, task_loss, mode, seed, lr):
     """Return the TrainingOptions of a run."""
