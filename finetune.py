@@ -797,6 +797,7 @@ class Setup(NamedTuple):
     """What all runs of a command have in common. Each run has a mode, a rate and a seed."""
     args: object            # the flags, which may hold several modes, rates and seeds
     model_path: str
+    config: object          # the Config of the model that is trained
     task: Task
     tokenizer: Tokenizer
     teacher: object         # a Classifier for the same Task, or None
@@ -819,7 +820,7 @@ def evaluate_split(model, split, bf16):
 def fine_tune(setup, splits, mode, seed, lr):
     """Make one run, with one mode, seed and rate -> (the model, {name of a split: Result}).
 
-    setup: a Setup, which has what all runs of a command have in common
+    setup: a Setup
     splits: {name: Split}; "train" is trained on, the others are measured
     FloatingPointError if the training diverges; SystemExit after a signal, such as Ctrl-C
     """
@@ -1338,11 +1339,12 @@ def run(args):
     settings |= fingerprints_of_saved_model(model_path, task, args.recursions)
     print_saved_task(model_path)
     setup = Setup(
-        args=args, model_path=model_path, task=task, tokenizer=tokenizer, teacher=teacher,
-        hidden_weight=hidden_weight, settings=settings, processes=processes, bf16=bf16)
+        args=args, model_path=model_path, config=config, task=task, tokenizer=tokenizer,
+        teacher=teacher, hidden_weight=hidden_weight, settings=settings, processes=processes,
+        bf16=bf16)
     inputs = paths_to_read(args, model_path)
     with lock_folder(args, "finetune.py", settings, inputs, processes):
-        run_modes(setup, datasets, config)
+        run_modes(setup, datasets)
     placeholder = "TEXT"
     if task.pair:
         placeholder = "$'TEXT\\tTEXT'"                   # a shell turns \t into a tab
@@ -1425,11 +1427,10 @@ def hash_examples(examples):
     return digest
 
 
-def run_modes(setup, datasets, config):
+def run_modes(setup, datasets):
     """Fine-tune in all modes. Print the scores, and write the files of the command into --out.
 
     datasets: {name of a split: examples}
-    config: the Config of the model that is trained
     """
     args = setup.args
     task = setup.task
@@ -1460,7 +1461,7 @@ def run_modes(setup, datasets, config):
     rate_of_mode = {}
     results_of_modes = {}
     for mode in args.modes:
-        lr = choose_rate(setup, mode, config, splits_for_rates)
+        lr = choose_rate(setup, mode, splits_for_rates)
         results_of_modes[mode] = run_mode(setup, splits, mode, lr)
         rate_of_mode[mode] = lr
     if setup.processes.rank == 0:
@@ -1501,14 +1502,14 @@ def warn_of_split_words(examples):
              f"as {words_split[0]!r:.60}, so its predictions may be worse than the scores")
 
 
-def choose_rate(setup, mode, config, splits_for_rates):
-    """Return the learning rate for a mode and a model with this Config: the default, or the only
-    --lr, or the best of several on the splits_for_rates (see find_best_rate)."""
+def choose_rate(setup, mode, splits_for_rates):
+    """Return the learning rate for a mode: the default, or the only --lr, or the best of several on
+    the splits_for_rates (see find_best_rate)."""
     args = setup.args
     rates = args.lr
     if rates is None:
         learns_hidden = setup.hidden_weight > 0
-        return default_rate(mode, config, args.is_default_run, learns_hidden)
+        return default_rate(mode, setup.config, args.is_default_run, learns_hidden)
     if len(rates) == 1:
         return rates[0]
     lr = find_best_rate(setup, mode, splits_for_rates)
