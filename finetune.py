@@ -617,35 +617,6 @@ def freeze_parameters(encoder, mode):
         parameter.requires_grad_(is_trained)
 
 
-def default_rate(mode, config, is_default_run, learns_hidden=False):
-    """Return the learning rate for a mode and a model with this Config.
-
-    is_default_run: whether --task was not given. Without more flags such a run has 200 steps
-    learns_hidden: whether there is a hidden loss. Then corrections alone need a higher rate, and
-        so does a whole model, except in a default run
-
-    The rate must be higher if few parameters are trained, or if there are few steps. Corrections
-    need a lower rate than adapters. EXPERIMENTS.md compares rates.
-    """
-    has_corrections = config.correction_rank > 0
-    if mode == "adapters" and has_corrections:
-        rate = 2.5e-4
-        if learns_hidden:
-            rate = 5e-4
-    elif mode in ("adapters", "head"):
-        rate = 1e-3
-    elif is_default_run:
-        rate = 4e-4
-        if has_corrections:
-            rate = 2e-4
-    else:
-        rate = 5e-5
-        if learns_hidden:
-            rate = 1.5e-4
-    # These rates are for the width of bert-base, 768. A narrower model needs a higher rate.
-    return rate * 768 / config.hidden_size
-
-
 # ---- Predictions ------------------------------------------------------------------------
 
 @torch.inference_mode()
@@ -1520,22 +1491,33 @@ def choose_rate(setup, mode, splits_for_rates):
     return rates[rate_index.item()]
 
 
-def run_mode(setup, splits, mode, lr):
-    """Make the runs of all seeds in a mode -> a list: for each run {name of a split: Result}. The
-    model of the first mode and seed, and its predictions, are written into the folder --out."""
-    args = setup.args
-    results_of_seeds = []
-    for seed in range(args.seed, args.seed + args.seeds):
-        model, results = fine_tune(setup, splits, mode, seed, lr)
-        results_of_seeds.append(results)
-        is_first_run = mode == args.modes[0] and seed == args.seed
-        if is_first_run and setup.processes.rank == 0:
-            save_classifier(args.out, model, setup.tokenizer)
-            for split_name, result in results.items():
-                write_predictions(args.out, setup.task, split_name,
-                                  splits[split_name].examples, result.predictions)
-        del model                                        # before the next run loads its own
-    return results_of_seeds
+def default_rate(mode, config, is_default_run, learns_hidden=False):
+    """Return the learning rate for a mode and a model with this Config.
+
+    is_default_run: whether --task was not given. Without more flags such a run has 200 steps
+    learns_hidden: whether there is a hidden loss. Then corrections alone need a higher rate, and
+        so does a whole model, except in a default run
+
+    The rate must be higher if few parameters are trained, or if there are few steps. Corrections
+    need a lower rate than adapters. EXPERIMENTS.md compares rates.
+    """
+    has_corrections = config.correction_rank > 0
+    if mode == "adapters" and has_corrections:
+        rate = 2.5e-4
+        if learns_hidden:
+            rate = 5e-4
+    elif mode in ("adapters", "head"):
+        rate = 1e-3
+    elif is_default_run:
+        rate = 4e-4
+        if has_corrections:
+            rate = 2e-4
+    else:
+        rate = 5e-5
+        if learns_hidden:
+            rate = 1.5e-4
+    # These rates are for the width of bert-base, 768. A narrower model needs a higher rate.
+    return rate * 768 / config.hidden_size
 
 
 def find_best_rate(setup, mode, splits):
@@ -1570,6 +1552,24 @@ def find_best_rate(setup, mode, splits):
     print(f"learning rates, best first ({metric} on a held-out tenth of the training set): "
           f"{rates_and_scores}")
     return best_first[0]
+
+
+def run_mode(setup, splits, mode, lr):
+    """Make the runs of all seeds in a mode -> a list: for each run {name of a split: Result}. The
+    model of the first mode and seed, and its predictions, are written into the folder --out."""
+    args = setup.args
+    results_of_seeds = []
+    for seed in range(args.seed, args.seed + args.seeds):
+        model, results = fine_tune(setup, splits, mode, seed, lr)
+        results_of_seeds.append(results)
+        is_first_run = mode == args.modes[0] and seed == args.seed
+        if is_first_run and setup.processes.rank == 0:
+            save_classifier(args.out, model, setup.tokenizer)
+            for split_name, result in results.items():
+                write_predictions(args.out, setup.task, split_name,
+                                  splits[split_name].examples, result.predictions)
+        del model                                        # before the next run loads its own
+    return results_of_seeds
 
 
 # ---- The teacher of --distill-from ------------------------------------------------------
