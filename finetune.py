@@ -1442,37 +1442,6 @@ def run_modes(setup, datasets):
         print_scores(mode, results_of_modes[mode])
 
 
-def warn_of_known_texts(datasets):
-    """Warn if over 2 % of another split's examples are in the training set, too. (In the official
-    files of CoLA 1.8 % of the test set are. The limit is just above that.)"""
-    known_texts = {hash_of_text(example) for example in datasets["train"]}
-    for split_name, examples in datasets.items():
-        if split_name == "train":
-            continue
-        known = [example for example in examples if hash_of_text(example) in known_texts]
-        if len(known) > len(examples) / 50:
-            warn(f"{split_name}: {len(known):,} of {len(examples):,} examples are in the training "
-                 "set, too, so the scores may be too high")
-
-
-def hash_of_text(example):
-    """Return a number for the one or two texts of an Example: equal texts have the same."""
-    return hash(f"{example.text}\t{example.second_text}")
-
-
-def warn_of_split_words(examples):
-    """Warn if --predict would split over 1 % of the words of these sentences. For example, it makes
-    three words of "IL-2", which may be one word in a file."""
-    counts = Counter()
-    for example in examples:
-        counts.update(example.text)
-    words_split = [word for word in counts if split_words(word) != [word]]
-    num_split = sum(counts[word] for word in words_split)
-    if num_split > counts.total() / 100:
-        warn(f"of {counts.total():,} words to train on --predict would split {num_split:,}, such "
-             f"as {words_split[0]!r:.60}, so its predictions may be worse than the scores")
-
-
 def choose_rate(setup, mode, splits_for_rates):
     """Return the learning rate for a mode: the default, or the only --lr, or the best of several on
     the splits_for_rates (see find_best_rate)."""
@@ -1657,12 +1626,39 @@ def first_dev_split(split_names):
     return [name for name in split_names if name.startswith("dev")][0]
 
 
+def print_task(task, datasets):
+    """Print in one line what is to be learned."""
+    sizes = []
+    for name, examples in datasets.items():
+        size = f"{len(examples):,} {name}"
+        if examples[0].label is None:                    # GLUE keeps those of its test sets secret
+            size += " without labels, so without scores"
+        sizes.append(size)
+    line = f"{task.name}: "
+    if task.kind != task.name:
+        line += f"{task.kind}; "
+    line += ", ".join(sizes)
+    if task.labels:                                      # there are none in regression and qa
+        line += f"; labels {first_few([printable(label) for label in task.labels], limit=30)}"
+    print(line, flush=True)
+
+
 def encode_splits(task, datasets, tokenizer):
     """Tokenise all datasets, {name of a split: examples} -> {name of a split: Split}."""
     splits = {}
     for name, examples in datasets.items():
         splits[name] = Split(examples, encode(task, examples, tokenizer))
     return splits
+
+
+def check_trainable(features):
+    """Raise ValueError if no Feature has a token for which something is predicted, so that nothing
+    can be learned, or if a label is not known."""
+    if not any(feature.positions for feature in features):
+        raise ValueError("no example has a token that could be trained on")
+    for feature in features:
+        if feature.labels is None:
+            raise ValueError(f"example {feature.example_number} has no label to train on")
 
 
 def check_texts(task, splits, tokenizer):
@@ -1674,16 +1670,6 @@ def check_texts(task, splits, tokenizer):
     for name, split in splits.items():
         check_characters(name, split.examples, tokenizer)
         warn_of_cut(name, split, task.length)
-
-
-def check_trainable(features):
-    """Raise ValueError if no Feature has a token for which something is predicted, so that nothing
-    can be learned, or if a label is not known."""
-    if not any(feature.positions for feature in features):
-        raise ValueError("no example has a token that could be trained on")
-    for feature in features:
-        if feature.labels is None:
-            raise ValueError(f"example {feature.example_number} has no label to train on")
 
 
 def check_vocabulary(tokenizer, config):
@@ -1713,23 +1699,6 @@ def check_characters(split_name, examples, tokenizer):
         warn(message)
 
 
-def print_task(task, datasets):
-    """Print in one line what is to be learned."""
-    sizes = []
-    for name, examples in datasets.items():
-        size = f"{len(examples):,} {name}"
-        if examples[0].label is None:                    # GLUE keeps those of its test sets secret
-            size += " without labels, so without scores"
-        sizes.append(size)
-    line = f"{task.name}: "
-    if task.kind != task.name:
-        line += f"{task.kind}; "
-    line += ", ".join(sizes)
-    if task.labels:                                      # there are none in regression and qa
-        line += f"; labels {first_few([printable(label) for label in task.labels], limit=30)}"
-    print(line, flush=True)
-
-
 def warn_of_cut(split_name, split, length):
     """Print a warning if texts of a Split were cut. Texts to tag and contexts in qa are not cut,
     but read in windows. So in qa only questions are counted."""
@@ -1741,6 +1710,37 @@ def warn_of_cut(split_name, split, length):
     if cut_examples:
         warn(f"{split_name}: in {len(cut_examples):,} of {len(split.examples):,} examples a text "
              f"is too long for --length {length} and was cut")
+
+
+def warn_of_known_texts(datasets):
+    """Warn if over 2 % of another split's examples are in the training set, too. (In the official
+    files of CoLA 1.8 % of the test set are. The limit is just above that.)"""
+    known_texts = {hash_of_text(example) for example in datasets["train"]}
+    for split_name, examples in datasets.items():
+        if split_name == "train":
+            continue
+        known = [example for example in examples if hash_of_text(example) in known_texts]
+        if len(known) > len(examples) / 50:
+            warn(f"{split_name}: {len(known):,} of {len(examples):,} examples are in the training "
+                 "set, too, so the scores may be too high")
+
+
+def hash_of_text(example):
+    """Return a number for the one or two texts of an Example: equal texts have the same."""
+    return hash(f"{example.text}\t{example.second_text}")
+
+
+def warn_of_split_words(examples):
+    """Warn if --predict would split over 1 % of the words of these sentences. For example, it makes
+    three words of "IL-2", which may be one word in a file."""
+    counts = Counter()
+    for example in examples:
+        counts.update(example.text)
+    words_split = [word for word in counts if split_words(word) != [word]]
+    num_split = sum(counts[word] for word in words_split)
+    if num_split > counts.total() / 100:
+        warn(f"of {counts.total():,} words to train on --predict would split {num_split:,}, such "
+             f"as {words_split[0]!r:.60}, so its predictions may be worse than the scores")
 
 
 # ---- The scores -------------------------------------------------------------------------
