@@ -1324,22 +1324,11 @@ def run(args):
           f"    python finetune.py --model {shlex.quote(args.out)} --predict {placeholder}")
 
 
-def print_saved_task(model_path):
-    """If the model is a fine-tuned one, print that its task head is trained further."""
-    saved_task = load_task(model_path)
-    if saved_task is not None:
-        print(f"{model_path} was fine-tuned for {saved_task.name} already: training goes on with "
-              "its head, except in the mode random")
-
-
-def paths_to_read(args, model_path):
-    """List the folders and files that the command reads: none of these folders may be --out. A path
-    is None if its flag was not given."""
-    paths = [model_path, args.distill_from, args.data]
-    for files in (args.train, args.dev, args.test):
-        if files is not None:
-            paths += files
-    return paths
+def check_vocabulary(tokenizer, config):
+    """Raise ValueError if the model with this Config has fewer tokens than its tokenizer."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(f"{tokenizer.path}: its tokenizer has {tokenizer.vocab_size} tokens, the "
+                         f"model only {config.vocab_size}")
 
 
 def choose_length(length, kind, num_positions):
@@ -1372,6 +1361,16 @@ def settings_of_command(args, task, datasets, tokenizer, teacher, bf16):
         "length": task.length, "stride": args.stride, "bf16": bf16}
 
 
+def hash_examples(examples):
+    """Compute a hash of the texts and labels of Examples. It does not change if a file is moved."""
+    digest = 0
+    for example in examples:
+        content = (example.text, example.second_text, example.label)
+        # crc32 goes on from the digest of the examples before.
+        digest = zlib.crc32(ascii(content).encode(), digest)
+    return digest
+
+
 def fingerprints_of_saved_model(path, task, recursions):
     """Load a model for a task. Return the hash and the shape of its encoder and the hash of its
     task head: {name: hash or shape}.
@@ -1388,14 +1387,22 @@ def fingerprints_of_saved_model(path, task, recursions):
     return fingerprints
 
 
-def hash_examples(examples):
-    """Compute a hash of the texts and labels of Examples. It does not change if a file is moved."""
-    digest = 0
-    for example in examples:
-        content = (example.text, example.second_text, example.label)
-        # crc32 goes on from the digest of the examples before.
-        digest = zlib.crc32(ascii(content).encode(), digest)
-    return digest
+def print_saved_task(model_path):
+    """If the model is a fine-tuned one, print that its task head is trained further."""
+    saved_task = load_task(model_path)
+    if saved_task is not None:
+        print(f"{model_path} was fine-tuned for {saved_task.name} already: training goes on with "
+              "its head, except in the mode random")
+
+
+def paths_to_read(args, model_path):
+    """List the folders and files that the command reads: none of these folders may be --out. A path
+    is None if its flag was not given."""
+    paths = [model_path, args.distill_from, args.data]
+    for files in (args.train, args.dev, args.test):
+        if files is not None:
+            paths += files
+    return paths
 
 
 def run_modes(setup, datasets):
@@ -1670,13 +1677,6 @@ def check_texts(task, splits, tokenizer):
     for name, split in splits.items():
         check_characters(name, split.examples, tokenizer)
         warn_of_cut(name, split, task.length)
-
-
-def check_vocabulary(tokenizer, config):
-    """Raise ValueError if the model with this Config has fewer tokens than its tokenizer."""
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(f"{tokenizer.path}: its tokenizer has {tokenizer.vocab_size} tokens, the "
-                         f"model only {config.vocab_size}")
 
 
 def check_characters(split_name, examples, tokenizer):
