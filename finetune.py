@@ -1845,6 +1845,14 @@ def run_evaluation(args, given, model, tokenizer, bf16):
     print_scores("model", [results])
 
 
+def predict_datasets(datasets, model, tokenizer, bf16):
+    """Predict the labels of datasets, {name: examples} -> {name: Result}. Warnings say whether
+    characters are unknown and whether texts are cut."""
+    splits = encode_splits(model.task, datasets, tokenizer)
+    check_texts(model.task, splits, tokenizer)
+    return {name: evaluate_split(model, split, bf16) for name, split in splits.items()}
+
+
 def print_predictions(args, model, tokenizer, bf16):
     """Print what the fine-tuned model predicts for a text, or for each line of a file."""
     task = model.task
@@ -1867,14 +1875,6 @@ def print_predictions(args, model, tokenizer, bf16):
             print()                                      # for an empty line an empty line
 
 
-def predict_datasets(datasets, model, tokenizer, bf16):
-    """Predict the labels of datasets, {name: examples} -> {name: Result}. Warnings say whether
-    characters are unknown and whether texts are cut."""
-    splits = encode_splits(model.task, datasets, tokenizer)
-    check_texts(model.task, splits, tokenizer)
-    return {name: evaluate_split(model, split, bf16) for name, split in splits.items()}
-
-
 def lines_to_predict(text_or_file):
     """List the lines that --predict gives, each as (location, line): those of the file, or the text
     as the only line. ValueError for a folder or a table, or if there is no such file."""
@@ -1891,49 +1891,6 @@ def lines_to_predict(text_or_file):
         raise ValueError(f"--predict {text_or_file}: give a regular file with a text on each line, "
                          "not a folder, a table or a .json; if it is meant as a text, add a space")
     return [(f"{text_or_file}:{number}", line) for number, line in lines_of(text_or_file)]
-
-
-def check_are_sentences(path, lines):
-    """Raise ValueError if each of these lines is a word and its tag: a tagger would take it for a
-    sentence."""
-    # Such as "Rome NNP B-LOC" or "lives O". In some files a tag has no type: B or I alone.
-    pattern = r"\S+ (.* )?(O|B|I|[BIESLU]-\S+)"
-    if len(lines) > 1 and all(re.fullmatch(pattern, line) for line in lines):
-        raise ValueError(f"--predict {path}: each line has a word and a tag, but here a line is a "
-                         "sentence without tags; --evaluate --test FILE reads words and tags. (If "
-                         "the lines are sentences, end one with a full stop)")
-
-
-def write_answers(args, model, tokenizer, bf16):
-    """Answer the questions of a SQuAD file, and write {id: answer} for SQuAD's own script."""
-    out = args.out
-    if out is None:
-        out = "predictions.json"
-    check_answers_path(out, args)
-    examples = read_squad(args.predict)
-    results = predict_datasets({"--predict": examples}, model, tokenizer, bf16)
-    result = results["--predict"]
-    answers = {}
-    for example, prediction in zip(examples, result.predictions):
-        answers[example.id] = prediction.guess
-    with replace_file(out, shared=True) as file:
-        file.write(json.dumps(answers).encode())
-    print(f"{out}: {len(answers):,} answers; {describe_scores(result.scores)}")
-
-
-def check_answers_path(out, args):
-    """Raise ValueError if write_answers cannot or must not write the file out."""
-    if os.path.realpath(out) == os.path.realpath(args.predict):
-        raise ValueError(f"--out {out}: this file is read from; choose another one")
-    folder = os.path.dirname(os.path.join(".", out))     # "." if out is a name alone
-    if not os.path.isdir(folder):
-        raise ValueError(f"--out {out}: there is no folder {folder}")
-    if os.path.realpath(folder) == os.path.realpath(args.model):
-        raise ValueError(f"--out {out}: the model is in this folder; choose another one")
-    if os.path.exists(out) and not os.path.isfile(out):
-        raise ValueError(f"--out {out}: this is not a regular file")
-    if os.path.exists(out) and not args.overwrite:
-        raise ValueError(f"--out {out} exists already: --overwrite replaces it")
 
 
 def example_of_line(line, task, location="the text"):
@@ -1955,6 +1912,17 @@ def example_of_line(line, task, location="the text"):
     if task.pair:
         second_text = texts[1]
     return Example(text, second_text, location=location)
+
+
+def check_are_sentences(path, lines):
+    """Raise ValueError if each of these lines is a word and its tag: a tagger would take it for a
+    sentence."""
+    # Such as "Rome NNP B-LOC" or "lives O". In some files a tag has no type: B or I alone.
+    pattern = r"\S+ (.* )?(O|B|I|[BIESLU]-\S+)"
+    if len(lines) > 1 and all(re.fullmatch(pattern, line) for line in lines):
+        raise ValueError(f"--predict {path}: each line has a word and a tag, but here a line is a "
+                         "sentence without tags; --evaluate --test FILE reads words and tags. (If "
+                         "the lines are sentences, end one with a full stop)")
 
 
 def describe_prediction(task, line, prediction):
@@ -1989,6 +1957,38 @@ def describe_entities(text, tags):
     if not found:
         return "no entity"
     return ", ".join(found)
+
+
+def write_answers(args, model, tokenizer, bf16):
+    """Answer the questions of a SQuAD file, and write {id: answer} for SQuAD's own script."""
+    out = args.out
+    if out is None:
+        out = "predictions.json"
+    check_answers_path(out, args)
+    examples = read_squad(args.predict)
+    results = predict_datasets({"--predict": examples}, model, tokenizer, bf16)
+    result = results["--predict"]
+    answers = {}
+    for example, prediction in zip(examples, result.predictions):
+        answers[example.id] = prediction.guess
+    with replace_file(out, shared=True) as file:
+        file.write(json.dumps(answers).encode())
+    print(f"{out}: {len(answers):,} answers; {describe_scores(result.scores)}")
+
+
+def check_answers_path(out, args):
+    """Raise ValueError if write_answers cannot or must not write the file out."""
+    if os.path.realpath(out) == os.path.realpath(args.predict):
+        raise ValueError(f"--out {out}: this file is read from; choose another one")
+    folder = os.path.dirname(os.path.join(".", out))     # "." if out is a name alone
+    if not os.path.isdir(folder):
+        raise ValueError(f"--out {out}: there is no folder {folder}")
+    if os.path.realpath(folder) == os.path.realpath(args.model):
+        raise ValueError(f"--out {out}: the model is in this folder; choose another one")
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise ValueError(f"--out {out}: this is not a regular file")
+    if os.path.exists(out) and not args.overwrite:
+        raise ValueError(f"--out {out} exists already: --overwrite replaces it")
 
 
 def main(argv=None):
