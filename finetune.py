@@ -1198,6 +1198,12 @@ def add_training_flags(parser):
                        "harmed students of this project)")
 
 
+PREDICT_FLAGS = ("--predict", "--model", "--recursions", "--device", "--bf16", "--out",
+                 "--overwrite")
+EVALUATE_FLAGS = ("--evaluate", "--model", "--recursions", "--task", "--data", "--dev", "--test",
+                  "--text", "--label", "--device", "--bf16")
+
+
 def arguments(argv):
     """Parse the command line."""
     parser = CommandParser("finetune.py", __doc__)
@@ -1239,10 +1245,6 @@ def fill_in_defaults(args, given):
         args.out = os.path.join("out", args.task)
 
 
-PREDICT_FLAGS = ("--predict", "--model", "--recursions", "--device", "--bf16", "--out",
-                 "--overwrite")
-EVALUATE_FLAGS = ("--evaluate", "--model", "--recursions", "--task", "--data", "--dev", "--test",
-                  "--text", "--label", "--device", "--bf16")
 # The flags about files, each with the tasks that use it.
 TASKS_OF_FLAG = {
     "--data": GLUE,
