@@ -529,6 +529,15 @@ class TaskLoss:
                 losses = {name: 0 * loss for name, loss in losses.items()}
             yield losses
 
+    def batch(self, step):
+        """Return the Features of a step."""
+        epoch, batch_number = divmod(step, self.steps_per_epoch)
+        kept_epoch, batches = self.kept_batches
+        if epoch != kept_epoch:                          # so an epoch is shuffled only once
+            batches = self.batches_of_epoch(epoch)
+            self.kept_batches = (epoch, batches)
+        return [self.features[i] for i in batches[batch_number]]
+
     def batches_of_epoch(self, epoch):
         """List the batches of an epoch, each an array of indices of Features.
 
@@ -546,15 +555,6 @@ class TaskLoss:
             for begin in range(0, len(pool), self.batch_size):
                 batches.append(pool[begin:begin + self.batch_size])
         return [batches[i] for i in rng.permutation(len(batches))]
-
-    def batch(self, step):
-        """Return the Features of a step."""
-        epoch, batch_number = divmod(step, self.steps_per_epoch)
-        kept_epoch, batches = self.kept_batches
-        if epoch != kept_epoch:                          # so an epoch is shuffled only once
-            batches = self.batches_of_epoch(epoch)
-            self.kept_batches = (epoch, batches)
-        return [self.features[i] for i in batches[batch_number]]
 
 
 # ---- What is trained --------------------------------------------------------------------
