@@ -372,9 +372,6 @@ def collate_labels(features, T, kind):
 
 # ---- The loss ---------------------------------------------------------------------------
 
-DEFAULT_HIDDEN_WEIGHT = 3.0         # of the hidden loss in fine-tuning, with --distill-from
-
-
 def outputs_at_targets(logits, rows, columns, kind):
     """Select the logits from which each of the N targets is predicted.
 
@@ -1570,6 +1567,9 @@ def load_teacher(path, task, tokenizer):
     if Tokenizer(path).digest != tokenizer.digest:
         raise ValueError(f"--distill-from {path}: its tokenizer differs from the model's")
     return teacher
+
+
+DEFAULT_HIDDEN_WEIGHT = 3.0         # of the hidden loss in fine-tuning, with --distill-from
 
 
 def choose_hidden_weight(given_weight, modes, teacher, config):
