@@ -965,7 +965,7 @@ def train_and_measure(model, task_loss, splits, options, setup):
         return results[dev_name].scores
 
     def save_nothing():
-        """Save no model beside a checkpoint. Only that of the first run is saved, by run_mode(),
+        """Save no model beside a checkpoint. Only that of the first run is saved, by run_seeds(),
         after its training."""
 
     if setup.processes.rank == 0:                        # only this process writes into --out
@@ -1439,7 +1439,7 @@ def run_modes(setup, datasets):
     results_of_modes = {}
     for mode in args.modes:
         lr = choose_rate(setup, mode, splits_for_rates)
-        results_of_modes[mode] = run_mode(setup, splits, mode, lr)
+        results_of_modes[mode] = run_seeds(setup, splits, mode, lr)
         rate_of_mode[mode] = lr
     if setup.processes.rank == 0:
         write_results(args, task, datasets, baseline, rate_of_mode, results_of_modes)
@@ -1497,7 +1497,7 @@ def default_rate(mode, config, is_default_run, learns_hidden=False):
 
 def find_best_rate(setup, mode, splits):
     """Choose the best of the rates that --lr gives: that with the highest score. The models are
-    dropped: run_mode() trains again, on the whole training set.
+    dropped: run_seeds() trains again, on the whole training set.
 
     splits: {"train": a part of the training set, "dev": its other examples}, each a Split; the
         scores are those on "dev", which is not the real dev set
@@ -1529,7 +1529,7 @@ def find_best_rate(setup, mode, splits):
     return best_first[0]
 
 
-def run_mode(setup, splits, mode, lr):
+def run_seeds(setup, splits, mode, lr):
     """Make the runs of all seeds in a mode -> a list: for each run {name of a split: Result}. The
     model of the first mode and seed, and its predictions, are written into the folder --out."""
     args = setup.args
