@@ -806,7 +806,7 @@ def fine_tune(setup, splits, mode, seed, lr):
         processes=setup.processes, bf16=setup.bf16)
     options = options_of_run(setup, task_loss, mode, seed, lr)
     # The training loop is train() of distill.py. Each of its steps gets the losses from task_loss.
-    results = train_and_measure(model, task_loss, splits, options, setup)
+    results = train_and_measure(setup, model, task_loss, splits, options)
     return model, results
 
 
@@ -952,7 +952,7 @@ def options_of_run(setup, task_loss, mode, seed, lr):
         resume=args.resume)
 
 
-def train_and_measure(model, task_loss, splits, options, setup):
+def train_and_measure(setup, model, task_loss, splits, options):
     """Train the model, or go on with its training, and measure it -> {name of a split: Result}. For
     the splits see fine_tune."""
     dev_name = first_dev_split(splits)
