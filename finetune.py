@@ -1705,10 +1705,7 @@ def warn_of_cut(split_name, split, length):
     """Print a warning if texts of a Split were cut. Texts to tag and contexts in qa are not cut,
     but read in windows. So in qa only questions are counted."""
     # A question that was cut may have many windows with was_cut, but is counted once.
-    cut_examples = set()
-    for feature in split.features:
-        if feature.was_cut:
-            cut_examples.add(feature.example_number)
+    cut_examples = {feature.example_number for feature in split.features if feature.was_cut}
     if cut_examples:
         warn(f"{split_name}: in {len(cut_examples):,} of {len(split.examples):,} examples a text "
              f"is too long for --length {length} and was cut")
