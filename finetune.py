@@ -788,7 +788,6 @@ def evaluate_split(model, split, bf16):
 def fine_tune(setup, splits, mode, seed, lr):
     """Make one run, with one mode, seed and rate -> (the model, {name of a split: Result}).
 
-    setup: a Setup
     splits: {name: Split}; "train" is trained on, the others are measured
     FloatingPointError if the training diverges; SystemExit after a signal, such as Ctrl-C
     """
