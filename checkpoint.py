@@ -92,13 +92,12 @@ def read_safetensors(path):
 def check_header(header, metadata, data_size):
     """Raise ValueError unless all entries are valid and the tensors fill the data, which has
     data_size bytes, without gaps and without overlaps."""
-    if not isinstance(metadata, dict):
-        raise ValueError("'__metadata__' is not a JSON object")
     for value in metadata.values():
         if not isinstance(value, str):
             raise ValueError(f"'__metadata__' contains {value!r:.40}, which is not text")
     for name, entry in header.items():
-        check_entry(name, entry)
+        with expecting(f"{name!r:.200}", "the entry of a tensor"):
+            check_entry(entry)
     position = 0
     for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
         begin, end = header[name]["data_offsets"]
@@ -111,29 +110,23 @@ def check_header(header, metadata, data_size):
                          f"but the end of the data is at byte {data_size}")
 
 
-def check_entry(name, entry):
-    """Raise ValueError unless the header's entry of a single tensor is valid."""
-    if not isinstance(entry, dict):
-        raise ValueError(f"the entry of {name!r:.200} is not a JSON object")
-    dtype = entry.get("dtype")
-    shape = entry.get("shape")
-    offsets = entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"{name!r:.200} has the unknown dtype {dtype!r:.40}")
-    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
-        raise ValueError(f"{name!r:.200} has the shape {shape!r:.40} and the data_offsets "
-                         f"{offsets!r:.40}, not a list and a list of two numbers")
+def check_entry(entry):
+    """Raise an error unless the header's entry of a single tensor is valid."""
+    dtype = entry["dtype"]
+    shape = entry["shape"]
+    begin, end = entry["data_offsets"]
+    if dtype not in DTYPES:
+        raise ValueError(f"the dtype {dtype!r:.40} is not known")
     if len(shape) > MOST_DIMENSIONS:
-        raise ValueError(f"{name!r:.200} has {len(shape)} dimensions, but at most "
-                         f"{MOST_DIMENSIONS} are allowed")
-    for value in shape + offsets:
+        raise ValueError(f"it has {len(shape)} dimensions, but at most {MOST_DIMENSIONS} are "
+                         "allowed")
+    for value in shape + [begin, end]:
         if type(value) is not int or value < 0:          # isinstance would accept True
-            raise ValueError(f"{name!r:.200} has {value!r:.40} in its shape or data_offsets, "
-                             "which is not a whole number from 0")
-    begin, end = offsets
+            raise ValueError(f"{value!r:.40} in its shape or data_offsets is not a whole number "
+                             "from 0")
     needed = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != needed:
-        raise ValueError(f"{name!r:.200} has {end - begin} bytes, but its shape needs {needed}")
+        raise ValueError(f"it has {end - begin} bytes, but its shape needs {needed}")
 
 
 def write_safetensors(tensors, path, metadata=None):
