@@ -492,8 +492,6 @@ def read_pickle(path):
     weights_only=True prevents this."""
     with expecting(path, "a file of PyTorch weights"), warnings.catch_warnings():
         warnings.simplefilter("ignore")                  # expecting says in one line what is wrong
-        if not os.path.isfile(path):
-            raise ValueError("it is not a regular file")
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError) as error:

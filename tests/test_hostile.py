@@ -623,14 +623,12 @@ def write_models(folder, model):
         sizes.update(changes)
         save(MiniALBERT(Config(**sizes)), folder / name)
         shutil.copy(model / "vocab.txt", folder / name)
-    for name in ("cut", "novocab", "noconfig", "pipe", "pickle"):
+    for name in ("cut", "novocab", "noconfig", "pickle"):
         shutil.copytree(model, folder / name)
     whole = (model / "model.safetensors").read_bytes()
     write_file(folder / "cut/model.safetensors", whole[:-9])
     (folder / "novocab/vocab.txt").unlink()
     (folder / "noconfig/config.json").unlink()
-    (folder / "pipe/model.safetensors").unlink()
-    os.mkfifo(folder / "pipe/pytorch_model.bin")         # a program that opens it waits for ever
     (folder / "pickle/model.safetensors").unlink()
     write_file(folder / "pickle/pytorch_model.bin", pickle.dumps(os.system, protocol=4))
 
@@ -797,7 +795,6 @@ learn     --train-tokenizer 99                  --train-tokenizer 99: the size m
 learn     --out file                            file: File exists
 distill   --teacher no-such/bert                no-such/bert: there is no such folder
 distill   --teacher cut                         cut/model.safetensors: not a safetensors file
-distill   --teacher pipe                        pipe/pytorch_model.bin: *not a regular file
 distill   --teacher pickle                      pickle/pytorch_model.bin: *no pickle, or holds more
 distill   --corpus t.bin --text body            --text body: a token file has no columns
 distill   --teacher noconfig                    noconfig/config.json: No such file or directory
