@@ -876,12 +876,9 @@ def naming_file(path):
     try:
         yield
     except OSError as error:
-        if error.filename is not None:
+        if error.filename is not None or error.strerror is None:
             raise
-        reason = error.strerror
-        if reason is None:
-            reason = str(error)
-        raise OSError(error.errno, reason, str(path)) from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager

@@ -1479,7 +1479,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_names_it(tmp_path):
     with pytest.raises(OSError, match="no space left") as error:
         with replace_file(tmp_path / "x") as file:
             file.write(b"new")
-            raise OSError("no space left")
+            raise OSError(errno.ENOSPC, "no space left")
     assert error.value.filename == str(tmp_path / "x")
     assert files_below(tmp_path) == {"x": b"old"}
 
