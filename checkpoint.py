@@ -992,15 +992,10 @@ def fetch(name, weights=True):
     weights: False fetches only the config and the tokenizer
     ValueError if the model is not found. Without a network it must have been downloaded earlier.
     """
-    if name == "":
-        raise ValueError("a name is empty: give a folder or a Hugging Face name")
     if os.path.isdir(name):
         return name
     if os.path.isfile(name):
         raise ValueError(f"{name}: this is a file; give the folder that it is in")
-    looks_like_path = name.startswith(("/", ".")) or name.count("/") > 1 or "\\" in name
-    if looks_like_path:
-        raise ValueError(f"{name}: there is no such folder")
     # This is imported here, because the import is slow and most runs do not need it.
     from huggingface_hub import snapshot_download
     try:

@@ -6,7 +6,6 @@ import fnmatch
 import json
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -1636,15 +1635,6 @@ def test_what_the_hub_does_not_have_is_named(monkeypatch, tmp_path):
 def test_weights_in_several_bin_files_are_refused(saved):
     os.rename(saved / "model.safetensors", saved / "pytorch_model.bin.index.json")
     refusal(saved, "its weights are split over several .bin files, which are not read here; ")
-
-
-@pytest.mark.parametrize("name", ["/no/such", "./bert", "../bert", "out/my/bert", "C:\\bert"])
-def test_what_can_only_be_a_folder_is_not_asked_of_the_hub(monkeypatch, tmp_path, name):
-    asked = replace_hub(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=f"^{re.escape(name)}: there is no such folder$"):
-        fetch(name)
-    assert asked == []
 
 
 class HttpError(Exception):
