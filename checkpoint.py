@@ -1002,9 +1002,6 @@ def fetch(name, weights=True):
         folder = snapshot_download(name, allow_patterns=SMALL_FILES)
         if not weights:
             return folder
-        if not os.path.exists(os.path.join(folder, "config.json")):
-            raise ValueError("no config.json was found; without a network only files that were "
-                             "downloaded earlier can be found")
         for weight_file in WEIGHT_FILES:
             snapshot_download(name, allow_patterns=weight_file)               # to the same folder
             if os.path.exists(os.path.join(folder, weight_file)):
