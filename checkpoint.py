@@ -422,9 +422,6 @@ def read_config(path):
             # For example, a RoBERTa has the same tensors as a BERT, but its positions begin at 2.
             raise ValueError(f"model_type is {model_type!r:.40}, but only bert, albert and "
                              "minialbert are known here")
-        if found.get("quantization_config"):
-            raise ValueError("its weights are quantised (quantization_config); dequantise them in "
-                             "transformers and save the model again")
         if model_type == "albert":
             # transformers' default for an ALBERT is gelu_new. The loop below refuses it.
             found.setdefault("hidden_act", "gelu_new")

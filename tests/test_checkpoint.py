@@ -738,7 +738,6 @@ def test_a_field_that_the_config_must_have_is_named_if_it_is_missing(saved, name
     ("model_type", "", "model_type is ''"),
     ("is_decoder", True, "is_decoder is True, but only False is known"),
     ("inner_group_num", 2, "inner_group_num is 2, but only 1 is known"),
-    ("quantization_config", {"load_in_8bit": True}, "its weights are quantised"),
 ])
 def test_a_wrong_field_of_the_config_is_named(saved, name, value, pattern):
     change_config(saved, **{name: value})
@@ -783,7 +782,7 @@ def test_a_config_of_a_bert_says_little_and_the_rest_follows(saved):
     assert config.num_hidden_groups == R
     assert config.is_bert
     load(saved)
-    change_config(saved, model_type=None, is_decoder=None, quantization_config=None)
+    change_config(saved, model_type=None, is_decoder=None)
     assert read_config(saved / "config.json") == config
 
 
