@@ -1403,8 +1403,6 @@ def arguments(argv):
     args = parser.parse_args(argv)
     if args.tokenizer is not None and args.lowercase is not None:
         raise ValueError("--lowercase is for a vocabulary that is learned; --tokenizer has one")
-    if args.train_tokenizer is not None and args.overwrite:
-        raise ValueError("--overwrite is for a token file; a learned vocabulary is never replaced")
     return args
 
 
