@@ -740,9 +740,11 @@ def write_tokens(file, lines, tokenizer, dtype):
     with tempfile.TemporaryFile(dir=os.path.dirname(file.name)) as valid_file:
         for chunk in chunks_of_lines(mark_held_out(lines)):
             texts = [line for line, _ in chunk]
-            num_characters += sum(len(text) for text in texts)
-            num_unknown += estimate_unknown(texts, tokenizer, sample_size)
+            num_sampled, unknown_in_sample = count_characters(texts, tokenizer, sample_size)
             sample_size = SAMPLE // 4
+            num_here = sum(len(text) for text in texts)  # with white space, unlike num_sampled
+            num_characters += num_here
+            num_unknown += num_here * unknown_in_sample / max(1, num_sampled)
             train_ids = []
             valid_ids = []
             for (line, held_out), ids in zip(chunk, tokenizer.encode(texts)):
@@ -767,13 +769,6 @@ def write_tokens(file, lines, tokenizer, dtype):
         shutil.copyfileobj(valid_file, file)
     unknown_share = num_unknown / max(1, num_characters)
     return TokenCounts(num_train, num_valid, has_text, unknown_share)
-
-
-def estimate_unknown(texts, tokenizer, sample_size):
-    """Estimate how many characters of texts become [UNK], from a sample of them."""
-    num_sampled, unknown_in_sample = count_characters(texts, tokenizer, sample_size)
-    num_characters = sum(len(text) for text in texts)    # with white space, unlike num_sampled
-    return num_characters * unknown_in_sample / max(1, num_sampled)
 
 
 def count_characters(texts, tokenizer, sample_size=SAMPLE):
