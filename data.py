@@ -1021,10 +1021,8 @@ def read_corpus_file(path, bar, text_column):
             bytes_read = bytes_before + raw.tell()
             bar.update(bytes_read - bar.n)               # update() wants the increase
             num_characters += len(line)
-            # No surrogate is ASCII. So an ASCII line without a NUL, as most are, needs no search.
-            if not line.isascii() or "\0" in line:
-                line, replaced_here = NUL_OR_SURROGATE.subn("\ufffd", line)
-                num_replaced += replaced_here
+            line, replaced_here = NUL_OR_SURROGATE.subn("\ufffd", line)
+            num_replaced += replaced_here
             # A large file in another encoding is refused here, before all of it is read.
             if num_characters > ENOUGH_TO_JUDGE:
                 check_encoding(path, num_characters, num_replaced)
