@@ -916,7 +916,7 @@ OPEN_COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 NUL_OR_SURROGATE = re.compile("[\0\ud800-\udfff]")
 # expecting() puts this text into its message: "PATH: not a whole, undamaged file: ...".
 UNDAMAGED_FILE = "a whole, undamaged file"
-LONGEST_ROW = 2**28                 # characters of a line in a .jsonl or a .csv, or of a field
+LONGEST_CELL = 2**28                # characters of a cell in a .csv
 # From this number of characters on, read_corpus_file judges a text while it reads it. A shorter
 # text is judged only at its end, because perhaps only its first part is damaged.
 ENOUGH_TO_JUDGE = 1_000_000
@@ -1094,18 +1094,9 @@ def lines_of_text(path, stream):
 
 
 def whole_lines(path, stream):
-    """Yield the lines of an open .jsonl or .csv. ValueError if the file is damaged, or if a line
-    has more than LONGEST_ROW characters, which might not fit into memory."""
+    """Yield the lines of an open .jsonl or .csv. ValueError if the file is damaged."""
     with stream, expecting(path, UNDAMAGED_FILE):
-        number = 0
-        while True:
-            line = stream.readline(LONGEST_ROW + 1)
-            if line == "":                               # the end of the file
-                return
-            number += 1
-            if len(line) > LONGEST_ROW:
-                raise ValueError(f"line {number} has more than {LONGEST_ROW} characters")
-            yield line
+        yield from stream
 
 
 def lines_of_jsonl(path, stream, text_column):
@@ -1169,7 +1160,7 @@ def rows_of_csv(path, lines):
     A cell in quotes may have line breaks. Then the row has several lines, and the number is that of
     its last line. The path is for messages.
     """
-    csv.field_size_limit(LONGEST_ROW)                    # its own limit is 131,072 characters
+    csv.field_size_limit(LONGEST_CELL)                   # its own limit is 131,072 characters
     rows = csv.reader(lines, strict=True)
     row_begins = 1                                       # the line in which the next row begins
     try:
