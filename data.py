@@ -1172,10 +1172,8 @@ def rows_of_csv(path, lines):
         reason = str(error)
         if "new-line" in reason:                         # Python's text is about open()
             reason = "a carriage return has neither quotes around it nor a line feed after it"
-        message = f"{path}:{rows.line_num}: {reason}; the row begins in line {row_begins}"
-        if "expected after" in reason:                   # a character after a closing quote
-            message += ", and commas must separate its cells"
-        raise ValueError(message) from error
+        raise ValueError(f"{path}:{rows.line_num}: {reason}; the row begins in line "
+                         f"{row_begins}") from error
 
 
 def lines_of_document(document):
