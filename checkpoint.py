@@ -260,22 +260,19 @@ def load(path, recursions=None):
     if is_tied:                                          # our model uses the word table instead
         tensors.pop(name_in_file(layout, "head.decoder.weight"), None)
     model = model_without_values(config, has_head)
-    our_names = {}                                       # {name in the file: our name}
     expected = {}                                        # {name in the file: tensor}
     for name, tensor in model.state_dict().items():
-        stored_name = name_in_file(layout, name)
-        our_names[stored_name] = name
-        expected[stored_name] = tensor
+        expected[name_in_file(layout, name)] = tensor
     check_tensors(path, expected, tensors)               # from here on both have the same names
-    for stored_name in tensors:
+    weights = {}                                         # {our name: tensor}
+    for name in model.state_dict():
+        stored = tensors.pop(name_in_file(layout, name))
         # The file may change while it is mapped into memory. A copy does not depend on it. A file
         # that was converted from TensorFlow may hold matrices column by column. The copy is row by
         # row, because NCCL sends only tensors in this order from GPU to GPU.
-        tensors[stored_name] = tensors[stored_name].to(
-            torch.float32, copy=True, memory_format=torch.contiguous_format)
+        weights[name] = stored.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     # The values are checked after the conversion, because a huge float64 becomes inf in float32.
-    check_finite(path, tensors)
-    weights = {our_names[stored_name]: tensor for stored_name, tensor in tensors.items()}
+    check_finite(path, weights)
     # The model's own tensors hold no data. assign=True replaces them by the loaded weights.
     model.load_state_dict(weights, assign=True)
     if recursions is not None:
