@@ -645,7 +645,6 @@ def restore_training_state(path, state, settings):
         log_size = int(metadata["log"])
     check_settings(path, saved_settings, settings)
     check_tensors(path, state, tensors)
-    # The values are checked after the conversion, because a huge float64 becomes inf in float32.
     for name in state:
         tensors[name] = tensors[name].to(state[name].dtype)
     check_finite(path, tensors)
@@ -749,9 +748,8 @@ def check_may_write(out, earlier_run, script, settings, resume, overwrite):
     elif overwrite:
         # Without a run.json of ours the files may be somebody else's.
         if old_files and earlier_run == {}:
-            names = [os.path.basename(path) for path in old_files]
             raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
-                             f"{first_few(names)}")
+                             f"{first_few(old_files)}")
     elif os.listdir(out) != [RUN_FILE]:
         raise ValueError(f"--out {out} is not empty: --resume goes on with a run that is in it, "
                          "--overwrite starts anew and loses that; or choose another folder")
