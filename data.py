@@ -632,8 +632,7 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
 def open_token_file(corpus, tokenizer, text_column):
     """Open a corpus that is one token file -> TokenFile. ValueError as in open_corpus."""
     if len(corpus) > 1:
-        token_files = [path for path in corpus if path.endswith(".bin")]
-        raise ValueError(f"{token_files[0]}: a token file cannot be read together with other files")
+        raise ValueError(f"{first_few(corpus)}: a token file (.bin) must be the only file")
     if text_column != "text":
         raise ValueError(f"--text {text_column}: a token file has no columns")
     token_file = TokenFile(corpus[0])

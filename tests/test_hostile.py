@@ -799,7 +799,7 @@ distill   --teacher pickle                      pickle/pytorch_model.bin: *no pi
 distill   --corpus t.bin --text body            --text body: a token file has no columns
 distill   --teacher noconfig                    noconfig/config.json: No such file or directory
 distill   --corpus high.bin                     token 65535 is in the corpus, but those of the
-distill   --corpus c.txt t.bin                  t.bin: a token file cannot be
+distill   --corpus c.txt t.bin                  t.bin: a token file (.bin) must be
 distill   --cache file                          file: File exists
 distill   --out file/x                          file/x: Not a directory
 finetune  --train nowhere.tsv                   nowhere.tsv: No such file or directory
