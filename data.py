@@ -303,7 +303,7 @@ def read_backend(path):
         if not os.path.isfile(file_path):
             raise ValueError(f"{path}: it has no tokenizer.json and no vocab.txt")
         backend = read_wordpiece(file_path)
-    check_added_tokens(path, backend, os.path.basename(file_path))
+    check_added_tokens(path, backend)
     obey_config(backend, path)
     return backend, file_path
 
@@ -318,20 +318,18 @@ def check_unknown_token(backend):
         raise ValueError("words that it does not know vanish: its model has no unk_token")
 
 
-def check_added_tokens(path, backend, source):
+def check_added_tokens(path, backend):
     """Raise ValueError if a folder names added tokens that the backend does not know as such.
 
     transformers finds an added token in a text before it splits the text into words. For example,
     [unused1] may mark the beginning of a name. This program would split it at its brackets, even if
     it is in the vocabulary.
-
-    source: the name of the file from which the backend was read
     """
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     unknown = sorted(added_tokens_of_files(path) - known - set(SPECIAL_TOKENS))
     if unknown:
         raise ValueError(f"{path}: {first_few(unknown)}: transformers keeps these tokens whole, "
-                         f"but {source} does not say so; give a tokenizer.json with all added "
+                         "but here they would be split; give a tokenizer.json with all added "
                          "tokens, as transformers writes it")
 
 
