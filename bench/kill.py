@@ -193,10 +193,8 @@ def main():
     parser.add_argument("--kills", type=int, default=60,
                         help="kills of each script after which there is a checkpoint to resume "
                         "from (default: 60)")
-    parser.add_argument("--seed", type=int, default=0,
-                        help="seed of the moments of the kills (default: 0)")
     args = parser.parse_args()
-    rng = random.Random(args.seed)
+    rng = random.Random(0)
     print(f"| {' | '.join(COLUMNS)} |")
     print("|---" * len(COLUMNS) + "|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
