@@ -34,8 +34,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder of the three runs")
-    parser.add_argument("--steps", type=int, metavar="N",
-                        help="make only N steps in each run, to try the script (default: all)")
     args = parser.parse_args()
     script = os.path.join(ROOT, "distill.py")
     for number, flags in enumerate(RUNS, 1):
@@ -43,10 +41,6 @@ def main():
         command = [sys.executable, script, "--teacher", "none", "--out", out, "--resume"]
         for word in flags.split():
             command.append(word.format(tokenizer=TOKENIZER, out=args.out))
-        if args.steps is not None:
-            # Of a flag that is given twice the last value counts.
-            command += ["--steps", str(args.steps)]
-            command += ["--warmup", "0"]
         print(" ".join(command), flush=True)
         status = subprocess.run(command).returncode
         if status != 0:
