@@ -31,6 +31,7 @@ PLACES = ("embeddings", "layers", "attention maps")
 # The columns of the table: {name: the places where dropout is on}.
 COLUMNS = {"off": (), "embeddings": ("embeddings",), "layers": ("layers",),
            "attention maps": ("attention maps",), "all three": PLACES}
+NUM_BATCHES = 8                     # of 32 held-out sequences
 
 
 def with_dropout(model, places):
@@ -116,48 +117,35 @@ def print_costs(models, batch_size, length, bf16):
             print(f"| {name} | {dropout} | {seconds:.2f} | {num_bytes / 1e9:.2f} GB |", flush=True)
 
 
-def name_and_folder(text):
-    """Split NAME=DIR -> (NAME, DIR). It is an argparse type."""
-    name, _, folder = text.partition("=")
-    if name == "" or folder == "":
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR")
-    return name, folder
-
-
 def main():
     """Measure the models that the command line names, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="NAME=DIR", type=name_and_folder,
+    parser.add_argument("models", nargs="+", metavar="NAME=DIR",
                         help="models with an MLM head: the name in the table and the folder")
     parser.add_argument("--corpus", nargs="+", metavar="PATH",
                         help="a token file or texts (default: the documentation on this machine)")
     parser.add_argument("--length", type=int, default=64, metavar="T",
                         help="tokens in a sequence (default: 64)")
-    parser.add_argument("--batches", type=int, default=8, metavar="N",
-                        help="how many batches of 32 held-out sequences to measure (default: 8)")
     parser.add_argument("--cost", nargs=2, type=int, metavar=("B", "T"),
                         help="measure only what a pass costs, with B sequences of T random tokens")
     parser.add_argument("--bf16", action="store_true", help="with --cost: in bfloat16")
     args = parser.parse_args()
+    models = [model.split("=", 1) for model in args.models]
     if args.cost is not None:
         batch_size, length = args.cost
-        print_costs(args.models, batch_size, length, args.bf16)
+        print_costs(models, batch_size, length, args.bf16)
         return
     print("| model | " + " | ".join(COLUMNS) + " |")
     print("|---" * (1 + len(COLUMNS)) + "|", flush=True)
-    for name, folder in args.models:
+    for name, folder in models:
         tokenizer = Tokenizer(folder)
         corpus = open_corpus(args.corpus, tokenizer, CACHE)
         batches = make_valid_batches(corpus, tokenizer, args.length)
-        # After the last sequence a MaskedBatches begins again: some would count twice.
-        most_batches = max(1, batches.count // batches.batch_size)
-        if args.batches > most_batches:
-            parser.error(f"--batches {args.batches}: the held-out text has only {most_batches}")
         model = load(folder)
         cells = [name]
         for places in COLUMNS.values():
-            accuracy, loss = measure(with_dropout(model, places), batches, args.batches)
+            accuracy, loss = measure(with_dropout(model, places), batches, NUM_BATCHES)
             cells.append(f"{accuracy:.1%}, {loss:.3f}")
         print(f"| {' | '.join(cells)} |", flush=True)
 
