@@ -2,7 +2,6 @@
 
     python bench/default_run.py                       # all rows, three seeds
     python bench/default_run.py --rows default alone --seeds 0 1 2
-    python bench/default_run.py --bf16                # faster, if the CPU can multiply bfloat16
 
 A row is one command of distill.py, which is run once with each seed. Its flags are printed in the
 row. The accuracy of a seed is in the last line of its log.jsonl. The accuracies after each
@@ -39,8 +38,6 @@ ROWS = {
     "alone": NO_TEACHER,
     # There is no teacher. A lower learning rate suits such a student better.
     "alone-low-rate": NO_TEACHER + " --lr 1e-3",
-    # There is no teacher. The student starts as BERT does.
-    "alone-plain": NO_TEACHER + " --init random",
     # The teacher gives the first values. After that no loss compares the student with it.
     "start-then-alone": "--attention-weight 0 --hidden-weight 0 --output-weight 0",
     # The student starts from noise: the teacher is matched in each step, but gives no first values.
@@ -58,13 +55,12 @@ ROWS = {
     "two-recursions": "--num-hidden-layers 2",
     "eight-recursions": "--num-hidden-layers 8",
     "unshared": "--num-hidden-groups 4",
-    # The losses have other weights, one loss is left out, or the paper's embedding loss is added.
-    # Without the output loss distill.py leaves out the elastic loss, too.
+    # The losses have other weights, or one loss is left out. Without the output loss distill.py
+    # leaves out the elastic loss, too.
     "authors-weights": AUTHORS_WEIGHTS,
     "no-attention-loss": "--attention-weight 0",
     "no-hidden-loss": "--hidden-weight 0",
     "no-output-loss": "--output-weight 0",
-    "embedding-loss": "--embedding-weight 3",
     "no-mlm-loss": "--mlm-weight 0",
     # The loss of the masked words and only one of the teacher's losses.
     "mlm-and-output": "--attention-weight 0 --hidden-weight 0",
@@ -142,17 +138,12 @@ def main():
                         help="the rows to measure (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
                         help="seeds of each row (default: 0 1 2)")
-    parser.add_argument("--bf16", action="store_true",
-                        help="run each command with --bf16, which its flags then show")
     args = parser.parse_args()
     print("| row | flags | MLM accuracy, each seed | mean | sd | MLM loss | after each recursion | "
           "seconds |")
     print("|" + "---|" * 8)
     for name in args.rows:
-        flags = ROWS[name].split()
-        if args.bf16:
-            flags.append("--bf16")
-        print_row(name, flags, args.seeds)
+        print_row(name, ROWS[name].split(), args.seeds)
 
 
 if __name__ == "__main__":
