@@ -4,9 +4,9 @@
     python bench/default_run.py --rows default alone --seeds 0 1 2
 
 A row is one command of distill.py, which is run once with each seed. Its flags are printed in the
-row. The accuracy of a seed is in the last line of its log.jsonl. The accuracies after each
-recursion, from 0 recursions on, are means over the seeds of what the command prints at its end. If
-the corpus is not in the cache yet, the seconds of the first command include its tokenising.
+row. The figures of a seed are those that distill.py writes into its results.json. The accuracies
+after each recursion, from 0 recursions on, are means over the seeds. If the corpus is not in the
+cache yet, the seconds of the first command include its tokenising.
 """
 import argparse
 import json
@@ -74,8 +74,8 @@ ROWS = {
 def distil(flags, seed):
     """Run distill.py, in a folder that is deleted afterwards.
 
-    Returns the last line of its log {name: value}, the student's accuracies after 0, 1, ...
-    recursions, and the seconds of the command. If the command fails, the program ends.
+    Returns the student's results of results.json {name: value} and the seconds of the command. If
+    the command fails, the program ends.
     """
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "distill.py"] + flags
@@ -85,20 +85,9 @@ def distil(flags, seed):
         if done.returncode != 0:
             sys.exit(f"{' '.join(command)}: {done.stderr.strip()}")
         seconds = time.perf_counter() - begin
-        with open(os.path.join(out, "log.jsonl"), encoding="utf-8") as log:
-            last_line = log.readlines()[-1]
-    return json.loads(last_line), accuracies_after(done.stdout), seconds
-
-
-def accuracies_after(printed):
-    """Find the student's accuracies after 0, 1, ... recursions in what distill.py printed. They are
-    in the row "student" of its last table."""
-    _, _, table = printed.partition("MLM accuracy after so many recursions")
-    for line in table.splitlines():
-        if line.startswith("student "):
-            cells = line.split()[1:]                     # without the name
-            return [float(cell.rstrip("%")) / 100 for cell in cells]
-    raise ValueError("distill.py printed no accuracies of the student after each recursion")
+        with open(os.path.join(out, "results.json"), encoding="utf-8") as file:
+            results = json.load(file)
+    return results["student"], seconds
 
 
 def print_row(name, flags, seeds):
@@ -109,10 +98,10 @@ def print_row(name, flags, seeds):
     lists_after = []                                     # one for each seed
     seconds_of_seeds = []
     for seed in seeds:
-        last_line, accuracies_of_seed, seconds = distil(flags, seed)
-        accuracies.append(last_line["valid_accuracy"])
-        losses.append(last_line["valid_loss"])
-        lists_after.append(accuracies_of_seed)
+        results, seconds = distil(flags, seed)
+        accuracies.append(results["accuracy"])
+        losses.append(results["loss"])
+        lists_after.append(results["accuracy_after"])
         seconds_of_seeds.append(seconds)
     deviation = "-"
     if len(seeds) > 1:
