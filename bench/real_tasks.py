@@ -10,13 +10,14 @@ head alone.
 
 Each row is one command of finetune.py, run on one thread. As many run at a time as there are cores,
 so the seconds are those of a busy machine. Scores are of the test set if it has labels, otherwise
-of the dev set. "majority" has the scores of guesses made without a model, which finetune.py prints.
+of the dev set. "majority" has the scores of guesses made without a model. All scores are those of results.json.
 If a command fails, its row says so, the others go on, and the exit status is 1.
 """
 import argparse
+import json
 import os
-import re
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -46,9 +47,6 @@ FLAGS_OF_TASKS = {
 }
 # By default finetune.py makes three epochs. Of these large training sets it makes one, or fewer.
 LIMITS = {"sst2": "--steps 600", "bc2gm": "--epochs 1", "qa": "--steps 250"}
-# A line that finetune.py prints at its end, such as
-# all       dev             accuracy      77.41% +- 0.11% of 3 seeds
-SCORE_LINE = re.compile(r"(\S+) +(\S+) +(\S+) +(-?[\d.]+%)(?: \+- ([\d.]+%) of \d+ seeds)?")
 
 
 class Run(NamedTuple):
@@ -97,38 +95,31 @@ def measure(run):
         begin = time.perf_counter()
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         seconds = time.perf_counter() - begin
-    if done.returncode != 0:
-        last_line = done.stderr.strip().split("\n")[-1]
-        return True, ["-", f"failed: {last_line}", "-", f"{seconds:.0f}", f"`{run.command}`"]
-    split, scores, majority = read_scores(done.stdout)
+        if done.returncode != 0:
+            last_line = done.stderr.strip().split("\n")[-1]
+            return True, ["-", f"failed: {last_line}", "-", f"{seconds:.0f}", f"`{run.command}`"]
+        with open(os.path.join(out, "results.json"), encoding="utf-8") as file:
+            results = json.load(file)
+    (splits,) = results["modes"].values()                # a command trains in one mode
+    split = "dev"
+    if "test" in splits and splits["test"]["scores"][0] != {}:            # its labels are known
+        split = "test"
+    scores = describe_scores(splits[split]["scores"])
+    majority = describe_scores([results["majority"][split]])
     return False, [split, scores, majority, f"{seconds:.0f}", f"`{run.command}`"]
 
 
-def read_scores(printed):
-    """Find the scores in what finetune.py printed -> three texts: the name of the split, the
-    scores of the model, and those of the guesses made without one."""
-    lines_of_split = {"dev": [], "test": []}
-    for line in printed.splitlines():
-        match = SCORE_LINE.fullmatch(line)
-        if match is not None and match[2] in lines_of_split:
-            lines_of_split[match[2]].append(match)
-    split = "dev"
-    if lines_of_split["test"]:                           # its labels are known
-        split = "test"
-    scores = []
-    majority = []
-    for match in lines_of_split[split]:
-        mode, _, metric, mean, deviation = match.groups()
-        text = f"{mean} {metric}"
-        if deviation is not None:
-            text += f" +- {deviation}"
-        if mode == "majority":
-            majority.append(text)
-        else:
-            scores.append(text)
-    if not scores:
-        raise ValueError(f"finetune.py printed no scores: {printed}")
-    return split, "; ".join(scores), "; ".join(majority)
+def describe_scores(scores_of_seeds):
+    """Describe the scores of several runs, each {metric: value}: the mean and, if there are several
+    runs, the standard deviation of each metric."""
+    texts = []
+    for metric in scores_of_seeds[0]:
+        values = [scores[metric] for scores in scores_of_seeds]
+        text = f"{statistics.mean(values):.2%} {metric}"
+        if len(values) > 1:
+            text += f" +- {statistics.stdev(values):.2%}"
+        texts.append(text)
+    return "; ".join(texts)
 
 
 def main():
@@ -151,9 +142,6 @@ def main():
     parser.add_argument("--seeds", type=int, default=3, metavar="N",
                         help="runs of each command (default: 3)")
     args = parser.parse_args()
-    for model in args.models:
-        if "=" not in model:
-            parser.error(f"--models: {model} is not NAME=DIR")
     print("| task | model | split | score | majority | seconds | command: python finetune.py |")
     print("|" + "---|" * 7, flush=True)
     runs = list_runs(args.tasks, args.models, args.data, args.seeds, args.recursions)

@@ -8,16 +8,11 @@ import os
 import re
 
 from checkpoint import read_json
-from real_tasks import SCORE_LINE
 from study_rows import TASKS
 
 # A line that distill.py prints: a model, its parameters, those that are applied to a token, its
 # held-out accuracy and loss.
 STUDENT_LINE = re.compile(r"student +([\d,]+) +[\d,]+ +([\d.]+)% +([\d.]+)")
-# A line that finetune.py prints if it has several learning rates, such as
-# learning rates, best first (f1 on a held-out tenth of the training set): 0.001 81.20%, 0.0005 7%
-# The group is the best rate. Earlier versions printed a list, so a bracket may stand before it.
-RATES_LINE = re.compile(r"learning rates, best first .*: \[?([\d.e-]+)")
 TOKENS = 0                  # columns of a curve
 ACCURACY = 1
 LOSS = 2
@@ -33,7 +28,7 @@ def read_outcome(row, folder):
         return distillation_outcome(log, printed, row.about["tokens_per_step"])
     if row.part in ("task", "depth"):
         results = read_json(os.path.join(folder, "model", "results.json"))
-        return tuning_outcome(results, printed, TASKS[row.about["task"]])
+        return tuning_outcome(results, TASKS[row.about["task"]])
     if row.part == "accuracy":
         return json.loads(printed.splitlines()[-1])
     description = read_json(os.path.join(folder, "corpus.bin.json"))
@@ -80,37 +75,17 @@ def distillation_outcome(log, printed, tokens_per_step):
             "seconds_of_curve": seconds_of_points, "last": log[-1]}
 
 
-def tuning_outcome(results, printed, task):
-    """Collect the scores of a fine-tuning with one seed, and what the majority scores.
+def tuning_outcome(results, task):
+    """Collect the score of a fine-tuning with one seed, what the majority scores, and the learning
+    rate.
 
-    results: what is in its results.json; task: one of TASKS
-    "score" and "majority" are those of the task's metric and split.
+    results: what is in its results.json
+    task: one of TASKS, which says of which split and by which metric the scores are
     """
-    (splits,) = results["modes"].values()                # a command trains in one mode
-    scores = {}
-    for split, found in splits.items():
-        scores[split] = found["scores"][0]
-    if task.metric not in scores.get(task.split, {}):
-        raise ValueError(f"results.json has no {task.metric} of {task.split}")
-    outcome = {"scores": scores, "score": scores[task.split][task.metric]}
-    outcome["majority"] = read_majority(printed, task)
-    best_rates = RATES_LINE.findall(printed)
-    if best_rates:
-        # An earlier attempt may have printed others.
-        outcome["rate"] = float(best_rates[-1])
-    return outcome
-
-
-def read_majority(printed, task):
-    """Find the score of the majority, or of other guesses made without a model, in what finetune.py
-    printed."""
-    for line in printed.splitlines():
-        match = SCORE_LINE.fullmatch(line)
-        if match is not None:
-            mode, split, metric, mean, _ = match.groups()
-            if (mode, split, metric) == ("majority", task.split, task.metric):
-                return float(mean.rstrip("%")) / 100
-    raise ValueError(f"finetune.py printed no {task.metric} of the majority for {task.split}")
+    (mode,) = results["modes"]                           # a command trains in one mode
+    scores = results["modes"][mode][task.split]["scores"]
+    return {"score": scores[0][task.metric], "rate": results["lr"][mode],
+            "majority": results["majority"][task.split][task.metric]}
 
 
 # ---- Time to quality --------------------------------------------------------------------
