@@ -154,7 +154,7 @@ def run_row(row, study, places, run, stopping):
         result["state"] = "failed"
         result["error"] = error
     write_json(result_path(study, row.name), result)
-    if row.script == "finetune.py" and row.about["model"] != "teacher" and is_done(result):
+    if row.part in ("task", "depth") and row.about["model"] != "teacher" and is_done(result):
         # Hundreds of fine-tuned models would fill the disk. Those of the teacher are kept, because
         # rows such as "taught" learn from them.
         shutil.rmtree(os.path.join(folder, "model"))

@@ -11,8 +11,8 @@ from checkpoint import read_json
 from study_rows import TASKS
 
 # A line that distill.py prints: a model, its parameters, those that are applied to a token, its
-# held-out accuracy and loss.
-STUDENT_LINE = re.compile(r"student +([\d,]+) +[\d,]+ +([\d.]+)% +([\d.]+)")
+# held-out accuracy and loss. The groups are the last two.
+STUDENT_LINE = re.compile(r"student +[\d,]+ +[\d,]+ +([\d.]+)% +([\d.]+)")
 TOKENS = 0                  # columns of a curve
 ACCURACY = 1
 LOSS = 2
@@ -22,23 +22,16 @@ LOSS = 2
 
 def read_outcome(row, folder):
     """Read what a finished row left in its folder -> {name: value} for its result.json."""
-    printed = read_printed(folder)
-    if row.part in ("teacher", "student"):
-        log = read_log(os.path.join(folder, "model", "log.jsonl"))
-        return distillation_outcome(log, printed, row.about["tokens_per_step"])
+    if row.part == "corpus":
+        description = read_json(os.path.join(folder, "corpus.bin.json"))
+        return {"train": description["train"], "valid": description["valid"]}
+    results = read_json(os.path.join(folder, "model", "results.json"))
     if row.part in ("task", "depth"):
-        results = read_json(os.path.join(folder, "model", "results.json"))
         return tuning_outcome(results, TASKS[row.about["task"]])
-    if row.part == "accuracy":
-        return json.loads(printed.splitlines()[-1])
-    description = read_json(os.path.join(folder, "corpus.bin.json"))
-    return {"train": description["train"], "valid": description["valid"]}
-
-
-def read_printed(folder):
-    """Read what the row's command printed, in all its attempts."""
+    log = read_log(os.path.join(folder, "model", "log.jsonl"))
     with open(os.path.join(folder, "printed.txt"), encoding="utf-8") as file:
-        return file.read()
+        printed = file.read()                            # in all attempts of the row
+    return distillation_outcome(results, log, printed, row.about["tokens_per_step"])
 
 
 def read_log(path):
@@ -47,16 +40,18 @@ def read_log(path):
         return [json.loads(line) for line in file]
 
 
-def distillation_outcome(log, printed, tokens_per_step):
-    """Collect parameters, steps, tokens, seconds and the curve of a distillation.
+def distillation_outcome(results, log, printed, tokens_per_step):
+    """Collect parameters, steps, seconds, the curve and the accuracies after 0, 1, ... recursions
+    of a distillation.
 
-    log: the lines of its log.jsonl; printed: what it printed. The first table in it was printed
-    before the training, also if the run was killed and resumed later.
+    results: what is in its results.json; log: the lines of its log.jsonl
+    printed: what it printed. The first table in it was printed before the training, also if the run
+        was killed and resumed later
     """
     first_line = STUDENT_LINE.search(printed)
     if first_line is None:
         raise ValueError("distill.py printed no line about the student with its accuracy and loss")
-    parameters, accuracy, loss = first_line.groups()
+    accuracy, loss = first_line.groups()
     points = [[0, float(accuracy) / 100, float(loss)]]
     seconds_of_points = [0.0]
     seconds = 0.0
@@ -70,9 +65,10 @@ def distillation_outcome(log, printed, tokens_per_step):
             tokens = last_step * tokens_per_step
             points.append([tokens, line["valid_accuracy"], line["valid_loss"]])
             seconds_of_points.append(seconds)
-    return {"parameters": int(parameters.replace(",", "")), "steps": last_step,
-            "tokens": last_step * tokens_per_step, "seconds": seconds, "curve": points,
-            "seconds_of_curve": seconds_of_points, "last": log[-1]}
+    student = results["student"]
+    return {"parameters": student["parameters"], "accuracy_after": student["accuracy_after"],
+            "steps": last_step, "seconds": seconds, "curve": points,
+            "seconds_of_curve": seconds_of_points}
 
 
 def tuning_outcome(results, task):

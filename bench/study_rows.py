@@ -13,7 +13,7 @@ from real_tasks import FLAGS_OF_TASKS
 class Row(NamedTuple):
     """One command of the study."""
     name: str               # also its folder below the study's
-    part: str               # corpus, teacher, student, task, accuracy or depth
+    part: str               # corpus, teacher, student, task or depth
     script: str             # which program of this project it runs
     flags: list             # its flags, with {study}, {data} and {minilm} in them
     needs: list             # the names of the rows that have to be done before
@@ -358,15 +358,6 @@ def tuning_row(name, part, distillation, steps, own_flags, needs, about, sizes):
     return Row(name, part, "finetune.py", flags, needs, about)
 
 
-def accuracy_row(model, sizes):
-    """Make the Row that measures a student after each of its recursions."""
-    flags = flag_list({"student": model_folder(model), "corpus": CORPUS, "length": sizes.length})
-    if sizes.bf16:
-        flags.append("--bf16")
-    return Row(f"depth/accuracy/{model}", "accuracy", "bench/study_depth.py", flags, [model],
-               {"model": model})
-
-
 # ---- All rows that are asked for --------------------------------------------------------
 
 def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
@@ -394,7 +385,7 @@ def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
                 for model in tuned_models:
                     rows.append(task_row(task, model, seed, task_sizes))
     if "depth" in parts:
-        rows += depth_rows(tasks, seeds, sizes, task_sizes)
+        rows += depth_rows(tasks, seeds, task_sizes)
     return rows
 
 
@@ -422,9 +413,9 @@ def chosen_models(models, students):
     return others
 
 
-def depth_rows(tasks, seeds, sizes, task_sizes):
-    """List the Rows about the quality after each recursion, of ours and of the elastic student."""
-    rows = [accuracy_row(model, sizes) for model in DEPTH_STUDENTS]
+def depth_rows(tasks, seeds, task_sizes):
+    """List the Rows that fine-tune the first recursions of ours and of the elastic student."""
+    rows = []
     for seed in seeds:
         for task in DEPTH_TASKS:
             if task not in tasks:

@@ -241,13 +241,15 @@ def kept_table(results):
 # ---- Depth ------------------------------------------------------------------------------
 
 def accuracy_table(results):
-    """List the held-out accuracy after each recursion; "after 0" is that of the embeddings."""
+    """List the held-out accuracy of the students after each recursion; "after 0" is that of the
+    embeddings."""
+    done = done_distillations(results)
     rows = []
     longest = 0
-    for result in results:
-        if result["part"] == "accuracy" and result["state"] == "done":
-            accuracies = [percent(accuracy) for accuracy in result["accuracy_after"]]
-            rows.append([result["about"]["model"]] + accuracies)
+    for name in STUDENTS:
+        if name in done:
+            accuracies = [percent(accuracy) for accuracy in done[name]["accuracy_after"]]
+            rows.append([name] + accuracies)
             longest = max(longest, len(accuracies))
     columns = ["student"] + [f"after {number}" for number in range(longest)]
     return make_table("Held-out accuracy after each recursion", columns, rows)

@@ -303,10 +303,10 @@ def test_the_outcome_of_a_distillation_is_read_from_its_log():
     log = [{"step": 10, "tokens_per_second": 200},
            {"step": 20, "tokens_per_second": 50, "valid_accuracy": 0.2, "valid_loss": 5.0},
            {"step": 40, "tokens_per_second": 100, "valid_accuracy": 0.3, "valid_loss": 4.0}]
-    outcome = distillation_outcome(log, PRINTED, tokens_per_step=100)
+    results = {"student": {"parameters": 517_568, "accuracy_after": [0.1, 0.3]}}
+    outcome = distillation_outcome(results, log, PRINTED, tokens_per_step=100)
     assert outcome["parameters"] == 517_568
     assert outcome["steps"] == 40
-    assert outcome["tokens"] == 4000
     # The first point, before any step, was printed: 10.0% and 6.634.
     assert outcome["curve"] == [[0, 0.1, 6.634], [2000, 0.2, 5.0], [4000, 0.3, 4.0]]
     # 10 steps of 100 tokens at 200 tokens a second, 10 at 50, 20 at 100.
@@ -382,13 +382,13 @@ def test_kept_shares_are_of_the_tasks_that_both_have():
 # ---- Running and resuming ---------------------------------------------------------------
 
 def row_named(name, needs=()):
-    """Make a Row of study_depth.py, whose outcome is the last line that it prints."""
+    """Make a Row whose outcome are two numbers in the description of a corpus."""
     flags = ["--student", "{study}/x"]
-    return Row(name, "accuracy", "bench/study_depth.py", flags, needs, {"model": name})
+    return Row(name, "corpus", "data.py", flags, needs, {})
 
 
 class FakeRunner:
-    """Runs nothing, but notes what it was to run and prints an outcome.
+    """Runs nothing, but notes what it was to run and writes an outcome.
 
     failing: names of rows that fail; interrupting: the name of a row at which Ctrl-C is pressed
     """
@@ -405,7 +405,7 @@ class FakeRunner:
             raise KeyboardInterrupt
         if name in self.failing:
             return "ValueError: it went wrong"
-        Path(folder, "printed.txt").write_text('some line\n{"accuracy_after": [0.5]}\n')
+        Path(folder, "corpus.bin.json").write_text('{"train": 50, "valid": 2}')
         return None
 
 
@@ -500,7 +500,7 @@ def test_a_row_that_is_done_is_not_run_again(tmp_path):
     run(rows + [row_named("c")], tmp_path, second)
     assert second.ran == ["c"]
     result = study.read_result(str(tmp_path), "a")
-    assert result["accuracy_after"] == [0.5]
+    assert result["train"] == 50
 
 
 @pytest.mark.parametrize("script, is_training", [
@@ -560,10 +560,10 @@ def test_a_row_that_fails_is_recorded_and_does_not_stop_the_others(tmp_path):
 
 
 def test_an_outcome_that_cannot_be_read_is_a_failure(tmp_path):
-    def print_nothing_of_use(words, folder, stopping):
-        Path(folder, "printed.txt").write_text("no JSON\n")
+    def write_nothing_of_use(words, folder, stopping):
+        Path(folder, "corpus.bin.json").write_text("no JSON\n")
 
-    states = run([row_named("a")], tmp_path, print_nothing_of_use)
+    states = run([row_named("a")], tmp_path, write_nothing_of_use)
     assert states == {"a": "failed"}
 
 
@@ -631,8 +631,8 @@ def test_other_sizes_are_not_mixed_into_a_study(tmp_path):
 def test_a_row_that_was_made_with_other_flags_is_refused(tmp_path):
     row = row_named("a")
     run([row], tmp_path, FakeRunner())
-    study.check_rows([row], str(tmp_path))
-    changed = row._replace(flags=["--student", "other"])
+    changed = row._replace(flags=["--student", "other"], part="student")
+    study.check_rows([changed._replace(flags=row.flags)], str(tmp_path))
     with pytest.raises(ValueError, match="another command"):
         study.check_rows([changed], str(tmp_path))
     # The corpus and the teacher may have been copied from another study.
@@ -645,8 +645,8 @@ def test_a_row_that_was_made_with_other_flags_is_refused(tmp_path):
 def distilled(name, part, curve):
     """Make the result of a distillation."""
     return {"name": name, "part": part, "state": "done", "command": f"python {name}",
-            "about": {"tokens_per_step": 10}, "parameters": 1234, "steps": 20, "tokens": 200,
-            "seconds": 30.0, "curve": curve, "seconds_of_curve": SECONDS}
+            "about": {"tokens_per_step": 10}, "parameters": 1234, "steps": 20, "seconds": 30.0,
+            "curve": curve, "seconds_of_curve": SECONDS, "accuracy_after": [0.1, 0.25]}
 
 
 def tuned(model, seed, score):
@@ -679,6 +679,7 @@ def test_the_tables_and_study_json_hold_what_was_measured(tmp_path, capsys):
     assert "| authors | loss 8.000 | 20 | 30 | 5 | 10.0 | 25.0% | 33.3% | - |" in printed
     assert "| ours | 80.0 ± 14.1 | 14 |" in printed
     assert "| majority | 50.0 | - |" in printed
+    assert "| ours | 10.0% | 25.0% |" in printed
     content = read_json(tmp_path / "study.json")
     assert len(content["rows"]) == len(results)
     # The shares of the teacher's score, of what is above the majority's, and the number of tasks.
@@ -696,13 +697,10 @@ def tuned_at_depth(seed, score):
 
 
 def test_there_are_tables_about_depth_and_of_what_failed():
-    accuracy = {"part": "accuracy", "state": "done", "name": "depth/accuracy/ours",
-                "about": {"model": "ours"}, "accuracy_after": [0.1, 0.25]}
     failed = {"part": "student", "state": "failed", "name": "noise", "error": "no space left",
               "command": "python distill.py"}
-    results = [accuracy, tuned_at_depth(0, 0.7), tuned_at_depth(1, 0.9), failed]
+    results = [tuned_at_depth(0, 0.7), tuned_at_depth(1, 0.9), failed]
     tables = study_tables.all_tables(results, authors_seconds=None)
-    assert "| ours | 10.0% | 25.0% |" in tables
     assert "| sst2 | ours | 2 | 80.0 ± 14.1 |" in tables
     assert "| noise | no space left | `python distill.py` |" in tables
 
