@@ -9,9 +9,9 @@ head alone.
     python bench/real_tasks.py --tasks mrpc --recursions 1 2 3 4
 
 Each row is one command of finetune.py, run on one thread. As many run at a time as there are cores,
-so the seconds are those of a busy machine. Scores are of the test set if it has labels, otherwise
-of the dev set. "majority" has the scores of guesses made without a model. All scores are those of results.json.
-If a command fails, its row says so, the others go on, and the exit status is 1.
+so the seconds are those of a busy machine. All scores come from results.json. They are of the test
+set if it has labels, otherwise of the dev set. "majority" has the scores of guesses made without a
+model. If a command fails, its row says so, the others go on, and the exit status is 1.
 """
 import argparse
 import json
