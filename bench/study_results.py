@@ -109,10 +109,9 @@ def time_to(curve, seconds_of_curve, column, target):
     return None
 
 
-def time_to_quality(fast, slow, tokens_per_step, authors_seconds=None):
+def time_to_quality(fast, slow, tokens_per_step):
     """Compare two distillations: when the fast one reached what the slow one ended with.
 
-    authors_seconds: how long a step of the authors' own code takes, or None
     Returns a list of dicts, one for the loss and one for the accuracy.
     """
     compared = []
@@ -127,8 +126,6 @@ def time_to_quality(fast, slow, tokens_per_step, authors_seconds=None):
             found["seconds"] = seconds
             found["share_of_steps"] = found["steps"] / slow["steps"]
             found["share_of_seconds"] = seconds / slow["seconds"]
-            if authors_seconds is not None:
-                found["share_of_authors"] = seconds / (authors_seconds * slow["steps"])
         compared.append(found)
     return compared
 

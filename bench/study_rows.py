@@ -53,8 +53,6 @@ STUDENTS = {
     # the rate and the warm-up of the other rows. Without the MLM head it is as large as ours. With
     # the head, which has the output matrix, it has 79 % of the teacher's parameters, and ours 27 %.
     "authors": {"recipe": "paper", "dropout": 0.1},
-    # The same with the rate that they used for 100,000 steps of 192 x 256 tokens.
-    "authors-own-rate": {"recipe": "paper", "dropout": 0.1, "lr": 5e-4},
     # The paper's adapters of C / 16 in place of the corrections.
     "adapters": {"adapter-size": 24},
     "no-adapters": {"adapter-size": 0},                  # and no corrections
@@ -69,8 +67,6 @@ STUDENTS = {
     "dropout": ours_with({"dropout": 0.1}),
     # The teacher gives the first values and is not seen again.
     "mlm-alone": ours_with({"attention-weight": 0, "hidden-weight": 0, "output-weight": 0}),
-    # A higher rate.
-    "double-rate": ours_with({"lr": 2e-3}),
     # Another seed: how much a difference between two rows means.
     "other-seed": ours_with({"seed": 1}),
     # Twice as many recursions, each with corrections of half the rank: as many parameters.
@@ -96,7 +92,7 @@ class Variant(NamedTuple):
     model: str = "ours"             # the distillation with which it begins
     taught: bool = False            # --distill-from: the teacher tuned with the same task and seed
     adapters_alone: bool = False    # --adapters-only: only its corrections and the head are trained
-    lr: float | None = None         # None: as the sizes say
+    lr: float | None = None         # None: the default of finetune.py, or ADAPTER_RATES
     times_longer: int = 1           # how many times as many steps as usual
 
 
@@ -107,23 +103,19 @@ VARIANTS = {
     "taught": Variant(taught=True),
     "taught-longer": Variant(taught=True, times_longer=3),
     "teacher-longer": Variant(model="teacher", times_longer=3),
-    # Labels alone, but with the learning rate of "taught"; the second one also has the steps of
-    # "taught-longer". So the gain from the rate can be told from the gain from the teacher.
+    # Labels alone, but with the learning rate of "taught". So the gain from the rate can be told
+    # from the gain from the teacher.
     "high-rate": Variant(lr=TAUGHT_LR),
-    "high-rate-longer": Variant(lr=TAUGHT_LR, times_longer=3),
     "adapters-alone": Variant(adapters_alone=True),
-    "adapters-alone-taught": Variant(adapters_alone=True, taught=True),
     # The other students of MODELS, taught as ours is.
     "authors-taught": Variant(model="authors", taught=True),
     "adapters-taught": Variant(model="adapters", taught=True),
     "no-adapters-taught": Variant(model="no-adapters", taught=True),
     "unshared-taught": Variant(model="unshared", taught=True),
-    # Students with other weights of the losses.
-    "attention-weight-3-taught": Variant(model="attention-weight-3", taught=True),
+    # A student with other weights of the losses.
     "full-weights-taught": Variant(model="full-weights", taught=True),
-    # The student "long", which has seen more tokens, taught in three ways.
+    # The student "long", which has seen more tokens, taught in two ways.
     "long-taught": Variant(model="long", taught=True),
-    "long-taught-longer": Variant(model="long", taught=True, times_longer=3),
     "long-adapters-alone-taught": Variant(model="long", adapters_alone=True, taught=True),
 }
 
@@ -163,6 +155,12 @@ TASKS = {
 }
 
 
+TEACHER_LR = 5e-4           # highest learning rate of the teacher
+# Learning rates of the models with adapters-alone in their name. The best one is chosen on a tenth
+# of the training set. finetune.py's default for these is 5e-4, and 1e-3 if they are taught.
+ADAPTER_RATES = [2.5e-4, 5e-4, 1e-3]
+
+
 class Sizes(NamedTuple):
     """How large the study is; the flags of study.py with these names explain them."""
     tokens: int
@@ -170,20 +168,9 @@ class Sizes(NamedTuple):
     batch_size: int
     length: int
     lr: float
-    teacher_lr: float
     evaluations: int
+    task_steps: int | None          # None: no limit
     bf16: bool
-
-
-class TaskSizes(NamedTuple):
-    """How large the fine-tunings are; the flags of study.py with these names explain them."""
-    task_steps: int         # None: no limit
-    rates: list             # None: the default of finetune.py
-    adapter_rates: list
-    bf16: bool
-    # Written into sizes.json and into each command. A study without it was begun when finetune.py
-    # had a dropout of 0.1 by default, and is refused.
-    dropout: float = 0.0
 
 
 def steps_of_tokens(tokens, sizes):
@@ -232,7 +219,7 @@ def teacher_row(sizes):
     """Make the Row that trains all-MiniLM and its new MLM head, as a student without a teacher."""
     values = {"teacher": "none", "student": "{minilm}"}
     steps = steps_of_tokens(sizes.teacher_tokens, sizes)
-    values.update(training_flags(steps, sizes.teacher_lr, sizes))
+    values.update(training_flags(steps, TEACHER_LR, sizes))
     return distillation_row("teacher", "teacher", values, ["corpus"], sizes)
 
 
@@ -292,9 +279,10 @@ def task_row(task, model, seed, sizes):
         tuned_teacher = name_of_task_row(task, "teacher", seed)
         needs.append(tuned_teacher)
         flags += flag_list({"distill-from": model_folder(tuned_teacher)})
-    rates = rates_of(variant, sizes)
-    if rates is not None:
-        flags += flag_list({"lr": rates})
+    if variant.lr is not None:
+        flags += flag_list({"lr": variant.lr})
+    elif variant.adapters_alone:
+        flags += flag_list({"lr": ADAPTER_RATES})
     name = name_of_task_row(task, model, seed)
     about = {"task": task, "model": model, "seed": seed}
     steps = variant.times_longer * usual_steps(task, sizes)
@@ -307,15 +295,6 @@ def variant_of(model):
     if model in VARIANTS:
         return VARIANTS[model]
     return Variant(model=model)
-
-
-def rates_of(variant, sizes):
-    """Return the learning rates of a Variant; None: the default of finetune.py."""
-    if variant.lr is not None:
-        return [variant.lr]
-    if variant.adapters_alone:
-        return sizes.adapter_rates
-    return sizes.rates
 
 
 def usual_steps(task, sizes):
@@ -334,8 +313,6 @@ def name_of_task_row(task, model, seed):
 def depth_row(task, model, recursions, seed, sizes):
     """Make the Row that fine-tunes the first recursions of a student."""
     flags = flag_list({"recursions": recursions})
-    if sizes.rates is not None:
-        flags += flag_list({"lr": sizes.rates})
     about = {"task": task, "model": model, "seed": seed, "recursions": recursions}
     name = f"depth/{task}/{model}/recursions{recursions}/seed{seed}"
     steps = usual_steps(task, sizes)
@@ -350,7 +327,6 @@ def tuning_row(name, part, distillation, steps, own_flags, needs, about, sizes):
     """
     flags = FLAGS_OF_TASKS[about["task"]].split()
     flags += flag_list({"model": model_folder(distillation), "steps": steps, "seed": about["seed"]})
-    flags += flag_list({"dropout": sizes.dropout})
     flags += own_flags
     if sizes.bf16:
         flags.append("--bf16")
@@ -360,12 +336,12 @@ def tuning_row(name, part, distillation, steps, own_flags, needs, about, sizes):
 
 # ---- All rows that are asked for --------------------------------------------------------
 
-def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
+def list_rows(parts, students, tasks, models, seeds, sizes):
     """List the Rows of the parts students, tasks and depth, each after those that it needs.
 
     students: names in STUDENTS; the part depth adds its own
     models: what is fine-tuned, names in MODELS and MORE_MODELS. None stands for those of MODELS
-        whose students are among `students`. ValueError if a model has another student
+        whose students are among `students`
     """
     rows = [corpus_row(), teacher_row(sizes)]
     distilled = []                                       # the students that get a row here
@@ -383,9 +359,9 @@ def list_rows(parts, students, tasks, models, seeds, sizes, task_sizes):
         for seed in seeds:
             for task in tasks:
                 for model in tuned_models:
-                    rows.append(task_row(task, model, seed, task_sizes))
+                    rows.append(task_row(task, model, seed, sizes))
     if "depth" in parts:
-        rows += depth_rows(tasks, seeds, task_sizes)
+        rows += depth_rows(tasks, seeds, sizes)
     return rows
 
 
@@ -395,15 +371,13 @@ def chosen_models(models, students):
     Models that are taught need the tuned teacher. So it comes first, and if there are such models
     it is in the list even if `models` lacks it.
     """
-    available = ["teacher", "minilm"] + students
     if models is None:
+        available = ["teacher"] + students
         models = [model for model in MODELS if variant_of(model).model in available]
     needs_teacher = False
     others = []
     for model in models:
         variant = variant_of(model)
-        if variant.model not in available:
-            raise ValueError(f"--models {model}: its student {variant.model} is not among --rows")
         if model == "teacher" or variant.taught:
             needs_teacher = True
         if model != "teacher":
@@ -413,7 +387,7 @@ def chosen_models(models, students):
     return others
 
 
-def depth_rows(tasks, seeds, task_sizes):
+def depth_rows(tasks, seeds, sizes):
     """List the Rows that fine-tune the first recursions of ours and of the elastic student."""
     rows = []
     for seed in seeds:
@@ -422,5 +396,5 @@ def depth_rows(tasks, seeds, task_sizes):
                 continue
             for model in DEPTH_STUDENTS:
                 for recursions in range(1, MOST_RECURSIONS + 1):
-                    rows.append(depth_row(task, model, recursions, seed, task_sizes))
+                    rows.append(depth_row(task, model, recursions, seed, sizes))
     return rows

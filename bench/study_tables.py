@@ -9,9 +9,9 @@ from study_results import ACCURACY, LOSS, TOKENS, kept_shares, time_to_quality
 from study_rows import MODELS, MORE_MODELS, STUDENTS, TASKS
 
 
-def all_tables(results, authors_seconds):
+def all_tables(results):
     """Make all tables that the results allow -> a text in markdown."""
-    tables = [teacher_table(results), student_table(results), time_table(results, authors_seconds)]
+    tables = [teacher_table(results), student_table(results), time_table(results)]
     tables += [task_table(results), kept_table(results), accuracy_table(results)]
     tables += [depth_table(results), failure_table(results)]
     return "\n\n".join(table for table in tables if table != "")
@@ -63,11 +63,9 @@ TEACHER_COLUMNS = ["parameters", "tokens", "held-out accuracy", "loss",
                    "the loss fell by", "seconds", "command"]
 STUDENT_COLUMNS = ["row", "parameters", "tokens", "held-out accuracy", "of the teacher's", "loss",
                    "seconds", "command"]
-# A row compares ours with one run of the authors' recipe in this project's code. The columns call
-# this run "it". The last column compares ours with the authors' own code (--authors-seconds).
-TIME_COLUMNS = ["recipe", "it ended with", "its steps", "its seconds", "ours had that after steps",
-                "after seconds", "share of its steps", "share of its seconds",
-                "share of the seconds of the authors' code"]
+# "It" is the authors' recipe in this project's code, with which ours is compared.
+TIME_COLUMNS = ["it ended with", "its steps", "its seconds", "ours had that after steps",
+                "after seconds", "share of its steps", "share of its seconds"]
 
 
 def teacher_table(results):
@@ -116,39 +114,25 @@ def student_table(results):
     return make_table("Students", STUDENT_COLUMNS, rows)
 
 
-def compare_with_authors(results, authors_seconds):
-    """Compare ours with each run of the authors' recipe: {its name: a list, see
-    time_to_quality}."""
-    done = done_distillations(results)
-    compared = {}
-    if "ours" not in done:
-        return compared
-    ours = done["ours"]
-    tokens_per_step = ours["about"]["tokens_per_step"]
-    for name in ("authors", "authors-own-rate"):
-        if name in done:
-            compared[name] = time_to_quality(ours, done[name], tokens_per_step, authors_seconds)
-    return compared
-
-
-def time_table(results, authors_seconds):
+def time_table(results):
     """Say when ours had the quality with which the authors' recipe ended."""
+    done = done_distillations(results)
+    if "ours" not in done or "authors" not in done:
+        return ""
+    ours = done["ours"]
     rows = []
-    for name, compared in compare_with_authors(results, authors_seconds).items():
-        for found in compared:
-            target = f"{found['target']:.3f}"
-            if found["quality"] == "accuracy":
-                target = percent(found["target"])
-            row = [name, f"{found['quality']} {target}"]
-            row += [str(found["slow_steps"]), f"{found['slow_seconds']:.0f}"]
-            if "steps" in found:
-                row += [f"{found['steps']:.0f}", f"{found['seconds']:.1f}"]
-                row += [percent(found["share_of_steps"]), percent(found["share_of_seconds"])]
-                # It is not known without --authors-seconds.
-                row.append(percent(found.get("share_of_authors")))
-            else:
-                row += ["never", "-", "-", "-", "-"]
-            rows.append(row)
+    for found in time_to_quality(ours, done["authors"], ours["about"]["tokens_per_step"]):
+        target = f"{found['target']:.3f}"
+        if found["quality"] == "accuracy":
+            target = percent(found["target"])
+        row = [f"{found['quality']} {target}"]
+        row += [str(found["slow_steps"]), f"{found['slow_seconds']:.0f}"]
+        if "steps" in found:
+            row += [f"{found['steps']:.0f}", f"{found['seconds']:.1f}"]
+            row += [percent(found["share_of_steps"]), percent(found["share_of_seconds"])]
+        else:
+            row += ["never", "-", "-", "-"]
+        rows.append(row)
     return make_table("Time to quality", TIME_COLUMNS, rows)
 
 
@@ -167,19 +151,6 @@ def scores_of_seeds(results):
     return scores, majorities
 
 
-def seconds_of_tuning(results, model):
-    """Sum the seconds of all fine-tunings of a model, evaluation and the start included.
-
-    Of a fine-tuning that was killed they are those of its last attempt alone.
-    """
-    seconds = 0.0
-    for result in results:
-        if result["part"] == "task" and result["state"] == "done":
-            if result["about"]["model"] == model:
-                seconds += result["seconds"]
-    return seconds
-
-
 def task_table(results):
     """List the scores of each model in each task, in percent: the mean over the seeds and their
     standard deviation. The last row has the scores of guesses made without a model."""
@@ -196,15 +167,14 @@ def task_table(results):
                 row.append(mean_in_percent(list(scores[model, task].values())))
             else:
                 row.append("-")
-        row.append(f"{seconds_of_tuning(results, model):.0f}")
         rows.append(row)
     if rows:
         guesses = [mean_in_percent([majorities[task]]) for task in tasks]
-        rows.append(["majority"] + guesses + ["-"])
+        rows.append(["majority"] + guesses)
     columns = ["model"]
     for task in tasks:
         columns.append(f"{task}, {TASKS[task].split}, {TASKS[task].metric}")
-    return make_table("Tasks", columns + ["seconds"], rows)
+    return make_table("Tasks", columns, rows)
 
 
 def kept_of_models(results):
