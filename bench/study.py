@@ -28,7 +28,9 @@ with fewer --evaluations.
 """
 import argparse
 import glob
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -46,8 +48,11 @@ sys.path.insert(0, ROOT)
 import study_rows
 import study_tables
 from checkpoint import read_json, write_json
-from study_results import read_outcome
-from study_rows import Sizes
+from study_rows import TASKS, Sizes
+
+# A line that distill.py prints: a model, its parameters, those that are applied to a token, its
+# held-out accuracy and loss. The groups are the last two.
+STUDENT_LINE = re.compile(r"student +[\d,]+ +[\d,]+ +([\d.]+)% +([\d.]+)")
 
 
 
@@ -157,6 +162,75 @@ def run_command(words, folder, stopping):
     if not lines:
         return f"exit status {status}"
     return lines[-1]
+
+
+# ---- What a row left in its folder ------------------------------------------------------
+
+def read_outcome(row, folder):
+    """Read what a finished row left in its folder -> {name: value} for its result.json."""
+    if row.part == "corpus":
+        description = read_json(os.path.join(folder, "corpus.bin.json"))
+        return {"train": description["train"], "valid": description["valid"]}
+    results = read_json(os.path.join(folder, "model", "results.json"))
+    if row.part in ("task", "depth"):
+        return tuning_outcome(results, TASKS[row.about["task"]])
+    log = read_log(os.path.join(folder, "model", "log.jsonl"))
+    with open(os.path.join(folder, "printed.txt"), encoding="utf-8") as file:
+        printed = file.read()                            # in all attempts of the row
+    return distillation_outcome(results, log, printed, row.about["tokens_per_step"])
+
+
+def read_log(path):
+    """Read a log.jsonl -> a list of its lines, each a dict."""
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def distillation_outcome(results, log, printed, tokens_per_step):
+    """Collect parameters, steps, seconds, the curve and the accuracies after 0, 1, ... recursions
+    of a distillation.
+
+    The curve is a list of [tokens, held-out accuracy, held-out loss], a point for each evaluation
+    and one for the model before its training.
+
+    results: what is in its results.json; log: the lines of its log.jsonl
+    printed: what it printed. The first table in it was printed before the training, also if the run
+        was killed and resumed later
+    """
+    first_line = STUDENT_LINE.search(printed)
+    if first_line is None:
+        raise ValueError("distill.py printed no line about the student with its accuracy and loss")
+    accuracy, loss = first_line.groups()
+    points = [[0, float(accuracy) / 100, float(loss)]]
+    seconds_of_points = [0.0]
+    seconds = 0.0
+    last_step = 0
+    for line in log:
+        # Each line has the speed of its steps, without evaluations. The seconds are computed from
+        # it, so that they are right even if the run was killed and went on hours later.
+        seconds += (line["step"] - last_step) * tokens_per_step / line["tokens_per_second"]
+        last_step = line["step"]
+        if "valid_loss" in line:
+            tokens = last_step * tokens_per_step
+            points.append([tokens, line["valid_accuracy"], line["valid_loss"]])
+            seconds_of_points.append(seconds)
+    student = results["student"]
+    return {"parameters": student["parameters"], "accuracy_after": student["accuracy_after"],
+            "steps": last_step, "seconds": seconds, "curve": points,
+            "seconds_of_curve": seconds_of_points}
+
+
+def tuning_outcome(results, task):
+    """Collect the score of a fine-tuning with one seed, what the majority scores, and the learning
+    rate.
+
+    results: what is in its results.json
+    task: one of TASKS, which says of which split and by which metric the scores are
+    """
+    (mode,) = results["modes"]                           # a command trains in one mode
+    scores = results["modes"][mode][task.split]["scores"]
+    return {"score": scores[0][task.metric], "rate": results["lr"][mode],
+            "majority": results["majority"][task.split][task.metric]}
 
 
 # ---- What is there already --------------------------------------------------------------

@@ -1,12 +1,16 @@
 """The tables of bench/study.py, as markdown. all_tables makes all of them.
 
 A result is what the result.json of a row holds, a dict: the fields of study_rows.Row, the state
-("done" or "failed"), the command, and what study_results.read_outcome has read.
+("done" or "failed"), the command, and what read_outcome of study.py has read.
 """
 import statistics
 
-from study_results import ACCURACY, LOSS, TOKENS, kept_shares, time_to_quality
 from study_rows import MODELS, MORE_MODELS, STUDENTS, TASKS
+
+# The columns of a curve, see distillation_outcome in study.py.
+TOKENS = 0
+ACCURACY = 1
+LOSS = 2
 
 
 def all_tables(results):
@@ -33,7 +37,7 @@ def make_table(title, columns, rows):
 def done_distillations(results):
     """Find the results of the teacher and of the students that are done: {name: result}.
 
-    Each has what study_results.distillation_outcome collects, such as its curve.
+    Each has what distillation_outcome of study.py collects, such as its curve.
     """
     done = {}
     for result in results:
@@ -114,24 +118,51 @@ def student_table(results):
     return make_table("Students", STUDENT_COLUMNS, rows)
 
 
+def time_to(curve, seconds_of_curve, column, target):
+    """Find when a run reached a quality -> (tokens, seconds), or None if it never did.
+
+    column: ACCURACY, which has to grow to the target, or LOSS, which has to fall to it. Between
+    two evaluations a straight line is assumed.
+    """
+    for i, point in enumerate(curve):
+        is_reached = point[column] >= target
+        if column == LOSS:
+            is_reached = point[column] <= target
+        if not is_reached:
+            continue
+        if i == 0:
+            return 0, 0.0                                # before the first step
+        before = curve[i - 1]
+        # How much of the way from the evaluation before to this one.
+        share = (target - before[column]) / (point[column] - before[column])
+        tokens = before[TOKENS] + share * (point[TOKENS] - before[TOKENS])
+        seconds_between = seconds_of_curve[i] - seconds_of_curve[i - 1]
+        return tokens, seconds_of_curve[i - 1] + share * seconds_between
+    return None
+
+
 def time_table(results):
     """Say when ours had the quality with which the authors' recipe ended."""
     done = done_distillations(results)
     if "ours" not in done or "authors" not in done:
         return ""
     ours = done["ours"]
+    authors = done["authors"]
     rows = []
-    for found in time_to_quality(ours, done["authors"], ours["about"]["tokens_per_step"]):
-        target = f"{found['target']:.3f}"
-        if found["quality"] == "accuracy":
-            target = percent(found["target"])
-        row = [f"{found['quality']} {target}"]
-        row += [str(found["slow_steps"]), f"{found['slow_seconds']:.0f}"]
-        if "steps" in found:
-            row += [f"{found['steps']:.0f}", f"{found['seconds']:.1f}"]
-            row += [percent(found["share_of_steps"]), percent(found["share_of_seconds"])]
-        else:
+    for quality, column in (("loss", LOSS), ("accuracy", ACCURACY)):
+        target = authors["curve"][-1][column]
+        target_text = f"{target:.3f}"
+        if quality == "accuracy":
+            target_text = percent(target)
+        row = [f"{quality} {target_text}", str(authors["steps"]), f"{authors['seconds']:.0f}"]
+        reached = time_to(ours["curve"], ours["seconds_of_curve"], column, target)
+        if reached is None:
             row += ["never", "-", "-", "-"]
+        else:
+            tokens, seconds = reached
+            steps = tokens / ours["about"]["tokens_per_step"]
+            row += [f"{steps:.0f}", f"{seconds:.1f}"]
+            row += [percent(steps / authors["steps"]), percent(seconds / authors["seconds"])]
         rows.append(row)
     return make_table("Time to quality", TIME_COLUMNS, rows)
 
@@ -177,13 +208,13 @@ def task_table(results):
     return make_table("Tasks", columns, rows)
 
 
-def kept_of_models(results):
-    """Compute what each model keeps of the teacher's scores: {model: see kept_shares}.
+def kept_table(results):
+    """Say what each model keeps of the teacher's scores.
 
     A score is first averaged over the seeds that the model and the teacher have both done.
     """
     scores, majorities = scores_of_seeds(results)
-    kept = {}
+    rows = []
     for model in MODELS + MORE_MODELS:
         model_means = {}
         teacher_means = {}
@@ -195,17 +226,35 @@ def kept_of_models(results):
                 model_means[task] = statistics.mean(of_model[seed] for seed in seeds)
                 teacher_means[task] = statistics.mean(of_teacher[seed] for seed in seeds)
         if model_means:
-            kept[model] = kept_shares(model_means, teacher_means, majorities)
-    return kept
-
-
-def kept_table(results):
-    """Say what each model keeps of the teacher's scores."""
+            share, share_above = kept_shares(model_means, teacher_means, majorities)
+            rows.append([model, percent(share), percent(share_above), str(len(model_means))])
     columns = ["model", "of the mean score", "of what is above the majority's", "tasks"]
-    rows = []
-    for model, (share, share_above, num_tasks) in kept_of_models(results).items():
-        rows.append([model, percent(share), percent(share_above), str(num_tasks)])
     return make_table("Kept of the teacher's scores", columns, rows)
+
+
+def kept_shares(scores, teacher_scores, majorities):
+    """Compute how much of the teacher's scores a model keeps -> (share, share above the majority).
+
+    The first two arguments are {task: mean score} of the same tasks.
+
+        share = sum(score) / sum(teacher's score)
+        share above = mean over the tasks of (score - majority) / (teacher's score - majority)
+
+    A task in which the teacher is not above the majority does not count in the second. A share is
+    None if there is nothing to divide by.
+    """
+    share = None
+    teacher_sum = sum(teacher_scores.values())
+    if teacher_sum > 0:
+        share = sum(scores.values()) / teacher_sum
+    shares_above = []
+    for task, score in scores.items():
+        gain = teacher_scores[task] - majorities[task]
+        if gain > 0:
+            shares_above.append((score - majorities[task]) / gain)
+    if not shares_above:
+        return share, None
+    return share, statistics.mean(shares_above)
 
 
 # ---- Depth ------------------------------------------------------------------------------

@@ -25,10 +25,9 @@ import study
 import study_tables
 from gpu_worker import TOY, Setup, make_batch_unusual, make_distillation
 from speed_ours import Clock, random_batches
-from study_results import (ACCURACY, LOSS, distillation_outcome, kept_shares, time_to,
-                           time_to_quality, tuning_outcome)
 from study_rows import (ADAPTER_RATES, MODELS, MORE_MODELS, OURS, STUDENTS, TASKS, VARIANTS, Row,
                         Sizes, list_rows, steps_of_tokens, student_row, task_row, teacher_row)
+from study_tables import ACCURACY, LOSS, kept_shares, time_to
 
 SIZES = Sizes(tokens=21_000, teacher_tokens=42_000, batch_size=3, length=7, lr=1e-3, evaluations=20,
               task_steps=250, bf16=True)
@@ -282,7 +281,7 @@ def test_the_outcome_of_a_distillation_is_read_from_its_log():
            {"step": 20, "tokens_per_second": 50, "valid_accuracy": 0.2, "valid_loss": 5.0},
            {"step": 40, "tokens_per_second": 100, "valid_accuracy": 0.3, "valid_loss": 4.0}]
     results = {"student": {"parameters": 517_568, "accuracy_after": [0.1, 0.3]}}
-    outcome = distillation_outcome(results, log, PRINTED, tokens_per_step=100)
+    outcome = study.distillation_outcome(results, log, PRINTED, tokens_per_step=100)
     assert outcome["parameters"] == 517_568
     assert outcome["steps"] == 40
     # The first point, before any step, was printed: 10.0% and 6.634.
@@ -297,7 +296,7 @@ def test_the_outcome_of_a_fine_tuning_is_that_of_the_tasks_metric_and_split():
     test = {"scores": [{}]}                              # its labels are not known
     results = {"lr": {"adapters": 0.003}, "modes": {"adapters": {"dev": dev, "test": test}},
                "majority": {"dev": {"f1": 0.8122, "accuracy": 0.6838}}}
-    outcome = tuning_outcome(results, TASKS["mrpc"])
+    outcome = study.tuning_outcome(results, TASKS["mrpc"])
     assert outcome == {"score": 0.75, "rate": 0.003, "majority": 0.6838}
 
 
@@ -326,34 +325,16 @@ def test_time_to_a_quality_lies_on_the_line_between_two_evaluations(column, targ
         assert found == pytest.approx(expected)
 
 
-def test_time_to_quality_compares_steps_and_seconds():
-    """The quality is what the slow run has at its end. The fast one has a loss of 5 half-way
-    between its last two evaluations, after 150 tokens and 25 seconds."""
-    fast = {"curve": CURVE, "seconds_of_curve": SECONDS}
-    slow = {"curve": [[0, 0.0, 10.0], [1000, 0.5, 5.0]], "steps": 100, "seconds": 250.0}
-    loss, accuracy = time_to_quality(fast, slow, tokens_per_step=10)
-    assert loss["quality"] == "loss"
-    assert loss["target"] == 5.0
-    assert loss["steps"] == pytest.approx(15)
-    assert loss["share_of_steps"] == pytest.approx(15 / 100)
-    assert loss["share_of_seconds"] == pytest.approx(25 / 250)
-    assert "steps" not in accuracy                       # it never has an accuracy of 0.5
-
-
-def test_kept_shares_are_of_the_tasks_that_both_have():
+def test_kept_shares_are_of_the_sum_and_of_what_is_above_the_majority():
     # In c the teacher is below the majority, so nothing of what is above it can be kept.
-    teacher = {"a": 0.8, "b": 0.5, "c": 0.0, "d": 0.6}
+    teacher = {"a": 0.8, "b": 0.5, "c": 0.0}
     student = {"a": 0.7, "b": 0.4, "c": 0.1}
     majorities = {"a": 0.6, "b": 0.0, "c": 0.2, "d": 0.1}
-    share, share_above, num_tasks = kept_shares(student, teacher, majorities)
-    sum_of_student = 0.7 + 0.4 + 0.1
-    sum_of_teacher = 0.8 + 0.5 + 0.0                     # without d
-    assert share == pytest.approx(sum_of_student / sum_of_teacher)
+    share, share_above = kept_shares(student, teacher, majorities)
+    assert share == pytest.approx((0.7 + 0.4 + 0.1) / (0.8 + 0.5 + 0.0))
     share_above_in_a = (0.7 - 0.6) / (0.8 - 0.6)
     share_above_in_b = 0.4 / 0.5
     assert share_above == pytest.approx((share_above_in_a + share_above_in_b) / 2)
-    assert num_tasks == 3
-    assert kept_shares({}, teacher, majorities) == (None, None, 0)
 
 
 # ---- Running and resuming ---------------------------------------------------------------
@@ -597,6 +578,7 @@ def test_the_tables_and_study_json_hold_what_was_measured(tmp_path, capsys):
     assert "| 1,234 | 200 | 30.0% | 4.000 | 2.000 since 100 tokens | 30 | `python tea" in printed
     assert "| ours | 1,234 | 200 | 30.0% | 100.0% | 4.000 | 30 | `python ours` |" in printed
     assert "| loss 8.000 | 20 | 30 | 5 | 10.0 | 25.0% | 33.3% |" in printed
+    assert "| accuracy 10.0% | 20 | 30 | 5 | 10.0 | 25.0% | 33.3% |" in printed
     assert "| ours | 80.0 ± 14.1 |\n" in printed
     assert "| majority | 50.0 |" in printed
     assert "| ours | 10.0% | 25.0% |" in printed
