@@ -17,9 +17,6 @@ from typing import NamedTuple
 
 from speed import (BASE, ROOT, TOY, Variant, Worker, close_workers, print_heading, print_row,
                    summary, take_turns, vocabulary, write_text)
-
-sys.path.insert(0, ROOT)
-
 from speed_ours import save_models, write_sentences
 
 

@@ -33,10 +33,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from speed_worker import Shape
-
 BENCH = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(BENCH)
+sys.path.insert(0, ROOT)            # speed_ours.py imports the modules of the program
+
+from speed_ours import save_models, save_student_with_corrections, write_sentences
+from speed_worker import Shape
+
 # bert-base and the paper's student of it.
 BASE = Shape(B=8, T=128, V=30522, E=128, C=768, H=12, F=3072, L=12, R=6)
 # The tables of growth begin with these sizes. Then one size at a time takes the values in GROWTH.
@@ -133,7 +136,7 @@ def start_workers(args, variants):
     workers = {}
     for name, variant in variants.items():
         if variant.script == "speed_ours.py":
-            workers[name] = Worker(variant, sys.executable, args.code)
+            workers[name] = Worker(variant, sys.executable, ROOT)
         elif args.authors is not None:
             workers[name] = Worker(variant, args.authors_python, args.authors)
     return workers
@@ -332,7 +335,6 @@ def inference_section(args, folder):
     In the first table all variants load the same file. Before they are timed, it is checked that
     they compute the same.
     """
-    from speed_ours import save_models                   # main() has chosen whose modules it uses
     shape = BASE
     lengths = [32, 128, 512]
     if args.quick:
@@ -408,7 +410,6 @@ def print_corrections(args, bert, folder, shape, lengths):
     In the column "student" each forward pass adds the corrections to the matrices. In the column
     "student, merged" they were added once, before the first pass.
     """
-    from speed_ours import save_student_with_corrections
     paths = {"bert": bert}
     paths |= save_student_with_corrections(shape, folder)    # "corrections" and "merged"
     variants = {}
@@ -458,7 +459,6 @@ def tuning_section(args, folder):
     A turn is an epoch over real sentences, without the evaluation after it. Ours sorts sentences by
     length before it makes batches, theirs does not: the ratio includes what this saves.
     """
-    from speed_ours import save_models                   # main() has chosen whose modules it uses
     if not has_data(args, "glue/SST-2/dev.tsv"):
         return
     shape = BASE
@@ -499,7 +499,6 @@ def tuning_section(args, folder):
 
 def sst2_sentences(args, folder, most):
     """Tokenise at most so many sentences of SST-2's dev set -> a file, how many there are."""
-    from speed_ours import write_sentences               # main() has chosen whose modules it uses
     tsv = os.path.join(args.data, "glue/SST-2/dev.tsv")
     path = os.path.join(folder, f"{most}-sentences.json")
     return path, write_sentences(tsv, vocabulary(args), path, most)
@@ -592,7 +591,7 @@ def start_section(args, folder):
     waits = []
     for _ in range(args.repeats + 1):
         # distill.py prints a line about its steps just before the first one.
-        waits.append(run_python(args.code, command + ["--steps", "1"], until="steps"))
+        waits.append(run_python(command + ["--steps", "1"], until="steps"))
     print_row(["before step 1, no cache", summary(waits[:1]), "-"])
     print_row(["before step 1, cached", summary(waits[1:]), "-"])
 
@@ -600,10 +599,10 @@ def start_section(args, folder):
     if args.quick:
         command += ["--steps", "3"]
         tests.append("--collect-only")
-    whole_run = run_python(args.code, command)
+    whole_run = run_python(command)
     print_row(["python distill.py, cached, one run", short(whole_run), "-"])
     # The tests come last: if one fails, the rows above are printed already.
-    test_suite = run_python(args.code, tests)
+    test_suite = run_python(tests)
     print_row(["the test suite, one run", short(test_suite), "-"])
 
 
@@ -612,8 +611,8 @@ def print_time_of_help(args):
     import_torch = []
     with_help = []
     for _ in range(args.repeats + 1):
-        import_torch.append({"seconds": run_python(args.code, ["-c", "import torch"])})
-        with_help.append({"seconds": run_python(args.code, ["distill.py", "--help"])})
+        import_torch.append({"seconds": run_python(["-c", "import torch"])})
+        with_help.append({"seconds": run_python(["distill.py", "--help"])})
     import_torch = import_torch[1:]                      # the first turn does not count
     with_help = with_help[1:]
     print_row(["import torch", summary_of(import_torch, "seconds"), "-"])
@@ -621,8 +620,8 @@ def print_time_of_help(args):
     print_row(["distill.py --help", summary_of(with_help, "seconds"), ratio])
 
 
-def run_python(code, command, until=None):
-    """Run python with this command line in the folder code -> the seconds until it ends.
+def run_python(command, until=None):
+    """Run python with this command line in this repository -> the seconds until it ends.
 
     until: if it is given, the seconds until a line is printed that begins with it
     If the command fails, this program ends with what it printed.
@@ -630,7 +629,7 @@ def run_python(code, command, until=None):
     begin = time.perf_counter()
     seconds = None
     printed = []
-    with subprocess.Popen([sys.executable] + command, cwd=code, text=True,
+    with subprocess.Popen([sys.executable] + command, cwd=ROOT, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         for line in process.stdout:
             printed.append(line)
@@ -775,8 +774,6 @@ def arguments():
                         help="a checkout of the authors' code (default: their rows are left out)")
     parser.add_argument("--authors-python", default=sys.executable, metavar="PATH",
                         help="a python with transformers 4.30 (default: this one)")
-    parser.add_argument("--code", type=os.path.abspath, default=ROOT, metavar="DIR",
-                        help="the checkout of our program that is measured (default: this one)")
     parser.add_argument("--data", type=os.path.abspath, metavar="DIR",
                         default=os.path.join(ROOT, "..", "shared", "data"),
                         help="folder with glue/SST-2, text/enwiki.txt.xz, vocab/bert-base-uncased "
@@ -795,7 +792,6 @@ def arguments():
 def main():
     """Print the tables that the command line asks for."""
     args = arguments()
-    sys.path.insert(0, args.code)                        # speed_ours.py imports our modules
     authors_rows = "measured"
     if args.authors is None:
         authors_rows = "left out: no --authors"

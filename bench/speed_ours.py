@@ -1,6 +1,6 @@
 """Our variants for bench/speed.py, and those of transformers; see speed_worker.py.
 
-The folder of the program that is measured has to be on PYTHONPATH: speed.py --code chooses it.
+The folder of the program that is measured has to be on PYTHONPATH.
 Our variants call the program's own functions, in a process that is set up as our commands set it
 up: where distill.py and finetune.py keep freed memory, they do, too (distill.keep_freed_memory,
 which set_up_processes calls).
