@@ -15,8 +15,8 @@ import sys
 import tempfile
 from typing import NamedTuple
 
-from speed import (BASE, ROOT, TOY, Variant, Worker, close_workers, print_heading, print_row,
-                   summary, take_turns, vocabulary, write_text)
+from speed import (BASE, ROOT, Variant, Worker, close_workers, print_heading, print_row, summary,
+                   take_turns, vocabulary, write_text)
 from speed_ours import save_models, write_sentences
 
 
@@ -29,26 +29,18 @@ class Work(NamedTuple):
 
 def list_work(args, folder):
     """List what is measured: {name of the row: Work}. Its files are written into the folder."""
-    shape = BASE
-    most = 224                                           # of the sentences
-    megabytes = 10
-    request = {"batch": 32, "length": 128}
-    if args.quick:
-        shape = TOY
-        most = 32
-        megabytes = 1
-        request = {"batch": 4, "length": 8}
     sentences = os.path.join(folder, "sentences.json")
     tsv = os.path.join(args.data, "glue/SST-2/dev.tsv")
-    write_sentences(tsv, vocabulary(args), sentences, most)
+    write_sentences(tsv, vocabulary(args), sentences, most=224)
     text = os.path.join(folder, "text.txt")
-    write_text(args, text, megabytes)
-    paths = save_models(shape, folder)
+    write_text(args, text, megabytes=10)
+    paths = save_models(BASE, folder)
 
     rows = {}
-    rows["a step of distillation"] = Work("our_step", {"shape": shape}, {})
+    rows["a step of distillation"] = Work("our_step", {"shape": BASE}, {})
+    request = {"batch": 32, "length": 128}
     for kind in ("bert", "student"):
-        settings = {"path": paths[kind], "shape": shape}
+        settings = {"path": paths[kind], "shape": BASE}
         rows[f"a forward pass of a {kind}"] = Work("our_inference", settings, request)
     for mode in ("all", "adapters"):
         settings = {"mode": mode, "path": paths["student"], "sentences": sentences}
@@ -96,7 +88,6 @@ def main():
                         default=os.path.join(ROOT, "..", "shared", "data"),
                         help="folder with glue/SST-2, text/enwiki.txt.xz, vocab/bert-base-uncased "
                         "(default: ../shared/data)")
-    parser.add_argument("--quick", action="store_true", help="toy sizes: a test of this script")
     args = parser.parse_args()
     print_heading("Before and now", ["what", "s before", "s now", "before / now"])
     with tempfile.TemporaryDirectory() as folder:

@@ -5,8 +5,6 @@
         transformers 4.30, which it needs
     python bench/speed.py --rows step tuning --repeats 7
         two of the tables, without the authors' rows
-    python bench/speed.py --quick
-        toy sizes: a test of this script
 
 Each variant is a process of its own, on all cores (speed_ours.py, speed_authors.py). The variants
 take turns, so that other work on the machine disturbs all of them. A figure is the median over the
@@ -48,9 +46,6 @@ GROWTH = {"T": [64, 128, 256, 512], "B": [2, 4, 8, 16], "R": [2, 3, 4, 6, 12],
           "V": [8192, 16384, 32768, 65536]}
 # all-MiniLM and the students of bench/study.py.
 STUDY = Shape(B=16, T=128, V=30522, E=128, C=384, H=12, F=1536, L=6, R=6)
-# For --quick.
-TOY = BASE._replace(B=4, T=16, E=8, C=48, H=4, F=96, L=4, R=2)
-TOY_GROWTH = {"T": [8, 16]}
 # An epoch of PubMed in the authors' biomedical script: steps, sequences, tokens.
 EPOCH_TOKENS = 174_000 * 192 * 256
 TEXT_MEGABYTES = 55                         # of text to tokenise in each turn
@@ -244,8 +239,6 @@ def step_section(args, folder):
     parameters. All ratios are over the authors' float32, those of bfloat16 as well.
     """
     shape = BASE
-    if args.quick:
-        shape = TOY
 
     def our_step(**settings):
         return ours("our_step", shape=shape, with_matrix_rate=True, **settings)
@@ -258,8 +251,7 @@ def step_section(args, folder):
     variants["authors', bfloat16"] = authors("authors_step", shape=shape, bf16=True)
     # There is no row for --compile --bf16: it gives nan on some CPUs, a fault of torch 2.13 (see
     # EXPERIMENTS.md).
-    if not args.quick:                                   # compiling takes long
-        variants["ours, --compile"] = our_step(compiled=True)
+    variants["ours, --compile"] = our_step(compiled=True)
     answers = compare(args, variants)
     print_steps(f"1. Distillation step on the CPU: {describe(shape)}", answers)
     print_terms(answers)
@@ -337,9 +329,6 @@ def inference_section(args, folder):
     """
     shape = BASE
     lengths = [32, 128, 512]
-    if args.quick:
-        shape = TOY
-        lengths = [8, 16]
     paths = save_models(shape, folder)
     print_heading(f"3. Inference: {describe(shape)}", [
         "model", "batch x length", "ours, ms", "the fastest other", "its ms", "over ours"])
@@ -435,8 +424,6 @@ def print_mixed_lengths(args, folder, path):
     """Print a table: the seconds of a prediction if sentences of similar length share a batch, and
     if they do not."""
     most = 872                                           # all of SST-2's dev set
-    if args.quick:
-        most = 32
     sentences, num_sentences = sst2_sentences(args, folder, most)
     names = {"sorted": "predict_logits, sorted by length", "in_file_order": "file order",
              "padded": "file order, padded to 128"}
@@ -462,12 +449,8 @@ def tuning_section(args, folder):
     if not has_data(args, "glue/SST-2/dev.tsv"):
         return
     shape = BASE
-    most = 224
-    if args.quick:
-        shape = TOY
-        most = 64
     path = save_models(shape, folder)["student"]
-    sentences, num_sentences = sst2_sentences(args, folder, most)
+    sentences, num_sentences = sst2_sentences(args, folder, most=224)
 
     def our_tuning(mode, bf16=False):
         return ours("our_tuning", mode=mode, path=path, sentences=sentences, bf16=bf16)
@@ -529,8 +512,6 @@ def tokenise_section(args, folder):
     if not has_data(args, "text/enwiki.txt.xz"):
         return
     megabytes = min(TEXT_MEGABYTES, args.megabytes)
-    if args.quick:
-        megabytes = 1
     text = os.path.join(folder, "text.txt")
     write_text(args, text, megabytes)
 
@@ -543,7 +524,7 @@ def tokenise_section(args, folder):
         "how", "MB of text", "s", "million tokens/s", "over encode_batch", "MB of memory"])
     for how, found in answers.items():
         print_tokenising(how, megabytes, found, answers["encode_batch"])
-    if args.megabytes > megabytes and not args.quick:
+    if args.megabytes > megabytes:
         write_text(args, text, args.megabytes)
         workers = start_workers(args, {"tokenise": our_tokens("tokenise")})
         found = take_turns(workers, 1, {})["tokenise"]
@@ -580,10 +561,7 @@ def write_text(args, path, megabytes):
 # ---- 6. The start of the commands -------------------------------------------------------
 
 def start_section(args, folder):
-    """Print the table of what a user waits for: whole commands, each run as a user runs it.
-
-    With --quick the run has three steps, and the tests are only collected.
-    """
+    """Print the table of what a user waits for: whole commands, each run as a user runs it."""
     print_heading("6. Start", ["what", "s", "over import torch"])
     print_time_of_help(args)
     command = ["distill.py", "--overwrite", "--cache", os.path.join(folder, "cache"), "--out",
@@ -594,16 +572,8 @@ def start_section(args, folder):
         waits.append(run_python(command + ["--steps", "1"], until="steps"))
     print_row(["before step 1, no cache", summary(waits[:1]), "-"])
     print_row(["before step 1, cached", summary(waits[1:]), "-"])
-
-    tests = ["-m", "pytest", "-q", "-n", "2", "--dist", "worksteal"]
-    if args.quick:
-        command += ["--steps", "3"]
-        tests.append("--collect-only")
     whole_run = run_python(command)
     print_row(["python distill.py, cached, one run", short(whole_run), "-"])
-    # The tests come last: if one fails, the rows above are printed already.
-    test_suite = run_python(tests)
-    print_row(["the test suite, one run", short(test_suite), "-"])
 
 
 def print_time_of_help(args):
@@ -651,13 +621,9 @@ def growth_section(args, folder):
     medians of all values of this size; for memory likewise.
     """
     shape = SMALL
-    growth = GROWTH
-    if args.quick:
-        shape = TOY
-        growth = TOY_GROWTH
     print_heading(f"7. Growth of a step on the CPU, medians: {describe(shape)}", [
         "of", "over", "s", "exponent", "MB above an idle process's", "exponent"])
-    for letter, sizes in growth.items():
+    for letter, sizes in GROWTH.items():
         variants = {}
         for size in sizes:
             variants[size] = ours("our_step", shape=shape._replace(**{letter: size}))
@@ -682,14 +648,10 @@ def print_processes(args):
     alone, because a single process has nothing to sum.
     """
     shape = BASE
-    worlds = [2, 4]
-    if args.quick:
-        shape = TOY
-        worlds = [2]
     print_heading(
         f"7. gloo processes, a thread each, {os.cpu_count()} cores: {describe(shape)}",
         ["processes", "s/step", "in all_reduce and clipping, its waiting too", "share"])
-    for world in worlds:
+    for world in (2, 4):
         environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
                        "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1",
                        "GLOO_SOCKET_IFNAME": "lo"}
@@ -734,8 +696,6 @@ def study_section(args, folder):
     embeddings. The authors' student has a dropout of 0.1, as in their code.
     """
     shape = STUDY
-    if args.quick:
-        shape = TOY
     variants = {}
     variants["ours, adapters"] = ours("our_step", shape=shape, dropout=0.0)
     narrow = shape._replace(E=shape.C // 4)
@@ -769,7 +729,7 @@ def arguments():
     parser.add_argument("--rows", nargs="+", choices=SECTIONS, default=list(SECTIONS),
                         help="the sections to measure (default: all)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N",
-                        help="turns (default: 5; 1 with --quick)")
+                        help="turns (default: 5)")
     parser.add_argument("--authors", type=os.path.abspath, metavar="DIR",
                         help="a checkout of the authors' code (default: their rows are left out)")
     parser.add_argument("--authors-python", default=sys.executable, metavar="PATH",
@@ -781,12 +741,7 @@ def arguments():
     parser.add_argument("--megabytes", type=int, default=TEXT_MEGABYTES, metavar="N",
                         help="the text to tokenise, in MB. If it is more than 55, 55 MB are "
                         "tokenised in turns, and then N MB once (default: 55)")
-    parser.add_argument("--quick", action="store_true",
-                        help="toy sizes and one turn: a test of this script")
-    args = parser.parse_args()
-    if args.quick:
-        args.repeats = 1
-    return args
+    return parser.parse_args()
 
 
 def main():
