@@ -341,8 +341,7 @@ def inference_section(args, folder):
                 print_inference(kind, workers, request, args.repeats)
         close_workers(workers)
     print_corrections(args, paths["bert"], folder, shape, lengths)
-    if has_data(args, "glue/SST-2/dev.tsv"):
-        print_mixed_lengths(args, folder, paths["student"])
+    print_mixed_lengths(args, folder, paths["student"])
 
 
 def inference_variants(kind, path, shape):
@@ -446,8 +445,6 @@ def tuning_section(args, folder):
     A turn is an epoch over real sentences, without the evaluation after it. Ours sorts sentences by
     length before it makes batches, theirs does not: the ratio includes what this saves.
     """
-    if not has_data(args, "glue/SST-2/dev.tsv"):
-        return
     shape = BASE
     path = save_models(shape, folder)["student"]
     sentences, num_sentences = sst2_sentences(args, folder, most=224)
@@ -492,15 +489,6 @@ def vocabulary(args):
     return os.path.join(args.data, "vocab/bert-base-uncased")
 
 
-def has_data(args, name):
-    """Tell whether --data has a file and a vocabulary; say so if it has not."""
-    for path in (os.path.join(args.data, name), vocabulary(args)):
-        if not os.path.exists(path):
-            print(f"\nA table is left out: there is no {path}", flush=True)
-            return False
-    return True
-
-
 # ---- 5. Tokenising ----------------------------------------------------------------------
 
 def tokenise_section(args, folder):
@@ -509,8 +497,6 @@ def tokenise_section(args, folder):
     Beside data.tokenise, which reads a file and writes a file, stand two methods of the tokenizers
     library, which get lines in memory and leave their result there.
     """
-    if not has_data(args, "text/enwiki.txt.xz"):
-        return
     megabytes = min(TEXT_MEGABYTES, args.megabytes)
     text = os.path.join(folder, "text.txt")
     write_text(args, text, megabytes)
