@@ -261,7 +261,8 @@ def step_section(args, folder):
 def print_steps(title, answers):
     """Print a row for each variant of a step.
 
-    The last two columns say how near our variants come to what this machine can do:
+    The last two columns say how near our variants come to what this machine can do, if that was
+    measured:
 
     - GFLOP/s of matrices: the rate of the machine, measured with single products of matrices
     - of which useful: the rate of the step, divided by that of the machine. Of a step we count only
@@ -278,7 +279,7 @@ def print_steps(title, answers):
         cells.append(ratio_cell(found, theirs, "rate"))
         cells.append(summary_of(found, "MB"))
         cells.append(ratio_cell(found, theirs, "MB"))
-        if name.startswith("ours"):
+        if "matrix" in found[0]:
             cells.append(summary_of(found, "matrix"))
             cells.append(summary_of(found, "share"))
         else:
@@ -309,13 +310,9 @@ def print_terms(answers):
 def print_epoch(tokens_per_second):
     """Print how long the authors' epoch of PubMed would take at the rate of section 1, whose
     sequences are shorter than theirs."""
-    print_heading(
-        f"1. One epoch of PubMed, {EPOCH_TOKENS:,} tokens; on eight machines, if they exchanged "
-        "gradients in no time",
-        ["rate measured on", "tokens/s", "hours on one", "on eight"])
+    print_heading(f"1. One epoch of PubMed, {EPOCH_TOKENS:,} tokens", ["tokens/s", "hours"])
     hours = EPOCH_TOKENS / tokens_per_second / 3600
-    print_row(["this CPU, ours", f"{tokens_per_second:,.0f}", f"{hours:,.1f}",
-               f"{hours / 8:,.1f}"])
+    print_row([f"{tokens_per_second:,.0f}", f"{hours:,.1f}"])
 
 
 # ---- 3. Inference -----------------------------------------------------------------------
@@ -689,15 +686,8 @@ def study_section(args, folder):
         "our_step", shape=narrow, correction_rank=30, dropout=0.0)
     variants["authors'"] = authors("authors_step", shape=shape)
     answers = compare(args, variants)
-    print_heading("Distillation step at the size of bench/study.py, ours without dropout: "
-                  f"{describe(shape)}",
-                  ["variant", "s/step", "sequences/s", "over authors'", "MB", "over authors'"])
-    theirs = answers.get("authors'")
-    for name, found in answers.items():
-        cells = [name, summary_of(found, "seconds")]
-        for what in ("rate", "MB"):
-            cells += [summary_of(found, what), ratio_cell(found, theirs, what)]
-        print_row(cells)
+    print_steps("Distillation step at the size of bench/study.py, ours without dropout: "
+                f"{describe(shape)}", answers)
 
 
 # ---- The command line -------------------------------------------------------------------
