@@ -119,7 +119,7 @@ def list_jobs(device):
                         200, beside=True))
     jobs.append(default_job("cpu", False, "CPU"))
     jobs.append(default_job(device, False, "GPU float32"))
-    jobs.append(Job("default", "gpu_runs.py", "default_and_tuning_command", {}, 300, beside=True))
+    jobs.append(default_job(device, True, "GPU bfloat16"))
     for compiled in (False, True):
         jobs.append(Job("kills", "gpu_runs.py", "kills", {"compiled": compiled}, 300, beside=True))
 

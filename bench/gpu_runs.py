@@ -3,7 +3,6 @@
 gpu_worker.py says how they are started. A command is run as a user runs it, in a process of its
 own; what it prints goes to gpu.log, and its scores are read from the files that it leaves.
 """
-import json
 import os
 import random
 import sys
@@ -24,7 +23,7 @@ from speed import free_port
 
 def default_command(setup, device, bf16, name):
     """Run `python distill.py` on a device and report the student's accuracy."""
-    out = folder_of_student(setup, name)
+    out = os.path.join(setup.folder, "default", name)
     flags = ["--device", device, "--out", out]
     if bf16:
         flags.append("--bf16")
@@ -39,46 +38,6 @@ def default_command(setup, device, bf16, name):
     row["tokens/s"] = f"{last['tokens_per_second']:,}"
     row["seconds"] = f"{seconds:.0f}"
     setup.report("The default command", row)
-
-
-def default_and_tuning_command(setup):
-    """Run `python distill.py` on the GPU in bfloat16, and then `python finetune.py`."""
-    default_command(setup, setup.device, True, "GPU bfloat16")
-    tuning_command(setup)
-
-
-def folder_of_student(setup, name):
-    """Return the folder into which a default command writes its student."""
-    return os.path.join(setup.folder, "default", name)
-
-
-def tuning_command(setup):
-    """Run `python finetune.py` on the student of the default command, on the GPU."""
-    model = folder_of_student(setup, "GPU bfloat16")
-    out = os.path.join(setup.folder, "tuned")
-    flags = ["--model", model, "--out", out, "--device", setup.device]
-    if setup.toy:
-        table = write_toy_table(setup)
-        flags += ["--task", "classification", "--train", table, "--dev", table, "--steps", 4]
-    seconds = run_script("finetune.py", flags)
-    with open(os.path.join(out, "results.json"), encoding="utf-8") as file:
-        results = json.load(file)
-    for mode, splits in results["modes"].items():
-        for split, found in splits.items():
-            row = {"command": f"finetune.py, {mode}, {split}"}
-            row["score"] = str(found["scores"][0])       # of the first seed, the only one
-            row["seconds"] = f"{seconds:.0f}"
-            setup.report("The default command", row)
-
-
-def write_toy_table(setup):
-    """Write a small table of texts and labels, for a test of this script -> its path."""
-    path = os.path.join(setup.folder, "table.csv")
-    with open(path, "w", encoding="utf-8") as file:
-        file.write("text,label\n")
-        for number in range(40):
-            file.write(f"the value of number {number} is returned,{number % 2}\n")
-    return path
 
 
 # ---- Kills ------------------------------------------------------------------------------
@@ -286,5 +245,5 @@ def mini_student(setup):
 
 
 if __name__ == "__main__":
-    serve([default_command, default_and_tuning_command, kills, two_processes, mini_teacher,
+    serve([default_command, kills, two_processes, mini_teacher,
            mini_student])
