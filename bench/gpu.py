@@ -98,7 +98,7 @@ def default_job(device, bf16, name):
 def list_jobs(device):
     """List all jobs in the order in which they run."""
     jobs = []
-    jobs.append(Job("card", "gpu_sections.py", "card", {"when": "before"}, 120))
+    jobs.append(Job("card", "gpu_sections.py", "card", {}, 120))
 
     # These share the machine, because they are not timed: all big graphs are compiled, and results
     # are compared. The jobs that time a graph later find it in the cache on the disk. With --toy,
@@ -135,7 +135,6 @@ def list_jobs(device):
     jobs.append(profile_job(compiled=True, full_recipe=True, cuda_graphs=True))
     jobs.append(Job("mini", "gpu_runs.py", "mini_teacher", {}, 150))
     jobs.append(Job("mini", "gpu_runs.py", "mini_student", {}, 240))
-    jobs.append(Job("card", "gpu_sections.py", "card", {"when": "after"}, 40))
     jobs.append(Job("growth", "gpu_sections.py", "growth", {}, 110))
     return jobs
 

@@ -60,36 +60,28 @@ ESTIMATED_COMPILED = {
 
 # ---- The card ---------------------------------------------------------------------------
 
-def card(setup, when):
-    """Measure how fast the card copies and multiplies matrices. when: before or after the rest.
+def card(setup):
+    """Measure how fast the card copies and multiplies matrices.
 
     The product of large squares in bfloat16 gives the "matrix rate", of which later jobs say what
-    share a step reaches. Of two measurements the faster one counts; only growth runs after the
-    second.
+    share a step reaches.
     """
+    report_machine(setup)
     title = "Rates of the card"
-    if when == "before":
-        report_machine(setup)
     terabytes_per_second = copy_rate(setup) / 1e12
-    row = {"when": when, "what": "copy, bytes read and written"}
+    row = {"what": "copy, bytes read and written"}
     row["rate"] = f"{terabytes_per_second:.3g} TB/s"
     setup.report(title, row)
-    num_tokens = setup.shape.B * setup.shape.T
-    C = setup.shape.C
-    F = setup.shape.F
-    square = setup.choose(8192, 64)
-    rate = product_rate(setup, square, square, square, torch.bfloat16)
-    values = {"matrix rate": max(rate, setup.values.get("matrix rate", 0.0))}
-    what = f"bfloat16 ({square}, {square}) ({square}, {square})"
-    report_product(setup, title, when, what, rate, values)
-    # The products of a layer.
-    for m, k, n in [(num_tokens, C, F), (num_tokens, C, C), (num_tokens, F, C)]:
-        rate = product_rate(setup, m, k, n, torch.bfloat16)
-        what = f"bfloat16 ({m}, {k}) ({k}, {n})"
-        report_product(setup, title, when, what, rate, {})
     # The authors' code trains in float32. TF32 is off, as torch has it by default.
-    rate = product_rate(setup, square, square, square, torch.float32)
-    report_product(setup, title, when, f"float32 ({square}, {square}) squared", rate, {})
+    size = setup.choose(8192, 64)
+    for dtype in (torch.bfloat16, torch.float32):
+        rate = product_rate(setup, size, dtype)
+        row = {"what": f"product of ({size}, {size}) matrices in {dtype}"}
+        row["rate"] = f"{rate / 1e12:.3g} TFLOP/s"
+        values = {}
+        if dtype == torch.bfloat16:
+            values["matrix rate"] = rate
+        setup.report(title, row, values=values)
 
 
 def report_machine(setup):
@@ -119,22 +111,16 @@ def copy_rate(setup):
     return 2 * source.nbytes / median_seconds(copy, setup.device)
 
 
-def product_rate(setup, m, k, n, dtype):
-    """Measure the operations per second of a product (m, k) (k, n) of random matrices."""
-    x = torch.randn(m, k, device=setup.device).to(dtype)
-    weight = torch.randn(n, k, device=setup.device).to(dtype)
+def product_rate(setup, size, dtype):
+    """Measure the operations per second of a product of two random square matrices."""
+    x = torch.randn(size, size, device=setup.device).to(dtype)
+    weight = torch.randn(size, size, device=setup.device).to(dtype)
 
     def multiply():
         nn.functional.linear(x, weight)
 
-    # Each of the m n results takes k multiplications and as many additions.
-    return 2 * m * k * n / median_seconds(multiply, setup.device)
-
-
-def report_product(setup, title, when, what, rate, values):
-    """Report the rate of a product of matrices."""
-    row = {"when": when, "what": f"product {what}", "rate": f"{rate / 1e12:.3g} TFLOP/s"}
-    setup.report(title, row, values=values)
+    # Each of the size**2 results takes `size` multiplications and as many additions.
+    return 2 * size**3 / median_seconds(multiply, setup.device)
 
 
 # ---- Parity: the same losses and gradients ----------------------------------------------

@@ -2,7 +2,7 @@
 
 gpu.py starts each job as a process of its own:
 
-    python bench/gpu_sections.py card '{"toy": true, "device": "cpu", ...}' '{"when": "before"}'
+    python bench/gpu_sections.py profile '{"toy": true, "device": "cpu", ...}' '{"compiled": true}'
 
 that is: a function's name, the fields of a Setup, the function's other arguments. The function
 reports rows of tables as soon as it has them, each as a line of JSON on standard output:
