@@ -23,7 +23,7 @@ where they run at the same time. An H200 has these; on an H100 a first compilati
 memory".
 
 EXPERIMENTS.md has what was found on an H200. --toy runs all jobs on a CPU and finds mistakes in
-this script. There waits are looked for with the fake CUDA tensors of tests/fake_cuda.py.
+this script. There is nothing to wait for then, and there are no CUDA graphs.
 """
 import argparse
 import json

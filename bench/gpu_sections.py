@@ -291,32 +291,22 @@ def waits(setup):
 
     While the host waits, it cannot prepare what the GPU is to do next, and the GPU idles.
     """
-    if setup.device == "cpu":
-        import fake_cuda                                 # only a test of this script needs it
-        fake_cuda.lend_cuda()
     part = math.ceil(TOY.B / 3)                          # of a batch
     for bf16 in (False, True):
         for micro_batch_size in (0, part):
             for full_recipe in (False, True):
                 report_waits(setup, bf16, micro_batch_size, full_recipe)
-    # The recipe full trains compiled and with CUDA graphs by default. This is looked at on a GPU
-    # only, because fake tensors cannot be compiled.
-    if setup.device != "cpu":
-        for cuda_graphs in (False, True):
-            report_waits(setup, bf16=True, micro_batch_size=0, full_recipe=True, compiled=True,
-                         cuda_graphs=cuda_graphs)
+    # The recipe full trains compiled and with CUDA graphs by default.
+    for cuda_graphs in (False, True):
+        report_waits(setup, bf16=True, micro_batch_size=0, full_recipe=True, compiled=True,
+                     cuda_graphs=cuda_graphs)
 
 
 def report_waits(setup, bf16, micro_batch_size, full_recipe, compiled=False, cuda_graphs=False):
     """Report where the ordinary steps of a training with these settings wait."""
-    # The models are made on the CPU: fake_waits() needs real ones to begin with.
     distillation = make_distillation(setup, TOY, bf16, compiled, micro_batch_size,
-                                     full_recipe=full_recipe, cuda_graphs=cuda_graphs,
-                                     device="cpu")
-    if setup.device == "cpu":
-        places = fake_waits(setup, distillation)
-    else:
-        places = real_waits(setup, distillation)
+                                     full_recipe=full_recipe, cuda_graphs=cuda_graphs)
+    places = places_of_waits(setup, distillation)
     row = {"precision": precision(bf16), "micro-batch size": micro_batch_size}
     row["recipe full"] = full_recipe
     row["compiled"] = compiled
@@ -327,14 +317,12 @@ def report_waits(setup, bf16, micro_batch_size, full_recipe, compiled=False, cud
     setup.report("Waits for the GPU in ordinary steps of train()", row, not places)
 
 
-def real_waits(setup, distillation):
+def places_of_waits(setup, distillation):
     """List the places ["file:line", ...] where torch.cuda.set_sync_debug_mode sees a wait.
 
     The run is first made in the mode "error", in which the first wait ends it. If there is one, the
     run is made again in the mode "warn", which lists all of them.
     """
-    distillation.teacher.to(setup.device)
-    distillation.student.to(setup.device)
     try:
         train_watched(setup, distillation, "error")
         return []
@@ -356,6 +344,8 @@ def real_waits(setup, distillation):
 def train_watched(setup, distillation, mode):
     """Train with this debug mode in ordinary steps."""
     def on_step(step, is_ordinary):
+        if setup.device == "cpu":                        # it never waits
+            return
         if is_ordinary:
             torch.cuda.set_sync_debug_mode(mode)
         else:
@@ -363,29 +353,6 @@ def train_watched(setup, distillation, mode):
 
     watched = Watched(distillation, on_step)
     train_and_read_log(setup, watched, WATCHED_STEPS, WATCHED_LOG_EVERY)
-
-
-def fake_waits(setup, distillation):
-    """List the places where an ordinary step would wait, with the tests' fake CUDA tensors.
-
-    These have no numbers, so neither the losses in the log nor the checkpoint mean anything.
-    """
-    import fake_cuda                                     # waits() has prepared it
-    with fake_cuda.fake_cuda() as noted:
-        distillation.teacher.to("cuda:0")
-        distillation.student.to("cuda:0")
-
-        def on_step(step, is_ordinary):
-            noted.step = None                            # nothing is noted
-            if is_ordinary:
-                noted.step = step
-
-        watched = Watched(distillation, on_step)
-        train_and_read_log(setup, watched, WATCHED_STEPS, WATCHED_LOG_EVERY, device="cuda:0")
-    places = []
-    for places_of_step in noted.waits.values():
-        places += places_of_step
-    return places
 
 
 def graphs(setup):

@@ -2,7 +2,7 @@
 
 gpu.py starts each job as a process of its own:
 
-    python bench/gpu_sections.py profile '{"toy": true, "device": "cpu", ...}' '{"compiled": true}'
+    python bench/gpu_runs.py kills '{"toy": true, "device": "cpu", ...}' '{"compiled": true}'
 
 that is: a function's name, the fields of a Setup, the function's other arguments. The function
 reports rows of tables as soon as it has them, each as a line of JSON on standard output:
@@ -28,7 +28,6 @@ from torch import nn
 BENCH = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(BENCH)
 sys.path.insert(0, ROOT)            # the modules of the program
-sys.path.append(os.path.join(ROOT, "tests"))             # fake_cuda.py, with --toy alone
 
 import distill
 from minialbert import MiniALBERT
@@ -145,14 +144,13 @@ def make_distillation(setup, shape, bf16, compiled=False, micro_batch_size=0, dr
     if full_recipe:
         weights["elastic"] = distill.RECIPES["full"]["elastic"]
     batches = random_batches(shape, Clock())
-    # The toy compiles the losses below, in a faster way. It asks for it here only where there are
-    # CUDA graphs, because Distillation refuses these without compiled losses.
-    compile_losses = setup.choose(compiled, cuda_graphs)
     distillation = distill.Distillation(
         student, teacher, batches, weights, micro_batch_size=micro_batch_size,
-        processes=processes, bf16=bf16, compile_losses=compile_losses, cuda_graphs=cuda_graphs)
+        processes=processes, bf16=bf16, compile_losses=setup.choose(compiled, False),
+        cuda_graphs=setup.choose(cuda_graphs, False))
     if compiled and setup.toy:
-        # The same graph as on a GPU, but without the minutes that a CPU takes to compile it.
+        # The same graph as on a GPU, but without the minutes that a CPU takes to compile it. There
+        # are no CUDA graphs of it.
         distillation.losses_function = torch.compile(distillation.compute_losses,
                                                      backend="aot_eager")
     return distillation

@@ -1,6 +1,6 @@
 """bench/study.py: steps, logs, time to quality and kept shares are right; a row that is done is not
 run again, and one that fails does not stop the others. bench/dropout.py: what it measures.
-bench/gpu.py: its toy is made. bench/fuzz.py: it damages and reads files. No test trains a model."""
+bench/gpu.py: a batch is unusual. bench/fuzz.py: it damages and reads files. No test trains a model."""
 import json
 import os
 import sys
@@ -23,7 +23,7 @@ sys.path.insert(0, os.path.join(ROOT, "bench"))
 import dropout
 import study
 import study_tables
-from gpu_worker import TOY, Setup, make_batch_unusual, make_distillation
+from gpu_worker import TOY, make_batch_unusual
 from speed_ours import Clock, random_batches
 from study_rows import (ADAPTER_RATES, MODELS, MORE_MODELS, OURS, STUDENTS, TASKS, VARIANTS, Row,
                         Sizes, list_rows, steps_of_tokens, student_row, task_row, teacher_row)
@@ -635,17 +635,6 @@ def test_dropout_disturbs_a_model_where_it_is_switched_on(toy):
 
 
 # ---- bench/gpu.py -----------------------------------------------------------------------
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method")            # torch itself uses it
-@pytest.mark.parametrize("compiled, cuda_graphs", [(False, False), (True, False), (True, True)])
-def test_the_toy_of_the_gpu_bench_has_cuda_graphs_only_if_they_are_asked_for(
-        tmp_path, compiled, cuda_graphs):
-    setup = Setup(toy=True, device="cpu", folder=str(tmp_path), tokenizer="", corpus=None,
-                  authors=[], authors_python="", values={}, answers=None)
-    distillation = make_distillation(setup, TOY, bf16=False, compiled=compiled, full_recipe=True,
-                                     cuda_graphs=cuda_graphs)
-    assert (distillation.graph_function is not None) == cuda_graphs
-
 
 def test_one_batch_of_the_gpu_bench_is_unusual():
     """A CUDA graph is for the usual number of masked places: 2 in each of 6 sequences of 17."""
