@@ -14,7 +14,6 @@ import sys
 import time
 import traceback
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -223,8 +222,7 @@ def parity_of_tuning(setup):
 def pass_of_tuning(task, device, bf16):
     """Compute the Pass of a TaskLoss on a batch of two sequences."""
     torch.manual_seed(0)
-    config = replace(make_config(TOY, "student"), hidden_dropout_prob=0.0)
-    config = replace(config, attention_probs_dropout_prob=0.0)
+    config = make_config(TOY, "student", dropout=0.0)
     model = finetune.Classifier(MiniALBERT(config, head=False), task)
     add_noise(model)
     model.to(device)
@@ -480,7 +478,7 @@ def our_speed(setup, name, table, compiled, batch_size=192, length=256, micro_ba
     tokens_per_second = median_tokens_per_second(lines)
     seconds = shape.B * shape.T / tokens_per_second      # of a step
     sequences_per_second = shape.B / seconds
-    rate = useful_operations(shape, tie_decoder=True, has_adapters=not full_recipe) / seconds
+    rate = useful_operations(shape, distillation.student.config) / seconds
     share = rate / setup.values.get("matrix rate", math.nan)       # nan if the job card failed
     row["ms a step"] = f"{1000 * seconds:.1f}"
     row["sequences/s"] = f"{sequences_per_second:.4g}"

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, TextIO
 
 import torch
@@ -128,11 +128,11 @@ def make_distillation(setup, shape, bf16, compiled=False, micro_batch_size=0, dr
         device = setup.device
     torch.manual_seed(0)
     teacher = MiniALBERT(make_config(shape, "bert"))
-    config = replace(make_config(shape, "student"), hidden_dropout_prob=dropout,
-                     attention_probs_dropout_prob=dropout)
+    correction_rank = 0
     if full_recipe:
-        config = replace(config, adapter_size=0, correction_rank=shape.C // 8)
-    student = MiniALBERT(config)
+        correction_rank = shape.C // 8
+    student = MiniALBERT(make_config(shape, "student", correction_rank=correction_rank,
+                                     dropout=dropout))
     add_noise(teacher)
     add_noise(student)
     teacher.to(device)

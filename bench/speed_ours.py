@@ -8,7 +8,6 @@ which set_up_processes calls).
 import json
 import os
 import time
-from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -122,11 +121,7 @@ def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_ra
     torch.manual_seed(0)
     clock = Clock()
     teacher_config = make_config(shape, "bert")
-    student_config = make_config(shape, "student", tie_decoder)
-    student_config = replace(student_config, hidden_dropout_prob=dropout,
-                             attention_probs_dropout_prob=dropout)
-    if correction_rank > 0:
-        student_config = replace(student_config, adapter_size=0, correction_rank=correction_rank)
+    student_config = make_config(shape, "student", tie_decoder, correction_rank, dropout)
     if compiled:
         # The forward pass is compiled as a whole, so no clock can stand inside it.
         teacher = MiniALBERT(teacher_config)
@@ -167,16 +162,16 @@ def our_step(shape, tie_decoder=True, bf16=False, compiled=False, with_matrix_ra
         if with_matrix_rate:
             rate = max(rate_before, matrix_rate(shape, bf16))
             answer["matrix"] = rate / 1e9
-            operations = useful_operations(shape, tie_decoder, has_adapters=(correction_rank == 0))
+            operations = useful_operations(shape, student_config)
             answer["share"] = operations / seconds / rate
         return answer
 
     return measure
 
 
-def make_config(shape, kind, tie_decoder=True):
-    """Make the Config of a kind of model: "bert" is the teacher, "student" has adapters, "albert"
-    is a student without adapters."""
+def make_config(shape, kind, tie_decoder=True, correction_rank=0, dropout=0.1):
+    """Make the Config of a kind of model: "bert" is the teacher, "student" has adapters or, if a
+    correction_rank is given, corrections, "albert" is a student with neither."""
     num_layers = shape.R
     num_groups = 1
     E = shape.E
@@ -185,12 +180,13 @@ def make_config(shape, kind, tie_decoder=True):
         num_layers = shape.L
         num_groups = shape.L
         E = shape.C
-    elif kind == "student":
+    elif kind == "student" and correction_rank == 0:
         adapter_size = shape.C // 16
     return Config(
         vocab_size=shape.V, embedding_size=E, hidden_size=shape.C, num_hidden_layers=num_layers,
         num_hidden_groups=num_groups, num_attention_heads=shape.H, intermediate_size=shape.F,
-        adapter_size=adapter_size, tie_decoder=tie_decoder)
+        adapter_size=adapter_size, correction_rank=correction_rank, tie_decoder=tie_decoder,
+        hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
 
 
 def random_batches(shape, clock):
@@ -230,7 +226,7 @@ def matrix_rate(shape, bf16):
     return max(rates)
 
 
-def useful_operations(shape, tie_decoder, has_adapters=True):
+def useful_operations(shape, student_config):
     """Count the operations of the matrix products that a step cannot do without.
 
     The teacher has a forward pass. The student has a forward pass and a backward pass with twice
@@ -246,12 +242,10 @@ def useful_operations(shape, tie_decoder, has_adapters=True):
     attention = 4 * N * shape.T * C                      # scores, and the mixture of values
     feed_forward = 2 * N * 2 * C * shape.F
     layer = projections + attention + feed_forward
-    adapters = 0
-    if has_adapters:
-        adapters = 2 * N * 4 * C * (C // 16)             # two, each down and up
+    adapters = 2 * N * 4 * C * student_config.adapter_size           # two, each down and up
     decoder = 2 * M * C * V
     student_decoder = decoder
-    if tie_decoder:
+    if student_config.tie_decoder:
         student_decoder = 2 * M * (C * E + E * V)
     dense_of_head = 2 * M * C * C
     teacher = shape.L * layer + dense_of_head + decoder
@@ -275,9 +269,9 @@ def save_models(shape, folder):
 def save_student_with_corrections(shape, folder):
     """Save a random student with corrections of rank C / 8 twice: as it is, and with the
     corrections merged into the matrices -> {kind: its folder}."""
-    config = make_config(shape, "albert")
+    config = make_config(shape, "student", correction_rank=shape.C // 8)
     torch.manual_seed(0)
-    student = MiniALBERT(replace(config, correction_rank=shape.C // 8), head=False)
+    student = MiniALBERT(config, head=False)
     models = {"corrections": student, "merged": merge_corrections(student)}
     paths = {}
     for kind, model in models.items():
