@@ -10,7 +10,7 @@
         tiny sizes on a CPU: a test of this script
 
 A section has one job or several. Each is a process of its own with its own time limit
-(gpu_sections.py, gpu_runs.py). As soon as a job has a row of a table, DIR/gpu.json and DIR/gpu.md
+(gpu_sections.py). As soon as a job has a row of a table, DIR/gpu.json and DIR/gpu.md
 are written anew, so that a crash or a limit loses only what follows in that job. What the jobs
 print goes to DIR/gpu.log. The exit status is 1 if a job failed or a result is not right: if it is
 farther from another one than its goal allows.
@@ -63,8 +63,7 @@ GRAPHS = {
 class Job(NamedTuple):
     """A process that measures something."""
     section: str            # by which --sections chooses it
-    script: str             # the file in bench/ that has the function
-    function: str
+    function: str           # of gpu_sections.py
     arguments: dict         # of the function, beside the Setup
     limit: int              # seconds; then the process is ended
     beside: bool = False    # whether the next jobs may run at the same time
@@ -74,31 +73,31 @@ def speed_job(name, limit, beside=False, table=SPEED, **arguments):
     """Make a Job that trains and takes the speed from the log."""
     arguments["name"] = name
     arguments["table"] = table
-    return Job("speed", "gpu_sections.py", "our_speed", arguments, limit, beside)
+    return Job("speed", "our_speed", arguments, limit, beside)
 
 
 def authors_job(name, bf16):
     """Make a Job that times the authors' step."""
     arguments = {"name": name, "table": SPEED, "bf16": bf16}
-    return Job("speed", "gpu_sections.py", "authors_speed", arguments, 60)
+    return Job("speed", "authors_speed", arguments, 60)
 
 
 def profile_job(compiled, full_recipe, cuda_graphs=False):
     """Make a Job that says where the time of a step goes."""
     arguments = {"compiled": compiled, "full_recipe": full_recipe, "cuda_graphs": cuda_graphs}
-    return Job("profile", "gpu_sections.py", "profile", arguments, 60)
+    return Job("profile", "profile", arguments, 60)
 
 
 def default_job(device, bf16, name):
     """Make a Job that runs `python distill.py` on a device."""
     arguments = {"device": device, "bf16": bf16, "name": name}
-    return Job("default", "gpu_runs.py", "default_command", arguments, 300, beside=True)
+    return Job("default", "default_command", arguments, 300, beside=True)
 
 
 def list_jobs(device):
     """List all jobs in the order in which they run."""
     jobs = []
-    jobs.append(Job("card", "gpu_sections.py", "card", {}, 120))
+    jobs.append(Job("card", "card", {}, 120))
 
     # These share the machine, because they are not timed: all big graphs are compiled, and results
     # are compared. The jobs that time a graph later find it in the cache on the disk. With --toy,
@@ -109,19 +108,19 @@ def list_jobs(device):
             few_steps["steps"] = 8
             jobs.append(speed_job(f"{name}, for the first time", 240, beside=True,
                                   table=FIRST_TIME, **few_steps))
-    jobs.append(Job("parity", "gpu_sections.py", "parity", {}, 240, beside=True))
-    jobs.append(Job("parity", "gpu_sections.py", "parity_of_tuning", {}, 120, beside=True))
-    jobs.append(Job("waits", "gpu_sections.py", "waits", {}, 240, beside=True))
-    jobs.append(Job("waits", "gpu_sections.py", "graphs", {}, 240, beside=True))
-    jobs.append(Job("waits", "gpu_sections.py", "cuda_graphs", {}, 400, beside=True))
+    jobs.append(Job("parity", "parity", {}, 240, beside=True))
+    jobs.append(Job("parity", "parity_of_tuning", {}, 120, beside=True))
+    jobs.append(Job("waits", "waits", {}, 240, beside=True))
+    jobs.append(Job("waits", "graphs", {}, 240, beside=True))
+    jobs.append(Job("waits", "cuda_graphs", {}, 400, beside=True))
     for cuda_graphs in (False, True):
-        jobs.append(Job("processes", "gpu_runs.py", "two_processes", {"cuda_graphs": cuda_graphs},
+        jobs.append(Job("processes", "two_processes", {"cuda_graphs": cuda_graphs},
                         200, beside=True))
     jobs.append(default_job("cpu", False, "CPU"))
     jobs.append(default_job(device, False, "GPU float32"))
     jobs.append(default_job(device, True, "GPU bfloat16"))
     for compiled in (False, True):
-        jobs.append(Job("kills", "gpu_runs.py", "kills", {"compiled": compiled}, 300, beside=True))
+        jobs.append(Job("kills", "kills", {"compiled": compiled}, 300, beside=True))
 
     # From here on each job has the machine for itself.
     jobs.append(speed_job("ours, eager", 60, compiled=False))
@@ -133,16 +132,15 @@ def list_jobs(device):
     jobs.append(profile_job(compiled=True, full_recipe=False))
     jobs.append(profile_job(compiled=True, full_recipe=True))
     jobs.append(profile_job(compiled=True, full_recipe=True, cuda_graphs=True))
-    jobs.append(Job("mini", "gpu_runs.py", "mini_teacher", {}, 150))
-    jobs.append(Job("mini", "gpu_runs.py", "mini_student", {}, 240))
-    jobs.append(Job("growth", "gpu_sections.py", "growth", {}, 110))
+    jobs.append(Job("mini", "mini_teacher", {}, 150))
+    jobs.append(Job("mini", "mini_student", {}, 240))
+    jobs.append(Job("growth", "growth", {}, 110))
     return jobs
 
 
 # ---- What is found ----------------------------------------------------------------------
 
 NOT_BEGUN = "not begun: the time is over"
-ENDED_WITH_ALL = "it was ended: the time of all jobs is over"
 
 
 class Record:
@@ -182,8 +180,7 @@ class Record:
 
     def count_failed_jobs(self):
         """Count the jobs that did not end well. Those for which there was no time do not count."""
-        fine = ("well", NOT_BEGUN, ENDED_WITH_ALL)
-        return sum(1 for row in self.jobs if row["ended"] not in fine)
+        return sum(1 for row in self.jobs if row["ended"] not in ("well", NOT_BEGUN))
 
     def count_missed_goals(self):
         """Count the rows whose goal was missed."""
@@ -248,7 +245,7 @@ class Run:
         self.begin = time.perf_counter()
         self.deadline = min(self.begin + job.limit, last_moment)
         self.end = None
-        command = [sys.executable, os.path.join(BENCH, job.script), job.function,
+        command = [sys.executable, os.path.join(BENCH, "gpu_sections.py"), job.function,
                    json.dumps(setup), json.dumps(job.arguments)]
         # A session of its own: then all processes that it starts can be ended with it.
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True,
@@ -278,10 +275,8 @@ class Run:
         self.kill()                                      # the job, and what it has started
         self.listener.join()                             # now all its lines are recorded
         status = self.process.wait()
-        if is_too_slow and self.deadline < self.begin + self.job.limit:
-            ended = ENDED_WITH_ALL
-        elif is_too_slow:
-            ended = "it was ended at its limit"
+        if is_too_slow:
+            ended = "it was ended at its limit or that of all jobs"
         elif status != 0:
             ended = f"exit status {status}: see gpu.log"
         else:
@@ -314,8 +309,7 @@ def run_jobs(jobs, args, folder, record, log):
             print(f"{job.section}: {job.function} {job.arguments}", flush=True)
             setup = setup_of(args, folder, record.values)
             running.append(Run(job, setup, record, log, last_moment))
-            is_full = args.toy and len(running) == 2     # as many as a small machine has cores
-            if is_full or not job.beside:
+            if args.toy or not job.beside:               # a small machine has no room for others
                 finish_all(running)
         finish_all(running)
     finally:

@@ -1,8 +1,8 @@
-"""What the jobs of bench/gpu.py share; the jobs are in gpu_sections.py and gpu_runs.py.
+"""What the jobs of bench/gpu.py share; the jobs are in gpu_sections.py.
 
 gpu.py starts each job as a process of its own:
 
-    python bench/gpu_runs.py kills '{"toy": true, "device": "cpu", ...}' '{"compiled": true}'
+    python bench/gpu_sections.py kills '{"toy": true, "device": "cpu", ...}' '{"compiled": true}'
 
 that is: a function's name, the fields of a Setup, the function's other arguments. The function
 reports rows of tables as soon as it has them, each as a line of JSON on standard output:
