@@ -51,7 +51,7 @@ from checkpoint import load, read_json
 from data import Tokenizer
 from distill import BUNDLED_TEACHER, match_layers
 from study_rows import TASKS
-from study_tables import done_distillations, scores_of_seeds
+from study_tables import ACCURACY, TOKENS, done_distillations, scores_of_seeds
 
 SENTENCE = "It returns a new array with the same shape."
 
@@ -172,7 +172,8 @@ def draw_falling(axes, lines, theme):
     for name, (hue, above) in LOSS_LOOKS.items():
         shares = [line[name] / lines[0][name] for line in lines]
         axes.plot(steps, shares, color=theme[hue])
-        label_curve(axes, shares[-1] + above, f"{name}: {shares[-1]:.0%}", theme[hue])
+        end = shares[-1]
+        label_curve(axes, end + above, f"{name}: {end:.0%}", theme[hue])
         shares_of_all += shares
     begin_at_zero(axes, shares_of_all)
     write_in_percent(axes.yaxis)
@@ -295,8 +296,9 @@ def draw_parameters(points, theme):
     for name, millions, accuracy in points:
         hue, marker = POINT_LOOKS[name]
         axes.plot(millions, accuracy, marker, color=theme[hue], markersize=9)
-        axes.annotate(f"{name}\n{millions:.3g} M, {accuracy:.1%}", (millions, accuracy),
-                      xytext=(9, 0), textcoords="offset points", va="center", linespacing=1.3)
+        words = f"{name}\n{millions:.3g} M, {accuracy:.1%}"
+        axes.annotate(words, (millions, accuracy), xytext=(9, 0), textcoords="offset points",
+                      va="center", linespacing=1.3)
     most = max(millions for _, millions, _ in points)
     axes.set_xlim(0, 1.25 * most)                        # there is room for words on the right
     axes.margins(y=0.25)
@@ -329,16 +331,16 @@ def draw_study(distillations, theme):
         if name not in distillations:
             continue
         result = distillations[name]
-        tokens = [num_tokens / 1e6 for num_tokens, _, _ in result["curve"]]
-        accuracies = [accuracy for _, accuracy, _ in result["curve"]]
+        tokens = [point[TOKENS] / 1e6 for point in result["curve"]]      # in millions
+        accuracies = [point[ACCURACY] for point in result["curve"]]
+        millions = result["parameters"] / 1e6
+        colour = theme[hue]
         if name == "teacher":
-            axes.axhline(accuracies[-1], color=theme[hue], linestyle="--")
+            axes.axhline(accuracies[-1], color=colour, linestyle="--")
         else:
-            axes.plot(tokens, accuracies, color=theme[hue], marker="o", markersize=3,
-                      clip_on=False)
+            axes.plot(tokens, accuracies, color=colour, marker="o", markersize=3, clip_on=False)
             axes.set_xlim(0, tokens[-1])                 # all students have seen as many
-        label_curve(axes, accuracies[-1] + above, f"{words}: {result['parameters'] / 1e6:.3g} M",
-                    theme[hue])
+        label_curve(axes, accuracies[-1] + above, f"{words}: {millions:.3g} M", colour)
         all_accuracies += accuracies
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter("{x:g}")

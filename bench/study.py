@@ -55,7 +55,6 @@ from study_rows import TASKS, Sizes
 STUDENT_LINE = re.compile(r"student +[\d,]+ +[\d,]+ +([\d.]+)% +([\d.]+)")
 
 
-
 # ---- Running rows -----------------------------------------------------------------------
 
 def run_rows(rows, study, places, run, jobs=1):
