@@ -1,6 +1,7 @@
 """bench/study.py: steps, logs, time to quality and kept shares are right; a row that is done is not
 run again, and one that fails does not stop the others. bench/dropout.py: what it measures.
-bench/gpu.py: a batch is unusual. bench/fuzz.py: it damages and reads files. No test trains a model."""
+bench/gpu.py: a batch is unusual. bench/fuzz.py: it damages and reads files. No test trains a
+model."""
 import json
 import os
 import sys
