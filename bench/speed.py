@@ -46,6 +46,7 @@ GROWTH = {"T": [64, 128, 256, 512], "B": [2, 4, 8, 16], "R": [2, 3, 4, 6, 12],
           "V": [8192, 16384, 32768, 65536]}
 # all-MiniLM and the students of bench/study.py.
 STUDY = Shape(B=16, T=128, V=30522, E=128, C=384, H=12, F=1536, L=6, R=6)
+LENGTHS = [32, 128, 512]                    # of the texts of inference
 # An epoch of PubMed in the authors' biomedical script: steps, sequences, tokens.
 EPOCH_TOKENS = 174_000 * 192 * 256
 TEXT_MEGABYTES = 55                         # of text to tokenise in each turn
@@ -238,24 +239,22 @@ def step_section(args, folder):
     in each step, the authors' variant has them ready. A step ends with the update of the
     parameters. All ratios are over the authors' float32, those of bfloat16 as well.
     """
-    shape = BASE
-
     def our_step(**settings):
-        return ours("our_step", shape=shape, with_matrix_rate=True, **settings)
+        return ours("our_step", shape=BASE, with_matrix_rate=True, **settings)
 
     variants = {}
     variants["ours"] = our_step()
-    variants["authors'"] = authors("authors_step", shape=shape)
+    variants["authors'"] = authors("authors_step", shape=BASE)
     variants["ours, --no-tie-decoder"] = our_step(tie_decoder=False)
     variants["ours, --bf16"] = our_step(bf16=True)
-    variants["authors', bfloat16"] = authors("authors_step", shape=shape, bf16=True)
+    variants["authors', bfloat16"] = authors("authors_step", shape=BASE, bf16=True)
     # There is no row for --compile --bf16: it gives nan on some CPUs, a fault of torch 2.13 (see
     # EXPERIMENTS.md).
     variants["ours, --compile"] = our_step(compiled=True)
     answers = compare(args, variants)
-    print_steps(f"1. Distillation step on the CPU: {describe(shape)}", answers)
+    print_steps(f"1. Distillation step on the CPU: {describe(BASE)}", answers)
     print_terms(answers)
-    print_epoch(shape.T * median_of(answers["ours"], "rate"))
+    print_epoch(BASE.T * median_of(answers["ours"], "rate"))
 
 
 def print_steps(title, answers):
@@ -324,37 +323,35 @@ def inference_section(args, folder):
     In the first table all variants load the same file. Before they are timed, it is checked that
     they compute the same.
     """
-    shape = BASE
-    lengths = [32, 128, 512]
-    paths = save_models(shape, folder)
-    print_heading(f"3. Inference: {describe(shape)}", [
+    paths = save_models(BASE, folder)
+    print_heading(f"3. Inference: {describe(BASE)}", [
         "model", "batch x length", "ours, ms", "the fastest other", "its ms", "over ours"])
     for kind, path in paths.items():
-        workers = start_workers(args, inference_variants(kind, path, shape))
+        workers = start_workers(args, inference_variants(kind, path))
         check_outputs(kind, workers)
         for batch in (1, 32):
-            for length in lengths:
+            for length in LENGTHS:
                 request = {"batch": batch, "length": length}
                 print_inference(kind, workers, request, args.repeats)
         close_workers(workers)
-    print_corrections(args, paths["bert"], folder, shape, lengths)
+    print_corrections(args, paths["bert"], folder)
     print_mixed_lengths(args, folder, paths["student"])
 
 
-def inference_variants(kind, path, shape):
+def inference_variants(kind, path):
     """List the variants that can run a kind of model: {name: Variant}. transformers has no student
     with adapters, and the authors have no BERT."""
-    variants = {"ours": ours("our_inference", path=path, shape=shape)}
+    variants = {"ours": ours("our_inference", path=path, shape=BASE)}
     if kind != "student":
         model = "AlbertModel"
         if kind == "bert":
             model = "BertModel"
         for attention in ("sdpa", "eager"):
             variants[f"{model}, {attention}"] = ours(
-                "transformers_inference", path=path, shape=shape, model=model,
+                "transformers_inference", path=path, shape=BASE, model=model,
                 attention=attention)
     if kind != "bert":
-        variants["authors'"] = authors("authors_inference", path=path, shape=shape)
+        variants["authors'"] = authors("authors_inference", path=path, shape=BASE)
     return variants
 
 
@@ -389,22 +386,22 @@ def print_inference(kind, workers, request, num_turns):
     print_row([kind, size, our_milliseconds, fastest, their_milliseconds, ratio])
 
 
-def print_corrections(args, bert, folder, shape, lengths):
+def print_corrections(args, bert, folder):
     """Print a table: a BERT, whose folder is `bert`, beside a student with corrections.
 
     In the column "student" each forward pass adds the corrections to the matrices. In the column
     "student, merged" they were added once, before the first pass.
     """
     paths = {"bert": bert}
-    paths |= save_student_with_corrections(shape, folder)    # "corrections" and "merged"
+    paths |= save_student_with_corrections(BASE, folder)     # "corrections" and "merged"
     variants = {}
     for kind, path in paths.items():
-        variants[kind] = ours("our_inference", path=path, shape=shape)
+        variants[kind] = ours("our_inference", path=path, shape=BASE)
     workers = start_workers(args, variants)
     print_heading("3. Inference with corrections, ms", [
         "batch x length", "bert", "student", "over bert's", "student, merged", "over bert's"])
     for batch in (1, 32):
-        for length in lengths:
+        for length in LENGTHS:
             request = {"batch": batch, "length": length}
             take_turns(workers, 1, request)              # the warm-up for this size
             answers = take_turns(workers, args.repeats, request)
@@ -442,15 +439,14 @@ def tuning_section(args, folder):
     A turn is an epoch over real sentences, without the evaluation after it. Ours sorts sentences by
     length before it makes batches, theirs does not: the ratio includes what this saves.
     """
-    shape = BASE
-    path = save_models(shape, folder)["student"]
+    path = save_models(BASE, folder)["student"]
     sentences, num_sentences = sst2_sentences(args, folder, most=224)
 
     def our_tuning(mode, bf16=False):
         return ours("our_tuning", mode=mode, path=path, sentences=sentences, bf16=bf16)
 
     def authors_tuning(mode):
-        return authors("authors_tuning", mode=mode, sentences=sentences, shape=shape)
+        return authors("authors_tuning", mode=mode, sentences=sentences, shape=BASE)
 
     variants = {}
     variants["ours, all"] = our_tuning("all")
@@ -603,13 +599,12 @@ def growth_section(args, folder):
     One size grows at a time. The exponent p, in time = a constant times size^p, is fitted to the
     medians of all values of this size; for memory likewise.
     """
-    shape = SMALL
-    print_heading(f"7. Growth of a step on the CPU, medians: {describe(shape)}", [
+    print_heading(f"7. Growth of a step on the CPU, medians: {describe(SMALL)}", [
         "of", "over", "s", "exponent", "MB above an idle process's", "exponent"])
     for letter, sizes in GROWTH.items():
         variants = {}
         for size in sizes:
-            variants[size] = ours("our_step", shape=shape._replace(**{letter: size}))
+            variants[size] = ours("our_step", shape=SMALL._replace(**{letter: size}))
         answers = compare(args, variants)
         cells = [letter, " ".join(str(size) for size in sizes)]
         for what in ("seconds", "MB above idle"):
@@ -630,9 +625,8 @@ def print_processes(args):
     (all_reduce), and then they are clipped. In section 1 the term "reduce, clip" is the clipping
     alone, because a single process has nothing to sum.
     """
-    shape = BASE
     print_heading(
-        f"7. gloo processes, a thread each, {os.cpu_count()} cores: {describe(shape)}",
+        f"7. gloo processes, a thread each, {os.cpu_count()} cores: {describe(BASE)}",
         ["processes", "s/step", "in all_reduce and clipping, its waiting too", "share"])
     for world in (2, 4):
         environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
@@ -642,7 +636,7 @@ def print_processes(args):
         for rank in range(world):
             own_environment = dict(environment)
             own_environment["RANK"] = str(rank)
-            variants[rank] = ours("our_step", own_environment, shape=shape)
+            variants[rank] = ours("our_step", own_environment, shape=BASE)
         workers = start_workers(args, variants)
         step_together(workers)                           # does not count
         answers = []
@@ -678,16 +672,15 @@ def study_section(args, folder):
     As in the study, our students have no dropout, and the student with corrections has narrower
     embeddings. The authors' student has a dropout of 0.1, as in their code.
     """
-    shape = STUDY
     variants = {}
-    variants["ours, adapters"] = ours("our_step", shape=shape, dropout=0.0)
-    narrow = shape._replace(E=shape.C // 4)
+    variants["ours, adapters"] = ours("our_step", shape=STUDY, dropout=0.0)
+    narrow = STUDY._replace(E=STUDY.C // 4)
     variants[f"ours, corrections, E={narrow.E}"] = ours(
         "our_step", shape=narrow, correction_rank=30, dropout=0.0)
-    variants["authors'"] = authors("authors_step", shape=shape)
+    variants["authors'"] = authors("authors_step", shape=STUDY)
     answers = compare(args, variants)
     print_steps("Distillation step at the size of bench/study.py, ours without dropout: "
-                f"{describe(shape)}", answers)
+                f"{describe(STUDY)}", answers)
 
 
 # ---- The command line -------------------------------------------------------------------
