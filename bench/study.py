@@ -344,8 +344,8 @@ def add_size_flags(parser):
     group.add_argument("--length", type=int, default=128, metavar="T",
                        help="tokens in a sequence of a distillation (default: 128)")
     group.add_argument("--lr", type=float, default=1e-3, metavar="X",
-                       help="highest learning rate of the students; long has 1.5 times this, and "
-                       "those with a rate in their name have their own (default: 0.001)")
+                       help="highest learning rate of the students; long has 1.5 times this "
+                       "(default: 0.001)")
     group.add_argument("--evaluations", type=int, default=20, metavar="N",
                        help="about how many points each curve has (default: 20)")
     group.add_argument("--task-steps", type=int, metavar="N",
