@@ -284,6 +284,7 @@ def test_the_outcome_of_a_distillation_is_read_from_its_log():
     results = {"student": {"parameters": 517_568, "accuracy_after": [0.1, 0.3]}}
     outcome = study.distillation_outcome(results, log, PRINTED, tokens_per_step=100)
     assert outcome["parameters"] == 517_568
+    assert outcome["accuracy_after"] == [0.1, 0.3]
     assert outcome["steps"] == 40
     # The first point, before any step, was printed: 10.0% and 6.634.
     assert outcome["curve"] == [[0, 0.1, 6.634], [2000, 0.2, 5.0], [4000, 0.3, 4.0]]
