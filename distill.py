@@ -528,8 +528,15 @@ def start_head(student, teacher):
 MAX_GRADIENT_NORM = 1.0
 
 
+class StepResult(NamedTuple):
+    """What training_step returns."""
+    totals: dict                    # the losses {name: tensor}, with their weighted sum as "loss"
+    lr: float                       # the learning rate
+    gradient_norm: torch.Tensor     # before clipping; Recorder.after_step checks that it is finite
+
+
 def training_step(model, objective, optimizer, step, options, processes):
-    """Make one step: forward, backward, update.
+    """Make one step: forward, backward, update -> StepResult.
 
     model: a module with all that is trained: in distillation the student, or an nn.ModuleList of
         the student and whatever else is to be trained with it
@@ -539,11 +546,7 @@ def training_step(model, objective, optimizer, step, options, processes):
     processes: a Processes, the number of this process among others
 
     The gradients must be empty before the step, and they are empty after it. The step seeds torch's
-    random numbers. Returns
-    totals: the losses {name: tensor}, with their weighted sum as "loss"
-    lr: the learning rate
-    gradient_norm: a tensor, the norm of the gradient before it is clipped; Recorder.after_step
-        checks that it is finite
+    random numbers.
     """
     seed_dropout(options.seed, step, processes)
     model.train()
@@ -567,7 +570,7 @@ def training_step(model, objective, optimizer, step, options, processes):
         group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return totals, lr, gradient_norm
+    return StepResult(totals, lr, gradient_norm)
 
 
 def learning_rate(step, options):
@@ -615,10 +618,9 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
     with noted_signals() as signals:
         bar = progress_bar(range(run_state.first_step, options.steps))
         for step in bar:                                 # from 0; the log and messages count from 1
-            totals, lr, gradient_norm = training_step(
-                model, objective, run_state.optimizer, step, options, processes)
+            result = training_step(model, objective, run_state.optimizer, step, options, processes)
             # This logs, evaluates and saves, each if it is due. After a signal it ends the program.
-            recorder.after_step(step + 1, totals, lr, gradient_norm, signals, bar)
+            recorder.after_step(step + 1, result, signals, bar)
 
 
 # ---- From here on: plumbing -------------------------------------------------------------
@@ -970,10 +972,10 @@ class Recorder:
         num_tokens = num_steps * self.objective.tokens_per_step
         return num_tokens / seconds
 
-    def after_step(self, steps_done, totals, lr, gradient_norm, signals, bar):
+    def after_step(self, steps_done, result, signals, bar):
         """Do what is due after a step.
 
-        totals, lr, gradient_norm: what training_step returned
+        result: the StepResult of the step
         signals: the list of noted_signals
         bar: the progress_bar
         """
@@ -987,11 +989,11 @@ class Recorder:
         # one.
         is_on_cpu = self.processes.device.type == "cpu"
         if log_now or save_now or is_on_cpu:
-            check_finite_step(steps_done, totals, lr, gradient_norm)
+            check_finite_step(steps_done, result)
 
         if self.is_main and log_now:
             speed = self.tokens_per_second(steps_done)
-            line = log_line(steps_done, totals, lr, gradient_norm, speed)
+            line = log_line(steps_done, result, speed)
             if evaluate_now:
                 line |= held_out_scores(self.evaluate_model, steps_done)
             append_to_log(self.log_path, line)
@@ -1028,14 +1030,14 @@ def what_is_due(steps_done, options):
     return evaluate_now, log_now, save_now
 
 
-def check_finite_step(steps_done, totals, lr, gradient_norm):
+def check_finite_step(steps_done, result):
     """Raise FloatingPointError if the gradient's norm is inf or nan. The error shows all losses."""
-    gradient_norm = float(gradient_norm)                 # this waits for a GPU
+    gradient_norm = float(result.gradient_norm)          # this waits for a GPU
     if not math.isfinite(gradient_norm):
-        losses = ", ".join(f"{name} {float(value):g}" for name, value in totals.items())
-        raise FloatingPointError(f"step {steps_done}, learning rate {lr:g}: {losses}, gradient "
-                                 f"norm {gradient_norm:g}; no checkpoint of this step was "
-                                 "written. A lower --lr may help")
+        losses = ", ".join(f"{name} {float(value):g}" for name, value in result.totals.items())
+        raise FloatingPointError(f"step {steps_done}, learning rate {result.lr:g}: {losses}, "
+                                 f"gradient norm {gradient_norm:g}; no checkpoint of this step "
+                                 "was written. A lower --lr may help")
 
 
 def held_out_scores(evaluate_model, steps_done):
@@ -1087,10 +1089,11 @@ def cut_log(path, size):
         log.truncate(end_of_last_line)
 
 
-def log_line(steps_done, totals, lr, gradient_norm, tokens_per_second):
+def log_line(steps_done, result, tokens_per_second):
     """Make a line of log.jsonl, a dict. Reading the values makes the program wait for a GPU."""
-    losses = {name: value.item() for name, value in totals.items()}
-    return {"step": steps_done, **losses, "lr": lr, "gradient_norm": gradient_norm.item(),
+    losses = {name: value.item() for name, value in result.totals.items()}
+    return {"step": steps_done, **losses, "lr": result.lr,
+            "gradient_norm": result.gradient_norm.item(),
             "tokens_per_second": round(tokens_per_second),
             "time": round(time.time())}                  # seconds since 1970
 

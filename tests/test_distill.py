@@ -1079,8 +1079,8 @@ def test_a_norm_that_is_not_finite_is_an_error_that_names_all_losses(norm):
     totals = {"loss": torch.tensor(3.5), "mlm": torch.tensor(math.nan)}
     message = f"^step 7, learning rate 0.25: loss 3.5, mlm nan, gradient norm {norm}"
     with pytest.raises(FloatingPointError, match=message):
-        distill.check_finite_step(7, totals, 0.25, norm)
-    distill.check_finite_step(7, totals, 0.25, 1e30)          # large is not infinite
+        distill.check_finite_step(7, distill.StepResult(totals, 0.25, norm))
+    distill.check_finite_step(7, distill.StepResult(totals, 0.25, 1e30))      # large, not infinite
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
@@ -2513,7 +2513,7 @@ def test_a_temperature_has_a_use_if_there_is_an_output_or_an_elastic_loss(flags,
 def nan_norm(monkeypatch):
     """Let each step have a gradient whose norm is nan."""
     nan = torch.tensor(math.nan)
-    monkeypatch.setattr(distill, "training_step", always(({}, 0.1, nan)))
+    monkeypatch.setattr(distill, "training_step", always(distill.StepResult({}, 0.1, nan)))
 
 
 def train_on_gpu(options):
