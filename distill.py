@@ -807,7 +807,7 @@ def cast_linear_layers(model):
             module.to(torch.bfloat16)
 
 
-# ---- The beginning and the end of a run -------------------------------------------------
+# ---- The options and the state of a run -------------------------------------------------
 
 @dataclass
 class TrainingOptions:
@@ -827,15 +827,6 @@ class TrainingOptions:
     save_every: int
     out: str
     resume: bool
-
-
-def seed_dropout(seed, step, processes):
-    """Seed what dropout draws in a step. It depends on the seed, the step and the process alone, so
-    a resumed run draws the same."""
-    # Each step of each process gets a seed of its own if there are at most 1,000,003 steps and 1009
-    # processes.
-    seed_of_step = seed * 1_000_003 + step
-    torch.manual_seed(seed_of_step * 1009 + processes.rank)
 
 
 def make_optimizer_state(optimizer, trained):
@@ -933,6 +924,8 @@ def checkpoint_path(options):
     return os.path.join(options.out, "training.safetensors")
 
 
+# ---- What is done after a step ----------------------------------------------------------
+
 class Recorder:
     """What train() does beside the steps: it writes the log and the checkpoints, and it ends the
     program after a signal.
@@ -1028,6 +1021,22 @@ def what_is_due(steps_done, options):
     log_now = evaluate_now or steps_done % options.log_every == 0
     save_now = is_last or steps_done % options.save_every == 0
     return evaluate_now, log_now, save_now
+
+
+def must_stop(signals, look_now, processes):
+    """Return True if this process must stop after this step, because a process got a signal.
+
+    A single process looks at its list of signals after each step. Several processes must all stop
+    after the same step, so they add up the lengths of their lists. A GPU is idle while the program
+    waits for this sum. So look_now is True only after some steps, the same in all processes.
+    """
+    if processes.world_size == 1:
+        return len(signals) > 0
+    if not look_now:
+        return False
+    num_signals = torch.tensor(len(signals), device=processes.device)
+    dist.all_reduce(num_signals)
+    return num_signals.item() > 0
 
 
 def check_finite_step(steps_done, result):
@@ -1354,6 +1363,15 @@ def broadcast(tensors, processes):
             dist.broadcast(tensor.detach(), src=0)
 
 
+def seed_dropout(seed, step, processes):
+    """Seed what dropout draws in a step. It depends on the seed, the step and the process alone, so
+    a resumed run draws the same."""
+    # Each step of each process gets a seed of its own if there are at most 1,000,003 steps and 1009
+    # processes.
+    seed_of_step = seed * 1_000_003 + step
+    torch.manual_seed(seed_of_step * 1009 + processes.rank)
+
+
 def sum_over_processes(model, totals, processes):
     """Replace the gradients and the losses {name: scalar} by their sums over all processes.
 
@@ -1370,22 +1388,6 @@ def sum_over_processes(model, totals, processes):
     # order in memory, which must be that of its parameter: AdamW relies on it.
     for tensor, summed in zip(tensors, sums):
         tensor.copy_(summed.view_as(tensor))
-
-
-def must_stop(signals, look_now, processes):
-    """Return True if this process must stop after this step, because a process got a signal.
-
-    A single process looks at its list of signals after each step. Several processes must all stop
-    after the same step, so they add up the lengths of their lists. A GPU is idle while the program
-    waits for this sum. So look_now is True only after some steps, the same in all processes.
-    """
-    if processes.world_size == 1:
-        return len(signals) > 0
-    if not look_now:
-        return False
-    num_signals = torch.tensor(len(signals), device=processes.device)
-    dist.all_reduce(num_signals)
-    return num_signals.item() > 0
 
 
 def leave_processes():
