@@ -1683,6 +1683,31 @@ def choose_teacher(args):
     return BUNDLED_TEACHER
 
 
+def check_flags(args, given):
+    """Raise ValueError for flags that contradict each other, or that would be ignored whatever the
+    models are."""
+    if args.evaluate:
+        allow_only(given, EVALUATE_FLAGS, "--evaluate")
+        if args.teacher is None and args.student is None:
+            raise ValueError("--evaluate: give a --teacher or a --student to measure")
+        return                                           # what follows is about training
+    if args.student is not None:
+        shape_flags = ["--" + name.replace("_", "-") for name in SHAPE_FIELDS]
+        refuse_flags(given, ["--init"] + shape_flags,
+                     "the model in --student has its own shape and weights")
+    if args.teacher is None:
+        if args.init == "teacher":
+            raise ValueError("--init teacher needs a teacher, but --teacher is none")
+        if args.student is None and args.tokenizer is None:
+            raise ValueError("--teacher none: give a --tokenizer, because there is no teacher to "
+                             "take it from")
+        about_teacher = [flag for flag in LOSS_FLAGS.values() if flag != "--mlm-weight"]
+        refuse_flags(given, about_teacher + ["--temperature"],
+                     "with --teacher none there is nothing to compare with")
+    if args.corpus is not None:
+        check_out_is_outside(args.out, args.corpus)
+
+
 def fill_in_defaults(args):
     """Fill in the defaults of the flags that were not given. Most of them are the recipe's."""
     if args.recipe is None:
@@ -1719,31 +1744,6 @@ def default_recipe(args):
     if has_own_teacher and args.device != "cpu" and torch.cuda.is_available():
         return "full"
     return "quick"
-
-
-def check_flags(args, given):
-    """Raise ValueError for flags that contradict each other, or that would be ignored whatever the
-    models are."""
-    if args.evaluate:
-        allow_only(given, EVALUATE_FLAGS, "--evaluate")
-        if args.teacher is None and args.student is None:
-            raise ValueError("--evaluate: give a --teacher or a --student to measure")
-        return                                           # what follows is about training
-    if args.student is not None:
-        shape_flags = ["--" + name.replace("_", "-") for name in SHAPE_FIELDS]
-        refuse_flags(given, ["--init"] + shape_flags,
-                     "the model in --student has its own shape and weights")
-    if args.teacher is None:
-        if args.init == "teacher":
-            raise ValueError("--init teacher needs a teacher, but --teacher is none")
-        if args.student is None and args.tokenizer is None:
-            raise ValueError("--teacher none: give a --tokenizer, because there is no teacher to "
-                             "take it from")
-        about_teacher = [flag for flag in LOSS_FLAGS.values() if flag != "--mlm-weight"]
-        refuse_flags(given, about_teacher + ["--temperature"],
-                     "with --teacher none there is nothing to compare with")
-    if args.corpus is not None:
-        check_out_is_outside(args.out, args.corpus)
 
 
 # ---- The command line: running it -------------------------------------------------------
