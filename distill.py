@@ -813,9 +813,9 @@ def cast_linear_layers(model):
 class TrainingOptions:
     """Options of train(); the help of the flags with the same names explains them.
 
-    A new option that changes what is trained also belongs in distillation_settings, and in
-    settings_of_command of finetune.py. Otherwise --resume does not notice that it differs. A run of
-    an earlier version does not have the setting, so it is resumed with any value of it.
+    A new option that changes what is trained also belongs in settings_of_command, here and in
+    finetune.py. Otherwise --resume does not notice that it differs. A run of an earlier version
+    does not have the setting, so it is resumed with any value of it.
     """
     steps: int
     lr: float
@@ -1774,7 +1774,7 @@ def run(args, given):
     check_losses(student, teacher, loss_weights)
     if args.init == "teacher":
         check_start(student, teacher)
-    settings = distillation_settings(args, options.lr, bf16, loss_weights, teacher, student)
+    settings = settings_of_command(args, options.lr, bf16, loss_weights, teacher, student)
     inputs = [args.teacher, args.student, args.tokenizer]
     if args.corpus is not None:
         inputs += args.corpus
@@ -2049,7 +2049,7 @@ def possible_losses(teacher, is_fresh, num_recursions):
     return possible
 
 
-def distillation_settings(args, lr, bf16, loss_weights, teacher, student):
+def settings_of_command(args, lr, bf16, loss_weights, teacher, student):
     """Collect the settings that must be the same to resume a run: {name: value}. train_student()
     adds the corpus, which has not been read yet."""
     # How a fresh student starts follows from the other settings. So a hash is only needed for a
