@@ -2125,7 +2125,7 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
     run_state = begin_or_resume(student, options, settings, processes)
     print_scores(measure_models(models, valid_batches, bf16))
     with explaining_failures():
-        describe_run(args.recipe, options.lr, distillation, device)
+        print_plan(args.recipe, options.lr, distillation, device)
         num_steps = options.steps - run_state.first_step
         if num_steps > 0:                                # it is 0 if a finished run is resumed
             print_duration(distillation, num_steps, compile_losses)
@@ -2182,7 +2182,7 @@ def explaining_failures():
         raise
 
 
-def describe_run(recipe, lr, distillation, device):
+def print_plan(recipe, lr, distillation, device):
     """Print what will be trained, and how."""
     print(f"recipe   {recipe}, learning rate {lr:g}")
     precision = "bfloat16" if distillation.bf16 else "float32"
