@@ -2008,7 +2008,7 @@ def options_of_run(args, C):
         save_every=args.save_every, out=args.out, resume=args.resume)
 
 
-def choose_losses(args, teacher, num_recursions, given=()):
+def choose_losses(args, teacher, num_recursions, given):
     """Choose the losses -> {name: weight}. Two kinds are left out: those with the weight 0, and,
     unless a flag asks for them, those that are not possible with this teacher or this number of
     recursions of the student.

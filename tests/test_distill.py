@@ -3049,9 +3049,9 @@ def test_the_losses_are_those_that_the_flags_want_and_the_teacher_allows(
     teacher = None
     if has_head is not None:
         teacher = MiniALBERT(TOY_TEACHER, head=has_head)
-    assert distill.choose_losses(args, teacher, num_recursions=2) == expected
+    assert distill.choose_losses(args, teacher, 2, []) == expected
     expected.pop("elastic", None)                        # one recursion has no earlier one
-    assert distill.choose_losses(args, teacher, num_recursions=1) == expected
+    assert distill.choose_losses(args, teacher, 1, []) == expected
 
 
 def test_a_loss_that_a_flag_asks_for_is_not_left_out():
