@@ -41,7 +41,7 @@ def exit_at_once(number, frame):
     os._exit(130)
 
 
-# ---- Flags and errors -------------------------------------------------------------------
+# ---- Flags ------------------------------------------------------------------------------
 
 class CommandParser(argparse.ArgumentParser):
     """An argument parser whose errors are ValueErrors, which run_command prints as one line."""
@@ -62,6 +62,60 @@ def path_name(text):
         raise argparse.ArgumentTypeError("a path is empty")
     return text
 
+
+def integer_from(smallest):
+    """Make an argparse type: an integer of at least `smallest`."""
+    def whole_number(text):                              # an error has this name
+        value = int(text)
+        if not smallest <= value < 2**31:
+            raise argparse.ArgumentTypeError(f"{text} is not from {smallest} to {2**31 - 1}")
+        return value
+    return whole_number
+
+
+def real_number(smallest=0.0, upper=2.0**31):
+    """Make an argparse type: a number that is at least `smallest` and below `upper`."""
+    def number(text):
+        value = float(text)
+        if not smallest <= value < upper:                # nan is refused here, too
+            raise argparse.ArgumentTypeError(f"{text} is not at least {smallest:g} and below "
+                                             f"{upper:.0f}")
+        return value
+    return number
+
+
+def given_flags(argv):
+    """List the names of the flags on the command line; --no-x is listed as --x.
+
+    argv: the words of the command line; None: those with which this program was started
+    """
+    if argv is None:
+        argv = sys.argv[1:]
+    flags = []
+    for word in argv:
+        name = word.split("=")[0]                        # "--lr" of "--lr=0.1"
+        # A value may begin with two dashes, too, such as the text "-- who is it?". But in a flag
+        # only letters, digits and dashes follow after the two.
+        if re.fullmatch("--[a-z0-9-]+", name):
+            flags.append(name.replace("--no-", "--"))
+    return flags
+
+
+def refuse_flags(given, refused, reason):
+    """Raise ValueError if one of the refused flags was given; reason: why it would be ignored."""
+    for flag in given:
+        if flag in refused:
+            raise ValueError(f"{flag}: {reason}")
+
+
+def allow_only(given, allowed, command):
+    """Raise ValueError if a flag was given that is not among those that the command uses."""
+    for flag in given:
+        if flag not in allowed:
+            raise ValueError(f"{flag}: {command} trains nothing, so it would be ignored")
+
+
+# ---- Messages and errors ----------------------------------------------------------------
 
 def printable(text):
     """Replace control characters, also tabs and line ends, by escapes such as \\x1b, because a

@@ -49,7 +49,8 @@ from tqdm import tqdm
 
 from checkpoint import (claim_folder, expecting, fetch, load, model_without_values, naming_file,
                         restore_training_state, run_folder, save, save_training_state, write_json)
-from command import CommandParser, is_about_memory, one_line, path_name, printable, run_command
+from command import (CommandParser, allow_only, given_flags, integer_from, is_about_memory,
+                     one_line, path_name, printable, real_number, refuse_flags, run_command)
 from data import (CACHE, RNG_DEPTHS, MaskedBatches, Tokenizer, check_out_is_outside, num_to_mask,
                   open_corpus)
 from minialbert import (CORRECTED, Config, MiniALBERT, count_parameters, initialise,
@@ -1429,58 +1430,6 @@ MOST_PARAMETERS = 2**30             # of a fresh student; training them takes 16
 SHAPE_FIELDS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedding_size",
                 "adapter_size", "correction_rank", "num_attention_heads", "intermediate_size",
                 "tie_decoder")
-
-
-def integer_from(smallest):
-    """Make an argparse type: an integer of at least `smallest`."""
-    def whole_number(text):                              # an error has this name
-        value = int(text)
-        if not smallest <= value < 2**31:
-            raise argparse.ArgumentTypeError(f"{text} is not from {smallest} to {2**31 - 1}")
-        return value
-    return whole_number
-
-
-def real_number(smallest=0.0, upper=2.0**31):
-    """Make an argparse type: a number that is at least `smallest` and below `upper`."""
-    def number(text):
-        value = float(text)
-        if not smallest <= value < upper:                # nan is refused here, too
-            raise argparse.ArgumentTypeError(f"{text} is not at least {smallest:g} and below "
-                                             f"{upper:.0f}")
-        return value
-    return number
-
-
-def given_flags(argv):
-    """List the names of the flags on the command line; --no-x is listed as --x.
-
-    argv: the words of the command line; None: those with which this program was started
-    """
-    if argv is None:
-        argv = sys.argv[1:]
-    flags = []
-    for word in argv:
-        name = word.split("=")[0]                        # "--lr" of "--lr=0.1"
-        # A value may begin with two dashes, too, such as the text "-- who is it?". But in a flag
-        # only letters, digits and dashes follow after the two.
-        if re.fullmatch("--[a-z0-9-]+", name):
-            flags.append(name.replace("--no-", "--"))
-    return flags
-
-
-def refuse_flags(given, refused, reason):
-    """Raise ValueError if one of the refused flags was given; reason: why it would be ignored."""
-    for flag in given:
-        if flag in refused:
-            raise ValueError(f"{flag}: {reason}")
-
-
-def allow_only(given, allowed, command):
-    """Raise ValueError if a flag was given that is not among those that the command uses."""
-    for flag in given:
-        if flag not in allowed:
-            raise ValueError(f"{flag}: {command} trains nothing, so it would be ignored")
 
 
 def add_run_flags(parser, out_help, eval_every_default, save_every_default):

@@ -47,15 +47,15 @@ from torch import nn
 from checkpoint import (check_finite, check_tensors, claim_folder, expecting, fetch, first_few,
                         load, model_without_values, read_json, read_safetensors, replace_file,
                         save, write_json, write_safetensors)
-from command import CommandParser, path_name, printable, run_command, warn
+from command import (CommandParser, allow_only, given_flags, integer_from, path_name, printable,
+                     real_number, refuse_flags, run_command, warn)
 from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, check_are_texts,
                   count_characters, docs_on_this_machine, hash_file)
-from distill import (DEFAULT_OUT, TrainingOptions, add_run_flags, allow_only, autocast,
-                     begin_or_resume, broadcast, can_match_layers, check_batch_size, device_of,
-                     explaining_failures, fingerprint, given_flags, hidden_loss, integer_from,
-                     leave_processes, lock_folder, match_layers, measuring_bar,
-                     one_per_machine_first, output_loss, real_number, refuse_flags,
-                     set_up_processes, split_batch, to_device, train, uses_bf16)
+from distill import (DEFAULT_OUT, TrainingOptions, add_run_flags, autocast, begin_or_resume,
+                     broadcast, can_match_layers, check_batch_size, device_of, explaining_failures,
+                     fingerprint, hidden_loss, leave_processes, lock_folder, match_layers,
+                     measuring_bar, one_per_machine_first, output_loss, set_up_processes,
+                     split_batch, to_device, train, uses_bf16)
 from minialbert import MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Prediction, Task, detailed_scores, download_glue,
                    entities, find_words, hold_out_a_tenth, kind_of_task, labels_of_example,

@@ -27,7 +27,7 @@ from torch import nn
 
 import distill
 from checkpoint import load, read_json, read_safetensors, save, write_safetensors
-from command import run_command
+from command import given_flags, refuse_flags, run_command
 from conftest import (
     A, B, C, E, F, H, T, TOY_TEACHER, V, assert_close, assert_help_names_flags, call_forked,
     distill_flags, files_below, noisy_model, note_first_process, printed_help, read_log,
@@ -2503,7 +2503,7 @@ def test_something_tells_the_recursions_apart_unless_the_flags_say_otherwise(
 def test_a_temperature_has_a_use_if_there_is_an_output_or_an_elastic_loss(flags, used, unused):
     """With neither of them the flag is refused."""
     teacher = types.SimpleNamespace(head="a head")
-    given = distill.given_flags(flags.split())
+    given = given_flags(flags.split())
     weights = distill.choose_losses(parse(flags), teacher, 4, given)
     assert used in weights
     assert unused not in weights
@@ -3133,16 +3133,16 @@ def test_the_given_flags_are_those_on_the_command_line(monkeypatch):
     """Only these may be refused: the others have their default."""
     words = ["--lr", "1", "--no-bf16", "--corpus=--x", "-1", "-- who?", "--text=a b", "--resume"]
     expected = ["--lr", "--bf16", "--corpus", "--text", "--resume"]
-    assert distill.given_flags(words) == expected
+    assert given_flags(words) == expected
     monkeypatch.setattr(sys, "argv", ["distill.py", *words])
-    assert distill.given_flags(None) == expected
+    assert given_flags(None) == expected
 
 
 def test_a_refused_flag_is_named_with_the_reason():
     given = ["--lr", "--bf16", "--corpus"]
-    distill.refuse_flags(given, ["--steps", "--corp"], "why")     # neither of them is given
+    refuse_flags(given, ["--steps", "--corp"], "why")     # neither of them is given
     with pytest.raises(ValueError, match="^--bf16: why$"):
-        distill.refuse_flags(given, ["--steps", "--bf16"], "why")
+        refuse_flags(given, ["--steps", "--bf16"], "why")
 
 
 # The flags with a whole number, by the smallest one that is allowed.
