@@ -588,6 +588,29 @@ def save_training_state(path, state, step, log_size, settings):
     write_safetensors(state, path, metadata)
 
 
+@torch.no_grad()
+def restore_training_state(path, state, settings):
+    """Copy a saved state into the tensors of `state` -> (number of steps done, size of the log).
+
+    settings: a dict of what the run must have in common with the saved one
+    ValueError if the saved run had other settings or a model of another shape, or if its state
+    has a value that is inf or nan. After an error nothing has been copied.
+    """
+    tensors, metadata = read_safetensors(path)
+    with expecting(path, "the state of a training run"):
+        saved_settings = parse_json_object(metadata["run"])
+        step = int(metadata["step"])
+        log_size = int(metadata["log"])
+    check_settings(path, saved_settings, settings)
+    check_tensors(path, state, tensors)
+    for name in state:
+        tensors[name] = tensors[name].to(state[name].dtype)
+    check_finite(path, tensors)
+    for name, tensor in state.items():
+        tensor.copy_(tensors[name])
+    return step, log_size
+
+
 def check_settings(path, saved, settings):
     """Raise ValueError if a run that is to be resumed had other settings than it has now.
 
@@ -628,29 +651,6 @@ def describe_difference(name, was, now):
     if name in HASHED_SETTINGS and was is not None and now is not None:
         return [f"{name} has other contents now"]
     return [f"{name} was {was!r:.60}, now it is {now!r:.60}"]
-
-
-@torch.no_grad()
-def restore_training_state(path, state, settings):
-    """Copy a saved state into the tensors of `state` -> (number of steps done, size of the log).
-
-    settings: a dict of what the run must have in common with the saved one
-    ValueError if the saved run had other settings or a model of another shape, or if its state
-    has a value that is inf or nan. After an error nothing has been copied.
-    """
-    tensors, metadata = read_safetensors(path)
-    with expecting(path, "the state of a training run"):
-        saved_settings = parse_json_object(metadata["run"])
-        step = int(metadata["step"])
-        log_size = int(metadata["log"])
-    check_settings(path, saved_settings, settings)
-    check_tensors(path, state, tensors)
-    for name in state:
-        tensors[name] = tensors[name].to(state[name].dtype)
-    check_finite(path, tensors)
-    for name, tensor in state.items():
-        tensor.copy_(tensors[name])
-    return step, log_size
 
 
 # ---- The folder of a run ----------------------------------------------------------------
