@@ -280,122 +280,6 @@ def load(path, recursions=None):
     return model.eval()
 
 
-def model_without_values(config, has_head):
-    """Make a model whose tensors have names, shapes and dtypes, but no values. It takes no memory
-    and draws no random numbers."""
-    with torch.device("meta"), SkipNormal():             # on this device tensors have no values
-        return MiniALBERT(config, has_head)
-
-
-class SkipNormal(TorchFunctionMode):
-    """A context in which nn.init.normal_ does nothing. nn.Embedding calls it for its first values.
-
-    On the device "meta" it would draw nothing, but it would make torch import its compiler, and
-    that takes almost as long as `import torch`.
-    """
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        # In this context torch calls this method in place of its functions, such as normal_.
-        if function is nn.init.normal_:
-            return None
-        if kwargs is None:
-            kwargs = {}
-        return function(*args, **kwargs)
-
-
-def with_usual_names(tensors):
-    """Return the tensors {name: tensor} under the names of the layouts, without the UNUSED ones."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        for pattern, usual in SPELLINGS:
-            name = re.sub(pattern, usual, name)
-        if not UNUSED.match(name):
-            renamed[name] = tensor
-    if "cls.predictions.decoder.bias" in renamed:
-        # A BERT may store the head's bias twice. As in transformers, the decoder's is used.
-        renamed["cls.predictions.bias"] = renamed.pop("cls.predictions.decoder.bias")
-    return renamed
-
-
-def without_identity_projection(tensors, layout, config):
-    """Return the tensors without the embeddings' projection if it is the identity. An ALBERT has a
-    projection even if E = C; our model then has none."""
-    kept = dict(tensors)
-    weight_name = name_in_file(layout, "embeddings.project.weight")
-    bias_name = name_in_file(layout, "embeddings.project.bias")
-    if weight_name in tensors and bias_name in tensors:
-        C = config.hidden_size
-        weight = tensors[weight_name]
-        # C comes from a file, and torch.eye(C) may need all memory. So the shape is compared first.
-        if list(weight.shape) == [C, C]:
-            is_identity = torch.equal(weight.float(), torch.eye(C))
-            if is_identity and not tensors[bias_name].any():
-                del kept[weight_name]
-                del kept[bias_name]
-    return kept
-
-
-def decoder_is_tied(tensors, layout, config):
-    """Return True if the head's decoder is tied, that is, if it is the word table.
-
-    config.tie_decoder is False only if save() has written the config. Then the decoder is a matrix
-    of its own, even if its values do not differ from the word table yet. True may be only the
-    default. Then the decoder is tied if it has the values of the word table, or if the decoder or
-    the word table is missing.
-    """
-    if not config.tie_decoder:
-        return False
-    decoder = tensors.get(name_in_file(layout, "head.decoder.weight"))
-    word_table = tensors.get(name_in_file(layout, "embeddings.word.weight"))
-    if decoder is None or word_table is None:
-        return True
-    return torch.equal(decoder.float(), word_table.float())
-
-
-def check_tensors(what, expected, tensors):
-    """Raise ValueError unless the tensors {name: tensor} are floats and have the names and the
-    shapes of the expected ones. what: whose tensors they are, usually the path of a file."""
-    # The message shows only the first few problems. Missing tensors come last, because the unknown
-    # names tell more about what kind of file this is.
-    problems = []
-    missing = []
-    for name in sorted(expected.keys() | tensors.keys()):
-        if name not in tensors:
-            missing.append(f"{name!r} is missing")
-        elif name not in expected:
-            problems.append(f"{name!r} of shape {list(tensors[name].shape)} is not known")
-        elif not tensors[name].is_floating_point():
-            problems.append(f"{name!r} is of type {tensors[name].dtype}, not a float of 16, 32 or "
-                            "64 bits")
-        elif tensors[name].shape != expected[name].shape:
-            problems.append(f"{name!r} is {list(tensors[name].shape)}, "
-                            f"not {list(expected[name].shape)}")
-    problems += missing
-    if problems:
-        raise ValueError(f"{what}: {first_few(problems)}")
-
-
-def check_finite(path, tensors):
-    """Raise ValueError if one of the tensors {name: tensor} has a value that is inf or nan."""
-    names = []
-    for name, tensor in tensors.items():
-        # If a value is nan, smallest and largest are nan. aminmax takes a sixth of the time of
-        # tensor.isfinite().all().
-        smallest, largest = tensor.aminmax()
-        if not (smallest.isfinite() and largest.isfinite()):
-            names.append(name)
-    if names:
-        raise ValueError(f"{path}: there are values that are not finite in {first_few(names)}")
-
-
-def first_few(texts, limit=6):
-    """Join the first few texts and say how many more there are, so that messages stay short."""
-    shown = "; ".join(text[:200] for text in texts[:limit])
-    if len(texts) > limit:
-        shown += f"; and {len(texts) - limit:,} more"
-    return shown
-
-
 # Each config.json must have these fields. All other fields have defaults.
 REQUIRED_FIELDS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
                    "intermediate_size", "max_position_embeddings", "type_vocab_size")
@@ -501,6 +385,122 @@ def read_pickle(path):
                 raise ValueError(f"{name!r:.60} in it is a {type(tensor).__name__}, not a tensor")
             tensors[str(name)] = tensor.detach()
         return tensors
+
+
+def with_usual_names(tensors):
+    """Return the tensors {name: tensor} under the names of the layouts, without the UNUSED ones."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        for pattern, usual in SPELLINGS:
+            name = re.sub(pattern, usual, name)
+        if not UNUSED.match(name):
+            renamed[name] = tensor
+    if "cls.predictions.decoder.bias" in renamed:
+        # A BERT may store the head's bias twice. As in transformers, the decoder's is used.
+        renamed["cls.predictions.bias"] = renamed.pop("cls.predictions.decoder.bias")
+    return renamed
+
+
+def without_identity_projection(tensors, layout, config):
+    """Return the tensors without the embeddings' projection if it is the identity. An ALBERT has a
+    projection even if E = C; our model then has none."""
+    kept = dict(tensors)
+    weight_name = name_in_file(layout, "embeddings.project.weight")
+    bias_name = name_in_file(layout, "embeddings.project.bias")
+    if weight_name in tensors and bias_name in tensors:
+        C = config.hidden_size
+        weight = tensors[weight_name]
+        # C comes from a file, and torch.eye(C) may need all memory. So the shape is compared first.
+        if list(weight.shape) == [C, C]:
+            is_identity = torch.equal(weight.float(), torch.eye(C))
+            if is_identity and not tensors[bias_name].any():
+                del kept[weight_name]
+                del kept[bias_name]
+    return kept
+
+
+def decoder_is_tied(tensors, layout, config):
+    """Return True if the head's decoder is tied, that is, if it is the word table.
+
+    config.tie_decoder is False only if save() has written the config. Then the decoder is a matrix
+    of its own, even if its values do not differ from the word table yet. True may be only the
+    default. Then the decoder is tied if it has the values of the word table, or if the decoder or
+    the word table is missing.
+    """
+    if not config.tie_decoder:
+        return False
+    decoder = tensors.get(name_in_file(layout, "head.decoder.weight"))
+    word_table = tensors.get(name_in_file(layout, "embeddings.word.weight"))
+    if decoder is None or word_table is None:
+        return True
+    return torch.equal(decoder.float(), word_table.float())
+
+
+def model_without_values(config, has_head):
+    """Make a model whose tensors have names, shapes and dtypes, but no values. It takes no memory
+    and draws no random numbers."""
+    with torch.device("meta"), SkipNormal():             # on this device tensors have no values
+        return MiniALBERT(config, has_head)
+
+
+class SkipNormal(TorchFunctionMode):
+    """A context in which nn.init.normal_ does nothing. nn.Embedding calls it for its first values.
+
+    On the device "meta" it would draw nothing, but it would make torch import its compiler, and
+    that takes almost as long as `import torch`.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        # In this context torch calls this method in place of its functions, such as normal_.
+        if function is nn.init.normal_:
+            return None
+        if kwargs is None:
+            kwargs = {}
+        return function(*args, **kwargs)
+
+
+def check_tensors(what, expected, tensors):
+    """Raise ValueError unless the tensors {name: tensor} are floats and have the names and the
+    shapes of the expected ones. what: whose tensors they are, usually the path of a file."""
+    # The message shows only the first few problems. Missing tensors come last, because the unknown
+    # names tell more about what kind of file this is.
+    problems = []
+    missing = []
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
+            missing.append(f"{name!r} is missing")
+        elif name not in expected:
+            problems.append(f"{name!r} of shape {list(tensors[name].shape)} is not known")
+        elif not tensors[name].is_floating_point():
+            problems.append(f"{name!r} is of type {tensors[name].dtype}, not a float of 16, 32 or "
+                            "64 bits")
+        elif tensors[name].shape != expected[name].shape:
+            problems.append(f"{name!r} is {list(tensors[name].shape)}, "
+                            f"not {list(expected[name].shape)}")
+    problems += missing
+    if problems:
+        raise ValueError(f"{what}: {first_few(problems)}")
+
+
+def check_finite(path, tensors):
+    """Raise ValueError if one of the tensors {name: tensor} has a value that is inf or nan."""
+    names = []
+    for name, tensor in tensors.items():
+        # If a value is nan, smallest and largest are nan. aminmax takes a sixth of the time of
+        # tensor.isfinite().all().
+        smallest, largest = tensor.aminmax()
+        if not (smallest.isfinite() and largest.isfinite()):
+            names.append(name)
+    if names:
+        raise ValueError(f"{path}: there are values that are not finite in {first_few(names)}")
+
+
+def first_few(texts, limit=6):
+    """Join the first few texts and say how many more there are, so that messages stay short."""
+    shown = "; ".join(text[:200] for text in texts[:limit])
+    if len(texts) > limit:
+        shown += f"; and {len(texts) - limit:,} more"
+    return shown
 
 
 def save(model, path):
