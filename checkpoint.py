@@ -207,19 +207,6 @@ ALBERT_LAYOUT = IN_BOTH_LAYOUTS | {
     "head.decoder": "vocab_projector",
     "head": "vocab_projector",                           # for the parameter head.bias
 }
-# A name in a file may have several spellings. with_usual_names makes them one: it replaces what
-# matches the pattern on the left by the text on the right.
-SPELLINGS = [
-    (r"^((bert|albert|module)\.)+", ""),     # torch's DataParallel adds "module."
-    (r"\.gamma$", ".weight"),
-    (r"\.beta$", ".bias"),
-    (r"^projector\.", "encoder.embedding_hidden_mapping_in."),      # in the authors' files
-]
-# Tensors whose names begin like this are ignored: the pooler, BERT's next-sentence head, the buffer
-# position_ids, which holds 0, 1, 2, ..., and the task head of a BERT that was fine-tuned with
-# transformers.
-UNUSED = re.compile(r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$"
-                    r"|classifier\.|qa_outputs\.")
 
 
 def name_in_file(layout, name):
@@ -385,6 +372,21 @@ def read_pickle(path):
                 raise ValueError(f"{name!r:.60} in it is a {type(tensor).__name__}, not a tensor")
             tensors[str(name)] = tensor.detach()
         return tensors
+
+
+# A name in a file may have several spellings. with_usual_names makes them one: it replaces what
+# matches the pattern on the left by the text on the right.
+SPELLINGS = [
+    (r"^((bert|albert|module)\.)+", ""),     # torch's DataParallel adds "module."
+    (r"\.gamma$", ".weight"),
+    (r"\.beta$", ".bias"),
+    (r"^projector\.", "encoder.embedding_hidden_mapping_in."),      # in the authors' files
+]
+# Tensors whose names begin like this are ignored: the pooler, BERT's next-sentence head, the buffer
+# position_ids, which holds 0, 1, 2, ..., and the task head of a BERT that was fine-tuned with
+# transformers.
+UNUSED = re.compile(r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$"
+                    r"|classifier\.|qa_outputs\.")
 
 
 def with_usual_names(tensors):
