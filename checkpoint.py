@@ -33,7 +33,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from command import is_about_memory, one_line
+from command import first_few, is_about_memory, one_line
 from minialbert import Config, MiniALBERT, keep_recursions
 
 try:
@@ -495,14 +495,6 @@ def check_finite(path, tensors):
             names.append(name)
     if names:
         raise ValueError(f"{path}: there are values that are not finite in {first_few(names)}")
-
-
-def first_few(texts, limit=6):
-    """Join the first few texts and say how many more there are, so that messages stay short."""
-    shown = "; ".join(text[:200] for text in texts[:limit])
-    if len(texts) > limit:
-        shown += f"; and {len(texts) - limit:,} more"
-    return shown
 
 
 def save(model, path):

@@ -140,6 +140,14 @@ def one_line(text):
     return " ".join(str(text).split())
 
 
+def first_few(texts, limit=6):
+    """Join the first few texts and say how many more there are, so that messages stay short."""
+    shown = "; ".join(text[:200] for text in texts[:limit])
+    if len(texts) > limit:
+        shown += f"; and {len(texts) - limit:,} more"
+    return shown
+
+
 def describe_error(error):
     """Return the text of an error that can be expected, such as a bad flag or a full disk, and None
     for any other error. The text of an OSError about a file is "FILE: what is wrong", without the

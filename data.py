@@ -52,9 +52,9 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
-from checkpoint import (TOKENIZER_FILES, expecting, fetch, first_few, read_json, read_text,
-                        remove_abandoned, replace_file, write_json)
-from command import CommandParser, path_name, printable, run_command, warn
+from checkpoint import (TOKENIZER_FILES, expecting, fetch, read_json, read_text, remove_abandoned,
+                        replace_file, write_json)
+from command import CommandParser, first_few, path_name, printable, run_command, warn
 
 
 # ---- Masking and batches ----------------------------------------------------------------

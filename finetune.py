@@ -44,11 +44,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from checkpoint import (check_finite, check_tensors, claim_folder, expecting, fetch, first_few,
-                        load, model_without_values, read_json, read_safetensors, replace_file,
-                        save, write_json, write_safetensors)
-from command import (CommandParser, allow_only, given_flags, integer_from, path_name, printable,
-                     real_number, refuse_flags, run_command, warn)
+from checkpoint import (check_finite, check_tensors, claim_folder, expecting, fetch, load,
+                        model_without_values, read_json, read_safetensors, replace_file, save,
+                        write_json, write_safetensors)
+from command import (CommandParser, allow_only, first_few, given_flags, integer_from, path_name,
+                     printable, real_number, refuse_flags, run_command, warn)
 from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, check_are_texts,
                   count_characters, docs_on_this_machine, hash_file)
 from distill import (DEFAULT_OUT, TrainingOptions, add_run_flags, autocast, begin_or_resume,

@@ -18,10 +18,11 @@ import torch
 
 import checkpoint
 from checkpoint import (
-    SMALL_FILES, expecting, fetch, first_few, load, lock,
+    SMALL_FILES, expecting, fetch, load, lock,
     name_in_file, parse_json_object, read_config, read_json, read_safetensors,
     read_text, read_weights, remove_abandoned, claim_folder, replace_file, restore_training_state,
     run_folder, save, save_training_state, with_usual_names, write_json, write_safetensors)
+from command import first_few
 from conftest import (
     A, C, E, KINDS, MAX_POSITIONS, R, ROOT, V, assert_close, assert_equal_tensors,
     assert_same_as_authors, assert_same_as_bert, authors_checkpoint, authors_weights, files_below,
