@@ -1186,35 +1186,6 @@ def lines_of_document(document):
 # ---- The documentation on this machine: the corpus that needs no download ---------------
 
 EXTRACTION_VERSION = 3  # the version of the rules below, part of the cached file's name
-# MARKUP finds marks of reStructuredText around words. Each group has the name of its mark.
-MARKUP = re.compile(r"""
-    :(?:ref|doc|pep|rfc|math):`~?(?P<text_role>[^`<]*?)(?:\s*<[^`>]*>)?`   # :ref:`text <target>`
-  | :[\w:+-]+:`~?(?P<code_role>[^`<]*?)(?:\s*<[^`>]*>)?`                  # :class:`~torch.Tensor`
-  | ``(?P<literal>.+?)``                                                  # ``code``
-  | `~?(?P<link>[^`<]+?)(?:\s*<[^`>]*>`_{0,2}|`_{1,2})                    # `text <target>`_
-  | `~?(?P<name>[^`<]+?)`                                                 # `name`
-  | \*\*(?P<bold>[^*\s][^*]*)\*\*                                         # **bold**
-  | \*(?P<slanted>[^*\s][^*]*)\*(?!\w)                                   # *slanted*
-  """, re.VERBOSE)
-# These marks mean code. code_role also finds a few rare roles that are no code, such as :term:.
-CODE_MARKS = ("code_role", "literal", "name")
-# Old texts quote a `word' like this. Where there are two, MARKUP takes what is from one backtick to
-# the other for a name.
-OLD_QUOTATION = re.compile(r"`[\w.()]+'(?!\w)")
-# A line that is not prose begins like this: with a directive, a prompt, a rule, a definition, ...
-NOT_PROSE = re.compile(r"\s*(\.\. |\$ |[-=+|~^#*]{3,}|:\w+|@|\w+ = |def |class |import )")
-# The text of a list item or of an argument may stand after this: "- ", "1. ", "name (int): ".
-ITEM = re.compile(r"\s*([-*+o] |\d+[.)] |\w+ ?\(.*?\): |[*`]*\w+[*`]*: (?=[A-Z]))")
-# A line like this stands above an indented text: "name : type", "name (type):", "Returns:".
-HEADING = re.compile(r"[\w*, ]+ : .*|\w+ ?\([^)]*\):|\w+:?")
-PLAIN_WORD = re.compile(r"[(\"']?[A-Za-z][a-z'-]*[.,;:!?)\"']*")
-COMMON_WORDS = frozenset("the a an of to in is are be and or for with that this it as if by on not "
-                         "from which when can will".split())
-# These are signs of code: braces, bars, backslashes, %s, or three or more of = < >.
-CODE_SIGNS = re.compile(r"[{}\\|]|%[sdr]|[=<>].*[=<>].*[=<>]")
-SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__",
-                   "_vendor", "lib2to3", "pydoc_data"}
-DOCSTRING = re.compile(r'(?s)(?<![\w\'"])[rRuU]?("""|\'\'\')(.*?)\1')
 
 
 def docs_on_this_machine(cache=CACHE):
@@ -1250,6 +1221,11 @@ def docs_on_this_machine(cache=CACHE):
     return path
 
 
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__",
+                   "_vendor", "lib2to3", "pydoc_data"}
+DOCSTRING = re.compile(r'(?s)(?<![\w\'"])[rRuU]?("""|\'\'\')(.*?)\1')
+
+
 def docstrings(package, root):
     """List (module, text) of all texts in triple quotes in the Python files below the folder root.
 
@@ -1270,6 +1246,12 @@ def docstrings(package, root):
             for _, text in DOCSTRING.findall(source):
                 found.append((f"{package}.{module}", text))
     return found
+
+
+# The text of a list item or of an argument may stand after this: "- ", "1. ", "name (int): ".
+ITEM = re.compile(r"\s*([-*+o] |\d+[.)] |\w+ ?\(.*?\): |[*`]*\w+[*`]*: (?=[A-Z]))")
+# A line like this stands above an indented text: "name : type", "name (type):", "Returns:".
+HEADING = re.compile(r"[\w*, ]+ : .*|\w+ ?\([^)]*\):|\w+:?")
 
 
 def paragraphs(docstring):
@@ -1307,6 +1289,23 @@ def indentation(text):
     return len(text) - len(text.lstrip())
 
 
+# MARKUP finds marks of reStructuredText around words. Each group has the name of its mark.
+MARKUP = re.compile(r"""
+    :(?:ref|doc|pep|rfc|math):`~?(?P<text_role>[^`<]*?)(?:\s*<[^`>]*>)?`   # :ref:`text <target>`
+  | :[\w:+-]+:`~?(?P<code_role>[^`<]*?)(?:\s*<[^`>]*>)?`                  # :class:`~torch.Tensor`
+  | ``(?P<literal>.+?)``                                                  # ``code``
+  | `~?(?P<link>[^`<]+?)(?:\s*<[^`>]*>`_{0,2}|`_{1,2})                    # `text <target>`_
+  | `~?(?P<name>[^`<]+?)`                                                 # `name`
+  | \*\*(?P<bold>[^*\s][^*]*)\*\*                                         # **bold**
+  | \*(?P<slanted>[^*\s][^*]*)\*(?!\w)                                   # *slanted*
+  """, re.VERBOSE)
+# These marks mean code. code_role also finds a few rare roles that are no code, such as :term:.
+CODE_MARKS = ("code_role", "literal", "name")
+# Old texts quote a `word' like this. Where there are two, MARKUP takes what is from one backtick to
+# the other for a name.
+OLD_QUOTATION = re.compile(r"`[\w.()]+'(?!\w)")
+
+
 def remove_markup(lines):
     """Join a paragraph's lines and remove the mark-up -> text, [[begin, end], ...] of its code.
 
@@ -1331,6 +1330,15 @@ def remove_markup(lines):
     if OLD_QUOTATION.search(marked):
         code_spans = []
     return text + marked[position:], code_spans
+
+
+# A line that is not prose begins like this: with a directive, a prompt, a rule, a definition, ...
+NOT_PROSE = re.compile(r"\s*(\.\. |\$ |[-=+|~^#*]{3,}|:\w+|@|\w+ = |def |class |import )")
+PLAIN_WORD = re.compile(r"[(\"']?[A-Za-z][a-z'-]*[.,;:!?)\"']*")
+COMMON_WORDS = frozenset("the a an of to in is are be and or for with that this it as if by on not "
+                         "from which when can will".split())
+# These are signs of code: braces, bars, backslashes, %s, or three or more of = < >.
+CODE_SIGNS = re.compile(r"[{}\\|]|%[sdr]|[=<>].*[=<>].*[=<>]")
 
 
 def is_prose(lines, text):
