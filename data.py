@@ -303,7 +303,7 @@ def read_backend(path):
         if not os.path.isfile(file_path):
             raise ValueError(f"{path}: it has no tokenizer.json and no vocab.txt")
         backend = read_wordpiece(file_path)
-    check_added_tokens(path, backend)
+    check_added_tokens(backend, path)
     obey_config(backend, path)
     return backend, file_path
 
@@ -318,7 +318,7 @@ def check_unknown_token(backend):
         raise ValueError("words that it does not know vanish: its model has no unk_token")
 
 
-def check_added_tokens(path, backend):
+def check_added_tokens(backend, path):
     """Raise ValueError if a folder names added tokens that the backend does not know as such.
 
     transformers finds an added token in a text before it splits the text into words. For example,
