@@ -318,6 +318,44 @@ def check_unknown_token(backend):
         raise ValueError("words that it does not know vanish: its model has no unk_token")
 
 
+def read_wordpiece(path):
+    """Make the tokenizer of a vocab.txt. It lower-cases if the vocabulary is_uncased."""
+    tokens = read_text(path).removesuffix("\n").split("\n")
+    if len(set(tokens)) < len(tokens):
+        raise ValueError(f"{path}: it has {len(tokens)} lines, but only {len(set(tokens))} "
+                         "different tokens")
+    return make_wordpiece(tokens, is_uncased(tokens))
+
+
+def is_uncased(tokens):
+    """Guess whether a vocabulary is uncased, that is, whether its tokenizer lower-cases and removes
+    accents.
+
+    It is uncased if no token has a capital. It is also uncased if at most one token in 20 would be
+    changed, because some such vocabularies have a few capitals: Google's Chinese one has <S> and
+    <T>, and in SciBERT's uncased one a token in 50 would be changed. In BERT's cased one it would
+    be nearly a token in three. Tokens in brackets, such as [CLS], do not count.
+    """
+    ordinary_tokens = [token for token in tokens if not re.fullmatch(r"\[.*\]", token)]
+    has_capitals = any(token != token.lower() for token in ordinary_tokens)
+    # With handle_chinese_chars=True there would be spaces around each Chinese character.
+    normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True, handle_chinese_chars=False)
+    changed = [token for token in ordinary_tokens if normalizer.normalize_str(token) != token]
+    return not has_capitals or len(changed) <= len(ordinary_tokens) / 20
+
+
+def make_wordpiece(tokens, lowercase):
+    """Make a BERT tokenizer whose token number i is tokens[i]. As in BERT, each Chinese character
+    in a text is a word, and a tokenizer that lower-cases also removes accents."""
+    id_of_token = {token: i for i, token in enumerate(tokens)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(id_of_token, unk_token="[UNK]"))
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.decoder = tokenizers.decoders.WordPiece()
+    backend.add_special_tokens([token for token in SPECIAL_TOKENS if token in id_of_token])
+    return backend
+
+
 def check_added_tokens(backend, path):
     """Raise ValueError if a folder names added tokens that the backend does not know as such.
 
@@ -414,44 +452,6 @@ def read_tokenizer_files(path):
             with open(file_path, "rb") as file:
                 contents[name] = file.read()
     return contents
-
-
-def read_wordpiece(path):
-    """Make the tokenizer of a vocab.txt. It lower-cases if the vocabulary is_uncased."""
-    tokens = read_text(path).removesuffix("\n").split("\n")
-    if len(set(tokens)) < len(tokens):
-        raise ValueError(f"{path}: it has {len(tokens)} lines, but only {len(set(tokens))} "
-                         "different tokens")
-    return make_wordpiece(tokens, is_uncased(tokens))
-
-
-def is_uncased(tokens):
-    """Guess whether a vocabulary is uncased, that is, whether its tokenizer lower-cases and removes
-    accents.
-
-    It is uncased if no token has a capital. It is also uncased if at most one token in 20 would be
-    changed, because some such vocabularies have a few capitals: Google's Chinese one has <S> and
-    <T>, and in SciBERT's uncased one a token in 50 would be changed. In BERT's cased one it would
-    be nearly a token in three. Tokens in brackets, such as [CLS], do not count.
-    """
-    ordinary_tokens = [token for token in tokens if not re.fullmatch(r"\[.*\]", token)]
-    has_capitals = any(token != token.lower() for token in ordinary_tokens)
-    # With handle_chinese_chars=True there would be spaces around each Chinese character.
-    normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True, handle_chinese_chars=False)
-    changed = [token for token in ordinary_tokens if normalizer.normalize_str(token) != token]
-    return not has_capitals or len(changed) <= len(ordinary_tokens) / 20
-
-
-def make_wordpiece(tokens, lowercase):
-    """Make a BERT tokenizer whose token number i is tokens[i]. As in BERT, each Chinese character
-    in a text is a word, and a tokenizer that lower-cases also removes accents."""
-    id_of_token = {token: i for i, token in enumerate(tokens)}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(id_of_token, unk_token="[UNK]"))
-    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    backend.decoder = tokenizers.decoders.WordPiece()
-    backend.add_special_tokens([token for token in SPECIAL_TOKENS if token in id_of_token])
-    return backend
 
 
 def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
