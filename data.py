@@ -768,35 +768,6 @@ def write_tokens(file, lines, tokenizer, dtype):
     return TokenCounts(num_train, num_valid, has_text, unknown_share)
 
 
-def count_characters(texts, tokenizer, sample_size=SAMPLE):
-    """Count characters in a sample of texts, without white space -> (all, those that become [UNK]).
-
-    Characters are counted, not tokens, because an [UNK] stands for a whole word. Thai has no spaces
-    between words, so a long row of letters is one word. A few [UNK] may stand for most of a text.
-
-    To find out which characters a token stands for takes time. So the sample has only about
-    `sample_size` characters, in pieces that are drawn at random. If there are fewer, it has all.
-    """
-    pieces = []                                          # each has at most 1,000 characters
-    for text in texts:
-        for begin in range(0, len(text), 1000):
-            pieces.append(text[begin:begin + 1000])
-    total = sum(len(piece) for piece in pieces)          # in characters
-    sample = pieces
-    if total > sample_size:
-        num_to_draw = math.ceil(len(pieces) * sample_size / total)
-        sample = random.Random(0).sample(pieces, num_to_draw)
-    encodings = tokenizer.backend.encode_batch(sample, add_special_tokens=False)
-    num_characters = 0
-    num_unknown = 0
-    for piece, encoding in zip(sample, encodings):
-        num_characters += len("".join(piece.split()))
-        for token, (begin, end) in zip(encoding.ids, encoding.offsets):
-            if token == tokenizer.unk_id:
-                num_unknown += len("".join(piece[begin:end].split()))
-    return num_characters, num_unknown
-
-
 def mark_held_out(lines):
     """Yield (line, whether its document is held out) for the lines of read_corpus. Empty lines
     before a document are left out.
@@ -829,6 +800,15 @@ def mark_held_out(lines):
             held_out = None                              # the next document is not decided yet
 
 
+def is_held_out(text, one_in):
+    """Return True for about one in `one_in` texts.
+
+    A hash of the text decides, so the answer is the same on every machine and does not depend on
+    other texts.
+    """
+    return zlib.crc32(text.encode()) % one_in == 0
+
+
 def chunks_of_lines(marked_lines):
     """Collect the pairs of mark_held_out: yield lists of them, each of about CHUNK characters."""
     chunk = []
@@ -843,13 +823,33 @@ def chunks_of_lines(marked_lines):
     yield chunk
 
 
-def is_held_out(text, one_in):
-    """Return True for about one in `one_in` texts.
+def count_characters(texts, tokenizer, sample_size=SAMPLE):
+    """Count characters in a sample of texts, without white space -> (all, those that become [UNK]).
 
-    A hash of the text decides, so the answer is the same on every machine and does not depend on
-    other texts.
+    Characters are counted, not tokens, because an [UNK] stands for a whole word. Thai has no spaces
+    between words, so a long row of letters is one word. A few [UNK] may stand for most of a text.
+
+    To find out which characters a token stands for takes time. So the sample has only about
+    `sample_size` characters, in pieces that are drawn at random. If there are fewer, it has all.
     """
-    return zlib.crc32(text.encode()) % one_in == 0
+    pieces = []                                          # each has at most 1,000 characters
+    for text in texts:
+        for begin in range(0, len(text), 1000):
+            pieces.append(text[begin:begin + 1000])
+    total = sum(len(piece) for piece in pieces)          # in characters
+    sample = pieces
+    if total > sample_size:
+        num_to_draw = math.ceil(len(pieces) * sample_size / total)
+        sample = random.Random(0).sample(pieces, num_to_draw)
+    encodings = tokenizer.backend.encode_batch(sample, add_special_tokens=False)
+    num_characters = 0
+    num_unknown = 0
+    for piece, encoding in zip(sample, encodings):
+        num_characters += len("".join(piece.split()))
+        for token, (begin, end) in zip(encoding.ids, encoding.offsets):
+            if token == tokenizer.unk_id:
+                num_unknown += len("".join(piece[begin:end].split()))
+    return num_characters, num_unknown
 
 
 # The end of a message about a text that becomes [UNK].
