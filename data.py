@@ -589,17 +589,6 @@ def hash_file(path):
             digest.update(content)
 
 
-def list_of_paths(corpus):
-    """Return the list of paths of a corpus that is given as one path or as several. ValueError if
-    there are none."""
-    if isinstance(corpus, (str, os.PathLike)):           # one path
-        corpus = [corpus]
-    paths = [os.fspath(path) for path in corpus]
-    if not paths:
-        raise ValueError("the corpus is an empty list of paths")
-    return paths
-
-
 def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
     """Return the TokenFile of a corpus. If the corpus is text, its token file is made in the folder
     `cache`, unless it is there already and the text has not changed.
@@ -917,6 +906,17 @@ LONGEST_CELL = 2**28                # characters of a cell in a .csv
 # From this number of characters on, read_corpus_file judges a text while it reads it. A shorter
 # text is judged only at its end, because perhaps only its first part is damaged.
 ENOUGH_TO_JUDGE = 1_000_000
+
+
+def list_of_paths(corpus):
+    """Return the list of paths of a corpus that is given as one path or as several. ValueError if
+    there are none."""
+    if isinstance(corpus, (str, os.PathLike)):           # one path
+        corpus = [corpus]
+    paths = [os.fspath(path) for path in corpus]
+    if not paths:
+        raise ValueError("the corpus is an empty list of paths")
+    return paths
 
 
 def corpus_files(corpus):
