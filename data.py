@@ -653,7 +653,9 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
         dtype = "uint16"
     with replace_file(out, shared=True) as file:
         counts = write_tokens(file, read_corpus(files, text_column), tokenizer, dtype)
-        check_counts(counts, corpus, tokenizer)
+        if not counts.has_text:
+            raise ValueError(f"{first_few(corpus)}: there is no text in the corpus")
+        check_unknown_share(first_few(corpus), counts.unknown_share, tokenizer)
         num_train, num_valid = sizes_of_parts(counts, corpus)
         file.flush()                                     # hash_file reads it from the disk
         description = {"dtype": dtype, "train": num_train, "valid": num_valid,
@@ -841,21 +843,19 @@ def count_characters(texts, tokenizer, sample_size=SAMPLE):
     return num_characters, num_unknown
 
 
-# The end of a message about a text that becomes [UNK].
-UNKNOWN_CHARACTERS_REMEDY = ("the tokenizer is of another language, or spaces must be put between "
-                             "the words, because over 100 letters in a row are one [UNK]")
+def check_unknown_share(what, unknown_share, tokenizer, only_warn=False):
+    """Raise ValueError if most characters of a text become [UNK]. Print a warning if over a tenth
+    of them do. With only_warn=True there is a warning in both cases.
 
-
-def check_counts(counts, corpus, tokenizer):
-    """Raise ValueError if a corpus has no text, or if most of its characters become [UNK]. Print a
-    warning if over a tenth of them do."""
-    if not counts.has_text:
-        raise ValueError(f"{first_few(corpus)}: there is no text in the corpus")
-    message = (f"{first_few(corpus)}: {counts.unknown_share:.0%} of the characters become [UNK] "
-               f"with the tokenizer in {tokenizer.path}")
-    if counts.unknown_share > 0.5:
-        raise ValueError(f"{message}: {UNKNOWN_CHARACTERS_REMEDY}")
-    if counts.unknown_share > 0.1:
+    what: the name of the text, for the message
+    unknown_share: see TokenCounts
+    """
+    message = (f"{what}: {unknown_share:.0%} of the characters become [UNK] with the tokenizer in "
+               f"{tokenizer.path}")
+    if unknown_share > 0.5 and not only_warn:
+        raise ValueError(f"{message}: the tokenizer is of another language, or spaces must be put "
+                         "between the words, because over 100 letters in a row are one [UNK]")
+    if unknown_share > 0.1:
         warn(message)
 
 

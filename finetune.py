@@ -49,7 +49,7 @@ from checkpoint import (check_finite, check_tensors, claim_folder, expecting, fe
                         write_json, write_safetensors)
 from command import (CommandParser, allow_only, first_few, given_flags, integer_from, path_name,
                      printable, real_number, refuse_flags, run_command, warn)
-from data import (RNG_TASK_ORDERS, UNKNOWN_CHARACTERS_REMEDY, Tokenizer, check_are_texts,
+from data import (RNG_TASK_ORDERS, Tokenizer, check_are_texts, check_unknown_share,
                   count_characters, docs_on_this_machine, hash_file)
 from distill import (DEFAULT_OUT, TrainingOptions, add_run_flags, autocast, begin_or_resume,
                      broadcast, can_match_layers, check_batch_size, device_of, explaining_failures,
@@ -1692,12 +1692,8 @@ def check_characters(split_name, examples, tokenizer):
         if example.second_text is not None:
             texts.append(example.second_text)
     num_characters, num_unknown = count_characters(texts, tokenizer)         # in a sample
-    message = (f"{split_name}: {num_unknown / max(1, num_characters):.0%} of the characters become "
-               f"[UNK] with the tokenizer in {tokenizer.path}")
-    if split_name == "train" and num_unknown > num_characters / 2:
-        raise ValueError(f"{message}: {UNKNOWN_CHARACTERS_REMEDY}")
-    if num_unknown > num_characters / 10:
-        warn(message)
+    unknown_share = num_unknown / max(1, num_characters)
+    check_unknown_share(split_name, unknown_share, tokenizer, only_warn=split_name != "train")
 
 
 def warn_of_cut(split_name, split, length):
