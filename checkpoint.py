@@ -512,8 +512,8 @@ def save(model, path):
     """
     model = getattr(model, "_orig_mod", model)           # torch.compile keeps the model there
     config = model.config
-    expected = model_without_values(config, model.head is not None)
-    check_tensors("the model", expected.state_dict(), model.state_dict())
+    expected = model_without_values(config, model.head is not None).state_dict()
+    check_tensors("the model", expected, model.state_dict())
     tensors = {}     # {name in the file: tensor}; some of them are only for transformers
     # `family` is the beginning of a class name, such as Bert in transformers' BertForMaskedLM. In
     # lower case, `family` is the model_type.
