@@ -454,6 +454,8 @@ def read_tokenizer_files(path):
     return contents
 
 
+# ---- Learning a vocabulary --------------------------------------------------------------
+
 def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     """Learn a vocabulary of `size` tokens, among them the special ones, and write it to `out`.
 
