@@ -677,7 +677,7 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     settings: a dict of what the run must have in common with one that it resumes
     inputs: the folders and files that the run reads; None is skipped. `out` must not be one of
         these folders, and none of these files may lie directly in it.
-    resume, overwrite: see check_may_write
+    resume, overwrite: see check_may_resume and check_may_start
     ValueError says what is wrong
 
     The lock is on the folder's run.json, which is made if it is missing. If the process ends or is
@@ -695,7 +695,10 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
         # the finally clause would remove a run.json that is the only file.
         earlier_run = read_run(out)
         try:
-            check_may_write(out, earlier_run, script, settings, resume, overwrite)
+            if resume:
+                check_may_resume(out, earlier_run, script, settings)
+            else:
+                check_may_start(out, earlier_run, overwrite)
             yield
         finally:
             # What cannot be removed stays: a folder with files, or, on Windows, an open file.
@@ -719,32 +722,34 @@ def check_not_read_from(out, inputs):
             raise ValueError(f"--out {out}: this folder is read from; choose another one")
 
 
-def check_may_write(out, earlier_run, script, settings, resume, overwrite):
-    """Raise ValueError if a run of `script` may not write into the folder `out`.
+def check_may_resume(out, earlier_run, script, settings):
+    """Raise ValueError unless the folder `out` has a run of `script` with the same settings.
 
-    earlier_run: what read_run(out) has returned
+    But if there are neither files of a run nor subfolders, a new run starts. So a scheduler may
+    give --resume at the first start, too. Other files, such as the scheduler's log, may be in the
+    folder. earlier_run: what read_run(out) has returned
+    """
+    folders = [entry.name for entry in os.scandir(out) if entry.is_dir()]
+    if not files_of_run(out) and not folders:
+        print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
+        return
+    if earlier_run.get("script") != script:
+        raise ValueError(f"--resume: there is no run of {script} in {out}")
+    check_settings(os.path.join(out, RUN_FILE), earlier_run["settings"], settings)
 
-    - --resume needs a run of this script with the same settings. But if there are neither files of
-      a run nor subfolders, a new run starts. So a scheduler may give --resume at the first start,
-      too. Other files, such as the scheduler's log, may be in the folder
-    - --overwrite needs a run of any script, or none of the files in WRITTEN_BY_RUNS
-    - without these flags the folder may hold nothing but run.json
+
+def check_may_start(out, earlier_run, overwrite):
+    """Raise ValueError if a new run may not write into the folder `out`.
+
+    --overwrite needs a run of any script, or none of the files in WRITTEN_BY_RUNS. Without it the
+    folder may hold nothing but run.json. earlier_run: what read_run(out) has returned
     """
     old_files = files_of_run(out)                        # run.json is not among them
-    if resume:
-        folders = [entry.name for entry in os.scandir(out) if entry.is_dir()]
-        if not old_files and not folders:
-            print(f"--resume: there is no run in {out} yet, so this one starts at step 1")
-            return
-        if earlier_run.get("script") != script:
-            raise ValueError(f"--resume: there is no run of {script} in {out}")
-        check_settings(os.path.join(out, RUN_FILE), earlier_run["settings"], settings)
-    elif overwrite:
-        # Without a run.json of ours the files may be somebody else's.
-        if old_files and earlier_run == {}:
-            raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
-                             f"{first_few(old_files)}")
-    elif os.listdir(out) != [RUN_FILE]:
+    # Without a run.json of ours the files may be somebody else's.
+    if overwrite and old_files and earlier_run == {}:
+        raise ValueError(f"--overwrite: {out} is not the folder of a run, but it holds "
+                         f"{first_few(old_files)}")
+    if not overwrite and os.listdir(out) != [RUN_FILE]:
         raise ValueError(f"--out {out} is not empty: --resume goes on with a run that is in it, "
                          "--overwrite starts anew and loses that; or choose another folder")
 
