@@ -47,8 +47,6 @@ DTYPES = {
     "U8": torch.uint8, "BOOL": torch.bool,
 }
 MOST_DIMENSIONS = 64                # some of torch's operations, such as any(), allow no more
-# Git LFS replaces a large file by a small text file, which begins like this.
-LFS_POINTER = b"version https://git-lfs"
 
 
 # ---- Reading and writing safetensors ----------------------------------------------------
@@ -62,10 +60,9 @@ def read_safetensors(path):
     """
     size = os.path.getsize(path)
     with expecting(path, "a safetensors file"):
+        check_no_lfs_pointer(path)
         # mode="c" is copy-on-write: what is written stays in memory and never reaches the file.
         file_bytes = np.memmap(path, np.uint8, mode="c")                      # (size,)
-        if file_bytes[:len(LFS_POINTER)].tobytes() == LFS_POINTER:
-            raise ValueError("it is a pointer of Git LFS to the file: git lfs pull downloads it")
         header_size = int.from_bytes(file_bytes[:8].tobytes(), "little")
         data_begin = 8 + header_size
         if data_begin > size:
@@ -357,6 +354,7 @@ def read_pickle(path):
     weights_only=True prevents this."""
     with expecting(path, "a file of PyTorch weights"), warnings.catch_warnings():
         warnings.simplefilter("ignore")                  # expecting says in one line what is wrong
+        check_no_lfs_pointer(path)
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError) as error:
@@ -937,12 +935,28 @@ def read_json(path):
 
 
 def check_readable(path):
-    """Raise ValueError if a path is a device, a pipe or a folder, or a file of over 1 GB."""
+    """Raise ValueError if a path is a device, a pipe or a folder, a file of over 1 GB, or a pointer
+    of Git LFS."""
     size = os.path.getsize(path)                         # an OSError if there is no such file
     if not os.path.isfile(path):
         raise ValueError(f"{path} is not a regular file")
     if size > LARGEST_TEXT:
         raise ValueError(f"{path}: a file of {size:,} bytes is too large here")
+    with expecting(path, "the file itself"):
+        check_no_lfs_pointer(path)
+
+
+# Git LFS replaces a large file by a small text file, which begins like this.
+LFS_POINTER = b"version https://git-lfs"
+
+
+def check_no_lfs_pointer(path):
+    """Raise ValueError if a file is a pointer of Git LFS. A folder that was cloned without Git LFS
+    has pointers in place of its large files. The caller adds the path: see expecting."""
+    with open(path, "rb") as file:
+        begin = file.read(len(LFS_POINTER))
+    if begin == LFS_POINTER:
+        raise ValueError("it is a pointer of Git LFS to the file: git lfs pull downloads it")
 
 
 def parse_json_object(text):

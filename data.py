@@ -52,8 +52,8 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
-from checkpoint import (TOKENIZER_FILES, expecting, fetch, read_json, read_text, remove_abandoned,
-                        replace_file, write_json)
+from checkpoint import (TOKENIZER_FILES, check_no_lfs_pointer, expecting, fetch, read_json,
+                        read_text, remove_abandoned, replace_file, write_json)
 from command import CommandParser, first_few, path_name, printable, run_command, warn
 
 
@@ -294,6 +294,7 @@ def read_backend(path):
     file_path = os.path.join(path, "tokenizer.json")
     if os.path.isfile(file_path):
         with expecting(file_path, "a tokenizer"):
+            check_no_lfs_pointer(file_path)
             backend = tokenizers.Tokenizer.from_file(file_path)
             backend.no_padding()
             backend.no_truncation()
@@ -1040,6 +1041,8 @@ def lines_of_corpus_file(path, raw, text_column):
     if raw.peek(2).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         # UTF-32 may begin with the same two bytes.
         raise ValueError(f"{path}: not UTF-8, but UTF-16 or UTF-32; iconv converts other encodings")
+    with expecting(path, "a file of a corpus"):
+        check_no_lfs_pointer(path)
     if compression is not None and not raw.peek(1):
         raise ValueError(f"{path}: not {UNDAMAGED_FILE}: it is empty")
     newline = None                                       # every kind of line end becomes "\n"

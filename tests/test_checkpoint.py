@@ -19,7 +19,7 @@ import torch
 import checkpoint
 from checkpoint import (
     SMALL_FILES, expecting, fetch, load, lock,
-    name_in_file, parse_json_object, read_config, read_json, read_safetensors,
+    name_in_file, parse_json_object, read_config, read_json, read_pickle, read_safetensors,
     read_text, read_weights, remove_abandoned, claim_folder, replace_file, restore_training_state,
     run_folder, save, save_training_state, with_usual_names, write_json, write_safetensors)
 from command import first_few
@@ -235,10 +235,11 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path, broken):
     assert len(message) < 1000
 
 
-def test_a_pointer_of_git_lfs_is_recognised(tmp_path):
+@pytest.mark.parametrize("read", [read_safetensors, read_pickle, read_text, read_json])
+def test_a_pointer_of_git_lfs_is_recognised(tmp_path, read):
     (tmp_path / "x").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
     with pytest.raises(ValueError, match="x: .*a pointer of Git LFS to the file: git lfs pull"):
-        read_safetensors(tmp_path / "x")
+        read(tmp_path / "x")
 
 
 # ---- Checkpoints of others --------------------------------------------------------------

@@ -239,6 +239,14 @@ def test_bad_bytes_are_replaced_and_counted_exactly(tmp_path, capsys):
     assert capsys.readouterr().err == f"{path}: replaced 7 NULs or bytes that are not UTF-8\n"
 
 
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl", "x.txt.gz"])
+def test_a_corpus_that_git_lfs_has_not_downloaded_is_refused(name, tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n"
+    path = write_file(tmp_path / name, pointer)
+    with pytest.raises(ValueError, match=f"^{path}: .*git lfs pull downloads it$"):
+        list(read_corpus([path]))
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-32", "cp1252"])
 def test_a_corpus_in_another_encoding_is_refused(encoding, tmp_path):
     text = "schöne Grüße aus Köln\n" * 200
@@ -1282,6 +1290,13 @@ def test_a_tokenizer_config_that_will_not_do_is_named(text, tmp_path):
 def test_a_tokenizer_json_that_will_not_do_is_named(text, tmp_path):
     write_file(tmp_path / "tokenizer.json", text)
     with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer: [^\n]+$"):
+        Tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
+def test_a_tokenizer_that_git_lfs_has_not_downloaded_is_named(name, tmp_path):
+    write_file(tmp_path / name, b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
+    with pytest.raises(ValueError, match=f"{name}: .*git lfs pull downloads it$"):
         Tokenizer(str(tmp_path))
 
 
