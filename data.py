@@ -44,6 +44,7 @@ import sysconfig
 import tempfile
 import time
 import zlib
+from collections import Counter
 from contextlib import suppress
 from pathlib import PurePath
 from typing import NamedTuple
@@ -322,9 +323,11 @@ def check_unknown_token(backend):
 def read_wordpiece(path):
     """Make the tokenizer of a vocab.txt. It lower-cases if the vocabulary is_uncased."""
     tokens = read_text(path).removesuffix("\n").split("\n")
-    if len(set(tokens)) < len(tokens):
-        raise ValueError(f"{path}: it has {len(tokens)} lines, but only {len(set(tokens))} "
-                         "different tokens")
+    repeated = [repr(token) for token, count in Counter(tokens).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{path}: each token must stand in one line, but these stand in several: "
+                         f"{first_few(repeated)}. transformers uses the last line of each: give "
+                         "the lines before it other names, such as [repeated1]")
     return make_wordpiece(tokens, is_uncased(tokens))
 
 

@@ -1266,7 +1266,7 @@ def test_a_saved_config_says_whether_it_is_cased(config, lowercase, tmp_path):
     (b"", "PAD"),
     (b"\n", "PAD"),
     (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", r"no \[MASK\]$"),
-    (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\na\n", "8 lines, but only 7 "),
+    (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\na\n\n\n", "stand in several: 'a'; ''[.]"),
     (b"[PAD]\n\xff\n", "utf-8"),
 ])
 def test_a_vocabulary_that_will_not_do_is_named(text, message, tmp_path):
