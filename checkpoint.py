@@ -229,7 +229,12 @@ def load(path, recursions=None):
     if not os.path.isdir(path):
         raise ValueError(f"{path}: this is not a folder; checkpoint.fetch() downloads a model of "
                          "the Hugging Face hub and returns its folder")
-    config = read_config(os.path.join(path, "config.json"))
+    config_path = os.path.join(path, "config.json")
+    # Google's BERTs and the ones that were made with Google's program, such as BioBERT and SciBERT,
+    # are published with a config of this name.
+    if os.path.isfile(os.path.join(path, "bert_config.json")) and not os.path.isfile(config_path):
+        raise ValueError(f"{path}: it has no config.json; copy its bert_config.json to config.json")
+    config = read_config(config_path)
     tensors = with_usual_names(read_weights(path))
     layout = ALBERT_LAYOUT
     # Names begin like this only in BERT's layout.
@@ -330,6 +335,9 @@ def read_weights(path):
     if "pytorch_model.bin.index.json" in present:
         raise ValueError(f"{path}: its weights are split over several .bin files, which are not "
                          "read here; open it in transformers and save it again, as safetensors")
+    if any(name.endswith((".ckpt.index", ".h5")) for name in present):
+        raise ValueError(f"{path}: its weights are TensorFlow's, which are not read here; open it "
+                         "in transformers 4 with from_tf=True and save it again")
     raise ValueError(f"{path}: it has no model.safetensors, no model.safetensors.index.json "
                      "and no pytorch_model.bin")
 

@@ -1633,6 +1633,19 @@ def test_weights_in_several_bin_files_are_refused(saved):
     refusal(saved, "its weights are split over several .bin files, which are not read here; ")
 
 
+@pytest.mark.parametrize("name", ["bert_model.ckpt.index", "tf_model.h5"])
+def test_weights_of_tensorflow_are_refused(saved, name):
+    os.rename(saved / "model.safetensors", saved / name)
+    refusal(saved, "its weights are TensorFlow's, which are not read here; open it in transformers")
+
+
+def test_a_config_with_googles_name_is_to_be_copied(saved):
+    os.rename(saved / "config.json", saved / "bert_config.json")
+    refusal(saved, "it has no config.json; copy its bert_config.json to config.json")
+    (saved / "config.json").write_bytes((saved / "bert_config.json").read_bytes())
+    load(saved)
+
+
 class HttpError(Exception):
     """An error of a class that nothing here knows."""
 
