@@ -1293,9 +1293,11 @@ def run(args):
     check_batch_size(args.batch_size, processes)
     bf16 = uses_bf16(args.bf16, processes.device)
     model_path = fetch(args.model)
-    tokenizer = Tokenizer(model_path)
     # Only the model's Config is used here. --recursions changes it. Each run loads the model again.
+    # This comes before the tokenizer: of a RoBERTa a user is told that it is one, and not only that
+    # its tokenizer is another one.
     config = load(model_path, args.recursions).config
+    tokenizer = Tokenizer(model_path)
     check_vocabulary(tokenizer, config)
     kind = kind_of_task(args.task)
     length = choose_length(args.length, kind, config.max_position_embeddings)

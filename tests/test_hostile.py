@@ -629,6 +629,8 @@ def write_models(folder, model):
     write_file(folder / "cut/model.safetensors", whole[:-9])
     (folder / "novocab/vocab.txt").unlink()
     (folder / "noconfig/config.json").unlink()
+    write_file(folder / "roberta/config.json", '{"model_type": "roberta"}')
+    write_file(folder / "roberta/vocab.json", "{}")
     (folder / "pickle/model.safetensors").unlink()
     write_file(folder / "pickle/pytorch_model.bin", pickle.dumps(os.system, protocol=4))
 
@@ -825,7 +827,9 @@ finetune  --task SST2                           --task: invalid choice: 'SST2'
 finetune  --text nope                           good.tsv:2: the column 'nope' is missing
 finetune  --label nope                          good.tsv:2: the column 'nope' is missing
 finetune  --model no-such/bert                  no-such/bert: there is no such folder
-finetune  --model md                            md: it has no tokenizer.json and no vocab.txt
+finetune  --model md                            md/config.json: No such file or directory
+finetune  --model novocab                       novocab: it has no tokenizer.json and no vocab.txt
+finetune  --model roberta                       roberta/config.json: *model_type is 'roberta', but
 finetune  --out m                               --out m: this folder is read from
 finetune  --out tuned --distill-from tuned      --out tuned: this folder is read from
 finetune  --out md                              --out md is not empty
