@@ -228,7 +228,8 @@ class Tokenizer:
         id_of_token = self.backend.get_vocab()
         missing = [token for token in SPECIAL_TOKENS if token not in id_of_token]
         if missing:
-            raise ValueError(f"{file_path}: it has no {' '.join(missing)}")
+            raise ValueError(f"{file_path}: it has no {' '.join(missing)}, which each tokenizer of "
+                             "a BERT has; those of RoBERTa, XLM-R and ALBERT are not read here")
         self.pad_id = id_of_token["[PAD]"]
         self.unk_id = id_of_token["[UNK]"]
         self.cls_id = id_of_token["[CLS]"]
