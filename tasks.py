@@ -414,7 +414,8 @@ def name_cells(path, rows, header):
         location = f"{path}:{number}"
         if header is None:                               # the first row names the columns
             for column, count in Counter(cells).items():
-                if count > 1:
+                # A spreadsheet may end with several empty columns, which have no names.
+                if count > 1 and column != "":
                     raise ValueError(f"{location}: {count} columns have the name {column!r:.60}")
             header = cells
             continue

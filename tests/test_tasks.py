@@ -692,6 +692,14 @@ def test_two_columns_of_the_same_name_are_refused(ending, header, tmp_path):
         read_t_and_y(path)
 
 
+@pytest.mark.parametrize("ending, separator", [("tsv", "\t"), ("csv", ",")])
+def test_several_columns_may_have_no_name(ending, separator, tmp_path):
+    text = ",t,y,,\n0,a,1,,\n1,b,2,c,\n".replace(",", separator)
+    path = write_file(tmp_path / f"a.{ending}", text)
+    examples = read_t_and_y(path)
+    assert [(example.text, example.label) for example in examples] == [("a", "1"), ("b", "2")]
+
+
 @pytest.mark.parametrize("name", ["a.tsv", "a.TSV", "a.txt"])
 def test_these_endings_stand_for_a_table_with_tabs(name, tmp_path):
     path = write_file(tmp_path / name, "t\ty\na\t1\n")
