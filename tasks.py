@@ -598,7 +598,8 @@ def iob2(tags):
 
 def check_first_column(examples, num_columns, path):
     """Raise ValueError if the first column cannot be the words. In some formats it numbers them, as
-    in CoNLL-U, or it has the name of the document or of the sentence on each line."""
+    in CoNLL-U, or it has the name of the document or of the sentence on each line. In WikiANN a
+    language stands before each word, as in en:Paris."""
     sentences = [example.text for example in examples if len(example.text) > 1]
     if not sentences:
         return
@@ -607,6 +608,10 @@ def check_first_column(examples, num_columns, path):
     if is_numbered or (repeats_one_word and num_columns > 2):
         raise ValueError(f"{path}: the first column must have the words, but in the first sentence "
                          f"it has {' '.join(sentences[0])!r:.60}")
+    prefix = os.path.commonprefix([word for words in sentences for word in words])
+    if re.fullmatch("[a-z-]+:", prefix):
+        raise ValueError(f"{path}: all words begin with {prefix!r}, which must be removed, as "
+                         f"sed 's/^{prefix}//' does")
 
 
 def read_squad(path):

@@ -805,6 +805,16 @@ def test_a_first_column_that_names_the_document_or_the_sentence_is_refused(tmp_p
         read_tags(path)
 
 
+def test_words_that_all_begin_with_their_language_are_refused(tmp_path):
+    """WikiANN has such files."""
+    text = "en:the\tO\nen:city\tB-x\n\nen::\tO\nen:paris\tB-x\n"
+    path = write_file(tmp_path / "a.txt", text)
+    with pytest.raises(ValueError, match=f"^{path}: all words begin with 'en:', .* sed 's/.en://'"):
+        read_tags(path)
+    path = write_file(tmp_path / "b.txt", text + "\nthe\tO\nend\tO\n")
+    assert len(read_tags(path)) == 3
+
+
 def test_one_sentence_may_repeat_a_word_if_others_do_not(tmp_path):
     path = write_file(tmp_path / "a.txt", "no\tUH\tO\nno\tUH\tO\n\nthe\tDT\tO\ncity\tNN\tB-x\n")
     assert texts_of(read_tags(path)) == [["no", "no"], ["the", "city"]]
