@@ -938,8 +938,9 @@ def corpus_files(corpus):
         elif is_corpus_file(path):
             files.append(path)
         else:
-            raise ValueError(f"{path}: not a regular file whose name ends in .txt, .jsonl or .csv, "
-                             "or in one of these and .gz, .bz2 or .xz")
+            raise ValueError(f"{path}: not a regular file whose name ends in .txt, .jsonl (also "
+                             "for a .json with an object on each line) or .csv, or in one of these "
+                             "and .gz, .bz2 or .xz")
     return files
 
 

@@ -402,8 +402,9 @@ def rows_of(path, header=None):
     elif ending in (".tsv", ".txt"):
         rows = ((number, line.split("\t")) for number, line in lines_of(path) if line)
     else:
-        raise ValueError(f"{path}: the ending of a table must be .tsv, .txt, .csv or .jsonl; "
-                         "other files, also compressed ones, must be converted first")
+        raise ValueError(f"{path}: the ending of a table must be .tsv, .txt, .csv or .jsonl (also "
+                         "for a .json with an object on each line); other files, also compressed "
+                         "ones, must be converted first")
     yield from name_cells(path, rows, header)
 
 
@@ -480,7 +481,8 @@ def cell(row, column, location, types):
         columns = ", ".join(repr(name) for name in row)
         raise ValueError(f"{location}: the column {column!r} is missing among {columns:.300}; tabs "
                          "separate columns in a .tsv, commas in a .csv, the first row names them, "
-                         "and --text and --label say which to read")
+                         "a .jsonl has a JSON object on each line, and --text and --label say "
+                         "which to read")
     value = row[column]
     if not isinstance(value, types):
         expected = " or ".join(allowed.__name__ for allowed in types)
@@ -568,7 +570,8 @@ def tag_of_line(line, columns, num_columns, location):
     tag = columns[-1].strip()
     if not re.fullmatch(r"O|[BIESLU](-.+)?", tag):
         raise ValueError(f"{location}: the tag {tag!r:.60} is neither O nor one of B, I, E, S, L, "
-                         "U, alone or with - and a type")
+                         "U, alone or with - and a type; no line may be a comment or name the "
+                         "columns")
     return tag
 
 

@@ -576,7 +576,8 @@ def test_a_text_must_be_text(value, tmp_path):
 def test_a_missing_column_is_named_with_those_that_there_are(tmp_path):
     path = write_file(tmp_path / "a.tsv", "t\ty\nb\t1\n")
     error = (f"^{path}:2: the column 'text' is missing among 't', 'y'; tabs separate columns in a "
-             ".tsv, commas in a .csv, the first row names them, and --text and --label say which")
+             ".tsv, commas in a .csv, the first row names them, a .jsonl has a JSON object on each "
+             "line, and --text and --label say which")
     with pytest.raises(ValueError, match=error):
         read_table(path, ["text"], "y")
 
@@ -673,7 +674,7 @@ def test_a_compressed_file_is_to_be_unpacked_first(module, name, tmp_path):
 @pytest.mark.parametrize("line", ["# document", "# sent_id = 1"])
 def test_a_comment_in_a_conll_file_is_refused(line, tmp_path):
     path = write_file(tmp_path / "a.txt", f"a O\n\n{line}\n")
-    with pytest.raises(ValueError, match=f"^{path}:3: "):
+    with pytest.raises(ValueError, match=f"^{path}:3: .*(no line may be a comment|in 2 columns)"):
         read_tags(path)
 
 
@@ -710,7 +711,8 @@ def test_these_endings_stand_for_a_table_with_tabs(name, tmp_path):
 @pytest.mark.parametrize("name", ["a", "a.tsv.gz", "a.xlsx", "a.json"])
 def test_a_table_with_another_ending_is_refused(name, tmp_path):
     path = write_file(tmp_path / name, "t\ty\na\t1\n")
-    with pytest.raises(ValueError, match=f"^{path}: the ending of a table must be .tsv, .txt"):
+    message = f"^{path}: the ending of a table must be .tsv, .* a .json with an object on each line"
+    with pytest.raises(ValueError, match=message):
         read_t_and_y(path)
 
 
