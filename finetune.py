@@ -1914,7 +1914,7 @@ def check_are_sentences(path, lines):
     """Raise ValueError if each of these lines is a word and its tag: a tagger would take it for a
     sentence."""
     # Such as "Rome NNP B-LOC" or "lives O". In some files a tag has no type: B or I alone.
-    pattern = r"\S+ (.* )?(O|B|I|[BIESLU]-\S+)"
+    pattern = r"\S+ (.* )?(O|B|I|[BIMESLU]-\S+)"
     if len(lines) > 1 and all(re.fullmatch(pattern, line) for line in lines):
         raise ValueError(f"--predict {path}: each line has a word and a tag, but here a line is a "
                          "sentence without tags; --evaluate --test FILE reads words and tags. (If "

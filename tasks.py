@@ -568,26 +568,26 @@ def tag_of_line(line, columns, num_columns, location):
     if not columns[0].strip():
         raise ValueError(f"{location}: {line!r:.60} has no word in its first column")
     tag = columns[-1].strip()
-    if not re.fullmatch(r"O|[BIESLU](-.+)?", tag):
-        raise ValueError(f"{location}: the tag {tag!r:.60} is neither O nor one of B, I, E, S, L, "
-                         "U, alone or with - and a type; no line may be a comment or name the "
+    if not re.fullmatch(r"O|[BIMESLU](-.+)?", tag):
+        raise ValueError(f"{location}: the tag {tag!r:.60} is neither O nor one of B, I, M, E, S, "
+                         "L, U, alone or with - and a type; no line may be a comment or name the "
                          "columns")
     return tag
 
 
 def iob2(tags):
-    """Turn tags in IOB1, IOB2, BIOES or BILOU into IOB2, with the same entities.
+    """Turn tags in IOB1, IOB2, BIOES, BMES or BILOU into IOB2, with the same entities.
 
-    The first letter of a tag says where a word is: B begins an entity, I is inside one, E and L end
-    one. S and U are for an entity of one word. In IOB1 an entity may begin with I. In IOB2 it
-    always begins with B, and its other words have I. After E, L, S or U the entity has ended, so
-    the next word cannot continue it.
+    The first letter of a tag says where a word is: B begins an entity, I and M are inside one, E
+    and L end one. S and U are for an entity of one word. In IOB1 an entity may begin with I. In
+    IOB2 it always begins with B, and its other words have I. After E, L, S or U the entity has
+    ended, so the next word cannot continue it.
     """
     converted = []
     previous = "O"
     for tag in tags:
-        is_open = previous[0] in ("B", "I")              # an entity has begun and has not ended
-        may_continue = tag[0] in ("I", "E", "L")
+        is_open = previous[0] in ("B", "I", "M")         # an entity has begun and has not ended
+        may_continue = tag[0] in ("I", "M", "E", "L")
         has_same_type = tag[1:] == previous[1:]          # such as "-PER"
         if tag == "O":
             converted.append("O")

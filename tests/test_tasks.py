@@ -320,7 +320,7 @@ def test_a_metric_that_is_not_finite_is_an_error(guess):
 # ---- Tags -------------------------------------------------------------------------------
 
 # The letters of a scheme with four: (of an entity of one word, of the last word of a longer one).
-SINGLE_AND_END = {"BIOES": ("S", "E"), "BILOU": ("U", "L")}
+SINGLE_AND_END = {"BIOES": ("S", "E"), "BMES": ("S", "E"), "BILOU": ("U", "L")}
 
 
 def letter_of_tag(scheme, is_first, is_last, touches):
@@ -344,6 +344,8 @@ def letter_of_tag(scheme, is_first, is_last, touches):
         return "B"
     if is_last:
         return end
+    if scheme == "BMES":
+        return "M"
     return "I"
 
 
@@ -375,7 +377,7 @@ def random_spans(num_words, rng):
     return spans
 
 
-@pytest.mark.parametrize("scheme", ["IOB1", "IOB2", "BIOES", "BILOU"])
+@pytest.mark.parametrize("scheme", ["IOB1", "IOB2", "BIOES", "BMES", "BILOU"])
 def test_every_tagging_scheme_becomes_iob2_with_the_same_entities(scheme):
     rng = random.Random(0)
     for _ in range(500):
@@ -775,6 +777,14 @@ def test_tags_without_a_type_have_the_type_entity(tmp_path):
     first, second = read_tags(path)
     assert first.label == ["B-entity", "I-entity", "O", "B-entity"]
     assert second.label == ["B-entity"]
+
+
+def test_tags_of_chinese_files_are_read(tmp_path):
+    """Their letters are B, M, E and S."""
+    path = write_file(tmp_path / "a.bmes", "吴 B-NAME\n重 M-NAME\n阳 E-NAME\n， O\n王 S-NAME\n")
+    sentence, = read_tags(path)
+    assert sentence.text == ["吴", "重", "阳", "，", "王"]
+    assert sentence.label == ["B-NAME", "I-NAME", "I-NAME", "O", "B-NAME"]
 
 
 @pytest.mark.parametrize("first, second", [("B", "I-x"), ("B-x", "I"), ("S", "B-entity")])
