@@ -909,6 +909,8 @@ OPEN_COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 NUL_OR_SURROGATE = re.compile("[\0\ud800-\udfff]")
 # expecting() puts this text into its message: "PATH: not a whole, undamaged file: ...".
 UNDAMAGED_FILE = "a whole, undamaged file"
+# WikiExtractor writes such a line before each article of Wikipedia, and another one after it.
+WIKI_EXTRACTOR_LINE = re.compile(r'<doc id="|</doc>\s*$')
 LONGEST_CELL = 2**28                # characters of a cell in a .csv
 # From this number of characters on, read_corpus_file judges a text while it reads it. A shorter
 # text is judged only at its end, because perhaps only its first part is damaged.
@@ -1084,7 +1086,8 @@ def lines_of_text(path, stream):
     """Yield the lines of an open .txt. A line of over CHUNK characters is yielded in pieces.
 
     A blank line is yielded, because it ends a document. A blank piece of a longer line is left out,
-    because it ends none. ValueError if the file is damaged.
+    because it ends none. A WIKI_EXTRACTOR_LINE becomes a blank line. ValueError if the file is
+    damaged.
     """
     begins_line = True                                   # whether the next piece begins a line
     # readline returns a line, or the next CHUNK characters of a line that has more.
@@ -1095,7 +1098,9 @@ def lines_of_text(path, stream):
                 return
             ends_line = piece.endswith("\n")
             is_whole_line = begins_line and ends_line
-            if is_whole_line or piece.strip() != "":
+            if begins_line and WIKI_EXTRACTOR_LINE.match(piece):
+                yield ""
+            elif is_whole_line or piece.strip() != "":
                 yield piece
             begins_line = ends_line                      # for the next piece
 

@@ -358,6 +358,16 @@ def test_byte_order_marks_line_ends_and_blanks_do_not_matter(tmp_path):
     assert list(read_corpus([empty])) == [""]
 
 
+def test_what_wiki_extractor_writes_around_an_article_is_no_text(tmp_path):
+    text = ('<doc id="12" url="https://en.wikipedia.org/wiki?curid=12" title="Anarchism">\n'
+            'Anarchism\n<doc> is no </doc> of it.\n</doc>\n'
+            '<doc id="25" url="https://en.wikipedia.org/wiki?curid=25" title="Autism">\r\n'
+            'Autism\r\n</doc>')
+    path = write_file(tmp_path / "a.txt", text)
+    lines = list(read_corpus([path]))
+    assert lines == ["", "Anarchism", "<doc> is no </doc> of it.", "", "", "Autism", "", ""]
+
+
 def test_lines_of_jsonl_may_hold_what_json_may(tmp_path):
     """There may be escapes, line ends in a text, other fields and empty lines."""
     rows = [r'{"text": "a\u0000b \ud800 c \ud83d\ude42\r\n\n  d  "}', "", "  ", '{"text": ""}',
