@@ -480,9 +480,9 @@ def cell(row, column, location, types):
     if column not in row:
         columns = ", ".join(repr(name) for name in row)
         raise ValueError(f"{location}: the column {column!r} is missing among {columns:.300}; tabs "
-                         "separate columns in a .tsv, commas in a .csv, the first row names them, "
-                         "a .jsonl has a JSON object on each line, and --text and --label say "
-                         "which to read")
+                         "separate columns in a .tsv, commas in a .csv, the first row must name "
+                         "them, a .jsonl has a JSON object on each line, and --text and --label "
+                         "say which to read")
     value = row[column]
     if not isinstance(value, types):
         expected = " or ".join(allowed.__name__ for allowed in types)

@@ -578,8 +578,8 @@ def test_a_text_must_be_text(value, tmp_path):
 def test_a_missing_column_is_named_with_those_that_there_are(tmp_path):
     path = write_file(tmp_path / "a.tsv", "t\ty\nb\t1\n")
     error = (f"^{path}:2: the column 'text' is missing among 't', 'y'; tabs separate columns in a "
-             ".tsv, commas in a .csv, the first row names them, a .jsonl has a JSON object on each "
-             "line, and --text and --label say which")
+             ".tsv, commas in a .csv, the first row must name them, a .jsonl has a JSON object on "
+             "each line, and --text and --label say which")
     with pytest.raises(ValueError, match=error):
         read_table(path, ["text"], "y")
 
