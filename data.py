@@ -1050,6 +1050,9 @@ def lines_of_corpus_file(path, raw, text_column):
         raise ValueError(f"{path}: not UTF-8, but UTF-16 or UTF-32; iconv converts other encodings")
     with expecting(path, "a file of a corpus"):
         check_no_lfs_pointer(path)
+    if kind == ".txt" and raw.peek(2).startswith(b'{"'):
+        warn(f"{path}: it begins as a .jsonl does, but because of its ending all of it is read as "
+             "text, also the names of the fields")
     if compression is not None and not raw.peek(1):
         raise ValueError(f"{path}: not {UNDAMAGED_FILE}: it is empty")
     newline = None                                       # every kind of line end becomes "\n"

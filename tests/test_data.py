@@ -358,6 +358,15 @@ def test_byte_order_marks_line_ends_and_blanks_do_not_matter(tmp_path):
     assert list(read_corpus([empty])) == [""]
 
 
+def test_a_warning_says_that_json_lines_in_a_txt_are_read_as_text(tmp_path, capsys):
+    path = write_file(tmp_path / "a.txt", '{"text": "one"}\n')
+    assert lines_with_text([path]) == ['{"text": "one"}']
+    assert capsys.readouterr().err.startswith(f"warning: {path}: it begins as a .jsonl does, but ")
+    other = write_file(tmp_path / "b.txt", '{one}\n{"text": "two"}\n')
+    lines_with_text([other])
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_what_wiki_extractor_writes_around_an_article_is_no_text(tmp_path):
     text = ('<doc id="12" url="https://en.wikipedia.org/wiki?curid=12" title="Anarchism">\n'
             'Anarchism\n<doc> is no </doc> of it.\n</doc>\n'
