@@ -82,6 +82,8 @@ class Task:
         for label in self.labels:
             if not isinstance(label, str):
                 raise ValueError(f"labels has {label!r:.60}, but a label must be a text")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("labels has the same label twice")
         if self.length < 8:
             raise ValueError(f"length {self.length} is below 8")
         if self.kind != kind_of_task(self.name):

@@ -709,6 +709,7 @@ def write_fine_tuned_models(folder, model):
         # Facts that are wrong.
         "bad-text": {"length": "x"},
         "bad-three": {"labels": ["a", "b", "c"]},        # the head is for two labels
+        "bad-twice": {"labels": ["a", "a"]},
         "bad-more": {"more": 1},
     }
     for name, changes in changes_of_task.items():
@@ -885,6 +886,7 @@ predict   --model m/vocab.txt                   m/vocab.txt: not the folder of a
 predict   --model headless                      headless/head.safetensors: No such file
 predict   --model bad-text                      bad-text/task.json: not a task: length is 'x'
 predict   --model bad-three                     bad-three/head.safetensors: 'bias' is [2], not [3]
+predict   --model bad-twice                     bad-twice/task.json: *the same label twice
 predict   --model bad-more                      bad-more/task.json: not a task: *'more'
 predict   --model bad-head                      bad-head/head.safetensors: not a safetensors file
 """
