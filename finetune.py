@@ -1557,10 +1557,11 @@ def load_teacher(path, task, tokenizer):
     """
     if path is None:
         return None
-    teacher = load_classifier(path, task)
     saved_task = load_task(path)
     if saved_task is None:
-        raise ValueError(f"--distill-from {path}: not a fine-tuned model: it has no task.json")
+        raise ValueError(f"--distill-from {path}: not the folder of a fine-tuned model: it has no "
+                         "task.json")
+    teacher = load_classifier(path, task)
     # Only tasks of GLUE are told apart by name: those of the user's own files have no such names.
     if saved_task.name in GLUE and task.name in GLUE and saved_task.name != task.name:
         raise ValueError(f"--distill-from {path} was fine-tuned for {saved_task.name}, not for "

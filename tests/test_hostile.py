@@ -869,7 +869,8 @@ finetune  --epochs inf                          --epochs: inf
 finetune  --seeds 0                             --seeds: 0 is not from 1
 finetune  --adapters-only --freeze              --freeze: not allowed with argument --adapters-only
 finetune  --stride 0                            --stride: 0
-finetune  --distill-from m                      m: not a fine-tuned model: it has no task.json
+finetune  --distill-from m                      m: not the folder of a fine-tuned model
+finetune  --distill-from nowhere                nowhere: not the folder of a fine-tuned model
 predict   --predict nowhere.txt                 --predict nowhere.txt: there is no such file
 predict   --predict=                            --predict '': there is no text
 predict   --predict blank.txt                   --predict 'blank.txt': there is no text
