@@ -436,7 +436,7 @@ def losses_of_steps(setup, settings, has_unusual_batch, compiled, as_cuda_graphs
     distillation_makes_graphs = as_cuda_graphs
     torch._inductor.config.triton.cudagraphs = False
     if as_cuda_graphs and settings["micro_batch_size"] > 0:
-        # A Distillation refuses to make graphs of micro-batches, so torch is told to make them.
+        # A Distillation makes no graphs of micro-batches, so torch itself is told to make them.
         distillation_makes_graphs = False
         torch._inductor.config.triton.cudagraphs = True
     distillation = make_distillation(setup, TOY, compiled=compiled, full_recipe=True,
