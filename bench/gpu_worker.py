@@ -165,11 +165,9 @@ def make_batch_unusual(batches, step):
     batches.tokens[begin:begin + num_inside] = 0         # the number of a special token
 
 
-def train_and_read_log(setup, objective, steps, log_every, device=None):
+def train_and_read_log(setup, objective, steps, log_every):
     """Run distill.train with an objective and return the lines of its log.jsonl as dicts."""
-    if device is None:
-        device = setup.device
-    processes = distill.Processes(device=torch.device(device))
+    processes = distill.Processes(device=torch.device(setup.device))
     with tempfile.TemporaryDirectory(dir=setup.folder) as out:
         options = distill.TrainingOptions(
             steps=steps, lr=1e-4, warmup=0, weight_decay=0.01, seed=0, log_every=log_every,
