@@ -691,6 +691,8 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     the only file. Then the folder is removed if it is empty, even if it was there before. So a run
     that ends before it has written a file leaves no folder.
     """
+    if os.path.lexists(out) and not os.path.isdir(out):      # also a link that leads to nothing
+        raise ValueError(f"--out {out}: this is a file; give the name of a folder")
     check_not_read_from(out, inputs)
     os.makedirs(out, exist_ok=True)
     run_path = os.path.join(out, RUN_FILE)

@@ -1100,14 +1100,14 @@ def test_the_command_of_a_run_and_the_versions_are_written_for_its_readers(tmp_p
 def test_an_out_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "out").write_text("mine")
     for flags in ({}, {"resume": True}, {"overwrite": True}):
-        with pytest.raises(FileExistsError, match="File exists: '.*/out'"):
+        with pytest.raises(ValueError, match="^--out .*/out: this is a file; give the name of a f"):
             do_run(tmp_path / "out", **flags)
     assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_an_out_that_is_a_link_to_nothing_is_refused(tmp_path):
     (tmp_path / "out").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(FileExistsError, match="File exists: '.*/out'"):
+    with pytest.raises(ValueError, match="^--out .*/out: this is a file; give the name of a f"):
         do_run(tmp_path / "out")
     assert not (tmp_path / "nowhere").exists()
 
