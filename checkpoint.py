@@ -89,6 +89,8 @@ def read_safetensors(path):
 def check_header(header, metadata, data_size):
     """Raise ValueError unless all entries are valid and the tensors fill the data, which has
     data_size bytes, without gaps and without overlaps."""
+    if not isinstance(metadata, dict):
+        raise ValueError("'__metadata__' is not a JSON object")
     for value in metadata.values():
         if not isinstance(value, str):
             raise ValueError(f"'__metadata__' contains {value!r:.40}, which is not text")
