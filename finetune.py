@@ -95,10 +95,10 @@ class Classifier(nn.Module):
         hidden, _ = self.encoder(ids, mask, segments)
         logits = self.output(self.dropout(hidden[-1])).float()                # (B, T, n)
         if self.task.kind == "qa":
-            # An answer is in the context. Segment 1 holds the context and the last [SEP], and [CLS]
-            # means "no answer". (With -inf instead of -1e4 the KL divergence from a teacher would
-            # be nan.) The logits at the last [SEP] stay, but the loss makes them small, and
-            # decode_answers ignores them.
+            # An answer is in the context, and [CLS] means "no answer". Segment 1 holds the context
+            # and the last [SEP]. The logits at this [SEP] stay, but the loss makes them small, and
+            # decode_answers ignores them. The others become -1e4 and not -inf, with which the KL
+            # divergence from a teacher would be nan.
             is_allowed = segments == 1                   # (B, T)
             is_allowed[:, 0] = True                      # [CLS]
             logits = logits.masked_fill(~is_allowed[:, :, None], -1e4)
@@ -128,7 +128,7 @@ class Feature(NamedTuple):
         stands_for      for each position the characters of its word, (first, one past the last),
                         counted in the context
         labels          [position of the answer's first token, position of its last token], or
-                        [0, 0], where [CLS] stands, if this window lacks a part of the answer
+                        [0, 0], where [CLS] stands, if this window does not have the whole answer
 
     An example in tagging: the labels of the task are B-PER, I-PER and O, the words are "Johnny" and
     "lives" with the tags B-PER and O, and the tokens are [CLS] john ##ny lives [SEP]. Then
@@ -359,8 +359,8 @@ def collate_labels(features, T, kind):
     """Put the labels of Features into one array of floats, as it may have nan. All must be known.
 
     qa: (B, 2), the positions of the answer's first and last token
-    other kinds: (B, T), the label of each token; nan if it has none. A label is the number of a
-        class or a tag; in regression it is the number to be predicted, not yet normalised
+    other kinds: (B, T), the label of each token; nan if it has none. A label is the index of a
+        class or a tag in task.labels; in regression it is the given number, not yet normalised
     """
     if kind == "qa":
         return np.array([feature.labels for feature in features], np.float64)
@@ -373,11 +373,11 @@ def collate_labels(features, T, kind):
 # ---- The loss ---------------------------------------------------------------------------
 
 def outputs_at_targets(logits, rows, columns, kind):
-    """Select the logits from which each of the N targets is predicted.
+    """Select the logits from which each of the N targets is predicted. The targets are the numbers
+    in the array of collate_labels that are not nan.
 
     logits (B, T, n)
-    rows, columns (N,): where the targets stand in the array of collate_labels. They are its
-        numbers that are not nan
+    rows, columns (N,): where the targets stand in that array
 
     In qa a column is 0 or 1, and a target is the position at which an answer begins (column 0) or
     ends (column 1). It is predicted from the begin logits or the end logits of all tokens ->
@@ -419,7 +419,7 @@ class TaskLoss:
         summed over the pairs of match_layers, as in distill.py; its weight is hidden_weight.
         TinyBERT (arXiv 1909.10351) compares hidden states in tasks, too, but by a squared error
 
-    Without a teacher there is only the task loss. If hidden_weight is 0, there is no hidden loss.
+    Without a teacher there is only `task`. If hidden_weight is 0, `hidden` is left out.
     In classification the sum is, with the teacher's probabilities p and the model's q,
 
         cross-entropy + KL(p || q) + hidden_weight * hidden
@@ -692,8 +692,8 @@ def decode_answers(task, examples, features, logits, longest=30):
 
     If task.unanswerable, the answer may also be "". The no-answer score of a window is the sum of
     the two logits at [CLS]. It should be low in a window with the answer and high in all others. So
-    a low score in one window is enough to answer. The answer is "" only if the lowest no-answer
-    score of all windows is above the score of the best span, which may be in another window.
+    the no-answer score of a question is the lowest of its windows. The answer is "" only if that is
+    above the score of the best span, which may be in another window.
     """
     best_score = [-np.inf] * len(examples)
     best_text = [""] * len(examples)
@@ -736,7 +736,7 @@ def best_span(logits, longest):
 
 def text_between(context, feature, first, last):
     """Return the context's text from the word of token `first` to that of token `last`, with the
-    accents after it. Both tokens are indices into feature.positions."""
+    accents after it. Both tokens are indices into feature.stands_for."""
     begin, _ = feature.stands_for[first]
     _, end = feature.stands_for[last]
     # A tokenizer that strips accents removes all nonspacing marks (Unicode's category Mn): accents,
@@ -941,8 +941,8 @@ def options_of_run(setup, task_loss, mode, seed, lr):
     steps = args.steps
     if steps is None:
         steps = max(1, round(args.epochs * task_loss.steps_per_epoch))
-    # find_best_rate makes runs with the same mode, rate and seed, but on fewer Features. The number
-    # of Features is in the folder's name, so that the two kinds of runs get different folders.
+    # find_best_rate makes runs with the mode, rate and seed of a later run, but on fewer Features.
+    # The number of Features is in the folder's name, so that both runs get different folders.
     num_features = len(task_loss.features)
     out = os.path.join(args.out, f"{mode}-{num_features}-lr{lr:g}-seed{seed}")
     return TrainingOptions(
@@ -964,8 +964,8 @@ def train_and_measure(setup, model, task_loss, splits, options):
         return results[dev_name].scores
 
     def save_nothing():
-        """Save no model beside a checkpoint. Only that of the first run is saved, by run_seeds(),
-        after its training."""
+        """Save no model beside a checkpoint: run_seeds() saves the model of the first run, after
+        its training."""
 
     if setup.processes.rank == 0:                        # only this process writes into --out
         os.makedirs(options.out, exist_ok=True)
@@ -1229,8 +1229,9 @@ def arguments(argv):
 
 
 def fill_in_defaults(args, given):
-    """Fill in --task, --steps and --out if they were not given. Add args.is_default_run, whether
-    --task was not given. Such a run trains models in three modes (args.modes)."""
+    """Fill in --task and --out if they were not given, and --steps if --task was not. Add
+    args.is_default_run, whether --task was not given. Such a run trains models in three modes
+    (args.modes)."""
     args.is_default_run = args.task is None
     if args.is_default_run:
         args.task = "code"
@@ -1293,9 +1294,9 @@ def run(args):
     check_batch_size(args.batch_size, processes)
     bf16 = uses_bf16(args.bf16, processes.device)
     model_path = fetch(args.model)
-    # Only the model's Config is used here. --recursions changes it. Each run loads the model again.
-    # This comes before the tokenizer: of a RoBERTa a user is told that it is one, and not only that
-    # its tokenizer is another one.
+    # Only the Config is used here (--recursions changes it); each run loads the model again. The
+    # tokenizer comes after it, so that a user of a RoBERTa is told that the model is one, and not
+    # only that its tokenizer is another one.
     config = load(model_path, args.recursions).config
     tokenizer = Tokenizer(model_path)
     check_vocabulary(tokenizer, config)
@@ -1514,8 +1515,8 @@ def find_best_rate(setup, mode, splits):
         except FloatingPointError as error:              # the rate is too high
             print(f"--lr {lr:g}: {error}", flush=True)
             # A single process can drop this rate and try the next one. Several processes cannot:
-            # during the training only the first one evaluates. If its evaluation fails, the others
-            # train on with this rate and would wait for that process for ever.
+            # during the training only process 0 evaluates. If that fails, the others continue with
+            # this rate, and would wait for process 0 for ever.
             if setup.processes.world_size > 1:
                 raise
         else:
@@ -1736,7 +1737,7 @@ def warn_of_split_words(examples):
     words_split = [word for word in counts if split_words(word) != [word]]
     num_split = sum(counts[word] for word in words_split)
     if num_split > counts.total() / 100:
-        warn(f"of {counts.total():,} words to train on --predict would split {num_split:,}, such "
+        warn(f"--predict would split {num_split:,} of {counts.total():,} words to train on, such "
              f"as {words_split[0]!r:.60}, so its predictions may be worse than the scores")
 
 
@@ -1897,8 +1898,8 @@ def example_of_line(line, task, location="the text"):
         texts = line.split("\t", 1)                      # a context may have tabs
     else:
         texts = line.split("\t")
-    has_two_texts = len(texts) == 2
-    if has_two_texts != task.pair or len(texts) > 2:
+    num_texts = 2 if task.pair else 1
+    if len(texts) != num_texts:
         needed = describe_number_of_texts(task)
         raise ValueError(f"{location} {line!r:.60}: this model needs {needed}; a tab separates two "
                          "texts; for a file with labels or tags say --evaluate --test FILE")

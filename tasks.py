@@ -47,8 +47,8 @@ class Example(NamedTuple):
     second_text: object = None  # a second text; in qa the context; None if there is none
     label: object = None        # see above; None if it is not known
     id: str = ""                # qa: the id of the question; "code": the index of its line in the
-                                # file; else its index in its split, over all files. An index
-                                # counts from 0, the line number in `location` from 1
+                                # file; else the index of the example in its split. Indices
+                                # count from 0, the line numbers in `location` from 1
     location: str = "an example"    # for messages: "file:line", in qa file and id of the question
 
 
@@ -100,14 +100,14 @@ class Prediction(NamedTuple):
 class GlueTask(NamedTuple):
     """What the official files of a task of GLUE look like."""
     folder: str             # the name of its folder
-    texts: list             # the columns of the one or two texts
-    label: str              # the column of the label
+    text_columns: list      # the columns of the one or two texts
+    label_column: str       # the column of the label
     kind: str
     metrics: list
 
 
 # A new task also needs an entry in WRITTEN_BY_RUNS of checkpoint.py: the name of the .tsv that
-# write_predictions writes for it. The metrics f1 and matthews are those of the label "1".
+# write_predictions writes for it. Here the metrics f1 and matthews are those of the label "1".
 GLUE = {
     "cola": GlueTask("CoLA", ["sentence"], "label", "classification", ["matthews"]),
     "sst2": GlueTask("SST-2", ["sentence"], "label", "classification", ["accuracy"]),
@@ -123,13 +123,13 @@ GLUE = {
     "rte": GlueTask("RTE", ["sentence1", "sentence2"], "label", "classification", ["accuracy"]),
     "wnli": GlueTask("WNLI", ["sentence1", "sentence2"], "label", "classification", ["accuracy"]),
 }
-# Of each metric a larger value must be better, because find_best_rate of finetune.py takes the rate
+# A larger value of each metric must be better, because find_best_rate of finetune.py takes the rate
 # with the highest score. print_scores shows 1 as 100 %.
 METRICS = {                 # of tasks outside GLUE, by their kind
     "classification": ["accuracy", "macro_f1"],
     "regression": ["pearson", "spearman"],
-    "tagging": ["f1", "precision", "recall"],
-    "qa": ["f1", "exact_match"],
+    "tagging": ["f1", "precision", "recall"],            # of entities
+    "qa": ["f1", "exact_match"],                         # f1 of words
 }
 
 
@@ -172,12 +172,13 @@ def score(task, examples, guesses):
 # Precision, recall and F1 compare two sets of items: the gold ones and the guessed ones.
 #   classification: an item is (index of the example, class)
 #   tagging: an item is an entity, (index of the sentence, first word, one past the last, type)
-# A guessed item is correct if it is among the gold items. The "name" of an item is its last field:
-# its class or type.
+#   qa: an item is a word of an answer (see word_f1)
+# A guessed item is correct if it is among the gold items. The "name" of a class or of an entity is
+# the last field of its item: its class or type.
 
 def item_scores(num_correct, num_gold, num_guessed):
     """Compute precision, recall and F1 from the numbers of correct items, of gold items and of
-    guessed items. A correct item is both gold and guessed.
+    guessed items.
 
         precision = correct / guessed        recall = correct / gold
         F1 = 2 precision recall / (precision + recall) = 2 correct / (gold + guessed)
@@ -207,7 +208,7 @@ def scores_by_name(gold_items, guessed_items):
 
 def classification_scores(gold, guesses):
     """Score classes: accuracy, f1, macro_f1 and Matthews' correlation. As in GLUE, f1 and matthews
-    are those of the label "1". macro_f1 is the mean F1 of all labels that are true or guessed."""
+    are those of the label "1". macro_f1 is the mean F1 of all labels in gold or in guesses."""
     gold_items = set(enumerate(gold))
     guessed_items = set(enumerate(guesses))
     num_correct = len(gold_items & guessed_items)
@@ -279,8 +280,9 @@ def entities(tags):
             if tag == f"I-{open_type}":
                 continue                                 # the open entity goes on
             found.add((first, i, open_type))
-        open_type = None
-        if tag != "O":
+        if tag == "O":
+            open_type = None
+        else:
             first = i
             open_type = tag[2:]                          # "PER" of "B-PER"
     return found
@@ -311,8 +313,8 @@ def answer_scores(gold, guesses):
 
 def normal_words(answer):
     """List the words of an answer in lower case, without punctuation and articles."""
-    without_punctuation = str.maketrans("", "", string.punctuation)
-    text = answer.lower().translate(without_punctuation)
+    delete_punctuation = str.maketrans("", "", string.punctuation)
+    text = answer.lower().translate(delete_punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
@@ -449,7 +451,8 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
         if label_column is not None:
             label = read_label(row, label_column, location, numeric)
         second_text = texts[1] if len(texts) > 1 else None
-        examples.append(Example(texts[0], second_text, label, str(len(examples)), location))
+        examples.append(Example(texts[0], second_text, label, id=str(len(examples)),
+                                location=location))
         if any(text.strip() == "" for text in texts):
             num_empty += 1
     if num_empty > 0:
@@ -530,7 +533,8 @@ def read_tags(path):
             words.append(columns[0])
             tags.append(tag)
         first_location, _ = sentence[0]
-        examples.append(Example(words, None, iob2(tags), str(len(examples)), first_location))
+        examples.append(Example(words, label=iob2(tags), id=str(len(examples)),
+                                location=first_location))
     check_first_column(examples, num_columns, path)
     check_not_empty(examples, path)
     return examples
@@ -586,7 +590,7 @@ def iob2(tags):
     ended, so the next word cannot continue it.
     """
     converted = []
-    previous = "O"
+    previous = "O"                                       # the tag before, as it was given
     for tag in tags:
         is_open = previous[0] in ("B", "I", "M")         # an entity has begun and has not ended
         may_continue = tag[0] in ("I", "M", "E", "L")
@@ -622,8 +626,7 @@ def check_first_column(examples, num_columns, path):
 def read_squad(path):
     """Read Examples from a file of SQuAD v1.1 or v2.0.
 
-    The label of a question is None if its answers are not known. Such a question has no field
-    "answers", or the field is empty and is_impossible is false.
+    The label of a question is None if its answers are not known: see right_answers.
     """
     content = read_json(path)
     examples = []
@@ -660,7 +663,7 @@ def right_answers(question, context):
         true            anything        []
         false           empty           None, because the file keeps the answers secret
         missing         empty           []
-        not true        missing         None
+        false, missing  missing         None
     """
     is_version_2 = question.get("is_impossible") is not None         # v1.1 does not have this field
     if is_version_2 and field_of(question, "is_impossible", bool):
@@ -737,14 +740,14 @@ def read_glue(name, folder, with_train=True):
         is_test = split_name.startswith("test")
         if is_test and not os.path.isfile(path):
             continue
-        label_column = glue_task.label
+        label_column = glue_task.label_column
         if is_test:
             label_column = None
         header = None                                    # the first line has it
         # CoLA's train.tsv and dev.tsv have no line with the names of the columns.
         if name == "cola" and not is_test:
             header = ["source", "label", "star", "sentence"]
-        datasets[split_name] = read_table(path, glue_task.texts, label_column, header,
+        datasets[split_name] = read_table(path, glue_task.text_columns, label_column, header,
                                           numeric=glue_task.kind == "regression")
     return datasets
 
@@ -851,7 +854,7 @@ def read_code_task(path):
             if is_code:
                 tag = "I-code"                           # iob2() below makes the first one B-code
             tags.append(tag)
-        example = Example(words, None, iob2(tags), str(number - 1), f"{path}:{number}")
+        example = Example(words, label=iob2(tags), id=str(number - 1), location=f"{path}:{number}")
         if is_held_out(text, 10):
             datasets["dev"].append(example)
         else:
@@ -862,10 +865,8 @@ def read_code_task(path):
 # ---- Making a task, and writing its predictions -----------------------------------------
 
 def hold_out_a_tenth(examples, kind):
-    """Split examples -> (a tenth of them, the rest). The size of the tenth is rounded up.
-
-    An example is held out only if other examples in the rest have its labels. So fewer than a tenth
-    may be held out.
+    """Split examples -> (held out, rest). A tenth of them, rounded up, is held out, or fewer: an
+    example is held out only if each of its labels stays in the rest, too.
 
     A hash of the texts orders the examples. So the split is the same on every machine, and the
     order in the file does not matter.
@@ -940,7 +941,7 @@ def make_task(name, kind, datasets, length, stride):
         numbers = [example.label for example in train]
         mean = float(np.mean(numbers))
         sd = float(np.std(numbers))
-        if min(numbers) == max(numbers):                 # after rounding sd may be 1e-17, not 0
+        if min(numbers) == max(numbers):                 # not sd == 0: it may be 1e-17 by rounding
             raise ValueError(f"{train[0].location}: this and all other examples to train on have "
                              f"the number {numbers[0]:g}")
     unanswerable = False

@@ -1788,7 +1788,7 @@ def test_words_that_predict_would_split_are_warned_of(
         tmp_path, out, model, capsys, word, is_warned):
     table = write_file(tmp_path / "a.txt", f"the\tO\n{word}\tB-x\n\nparis\tB-x\nis\tO\n")
     printed = run(capsys, *file_flags(model, "tagging", table), "--steps", 1, "--out", out).err
-    message = "of 4 words to train on --predict would split 1, such as 'IL-2', so its predictions"
+    message = "--predict would split 1 of 4 words to train on, such as 'IL-2', so its predictions"
     assert (message in printed) is is_warned
 
 
@@ -1796,7 +1796,7 @@ def test_words_that_predict_would_split_are_warned_of(
 def test_over_1_percent_of_split_words_are_warned_of(num_split, is_warned, capsys):
     words = ["city"] * (100 - num_split) + ["5%"] * num_split
     finetune.warn_of_split_words([make_text_example(words, ["O"] * 100)])
-    message = f"of 100 words to train on --predict would split {num_split}, such as '5%'"
+    message = f"--predict would split {num_split} of 100 words to train on, such as '5%'"
     assert (message in capsys.readouterr().err) is is_warned
 
 
