@@ -129,8 +129,8 @@ class MaskedBatches:
     """Batches of masked sequences. A step's batch does not depend on the batches before it.
 
     So a resumed run needs to restore nothing here. A sequence is [CLS], T - 2 tokens, [SEP]; there
-    is no padding. Each epoch has each sequence once, in an order of its own. Tokens at the end that
-    do not fill a sequence are never used. ValueError if check_tokens refuses the tokens.
+    is no padding. Each epoch has each sequence once and its own order of them. Tokens at the end
+    that do not fill a sequence are never used. ValueError if check_tokens refuses the tokens.
 
     tokens: an array, or a list, of the token numbers of all documents, one after the other, each
         with a [SEP] at its end
@@ -202,7 +202,7 @@ def check_tokens(tokens, T):
         raise ValueError(f"a sequence of {T} has no room for a token beside [CLS] and [SEP]")
     if len(tokens) < T - 2:
         raise ValueError(f"{len(tokens)} tokens are too few for one sequence of {T} with its [CLS] "
-                         "and [SEP]; it takes more text or a smaller length")
+                         "and [SEP]; use more text or a smaller length")
 
 
 # ---- Tokenizers -------------------------------------------------------------------------
@@ -336,10 +336,11 @@ def is_uncased(tokens):
     """Guess whether a vocabulary is uncased, that is, whether its tokenizer lower-cases and removes
     accents.
 
-    It is uncased if no token has a capital. It is also uncased if at most one token in 20 would be
-    changed, because some such vocabularies have a few capitals: Google's Chinese one has <S> and
-    <T>, and in SciBERT's uncased one a token in 50 would be changed. In BERT's cased one it would
-    be nearly a token in three. Tokens in brackets, such as [CLS], do not count.
+    It is uncased if no token has a capital. It is also uncased if lower-casing and removing accents
+    would change at most one token in 20, because some such vocabularies have a few capitals:
+    Google's Chinese one has <S> and <T>, and in SciBERT's uncased one a token in 50 would be
+    changed. In BERT's cased one nearly a token in three would be. Tokens in brackets, such as
+    [CLS], do not count.
     """
     ordinary_tokens = [token for token in tokens if not re.fullmatch(r"\[.*\]", token)]
     has_capitals = any(token != token.lower() for token in ordinary_tokens)
@@ -478,7 +479,7 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
     check_out_is_outside(out, corpus)
     files = corpus_files(corpus)
     os.makedirs(out, exist_ok=True)
-    # Learning may take hours. So the file is opened before it: if that is not possible, the user is
+    # Learning may take hours. So the file is opened first: if it cannot be written, the user is
     # told at once.
     with replace_file(os.path.join(out, "vocab.txt")) as file:
         tokens = learn_tokens(files, size, lowercase, text_column)
@@ -614,8 +615,8 @@ def open_corpus(corpus, tokenizer, cache=CACHE, text_column="text"):
     if any(path.endswith(".bin") for path in corpus):
         return open_token_file(corpus, tokenizer, text_column)
     paths = [os.path.abspath(path) for path in corpus]
-    # The name does not depend on the contents: if a file has changed, tokenise() replaces its
-    # tokens.
+    # The token file's name does not depend on the contents of the text: if they have changed,
+    # tokenise() replaces the tokens.
     key = repr([paths, text_column, tokenizer.digest])
     name = hashlib.sha256(key.encode()).hexdigest()[:12] + ".bin"
     token_file = tokenise(corpus, tokenizer, os.path.join(cache, name), text_column)
@@ -630,7 +631,7 @@ def open_token_file(corpus, tokenizer, text_column):
     if text_column != "text":
         raise ValueError(f"--text {text_column}: a token file has no columns")
     token_file = TokenFile(corpus[0])
-    # A description that somebody else wrote might not name a tokenizer.
+    # A .json that somebody else wrote might not name a tokenizer.
     made_with = token_file.made_from.get("tokenizer")
     if made_with is not None and made_with != tokenizer.digest:
         raise ValueError(f"{token_file.path} was made with another tokenizer than "
@@ -669,7 +670,7 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
                        "digest": hash_file(file.name), "made_from": made_from}
         # A kill at any time must not leave tokens beside the description of other tokens, because
         # they would be used unnoticed. So these steps have this order:
-        os.fsync(file.fileno())                          # 1. the new tokens, under another name
+        os.fsync(file.fileno())                  # 1. the new tokens are on disk, under another name
         remove_old_tokens(out, made_from)                # 2. now no other tokens have the name out
         write_json(f"{out}.json", description, shared=True)                   # 3. their description
     # 4. At the end of the with block replace_file has given the new tokens the name `out`.
@@ -717,6 +718,29 @@ class TokenCounts(NamedTuple):
     unknown_share: float    # 0 to 1: estimated share of the characters that became [UNK]
 
 
+def encode_chunk(chunk, tokenizer):
+    """Tokenise a chunk of lines -> (token numbers to train on, held-out token numbers, whether any
+    line became tokens).
+
+    chunk: [(line, whether it is held out)]; an empty line ends a document and becomes [SEP]
+    """
+    train_ids = []
+    valid_ids = []
+    has_text = False
+    texts = [line for line, _ in chunk]
+    for (line, held_out), ids in zip(chunk, tokenizer.encode(texts)):
+        ends_document = line == ""
+        if ends_document:
+            ids = [tokenizer.sep_id]
+        elif ids:
+            has_text = True
+        if held_out:
+            valid_ids.extend(ids)
+        else:
+            train_ids.extend(ids)
+    return train_ids, valid_ids, has_text
+
+
 def write_tokens(file, lines, tokenizer, dtype):
     """Tokenise lines and write the token numbers -> TokenCounts. Those to train on are written
     first, those that are held out after them.
@@ -740,18 +764,8 @@ def write_tokens(file, lines, tokenizer, dtype):
             num_here = sum(len(text) for text in texts)  # with white space, unlike num_sampled
             num_characters += num_here
             num_unknown += num_here * unknown_in_sample / max(1, num_sampled)
-            train_ids = []
-            valid_ids = []
-            for (line, held_out), ids in zip(chunk, tokenizer.encode(texts)):
-                ends_document = line == ""
-                if ends_document:
-                    ids = [tokenizer.sep_id]
-                elif ids:
-                    has_text = True
-                if held_out:
-                    valid_ids.extend(ids)
-                else:
-                    train_ids.extend(ids)
+            train_ids, valid_ids, chunk_has_text = encode_chunk(chunk, tokenizer)
+            has_text = has_text or chunk_has_text
             file.write(np.array(train_ids, dtype))
             valid_file.write(np.array(valid_ids, dtype))
             num_train += len(train_ids)
@@ -777,7 +791,7 @@ def mark_held_out(lines):
     lines: they have no line ends; an empty line ends each document, also the last one
     """
     held_out = None                                      # None: it is not decided yet
-    waiting = []                                         # the document's lines until then
+    waiting = []                                         # the document's lines before the decision
     beginning = ""                                       # the text of the waiting lines
     for line in lines:
         ends_document = line == ""
@@ -828,7 +842,7 @@ def count_characters(texts, tokenizer, sample_size=SAMPLE):
     between words, so a long row of letters is one word. A few [UNK] may stand for most of a text.
 
     To find out which characters a token stands for takes time. So the sample has only about
-    `sample_size` characters, in pieces that are drawn at random. If there are fewer, it has all.
+    `sample_size` characters, in pieces that are drawn at random. A smaller text is counted whole.
     """
     pieces = []                                          # each has at most 1,000 characters
     for text in texts:
@@ -898,7 +912,7 @@ def remove_old_tokens(out, made_from):
 
 
 # ---- Reading a corpus -------------------------------------------------------------------
-# Each reader yields lines. A blank line means that a document ends.
+# Each reader yields lines. A blank line, which is stripped to "" later, means that a document ends.
 
 CORPUS_FILE = re.compile(r"(?si).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
 # A .bz2 or .xz may consist of several compressed streams. If a later one is damaged, the text may
@@ -912,8 +926,8 @@ UNDAMAGED_FILE = "a whole, undamaged file"
 # WikiExtractor writes such a line before each article of Wikipedia, and another one after it.
 WIKI_EXTRACTOR_LINE = re.compile(r'<doc id="|</doc>\s*$')
 LONGEST_CELL = 2**28                # characters of a cell in a .csv
-# From this number of characters on, read_corpus_file judges a text while it reads it. A shorter
-# text is judged only at its end, because perhaps only its first part is damaged.
+# From this number of characters on, read_corpus_file checks a text's encoding while it reads it. A
+# shorter text is checked only at its end, because perhaps only its first part is damaged.
 ENOUGH_TO_JUDGE = 1_000_000
 
 
@@ -1010,7 +1024,7 @@ def read_corpus(files, text_column="text"):
             num_replaced += replaced_here
             yield ""
     # A few replaced characters in a file are taken for damage. But if many small files have a few
-    # each, they are in another encoding. So all files are also judged together.
+    # each, they are in another encoding. So all files are also checked together.
     check_encoding(f"{path} and the files before it", num_characters, num_replaced)
 
 
@@ -1057,8 +1071,8 @@ def lines_of_corpus_file(path, raw, text_column):
         raise ValueError(f"{path}: not {UNDAMAGED_FILE}: it is empty")
     newline = None                                       # every kind of line end becomes "\n"
     if kind == ".csv":
-        # csv needs line ends in quotes unchanged. A carriage return alone ends no line. In a cell
-        # without quotes, where pandas can write it, csv refuses it.
+        # The module csv needs the line ends in quoted cells unchanged. With "\n" a carriage return
+        # alone ends no line. pandas may write one in a cell without quotes, which csv refuses.
         newline = "\n"
     unpacked = raw
     if compression is not None:
@@ -1088,9 +1102,9 @@ def check_encoding(what, num_characters, num_replaced):
 def lines_of_text(path, stream):
     """Yield the lines of an open .txt. A line of over CHUNK characters is yielded in pieces.
 
-    A blank line is yielded, because it ends a document. A blank piece of a longer line is left out,
-    because it ends none. A WIKI_EXTRACTOR_LINE becomes a blank line. ValueError if the file is
-    damaged.
+    A blank line is yielded, because it ends a document. A blank piece of a longer line ends no
+    document, so it is left out. A WIKI_EXTRACTOR_LINE becomes a blank line. ValueError if the file
+    is damaged.
     """
     begins_line = True                                   # whether the next piece begins a line
     # readline returns a line, or the next CHUNK characters of a line that has more.
@@ -1185,7 +1199,7 @@ def rows_of_csv(path, lines):
             row_begins = rows.line_num + 1
     except csv.Error as error:                           # such as a quote at a wrong place
         reason = str(error)
-        if "new-line" in reason:                         # Python's text is about open()
+        if "new-line" in reason:                         # Python's message advises about open()
             reason = "a carriage return has neither quotes around it nor a line feed after it"
         raise ValueError(f"{path}:{rows.line_num}: {reason}; the row begins in line "
                          f"{row_begins}") from error
@@ -1196,7 +1210,7 @@ def lines_of_document(document):
     for line in document.splitlines():
         for begin in range(0, len(line), CHUNK):
             piece = line[begin:begin + CHUNK]
-            if piece.strip():                            # an empty one would end the document
+            if piece.strip():                            # a blank one would end the document
                 yield piece
     yield ""
 
@@ -1319,8 +1333,8 @@ MARKUP = re.compile(r"""
   """, re.VERBOSE)
 # These marks mean code. code_role also finds a few rare roles that are no code, such as :term:.
 CODE_MARKS = ("code_role", "literal", "name")
-# Old texts quote a `word' like this. Where there are two, MARKUP takes what is from one backtick to
-# the other for a name.
+# Old texts quote a `word' like this. Where two words are quoted, MARKUP takes all the text between
+# the two backticks for a name.
 OLD_QUOTATION = re.compile(r"`[\w.()]+'(?!\w)")
 
 

@@ -144,14 +144,15 @@ def teacher_layer_number(r, num_recursions, num_layers):
     """Return the number of the teacher's layer that recursion r corresponds to. Both count from 0.
 
     All recursions together stand for all layers, so each stands for num_layers / num_recursions
-    layers. Recursion r corresponds to the last of its layers. For r = 0, 1, 2, ... these are
+    layers. Recursion r corresponds to the last layer that it stands for, in whole or in part. The
+    numbers of these layers for r = 0, 1, 2, ... are
 
         6 recursions, 12 layers:    1 3 5 7 9 11                (two layers each)
         12 recursions, 6 layers:    0 0 1 1 2 2 3 3 4 4 5 5     (half a layer each)
         4 recursions, 6 layers:     1 2 4 5                     (1.5 layers each)
 
     The teacher's layers are counted as it applies them. A teacher that shares layers has fewer in
-    its list `layers`, so teacher.layer_of_recursion(number) returns the layer.
+    its list `layers`, so use teacher.layer_of_recursion(number), not teacher.layers[number].
     """
     # layers_done says how many layers the recursions 0 to r stand for. If it is 1.5, recursion r
     # ends inside the second layer. So it is rounded up, to 2. The second layer has the number 1.
@@ -197,8 +198,8 @@ def states_after(hidden, positions, depths):
     stacked = torch.stack(states_by_depth)               # (R - 1, m, C)
     # Place i needs stacked[depths[i] - 1, i], because stacked[0] is after one recursion. Indexing
     # with two tensors does this for all places at once.
-    places = torch.arange(len(positions), device=positions.device)            # 0, 1, ..., m - 1
-    return stacked[depths - 1, places]                   # (m, C)
+    i = torch.arange(len(positions), device=positions.device)                 # 0, 1, ..., m - 1
+    return stacked[depths - 1, i]                        # (m, C)
 
 
 class Distillation:
@@ -211,9 +212,9 @@ class Distillation:
     temperature: of the output loss and the elastic loss
 
     The other arguments are for memory and speed:
-    micro_batch_size: sequences that go through the models at once; 0: all that this process has of
-        the batch. If the processes cannot share a batch evenly, some of them need one more pass:
-        see split_batch
+    micro_batch_size: sequences that go through the models at once; 0: batch_size divided by the
+        number of processes. If this leaves a remainder, some processes need one more pass: see
+        split_batch
     processes: a Processes, the number of this process among others; None: it is the only one
     bf16: multiply matrices in bfloat16
     compile_losses: let torch.compile fuse the operations
@@ -270,7 +271,7 @@ class Distillation:
         positions (m,): the masked places, indices into the flattened ids
         labels (m,): the true tokens there
         depths (m,): for each masked place the number of recursions after which the elastic loss
-            takes its state
+            uses the state of this place
         divisor: M, the number of masked places in the whole batch, but at least 1
         """
         # attention is a dict {recursion: map (b, H, T, T)}; it has only the maps asked for.
@@ -280,7 +281,7 @@ class Distillation:
             # torch.no_grad().
             teacher_hidden, teacher_attention = self.teacher(ids, maps=self.layers_with_map)
 
-        # Words are predicted at the masked places alone, because at the others the models see them.
+        # Words are predicted at the masked places alone: at the other places the models see them.
         if "mlm" in self.loss_weights or "output" in self.loss_weights:
             masked_states = take_masked(hidden[-1], positions)                # (m, C)
             logits = self.student.predict(masked_states)                      # (m, V)
@@ -338,7 +339,7 @@ class Distillation:
 
     def draw_depths(self, step, M):
         """Draw a depth for each masked place -> (M,): the number of recursions after which the
-        elastic loss takes the place's hidden state. To predict after each of the R - 1 earlier
+        elastic loss uses the hidden state of this place. To predict after each of the R - 1 earlier
         recursions would be R - 1 times the work.
 
         A depth is from 1 to R - 1. (If R is 1, all depths are 1, and no loss uses them.) Like the
@@ -411,7 +412,7 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
 
 
 def principal_directions(vectors, E):
-    """Find the E directions that keep as much as possible of vectors (N, C) -> (C, E).
+    """Find the E directions -> (C, E) that keep as much as possible of vectors (N, C).
 
     This is a principal component analysis in which the mean is not subtracted. The directions, the
     columns of the result, are the eigenvectors of vectors.T @ vectors with the E largest
@@ -492,7 +493,7 @@ def nearest_of_rank(K, matrix):
     """Factor the matrix of rank K that is nearest to a matrix (num_out, num_in) -> up (num_out, K),
     down (K, num_in).
 
-    It keeps the K largest singular values. Each factor is scaled by their square roots.
+    Both factors are scaled by the square roots of the K largest singular values, which are kept.
     """
     if not matrix.isfinite().all():
         raise ValueError("the teacher's layers are too large to compute with")
@@ -576,7 +577,8 @@ def training_step(model, objective, optimizer, step, options, processes):
 
 def learning_rate(step, options):
     """Return the learning rate of a step, counted from 0. During the warm-up it grows linearly from
-    lr / warmup to lr. Then it falls linearly from lr to lr / (steps - warmup), in the last step."""
+    lr / warmup to lr. Then it falls linearly from lr. In the last step it is lr / (steps - warmup).
+    """
     if step < options.warmup:
         share = (step + 1) / options.warmup              # the last step of the warm-up has 1
     else:
@@ -978,9 +980,8 @@ class Recorder:
         if stop:
             save_now = True                              # a run that stops writes a checkpoint
         # To read the norm, the program waits until a GPU has computed it. So on a GPU only the
-        # steps that are logged or saved are checked. If a step between them had a nan or an inf in
-        # its gradients, the weights became nan, and so did the norm of each later step, also this
-        # one.
+        # steps that are logged or saved are checked. A nan or an inf in the gradients of a step
+        # between them is found, too: it makes the weights nan, and so the norm of each later step.
         is_on_cpu = self.processes.device.type == "cpu"
         if log_now or save_now or is_on_cpu:
             check_finite_step(steps_done, result)
@@ -994,7 +995,7 @@ class Recorder:
         if self.is_main and save_now:
             self.save_checkpoint(steps_done)
         if self.is_main and log_now:
-            # This comes after the checkpoint: it fails if the terminal or a pipe has been closed.
+            # This comes after the checkpoint: printing fails if the terminal or a pipe was closed.
             show_progress(bar, line, self.options.steps)
             # The clock starts only now, so that an evaluation does not lower the measured speed.
             self.start_clock(steps_done)
@@ -1075,7 +1076,7 @@ def stop_run(signals, steps_done, options, processes):
     if processes.world_size > 1:
         dist.barrier()
         leave_processes()
-    # If only another process has received a signal, this one does not know which. It takes SIGTERM.
+    # If only another process has received a signal, its number is not known here. SIGTERM is taken.
     signal_number = signal.SIGTERM
     if signals:
         signal_number = signals[0]
@@ -1166,8 +1167,8 @@ def noted_signals():
     old_handlers = {}
     for number in numbers:
         # A shell script makes the commands in its background ignore Ctrl-C, and nohup makes a
-        # command ignore SIGHUP. A signal that is ignored stays ignored. The handler is None if it
-        # is not Python's, such as that of a program in which Python is embedded; it stays, too.
+        # command ignore SIGHUP. A signal that is ignored stays ignored. None stands for a handler
+        # that is not Python's, such as that of a program that embeds Python. It stays, too.
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             old_handlers[number] = signal.signal(number, note)    # returns the handler until now
     try:
@@ -1385,8 +1386,8 @@ def sum_over_processes(model, totals, processes):
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
     sums = flat.split([tensor.numel() for tensor in tensors])
-    # The sums are copied back, so that the memory of flat is free again. A gradient also keeps its
-    # order in memory, which must be that of its parameter: AdamW relies on it.
+    # The sums are copied back, so that the memory of flat is free again. copy_ also keeps the order
+    # in memory of a gradient, which must be that of its parameter: AdamW relies on it.
     for tensor, summed in zip(tensors, sums):
         tensor.copy_(summed.view_as(tensor))
 
@@ -1418,7 +1419,7 @@ RECIPES = {
         "eval_every": 200, "save_every": 200},
     "full": FULL,
     # These are the authors' values. The authors give the attention loss the weight 3, too, but
-    # their code divides this loss by the 256 tokens of a sequence. So its weight is 3 / 256.
+    # their code divides this loss by the 256 tokens of a sequence. So the weight here is 3 / 256.
     # MANUAL.md lists where this code departs from theirs: for example, a GPU computes in bfloat16.
     "paper": FULL | {
         "weight_decay": 1e-4, "dropout": 0.1, "attention_weight": 3 / 256, "hidden_weight": 3.0,
@@ -1712,7 +1713,7 @@ def run(args, given):
         student = make_student(args, teacher, tokenizer.vocab_size)
     else:
         student = copy_student(args, models["student"])
-    models["student"] = student                          # it replaces the model of --student
+    models["student"] = student                          # it replaces that of --student, if any
     options = options_of_run(args, student.config.hidden_size)
     loss_weights = choose_losses(args, teacher, student.config.num_hidden_layers, given)
     trains_head = any(name in HEAD_LOSSES for name in loss_weights)
@@ -1867,7 +1868,7 @@ def make_student(args, teacher, vocab_size):
     if num_parameters > MOST_PARAMETERS:
         raise ValueError(f"the student would have {num_parameters:,} parameters, but at most "
                          f"{MOST_PARAMETERS:,} are allowed; make its sizes smaller")
-    student = MiniALBERT(config)                         # initialised as --init sharp says
+    student = MiniALBERT(config)                         # it has the values of --init sharp
     # With --init teacher, train_student() takes the values from the teacher later.
     if args.init == "random":
         initialise(student, sharp=False)
@@ -1894,7 +1895,7 @@ def student_config(args, teacher, vocab_size):
     shape |= {"hidden_size": C, "embedding_size": E, "num_hidden_groups": 1, "adapter_size": 0,
               "correction_rank": 0, "tie_decoder": True, "hidden_dropout_prob": args.dropout,
               "attention_probs_dropout_prob": args.dropout}
-    # The flags have the last word.
+    # Then the flags change it. What they leave open about adapters and corrections comes last.
     for name in SHAPE_FIELDS:
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
@@ -1967,11 +1968,11 @@ def choose_losses(args, teacher, num_recursions, given):
     """
     wanted = {name: getattr(args, f"{name}_weight") for name in LOSS_WEIGHTS}
     wanted["elastic"] = args.elastic
-    possible = possible_losses(teacher, args.student is None, num_recursions)
+    default = default_losses(teacher, args.student is None, num_recursions)
     loss_weights = {}
     for name, weight in wanted.items():
-        # A default that is not possible is left out. If a flag asks for it, check_losses decides.
-        if weight > 0 and (name in possible or LOSS_FLAGS[name] in given):
+        # Other losses are used only if a flag asks for them. Then check_losses decides.
+        if weight > 0 and (name in default or LOSS_FLAGS[name] in given):
             loss_weights[name] = weight
     compares_predictions = "output" in loss_weights or "elastic" in loss_weights
     if not compares_predictions and "--temperature" in given:
@@ -1979,30 +1980,30 @@ def choose_losses(args, teacher, num_recursions, given):
     return loss_weights
 
 
-def possible_losses(teacher, is_fresh, num_recursions):
-    """Return the set of the losses that are possible.
+def default_losses(teacher, is_fresh, num_recursions):
+    """Return the set of the losses that are used by default, if their weights are not 0.
 
     teacher: a MiniALBERT, or None
     is_fresh: True if the student starts from the teacher or at random, not from --student
     """
     if teacher is None:
         return {"mlm"}
-    possible = set(LOSS_NAMES)
+    default = set(LOSS_NAMES)
     if num_recursions == 1:
-        possible -= {"elastic"}                          # there is no earlier recursion
+        default -= {"elastic"}                           # there is no earlier recursion
     if teacher.head is None:
-        possible -= {"output", "elastic"}
+        default -= {"output", "elastic"}
         if is_fresh:
             # By default such a student gets no head, for the teacher has none to start it from.
-            possible -= {"mlm"}
-    return possible
+            default -= {"mlm"}
+    return default
 
 
 def settings_of_command(args, lr, bf16, loss_weights, teacher, student):
     """Collect the settings that must be the same to resume a run: {name: value}. train_student()
     adds the corpus, which has not been read yet."""
     # How a fresh student starts follows from the other settings. So a hash is only needed for a
-    # student from --student. In a resumed run, too, it still has its first weights here, because
+    # student from --student. Even in a resumed run this student has its first weights here, because
     # the checkpoint is restored later.
     student_hash = None
     if args.student is not None:
@@ -2183,7 +2184,7 @@ def print_samples(models, tokenizer, valid_batches, bf16):
     if models["student"].head is None:
         return
     last = valid_batches.count - 1
-    # The set has four numbers, evenly spread; in a short text some are equal, so it has fewer.
+    # These are four sequences, evenly spread. If the held-out part is short, there are fewer.
     numbers = sorted({0, last // 3, 2 * last // 3, last})
     for sequence in valid_batches.sequences(numbers):
         ids = sequence.tolist()

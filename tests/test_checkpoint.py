@@ -178,7 +178,8 @@ BROKEN = {
     "a deep object": (file_bytes('{"x":' * 100_000), "JSON"),
     "a huge number": (file_bytes('{"x": 1' + "0" * 5000 + "}"), "JSON"),
     "half a character": (file_bytes('{"\\ud800": ' + GOOD + "}", b"\0" * 8), "half a character"),
-    "metadata that are a list": (file_bytes({"__metadata__": []}), "'__metadata__' is not a JSON object"),
+    "metadata that are a list":
+        (file_bytes({"__metadata__": []}), "'__metadata__' is not a JSON object"),
     "metadata that are numbers": (file_bytes({"__metadata__": {"a": 1}}), "__metadata__"),
     "an entry that is a list": (file_bytes({"x": []}), "'x'"),
     "an entry that is null": (file_bytes({"x": None}), "'x'"),
