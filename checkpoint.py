@@ -60,6 +60,8 @@ def read_safetensors(path):
     """
     size = os.path.getsize(path)
     with expecting(path, "a safetensors file"):
+        if size < 8:
+            raise ValueError("it is shorter than 8 bytes, so it has no header")
         check_no_lfs_pointer(path)
         # mode="c" is copy-on-write: what is written stays in memory and never reaches the file.
         file_bytes = np.memmap(path, np.uint8, mode="c")                      # (size,)
@@ -1009,6 +1011,8 @@ def fetch(name, weights=True):
     weights: False fetches only the config and the tokenizer
     ValueError if the model is not found. Without a network it must have been downloaded earlier.
     """
+    if name == "":
+        raise ValueError("a name is empty: give a folder or a Hugging Face name")
     if os.path.isdir(name):
         return name
     if os.path.isfile(name):

@@ -1393,7 +1393,7 @@ def print_saved_task(model_path):
     saved_task = load_task(model_path)
     if saved_task is not None:
         print(f"{model_path} was fine-tuned for {saved_task.name} already: training goes on with "
-              "its head, except in the mode random")
+              "its head, unless it begins from random weights")
 
 
 def paths_to_read(args, model_path):

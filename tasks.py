@@ -617,7 +617,10 @@ def check_first_column(examples, num_columns, path):
     if is_numbered or (repeats_one_word and num_columns > 2):
         raise ValueError(f"{path}: the first column must have the words, but in the first sentence "
                          f"it has {' '.join(sentences[0])!r:.60}")
-    prefix = os.path.commonprefix([word for words in sentences for word in words])
+    all_words = []
+    for words in sentences:
+        all_words += words
+    prefix = os.path.commonprefix(all_words)
     if re.fullmatch("[a-z-]+:", prefix):
         raise ValueError(f"{path}: all words begin with {prefix!r}, which must be removed, as "
                          f"sed 's/^{prefix}//' does")

@@ -10,10 +10,10 @@
         tiny sizes on a CPU: a test of this script
 
 A section has one job or several. Each is a process of its own with its own time limit
-(gpu_sections.py). As soon as a job has a row of a table, DIR/gpu.json and DIR/gpu.md
-are written anew, so that a crash or a limit loses only what follows in that job. What the jobs
-print goes to DIR/gpu.log. The exit status is 1 if a job failed or a result is not right: if it is
-farther from another one than its goal allows.
+(gpu_sections.py). As soon as a job has a row of a table, DIR/gpu.json and DIR/gpu.md are written
+anew, so that a crash or a limit loses only what follows in that job. What the jobs print goes to
+DIR/gpu.log. The exit status is 1 if a job failed or a row missed its goal. The goals are about
+results that must agree and waits that must not be there. They are not about speed.
 
 First come the jobs that compile or compare. They run at the same time, and so do the default
 commands, whose seconds are therefore too long. Then each job that is timed runs alone. The table of
@@ -23,7 +23,7 @@ where they run at the same time. An H200 has these; on an H100 a first compilati
 memory".
 
 EXPERIMENTS.md has what was found on an H200. --toy runs all jobs on a CPU and finds mistakes in
-this script. There is nothing to wait for then, and there are no CUDA graphs.
+this script. A CPU has nothing to wait for, and no CUDA graphs.
 """
 import argparse
 import json

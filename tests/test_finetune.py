@@ -2882,7 +2882,7 @@ def test_it_is_said_that_a_head_is_trained_on(tmp_path, out, tokenizer, model, c
     save_random_classifier(fine_tuned, task, tokenizer)
     more = ["--steps", 1, "--out", out, "--overwrite"]
     printed = run(capsys, *file_flags(fine_tuned, "classification", table), *more).out
-    message = "was fine-tuned for classification already: training goes on with its head, except"
+    message = "was fine-tuned for classification already: training goes on with its head, unless"
     assert f"{fine_tuned} {message}" in printed
     printed = run(capsys, *file_flags(model, "classification", table), *more).out
     assert "already" not in printed

@@ -780,7 +780,7 @@ data      --text body                           --text body: *c.txt: a .txt has 
 data      --tokenizer c.txt                     c.txt: this is a file; give the folder
 data      --tokenizer novocab                   novocab: it has no tokenizer.json and no vocab.txt
 data      --tokenizer no-such/bert              no-such/bert: there is no such folder
-data      --tokenizer=                          : there is no such folder
+data      --tokenizer=                          a name is empty
 data      --out c.txt                           --out 'c.txt': the name of a token file must end
 data      --out alone.bin                       alone.bin: not a token file
 data      --out x.bin                           x.bin.json exists and is not the description

@@ -781,7 +781,8 @@ def test_tags_without_a_type_have_the_type_entity(tmp_path):
 
 def test_tags_of_chinese_files_are_read(tmp_path):
     """Their letters are B, M, E and S."""
-    path = write_file(tmp_path / "a.bmes", "吴 B-NAME\n重 M-NAME\n阳 E-NAME\n， O\n王 S-NAME\n")
+    content = "吴 B-NAME\n重 M-NAME\n阳 E-NAME\n， O\n王 S-NAME\n"
+    path = write_file(tmp_path / "a.bmes", content)
     sentence, = read_tags(path)
     assert sentence.text == ["吴", "重", "阳", "，", "王"]
     assert sentence.label == ["B-NAME", "I-NAME", "I-NAME", "O", "B-NAME"]
