@@ -162,8 +162,8 @@ def write_safetensors(tensors, path, metadata=None):
 # ---- Loading and saving a model ---------------------------------------------------------
 
 # The names of the modules in a file follow one of two layouts, BERT's or ALBERT's. A layout is a
-# table {our name: name in a file}. The sign '#' stands for the number of a layer or a recursion.
-# A module that is not in the table, such as corrections.#.query, has our name in files, too.
+# dict {our name: name in a file}. The sign '#' stands for the number of a layer or a recursion.
+# A module that is not in the dict, such as corrections.#.query, has our name in files, too.
 
 # These names are the same in both layouts. The adapters are named as in the authors' files.
 IN_BOTH_LAYOUTS = {
@@ -216,7 +216,7 @@ def name_in_file(layout, name):
     module, leaf = name.rsplit(".", 1)                   # "layers.3.output", "bias"
     numbers = re.findall("[0-9]+", module)               # ["3"]
     module = re.sub("[0-9]+", "#", module)               # "layers.#.output"
-    file_module = layout.get(module, module)             # our name, if it is not in the table
+    file_module = layout.get(module, module)             # our name, if it is not in the layout
     if numbers:
         file_module = file_module.replace("#", numbers[0])
     return f"{file_module}.{leaf}"
@@ -246,13 +246,22 @@ def load(path, recursions=None):
         layout = BERT_LAYOUT
     tensors = without_identity_projection(tensors, layout, config)
     has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
-    is_tied = True                                       # also without a head
-    if has_head:
-        is_tied = decoder_is_tied(tensors, layout, config)
+    is_tied = not has_head or decoder_is_tied(tensors, layout, config)      # also without a head
     config = replace(config, tie_decoder=is_tied)
     if is_tied:                                          # our model uses the word table instead
         tensors.pop(name_in_file(layout, "head.decoder.weight"), None)
     model = model_without_values(config, has_head)
+    # The model's own tensors hold no data. assign=True replaces them by the loaded weights.
+    model.load_state_dict(take_weights(path, tensors, model, layout), assign=True)
+    if recursions is not None:
+        keep_recursions(model, recursions)
+    return model.eval()
+
+
+def take_weights(path, tensors, model, layout):
+    """Copy the tensors {name in the file: tensor} -> the float32 weights {our name: tensor} of the
+    model. Each tensor is removed from `tensors` when it has been copied, so that its memory can be
+    freed. ValueError if they are not the tensors of the model, or if a value is not finite."""
     expected = {}                                        # {name in the file: tensor}
     for name, tensor in model.state_dict().items():
         expected[name_in_file(layout, name)] = tensor
@@ -266,11 +275,7 @@ def load(path, recursions=None):
         weights[name] = stored.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     # The values are checked after the conversion, because a huge float64 becomes inf in float32.
     check_finite(path, weights)
-    # The model's own tensors hold no data. assign=True replaces them by the loaded weights.
-    model.load_state_dict(weights, assign=True)
-    if recursions is not None:
-        keep_recursions(model, recursions)
-    return model.eval()
+    return weights
 
 
 # Each config.json must have these fields. All other fields have defaults.
@@ -435,9 +440,9 @@ def decoder_is_tied(tensors, layout, config):
     """Return True if the head's decoder is tied, that is, if it is the word table.
 
     config.tie_decoder is False only if save() has written the config. Then the decoder is a matrix
-    of its own, even if its values do not differ from the word table yet. True may be only the
-    default. Then the decoder is tied if it has the values of the word table, or if the decoder or
-    the word table is missing.
+    of its own, even if its values do not differ from the word table yet. If it is True, that may be
+    only the default. Then the decoder is tied if it has the values of the word table, or if the
+    decoder or the word table is missing.
     """
     if not config.tie_decoder:
         return False
@@ -512,9 +517,9 @@ def save(model, path):
 
     What transformers can open depends on the model:
     - A BERT is written in BERT's layout, and transformers opens it with its head.
-    - A student without adapters and corrections is written in ALBERT's layout, and transformers
+    - A MiniALBERT without adapters and corrections is written in ALBERT's layout, and transformers
       opens it as an AlbertModel, without its head.
-    - Any other student is written in ALBERT's layout, too, but with the model_type "minialbert",
+    - Any other MiniALBERT is written in ALBERT's layout, too, but with the model_type "minialbert",
       which transformers' AutoModel does not know and refuses.
 
     ValueError if the model has other tensors than its config says: load() could not read its files.
@@ -545,18 +550,23 @@ def save(model, path):
         if config.is_bert and not stored_name.startswith("cls."):
             stored_name = "bert." + stored_name          # as in transformers
         tensors[stored_name] = tensor
-    # AlbertForMaskedLM has another head than our models. So the head of an "Albert" is written, but
+    os.makedirs(path, exist_ok=True)
+    write_safetensors(tensors, os.path.join(path, "model.safetensors"), {"format": "pt"})
+    write_json(os.path.join(path, "config.json"), contents_of_config(model, family))
+
+
+def contents_of_config(model, family):
+    """Return what save() writes into config.json, a dict. family: see save"""
+    # The head of an "Albert" is written, but AlbertForMaskedLM has another head than our models. So
     # the config names AlbertModel, which has none.
     if model.head is None or family == "Albert":
         architecture = family + "Model"
     else:
         architecture = family + "ForMaskedLM"
-    written = {"model_type": family.lower(), "hidden_act": "gelu", "inner_group_num": 1,
-               "architectures": [architecture], "tie_word_embeddings": config.tie_decoder}
-    written.update(asdict(config))
-    os.makedirs(path, exist_ok=True)
-    write_safetensors(tensors, os.path.join(path, "model.safetensors"), {"format": "pt"})
-    write_json(os.path.join(path, "config.json"), written)
+    contents = {"model_type": family.lower(), "hidden_act": "gelu", "inner_group_num": 1,
+                "architectures": [architecture], "tie_word_embeddings": model.config.tie_decoder}
+    contents.update(asdict(model.config))
+    return contents
 
 
 def albert_only_layers(config):
@@ -685,8 +695,8 @@ def run_folder(out, script, settings, inputs, resume=False, overwrite=False):
     caller calls claim_folder in this block. Until then no file of an earlier run changes.
 
     settings: a dict of what the run must have in common with one that it resumes
-    inputs: the folders and files that the run reads; None is skipped. `out` must not be one of
-        these folders, and none of these files may lie directly in it.
+    inputs: the folders and files that the run reads; an item that is None is ignored. `out` must
+        not be one of these folders, and none of these files may lie directly in it.
     resume, overwrite: see check_may_resume and check_may_start
     ValueError says what is wrong
 
@@ -753,8 +763,9 @@ def check_may_resume(out, earlier_run, script, settings):
 def check_may_start(out, earlier_run, overwrite):
     """Raise ValueError if a new run may not write into the folder `out`.
 
-    --overwrite needs a run of any script, or none of the files in WRITTEN_BY_RUNS. Without it the
-    folder may hold nothing but run.json. earlier_run: what read_run(out) has returned
+    --overwrite needs a run of any script, or none of the files in WRITTEN_BY_RUNS. A start without
+    --overwrite needs a folder that holds nothing but run.json. earlier_run: what read_run(out) has
+    returned
     """
     old_files = files_of_run(out)                        # run.json is not among them
     # Without a run.json of ours the files may be somebody else's.

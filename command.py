@@ -65,7 +65,7 @@ def path_name(text):
 
 def integer_from(smallest):
     """Make an argparse type: an integer of at least `smallest`."""
-    def whole_number(text):                              # an error has this name
+    def whole_number(text):                              # argparse's message has this name
         value = int(text)
         if not smallest <= value < 2**31:
             raise argparse.ArgumentTypeError(f"{text} is not from {smallest} to {2**31 - 1}")
@@ -109,7 +109,8 @@ def refuse_flags(given, refused, reason):
 
 
 def allow_only(given, allowed, command):
-    """Raise ValueError if a flag was given that is not among those that the command uses."""
+    """Raise ValueError if a flag was given that is not allowed. command: for the message, such as
+    "--evaluate"; it trains nothing"""
     for flag in given:
         if flag not in allowed:
             raise ValueError(f"{flag}: {command} trains nothing, so it would be ignored")

@@ -115,9 +115,9 @@ def choose_positions(ids, tokenizer, rng):
     return np.flatnonzero(is_chosen)                     # (M,): indices into the flattened ids
 
 
-# A generator of random numbers is seeded with [seed, purpose, step or epoch]; the purpose is one of
-# these numbers. So masking, for example, draws other numbers than the order of the sequences does,
-# and what is drawn for a step does not depend on the steps before it.
+# A generator of random numbers is seeded with [seed, purpose, step or epoch]. These are the
+# purposes. So masking, for example, draws other numbers than the order of the sequences does, and
+# what is drawn for a step does not depend on the steps before it.
 RNG_ORDERS = 1                      # the order of the sequences in an epoch
 RNG_MASKING = 2                     # which tokens of a step are masked, and by what
 RNG_DEPTHS = 3                      # the depths of the elastic loss in a step; distill.py alone
@@ -265,7 +265,7 @@ class Tokenizer:
         files of a tokenizer that was there before are removed."""
         os.makedirs(path, exist_ok=True)
         contents = dict(self.contents)
-        config = WORDPIECE_CONFIG
+        config = WORDPIECE_CONFIG                        # if there is no tokenizer_config.json
         if "tokenizer_config.json" in contents:
             config = json.loads(contents["tokenizer_config.json"])
         # lowercase is None if the tokenizer does not normalise as BERT does.
@@ -313,8 +313,8 @@ def read_backend(path):
 
 def check_unknown_token(backend):
     """Raise an error if a tokenizer of the tokenizers library has no token for unknown words."""
-    # Few tokenizers know this long word and this rare Cyrillic letter. To encode either of them is
-    # an error if the unk_token is not in the vocabulary.
+    # Few tokenizers know this long word and this rare Cyrillic letter. At either of them encode()
+    # raises an error if the unk_token is not in the vocabulary.
     backend.encode("a" * 1000)
     tokens_of_rare_letter = backend.encode("\ua66e", add_special_tokens=False).ids
     if not tokens_of_rare_letter:                        # there is no unk_token at all
@@ -487,6 +487,7 @@ def train_tokenizer(corpus, size, out, lowercase=True, text_column="text"):
             raise ValueError(f"{first_few(corpus)}: there is no text in the corpus")
         for token in SPECIAL_TOKENS + tokens:
             file.write(f"{token}\n".encode())
+        # vocab.txt gets its name last, at the end of the with block.
         write_json(os.path.join(out, "tokenizer_config.json"), config)
     return Tokenizer(out)
 
@@ -509,10 +510,10 @@ def learn_tokens(files, size, lowercase, text_column):
 def check_vocabulary_folder(out, config):
     """Raise ValueError if the folder `out` has files of another tokenizer.
 
-    config: what its tokenizer_config.json will hold, a dict
+    config: a dict, which will be written into tokenizer_config.json in `out`
     """
-    for name in ("tokenizer.json", "vocab.txt", "added_tokens.json", "special_tokens_map.json"):
-        if os.path.exists(os.path.join(out, name)):
+    for name in TOKENIZER_FILES:
+        if name != "tokenizer_config.json" and os.path.exists(os.path.join(out, name)):
             raise ValueError(f"{out}: it has a {name} already; choose another --out")
     config_path = os.path.join(out, "tokenizer_config.json")
     # An equal file is allowed: a run that was stopped after it had written one may be repeated.
@@ -665,7 +666,7 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
             raise ValueError(f"{first_few(corpus)}: there is no text in the corpus")
         check_unknown_share(first_few(corpus), counts.unknown_share, tokenizer)
         num_train, num_valid = sizes_of_parts(counts, corpus)
-        file.flush()                                     # hash_file reads it from the disk
+        file.flush()                                     # hash_file opens the file by its name
         description = {"dtype": dtype, "train": num_train, "valid": num_valid,
                        "digest": hash_file(file.name), "made_from": made_from}
         # A kill at any time must not leave tokens beside the description of other tokens, because
@@ -719,26 +720,21 @@ class TokenCounts(NamedTuple):
 
 
 def encode_chunk(chunk, tokenizer):
-    """Tokenise a chunk of lines -> (token numbers to train on, held-out token numbers, whether any
-    line became tokens).
+    """Tokenise a chunk of lines -> (token numbers to train on, held-out token numbers).
 
     chunk: [(line, whether it is held out)]; an empty line ends a document and becomes [SEP]
     """
     train_ids = []
     valid_ids = []
-    has_text = False
     texts = [line for line, _ in chunk]
     for (line, held_out), ids in zip(chunk, tokenizer.encode(texts)):
-        ends_document = line == ""
-        if ends_document:
+        if line == "":
             ids = [tokenizer.sep_id]
-        elif ids:
-            has_text = True
         if held_out:
             valid_ids.extend(ids)
         else:
             train_ids.extend(ids)
-    return train_ids, valid_ids, has_text
+    return train_ids, valid_ids
 
 
 def write_tokens(file, lines, tokenizer, dtype):
@@ -749,7 +745,7 @@ def write_tokens(file, lines, tokenizer, dtype):
     """
     num_train = 0
     num_valid = 0
-    has_text = False
+    num_documents = 0
     num_characters = 0
     num_unknown = 0.0                                    # an estimate: how many become [UNK]
     # The first chunk, which may be the only one, has a larger sample than those after it.
@@ -764,18 +760,20 @@ def write_tokens(file, lines, tokenizer, dtype):
             num_here = sum(len(text) for text in texts)  # with white space, unlike num_sampled
             num_characters += num_here
             num_unknown += num_here * unknown_in_sample / max(1, num_sampled)
-            train_ids, valid_ids, chunk_has_text = encode_chunk(chunk, tokenizer)
-            has_text = has_text or chunk_has_text
+            num_documents += texts.count("")             # an empty line ends each document
+            train_ids, valid_ids = encode_chunk(chunk, tokenizer)
             file.write(np.array(train_ids, dtype))
             valid_file.write(np.array(valid_ids, dtype))
             num_train += len(train_ids)
             num_valid += len(valid_ids)
-            # Without a terminal no progress bar is shown. Then a line a minute says how far it is.
+            # read_corpus shows a progress bar on a terminal. Elsewhere a line a minute says how far
+            # the work is.
             if not sys.stderr.isatty() and time.monotonic() - last_print_time >= 60:
                 last_print_time = time.monotonic()
                 print(f"{num_train + num_valid:,} tokens so far", file=sys.stderr, flush=True)
         valid_file.seek(0)
         shutil.copyfileobj(valid_file, file)
+    has_text = num_train + num_valid > num_documents     # each document has one [SEP]
     unknown_share = num_unknown / max(1, num_characters)
     return TokenCounts(num_train, num_valid, has_text, unknown_share)
 
@@ -912,7 +910,8 @@ def remove_old_tokens(out, made_from):
 
 
 # ---- Reading a corpus -------------------------------------------------------------------
-# Each reader yields lines. A blank line, which is stripped to "" later, means that a document ends.
+# The functions lines_of_... yield lines. A blank line means that a document ends; read_corpus_file
+# strips it to "".
 
 CORPUS_FILE = re.compile(r"(?si).*(\.txt|\.jsonl|\.csv)(\.gz|\.bz2|\.xz)?")
 # A .bz2 or .xz may consist of several compressed streams. If a later one is damaged, the text may
@@ -1071,8 +1070,9 @@ def lines_of_corpus_file(path, raw, text_column):
         raise ValueError(f"{path}: not {UNDAMAGED_FILE}: it is empty")
     newline = None                                       # every kind of line end becomes "\n"
     if kind == ".csv":
-        # The module csv needs the line ends in quoted cells unchanged. With "\n" a carriage return
-        # alone ends no line. pandas may write one in a cell without quotes, which csv refuses.
+        # The module csv needs the line ends in quoted cells unchanged. pandas may write a carriage
+        # return alone in a cell without quotes. With "\n" csv refuses such a cell; with "" it would
+        # cut the row in two.
         newline = "\n"
     unpacked = raw
     if compression is not None:
@@ -1258,7 +1258,7 @@ SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test
 DOCSTRING = re.compile(r'(?s)(?<![\w\'"])[rRuU]?("""|\'\'\')(.*?)\1')
 
 
-def docstrings(package, root):
+def docstrings(package_name, root):
     """List (module, text) of all texts in triple quotes in the Python files below the folder root.
 
     Nearly all are docstrings. No module is imported.
@@ -1276,7 +1276,7 @@ def docstrings(package, root):
                 source = file.read()
             module = os.path.relpath(path, root).removesuffix(".py").replace(os.sep, ".")
             for _, text in DOCSTRING.findall(source):
-                found.append((f"{package}.{module}", text))
+                found.append((f"{package_name}.{module}", text))
     return found
 
 
@@ -1286,10 +1286,12 @@ ITEM = re.compile(r"\s*([-*+o] |\d+[.)] |\w+ ?\(.*?\): |[*`]*\w+[*`]*: (?=[A-Z])
 HEADING = re.compile(r"[\w*, ]+ : .*|\w+ ?\([^)]*\):|\w+:?")
 
 
-def paragraphs(docstring):
-    """Yield the lines of each paragraph; a list item or an argument is a paragraph of its own."""
-    # In reStructuredText a block that ends in "::" announces code. The blocks after it are code, up
-    # to the first one that is not indented more than the announcing block.
+def prose_blocks(docstring):
+    """Yield the blocks of a docstring that are not code. Blank lines separate the blocks.
+
+    In reStructuredText a block that ends in "::" announces code. The blocks after it are code, up
+    to the first one that is not indented more than the announcing block.
+    """
     largest_prose_indent = math.inf          # a block that is indented more than this is code
     for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
         block_indent = indentation(block)
@@ -1298,6 +1300,12 @@ def paragraphs(docstring):
         largest_prose_indent = math.inf
         if block.rstrip().endswith("::"):
             largest_prose_indent = block_indent
+        yield block
+
+
+def paragraphs(docstring):
+    """Yield the lines of each paragraph; a list item or an argument is a paragraph of its own."""
+    for block in prose_blocks(docstring):
         lines = []                           # of the present paragraph
         first_indent = 0                     # the indentation of its first line
         for line in block.splitlines():
@@ -1364,7 +1372,7 @@ def remove_markup(lines):
     return text + marked[position:], code_spans
 
 
-# A line that is not prose begins like this: with a directive, a prompt, a rule, a definition, ...
+# A line that is not prose begins with a directive, a prompt, a row of signs, a definition, ...
 NOT_PROSE = re.compile(r"\s*(\.\. |\$ |[-=+|~^#*]{3,}|:\w+|@|\w+ = |def |class |import )")
 PLAIN_WORD = re.compile(r"[(\"']?[A-Za-z][a-z'-]*[.,;:!?)\"']*")
 COMMON_WORDS = frozenset("the a an of to in is are be and or for with that this it as if by on not "
@@ -1421,7 +1429,7 @@ def arguments(argv):
         "an error)")
     args = parser.parse_args(argv)
     if args.tokenizer is not None and args.lowercase is not None:
-        raise ValueError("--lowercase is for a vocabulary that is learned; --tokenizer has one")
+        raise ValueError("--lowercase is for a vocabulary that is learned, not for --tokenizer")
     return args
 
 

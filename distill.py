@@ -215,7 +215,7 @@ class Distillation:
     micro_batch_size: sequences that go through the models at once; 0: batch_size divided by the
         number of processes. If this leaves a remainder, some processes need one more pass: see
         split_batch
-    processes: a Processes, the number of this process among others; None: it is the only one
+    processes: a Processes, which says which process this is; None: it is the only one
     bf16: multiply matrices in bfloat16
     compile_losses: let torch.compile fuse the operations
     cuda_graphs: compile the losses so that a GPU starts all operations of a pass at once. This is
@@ -338,12 +338,12 @@ class Distillation:
             yield losses
 
     def draw_depths(self, step, M):
-        """Draw a depth for each masked place -> (M,): the number of recursions after which the
-        elastic loss uses the hidden state of this place. To predict after each of the R - 1 earlier
-        recursions would be R - 1 times the work.
+        """Draw a depth for each masked place -> (M,).
 
-        A depth is from 1 to R - 1. (If R is 1, all depths are 1, and no loss uses them.) Like the
-        batch, the depths depend on the seed and the step alone.
+        A depth is the number of recursions, from 1 to R - 1, after which the elastic loss uses the
+        hidden state of its place. (If R is 1, all depths are 1, and no loss uses them.) Only one is
+        drawn, because to predict after each of the R - 1 earlier recursions would be R - 1 times
+        the work. Like the batch, the depths depend on the seed and the step alone.
         """
         R = self.student.config.num_hidden_layers
         rng = np.random.default_rng([self.batches.seed, RNG_DEPTHS, step])
@@ -490,10 +490,10 @@ def start_corrections(student, teacher):
 
 
 def nearest_of_rank(K, matrix):
-    """Factor the matrix of rank K that is nearest to a matrix (num_out, num_in) -> up (num_out, K),
-    down (K, num_in).
+    """Find the matrix of rank K that is nearest to a matrix (num_out, num_in), as two factors -> up
+    (num_out, K), down (K, num_in).
 
-    Both factors are scaled by the square roots of the K largest singular values, which are kept.
+    Its singular values are the K largest ones. Each factor is multiplied by their square roots.
     """
     if not matrix.isfinite().all():
         raise ValueError("the teacher's layers are too large to compute with")
@@ -545,7 +545,7 @@ def training_step(model, objective, optimizer, step, options, processes):
     objective: a Distillation, or anything with its .loss_weights and .losses_of_micro_batches(step)
     step: its number, counted from 0
     options: a TrainingOptions, which has the learning rate, the number of steps and the seed
-    processes: a Processes, the number of this process among others
+    processes: a Processes, which says which process this is and how many there are
 
     The gradients must be empty before the step, and they are empty after it. The step seeds torch's
     random numbers.
@@ -803,7 +803,7 @@ def autocast(device, bf16):
 
 
 def cast_linear_layers(model):
-    """Cast a frozen model's linear layers, weights and biases, to bfloat16, once. Without this
+    """Cast the weights and biases of a frozen model's linear layers to bfloat16, once. Without this
     autocast would do it in each step."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -839,10 +839,10 @@ def make_optimizer_state(optimizer, trained):
     restored before the first step. ValueError if a parameter has gaps in memory.
     """
     for parameter in trained:
-        exp_avg = torch.zeros_like(parameter)            # it has no gaps
         # A part of a larger matrix, such as matrix[:, :3], has gaps between its rows. On a CPU
         # AdamW (fused) takes the numbers as they stand in memory, so it would also change what is
-        # in the gaps. It does so without an error.
+        # in the gaps, without an error. zeros_like makes a tensor without gaps.
+        exp_avg = torch.zeros_like(parameter)
         if exp_avg.stride() != parameter.stride():
             raise ValueError(f"a parameter of shape {list(parameter.shape)} is a part of a larger "
                              "tensor; make it of a copy, nn.Parameter(part.clone())")
@@ -1167,8 +1167,8 @@ def noted_signals():
     old_handlers = {}
     for number in numbers:
         # A shell script makes the commands in its background ignore Ctrl-C, and nohup makes a
-        # command ignore SIGHUP. A signal that is ignored stays ignored. None stands for a handler
-        # that is not Python's, such as that of a program that embeds Python. It stays, too.
+        # command ignore SIGHUP. A signal that is ignored stays ignored. getsignal returns None for
+        # a handler that is not Python's, such as that of a program that embeds Python. It stays.
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             old_handlers[number] = signal.signal(number, note)    # returns the handler until now
     try:
@@ -1303,7 +1303,7 @@ def choose_device(name, local_rank=0):
 
 def uses_bf16(flag, device):
     """Return whether to multiply in bfloat16: what the flag --bf16 says or, if it is None, whether
-    the device is a GPU. ValueError if the GPU does not know bfloat16."""
+    the device is a CUDA GPU. ValueError if that does not know bfloat16."""
     bf16 = flag
     if flag is None:
         bf16 = device.type == "cuda"
@@ -1434,7 +1434,7 @@ SHAPE_FIELDS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedd
 
 
 def add_run_flags(parser, out_help, eval_every_default, save_every_default):
-    """Add the flags about a run that distill.py and finetune.py share, in a group.
+    """Add the flags that distill.py and finetune.py share, those about a run, as one group.
 
     The two defaults differ between the scripts. They are only shown by --help, not set here.
     """
@@ -1820,7 +1820,7 @@ def make_valid_batches(corpus, tokenizer, length):
 def measure_models(models, valid_batches, bf16, each_recursion=False):
     """Measure models on the held-out text -> {name of a model: its results}.
 
-    The results of a model are its number of "parameters", how many it has "applied" (see
+    The results of a model are "parameters" and "applied" (the counts `stored` and `applied` of
     count_parameters) and, if it has an MLM head, what evaluate returns.
     """
     results = {}
@@ -1960,8 +1960,7 @@ def options_of_run(args, C):
 
 def choose_losses(args, teacher, num_recursions, given):
     """Choose the losses -> {name: weight}. Two kinds are left out: those with the weight 0, and,
-    unless a flag asks for them, those that are not possible with this teacher or this number of
-    recursions of the student.
+    unless a flag asks for them, those that default_losses does not return.
 
     given: the flags on the command line
     ValueError if --temperature was given, but no loss uses it.
@@ -2003,8 +2002,8 @@ def settings_of_command(args, lr, bf16, loss_weights, teacher, student):
     """Collect the settings that must be the same to resume a run: {name: value}. train_student()
     adds the corpus, which has not been read yet."""
     # How a fresh student starts follows from the other settings. So a hash is only needed for a
-    # student from --student. Even in a resumed run this student has its first weights here, because
-    # the checkpoint is restored later.
+    # student from --student. Even in a resumed run this student still has the weights of --student
+    # here, because the checkpoint is restored later.
     student_hash = None
     if args.student is not None:
         student_hash = fingerprint(student)
@@ -2042,7 +2041,6 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
 
     models: {"teacher": MiniALBERT, "student": MiniALBERT}, or the student alone
     """
-    teacher = models.get("teacher")
     student = models["student"]
     device = processes.device
     compile_losses, cuda_graphs = choose_compilation(args, processes)
@@ -2050,15 +2048,9 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
     batches = make_train_batches(corpus, tokenizer, args.length, args.batch_size, args.seed)
     valid_batches = make_valid_batches(corpus, tokenizer, args.length)
     settings = settings | {"corpus": corpus.digest}
-    if args.init == "teacher":
-        sample = batches.sequences(range(min(256, batches.count)))
-        start_from_teacher(student, teacher, torch.from_numpy(sample))
-    for model in models.values():
-        model.to(device)
-    if teacher is not None and bf16:
-        cast_linear_layers(teacher)
+    prepare_models(models, args.init, batches, bf16, device)
     distillation = Distillation(
-        student, teacher, batches, loss_weights, temperature=args.temperature,
+        student, models.get("teacher"), batches, loss_weights, temperature=args.temperature,
         micro_batch_size=args.micro_batch_size, processes=processes, bf16=bf16,
         compile_losses=compile_losses, cuda_graphs=cuda_graphs)
 
@@ -2073,7 +2065,7 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
         tokenizer.save(args.out)
 
     run_state = begin_or_resume(student, options, settings, processes)
-    print_scores(measure_models(models, valid_batches, bf16))
+    print_scores(measure_models(models, valid_batches, bf16))    # before the training
     with explaining_failures():
         print_plan(args.recipe, options.lr, distillation, device)
         num_steps = options.steps - run_state.first_step
@@ -2084,13 +2076,29 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
             # --overwrite has lost nothing.
             claim_folder(args.out, "distill.py", settings, args.resume)
         train(student, distillation, run_state, options, evaluate_student, save_student, processes)
+    report_results(models, tokenizer, valid_batches, bf16, args.out, processes)
+
+
+def prepare_models(models, init, batches, bf16, device):
+    """Start the student from the teacher, if --init says so. Move the models to the device."""
+    teacher = models.get("teacher")
+    if init == "teacher":
+        sample = batches.sequences(range(min(256, batches.count)))
+        start_from_teacher(models["student"], teacher, torch.from_numpy(sample))
+    for model in models.values():
+        model.to(device)
+    if teacher is not None and bf16:
+        cast_linear_layers(teacher)
+
+
+def report_results(models, tokenizer, valid_batches, bf16, out, processes):
+    """Measure the models after the training, write results.json, and print scores and samples."""
     results = measure_models(models, valid_batches, bf16, each_recursion=True)
     if processes.rank == 0:
-        write_json(os.path.join(args.out, "results.json"), results)
+        write_json(os.path.join(out, "results.json"), results)
     print_scores(results)
     print_samples(models, tokenizer, valid_batches, bf16)
-    print(f"\nThe student is in {args.out}. Next: python finetune.py --model "
-          f"{shlex.quote(args.out)}")
+    print(f"\nThe student is in {out}. Next: python finetune.py --model {shlex.quote(out)}")
 
 
 def choose_compilation(args, processes):
@@ -2101,7 +2109,8 @@ def choose_compilation(args, processes):
     compile_losses = args.compile
     if compile_losses is None:
         compile_losses = has_gpu and args.recipe != "quick"
-    # Each process looks at the first one: if that has a single micro-batch, so have all others.
+    # All must decide alike. So each process counts the micro-batches of the first process. If that
+    # has a single one, so have all others.
     first_process = processes._replace(rank=0)           # a copy with another rank
     micro_batches = split_batch(args.batch_size, args.micro_batch_size, first_process)
     can_use_graphs = has_gpu and compile_losses and len(micro_batches) == 1

@@ -8,12 +8,12 @@ The paper: MiniALBERT: Model Distillation via Parameter-Efficient Recursive Tran
 - factorised embeddings: the tables have a small width E; a linear layer widens them to C
 - each recursion has small modules of its own. The paper's are two bottleneck adapters, one before
   attention and one before the feed-forward; they change the hidden states. Here a model can have
-  these, or corrections, low-rank matrices that are added to the layer's six matrices, or both. All
+  these, or corrections (low-rank matrices that are added to the layer's six matrices), or both. All
   other parameters are shared, also the layer's biases and LayerNorms
 
 distill.py starts a student from its teacher (start_from_teacher) and has the losses that compare
 the two (Distillation). One of them, the elastic loss, trains a student to predict after fewer
-recursions, too. Then keep_recursions can remove the later recursions.
+recursions, too. Then keep_recursions, below, can remove the later recursions.
 
 One class serves for teacher and student, because a BERT is a MiniALBERT that shares nothing.
 
@@ -195,7 +195,7 @@ def apply_linear(linear, x, corrections, name):
     """Apply an nn.Linear of a Layer to x, with its weight corrected for this call.
 
     corrections: the recursion's Corrections, or None
-    name: the key of this nn.Linear's correction among the six in it, such as "query"
+    name: says which of the six corrections belongs to this nn.Linear, such as "query"
 
     The gradient reaches the shared weight and both factors of the LowRank. With a correction the
     module `linear` is not called, so forward hooks that a user has put on it do not run.
@@ -332,9 +332,8 @@ CORRECTED = {
 class Head(nn.Module):
     """The parameters of BERT's masked-language-model head.
 
-    A tied head has no decoder, which would be an output matrix of its own: the word table takes its
-    place. So this class has no forward(). MiniALBERT.predict uses these parameters and the
-    embeddings.
+    A tied head has no decoder, that is, no output matrix of its own. It uses the word table, which
+    belongs to Embeddings. So this class has no forward(): MiniALBERT.predict uses both modules.
     """
 
     def __init__(self, config):
@@ -350,7 +349,7 @@ class Head(nn.Module):
 
 
 def split_evenly(num_items, num_groups):
-    """Split items into groups of neighbours -> a list with the number of each item's group.
+    """Split items into groups of neighbours -> a list that says for each item in which group it is.
 
     split_evenly(6, 2) is [0, 0, 0, 1, 1, 1]: the items 0, 1 and 2 are group 0. If the number of
     items is not a multiple of the number of groups, some groups have one item more than others:
@@ -493,8 +492,8 @@ def initialise(model, sharp=True):
     #   s * sqrt(C)  is the standard deviation of a number in a query or a key, a sum of C products
     #   s**2 * C     is that of the product of a query's number and a key's
     #   s**2 * C     is that of a score, too, a sum of D such products, divided by sqrt(D)
-    # With s = 0.02 the scores have 0.05 if C is 128, and 0.3 if C is 768. The first maps would be
-    # almost uniform. With s = 0.08, as here, they have 0.8 and 4.9.
+    # With s = 0.02 that of a score is 0.05 if C is 128, and 0.3 if C is 768. The first maps
+    # would be almost uniform. With s = 0.08, as here, it is 0.8 and 4.9.
     for layer in model.layers:
         layer.attention.query.weight.mul_(4)
         layer.attention.key.weight.mul_(4)
@@ -565,8 +564,9 @@ def merge_corrections(model):
     The layer of a recursion is the shared layer with the recursion's corrections added. The copy
     computes the same as the model and stores R layers. It is on the CPU and in float32.
 
-    If the copy has no adapters, transformers can open what save() of checkpoint.py writes of it: as
-    an AlbertModel if E differs from C, otherwise as a BertModel, which has no projection.
+    If the copy has no adapters, the library transformers can open what save() of checkpoint.py
+    writes of it: as an AlbertModel if E differs from C, otherwise as a BertModel, which has no
+    projection.
     """
     R = model.config.num_hidden_layers
     merged = copy.deepcopy(model).cpu().float()
@@ -610,8 +610,8 @@ def count_parameters(model):
 def check_config(config):
     """Raise ValueError if a field of a Config is wrong or contradicts another one.
 
-    A run that began before a new field existed cannot be resumed. A new field that changes what a
-    model computes also belongs in
+    If you add a field: a training run that began without it cannot be resumed. A field that changes
+    what a model computes also belongs in
     - is_bert
     - check_field, if it is an integer that may be 0, or if its type is not int, float or bool
     - read_config and save of checkpoint.py
