@@ -493,7 +493,7 @@ def nearest_of_rank(K, matrix):
     """Find the matrix of rank K that is nearest to a matrix (num_out, num_in), as two factors -> up
     (num_out, K), down (K, num_in).
 
-    Its singular values are the K largest ones. Each factor is multiplied by their square roots.
+    It keeps the K largest singular values. Each factor is multiplied by their square roots.
     """
     if not matrix.isfinite().all():
         raise ValueError("the teacher's layers are too large to compute with")
