@@ -994,7 +994,7 @@ def corpus_files_below(folder):
         raise ValueError(f"{folder}: no .txt, .jsonl or .csv (or one as .gz, .bz2, .xz) there")
     if num_skipped > 0:
         warn(f"{folder}: skipped files and folders: {num_skipped}; they are not .txt, .jsonl or "
-             ".csv, or no regular files, or a name begins with a dot")
+             ".csv, or no regular files, or links to folders, or a name begins with a dot")
     return sorted(found)
 
 
