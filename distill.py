@@ -1448,8 +1448,8 @@ def add_run_flags(parser, out_help, eval_every_default, save_every_default):
     group.add_argument("--seed", type=integer_from(0), default=0, metavar="N",
                        help="seed of all random numbers of the training (default: 0)")
     group.add_argument("--log-every", type=integer_from(1), default=50, metavar="STEPS",
-                       help="write a line to log.jsonl, and print it where there is no terminal, "
-                       "after each STEPS steps and after each evaluation (default: 50)")
+                       help="write a line to log.jsonl, and show its loss and its held-out "
+                       "scores, after each STEPS steps and after each evaluation (default: 50)")
     group.add_argument("--eval-every", type=integer_from(0), metavar="STEPS",
                        help="measure the model after each STEPS steps; 0: only at the end "
                        f"(default: {eval_every_default})")
