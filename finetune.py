@@ -1180,7 +1180,8 @@ def add_training_flags(parser):
     group.add_argument("--epochs", type=real_number(smallest=0.001), default=3.0, metavar="X",
                        help="number of passes through the training set (default: 3)")
     group.add_argument("--steps", type=integer_from(1), metavar="N",
-                       help="steps to train (default: from --epochs; 200 without --task)")
+                       help="steps to train (default: from --epochs; 200 if neither --task nor "
+                       "--epochs is given)")
     group.add_argument("--batch-size", type=integer_from(1), default=32, metavar="B",
                        help="sequences in a step, of all processes together (default: 32)")
     group.add_argument("--micro-batch-size", type=integer_from(0), default=0, metavar="B",
