@@ -47,8 +47,9 @@ class Example(NamedTuple):
     second_text: object = None  # a second text; in qa the context; None if there is none
     label: object = None        # see above; None if it is not known
     id: str = ""                # qa: the id of the question; "code": the index of its line in the
-                                # file; else the index of the example in its split. Indices
-                                # count from 0, the line numbers in `location` from 1
+                                # file; else the index of the example in its split, or in the
+                                # training files if it was held out of them. Indices count from
+                                # 0, the line numbers in `location` from 1
     location: str = "an example"    # for messages: "file:line", in qa file and id of the question
 
 
