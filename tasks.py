@@ -95,7 +95,8 @@ class Task:
 class Prediction(NamedTuple):
     """What a model predicts for an example."""
     guess: object           # a class, a number, a list of tags, or the text of an answer
-    probabilities: dict     # of classes {label: probability}, in other kinds {}
+    probabilities: dict     # of classes {label: probability}, at most the 100 largest; in other
+                            # kinds {}
 
 
 class GlueTask(NamedTuple):
