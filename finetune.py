@@ -572,8 +572,9 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
 
     mode: what will be trained, see MODES; the other parameters are frozen
     dropout: the probability of dropout in the training
-    sample: (ids, mask, segments), arrays (B, T); new adapters, if any, are fitted to it
+    sample: (ids, mask, segments), arrays (B, T), to which new adapters are fitted
     recursions: the number of recursions to use, counted from the first; None: all
+    ValueError if the mode is none of MODES, or if adapters are added, but there is no sample.
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r:.60}, not one of {', '.join(MODES)}")
