@@ -173,7 +173,8 @@ class MaskedBatches:
         return order
 
     def sequences(self, numbers):
-        """Return the unmasked ids (B, T) of the sequences with these B numbers."""
+        """Return the unmasked ids (B, T) of the sequences with these B numbers. ValueError if they
+        have a token that the tokenizer does not have; batch() raises it, too."""
         num_inside = self.T - 2                          # tokens between [CLS] and [SEP]
         ids = np.empty((len(numbers), self.T), np.int64)
         for row, number in enumerate(numbers):
