@@ -646,6 +646,8 @@ def tokenise(corpus, tokenizer, out, text_column="text", overwrite=True):
 
     If they are there already and were made in the same way, they are used as they are. If they were
     made in another way, they are made anew. With overwrite=False this is a ValueError instead.
+    ValueError, too, if `out` does not end in .bin, if the corpus has no text or a damaged file, or
+    if most of its characters become [UNK].
     """
     out = os.fspath(out)
     corpus = list_of_paths(corpus)
