@@ -1193,7 +1193,7 @@ def evaluate(model, batches, each_recursion=False):
     Up to 512 sequences of the held-out part are measured, in whole batches, but at least one batch.
     The sequences are drawn at random, but they and their masked places are always the same. If the
     held-out part has fewer sequences than a batch, they are used several times. The model is left
-    in eval mode. ValueError if no token is masked.
+    in eval mode. ValueError if it has no MLM head, or if no token is masked.
     """
     model.eval()
     R = model.config.num_hidden_layers
