@@ -429,7 +429,7 @@ class TaskLoss:
 
     The teacher is a Classifier for the same Task, or None. A batch has sequences of similar length.
     It depends on the seed and the step alone. In an epoch each Feature is used once; one batch, not
-    always the last, may be smaller than the others.
+    always the last, may be smaller than the others. ValueError if a Feature has no label.
     """
 
     def __init__(self, model, features, batch_size, seed, teacher=None, hidden_weight=0.0,
