@@ -150,8 +150,8 @@ def kind_of_task(name):
 def score(task, examples, guesses):
     """Score guesses by the task's metrics -> {metric: value}; {} if a label is unknown.
 
-    A correlation is from -1 to 1, every other value from 0 to 1. FloatingPointError if a predicted
-    number is not finite.
+    A correlation is from -1 to 1, every other value from 0 to 1. ValueError if there are more or
+    fewer guesses than examples. FloatingPointError if a predicted number is not finite.
     """
     gold = [example.label for example in examples]
     if len(gold) != len(guesses):
