@@ -762,7 +762,8 @@ ZIP_NAMES = {"qqp": "QQP-clean", "qnli": "QNLIv2"}       # zips not named like t
 
 
 def download_glue(name, cache=CACHE):
-    """Return the folder of a GLUE task; its official zip is downloaded on first use."""
+    """Return the folder of a GLUE task; its official zip is downloaded on first use. ValueError if
+    that fails; MRPC has no zip."""
     folder_name = GLUE[name].folder
     folder = os.path.join(cache, "glue", folder_name)
     if os.path.isdir(folder):
