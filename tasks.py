@@ -379,6 +379,11 @@ def lines_of(path):
                 if b"\0" in raw:
                     raise ValueError(f"{path}: its first line has NUL bytes. If it is in UTF-16 or "
                                      "UTF-32, iconv converts it; if it is compressed, unpack it")
+                # Old programs for the Mac write such files, and Excel still can. To read one here
+                # would give a single line.
+                if b"\r" in raw.strip() and not raw.endswith(b"\n"):
+                    raise ValueError(f"{path}: a carriage return alone ends its lines: "
+                                     "tr '\\r' '\\n' < FILE > NEW makes line feeds of them")
             with expecting(f"{path}:{number}", "UTF-8 (unpack it, or convert it with iconv)"):
                 line = raw.decode(encoding).rstrip("\r\n")
             yield number, line

@@ -449,6 +449,21 @@ def test_lines_are_ended_by_line_feeds_alone_and_a_mark_is_taken_from_the_first(
     assert texts == ["a\u2028b", "\ufeffc\x0bd", "", " e "]
 
 
+@pytest.mark.parametrize("read", [read_t_and_y, read_tags])
+def test_lines_that_end_with_a_carriage_return_alone_are_refused(tmp_path, read):
+    """All of them would be one line: in a file of tags one word with the last word's tag."""
+    path = write_file(tmp_path / "a.tsv", "t\ty\rEU\tB-ORG\rrejects\tO\r")
+    with pytest.raises(ValueError, match=f"^{path}: a carriage return alone ends its lines: tr"):
+        read(path)
+
+
+def test_a_carriage_return_inside_a_line_is_text(tmp_path):
+    path = write_file(tmp_path / "a", "a\rb\nc\rd")
+    assert list(lines_of(path)) == [(1, "a\rb"), (2, "c\rd")]
+    path = write_file(tmp_path / "b", "a line\r")
+    assert list(lines_of(path)) == [(1, "a line")]
+
+
 def test_glue_files_are_read_in_their_official_layout_with_quotes_as_text(tmp_path):
     folder = tmp_path / "cola"
     write_file(folder / "train.tsv", 'gj04\t1\t\tHe said "yes.\ngj04\t0\t*\tThey "ran.\n')
