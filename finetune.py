@@ -1904,7 +1904,8 @@ def example_of_line(line, task, location="the text"):
     if len(texts) != num_texts:
         needed = describe_number_of_texts(task)
         raise ValueError(f"{location} {line!r:.60}: this model needs {needed}; a tab separates two "
-                         "texts; for a file with labels or tags say --evaluate --test FILE")
+                         "texts (inside a text put a space in its place); for a file with labels "
+                         "or tags say --evaluate --test FILE")
     text = texts[0]
     if task.kind == "tagging":
         text = split_words(text)

@@ -1336,7 +1336,8 @@ def test_a_line_for_a_model_of_one_text_is_kept_whole_and_has_no_tab():
     task = make_task_of_kind("regression")
     example = finetune.example_of_line(" a b", task)
     assert example == (" a b", None, None, "", "the text")
-    with pytest.raises(ValueError, match="this model needs one text"):
+    message = "this model needs one text; .*inside a text put a space in its place"
+    with pytest.raises(ValueError, match=message):
         finetune.example_of_line("a\tb", task)
     with pytest.raises(ValueError, match="^x.tsv:1 'a.tb.tlabel': this model needs one"):
         finetune.example_of_line("a\tb\tlabel", task, "x.tsv:1")
