@@ -1000,8 +1000,10 @@ def parse_json_object(text):
     # without its partner becomes half a character, a surrogate, which UTF-8 cannot express.
     if "\\ud" in text.lower():
         text_of_value = json.dumps(value, ensure_ascii=False)
-        if re.search("[\ud800-\udfff]", text_of_value):
-            raise ValueError("half a character, such as \\ud800, which UTF-8 does not have")
+        half = re.search("[\ud800-\udfff]", text_of_value)
+        if half is not None:
+            raise ValueError(f"it has {ascii(half[0])}, which is half a character, as of an emoji "
+                             "that was cut in two; UTF-8 does not have it: remove it")
     return value
 
 
