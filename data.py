@@ -873,10 +873,11 @@ def check_unknown_share(what, unknown_share, tokenizer, only_warn=False):
     unknown_share: see TokenCounts
     """
     message = (f"{what}: {unknown_share:.0%} of the characters become [UNK] with the tokenizer in "
-               f"{tokenizer.path}")
+               f"{tokenizer.path}. Perhaps it is of another language, or accents are characters of "
+               "their own (uconv -x nfc joins them with their letters), or spaces must be put "
+               "between the words, because over 100 letters in a row are one [UNK]")
     if unknown_share > 0.5 and not only_warn:
-        raise ValueError(f"{message}: the tokenizer is of another language, or spaces must be put "
-                         "between the words, because over 100 letters in a row are one [UNK]")
+        raise ValueError(message)
     if unknown_share > 0.1:
         warn(message)
 

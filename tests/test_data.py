@@ -23,6 +23,7 @@ import sysconfig
 import time
 import tracemalloc
 import types
+import unicodedata
 import warnings
 import zlib
 from contextlib import redirect_stderr, redirect_stdout
@@ -891,6 +892,22 @@ def test_a_corpus_of_which_over_a_tenth_is_unknown_has_a_warning(
     tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
     error = capsys.readouterr().err
     assert ("a.txt: 11% of the characters become [UNK]" in error) is is_warned
+
+
+@pytest.mark.parametrize("form, becomes_unknown", [("NFC", False), ("NFD", True)])
+def test_accents_that_are_characters_of_their_own_are_named_as_a_cause_of_unknown_words(
+        form, becomes_unknown, tmp_path):
+    """A cased vocabulary has the letter with its accent, but often not the accent alone."""
+    words = "Tiếng Việt được viết bằng chữ Quốc ngữ"
+    write_file(tmp_path / "learn.txt", words)
+    train_tokenizer(str(tmp_path / "learn.txt"), 100, str(tmp_path / "tok"), lowercase=False)
+    tokenizer = Tokenizer(str(tmp_path / "tok"))
+    corpus = write_file(tmp_path / "a.txt", unicodedata.normalize(form, words))
+    if becomes_unknown:
+        with pytest.raises(ValueError, match=r"characters of their own \(uconv -x nfc joins"):
+            tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
+    else:
+        tokenise(corpus, tokenizer, str(tmp_path / "a.bin"))
 
 
 def test_unknown_characters_are_counted_in_a_sample_of_the_lines(tokenizer):

@@ -2942,8 +2942,8 @@ def test_a_text_of_unknown_tokens_is_predicted_with_a_warning(tokenizer, tmp_pat
     lines = ["good", "", "привет привет good", "привет good"]
     texts = write_file(tmp_path / "t.txt", "\n".join(lines) + "\n")
     printed = run(capsys, "--model", out, "--predict", texts)
-    assert printed.err == ("warning: --predict: 60% of the characters become [UNK] with the "
-                           f"tokenizer in {out}\n")
+    assert printed.err.startswith("warning: --predict: 60% of the characters become [UNK] with "
+                                  f"the tokenizer in {out}. Perhaps")
     assert printed.out.count("%") == 6                   # two labels of each of three texts
     table = write_file(tmp_path / "t.tsv", "text\tlabel\nпривет привет good\tx\n")
     warned = run(capsys, "--model", out, "--evaluate", "--test", table).err
