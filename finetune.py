@@ -97,8 +97,8 @@ class Classifier(nn.Module):
         if self.task.kind == "qa":
             # An answer is in the context, and [CLS] means "no answer". Segment 1 holds the context
             # and the last [SEP]. The logits at this [SEP] stay, but the loss makes them small, and
-            # decode_answers ignores them. The others become -1e4 and not -inf, with which the KL
-            # divergence from a teacher would be nan.
+            # decode_answers ignores them. The logits of the question and of the padding become -1e4
+            # and not -inf, with which the KL divergence from a teacher would be nan.
             is_allowed = segments == 1                   # (B, T)
             is_allowed[:, 0] = True                      # [CLS]
             logits = logits.masked_fill(~is_allowed[:, :, None], -1e4)
@@ -166,7 +166,7 @@ def encode(task, examples, tokenizer):
 
     In classification and regression an example has one Feature, and a text that is too long is cut.
     A sentence to tag and the context of a question are cut into windows; each one has a Feature.
-    ValueError if an example has a label that the task does not have, or a wrong number of texts.
+    For the ValueErrors see check_examples.
     """
     check_examples(task, examples)
     label_numbers = {label: i for i, label in enumerate(task.labels)}
@@ -356,7 +356,8 @@ def collate(features):
 
 
 def collate_labels(features, T, kind):
-    """Put the labels of Features into one array of floats, as it may have nan. All must be known.
+    """Put the labels of Features, all of which are known, into one array. It has floats, because it
+    may have nan.
 
     qa: (B, 2), the positions of the answer's first and last token
     other kinds: (B, T), the label of each token; nan if it has none. A label is the index of a
@@ -581,8 +582,8 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     saved_model = load(path, recursions)
     config = replace(saved_model.config, hidden_dropout_prob=dropout,
                      attention_probs_dropout_prob=dropout)
-    has_own_parts = config.adapter_size > 0 or config.correction_rank > 0
-    adds_adapters = mode == "adapters" and not has_own_parts
+    has_adapters_or_corrections = config.adapter_size > 0 or config.correction_rank > 0
+    adds_adapters = mode == "adapters" and not has_adapters_or_corrections
     if adds_adapters:
         config = replace(config, adapter_size=max(1, config.hidden_size // 16))
     if mode == "random" or adds_adapters:
@@ -837,8 +838,8 @@ def check_examples(task, examples):
 
 
 def tokenise_texts(task, examples, tokenizer):
-    """Yield the tokens of each example: the token numbers of the first of two texts, or None if
-    there is one text, and the Encoding of the main text."""
+    """Yield (first_ids, encoding) for each example: the token numbers of the first of two texts, or
+    None if there is one text, and the Encoding of the main text."""
     # Many texts are tokenised in one call, because one by one would be much slower.
     chunk_size = 1000
     for begin in range(0, len(examples), chunk_size):
@@ -895,8 +896,8 @@ def tokenise_contexts(texts, tokenizer):
 
 @torch.no_grad()
 def fit_adapters_to_identity(encoder, ids, mask, segments):
-    """Fit the LayerNorm of each new adapter so that the adapter changes little on ids (B, T). For
-    mask and segments see collate.
+    """Fit the LayerNorm of each new adapter so that the adapter returns almost its input when the
+    encoder runs on ids (B, T). For mask and segments see collate.
 
     A new adapter's `up` is 0, so it would output LayerNorm(x) instead of x. So in each channel the
     weight and the bias of its LayerNorm are set by least squares such that
@@ -1210,7 +1211,7 @@ def arguments(argv):
     add_training_flags(parser)
     add_run_flags(parser, "folder for the runs and the model of the first seed (default: out/TASK)",
                   eval_every_default="0", save_every_default="200")
-    parser.set_defaults(eval_every=0, save_every=200)
+    parser.set_defaults(eval_every=0, save_every=200)    # the texts above are only for --help
     args = parser.parse_args(argv)
     if args.text is None:
         # This is not the flag's default, because action="extend" adds the given columns to it.
@@ -1232,7 +1233,7 @@ def arguments(argv):
 
 def fill_in_defaults(args, given):
     """Fill in --task and --out if they were not given, and --steps if --task was not. Add
-    args.is_default_run, whether --task was not given. Such a run trains models in three modes
+    args.is_default_run, whether --task was not given. Such a command trains models in three modes
     (args.modes)."""
     args.is_default_run = args.task is None
     if args.is_default_run:
@@ -1244,7 +1245,7 @@ def fill_in_defaults(args, given):
         args.out = os.path.join("out", args.task)
 
 
-# The flags about files, each with the tasks that use it.
+# The flags about data that only some tasks use, each with these tasks.
 TASKS_OF_FLAG = {
     "--data": GLUE,
     "--train": KINDS, "--dev": KINDS, "--test": KINDS,
@@ -1260,7 +1261,7 @@ def check_flags(args, given):
     if args.is_default_run:
         refuse_flags(given, ["--adapters-only", "--freeze"],
                      "without --task the built-in task is trained, and this would be ignored")
-    check_file_flags(args.task, given)
+    check_data_flags(args.task, given)
     if args.task in KINDS and args.train is None:
         raise ValueError(f"--task {args.task} needs files of yours: give --train FILE and, if you "
                          "have them, --dev FILE and --test FILE (to measure a fine-tuned model "
@@ -1273,8 +1274,8 @@ def check_flags(args, given):
         refuse_flags(given, ["--hidden-weight"], "with --freeze the hidden states do not change")
 
 
-def check_file_flags(task_name, given):
-    """Raise ValueError for a flag about files that a task would ignore."""
+def check_data_flags(task_name, given):
+    """Raise ValueError for a flag in TASKS_OF_FLAG that the task would ignore."""
     for flag, tasks in TASKS_OF_FLAG.items():
         if flag in given and task_name not in tasks:
             listed = ", ".join(tasks)
@@ -1285,7 +1286,21 @@ def check_file_flags(task_name, given):
 # ---- All runs of a command --------------------------------------------------------------
 
 def run(args):
-    """Prepare a fine-tuning as the command line says, and run it."""
+    """Fine-tune as the command line says, and print what can come next."""
+    setup, datasets = prepare(args)
+    inputs = paths_to_read(args, setup.model_path)
+    with lock_folder(args, "finetune.py", setup.settings, inputs, setup.processes):
+        run_modes(setup, datasets)
+    placeholder = "TEXT"
+    if setup.task.pair:
+        placeholder = "$'TEXT\\tTEXT'"                   # a shell turns \t into a tab
+    print(f"In {args.out} are the model of seed {args.seed} ({args.modes[0]}), its predictions and "
+          "all scores. Next:\n"
+          f"    python finetune.py --model {shlex.quote(args.out)} --predict {placeholder}")
+
+
+def prepare(args):
+    """Read the data and check the model and the teacher -> (Setup, {name of a split: examples})."""
     # Without --task, or with the default --model, --model must be a folder, such as a student of
     # distill.py. It cannot be the name of a model on the hub.
     must_exist = args.is_default_run or args.model == DEFAULT_OUT
@@ -1297,8 +1312,8 @@ def run(args):
     bf16 = uses_bf16(args.bf16, processes.device)
     model_path = fetch(args.model)
     # Only the Config is used here (--recursions changes it); each run loads the model again. The
-    # tokenizer comes after it, so that a user of a RoBERTa is told that the model is one, and not
-    # only that its tokenizer is another one.
+    # tokenizer is read after the model, so that for a RoBERTa the message says what the model is,
+    # and not only that its tokenizer does not fit.
     config = load(model_path, args.recursions).config
     tokenizer = Tokenizer(model_path)
     check_vocabulary(tokenizer, config)
@@ -1316,15 +1331,7 @@ def run(args):
         args=args, model_path=model_path, config=config, task=task, tokenizer=tokenizer,
         teacher=teacher, hidden_weight=hidden_weight, settings=settings, processes=processes,
         bf16=bf16)
-    inputs = paths_to_read(args, model_path)
-    with lock_folder(args, "finetune.py", settings, inputs, processes):
-        run_modes(setup, datasets)
-    placeholder = "TEXT"
-    if task.pair:
-        placeholder = "$'TEXT\\tTEXT'"                   # a shell turns \t into a tab
-    print(f"In {args.out} are the model of seed {args.seed} ({args.modes[0]}), its predictions and "
-          "all scores. Next:\n"
-          f"    python finetune.py --model {shlex.quote(args.out)} --predict {placeholder}")
+    return setup, datasets
 
 
 def check_vocabulary(tokenizer, config):
@@ -1345,8 +1352,8 @@ def choose_length(length, kind, num_positions):
 
 
 def settings_of_command(args, task, datasets, tokenizer, teacher, bf16):
-    """Collect the settings that must be the same to resume a command: {name: value}. run() adds
-    those of the model."""
+    """Collect the settings that must be the same to resume a command: {name: value}. prepare()
+    adds those of the model."""
     teacher_shape = None
     if teacher is not None:
         teacher_shape = vars(teacher.encoder.config)
@@ -1417,12 +1424,7 @@ def run_modes(setup, datasets):
     task = setup.task
     tokenizer = setup.tokenizer
     print_task(task, datasets)
-    splits_for_rates = None                              # with one rate there is nothing to choose
-    if args.lr is not None and len(args.lr) > 1:
-        held_out, rest = hold_out_a_tenth(datasets["train"], task.kind)
-        # This is not the real dev set, but train_and_measure() needs a split with such a name.
-        splits_for_rates = encode_splits(task, {"dev": held_out, "train": rest}, tokenizer)
-        check_trainable(splits_for_rates["train"].features)
+    splits_for_rates = make_splits_for_rates(setup, datasets["train"])
     splits = encode_splits(task, datasets, tokenizer)
     check_texts(task, splits, tokenizer)
     check_trainable(splits["train"].features)
@@ -1430,10 +1432,7 @@ def run_modes(setup, datasets):
     if task.kind == "tagging":
         warn_of_split_words(datasets["train"])
     if setup.teacher is not None:
-        setup.teacher.to(setup.processes.device)         # it stays there for the training
-        dev_split = splits[first_dev_split(splits)]
-        result = evaluate_split(setup.teacher, dev_split, setup.bf16)
-        print(f"teacher {args.distill_from}: {describe_scores(result.scores)}")
+        print_teacher_scores(setup, splits)
     if setup.processes.rank == 0:
         # The files of an earlier run are removed only now. So if something above fails, --overwrite
         # loses nothing.
@@ -1450,6 +1449,28 @@ def run_modes(setup, datasets):
     print_scores("majority", [baseline])
     for mode in args.modes:
         print_scores(mode, results_of_modes[mode])
+
+
+def make_splits_for_rates(setup, examples):
+    """Hold out a tenth of the training set for find_best_rate -> {"dev": Split, "train": Split}.
+    Without several rates there is nothing to choose, and None is returned."""
+    rates = setup.args.lr
+    if rates is None or len(rates) == 1:
+        return None
+    held_out, rest = hold_out_a_tenth(examples, setup.task.kind)
+    # held_out is not the real dev set, but train_and_measure() needs a split called "dev".
+    splits = encode_splits(setup.task, {"dev": held_out, "train": rest}, setup.tokenizer)
+    check_trainable(splits["train"].features)
+    return splits
+
+
+def print_teacher_scores(setup, splits):
+    """Move the teacher to the device, where it stays for the training. Print how good it is on the
+    first dev set."""
+    setup.teacher.to(setup.processes.device)
+    dev_split = splits[first_dev_split(splits)]
+    result = evaluate_split(setup.teacher, dev_split, setup.bf16)
+    print(f"teacher {setup.args.distill_from}: {describe_scores(result.scores)}")
 
 
 def choose_rate(setup, mode, splits_for_rates):
@@ -1622,6 +1643,7 @@ def read_datasets(args, name, kind, with_train=True):
         if not with_train:
             del datasets["train"]
     else:
+        # with_train is not needed here, because --evaluate does not allow --train.
         files = {}
         for split_name, paths in [("train", args.train), ("dev", args.dev), ("test", args.test)]:
             if paths is not None:
@@ -1834,7 +1856,7 @@ def run_evaluation(args, given, model, tokenizer, bf16):
     task = model.task
     if args.task is not None and args.task not in (task.name, task.kind):
         raise ValueError(f"--task {args.task}: {args.model} was fine-tuned for {task.name}")
-    check_file_flags(task.name, given)
+    check_data_flags(task.name, given)
     if task.name in KINDS and args.dev is None and args.test is None:
         raise ValueError("--evaluate: give files to measure on with --dev FILE or --test FILE")
     datasets = read_datasets(args, task.name, task.kind, with_train=False)
@@ -1860,17 +1882,17 @@ def print_predictions(args, model, tokenizer, bf16):
         raise ValueError("--out and --overwrite: only the answers to a SQuAD file (.json) are "
                          "written")
     lines = lines_to_predict(args.predict)
-    line_at = {location: line for location, line in lines if line.strip()}
-    examples = [example_of_line(line, task, location) for location, line in line_at.items()]
+    full_lines = [(location, line) for location, line in lines if line.strip()]
+    examples = [example_of_line(line, task, location) for location, line in full_lines]
     if not examples:
         raise ValueError(f"--predict {args.predict!r:.60}: there is no text")
     if task.kind == "tagging":
-        check_are_sentences(args.predict, line_at.values())
+        check_are_sentences(args.predict, [line for _, line in full_lines])
     results = predict_datasets({"--predict": examples}, model, tokenizer, bf16)
-    prediction_at = dict(zip(line_at, results["--predict"].predictions))
-    for location, line in lines:
-        if location in prediction_at:
-            print(describe_prediction(task, line, prediction_at[location]))
+    predictions = iter(results["--predict"].predictions)     # one for each line that is not empty
+    for _, line in lines:
+        if line.strip():
+            print(describe_prediction(task, line, next(predictions)))
         else:
             print()                                      # for an empty line an empty line
 

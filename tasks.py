@@ -175,8 +175,8 @@ def score(task, examples, guesses):
 #   classification: an item is (index of the example, class)
 #   tagging: an item is an entity, (index of the sentence, first word, one past the last, type)
 #   qa: an item is a word of an answer (see word_f1)
-# A guessed item is correct if it is among the gold items. The "name" of a class or of an entity is
-# the last field of its item: its class or type.
+# A guessed item is correct if it is among the gold items. The "name" of an item is its last field:
+# a class, or the type of an entity. (A word has no name.)
 
 def item_scores(num_correct, num_gold, num_guessed):
     """Compute precision, recall and F1 from the numbers of correct items, of gold items and of
@@ -375,18 +375,24 @@ def lines_of(path):
         for number, raw in enumerate(file, start=1):
             encoding = "utf-8"
             if number == 1:
+                check_first_line(path, raw)
                 encoding = "utf-8-sig"                   # a byte order mark may come first
-                if b"\0" in raw:
-                    raise ValueError(f"{path}: its first line has NUL bytes. If it is in UTF-16 or "
-                                     "UTF-32, iconv converts it; if it is compressed, unpack it")
-                # Old programs for the Mac write such files, and Excel still can. To read one here
-                # would give a single line.
-                if b"\r" in raw.strip() and not raw.endswith(b"\n"):
-                    raise ValueError(f"{path}: a carriage return alone ends its lines: "
-                                     "tr '\\r' '\\n' < FILE > NEW makes line feeds of them")
             with expecting(f"{path}:{number}", "UTF-8 (unpack it, or convert it with iconv)"):
                 line = raw.decode(encoding).rstrip("\r\n")
             yield number, line
+
+
+def check_first_line(path, raw):
+    """Raise ValueError if the first line of a file, as bytes, has NUL bytes, or if its end is a
+    carriage return alone."""
+    if b"\0" in raw:
+        raise ValueError(f"{path}: its first line has NUL bytes. If it is in UTF-16 or UTF-32, "
+                         "iconv converts it; if it is compressed, unpack it")
+    # Old programs for the Mac, and Excel still, can end lines with a carriage return alone. Such a
+    # file would be read as a single line.
+    if b"\r" in raw.strip() and not raw.endswith(b"\n"):
+        raise ValueError(f"{path}: a carriage return alone ends its lines: "
+                         "tr '\\r' '\\n' < FILE > NEW makes line feeds of them")
 
 
 def rows_of(path, header=None):
@@ -751,11 +757,11 @@ def read_glue(name, folder, with_train=True):
         if is_test and not os.path.isfile(path):
             continue
         label_column = glue_task.label_column
+        header = None                                    # the first line has it
         if is_test:
             label_column = None
-        header = None                                    # the first line has it
-        # CoLA's train.tsv and dev.tsv have no line with the names of the columns.
-        if name == "cola" and not is_test:
+        elif name == "cola":
+            # CoLA's train.tsv and dev.tsv have no line with the names of the columns.
             header = ["source", "label", "star", "sentence"]
         datasets[split_name] = read_table(path, glue_task.text_columns, label_column, header,
                                           numeric=glue_task.kind == "regression")
@@ -812,7 +818,7 @@ CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"     # r
 LETTER = rf"(?:[^\W{CHINESE}]|{MARK})"
 WORD_PATTERN = re.compile(rf"""
     [{CHINESE}] {MARK}*                         # a Chinese character
-    # A word, or a name with dots: torch.nn. A dot with a MARK is a punctuation character instead.
+    # A word, or a name with dots: torch.nn. A dot before a MARK is a punctuation character instead.
     | {LETTER}+ (?: \. (?!{MARK}) {LETTER}+ )*
     | [^\w\s] {MARK}*                           # a punctuation character
     """, re.VERBOSE)
@@ -882,7 +888,7 @@ def hold_out_a_tenth(examples, kind):
     A hash of the texts orders the examples. So the split is the same on every machine, and the
     order in the file does not matter.
 
-    kind: in qa the hash is that of the context alone. So all questions about a context are
+    kind: that of the task. In qa only the context is hashed, so all questions about a context are
         neighbours and come into the same part. Only the context at the border between the parts
         may have questions in both.
     ValueError if no example can be held out, or if none would be left.
