@@ -97,8 +97,8 @@ class Classifier(nn.Module):
         if self.task.kind == "qa":
             # An answer is in the context, and [CLS] means "no answer". Segment 1 holds the context
             # and the last [SEP]. The logits at this [SEP] stay, but the loss makes them small, and
-            # decode_answers ignores them. The logits of the question and of the padding become -1e4
-            # and not -inf, with which the KL divergence from a teacher would be nan.
+            # decode_answers ignores them. With -inf in place of -1e4 the KL divergence from a
+            # teacher would be nan.
             is_allowed = segments == 1                   # (B, T)
             is_allowed[:, 0] = True                      # [CLS]
             logits = logits.masked_fill(~is_allowed[:, :, None], -1e4)
@@ -119,7 +119,7 @@ class Feature(NamedTuple):
         stands_for      [0], which is not used
         labels          [the number of the class], or [the number to be predicted]
     tagging
-        positions       the first token of each word in this window
+        positions       the first token of each word that begins in this window
         stands_for      for each position the number of its word in the sentence
         labels          for each position the number of its word's tag
     qa
@@ -259,7 +259,8 @@ def tagging_features(tokenised, tokenizer, label_numbers):
         word_numbers = []                                # in the sentence
         for token in range(begin, end):
             word = word_of_token[token]
-            # Only the first token of a word has a label. A word may begin in an earlier window.
+            # Only the first token of a word has a label. It may be in an earlier window, so the
+            # token before this one is looked up in the whole sentence.
             begins_word = token == 0 or word_of_token[token - 1] != word
             if begins_word:
                 positions.append(token + shift)
@@ -441,7 +442,8 @@ class TaskLoss:
         self.seed = seed
         self.teacher = teacher
         self.bf16 = bf16
-        # The micro-batches of this process: [(first sequence, one past the last), ...].
+        # The micro-batches of this process: [(first sequence, one past the last), ...], counted in
+        # the whole batch.
         self.micro_batch_bounds = split_batch(batch_size, micro_batch_size, processes)
         check_trainable(features)
         self.loss_weights = {"task": 1.0}
@@ -874,13 +876,13 @@ def tokenise_beginnings(texts, length, tokenizer):
     if max_wrong is None:                                # not WordPiece: there is no such limit
         return tokenizer.backend.encode_batch(texts, add_special_tokens=False)
     num_needed = length + max_wrong
-    most_characters = 20 * num_needed                    # most texts have about four in a token
-    beginnings = [text[:most_characters] for text in texts]
+    max_characters = 20 * num_needed                     # most texts have about four in a token
+    beginnings = [text[:max_characters] for text in texts]
     encodings = tokenizer.backend.encode_batch(beginnings, add_special_tokens=False)
     for i, text in enumerate(texts):
-        has_more_text = len(text) > most_characters
-        has_few_tokens = len(encodings[i].ids) <= num_needed     # for example, it is mostly spaces
-        if has_more_text and has_few_tokens:
+        has_more_text = len(text) > max_characters
+        has_too_few_tokens = len(encodings[i].ids) <= num_needed     # it may be mostly spaces
+        if has_more_text and has_too_few_tokens:
             encodings[i] = tokenizer.backend.encode(text, add_special_tokens=False)
     return encodings
 
@@ -917,7 +919,7 @@ def fit_adapters_to_identity(encoder, ids, mask, segments):
     for adapter in list(encoder.attention_adapters) + list(encoder.feed_forward_adapters):
         hooks.append(adapter.register_forward_pre_hook(fit))
     encoder.eval()
-    # One pass is enough: each adapter is fitted just before it runs, and so after those before it.
+    # One pass is enough: when an adapter is fitted, all adapters before it are fitted already.
     encoder(ids, mask, segments)
     for hook in hooks:
         hook.remove()
@@ -979,7 +981,7 @@ def train_and_measure(setup, model, task_loss, splits, options):
     settings = setup.settings | {"lr": options.lr, "steps": options.steps, "seed": options.seed,
                                   "hidden_weight": setup.hidden_weight}
     run_state = begin_or_resume(model, options, settings, setup.processes)
-    num_steps = options.steps - run_state.first_step     # it is smaller in a resumed run
+    num_steps = options.steps - run_state.first_step     # without those made before a --resume
     with explaining_failures():
         train(model, task_loss, run_state, options, measure_dev, save_nothing, setup.processes)
     # train() measures only the dev set, only in the first process, and only if a step is left to
@@ -1010,8 +1012,8 @@ def load_classifier(path, task=None, mode="all", dropout=0.0, sample=None, recur
 
     If task is None, the saved task is used, and the folder must hold a fine-tuned model. If the
     folder holds one and mode is not "random", its task head is loaded. In all other cases the head
-    is new. In regression the tasks may differ in mean and sd: the loaded head is changed so that it
-    predicts the same numbers as before.
+    is new. In regression the saved task may have another mean and sd than this one. Then the loaded
+    head is changed so that it predicts the same numbers as before.
 
     ValueError if the saved head is for another kind of task, for other labels or for another number
     of texts, if the task has two texts, but the model knows only one segment, or if the task's
@@ -1211,7 +1213,7 @@ def arguments(argv):
     add_training_flags(parser)
     add_run_flags(parser, "folder for the runs and the model of the first seed (default: out/TASK)",
                   eval_every_default="0", save_every_default="200")
-    parser.set_defaults(eval_every=0, save_every=200)    # the texts above are only for --help
+    parser.set_defaults(eval_every=0, save_every=200)    # "0" and "200" are for --help alone
     args = parser.parse_args(argv)
     if args.text is None:
         # This is not the flag's default, because action="extend" adds the given columns to it.
@@ -1233,10 +1235,10 @@ def arguments(argv):
 
 def fill_in_defaults(args, given):
     """Fill in --task and --out if they were not given, and --steps if --task was not. Add
-    args.is_default_run, whether --task was not given. Such a command trains models in three modes
+    args.without_task, whether --task was not given. Such a command trains models in three modes
     (args.modes)."""
-    args.is_default_run = args.task is None
-    if args.is_default_run:
+    args.without_task = args.task is None
+    if args.without_task:
         args.task = "code"
         args.modes = ["all", "adapters", "random"]
         if args.steps is None and "--epochs" not in given:
@@ -1258,7 +1260,7 @@ TASKS_OF_FLAG = {
 def check_flags(args, given):
     """Raise ValueError for flags that a training would ignore, or if the --task needs --train, but
     it was not given. The defaults of args have been filled in."""
-    if args.is_default_run:
+    if args.without_task:
         refuse_flags(given, ["--adapters-only", "--freeze"],
                      "without --task the built-in task is trained, and this would be ignored")
     check_data_flags(args.task, given)
@@ -1286,7 +1288,7 @@ def check_data_flags(task_name, given):
 # ---- All runs of a command --------------------------------------------------------------
 
 def run(args):
-    """Fine-tune as the command line says, and print what can come next."""
+    """Make all runs of a command that trains, and print what can come next."""
     setup, datasets = prepare(args)
     inputs = paths_to_read(args, setup.model_path)
     with lock_folder(args, "finetune.py", setup.settings, inputs, setup.processes):
@@ -1303,7 +1305,7 @@ def prepare(args):
     """Read the data and check the model and the teacher -> (Setup, {name of a split: examples})."""
     # Without --task, or with the default --model, --model must be a folder, such as a student of
     # distill.py. It cannot be the name of a model on the hub.
-    must_exist = args.is_default_run or args.model == DEFAULT_OUT
+    must_exist = args.without_task or args.model == DEFAULT_OUT
     if must_exist and not os.path.exists(args.model):
         raise ValueError(f"--model {args.model}: there is no such folder. Run python distill.py "
                          "first, or give another model")
@@ -1325,6 +1327,7 @@ def prepare(args):
     teacher = load_teacher(args.distill_from, task, tokenizer)
     hidden_weight = choose_hidden_weight(args.hidden_weight, args.modes, teacher, config)
     settings = settings_of_command(args, task, datasets, tokenizer, teacher, bf16)
+    # This also checks whether the model fits the task: load_classifier raises the ValueErrors.
     settings |= fingerprints_of_saved_model(model_path, task, args.recursions)
     print_saved_task(model_path)
     setup = Setup(
@@ -1387,7 +1390,7 @@ def fingerprints_of_saved_model(path, task, recursions):
 
     By these --resume sees whether the model is still the same. New adapters and a new head are not
     hashed: a resumed run makes them anew, before it restores their trained values, and on another
-    processor their last digits may differ.
+    processor the last digits of the new values may differ.
     """
     model = load_classifier(path, task, recursions=recursions)
     fingerprints = {"encoder": fingerprint(model.encoder), "head": None,
@@ -1480,7 +1483,7 @@ def choose_rate(setup, mode, splits_for_rates):
     rates = args.lr
     if rates is None:
         learns_hidden = setup.hidden_weight > 0
-        return default_rate(mode, setup.config, args.is_default_run, learns_hidden)
+        return default_rate(mode, setup.config, args.without_task, learns_hidden)
     if len(rates) == 1:
         return rates[0]
     lr = find_best_rate(setup, mode, splits_for_rates)
@@ -1491,12 +1494,12 @@ def choose_rate(setup, mode, splits_for_rates):
     return rates[rate_index.item()]
 
 
-def default_rate(mode, config, is_default_run, learns_hidden=False):
+def default_rate(mode, config, without_task, learns_hidden=False):
     """Return the learning rate for a mode and a model with this Config.
 
-    is_default_run: whether --task was not given. Without more flags such a run has 200 steps
+    without_task: whether --task was not given. Without more flags a run then has 200 steps
     learns_hidden: whether there is a hidden loss. Then corrections alone need a higher rate, and
-        so does a whole model, except in a default run
+        so does a whole model, if a --task was given
 
     The rate must be higher if few parameters are trained, or if there are few steps. Corrections
     need a lower rate than adapters. EXPERIMENTS.md compares rates.
@@ -1508,7 +1511,7 @@ def default_rate(mode, config, is_default_run, learns_hidden=False):
             rate = 5e-4
     elif mode in ("adapters", "head"):
         rate = 1e-3
-    elif is_default_run:
+    elif without_task:
         rate = 4e-4
         if has_corrections:
             rate = 2e-4
@@ -1538,8 +1541,8 @@ def find_best_rate(setup, mode, splits):
         except FloatingPointError as error:              # the rate is too high
             print(f"--lr {lr:g}: {error}", flush=True)
             # A single process can drop this rate and try the next one. Several processes cannot:
-            # during the training only process 0 evaluates. If that fails, the others continue with
-            # this rate, and would wait for process 0 for ever.
+            # during the training only process 0 evaluates. If its evaluation fails, the others are
+            # still training with this rate. They would wait for process 0 for ever.
             if setup.processes.world_size > 1:
                 raise
         else:
@@ -1627,18 +1630,18 @@ def choose_hidden_weight(given_weight, modes, teacher, config):
 
 # ---- The data ---------------------------------------------------------------------------
 
-def read_datasets(args, name, kind, with_train=True):
+def read_datasets(args, task_name, kind, with_train=True):
     """Read the task's examples -> {name of a split: examples}. If there is a training set, but no
     dev set, a tenth of the training set is held out as one.
 
     with_train: False for --evaluate: the training set is left out, and its file may be missing
     """
-    if name in GLUE:
+    if task_name in GLUE:
         folder = args.data
         if folder is None:
-            folder = download_glue(name)
-        datasets = read_glue(name, folder, with_train)
-    elif name == "code":
+            folder = download_glue(task_name)
+        datasets = read_glue(task_name, folder, with_train)
+    elif task_name == "code":
         datasets = read_code_task(docs_on_this_machine())
         if not with_train:
             del datasets["train"]
@@ -1758,11 +1761,11 @@ def warn_of_split_words(examples):
     counts = Counter()
     for example in examples:
         counts.update(example.text)
-    words_split = [word for word in counts if split_words(word) != [word]]
-    num_split = sum(counts[word] for word in words_split)
-    if num_split > counts.total() / 100:
-        warn(f"--predict would split {num_split:,} of {counts.total():,} words to train on, such "
-             f"as {words_split[0]!r:.60}, so its predictions may be worse than the scores")
+    changed = [word for word in counts if split_words(word) != [word]]
+    num_changed = sum(counts[word] for word in changed)
+    if num_changed > counts.total() / 100:
+        warn(f"--predict would split {num_changed:,} of {counts.total():,} words to train on, such "
+             f"as {changed[0]!r:.60}, so its predictions may be worse than the scores")
 
 
 # ---- The scores -------------------------------------------------------------------------
@@ -1940,7 +1943,8 @@ def example_of_line(line, task, location="the text"):
 def check_are_sentences(path, lines):
     """Raise ValueError if each of these lines is a word and its tag: a tagger would take it for a
     sentence."""
-    # Such as "Rome NNP B-LOC" or "lives O". In some files a tag has no type: B or I alone.
+    # This is the pattern of "Rome NNP B-LOC" and of "lives O". In some files a tag has no type: it
+    # is B or I alone.
     pattern = r"\S+ (.* )?(O|B|I|[BIMESLU]-\S+)"
     if len(lines) > 1 and all(re.fullmatch(pattern, line) for line in lines):
         raise ValueError(f"--predict {path}: each line has a word and a tag, but here a line is a "

@@ -1258,7 +1258,7 @@ def test_the_length_is_128_or_384_but_no_more_than_the_positions():
     assert choose_length(64, "tagging", 64) == 64
 
 
-@pytest.mark.parametrize("mode, is_default_run, width, rate, rate_with_corrections", [
+@pytest.mark.parametrize("mode, without_task, width, rate, rate_with_corrections", [
     ("all", False, 768, 5e-5, 5e-5),
     ("all", False, 128, 3e-4, 3e-4),
     ("random", False, 768, 5e-5, 5e-5),
@@ -1269,16 +1269,16 @@ def test_the_length_is_128_or_384_but_no_more_than_the_positions():
     ("random", True, 768, 4e-4, 2e-4),
 ])
 def test_the_default_rate_depends_on_the_width_and_on_what_is_trained(
-        mode, is_default_run, width, rate, rate_with_corrections):
+        mode, without_task, width, rate, rate_with_corrections):
     config = Config(hidden_size=width, num_attention_heads=4)
-    found = default_rate(mode, config, is_default_run)
+    found = default_rate(mode, config, without_task)
     assert found == pytest.approx(rate)
     corrected = replace(config, correction_rank=8)
-    found = default_rate(mode, corrected, is_default_run)
+    found = default_rate(mode, corrected, without_task)
     assert found == pytest.approx(rate_with_corrections)
 
 
-@pytest.mark.parametrize("mode, is_default_run, correction_rank, factor", [
+@pytest.mark.parametrize("mode, without_task, correction_rank, factor", [
     ("all", False, 0, 3),
     ("all", False, 8, 3),
     ("adapters", False, 8, 2),
@@ -1287,10 +1287,10 @@ def test_the_default_rate_depends_on_the_width_and_on_what_is_trained(
     ("all", True, 8, 1),
 ])
 def test_with_a_hidden_loss_the_default_rate_is_higher(
-        mode, is_default_run, correction_rank, factor):
+        mode, without_task, correction_rank, factor):
     config = Config(hidden_size=384, num_attention_heads=4, correction_rank=correction_rank)
-    rate = default_rate(mode, config, is_default_run)
-    rate_with_hidden_loss = default_rate(mode, config, is_default_run, True)
+    rate = default_rate(mode, config, without_task)
+    rate_with_hidden_loss = default_rate(mode, config, without_task, True)
     assert rate_with_hidden_loss == pytest.approx(factor * rate)
 
 
@@ -2763,9 +2763,9 @@ def test_help_names_each_default_rate_and_weight(capsys):
     for mode in finetune.MODES:
         for correction_rank in (0, 8):
             config = Config(hidden_size=768, correction_rank=correction_rank)
-            for is_default_run in (False, True):
+            for without_task in (False, True):
                 for learns_hidden in (False, True):
-                    rates.add(default_rate(mode, config, is_default_run, learns_hidden))
+                    rates.add(default_rate(mode, config, without_task, learns_hidden))
     assert rates == named_rates
     help_of_weight = re.search(r"--hidden-weight W.*?\(default: ([0-9.]+)", printed)
     assert float(help_of_weight[1]) == finetune.DEFAULT_HIDDEN_WEIGHT
