@@ -952,10 +952,13 @@ def read_text(path):
         return file.read()
 
 
-def read_json(path):
-    """Read a file that is one JSON object -> dict. ValueError and OSError name the file."""
+def read_json(path, kind="a JSON object"):
+    """Read a file that is one JSON object -> dict. ValueError and OSError name the file.
+
+    kind: what the file should be, for messages
+    """
     text = read_text(path)
-    with expecting(path, "a JSON object"):
+    with expecting(path, kind):
         return parse_json_object(text)
 
 

@@ -984,6 +984,15 @@ def test_what_is_no_question_or_answer_is_one_line_with_the_file(old, new, tmp_p
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("text", ['{"id": "a"}\n{"id": "b"}\n', '[{"id": "a"}]', "id,question\n"])
+def test_a_table_of_questions_is_refused_with_advice(text, tmp_path):
+    """The library datasets writes SQuAD as rows, each with a question and its context."""
+    path = write_file(tmp_path / "a.json", text)
+    advice = "not one JSON object with data, paragraphs and qas, .*; a table .* must be converted: "
+    with pytest.raises(ValueError, match=f"^{path}: {advice}"):
+        read_squad(path)
+
+
 @pytest.mark.parametrize("start, message", [
     (29, "the answer 'paris' of question 'q1' is not at its offset 29"),
     (-27, "offset -27"),
