@@ -590,7 +590,8 @@ def tag_of_line(line, columns, num_columns, location):
     if not re.fullmatch(r"O|[BIMESLU](-.+)?", tag):
         raise ValueError(f"{location}: the tag {tag!r:.60} is neither O nor one of B, I, M, E, S, "
                          "L, U, alone or with - and a type; no line may be a comment or name the "
-                         "columns")
+                         "columns; a .csv or .jsonl must be converted: a word and its tag on each "
+                         "line, with a tab between them")
     return tag
 
 

@@ -817,6 +817,17 @@ def test_a_line_that_is_no_word_and_tag_is_named(line, tmp_path):
         read_tags(path)
 
 
+@pytest.mark.parametrize("line", [
+    '{"tokens": ["EU", "rejects"], "ner_tags": [3, 0]}',     # as the library datasets writes them
+    "Sentence #,Word,POS,Tag",
+    "Sentence: 1,London,NNP,B-geo",
+])
+def test_a_csv_or_jsonl_of_tags_is_refused_with_advice(line, tmp_path):
+    path = write_file(tmp_path / "a.csv", f"{line}\n")
+    with pytest.raises(ValueError, match=f"^{path}:1: .* a .csv or .jsonl must be converted: a "):
+        read_tags(path)
+
+
 @pytest.mark.parametrize("lines", ["1 the O\n2 city B-x\n\n1 paris B-x\n",
                                    "0 the O\n1 city B-x\n\n0 in O\n1 paris B-x\n"])
 def test_a_first_column_of_numbers_is_refused_if_they_count_the_words(lines, tmp_path):
