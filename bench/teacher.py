@@ -8,7 +8,7 @@ Each run goes on from the model of the one before, with sequences of another len
 has short ones, because with them a model soon learns to look at a token's neighbours
 (EXPERIMENTS.md has the comparison). The second has the longest for which the model has positions,
 the third those of the default distillation. The finished model is in the folder 3 of --out. If the
-script is stopped, the same command goes on.
+script is stopped, give the same command again to go on.
 """
 import argparse
 import os
@@ -44,7 +44,8 @@ def main():
         print(" ".join(command), flush=True)
         status = subprocess.run(command).returncode
         if status != 0:
-            sys.exit(f"the run above has ended with status {status}; the same command goes on")
+            sys.exit(f"the run above has ended with status {status}; give the same command again "
+                     "to go on")
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ def test_a_variant_differs_from_the_usual_fine_tuning_as_its_name_says(
 
 def test_the_rate_without_a_teacher_is_the_default_of_finetune_with_one():
     config = SimpleNamespace(hidden_size=384, correction_rank=30)
-    rate = finetune.default_rate("all", config, is_default_run=False, learns_hidden=True)
+    rate = finetune.default_rate("all", config, without_task=False, learns_hidden=True)
     assert VARIANTS["high-rate"].lr == rate
 
 
