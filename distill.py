@@ -2080,7 +2080,8 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
 
 
 def prepare_models(models, init, batches, bf16, device):
-    """Start the student from the teacher, if --init says so. Move the models to the device."""
+    """Start the student from the teacher, if --init says so. Move the models to the device, and
+    with bf16 cast the teacher's linear layers to bfloat16."""
     teacher = models.get("teacher")
     if init == "teacher":
         sample = batches.sequences(range(min(256, batches.count)))
