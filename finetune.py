@@ -166,7 +166,7 @@ def encode(task, examples, tokenizer):
 
     In classification and regression an example has one Feature, and a text that is too long is cut.
     A sentence to tag and the context of a question are cut into windows; each one has a Feature.
-    For the ValueErrors see check_examples.
+    ValueError if an example does not fit the task: see check_examples.
     """
     check_examples(task, examples)
     label_numbers = {label: i for i, label in enumerate(task.labels)}
