@@ -357,12 +357,12 @@ def collate(features):
 
 
 def collate_labels(features, T, kind):
-    """Put the labels of Features, all of which are known, into one array. It has floats, because it
-    may have nan.
+    """Put the labels of Features into one array. No Feature may be without labels. The array has
+    floats, because a token without a label gets nan.
 
     qa: (B, 2), the positions of the answer's first and last token
-    other kinds: (B, T), the label of each token; nan if it has none. A label is the index of a
-        class or a tag in task.labels; in regression it is the given number, not yet normalised
+    other kinds: (B, T), the label of each token. A label is the index of a class or a tag in
+        task.labels; in regression it is the given number, not yet normalised
     """
     if kind == "qa":
         return np.array([feature.labels for feature in features], np.float64)
