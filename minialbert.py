@@ -492,8 +492,8 @@ def initialise(model, sharp=True):
     #   s * sqrt(C)  is the standard deviation of a number in a query or a key, a sum of C products
     #   s**2 * C     is that of the product of a query's number and a key's
     #   s**2 * C     is that of a score, too, a sum of D such products, divided by sqrt(D)
-    # With s = 0.02 that of a score is 0.05 if C is 128, and 0.3 if C is 768. The first maps
-    # would be almost uniform. With s = 0.08, as here, it is 0.8 and 4.9.
+    # With s = 0.02 the scores have the standard deviation 0.05 if C is 128, and 0.3 if C is 768.
+    # The first maps would be almost uniform. With s = 0.08, as here, they have 0.8 and 4.9.
     for layer in model.layers:
         layer.attention.query.weight.mul_(4)
         layer.attention.key.weight.mul_(4)
