@@ -246,7 +246,8 @@ def load(path, recursions=None):
         layout = BERT_LAYOUT
     tensors = without_identity_projection(tensors, layout, config)
     has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
-    is_tied = not has_head or decoder_is_tied(tensors, layout, config)      # also without a head
+    # A model without a head counts as tied.
+    is_tied = not has_head or decoder_is_tied(tensors, layout, config)
     config = replace(config, tie_decoder=is_tied)
     if is_tied:                                          # our model uses the word table instead
         tensors.pop(name_in_file(layout, "head.decoder.weight"), None)
