@@ -1006,8 +1006,8 @@ def parse_json_object(text):
         text_of_value = json.dumps(value, ensure_ascii=False)
         half = re.search("[\ud800-\udfff]", text_of_value)
         if half is not None:
-            raise ValueError(f"it has {ascii(half[0])}, which is half a character, as of an emoji "
-                             "that was cut in two; UTF-8 does not have it: remove it")
+            raise ValueError(f"it has {ascii(half[0])}, which is half a character, perhaps of an "
+                             "emoji that was cut in two; UTF-8 does not have it: remove it")
     return value
 
 
