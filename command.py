@@ -109,8 +109,8 @@ def refuse_flags(given, refused, reason):
 
 
 def allow_only(given, allowed, command):
-    """Raise ValueError if a flag was given that is not allowed. command: for the message, such as
-    "--evaluate"; it trains nothing"""
+    """Raise ValueError if a flag was given that is not allowed. command: what trains nothing, such
+    as "--evaluate", for the message"""
     for flag in given:
         if flag not in allowed:
             raise ValueError(f"{flag}: {command} trains nothing, so it would be ignored")
