@@ -314,8 +314,8 @@ def read_backend(path):
 
 def check_unknown_token(backend):
     """Raise an error if a tokenizer of the tokenizers library has no token for unknown words."""
-    # Few tokenizers know this long word and this rare Cyrillic letter. At either of them encode()
-    # raises an error if the unk_token is not in the vocabulary.
+    # Few tokenizers know this long word and this rare Cyrillic letter. If the unk_token is not in
+    # the vocabulary, encode() raises an error at either of them.
     backend.encode("a" * 1000)
     tokens_of_rare_letter = backend.encode("\ua66e", add_special_tokens=False).ids
     if not tokens_of_rare_letter:                        # there is no unk_token at all
