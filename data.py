@@ -1290,23 +1290,6 @@ ITEM = re.compile(r"\s*([-*+o] |\d+[.)] |\w+ ?\(.*?\): |[*`]*\w+[*`]*: (?=[A-Z])
 HEADING = re.compile(r"[\w*, ]+ : .*|\w+ ?\([^)]*\):|\w+:?")
 
 
-def prose_blocks(docstring):
-    """Yield the blocks of a docstring that are not code. Blank lines separate the blocks.
-
-    In reStructuredText a block that ends in "::" announces code. The blocks after it are code, up
-    to the first one that is not indented more than the announcing block.
-    """
-    largest_prose_indent = math.inf          # a block that is indented more than this is code
-    for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
-        block_indent = indentation(block)
-        if block_indent > largest_prose_indent:
-            continue
-        largest_prose_indent = math.inf
-        if block.rstrip().endswith("::"):
-            largest_prose_indent = block_indent
-        yield block
-
-
 def paragraphs(docstring):
     """Yield the lines of each paragraph; a list item or an argument is a paragraph of its own."""
     for block in prose_blocks(docstring):
@@ -1326,6 +1309,23 @@ def paragraphs(docstring):
                 line = line[item.end():]                 # without its "- " or "name (int): "
             lines.append(line)
         yield lines
+
+
+def prose_blocks(docstring):
+    """Yield the blocks of a docstring that are not code. Blank lines separate the blocks.
+
+    In reStructuredText a block that ends in "::" announces code. The blocks after it are code, up
+    to the first one that is not indented more than the announcing block.
+    """
+    largest_prose_indent = math.inf          # a block that is indented more than this is code
+    for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
+        block_indent = indentation(block)
+        if block_indent > largest_prose_indent:
+            continue
+        largest_prose_indent = math.inf
+        if block.rstrip().endswith("::"):
+            largest_prose_indent = block_indent
+        yield block
 
 
 def indentation(text):
