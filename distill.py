@@ -1434,7 +1434,7 @@ SHAPE_FIELDS = ("num_hidden_layers", "num_hidden_groups", "hidden_size", "embedd
 
 
 def add_run_flags(parser, out_help, eval_every_default, save_every_default):
-    """Add the flags that distill.py and finetune.py share, those about a run, as one group.
+    """Add the group of the flags about a run, which distill.py and finetune.py share.
 
     The two defaults differ between the scripts. They are only shown by --help, not set here.
     """
