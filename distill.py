@@ -341,9 +341,9 @@ class Distillation:
         """Draw a depth for each masked place -> (M,).
 
         A depth is the number of recursions, from 1 to R - 1, after which the elastic loss uses the
-        hidden state of its place. (If R is 1, all depths are 1, and no loss uses them.) Only one is
-        drawn, because to predict after each of the R - 1 earlier recursions would be R - 1 times
-        the work. Like the batch, the depths depend on the seed and the step alone.
+        hidden state of its place. (If R is 1, all depths are 1, and no loss uses them.) A place
+        gets only one depth, because to predict after each of the R - 1 earlier recursions would be
+        R - 1 times the work. Like the batch, the depths depend on the seed and the step alone.
         """
         R = self.student.config.num_hidden_layers
         rng = np.random.default_rng([self.batches.seed, RNG_DEPTHS, step])
