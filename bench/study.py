@@ -312,8 +312,8 @@ def make_parser():
     group.add_argument("--parts", nargs="+", choices=parts, default=parts, metavar="PART",
                        help="students, tasks, depth (default: all); the teacher always is")
     students = list(study_rows.STUDENTS)
-    # The elastic student comes with the part depth. The long one takes longer than all others, and
-    # full-weights is the same student with as few tokens as they have.
+    # The elastic student comes with the part depth. The long one takes longer than all others.
+    # full-weights is like the long one, but with the tokens, the batch and the rate of the others.
     other_students = ("elastic", "full-weights", "long")
     usual_students = [name for name in students if name not in other_students]
     group.add_argument("--rows", nargs="+", choices=students, default=usual_students, metavar="ROW",
