@@ -98,8 +98,9 @@ class Variant(NamedTuple):
 
 # The learning rate that finetune.py takes by default with a teacher, for a student 384 wide.
 TAUGHT_LR = 3e-4
-# {name of a variant: how it is fine-tuned}. If its name begins neither with another student nor
-# with "teacher", it is ours. "adapters-alone", too, is ours: it is named after --adapters-only.
+# {name of a variant: how it is fine-tuned}. A variant is of ours, unless its name begins with
+# another student or with "teacher". "adapters-alone" is of ours, too: it is named after
+# --adapters-only.
 VARIANTS = {
     "taught": Variant(taught=True),
     "taught-longer": Variant(taught=True, times_longer=3),
