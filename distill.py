@@ -2079,29 +2079,6 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
     report_results(models, tokenizer, valid_batches, bf16, args.out, processes)
 
 
-def prepare_models(models, init, batches, bf16, device):
-    """Start the student from the teacher, if --init says so. Move the models to the device, and
-    with bf16 cast the teacher's linear layers to bfloat16."""
-    teacher = models.get("teacher")
-    if init == "teacher":
-        sample = batches.sequences(range(min(256, batches.count)))
-        start_from_teacher(models["student"], teacher, torch.from_numpy(sample))
-    for model in models.values():
-        model.to(device)
-    if teacher is not None and bf16:
-        cast_linear_layers(teacher)
-
-
-def report_results(models, tokenizer, valid_batches, bf16, out, processes):
-    """Measure the models after the training, write results.json, and print scores and samples."""
-    results = measure_models(models, valid_batches, bf16, each_recursion=True)
-    if processes.rank == 0:
-        write_json(os.path.join(out, "results.json"), results)
-    print_scores(results)
-    print_samples(models, tokenizer, valid_batches, bf16)
-    print(f"\nThe student is in {out}. Next: python finetune.py --model {shlex.quote(out)}")
-
-
 def choose_compilation(args, processes):
     """Return whether to compile a step, and whether to run it as a CUDA graph. The flags --compile
     and --cuda-graphs decide, or else their defaults, which their help explains. ValueError if
@@ -2122,6 +2099,19 @@ def choose_compilation(args, processes):
         raise ValueError("--cuda-graphs: this needs a GPU, --compile, no micro-batches, and a "
                          "batch that the processes share evenly")
     return compile_losses, cuda_graphs
+
+
+def prepare_models(models, init, batches, bf16, device):
+    """Start the student from the teacher, if --init says so. Move the models to the device, and
+    with bf16 cast the teacher's linear layers to bfloat16."""
+    teacher = models.get("teacher")
+    if init == "teacher":
+        sample = batches.sequences(range(min(256, batches.count)))
+        start_from_teacher(models["student"], teacher, torch.from_numpy(sample))
+    for model in models.values():
+        model.to(device)
+    if teacher is not None and bf16:
+        cast_linear_layers(teacher)
 
 
 @contextmanager
@@ -2189,6 +2179,16 @@ def seconds_of_a_step(distillation):
 
 
 @torch.inference_mode()
+def report_results(models, tokenizer, valid_batches, bf16, out, processes):
+    """Measure the models after the training, write results.json, and print scores and samples."""
+    results = measure_models(models, valid_batches, bf16, each_recursion=True)
+    if processes.rank == 0:
+        write_json(os.path.join(out, "results.json"), results)
+    print_scores(results)
+    print_samples(models, tokenizer, valid_batches, bf16)
+    print(f"\nThe student is in {out}. Next: python finetune.py --model {shlex.quote(out)}")
+
+
 def print_samples(models, tokenizer, valid_batches, bf16):
     """Print what each model predicts at a masked place in up to four held-out texts."""
     if models["student"].head is None:
