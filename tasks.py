@@ -647,8 +647,8 @@ def read_squad(path):
     The label of a question is None if its answers are not known: see right_answers.
     """
     # A table of questions, as the library datasets writes SQuAD, is refused by this.
-    content = read_json(path, "one JSON object with data, paragraphs and qas, as SQuAD's own files "
-                        "are; a table of questions must be converted")
+    content = read_json(path, "a file in SQuAD's form (one JSON object with data, paragraphs and "
+                        "qas; a table of questions must be converted)")
     examples = []
     with expecting(path, "SQuAD"):
         for article in field_of(content, "data", list):

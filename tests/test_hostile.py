@@ -822,7 +822,7 @@ finetune  --distill-from pair                   pair was fine-tuned for classifi
 finetune  --train good.tsv --dev z.tsv          z.tsv:2: label 'z' does not occur
 finetune  --task regression                     good.tsv:2: label 'a': not a number
 finetune  --task tagging                        good.tsv:1: the tag 'label' is neither O nor one of
-finetune  --task qa                             good.tsv: not one JSON object with data
+finetune  --task qa                             good.tsv: not a file in SQuAD's form (one JSON
 glue      --task sst2 --data nowhere            nowhere/train.tsv
 finetune  --task SST2                           --task: invalid choice: 'SST2'
 finetune  --text nope                           good.tsv:2: the column 'nope' is missing

@@ -999,7 +999,7 @@ def test_what_is_no_question_or_answer_is_one_line_with_the_file(old, new, tmp_p
 def test_a_table_of_questions_is_refused_with_advice(text, tmp_path):
     """The library datasets writes SQuAD as rows, each with a question and its context."""
     path = write_file(tmp_path / "a.json", text)
-    advice = "not one JSON object with data, paragraphs and qas, .*; a table .* must be converted: "
+    advice = r"not a file in SQuAD's form \(one JSON object .*; a table .* must be converted\): "
     with pytest.raises(ValueError, match=f"^{path}: {advice}"):
         read_squad(path)
 
