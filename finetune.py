@@ -1270,6 +1270,8 @@ def check_flags(args, given):
                          "add --evaluate)")
     if "--steps" in given:
         refuse_flags(given, ["--epochs"], "--steps says already how long to train")
+    if args.lr is not None and len(set(args.lr)) < len(args.lr):
+        raise ValueError("--lr: the same rate is given twice")
     if args.distill_from is None:
         refuse_flags(given, ["--hidden-weight"], "there is no teacher without --distill-from")
     if args.modes == ["head"]:

@@ -825,6 +825,7 @@ finetune  --task tagging                        good.tsv:1: the tag 'label' is n
 finetune  --task qa                             good.tsv: not a file in SQuAD's form (one JSON
 glue      --task sst2 --data nowhere            nowhere/train.tsv
 finetune  --task SST2                           --task: invalid choice: 'SST2'
+finetune  --lr 1e-3 2e-3 0.001                  --lr: the same rate is given twice
 finetune  --text nope                           good.tsv:2: the column 'nope' is missing
 finetune  --label nope                          good.tsv:2: the column 'nope' is missing
 finetune  --model no-such/bert                  no-such/bert: there is no such folder
