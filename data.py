@@ -722,24 +722,6 @@ class TokenCounts(NamedTuple):
     unknown_share: float    # 0 to 1: estimated share of the characters that became [UNK]
 
 
-def encode_chunk(chunk, tokenizer):
-    """Tokenise a chunk of lines -> (token numbers to train on, held-out token numbers).
-
-    chunk: [(line, whether it is held out)]; an empty line ends a document and becomes [SEP]
-    """
-    train_ids = []
-    valid_ids = []
-    texts = [line for line, _ in chunk]
-    for (line, held_out), ids in zip(chunk, tokenizer.encode(texts)):
-        if line == "":
-            ids = [tokenizer.sep_id]
-        if held_out:
-            valid_ids.extend(ids)
-        else:
-            train_ids.extend(ids)
-    return train_ids, valid_ids
-
-
 def write_tokens(file, lines, tokenizer, dtype):
     """Tokenise lines and write the token numbers -> TokenCounts. Those to train on are written
     first, those that are held out after them.
@@ -863,6 +845,24 @@ def count_characters(texts, tokenizer, sample_size=SAMPLE):
             if token == tokenizer.unk_id:
                 num_unknown += len("".join(piece[begin:end].split()))
     return num_characters, num_unknown
+
+
+def encode_chunk(chunk, tokenizer):
+    """Tokenise a chunk of lines -> (token numbers to train on, held-out token numbers).
+
+    chunk: [(line, whether it is held out)]; an empty line ends a document and becomes [SEP]
+    """
+    train_ids = []
+    valid_ids = []
+    texts = [line for line, _ in chunk]
+    for (line, held_out), ids in zip(chunk, tokenizer.encode(texts)):
+        if line == "":
+            ids = [tokenizer.sep_id]
+        if held_out:
+            valid_ids.extend(ids)
+        else:
+            train_ids.extend(ids)
+    return train_ids, valid_ids
 
 
 def check_unknown_share(what, unknown_share, tokenizer, only_warn=False):

@@ -1167,8 +1167,9 @@ def noted_signals():
     old_handlers = {}
     for number in numbers:
         # A shell script makes the commands in its background ignore Ctrl-C, and nohup makes a
-        # command ignore SIGHUP. A signal that is ignored stays ignored. getsignal returns None for
-        # a handler that is not Python's, such as that of a program that embeds Python. It stays.
+        # command ignore SIGHUP. A signal that is ignored stays ignored. A handler that is not
+        # Python's, such as that of a program that embeds Python, stays, too; for it getsignal
+        # returns None.
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             old_handlers[number] = signal.signal(number, note)    # returns the handler until now
     try:
@@ -1895,7 +1896,8 @@ def student_config(args, teacher, vocab_size):
     shape |= {"hidden_size": C, "embedding_size": E, "num_hidden_groups": 1, "adapter_size": 0,
               "correction_rank": 0, "tie_decoder": True, "hidden_dropout_prob": args.dropout,
               "attention_probs_dropout_prob": args.dropout}
-    # Then the flags change it. What they leave open about adapters and corrections comes last.
+    # Then the flags change the shape. If they do not choose adapters or corrections,
+    # default_own_parts does.
     for name in SHAPE_FIELDS:
         if getattr(args, name) is not None:
             shape[name] = getattr(args, name)
@@ -2178,7 +2180,6 @@ def seconds_of_a_step(distillation):
     return fastest
 
 
-@torch.inference_mode()
 def report_results(models, tokenizer, valid_batches, bf16, out, processes):
     """Measure the models after the training, write results.json, and print scores and samples."""
     results = measure_models(models, valid_batches, bf16, each_recursion=True)
@@ -2189,6 +2190,7 @@ def report_results(models, tokenizer, valid_batches, bf16, out, processes):
     print(f"\nThe student is in {out}. Next: python finetune.py --model {shlex.quote(out)}")
 
 
+@torch.inference_mode()
 def print_samples(models, tokenizer, valid_batches, bf16):
     """Print what each model predicts at a masked place in up to four held-out texts."""
     if models["student"].head is None:

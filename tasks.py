@@ -47,8 +47,8 @@ class Example(NamedTuple):
     second_text: object = None  # a second text; in qa the context; None if there is none
     label: object = None        # see above; None if it is not known
     id: str = ""                # qa: the id of the question; "code": the index of its line in the
-                                # file; else the index of the example in the files of its split;
-                                # one that is held out keeps it. Indices count from 0, the line
+                                # file; else the index of the example in the files of its split,
+                                # also after it was held out. Indices count from 0, the line
                                 # numbers in `location` from 1
     location: str = "an example"    # for messages: "file:line", in qa file and id of the question
 
@@ -893,7 +893,8 @@ def hold_out_a_tenth(examples, kind):
     order in the file does not matter.
 
     kind: that of the task. In qa only the context is hashed, so all questions about a context are
-        neighbours. They come into the same part, except those about the context at the border.
+        neighbours. They come into the same part; only the context at the border of the two parts
+        may have questions in both.
     ValueError if no example can be held out, or if none would be left.
     """
     wanted = math.ceil(len(examples) / 10)
