@@ -1659,7 +1659,19 @@ def read_datasets(args, task_name, kind, with_train=True):
         held_out, rest = hold_out_a_tenth(datasets["train"], kind)
         datasets["dev"] = held_out
         datasets["train"] = rest
+    if kind == "regression":
+        warn_of_equal_numbers(datasets)
     return datasets
+
+
+def warn_of_equal_numbers(datasets):
+    """Warn if all examples of a dev or test set have the same number, because no correlation can be
+    computed then. (With such a training set make_task raises an error.)"""
+    for split_name, examples in datasets.items():
+        numbers = {example.label for example in examples}
+        if split_name != "train" and len(numbers) == 1 and None not in numbers:
+            warn(f"{split_name}: all {len(examples):,} examples have the number {min(numbers):g}, "
+                 "so its correlations are 0; are its labels not published?")
 
 
 def first_dev_split(split_names):

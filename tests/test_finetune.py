@@ -1784,6 +1784,24 @@ def test_a_pair_is_known_only_if_both_of_its_texts_are(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("second_number, is_warned", [(-1, True), (0, False)])
+def test_equal_numbers_to_compare_with_are_warned_of(second_number, is_warned, tmp_path, capsys):
+    """A test set whose labels are not published often has -1 everywhere."""
+    test = write_file(tmp_path / "test.tsv", f"text\tlabel\na film\t-1\nfilm\t{second_number}\n")
+    args = finetune.arguments(["--evaluate", "--task", "regression", "--test", test])
+    finetune.read_datasets(args, "regression", "regression", with_train=False)
+    expected = ""
+    if is_warned:
+        expected = ("warning: test: all 2 examples have the number -1, so its correlations are 0; "
+                    "are its labels not published?\n")
+    assert capsys.readouterr().err == expected
+
+
+def test_unknown_numbers_are_not_called_equal(capsys):
+    finetune.warn_of_equal_numbers({"test": [make_text_example("a film", None)] * 2})
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("word, is_warned", [("IL-2", True), ("city", False)])
 def test_words_that_predict_would_split_are_warned_of(
         tmp_path, out, model, capsys, word, is_warned):
