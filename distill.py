@@ -908,7 +908,10 @@ def restore_last_checkpoint(tensors, options, settings):
     path = checkpoint_path(options)
     if os.path.exists(path):
         steps_done, log_size = restore_training_state(path, tensors, settings)
-        print(f"{options.out}: going on after step {steps_done:,} of {options.steps:,}")
+        if steps_done < options.steps:
+            print(f"{options.out}: going on after step {steps_done:,} of {options.steps:,}")
+        else:
+            print(f"{options.out}: all {options.steps:,} steps are done already")
         return steps_done, log_size
     if os.path.exists(os.path.join(options.out, "model.safetensors")):
         # A run writes a checkpoint before its model. This folder has a model without one, so

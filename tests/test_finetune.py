@@ -1727,7 +1727,7 @@ def test_seeds_differ_and_the_rate_is_chosen_without_the_dev_set(
 
     again = run(capsys, *flags, "--resume").out          # all runs are finished already
     assert table(again) == table(printed)
-    assert again.count(": going on after step 30 of 30\n") == 4
+    assert again.count(": all 30 steps are done already\n") == 4
     assert again.count(" trained parameters, 0 steps in ") == 4
 
 
