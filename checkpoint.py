@@ -539,7 +539,7 @@ def save(model, path):
         if model.head is not None and model.head.decoder is not None:
             # transformers looks for the bias of an untied decoder under this second name.
             tensors["cls.predictions.decoder.bias"] = model.head.bias
-    elif config.adapter_size == 0 and config.correction_rank == 0:
+    elif not config.has_own_parts:
         family = "Albert"
         layout = ALBERT_LAYOUT
         tensors = albert_only_layers(config)

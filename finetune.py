@@ -56,7 +56,7 @@ from distill import (DEFAULT_OUT, TrainingOptions, add_run_flags, autocast, begi
                      fingerprint, hidden_loss, leave_processes, lock_folder, match_layers,
                      measuring_bar, one_per_machine_first, output_loss, set_up_processes,
                      split_batch, to_device, train, uses_bf16)
-from minialbert import MiniALBERT, merge_corrections
+from minialbert import OWN_PARTS, MiniALBERT, merge_corrections
 from tasks import (GLUE, KINDS, Example, Prediction, Task, detailed_scores, download_glue,
                    entities, find_words, hold_out_a_tenth, kind_of_task, labels_of_example,
                    lines_of, majority, make_task, read_code_task, read_glue, read_own_files,
@@ -584,8 +584,7 @@ def load_encoder(path, mode="all", dropout=0.0, sample=None, recursions=None):
     saved_model = load(path, recursions)
     config = replace(saved_model.config, hidden_dropout_prob=dropout,
                      attention_probs_dropout_prob=dropout)
-    has_adapters_or_corrections = config.adapter_size > 0 or config.correction_rank > 0
-    adds_adapters = mode == "adapters" and not has_adapters_or_corrections
+    adds_adapters = mode == "adapters" and not config.has_own_parts
     if adds_adapters:
         config = replace(config, adapter_size=max(1, config.hidden_size // 16))
     if mode == "random" or adds_adapters:
@@ -610,7 +609,7 @@ def freeze_parameters(encoder, mode):
     """Freeze the parameters of an encoder that are not trained in a mode."""
     for name, parameter in encoder.named_parameters():
         if mode == "adapters":
-            is_trained = "_adapters." in name or name.startswith("corrections.")
+            is_trained = name.split(".")[0] in OWN_PARTS
         elif mode == "head":
             is_trained = False                           # the task head is not in the encoder
         else:

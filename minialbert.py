@@ -70,6 +70,11 @@ class Config:
         check_config(self)
 
     @property
+    def has_own_parts(self):
+        """True if each recursion has adapters or corrections of its own."""
+        return self.adapter_size > 0 or self.correction_rank > 0
+
+    @property
     def is_bert(self):
         """True if this is the shape of an ordinary BERT, which shares nothing.
 
@@ -77,8 +82,7 @@ class Config:
         """
         shares_nothing = self.num_hidden_groups == self.num_hidden_layers
         factorised = self.embedding_size != self.hidden_size
-        has_additions = self.adapter_size > 0 or self.correction_rank > 0
-        return shares_nothing and not factorised and not has_additions
+        return shares_nothing and not factorised and not self.has_own_parts
 
 
 class LayerNorm(nn.LayerNorm):
@@ -360,6 +364,12 @@ def split_evenly(num_items, num_groups):
     return [i * num_groups // num_items for i in range(num_items)]
 
 
+# The lists of a MiniALBERT that hold what each recursion has of its own. If you add one, it also
+# belongs in MiniALBERT.__init__, MiniALBERT.own_parts, keep_recursions and Config.has_own_parts.
+# Decide whether merge_corrections and distill.start_from_teacher use it.
+OWN_PARTS = ("attention_adapters", "feed_forward_adapters", "corrections")
+
+
 class MiniALBERT(nn.Module):
     """G different layers, applied R times in all.
 
@@ -371,9 +381,9 @@ class MiniALBERT(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_groups))
-        # These lists hold what each recursion has of its own. A list that is not needed is empty.
-        # Recursion r applies attention_adapters[r] before attention and feed_forward_adapters[r]
-        # before the feed-forward. It adds corrections[r] to the layer's matrices.
+        # These three lists are the OWN_PARTS; a list that is not needed is empty. Recursion r
+        # applies attention_adapters[r] before attention and feed_forward_adapters[r] before the
+        # feed-forward. It adds corrections[r] to the layer's matrices.
         self.attention_adapters = nn.ModuleList()
         self.feed_forward_adapters = nn.ModuleList()
         self.corrections = nn.ModuleList()
@@ -596,7 +606,7 @@ def count_parameters(model):
     counts = {"embeddings": 0, "layers": 0, "own_parts": 0, "head": 0}
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]
-        if part in ("attention_adapters", "feed_forward_adapters", "corrections"):
+        if part in OWN_PARTS:
             part = "own_parts"
         counts[part] += parameter.numel()
     stored = sum(counts.values())
@@ -612,7 +622,7 @@ def check_config(config):
 
     If you add a field: a training run that began without it cannot be resumed. A field that changes
     what a model computes also belongs in
-    - is_bert
+    - has_own_parts or is_bert
     - check_field, if it is an integer that may be 0, or if its type is not int, float or bool
     - read_config and save of checkpoint.py
     - SHAPE_FIELDS, add_model_flags, student_config and check_start of distill.py
