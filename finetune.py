@@ -356,35 +356,41 @@ def collate(features):
     return ids, mask, segments
 
 
-def collate_labels(features, T, kind):
-    """Put the labels of Features into one array. No Feature may be without labels. The array has
-    floats, because a token without a label gets nan.
+def collate_targets(features, kind):
+    """List the labels of Features, each of which is a target. Return three numpy arrays (N,), with
+    one item for each of the N targets:
 
-    qa: (B, 2), the positions of the answer's first and last token
-    other kinds: (B, T), the label of each token. A label is the index of a class or a tag in
-        task.labels; in regression it is the given number, not yet normalised
+    rows: the index of the target's Feature
+    columns: the position of its token; in qa 0 if it says where an answer begins, 1 if it says
+        where it ends
+    targets: the label itself: the index of a class or a tag in task.labels; in regression the given
+        number, not yet normalised; in qa the position of the answer's first or last token
+
+    No Feature may be without labels.
     """
-    if kind == "qa":
-        return np.array([feature.labels for feature in features], np.float64)
-    labels = np.full((len(features), T), np.nan)
+    rows = []
+    columns = []
+    targets = []
     for row, feature in enumerate(features):
-        labels[row, feature.positions] = feature.labels
-    return labels
+        rows += [row] * len(feature.labels)
+        if kind == "qa":
+            columns += [0, 1]
+        else:
+            columns += feature.positions
+        targets += feature.labels
+    return np.array(rows, np.int64), np.array(columns, np.int64), np.array(targets, np.float64)
 
 
 # ---- The loss ---------------------------------------------------------------------------
 
 def outputs_at_targets(logits, rows, columns, kind):
-    """Select the logits from which each of the N targets is predicted. The targets are the numbers
-    in the array of collate_labels that are not nan.
+    """Select the logits from which each of the N targets is predicted.
 
     logits (B, T, n)
-    rows, columns (N,): where the targets stand in that array
+    rows, columns (N,): see collate_targets
 
-    In qa a column is 0 or 1, and a target is the position at which an answer begins (column 0) or
-    ends (column 1). It is predicted from the begin logits or the end logits of all tokens ->
-    (N, T). In other kinds a column is the position of a token, and its target is predicted from the
-    token's n logits -> (N, n).
+    In qa a target is predicted from the begin logits (column 0) or the end logits (column 1) of all
+    tokens -> (N, T). In other kinds it is predicted from the n logits of its token -> (N, n).
     """
     if kind == "qa":
         begin_and_end_logits = logits.transpose(1, 2)    # (B, 2, T)
@@ -464,8 +470,8 @@ class TaskLoss:
         """Compute a micro-batch's part of each loss: {name: scalar}.
 
         ids, mask, segments (b, T): see collate; b is the B of a micro-batch
-        rows, columns (N,): where the targets stand in the labels of this micro-batch
-        targets (N,): the labels that are not nan, in regression normalised
+        rows, columns, targets (N,): see collate_targets; rows count from the first sequence of the
+            micro-batch, and in regression the targets are normalised
         num_targets, num_tokens: how many targets (at least 1) and tokens the whole batch has
         """
         kind = self.model.task.kind
@@ -498,14 +504,14 @@ class TaskLoss:
         task = self.model.task
         features = self.batch(step)
         ids, mask, segments = collate(features)          # each (B, T)
-        labels = collate_labels(features, ids.shape[1], task.kind)            # (B, T), qa: (B, 2)
+        rows, columns, targets = collate_targets(features, task.kind)         # (N,) each
         if task.kind == "regression":
             # This is done before the numbers become float32, which has seven digits only.
-            labels = (labels - task.mean) / task.sd
+            targets = (targets - task.mean) / task.sd
+        targets = targets.astype(np.float32)
         # num_targets and num_tokens count the whole batch, of which a micro-batch is only a part.
-        is_target = ~np.isnan(labels)
         # In tagging there may be no target. Then the loss is 0 / 1, not 0 / 0.
-        num_targets = max(1, np.count_nonzero(is_target))
+        num_targets = max(1, len(targets))
         num_tokens = np.count_nonzero(mask)
         device = device_of(self.model)
         for begin, end in self.micro_batch_bounds:
@@ -514,15 +520,12 @@ class TaskLoss:
             # micro-batch is computed from sequence 0, and its losses are multiplied by 0.
             is_empty = begin >= len(ids)
             if is_empty:
-                part = slice(0, 1)
-            else:
-                part = slice(begin, end)
-            # The places of the targets are found here, on the CPU. Indexing by True and False on a
-            # GPU would make the program wait until the GPU has counted the True values.
-            rows, columns = np.nonzero(is_target[part])  # (N,) each
-            targets = labels[part][rows, columns].astype(np.float32)          # (N,)
-            micro_batch = to_device(device, ids[part], mask[part], segments[part], rows, columns,
-                                    targets)
+                begin = 0
+                end = 1
+            is_inside = (begin <= rows) & (rows < end)   # (N,)
+            micro_batch = to_device(
+                device, ids[begin:end], mask[begin:end], segments[begin:end],
+                rows[is_inside] - begin, columns[is_inside], targets[is_inside])
             with autocast(device, self.bf16):
                 losses = self.compute_losses(*micro_batch, num_targets, num_tokens)
             if is_empty:

@@ -24,7 +24,7 @@ from conftest import (LETTERS, assert_help_names_flags, files_below, make_squad,
 from data import Tokenizer
 from distill import Processes, TrainingOptions, output_loss
 from finetune import (Classifier, TaskLoss, change_normalisation, check_trainable,
-                      choose_hidden_weight, choose_length, collate, collate_labels, decode,
+                      choose_hidden_weight, choose_length, collate, collate_targets, decode,
                       decode_answers, default_rate, encode, encode_splits, evaluate_split,
                       first_dev_split, fit_adapters_to_identity, load_classifier, load_encoder,
                       main, predict_logits, save_classifier)
@@ -291,7 +291,7 @@ def test_a_batch_is_padded_and_labelled_where_the_head_is_read(tokenizer):
     examples = [make_text_example("x", "1", "y y y"), make_text_example("x", "0", "y")]
     features = encode(task, examples, tokenizer)
     ids, mask, segments = collate(features)
-    labels = collate_labels(features, ids.shape[1], "classification")
+    rows, columns, targets = collate_targets(features, "classification")
     unpadded = features[1].ids.tolist()
     assert ids[1].tolist() == unpadded + [0, 0]
     assert mask[0].all()
@@ -299,9 +299,10 @@ def test_a_batch_is_padded_and_labelled_where_the_head_is_read(tokenizer):
     # [CLS] x [SEP] are of the first text; then follow the second text and [SEP].
     assert segments[0].tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert segments[1].tolist() == [0, 0, 0, 1, 1, 0, 0]
-    # The head of a classifier is read at [CLS]; elsewhere there is no label.
-    assert labels[:, 0].tolist() == [1, 0]
-    assert np.isnan(labels[:, 1:]).all()
+    # The head of a classifier is read at [CLS] of each sequence, and nowhere else.
+    assert rows.tolist() == [0, 1]
+    assert columns.tolist() == [0, 0]
+    assert targets.tolist() == [1, 0]
 
 
 # ---- Sentences to tag -------------------------------------------------------------------
