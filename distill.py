@@ -610,7 +610,9 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
         the beginning of a resumed run
 
     A run that was stopped or killed and then resumed ends like a run without a break; on a CPU the
-    two are bit for bit equal.
+    two are bit for bit equal. A checkpoint needs only the parameters, AdamW's state and the number
+    of steps done. All else in a step follows from its number, and not from the steps before it: its
+    batch, the masked places, the dropout and the learning rate.
 
     At SIGINT, SIGTERM or SIGHUP the step is finished and a checkpoint is written. Then SystemExit
     ends the program. Several processes all stop after the same step: see must_stop.
