@@ -654,9 +654,11 @@ def check_can_match_layers(num_recursions, num_layers):
 
 
 # A new loss needs a weight in LOSS_WEIGHTS, its lines in Distillation.compute_losses and its help
-# in add_loss_flags. It may also belong in LAYER_LOSSES or HEAD_LOSSES. If it needs models of equal
-# size, check_losses should check this. If it needs attention maps, Distillation must ask for them
-# (recursions_with_map).
+# in add_loss_flags. compute_losses must divide its sum by a number of the whole batch: divisor,
+# tokens_per_step or, if it has one value for each sequence, batches.batch_size. A mean over a
+# micro-batch would be wrong as soon as there are several micro-batches or processes. A new loss may
+# also belong in LAYER_LOSSES or HEAD_LOSSES. If it needs models of equal size, check_losses should
+# check this. If it needs attention maps, Distillation must ask for them (recursions_with_map).
 
 def check_losses(student, teacher, loss_weights):
     """Raise ValueError if a loss is not possible with these models. teacher may be None."""
