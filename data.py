@@ -773,26 +773,35 @@ def mark_held_out(lines):
 
     lines: they have no line ends; an empty line ends each document, also the last one
     """
-    held_out = None                                      # None: it is not decided yet
-    waiting = []                                         # the document's lines before the decision
-    beginning = ""                                       # the text of the waiting lines
-    for line in lines:
-        ends_document = line == ""
-        if held_out is not None:
+    lines = iter(lines)                  # so each loop goes on where the one before it has stopped
+    while True:
+        beginning = beginning_of_document(lines)
+        if not beginning:                                # no document is left
+            return
+        text = "".join(beginning)[:DECIDING_CHARACTERS]
+        held_out = is_held_out(text, HOLD_OUT_ONE_IN)
+        for line in beginning:
             yield line, held_out
-        elif ends_document and not waiting:
-            pass                                         # an empty line before a document
-        else:
-            waiting.append(line)
-            beginning += line
-            if ends_document or len(beginning) >= DECIDING_CHARACTERS:
-                held_out = is_held_out(beginning[:DECIDING_CHARACTERS], HOLD_OUT_ONE_IN)
-                for waiting_line in waiting:
-                    yield waiting_line, held_out
-                waiting = []
-                beginning = ""
-        if ends_document:
-            held_out = None                              # the next document is not decided yet
+        if beginning[-1] != "":                          # the document goes on
+            for line in lines:
+                yield line, held_out
+                if line == "":
+                    break
+
+
+def beginning_of_document(lines):
+    """Take the lines of the next document from an iterator, until they have DECIDING_CHARACTERS
+    characters or the document ends -> a list of lines. It is empty if no document is left."""
+    beginning = []
+    num_characters = 0
+    for line in lines:
+        if line == "" and not beginning:                 # an empty line before the document
+            continue
+        beginning.append(line)
+        num_characters += len(line)
+        if line == "" or num_characters >= DECIDING_CHARACTERS:
+            break
+    return beginning
 
 
 def is_held_out(text, one_in):
