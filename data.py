@@ -353,7 +353,13 @@ def is_uncased(tokens):
 
 def make_wordpiece(tokens, lowercase):
     """Make a BERT tokenizer whose token number i is tokens[i]. As in BERT, each Chinese character
-    in a text is a word, and a tokenizer that lower-cases also removes accents."""
+    in a text is a word, and a tokenizer that lower-cases also removes accents.
+
+    The tokenizers library splits a text into words and punctuation characters, and each word into
+    tokens. It takes the longest token with which the word begins, then the longest one for the
+    beginning of the rest, and so on. The later tokens have ## before them: "playing" may become
+    "play" and "##ing". If no token fits at some place, the whole word becomes [UNK].
+    """
     id_of_token = {token: i for i, token in enumerate(tokens)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(id_of_token, unk_token="[UNK]"))
     backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
