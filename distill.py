@@ -1233,6 +1233,16 @@ def evaluate(model, batches, each_recursion=False):
 
 
 # ---- Processes and devices --------------------------------------------------------------
+# torchrun starts this program several times. The processes share each batch, and after each step
+# all of them have the same model:
+# - They begin with the same parameters and optimiser: begin_or_resume broadcasts those of rank 0.
+# - Each of them makes the whole batch of a step, which depends on the seed and the step alone, but
+#   puts only its own micro-batches through the models (split_batch).
+# - The losses of these are divided by numbers of the whole batch. So they add up to its losses, and
+#   the gradients add up to its gradients: sum_over_processes adds them.
+# - All processes then make the same update.
+# A single process would compute the same, apart from rounding and dropout (seed_dropout). Only rank
+# 0 writes into --out.
 
 class Processes(NamedTuple):
     """Which of torchrun's processes this one is; the defaults are those of a single process."""
