@@ -245,6 +245,7 @@ def load(path, recursions=None):
     if any(name.startswith("encoder.layer.") for name in tensors):
         layout = BERT_LAYOUT
     tensors = without_identity_projection(tensors, layout, config)
+    # The names of a head begin with vocab_ in ALBERT's layout, with cls.predictions in BERT's.
     has_head = any(name.startswith(("vocab_", "cls.predictions")) for name in tensors)
     # A model without a head counts as tied.
     is_tied = not has_head or decoder_is_tied(tensors, layout, config)
@@ -440,10 +441,11 @@ def without_identity_projection(tensors, layout, config):
 def decoder_is_tied(tensors, layout, config):
     """Return True if the head's decoder is tied, that is, if it is the word table.
 
-    config.tie_decoder is False only if save() has written the config. Then the decoder is a matrix
-    of its own, even if its values do not differ from the word table yet. If it is True, that may be
-    only the default. Then the decoder is tied if it has the values of the word table, or if the
-    decoder or the word table is missing.
+    Only save() writes the field tie_decoder into a config.json. If it is false there, the decoder
+    is a matrix of its own, even if its values do not differ from the word table yet. Other configs
+    lack the field, and then config.tie_decoder has its default, True. If it is True, the tensors
+    decide: the decoder is tied if it has the values of the word table, or if the decoder or the
+    word table is missing.
     """
     if not config.tie_decoder:
         return False
@@ -564,6 +566,8 @@ def contents_of_config(model, family):
         architecture = family + "Model"
     else:
         architecture = family + "ForMaskedLM"
+    # load() reads the first three, and the fields of the Config. The last two here are for
+    # transformers.
     contents = {"model_type": family.lower(), "hidden_act": "gelu", "inner_group_num": 1,
                 "architectures": [architecture], "tie_word_embeddings": model.config.tie_decoder}
     contents.update(asdict(model.config))
