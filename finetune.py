@@ -1509,17 +1509,17 @@ def default_rate(mode, config, without_task, learns_hidden=False):
     need a lower rate than adapters. EXPERIMENTS.md compares rates.
     """
     has_corrections = config.correction_rank > 0
-    if mode == "adapters" and has_corrections:
+    if mode == "adapters" and has_corrections:           # the mode also trains corrections: MODES
         rate = 2.5e-4
         if learns_hidden:
             rate = 5e-4
     elif mode in ("adapters", "head"):
         rate = 1e-3
-    elif without_task:
+    elif without_task:                                   # "all" or "random"
         rate = 4e-4
         if has_corrections:
             rate = 2e-4
-    else:
+    else:                                                # the same modes, with --task
         rate = 5e-5
         if learns_hidden:
             rate = 1.5e-4
