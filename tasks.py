@@ -261,10 +261,10 @@ def entity_scores(gold, guesses):
     return item_scores(num_correct, len(gold_items), len(guessed_items))
 
 
-def entities_of_all(sentences):
+def entities_of_all(tags_of_sentences):
     """Collect the entities of sentences: {(index of the sentence, first, end, type)}."""
     found = set()
-    for index, tags in enumerate(sentences):
+    for index, tags in enumerate(tags_of_sentences):
         for first, end, entity_type in entities(tags):
             found.add((index, first, end, entity_type))
     return found
