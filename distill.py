@@ -365,7 +365,7 @@ def start_from_teacher(student, teacher, ids):
     embeddings or the corrections cannot be computed.
     """
     check_start(student, teacher)
-    if teacher.config.correction_rank > 0:
+    if teacher.config.has_corrections:
         teacher = merge_corrections(teacher)             # now it has a layer for each recursion
     start_embeddings(student.embeddings, teacher.embeddings, ids)
     start_layers(student, teacher)

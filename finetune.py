@@ -1508,8 +1508,7 @@ def default_rate(mode, config, without_task, learns_hidden=False):
     The rate must be higher if few parameters are trained, or if there are few steps. Corrections
     need a lower rate than adapters. EXPERIMENTS.md compares rates.
     """
-    has_corrections = config.correction_rank > 0
-    if mode == "adapters" and has_corrections:           # the mode also trains corrections: MODES
+    if mode == "adapters" and config.has_corrections:    # the mode also trains corrections: MODES
         rate = 2.5e-4
         if learns_hidden:
             rate = 5e-4
@@ -1517,7 +1516,7 @@ def default_rate(mode, config, without_task, learns_hidden=False):
         rate = 1e-3
     elif without_task:                                   # "all" or "random"
         rate = 4e-4
-        if has_corrections:
+        if config.has_corrections:
             rate = 2e-4
     else:                                                # the same modes, with --task
         rate = 5e-5
@@ -1852,7 +1851,7 @@ def use_fine_tuned(args, given):
     model = load_classifier(args.model, recursions=args.recursions)
     tokenizer = Tokenizer(args.model)
     check_vocabulary(tokenizer, model.encoder.config)
-    if model.encoder.config.correction_rank > 0 and not bf16:
+    if model.encoder.config.has_corrections and not bf16:
         # The corrections are added to the matrices once, here, instead of in each batch. This is
         # not done in bfloat16, where it would change the predictions a little: the training rounds
         # a correction to bfloat16 before it is added.

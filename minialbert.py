@@ -70,9 +70,14 @@ class Config:
         check_config(self)
 
     @property
+    def has_corrections(self):
+        """True if each recursion has corrections of its own."""
+        return self.correction_rank > 0
+
+    @property
     def has_own_parts(self):
         """True if each recursion has adapters or corrections of its own."""
-        return self.adapter_size > 0 or self.correction_rank > 0
+        return self.adapter_size > 0 or self.has_corrections
 
     @property
     def is_bert(self):
@@ -391,7 +396,7 @@ class MiniALBERT(nn.Module):
             if config.adapter_size > 0:
                 self.attention_adapters.append(Adapter(config))
                 self.feed_forward_adapters.append(Adapter(config))
-            if config.correction_rank > 0:
+            if config.has_corrections:
                 self.corrections.append(Corrections(config))
         self.head = None
         if head:
@@ -415,7 +420,7 @@ class MiniALBERT(nn.Module):
         if self.config.adapter_size > 0:
             adapters = self.attention_adapters[r], self.feed_forward_adapters[r]
         corrections = None
-        if self.config.correction_rank > 0:
+        if self.config.has_corrections:
             corrections = self.corrections[r]
         return adapters, corrections
 
@@ -583,7 +588,7 @@ def merge_corrections(model):
     layers = nn.ModuleList()
     for r in range(R):
         layer = copy.deepcopy(merged.layer_of_recursion(r))
-        if model.config.correction_rank > 0:
+        if model.config.has_corrections:
             for name, name_in_layer in CORRECTED.items():
                 layer.get_parameter(name_in_layer).add_(merged.corrections[r][name].matrix())
         layers.append(layer)
@@ -622,7 +627,7 @@ def check_config(config):
 
     If you add a field: a training run that began without it cannot be resumed. A field that changes
     what a model computes also belongs in
-    - has_own_parts or is_bert
+    - has_corrections, has_own_parts or is_bert
     - check_field, if it is an integer that may be 0, or if its type is not int, float or bool
     - read_config and save of checkpoint.py
     - SHAPE_FIELDS, add_model_flags, student_config and check_start of distill.py
