@@ -217,8 +217,8 @@ def name_in_file(layout, name):
     numbers = re.findall("[0-9]+", module)               # ["3"]
     module = re.sub("[0-9]+", "#", module)               # "layers.#.output"
     file_module = layout.get(module, module)             # our name, if it is not in the layout
-    if numbers:
-        file_module = file_module.replace("#", numbers[0])
+    for number in numbers:
+        file_module = file_module.replace("#", number, 1)
     return f"{file_module}.{leaf}"
 
 

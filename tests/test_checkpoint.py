@@ -387,6 +387,8 @@ def test_names_are_translated():
     assert name_in_file(checkpoint.BERT_LAYOUT, "head.bias") == "cls.predictions.bias"
     adapter = name_in_file(checkpoint.ALBERT_LAYOUT, "feed_forward_adapters.3.up.weight")
     assert adapter == "mlp_adapters.3.block.2.weight"
+    # A module of somebody's own may have several numbers.
+    assert name_in_file(checkpoint.BERT_LAYOUT, "scales.1.2.weight") == "scales.1.2.weight"
 
 
 # ---- Saving and loading -----------------------------------------------------------------
