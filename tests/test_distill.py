@@ -1464,6 +1464,22 @@ def test_a_resume_with_other_settings_is_refused_and_says_which(
     assert_same_run(out, whole)
 
 
+# A resumed run may have other values of these flags. The values of another --recipe are compared,
+# and the hash of the corpus shows another --text or --tokenizer.
+MAY_DIFFER = {"cache", "compile", "cuda_graphs", "device", "eval_every", "evaluate", "log_every",
+              "micro_batch_size", "out", "overwrite", "recipe", "resume", "save_every", "text",
+              "tokenizer"}
+
+
+def test_each_flag_is_a_setting_of_the_run_or_may_differ(whole):
+    """A new flag that changes what is trained belongs in settings_of_command."""
+    settings = read_json(whole / "run.json")["settings"]
+    known = MAY_DIFFER | settings.keys() | settings["shape"].keys()
+    for flag in distill.LOSS_FLAGS.values():             # the setting "weights" has these
+        known.add(flag.removeprefix("--").replace("-", "_"))
+    assert vars(parse("")).keys() - known == set()
+
+
 def test_a_second_run_in_the_same_folder_is_refused_and_the_first_ends_well(
         toy, whole, out, monkeypatch, capsys):
     started = []

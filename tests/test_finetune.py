@@ -2065,6 +2065,21 @@ def test_a_resume_with_other_windows_or_another_tokenizer_is_refused(
     assert files_below(out) == before
 
 
+# A resumed command may have other values of these flags. The hashes of the model, the teacher and
+# the examples show a change of those in the last line.
+MAY_DIFFER = {"device", "eval_every", "evaluate", "log_every", "micro_batch_size", "out",
+              "overwrite", "predict", "resume", "save_every", "seeds", "test",
+              "data", "dev", "distill_from", "label", "model", "text", "train"}
+
+
+def test_each_flag_is_a_setting_of_the_command_or_may_differ(out, sst2_flags, capsys):
+    """A new flag that changes what is trained belongs in settings_of_command."""
+    run(capsys, *sst2_flags, "--steps", 1, "--out", out)
+    settings = read_json(out / "run.json")["settings"]
+    args = finetune.arguments(["--evaluate"])
+    assert vars(args).keys() - settings.keys() - MAY_DIFFER == set()
+
+
 def test_a_checkpoint_has_the_settings_of_its_own_run(tmp_path, out, sst2_flags, capsys):
     """run.json has the settings of the command, which makes several runs."""
     flags = sst2_flags + ["--steps", 3]
