@@ -1618,7 +1618,10 @@ EVALUATE_FLAGS = ("--evaluate", "--teacher", "--student", "--tokenizer", "--corp
 
 
 def arguments(argv):
-    """Parse the command line; what is not given is filled in from the recipe."""
+    """Parse the command line; what is not given is filled in from the recipe.
+
+    A new flag that changes what is trained also belongs in settings_of_command.
+    """
     parser = CommandParser("distill.py", __doc__)
     add_model_flags(parser)
     add_loss_flags(parser)

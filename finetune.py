@@ -1208,7 +1208,8 @@ EVALUATE_FLAGS = ("--evaluate", "--model", "--recursions", "--task", "--data", "
 
 
 def arguments(argv):
-    """Parse the command line."""
+    """Parse the command line. A new flag that changes what is trained also belongs in
+    settings_of_command."""
     parser = CommandParser("finetune.py", __doc__)
     add_model_flags(parser)
     add_data_flags(parser)
