@@ -3225,7 +3225,7 @@ def test_every_flag_with_a_number_is_tested_above():
     tested = FROM_0 + FROM_1 + FROM_3 + NUMBERS + ["temperature", "dropout"]
     for name, default in vars(parse("")).items():
         is_number = type(default) in (int, float)
-        is_size = name in distill.SHAPE_FIELDS and name != "tie_decoder"
+        is_size = Config.__annotations__.get(name) is int
         if is_number or is_size:
             assert name.replace("_", "-") in tested
 
