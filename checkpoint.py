@@ -300,7 +300,8 @@ def read_config(path):
     with expecting(path, "a config that can be used here"):
         model_type = found.get("model_type", "bert")     # an old config of a BERT has none
         if model_type not in ("bert", "albert", "minialbert"):
-            # For example, a RoBERTa has the same tensors as a BERT, but its positions begin at 2.
+            # For example, a RoBERTa has the same tensors as a BERT, but its positions begin at 2. A
+            # DistilBERT has other names for fields, so ONLY_VALUES would not check its activation.
             raise ValueError(f"model_type is {model_type!r:.40}, but only bert, albert and "
                              "minialbert are known here")
         if model_type == "albert":
