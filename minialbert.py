@@ -401,7 +401,7 @@ class MiniALBERT(nn.Module):
         self.head = None
         if head:
             self.head = Head(config)
-        initialise(self)
+        initialise(self)                                 # replaces all values set until now
 
     def layer_of_recursion(self, r):
         """Return the layer that recursion r applies.
