@@ -567,9 +567,9 @@ def contents_of_config(model, family):
         architecture = family + "Model"
     else:
         architecture = family + "ForMaskedLM"
-    # load() reads the first three, and the fields of the Config. The last two here are for
-    # transformers.
-    contents = {"model_type": family.lower(), "hidden_act": "gelu", "inner_group_num": 1,
+    contents = {"model_type": family.lower(), "hidden_act": ONLY_VALUES["hidden_act"],
+                "inner_group_num": ONLY_VALUES["inner_group_num"],
+                # load() does not read these two. They are for transformers.
                 "architectures": [architecture], "tie_word_embeddings": model.config.tie_decoder}
     contents.update(asdict(model.config))
     return contents
