@@ -588,7 +588,11 @@ def learning_rate(step, options):
 
 def make_optimizer(model, weight_decay):
     """Make AdamW for all parameters that are trained; biases and LayerNorms do not decay. The betas
-    are 0.9 and 0.999, and eps is 1e-8, as is usual in torch."""
+    are 0.9 and 0.999, and eps is 1e-8, as is usual in torch.
+
+    Another optimiser, too, must have its state before the first step: --resume copies into it what
+    the checkpoint holds. Most optimisers make it in their first step, which would be too late.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
@@ -617,7 +621,7 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
     At SIGINT, SIGTERM or SIGHUP the step is finished and a checkpoint is written. Then SystemExit
     ends the program. Several processes all stop after the same step: see must_stop.
     """
-    recorder = Recorder(objective, run_state, options, evaluate_model, save_model, processes)
+    recorder = Recorder(model, objective, run_state, options, evaluate_model, save_model, processes)
     recorder.before_first_step()
     model.zero_grad(set_to_none=True)                    # each step adds to the gradients
     with noted_signals() as signals:
@@ -859,7 +863,6 @@ def make_optimizer_state(optimizer, trained):
 class RunState(NamedTuple):
     """The state of a run that is about to begin or to go on."""
     optimizer: torch.optim.Optimizer
-    tensors: dict           # {name: tensor}, all that training changes; checkpoints hold them
     first_step: int         # the next step, counted from 0, which is also the number of steps done
     log_size: int           # bytes that log.jsonl had after the steps done
     settings: dict          # what must be the same when the run is resumed; checkpoints hold it
@@ -883,7 +886,7 @@ def begin_or_resume(model, options, settings, processes):
         first_step, log_size = restore_last_checkpoint(tensors, options, settings)
     step_tensor = torch.tensor(first_step, device=processes.device)
     broadcast([step_tensor, *tensors.values()], processes)
-    return RunState(optimizer, tensors, step_tensor.item(), log_size, settings)
+    return RunState(optimizer, step_tensor.item(), log_size, settings)
 
 
 def training_state(model, optimizer):
@@ -943,7 +946,8 @@ class Recorder:
     The arguments are those of train().
     """
 
-    def __init__(self, objective, run_state, options, evaluate_model, save_model, processes):
+    def __init__(self, model, objective, run_state, options, evaluate_model, save_model, processes):
+        self.model = model
         self.objective = objective
         self.run_state = run_state
         self.options = options
@@ -1013,8 +1017,9 @@ class Recorder:
         """Write the state of the training, and then the model."""
         path = checkpoint_path(self.options)
         log_size = os.path.getsize(self.log_path)
-        run_state = self.run_state
-        save_training_state(path, run_state.tensors, steps_done, log_size, run_state.settings)
+        # The tensors are collected each time, because an optimiser may replace those of its state.
+        tensors = training_state(self.model, self.run_state.optimizer)
+        save_training_state(path, tensors, steps_done, log_size, self.run_state.settings)
         self.save_model()
 
 

@@ -1363,6 +1363,19 @@ def test_a_checkpoint_is_written_as_often_as_asked_and_at_the_end(toy, out, monk
     assert saved == [5, 10, 12]
 
 
+def test_a_checkpoint_has_what_an_optimizer_makes_in_its_first_step(
+        toy, out, monkeypatch, capsys):
+    """To resume such a run is an error. Without the momentum it would end differently."""
+    def make_optimizer(model, weight_decay):
+        return torch.optim.SGD(model.parameters(), momentum=0.9)
+
+    monkeypatch.setattr(distill, "make_optimizer", make_optimizer)
+    run_distill(toy, out)
+    error = error_of_run(capsys, toy, out, "--resume")
+    assert "'momentum_buffer.corrections.0." in error
+    assert "is not known" in error
+
+
 def test_the_log_has_each_loss_by_itself(whole):
     lines = read_log(whole)
     assert [line["step"] for line in lines] == list(range(1, 13))
@@ -2535,7 +2548,7 @@ def nan_norm(monkeypatch):
 def train_on_gpu(options):
     """Run the loop with steps that do not compute anything, as if it were on a GPU."""
     gpu = Processes(device=torch.device("cuda"))
-    state = distill.RunState(None, {}, 0, 0, {})
+    state = distill.RunState(None, 0, 0, {})
     model = nn.Linear(1, 1)
     distill.train(model, None, state, options, None, None, gpu)
 
