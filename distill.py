@@ -822,12 +822,7 @@ def cast_linear_layers(model):
 
 @dataclass
 class TrainingOptions:
-    """Options of train(); the help of the flags with the same names explains them.
-
-    A new option that changes what is trained also belongs in settings_of_command, here and in
-    finetune.py. Otherwise --resume does not notice that it differs. A run of an earlier version
-    does not have the setting, so it is resumed with any value of it.
-    """
+    """Options of train(); the help of the flags with the same names explains them."""
     steps: int
     lr: float
     warmup: int
@@ -838,6 +833,13 @@ class TrainingOptions:
     save_every: int
     out: str
     resume: bool
+
+    def settings(self):
+        """Return the options that must be the same in a resumed run, {name: value}: all that change
+        what is trained. A run of an earlier version does not have a new option, so it is resumed
+        with any value of it."""
+        others = ("log_every", "eval_every", "save_every", "out", "resume")
+        return {name: value for name, value in vars(self).items() if name not in others}
 
 
 def make_optimizer_state(optimizer, trained):
@@ -1750,7 +1752,7 @@ def run(args, given):
     check_losses(student, teacher, loss_weights)
     if args.init == "teacher":
         check_start(student, teacher)
-    settings = settings_of_command(args, options.lr, bf16, loss_weights, teacher, student)
+    settings = settings_of_command(args, options, bf16, loss_weights, teacher, student)
     inputs = [args.teacher, args.student, args.tokenizer]
     if args.corpus is not None:
         inputs += args.corpus
@@ -2025,7 +2027,7 @@ def default_losses(teacher, is_fresh, num_recursions):
     return default
 
 
-def settings_of_command(args, lr, bf16, loss_weights, teacher, student):
+def settings_of_command(args, options, bf16, loss_weights, teacher, student):
     """Collect the settings that must be the same to resume a run: {name: value}. train_student()
     adds the corpus, which has not been read yet."""
     # How a fresh student starts follows from the other settings. So a hash is only needed for a
@@ -2034,12 +2036,10 @@ def settings_of_command(args, lr, bf16, loss_weights, teacher, student):
     student_hash = None
     if args.student is not None:
         student_hash = fingerprint(student)
-    settings = {
-        "steps": args.steps, "lr": lr, "warmup": args.warmup, "weight_decay": args.weight_decay,
-        "seed": args.seed, "batch_size": args.batch_size, "length": args.length,
-        "dropout": args.dropout, "bf16": bf16, "init": args.init, "weights": loss_weights,
-        "temperature": args.temperature, "shape": vars(student.config),
-        "teacher": fingerprint(teacher), "student": student_hash}
+    settings = options.settings() | {
+        "batch_size": args.batch_size, "length": args.length, "dropout": args.dropout,
+        "bf16": bf16, "init": args.init, "weights": loss_weights, "temperature": args.temperature,
+        "shape": vars(student.config), "teacher": fingerprint(teacher), "student": student_hash}
     if teacher is not None:
         settings["teacher_shape"] = vars(teacher.config)
     return settings

@@ -980,8 +980,7 @@ def train_and_measure(setup, model, task_loss, splits, options):
     begin_time = time.perf_counter()
     # In the settings of the command "lr" may be a list, "steps" and "hidden_weight" may be None,
     # and "seed" is the first seed. Here these four get the values of this run.
-    settings = setup.settings | {"lr": options.lr, "steps": options.steps, "seed": options.seed,
-                                  "hidden_weight": setup.hidden_weight}
+    settings = setup.settings | options.settings() | {"hidden_weight": setup.hidden_weight}
     run_state = begin_or_resume(model, options, settings, setup.processes)
     num_steps = options.steps - run_state.first_step     # without those made before a --resume
     with explaining_failures():

@@ -2093,6 +2093,7 @@ def test_a_checkpoint_has_the_settings_of_its_own_run(tmp_path, out, sst2_flags,
     expected["lr"] = 1e-3                                # in run.json a list
     expected["seed"] = 1                                 # there 0
     expected["hidden_weight"] = 3.0                      # there null
+    expected["warmup"] = 0                               # there missing; it follows from the steps
     assert settings == expected
 
 
