@@ -682,14 +682,17 @@ RUN_FILE = "run.json"
 TUNING_FOLDER = "*-lr*-seed*"
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json", "added_tokens.json",
                    "special_tokens_map.json"]
+# train() of distill.py writes these files: in distill.py into --out, in finetune.py into the
+# subfolders.
+TRAINING_FILES = ["training.safetensors", "log.jsonl"]
 # Besides run.json, runs write these files into their folders. --overwrite removes them, their
 # temporary files, and no others.
 WRITTEN_BY_RUNS = [
-    "config.json", "model.safetensors", "training.safetensors", "log.jsonl",
+    "config.json", "model.safetensors", *TRAINING_FILES,
     *TOKENIZER_FILES,
     "head.safetensors", "task.json", "results.json",
     "dev.jsonl", "dev_*matched.jsonl", "test.jsonl",
-    f"{TUNING_FOLDER}/log.jsonl", f"{TUNING_FOLDER}/training.safetensors",
+    *[f"{TUNING_FOLDER}/{name}" for name in TRAINING_FILES],
     "CoLA.tsv", "SST-2.tsv", "MRPC.tsv", "QQP.tsv", "STS-B.tsv", "MNLI-m.tsv", "MNLI-mm.tsv",
     "QNLI.tsv", "RTE.tsv", "WNLI.tsv",
 ]

@@ -945,7 +945,9 @@ class Recorder:
     """What train() does beside the steps: it writes the log and the checkpoints, and it ends the
     program after a signal.
 
-    The arguments are those of train().
+    The arguments are those of train(). If another file is written here, its name also belongs in
+    TRAINING_FILES of checkpoint.py. Otherwise --overwrite leaves it in the folder. If the file
+    grows during the run, before_first_step must cut off what the last checkpoint does not know.
     """
 
     def __init__(self, model, objective, run_state, options, evaluate_model, save_model, processes):

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 import distill
-from checkpoint import load, read_json, read_safetensors, save, write_safetensors
+from checkpoint import files_of_run, load, read_json, read_safetensors, save, write_safetensors
 from command import given_flags, refuse_flags, run_command
 from conftest import (
     A, B, C, E, F, H, T, TOY_TEACHER, V, assert_close, assert_help_names_flags, call_forked,
@@ -2646,6 +2646,8 @@ def test_a_run_leaves_a_student_with_its_tokenizer_a_log_and_a_checkpoint(toy, w
     assert sorted(os.listdir(whole)) == [
         "config.json", "log.jsonl", "model.safetensors", "results.json", "run.json",
         "tokenizer_config.json", "training.safetensors", "vocab.txt"]
+    removed = [os.path.basename(path) for path in files_of_run(str(whole))]
+    assert set(removed) | {"run.json"} == set(os.listdir(whole)), "see WRITTEN_BY_RUNS"
     assert Tokenizer(whole).digest == Tokenizer(toy / "teacher").digest
     expected = replace(STUDENT, adapter_size=0, correction_rank=C // 8, embedding_size=C // 2,
                        hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
