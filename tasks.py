@@ -29,8 +29,9 @@ from data import CACHE, is_held_out, rows_of_csv
 # This command finds the code that depends on the kind of a task:
 # grep -nE "(kind|task_name) (==|!=|in|not in) |task.labels" tasks.py finetune.py
 # A new kind also needs its METRICS, its label in Example, its fields in Feature, its place in
-# TASKS_OF_FLAG of finetune.py, and the help of --task and --train. An `else` that belongs to one of
-# these ifs is about all other kinds, so look at it, too.
+# TASKS_OF_FLAG of finetune.py, and the help of --task and --train. What stands after these ifs,
+# with an `else` or without one, is about all other kinds, so look at it, too. For example,
+# majority() would take a new kind for tagging, without an error.
 KINDS = ("classification", "regression", "tagging", "qa")
 
 

@@ -29,9 +29,8 @@ from finetune import (Classifier, TaskLoss, change_normalisation, check_trainabl
                       first_dev_split, fit_adapters_to_identity, load_classifier, load_encoder,
                       main, predict_logits, save_classifier)
 from minialbert import Config, MiniALBERT
-from tasks import Example, Prediction, read_glue
+from tasks import KINDS, Example, Prediction, read_glue
 
-ALL_KINDS = ["classification", "regression", "tagging", "qa"]
 TAGS = ["O", "B-x", "I-x"]
 LABELS = {"classification": TAGS, "regression": [], "tagging": TAGS, "qa": []}
 
@@ -262,7 +261,7 @@ def test_features_have_the_number_of_their_example_in_any_chunk(tokenizer):
         assert feature.labels == [float(number)]
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_text_without_a_label_becomes_a_batch_too(kind, tokenizer):
     """A test set may have no labels, but a training set needs them."""
     task = make_task_of_kind(kind, LABELS[kind])
@@ -752,7 +751,7 @@ def naive_task_loss(model, task, features):
     return sum(values) / len(values)
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_the_mean_over_all_labels_whatever_the_padding(kind, tokenizer):
     task = make_task_of_kind(kind, LABELS[kind], length=20, mean=2.0, sd=4.0)
     model = make_classifier(tokenizer, task)
@@ -797,7 +796,7 @@ def test_large_numbers_keep_their_differences_until_they_are_normalised(tokenize
     assert losses_of_label == pytest.approx([(output + 1)**2, (output - 1)**2])
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_neither_the_rest_of_a_batch_nor_its_padding_changes_a_prediction(kind, tokenizer):
     task = make_task_of_kind(kind, LABELS[kind], length=20)
     model = make_classifier(tokenizer, task)
@@ -815,7 +814,7 @@ def test_neither_the_rest_of_a_batch_nor_its_padding_changes_a_prediction(kind, 
     assert not model.training
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_fine_tuned_teacher_is_followed_where_the_head_is_read(kind, tokenizer):
     """A teacher of numbers was trained with another mean and deviation. It is followed in the
     student's units."""
@@ -851,7 +850,7 @@ def test_a_fine_tuned_teacher_is_followed_where_the_head_is_read(kind, tokenizer
     assert model.output.weight.grad is not None
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_hidden_states_of_a_fine_tuned_teacher_are_followed_at_each_token(kind, tokenizer):
     """Layers 2 and 4 of the teacher are learned by recursions 1 and 2 of the student."""
     task = make_task_of_kind(kind, LABELS[kind], length=20)
@@ -922,7 +921,7 @@ def test_to_ask_for_a_comparison_of_hidden_states_that_differ_in_shape_is_an_err
         choose_hidden_weight(2.0, ["all"], teacher, config)
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_micro_batches_and_processes_share_one_gradient(kind, tokenizer):
     """A batch may have seven rows, but there are only six examples. So the second micro-batch of
     four has two rows. The seventh micro-batch of one has none, but the model gets a row all the
@@ -1128,7 +1127,7 @@ def test_the_majority_is_that_of_the_training_set():
 
 # ---- Models on disk ---------------------------------------------------------------------
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_classifier_is_the_one_that_is_loaded(kind, tokenizer, tmp_path):
     task = make_task_of_kind(kind, LABELS[kind], length=20, mean=2.0)
     model = save_random_classifier(tmp_path, task, tokenizer)
