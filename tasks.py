@@ -450,12 +450,12 @@ def name_cells(path, rows, header):
         yield number, dict(zip(header, cells))
 
 
-def read_table(path, text_columns, label_column, header=None, numeric=False):
+def read_table(path, text_columns, label_column, header=None, kind="classification"):
     """Read Examples from the named columns of a table.
 
     text_columns: one or two names
     label_column: a name, or None if there are no labels
-    numeric: whether the labels are numbers
+    kind: that of the task
     """
     examples = []
     num_empty = 0                                        # examples with an empty text
@@ -464,7 +464,7 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
         texts = [cell(row, column, location, (str,)) for column in text_columns]
         label = None
         if label_column is not None:
-            label = read_label(row, label_column, location, numeric)
+            label = read_label(row, label_column, location, kind)
         second_text = texts[1] if len(texts) > 1 else None
         examples.append(Example(texts[0], second_text, label, id=str(len(examples)),
                                 location=location))
@@ -476,8 +476,8 @@ def read_table(path, text_columns, label_column, header=None, numeric=False):
     return examples
 
 
-def read_label(row, column, location, numeric):
-    """Return the label in a row {column: value}. It is a text or, if numeric, a finite number.
+def read_label(row, column, location, kind):
+    """Return the label in a row {column: value}. It is a text, or in regression a finite number.
     ValueError if it is missing."""
     # In Python a bool is an int. So the true and false of a .jsonl are classes, too: "True" and
     # "False".
@@ -485,7 +485,7 @@ def read_label(row, column, location, numeric):
     if label.lower() in ("", "nan"):                     # numpy writes nan for a missing number
         raise ValueError(f"{location}: the label in column {column!r} is {label!r}, which stands "
                          "for a missing one")
-    if not numeric:
+    if kind != "regression":
         return label
     with expecting(f"{location}: {column} {label!r:.60}", "a number, such as 3.29"):
         number = float(label)
@@ -727,8 +727,7 @@ def read_own_files(kind, files, text_columns, label_column):
             elif kind == "qa":
                 examples += read_squad(path)
             else:
-                examples += read_table(path, text_columns, label_column,
-                                       numeric=kind == "regression")
+                examples += read_table(path, text_columns, label_column, kind=kind)
         if kind == "qa":
             for example in examples:
                 if example.label is None:
@@ -769,7 +768,7 @@ def read_glue(name, folder, with_train=True):
             # CoLA's train.tsv and dev.tsv have no line with the names of the columns.
             header = ["source", "label", "star", "sentence"]
         datasets[split_name] = read_table(path, glue_task.text_columns, label_column, header,
-                                          numeric=glue_task.kind == "regression")
+                                          glue_task.kind)
     return datasets
 
 

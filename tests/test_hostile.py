@@ -330,7 +330,7 @@ def read_task_file(name, path):
     if name == "glue":
         return tasks.read_glue("sst2", os.path.dirname(path))["train"]
     if name == "numbers":
-        return tasks.read_table(path, ["text"], "score", numeric=True)
+        return tasks.read_table(path, ["text"], "score", kind="regression")
     if name == "tags":
         return tasks.read_tags(path)
     if name == "squad":

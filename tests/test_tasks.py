@@ -566,7 +566,7 @@ def test_a_jsonl_has_an_object_a_line_and_other_fields_and_empty_lines(tmp_path)
 def test_a_tsv_has_no_quotes_and_empty_lines_are_left_out(tmp_path):
     """An empty line may also come before the names of the columns."""
     path = write_file(tmp_path / "a.tsv", '\nt\ty\n\n"d\t1e-1\n')
-    example, = read_t_and_y(path, numeric=True)
+    example, = read_t_and_y(path, kind="regression")
     assert example == ('"d', None, 0.1, "0", f"{path}:4")
 
 
@@ -641,7 +641,7 @@ def test_a_file_of_glue_that_is_not_there_is_named(present, missing, tmp_path):
 ])
 def test_a_number_is_read(label, value, tmp_path):
     path = write_file(tmp_path / "a.tsv", f"t\ty\na\t{label}\n")
-    example, = read_t_and_y(path, numeric=True)
+    example, = read_t_and_y(path, kind="regression")
     assert example.label == value
 
 
@@ -655,7 +655,7 @@ def test_spaces_around_a_label_are_no_part_of_it(tmp_path):
 def test_what_is_no_number_or_too_large_a_one_is_refused(label, tmp_path):
     path = write_file(tmp_path / "a.tsv", f"t\ty\na\t1\nb\t{label}\n")
     with pytest.raises(ValueError, match=f"{path}:3: y '{label}': not a number"):
-        read_t_and_y(path, numeric=True)
+        read_t_and_y(path, kind="regression")
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
