@@ -896,7 +896,12 @@ def training_state(model, optimizer):
 
     The keys are "model.NAME" for the parameter NAME, and "exp_avg.NAME", "exp_avg_sq.NAME" and
     "step.NAME" for its state in AdamW. The tensors are those in use, not copies. So a run is
-    restored by copying into them.
+    restored by copying into them. If a step changes more, such as a buffer of the model or a moving
+    average of its weights, add it here.
+
+    A frozen parameter is left out, so no process gets its value from rank 0 or from a checkpoint.
+    It is safe to freeze what load() has read. What start_from_teacher has computed is not safe: the
+    values may differ on another machine.
     """
     state = {}
     for name, parameter in model.named_parameters():
@@ -1244,7 +1249,8 @@ def evaluate(model, batches, each_recursion=False):
 # ---- Processes and devices --------------------------------------------------------------
 # torchrun starts this program several times. The processes share each batch, and after each step
 # all of them have the same model:
-# - They begin with the same parameters and optimiser: begin_or_resume broadcasts those of rank 0.
+# - They begin with the same parameters and optimiser: begin_or_resume broadcasts those of rank 0,
+#   but not what is frozen (training_state).
 # - Each of them makes the whole batch of a step, which depends on the seed and the step alone, but
 #   puts only its own micro-batches through the models (split_batch).
 # - The losses of these are divided by numbers of the whole batch. So they add up to its losses, and
