@@ -608,8 +608,10 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
 
     objective: see training_step; it also has .tokens_per_step
     run_state: what begin_or_resume returned
-    evaluate_model(): returns {name: value} for the log. It is called in the first process alone,
-        so it must not wait for the others
+    evaluate_model(): returns {name: value} for the log, {} if the model cannot be measured. It is
+        called in the first process alone, so it must not wait for the others. If a value decides
+        something, such as the end of the training, the decision must be broadcast, as choose_rate
+        of finetune.py does. Otherwise the others go on, and wait for the first process
     save_model(): writes the model; it is called after each checkpoint of the training state, and at
         the beginning of a resumed run
 
