@@ -2091,6 +2091,8 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
         micro_batch_size=args.micro_batch_size, processes=processes, bf16=bf16,
         compile_losses=compile_losses, cuda_graphs=cuda_graphs)
 
+    # What these two functions measure and save must be the model that report_results measures at
+    # the end: models["student"].
     def evaluate_student():
         if student.head is None:
             return {}
