@@ -205,7 +205,8 @@ def states_after(hidden, positions, depths):
 class Distillation:
     """The losses of a student on batches of masked text. The teacher, if any, is frozen.
 
-    batches: a MaskedBatches; the text has no padding, so the models need no padding mask
+    batches: a MaskedBatches, or anything with its .batch(step), .batch_size, .T and .seed; the text
+        has no padding, so the models need no padding mask
     loss_weights: {name of a loss: its factor}; only these losses are computed. The names are those
         of LOSS_NAMES; "elastic" is the output loss after an earlier recursion, which is drawn at
         random for each masked place
