@@ -2040,7 +2040,11 @@ def default_losses(teacher, is_fresh, num_recursions):
 
 def settings_of_command(args, options, bf16, loss_weights, teacher, student):
     """Collect the settings that must be the same to resume a run: {name: value}. train_student()
-    adds the corpus, which has not been read yet."""
+    adds the corpus, which has not been read yet.
+
+    A setting that does not apply should be None and not left out: what only one of two runs has is
+    not compared. teacher_shape is left out, but then the setting "teacher" is None.
+    """
     # How a fresh student starts follows from the other settings. So a hash is only needed for a
     # student from --student. Even in a resumed run this student still has the weights of --student
     # here, because the checkpoint is restored later.
