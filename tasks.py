@@ -56,7 +56,11 @@ class Example(NamedTuple):
 
 @dataclass
 class Task:
-    """The facts that are needed to use a fine-tuned head. They are saved beside it as task.json."""
+    """The facts that are needed to use a fine-tuned head. They are saved beside it as task.json.
+
+    A new field needs a default, because older files lack it. If it changes what the head computes,
+    load_head of finetune.py must compare it: a head may be loaded for another Task than it had.
+    """
     name: str               # a key of GLUE, "code", or, for a user's own files, the kind
     kind: str               # one of KINDS
     labels: list            # all labels, sorted; in regression and qa empty
