@@ -665,7 +665,9 @@ def check_can_match_layers(num_recursions, num_layers):
 # tokens_per_step or, if it has one value for each sequence, batches.batch_size. A mean over a
 # micro-batch would be wrong as soon as there are several micro-batches or processes. A new loss may
 # also belong in LAYER_LOSSES or HEAD_LOSSES. If it needs models of equal size, check_losses should
-# check this. If it needs attention maps, Distillation must ask for them (recursions_with_map).
+# check this. If it needs attention maps, Distillation must ask for them (recursions_with_map). If
+# it has parameters of its own, begin_or_resume must get them beside the student: see training_step.
+# Otherwise they would never change.
 
 def check_losses(student, teacher, loss_weights):
     """Raise ValueError if a loss is not possible with these models. teacher may be None."""
