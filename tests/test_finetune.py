@@ -2816,6 +2816,7 @@ ALLOWED_FLAGS = {
 
 def all_flags_with_values():
     """List what may be given on the command line: {flag: the words after it}."""
+    # A flag that does not take "8", such as one with choices, needs a value here.
     values = {"task": "code", "data": "x", "train": "x", "dev": "x", "test": "x", "out": "x",
               "distill_from": "x", "dropout": "0.5", "predict": "x", "model": "x"}
     flags = {"--adapters-only": [], "--freeze": []}
